@@ -1,0 +1,59 @@
+# Everything runs from .venv, which `make env` builds from the pinned list in requirements/cpu.lock.
+PYTHON ?= python3
+# -n 2: two worker processes; the tests pin one thread each. `make test PYTEST_ARGS=` runs them in one process.
+PYTEST_ARGS ?= -n 2
+
+VENV := .venv
+PY := $(VENV)/bin/python
+LOCK := requirements/cpu.lock
+# Run at each start of $(VENV)'s Python: see longrl/torchvision_ops.py.
+STARTUP := import longrl.torchvision_ops as ops; ops.declare_on_import()
+STAMP := $(VENV)/.stamp
+HALF_MADE := $(VENV)/.half-made
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test lint ruff mypy format lock clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+env: $(STAMP)  ## create or update .venv (PYTHON=python3.12 chooses the interpreter)
+
+# The marker outlives an interrupted run, and the next run then starts from nothing.
+$(STAMP): $(LOCK) pyproject.toml
+	@if [ -e $(HALF_MADE) ] || ! $(PY) -m pip --version >/dev/null 2>&1; then rm -rf $(VENV); fi
+	@python=$(PY); [ -x $(PY) ] || python='$(PYTHON)'; \
+	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "longrl needs Python 3.11 or newer, but $$python is $$("$$python" --version 2>&1);" \
+	    "name another one, e.g. make env PYTHON=python3.12 (and delete $(VENV) if it has the old one)." >&2; exit 1; }
+	@mkdir -p $(VENV) && touch $(HALF_MADE)
+	@echo "Installing $(LOCK) into $(VENV); the first time takes a few minutes ..."
+	@[ -x $(PY) ] || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -r $(LOCK)
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@echo '$(STARTUP)' > "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/longrl_startup.pth"
+	@rm $(HALF_MADE) && touch $@
+
+demo: env  ## train and evaluate a small model on generated videos, report in runs/demo
+	$(PY) -m longrl demo
+
+test: env  ## run the tests (PYTEST_ARGS="tests/test_x.py -k word" to choose)
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+lint: ruff mypy  ## check style and types
+
+ruff: env
+	$(PY) -m ruff check .
+
+mypy: env
+	$(PY) -m mypy
+
+format: env  ## sort imports and lay out the code
+	$(PY) -m ruff check --select I --fix .
+	$(PY) -m ruff format .
+
+lock:  ## pin the versions pip picks today in requirements/cpu.lock
+	$(PYTHON) requirements/make_lock.py
+
+clean:  ## delete what `make demo` wrote (runs/demo), nothing else
+	rm -rf runs/demo

@@ -1,0 +1,300 @@
+"""Model families: light, picklable descriptions of how a model reads prompts and scores completions.
+
+A family is chosen by class path in YAML; nothing else in longrl knows which model it trains. `CausalFamily` holds what
+every autoregressive model shares; a subclass says where its text stack and towers are and how positions are counted.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import copy
+import functools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from longrl.types import Frames, Media, Packed, PolicyOutput, Prompt, Row
+
+OWN_WEIGHTS = "<own>"
+"""`build`'s default: the weights that the family itself names."""
+MEDIA_TAG = re.compile(r"<(image|video)>")
+
+
+class ModelFamily(abc.ABC):
+    """What a policy needs to be: rendered to, built, and asked to score its own rollouts."""
+
+    @abc.abstractmethod
+    def build(self, weights: str | None = OWN_WEIGHTS) -> nn.Module:
+        """The model on the CPU, in training precision.
+
+        Args:
+            weights: a Hugging Face folder or hub id; None for random weights; by default what the family names.
+        """
+
+    @abc.abstractmethod
+    def render(self, row: Row, text: str, frames: Sequence[Frames] = (), response: str | None = None) -> Prompt:
+        """Turns a row into token ids and media; runs in loader workers and touches no weights."""
+
+    @abc.abstractmethod
+    def encode_media(self, model: nn.Module, media: Sequence[Media]) -> list[Tensor]:
+        """Features of each medium, [N_i, D], in the order given."""
+
+    @abc.abstractmethod
+    def forward(
+        self, model: nn.Module, packed: Packed, features: Mapping[str, Tensor], temperature: float = 1.0
+    ) -> PolicyOutput:
+        """Scores the rows of a micro-batch."""
+
+    @abc.abstractmethod
+    def tower(self, model: nn.Module) -> nn.Module | None:
+        """The media tower, or None."""
+
+
+class CausalFamily(ModelFamily):
+    """An autoregressive transformers model.
+
+    Args:
+        model: folder or hub id with config, tokenizer and weights.
+        dtype: precision of the weights.
+        random_init: build from the config with random weights instead of loading; for tiny models and pretraining.
+        init_seed: seed of the random weights.
+        gradient_checkpointing: recompute layers in the backward pass.
+        chat_template_kwargs: passed to the chat template, e.g. `{enable_thinking: false}` for Qwen3.
+    """
+
+    pad_axes: ClassVar[int] = 1
+    """Number of position axes."""
+
+    def __init__(
+        self,
+        model: str,
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        random_init: bool = False,
+        init_seed: int = 0,
+        gradient_checkpointing: bool = False,
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        self.model_path = model
+        self.dtype = dtype
+        self.random_init = random_init
+        self.init_seed = init_seed
+        self.gradient_checkpointing = gradient_checkpointing
+        self.chat_template_kwargs = chat_template_kwargs or {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Workers load their own tokenizer and processor."""
+        cached = {"config", "tokenizer", "processor"}
+        return {name: value for name, value in self.__dict__.items() if name not in cached}
+
+    # -- what a subclass says ------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def auto_class(self) -> Any:
+        """The transformers Auto class that builds the model."""
+
+    @abc.abstractmethod
+    def backbone(self, model: nn.Module) -> nn.Module:
+        """The text stack: embeddings in, last hidden states out."""
+
+    @abc.abstractmethod
+    def positions(self, input_ids: Tensor, media: Sequence[Media]) -> Tensor:
+        """[A, T] positions of a prompt of [T] token ids."""
+
+    @abc.abstractmethod
+    def patch(self, frames: Frames) -> Media:
+        """Resizes and patches decoded pixels the way the model's own processor does."""
+
+    @abc.abstractmethod
+    def placeholder(self, media: Media) -> list[int]:
+        """The token ids that stand for a medium, without the template's start and end tokens."""
+
+    def tower(self, model: nn.Module) -> nn.Module | None:
+        """See `ModelFamily.tower`."""
+        return None
+
+    # -- building ------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def config(self) -> Any:
+        """The model's transformers config."""
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(self._existing_path())
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """The model's transformers tokenizer."""
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self._existing_path())
+
+    def _existing_path(self) -> str:
+        """The folder or hub id; a string that looks like a path must exist, so that a typo never asks the hub."""
+        looks_local = self.model_path.startswith((".", "/", "~")) or self.model_path.count("/") != 1
+        path = Path(self.model_path).expanduser()
+        if looks_local and not (path / "config.json").is_file():
+            raise ValueError(
+                f"model.family's model={self.model_path!r} is no folder with a config.json; give an exported Hugging "
+                "Face folder or a hub id such as Qwen/Qwen2.5-VL-7B-Instruct"
+            )
+        return str(path) if path.exists() else self.model_path
+
+    def attention(self) -> str | dict[str, str]:
+        """Attention implementation per sub-config: packed groups in the text stack, the model's own elsewhere."""
+        from longrl.modules.attention import ATTENTION_NAME
+
+        return ATTENTION_NAME
+
+    def build(self, weights: str | None = OWN_WEIGHTS) -> nn.Module:
+        """See `ModelFamily.build`."""
+        source = (None if self.random_init else self._existing_path()) if weights == OWN_WEIGHTS else weights
+        dtype = getattr(torch, self.dtype)
+        if source is None:
+            config = copy.deepcopy(self.config)  # the model keeps it and sets its attention in it
+            with _seeded(self.init_seed):
+                model = self.auto_class().from_config(config, attn_implementation=self.attention(), dtype=dtype)
+        else:
+            self._check_same_architecture(source)
+            model = self.auto_class().from_pretrained(source, attn_implementation=self.attention(), dtype=dtype)
+        if self.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return model
+
+    def _check_same_architecture(self, source: str) -> None:
+        """Raises ValueError before any weight is read if `source` holds a model of other sizes."""
+        from transformers import AutoConfig
+
+        found, wanted = AutoConfig.from_pretrained(source), self.config
+        for name in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size"):
+            got, want = (getattr(config, name, getattr(config.get_text_config(), name, None)) for config in (found, wanted))
+            if got != want:
+                raise ValueError(
+                    f"{source!r} holds another model than model.family describes: {name} is {got} instead of {want}; "
+                    "use the family the weights were made with"
+                )
+
+    # -- prompts -------------------------------------------------------------------------------------------------
+
+    def render(self, row: Row, text: str, frames: Sequence[Frames] = (), response: str | None = None) -> Prompt:
+        """See `ModelFamily.render`. `<image>` and `<video>` in the text place media; else they come before it."""
+        media = tuple(self.patch(item) for item in frames)
+        input_ids = self._expand(self._chat(text, media, row), media, row)
+        return Prompt(
+            id=row.id,
+            input_ids=input_ids,
+            position_ids=self.positions(input_ids, media),
+            media=media,
+            row=row,
+            response_ids=None if response is None else self.encode_response(response),
+        )
+
+    def encode_response(self, response: str) -> Tensor:
+        """[S] token ids of an SFT target, with the end token."""
+        ids = self.tokenizer(response, add_special_tokens=False)["input_ids"]
+        return torch.tensor([*ids, self.tokenizer.eos_token_id])
+
+    def decode(self, token_ids: Tensor) -> str:
+        """Text of a completion, without special tokens."""
+        return self.tokenizer.decode(token_ids, skip_special_tokens=True)
+
+    def _chat(self, text: str, media: Sequence[Media], row: Row) -> list[int]:
+        """Token ids of the chat with one placeholder token per medium."""
+        tags = MEDIA_TAG.findall(text)
+        if tags and tags != [item.kind for item in media]:
+            raise ValueError(
+                f"row {row.id!r} has media {[item.kind for item in media]} but its text places {tags}; "
+                "name every medium once, in order, or none"
+            )
+        parts = MEDIA_TAG.split(text) if tags else [*(x for item in media for x in ("", item.kind)), text]
+        content = [
+            {"type": part} if place % 2 else {"type": "text", "text": part}
+            for place, part in enumerate(parts)
+            if place % 2 or part
+        ]
+        chat = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content if media else text}],
+            tokenize=False,
+            add_generation_prompt=True,
+            **self.chat_template_kwargs,
+        )
+        return self.tokenizer(chat, add_special_tokens=False)["input_ids"]
+
+    def _expand(self, ids: list[int], media: Sequence[Media], row: Row) -> Tensor:
+        """Every placeholder token becomes as many as its medium has features."""
+        wanted = self.media_token_ids()
+        places = [place for place, token in enumerate(ids) if token in wanted.values()]
+        if [ids[place] for place in places] != [wanted[item.kind] for item in media]:
+            raise ValueError(
+                f"row {row.id!r} renders to {len(places)} media placeholders for {len(media)} media; its text must not "
+                "contain the model's own placeholder tokens"
+            )
+        for place, item in reversed(list(zip(places, media, strict=True))):
+            ids[place : place + 1] = self.placeholder(item)
+        return torch.tensor(ids)
+
+    def media_token_ids(self) -> dict[str, int]:
+        """Placeholder token of each media kind; empty for text models."""
+        return {}
+
+    # -- scoring -------------------------------------------------------------------------------------------------
+
+    def embed(self, model: nn.Module, input_ids: Tensor, features: Sequence[Tensor]) -> Tensor:
+        """[L] ids and the features of their media in order -> [L, D] embeddings."""
+        embeds = model.get_input_embeddings()(input_ids)
+        places = torch.isin(input_ids, torch.tensor(list(self.media_token_ids().values()), device=input_ids.device))
+        count = sum(len(item) for item in features)
+        if count != int(places.sum()):
+            raise ValueError(f"{int(places.sum())} media placeholders in the packed prompts, but {count} features")
+        if count:
+            embeds = embeds.masked_scatter(places[:, None], torch.cat(list(features)).to(embeds))
+        return embeds
+
+    def hidden_states(self, model: nn.Module, embeds: Tensor, position_ids: Tensor, **attention: Any) -> Tensor:
+        """[B, L, D] embeddings and [A, B, L] positions -> [B, L, D] last hidden states.
+
+        `attention` (`spans=` or `layer_attention=`) reaches the registered attention function in every layer.
+        """
+        backbone = self.backbone(model)
+        no_masks = dict.fromkeys({"full_attention", *backbone.config.layer_types})
+        positions = position_ids if self.pad_axes > 1 else position_ids[0]
+        output = backbone(
+            inputs_embeds=embeds, position_ids=positions, attention_mask=no_masks, use_cache=False, **attention
+        )
+        return output.last_hidden_state
+
+    def lm_head(self, model: nn.Module) -> Tensor:
+        """[V, D] weights of the output layer."""
+        return model.get_output_embeddings().weight
+
+    def forward(
+        self, model: nn.Module, packed: Packed, features: Mapping[str, Tensor], temperature: float = 1.0
+    ) -> PolicyOutput:
+        """See `ModelFamily.forward`."""
+        from longrl.modules.logprobs import chunked_logprobs
+
+        packed = packed.to(model.get_input_embeddings().weight.device)
+        embeds = self.embed(model, packed.input_ids, [features[key] for key in packed.media_keys])
+        hidden = self.hidden_states(model, embeds[None], packed.position_ids[:, None], spans=packed.spans)[0]
+        logp, entropy = chunked_logprobs(
+            hidden[packed.predict_from], self.lm_head(model), packed.target_ids, temperature
+        )
+        return PolicyOutput(logp, entropy)
+
+    def encode_media(self, model: nn.Module, media: Sequence[Media]) -> list[Tensor]:
+        """See `ModelFamily.encode_media`; a text model has no media."""
+        if media:
+            raise ValueError(f"{type(self).__name__} reads text only, but got {len(media)} media")
+        return []
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Random weights from `seed`, the trainer's own random state untouched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

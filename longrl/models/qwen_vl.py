@@ -1,0 +1,214 @@
+"""Qwen2.5-VL (arXiv:2502.13923): images and videos through a windowed vision transformer, M-RoPE positions.
+
+The family computes positions itself. Qwen's released code and vLLM go on after a medium at the largest position used so
+far plus one; transformers 5.19 goes on at max(h, w) only, which is another model after nearly every video.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from longrl.models.base import OWN_WEIGHTS, CausalFamily
+from longrl.types import Frames, Media
+
+
+class Qwen2_5_VLFamily(CausalFamily):
+    """Qwen2.5-VL of any size.
+
+    Args:
+        model: folder or hub id.
+        min_pixels: a frame or image is enlarged to at least this many pixels.
+        max_pixels: a frame or image is shrunk to at most this many pixels.
+        max_video_pixels: budget over all frames of a video; long videos get smaller frames, down to `min_pixels`.
+        freeze_tower: leave the vision tower as it is; its features are then encoded once per step, without gradient.
+        max_patches_per_encode: patches the tower reads in one call, which bounds its memory.
+        kwargs: see `CausalFamily`.
+
+    Example:
+        `Qwen2_5_VLFamily(model="Qwen/Qwen2.5-VL-7B-Instruct", dtype="bfloat16", max_pixels=128 * 28 * 28)`
+    """
+
+    pad_axes = 3
+
+    def __init__(
+        self,
+        model: str,
+        min_pixels: int = 4 * 28 * 28,
+        max_pixels: int = 128 * 28 * 28,
+        max_video_pixels: int = 115_200 * 28 * 28,
+        freeze_tower: bool = True,
+        max_patches_per_encode: int = 1 << 16,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model, **kwargs)
+        if not 0 < min_pixels <= max_pixels:
+            raise ValueError(f"min_pixels={min_pixels} must be positive and at most max_pixels={max_pixels}")
+        self.min_pixels = min_pixels
+        self.max_pixels = max_pixels
+        self.max_video_pixels = max_video_pixels
+        self.freeze_tower = freeze_tower
+        self.max_patches_per_encode = max_patches_per_encode
+
+    @override
+    def auto_class(self) -> Any:
+        from transformers import AutoModelForImageTextToText
+
+        return AutoModelForImageTextToText
+
+    @override
+    def attention(self) -> dict[str, str]:
+        return {"text_config": str(super().attention()), "vision_config": "sdpa"}
+
+    @override
+    def build(self, weights: str | None = OWN_WEIGHTS) -> nn.Module:
+        model = super().build(weights)
+        self.tower(model).requires_grad_(not self.freeze_tower)
+        return model
+
+    @override
+    def backbone(self, model: nn.Module) -> nn.Module:
+        return model.model.language_model
+
+    @override
+    def tower(self, model: nn.Module) -> nn.Module:
+        return model.model.visual
+
+    @functools.cached_property
+    def processor(self) -> Any:
+        """The model's own image and video processors."""
+        from longrl.torchvision_ops import declare_missing_ops
+
+        declare_missing_ops()
+        from transformers import AutoProcessor
+
+        return AutoProcessor.from_pretrained(self._existing_path())
+
+    @override
+    def patch(self, frames: Frames) -> Media:
+        if frames.kind == "image":
+            size = {"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels}
+            result = self.processor.image_processor(list(frames.pixels), size=size, return_tensors="pt")
+            patches, grid = result["pixel_values"], result["image_grid_thw"]
+        else:
+            size = {"shortest_edge": self.min_pixels, "longest_edge": self._frame_pixels(len(frames.pixels))}
+            result = self.processor.video_processor(
+                [frames.pixels], size=size, do_sample_frames=False, cap_pixels_per_frame=False, return_tensors="pt"
+            )
+            patches, grid = result["pixel_values_videos"], result["video_grid_thw"]
+        cells, height, width = grid[0].tolist()
+        times = _cell_times(frames.timestamps, self.config.vision_config.temporal_patch_size)
+        return Media(
+            kind=frames.kind,
+            patches=patches,
+            grid_thw=(cells, height, width),
+            seconds_per_cell=_spacing(frames, self.config.vision_config.temporal_patch_size),
+            timestamps=times[:cells],
+            key=f"{frames.key}-{height}x{width}",
+        )
+
+    def _frame_pixels(self, num_frames: int) -> int:
+        """The per-frame limit that keeps a whole video within its budget."""
+        return max(self.min_pixels, min(self.max_pixels, self.max_video_pixels // num_frames))
+
+    @override
+    def media_token_ids(self) -> dict[str, int]:
+        return {"image": self.config.image_token_id, "video": self.config.video_token_id}
+
+    @override
+    def placeholder(self, media: Media) -> list[int]:
+        return [self.media_token_ids()[media.kind]] * self.num_features(media)
+
+    def num_features(self, media: Media) -> int:
+        """Tokens of a medium after the tower's spatial merge."""
+        cells, height, width = media.grid_thw
+        return cells * height * width // self.config.vision_config.spatial_merge_size**2
+
+    @override
+    def positions(self, input_ids: Tensor, media: Sequence[Media]) -> Tensor:
+        vision = self.config.vision_config
+        return mrope_positions(
+            input_ids,
+            media,
+            set(self.media_token_ids().values()),
+            merge_size=vision.spatial_merge_size,
+            tokens_per_second=vision.tokens_per_second,
+        )
+
+    @override
+    def encode_media(self, model: nn.Module, media: Sequence[Media]) -> list[Tensor]:
+        """[N_i, D] features of each medium. The tower attends within a temporal cell, so joint calls change nothing."""
+        tower, features = self.tower(model), []
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_tower):
+            for call in _calls(media, self.max_patches_per_encode):
+                patches = torch.cat([item.patches for item in call]).to(tower.device, tower.dtype)
+                grids = torch.tensor([item.grid_thw for item in call], device=tower.device)
+                output = tower(patches, grid_thw=grids, return_dict=True).pooler_output
+                features += output.split([self.num_features(item) for item in call])
+        return features
+
+
+def mrope_positions(
+    input_ids: Tensor, media: Sequence[Media], media_tokens: set[int], merge_size: int, tokens_per_second: float
+) -> Tensor:
+    """Time, height and width position of every token, as Qwen2.5-VL's released code and vLLM count them.
+
+    Text advances by one on all axes. A medium starts where the text stopped; its time axis runs at
+    `tokens_per_second`, truncated to integers; text goes on at the largest position used so far plus one.
+
+    Args:
+        input_ids: [T] with media placeholders expanded.
+        media: in the order of their placeholders.
+        media_tokens: ids of placeholder tokens.
+        merge_size: patches merged along height and width.
+        tokens_per_second: positions per second of video.
+
+    Returns:
+        [3, T] int64.
+    """
+    parts, start, token = [], 0, 0
+    is_media = torch.isin(input_ids, torch.tensor(sorted(media_tokens)))
+    for item in media:
+        text = int(is_media[token:].int().argmax())
+        parts.append(torch.arange(start, start + text).expand(3, -1))
+        cells, height, width = item.grid_thw[0], item.grid_thw[1] // merge_size, item.grid_thw[2] // merge_size
+        time = (torch.arange(cells) * (item.seconds_per_cell * tokens_per_second)).long()
+        grid = torch.meshgrid(time, torch.arange(height), torch.arange(width), indexing="ij")
+        parts.append(torch.stack(grid).reshape(3, -1) + start + text)
+        token, start = token + text + cells * height * width, int(parts[-1].max()) + 1
+    parts.append(torch.arange(start, start + len(input_ids) - token).expand(3, -1))
+    return torch.cat(parts, dim=1)
+
+
+def _cell_times(timestamps: Sequence[float], frames_per_cell: int) -> tuple[float, ...]:
+    """Mean time of each temporal cell; the last frame fills an incomplete one, as the processor does."""
+    times = list(timestamps) + [timestamps[-1]] * (-len(timestamps) % frames_per_cell)
+    return tuple(
+        sum(times[start : start + frames_per_cell]) / frames_per_cell for start in range(0, len(times), frames_per_cell)
+    )
+
+
+def _spacing(frames: Frames, frames_per_cell: int) -> float:
+    """Seconds from one temporal cell to the next: the mean frame spacing times the frames of a cell."""
+    times = frames.timestamps
+    if frames.kind == "image":
+        return 0.0
+    return frames_per_cell * (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1.0
+
+
+def _calls(media: Sequence[Media], max_patches: int) -> list[list[Media]]:
+    """Media in calls of at most `max_patches` patches; a larger medium has a call of its own."""
+    calls: list[list[Media]] = []
+    room = 0
+    for item in media:
+        if len(item.patches) > room:
+            calls.append([])
+            room = max_patches
+        calls[-1].append(item)
+        room -= len(item.patches)
+    return calls

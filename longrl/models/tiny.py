@@ -1,0 +1,145 @@
+"""Tiny models of the true architectures, built from code: for tests, the demo, and anyone without a model hub.
+
+A folder made here is an ordinary Hugging Face folder (config, tokenizer with chat template, processor), without
+weights: families build it with `random_init: true`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+CHAT_TEMPLATE = """{%- for message in messages -%}
+<|im_start|>{{ message['role'] }}
+{% if message['content'] is string %}{{ message['content'] }}{% else %}{%- for part in message['content'] -%}
+{%- if part['type'] == 'image' -%}<|vision_start|><|image_pad|><|vision_end|>
+{%- elif part['type'] == 'video' -%}<|vision_start|><|video_pad|><|vision_end|>
+{%- else -%}{{ part['text'] }}{%- endif -%}{%- endfor -%}{% endif %}<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt -%}<|im_start|>assistant
+{% endif -%}"""
+"""ChatML with Qwen-VL's media marks."""
+
+SPECIAL_TOKENS = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>",
+)  # fmt: skip
+ANSWER_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+
+TEXT_CORPUS = (
+    "What comes right after the red circle? A. blue square B. green triangle C. yellow cross D. white circle",
+    "The answer is 12, because 5 + 7 = 12. Describe the video. Which option is right? top left bottom right",
+)
+
+
+def tiny_tokenizer(corpus: Iterable[str] = TEXT_CORPUS, vocab_size: int = 640) -> Any:
+    """A byte-level BPE tokenizer trained on `corpus`, with ChatML and media tokens and one token per answer tag."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(ANSWER_TAGS),
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(corpus, trainer)
+    bpe.add_tokens([AddedToken(tag, normalized=False) for tag in ANSWER_TAGS])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens=list(SPECIAL_TOKENS[1:]),
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def tiny_qwen2_5_vl(
+    folder: str | Path,
+    tokenizer: Any | None = None,
+    text: dict[str, Any] | None = None,
+    vision: dict[str, Any] | None = None,
+) -> Path:
+    """Writes config, tokenizer and processor of a small Qwen2.5-VL.
+
+    Args:
+        folder: where to write; made if missing.
+        tokenizer: from `tiny_tokenizer`, or None for its default.
+        text: overrides of the text config, e.g. `{"hidden_size": 128}`; the head size must stay even.
+        vision: overrides of the vision config.
+
+    Returns:
+        The folder.
+    """
+    from longrl.torchvision_ops import declare_missing_ops
+
+    declare_missing_ops()
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+
+    tokenizer = tokenizer or tiny_tokenizer()
+    text_config = _text_config(tokenizer) | (text or {})
+    head_size = text_config["hidden_size"] // text_config["num_attention_heads"]
+    text_config.setdefault(
+        "rope_parameters",
+        {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": _mrope_section(head_size)},
+    )
+    vision_config = {
+        "hidden_size": 32, "num_heads": 2, "depth": 2, "intermediate_size": 64, "fullatt_block_indexes": [1],
+        "window_size": 56, "out_hidden_size": text_config["hidden_size"], "tokens_per_second": 2,
+    } | (vision or {})  # fmt: skip
+    config = Qwen2_5_VLConfig(
+        text_config=text_config,
+        vision_config=vision_config,
+        tie_word_embeddings=text_config["tie_word_embeddings"],
+        **{
+            f"{name}_token_id": tokenizer.convert_tokens_to_ids(token)
+            for name, token in {
+                "image": "<|image_pad|>",
+                "video": "<|video_pad|>",
+                "vision_start": "<|vision_start|>",
+                "vision_end": "<|vision_end|>",
+            }.items()
+        },
+        architectures=["Qwen2_5_VLForConditionalGeneration"],
+    )
+    config.save_pretrained(folder)
+    Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(),
+        video_processor=Qwen2VLVideoProcessor(cap_pixels_per_frame=False),
+        tokenizer=tokenizer,
+        chat_template=CHAT_TEMPLATE,
+    ).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return Path(folder)
+
+
+def tiny_text(folder: str | Path, model_type: str = "qwen2", tokenizer: Any | None = None, **overrides: Any) -> Path:
+    """Writes config and tokenizer of a small text model: `qwen2` (Qwen2.5) or `qwen3`."""
+    from transformers import AutoConfig
+
+    tokenizer = tokenizer or tiny_tokenizer()
+    values = _text_config(tokenizer) | overrides
+    values.setdefault("head_dim", values["hidden_size"] // values["num_attention_heads"])
+    config = AutoConfig.for_model(model_type, **values)
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return Path(folder)
+
+
+def _text_config(tokenizer: Any) -> dict[str, Any]:
+    return {
+        "vocab_size": len(tokenizer), "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 32_768,
+        "tie_word_embeddings": True, "use_sliding_window": False,
+        "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
+
+
+def _mrope_section(head_size: int) -> list[int]:
+    """Rotary frequencies for time, height and width in Qwen's proportion 16 : 24 : 24 of half the head size."""
+    half = head_size // 2
+    space = half * 3 // 8
+    return [half - 2 * space, space, space]

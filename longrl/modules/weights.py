@@ -1,0 +1,85 @@
+"""Initial weights of a run: from a Lightning checkpoint, an exported folder or the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from longrl.models.base import CausalFamily
+
+MODEL_PREFIX = "model."
+"""Where a PolicyModule keeps its model in a checkpoint."""
+
+
+def build_from(family: CausalFamily, source: str | None) -> nn.Module:
+    """The family's model with the weights of `source`.
+
+    Args:
+        family: describes the model.
+        source: None for the family's own weights; a Lightning checkpoint or a run's folder with `checkpoints/last.ckpt`;
+            a folder with Hugging Face weights; a hub id.
+
+    Raises:
+        ValueError: `source` does not exist, or holds another model.
+    """
+    if source is None:
+        return family.build()
+    checkpoint = find_checkpoint(source)
+    if checkpoint is None:
+        return family.build(weights=source)
+    model = family.build(weights=None)
+    load_checkpoint_weights(model, checkpoint)
+    return model
+
+
+def find_checkpoint(source: str) -> Path | None:
+    """The Lightning checkpoint `source` names, or None if it is a Hugging Face folder or hub id.
+
+    Raises:
+        ValueError: `source` is a folder with neither.
+    """
+    path = Path(source).expanduser()
+    if path.is_file() or path.suffix == ".ckpt":
+        if not path.exists():
+            raise ValueError(f"model.init_from={source!r} does not exist; give an existing checkpoint")
+        return path
+    last = path / "checkpoints" / "last.ckpt"
+    if last.exists():
+        return last
+    if path.is_dir() and not (path / "config.json").exists():
+        raise ValueError(
+            f"model.init_from={source!r} holds neither checkpoints/last.ckpt (a run) nor config.json (an export); "
+            "give a checkpoint file, a run's folder, an exported folder or a hub id"
+        )
+    return None
+
+
+def load_checkpoint_weights(model: nn.Module, checkpoint: Path) -> None:
+    """Loads a Lightning checkpoint's weights, all of them and nothing else."""
+    if checkpoint.is_dir():
+        raise ValueError(
+            f"{checkpoint} is a sharded checkpoint; export it first (python -m longrl export) and give that folder"
+        )
+    saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    state = {name.removeprefix(MODEL_PREFIX): value for name, value in saved.items() if name.startswith(MODEL_PREFIX)}
+    check_same_model(model.state_dict(), state, str(checkpoint))
+    model.load_state_dict(state)
+
+
+def check_same_model(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], source: str) -> None:
+    """Raises ValueError if names or shapes differ, with the first few that do."""
+    problems = [f"{name} is missing" for name in wanted.keys() - found.keys()]
+    problems += [f"{name} is unknown" for name in found.keys() - wanted.keys()]
+    problems += [
+        f"{name} is {list(found[name].shape)} instead of {list(wanted[name].shape)}"
+        for name in wanted.keys() & found.keys()
+        if found[name].shape != wanted[name].shape
+    ]
+    if problems:
+        raise ValueError(
+            f"model.init_from={source!r} holds another model than model.family describes: "
+            f"{'; '.join(sorted(problems)[:5])} ({len(problems)} differences); use the family the checkpoint was made with"
+        )

@@ -1,0 +1,73 @@
+"""Rewards for the length of a completion."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from longrl.rewards.tasks import accuracy
+
+if TYPE_CHECKING:
+    from longrl.types import Completion, Row
+
+
+@dataclass(frozen=True)
+class SoftOverlong:
+    """Soft overlong punishment (DAPO, arXiv:2503.14476, eq. 13): 0, then linearly down to -1 in the last tokens.
+
+    With M = max_completion_tokens, C = buffer_tokens and y the completion:
+        0                     if |y| <= M - C
+        (M - C - |y|) / C     if M - C < |y| <= M
+        -1                    if |y| > M
+
+    Example:
+        `SoftOverlong(max_completion_tokens=1024, buffer_tokens=256)`; a completion of 896 tokens gets -0.5.
+    """
+
+    max_completion_tokens: int
+    """The sampling limit of the run."""
+    buffer_tokens: int
+    """Length of the last stretch, in which the punishment grows."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.buffer_tokens <= self.max_completion_tokens:
+            raise ValueError(
+                "buffer_tokens must lie in 1..max_completion_tokens, "
+                f"got {self.buffer_tokens} with max_completion_tokens={self.max_completion_tokens}"
+            )
+
+    def __call__(self, completion: Completion, row: Row) -> float:
+        """Punishment of one completion, in [-1, 0]."""
+        over = len(completion.token_ids) - (self.max_completion_tokens - self.buffer_tokens)
+        return -min(max(over / self.buffer_tokens, 0.0), 1.0)
+
+
+@dataclass(frozen=True)
+class CosineLength:
+    """Cosine length reward (Yeo et al., arXiv:2502.03373, sec. 4.1): short is better when right, long when wrong.
+
+    reward = full + (short - full) * (1 + cos(pi * |y| / M)) / 2, with M = max_completion_tokens, `short` the value of
+    an empty completion and `full` that of one of M tokens; a wrong completion beyond M gets `exceeded`. The values are
+    the paper's default scaled by 1/2 (right) and 1/10 (wrong), so that they lie in [-1, 1].
+    """
+
+    max_completion_tokens: int
+    right_short: float = 1.0
+    right_full: float = 0.5
+    wrong_short: float = -1.0
+    wrong_full: float = 0.0
+    exceeded: float = -1.0
+
+    def __post_init__(self) -> None:
+        if self.max_completion_tokens < 1:
+            raise ValueError(f"max_completion_tokens must be at least 1, got {self.max_completion_tokens}")
+
+    def __call__(self, completion: Completion, row: Row) -> float:
+        """Reward of one completion; it is right when `accuracy` is at least 0.5."""
+        num_tokens = len(completion.token_ids)
+        if num_tokens > self.max_completion_tokens or completion.finish_reason == "length":
+            return self.exceeded
+        right = accuracy(completion, row) >= 0.5
+        short, full = (self.right_short, self.right_full) if right else (self.wrong_short, self.wrong_full)
+        return full + (short - full) * (1 + math.cos(math.pi * num_tokens / self.max_completion_tokens)) / 2

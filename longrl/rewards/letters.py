@@ -1,0 +1,186 @@
+"""The option letter a text settles on.
+
+A text can name several letters ("option C because A and B are wrong"). Rules are tried from the surest to the
+vaguest; the first that finds any letter decides, and a rule that finds two letters decides for none: hedging ("A or B")
+must not pay.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable
+
+DEFAULT_LETTERS = "ABCDEFGH"
+
+
+def extract_letter(text: str, letters: Iterable[str] = DEFAULT_LETTERS) -> str | None:
+    """The option letter a text settles on; None when it names none, or several without a decision.
+
+    Example:
+        "The answer is B. Cats and Dogs" -> B; "option C because A and B are wrong" -> C;
+        "A man is walking. So the answer is C" -> C; "A or B" -> None.
+    """
+    plain = plain_text(text)
+    for rule in _RULES:
+        found = rule(plain, "".join(letters))
+        if found:
+            return found[0] if len(set(found)) == 1 else None
+    return None
+
+
+def lone_letter(text: str, letters: Iterable[str] = DEFAULT_LETTERS) -> str | None:
+    """The letter of a text that is a letter and nothing else: "B", "(b)", "Option B."."""
+    found = _alone(plain_text(text), "".join(letters))
+    return found[0] if found else None
+
+
+def without_lead_in(text: str) -> str:
+    """The text without an opening "The answer is"."""
+    return re.sub(rf"^\W*(?:{_HEAD}){_FILLER}", "", re.sub(r"^the ", "", plain_text(text), flags=re.I), flags=re.I)
+
+
+def plain_text(text: str) -> str:
+    """One line without Markdown, LaTeX wrappers, tags and quotation marks."""
+    text = unicodedata.normalize("NFKC", text).replace("\u2019", "'")
+    text = re.sub(r"</?\w+>", " ", text)
+    for _ in range(2):  # \boxed{\text{B}}
+        text = re.sub(r"\\(?:boxed|text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}", r"\1", text)
+    text = re.sub(r"[*`$_\"\u201c\u201d]", "", text)
+    return re.sub(r"\s+", " ", text).strip()
+
+
+# ---- the vocabulary of the rules ----
+
+# Words after "A" that show it is the letter; before any other lower-case word it is the article ("A man is walking").
+_AFTER_LETTER = (
+    "because since as is was isn't and or but nor not for with based given due where while which that so would could "
+    "should must can cannot best matches fits describes seems looks in if than"
+)
+_BEST = r"(?:correct|right|best|final|most (?:likely|plausible|accurate|appropriate|suitable))"
+_HEAD = (
+    rf"(?<![\w-])(?<!wrong )(?<!incorrect )(?<!not the )"
+    rf"(?:(?:{_BEST} ){{0,3}}(?:answer|solution)(?: option| choice| letter)?"
+    rf"|{_BEST} (?:option|choice|letter|one|match|description)"
+    r"|choose|chose|pick|picked|select|selected|go with|going with|went with|opt for|settle on)"
+    r"(?: (?:to|for) (?:the|this) \w+)?"
+)
+_FILLER = (
+    r"(?:\s*(?:(?:is|are|was|be|would|should|must|will|could|likely|probably|therefore|thus|hence|definitely|clearly|"
+    r"indeed|most|seems|appears|to|has)(?![\w'])|:|=|-+>?|\u2192|,))*\s*(?:(?:option|choice|letter|answer)\b\s*:?\s*)?"
+)
+_IS_RIGHT = (
+    r" (?:is|must be|would be|seems|looks)(?: \w+ly| thus)? "
+    r"(?:correct\b|right\b|the answer\b"
+    rf"|(?:the )?(?:{_BEST} ){{1,3}}(?:answer|option|choice|one|match|fit|description)\b)"
+)
+_IS_WRONG = re.compile(
+    r"[)\]]?(?:\s+(?:is|are|was|were|can|could|do|does|did|seems?|looks?|has|have|would|both|also|clearly|all|be|to)"
+    r"(?=n't\b|\W))*(?:n't\b|\s+(?:not|wrong|incorrect|false|ruled out|eliminated|excluded|impossible|unlikely|cannot|"
+    r"contradicts?|out|can't)\b)",
+    re.IGNORECASE,
+)
+_REJECTING = re.compile(
+    r"(?:\bnot|n't|\bnor|\bneither|\bnever|\bunlike|\bthan|\b(?:rul|eliminat|exclud|reject|discard)(?:e|es|ed|ing)?"
+    r"(?: out)?|\binstead of|\bwrong (?:answer|option|choice) is)(?: options?| choices?| answers?| letters?)? *[(\[]?$",
+    re.IGNORECASE,
+)
+_CONCLUDING = re.compile(
+    r"\b(?:so|thus|therefore|hence|finally|conclude|conclusion|leaves|leaving|left with|must be|namely)\b[^.!?]{0,25}$",
+    re.IGNORECASE,
+)
+_ITEM = r"(?:options? )?[(\[]?[A-Z][)\]]?"
+_LIST_BEFORE = re.compile(rf"(?:\b{_ITEM}(?:,| and| or|/)+ ?)+(?:options? )?[(\[]?$")
+_LIST_AFTER = re.compile(rf"^[)\]]?(?:(?:,| and| or|/|,? nor)+ ?{_ITEM}(?!\w))*")
+
+
+# ---- finding letters that are meant ----
+
+
+def _letter(letters: str) -> str:
+    # ASCII neighbours only: no space parts a Chinese sentence from its letter.
+    return rf"(?<![A-Za-z0-9_'])[(\[]?(?P<letter>[{letters}])(?!['-]?[A-Za-z0-9_])[)\]]?"
+
+
+def _find(pattern: str, plain: str, *, flags: int = re.IGNORECASE, lists: bool = True) -> list[re.Match[str]]:
+    """Matches whose letter is meant as a letter and is not being rejected."""
+    matches = re.finditer(pattern, plain, flags)
+    return [match for match in matches if not _is_article(match) and not _is_rejected(match, lists=lists)]
+
+
+def _is_article(match: re.Match[str]) -> bool:
+    """Whether "a" or "i" is the word, not the letter."""
+    if match["letter"] not in "AaIi":
+        return False
+    following = re.match(r" ([a-z][\w'-]*)", match.string[match.end("letter") :])
+    return following is not None and following[1] not in _AFTER_LETTER.split()
+
+
+def _is_rejected(match: re.Match[str], *, lists: bool) -> bool:
+    """Whether the letter is called wrong; with `lists` also as one of "A, B and C are wrong"."""
+    before, after = match.string[: match.start("letter")], match.string[match.end("letter") :]
+    if lists:
+        before, after = _LIST_BEFORE.sub("", before), _LIST_AFTER.sub("", after)
+    return _IS_WRONG.match(after) is not None or _REJECTING.search(before) is not None
+
+
+def _hedges(match: re.Match[str], letters: str) -> list[str]:
+    """Further letters offered together with the matched one: "B or C", "A, B and D."."""
+    offered = re.match(
+        r"[)\]]?((?:\s*(?:,|/|&|\band\b|\bor\b)+\s*(?:rather |maybe |perhaps |possibly |else )?"
+        rf"(?:options? )?[(\[]?[{letters}][)\]]?(?!['-]?\w))+)\s*(.?)",
+        match.string[match.end("letter") :],
+        re.IGNORECASE,
+    )
+    if offered is None or not (offered[2] in ("", ".", ",", ";", "!") or re.search(r"\bor\b|/", offered[1])):
+        return []
+    return re.findall(rf"\b[{letters}]\b", offered[1].upper())
+
+
+# ---- the rules, surest first: the letters found, the decided one first ----
+
+
+def _alone(plain: str, letters: str) -> list[str]:
+    """The text is a letter and nothing else."""
+    match = re.fullmatch(rf"\W*(?:(?:option|choice|answer|letter)\W+)?([{letters}])\W*", plain, re.IGNORECASE)
+    return [match[1].upper()] if match else []
+
+
+def _declared(plain: str, letters: str) -> list[str]:
+    """The last "the answer is B", "I choose B" or "B is correct"."""
+    found = _find(_HEAD + _FILLER + _letter(letters), plain, lists=False)
+    found += _find(_letter(letters) + _IS_RIGHT, plain, lists=False)
+    if not found:
+        return []
+    last = max(found, key=lambda match: match.start("letter"))
+    return [last["letter"].upper(), *_hedges(last, letters)]
+
+
+def _leading(plain: str, letters: str) -> list[str]:
+    """A letter that opens the text: "B. Cats", "(B) Cats", "b) Cats", "B because ..."."""
+    start = re.search(r"[\w(\[]", plain)
+    if start is None or re.match(r"\W*A\W.*\bB[).:].*\bC[).:]", plain):  # all options repeated
+        return []
+    found = _find(rf"\A{_letter(letters)}(?!\.\w\.)", plain[start.start() :])
+    return [found[0]["letter"].upper(), *_hedges(found[0], letters)] if found else []
+
+
+def _mentioned(plain: str, letters: str) -> list[str]:
+    """A letter pointed at anywhere: "option B", "(B)", "it's B"."""
+    naming = r"(?:\b(?:option|choice|letter) |\bit(?:'s| is) |(?=[(\[]))"
+    return _decided(_find(naming + _letter(letters), plain), letters)
+
+
+def _standing(plain: str, letters: str) -> list[str]:
+    """A capital letter standing by itself anywhere."""
+    return _decided(_find(_letter(letters), plain, flags=0), letters)
+
+
+def _decided(found: list[re.Match[str]], letters: str) -> list[str]:
+    """The last letter where a conclusion leads up to it, else all of them."""
+    if found and _CONCLUDING.search(found[-1].string[: found[-1].start()]):
+        return [found[-1]["letter"].upper(), *_hedges(found[-1], letters)]
+    return [match["letter"].upper() for match in found]
+
+
+_RULES: tuple[Callable[[str, str], list[str]], ...] = (_alone, _declared, _leading, _mentioned, _standing)

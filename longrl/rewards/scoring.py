@@ -1,0 +1,194 @@
+"""The weighted sum of reward functions that fills a group's rewards."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import inspect
+import logging
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from longrl.rewards.tasks import accuracy
+from longrl.types import Completion, Group, Row
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+ACCURACY_NAME = "accuracy"
+"""The part that dynamic sampling looks at."""
+
+
+@dataclass(frozen=True)
+class RewardTerm:
+    """One reward function and its weight.
+
+    Example:
+        `RewardTerm("longrl.rewards.accuracy", weight=0.9)`, `RewardTerm("my/rewards.py:brevity", name="brevity")`;
+        in YAML a function with settings is `function: {class_path: longrl.rewards.SoftOverlong, init_args: {...}}`.
+    """
+
+    function: str | Callable[[Completion, Row], float]
+    """A function, or where it is: an import path, or `file.py:function` from the working folder."""
+    weight: float = 1.0
+    name: str | None = None
+    """Of the part in the logs; the function's own name when None."""
+
+    def __post_init__(self) -> None:
+        function = load_function(self.function) if isinstance(self.function, str) else self.function
+        _check_callable(function, self.function)
+        if not math.isfinite(self.weight):
+            raise ValueError(f"the weight of reward {self.function!r} must be a finite number, got {self.weight}")
+        object.__setattr__(self, "function", function)
+        object.__setattr__(self, "name", self.name or _name_of(function))
+        if function is accuracy and self.name != ACCURACY_NAME:
+            raise ValueError(
+                f"the part of longrl.rewards.accuracy must be named {ACCURACY_NAME!r}, for dynamic sampling looks at "
+                f"it, got {self.name!r}; leave `name` out"
+            )
+
+
+@dataclass(frozen=True)
+class RewardSum:
+    """Reward = sum of weight * function(completion, row), each part kept for the logs.
+
+    Example:
+        ```python
+        reward = RewardSum([RewardTerm("longrl.rewards.accuracy", 0.9), RewardTerm("my/rewards.py:brevity", 0.1)])
+        num_failed = reward.score(groups)   # fills rewards, reward_parts and valid of each group
+        ```
+    """
+
+    terms: list[RewardTerm]
+
+    def __post_init__(self) -> None:
+        if not self.terms:
+            raise ValueError("a RewardSum needs at least one term, got none; configs/reward/ has examples")
+        names = self.names
+        if len(set(names)) < len(names):
+            raise ValueError(f"the parts of a RewardSum must have different names, got {names}; set `name` of a term")
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the parts, in order."""
+        return [str(term.name) for term in self.terms]
+
+    def score(self, groups: list[Group]) -> int:
+        """Fills `rewards`, `reward_parts` and `valid` of every group.
+
+        A function that raises, or whose value is not a finite number, is logged with its sample; that completion gets
+        reward 0 and is not valid, and the other parts keep their values.
+
+        Returns:
+            Number of completions with a failed part.
+        """
+        return sum(self._score_group(group) for group in groups)
+
+    def _score_group(self, group: Group) -> int:
+        import torch
+
+        table = [[_value(term, group, completion) for term in self.terms] for completion in group.completions]
+        values = torch.tensor([[math.nan if v is None else v for v in row] for row in table], dtype=torch.float32)
+        values = values.reshape(len(table), len(self.terms))  # [G, number of terms]
+        valid = values.isfinite().all(dim=1)  # [G]
+        weights = torch.tensor([term.weight for term in self.terms])
+        parts: Tensor = values.nan_to_num(nan=0.0)
+        group.rewards = (parts @ weights).where(valid, 0.0)
+        group.reward_parts = {name: parts[:, i].clone() for i, name in enumerate(self.names)}
+        group.valid = valid
+        return int((~valid).sum())
+
+
+def _value(term: RewardTerm, group: Group, completion: Completion) -> float | None:
+    """One part of one completion; None after a failure, which is logged."""
+    assert callable(term.function)
+    try:
+        value = float(term.function(completion, group.prompt.row))
+        if not abs(value) < 1e30:  # finite, in float32 too
+            raise ValueError(f"a reward must be a finite number, got {value}")
+    except Exception:
+        logger.warning(
+            "reward %r failed on prompt %r; the completion is left out of the loss. Its text: %r",
+            term.name,
+            group.prompt.id,
+            completion.text,
+            exc_info=True,
+        )
+        return None
+    return value
+
+
+# ---- finding functions ----
+
+
+def load_function(path: str) -> Callable[[Completion, Row], float]:
+    """The function at an import path ("longrl.rewards.accuracy") or in a file ("my/rewards.py:brevity").
+
+    Raises:
+        ValueError: nothing of that name is there; the message names the path.
+    """
+    location, _, name = path.rpartition(":")
+    if location:
+        owner = _load_file(location, path)
+    else:
+        location, _, name = path.rpartition(".")
+        owner = _load_module(location, path)
+    if not hasattr(owner, name):
+        raise ValueError(
+            f"reward {path!r}: {location} has no {name!r}; it has {', '.join(_functions_of(owner)) or 'no functions'}"
+        )
+    return getattr(owner, name)
+
+
+def _load_module(location: str, path: str) -> object:
+    if not location:
+        raise ValueError(f"reward {path!r} must be an import path like longrl.rewards.accuracy, or file.py:function")
+    try:
+        return importlib.import_module(location)
+    except ModuleNotFoundError as error:
+        if error.name and (location == error.name or location.startswith(error.name + ".")):
+            raise ValueError(f"reward {path!r}: there is no module {error.name!r}; check the path") from error
+        raise
+
+
+@functools.cache
+def _load_module_file(file: Path) -> object:
+    name = "longrl_user_rewards_" + re.sub(r"\W", "_", str(file))
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _load_file(location: str, path: str) -> object:
+    file = Path(location).expanduser().resolve()
+    if file.suffix != ".py" or not file.is_file():
+        raise ValueError(f"reward {path!r}: there is no Python file {file}; give its path from the working folder")
+    return _load_module_file(file)
+
+
+def _functions_of(owner: object) -> list[str]:
+    return [name for name, value in vars(owner).items() if inspect.isfunction(value) and not name.startswith("_")]
+
+
+def _check_callable(function: object, given: object) -> None:
+    if inspect.isclass(function):
+        raise ValueError(
+            f"reward {given!r} is a class; give it as class_path with init_args, so that an instance is made"
+        )
+    if not callable(function):
+        raise ValueError(f"reward {given!r} must be a function of (completion, row), got a {type(function).__name__}")
+
+
+def _name_of(function: object) -> str:
+    name = getattr(function, "__name__", None) or type(function).__name__
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()  # SoftOverlong -> soft_overlong

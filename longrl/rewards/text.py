@@ -1,0 +1,71 @@
+"""Where the answer stands in a completion, and whether the completion has the wanted form."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from longrl.types import Completion, Row
+
+_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+_THINK_ANSWER = re.compile(r"\s*<think>(.*)</think>\s*<answer>(.*)</answer>\s*", re.DOTALL)
+_OPEN_ANSWER = re.compile(r"<\s*answer\s*>", re.IGNORECASE)
+_CLOSE_ANSWER = re.compile(r"<\s*/\s*answer\s*>", re.IGNORECASE)
+_OPEN_THINK = re.compile(r"<\s*think\s*>", re.IGNORECASE)
+_CLOSE_THINK = re.compile(r"<\s*/\s*think\s*>", re.IGNORECASE)
+
+
+def think_answer_format(completion: Completion, row: Row) -> float:
+    r"""1.0 when the text is one `<think>..</think>`, then one `<answer>..</answer>`, both with content, else 0.0.
+
+    Example:
+        `<think>He pours tea.</think>\n<answer>B</answer>` has the form; a word before, between or after the two
+        blocks, a repeated tag or a blank block breaks it.
+    """
+    text = completion.text
+    if any(text.count(tag) != 1 for tag in _TAGS):
+        return 0.0
+    match = _THINK_ANSWER.fullmatch(text)
+    return float(match is not None and all(part.strip() for part in match.groups()))
+
+
+def after_thinking(text: str) -> str:
+    """What follows the last `</think>`: the text itself when it has no think tag, "" when the thinking never ended."""
+    closing = list(_CLOSE_THINK.finditer(text))
+    if closing:
+        return text[closing[-1].end() :]
+    opening = _OPEN_THINK.search(text)
+    return text[: opening.start()] if opening else text
+
+
+def answer_text(text: str) -> str | None:
+    """Content of the last closed `<answer>..</answer>`, stripped; None when there is none.
+
+    An answer inside finished thinking does not count. When the thinking was never closed the whole text is searched,
+    for a model that forgot `</think>` has still answered.
+    """
+    scope = text[_last_end(_CLOSE_THINK, text) :]
+    closing = list(_CLOSE_ANSWER.finditer(scope))
+    if not closing:
+        return None
+    before = scope[: closing[-1].start()]
+    opening = list(_OPEN_ANSWER.finditer(before))
+    if not opening:
+        return None
+    content = _CLOSE_ANSWER.sub(" ", before[opening[-1].end() :]).strip()
+    return content or None
+
+
+def strict_text(text: str) -> str:
+    """What a strict score reads: the `<answer>` content, "" without one."""
+    return answer_text(text) or ""
+
+
+def lenient_text(text: str) -> str:
+    """What a lenient score reads: the `<answer>` content, else all that follows the thinking."""
+    return answer_text(text) or after_thinking(text).strip()
+
+
+def _last_end(pattern: re.Pattern[str], text: str) -> int:
+    return max((match.end() for match in pattern.finditer(text)), default=0)

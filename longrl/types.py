@@ -1,0 +1,221 @@
+"""All that crosses a file border: rows, prompts, media, completions, groups and packed micro-batches.
+
+Letters used for shapes: P prompts per data-parallel rank, G completions of a prompt, T prompt tokens, S completion
+tokens, L packed tokens, R scored rows (completion tokens) of a micro-batch, A position axes (3 for M-RoPE, else 1),
+N media tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+MediaKind = Literal["image", "video"]
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One record of a dataset, in one spelling whatever its source.
+
+    Example:
+        `Row(id="7", problem="What comes next?\\nA. ...", answer="B", task="multiple_choice", category="temporal",
+        videos=("clips/7.mp4",), reasoning="First ...")`
+    """
+
+    id: str
+    problem: str
+    """The question with its options, as the model reads it."""
+    answer: str
+    """The ground truth without tags: a letter, a number, or text."""
+    task: str = "multiple_choice"
+    """What kind of answer is wanted: `multiple_choice`, `math`, `numeric`, `exact`, `temporal_iou` or `open_ended`."""
+    category: str = "general"
+    """Reported on its own in evaluation, e.g. `temporal` or `plot and narrative`."""
+    videos: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
+    reasoning: str | None = None
+    """Chain of thought for SFT; None for rows that only serve RL."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Decoded pixels of one image (one frame) or video, before the family's own resizing and patching."""
+
+    kind: MediaKind
+    pixels: Tensor
+    """[F, 3, H, W] uint8 RGB."""
+    timestamps: tuple[float, ...]
+    """Presentation time of each frame in seconds, from the container; (0.0,) for an image."""
+    key: str
+    """Hash of the file's content and of everything that decided which pixels these are (frame indices, size)."""
+    duration_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Media:
+    """One image or video as the vision tower reads it."""
+
+    kind: MediaKind
+    patches: Tensor
+    """[number of patches, values of a patch] float32."""
+    grid_thw: tuple[int, int, int]
+    """Patches along time, height and width."""
+    seconds_per_cell: float
+    """Seconds between two temporal cells; 0.0 for an image."""
+    timestamps: tuple[float, ...]
+    """Mean time of each temporal cell in seconds."""
+    key: str
+    """Two media with equal keys have equal patches: the feature cache encodes them once."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A rendered prompt: token ids with media placeholders expanded, and the media they stand for."""
+
+    id: str
+    input_ids: Tensor
+    """[T] int64."""
+    position_ids: Tensor
+    """[A, T] int64. A completion continues at `position_ids.max() + 1` on every axis."""
+    media: tuple[Media, ...]
+    """In the order of their placeholders."""
+    row: Row
+    response_ids: Tensor | None = None
+    """[S] int64, end token included: the SFT target; None for RL."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled answer."""
+
+    token_ids: Tensor
+    """[S] int64, the end token included when it was produced."""
+    logprobs: Tensor
+    """[S] float32 log-probability of each token under the distribution it was sampled from."""
+    text: str
+    """Without special tokens."""
+    finish_reason: FinishReason
+
+
+@dataclass
+class Group:
+    """The G completions of one prompt and what the rewards said of them."""
+
+    prompt: Prompt
+    completions: list[Completion]
+    rewards: Tensor | None = None
+    """[G] float32 weighted sum of the parts."""
+    reward_parts: dict[str, Tensor] = field(default_factory=dict)
+    """name -> [G] float32, unweighted. `accuracy` is what dynamic sampling looks at, when present."""
+    valid: Tensor | None = None
+    """[G] bool; False masks a completion out of the loss (its reward raised, or it was cut off and is filtered)."""
+    baseline: float | None = None
+    """Reward of a greedy completion, for ReMax."""
+
+
+@dataclass
+class Batch:
+    """What a LightningModule step receives. The rollout callback fills `features` and `groups`."""
+
+    prompts: list[Prompt]
+    features: dict[str, Tensor] = field(default_factory=dict)
+    """media key -> [N, D] features."""
+    groups: list[Group] | None = None
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
+        """Lightning's device transfer. Pixels stay where they are: the vision tower fetches each distinct one once."""
+        return self
+
+
+@dataclass(frozen=True)
+class GroupSpan:
+    """Where one group lies in a packed sequence: `[prompt][y1]..[yG]` from `start` on."""
+
+    start: int
+    prompt_tokens: int
+    completion_tokens: tuple[int, ...]
+
+    @property
+    def stop(self) -> int:
+        """One past the group's last token."""
+        return self.start + self.prompt_tokens + sum(self.completion_tokens)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A micro-batch: several groups in one sequence, each prompt once.
+
+    Completions are numbered over the whole optimizer step, and so are their tokens, so that per-token tensors of a
+    rollout (old log-probs, weights, advantages) are picked by `token_index` whatever the split into micro-batches.
+    """
+
+    input_ids: Tensor
+    """[L]"""
+    position_ids: Tensor
+    """[A, L]"""
+    spans: tuple[GroupSpan, ...]
+    predict_from: Tensor
+    """[R] position whose hidden state predicts the row's target; a prompt's last position occurs G times."""
+    target_ids: Tensor
+    """[R]"""
+    completion_index: Tensor
+    """[R] number of the completion a row belongs to, over the whole step."""
+    token_index: Tensor
+    """[R] number of the row's token, over the whole step."""
+    media_keys: tuple[str, ...]
+    """Keys of the media in the order of their placeholders."""
+
+    def to(self, device: torch.device) -> Packed:
+        """The same micro-batch with its tensors on `device`."""
+        from dataclasses import replace
+
+        names = ("input_ids", "position_ids", "predict_from", "target_ids", "completion_index", "token_index")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+
+@dataclass(frozen=True)
+class PolicyOutput:
+    """What a policy says of the scored rows."""
+
+    logp: Tensor
+    """[R] float32 log-probability of each target."""
+    entropy: Tensor
+    """[R] float32, no gradient."""
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How completions are drawn.
+
+    Example:
+        `SamplingParams(num_generations=8, max_completion_tokens=64, temperature=1.0)`; temperature 0 is greedy.
+    """
+
+    num_generations: int = 8
+    max_completion_tokens: int = 1024
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 switches it off."""
+
+    def __post_init__(self) -> None:
+        if self.num_generations < 1 or self.max_completion_tokens < 1:
+            raise ValueError(
+                "num_generations and max_completion_tokens must be at least 1, "
+                f"got {self.num_generations} and {self.max_completion_tokens}"
+            )
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+            raise ValueError(
+                "temperature must be >= 0, top_p in (0, 1] and top_k >= 0, "
+                f"got {self.temperature}, {self.top_p} and {self.top_k}"
+            )
+
+
+Rows = Sequence[Row]

@@ -1,0 +1,62 @@
+"""Writes cpu.lock: every package of the CPU environment, core and dev, at the version pip picks today.
+
+Run it as `make lock`, with the oldest supported Python. pip only resolves here, nothing is installed. Versions that
+must fit each other are fixed in PINS; the rest follows pyproject.toml.
+"""
+
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+LOCK = ROOT / "requirements" / "cpu.lock"
+PINS = ("torch==2.13.0", "torchvision==0.28.0", "transformers==5.19.0", "lightning==2.6.6")
+GPU_ONLY = ("nvidia-", "cuda-", "triton")
+"""Names torch brings along where pip finds no CPU build of it; each machine's pip adds them by itself if needed."""
+
+HEADER = """\
+# The CPU environment of longrl: core and dev dependencies, all versions pinned. `make env` installs it.
+# Made by `make lock` (requirements/make_lock.py); change pyproject.toml or PINS there, not this file.
+#
+# torch carries no local tag on purpose. Where pip is set up to see PyTorch's CPU wheels it prefers 2.13.0+cpu;
+# elsewhere on Linux it takes the CUDA build and that build's own packages, larger but as good without a GPU.
+# torchvision wheels on the package index are CUDA builds. Beside a CPU torch their compiled operators do not load and
+# `import torchvision` fails, until longrl.torchvision_ops.declare_missing_ops() has run.
+"""
+
+
+def resolve(requirements: list[str]) -> list[dict]:
+    """Asks pip for the full closure, as the `install` list of its JSON report; ignores what is installed."""
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "--report", "-"]
+    result = subprocess.run([*command, *requirements], check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(result.stdout)["install"]
+
+
+def lock_lines(installs: list[dict], declared: list[str]) -> list[str]:
+    """Pins each package, without local version tag, and keeps the platform markers that pyproject.toml gives.
+
+    Args:
+        installs: from `resolve`.
+        declared: requirement strings of pyproject.toml; one whose marker excludes this platform is kept as it is.
+    """
+    markers = {text.split(">")[0]: text.split(";")[1].strip() for text in declared if ";" in text}
+    pins = {item["metadata"]["name"]: item["metadata"]["version"].split("+")[0] for item in installs}
+    lines = [f"{name}=={version}" for name, version in pins.items() if not name.startswith(GPU_ONLY)]
+    lines = [f"{line}; {markers[name]}" if (name := line.split("==")[0]) in markers else line for line in lines]
+    lines += [text.replace(">=", "==", 1) for text in declared if ";" in text and text.split(">")[0] not in pins]
+    return sorted(lines, key=str.lower)
+
+
+def main() -> None:
+    """Resolves and writes the lock file."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = project["dependencies"] + project["optional-dependencies"]["dev"]
+    lines = lock_lines(resolve([*PINS, *declared]), declared)
+    LOCK.write_text(HEADER + "\n".join(lines) + "\n")
+    print(f"{LOCK.relative_to(ROOT)}: {len(lines)} packages")
+
+
+if __name__ == "__main__":
+    main()
