@@ -118,6 +118,8 @@ class Group:
     """[G] bool; False masks a completion out of the loss (its reward raised, or it was cut off and is filtered)."""
     baseline: float | None = None
     """Reward of a greedy completion, for ReMax."""
+    carried_over: bool = False
+    """Sampled by the weights of an earlier step, so its old log-probabilities are the sampler's."""
 
 
 @dataclass

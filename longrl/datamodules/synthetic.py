@@ -378,7 +378,7 @@ def shape_mask(shape: str, radius: int) -> NDArray[np.bool_]:
     if shape == "circle":
         return x**2 + y**2 <= 1.0
     if shape == "square":
-        return (abs(x) <= 0.86) & (abs(y) <= 0.86)
+        return (abs(x) <= 0.92) & (abs(y) <= 0.92)
     if shape == "triangle":
         return abs(x) <= (y + 1.0) / 2
     assert shape == "cross", shape
@@ -397,20 +397,20 @@ def draw_scene(scene: Scene, background: Image, rng: Random) -> Iterator[Image]:
     """The `MOTION_FRAMES` different frames of a scene: its object on a small circle around a jittered place."""
     size = len(background)
     unit = size / 112
-    radius = round(rng.uniform(17.5, 21.0) * unit)
+    radius = round(rng.uniform(21.0, 24.0) * unit)
     mask, robot = shape_mask(scene.shape, radius), _robot_distance(radius)
-    place = [size // 4 + (size // 2) * (word in scene.position) + rng.uniform(-3.5, 3.5) * unit for word in ("bottom", "right")]
+    place = [size // 4 + (size // 2) * (word in scene.position) + rng.uniform(-1.5, 1.5) * unit for word in ("bottom", "right")]
     turn = rng.uniform(0, 2 * math.pi)
     for step in range(MOTION_FRAMES):
         angle = turn + 2 * math.pi * step / MOTION_FRAMES
-        row = round(place[0] + 2 * unit * math.sin(angle)) - radius
-        col = round(place[1] + 2 * unit * math.cos(angle)) - radius
+        row = round(place[0] + unit * math.sin(angle)) - radius
+        col = round(place[1] + unit * math.cos(angle)) - radius
         frame = background.copy()
         patch = frame[row : row + 2 * radius + 1, col : col + 2 * radius + 1]
         patch[mask] = COLORS[scene.color]
         if scene.visited:
-            patch[robot <= 0.52] = (255, 140, 0)
-            patch[robot <= 0.38] = (0, 0, 0)
+            patch[robot <= 0.42] = (255, 140, 0)
+            patch[robot <= 0.3] = (0, 0, 0)
         yield frame
 
 

@@ -1,0 +1,1 @@
+"""Scores with intervals, sample records, learning curves and the report."""

@@ -89,6 +89,8 @@ _CONCLUDING = re.compile(
     r"\b(?:so|thus|therefore|hence|finally|conclude|conclusion|leaves|leaving|left with|must be|namely)\b[^.!?]{0,25}$",
     re.IGNORECASE,
 )
+_REACH = 100
+"""Characters before and after a letter that can tell how it is meant."""
 _ITEM = r"(?:options? )?[(\[]?[A-Z][)\]]?"
 _LIST_BEFORE = re.compile(rf"(?:\b{_ITEM}(?:,| and| or|/)+ ?)+(?:options? )?[(\[]?$")
 _LIST_AFTER = re.compile(rf"^[)\]]?(?:(?:,| and| or|/|,? nor)+ ?{_ITEM}(?!\w))*")
@@ -108,17 +110,23 @@ def _find(pattern: str, plain: str, *, flags: int = re.IGNORECASE, lists: bool =
     return [match for match in matches if not _is_article(match) and not _is_rejected(match, lists=lists)]
 
 
+def _around(match: re.Match[str]) -> tuple[str, str]:
+    """What stands right before and after the letter; a rule that looked further would take quadratic time."""
+    start, end = match.span("letter")
+    return match.string[max(0, start - _REACH) : start], match.string[end : end + _REACH]
+
+
 def _is_article(match: re.Match[str]) -> bool:
     """Whether "a" or "i" is the word, not the letter."""
     if match["letter"] not in "AaIi":
         return False
-    following = re.match(r" ([a-z][\w'-]*)", match.string[match.end("letter") :])
+    following = re.match(r" ([a-z][\w'-]*)", _around(match)[1])
     return following is not None and following[1] not in _AFTER_LETTER.split()
 
 
 def _is_rejected(match: re.Match[str], *, lists: bool) -> bool:
     """Whether the letter is called wrong; with `lists` also as one of "A, B and C are wrong"."""
-    before, after = match.string[: match.start("letter")], match.string[match.end("letter") :]
+    before, after = _around(match)
     if lists:
         before, after = _LIST_BEFORE.sub("", before), _LIST_AFTER.sub("", after)
     return _IS_WRONG.match(after) is not None or _REJECTING.search(before) is not None
@@ -129,7 +137,7 @@ def _hedges(match: re.Match[str], letters: str) -> list[str]:
     offered = re.match(
         r"[)\]]?((?:\s*(?:,|/|&|\band\b|\bor\b)+\s*(?:rather |maybe |perhaps |possibly |else )?"
         rf"(?:options? )?[(\[]?[{letters}][)\]]?(?!['-]?\w))+)\s*(.?)",
-        match.string[match.end("letter") :],
+        _around(match)[1],
         re.IGNORECASE,
     )
     if offered is None or not (offered[2] in ("", ".", ",", ";", "!") or re.search(r"\bor\b|/", offered[1])):
@@ -178,7 +186,7 @@ def _standing(plain: str, letters: str) -> list[str]:
 
 def _decided(found: list[re.Match[str]], letters: str) -> list[str]:
     """The last letter where a conclusion leads up to it, else all of them."""
-    if found and _CONCLUDING.search(found[-1].string[: found[-1].start()]):
+    if found and _CONCLUDING.search(_around(found[-1])[0]):
         return [found[-1]["letter"].upper(), *_hedges(found[-1], letters)]
     return [match["letter"].upper() for match in found]
 

@@ -1,0 +1,197 @@
+"""Fills a batch with rollouts before the step reads it: encode, generate, reward, select, refill."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from typing_extensions import override
+
+from longrl.modules.policy import PolicyModule
+from longrl.rewards import RewardSum
+from longrl.rollout.engine import HFEngine, RolloutEngine, prompt_seed
+from longrl.types import Batch, Completion, Group, Prompt, Row, SamplingParams
+
+logger = logging.getLogger(__name__)
+
+
+class RolloutCallback(Callback):
+    """Drives a rollout engine: `batch.prompts` become `batch.groups`, and `batch.features` what they were made of.
+
+    Training batches with SFT targets are left alone; validation, test and predict batches get greedy completions.
+
+    Args:
+        reward: scores completions.
+        sampling: of training rollouts.
+        eval_sampling: of validation, test and prediction; None is greedy, one completion.
+        engine: generates; None is the trainer's own model.
+        max_refills: how many further batches of prompts dynamic sampling may draw per step.
+        seed: of the sampling; together with the number of the rollout and the prompt's id it decides every completion.
+    """
+
+    def __init__(
+        self,
+        reward: RewardSum,
+        sampling: SamplingParams | None = None,
+        eval_sampling: SamplingParams | None = None,
+        engine: RolloutEngine | None = None,
+        max_refills: int = 3,
+        seed: int = 0,
+    ) -> None:
+        self.reward = reward
+        self.sampling = sampling or SamplingParams()
+        self.eval_sampling = eval_sampling or dataclasses.replace(
+            self.sampling, num_generations=1, temperature=0.0, top_p=1.0, top_k=0
+        )
+        self.engine = engine or HFEngine()
+        self.max_refills = max_refills
+        self.seed = seed
+        self._num_rollouts = 0
+        self._carried: list[Group] = []
+        self._restored: list[dict[str, Any]] = []
+        self._metrics: dict[str, float] = {}
+
+    # -- hooks ---------------------------------------------------------------------------------------------------
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and getattr(trainer.datamodule, "stage", "rl") == "rl":
+            pl_module.algorithm.validate(self.sampling.num_generations, pl_module.mini_batches_per_rollout)
+            pl_module.temperature = self.sampling.temperature or 1.0
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        if batch.prompts[0].response_ids is not None:
+            return
+        self._take_restored(trainer)
+        wanted, refills = len(batch.prompts), 0
+        groups, drawn = [dataclasses.replace(group, carried_over=True) for group in self._carried], 0
+        prompts: Sequence[Prompt] = batch.prompts
+        while True:
+            sampled = self._training_groups(pl_module, prompts, trainer.global_step)
+            drawn += len(sampled)
+            groups += pl_module.algorithm.select(sampled)
+            if len(groups) >= wanted or refills == self.max_refills:
+                break
+            prompts, refills = trainer.datamodule.refill(wanted), refills + 1
+        if len(groups) < wanted:
+            logger.warning(
+                "dynamic sampling kept %d of %d groups after %d refills; the step goes on with those "
+                "(raise max_refills of the RolloutCallback, or use easier and harder prompts)",
+                len(groups), wanted, refills,
+            )  # fmt: skip
+        batch.groups, self._carried = groups[:wanted], groups[wanted:]
+        with pl_module.phases("encode"):
+            batch.features = pl_module.encode([group.prompt for group in batch.groups])
+        self._metrics = rollout_metrics(batch.groups) | {
+            "rollout/prompts_drawn": float(drawn),
+            "rollout/refills": float(refills),
+            "rollout/carried_over": float(len(self._carried)),
+        }
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        pl_module.log_dict(self._metrics, batch_size=1)
+        if "reward/mean" in self._metrics:
+            pl_module.log("reward", self._metrics["reward/mean"], prog_bar=True, logger=False, batch_size=1)
+        self._metrics = {}
+
+    @override
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._evaluate(pl_module, batch, trainer.global_step)
+
+    @override
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._evaluate(pl_module, batch, trainer.global_step)
+
+    @override
+    def on_predict_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._evaluate(pl_module, batch, trainer.global_step)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"num_rollouts": self._num_rollouts, "carried": [saved_group(group) for group in self._carried]}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._num_rollouts = state_dict["num_rollouts"]
+        self._restored = state_dict["carried"]
+
+    # -- work ----------------------------------------------------------------------------------------------------
+
+    def _take_restored(self, trainer: Trainer) -> None:
+        """Carried-over groups of a checkpoint hold rows; their prompts are rendered again, once data is set up."""
+        self._carried += [restored_group(saved, trainer.datamodule.render) for saved in self._restored]
+        self._restored = []
+
+    def _training_groups(self, policy: PolicyModule, prompts: Sequence[Prompt], step: int) -> list[Group]:
+        self._num_rollouts += 1
+        seed = prompt_seed(self.seed, f"rollout {self._num_rollouts}")
+        groups = self._scored_groups(policy, prompts, self.sampling, step, seed)
+        if policy.algorithm.greedy_baseline:
+            greedy = dataclasses.replace(self.sampling, num_generations=1, temperature=0.0)
+            for group, best in zip(groups, self._scored_groups(policy, prompts, greedy, step, seed), strict=True):
+                group.baseline = float(best.rewards[0])
+        return groups
+
+    def _scored_groups(
+        self, policy: PolicyModule, prompts: Sequence[Prompt], sampling: SamplingParams, step: int, seed: int
+    ) -> list[Group]:
+        with policy.phases("encode"):
+            features = policy.encode(prompts)
+        with policy.phases("generate"):
+            self.engine.sync(policy.model, step)
+            completions = self.engine.generate(policy.family, policy.model, prompts, features, sampling, seed)
+        groups = [Group(prompt, answers) for prompt, answers in zip(prompts, completions, strict=True)]
+        with policy.phases("reward"):
+            self.reward.score(groups)
+        return groups
+
+    def _evaluate(self, policy: PolicyModule, batch: Batch, step: int) -> None:
+        batch.groups = self._scored_groups(policy, batch.prompts, self.eval_sampling, step, self.seed)
+        batch.features = policy.encode(batch.prompts)
+
+
+def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """What the curves show of a rollout: rewards and their parts, lengths, how many were cut off or failed."""
+    if not groups:
+        return {}
+    rewards = torch.cat([group.rewards for group in groups])
+    lengths = torch.tensor([float(len(c.token_ids)) for group in groups for c in group.completions])
+    cut = [c.finish_reason == "length" for group in groups for c in group.completions]
+    metrics = {
+        "reward/mean": float(rewards.mean()),
+        "reward/std_in_group": float(torch.stack([group.rewards.std(correction=0) for group in groups]).mean()),
+        "rollout/completion_tokens": float(lengths.mean()),
+        "rollout/cut_off": sum(cut) / len(cut),
+        "rollout/failed_rewards": float((~torch.cat([group.valid for group in groups])).float().mean()),
+    }
+    for name in groups[0].reward_parts:
+        metrics[f"reward/{name}"] = float(torch.cat([group.reward_parts[name] for group in groups]).mean())
+    return metrics
+
+
+def saved_group(group: Group) -> dict[str, Any]:
+    """A group as tensors and plain values, its prompt as the row it came from: pixels are not saved."""
+    fields = {field.name: getattr(group, field.name) for field in dataclasses.fields(group)}
+    row = dataclasses.asdict(group.prompt.row)
+    row["metadata"] = dict(row["metadata"])
+    return fields | {"prompt": row, "completions": [dataclasses.asdict(item) for item in group.completions]}
+
+
+def restored_group(saved: Mapping[str, Any], render: Any) -> Group:
+    """The inverse of `saved_group`; `render` makes a prompt from a row."""
+    completions = [Completion(**item) for item in saved["completions"]]
+    return Group(**{**saved, "prompt": render(Row(**saved["prompt"])), "completions": completions})

@@ -1,0 +1,406 @@
+"""Loaders that resume exactly: an endless stream of training prompts, and a finite one for evaluation.
+
+Rank r of W reads places r, r + W, r + 2W, ... of one endless sequence, whose place c is row
+`permutation(epoch)[c mod n]` of epoch `c div n`; n is the number of rows. So the ranks share no row, every epoch has every
+row once, and the number of rows that each rank consumed says all about where the stream stands. Rows that cannot be
+used (broken media, a prompt too long) are consumed too, which keeps that number exact whatever is skipped; the rank's
+next row takes the place in the batch.
+
+The data module keeps the state. Lightning would also save and restore loaders that have a state of their own, but not
+when it resumes after the end of an epoch.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import math
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.utils.data import DataLoader, Dataset
+
+from longrl.types import Batch, Prompt, Row
+
+logger = logging.getLogger(__name__)
+
+Render = Callable[[Row], Prompt]
+GRACE_ROWS = 3
+"""As many rows may be skipped whatever the share is: one bad file must not stop a small data set."""
+
+
+class UnusableRow(ValueError):
+    """Raised by a `Render`: the row is to be skipped and listed.
+
+    Args:
+        reason: what is wrong, for people.
+        path: the file at fault, if any.
+    """
+
+    def __init__(self, reason: str, path: str | None = None) -> None:
+        super().__init__(reason, path)
+        self.reason, self.path = reason, path
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """What takes the place of a prompt whose row cannot be used."""
+
+    index: int
+    """Place of the row among its split's."""
+    id: str
+    reason: str
+    path: str | None = None
+
+
+class RenderedRows(Dataset[Prompt | Skipped]):
+    """Rows as prompts, rendered on access. Loader workers have a copy."""
+
+    def __init__(self, rows: Sequence[Row], render: Render) -> None:
+        self.rows = rows
+        self.render = render
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Prompt | Skipped:
+        row = self.rows[index]
+        try:
+            return self.render(row)
+        except UnusableRow as error:
+            return Skipped(index, row.id, error.reason, error.path)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of what the rows say, in their order. Folders of media do not count: a data set may be moved."""
+        digest = hashlib.sha256()
+        for row in self.rows:
+            media = [Path(path).name for path in (*row.videos, *row.images)]
+            digest.update(json.dumps([row.id, row.problem, row.answer, row.task, row.reasoning, media]).encode())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class LoaderOptions:
+    """How rows are rendered."""
+
+    num_workers: int = 0
+    """Processes that decode and render; 0 does it in the trainer's own."""
+    prefetch_prompts: int = 1
+    """Prompts rendered ahead, over all workers."""
+    multiprocessing_context: str | None = None
+    """How workers start: `fork`, `spawn` or `forkserver`; None for the platform's default."""
+
+    def render(self, dataset: RenderedRows, indices: Iterable[int]) -> Iterator[Prompt | Skipped]:
+        """The rows at `indices`, in that order. Draws from no global random state: a trainer's stays as it is."""
+        options: dict[str, Any] = {}
+        if self.num_workers:
+            options["prefetch_factor"] = max(1, math.ceil(self.prefetch_prompts / self.num_workers))
+            options["multiprocessing_context"] = self.multiprocessing_context
+        return iter(
+            DataLoader(
+                dataset,
+                batch_size=None,
+                sampler=indices,
+                num_workers=self.num_workers,
+                generator=torch.Generator(),
+                **options,
+            )
+        )
+
+
+# ------------------------------------------------------------------------------------------------------- skipped rows
+
+
+class SkipLog:
+    """Counts and lists the rows of a split that cannot be used, each once, and raises when they are too many.
+
+    The rule, with n rows and s = `max_share`:
+
+    - at most max(3, s n) different rows may be skipped, and never all of them; none if s is 0;
+    - at most 3 + s d + 4 sqrt(s d) may turn out unusable among the first d rows that this rank draws. More is no
+      accident (four standard deviations) while the split as a whole keeps to s, so media in a format that does not
+      decode end a run at once, not after s n rows.
+
+    Args:
+        path: JSONL file to append to, made when the first row is skipped; a line has split, id, path and reason.
+        split: name of the rows in lines and messages.
+        num_rows: rows in the split.
+        max_share: share of them that may be skipped.
+        writes_known: write what `add_known` is told; False on all ranks but one, since all know the same.
+    """
+
+    def __init__(
+        self, path: str | Path, *, split: str, num_rows: int, max_share: float, writes_known: bool = True
+    ) -> None:
+        self.path = Path(path)
+        self.split = split
+        self.num_rows = num_rows
+        self.max_share = max_share
+        self.writes_known = writes_known
+        self._listed: set[int] = set()
+        self._found = 0
+        self._drawn = 0
+
+    def __len__(self) -> int:
+        """Different rows skipped so far."""
+        return len(self._listed)
+
+    def add_known(self, items: Iterable[Skipped]) -> None:
+        """Lists rows that were found unusable before any was drawn.
+
+        Raises:
+            ValueError: too many rows were skipped.
+        """
+        items = list(items)
+        self._listed.update(item.index for item in items)
+        if self.writes_known:
+            self._write(items)
+        if items:
+            self._check_all(items[-1])
+
+    def draw(self, item: Prompt | Skipped) -> Prompt | None:
+        """The prompt that was drawn, or None if its row is skipped.
+
+        Raises:
+            ValueError: too many rows were skipped.
+        """
+        self._drawn += 1
+        if isinstance(item, Prompt):
+            return item
+        if item.index not in self._listed:
+            self._listed.add(item.index)
+            self._found += 1
+            self._write([item])
+            self._check_drawn(item)
+            self._check_all(item)
+        return None
+
+    def _write(self, items: Sequence[Skipped]) -> None:
+        if not items:
+            return
+        lines = [{"split": self.split, "id": item.id, "path": item.path, "reason": item.reason} for item in items]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in lines))
+        more = f" and {len(items) - 1} more" if len(items) > 1 else ""
+        logger.warning("skipped %s row %s%s: %s; see %s", self.split, items[0].id, more, items[0].reason, self.path)
+
+    def _check_all(self, last: Skipped) -> None:
+        allowed = max(GRACE_ROWS, self.max_share * self.num_rows) if self.max_share > 0 else 0
+        if len(self) > allowed or len(self) == self.num_rows:
+            raise self._too_many(f"{len(self)} of all {self.num_rows}", last)
+
+    def _check_drawn(self, last: Skipped) -> None:
+        expected = self.max_share * self._drawn
+        if self._found > GRACE_ROWS + expected + 4 * math.sqrt(expected):
+            raise self._too_many(f"{self._found} of the first {self._drawn}", last)
+
+    def _too_many(self, count: str, last: Skipped) -> ValueError:
+        return ValueError(
+            f"data.max_skipped_share={self.max_share} of the {self.split} rows may be skipped, but {count} cannot be "
+            f"used, the last (row {last.id!r}) because: {last.reason}. All are listed in {self.path}; repair or remove "
+            "them, or raise data.max_skipped_share"
+        )
+
+
+# ----------------------------------------------------------------------------------------------------------- training
+
+
+@functools.lru_cache(maxsize=4)
+def permutation(num_rows: int, seed: int, epoch: int) -> tuple[int, ...]:
+    """Order of the rows in an epoch; the same on every rank and platform and with any version of torch."""
+    order = list(range(num_rows))
+    random.Random(f"{seed}/{epoch}").shuffle(order)
+    return tuple(order)
+
+
+@dataclass(frozen=True)
+class RowOrder:
+    """Which rows a rank reads, for ever.
+
+    Example:
+        Of three rows, rank 0 of 2 reads the first and the last of epoch 0's order, then the second of epoch 1's.
+    """
+
+    num_rows: int
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+
+    def row(self, position: int) -> int:
+        """Index of the row that the rank reads after `position` others."""
+        epoch, place = divmod(position * self.world_size + self.rank, self.num_rows)
+        return permutation(self.num_rows, self.seed, epoch)[place]
+
+    def after(self, position: int) -> Iterator[int]:
+        """Indices of the rows from `position` on, without end."""
+        while True:
+            yield self.row(position)
+            position += 1
+
+
+class PromptStream:
+    """An endless stream of prompts. Its only state is the number of rows it consumed.
+
+    Args:
+        dataset: what to read.
+        order: in which order; its rank and world size are the data-parallel ones.
+        skips: told of every row drawn.
+        options: how rows are rendered.
+
+    Example:
+        `stream.take(8)` is a batch, and a following `stream.take(3)` the refill that dynamic sampling asks for.
+    """
+
+    def __init__(
+        self, dataset: RenderedRows, order: RowOrder, skips: SkipLog, options: LoaderOptions | None = None
+    ) -> None:
+        self.dataset = dataset
+        self.order = order
+        self.skips = skips
+        self.options = options or LoaderOptions()
+        self.position = 0
+        """Rows handed out or skipped on this rank; what workers rendered ahead does not count."""
+        self._items: Iterator[Prompt | Skipped] | None = None
+
+    def take(self, count: int) -> list[Prompt]:
+        """The next `count` prompts.
+
+        Raises:
+            ValueError: too many rows on the way cannot be used.
+        """
+        return [self._next() for _ in range(count)]
+
+    def _next(self) -> Prompt:
+        while True:
+            if self._items is None:
+                self._items = self.options.render(self.dataset, self.order.after(self.position))
+            item = next(self._items)
+            self.position += 1
+            if prompt := self.skips.draw(item):
+                return prompt
+
+    def close(self) -> None:
+        """Ends the workers; the next `take` starts new ones where the stream stands."""
+        self._items = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where all ranks stand. Under data parallelism every rank must call it at the same time."""
+        return {"positions": _gather(self.position, self.order), **self._identity()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where `state` was taken.
+
+        Raises:
+            ValueError: the state belongs to other rows, another seed or another number of data-parallel ranks.
+        """
+        for name, here in self._identity().items():
+            if state[name] != here:
+                raise ValueError(
+                    f"the data of a resumed run must be the checkpoint's, but its {name.replace('_', ' ')} was "
+                    f"{state[name]} and is now {here}; restore data.train, data.seed and the number of devices, or "
+                    "start a new run from the weights alone with --model.init_from"
+                )
+        self.close()
+        self.position = state["positions"][self.order.rank]
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "seed": self.order.seed,
+            "number_of_data_parallel_ranks": self.order.world_size,
+            "number_of_rows": self.order.num_rows,
+            "fingerprint_of_the_rows": self.dataset.fingerprint,
+        }
+
+
+def _gather(position: int, order: RowOrder) -> list[int]:
+    """Positions of all data-parallel ranks, in their order: ranks drift apart as they skip rows and refill."""
+    if order.world_size == 1:
+        return [position]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, (order.rank, position))
+    positions = dict(found)  # ranks that share a sequence share their prompts too
+    return [positions[rank] for rank in range(order.world_size)]
+
+
+class TrainLoader:
+    """What Lightning iterates over in `fit`: as many batches per Lightning epoch as one pass over the rows has.
+
+    It is no torch `DataLoader`, so Lightning puts no sampler into it; and it is sized, so Lightning asks for no batch
+    before the one in hand has been trained on. A Lightning epoch takes up where the last one ended in the stream; with
+    skipped rows and refills it ends elsewhere than the pass over the rows.
+    """
+
+    def __init__(self, stream: PromptStream, prompts_per_batch: int) -> None:
+        order = stream.order
+        self.stream = stream
+        self.prompts_per_batch = prompts_per_batch
+        self.num_batches = order.num_rows // (prompts_per_batch * order.world_size)
+        if self.num_batches < 1:
+            raise ValueError(
+                f"a step reads data.prompts_per_batch={prompts_per_batch} prompts on each of {order.world_size} data-"
+                f"parallel ranks, but data.train has {order.num_rows} rows; lower data.prompts_per_batch to at most "
+                f"{order.num_rows // order.world_size}"
+            )
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        for _ in range(len(self)):
+            yield Batch(prompts=self.stream.take(self.prompts_per_batch))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the data module has the state. Without these methods Lightning warns that we cannot resume."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See `state_dict`."""
+
+
+# --------------------------------------------------------------------------------------------------------- evaluation
+
+
+class EvalLoader:
+    """The rows once and in order; rank r of W reads rows r, r + W, ... Rows that cannot be used are left out.
+
+    A batch holds the usable ones of `prompts_per_batch` consecutive rows of its rank. All ranks have the same number of
+    batches, so a batch may be empty when there are several ranks; one rank alone leaves empty batches out.
+    """
+
+    def __init__(
+        self,
+        dataset: RenderedRows,
+        skips: SkipLog,
+        prompts_per_batch: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        options: LoaderOptions | None = None,
+    ) -> None:
+        self.dataset = dataset
+        self.skips = skips
+        self.prompts_per_batch = prompts_per_batch
+        self.rank = rank
+        self.world_size = world_size
+        self.options = options or LoaderOptions()
+
+    def __len__(self) -> int:
+        return math.ceil(math.ceil(len(self.dataset) / self.world_size) / self.prompts_per_batch)
+
+    def __iter__(self) -> Iterator[Batch]:
+        items = self.options.render(self.dataset, range(self.rank, len(self.dataset), self.world_size))
+        for _ in range(len(self)):
+            drawn = [self.skips.draw(item) for item in islice(items, self.prompts_per_batch)]
+            prompts = [prompt for prompt in drawn if prompt is not None]
+            if prompts or self.world_size > 1:
+                yield Batch(prompts=prompts)

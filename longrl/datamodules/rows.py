@@ -1,0 +1,293 @@
+"""Records of any source as `Row`s: one reader for files and hub data sets, one plain function per record schema.
+
+A row function `(record, index, media_root) -> Row` is chosen by import path (`data.row_function`), so another schema is
+another function in any module: nothing is registered.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from longrl.types import Row
+
+Record = dict[str, Any]
+RowFunction = Callable[[Record, int, str | None], Row]
+
+FILE_SUFFIXES = (".json", ".jsonl", ".parquet")
+ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+THINK_TAG = re.compile(r"<think>(.*?)</think>", re.DOTALL | re.IGNORECASE)
+LETTER = re.compile(r"\(?([A-Za-z])[).:]?")
+HUB_SOURCE = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<split>[\w.\[\]%+:-]+))?")
+
+
+# ---------------------------------------------------------------------------------------------------------- sources
+
+
+def read_records(source: str | Path) -> list[Record]:
+    """All records of a source.
+
+    Args:
+        source: a `.json` (list of records), `.jsonl` or `.parquet` file, or a hub id `owner/name:split`; the split is
+            `train` when left out, and may be sliced as `datasets` allows: `owner/name:train[:1%]`.
+
+    Raises:
+        ValueError: nothing there, not readable, or no record in it.
+    """
+    path = Path(source).expanduser()
+    if path.suffix in FILE_SUFFIXES:
+        records = _read_file(path)
+    elif hub := HUB_SOURCE.fullmatch(str(source)):
+        records = _read_hub(hub["name"], hub["split"] or "train")
+    else:
+        raise ValueError(
+            f"a data source is a {', '.join(FILE_SUFFIXES)} file or a hub id owner/name:split, got {str(source)!r}"
+        )
+    if not records:
+        raise ValueError(f"{source} holds no record; give a source with at least one")
+    return records
+
+
+def media_root_of(source: str | Path) -> str | None:
+    """Where relative media paths of a source start unless the user says so: beside a file, nowhere for a hub id."""
+    path = Path(source).expanduser()
+    return str(path.parent) if path.suffix in FILE_SUFFIXES else None
+
+
+def _read_file(path: Path) -> list[Record]:
+    if not path.is_file():
+        raise ValueError(f"the data file {str(path)!r} does not exist (working folder: {Path.cwd()}); correct the path")
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        return pyarrow.parquet.read_table(path).to_pylist()
+    return _read_json(path) if path.suffix == ".json" else _read_jsonl(path)
+
+
+def _read_json(path: Path) -> list[Record]:
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON: {error}; name a file of one record per line .jsonl") from error
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise ValueError(f"{path} must hold a list of records, got {type(records).__name__}")
+    return records
+
+
+def _read_jsonl(path: Path) -> list[Record]:
+    records = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"line {number} of {path} is no JSON: {error}; a file cut off while writing?") from error
+            if not isinstance(record, dict):
+                raise ValueError(f"line {number} of {path} must hold a record, got {type(record).__name__}")
+            records.append(record)
+    return records
+
+
+def _read_hub(name: str, split: str) -> list[Record]:
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(name, split=split)
+    except Exception as error:  # the library raises many kinds: no network, no such name, no such split
+        raise ValueError(
+            f"the data set {name!r} with split {split!r} could not be loaded: {error}; give a local "
+            f"{', '.join(FILE_SUFFIXES)} file, or check the name and the network"
+        ) from error
+    return list(rows.with_format(None))
+
+
+# ------------------------------------------------------------------------------------------------------ row functions
+
+
+def longvideo_reason_row(record: Record, index: int, media_root: str | None = None) -> Row:
+    """A record of LongVideo-Reason (arXiv:2507.07966), of the synthetic data, or of other media in the same schema.
+
+    Fields: `problem` and `answer` ("<answer>B</answer>" or plain) are needed; `problem_id`, `data_type`,
+    `problem_type` (the category), `reasoning`, `videos` and `images` (a path or a list of them) and `task` may be
+    absent or null. A record whose `data_type` is `video` or `image` must name its medium.
+
+    Raises:
+        ValueError: a field is missing; the message names the record and the fields it has.
+    """
+    problem, answer = _text(record, "problem", index), plain_answer(_text(record, "answer", index))
+    data_type = str(record.get("data_type") or "")
+    videos, images = (_paths(record, field, index, media_root) for field in ("videos", "images"))
+    if data_type in ("video", "image") and not (videos or images):
+        raise _lacks(record, index, f"{data_type}s", f"its data_type is {data_type!r}")
+    return Row(
+        id=_id(record, index),
+        problem=problem,
+        answer=answer,
+        task=str(record.get("task") or infer_task(problem, answer, has_media=bool(videos or images))),
+        category=str(record.get("problem_type") or data_type or "general"),
+        videos=videos,
+        images=images,
+        reasoning=plain_reasoning(record.get("reasoning")),
+    )
+
+
+def text_math_row(record: Record, index: int, media_root: str | None = None) -> Row:
+    """A mathematics record: `problem` or `question`, and `answer`; GSM8K's "reasoning #### answer" is taken apart."""
+    problem = _text(record, "problem" if "problem" in record else "question", index)
+    reasoning, mark, answer = _text(record, "answer", index).rpartition("####")
+    return Row(
+        id=_id(record, index),
+        problem=problem,
+        answer=plain_answer(answer),
+        task="math",
+        category=str(record.get("problem_type") or record.get("type") or "math"),
+        reasoning=plain_reasoning(reasoning if mark else record.get("reasoning")),
+    )
+
+
+def image_row(record: Record, index: int, media_root: str | None = None) -> Row:
+    """A question about images: as `longvideo_reason_row`, with `images` (or `image`) that must not be empty."""
+    record = {**record, "images": record.get("images") or record.get("image"), "data_type": "image"}
+    return longvideo_reason_row(record, index, media_root)
+
+
+VIDEO_R1_TASKS = {
+    "multiple choice": "multiple_choice",
+    "numerical": "numeric",
+    "regression": "numeric",
+    "OCR": "exact",
+    "free-form": "open_ended",
+}
+
+
+def video_r1_row(record: Record, index: int, media_root: str | None = None) -> Row:
+    """A Video-R1 record (arXiv:2503.21776): `options` apart, `solution` in a tag, `process` as reasoning, one `path`."""
+    kind = str(record.get("data_type") or "video")
+    problem = "\n".join([_text(record, "problem", index), *(record.get("options") or [])])
+    answer = plain_answer(_text(record, "solution", index))
+    paths = _paths(record, "path", index, media_root)
+    problem_type = str(record.get("problem_type") or "general")
+    return Row(
+        id=_id(record, index),
+        problem=problem,
+        answer=answer,
+        task=VIDEO_R1_TASKS.get(problem_type) or infer_task(problem, answer, has_media=bool(paths)),
+        category=problem_type,
+        videos=paths if kind == "video" else (),
+        images=paths if kind == "image" else (),
+        reasoning=plain_reasoning(record.get("process")),
+    )
+
+
+# --------------------------------------------------------------------------------------------------------- the parts
+
+
+def infer_task(problem: str, answer: str, *, has_media: bool) -> str:
+    """What kind of answer is wanted, for records that do not say.
+
+    Options in the problem, or a lone letter as answer: `multiple_choice`; a number: `numeric` about media, `math` in
+    text; anything else: `open_ended`.
+    """
+    from longrl.rewards.choice import parse_options
+    from longrl.rewards.numeric import number
+
+    if parse_options(problem) or LETTER.fullmatch(answer):
+        return "multiple_choice"
+    if number(answer) is not None and not re.search(r"[^\W\d_]{2}", answer):
+        return "numeric" if has_media else "math"
+    return "open_ended"
+
+
+def plain_answer(text: str) -> str:
+    """The content of the last `<answer>` tag, or the text; "(b)." and "B." become "B"."""
+    found = ANSWER_TAG.findall(text)
+    answer = (found[-1] if found else text).strip()
+    letter = LETTER.fullmatch(answer)
+    return letter[1].upper() if letter else answer
+
+
+def plain_reasoning(text: object) -> str | None:
+    """Reasoning without `<think>` tags and a trailing answer tag; None when there is none."""
+    if not isinstance(text, str):
+        return None
+    found = THINK_TAG.search(text)
+    return (found[1] if found else ANSWER_TAG.sub("", text)).strip() or None
+
+
+def _text(record: Mapping[str, Any], field: str, index: int) -> str:
+    value = record.get(field)
+    if value is None or not str(value).strip():
+        raise _lacks(record, index, field)
+    return str(value).strip()
+
+
+def _paths(record: Mapping[str, Any], field: str, index: int, media_root: str | None) -> tuple[str, ...]:
+    """Paths of a field that holds one, several or none; relative ones start at `media_root`."""
+    value = record.get(field) or ()
+    paths = [value] if isinstance(value, str) else list(value)
+    if not all(isinstance(path, str) and path for path in paths):
+        kinds = sorted({type(path).__name__ for path in paths})
+        raise ValueError(
+            f"record {index} (id {_id(record, index)!r}): {field!r} must hold file paths, got {', '.join(kinds)}; write "
+            "the media to files and name them, or give data.row_function a function that does"
+        )
+    return tuple(os.path.join(media_root or "", os.path.expanduser(path)) for path in paths)
+
+
+def _id(record: Mapping[str, Any], index: int) -> str:
+    value = record.get("problem_id", record.get("id"))
+    return str(index if value is None else value)
+
+
+def _lacks(record: Mapping[str, Any], index: int, field: str, why: str = "") -> ValueError:
+    state = "is empty" if field in record else "is missing"
+    return ValueError(
+        f"record {index} (id {_id(record, index)!r}) lacks {field!r}: it {state}{f', but {why}' if why else ''}; it has "
+        f"{', '.join(map(str, record)) or 'no fields'}. Correct the record, or choose the row function of its schema "
+        "with data.row_function"
+    )
+
+
+def load_row_function(path: str | RowFunction) -> RowFunction:
+    """The function at an import path (`longrl.datamodules.rows.image_row`) or in a file (`my/rows.py:my_row`)."""
+    if callable(path):
+        return path
+    location, _, name = path.rpartition(":") if ":" in path else path.rpartition(".")
+    try:
+        if ":" in path:
+            spec = importlib.util.spec_from_file_location(Path(location).stem, location)
+            assert spec is not None and spec.loader is not None, location
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(location)
+        return getattr(module, name)
+    except (ImportError, AttributeError, AssertionError, OSError, ValueError) as error:
+        raise ValueError(
+            f"data.row_function={path!r} must be an import path such as longrl.datamodules.rows.longvideo_reason_row, or "
+            f"file.py:function: {error}"
+        ) from error
+
+
+def make_rows(records: Iterable[Record], row_function: RowFunction, media_root: str | None) -> list[Row | ValueError]:
+    """A checked row of each record, or the error that says what is wrong with it."""
+    from longrl.rewards.tasks import check_answer
+
+    rows: list[Row | ValueError] = []
+    for index, record in enumerate(records):
+        try:
+            row = row_function(record, index, media_root)
+            check_answer(row)
+        except ValueError as error:
+            rows.append(error)
+        else:
+            rows.append(row)
+    return rows

@@ -1,0 +1,98 @@
+"""The chart of accuracies and the encoding of images for a page that stands alone."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from longrl.evaluation.curves import decorate
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
+
+RUN_COLORS: dict[str, str] = {"blind": "#d5dae0", "base": "#9aa7b4", "sft": "#4d82bc", "rl": "#e07a3f"}
+_OTHER_COLORS = ("#3a9d7c", "#9466b8", "#c4527a", "#c9a227")
+
+Scores = Mapping[str, Mapping[str, Any]]
+"""Category -> {"accuracy", "low", "high", "n"}."""
+
+
+def run_color(name: str, position: int = 0) -> str:
+    """A run's colour in charts and on the page."""
+    return RUN_COLORS.get(name.lower(), _OTHER_COLORS[position % len(_OTHER_COLORS)])
+
+
+def run_label(name: str) -> str:
+    """A run's name as readers know it; unknown names stay as they are."""
+    return {"base": "Base", "sft": "SFT", "rl": "RL", "blind": "No video"}.get(name, name)
+
+
+def plot_accuracies(scores: Mapping[str, Scores], chance: float | None = None) -> Figure:
+    """Grouped bars: per category one bar and its 95% interval for each run.
+
+    Args:
+        scores: run -> category -> score; "overall" comes first.
+        chance: accuracy of a baseline, drawn as a dashed line.
+    """
+    from matplotlib.figure import Figure
+
+    categories = all_categories(scores)
+    width = 0.8 / max(len(scores), 1)
+    size = (max(5.0, 1.1 + 0.36 * len(scores) * len(categories) + 0.5 * len(categories)), 3.4)
+    figure = Figure(figsize=size, dpi=130, layout="constrained")
+    axes = figure.add_subplot()
+    for position, (run, by_category) in enumerate(scores.items()):
+        found = [(place, by_category[name]) for place, name in enumerate(categories) if name in by_category]
+        centers = [place + width * (position - (len(scores) - 1) / 2) for place, _ in found]
+        heights = [100 * score["accuracy"] for _, score in found]
+        axes.bar(centers, heights, 0.88 * width, color=run_color(run, position), label=run_label(run))
+        below = [100 * (score["accuracy"] - score["low"]) for _, score in found]
+        above = [100 * (score["high"] - score["accuracy"]) for _, score in found]
+        axes.errorbar(centers, heights, [below, above], fmt="none", ecolor="#39434d", elinewidth=1, capsize=2.5)
+    if chance is not None:
+        axes.axhline(
+            100 * chance, color="#6b7681", linewidth=1, linestyle=(0, (4, 3)), label="majority answer", zorder=0
+        )
+    decorate(axes, "Accuracy with 95% intervals", "%")
+    axes.set_xticks(range(len(categories)), [name.replace(" and ", "\nand ") for name in categories], fontsize=8.5)
+    axes.set_ylim(0, 105)
+    figure.legend(loc="outside upper right", ncols=len(scores) + 1, fontsize=8, frameon=False)
+    return figure
+
+
+def all_categories(scores: Mapping[str, Scores]) -> list[str]:
+    """Categories of all runs, "overall" first, then in the order of their first appearance."""
+    names = list(dict.fromkeys(name for by_category in scores.values() for name in by_category))
+    return sorted(names, key=lambda name: name != "overall")
+
+
+def figure_png(figure: Figure) -> bytes:
+    """A figure as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", facecolor="white")
+    return buffer.getvalue()
+
+
+def png_width(png: bytes) -> int:
+    """Width in pixels, from the file's header."""
+    return int.from_bytes(png[16:20], "big")
+
+
+def frame_jpeg(frame: np.ndarray, height: int = 180) -> bytes:
+    """A frame [H, W, 3] uint8 as the bytes of a JPEG file, made smaller when it is higher than `height`."""
+    from PIL import Image
+
+    image = Image.fromarray(frame)
+    if image.height > height:
+        image = image.resize((max(1, round(image.width * height / image.height)), height), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=88)
+    return buffer.getvalue()
+
+
+def data_uri(image: bytes, kind: str) -> str:
+    """Image bytes as the `src` of an <img>, so that the page needs no other file; kind is "png" or "jpeg"."""
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode('ascii')}"

@@ -1,0 +1,222 @@
+"""Learning curves from the metrics.csv files of Lightning's CSVLogger."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Metrics = Mapping[str, Mapping[int, float]]
+"""Column -> step -> value."""
+
+SMOOTH_FROM = 30
+"""Curves of so many points or more are drawn faint, with their moving average on top."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One small chart: the columns it shows and how."""
+
+    title: str
+    columns: str
+    """Regular expression searched in each column name."""
+    unit: str = ""
+    kind: Literal["noisy", "exact", "stacked"] = "noisy"
+    """Long noisy curves are smoothed; stacked columns add up to something, like phase times to the step time."""
+
+
+@dataclass
+class CurveStyle:
+    """Colours of the lines, and the widths of a figure."""
+
+    colors: Sequence[str] = field(
+        default_factory=lambda: ("#2f6db3", "#e07a3f", "#3a9d7c", "#9466b8", "#c4527a", "#8a8f98", "#c9a227")
+    )
+    panel_width: float = 4.1
+    panel_height: float = 2.6
+    num_columns: int = 3
+
+
+PANELS: tuple[Panel, ...] = (
+    Panel("Reward", r"^(train/|val/)?rewards?(/mean|_mean|/total)?$"),
+    Panel("Accuracy", r"(^|/)accuracy(/mean|_mean|/overall|_lenient)?$"),
+    Panel("Format", r"(^|/)(format|think_answer_format|format_rate)(/mean|_mean)?$"),
+    Panel("Loss", r"(^|/)loss(/mean|_mean)?$"),
+    Panel("Cut off", r"(^|/)cut_off$", unit="share of completions"),
+    Panel("Entropy", r"(^|/)entropy(/mean|_mean)?$", unit="nats"),
+    Panel("KL to the reference", r"(^|/)(ref_)?kl(/mean|_mean)?$", unit="nats"),
+    Panel("Completion length", r"(^|/)(completion|response)_(tokens|length)(/mean|_mean)?$", unit="tokens"),
+    Panel("Gradient norm", r"(^|/)grad(ient)?_norm$"),
+    Panel("Learning rate", r"(^|/)(lr|learning_rate)\b|^lr-", kind="exact"),
+    Panel(
+        "Time per step",
+        r"(^|/)(time|times|phase|phases|seconds)/(?!step|total)\w+$|(^|/)(encode|generate|reward|update)_s$",
+        "s",
+        "stacked",
+    ),
+)
+"""What the report shows, in order; a panel without a column in the file is left out."""
+
+
+def find_metrics(folder: str | Path) -> list[Path]:
+    """All metrics.csv below a run's folder, version_0 before version_1 before version_10."""
+    found = Path(folder).rglob("metrics.csv")
+    return sorted(
+        found, key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))]
+    )
+
+
+def read_metrics(paths: str | Path | Iterable[str | Path]) -> dict[str, dict[int, float]]:
+    """Reads one or several metrics.csv of one run and merges them by step.
+
+    Cells that are empty or not finite numbers are left out; where several files or rows have a value for one step,
+    the later one wins, so that a resumed run replaces what it repeated.
+
+    Args:
+        paths: files in the order of their versions.
+
+    Returns:
+        Column -> step -> value, steps ascending.
+    """
+    merged: dict[str, dict[int, float]] = {}
+    for path in [paths] if isinstance(paths, (str, Path)) else paths:
+        with Path(path).open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                step = _number(row.get("step"))
+                if step is not None:
+                    _merge_row(merged, int(step), row)
+    return {column: dict(sorted(values.items())) for column, values in merged.items()}
+
+
+def _merge_row(merged: dict[str, dict[int, float]], step: int, row: Mapping[str | None, object]) -> None:
+    for column, cell in row.items():
+        value = _number(cell)
+        if value is not None and column not in (None, "step", "epoch"):
+            merged.setdefault(str(column), {})[step] = value
+
+
+def _number(cell: object) -> float | None:
+    try:
+        value = float(str(cell))
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def plot_curves(
+    metrics: Metrics, title: str = "", panels: Sequence[Panel] = PANELS, style: CurveStyle | None = None
+) -> Figure | None:
+    """Small charts of a run's metrics, one per panel that has data.
+
+    Returns:
+        A figure to save with `figure.savefig(path)`; None when no panel has data.
+    """
+    from matplotlib.figure import Figure  # not pyplot: no global state, works in any thread
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    style = style or CurveStyle()
+    shown = [(panel, columns) for panel in panels if (columns := matching_columns(metrics, panel))]
+    if not shown:
+        return None
+    num_columns = 2 if len(shown) == 4 else min(style.num_columns, len(shown))
+    num_rows = -(-len(shown) // num_columns)
+    size = (style.panel_width * num_columns, style.panel_height * num_rows + (0.4 if title else 0.0))
+    figure = Figure(figsize=size, dpi=130, layout=ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.09))
+    for number, (panel, columns) in enumerate(shown, start=1):
+        axes = figure.add_subplot(num_rows, num_columns, number)
+        _draw_panel(axes, panel, {column: metrics[column] for column in columns}, style)
+        if number > len(shown) - num_columns:
+            axes.set_xlabel("step", fontsize=8, color="#5b6773")
+    if title:
+        figure.suptitle(title, fontsize=12, fontweight="bold", color="#22303c")
+    return figure
+
+
+def matching_columns(metrics: Metrics, panel: Panel) -> list[str]:
+    """Columns that a panel shows; of a metric logged per step and per epoch, only the former."""
+    names = [
+        name for name in metrics if metrics[name] and re.search(panel.columns, re.sub(r"_(step|epoch)$", "", name))
+    ]
+    return sorted(name for name in names if not (name.endswith("_epoch") and f"{name[:-6]}_step" in names))
+
+
+def _draw_panel(axes: Axes, panel: Panel, series: Metrics, style: CurveStyle) -> None:
+    if panel.kind == "stacked":
+        _draw_stacked(axes, series, style)
+    else:
+        _draw_lines(axes, series, style, smooth_from=SMOOTH_FROM if panel.kind == "noisy" else math.inf)
+    decorate(axes, panel.title, panel.unit)
+    if len(series) > 1:
+        legend = axes.legend(fontsize=7, frameon=False, ncols=1 + (len(series) > 3))
+        for text in legend.get_texts():
+            text.set_color("#46525e")
+
+
+def _draw_lines(axes: Axes, series: Metrics, style: CurveStyle, *, smooth_from: float) -> None:
+    for number, (name, points) in enumerate(series.items()):
+        color = style.colors[number % len(style.colors)]
+        steps, values = list(points), list(points.values())
+        smooth = len(values) >= smooth_from
+        axes.plot(
+            steps,
+            values,
+            color=color,
+            linewidth=0.8 if smooth else 1.6,
+            alpha=0.3 if smooth else 1.0,
+            marker="o" if len(values) < 12 else None,
+            markersize=3,
+            label=None if smooth else short_name(name, series),
+        )
+        if smooth:
+            axes.plot(steps, smoothed(values), color=color, linewidth=1.8, label=short_name(name, series))
+
+
+def _draw_stacked(axes: Axes, series: Metrics, style: CurveStyle) -> None:
+    steps = sorted({step for points in series.values() for step in points})
+    heights = [[points.get(step, 0.0) for step in steps] for points in series.values()]
+    if len(steps) >= SMOOTH_FROM:
+        heights = [smoothed(values) for values in heights]
+    labels = [short_name(name, series) for name in series]
+    colors = [style.colors[number % len(style.colors)] for number in range(len(series))]
+    axes.stackplot(steps, heights, labels=labels, colors=colors, alpha=0.85, linewidth=0)
+    axes.set_ylim(0, 1.3 * max(map(sum, zip(*heights, strict=True))) or 1.0)  # room for the legend
+
+
+def decorate(axes: Axes, title: str, unit: str = "") -> None:
+    """The look that all charts share."""
+    axes.set_title(f"{title} ({unit})" if unit else title, fontsize=9.5, loc="left", color="#22303c")
+    axes.grid(axis="y", color="#e4e8ec", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=7.5, colors="#5b6773", length=0)
+    axes.margins(x=0.02)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color("#b8c1ca")
+
+
+def smoothed(values: Sequence[float]) -> list[float]:
+    """Centred Gaussian average, so that a slope is not shifted; its width is a fortieth of the curve, at least 2."""
+    import numpy as np
+
+    width = max(2.0, len(values) / 40)
+    reach = min(round(3 * width), (len(values) - 1) // 2)
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / width) ** 2)
+    weights = np.convolve(np.ones(len(values)), kernel, mode="same")  # less at both ends
+    return (np.convolve(values, kernel, mode="same") / weights).tolist()
+
+
+def short_name(column: str, among: Iterable[str]) -> str:
+    """The column without what all of them share: "train/time/encode_s" among its like is "encode"."""
+    parts = [name.split("/") for name in among]
+    shared = 0
+    while all(len(p) > shared + 1 and p[: shared + 1] == parts[0][: shared + 1] for p in parts):
+        shared += 1
+    return re.sub(r"_(step|epoch|s)$", "", "/".join(column.split("/")[shared:]))

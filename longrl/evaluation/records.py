@@ -1,0 +1,114 @@
+"""One JSON line per answered question: what was asked, seen, said and scored."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longrl.rewards.choice import choose, parse_options
+from longrl.rewards.tasks import ACCURACY, accuracy, accuracy_lenient
+from longrl.rewards.text import answer_text, strict_text, think_answer_format
+
+if TYPE_CHECKING:
+    from longrl.rewards.tasks import RewardFn
+    from longrl.types import Completion, Group, Media, Row
+
+logger = logging.getLogger(__name__)
+
+CORRECT_FROM = 0.5
+"""An answer counts as right from this accuracy on: for temporal IoU, the usual R@0.5."""
+
+
+def sample_record(group: Group, *, index: int = 0, frames_per_cell: int | None = None) -> dict[str, Any]:
+    """One completion of a group as a JSON-able dict.
+
+    Args:
+        group: of evaluation; its rewards, if filled, are recorded too.
+        index: which completion.
+        frames_per_cell: video frames behind one temporal cell (2 for Qwen), for `num_frames`; None leaves it null.
+    """
+    prompt, completion, row = group.prompt, group.completions[index], group.prompt.row
+    return {
+        "id": row.id,
+        "task": row.task,
+        "category": row.category,
+        "video": row.videos[0] if row.videos else "",
+        "problem": row.problem,
+        "answer": row.answer,
+        "prediction": completion.text,
+        "prediction_answer": answer_text(completion.text),
+        "letter": _letter(completion, row),
+        **_judged(group, index),
+        "format": bool(think_answer_format(completion, row)),
+        "rewards": {name: float(part[index]) for name, part in group.reward_parts.items()},
+        "reward": None if group.rewards is None else float(group.rewards[index]),
+        "finish_reason": completion.finish_reason,
+        "num_prompt_tokens": len(prompt.input_ids),
+        "num_completion_tokens": len(completion.token_ids),
+        "num_frames": _num_frames(prompt.media, frames_per_cell),
+        "timestamps": [list(medium.timestamps) for medium in prompt.media],
+        "grid_thw": [list(medium.grid_thw) for medium in prompt.media],
+    }
+
+
+def _letter(completion: Completion, row: Row) -> str | None:
+    if row.task != "multiple_choice":
+        return None
+    return choose(strict_text(completion.text), parse_options(row.problem))
+
+
+def _judged(group: Group, index: int) -> dict[str, Any]:
+    """Accuracy by the task's judge; for a task without one (open_ended) the part "accuracy" of the rewards."""
+    completion, row = group.completions[index], group.prompt.row
+    strict: float | None
+    lenient: float | None
+    if row.task in ACCURACY:
+        strict, lenient = _contained(accuracy, completion, row), _contained(accuracy_lenient, completion, row)
+    else:
+        part = group.reward_parts.get("accuracy")
+        strict = lenient = None if part is None else float(part[index])
+    return {
+        "accuracy": strict,
+        "correct": None if strict is None else strict >= CORRECT_FROM,
+        "correct_lenient": None if lenient is None else lenient >= CORRECT_FROM,
+    }
+
+
+def _contained(judge: RewardFn, completion: Completion, row: Row) -> float:
+    try:
+        return judge(completion, row)
+    except Exception:  # one bad row must not end an evaluation of hours; check_answer finds most of them before
+        logger.warning("row %r cannot be judged and counts as wrong", row.id, exc_info=True)
+        return 0.0
+
+
+def _num_frames(media: tuple[Media, ...], frames_per_cell: int | None) -> int | None:
+    if frames_per_cell is None:
+        return None
+    return sum(medium.grid_thw[0] * frames_per_cell for medium in media if medium.kind == "video")
+
+
+def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> Path:
+    """Writes one JSON object per line; readers see the old file or the whole new one, never a part."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
+    """The records of a file that `write_jsonl` wrote; blank lines are skipped."""
+    with Path(path).open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file if line.strip()]

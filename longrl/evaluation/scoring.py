@@ -1,0 +1,203 @@
+"""Accuracies with intervals from sample records (`longrl.evaluation.records`)."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+Record = Mapping[str, Any]
+OVERALL = "overall"
+
+
+@dataclass(frozen=True)
+class Score:
+    """Share of right answers with its 95% intervals."""
+
+    accuracy: float
+    low: float
+    """Wilson interval, questions taken as independent."""
+    high: float
+    n: int
+    cluster_low: float | None = None
+    """The same with questions on one video taken as one cluster; never narrower than the plain one."""
+    cluster_high: float | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Accuracy of a second run minus that of a first on the same questions, with its 95% interval."""
+
+    difference: float
+    low: float
+    high: float
+    n: int
+    won: int
+    """Questions that only the second run answers right."""
+    lost: int
+    """Questions that only the first run answers right."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All that is reported of one run."""
+
+    scores: dict[str, Score]
+    """Strict: only an answer in its tag counts; `overall` and one entry per category."""
+    lenient_scores: dict[str, Score]
+    """The text after the thinking counts too when there is no tag."""
+    format_rate: float
+    truncation_rate: float
+    """Share of completions cut off at the token limit."""
+    majority_letter: str | None
+    """The answer that most multiple-choice questions have; None without such questions."""
+    majority_accuracy: float | None
+    """What always saying it scores on those questions."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain dicts, for JSON."""
+        return asdict(self)
+
+
+def wilson_interval(correct: float, n: float, z: float = 1.96) -> tuple[float, float]:
+    """Score interval of a share (Wilson 1927), which stays sensible at 0, at 1 and for small n.
+
+    Args:
+        correct: number of successes, 0 <= correct <= n.
+        n: number of trials; 0 gives (0.0, 1.0).
+        z: normal quantile, 1.96 for 95%.
+
+    Returns:
+        (low, high) in [0, 1].
+    """
+    if not 0 <= correct <= n:
+        raise ValueError(f"correct must lie in 0..n, got {correct} of {n}")
+    if n == 0:
+        return 0.0, 1.0
+    share, pull = correct / n, z * z / n
+    center = (share + pull / 2) / (1 + pull)
+    half = z * math.sqrt(share * (1 - share) / n + pull / (4 * n)) / (1 + pull)
+    return max(0.0, center - half), min(1.0, center + half)
+
+
+def score(values: Sequence[float], clusters: Sequence[object] | None = None) -> Score:
+    """Mean of 0/1 values with a plain and, given clusters, a cluster-aware Wilson interval.
+
+    The cluster-aware one has n divided by the design effect (Kish 1965): the variance of the mean over clusters,
+    relative to that of independent questions, taken as at least 1.
+
+    Args:
+        values: [n] 1.0 for a right answer.
+        clusters: [n] what makes values dependent, the video for instance.
+    """
+    n = len(values)
+    if n == 0:
+        return Score(math.nan, 0.0, 1.0, 0)
+    mean = sum(values) / n
+    low, high = wilson_interval(sum(values), n)
+    if clusters is None:
+        return Score(mean, low, high, n)
+    independent = mean * (1 - mean) / max(n - 1, 1)
+    effect = max(1.0, _variance_of_mean(values, clusters) / independent) if independent > 0 else 1.0
+    return Score(mean, low, high, n, *wilson_interval(sum(values) / effect, n / effect))
+
+
+def scores_by_category(records: Iterable[Record], field: str = "correct") -> dict[str, Score]:
+    """Score of all records under "overall" and of each category, in alphabetical order.
+
+    Args:
+        records: dicts with `id`, `category`, `video` and the field.
+        field: "correct" (strict) or "correct_lenient".
+    """
+    by_category: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        by_category[OVERALL].append(record)
+        if record["category"] != OVERALL:
+            by_category[str(record["category"])].append(record)
+    names = [OVERALL, *sorted(name for name in by_category if name != OVERALL)]
+    return {name: _score_records(by_category[name], field) for name in names}
+
+
+def summarize(records: Sequence[Record]) -> Summary:
+    """Everything reported of one run's records; at least one record."""
+    if not records:
+        raise ValueError("a summary needs at least one record, got none; check the evaluation data and its filters")
+    letter, share = majority_baseline(records)
+    return Summary(
+        scores=scores_by_category(records),
+        lenient_scores=scores_by_category(records, "correct_lenient"),
+        format_rate=sum(bool(record["format"]) for record in records) / len(records),
+        truncation_rate=sum(record["finish_reason"] == "length" for record in records) / len(records),
+        majority_letter=letter,
+        majority_accuracy=share,
+    )
+
+
+def majority_baseline(records: Iterable[Record]) -> tuple[str | None, float | None]:
+    """The most frequent answer of the multiple-choice records and its share; (None, None) without such records."""
+    answers = Counter(str(record["answer"]) for record in records if record["task"] == "multiple_choice")
+    if not answers:
+        return None, None
+    letter, count = min(answers.items(), key=lambda item: (-item[1], item[0]))
+    return letter, count / answers.total()
+
+
+def paired_difference(
+    first: Iterable[Record], second: Iterable[Record], field: str = "correct", z: float = 1.96
+) -> Difference:
+    """What a second run gains over a first on the same questions, much sharper than two separate intervals.
+
+    Normal interval of the mean difference with the variance over clusters (videos); it has no width when all
+    differences are equal.
+
+    Raises:
+        ValueError: the runs answered different questions, or one question twice.
+    """
+    before, after = _by_id(first), _by_id(second)
+    if before.keys() != after.keys():
+        raise ValueError(
+            "a paired difference needs the same questions in both runs, "
+            f"{len(before.keys() - after.keys())} are only in the first and {len(after.keys() - before.keys())} "
+            "only in the second; evaluate both on one data set"
+        )
+    gains = [float(after[key][field]) - float(before[key][field]) for key in before]
+    mean = sum(gains) / len(gains) if gains else math.nan
+    half = z * math.sqrt(_variance_of_mean(gains, [_cluster(record) for record in before.values()]))
+    won, lost = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
+    return Difference(mean, max(-1.0, mean - half), min(1.0, mean + half), len(gains), won, lost)
+
+
+def _score_records(records: Sequence[Record], field: str) -> Score:
+    unjudged = [str(record["id"]) for record in records if record[field] is None]
+    if unjudged:
+        raise ValueError(
+            f"every record needs a judged {field!r}, got None for {', '.join(unjudged[:5])}; score them first"
+        )
+    return score([float(record[field]) for record in records], [_cluster(record) for record in records])
+
+
+def _cluster(record: Record) -> str:
+    return record["video"] or f"id:{record['id']}"  # a question without a video stands alone
+
+
+def _variance_of_mean(values: Sequence[float], clusters: Sequence[object]) -> float:
+    """C / (C - 1) * sum over C clusters of (sum of deviations)^2 / n^2: s^2 / n when each is its own cluster."""
+    mean = sum(values) / len(values) if values else math.nan
+    deviations: dict[object, float] = defaultdict(float)
+    for value, cluster in zip(values, clusters, strict=True):
+        deviations[cluster] += value - mean
+    count = len(deviations)
+    if count < 2:
+        return math.inf
+    return count / (count - 1) * sum(d * d for d in deviations.values()) / len(values) ** 2
+
+
+def _by_id(records: Iterable[Record]) -> dict[str, Record]:
+    by_id: dict[str, Record] = {}
+    for record in records:
+        if record["id"] in by_id:
+            raise ValueError(f"a run must answer each question once, got id {record['id']!r} twice; drop one of them")
+        by_id[record["id"]] = record
+    return by_id

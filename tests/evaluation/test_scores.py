@@ -1,0 +1,153 @@
+"""Intervals, categories, baselines and paired differences, by hand."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from longrl.evaluation.scoring import (
+    Score,
+    majority_baseline,
+    paired_difference,
+    score,
+    scores_by_category,
+    summarize,
+    wilson_interval,
+)
+
+
+def record(name: str, correct: bool, category: str = "temporal", video: str | None = None, **fields: object) -> dict:
+    return {
+        "id": name,
+        "task": "multiple_choice",
+        "category": category,
+        "video": name if video is None else video,
+        "answer": "B",
+        "correct": correct,
+        "correct_lenient": True,
+        "format": correct,
+        "finish_reason": "stop",
+        **fields,
+    }
+
+
+def test_wilson_interval_by_hand():
+    # p = 0.5, n = 10, z = 2: center (0.5 + 0.2) / 1.4 = 0.5, half 2 * sqrt(0.025 + 0.01) / 1.4
+    half = 2 * math.sqrt(0.035) / 1.4
+    assert wilson_interval(5, 10, z=2) == pytest.approx((0.5 - half, 0.5 + half))
+    # p = 0: (0, z^2 / (n + z^2))
+    assert wilson_interval(0, 10, z=2) == pytest.approx((0.0, 4 / 14))
+    assert wilson_interval(10, 10, z=2) == pytest.approx((10 / 14, 1.0))
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+
+
+def test_wilson_interval_agrees_with_a_published_value():
+    # Newcombe 1998, table I: 81 of 263, 95%: 0.2553 to 0.3662
+    assert wilson_interval(81, 263, z=1.959964) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+
+
+@given(n=st.integers(1, 10_000), data=st.data())
+def test_wilson_interval_holds_the_share_and_mirrors(n, data):
+    correct = data.draw(st.integers(0, n))
+    low, high = wilson_interval(correct, n)
+    assert 0 <= low <= correct / n + 1e-12
+    assert correct / n - 1e-12 <= high <= 1
+    assert wilson_interval(n - correct, n) == pytest.approx((1 - high, 1 - low))
+
+
+def test_more_successes_than_trials_is_an_error():
+    with pytest.raises(ValueError, match=r"0\.\.n, got 3 of 2"):
+        wilson_interval(3, 2)
+
+
+def test_score_without_dependence_has_equal_intervals():
+    result = score([1, 0, 1, 1, 0, 1], clusters=range(6))
+    assert (result.cluster_low, result.cluster_high) == pytest.approx((result.low, result.high))
+    assert score([1, 0]).cluster_low is None
+
+
+def test_fully_dependent_clusters_count_once():
+    # Four videos of five questions, all alike within a video: design effect = (C/(C-1) * C * 25 * 0.25 / 400)
+    # over (0.25 / 19) = (4/3 * 0.0625) * 76 = 6.3333, so n is 20 / 6.3333.
+    values, clusters = [1] * 10 + [0] * 10, [i // 5 for i in range(20)]
+    result = score(values, clusters)
+    effect = 19 / 3
+    assert (result.cluster_low, result.cluster_high) == pytest.approx(wilson_interval(10 / effect, 20 / effect))
+    assert result.cluster_low < result.low < result.high < result.cluster_high
+
+
+def test_one_cluster_says_nothing_and_equal_answers_still_have_width():
+    assert score([1, 0, 1], clusters=["v"] * 3).cluster_low == 0.0
+    result = score([1, 1, 1], clusters=["a", "b", "b"])
+    assert (result.low, result.high) == (result.cluster_low, result.cluster_high)
+    assert result.low < 0.5
+
+
+def test_scores_come_overall_and_by_category():
+    records = [record("1", True), record("2", False), record("3", True, "spatial"), record("4", True, "spatial")]
+    scores = scores_by_category(records)
+    assert list(scores) == ["overall", "spatial", "temporal"]
+    assert [(s.accuracy, s.n) for s in scores.values()] == [(0.75, 4), (1.0, 2), (0.5, 2)]
+    assert isinstance(scores["overall"], Score)
+    assert (scores["overall"].low, scores["overall"].high) == wilson_interval(3, 4)
+
+
+def test_questions_on_one_video_are_one_cluster_and_those_without_video_are_not():
+    alike = [record(str(i), i < 2, video="v" if i < 2 else "w") for i in range(4)]
+    apart = [record(str(i), i < 2, video="") for i in range(4)]
+    wide, narrow = scores_by_category(alike)["overall"], scores_by_category(apart)["overall"]
+    assert wide.cluster_low < wide.low
+    assert narrow.cluster_low == pytest.approx(narrow.low)
+
+
+def test_an_unjudged_record_is_an_error():
+    with pytest.raises(ValueError, match="judged 'correct', got None for 7"):
+        scores_by_category([record("7", None)])
+
+
+def test_summary_holds_strict_lenient_and_rates():
+    records = [
+        record("1", True),
+        record("2", False, finish_reason="length"),
+        record("3", False, answer="A"),
+        record("4", False, task="numeric", answer="5"),
+    ]
+    summary = summarize(records)
+    assert summary.scores["overall"].accuracy == 0.25
+    assert summary.lenient_scores["overall"].accuracy == 1.0
+    assert (summary.format_rate, summary.truncation_rate) == (0.25, 0.25)
+    assert (summary.majority_letter, summary.majority_accuracy) == ("B", pytest.approx(2 / 3))
+    assert summary.to_dict()["scores"]["overall"]["n"] == 4
+    with pytest.raises(ValueError, match="at least one record"):
+        summarize([])
+
+
+def test_majority_of_equals_is_the_first_letter():
+    assert majority_baseline([record("1", True, answer="C"), record("2", True, answer="A")]) == ("A", 0.5)
+    assert majority_baseline([record("1", True, task="math")]) == (None, None)
+
+
+def test_paired_difference_by_hand():
+    before = [record(str(i), i in (0, 1)) for i in range(4)]
+    after = [record(str(i), i in (0, 2, 3)) for i in reversed(range(4))]
+    # gains 0, -1, 1, 1: mean 0.25, s^2 = (0.0625 + 1.5625 + 0.5625 + 0.5625) / 3, variance of the mean s^2 / 4
+    result = paired_difference(before, after, z=1.0)
+    half = math.sqrt(2.75 / 3 / 4)
+    assert (result.difference, result.won, result.lost, result.n) == (0.25, 2, 1, 4)
+    assert (result.low, result.high) == pytest.approx((0.25 - half, 0.25 + half))
+
+
+def test_paired_difference_is_wider_when_gains_come_by_video():
+    before = [record(str(i), False, video=str(i // 4)) for i in range(16)]
+    after = [record(str(i), i < 8, video=str(i // 4)) for i in range(16)]
+    alone = [{**item, "video": item["id"]} for item in before]
+    clustered, plain = paired_difference(before, after), paired_difference(alone, after)
+    assert clustered.high - clustered.low > 1.5 * (plain.high - plain.low)
+
+
+def test_runs_on_other_questions_cannot_be_paired():
+    with pytest.raises(ValueError, match="1 are only in the first and 2 only in the second"):
+        paired_difference([record("1", True)], [record("2", True), record("3", True)])
+    with pytest.raises(ValueError, match="id '1' twice"):
+        paired_difference([record("1", True), record("1", True)], [record("1", True)])

@@ -1,0 +1,74 @@
+"""packed == separate: log-probs and every gradient against one plain transformers forward per completion."""
+
+import pytest
+import torch
+
+from longrl.modules.packing import pack
+from longrl.rollout.features import TrainableFeatures
+from tests.tiny import (
+    assert_same_gradients,
+    gradients,
+    mixed_prompts,
+    plain_model,
+    random_completions,
+    row,
+    separate_logps,
+    text_family,
+    vl_family,
+)
+
+LENGTHS = [[3, 7, 1, 4], [5], [2, 9]]
+
+
+def text_prompts(family):
+    return [family.render(row(str(i)), question) for i, question in enumerate(["Which one?", "a much longer one? " * 5, "x"])]
+
+
+def packed_logps(family, model, prompts, completions, coefficients, max_tokens):
+    """Log-probs of all tokens; leaves the gradient of their weighted sum on the model."""
+    logps = torch.zeros(len(coefficients))
+    features = TrainableFeatures(family, model, prompts)
+    for packed in pack(prompts, completions, max_tokens):
+        output = family.forward(model, packed, features.leaves)
+        logps[packed.token_index] = output.logp.detach()
+        (output.logp * coefficients[packed.token_index]).sum().backward()
+    features.backward()
+    return logps
+
+
+def compare(family, prompts, max_tokens):
+    model = family.build()
+    completions = random_completions(family, LENGTHS)
+    plain = plain_model(model, family)
+    wanted = separate_logps(plain, prompts, completions)
+    coefficients = torch.randn(len(wanted), generator=torch.Generator().manual_seed(1))
+    (wanted * coefficients).sum().backward()
+    found = packed_logps(family, model, prompts, completions, coefficients, max_tokens)
+    assert (found.double() - wanted).norm() <= 1e-5 * wanted.norm()
+    assert_same_gradients(gradients(model), gradients(plain), 1e-5)
+
+
+@pytest.mark.parametrize("max_tokens", [60, 90, 10_000], ids=["one_at_a_time", "some", "all_together"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+def test_video_and_images(max_tokens, checkpointing):
+    family = vl_family(gradient_checkpointing=checkpointing)
+    compare(family, mixed_prompts(family), max_tokens)
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("max_tokens", [150, 10_000])
+def test_text(model_type, max_tokens):
+    family = text_family(model_type)
+    compare(family, text_prompts(family), max_tokens)
+
+
+def test_a_frozen_tower_gives_the_same_text_gradients():
+    trainable, frozen = vl_family(), vl_family(freeze_tower=True)
+    results = []
+    for family in (trainable, frozen):
+        model, prompts = family.build(), mixed_prompts(family)
+        completions = random_completions(family, LENGTHS)
+        packed_logps(family, model, prompts, completions, torch.ones(31), 10_000)
+        results.append(gradients(model))
+    text = {name: grad for name, grad in results[0].items() if "visual" not in name}
+    assert_same_gradients(results[1], text, 1e-6)

@@ -1,0 +1,123 @@
+import pickle
+
+import pytest
+import torch
+
+from longrl.models.qwen_vl import mrope_positions
+from longrl.types import Media
+from tests.tiny import frames, row, vl_family
+
+VIDEO, IMAGE = 90, 91
+
+
+def medium(kind, grid, seconds=0.0):
+    return Media(kind, torch.zeros(0), grid, seconds, (), "k")
+
+
+def test_text_after_a_video_goes_on_behind_its_last_second():
+    # 2 text tokens, a video of 3 cells of 1 x 2 tokens every 1.4 s at 2 positions per second, 1 text token.
+    # Time runs 0, 2.8 -> 2, 5.6 -> 5 from position 2, so the text after it stands at 2 + 5 + 1 = 8.
+    # transformers 5.19 puts it at 2 + max(1, 2) = 4.
+    ids = torch.tensor([1, 2, *[VIDEO] * 6, 3])
+    found = mrope_positions(ids, [medium("video", (3, 2, 4), 1.4)], {VIDEO, IMAGE}, 2, tokens_per_second=2)
+    assert found.tolist() == [
+        [0, 1, 2, 2, 4, 4, 7, 7, 8],
+        [0, 1, 2, 2, 2, 2, 2, 2, 8],
+        [0, 1, 2, 3, 2, 3, 2, 3, 8],
+    ]
+
+
+def test_text_after_an_image_goes_on_behind_its_longer_side():
+    ids = torch.tensor([1, *[IMAGE] * 6, 2, *[IMAGE] * 1, 3])
+    media = [medium("image", (1, 4, 6)), medium("image", (1, 2, 2))]
+    found = mrope_positions(ids, media, {VIDEO, IMAGE}, 2, tokens_per_second=2)
+    assert found.tolist() == [
+        [0, 1, 1, 1, 1, 1, 1, 4, 5, 6],
+        [0, 1, 1, 1, 2, 2, 2, 4, 5, 6],
+        [0, 1, 2, 3, 1, 2, 3, 4, 5, 6],
+    ]
+
+
+def test_positions_equal_transformers_where_it_agrees_with_the_released_code():
+    """For an image, and up to the end of a video, transformers 5.19 counts like Qwen; a difference there is ours."""
+    family = vl_family()
+    model = family.build()
+    prompt = family.render(row(), "x <image> y <video> z", [frames(1, 60, 90, "i", "image"), frames(6, 60, 90, "v")])
+    kinds = torch.zeros_like(prompt.input_ids)
+    kinds[prompt.input_ids == family.config.image_token_id] = 1
+    kinds[prompt.input_ids == family.config.video_token_id] = 2
+    theirs, _ = model.model.get_rope_index(
+        prompt.input_ids[None],
+        mm_token_type_ids=kinds[None],
+        image_grid_thw=torch.tensor([prompt.media[0].grid_thw]),
+        video_grid_thw=torch.tensor([prompt.media[1].grid_thw]),
+        second_per_grid_ts=torch.tensor([prompt.media[1].seconds_per_cell]),
+    )
+    last = int((kinds == 2).nonzero()[-1])
+    assert torch.equal(prompt.position_ids[:, : last + 1], theirs[:, 0, : last + 1])
+
+
+def test_patches_equal_the_models_own_processor():
+    family, clip = vl_family(), frames(6, 60, 90, "v")
+    media = family.patch(clip)
+    theirs = family.processor(
+        text=["<|vision_start|><|video_pad|><|vision_end|>"],
+        videos=[clip.pixels],
+        do_sample_frames=False,
+        size={"shortest_edge": 28 * 28, "longest_edge": 56 * 56},
+        cap_pixels_per_frame=False,
+        return_tensors="pt",
+    )
+    assert torch.equal(media.patches, theirs["pixel_values_videos"])
+    assert [list(media.grid_thw)] == theirs["video_grid_thw"].tolist()
+    prompt = family.render(row(), "", [clip])
+    assert (prompt.input_ids == family.config.video_token_id).sum() == (
+        theirs["input_ids"] == family.config.video_token_id
+    ).sum()
+
+
+def test_cells_have_the_mean_time_of_their_frames_and_an_odd_frame_fills_its_cell():
+    media = vl_family().patch(frames(5, spacing=0.5))
+    assert media.timestamps == pytest.approx((0.25, 1.25, 2.0))
+    assert media.seconds_per_cell == pytest.approx(1.0)
+
+
+def test_a_video_budget_shrinks_frames_but_not_below_the_minimum():
+    family = vl_family(min_pixels=28 * 28, max_pixels=112 * 112, max_video_pixels=8 * 56 * 56)
+    grids = [family.patch(frames(count, 112, 112)).grid_thw for count in (2, 8, 100)]
+    assert grids == [(1, 8, 8), (4, 4, 4), (50, 2, 2)]
+
+
+def test_text_with_the_models_own_placeholder_is_refused():
+    with pytest.raises(ValueError, match="row 'a' renders to 2 media placeholders for 1 media"):
+        vl_family().render(row(), "look: <|video_pad|>", [frames(4)])
+
+
+def test_tags_must_name_the_media_in_order():
+    with pytest.raises(ValueError, match=r"media \['video'\] but its text places \['image'\]"):
+        vl_family().render(row(), "<image> what?", [frames(4)])
+
+
+def test_a_family_travels_to_workers_without_its_tokenizer():
+    family = vl_family()
+    assert family.tokenizer is not None
+    copy = pickle.loads(pickle.dumps(family))
+    assert "tokenizer" not in vars(copy)
+    assert copy.max_pixels == family.max_pixels
+
+
+def test_a_missing_folder_is_named():
+    family = vl_family()
+    family.model_path = "./nowhere"
+    with pytest.raises(ValueError, match=r"model='./nowhere' is no folder with a config.json"):
+        family.build()
+
+
+def test_encoding_in_small_calls_changes_nothing():
+    family = vl_family()
+    model = family.build()
+    media = [family.patch(frames(4, key=name)) for name in "abc"]
+    together = family.encode_media(model, media)
+    family.max_patches_per_encode = 1
+    for one, other in zip(together, family.encode_media(model, media), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)

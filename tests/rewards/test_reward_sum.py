@@ -1,0 +1,168 @@
+"""The weighted sum: parts, failures, loading and YAML."""
+
+import logging
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+
+from longrl.rewards import RewardSum, RewardTerm, SoftOverlong, accuracy, think_answer_format
+from longrl.types import Completion, Group, Prompt, Row
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "reward"
+GOOD, WRONG, BARE = "<think>x</think><answer>B</answer>", "<think>x</think><answer>A</answer>", "B"
+
+
+def group(*texts: str, num_tokens: int = 4) -> Group:
+    row = Row(id="q1", problem="Which?\nA. cat\nB. dog", answer="B")
+    prompt = Prompt("q1", torch.zeros(3, dtype=torch.long), torch.zeros(1, 3, dtype=torch.long), (), row)
+    completions = [Completion(torch.zeros(num_tokens), torch.zeros(num_tokens), text, "stop") for text in texts]
+    return Group(prompt, completions)
+
+
+def fails_on_bare(completion: Completion, row: Row) -> float:
+    if completion.text == BARE:
+        raise KeyError("no tag")
+    return 1.0
+
+
+def nan_on_bare(completion: Completion, row: Row) -> float:
+    return math.nan if completion.text == BARE else 1.0
+
+
+def test_rewards_are_the_weighted_sum_and_parts_are_unweighted():
+    reward = RewardSum([RewardTerm(accuracy, 0.9), RewardTerm(think_answer_format, 0.1)])
+    groups = [group(GOOD, WRONG, BARE), group(GOOD)]
+    assert reward.score(groups) == 0
+    assert groups[0].rewards.dtype == torch.float32
+    torch.testing.assert_close(groups[0].rewards, torch.tensor([1.0, 0.1, 0.0]))
+    torch.testing.assert_close(groups[0].reward_parts["accuracy"], torch.tensor([1.0, 0.0, 0.0]))
+    torch.testing.assert_close(groups[0].reward_parts["think_answer_format"], torch.tensor([1.0, 1.0, 0.0]))
+    assert groups[0].valid.tolist() == [True, True, True]
+    torch.testing.assert_close(groups[1].rewards, torch.tensor([1.0]))
+
+
+@pytest.mark.parametrize("function", [fails_on_bare, nan_on_bare])
+def test_a_failing_reward_masks_its_completion_and_is_logged_with_the_sample(function, caplog):
+    reward = RewardSum([RewardTerm(function), RewardTerm(think_answer_format, 0.5)])
+    scored = group(GOOD, BARE, WRONG)
+    with caplog.at_level(logging.WARNING):
+        assert reward.score([scored]) == 1
+    assert scored.valid.tolist() == [True, False, True]
+    assert scored.rewards.tolist() == [1.5, 0.0, 1.5]
+    assert scored.reward_parts["think_answer_format"].tolist() == [1.0, 0.0, 1.0]
+    record = caplog.records[0]
+    assert "'q1'" in record.message
+    assert repr(BARE) in record.message
+    assert function.__name__ in record.message
+    assert record.exc_info is not None
+
+
+@pytest.mark.parametrize("value", ["not a number", None, math.inf, 1e300])
+def test_a_result_that_is_no_finite_number_is_a_failure(value):
+    scored = group(GOOD)
+    assert RewardSum([RewardTerm(lambda completion, row: value, name="odd")]).score([scored]) == 1
+    assert scored.valid.tolist() == [False]
+
+
+def test_a_completion_with_two_failed_parts_counts_once():
+    reward = RewardSum([RewardTerm(fails_on_bare), RewardTerm(nan_on_bare)])
+    assert reward.score([group(BARE)]) == 1
+
+
+def test_functions_load_from_import_paths_and_files(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("def brevity(completion, row):\n    return 1.0 / len(completion.text)\n")
+    reward = RewardSum([RewardTerm("longrl.rewards.accuracy"), RewardTerm(f"{file}:brevity", 2.0)])
+    assert reward.names == ["accuracy", "brevity"]
+    scored = group(BARE)
+    reward.score([scored])
+    assert scored.rewards.tolist() == [2.0]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("longrl.rewards.acuracy", r"'longrl\.rewards\.acuracy'.*has no 'acuracy'; it has .*accuracy"),
+        ("longrl.reward.accuracy", r"'longrl\.reward\.accuracy': there is no module 'longrl\.reward'"),
+        ("nowhere.f", r"no module 'nowhere'"),
+        ("accuracy", r"'accuracy' must be an import path"),
+        ("missing/file.py:f", r"'missing/file\.py:f': there is no Python file /.*missing/file\.py"),
+        ("longrl.rewards.SoftOverlong", r"is a class; give it as class_path"),
+        ("longrl.rewards.scoring.ACCURACY_NAME", r"must be a function of \(completion, row\), got a str"),
+    ],
+)
+def test_a_bad_path_is_an_error_that_names_it(path, message):
+    with pytest.raises(ValueError, match=message):
+        RewardTerm(path)
+
+
+def test_a_missing_name_in_a_file_is_an_error(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("def brevity(completion, row):\n    return 1.0\n")
+    with pytest.raises(ValueError, match=r"has no 'length'; it has brevity"):
+        RewardTerm(f"{file}:length")
+
+
+def test_a_broken_import_inside_a_module_is_not_hidden(tmp_path, monkeypatch):
+    (tmp_path / "broken_rewards.py").write_text("import there_is_no_such_package\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ModuleNotFoundError, match="there_is_no_such_package"):
+        RewardTerm("broken_rewards.f")
+
+
+def test_names_must_differ_and_accuracy_keeps_its_name():
+    with pytest.raises(ValueError, match="must have different names"):
+        RewardSum([RewardTerm(accuracy), RewardTerm(accuracy)])
+    with pytest.raises(ValueError, match="must be named 'accuracy'"):
+        RewardTerm(accuracy, name="acc")
+    with pytest.raises(ValueError, match="at least one term"):
+        RewardSum([])
+    with pytest.raises(ValueError, match="finite number, got nan"):
+        RewardTerm(accuracy, weight=math.nan)
+    assert RewardTerm(SoftOverlong(8, 4)).name == "soft_overlong"
+
+
+class Consumer:
+    def __init__(self, reward: RewardSum) -> None:
+        self.reward = reward
+
+
+def parsed(arguments: list[str]) -> tuple[RewardSum, str]:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(Consumer, "consumer")
+    config = parser.parse_args(arguments)
+    return parser.instantiate(config).consumer.reward, parser.dump(config)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_reward_config_builds_and_its_dump_builds_the_same(path, tmp_path):
+    reward, dump = parsed([f"--consumer.reward={path}"])
+    (tmp_path / "dump.yaml").write_text(dump)
+    again, _ = parsed([f"--config={tmp_path / 'dump.yaml'}"])
+    assert again == reward
+    assert "accuracy" in reward.names
+
+
+def test_think_answer_yaml_is_nine_to_one_and_dapo_yaml_punishes_length():
+    reward, _ = parsed([f"--consumer.reward={CONFIGS / 'think_answer.yaml'}"])
+    assert [(term.function, term.weight) for term in reward.terms] == [(accuracy, 0.9), (think_answer_format, 0.1)]
+    dapo, _ = parsed([f"--consumer.reward={CONFIGS / 'dapo.yaml'}"])
+    scored = group(GOOD, num_tokens=896)
+    dapo.score([scored])
+    assert scored.rewards.tolist() == [1.5]
+
+
+def test_a_file_path_survives_yaml_and_a_bad_one_is_named(tmp_path):
+    (tmp_path / "mine.py").write_text("def brevity(completion, row):\n    return 1.0\n")
+    config = tmp_path / "config.yaml"
+    config.write_text(f"consumer:\n  reward:\n    terms:\n    - function: {tmp_path}/mine.py:brevity\n")
+    reward, dump = parsed([f"--config={config}"])
+    assert reward.names == ["brevity"]
+    assert f"{tmp_path}/mine.py:brevity" in dump
+    config.write_text("consumer:\n  reward:\n    terms:\n    - function: longrl.rewards.nothing\n")
+    with pytest.raises(ValueError, match=r"longrl\.rewards\.nothing"):
+        parsed([f"--config={config}"])

@@ -1,0 +1,114 @@
+"""Tiny models and prompts that many tests share; plain transformers forwards as oracles."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import tempfile
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, Qwen2_5_VLForConditionalGeneration
+
+from longrl.models.qwen_vl import Qwen2_5_VLFamily
+from longrl.models.text import TextFamily
+from longrl.models.tiny import tiny_qwen2_5_vl, tiny_text
+from longrl.types import Frames, Prompt, Row
+
+
+@functools.cache
+def vl_folder() -> str:
+    return str(tiny_qwen2_5_vl(tempfile.mkdtemp(prefix="longrl-vl-")))
+
+
+@functools.cache
+def text_folder(model_type: str = "qwen2") -> str:
+    return str(tiny_text(tempfile.mkdtemp(prefix="longrl-text-"), model_type))
+
+
+def vl_family(**kwargs: object) -> Qwen2_5_VLFamily:
+    """6 heads on 2 key heads, 2 layers; frames of 56 x 56 at most."""
+    defaults = {"random_init": True, "freeze_tower": False, "max_pixels": 56 * 56, "min_pixels": 28 * 28}
+    return Qwen2_5_VLFamily(vl_folder(), **{**defaults, **kwargs})
+
+
+def text_family(model_type: str = "qwen2", **kwargs: object) -> TextFamily:
+    return TextFamily(text_folder(model_type), **{"random_init": True, **kwargs})
+
+
+def frames(count: int, height: int = 56, width: int = 56, key: str = "v", kind: str = "video", spacing: float = 0.7):
+    """Random pixels; the key decides them."""
+    generator = torch.Generator().manual_seed(sum(map(ord, key)))
+    pixels = torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=generator)
+    return Frames(kind, pixels, tuple(spacing * i for i in range(count)), key, spacing * count)
+
+
+def row(name: str = "a", answer: str = "A", **kwargs: object) -> Row:
+    return Row(id=name, problem="Which?\nA. one\nB. two\nC. three\nD. four", answer=answer, **kwargs)
+
+
+def mixed_prompts(family: Qwen2_5_VLFamily) -> list[Prompt]:
+    """Two videos and an image in one prompt, one video, and text only; all of different length."""
+    media = [frames(5, 60, 90, "v1"), frames(1, 40, 40, "i1", "image"), frames(8, 87, 113, "v2")]
+    return [
+        family.render(row("mixed"), "What comes <video> and <image> then <video>?", media),
+        family.render(row("video"), "What?", [frames(6, 60, 60, "v3")]),
+        family.render(row("text"), "no media here"),
+    ]
+
+
+def random_completions(family: TextFamily, lengths: list[list[int]], seed: int = 0) -> list[list[Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    size = len(family.tokenizer)
+    return [[torch.randint(0, size, (n,), generator=generator) for n in group] for group in lengths]
+
+
+def plain_model(model: torch.nn.Module, family: TextFamily) -> torch.nn.Module:
+    """The same weights in a stock transformers model with eager attention."""
+    kind = Qwen2_5_VLForConditionalGeneration if isinstance(family, Qwen2_5_VLFamily) else AutoModelForCausalLM
+    build = getattr(kind, "_from_config", None) or kind.from_config
+    plain = build(copy.deepcopy(family.config), attn_implementation="eager").to(next(model.parameters()).dtype)
+    plain.load_state_dict(model.state_dict())
+    return plain
+
+
+def separate_logps(plain: torch.nn.Module, prompts: list[Prompt], completions: list[list[Tensor]]) -> Tensor:
+    """[N] float64 log-probabilities, one ordinary forward with pixels per completion."""
+    logps = []
+    for prompt, answers in zip(prompts, completions, strict=True):
+        for answer in answers:
+            ids = torch.cat([prompt.input_ids, answer])[None]
+            following = int(prompt.position_ids.max()) + 1
+            own = torch.arange(following, following + len(answer)).expand(len(prompt.position_ids), -1)
+            positions = torch.cat([prompt.position_ids, own], 1)
+            positions = positions[:, None] if len(positions) == 3 else positions
+            logits = plain(input_ids=ids, position_ids=positions, **_pixels(prompt)).logits[0]
+            rows = torch.log_softmax(logits.double(), -1)[len(prompt.input_ids) - 1 : -1]
+            logps.append(rows.gather(-1, answer[:, None])[:, 0])
+    return torch.cat(logps)
+
+
+def _pixels(prompt: Prompt) -> dict[str, Tensor]:
+    kwargs = {}
+    for kind, values, grid in (
+        ("video", "pixel_values_videos", "video_grid_thw"),
+        ("image", "pixel_values", "image_grid_thw"),
+    ):
+        media = [item for item in prompt.media if item.kind == kind]
+        if media:
+            kwargs[values] = torch.cat([item.patches for item in media])
+            kwargs[grid] = torch.tensor([item.grid_thw for item in media])
+    return kwargs
+
+
+def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same_gradients(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float = 1e-5) -> None:
+    """Relative error of every parameter's gradient; parameters whose gradient is rounding noise are compared absolutely."""
+    assert found.keys() == wanted.keys()
+    largest = max(float(grad.norm()) for grad in wanted.values())
+    for name, grad in wanted.items():
+        error = float((found[name] - grad).norm())
+        assert error <= tolerance * max(float(grad.norm()), 1e-4 * largest), (name, error, float(grad.norm()))
