@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -44,7 +45,7 @@ class LongRLCLI(LightningCLI):
             LongVideoReason,
             save_config_callback=SaveRunConfig,
             seed_everything_default=0,
-            args=list(args),
+            args=None if list(args) == sys.argv[1:] else list(args),
         )
 
     @override

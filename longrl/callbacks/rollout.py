@@ -59,7 +59,7 @@ class RolloutCallback(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit" and getattr(trainer.datamodule, "stage", "rl") == "rl":
+        if stage == "fit" and trainer.datamodule.renderer.stage == "rl":
             pl_module.algorithm.validate(self.sampling.num_generations, pl_module.mini_batches_per_rollout)
             pl_module.temperature = self.sampling.temperature or 1.0
 
@@ -133,7 +133,7 @@ class RolloutCallback(Callback):
 
     def _take_restored(self, trainer: Trainer) -> None:
         """Carried-over groups of a checkpoint hold rows; their prompts are rendered again, once data is set up."""
-        self._carried += [restored_group(saved, trainer.datamodule.render) for saved in self._restored]
+        self._carried += [restored_group(saved, trainer.datamodule.renderer) for saved in self._restored]
         self._restored = []
 
     def _training_groups(self, policy: PolicyModule, prompts: Sequence[Prompt], step: int) -> list[Group]:

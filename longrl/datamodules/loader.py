@@ -1,10 +1,10 @@
 """Loaders that resume exactly: an endless stream of training prompts, and a finite one for evaluation.
 
-Rank r of W reads places r, r + W, r + 2W, ... of one endless sequence, whose place c is row
-`permutation(epoch)[c mod n]` of epoch `c div n`; n is the number of rows. So the ranks share no row, every epoch has every
-row once, and the number of rows that each rank consumed says all about where the stream stands. Rows that cannot be
-used (broken media, a prompt too long) are consumed too, which keeps that number exact whatever is skipped; the rank's
-next row takes the place in the batch.
+Rank r of W reads places r, r + W, r + 2W, ... of one endless sequence. With n rows, its place c is row
+`permutation(epoch)[c mod n]` of epoch `c div n`. So the ranks share no row, every epoch has every row once, and the
+number of rows that each rank consumed says all about where the stream stands. Rows that cannot be used (broken media,
+a prompt too long) are consumed too, which keeps that number exact whatever is skipped; the rank's next row takes the
+place in the batch.
 
 The data module keeps the state. Lightning would also save and restore loaders that have a state of their own, but not
 when it resumes after the end of an epoch.
@@ -286,7 +286,8 @@ class PromptStream:
                 self._items = self.options.render(self.dataset, self.order.after(self.position))
             item = next(self._items)
             self.position += 1
-            if prompt := self.skips.draw(item):
+            prompt = self.skips.draw(item)
+            if prompt is not None:
                 return prompt
 
     def close(self) -> None:

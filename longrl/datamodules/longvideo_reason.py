@@ -21,8 +21,8 @@ from longrl.datamodules.loader import (
     PromptStream,
     RenderedRows,
     RowOrder,
-    Skipped,
     SkipLog,
+    Skipped,
     TrainLoader,
     UnusableRow,
 )
@@ -120,16 +120,14 @@ def without_media(row: Row) -> Row:
 
 def ordered_media(row: Row) -> list[tuple[MediaKind, str]]:
     """Kind and path of each medium, in the order of the problem's `<image>` and `<video>` tags; else images first."""
-    images, videos = ([(kind, path) for path in paths] for kind, paths in _media_paths(row))
+    media: list[tuple[MediaKind, str]] = [("image", path) for path in row.images]
+    media += [("video", path) for path in row.videos]
     tags = MEDIA_TAG.findall(row.problem)
-    if sorted(tags) != [kind for kind, _ in (*images, *videos)]:
-        return [*images, *videos]  # no tags, or tags that the family will refuse
-    left = {"image": iter(images), "video": iter(videos)}
-    return [next(left[tag]) for tag in tags]
-
-
-def _media_paths(row: Row) -> tuple[tuple[MediaKind, tuple[str, ...]], ...]:
-    return ("image", row.images), ("video", row.videos)
+    if sorted(tags) != [kind for kind, _ in media]:
+        return media  # no tags, or tags that the family will refuse
+    kinds = [kind for kind, _ in media]
+    nth = [tags[:place].count(tag) for place, tag in enumerate(tags)]
+    return [media[kinds.index(tag) + n] for tag, n in zip(tags, nth, strict=True)]
 
 
 class LongVideoReason(LightningDataModule):
@@ -141,28 +139,28 @@ class LongVideoReason(LightningDataModule):
             several of them, one after the other.
         val: source of the rows for validation, during `fit` and in `validate`.
         test: source of the rows for `test` and `predict`.
-        media_root: folder where relative media paths start; by default beside the source, if that is a file.
+        media_root: folder where relative media paths start; by default that of the source, if it is a file.
         row_function: import path (or `file.py:function`) of the function that turns a record into a `Row`.
         stage: `sft` gives prompts their target, from reasoning and answer; `rl` leaves it to be sampled.
         question_template: what the model is asked; `{problem}` is the question with its options.
         response_template: SFT target of a row with reasoning.
         answer_template: SFT target of a row without.
-        video: which frames of a video are read, and how large.
+        video: which frames of a video are read.
         blind: leave all media out, to see what the text alone gives away.
         prompts_per_batch: prompts of a training step on each data-parallel rank.
         eval_prompts_per_batch: prompts of a validation or test batch on each data-parallel rank.
         max_prompt_tokens: longer prompts are skipped and listed; None for no limit.
-        max_train_rows: read only the first so many rows of `train`.
-        max_eval_rows: read only the first so many rows of `val` and of `test`.
-        seed: order of the training rows.
-        num_workers: processes that decode and render, for each loader; 0 does it in the trainer's own.
-        prefetch_prompts: training prompts rendered ahead, over all workers; by default one batch.
+        max_train_rows: read only so many rows of `train`, the first ones.
+        max_eval_rows: read only so many rows of `val` and of `test`, the first ones.
+        seed: decides the order of the training rows.
+        num_workers: processes of each loader that decode and render; 0 does it in the trainer's own.
+        prefetch_prompts: training prompts rendered ahead by the workers; by default one batch.
         multiprocessing_context: how workers start: `fork`, `spawn` or `forkserver`; None for the platform's default.
         cached_media: decoded videos and images that each worker keeps, for sources that ask often about the same ones.
-        bad_records: what a record that lacks a field or has an answer outside its options does: `error` before any
+        bad_records: what happens to a record that lacks a field or has an answer outside its options: `error`, before
             weights are loaded, or `skip`, listed and counted like a broken video.
-        check_files: look in `setup` whether all media exist.
-        skipped_dir: folder of `skipped.jsonl`, the list of rows that were skipped; by default `trainer.default_root_dir`.
+        check_files: look in `setup` whether all media exist; off for slow file systems.
+        skipped_dir: folder of `skipped.jsonl`, which lists skipped rows; by default the run's, `default_root_dir`.
         max_skipped_share: share of a source's rows that may be skipped; see `longrl.datamodules.loader.SkipLog`.
 
     Example:
@@ -179,7 +177,7 @@ class LongVideoReason(LightningDataModule):
         row_function: str = DEFAULT_ROW_FUNCTION,
         stage: Stage = "rl",
         question_template: str = DEFAULT_QUESTION,
-        response_template: str = "<think>{reasoning}</think><answer>{answer}</answer>",
+        response_template: str = DEFAULT_RESPONSE,
         answer_template: str = "{answer}",
         video: VideoSampling = DEFAULT_SAMPLING,
         blind: bool = False,
@@ -199,16 +197,24 @@ class LongVideoReason(LightningDataModule):
         max_skipped_share: float = 0.05,
     ) -> None:
         super().__init__()
-        self.sources = {"train": train, "val": val, "test": test}
+        _at_least(1, prompts_per_batch=prompts_per_batch, eval_prompts_per_batch=eval_prompts_per_batch)
+        _at_least(1, max_prompt_tokens=max_prompt_tokens, prefetch_prompts=prefetch_prompts)
+        _at_least(1, max_train_rows=max_train_rows, max_eval_rows=max_eval_rows)
+        _at_least(0, num_workers=num_workers, cached_media=cached_media)
+        if not 0 <= max_skipped_share <= 1:
+            raise ValueError(f"data.max_skipped_share must be between 0 and 1, got {max_skipped_share}")
+        if "{problem}" not in question_template:
+            raise ValueError(f"data.question_template must contain {{problem}}, got {question_template!r}")
+        if not num_workers and (prefetch_prompts or multiprocessing_context):
+            logger.warning("data.prefetch_prompts and data.multiprocessing_context do nothing with data.num_workers=0")
+        self.sources: dict[Split, list[str]] = {"train": _listed(train), "val": _listed(val), "test": _listed(test)}
+        self.max_rows: dict[Split, int | None] = {"train": max_train_rows, "val": max_eval_rows, "test": max_eval_rows}
         self.media_root = media_root
         self.row_function = load_row_function(row_function)
         self.prompts_per_batch = prompts_per_batch
         self.eval_prompts_per_batch = eval_prompts_per_batch
-        self.max_rows = {"train": max_train_rows, "val": max_eval_rows, "test": max_eval_rows}
         self.seed = seed
-        self.num_workers = num_workers
-        self.prefetch_prompts = prompts_per_batch if prefetch_prompts is None else prefetch_prompts
-        self.multiprocessing_context = multiprocessing_context
+        self.loader_options = LoaderOptions(num_workers, prefetch_prompts or prompts_per_batch, multiprocessing_context)
         self.bad_records = bad_records
         self.check_files = check_files
         self.skipped_dir = skipped_dir
@@ -224,114 +230,86 @@ class LongVideoReason(LightningDataModule):
             max_prompt_tokens=max_prompt_tokens,
             cached_media=cached_media,
         )
-        self._check_options()
-        self.rows: dict[str, list[Row]] = {}
-        """Rows of each split that is set up."""
-        self._skips: dict[str, SkipLog] = {}
+        self.datasets: dict[Split, RenderedRows] = {}
+        """What has been read so far."""
+        self._skips: dict[Split, SkipLog] = {}
         self._stream: PromptStream | None = None
-        self._state: dict[str, Any] | None = None
-
-    def _check_options(self) -> None:
-        at_least_one = {
-            "prompts_per_batch": self.prompts_per_batch,
-            "eval_prompts_per_batch": self.eval_prompts_per_batch,
-            "max_prompt_tokens": self.renderer.max_prompt_tokens,
-            "max_train_rows": self.max_rows["train"],
-            "max_eval_rows": self.max_rows["val"],
-            "prefetch_prompts": self.prefetch_prompts,
-        }
-        for name, value in at_least_one.items():
-            if value is not None and value < 1:
-                raise ValueError(f"data.{name} must be at least 1, got {value}")
-        for name, value in {"num_workers": self.num_workers, "cached_media": self.renderer.cached_media}.items():
-            if value < 0:
-                raise ValueError(f"data.{name} must be at least 0, got {value}")
-        if not 0 <= self.max_skipped_share <= 1:
-            raise ValueError(f"data.max_skipped_share must be between 0 and 1, got {self.max_skipped_share}")
-        if "{problem}" not in self.renderer.question_template:
-            raise ValueError(
-                f"data.question_template must contain {{problem}}, got {self.renderer.question_template!r}"
-            )
+        self._state: dict[str, Any] = {}
+        """Loaded before there was a stream to load it into."""
 
     # -- reading the sources -------------------------------------------------------------------------------------
 
     @override
     def setup(self, stage: str) -> None:
         """Reads and checks the sources that `stage` needs; Lightning calls it before weights are loaded."""
-        splits = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}[stage]
-        if self.sources[splits[0]] is None:
-            raise ValueError(f"`{stage}` reads data.{splits[0]}, which is not set; give it a file or a hub id")
+        needed, *_ = splits = SPLITS[stage]
+        if not self.sources[needed]:
+            raise ValueError(f"`{stage}` reads data.{needed}, which is not set; give it a file or a hub id")
         for split in splits:
-            if self.sources[split] is not None:
+            if self.sources[split]:
                 self._read(split)
         if stage == "fit":
             self._start_stream()
 
-    def _read(self, split: str) -> None:
-        source = self.sources[split]
-        rows = list(chain.from_iterable(self._read_rows(one) for one in ([source] if isinstance(source, str) else source)))
-        rows = rows[: self.max_rows[split]]
-        skips = SkipLog(
-            self._skipped_path(), split=split, num_rows=len(rows), max_share=self.max_skipped_share
+    def _read(self, split: Split) -> None:
+        found = list(chain.from_iterable(map(self._read_source, self.sources[split])))[: self.max_rows[split]]
+        self._check_records(split, found)
+        rows = [row for row in found if isinstance(row, Row)]
+        self._skips[split] = skips = SkipLog(
+            Path(self._skipped_dir()) / "skipped.jsonl",
+            split=split,
+            num_rows=len(found),
+            max_share=self.max_skipped_share,
+            writes_known=self.trainer is None or self.trainer.is_global_zero,
         )
-        self._skips[split] = skips
-        self.rows[split] = self._usable(split, rows, skips)
+        skips.add_known([*_bad_records(found), *(self._missing_files(rows) if self.check_files else [])])
+        self.datasets[split] = RenderedRows(rows, self.renderer)
         self._tell_targets(split)
 
-    def _read_rows(self, source: str) -> list[Row | ValueError]:
+    def _read_source(self, source: str) -> list[Row | ValueError]:
         return make_rows(read_records(source), self.row_function, self.media_root or media_root_of(source))
 
-    def _usable(self, split: str, rows: list[Row | ValueError], skips: SkipLog) -> list[Row]:
-        errors = {index: row for index, row in enumerate(rows) if not isinstance(row, Row)}
+    def _check_records(self, split: Split, found: Sequence[Row | ValueError]) -> None:
+        errors = [error for error in found if isinstance(error, ValueError)]
         if errors and self.bad_records == "error":
             raise ValueError(
-                f"{len(errors)} of {len(rows)} records of data.{split}={self.sources[split]!r} cannot be used; the first:"
-                f" {next(iter(errors.values()))}. Set data.bad_records=skip to leave such records out and list them in "
-                "skipped.jsonl"
+                f"{len(errors)} of {len(found)} records of data.{split} ({', '.join(self.sources[split])}) cannot be "
+                f"used; the first: {errors[0]}. Or leave such records out with data.bad_records=skip"
             )
-        for index, error in errors.items():
-            skips.add(Skipped(-1 - index, id=f"record {index}", path=None, reason=str(error)))  # no place among the rows
-        usable = [row for row in rows if isinstance(row, Row)]
-        if self.check_files and not self.renderer.blind:
-            self._list_missing(usable, skips)
-        return usable
 
-    @staticmethod
-    def _list_missing(rows: Sequence[Row], skips: SkipLog) -> None:
-        """Lists rows whose files do not exist; they stay in the order, and are skipped when their turn comes."""
-        exists = {path: os.path.isfile(path) for row in rows for path in (*row.videos, *row.images)}
-        for index, row in enumerate(rows):
-            missing = [path for path in (*row.videos, *row.images) if not exists[path]]
-            if missing:
-                skips.add(Skipped(index, row.id, missing[0], "the file does not exist"))
+    def _missing_files(self, rows: Sequence[Row]) -> list[Skipped]:
+        """Rows whose files do not exist. They stay in the order of the rows, and are skipped at their turn."""
+        if self.renderer.blind:
+            return []
+        paths = {path for row in rows for path in (*row.images, *row.videos)}
+        missing = {path for path in paths if not os.path.isfile(path)}
+        lost = [next((path for path in (*row.images, *row.videos) if path in missing), None) for row in rows]
+        return [
+            Skipped(index, row.id, f"the file {path} does not exist", path)
+            for index, (row, path) in enumerate(zip(rows, lost, strict=True))
+            if path is not None
+        ]
 
-    def _tell_targets(self, split: str) -> None:
-        rows = self.rows[split]
+    def _tell_targets(self, split: Split) -> None:
+        rows = self.datasets[split].rows
         without = sum(not row.reasoning for row in rows)
         if self.renderer.stage == "sft" and without:
-            logger.info("%d of %d %s rows have no reasoning: their target is the answer alone", without, len(rows), split)
+            logger.info("%d of %d %s rows have no reasoning: they teach the answer alone", without, len(rows), split)
 
-    def _skipped_path(self) -> Path:
-        folder = self.skipped_dir or (self.trainer.default_root_dir if self.trainer else ".")
-        return Path(folder) / "skipped.jsonl"
+    def _skipped_dir(self) -> str:
+        return self.skipped_dir or (self.trainer.default_root_dir if self.trainer else ".")
 
     # -- loaders -------------------------------------------------------------------------------------------------
 
     def _start_stream(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
         rank, world_size = self._data_parallel()
-        self._stream = PromptStream(
-            RenderedRows(self.rows["train"], self.renderer),
-            RowOrder(len(self.rows["train"]), self.seed, rank, world_size),
-            self._skips["train"],
-            num_workers=self.num_workers,
-            prefetch_prompts=self.prefetch_prompts,
-            multiprocessing_context=self.multiprocessing_context,
-        )
-        TrainLoader(self._stream, self.prompts_per_batch)  # says now if a batch is larger than the source
-        if self._state is not None:
-            self._restore()
+        dataset = self.datasets["train"]
+        order = RowOrder(len(dataset), self.seed, rank, world_size)
+        self._stream = PromptStream(dataset, order, self._skips["train"], self.loader_options)
+        self.train_dataloader()  # a batch larger than the source is an error now, not after the weights are loaded
+        if self._state:
+            self._stream.load_state_dict(self._state)
+        self._state = {}
 
     def _data_parallel(self) -> tuple[int, int]:
         """Rank and number of data-parallel ranks; ranks that share a sequence share their prompts."""
@@ -354,7 +332,7 @@ class LongVideoReason(LightningDataModule):
 
     @override
     def val_dataloader(self) -> EvalLoader | list[EvalLoader]:
-        return self._eval_loader("val") if "val" in self.rows else []
+        return self._eval_loader("val") if "val" in self.datasets else []
 
     @override
     def test_dataloader(self) -> EvalLoader:
@@ -364,16 +342,15 @@ class LongVideoReason(LightningDataModule):
     def predict_dataloader(self) -> EvalLoader:
         return self._eval_loader("test")
 
-    def _eval_loader(self, split: str) -> EvalLoader:
+    def _eval_loader(self, split: Split) -> EvalLoader:
         rank, world_size = self._data_parallel()
         return EvalLoader(
-            RenderedRows(self.rows[split], self.renderer),
+            self.datasets[split],
             self._skips[split],
             self.eval_prompts_per_batch,
             rank=rank,
             world_size=world_size,
-            num_workers=self.num_workers,
-            multiprocessing_context=self.multiprocessing_context,
+            options=replace(self.loader_options, prefetch_prompts=self.eval_prompts_per_batch),
         )
 
     @override
@@ -386,50 +363,36 @@ class LongVideoReason(LightningDataModule):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Where every rank stands in its rows; Lightning calls it on all ranks and writes rank 0's answer."""
-        if self._stream is None:
-            return {}
-        order = self._stream.order
-        return {
-            "positions": gather_positions(self._stream.position, order),
-            "num_rows": order.num_rows,
-            "seed": order.seed,
-            "fingerprint": fingerprint(self.rows["train"]),
-        }
+        """Where all ranks stand in the training rows; Lightning calls it on every rank and saves rank 0's."""
+        return self._stream.state_dict() if self._stream is not None else {}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on where the state was saved, now or when `setup("fit")` has been called.
+        """Goes on where the state was saved: now, or once `setup("fit")` is called.
 
         Raises:
-            ValueError: the state is of other rows, another seed or another number of data-parallel ranks.
+            ValueError: the state belongs to other rows, another seed or another number of data-parallel ranks.
         """
-        self._state = state_dict
         if self._stream is not None:
-            self._restore()
-
-    def _restore(self) -> None:
-        state, order = self._state, self.stream.order
-        self._state = None
-        if not state:
-            return
-        here = {"data-parallel ranks": order.world_size, "data.seed": order.seed, "train rows": order.num_rows}
-        then = {"data-parallel ranks": len(state["positions"]), "data.seed": state["seed"], "train rows": state["num_rows"]}
-        here["fingerprint of data.train"], then["fingerprint of data.train"] = fingerprint(self.rows["train"]), state["fingerprint"]
-        for name, value in here.items():
-            if value != then[name]:
-                raise ValueError(
-                    f"a checkpoint goes on with the rows it was made with, but {name} was {then[name]} and is now {value}; "
-                    "restore it, or start a new run from the weights alone with --model.init_from"
-                )
-        self.stream.seek(state["positions"][order.rank])
+            self._stream.load_state_dict(state_dict)
+        else:
+            self._state = state_dict
 
 
-def gather_positions(position: int, order: RowOrder) -> list[int]:
-    """The positions of all data-parallel ranks, in their order: ranks drift apart as they skip rows and refill."""
-    if order.world_size == 1:
-        return [position]
-    found: list[tuple[int, int] | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, (order.rank, position))
-    positions = dict(item for item in found if item is not None)
-    return [positions[rank] for rank in range(order.world_size)]
+def _bad_records(found: Sequence[Row | ValueError]) -> list[Skipped]:
+    """Records that gave no row. Their indices are negative, apart from those of rows."""
+    return [
+        Skipped(-1 - index, f"record {index}", str(error))
+        for index, error in enumerate(found)
+        if isinstance(error, ValueError)
+    ]
+
+
+def _listed(source: str | list[str] | None) -> list[str]:
+    return [source] if isinstance(source, str) else list(source or [])
+
+
+def _at_least(least: int, **options: int | None) -> None:
+    for name, value in options.items():
+        if value is not None and value < least:
+            raise ValueError(f"data.{name} must be at least {least}, got {value}")

@@ -6,13 +6,16 @@ another function in any module: nothing is registered.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
+import io
 import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from longrl.types import Row
@@ -64,9 +67,9 @@ def _read_file(path: Path) -> list[Record]:
     if not path.is_file():
         raise ValueError(f"the data file {str(path)!r} does not exist (working folder: {Path.cwd()}); correct the path")
     if path.suffix == ".parquet":
-        import pyarrow.parquet
+        from pyarrow import parquet  # type: ignore[import-untyped]
 
-        return pyarrow.parquet.read_table(path).to_pylist()
+        return parquet.read_table(path).to_pylist()
     return _read_json(path) if path.suffix == ".json" else _read_jsonl(path)
 
 
@@ -89,7 +92,7 @@ def _read_jsonl(path: Path) -> list[Record]:
             try:
                 record = json.loads(line)
             except json.JSONDecodeError as error:
-                raise ValueError(f"line {number} of {path} is no JSON: {error}; a file cut off while writing?") from error
+                raise ValueError(f"line {number} of {path} is no JSON: {error}; is the file cut off?") from error
             if not isinstance(record, dict):
                 raise ValueError(f"line {number} of {path} must hold a record, got {type(record).__name__}")
             records.append(record)
@@ -117,7 +120,8 @@ def longvideo_reason_row(record: Record, index: int, media_root: str | None = No
 
     Fields: `problem` and `answer` ("<answer>B</answer>" or plain) are needed; `problem_id`, `data_type`,
     `problem_type` (the category), `reasoning`, `videos` and `images` (a path or a list of them) and `task` may be
-    absent or null. A record whose `data_type` is `video` or `image` must name its medium.
+    absent or null, and `metadata` (such as the `tolerance` of a number) too. A record whose `data_type` is `video` or
+    `image` must name its medium.
 
     Raises:
         ValueError: a field is missing; the message names the record and the fields it has.
@@ -126,16 +130,18 @@ def longvideo_reason_row(record: Record, index: int, media_root: str | None = No
     data_type = str(record.get("data_type") or "")
     videos, images = (_paths(record, field, index, media_root) for field in ("videos", "images"))
     if data_type in ("video", "image") and not (videos or images):
-        raise _lacks(record, index, f"{data_type}s", f"its data_type is {data_type!r}")
+        raise _lacks(record, index, f"{data_type}s", f", though its data_type is {data_type!r}")
+    task = str(record.get("task") or infer_task(problem, answer, has_media=bool(videos or images)))
     return Row(
         id=_id(record, index),
         problem=problem,
-        answer=answer,
-        task=str(record.get("task") or infer_task(problem, answer, has_media=bool(videos or images))),
+        answer=option_letter(problem, answer) if task == "multiple_choice" else answer,
+        task=task,
         category=str(record.get("problem_type") or data_type or "general"),
         videos=videos,
         images=images,
         reasoning=plain_reasoning(record.get("reasoning")),
+        metadata=record.get("metadata") or {},
     )
 
 
@@ -154,9 +160,40 @@ def text_math_row(record: Record, index: int, media_root: str | None = None) -> 
 
 
 def image_row(record: Record, index: int, media_root: str | None = None) -> Row:
-    """A question about images: as `longvideo_reason_row`, with `images` (or `image`) that must not be empty."""
-    record = {**record, "images": record.get("images") or record.get("image"), "data_type": "image"}
-    return longvideo_reason_row(record, index, media_root)
+    """A question about images: as `longvideo_reason_row`, but `images` (or `image`) must not be empty.
+
+    Images inside the record, as `datasets` and parquet files hold them (`{"bytes", "path"}` or a PIL image), are
+    written to `media_root/.images`, each once.
+    """
+    images = record.get("images") or record.get("image") or []
+    images = list(images) if isinstance(images, (list, tuple)) else [images]
+    paths = [item if isinstance(item, str) else _write_image(item, index, media_root) for item in images]
+    return longvideo_reason_row({**record, "images": paths, "data_type": "image"}, index, media_root)
+
+
+def _write_image(image: Any, index: int, media_root: str | None) -> str:
+    """The path, relative to `media_root`, of a file with the image; named by its content."""
+    content = _image_bytes(image)
+    if content is None:
+        return str(image["path"])
+    if media_root is None:
+        raise ValueError(f"record {index} holds an image; set data.media_root to a folder where it may be written")
+    path = Path(media_root, ".images", hashlib.sha256(content).hexdigest()[:32])
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{os.getpid()}")
+        partial.write_bytes(content)
+        partial.replace(path)  # other ranks write the same file
+    return str(path.relative_to(media_root))
+
+
+def _image_bytes(image: Any) -> bytes | None:
+    """An encoded image; None if it is a path only."""
+    if isinstance(image, Mapping):
+        return image.get("bytes")
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 VIDEO_R1_TASKS = {
@@ -169,17 +206,20 @@ VIDEO_R1_TASKS = {
 
 
 def video_r1_row(record: Record, index: int, media_root: str | None = None) -> Row:
-    """A Video-R1 record (arXiv:2503.21776): `options` apart, `solution` in a tag, `process` as reasoning, one `path`."""
+    """A Video-R1 record (arXiv:2503.21776): `options` apart, `solution` in a tag, `process`, and one `path`."""
     kind = str(record.get("data_type") or "video")
     problem = "\n".join([_text(record, "problem", index), *(record.get("options") or [])])
     answer = plain_answer(_text(record, "solution", index))
     paths = _paths(record, "path", index, media_root)
+    if not paths:
+        raise _lacks(record, index, "path")
     problem_type = str(record.get("problem_type") or "general")
+    task = VIDEO_R1_TASKS.get(problem_type) or infer_task(problem, answer, has_media=True)
     return Row(
         id=_id(record, index),
         problem=problem,
-        answer=answer,
-        task=VIDEO_R1_TASKS.get(problem_type) or infer_task(problem, answer, has_media=bool(paths)),
+        answer=option_letter(problem, answer) if task == "multiple_choice" else answer,
+        task=task,
         category=problem_type,
         videos=paths if kind == "video" else (),
         images=paths if kind == "image" else (),
@@ -193,13 +233,14 @@ def video_r1_row(record: Record, index: int, media_root: str | None = None) -> R
 def infer_task(problem: str, answer: str, *, has_media: bool) -> str:
     """What kind of answer is wanted, for records that do not say.
 
-    Options in the problem, or a lone letter as answer: `multiple_choice`; a number: `numeric` about media, `math` in
-    text; anything else: `open_ended`.
+    A letter or one of the problem's options, or any answer about media to a problem with options: `multiple_choice`. A
+    number: `numeric` about media, `math` in text. Anything else: `open_ended`.
     """
     from longrl.rewards.choice import parse_options
     from longrl.rewards.numeric import number
 
-    if parse_options(problem) or LETTER.fullmatch(answer):
+    is_letter = LETTER.fullmatch(option_letter(problem, answer)) is not None
+    if (is_letter or has_media) if parse_options(problem) else (is_letter and has_media):
         return "multiple_choice"
     if number(answer) is not None and not re.search(r"[^\W\d_]{2}", answer):
         return "numeric" if has_media else "math"
@@ -207,11 +248,25 @@ def infer_task(problem: str, answer: str, *, has_media: bool) -> str:
 
 
 def plain_answer(text: str) -> str:
-    """The content of the last `<answer>` tag, or the text; "(b)." and "B." become "B"."""
+    """The content of the last `<answer>` tag, or the text."""
     found = ANSWER_TAG.findall(text)
-    answer = (found[-1] if found else text).strip()
-    letter = LETTER.fullmatch(answer)
-    return letter[1].upper() if letter else answer
+    return (found[-1] if found else text).strip()
+
+
+def option_letter(problem: str, answer: str) -> str:
+    """The letter that an answer means: "(b)." is B, and so are "B. dog" and "dog" if that is option B.
+
+    Returns:
+        The answer as it is, if it means none.
+    """
+    from longrl.rewards.choice import parse_options
+
+    if letter := LETTER.fullmatch(answer):
+        return letter[1].upper()
+    for option, wording in parse_options(problem).items():
+        if answer in (wording, f"{option}. {wording}", f"{option}) {wording}", f"({option}) {wording}"):
+            return option
+    return answer
 
 
 def plain_reasoning(text: object) -> str | None:
@@ -236,8 +291,8 @@ def _paths(record: Mapping[str, Any], field: str, index: int, media_root: str | 
     if not all(isinstance(path, str) and path for path in paths):
         kinds = sorted({type(path).__name__ for path in paths})
         raise ValueError(
-            f"record {index} (id {_id(record, index)!r}): {field!r} must hold file paths, got {', '.join(kinds)}; write "
-            "the media to files and name them, or give data.row_function a function that does"
+            f"record {index} (id {_id(record, index)!r}): {field!r} must hold file paths, got {', '.join(kinds)}; name "
+            "files, or use data.row_function=longrl.datamodules.rows.image_row for images inside the records"
         )
     return tuple(os.path.join(media_root or "", os.path.expanduser(path)) for path in paths)
 
@@ -248,33 +303,37 @@ def _id(record: Mapping[str, Any], index: int) -> str:
 
 
 def _lacks(record: Mapping[str, Any], index: int, field: str, why: str = "") -> ValueError:
-    state = "is empty" if field in record else "is missing"
+    state = ("is empty" if field in record else "is missing") + why
     return ValueError(
-        f"record {index} (id {_id(record, index)!r}) lacks {field!r}: it {state}{f', but {why}' if why else ''}; it has "
-        f"{', '.join(map(str, record)) or 'no fields'}. Correct the record, or choose the row function of its schema "
-        "with data.row_function"
+        f"record {index} (id {_id(record, index)!r}) needs {field!r}, which {state}; the record has "
+        f"{', '.join(map(str, record)) or 'no field'}. Correct it, or choose the row function of its schema with "
+        "data.row_function"
     )
 
 
-def load_row_function(path: str | RowFunction) -> RowFunction:
-    """The function at an import path (`longrl.datamodules.rows.image_row`) or in a file (`my/rows.py:my_row`)."""
-    if callable(path):
-        return path
-    location, _, name = path.rpartition(":") if ":" in path else path.rpartition(".")
+def load_row_function(path: str) -> RowFunction:
+    """The function at an import path (`longrl.datamodules.rows.image_row`) or in a file (`my/rows.py:my_row`).
+
+    Raises:
+        ValueError: nothing of that name is there.
+    """
+    location, _, name = path.rpartition(":" if ":" in path else ".")
     try:
-        if ":" in path:
-            spec = importlib.util.spec_from_file_location(Path(location).stem, location)
-            assert spec is not None and spec.loader is not None, location
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(location)
-        return getattr(module, name)
-    except (ImportError, AttributeError, AssertionError, OSError, ValueError) as error:
+        return getattr(_load_file(location) if ":" in path else importlib.import_module(location), name)
+    except (ImportError, AttributeError, OSError, ValueError) as error:
         raise ValueError(
-            f"data.row_function={path!r} must be an import path such as longrl.datamodules.rows.longvideo_reason_row, or "
-            f"file.py:function: {error}"
+            f"data.row_function={path!r} was not found: {error}; give an import path such as "
+            "longrl.datamodules.rows.longvideo_reason_row, or file.py:function"
         ) from error
+
+
+def _load_file(path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def make_rows(records: Iterable[Record], row_function: RowFunction, media_root: str | None) -> list[Row | ValueError]:

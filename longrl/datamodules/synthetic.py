@@ -1,7 +1,7 @@
 """Long videos with known stories: real H.264 files and records in the LongVideo-Reason schema, all from one seed.
 
-A video is a story of scenes. Each shows one object (a colour and a shape) in one quadrant; in some a robot, a black disc
-with an orange rim, sits on the object. The robot collects: it visits all objects with one attribute and no others.
+A video is a story of scenes. Each shows one object (a colour and a shape) in one quadrant; in some a robot, a black
+disc with an orange rim, sits on the object. The robot collects: it visits all objects with one attribute and no others.
 Four questions are asked of a story. What a reader of the TEXT alone can score is 1 in 4 by construction:
 
 - the order of the scenes is a uniform permutation, so every object of the video is equally often the right one;
@@ -26,7 +26,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from random import Random
@@ -52,7 +52,7 @@ CATEGORIES = ("temporal", "spatial", "goal and purpose", "plot and narrative")
 LETTERS = "ABCD"
 NOTHING = "nothing"
 
-VERSION = 1
+VERSION = 2
 """Raise it when the same config gives other records or pixels, so that old folders are made again."""
 MOTION_FRAMES = 8
 """An object circles once around its place in so many frames."""
@@ -88,8 +88,8 @@ class SyntheticConfig:
         num_objects = len(COLORS) * len(SHAPES)
         if not 4 <= self.min_scenes <= self.max_scenes <= num_objects:
             raise ValueError(
-                f"scenes must satisfy 4 <= min_scenes <= max_scenes <= {num_objects} (objects of a video are distinct), "
-                f"got {self.min_scenes} and {self.max_scenes}; for longer videos raise scene_s"
+                f"scenes must satisfy 4 <= min_scenes <= max_scenes <= {num_objects}, as the objects of a video are "
+                f"distinct, got {self.min_scenes} and {self.max_scenes}; for longer videos raise scene_s"
             )
         if not 1 <= self.questions_per_video <= len(CATEGORIES):
             raise ValueError(f"questions_per_video must be 1 to {len(CATEGORIES)}, got {self.questions_per_video}")
@@ -194,7 +194,7 @@ class Question:
     correct: str
     distractors: list[str]
     deduction: str
-    """The last step of the reasoning; it names the correct option."""
+    """The last step of the reasoning; it ends with the correct option, behind which its letter is put."""
 
 
 def ask_temporal(story: Story, rng: Random) -> Question:
@@ -242,7 +242,7 @@ def ask_goal(story: Story, rng: Random) -> Question:
 
 
 def _most_tempting(attributes: list[str], story: Story, rng: Random) -> list[str]:
-    """Attributes that could be goals of this video first, then those of unvisited objects, of visited ones, the rest."""
+    """Attributes that could be goals of this video first, then those of unvisited objects, of visited ones, others."""
     goals = possible_goals(story.scenes)
     unvisited = {attribute for scene in story.scenes if not scene.visited for attribute in scene.attributes}
     visited = {attribute for scene in story.scenes if scene.visited for attribute in scene.attributes}
@@ -312,7 +312,7 @@ def make_split(config: SyntheticConfig, split: str, stories: list[Story]) -> tup
                 "problem": write_options(question.text, question.correct, question.distractors, letter),
                 "data_type": "video",
                 "problem_type": category,
-                "reasoning": f"{describe(clip.story)} {question.deduction} That is {letter}.",
+                "reasoning": f"{describe(clip.story)} {question.deduction.removesuffix('.')} {letter}.",
                 "videos": clip.path,
                 "answer": f"<answer>{letter}</answer>",
             }
@@ -323,30 +323,35 @@ def make_split(config: SyntheticConfig, split: str, stories: list[Story]) -> tup
 def make_pretrain(config: SyntheticConfig, stories: list[Story]) -> tuple[list[Record], list[Clip]]:
     """Rows that teach a base model to describe videos and to read options, and neither the questions nor reasoning.
 
-    `description` rows have a video and its scene listing as answer; `lookup` rows have no video and ask which letter
-    stands before a given text, among options as the four categories offer them.
+    `description` rows have a video of one or more scenes of a story and their listing as answer; `lookup` rows have no
+    video and four options, as the categories offer them, to be told with their letters in random order.
     """
     rng = Random(f"{config.seed}/pretrain/questions")
-    clips = make_clips(config, "pretrain", stories)
+    clips = make_clips(config, "pretrain", [part_of(story, rng) for story in stories])
+    rows: list[tuple[str | None, ...]]
     rows = [("Describe the video.", "video", "description", clip.path, describe(clip.story)) for clip in clips]
-    count = len(clips) * config.lookups_per_video
-    categories = [CATEGORIES[i % len(CATEGORIES)] for i in range(count)]
-    letters = _letters_by_category(categories, rng)
-    for category in categories:
+    for i in range(len(clips) * config.lookups_per_video):
         story = sample_story(rng, num_scenes=rng.randint(config.min_scenes, config.max_scenes))
-        question, letter = ASK[category](story, rng), next(letters[category])
-        text = f"Which option is {question.correct}?"
-        problem = write_options(text, question.correct, question.distractors, letter)
-        rows.append((problem, "text", "lookup", None, letter))
+        question = ASK[CATEGORIES[i % len(CATEGORIES)]](story, rng)
+        options = rng.sample([question.correct, *question.distractors], len(LETTERS))
+        problem = "\n".join(["Find the options.", *map("{}. {}".format, LETTERS, options)])
+        found = rng.sample(list(zip(options, LETTERS, strict=True)), len(LETTERS))
+        rows.append((problem, "text", "lookup", None, " ".join(f"{option} {letter}." for option, letter in found)))
     names = ("problem", "data_type", "problem_type", "videos", "answer")
-    return [{"problem_id": i, **dict(zip(names, row, strict=True)), "reasoning": None} for i, row in enumerate(rows)], clips
+    common = {"reasoning": None, "task": "open_ended"}
+    return [{"problem_id": i, **dict(zip(names, row, strict=True)), **common} for i, row in enumerate(rows)], clips
+
+
+def part_of(story: Story, rng: Random) -> Story:
+    """One to all neighbouring scenes of a story: a base model learns from short videos before it can read long ones."""
+    count = rng.randint(1, len(story.scenes))
+    start = rng.randint(0, len(story.scenes) - count)
+    return replace(story, scenes=story.scenes[start : start + count])
 
 
 def make_clips(config: SyntheticConfig, split: str, stories: list[Story]) -> list[Clip]:
     """Name a file and a seed for each story."""
-    return [
-        Clip(f"videos/{split}_{i:06d}.mp4", story, f"{config.seed}/{split}/{i}") for i, story in enumerate(stories)
-    ]
+    return [Clip(f"videos/{split}_{i:06d}.mp4", story, f"{config.seed}/{split}/{i}") for i, story in enumerate(stories)]
 
 
 def _letters_by_category(categories: list[str], rng: Random) -> dict[str, Iterator[str]]:
@@ -399,19 +404,27 @@ def draw_scene(scene: Scene, background: Image, rng: Random) -> Iterator[Image]:
     unit = size / 112
     radius = round(rng.uniform(21.0, 24.0) * unit)
     mask, robot = shape_mask(scene.shape, radius), _robot_distance(radius)
-    place = [size // 4 + (size // 2) * (word in scene.position) + rng.uniform(-1.5, 1.5) * unit for word in ("bottom", "right")]
+    row, col = (
+        size // 4 + (size // 2) * (word in scene.position) + rng.uniform(-1.5, 1.5) * unit
+        for word in ("bottom", "right")
+    )
     turn = rng.uniform(0, 2 * math.pi)
     for step in range(MOTION_FRAMES):
         angle = turn + 2 * math.pi * step / MOTION_FRAMES
-        row = round(place[0] + unit * math.sin(angle)) - radius
-        col = round(place[1] + unit * math.cos(angle)) - radius
         frame = background.copy()
-        patch = frame[row : row + 2 * radius + 1, col : col + 2 * radius + 1]
+        rows = _extent(row + unit * math.sin(angle), radius, size)
+        patch = frame[rows, _extent(col + unit * math.cos(angle), radius, size)]
         patch[mask] = COLORS[scene.color]
         if scene.visited:
             patch[robot <= 0.42] = (255, 140, 0)
             patch[robot <= 0.3] = (0, 0, 0)
         yield frame
+
+
+def _extent(center: float, radius: int, size: int) -> slice:
+    """The 2r+1 rows or columns around `center`, moved into the picture where rounding at small sizes leads out of it."""
+    start = min(max(round(center) - radius, 0), size - 2 * radius - 1)
+    return slice(start, start + 2 * radius + 1)
 
 
 def _robot_distance(radius: int) -> NDArray[np.float64]:
@@ -433,7 +446,8 @@ def write_video(path: Path, clip: Clip, config: SyntheticConfig) -> None:
         stream.options = {"preset": "ultrafast", "crf": "20", "g": "64", "threads": "1"}
         pts = 0
         for scene in clip.story.scenes:
-            drawn = [av.VideoFrame.from_ndarray(f, "rgb24").reformat(format="yuv420p") for f in draw_scene(scene, background, rng)]
+            images = draw_scene(scene, background, rng)
+            drawn = [av.VideoFrame.from_ndarray(image, "rgb24").reformat(format="yuv420p") for image in images]
             for step in range(frames_per_scene):
                 frame = drawn[step % MOTION_FRAMES]
                 frame.pts = pts
@@ -480,16 +494,26 @@ def generate(folder: str | Path, config: SyntheticConfig, *, workers: int = 1) -
 
 def is_complete(folder: Path, config: SyntheticConfig, clips: list[Clip]) -> bool:
     """Whether `folder` holds what `config` asks for."""
-    manifest = folder / "manifest.json"
-    if not manifest.is_file() or json.loads(manifest.read_text()).get("fingerprint") != config.fingerprint:
+    if _fingerprint(folder) != config.fingerprint:
         return False
     return all((folder / clip.path).is_file() for clip in clips)
 
 
+def _fingerprint(folder: Path) -> str | None:
+    """What `folder`'s manifest says; None if there is no manifest of this generator."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return manifest.get("fingerprint") if isinstance(manifest, dict) else None
+
+
 def _refuse_foreign(folder: Path) -> None:
-    if folder.exists() and not (folder / "manifest.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
+    """A folder of this generator is replaced, an empty one filled; anything else is the user's."""
+    if folder.exists() and not _fingerprint(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(
-            f"{folder} exists and was not written by this generator (it has no manifest.json); choose another folder"
+            f"{folder} exists and was not written by this generator (no manifest.json with a fingerprint); choose "
+            "another folder, or remove it"
         )
 
 

@@ -178,6 +178,10 @@ class CausalFamily(ModelFamily):
                     "use the family the weights were made with"
                 )
 
+    def save_processing(self, folder: str | Path) -> None:
+        """Writes what turns text and media into model inputs, beside exported weights."""
+        self.tokenizer.save_pretrained(folder)
+
     # -- prompts -------------------------------------------------------------------------------------------------
 
     def render(self, row: Row, text: str, frames: Sequence[Frames] = (), response: str | None = None) -> Prompt:
@@ -243,16 +247,28 @@ class CausalFamily(ModelFamily):
 
     # -- scoring -------------------------------------------------------------------------------------------------
 
-    def embed(self, model: nn.Module, input_ids: Tensor, features: Sequence[Tensor]) -> Tensor:
-        """[L] ids and the features of their media in order -> [L, D] embeddings."""
-        embeds = model.get_input_embeddings()(input_ids)
-        places = torch.isin(input_ids, torch.tensor(list(self.media_token_ids().values()), device=input_ids.device))
-        count = sum(len(item) for item in features)
+    def embed(self, model: nn.Module, packed: Packed, features: Mapping[str, Tensor]) -> Tensor:
+        """[L, D] embeddings of a micro-batch, media features in place of the prompts' placeholders.
+
+        A placeholder token that a policy happens to sample is an ordinary token.
+        """
+        embeds = model.get_input_embeddings()(packed.input_ids)
+        media = [features[key] for key in packed.media_keys]
+        count = sum(len(item) for item in media)
+        places = self._media_places(packed)
         if count != int(places.sum()):
             raise ValueError(f"{int(places.sum())} media placeholders in the packed prompts, but {count} features")
         if count:
-            embeds = embeds.masked_scatter(places[:, None], torch.cat(list(features)).to(embeds))
+            embeds = embeds.masked_scatter(places[:, None], torch.cat(media).to(embeds))
         return embeds
+
+    def _media_places(self, packed: Packed) -> Tensor:
+        """[L] True where a prompt has a media placeholder."""
+        ids = packed.input_ids
+        in_prompt = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+        for span in packed.spans:
+            in_prompt[span.start : span.start + span.prompt_tokens] = True
+        return in_prompt & torch.isin(ids, torch.tensor(list(self.media_token_ids().values()), device=ids.device))
 
     def hidden_states(self, model: nn.Module, embeds: Tensor, position_ids: Tensor, **attention: Any) -> Tensor:
         """[B, L, D] embeddings and [A, B, L] positions -> [B, L, D] last hidden states.
@@ -278,7 +294,7 @@ class CausalFamily(ModelFamily):
         from longrl.modules.logprobs import chunked_logprobs
 
         packed = packed.to(model.get_input_embeddings().weight.device)
-        embeds = self.embed(model, packed.input_ids, [features[key] for key in packed.media_keys])
+        embeds = self.embed(model, packed, features)
         hidden = self.hidden_states(model, embeds[None], packed.position_ids[:, None], spans=packed.spans)[0]
         logp, entropy = chunked_logprobs(
             hidden[packed.predict_from], self.lm_head(model), packed.target_ids, temperature

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -88,6 +89,10 @@ class Qwen2_5_VLFamily(CausalFamily):
         from transformers import AutoProcessor
 
         return AutoProcessor.from_pretrained(self._existing_path())
+
+    @override
+    def save_processing(self, folder: str | Path) -> None:
+        self.processor.save_pretrained(folder)
 
     @override
     def patch(self, frames: Frames) -> Media:

@@ -128,7 +128,7 @@ class PolicyModule(LightningModule):
         self.model.train()
 
     def _is_rl(self) -> bool:
-        return getattr(self.trainer.datamodule, "stage", "rl") == "rl"
+        return self.trainer.datamodule.renderer.stage == "rl"
 
     @override
     def configure_optimizers(self) -> dict[str, Any]:

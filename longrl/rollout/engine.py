@@ -148,7 +148,7 @@ class _Decoder:
         self.family, self.model, self.prompts, self.sampling = family, model, prompts, sampling
         self.device = model.get_input_embeddings().weight.device
         self.packed = self._pack().to(self.device)
-        self.features = [features[key] for key in self.packed.media_keys]
+        self.features = features
         self.cache = _SharedPrefixCache(
             self.packed.spans, sampling.num_generations, sampling.max_completion_tokens
         )
@@ -183,7 +183,7 @@ class _Decoder:
 
     def _prefill(self) -> Tensor:
         """[P*G, hidden size] states that predict each completion's first token."""
-        embeds = self.family.embed(self.model, self.packed.input_ids, self.features)
+        embeds = self.family.embed(self.model, self.packed, self.features)
         hidden = self.family.hidden_states(
             self.model, embeds[None], self.packed.position_ids[:, None], layer_attention=self.cache.store_prompts
         )[0]

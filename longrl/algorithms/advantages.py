@@ -1,0 +1,147 @@
+"""What was a completion worth, compared with what could be expected?
+
+Letters: P prompts, G completions of each, C = P * G completions in the order p * G + g, N tokens of all of them,
+completion after completion. Every function here takes the `Outcomes` of a rollout and returns [P, G], which all tokens
+of a completion share, or [N], one value per token. Completions that are not valid enter no mean and no deviation, and
+get 0. Sums are taken in float64: rewards are float32, so the mean of equal rewards is exactly that reward.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from longrl.algorithms.tokens import AllReduce, single_rank
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What a rollout earned.
+
+    Example:
+        `group_normalized(Outcomes(rewards=torch.tensor([[1.0, 0.0]]), valid=torch.ones(1, 2, dtype=torch.bool),
+        lengths=torch.tensor([5, 7])))` is about [[0.71, -0.71]].
+    """
+
+    rewards: Tensor
+    """[P, G]"""
+    valid: Tensor
+    """[P, G] bool"""
+    lengths: Tensor
+    """[C] tokens of each completion; 0 is allowed."""
+    kl_penalty: Tensor | None = None
+    """[N] kl_coef * estimate, to be taken off the reward of each token."""
+    baseline: Tensor | None = None
+    """[P] reward of a greedy completion."""
+    all_reduce: AllReduce = single_rank
+    """Sums over ranks, for the statistics of the whole batch."""
+
+    @property
+    def returns(self) -> Tensor:
+        """[P, G] float64: reward minus the KL penalty of the whole completion; 0 where not valid."""
+        ends = self.lengths.cumsum(0)
+        spent = self._spent_before
+        penalty = spent[ends] - spent[ends - self.lengths]
+        return (self.rewards.double() - penalty.view_as(self.rewards)).where(self.valid, 0.0)
+
+    @property
+    def returns_to_go(self) -> Tensor:
+        """[N] float64: sum over s >= t of r_s - penalty_s; the last token of a completion has its whole reward."""
+        spent = self._spent_before
+        at_end = self.per_token(spent[self.lengths.cumsum(0)])
+        return self.per_token(self.rewards.double().where(self.valid, 0.0)) - (at_end - spent[:-1])
+
+    def per_token(self, values: Tensor) -> Tensor:
+        """[N]: each token gets the value of its completion. `values` is [P, G] or [C]."""
+        return values.flatten().repeat_interleave(self.lengths)
+
+    @property
+    def _spent_before(self) -> Tensor:
+        """[N + 1] penalty of all tokens before each one, over the whole rollout."""
+        penalty = self.rewards.new_zeros(int(self.lengths.sum())) if self.kl_penalty is None else self.kl_penalty
+        penalty = penalty.double().where(self.per_token(self.valid), 0.0)
+        return torch.cat([penalty.new_zeros(1), penalty.cumsum(0)])
+
+
+def raw(outcomes: Outcomes) -> Tensor:
+    """A = r: REINFORCE without baseline (Williams 1992; for language models arXiv:2402.14740). [P, G]."""
+    return outcomes.returns
+
+
+def group_centered(outcomes: Outcomes) -> Tensor:
+    """A = r - mean(r of the group): Dr.GRPO, arXiv:2503.20783, which leaves the division by the deviation out. [P, G].
+
+    (G - 1) / G times `leave_one_out`.
+    """
+    returns = outcomes.returns
+    mean = returns.sum(1, keepdim=True) / _num_valid(outcomes).clamp(min=1)
+    return (returns - mean).where(outcomes.valid, 0.0)
+
+
+def group_normalized(outcomes: Outcomes, eps: float = 1e-6) -> Tensor:
+    """A = (r - mean(r)) / (std(r) + eps) in each group: GRPO, arXiv:2402.03300, sec. 4.1.2. [P, G].
+
+    The deviation is the unbiased one (divided by G - 1), as in TRL, verl and their kin; eps is verl's (TRL has 1e-4).
+    A group with equal rewards, or with one valid completion, gets exact zeros.
+    """
+    centered = group_centered(outcomes)
+    variance = centered.square().sum(1, keepdim=True) / (_num_valid(outcomes) - 1).clamp(min=1)
+    return centered / (variance.sqrt() + eps)
+
+
+def leave_one_out(outcomes: Outcomes) -> Tensor:
+    """A_i = r_i - mean(r_j, j != i): RLOO, arXiv:2402.14740, written as (r_i - mean(r)) * G / (G - 1). [P, G]."""
+    num_valid = _num_valid(outcomes)
+    return group_centered(outcomes) * num_valid / (num_valid - 1).clamp(min=1)
+
+
+def greedy_centered(outcomes: Outcomes) -> Tensor:
+    """A = r - r(greedy completion of the same prompt): ReMax, arXiv:2310.10505, algorithm 1. [P, G].
+
+    Raises:
+        ValueError: the groups have no greedy reward.
+    """
+    if outcomes.baseline is None:
+        raise ValueError(
+            "greedy_centered needs the reward of a greedy completion of every prompt, got none; "
+            "set model.algorithm.greedy_baseline to true"
+        )
+    return (outcomes.returns - outcomes.baseline.double()[:, None]).where(outcomes.valid, 0.0)
+
+
+def batch_normalized(outcomes: Outcomes) -> Tensor:
+    """A_t = whiten(sum over s >= t of r_s - penalty_s): REINFORCE++, arXiv:2501.03262, gamma = 1. [N].
+
+    The reward arrives with the last token, so A_t = r - (penalty from t on), whitened over all valid tokens of all
+    ranks, which makes long completions count for more in mean and deviation (as in verl and OpenRLHF).
+    """
+    return _whiten(outcomes.returns_to_go, outcomes)
+
+
+def group_centered_batch_normalized(outcomes: Outcomes) -> Tensor:
+    """A = whiten(r - mean(r of the group)): REINFORCE++-baseline, arXiv:2501.03262. [N].
+
+    Whitened over the valid tokens of all ranks (verl, OpenRLHF; ms-swift divides by the deviation over completions).
+    The mean over TOKENS need not be zero, so a group with equal rewards gets a small constant rather than zero.
+    """
+    return _whiten(outcomes.per_token(group_centered(outcomes)), outcomes)
+
+
+COMPARES_WITHIN_GROUP = (group_normalized, group_centered, leave_one_out, group_centered_batch_normalized)
+"""Advantages that are zero for a group of one."""
+
+
+def _num_valid(outcomes: Outcomes) -> Tensor:
+    return outcomes.valid.sum(1, keepdim=True)  # [P, 1]
+
+
+def _whiten(values: Tensor, outcomes: Outcomes, eps: float = 1e-8) -> Tensor:
+    """[N] (values - mean) / (std + eps) over the valid tokens of all ranks; std divides by their number."""
+    valid = outcomes.per_token(outcomes.valid)
+    values = values.where(valid, 0.0)
+    count, total = outcomes.all_reduce(torch.stack([valid.double().sum(), values.sum()]))
+    centered = (values - total / count.clamp(min=1)).where(valid, 0.0)
+    variance = outcomes.all_reduce(centered.square().sum()) / count.clamp(min=1)
+    return centered / (variance.sqrt() + eps)

@@ -1,0 +1,224 @@
+"""The objective of a run: one function per question, and the constants they share."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from torch import Tensor
+
+from longrl.algorithms.advantages import COMPARES_WITHIN_GROUP, Outcomes, greedy_centered, group_normalized
+from longrl.algorithms.corrections import no_correction
+from longrl.algorithms.kl import k1, k3
+from longrl.algorithms.selection import InOrder, Selection, drop_uniform, keep_all
+from longrl.algorithms.surrogates import TokenLosses, clipped, reinforce
+from longrl.algorithms.token_weights import sequence_mean
+from longrl.algorithms.tokens import AllReduce, Tokens, single_rank
+
+logger = logging.getLogger(__name__)
+
+# Any stands for what the comment says: with a class there, jsonargparse would want a factory of that class, and refuse
+# a class_path whose instances are called.
+Advantage = Callable[[Outcomes], Any]  # -> Tensor [P, G] or [N]
+Surrogate = Callable[[Tokens, float, float], Any]  # (tokens, clip_low, clip_high) -> TokenLosses
+TokenWeights = Callable[[Tensor, Tensor, AllReduce], Any]  # (lengths [C], valid [C], all_reduce) -> Tensor [C]
+Estimator = Callable[[Tensor, Tensor], Any]  # (logp [R], ref_logp [R]) -> Tensor [R]
+Correction = Callable[[Tokens, float], Any]  # (tokens, cap) -> Tensor [R]
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """Loss of a micro-batch, and metrics; both are sums under the weights, and add up over micro-batches and ranks."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """An RL objective; the defaults are GRPO without KL. `configs/algorithm/` has one file per paper.
+
+    L = sum over tokens of weight * (correction * surrogate(logp, old, advantage) + kl_coef * kl(logp, reference)),
+    where the second term is missing if the KL penalty is taken off the reward instead.
+
+    In YAML a function is its import path, and a function with settings a `class_path` with `init_args`.
+
+    Example:
+        ```python
+        algorithm = Algorithm(token_weights=token_mean, select=drop_uniform, clip_high=0.28)          # DAPO
+        groups = algorithm.select(groups)
+        advantages = algorithm.token_advantages(rewards, valid, lengths)                              # [N]
+        weights = algorithm.completion_weights(lengths, valid)                                        # [C], per step
+        output = algorithm.loss(logp, old_logp, None, None, advantages[rows], weights[completion_index],
+                                completion_index)
+        output.loss.backward()
+        ```
+    """
+
+    advantage: Advantage = group_normalized
+    """What a completion was worth: longrl/algorithms/advantages.py."""
+    surrogate: Surrogate = clipped
+    """What the loss of a token looks like: surrogates.py."""
+    token_weights: TokenWeights = sequence_mean
+    """How much a token counts: token_weights.py."""
+    select: Selection = keep_all
+    """Which groups train: selection.py."""
+    kl: Estimator = k3
+    """Estimator of the distance to the reference policy: kl.py."""
+    kl_coef: float = 0.0
+    """0 needs no reference policy."""
+    kl_placement: Literal["loss", "reward"] = "loss"
+    """`loss`: a term with its own gradient. `reward`: taken off the rewards before the advantage, at the old policy."""
+    clip_low: float = 0.2
+    """The ratio is clipped below 1 - clip_low."""
+    clip_high: float = 0.2
+    """The ratio is clipped above 1 + clip_high."""
+    correction: Correction = no_correction
+    """Importance weights between the engine that sampled and the trainer: corrections.py."""
+    correction_cap: float = 2.0
+    """Where importance weights are truncated or masked."""
+    greedy_baseline: bool = False
+    """Sample one greedy completion more per prompt, whose reward is the baseline of `greedy_centered`."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if inspect.isclass(value):
+                raise ValueError(
+                    f"algorithm.{field.name} must be a function, got the class {value.__name__}; "
+                    "write it as class_path with init_args, so that an instance is made"
+                )
+            if field.name in ("kl_coef", "clip_low", "clip_high", "correction_cap") and not value >= 0:
+                raise ValueError(f"algorithm.{field.name} must be a number >= 0, got {value}")
+
+    def validate(self, num_generations: int, mini_batches: int) -> None:
+        """Checks the algorithm against a run, before weights are loaded.
+
+        Args:
+            num_generations: completions per prompt, G.
+            mini_batches: optimizer steps per rollout.
+
+        Raises:
+            ValueError: it could not learn; the message has rule, value and remedy.
+        """
+        steps = self.select.steps if isinstance(self.select, InOrder) else [self.select]
+        for function in (self.advantage, *steps):
+            if num_generations < 2 and function in (*COMPARES_WITHIN_GROUP, drop_uniform):
+                raise ValueError(
+                    f"{function.__name__} compares the completions of a prompt and needs num_generations >= 2, "
+                    f"got {num_generations}; raise sampling.num_generations of the RolloutCallback, "
+                    "or use configs/algorithm/reinforce_pp.yaml or remax.yaml"
+                )
+        if self.advantage is greedy_centered and not self.greedy_baseline:
+            raise ValueError(
+                "greedy_centered subtracts the reward of a greedy completion, got greedy_baseline=False; "
+                "set model.algorithm.greedy_baseline to true"
+            )
+        if self.kl_coef > 0 and self.kl is k1 and self.kl_placement == "loss":
+            logger.warning(
+                "k1 in the loss has no effect on average, for its gradient is that of the log-probability alone; "
+                "set model.algorithm.kl to longrl.algorithms.k2 or k3, or model.algorithm.kl_placement to reward"
+            )
+        if self.surrogate is reinforce and mini_batches > 1:
+            logger.warning(
+                "the surrogate reinforce has no importance ratio, and %d updates per rollout make it off-policy; "
+                "set model.algorithm.surrogate to longrl.algorithms.clipped, or one update per rollout",
+                mini_batches,
+            )
+
+    def token_advantages(
+        self,
+        rewards: Tensor,
+        valid: Tensor,
+        lengths: Tensor,
+        kl: Tensor | None = None,
+        baseline: Tensor | None = None,
+        all_reduce: AllReduce = single_rank,
+    ) -> Tensor:
+        """The advantage of every token of a rollout.
+
+        With `kl_placement: reward` every token costs kl_coef * kl. `batch_normalized` takes that as a reward per token
+        (return from t on); all other advantages take the scalar r - kl_coef * (sum of kl over the completion).
+
+        Args:
+            rewards: [P, G].
+            valid: [P, G] bool; a completion that is not valid gets 0 and enters no statistic.
+            lengths: [P * G] tokens of each completion.
+            kl: [N] estimates at the old policy; needed with `kl_placement: reward`, else None.
+            baseline: [P] rewards of greedy completions.
+            all_reduce: sums over data-parallel ranks.
+
+        Returns:
+            [N], completion after completion, in the dtype of the rewards.
+        """
+        if (kl is not None) != (self.kl_placement == "reward" and self.kl_coef > 0):
+            raise ValueError(
+                f"kl_placement={self.kl_placement!r} with kl_coef={self.kl_coef} "
+                f"{'takes no' if kl is not None else 'needs the'} KL estimates of the rollout's tokens; "
+                "set model.algorithm.kl_placement and model.algorithm.kl_coef to what is meant"
+            )
+        penalty = None if kl is None else self.kl_coef * kl
+        outcomes = Outcomes(rewards, valid, lengths, penalty, baseline, all_reduce)
+        advantages: Tensor = self.advantage(outcomes)
+        per_token = advantages if advantages.dim() == 1 else outcomes.per_token(advantages)
+        return per_token.where(outcomes.per_token(valid), 0.0).to(rewards.dtype)
+
+    def completion_weights(self, lengths: Tensor, valid: Tensor, all_reduce: AllReduce = single_rank) -> Tensor:
+        """[C] weight of each token of the C completions of one optimizer step: longrl/algorithms/token_weights.py."""
+        return self.token_weights(lengths, valid, all_reduce)
+
+    def loss(
+        self,
+        logp: Tensor,
+        old_logp: Tensor,
+        ref_logp: Tensor | None,
+        sampler_logp: Tensor | None,
+        advantages: Tensor,
+        weights: Tensor,
+        completion_index: Tensor,
+    ) -> LossOutput:
+        """The weighted sum over the tokens of a micro-batch; the gradient flows through `logp` alone.
+
+        Args:
+            logp: [R] under the policy being updated, with gradient.
+            old_logp: [R] before the updates on this rollout; `logp.detach()` on the first.
+            ref_logp: [R] under the reference policy, or None without KL term.
+            sampler_logp: [R] as the rollout engine reported them, or None.
+            advantages: [R].
+            weights: [R] of `completion_weights`.
+            completion_index: [R] which completion a row belongs to; none is split over micro-batches.
+
+        Returns:
+            The loss, and as metrics the weighted sums of: `clip_fraction_low`, `clip_fraction_high`, `ratio_mean`,
+            `approx_kl` (k3 of old against new policy), `correction_mean`; with a reference `kl_ref`, with a sampler
+            `sampler_kl` (k3 of sampler against old policy); and `weight_sum`, 1 over a step but for `Constant`.
+        """
+        old_logp, advantages, weights = old_logp.detach(), advantages.detach(), weights.detach()
+        tokens = Tokens(logp, old_logp, advantages, completion_index, sampler_logp)
+        surrogate: TokenLosses = self.surrogate(tokens, self.clip_low, self.clip_high)
+        correction = self.correction(tokens, self.correction_cap).detach()
+        losses = correction * surrogate.loss
+        metrics = {
+            "clip_fraction_low": surrogate.clipped_low,
+            "clip_fraction_high": surrogate.clipped_high,
+            "ratio_mean": tokens.ratio,
+            "approx_kl": k3(old_logp, logp),
+            "correction_mean": correction,
+            "weight_sum": weights.new_ones(()),
+        }
+        if sampler_logp is not None:
+            metrics["sampler_kl"] = k3(sampler_logp, old_logp).where(sampler_logp.isfinite(), 0.0)
+        if ref_logp is not None:
+            metrics["kl_ref"] = self.kl(logp, ref_logp.detach())
+            if self.kl_placement == "loss":
+                losses = losses + self.kl_coef * metrics["kl_ref"]
+        elif self.kl_placement == "loss" and self.kl_coef > 0:
+            raise ValueError(
+                f"kl_coef={self.kl_coef} in the loss needs the reference's log-probabilities, got none; "
+                "set model.algorithm.kl_coef to 0 to train without"
+            )
+        sums = {name: (weights * values.detach()).sum() for name, values in metrics.items()}
+        return LossOutput((weights * losses).sum(), sums)

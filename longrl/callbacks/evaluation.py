@@ -1,0 +1,94 @@
+"""The result of `test` and `predict`: accuracy per category with intervals, and every answer on file."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from typing_extensions import override
+
+from longrl.evaluation.records import sample_record, write_jsonl
+from longrl.evaluation.scoring import Summary, summarize
+from longrl.types import Batch
+
+
+class EvaluationReport(Callback):
+    """Collects the groups of test and prediction batches.
+
+    `test` writes `evaluation.json` (scores) and `predictions.jsonl` to the run's folder and prints a table; `predict`
+    writes `predictions.jsonl` alone.
+
+    Args:
+        frames_per_cell: video frames behind one temporal cell (2 for Qwen), to report how many frames were seen.
+    """
+
+    def __init__(self, frames_per_cell: int | None = None) -> None:
+        self.frames_per_cell = frames_per_cell
+        self.records: list[dict[str, Any]] = []
+        self.summary: Summary | None = None
+
+    @override
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._collect(batch)
+
+    @override
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._collect(batch)
+
+    def _collect(self, batch: Batch) -> None:
+        self.records += [
+            sample_record(group, frames_per_cell=self.frames_per_cell) for group in batch.groups or ()
+        ]
+
+    @override
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write_predictions(trainer)
+        self.summary = summarize(self.records)
+        if trainer.is_global_zero:
+            path = Path(trainer.default_root_dir) / "evaluation.json"
+            partial = path.with_suffix(".partial")
+            partial.write_text(json.dumps(self.summary.to_dict(), indent=2))
+            os.replace(partial, path)
+            print_scores({Path(trainer.default_root_dir).name: self.summary.to_dict()["scores"]})
+
+    @override
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write_predictions(trainer)
+
+    def _write_predictions(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero:
+            write_jsonl(Path(trainer.default_root_dir) / "predictions.jsonl", self.records)
+
+
+def print_scores(runs: dict[str, dict[str, dict[str, float]]]) -> None:
+    """A table of runs against categories: accuracy and its 95% interval in percent, and the number of questions."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", *runs, title="accuracy, 95% interval")
+    for category in next(iter(runs.values())):
+        cells = [
+            f"{100 * s['accuracy']:.1f}  [{100 * s['low']:.1f}, {100 * s['high']:.1f}]  n={s['n']}"
+            for s in (scores[category] for scores in runs.values())
+        ]
+        table.add_row(category, *cells)
+    Console(width=40 + 32 * len(runs)).print(table)

@@ -1,0 +1,86 @@
+"""Samples to look at: what was asked, what the policy answered, what it got for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+from typing_extensions import override
+
+from longrl.types import Batch, Group
+
+COLUMNS = ("step", "id", "category", "problem", "answer", "completion", "reward")
+
+
+class Generations(Callback):
+    """Appends a few completions to `samples.jsonl` every so many steps; prints them, and logs a W&B table.
+
+    Args:
+        every_n_steps: how often.
+        num_prompts: prompts shown each time.
+        num_completions: completions of each.
+        print_table: also print a table on the console.
+    """
+
+    def __init__(
+        self, every_n_steps: int = 10, num_prompts: int = 2, num_completions: int = 2, print_table: bool = False
+    ) -> None:
+        if min(every_n_steps, num_prompts, num_completions) < 1:
+            raise ValueError(
+                "every_n_steps, num_prompts and num_completions of Generations must be at least 1, "
+                f"got {every_n_steps}, {num_prompts} and {num_completions}"
+            )
+        self.every_n_steps = every_n_steps
+        self.num_prompts = num_prompts
+        self.num_completions = num_completions
+        self.print_table = print_table
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        if not batch.groups or not trainer.is_global_zero or trainer.global_step % self.every_n_steps:
+            return
+        rows = [
+            sample
+            for group in batch.groups[: self.num_prompts]
+            for sample in group_samples(group, trainer.global_step, self.num_completions)
+        ]
+        path = Path(trainer.default_root_dir) / "samples.jsonl"
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_table("samples", list(COLUMNS), [[row[name] for name in COLUMNS] for row in rows])
+        if self.print_table:
+            _print(rows)
+
+
+def group_samples(group: Group, step: int, count: int) -> list[dict[str, Any]]:
+    """One dict per completion, the parts of its reward included."""
+    return [
+        {
+            "step": step,
+            "id": group.prompt.id,
+            "category": group.prompt.row.category,
+            "problem": group.prompt.row.problem,
+            "answer": group.prompt.row.answer,
+            "completion": completion.text,
+            "reward": float(group.rewards[index]),
+            "parts": {name: float(values[index]) for name, values in group.reward_parts.items()},
+        }
+        for index, completion in enumerate(group.completions[:count])
+    ]
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*COLUMNS, title="samples", show_lines=True)
+    for row in rows:
+        table.add_row(*(str(row[name]) for name in COLUMNS))
+    Console().print(table)

@@ -1,0 +1,65 @@
+"""Where each step's time goes, on the progress bar and in the logs."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from typing_extensions import override
+
+from longrl.types import Batch
+
+
+class Throughput(Callback):
+    """Logs seconds per phase (`time/encode`, `generate`, `reward`, `update`, `data`), tokens per second and encodes.
+
+    The phases come from `PolicyModule.phases`; `data` is what the step waited for its batch.
+    """
+
+    def __init__(self) -> None:
+        self._end_of_last = self._start = 0.0
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._end_of_last = time.perf_counter()
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        self._start = time.perf_counter()
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        now = time.perf_counter()
+        seconds = pl_module.phases.collect() | {"data": self._start - self._end_of_last}
+        for name, value in seconds.items():
+            shown = name in ("encode", "generate", "reward", "update")
+            pl_module.log(f"time/{name}", value, batch_size=1)
+            if shown:
+                pl_module.log(f"{name}_s", value, prog_bar=True, logger=False, batch_size=1)
+        pl_module.log("throughput/tokens_per_s", num_tokens(batch) / (now - self._end_of_last), batch_size=1)
+        pl_module.log("throughput/media_encoded", float(pl_module.features.num_encoded), batch_size=1)
+        self._end_of_last = now
+
+
+def num_tokens(batch: Batch) -> int:
+    """Tokens of a step, a prompt counted once."""
+    if batch.groups is None:
+        return sum(len(prompt.input_ids) + len(prompt.response_ids) for prompt in batch.prompts)
+    return sum(
+        len(group.prompt.input_ids) + sum(len(completion.token_ids) for completion in group.completions)
+        for group in batch.groups
+    )
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's rich bar without the version number."""
+
+    @override
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics

@@ -1,0 +1,405 @@
+import json
+import pickle
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
+
+from longrl.datamodules.longvideo_reason import LongVideoReason, fill, ordered_media
+from longrl.datamodules.synthetic import SyntheticConfig, generate
+from longrl.datamodules.video import VideoSampling
+from longrl.types import Row
+from tests.tiny import text_family, vl_family
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "data"
+
+
+@pytest.fixture(scope="session")
+def synthetic(tmp_path_factory) -> Path:
+    """3 training videos of 4 questions, 1 for evaluation, 2 with descriptions; 56 x 56 pixels, 8 to 10 seconds."""
+    folder = tmp_path_factory.mktemp("data") / "synthetic"
+    generate(folder, SyntheticConfig(3, 1, 2, scene_s=2.0, size=56))
+    return folder
+
+
+def write(folder: Path, records: list[dict], name: str = "rows.jsonl") -> str:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(folder / name)
+
+
+def sums(count: int) -> list[dict]:
+    return [{"problem": f"{n} + 1?", "answer": f"{n + 1}", "reasoning": "I count."} for n in range(count)]
+
+
+def texts(folder: Path, count: int = 7, **options) -> LongVideoReason:
+    """A data module of `count` short text rows, set up to train."""
+    source = options.pop("train", None) or write(folder, sums(count))
+    return LongVideoReason(text_family(), train=source, **{"prompts_per_batch": 2, **options})
+
+
+def clips(folder: Path, **options) -> LongVideoReason:
+    sampling = VideoSampling(fps=1.0)
+    train = {"train": str(folder / "train.jsonl"), "val": str(folder / "eval.jsonl")}
+    return LongVideoReason(vl_family(), **{**train, "video": sampling, "prompts_per_batch": 4, **options})
+
+
+def ids(batches) -> list[list[str]]:
+    return [[prompt.id for prompt in batch.prompts] for batch in batches]
+
+
+# ---- prompts ----
+
+
+def test_rl_prompts_have_their_video_and_no_target(synthetic):
+    module = clips(synthetic)
+    module.setup("fit")
+    batches = list(module.train_dataloader())
+    prompts = [prompt for batch in batches for prompt in batch.prompts]
+    assert len(batches) == 3
+    assert sorted(int(prompt.id) for prompt in prompts) == list(range(12))
+    assert len({len(prompt.input_ids) for prompt in prompts}) > 1  # different lengths in one batch
+    for prompt in prompts:
+        assert [item.kind for item in prompt.media] == ["video"]
+        assert prompt.response_ids is None
+        assert prompt.position_ids.shape == (3, len(prompt.input_ids))
+    assert len({prompt.media[0].key for prompt in prompts}) == 3  # four questions share a video
+
+
+def test_sft_targets_are_reasoning_and_answer(synthetic):
+    module = clips(synthetic, stage="sft")
+    module.setup("fit")
+    (prompt, *_) = module.refill(1)
+    text = module.renderer.family.decode(prompt.response_ids)
+    assert text == f"<think>{prompt.row.reasoning}</think><answer>{prompt.row.answer}</answer>"
+    assert prompt.response_ids[-1] == module.renderer.family.tokenizer.eos_token_id
+
+
+def test_rows_without_reasoning_teach_the_answer_alone_and_text_mixes_with_video(synthetic):
+    module = clips(synthetic, stage="sft", train=str(synthetic / "pretrain.jsonl"), question_template="{problem}")
+    module.setup("fit")
+    (batch,) = module.train_dataloader()
+    family = module.renderer.family
+    assert sorted(len(prompt.media) for prompt in batch.prompts) == [0, 0, 1, 1]
+    for prompt in batch.prompts:
+        assert family.decode(prompt.response_ids) == prompt.row.answer
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_render_the_same_prompts(synthetic, workers):
+    module, inline = clips(synthetic, num_workers=workers), clips(synthetic)
+    for one in (module, inline):
+        one.setup("fit")
+    for found, wanted in zip(module.refill(5), inline.refill(5), strict=True):
+        assert found.id == wanted.id
+        assert torch.equal(found.input_ids, wanted.input_ids)
+        assert torch.equal(found.media[0].patches, wanted.media[0].patches)
+    module.teardown("fit")
+
+
+def test_a_blind_model_gets_the_question_without_media(synthetic):
+    module = clips(synthetic, blind=True, media_root="/nowhere")
+    module.setup("fit")
+    (prompt,) = module.refill(1)
+    assert prompt.media == ()
+    assert prompt.row.videos == ()
+
+
+def test_images_and_videos_follow_the_tags_of_the_question(synthetic, tmp_path):
+    for name, size in (("a.png", (40, 60)), ("b.png", (56, 56))):
+        Image.new("RGB", size, "red").save(tmp_path / name)
+    video = str(synthetic / "videos" / "train_000000.mp4")
+    record = {"problem": "<image> then <video> then <image>?", "answer": "yes", "images": ["a.png", "b.png"]}
+    module = LongVideoReason(
+        vl_family(),
+        train=write(tmp_path, [{**record, "videos": video}]),
+        prompts_per_batch=1,
+        question_template="{problem}",
+    )
+    module.setup("fit")
+    (prompt,) = module.refill(1)
+    assert [item.kind for item in prompt.media] == ["image", "video", "image"]
+
+
+def test_media_without_tags_come_images_first():
+    row = Row(id="0", problem="?", answer="1", videos=("v",), images=("i", "j"))
+    assert ordered_media(row) == [("image", "i"), ("image", "j"), ("video", "v")]
+
+
+def test_a_template_keeps_braces_that_are_not_its_fields():
+    assert fill(r"{problem} \boxed{} {other}", problem="{answer}?") == r"{answer}? \boxed{} {other}"
+
+
+def test_a_worker_keeps_the_media_it_decoded_last(synthetic, monkeypatch):
+    import longrl.datamodules.longvideo_reason as this
+
+    read = []
+    monkeypatch.setattr(this, "read_video", lambda path, sampling: read.append(path) or real(path, sampling))
+    real = __import__("longrl.datamodules.video", fromlist=["read_video"]).read_video
+    for kept, reads in ((0, 12), (3, 3)):
+        read.clear()
+        module = clips(synthetic, cached_media=kept)
+        module.setup("fit")
+        module.refill(12)
+        assert len(read) == reads
+
+
+# ---- bad input ----
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompts_per_batch": 0}, r"data\.prompts_per_batch must be at least 1, got 0"),
+        ({"max_train_rows": 0}, r"data\.max_train_rows must be at least 1"),
+        ({"num_workers": -1}, r"data\.num_workers must be at least 0, got -1"),
+        ({"max_skipped_share": 1.5}, r"data\.max_skipped_share must be between 0 and 1, got 1\.5"),
+        ({"question_template": "What?"}, r"data\.question_template must contain \{problem\}, got 'What\?'"),
+        ({"row_function": "nothing.here"}, r"data\.row_function='nothing\.here' was not found"),
+    ],
+)
+def test_an_impossible_option_is_refused_at_once(options, message):
+    with pytest.raises(ValueError, match=message):
+        LongVideoReason(text_family(), **options)
+
+
+def test_a_stage_without_its_source_says_which():
+    with pytest.raises(ValueError, match=r"`test` reads data\.test, which is not set"):
+        LongVideoReason(text_family(), train="x.jsonl").setup("test")
+
+
+def test_a_batch_larger_than_the_data_is_refused_in_setup(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"prompts_per_batch=8 .* data\.train has 7 rows; lower data\.prompts_per_batch"
+    ):
+        texts(tmp_path, prompts_per_batch=8).setup("fit")
+
+
+BAD = [{"problem": "What?"}, {"problem": "Which?\nA. one\nB. two", "answer": "C"}]
+
+
+def test_bad_records_are_an_error_in_setup(tmp_path):
+    train = write(tmp_path, sums(4) + BAD)
+    with pytest.raises(
+        ValueError, match=r"2 of 6 records of data\.train .* the first: record 4 .* needs 'answer'.*=skip"
+    ):
+        texts(tmp_path, train=train).setup("fit")
+
+
+def test_bad_records_may_be_left_out_and_are_listed(tmp_path):
+    train = write(tmp_path, sums(4) + BAD)
+    module = texts(tmp_path, train=train, bad_records="skip", skipped_dir=str(tmp_path / "run"))
+    module.setup("fit")
+    assert sorted(prompt.id for prompt in module.refill(4)) == ["0", "1", "2", "3"]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == ["record 4", "record 5"]
+    assert "must be one of the options A, B, got 'C'" in lines[1]["reason"]
+
+
+def videos(synthetic: Path, folder: Path, broken: int, missing: int, good: int) -> str:
+    """Records of `good` whole videos, `broken` cut-off ones and `missing` ones."""
+    (folder / "broken.mp4").write_bytes((synthetic / "videos" / "train_000000.mp4").read_bytes()[:300])
+    whole = str(synthetic / "videos" / "train_000000.mp4")
+    paths = [whole] * good + ["broken.mp4"] * broken + ["missing.mp4"] * missing
+    records = [{"problem": "How many?", "answer": "3", "data_type": "video", "videos": path} for path in paths]
+    return write(folder, records)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_broken_and_missing_videos_are_skipped_and_listed(synthetic, tmp_path, workers):
+    train = videos(synthetic, tmp_path, broken=1, missing=1, good=6)
+    module = clips(synthetic, train=train, val=train, num_workers=workers, skipped_dir=str(tmp_path))
+    module.setup("fit")
+    whole = [str(number) for number in range(6)]
+    for _ in range(2):
+        assert sorted(prompt.id for prompt in module.refill(6)) == whole
+    assert sorted(prompt.id for batch in module.val_dataloader() for prompt in batch.prompts) == whole
+    lines = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    assert sorted((line["split"], line["id"]) for line in lines) == [
+        ("train", "6"), ("train", "7"), ("val", "6"), ("val", "7"),
+    ]  # fmt: skip
+    assert {Path(line["path"]).name for line in lines} == {"broken.mp4", "missing.mp4"}
+    module.teardown("fit")
+
+
+def test_too_many_missing_videos_are_an_error_in_setup(synthetic, tmp_path):
+    train = videos(synthetic, tmp_path, broken=0, missing=4, good=6)
+    module = clips(synthetic, train=train, skipped_dir=str(tmp_path))
+    with pytest.raises(ValueError, match=r"4 of all 10 cannot be used, .* the file .*missing\.mp4 does not exist"):
+        module.setup("fit")
+
+
+def test_too_many_broken_videos_are_an_error_in_training(synthetic, tmp_path):
+    train = videos(synthetic, tmp_path, broken=4, missing=0, good=6)
+    module = clips(synthetic, train=train, skipped_dir=str(tmp_path))
+    module.setup("fit")
+    with pytest.raises(
+        ValueError, match=r"data\.max_skipped_share=0\.05 of the train rows .* 4 of all 10 cannot be used"
+    ):
+        module.refill(10)
+
+
+def test_prompts_over_the_limit_are_skipped_with_the_limit_as_reason(tmp_path):
+    records = sums(6)
+    records[2]["problem"] = "many words " * 100
+    module = texts(tmp_path, train=write(tmp_path, records), max_prompt_tokens=200, skipped_dir=str(tmp_path))
+    module.setup("fit")
+    assert "2" not in [prompt.id for prompt in module.refill(10)]
+    (line,) = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    assert line["id"] == "2"
+    assert "more than data.max_prompt_tokens=200; raise that" in line["reason"]
+
+
+# ---- several sources, limits, evaluation ----
+
+
+def test_sources_may_be_joined_and_cut(tmp_path):
+    both = [write(tmp_path, sums(3), "a.jsonl"), write(tmp_path, sums(5), "b.jsonl")]
+    module = texts(tmp_path, train=both, test=both[0], max_train_rows=6, max_eval_rows=2)
+    module.setup("fit")
+    assert [row.problem for row in module.datasets["train"].rows] == ["0 + 1?", "1 + 1?", "2 + 1?"] * 2
+    module.setup("test")
+    assert ids(module.test_dataloader()) == [["0", "1"]]
+
+
+def test_evaluation_batches_are_in_order_and_the_last_is_smaller(tmp_path):
+    module = texts(tmp_path, val=write(tmp_path, sums(5), "val.jsonl"), eval_prompts_per_batch=2)
+    module.setup("validate")
+    assert ids(module.val_dataloader()) == [["0", "1"], ["2", "3"], ["4"]]
+
+
+def test_a_data_module_travels_to_spawned_workers(synthetic):
+    module = clips(synthetic)
+    module.setup("fit")
+    dataset = pickle.loads(pickle.dumps(module.datasets["train"]))
+    assert torch.equal(dataset[0].input_ids, module.datasets["train"][0].input_ids)
+
+
+# ---- resuming a Lightning run ----
+
+
+class Recorder(LightningModule):
+    """Notes which prompts every step saw, and asks for a refill in some steps, as dynamic sampling does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.seen: dict[int, list[str]] = {}
+
+    def training_step(self, batch, batch_idx):
+        step = self.global_step
+        extra = self.trainer.datamodule.refill(step % 3 % 2)
+        self.seen[step] = [prompt.id for prompt in (*batch.prompts, *extra)]
+        self.optimizers().step()
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def train(folder: Path, module: LongVideoReason, checkpoint: Path | None = None, **limits) -> dict[int, list[str]]:
+    """Trains with a checkpoint after every step; returns what each step saw."""
+    keep_all = ModelCheckpoint(folder / "checkpoints", "{step}", every_n_train_steps=1, save_top_k=-1)
+    trainer = Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        logger=False,
+        callbacks=[keep_all],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **{"max_epochs": 3, **limits},
+    )
+    recorder = Recorder()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*not resumable.*")
+        trainer.fit(recorder, datamodule=module, ckpt_path=checkpoint, weights_only=True)
+    return recorder.seen
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory) -> tuple[Path, dict[int, list[str]]]:
+    """Three epochs of three steps, uninterrupted, with validation after each epoch."""
+    folder = tmp_path_factory.mktemp("run")
+    seen = train(folder, texts(folder, val=write(folder, sums(2), "val.jsonl")))
+    assert list(seen) == list(range(9))
+    assert [len(prompts) for prompts in seen.values()] == [2, 3, 2] * 3
+    return folder, seen
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 6, 8])  # an epoch ends after steps 3 and 6
+def test_a_killed_run_goes_on_with_the_same_prompts(whole_run, tmp_path, step, workers):
+    folder, seen = whole_run
+    module = texts(folder, val=str(folder / "val.jsonl"), num_workers=workers)
+    again = train(tmp_path, module, folder / "checkpoints" / f"step={step}.ckpt")
+    assert again == {number: prompts for number, prompts in seen.items() if number >= step}
+
+
+@pytest.mark.parametrize("step", [2, 3, 5, 6])
+def test_a_run_that_stopped_at_max_steps_goes_on_with_the_same_prompts(whole_run, tmp_path, step):
+    folder, seen = whole_run
+    val = {"val": str(folder / "val.jsonl")}
+    first = train(tmp_path, texts(folder, **val), max_steps=step, max_epochs=-1)
+    again = train(
+        tmp_path, texts(folder, **val), tmp_path / "checkpoints" / f"step={step}.ckpt", max_steps=9, max_epochs=-1
+    )
+    assert {**first, **again} == seen
+    assert list(again) == list(range(step, 9))
+
+
+def test_a_checkpoint_saved_at_the_end_of_an_epoch_resumes_with_the_next(whole_run, tmp_path):
+    folder, seen = whole_run
+    trainer = Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        logger=False,
+        max_epochs=1,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Recorder(), datamodule=texts(folder))
+    trainer.save_checkpoint(tmp_path / "end.ckpt")
+    again = train(tmp_path, texts(folder), tmp_path / "end.ckpt")
+    assert again == {number: prompts for number, prompts in seen.items() if number >= 3}
+
+
+def test_a_run_with_other_data_refuses_the_checkpoint(whole_run, tmp_path):
+    folder, _ = whole_run
+    with pytest.raises(ValueError, match=r"its seed was 0 and is now 1; restore data\.train, data\.seed"):
+        train(tmp_path, texts(folder, seed=1), folder / "checkpoints" / "step=2.ckpt")
+
+
+def test_validating_a_checkpoint_needs_no_training_data(whole_run, tmp_path):
+    folder, _ = whole_run
+    module = LongVideoReason(text_family(), val=str(folder / "val.jsonl"))
+    trainer = Trainer(default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_progress_bar=False)
+    trainer.validate(Recorder(), datamodule=module, ckpt_path=folder / "checkpoints" / "step=2.ckpt", weights_only=True)
+
+
+def test_a_state_loaded_before_setup_waits_for_it(tmp_path):
+    first, again = texts(tmp_path), texts(tmp_path)
+    first.setup("fit")
+    first.refill(4)
+    again.load_state_dict(first.state_dict())
+    again.setup("fit")
+    assert ids(again.train_dataloader()) == ids(first.train_dataloader())
+
+
+# ---- configs ----
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_piece_parses(path):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(LongVideoReason, "data", skip={"family"}, instantiate=False)
+    options = parser.instantiate(parser.parse_args([f"--data={path}"])).data
+    assert LongVideoReason(vl_family(), **options.as_dict()).sources["train"]
