@@ -422,7 +422,7 @@ def draw_scene(scene: Scene, background: Image, rng: Random) -> Iterator[Image]:
 
 
 def _extent(center: float, radius: int, size: int) -> slice:
-    """The 2r+1 rows or columns around `center`, moved into the picture where rounding at small sizes leads out of it."""
+    """The 2r+1 rows or columns around `center`, moved into the picture where rounding leads out of it (small sizes)."""
     start = min(max(round(center) - radius, 0), size - 2 * radius - 1)
     return slice(start, start + 2 * radius + 1)
 

@@ -1,0 +1,35 @@
+"""Several ranks on threads, for what sums over ranks."""
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+
+Run = Callable[[Any, Callable[[torch.Tensor], torch.Tensor]], Any]
+
+
+@pytest.fixture
+def over_ranks() -> Callable[[Run, Sequence[Any]], list[Any]]:
+    """`over_ranks(run, parts)` is `run(part, all_reduce)` of one rank per part, with sums that wait for all of them."""
+
+    def run_all(run: Run, parts: Sequence[Any]) -> list[Any]:
+        barrier = threading.Barrier(len(parts), timeout=30)
+        given: dict[int, torch.Tensor] = {}
+
+        def on_rank(rank: int) -> Any:
+            def all_reduce(values: torch.Tensor) -> torch.Tensor:
+                given[rank] = values
+                barrier.wait()
+                total = torch.stack([given[other] for other in range(len(parts))]).sum(0)
+                barrier.wait()
+                return total
+
+            return run(parts[rank], all_reduce)
+
+        with ThreadPoolExecutor(len(parts)) as pool:
+            return list(pool.map(on_rank, range(len(parts))))
+
+    return run_all

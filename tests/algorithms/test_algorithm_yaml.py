@@ -1,0 +1,161 @@
+"""Every file of configs/algorithm/ as jsonargparse builds it, and as the trainer will use it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from jsonargparse import ArgumentError, ArgumentParser
+
+from longrl import algorithms
+from longrl.algorithms import Algorithm, Constant, DualClipped, InOrder
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "algorithm"
+
+# The settings of the papers that differ from Algorithm(), written down a second time.
+EXPECTED = {
+    "grpo": {"kl_coef": 0.04},
+    "grpo_dual_clip": {"surrogate": DualClipped(3.0)},
+    "dr_grpo": {"advantage": algorithms.group_centered, "token_weights": Constant(1024)},
+    "dapo": {"token_weights": algorithms.token_mean, "select": algorithms.drop_uniform, "clip_high": 0.28},
+    "dapo_overlong_filter": {
+        "token_weights": algorithms.token_mean,
+        "select": InOrder([algorithms.mask_truncated, algorithms.drop_uniform]),
+        "clip_high": 0.28,
+    },
+    "gspo": {"surrogate": algorithms.sequence_clipped, "clip_low": 3e-4, "clip_high": 4e-4},
+    "cispo": {
+        "surrogate": algorithms.cispo,
+        "token_weights": algorithms.token_mean,
+        "clip_low": 1.0,
+        "clip_high": 4.0,
+    },
+    "rloo": {
+        "advantage": algorithms.leave_one_out,
+        "surrogate": algorithms.reinforce,
+        "token_weights": algorithms.token_mean,
+        "kl": algorithms.k1,
+        "kl_coef": 0.03,
+        "kl_placement": "reward",
+    },
+    "reinforce": {
+        "advantage": algorithms.raw,
+        "surrogate": algorithms.reinforce,
+        "token_weights": algorithms.token_mean,
+    },
+    "reinforce_pp": {
+        "advantage": algorithms.batch_normalized,
+        "token_weights": algorithms.token_mean,
+        "kl": algorithms.k1,
+        "kl_coef": 1e-4,
+        "kl_placement": "reward",
+    },
+    "reinforce_pp_baseline": {
+        "advantage": algorithms.group_centered_batch_normalized,
+        "token_weights": algorithms.token_mean,
+        "kl": algorithms.k2,
+        "kl_coef": 1e-3,
+    },
+    "remax": {
+        "advantage": algorithms.greedy_centered,
+        "surrogate": algorithms.reinforce,
+        "token_weights": algorithms.token_mean,
+        "kl": algorithms.k1,
+        "kl_coef": 0.05,
+        "kl_placement": "reward",
+        "greedy_baseline": True,
+    },
+}
+
+
+class Policy:
+    """Has its algorithm as the LightningModule has."""
+
+    def __init__(self, algorithm: Algorithm | None = None, lr: float = 1.0) -> None:
+        self.algorithm = algorithm
+
+
+def parser() -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(Policy, "model", sub_configs=True)
+    return parser
+
+
+def parse(*arguments: str) -> Algorithm:
+    return parser().instantiate(parser().parse_args(list(arguments))).model.algorithm
+
+
+def test_every_file_is_expected_here():
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == EXPECTED.keys()
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_file_builds_the_algorithm_of_the_paper(name):
+    assert parse(f"--model.algorithm={CONFIGS / name}.yaml") == Algorithm(**EXPECTED[name])
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_saved_config_builds_the_same_algorithm(name, tmp_path):
+    config = parser().parse_args([f"--model.algorithm={CONFIGS / name}.yaml"])
+    (tmp_path / "saved.yaml").write_text(parser().dump(config))
+    assert parse(f"--config={tmp_path / 'saved.yaml'}") == Algorithm(**EXPECTED[name])
+
+
+def test_a_recipe_names_the_file_and_flags_change_single_values(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"model:\n  algorithm: {CONFIGS / 'dr_grpo.yaml'}\n")
+    changed = parse(
+        f"--config={recipe}",
+        "--model.algorithm.clip_high=0.3",
+        "--model.algorithm.token_weights.init_args.max_completion_tokens=64",
+        "--model.algorithm.correction=longrl.algorithms.truncated_token",
+    )
+    assert changed == Algorithm(
+        advantage=algorithms.group_centered,
+        token_weights=Constant(64),
+        clip_high=0.3,
+        correction=algorithms.truncated_token,
+    )
+
+
+@pytest.mark.parametrize(
+    "typo", ["--model.algorithm.cliphigh=0.3", "--model.algorithm.advantage=longrl.algorithms.group_normalised"]
+)
+def test_a_typo_is_an_error(typo):
+    with pytest.raises(ArgumentError, match=r"cliphigh|group_normalised"):
+        parse(f"--model.algorithm={CONFIGS / 'grpo.yaml'}", typo)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_first_lines_name_paper_and_formula(name):
+    header = [line for line in (CONFIGS / f"{name}.yaml").read_text().splitlines() if line.startswith("#")]
+    assert 1 <= len(header) <= 3
+    assert "arXiv:" in header[0] + header[1]
+    assert all(len(line) <= 120 for line in header)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_every_algorithm_prefers_the_better_completion(name):
+    """One whole step: the better answer's tokens are to rise, the worse one's to fall, beside a masked and an empty one."""
+    algorithm = Algorithm(**EXPECTED[name])
+    algorithm.validate(num_generations=4, mini_batches=1)
+    rewards, lengths = torch.tensor([[1.0, -1.0, 1.0, -1.0]]), torch.tensor([2, 3, 4, 0])
+    valid = torch.tensor([[True, True, False, True]])
+    index = torch.repeat_interleave(torch.arange(4), lengths)
+    logp = torch.full((9,), -1.0, requires_grad=True)
+    old = logp.detach()
+    needs_ref = algorithm.kl_coef > 0
+    in_reward = needs_ref and algorithm.kl_placement == "reward"
+    advantages = algorithm.token_advantages(
+        rewards,
+        valid,
+        lengths,
+        kl=algorithm.kl(old, old) if in_reward else None,
+        baseline=torch.tensor([0.0]) if algorithm.greedy_baseline else None,
+    )
+    weights = algorithm.completion_weights(lengths, valid.flatten())[index]
+    ref = old if needs_ref and not in_reward else None
+    algorithm.loss(logp, old, ref, old, advantages, weights, index).loss.backward()
+    assert (logp.grad[:2] < 0).all()
+    assert (logp.grad[2:5] > 0).all()
+    assert (logp.grad[5:] == 0).all()
