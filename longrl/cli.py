@@ -42,7 +42,8 @@ def main(args: Sequence[str] | None = None) -> None:
     elif command in OTHER_COMMANDS:
         importlib.import_module(OTHER_COMMANDS[command][0]).main(args[1:])
     else:
-        sys.exit(f"longrl: unknown command {command!r}; choose one of {', '.join([*TRAINER_COMMANDS, *OTHER_COMMANDS])}")
+        commands = ", ".join([*TRAINER_COMMANDS, *OTHER_COMMANDS])
+        sys.exit(f"longrl: unknown command {command!r}; choose one of {commands}")
 
 
 def usage() -> str:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger
 from typing_extensions import override
 
+from longrl.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
 from longrl.callbacks.random_state import RandomState
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.modules.policy import PolicyModule
@@ -53,7 +53,7 @@ class LongRLCLI(LightningCLI):
         parser.add_argument("--run_dir", type=str, default="runs/default", help="folder of everything a run leaves")
         parser.add_argument("--wandb", type=WandbMode, default="off", help="log to Weights & Biases as well")
         parser.add_argument("--wandb_project", type=str, default="longrl")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Checkpoint, "checkpoint")
         parser.set_defaults({"checkpoint.save_last": True, "checkpoint.save_top_k": 0})
         parser.set_defaults({"checkpoint.every_n_train_steps": 50})
         parser.link_arguments("run_dir", "trainer.default_root_dir")
@@ -74,6 +74,7 @@ class LongRLCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         if self._get(self.config_init, "trainer.logger", True) in (None, True):
             kwargs.setdefault("logger", self._loggers())
+        kwargs.setdefault("plugins", [*(self._get(self.config_init, "trainer.plugins") or []), AtomicCheckpointIO()])
         trainer = super().instantiate_trainer(**kwargs)
         trainer.callbacks.append(RandomState())
         return trainer

@@ -106,7 +106,7 @@ def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def assert_same_gradients(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float = 1e-5) -> None:
-    """Relative error of every parameter's gradient; parameters whose gradient is rounding noise are compared absolutely."""
+    """Relative error of every parameter's gradient; where a gradient is rounding noise, relative to the largest."""
     assert found.keys() == wanted.keys()
     largest = max(float(grad.norm()) for grad in wanted.values())
     for name, grad in wanted.items():

@@ -48,7 +48,7 @@ class Outcomes:
 
     @property
     def returns_to_go(self) -> Tensor:
-        """[N] float64: sum over s >= t of r_s - penalty_s; the last token of a completion has its whole reward."""
+        """[N] float64: sum over s >= t of r_s - penalty_s, r_s the reward on the last token; 0 where not valid."""
         spent = self._spent_before
         at_end = self.per_token(spent[self.lengths.cumsum(0)])
         return self.per_token(self.rewards.double().where(self.valid, 0.0)) - (at_end - spent[:-1])
@@ -138,9 +138,11 @@ def _num_valid(outcomes: Outcomes) -> Tensor:
 
 
 def _whiten(values: Tensor, outcomes: Outcomes, eps: float = 1e-8) -> Tensor:
-    """[N] (values - mean) / (std + eps) over the valid tokens of all ranks; std divides by their number."""
+    """[N] (values - mean) / (std + eps) over the valid tokens of all ranks; std divides by their number.
+
+    `values` are 0 where not valid, as `returns_to_go` and `group_centered` leave them.
+    """
     valid = outcomes.per_token(outcomes.valid)
-    values = values.where(valid, 0.0)
     count, total = outcomes.all_reduce(torch.stack([valid.double().sum(), values.sum()]))
     centered = (values - total / count.clamp(min=1)).where(valid, 0.0)
     variance = outcomes.all_reduce(centered.square().sum()) / count.clamp(min=1)

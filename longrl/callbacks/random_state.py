@@ -20,7 +20,7 @@ class RandomState(Callback):
     @override
     def state_dict(self) -> dict[str, Any]:
         version, internal, gauss = random.getstate()
-        name, keys, *rest = np.random.get_state()  # noqa: NPY002 - it is the global generator that is saved
+        name, keys, *rest = np.random.get_state()
         return {
             "python": [version, list(internal), gauss],
             "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest],
@@ -39,7 +39,7 @@ class RandomState(Callback):
         version, internal, gauss = self._restored["python"]
         random.setstate((version, tuple(internal), gauss))
         name, keys, *rest = self._restored["numpy"]
-        np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+        np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
         torch.set_rng_state(self._restored["torch"])
         if self._restored["cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(self._restored["cuda"])

@@ -60,7 +60,7 @@ class RolloutCallback(Callback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.datamodule.renderer.stage == "rl":
-            pl_module.algorithm.validate(self.sampling.num_generations, pl_module.mini_batches_per_rollout)
+            pl_module.algorithm.validate(self.sampling.num_generations, pl_module.steps_per_rollout)
             pl_module.temperature = self.sampling.temperature or 1.0
 
     @override
@@ -69,12 +69,13 @@ class RolloutCallback(Callback):
             return
         self._take_restored(trainer)
         wanted, refills = len(batch.prompts), 0
-        groups, drawn = [dataclasses.replace(group, carried_over=True) for group in self._carried], 0
+        groups = [dataclasses.replace(group, carried_over=True) for group in self._carried]
         prompts: Sequence[Prompt] = batch.prompts
+        sampled: list[Group] = []
         while True:
-            sampled = self._training_groups(pl_module, prompts, trainer.global_step)
-            drawn += len(sampled)
-            groups += pl_module.algorithm.select(sampled)
+            fresh = self._training_groups(pl_module, prompts, trainer.global_step)
+            sampled += fresh
+            groups += pl_module.algorithm.select(fresh)
             if len(groups) >= wanted or refills == self.max_refills:
                 break
             prompts, refills = trainer.datamodule.refill(wanted), refills + 1
@@ -87,8 +88,9 @@ class RolloutCallback(Callback):
         batch.groups, self._carried = groups[:wanted], groups[wanted:]
         with pl_module.phases("encode"):
             batch.features = pl_module.encode([group.prompt for group in batch.groups])
-        self._metrics = rollout_metrics(batch.groups) | {
-            "rollout/prompts_drawn": float(drawn),
+        self._metrics = rollout_metrics(sampled) | {
+            "rollout/groups_kept": float(len(groups)),
+            "rollout/prompts_drawn": float(len(sampled)),
             "rollout/refills": float(refills),
             "rollout/carried_over": float(len(self._carried)),
         }
@@ -144,6 +146,7 @@ class RolloutCallback(Callback):
             greedy = dataclasses.replace(self.sampling, num_generations=1, temperature=0.0)
             for group, best in zip(groups, self._scored_groups(policy, prompts, greedy, step, seed), strict=True):
                 group.baseline = float(best.rewards[0])
+                group.valid = group.valid & best.valid
         return groups
 
     def _scored_groups(
@@ -165,9 +168,7 @@ class RolloutCallback(Callback):
 
 
 def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """What the curves show of a rollout: rewards and their parts, lengths, how many were cut off or failed."""
-    if not groups:
-        return {}
+    """What the curves show of all that was sampled in a step, selected or not: rewards and their parts, lengths, how many failed."""
     rewards = torch.cat([group.rewards for group in groups])
     lengths = torch.tensor([float(len(c.token_ids)) for group in groups for c in group.completions])
     cut = [c.finish_reason == "length" for group in groups for c in group.completions]

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import json
 import logging
 import math
+import pickle
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from longrl.types import Batch, Prompt, Row
@@ -101,20 +104,54 @@ class LoaderOptions:
 
     def render(self, dataset: RenderedRows, indices: Iterable[int]) -> Iterator[Prompt | Skipped]:
         """The rows at `indices`, in that order. Draws from no global random state: a trainer's stays as it is."""
-        options: dict[str, Any] = {}
-        if self.num_workers:
-            options["prefetch_factor"] = max(1, math.ceil(self.prefetch_prompts / self.num_workers))
-            options["multiprocessing_context"] = self.multiprocessing_context
-        return iter(
-            DataLoader(
-                dataset,
-                batch_size=None,
-                sampler=indices,
-                num_workers=self.num_workers,
-                generator=torch.Generator(),
-                **options,
-            )
+        if not self.num_workers:
+            return (dataset[index] for index in indices)
+        parcels = DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=indices,
+            collate_fn=Parcel.pack,  # type: ignore[arg-type]  # of single items, for there is no batch_size
+            num_workers=self.num_workers,
+            prefetch_factor=math.ceil(self.prefetch_prompts / self.num_workers),
+            multiprocessing_context=self.multiprocessing_context,
+            generator=torch.Generator(),
         )
+        return map(Parcel.unpack, parcels)
+
+
+SHARED_BYTES = 1 << 20
+"""A worker hands larger tensors over in shared memory, where nothing copies them."""
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """An item on its way from a worker. Every shared tensor keeps a file open, so small ones travel in the pickle."""
+
+    pickled: bytes
+    shared: list[Tensor]
+
+    @classmethod
+    def pack(cls, item: Prompt | Skipped) -> Parcel:
+        """In the worker."""
+        shared: list[Tensor] = []
+        buffer = io.BytesIO()
+        pickler = pickle.Pickler(buffer)
+
+        def place(value: object) -> int | None:
+            if not isinstance(value, Tensor) or value.nbytes <= SHARED_BYTES:
+                return None
+            shared.append(value)
+            return len(shared) - 1
+
+        pickler.persistent_id = place  # type: ignore[method-assign]
+        pickler.dump(item)
+        return cls(buffer.getvalue(), shared)
+
+    def unpack(self) -> Prompt | Skipped:
+        """In the trainer's process."""
+        unpickler = pickle.Unpickler(io.BytesIO(self.pickled))
+        unpickler.persistent_load = self.shared.__getitem__  # type: ignore[method-assign]
+        return unpickler.load()
 
 
 # ------------------------------------------------------------------------------------------------------- skipped rows
@@ -187,10 +224,11 @@ class SkipLog:
     def _write(self, items: Sequence[Skipped]) -> None:
         if not items:
             return
-        lines = [{"split": self.split, "id": item.id, "path": item.path, "reason": item.reason} for item in items]
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        known = set(self.path.read_text("utf-8").splitlines()) if self.path.exists() else set()  # a resumed run
+        rows = [{"split": self.split, "id": item.id, "path": item.path, "reason": item.reason} for item in items]
         with self.path.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(line) + "\n" for line in lines))
+            file.writelines(line + "\n" for line in map(json.dumps, rows) if line not in known)
         more = f" and {len(items) - 1} more" if len(items) > 1 else ""
         logger.warning("skipped %s row %s%s: %s; see %s", self.split, items[0].id, more, items[0].reason, self.path)
 

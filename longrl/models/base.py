@@ -171,7 +171,7 @@ class CausalFamily(ModelFamily):
 
         found, wanted = AutoConfig.from_pretrained(source), self.config
         for name in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size"):
-            got, want = (getattr(config, name, getattr(config.get_text_config(), name, None)) for config in (found, wanted))
+            got, want = (getattr(config.get_text_config(), name, None) for config in (found, wanted))
             if got != want:
                 raise ValueError(
                     f"{source!r} holds another model than model.family describes: {name} is {got} instead of {want}; "

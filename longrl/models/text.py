@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from typing_extensions import override
-
 from torch import Tensor, arange, nn
+from typing_extensions import override
 
 from longrl.models.base import CausalFamily
 from longrl.types import Frames, Media

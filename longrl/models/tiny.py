@@ -22,7 +22,8 @@ CHAT_TEMPLATE = """{%- for message in messages -%}
 """ChatML with Qwen-VL's media marks."""
 
 SPECIAL_TOKENS = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>",
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>",
+    "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>",
 )  # fmt: skip
 ANSWER_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 

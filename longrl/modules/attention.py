@@ -83,7 +83,7 @@ def attention_forward(
 
 def _reject_unsupported(module: torch.nn.Module, dropout: float) -> None:
     if dropout:
-        raise ValueError(f"packed attention needs attention_dropout=0, got {dropout}; set it to 0 in the model's config")
+        raise ValueError(f"packed attention needs attention_dropout=0, got {dropout}; set it so in the model's config")
     if getattr(module, "sliding_window", None):
         raise ValueError(
             f"packed attention has no sliding window, but layer {module.layer_idx} uses one of "
@@ -151,7 +151,7 @@ class _SharedPrefix(torch.autograd.Function):
     """query [K, E, L, D], key and value [K, 1, L, D] -> [K, E, L, D]."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, spans: tuple[GroupSpan, ...], scale: float):  # noqa: ANN205
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, spans: tuple[GroupSpan, ...], scale: float):
         kernel = kernel_for(query)
         output, lse = torch.zeros_like(query), query.new_zeros(query.shape[:-1], dtype=_lse_dtype(query))
 
@@ -172,7 +172,7 @@ class _SharedPrefix(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor):  # noqa: ANN205
+    def backward(ctx: Any, grad_output: Tensor):
         query, key, value, output, lse = ctx.saved_tensors
         kernel = kernel_for(query)
         grad_output = grad_output.contiguous()

@@ -6,6 +6,7 @@ R scored rows of a micro-batch.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -143,6 +144,11 @@ class PolicyModule(LightningModule):
         scheduler = get_scheduler(schedule, optimizer, settings.warmup_steps, self._total_steps())
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
+    @property
+    def steps_per_rollout(self) -> int:
+        """Optimizer steps on one rollout."""
+        return self.mini_batches_per_rollout * self.epochs_per_rollout
+
     def _total_steps(self) -> int | None:
         """Optimizer steps until the end of the schedule."""
         settings = self.optimizer_settings
@@ -150,7 +156,7 @@ class PolicyModule(LightningModule):
             return settings.total_steps
         if self.trainer.max_steps > 0:
             return self.trainer.max_steps
-        per_batch = self.mini_batches_per_rollout * self.epochs_per_rollout if self._is_rl() else 1
+        per_batch = self.steps_per_rollout if self._is_rl() else 1
         return int(self.trainer.estimated_stepping_batches) * per_batch
 
     @property
@@ -211,7 +217,10 @@ class PolicyModule(LightningModule):
             )
             return result.loss, {"entropy": (output.entropy * weights).sum(), **result.metrics}
 
-        return self._update(rollout.prompts, rollout.completions, features, loss_of)
+        metrics = self._update(rollout.prompts, rollout.completions, features, loss_of)
+        total = metrics.pop("weight_sum") or 1.0  # below one with Dr.GRPO's constant, or with masked completions
+        own = ("loss", "grad_norm", "lr")
+        return {name: value if name in own else value / total for name, value in metrics.items()}
 
     def _update(
         self,
@@ -301,7 +310,7 @@ class PolicyModule(LightningModule):
         """
         in_reward = self.algorithm.kl_coef > 0 and self.algorithm.kl_placement == "reward"
         carried = any(group.carried_over for group in groups)
-        if self.mini_batches_per_rollout * self.epochs_per_rollout == 1 and not in_reward and not carried:
+        if self.steps_per_rollout == 1 and not in_reward and not carried:
             return None
         old = self.score(self.model, [group.prompt for group in groups], _completions(groups), features)
         for group, rows in zip(groups, _token_ranges(groups), strict=True):
@@ -390,4 +399,4 @@ def _parts(count: int, num_parts: int) -> list[slice]:
     """`count` things in `num_parts` neighbouring slices whose sizes differ by at most one."""
     num_parts = min(num_parts, count)
     edges = [count * place // num_parts for place in range(num_parts + 1)]
-    return [slice(start, stop) for start, stop in zip(edges, edges[1:], strict=False)]
+    return [slice(start, stop) for start, stop in itertools.pairwise(edges)]

@@ -19,8 +19,8 @@ def build_from(family: CausalFamily, source: str | None) -> nn.Module:
 
     Args:
         family: describes the model.
-        source: None for the family's own weights; a Lightning checkpoint or a run's folder with `checkpoints/last.ckpt`;
-            a folder with Hugging Face weights; a hub id.
+        source: None for the family's own weights; a Lightning checkpoint, or a run's folder with
+            `checkpoints/last.ckpt`; a folder with Hugging Face weights; a hub id.
 
     Raises:
         ValueError: `source` does not exist, or holds another model.
@@ -81,5 +81,5 @@ def check_same_model(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], 
     if problems:
         raise ValueError(
             f"model.init_from={source!r} holds another model than model.family describes: "
-            f"{'; '.join(sorted(problems)[:5])} ({len(problems)} differences); use the family the checkpoint was made with"
+            f"{'; '.join(sorted(problems)[:5])} ({len(problems)} differences); use the family it was made with"
         )

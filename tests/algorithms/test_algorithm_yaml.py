@@ -136,7 +136,7 @@ def test_the_first_lines_name_paper_and_formula(name):
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_every_algorithm_prefers_the_better_completion(name):
-    """One whole step: the better answer's tokens are to rise, the worse one's to fall, beside a masked and an empty one."""
+    """One whole step: the better answer's tokens are to rise, the worse one's to fall; one is masked, one empty."""
     algorithm = Algorithm(**EXPECTED[name])
     algorithm.validate(num_generations=4, mini_batches=1)
     rewards, lengths = torch.tensor([[1.0, -1.0, 1.0, -1.0]]), torch.tensor([2, 3, 4, 0])

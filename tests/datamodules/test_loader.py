@@ -1,6 +1,6 @@
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from longrl.datamodules.loader import (
     EvalLoader,
     LoaderOptions,
+    Parcel,
     PromptStream,
     RenderedRows,
     RowOrder,
@@ -19,7 +20,7 @@ from longrl.datamodules.loader import (
     UnusableRow,
     permutation,
 )
-from longrl.types import Prompt, Row
+from longrl.types import Media, Prompt, Row
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,20 @@ def test_a_state_of_other_questions_is_refused_but_moved_media_are_not(tmp_path)
     assert prints[0] == prints[1] != prints[2]
 
 
+def test_tensors_of_any_size_arrive_from_workers_as_they_were():
+    patches = torch.rand(2, 300, 1000)  # 1.2 MB each: in shared memory
+    media = tuple(Media("video", each, (1, 2, 2), 1.0, (0.0,), "key") for each in patches)
+    prompt = replace(FakeRender()(rows(1)[0]), input_ids=torch.arange(5), media=media)
+    parcel = Parcel.pack(prompt)
+    assert [tensor.data_ptr() for tensor in parcel.shared] == [item.patches.data_ptr() for item in media]
+    (found,) = LoaderOptions(num_workers=1).render(RenderedRows([prompt.row], lambda _: prompt), [0])
+    assert torch.equal(found.input_ids, prompt.input_ids)
+    assert all(torch.equal(one.patches, other) for one, other in zip(found.media, patches, strict=True))
+    assert replace(found, input_ids=0, position_ids=0, media=()) == replace(
+        prompt, input_ids=0, position_ids=0, media=()
+    )
+
+
 # ---- skipping ----
 
 
@@ -234,6 +249,12 @@ def test_a_share_that_is_kept_does_not_trip_the_early_check(tmp_path_factory, se
     found = stream(tmp_path, 400, range(0, 400, 20), max_share=0.05, seed=seed)
     found.take(800)
     assert len(found.skips) == 20
+
+
+def test_a_resumed_run_lists_no_row_again(tmp_path):
+    for _ in range(2):
+        stream(tmp_path, 7, {1, 2}).take(10)
+    assert sorted(line["id"] for line in listed(tmp_path)) == ["1", "2"]
 
 
 def test_rows_known_to_be_missing_are_listed_by_one_rank_and_never_again(tmp_path):

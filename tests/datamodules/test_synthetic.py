@@ -89,9 +89,8 @@ def test_objects_of_a_story_are_distinct_up_to_all_24():
 
 
 def test_a_description_lists_what_is_visible_in_order():
-    story = Story(
-        (Scene("red", "circle", "top left", False), Scene("red", "cross", "bottom right", True)), "red objects"
-    )
+    scenes = (Scene("red", "circle", "top left", False), Scene("red", "cross", "bottom right", True))
+    story = Story(scenes, "red objects")
     assert describe(story) == "red circle top left. red cross bottom right, robot."
 
 
@@ -195,6 +194,11 @@ def test_pretraining_rows_have_neither_reasoning_nor_the_four_questions(many):
 # --------------------------------------------------------------------------------------------- blind guessing is chance
 
 
+def noise(count):
+    """Four standard deviations of the share of hits among `count` guesses at 1 in 4."""
+    return 4 * (0.25 * 0.75 / count) ** 0.5
+
+
 def most_common_words(question, options):
     counts = Counter(word for option in options for word in option.split())
     return [sum(counts[word] for word in option.split()) / len(option.split()) for option in options]
@@ -228,9 +232,9 @@ def test_a_guess_from_the_text_is_no_better_than_chance(many, heuristic):
         scores = heuristic(*options_of(record))
         best = [index for index, score in enumerate(scores) if score == max(scores)]
         hits[record["problem_type"]] += rng.choice(best) == correct_index(record)
-    assert sum(hits.values()) / 2000 == pytest.approx(0.25, abs=0.03)  # three standard deviations
+    assert sum(hits.values()) / 2000 == pytest.approx(0.25, abs=noise(2000))
     for category in CATEGORIES:
-        assert hits[category] / 500 == pytest.approx(0.25, abs=0.06)
+        assert hits[category] / 500 == pytest.approx(0.25, abs=noise(500))
 
 
 def test_each_option_wording_is_right_as_often_as_it_is_offered(many):
@@ -242,7 +246,7 @@ def test_each_option_wording_is_right_as_often_as_it_is_offered(many):
         right[options[correct_index(record)]] += 1
     for option, count in offered.items():
         if count >= 200:
-            assert right[option] / count == pytest.approx(0.25, abs=4 * (0.1875 / count) ** 0.5), option
+            assert right[option] / count == pytest.approx(0.25, abs=noise(count)), option
 
 
 # ----------------------------------------------------------------------------------------------------------- pixels

@@ -21,7 +21,8 @@ LENGTHS = [[3, 7, 1, 4], [5], [2, 9]]
 
 
 def text_prompts(family):
-    return [family.render(row(str(i)), question) for i, question in enumerate(["Which one?", "a much longer one? " * 5, "x"])]
+    questions = ["Which one?", "a much longer one? " * 5, "x"]
+    return [family.render(row(str(i)), question) for i, question in enumerate(questions)]
 
 
 def packed_logps(family, model, prompts, completions, coefficients, max_tokens, trainable=True):

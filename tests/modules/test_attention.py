@@ -86,7 +86,7 @@ def test_sliding_windows_and_dropout_are_refused():
     with pytest.raises(ValueError, match="layer 3 uses one of 64 tokens"):
         attention.attention_forward(module, *states, None, spans=SPANS)
     module.sliding_window = None
-    with pytest.raises(ValueError, match="attention_dropout=0, got 0.1"):
+    with pytest.raises(ValueError, match=r"attention_dropout=0, got 0\.1"):
         attention.attention_forward(module, *states, None, spans=SPANS, dropout=0.1)
 
 

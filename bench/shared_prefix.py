@@ -1,0 +1,193 @@
+"""Update pass on a group of completions: packed behind one prompt, against one completion at a time.
+
+Both variants are longrl's own forward and backward of a Qwen2 model in float32, with the same kernels, the same loss
+and the same gradients; they differ only in what one sequence holds:
+
+- packed: `[prompt][y1]..[yG]` in one sequence, one forward and backward;
+- separate: `[prompt][yi]` for every i, each in a forward and backward of its own, gradients accumulated. That is what
+  trainers without prompt sharing do at their smallest memory; repeating the prompt in a batch of G takes more of it.
+
+Times: the variants alternate, packed first and last, and each reports its median. Peak memory: every variant runs once
+more in a fresh process; reported is the most physical memory it held (VmHWM) beyond what interpreter and weights took
+before the pass. There the separate variant stops after two completions, since every further one repeats the second.
+
+`bound` = G(P+R) / (P+GR) is the ratio of tokens. Attention over a long prompt stays a little below it, for the
+G * R completion tokens see all P prompt tokens in either variant. The vocabulary is small, as the model is: the output
+layer, whose rows cannot be shared, has the share of the work it has in a 7B model.
+
+    python bench/shared_prefix.py --json bench/results/shared_prefix.json
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from common import Row, in_fresh_process, parse_arguments, peak_memory_mib, report
+from torch import Tensor, nn
+
+from longrl import types
+from longrl.models.text import TextFamily
+from longrl.models.tiny import tiny_text
+from longrl.modules.packing import pack
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a run measures."""
+
+    prompt_tokens: tuple[int, ...] = (1024, 4096, 8192)
+    completions: tuple[int, ...] = (8, 16)
+    response_tokens: int = 64
+    timed_tokens: int = 40_000
+    """The variants alternate until the separate one has seen this many tokens, at least once."""
+    hidden_size: int = 512
+    intermediate_size: int = 2816
+    num_layers: int = 2
+    num_heads: int = 4
+    vocab_size: int = 2048
+
+
+FULL = Sizes()
+QUICK = Sizes(prompt_tokens=(512, 2048), completions=(8,), timed_tokens=10_000)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: a model with a prompt and its completions."""
+
+    sizes: Sizes
+    prompt_tokens: int
+    completions: int
+    folder: str
+    """Of the model's config."""
+
+    @property
+    def family(self) -> TextFamily:
+        return TextFamily(self.folder, random_init=True)
+
+    @property
+    def prompt(self) -> types.Prompt:
+        """Random tokens."""
+        ids = self._random_ids(self.prompt_tokens, seed=0)
+        row = types.Row(id="bench", problem="", answer="")
+        return types.Prompt("bench", ids, self.family.positions(ids, ()), (), row)
+
+    @property
+    def answers(self) -> list[Tensor]:
+        """G times [R] random tokens."""
+        return [self._random_ids(self.sizes.response_tokens, seed=1 + i) for i in range(self.completions)]
+
+    @property
+    def advantages(self) -> Tensor:
+        """[G]"""
+        return torch.randn(self.completions, generator=torch.Generator().manual_seed(1))
+
+    def _random_ids(self, count: int, seed: int) -> Tensor:
+        return torch.randint(self.sizes.vocab_size, (count,), generator=torch.Generator().manual_seed(seed))
+
+
+def write_model(sizes: Sizes, folder: str) -> None:
+    """Config and tokenizer of a Qwen2 model."""
+    tiny_text(
+        folder,
+        vocab_size=sizes.vocab_size,
+        hidden_size=sizes.hidden_size,
+        intermediate_size=sizes.intermediate_size,
+        num_hidden_layers=sizes.num_layers,
+        num_attention_heads=sizes.num_heads,
+        num_key_value_heads=sizes.num_heads // 2,
+    )
+
+
+def packed_pass(case: Case, model: nn.Module) -> None:
+    """Gradients of the whole group from one sequence."""
+    _accumulate(case, model, case.answers, case.advantages)
+
+
+def separate_pass(case: Case, model: nn.Module, completions: int | None = None) -> None:
+    """The same gradients from one sequence per completion; `completions` stops after so many."""
+    for i in range(completions or case.completions):
+        _accumulate(case, model, case.answers[i : i + 1], case.advantages[i : i + 1])
+
+
+def _accumulate(case: Case, model: nn.Module, answers: Sequence[Tensor], advantages: Tensor) -> None:
+    """Forward and backward of one sequence: policy gradient, averaged over the tokens of the whole group."""
+    (packed,) = pack([case.prompt], [answers], max_tokens=1 << 62)
+    logp = case.family.forward(model, packed, {}).logp
+    loss = -(logp * advantages[packed.completion_index]).sum() / (case.completions * case.sizes.response_tokens)
+    loss.backward()
+
+
+def measure(case: Case) -> tuple[Row, float]:
+    """A row of the table, and the relative difference of the two variants' gradients."""
+    model = case.family.build()
+    _accumulate(case, model, [case.answers[0][:1]], case.advantages[:1])  # the first pass of a process is slow
+    packed, separate = [], []
+    tokens = case.completions * (case.prompt_tokens + case.sizes.response_tokens)
+    for _ in range(max(1, case.sizes.timed_tokens // tokens)):
+        packed.append(_timed(packed_pass, case, model)[0])
+        seconds, separate_grads = _timed(separate_pass, case, model)
+        separate.append(seconds)
+    seconds, packed_grads = _timed(packed_pass, case, model)
+    packed.append(seconds)
+    row = {
+        "prompt_tokens": case.prompt_tokens,
+        "completions": case.completions,
+        "response_tokens": case.sizes.response_tokens,
+        "packed_s": statistics.median(packed),
+        "separate_s": statistics.median(separate),
+        "speedup": statistics.median(separate) / statistics.median(packed),
+        "bound": tokens / (case.prompt_tokens + case.completions * case.sizes.response_tokens),
+        "packed_peak_mib": in_fresh_process(pass_memory_mib, case, True),
+        "separate_peak_mib": in_fresh_process(pass_memory_mib, case, False),
+    }
+    return row, float((packed_grads - separate_grads).norm() / separate_grads.norm())
+
+
+def _timed(update: Callable[[Case, nn.Module], None], case: Case, model: nn.Module) -> tuple[float, Tensor]:
+    """(seconds of one pass, its gradients as one vector)."""
+    model.zero_grad()
+    start = time.perf_counter()
+    update(case, model)
+    seconds = time.perf_counter() - start
+    return seconds, torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+
+def pass_memory_mib(case: Case, packed: bool) -> float:
+    """Peak memory of one pass beyond what the process held before it; for a process that has done nothing else."""
+    model = case.family.build()
+    before = peak_memory_mib()
+    if packed:
+        packed_pass(case, model)
+    else:
+        separate_pass(case, model, min(2, case.completions))
+    return peak_memory_mib() - before
+
+
+def main(argv: Sequence[str] | None = None, sizes: Sizes | None = None) -> None:
+    """The command; `sizes` replaces what `--quick` or its absence choose."""
+    arguments = parse_arguments(__doc__, argv)
+    sizes = sizes or (QUICK if arguments.quick else FULL)
+    with tempfile.TemporaryDirectory() as folder:
+        write_model(sizes, folder)
+        results = [
+            measure(Case(sizes, tokens, count, folder)) for tokens in sizes.prompt_tokens for count in sizes.completions
+        ]
+    errors = ", ".join(f"{error:.1e}" for _, error in results)
+    settings = ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(sizes).items())
+    report(
+        __file__,
+        arguments,
+        [row for row, _ in results],
+        notes=[f"sizes: {settings}", f"relative difference of the two variants' gradients, row by row: {errors}"],
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""Checkpoints from which a run that was killed at any moment goes on as if it never had been."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from typing_extensions import override
+
+
+class Checkpoint(ModelCheckpoint):
+    """Lightning's `ModelCheckpoint`, made exact for manual optimization.
+
+    - A rollout may take several optimizer steps, or none: a batch that reaches or passes a multiple of
+      `every_n_train_steps` is saved, and so is the last one of the run.
+    - Validation, or the end of the epoch, that follows a batch comes before the save: a resumed run would leave it out.
+    - Lightning writes a batch's metrics to the loggers after the save, so they are in the checkpoint too, and a resumed
+      run logs them first.
+    - At the end of an epoch everything is saved in `on_train_epoch_end`: from a checkpoint of `on_train_batch_end`
+      Lightning 2.6 loses count of the epochs, and a second interruption changes the run.
+    """
+
+    _due = False
+    _steps_before = 0
+    _unlogged: dict[str, Any] | None = None
+    """Step and metrics of the batch that is being saved."""
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._unlogged is not None:
+            for logger in trainer.loggers:
+                logger.log_metrics(self._unlogged["metrics"], self._unlogged["step"])
+        self._unlogged = None
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        loop = trainer.fit_loop
+        if loop.restarted_on_epoch_end:  # under max_steps Lightning 2.6 would end the saved epoch once more
+            loop.epoch_progress.increment_completed()
+            loop.reset_restart_stage()
+            loop.epoch_loop.restarting = False
+            loop.epoch_loop.reset_restart_stage()
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._steps_before = trainer.global_step
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._due |= self._is_due(trainer)
+        if self._due and not trainer.is_last_batch and not _validation_follows(trainer):
+            self._unlogged = _unlogged_metrics(trainer)
+            self._save(trainer)
+            self._unlogged = None
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._due and not trainer.is_last_batch:
+            self._save(trainer)
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        epochs, every = trainer.current_epoch + 1, self._every_n_epochs
+        ends = trainer.should_stop or 0 < (trainer.max_epochs or 0) <= epochs
+        if self._due or ends or (every > 0 and epochs % every == 0):
+            self._save(trainer)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"unlogged": self._unlogged}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._unlogged = state_dict["unlogged"]
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        every, interval, steps = self._every_n_train_steps, self._train_time_interval, trainer.global_step
+        if interval is not None and time.monotonic() - (self._last_time_checked or 0.0) >= interval.total_seconds():
+            return True
+        return 0 < trainer.max_steps <= steps or (every > 0 and steps // every > self._steps_before // every)
+
+    def _save(self, trainer: Trainer) -> None:
+        self._due = False
+        if not self._should_skip_saving_checkpoint(trainer):
+            candidates = self._monitor_candidates(trainer)
+            self._save_topk_checkpoint(trainer, candidates)
+            self._save_last_checkpoint(trainer, candidates)
+            self._last_time_checked = time.monotonic()
+
+
+def _validation_follows(trainer: Trainer) -> bool:
+    loop = trainer.fit_loop
+    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+
+
+def _unlogged_metrics(trainer: Trainer) -> dict[str, Any] | None:
+    """What Lightning will log of the current batch."""
+    connector = trainer._logger_connector
+    if not connector.should_update_logs:
+        return None
+    values = {name: float(value) for name, value in connector.metrics["log"].items()}
+    values["epoch"] = trainer.current_epoch
+    return {"step": trainer.fit_loop.epoch_loop._batches_that_stepped, "metrics": values}
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the checkpoint and renames: whoever is killed while saving still has the one before.
+
+    Lightning writes to the system's temporary folder, and moving from there is no rename where that is another disk.
+    """
+
+    @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        with partial.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)

@@ -1,0 +1,246 @@
+"""Tiny runs of the real command line that several tests share: their configs, callbacks, and how to read their folders."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch import Callback
+
+from longrl.cli import main
+from longrl.datamodules.synthetic import SyntheticConfig, generate
+from tests.tiny import text_folder, vl_folder
+
+ROOT = Path(__file__).parents[1]
+TIMINGS = ("time/", "throughput/")
+"""Metrics that differ from run to run."""
+
+
+# ---- configs ----
+
+
+@functools.cache
+def videos() -> Path:
+    """3 training videos of 4 questions and 1 for evaluation; 56 x 56 pixels, 8 to 10 seconds."""
+    folder = Path(tempfile.mkdtemp(prefix="longrl-videos-")) / "synthetic"
+    generate(folder, SyntheticConfig(3, 1, scene_s=2.0, size=56))
+    return folder
+
+
+def config(stage: str = "sft", **family: Any) -> dict[str, Any]:
+    """A run on 12 video questions: 2 prompts per step, 6 steps per epoch."""
+    folder = videos()
+    return {
+        "seed_everything": 3,
+        "trainer": {
+            "accelerator": "cpu",
+            "devices": 1,
+            "precision": "32-true",
+            "log_every_n_steps": 1,
+            "num_sanity_val_steps": 0,
+            "enable_model_summary": False,
+            "enable_progress_bar": False,
+            "callbacks": [
+                {"class_path": "longrl.callbacks.throughput.Throughput"},
+                {"class_path": "tests.runs.DataOrder"},
+                rollouts() if stage == "rl" else {"class_path": "tests.runs.Nothing"},
+            ],
+        },
+        "model": {
+            "family": {
+                "class_path": "longrl.models.qwen_vl.Qwen2_5_VLFamily",
+                "init_args": {"model": vl_folder(), "random_init": True, "min_pixels": 784, "max_pixels": 784, **family},
+            },
+            "optimizer": {"lr": 1e-3, "schedule": "cosine", "warmup_steps": 2},
+            "max_tokens_per_micro_batch": 400,
+        },
+        "data": {
+            "train": str(folder / "train.jsonl"),
+            "stage": stage,
+            "video": {"fps": 1.0},
+            "prompts_per_batch": 2,
+        },
+    }
+
+
+def text_config(source: Path, stage: str = "sft") -> dict[str, Any]:
+    """A run on text rows: quick, and it needs no video."""
+    values = config(stage)
+    values["model"]["family"] = {
+        "class_path": "longrl.models.text.TextFamily",
+        "init_args": {"model": text_folder(), "random_init": True},
+    }
+    values["data"]["train"] = str(source)
+    return values
+
+
+def rollouts(reward: str = "tests.runs.rare", **options: Any) -> dict[str, Any]:
+    """The rollout callback of a config."""
+    values = {
+        "reward": {"terms": [{"function": reward}]},
+        "sampling": {"num_generations": 2, "max_completion_tokens": 5},
+        "max_refills": 20,
+        **options,
+    }
+    return {"class_path": "longrl.callbacks.rollout.RolloutCallback", "init_args": values}
+
+
+def rare(completion: Any, row: Any) -> float:
+    """Right for about one in six completions, decided by the tokens alone."""
+    return float(int(completion.token_ids.sum()) % 6 == 0)
+
+
+def arguments(folder: Path, values: dict[str, Any], *more: str, command: str = "fit") -> list[str]:
+    """Command line of a run in `folder` with a config of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "given.yaml"
+    file.write_text(yaml.safe_dump(values))
+    return [command, "--config", str(file), f"--run_dir={folder}", *more]
+
+
+# ---- running ----
+
+
+def run(folder: Path, values: dict[str, Any], *more: str) -> Path:
+    """A run in this process."""
+    main(arguments(folder, values, *more))
+    return folder
+
+
+def run_in_child(folder: Path, values: dict[str, Any], *more: str) -> int:
+    """A run in a forked process, which spares the imports. Returns its exit status, or minus the signal that ended it."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            main(arguments(folder, values, *more))
+            status = 0
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def start(*args: str) -> subprocess.Popen[str]:
+    """`python -m longrl ARGS` as a user types it."""
+    command = [sys.executable, "-m", "longrl", *args]
+    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+# ---- callbacks ----
+
+
+class Nothing(Callback):
+    """Takes a place in a list."""
+
+
+class DataOrder(Callback):
+    """Writes which prompts and completions each step read, also in runs that are killed."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        read = [prompt.id for prompt in batch.prompts]
+        groups = [[group.prompt.id, *(c.token_ids.tolist() for c in group.completions)] for group in batch.groups or []]
+        with (Path(trainer.default_root_dir) / "order.jsonl").open("a") as file:
+            file.write(json.dumps([pl_module.global_step, read, groups]) + "\n")
+
+
+class Kill(Callback):
+    """Ends its process as `kill -9` does, at a certain place of the first step that reaches `step` optimizer steps.
+
+    Args:
+        step: optimizer steps that are to be done.
+        where: a callback hook; `saving` for the middle of writing a checkpoint, `saved` for right after one.
+    """
+
+    def __init__(self, step: int, where: str) -> None:
+        self.step, self.where = step, where
+
+    def _die(self, trainer) -> None:
+        if trainer.global_step >= self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_fit_start(self, trainer, pl_module):
+        if self.where == "saving":
+            self._break_save(trainer)
+        if self.where == "saved":
+            self._break_after_save(trainer)
+
+    def _break_save(self, trainer) -> None:
+        """Half of the file's bytes are written wherever the checkpoint goes first, then the process dies."""
+        save = torch.save
+
+        def half(checkpoint, file, *args, **kwargs):
+            save(checkpoint, file, *args, **kwargs)
+            if trainer.global_step >= self.step:
+                if hasattr(file, "write"):
+                    file.truncate(file.tell() // 2)
+                    file.flush()
+                else:
+                    os.truncate(file, os.path.getsize(file) // 2)
+            self._die(trainer)
+
+        torch.save = half
+
+    def _break_after_save(self, trainer) -> None:
+        save = trainer.save_checkpoint
+
+        def then_die(*args, **kwargs):
+            save(*args, **kwargs)
+            self._die(trainer)
+
+        trainer.save_checkpoint = then_die
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if self.where == "on_train_batch_start":
+            self._die(trainer)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if self.where == "on_train_batch_end":
+            self._die(trainer)
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+        if self.where == "on_validation_batch_end":
+            self._die(trainer)
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        if self.where == "on_train_epoch_end":
+            self._die(trainer)
+
+
+# ---- what a run left ----
+
+
+def checkpoint(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def metrics(folder: Path) -> dict[tuple[int, str], str]:
+    """{(step, metric): value as written}, of all that the parts of a run logged; what a later part says counts."""
+    found = {}
+    for file in sorted(folder.glob("logs/version_*/metrics.csv"), key=lambda file: int(re.findall(r"\d+", file.parent.name)[0])):
+        with file.open() as lines:
+            for row in csv.DictReader(lines):
+                found |= {
+                    (int(row["step"]), name): value
+                    for name, value in row.items()
+                    if value != "" and name != "step" and not name.startswith(TIMINGS)
+                }
+    return found
+
+
+def data_order(folder: Path) -> list[Any]:
+    """Prompts and completions of every step; steps that were done twice count once."""
+    lines = [json.loads(line) for line in (folder / "order.jsonl").read_text().splitlines()]
+    return list({step: [step, *rest] for step, *rest in lines}.values())
