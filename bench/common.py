@@ -82,8 +82,8 @@ def provenance(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 def in_fresh_process(function: Callable[..., Result], *arguments: Any) -> Result:
     """Calls `function` in a new interpreter, whose memory nothing else has touched.
 
-    There glibc gives every larger block back as soon as it is freed. Else the peak would grow with the number of passes,
-    by holes in the heap, and not be what the tensors need.
+    There glibc gives every larger block back as soon as it is freed; else holes in the heap would add to the peak of a
+    process, more with every pass.
     """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:

@@ -6,13 +6,13 @@ The text model does the same work in both variants (longrl's shared-prefix packi
 
 - reuse: longrl's FeatureCache, empty at the start of the step. The first pass that asks encodes, all others read:
   1 encoding per video and step.
-- no reuse: what trainers without a feature cache do (verl, Long-RL's Qwen path, TRL). The rollout engine encodes a
-  video once per prompt; old, reference and update pass read every completion as a sample of its own, with its own
-  pixels: 1 + 3 G encodings per video and step. In its favour the tower stays frozen, so no encoding has a backward pass.
+- no reuse: what trainers without a feature cache do (verl, ms-swift, Long-RL's Qwen path). The rollout engine encodes
+  a video once per prompt; old, reference and update pass each read every completion as a sample of its own, with its
+  own pixels: 1 + 3 G encodings per video and step. In its favour the tower is frozen: no encoding has a backward pass.
 
-The tower has the share of the work it has in Qwen2.5-VL-3B to 7B: per video token about half of what the text model's
-forward pass costs. The variants alternate, and each reports its median. `encodes_per_video` is counted by a hook on the
-towers of policy and reference during the reuse steps.
+A video token costs the tower 0.7 of what it costs the text model's forward pass (Qwen2.5-VL-7B: 0.4, 3B: 0.9, from
+their weights alone). The variants alternate, and each reports its median. `encodes_per_video` is counted by a hook on
+the towers of policy and reference in the reuse steps, and must be 1.
 
     python bench/encode_once.py --json bench/results/encode_once.json
 """
@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,6 +70,13 @@ class Sizes:
 
 FULL = Sizes()
 QUICK = Sizes(frames=(8, 64), videos=1)
+
+
+def family_of(sizes: Sizes, folder: str | Path) -> Qwen2_5_VLFamily:
+    """The model, its config and processor written to `folder`."""
+    tiny_qwen2_5_vl(folder, text=dict(sizes.text), vision=dict(sizes.vision))
+    pixels = sizes.frame_size**2
+    return Qwen2_5_VLFamily(str(folder), random_init=True, max_pixels=pixels, min_pixels=pixels)
 
 
 class Step:
@@ -170,9 +178,7 @@ def main(argv: Sequence[str] | None = None, sizes: Sizes | None = None) -> None:
     arguments = parse_arguments(__doc__, argv)
     sizes = sizes or (QUICK if arguments.quick else FULL)
     with tempfile.TemporaryDirectory() as folder:
-        tiny_qwen2_5_vl(folder, text=dict(sizes.text), vision=dict(sizes.vision))
-        pixels = sizes.frame_size**2
-        family = Qwen2_5_VLFamily(folder, random_init=True, max_pixels=pixels, min_pixels=pixels)
+        family = family_of(sizes, folder)
         Step(sizes, family, min(sizes.frames)).no_reuse()  # the first passes of a process are slow
         rows = [measure(sizes, family, count) for count in sizes.frames]
     settings = ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(sizes).items())

@@ -8,12 +8,13 @@ and the same gradients; they differ only in what one sequence holds:
   trainers without prompt sharing do at their smallest memory; repeating the prompt in a batch of G takes more of it.
 
 Times: the variants alternate, packed first and last, and each reports its median. Peak memory: every variant runs once
-more in a fresh process; reported is the most physical memory it held (VmHWM) beyond what interpreter and weights took
-before the pass. There the separate variant stops after two completions, since every further one repeats the second.
+more in a fresh process; reported is the most physical memory that process held (VmHWM) beyond its peak before the pass,
+which interpreter and weights took. There the separate variant stops after two completions, for the others need the
+same. The vocabulary is as small as the model, so that the output layer, whose rows no variant can share, keeps the
+share of the work it has in a 7B model.
 
-`bound` = G(P+R) / (P+GR) is the ratio of tokens. Attention over a long prompt stays a little below it, for the
-G * R completion tokens see all P prompt tokens in either variant. The vocabulary is small, as the model is: the output
-layer, whose rows cannot be shared, has the share of the work it has in a 7B model.
+`bound` = G(P+R) / (P+GR) is the ratio of the tokens. Attention over a long prompt stays a little below it: the G * R
+completion tokens look back at all P prompt tokens in either variant, the prompt's own at half of them on average.
 
     python bench/shared_prefix.py --json bench/results/shared_prefix.json
 """
@@ -44,10 +45,10 @@ class Sizes:
     prompt_tokens: tuple[int, ...] = (1024, 4096, 8192)
     completions: tuple[int, ...] = (8, 16)
     response_tokens: int = 64
-    timed_tokens: int = 40_000
+    timed_tokens: int = 20_000
     """The variants alternate until the separate one has seen this many tokens, at least once."""
     hidden_size: int = 512
-    intermediate_size: int = 2816
+    intermediate_size: int = 2048
     num_layers: int = 2
     num_heads: int = 4
     vocab_size: int = 2048

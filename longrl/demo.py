@@ -29,7 +29,11 @@ def main(args: Sequence[str]) -> None:
 
 
 def run_demo(
-    out: str = "runs/demo", num_train_videos: int = 600, num_eval_videos: int = 100, pretrain: bool = False
+    out: str = "runs/demo",
+    num_train_videos: int = 600,
+    num_eval_videos: int = 100,
+    pretrain: bool = False,
+    max_steps: int | None = None,
 ) -> None:
     """Trains and evaluates: base, chain-of-thought SFT, RL, and RL without seeing the video.
 
@@ -37,11 +41,12 @@ def run_demo(
         out: folder of everything; the result is `results.json` and `report.html` in it.
         num_train_videos: generated videos to train on, with four questions each.
         num_eval_videos: held-out videos, with four questions each.
+        max_steps: at most so many training steps in each stage, to see that everything runs.
         pretrain: make the base model from random weights first (about half an hour) instead of taking the one shipped.
     """
     if not CONFIGS.is_dir():
         raise ValueError(f"the demo reads {CONFIGS}/, which is not here; run it from the project's folder")
-    demo = _Demo(Path(out))
+    demo = _Demo(Path(out), max_steps)
     demo.make_data(num_train_videos, num_eval_videos)
     base = demo.pretrain() if pretrain else CONFIGS / "base"
     demo.fit("sft", "sft.yaml", f"--model.init_from={base}")
@@ -56,8 +61,9 @@ def run_demo(
 class _Demo:
     """The stages, and how long each took."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, max_steps: int | None = None) -> None:
         self.out = out
+        self.steps = [] if max_steps is None else [f"--trainer.max_steps={max_steps}"]
         self.seconds = {"pretrain": 0.0, "sft": 0.0, "rl": 0.0, "evaluate": 0.0}
         self.scores: dict[str, dict[str, Any]] = {}
         self.out.mkdir(parents=True, exist_ok=True)
@@ -75,7 +81,7 @@ class _Demo:
         """Makes the base model anew, by the recipe of the one that ships."""
         data, run, base = (self.out / name for name in ("pretrain_data", "pretrain", "base"))
         start = time.perf_counter()
-        counts = ("--num_train_videos=0", "--num_eval_videos=0", "--num_pretrain_videos=4000", "--lookups_per_video=2")
+        counts = ("--num_train_videos=0", "--num_eval_videos=0", "--num_pretrain_videos=4000")
         self._run("synthetic", f"--out={data}", *counts, "--fps=2", "--seed=7")
         self._train("pretrain", "pretrain.yaml", f"--data.train={data / 'pretrain.jsonl'}")
         self._run("export", f"--run={run}", f"--out={base}", "--dtype=bfloat16")
@@ -91,7 +97,7 @@ class _Demo:
     def _train(self, stage: str, config: str, *options: str) -> None:
         _set_aside(self.out / stage)
         common = ("--config", str(CONFIGS / "common.yaml"), "--config", str(CONFIGS / config))
-        self._run("fit", *common, f"--run_dir={self.out / stage}", *options)
+        self._run("fit", *common, f"--run_dir={self.out / stage}", *options, *self.steps)
 
     def evaluate(self, name: str, weights: Path, *options: str) -> None:
         """Greedy answers to the held-out questions."""

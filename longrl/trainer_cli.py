@@ -55,7 +55,8 @@ class LongRLCLI(LightningCLI):
         parser.add_argument("--wandb_project", type=str, default="longrl")
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
         parser.set_defaults({"checkpoint.save_last": True, "checkpoint.save_top_k": 0})
-        parser.set_defaults({"checkpoint.every_n_train_steps": 50})
+        # Without a counter `last.ckpt` is always the last one, also in a run that was moved or started anew.
+        parser.set_defaults({"checkpoint.every_n_train_steps": 50, "checkpoint.enable_version_counter": False})
         parser.link_arguments("run_dir", "trainer.default_root_dir")
         parser.link_arguments("run_dir", "checkpoint.dirpath", compute_fn=checkpoint_folder)
         parser.link_arguments("model.family", "data.family", apply_on="instantiate")
@@ -63,11 +64,13 @@ class LongRLCLI(LightningCLI):
     @override
     def before_instantiate_classes(self) -> None:
         trainer = self._get(self.config, "trainer")
-        for name, instead in (("gradient_clip_val", "model.max_grad_norm"), ("accumulate_grad_batches", None)):
-            if trainer.get(name) not in (None, 0, 1):
+        by_batch = "data.prompts_per_batch and model.max_tokens_per_micro_batch"
+        remedies = {"gradient_clip_val": (0, "model.max_grad_norm"), "accumulate_grad_batches": (1, by_batch)}
+        for name, (neutral, instead) in remedies.items():
+            if trainer.get(name) not in (None, neutral):
                 raise ValueError(
                     f"trainer.{name}={trainer.get(name)} has no effect, for longrl optimizes manually; "
-                    f"set {instead or 'data.prompts_per_batch and model.max_tokens_per_micro_batch'} instead"
+                    f"set {instead} instead"
                 )
 
     @override

@@ -124,7 +124,8 @@ class RolloutCallback(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"num_rollouts": self._num_rollouts, "carried": [saved_group(group) for group in self._carried]}
+        carried = [*map(saved_group, self._carried), *self._restored]  # restored ones wait for the first batch
+        return {"num_rollouts": self._num_rollouts, "carried": carried}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -168,7 +169,7 @@ class RolloutCallback(Callback):
 
 
 def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """What the curves show of all that was sampled in a step, selected or not: rewards and their parts, lengths, how many failed."""
+    """What the curves show of all that was sampled in a step, selected or not: rewards, parts, lengths, failures."""
     rewards = torch.cat([group.rewards for group in groups])
     lengths = torch.tensor([float(len(c.token_ids)) for group in groups for c in group.completions])
     cut = [c.finish_reason == "length" for group in groups for c in group.completions]

@@ -78,13 +78,16 @@ class SyntheticConfig:
     """Height and width in pixels."""
     questions_per_video: int = 4
     """1 to 4, each of another category; fewer than 4 rotate through the categories from video to video."""
-    lookups_per_video: int = 1
-    """Text-only rows per pretraining video."""
+    lookups_per_video: int = 2
+    """Rows per pretraining video that list options."""
+    readings_per_video: int = 1
+    """Rows per pretraining video that tell of a story in text."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.num_train_videos, self.num_eval_videos, self.num_pretrain_videos, self.lookups_per_video) < 0:
-            raise ValueError("the numbers of videos and lookups must be at least 0")
+        counts = {name: value for name, value in asdict(self).items() if name.startswith("num_") or "s_per_" in name}
+        if min(counts.values()) < 0:
+            raise ValueError(f"the numbers of videos and rows must be at least 0, got {counts}")
         num_objects = len(COLORS) * len(SHAPES)
         if not 4 <= self.min_scenes <= self.max_scenes <= num_objects:
             raise ValueError(
@@ -337,9 +340,18 @@ def make_pretrain(config: SyntheticConfig, stories: list[Story]) -> tuple[list[R
         problem = "\n".join(["Find the options.", *map("{}. {}".format, LETTERS, options)])
         found = rng.sample(list(zip(options, LETTERS, strict=True)), len(LETTERS))
         rows.append((problem, "text", "lookup", None, " ".join(f"{option} {letter}." for option, letter in found)))
+    for _ in range(len(clips) * config.readings_per_video):
+        story = sample_story(rng, num_scenes=rng.randint(config.min_scenes, config.max_scenes))
+        rows.append((f"Read the story. {describe(story)}", "text", "reading", None, statements(story, rng)))
     names = ("problem", "data_type", "problem_type", "videos", "answer")
     common = {"reasoning": None, "task": "open_ended"}
     return [{"problem_id": i, **dict(zip(names, row, strict=True)), **common} for i, row in enumerate(rows)], clips
+
+
+def statements(story: Story, rng: Random) -> str:
+    """Some true sentences about a story, in random order: its ends, its goal, two neighbours and two places."""
+    kinds = rng.sample([ask_plot, ask_goal, ask_temporal, ask_temporal, ask_spatial, ask_spatial], 6)
+    return " ".join(ask(story, rng).deduction for ask in kinds)
 
 
 def part_of(story: Story, rng: Random) -> Story:

@@ -135,9 +135,8 @@ class CausalFamily(ModelFamily):
 
     def _existing_path(self) -> str:
         """The folder or hub id; a string that looks like a path must exist, so that a typo never asks the hub."""
-        looks_local = self.model_path.startswith((".", "/", "~")) or self.model_path.count("/") != 1
         path = Path(self.model_path).expanduser()
-        if looks_local and not (path / "config.json").is_file():
+        if is_local(self.model_path) and not (path / "config.json").is_file():
             raise ValueError(
                 f"model.family's model={self.model_path!r} is no folder with a config.json; give an exported Hugging "
                 "Face folder or a hub id such as Qwen/Qwen2.5-VL-7B-Instruct"
@@ -306,6 +305,11 @@ class CausalFamily(ModelFamily):
         if media:
             raise ValueError(f"{type(self).__name__} reads text only, but got {len(media)} media")
         return []
+
+
+def is_local(source: str) -> bool:
+    """Whether `source` is meant as a path: `owner/name` asks the hub, unless `owner` is a folder here (`runs/sft`)."""
+    return source.startswith((".", "/", "~")) or source.count("/") != 1 or Path(source).parent.is_dir()
 
 
 @contextlib.contextmanager

@@ -354,8 +354,9 @@ class PolicyModule(LightningModule):
         self._evaluate(batch, "test")
 
     @override
-    def predict_step(self, batch: Batch, batch_idx: int) -> list[Group]:
-        return batch.groups
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[list[str]]:
+        """Texts of each prompt's completions, all that Lightning keeps; `EvaluationReport` writes them with their rows."""
+        return [[completion.text for completion in group.completions] for group in batch.groups or []]
 
     def _evaluate(self, batch: Batch, stage: str) -> None:
         """Logs the mean of every reward part, overall and per category; of SFT batches the loss."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from longrl.models.base import CausalFamily
+from longrl.models.base import CausalFamily, is_local
 
 MODEL_PREFIX = "model."
 """Where a PolicyModule keeps its model in a checkpoint."""
@@ -39,12 +39,15 @@ def find_checkpoint(source: str) -> Path | None:
     """The Lightning checkpoint `source` names, or None if it is a Hugging Face folder or hub id.
 
     Raises:
-        ValueError: `source` is a folder with neither.
+        ValueError: `source` is a path where nothing is, or a folder with neither.
     """
     path = Path(source).expanduser()
+    if not path.exists() and (is_local(source) or path.suffix == ".ckpt"):
+        raise ValueError(
+            f"model.init_from={source!r} does not exist; give a checkpoint file, a run's folder, an exported folder or "
+            "a hub id"
+        )
     if path.is_file() or path.suffix == ".ckpt":
-        if not path.exists():
-            raise ValueError(f"model.init_from={source!r} does not exist; give an existing checkpoint")
         return path
     last = path / "checkpoints" / "last.ckpt"
     if last.exists():

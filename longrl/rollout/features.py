@@ -39,8 +39,10 @@ class FeatureCache:
         media = distinct_media(prompts)
         missing = [item for item in media if item.key not in self._features]
         with torch.no_grad():
-            encoded = self.family.encode_media(model, missing)
-        self._features.update(zip([item.key for item in missing], encoded, strict=True))
+            # One by one: a GPU or BLAS rounds by the size of a call, and what is kept must not depend on what it was
+            # encoded with. The cache of a resumed run is empty, and its missing media are others.
+            for item in missing:
+                (self._features[item.key],) = self.family.encode_media(model, [item])
         self.num_encoded += len(missing)
         self.num_requested += len(media)
         for item in media:

@@ -1,0 +1,74 @@
+"""Every benchmark at sizes that take a second: fields, formulas and what is written; no timing is judged."""
+
+import dataclasses
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).resolve().parents[2] / "bench"
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """Imports a benchmark the way running it as a script does."""
+    monkeypatch.syspath_prepend(BENCH)
+    return importlib.import_module
+
+
+def written_by(script, sizes, folder):
+    path = folder / "results" / "out.json"
+    script.main(["--json", str(path)], sizes)
+    assert [file.name for file in path.parent.iterdir()] == ["out.json"]
+    return json.loads(path.read_text())
+
+
+def test_shared_prefix_has_the_promised_fields_and_equal_gradients(bench, tmp_path, capsys):
+    script = bench("shared_prefix")
+    sizes = dataclasses.replace(
+        script.FULL, prompt_tokens=(96,), completions=(4,), response_tokens=8, timed_tokens=1,
+        hidden_size=64, intermediate_size=64, vocab_size=640,
+    )  # fmt: skip
+    (row,) = written_by(script, sizes, tmp_path)["rows"]
+    assert list(row) == [
+        "prompt_tokens", "completions", "response_tokens", "packed_s", "separate_s", "speedup", "bound",
+        "packed_peak_mib", "separate_peak_mib",
+    ]  # fmt: skip
+    assert (row["prompt_tokens"], row["completions"], row["response_tokens"]) == (96, 4, 8)
+    assert row["bound"] == pytest.approx(4 * (96 + 8) / (96 + 4 * 8))
+    assert row["speedup"] == pytest.approx(row["separate_s"] / row["packed_s"])
+    assert min(row["packed_peak_mib"], row["separate_peak_mib"]) > 0
+    error = capsys.readouterr().out.split("gradients, row by row: ")[1].split()[0]
+    assert float(error) < 1e-5
+
+
+def test_encode_once_counts_one_encoding_per_video(bench, tmp_path):
+    script = bench("encode_once")
+    sizes = dataclasses.replace(
+        script.FULL, frames=(2, 4), completions=2, response_tokens=2, repeats=1, frame_size=56,
+        text={}, vision={},
+    )  # fmt: skip
+    rows = written_by(script, sizes, tmp_path)["rows"]
+    assert [row["frames"] for row in rows] == [2, 4]
+    for row in rows:
+        assert list(row) == ["frames", "reuse_s", "no_reuse_s", "speedup", "encodes_per_video"]
+        assert row["encodes_per_video"] == 1
+        assert row["speedup"] == pytest.approx(row["no_reuse_s"] / row["reuse_s"])
+
+
+def test_encode_once_counts_every_encoding_without_reuse(bench, tmp_path):
+    script = bench("encode_once")
+    sizes = dataclasses.replace(script.FULL, completions=3, response_tokens=2, frame_size=56, text={}, vision={})
+    step = script.Step(sizes, script.family_of(sizes, tmp_path), num_frames=2)
+    step.no_reuse()
+    assert step.encodes == sizes.videos * (1 + 3 * 3)
+
+
+def test_json_says_how_to_repeat_the_run_and_names_no_path(bench, tmp_path):
+    common = bench("common")
+    arguments = common.parse_arguments("x", ["--quick", "--json", str(tmp_path / "a.json")])
+    found = common.provenance("some_bench", arguments)
+    assert found["command"] == "python bench/some_bench.py --json a.json --quick"
+    assert found["hardware"].keys() == {"cpu", "cores", "threads", "memory_gib"}
+    assert str(tmp_path) not in json.dumps(found)

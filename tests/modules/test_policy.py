@@ -1,0 +1,582 @@
+"""One optimizer step and several: against plain transformers forwards and losses written out by hand."""
+
+import dataclasses
+import itertools
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+
+from longrl.algorithms import (
+    Algorithm,
+    Constant,
+    DualClipped,
+    cispo,
+    clipped,
+    drop_uniform,
+    greedy_centered,
+    k1,
+    reinforce,
+    sequence_clipped,
+    sequence_mean,
+    token_mean,
+)
+from longrl.modules.policy import OptimizerSettings, PolicyModule
+from longrl.types import Batch, Completion, Group
+from tests.tiny import (
+    assert_same_gradients,
+    gradients,
+    mixed_prompts,
+    plain_model,
+    random_completions,
+    row,
+    separate_logps,
+    text_family,
+    vl_family,
+)
+
+LENGTHS = [[3, 7, 4], [5, 1, 6], [2, 9, 3]]
+REWARDS = torch.tensor([[1.0, 0.0, 0.5], [0.0, 1.0, 1.0], [0.3, 0.0, 0.9]])
+BUDGETS = {"one_at_a_time": 120, "some": 230, "all": 10_000}
+WEIGHTS = {"sequence_mean": sequence_mean, "token_mean": token_mean, "constant": Constant(12)}
+SURROGATES = {
+    "clipped": clipped,
+    "gspo": sequence_clipped,
+    "cispo": cispo,
+    "dual": DualClipped(),
+    "reinforce": reinforce,
+}
+
+
+# ---- a trainer without files ----
+
+
+class Given(LightningDataModule):
+    """Hands over batches as they are, so that a test decides what was sampled."""
+
+    def __init__(self, batches, stage):
+        super().__init__()
+        self.batches, self.renderer = batches, SimpleNamespace(stage=stage)
+
+    def train_dataloader(self):
+        return self
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        return iter(self.batches)
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state_dict):
+        pass
+
+
+class Seen(Callback):
+    """Gradients and learning rate of every optimizer step, and what was logged."""
+
+    def __init__(self, before=lambda policy: None):
+        self.gradients, self.rates, self.metrics, self.before = [], [], [], before
+
+    def on_train_start(self, trainer, pl_module):
+        self.before(pl_module)
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.gradients.append(gradients(pl_module.model))
+        self.rates.append(optimizer.param_groups[0]["lr"])
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.metrics.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+
+def train(policy, *batches, before=lambda policy: None, **options):
+    seen = Seen(before)
+    stage = "sft" if batches[0].groups is None else "rl"
+    trainer = Trainer(
+        **{"accelerator": "cpu", "devices": 1, "max_epochs": 1, "logger": False, "enable_checkpointing": False,
+           "enable_progress_bar": False, "enable_model_summary": False, "callbacks": [seen], **options}  # fmt: skip
+    )
+    trainer.fit(policy, datamodule=Given(list(batches), stage))
+    seen.steps = trainer.global_step
+    return seen
+
+
+def policy_of(family, **options):
+    return PolicyModule(family, **{"optimizer": OptimizerSettings(lr=1e-3), "max_grad_norm": 0.0, **options})
+
+
+def text_prompts(family, count=3):
+    return [family.render(row(str(i)), "Which one? " * (1 + 2 * i)) for i in range(count)]
+
+
+def with_targets(prompts, lengths=(5, 1, 9)):
+    ids = random_completions(text_family(), [[length] for length in lengths])
+    return [dataclasses.replace(prompt, response_ids=answer) for prompt, (answer,) in zip(prompts, ids, strict=True)]
+
+
+def sampled(family, prompts, sampler=None, rewards=REWARDS, valid=None, **options):
+    """Groups of random completions. `sampler` [N] is what an engine would have said of their tokens."""
+    answers = random_completions(family, LENGTHS[: len(prompts)])
+    said = sampler if sampler is not None else torch.zeros(sum(map(sum, LENGTHS[: len(prompts)])))
+    said = iter(said.float().split([length for group in LENGTHS[: len(prompts)] for length in group]))
+    valid = torch.ones_like(rewards, dtype=torch.bool) if valid is None else valid
+    return [
+        Group(prompt, [Completion(ids, next(said), "", "stop") for ids in group], rewards[p], {}, valid[p], **options)
+        for p, (prompt, group) in enumerate(zip(prompts, answers, strict=True))
+    ]
+
+
+def batch_of(policy, groups):
+    """As the rollout callback hands it over."""
+    policy.configure_model()
+    prompts = [group.prompt for group in groups]
+    return Batch(prompts, policy.encode(prompts), groups)
+
+
+def tokens_of(groups):
+    return [[completion.token_ids for completion in group.completions] for group in groups]
+
+
+# ---- the loss by hand ----
+
+
+def advantages_by_hand(rewards, valid):
+    """[P][G] floats, GRPO's."""
+    table = []
+    for group, mask in zip(rewards.tolist(), valid.tolist(), strict=True):
+        values = [reward for reward, counts in zip(group, mask, strict=True) if counts]
+        mean = sum(values) / max(len(values), 1)
+        std = (sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1)) ** 0.5
+        table.append([(reward - mean) / (std + 1e-6) if counts else 0.0 for reward, counts in zip(group, mask, strict=True)])
+    return table
+
+
+def loss_by_hand(logp, old, groups, weights="sequence_mean", surrogate="clipped", clip=(0.2, 0.2), reference=None, kl_coef=0.0):
+    """Float64 loss of [N] log-probabilities: completion by completion, token by token."""
+    rewards, valid = torch.stack([g.rewards for g in groups]), torch.stack([g.valid for g in groups])
+    advantages = [a for group in advantages_by_hand(rewards, valid) for a in group]
+    lengths = [len(ids) for group in tokens_of(groups) for ids in group]
+    valid = valid.flatten().tolist()
+    num_completions = sum(valid)
+    num_tokens = sum(length for length, counts in zip(lengths, valid, strict=True) if counts)
+    low, high = 1 - clip[0], 1 + clip[1]
+    total, start = logp.new_zeros(()), 0
+    for length, counts, a in zip(lengths, valid, advantages, strict=True):
+        part = slice(start, start + length)
+        start += length
+        if not counts:
+            continue
+        ratio = (logp[part] - old[part]).exp()
+        if surrogate == "gspo":
+            ratio = (logp[part] - old[part]).mean().exp().expand(length)
+        losses = -torch.minimum(ratio * a, ratio.clamp(low, high) * a)
+        if surrogate == "dual" and a < 0:
+            losses = torch.minimum(losses, torch.full_like(losses, -3.0 * a))
+        if surrogate == "cispo":
+            losses = -ratio.detach().clamp(low, high) * a * logp[part]
+        if surrogate == "reinforce":
+            losses = -a * logp[part]
+        if reference is not None:
+            difference = reference[part] - logp[part]
+            losses = losses + kl_coef * (difference.exp() - 1 - difference)
+        weight = {"sequence_mean": 1 / (num_completions * length), "token_mean": 1 / num_tokens,
+                  "constant": 1 / (num_completions * 12)}[weights]  # fmt: skip
+        total = total + weight * losses.sum()
+    return total
+
+
+def gradients_by_hand(plain, groups, old=None, **options):
+    """Loss and gradients of a stock model, one forward per completion."""
+    plain.zero_grad()
+    logp = separate_logps(plain, [group.prompt for group in groups], tokens_of(groups))
+    loss = loss_by_hand(logp, logp.detach() if old is None else old.double(), groups, **options)
+    loss.backward()
+    return loss.item(), gradients(plain)
+
+
+def off_policy(policy, groups, spread=0.5):
+    """[N] sampler log-probabilities that put ratios on both sides of every clip."""
+    plain = plain_model(policy.model, policy.family)
+    with torch.no_grad():
+        logp = separate_logps(plain, [group.prompt for group in groups], tokens_of(groups))
+    return (logp + spread * torch.randn(len(logp), generator=torch.Generator().manual_seed(3))).float()
+
+
+# ---- SFT ----
+
+
+@pytest.mark.parametrize("budget", BUDGETS.values(), ids=BUDGETS)
+@pytest.mark.parametrize("freeze", [True, False], ids=["frozen", "trainable"])
+def test_sft_is_the_mean_over_all_response_tokens(budget, freeze):
+    family = vl_family(freeze_tower=freeze)
+    policy = policy_of(family, max_tokens_per_micro_batch=budget)
+    policy.configure_model()
+    prompts = with_targets(mixed_prompts(family))
+    plain = plain_model(policy.model, family)
+    logp = separate_logps(plain, prompts, [[prompt.response_ids] for prompt in prompts])
+    wanted = -logp.sum() / 15
+    wanted.backward()
+    seen = train(policy, Batch(prompts))
+    assert seen.steps == 1
+    assert seen.metrics[0]["train/loss"] == pytest.approx(wanted.item(), rel=1e-5)
+    assert seen.metrics[0]["train/grad_norm"] > 0
+    expected = {name: grad for name, grad in gradients(plain).items() if not (freeze and "visual" in name)}
+    assert_same_gradients(seen.gradients[0], expected, 1e-5)
+    assert any("visual" in name for name in seen.gradients[0]) != freeze
+
+
+def test_sft_trains_and_logs_entropy():
+    policy = policy_of(text_family(), optimizer=OptimizerSettings(lr=1e-2))
+    batch = Batch(with_targets(text_prompts(policy.family)))
+    seen = train(policy, *[batch] * 8)
+    losses = [metrics["train/loss"] for metrics in seen.metrics]
+    assert losses[-1] < 0.7 * losses[0]
+    assert 0 < seen.metrics[-1]["train/entropy"] < seen.metrics[0]["train/entropy"]
+
+
+# ---- one RL step ----
+
+
+@pytest.mark.parametrize("budget", BUDGETS.values(), ids=BUDGETS)
+@pytest.mark.parametrize("freeze", [True, False], ids=["frozen", "trainable"])
+def test_an_rl_step_on_videos_is_the_loss_by_hand(budget, freeze):
+    family = vl_family(freeze_tower=freeze)
+    policy = policy_of(family, max_tokens_per_micro_batch=budget)
+    policy.configure_model()
+    groups = sampled(family, mixed_prompts(family))
+    loss, expected = gradients_by_hand(plain_model(policy.model, family), groups)
+    seen = train(policy, batch_of(policy, groups))
+    assert seen.steps == 1
+    assert seen.metrics[0]["train/loss"] == pytest.approx(loss, abs=1e-6)
+    expected = {name: grad for name, grad in expected.items() if not (freeze and "visual" in name)}
+    assert_same_gradients(seen.gradients[0], expected, 1e-5)
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES)
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_any_split_into_micro_batches_gives_the_gradient_by_hand(weights, surrogate):
+    """Off-policy, so that every clip is at work, and with one completion masked out."""
+    family = text_family()
+    policy = policy_of(family)
+    policy.configure_model()
+    valid = torch.ones_like(REWARDS, dtype=torch.bool)
+    valid[1, 2] = False
+    old = off_policy(policy, sampled(family, text_prompts(family)))
+    groups = sampled(family, text_prompts(family), old, valid=valid, carried_over=True)
+    if surrogate == "gspo" and weights != "sequence_mean":
+        expected = None  # there each token keeps its own gradient: no such loss exists
+    else:
+        plain = plain_model(policy.model, family)
+        loss, expected = gradients_by_hand(plain, groups, old, weights=weights, surrogate=surrogate)
+    found = []
+    for budget in (60, 150, 10_000):
+        algorithm = Algorithm(surrogate=SURROGATES[surrogate], token_weights=WEIGHTS[weights])
+        policy = policy_of(family, algorithm=algorithm, max_tokens_per_micro_batch=budget)
+        seen = train(policy, batch_of(policy, groups))
+        found.append((seen.metrics[0]["train/loss"], seen.gradients[0]))
+    for value, grads in found:
+        assert value == pytest.approx(found[-1][0], rel=1e-5, abs=1e-7)
+        assert_same_gradients(grads, found[-1][1], 1e-5)
+        if expected is not None:
+            assert_same_gradients(grads, expected, 2e-5)
+    if expected is not None and surrogate not in ("reinforce", "cispo"):
+        assert found[-1][0] == pytest.approx(loss, rel=1e-5)
+    clipping = seen.metrics[0]["train/clip_fraction_low"], seen.metrics[0]["train/clip_fraction_high"]
+    assert all(share > 0 for share in clipping) == (surrogate not in ("reinforce", "gspo"))
+
+
+def test_the_first_update_needs_no_old_log_probabilities(monkeypatch):
+    policy = policy_of(text_family())
+    batch = batch_of(policy, sampled(policy.family, text_prompts(policy.family)))
+    monkeypatch.setattr(policy, "score", lambda *args: pytest.fail("a forward pass more than needed"))
+    seen = train(policy, batch)
+    assert seen.metrics[0]["train/ratio_mean"] == pytest.approx(1.0)
+
+
+def test_carried_over_groups_have_the_samplers_log_probabilities_and_others_the_policys():
+    family = text_family()
+    policy = policy_of(family)
+    policy.configure_model()
+    prompts = text_prompts(family)
+    plain = plain_model(policy.model, family)
+    sampler = off_policy(policy, sampled(family, prompts))
+    groups = sampled(family, prompts, sampler)
+    groups[1].carried_over = True
+    with torch.no_grad():
+        old = separate_logps(plain, prompts, tokens_of(groups))
+    second = slice(sum(LENGTHS[0]), sum(LENGTHS[0]) + sum(LENGTHS[1]))
+    old[second] = sampler[second].double()
+    loss, expected = gradients_by_hand(plain, groups, old)
+    seen = train(policy, batch_of(policy, groups))
+    assert seen.metrics[0]["train/loss"] == pytest.approx(loss, rel=1e-4)
+    assert_same_gradients(seen.gradients[0], expected, 2e-5)
+
+
+def test_masked_completions_do_not_count_at_all():
+    """The gradient is that of the group without them."""
+    family = text_family()
+    valid = torch.tensor([[True, False, True]] * 3)
+    policy = policy_of(family)
+    masked = train(policy, batch_of(policy, sampled(family, text_prompts(family), valid=valid)))
+    policy = policy_of(family)
+    groups = sampled(family, text_prompts(family))
+    for group in groups:
+        group.completions = group.completions[::2]
+        group.rewards, group.valid = group.rewards[::2], group.valid[::2]
+    without = train(policy, batch_of(policy, groups))
+    assert_same_gradients(masked.gradients[0], without.gradients[0], 1e-6)
+
+
+def test_nothing_valid_is_a_step_without_gradient():
+    policy = policy_of(text_family())
+    groups = sampled(policy.family, text_prompts(policy.family), valid=torch.zeros(3, 3, dtype=torch.bool))
+    seen = train(policy, batch_of(policy, groups))
+    assert seen.metrics[0]["train/loss"] == 0
+    assert all((grad == 0).all() for grad in seen.gradients[0].values())
+
+
+def test_no_groups_no_step():
+    policy = policy_of(text_family())
+    batch = batch_of(policy, [])
+    before = {name: value.clone() for name, value in policy.model.state_dict().items()}
+    seen = train(policy, batch)
+    assert seen.steps == 0
+    assert not any(name.startswith("train/") for name in seen.metrics[0])
+    assert all(torch.equal(value, before[name]) for name, value in policy.model.state_dict().items())
+
+
+def test_temperature_is_that_of_the_samples():
+    family = text_family()
+    policy = policy_of(family, temperature=0.5)
+    policy.configure_model()
+    groups = sampled(family, text_prompts(family))
+    plain = plain_model(policy.model, family)
+    plain.lm_head.register_forward_hook(lambda module, args, logits: logits / 0.5)
+    _, expected = gradients_by_hand(plain, groups)
+    assert_same_gradients(train(policy, batch_of(policy, groups)).gradients[0], expected, 1e-5)
+
+
+# ---- several optimizer steps per rollout ----
+
+
+def test_mini_batches_and_epochs_are_an_ordinary_loop():
+    """Old log-probabilities are taken once, advantages in their group, weights in each mini-batch."""
+    family = text_family()
+    policy = policy_of(family, mini_batches_per_rollout=2, epochs_per_rollout=2, max_tokens_per_micro_batch=150)
+    policy.configure_model()
+    prompts = text_prompts(family)
+    groups = sampled(family, prompts)
+    plain = plain_model(policy.model, family)
+    start = {name: value.clone() for name, value in plain.state_dict().items()}
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
+    with torch.no_grad():
+        old = separate_logps(plain, prompts, tokens_of(groups))
+    parts = [(groups[:1], old[: sum(LENGTHS[0])]), (groups[1:], old[sum(LENGTHS[0]) :])]
+    losses, expected = [], []
+    for _, (part, before) in itertools.product(range(2), parts):
+        loss, grads = gradients_by_hand(plain, part, before)
+        losses.append(loss)
+        expected.append(grads)
+        optimizer.step()
+    seen = train(policy, batch_of(policy, groups))
+    assert seen.steps == 4
+    assert seen.metrics[0]["train/loss"] == pytest.approx(sum(losses) / 4, abs=1e-4)
+    for found, wanted in zip(seen.gradients, expected, strict=True):
+        assert_same_gradients(found, wanted, 2e-3)  # Adam's first steps enlarge rounding noise
+    moved = torch.cat([(policy.model.state_dict()[name] - value).flatten() for name, value in start.items()])
+    wanted = torch.cat([(plain.state_dict()[name] - value).flatten() for name, value in start.items()])
+    assert (moved - wanted).norm() <= 0.02 * wanted.norm()
+
+
+def test_more_mini_batches_than_groups_are_one_per_group():
+    policy = policy_of(text_family(), mini_batches_per_rollout=8)
+    seen = train(policy, batch_of(policy, sampled(policy.family, text_prompts(policy.family))))
+    assert seen.steps == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "rates"),
+    [
+        ({"schedule": "linear", "warmup_steps": 2}, [0.0, 0.5, 1.0, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]),
+        ({"schedule": "linear", "total_steps": 4}, [1.0, 0.75, 0.5, 0.25, 0.0, 0.0, 0.0, 0.0]),
+        ({"schedule": "constant", "warmup_steps": 4}, [0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0]),
+    ],
+)
+def test_schedules_count_optimizer_steps(settings, rates):
+    """Two rollouts of four steps each are the whole run."""
+    settings = OptimizerSettings(lr=1.0e-3, **settings)
+    policy = policy_of(text_family(), optimizer=settings, mini_batches_per_rollout=2, epochs_per_rollout=2)
+    batch = batch_of(policy, sampled(policy.family, text_prompts(policy.family)))
+    seen = train(policy, batch, batch)
+    assert [rate / 1e-3 for rate in seen.rates] == pytest.approx(rates)
+
+
+def test_max_steps_ends_the_schedule():
+    policy = policy_of(text_family(), optimizer=OptimizerSettings(lr=1.0, schedule="linear"))
+    batch = Batch(with_targets(text_prompts(policy.family)))
+    seen = train(policy, *[batch] * 9, max_epochs=None, max_steps=4)
+    assert seen.rates == pytest.approx([1.0, 0.75, 0.5, 0.25])
+
+
+def test_gradients_are_clipped_to_the_norm_of_all_together():
+    batch = Batch(with_targets(text_prompts(text_family())))
+    free = train(policy_of(text_family()), batch)
+    held = train(policy_of(text_family(), max_grad_norm=0.01), batch)
+    norm = torch.cat([grad.flatten() for grad in free.gradients[0].values()]).norm().item()
+    assert free.metrics[0]["train/grad_norm"] == pytest.approx(norm, rel=1e-5)
+    assert held.metrics[0]["train/grad_norm"] == pytest.approx(norm, rel=1e-5)  # before clipping
+    assert norm > 0.1
+    scaled = {name: grad * 0.01 / norm for name, grad in free.gradients[0].items()}
+    assert_same_gradients(held.gradients[0], scaled, 1e-4)
+
+
+# ---- the reference policy ----
+
+
+def disturb(policy):
+    """The policy leaves its reference behind."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+
+
+def test_kl_in_the_loss_is_the_distance_to_the_initial_weights():
+    family = vl_family(freeze_tower=True)
+    policy = policy_of(family, algorithm=Algorithm(kl_coef=0.3), max_tokens_per_micro_batch=230)
+    groups = sampled(family, mixed_prompts(family))
+    batch = batch_of(policy, groups)
+    initial, moved = plain_model(policy.model, family), policy_of(family)
+    moved.configure_model()
+    features = batch.features
+    disturb_text(moved)
+    plain = plain_model(moved.model, family)
+    with torch.no_grad():
+        reference = separate_logps(initial, [group.prompt for group in groups], tokens_of(groups))
+    loss, expected = gradients_by_hand(plain, groups, reference=reference, kl_coef=0.3)
+    batch.features = features
+    seen = train(policy, batch, before=disturb_text)
+    assert seen.metrics[0]["train/kl_ref"] > 0.01
+    assert seen.metrics[0]["train/loss"] == pytest.approx(loss, rel=1e-4)
+    expected = {name: grad for name, grad in expected.items() if "visual" not in name}
+    assert_same_gradients(seen.gradients[0], expected, 2e-5)
+
+
+def disturb_text(policy):
+    """The same as `disturb`, leaving the vision tower alone."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, parameter in policy.model.named_parameters():
+            if "visual" not in name:
+                parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+
+
+def test_the_reference_is_no_part_of_the_module_and_never_changes():
+    family = text_family()
+    policy = policy_of(family, algorithm=Algorithm(kl_coef=0.1), optimizer=OptimizerSettings(lr=1e-2))
+    batch = batch_of(policy, sampled(family, text_prompts(family)))
+    initial = {name: value.clone() for name, value in policy.model.state_dict().items()}
+    seen = train(policy, batch, batch)
+    (reference,) = policy._reference
+    assert not reference.training
+    assert not any(parameter.requires_grad for parameter in reference.parameters())
+    assert all(torch.equal(value, initial[name]) for name, value in reference.state_dict().items())
+    names = {name.removeprefix("model.") for name in policy.state_dict()}
+    assert names == set(initial)
+    assert len(list(policy.parameters())) == len(list(policy.model.parameters()))
+    assert seen.metrics[0]["train/kl_ref"] == pytest.approx(0.0, abs=1e-6)
+    assert seen.metrics[1]["train/kl_ref"] > 1e-4
+
+
+def test_without_kl_there_is_no_reference():
+    policy = policy_of(text_family())
+    train(policy, batch_of(policy, sampled(policy.family, text_prompts(policy.family))))
+    assert policy._reference == ()
+
+
+def test_a_reference_of_a_trainable_tower_has_its_own_features():
+    """Its features are those of the tower it started with, however far the policy's tower has gone."""
+    family = vl_family(freeze_tower=False)
+    policy = policy_of(family, algorithm=Algorithm(kl_coef=0.3))
+    groups = sampled(family, mixed_prompts(family))
+    policy.configure_model()
+    initial = plain_model(policy.model, family)
+    moved = policy_of(family)
+    moved.configure_model()
+    disturb(moved)
+    plain = plain_model(moved.model, family)
+    with torch.no_grad():
+        reference = separate_logps(initial, [group.prompt for group in groups], tokens_of(groups))
+    loss, expected = gradients_by_hand(plain, groups, reference=reference, kl_coef=0.3)
+    seen = train(policy, Batch([], {}, groups), before=disturb)
+    assert seen.metrics[0]["train/loss"] == pytest.approx(loss, rel=1e-4)
+    assert_same_gradients(seen.gradients[0], expected, 5e-5)
+
+
+def test_kl_in_the_reward_comes_off_every_tokens_return():
+    """k1 at the old policy; with raw returns the advantage of a completion is its reward minus the whole penalty."""
+    from longrl.algorithms import raw
+
+    family = text_family()
+    algorithm = Algorithm(advantage=raw, surrogate=reinforce, kl=k1, kl_coef=0.5, kl_placement="reward")
+    policy = policy_of(family, algorithm=algorithm)
+    prompts = text_prompts(family)
+    groups = sampled(family, prompts)
+    batch = batch_of(policy, groups)
+    initial = plain_model(policy.model, family)
+    moved = policy_of(family)
+    moved.configure_model()
+    disturb(moved)
+    plain = plain_model(moved.model, family)
+    with torch.no_grad():
+        reference = separate_logps(initial, prompts, tokens_of(groups))
+    logp = separate_logps(plain, prompts, tokens_of(groups))
+    lengths = [length for group in LENGTHS for length in group]
+    penalties = [part.sum().item() for part in (0.5 * (logp.detach() - reference)).split(lengths)]
+    loss = -sum(
+        (reward - penalty) * part.mean() / len(lengths)
+        for reward, penalty, part in zip(REWARDS.flatten().tolist(), penalties, logp.split(lengths), strict=True)
+    )
+    loss.backward()
+    seen = train(policy, batch, before=disturb)
+    assert seen.metrics[0]["train/loss"] == pytest.approx(loss.item(), rel=1e-4)
+    assert_same_gradients(seen.gradients[0], gradients(plain), 2e-5)
+    assert max(map(abs, penalties)) > 0.05
+
+
+# ---- settings that contradict each other ----
+
+
+@pytest.mark.parametrize("name", ["max_tokens_per_micro_batch", "mini_batches_per_rollout", "epochs_per_rollout"])
+def test_sizes_must_be_positive(name):
+    with pytest.raises(ValueError, match=f"model.{name}.* must be at least 1, got .*0"):
+        PolicyModule(text_family(), **{name: 0})
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "message"),
+    [
+        (Algorithm(), "group_normalized compares the completions"),
+        (Algorithm(advantage=greedy_centered, select=drop_uniform), "drop_uniform compares the completions"),
+        (Algorithm(advantage=greedy_centered), "greedy_baseline to true"),
+    ],
+)
+def test_an_algorithm_that_cannot_learn_from_one_completion_says_so(algorithm, message):
+    with pytest.raises(ValueError, match=message):
+        algorithm.validate(num_generations=1, mini_batches=1)
+
+
+def test_a_completion_too_long_for_constant_weights_says_so():
+    policy = policy_of(text_family(), algorithm=Algorithm(token_weights=Constant(4)))
+    batch = batch_of(policy, sampled(policy.family, text_prompts(policy.family)))
+    with pytest.raises(ValueError, match="a completion has 9 tokens, above the 4 that Constant divides by"):
+        train(policy, batch)
+
+
+def test_prompts_that_nobody_answered_say_what_is_missing():
+    policy = policy_of(text_family())
+    with pytest.raises(ValueError, match="RolloutCallback"):
+        train(policy, Batch(text_prompts(policy.family)))

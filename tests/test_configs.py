@@ -1,0 +1,304 @@
+"""Every YAML of configs/ as the command line reads it: nothing is downloaded, and recipes train tiny models."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from jsonargparse import ArgumentParser
+
+from longrl.algorithms import Algorithm, Constant
+from longrl.callbacks.rollout import RolloutCallback
+from longrl.datamodules.longvideo_reason import LongVideoReason
+from longrl.datamodules.synthetic import SyntheticConfig, generate
+from longrl.models.base import CausalFamily
+from longrl.modules.policy import PolicyModule
+from longrl.rewards import RewardSum, SoftOverlong
+from longrl.trainer_cli import LongRLCLI
+from tests.tiny import text_folder, vl_folder
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual optimization"),
+    pytest.mark.filterwarnings("ignore:LightningCLI's args parameter"),
+    pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero"),
+    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec"),
+]
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs"
+FILES = sorted(CONFIGS.rglob("*.y*ml"))
+RECIPES = sorted(CONFIGS.glob("*.yaml"))
+DEMO = sorted(CONFIGS.glob("demo/*.yaml"))
+KINDS = ("algorithm", "data", "family", "reward", "trainer")
+PIECES = {kind: sorted(CONFIGS.glob(f"{kind}/*.yaml")) for kind in KINDS}
+TYPES = {"algorithm": Algorithm, "family": CausalFamily, "reward": RewardSum}
+"""Of the pieces that are values; the others are groups of options."""
+ON_CPU = f"--trainer={CONFIGS / 'trainer' / 'cpu.yaml'}"
+TEXT, VIDEO = CONFIGS / "qwen2_5_text_math_grpo.yaml", CONFIGS / "qwen2_5_vl_7b_longvideo_grpo.yaml"
+LAST = "--trainer.callbacks.init_args"
+"""Options of the last callback."""
+
+
+def files(paths: list[Path]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("path", paths, ids=lambda path: str(path.relative_to(CONFIGS).with_suffix("")))
+
+
+def built(*args: str | Path) -> LongRLCLI:
+    """All objects of a run, before anything is read or loaded: the arguments are those of `longrl fit`."""
+    return LongRLCLI(
+        PolicyModule, LongVideoReason, save_config_callback=None, seed_everything_default=0, run=False,
+        args=[str(arg) for arg in args],
+    )  # fmt: skip
+
+
+def piece(path: Path) -> object:
+    """What a file in a folder of `TYPES` describes."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--piece", type=TYPES[path.parent.name], sub_configs=True)
+    return parser.instantiate(parser.parse_args([f"--piece={path}"])).piece
+
+
+def rollouts(cli: LongRLCLI) -> RolloutCallback:
+    (found,) = [callback for callback in cli.trainer.callbacks if isinstance(callback, RolloutCallback)]
+    return found
+
+
+def raw(path: Path) -> dict:
+    return yaml.safe_load(path.read_text())
+
+
+# ---- every file ----
+
+
+@files(FILES)
+def test_a_test_below_reads_this_file(path):
+    assert path in [*RECIPES, *DEMO, *(piece for kind in KINDS for piece in PIECES[kind])], (
+        f"no test reads configs/{path.relative_to(CONFIGS)}: a recipe belongs in configs/, a piece in configs/KIND/ "
+        "with KIND among KINDS of tests/test_configs.py"
+    )
+
+
+@files(FILES)
+def test_no_key_is_written_twice_or_with_a_dot(path):
+    """Of equal keys YAML keeps the last; `trainer.max_steps: 5` beside `trainer:` discards all of `trainer`."""
+    for mapping in mappings(yaml.compose(path.read_text())):
+        keys = [key.value for key, _ in mapping.value]
+        assert len(set(keys)) == len(keys), keys
+        assert not [key for key in keys if "." in key]
+
+
+def mappings(node: yaml.Node) -> Iterator[yaml.MappingNode]:
+    if isinstance(node, yaml.MappingNode):
+        yield node
+        for _, value in node.value:
+            yield from mappings(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            yield from mappings(value)
+
+
+@files(FILES)
+def test_the_first_line_says_what_it_is(path):
+    assert re.match(r"# \w", path.read_text())
+
+
+# ---- pieces ----
+
+
+@files([path for kind in TYPES for path in PIECES[kind]])
+def test_a_piece_is_what_its_folder_says(path):
+    assert isinstance(piece(path), TYPES[path.parent.name])
+
+
+@files(PIECES["family"])
+def test_a_family_names_a_hub_model_and_states_the_keys_of_its_class(path):
+    """So that one family given after another of its class leaves nothing of it behind."""
+    values = raw(path)
+    alike = [raw(other) for other in PIECES["family"] if raw(other)["class_path"] == values["class_path"]]
+    assert all(other["init_args"].keys() == values["init_args"].keys() for other in alike)
+    assert re.fullmatch(r"[\w.-]+/[\w.-]+", values["init_args"]["model"])
+
+
+@files(PIECES["data"])
+def test_a_data_piece_lies_over_a_recipe(path):
+    values, data = raw(path), built("--config", VIDEO, ON_CPU, "--data", path).datamodule
+    assert data.sources == {split: [values[split]] for split in ("train", "val", "test")}
+    assert (data.media_root, data.bad_records) == (values["media_root"], values["bad_records"])
+
+
+@files(PIECES["trainer"])
+def test_a_trainer_piece_lies_over_a_recipe_and_changes_the_machine_alone(path):
+    cli = built("--config", TEXT, "--trainer", path, "--trainer.accelerator=cpu")
+    assert raw(path).keys() == {"accelerator", "devices", "precision"}
+    assert cli.trainer.precision == raw(path)["precision"]
+    assert cli.trainer.max_steps == raw(TEXT)["trainer"]["max_steps"]
+    assert rollouts(cli).sampling.num_generations == 8
+
+
+# ---- recipes and the demo ----
+
+
+@files(RECIPES)
+def test_a_recipe_is_one_config_whose_parts_agree(path):
+    cli = built("--config", path, ON_CPU)
+    model, data, rollout = cli.model, cli.datamodule, rollouts(cli)
+    sampling = rollout.sampling
+    if data.renderer.stage == "rl":
+        model.algorithm.validate(sampling.num_generations, model.mini_batches_per_rollout)
+    limits = [term.function for term in rollout.reward.terms if isinstance(term.function, SoftOverlong)]
+    limits += [rule for rule in [model.algorithm.token_weights] if isinstance(rule, Constant)]
+    assert all(limit.max_completion_tokens == sampling.max_completion_tokens for limit in limits)
+    longest = data.renderer.max_prompt_tokens + sampling.max_completion_tokens
+    assert longest <= model.max_tokens_per_micro_batch  # else a long prompt ends the run
+
+
+@files(RECIPES)
+def test_a_recipe_says_how_it_is_launched_and_what_it_starts_from(path):
+    values, name = raw(path), path.stem
+    header = path.read_text().partition("\nrun_dir:")[0]
+    for wanted in ("# Needs:", f"python -m longrl fit --config configs/{name}.yaml", "# Override:", "--ckpt_path"):
+        assert wanted in header
+    assert all(line.startswith("#") for line in header.splitlines())
+    assert values["run_dir"] == f"runs/{name}"
+    hardware = raw(CONFIGS / "trainer" / "gpu.yaml")
+    assert {key: values["trainer"][key] for key in hardware} == hardware
+    start = values["model"].get("init_from")
+    assert start is None or start in [raw(other)["run_dir"] for other in RECIPES]
+
+
+@files(RECIPES)
+def test_the_options_of_a_recipes_header_exist(path):
+    """Each `...` line of the header, added to the recipe as it says."""
+    lines = re.sub(r"\n#  +--", " --", path.read_text().partition("\nrun_dir:")[0]).splitlines()
+    examples = [re.findall(r"(--[\w.]+) ([^\s()]+)", line) for line in lines if ": " in line and "... --" in line]
+    assert len(examples) >= 2
+    for example in examples:
+        args = [part for pair in example if pair[0] != "--ckpt_path" for part in pair]
+        if args:
+            built("--config", path, ON_CPU, *args)
+
+
+@files(DEMO)
+def test_a_stage_of_the_demo_lies_over_what_all_share(path):
+    cli = built("--config", CONFIGS / "demo" / "common.yaml", "--config", path)
+    assert rollouts(cli).reward.names == ["accuracy", "think_answer_format"]
+    assert cli.config.run_dir == raw(path).get("run_dir", "runs/default")
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory) -> Path:
+    """4 questions about one video of 8 to 10 seconds, with reasoning."""
+    folder = tmp_path_factory.mktemp("videos") / "synthetic"
+    generate(folder, SyntheticConfig(1, 0, scene_s=2.0, size=56))
+    return folder / "train.jsonl"
+
+
+@pytest.fixture(scope="module")
+def sums(tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("sums") / "train.jsonl"
+    file.write_text("".join(json.dumps({"problem": f"{n} + 1?", "answer": str(n + 1)}) + "\n" for n in range(4)))
+    return file
+
+
+def coin(completion, row) -> float:
+    return float(int(completion.token_ids.sum()) % 2)
+
+
+@files(RECIPES)
+def test_a_recipe_takes_a_step_with_a_tiny_model(path, tmp_path, videos, sums):
+    values = raw(path)
+    has_video = "video" in values["data"]
+    if has_video:
+        tiny = [f"--model.family.init_args.model={vl_folder()}", "--model.family.init_args.min_pixels=784"]
+        tiny += ["--model.family.init_args.max_pixels=784", "--data.media_root=null"]
+    else:
+        tiny = [f"--model.family.init_args.model={text_folder(path.stem.split('_')[0][:5])}"]
+    run = LongRLCLI.run(
+        ["fit", f"--config={path}", ON_CPU, f"--run_dir={tmp_path}", *tiny,
+         "--model.family.init_args.random_init=true", "--model.init_from=null",
+         f"--data.train={videos if has_video else sums}", "--data.val=null", "--data.test=null",
+         "--data.num_workers=0", "--data.prompts_per_batch=4", "--trainer.max_steps=1",
+         f"{LAST}.sampling.max_completion_tokens=3",
+         LAST + '.reward={"terms": [{"function": "tests.test_configs.coin"}]}']
+    )  # fmt: skip
+    assert run.trainer.global_step == values["model"].get("mini_batches_per_rollout", 1)
+    assert float(run.trainer.logged_metrics["train/grad_norm"]) > 0
+    assert (tmp_path / "config.yaml").exists()
+
+
+# ---- what composes ----
+
+
+def test_a_later_config_and_then_the_command_line_change_single_keys_of_a_piece(tmp_path):
+    later = tmp_path / "later.yaml"
+    later.write_text(
+        "model:\n  algorithm: {clip_high: 0.3, kl_coef: 0.5}\n  family:\n    init_args: {max_pixels: 6272}\n"
+        "  optimizer: {warmup_steps: 7}\ndata:\n  video: {max_frames: 9}\n"
+        "trainer:\n  callbacks+: longrl.callbacks.random_state.RandomState\n"
+    )
+    cli = built("--config", VIDEO, "--config", later, ON_CPU, "--model.algorithm.kl_coef=0", "--data.video.fps=0.5")
+    algorithm, family, optimizer = cli.model.algorithm, cli.model.family, cli.model.optimizer_settings
+    assert (algorithm.clip_low, algorithm.clip_high, algorithm.kl_coef) == (0.2, 0.3, 0.0)
+    assert (family.min_pixels, family.max_pixels) == (3136, 6272)
+    assert (optimizer.lr, optimizer.warmup_steps, optimizer.weight_decay) == (1e-6, 7, 0.01)
+    video = cli.datamodule.renderer.video
+    assert (video.fps, video.min_frames, video.max_frames) == (0.5, 8, 9)
+    assert sum(type(callback).__name__ == "RandomState" for callback in cli.trainer.callbacks) == 2
+
+
+def test_the_command_line_reaches_into_the_rollout_callback():
+    cli = built(
+        "--config", TEXT, ON_CPU, f"{LAST}.sampling.num_generations=2", f"{LAST}.engine.init_args.max_sequences=5",
+        f"{LAST}.reward={CONFIGS / 'reward' / 'think_answer.yaml'}",
+    )  # fmt: skip
+    rollout = rollouts(cli)
+    assert (rollout.sampling.num_generations, rollout.sampling.max_completion_tokens) == (2, 1024)
+    assert rollout.engine.max_sequences == 5
+    assert rollout.reward.names == ["accuracy", "think_answer_format"]
+
+
+def test_null_before_an_algorithm_leaves_nothing_of_the_recipes_own():
+    """Without it, keys that a piece does not name stay: drop_uniform of DAPO under any other algorithm."""
+    dapo, path = CONFIGS / "qwen2_5_vl_3b_longvideo_dapo.yaml", CONFIGS / "algorithm" / "reinforce.yaml"
+    cli = built("--config", dapo, ON_CPU, "--model.algorithm=null", f"--model.algorithm={path}")
+    assert cli.model.algorithm == piece(path)
+
+
+def test_one_family_replaces_another():
+    cli = built("--config", TEXT, ON_CPU, "--model.family", CONFIGS / "family" / "qwen2_5_vl_3b.yaml")
+    assert vars(cli.model.family) == vars(piece(CONFIGS / "family" / "qwen2_5_vl_3b.yaml"))
+    assert cli.datamodule.renderer.family is cli.model.family
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("rundir", "rundir: runs/x"),
+        ("max_step", "trainer: {max_step: 5}"),
+        ("prompt_per_batch", "data: {prompt_per_batch: 5}"),
+        ("video.frames", "data: {video: {frames: 5}}"),
+        ("clip_hihg", "model: {algorithm: {clip_hihg: 0.3}}"),
+        ("max_pixel", "model: {family: {init_args: {max_pixel: 784}}}"),
+        ("learning_rate", "model: {optimizer: {learning_rate: 1.0e-5}}"),
+        (
+            "num_generation",
+            "trainer: {callbacks: [{class_path: longrl.callbacks.rollout.RolloutCallback, "
+            "init_args: {reward: {terms: []}, sampling: {num_generation: 2}}}]}",
+        ),
+    ],
+)
+def test_a_typo_is_an_error_that_names_the_key(key, text, tmp_path, capsys):
+    typo = tmp_path / "typo.yaml"
+    typo.write_text(text)
+    with pytest.raises(SystemExit):
+        built("--config", VIDEO, "--config", typo, ON_CPU)
+    assert re.search(rf"Option '{key}' is not accepted|does not accept option '{key}'", capsys.readouterr().err)
+
+
+def test_a_misspelt_piece_is_an_error_that_names_it(tmp_path, capsys):
+    typo = tmp_path / "typo.yaml"
+    typo.write_text("model: {algorithm: algorithm/gpro.yaml}")
+    with pytest.raises(SystemExit):
+        built("--config", VIDEO, "--config", typo, ON_CPU)
+    assert "algorithm/gpro.yaml" in capsys.readouterr().err

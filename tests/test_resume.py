@@ -1,0 +1,245 @@
+"""A run that is killed anywhere and resumed ends as the uninterrupted one: bit for bit, whatever is compared.
+
+Reference and resumed runs are made in this process, killed ones in a fork of it (`tests.runs.Kill` sends SIGKILL at a
+chosen place); one test goes through `python -m longrl` and a kill from outside at a time of its own.
+"""
+
+import copy
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.runs import arguments, checkpoint, config, data_order, metrics, rollouts, run, run_in_child, start, videos
+
+LAST = "checkpoints/last.ckpt"
+SFT_STEPS = 18
+RL_STEPS = 24
+
+
+# ---- runs ----
+
+
+def sft(**trainer):
+    """3 epochs of 6 steps, validation in the middle and at the end of each, a checkpoint every 3 steps."""
+    values = config("sft")
+    values["trainer"] |= {"max_epochs": 3, "val_check_interval": 3, **trainer}
+    values["data"]["val"] = str(videos() / "eval.jsonl")
+    values["checkpoint"] = {"every_n_train_steps": 3}
+    return values
+
+
+def dapo(**trainer):
+    """2 epochs of 3 steps, 4 optimizer steps per rollout; dynamic sampling, so that groups are carried over, and KL."""
+    values = config("rl")
+    values["trainer"] |= {"max_epochs": 2, **trainer}
+    values["model"] |= {"mini_batches_per_rollout": 2, "epochs_per_rollout": 2}
+    values["model"]["algorithm"] = {
+        "advantage": "longrl.algorithms.group_normalized",
+        "token_weights": "longrl.algorithms.token_mean",
+        "select": "longrl.algorithms.drop_uniform",
+        "clip_high": 0.28,
+        "kl_coef": 0.1,
+    }
+    values["data"] |= {"val": str(videos() / "eval.jsonl"), "prompts_per_batch": 4}
+    values["checkpoint"] = {"every_n_train_steps": 4}
+    return values
+
+
+def killed(values, step, where):
+    values = copy.deepcopy(values)
+    kill = {"class_path": "tests.runs.Kill", "init_args": {"step": step, "where": where}}
+    values["trainer"]["callbacks"].append(kill)
+    return values
+
+
+def resume(folder: Path) -> list[str]:
+    return [f"--ckpt_path={folder / LAST}"] if (folder / LAST).exists() else []
+
+
+def interrupted_run(folder: Path, values, kills):
+    """Killed at each of `kills` in turn, always resumed from the last checkpoint, and then run to its end."""
+    for step, where in kills:
+        assert run_in_child(folder, killed(values, step, where), *resume(folder)) == -signal.SIGKILL, (step, where)
+    return run(folder, values, *resume(folder))
+
+
+# ---- comparing ----
+
+
+def differences(one, other, place=""):
+    """Where two checkpoints differ; paths are those of the runs, and `unlogged` metrics hold timings."""
+    if place.endswith(("_path", "dirpath")) or "/unlogged/metrics" in place:
+        return []
+    if isinstance(one, torch.Tensor):
+        return [] if torch.equal(one, other) and one.dtype == other.dtype else [place]
+    if isinstance(one, dict):
+        if one.keys() != other.keys():
+            return [f"{place}: keys {one.keys() ^ other.keys()}"]
+        return [found for key in one for found in differences(one[key], other[key], f"{place}/{key}")]
+    if isinstance(one, list | tuple):
+        if len(one) != len(other):
+            return [f"{place}: {len(one)} or {len(other)} items"]
+        return [found for i, pair in enumerate(zip(one, other, strict=True)) for found in differences(*pair, f"{place}/{i}")]
+    return [] if one == other else [f"{place}: {one} or {other}"]
+
+
+def assert_same_end(folder: Path, reference: Path):
+    """Weights, optimizer, schedule, random states, loops, carried-over groups, data order and logged metrics."""
+    assert data_order(folder) == data_order(reference)
+    assert metrics(folder) == metrics(reference)
+    assert differences(checkpoint(folder), checkpoint(reference)) == []
+
+
+def carried(folder: Path):
+    return checkpoint(folder)["callbacks"]["RolloutCallback"]["carried"]
+
+
+@pytest.fixture(scope="module")
+def sft_reference(tmp_path_factory):
+    folder = run(tmp_path_factory.mktemp("sft") / "run", sft())
+    saved = checkpoint(folder)
+    assert saved["global_step"] == SFT_STEPS
+    assert {step for step, name in metrics(folder) if name == "val/loss"} == {2, 5, 8, 11, 14, 17}
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dapo_reference(tmp_path_factory):
+    folder = run(tmp_path_factory.mktemp("dapo") / "run", dapo())
+    assert checkpoint(folder)["global_step"] == RL_STEPS
+    losses = [float(value) for (_, name), value in metrics(folder).items() if name == "train/grad_norm"]
+    assert len(losses) == 6
+    assert all(losses)  # every rollout trained on something
+    return folder
+
+
+# ---- tests ----
+
+
+@pytest.mark.parametrize(
+    ("step", "where"),
+    [
+        (3, "saved"),  # after the checkpoint, before the step's metrics are logged
+        (5, "on_train_batch_start"),
+        (6, "on_validation_batch_end"),
+        (6, "saved"),  # exactly at the end of an epoch
+        (9, "saving"),  # half of the checkpoint is written
+    ],
+)
+def test_sft_killed_once(tmp_path, sft_reference, step, where):
+    assert_same_end(interrupted_run(tmp_path / "run", sft(), [(step, where)]), sft_reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", ["max_epochs", "max_steps"])
+def test_sft_killed_again_and_again(tmp_path, sft_reference, limit):
+    """Lightning resumes differently when `max_steps` is given."""
+    values = sft() if limit == "max_epochs" else sft(max_epochs=None, max_steps=14)
+    reference = sft_reference if limit == "max_epochs" else run(tmp_path / "reference", values)
+    kills = [(2, "on_train_batch_end"), (3, "on_validation_batch_end"), (6, "on_train_batch_start"), (8, "on_train_batch_end"),
+             (9, "saving"), (12, "saved"), (13, "on_train_batch_end")]  # fmt: skip
+    folder = interrupted_run(tmp_path / "run", values, kills)
+    assert_same_end(folder, reference)
+
+
+@pytest.mark.slow
+def test_rl_killed_with_groups_carried_over(tmp_path, dapo_reference):
+    folder = tmp_path / "run"
+    assert run_in_child(folder, killed(dapo(), 8, "saved")) == -signal.SIGKILL
+    assert len(carried(folder)) > 0
+    run(folder, dapo(), *resume(folder))
+    assert_same_end(folder, dapo_reference)
+
+
+@pytest.mark.slow
+def test_rl_killed_again_and_again_across_an_epoch_end(tmp_path, dapo_reference):
+    kills = [(4, "on_train_batch_end"), (8, "saving"), (12, "on_validation_batch_end"), (12, "saved"), (16, "on_train_batch_start"),
+             (20, "saved")]  # fmt: skip
+    assert_same_end(interrupted_run(tmp_path / "run", dapo(), kills), dapo_reference)
+
+
+@pytest.mark.slow
+def test_rl_killed_from_outside_through_the_command_line(tmp_path, dapo_reference):
+    folder = tmp_path / "run"
+    process = start(*arguments(folder, dapo()))
+    try:
+        deadline = time.monotonic() + 120
+        while not steps_logged(folder, 3):
+            assert process.poll() is None, process.stdout.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert (folder / LAST).exists()
+    output, _ = (process := start(*arguments(folder, dapo(), *resume(folder)))).communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert_same_end(folder, dapo_reference)
+
+
+def steps_logged(folder, count):
+    files = list(folder.glob("logs/version_0/metrics.csv"))
+    return bool(files) and files[0].read_text().count("\n") > count
+
+
+def test_a_run_stopped_by_max_steps_goes_on_with_more(tmp_path, sft_reference):
+    values = sft(max_epochs=None, max_steps=8)
+    values["model"]["optimizer"]["total_steps"] = SFT_STEPS  # the schedule must not depend on where we stop
+    folder = run(tmp_path / "run", values)
+    assert checkpoint(folder)["global_step"] == 8  # the last step is saved though 3 does not divide it
+    values["trainer"]["max_steps"] = SFT_STEPS
+    run(folder, values, *resume(folder))
+    assert data_order(folder) == data_order(sft_reference)
+    assert metrics(folder) == metrics(sft_reference)
+    assert differences(checkpoint(folder)["state_dict"], checkpoint(sft_reference)["state_dict"]) == []
+
+
+def test_rollouts_of_several_steps_are_saved_when_they_pass_a_multiple(tmp_path):
+    values = dapo(limit_val_batches=0)
+    values["checkpoint"] = {"every_n_train_steps": 5, "save_top_k": -1, "filename": "{step}"}
+    folder = run(tmp_path / "run", values)
+    saved = sorted(int(file.stem.split("=")[1]) for file in (folder / "checkpoints").glob("step=*.ckpt"))
+    assert saved == [8, 12, 16, 20, 24]  # rollouts end at 4, 8, ..., 24
+
+
+def test_a_half_written_checkpoint_never_takes_the_place_of_a_whole_one(tmp_path):
+    values = sft()
+    folder = tmp_path / "run"
+    assert run_in_child(folder, killed(values, 6, "saving")) == -signal.SIGKILL
+    assert checkpoint(folder)["global_step"] == 3
+    assert [file.name for file in (folder / "checkpoints").iterdir() if file.name != "last.ckpt"] == [".last.ckpt.partial"]
+
+
+def test_resuming_with_other_data_is_refused(tmp_path):
+    values = sft(max_epochs=1)
+    folder = run(tmp_path / "run", values)
+    values["data"]["seed"] = 1
+    with pytest.raises(ValueError, match="the data of a resumed run must be the checkpoint's, but its seed was 0 and is now 1"):
+        run(folder, values, *resume(folder))
+
+
+def test_a_run_started_anew_in_its_folder_replaces_last_ckpt(tmp_path):
+    """`last.ckpt` is what `model.init_from` reads; Lightning's own choice is to write `last-v1.ckpt` beside it."""
+    values = sft(max_epochs=1, limit_val_batches=0)
+    folder = run(tmp_path / "run", values)
+    values["model"]["family"]["init_args"]["init_seed"] = 1
+    first, again = checkpoint(folder), checkpoint(run(folder, values))
+    assert [file.name for file in (folder / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert differences(first["state_dict"], again["state_dict"]) != []
+
+
+def test_a_run_folder_may_be_moved(tmp_path, sft_reference):
+    folder = tmp_path / "run"
+    assert run_in_child(folder, killed(sft(), 7, "on_train_batch_end")) == -signal.SIGKILL
+    moved = tmp_path / "elsewhere" / "run"
+    moved.parent.mkdir()
+    shutil.move(folder, moved)
+    run(moved, sft(), *resume(moved))
+    assert_same_end(moved, sft_reference)
+    assert not os.path.exists(folder)
