@@ -45,6 +45,7 @@ class LongRLCLI(LightningCLI):
             LongVideoReason,
             save_config_callback=SaveRunConfig,
             seed_everything_default=0,
+            auto_configure_optimizers=False,
             args=None if list(args) == sys.argv[1:] else list(args),
         )
 

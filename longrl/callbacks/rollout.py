@@ -18,6 +18,9 @@ from longrl.types import Batch, Completion, Group, Prompt, Row, SamplingParams
 
 logger = logging.getLogger(__name__)
 
+MAX_EMPTY_STEPS = 10
+"""So many steps without a single group end the run."""
+
 
 class RolloutCallback(Callback):
     """Drives a rollout engine: `batch.prompts` become `batch.groups`, and `batch.features` what they were made of.
@@ -54,6 +57,7 @@ class RolloutCallback(Callback):
         self._carried: list[Group] = []
         self._restored: list[dict[str, Any]] = []
         self._metrics: dict[str, float] = {}
+        self._empty_steps = 0
 
     # -- hooks ---------------------------------------------------------------------------------------------------
 
@@ -79,6 +83,7 @@ class RolloutCallback(Callback):
             if len(groups) >= wanted or refills == self.max_refills:
                 break
             prompts, refills = trainer.datamodule.refill(wanted), refills + 1
+        self._count_empty(groups)
         if len(groups) < wanted:
             logger.warning(
                 "dynamic sampling kept %d of %d groups after %d refills; the step goes on with those "
@@ -134,6 +139,15 @@ class RolloutCallback(Callback):
 
     # -- work ----------------------------------------------------------------------------------------------------
 
+    def _count_empty(self, groups: Sequence[Group]) -> None:
+        """Ends a run that has nothing left to learn from."""
+        self._empty_steps = 0 if groups else self._empty_steps + 1
+        if self._empty_steps == MAX_EMPTY_STEPS:
+            raise RuntimeError(
+                f"in {MAX_EMPTY_STEPS} steps in a row no group was kept: every prompt is always or never answered right; "
+                "check the rewards in samples.jsonl, mix in other prompts, or train with algorithm.select=keep_all"
+            )
+
     def _take_restored(self, trainer: Trainer) -> None:
         """Carried-over groups of a checkpoint hold rows; their prompts are rendered again, once data is set up."""
         self._carried += [restored_group(saved, trainer.datamodule.renderer) for saved in self._restored]
@@ -155,7 +169,7 @@ class RolloutCallback(Callback):
     ) -> list[Group]:
         with policy.phases("encode"):
             features = policy.encode(prompts)
-        with policy.phases("generate"):
+        with policy.phases("generate"), policy.trainer.precision_plugin.forward_context():
             self.engine.sync(policy.model, step)
             completions = self.engine.generate(policy.family, policy.model, prompts, features, sampling, seed)
         groups = [Group(prompt, answers) for prompt, answers in zip(prompts, completions, strict=True)]

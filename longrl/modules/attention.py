@@ -74,6 +74,7 @@ def attention_forward(
         )
     scale = scaling if scaling is not None else 1 / math.sqrt(query.shape[-1])
     _reject_unsupported(module, dropout)
+    query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast rotary embeddings return float32
     if layer_attention is not None:
         output = layer_attention(module.layer_idx, query, key, value, scale)
     else:

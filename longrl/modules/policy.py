@@ -182,7 +182,7 @@ class PolicyModule(LightningModule):
 
     def sft_step(self, batch: Batch) -> dict[str, float]:
         """One optimizer step on the negative log-likelihood per response token of the whole batch."""
-        responses = [[prompt.response_ids] for prompt in batch.prompts]
+        responses = _targets(batch)
         num_tokens = sum(len(ids) for (ids,) in responses)
 
         def loss_of(packed: Packed, output: PolicyOutput) -> tuple[Tensor, dict[str, Tensor]]:
@@ -359,15 +359,32 @@ class PolicyModule(LightningModule):
         return [[completion.text for completion in group.completions] for group in batch.groups or []]
 
     def _evaluate(self, batch: Batch, stage: str) -> None:
-        """Logs the mean of every reward part, overall and per category; of SFT batches the loss."""
+        """Logs the mean of every reward part, in validation per category too; of SFT batches the loss."""
         for group in batch.groups or []:
             for name, values in group.reward_parts.items():
-                for key in (f"{stage}/{name}", f"{stage}/{name}/{group.prompt.row.category}"):
-                    self.log(key, values.mean(), batch_size=1, prog_bar=key == "val/accuracy", sync_dist=True)
-        if batch.prompts and batch.prompts[0].response_ids is not None:
-            responses = [[prompt.response_ids] for prompt in batch.prompts]
+                self.log(f"{stage}/{name}", values.mean(), batch_size=1, prog_bar=name == "accuracy", sync_dist=True)
+                if stage == "val":  # `test` reports categories with intervals: callbacks/evaluation.py
+                    key = f"{stage}/{name}/{group.prompt.row.category}"
+                    self.log(key, values.mean(), batch_size=1, sync_dist=True)
+        if batch.prompts and (batch.groups is None or batch.prompts[0].response_ids is not None):
+            responses = _targets(batch)
             logp = self.score(self.model, batch.prompts, responses, batch.features or self.encode(batch.prompts))
             self.log(f"{stage}/loss", -logp.mean(), batch_size=len(logp), sync_dist=True)
+
+
+def _targets(batch: Batch) -> list[list[Tensor]]:
+    """The SFT target of each prompt.
+
+    Raises:
+        ValueError: the prompts have none, for they are meant to be answered by a rollout callback.
+    """
+    targets = [prompt.response_ids for prompt in batch.prompts]
+    if any(ids is None for ids in targets):
+        raise ValueError(
+            "data.stage=rl gives prompts without targets and there is no rollout callback to answer them; add "
+            "longrl.callbacks.rollout.RolloutCallback to trainer.callbacks, or set data.stage to sft"
+        )
+    return [[ids] for ids in targets if ids is not None]
 
 
 def _completions(groups: Sequence[Group]) -> list[list[Tensor]]:

@@ -22,6 +22,7 @@ from longrl.algorithms import (
     sequence_mean,
     token_mean,
 )
+from longrl.modules.packing import pack
 from longrl.modules.policy import OptimizerSettings, PolicyModule
 from longrl.types import Batch, Completion, Group
 from tests.tiny import (
@@ -38,7 +39,8 @@ from tests.tiny import (
 
 LENGTHS = [[3, 7, 4], [5, 1, 6], [2, 9, 3]]
 REWARDS = torch.tensor([[1.0, 0.0, 0.5], [0.0, 1.0, 1.0], [0.3, 0.0, 0.9]])
-BUDGETS = {"one_at_a_time": 120, "some": 230, "all": 10_000}
+BUDGETS = {"pieces_of_groups": 57, "some": 100, "all": 10_000}
+"""3 and 4, 2, and 1 micro-batches."""
 WEIGHTS = {"sequence_mean": sequence_mean, "token_mean": token_mean, "constant": Constant(12)}
 SURROGATES = {
     "clipped": clipped,
@@ -205,6 +207,12 @@ def off_policy(policy, groups, spread=0.5):
     return (logp + spread * torch.randn(len(logp), generator=torch.Generator().manual_seed(3))).float()
 
 
+def test_the_budgets_are_different_splits():
+    for family, prompts in ((vl_family(), mixed_prompts(vl_family())), (text_family(), text_prompts(text_family()))):
+        counts = [len(pack(prompts, random_completions(family, LENGTHS), budget)) for budget in BUDGETS.values()]
+        assert counts[0] > counts[1] > counts[2] == 1
+
+
 # ---- SFT ----
 
 
@@ -272,7 +280,7 @@ def test_any_split_into_micro_batches_gives_the_gradient_by_hand(weights, surrog
         plain = plain_model(policy.model, family)
         loss, expected = gradients_by_hand(plain, groups, old, weights=weights, surrogate=surrogate)
     found = []
-    for budget in (60, 150, 10_000):
+    for budget in BUDGETS.values():
         algorithm = Algorithm(surrogate=SURROGATES[surrogate], token_weights=WEIGHTS[weights])
         policy = policy_of(family, algorithm=algorithm, max_tokens_per_micro_batch=budget)
         seen = train(policy, batch_of(policy, groups))
@@ -365,7 +373,7 @@ def test_temperature_is_that_of_the_samples():
 def test_mini_batches_and_epochs_are_an_ordinary_loop():
     """Old log-probabilities are taken once, advantages in their group, weights in each mini-batch."""
     family = text_family()
-    policy = policy_of(family, mini_batches_per_rollout=2, epochs_per_rollout=2, max_tokens_per_micro_batch=150)
+    policy = policy_of(family, mini_batches_per_rollout=2, epochs_per_rollout=2, max_tokens_per_micro_batch=100)
     policy.configure_model()
     prompts = text_prompts(family)
     groups = sampled(family, prompts)
@@ -446,7 +454,7 @@ def disturb(policy):
 
 def test_kl_in_the_loss_is_the_distance_to_the_initial_weights():
     family = vl_family(freeze_tower=True)
-    policy = policy_of(family, algorithm=Algorithm(kl_coef=0.3), max_tokens_per_micro_batch=230)
+    policy = policy_of(family, algorithm=Algorithm(kl_coef=0.3), max_tokens_per_micro_batch=100)
     groups = sampled(family, mixed_prompts(family))
     batch = batch_of(policy, groups)
     initial, moved = plain_model(policy.model, family), policy_of(family)
