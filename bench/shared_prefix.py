@@ -47,10 +47,11 @@ class Sizes:
     response_tokens: int = 64
     timed_tokens: int = 20_000
     """The variants alternate until the separate one has seen this many tokens, at least once."""
-    hidden_size: int = 512
+    hidden_size: int = 384
     intermediate_size: int = 2048
     num_layers: int = 2
-    num_heads: int = 4
+    num_heads: int = 6
+    num_key_value_heads: int = 2
     vocab_size: int = 2048
 
 
@@ -102,7 +103,7 @@ def write_model(sizes: Sizes, folder: str) -> None:
         intermediate_size=sizes.intermediate_size,
         num_hidden_layers=sizes.num_layers,
         num_attention_heads=sizes.num_heads,
-        num_key_value_heads=sizes.num_heads // 2,
+        num_key_value_heads=sizes.num_key_value_heads,
     )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.runs import arguments, checkpoint, config, data_order, metrics, rollouts, run, run_in_child, start, videos
+from tests.runs import arguments, checkpoint, config, data_order, metrics, run, run_in_child, start, videos
 
 LAST = "checkpoints/last.ckpt"
 SFT_STEPS = 18

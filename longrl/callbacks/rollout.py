@@ -130,12 +130,13 @@ class RolloutCallback(Callback):
     @override
     def state_dict(self) -> dict[str, Any]:
         carried = [*map(saved_group, self._carried), *self._restored]  # restored ones wait for the first batch
-        return {"num_rollouts": self._num_rollouts, "carried": carried}
+        return {"num_rollouts": self._num_rollouts, "carried": carried, "empty_steps": self._empty_steps}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._num_rollouts = state_dict["num_rollouts"]
         self._restored = state_dict["carried"]
+        self._empty_steps = state_dict["empty_steps"]
 
     # -- work ----------------------------------------------------------------------------------------------------
 

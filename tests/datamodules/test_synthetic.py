@@ -8,24 +8,28 @@ import numpy as np
 import pytest
 
 from longrl.datamodules import synthetic
-from longrl.datamodules.synthetic import (
+from longrl.datamodules.drawing import (
+    Clip,
+    draw_background,
+    draw_scene,
+    write_video,
+)
+from longrl.datamodules.stories import (
     ASK,
     CATEGORIES,
     COLORS,
     LETTERS,
     POSITIONS,
-    Clip,
     Scene,
     Story,
-    SyntheticConfig,
     describe,
-    draw_background,
-    draw_scene,
-    generate,
-    make_records,
     possible_goals,
     sample_story,
-    write_video,
+)
+from longrl.datamodules.synthetic import (
+    SyntheticConfig,
+    generate,
+    make_records,
 )
 
 SMALL = SyntheticConfig(num_train_videos=2, num_eval_videos=2, num_pretrain_videos=2, scene_s=1.0, fps=2, size=64)
@@ -181,7 +185,7 @@ def test_pretraining_rows_have_neither_reasoning_nor_the_four_questions(many):
     records, clips = many
     described = {clip.path: describe(clip.story) for clip in clips}
     asked = re.compile(r"What comes|Where is|look for|begin and end|<answer>|<think>")
-    assert {record["problem_type"] for record in records["pretrain"]} == {"description", "lookup"}
+    assert {record["problem_type"] for record in records["pretrain"]} == {"description", "lookup", "reading"}
     for record in records["pretrain"]:
         assert record["reasoning"] is None
         assert not asked.search(record["problem"] + record["answer"])

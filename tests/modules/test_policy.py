@@ -292,8 +292,8 @@ def test_any_split_into_micro_batches_gives_the_gradient_by_hand(weights, surrog
             assert_same_gradients(grads, expected, 2e-5)
     if expected is not None and surrogate not in ("reinforce", "cispo"):
         assert found[-1][0] == pytest.approx(loss, rel=1e-5)
-    clipping = seen.metrics[0]["train/clip_fraction_low"], seen.metrics[0]["train/clip_fraction_high"]
-    assert all(share > 0 for share in clipping) == (surrogate not in ("reinforce", "gspo"))
+    clipped_sides = sum(seen.metrics[0][f"train/clip_fraction_{side}"] > 0 for side in ("low", "high"))
+    assert clipped_sides >= {"reinforce": 0, "gspo": 1}.get(surrogate, 2)
 
 
 def test_the_first_update_needs_no_old_log_probabilities(monkeypatch):

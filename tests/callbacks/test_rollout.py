@@ -1,0 +1,406 @@
+"""From prompts to rewarded, selected groups: with a scripted engine, and with the real one on a toy task."""
+
+import json
+import logging
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+
+from longrl.algorithms import Algorithm, drop_uniform, greedy_centered
+from longrl.callbacks.rollout import RolloutCallback, restored_group, saved_group
+from longrl.datamodules.longvideo_reason import LongVideoReason
+from longrl.datamodules.synthetic import SyntheticConfig, generate
+from longrl.datamodules.video import VideoSampling
+from longrl.modules.policy import OptimizerSettings, PolicyModule
+from longrl.rewards import RewardSum, RewardTerm
+from longrl.rollout.engine import HFEngine, RolloutEngine
+from longrl.types import Completion, Group, SamplingParams
+from tests.tiny import text_family, vl_family
+
+SAMPLING = SamplingParams(num_generations=2, max_completion_tokens=4)
+DAPO = Algorithm(select=drop_uniform)
+
+
+# ---- doubles ----
+
+
+class FakeEngine:
+    """Answers as told: `script(prompt id, num_generations)` gives the texts. Keeps what it was asked."""
+
+    def __init__(self, script):
+        self.script, self.calls, self.synced = script, [], []
+
+    def sync(self, model, step):
+        self.synced.append(step)
+
+    def generate(self, family, model, prompts, features, sampling, seed):
+        self.calls.append(SimpleNamespace(ids=[prompt.id for prompt in prompts], sampling=sampling, seed=seed))
+        return [
+            [Completion(family.encode_response(text), torch.zeros(len(family.encode_response(text))), text, "stop")
+             for text in self.script(prompt.id, sampling.num_generations)]  # fmt: skip
+            for prompt in prompts
+        ]
+
+
+def right_is_good(completion, row):
+    if completion.text == "fail":
+        raise RuntimeError("this reward cannot judge")
+    return float(completion.text == "right")
+
+
+class Steps(Callback):
+    """What each step trained on and logged."""
+
+    def __init__(self):
+        self.batches, self.metrics = [], []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.batches.append(batch)
+        self.metrics.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+
+def data_module(folder, family=None, count=12, **options):
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps({"problem": f"{n} + 1?", "answer": f"{n + 1}"}) + "\n" for n in range(count)))
+    options = {"prompts_per_batch": 2, "skipped_dir": str(folder), **options}
+    return LongVideoReason(family or text_family(), train=str(file), val=str(file), test=str(file), **options)
+
+
+def callback(engine=None, **options):
+    options = {"reward": RewardSum([RewardTerm(right_is_good)]), "sampling": SAMPLING, **options}
+    return RolloutCallback(engine=engine, **options)
+
+
+def trainer_of(*callbacks, steps=1, **options):
+    return Trainer(
+        **{"accelerator": "cpu", "devices": 1, "max_epochs": 1, "limit_train_batches": steps, "logger": False,
+           "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False,
+           "limit_val_batches": 0, "callbacks": list(callbacks), **options}  # fmt: skip
+    )
+
+
+def train(folder, rollouts, algorithm=None, steps=1, policy=None, data=None, **options):
+    """Trains and gives what the steps saw."""
+    data = data or data_module(folder)
+    policy = policy or PolicyModule(data.renderer.family, algorithm, OptimizerSettings(lr=1e-3))
+    seen = Steps()
+    trainer_of(rollouts, seen, steps=steps, **options).fit(policy, datamodule=data)
+    return seen
+
+
+def order_of(folder, count, **options):
+    """The ids in the order in which the data module hands them out."""
+    data = data_module(folder, **options)
+    data.setup("fit")
+    return [prompt.id for prompt in data.refill(count)]
+
+
+def half_right(prompt_id, count):
+    return (["right", "wrong"] * count)[:count]
+
+
+def ids(groups):
+    return [group.prompt.id for group in groups]
+
+
+# ---- one step ----
+
+
+def test_a_step_generates_rewards_trains_and_logs(tmp_path):
+    engine = FakeEngine(half_right)
+    assert isinstance(engine, RolloutEngine)
+    policy = PolicyModule(text_family(), optimizer=OptimizerSettings(lr=1e-2))
+    policy.configure_model()
+    before = policy.model.get_input_embeddings().weight.clone()
+    seen = train(tmp_path, callback(engine), policy=policy, steps=2)
+    assert [call.ids for call in engine.calls] == [order_of(tmp_path, 4)[:2], order_of(tmp_path, 4)[2:]]
+    assert [ids(batch.groups) for batch in seen.batches] == [call.ids for call in engine.calls]
+    assert engine.synced == [0, 1]  # optimizer steps done before
+    assert len({call.seed for call in engine.calls}) == 2
+    for group in seen.batches[0].groups:
+        assert [completion.text for completion in group.completions] == ["right", "wrong"]
+        assert group.rewards.tolist() == group.reward_parts["right_is_good"].tolist() == [1.0, 0.0]
+        assert group.valid.tolist() == [True, True]
+        assert not group.carried_over
+    assert seen.metrics[0]["reward/mean"] == seen.metrics[0]["reward/right_is_good"] == 0.5
+    assert seen.metrics[0]["reward/std_in_group"] == 0.5
+    assert seen.metrics[0]["rollout/prompts_drawn"] == 2
+    assert seen.metrics[0]["rollout/refills"] == seen.metrics[0]["rollout/carried_over"] == 0
+    assert not torch.equal(policy.model.get_input_embeddings().weight, before)
+
+
+def test_right_answers_become_more_likely(tmp_path):
+    policy = PolicyModule(text_family(), optimizer=OptimizerSettings(lr=1e-3))
+    seen = train(tmp_path, callback(FakeEngine(half_right)), policy=policy, steps=3)
+    (batch, *_) = seen.batches
+    before = text_family().build()
+    for group in batch.groups:
+        tokens = [[completion.token_ids for completion in group.completions]]
+        split = [len(group.completions[0].token_ids), len(group.completions[1].token_ids)]
+        after, start = (
+            [float(part.sum()) for part in policy.score(model, [group.prompt], tokens, {}).split(split)]
+            for model in (policy.model, before)
+        )
+        assert after[0] - start[0] > after[1] - start[1]
+
+
+def test_sft_batches_are_left_alone(tmp_path):
+    engine = FakeEngine(half_right)
+    seen = train(tmp_path, callback(engine), data=data_module(tmp_path, stage="sft"))
+    assert engine.calls == []
+    assert seen.batches[0].groups is None
+    assert "train/loss" in seen.metrics[0]
+
+
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+def test_evaluation_takes_one_greedy_completion_and_always_the_same_seed(tmp_path, stage):
+    engine = FakeEngine(lambda prompt_id, count: ["right" if int(prompt_id) < 3 else "wrong"] * count)
+    data = data_module(tmp_path, count=4, eval_prompts_per_batch=2)
+    trainer = trainer_of(callback(engine, sampling=SamplingParams(8, 4, 0.7, 0.9, 5)), limit_val_batches=1.0)
+    policy = PolicyModule(text_family())
+    found = getattr(trainer, stage)(policy, datamodule=data)
+    assert {(call.sampling.num_generations, call.sampling.temperature) for call in engine.calls} == {(1, 0.0)}
+    assert len({call.seed for call in engine.calls}) == 1
+    assert [call.ids for call in engine.calls] == [["0", "1"], ["2", "3"]]
+    if stage == "predict":
+        assert found == [[["right"], ["right"]], [["right"], ["wrong"]]]
+    else:
+        (values,) = found
+        assert set(values.values()) == {0.75}
+        assert ("val/right_is_good/general" in values) == (stage == "validate")  # `test` has its own table
+
+
+def test_seeds_of_a_resumed_run_go_on(tmp_path):
+    straight = FakeEngine(half_right)
+    train(tmp_path, callback(straight), steps=4)
+    first, second = callback(FakeEngine(half_right)), callback(FakeEngine(half_right))
+    train(tmp_path, first, steps=2)
+    second.load_state_dict(first.state_dict())
+    train(tmp_path, second, steps=2)
+    seeds = [call.seed for engine in (first.engine, second.engine) for call in engine.calls]
+    assert seeds == [call.seed for call in straight.calls]
+    other = callback(FakeEngine(half_right), seed=1)
+    train(tmp_path, other, steps=4)
+    assert not {call.seed for call in other.engine.calls} & set(seeds)
+
+
+# ---- dynamic sampling ----
+
+
+def contrast_in(*some):
+    """Groups of these prompts have a right and a wrong answer, all others only wrong ones."""
+    return FakeEngine(lambda prompt_id, count: half_right(prompt_id, count) if prompt_id in some else ["wrong"] * count)
+
+
+def test_groups_without_contrast_are_sampled_anew_and_the_surplus_is_carried_over(tmp_path):
+    order = order_of(tmp_path, 10)
+    #  step 1 reads 0 1 | 2 3 | 4 5 and keeps 1 4 5; step 2 has 5, reads 6 7 and keeps 7; step 3 reads 8 9
+    engine = contrast_in(*(order[place] for place in (1, 4, 5, 7, 8, 9)))
+    seen = train(tmp_path, callback(engine), DAPO, steps=3)
+    assert [call.ids for call in engine.calls] == [order[start : start + 2] for start in (0, 2, 4, 6, 8)]
+    assert [ids(batch.groups) for batch in seen.batches] == [[order[a], order[b]] for a, b in ((1, 4), (5, 7), (8, 9))]
+    flags = [[group.carried_over for group in batch.groups] for batch in seen.batches]
+    assert flags == [[False, False], [True, False], [False, False]]
+    counts = [[metrics[f"rollout/{name}"] for name in ("prompts_drawn", "refills", "carried_over")] for metrics in seen.metrics]
+    assert counts == [[6, 2, 1], [2, 0, 0], [2, 0, 0]]
+    assert seen.metrics[0]["reward/mean"] == pytest.approx(3 * 0.5 / 6)  # of all that was sampled, selected or not
+
+
+def test_too_few_groups_after_all_refills_are_a_warning_and_a_smaller_step(tmp_path, caplog):
+    order = order_of(tmp_path, 8)
+    engine = contrast_in(order[0])
+    with caplog.at_level(logging.WARNING):
+        seen = train(tmp_path, callback(engine, max_refills=2), DAPO)
+    assert len(engine.calls) == 3  # the batch and two refills
+    assert ids(seen.batches[0].groups) == [order[0]]
+    assert "dynamic sampling kept 1 of 2 groups after 2 refills" in caplog.text
+    assert "max_refills" in caplog.text
+    assert "train/loss" in seen.metrics[0]
+
+
+def test_no_group_at_all_is_no_step_and_the_run_goes_on(tmp_path):
+    order = order_of(tmp_path, 10)
+    seen = train(tmp_path, callback(contrast_in(order[4], order[5]), max_refills=1), DAPO, steps=2)
+    assert seen.batches[0].groups == []
+    assert "train/loss" not in seen.metrics[0]
+    assert seen.metrics[0]["reward/mean"] == 0.0
+    assert ids(seen.batches[1].groups) == [order[4], order[5]]
+
+
+def test_a_run_that_keeps_no_group_for_long_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr("longrl.callbacks.rollout.MAX_EMPTY_STEPS", 2)
+    rollouts = callback(contrast_in(), max_refills=0)
+    with pytest.raises(RuntimeError, match="in 2 steps in a row no group was kept"):
+        train(tmp_path, rollouts, DAPO, steps=4)
+    assert len(rollouts.engine.calls) == 2
+
+
+def test_surplus_waits_as_long_as_it_takes(tmp_path):
+    """Oldest first; nothing sampled is lost."""
+    order = order_of(tmp_path, 8)
+    engine = contrast_in(order[1], *order[2:])  # step 1 reads 0 1 | 2 3 and keeps 1 2 | 3; from then on all are good
+    seen = train(tmp_path, callback(engine), DAPO, steps=3)
+    trained = [name for batch in seen.batches for name in ids(batch.groups)]
+    assert trained == order[1:7]
+
+
+def test_carried_over_groups_survive_a_checkpoint_also_before_the_first_batch(tmp_path):
+    order = order_of(tmp_path, 8)
+    first = callback(contrast_in(*order[1:]))
+    train(tmp_path, first, DAPO)
+    file = tmp_path / "state.pt"
+    torch.save(first.state_dict(), file)
+    second = callback(contrast_in(*order[1:]))
+    second.load_state_dict(torch.load(file, weights_only=True))
+    assert [saved["prompt"]["id"] for saved in second.state_dict()["carried"]] == [order[3]]
+    data = data_module(tmp_path)
+    data.setup("fit")
+    data.refill(4)  # what the first run consumed
+    resumed = data_module(tmp_path)
+    resumed.load_state_dict(data.state_dict())
+    seen = train(tmp_path, second, DAPO, data=resumed)
+    assert ids(seen.batches[0].groups) == [order[3], order[4]]
+    assert [group.carried_over for group in seen.batches[0].groups] == [True, False]
+    assert ids(second._carried) == [order[5]]
+
+
+# ---- baselines and failures ----
+
+
+def test_the_greedy_baseline_is_the_reward_of_a_greedy_completion(tmp_path):
+    engine = FakeEngine(lambda prompt_id, count: ["right"] if count == 1 else half_right(prompt_id, count))
+    algorithm = Algorithm(advantage=greedy_centered, greedy_baseline=True)
+    seen = train(tmp_path, callback(engine), algorithm)
+    assert [(call.sampling.num_generations, call.sampling.temperature) for call in engine.calls] == [(2, 1.0), (1, 0.0)]
+    assert engine.calls[0].ids == engine.calls[1].ids
+    assert [group.baseline for group in seen.batches[0].groups] == [1.0, 1.0]
+    assert all(len(group.completions) == 2 for group in seen.batches[0].groups)
+
+
+def test_a_baseline_that_cannot_be_judged_masks_its_group(tmp_path):
+    bad, good = order_of(tmp_path, 2)
+    engine = FakeEngine(lambda name, count: half_right(name, count) if count > 1 else ["fail" if name == bad else "right"])
+    seen = train(tmp_path, callback(engine), Algorithm(advantage=greedy_centered, greedy_baseline=True))
+    assert {group.prompt.id: group.valid.tolist() for group in seen.batches[0].groups} == {
+        bad: [False, False],
+        good: [True, True],
+    }
+
+
+def test_a_reward_that_raises_masks_its_completion_and_the_run_goes_on(tmp_path, caplog):
+    engine = FakeEngine(lambda prompt_id, count: ["right", "wrong", "fail"])
+    rollouts = callback(engine, sampling=SamplingParams(3, 4))
+    with caplog.at_level(logging.WARNING):
+        seen = train(tmp_path, rollouts, steps=2)
+    assert len(seen.batches) == 2
+    assert "this reward cannot judge" in caplog.text
+    for group in seen.batches[0].groups:
+        assert group.valid.tolist() == [True, True, False]
+    assert seen.metrics[0]["rollout/failed_rewards"] == pytest.approx(1 / 3)
+    without = train(tmp_path, callback(FakeEngine(half_right)))
+    assert seen.metrics[0]["train/loss"] == pytest.approx(without.metrics[0]["train/loss"], rel=1e-5)
+    assert seen.metrics[0]["train/grad_norm"] == pytest.approx(without.metrics[0]["train/grad_norm"], rel=1e-5)
+
+
+# ---- groups on disk ----
+
+
+def video_data(folder, prompts_per_batch, **family):
+    """2 videos of 4 questions each."""
+    generate(folder / "clips", SyntheticConfig(2, 1, scene_s=1.0, size=56))
+    source = str(folder / "clips" / "train.jsonl")
+    options = {"video": VideoSampling(fps=1.0), "prompts_per_batch": prompts_per_batch, "skipped_dir": str(folder)}
+    return LongVideoReason(vl_family(**family), train=source, **options)
+
+
+def test_a_group_survives_a_checkpoint(tmp_path):
+    data = video_data(tmp_path, prompts_per_batch=1)
+    data.setup("fit")
+    (prompt,) = data.refill(1)
+    assert prompt.media
+    completions = [
+        Completion(torch.tensor([1, 2, 3]), torch.tensor([-0.1, -0.2, -0.3]), "a b c", "stop"),
+        Completion(torch.tensor([4]), torch.tensor([-0.4]), "d", "length"),
+    ]
+    parts = {"accuracy": torch.tensor([1.0, 0.0])}
+    group = Group(prompt, completions, torch.tensor([0.9, 0.1]), parts, torch.tensor([True, False]), 0.5, carried_over=True)
+    file = tmp_path / "group.pt"
+    torch.save(saved_group(group), file)
+    assert file.stat().st_size < 20_000  # no pixels
+    restored = restored_group(torch.load(file, weights_only=True), data.renderer)
+    assert restored.prompt.row == prompt.row
+    assert torch.equal(restored.prompt.input_ids, prompt.input_ids)
+    assert torch.equal(restored.prompt.position_ids, prompt.position_ids)
+    assert restored.prompt.media[0].key == prompt.media[0].key
+    assert torch.equal(restored.prompt.media[0].patches, prompt.media[0].patches)
+    for one, other in zip(restored.completions, completions, strict=True):
+        assert torch.equal(one.token_ids, other.token_ids)
+        assert torch.equal(one.logprobs, other.logprobs)
+        assert (one.text, one.finish_reason) == (other.text, other.finish_reason)
+    assert torch.equal(restored.rewards, group.rewards)
+    assert torch.equal(restored.valid, group.valid)
+    assert torch.equal(restored.reward_parts["accuracy"], parts["accuracy"])
+    assert (restored.baseline, restored.carried_over) == (0.5, True)
+
+
+# ---- features ----
+
+
+def encodes(policy):
+    """Counts the media that pass the tower from now on."""
+    count = []
+    policy.configure_model()
+    tower = policy.family.tower(policy.model)
+    tower.register_forward_hook(lambda module, args, kwargs, output: count.append(len(kwargs["grid_thw"])), with_kwargs=True)
+    return count
+
+
+def test_every_video_is_encoded_once_for_all_its_questions_completions_and_passes(tmp_path):
+    data = video_data(tmp_path, prompts_per_batch=8, freeze_tower=True)
+    algorithm = Algorithm(kl_coef=0.1)
+    policy = PolicyModule(data.renderer.family, algorithm, OptimizerSettings(lr=1e-3), epochs_per_rollout=2,
+                          mini_batches_per_rollout=2, max_tokens_per_micro_batch=300)  # fmt: skip
+    count = encodes(policy)
+    rollouts = callback(HFEngine(), reward=RewardSum([RewardTerm(lambda completion, row: len(completion.text) % 2, name="odd")]))
+    seen = train(tmp_path, rollouts, policy=policy, data=data)
+    (batch,) = seen.batches
+    assert len(batch.groups) == 8
+    assert len({media.key for group in batch.groups for media in group.prompt.media}) == len(batch.features) == 2
+    assert sum(count) == 2
+
+
+def test_a_frozen_towers_features_are_kept_for_later_steps(tmp_path):
+    data = video_data(tmp_path, prompts_per_batch=2, freeze_tower=True)
+    policy = PolicyModule(data.renderer.family, optimizer=OptimizerSettings(lr=1e-3))
+    count = encodes(policy)
+    train(tmp_path, callback(HFEngine()), policy=policy, data=data, steps=4)
+    assert sum(count) == 2
+
+
+def test_a_trainable_tower_encodes_once_for_the_rollout_and_once_per_update(tmp_path):
+    data = video_data(tmp_path, prompts_per_batch=8, freeze_tower=False)
+    policy = PolicyModule(data.renderer.family, optimizer=OptimizerSettings(lr=1e-3), max_tokens_per_micro_batch=300)
+    count = encodes(policy)
+    train(tmp_path, callback(HFEngine()), policy=policy, data=data)
+    assert sum(count) == 2 + 2
+
+
+# ---- learning ----
+
+
+def share_of_e(completion, row):
+    return completion.text.count("e") / max(len(completion.text), 1)
+
+
+def test_the_reward_of_a_toy_task_rises(tmp_path):
+    """Every completion is to consist of the letter e; nothing but the reward says so."""
+    rollouts = callback(reward=RewardSum([RewardTerm(share_of_e)]), sampling=SamplingParams(16, 8))
+    data = data_module(tmp_path, count=100, prompts_per_batch=4)
+    policy = PolicyModule(data.renderer.family, optimizer=OptimizerSettings(lr=1e-2))
+    seen = train(tmp_path, rollouts, policy=policy, data=data, steps=20)
+    rewards = [metrics["reward/mean"] for metrics in seen.metrics]
+    assert len(rewards) == 20
+    assert max(rewards[:3]) < 0.1
+    assert min(rewards[-3:]) > 0.4
