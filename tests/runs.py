@@ -1,4 +1,4 @@
-"""Tiny runs of the real command line that several tests share: their configs, callbacks, and how to read their folders."""
+"""Tiny runs of the real command line that several tests share: configs, callbacks, and what their folders hold."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import csv
 import functools
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,13 @@ def config(stage: str = "sft", **family: Any) -> dict[str, Any]:
         "model": {
             "family": {
                 "class_path": "longrl.models.qwen_vl.Qwen2_5_VLFamily",
-                "init_args": {"model": vl_folder(), "random_init": True, "min_pixels": 784, "max_pixels": 784, **family},
+                "init_args": {
+                    "model": vl_folder(),
+                    "random_init": True,
+                    "min_pixels": 784,
+                    "max_pixels": 784,
+                    **family,
+                },
             },
             "optimizer": {"lr": 1e-3, "schedule": "cosine", "warmup_steps": 2},
             "max_tokens_per_micro_batch": 400,
@@ -124,10 +130,14 @@ def run(folder: Path, values: dict[str, Any], *more: str) -> Path:
 
 
 def run_in_child(folder: Path, values: dict[str, Any], *more: str) -> int:
-    """A run in a forked process, which spares the imports. Returns its exit status, or minus the signal that ended it."""
+    """A run in a forked process, which spares the imports.
+
+    Returns its exit status, or minus the signal that ended it, once all processes that it started have ended too.
+    """
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
+        os.setpgid(0, 0)
         status = 1
         try:
             run(folder, values, *more)
@@ -137,7 +147,21 @@ def run_in_child(folder: Path, values: dict[str, Any], *more: str) -> int:
         finally:
             sys.stderr.flush()
             os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    wait_for_group(child)
+    return status
+
+
+def wait_for_group(leader: int, timeout_s: float = 20.0) -> None:
+    """Returns when no process of a group is left."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            os.killpg(leader, 0)
+        except ProcessLookupError:
+            return
+        assert time.monotonic() < deadline, f"processes of group {leader} outlive the one that started them"
+        time.sleep(0.02)
 
 
 def start(*args: str) -> subprocess.Popen[str]:
@@ -243,7 +267,8 @@ def checkpoint(folder: Path) -> dict[str, Any]:
 def metrics(folder: Path) -> dict[tuple[int, str], str]:
     """{(step, metric): value as written}, of all that the parts of a run logged; what a later part says counts."""
     found = {}
-    for file in sorted(folder.glob("logs/version_*/metrics.csv"), key=lambda file: int(re.findall(r"\d+", file.parent.name)[0])):
+    files = folder.glob("logs/version_*/metrics.csv")
+    for file in sorted(files, key=lambda file: int(file.parent.name.removeprefix("version_"))):
         with file.open() as lines:
             for row in csv.DictReader(lines):
                 found |= {

@@ -58,7 +58,9 @@ def test_help_imports_nothing_heavy(args):
 
 
 def test_python_m_longrl_is_the_same_command_line():
-    output = subprocess.run([sys.executable, "-m", "longrl", "-h"], cwd=ROOT, capture_output=True, text=True, check=True)
+    output = subprocess.run(
+        [sys.executable, "-m", "longrl", "-h"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert output.stdout.startswith("usage: python -m longrl COMMAND")
 
 
@@ -109,10 +111,7 @@ def typo(where):
         "model.max_gradd_norm",
         "model.optimizer.learning_rate",
         "model.family.init_args.max_pixel",
-        "data.promts_per_batch",
         "data.video.fpss",
-        "trainer.max_step",
-        "trainer.callbacks.2.init_args.max_refill",
         "trainer.callbacks.2.init_args.sampling.num_generation",
         "trainer.callbacks.2.init_args.reward.terms.0.weigth",
         "checkpoint.every_n_steps",
@@ -204,7 +203,9 @@ def test_sizes_below_one_are_refused(tmp_path, no_weights, name):
 def test_a_prompt_longer_than_a_micro_batch_says_what_to_raise(rows, tmp_path):
     values = text_config(rows)
     values["model"]["max_tokens_per_micro_batch"] = 10
-    with pytest.raises(ValueError, match="model.max_tokens_per_micro_batch is 10; raise it, or lower data.max_prompt_tokens"):
+    with pytest.raises(
+        ValueError, match="model.max_tokens_per_micro_batch is 10; raise it, or lower data.max_prompt_tokens"
+    ):
         run(tmp_path / "run", values)
 
 
@@ -214,7 +215,9 @@ def test_a_prompt_longer_than_a_micro_batch_says_what_to_raise(rows, tmp_path):
 def videos_with_faults(folder):
     """A copy of the videos; the first is cut off, the second is missing."""
     shutil.copytree(videos(), folder)
-    broken, missing, *_ = sorted({json.loads(line)["videos"] for line in (folder / "train.jsonl").read_text().splitlines()})
+    broken, missing, *_ = sorted(
+        {json.loads(line)["videos"] for line in (folder / "train.jsonl").read_text().splitlines()}
+    )
     (folder / broken).write_bytes((folder / broken).read_bytes()[:300])
     (folder / missing).unlink()
     return broken, missing
@@ -237,7 +240,9 @@ def test_too_many_missing_videos_end_the_run_before_it_starts(tmp_path, no_weigh
     videos_with_faults(tmp_path / "data")
     values = config("sft")
     values["data"]["train"] = str(tmp_path / "data" / "train.jsonl")
-    with pytest.raises(ValueError, match=r"data.max_skipped_share=0.05 of the train rows may be skipped, but 4 of all 12"):
+    with pytest.raises(
+        ValueError, match=r"data.max_skipped_share=0.05 of the train rows may be skipped, but 4 of all 12"
+    ):
         run(tmp_path / "run", values)
 
 
@@ -376,9 +381,12 @@ def test_export_refuses_to_overwrite_and_wants_a_run(tmp_path, sft_run, exported
 # ---- evaluation ----
 
 
-def evaluated(values, **callback):
+def evaluated(values):
     values["data"]["test"] = values["data"]["val"] = str(videos() / "eval.jsonl")
-    values["trainer"]["callbacks"] += [rollouts("longrl.rewards.accuracy"), {"class_path": "longrl.callbacks.evaluation.EvaluationReport"}]
+    values["trainer"]["callbacks"] += [
+        rollouts("longrl.rewards.accuracy"),
+        {"class_path": "longrl.callbacks.evaluation.EvaluationReport"},
+    ]
     return values
 
 

@@ -84,7 +84,9 @@ def differences(one, other, place=""):
     if isinstance(one, list | tuple):
         if len(one) != len(other):
             return [f"{place}: {len(one)} or {len(other)} items"]
-        return [found for i, pair in enumerate(zip(one, other, strict=True)) for found in differences(*pair, f"{place}/{i}")]
+        return [
+            found for i, pair in enumerate(zip(one, other, strict=True)) for found in differences(*pair, f"{place}/{i}")
+        ]
     return [] if one == other else [f"{place}: {one} or {other}"]
 
 
@@ -141,10 +143,26 @@ def test_sft_killed_again_and_again(tmp_path, sft_reference, limit):
     """Lightning resumes differently when `max_steps` is given."""
     values = sft() if limit == "max_epochs" else sft(max_epochs=None, max_steps=14)
     reference = sft_reference if limit == "max_epochs" else run(tmp_path / "reference", values)
-    kills = [(2, "on_train_batch_end"), (3, "on_validation_batch_end"), (6, "on_train_batch_start"), (8, "on_train_batch_end"),
-             (9, "saving"), (12, "saved"), (13, "on_train_batch_end")]  # fmt: skip
+    kills = [
+        (2, "on_train_batch_end"),
+        (3, "on_validation_batch_end"),
+        (6, "on_train_batch_start"),
+        (8, "on_train_batch_end"),
+        (9, "saving"),
+        (12, "saved"),
+        (13, "on_train_batch_end"),
+    ]
     folder = interrupted_run(tmp_path / "run", values, kills)
     assert_same_end(folder, reference)
+
+
+@pytest.mark.slow
+def test_sft_killed_with_loader_workers(tmp_path, sft_reference):
+    """What they rendered ahead is rendered again, and none outlives its trainer (`run_in_child` waits for them)."""
+    values = sft()
+    values["data"] |= {"num_workers": 2, "prefetch_prompts": 6}
+    kills = [(3, "saved"), (6, "on_train_batch_start"), (8, "on_train_batch_end")]
+    assert_same_end(interrupted_run(tmp_path / "run", values, kills), sft_reference)
 
 
 @pytest.mark.slow
@@ -158,8 +176,14 @@ def test_rl_killed_with_groups_carried_over(tmp_path, dapo_reference):
 
 @pytest.mark.slow
 def test_rl_killed_again_and_again_across_an_epoch_end(tmp_path, dapo_reference):
-    kills = [(4, "on_train_batch_end"), (8, "saving"), (12, "on_validation_batch_end"), (12, "saved"), (16, "on_train_batch_start"),
-             (20, "saved")]  # fmt: skip
+    kills = [
+        (4, "on_train_batch_end"),
+        (8, "saving"),
+        (12, "on_validation_batch_end"),
+        (12, "saved"),
+        (16, "on_train_batch_start"),
+        (20, "saved"),
+    ]
     assert_same_end(interrupted_run(tmp_path / "run", dapo(), kills), dapo_reference)
 
 
@@ -208,19 +232,29 @@ def test_rollouts_of_several_steps_are_saved_when_they_pass_a_multiple(tmp_path)
     assert saved == [8, 12, 16, 20, 24]  # rollouts end at 4, 8, ..., 24
 
 
+def test_checkpoints_by_time_count_also_under_manual_optimization(tmp_path):
+    values = sft(limit_val_batches=0)
+    values["checkpoint"] = {"every_n_train_steps": None, "train_time_interval": "00:00:00"}  # after every batch
+    folder = tmp_path / "run"
+    assert run_in_child(folder, killed(values, 5, "on_train_batch_end")) == -signal.SIGKILL
+    assert checkpoint(folder)["global_step"] == 4
+
+
 def test_a_half_written_checkpoint_never_takes_the_place_of_a_whole_one(tmp_path):
     values = sft()
     folder = tmp_path / "run"
     assert run_in_child(folder, killed(values, 6, "saving")) == -signal.SIGKILL
     assert checkpoint(folder)["global_step"] == 3
-    assert [file.name for file in (folder / "checkpoints").iterdir() if file.name != "last.ckpt"] == [".last.ckpt.partial"]
+    assert [file.name for file in (folder / "checkpoints").iterdir() if file.name != "last.ckpt"] == [
+        ".last.ckpt.partial"
+    ]
 
 
 def test_resuming_with_other_data_is_refused(tmp_path):
     values = sft(max_epochs=1)
     folder = run(tmp_path / "run", values)
     values["data"]["seed"] = 1
-    with pytest.raises(ValueError, match="the data of a resumed run must be the checkpoint's, but its seed was 0 and is now 1"):
+    with pytest.raises(ValueError, match="must be the checkpoint's, but its seed was 0 and is now 1"):
         run(folder, values, *resume(folder))
 
 
@@ -234,6 +268,7 @@ def test_a_run_started_anew_in_its_folder_replaces_last_ckpt(tmp_path):
     assert differences(first["state_dict"], again["state_dict"]) != []
 
 
+@pytest.mark.slow
 def test_a_run_folder_may_be_moved(tmp_path, sft_reference):
     folder = tmp_path / "run"
     assert run_in_child(folder, killed(sft(), 7, "on_train_batch_end")) == -signal.SIGKILL

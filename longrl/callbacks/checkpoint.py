@@ -100,6 +100,7 @@ class Checkpoint(ModelCheckpoint):
 
 def _validation_follows(trainer: Trainer) -> bool:
     loop = trainer.fit_loop
+    assert loop._data_fetcher is not None
     return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
 
 

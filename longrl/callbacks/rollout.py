@@ -145,7 +145,7 @@ class RolloutCallback(Callback):
         self._empty_steps = 0 if groups else self._empty_steps + 1
         if self._empty_steps == MAX_EMPTY_STEPS:
             raise RuntimeError(
-                f"in {MAX_EMPTY_STEPS} steps in a row no group was kept: every prompt is always or never answered right; "
+                f"in {MAX_EMPTY_STEPS} steps in a row no group was kept: every prompt is always or never right; "
                 "check the rewards in samples.jsonl, mix in other prompts, or train with algorithm.select=keep_all"
             )
 

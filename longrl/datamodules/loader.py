@@ -18,8 +18,11 @@ import io
 import json
 import logging
 import math
+import multiprocessing
+import os
 import pickle
 import random
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -112,11 +115,24 @@ class LoaderOptions:
             sampler=indices,
             collate_fn=Parcel.pack,  # type: ignore[arg-type]  # of single items, for there is no batch_size
             num_workers=self.num_workers,
+            worker_init_fn=end_with_trainer,
             prefetch_factor=math.ceil(self.prefetch_prompts / self.num_workers),
             multiprocessing_context=self.multiprocessing_context,
             generator=torch.Generator(),
         )
         return map(Parcel.unpack, parcels)
+
+
+def end_with_trainer(worker: int) -> None:
+    """In a worker: leave when the trainer is killed. PyTorch's own check ends no worker that writes to a full pipe."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 SHARED_BYTES = 1 << 20

@@ -29,6 +29,7 @@ from longrl.datamodules.loader import (
 from longrl.datamodules.rows import load_row_function, make_rows, media_root_of, read_records
 from longrl.datamodules.video import BrokenMedia, VideoSampling, read_image, read_video
 from longrl.models.base import MEDIA_TAG, ModelFamily
+from longrl.rewards.choice import parse_options
 from longrl.types import Frames, MediaKind, Prompt, Row
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,8 @@ class RowRenderer:
         if self.stage == "rl":
             return None
         template = self.response_template if row.reasoning else self.answer_template
-        return fill(template, reasoning=row.reasoning or "", answer=row.answer)
+        option = parse_options(row.problem).get(row.answer, row.answer)
+        return fill(template, reasoning=row.reasoning or "", answer=row.answer, option=option)
 
     def _check_length(self, num_tokens: int) -> None:
         if self.max_prompt_tokens is not None and num_tokens > self.max_prompt_tokens:
@@ -143,7 +145,8 @@ class LongVideoReason(LightningDataModule):
         row_function: import path (or `file.py:function`) of the function that turns a record into a `Row`.
         stage: `sft` gives prompts their target, from reasoning and answer; `rl` leaves it to be sampled.
         question_template: what the model is asked; `{problem}` is the question with its options.
-        response_template: SFT target of a row with reasoning.
+        response_template: SFT target of a row with reasoning; `{option}` is the wording of the right option, for
+            models too small to find its letter (rewards take either).
         answer_template: SFT target of a row without.
         video: which frames of a video are read.
         blind: leave all media out, to see what the text alone gives away.

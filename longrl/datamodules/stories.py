@@ -104,7 +104,7 @@ class Question:
     correct: str
     distractors: list[str]
     deduction: str
-    """The last step of the reasoning; it ends with the correct option, behind which its letter is put."""
+    """The last step of the reasoning; it ends with the correct option."""
 
 
 def ask_temporal(story: Story, rng: Random) -> Question:

@@ -39,7 +39,7 @@ from longrl.datamodules.stories import (
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 """Raise it when the same config gives other records or pixels, so that old folders are made again."""
 
 Record = dict[str, Any]
@@ -133,7 +133,7 @@ def make_split(config: SyntheticConfig, split: str, stories: list[Story]) -> tup
                 "problem": write_options(question.text, question.correct, question.distractors, letter),
                 "data_type": "video",
                 "problem_type": category,
-                "reasoning": f"{describe(clip.story)} {question.deduction.removesuffix('.')} {letter}.",
+                "reasoning": f"{describe(clip.story)} {question.deduction}",
                 "videos": clip.path,
                 "answer": f"<answer>{letter}</answer>",
             }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from longrl.datamodules.synthetic import SyntheticConfig, make_records
+from longrl.datamodules.synthetic import Record, SyntheticConfig, make_records
 from longrl.models.tiny import tiny_qwen2_5_vl, tiny_tokenizer
 
 TEXT = {
@@ -24,10 +24,16 @@ VISION = {"hidden_size": 96, "num_heads": 3, "depth": 2, "intermediate_size": 19
 def write_demo_base(folder: str | Path) -> Path:
     """Writes config, tokenizer and processor; an existing `model.safetensors` in the folder is left alone."""
     records, _ = make_records(SyntheticConfig(num_train_videos=200, num_eval_videos=0, num_pretrain_videos=200, seed=1))
-    corpus = [
-        f"{row['problem']}\n{row['reasoning'] or ''} {row['answer']}" for rows in records.values() for row in rows
-    ]
+    corpus = [_text(row) for rows in records.values() for row in rows]
     return tiny_qwen2_5_vl(folder, tiny_tokenizer(corpus, vocab_size=432), text=TEXT, vision=VISION)
+
+
+def _text(row: Record) -> str:
+    """A record as the tokenizer's training sees it: question, reasoning with the letter behind it, answer."""
+    if row["reasoning"] is None:
+        return f"{row['problem']}\n {row['answer']}"
+    letter = row["answer"].removeprefix("<answer>").removesuffix("</answer>")
+    return f"{row['problem']}\n{row['reasoning'].removesuffix('.')} {letter}. {row['answer']}"
 
 
 if __name__ == "__main__":

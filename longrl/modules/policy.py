@@ -355,7 +355,7 @@ class PolicyModule(LightningModule):
 
     @override
     def predict_step(self, batch: Batch, batch_idx: int) -> list[list[str]]:
-        """Texts of each prompt's completions, all that Lightning keeps; `EvaluationReport` writes them with their rows."""
+        """Texts of each prompt's completions: all that Lightning keeps; `EvaluationReport` writes more of them."""
         return [[completion.text for completion in group.completions] for group in batch.groups or []]
 
     def _evaluate(self, batch: Batch, stage: str) -> None:

@@ -38,8 +38,10 @@ class FakeEngine:
     def generate(self, family, model, prompts, features, sampling, seed):
         self.calls.append(SimpleNamespace(ids=[prompt.id for prompt in prompts], sampling=sampling, seed=seed))
         return [
-            [Completion(family.encode_response(text), torch.zeros(len(family.encode_response(text))), text, "stop")
-             for text in self.script(prompt.id, sampling.num_generations)]  # fmt: skip
+            [
+                Completion(family.encode_response(text), torch.zeros(len(family.encode_response(text))), text, "stop")
+                for text in self.script(prompt.id, sampling.num_generations)
+            ]
             for prompt in prompts
         ]
 
@@ -75,9 +77,19 @@ def callback(engine=None, **options):
 
 def trainer_of(*callbacks, steps=1, **options):
     return Trainer(
-        **{"accelerator": "cpu", "devices": 1, "max_epochs": 1, "limit_train_batches": steps, "logger": False,
-           "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False,
-           "limit_val_batches": 0, "callbacks": list(callbacks), **options}  # fmt: skip
+        **{
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_epochs": 1,
+            "limit_train_batches": steps,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "limit_val_batches": 0,
+            "callbacks": list(callbacks),
+            **options,
+        }
     )
 
 
@@ -203,7 +215,10 @@ def test_groups_without_contrast_are_sampled_anew_and_the_surplus_is_carried_ove
     assert [ids(batch.groups) for batch in seen.batches] == [[order[a], order[b]] for a, b in ((1, 4), (5, 7), (8, 9))]
     flags = [[group.carried_over for group in batch.groups] for batch in seen.batches]
     assert flags == [[False, False], [True, False], [False, False]]
-    counts = [[metrics[f"rollout/{name}"] for name in ("prompts_drawn", "refills", "carried_over")] for metrics in seen.metrics]
+    counts = [
+        [metrics[f"rollout/{name}"] for name in ("prompts_drawn", "refills", "carried_over")]
+        for metrics in seen.metrics
+    ]
     assert counts == [[6, 2, 1], [2, 0, 0], [2, 0, 0]]
     assert seen.metrics[0]["reward/mean"] == pytest.approx(3 * 0.5 / 6)  # of all that was sampled, selected or not
 
@@ -281,7 +296,9 @@ def test_the_greedy_baseline_is_the_reward_of_a_greedy_completion(tmp_path):
 
 def test_a_baseline_that_cannot_be_judged_masks_its_group(tmp_path):
     bad, good = order_of(tmp_path, 2)
-    engine = FakeEngine(lambda name, count: half_right(name, count) if count > 1 else ["fail" if name == bad else "right"])
+    engine = FakeEngine(
+        lambda name, count: half_right(name, count) if count > 1 else ["fail" if name == bad else "right"]
+    )
     seen = train(tmp_path, callback(engine), Algorithm(advantage=greedy_centered, greedy_baseline=True))
     assert {group.prompt.id: group.valid.tolist() for group in seen.batches[0].groups} == {
         bad: [False, False],
@@ -325,7 +342,9 @@ def test_a_group_survives_a_checkpoint(tmp_path):
         Completion(torch.tensor([4]), torch.tensor([-0.4]), "d", "length"),
     ]
     parts = {"accuracy": torch.tensor([1.0, 0.0])}
-    group = Group(prompt, completions, torch.tensor([0.9, 0.1]), parts, torch.tensor([True, False]), 0.5, carried_over=True)
+    group = Group(
+        prompt, completions, torch.tensor([0.9, 0.1]), parts, torch.tensor([True, False]), 0.5, carried_over=True
+    )
     file = tmp_path / "group.pt"
     torch.save(saved_group(group), file)
     assert file.stat().st_size < 20_000  # no pixels
@@ -353,17 +372,25 @@ def encodes(policy):
     count = []
     policy.configure_model()
     tower = policy.family.tower(policy.model)
-    tower.register_forward_hook(lambda module, args, kwargs, output: count.append(len(kwargs["grid_thw"])), with_kwargs=True)
+    tower.register_forward_hook(
+        lambda module, args, kwargs, output: count.append(len(kwargs["grid_thw"])), with_kwargs=True
+    )
     return count
 
 
 def test_every_video_is_encoded_once_for_all_its_questions_completions_and_passes(tmp_path):
     data = video_data(tmp_path, prompts_per_batch=8, freeze_tower=True)
     algorithm = Algorithm(kl_coef=0.1)
-    policy = PolicyModule(data.renderer.family, algorithm, OptimizerSettings(lr=1e-3), epochs_per_rollout=2,
-                          mini_batches_per_rollout=2, max_tokens_per_micro_batch=300)  # fmt: skip
+    policy = PolicyModule(
+        data.renderer.family,
+        algorithm,
+        OptimizerSettings(lr=1e-3),
+        epochs_per_rollout=2,
+        mini_batches_per_rollout=2,
+        max_tokens_per_micro_batch=300,
+    )
     count = encodes(policy)
-    rollouts = callback(HFEngine(), reward=RewardSum([RewardTerm(lambda completion, row: len(completion.text) % 2, name="odd")]))
+    rollouts = callback(HFEngine(), reward=RewardSum([RewardTerm(odd_length)]))
     seen = train(tmp_path, rollouts, policy=policy, data=data)
     (batch,) = seen.batches
     assert len(batch.groups) == 8
@@ -388,6 +415,10 @@ def test_a_trainable_tower_encodes_once_for_the_rollout_and_once_per_update(tmp_
 
 
 # ---- learning ----
+
+
+def odd_length(completion, row):
+    return float(len(completion.text) % 2)
 
 
 def share_of_e(completion, row):

@@ -98,8 +98,17 @@ def train(policy, *batches, before=lambda policy: None, **options):
     seen = Seen(before)
     stage = "sft" if batches[0].groups is None else "rl"
     trainer = Trainer(
-        **{"accelerator": "cpu", "devices": 1, "max_epochs": 1, "logger": False, "enable_checkpointing": False,
-           "enable_progress_bar": False, "enable_model_summary": False, "callbacks": [seen], **options}  # fmt: skip
+        **{
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_epochs": 1,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "callbacks": [seen],
+            **options,
+        }
     )
     trainer.fit(policy, datamodule=Given(list(batches), stage))
     seen.steps = trainer.global_step
@@ -152,11 +161,15 @@ def advantages_by_hand(rewards, valid):
         values = [reward for reward, counts in zip(group, mask, strict=True) if counts]
         mean = sum(values) / max(len(values), 1)
         std = (sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1)) ** 0.5
-        table.append([(reward - mean) / (std + 1e-6) if counts else 0.0 for reward, counts in zip(group, mask, strict=True)])
+        table.append(
+            [(reward - mean) / (std + 1e-6) if counts else 0.0 for reward, counts in zip(group, mask, strict=True)]
+        )
     return table
 
 
-def loss_by_hand(logp, old, groups, weights="sequence_mean", surrogate="clipped", clip=(0.2, 0.2), reference=None, kl_coef=0.0):
+def loss_by_hand(
+    logp, old, groups, weights="sequence_mean", surrogate="clipped", clip=(0.2, 0.2), reference=None, kl_coef=0.0
+):
     """Float64 loss of [N] log-probabilities: completion by completion, token by token."""
     rewards, valid = torch.stack([g.rewards for g in groups]), torch.stack([g.valid for g in groups])
     advantages = [a for group in advantages_by_hand(rewards, valid) for a in group]
@@ -184,8 +197,11 @@ def loss_by_hand(logp, old, groups, weights="sequence_mean", surrogate="clipped"
         if reference is not None:
             difference = reference[part] - logp[part]
             losses = losses + kl_coef * (difference.exp() - 1 - difference)
-        weight = {"sequence_mean": 1 / (num_completions * length), "token_mean": 1 / num_tokens,
-                  "constant": 1 / (num_completions * 12)}[weights]  # fmt: skip
+        weight = {
+            "sequence_mean": 1 / (num_completions * length),
+            "token_mean": 1 / num_tokens,
+            "constant": 1 / (num_completions * 12),
+        }[weights]
         total = total + weight * losses.sum()
     return total
 
