@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
@@ -63,6 +64,7 @@ class RowRenderer:
     response_template: str = DEFAULT_RESPONSE
     answer_template: str = "{answer}"
     blind: bool = False
+    blind_share: float = 0.0
     max_prompt_tokens: int | None = None
     cached_media: int = 0
     _cache: OrderedDict[str, Frames] = field(default_factory=OrderedDict, repr=False)
@@ -74,12 +76,18 @@ class RowRenderer:
         Raises:
             UnusableRow: a medium is missing or broken, or the prompt is too long.
         """
-        row = without_media(row) if self.blind else row
+        if self.blind or self._drops_media(row):
+            row = without_media(row)
         frames = [self._frames(kind, path) for kind, path in ordered_media(row)]
         text = fill(self.question_template, problem=row.problem)
         prompt = self.family.render(row, text, frames, self.response(row))
         self._check_length(len(prompt.input_ids))
         return prompt
+
+    def _drops_media(self, row: Row) -> bool:
+        """Whether an SFT row is one of the share that is shown without media."""
+        drawn = int.from_bytes(hashlib.sha256(row.id.encode()).digest()[:4], "big") / 2**32
+        return self.stage == "sft" and drawn < self.blind_share
 
     def response(self, row: Row) -> str | None:
         """The SFT target of a row: reasoning and answer, or the answer alone where there is no reasoning."""
@@ -117,7 +125,7 @@ def fill(template: str, **values: str) -> str:
 
 def without_media(row: Row) -> Row:
     """The row as a blind model is asked it."""
-    return replace(row, videos=(), images=(), problem=MEDIA_TAG.sub("", row.problem).strip())
+    return replace(row, videos=(), images=(), reasoning=None, problem=MEDIA_TAG.sub("", row.problem).strip())
 
 
 def ordered_media(row: Row) -> list[tuple[MediaKind, str]]:
@@ -150,6 +158,8 @@ class LongVideoReason(LightningDataModule):
         answer_template: SFT target of a row without.
         video: which frames of a video are read.
         blind: leave all media out, to see what the text alone gives away.
+        blind_share: share of the SFT rows without their media and reasoning, so that the model can answer, by guessing,
+            when it sees nothing; which rows is decided by their ids.
         prompts_per_batch: prompts of a training step on each data-parallel rank.
         eval_prompts_per_batch: prompts of a validation or test batch on each data-parallel rank.
         max_prompt_tokens: longer prompts are skipped and listed; None for no limit.
@@ -184,6 +194,7 @@ class LongVideoReason(LightningDataModule):
         answer_template: str = "{answer}",
         video: VideoSampling = DEFAULT_SAMPLING,
         blind: bool = False,
+        blind_share: float = 0.0,
         prompts_per_batch: int = 8,
         eval_prompts_per_batch: int = 8,
         max_prompt_tokens: int | None = None,
@@ -230,6 +241,7 @@ class LongVideoReason(LightningDataModule):
             response_template=response_template,
             answer_template=answer_template,
             blind=blind,
+            blind_share=blind_share,
             max_prompt_tokens=max_prompt_tokens,
             cached_media=cached_media,
         )
