@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
-from longrl.datamodules.longvideo_reason import LongVideoReason, fill, ordered_media
+from longrl.datamodules.longvideo_reason import LongVideoReason, RowRenderer, fill, ordered_media
 from longrl.datamodules.synthetic import SyntheticConfig, generate
 from longrl.datamodules.video import VideoSampling
 from longrl.types import Row
@@ -412,3 +412,25 @@ def test_every_shipped_piece_parses(path):
     parser.add_class_arguments(LongVideoReason, "data", skip={"family"}, instantiate=False)
     options = parser.instantiate(parser.parse_args([f"--data={path}"])).data
     assert LongVideoReason(vl_family(), **options.as_dict()).sources["train"]
+
+
+def test_a_share_of_sft_rows_comes_without_media_and_reasoning():
+    renderer = RowRenderer(
+        vl_family(), VideoSampling(), stage="sft", blind_share=0.3, answer_template="<think></think>{option}"
+    )
+    rows = [Row(str(i), "Which?\nA. a cat\nB. a dog", "B", reasoning="It barks.") for i in range(2_000)]
+    blind = [row.id for row in rows if renderer._drops_media(row)]
+    assert 500 < len(blind) < 700
+    assert blind == [row.id for row in rows if renderer._drops_media(row)]
+    prompt = renderer(rows[int(blind[0])])
+    assert renderer.family.decode(prompt.response_ids) == "<think></think>a dog"
+    assert not any(RowRenderer(vl_family(), VideoSampling(), stage="rl", blind_share=0.9)._drops_media(r) for r in rows)
+
+
+def test_a_target_may_name_the_option_instead_of_its_letter():
+    template = "<think>{reasoning}</think><answer>{option}</answer>"
+    renderer = RowRenderer(vl_family(), VideoSampling(), stage="sft", response_template=template)
+    row = Row("1", "Which?\nA. a cat\nB. a dog", "B", reasoning="It barks.")
+    assert renderer.response(row) == "<think>It barks.</think><answer>a dog</answer>"
+    free = Row("2", "Why?", "because", task="open_ended", reasoning="So.")
+    assert renderer.response(free) == "<think>So.</think><answer>because</answer>"
