@@ -197,7 +197,7 @@ def test_every_synthetic_record_is_a_valid_row():
     rows = {split: make_rows(found, longvideo_reason_row, "x") for split, found in records.items()}
     assert {row.task for row in rows["train"] + rows["eval"]} == {"multiple_choice"}
     tasks = {row.category: row.task for row in rows["pretrain"]}
-    assert set(tasks) == {"description", "lookup"}
+    assert set(tasks) == {"description", "lookup", "reading"}
     assert tasks["description"] == "open_ended"
     assert all(row.reasoning is None for row in rows["pretrain"])
 
