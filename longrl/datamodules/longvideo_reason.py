@@ -85,9 +85,9 @@ class RowRenderer:
         return prompt
 
     def _drops_media(self, row: Row) -> bool:
-        """Whether an SFT row is one of the share that is shown without media."""
+        """Whether a training row is one of the share that is shown without media."""
         drawn = int.from_bytes(hashlib.sha256(row.id.encode()).digest()[:4], "big") / 2**32
-        return self.stage == "sft" and drawn < self.blind_share
+        return drawn < self.blind_share
 
     def response(self, row: Row) -> str | None:
         """The SFT target of a row: reasoning and answer, or the answer alone where there is no reasoning."""
@@ -158,8 +158,8 @@ class LongVideoReason(LightningDataModule):
         answer_template: SFT target of a row without.
         video: which frames of a video are read.
         blind: leave all media out, to see what the text alone gives away.
-        blind_share: share of the SFT rows without their media and reasoning, so that the model can answer, by guessing,
-            when it sees nothing; which rows is decided by their ids.
+        blind_share: share of the training rows without their media and reasoning, so that the model can answer, by
+            guessing, when it sees nothing; which rows is decided by their ids.
         prompts_per_batch: prompts of a training step on each data-parallel rank.
         eval_prompts_per_batch: prompts of a validation or test batch on each data-parallel rank.
         max_prompt_tokens: longer prompts are skipped and listed; None for no limit.
@@ -278,7 +278,8 @@ class LongVideoReason(LightningDataModule):
             writes_known=self.trainer is None or self.trainer.is_global_zero,
         )
         skips.add_known([*_bad_records(found), *(self._missing_files(rows) if self.check_files else [])])
-        self.datasets[split] = RenderedRows(rows, self.renderer)
+        renderer = self.renderer if split == "train" else replace(self.renderer, blind_share=0.0)
+        self.datasets[split] = RenderedRows(rows, renderer)
         self._tell_targets(split)
 
     def _read_source(self, source: str) -> list[Row | ValueError]:
