@@ -42,7 +42,7 @@ def run_demo(
         num_train_videos: generated videos to train on, with four questions each.
         num_eval_videos: held-out videos, with four questions each.
         max_steps: at most so many training steps in each stage, to see that everything runs.
-        pretrain: make the base model from random weights first (about half an hour) instead of taking the one shipped.
+        pretrain: make the base model from random weights first (about 20 minutes) instead of taking the one shipped.
     """
     if not CONFIGS.is_dir():
         raise ValueError(f"the demo reads {CONFIGS}/, which is not here; run it from the project's folder")
@@ -66,6 +66,7 @@ class _Demo:
         self.steps = [] if max_steps is None else [f"--trainer.max_steps={max_steps}"]
         self.seconds = {"pretrain": 0.0, "sft": 0.0, "rl": 0.0, "evaluate": 0.0}
         self.scores: dict[str, dict[str, Any]] = {}
+        self.answered: dict[str, dict[str, Any] | None] = {}
         self.out.mkdir(parents=True, exist_ok=True)
 
     def make_data(self, num_train_videos: int, num_eval_videos: int) -> None:
@@ -100,7 +101,7 @@ class _Demo:
         self._run("fit", *common, f"--run_dir={self.out / stage}", *options, *self.steps)
 
     def evaluate(self, name: str, weights: Path, *options: str) -> None:
-        """Greedy answers to the held-out questions."""
+        """One answer to each held-out question."""
         start = time.perf_counter()
         folder = self.out / "evaluation" / name
         self._run(
@@ -112,7 +113,8 @@ class _Demo:
             *options,
         )
         self.seconds["evaluate"] += time.perf_counter() - start
-        self.scores[name] = json.loads((folder / "evaluation.json").read_text())["scores"]
+        summary = json.loads((folder / "evaluation.json").read_text())
+        self.scores[name], self.answered[name] = summary["scores"], summary["answered"]
 
     def report(self) -> None:
         """`results.json`, `report.html` and the table on the console."""
@@ -135,6 +137,7 @@ class _Demo:
         )
         path = write_report(self.out, report)
         print_scores(self.scores)
+        _say_answered(self.answered["blind"])
         _say(f"report: {path}\nresults: {self.out / 'results.json'}")
 
     def _cards(self) -> list[Any]:
@@ -178,6 +181,15 @@ def _set_aside(folder: Path) -> None:
         while (aside := folder.with_name(f"{folder.name}.old{number}")).exists():
             number += 1
         folder.rename(aside)
+
+
+def _say_answered(score: dict[str, Any] | None) -> None:
+    if score:
+        accuracy, low, high = (100 * score[name] for name in ("accuracy", "low", "high"))
+        _say(
+            f"without video {score['n']} answers name an option, and {accuracy:.1f}% [{low:.1f}, {high:.1f}] of those "
+            "are right (chance: 25%)"
+        )
 
 
 def _commit() -> str:

@@ -55,6 +55,9 @@ class Summary:
     """The answer that most multiple-choice questions have; None without such questions."""
     majority_accuracy: float | None
     """What always saying it scores on those questions."""
+    answered: Score | None = None
+    """Only the multiple-choice answers that name an option; None without any. A model that knows nothing is at chance
+    here, while one that often names none is below chance in `scores`."""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain dicts, for JSON."""
@@ -132,7 +135,13 @@ def summarize(records: Sequence[Record]) -> Summary:
         truncation_rate=sum(record["finish_reason"] == "length" for record in records) / len(records),
         majority_letter=letter,
         majority_accuracy=share,
+        answered=_score_answered(records),
     )
+
+
+def _score_answered(records: Sequence[Record]) -> Score | None:
+    named = [record for record in records if record["task"] == "multiple_choice" and record["letter"]]
+    return _score_records(named, "correct") if named else None
 
 
 def majority_baseline(records: Iterable[Record]) -> tuple[str | None, float | None]:

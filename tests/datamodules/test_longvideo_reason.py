@@ -10,7 +10,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
-from longrl.datamodules.longvideo_reason import LongVideoReason, RowRenderer, fill, ordered_media
+from longrl.datamodules.longvideo_reason import LongVideoReason
+from longrl.datamodules.render import RowRenderer, fill, ordered_media
 from longrl.datamodules.synthetic import SyntheticConfig, generate
 from longrl.datamodules.video import VideoSampling
 from longrl.types import Row
@@ -145,7 +146,7 @@ def test_a_template_keeps_braces_that_are_not_its_fields():
 
 
 def test_a_worker_keeps_the_media_it_decoded_last(synthetic, monkeypatch):
-    import longrl.datamodules.longvideo_reason as this
+    import longrl.datamodules.render as this
 
     read = []
     monkeypatch.setattr(this, "read_video", lambda path, sampling: read.append(path) or real(path, sampling))

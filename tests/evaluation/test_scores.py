@@ -24,6 +24,7 @@ def record(name: str, correct: bool, category: str = "temporal", video: str | No
         "category": category,
         "video": name if video is None else video,
         "answer": "B",
+        "letter": "B" if correct else "A",
         "correct": correct,
         "correct_lenient": True,
         "format": correct,
@@ -121,6 +122,13 @@ def test_summary_holds_strict_lenient_and_rates():
     assert summary.to_dict()["scores"]["overall"]["n"] == 4
     with pytest.raises(ValueError, match="at least one record"):
         summarize([])
+
+
+def test_answers_that_name_no_option_are_left_out_of_what_was_answered():
+    records = [record("1", True), record("2", False), record("3", False, letter=None), record("4", True, task="math")]
+    answered = summarize(records).answered
+    assert (answered.accuracy, answered.n) == (0.5, 2)
+    assert summarize([record("1", False, letter=None)]).answered is None
 
 
 def test_majority_of_equals_is_the_first_letter():

@@ -1,0 +1,109 @@
+"""Rows become prompts: media decoded, templates filled, token ids from the family."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import OrderedDict
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from longrl.datamodules.loader import UnusableRow
+from longrl.datamodules.video import BrokenMedia, VideoSampling, read_image, read_video
+from longrl.models.base import MEDIA_TAG, ModelFamily
+from longrl.rewards.choice import parse_options
+from longrl.types import Frames, MediaKind, Prompt, Row
+
+Stage = Literal["sft", "rl"]
+DEFAULT_QUESTION = (
+    "{problem}\n\nReason first, between <think> and </think>. Then give your final answer between <answer> and "
+    "</answer>: for a question with options its letter alone, else the answer and nothing more."
+)
+DEFAULT_RESPONSE = "<think>{reasoning}</think><answer>{answer}</answer>"
+
+
+@dataclass
+class RowRenderer:
+    """Row -> prompt, in a loader worker: decodes the media, fills the templates and asks the family for token ids."""
+
+    family: ModelFamily
+    video: VideoSampling
+    stage: Stage = "rl"
+    question_template: str = DEFAULT_QUESTION
+    response_template: str = DEFAULT_RESPONSE
+    answer_template: str = "{answer}"
+    blind: bool = False
+    blind_share: float = 0.0
+    max_prompt_tokens: int | None = None
+    cached_media: int = 0
+    _cache: OrderedDict[str, Frames] = field(default_factory=OrderedDict, repr=False)
+    """path -> frames, the least recently used first."""
+
+    def __call__(self, row: Row) -> Prompt:
+        """The prompt of a row, with its SFT target if the stage is `sft`.
+
+        Raises:
+            UnusableRow: a medium is missing or broken, or the prompt is too long.
+        """
+        if self.blind or self._drops_media(row):
+            row = without_media(row)
+        frames = [self._frames(kind, path) for kind, path in ordered_media(row)]
+        text = fill(self.question_template, problem=row.problem)
+        prompt = self.family.render(row, text, frames, self.response(row))
+        self._check_length(len(prompt.input_ids))
+        return prompt
+
+    def _drops_media(self, row: Row) -> bool:
+        """Whether a training row is one of the share that is shown without media."""
+        drawn = int.from_bytes(hashlib.sha256(row.id.encode()).digest()[:4], "big") / 2**32
+        return drawn < self.blind_share
+
+    def response(self, row: Row) -> str | None:
+        """The SFT target of a row: reasoning and answer, or the answer alone where there is no reasoning."""
+        if self.stage == "rl":
+            return None
+        template = self.response_template if row.reasoning else self.answer_template
+        option = parse_options(row.problem).get(row.answer, row.answer)
+        return fill(template, reasoning=row.reasoning or "", answer=row.answer, option=option)
+
+    def _check_length(self, num_tokens: int) -> None:
+        if self.max_prompt_tokens is not None and num_tokens > self.max_prompt_tokens:
+            raise UnusableRow(
+                f"its prompt has {num_tokens} tokens, more than data.max_prompt_tokens={self.max_prompt_tokens}; raise "
+                "that, or take fewer frames or smaller ones"
+            )
+
+    def _frames(self, kind: MediaKind, path: str) -> Frames:
+        if path in self._cache:
+            self._cache.move_to_end(path)
+            return self._cache[path]
+        try:
+            frames = read_image(path) if kind == "image" else read_video(path, self.video)
+        except BrokenMedia as error:
+            raise UnusableRow(str(error), path) from error
+        self._cache[path] = frames
+        while len(self._cache) > self.cached_media:
+            self._cache.popitem(last=False)
+        return frames
+
+
+def fill(template: str, **values: str) -> str:
+    r"""The template with each `{name}` replaced; other braces stay, as in `\boxed{}`."""
+    return re.sub(r"\{(\w+)\}", lambda match: values.get(match[1], match[0]), template)
+
+
+def without_media(row: Row) -> Row:
+    """The row as a blind model is asked it."""
+    return replace(row, videos=(), images=(), reasoning=None, problem=MEDIA_TAG.sub("", row.problem).strip())
+
+
+def ordered_media(row: Row) -> list[tuple[MediaKind, str]]:
+    """Kind and path of each medium, in the order of the problem's `<image>` and `<video>` tags; else images first."""
+    media: list[tuple[MediaKind, str]] = [("image", path) for path in row.images]
+    media += [("video", path) for path in row.videos]
+    tags = MEDIA_TAG.findall(row.problem)
+    if sorted(tags) != [kind for kind, _ in media]:
+        return media  # no tags, or tags that the family will refuse
+    kinds = [kind for kind, _ in media]
+    nth = [tags[:place].count(tag) for place, tag in enumerate(tags)]
+    return [media[kinds.index(tag) + n] for tag, n in zip(tags, nth, strict=True)]
