@@ -50,7 +50,7 @@ class Frames:
 
     kind: MediaKind
     pixels: Tensor
-    """[F, 3, H, W] uint8 RGB."""
+    """[F, 3, H, W] uint8 RGB; of a rank that shares a video, its share of the F frames: perhaps none, [0, 3, H, W]."""
     timestamps: tuple[float, ...]
     """Presentation time of each frame in seconds, from the container; (0.0,) for an image."""
     key: str
@@ -64,15 +64,21 @@ class Media:
 
     kind: MediaKind
     patches: Tensor
-    """[number of patches, values of a patch] float32."""
+    """[number of patches, values of a patch] float32; of a rank that shares a video, those of its temporal cells."""
     grid_thw: tuple[int, int, int]
-    """Patches along time, height and width."""
+    """Patches along time, height and width, of the whole medium."""
     seconds_per_cell: float
     """Seconds between two temporal cells; 0.0 for an image."""
     timestamps: tuple[float, ...]
     """Mean time of each temporal cell in seconds."""
     key: str
     """Two media with equal keys have equal patches: the feature cache encodes them once."""
+
+    def part(self, num_cells: int) -> Media:
+        """The temporal cells that are here, as a medium of their own."""
+        from dataclasses import replace
+
+        return replace(self, grid_thw=(num_cells, *self.grid_thw[1:]))
 
 
 @dataclass(frozen=True)
@@ -173,6 +179,18 @@ class Packed:
     """[R] number of the row's token, over the whole step."""
     media_keys: tuple[str, ...]
     """Keys of the media in the order of their placeholders."""
+
+    def padded(self, multiple: int) -> Packed:
+        """The same micro-batch with rows behind the last group, L a multiple of `multiple`; nothing attends to them."""
+        missing = -len(self.input_ids) % multiple
+        if not missing:
+            return self
+        from dataclasses import replace
+
+        from torch.nn.functional import pad
+
+        ids, positions = pad(self.input_ids, (0, missing)), pad(self.position_ids, (0, missing))
+        return replace(self, input_ids=ids, position_ids=positions)
 
     def to(self, device: torch.device) -> Packed:
         """The same micro-batch with its tensors on `device`."""

@@ -12,6 +12,7 @@ from longrl.datamodules.loader import UnusableRow
 from longrl.datamodules.video import BrokenMedia, VideoSampling, read_image, read_video
 from longrl.models.base import MEDIA_TAG, ModelFamily
 from longrl.rewards.choice import parse_options
+from longrl.strategies.frames import WHOLE, Share
 from longrl.types import Frames, MediaKind, Prompt, Row
 
 Stage = Literal["sft", "rl"]
@@ -36,6 +37,8 @@ class RowRenderer:
     blind_share: float = 0.0
     max_prompt_tokens: int | None = None
     cached_media: int = 0
+    share: Share = WHOLE
+    """Which part of every medium this rank decodes."""
     _cache: OrderedDict[str, Frames] = field(default_factory=OrderedDict, repr=False)
     """path -> frames, the least recently used first."""
 
@@ -78,7 +81,10 @@ class RowRenderer:
             self._cache.move_to_end(path)
             return self._cache[path]
         try:
-            frames = read_image(path) if kind == "image" else read_video(path, self.video)
+            if kind == "image":
+                frames = read_image(path, self.share)
+            else:
+                frames = read_video(path, self.video, self.share, self.family.frames_per_cell)
         except BrokenMedia as error:
             raise UnusableRow(str(error), path) from error
         self._cache[path] = frames

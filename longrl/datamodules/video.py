@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from longrl.strategies.frames import WHOLE, Share
 from longrl.types import Frames
 
 UNRELIABLE_CONTAINERS = {b"\x47": "MPEG transport stream", b"\x00\x00\x01\xba": "MPEG program stream", b"FLV": "FLV"}
@@ -129,15 +130,20 @@ def _fill_gaps(times: NDArray[np.float64], chosen: list[int], at_least: int) -> 
 # ---------------------------------------------------------------------------------------------------------- reading
 
 
-def read_video(path: str | Path, sampling: VideoSampling) -> Frames:
+def read_video(
+    path: str | Path, sampling: VideoSampling, share: Share = WHOLE, frames_per_cell: int = 1
+) -> Frames:
     """The sampled frames of a video file.
 
     Args:
         path: a file of any format that decord reads (mp4, mov, mkv, webm, avi); sound is not looked at.
         sampling: which frames.
+        share: whose of them to decode; the others only count.
+        frames_per_cell: frames that stay together when a video is shared.
 
     Returns:
-        Frames with pixels [F, 3, H, W] in the file's own size, and times from the container, 0 at its first frame.
+        Frames with pixels [F, 3, H, W] of the share in the file's own size, and times of all frames from the container,
+        0 at its first one.
 
     Raises:
         BrokenMedia: no such file, or a frame that was asked for cannot be decoded exactly.
@@ -152,19 +158,24 @@ def read_video(path: str | Path, sampling: VideoSampling) -> Frames:
         reader = decord.VideoReader(str(path), num_threads=1, fault_tol=1e-9)
         starts, end_s = _frame_times(reader, path)
         indices = sample_indices(starts, end_s, sampling)
-        pixels = torch.from_numpy(reader.get_batch(indices).asnumpy()).permute(0, 3, 1, 2)
+        held = share.frames(len(indices), frames_per_cell)
+        wanted = indices[held.start : held.stop]
+        # Without a frame of its own a rank decodes the first, for the size.
+        pixels = torch.from_numpy(reader.get_batch(wanted or indices[:1]).asnumpy()).permute(0, 3, 1, 2)
         del reader  # frees the decoder and its frame queue now, not at the next garbage collection
     return Frames(
         kind="video",
-        pixels=pixels,
+        pixels=pixels[: len(wanted)],
         timestamps=tuple(starts[indices].tolist()),
         key=hashlib.sha256(f"video {digest} {indices}".encode()).hexdigest(),
         duration_s=end_s - float(starts[0]),
     )
 
 
-def read_image(path: str | Path) -> Frames:
+def read_image(path: str | Path, share: Share = WHOLE) -> Frames:
     """An image file as one RGB frame [1, 3, H, W], turned upright as its EXIF orientation says.
+
+    A rank whose share it is not gets [0, 3, H, W].
 
     Raises:
         BrokenMedia: no such file, or it cannot be decoded.
@@ -174,12 +185,9 @@ def read_image(path: str | Path) -> Frames:
     digest = _digest(path)
     with _as_broken(path), Image.open(path) as image:
         pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    return Frames(
-        kind="image",
-        pixels=torch.from_numpy(pixels).permute(2, 0, 1)[None],
-        timestamps=(0.0,),
-        key=hashlib.sha256(f"image {digest}".encode()).hexdigest(),
-    )
+    key = hashlib.sha256(f"image {digest}".encode()).hexdigest()
+    held = len(share.cells(1))
+    return Frames("image", torch.from_numpy(pixels).permute(2, 0, 1)[None][:held], timestamps=(0.0,), key=key)
 
 
 def _frame_times(reader: Any, path: str | Path) -> tuple[NDArray[np.float64], float]:

@@ -18,11 +18,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from longrl.strategies.sequence import ALONE, SequenceParallel
 from longrl.types import Frames, Media, Packed, PolicyOutput, Prompt, Row
 
 OWN_WEIGHTS = "<own>"
 """`build`'s default: the weights that the family itself names."""
 MEDIA_TAG = re.compile(r"<(image|video)>")
+ALL_ROWS = slice(0, None)
 
 
 class ModelFamily(abc.ABC):
@@ -46,7 +48,12 @@ class ModelFamily(abc.ABC):
 
     @abc.abstractmethod
     def forward(
-        self, model: nn.Module, packed: Packed, features: Mapping[str, Tensor], temperature: float = 1.0
+        self,
+        model: nn.Module,
+        packed: Packed,
+        features: Mapping[str, Tensor],
+        temperature: float = 1.0,
+        sequence: SequenceParallel = ALONE,
     ) -> PolicyOutput:
         """Scores the rows of a micro-batch."""
 
@@ -67,7 +74,7 @@ class CausalFamily(ModelFamily):
         chat_template_kwargs: passed to the chat template, e.g. `{enable_thinking: false}` for Qwen3.
     """
 
-    pad_axes: ClassVar[int] = 1
+    num_axes: ClassVar[int] = 1
     """Number of position axes."""
 
     def __init__(
@@ -113,9 +120,27 @@ class CausalFamily(ModelFamily):
     def placeholder(self, media: Media) -> list[int]:
         """The token ids that stand for a medium, without the template's start and end tokens."""
 
+    def num_features(self, media: Media) -> int:
+        """Rows of a medium's features: one for each of its placeholder tokens."""
+        return len(self.placeholder(media))
+
     def tower(self, model: nn.Module) -> nn.Module | None:
         """See `ModelFamily.tower`."""
         return None
+
+    @property
+    def frames_per_cell(self) -> int:
+        """Video frames that the tower reads together: ranks share a video in such cells."""
+        return 1
+
+    def tower_trains(self, model: nn.Module) -> bool:
+        """Whether features need gradients."""
+        tower = self.tower(model)
+        return tower is not None and any(parameter.requires_grad for parameter in tower.parameters())
+
+    def layers(self, model: nn.Module) -> Sequence[nn.Module]:
+        """The layers of the text stack: the units of sharding."""
+        return list(self.backbone(model).layers)
 
     # -- building ------------------------------------------------------------------------------------------------
 
@@ -246,19 +271,24 @@ class CausalFamily(ModelFamily):
 
     # -- scoring -------------------------------------------------------------------------------------------------
 
-    def embed(self, model: nn.Module, packed: Packed, features: Mapping[str, Tensor]) -> Tensor:
-        """[L, D] embeddings of a micro-batch, media features in place of the prompts' placeholders.
+    def embed(
+        self, model: nn.Module, packed: Packed, features: Mapping[str, Tensor], rows: slice = ALL_ROWS
+    ) -> Tensor:
+        """[rows, D] embeddings of a micro-batch, media features in place of the prompts' placeholders.
 
         A placeholder token that a policy happens to sample is an ordinary token.
         """
-        embeds = model.get_input_embeddings()(packed.input_ids)
+        embeds = model.get_input_embeddings()(packed.input_ids[rows])
         media = [features[key] for key in packed.media_keys]
         count = sum(len(item) for item in media)
         places = self._media_places(packed)
         if count != int(places.sum()):
             raise ValueError(f"{int(places.sum())} media placeholders in the packed prompts, but {count} features")
-        if count:
-            embeds = embeds.masked_scatter(places[:, None], torch.cat(media).to(embeds))
+        start = int(places[: rows.start].sum())
+        here = places[rows]
+        media = _rows_between(media, start, start + int(here.sum()))
+        if media:
+            embeds = embeds.masked_scatter(here[:, None], torch.cat(media).to(embeds))
         return embeds
 
     def _media_places(self, packed: Packed) -> Tensor:
@@ -272,11 +302,11 @@ class CausalFamily(ModelFamily):
     def hidden_states(self, model: nn.Module, embeds: Tensor, position_ids: Tensor, **attention: Any) -> Tensor:
         """[B, L, D] embeddings and [A, B, L] positions -> [B, L, D] last hidden states.
 
-        `attention` (`spans=` or `layer_attention=`) reaches the registered attention function in every layer.
+        `attention` (`spans=`, `sequence=`, `layer_attention=`) reaches the registered attention function in every layer.
         """
         backbone = self.backbone(model)
         no_masks = dict.fromkeys({"full_attention", *backbone.config.layer_types})
-        positions = position_ids if self.pad_axes > 1 else position_ids[0]
+        positions = position_ids if self.num_axes > 1 else position_ids[0]
         output = backbone(
             inputs_embeds=embeds, position_ids=positions, attention_mask=no_masks, use_cache=False, **attention
         )
@@ -287,24 +317,41 @@ class CausalFamily(ModelFamily):
         return model.get_output_embeddings().weight
 
     def forward(
-        self, model: nn.Module, packed: Packed, features: Mapping[str, Tensor], temperature: float = 1.0
+        self,
+        model: nn.Module,
+        packed: Packed,
+        features: Mapping[str, Tensor],
+        temperature: float = 1.0,
+        sequence: SequenceParallel = ALONE,
     ) -> PolicyOutput:
-        """See `ModelFamily.forward`."""
+        """See `ModelFamily.forward`; ranks of `sequence` give the same micro-batch and get the same scores."""
         from longrl.modules.logprobs import chunked_logprobs
 
-        packed = packed.to(model.get_input_embeddings().weight.device)
-        embeds = self.embed(model, packed, features)
-        hidden = self.hidden_states(model, embeds[None], packed.position_ids[:, None], spans=packed.spans)[0]
-        logp, entropy = chunked_logprobs(
-            hidden[packed.predict_from], self.lm_head(model), packed.target_ids, temperature
-        )
-        return PolicyOutput(logp, entropy)
+        packed = packed.padded(sequence.size).to(model.get_input_embeddings().weight.device)
+        rows, count = sequence.rows(len(packed.input_ids)), len(packed.target_ids)
+        embeds = self.embed(model, packed, features, rows)
+        positions = packed.position_ids[:, None, rows]
+        hidden = self.hidden_states(model, embeds[None], positions, spans=packed.spans, sequence=sequence)[0]
+        scored, targets = sequence.scored(hidden, packed.predict_from), packed.target_ids[sequence.share(count)]
+        logp, entropy = chunked_logprobs(scored, self.lm_head(model), targets, temperature)
+        return PolicyOutput(sequence.gather(logp, count), sequence.gather(entropy, count))
 
     def encode_media(self, model: nn.Module, media: Sequence[Media]) -> list[Tensor]:
         """See `ModelFamily.encode_media`; a text model has no media."""
         if media:
             raise ValueError(f"{type(self).__name__} reads text only, but got {len(media)} media")
         return []
+
+
+def _rows_between(parts: Sequence[Tensor], start: int, stop: int) -> list[Tensor]:
+    """Rows start..stop of the parts laid end to end, without joining the others."""
+    found, offset = [], 0
+    for part in parts:
+        piece = part[max(start - offset, 0) : max(stop - offset, 0)]
+        if len(piece):
+            found.append(piece)
+        offset += len(part)
+    return found
 
 
 def is_local(source: str) -> bool:

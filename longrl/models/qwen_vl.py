@@ -35,7 +35,7 @@ class Qwen2_5_VLFamily(CausalFamily):
         `Qwen2_5_VLFamily(model="Qwen/Qwen2.5-VL-7B-Instruct", dtype="bfloat16", max_pixels=128 * 28 * 28)`
     """
 
-    pad_axes = 3
+    num_axes = 3
 
     def __init__(
         self,
@@ -96,26 +96,38 @@ class Qwen2_5_VLFamily(CausalFamily):
 
     @override
     def patch(self, frames: Frames) -> Media:
-        if frames.kind == "image":
-            size = {"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels}
-            result = self.processor.image_processor(list(frames.pixels), size=size, return_tensors="pt")
-            patches, grid = result["pixel_values"], result["image_grid_thw"]
-        else:
-            size = {"shortest_edge": self.min_pixels, "longest_edge": self._frame_pixels(len(frames.pixels))}
-            result = self.processor.video_processor(
-                [frames.pixels], size=size, do_sample_frames=False, cap_pixels_per_frame=False, return_tensors="pt"
-            )
-            patches, grid = result["pixel_values_videos"], result["video_grid_thw"]
-        cells, height, width = grid[0].tolist()
-        times = _cell_times(frames.timestamps, self.config.vision_config.temporal_patch_size)
+        pixels = frames.pixels
+        if not len(pixels):  # another rank has the frames; a black one tells the grid
+            pixels = pixels.new_zeros(1, *pixels.shape[1:])
+        patches, (height, width) = self._patch_pixels(frames.kind, pixels, len(frames.timestamps))
+        times = _cell_times(frames.timestamps, self.frames_per_cell)
         return Media(
             kind=frames.kind,
-            patches=patches,
-            grid_thw=(cells, height, width),
-            seconds_per_cell=_spacing(frames, self.config.vision_config.temporal_patch_size),
-            timestamps=times[:cells],
+            patches=patches if len(frames.pixels) else patches[:0],
+            grid_thw=(len(times), height, width),
+            seconds_per_cell=_spacing(frames, self.frames_per_cell),
+            timestamps=times,
             key=f"{frames.key}-{height}x{width}",
         )
+
+    def _patch_pixels(self, kind: str, pixels: Tensor, num_frames: int) -> tuple[Tensor, tuple[int, int]]:
+        """Patches of some frames, and patches along height and width, in a medium of `num_frames` frames."""
+        if kind == "image":
+            size = {"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels}
+            result = self.processor.image_processor(list(pixels), size=size, return_tensors="pt")
+            patches, grid = result["pixel_values"], result["image_grid_thw"]
+        else:
+            size = {"shortest_edge": self.min_pixels, "longest_edge": self._frame_pixels(num_frames)}
+            result = self.processor.video_processor(
+                [pixels], size=size, do_sample_frames=False, cap_pixels_per_frame=False, return_tensors="pt"
+            )
+            patches, grid = result["pixel_values_videos"], result["video_grid_thw"]
+        return patches, tuple(grid[0, 1:].tolist())
+
+    @property
+    @override
+    def frames_per_cell(self) -> int:
+        return self.config.vision_config.temporal_patch_size
 
     def _frame_pixels(self, num_frames: int) -> int:
         """The per-frame limit that keeps a whole video within its budget."""

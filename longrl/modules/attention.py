@@ -27,6 +27,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from longrl.strategies.sequence import ALONE, SequenceParallel
 from longrl.types import GroupSpan
 
 ATTENTION_NAME = "longrl_shared_prefix"
@@ -48,6 +49,7 @@ def attention_forward(
     scaling: float | None = None,
     dropout: float = 0.0,
     spans: Sequence[GroupSpan] | None = None,
+    sequence: SequenceParallel = ALONE,
     layer_attention: LayerAttention | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
@@ -62,6 +64,7 @@ def attention_forward(
         scaling: factor on the scores.
         dropout: must be 0 with a layout.
         spans: layout of a packed sequence (B = 1), as an extra keyword of the model's forward.
+        sequence: the ranks that share the sequence; this one has `L / sequence.size` of its rows.
         layer_attention: takes the call over altogether.
         kwargs: whatever else transformers passes.
 
@@ -77,8 +80,11 @@ def attention_forward(
     query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast rotary embeddings return float32
     if layer_attention is not None:
         output = layer_attention(module.layer_idx, query, key, value, scale)
-    else:
+    elif sequence.size == 1:
         output = shared_prefix_attention(query[0], key[0], value[0], spans, scale)[None]
+    else:
+        *heads, plan = sequence.to_heads(query[0], key[0], value[0])
+        output = sequence.to_rows(shared_prefix_attention(*heads, spans, scale), plan)[None]
     return output.transpose(1, 2), None
 
 

@@ -32,7 +32,7 @@ def chunked_logprobs(
     """
     step = max(1, max_logits // weight.shape[0])
     logps, entropies = [hidden.new_zeros(0, dtype=torch.float32)], [hidden.new_zeros(0, dtype=torch.float32)]
-    for start in range(0, len(targets), step):
+    for start in range(0, max(len(targets), 1), step):  # also without rows, for a rank's gradients to be zeros
         rows = slice(start, start + step)
         logp, entropy = checkpoint(
             _score, hidden[rows], weight, targets[rows], temperature or 1.0, use_reentrant=False

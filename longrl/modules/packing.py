@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from longrl.types import GroupSpan, Packed, Prompt
+from longrl.types import GroupSpan, Packed, Prompt, Row
 
 
 @dataclass
@@ -51,6 +51,14 @@ def pack(prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]], max
             batches[-1].append(piece)
             room -= piece.tokens
     return [_packed(items) for items in batches]
+
+
+def idle(num_axes: int) -> Packed:
+    """The smallest micro-batch there is, for a rank that has nothing to do while others work: one scored row."""
+    one, positions = torch.zeros(1, dtype=torch.int64), torch.zeros(num_axes, 1, dtype=torch.int64)
+    prompt = Prompt(id="idle", input_ids=one, position_ids=positions, media=(), row=Row("idle", "", ""))
+    (packed,) = pack([prompt], [[one]], max_tokens=2)
+    return packed
 
 
 def _numbered(prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]]) -> list[_Item]:

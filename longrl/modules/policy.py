@@ -1,16 +1,14 @@
 """The policy being trained: one LightningModule for chain-of-thought SFT and for RL on its own rollouts.
 
 Letters: P prompts of a batch, G completions of each, C = P * G, N completion tokens of a rollout or mini-batch,
-R scored rows of a micro-batch.
+R scored rows of a micro-batch. All are this rank's; sums over ranks are taken where a formula needs them.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -19,45 +17,19 @@ from typing_extensions import override
 
 from longrl.algorithms import Algorithm
 from longrl.models.base import CausalFamily
-from longrl.modules.packing import pack
+from longrl.modules.optimizer import OptimizerSettings, clip_gradients
+from longrl.modules.packing import idle, pack
+from longrl.modules.rollouts import FlatGroups, Rollout
 from longrl.modules.weights import build_from
+from longrl.parallel import Parallel
 from longrl.phases import PhaseTimes
 from longrl.rollout.features import FeatureCache, TrainableFeatures
-from longrl.types import Batch, Group, Packed, PolicyOutput, Prompt
+from longrl.strategies.fsdp import Entry
+from longrl.strategies.sequence import SequenceParallel
+from longrl.types import Batch, Packed, PolicyOutput, Prompt
 
 LossFunction = Callable[[Packed, PolicyOutput], tuple[Tensor, Mapping[str, Tensor]]]
 """Micro-batch and scores -> (summed loss, metrics that add up over micro-batches)."""
-
-
-@dataclass(frozen=True)
-class OptimizerSettings:
-    """AdamW and its learning-rate schedule, counted in optimizer steps."""
-
-    lr: float = 1e-6
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.0
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: int = 0
-    total_steps: int | None = None
-    """End of a linear or cosine schedule; None takes trainer.max_steps, or all batches of all epochs."""
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """One mini-batch of scored groups as flat tensors: completion after completion."""
-
-    prompts: list[Prompt]
-    completions: list[list[Tensor]]
-    advantages: Tensor
-    """[N]"""
-    old_logp: Tensor | None
-    """[N], or None where the policy that sampled is the one being updated."""
-    ref_logp: Tensor | None
-    """[N], or None without KL in the loss."""
-    sampler_logp: Tensor
-    """[N] as the engine reported them."""
-    weights: Tensor
-    """[C] weight of every token of a completion."""
 
 
 class PolicyModule(LightningModule):
@@ -112,7 +84,10 @@ class PolicyModule(LightningModule):
         self.phases = PhaseTimes()
         self.features = FeatureCache(family, feature_cache_bytes)
         self.model: nn.Module | None = None
-        self._reference: tuple[nn.Module, ...] = ()  # a tuple, so that it is no submodule: not saved, not trained
+        self.parallel = Parallel()  # a strategy sets another before weights are loaded
+        # Tuples, so that these are no submodules: not saved, not trained, and the model's names stay as they are.
+        self._entry: tuple[Entry, ...] = ()
+        self._reference: tuple[Entry, ...] = ()
 
     # -- building ------------------------------------------------------------------------------------------------
 
@@ -120,12 +95,15 @@ class PolicyModule(LightningModule):
     def configure_model(self) -> None:
         if self.model is None:
             self.model = build_from(self.family, self.init_from)
+            self._entry = (self.parallel.wrap(self.family, self.model),)
+            self.features.parallel = self.parallel
 
     @override
     def on_fit_start(self) -> None:
         if self.algorithm.kl_coef > 0 and self._is_rl():
-            reference = build_from(self.family, self.init_from).to(self.device).eval()
-            self._reference = (reference.requires_grad_(False),)
+            reference = build_from(self.family, self.init_from).eval().requires_grad_(False)
+            self._reference = (self.parallel.wrap(self.family, reference),)
+            reference.to(self.device)
         self.model.train()
 
     def _is_rl(self) -> bool:
@@ -133,16 +111,7 @@ class PolicyModule(LightningModule):
 
     @override
     def configure_optimizers(self) -> dict[str, Any]:
-        from transformers import get_scheduler
-
-        settings = self.optimizer_settings
-        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(
-            parameters, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
-        )
-        schedule = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
-        scheduler = get_scheduler(schedule, optimizer, settings.warmup_steps, self._total_steps())
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+        return self.optimizer_settings.build(self.model, self._total_steps())
 
     @property
     def steps_per_rollout(self) -> int:
@@ -162,8 +131,7 @@ class PolicyModule(LightningModule):
     @property
     def tower_trains(self) -> bool:
         """Whether features need gradients."""
-        tower = self.family.tower(self.model)
-        return tower is not None and any(parameter.requires_grad for parameter in tower.parameters())
+        return self.family.tower_trains(self.model)
 
     def encode(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """{media key: [N, D] features} without gradient, each distinct medium encoded once while the tower stands."""
@@ -183,7 +151,8 @@ class PolicyModule(LightningModule):
     def sft_step(self, batch: Batch) -> dict[str, float]:
         """One optimizer step on the negative log-likelihood per response token of the whole batch."""
         responses = _targets(batch)
-        num_tokens = sum(len(ids) for (ids,) in responses)
+        counts = torch.tensor(sum(len(ids) for (ids,) in responses), device=self.device)
+        num_tokens = int(self.parallel.data.sum(counts))
 
         def loss_of(packed: Packed, output: PolicyOutput) -> tuple[Tensor, dict[str, Tensor]]:
             return -output.logp.sum() / num_tokens, {"entropy": output.entropy.sum() / num_tokens}
@@ -192,8 +161,8 @@ class PolicyModule(LightningModule):
         return self._update(batch.prompts, responses, features, loss_of)
 
     def rl_step(self, batch: Batch) -> dict[str, float]:
-        """The optimizer steps on one rollout; metrics are the mean over them. No groups, no step."""
-        if not batch.groups:
+        """The optimizer steps on one rollout; metrics are the mean over them. No groups on any rank, no step."""
+        if self.parallel.data.max(len(batch.groups)) == 0:
             return {}
         mini_batches = self._mini_batches(batch)
         totals: Counter[str] = Counter()
@@ -218,7 +187,7 @@ class PolicyModule(LightningModule):
             return result.loss, {"entropy": (output.entropy * weights).sum(), **result.metrics}
 
         metrics = self._update(rollout.prompts, rollout.completions, features, loss_of)
-        total = metrics.pop("weight_sum") or 1.0  # below one with Dr.GRPO's constant, or with masked completions
+        total = metrics.pop("weight_sum", 0.0) or 1.0  # below one with Dr.GRPO's constant, or with masked completions
         own = ("loss", "grad_norm", "lr")
         return {name: value if name in own else value / total for name, value in metrics.items()}
 
@@ -229,118 +198,135 @@ class PolicyModule(LightningModule):
         features: Mapping[str, Tensor],
         loss_of: LossFunction,
     ) -> dict[str, float]:
-        """One optimizer step: micro-batches, backward, clipping, scheduler. Returns summed metrics."""
-        trainable = TrainableFeatures(self.family, self.model, prompts) if self.tower_trains else None
+        """One optimizer step: micro-batches, backward, clipping, scheduler. Returns metrics summed over all ranks."""
+        trainable = TrainableFeatures(self.family, self.model, prompts, self.parallel) if self.tower_trains else None
+        leaves = trainable.leaves if trainable else features
         totals: Counter[str] = Counter()
-        for packed in pack(prompts, completions, self.max_tokens_per_micro_batch):
-            packed = packed.to(self.device)
-            output = self.family.forward(
-                self.model, packed, trainable.leaves if trainable else features, self.temperature
-            )
-            loss, metrics = loss_of(packed, output)
+        micro_batches, sequence = self._micro_batches(prompts, completions)
+        for packed in micro_batches:
+            output = self._scores(self._entry[0], packed or idle(self.family.num_axes), leaves, sequence)
+            if packed is None:
+                self.manual_backward(output.logp.sum() * 0)
+                continue
+            loss, metrics = loss_of(packed.to(self.device), output)
             self.manual_backward(loss)
             totals.update({"loss": loss.item(), **{name: value.item() for name, value in metrics.items()}})
         if trainable:
             trainable.backward()
-        return {**totals, **self._optimizer_step()}
+        sums = self.parallel.world.sum_dict({name: value / sequence.size for name, value in totals.items()})
+        return {**sums, **self._optimizer_step()}
+
+    def _micro_batches(
+        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]]
+    ) -> tuple[list[Packed | None], SequenceParallel]:
+        """This rank's micro-batches, and the ranks that share each.
+
+        None stands for one to wait through, so that all ranks of the run have the same number: gathering sharded
+        weights needs all of them.
+        """
+        parallel, budget = self.parallel, self.max_tokens_per_micro_batch
+        sizes = [len(p.input_ids) + sum(map(len, own)) for p, own in zip(prompts, completions, strict=True)]
+        sequence = parallel.sequence_for(max(sizes, default=1), budget)
+        packed = pack(prompts, completions, budget * sequence.size)
+        turns = parallel.team.size // sequence.size
+        count = parallel.data.max(-(-len(packed) // turns))
+        own = packed[parallel.team.rank // sequence.size :: turns]
+        return own + [None] * (count - len(own)), sequence
+
+    def _scores(
+        self, entry: Entry, packed: Packed, features: Mapping[str, Tensor], sequence: SequenceParallel
+    ) -> PolicyOutput:
+        def forward() -> tuple[Tensor, Tensor]:
+            output = self.family.forward(entry.model, packed, features, self.temperature, sequence)
+            return output.logp, output.entropy
+
+        return PolicyOutput(*entry(forward))
 
     def _optimizer_step(self) -> dict[str, float]:
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
-        limit = self.max_grad_norm or float("inf")
-        grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        grad_norm = clip_gradients(self.model.parameters(), self.max_grad_norm or float("inf"))
         lr = optimizer.param_groups[0]["lr"]
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
         if self.tower_trains:
             self.features.clear()
-        return {"grad_norm": float(grad_norm), "lr": lr}
+        return {"grad_norm": grad_norm, "lr": lr}
 
     # -- from groups to mini-batches -----------------------------------------------------------------------------
 
     def _mini_batches(self, batch: Batch) -> list[Rollout]:
         """Scores the groups once with the policy and reference as they are, and cuts them into mini-batches."""
-        groups = batch.groups
-        algorithm = self.algorithm
-        sampler = torch.cat([completion.logprobs for group in groups for completion in group.completions])
-        old = self._old_logp(groups, batch.features, sampler)
-        reference = self._reference_logp(groups, batch.features)
+        flat, algorithm, data = FlatGroups(batch.groups, self.device), self.algorithm, self.parallel.data
+        sampler = flat.sampler_logp
+        old = self._old_logp(flat, batch.features, sampler)
+        reference = self._reference_logp(flat, batch.features)
         penalty = None
         if reference is not None and algorithm.kl_placement == "reward":
             penalty, reference = algorithm.kl(old, reference), None
         advantages = algorithm.token_advantages(
-            rewards=torch.stack([group.rewards for group in groups]).to(self.device),
-            valid=torch.stack([group.valid for group in groups]).to(self.device),
-            lengths=_lengths(groups).to(self.device),
-            kl=penalty,
-            baseline=_baselines(groups, self.device),
+            flat.rewards, flat.valid, flat.lengths, kl=penalty, baseline=flat.baselines, all_reduce=data.sum
         )
-        rows = _token_ranges(groups)
-        return [
-            self._rollout(groups[part], rows[part], advantages, old, reference, sampler.to(self.device))
-            for part in _parts(len(groups), self.mini_batches_per_rollout)
-        ]
+        offsets = flat.offsets
+        rollouts = []
+        for part in flat.parts(min(self.mini_batches_per_rollout, data.max(len(batch.groups)))):
+            own, rows = FlatGroups(batch.groups[part], self.device), slice(offsets[part.start], offsets[part.stop])
+            rollouts.append(
+                Rollout(
+                    prompts=own.prompts,
+                    completions=own.completions,
+                    advantages=advantages[rows],
+                    old_logp=None if old is None else old[rows],
+                    ref_logp=None if reference is None else reference[rows],
+                    sampler_logp=sampler[rows],
+                    weights=algorithm.completion_weights(own.lengths, own.valid.flatten(), data.sum),
+                )
+            )
+        return rollouts
 
-    def _rollout(
-        self,
-        groups: Sequence[Group],
-        ranges: Sequence[range],
-        advantages: Tensor,
-        old: Tensor | None,
-        reference: Tensor | None,
-        sampler: Tensor,
-    ) -> Rollout:
-        """The tensors of some neighbouring groups."""
-        rows = slice(ranges[0].start, ranges[-1].stop)
-        valid = torch.cat([group.valid for group in groups]).to(self.device)
-        return Rollout(
-            prompts=[group.prompt for group in groups],
-            completions=_completions(groups),
-            advantages=advantages[rows],
-            old_logp=None if old is None else old[rows],
-            ref_logp=None if reference is None else reference[rows],
-            sampler_logp=sampler[rows],
-            weights=self.algorithm.completion_weights(_lengths(groups).to(self.device), valid),
-        )
-
-    def _old_logp(self, groups: Sequence[Group], features: Mapping[str, Tensor], sampler: Tensor) -> Tensor | None:
+    def _old_logp(self, flat: FlatGroups, features: Mapping[str, Tensor], sampler: Tensor) -> Tensor | None:
         """[N] log-probabilities before the update, or None if the first update is the only one.
 
         Groups carried over were sampled by older weights: theirs are the sampler's.
         """
         in_reward = self.algorithm.kl_coef > 0 and self.algorithm.kl_placement == "reward"
-        carried = any(group.carried_over for group in groups)
-        if self.steps_per_rollout == 1 and not in_reward and not carried:
+        carried = any(group.carried_over for group in flat.groups)
+        if self.steps_per_rollout == 1 and not in_reward and not self.parallel.data.max(carried):
             return None
-        old = self.score(self.model, [group.prompt for group in groups], _completions(groups), features)
-        for group, rows in zip(groups, _token_ranges(groups), strict=True):
+        old = self.score(self._entry[0], flat.prompts, flat.completions, features)
+        offsets = flat.offsets
+        for place, group in enumerate(flat.groups):
             if group.carried_over:
-                old[rows.start : rows.stop] = sampler[rows.start : rows.stop].to(old)
+                rows = slice(offsets[place], offsets[place + 1])
+                old[rows] = sampler[rows].to(old)
         return old
 
-    def _reference_logp(self, groups: Sequence[Group], features: Mapping[str, Tensor]) -> Tensor | None:
+    def _reference_logp(self, flat: FlatGroups, features: Mapping[str, Tensor]) -> Tensor | None:
         """[N] log-probabilities of the reference policy, or None without KL penalty."""
         if not self._reference:
             return None
-        prompts = [group.prompt for group in groups]
+        (entry,) = self._reference
         if self.tower_trains:  # the reference has the tower it started with
-            features = FeatureCache(self.family).get_or_encode(self._reference[0], prompts)
-        return self.score(self._reference[0], prompts, _completions(groups), features)
+            features = FeatureCache(self.family, parallel=self.parallel).get_or_encode(entry.model, flat.prompts)
+        return self.score(entry, flat.prompts, flat.completions, features)
 
     @torch.no_grad()
     def score(
         self,
-        model: nn.Module,
+        entry: Entry,
         prompts: Sequence[Prompt],
         completions: Sequence[Sequence[Tensor]],
         features: Mapping[str, Tensor],
     ) -> Tensor:
-        """[N] log-probabilities of all completion tokens under `model`."""
-        parts = pack(prompts, completions, self.max_tokens_per_micro_batch)
-        logp = torch.zeros(sum(len(part.token_index) for part in parts), device=self.device)
-        for packed in parts:
-            output = self.family.forward(model, packed, features, self.temperature)
-            logp[packed.token_index.to(self.device)] = output.logp
+        """[N] log-probabilities of all completion tokens, under the policy or the reference."""
+        micro_batches, sequence = self._micro_batches(prompts, completions)
+        logp = torch.zeros(sum(len(ids) for own in completions for ids in own), device=self.device)
+        for packed in micro_batches:
+            output = self._scores(entry, packed or idle(self.family.num_axes), features, sequence)
+            if packed is not None:
+                logp[packed.token_index.to(self.device)] = output.logp
+        if sequence.size < self.parallel.team.size:  # other ranks of the team had the other micro-batches
+            logp = self.parallel.team.sum(logp) / sequence.size
         return logp
 
     # -- evaluation ----------------------------------------------------------------------------------------------
@@ -368,7 +354,7 @@ class PolicyModule(LightningModule):
                     self.log(key, values.mean(), batch_size=1, sync_dist=True)
         if batch.prompts and (batch.groups is None or batch.prompts[0].response_ids is not None):
             responses = _targets(batch)
-            logp = self.score(self.model, batch.prompts, responses, batch.features or self.encode(batch.prompts))
+            logp = self.score(self._entry[0], batch.prompts, responses, batch.features or self.encode(batch.prompts))
             self.log(f"{stage}/loss", -logp.mean(), batch_size=len(logp), sync_dist=True)
 
 
@@ -385,36 +371,3 @@ def _targets(batch: Batch) -> list[list[Tensor]]:
             "longrl.callbacks.rollout.RolloutCallback to trainer.callbacks, or set data.stage to sft"
         )
     return [[ids] for ids in targets if ids is not None]
-
-
-def _completions(groups: Sequence[Group]) -> list[list[Tensor]]:
-    return [[completion.token_ids for completion in group.completions] for group in groups]
-
-
-def _lengths(groups: Sequence[Group]) -> Tensor:
-    """[C] tokens of each completion."""
-    return torch.tensor([len(completion.token_ids) for group in groups for completion in group.completions])
-
-
-def _baselines(groups: Sequence[Group], device: torch.device) -> Tensor | None:
-    """[P] rewards of greedy completions, if the groups have them."""
-    if any(group.baseline is None for group in groups):
-        return None
-    return torch.tensor([group.baseline for group in groups], device=device)
-
-
-def _token_ranges(groups: Sequence[Group]) -> list[range]:
-    """Where each group's tokens lie among the N tokens of the rollout."""
-    ranges, start = [], 0
-    for group in groups:
-        stop = start + sum(len(completion.token_ids) for completion in group.completions)
-        ranges.append(range(start, stop))
-        start = stop
-    return ranges
-
-
-def _parts(count: int, num_parts: int) -> list[slice]:
-    """`count` things in `num_parts` neighbouring slices whose sizes differ by at most one."""
-    num_parts = min(num_parts, count)
-    edges = [count * place // num_parts for place in range(num_parts + 1)]
-    return [slice(start, stop) for start, stop in itertools.pairwise(edges)]

@@ -1,15 +1,25 @@
-"""Media features: each distinct image or video goes through the tower once and serves everyone who needs it."""
+"""Media features: each distinct image or video goes through the tower once and serves everyone who needs it.
+
+The ranks of a team encode its temporal cells in parallel, each its share, and gather the result once (MR-SP stage 1,
+arXiv:2507.07966). Letters: N rows (media tokens), D feature size.
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from longrl.models.base import ModelFamily
-from longrl.types import Media, Prompt
+from longrl.models.base import CausalFamily
+from longrl.parallel import Parallel
+from longrl.strategies.frames import Share
+from longrl.types import Frames, Media, Prompt
+
+ALONE = Parallel()
 
 
 def distinct_media(prompts: Iterable[Prompt]) -> list[Media]:
@@ -23,11 +33,13 @@ class FeatureCache:
     Args:
         family: whose tower encodes.
         max_bytes: what features kept from earlier steps may take; those of the current call always stay.
+        parallel: the ranks among which media are shared.
     """
 
-    def __init__(self, family: ModelFamily, max_bytes: int = 1 << 30) -> None:
+    def __init__(self, family: CausalFamily, max_bytes: int = 1 << 30, parallel: Parallel = ALONE) -> None:
         self.family = family
         self.max_bytes = max_bytes
+        self.parallel = parallel
         self.num_encoded = 0
         """Media sent through the tower so far."""
         self.num_requested = 0
@@ -35,14 +47,16 @@ class FeatureCache:
         self._features: OrderedDict[str, Tensor] = OrderedDict()
 
     def get_or_encode(self, model: nn.Module, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-        """{media key: [N, D] features} of the prompts, without gradient."""
+        """{media key: [N, D] features} of the prompts, without gradient. Every rank of the run must call it."""
         media = distinct_media(prompts)
         missing = [item for item in media if item.key not in self._features]
-        with torch.no_grad():
-            # One by one: a GPU or BLAS rounds by the size of a call, and what is kept must not depend on what it was
-            # encoded with. The cache of a resumed run is empty, and its missing media are others.
-            for item in missing:
-                (self._features[item.key],) = self.family.encode_media(model, [item])
+        if missing or self._others_encode(model, missing):
+            with torch.no_grad():
+                # One by one: a GPU or BLAS rounds by the size of a call, and what is kept must not depend on what it
+                # was encoded with. The cache of a resumed run is empty, and its missing media are others.
+                rows = encode_share(self.family, model, missing, self.parallel, singly=True)
+                whole = gather_rows(rows, _places(self.family, missing, self.parallel.team.size), self.parallel)
+            self._features.update(zip([item.key for item in missing], self._split(whole, missing), strict=True))
         self.num_encoded += len(missing)
         self.num_requested += len(media)
         for item in media:
@@ -50,6 +64,13 @@ class FeatureCache:
         found = {item.key: self._features[item.key] for item in media}
         self._evict(keep=len(found))
         return found
+
+    def _others_encode(self, model: nn.Module, missing: Sequence[Media]) -> bool:
+        """Whether another rank needs this one to gather the weights of a sharded tower."""
+        return self.family.tower_trains(model) and self.parallel.world.max(len(missing)) > 0
+
+    def _split(self, rows: Tensor, media: Sequence[Media]) -> list[Tensor]:
+        return [part.clone() for part in rows.split([self.family.num_features(item) for item in media])]
 
     def clear(self) -> None:
         """Forgets everything: the tower's weights have changed."""
@@ -65,7 +86,9 @@ class FeatureCache:
 class TrainableFeatures:
     """Features of a tower that trains: encoded once per optimizer step, with one backward pass through the tower.
 
-    Micro-batches read `leaves` and leave their gradients there; `backward` sends the sum through the tower.
+    Micro-batches read `leaves` and leave their gradients there; `backward` sends the sum through the tower. A rank that
+    has nothing to encode encodes a black image, with zero gradient: a sharded tower needs all ranks. Every rank must
+    make one, and call its `backward`.
 
     Example:
         features = TrainableFeatures(family, model, prompts)
@@ -74,20 +97,91 @@ class TrainableFeatures:
         features.backward()
     """
 
-    def __init__(self, family: ModelFamily, model: nn.Module, prompts: Sequence[Prompt]) -> None:
+    def __init__(
+        self, family: CausalFamily, model: nn.Module, prompts: Sequence[Prompt], parallel: Parallel = ALONE
+    ) -> None:
         media = distinct_media(prompts)
-        self._encoded = family.encode_media(model, media)
+        self._parallel = parallel
+        self._places = _places(family, media, parallel.team.size)
+        self._rows = encode_share(family, model, media, parallel) if media or parallel.world.size > 1 else None
+        whole = () if self._rows is None else gather_rows(self._rows.detach(), self._places, parallel)
+        counts = [family.num_features(item) for item in media]
         self.leaves = {
-            item.key: features.detach().requires_grad_()
-            for item, features in zip(media, self._encoded, strict=True)
+            item.key: part.clone().requires_grad_()
+            for item, part in zip(media, whole.split(counts) if media else (), strict=True)
         }
 
     def backward(self) -> None:
         """Adds the tower's gradients. Media that no micro-batch used have none."""
-        used = [
-            (features, leaf.grad)
-            for features, leaf in zip(self._encoded, self.leaves.values(), strict=True)
-            if leaf.grad is not None
-        ]
-        if used:
-            torch.autograd.backward(*map(list, zip(*used, strict=True)))
+        unused = all(leaf.grad is None for leaf in self.leaves.values())
+        if self._rows is None or (unused and self._parallel.world.size == 1):
+            return
+        own = self._rows.new_zeros(self._rows.shape)
+        if self.leaves:
+            grads = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in self.leaves.values()]
+            team = self._parallel.team
+            own = team.sum(torch.cat(grads))[self._places[team.rank].to(own.device)]
+        torch.autograd.backward(self._rows, own)
+
+
+def encode_share(
+    family: CausalFamily, model: nn.Module, media: Sequence[Media], parallel: Parallel, singly: bool = False
+) -> Tensor:
+    """[n, D] features of this rank's cells, medium after medium.
+
+    Args:
+        family: whose tower encodes.
+        model: has the tower.
+        media: with the patches of this rank's cells.
+        parallel: says which those are.
+        singly: a tower call for every medium.
+    """
+    share = Share(parallel.team.rank, parallel.team.size)
+    cells = [len(share.cells(item.grid_thw[0])) for item in media]
+    parts = [item.part(count) for item, count in zip(media, cells, strict=True) if count]
+    if not parts:
+        black = family.patch(Frames("image", torch.zeros(1, 3, 56, 56, dtype=torch.uint8), (0.0,), "black"))
+        return family.encode_media(model, [black])[0][:0]
+    calls = [[part] for part in parts] if singly else [parts]
+    return torch.cat([features for call in calls for features in family.encode_media(model, call)])
+
+
+def gather_rows(rows: Tensor, places: Sequence[Tensor], parallel: Parallel) -> Tensor:
+    """[N, D] rows of all ranks of the team, in `num_gather_chunks` messages that bound what is in flight.
+
+    Args:
+        rows: [n, D] of this rank.
+        places: for every rank the numbers of its rows among the N.
+        parallel: team and number of chunks.
+    """
+    team = parallel.team
+    if team.size == 1:
+        return rows
+    whole = rows.new_empty(sum(map(len, places)), rows.shape[1])
+    longest = max(map(len, places))
+    step = max(1, -(-longest // parallel.num_gather_chunks))
+    for start in range(0, longest, step):
+        sent = rows.new_zeros(step, rows.shape[1])
+        own = rows[start : start + step]
+        sent[: len(own)] = own
+        received = [torch.empty_like(sent) for _ in places]
+        dist.all_gather(received, sent, group=team.group)
+        for part, numbers in zip(received, places, strict=True):
+            chunk = numbers[start : start + step].to(whole.device)
+            whole[chunk] = part[: len(chunk)]
+    return whole
+
+
+def _places(family: CausalFamily, media: Sequence[Media], size: int) -> list[Tensor]:
+    """For every rank of a team the numbers of its rows, all media laid end to end."""
+    per_cell = [family.num_features(item.part(1)) for item in media]
+    offsets = list(itertools.accumulate((family.num_features(item) for item in media), initial=0))
+    places = []
+    for rank in range(size):
+        parts = [torch.empty(0, dtype=torch.int64)]
+        for item, rows, offset in zip(media, per_cell, offsets, strict=False):
+            cells = Share(rank, size).cells(item.grid_thw[0])
+            parts.append(torch.arange(offset + cells.start * rows, offset + cells.stop * rows))
+        places.append(torch.cat(parts))
+    return places
+

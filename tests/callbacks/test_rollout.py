@@ -16,6 +16,7 @@ from longrl.datamodules.video import VideoSampling
 from longrl.modules.policy import OptimizerSettings, PolicyModule
 from longrl.rewards import RewardSum, RewardTerm
 from longrl.rollout.engine import HFEngine, RolloutEngine
+from longrl.strategies.fsdp import Entry
 from longrl.types import Completion, Group, SamplingParams
 from tests.tiny import text_family, vl_family
 
@@ -147,13 +148,13 @@ def test_right_answers_become_more_likely(tmp_path):
     policy = PolicyModule(text_family(), optimizer=OptimizerSettings(lr=1e-3))
     seen = train(tmp_path, callback(FakeEngine(half_right)), policy=policy, steps=3)
     (batch, *_) = seen.batches
-    before = text_family().build()
+    before = Entry(text_family(), text_family().build())
     for group in batch.groups:
         tokens = [[completion.token_ids for completion in group.completions]]
         split = [len(group.completions[0].token_ids), len(group.completions[1].token_ids)]
         after, start = (
-            [float(part.sum()) for part in policy.score(model, [group.prompt], tokens, {}).split(split)]
-            for model in (policy.model, before)
+            [float(part.sum()) for part in policy.score(entry, [group.prompt], tokens, {}).split(split)]
+            for entry in (Entry(policy.family, policy.model), before)
         )
         assert after[0] - start[0] > after[1] - start[1]
 

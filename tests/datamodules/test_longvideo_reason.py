@@ -149,7 +149,7 @@ def test_a_worker_keeps_the_media_it_decoded_last(synthetic, monkeypatch):
     import longrl.datamodules.render as this
 
     read = []
-    monkeypatch.setattr(this, "read_video", lambda path, sampling: read.append(path) or real(path, sampling))
+    monkeypatch.setattr(this, "read_video", lambda path, *how: read.append(path) or real(path, *how))
     real = __import__("longrl.datamodules.video", fromlist=["read_video"]).read_video
     for kept, reads in ((0, 12), (3, 3)):
         read.clear()

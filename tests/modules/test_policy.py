@@ -504,7 +504,7 @@ def test_the_reference_is_no_part_of_the_module_and_never_changes():
     batch = batch_of(policy, sampled(family, text_prompts(family)))
     initial = {name: value.clone() for name, value in policy.model.state_dict().items()}
     seen = train(policy, batch, batch)
-    (reference,) = policy._reference
+    reference = policy._reference[0].model
     assert not reference.training
     assert not any(parameter.requires_grad for parameter in reference.parameters())
     assert all(torch.equal(value, initial[name]) for name, value in reference.state_dict().items())

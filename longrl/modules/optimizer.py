@@ -1,0 +1,44 @@
+"""AdamW, its schedule, and clipping that knows sharded gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW and its learning-rate schedule, counted in optimizer steps."""
+
+    lr: float = 1e-6
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = 0
+    total_steps: int | None = None
+    """End of a linear or cosine schedule; None takes trainer.max_steps, or all batches of all epochs."""
+
+    def build(self, model: nn.Module, total_steps: int | None) -> dict[str, Any]:
+        """Optimizer and scheduler as Lightning wants them."""
+        from transformers import get_scheduler
+
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
+        schedule = "constant_with_warmup" if self.schedule == "constant" else self.schedule
+        scheduler = get_scheduler(schedule, optimizer, self.warmup_steps, total_steps)
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
+    """Scales gradients down to a norm of at most `max_norm` and returns the norm they had, over all shards."""
+    parameters = [parameter for parameter in parameters if parameter.grad is not None]
+    norm: Tensor = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
+    nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return float(norm)

@@ -1,0 +1,96 @@
+"""Groups of completions as the flat tensors of an optimizer step.
+
+Letters: P groups, G completions of each, C = P * G, N tokens of all of them, completion after completion.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from longrl.types import Group, Prompt
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One mini-batch of scored groups."""
+
+    prompts: list[Prompt]
+    completions: list[list[Tensor]]
+    advantages: Tensor
+    """[N]"""
+    old_logp: Tensor | None
+    """[N], or None where the policy that sampled is the one being updated."""
+    ref_logp: Tensor | None
+    """[N], or None without KL in the loss."""
+    sampler_logp: Tensor
+    """[N] as the engine reported them."""
+    weights: Tensor
+    """[C] weight of every token of a completion."""
+
+
+@dataclass(frozen=True)
+class FlatGroups:
+    """The groups of a step, with what algorithms read of them. A rank may have none while others have some."""
+
+    groups: Sequence[Group]
+    device: torch.device
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        """P prompts."""
+        return [group.prompt for group in self.groups]
+
+    @property
+    def completions(self) -> list[list[Tensor]]:
+        """Token ids of G completions of P prompts."""
+        return [[completion.token_ids for completion in group.completions] for group in self.groups]
+
+    @property
+    def lengths(self) -> Tensor:
+        """[C] tokens of each completion."""
+        lengths = [len(completion.token_ids) for group in self.groups for completion in group.completions]
+        return torch.tensor(lengths, dtype=torch.int64, device=self.device)
+
+    @property
+    def rewards(self) -> Tensor:
+        """[P, G] rewards."""
+        return self._stack([group.rewards for group in self.groups], torch.float32)
+
+    @property
+    def valid(self) -> Tensor:
+        """[P, G] bool."""
+        return self._stack([group.valid for group in self.groups], torch.bool)
+
+    @property
+    def baselines(self) -> Tensor | None:
+        """[P] rewards of greedy completions, if the groups have them."""
+        if any(group.baseline is None for group in self.groups):
+            return None
+        return torch.tensor([group.baseline for group in self.groups], dtype=torch.float32, device=self.device)
+
+    @property
+    def sampler_logp(self) -> Tensor:
+        """[N] log-probabilities the engine reported."""
+        parts = [completion.logprobs for group in self.groups for completion in group.completions]
+        return torch.cat([torch.zeros(0), *parts]).to(self.device)
+
+    @property
+    def offsets(self) -> list[int]:
+        """P + 1 numbers: where each group's tokens begin, and the end."""
+        tokens = (sum(len(completion.token_ids) for completion in group.completions) for group in self.groups)
+        return list(itertools.accumulate(tokens, initial=0))
+
+    def parts(self, count: int) -> list[slice]:
+        """The groups in `count` neighbouring slices whose sizes differ by at most one; there may be empty ones."""
+        edges = [len(self.groups) * place // count for place in range(count + 1)]
+        return [slice(start, stop) for start, stop in itertools.pairwise(edges)]
+
+    def _stack(self, rows: list[Tensor | None], dtype: torch.dtype) -> Tensor:
+        if not rows:
+            return torch.zeros(0, 1, dtype=dtype, device=self.device)
+        return torch.stack(rows).to(self.device)  # type: ignore[arg-type]  # rewards have been given by now

@@ -1,0 +1,67 @@
+"""One direction of the grid of ranks, and the few collectives longrl needs along it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Ranks that talk to each other. The default is a rank alone, whose collectives do nothing."""
+
+    rank: int = 0
+    size: int = 1
+    group: dist.ProcessGroup | None = None
+
+    @classmethod
+    def of(cls, group: dist.ProcessGroup | None) -> Axis:
+        """The axis of a process group; None is all ranks of the run."""
+        return cls(dist.get_rank(group), dist.get_world_size(group), group)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum over the axis, the same on all its ranks."""
+        return self._reduce(tensor, dist.ReduceOp.SUM)
+
+    def max(self, number: int) -> int:
+        """Largest number on the axis."""
+        if self.size == 1:
+            return number
+        return int(self._reduce(torch.tensor(number, device=self._device()), dist.ReduceOp.MAX))
+
+    def sum_dict(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Sums of named numbers; a name that another rank lacks counts 0 there."""
+        if self.size == 1:
+            return dict(values)
+        names = sorted({name for other in self.gather(sorted(values)) for name in other})
+        numbers = [values.get(name, 0.0) for name in names]
+        total = self.sum(torch.tensor(numbers, dtype=torch.float64, device=self._device()))
+        return dict(zip(names, total.tolist(), strict=True))
+
+    def gather(self, item: Any) -> list[Any]:
+        """Any picklable thing of every rank, in their order."""
+        if self.size == 1:
+            return [item]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, item, group=self.group)
+        return found
+
+    def _reduce(self, tensor: Tensor, operation: Any) -> Tensor:
+        if self.size == 1:
+            return tensor
+        tensor = tensor.clone()
+        dist.all_reduce(tensor, operation, group=self.group)
+        return tensor
+
+    def _device(self) -> torch.device:
+        on_gpu = "nccl" in dist.get_backend(self.group)
+        return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+
+
+LONE = Axis()
+"""A rank alone."""

@@ -1,0 +1,34 @@
+"""Which temporal cells of a medium each rank of a team decodes and encodes (MR-SP stage 1, arXiv:2507.07966).
+
+A cell is what the vision tower cannot split: two frames for Qwen. Shares are neighbouring cells, as equal as they can
+be, and follow from the medium alone, so that every rank knows every share without asking.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Share:
+    """One of `size` shares.
+
+    Example:
+        `Share(1, 2).cells(5)` is `range(2, 5)`.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    def cells(self, num_cells: int) -> range:
+        """This share's cells of a medium; the one cell of an image is the last rank's."""
+        return range(num_cells * self.rank // self.size, num_cells * (self.rank + 1) // self.size)
+
+    def frames(self, num_frames: int, frames_per_cell: int) -> range:
+        """The frames of `cells`; the last cell may lack some."""
+        cells = self.cells(-(-num_frames // frames_per_cell))
+        return range(min(cells.start * frames_per_cell, num_frames), min(cells.stop * frames_per_cell, num_frames))
+
+
+WHOLE = Share()
+"""One rank has all."""

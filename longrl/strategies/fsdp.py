@@ -1,0 +1,113 @@
+"""FSDP2 on a model family: which modules are units, and the one door to everything that reads sharded weights.
+
+PyTorch shards in units: a unit's weights are gathered when its `forward` begins and let go when it ends. longrl calls
+parts of a transformers model (its embeddings, its text stack, the weight of its LM head), not the model's own forward,
+so the root unit is an `Entry`: whatever runs inside `entry(function)` finds embeddings, final norm and LM head whole,
+and each layer gathers itself.
+
+What is sharded, in this order:
+
+    layers of the text stack     one unit each
+    embeddings, norm, LM head    the root; together, for they may share a weight
+    vision tower                 a unit of its own if it trains; a frozen one is kept whole on every rank, so that
+                                 encoding needs no communication and no rank waits for one without media
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+
+from longrl.models.base import CausalFamily
+
+
+class Entry(nn.Module):
+    """Runs functions that read the text stack's weights. It owns no module: the model's names stay as they are.
+
+    Example:
+        `logp = entry(lambda: family.forward(model, packed, features).logp)`; a result must be tensors, or tuples of
+        them, for FSDP to see where the backward pass begins.
+    """
+
+    def __init__(self, family: CausalFamily, model: nn.Module) -> None:
+        super().__init__()
+        self._model = (model,)  # a tuple, so that it is no submodule
+        self.backbone = family.backbone(model)
+        self.head = model.get_output_embeddings()
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that the functions read."""
+        return self._model[0]
+
+    def forward(self, function: Callable[[], Any]) -> Any:
+        """The result of `function`."""
+        return function()
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        """All weights gathered on every rank, for work whose ranks do not go in step, as generation does not."""
+        units = [module for module in self.modules() if isinstance(module, FSDPModule)]
+        if not units:
+            yield
+            return
+        for unit in units:
+            unit.set_reshard_after_forward(False, recurse=False)
+            unit.unshard()
+        try:
+            yield
+        finally:
+            for unit in units:
+                unit.reshard()
+                unit.set_reshard_after_forward(unit is not self, recurse=False)
+
+
+@dataclass(frozen=True)
+class ShardingOptions:
+    """What FSDP2 does beside sharding."""
+
+    compute_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Precision of gathered weights and of activations; None is that of the weights themselves. Sharded weights,
+    summed gradients and the optimizer's state keep the family's `dtype`."""
+    offload: bool = False
+    """Keep sharded weights, gradients and the optimizer's state in host memory, where the optimizer then runs."""
+
+    def policies(self) -> dict[str, Any]:
+        """Keywords of `fully_shard`."""
+        dtype = None if self.compute_dtype is None else getattr(torch, self.compute_dtype)
+        precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=dtype and torch.float32)
+        offload = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if self.offload else OffloadPolicy()
+        return {"mp_policy": precision, "offload_policy": offload}
+
+
+def shard(family: CausalFamily, model: nn.Module, mesh: DeviceMesh, options: ShardingOptions) -> Entry:
+    """Shards a model in place over all ranks of `mesh` and returns its entry.
+
+    Gradients are sums over the ranks, never means: every rank adds its share of a loss whose weights sum to 1 over all.
+
+    Args:
+        family: says where layers and tower are.
+        model: on the CPU, the same on every rank.
+        mesh: one axis to shard over, or two: (replicate, shard).
+        options: precision and offload.
+    """
+    policies = options.policies()
+    entry = Entry(family, model)
+    units: list[nn.Module] = [*family.layers(model), entry]
+    for unit in units:
+        fully_shard(unit, mesh=mesh, reshard_after_forward=unit is not entry, **policies)
+    tower = family.tower(model)
+    if tower is not None and family.tower_trains(model):
+        fully_shard(tower, mesh=mesh, reshard_after_forward=False, **policies)
+        units.append(tower)
+    for unit in units:
+        unit.set_gradient_divide_factor(1.0)
+        unit.set_force_sum_reduction_for_comms(True)  # gloo has no other
+    return entry

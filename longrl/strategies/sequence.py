@@ -1,0 +1,206 @@
+"""Sequence parallelism: the ranks of a group hold neighbouring rows of one packed sequence (MR-SP, arXiv:2507.07966).
+
+Everything but attention works row by row. In attention one all-to-all gives each rank all rows of some heads, and a
+second one brings the rows back (DeepSpeed Ulysses, arXiv:2309.14509); in between, attention is what it is on one rank.
+All collectives are exact under autograd: gradients are those of the whole sequence, each rank holding the part that
+flowed through its rows.
+
+Letters: L packed rows, a multiple of the group's size; H query heads, K key heads, E = H / K; D head or hidden size;
+R scored rows.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from longrl.strategies.axis import LONE, Axis
+
+
+@dataclass(frozen=True)
+class HeadPlan:
+    """How heads are dealt to ranks, whatever their numbers.
+
+    A key head with its E query heads is cut into `parts` equal parts of `size` queries, the last ones padded with
+    zeros; a rank gets `per_rank` neighbouring parts, each with a copy of its key head. No key head is sent to a rank
+    that does not need it, and none is repeated per query head.
+
+    Example:
+        28 query and 4 key heads on 8 ranks: 2 parts of 4 queries per key head, one part on each rank; 4 of 32 query
+        heads are padding.
+    """
+
+    num_heads: int
+    num_key_heads: int
+    ranks: int
+    parts: int
+    size: int
+    per_rank: int
+
+    @classmethod
+    def make(cls, num_heads: int, num_key_heads: int, ranks: int) -> HeadPlan:
+        """The plan with the fewest query heads per rank, and among those the one with the fewest copies of keys."""
+        queries = num_heads // num_key_heads
+        plans = [
+            cls(num_heads, num_key_heads, ranks, parts, -(-queries // parts), -(-num_key_heads * parts // ranks))
+            for parts in range(1, queries + 1)
+        ]
+        return min(plans, key=lambda plan: (plan.per_rank * plan.size, plan.parts))
+
+    def deal(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """[H, l, D], [K, l, D], [K, l, D] -> [ranks * per_rank, size + 2, l, D]: queries, then key and value."""
+        rows, width = query.shape[1:]
+        queries = query.view(self.num_key_heads, -1, rows, width)
+        missing = self.parts * self.size - queries.shape[1]
+        queries = torch.nn.functional.pad(queries, (0, 0, 0, 0, 0, missing))
+        queries = queries.reshape(self.num_key_heads * self.parts, self.size, rows, width)
+        keys, values = (x.repeat_interleave(self.parts, 0)[:, None] for x in (key, value))
+        dealt = torch.cat([queries, keys, values], 1)
+        return torch.nn.functional.pad(dealt, (0, 0, 0, 0, 0, 0, 0, self.ranks * self.per_rank - len(dealt)))
+
+    def collect(self, output: Tensor) -> Tensor:
+        """[ranks * per_rank, size, l, D] -> [H, l, D], padding dropped."""
+        rows, width = output.shape[2:]
+        output = output[: self.num_key_heads * self.parts].reshape(self.num_key_heads, -1, rows, width)
+        return output[:, : self.num_heads // self.num_key_heads].reshape(self.num_heads, rows, width)
+
+
+@dataclass(frozen=True)
+class SequenceParallel:
+    """One rank's part of a packed sequence. On an axis of one rank every method hands its input through.
+
+    Args:
+        axis: the ranks that share the sequence.
+    """
+
+    axis: Axis = LONE
+
+    @property
+    def size(self) -> int:
+        """Ranks that share a sequence."""
+        return self.axis.size
+
+    def rows(self, length: int) -> slice:
+        """This rank's rows of a sequence whose length is a multiple of the group's size."""
+        share = length // self.size
+        return slice(self.axis.rank * share, (self.axis.rank + 1) * share)
+
+    # -- attention -----------------------------------------------------------------------------------------------
+
+    def to_heads(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor, HeadPlan]:
+        """This rank's rows of all heads -> all rows of this rank's heads.
+
+        Args:
+            query: [H, L / ranks, D].
+            key: [K, L / ranks, D].
+            value: [K, L / ranks, D].
+
+        Returns:
+            [heads, L, D], [key heads, L, D] and [key heads, L, D] of this rank, and the plan for the way back.
+        """
+        plan = HeadPlan.make(len(query), len(key), self.size)
+        dealt = plan.deal(query, key, value)
+        rows, width = dealt.shape[2:]
+        found = self._all_to_all(dealt).view(self.size, plan.per_rank, plan.size + 2, rows, width)
+        whole = found.permute(1, 2, 0, 3, 4).reshape(plan.per_rank, plan.size + 2, self.size * rows, width)
+        return whole[:, :-2].flatten(0, 1), whole[:, -2], whole[:, -1], plan
+
+    def to_rows(self, output: Tensor, plan: HeadPlan) -> Tensor:
+        """[heads of this rank, L, D] -> [H, L / ranks, D]: the way back."""
+        length, width = output.shape[1:]
+        parted = output.view(plan.per_rank, plan.size, self.size, length // self.size, width)
+        sent = parted.permute(2, 0, 1, 3, 4).flatten(0, 1)
+        return plan.collect(self._all_to_all(sent))
+
+    def _all_to_all(self, tensor: Tensor) -> Tensor:
+        counts = [len(tensor) // self.size] * self.size
+        return _AllToAll.apply(tensor, self.axis.group, counts, counts)
+
+    # -- scored rows ---------------------------------------------------------------------------------------------
+
+    def share(self, count: int) -> slice:
+        """Which of `count` scored rows this rank scores: equal shares, wherever the rows lie."""
+        edges = self._edges(count)
+        return slice(edges[self.axis.rank], edges[self.axis.rank + 1])
+
+    def _edges(self, count: int) -> list[int]:
+        return [count * rank // self.size for rank in range(self.size + 1)]
+
+    def scored(self, hidden: Tensor, positions: Tensor) -> Tensor:
+        """Hidden states at the positions of this rank's share of the scored rows.
+
+        Completions lie at the end of a sequence, on the last ranks; without the exchange those alone would do the work
+        of the LM head.
+
+        Args:
+            hidden: [L / ranks, D] this rank's rows.
+            positions: [R] rows of the whole sequence; a row may occur more than once.
+
+        Returns:
+            [rows of `share(R)`, D].
+        """
+        if self.size == 1:
+            return hidden[positions]
+        owners = positions // len(hidden)
+        held, wanted = owners == self.axis.rank, owners[self.share(len(positions))]
+        send = [int(held[start:stop].sum()) for start, stop in itertools.pairwise(self._edges(len(positions)))]
+        receive = torch.bincount(wanted, minlength=self.size).tolist()
+        sent = hidden[positions[held] - self.axis.rank * len(hidden)]
+        received = _AllToAll.apply(sent, self.axis.group, send, receive)
+        return received[wanted.argsort(stable=True).argsort()]  # they come rank after rank
+
+    def gather(self, values: Tensor, count: int) -> Tensor:
+        """[rows of `share(count)`] -> [count], on every rank.
+
+        All ranks go on to compute the same loss, so the gradient of a rank's own values is already whole: the backward
+        pass takes it from the loss as it is, and sums nothing.
+        """
+        if self.size == 1:
+            return values
+        return _Gather.apply(values, self.axis, self._edges(count))
+
+
+class _AllToAll(torch.autograd.Function):
+    """Sends `send[r]` rows to rank r and receives `receive[r]` from it; gradients take the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, group: Any, send: Sequence[int], receive: Sequence[int]) -> Tensor:
+        ctx.group, ctx.send, ctx.receive = group, send, receive
+        return _exchange(tensor, group, send, receive)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return _exchange(grad, ctx.group, ctx.receive, ctx.send), None, None, None
+
+
+def _exchange(tensor: Tensor, group: Any, send: Sequence[int], receive: Sequence[int]) -> Tensor:
+    result = tensor.new_empty(sum(receive), *tensor.shape[1:])
+    dist.all_to_all_single(result, tensor.contiguous(), list(receive), list(send), group=group)
+    return result
+
+
+class _Gather(torch.autograd.Function):
+    """All ranks' values; a rank's gradient is its own slice."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, axis: Axis, edges: Sequence[int]) -> Tensor:
+        ctx.own = slice(edges[axis.rank], edges[axis.rank + 1])
+        counts = [stop - start for start, stop in itertools.pairwise(edges)]
+        parts = [values.new_empty(max(counts)) for _ in counts]
+        padded = torch.nn.functional.pad(values.detach(), (0, max(counts) - len(values)))
+        dist.all_gather(parts, padded, group=axis.group)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad[ctx.own], None, None
+
+
+ALONE = SequenceParallel()
+"""One rank has the whole sequence."""
