@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import tempfile
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, Qwen2_5_VLForConditionalGeneration
 
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.models.text import TextFamily
 from longrl.models.tiny import tiny_qwen2_5_vl, tiny_text
+from longrl.strategies.frames import WHOLE, Share
 from longrl.types import Frames, Prompt, Row
 
 
@@ -47,12 +50,18 @@ def row(name: str = "a", answer: str = "A", **kwargs: object) -> Row:
     return Row(id=name, problem="Which?\nA. one\nB. two\nC. three\nD. four", answer=answer, **kwargs)
 
 
-def mixed_prompts(family: Qwen2_5_VLFamily) -> list[Prompt]:
+def held(whole: Frames, share: Share) -> Frames:
+    """What a rank with this share decodes of it."""
+    own = share.frames(len(whole.timestamps), 2) if whole.kind == "video" else share.cells(1)
+    return dataclasses.replace(whole, pixels=whole.pixels[own.start : own.stop])
+
+
+def mixed_prompts(family: Qwen2_5_VLFamily, share: Share = WHOLE) -> list[Prompt]:
     """Two videos and an image in one prompt, one video, and text only; all of different length."""
     media = [frames(5, 60, 90, "v1"), frames(1, 40, 40, "i1", "image"), frames(8, 87, 113, "v2")]
     return [
-        family.render(row("mixed"), "What comes <video> and <image> then <video>?", media),
-        family.render(row("video"), "What?", [frames(6, 60, 60, "v3")]),
+        family.render(row("mixed"), "What comes <video> and <image> then <video>?", [held(x, share) for x in media]),
+        family.render(row("video"), "What?", [held(frames(6, 60, 60, "v3"), share)]),
         family.render(row("text"), "no media here"),
     ]
 
@@ -102,7 +111,10 @@ def _pixels(prompt: Prompt) -> dict[str, Tensor]:
 
 
 def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {
+        name: grad.full_tensor() if isinstance(grad, DTensor) else grad.clone() for name, grad in grads.items()
+    }
 
 
 def assert_same_gradients(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float = 1e-5) -> None:

@@ -30,6 +30,9 @@ ALL_ROWS = slice(0, None)
 class ModelFamily(abc.ABC):
     """What a policy needs to be: rendered to, built, and asked to score its own rollouts."""
 
+    supports_sequence_parallel: ClassVar[bool] = False
+    """Whether ranks can share a sequence."""
+
     @abc.abstractmethod
     def build(self, weights: str | None = OWN_WEIGHTS) -> nn.Module:
         """The model on the CPU, in training precision.
@@ -74,6 +77,7 @@ class CausalFamily(ModelFamily):
         chat_template_kwargs: passed to the chat template, e.g. `{enable_thinking: false}` for Qwen3.
     """
 
+    supports_sequence_parallel = True
     num_axes: ClassVar[int] = 1
     """Number of position axes."""
 

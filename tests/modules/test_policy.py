@@ -94,7 +94,7 @@ class Seen(Callback):
         self.metrics.append({name: float(value) for name, value in trainer.callback_metrics.items()})
 
 
-def train(policy, *batches, before=lambda policy: None, **options):
+def train(policy, *batches, before=lambda policy: None, callbacks=(), **options):
     seen = Seen(before)
     stage = "sft" if batches[0].groups is None else "rl"
     trainer = Trainer(
@@ -106,7 +106,7 @@ def train(policy, *batches, before=lambda policy: None, **options):
             "enable_checkpointing": False,
             "enable_progress_bar": False,
             "enable_model_summary": False,
-            "callbacks": [seen],
+            "callbacks": [*callbacks, seen],
             **options,
         }
     )

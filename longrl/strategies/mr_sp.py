@@ -1,0 +1,188 @@
+"""`MRSPStrategy`: multi-modal reinforcement sequence parallelism over FSDP2 (MR-SP, arXiv:2507.07966).
+
+The devices of a run form a grid. The `sequence_parallel_size` ranks of a team have the same prompts: each decodes and
+encodes its share of a video's frames (stage 1), and holds its rows of every packed sequence (stage 2). Teams have
+different prompts. Weights are sharded over all ranks, or over the ranks of one replica.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.device_mesh import init_device_mesh
+from typing_extensions import override
+
+from longrl.parallel import Parallel
+from longrl.strategies.axis import LONE, Axis
+from longrl.strategies.fsdp import ShardingOptions, shard
+from longrl.strategies.sequence import SequenceParallel
+
+DEFAULT_SHARDING = ShardingOptions()
+
+
+class MRSPStrategy(ModelParallelStrategy):
+    """Data x sequence parallelism over FSDP2, for `PolicyModule`.
+
+    Args:
+        sequence_parallel_size: ranks that share the prompts of a team and every sequence. `auto` makes teams of all
+            devices of a node and lets, batch by batch, as few of them share a sequence as its length allows; the others
+            of the team take other micro-batches.
+        num_replicas: copies of the weights (HSDP); gradients are summed over them. With several nodes, one per node
+            keeps the gathering of weights inside nodes.
+        sharding: precision and offload.
+        num_gather_chunks: messages in which features are gathered; more of them need less memory beside the result.
+        save_distributed_checkpoint: every rank saves its shards, and any number of ranks can go on from them; else rank
+            0 saves one file.
+        timeout_s: how long a rank waits for others before it gives up with an error.
+        process_group_backend: of torch.distributed; by default NCCL on GPUs and gloo on CPUs, both with offload.
+
+    Example:
+        In YAML:
+
+            trainer:
+              devices: 8
+              strategy:
+                class_path: longrl.strategies.mr_sp.MRSPStrategy
+                init_args: {sequence_parallel_size: 4}
+    """
+
+    def __init__(
+        self,
+        sequence_parallel_size: int | Literal["auto"] = 1,
+        num_replicas: int = 1,
+        sharding: ShardingOptions = DEFAULT_SHARDING,
+        num_gather_chunks: int = 1,
+        save_distributed_checkpoint: bool = True,
+        timeout_s: float = 1800.0,
+        process_group_backend: str | None = None,
+    ) -> None:
+        if process_group_backend is None and sharding.offload and torch.cuda.is_available():
+            process_group_backend = "cpu:gloo,cuda:nccl"
+        super().__init__(
+            save_distributed_checkpoint=save_distributed_checkpoint,
+            process_group_backend=process_group_backend,
+            timeout=timedelta(seconds=timeout_s),
+        )
+        sizes = {"sequence_parallel_size": sequence_parallel_size, "num_replicas": num_replicas}
+        sizes["num_gather_chunks"] = num_gather_chunks
+        for name, size in sizes.items():
+            if size != "auto" and size < 1:
+                raise ValueError(f"trainer.strategy.init_args.{name} must be at least 1, got {size}")
+        self.sequence_parallel_size = sequence_parallel_size
+        self.num_replicas = num_replicas
+        self.sharding = sharding
+        self.num_gather_chunks = num_gather_chunks
+
+    # -- the grid ------------------------------------------------------------------------------------------------
+
+    @override
+    def setup_environment(self) -> None:
+        """Checks the sizes, starts the processes' communication and gives the module its place in the grid."""
+        module = self.lightning_module
+        assert module is not None
+        world_size = self.num_nodes * self.num_processes
+        team_size = team_size_of(self.sequence_parallel_size, self.num_processes, world_size)
+        check_sizes(world_size, team_size, self.num_replicas)
+        if team_size > 1 and not module.family.supports_sequence_parallel:
+            raise ValueError(
+                f"{type(module.family).__name__} has no sequence parallelism, but "
+                f"trainer.strategy.init_args.sequence_parallel_size is {self.sequence_parallel_size}; set it to 1"
+            )
+        self._data_parallel_size, self._tensor_parallel_size = world_size // team_size, team_size
+        super().setup_environment()
+        module.parallel = self._parallel(team_size)
+
+    def _parallel(self, team_size: int) -> Parallel:
+        device, world_size = self.root_device.type, self.world_size
+        grid = init_device_mesh(
+            device, (world_size // team_size, team_size), mesh_dim_names=("data_parallel", "sequence_parallel")
+        )
+        self._device_mesh = grid
+        if self.num_replicas > 1:
+            sizes = (self.num_replicas, world_size // self.num_replicas)
+            shards = init_device_mesh(device, sizes, mesh_dim_names=("replicate", "shard"))
+        else:
+            shards = init_device_mesh(device, (world_size,), mesh_dim_names=("shard",))
+        team = Axis.of(grid.get_group("sequence_parallel"))
+        fixed = self.sequence_parallel_size != "auto"
+        return Parallel(
+            world=Axis.of(None),
+            data=Axis.of(grid.get_group("data_parallel")),
+            team=team,
+            degrees={team.size: SequenceParallel(team)} if fixed else parts_of(team, world_size),
+            num_gather_chunks=self.num_gather_chunks,
+            wrap=functools.partial(shard, mesh=shards, options=self.sharding),
+        )
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------
+
+    @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Writes beside the target and renames: whoever is killed while saving still has the one before."""
+        path = Path(self.broadcast(filepath))
+        partial, before = (path.with_name(f".{path.name}.{state}") for state in ("partial", "before"))
+        if self.is_global_zero:
+            _remove(partial)
+        self.barrier()
+        super().save_checkpoint(checkpoint, partial, storage_options)
+        self.barrier()
+        if self.is_global_zero:
+            _remove(before)
+            if path.exists():
+                os.rename(path, before)
+            os.rename(partial, path)
+            _remove(before)
+        self.barrier()
+
+    @override
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        path = Path(self.broadcast(checkpoint_path))
+        before = path.with_name(f".{path.name}.before")
+        if self.is_global_zero and before.exists() and not path.exists():  # killed between the two renames
+            os.rename(before, path)
+        self.barrier()
+        return super().load_checkpoint(path, weights_only)
+
+
+def team_size_of(sequence_parallel_size: int | Literal["auto"], num_processes: int, world_size: int) -> int:
+    """Ranks with the same prompts."""
+    return min(num_processes, world_size) if sequence_parallel_size == "auto" else sequence_parallel_size
+
+
+def check_sizes(world_size: int, team_size: int, num_replicas: int) -> None:
+    """Raises ValueError, before weights are loaded, if the devices do not divide into teams or replicas."""
+    for name, size in (("sequence_parallel_size", team_size), ("num_replicas", num_replicas)):
+        if world_size % size:
+            fitting = ", ".join(str(n) for n in range(1, world_size + 1) if world_size % n == 0)
+            raise ValueError(
+                f"trainer.strategy.init_args.{name}={size} must divide the {world_size} devices of the run "
+                f"(trainer.devices times trainer.num_nodes); set it to one of {fitting}"
+            )
+
+
+def parts_of(team: Axis, world_size: int) -> dict[int, SequenceParallel]:
+    """For every divisor of a team's size, this rank's part of the team of that many ranks."""
+    degrees = {}
+    for degree in (n for n in range(1, team.size + 1) if team.size % n == 0):
+        axis = LONE
+        for start in range(0, world_size, degree):  # every process takes part in making every group
+            group = dist.new_group(list(range(start, start + degree))) if degree > 1 else None
+            if group is not None and start <= dist.get_rank() < start + degree:
+                axis = Axis.of(group)
+        degrees[degree] = SequenceParallel(axis)
+    return degrees
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

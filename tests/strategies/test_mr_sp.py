@@ -1,0 +1,183 @@
+"""The contract of MR-SP: any grid of ranks gives the loss and every gradient of one plain process.
+
+The oracle is a stock transformers model on one process, one forward with all pixels per completion, and the loss
+written out by hand (tests/modules/test_policy.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from longrl.algorithms import Algorithm, token_mean
+from longrl.strategies.frames import Share
+from longrl.strategies.mr_sp import MRSPStrategy
+from longrl.types import Batch
+from tests.distributed import run_distributed
+from tests.modules.test_policy import (
+    LENGTHS,
+    REWARDS,
+    disturb_text,
+    gradients_by_hand,
+    policy_of,
+    sampled,
+    tokens_of,
+    train,
+    with_targets,
+)
+from tests.tiny import assert_same_gradients, frames, held, mixed_prompts, plain_model, row, separate_logps, vl_family
+
+BUDGETS = {"one completion": 57, "all": 10_000}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A grid, and what is trained on it."""
+
+    sp: int | str = 1
+    budget: int = 10_000
+    checkpointing: bool = False
+    freeze: bool = False
+    prompts: str = "mixed"
+    kl: bool = False
+    mini_batches: int = 1
+    sft: bool = False
+    chunks: int = 1
+
+    def family(self):
+        return vl_family(freeze_tower=self.freeze, gradient_checkpointing=self.checkpointing)
+
+    def algorithm(self):
+        return Algorithm(token_weights=token_mean, kl_coef=0.3 if self.kl else 0.0)
+
+    def groups(self, share=Share()):
+        family = self.family()
+        return sampled(family, PROMPTS[self.prompts](family, share))
+
+
+def text_prompts(family, share):
+    return [family.render(row(str(i)), "Which one? " * (1 + 2 * i)) for i in range(3)]
+
+
+def one_video(family, share):
+    """Four questions on one video of one temporal cell, shorter than most teams are large."""
+    clip = held(frames(2, 60, 90, "short"), share)
+    return [family.render(row(str(i)), "What? " * i, [clip]) for i in range(3)]
+
+
+PROMPTS = {"mixed": mixed_prompts, "text": text_prompts, "one video": one_video}
+
+
+class Encode(Callback):
+    """Fills in features, as the rollout callback does."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        batch.features = pl_module.encode(batch.prompts)
+
+
+def on_every_rank(cases: list[Case], devices: int) -> list[Any]:
+    return [one_step(case, devices) for case in cases]
+
+
+def one_step(case: Case, devices: int) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    team = devices if case.sp == "auto" else case.sp
+    rank = int(torch.distributed.get_rank())
+    data, of = rank // team, devices // team
+    groups = case.groups(Share(rank % team, team))[data::of]
+    prompts = [group.prompt for group in groups]
+    if case.sft:
+        batch = Batch(with_targets(case_prompts(case, Share(rank % team, team)))[data::of])
+    else:
+        batch = Batch(prompts, groups=groups)
+    policy = policy_of(
+        case.family(),
+        algorithm=case.algorithm(),
+        max_tokens_per_micro_batch=case.budget,
+        mini_batches_per_rollout=case.mini_batches,
+    )
+    strategy = MRSPStrategy(case.sp, num_gather_chunks=case.chunks, timeout_s=60)
+    seen = train(
+        policy,
+        batch,
+        before=disturb_sharded if case.kl else lambda policy: None,
+        strategy=strategy,
+        devices=devices,
+        callbacks=[] if case.sft else [Encode()],
+    )
+    return seen.metrics[-1], seen.gradients[-1]
+
+
+def case_prompts(case: Case, share: Share):
+    return PROMPTS[case.prompts](case.family(), share)
+
+
+def disturb_sharded(policy):
+    """As `disturb_text`, on shards: every rank draws the whole and keeps its own."""
+    from torch.distributed.tensor import distribute_tensor
+
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, parameter in policy.model.named_parameters():
+            if "visual" not in name:
+                noise = 0.02 * torch.randn(parameter.shape, generator=generator)
+                parameter += distribute_tensor(noise, parameter.device_mesh, parameter.placements)
+
+
+def by_hand(case: Case) -> tuple[float, dict[str, torch.Tensor]]:
+    family = case.family()
+    policy = policy_of(family)
+    policy.configure_model()
+    groups = case.groups()
+    options: dict[str, Any] = {}
+    plain = plain_model(policy.model, family)
+    if case.kl:
+        with torch.no_grad():
+            prompts = [group.prompt for group in groups]
+            options = {"reference": separate_logps(plain, prompts, tokens_of(groups)), "kl_coef": 0.3}
+        disturb_text(policy)
+        plain = plain_model(policy.model, family)
+    if case.sft:
+        prompts = with_targets(case_prompts(case, Share()))
+        logp = separate_logps(plain, prompts, [[prompt.response_ids] for prompt in prompts])
+        (-logp.mean()).backward()
+        loss = float(-logp.mean())
+        grads = {name: parameter.grad for name, parameter in plain.named_parameters() if parameter.grad is not None}
+    else:
+        loss, grads = gradients_by_hand(plain, groups, weights="token_mean", **options)
+    if case.freeze or case.kl and case.freeze:
+        grads = {name: grad for name, grad in grads.items() if "visual" not in name}
+    return loss, grads
+
+
+def quick():
+    check([Case(), Case(freeze=True)], 1)
+
+
+def check(cases: list[Case], devices: int) -> None:
+    found = run_distributed(on_every_rank, devices, cases, devices)
+    for place, case in enumerate(cases):
+        loss, expected = by_hand(case)
+        for metrics, grads in (rank[place] for rank in found):
+            assert metrics["train/loss"] == pytest.approx(loss, rel=1e-4, abs=2e-6), case
+            wanted = expected if grads.keys() == expected.keys() else {n: expected[n] for n in grads}
+            assert grads.keys() >= {name for name, grad in expected.items() if grad.abs().max() > 0}, case
+            assert_same_gradients(grads, wanted, 1e-5)
+
+
+GRIDS = {1: [1], 2: [1, 2], 4: [2, 4]}
+
+
+@pytest.mark.parametrize("devices", list(GRIDS))
+def test_any_grid_gives_the_loss_and_gradients_of_one_process(devices):
+    cases = [
+        Case(sp=sp, budget=budget, checkpointing=checkpointing, freeze=freeze)
+        for sp in GRIDS[devices]
+        for budget in BUDGETS.values()
+        for checkpointing in (False, True)
+        for freeze in (False, True)
+    ]
+    check(cases, devices)
