@@ -50,9 +50,8 @@ def _rank(function: Callable[..., Any], rank: int, world_size: int, folder: Path
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
     try:
-        dist.init_process_group(
-            "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size, timeout=timedelta(seconds=60)
-        )
+        store = f"file://{folder}/store"
+        dist.init_process_group("gloo", store, timedelta(seconds=60), rank=rank, world_size=world_size)
         result = ("result", function(*args))
         dist.destroy_process_group()
     except BaseException:

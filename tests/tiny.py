@@ -112,9 +112,7 @@ def _pixels(prompt: Prompt) -> dict[str, Tensor]:
 
 def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
     grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return {
-        name: grad.full_tensor() if isinstance(grad, DTensor) else grad.clone() for name, grad in grads.items()
-    }
+    return {name: grad.full_tensor() if isinstance(grad, DTensor) else grad.clone() for name, grad in grads.items()}
 
 
 def assert_same_gradients(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float = 1e-5) -> None:

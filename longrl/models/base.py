@@ -306,7 +306,7 @@ class CausalFamily(ModelFamily):
     def hidden_states(self, model: nn.Module, embeds: Tensor, position_ids: Tensor, **attention: Any) -> Tensor:
         """[B, L, D] embeddings and [A, B, L] positions -> [B, L, D] last hidden states.
 
-        `attention` (`spans=`, `sequence=`, `layer_attention=`) reaches the registered attention function in every layer.
+        `attention` (`spans=`, `sequence=`, `layer_attention=`) reaches the attention function in every layer.
         """
         backbone = self.backbone(model)
         no_masks = dict.fromkeys({"full_attention", *backbone.config.layer_types})
@@ -328,7 +328,7 @@ class CausalFamily(ModelFamily):
         temperature: float = 1.0,
         sequence: SequenceParallel = ALONE,
     ) -> PolicyOutput:
-        """See `ModelFamily.forward`; ranks of `sequence` give the same micro-batch and get the same scores."""
+        """See `ModelFamily.forward`; ranks of `sequence` give the same micro-batch, and get the same scores."""
         from longrl.modules.logprobs import chunked_logprobs
 
         packed = packed.padded(sequence.size).to(model.get_input_embeddings().weight.device)

@@ -103,7 +103,7 @@ class TrainableFeatures:
         media = distinct_media(prompts)
         self._parallel = parallel
         self._places = _places(family, media, parallel.team.size)
-        self._rows = encode_share(family, model, media, parallel) if media or parallel.world.size > 1 else None
+        self._rows = encode_share(family, model, media, parallel) if parallel.world.max(len(media)) else None
         whole = () if self._rows is None else gather_rows(self._rows.detach(), self._places, parallel)
         counts = [family.num_features(item) for item in media]
         self.leaves = {
