@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ class EvaluationReport(Callback):
 
     @override
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._write_predictions(trainer)
+        self._write_predictions(trainer, pl_module)
         self.summary = summarize(self.records)
         if trainer.is_global_zero:
             path = Path(trainer.default_root_dir) / "evaluation.json"
@@ -72,9 +73,13 @@ class EvaluationReport(Callback):
 
     @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._write_predictions(trainer)
+        self._write_predictions(trainer, pl_module)
 
-    def _write_predictions(self, trainer: Trainer) -> None:
+    def _write_predictions(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        data = pl_module.parallel.data
+        by_rank = data.gather(self.records)
+        # rank r of W had rows r, r + W, ...
+        self.records = [record for rows in zip_longest(*by_rank) for record in rows if record is not None]
         if trainer.is_global_zero:
             write_jsonl(Path(trainer.default_root_dir) / "predictions.jsonl", self.records)
 

@@ -25,7 +25,7 @@ class RandomState(Callback):
             "python": [version, list(internal), gauss],
             "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest],
             "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
         }
 
     @override
@@ -41,6 +41,6 @@ class RandomState(Callback):
         name, keys, *rest = self._restored["numpy"]
         np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
         torch.set_rng_state(self._restored["torch"])
-        if self._restored["cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(self._restored["cuda"])
+        if self._restored["cuda"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(self._restored["cuda"])
         self._restored = None

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 from typing_extensions import override
 
 from longrl.modules.policy import PolicyModule
+from longrl.parallel import Parallel
 from longrl.rewards import RewardSum
 from longrl.rollout.engine import HFEngine, RolloutEngine, prompt_seed
+from longrl.rollout.sharing import Piece, joined, pieces
+from longrl.strategies.axis import Axis
 from longrl.types import Batch, Completion, Group, Prompt, Row, SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -58,11 +63,13 @@ class RolloutCallback(Callback):
         self._restored: list[dict[str, Any]] = []
         self._metrics: dict[str, float] = {}
         self._empty_steps = 0
+        self._parallel = Parallel()
 
     # -- hooks ---------------------------------------------------------------------------------------------------
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._parallel = pl_module.parallel
         if stage == "fit" and trainer.datamodule.renderer.stage == "rl":
             pl_module.algorithm.validate(self.sampling.num_generations, pl_module.steps_per_rollout)
             pl_module.temperature = self.sampling.temperature or 1.0
@@ -72,6 +79,7 @@ class RolloutCallback(Callback):
         if batch.prompts[0].response_ids is not None:
             return
         self._take_restored(trainer)
+        data = pl_module.parallel.data
         wanted, refills = len(batch.prompts), 0
         groups = [dataclasses.replace(group, carried_over=True) for group in self._carried]
         prompts: Sequence[Prompt] = batch.prompts
@@ -80,10 +88,10 @@ class RolloutCallback(Callback):
             fresh = self._training_groups(pl_module, prompts, trainer.global_step)
             sampled += fresh
             groups += pl_module.algorithm.select(fresh)
-            if len(groups) >= wanted or refills == self.max_refills:
-                break
+            if not data.max(len(groups) < wanted) or refills == self.max_refills:
+                break  # all ranks go on as long as one lacks groups, for they gather weights together
             prompts, refills = trainer.datamodule.refill(wanted), refills + 1
-        self._count_empty(groups)
+        self._count_empty(data.max(len(groups)))
         if len(groups) < wanted:
             logger.warning(
                 "dynamic sampling kept %d of %d groups after %d refills; the step goes on with those "
@@ -93,12 +101,10 @@ class RolloutCallback(Callback):
         batch.groups, self._carried = groups[:wanted], groups[wanted:]
         with pl_module.phases("encode"):
             batch.features = pl_module.encode([group.prompt for group in batch.groups])
-        self._metrics = rollout_metrics(sampled) | {
-            "rollout/groups_kept": float(len(groups)),
-            "rollout/prompts_drawn": float(len(sampled)),
-            "rollout/refills": float(refills),
-            "rollout/carried_over": float(len(self._carried)),
-        }
+        counts = {"groups_kept": len(groups), "prompts_drawn": len(sampled), "carried_over": len(self._carried)}
+        means = {name: value / data.size for name, value in rollout_metrics(sampled).items()}
+        totals = {f"rollout/{name}": float(value) for name, value in counts.items()}
+        self._metrics = data.sum_dict(means | totals) | {"rollout/refills": float(refills)}
 
     @override
     def on_train_batch_end(
@@ -129,20 +135,25 @@ class RolloutCallback(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
+        """Every rank must call it: the carried-over groups of all are saved."""
         carried = [*map(saved_group, self._carried), *self._restored]  # restored ones wait for the first batch
-        return {"num_rollouts": self._num_rollouts, "carried": carried, "empty_steps": self._empty_steps}
+        return {
+            "num_rollouts": self._num_rollouts,
+            "carried": self._parallel.data.gather(carried),
+            "empty_steps": self._empty_steps,
+        }
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._num_rollouts = state_dict["num_rollouts"]
-        self._restored = state_dict["carried"]
+        self._restored = own_share(state_dict["carried"], self._parallel.data)
         self._empty_steps = state_dict["empty_steps"]
 
     # -- work ----------------------------------------------------------------------------------------------------
 
-    def _count_empty(self, groups: Sequence[Group]) -> None:
+    def _count_empty(self, num_groups: int) -> None:
         """Ends a run that has nothing left to learn from."""
-        self._empty_steps = 0 if groups else self._empty_steps + 1
+        self._empty_steps = 0 if num_groups else self._empty_steps + 1
         if self._empty_steps == MAX_EMPTY_STEPS:
             raise RuntimeError(
                 f"in {MAX_EMPTY_STEPS} steps in a row no group was kept: every prompt is always or never right; "
@@ -170,17 +181,43 @@ class RolloutCallback(Callback):
     ) -> list[Group]:
         with policy.phases("encode"):
             features = policy.encode(prompts)
+        team = policy.parallel.team
+        own = pieces(len(prompts), sampling.num_generations, team.rank, team.size)
         with policy.phases("generate"), policy.trainer.precision_plugin.forward_context():
             self.engine.sync(policy.model, step)
-            completions = self.engine.generate(policy.family, policy.model, prompts, features, sampling, seed)
-        groups = [Group(prompt, answers) for prompt, answers in zip(prompts, completions, strict=True)]
+            groups = policy.with_whole_weights(lambda: self._generate(policy, prompts, features, sampling, seed, own))
         with policy.phases("reward"):
             self.reward.score(groups)
+            return joined(prompts, list(zip(own, groups, strict=True)), team, policy.parallel.num_gather_chunks)
+
+    def _generate(
+        self,
+        policy: PolicyModule,
+        prompts: Sequence[Prompt],
+        features: Mapping[str, Tensor],
+        sampling: SamplingParams,
+        seed: int,
+        own: Sequence[Piece],
+    ) -> list[Group]:
+        """This rank's part of the groups: one call of the engine for whole prompts, one for each share of a prompt."""
+        groups = []
+        for (first, count), alike in itertools.groupby(own, key=lambda piece: (piece.first, piece.count)):
+            asked = [prompts[piece.prompt] for piece in alike]
+            params = dataclasses.replace(sampling, num_generations=count)
+            answers = self.engine.generate(policy.family, policy.model, asked, features, params, seed, first)
+            groups += [Group(prompt, completions) for prompt, completions in zip(asked, answers, strict=True)]
         return groups
 
     def _evaluate(self, policy: PolicyModule, batch: Batch, step: int) -> None:
         batch.groups = self._scored_groups(policy, batch.prompts, self.eval_sampling, step, self.seed)
         batch.features = policy.encode(batch.prompts)
+
+
+def own_share(by_rank: Sequence[Sequence[Any]], data: Axis) -> list[Any]:
+    """What a rank had, or with another number of ranks its share of what all had."""
+    if len(by_rank) == data.size:
+        return list(by_rank[data.rank])
+    return [item for own in by_rank for item in own][data.rank :: data.size]
 
 
 def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:

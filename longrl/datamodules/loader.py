@@ -16,6 +16,7 @@ import functools
 import hashlib
 import io
 import json
+import logging
 import math
 import multiprocessing
 import os
@@ -34,7 +35,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from longrl.datamodules.skips import SkipLog, Skipped
+from longrl.strategies.axis import LONE, Axis
 from longrl.types import Batch, Prompt, Row
+
+logger = logging.getLogger(__name__)
 
 Render = Callable[[Row], Prompt]
 
@@ -191,6 +195,13 @@ class RowOrder:
             position += 1
 
 
+def agreed(items: list[Prompt | Skipped], team: Axis) -> list[Prompt | Skipped]:
+    """The items as all ranks of a team see them: what one of them could not read is skipped by all."""
+    problems = team.gather([item if isinstance(item, Skipped) else None for item in items])
+    found = [next((rank[place] for rank in problems if rank[place]), None) for place in range(len(items))]
+    return [item if problem is None else problem for item, problem in zip(items, found, strict=True)]
+
+
 class PromptStream:
     """An endless stream of prompts. Its only state is the number of rows it consumed.
 
@@ -199,15 +210,22 @@ class PromptStream:
         order: in which order; its rank and world size are the data-parallel ones.
         skips: told of every row drawn.
         options: how rows are rendered.
+        team: the ranks that read the same rows, each its share of the frames.
 
     Example:
         `stream.take(8)` is a batch, and a following `stream.take(3)` the refill that dynamic sampling asks for.
     """
 
     def __init__(
-        self, dataset: RenderedRows, order: RowOrder, skips: SkipLog, options: LoaderOptions | None = None
+        self,
+        dataset: RenderedRows,
+        order: RowOrder,
+        skips: SkipLog,
+        options: LoaderOptions | None = None,
+        team: Axis = LONE,
     ) -> None:
         self.dataset = dataset
+        self.team = team
         self.order = order
         self.skips = skips
         self.options = options or LoaderOptions()
@@ -221,17 +239,17 @@ class PromptStream:
         Raises:
             ValueError: too many rows on the way cannot be used.
         """
-        return [self._next() for _ in range(count)]
+        prompts: list[Prompt] = []
+        while len(prompts) < count:
+            items = agreed([self._next() for _ in range(count - len(prompts))], self.team)
+            prompts += [prompt for prompt in map(self.skips.draw, items) if prompt is not None]
+        return prompts
 
-    def _next(self) -> Prompt:
-        while True:
-            if self._items is None:
-                self._items = self.options.render(self.dataset, self.order.after(self.position))
-            item = next(self._items)
-            self.position += 1
-            prompt = self.skips.draw(item)
-            if prompt is not None:
-                return prompt
+    def _next(self) -> Prompt | Skipped:
+        if self._items is None:
+            self._items = self.options.render(self.dataset, self.order.after(self.position))
+        self.position += 1
+        return next(self._items)
 
     def close(self) -> None:
         """Ends the workers; the next `take` starts new ones where the stream stands."""
@@ -242,25 +260,42 @@ class PromptStream:
         return {"positions": _gather(self.position, self.order), **self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where `state` was taken.
+        """Goes on where `state` was taken, with any number of data-parallel ranks.
+
+        With another number the ranks go on behind the same rows if none was skipped and none drawn for a refill; else
+        as near as they can: some rows come again or are left out in this epoch, and a warning says how many.
 
         Raises:
-            ValueError: the state belongs to other rows, another seed or another number of data-parallel ranks.
+            ValueError: the state belongs to other rows or another seed.
         """
         for name, here in self._identity().items():
             if state[name] != here:
                 raise ValueError(
                     f"the data of a resumed run must be the checkpoint's, but its {name.replace('_', ' ')} was "
-                    f"{state[name]} and is now {here}; restore data.train, data.seed and the number of devices, or "
+                    f"{state[name]} and is now {here}; restore data.train and data.seed, or "
                     "start a new run from the weights alone with --model.init_from"
                 )
         self.close()
-        self.position = state["positions"][self.order.rank]
+        self.position = self._position_after(state["positions"])
+
+    def _position_after(self, positions: Sequence[int]) -> int:
+        """Rows this rank has behind it when ranks that had consumed `positions` stopped."""
+        if len(positions) == self.order.world_size:
+            return positions[self.order.rank]
+        position = round(sum(positions) / self.order.world_size)
+        first, last = min(positions) * len(positions), max(positions) * len(positions)
+        displaced = max(last - position * self.order.world_size, position * self.order.world_size - first)
+        if displaced:
+            logger.warning(
+                "the run goes on with %d data-parallel ranks instead of %d, which had not read equally far: up to %d "
+                "training rows come again or are left out",
+                self.order.world_size, len(positions), displaced,
+            )  # fmt: skip
+        return position
 
     def _identity(self) -> dict[str, Any]:
         return {
             "seed": self.order.seed,
-            "number_of_data_parallel_ranks": self.order.world_size,
             "number_of_rows": self.order.num_rows,
             "fingerprint_of_the_rows": self.dataset.fingerprint,
         }
@@ -330,8 +365,10 @@ class EvalLoader:
         rank: int = 0,
         world_size: int = 1,
         options: LoaderOptions | None = None,
+        team: Axis = LONE,
     ) -> None:
         self.dataset = dataset
+        self.team = team
         self.skips = skips
         self.prompts_per_batch = prompts_per_batch
         self.rank = rank
@@ -344,7 +381,7 @@ class EvalLoader:
     def __iter__(self) -> Iterator[Batch]:
         items = self.options.render(self.dataset, range(self.rank, len(self.dataset), self.world_size))
         for _ in range(len(self)):
-            drawn = [self.skips.draw(item) for item in islice(items, self.prompts_per_batch)]
+            drawn = map(self.skips.draw, agreed(list(islice(items, self.prompts_per_batch)), self.team))
             prompts = [prompt for prompt in drawn if prompt is not None]
             if prompts or self.world_size > 1:
                 yield Batch(prompts=prompts)

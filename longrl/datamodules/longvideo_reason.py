@@ -31,6 +31,8 @@ from longrl.datamodules.rows import load_row_function, make_rows, media_root_of,
 from longrl.datamodules.skips import SkipLog, Skipped
 from longrl.datamodules.video import VideoSampling
 from longrl.models.base import ModelFamily
+from longrl.parallel import Parallel
+from longrl.strategies.frames import Share
 from longrl.types import Prompt, Row
 
 logger = logging.getLogger(__name__)
@@ -164,6 +166,8 @@ class LongVideoReason(LightningDataModule):
     @override
     def setup(self, stage: str) -> None:
         """Reads and checks the sources that `stage` needs; Lightning calls it before weights are loaded."""
+        team = self._parallel().team
+        self.renderer.share = Share(team.rank, team.size)
         needed, *_ = splits = SPLITS[stage]
         if not self.sources[needed]:
             raise ValueError(f"`{stage}` reads data.{needed}, which is not set; give it a file or a hub id")
@@ -183,6 +187,7 @@ class LongVideoReason(LightningDataModule):
             num_rows=len(found),
             max_share=self.max_skipped_share,
             writes_known=self.trainer is None or self.trainer.is_global_zero,
+            writes=self._parallel().team.rank == 0,
         )
         skips.add_known([*_bad_records(found), *(self._missing_files(rows) if self.check_files else [])])
         renderer = self.renderer if split == "train" else replace(self.renderer, blind_share=0.0)
@@ -228,11 +233,16 @@ class LongVideoReason(LightningDataModule):
         rank, world_size = self._data_parallel()
         dataset = self.datasets["train"]
         order = RowOrder(len(dataset), self.seed, rank, world_size)
-        self._stream = PromptStream(dataset, order, self._skips["train"], self.loader_options)
+        team = self._parallel().team
+        self._stream = PromptStream(dataset, order, self._skips["train"], self.loader_options, team)
         self.train_dataloader()  # a batch larger than the source is an error now, not after the weights are loaded
         if self._state:
             self._stream.load_state_dict(self._state)
         self._state = {}
+
+    def _parallel(self) -> Parallel:
+        """The ranks of the run, as its strategy told the module that is trained."""
+        return self.trainer.lightning_module.parallel if self.trainer else Parallel()
 
     def _data_parallel(self) -> tuple[int, int]:
         """Rank and number of data-parallel ranks; ranks that share a sequence share their prompts."""
@@ -274,6 +284,7 @@ class LongVideoReason(LightningDataModule):
             rank=rank,
             world_size=world_size,
             options=replace(self.loader_options, prefetch_prompts=self.eval_prompts_per_batch),
+            team=self._parallel().team,
         )
 
     @override
@@ -294,7 +305,7 @@ class LongVideoReason(LightningDataModule):
         """Goes on where the state was saved: now, or once `setup("fit")` is called.
 
         Raises:
-            ValueError: the state belongs to other rows, another seed or another number of data-parallel ranks.
+            ValueError: the state belongs to other rows or another seed.
         """
         if self._stream is not None:
             self._stream.load_state_dict(state_dict)

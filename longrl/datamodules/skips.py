@@ -44,16 +44,25 @@ class SkipLog:
         num_rows: rows in the split.
         max_share: share of them that may be skipped.
         writes_known: write what `add_known` is told; False on all ranks but one, since all know the same.
+        writes: write at all; False where another rank reads the same rows.
     """
 
     def __init__(
-        self, path: str | Path, *, split: str, num_rows: int, max_share: float, writes_known: bool = True
+        self,
+        path: str | Path,
+        *,
+        split: str,
+        num_rows: int,
+        max_share: float,
+        writes_known: bool = True,
+        writes: bool = True,
     ) -> None:
         self.path = Path(path)
         self.split = split
         self.num_rows = num_rows
         self.max_share = max_share
         self.writes_known = writes_known
+        self.writes = writes
         self._listed: set[int] = set()
         self._found = 0
         self._drawn = 0
@@ -93,7 +102,7 @@ class SkipLog:
         return None
 
     def _write(self, items: Sequence[Skipped]) -> None:
-        if not items:
+        if not items or not self.writes:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         known = set(self.path.read_text("utf-8").splitlines()) if self.path.exists() else set()  # a resumed run

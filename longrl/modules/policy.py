@@ -83,6 +83,7 @@ class PolicyModule(LightningModule):
         self.temperature = temperature
         self.phases = PhaseTimes()
         self.features = FeatureCache(family, feature_cache_bytes)
+        self._evaluated: Counter[str] = Counter()
         self.model: nn.Module | None = None
         self.parallel = Parallel()  # a strategy sets another before weights are loaded
         # Tuples, so that these are no submodules: not saved, not trained, and the model's names stay as they are.
@@ -136,6 +137,10 @@ class PolicyModule(LightningModule):
     def encode(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """{media key: [N, D] features} without gradient, each distinct medium encoded once while the tower stands."""
         return self.features.get_or_encode(self.model, prompts)
+
+    def with_whole_weights(self, function: Callable[[], Any]) -> Any:
+        """The result of `function`, which may read all weights of the policy as often as it likes."""
+        return self._entry[0].whole(function)
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
@@ -345,17 +350,36 @@ class PolicyModule(LightningModule):
         return [[completion.text for completion in group.completions] for group in batch.groups or []]
 
     def _evaluate(self, batch: Batch, stage: str) -> None:
-        """Logs the mean of every reward part, in validation per category too; of SFT batches the loss."""
+        """Adds up every reward part, in validation per category too; of SFT batches the loss."""
         for group in batch.groups or []:
             for name, values in group.reward_parts.items():
-                self.log(f"{stage}/{name}", values.mean(), batch_size=1, prog_bar=name == "accuracy", sync_dist=True)
+                self._add(f"{stage}/{name}", float(values.mean()), 1)
                 if stage == "val":  # `test` reports categories with intervals: callbacks/evaluation.py
-                    key = f"{stage}/{name}/{group.prompt.row.category}"
-                    self.log(key, values.mean(), batch_size=1, sync_dist=True)
-        if batch.prompts and (batch.groups is None or batch.prompts[0].response_ids is not None):
+                    self._add(f"{stage}/{name}/{group.prompt.row.category}", float(values.mean()), 1)
+        has_targets = bool(batch.prompts) and (batch.groups is None or batch.prompts[0].response_ids is not None)
+        if self.parallel.data.max(has_targets):  # a rank may have run out of prompts before others
             responses = _targets(batch)
-            logp = self.score(self._entry[0], batch.prompts, responses, batch.features or self.encode(batch.prompts))
-            self.log(f"{stage}/loss", -logp.mean(), batch_size=len(logp), sync_dist=True)
+            logp = self.score(self._entry[0], batch.prompts, responses, self.encode(batch.prompts))
+            self._add(f"{stage}/loss", -float(logp.sum()), len(logp))
+
+    def _add(self, name: str, value: float, count: int) -> None:
+        self._evaluated.update({f"{name} sum": value, f"{name} count": float(count)})
+
+    def _log_evaluated(self) -> None:
+        """Logs means over all ranks; their names may differ from rank to rank, as categories do."""
+        sums = self.parallel.data.sum_dict(self._evaluated)
+        self._evaluated.clear()
+        for name in sorted(key.removesuffix(" sum") for key in sums if key.endswith(" sum")):
+            mean = sums[f"{name} sum"] / sums[f"{name} count"]
+            self.log(name, mean, prog_bar=name.endswith("/accuracy"))
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        self._log_evaluated()
+
+    @override
+    def on_test_epoch_end(self) -> None:
+        self._log_evaluated()
 
 
 def _targets(batch: Batch) -> list[list[Tensor]]:

@@ -63,12 +63,29 @@ def find_checkpoint(source: str) -> Path | None:
 def load_checkpoint_weights(model: nn.Module, checkpoint: Path) -> None:
     """Loads a Lightning checkpoint's weights, all of them and nothing else."""
     if checkpoint.is_dir():
-        raise ValueError(
-            f"{checkpoint} is a sharded checkpoint; export it first (python -m longrl export) and give that folder"
-        )
+        _load_shards(model, checkpoint)
+        return
     saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
     state = {name.removeprefix(MODEL_PREFIX): value for name, value in saved.items() if name.startswith(MODEL_PREFIX)}
     check_same_model(model.state_dict(), state, str(checkpoint))
+    model.load_state_dict(state)
+
+
+def _load_shards(model: nn.Module, folder: Path) -> None:
+    """Loads what the ranks of a run saved, however many they were; each process that asks reads all of it."""
+    from torch.distributed.checkpoint import FileSystemReader, load
+
+    reader = FileSystemReader(folder)
+    prefix = f"state_dict.{MODEL_PREFIX}"
+    found = {
+        name.removeprefix(prefix): torch.empty(entry.size, device="meta")
+        for name, entry in reader.read_metadata().state_dict_metadata.items()
+        if name.startswith(prefix)
+    }
+    state = model.state_dict()
+    check_same_model(state, found, str(folder))
+    wanted = {"state_dict": {MODEL_PREFIX + name: value for name, value in state.items()}}
+    load(wanted, storage_reader=reader, no_dist=True)
     model.load_state_dict(state)
 
 

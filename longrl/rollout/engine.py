@@ -36,8 +36,12 @@ class RolloutEngine(Protocol):
         features: Mapping[str, Tensor],
         sampling: SamplingParams,
         seed: int,
+        first: int = 0,
     ) -> list[list[Completion]]:
-        """G completions of each prompt. Equal seeds give equal completions of a prompt, whatever its batch."""
+        """G completions of each prompt, from number `first` on: other ranks may have sampled those before.
+
+        Equal seeds give equal completions of a prompt, whatever its batch and whoever samples which.
+        """
 
 
 class HFEngine:
@@ -62,6 +66,7 @@ class HFEngine:
         features: Mapping[str, Tensor],
         sampling: SamplingParams,
         seed: int,
+        first: int = 0,
     ) -> list[list[Completion]]:
         """See `RolloutEngine.generate`."""
         was_training = model.training
@@ -70,7 +75,7 @@ class HFEngine:
             step = max(1, self.max_sequences // sampling.num_generations)
             completions = []
             for start in range(0, len(prompts), step):
-                decoder = _Decoder(family, model, prompts[start : start + step], features, sampling, seed)
+                decoder = _Decoder(family, model, prompts[start : start + step], features, sampling, seed, first)
                 completions += decoder.run()
             return completions
         finally:
@@ -144,6 +149,7 @@ class _Decoder:
         features: Mapping[str, Tensor],
         sampling: SamplingParams,
         seed: int,
+        first: int,
     ) -> None:
         self.family, self.model, self.prompts, self.sampling = family, model, prompts, sampling
         self.device = model.get_input_embeddings().weight.device
@@ -152,19 +158,18 @@ class _Decoder:
         self.cache = _SharedPrefixCache(
             self.packed.spans, sampling.num_generations, sampling.max_completion_tokens
         )
-        self.uniforms = torch.stack([self._uniforms(prompt, seed) for prompt in prompts]).flatten(0, 1)
+        self.uniforms = torch.stack([self._uniforms(prompt, seed, first) for prompt in prompts]).flatten(0, 1)
         self.eos = family.tokenizer.eos_token_id
 
     def _pack(self) -> Packed:
         (packed,) = pack(self.prompts, [[]] * len(self.prompts), max_tokens=1 << 62)
         return packed
 
-    def _uniforms(self, prompt: Prompt, seed: int) -> Tensor:
+    def _uniforms(self, prompt: Prompt, seed: int, first: int) -> Tensor:
         """[G, S] random numbers in [0, 1) that depend on the seed and the prompt alone, not on the batch or device."""
         generator = torch.Generator().manual_seed(prompt_seed(seed, prompt.id))
-        return torch.rand(
-            self.sampling.num_generations, self.sampling.max_completion_tokens, generator=generator, dtype=torch.float64
-        )
+        shape = (first + self.sampling.num_generations, self.sampling.max_completion_tokens)
+        return torch.rand(shape, generator=generator, dtype=torch.float64)[first:]
 
     def run(self) -> list[list[Completion]]:
         """The completions of every prompt."""

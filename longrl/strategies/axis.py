@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,12 @@ class Axis:
         found: list[Any] = [None] * self.size
         dist.all_gather_object(found, item, group=self.group)
         return found
+
+    def gather_list(self, items: Sequence[Any], num_chunks: int = 1) -> list[Any]:
+        """The items of all ranks in one list, rank after rank within each of `num_chunks` messages."""
+        edges = [len(items) * chunk // num_chunks for chunk in range(num_chunks + 1)]
+        messages = (self.gather(list(items[start:stop])) for start, stop in itertools.pairwise(edges))
+        return [item for message in messages for own in message for item in own]
 
     def _reduce(self, tensor: Tensor, operation: Any) -> Tensor:
         if self.size == 1:

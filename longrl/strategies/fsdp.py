@@ -15,10 +15,9 @@ What is sharded, in this order:
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -26,6 +25,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from longrl.models.base import CausalFamily
+
+Result = TypeVar("Result")
 
 
 class Entry(nn.Module):
@@ -51,22 +52,26 @@ class Entry(nn.Module):
         """The result of `function`."""
         return function()
 
-    @contextlib.contextmanager
-    def whole(self) -> Iterator[None]:
-        """All weights gathered on every rank, for work whose ranks do not go in step, as generation does not."""
-        units = [module for module in self.modules() if isinstance(module, FSDPModule)]
-        if not units:
-            yield
-            return
-        for unit in units:
-            unit.set_reshard_after_forward(False, recurse=False)
-            unit.unshard()
-        try:
-            yield
-        finally:
-            for unit in units:
-                unit.reshard()
-                unit.set_reshard_after_forward(unit is not self, recurse=False)
+    def whole(self, function: Callable[[], Result]) -> Result:
+        """The result of `function`, run with all weights gathered on every rank.
+
+        For work in which ranks do not go in step, as generation is: it may run any number of forward passes. Every rank
+        of the run must call it.
+        """
+        layers = [module for module in self.modules() if isinstance(module, FSDPModule) and module is not self]
+
+        def run() -> Result:
+            for layer in layers:
+                layer.set_reshard_after_forward(False, recurse=False)
+                layer.unshard()
+            try:
+                return function()
+            finally:
+                for layer in layers:
+                    layer.reshard()
+                    layer.set_reshard_after_forward(True, recurse=False)
+
+        return self(run)
 
 
 @dataclass(frozen=True)

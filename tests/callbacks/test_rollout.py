@@ -36,7 +36,7 @@ class FakeEngine:
     def sync(self, model, step):
         self.synced.append(step)
 
-    def generate(self, family, model, prompts, features, sampling, seed):
+    def generate(self, family, model, prompts, features, sampling, seed, first=0):
         self.calls.append(SimpleNamespace(ids=[prompt.id for prompt in prompts], sampling=sampling, seed=seed))
         return [
             [
@@ -270,7 +270,7 @@ def test_carried_over_groups_survive_a_checkpoint_also_before_the_first_batch(tm
     torch.save(first.state_dict(), file)
     second = callback(contrast_in(*order[1:]))
     second.load_state_dict(torch.load(file, weights_only=True))
-    assert [saved["prompt"]["id"] for saved in second.state_dict()["carried"]] == [order[3]]
+    assert [saved["prompt"]["id"] for saved in second.state_dict()["carried"][0]] == [order[3]]
     data = data_module(tmp_path)
     data.setup("fit")
     data.refill(4)  # what the first run consumed

@@ -1,6 +1,7 @@
 import json
 from collections import Counter
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,12 +15,12 @@ from longrl.datamodules.loader import (
     PromptStream,
     RenderedRows,
     RowOrder,
-    SkipLog,
-    Skipped,
     TrainLoader,
     UnusableRow,
+    agreed,
     permutation,
 )
+from longrl.datamodules.skips import SkipLog, Skipped
 from longrl.types import Media, Prompt, Row
 
 
@@ -149,13 +150,42 @@ def test_the_global_random_state_is_left_alone(tmp_path):
     [
         ({"count": 8}, "number of rows was 7 and is now 8"),
         ({"seed": 5}, "seed was 0 and is now 5"),
-        ({"world_size": 2}, "number of data parallel ranks was 1 and is now 2"),
     ],
 )
 def test_a_state_of_other_data_is_refused(tmp_path, changes, message):
     state = stream(tmp_path).state_dict()
-    with pytest.raises(ValueError, match=f"its {message}; restore data.train, data.seed .* --model.init_from"):
+    with pytest.raises(ValueError, match=f"its {message}; restore data.train and data.seed.* --model.init_from"):
         stream(tmp_path, **changes).load_state_dict(state)
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(0, 5))
+def test_other_numbers_of_ranks_go_on_behind_the_same_rows(ranks_before, ranks_after, steps):
+    """A step reads 12 rows over all ranks, whatever their number."""
+    read = [
+        RowOrder(100, 0, rank, ranks_before).row(place)
+        for rank in range(ranks_before)
+        for place in range(steps * 12 // ranks_before)
+    ]
+    state = {"positions": [steps * 12 // ranks_before] * ranks_before}
+    for rank in range(ranks_after):
+        own = PromptStream(dataset(100), RowOrder(100, 0, rank, ranks_after), skips=None)
+        own.load_state_dict(own._identity() | state)
+        read += [own.order.row(own.position + place) for place in range(12 // ranks_after)]
+    assert sorted(read) == sorted(RowOrder(100, 0).row(place) for place in range((steps + 1) * 12))
+
+
+def test_rows_that_come_again_after_a_change_of_ranks_are_told(tmp_path, caplog):
+    state = stream(tmp_path).state_dict() | {"positions": [5, 8]}
+    other = stream(tmp_path)
+    other.load_state_dict(state)
+    assert other.position == 13
+    assert "up to 3 training rows come again or are left out" in caplog.text
+
+
+def test_a_team_skips_what_one_of_its_ranks_cannot_read():
+    bad = Skipped(3, "c", "broken")
+    team = SimpleNamespace(gather=lambda own: [own, [None, bad, None]])
+    assert agreed(["a", "c", "d"], team) == ["a", bad, "d"]
 
 
 def test_a_state_of_other_questions_is_refused_but_moved_media_are_not(tmp_path):

@@ -14,6 +14,7 @@ from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.datamodules.render import RowRenderer, fill, ordered_media
 from longrl.datamodules.synthetic import SyntheticConfig, generate
 from longrl.datamodules.video import VideoSampling
+from longrl.parallel import Parallel
 from longrl.types import Row
 from tests.tiny import text_family, vl_family
 
@@ -299,6 +300,7 @@ class Recorder(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.automatic_optimization = False
+        self.parallel = Parallel()
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.seen: dict[int, list[str]] = {}
 
@@ -384,7 +386,7 @@ def test_a_checkpoint_saved_at_the_end_of_an_epoch_resumes_with_the_next(whole_r
 
 def test_a_run_with_other_data_refuses_the_checkpoint(whole_run, tmp_path):
     folder, _ = whole_run
-    with pytest.raises(ValueError, match=r"its seed was 0 and is now 1; restore data\.train, data\.seed"):
+    with pytest.raises(ValueError, match=r"its seed was 0 and is now 1; restore data\.train and data\.seed"):
         train(tmp_path, texts(folder, seed=1), folder / "checkpoints" / "step=2.ckpt")
 
 
