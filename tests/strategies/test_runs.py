@@ -1,0 +1,108 @@
+"""Whole runs over several ranks, through the command line: rewards, checkpoints, resuming, and what goes wrong."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longrl.models.qwen_vl import Qwen2_5_VLFamily
+from longrl.modules.weights import build_from
+from tests.distributed import run_distributed
+from tests.runs import config, metrics, rollouts, run, videos
+
+LAST = "checkpoints/last.ckpt"
+
+
+def grid(values: dict[str, Any], devices: int, sp: int | str, steps: int, **strategy: Any) -> dict[str, Any]:
+    """The same run on other devices: 4 prompts per step over all teams."""
+    values = copy.deepcopy(values)
+    team = devices if sp == "auto" else sp
+    values["trainer"] |= {
+        "devices": devices,
+        "max_steps": steps,
+        "strategy": {
+            "class_path": "longrl.strategies.mr_sp.MRSPStrategy",
+            "init_args": {"sequence_parallel_size": sp, "timeout_s": 60.0, **strategy},
+        },
+    }
+    values["trainer"]["callbacks"] = [c for c in values["trainer"]["callbacks"] if "DataOrder" not in c["class_path"]]
+    values["data"]["prompts_per_batch"] = 4 * team // devices
+    values["data"]["eval_prompts_per_batch"] = 4
+    values["checkpoint"] = {"every_n_train_steps": 2}
+    return values
+
+
+def rl() -> dict[str, Any]:
+    """6 steps in 2 epochs, KL, validation."""
+    values = config("rl", freeze_tower=False)
+    callbacks = values["trainer"]["callbacks"]
+    callbacks[-1] = rollouts(sampling={"num_generations": 3, "max_completion_tokens": 5})
+    values["trainer"] |= {"val_check_interval": 3, "max_epochs": 9}
+    values["model"]["algorithm"] = {"kl_coef": 0.1}
+    values["model"] |= {"mini_batches_per_rollout": 2, "optimizer": {"lr": 1e-3}}
+    values["data"]["val"] = str(videos() / "eval.jsonl")
+    return values
+
+
+def everywhere(values: dict[str, Any], devices: int, folder: Path, *more: str) -> Path:
+    run_distributed(run, devices, folder, values, *more)
+    return folder
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    family = Qwen2_5_VLFamily(**config()["model"]["family"]["init_args"])
+    return build_from(family, str(folder)).state_dict()
+
+
+def assert_same_run(found: Path, wanted: Path, first_step: int = 0) -> None:
+    """Metrics within rounding, and weights within a thousandth of what Adam can move them in a step."""
+    logged = {key: float(value) for key, value in metrics(wanted).items() if key[0] >= first_step}
+    ours = {key: float(value) for key, value in metrics(found).items() if key[0] >= first_step}
+    assert ours.keys() == logged.keys()
+    for key, value in logged.items():
+        assert ours[key] == pytest.approx(value, rel=1e-3, abs=1e-5), key
+    other = weights(wanted)
+    for name, value in weights(found).items():
+        assert float((value - other[name]).abs().max()) < 1e-4, name
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory):
+    """Without the strategy, in one process."""
+    values = grid(rl(), 1, 1, 12)
+    del values["trainer"]["strategy"]
+    return run(tmp_path_factory.mktemp("one") / "run", values)
+
+
+@pytest.mark.parametrize(("devices", "sp"), [(1, 1), (2, 2), (2, 1), (4, 2), (2, "auto")])
+def test_a_run_over_ranks_is_the_run_of_one(tmp_path, one_rank, devices, sp):
+    assert_same_run(everywhere(grid(rl(), devices, sp, 12), devices, tmp_path / "run"), one_rank)
+
+
+def test_a_run_saved_on_4_ranks_goes_on_on_2_and_on_1(tmp_path, one_rank):
+    folder = everywhere(grid(rl(), 4, 2, 4), 4, tmp_path / "run")
+    resume = f"--ckpt_path={folder / LAST}"
+    everywhere(grid(rl(), 2, 2, 8), 2, folder, resume)
+    everywhere(grid(rl(), 1, 1, 12), 1, folder, resume)
+    assert_same_run(folder, one_rank)
+
+
+def test_one_file_for_all_ranks(tmp_path, one_rank):
+    values = grid(rl(), 2, 2, 4, save_distributed_checkpoint=False)
+    folder = everywhere(values, 2, tmp_path / "run")
+    assert (folder / LAST).is_file()
+    everywhere(grid(rl(), 2, 2, 12, save_distributed_checkpoint=False), 2, folder, f"--ckpt_path={folder / LAST}")
+    assert_same_run(folder, one_rank)
+
+
+def test_a_run_killed_while_it_renames_has_its_last_checkpoint(tmp_path, one_rank):
+    folder = everywhere(grid(rl(), 2, 2, 4), 2, tmp_path / "run")
+    (folder / LAST).rename((folder / LAST).with_name(".last.ckpt.before"))
+    everywhere(grid(rl(), 2, 2, 12), 2, folder, f"--ckpt_path={folder / LAST}")
+    assert_same_run(folder, one_rank)
+    assert not (folder / LAST).with_name(".last.ckpt.before").exists()
+    shutil.rmtree(folder)
