@@ -37,7 +37,13 @@ def parse_arguments(description: str, argv: Sequence[str] | None) -> argparse.Na
     return parser.parse_args(argv)
 
 
-def report(script: str, arguments: argparse.Namespace, rows: Sequence[Row], notes: Sequence[str] = ()) -> None:
+def report(
+    script: str,
+    arguments: argparse.Namespace,
+    rows: Sequence[Row],
+    notes: Sequence[str] = (),
+    more: Mapping[str, Sequence[Row]] | None = None,
+) -> None:
     """Prints the rows as a table with the notes below it and, if asked for, writes the JSON.
 
     Args:
@@ -45,17 +51,24 @@ def report(script: str, arguments: argparse.Namespace, rows: Sequence[Row], note
         arguments: from `parse_arguments`.
         rows: all with the same fields.
         notes: what the table leaves out.
+        more: further tables by name; in the JSON beside `rows`.
     """
     name = Path(script).stem
-    table = Table(*rows[0], title=name)
-    for row in rows:
-        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
-    console.print(table)
+    _print_table(name, rows)
+    for title, others in (more or {}).items():
+        _print_table(title, others)
     for note in notes:
         console.print(note, soft_wrap=True, highlight=False)
     if arguments.json:
-        _write_json(arguments.json, {**provenance(name, arguments), "rows": list(rows)})
+        _write_json(arguments.json, {**provenance(name, arguments), "rows": list(rows), **(more or {})})
         console.print(f"written to {arguments.json}", soft_wrap=True)
+
+
+def _print_table(title: str, rows: Sequence[Row]) -> None:
+    table = Table(*rows[0], title=title)
+    for row in rows:
+        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+    console.print(table)
 
 
 def provenance(name: str, arguments: argparse.Namespace) -> dict[str, Any]:

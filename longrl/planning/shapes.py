@@ -1,0 +1,76 @@
+"""Where a model's sizes come from: its own folder, the hub's local copy, or the configs that ship with longrl.
+
+`configs/shapes/OWNER/NAME` holds the released `config.json` (and for media `preprocessor_config.json`) of the models
+that the recipes name, so that a run can be planned on a machine without network and without weights.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+from longrl.models.base import CausalFamily
+
+FOLDER = Path(__file__).resolve().parents[2] / "configs" / "shapes"
+
+
+def shipped() -> list[str]:
+    """Hub ids whose configs are in `configs/shapes`."""
+    return sorted(path.parent.relative_to(FOLDER).as_posix() for path in FOLDER.glob("*/*/config.json"))
+
+
+def find(family: CausalFamily) -> CausalFamily:
+    """The family with a config, and a processor if it reads media, that need neither network nor weights.
+
+    Args:
+        family: changed in place if its hub id is not in the local copy of the hub.
+
+    Raises:
+        ValueError: the config is neither here nor in `configs/shapes`.
+    """
+    folder = FOLDER / family.model_path
+    if (Path(family.model_path).expanduser() / "config.json").is_file():
+        return family
+    if (folder / "config.json").is_file():
+        return _shipped_shapes(family, folder)
+    try:
+        assert family.config is not None
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"plan needs the config of model.family.init_args.model={family.model_path!r}, which is no folder with a "
+            f"config.json, not in the hub's local copy and none of the shipped {', '.join(shipped())}; put its "
+            f"config.json into {folder}"
+        ) from error
+    return family
+
+
+def _shipped_shapes(family: CausalFamily, folder: Path) -> CausalFamily:
+    from transformers import AutoConfig
+
+    family.config = AutoConfig.from_pretrained(folder)
+    if (folder / "preprocessor_config.json").is_file():
+        family.processor = _processor(folder)  # type: ignore[attr-defined]
+    return family
+
+
+def _processor(folder: Path) -> Any:
+    """The image and video processor of a folder; its tokenizer is not needed to count patches."""
+    from longrl.torchvision_ops import declare_missing_ops
+
+    declare_missing_ops()
+    from transformers import AutoImageProcessor, AutoVideoProcessor
+
+    return SimpleNamespace(
+        image_processor=AutoImageProcessor.from_pretrained(folder),
+        video_processor=AutoVideoProcessor.from_pretrained(folder),
+    )
+
+
+def on_meta(family: CausalFamily) -> nn.Module:
+    """The family's model without a byte of weights: what `family.build` would make, on the meta device."""
+    with torch.device("meta"):
+        return family.build(weights=None)
