@@ -145,7 +145,7 @@ def test_a_recipe_is_one_config_whose_parts_agree(path):
     model, data, rollout = cli.model, cli.datamodule, rollouts(cli)
     sampling = rollout.sampling
     if data.renderer.stage == "rl":
-        model.algorithm.validate(sampling.num_generations, model.mini_batches_per_rollout)
+        model.algorithm.validate(sampling, model.mini_batches_per_rollout)
     limits = [term.function for term in rollout.reward.terms if isinstance(term.function, SoftOverlong)]
     limits += [rule for rule in [model.algorithm.token_weights] if isinstance(rule, Constant)]
     assert all(limit.max_completion_tokens == sampling.max_completion_tokens for limit in limits)

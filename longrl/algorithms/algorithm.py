@@ -15,8 +15,9 @@ from longrl.algorithms.corrections import no_correction
 from longrl.algorithms.kl import k1, k3
 from longrl.algorithms.selection import InOrder, Selection, drop_uniform, keep_all
 from longrl.algorithms.surrogates import TokenLosses, clipped, reinforce
-from longrl.algorithms.token_weights import sequence_mean
+from longrl.algorithms.token_weights import Constant, sequence_mean
 from longrl.algorithms.tokens import AllReduce, Tokens, single_rank
+from longrl.types import SamplingParams
 
 logger = logging.getLogger(__name__)
 
@@ -94,16 +95,24 @@ class Algorithm:
             if field.name in ("kl_coef", "clip_low", "clip_high", "correction_cap") and not value >= 0:
                 raise ValueError(f"algorithm.{field.name} must be a number >= 0, got {value}")
 
-    def validate(self, num_generations: int, mini_batches: int) -> None:
+    def validate(self, sampling: SamplingParams, mini_batches: int) -> None:
         """Checks the algorithm against a run, before weights are loaded.
 
         Args:
-            num_generations: completions per prompt, G.
+            sampling: of the training rollouts.
             mini_batches: optimizer steps per rollout.
 
         Raises:
             ValueError: it could not learn; the message has rule, value and remedy.
         """
+        num_generations = sampling.num_generations
+        if num_generations > 1 and sampling.temperature == 0:
+            raise ValueError(
+                f"at temperature 0 the {num_generations} completions of a prompt are the same, and nothing is learned; "
+                "set sampling.temperature of the RolloutCallback above 0"
+            )
+        if isinstance(self.token_weights, Constant):
+            self.token_weights.validate(sampling.max_completion_tokens)
         steps = self.select.steps if isinstance(self.select, InOrder) else [self.select]
         for function in (self.advantage, *steps):
             if num_generations < 2 and function in (*COMPARES_WITHIN_GROUP, drop_uniform):
@@ -116,6 +125,17 @@ class Algorithm:
             raise ValueError(
                 "greedy_centered subtracts the reward of a greedy completion, got greedy_baseline=False; "
                 "set model.algorithm.greedy_baseline to true"
+            )
+        if self.greedy_baseline and self.advantage is not greedy_centered:
+            logger.warning(
+                "model.algorithm.greedy_baseline samples greedy completions that nothing uses; "
+                "set model.algorithm.advantage to longrl.algorithms.greedy_centered, or greedy_baseline to false"
+            )
+        filtered = sampling.top_p < 1 or sampling.top_k > 0
+        if filtered and drop_uniform in steps:
+            logger.warning(
+                "with top_p or top_k the old log-probabilities of carried-over groups are those of the filtered "
+                "distribution, and their ratios a little low; set both off, or max_refills of the RolloutCallback to 0"
             )
         if self.kl_coef > 0 and self.kl is k1 and self.kl_placement == "loss":
             logger.warning(

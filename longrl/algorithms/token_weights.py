@@ -8,12 +8,15 @@ and are counted nowhere; where there are no others, all weights are 0.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from longrl.algorithms.tokens import AllReduce, single_rank
+
+logger = logging.getLogger(__name__)
 
 
 def sequence_mean(lengths: Tensor, valid: Tensor, all_reduce: AllReduce = single_rank) -> Tensor:
@@ -53,6 +56,20 @@ class Constant:
     def __post_init__(self) -> None:
         if self.max_completion_tokens < 1:
             raise ValueError(f"max_completion_tokens must be at least 1, got {self.max_completion_tokens}")
+
+    def validate(self, sampled: int) -> None:
+        """Compares with the run's limit, before weights are loaded."""
+        if self.max_completion_tokens < sampled:
+            raise ValueError(
+                f"Constant divides by {self.max_completion_tokens} tokens, but completions may have {sampled}; set "
+                "model.algorithm.token_weights.init_args.max_completion_tokens to max_completion_tokens of the sampling"
+            )
+        if self.max_completion_tokens > sampled:
+            logger.warning(
+                "Constant divides by %d tokens, but completions have at most %d: the loss is %.1f times smaller than "
+                "meant; set model.algorithm.token_weights.init_args.max_completion_tokens to %d",
+                self.max_completion_tokens, sampled, self.max_completion_tokens / sampled, sampled,
+            )  # fmt: skip
 
     def __call__(self, lengths: Tensor, valid: Tensor, all_reduce: AllReduce = single_rank) -> Tensor:
         """The weights [C]."""

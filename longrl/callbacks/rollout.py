@@ -71,7 +71,8 @@ class RolloutCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._parallel = pl_module.parallel
         if stage == "fit" and trainer.datamodule.renderer.stage == "rl":
-            pl_module.algorithm.validate(self.sampling.num_generations, pl_module.steps_per_rollout)
+            pl_module.algorithm.validate(self.sampling, pl_module.steps_per_rollout)
+            self.reward.validate(self.sampling.max_completion_tokens)
             pl_module.temperature = self.sampling.temperature or 1.0
 
     @override
@@ -91,7 +92,7 @@ class RolloutCallback(Callback):
             if not data.max(len(groups) < wanted) or refills == self.max_refills:
                 break  # all ranks go on as long as one lacks groups, for they gather weights together
             prompts, refills = trainer.datamodule.refill(wanted), refills + 1
-        self._count_empty(data.max(len(groups)))
+        self._count_empty(data.max(sum(int(group.valid.any()) for group in groups)), sampled)
         if len(groups) < wanted:
             logger.warning(
                 "dynamic sampling kept %d of %d groups after %d refills; the step goes on with those "
@@ -151,13 +152,15 @@ class RolloutCallback(Callback):
 
     # -- work ----------------------------------------------------------------------------------------------------
 
-    def _count_empty(self, num_groups: int) -> None:
+    def _count_empty(self, num_useful: int, sampled: Sequence[Group]) -> None:
         """Ends a run that has nothing left to learn from."""
-        self._empty_steps = 0 if num_groups else self._empty_steps + 1
+        self._empty_steps = 0 if num_useful else self._empty_steps + 1
         if self._empty_steps == MAX_EMPTY_STEPS:
+            last = {name: round(value, 3) for name, value in rollout_metrics(sampled).items()}
             raise RuntimeError(
-                f"in {MAX_EMPTY_STEPS} steps in a row no group was kept: every prompt is always or never right; "
-                "check the rewards in samples.jsonl, mix in other prompts, or train with algorithm.select=keep_all"
+                f"in {MAX_EMPTY_STEPS} steps in a row no group was of use: every prompt is always or never right, or "
+                f"every reward failed. The last rollout: {last}. Check the rewards, mix in other prompts, or set "
+                "model.algorithm.select to longrl.algorithms.keep_all"
             )
 
     def _take_restored(self, trainer: Trainer) -> None:

@@ -20,6 +20,7 @@ class OptimizerSettings:
     weight_decay: float = 0.0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: int = 0
+    """Steps of growing rate; the first of them has rate 0, as in transformers' schedules."""
     total_steps: int | None = None
     """End of a linear or cosine schedule; None takes trainer.max_steps, or all batches of all epochs."""
 

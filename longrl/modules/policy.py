@@ -48,7 +48,6 @@ class PolicyModule(LightningModule):
         mini_batches_per_rollout: optimizer steps one rollout is cut into.
         epochs_per_rollout: how often a rollout is gone through.
         max_grad_norm: gradient norm limit; 0 switches it off.
-        temperature: the one completions are sampled with; the CLI links it from the rollout callback.
         feature_cache_bytes: features of a frozen tower kept between steps.
     """
 
@@ -62,7 +61,6 @@ class PolicyModule(LightningModule):
         mini_batches_per_rollout: int = 1,
         epochs_per_rollout: int = 1,
         max_grad_norm: float = 1.0,
-        temperature: float = 1.0,
         feature_cache_bytes: int = 1 << 30,
     ) -> None:
         super().__init__()
@@ -71,6 +69,8 @@ class PolicyModule(LightningModule):
                 "model.max_tokens_per_micro_batch, model.mini_batches_per_rollout and model.epochs_per_rollout must be "
                 f"at least 1, got {max_tokens_per_micro_batch}, {mini_batches_per_rollout} and {epochs_per_rollout}"
             )
+        if max_grad_norm < 0:
+            raise ValueError(f"model.max_grad_norm must be at least 0, got {max_grad_norm}; 0 switches clipping off")
         self.automatic_optimization = False
         self.family = family
         self.algorithm = algorithm or Algorithm()
@@ -80,7 +80,8 @@ class PolicyModule(LightningModule):
         self.mini_batches_per_rollout = mini_batches_per_rollout
         self.epochs_per_rollout = epochs_per_rollout
         self.max_grad_norm = max_grad_norm
-        self.temperature = temperature
+        self.temperature = 1.0
+        """The one completions are sampled with; the rollout callback sets it."""
         self.phases = PhaseTimes()
         self.features = FeatureCache(family, feature_cache_bytes)
         self._evaluated: Counter[str] = Counter()
@@ -91,6 +92,21 @@ class PolicyModule(LightningModule):
         self._reference: tuple[Entry, ...] = ()
 
     # -- building ------------------------------------------------------------------------------------------------
+
+    @override
+    def setup(self, stage: str) -> None:
+        """Refuses what would train wrongly; Lightning calls it before weights are loaded."""
+        if self.trainer.precision == "16-mixed":
+            raise ValueError(
+                "trainer.precision=16-mixed scales losses, and gradients would be clipped before they are scaled back; "
+                "set it to bf16-mixed, or to 32-true with model.family.init_args.dtype=bfloat16"
+            )
+        if self.trainer.world_size > 1 and self.parallel.world.size == 1:
+            raise ValueError(
+                f"{self.trainer.world_size} devices need a strategy that shares the work exactly, got "
+                f"{type(self.trainer.strategy).__name__}; set trainer.strategy to "
+                "longrl.strategies.mr_sp.MRSPStrategy, or trainer.devices to 1"
+            )
 
     @override
     def configure_model(self) -> None:
@@ -126,6 +142,11 @@ class PolicyModule(LightningModule):
             return settings.total_steps
         if self.trainer.max_steps > 0:
             return self.trainer.max_steps
+        if self.trainer.estimated_stepping_batches == float("inf"):
+            raise ValueError(
+                f"model.optimizer.schedule={settings.schedule} needs an end, but the run has none; set "
+                "model.optimizer.total_steps or trainer.max_steps"
+            )
         per_batch = self.steps_per_rollout if self._is_rl() else 1
         return int(self.trainer.estimated_stepping_batches) * per_batch
 

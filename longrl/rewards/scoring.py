@@ -9,11 +9,13 @@ import inspect
 import logging
 import math
 import re
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from longrl.rewards.length import CosineLength, SoftOverlong
 from longrl.rewards.tasks import accuracy
 from longrl.types import Completion, Group, Row
 
@@ -80,6 +82,18 @@ class RewardSum:
         """Names of the parts, in order."""
         return [str(term.name) for term in self.terms]
 
+    def validate(self, max_completion_tokens: int) -> None:
+        """Warns of parts that were set up for another limit of completions than the run's."""
+        for term in self.terms:
+            if isinstance(term.function, SoftOverlong | CosineLength):
+                meant = term.function.max_completion_tokens
+                if meant != max_completion_tokens:
+                    logger.warning(
+                        "reward %r was set up for at most %d tokens, but completions have at most %d; set its "
+                        "max_completion_tokens to that",
+                        term.name, meant, max_completion_tokens,
+                    )  # fmt: skip
+
     def score(self, groups: list[Group]) -> int:
         """Fills `rewards`, `reward_parts` and `valid` of every group.
 
@@ -113,14 +127,13 @@ def _value(term: RewardTerm, group: Group, completion: Completion) -> float | No
         value = float(term.function(completion, group.prompt.row))
         if not abs(value) < 1e30:  # finite, in float32 too
             raise ValueError(f"a reward must be a finite number, got {value}")
-    except Exception:
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
         logger.warning(
-            "reward %r failed on prompt %r; the completion is left out of the loss. Its text: %r",
-            term.name,
-            group.prompt.id,
-            completion.text,
-            exc_info=True,
-        )
+            "reward %r failed on prompt %r (%s: %s, in %s line %d); the completion is left out of the loss. "
+            "Its text: %r",
+            term.name, group.prompt.id, type(error).__name__, error, place.filename, place.lineno, completion.text,
+        )  # fmt: skip
         return None
     return value
 

@@ -36,6 +36,7 @@ from longrl.algorithms import (
     truncated_sequence,
     truncated_token,
 )
+from longrl.types import SamplingParams
 
 SURROGATES = [clipped, DualClipped(1.5), sequence_clipped, cispo, reinforce]
 WEIGHTS = [sequence_mean, token_mean, Constant(8)]
@@ -267,37 +268,37 @@ def test_kl_estimates_come_if_and_only_if_they_are_meant(algorithm, kl, message)
     ],
 )
 def test_what_compares_completions_needs_two_of_them(algorithm):
-    algorithm.validate(num_generations=2, mini_batches=1)
+    algorithm.validate(SamplingParams(2), 1)
     with pytest.raises(ValueError, match=r"needs num_generations >= 2, got 1; raise sampling\.num_generations"):
-        algorithm.validate(num_generations=1, mini_batches=1)
+        algorithm.validate(SamplingParams(1), 1)
 
 
 def test_what_does_not_compare_completions_is_content_with_one():
-    Algorithm(advantage=raw, select=InOrder([mask_truncated])).validate(num_generations=1, mini_batches=1)
-    Algorithm(advantage=greedy_centered, greedy_baseline=True, select=keep_all).validate(1, 1)
+    Algorithm(advantage=raw, select=InOrder([mask_truncated])).validate(SamplingParams(1), 1)
+    Algorithm(advantage=greedy_centered, greedy_baseline=True, select=keep_all).validate(SamplingParams(1), 1)
 
 
 def test_greedy_centered_needs_the_greedy_rollout():
     with pytest.raises(ValueError, match=r"got greedy_baseline=False; set model\.algorithm\.greedy_baseline to true"):
-        Algorithm(advantage=greedy_centered).validate(num_generations=4, mini_batches=1)
+        Algorithm(advantage=greedy_centered).validate(SamplingParams(4), 1)
 
 
 def test_k1_in_the_loss_is_warned_about(caplog):
     with caplog.at_level(logging.WARNING):
-        Algorithm(kl=k1, kl_coef=0.1, kl_placement="reward").validate(2, 1)
-        Algorithm(kl=k1, kl_coef=0.0).validate(2, 1)
-        Algorithm(kl=k2, kl_coef=0.1).validate(2, 1)
+        Algorithm(kl=k1, kl_coef=0.1, kl_placement="reward").validate(SamplingParams(2), 1)
+        Algorithm(kl=k1, kl_coef=0.0).validate(SamplingParams(2), 1)
+        Algorithm(kl=k2, kl_coef=0.1).validate(SamplingParams(2), 1)
         assert not caplog.records
-        Algorithm(kl=k1, kl_coef=0.1).validate(2, 1)
+        Algorithm(kl=k1, kl_coef=0.1).validate(SamplingParams(2), 1)
     assert "k1 in the loss has no effect" in caplog.text
 
 
 def test_several_updates_of_reinforce_are_warned_about(caplog):
     with caplog.at_level(logging.WARNING):
-        Algorithm(surrogate=reinforce).validate(2, 1)
-        Algorithm().validate(2, 4)
+        Algorithm(surrogate=reinforce).validate(SamplingParams(2), 1)
+        Algorithm().validate(SamplingParams(2), 4)
         assert not caplog.records
-        Algorithm(surrogate=reinforce).validate(2, 4)
+        Algorithm(surrogate=reinforce).validate(SamplingParams(2), 4)
     assert "4 updates per rollout make it off-policy" in caplog.text
 
 
@@ -317,3 +318,25 @@ def test_the_positional_order_the_trainer_relies_on():
     assert list(inspect.signature(Algorithm.loss).parameters)[1:] == [
         "logp", "old_logp", "ref_logp", "sampler_logp", "advantages", "weights", "completion_index",
     ]  # fmt: skip
+
+
+def test_one_greedy_completion_many_times_teaches_nothing():
+    with pytest.raises(ValueError, match=r"the 4 completions of a prompt are the same.*set sampling\.temperature"):
+        Algorithm().validate(SamplingParams(4, temperature=0.0), 1)
+    Algorithm(advantage=raw).validate(SamplingParams(1, temperature=0.0), 1)
+
+
+def test_constant_weights_for_another_limit_are_told(caplog):
+    with pytest.raises(ValueError, match=r"divides by 20 tokens, but completions may have 80"):
+        Algorithm(token_weights=Constant(20)).validate(SamplingParams(2, 80), 1)
+    Algorithm(token_weights=Constant(80)).validate(SamplingParams(2, 80), 1)
+    assert not caplog.records
+    Algorithm(token_weights=Constant(1024)).validate(SamplingParams(2, 80), 1)
+    assert "the loss is 12.8 times smaller" in caplog.text
+
+
+def test_options_without_effect_are_warned_about(caplog):
+    Algorithm(greedy_baseline=True).validate(SamplingParams(2), 1)
+    assert "greedy completions that nothing uses" in caplog.text
+    Algorithm(select=drop_uniform).validate(SamplingParams(2, top_p=0.9), 1)
+    assert "old log-probabilities of carried-over groups" in caplog.text

@@ -8,6 +8,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from longrl import algorithms
 from longrl.algorithms import Algorithm, Constant, DualClipped, InOrder
+from longrl.types import SamplingParams
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "algorithm"
 
@@ -138,7 +139,7 @@ def test_the_first_lines_name_paper_and_formula(name):
 def test_every_algorithm_prefers_the_better_completion(name):
     """One whole step: the better answer's tokens are to rise, the worse one's to fall; one is masked, one empty."""
     algorithm = Algorithm(**EXPECTED[name])
-    algorithm.validate(num_generations=4, mini_batches=1)
+    algorithm.validate(SamplingParams(4), 1)
     rewards, lengths = torch.tensor([[1.0, -1.0, 1.0, -1.0]]), torch.tensor([2, 3, 4, 0])
     valid = torch.tensor([[True, True, False, True]])
     index = torch.repeat_interleave(torch.arange(4), lengths)

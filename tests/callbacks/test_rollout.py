@@ -248,7 +248,7 @@ def test_no_group_at_all_is_no_step_and_the_run_goes_on(tmp_path):
 def test_a_run_that_keeps_no_group_for_long_ends(tmp_path, monkeypatch):
     monkeypatch.setattr("longrl.callbacks.rollout.MAX_EMPTY_STEPS", 2)
     rollouts = callback(contrast_in(), max_refills=0)
-    with pytest.raises(RuntimeError, match="in 2 steps in a row no group was kept"):
+    with pytest.raises(RuntimeError, match="in 2 steps in a row no group was of use"):
         train(tmp_path, rollouts, DAPO, steps=4)
     assert len(rollouts.engine.calls) == 2
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.plugins import MixedPrecision
 
 from longrl.algorithms import (
     Algorithm,
@@ -24,7 +25,7 @@ from longrl.algorithms import (
 )
 from longrl.modules.packing import pack
 from longrl.modules.policy import OptimizerSettings, PolicyModule
-from longrl.types import Batch, Completion, Group
+from longrl.types import Batch, Completion, Group, SamplingParams
 from tests.tiny import (
     assert_same_gradients,
     gradients,
@@ -374,7 +375,8 @@ def test_no_groups_no_step():
 
 def test_temperature_is_that_of_the_samples():
     family = text_family()
-    policy = policy_of(family, temperature=0.5)
+    policy = policy_of(family)
+    policy.temperature = 0.5
     policy.configure_model()
     groups = sampled(family, text_prompts(family))
     plain = plain_model(policy.model, family)
@@ -590,7 +592,7 @@ def test_sizes_must_be_positive(name):
 )
 def test_an_algorithm_that_cannot_learn_from_one_completion_says_so(algorithm, message):
     with pytest.raises(ValueError, match=message):
-        algorithm.validate(num_generations=1, mini_batches=1)
+        algorithm.validate(SamplingParams(1), 1)
 
 
 def test_a_completion_too_long_for_constant_weights_says_so():
@@ -604,3 +606,27 @@ def test_prompts_that_nobody_answered_say_what_is_missing():
     policy = policy_of(text_family())
     with pytest.raises(ValueError, match="RolloutCallback"):
         train(policy, Batch(text_prompts(policy.family)))
+
+
+def test_a_negative_gradient_limit_is_refused():
+    with pytest.raises(ValueError, match=r"model\.max_grad_norm must be at least 0, got -1"):
+        policy_of(text_family(), max_grad_norm=-1)
+
+
+def test_scaled_losses_are_refused():
+    policy = policy_of(text_family())
+    with pytest.raises(ValueError, match=r"trainer\.precision=16-mixed scales losses"):
+        train(policy, Batch(with_targets(text_prompts(policy.family))), plugins=[MixedPrecision("16-mixed", "cpu")])
+
+
+def test_several_devices_need_the_strategy():
+    policy = policy_of(text_family())
+    policy._trainer = SimpleNamespace(precision="32-true", world_size=2, strategy=object())
+    with pytest.raises(ValueError, match=r"2 devices need a strategy .* set trainer\.strategy to longrl\.strategies"):
+        policy.setup("fit")
+
+
+def test_a_schedule_of_an_endless_run_needs_its_end():
+    policy = policy_of(text_family(), optimizer=OptimizerSettings(schedule="cosine"))
+    with pytest.raises(ValueError, match=r"set model\.optimizer\.total_steps or trainer\.max_steps"):
+        train(policy, Batch(with_targets(text_prompts(policy.family))), max_steps=-1, max_epochs=-1)
