@@ -84,13 +84,20 @@ class MRSPStrategy(ModelParallelStrategy):
     # -- the grid ------------------------------------------------------------------------------------------------
 
     @override
+    def _configure_launcher(self) -> None:
+        """Checks the sizes before any other process is started."""
+        world_size = self.num_nodes * self.num_processes
+        team_size = team_size_of(self.sequence_parallel_size, self.num_processes, world_size)
+        check_sizes(world_size, team_size, self.num_replicas)
+        super()._configure_launcher()
+
+    @override
     def setup_environment(self) -> None:
-        """Checks the sizes, starts the processes' communication and gives the module its place in the grid."""
+        """Starts the processes' communication and gives the module its place in the grid."""
         module = self.lightning_module
         assert module is not None
         world_size = self.num_nodes * self.num_processes
         team_size = team_size_of(self.sequence_parallel_size, self.num_processes, world_size)
-        check_sizes(world_size, team_size, self.num_replicas)
         if team_size > 1 and not module.family.supports_sequence_parallel:
             raise ValueError(
                 f"{type(module.family).__name__} has no sequence parallelism, but "

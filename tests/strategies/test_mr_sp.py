@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 
 from longrl.algorithms import Algorithm, token_mean
 from longrl.strategies.frames import WHOLE, Share
@@ -200,3 +200,41 @@ def test_the_degree_is_chosen_per_batch():
         Case(sp="auto", budget=budget, freeze=freeze) for budget in (25, 45, 80, 10_000) for freeze in (False, True)
     ]
     check(cases, 4)
+
+
+# ---- bad input ----
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sequence_parallel_size": 3}, "sequence_parallel_size=3 must divide the 2 devices of the run.*one of 1, 2"),
+        ({"sequence_parallel_size": 8}, "sequence_parallel_size=8 must divide the 2 devices"),
+        ({"num_replicas": 3}, "num_replicas=3 must divide the 2 devices"),
+    ],
+)
+def test_sizes_that_do_not_divide_are_refused_before_anything_starts(options, message):
+    with pytest.raises(ValueError, match=message):
+        Trainer(accelerator="cpu", devices=2, strategy=MRSPStrategy(**options), logger=False)
+
+
+@pytest.mark.parametrize("name", ["sequence_parallel_size", "num_replicas", "num_gather_chunks"])
+def test_sizes_are_at_least_one(name):
+    with pytest.raises(ValueError, match=rf"trainer\.strategy\.init_args\.{name} must be at least 1, got 0"):
+        MRSPStrategy(**{name: 0})
+
+
+class Unshared(type(vl_family())):
+    supports_sequence_parallel = False
+
+
+def refused(devices):
+    family = Unshared(vl_family().model_path, random_init=True)
+    with pytest.raises(
+        ValueError, match="Unshared has no sequence parallelism.*sequence_parallel_size is 2; set it to 1"
+    ):
+        train(policy_of(family), Batch([], groups=[]), strategy=MRSPStrategy(2), devices=devices)
+
+
+def test_a_family_without_sequence_parallelism_is_refused_before_weights_are_loaded():
+    run_distributed(refused, 2, 2)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import copy
+import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.pytorch import Callback
 
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.modules.weights import build_from
 from tests.distributed import run_distributed
-from tests.runs import config, metrics, rollouts, run, videos
+from tests.runs import ROOT, arguments, config, metrics, rollouts, run, start, videos
 
 LAST = "checkpoints/last.ckpt"
 
@@ -106,3 +112,63 @@ def test_a_run_killed_while_it_renames_has_its_last_checkpoint(tmp_path, one_ran
     assert_same_run(folder, one_rank)
     assert not (folder / LAST).with_name(".last.ckpt.before").exists()
     shutil.rmtree(folder)
+
+
+# ---- what goes wrong ----
+
+
+class Break(Callback):
+    """One rank fails in its second step."""
+
+    def __init__(self, rank: int, kill: bool) -> None:
+        self.rank, self.kill = rank, kill
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_rank == self.rank and trainer.global_step >= 2:
+            if self.kill:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise RuntimeError("this rank is broken")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rank", "kill"), [(0, False), (1, False), (1, True)])
+def test_a_rank_that_dies_ends_the_others(tmp_path, rank, kill):
+    values = grid(rl(), 2, 2, 12)
+    breaks = {"class_path": "tests.strategies.test_runs.Break", "init_args": {"rank": rank, "kill": kill}}
+    values["trainer"]["callbacks"].append(breaks)
+    process = start(*arguments(tmp_path / "run", values))
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode != 0
+    if not kill:
+        assert "this rank is broken" in output
+        assert "Traceback" in output
+    assert not run_processes(tmp_path)
+
+
+def run_processes(folder: Path) -> list[str]:
+    """Command lines of processes of a run in `folder`."""
+    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
+    return [line for line in listed.stdout.splitlines() if str(folder) in line]
+
+
+def test_two_nodes_on_loopback(tmp_path, one_rank):
+    """`launch/torchrun.sh` on each; weights sharded inside nodes, gradients summed over them."""
+    args = arguments(tmp_path / "run", grid(rl(), 2, 1, 12, num_replicas=2))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = {"NNODES": "2", "DEVICES": "1", "MASTER_PORT": str(port), "PYTHON": sys.executable}
+    nodes = [
+        subprocess.Popen(
+            [ROOT / "launch" / "torchrun.sh", *args],
+            env={**os.environ, **settings, "NODE_RANK": str(rank)},
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for rank in range(2)
+    ]
+    outputs = [node.communicate(timeout=150)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], "\n".join(outputs)
+    assert_same_run(tmp_path / "run", one_rank)
