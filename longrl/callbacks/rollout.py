@@ -74,6 +74,19 @@ class RolloutCallback(Callback):
             pl_module.algorithm.validate(self.sampling, pl_module.steps_per_rollout)
             self.reward.validate(self.sampling.max_completion_tokens)
             pl_module.temperature = self.sampling.temperature or 1.0
+            self._check_room(pl_module, trainer.datamodule.renderer.max_prompt_tokens)
+
+    def _check_room(self, policy: PolicyModule, max_prompt_tokens: int | None) -> None:
+        """Warns before weights are loaded of prompts that the update would refuse in the middle of the run."""
+        ranks = max(policy.parallel.degrees)
+        room = policy.max_tokens_per_micro_batch * ranks
+        longest = (max_prompt_tokens or 0) + self.sampling.max_completion_tokens
+        if longest > room:
+            logger.warning(
+                "data.max_prompt_tokens=%s and sampling.max_completion_tokens=%d may not fit a micro-batch of %d "
+                "tokens, which would end the run at the first such prompt; raise model.max_tokens_per_micro_batch to %d",
+                max_prompt_tokens, self.sampling.max_completion_tokens, room, -(-longest // ranks),
+            )  # fmt: skip
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:

@@ -44,7 +44,8 @@ class PolicyModule(LightningModule):
         optimizer: AdamW and its schedule.
         init_from: initial weights: a Lightning checkpoint or run folder, an exported folder or a hub id. Also the
             reference policy of the KL penalty. To go on with an interrupted run use `--ckpt_path` instead.
-        max_tokens_per_micro_batch: token budget of one forward pass; bounds memory, changes no gradient.
+        max_tokens_per_micro_batch: token budget of one forward pass on one rank; with N ranks sharing a sequence it
+            may have N times as many. Bounds memory, changes no gradient.
         mini_batches_per_rollout: optimizer steps one rollout is cut into.
         epochs_per_rollout: how often a rollout is gone through.
         max_grad_norm: gradient norm limit; 0 switches it off.
@@ -334,7 +335,9 @@ class PolicyModule(LightningModule):
         (entry,) = self._reference
         if self.tower_trains:  # the reference has the tower it started with
             features = FeatureCache(self.family, parallel=self.parallel).get_or_encode(entry.model, flat.prompts)
-        return self.score(entry, flat.prompts, flat.completions, features)
+        logp = self.score(entry, flat.prompts, flat.completions, features)
+        entry.release()
+        return logp
 
     @torch.no_grad()
     def score(

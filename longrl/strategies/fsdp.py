@@ -52,6 +52,11 @@ class Entry(nn.Module):
         """The result of `function`."""
         return function()
 
+    def release(self) -> None:
+        """Lets go of the root's gathered weights, which otherwise stay for the backward pass of a training step."""
+        if isinstance(self, FSDPModule):
+            self.reshard()
+
     def whole(self, function: Callable[[], Result]) -> Result:
         """The result of `function`, run with all weights gathered on every rank.
 

@@ -231,7 +231,7 @@ class Unshared(type(vl_family())):
 def refused(devices):
     family = Unshared(vl_family().model_path, random_init=True)
     with pytest.raises(
-        ValueError, match="Unshared has no sequence parallelism.*sequence_parallel_size is 2; set it to 1"
+        ValueError, match="Unshared has no sequence parallelism.*size is 2; set it to 1"
     ):
         train(policy_of(family), Batch([], groups=[]), strategy=MRSPStrategy(2), devices=devices)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch import Callback
 
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
@@ -87,6 +88,14 @@ def one_rank(tmp_path_factory):
 @pytest.mark.parametrize(("devices", "sp"), [(1, 1), (2, 2), (2, 1), (4, 2), (2, "auto")])
 def test_a_run_over_ranks_is_the_run_of_one(tmp_path, one_rank, devices, sp):
     assert_same_run(everywhere(grid(rl(), devices, sp, 12), devices, tmp_path / "run"), one_rank)
+
+
+@pytest.mark.parametrize("sharding", [{"compute_dtype": "bfloat16"}, {"offload": True}])
+def test_precision_and_offload(tmp_path, one_rank, sharding):
+    folder = everywhere(grid(rl(), 2, 2, 2, sharding=sharding), 2, tmp_path / "run")
+    wanted, found = (float(metrics(run)[0, "train/grad_norm"]) for run in (one_rank, folder))
+    assert found == pytest.approx(wanted, rel=1e-4 if "offload" in sharding else 0.1)
+    assert all(value.dtype == torch.float32 for value in weights(folder).values())
 
 
 def test_a_run_saved_on_4_ranks_goes_on_on_2_and_on_1(tmp_path, one_rank):
