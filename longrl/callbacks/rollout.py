@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -84,8 +85,8 @@ class RolloutCallback(Callback):
         if longest > room:
             logger.warning(
                 "data.max_prompt_tokens=%s and sampling.max_completion_tokens=%d may not fit a micro-batch of %d "
-                "tokens, which would end the run at the first such prompt; raise model.max_tokens_per_micro_batch to %d",
-                max_prompt_tokens, self.sampling.max_completion_tokens, room, -(-longest // ranks),
+                "tokens; the first such prompt would end the run; raise model.max_tokens_per_micro_batch to %d",
+                max_prompt_tokens, self.sampling.max_completion_tokens, room, math.ceil(longest / ranks),
             )  # fmt: skip
 
     @override

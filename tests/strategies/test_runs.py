@@ -11,11 +11,13 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from lightning.pytorch import Callback
 
+from longrl.cli import main
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.modules.weights import build_from
 from tests.distributed import run_distributed
@@ -88,6 +90,34 @@ def one_rank(tmp_path_factory):
 @pytest.mark.parametrize(("devices", "sp"), [(1, 1), (2, 2), (2, 1), (4, 2), (2, "auto")])
 def test_a_run_over_ranks_is_the_run_of_one(tmp_path, one_rank, devices, sp):
     assert_same_run(everywhere(grid(rl(), devices, sp, 12), devices, tmp_path / "run"), one_rank)
+
+
+def longrl(*args: str) -> None:
+    with mock.patch.object(sys, "argv", ["longrl", *args]):
+        main(list(args))
+
+
+@pytest.mark.slow
+def test_the_demos_rl_stage_on_two_ranks(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    longrl("synthetic", f"--out={tmp_path / 'data'}", "--num_train_videos=40", "--num_eval_videos=1", "--fps=2")
+    reward = tmp_path / "reward.yaml"  # one that the base model meets now and then
+    reward.write_text("terms: [{function: tests.runs.rare}]")
+    stage = ["--config", "configs/demo/common.yaml", f"--data.train={tmp_path / 'data' / 'train.jsonl'}"]
+    stage += ["--config", "configs/demo/grpo.yaml", "--model.init_from=configs/demo/base"]
+    stage += ["--trainer.max_steps=3", "--data.prompts_per_batch=8", f"--trainer.callbacks.init_args.reward={reward}"]
+    longrl("fit", *stage, f"--run_dir={tmp_path / 'one'}")
+    strategy = ["--trainer.devices=2", "--trainer.strategy=longrl.strategies.mr_sp.MRSPStrategy"]
+    strategy += ["--trainer.strategy.sequence_parallel_size=2", f"--run_dir={tmp_path / 'two'}"]
+    run_distributed(longrl, 2, "fit", *stage, *strategy)
+    rewards = [[value for (_, name), value in metrics(tmp_path / run).items() if name == "reward/mean"] for run in PAIR]
+    assert rewards[0] == rewards[1]
+    assert any(float(value) > 0 for value in rewards[0])
+    one, two = (build_from(Qwen2_5_VLFamily("configs/demo/base"), str(tmp_path / run)).state_dict() for run in PAIR)
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-5
+
+
+PAIR = ("one", "two")
 
 
 @pytest.mark.parametrize("sharding", [{"compute_dtype": "bfloat16"}, {"offload": True}])
