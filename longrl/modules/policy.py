@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from longrl.algorithms import Algorithm
 from longrl.models.base import CausalFamily
+from longrl.modules.means import Means
 from longrl.modules.optimizer import OptimizerSettings, clip_gradients
 from longrl.modules.packing import idle, pack
 from longrl.modules.rollouts import FlatGroups, Rollout
@@ -85,7 +86,7 @@ class PolicyModule(LightningModule):
         """The one completions are sampled with; the rollout callback sets it."""
         self.phases = PhaseTimes()
         self.features = FeatureCache(family, feature_cache_bytes)
-        self._evaluated: Counter[str] = Counter()
+        self._evaluated = Means()
         self.model: nn.Module | None = None
         self.parallel = Parallel()  # a strategy sets another before weights are loaded
         # Tuples, so that these are no submodules: not saved, not trained, and the model's names stay as they are.
@@ -377,24 +378,17 @@ class PolicyModule(LightningModule):
         """Adds up every reward part, in validation per category too; of SFT batches the loss."""
         for group in batch.groups or []:
             for name, values in group.reward_parts.items():
-                self._add(f"{stage}/{name}", float(values.mean()), 1)
+                self._evaluated.add(f"{stage}/{name}", float(values.mean()))
                 if stage == "val":  # `test` reports categories with intervals: callbacks/evaluation.py
-                    self._add(f"{stage}/{name}/{group.prompt.row.category}", float(values.mean()), 1)
+                    self._evaluated.add(f"{stage}/{name}/{group.prompt.row.category}", float(values.mean()))
         has_targets = bool(batch.prompts) and (batch.groups is None or batch.prompts[0].response_ids is not None)
         if self.parallel.data.max(has_targets):  # a rank may have run out of prompts before others
             responses = _targets(batch)
             logp = self.score(self._entry[0], batch.prompts, responses, self.encode(batch.prompts))
-            self._add(f"{stage}/loss", -float(logp.sum()), len(logp))
-
-    def _add(self, name: str, value: float, count: int) -> None:
-        self._evaluated.update({f"{name} sum": value, f"{name} count": float(count)})
+            self._evaluated.add(f"{stage}/loss", -float(logp.sum()), len(logp))
 
     def _log_evaluated(self) -> None:
-        """Logs means over all ranks; their names may differ from rank to rank, as categories do."""
-        sums = self.parallel.data.sum_dict(self._evaluated)
-        self._evaluated.clear()
-        for name in sorted(key.removesuffix(" sum") for key in sums if key.endswith(" sum")):
-            mean = sums[f"{name} sum"] / sums[f"{name} count"]
+        for name, mean in self._evaluated.collect(self.parallel.data).items():
             self.log(name, mean, prog_bar=name.endswith("/accuracy"))
 
     @override
