@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 TRAINER_COMMANDS = {
@@ -14,6 +16,7 @@ TRAINER_COMMANDS = {
 }
 OTHER_COMMANDS = {
     "export": ("longrl.export", "write a Hugging Face folder from a run's checkpoint"),
+    "plan": ("longrl.planning.command", "memory and time of a run on given hardware, without its weights"),
     "demo": ("longrl.demo", "the whole path on one laptop: data, SFT, RL, evaluation, report"),
     "synthetic": ("longrl.datamodules.synthetic", "generate long videos with known stories"),
 }
@@ -26,12 +29,32 @@ Reinforcement learning for vision-language models that reason over long videos.
 
 `python -m longrl COMMAND --help` lists every option of a command. Several --config compose: later ones win.
 Chain two stages by --model.init_from RUN; go on with an interrupted run by --ckpt_path RUN/checkpoints/last.ckpt.
+With LONGRL_TRACEBACK=1 in the environment an error comes with its traceback.
 """
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Runs one command; `args` defaults to the command line."""
-    args = list(sys.argv[1:] if args is None else args)
+    """Runs one command.
+
+    Args:
+        args: the command and its options; an error is raised. None takes them from the command line, where a user's
+            mistake ends the process with one line and status 2.
+    """
+    if args is not None:
+        run_command(list(args))
+        return
+    try:
+        run_command(sys.argv[1:])
+    except ValueError as error:
+        found = mistake(error)
+        if found is None or shows_traceback():
+            raise
+        sys.stderr.write(f"longrl: error: {found}\n")
+        sys.exit(2)
+
+
+def run_command(args: list[str]) -> None:
+    """Runs the command that `args` begins with."""
     command = args[0] if args else "--help"
     if command in ("-h", "--help"):
         sys.stdout.write(usage())
@@ -44,6 +67,23 @@ def main(args: Sequence[str] | None = None) -> None:
     else:
         commands = ", ".join([*TRAINER_COMMANDS, *OTHER_COMMANDS])
         sys.exit(f"longrl: unknown command {command!r}; choose one of {commands}")
+
+
+def mistake(error: BaseException | None) -> ValueError | None:
+    """The ValueError that longrl raised itself, in what others made of it (jsonargparse: a page); None without one."""
+    while error is not None:
+        modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+        if isinstance(error, ValueError) and modules and modules[-1].startswith("longrl."):
+            return error
+        error = error.__cause__
+    return None
+
+
+def shows_traceback() -> bool:
+    """Whether to say where an error comes from: on demand, and in a run of several processes, to see what died."""
+    environment = os.environ
+    several = "LOCAL_RANK" in environment or environment.get("WORLD_SIZE", "1") != "1"
+    return several or environment.get("LONGRL_TRACEBACK", "0") not in ("", "0")
 
 
 def usage() -> str:

@@ -25,7 +25,7 @@ def main(args: Sequence[str]) -> None:
     """Command line of `run_demo`."""
     from jsonargparse import auto_cli
 
-    auto_cli(run_demo, args=list(args), as_positional=False)
+    auto_cli(run_demo, args=list(args), as_positional=False, prog="python -m longrl demo")
 
 
 def run_demo(
@@ -82,6 +82,7 @@ class _Demo:
         """Makes the base model anew, by the recipe of the one that ships."""
         data, run, base = (self.out / name for name in ("pretrain_data", "pretrain", "base"))
         start = time.perf_counter()
+        _set_aside(base)
         counts = ("--num_train_videos=0", "--num_eval_videos=0", "--num_pretrain_videos=4000")
         self._run("synthetic", f"--out={data}", *counts, "--fps=2", "--seed=7")
         self._train("pretrain", "pretrain.yaml", f"--data.train={data / 'pretrain.jsonl'}")
@@ -146,9 +147,10 @@ class _Demo:
         from longrl.evaluation.records import read_jsonl
         from longrl.evaluation.report import sample_card
 
+        files = {run: self.out / "evaluation" / run / "predictions.jsonl" for run in self.scores}
         answers = {
-            run: {record["id"]: record for record in read_jsonl(self.out / "evaluation" / run / "predictions.jsonl")}
-            for run in self.scores
+            run: {record["id"]: record for record in read_jsonl(file) if record["sample"] == 0}
+            for run, file in files.items()
         }
         cards = []
         for question in _some_of_each_category(list(answers["rl"].values())):
@@ -175,7 +177,7 @@ def _some_of_each_category(records: list[dict[str, Any]]) -> list[dict[str, Any]
 
 
 def _set_aside(folder: Path) -> None:
-    """Keeps an earlier run under another name, so that curves and checkpoints of two runs never mix."""
+    """Keeps an earlier result under another name, so that curves and checkpoints of two runs never mix."""
     if folder.exists():
         number = 1
         while (aside := folder.with_name(f"{folder.name}.old{number}")).exists():

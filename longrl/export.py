@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 logger = logging.getLogger(__name__)
 
@@ -15,17 +16,22 @@ def main(args: Sequence[str]) -> None:
     """Command line of `export_run`."""
     from jsonargparse import auto_cli
 
-    auto_cli(export_run, args=list(args), as_positional=False)
+    auto_cli(export_run, args=list(args), as_positional=False, prog="python -m longrl export")
 
 
-def export_run(run: str, out: str, checkpoint: str | None = None, dtype: str | None = None) -> None:
+def export_run(
+    run: str,
+    out: str,
+    checkpoint: str | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+) -> None:
     """Writes weights, config, tokenizer and processor so that `from_pretrained` and vLLM load them.
 
     Args:
         run: folder of a training run, with its `config.yaml`.
         out: folder to write; it must not exist yet.
         checkpoint: which checkpoint; None is `checkpoints/last.ckpt`.
-        dtype: precision to save in, e.g. `bfloat16`; None keeps the run's.
+        dtype: precision to save in; None keeps the run's.
     """
     import torch
 

@@ -14,10 +14,15 @@ from typing_extensions import override
 
 from longrl.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
 from longrl.callbacks.random_state import RandomState
+from longrl.cli import TRAINER_COMMANDS
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.modules.policy import PolicyModule
 
 WandbMode = Literal["off", "offline", "online"]
+
+COMMAND_USAGE = "python -m longrl {} --config FILE.yaml [--config FILE.yaml ...] [--KEY VALUE ...]"
+COMMAND_HELP = """{}: {}. The options of a class are listed by --model.family.help CLASS, --trainer.callbacks.help CLASS
+and so on, for instance --trainer.callbacks.help longrl.callbacks.rollout.RolloutCallback."""
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -46,8 +51,15 @@ class LongRLCLI(LightningCLI):
             save_config_callback=SaveRunConfig,
             seed_everything_default=0,
             auto_configure_optimizers=False,
+            parser_kwargs={"prog": "python -m longrl", **command_texts()},
             args=None if list(args) == sys.argv[1:] else list(args),
         )
+
+    @override
+    def setup_parser(self, add_subcommands: bool, *args: Any) -> None:
+        super().setup_parser(add_subcommands, *args)
+        if add_subcommands:
+            self.parser.usage = COMMAND_USAGE.format("{" + ",".join(TRAINER_COMMANDS) + "}")
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -64,6 +76,7 @@ class LongRLCLI(LightningCLI):
 
     @override
     def before_instantiate_classes(self) -> None:
+        check_checkpoints(self.subcommand, self._get(self.config, "run_dir"), self._get(self.config, "ckpt_path"))
         trainer = self._get(self.config, "trainer")
         by_batch = "data.prompts_per_batch and model.max_tokens_per_micro_batch"
         remedies = {"gradient_clip_val": (0, "model.max_grad_norm"), "accumulate_grad_batches": (1, by_batch)}
@@ -100,3 +113,35 @@ class LongRLCLI(LightningCLI):
 def checkpoint_folder(run_dir: str) -> str:
     """Where a run keeps its checkpoints."""
     return str(Path(run_dir) / "checkpoints")
+
+
+def check_checkpoints(command: str | None, run_dir: str, ckpt_path: str | None) -> None:
+    """Raises ValueError, before anything is written, if `fit` would replace a run or `ckpt_path` is not there."""
+    last = Path(checkpoint_folder(run_dir), "last.ckpt")
+    if command == "fit" and ckpt_path is None and _is_saved(last):
+        raise ValueError(
+            f"--run_dir={run_dir} holds a run already, which `fit` does not replace; go on with it by "
+            f"--ckpt_path {last}, or name another --run_dir or delete that folder to start anew"
+        )
+    named = ckpt_path is None or ckpt_path in ("last", "best", "hpc") or ":" in ckpt_path  # known to Lightning alone
+    if not named and not _is_saved(Path(ckpt_path)):
+        raise ValueError(
+            f"--ckpt_path={ckpt_path} does not exist (working folder: {Path.cwd()}); name a checkpoint such as "
+            f"{last}, or leave the option out"
+        )
+
+
+def _is_saved(path: Path) -> bool:
+    """Whether a checkpoint is there, a file or a sharded folder, perhaps under the name it has while replaced."""
+    return path.exists() or path.with_name(f".{path.name}.before").exists()
+
+
+def command_texts() -> dict[str, dict[str, str]]:
+    """Usage and description of each command: an error begins with one line instead of a page of all options."""
+    return {
+        command: {
+            "usage": COMMAND_USAGE.format(command),
+            "description": COMMAND_HELP.format(command, text.partition(":")[0]),
+        }
+        for command, text in TRAINER_COMMANDS.items()
+    }

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from longrl.demo import run_demo
+from longrl.demo import _Demo, run_demo
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,6 +23,18 @@ def test_the_demo_runs_from_data_to_report(tmp_path, monkeypatch):
     page = (tmp_path / "demo" / "report.html").read_text()
     assert page.count("data:image/png;base64") >= 3
     assert not re.search(r'(src|href)="(?!data:|#)', page)  # nothing is fetched
+
+
+def test_a_base_model_made_before_is_set_aside(tmp_path, monkeypatch):
+    """Before the export, which refuses to overwrite it."""
+    commands = []
+    monkeypatch.setattr(_Demo, "_run", lambda self, *command: commands.append(command))
+    for _ in range(2):
+        (tmp_path / "base").mkdir()
+        assert _Demo(tmp_path).pretrain() == tmp_path / "base"
+        assert not (tmp_path / "base").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"base.old1", "base.old2"}
+    assert commands[-1][0] == "export"
 
 
 def test_files_and_commands_that_the_readme_names_exist():

@@ -258,12 +258,12 @@ def test_resuming_with_other_data_is_refused(tmp_path):
         run(folder, values, *resume(folder))
 
 
-def test_a_run_started_anew_in_its_folder_replaces_last_ckpt(tmp_path):
+def test_a_run_that_goes_on_replaces_last_ckpt(tmp_path):
     """`last.ckpt` is what `model.init_from` reads; Lightning's own choice is to write `last-v1.ckpt` beside it."""
     values = sft(max_epochs=1, limit_val_batches=0)
     folder = run(tmp_path / "run", values)
-    values["model"]["family"]["init_args"]["init_seed"] = 1
-    first, again = checkpoint(folder), checkpoint(run(folder, values))
+    values["trainer"]["max_epochs"] = 2
+    first, again = checkpoint(folder), checkpoint(run(folder, values, *resume(folder)))
     assert [file.name for file in (folder / "checkpoints").iterdir()] == ["last.ckpt"]
     assert differences(first["state_dict"], again["state_dict"]) != []
 

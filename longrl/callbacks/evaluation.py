@@ -20,7 +20,7 @@ class EvaluationReport(Callback):
     """Collects the groups of test and prediction batches.
 
     `test` writes `evaluation.json` (scores) and `predictions.jsonl` to the run's folder and prints a table; `predict`
-    writes `predictions.jsonl` alone.
+    writes `predictions.jsonl` alone. Every completion has its line; a question with several scores their mean.
 
     Args:
         frames_per_cell: video frames behind one temporal cell (2 for Qwen), to report how many frames were seen.
@@ -29,6 +29,9 @@ class EvaluationReport(Callback):
     def __init__(self, frames_per_cell: int | None = None) -> None:
         self.frames_per_cell = frames_per_cell
         self.records: list[dict[str, Any]] = []
+        """Of all ranks, once written."""
+        self._questions: list[list[dict[str, Any]]] = []
+        """The records of each question of this rank."""
         self.summary: Summary | None = None
 
     @override
@@ -56,8 +59,9 @@ class EvaluationReport(Callback):
         self._collect(batch)
 
     def _collect(self, batch: Batch) -> None:
-        self.records += [
-            sample_record(group, frames_per_cell=self.frames_per_cell) for group in batch.groups or ()
+        self._questions += [
+            [sample_record(group, index=n, frames_per_cell=self.frames_per_cell) for n in range(len(group.completions))]
+            for group in batch.groups or ()
         ]
 
     @override
@@ -77,9 +81,9 @@ class EvaluationReport(Callback):
 
     def _write_predictions(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = pl_module.parallel.data
-        by_rank = data.gather(self.records)
+        by_rank = data.gather(self._questions)
         # rank r of W had rows r, r + W, ...
-        self.records = [record for rows in zip_longest(*by_rank) for record in rows if record is not None]
+        self.records = [record for rows in zip_longest(*by_rank) for question in rows for record in question or ()]
         if trainer.is_global_zero:
             write_jsonl(Path(trainer.default_root_dir) / "predictions.jsonl", self.records)
 

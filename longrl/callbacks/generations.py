@@ -16,10 +16,10 @@ COLUMNS = ("step", "id", "category", "problem", "answer", "completion", "reward"
 
 
 class Generations(Callback):
-    """Appends a few completions to `samples.jsonl` every so many steps; prints them, and logs a W&B table.
+    """Appends a few completions to `samples.jsonl` every so many optimizer steps; prints them, and logs a W&B table.
 
     Args:
-        every_n_steps: how often.
+        every_n_steps: how often; a rollout of several steps that reaches or passes a multiple is shown.
         num_prompts: prompts shown each time.
         num_completions: completions of each.
         print_table: also print a table on the console.
@@ -37,12 +37,19 @@ class Generations(Callback):
         self.num_prompts = num_prompts
         self.num_completions = num_completions
         self.print_table = print_table
+        self._steps_before = 0
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        self._steps_before = trainer.global_step
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        if not batch.groups or not trainer.is_global_zero or trainer.global_step % self.every_n_steps:
+        every = self.every_n_steps
+        due = trainer.global_step // every > self._steps_before // every
+        if not batch.groups or not trainer.is_global_zero or not due:
             return
         rows = [
             sample

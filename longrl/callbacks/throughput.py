@@ -45,6 +45,12 @@ class Throughput(Callback):
         pl_module.log("throughput/media_encoded", float(pl_module.features.num_encoded), batch_size=1)
         self._end_of_last = now
 
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validation uses the same phases; its seconds belong to no step."""
+        pl_module.phases.collect()
+        self._end_of_last = time.perf_counter()
+
 
 def num_tokens(batch: Batch) -> int:
     """Tokens of a step, a prompt counted once."""

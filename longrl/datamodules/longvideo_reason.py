@@ -26,6 +26,7 @@ from longrl.datamodules.render import (
     DEFAULT_RESPONSE,
     RowRenderer,
     Stage,
+    check_template,
 )
 from longrl.datamodules.rows import load_row_function, make_rows, media_root_of, read_records
 from longrl.datamodules.skips import SkipLog, Skipped
@@ -61,10 +62,11 @@ class LongVideoReason(LightningDataModule):
         media_root: folder where relative media paths start; by default that of the source, if it is a file.
         row_function: import path (or `file.py:function`) of the function that turns a record into a `Row`.
         stage: `sft` gives prompts their target, from reasoning and answer; `rl` leaves it to be sampled.
-        question_template: what the model is asked; `{problem}` is the question with its options.
-        response_template: SFT target of a row with reasoning; `{option}` is the wording of the right option, for
-            models too small to find its letter (rewards take either).
-        answer_template: SFT target of a row without.
+        question_template: what the model is asked; `{problem}` is the question with its options. In all templates
+            braces around anything but a name stay, as LaTeX's do.
+        response_template: SFT target of a row, from its `{reasoning}` and `{answer}`; `{option}` is the wording of the
+            right option, for models too small to find its letter (rewards take either).
+        answer_template: SFT target of a row without reasoning.
         video: which frames of a video are read.
         blind: leave all media out, to see what the text alone gives away.
         blind_share: share of the training rows without their media and reasoning, so that the model can answer, by
@@ -79,8 +81,8 @@ class LongVideoReason(LightningDataModule):
         prefetch_prompts: training prompts rendered ahead by the workers; by default one batch.
         multiprocessing_context: how workers start: `fork`, `spawn` or `forkserver`; None for the platform's default.
         cached_media: decoded videos and images that each worker keeps, for sources that ask often about the same ones.
-        bad_records: what happens to a record that lacks a field or has an answer outside its options: `error`, before
-            weights are loaded, or `skip`, listed and counted like a broken video.
+        bad_records: what happens to a record that lacks a field, has an answer outside its options or places media that
+            it lacks: `error`, before weights are loaded, or `skip`, listed and counted like a broken video.
         check_files: look in `setup` whether all media exist; off for slow file systems.
         skipped_dir: folder of `skipped.jsonl`, which lists skipped rows; by default the run's, `default_root_dir`.
         max_skipped_share: share of a source's rows that may be skipped; see `longrl.datamodules.skips.SkipLog`.
@@ -124,10 +126,12 @@ class LongVideoReason(LightningDataModule):
         _at_least(1, max_prompt_tokens=max_prompt_tokens, prefetch_prompts=prefetch_prompts)
         _at_least(1, max_train_rows=max_train_rows, max_eval_rows=max_eval_rows)
         _at_least(0, num_workers=num_workers, cached_media=cached_media)
-        if not 0 <= max_skipped_share <= 1:
-            raise ValueError(f"data.max_skipped_share must be between 0 and 1, got {max_skipped_share}")
+        _share(max_skipped_share=max_skipped_share, blind_share=blind_share)
         if "{problem}" not in question_template:
             raise ValueError(f"data.question_template must contain {{problem}}, got {question_template!r}")
+        check_template("question_template", question_template, ("problem",))
+        for name, template in (("response_template", response_template), ("answer_template", answer_template)):
+            check_template(name, template, ("reasoning", "answer", "option"))
         if not num_workers and (prefetch_prompts or multiprocessing_context):
             logger.warning("data.prefetch_prompts and data.multiprocessing_context do nothing with data.num_workers=0")
         self.sources: dict[Split, list[str]] = {"train": _listed(train), "val": _listed(val), "test": _listed(test)}
@@ -324,6 +328,12 @@ def _bad_records(found: Sequence[Row | ValueError]) -> list[Skipped]:
 
 def _listed(source: str | list[str] | None) -> list[str]:
     return [source] if isinstance(source, str) else list(source or [])
+
+
+def _share(**options: float) -> None:
+    for name, value in options.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"data.{name} must be between 0 and 1, got {value}")
 
 
 def _at_least(least: int, **options: int | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -96,6 +97,16 @@ class RowRenderer:
 def fill(template: str, **values: str) -> str:
     r"""The template with each `{name}` replaced; other braces stay, as in `\boxed{}`."""
     return re.sub(r"\{(\w+)\}", lambda match: values.get(match[1], match[0]), template)
+
+
+def check_template(option: str, template: str, names: Collection[str]) -> None:
+    """Raises ValueError if nothing fills a `{name}` of a template: it would be shown, or learned, as it is."""
+    unknown = [name for name in re.findall(r"\{(\w+)\}", template) if name.isidentifier() and name not in names]
+    if unknown:
+        raise ValueError(
+            f"data.{option} may name {', '.join(f'{{{name}}}' for name in names)}, got {{{unknown[0]}}} in "
+            f"{template!r}; correct the name, or write it without braces"
+        )
 
 
 def without_media(row: Row) -> Row:

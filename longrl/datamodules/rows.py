@@ -336,6 +336,18 @@ def _load_file(path: str) -> ModuleType:
     return module
 
 
+def check_media_tags(row: Row) -> None:
+    """Raises ValueError if the problem has `<image>` and `<video>` tags, but not one for each medium of the row."""
+    from longrl.models.base import MEDIA_TAG
+
+    tags = MEDIA_TAG.findall(row.problem)
+    if tags and (tags.count("image"), tags.count("video")) != (len(row.images), len(row.videos)):
+        raise ValueError(
+            f"row {row.id!r} has {len(row.images)} images and {len(row.videos)} videos, but its problem places "
+            f"{', '.join(f'<{tag}>' for tag in tags)}; name every medium once, or none (then they come first)"
+        )
+
+
 def make_rows(records: Iterable[Record], row_function: RowFunction, media_root: str | None) -> list[Row | ValueError]:
     """A checked row of each record, or the error that says what is wrong with it."""
     from longrl.rewards.tasks import check_answer
@@ -345,6 +357,7 @@ def make_rows(records: Iterable[Record], row_function: RowFunction, media_root: 
         try:
             row = row_function(record, index, media_root)
             check_answer(row)
+            check_media_tags(row)
         except ValueError as error:
             rows.append(error)
         else:

@@ -52,7 +52,7 @@ PANELS: tuple[Panel, ...] = (
     Panel("Loss", r"(^|/)loss(/mean|_mean)?$"),
     Panel("Cut off", r"(^|/)cut_off$", unit="share of completions"),
     Panel("Entropy", r"(^|/)entropy(/mean|_mean)?$", unit="nats"),
-    Panel("KL to the reference", r"(^|/)(ref_)?kl(/mean|_mean)?$", unit="nats"),
+    Panel("KL to the reference", r"(^|/)(ref_)?kl(_ref)?(/mean|_mean)?$", unit="nats"),
     Panel("Completion length", r"(^|/)(completion|response)_(tokens|length)(/mean|_mean)?$", unit="tokens"),
     Panel("Gradient norm", r"(^|/)grad(ient)?_norm$"),
     Panel("Learning rate", r"(^|/)(lr|learning_rate)\b|^lr-", kind="exact"),

@@ -1,4 +1,4 @@
-"""One JSON line per answered question: what was asked, seen, said and scored."""
+"""One JSON line per completion of a question: what was asked, seen, said and scored."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ def sample_record(group: Group, *, index: int = 0, frames_per_cell: int | None =
     prompt, completion, row = group.prompt, group.completions[index], group.prompt.row
     return {
         "id": row.id,
+        "sample": index,
         "task": row.task,
         "category": row.category,
         "video": row.videos[0] if row.videos else "",

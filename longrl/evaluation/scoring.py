@@ -1,4 +1,8 @@
-"""Accuracies with intervals from sample records (`longrl.evaluation.records`)."""
+"""Accuracies with intervals from sample records (`longrl.evaluation.records`).
+
+The unit is the question: where a run answered each several times, a question counts once, with the mean over its
+completions.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 Record = Mapping[str, Any]
+Question = Sequence[Record]
+"""The records of all completions of one question."""
 OVERALL = "overall"
 
 
@@ -21,6 +27,7 @@ class Score:
     """Wilson interval, questions taken as independent."""
     high: float
     n: int
+    """Questions."""
     cluster_low: float | None = None
     """The same with questions on one video taken as one cluster; never narrower than the plain one."""
     cluster_high: float | None = None
@@ -35,9 +42,9 @@ class Difference:
     high: float
     n: int
     won: int
-    """Questions that only the second run answers right."""
+    """Questions that the second run answers right more often, with one completion each: that only it answers right."""
     lost: int
-    """Questions that only the first run answers right."""
+    """Questions that the first run answers right more often."""
 
 
 @dataclass(frozen=True)
@@ -86,13 +93,14 @@ def wilson_interval(correct: float, n: float, z: float = 1.96) -> tuple[float, f
 
 
 def score(values: Sequence[float], clusters: Sequence[object] | None = None) -> Score:
-    """Mean of 0/1 values with a plain and, given clusters, a cluster-aware Wilson interval.
+    """Mean of values in [0, 1] with a plain and, given clusters, a cluster-aware Wilson interval.
 
     The cluster-aware one has n divided by the design effect (Kish 1965): the variance of the mean over clusters,
-    relative to that of independent questions, taken as at least 1.
+    relative to that of independent questions, taken as at least 1. Values between 0 and 1 vary less than those at the
+    ends, for which the interval is meant: it is on the wide side.
 
     Args:
-        values: [n] 1.0 for a right answer.
+        values: [n] 1.0 for a right answer, or the share of right ones among several to a question.
         clusters: [n] what makes values dependent, the video for instance.
     """
     n = len(values)
@@ -108,19 +116,31 @@ def score(values: Sequence[float], clusters: Sequence[object] | None = None) -> 
 
 
 def scores_by_category(records: Iterable[Record], field: str = "correct") -> dict[str, Score]:
-    """Score of all records under "overall" and of each category, in alphabetical order.
+    """Score of all questions under "overall" and of each category, in alphabetical order.
 
     Args:
-        records: dicts with `id`, `category`, `video` and the field.
+        records: dicts with `id`, `category`, `video`, the field and, with several completions per question, `sample`.
         field: "correct" (strict) or "correct_lenient".
     """
-    by_category: dict[str, list[Record]] = defaultdict(list)
-    for record in records:
-        by_category[OVERALL].append(record)
-        if record["category"] != OVERALL:
-            by_category[str(record["category"])].append(record)
+    by_category: dict[str, list[Question]] = defaultdict(list)
+    for question in by_question(records):
+        category = question[0]["category"]
+        by_category[OVERALL].append(question)
+        if category != OVERALL:
+            by_category[str(category)].append(question)
     names = [OVERALL, *sorted(name for name in by_category if name != OVERALL)]
-    return {name: _score_records(by_category[name], field) for name in names}
+    return {name: _score_questions(by_category[name], field) for name in names}
+
+
+def by_question(records: Iterable[Record]) -> list[Question]:
+    """Records with one id and different `sample` belong together; another one with both the same is a new question."""
+    seen: Counter[tuple[object, int]] = Counter()
+    questions: dict[object, list[Record]] = defaultdict(list)
+    for record in records:
+        completion = record["id"], record.get("sample", 0)
+        questions[record["id"], seen[completion]].append(record)
+        seen[completion] += 1
+    return list(questions.values())
 
 
 def summarize(records: Sequence[Record]) -> Summary:
@@ -140,13 +160,17 @@ def summarize(records: Sequence[Record]) -> Summary:
 
 
 def _score_answered(records: Sequence[Record]) -> Score | None:
-    named = [record for record in records if record["task"] == "multiple_choice" and record["letter"]]
-    return _score_records(named, "correct") if named else None
+    named = [
+        [record for record in question if record["task"] == "multiple_choice" and record["letter"]]
+        for question in by_question(records)
+    ]
+    return _score_questions([question for question in named if question], "correct") if any(named) else None
 
 
 def majority_baseline(records: Iterable[Record]) -> tuple[str | None, float | None]:
-    """The most frequent answer of the multiple-choice records and its share; (None, None) without such records."""
-    answers = Counter(str(record["answer"]) for record in records if record["task"] == "multiple_choice")
+    """The most frequent answer of the multiple-choice questions and its share; (None, None) without such questions."""
+    first = [question[0] for question in by_question(records)]
+    answers = Counter(str(record["answer"]) for record in first if record["task"] == "multiple_choice")
     if not answers:
         return None, None
     letter, count = min(answers.items(), key=lambda item: (-item[1], item[0]))
@@ -162,7 +186,7 @@ def paired_difference(
     differences are equal.
 
     Raises:
-        ValueError: the runs answered different questions, or one question twice.
+        ValueError: the runs answered different questions, or two of a run's questions have one id.
     """
     before, after = _by_id(first), _by_id(second)
     if before.keys() != after.keys():
@@ -171,23 +195,28 @@ def paired_difference(
             f"{len(before.keys() - after.keys())} are only in the first and {len(after.keys() - before.keys())} "
             "only in the second; evaluate both on one data set"
         )
-    gains = [float(after[key][field]) - float(before[key][field]) for key in before]
+    gains = [_mean(after[key], field) - _mean(before[key], field) for key in before]
     mean = sum(gains) / len(gains) if gains else math.nan
-    half = z * math.sqrt(_variance_of_mean(gains, [_cluster(record) for record in before.values()]))
+    half = z * math.sqrt(_variance_of_mean(gains, [_cluster(question) for question in before.values()]))
     won, lost = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
     return Difference(mean, max(-1.0, mean - half), min(1.0, mean + half), len(gains), won, lost)
 
 
-def _score_records(records: Sequence[Record], field: str) -> Score:
-    unjudged = [str(record["id"]) for record in records if record[field] is None]
+def _score_questions(questions: Sequence[Question], field: str) -> Score:
+    unjudged = [str(record["id"]) for question in questions for record in question if record[field] is None]
     if unjudged:
         raise ValueError(
             f"every record needs a judged {field!r}, got None for {', '.join(unjudged[:5])}; score them first"
         )
-    return score([float(record[field]) for record in records], [_cluster(record) for record in records])
+    return score([_mean(question, field) for question in questions], [_cluster(question) for question in questions])
 
 
-def _cluster(record: Record) -> str:
+def _mean(question: Question, field: str) -> float:
+    return sum(float(record[field]) for record in question) / len(question)
+
+
+def _cluster(question: Question) -> str:
+    record = question[0]
     return record["video"] or f"id:{record['id']}"  # a question without a video stands alone
 
 
@@ -203,10 +232,11 @@ def _variance_of_mean(values: Sequence[float], clusters: Sequence[object]) -> fl
     return count / (count - 1) * sum(d * d for d in deviations.values()) / len(values) ** 2
 
 
-def _by_id(records: Iterable[Record]) -> dict[str, Record]:
-    by_id: dict[str, Record] = {}
-    for record in records:
-        if record["id"] in by_id:
-            raise ValueError(f"a run must answer each question once, got id {record['id']!r} twice; drop one of them")
-        by_id[record["id"]] = record
+def _by_id(records: Iterable[Record]) -> dict[str, Question]:
+    by_id: dict[str, Question] = {}
+    for question in by_question(records):
+        name = question[0]["id"]
+        if name in by_id:
+            raise ValueError(f"a run's questions need ids of their own, got id {name!r} twice; drop one of them")
+        by_id[name] = question
     return by_id

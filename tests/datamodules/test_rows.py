@@ -185,6 +185,28 @@ def test_an_answer_outside_the_options_is_refused(answer):
     assert f"must be one of the options A, B, C, got '{answer}'" in str(error)
 
 
+def of_media(problem, videos=(), images=()):
+    return make_rows([record(problem=problem, videos=list(videos), images=list(images))], longvideo_reason_row, None)
+
+
+@pytest.mark.parametrize(
+    ("tags", "videos", "images"),
+    [("<video><video>", ["a"], []), ("<image>", ["a"], []), ("<video>", ["a"], ["b"]), ("<image>", ["a"], ["b", "c"])],
+)
+def test_tags_that_place_other_media_than_the_row_has_are_refused(tags, videos, images):
+    (error,) = of_media(f"{tags}{QUESTION}", videos, images)
+    assert isinstance(error, ValueError)
+    wanted = f"row '7' has {len(images)} images and {len(videos)} videos, but its problem places {tags[:7]}"
+    assert wanted in str(error)
+    assert "name every medium once, or none" in str(error)
+
+
+def test_tags_for_every_medium_in_any_order_or_none_are_rows():
+    for problem in (QUESTION, f"<video><image>{QUESTION}<video>"):
+        (row,) = of_media(problem, ["a", "b"], ["c"])
+        assert row.problem == problem
+
+
 def test_tags_around_answer_and_reasoning_are_removed():
     assert plain_answer("so <answer>A</answer>, no, <answer> C </answer>") == "C"
     assert plain_reasoning("<think> I see. </think><answer>C</answer>") == "I see."

@@ -63,6 +63,8 @@ def test_an_empty_file_has_no_metrics_and_no_figure(tmp_path):
         ("train/loss_step", "Loss"),
         ("train/entropy", "Entropy"),
         ("train/kl", "KL to the reference"),
+        ("train/kl_ref", "KL to the reference"),
+        ("train/approx_kl", None),
         ("train/completion_tokens", "Completion length"),
         ("train/grad_norm", "Gradient norm"),
         ("lr-AdamW", "Learning rate"),

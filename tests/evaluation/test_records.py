@@ -29,6 +29,7 @@ def test_a_record_holds_what_was_asked_seen_said_and_scored():
     RewardSum([RewardTerm("longrl.rewards.accuracy", 2.0)]).score([scored])
     assert sample_record(scored, frames_per_cell=2) == {
         "id": "q1",
+        "sample": 0,
         "task": "multiple_choice",
         "category": "spatial",
         "video": "clips/7.mp4",
@@ -55,6 +56,7 @@ def test_a_record_holds_what_was_asked_seen_said_and_scored():
 def test_strict_and_lenient_differ_without_a_tag_and_unknown_frames_are_null():
     record = sample_record(group("<answer>A</answer>", "The answer is B"), index=1)
     assert (record["correct"], record["correct_lenient"], record["letter"]) == (False, True, None)
+    assert record["sample"] == 1
     assert (record["num_frames"], record["reward"], record["rewards"]) == (None, None, {})
 
 

@@ -131,6 +131,44 @@ def test_answers_that_name_no_option_are_left_out_of_what_was_answered():
     assert summarize([record("1", False, letter=None)]).answered is None
 
 
+def sampled(name: str, *correct: bool, **fields: object) -> list[dict]:
+    """A question that was answered several times."""
+    return [record(name, right, sample=n, **fields) for n, right in enumerate(correct)]
+
+
+def test_a_question_answered_several_times_counts_once_with_its_mean():
+    records = [*sampled("1", True, False, False, True), *sampled("2", False, False, False, True)]
+    found = scores_by_category(records)["overall"]
+    assert (found.accuracy, found.n) == (0.375, 2)
+    assert (found.low, found.high) == wilson_interval(0.75, 2)
+    assert (found.cluster_low, found.cluster_high) == (found.low, found.high)  # the questions are the units
+
+
+def test_a_summary_of_several_completions_weighs_questions_not_completions():
+    named = sampled("1", True, False, True) + sampled("2", False, False, True) + sampled("3", False, answer="A")
+    named[1]["letter"] = named[3]["letter"] = named[4]["letter"] = None
+    named[0]["finish_reason"] = "length"
+    found = summarize(named)
+    assert (found.scores["overall"].accuracy, found.scores["overall"].n) == (pytest.approx((2 / 3 + 1 / 3 + 0) / 3), 3)
+    assert (found.answered.accuracy, found.answered.n) == (pytest.approx((1 + 1 + 0) / 3), 3)  # of those that name one
+    assert (found.majority_letter, found.majority_accuracy) == ("B", pytest.approx(2 / 3))
+    assert found.truncation_rate == pytest.approx(1 / 7)
+
+
+def test_several_completions_pair_by_question():
+    before = sampled("1", False, False) + sampled("2", True, True)
+    after = sampled("2", True, False) + sampled("1", True, False)
+    result = paired_difference(before, after)
+    assert (result.difference, result.n, result.won, result.lost) == (0.0, 2, 1, 1)
+    assert paired_difference(before, sampled("1", True) + sampled("2", True)).difference == 0.5  # of another number
+
+
+def test_questions_with_one_id_stay_apart():
+    """Joined sources may number their rows alike."""
+    records = sampled("1", True, True) + sampled("1", False, False)
+    assert scores_by_category(records)["overall"].n == 2
+
+
 def test_majority_of_equals_is_the_first_letter():
     assert majority_baseline([record("1", True, answer="C"), record("2", True, answer="A")]) == ("A", 0.5)
     assert majority_baseline([record("1", True, task="math")]) == (None, None)

@@ -1,0 +1,29 @@
+"""Which steps leave samples."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from longrl.callbacks.generations import Generations
+from longrl.types import Batch, Completion, Group, Prompt, Row
+
+
+def batch():
+    row = Row(id="1", problem="Which?", answer="B")
+    prompt = Prompt("1", torch.zeros(1, dtype=torch.long), torch.zeros(1, 1, dtype=torch.long), (), row)
+    answer = Completion(torch.zeros(1), torch.zeros(1), "B", "stop")
+    return Batch([prompt], groups=[Group(prompt, [answer], rewards=torch.ones(1))])
+
+
+@pytest.mark.parametrize(("steps_per_rollout", "shown"), [(1, [5, 10]), (2, [6, 10]), (4, [8, 12]), (6, [6, 12])])
+def test_a_rollout_that_passes_a_multiple_is_shown(tmp_path, steps_per_rollout, shown):
+    callback = Generations(every_n_steps=5)
+    trainer = SimpleNamespace(default_root_dir=str(tmp_path), is_global_zero=True, global_step=0, loggers=[])
+    while trainer.global_step < 11:
+        callback.on_train_batch_start(trainer, None, batch(), 0)
+        trainer.global_step += steps_per_rollout
+        callback.on_train_batch_end(trainer, None, None, batch(), 0)
+    lines = (tmp_path / "samples.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == shown
