@@ -275,7 +275,8 @@ def main(args: list[str] | None = None) -> None:
     """Command line: `--out`, `--workers` and one flag per field of `SyntheticConfig`."""
     from jsonargparse import ArgumentParser
 
-    parser = ArgumentParser(description="Generate synthetic long videos with questions.")
+    text = "Generate synthetic long videos with questions."
+    parser = ArgumentParser(prog="python -m longrl synthetic", description=text)
     parser.add_argument("--out", type=str, required=True, help="folder to write")
     parser.add_argument("--workers", type=int, default=2, help="processes that draw and encode")
     parser.add_class_arguments(SyntheticConfig)

@@ -1,29 +1,31 @@
 """Peak memory of real update steps, counted by torch's CPU allocator.
 
-The profiler's `[memory]` events are every allocation and every free of the allocator, so their running sum is what is
-held, to the byte. Resident memory would add the pages that glibc keeps, the buffers of gloo's threads and the imports,
-and would miss blocks that are allocated but never written.
+The profiler sees every allocation of the allocator and, but for those on gloo's threads, every free, so what is held is
+known to the byte. Resident memory would add the pages that glibc keeps, the buffers of gloo and the imports, and would
+miss blocks that are allocated but never written.
 """
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import tempfile
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 
 from longrl.algorithms import Algorithm
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.models.tiny import tiny_qwen2_5_vl
 from longrl.modules.policy import OptimizerSettings, PolicyModule
+from longrl.strategies.frames import Share
 from longrl.strategies.fsdp import ShardingOptions
 from longrl.strategies.mr_sp import MRSPStrategy
 from longrl.types import Batch, Completion, Group, Prompt, SamplingParams
-from tests.modules.test_policy import train
+from tests.modules.test_policy import Given
 from tests.tiny import frames, held, row
-from longrl.strategies.frames import Share
 
 SIDE = 112
 """Pixels along a frame's edges: 16 tokens per temporal cell."""
@@ -52,8 +54,8 @@ class Case:
             max_pixels=SIDE * SIDE, max_video_pixels=1 << 40,
         )  # fmt: skip
 
-    def prompt(self, family: Qwen2_5_VLFamily, share: Share) -> Prompt:
-        video = frames(2 * self.cells, SIDE, SIDE, "v")
+    def prompt(self, family: Qwen2_5_VLFamily, share: Share, name: str = "v") -> Prompt:
+        video = frames(2 * self.cells, SIDE, SIDE, name)
         return family.render(row("a"), "What?", [held(video, share)])
 
 
@@ -89,17 +91,18 @@ class Phases(Callback):
 def peaks(case: Case) -> dict[str, int]:
     """{phase: bytes} of this rank: the most that was held in each phase of the second step."""
     rank, family = torch.distributed.get_rank(), case.family()
+    prompts = [case.prompt(family, Share(rank, case.sp), name) for name in "vw"]  # on the host: not counted
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profiler:
-        prompt = case.prompt(family, Share(rank, case.sp))
         policy = PolicyModule(
             family, Algorithm(kl_coef=0.1 if case.kl else 0.0), OptimizerSettings(lr=1e-4),
             max_tokens_per_micro_batch=1 << 16, feature_cache_bytes=0,
         )  # fmt: skip
         strategy = MRSPStrategy(case.sp, sharding=ShardingOptions(compute_dtype=case.compute_dtype))
-        batches = [Batch([prompt], groups=[group(case, prompt)]) for _ in range(2)]
-        options = {"strategy": strategy, "devices": case.sp, "max_epochs": 1}
-        train(policy, *batches, callbacks=[Phases(case)], **options)
+        batches = [Batch([prompt], groups=[group(case, prompt)]) for prompt in prompts]
+        options = {"accelerator": "cpu", "strategy": strategy, "devices": case.sp, "max_epochs": 1, "logger": False}
+        options |= {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+        Trainer(callbacks=[Phases(case)], **options).fit(policy, datamodule=Given(batches, "rl"))
     return by_phase(profiler)
 
 
@@ -117,13 +120,51 @@ def mark(phase: str) -> None:
 
 def by_phase(profiler: Any) -> dict[str, int]:
     """{phase: most bytes held}; the last run of each counts, for the optimizer has state from the second step on."""
-    events = sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns())
-    held, phase, found = 0, "start", {}
-    for event in events:
-        if event.name().startswith("phase "):
-            phase = event.name().removeprefix("phase ")
-            found[phase] = held
-        elif event.name() == "[memory]":
-            held += event.nbytes()
-            found[phase] = max(found.get(phase, 0), held)
+    held, phase, found = Held(), "start", {}
+    events = flat(profiler.profiler.kineto_results.experimental_event_tree())
+    for event in sorted(events, key=lambda event: event.start_time_ns):
+        if event.tag == torch._C._profiler._EventType.Allocation:
+            held.count(event.extra_fields.ptr, event.extra_fields.alloc_size)
+            found[phase] = max(found.get(phase, 0), held.bytes)
+        elif event.name.startswith("phase "):
+            phase = event.name.removeprefix("phase ")
+            found[phase] = held.bytes
     return found
+
+
+def flat(events: Iterable[Any]) -> Iterator[Any]:
+    """A tree of events, each before those within it."""
+    waiting = list(events)
+    while waiting:
+        event = waiting.pop()
+        yield event
+        waiting += event.children
+
+
+class Held:
+    """The blocks in use. gloo's threads free some that the profiler does not see go: an address that is handed out
+    again must have been freed."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._sizes: dict[int, int] = {}
+        self._starts: list[int] = []
+
+    def count(self, address: int, size: int) -> None:
+        if size < 0:
+            self._forget(address)
+            return
+        place = bisect.bisect_left(self._starts, address)
+        if place and self._starts[place - 1] + self._sizes[self._starts[place - 1]] > address:
+            self._forget(self._starts[place - 1])
+            place -= 1
+        while place < len(self._starts) and self._starts[place] < address + size:
+            self._forget(self._starts[place])
+        self._starts.insert(place, address)
+        self._sizes[address] = size
+        self.bytes += size
+
+    def _forget(self, address: int) -> None:
+        if address in self._sizes:
+            self.bytes -= self._sizes.pop(address)
+            self._starts.pop(bisect.bisect_left(self._starts, address))

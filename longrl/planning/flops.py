@@ -1,0 +1,160 @@
+"""How much a step computes, and how long that takes; the prompt counts once per group, as the code computes it.
+
+Letters as in `longrl.planning.inputs`; Q parameters of all layers, P prompts of a team. A product with Q parameters is
+2 Q operations per row. Times are of one rank: the slowest, since all wait for it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from longrl.planning.formulas import prefilled_prompts, rank_completions
+from longrl.planning.hardware import Hardware
+from longrl.planning.inputs import MicroBatch, Plan, micro_batch
+
+BACKWARD = 2
+"""A backward pass is twice its forward pass."""
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """What share of the makers' peaks is reached."""
+
+    compute: float = 0.4
+    bandwidth: float = 0.6
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one step, by phase."""
+
+    encode: float
+    prefill: float
+    decode: float
+    score: float
+    update: float
+
+    @property
+    def step(self) -> float:
+        """All phases, one after the other."""
+        return self.encode + self.prefill + self.decode + self.score + self.update
+
+
+def encode_flops(plan: Plan) -> float:
+    """One video: n (2 Q + 4 X window) in windowed layers, 4 X n cell in full ones."""
+    tower, n = plan.sizes.tower, plan.patches
+    if tower is None or not n:
+        return 0.0
+    windowed = (tower.num_layers - tower.num_full_layers) * min(tower.window_patches, plan.cell_patches)
+    full = tower.num_full_layers * plan.cell_patches
+    return float(n * (2 * tower.params + 4 * tower.width * (windowed + full)))
+
+
+def prefill_flops(plan: Plan) -> float:
+    """One prompt: 2 Q T, and causal attention 2 A T^2 per layer."""
+    sizes, tokens = plan.sizes, plan.prompt_tokens
+    return 2.0 * sum(sizes.layer_params) * tokens + 2.0 * len(sizes.layer_params) * sizes.query_width * tokens**2
+
+
+def decode_flops(plan: Plan) -> float:
+    """One completion: S (2 Q + 2 V D), and 4 A (T S + S^2 / 2) per layer."""
+    sizes, tokens = plan.sizes, plan.completion_tokens
+    dense = 2.0 * (sum(sizes.layer_params) + sizes.vocabulary * sizes.hidden) * tokens
+    seen = plan.prompt_tokens * tokens + tokens**2 / 2
+    return dense + 4.0 * len(sizes.layer_params) * sizes.query_width * seen
+
+
+def forward_flops(plan: Plan, batch: MicroBatch) -> float:
+    """A micro-batch's layers.
+
+    2 Q per row; per group and layer 2 A (T^2 + g (2 T S + S^2)), g completions, where heads that pad the ranks'
+    shares count as heads.
+    """
+    sizes, heads, sp = plan.sizes, plan.heads, plan.sequence_parallel_size
+    width = sp * heads.per_rank * heads.size * sizes.head_size if sp > 1 else sizes.query_width
+    t, s = plan.prompt_tokens, plan.completion_tokens
+    pairs = batch.groups * (t**2 + batch.completions * (2 * t * s + s**2))
+    return 2.0 * sum(sizes.layer_params) * batch.tokens + 2.0 * len(sizes.layer_params) * width * pairs
+
+
+def head_flops(plan: Plan, batch: MicroBatch) -> float:
+    """The scored rows of a micro-batch: 2 V D each."""
+    return 2.0 * plan.sizes.vocabulary * plan.sizes.hidden * batch.scored
+
+
+def step_flops(plan: Plan) -> dict[str, float]:
+    """Operations of one team's step, by phase."""
+    batch = micro_batch(plan)
+    prompts, turns = plan.prompts_per_batch, plan.team // plan.sequence_parallel_size
+    count = batch.count * turns
+    once = count * (forward_flops(plan, batch) + head_flops(plan, batch))
+    layers = (1 + BACKWARD + plan.gradient_checkpointing) * forward_flops(plan, batch)
+    head = (2 + BACKWARD) * head_flops(plan, batch)  # its logits are always computed again
+    trains = plan.sizes.tower is not None and plan.sizes.tower.trains
+    return {
+        "encode": prompts * encode_flops(plan),
+        "prefill": prompts * prefill_flops(plan),
+        "decode": prompts * plan.num_generations * decode_flops(plan),
+        "score": once * scoring_passes(plan),
+        "update": plan.epochs * (count * (layers + head) + trains * (1 + BACKWARD) * prompts * encode_flops(plan)),
+    }
+
+
+def scoring_passes(plan: Plan) -> int:
+    """Old log-probabilities if a rollout serves several optimizer steps, and the reference's."""
+    return int(plan.mini_batches * plan.epochs > 1) + int(plan.reference)
+
+
+def times(plan: Plan, hardware: Hardware, efficiency: Efficiency) -> Times:
+    """Seconds of a step's phases on the slowest rank; gathering weights overlaps with computing, exchanges do not."""
+    peak = hardware.flops * efficiency.compute
+    flops, batch = step_flops(plan), micro_batch(plan)
+    gather, passes = gather_s(plan, hardware, efficiency), scoring_passes(plan)
+    exchange = batch.count * exchange_s(plan, batch, hardware, efficiency)
+    backward = 1 + BACKWARD / 2 + plan.gradient_checkpointing
+    return Times(
+        encode=flops["encode"] / plan.team / peak,
+        prefill=prefill_rounds(plan) * prefilled_prompts(plan) * prefill_flops(plan) / peak,
+        decode=decode_s(plan, hardware, efficiency),
+        score=max(flops["score"] / plan.team / peak, passes * batch.count * gather) + passes * exchange,
+        update=max(flops["update"] / plan.team / peak, plan.epochs * batch.count * 3 * gather)
+        + plan.epochs * backward * exchange,
+    )
+
+
+def prefill_rounds(plan: Plan) -> int:
+    """Calls of the decoder on one rank."""
+    own = max(1, math.ceil(plan.prompts_per_batch / plan.team))
+    return math.ceil(own / prefilled_prompts(plan))
+
+
+def decode_s(plan: Plan, hardware: Hardware, efficiency: Efficiency) -> float:
+    """S steps of each round, each reading all text weights and the keys and values so far; or the products' time."""
+    sizes, sequences = plan.sizes, prefilled_prompts(plan) * rank_completions(plan)
+    kept = 2 * len(sizes.layer_params) * sizes.key_width * plan.matmul_bytes
+    seen = prefilled_prompts(plan) * plan.prompt_tokens + sequences * plan.completion_tokens / 2
+    read = plan.gathered_bytes * sizes.text_params + kept * seen
+    by_memory = plan.completion_tokens * read / (hardware.memory_bandwidth * efficiency.bandwidth)
+    by_compute = sequences * decode_flops(plan) / (hardware.flops * efficiency.compute)
+    return prefill_rounds(plan) * max(by_memory, by_compute)
+
+
+def gather_s(plan: Plan, hardware: Hardware, efficiency: Efficiency) -> float:
+    """Gathering all sharded weights once: c Q (1 - 1 / m) over the slower of the two networks it crosses."""
+    inside = plan.shards <= hardware.devices
+    bandwidth = hardware.node_bandwidth if inside else hardware.network_bandwidth
+    size = plan.gathered_bytes * plan.sizes.text_params * (1 - 1 / plan.shards)
+    return size / (bandwidth * efficiency.bandwidth)
+
+
+def exchange_s(plan: Plan, batch: MicroBatch, hardware: Hardware, efficiency: Efficiency) -> float:
+    """The all-to-alls of one forward pass: N l (2 h + 2 k) d b sp per rank, of which 1 - 1 / sp travels."""
+    sp, heads, sizes = plan.sequence_parallel_size, plan.heads, plan.sizes
+    if sp == 1:
+        return 0.0
+    rows = batch.tokens / sp
+    width = sp * heads.per_rank * (2 * heads.size + 2) * sizes.head_size
+    size = len(sizes.layer_params) * rows * width * plan.matmul_bytes * (1 - 1 / sp)
+    bandwidth = hardware.node_bandwidth if sp <= hardware.devices else hardware.network_bandwidth
+    return size / (bandwidth * efficiency.bandwidth)

@@ -1,0 +1,339 @@
+"""One formula for each kind of memory, taken from the code it names.
+
+Letters as in `longrl.planning.inputs`, and: w bytes of a weight in its shard, c of a gathered one and of the residual
+stream, b of what enters a matrix product; l rows of a micro-batch on one rank, L on all ranks that share it; r scored
+rows on one rank; M features of a prompt, P prompts of a team; m ranks that hold one copy of the weights.
+"""
+
+from __future__ import annotations
+
+import math
+
+from longrl.modules.logprobs import MAX_LOGITS
+from longrl.planning.inputs import Plan, Tower
+
+Parts = dict[str, float]
+"""{kind: bytes on one device}."""
+
+# ------------------------------------------------------------------------------------------------- what always stays
+
+
+def weights(plan: Plan) -> float:
+    """Shards of the policy, `fully_shard` in strategies/fsdp.py: w (text + trainable tower) / m; none with offload."""
+    return 0.0 if plan.offload else plan.weight_bytes * _trained(plan) / plan.shards
+
+
+def frozen_tower(plan: Plan) -> float:
+    """Whole on every rank, so that encoding needs no communication: w per parameter."""
+    tower = plan.sizes.tower
+    return 0.0 if tower is None or tower.trains else float(plan.weight_bytes * tower.params)
+
+
+def reference(plan: Plan) -> float:
+    """Shards of the reference, its own tower whole, for it does not train, and its root unit gathered.
+
+    Without a backward pass nothing lets that go (`reshard_after_forward=False`): w (text / m + tower) + c root.
+    """
+    if not plan.reference:
+        return 0.0
+    text = 0.0 if plan.offload else plan.sizes.text_params / plan.shards
+    tower = plan.sizes.tower.params if plan.sizes.tower else 0
+    return plan.weight_bytes * (text + tower) + plan.gathered_bytes * plan.sizes.root_params
+
+
+def gradients(plan: Plan) -> float:
+    """Shards of what trains, in the weights' precision: w / m per parameter; none with offload."""
+    return weights(plan)
+
+
+def optimizer(plan: Plan) -> float:
+    """AdamW's two moments, in the weights' precision: 2 w / m per parameter; none with offload."""
+    return 2 * weights(plan)
+
+
+def features(plan: Plan) -> float:
+    """Those of all prompts of the batch, whole on every rank of the team, in the tower's precision: w P M D."""
+    return float(plan.weight_bytes * plan.prompts_per_batch * plan.media_tokens * plan.sizes.hidden)
+
+
+def cached_features(plan: Plan) -> float:
+    """What `FeatureCache` keeps from earlier steps beside `features`: none if those alone are over its limit."""
+    tower = plan.sizes.tower
+    return 0.0 if tower is None or tower.trains else max(0.0, plan.feature_cache_bytes - features(plan))
+
+
+def _trained(plan: Plan) -> int:
+    tower = plan.sizes.tower
+    return plan.sizes.text_params + (tower.params if tower is not None and tower.trains else 0)
+
+
+def standing(plan: Plan) -> Parts:
+    """Kinds that are there in every phase."""
+    return {
+        "weights": weights(plan),
+        "vision tower": frozen_tower(plan),
+        "reference": reference(plan),
+        "optimizer": optimizer(plan),
+        "features": features(plan) + cached_features(plan),
+        "workspace": float(plan.workspace_bytes),
+    }
+
+
+# -------------------------------------------------------------------------------------------------- gathered weights
+
+
+def gathered_root(plan: Plan) -> float:
+    """Embeddings, norm and LM head, whole from the first use of the policy to the end of its backward pass: c each."""
+    return float(plan.gathered_bytes * plan.sizes.root_params)
+
+
+def gathered_layers(plan: Plan) -> float:
+    """The layer at work and the message in which the next one arrives: 2 c of the largest layer."""
+    return 2.0 * plan.gathered_bytes * max(plan.sizes.layer_params)
+
+
+def gathered_whole(plan: Plan) -> float:
+    """`Entry.whole`: every layer on every rank for the time of a rollout: c (text)."""
+    return float(plan.gathered_bytes * plan.sizes.text_params)
+
+
+def layer_gradients(plan: Plan, *, before: bool) -> float:
+    """Gradients of the layer at work, c each, and the message of the one before it, in the precision of the sum."""
+    return max(plan.sizes.layer_params) * (plan.gathered_bytes + before * _reduced_bytes(plan))
+
+
+def _reduced_bytes(plan: Plan) -> int:
+    return max(plan.gathered_bytes, 4) if plan.gathered_bytes < plan.weight_bytes else plan.gathered_bytes
+
+
+def weight_casts(plan: Plan) -> float:
+    """Under autocast every product saves its weights in b for the backward pass.
+
+    Of all layers, or with checkpointing of one. They are not sharded.
+    """
+    if plan.matmul_bytes == plan.gathered_bytes:
+        return 0.0
+    layers = plan.sizes.layer_params
+    return float(plan.matmul_bytes * (max(layers) if plan.gradient_checkpointing else sum(layers)))
+
+
+# ------------------------------------------------------------------------------------------------------- activations
+
+
+def norm_saved(plan: Plan, width: int, bytes_in: int) -> float:
+    """Per row, RMSNorm: its input, that in float32 if it is not, and the normalised one: width (c + 4 [c < 4] + c)."""
+    return width * (2 * bytes_in + (4 if bytes_in < 4 else 0))
+
+
+def attention_saved(plan: Plan, rows: int) -> float:
+    """`_SharedPrefix` and `SequenceParallel.to_heads`: queries, keys, values, output and its log-sum-exp.
+
+    One rank: l (2 A + 2 C) b + 4 l H. Of several, each has L rows of its padded heads, h of them with k key heads, and
+    once more its own rows of the output: L ((h + 2 k) d + h d) b + 4 L h + l A b; queries are copied if k > 1.
+    """
+    sizes, heads, b = plan.sizes, plan.heads, plan.matmul_bytes
+    if plan.sequence_parallel_size == 1:
+        return rows * ((2 * sizes.query_width + 2 * sizes.key_width) * b + 4 * sizes.num_heads)
+    whole, own = rows * plan.sequence_parallel_size, heads.per_rank * heads.size
+    copies = own if heads.per_rank > 1 else 0
+    numbers = (2 * own + 2 * heads.per_rank + copies) * sizes.head_size
+    return whole * (numbers * b + 4 * own) + rows * sizes.query_width * b
+
+
+def layer_saved(plan: Plan, rows: int) -> float:
+    """All that a layer keeps for its backward pass.
+
+    Two norms with the product's input behind each, attention, and of the MLP gate, its activation, up and their
+    product: 2 norm + 2 l D b + attention + 4 l F b.
+    """
+    sizes, b = plan.sizes, plan.matmul_bytes
+    per_row = 2 * (norm_saved(plan, sizes.hidden, plan.gathered_bytes) + sizes.hidden * b) + 4 * sizes.mlp_width * b
+    if sizes.head_norms:
+        per_row += norm_saved(plan, sizes.query_width + sizes.key_width, b)
+    return rows * per_row + attention_saved(plan, rows)
+
+
+def layers_saved(plan: Plan, rows: int) -> float:
+    """Of all layers when the backward pass begins: N layers, or with checkpointing their inputs, N l D c."""
+    count = len(plan.sizes.layer_params)
+    if plan.gradient_checkpointing:
+        return float(count * rows * plan.sizes.hidden * plan.gathered_bytes)
+    return count * layer_saved(plan, rows)
+
+
+def ends_saved(plan: Plan, rows: int) -> float:
+    """Input and normalised input of the final norm, cosine and sine of the positions: norm + 2 l d c."""
+    sizes = plan.sizes
+    return rows * (norm_saved(plan, sizes.hidden, plan.gathered_bytes) + 2 * sizes.head_size * plan.gathered_bytes)
+
+
+def backward_working_set(plan: Plan, rows: int) -> float:
+    """Beside a layer's saved tensors when its MLP goes backward.
+
+    Gradients of product, activation and up less the product itself, and of the stream: 2 l F b + 2 l D c.
+    """
+    return rows * (2 * plan.sizes.mlp_width * plan.matmul_bytes + 2 * plan.sizes.hidden * plan.gathered_bytes)
+
+
+def attention_exchange(plan: Plan, rows: int) -> float:
+    """Beside the stream when attention goes backward.
+
+    Gradients of h heads of output, query, key and value, the last three once more as a kernel returns them, with
+    CUDA's sums in float32; with several ranks the message of the all-to-all, before and after: L h d (5 b + 4
+    [CUDA]) + 2 L k d b + 2 L (h + 2 k) d b [sp > 1].
+    """
+    sizes, heads, b, whole = plan.sizes, plan.heads, plan.matmul_bytes, rows * plan.sequence_parallel_size
+    own, keys = heads.per_rank * heads.size * sizes.head_size, heads.per_rank * sizes.head_size
+    if plan.sequence_parallel_size == 1:
+        own, keys = sizes.query_width, sizes.key_width
+    message = 2 * (own + 2 * keys) * b if plan.sequence_parallel_size > 1 else 0
+    return whole * (own * (5 * b + (4 if plan.cuda else 0)) + 2 * keys * b + message)
+
+
+def layer_backward(plan: Plan, rows: int) -> float:
+    """The most that a layer's backward pass adds to what `layers_saved` counts.
+
+    While attention goes backward, the MLP's saved tensors are gone.
+    """
+    mlp = rows * 4 * plan.sizes.mlp_width * plan.matmul_bytes
+    own = layer_saved(plan, rows) if plan.gradient_checkpointing else 0.0
+    return own + max(backward_working_set(plan, rows), attention_exchange(plan, rows) - mlp)
+
+
+def forward_working_set(plan: Plan, rows: int) -> float:
+    """Without gradient a layer holds its input, the MLP's input, and gate, up and product: l (2 D c + D b + 3 F b)."""
+    sizes, b = plan.sizes, plan.matmul_bytes
+    return rows * (2 * sizes.hidden * plan.gathered_bytes + sizes.hidden * b + 3 * sizes.mlp_width * b)
+
+
+def logits(plan: Plan, scored: int, *, backward: bool) -> float:
+    """modules/logprobs.py.
+
+    a chunk of r' = min(r, MAX_LOGITS / V) rows in float32: logits and the two temporaries of the entropy, 12 r' V;
+    in the backward pass logits and three gradients, 16 r' V. The head's input: r D b.
+    """
+    share = math.ceil(scored / plan.sequence_parallel_size)
+    rows = min(share, max(1, MAX_LOGITS // plan.sizes.vocabulary))
+    return rows * plan.sizes.vocabulary * (16 if backward else 12) + share * plan.sizes.hidden * plan.matmul_bytes
+
+
+def head_gradient(plan: Plan) -> float:
+    """Of the LM head, not sharded until the backward pass ends: c V D; under autocast its cast, b V D, as well."""
+    cast = plan.matmul_bytes if plan.matmul_bytes < plan.gathered_bytes else 0
+    return plan.sizes.vocabulary * plan.sizes.hidden * float(plan.gathered_bytes + cast)
+
+
+def root_reduction(plan: Plan) -> float:
+    """The end of the backward pass.
+
+    Gradients of head and embeddings, c V D each; then those of the root, as one, and the message that sums them.
+    """
+    sizes, c = plan.sizes, plan.gathered_bytes
+    both = 2 * sizes.vocabulary * sizes.hidden * c
+    return float(max(both, sizes.root_params * (c + _reduced_bytes(plan))))
+
+
+def optimizer_working_set(plan: Plan) -> float:
+    """CUDA's AdamW takes the square root of all second moments at once.
+
+    w / m per parameter. The CPU's goes one by one.
+    """
+    if plan.offload or not plan.cuda:
+        return 0.0
+    return weights(plan)
+
+
+# ---------------------------------------------------------------------------------------------- encoding and rollout
+
+
+def tower_activations(plan: Plan) -> float:
+    """One call of the tower on this rank's cells of one video, n patches of width X.
+
+    Patches, positions and, at its widest, rotary embeddings in float32: n (3 Y w + 5 X w + 16 X), or the MLP: n (2
+    X + 3 F) w.
+    """
+    tower = plan.sizes.tower
+    if tower is None:
+        return 0.0
+    w, x = plan.weight_bytes, tower.width
+    rotary = 5 * x * w + 16 * x
+    mlp = (2 * x + 3 * tower.mlp_width) * w
+    per_patch = tower.patch_values * w + max(rotary, mlp)
+    if tower.trains:
+        per_patch += tower.num_layers * _tower_saved(tower, w)
+    return float(plan.share_patches * per_patch)
+
+
+def _tower_saved(tower: Tower, w: int) -> float:
+    """Per patch and layer, with gradient: two norms and what follows, q, k, v, output, and four of the MLP."""
+    norms = 2 * tower.width * (3 * w + (4 if w < 4 else 0))
+    return norms + 5 * tower.width * w + 4 * tower.mlp_width * w
+
+
+def feature_exchange(plan: Plan) -> float:
+    """`gather_rows` beside what was there before.
+
+    All ranks' rows as they arrive and in order, then each video's copy: w P M D (2 + 1 / team), the first 1 over
+    `num_gather_chunks`; on one rank rows and copies, 2 w P M D.
+    """
+    share = 1 / plan.team + 1 / plan.num_gather_chunks + 1 if plan.team > 1 else 1.0
+    return features(plan) * max(share, 1.0)
+
+
+def prefilled_prompts(plan: Plan) -> int:
+    """Prompts that one rank prefills together: rollout/sharing.py and `HFEngine.max_sequences`."""
+    own = max(1, math.ceil(plan.prompts_per_batch / plan.team))
+    return min(own, max(1, plan.max_sequences // rank_completions(plan)))
+
+
+def rank_completions(plan: Plan) -> int:
+    """Completions of a prompt that one rank samples: all, unless the team has more ranks than prompts."""
+    if plan.prompts_per_batch >= plan.team:
+        return plan.num_generations
+    return min(plan.num_generations, math.ceil(plan.prompts_per_batch * plan.num_generations / plan.team))
+
+
+def kv_cache(plan: Plan) -> float:
+    """`_SharedPrefixCache`: keys of a prompt once, of its completions apart: 2 N C b prompts (T + G S)."""
+    sizes = plan.sizes
+    tokens = plan.prompt_tokens + rank_completions(plan) * plan.completion_tokens
+    numbers = 2 * len(sizes.layer_params) * sizes.key_width
+    return float(numbers * plan.matmul_bytes * prefilled_prompts(plan) * tokens)
+
+
+def prefill(plan: Plan) -> float:
+    """The prompts on one rank, without sequence parallelism: `forward_working_set` of all their rows."""
+    return forward_working_set(plan, prefilled_prompts(plan) * plan.prompt_tokens)
+
+
+def decoding(plan: Plan) -> float:
+    """Attention scores of one token of all completions, twice in float32 and once in b.
+
+    G H (T + S) (8 + b); of sampling, three copies of the distribution in float64: 28 G V.
+    """
+    sizes, sequences = plan.sizes, prefilled_prompts(plan) * rank_completions(plan)
+    scores = sizes.num_heads * (plan.prompt_tokens + plan.completion_tokens) * (8 + plan.matmul_bytes)
+    return float(sequences * (scores + 28 * sizes.vocabulary))
+
+
+# -------------------------------------------------------------------------------------------------------------- host
+
+
+def host(plan: Plan, prefetched_prompts: int) -> Parts:
+    """Bytes on each node.
+
+    Patches in float32 of this batch and of the prompts rendered ahead, this rank's cells of each; what is
+    offloaded; and at the start the model that every rank builds whole before it is sharded.
+    """
+    here = min(plan.devices, plan.devices_per_node)
+    tower = plan.sizes.tower
+    values = plan.share_patches * tower.patch_values * 4 if tower else 0
+    params = plan.sizes.text_params + (tower.params if tower else 0)
+    offloaded = 0.0
+    if plan.offload:
+        offloaded = plan.weight_bytes * (4 * _trained(plan) + plan.reference * plan.sizes.text_params) / plan.shards
+    return {
+        "patches": float(here * values * (plan.prompts_per_batch + prefetched_prompts)),
+        "offloaded": here * offloaded,
+        "models while loading": float(here * plan.weight_bytes * params),
+    }

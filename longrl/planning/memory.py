@@ -1,0 +1,236 @@
+"""How much memory a device needs in each phase of a step, by kind, and what to do when that is too much."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from longrl.planning import formulas as f
+from longrl.planning.formulas import Parts
+from longrl.planning.inputs import MicroBatch, Plan, micro_batch, needed_budget
+
+GIB = 1 << 30
+WithFrames = Callable[[Plan, int], Plan]
+"""The same run with another number of frames per video."""
+MAX_CHANGES = 12
+MAX_FRAMES = 1 << 16
+HELPFUL = 0.98
+"""A change that leaves more of the peak than this is not worth naming."""
+
+# ------------------------------------------------------------------------------------------------------------ phases
+
+
+def encode_phase(plan: Plan) -> Parts:
+    """The tower's calls, or the gathering of features while those of the batch before are still there."""
+    tower, exchange = f.tower_activations(plan), f.feature_exchange(plan)
+    largest = {"tower activations": tower} if tower > exchange else {"feature exchange": exchange}
+    return f.standing(plan) | largest
+
+
+def rollout_phase(plan: Plan) -> Parts:
+    """Prefill and decoding."""
+    return f.standing(plan) | {
+        "gathered weights": f.gathered_whole(plan),
+        "KV cache": f.kv_cache(plan),
+        "activations": max(f.prefill(plan), f.decoding(plan)),
+    }
+
+
+def score_phase(plan: Plan) -> Parts:
+    """Old and reference log-probabilities, without gradient."""
+    batch = micro_batch(plan)
+    rows = _rows(plan, batch)
+    return f.standing(plan) | {
+        "gathered weights": f.gathered_root(plan) + f.gathered_layers(plan),
+        "activations": f.forward_working_set(plan, rows),
+        "logits": f.logits(plan, batch.scored, backward=False),
+    }
+
+
+def update_phase(plan: Plan) -> Parts:
+    """The largest moment of forward, backward and optimizer step."""
+    return max(_update_moments(plan), key=lambda parts: sum(parts.values()))
+
+
+def _update_moments(plan: Plan) -> list[Parts]:
+    """The LM head goes backward; the last layer; the one before; the root's gradients are summed; the optimizer.
+
+    The first micro-batch of a step finds no gradients: they count before the end only if there are more.
+    """
+    batch = micro_batch(plan)
+    rows = _rows(plan, batch)
+    saved, ends, one = f.layers_saved(plan, rows), f.ends_saved(plan, rows), f.layers_saved(plan, rows)
+    one /= len(plan.sizes.layer_params)
+    earlier = f.gradients(plan) if batch.count > plan.mini_batches else 0.0
+    always, whole = f.standing(plan), f.gathered_root(plan)
+    casts, head = f.weight_casts(plan), f.head_gradient(plan)
+    scores = {"logits": f.logits(plan, batch.scored, backward=True)}
+    work = f.layer_backward(plan, rows)
+    layers = whole + f.gathered_layers(plan)
+    first, second = f.layer_gradients(plan, before=False), f.layer_gradients(plan, before=True)
+    moments: list[Parts] = [
+        {"gathered weights": whole + casts, "activations": saved + ends, "gradients": earlier + head, **scores},
+        {"gathered weights": layers + casts, "activations": saved + ends + work, "gradients": earlier + head + first},
+        {
+            "gathered weights": layers + casts,
+            "activations": saved - one + ends + work,
+            "gradients": earlier + head + second,
+        },
+        {"gathered weights": whole, "gradients": f.gradients(plan) + f.root_reduction(plan)},
+        {"gradients": f.gradients(plan), "optimizer": always["optimizer"] + f.optimizer_working_set(plan)},
+    ]
+    return [always | moment for moment in moments]
+
+
+def _rows(plan: Plan, batch: MicroBatch) -> int:
+    return math.ceil(batch.tokens / plan.sequence_parallel_size)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes on one device, {phase: {kind: bytes}}."""
+
+    phases: dict[str, Parts]
+
+    @property
+    def peak_phase(self) -> str:
+        """The phase that needs most."""
+        return max(self.phases, key=self.total)
+
+    @property
+    def peak(self) -> float:
+        """Bytes that a device must have."""
+        return self.total(self.peak_phase)
+
+    @property
+    def largest(self) -> str:
+        """The kind that takes most of the peak."""
+        parts = self.phases[self.peak_phase]
+        return max(parts, key=lambda kind: parts[kind])
+
+    def total(self, phase: str) -> float:
+        """Bytes of one phase."""
+        return sum(self.phases[phase].values())
+
+
+def estimate(plan: Plan) -> Estimate:
+    """All phases of a step. Scoring is left out if there is nothing to score with.
+
+    Raises:
+        ValueError: a prompt with one completion is over the budget of a micro-batch.
+    """
+    phases = {"encode": encode_phase(plan), "rollout": rollout_phase(plan), "update": update_phase(plan)}
+    if plan.reference or plan.mini_batches * plan.epochs > 1:
+        phases["score"] = score_phase(plan)
+    return Estimate(phases)
+
+
+# -------------------------------------------------------------------------------------------- does it fit, and if not
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a run fits its devices."""
+
+    fits: bool
+    text: str
+    """One line for the user, with the remedy if it does not."""
+
+
+def verdict(plan: Plan, available_bytes: float, with_frames: WithFrames | None = None) -> Verdict:
+    """Whether the largest phase fits, what takes most, and what to change.
+
+    Args:
+        plan: the run.
+        available_bytes: memory of a device.
+        with_frames: lets the remedy name a number of frames.
+    """
+    need = estimate(plan)
+    sizes = f"{need.peak / GIB:.1f} GiB of {available_bytes / GIB:.1f} GiB"
+    if need.peak <= available_bytes:
+        return Verdict(True, f"fits: needs {sizes}; the largest part is {_largest(need)}")
+    remedy = "; ".join(remedies(plan, available_bytes, with_frames))
+    return Verdict(False, f"does not fit: needs {sizes}; the largest part is {_largest(need)}; remedy: {remedy}")
+
+
+def _largest(need: Estimate) -> str:
+    size = need.phases[need.peak_phase][need.largest]
+    return f"{need.largest} ({size / GIB:.1f} GiB, in the {need.peak_phase} phase)"
+
+
+def check_fits(plan: Plan, available_bytes: float) -> None:
+    """For the trainer, before weights are loaded.
+
+    Args:
+        plan: the run.
+        available_bytes: memory of a device.
+
+    Raises:
+        ValueError: with the line of `verdict`, if the run does not fit.
+    """
+    found = verdict(plan, available_bytes)
+    if not found.fits:
+        raise ValueError(found.text)
+
+
+def remedies(plan: Plan, available_bytes: float, with_frames: WithFrames | None = None) -> list[str]:
+    """Options to set, so that the run fits: one if one is enough, else several, the cheapest that help first."""
+    changed: dict[str, object] = {}
+    for _ in range(MAX_CHANGES):
+        now = estimate(plan).peak
+        options = [(*option, estimate(option[2]).peak) for option in _changes(plan)]
+        fitting = [option for option in options if option[3] <= available_bytes]
+        helpful = fitting or [option for option in options if option[3] < HELPFUL * now]
+        if not helpful:
+            break
+        name, value, plan, _ = helpful[0]
+        changed[name] = value
+        if fitting:
+            return [f"{name}={value}" for name, value in changed.items()]
+    frames = largest_frames(plan, available_bytes, with_frames) if with_frames else 0
+    last = f"data.video.max_frames={frames}" if frames else "lower data.video.max_frames, or take larger devices"
+    return [*(f"{name}={value}" for name, value in changed.items()), last]
+
+
+def _changes(plan: Plan) -> Iterator[tuple[str, object, Plan]]:
+    """(Option, value, the run with it), those that cost least first."""
+    strategy, change = "trainer.strategy.init_args", dataclasses.replace
+    if not plan.gradient_checkpointing:
+        yield "model.family.init_args.gradient_checkpointing", "true", change(plan, gradient_checkpointing=True)
+    budget, count, prompts = needed_budget(plan), plan.num_generations, plan.prompts_per_batch // 2
+    if plan.max_tokens_per_micro_batch > budget:
+        yield "model.max_tokens_per_micro_batch", budget, change(plan, max_tokens_per_micro_batch=budget)
+    if f.prefilled_prompts(plan) > 1:
+        yield "the engine's max_sequences", count, change(plan, max_sequences=count)
+    for sp in (2, 4, 8):
+        if sp > plan.sequence_parallel_size and plan.devices % sp == 0:
+            shared = change(plan, sequence_parallel_size=sp, team_size=sp)
+            budget = max(needed_budget(shared), -(-plan.max_tokens_per_micro_batch * plan.sequence_parallel_size // sp))
+            yield f"{strategy}.sequence_parallel_size", sp, change(shared, max_tokens_per_micro_batch=budget)
+    if plan.gathered_bytes > 2:
+        yield f"{strategy}.sharding.compute_dtype", "bfloat16", change(plan, gathered_bytes=2)
+    if prompts:
+        yield "data.prompts_per_batch", prompts, change(plan, prompts_per_batch=prompts)
+    if not plan.offload:
+        yield f"{strategy}.sharding.offload", "true", change(plan, offload=True)
+    if plan.reference:
+        yield "model.algorithm.kl_coef", 0, change(plan, reference=False)
+
+
+def largest_frames(plan: Plan, available_bytes: float, with_frames: WithFrames) -> int:
+    """The longest video, in frames, with which the run still fits; 0 if none does."""
+
+    def fits(frames: int) -> bool:
+        return estimate(with_frames(plan, frames)).peak <= available_bytes
+
+    low, high = 0, 1
+    while fits(high):  # upwards, for far beyond the pixel budget of a video rounding makes longer ones smaller
+        if high == MAX_FRAMES:
+            return MAX_FRAMES
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

@@ -1,0 +1,57 @@
+"""`python -m longrl plan` on the shipped recipes and on a tiny model's folder."""
+
+import json
+
+import pytest
+
+from longrl.cli import main
+from tests.runs import ROOT
+from tests.tiny import vl_folder
+
+VIDEO = str(ROOT / "configs" / "qwen2_5_vl_7b_longvideo_grpo.yaml")
+
+
+def plan(tmp_path, *args):
+    main(["plan", "--config", VIDEO, "--json", str(tmp_path / "plan.json"), *args])
+    return json.loads((tmp_path / "plan.json").read_text())
+
+
+def test_a_recipe_is_planned_without_weights_and_later_options_win(tmp_path, capsys):
+    found = plan(tmp_path, "--hardware=A100", "--frames=128", "--data.prompts_per_batch=4")
+    assert found["plan"]["prompts_per_batch"] == 4
+    assert found["plan"]["num_generations"] == 8
+    assert found["plan"]["reference"]
+    assert found["fits"]
+    assert {row["nodes"] for row in found["grid"]} == {1, 2, 4, 8, 16, 32, 64, 128}
+    assert set(found["bytes_per_device"]) == {"encode", "rollout", "update", "score"}
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[-1] == found["verdict"]
+    assert found["verdict"].startswith("fits: needs ")
+
+
+def test_too_long_a_video_gets_a_remedy_and_notes(tmp_path):
+    pixels = "--model.family.init_args.max_pixels=112896", "--model.family.init_args.max_video_pixels=406425600"
+    found = plan(tmp_path, "--frames=3600", "--frame_size=720x720", "--data.prompts_per_batch=1", *pixels)
+    assert not found["fits"]
+    assert found["verdict"].endswith("remedy: trainer.strategy.init_args.sequence_parallel_size=4")
+    assert any("model.max_tokens_per_micro_batch=267904" in note for note in found["notes"])
+    assert any("data.max_prompt_tokens=20480 would skip" in note for note in found["notes"])
+    eight = plan(tmp_path, "--frames=3600", "--frame_size=720x720", "--data.prompts_per_batch=1", "--sp=8", *pixels)
+    assert eight["fits"]
+    assert any(note.startswith("28 query and 4 key heads on 8 ranks work") for note in eight["notes"])
+
+
+def test_the_strategy_of_the_config_counts(tmp_path):
+    strategy = {
+        "class_path": "longrl.strategies.mr_sp.MRSPStrategy",
+        "init_args": {"sequence_parallel_size": 4, "sharding": {"offload": True, "compute_dtype": "bfloat16"}},
+    }
+    tiny = f"--model.family.init_args.model={vl_folder()}", "--model.family.init_args.dtype=float32"
+    found = plan(tmp_path, "--frames=16", f"--trainer.strategy={json.dumps(strategy)}", *tiny)["plan"]
+    assert (found["sequence_parallel_size"], found["offload"]) == (4, True)
+    assert (found["weight_bytes"], found["gathered_bytes"]) == (4, 2)
+
+
+def test_sizes_that_do_not_divide_are_an_error_before_anything_is_counted(tmp_path):
+    with pytest.raises(ValueError, match=r"sequence_parallel_size=3 must divide the 8 devices"):
+        plan(tmp_path, "--sp=3")

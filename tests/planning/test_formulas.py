@@ -1,0 +1,211 @@
+"""The memory model against numbers worked out by hand, and what it says of the released models."""
+
+import dataclasses
+
+import pytest
+
+from longrl.models.qwen_vl import Qwen2_5_VLFamily
+from longrl.models.text import TextFamily
+from longrl.planning import flops, formulas, memory, shapes
+from longrl.planning.hardware import HARDWARE, hardware
+from longrl.planning.inputs import Plan, Sizes, Tower, micro_batch
+from longrl.planning.report import budgeted, media
+
+TINY = Sizes(
+    layer_params=(100, 100), root_params=50, hidden=8, num_heads=4, num_key_heads=2, head_size=2, mlp_width=16,
+    vocabulary=32, head_norms=False,
+    tower=Tower(params=30, trains=False, width=4, mlp_width=8, num_layers=2, num_full_layers=1, window_patches=4,
+                patch_values=12, merge=4),
+)  # fmt: skip
+RUN = Plan(
+    TINY, devices=2, prompts_per_batch=2, prompt_tokens=100, media_tokens=80, cell_patches=16, num_generations=4,
+    completion_tokens=10, max_tokens_per_micro_batch=140, feature_cache_bytes=0, cuda=False,
+)  # fmt: skip
+
+
+def changed(**options):
+    return dataclasses.replace(RUN, **options)
+
+
+@pytest.fixture(scope="module")
+def seven_b():
+    """Qwen2.5-VL 7B on 3,600 frames of 336 x 336, 8 x 80 GB, G = 8."""
+    family = shapes.find(
+        Qwen2_5_VLFamily(
+            "Qwen/Qwen2.5-VL-7B-Instruct", dtype="bfloat16", gradient_checkpointing=True, max_pixels=336 * 336,
+            max_video_pixels=3600 * 336 * 336,
+        )
+    )  # fmt: skip
+    tokens, cell_patches = media(family, 3600, 720, 720)
+    return Plan(
+        Sizes.of(family), devices=8, sequence_parallel_size=8, weight_bytes=2, gathered_bytes=2, frames=3600,
+        gradient_checkpointing=True, media_tokens=tokens, cell_patches=cell_patches, prompt_tokens=tokens + 512,
+        workspace_bytes=3 << 30,
+    )  # fmt: skip
+
+
+# ---- by hand ----
+
+
+def test_what_stands_is_the_shards_and_a_whole_tower():
+    parts = formulas.standing(RUN)
+    assert parts["weights"] == 4 * 250 / 2
+    assert parts["vision tower"] == 4 * 30
+    assert parts["optimizer"] == 2 * 4 * 250 / 2
+    assert parts["features"] == 4 * 2 * 80 * 8  # both prompts, whole on every rank
+    assert parts["reference"] == 0
+
+
+def test_replicas_spread_the_weights_over_fewer_ranks_and_offload_over_none():
+    assert formulas.weights(changed(devices=4)) == 4 * 250 / 4
+    assert formulas.weights(changed(devices=4, num_replicas=2)) == 4 * 250 / 2
+    assert formulas.optimizer(changed(offload=True)) == 0
+
+
+def test_a_tower_that_trains_is_sharded_and_has_gradients():
+    trains = dataclasses.replace(TINY, tower=dataclasses.replace(TINY.tower, trains=True))
+    plan = changed(sizes=trains)
+    assert formulas.frozen_tower(plan) == 0
+    assert formulas.gradients(plan) == 4 * 280 / 2
+
+
+def test_a_reference_has_shards_a_tower_and_a_root_that_stays_gathered():
+    assert formulas.reference(changed(reference=True)) == 4 * (250 / 2 + 30) + 4 * 50
+
+
+def test_a_layer_saves_two_norms_attention_and_the_mlp():
+    # per row in float32: norms 2 * 8 * (4 + 4), their outputs 2 * 8 * 4, MLP 4 * 16 * 4
+    # attention: q and output 8 each, k and v 4 each, all * 4, and 4 heads' log-sum-exp * 4
+    assert formulas.layer_saved(RUN, 10) == 10 * (128 + 64 + 256 + 24 * 4 + 16)
+    # bfloat16: halved, but the norms' float32 copies and the log-sum-exp
+    half = changed(gathered_bytes=2)
+    assert formulas.layer_saved(half, 10) == 10 * (2 * 8 * 8 + 32 + 128 + 48 + 16)
+
+
+def test_checkpointing_keeps_the_input_of_each_layer():
+    assert formulas.layers_saved(changed(gradient_checkpointing=True), 10) == 2 * 10 * 8 * 4
+    assert formulas.layers_saved(RUN, 10) == 2 * formulas.layer_saved(RUN, 10)
+
+
+def test_ranks_that_share_a_sequence_hold_all_rows_of_their_heads():
+    plan = changed(sequence_parallel_size=2)  # 2 query heads and 1 key head of size 2 each, of 20 rows
+    assert formulas.attention_saved(plan, 10) == 20 * ((2 + 1 + 1 + 2) * 2 * 4 + 4 * 2) + 10 * 8 * 4
+
+
+def test_autocast_keeps_casts_of_all_layers_or_of_one():
+    assert formulas.weight_casts(changed(autocast=True)) == 2 * 200
+    assert formulas.weight_casts(changed(autocast=True, gradient_checkpointing=True)) == 2 * 100
+    assert formulas.weight_casts(RUN) == 0
+
+
+def test_keys_of_a_prompt_are_kept_once():
+    assert formulas.kv_cache(RUN) == 2 * 2 * 4 * 4 * (2 * 100 + 2 * 4 * 10)
+    # four ranks and two prompts: two completions each, of a prompt that each prefills
+    four = changed(devices=4, sequence_parallel_size=4)
+    assert formulas.kv_cache(four) == 2 * 2 * 4 * 4 * (100 + 2 * 10)
+
+
+def test_logits_come_in_chunks(monkeypatch):
+    monkeypatch.setattr(formulas, "MAX_LOGITS", 64)  # two rows
+    assert formulas.logits(RUN, 40, backward=True) == 2 * 32 * 16 + 40 * 8 * 4
+
+
+def test_micro_batches_are_those_of_pack():
+    assert dataclasses.astuple(micro_batch(RUN)) == (1, 4, 2, 140, 40)  # one group each
+    assert dataclasses.astuple(micro_batch(changed(max_tokens_per_micro_batch=300))) == (2, 4, 1, 280, 80)
+    assert dataclasses.astuple(micro_batch(changed(max_tokens_per_micro_batch=125))) == (1, 2, 4, 120, 20)  # split
+    assert micro_batch(changed(sequence_parallel_size=2, max_tokens_per_micro_batch=70)).tokens == 140
+    with pytest.raises(ValueError, match=r"100 tokens with one completion of 10 .* raise model.max_tokens_per_micro"):
+        micro_batch(changed(max_tokens_per_micro_batch=100))
+
+
+def test_operations_count_the_prompt_once_per_group():
+    batch = micro_batch(RUN)
+    pairs = 100**2 + 4 * (2 * 100 * 10 + 10**2)
+    assert flops.forward_flops(RUN, batch) == 2 * 200 * 140 + 2 * 2 * 8 * pairs
+    assert flops.head_flops(RUN, batch) == 2 * 32 * 8 * 40
+    # 320 patches: 2 * 30 each, attention in windows of 4 and in cells of 16
+    assert flops.encode_flops(RUN) == 320 * (60 + 4 * 4 * (4 + 16))
+
+
+# ---- released models ----
+
+
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [
+        ("Qwen/Qwen2.5-VL-7B-Instruct", 8_292_166_656),
+        ("Qwen/Qwen2.5-VL-3B-Instruct", 3_754_622_976),
+        ("Qwen/Qwen2.5-7B", 7_615_616_512),
+        ("Qwen/Qwen2.5-1.5B-Instruct", 1_543_714_304),
+        ("Qwen/Qwen3-1.7B", 1_720_574_976),
+    ],
+)
+def test_shipped_shapes_have_the_published_number_of_parameters(name, params):
+    family = shapes.find((Qwen2_5_VLFamily if "VL" in name else TextFamily)(name))
+    sizes = Sizes.of(family)
+    assert sizes.text_params + (sizes.tower.params if sizes.tower else 0) == params
+    assert sizes.head_norms == ("Qwen3" in name)
+
+
+def test_an_unknown_model_is_an_error_that_names_the_shipped_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(TextFamily, "config", property(lambda self: (_ for _ in ()).throw(OSError("no network"))))
+    with pytest.raises(ValueError, match=r"'Nobody/Nothing'.*Qwen/Qwen3-1.7B.*put its config.json into"):
+        shapes.find(TextFamily("Nobody/Nothing"))
+
+
+def test_3600_frames_are_256k_tokens_and_fit_one_node_of_80_gb_with_8_ranks_but_not_with_one(seven_b):
+    assert seven_b.media_tokens == 1800 * 144
+    eight, one = budgeted(seven_b), budgeted(dataclasses.replace(seven_b, sequence_parallel_size=1))
+    available = HARDWARE["H100"].memory_bytes
+    found = memory.verdict(eight, available)
+    assert found.fits
+    assert found.text.startswith("fits: needs ")
+    memory.check_fits(eight, available)
+    with pytest.raises(ValueError, match=r"does not fit: needs .* activations .*init_args.sequence_parallel_size=4"):
+        memory.check_fits(one, available)
+
+
+def test_28_heads_on_8_devices_work(seven_b):
+    heads = seven_b.heads
+    assert (heads.per_rank * heads.size, heads.per_rank) == (4, 1)  # 32 query heads, 4 of them padding
+    assert formulas.attention_saved(seven_b, 1000) > 0
+
+
+def test_memory_grows_with_the_prompt_and_the_longest_video_is_the_last_that_fits():
+    def with_frames(plan, frames):
+        tokens = 8 * -(-frames // 2)
+        return budgeted(dataclasses.replace(plan, frames=frames, media_tokens=tokens, prompt_tokens=tokens + 20))
+
+    run = changed(max_tokens_per_micro_batch=1)  # raised to one group: a larger one would hold more of short prompts
+    needs = [memory.estimate(with_frames(run, frames)).peak for frames in (1, 2, 8, 64, 512, 4096)]
+    assert needs == sorted(needs)
+    available = needs[3] + 1
+    longest = memory.largest_frames(run, available, with_frames)
+    assert memory.estimate(with_frames(run, longest)).peak <= available
+    assert memory.estimate(with_frames(run, longest + 2)).peak > available
+    assert memory.largest_frames(run, 1, with_frames) == 0
+
+
+def test_the_remedy_makes_it_fit_with_as_little_as_possible():
+    plan = changed(devices=8, prompt_tokens=4000, media_tokens=0, max_tokens_per_micro_batch=5000)
+    checkpointed = dataclasses.replace(plan, gradient_checkpointing=True)
+    between = (memory.estimate(plan).peak + memory.estimate(checkpointed).peak) / 2
+    assert memory.remedies(plan, between) == ["model.family.init_args.gradient_checkpointing=true"]
+    assert len(memory.remedies(plan, memory.estimate(plan).peak / 6)) > 1
+
+
+def test_hardware_is_named_or_customised():
+    assert hardware("A100", memory_gib=40, devices=4) == dataclasses.replace(HARDWARE["A100"], memory_gib=40, devices=4)
+    with pytest.raises(ValueError, match=r"--hardware must be one of A100, H100, H200, got 'TPU'"):
+        hardware("TPU")
+    with pytest.raises(ValueError, match=r"--memory_gib must be positive, got 0"):
+        hardware("A100", memory_gib=0)
+
+
+def test_more_ranks_per_sequence_shorten_a_step(seven_b):
+    def seconds(sp):
+        plan = budgeted(dataclasses.replace(seven_b, sequence_parallel_size=sp))
+        return flops.times(plan, HARDWARE["H100"], flops.Efficiency()).step
+
+    assert seconds(8) < seconds(4) < seconds(1)
