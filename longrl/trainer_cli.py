@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger
@@ -17,6 +19,9 @@ from longrl.callbacks.random_state import RandomState
 from longrl.cli import TRAINER_COMMANDS
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.modules.policy import PolicyModule
+from longrl.strategies.mr_sp import MRSPStrategy
+
+logger = logging.getLogger(__name__)
 
 WandbMode = Literal["off", "offline", "online"]
 
@@ -95,6 +100,19 @@ class LongRLCLI(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         trainer.callbacks.append(RandomState())
         return trainer
+
+    def before_fit(self) -> None:
+        """Says before weights are loaded that the longest videos will not fit the GPUs, and what would help.
+
+        A warning, no error: the videos of a run may all be shorter than the config allows.
+        """
+        device = self.trainer.strategy.root_device
+        if isinstance(self.trainer.strategy, MRSPStrategy) and device.type == "cuda" and self.trainer.is_global_zero:
+            from longrl.planning.report import verdict_before_start
+
+            found = verdict_before_start(self, torch.cuda.get_device_properties(device).total_memory)
+            if not found.fits:
+                logger.warning("at the longest videos and prompts of its config this run %s", found.text)
 
     def _loggers(self) -> list[Logger]:
         run_dir, mode = self._get(self.config_init, "run_dir"), self._get(self.config_init, "wandb")

@@ -160,21 +160,6 @@ def _largest(need: Estimate) -> str:
     return f"{need.largest} ({size / GIB:.1f} GiB, in the {need.peak_phase} phase)"
 
 
-def check_fits(plan: Plan, available_bytes: float) -> None:
-    """For the trainer, before weights are loaded.
-
-    Args:
-        plan: the run.
-        available_bytes: memory of a device.
-
-    Raises:
-        ValueError: with the line of `verdict`, if the run does not fit.
-    """
-    found = verdict(plan, available_bytes)
-    if not found.fits:
-        raise ValueError(found.text)
-
-
 def remedies(plan: Plan, available_bytes: float, with_frames: WithFrames | None = None) -> list[str]:
     """Options to set, so that the run fits: one if one is enough, else several, the cheapest that help first."""
     changed: dict[str, object] = {}

@@ -18,6 +18,7 @@ from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.models.base import CausalFamily
 from longrl.modules.policy import PolicyModule
 from longrl.planning import flops, formulas, memory, shapes
+from longrl.planning.command import parser
 from longrl.planning.hardware import Hardware, hardware
 from longrl.planning.inputs import Plan, Sizes, micro_batch, needed_budget
 from longrl.rollout.engine import HFEngine
@@ -110,19 +111,31 @@ def planned(options: argparse.Namespace, of_the_run: Sequence[str]) -> Result:
     )
 
 
+def verdict_before_start(cli: LongRLCLI, available_bytes: float) -> memory.Verdict:
+    """Whether a run that is about to start fits its devices, with its longest video and prompt."""
+    options = parser().parse_args([])
+    machine = hardware("H100", available_bytes / memory.GIB, cli.trainer.num_devices)
+    family = cli.model.family
+    plan, _ = plan_of(cli, family, machine, options)
+    with_frames = frames_rule(family, options)
+    plan = with_frames(plan, plan.frames) if plan.frames else budgeted(plan)
+    return memory.verdict(plan, available_bytes, with_frames if plan.frames else None)
+
+
 def plan_of(
-    cli: PlanCLI, family: CausalFamily, machine: Hardware, options: argparse.Namespace
+    cli: LongRLCLI, family: CausalFamily, machine: Hardware, options: argparse.Namespace
 ) -> tuple[Plan, list[str]]:
     """The run as its config describes it, on the nodes asked for, and what differs from the config."""
-    trainer, model, data = cli.config["trainer"], cli.model, cli.datamodule
-    strategy, notes = cli.config_init["trainer"].get("strategy"), []
+    trainer, model, data = cli._get(cli.config, "trainer"), cli.model, cli.datamodule
+    built, notes = cli._get(cli.config_init, "trainer"), []
+    strategy = built.get("strategy")
     if not isinstance(strategy, MRSPStrategy):
         strategy = MRSPStrategy()
         notes.append("the config has another strategy: planned for longrl.strategies.mr_sp.MRSPStrategy")
     devices = (options.nodes or trainer["num_nodes"] or 1) * machine.devices
     team = team_size_of(options.sp or strategy.sequence_parallel_size, machine.devices, devices)
     check_sizes(devices, team, strategy.num_replicas)
-    rollouts = [item for item in cli.config_init["trainer"].get("callbacks") or [] if isinstance(item, RolloutCallback)]
+    rollouts = [item for item in built.get("callbacks") or [] if isinstance(item, RolloutCallback)]
     rl = data.renderer.stage == "rl"
     sampling = rollouts[0].sampling if rl and rollouts else SamplingParams(num_generations=1)
     engine = rollouts[0].engine if rollouts else HFEngine()

@@ -1,10 +1,14 @@
 """`python -m longrl plan` on the shipped recipes and on a tiny model's folder."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from longrl.cli import main
+from longrl.planning.report import PlanCLI
+from longrl.strategies.mr_sp import MRSPStrategy
 from tests.runs import ROOT
 from tests.tiny import vl_folder
 
@@ -55,3 +59,17 @@ def test_the_strategy_of_the_config_counts(tmp_path):
 def test_sizes_that_do_not_divide_are_an_error_before_anything_is_counted(tmp_path):
     with pytest.raises(ValueError, match=r"sequence_parallel_size=3 must divide the 8 devices"):
         plan(tmp_path, "--sp=3")
+
+
+def test_a_run_says_before_it_starts_what_will_not_fit(tmp_path, monkeypatch, caplog):
+    """The same model, asked by `fit` for the GPU that is there."""
+    tiny = f"--model.family.init_args.model={vl_folder()}"
+    cli = PlanCLI.parsed(["--config", VIDEO, tiny])
+    monkeypatch.setattr(MRSPStrategy, "root_device", torch.device("cuda"))
+    cli.trainer = SimpleNamespace(strategy=MRSPStrategy(), is_global_zero=True, num_devices=2)
+    for gib, fits in ((64, True), (1, False)):
+        caplog.clear()
+        here = SimpleNamespace(total_memory=gib << 30)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, here=here: here)
+        cli.before_fit()
+        assert ("does not fit: needs" in caplog.text) is not fits
