@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,12 +18,15 @@ from longrl.modules.policy import PolicyModule
 from longrl.parallel import Parallel
 from longrl.rewards import RewardSum
 from longrl.rollout.engine import HFEngine, RolloutEngine, prompt_seed
+from longrl.rollout.parity import Gap, check, stacked
 from longrl.rollout.sharing import Piece, joined, pieces
 from longrl.strategies.axis import Axis
 from longrl.types import Batch, Completion, Group, Prompt, Row, SamplingParams
 
 logger = logging.getLogger(__name__)
 
+PARITY_TOKENS = 8
+"""Of each prompt of the first batch, to compare engine and trainer."""
 MAX_EMPTY_STEPS = 10
 """So many steps without a single group end the run."""
 
@@ -39,6 +42,8 @@ class RolloutCallback(Callback):
         eval_sampling: of validation, test and prediction; None is greedy, one completion.
         engine: generates; None is the trainer's own model.
         max_refills: how many further batches of prompts dynamic sampling may draw per step.
+        max_gap: an engine with weights of its own must agree with the trainer to this in the log-probability of every
+            greedy token of the first batch, or the run ends before its first step.
         seed: of the sampling; together with the number of the rollout and the prompt's id it decides every completion.
     """
 
@@ -50,6 +55,7 @@ class RolloutCallback(Callback):
         engine: RolloutEngine | None = None,
         max_refills: int = 3,
         seed: int = 0,
+        max_gap: float = 0.5,
     ) -> None:
         self.reward = reward
         self.sampling = sampling or SamplingParams()
@@ -59,6 +65,8 @@ class RolloutCallback(Callback):
         self.engine = engine or HFEngine()
         self.max_refills = max_refills
         self.seed = seed
+        self.max_gap = max_gap
+        self._checked = False
         self._num_rollouts = 0
         self._carried: list[Group] = []
         self._restored: list[dict[str, Any]] = []
@@ -98,6 +106,7 @@ class RolloutCallback(Callback):
         wanted, refills = len(batch.prompts), 0
         groups = [dataclasses.replace(group, carried_over=True) for group in self._carried]
         prompts: Sequence[Prompt] = batch.prompts
+        self._check_engine(pl_module, prompts, trainer.global_step)
         sampled: list[Group] = []
         while True:
             fresh = self._training_groups(pl_module, prompts, trainer.global_step)
@@ -201,11 +210,31 @@ class RolloutCallback(Callback):
         team = policy.parallel.team
         own = pieces(len(prompts), sampling.num_generations, team.rank, team.size)
         with policy.phases("generate"), policy.trainer.precision_plugin.forward_context():
-            self.engine.sync(policy.model, step)
-            groups = policy.with_whole_weights(lambda: self._generate(policy, prompts, features, sampling, seed, own))
+            self.engine.sync(policy.family, policy.model, step)
+            groups = self._in_weights(policy, lambda: self._generate(policy, prompts, features, sampling, seed, own))
         with policy.phases("reward"):
             self.reward.score(groups)
             return joined(prompts, list(zip(own, groups, strict=True)), team, policy.parallel.num_gather_chunks)
+
+    def _check_engine(self, policy: PolicyModule, prompts: Sequence[Prompt], step: int) -> None:
+        """Before the first step: engine and trainer see the same prompts, positions, features and weights."""
+        if self._checked or self.engine.needs_whole_weights:
+            return
+        greedy = dataclasses.replace(self.sampling, num_generations=1, temperature=0.0, top_p=1.0, top_k=0)
+        short = dataclasses.replace(greedy, max_completion_tokens=min(PARITY_TOKENS, greedy.max_completion_tokens))
+        features = policy.encode(prompts)
+        self.engine.sync(policy.family, policy.model, step)
+        found = self.engine.generate(policy.family, policy.model, prompts, features, short, self.seed)
+        tokens = [[completion.token_ids for completion in own] for own in found]
+        logp = policy.score(policy.entry, prompts, tokens, features, temperature=1.0)
+        gap = Gap(stacked(found), logp.cpu())
+        for name, value in gap.metrics().items():
+            logger.info("engine against trainer before the first step: %s %.2e", name, value)
+        check(gap, prompts, found, self.max_gap)
+        self._checked = True
+
+    def _in_weights(self, policy: PolicyModule, generate: Callable[[], list[Group]]) -> list[Group]:
+        return policy.with_whole_weights(generate) if self.engine.needs_whole_weights else generate()
 
     def _generate(
         self,

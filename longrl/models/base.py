@@ -340,6 +340,20 @@ class CausalFamily(ModelFamily):
         logp, entropy = chunked_logprobs(scored, self.lm_head(model), targets, temperature)
         return PolicyOutput(sequence.gather(logp, count), sequence.gather(entropy, count))
 
+    # -- rollout engines -----------------------------------------------------------------------------------------
+
+    def engine_folder(self) -> str:
+        """Where an engine with a model of its own finds config, tokenizer and processor."""
+        return self._existing_path()
+
+    def engine_options(self) -> dict[str, Any]:
+        """What vLLM must be told of the model beside its folder."""
+        return {}
+
+    def engine_request(self, prompt: Prompt, features: Mapping[str, Tensor]) -> dict[str, Any]:
+        """A prompt as vLLM takes it."""
+        return {"prompt_token_ids": prompt.input_ids.tolist()}
+
     def encode_media(self, model: nn.Module, media: Sequence[Media]) -> list[Tensor]:
         """See `ModelFamily.encode_media`; a text model has no media."""
         if media:

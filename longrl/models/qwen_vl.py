@@ -7,7 +7,7 @@ far plus one; transformers 5.19 goes on at max(h, w) only, which is another mode
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from longrl.models.base import OWN_WEIGHTS, CausalFamily
-from longrl.types import Frames, Media
+from longrl.types import Frames, Media, Prompt
 
 
 class Qwen2_5_VLFamily(CausalFamily):
@@ -168,6 +168,45 @@ class Qwen2_5_VLFamily(CausalFamily):
                 output = tower(patches, grid_thw=grids, return_dict=True).pooler_output
                 features += output.split([self.num_features(item) for item in call])
         return features
+
+
+    # -- rollout engines -----------------------------------------------------------------------------------------
+
+    @override
+    def engine_options(self) -> dict[str, Any]:
+        return {"enable_mm_embeds": True, "limit_mm_per_prompt": dict.fromkeys(("image", "video"), 64)}
+
+    @override
+    def engine_request(self, prompt: Prompt, features: Mapping[str, Tensor]) -> dict[str, Any]:
+        """One placeholder per medium, and the features in its place; vLLM computes positions from grids and seconds.
+
+        vLLM keeps features by the ids given here; what they are made of is in the media's keys.
+        """
+        data: dict[str, dict[str, Tensor]] = {}
+        for kind in ("image", "video"):
+            media = [item for item in prompt.media if item.kind == kind]
+            if media:
+                embeds = torch.cat([features[item.key] for item in media])
+                grids = torch.tensor([item.grid_thw for item in media])
+                data[kind] = {f"{kind}_embeds": embeds, f"{kind}_grid_thw": grids}
+            if media and kind == "video":
+                data[kind]["second_per_grid_ts"] = torch.tensor([item.seconds_per_cell for item in media])
+        request = {"prompt_token_ids": self._compact(prompt)}
+        if data:
+            request["multi_modal_data"] = data
+            names = [(item.kind, f"{item.key}|{item.seconds_per_cell}") for item in prompt.media]
+            request["multi_modal_uuids"] = {kind: [name for own, name in names if own == kind] for kind in data}
+        return request
+
+    def _compact(self, prompt: Prompt) -> list[int]:
+        """The prompt's tokens with one placeholder per medium."""
+        ids, kept, place = prompt.input_ids.tolist(), [], 0
+        waiting = [self.num_features(item) for item in prompt.media]
+        placeholders = set(self.media_token_ids().values())
+        while place < len(ids):
+            kept.append(ids[place])
+            place += waiting.pop(0) if ids[place] in placeholders else 1
+        return kept
 
 
 def mrope_positions(

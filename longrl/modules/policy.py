@@ -163,7 +163,12 @@ class PolicyModule(LightningModule):
 
     def with_whole_weights(self, function: Callable[[], Any]) -> Any:
         """The result of `function`, which may read all weights of the policy as often as it likes."""
-        return self._entry[0].whole(function)
+        return self.entry.whole(function)
+
+    @property
+    def entry(self) -> Entry:
+        """The door to the policy's weights."""
+        return self._entry[0]
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
@@ -232,7 +237,7 @@ class PolicyModule(LightningModule):
         totals: Counter[str] = Counter()
         micro_batches, sequence = self._micro_batches(prompts, completions)
         for packed in micro_batches:
-            output = self._scores(self._entry[0], packed or idle(self.family.num_axes), leaves, sequence)
+            output = self._scores(self.entry, packed or idle(self.family.num_axes), leaves, sequence)
             if packed is None:
                 self.manual_backward(output.logp.sum() * 0)
                 continue
@@ -262,10 +267,16 @@ class PolicyModule(LightningModule):
         return own + [None] * (count - len(own)), sequence
 
     def _scores(
-        self, entry: Entry, packed: Packed, features: Mapping[str, Tensor], sequence: SequenceParallel
+        self,
+        entry: Entry,
+        packed: Packed,
+        features: Mapping[str, Tensor],
+        sequence: SequenceParallel,
+        temperature: float | None = None,
     ) -> PolicyOutput:
         def forward() -> tuple[Tensor, Tensor]:
-            output = self.family.forward(entry.model, packed, features, self.temperature, sequence)
+            scale = self.temperature if temperature is None else temperature
+            output = self.family.forward(entry.model, packed, features, scale, sequence)
             return output.logp, output.entropy
 
         return PolicyOutput(*entry(forward))
@@ -321,7 +332,7 @@ class PolicyModule(LightningModule):
         carried = any(group.carried_over for group in flat.groups)
         if self.steps_per_rollout == 1 and not in_reward and not self.parallel.data.max(carried):
             return None
-        old = self.score(self._entry[0], flat.prompts, flat.completions, features)
+        old = self.score(self.entry, flat.prompts, flat.completions, features)
         offsets = flat.offsets
         for place, group in enumerate(flat.groups):
             if group.carried_over:
@@ -347,12 +358,16 @@ class PolicyModule(LightningModule):
         prompts: Sequence[Prompt],
         completions: Sequence[Sequence[Tensor]],
         features: Mapping[str, Tensor],
+        temperature: float | None = None,
     ) -> Tensor:
-        """[N] log-probabilities of all completion tokens, under the policy or the reference."""
+        """[N] log-probabilities of all completion tokens, under the policy or the reference.
+
+        `temperature` None is the one they were sampled with. Every rank of the run must call it.
+        """
         micro_batches, sequence = self._micro_batches(prompts, completions)
         logp = torch.zeros(sum(len(ids) for own in completions for ids in own), device=self.device)
         for packed in micro_batches:
-            output = self._scores(entry, packed or idle(self.family.num_axes), features, sequence)
+            output = self._scores(entry, packed or idle(self.family.num_axes), features, sequence, temperature)
             if packed is not None:
                 logp[packed.token_index.to(self.device)] = output.logp
         if sequence.size < self.parallel.team.size:  # other ranks of the team had the other micro-batches
@@ -384,7 +399,7 @@ class PolicyModule(LightningModule):
         has_targets = bool(batch.prompts) and (batch.groups is None or batch.prompts[0].response_ids is not None)
         if self.parallel.data.max(has_targets):  # a rank may have run out of prompts before others
             responses = _targets(batch)
-            logp = self.score(self._entry[0], batch.prompts, responses, self.encode(batch.prompts))
+            logp = self.score(self.entry, batch.prompts, responses, self.encode(batch.prompts))
             self._evaluated.add(f"{stage}/loss", -float(logp.sum()), len(logp))
 
     def _log_evaluated(self) -> None:

@@ -25,8 +25,14 @@ from longrl.types import Completion, GroupSpan, Packed, Prompt, SamplingParams
 class RolloutEngine(Protocol):
     """Generates completions with the trainer's weights."""
 
-    def sync(self, model: nn.Module, step: int) -> None:
-        """Takes over the trainer's weights of `step`; nothing to do if the engine already holds them."""
+    needs_whole_weights: bool
+    """Whether `generate` reads the trainer's model: sharded weights are then gathered around it."""
+
+    def sync(self, family: CausalFamily, model: nn.Module, step: int) -> None:
+        """Takes over the trainer's weights of `step`; nothing to do if the engine already holds them.
+
+        Every rank of the run calls it at the same time.
+        """
 
     def generate(
         self,
@@ -51,10 +57,12 @@ class HFEngine:
         max_sequences: completions decoded together; fewer need less memory.
     """
 
+    needs_whole_weights = True
+
     def __init__(self, max_sequences: int = 256) -> None:
         self.max_sequences = max_sequences
 
-    def sync(self, model: nn.Module, step: int) -> None:
+    def sync(self, family: CausalFamily, model: nn.Module, step: int) -> None:
         """The engine reads the trainer's weights in place."""
 
     @torch.no_grad()

@@ -72,3 +72,20 @@ def test_json_says_how_to_repeat_the_run_and_names_no_path(bench, tmp_path):
     assert found["command"] == "python bench/some_bench.py --json a.json --quick"
     assert found["hardware"].keys() == {"cpu", "cores", "threads", "memory_gib"}
     assert str(tmp_path) not in json.dumps(found)
+
+
+@pytest.mark.slow
+def test_mr_sp_has_the_promised_fields(bench, tmp_path):
+    script = bench("mr_sp")
+    model = dataclasses.replace(script.FULL.model, frame_size=56, text={}, vision={})
+    sizes = dataclasses.replace(script.FULL, tokens=(300,), frames=(2,), completions=2, response_tokens=2, repeats=1)
+    found = written_by(script, dataclasses.replace(sizes, model=model), tmp_path)
+    assert [(row["tokens"], row["sp"]) for row in found["rows"]] == [(300, 1), (300, 2)]
+    for row in found["rows"]:
+        assert list(row) == ["tokens", "sp", "update_s", "peak_mib", "speedup", "peak_ratio"]
+        assert row["speedup"] == pytest.approx(found["rows"][0]["update_s"] / row["update_s"])
+    (step,) = found["steps"]
+    assert list(step) == [
+        "frames", "no_reuse_s", "stage_1_s", "stage_1_2_s", "stage_1_speedup", "stage_1_2_speedup",
+    ]  # fmt: skip
+    assert step["stage_1_speedup"] == pytest.approx(step["no_reuse_s"] / step["stage_1_s"])

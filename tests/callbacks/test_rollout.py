@@ -30,10 +30,12 @@ DAPO = Algorithm(select=drop_uniform)
 class FakeEngine:
     """Answers as told: `script(prompt id, num_generations)` gives the texts. Keeps what it was asked."""
 
+    needs_whole_weights = True  # no engine of its own to compare with the trainer
+
     def __init__(self, script):
         self.script, self.calls, self.synced = script, [], []
 
-    def sync(self, model, step):
+    def sync(self, family, model, step):
         self.synced.append(step)
 
     def generate(self, family, model, prompts, features, sampling, seed, first=0):

