@@ -190,7 +190,8 @@ class Qwen2_5_VLFamily(CausalFamily):
                 grids = torch.tensor([item.grid_thw for item in media])
                 data[kind] = {f"{kind}_embeds": embeds, f"{kind}_grid_thw": grids}
             if media and kind == "video":
-                data[kind]["second_per_grid_ts"] = torch.tensor([item.seconds_per_cell for item in media])
+                seconds = [item.seconds_per_cell for item in media]
+                data[kind]["second_per_grid_ts"] = torch.tensor(seconds, dtype=torch.float64)
         request = {"prompt_token_ids": self._compact(prompt)}
         if data:
             request["multi_modal_data"] = data
@@ -233,7 +234,8 @@ def mrope_positions(
         text = int(is_media[token:].int().argmax())
         parts.append(torch.arange(start, start + text).expand(3, -1))
         cells, height, width = item.grid_thw[0], item.grid_thw[1] // merge_size, item.grid_thw[2] // merge_size
-        time = (torch.arange(cells) * (item.seconds_per_cell * tokens_per_second)).long()
+        # In float64, as vLLM: in float32 a product that is a hair below an integer would become that integer.
+        time = (torch.arange(cells, dtype=torch.float64) * (item.seconds_per_cell * tokens_per_second)).long()
         grid = torch.meshgrid(time, torch.arange(height), torch.arange(width), indexing="ij")
         parts.append(torch.stack(grid).reshape(3, -1) + start + text)
         token, start = token + text + cells * height * width, int(parts[-1].max()) + 1

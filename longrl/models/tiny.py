@@ -124,6 +124,7 @@ def tiny_text(folder: str | Path, model_type: str = "qwen2", tokenizer: Any | No
     tokenizer = tokenizer or tiny_tokenizer()
     values = _text_config(tokenizer) | overrides
     values.setdefault("head_dim", values["hidden_size"] // values["num_attention_heads"])
+    values.setdefault("architectures", [f"{model_type.capitalize()}ForCausalLM"])
     config = AutoConfig.for_model(model_type, **values)
     config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from longrl.models.qwen_vl import Qwen2_5_VLFamily
+from longrl.models.text import TextFamily
+from longrl.models.tiny import tiny_qwen2_5_vl, tiny_text
 from longrl.modules.packing import pack
 from longrl.rollout.engine import HFEngine
 from longrl.rollout.features import FeatureCache
+from longrl.rollout.parity import Gap, check, stacked
 from longrl.types import SamplingParams
-from tests.tiny import frames, mixed_prompts, row, text_family, vl_family
+from tests.tiny import frames, mixed_prompts, row
 
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
@@ -19,14 +25,24 @@ from longrl.rollout.vllm_engine import VLLMEngine  # noqa: E402
 GREEDY = SamplingParams(1, 24, temperature=0.0)
 
 
+def family_of(kind: str, folder: Path):
+    """Heads of 32, the smallest that vLLM's CPU kernels know."""
+    wide = {"hidden_size": 192}
+    if kind == "qwen2.5-vl":
+        made = tiny_qwen2_5_vl(folder, text=wide)
+        sizes = {"min_pixels": 28 * 28, "max_pixels": 56 * 56}
+        return Qwen2_5_VLFamily(str(made), random_init=True, freeze_tower=False, **sizes)
+    return TextFamily(str(tiny_text(folder, kind, **wide)), random_init=True)
+
+
 def engine() -> VLLMEngine:
     small = {"block_size": 32, "seed": 0}
     return VLLMEngine(max_model_len=2048, max_num_seqs=16, kv_cache_gib=0.0625, enforce_eager=True, options=small)
 
 
 @pytest.fixture(scope="module", params=["qwen2", "qwen3", "qwen2.5-vl"])
-def started(request):
-    family = vl_family(freeze_tower=False) if request.param == "qwen2.5-vl" else text_family(request.param)
+def started(request, tmp_path_factory):
+    family = family_of(request.param, tmp_path_factory.mktemp("model"))
     made = engine()
     made.start(family)
     yield family, made
@@ -67,6 +83,78 @@ def test_the_engine_is_the_trainer_after_every_step(started):
         ]
         assert gap(family, model, prompts, features, found) < 1e-4
         (packed,) = pack(prompts, [[c.token_ids for c in own] for own in found], 1 << 30)
-        family.forward(model, packed, features).logp.sum().backward()
+        family.forward(model, packed, features).logp.mean().backward()
         optimizer.step()
         optimizer.zero_grad()
+
+
+@pytest.fixture
+def in_step(started):
+    """Family, engine, model with features and weights of step 100, and prompts."""
+    family, vllm = started
+    model = family.build()
+    prompts = prompts_of(family)
+    features = FeatureCache(family).get_or_encode(model, prompts)
+    vllm._step = None
+    vllm.sync(family, model, 100)
+    return family, vllm, model, prompts, features
+
+
+def test_log_probabilities_are_those_of_the_distribution_that_was_sampled(in_step):
+    family, vllm, model, prompts, features = in_step
+    sampling = SamplingParams(3, 6, temperature=0.7)
+    found = vllm.generate(family, model, prompts, features, sampling, seed=5)
+    assert [len(own) for own in found] == [3] * len(prompts)
+    assert gap(family, model, prompts, features, found, temperature=0.7) < 1e-4
+
+
+def test_completions_depend_on_seed_and_number_alone(in_step):
+    family, vllm, model, prompts, features = in_step
+    sampling = SamplingParams(4, 6)
+
+    def ids(chosen, seed, first=0, count=4):
+        params = SamplingParams(count, 6)
+        answers = vllm.generate(family, model, chosen, features, params, seed, first)
+        return [[c.token_ids.tolist() for c in own] for own in answers]
+
+    whole = ids(prompts, seed=5)
+    assert ids(prompts[:1], seed=5) == whole[:1]
+    assert ids(prompts, seed=5, first=1, count=2) == [own[1:3] for own in whole]
+    assert ids(prompts, seed=6) != whole
+    assert sampling.num_generations == 4
+
+
+def test_the_trainers_random_numbers_are_left_alone(in_step):
+    family, vllm, model, prompts, features = in_step
+    before = torch.get_rng_state()
+    vllm.generate(family, model, prompts, features, SamplingParams(2, 4), seed=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_weights_go_over_once_per_step(in_step):
+    family, vllm, model, _, _ = in_step
+    count = vllm.num_syncs
+    vllm.sync(family, model, 100)
+    assert vllm.num_syncs == count
+    vllm.sync(family, model, 101)
+    assert vllm.num_syncs == count + 1
+
+
+def test_a_forgotten_cache_is_caught(in_step, monkeypatch):
+    """Weights go over, but keys and values of the old ones stay: the check before the first step sees it."""
+    family, vllm, model, prompts, features = in_step
+    prompts = [*prompts, family.render(row("repeated"), "Which one? " * 30)]  # vLLM keeps whole blocks of 32 tokens
+    vllm.generate(family, model, prompts, features, GREEDY, seed=0)
+    with torch.no_grad():
+        for parameter in family.layers(model)[0].parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(vllm._llm, "reset_prefix_cache", lambda: None)
+    vllm.sync(family, model, 102)
+    found = vllm.generate(family, model, prompts, features, GREEDY, seed=0)
+    tokens = Gap(stacked(found), trainer_logp(family, model, prompts, features, found))
+    with pytest.raises(RuntimeError, match=r"engine and trainer disagree by up to .*max_gap=0\.01"):
+        check(tokens, prompts, found, max_gap=0.01)
+    monkeypatch.undo()
+    vllm.reset_caches()
+    found = vllm.generate(family, model, prompts, features, GREEDY, seed=0)
+    check(Gap(stacked(found), trainer_logp(family, model, prompts, features, found)), prompts, found, max_gap=1e-4)
