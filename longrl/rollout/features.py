@@ -50,7 +50,7 @@ class FeatureCache:
         """{media key: [N, D] features} of the prompts, without gradient. Every rank of the run must call it."""
         media = distinct_media(prompts)
         missing = [item for item in media if item.key not in self._features]
-        if missing or self._others_encode(model, missing):
+        if self._anyone_encodes(model, missing):
             with torch.no_grad():
                 # One by one: a GPU or BLAS rounds by the size of a call, and what is kept must not depend on what it
                 # was encoded with. The cache of a resumed run is empty, and its missing media are others.
@@ -65,9 +65,11 @@ class FeatureCache:
         self._evict(keep=len(found))
         return found
 
-    def _others_encode(self, model: nn.Module, missing: Sequence[Media]) -> bool:
-        """Whether another rank needs this one to gather the weights of a sharded tower."""
-        return self.family.tower_trains(model) and self.parallel.world.max(len(missing)) > 0
+    def _anyone_encodes(self, model: nn.Module, missing: Sequence[Media]) -> bool:
+        """Whether this rank has something to encode, or another needs it to gather the weights of a sharded tower."""
+        if self.family.tower_trains(model):
+            return self.parallel.world.max(len(missing)) > 0
+        return len(missing) > 0
 
     def _split(self, rows: Tensor, media: Sequence[Media]) -> list[Tensor]:
         return [part.clone() for part in rows.split([self.family.num_features(item) for item in media])]

@@ -68,7 +68,12 @@ def one_video(family, share):
     return [family.render(row(str(i)), "What? " * i, [clip]) for i in range(3)]
 
 
-PROMPTS = {"mixed": mixed_prompts, "text": text_prompts, "one video": one_video}
+def single(family, share):
+    """Fewer prompts than teams: a rank has nothing at all."""
+    return mixed_prompts(family, share)[:1]
+
+
+PROMPTS = {"single": single, "mixed": mixed_prompts, "text": text_prompts, "one video": one_video}
 
 
 class Encode(Callback):
@@ -189,6 +194,8 @@ def test_other_batches_on_other_grids(devices):
             Case(sp=sp, prompts="mixed", sft=True),
             Case(sp=sp, prompts="mixed", sft=True, budget=57, freeze=True),
             Case(sp=sp, prompts="mixed", replicas=2),
+            Case(sp=sp, prompts="single"),
+            Case(sp=sp, prompts="single", freeze=True, kl=True, budget=57),
         )
     ]
     check(cases, devices)
@@ -230,9 +237,7 @@ class Unshared(type(vl_family())):
 
 def refused(devices):
     family = Unshared(vl_family().model_path, random_init=True)
-    with pytest.raises(
-        ValueError, match="Unshared has no sequence parallelism.*size is 2; set it to 1"
-    ):
+    with pytest.raises(ValueError, match="Unshared has no sequence parallelism.*size is 2; set it to 1"):
         train(policy_of(family), Batch([], groups=[]), strategy=MRSPStrategy(2), devices=devices)
 
 
