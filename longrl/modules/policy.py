@@ -20,7 +20,7 @@ from longrl.models.base import CausalFamily
 from longrl.modules.means import Means
 from longrl.modules.optimizer import OptimizerSettings, clip_gradients
 from longrl.modules.packing import idle, pack
-from longrl.modules.rollouts import FlatGroups, Rollout
+from longrl.modules.rollouts import FlatGroups, Rollout, targets
 from longrl.modules.weights import build_from
 from longrl.parallel import Parallel
 from longrl.phases import PhaseTimes
@@ -183,7 +183,7 @@ class PolicyModule(LightningModule):
 
     def sft_step(self, batch: Batch) -> dict[str, float]:
         """One optimizer step on the negative log-likelihood per response token of the whole batch."""
-        responses = _targets(batch)
+        responses = targets(batch)
         counts = torch.tensor(sum(len(ids) for (ids,) in responses), device=self.device)
         num_tokens = int(self.parallel.data.sum(counts))
 
@@ -398,7 +398,7 @@ class PolicyModule(LightningModule):
                     self._evaluated.add(f"{stage}/{name}/{group.prompt.row.category}", float(values.mean()))
         has_targets = bool(batch.prompts) and (batch.groups is None or batch.prompts[0].response_ids is not None)
         if self.parallel.data.max(has_targets):  # a rank may have run out of prompts before others
-            responses = _targets(batch)
+            responses = targets(batch)
             logp = self.score(self.entry, batch.prompts, responses, self.encode(batch.prompts))
             self._evaluated.add(f"{stage}/loss", -float(logp.sum()), len(logp))
 
@@ -413,18 +413,3 @@ class PolicyModule(LightningModule):
     @override
     def on_test_epoch_end(self) -> None:
         self._log_evaluated()
-
-
-def _targets(batch: Batch) -> list[list[Tensor]]:
-    """The SFT target of each prompt.
-
-    Raises:
-        ValueError: the prompts have none, for they are meant to be answered by a rollout callback.
-    """
-    targets = [prompt.response_ids for prompt in batch.prompts]
-    if any(ids is None for ids in targets):
-        raise ValueError(
-            "data.stage=rl gives prompts without targets and there is no rollout callback to answer them; add "
-            "longrl.callbacks.rollout.RolloutCallback to trainer.callbacks, or set data.stage to sft"
-        )
-    return [[ids] for ids in targets if ids is not None]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from longrl.types import Group, Prompt
+from longrl.types import Batch, Group, Prompt
 
 
 @dataclass(frozen=True)
@@ -94,3 +94,18 @@ class FlatGroups:
         if not rows:
             return torch.zeros(0, 1, dtype=dtype, device=self.device)
         return torch.stack(rows).to(self.device)  # type: ignore[arg-type]  # rewards have been given by now
+
+
+def targets(batch: Batch) -> list[list[Tensor]]:
+    """The SFT target of each prompt.
+
+    Raises:
+        ValueError: the prompts have none, for they are meant to be answered by a rollout callback.
+    """
+    found = [prompt.response_ids for prompt in batch.prompts]
+    if any(ids is None for ids in found):
+        raise ValueError(
+            "data.stage=rl gives prompts without targets and there is no rollout callback to answer them; add "
+            "longrl.callbacks.rollout.RolloutCallback to trainer.callbacks, or set data.stage to sft"
+        )
+    return [[ids] for ids in found if ids is not None]

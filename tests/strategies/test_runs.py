@@ -103,8 +103,8 @@ def test_the_demos_rl_stage_on_two_ranks(tmp_path, monkeypatch):
     longrl("synthetic", f"--out={tmp_path / 'data'}", "--num_train_videos=40", "--num_eval_videos=1", "--fps=2")
     reward = tmp_path / "reward.yaml"  # one that the base model meets now and then
     reward.write_text("terms: [{function: tests.runs.rare}]")
-    stage = ["--config", "configs/demo/common.yaml", f"--data.train={tmp_path / 'data' / 'train.jsonl'}"]
-    stage += ["--config", "configs/demo/grpo.yaml", "--model.init_from=configs/demo/base"]
+    stage = ["--config", "configs/demo/common.yaml", "--config", "configs/demo/grpo.yaml"]
+    stage += [f"--data.train={tmp_path / 'data' / 'train.jsonl'}", "--model.init_from=configs/demo/base"]
     stage += ["--trainer.max_steps=3", "--data.prompts_per_batch=8", f"--trainer.callbacks.init_args.reward={reward}"]
     longrl("fit", *stage, f"--run_dir={tmp_path / 'one'}")
     strategy = ["--trainer.devices=2", "--trainer.strategy=longrl.strategies.mr_sp.MRSPStrategy"]
