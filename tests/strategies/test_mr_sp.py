@@ -182,6 +182,10 @@ def test_any_grid_gives_the_loss_and_gradients_of_one_process(devices):
     check(cases, devices)
 
 
+def test_three_ranks_share_what_three_does_not_divide():
+    check([Case(sp=3, budget=70, kl=True, freeze=True), Case(sp=3, checkpointing=True, chunks=2)], 3)
+
+
 @pytest.mark.parametrize("devices", [2, 4])
 def test_other_batches_on_other_grids(devices):
     cases = [
