@@ -350,6 +350,10 @@ class CausalFamily(ModelFamily):
         """What vLLM must be told of the model beside its folder."""
         return {}
 
+    def engine_weight(self, name: str) -> str | None:
+        """What vLLM calls a weight of the trainer's `state_dict`; None for what it never computes with."""
+        return name
+
     def engine_request(self, prompt: Prompt, features: Mapping[str, Tensor]) -> dict[str, Any]:
         """A prompt as vLLM takes it."""
         return {"prompt_token_ids": prompt.input_ids.tolist()}

@@ -169,12 +169,15 @@ class Qwen2_5_VLFamily(CausalFamily):
                 features += output.split([self.num_features(item) for item in call])
         return features
 
-
     # -- rollout engines -----------------------------------------------------------------------------------------
 
     @override
     def engine_options(self) -> dict[str, Any]:
         return {"enable_mm_embeds": True, "limit_mm_per_prompt": dict.fromkeys(("image", "video"), 64)}
+
+    @override
+    def engine_weight(self, name: str) -> str | None:
+        return None if name.startswith("model.visual.") else name
 
     @override
     def engine_request(self, prompt: Prompt, features: Mapping[str, Tensor]) -> dict[str, Any]:

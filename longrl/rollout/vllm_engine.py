@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from longrl.models.base import CausalFamily
 from longrl.rollout.engine import prompt_seed
+from longrl.rollout.weights import engine_weights
 from longrl.types import Completion, Prompt, SamplingParams
 
 VERSION = "0.32.0"
@@ -119,7 +119,7 @@ class VLLMEngine:
             self.start(family)
         if self._step == step:
             return
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": _whole_tensors(model)})
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": engine_weights(family, model)})
         self.reset_caches()
         self._step = step
         self.num_syncs += 1
@@ -173,12 +173,6 @@ def _completion(family: CausalFamily, output: Any) -> Completion:
     logprobs = [at[token].logprob for token, at in zip(output.token_ids, output.logprobs, strict=True)]
     reason = "stop" if output.finish_reason == "stop" else "length"
     return Completion(ids, torch.tensor(logprobs), family.decode(ids), reason)
-
-
-def _whole_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Names and weights as transformers saves them, one at a time; shards are gathered."""
-    for name, value in model.state_dict().items():
-        yield name, value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def _import_llm() -> Any:
