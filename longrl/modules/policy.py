@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from longrl.modules.weights import build_from
 from longrl.parallel import Parallel
 from longrl.phases import PhaseTimes
 from longrl.rollout.features import FeatureCache, TrainableFeatures
+from longrl.rollout.parity import GapWatch
 from longrl.strategies.fsdp import Entry
 from longrl.strategies.sequence import SequenceParallel
 from longrl.types import Batch, Packed, PolicyOutput, Prompt
@@ -84,6 +86,8 @@ class PolicyModule(LightningModule):
         self.max_grad_norm = max_grad_norm
         self.temperature = 1.0
         """The one completions are sampled with; the rollout callback sets it."""
+        self.gap: GapWatch | None = None
+        """Compares engine and trainer in every step; the rollout callback sets it."""
         self.phases = PhaseTimes()
         self.features = FeatureCache(family, feature_cache_bytes)
         self._evaluated = Means()
@@ -199,15 +203,22 @@ class PolicyModule(LightningModule):
             return {}
         mini_batches = self._mini_batches(batch)
         totals: Counter[str] = Counter()
-        for _ in range(self.epochs_per_rollout):
-            for rollout in mini_batches:
-                totals.update(self._update_on(rollout, batch.features))
+        watch = self.gap  # of the first update, whose weights are those that sampled
+        for rollout in mini_batches * self.epochs_per_rollout:
+            totals.update(self._update_on(rollout, batch.features, watch))
+            watch = None
         steps = self.epochs_per_rollout * len(mini_batches)
-        return {name: value / steps for name, value in totals.items()}
+        gap = self.gap.metrics if self.gap else {}
+        return {name: value / steps for name, value in totals.items()} | gap
 
-    def _update_on(self, rollout: Rollout, features: Mapping[str, Tensor]) -> dict[str, float]:
+    def _update_on(
+        self, rollout: Rollout, features: Mapping[str, Tensor], watch: GapWatch | None
+    ) -> dict[str, float]:
         def loss_of(packed: Packed, output: PolicyOutput) -> tuple[Tensor, Mapping[str, Tensor]]:
             rows, weights = packed.token_index, rollout.weights[packed.completion_index].to(output.logp.device)
+            if watch:
+                fresh = rollout.fresh[rows]
+                watch.add(rollout.sampler_logp[rows][fresh], output.logp[fresh])
             result = self.algorithm.loss(
                 output.logp,
                 output.logp.detach() if rollout.old_logp is None else rollout.old_logp[rows],
@@ -219,7 +230,8 @@ class PolicyModule(LightningModule):
             )
             return result.loss, {"entropy": (output.entropy * weights).sum(), **result.metrics}
 
-        metrics = self._update(rollout.prompts, rollout.completions, features, loss_of)
+        before_step = partial(watch.close, self.parallel.world) if watch else None
+        metrics = self._update(rollout.prompts, rollout.completions, features, loss_of, before_step)
         total = metrics.pop("weight_sum", 0.0) or 1.0  # below one with Dr.GRPO's constant, or with masked completions
         own = ("loss", "grad_norm", "lr")
         return {name: value if name in own else value / total for name, value in metrics.items()}
@@ -230,6 +242,7 @@ class PolicyModule(LightningModule):
         completions: Sequence[Sequence[Tensor]],
         features: Mapping[str, Tensor],
         loss_of: LossFunction,
+        before_step: Callable[[], None] | None = None,
     ) -> dict[str, float]:
         """One optimizer step: micro-batches, backward, clipping, scheduler. Returns metrics summed over all ranks."""
         trainable = TrainableFeatures(self.family, self.model, prompts, self.parallel) if self.tower_trains else None
@@ -246,6 +259,8 @@ class PolicyModule(LightningModule):
             totals.update({"loss": loss.item(), **{name: value.item() for name, value in metrics.items()}})
         if trainable:
             trainable.backward()
+        if before_step:
+            before_step()
         sums = self.parallel.world.sum_dict({name: value / sequence.size for name, value in totals.items()})
         return {**sums, **self._optimizer_step()}
 
@@ -318,6 +333,7 @@ class PolicyModule(LightningModule):
                     old_logp=None if old is None else old[rows],
                     ref_logp=None if reference is None else reference[rows],
                     sampler_logp=sampler[rows],
+                    fresh=own.fresh,
                     weights=algorithm.completion_weights(own.lengths, own.valid.flatten(), data.sum),
                 )
             )
@@ -326,12 +342,15 @@ class PolicyModule(LightningModule):
     def _old_logp(self, flat: FlatGroups, features: Mapping[str, Tensor], sampler: Tensor) -> Tensor | None:
         """[N] log-probabilities before the update, or None if the first update is the only one.
 
-        Groups carried over were sampled by older weights: theirs are the sampler's.
+        Groups carried over were sampled by older weights: theirs are the sampler's. So are all while the engine is
+        trusted.
         """
         in_reward = self.algorithm.kl_coef > 0 and self.algorithm.kl_placement == "reward"
         carried = any(group.carried_over for group in flat.groups)
         if self.steps_per_rollout == 1 and not in_reward and not self.parallel.data.max(carried):
             return None
+        if self.gap and self.gap.trusts_engine and not in_reward:
+            return sampler
         old = self.score(self.entry, flat.prompts, flat.completions, features)
         offsets = flat.offsets
         for place, group in enumerate(flat.groups):
