@@ -177,34 +177,6 @@ def test_the_tower_never_runs_in_the_engine(in_step):
 
 
 @WITH_A_TOWER
-def test_features_in_equals_pixels_in(in_step):
-    """vLLM's own processor and tower, with the trainer's weights, on the frames."""
-    family, vllm, model, _, _ = in_step
-    clip = frames(24, key="clip")  # 56 x 56: neither processor resizes them
-    prompt = family.render(row("clip"), "What?", [clip])
-    features = FeatureCache(family).get_or_encode(model, [prompt])
-    (wanted,) = vllm.generate(family, model, [prompt], features, GREEDY, seed=0)
-    vllm._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(model.state_dict().items())})
-    vllm.reset_caches()
-    times = clip.timestamps
-    metadata = {
-        "total_num_frames": len(times), "fps": (len(times) - 1) / (times[-1] - times[0]), "duration": times[-1],
-        "frames_indices": list(range(len(times))), "video_backend": "test", "do_sample_frames": False,
-    }  # fmt: skip
-    request = {
-        "prompt_token_ids": family.engine_request(prompt, features)["prompt_token_ids"],
-        "multi_modal_data": {"video": [(clip.pixels.permute(0, 2, 3, 1).numpy(), metadata)]},
-        "mm_processor_kwargs": {"size": {"shortest_edge": family.min_pixels, "longest_edge": family.max_pixels}},
-    }
-    params = vllm_sampling(family, GREEDY, 0, 0)
-    (found,) = vllm._llm.generate([request], params, use_tqdm=False)
-    assert found.prompt_token_ids == prompt.input_ids.tolist()
-    assert list(found.outputs[0].token_ids) == wanted[0].token_ids.tolist()
-    said = [next(iter(at.values())).logprob for at in found.outputs[0].logprobs]
-    torch.testing.assert_close(torch.tensor(said), wanted[0].logprobs, atol=1e-4, rtol=0)
-
-
-@WITH_A_TOWER
 def test_features_of_a_frozen_tower_outlive_a_sync(in_step):
     family, vllm, model, prompts, features = in_step
     family.tower(model).requires_grad_(False)
@@ -253,6 +225,37 @@ def test_a_forgotten_cache_is_caught(in_step, monkeypatch):
     vllm.reset_caches()
     found = vllm.generate(family, model, prompts, features, GREEDY, seed=0)
     check(Gap(stacked(found), trainer_logp(family, model, prompts, features, found)), prompts, found, max_gap=1e-4)
+
+
+def test_features_in_equals_pixels_in(tmp_path):
+    """Against vLLM with weights from a folder: its own processor, tower and positions, on the frames."""
+    family = family_of("qwen2.5-vl", tmp_path)
+    model = family.build()
+    model.save_pretrained(tmp_path)
+    # 56 x 56: neither processor resizes them; times that float32 holds exactly, for vLLM's processor makes them that.
+    clip = frames(24, key="clip", spacing=0.375)
+    prompt = family.render(row("clip"), "What?", [clip])
+    features = FeatureCache(family).get_or_encode(model, [prompt])
+    vllm = engine()
+    vllm.options["load_format"] = "auto"
+    vllm.start(family)
+    (wanted,) = vllm.generate(family, model, [prompt], features, GREEDY, seed=0)
+    times = clip.timestamps
+    metadata = {
+        "total_num_frames": len(times), "fps": (len(times) - 1) / (times[-1] - times[0]), "duration": times[-1],
+        "frames_indices": list(range(len(times))), "video_backend": "test", "do_sample_frames": False,
+    }  # fmt: skip
+    request = {
+        "prompt_token_ids": family.engine_request(prompt, features)["prompt_token_ids"],
+        "multi_modal_data": {"video": [(clip.pixels.permute(0, 2, 3, 1).numpy(), metadata)]},
+        "mm_processor_kwargs": {"size": {"shortest_edge": family.min_pixels, "longest_edge": family.max_pixels}},
+    }
+    (found,) = vllm._llm.generate([request], vllm_sampling(family, GREEDY, 0, 0), use_tqdm=False)
+    vllm.close()
+    assert found.prompt_token_ids == prompt.input_ids.tolist()
+    assert list(found.outputs[0].token_ids) == wanted[0].token_ids.tolist()
+    said = [next(iter(at.values())).logprob for at in found.outputs[0].logprobs]
+    torch.testing.assert_close(torch.tensor(said), wanted[0].logprobs, atol=1e-4, rtol=0)
 
 
 # ---- engines that do not start, and engines at rest ----
