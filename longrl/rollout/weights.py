@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from longrl.models.base import CausalFamily
+from longrl.models.lora import merged
 
 
 def engine_weights(family: CausalFamily, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -15,10 +15,9 @@ def engine_weights(family: CausalFamily, model: nn.Module) -> Iterator[tuple[str
 
     All that the engine computes with goes over, for vLLM fuses neighbours (q, k and v) and part of a group would leave
     the rest undefined. `state_dict` has tied embeddings under both names, and vLLM wants both. A tower stays here: it
-    never runs in an engine.
+    never runs in an engine. Adapters are merged into the weights they belong to.
     """
-    for name, value in model.state_dict().items():
-        whole = value.full_tensor() if isinstance(value, DTensor) else value
+    for name, whole in merged(model.state_dict(), family.lora):
         known_as = family.engine_weight(name)
         if known_as is not None:
             yield known_as, whole
