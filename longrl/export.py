@@ -31,7 +31,8 @@ def export_run(
 ) -> None:
     """Writes weights, config, tokenizer and processor so that `from_pretrained` and vLLM load them.
 
-    Adapters of a LoRA run are merged into the weights.
+    Adapters of a LoRA run are merged into the weights, exactly with `--dtype float32`: bfloat16 rounds small changes
+    away.
 
     Args:
         run: folder of a training run, with its `config.yaml`.
@@ -51,14 +52,11 @@ def export_run(
 
 
 def _write_model(run: str, source: str, folder: Path, dtype: str | None) -> None:
-    import torch
-
     from longrl.modules.weights import plain_from
 
     family = family_of(run)
+    family.dtype = dtype or family.dtype  # adapters are merged in it
     model = plain_from(family, source)
-    if dtype is not None:
-        model = model.to(getattr(torch, dtype))
     model.save_pretrained(folder)
     family.save_processing(folder)
 

@@ -180,6 +180,26 @@ def test_an_export_is_merged_and_loads_in_transformers(tmp_path, adapted):
     assert torch.equal(logits(loaded), logits(oracle))
 
 
+def test_an_export_in_float32_keeps_what_bfloat16_rounds_away(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path / "run"
+    values = text_run(folder, optimizer={"lr": 1e-6})
+    values["model"]["family"]["init_args"]["dtype"] = "bfloat16"
+    run(folder, values)
+    found = {}
+    for dtype in ("bfloat16", "float32"):
+        main(["export", "--run", str(folder), "--out", str(tmp_path / dtype), "--dtype", dtype])
+        found[dtype] = AutoModelForCausalLM.from_pretrained(tmp_path / dtype, dtype="auto").state_dict()
+    base, name = family_of(str(folder)).build().state_dict(), "model.layers.0.mlp.up_proj.weight"
+    saved = {name: v.float() for name, v in checkpoint(folder)["state_dict"].items() if "up_proj.lora" in name}
+    a, b = (saved[f"model.model.layers.0.mlp.up_proj.lora_{matrix}.default.weight"] for matrix in "AB")
+    assert torch.equal(found["float32"][name], base[name].float() + b @ a * 2.0)
+    same = {dtype: float((weights[name].float() == base[name].float()).float().mean()) for dtype, weights in found.items()}
+    assert same["bfloat16"] > 0.9
+    assert same["float32"] < 0.1
+
+
 def test_an_adapter_is_exported_for_peft(tmp_path, adapted):
     from peft import PeftModel
 

@@ -6,8 +6,9 @@ embeddings and LM head have none: the tower's features are kept from step to ste
 scoring reads it directly.
 
 Whoever needs an ordinary model (engines, exports, the start of another run) gets base + alpha / rank * B A under the
-original names, from `merged`. It is in the base's precision, so a change of less than half the distance to the next
-bfloat16 number is lost there, though not in training.
+original names, from `merged`. In a base of bfloat16 a change of less than half the distance to the next number is lost
+there, though not in training: of weights like a 7B model's (standard deviation 0.02, rank and alpha 32) 94% stay as
+they were while the numbers in B are 1e-4, half of them at 1e-3, 6% at 1e-2.
 """
 
 from __future__ import annotations
@@ -155,14 +156,17 @@ def plain_name(name: str) -> str:
     return name.replace(".base_layer.", ".")
 
 
-def merged(state: Mapping[str, Tensor], settings: LoRASettings | None) -> Iterator[tuple[str, Tensor]]:
+def merged(
+    state: Mapping[str, Tensor], settings: LoRASettings | None, dtype: torch.dtype | None = None
+) -> Iterator[tuple[str, Tensor]]:
     """Names and weights of the model without adapters that computes the same, one whole tensor at a time.
 
-    base + scaling * B A is summed in float32 and rounded once to the base's precision, as peft's `merge_and_unload`.
+    base + scaling * B A is summed in float32 and rounded once, as by peft's `merge_and_unload`.
 
     Args:
         state: a `state_dict`, with adapters or without, perhaps in shards; then every rank must go through.
         settings: those that the adapters were made with.
+        dtype: precision of the sums; None is the base's.
     """
     for name, value in state.items():
         if is_adapter(name):
@@ -170,7 +174,7 @@ def merged(state: Mapping[str, Tensor], settings: LoRASettings | None) -> Iterat
         weight, layer = _whole(value), name.removesuffix(".base_layer.weight")
         if settings is not None and layer != name and adapter_name(layer, "A") in state:
             a, b = (_whole(state[adapter_name(layer, matrix)]).float() for matrix in "AB")
-            weight = (weight.float() + b @ a * settings.scaling).to(weight.dtype)
+            weight = (weight.float() + b @ a * settings.scaling).to(dtype or weight.dtype)
         yield plain_name(name), weight
 
 

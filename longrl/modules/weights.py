@@ -83,7 +83,8 @@ def load_checkpoint_weights(model: nn.Module, checkpoint: Path) -> None:
             checkpoint,
             {name: torch.empty(v.shape) if is_adapter(name) else wanted[plain_name(name)] for name, v in found.items()},
         )
-    for name, value in merged(found, saved_lora(checkpoint)):
+    dtype = next(iter(wanted.values())).dtype
+    for name, value in merged(found, saved_lora(checkpoint), dtype):
         wanted[name].copy_(value)
 
 

@@ -97,6 +97,18 @@ def test_engines_are_handed_what_peft_merges(dtype):
     assert_peft_merges(family, built(family))
 
 
+def test_an_engine_that_cannot_see_small_changes_is_warned_of_once(caplog):
+    from longrl.rollout.weights import _warn_of_rounding
+
+    _warn_of_rounding.cache_clear()
+    for dtype, times in (("float32", 0), ("bfloat16", 1)):
+        family = text_family(lora=LORA, dtype=dtype)
+        model = build_from(family, None)
+        for _ in range(2):
+            list(engine_weights(family, model))
+        assert caplog.text.count(f"merged for the engine into weights in {dtype}") == times
+
+
 def assert_peft_merges(family, model, found=None):
     wanted = peft_model(model, family).merge_and_unload().state_dict()
     found = dict(engine_weights(family, model)) if found is None else found
