@@ -195,7 +195,7 @@ def test_an_export_in_float32_keeps_what_bfloat16_rounds_away(tmp_path):
     saved = {name: v.float() for name, v in checkpoint(folder)["state_dict"].items() if "up_proj.lora" in name}
     a, b = (saved[f"model.model.layers.0.mlp.up_proj.lora_{matrix}.default.weight"] for matrix in "AB")
     assert torch.equal(found["float32"][name], base[name].float() + b @ a * 2.0)
-    same = {dtype: float((weights[name].float() == base[name].float()).float().mean()) for dtype, weights in found.items()}
+    same = {dtype: (state[name].float() == base[name].float()).float().mean() for dtype, state in found.items()}
     assert same["bfloat16"] > 0.9
     assert same["float32"] < 0.1
 

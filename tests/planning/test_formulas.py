@@ -75,7 +75,8 @@ def test_a_reference_has_shards_a_tower_and_a_root_that_stays_gathered():
 
 
 def test_beside_adapters_nothing_else_has_gradients_optimizer_or_a_reference():
-    plan = changed(sizes=dataclasses.replace(TINY, adapter_params=20, adapter_inputs=64), weight_bytes=2, reference=True)
+    adapted = dataclasses.replace(TINY, adapter_params=20, adapter_inputs=64)
+    plan = changed(sizes=adapted, weight_bytes=2, reference=True)
     parts = formulas.standing(plan)
     assert parts["weights"] == (2 * 250 + 4 * 20) / 2  # adapters are float32
     assert formulas.gradients(plan) == 4 * 20 / 2
