@@ -18,9 +18,11 @@ from typing_extensions import override
 
 from longrl.algorithms import Algorithm
 from longrl.models.base import CausalFamily
+from longrl.models.lora import adapters_off, check_resumed, refuse_dropout, to_checkpoint
 from longrl.modules.means import Means
 from longrl.modules.optimizer import OptimizerSettings, clip_gradients
 from longrl.modules.packing import idle, pack
+from longrl.modules.reference import reference_of
 from longrl.modules.rollouts import FlatGroups, Rollout, targets
 from longrl.modules.weights import build_from
 from longrl.parallel import Parallel
@@ -113,6 +115,8 @@ class PolicyModule(LightningModule):
                 f"{type(self.trainer.strategy).__name__}; set trainer.strategy to "
                 "longrl.strategies.mr_sp.MRSPStrategy, or trainer.devices to 1"
             )
+        if stage == "fit" and self._is_rl():
+            refuse_dropout(self.family.lora)
 
     @override
     def configure_model(self) -> None:
@@ -124,9 +128,7 @@ class PolicyModule(LightningModule):
     @override
     def on_fit_start(self) -> None:
         if self.algorithm.kl_coef > 0 and self._is_rl():
-            reference = build_from(self.family, self.init_from).eval().requires_grad_(False)
-            self._reference = (self.parallel.wrap(self.family, reference),)
-            reference.to(self.device)
+            self._reference = (reference_of(self.entry, self.family, self.init_from, self.parallel, self.device),)
         self.model.train()
 
     def _is_rl(self) -> bool:
@@ -134,27 +136,13 @@ class PolicyModule(LightningModule):
 
     @override
     def configure_optimizers(self) -> dict[str, Any]:
-        return self.optimizer_settings.build(self.model, self._total_steps())
+        settings, per_batch = self.optimizer_settings, self.steps_per_rollout if self._is_rl() else 1
+        return settings.build(self.model, settings.end(self.trainer, per_batch))
 
     @property
     def steps_per_rollout(self) -> int:
         """Optimizer steps on one rollout."""
         return self.mini_batches_per_rollout * self.epochs_per_rollout
-
-    def _total_steps(self) -> int | None:
-        """Optimizer steps until the end of the schedule."""
-        settings = self.optimizer_settings
-        if settings.schedule == "constant" or settings.total_steps is not None:
-            return settings.total_steps
-        if self.trainer.max_steps > 0:
-            return self.trainer.max_steps
-        if self.trainer.estimated_stepping_batches == float("inf"):
-            raise ValueError(
-                f"model.optimizer.schedule={settings.schedule} needs an end, but the run has none; set "
-                "model.optimizer.total_steps or trainer.max_steps"
-            )
-        per_batch = self.steps_per_rollout if self._is_rl() else 1
-        return int(self.trainer.estimated_stepping_batches) * per_batch
 
     @property
     def tower_trains(self) -> bool:
@@ -173,6 +161,14 @@ class PolicyModule(LightningModule):
     def entry(self) -> Entry:
         """The door to the policy's weights."""
         return self._entry[0]
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["lora"] = to_checkpoint(self.family.lora)
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_resumed(self.family.lora, checkpoint)
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
@@ -366,7 +362,8 @@ class PolicyModule(LightningModule):
         (entry,) = self._reference
         if self.tower_trains:  # the reference has the tower it started with
             features = FeatureCache(self.family, parallel=self.parallel).get_or_encode(entry.model, flat.prompts)
-        logp = self.score(entry, flat.prompts, flat.completions, features)
+        with adapters_off(self.family, entry.model):
+            logp = self.score(entry, flat.prompts, flat.completions, features)
         entry.release()
         return logp
 

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from longrl.algorithms import Algorithm, token_mean
+from longrl.models.lora import LoRASettings
 from longrl.strategies.frames import WHOLE, Share
 from longrl.strategies.mr_sp import MRSPStrategy
 from longrl.types import Batch
@@ -27,7 +28,18 @@ from tests.modules.test_policy import (
     train,
     with_targets,
 )
-from tests.tiny import assert_same_gradients, frames, held, mixed_prompts, plain_model, row, separate_logps, vl_family
+from tests.tiny import (
+    assert_same_gradients,
+    frames,
+    gradients,
+    held,
+    mixed_prompts,
+    peft_model,
+    plain_model,
+    row,
+    separate_logps,
+    vl_family,
+)
 
 BUDGETS = {"one completion": 57, "all": 10_000}
 
@@ -46,9 +58,11 @@ class Case:
     sft: bool = False
     chunks: int = 1
     replicas: int = 1
+    lora: bool = False
 
     def family(self):
-        return vl_family(freeze_tower=self.freeze, gradient_checkpointing=self.checkpointing)
+        lora = LoRASettings(rank=3) if self.lora else None  # fewer rows than some ranks
+        return vl_family(freeze_tower=self.freeze, gradient_checkpointing=self.checkpointing, lora=lora)
 
     def algorithm(self):
         return Algorithm(token_weights=token_mean, kl_coef=0.3 if self.kl else 0.0)
@@ -107,7 +121,7 @@ def one_step(case: Case, devices: int) -> tuple[dict[str, float], dict[str, torc
     seen = train(
         policy,
         batch,
-        before=disturb_sharded if case.kl else lambda policy: None,
+        before=disturb_sharded if case.kl or case.lora else lambda policy: None,
         strategy=strategy,
         devices=devices,
         callbacks=[] if case.sft else [Encode()],
@@ -120,13 +134,13 @@ def case_prompts(case: Case, share: Share):
 
 
 def disturb_sharded(policy):
-    """As `disturb_text`, on shards: every rank draws the whole and keeps its own."""
+    """As `disturb_text`, on shards: every rank draws the whole and keeps its own. Of adapters, these alone."""
     from torch.distributed.tensor import distribute_tensor
 
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, parameter in policy.model.named_parameters():
-            if "visual" not in name:
+            if "visual" not in name and parameter.requires_grad:
                 noise = 0.02 * torch.randn(parameter.shape, generator=generator)
                 parameter += distribute_tensor(noise, parameter.device_mesh, parameter.placements)
 
@@ -137,19 +151,21 @@ def by_hand(case: Case) -> tuple[float, dict[str, torch.Tensor]]:
     policy.configure_model()
     groups = case.groups()
     options: dict[str, Any] = {}
-    plain = plain_model(policy.model, family)
+    stock = peft_model if case.lora else plain_model
+    plain = stock(policy.model, family)
     if case.kl:
         with torch.no_grad():
             prompts = [group.prompt for group in groups]
             options = {"reference": separate_logps(plain, prompts, tokens_of(groups)), "kl_coef": 0.3}
+    if case.kl or case.lora:
         disturb_text(policy)
-        plain = plain_model(policy.model, family)
+        plain = stock(policy.model, family)
     if case.sft:
         prompts = with_targets(case_prompts(case, WHOLE))
         logp = separate_logps(plain, prompts, [[prompt.response_ids] for prompt in prompts])
         (-logp.mean()).backward()
         loss = float(-logp.mean())
-        grads = {name: parameter.grad for name, parameter in plain.named_parameters() if parameter.grad is not None}
+        grads = gradients(plain)
     else:
         loss, grads = gradients_by_hand(plain, groups, weights="token_mean", **options)
     if case.freeze:
@@ -211,6 +227,22 @@ def test_the_degree_is_chosen_per_batch():
         Case(sp="auto", budget=budget, freeze=freeze) for budget in (25, 45, 80, 10_000) for freeze in (False, True)
     ]
     check(cases, 4)
+
+
+@pytest.mark.parametrize("devices", list(GRIDS))
+def test_adapters_on_any_grid(devices):
+    """Gradients are those of peft's own model; the reference is the policy with adapters off."""
+    cases = [
+        case
+        for sp in GRIDS[devices]
+        for case in (
+            Case(sp=sp, lora=True, freeze=True, kl=True, budget=57),
+            Case(sp=sp, lora=True, freeze=True, checkpointing=True, sft=True),
+            Case(sp=sp, lora=True, freeze=True, prompts="single", kl=True),
+            Case(sp=sp, lora=True, freeze=True, replicas=2 if devices > 1 else 1),
+        )
+    ]
+    check(cases, devices)
 
 
 # ---- bad input ----
