@@ -231,6 +231,10 @@ class LongVideoReason(LightningDataModule):
     def _skipped_dir(self) -> str:
         return self.skipped_dir or (self.trainer.default_root_dir if self.trainer else ".")
 
+    def skips(self, split: Split) -> SkipLog:
+        """Which rows of a split that was read cannot be used."""
+        return self._skips[split]
+
     def leave_out(self, stored: KnowsFeatures, splits: Sequence[Split]) -> None:
         """From now on, videos of these splits are not decoded if their features are stored."""
         for split in splits:

@@ -95,10 +95,7 @@ class RowRenderer:
             self._cache.move_to_end(path)
             return self._cache[path]
         try:
-            if kind == "image":
-                frames = read_image(path, self.share)
-            else:
-                frames = self._video(path)
+            frames = read_image(path, self.share) if kind == "image" else self._video(path)
         except BrokenMedia as error:
             raise UnusableRow(str(error), path) from error
         self._cache[path] = frames
