@@ -151,6 +151,8 @@ class Filling:
         return contextlib.nullcontext() if before_the_step else self.trainer.precision_plugin.forward_context()
 
     def _fill(self, split: Split, bar: Progress) -> None:
+        from longrl.datamodules.skips import Skipped
+
         rows, skips = self.data.datasets[split].rows, self.data.skips(split)
         groups = same_media(rows, self.data.datasets[split].render)[self.rank :: self.world_size]
         task = bar.add_task(split, total=len(groups), **self._shown())
@@ -161,10 +163,10 @@ class Filling:
             again = []
             items = self.data.loader_options.render(self.data.datasets[split], [group[0] for group in groups])
             for group, item in zip(groups, items, strict=True):
-                prompt = skips.draw(item)
-                if prompt is not None:
+                skips.draw(item)
+                if not isinstance(item, Skipped):
                     with self._precision(split):
-                        self._store(prompt, cache)
+                        self._store(item, cache)
                 elif item.path is not None:  # a broken file breaks all rows that show it
                     for index in group[1:]:
                         skips.draw(replace(item, index=index, id=rows[index].id))

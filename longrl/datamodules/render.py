@@ -105,12 +105,12 @@ class RowRenderer:
 
     def _video(self, path: str) -> Frames:
         """A video's frames, or how to read them if its features are stored: times and size alone give the key."""
-        read = functools.partial(read_video, path, self.video, frames_per_cell=self.family.frames_per_cell)
+        per_cell = self.family.frames_per_cell
         if self.stored is not None:
-            outline = read(share=NONE)
+            outline = read_video(path, self.video, NONE, per_cell)
             if self.stored.has(self.family.patch(outline).key):
-                return replace(outline, source=functools.partial(read, share=self.share))
-        return read(share=self.share)
+                return replace(outline, source=functools.partial(read_video, path, self.video, self.share, per_cell))
+        return read_video(path, self.video, self.share, per_cell)
 
 
 def fill(template: str, **values: str) -> str:
