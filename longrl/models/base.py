@@ -136,6 +136,18 @@ class CausalFamily(ModelFamily):
         """See `ModelFamily.tower`."""
         return None
 
+    def encoders(self, model: nn.Module) -> tuple[nn.Module, ...]:
+        """The modules that `encode_media` reads: the tower, and a projector if that is none of its own."""
+        tower = self.tower(model)
+        return () if tower is None else (tower,)
+
+    def encoder_settings(self) -> dict[str, Any]:
+        """What decides patches beside pixels, and features beside weights: the feature cache on disk hashes it."""
+        raise ValueError(
+            f"model.feature_cache_dir needs to know what decides the features of {type(self).__name__}; define its "
+            "`encoder_settings`, or leave the option out"
+        )
+
     @property
     def frames_per_cell(self) -> int:
         """Video frames that the tower reads together: ranks share a video in such cells."""

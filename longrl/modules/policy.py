@@ -6,6 +6,7 @@ R scored rows of a micro-batch. All are this rank's; sums over ranks are taken w
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -29,6 +30,7 @@ from longrl.parallel import Parallel
 from longrl.phases import PhaseTimes
 from longrl.rollout.features import FeatureCache, TrainableFeatures
 from longrl.rollout.parity import GapWatch
+from longrl.rollout.stored import StoredFeatures
 from longrl.strategies.fsdp import Entry
 from longrl.strategies.sequence import SequenceParallel
 from longrl.types import Batch, Packed, PolicyOutput, Prompt
@@ -55,6 +57,9 @@ class PolicyModule(LightningModule):
         epochs_per_rollout: how often a rollout is gone through.
         max_grad_norm: gradient norm limit; 0 switches it off.
         feature_cache_bytes: features of a frozen tower kept between steps.
+        feature_cache_dir: folder in which features of a frozen tower are kept for later steps and runs; None for none.
+            `python -m longrl cache-features` fills it beforehand. Videos whose features are there are not decoded.
+        feature_cache_disk_bytes: what all files in that folder may take; the least recently used go first.
     """
 
     def __init__(
@@ -68,6 +73,8 @@ class PolicyModule(LightningModule):
         epochs_per_rollout: int = 1,
         max_grad_norm: float = 1.0,
         feature_cache_bytes: int = 1 << 30,
+        feature_cache_dir: str | None = None,
+        feature_cache_disk_bytes: int = 1 << 40,
     ) -> None:
         super().__init__()
         if min(max_tokens_per_micro_batch, mini_batches_per_rollout, epochs_per_rollout) < 1:
@@ -91,7 +98,8 @@ class PolicyModule(LightningModule):
         self.gap: GapWatch | None = None
         """Compares engine and trainer in every step; the rollout callback sets it."""
         self.phases = PhaseTimes()
-        self.features = FeatureCache(family, feature_cache_bytes)
+        stored = StoredFeatures(family, feature_cache_dir, feature_cache_disk_bytes) if feature_cache_dir else None
+        self.features = FeatureCache(family, feature_cache_bytes, stored=stored)
         self._evaluated = Means()
         self.model: nn.Module | None = None
         self.parallel = Parallel()  # a strategy sets another before weights are loaded
@@ -122,6 +130,8 @@ class PolicyModule(LightningModule):
     def configure_model(self) -> None:
         if self.model is None:
             self.model = build_from(self.family, self.init_from)
+            if self.features.stored:
+                self.features.stored.check(self.model)
             self._entry = (self.parallel.wrap(self.family, self.model),)
             self.features.parallel = self.parallel
 
@@ -130,6 +140,18 @@ class PolicyModule(LightningModule):
         if self.algorithm.kl_coef > 0 and self._is_rl():
             self._reference = (reference_of(self.entry, self.family, self.init_from, self.parallel, self.device),)
         self.model.train()
+
+    @override
+    def on_train_start(self) -> None:
+        """Tells the loader which videos it need not decode; only now have weights been restored."""
+        stored = self.features.stored
+        if stored is None or not self.family.encoders(self.model):
+            return
+        before = stored.cache(self.model)
+        with contextlib.nullcontext() if self._is_rl() else self.trainer.precision_plugin.forward_context():
+            cache = stored.cache(self.model)
+        # In validation the rollout callback may encode before the precision of the step, or the step within it.
+        self.trainer.datamodule.leave_out(cache, ("train", "val") if cache is before else ("train",))
 
     def _is_rl(self) -> bool:
         return self.trainer.datamodule.renderer.stage == "rl"
@@ -176,6 +198,7 @@ class PolicyModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         with self.phases("update"):
             metrics = self.sft_step(batch) if batch.groups is None else self.rl_step(batch)
+        self.log_dict(self.features.metrics(), batch_size=1)
         if not metrics:
             return
         self.log_dict({f"train/{name}": value for name, value in metrics.items()}, prog_bar=False, batch_size=1)
