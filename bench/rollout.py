@@ -9,7 +9,7 @@ handing over of weights is not part of it.
 - features: longrl's tower encodes and vLLM is given embeddings; the update reuses them.
 - disk: the features were encoded by an earlier run.
 
-`encodes` counts calls of a vision tower per rollout, the trainer's and the engine's. Engines alternate; medians.
+`encodes` counts videos that a vision tower reads per rollout, the trainer's and the engine's. Engines alternate; medians.
 
     python bench/rollout.py --json bench/results/rollout.json
 """
@@ -27,13 +27,14 @@ from typing import Any
 
 import torch
 from common import Row, parse_arguments, report
-from longrl.rollout.stored import StoredFeatures
+from torch import nn
 
 from longrl import types
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.models.tiny import tiny_qwen2_5_vl
 from longrl.rollout.engine import HFEngine
 from longrl.rollout.features import FeatureCache
+from longrl.rollout.stored import StoredFeatures
 from longrl.rollout.vllm_engine import VLLMEngine, vllm_sampling
 
 
@@ -88,8 +89,8 @@ class Rollouts:
             enforce_eager=True, options={"load_format": "auto", "block_size": 32},
         )  # fmt: skip
         self.vllm.start(self.family)
-        self.family.tower(self.model).register_forward_hook(self._count)
-        self.vllm._llm.apply_model(lambda model: model.visual.register_forward_hook(self._count) and None)
+        self.family.tower(self.model).register_forward_hook(self._count, with_kwargs=True)
+        self.vllm._llm.apply_model(lambda model: model.visual.register_forward_hook(self._count, with_kwargs=True))
 
     def run(self, engine: str, source: str, completions: int) -> None:
         """One rollout of all prompts."""
@@ -124,8 +125,8 @@ class Rollouts:
             "mm_processor_kwargs": {"size": size},
         }
 
-    def _count(self, *args: Any) -> None:
-        self.encodes += 1
+    def _count(self, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        self.encodes += len(kwargs["grid_thw"])
 
 
 CASES = (("vllm", "pixels"), ("vllm", "features"), ("vllm", "disk"), ("hf", "features"), ("hf", "disk"))
