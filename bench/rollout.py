@@ -9,7 +9,8 @@ handing over of weights is not part of it.
 - features: longrl's tower encodes and vLLM is given embeddings; the update reuses them.
 - disk: the features were encoded by an earlier run.
 
-`encodes` counts videos that a vision tower reads per rollout, the trainer's and the engine's. Engines alternate; medians.
+`encodes` counts videos that a vision tower reads per rollout, the trainer's or the engine's. Sources alternate; the
+median of each is reported.
 
     python bench/rollout.py --json bench/results/rollout.json
 """
