@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from longrl.models.base import CausalFamily
-from longrl.rollout.server_protocol import KEY_VARIABLE
+from longrl.rollout.server_protocol import KEY_VARIABLE, api_key
 from longrl.rollout.vllm_options import VERSION, engine_arguments
 from longrl.rollout.weight_files import default_folder
 
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 DESCRIPTION = """A vLLM server for the rollouts of a run, with the model of the run's own config.
 All other options are those of `python -m longrl fit`: --config (repeated, later ones win) and single keys.
 With LONGRL_SERVER_KEY in the environment of server and trainer, requests without that key are refused."""
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 EXTENSION = "longrl.rollout.vllm_extension.WeightSync"
 
 
@@ -69,8 +70,13 @@ def run(family: CausalFamily, options: argparse.Namespace) -> None:
 
     Raises:
         ImportError: vLLM is not installed.
-        ValueError: an option that vLLM does not know.
+        ValueError: an option that vLLM does not know, or a server for other machines without a key.
     """
+    if options.host not in LOOPBACK and api_key() is None:
+        raise ValueError(
+            f"--host={options.host} opens the server to other machines; set {KEY_VARIABLE} for server and trainer, or "
+            "leave --host at 127.0.0.1"
+        )
     try:
         import uvloop
         import vllm
@@ -100,7 +106,7 @@ def server_arguments(family: CausalFamily, options: argparse.Namespace) -> argpa
 
 
 def _chosen(family: CausalFamily, options: argparse.Namespace) -> dict[str, Any]:
-    key = os.environ.get(KEY_VARIABLE)
+    key = api_key()
     sizes = ("max_model_len", "max_num_seqs", "gpu_memory_utilization", "kv_cache_gib", "enforce_eager")
     return {
         **engine_arguments(family, **{name: getattr(options, name) for name in sizes}),
@@ -108,9 +114,13 @@ def _chosen(family: CausalFamily, options: argparse.Namespace) -> dict[str, Any]
         "host": options.host,
         "port": options.port,
         "disable_uvicorn_access_log": True,
-        **({"api_key": [key]} if key else {}),  # never on a command line, where other users could read it
+        **({"api_key": [key]} if key else {}),
         **options.options,
     }
+
+
+def _interrupted(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 async def _serve(family: CausalFamily, options: argparse.Namespace, arguments: argparse.Namespace) -> None:
@@ -122,7 +132,7 @@ async def _serve(family: CausalFamily, options: argparse.Namespace, arguments: a
 
     from longrl.rollout.server_routes import RolloutRoutes
 
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))  # while the engine starts
+    signal.signal(signal.SIGTERM, _interrupted)  # while the engine starts; then serve_http takes over
     address, sock = setup_server(arguments, reuse_port=False)
     try:
         async with build_async_engine_client(arguments) as engine:

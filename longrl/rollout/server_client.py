@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import httpx
 from torch import Tensor
 
-from longrl.rollout.server_protocol import KEY_VARIABLE, MISSING, OTHER_VERSION, PREFIX, packed, pointed
+from longrl.rollout.server_protocol import KEY_VARIABLE, MISSING, OTHER_VERSION, PREFIX, api_key, packed, pointed
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +43,7 @@ class ServerClient:
 
     @functools.cached_property
     def _http(self) -> httpx.Client:
-        key = os.environ.get(KEY_VARIABLE)
+        key = api_key()
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         timeout = httpx.Timeout(self.timeout_s, connect=CONNECT_S)
         return httpx.Client(timeout=timeout, headers=headers, trust_env=False)  # no proxy between node and server
@@ -61,7 +60,7 @@ class ServerClient:
         deadline, told = time.monotonic() + timeout_s, False
         while True:
             try:
-                return self.info()
+                return self.info(retries=0)
             except ConnectionError:
                 if time.monotonic() > deadline:
                     raise
@@ -70,9 +69,9 @@ class ServerClient:
                 told = True
             time.sleep(1.0)
 
-    def info(self) -> dict[str, Any]:
-        """What the server is and which weights it holds."""
-        answer = self._answer("GET", "/info")
+    def info(self, retries: int | None = None) -> dict[str, Any]:
+        """What the server is and which weights it holds; `retries` instead of the client's."""
+        answer = self._answer("GET", "/info", retries=retries)
         if not {"vllm", "version", "model", "max_model_len"} <= answer.keys():
             raise RuntimeError(f"{self._garbage()} its /info has {sorted(answer)}")
         return answer
@@ -118,9 +117,13 @@ class ServerClient:
 
     # -- transport -----------------------------------------------------------------------------------------------
 
-    def _answer(self, method: str, path: str, body: bytes | None = None, accepted: int = 200) -> dict[str, Any]:
+    def _answer(
+        self, method: str, path: str, body: bytes | None = None, *, accepted: int = 200, retries: int | None = None
+    ) -> dict[str, Any]:
         """The JSON of an answer with status 200 or `accepted`."""
-        reply = self._repeated(lambda: self._http.request(method, self.url + PREFIX + path, content=body), path)
+        attempts = 1 + (self.retries if retries is None else retries)
+        url = self.url + PREFIX + path
+        reply = self._repeated(lambda: self._http.request(method, url, content=body), path, attempts)
         if reply.status_code not in (200, accepted):
             raise self._refused(reply, path)
         try:
@@ -131,10 +134,12 @@ class ServerClient:
             raise RuntimeError(f"{self._garbage()} {reply.text[:200]!r}")
         return answer
 
-    def _repeated(self, request: Callable[[], httpx.Response], path: str) -> httpx.Response:
+    def _repeated(self, request: Callable[[], httpx.Response], path: str, attempts: int) -> httpx.Response:
         """The reply to a request, repeated while the server is busy or cannot be reached."""
-        for attempt in range(self.retries + 1):
+        problem = ""
+        for attempt in range(attempts):
             if attempt:
+                logger.warning("%s%s: %s; attempt %d of %d", self.url, path, problem, attempt + 1, attempts)
                 time.sleep(2.0 ** (attempt - 1))
             try:
                 reply = request()
@@ -145,16 +150,16 @@ class ServerClient:
                 ) from error
             except httpx.TransportError as error:
                 cause: httpx.TransportError | None = error
-                logger.warning("%s%s: %r (attempt %d of %d)", self.url, path, error, attempt + 1, self.retries + 1)
+                problem = repr(error)
             else:
                 cause = None
+                problem = f"busy, HTTP {reply.status_code}"
                 if reply.status_code not in BUSY:
                     return reply
-                logger.warning("%s%s is busy: HTTP %d", self.url, path, reply.status_code)
         if cause is None:
             return reply
         raise ConnectionError(
-            f"the vLLM server at {self.url} cannot be reached, or died ({cause!r}, {self.retries + 1} attempts); "
+            f"the vLLM server at {self.url} cannot be reached, or died ({cause!r}, attempts: {attempts}); "
             f"its log says why. Check urls of VLLMServerEngine, or {RESUME}"
         ) from cause
 

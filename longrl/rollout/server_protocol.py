@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +24,7 @@ PREFIX = "/v1/longrl"
 NO_VERSION = "none"
 """Of a server whose weights are random, or were half loaded."""
 KEY_VARIABLE = "LONGRL_SERVER_KEY"
-"""Environment variable of the API key, read by server and trainer."""
+"""Environment variable of the API key, read by server and trainer; without it vLLM's own `VLLM_API_KEY`."""
 MISSING = 409
 """HTTP status of a request whose tensors the server lacks; the answer names them."""
 OTHER_VERSION = 412
@@ -41,6 +42,11 @@ _SIZES = (
     "tie_word_embeddings",
 )
 _TOWER_SIZES = ("spatial_merge_size", "temporal_patch_size", "tokens_per_second")
+
+
+def api_key() -> str | None:
+    """The key that requests must bring, from the environment: never on a command line, where others could read it."""
+    return os.environ.get(KEY_VARIABLE) or os.environ.get("VLLM_API_KEY") or None
 
 
 def pointed(value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -90,7 +96,7 @@ def _plain(values: list[Any] | tuple[Any, ...]) -> bool:
 def content_id(tensor: Tensor) -> str:
     """Hash of type, shape and numbers of a contiguous tensor on the host."""
     found = hashlib.blake2b(f"{tensor.dtype} {tuple(tensor.shape)}".encode(), digest_size=16)
-    found.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -82,5 +82,5 @@ def completion(
 ) -> Completion:
     """A completion from vLLM's answer."""
     ids = torch.tensor(token_ids, dtype=torch.int64)
-    reason = "stop" if finish_reason == "stop" else "length"
+    reason: Literal["stop", "length"] = "stop" if finish_reason == "stop" else "length"
     return Completion(ids, torch.tensor(logprobs, dtype=torch.float32), family.decode(ids), reason)

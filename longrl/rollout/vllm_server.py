@@ -139,9 +139,9 @@ class VLLMServerEngine:
     @contextlib.contextmanager
     def _folder(self) -> Iterator[Path]:
         """A folder of rank 0, under one name on all ranks, gone afterwards."""
-        made = together(lambda: str(new_folder(self.weights_folder)) if _rank() == 0 else None)[0]
+        made = Path(together(lambda: str(new_folder(self.weights_folder)) if _rank() == 0 else "")[0])
         try:
-            yield Path(made)
+            yield made
         finally:
             if _rank() == 0:
                 shutil.rmtree(made, ignore_errors=True)

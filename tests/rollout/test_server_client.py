@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 
-from longrl.rollout import server_client
+from longrl.rollout import serve, server_client
 from longrl.rollout.server_client import ServerClient
 from longrl.rollout.server_protocol import model_sizes, packed, pointed, pointers, resolved, unpacked
 from longrl.rollout.vllm_extension import read_shards, write_shards
@@ -155,7 +155,7 @@ def test_only_the_tensors_that_are_missing_are_sent(fake):
 
 def test_nobody_at_the_address_is_an_error_that_names_it():
     client = ServerClient("http://127.0.0.1:9", 5.0, retries=1)
-    with pytest.raises(ConnectionError, match=r"http://127\.0\.0\.1:9 cannot be reached, or died.*2 attempts"):
+    with pytest.raises(ConnectionError, match=r"http://127\.0\.0\.1:9 cannot be reached, or died.*attempts: 2"):
         client.info()
     with pytest.raises(ConnectionError, match="cannot be reached"):
         client.wait(0.1)
@@ -168,6 +168,12 @@ def test_the_key_comes_from_the_environment(fake, monkeypatch):
     server = fake((200, GOOD))
     client_of(server).generate("v", REQUEST, PARAMS)
     assert server.requests[0][2]["Authorization"] == "Bearer secret"
+
+
+def test_a_server_for_others_must_have_a_key(monkeypatch):
+    monkeypatch.delenv("LONGRL_SERVER_KEY", raising=False)
+    with pytest.raises(ValueError, match=r"--host=0\.0\.0\.0 opens the server.*; set LONGRL_SERVER_KEY"):
+        serve.run(text_family(), serve.parser().parse_args(["--host=0.0.0.0"]))
 
 
 # ---- engine ----
@@ -244,6 +250,22 @@ def test_a_request_comes_out_as_it_went_in():
     assert video["second_per_grid_ts"].dtype == torch.float64
     with pytest.raises(ValueError, match="no safetensors with a message"):
         unpacked(b"\x80\x04pickle")
+
+
+def test_the_server_keeps_tensors_up_to_its_memory():
+    pytest.importorskip("fastapi")
+    from longrl.rollout.server_routes import TensorStore
+
+    store, kib = TensorStore(2048), torch.zeros(256)
+    assert store.find(["a", "b"], {"a": kib}) == ({"a": kib}, ["b"])
+    store.find(["b"], {"b": kib})
+    store.find(["a"], {})
+    found, missing = store.find(["c"], {"c": kib})
+    assert (list(found), missing) == (["c"], [])
+    assert store.find(["a", "c"], {})[1] == []
+    assert store.find(["b"], {})[1] == ["b"]  # used longest ago
+    found, _ = store.find(["d", "e", "f"], dict.fromkeys("def", kib))
+    assert list(found) == ["d", "e", "f"]  # of one request all, whatever their size
 
 
 def test_weights_come_out_of_files_as_they_went_in(tmp_path):

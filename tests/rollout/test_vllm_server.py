@@ -12,6 +12,7 @@ import torch
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.models.tiny import tiny_qwen2_5_vl
 from longrl.modules.packing import pack
+from longrl.rollout import serve
 from longrl.rollout.engine import HFEngine
 from longrl.rollout.features import FeatureCache
 from longrl.rollout.vllm_server import VLLMServerEngine
@@ -200,6 +201,12 @@ def test_weights_are_read_from_below_the_servers_folder_alone(in_step, tmp_path)
         remote.client.load(str(tmp_path), "x")
     with pytest.raises(ValueError, match=r"HTTP 404.*finds no .*--weights_folder"):
         remote.client.load(remote.client.info()["weights_folder"] + "/nothing", "x")
+
+
+def test_an_option_that_vllm_does_not_know_is_named(model_folder):
+    options = serve.parser().parse_args(['--options={"no_such": 1}'])
+    with pytest.raises(ValueError, match="--options has 'no_such', which vllm's server does not know"):
+        serve.server_arguments(family_of(model_folder), options)
 
 
 def test_another_model_than_the_servers_is_refused(in_step, server, tmp_path):

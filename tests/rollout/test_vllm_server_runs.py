@@ -18,7 +18,7 @@ def values_of(model, engine=None):
     """3 steps of 2 optimizer steps with a tower that trains, so that features change too."""
     values = config("rl", freeze_tower=False, model=str(model))
     sampling = {"num_generations": 2, "max_completion_tokens": 5}
-    values["trainer"]["callbacks"][-1] = rollouts(sampling=sampling, max_gap=1e-3, **({"engine": engine} if engine else {}))
+    values["trainer"]["callbacks"][-1] = rollouts(sampling=sampling, max_gap=1e-3, engine=engine)
     values["trainer"]["max_steps"] = 6
     values["model"] |= {"mini_batches_per_rollout": 2, "optimizer": {"lr": 1e-3}}
     return values
