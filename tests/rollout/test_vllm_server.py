@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import time
+import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,6 +18,7 @@ from longrl.modules.packing import pack
 from longrl.rollout import serve
 from longrl.rollout.engine import HFEngine
 from longrl.rollout.features import FeatureCache
+from longrl.rollout.vllm_extension import write_shards
 from longrl.rollout.vllm_server import VLLMServerEngine
 from longrl.types import SamplingParams
 from tests.runs import config
@@ -201,6 +205,30 @@ def test_weights_are_read_from_below_the_servers_folder_alone(in_step, tmp_path)
         remote.client.load(str(tmp_path), "x")
     with pytest.raises(ValueError, match=r"HTTP 404.*finds no .*--weights_folder"):
         remote.client.load(remote.client.info()["weights_folder"] + "/nothing", "x")
+
+
+def test_weights_that_vllm_refuses_are_no_version(in_step, server):
+    family, remote, model, prompts, features = in_step
+    broken = server.weights / "broken"
+    write_shards([("model.nothing", torch.ones(2))], broken, 1 << 20)
+    with pytest.raises(RuntimeError, match=r"HTTP 500: .*no module or parameter named 'nothing'"):
+        remote.client.load(str(broken), "broken")
+    shutil.rmtree(broken)
+    assert remote.client.info()["version"] == "none"
+    remote.sync(family, model, 1000)
+    found = remote.generate(family, model, prompts, features, GREEDY, seed=0)
+    assert gap(family, model, prompts, features, found) < 1e-4
+
+
+def test_a_trainer_that_hangs_up_ends_its_rollouts(in_step, server):
+    """Else the next weights would wait for completions that nobody reads."""
+    family, remote, model, _, _ = in_step
+    endless = {"n": 48, "max_tokens": 1900, "ignore_eos": True}  # three times what is decoded together
+    with pytest.raises(TimeoutError, match=r"within timeout_s=0\.5; raise timeout_s"):
+        engine_of(server, timeout_s=0.5).client.generate(remote._version, [{"prompt_token_ids": [7]}], [endless])
+    started = time.monotonic()
+    remote.sync(family, model, 1002)
+    assert time.monotonic() - started < 10
 
 
 def test_an_option_that_vllm_does_not_know_is_named(model_folder):
