@@ -19,10 +19,11 @@ from longrl.rollout.parity import Gap, check, check_seen, stacked
 from longrl.types import SamplingParams
 from tests.tiny import frames, mixed_prompts, row
 
-pytest.importorskip("vllm")
+vllm_package = pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
 
-from longrl.rollout.vllm_engine import VLLMEngine, vllm_sampling  # noqa: E402
+from longrl.rollout.vllm_engine import VLLMEngine  # noqa: E402
+from longrl.rollout.vllm_options import sampling_arguments  # noqa: E402
 
 WITH_A_TOWER = pytest.mark.parametrize("started", ["qwen2.5-vl"], indirect=True)
 GREEDY = SamplingParams(1, 24, temperature=0.0)
@@ -250,7 +251,8 @@ def test_features_in_equals_pixels_in(tmp_path):
         "multi_modal_data": {"video": [(clip.pixels.permute(0, 2, 3, 1).numpy(), metadata)]},
         "mm_processor_kwargs": {"size": {"shortest_edge": family.min_pixels, "longest_edge": family.max_pixels}},
     }
-    (found,) = vllm._llm.generate([request], vllm_sampling(family, GREEDY, 0, 0), use_tqdm=False)
+    params = vllm_package.SamplingParams(**sampling_arguments(family, prompt, GREEDY, 0, 0))
+    (found,) = vllm._llm.generate([request], params, use_tqdm=False)
     vllm.close()
     assert found.prompt_token_ids == prompt.input_ids.tolist()
     assert list(found.outputs[0].token_ids) == wanted[0].token_ids.tolist()
@@ -269,7 +271,7 @@ def test_a_missing_vllm_names_the_extra(monkeypatch, tmp_path):
 
 def test_another_version_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr("vllm.__version__", "0.9.1")
-    with pytest.raises(ImportError, match=r"written for vllm 0\.32, got 0\.9\.1; install 0\.32\.0"):
+    with pytest.raises(ImportError, match=r"written for vllm 0\.32\.0, got 0\.9\.1; install 0\.32\.0"):
         engine().start(family_of("qwen2", tmp_path))
 
 
