@@ -73,8 +73,9 @@ def mixed_prompts(family: Qwen2_5_VLFamily | VilaFamily, share: Share = WHOLE) -
     """Two videos and an image in one prompt, one video, and text only; all of different length."""
     cell = family.frames_per_cell
     media = [frames(5, 60, 90, "v1"), frames(1, 40, 40, "i1", "image"), frames(8, 87, 113, "v2")]
+    media = [held(item, share, cell) for item in media]
     return [
-        family.render(row("mixed"), "What comes <video> and <image> then <video>?", [held(x, share, cell) for x in media]),
+        family.render(row("mixed"), "What comes <video> and <image> then <video>?", media),
         family.render(row("video"), "What?", [held(frames(6, 60, 60, "v3"), share, cell)]),
         family.render(row("text"), "no media here"),
     ]

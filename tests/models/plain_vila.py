@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -67,8 +68,7 @@ class PlainVila(nn.Module):
     @classmethod
     def of(cls, model: Any, family: Any) -> PlainVila:
         """A copy of the family's weights."""
-        folder = family.model_path
-        config = json.loads(open(f"{folder}/mm_projector/config.json").read())
+        config = json.loads(Path(family.model_path, "mm_projector", "config.json").read_text())
         llm = Qwen2ForCausalLM._from_config(copy.deepcopy(family.config.llm), attn_implementation="eager")
         tower = SiglipVisionModel._from_config(copy.deepcopy(family.config.tower), attn_implementation="eager")
         llm.load_state_dict(model.llm.state_dict())
