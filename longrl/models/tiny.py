@@ -146,7 +146,7 @@ def tiny_vila(
 
     folder, tokenizer = Path(folder), tokenizer or tiny_tokenizer()
     tokenizer.add_tokens(list(EXTRA_TOKENS), special_tokens=True)
-    tower = {
+    tower: dict[str, Any] = {
         "hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 3, "intermediate_size": 64,
         "image_size": 56, "patch_size": 14, "vision_use_head": False, "architectures": ["SiglipVisionModel"],
     } | (vision or {})  # fmt: skip
