@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from longrl.models.base import OWN_WEIGHTS, CausalFamily
-from longrl.models.vila_config import Encoder, VilaConfig
+from longrl.models.vila_config import Encoder, VilaConfig, template_file
 from longrl.models.vila_model import VilaModel, local_folder
 from longrl.models.vila_tiles import resized, tile_grid, with_scales, with_thumbnail
 from longrl.types import Frames, Media, Prompt
@@ -90,6 +90,7 @@ class VilaFamily(CausalFamily):
         tokenizer = AutoTokenizer.from_pretrained(self.engine_folder())
         known = tokenizer.get_vocab()
         tokenizer.add_tokens([token for token in EXTRA_TOKENS if token not in known], special_tokens=True)
+        tokenizer.chat_template = self.config.chat_template or tokenizer.chat_template
         return tokenizer
 
     @override
@@ -113,6 +114,8 @@ class VilaFamily(CausalFamily):
         self.tokenizer.save_pretrained(Path(folder) / "llm")
         file = Path(folder) / "vision_tower" / "preprocessor_config.json"
         file.write_text(json.dumps(self.config.preprocessor, indent=2) + "\n")
+        if self.config.chat_template:
+            (Path(folder) / str(template_file(self.config.values))).write_text(self.config.chat_template)
 
     # -- pixels --------------------------------------------------------------------------------------------------
 

@@ -80,6 +80,8 @@ class VilaConfig:
     """Kind of the projector."""
     preprocessor: dict[str, Any]
     """Of the tower."""
+    chat_template: str | None = None
+    """Instead of the tokenizer's own."""
     pool_frames: int | None = None
     """Instead of the config's own."""
 
@@ -107,6 +109,7 @@ class VilaConfig:
             CONFIG_MAPPING[tower["model_type"]].from_dict(tower),
             projector["mm_projector_type"],
             json.loads(file.read_text()) if file.is_file() else {},
+            _chat_template(folder, values),
         )
         config._check(folder)
         return config
@@ -117,6 +120,7 @@ class VilaConfig:
             "mm_vision_select_feature": (self.values.get("mm_vision_select_feature"), ("cls_patch",)),
             "s2": (bool(self.values.get("s2")), (False,)),
             "ps3": (bool(self.values.get("ps3")), (False,)),
+            "video_max_tiles": (self.values.get("video_max_tiles") or 1, (1,)),
         }
         for name, (got, allowed) in rules.items():
             if got not in allowed:
@@ -221,6 +225,24 @@ class VilaConfig:
             temporal_patch_size=1,
             spatial_merge_size=math.sqrt(patches / self.tokens_per_frame),
         )
+
+
+def template_file(values: dict[str, Any]) -> str | None:
+    """Name of the file with the chat template, if the top config asks for one of its own."""
+    return f"{values['chat_template']}.jinja" if values.get("chat_template") else None
+
+
+def _chat_template(folder: Path, values: dict[str, Any]) -> str | None:
+    name = template_file(values)
+    if name is None:
+        return None
+    if not (folder / name).is_file():
+        raise ValueError(
+            f"{folder}/config.json has chat_template {values['chat_template']!r}, but {folder}/{name} does not exist; "
+            "put the template there, or set chat_template to null for the tokenizer's own"
+        )
+    # Indentation and line ends of the file are for readers, as in the released code.
+    return (folder / name).read_text().replace("    ", "").replace("\n", "")
 
 
 def _part(folder: Path, values: dict[str, Any], name: str) -> dict[str, Any]:

@@ -82,6 +82,9 @@ def _layers(kind: str, width: int, hidden: int) -> nn.Module:
 class Visual(nn.Module):
     """Pixels in, rows for the language model out: tower and projector in one forward, so that one unit shards both."""
 
+    vision_tower: Any
+    mm_projector: Any
+
     def __init__(self, tower: nn.Module, projector: nn.Module, config: VilaConfig) -> None:
         super().__init__()
         self.vision_tower, self.mm_projector = tower, projector
@@ -139,6 +142,10 @@ def _cut(whole: Tensor, grid: tuple[int, int]) -> Tensor:
 
 class VilaModel(nn.Module):
     """Language model, tower and projector under the names of their folders. Longrl's families call the parts."""
+
+    llm: Any
+    vision_tower: Any
+    mm_projector: Any
 
     def __init__(self, config: VilaConfig, llm: nn.Module, tower: nn.Module, projector: Projector) -> None:
         super().__init__()

@@ -19,9 +19,10 @@ from longrl.modules.packing import pack
 from longrl.modules.weights import build_from
 from longrl.rollout.engine import HFEngine
 from longrl.rollout.features import FeatureCache
+from longrl.strategies.frames import Share
 from longrl.types import SamplingParams
 from tests.models.plain_vila import PlainVila, project, squares
-from tests.tiny import frames, row, vila_family, vila_folder
+from tests.tiny import frames, held, row, vila_family, vila_folder
 
 SCALES = {"image_aspect_ratio": "dynamic_s2", "dynamic_s2": True, "s2_scales": "56,112,168", "max_tiles": 12}
 """Of NVILA-8B, whose scales are 448,896,1344, at an eighth."""
@@ -377,6 +378,32 @@ def test_a_released_folder_is_read_and_written_again_bit_by_bit(released, tmp_pa
     assert AutoModelForCausalLM.from_pretrained(written / "llm").config.model_type == "qwen2"
 
 
+def test_a_template_of_the_folder_replaces_the_tokenizers(tmp_path):
+    folder = tiny_vila(tmp_path / "one", chat_template="plain")
+    template = "{%- for message in messages %}\n    {{ message['content'] + '\\n' }}\n{% endfor %}\n"
+    (folder / "plain.jinja").write_text(template)
+    family = VilaFamily(str(folder), random_init=True)
+    written = tmp_path / "two"
+    family.build().save_pretrained(written)
+    family.save_processing(written)
+    for one in (family, VilaFamily(str(written))):
+        prompt = one.render(row(), "what?", [frames(1)])
+        assert one.tokenizer.decode(prompt.input_ids) == "<vila/video>" * 4 + "\nwhat?\n"
+
+
+@pytest.mark.parametrize("values", [{}, {"image_aspect_ratio": "dynamic"}, SCALES], ids=["resize", "dynamic", "s2"])
+def test_a_rank_without_pixels_renders_the_same_prompt(values):
+    family = vila_family(vila_folder(**values), pool_frames=2)
+    media = [frames(5, 60, 90, "v"), frames(1, 60, 200, "i", "image")]
+    whole = family.render(row(), "see <video> and <image>", media)
+    for share in (Share(0, 2), Share(1, 2)):
+        part = family.render(row(), "see <video> and <image>", [held(item, share, 2) for item in media])
+        assert torch.equal(part.input_ids, whole.input_ids)
+        for mine, theirs in zip(part.media, whole.media, strict=True):
+            assert (mine.key, mine.grid_thw, mine.timestamps) == (theirs.key, theirs.grid_thw, theirs.timestamps)
+        assert [len(item.patches) > 0 for item in part.media] == [True, share.rank == 1]
+
+
 def test_a_run_may_start_from_an_exported_folder(released):
     folder, state = released
     family = VilaFamily(str(folder), random_init=True)
@@ -407,6 +434,8 @@ def test_missing_unknown_and_misshapen_weights_are_named(released, part):
         ({"image_aspect_ratio": "pad"}, "image_aspect_ratio must be None or 'resize' or 'dynamic'.*got 'pad'"),
         ({"mm_vision_select_feature": "patch"}, "mm_vision_select_feature must be 'cls_patch'.*got 'patch'"),
         ({"s2": True}, "s2 must be False"),
+        ({"video_max_tiles": 4}, "video_max_tiles must be 1"),
+        ({"chat_template": "qwen2"}, "qwen2.jinja does not exist; put the template there"),
         ({"video_encoder": '{"_target_": "x.TSPVideoEncoder", "pool_sizes": [[1, 3, 3]]}'}, r"pool_sizes=\[1, 3, 3\]"),
         ({"video_encoder": '{"_target_": "x.TSPVideoEncoder", "pool_sizes": [[2, 1, 1], [1, 2, 2]]}'}, "one size"),
         ({"video_encoder": '{"_target_": "x.TimeEncoder"}'}, "an encoder must be BasicImageEncoder"),
