@@ -15,9 +15,11 @@ from transformers import AutoModelForCausalLM, Qwen2_5_VLForConditionalGeneratio
 from longrl.models.lora import peft_config
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.models.text import TextFamily
-from longrl.models.tiny import tiny_qwen2_5_vl, tiny_text
+from longrl.models.tiny import tiny_qwen2_5_vl, tiny_text, tiny_vila
+from longrl.models.vila import VilaFamily
 from longrl.strategies.frames import WHOLE, Share
 from longrl.types import Frames, Prompt, Row
+from tests.models.plain_vila import PlainVila
 
 
 @functools.cache
@@ -36,6 +38,17 @@ def vl_family(**kwargs: object) -> Qwen2_5_VLFamily:
     return Qwen2_5_VLFamily(vl_folder(), **{**defaults, **kwargs})
 
 
+@functools.cache
+def vila_folder(**values: object) -> str:
+    return str(tiny_vila(tempfile.mkdtemp(prefix="longrl-vila-"), **values))
+
+
+def vila_family(folder: str | None = None, **kwargs: object) -> VilaFamily:
+    """A tower of 3 layers, of which 2 run; 4 tokens and a line end for every frame of 56 x 56."""
+    defaults = {"random_init": True, "freeze_tower": False, "freeze_projector": False}
+    return VilaFamily(folder or vila_folder(), **{**defaults, **kwargs})
+
+
 def text_family(model_type: str = "qwen2", **kwargs: object) -> TextFamily:
     return TextFamily(text_folder(model_type), **{"random_init": True, **kwargs})
 
@@ -51,18 +64,20 @@ def row(name: str = "a", answer: str = "A", **kwargs: object) -> Row:
     return Row(id=name, problem="Which?\nA. one\nB. two\nC. three\nD. four", answer=answer, **kwargs)
 
 
-def held(whole: Frames, share: Share) -> Frames:
+def held(whole: Frames, share: Share, frames_per_cell: int = 2) -> Frames:
     """What a rank with this share decodes of it."""
-    own = share.frames(len(whole.timestamps), 2) if whole.kind == "video" else share.cells(1)
+    own = share.frames(len(whole.timestamps), frames_per_cell) if whole.kind == "video" else share.cells(1)
     return dataclasses.replace(whole, pixels=whole.pixels[own.start : own.stop])
 
 
-def mixed_prompts(family: Qwen2_5_VLFamily, share: Share = WHOLE) -> list[Prompt]:
+def mixed_prompts(family: Qwen2_5_VLFamily | VilaFamily, share: Share = WHOLE) -> list[Prompt]:
     """Two videos and an image in one prompt, one video, and text only; all of different length."""
+    cell = family.frames_per_cell
     media = [frames(5, 60, 90, "v1"), frames(1, 40, 40, "i1", "image"), frames(8, 87, 113, "v2")]
+    media = [held(item, share, cell) for item in media]
     return [
-        family.render(row("mixed"), "What comes <video> and <image> then <video>?", [held(x, share) for x in media]),
-        family.render(row("video"), "What?", [held(frames(6, 60, 60, "v3"), share)]),
+        family.render(row("mixed"), "What comes <video> and <image> then <video>?", media),
+        family.render(row("video"), "What?", [held(frames(6, 60, 60, "v3"), share, cell)]),
         family.render(row("text"), "no media here"),
     ]
 
@@ -74,7 +89,9 @@ def random_completions(family: TextFamily, lengths: list[list[int]], seed: int =
 
 
 def plain_model(model: torch.nn.Module, family: TextFamily) -> torch.nn.Module:
-    """The same weights in a stock transformers model with eager attention."""
+    """The same weights in a stock transformers model with eager attention, and VILA's parts joined by hand."""
+    if isinstance(family, VilaFamily):
+        return PlainVila.of(model, family)
     kind = Qwen2_5_VLForConditionalGeneration if isinstance(family, Qwen2_5_VLFamily) else AutoModelForCausalLM
     build = getattr(kind, "_from_config", None) or kind.from_config
     plain = build(copy.deepcopy(family.config), attn_implementation="eager").to(next(model.parameters()).dtype)
@@ -104,7 +121,8 @@ def separate_logps(plain: torch.nn.Module, prompts: list[Prompt], completions: l
             own = torch.arange(following, following + len(answer)).expand(len(prompt.position_ids), -1)
             positions = torch.cat([prompt.position_ids, own], 1)
             positions = positions[:, None] if len(positions) == 3 else positions
-            logits = plain(input_ids=ids, position_ids=positions, **_pixels(prompt)).logits[0]
+            pixels = {"media": prompt.media} if isinstance(plain, PlainVila) else _pixels(prompt)
+            logits = plain(input_ids=ids, position_ids=positions, **pixels).logits[0]
             rows = torch.log_softmax(logits.double(), -1)[len(prompt.input_ids) - 1 : -1]
             logps.append(rows.gather(-1, answer[:, None])[:, 0])
     return torch.cat(logps)

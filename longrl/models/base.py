@@ -124,6 +124,10 @@ class CausalFamily(ModelFamily):
     def patch(self, frames: Frames) -> Media:
         """Resizes and patches decoded pixels the way the model's own processor does."""
 
+    def patch_all(self, frames: Sequence[Frames]) -> list[Media]:
+        """`patch` of all media of a prompt, for a family in which one depends on the others."""
+        return [self.patch(item) for item in frames]
+
     @abc.abstractmethod
     def placeholder(self, media: Media) -> list[int]:
         """The token ids that stand for a medium, without the template's start and end tokens."""
@@ -167,9 +171,13 @@ class CausalFamily(ModelFamily):
     @functools.cached_property
     def config(self) -> Any:
         """The model's transformers config."""
+        return self.read_config(self._existing_path())
+
+    def read_config(self, source: str | Path) -> Any:
+        """The config of a folder or hub id."""
         from transformers import AutoConfig
 
-        return AutoConfig.from_pretrained(self._existing_path())
+        return AutoConfig.from_pretrained(source)
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -211,9 +219,7 @@ class CausalFamily(ModelFamily):
 
     def _check_same_architecture(self, source: str) -> None:
         """Raises ValueError before any weight is read if `source` holds a model of other sizes."""
-        from transformers import AutoConfig
-
-        found, wanted = AutoConfig.from_pretrained(source), self.config
+        found, wanted = self.read_config(source), self.config
         for name in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size"):
             got, want = (getattr(config.get_text_config(), name, None) for config in (found, wanted))
             if got != want:
@@ -230,7 +236,7 @@ class CausalFamily(ModelFamily):
 
     def render(self, row: Row, text: str, frames: Sequence[Frames] = (), response: str | None = None) -> Prompt:
         """See `ModelFamily.render`. `<image>` and `<video>` in the text place media; else they come before it."""
-        media = tuple(self.patch(item) for item in frames)
+        media = tuple(self.patch_all(frames))
         input_ids = self._expand(self._chat(text, media, row), media, row)
         return Prompt(
             id=row.id,
@@ -265,12 +271,16 @@ class CausalFamily(ModelFamily):
             if place % 2 or part
         ]
         chat = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content if media else text}],
+            [{"role": "user", "content": self.chat_content(content) if media else text}],
             tokenize=False,
             add_generation_prompt=True,
             **self.chat_template_kwargs,
         )
         return self.tokenizer(chat, add_special_tokens=False)["input_ids"]
+
+    def chat_content(self, content: list[dict[str, str]]) -> Any:
+        """A message as the template reads it, from its texts and media: `{"type": "video"}` and the like."""
+        return content
 
     def _expand(self, ids: list[int], media: Sequence[Media], row: Row) -> Tensor:
         """Every placeholder token becomes as many as its medium has features."""
@@ -298,7 +308,7 @@ class CausalFamily(ModelFamily):
 
         A placeholder token that a policy happens to sample is an ordinary token.
         """
-        embeds = model.get_input_embeddings()(packed.input_ids[rows])
+        embeds = self.embed_tokens(model, packed.input_ids[rows])
         media = [features[key] for key in packed.media_keys]
         count = sum(len(item) for item in media)
         places = self._media_places(packed)
@@ -310,6 +320,10 @@ class CausalFamily(ModelFamily):
         if media:
             embeds = embeds.masked_scatter(here[:, None], torch.cat(media).to(embeds))
         return embeds
+
+    def embed_tokens(self, model: nn.Module, ids: Tensor) -> Tensor:
+        """[L] token ids -> [L, D]; what placeholders get does not matter."""
+        return model.get_input_embeddings()(ids)
 
     def _media_places(self, packed: Packed) -> Tensor:
         """[L] True where a prompt has a media placeholder."""

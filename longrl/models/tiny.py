@@ -117,6 +117,59 @@ def tiny_qwen2_5_vl(
     return Path(folder)
 
 
+def tiny_vila(
+    folder: str | Path,
+    tokenizer: Any | None = None,
+    text: dict[str, Any] | None = None,
+    vision: dict[str, Any] | None = None,
+    projector: str = "mlp_downsample_2x2_fix",
+    **values: Any,
+) -> Path:
+    """Writes config, tokenizer and pixel settings of a small VILA in the released layout: 4 tokens for a frame.
+
+    Args:
+        folder: where to write; made if missing.
+        tokenizer: from `tiny_tokenizer`, or None for its default; it gets VILA's tokens.
+        text: overrides of the language model's config.
+        vision: overrides of the tower's config.
+        projector: `mm_projector_type`.
+        values: further fields of the top config, e.g. `image_aspect_ratio="dynamic"`.
+
+    Returns:
+        The folder.
+    """
+    import json
+
+    from transformers import Qwen2Config, SiglipVisionConfig
+
+    from longrl.models.vila import EXTRA_TOKENS
+
+    folder, tokenizer = Path(folder), tokenizer or tiny_tokenizer()
+    tokenizer.add_tokens(list(EXTRA_TOKENS), special_tokens=True)
+    tower: dict[str, Any] = {
+        "hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 3, "intermediate_size": 64,
+        "image_size": 56, "patch_size": 14, "vision_use_head": False, "architectures": ["SiglipVisionModel"],
+    } | (vision or {})  # fmt: skip
+    llm = _text_config(tokenizer) | {"architectures": ["Qwen2ForCausalLM"]} | (text or {})
+    Qwen2Config(**llm).save_pretrained(folder / "llm")
+    tokenizer.save_pretrained(folder / "llm")
+    SiglipVisionConfig(**tower).save_pretrained(folder / "vision_tower")
+    size = {"height": tower["image_size"], "width": tower["image_size"]}
+    top = {
+        "model_type": "vila", "architectures": ["VILAForCausalLM"], "mm_vision_select_feature": "cls_patch",
+        "mm_vision_select_layer": -2, "image_aspect_ratio": "resize",
+    } | values  # fmt: skip
+    files = {
+        "vision_tower/preprocessor_config.json": {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": size},
+        "mm_projector/config.json": {"model_type": "v2l_projector", "mm_projector_type": projector},
+        "config.json": top,
+    }
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(content, indent=2))
+    return folder
+
+
 def tiny_text(folder: str | Path, model_type: str = "qwen2", tokenizer: Any | None = None, **overrides: Any) -> Path:
     """Writes config and tokenizer of a small text model: `qwen2` (Qwen2.5) or `qwen3`."""
     from transformers import AutoConfig

@@ -14,6 +14,8 @@ from tests.tiny import (
     row,
     separate_logps,
     text_family,
+    vila_family,
+    vila_folder,
     vl_family,
 )
 
@@ -55,6 +57,14 @@ def compare(family, prompts, max_tokens):
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 def test_video_and_images(max_tokens, checkpointing):
     family = vl_family(gradient_checkpointing=checkpointing)
+    compare(family, mixed_prompts(family), max_tokens)
+
+
+@pytest.mark.parametrize("max_tokens", [110, 10_000], ids=["one_at_a_time", "all_together"])
+@pytest.mark.parametrize("pool", [1, 2])
+@pytest.mark.parametrize("projector", ["mlp_downsample_2x2_fix", "mlp_downsample_3x3_fix"])
+def test_vila(projector, pool, max_tokens):
+    family = vila_family(vila_folder(projector=projector), pool_frames=pool, gradient_checkpointing=pool == 2)
     compare(family, mixed_prompts(family), max_tokens)
 
 

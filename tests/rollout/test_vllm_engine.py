@@ -11,7 +11,8 @@ import torch
 
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.models.text import TextFamily
-from longrl.models.tiny import tiny_qwen2_5_vl, tiny_text
+from longrl.models.tiny import tiny_qwen2_5_vl, tiny_text, tiny_vila
+from longrl.models.vila import VilaFamily
 from longrl.modules.packing import pack
 from longrl.rollout.engine import HFEngine
 from longrl.rollout.features import FeatureCache
@@ -26,6 +27,8 @@ from longrl.rollout.vllm_engine import VLLMEngine  # noqa: E402
 from longrl.rollout.vllm_options import sampling_arguments  # noqa: E402
 
 WITH_A_TOWER = pytest.mark.parametrize("started", ["qwen2.5-vl"], indirect=True)
+OF_VILA = pytest.mark.parametrize("started", ["vila"], indirect=True)
+"""Features that enter among the prompt's embeddings, not as media."""
 GREEDY = SamplingParams(1, 24, temperature=0.0)
 
 
@@ -36,6 +39,9 @@ def family_of(kind: str, folder: Path):
         made = tiny_qwen2_5_vl(folder, text=wide)
         sizes = {"min_pixels": 28 * 28, "max_pixels": 56 * 56}
         return Qwen2_5_VLFamily(str(made), random_init=True, freeze_tower=False, **sizes)
+    if kind == "vila":
+        made = tiny_vila(folder, text=wide)
+        return VilaFamily(str(made), random_init=True, freeze_tower=False, freeze_projector=False)
     return TextFamily(str(tiny_text(folder, kind, **wide)), random_init=True)
 
 
@@ -44,7 +50,7 @@ def engine() -> VLLMEngine:
     return VLLMEngine(max_model_len=2048, max_num_seqs=16, kv_cache_gib=0.0625, enforce_eager=True, options=small)
 
 
-@pytest.fixture(scope="module", params=["qwen2", "qwen3", "qwen2.5-vl"])
+@pytest.fixture(scope="module", params=["qwen2", "qwen3", "qwen2.5-vl", "vila"])
 def started(request, tmp_path_factory):
     family = family_of(request.param, tmp_path_factory.mktemp("model"))
     made = engine()
@@ -226,6 +232,36 @@ def test_a_forgotten_cache_is_caught(in_step, monkeypatch):
     vllm.reset_caches()
     found = vllm.generate(family, model, prompts, features, GREEDY, seed=0)
     check(Gap(stacked(found), trainer_logp(family, model, prompts, features, found)), prompts, found, max_gap=1e-4)
+
+
+@OF_VILA
+def test_the_same_tokens_with_other_features_are_another_prompt(in_step):
+    """A warm prefix cache: blocks are told apart by their embeddings, and found again by them."""
+    family, vllm, model, _, _ = in_step
+    clips = [frames(40, key=key) for key in ("first", "second")]  # 200 tokens, 6 blocks of 32
+    prompts = [family.render(row("same"), "What?", [clip]) for clip in clips]
+    assert torch.equal(prompts[0].input_ids, prompts[1].input_ids)
+    features = FeatureCache(family).get_or_encode(model, prompts)
+    answers = []
+    for prompt in (*prompts, prompts[0]):
+        found = vllm.generate(family, model, [prompt], features, GREEDY, seed=0)
+        assert gap(family, model, [prompt], features, found) < 1e-4
+        answers.append(stacked(found))
+    assert not torch.allclose(answers[0], answers[1], atol=1e-3)
+    torch.testing.assert_close(answers[0], answers[2])
+
+
+@OF_VILA
+def test_a_repeated_prompt_is_read_from_the_prefix_cache(in_step):
+    family, vllm, model, _, _ = in_step
+    prompt = family.render(row("again"), "What?", [frames(40, key="again")])
+    features = FeatureCache(family).get_or_encode(model, [prompt])
+    params = vllm_package.SamplingParams(max_tokens=1)
+    cached = [
+        vllm._llm.generate([family.engine_request(prompt, features)], params, use_tqdm=False)[0].num_cached_tokens
+        for _ in range(2)
+    ]
+    assert cached == [0, len(prompt.input_ids) // 32 * 32]
 
 
 def test_features_in_equals_pixels_in(tmp_path):

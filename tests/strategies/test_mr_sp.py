@@ -38,9 +38,11 @@ from tests.tiny import (
     plain_model,
     row,
     separate_logps,
+    vila_family,
     vl_family,
 )
 
+VISUAL = ("model.visual", "vision_tower", "mm_projector")
 BUDGETS = {"one completion": 57, "all": 10_000}
 
 
@@ -59,8 +61,19 @@ class Case:
     chunks: int = 1
     replicas: int = 1
     lora: bool = False
+    vila_pool: int | None = None
+    """Frames VILA pools; None is Qwen2.5-VL."""
+    freeze_tower: bool = False
+    """Of VILA's tower alone: its projector trains."""
 
     def family(self):
+        if self.vila_pool is not None:
+            return vila_family(
+                freeze_tower=self.freeze or self.freeze_tower,
+                freeze_projector=self.freeze,
+                pool_frames=self.vila_pool,
+                gradient_checkpointing=self.checkpointing,
+            )
         lora = LoRASettings(rank=3) if self.lora else None  # fewer rows than some ranks
         return vl_family(freeze_tower=self.freeze, gradient_checkpointing=self.checkpointing, lora=lora)
 
@@ -169,7 +182,9 @@ def by_hand(case: Case) -> tuple[float, dict[str, torch.Tensor]]:
     else:
         loss, grads = gradients_by_hand(plain, groups, weights="token_mean", **options)
     if case.freeze:
-        grads = {name: grad for name, grad in grads.items() if "visual" not in name}
+        grads = {name: grad for name, grad in grads.items() if not name.startswith(VISUAL)}
+    if case.freeze_tower:
+        grads = {name: grad for name, grad in grads.items() if not name.startswith("vision_tower")}
     return loss, grads
 
 
@@ -194,6 +209,18 @@ def test_any_grid_gives_the_loss_and_gradients_of_one_process(devices):
         for budget in BUDGETS.values()
         for checkpointing in (False, True)
         for freeze in (False, True)
+    ]
+    check(cases, devices)
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+def test_vila_is_shared_by_pooled_frames(devices):
+    """Everything frozen, the projector alone, and all of it trained; packed and not; text between frames."""
+    cases = [
+        Case(sp=devices, vila_pool=1, freeze=True, budget=110),
+        Case(sp=devices, vila_pool=2, freeze_tower=True),
+        Case(sp=devices, vila_pool=2, checkpointing=True, chunks=2),
+        Case(sp=1, vila_pool=1, freeze_tower=True, prompts="single"),
     ]
     check(cases, devices)
 
