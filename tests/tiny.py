@@ -10,11 +10,11 @@ import tempfile
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM, Qwen2_5_VLForConditionalGeneration
 
+from longrl.models.qwen3_vl import Qwen3VLFamily
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.models.text import TextFamily
-from longrl.models.tiny import tiny_qwen2_5_vl, tiny_text
+from longrl.models.tiny import tiny_qwen2_5_vl, tiny_qwen3_vl, tiny_text
 from longrl.strategies.frames import WHOLE, Share
 from longrl.types import Frames, Prompt, Row
 
@@ -22,6 +22,11 @@ from longrl.types import Frames, Prompt, Row
 @functools.cache
 def vl_folder() -> str:
     return str(tiny_qwen2_5_vl(tempfile.mkdtemp(prefix="longrl-vl-")))
+
+
+@functools.cache
+def qwen3_vl_folder(experts: bool = False) -> str:
+    return str(tiny_qwen3_vl(tempfile.mkdtemp(prefix="longrl-qwen3-vl-"), experts=experts))
 
 
 @functools.cache
@@ -33,6 +38,12 @@ def vl_family(**kwargs: object) -> Qwen2_5_VLFamily:
     """6 heads on 2 key heads, 2 layers; frames of 56 x 56 at most."""
     defaults = {"random_init": True, "freeze_tower": False, "max_pixels": 56 * 56, "min_pixels": 28 * 28}
     return Qwen2_5_VLFamily(vl_folder(), **{**defaults, **kwargs})
+
+
+def qwen3_vl_family(experts: bool = False, **kwargs: object) -> Qwen3VLFamily:
+    """6 heads on 2 key heads, 3 layers, features for the first 2; frames of 64 x 64 at most."""
+    defaults = {"random_init": True, "freeze_tower": False, "max_pixels": 64 * 64, "min_pixels": 32 * 32}
+    return Qwen3VLFamily(qwen3_vl_folder(experts), **{**defaults, **kwargs})
 
 
 def text_family(model_type: str = "qwen2", **kwargs: object) -> TextFamily:
@@ -74,9 +85,8 @@ def random_completions(family: TextFamily, lengths: list[list[int]], seed: int =
 
 def plain_model(model: torch.nn.Module, family: TextFamily) -> torch.nn.Module:
     """The same weights in a stock transformers model with eager attention."""
-    kind = Qwen2_5_VLForConditionalGeneration if isinstance(family, Qwen2_5_VLFamily) else AutoModelForCausalLM
-    build = getattr(kind, "_from_config", None) or kind.from_config
-    plain = build(copy.deepcopy(family.config), attn_implementation="eager").to(next(model.parameters()).dtype)
+    config = copy.deepcopy(family.config)
+    plain = family.auto_class().from_config(config, attn_implementation="eager").to(next(model.parameters()).dtype)
     plain.load_state_dict(model.state_dict())
     return plain
 
