@@ -133,6 +133,10 @@ class CausalFamily(ModelFamily):
         """Columns of a medium's features."""
         return self.config.get_text_config().hidden_size
 
+    def time_tokens(self, timestamps: Sequence[float]) -> int:
+        """Tokens that say when a video's temporal cells were, beside its features."""
+        return 0
+
     def tower(self, model: nn.Module) -> nn.Module | None:
         """See `ModelFamily.tower`."""
         return None

@@ -77,6 +77,11 @@ class Qwen3VLFamily(Qwen2_5_VLFamily):
         return list(itertools.chain.from_iterable([*time, *cell] for time in times["input_ids"]))
 
     @override
+    def time_tokens(self, timestamps: Sequence[float]) -> int:
+        """Of Qwen's tokenizer, which has a token for every digit, and for `<`, `.`, ` seconds`, `>`; and two marks."""
+        return sum(len(f"{time:.1f}") + 5 for time in timestamps)
+
+    @override
     def positions(self, input_ids: Tensor, media: Sequence[Media]) -> Tensor:
         cells = [item.part(1) for item in media for _ in range(item.grid_thw[0])]
         merge_size = self.config.vision_config.spatial_merge_size

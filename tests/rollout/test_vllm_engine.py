@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from longrl.models.qwen3_vl import Qwen3VLFamily
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.models.text import TextFamily
-from longrl.models.tiny import tiny_qwen2_5_vl, tiny_text
+from longrl.models.tiny import tiny_qwen2_5_vl, tiny_qwen3_vl, tiny_text
 from longrl.modules.packing import pack
 from longrl.rollout.engine import HFEngine
 from longrl.rollout.features import FeatureCache
@@ -32,6 +33,10 @@ def family_of(kind: str, folder: Path):
         made = tiny_qwen2_5_vl(folder, text=wide)
         sizes = {"min_pixels": 28 * 28, "max_pixels": 56 * 56}
         return Qwen2_5_VLFamily(str(made), random_init=True, freeze_tower=False, **sizes)
+    if kind.startswith("qwen3-vl"):
+        made = tiny_qwen3_vl(folder, text=wide, experts=kind.endswith("moe"))
+        sizes = {"min_pixels": 32 * 32, "max_pixels": 64 * 64}
+        return Qwen3VLFamily(str(made), random_init=True, freeze_tower=False, **sizes)
     return TextFamily(str(tiny_text(folder, kind, **wide)), random_init=True)
 
 
@@ -40,7 +45,7 @@ def engine() -> VLLMEngine:
     return VLLMEngine(max_model_len=2048, max_num_seqs=16, kv_cache_gib=0.0625, enforce_eager=True, options=small)
 
 
-@pytest.fixture(scope="module", params=["qwen2", "qwen3", "qwen2.5-vl"])
+@pytest.fixture(scope="module", params=["qwen2", "qwen3", "qwen2.5-vl", "qwen3-vl", "qwen3-vl-moe"])
 def started(request, tmp_path_factory):
     family = family_of(request.param, tmp_path_factory.mktemp("model"))
     made = engine()
