@@ -380,6 +380,10 @@ class CausalFamily(ModelFamily):
         """What vLLM calls a weight of the trainer's `state_dict`; None for what it never computes with."""
         return name
 
+    def engine_tensor(self, name: str, weight: Tensor) -> Tensor:
+        """The weight `name` laid out as vLLM reads it: as in the files that the model was released with."""
+        return weight
+
     def engine_request(self, prompt: Prompt, features: Mapping[str, Tensor]) -> dict[str, Any]:
         """A prompt as vLLM takes it."""
         return {"prompt_token_ids": prompt.input_ids.tolist()}

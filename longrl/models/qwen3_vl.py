@@ -158,6 +158,11 @@ class Qwen3VLFamily(Qwen2_5_VLFamily):
     # -- rollout engines -----------------------------------------------------------------------------------------
 
     @override
+    def engine_tensor(self, name: str, weight: Tensor) -> Tensor:
+        """Released files hold all experts' weights as [experts, in, out], transformers as [experts, out, in]."""
+        return weight.transpose(1, 2) if ".mlp.experts." in name else weight
+
+    @override
     def _engine_times(self, videos: Sequence[Media]) -> dict[str, Any]:
         return {"timestamps": [torch.tensor(item.timestamps, dtype=torch.float64) for item in videos]}
 

@@ -21,4 +21,4 @@ def engine_weights(family: CausalFamily, model: nn.Module) -> Iterator[tuple[str
         whole = value.full_tensor() if isinstance(value, DTensor) else value
         known_as = family.engine_weight(name)
         if known_as is not None:
-            yield known_as, whole
+            yield known_as, family.engine_tensor(name, whole)

@@ -7,6 +7,7 @@ written out by hand (tests/modules/test_policy.py).
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import pytest
@@ -27,9 +28,26 @@ from tests.modules.test_policy import (
     train,
     with_targets,
 )
-from tests.tiny import assert_same_gradients, frames, held, mixed_prompts, plain_model, row, separate_logps, vl_family
+from tests.tiny import (
+    assert_same_gradients,
+    frames,
+    held,
+    mixed_prompts,
+    plain_model,
+    qwen3_vl_family,
+    row,
+    separate_logps,
+    vl_family,
+)
 
 BUDGETS = {"one completion": 57, "all": 10_000}
+
+
+FAMILIES = {
+    "qwen2.5-vl": vl_family,
+    "qwen3-vl": qwen3_vl_family,
+    "qwen3-vl experts": functools.partial(qwen3_vl_family, experts=True),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +64,10 @@ class Case:
     sft: bool = False
     chunks: int = 1
     replicas: int = 1
+    model: str = "qwen2.5-vl"
 
     def family(self):
-        return vl_family(freeze_tower=self.freeze, gradient_checkpointing=self.checkpointing)
+        return FAMILIES[self.model](freeze_tower=self.freeze, gradient_checkpointing=self.checkpointing)
 
     def algorithm(self):
         return Algorithm(token_weights=token_mean, kl_coef=0.3 if self.kl else 0.0)
@@ -201,6 +220,21 @@ def test_other_batches_on_other_grids(devices):
             Case(sp=sp, prompts="single"),
             Case(sp=sp, prompts="single", freeze=True, kl=True, budget=57),
         )
+    ]
+    check(cases, devices)
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+def test_features_for_several_layers(devices):
+    """DeepStack: every rank adds what belongs to its own rows."""
+    cases = [
+        Case(model="qwen3-vl", sp=devices),
+        Case(model="qwen3-vl", sp=devices, budget=100, freeze=True, kl=True),
+        Case(model="qwen3-vl", sp=devices, checkpointing=True, chunks=2),
+        Case(model="qwen3-vl", sp=devices, prompts="one video"),
+        Case(model="qwen3-vl", budget=200, prompts="single"),
+        Case(model="qwen3-vl", sp=devices, sft=True, freeze=True, checkpointing=True),
+        Case(model="qwen3-vl experts", sp=devices, budget=100),
     ]
     check(cases, devices)
 
