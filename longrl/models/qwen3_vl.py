@@ -158,6 +158,16 @@ class Qwen3VLFamily(Qwen2_5_VLFamily):
     # -- rollout engines -----------------------------------------------------------------------------------------
 
     @override
+    def engine_options(self) -> dict[str, Any]:
+        experts = getattr(self.config.get_text_config(), "num_experts", 0)
+        if experts and not torch.cuda.is_available():  # seen in 0.32: experts are repacked for its kernel once only
+            raise ValueError(
+                f"vLLM on a CPU goes wrong when a mixture of experts gets new weights, and {self.model_path!r} has "
+                f"{experts} experts; use engine: longrl.rollout.engine.HFEngine"
+            )
+        return super().engine_options()
+
+    @override
     def engine_tensor(self, name: str, weight: Tensor) -> Tensor:
         """Released files hold all experts' weights as [experts, in, out], transformers as [experts, out, in]."""
         return weight.transpose(1, 2) if ".mlp.experts." in name else weight
