@@ -284,9 +284,7 @@ class CausalFamily(ModelFamily):
 
     # -- scoring -------------------------------------------------------------------------------------------------
 
-    def embed(
-        self, model: nn.Module, packed: Packed, features: Mapping[str, Tensor], rows: slice = ALL_ROWS
-    ) -> Tensor:
+    def embed(self, model: nn.Module, packed: Packed, features: Mapping[str, Tensor], rows: slice = ALL_ROWS) -> Tensor:
         """[rows, D] embeddings of a micro-batch, media features in place of the prompts' placeholders.
 
         A placeholder token that a policy happens to sample is an ordinary token.
@@ -297,15 +295,11 @@ class CausalFamily(ModelFamily):
             embeds = embeds.masked_scatter(here[:, None], torch.cat(media).to(embeds))
         return embeds
 
-    def backbone_inputs(
-        self, packed: Packed, features: Mapping[str, Tensor], rows: slice = ALL_ROWS
-    ) -> dict[str, Any]:
+    def backbone_inputs(self, packed: Packed, features: Mapping[str, Tensor], rows: slice = ALL_ROWS) -> dict[str, Any]:
         """Further keywords of the text stack's forward for these rows, for a model that reads media in its layers."""
         return {}
 
-    def _media_rows(
-        self, packed: Packed, features: Mapping[str, Tensor], rows: slice
-    ) -> tuple[Tensor, list[Tensor]]:
+    def _media_rows(self, packed: Packed, features: Mapping[str, Tensor], rows: slice) -> tuple[Tensor, list[Tensor]]:
         """[rows] True where a media placeholder is, and the features that belong there."""
         media = [features[key] for key in packed.media_keys]
         count = sum(len(item) for item in media)

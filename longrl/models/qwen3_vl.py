@@ -98,7 +98,8 @@ class Qwen3VLFamily(Qwen2_5_VLFamily):
         least, most = self.video_budget(num_frames)
         height, width = smart_resize(
             max(num_frames, self.frames_per_cell),  # it knows no shorter video; patching repeats the last frame
-            *pixels.shape[-2:],
+            height=pixels.shape[-2],
+            width=pixels.shape[-1],
             temporal_factor=self.frames_per_cell,
             factor=processor.patch_size * processor.merge_size,
             min_pixels=least,
@@ -134,16 +135,12 @@ class Qwen3VLFamily(Qwen2_5_VLFamily):
         return torch.cat([output.pooler_output, *output.deepstack_features], -1)
 
     @override
-    def embed(
-        self, model: nn.Module, packed: Packed, features: Mapping[str, Tensor], rows: slice = ALL_ROWS
-    ) -> Tensor:
+    def embed(self, model: nn.Module, packed: Packed, features: Mapping[str, Tensor], rows: slice = ALL_ROWS) -> Tensor:
         first = {key: value[:, : self._hidden_size] for key, value in features.items()}
         return super().embed(model, packed, first, rows)
 
     @override
-    def backbone_inputs(
-        self, packed: Packed, features: Mapping[str, Tensor], rows: slice = ALL_ROWS
-    ) -> dict[str, Any]:
+    def backbone_inputs(self, packed: Packed, features: Mapping[str, Tensor], rows: slice = ALL_ROWS) -> dict[str, Any]:
         """What the first K layers add to the hidden states of media: K times [media rows, D], and where."""
         here, media = self._media_rows(packed, features, rows)
         if not media:

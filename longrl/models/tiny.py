@@ -172,7 +172,7 @@ def tiny_qwen3_vl(
     return Path(folder)
 
 
-def _media_tokens(tokenizer: Any) -> dict[str, int]:
+def _media_tokens(tokenizer: Any) -> dict[str, Any]:
     """The ids of a vision-language config's own tokens."""
     names = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
     return {f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{token}|>") for name, token in names.items()}

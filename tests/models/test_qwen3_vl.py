@@ -88,16 +88,20 @@ def test_a_ranks_frames_are_patched_as_in_the_whole_video(ranks):
     assert {(part.grid_thw, part.key) for part in parts} == {(whole.grid_thw, whole.key)}
 
 
-def test_the_released_pixel_budget_of_a_whole_video():
-    """`size` of the released processors: 4096 to 25165824 pixels of all frames together."""
-    family = qwen3_vl_family(min_pixels=1024, max_pixels=1 << 30, max_video_pixels=25_165_824)
-    assert family.video_budget(768) == (768 * 1024, 25_165_824)
-    size = {"shortest_edge": 4096, "longest_edge": 25_165_824}
-    for clip in (frames(64, 720, 1280), frames(7, 480, 640)):
+def test_the_pixel_budget_is_the_processors_over_the_whole_video():
+    """So with max_video_pixels=25165824 and no other limit the sizes are the released processor's."""
+    budget = 16 * 96 * 96
+    family = qwen3_vl_family(min_pixels=1024, max_pixels=1 << 30, max_video_pixels=budget)
+    size = {"shortest_edge": 4096, "longest_edge": budget}
+    grids = []
+    for clip in (frames(4, 150, 250), frames(17, 150, 250), frames(60, 150, 250)):
         wanted = family.processor.video_processor(
             [clip.pixels], size=size, do_sample_frames=False, cap_pixels_per_frame=False, return_tensors="pt"
         )
-        assert list(family.patch(clip).grid_thw) == wanted["video_grid_thw"][0].tolist()
+        grids.append(family.patch(clip).grid_thw)
+        assert list(grids[-1]) == wanted["video_grid_thw"][0].tolist()
+    assert grids == [(2, 8, 14), (9, 4, 6), (30, 2, 4)]
+    assert qwen3_vl_family(max_pixels=64 * 64).video_budget(10) == (10 * 32 * 32, 10 * 64 * 64)
 
 
 def test_a_video_of_one_frame_is_one_cell():
