@@ -16,6 +16,7 @@ TRAINER_COMMANDS = {
 }
 OTHER_COMMANDS = {
     "export": ("longrl.export", "write a Hugging Face folder from a run's checkpoint"),
+    "cache-features": ("longrl.cache_features", "encode all media of a run once, for this run and others to read"),
     "plan": ("longrl.planning.command", "memory and time of a run on given hardware, without its weights"),
     "demo": ("longrl.demo", "the whole path on one laptop: data, SFT, RL, evaluation, report"),
     "synthetic": ("longrl.datamodules.synthetic", "generate long videos with known stories"),
@@ -89,4 +90,4 @@ def shows_traceback() -> bool:
 def usage() -> str:
     """What `python -m longrl --help` prints."""
     texts = TRAINER_COMMANDS | {name: text for name, (_, text) in OTHER_COMMANDS.items()}
-    return USAGE.format(commands="\n".join(f"  {name:<10} {text}" for name, text in texts.items()))
+    return USAGE.format(commands="\n".join(f"  {name:<14} {text}" for name, text in texts.items()))

@@ -34,6 +34,7 @@ def run_demo(
     num_eval_videos: int = 100,
     pretrain: bool = False,
     max_steps: int | None = None,
+    engine: str | None = None,
 ) -> None:
     """Trains and evaluates: base, chain-of-thought SFT, RL, and RL without seeing the video.
 
@@ -43,6 +44,7 @@ def run_demo(
         num_eval_videos: held-out videos, with four questions each.
         max_steps: at most so many training steps in each stage, to see that everything runs.
         pretrain: make the base model from random weights first (about 20 minutes) instead of taking the one shipped.
+        engine: a file that describes who generates in RL, such as configs/rollout/vllm_cpu.yaml; None is the trainer.
     """
     if not CONFIGS.is_dir():
         raise ValueError(f"the demo reads {CONFIGS}/, which is not here; run it from the project's folder")
@@ -50,7 +52,8 @@ def run_demo(
     demo.make_data(num_train_videos, num_eval_videos)
     base = demo.pretrain() if pretrain else CONFIGS / "base"
     demo.fit("sft", "sft.yaml", f"--model.init_from={base}")
-    demo.fit("rl", "grpo.yaml", f"--model.init_from={demo.out / 'sft'}")
+    rollouts = [f"--trainer.callbacks.init_args.engine={engine}"] if engine else []
+    demo.fit("rl", "grpo.yaml", f"--model.init_from={demo.out / 'sft'}", *rollouts)
     demo.evaluate("base", base)
     demo.evaluate("sft", demo.out / "sft")
     demo.evaluate("rl", demo.out / "rl")

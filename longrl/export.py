@@ -7,7 +7,10 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from longrl.models.base import CausalFamily
 
 logger = logging.getLogger(__name__)
 
@@ -24,48 +27,95 @@ def export_run(
     out: str,
     checkpoint: str | None = None,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    adapter: bool = False,
 ) -> None:
     """Writes weights, config, tokenizer and processor so that `from_pretrained` and vLLM load them.
+
+    Adapters of a LoRA run are merged into the weights, exactly with `--dtype float32`: bfloat16 rounds small changes
+    away.
 
     Args:
         run: folder of a training run, with its `config.yaml`.
         out: folder to write; it must not exist yet.
         checkpoint: which checkpoint; None is `checkpoints/last.ckpt`.
         dtype: precision to save in; None keeps the run's.
+        adapter: write a LoRA run's adapters alone, as peft's `PeftModel.from_pretrained` reads them.
     """
-    import torch
-
-    from longrl.modules.weights import build_from
-
     if Path(out).exists():
         raise ValueError(f"--out={out} exists already; name a new folder")
-    family = family_of(run)
-    model = build_from(family, checkpoint or run)
-    if dtype is not None:
-        model = model.to(getattr(torch, dtype))
     with tempfile.TemporaryDirectory(dir=_parent(out)) as folder:
         written = Path(folder) / "export"
-        model.save_pretrained(written)
-        family.save_processing(written)
+        write = _write_adapter if adapter else _write_model
+        write(run, checkpoint or run, written, dtype)
         os.replace(written, out)
     logger.info("exported %s to %s", run, out)
 
 
-def family_of(run: str) -> object:
+def _write_model(run: str, source: str, folder: Path, dtype: str | None) -> None:
+    from longrl.modules.weights import plain_from
+
+    family = family_of(run)
+    family.dtype = dtype or family.dtype  # adapters are merged in it
+    model = plain_from(family, source)
+    model.save_pretrained(folder)
+    family.save_processing(folder)
+
+
+def _write_adapter(run: str, source: str, folder: Path, dtype: str | None) -> None:
+    """`adapter_config.json` and `adapter_model.safetensors`."""
+    import torch
+    from safetensors.torch import save_file
+
+    from longrl.models.lora import ADAPTER, OPTION, peft_config
+    from longrl.modules.weights import read_adapters
+
+    family = family_of(run)
+    if family.lora is None:
+        raise ValueError(f"--adapter=true needs a run with {OPTION}, which {run} is not; leave it out")
+    kept = read_adapters(source)
+    with torch.device("meta"):
+        config = peft_config(family, family.build(weights=None))
+    config.base_model_name_or_path = _base(run)
+    config.save_pretrained(folder)
+    dtype = dtype or "float32"
+    named = {f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": value for name, value in kept.items()}
+    named = {name: value.to(getattr(torch, dtype)) for name, value in named.items()}
+    save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _base(run: str) -> str:
+    """Folder or hub id of the weights that a run's adapters belong to: those it began with."""
+    from longrl.modules.weights import find_checkpoint
+
+    model = _model_config(run)
+    start = model.get("init_from") or model["family"]["init_args"]["model"]
+    if model.get("init_from") and find_checkpoint(start) is not None:
+        logger.warning(
+            "the adapters belong to the weights of %s, which is no Hugging Face folder; export it as well and load "
+            "the adapters onto that", start
+        )  # fmt: skip
+    return start
+
+
+def family_of(run: str) -> CausalFamily:
     """The model family of a run, from its saved config."""
     from jsonargparse import ArgumentParser
 
     from longrl.models.base import CausalFamily
 
+    parser = ArgumentParser()
+    parser.add_argument("--family", type=CausalFamily)
+    return parser.instantiate(parser.parse_object({"family": _model_config(run)["family"]})).family
+
+
+def _model_config(run: str) -> dict[str, Any]:
+    """The options `model` of a run."""
+    import yaml
+
     config = Path(run) / "config.yaml"
     if not config.is_file():
         raise ValueError(f"--run={run} has no config.yaml; name the folder of a training run (its --run_dir)")
-    import yaml
-
-    parser = ArgumentParser()
-    parser.add_argument("--family", type=CausalFamily)
-    values = yaml.safe_load(config.read_text())["model"]["family"]
-    return parser.instantiate(parser.parse_object({"family": values})).family
+    return yaml.safe_load(config.read_text())["model"]
 
 
 def _parent(out: str) -> Path:

@@ -7,7 +7,7 @@ N media tokens, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -56,6 +56,8 @@ class Frames:
     key: str
     """Hash of the file's content and of everything that decided which pixels these are (frame indices, size)."""
     duration_s: float = 0.0
+    source: Callable[[], Frames] | None = None
+    """Reads the pixels where they were left out, for the features of the medium are on disk."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class Media:
     """Mean time of each temporal cell in seconds."""
     key: str
     """Two media with equal keys have equal patches: the feature cache encodes them once."""
+    source: Callable[[], Frames] | None = None
+    """Reads the frames where `patches` were left out, for the features are on disk."""
 
     def part(self, num_cells: int) -> Media:
         """The temporal cells that are here, as a medium of their own."""

@@ -53,7 +53,7 @@ def test_help_imports_nothing_heavy(args):
     code = f"import sys; from longrl.cli import main; main({args}); print([m for m in {HEAVY} if m in sys.modules])"
     output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert output.splitlines()[-1] == "[]"
-    for command in ("fit", "validate", "test", "predict", "export", "synthetic", "demo"):
+    for command in ("fit", "validate", "test", "predict", "export", "cache-features", "synthetic", "demo"):
         assert f"\n  {command} " in output
 
 

@@ -16,6 +16,7 @@ from longrl.datamodules.synthetic import SyntheticConfig, generate
 from longrl.models.base import CausalFamily
 from longrl.modules.policy import PolicyModule
 from longrl.rewards import RewardSum, SoftOverlong
+from longrl.rollout.engine import RolloutEngine
 from longrl.trainer_cli import LongRLCLI
 from tests.tiny import qwen3_vl_folder, text_folder, vl_folder
 
@@ -30,9 +31,9 @@ CONFIGS = ROOT / "configs"
 FILES = sorted(CONFIGS.rglob("*.y*ml"))
 RECIPES = sorted(CONFIGS.glob("*.yaml"))
 DEMO = sorted(CONFIGS.glob("demo/*.yaml"))
-KINDS = ("algorithm", "data", "family", "reward", "trainer")
+KINDS = ("algorithm", "data", "family", "reward", "rollout", "trainer")
 PIECES = {kind: sorted(CONFIGS.glob(f"{kind}/*.yaml")) for kind in KINDS}
-TYPES = {"algorithm": Algorithm, "family": CausalFamily, "reward": RewardSum}
+TYPES = {"algorithm": Algorithm, "family": CausalFamily, "reward": RewardSum, "rollout": RolloutEngine}
 """Of the pieces that are values; the others are groups of options."""
 ON_CPU = f"--trainer={CONFIGS / 'trainer' / 'cpu.yaml'}"
 TEXT, VIDEO = CONFIGS / "qwen2_5_text_math_grpo.yaml", CONFIGS / "qwen2_5_vl_7b_longvideo_grpo.yaml"
@@ -134,6 +135,14 @@ def test_a_trainer_piece_lies_over_a_recipe_and_changes_the_machine_alone(path):
     assert cli.trainer.precision == raw(path)["precision"]
     assert cli.trainer.max_steps == raw(TEXT)["trainer"]["max_steps"]
     assert rollouts(cli).sampling.num_generations == 8
+
+
+@files(PIECES["rollout"])
+def test_an_engine_lies_over_a_recipe(path):
+    cli = built("--config", VIDEO, ON_CPU, f"{LAST}.engine={path}")
+    engine, options = rollouts(cli).engine, raw(path)["init_args"]
+    assert type(engine).__name__ == raw(path)["class_path"].rpartition(".")[2]
+    assert {name: getattr(engine, name) for name in options} == options
 
 
 # ---- recipes and the demo ----

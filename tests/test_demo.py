@@ -45,7 +45,7 @@ def test_files_and_commands_that_the_readme_names_exist():
         assert path.startswith("mine") or path == "..." or (ROOT / path).is_file(), path
     for path in re.findall(r"\]\((\S+?)\)", text):
         assert path.startswith("http") or (ROOT / path).exists(), path
-    for command in re.findall(r"python -m longrl (\w+)", text):
+    for command in re.findall(r"python -m longrl ([\w-]+)", text):
         assert command in {*TRAINER_COMMANDS, *OTHER_COMMANDS}, command
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for target in re.findall(r"make (env|demo|test|lint)\b", text):

@@ -98,7 +98,8 @@ def assert_same_end(folder: Path, reference: Path):
 
 
 def carried(folder: Path):
-    return checkpoint(folder)["callbacks"]["RolloutCallback"]["carried"]
+    (waiting,) = checkpoint(folder)["callbacks"]["RolloutCallback"]["waiting"]
+    return waiting["carried"]
 
 
 @pytest.fixture(scope="module")

@@ -139,7 +139,7 @@ def test_the_help_begins_with_how_to_list_the_options_of_a_class(capsys, command
     assert text.startswith(f"usage: python -m longrl {command} --config FILE.yaml")
 
 
-@pytest.mark.parametrize("command", ["export", "demo"])
+@pytest.mark.parametrize("command", ["export", "demo", "cache-features"])
 def test_other_commands_have_the_programs_name(capsys, command):
     assert shown(capsys, command, "--help").startswith(f"usage: python -m longrl {command} ")
 

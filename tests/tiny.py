@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from longrl.models.lora import peft_config
 from longrl.models.qwen3_vl import Qwen3VLFamily
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.models.text import TextFamily
@@ -91,6 +92,16 @@ def plain_model(model: torch.nn.Module, family: TextFamily) -> torch.nn.Module:
     return plain
 
 
+def peft_model(model: torch.nn.Module, family: TextFamily) -> torch.nn.Module:
+    """The same weights and adapters in a stock transformers model inside peft's own `PeftModel`."""
+    from peft import get_peft_model
+
+    plain = family.auto_class().from_config(copy.deepcopy(family.config), attn_implementation="eager").to(model.dtype)
+    made = get_peft_model(plain, peft_config(family, plain))
+    made.load_state_dict({f"base_model.model.{name}": value for name, value in model.state_dict().items()})
+    return made
+
+
 def separate_logps(plain: torch.nn.Module, prompts: list[Prompt], completions: list[list[Tensor]]) -> Tensor:
     """[N] float64 log-probabilities, one ordinary forward with pixels per completion."""
     logps = []
@@ -121,7 +132,8 @@ def _pixels(prompt: Prompt) -> dict[str, Tensor]:
 
 
 def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
-    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    grads = {name.removeprefix("base_model.model."): p.grad for name, p in model.named_parameters()}
+    grads = {name: grad for name, grad in grads.items() if grad is not None}
     return {name: grad.full_tensor() if isinstance(grad, DTensor) else grad.clone() for name, grad in grads.items()}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -11,22 +10,19 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
 from typing_extensions import override
 
 from longrl.modules.policy import PolicyModule
 from longrl.parallel import Parallel
 from longrl.rewards import RewardSum
 from longrl.rollout.engine import HFEngine, RolloutEngine, prompt_seed
-from longrl.rollout.parity import Gap, check, stacked
-from longrl.rollout.sharing import Piece, joined, pieces
+from longrl.rollout.parity import GapWatch
+from longrl.rollout.sampler import GroupSampler, Request
 from longrl.strategies.axis import Axis
 from longrl.types import Batch, Completion, Group, Prompt, Row, SamplingParams
 
 logger = logging.getLogger(__name__)
 
-PARITY_TOKENS = 8
-"""Of each prompt of the first batch, to compare engine and trainer."""
 MAX_EMPTY_STEPS = 10
 """So many steps without a single group end the run."""
 
@@ -43,7 +39,11 @@ class RolloutCallback(Callback):
         engine: generates; None is the trainer's own model.
         max_refills: how many further batches of prompts dynamic sampling may draw per step.
         max_gap: an engine with weights of its own must agree with the trainer to this in the log-probability of every
-            greedy token of the first batch, or the run ends before its first step.
+            greedy token of the first batch, and of the tokens of every later step on average; else the run ends.
+        trust_engine_below: while the mean gap of the last step is below it, the engine's log-probabilities serve as
+            those of the old policy, and the forward pass for them is saved; 0 never.
+        overlap: sample the next step's groups during the update, by weights one step older; their importance ratios
+            are to the weights that sampled. Needs an engine in another process.
         seed: of the sampling; together with the number of the rollout and the prompt's id it decides every completion.
     """
 
@@ -56,6 +56,8 @@ class RolloutCallback(Callback):
         max_refills: int = 3,
         seed: int = 0,
         max_gap: float = 0.5,
+        trust_engine_below: float = 0.0,
+        overlap: bool = False,
     ) -> None:
         self.reward = reward
         self.sampling = sampling or SamplingParams()
@@ -65,11 +67,15 @@ class RolloutCallback(Callback):
         self.engine = engine or HFEngine()
         self.max_refills = max_refills
         self.seed = seed
+        self.overlap = overlap
         self.max_gap = max_gap
-        self._checked = False
+        self._gap = GapWatch(max_gap, trust_engine_below)
+        self._sampler = GroupSampler(self.engine, reward)
+        self._compared = False
+        self._ahead: Callable[[], list[Group]] | None = None
         self._num_rollouts = 0
         self._carried: list[Group] = []
-        self._restored: list[dict[str, Any]] = []
+        self._restored: dict[str, list[dict[str, Any]]] = {}
         self._metrics: dict[str, float] = {}
         self._empty_steps = 0
         self._parallel = Parallel()
@@ -82,8 +88,32 @@ class RolloutCallback(Callback):
         if stage == "fit" and trainer.datamodule.renderer.stage == "rl":
             pl_module.algorithm.validate(self.sampling, pl_module.steps_per_rollout)
             self.reward.validate(self.sampling.max_completion_tokens)
+            self._check_engine_options()
+            self._sampler.validate(pl_module)
             pl_module.temperature = self.sampling.temperature or 1.0
+            pl_module.gap = self._gap
             self._check_room(pl_module, trainer.datamodule.renderer.max_prompt_tokens)
+
+    def _check_engine_options(self) -> None:
+        if self.overlap and not self.engine.runs_elsewhere:
+            raise ValueError(
+                "overlap=true of the RolloutCallback needs an engine in another process, got "
+                f"{type(self.engine).__name__}; use longrl.rollout.vllm_server.VLLMServerEngine, or overlap=false"
+            )
+        if self.sampling.top_p == 1 and self.sampling.top_k == 0:
+            return
+        if self._gap.trust_below:
+            raise ValueError(
+                f"trust_engine_below={self._gap.trust_below} needs top_p=1 and top_k=0, got {self.sampling.top_p} and "
+                f"{self.sampling.top_k}: the engine's log-probabilities are those of the filtered distribution; set "
+                "trust_engine_below of the RolloutCallback to 0"
+            )
+        self._gap.max_gap = math.inf
+        logger.warning(
+            "with top_p or top_k the engine's log-probabilities are those of the filtered distribution: gap metrics "
+            "and importance corrections are biased, and max_gap holds before the first step only; set "
+            "sampling.top_p to 1 and sampling.top_k to 0"
+        )
 
     def _check_room(self, policy: PolicyModule, max_prompt_tokens: int | None) -> None:
         """Warns before weights are loaded of prompts that the update would refuse in the middle of the run."""
@@ -101,20 +131,22 @@ class RolloutCallback(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         if batch.prompts[0].response_ids is not None:
             return
+        if not self._compared:
+            self._sampler.compare(pl_module, batch.prompts, trainer.global_step, self.max_gap)
+            self._compared = True
         self._take_restored(trainer)
         data = pl_module.parallel.data
         wanted, refills = len(batch.prompts), 0
         groups = [dataclasses.replace(group, carried_over=True) for group in self._carried]
-        prompts: Sequence[Prompt] = batch.prompts
-        self._check_engine(pl_module, prompts, trainer.global_step)
+        fresh, upcoming = self._first_groups(trainer, pl_module, batch.prompts)
         sampled: list[Group] = []
         while True:
-            fresh = self._training_groups(pl_module, prompts, trainer.global_step)
             sampled += fresh
             groups += pl_module.algorithm.select(fresh)
             if not data.max(len(groups) < wanted) or refills == self.max_refills:
                 break  # all ranks go on as long as one lacks groups, for they gather weights together
             prompts, refills = trainer.datamodule.refill(wanted), refills + 1
+            fresh = self._begin(pl_module, prompts, trainer.global_step)()
         self._count_empty(data.max(sum(int(group.valid.any()) for group in groups)), sampled)
         if len(groups) < wanted:
             logger.warning(
@@ -123,6 +155,9 @@ class RolloutCallback(Callback):
                 len(groups), wanted, refills,
             )  # fmt: skip
         batch.groups, self._carried = groups[:wanted], groups[wanted:]
+        if self.overlap:
+            self._ahead = self._begin(pl_module, upcoming, trainer.global_step, in_background=True)
+        self.engine.rest()
         with pl_module.phases("encode"):
             batch.features = pl_module.encode([group.prompt for group in batch.groups])
         counts = {"groups_kept": len(groups), "prompts_drawn": len(sampled), "carried_over": len(self._carried)}
@@ -158,20 +193,30 @@ class RolloutCallback(Callback):
         self._evaluate(pl_module, batch, trainer.global_step)
 
     @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.engine.rest()
+
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """Every rank must call it: the carried-over groups of all are saved."""
-        carried = [*map(saved_group, self._carried), *self._restored]  # restored ones wait for the first batch
+        """Every rank must call it: the groups of all that wait for a later step are saved."""
+        waiting = {"carried": self._carried, "ahead": self._finish_ahead()}
+        saved = {name: [*map(saved_group, groups)] for name, groups in waiting.items()}
+        for name, groups in self._restored.items():  # they wait for the first batch
+            saved[name] += groups
         return {
             "num_rollouts": self._num_rollouts,
-            "carried": self._parallel.data.gather(carried),
+            "waiting": self._parallel.data.gather(saved),
             "empty_steps": self._empty_steps,
+            "gap": self._gap.last,
         }
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._num_rollouts = state_dict["num_rollouts"]
-        self._restored = own_share(state_dict["carried"], self._parallel.data)
+        waiting, data = state_dict["waiting"], self._parallel.data
+        self._restored = {name: own_share([saved[name] for saved in waiting], data) for name in ("carried", "ahead")}
         self._empty_steps = state_dict["empty_steps"]
+        self._gap.last = state_dict["gap"]
 
     # -- work ----------------------------------------------------------------------------------------------------
 
@@ -187,76 +232,64 @@ class RolloutCallback(Callback):
             )
 
     def _take_restored(self, trainer: Trainer) -> None:
-        """Carried-over groups of a checkpoint hold rows; their prompts are rendered again, once data is set up."""
-        self._carried += [restored_group(saved, trainer.datamodule.renderer) for saved in self._restored]
-        self._restored = []
+        """Waiting groups of a checkpoint hold rows; their prompts are rendered again, once data is set up."""
+        found = {
+            name: [restored_group(saved, trainer.datamodule.renderer) for saved in groups]
+            for name, groups in self._restored.items()
+        }
+        self._restored = {}
+        self._carried += found.get("carried", [])
+        ahead = found.get("ahead")
+        if ahead:
+            self._ahead = lambda: ahead
 
-    def _training_groups(self, policy: PolicyModule, prompts: Sequence[Prompt], step: int) -> list[Group]:
+    def _first_groups(
+        self, trainer: Trainer, policy: PolicyModule, prompts: Sequence[Prompt]
+    ) -> tuple[list[Group], Sequence[Prompt]]:
+        """The first groups of a step, and the prompts to sample during its update.
+
+        With `overlap` the groups were begun during the last update and those of the batch come next; the first step
+        has none of those and draws another batch.
+        """
+        if self._ahead is None:
+            fresh = self._begin(policy, prompts, trainer.global_step)()
+            return fresh, trainer.datamodule.refill(len(prompts)) if self.overlap else ()
+        groups, self._ahead = self._ahead(), None
+        return [dataclasses.replace(group, carried_over=True) for group in groups], prompts
+
+    def _finish_ahead(self) -> list[Group]:
+        if self._ahead is None:
+            return []
+        groups = self._ahead()
+        self._ahead = lambda: groups
+        return groups
+
+    def _begin(
+        self, policy: PolicyModule, prompts: Sequence[Prompt], step: int, in_background: bool = False
+    ) -> Callable[[], list[Group]]:
+        """Starts a rollout and returns what waits for its groups, of all prompts, scored."""
         self._num_rollouts += 1
         seed = prompt_seed(self.seed, f"rollout {self._num_rollouts}")
-        groups = self._scored_groups(policy, prompts, self.sampling, step, seed)
-        if policy.algorithm.greedy_baseline:
-            greedy = dataclasses.replace(self.sampling, num_generations=1, temperature=0.0)
-            for group, best in zip(groups, self._scored_groups(policy, prompts, greedy, step, seed), strict=True):
-                group.baseline = float(best.rewards[0])
-                group.valid = group.valid & best.valid
-        return groups
-
-    def _scored_groups(
-        self, policy: PolicyModule, prompts: Sequence[Prompt], sampling: SamplingParams, step: int, seed: int
-    ) -> list[Group]:
-        with policy.phases("encode"):
-            features = policy.encode(prompts)
-        team = policy.parallel.team
-        own = pieces(len(prompts), sampling.num_generations, team.rank, team.size)
-        with policy.phases("generate"), policy.trainer.precision_plugin.forward_context():
-            self.engine.sync(policy.family, policy.model, step)
-            groups = self._in_weights(policy, lambda: self._generate(policy, prompts, features, sampling, seed, own))
-        with policy.phases("reward"):
-            self.reward.score(groups)
-            return joined(prompts, list(zip(own, groups, strict=True)), team, policy.parallel.num_gather_chunks)
-
-    def _check_engine(self, policy: PolicyModule, prompts: Sequence[Prompt], step: int) -> None:
-        """Before the first step: engine and trainer see the same prompts, positions, features and weights."""
-        if self._checked or self.engine.needs_whole_weights:
-            return
-        greedy = dataclasses.replace(self.sampling, num_generations=1, temperature=0.0, top_p=1.0, top_k=0)
-        short = dataclasses.replace(greedy, max_completion_tokens=min(PARITY_TOKENS, greedy.max_completion_tokens))
-        features = policy.encode(prompts)
-        self.engine.sync(policy.family, policy.model, step)
-        found = self.engine.generate(policy.family, policy.model, prompts, features, short, self.seed)
-        tokens = [[completion.token_ids for completion in own] for own in found]
-        logp = policy.score(policy.entry, prompts, tokens, features, temperature=1.0)
-        gap = Gap(stacked(found), logp.cpu())
-        for name, value in gap.metrics().items():
-            logger.info("engine against trainer before the first step: %s %.2e", name, value)
-        check(gap, prompts, found, self.max_gap)
-        self._checked = True
-
-    def _in_weights(self, policy: PolicyModule, generate: Callable[[], list[Group]]) -> list[Group]:
-        return policy.with_whole_weights(generate) if self.engine.needs_whole_weights else generate()
-
-    def _generate(
-        self,
-        policy: PolicyModule,
-        prompts: Sequence[Prompt],
-        features: Mapping[str, Tensor],
-        sampling: SamplingParams,
-        seed: int,
-        own: Sequence[Piece],
-    ) -> list[Group]:
-        """This rank's part of the groups: one call of the engine for whole prompts, one for each share of a prompt."""
-        groups = []
-        for (first, count), alike in itertools.groupby(own, key=lambda piece: (piece.first, piece.count)):
-            asked = [prompts[piece.prompt] for piece in alike]
-            params = dataclasses.replace(sampling, num_generations=count)
-            answers = self.engine.generate(policy.family, policy.model, asked, features, params, seed, first)
-            groups += [Group(prompt, completions) for prompt, completions in zip(asked, answers, strict=True)]
-        return groups
+        greedy = dataclasses.replace(self.sampling, num_generations=1, temperature=0.0)
+        samplings = (self.sampling, greedy) if policy.algorithm.greedy_baseline else (self.sampling,)
+        request = Request(prompts, samplings, step, seed)
+        if not in_background:
+            found = self._sampler.sample(policy, request)
+            return lambda: with_baselines(*found)
+        finish = self._sampler.begin(policy, request)
+        return lambda: with_baselines(*finish())
 
     def _evaluate(self, policy: PolicyModule, batch: Batch, step: int) -> None:
-        batch.groups = self._scored_groups(policy, batch.prompts, self.eval_sampling, step, self.seed)
+        (batch.groups,) = self._sampler.sample(policy, Request(batch.prompts, (self.eval_sampling,), step, self.seed))
         batch.features = policy.encode(batch.prompts)
+
+
+def with_baselines(groups: list[Group], greedy: Sequence[Group] | None = None) -> list[Group]:
+    """The groups with the reward of a greedy completion, where there is one."""
+    for group, best in zip(groups, greedy or (), strict=greedy is not None):
+        group.baseline = float(best.rewards[0])
+        group.valid = group.valid & best.valid
+    return groups
 
 
 def own_share(by_rank: Sequence[Sequence[Any]], data: Axis) -> list[Any]:

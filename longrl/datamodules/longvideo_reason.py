@@ -24,6 +24,7 @@ from longrl.datamodules.loader import (
 from longrl.datamodules.render import (
     DEFAULT_QUESTION,
     DEFAULT_RESPONSE,
+    KnowsFeatures,
     RowRenderer,
     Stage,
     check_template,
@@ -194,8 +195,7 @@ class LongVideoReason(LightningDataModule):
             writes=self._parallel().team.rank == 0,
         )
         skips.add_known([*_bad_records(found), *(self._missing_files(rows) if self.check_files else [])])
-        renderer = self.renderer if split == "train" else replace(self.renderer, blind_share=0.0)
-        self.datasets[split] = RenderedRows(rows, renderer)
+        self.datasets[split] = RenderedRows(rows, self._renderer(split))
         self._tell_targets(split)
 
     def _read_source(self, source: str) -> list[Row | ValueError]:
@@ -230,6 +230,19 @@ class LongVideoReason(LightningDataModule):
 
     def _skipped_dir(self) -> str:
         return self.skipped_dir or (self.trainer.default_root_dir if self.trainer else ".")
+
+    def skips(self, split: Split) -> SkipLog:
+        """Which rows of a split that was read cannot be used."""
+        return self._skips[split]
+
+    def leave_out(self, stored: KnowsFeatures, splits: Sequence[Split]) -> None:
+        """From now on, videos of these splits are not decoded if their features are stored."""
+        for split in splits:
+            if split in self.datasets:
+                self.datasets[split].render = replace(self._renderer(split), stored=stored)
+
+    def _renderer(self, split: Split) -> RowRenderer:
+        return self.renderer if split == "train" else replace(self.renderer, blind_share=0.0)
 
     # -- loaders -------------------------------------------------------------------------------------------------
 

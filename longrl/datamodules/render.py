@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 from longrl.datamodules.loader import UnusableRow
 from longrl.datamodules.video import BrokenMedia, VideoSampling, read_image, read_video
 from longrl.models.base import MEDIA_TAG, ModelFamily
 from longrl.rewards.choice import parse_options
-from longrl.strategies.frames import WHOLE, Share
+from longrl.strategies.frames import NONE, WHOLE, Share
 from longrl.types import Frames, MediaKind, Prompt, Row
 
 Stage = Literal["sft", "rl"]
@@ -22,6 +23,13 @@ DEFAULT_QUESTION = (
     "</answer>: for a question with options its letter alone, else the answer and nothing more."
 )
 DEFAULT_RESPONSE = "<think>{reasoning}</think><answer>{answer}</answer>"
+
+
+class KnowsFeatures(Protocol):
+    """Whoever can tell whether the features of a medium are there already."""
+
+    def has(self, key: str) -> bool:
+        """Whether they are."""
 
 
 @dataclass
@@ -40,6 +48,8 @@ class RowRenderer:
     cached_media: int = 0
     share: Share = WHOLE
     """Which part of every medium this rank decodes."""
+    stored: KnowsFeatures | None = None
+    """Videos that it knows are not decoded; should their features prove unusable, `Media.source` decodes them."""
     _cache: OrderedDict[str, Frames] = field(default_factory=OrderedDict, repr=False)
     """path -> frames, the least recently used first."""
 
@@ -49,18 +59,21 @@ class RowRenderer:
         Raises:
             UnusableRow: a medium is missing or broken, or the prompt is too long.
         """
-        if self.blind or self._drops_media(row):
+        if self.drops_media(row):
             row = without_media(row)
         frames = [self._frames(kind, path) for kind, path in ordered_media(row)]
         text = fill(self.question_template, problem=row.problem)
         prompt = self.family.render(row, text, frames, self.response(row))
         self._check_length(len(prompt.input_ids))
+        if any(item.source for item in frames):
+            media = [replace(made, source=item.source) for made, item in zip(prompt.media, frames, strict=True)]
+            prompt = replace(prompt, media=tuple(media))
         return prompt
 
-    def _drops_media(self, row: Row) -> bool:
-        """Whether a training row is one of the share that is shown without media."""
+    def drops_media(self, row: Row) -> bool:
+        """Whether a row is shown without its media: all are, or it is one of the share of training rows that are."""
         drawn = int.from_bytes(hashlib.sha256(row.id.encode()).digest()[:4], "big") / 2**32
-        return drawn < self.blind_share
+        return self.blind or drawn < self.blind_share
 
     def response(self, row: Row) -> str | None:
         """The SFT target of a row: reasoning and answer, or the answer alone where there is no reasoning."""
@@ -82,16 +95,22 @@ class RowRenderer:
             self._cache.move_to_end(path)
             return self._cache[path]
         try:
-            if kind == "image":
-                frames = read_image(path, self.share)
-            else:
-                frames = read_video(path, self.video, self.share, self.family.frames_per_cell)
+            frames = read_image(path, self.share) if kind == "image" else self._video(path)
         except BrokenMedia as error:
             raise UnusableRow(str(error), path) from error
         self._cache[path] = frames
         while len(self._cache) > self.cached_media:
             self._cache.popitem(last=False)
         return frames
+
+    def _video(self, path: str) -> Frames:
+        """A video's frames, or how to read them if its features are stored: times and size alone give the key."""
+        per_cell = self.family.frames_per_cell
+        if self.stored is not None:
+            outline = read_video(path, self.video, NONE, per_cell)
+            if self.stored.has(self.family.patch(outline).key):
+                return replace(outline, source=functools.partial(read_video, path, self.video, self.share, per_cell))
+        return read_video(path, self.video, self.share, per_cell)
 
 
 def fill(template: str, **values: str) -> str:

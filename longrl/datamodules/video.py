@@ -167,7 +167,7 @@ def read_video(
         kind="video",
         pixels=pixels[: len(wanted)],
         timestamps=tuple(starts[indices].tolist()),
-        key=hashlib.sha256(f"video {digest} {indices}".encode()).hexdigest(),
+        key=hashlib.sha256(f"video {digest} decord {decord.__version__} {indices}".encode()).hexdigest(),
         duration_s=end_s - float(starts[0]),
     )
 
@@ -180,12 +180,12 @@ def read_image(path: str | Path, share: Share = WHOLE) -> Frames:
     Raises:
         BrokenMedia: no such file, or it cannot be decoded.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, __version__
 
     digest = _digest(path)
     with _as_broken(path), Image.open(path) as image:
         pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    key = hashlib.sha256(f"image {digest}".encode()).hexdigest()
+    key = hashlib.sha256(f"image {digest} Pillow {__version__}".encode()).hexdigest()
     held = len(share.cells(1))
     return Frames("image", torch.from_numpy(pixels).permute(2, 0, 1)[None][:held], timestamps=(0.0,), key=key)
 

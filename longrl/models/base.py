@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from longrl.models.lora import LoRASettings
 from longrl.strategies.sequence import ALONE, SequenceParallel
 from longrl.types import Frames, Media, Packed, PolicyOutput, Prompt, Row
 
@@ -75,6 +76,7 @@ class CausalFamily(ModelFamily):
         init_seed: seed of the random weights.
         gradient_checkpointing: recompute layers in the backward pass.
         chat_template_kwargs: passed to the chat template, e.g. `{enable_thinking: false}` for Qwen3.
+        lora: train adapters of the text stack's linear layers and nothing else; `build` gives the model without them.
     """
 
     supports_sequence_parallel = True
@@ -89,6 +91,7 @@ class CausalFamily(ModelFamily):
         init_seed: int = 0,
         gradient_checkpointing: bool = False,
         chat_template_kwargs: dict[str, Any] | None = None,
+        lora: LoRASettings | None = None,
     ) -> None:
         self.model_path = model
         self.dtype = dtype
@@ -96,6 +99,7 @@ class CausalFamily(ModelFamily):
         self.init_seed = init_seed
         self.gradient_checkpointing = gradient_checkpointing
         self.chat_template_kwargs = chat_template_kwargs or {}
+        self.lora = lora
 
     def __getstate__(self) -> dict[str, Any]:
         """Workers load their own tokenizer and processor."""
@@ -140,6 +144,18 @@ class CausalFamily(ModelFamily):
     def tower(self, model: nn.Module) -> nn.Module | None:
         """See `ModelFamily.tower`."""
         return None
+
+    def encoders(self, model: nn.Module) -> tuple[nn.Module, ...]:
+        """The modules that `encode_media` reads: the tower, and a projector if that is none of its own."""
+        tower = self.tower(model)
+        return () if tower is None else (tower,)
+
+    def encoder_settings(self) -> dict[str, Any]:
+        """What decides patches beside pixels, and features beside weights: the feature cache on disk hashes it."""
+        raise ValueError(
+            f"model.feature_cache_dir needs to know what decides the features of {type(self).__name__}; define its "
+            "`encoder_settings`, or leave the option out"
+        )
 
     @property
     def frames_per_cell(self) -> int:

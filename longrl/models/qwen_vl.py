@@ -91,6 +91,15 @@ class Qwen2_5_VLFamily(CausalFamily):
         return AutoProcessor.from_pretrained(self._existing_path())
 
     @override
+    def encoder_settings(self) -> dict[str, Any]:
+        vision = self.config.vision_config.to_dict()
+        return {
+            "image_processor": self.processor.image_processor.to_dict(),
+            "video_processor": self.processor.video_processor.to_dict(),
+            "vision_config": {key: value for key, value in vision.items() if key not in ("dtype", "_name_or_path")},
+        }
+
+    @override
     def save_processing(self, folder: str | Path) -> None:
         self.processor.save_pretrained(folder)
 

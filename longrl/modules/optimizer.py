@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -23,6 +24,19 @@ class OptimizerSettings:
     """Steps of growing rate; the first of them has rate 0, as in transformers' schedules."""
     total_steps: int | None = None
     """End of a linear or cosine schedule; None takes trainer.max_steps, or all batches of all epochs."""
+
+    def end(self, trainer: Trainer, steps_per_batch: int) -> int | None:
+        """Optimizer steps until the end of the schedule; None if it has no end."""
+        if self.schedule == "constant" or self.total_steps is not None:
+            return self.total_steps
+        if trainer.max_steps > 0:
+            return trainer.max_steps
+        if trainer.estimated_stepping_batches == float("inf"):
+            raise ValueError(
+                f"model.optimizer.schedule={self.schedule} needs an end, but the run has none; set "
+                "model.optimizer.total_steps or trainer.max_steps"
+            )
+        return int(trainer.estimated_stepping_batches) * steps_per_batch
 
     def build(self, model: nn.Module, total_steps: int | None) -> dict[str, Any]:
         """Optimizer and scheduler as Lightning wants them."""

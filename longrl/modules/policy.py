@@ -6,8 +6,10 @@ R scored rows of a micro-batch. All are this rank's; sums over ranks are taken w
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,14 +19,18 @@ from typing_extensions import override
 
 from longrl.algorithms import Algorithm
 from longrl.models.base import CausalFamily
+from longrl.models.lora import adapters_off, check_resumed, refuse_dropout, to_checkpoint
 from longrl.modules.means import Means
 from longrl.modules.optimizer import OptimizerSettings, clip_gradients
 from longrl.modules.packing import idle, pack
+from longrl.modules.reference import reference_of
 from longrl.modules.rollouts import FlatGroups, Rollout, targets
 from longrl.modules.weights import build_from
 from longrl.parallel import Parallel
 from longrl.phases import PhaseTimes
 from longrl.rollout.features import FeatureCache, TrainableFeatures
+from longrl.rollout.parity import GapWatch
+from longrl.rollout.stored import StoredFeatures
 from longrl.strategies.fsdp import Entry
 from longrl.strategies.sequence import SequenceParallel
 from longrl.types import Batch, Packed, PolicyOutput, Prompt
@@ -51,6 +57,9 @@ class PolicyModule(LightningModule):
         epochs_per_rollout: how often a rollout is gone through.
         max_grad_norm: gradient norm limit; 0 switches it off.
         feature_cache_bytes: features of a frozen tower kept between steps.
+        feature_cache_dir: folder in which features of a frozen tower are kept for later steps and runs; None for none.
+            `python -m longrl cache-features` fills it beforehand. Videos whose features are there are not decoded.
+        feature_cache_disk_bytes: what all files in that folder may take; the least recently used go first.
     """
 
     def __init__(
@@ -64,6 +73,8 @@ class PolicyModule(LightningModule):
         epochs_per_rollout: int = 1,
         max_grad_norm: float = 1.0,
         feature_cache_bytes: int = 1 << 30,
+        feature_cache_dir: str | None = None,
+        feature_cache_disk_bytes: int = 1 << 40,
     ) -> None:
         super().__init__()
         if min(max_tokens_per_micro_batch, mini_batches_per_rollout, epochs_per_rollout) < 1:
@@ -84,8 +95,11 @@ class PolicyModule(LightningModule):
         self.max_grad_norm = max_grad_norm
         self.temperature = 1.0
         """The one completions are sampled with; the rollout callback sets it."""
+        self.gap: GapWatch | None = None
+        """Compares engine and trainer in every step; the rollout callback sets it."""
         self.phases = PhaseTimes()
-        self.features = FeatureCache(family, feature_cache_bytes)
+        stored = StoredFeatures(family, feature_cache_dir, feature_cache_disk_bytes) if feature_cache_dir else None
+        self.features = FeatureCache(family, feature_cache_bytes, stored=stored)
         self._evaluated = Means()
         self.model: nn.Module | None = None
         self.parallel = Parallel()  # a strategy sets another before weights are loaded
@@ -109,48 +123,48 @@ class PolicyModule(LightningModule):
                 f"{type(self.trainer.strategy).__name__}; set trainer.strategy to "
                 "longrl.strategies.mr_sp.MRSPStrategy, or trainer.devices to 1"
             )
+        if stage == "fit" and self._is_rl():
+            refuse_dropout(self.family.lora)
 
     @override
     def configure_model(self) -> None:
         if self.model is None:
             self.model = build_from(self.family, self.init_from)
+            if self.features.stored:
+                self.features.stored.check(self.model)
             self._entry = (self.parallel.wrap(self.family, self.model),)
             self.features.parallel = self.parallel
 
     @override
     def on_fit_start(self) -> None:
         if self.algorithm.kl_coef > 0 and self._is_rl():
-            reference = build_from(self.family, self.init_from).eval().requires_grad_(False)
-            self._reference = (self.parallel.wrap(self.family, reference),)
-            reference.to(self.device)
+            self._reference = (reference_of(self.entry, self.family, self.init_from, self.parallel, self.device),)
         self.model.train()
+
+    @override
+    def on_train_start(self) -> None:
+        """Tells the loader which videos it need not decode; only now have weights been restored."""
+        stored = self.features.stored
+        if stored is None or not self.family.encoders(self.model):
+            return
+        before = stored.cache(self.model)
+        with contextlib.nullcontext() if self._is_rl() else self.trainer.precision_plugin.forward_context():
+            cache = stored.cache(self.model)
+        # In validation the rollout callback may encode before the precision of the step, or the step within it.
+        self.trainer.datamodule.leave_out(cache, ("train", "val") if cache is before else ("train",))
 
     def _is_rl(self) -> bool:
         return self.trainer.datamodule.renderer.stage == "rl"
 
     @override
     def configure_optimizers(self) -> dict[str, Any]:
-        return self.optimizer_settings.build(self.model, self._total_steps())
+        settings, per_batch = self.optimizer_settings, self.steps_per_rollout if self._is_rl() else 1
+        return settings.build(self.model, settings.end(self.trainer, per_batch))
 
     @property
     def steps_per_rollout(self) -> int:
         """Optimizer steps on one rollout."""
         return self.mini_batches_per_rollout * self.epochs_per_rollout
-
-    def _total_steps(self) -> int | None:
-        """Optimizer steps until the end of the schedule."""
-        settings = self.optimizer_settings
-        if settings.schedule == "constant" or settings.total_steps is not None:
-            return settings.total_steps
-        if self.trainer.max_steps > 0:
-            return self.trainer.max_steps
-        if self.trainer.estimated_stepping_batches == float("inf"):
-            raise ValueError(
-                f"model.optimizer.schedule={settings.schedule} needs an end, but the run has none; set "
-                "model.optimizer.total_steps or trainer.max_steps"
-            )
-        per_batch = self.steps_per_rollout if self._is_rl() else 1
-        return int(self.trainer.estimated_stepping_batches) * per_batch
 
     @property
     def tower_trains(self) -> bool:
@@ -170,12 +184,21 @@ class PolicyModule(LightningModule):
         """The door to the policy's weights."""
         return self._entry[0]
 
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["lora"] = to_checkpoint(self.family.lora)
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_resumed(self.family.lora, checkpoint)
+
     # -- steps ---------------------------------------------------------------------------------------------------
 
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         with self.phases("update"):
             metrics = self.sft_step(batch) if batch.groups is None else self.rl_step(batch)
+        self.log_dict(self.features.metrics(), batch_size=1)
         if not metrics:
             return
         self.log_dict({f"train/{name}": value for name, value in metrics.items()}, prog_bar=False, batch_size=1)
@@ -199,15 +222,22 @@ class PolicyModule(LightningModule):
             return {}
         mini_batches = self._mini_batches(batch)
         totals: Counter[str] = Counter()
-        for _ in range(self.epochs_per_rollout):
-            for rollout in mini_batches:
-                totals.update(self._update_on(rollout, batch.features))
+        watch = self.gap  # of the first update, whose weights are those that sampled
+        for rollout in mini_batches * self.epochs_per_rollout:
+            totals.update(self._update_on(rollout, batch.features, watch))
+            watch = None
         steps = self.epochs_per_rollout * len(mini_batches)
-        return {name: value / steps for name, value in totals.items()}
+        gap = self.gap.metrics if self.gap else {}
+        return {name: value / steps for name, value in totals.items()} | gap
 
-    def _update_on(self, rollout: Rollout, features: Mapping[str, Tensor]) -> dict[str, float]:
+    def _update_on(
+        self, rollout: Rollout, features: Mapping[str, Tensor], watch: GapWatch | None
+    ) -> dict[str, float]:
         def loss_of(packed: Packed, output: PolicyOutput) -> tuple[Tensor, Mapping[str, Tensor]]:
             rows, weights = packed.token_index, rollout.weights[packed.completion_index].to(output.logp.device)
+            if watch:
+                fresh = rollout.fresh[rows]
+                watch.add(rollout.sampler_logp[rows][fresh], output.logp[fresh])
             result = self.algorithm.loss(
                 output.logp,
                 output.logp.detach() if rollout.old_logp is None else rollout.old_logp[rows],
@@ -219,7 +249,8 @@ class PolicyModule(LightningModule):
             )
             return result.loss, {"entropy": (output.entropy * weights).sum(), **result.metrics}
 
-        metrics = self._update(rollout.prompts, rollout.completions, features, loss_of)
+        before_step = partial(watch.close, self.parallel.world) if watch else None
+        metrics = self._update(rollout.prompts, rollout.completions, features, loss_of, before_step)
         total = metrics.pop("weight_sum", 0.0) or 1.0  # below one with Dr.GRPO's constant, or with masked completions
         own = ("loss", "grad_norm", "lr")
         return {name: value if name in own else value / total for name, value in metrics.items()}
@@ -230,6 +261,7 @@ class PolicyModule(LightningModule):
         completions: Sequence[Sequence[Tensor]],
         features: Mapping[str, Tensor],
         loss_of: LossFunction,
+        before_step: Callable[[], None] | None = None,
     ) -> dict[str, float]:
         """One optimizer step: micro-batches, backward, clipping, scheduler. Returns metrics summed over all ranks."""
         trainable = TrainableFeatures(self.family, self.model, prompts, self.parallel) if self.tower_trains else None
@@ -246,6 +278,8 @@ class PolicyModule(LightningModule):
             totals.update({"loss": loss.item(), **{name: value.item() for name, value in metrics.items()}})
         if trainable:
             trainable.backward()
+        if before_step:
+            before_step()
         sums = self.parallel.world.sum_dict({name: value / sequence.size for name, value in totals.items()})
         return {**sums, **self._optimizer_step()}
 
@@ -318,6 +352,7 @@ class PolicyModule(LightningModule):
                     old_logp=None if old is None else old[rows],
                     ref_logp=None if reference is None else reference[rows],
                     sampler_logp=sampler[rows],
+                    fresh=own.fresh,
                     weights=algorithm.completion_weights(own.lengths, own.valid.flatten(), data.sum),
                 )
             )
@@ -326,12 +361,15 @@ class PolicyModule(LightningModule):
     def _old_logp(self, flat: FlatGroups, features: Mapping[str, Tensor], sampler: Tensor) -> Tensor | None:
         """[N] log-probabilities before the update, or None if the first update is the only one.
 
-        Groups carried over were sampled by older weights: theirs are the sampler's.
+        Groups carried over were sampled by older weights: theirs are the sampler's. So are all while the engine is
+        trusted.
         """
         in_reward = self.algorithm.kl_coef > 0 and self.algorithm.kl_placement == "reward"
         carried = any(group.carried_over for group in flat.groups)
         if self.steps_per_rollout == 1 and not in_reward and not self.parallel.data.max(carried):
             return None
+        if self.gap and self.gap.trusts_engine and not in_reward:
+            return sampler
         old = self.score(self.entry, flat.prompts, flat.completions, features)
         offsets = flat.offsets
         for place, group in enumerate(flat.groups):
@@ -347,7 +385,8 @@ class PolicyModule(LightningModule):
         (entry,) = self._reference
         if self.tower_trains:  # the reference has the tower it started with
             features = FeatureCache(self.family, parallel=self.parallel).get_or_encode(entry.model, flat.prompts)
-        logp = self.score(entry, flat.prompts, flat.completions, features)
+        with adapters_off(self.family, entry.model):
+            logp = self.score(entry, flat.prompts, flat.completions, features)
         entry.release()
         return logp
 

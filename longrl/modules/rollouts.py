@@ -29,6 +29,8 @@ class Rollout:
     """[N], or None without KL in the loss."""
     sampler_logp: Tensor
     """[N] as the engine reported them."""
+    fresh: Tensor
+    """[N] bool, True for tokens sampled by the weights of this step."""
     weights: Tensor
     """[C] weight of every token of a completion."""
 
@@ -78,6 +80,13 @@ class FlatGroups:
         """[N] log-probabilities the engine reported."""
         parts = [completion.logprobs for group in self.groups for completion in group.completions]
         return torch.cat([torch.zeros(0), *parts]).to(self.device)
+
+    @property
+    def fresh(self) -> Tensor:
+        """[N] bool, False for tokens of carried-over groups."""
+        tokens = torch.tensor(self.offsets).diff()
+        known = torch.tensor([not group.carried_over for group in self.groups], dtype=torch.bool)
+        return known.repeat_interleave(tokens).to(self.device)
 
     @property
     def offsets(self) -> list[int]:

@@ -4,18 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from longrl.models.base import CausalFamily, is_local
+from longrl.models.lora import OPTION, LoRASettings, add_adapters, from_checkpoint, is_adapter, merged, plain_name
 
 MODEL_PREFIX = "model."
 """Where a PolicyModule keeps its model in a checkpoint."""
+META = "meta.pt"
+"""What Lightning calls the file of a sharded checkpoint that holds all but tensors."""
 
 
 def build_from(family: CausalFamily, source: str | None) -> nn.Module:
-    """The family's model with the weights of `source`.
+    """The policy's model: that of `plain_from`, with new adapters if the family has `lora`."""
+    model = plain_from(family, source)
+    return model if family.lora is None else add_adapters(family, model)
+
+
+def plain_from(family: CausalFamily, source: str | None) -> nn.Module:
+    """The family's model with the weights of `source`, without adapters.
+
+    Adapters of `source` are merged into its weights. So a run always begins at its source's policy, with adapters, if
+    it has any, that add nothing yet: switched off, they leave the policy it began with.
 
     Args:
         family: describes the model.
@@ -61,32 +74,67 @@ def find_checkpoint(source: str) -> Path | None:
 
 
 def load_checkpoint_weights(model: nn.Module, checkpoint: Path) -> None:
-    """Loads a Lightning checkpoint's weights, all of them and nothing else."""
+    """Loads a Lightning checkpoint's weights, all of them and nothing else, its adapters merged."""
+    wanted, found = model.state_dict(), saved_weights(checkpoint)
+    plain = {plain_name(name): value for name, value in found.items() if not is_adapter(name)}
+    check_same_model(wanted, plain, str(checkpoint))
+    if checkpoint.is_dir():  # read into the model; each process that asks reads all of it
+        found = read_shards(
+            checkpoint,
+            {name: torch.empty(v.shape) if is_adapter(name) else wanted[plain_name(name)] for name, v in found.items()},
+        )
+    dtype = next(iter(wanted.values())).dtype
+    for name, value in merged(found, saved_lora(checkpoint), dtype):
+        wanted[name].copy_(value)
+
+
+def read_adapters(source: str) -> dict[str, Tensor]:
+    """The adapters in the Lightning checkpoint that `source` names, under their names in the model.
+
+    Raises:
+        ValueError: it names none, or one without adapters.
+    """
+    checkpoint = find_checkpoint(source)
+    found = {} if checkpoint is None else saved_weights(checkpoint)
+    found = {name: value for name, value in found.items() if is_adapter(name)}
+    if checkpoint is None or not found:
+        raise ValueError(f"{source!r} holds no LoRA adapters; name a run with {OPTION}, or one of its checkpoints")
     if checkpoint.is_dir():
-        _load_shards(model, checkpoint)
-        return
-    saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
-    state = {name.removeprefix(MODEL_PREFIX): value for name, value in saved.items() if name.startswith(MODEL_PREFIX)}
-    check_same_model(model.state_dict(), state, str(checkpoint))
-    model.load_state_dict(state)
+        found = read_shards(checkpoint, {name: torch.empty(value.shape) for name, value in found.items()})
+    return {name: value.clone() for name, value in found.items()}
 
 
-def _load_shards(model: nn.Module, folder: Path) -> None:
-    """Loads what the ranks of a run saved, however many they were; each process that asks reads all of it."""
+def saved_weights(checkpoint: Path) -> dict[str, Tensor]:
+    """Names and weights of the model in a checkpoint; of a sharded one, empty tensors of their shapes."""
+    if checkpoint.is_dir():
+        from torch.distributed.checkpoint import FileSystemReader
+
+        entries = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+        prefix, state = f"state_dict.{MODEL_PREFIX}", {}
+        for name, entry in entries.items():
+            if name.startswith(prefix):
+                state[name] = torch.empty(entry.size, device="meta")
+    else:
+        prefix, state = MODEL_PREFIX, _load_file(checkpoint)["state_dict"]
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def read_shards(folder: Path, targets: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Fills `targets` with what the ranks of a run saved, however many they were."""
     from torch.distributed.checkpoint import FileSystemReader, load
 
-    reader = FileSystemReader(folder)
-    prefix = f"state_dict.{MODEL_PREFIX}"
-    found = {
-        name.removeprefix(prefix): torch.empty(entry.size, device="meta")
-        for name, entry in reader.read_metadata().state_dict_metadata.items()
-        if name.startswith(prefix)
-    }
-    state = model.state_dict()
-    check_same_model(state, found, str(folder))
-    wanted = {"state_dict": {MODEL_PREFIX + name: value for name, value in state.items()}}
-    load(wanted, storage_reader=reader, no_dist=True)
-    model.load_state_dict(state)
+    state = {"state_dict": {MODEL_PREFIX + name: value for name, value in targets.items()}}
+    load(state, storage_reader=FileSystemReader(folder), no_dist=True)
+    return targets
+
+
+def saved_lora(checkpoint: Path) -> LoRASettings | None:
+    """The settings of a checkpoint's adapters, None if it has none."""
+    return from_checkpoint(_load_file(checkpoint / META if checkpoint.is_dir() else checkpoint))
+
+
+def _load_file(file: Path) -> dict[str, Any]:
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
 
 
 def check_same_model(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], source: str) -> None:

@@ -83,6 +83,13 @@ def head_flops(plan: Plan, batch: MicroBatch) -> float:
     return 2.0 * plan.sizes.vocabulary * plan.sizes.hidden * batch.scored
 
 
+def spared_flops(plan: Plan, batch: MicroBatch) -> float:
+    """What LoRA leaves out of a backward pass, gradients of frozen weights: 2 Q per row, 2 V D per scored row."""
+    if not plan.sizes.adapter_params:
+        return 0.0
+    return 2.0 * sum(plan.sizes.layer_params) * batch.tokens + head_flops(plan, batch)
+
+
 def step_flops(plan: Plan) -> dict[str, float]:
     """Operations of one team's step, by phase."""
     batch = micro_batch(plan)
@@ -91,13 +98,14 @@ def step_flops(plan: Plan) -> dict[str, float]:
     once = count * (forward_flops(plan, batch) + head_flops(plan, batch))
     layers = (1 + BACKWARD + plan.gradient_checkpointing) * forward_flops(plan, batch)
     head = (2 + BACKWARD) * head_flops(plan, batch)  # its logits are always computed again
+    update = count * (layers + head - spared_flops(plan, batch))
     trains = plan.sizes.tower is not None and plan.sizes.tower.trains
     return {
         "encode": prompts * encode_flops(plan),
         "prefill": prompts * prefill_flops(plan),
         "decode": prompts * plan.num_generations * decode_flops(plan),
         "score": once * scoring_passes(plan),
-        "update": plan.epochs * (count * (layers + head) + trains * (1 + BACKWARD) * prompts * encode_flops(plan)),
+        "update": plan.epochs * (update + trains * (1 + BACKWARD) * prompts * encode_flops(plan)),
     }
 
 

@@ -7,11 +7,14 @@ rows on one rank; M features of B numbers of a prompt, P prompts of a team; m ra
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 from longrl.modules.logprobs import MAX_LOGITS
 from longrl.planning.inputs import Plan, Tower
 
+ADAPTER_BYTES = 4
+"""Of a number of LoRA's matrices (longrl/models/lora.py)."""
 Parts = dict[str, float]
 """{kind: bytes on one device}."""
 
@@ -20,7 +23,17 @@ Parts = dict[str, float]
 
 def weights(plan: Plan) -> float:
     """Shards of the policy, `fully_shard` in strategies/fsdp.py: w (text + trainable tower) / m; none with offload."""
-    return 0.0 if plan.offload else plan.weight_bytes * _trained(plan) / plan.shards
+    return 0.0 if plan.offload else plan.weight_bytes * _sharded(plan) / plan.shards
+
+
+def adapters(plan: Plan) -> float:
+    """Shards of LoRA's matrices, always in float32: 4 / m per parameter; none with offload."""
+    return 0.0 if plan.offload else ADAPTER_BYTES * plan.sizes.adapter_params / plan.shards
+
+
+def trained(plan: Plan) -> float:
+    """Shards of what the optimizer changes: the adapters, if there are any, else all that is sharded."""
+    return adapters(plan) if plan.sizes.adapter_params else weights(plan)
 
 
 def frozen_tower(plan: Plan) -> float:
@@ -32,9 +45,10 @@ def frozen_tower(plan: Plan) -> float:
 def reference(plan: Plan) -> float:
     """Shards of the reference, its own tower whole, for it does not train, and its root unit gathered.
 
-    Without a backward pass nothing lets that go (`reshard_after_forward=False`): w (text / m + tower) + c root.
+    Without a backward pass nothing lets that go (`reshard_after_forward=False`): w (text / m + tower) + c root. With
+    adapters it is the policy without them.
     """
-    if not plan.reference:
+    if not plan.reference or plan.sizes.adapter_params:
         return 0.0
     text = 0.0 if plan.offload else plan.sizes.text_params / plan.shards
     tower = plan.sizes.tower.params if plan.sizes.tower else 0
@@ -42,13 +56,13 @@ def reference(plan: Plan) -> float:
 
 
 def gradients(plan: Plan) -> float:
-    """Shards of what trains, in the weights' precision: w / m per parameter; none with offload."""
-    return weights(plan)
+    """Shards of what trains, in its own precision: w / m per parameter; none with offload."""
+    return trained(plan)
 
 
 def optimizer(plan: Plan) -> float:
-    """AdamW's two moments, in the weights' precision: 2 w / m per parameter; none with offload."""
-    return 2 * weights(plan)
+    """AdamW's two moments, in the precision of what trains: 2 w / m per parameter; none with offload."""
+    return 2 * trained(plan)
 
 
 def features(plan: Plan) -> float:
@@ -62,7 +76,7 @@ def cached_features(plan: Plan) -> float:
     return 0.0 if tower is None or tower.trains else max(0.0, plan.feature_cache_bytes - features(plan))
 
 
-def _trained(plan: Plan) -> int:
+def _sharded(plan: Plan) -> int:
     tower = plan.sizes.tower
     return plan.sizes.text_params + (tower.params if tower is not None and tower.trains else 0)
 
@@ -70,7 +84,7 @@ def _trained(plan: Plan) -> int:
 def standing(plan: Plan) -> Parts:
     """Kinds that are there in every phase."""
     return {
-        "weights": weights(plan),
+        "weights": weights(plan) + adapters(plan),
         "vision tower": frozen_tower(plan),
         "reference": reference(plan),
         "optimizer": optimizer(plan),
@@ -99,6 +113,8 @@ def gathered_whole(plan: Plan) -> float:
 
 def layer_gradients(plan: Plan, *, before: bool) -> float:
     """Gradients of the layer at work, c each, and the message of the one before it, in the precision of the sum."""
+    if plan.sizes.adapter_params:
+        return plan.sizes.adapter_params / len(plan.sizes.layer_params) * ADAPTER_BYTES * (1 + before)
     return max(plan.sizes.layer_params) * (plan.gathered_bytes + before * _reduced_bytes(plan))
 
 
@@ -144,13 +160,26 @@ def layer_saved(plan: Plan, rows: int) -> float:
     """All that a layer keeps for its backward pass.
 
     Two norms with the product's input behind each, attention, and of the MLP gate, its activation, up and their
-    product: 2 norm + 2 l D b + attention + 4 l F b.
+    product: 2 norm + 2 l D b + attention + 4 l F b. And what adapters add.
     """
     sizes, b = plan.sizes, plan.matmul_bytes
     per_row = 2 * (norm_saved(plan, sizes.hidden, plan.gathered_bytes) + sizes.hidden * b) + 4 * sizes.mlp_width * b
     if sizes.head_norms:
         per_row += norm_saved(plan, sizes.query_width + sizes.key_width, b)
-    return rows * per_row + attention_saved(plan, rows)
+    return rows * per_row + attention_saved(plan, rows) + adapters_saved(plan, rows)
+
+
+def adapters_saved(plan: Plan, rows: int) -> float:
+    """Each adapter keeps a copy of its input in its own precision, a; the frozen layer beside it keeps none.
+
+    l a I, I numbers that enter the adapters of a layer, less the two inputs and the product that `layer_saved` counts,
+    l (2 D + F) b. No copy if an adapter computes in the precision of its input. The rank is small and left out.
+    """
+    sizes, b = plan.sizes, plan.matmul_bytes
+    a = b if plan.autocast else ADAPTER_BYTES
+    if not sizes.adapter_params or (a == plan.gathered_bytes and not plan.autocast):
+        return 0.0
+    return max(0.0, rows * (a * sizes.adapter_inputs - (2 * sizes.hidden + sizes.mlp_width) * b))
 
 
 def layers_saved(plan: Plan, rows: int) -> float:
@@ -218,7 +247,12 @@ def logits(plan: Plan, scored: int, *, backward: bool) -> float:
 
 
 def head_gradient(plan: Plan) -> float:
-    """Of the LM head, not sharded until the backward pass ends: c V D; under autocast its cast, b V D, as well."""
+    """Of the LM head, not sharded until the backward pass ends: c V D; under autocast its cast, b V D, as well.
+
+    None beside adapters.
+    """
+    if plan.sizes.adapter_params:
+        return 0.0
     cast = plan.matmul_bytes if plan.matmul_bytes < plan.gathered_bytes else 0
     return plan.sizes.vocabulary * plan.sizes.hidden * float(plan.gathered_bytes + cast)
 
@@ -226,8 +260,11 @@ def head_gradient(plan: Plan) -> float:
 def root_reduction(plan: Plan) -> float:
     """The end of the backward pass.
 
-    Gradients of head and embeddings, c V D each; then those of the root, as one, and the message that sums them.
+    Gradients of head and embeddings, c V D each; then those of the root, as one, and the message that sums them. None
+    beside adapters.
     """
+    if plan.sizes.adapter_params:
+        return 0.0
     sizes, c = plan.sizes, plan.gathered_bytes
     both = 2 * sizes.vocabulary * sizes.hidden * c
     return float(max(both, sizes.root_params * (c + _reduced_bytes(plan))))
@@ -240,7 +277,7 @@ def optimizer_working_set(plan: Plan) -> float:
     """
     if plan.offload or not plan.cuda:
         return 0.0
-    return weights(plan)
+    return trained(plan)
 
 
 # ---------------------------------------------------------------------------------------------- encoding and rollout
@@ -331,7 +368,9 @@ def host(plan: Plan, prefetched_prompts: int) -> Parts:
     params = plan.sizes.text_params + (tower.params if tower else 0)
     offloaded = 0.0
     if plan.offload:
-        offloaded = plan.weight_bytes * (4 * _trained(plan) + plan.reference * plan.sizes.text_params) / plan.shards
+        kept = dataclasses.replace(plan, offload=False)
+        second = 0 if not plan.reference or plan.sizes.adapter_params else plan.sizes.text_params
+        offloaded = weights(kept) + adapters(kept) + 3 * trained(kept) + plan.weight_bytes * second / plan.shards
     return {
         "patches": float(here * values * (plan.prompts_per_batch + prefetched_prompts)),
         "offloaded": here * offloaded,

@@ -12,9 +12,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from longrl.models.base import CausalFamily
+from longrl.models.lora import add_adapters
 from longrl.planning.shapes import on_meta
 from longrl.strategies.sequence import HeadPlan
 
@@ -55,6 +57,10 @@ class Sizes:
     feature_size: int = 0
     """Numbers of a media token's features."""
     tower: Tower | None = None
+    adapter_params: int = 0
+    """Of LoRA in all layers: if there are any, they alone train."""
+    adapter_inputs: int = 0
+    """Numbers per row that enter the adapters of one layer."""
 
     @property
     def text_params(self) -> int:
@@ -89,9 +95,11 @@ class Sizes:
         names = {name for name, _ in layers[0].named_parameters()}
         in_layers = [_count(layer.parameters()) for layer in layers]
         in_tower = _count(tower.parameters()) if tower is not None else 0
+        in_root = _count(model.parameters()) - sum(in_layers) - in_tower
+        adapter_params, adapter_inputs = _adapters(family)
         return cls(
             layer_params=tuple(in_layers),
-            root_params=_count(model.parameters()) - sum(in_layers) - in_tower,
+            root_params=in_root,
             hidden=text.hidden_size,
             num_heads=text.num_attention_heads,
             num_key_heads=text.num_key_value_heads,
@@ -101,6 +109,8 @@ class Sizes:
             head_norms=any("q_norm" in name for name in names),
             feature_size=family.feature_size,
             tower=None if tower is None else _tower(family, model, family.config.vision_config),
+            adapter_params=adapter_params,
+            adapter_inputs=adapter_inputs,
         )
 
 
@@ -119,6 +129,17 @@ def _tower(family: CausalFamily, model: nn.Module, vision: Any) -> Tower:
         patch_values=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
         merge=vision.spatial_merge_size**2,
     )
+
+
+def _adapters(family: CausalFamily) -> tuple[int, int]:
+    """(LoRA's parameters in all layers, numbers per row that enter them in one layer); zeros without LoRA."""
+    if family.lora is None:
+        return 0, 0
+    with torch.device("meta"):
+        model = add_adapters(family, on_meta(family))
+    first = family.layers(model)[0].named_parameters()
+    inputs = sum(parameter.shape[1] for name, parameter in first if ".lora_A." in name)
+    return _count(parameter for parameter in model.parameters() if parameter.requires_grad), inputs
 
 
 def _count(parameters: Iterable[nn.Parameter]) -> int:

@@ -9,31 +9,40 @@ E query heads per key head, D head size, V vocabulary.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from longrl.models.base import CausalFamily
 from longrl.modules.packing import pack
+from longrl.rollout.parity import Seen
 from longrl.types import Completion, GroupSpan, Packed, Prompt, SamplingParams
 
 
-@runtime_checkable
-class RolloutEngine(Protocol):
-    """Generates completions with the trainer's weights."""
+class RolloutEngine(abc.ABC):
+    """Generates completions with the trainer's weights.
 
-    needs_whole_weights: bool
+    A step calls `sync`, `generate` for the prompts and for each refill, then `rest`.
+    """
+
+    needs_whole_weights: bool = False
     """Whether `generate` reads the trainer's model: sharded weights are then gathered around it."""
+    runs_elsewhere: bool = False
+    """Whether it computes in another process, so that it can generate while the trainer updates."""
+    ranks_per_engine: int = 1
+    """So many neighbouring ranks of a team are one engine: they are given the same prompts and return the same."""
 
+    @abc.abstractmethod
     def sync(self, family: CausalFamily, model: nn.Module, step: int) -> None:
         """Takes over the trainer's weights of `step`; nothing to do if the engine already holds them.
 
         Every rank of the run calls it at the same time.
         """
 
+    @abc.abstractmethod
     def generate(
         self,
         family: CausalFamily,
@@ -49,8 +58,15 @@ class RolloutEngine(Protocol):
         Equal seeds give equal completions of a prompt, whatever its batch and whoever samples which.
         """
 
+    def seen(self, family: CausalFamily, prompts: Sequence[Prompt], features: Mapping[str, Tensor]) -> list[Seen]:
+        """What the engine makes of each prompt, to be compared with the trainer's; none if it reads the trainer's."""
+        return []
 
-class HFEngine:
+    def rest(self) -> None:  # noqa: B027  # nothing to let go of by default
+        """The rollouts of a step are done: memory may go to the update."""
+
+
+class HFEngine(RolloutEngine):
     """Generates with the trainer's own model, so there is nothing to sync.
 
     Args:

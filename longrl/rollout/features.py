@@ -7,6 +7,7 @@ arXiv:2507.07966). Letters: N rows (media tokens), D feature size.
 from __future__ import annotations
 
 import itertools
+import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from longrl.models.base import CausalFamily
 from longrl.parallel import Parallel
+from longrl.rollout.stored import NOTHING, StoredFeatures, metrics, with_patches
 from longrl.strategies.frames import Share
 from longrl.types import Frames, Media, Prompt
 
@@ -34,12 +36,20 @@ class FeatureCache:
         family: whose tower encodes.
         max_bytes: what features kept from earlier steps may take; those of the current call always stay.
         parallel: the ranks among which media are shared.
+        stored: where features outlive the run, if they do.
     """
 
-    def __init__(self, family: CausalFamily, max_bytes: int = 1 << 30, parallel: Parallel = ALONE) -> None:
+    def __init__(
+        self,
+        family: CausalFamily,
+        max_bytes: int = 1 << 30,
+        parallel: Parallel = ALONE,
+        stored: StoredFeatures | None = None,
+    ) -> None:
         self.family = family
         self.max_bytes = max_bytes
         self.parallel = parallel
+        self.stored = stored
         self.num_encoded = 0
         """Media sent through the tower so far."""
         self.num_requested = 0
@@ -50,15 +60,25 @@ class FeatureCache:
         """{media key: [N, D] features} of the prompts, without gradient. Every rank of the run must call it."""
         media = distinct_media(prompts)
         missing = [item for item in media if item.key not in self._features]
+        lookup = self.stored.look_up(model, missing, self.parallel.team) if self.stored else NOTHING
+        self._features.update(lookup.features)
+        missing = [with_patches(self.family, item) for item in missing if item.key not in lookup.features]
         if self._anyone_encodes(model, missing):
+            start = time.perf_counter()
             with torch.no_grad():
                 # One by one: a GPU or BLAS rounds by the size of a call, and what is kept must not depend on what it
                 # was encoded with. The cache of a resumed run is empty, and its missing media are others.
                 rows = encode_share(self.family, model, missing, self.parallel, singly=True)
                 whole = gather_rows(rows, _places(self.family, missing, self.parallel.team.size), self.parallel)
-            self._features.update(zip([item.key for item in missing], self._split(whole, missing), strict=True))
+            made = dict(zip([item.key for item in missing], self._split(whole, missing), strict=True))
+            self._features.update(made)
+            if self.stored:
+                seconds = _finished(whole) - start
+                self.stored.write(model, made, seconds, lookup, self.parallel.team)
         self.num_encoded += len(missing)
         self.num_requested += len(media)
+        if self.stored:
+            self.stored.count(len(media), len(missing))
         for item in media:
             self._features.move_to_end(item.key)
         found = {item.key: self._features[item.key] for item in media}
@@ -74,6 +94,10 @@ class FeatureCache:
     def _split(self, rows: Tensor, media: Sequence[Media]) -> list[Tensor]:
         return [part.clone() for part in rows.split([self.family.num_features(item) for item in media])]
 
+    def metrics(self) -> dict[str, float]:
+        """How the cache on disk served all ranks since the last call, which all must make; nothing without one."""
+        return metrics(self.parallel.data.sum_dict(self.stored.collect())) if self.stored else {}
+
     def clear(self) -> None:
         """Forgets everything: the tower's weights have changed."""
         self._features.clear()
@@ -83,6 +107,13 @@ class FeatureCache:
         while size > self.max_bytes and len(self._features) > keep:
             _, oldest = self._features.popitem(last=False)
             size -= oldest.nbytes
+
+
+def _finished(tensor: Tensor) -> float:
+    """The time at which a tensor is there: GPUs compute on after a call returns."""
+    if tensor.is_cuda:
+        torch.cuda.synchronize(tensor.device)
+    return time.perf_counter()
 
 
 class TrainableFeatures:
@@ -186,4 +217,3 @@ def _places(family: CausalFamily, media: Sequence[Media], size: int) -> list[Ten
             parts.append(torch.arange(offset + cells.start * rows, offset + cells.stop * rows))
         places.append(torch.cat(parts))
     return places
-

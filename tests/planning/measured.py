@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from longrl.algorithms import Algorithm
+from longrl.models.lora import LoRASettings
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.models.tiny import tiny_qwen2_5_vl
 from longrl.modules.policy import OptimizerSettings, PolicyModule
@@ -47,11 +48,12 @@ class Case:
     num_generations: int = 4
     completion_tokens: int = 64
     generate: bool = False
+    lora: bool = False
 
     def family(self) -> Qwen2_5_VLFamily:
         return Qwen2_5_VLFamily(
             wide_folder(), random_init=True, gradient_checkpointing=self.checkpointing, min_pixels=28 * 28,
-            max_pixels=SIDE * SIDE, max_video_pixels=1 << 40,
+            max_pixels=SIDE * SIDE, max_video_pixels=1 << 40, lora=LoRASettings(rank=8) if self.lora else None,
         )  # fmt: skip
 
     def prompt(self, family: Qwen2_5_VLFamily, share: Share, name: str = "v") -> Prompt:

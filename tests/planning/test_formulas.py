@@ -75,6 +75,30 @@ def test_a_reference_has_shards_a_tower_and_a_root_that_stays_gathered():
     assert formulas.reference(changed(reference=True)) == 4 * (250 / 2 + 30) + 4 * 50
 
 
+def test_beside_adapters_nothing_else_has_gradients_optimizer_or_a_reference():
+    adapted = dataclasses.replace(TINY, adapter_params=20, adapter_inputs=64)
+    plan = changed(sizes=adapted, weight_bytes=2, reference=True)
+    parts = formulas.standing(plan)
+    assert parts["weights"] == (2 * 250 + 4 * 20) / 2  # adapters are float32
+    assert formulas.gradients(plan) == 4 * 20 / 2
+    assert parts["optimizer"] == 2 * 4 * 20 / 2
+    assert parts["reference"] == formulas.head_gradient(plan) == formulas.root_reduction(plan) == 0
+    assert formulas.host(dataclasses.replace(plan, offload=True), 0)["offloaded"] == 2 * 250 + 4 * 4 * 20  # both ranks
+
+
+def test_adapters_copy_their_input_into_their_own_precision_and_spare_the_frozen_layers():
+    adapted = dataclasses.replace(TINY, adapter_params=20, adapter_inputs=64)  # q, k, v, o, gate, up of 8; down of 16
+    in_bfloat16 = changed(sizes=adapted, weight_bytes=2, gathered_bytes=2)
+    assert formulas.adapters_saved(in_bfloat16, 10) == 10 * (4 * 64 - 2 * (16 + 16))
+    autocast = dataclasses.replace(in_bfloat16, autocast=True)
+    assert formulas.adapters_saved(autocast, 10) == 10 * (2 * 64 - 2 * (16 + 16))
+    assert formulas.adapters_saved(changed(sizes=adapted), 10) == 0  # all in float32: no copies
+    batch = micro_batch(RUN)
+    less = 2 * 200 * batch.tokens + 2 * 32 * 8 * batch.scored
+    assert flops.spared_flops(in_bfloat16, batch) == less
+    assert flops.spared_flops(RUN, batch) == 0
+
+
 def test_a_layer_saves_two_norms_attention_and_the_mlp():
     # per row in float32: norms 2 * 8 * (4 + 4), their outputs 2 * 8 * 4, MLP 4 * 16 * 4
     # attention: q and output 8 each, k and v 4 each, all * 4, and 4 heads' log-sum-exp * 4

@@ -11,6 +11,8 @@ from tests.planning.measured import Case, peaks
 CASES = {
     "1k tokens": Case(cells=64, generate=True, completion_tokens=16),
     "2k tokens with checkpointing and a reference": Case(cells=96, checkpointing=True, kl=True),
+    "2k tokens with adapters, the reference under them": Case(cells=96, lora=True, kl=True),
+    "2k tokens with adapters and checkpointing": Case(cells=96, lora=True, checkpointing=True),
     "2k tokens on 2 ranks": Case(cells=112, sp=2),
 }
 

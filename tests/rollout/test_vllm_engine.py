@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from longrl.models.tiny import tiny_qwen2_5_vl, tiny_qwen3_vl, tiny_text
 from longrl.modules.packing import pack
 from longrl.rollout.engine import HFEngine
 from longrl.rollout.features import FeatureCache
-from longrl.rollout.parity import Gap, check, stacked
+from longrl.rollout.parity import Gap, check, check_seen, stacked
 from longrl.types import SamplingParams
 from tests.distributed import run_distributed
 from tests.tiny import frames, mixed_prompts, row
@@ -23,8 +25,9 @@ from tests.tiny import frames, mixed_prompts, row
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
 
-from longrl.rollout.vllm_engine import VLLMEngine  # noqa: E402
+from longrl.rollout.vllm_engine import VLLMEngine, vllm_sampling  # noqa: E402
 
+WITH_A_TOWER = pytest.mark.parametrize("started", ["qwen2.5-vl"], indirect=True)
 GREEDY = SamplingParams(1, 24, temperature=0.0)
 
 
@@ -147,6 +150,70 @@ def test_weights_go_over_once_per_step(in_step):
     assert vllm.num_syncs == count + 1
 
 
+def test_the_engine_reads_prompts_as_the_trainer_does(in_step):
+    family, vllm, _, prompts, features = in_step
+    check_seen(prompts, vllm.seen(family, prompts, features), features)
+
+
+@WITH_A_TOWER
+def test_a_video_at_another_speed_is_noticed_before_the_first_step(in_step):
+    family, vllm, _, prompts, features = in_step
+    slow = [dataclasses.replace(p, media=tuple(slower(item) for item in p.media)) for p in prompts]
+    with pytest.raises(RuntimeError, match="read the same prompts differently") as error:
+        check_seen(prompts, vllm.seen(family, slow, features), features)
+    assert "position_ids: from [0, " in str(error.value)
+
+
+def slower(media):
+    return dataclasses.replace(media, seconds_per_cell=media.seconds_per_cell * 3)
+
+
+@WITH_A_TOWER
+def test_the_tower_never_runs_in_the_engine(in_step):
+    family, vllm, model, prompts, features = in_step
+
+    def refuse(*args):
+        raise AssertionError("the engine encodes")
+
+    (hook,) = vllm._llm.apply_model(lambda engines: engines.visual.register_forward_pre_hook(refuse))
+    try:
+        vllm.reset_caches()
+        vllm.generate(family, model, prompts, features, GREEDY, seed=0)
+    finally:
+        hook.remove()
+
+
+@WITH_A_TOWER
+def test_features_of_a_frozen_tower_outlive_a_sync(in_step):
+    family, vllm, model, prompts, features = in_step
+    family.tower(model).requires_grad_(False)
+    for step in (1, 2):
+        vllm.generate(family, model, prompts, features, GREEDY, seed=0)
+        with torch.no_grad():
+            for parameter in family.layers(model)[0].parameters():
+                parameter *= 1.1
+        vllm.sync(family, model, 200 + step)
+        found = vllm.generate(family, model, prompts, features, GREEDY, seed=0)
+        assert gap(family, model, prompts, features, found) < 1e-4
+
+
+def test_a_prompt_that_is_too_long_names_both_limits(in_step):
+    family, vllm, model, prompts, features = in_step
+    with pytest.raises(ValueError, match=r"has \d+ tokens, .* max_model_len=2048 of VLLMEngine; raise it to"):
+        vllm.generate(family, model, prompts, features, SamplingParams(1, 2040), seed=0)
+
+
+def test_an_engine_that_dies_says_how_to_go_on(in_step, monkeypatch):
+    family, vllm, model, prompts, features = in_step
+
+    def die(*args, **kwargs):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(vllm._llm, "generate", die)
+    with pytest.raises(RuntimeError, match=r"failed while answering \d+ prompts .*no room.* --ckpt_path"):
+        vllm.generate(family, model, prompts, features, GREEDY, seed=0)
+
+
 def test_a_forgotten_cache_is_caught(in_step, monkeypatch):
     """Weights go over, but keys and values of the old ones stay: the check before the first step sees it."""
     family, vllm, model, prompts, features = in_step
@@ -165,6 +232,93 @@ def test_a_forgotten_cache_is_caught(in_step, monkeypatch):
     vllm.reset_caches()
     found = vllm.generate(family, model, prompts, features, GREEDY, seed=0)
     check(Gap(stacked(found), trainer_logp(family, model, prompts, features, found)), prompts, found, max_gap=1e-4)
+
+
+def test_features_in_equals_pixels_in(tmp_path):
+    """Against vLLM with weights from a folder: its own processor, tower and positions, on the frames."""
+    family = family_of("qwen2.5-vl", tmp_path)
+    model = family.build()
+    model.save_pretrained(tmp_path)
+    # 56 x 56: neither processor resizes them; times that float32 holds exactly, for vLLM's processor makes them that.
+    clip = frames(24, key="clip", spacing=0.375)
+    prompt = family.render(row("clip"), "What?", [clip])
+    features = FeatureCache(family).get_or_encode(model, [prompt])
+    vllm = engine()
+    vllm.options["load_format"] = "auto"
+    vllm.start(family)
+    (wanted,) = vllm.generate(family, model, [prompt], features, GREEDY, seed=0)
+    times = clip.timestamps
+    metadata = {
+        "total_num_frames": len(times), "fps": (len(times) - 1) / (times[-1] - times[0]), "duration": times[-1],
+        "frames_indices": list(range(len(times))), "video_backend": "test", "do_sample_frames": False,
+    }  # fmt: skip
+    request = {
+        "prompt_token_ids": family.engine_request(prompt, features)["prompt_token_ids"],
+        "multi_modal_data": {"video": [(clip.pixels.permute(0, 2, 3, 1).numpy(), metadata)]},
+        "mm_processor_kwargs": {"size": {"shortest_edge": family.min_pixels, "longest_edge": family.max_pixels}},
+    }
+    (found,) = vllm._llm.generate([request], vllm_sampling(family, GREEDY, 0, 0), use_tqdm=False)
+    vllm.close()
+    assert found.prompt_token_ids == prompt.input_ids.tolist()
+    assert list(found.outputs[0].token_ids) == wanted[0].token_ids.tolist()
+    said = [next(iter(at.values())).logprob for at in found.outputs[0].logprobs]
+    torch.testing.assert_close(torch.tensor(said), wanted[0].logprobs, atol=1e-4, rtol=0)
+
+
+# ---- engines that do not start, and engines at rest ----
+
+
+def test_a_missing_vllm_names_the_extra(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(ImportError, match=r"VLLMEngine needs vllm.*pip install .longrl\[vllm\].*HFEngine"):
+        engine().start(family_of("qwen2", tmp_path))
+
+
+def test_another_version_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr("vllm.__version__", "0.9.1")
+    with pytest.raises(ImportError, match=r"written for vllm 0\.32, got 0\.9\.1; install 0\.32\.0"):
+        engine().start(family_of("qwen2", tmp_path))
+
+
+def test_a_model_vllm_does_not_know_is_named(tmp_path):
+    family = family_of("qwen2", tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace("Qwen2ForCausalLM", "NobodysModel").replace('"qwen2"', '"nobody"'))
+    with pytest.raises(RuntimeError, match=r"(?s)vLLM could not start for .*nobody.*HFEngine") as error:
+        engine().start(family)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_a_cache_too_small_for_a_prompt_says_what_to_change(tmp_path):
+    tiny = VLLMEngine(max_model_len=32_768, kv_cache_gib=0.0005, enforce_eager=True, options={"block_size": 32})
+    with pytest.raises(RuntimeError, match=r"could not start .*lower max_model_len"):
+        tiny.start(family_of("qwen2", tmp_path))
+
+
+class Recorder:
+    """Stands for vLLM and keeps the order of what it is asked."""
+
+    def __init__(self):
+        self.calls = []
+        self.llm_engine = self
+
+    def __getattr__(self, name):
+        return lambda *args, **kwargs: self.calls.append((name, *args, *kwargs.values()))
+
+
+def test_memory_goes_back_and_forth_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    family, vllm = family_of("qwen2", tmp_path), VLLMEngine()
+    model, vllm.sleep, vllm._llm = family.build(), True, Recorder()
+    vllm.sync(family, model, 0)
+    vllm.rest()
+    vllm.rest()
+    vllm.sync(family, model, 0)  # its weights are gone, so the same step goes over again
+    names = [call[:2] if call[0] in ("wake_up", "sleep") else call[0] for call in vllm._llm.calls]
+    caches = ["reset_prefix_cache", "reset_encoder_cache"]
+    woken = [("wake_up", ["weights"]), "collective_rpc", ("wake_up", ["kv_cache"])]
+    assert names == ["collective_rpc", *caches, ("sleep", 2), *woken, *caches]
+    assert vllm.num_syncs == 2
 
 
 class Loaded(Qwen3VLFamily):

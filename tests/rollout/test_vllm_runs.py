@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 
 from longrl.models.tiny import tiny_qwen2_5_vl
@@ -12,7 +14,7 @@ from tests.strategies.test_runs import grid
 pytest.importorskip("vllm")
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
-ENGINE = {
+ENGINE: dict = {
     "class_path": "longrl.rollout.vllm_engine.VLLMEngine",
     "init_args": {
         "max_model_len": 1024,
@@ -29,7 +31,7 @@ def with_vllm(folder):
     model = tiny_qwen2_5_vl(folder / "model", text={"hidden_size": 192})
     values = config("rl", freeze_tower=False, model=str(model))
     sampling = {"num_generations": 2, "max_completion_tokens": 5}
-    values["trainer"]["callbacks"][-1] = rollouts(sampling=sampling, engine=ENGINE, max_gap=1e-3)
+    values["trainer"]["callbacks"][-1] = rollouts(sampling=sampling, engine=copy.deepcopy(ENGINE), max_gap=1e-3)
     values["trainer"]["max_steps"] = 6
     values["model"] |= {"mini_batches_per_rollout": 2, "optimizer": {"lr": 1e-3}}
     return values
@@ -50,5 +52,13 @@ def test_a_run_with_vllm(tmp_path):
 @pytest.mark.parametrize("sp", [1, 2])
 def test_two_ranks_each_with_its_engine(tmp_path, sp):
     values = grid(with_vllm(tmp_path), 2, sp, 6)
+    run_distributed(run, 2, tmp_path / "run", values)
+    assert_engine_was_the_trainer(tmp_path / "run")
+
+
+def test_two_ranks_share_an_engine(tmp_path):
+    """Tensor parallelism over the ranks that share sequences: both ask for the same, one has it scored."""
+    values = grid(with_vllm(tmp_path), 2, 2, 6)
+    values["trainer"]["callbacks"][-1]["init_args"]["engine"]["init_args"]["tensor_parallel_size"] = 2
     run_distributed(run, 2, tmp_path / "run", values)
     assert_engine_was_the_trainer(tmp_path / "run")

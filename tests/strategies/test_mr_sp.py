@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from longrl.algorithms import Algorithm, token_mean
+from longrl.models.lora import LoRASettings
 from longrl.strategies.frames import WHOLE, Share
 from longrl.strategies.mr_sp import MRSPStrategy
 from longrl.types import Batch
@@ -31,8 +32,10 @@ from tests.modules.test_policy import (
 from tests.tiny import (
     assert_same_gradients,
     frames,
+    gradients,
     held,
     mixed_prompts,
+    peft_model,
     plain_model,
     qwen3_vl_family,
     row,
@@ -64,10 +67,13 @@ class Case:
     sft: bool = False
     chunks: int = 1
     replicas: int = 1
+    lora: bool = False
     model: str = "qwen2.5-vl"
 
     def family(self):
-        return FAMILIES[self.model](freeze_tower=self.freeze, gradient_checkpointing=self.checkpointing)
+        lora = LoRASettings(rank=3) if self.lora else None  # fewer rows than some ranks
+        make = FAMILIES[self.model]
+        return make(freeze_tower=self.freeze, gradient_checkpointing=self.checkpointing, lora=lora)
 
     def algorithm(self):
         return Algorithm(token_weights=token_mean, kl_coef=0.3 if self.kl else 0.0)
@@ -126,7 +132,7 @@ def one_step(case: Case, devices: int) -> tuple[dict[str, float], dict[str, torc
     seen = train(
         policy,
         batch,
-        before=disturb_sharded if case.kl else lambda policy: None,
+        before=disturb_sharded if case.kl or case.lora else lambda policy: None,
         strategy=strategy,
         devices=devices,
         callbacks=[] if case.sft else [Encode()],
@@ -139,13 +145,13 @@ def case_prompts(case: Case, share: Share):
 
 
 def disturb_sharded(policy):
-    """As `disturb_text`, on shards: every rank draws the whole and keeps its own."""
+    """As `disturb_text`, on shards: every rank draws the whole and keeps its own. Of adapters, these alone."""
     from torch.distributed.tensor import distribute_tensor
 
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, parameter in policy.model.named_parameters():
-            if "visual" not in name:
+            if "visual" not in name and parameter.requires_grad:
                 noise = 0.02 * torch.randn(parameter.shape, generator=generator)
                 parameter += distribute_tensor(noise, parameter.device_mesh, parameter.placements)
 
@@ -156,19 +162,21 @@ def by_hand(case: Case) -> tuple[float, dict[str, torch.Tensor]]:
     policy.configure_model()
     groups = case.groups()
     options: dict[str, Any] = {}
-    plain = plain_model(policy.model, family)
+    stock = peft_model if case.lora else plain_model
+    plain = stock(policy.model, family)
     if case.kl:
         with torch.no_grad():
             prompts = [group.prompt for group in groups]
             options = {"reference": separate_logps(plain, prompts, tokens_of(groups)), "kl_coef": 0.3}
+    if case.kl or case.lora:
         disturb_text(policy)
-        plain = plain_model(policy.model, family)
+        plain = stock(policy.model, family)
     if case.sft:
         prompts = with_targets(case_prompts(case, WHOLE))
         logp = separate_logps(plain, prompts, [[prompt.response_ids] for prompt in prompts])
         (-logp.mean()).backward()
         loss = float(-logp.mean())
-        grads = {name: parameter.grad for name, parameter in plain.named_parameters() if parameter.grad is not None}
+        grads = gradients(plain)
     else:
         loss, grads = gradients_by_hand(plain, groups, weights="token_mean", **options)
     if case.freeze:
@@ -234,6 +242,7 @@ def test_features_for_several_layers(devices):
         Case(model="qwen3-vl", sp=devices, prompts="one video"),
         Case(model="qwen3-vl", budget=200, prompts="single"),
         Case(model="qwen3-vl", sp=devices, sft=True, freeze=True, checkpointing=True),
+        Case(model="qwen3-vl", sp=devices, lora=True, freeze=True),
         Case(model="qwen3-vl experts", sp=devices, budget=100),
     ]
     check(cases, devices)
@@ -245,6 +254,22 @@ def test_the_degree_is_chosen_per_batch():
         Case(sp="auto", budget=budget, freeze=freeze) for budget in (25, 45, 80, 10_000) for freeze in (False, True)
     ]
     check(cases, 4)
+
+
+@pytest.mark.parametrize("devices", list(GRIDS))
+def test_adapters_on_any_grid(devices):
+    """Gradients are those of peft's own model; the reference is the policy with adapters off."""
+    cases = [
+        case
+        for sp in GRIDS[devices]
+        for case in (
+            Case(sp=sp, lora=True, freeze=True, kl=True, budget=57),
+            Case(sp=sp, lora=True, freeze=True, checkpointing=True, sft=True),
+            Case(sp=sp, lora=True, freeze=True, prompts="single", kl=True),
+            Case(sp=sp, lora=True, freeze=True, replicas=2 if devices > 1 else 1),
+        )
+    ]
+    check(cases, devices)
 
 
 # ---- bad input ----
