@@ -10,12 +10,12 @@ import tempfile
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM, Qwen2_5_VLForConditionalGeneration
 
 from longrl.models.lora import peft_config
+from longrl.models.qwen3_vl import Qwen3VLFamily
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.models.text import TextFamily
-from longrl.models.tiny import tiny_qwen2_5_vl, tiny_text, tiny_vila
+from longrl.models.tiny import tiny_qwen2_5_vl, tiny_qwen3_vl, tiny_text, tiny_vila
 from longrl.models.vila import VilaFamily
 from longrl.strategies.frames import WHOLE, Share
 from longrl.types import Frames, Prompt, Row
@@ -25,6 +25,11 @@ from tests.models.plain_vila import PlainVila
 @functools.cache
 def vl_folder() -> str:
     return str(tiny_qwen2_5_vl(tempfile.mkdtemp(prefix="longrl-vl-")))
+
+
+@functools.cache
+def qwen3_vl_folder(experts: bool = False) -> str:
+    return str(tiny_qwen3_vl(tempfile.mkdtemp(prefix="longrl-qwen3-vl-"), experts=experts))
 
 
 @functools.cache
@@ -47,6 +52,12 @@ def vila_family(folder: str | None = None, **kwargs: object) -> VilaFamily:
     """A tower of 3 layers, of which 2 run; 4 tokens and a line end for every frame of 56 x 56."""
     defaults = {"random_init": True, "freeze_tower": False, "freeze_projector": False}
     return VilaFamily(folder or vila_folder(), **{**defaults, **kwargs})
+
+
+def qwen3_vl_family(experts: bool = False, **kwargs: object) -> Qwen3VLFamily:
+    """6 heads on 2 key heads, 3 layers, features for the first 2; frames of 64 x 64 at most."""
+    defaults = {"random_init": True, "freeze_tower": False, "max_pixels": 64 * 64, "min_pixels": 32 * 32}
+    return Qwen3VLFamily(qwen3_vl_folder(experts), **{**defaults, **kwargs})
 
 
 def text_family(model_type: str = "qwen2", **kwargs: object) -> TextFamily:
@@ -92,9 +103,8 @@ def plain_model(model: torch.nn.Module, family: TextFamily) -> torch.nn.Module:
     """The same weights in a stock transformers model with eager attention, and VILA's parts joined by hand."""
     if isinstance(family, VilaFamily):
         return PlainVila.of(model, family)
-    kind = Qwen2_5_VLForConditionalGeneration if isinstance(family, Qwen2_5_VLFamily) else AutoModelForCausalLM
-    build = getattr(kind, "_from_config", None) or kind.from_config
-    plain = build(copy.deepcopy(family.config), attn_implementation="eager").to(next(model.parameters()).dtype)
+    config = copy.deepcopy(family.config)
+    plain = family.auto_class().from_config(config, attn_implementation="eager").to(next(model.parameters()).dtype)
     plain.load_state_dict(model.state_dict())
     return plain
 
@@ -103,9 +113,7 @@ def peft_model(model: torch.nn.Module, family: TextFamily) -> torch.nn.Module:
     """The same weights and adapters in a stock transformers model inside peft's own `PeftModel`."""
     from peft import get_peft_model
 
-    kind = Qwen2_5_VLForConditionalGeneration if isinstance(family, Qwen2_5_VLFamily) else AutoModelForCausalLM
-    build = getattr(kind, "_from_config", None) or kind.from_config
-    plain = build(copy.deepcopy(family.config), attn_implementation="eager").to(model.dtype)
+    plain = family.auto_class().from_config(copy.deepcopy(family.config), attn_implementation="eager").to(model.dtype)
     made = get_peft_model(plain, peft_config(family, plain))
     made.load_state_dict({f"base_model.model.{name}": value for name, value in model.state_dict().items()})
     return made

@@ -126,12 +126,16 @@ class Qwen2_5_VLFamily(CausalFamily):
             result = self.processor.image_processor(list(pixels), size=size, return_tensors="pt")
             patches, grid = result["pixel_values"], result["image_grid_thw"]
         else:
-            size = {"shortest_edge": self.min_pixels, "longest_edge": self._frame_pixels(num_frames)}
-            result = self.processor.video_processor(
-                [pixels], size=size, do_sample_frames=False, cap_pixels_per_frame=False, return_tensors="pt"
-            )
-            patches, grid = result["pixel_values_videos"], result["video_grid_thw"]
+            patches, grid = self._patch_video(pixels, num_frames)
         return patches, tuple(grid[0, 1:].tolist())
+
+    def _patch_video(self, pixels: Tensor, num_frames: int) -> tuple[Tensor, Tensor]:
+        """Patches and [1, 3] grid of some frames of a video of `num_frames` frames."""
+        size = {"shortest_edge": self.min_pixels, "longest_edge": self._frame_pixels(num_frames)}
+        result = self.processor.video_processor(
+            [pixels], size=size, do_sample_frames=False, cap_pixels_per_frame=False, return_tensors="pt"
+        )
+        return result["pixel_values_videos"], result["video_grid_thw"]
 
     @property
     @override
@@ -174,9 +178,13 @@ class Qwen2_5_VLFamily(CausalFamily):
             for call in _calls(media, self.max_patches_per_encode):
                 patches = torch.cat([item.patches for item in call]).to(tower.device, tower.dtype)
                 grids = torch.tensor([item.grid_thw for item in call], device=tower.device)
-                output = tower(patches, grid_thw=grids, return_dict=True).pooler_output
+                output = self._features(tower(patches, grid_thw=grids, return_dict=True))
                 features += output.split([self.num_features(item) for item in call])
         return features
+
+    def _features(self, output: Any) -> Tensor:
+        """[N, D] features in what the tower returns."""
+        return output.pooler_output
 
     # -- rollout engines -----------------------------------------------------------------------------------------
 
@@ -194,7 +202,7 @@ class Qwen2_5_VLFamily(CausalFamily):
 
         vLLM keeps features by the ids given here; what they are made of is in the media's keys.
         """
-        data: dict[str, dict[str, Tensor]] = {}
+        data: dict[str, dict[str, Any]] = {}
         for kind in ("image", "video"):
             media = [item for item in prompt.media if item.kind == kind]
             if media:
@@ -202,24 +210,31 @@ class Qwen2_5_VLFamily(CausalFamily):
                 grids = torch.tensor([item.grid_thw for item in media])
                 data[kind] = {f"{kind}_embeds": embeds, f"{kind}_grid_thw": grids}
             if media and kind == "video":
-                seconds = [item.seconds_per_cell for item in media]
-                data[kind]["second_per_grid_ts"] = torch.tensor(seconds, dtype=torch.float64)
+                data[kind] |= self._engine_times(media)
         request = {"prompt_token_ids": self._compact(prompt)}
         if data:
             request["multi_modal_data"] = data
-            names = [(item.kind, f"{item.key}|{item.seconds_per_cell}") for item in prompt.media]
+            names = [(item.kind, self._engine_name(item)) for item in prompt.media]
             request["multi_modal_uuids"] = {kind: [name for own, name in names if own == kind] for kind in data}
         return request
 
+    def _engine_times(self, videos: Sequence[Media]) -> dict[str, Any]:
+        """What vLLM must know of the videos' times."""
+        return {"second_per_grid_ts": torch.tensor([item.seconds_per_cell for item in videos], dtype=torch.float64)}
+
+    def _engine_name(self, media: Media) -> str:
+        """Tells apart all that the model reads differently: features, and times."""
+        return f"{media.key}|{media.seconds_per_cell}"
+
     def _compact(self, prompt: Prompt) -> list[int]:
         """The prompt's tokens with one placeholder per medium."""
-        ids, kept, place = prompt.input_ids.tolist(), [], 0
-        waiting = [self.num_features(item) for item in prompt.media]
-        placeholders = set(self.media_token_ids().values())
-        while place < len(ids):
-            kept.append(ids[place])
-            place += waiting.pop(0) if ids[place] in placeholders else 1
-        return kept
+        ids, kept, start = prompt.input_ids.tolist(), [], 0
+        for item in prompt.media:
+            token, expanded = self.media_token_ids()[item.kind], self.placeholder(item)
+            place = ids.index(token, start) - expanded.index(token)
+            kept += [*ids[start:place], token]
+            start = place + len(expanded)
+        return kept + ids[start:]
 
 
 def mrope_positions(
@@ -241,15 +256,17 @@ def mrope_positions(
         [3, T] int64.
     """
     parts, start, token = [], 0, 0
-    is_media = torch.isin(input_ids, torch.tensor(sorted(media_tokens)))
+    places = torch.isin(input_ids, torch.tensor(sorted(media_tokens))).nonzero()[:, 0].tolist()
+    seen = 0
     for item in media:
-        text = int(is_media[token:].int().argmax())
+        text = places[seen] - token
         parts.append(torch.arange(start, start + text).expand(3, -1))
         cells, height, width = item.grid_thw[0], item.grid_thw[1] // merge_size, item.grid_thw[2] // merge_size
         # In float64, as vLLM: in float32 a product that is a hair below an integer would become that integer.
         time = (torch.arange(cells, dtype=torch.float64) * (item.seconds_per_cell * tokens_per_second)).long()
         grid = torch.meshgrid(time, torch.arange(height), torch.arange(width), indexing="ij")
         parts.append(torch.stack(grid).reshape(3, -1) + start + text)
+        seen += cells * height * width
         token, start = token + text + cells * height * width, int(parts[-1].max()) + 1
     parts.append(torch.arange(start, start + len(input_ids) - token).expand(3, -1))
     return torch.cat(parts, dim=1)

@@ -110,6 +110,18 @@ class VilaFamily(CausalFamily):
         return model.visual
 
     @override
+    def encoder_settings(self) -> dict[str, Any]:
+        config = self.config
+        return {
+            "preprocessor": config.preprocessor,
+            "aspect": config.aspect,
+            "size": config.size,
+            "scales": config.scales,
+            "tiles": config.tile_range,
+            "pool": config.video.pool,
+        }
+
+    @override
     def save_processing(self, folder: str | Path) -> None:
         self.tokenizer.save_pretrained(Path(folder) / "llm")
         file = Path(folder) / "vision_tower" / "preprocessor_config.json"

@@ -187,7 +187,8 @@ def frames_rule(family: CausalFamily, options: argparse.Namespace) -> memory.Wit
 
     def with_frames(plan: Plan, frames: int) -> Plan:
         tokens, cell_patches = media(family, frames, height, width)
-        prompt = options.prompt_tokens or tokens + options.text_tokens
+        times = family.time_tokens(range(0, frames, family.frames_per_cell))
+        prompt = options.prompt_tokens or tokens + times + options.text_tokens
         sized = {"frames": frames, "media_tokens": tokens, "cell_patches": cell_patches, "prompt_tokens": prompt}
         return budgeted(dataclasses.replace(plan, **sized))
 

@@ -10,6 +10,7 @@ from tests.tiny import (
     gradients,
     mixed_prompts,
     plain_model,
+    qwen3_vl_family,
     random_completions,
     row,
     separate_logps,
@@ -68,6 +69,14 @@ def test_vila(projector, pool, max_tokens):
     compare(family, mixed_prompts(family), max_tokens)
 
 
+@pytest.mark.parametrize("max_tokens", [250, 10_000], ids=["some", "all_together"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+@pytest.mark.parametrize("experts", [False, True], ids=["dense", "experts"])
+def test_qwen3_vl(max_tokens, checkpointing, experts):
+    family = qwen3_vl_family(experts, gradient_checkpointing=checkpointing)
+    compare(family, mixed_prompts(family), max_tokens)
+
+
 @pytest.mark.parametrize("model_type", ["qwen2", "qwen3"])
 @pytest.mark.parametrize("max_tokens", [150, 10_000])
 def test_text(model_type, max_tokens):
@@ -75,8 +84,9 @@ def test_text(model_type, max_tokens):
     compare(family, text_prompts(family), max_tokens)
 
 
-def test_a_frozen_tower_gives_the_same_text_gradients():
-    trainable, frozen = vl_family(), vl_family(freeze_tower=True)
+@pytest.mark.parametrize("make", [vl_family, qwen3_vl_family])
+def test_a_frozen_tower_gives_the_same_text_gradients(make):
+    trainable, frozen = make(), make(freeze_tower=True)
     results = []
     for family in (trainable, frozen):
         model, prompts = family.build(), mixed_prompts(family)

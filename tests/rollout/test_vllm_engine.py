@@ -8,16 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from longrl.models.qwen3_vl import Qwen3VLFamily
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.models.text import TextFamily
-from longrl.models.tiny import tiny_qwen2_5_vl, tiny_text, tiny_vila
+from longrl.models.tiny import tiny_qwen2_5_vl, tiny_qwen3_vl, tiny_text, tiny_vila
 from longrl.models.vila import VilaFamily
 from longrl.modules.packing import pack
 from longrl.rollout.engine import HFEngine
 from longrl.rollout.features import FeatureCache
 from longrl.rollout.parity import Gap, check, check_seen, stacked
 from longrl.types import SamplingParams
+from tests.distributed import run_distributed
 from tests.tiny import frames, mixed_prompts, row
 
 vllm_package = pytest.importorskip("vllm")
@@ -42,6 +45,10 @@ def family_of(kind: str, folder: Path):
     if kind == "vila":
         made = tiny_vila(folder, text=wide)
         return VilaFamily(str(made), random_init=True, freeze_tower=False, freeze_projector=False)
+    if kind == "qwen3-vl":
+        made = tiny_qwen3_vl(folder, text=wide)
+        sizes = {"min_pixels": 32 * 32, "max_pixels": 64 * 64}
+        return Qwen3VLFamily(str(made), random_init=True, freeze_tower=False, **sizes)
     return TextFamily(str(tiny_text(folder, kind, **wide)), random_init=True)
 
 
@@ -50,7 +57,7 @@ def engine() -> VLLMEngine:
     return VLLMEngine(max_model_len=2048, max_num_seqs=16, kv_cache_gib=0.0625, enforce_eager=True, options=small)
 
 
-@pytest.fixture(scope="module", params=["qwen2", "qwen3", "qwen2.5-vl", "vila"])
+@pytest.fixture(scope="module", params=["qwen2", "qwen3", "qwen2.5-vl", "qwen3-vl", "vila"])
 def started(request, tmp_path_factory):
     family = family_of(request.param, tmp_path_factory.mktemp("model"))
     made = engine()
@@ -350,3 +357,37 @@ def test_memory_goes_back_and_forth_in_order(tmp_path, monkeypatch):
     woken = [("wake_up", ["weights"]), "collective_rpc", ("wake_up", ["kv_cache"])]
     assert names == ["collective_rpc", *caches, ("sleep", 2), *woken, *caches]
     assert vllm.num_syncs == 2
+
+
+class Loaded(Qwen3VLFamily):
+    """Of an engine that reads its weights from files and never gets others."""
+
+    def engine_options(self):
+        return Qwen2_5_VLFamily.engine_options(self)
+
+
+def gap_of_experts(folder: str) -> float:
+    """Of an engine in a process of its own: vLLM's groups of ranks for experts are made with the first model."""
+    made = tiny_qwen3_vl(folder, text={"hidden_size": 192}, experts=True)
+    family = Loaded(folder, random_init=True, min_pixels=32 * 32, max_pixels=64 * 64)
+    model, prompts = family.build(), prompts_of(family)
+    released = {name: family.engine_tensor(name, weight) for name, weight in model.state_dict().items()}
+    save_file({name: weight.contiguous().clone() for name, weight in released.items()}, made / "model.safetensors")
+    vllm = engine()
+    vllm.options["load_format"] = "auto"
+    vllm.start(family)
+    features = FeatureCache(family).get_or_encode(model, prompts)
+    return gap(family, model, prompts, features, vllm.generate(family, model, prompts, features, GREEDY, seed=0))
+
+
+def test_experts_from_released_files_are_the_trainers(tmp_path):
+    """Handing weights over is another matter: vLLM 0.32 on a CPU packs experts for its kernel only once."""
+    (found,) = run_distributed(gap_of_experts, 1, str(tmp_path))
+    assert found < 1e-4
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of CPUs")
+def test_an_engine_that_cannot_take_new_experts_does_not_start(tmp_path):
+    family = Qwen3VLFamily(str(tiny_qwen3_vl(tmp_path, experts=True)), random_init=True)
+    with pytest.raises((RuntimeError, ValueError), match=r"has 4 experts; use engine: longrl.rollout.engine.HFEngine"):
+        engine().start(family)

@@ -7,6 +7,7 @@ written out by hand (tests/modules/test_policy.py).
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import pytest
@@ -36,6 +37,7 @@ from tests.tiny import (
     mixed_prompts,
     peft_model,
     plain_model,
+    qwen3_vl_family,
     row,
     separate_logps,
     vila_family,
@@ -44,6 +46,13 @@ from tests.tiny import (
 
 VISUAL = ("model.visual", "vision_tower", "mm_projector")
 BUDGETS = {"one completion": 57, "all": 10_000}
+
+
+FAMILIES = {
+    "qwen2.5-vl": vl_family,
+    "qwen3-vl": qwen3_vl_family,
+    "qwen3-vl experts": functools.partial(qwen3_vl_family, experts=True),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +74,7 @@ class Case:
     """Frames VILA pools; None is Qwen2.5-VL."""
     freeze_tower: bool = False
     """Of VILA's tower alone: its projector trains."""
+    model: str = "qwen2.5-vl"
 
     def family(self):
         if self.vila_pool is not None:
@@ -75,7 +85,8 @@ class Case:
                 gradient_checkpointing=self.checkpointing,
             )
         lora = LoRASettings(rank=3) if self.lora else None  # fewer rows than some ranks
-        return vl_family(freeze_tower=self.freeze, gradient_checkpointing=self.checkpointing, lora=lora)
+        make = FAMILIES[self.model]
+        return make(freeze_tower=self.freeze, gradient_checkpointing=self.checkpointing, lora=lora)
 
     def algorithm(self):
         return Algorithm(token_weights=token_mean, kl_coef=0.3 if self.kl else 0.0)
@@ -244,6 +255,22 @@ def test_other_batches_on_other_grids(devices):
             Case(sp=sp, prompts="single"),
             Case(sp=sp, prompts="single", freeze=True, kl=True, budget=57),
         )
+    ]
+    check(cases, devices)
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+def test_features_for_several_layers(devices):
+    """DeepStack: every rank adds what belongs to its own rows."""
+    cases = [
+        Case(model="qwen3-vl", sp=devices),
+        Case(model="qwen3-vl", sp=devices, budget=100, freeze=True, kl=True),
+        Case(model="qwen3-vl", sp=devices, checkpointing=True, chunks=2),
+        Case(model="qwen3-vl", sp=devices, prompts="one video"),
+        Case(model="qwen3-vl", budget=200, prompts="single"),
+        Case(model="qwen3-vl", sp=devices, sft=True, freeze=True, checkpointing=True),
+        Case(model="qwen3-vl", sp=devices, lora=True, freeze=True),
+        Case(model="qwen3-vl experts", sp=devices, budget=100),
     ]
     check(cases, devices)
 
