@@ -6,6 +6,7 @@ token ids, grids, times and positions; what they made of it in log-probabilities
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -17,6 +18,8 @@ from longrl.types import Completion, Prompt
 
 NUM_SHOWN = 8
 """Tokens in the message of a failed check."""
+METRICS = ("mean", "max", "k3", "effective_share")
+"""Of `gap_metrics`."""
 
 
 # -- what the engine was given -----------------------------------------------------------------------------------
@@ -174,7 +177,8 @@ class GapWatch:
         own, self._gaps = Gap(engine, trainer), []
         metrics = gap_metrics(world.sum_dict(own.sums()), max(world.gather(own.largest())))
         self.last = metrics.get("mean", self.last)
-        self.metrics = {f"gap_{name}": value for name, value in metrics.items()}
+        # Lightning goes on logging the last value of a metric that is left out.
+        self.metrics = {f"gap_{name}": metrics.get(name, math.nan) for name in METRICS}
         if metrics and metrics["mean"] > self.max_gap:
             numbers = ", ".join(f"{name} {value:.3g}" for name, value in metrics.items())
             raise RuntimeError(

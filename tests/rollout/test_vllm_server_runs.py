@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from longrl.models.tiny import tiny_qwen2_5_vl
@@ -32,14 +34,31 @@ def server(tmp_path_factory):
     running.close()
 
 
+def engine_at(server):
+    options = {"urls": [server.url], "weights_folder": str(server.weights), "start_timeout_s": 180}
+    return {"class_path": "longrl.rollout.vllm_server.VLLMServerEngine", "init_args": options}
+
+
 @pytest.mark.parametrize("sp", [1, 2])
 def test_two_ranks_share_a_server(server, tmp_path, sp):
-    options = {"urls": [server.url], "weights_folder": str(server.weights), "start_timeout_s": 180}
-    engine = {"class_path": "longrl.rollout.vllm_server.VLLMServerEngine", "init_args": options}
-    values = grid(values_of(server.folder / "model", engine), 2, sp, 6)
+    values = grid(values_of(server.folder / "model", engine_at(server)), 2, sp, 6)
     run_distributed(run, 2, tmp_path / "run", values)
     gaps = [float(value) for (_, name), value in metrics(tmp_path / "run").items() if name == "train/sampler_kl"]
     assert len(gaps) == 3
     assert max(gaps) < 1e-8
     assert any(float(value) for (_, name), value in metrics(tmp_path / "run").items() if name == "train/grad_norm")
     assert not list(server.weights.iterdir())
+
+
+def test_rollouts_overlap_the_update(server, tmp_path):
+    """Only the first step's groups come from its own weights; the ratios of the others start elsewhere than at 1."""
+    values = grid(values_of(server.folder / "model", engine_at(server)), 2, 2, 6)
+    values["trainer"]["callbacks"][-1]["init_args"] |= {"overlap": True}
+    run_distributed(run, 2, tmp_path / "run", values)
+    found = metrics(tmp_path / "run")
+    gaps = [float(value) for (_, name), value in found.items() if name == "train/gap_mean"]
+    assert gaps[0] < 1e-5
+    assert all(map(math.isnan, gaps[1:]))
+    ratios = [abs(float(value) - 1) for (_, name), value in found.items() if name == "train/ratio_mean"]
+    assert len(ratios) == 3
+    assert min(ratios[1:]) > 1e-6
