@@ -117,7 +117,7 @@ class Sizes:
 def _tower(family: CausalFamily, model: nn.Module, vision: Any) -> Tower:
     tower = family.tower(model)
     assert tower is not None
-    windowed = "window_size" in vision.to_dict()
+    windowed = hasattr(vision, "window_size")
     return Tower(
         params=_count(tower.parameters()),
         trains=family.tower_trains(model),
