@@ -103,3 +103,14 @@ def test_rollout_has_a_row_for_every_source_and_encodes_where_it_must(bench, tmp
         ("vllm", "pixels", 2), ("vllm", "features", 2), ("vllm", "disk", 0), ("hf", "features", 2), ("hf", "disk", 0),
     ]  # fmt: skip
     assert all(row["rollout_s"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_hour_long_has_a_row_for_every_phase(bench, tmp_path):
+    script = bench("hour_long")
+    sizes = dataclasses.replace(script.QUICK, frames=(4,), seconds=8, completions=2, response_tokens=2)
+    rows = written_by(script, sizes, tmp_path)["rows"]
+    assert [(row["sp"], row["phase"]) for row in rows] == [(sp, phase) for sp in (1, 2) for phase in script.PHASES]
+    assert [list(row) for row in rows] == [["tokens", "frames", "sp", "phase", "seconds", "peak_mib"]] * 8
+    assert len({row["tokens"] for row in rows}) == 1
+    assert all(row["frames"] == 4 and row["tokens"] > 2 * 144 and row["peak_mib"] > 100 for row in rows)
