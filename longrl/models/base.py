@@ -124,6 +124,17 @@ class CausalFamily(ModelFamily):
     def patch(self, frames: Frames) -> Media:
         """Resizes and patches decoded pixels the way the model's own processor does."""
 
+    def resize(self, frames: Frames) -> Frames:
+        """A part of a video in the size in which the tower reads it, so that no more than a part is held full-size.
+
+        Each frame on its own, and `patch` must give the same with or without it. By default `patch` does it all.
+        """
+        return frames
+
+    def cells_per_encode(self, media: Media) -> int:
+        """Temporal cells of a medium that are patched and encoded at once; by default all of them."""
+        return media.grid_thw[0]
+
     @abc.abstractmethod
     def placeholder(self, media: Media) -> list[int]:
         """The token ids that stand for a medium, without the template's start and end tokens."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,11 +105,27 @@ class Qwen2_5_VLFamily(CausalFamily):
         self.processor.save_pretrained(folder)
 
     @override
+    def resize(self, frames: Frames) -> Frames:
+        if frames.kind == "image" or frames.resized:
+            return frames
+        processor = self.processor.video_processor
+        size = SizeDict(
+            shortest_edge=self.min_pixels, longest_edge=self._frame_pixels(len(frames.timestamps))
+        )
+        factor = processor.patch_size * processor.merge_size
+        pixels = processor.resize(frames.pixels[None], size=size, resample=processor.resample, factor=factor)[0]
+        return replace(frames, pixels=pixels, resized=True)
+
+    @override
+    def cells_per_encode(self, media: Media) -> int:
+        return max(1, self.max_patches_per_encode // (media.grid_thw[1] * media.grid_thw[2]))
+
+    @override
     def patch(self, frames: Frames) -> Media:
-        pixels = frames.pixels
-        if not len(pixels):  # another rank has the frames; a black one tells the grid
-            pixels = pixels.new_zeros(1, *pixels.shape[1:])
-        patches, (height, width) = self._patch_pixels(frames.kind, pixels, len(frames.timestamps))
+        some = frames
+        if not len(frames.pixels):  # they are elsewhere; a black one tells the grid
+            some = replace(frames, pixels=frames.pixels.new_zeros(1, *frames.pixels.shape[1:]))
+        patches, (height, width) = self._patch_pixels(self.resize(some))
         times = _cell_times(frames.timestamps, self.frames_per_cell)
         return Media(
             kind=frames.kind,
@@ -119,16 +136,19 @@ class Qwen2_5_VLFamily(CausalFamily):
             key=f"{frames.key}-{height}x{width}",
         )
 
-    def _patch_pixels(self, kind: str, pixels: Tensor, num_frames: int) -> tuple[Tensor, tuple[int, int]]:
-        """Patches of some frames, and patches along height and width, in a medium of `num_frames` frames."""
-        if kind == "image":
+    def _patch_pixels(self, frames: Frames) -> tuple[Tensor, tuple[int, int]]:
+        """Patches of some frames, and patches along height and width."""
+        if frames.kind == "image":
             size = {"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels}
-            result = self.processor.image_processor(list(pixels), size=size, return_tensors="pt")
+            result = self.processor.image_processor(list(frames.pixels), size=size, return_tensors="pt")
             patches, grid = result["pixel_values"], result["image_grid_thw"]
         else:
-            size = {"shortest_edge": self.min_pixels, "longest_edge": self._frame_pixels(num_frames)}
             result = self.processor.video_processor(
-                [pixels], size=size, do_sample_frames=False, cap_pixels_per_frame=False, return_tensors="pt"
+                [frames.pixels],
+                do_resize=False,
+                do_sample_frames=False,
+                cap_pixels_per_frame=False,
+                return_tensors="pt",
             )
             patches, grid = result["pixel_values_videos"], result["video_grid_thw"]
         return patches, tuple(grid[0, 1:].tolist())
