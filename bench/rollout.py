@@ -9,7 +9,8 @@ handing over of weights is not part of it.
 - features: longrl's tower encodes and vLLM is given embeddings; the update reuses them.
 - disk: the features were encoded by an earlier run.
 
-`encodes` counts videos that a vision tower reads per rollout, the trainer's and the engine's. Engines alternate; medians.
+`encodes` counts videos that a vision tower reads per rollout, the trainer's or the engine's. Sources alternate; the
+median of each is reported.
 
     python bench/rollout.py --json bench/results/rollout.json
 """
@@ -35,7 +36,8 @@ from longrl.models.tiny import tiny_qwen2_5_vl
 from longrl.rollout.engine import HFEngine
 from longrl.rollout.features import FeatureCache
 from longrl.rollout.stored import StoredFeatures
-from longrl.rollout.vllm_engine import VLLMEngine, vllm_sampling
+from longrl.rollout.vllm_engine import VLLMEngine
+from longrl.rollout.vllm_options import sampling_arguments
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,10 @@ class Rollouts:
         """One rollout of all prompts."""
         sampling = types.SamplingParams(completions, self.sizes.response_tokens)
         if source == "pixels":
-            params = vllm_sampling(self.family, sampling, 0, 0)
+            from vllm import SamplingParams
+
+            asked = [sampling_arguments(self.family, prompt, sampling, 0, 0) for prompt in self.prompts]
+            params = [SamplingParams(**arguments) for arguments in asked]
             self.vllm._llm.generate(self.pixels, params, use_tqdm=False)
             return
         features = self._features(self.stored if source == "disk" else None)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Precision = Literal["float32", "bfloat16", "float16"]
+
 
 def main(args: Sequence[str]) -> None:
     """Command line of `export_run`."""
@@ -26,7 +28,7 @@ def export_run(
     run: str,
     out: str,
     checkpoint: str | None = None,
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    dtype: Precision | None = None,
     adapter: bool = False,
 ) -> None:
     """Writes weights, config, tokenizer and processor so that `from_pretrained` and vLLM load them.
@@ -51,7 +53,7 @@ def export_run(
     logger.info("exported %s to %s", run, out)
 
 
-def _write_model(run: str, source: str, folder: Path, dtype: str | None) -> None:
+def _write_model(run: str, source: str, folder: Path, dtype: Precision | None) -> None:
     from longrl.modules.weights import plain_from
 
     family = family_of(run)
@@ -61,7 +63,7 @@ def _write_model(run: str, source: str, folder: Path, dtype: str | None) -> None
     family.save_processing(folder)
 
 
-def _write_adapter(run: str, source: str, folder: Path, dtype: str | None) -> None:
+def _write_adapter(run: str, source: str, folder: Path, dtype: Precision | None) -> None:
     """`adapter_config.json` and `adapter_model.safetensors`."""
     import torch
     from safetensors.torch import save_file
@@ -77,9 +79,9 @@ def _write_adapter(run: str, source: str, folder: Path, dtype: str | None) -> No
         config = peft_config(family, family.build(weights=None))
     config.base_model_name_or_path = _base(run)
     config.save_pretrained(folder)
-    dtype = dtype or "float32"
+    precision = getattr(torch, dtype or "float32")
     named = {f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": value for name, value in kept.items()}
-    named = {name: value.to(getattr(torch, dtype)) for name, value in named.items()}
+    named = {name: value.to(precision) for name, value in named.items()}
     save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 

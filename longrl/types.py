@@ -68,7 +68,8 @@ class Media:
 
     kind: MediaKind
     patches: Tensor
-    """[number of patches, values of a patch] float32; of a rank that shares a video, those of its temporal cells."""
+    """[number of patches, values of a patch] float32, or uint8 where the tower scales pixels; of a rank that shares a
+    video, those of its temporal cells."""
     grid_thw: tuple[int, int, int]
     """Patches along time, height and width, of the whole medium."""
     seconds_per_cell: float

@@ -9,10 +9,10 @@ from unittest import mock
 import pytest
 import yaml
 
-from longrl import cache_features
 from longrl.cli import main
-from longrl.datamodules import render
+from longrl.datamodules.video import VideoReader
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
+from tests.distributed import run_distributed
 from tests.runs import ROOT, config, data_order, metrics, rollouts, run, videos
 
 
@@ -54,14 +54,14 @@ class Decoded:
 
     def __enter__(self):
         self.num_frames = 0
-        plain = render.read_video
+        plain = VideoReader.chunks
 
-        def counted(*args, **kwargs):
-            frames = plain(*args, **kwargs)
-            self.num_frames += len(frames.pixels)
-            return frames
+        def counted(reader, num_frames):
+            for frames in plain(reader, num_frames):
+                self.num_frames += len(frames.pixels)
+                yield frames
 
-        self._patch = mock.patch.object(render, "read_video", counted)
+        self._patch = mock.patch.object(VideoReader, "chunks", counted)
         self._patch.start()
         return self
 
@@ -236,5 +236,25 @@ def test_under_torchrun_on_a_config_for_two_devices(tmp_path):
     assert "rank 1 of 2: 1 videos" in done.stdout
 
 
-def test_it_has_a_description():
-    assert "feature_cache_dir" in cache_features.DESCRIPTION
+@pytest.mark.slow
+def test_two_ranks_that_share_frames_fill_the_cache_and_read_it(tmp_path):
+    """Validation too; of one file that breaks in between both ranks decode and encode their share again."""
+    values = values_of(tmp_path / "features")
+    values["trainer"] |= {
+        "devices": 2,
+        "val_check_interval": 3,
+        "strategy": {"class_path": "longrl.strategies.mr_sp.MRSPStrategy", "init_args": {"sequence_parallel_size": 2}},
+    }
+    values["data"] |= {"val": str(videos() / "eval.jsonl"), "eval_prompts_per_batch": 4}
+    run_distributed(run, 2, tmp_path / "cold", values)
+    files = stored_in(tmp_path / "features")
+    assert len(files) == 4
+    run_distributed(run, 2, tmp_path / "warm", values)
+    assert metrics(tmp_path / "warm") == metrics(tmp_path / "cold")
+    assert_all_from_disk(tmp_path / "warm")
+    whole = [file.read_bytes() for file in files]
+    for file in files:
+        file.write_bytes(file.read_bytes()[:-1])
+    run_distributed(run, 2, tmp_path / "broken", values)
+    assert metrics(tmp_path / "broken") == metrics(tmp_path / "cold")
+    assert [len(file.read_bytes()) for file in files] == list(map(len, whole))

@@ -18,7 +18,7 @@ from longrl.modules.policy import PolicyModule
 from longrl.rewards import RewardSum, SoftOverlong
 from longrl.rollout.engine import RolloutEngine
 from longrl.trainer_cli import LongRLCLI
-from tests.tiny import text_folder, vl_folder
+from tests.tiny import qwen3_vl_folder, text_folder, vila_folder, vl_folder
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual optimization"),
@@ -218,9 +218,12 @@ def coin(completion, row) -> float:
 def test_a_recipe_takes_a_step_with_a_tiny_model(path, tmp_path, videos, sums):
     values = raw(path)
     has_video = "video" in values["data"]
-    if has_video:
-        tiny = [f"--model.family.init_args.model={vl_folder()}", "--model.family.init_args.min_pixels=784"]
-        tiny += ["--model.family.init_args.max_pixels=784", "--data.media_root=null"]
+    if values["model"]["family"] == "family/longvila_r1_7b.yaml":
+        tiny = [f"--model.family.init_args.model={vila_folder()}", "--data.media_root=null"]
+    elif has_video:
+        folder, pixels = (qwen3_vl_folder(), 1024) if path.stem.startswith("qwen3_vl") else (vl_folder(), 784)
+        tiny = [f"--model.family.init_args.model={folder}", f"--model.family.init_args.min_pixels={pixels}"]
+        tiny += [f"--model.family.init_args.max_pixels={pixels}", "--data.media_root=null"]
     else:
         tiny = [f"--model.family.init_args.model={text_folder(path.stem.split('_')[0][:5])}"]
     run = LongRLCLI.run(

@@ -18,7 +18,7 @@ from tests.distributed import run_distributed
 from tests.runs import checkpoint, config, metrics, run, run_in_child, text_config
 from tests.test_resume import assert_same_end, dapo, killed, resume
 
-LORA = {"rank": 4, "alpha": 8.0}
+LORA = {"rank": 4, "alpha": 8}
 FIRST = {"class_path": "tests.runs.FirstWeights"}
 
 
@@ -66,7 +66,7 @@ def assert_equal(found, wanted):
 
 def test_a_run_with_adapters_says_what_they_are_and_moves_nothing_else(adapted):
     saved = checkpoint(adapted)
-    assert saved["lora"] == {"rank": 4, "alpha": 8.0, "dropout": 0.0, "target_modules": None}
+    assert saved["lora"] == {"rank": 4, "alpha": 8, "dropout": 0.0, "target_modules": None}
     begun, ended = first(adapted), {name[6:]: value for name, value in saved["state_dict"].items()}
     moved = {name for name in begun if not torch.equal(begun[name], ended[name])}
     assert moved == {name for name in begun if is_adapter(name)}
@@ -93,8 +93,8 @@ def test_adapters_begin_on_a_full_run(tmp_path):
 
 
 def test_going_on_with_other_adapters_is_refused(tmp_path, adapted):
-    values = text_run(tmp_path / "again", lora={"rank": 4, "alpha": 4.0})
-    with pytest.raises(ValueError, match=r"lora must be the checkpoint's, which is .*alpha=8\.0.*model\.init_from"):
+    values = text_run(tmp_path / "again", lora={"rank": 4, "alpha": 4})
+    with pytest.raises(ValueError, match=r"lora must be the checkpoint's, which is .*alpha=8, .*model\.init_from"):
         run(tmp_path / "again", values, f"--ckpt_path={adapted / 'checkpoints' / 'last.ckpt'}")
 
 
@@ -207,7 +207,7 @@ def test_an_adapter_is_exported_for_peft(tmp_path, adapted):
     main(["export", "--run", str(adapted), "--out", str(out), "--adapter", "true"])
     assert {file.name for file in out.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     described = json.loads((out / "adapter_config.json").read_text())
-    assert (described["r"], described["lora_alpha"]) == (4, 8.0)
+    assert (described["r"], described["lora_alpha"]) == (4, 8)
     assert described["base_model_name_or_path"] == family.model_path
     policy = build_from(family, None)
     policy.load_state_dict({name[6:]: value for name, value in checkpoint(adapted)["state_dict"].items()})

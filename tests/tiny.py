@@ -10,19 +10,26 @@ import tempfile
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM, Qwen2_5_VLForConditionalGeneration
 
 from longrl.models.lora import peft_config
+from longrl.models.qwen3_vl import Qwen3VLFamily
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.models.text import TextFamily
-from longrl.models.tiny import tiny_qwen2_5_vl, tiny_text
+from longrl.models.tiny import tiny_qwen2_5_vl, tiny_qwen3_vl, tiny_text, tiny_vila
+from longrl.models.vila import VilaFamily
 from longrl.strategies.frames import WHOLE, Share
 from longrl.types import Frames, Prompt, Row
+from tests.models.plain_vila import PlainVila
 
 
 @functools.cache
 def vl_folder() -> str:
     return str(tiny_qwen2_5_vl(tempfile.mkdtemp(prefix="longrl-vl-")))
+
+
+@functools.cache
+def qwen3_vl_folder(experts: bool = False) -> str:
+    return str(tiny_qwen3_vl(tempfile.mkdtemp(prefix="longrl-qwen3-vl-"), experts=experts))
 
 
 @functools.cache
@@ -34,6 +41,23 @@ def vl_family(**kwargs: object) -> Qwen2_5_VLFamily:
     """6 heads on 2 key heads, 2 layers; frames of 56 x 56 at most."""
     defaults = {"random_init": True, "freeze_tower": False, "max_pixels": 56 * 56, "min_pixels": 28 * 28}
     return Qwen2_5_VLFamily(vl_folder(), **{**defaults, **kwargs})
+
+
+@functools.cache
+def vila_folder(**values: object) -> str:
+    return str(tiny_vila(tempfile.mkdtemp(prefix="longrl-vila-"), **values))
+
+
+def vila_family(folder: str | None = None, **kwargs: object) -> VilaFamily:
+    """A tower of 3 layers, of which 2 run; 4 tokens and a line end for every frame of 56 x 56."""
+    defaults = {"random_init": True, "freeze_tower": False, "freeze_projector": False}
+    return VilaFamily(folder or vila_folder(), **{**defaults, **kwargs})
+
+
+def qwen3_vl_family(experts: bool = False, **kwargs: object) -> Qwen3VLFamily:
+    """6 heads on 2 key heads, 3 layers, features for the first 2; frames of 64 x 64 at most."""
+    defaults = {"random_init": True, "freeze_tower": False, "max_pixels": 64 * 64, "min_pixels": 32 * 32}
+    return Qwen3VLFamily(qwen3_vl_folder(experts), **{**defaults, **kwargs})
 
 
 def text_family(model_type: str = "qwen2", **kwargs: object) -> TextFamily:
@@ -51,18 +75,20 @@ def row(name: str = "a", answer: str = "A", **kwargs: object) -> Row:
     return Row(id=name, problem="Which?\nA. one\nB. two\nC. three\nD. four", answer=answer, **kwargs)
 
 
-def held(whole: Frames, share: Share) -> Frames:
+def held(whole: Frames, share: Share, frames_per_cell: int = 2) -> Frames:
     """What a rank with this share decodes of it."""
-    own = share.frames(len(whole.timestamps), 2) if whole.kind == "video" else share.cells(1)
+    own = share.frames(len(whole.timestamps), frames_per_cell) if whole.kind == "video" else share.cells(1)
     return dataclasses.replace(whole, pixels=whole.pixels[own.start : own.stop])
 
 
-def mixed_prompts(family: Qwen2_5_VLFamily, share: Share = WHOLE) -> list[Prompt]:
+def mixed_prompts(family: Qwen2_5_VLFamily | VilaFamily, share: Share = WHOLE) -> list[Prompt]:
     """Two videos and an image in one prompt, one video, and text only; all of different length."""
+    cell = family.frames_per_cell
     media = [frames(5, 60, 90, "v1"), frames(1, 40, 40, "i1", "image"), frames(8, 87, 113, "v2")]
+    media = [held(item, share, cell) for item in media]
     return [
-        family.render(row("mixed"), "What comes <video> and <image> then <video>?", [held(x, share) for x in media]),
-        family.render(row("video"), "What?", [held(frames(6, 60, 60, "v3"), share)]),
+        family.render(row("mixed"), "What comes <video> and <image> then <video>?", media),
+        family.render(row("video"), "What?", [held(frames(6, 60, 60, "v3"), share, cell)]),
         family.render(row("text"), "no media here"),
     ]
 
@@ -74,10 +100,11 @@ def random_completions(family: TextFamily, lengths: list[list[int]], seed: int =
 
 
 def plain_model(model: torch.nn.Module, family: TextFamily) -> torch.nn.Module:
-    """The same weights in a stock transformers model with eager attention."""
-    kind = Qwen2_5_VLForConditionalGeneration if isinstance(family, Qwen2_5_VLFamily) else AutoModelForCausalLM
-    build = getattr(kind, "_from_config", None) or kind.from_config
-    plain = build(copy.deepcopy(family.config), attn_implementation="eager").to(next(model.parameters()).dtype)
+    """The same weights in a stock transformers model with eager attention, and VILA's parts joined by hand."""
+    if isinstance(family, VilaFamily):
+        return PlainVila.of(model, family)
+    config = copy.deepcopy(family.config)
+    plain = family.auto_class().from_config(config, attn_implementation="eager").to(next(model.parameters()).dtype)
     plain.load_state_dict(model.state_dict())
     return plain
 
@@ -86,9 +113,7 @@ def peft_model(model: torch.nn.Module, family: TextFamily) -> torch.nn.Module:
     """The same weights and adapters in a stock transformers model inside peft's own `PeftModel`."""
     from peft import get_peft_model
 
-    kind = Qwen2_5_VLForConditionalGeneration if isinstance(family, Qwen2_5_VLFamily) else AutoModelForCausalLM
-    build = getattr(kind, "_from_config", None) or kind.from_config
-    plain = build(copy.deepcopy(family.config), attn_implementation="eager").to(model.dtype)
+    plain = family.auto_class().from_config(copy.deepcopy(family.config), attn_implementation="eager").to(model.dtype)
     made = get_peft_model(plain, peft_config(family, plain))
     made.load_state_dict({f"base_model.model.{name}": value for name, value in model.state_dict().items()})
     return made
@@ -104,7 +129,8 @@ def separate_logps(plain: torch.nn.Module, prompts: list[Prompt], completions: l
             own = torch.arange(following, following + len(answer)).expand(len(prompt.position_ids), -1)
             positions = torch.cat([prompt.position_ids, own], 1)
             positions = positions[:, None] if len(positions) == 3 else positions
-            logits = plain(input_ids=ids, position_ids=positions, **_pixels(prompt)).logits[0]
+            pixels = {"media": prompt.media} if isinstance(plain, PlainVila) else _pixels(prompt)
+            logits = plain(input_ids=ids, position_ids=positions, **pixels).logits[0]
             rows = torch.log_softmax(logits.double(), -1)[len(prompt.input_ids) - 1 : -1]
             logps.append(rows.gather(-1, answer[:, None])[:, 0])
     return torch.cat(logps)

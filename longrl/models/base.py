@@ -124,6 +124,10 @@ class CausalFamily(ModelFamily):
     def patch(self, frames: Frames) -> Media:
         """Resizes and patches decoded pixels the way the model's own processor does."""
 
+    def patch_all(self, frames: Sequence[Frames]) -> list[Media]:
+        """`patch` of all media of a prompt, for a family in which one depends on the others."""
+        return [self.patch(item) for item in frames]
+
     def resize(self, frames: Frames) -> Frames:
         """A part of a video in the size in which the tower reads it, so that no more than a part is held full-size.
 
@@ -142,6 +146,15 @@ class CausalFamily(ModelFamily):
     def num_features(self, media: Media) -> int:
         """Rows of a medium's features: one for each of its placeholder tokens."""
         return len(self.placeholder(media))
+
+    @property
+    def feature_size(self) -> int:
+        """Columns of a medium's features."""
+        return self.config.get_text_config().hidden_size
+
+    def time_tokens(self, timestamps: Sequence[float]) -> int:
+        """Tokens that say when a video's temporal cells were, beside its features."""
+        return 0
 
     def tower(self, model: nn.Module) -> nn.Module | None:
         """See `ModelFamily.tower`."""
@@ -178,9 +191,13 @@ class CausalFamily(ModelFamily):
     @functools.cached_property
     def config(self) -> Any:
         """The model's transformers config."""
+        return self.read_config(self._existing_path())
+
+    def read_config(self, source: str | Path) -> Any:
+        """The config of a folder or hub id."""
         from transformers import AutoConfig
 
-        return AutoConfig.from_pretrained(self._existing_path())
+        return AutoConfig.from_pretrained(source)
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -222,9 +239,7 @@ class CausalFamily(ModelFamily):
 
     def _check_same_architecture(self, source: str) -> None:
         """Raises ValueError before any weight is read if `source` holds a model of other sizes."""
-        from transformers import AutoConfig
-
-        found, wanted = AutoConfig.from_pretrained(source), self.config
+        found, wanted = self.read_config(source), self.config
         for name in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size"):
             got, want = (getattr(config.get_text_config(), name, None) for config in (found, wanted))
             if got != want:
@@ -241,7 +256,7 @@ class CausalFamily(ModelFamily):
 
     def render(self, row: Row, text: str, frames: Sequence[Frames] = (), response: str | None = None) -> Prompt:
         """See `ModelFamily.render`. `<image>` and `<video>` in the text place media; else they come before it."""
-        media = tuple(self.patch(item) for item in frames)
+        media = tuple(self.patch_all(frames))
         input_ids = self._expand(self._chat(text, media, row), media, row)
         return Prompt(
             id=row.id,
@@ -276,12 +291,16 @@ class CausalFamily(ModelFamily):
             if place % 2 or part
         ]
         chat = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content if media else text}],
+            [{"role": "user", "content": self.chat_content(content) if media else text}],
             tokenize=False,
             add_generation_prompt=True,
             **self.chat_template_kwargs,
         )
         return self.tokenizer(chat, add_special_tokens=False)["input_ids"]
+
+    def chat_content(self, content: list[dict[str, str]]) -> Any:
+        """A message as the template reads it, from its texts and media: `{"type": "video"}` and the like."""
+        return content
 
     def _expand(self, ids: list[int], media: Sequence[Media], row: Row) -> Tensor:
         """Every placeholder token becomes as many as its medium has features."""
@@ -302,14 +321,23 @@ class CausalFamily(ModelFamily):
 
     # -- scoring -------------------------------------------------------------------------------------------------
 
-    def embed(
-        self, model: nn.Module, packed: Packed, features: Mapping[str, Tensor], rows: slice = ALL_ROWS
-    ) -> Tensor:
+    def embed(self, model: nn.Module, packed: Packed, features: Mapping[str, Tensor], rows: slice = ALL_ROWS) -> Tensor:
         """[rows, D] embeddings of a micro-batch, media features in place of the prompts' placeholders.
 
         A placeholder token that a policy happens to sample is an ordinary token.
         """
-        embeds = model.get_input_embeddings()(packed.input_ids[rows])
+        embeds = self.embed_tokens(model, packed.input_ids[rows])
+        here, media = self._media_rows(packed, features, rows)
+        if media:
+            embeds = embeds.masked_scatter(here[:, None], torch.cat(media).to(embeds))
+        return embeds
+
+    def backbone_inputs(self, packed: Packed, features: Mapping[str, Tensor], rows: slice = ALL_ROWS) -> dict[str, Any]:
+        """Further keywords of the text stack's forward for these rows, for a model that reads media in its layers."""
+        return {}
+
+    def _media_rows(self, packed: Packed, features: Mapping[str, Tensor], rows: slice) -> tuple[Tensor, list[Tensor]]:
+        """[rows] True where a media placeholder is, and the features that belong there."""
         media = [features[key] for key in packed.media_keys]
         count = sum(len(item) for item in media)
         places = self._media_places(packed)
@@ -317,10 +345,11 @@ class CausalFamily(ModelFamily):
             raise ValueError(f"{int(places.sum())} media placeholders in the packed prompts, but {count} features")
         start = int(places[: rows.start].sum())
         here = places[rows]
-        media = _rows_between(media, start, start + int(here.sum()))
-        if media:
-            embeds = embeds.masked_scatter(here[:, None], torch.cat(media).to(embeds))
-        return embeds
+        return here, _rows_between(media, start, start + int(here.sum()))
+
+    def embed_tokens(self, model: nn.Module, ids: Tensor) -> Tensor:
+        """[L] token ids -> [L, D]; what placeholders get does not matter."""
+        return model.get_input_embeddings()(ids)
 
     def _media_places(self, packed: Packed) -> Tensor:
         """[L] True where a prompt has a media placeholder."""
@@ -330,18 +359,22 @@ class CausalFamily(ModelFamily):
             in_prompt[span.start : span.start + span.prompt_tokens] = True
         return in_prompt & torch.isin(ids, torch.tensor(list(self.media_token_ids().values()), device=ids.device))
 
-    def hidden_states(self, model: nn.Module, embeds: Tensor, position_ids: Tensor, **attention: Any) -> Tensor:
+    def hidden_states(self, model: nn.Module, embeds: Tensor, position_ids: Tensor, **inputs: Any) -> Tensor:
         """[B, L, D] embeddings and [A, B, L] positions -> [B, L, D] last hidden states.
 
-        `attention` (`spans=`, `sequence=`, `layer_attention=`) reaches the attention function in every layer.
+        Of `inputs`, `spans=`, `sequence=` and `layer_attention=` reach the attention function in every layer; others
+        (`backbone_inputs`) are the text stack's own.
         """
-        backbone = self.backbone(model)
-        no_masks = dict.fromkeys({"full_attention", *backbone.config.layer_types})
+        backbone, no_mask = self.backbone(model), self.no_mask(model)
         positions = position_ids if self.num_axes > 1 else position_ids[0]
         output = backbone(
-            inputs_embeds=embeds, position_ids=positions, attention_mask=no_masks, use_cache=False, **attention
+            inputs_embeds=embeds, position_ids=positions, attention_mask=no_mask, use_cache=False, **inputs
         )
         return output.last_hidden_state
+
+    def no_mask(self, model: nn.Module) -> Any:
+        """The `attention_mask` with which the text stack makes no mask: the attention function knows the layout."""
+        return dict.fromkeys({"full_attention", *self.backbone(model).config.layer_types})
 
     def lm_head(self, model: nn.Module) -> Tensor:
         """[V, D] weights of the output layer."""
@@ -362,7 +395,8 @@ class CausalFamily(ModelFamily):
         rows, count = sequence.rows(len(packed.input_ids)), len(packed.target_ids)
         embeds = self.embed(model, packed, features, rows)
         positions = packed.position_ids[:, None, rows]
-        hidden = self.hidden_states(model, embeds[None], positions, spans=packed.spans, sequence=sequence)[0]
+        extra = self.backbone_inputs(packed, features, rows)
+        hidden = self.hidden_states(model, embeds[None], positions, spans=packed.spans, sequence=sequence, **extra)[0]
         scored, targets = sequence.scored(hidden, packed.predict_from), packed.target_ids[sequence.share(count)]
         logp, entropy = chunked_logprobs(scored, self.lm_head(model), targets, temperature)
         return PolicyOutput(sequence.gather(logp, count), sequence.gather(entropy, count))
@@ -380,6 +414,10 @@ class CausalFamily(ModelFamily):
     def engine_weight(self, name: str) -> str | None:
         """What vLLM calls a weight of the trainer's `state_dict`; None for what it never computes with."""
         return name
+
+    def engine_tensor(self, name: str, weight: Tensor) -> Tensor:
+        """The weight `name` laid out as vLLM reads it: as in the files that the model was released with."""
+        return weight
 
     def engine_request(self, prompt: Prompt, features: Mapping[str, Tensor]) -> dict[str, Any]:
         """A prompt as vLLM takes it."""

@@ -38,7 +38,7 @@ class LoRASettings:
 
     rank: int = 16
     """Rows of A and columns of B."""
-    alpha: float = 32.0
+    alpha: int = 32
     """The adapters' output counts alpha / rank times."""
     dropout: float = 0.0
     """Of the adapters' input, in SFT only: in RL old and new log-probabilities would differ by chance."""

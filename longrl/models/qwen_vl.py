@@ -108,13 +108,16 @@ class Qwen2_5_VLFamily(CausalFamily):
     def resize(self, frames: Frames) -> Frames:
         if frames.kind == "image" or frames.resized:
             return frames
+        return replace(frames, pixels=self._resized(frames.pixels, len(frames.timestamps)), resized=True)
+
+    def _resized(self, pixels: Tensor, num_frames: int) -> Tensor:
+        """Some frames of a video of `num_frames` frames, by the processor's own resizing."""
+        from transformers.image_utils import SizeDict
+
         processor = self.processor.video_processor
-        size = SizeDict(
-            shortest_edge=self.min_pixels, longest_edge=self._frame_pixels(len(frames.timestamps))
-        )
+        size = SizeDict(shortest_edge=self.min_pixels, longest_edge=self._frame_pixels(num_frames))
         factor = processor.patch_size * processor.merge_size
-        pixels = processor.resize(frames.pixels[None], size=size, resample=processor.resample, factor=factor)[0]
-        return replace(frames, pixels=pixels, resized=True)
+        return processor.resize(pixels, size=size, resample=processor.resample, factor=factor)
 
     @override
     def cells_per_encode(self, media: Media) -> int:
@@ -125,7 +128,7 @@ class Qwen2_5_VLFamily(CausalFamily):
         some = frames
         if not len(frames.pixels):  # they are elsewhere; a black one tells the grid
             some = replace(frames, pixels=frames.pixels.new_zeros(1, *frames.pixels.shape[1:]))
-        patches, (height, width) = self._patch_pixels(self.resize(some))
+        patches, (height, width) = self._patch_pixels(some)
         times = _cell_times(frames.timestamps, self.frames_per_cell)
         return Media(
             kind=frames.kind,
@@ -144,7 +147,7 @@ class Qwen2_5_VLFamily(CausalFamily):
             patches, grid = result["pixel_values"], result["image_grid_thw"]
         else:
             result = self.processor.video_processor(
-                [frames.pixels],
+                [self.resize(frames).pixels],
                 do_resize=False,
                 do_sample_frames=False,
                 cap_pixels_per_frame=False,
@@ -194,9 +197,13 @@ class Qwen2_5_VLFamily(CausalFamily):
             for call in _calls(media, self.max_patches_per_encode):
                 patches = torch.cat([item.patches for item in call]).to(tower.device, tower.dtype)
                 grids = torch.tensor([item.grid_thw for item in call], device=tower.device)
-                output = tower(patches, grid_thw=grids, return_dict=True).pooler_output
+                output = self._features(tower(patches, grid_thw=grids, return_dict=True))
                 features += output.split([self.num_features(item) for item in call])
         return features
+
+    def _features(self, output: Any) -> Tensor:
+        """[N, D] features in what the tower returns."""
+        return output.pooler_output
 
     # -- rollout engines -----------------------------------------------------------------------------------------
 
@@ -214,7 +221,7 @@ class Qwen2_5_VLFamily(CausalFamily):
 
         vLLM keeps features by the ids given here; what they are made of is in the media's keys.
         """
-        data: dict[str, dict[str, Tensor]] = {}
+        data: dict[str, dict[str, Any]] = {}
         for kind in ("image", "video"):
             media = [item for item in prompt.media if item.kind == kind]
             if media:
@@ -222,24 +229,31 @@ class Qwen2_5_VLFamily(CausalFamily):
                 grids = torch.tensor([item.grid_thw for item in media])
                 data[kind] = {f"{kind}_embeds": embeds, f"{kind}_grid_thw": grids}
             if media and kind == "video":
-                seconds = [item.seconds_per_cell for item in media]
-                data[kind]["second_per_grid_ts"] = torch.tensor(seconds, dtype=torch.float64)
+                data[kind] |= self._engine_times(media)
         request = {"prompt_token_ids": self._compact(prompt)}
         if data:
             request["multi_modal_data"] = data
-            names = [(item.kind, f"{item.key}|{item.seconds_per_cell}") for item in prompt.media]
+            names = [(item.kind, self._engine_name(item)) for item in prompt.media]
             request["multi_modal_uuids"] = {kind: [name for own, name in names if own == kind] for kind in data}
         return request
 
+    def _engine_times(self, videos: Sequence[Media]) -> dict[str, Any]:
+        """What vLLM must know of the videos' times."""
+        return {"second_per_grid_ts": torch.tensor([item.seconds_per_cell for item in videos], dtype=torch.float64)}
+
+    def _engine_name(self, media: Media) -> str:
+        """Tells apart all that the model reads differently: features, and times."""
+        return f"{media.key}|{media.seconds_per_cell}"
+
     def _compact(self, prompt: Prompt) -> list[int]:
         """The prompt's tokens with one placeholder per medium."""
-        ids, kept, place = prompt.input_ids.tolist(), [], 0
-        waiting = [self.num_features(item) for item in prompt.media]
-        placeholders = set(self.media_token_ids().values())
-        while place < len(ids):
-            kept.append(ids[place])
-            place += waiting.pop(0) if ids[place] in placeholders else 1
-        return kept
+        ids, kept, start = prompt.input_ids.tolist(), [], 0
+        for item in prompt.media:
+            token, expanded = self.media_token_ids()[item.kind], self.placeholder(item)
+            place = ids.index(token, start) - expanded.index(token)
+            kept += [*ids[start:place], token]
+            start = place + len(expanded)
+        return kept + ids[start:]
 
 
 def mrope_positions(
@@ -261,15 +275,17 @@ def mrope_positions(
         [3, T] int64.
     """
     parts, start, token = [], 0, 0
-    is_media = torch.isin(input_ids, torch.tensor(sorted(media_tokens)))
+    places = torch.isin(input_ids, torch.tensor(sorted(media_tokens))).nonzero()[:, 0].tolist()
+    seen = 0
     for item in media:
-        text = int(is_media[token:].int().argmax())
+        text = places[seen] - token
         parts.append(torch.arange(start, start + text).expand(3, -1))
         cells, height, width = item.grid_thw[0], item.grid_thw[1] // merge_size, item.grid_thw[2] // merge_size
         # In float64, as vLLM: in float32 a product that is a hair below an integer would become that integer.
         time = (torch.arange(cells, dtype=torch.float64) * (item.seconds_per_cell * tokens_per_second)).long()
         grid = torch.meshgrid(time, torch.arange(height), torch.arange(width), indexing="ij")
         parts.append(torch.stack(grid).reshape(3, -1) + start + text)
+        seen += cells * height * width
         token, start = token + text + cells * height * width, int(parts[-1].max()) + 1
     parts.append(torch.arange(start, start + len(input_ids) - token).expand(3, -1))
     return torch.cat(parts, dim=1)

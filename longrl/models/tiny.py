@@ -95,15 +95,7 @@ def tiny_qwen2_5_vl(
         text_config=text_config,
         vision_config=vision_config,
         tie_word_embeddings=text_config["tie_word_embeddings"],
-        **{
-            f"{name}_token_id": tokenizer.convert_tokens_to_ids(token)
-            for name, token in {
-                "image": "<|image_pad|>",
-                "video": "<|video_pad|>",
-                "vision_start": "<|vision_start|>",
-                "vision_end": "<|vision_end|>",
-            }.items()
-        },
+        **_media_tokens(tokenizer),
         architectures=["Qwen2_5_VLForConditionalGeneration"],
     )
     config.save_pretrained(folder)
@@ -115,6 +107,128 @@ def tiny_qwen2_5_vl(
     ).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return Path(folder)
+
+
+def tiny_qwen3_vl(
+    folder: str | Path,
+    tokenizer: Any | None = None,
+    text: dict[str, Any] | None = None,
+    vision: dict[str, Any] | None = None,
+    experts: bool = False,
+) -> Path:
+    """Writes config, tokenizer and processor of a small Qwen3-VL.
+
+    Args:
+        folder: where to write; made if missing.
+        tokenizer: from `tiny_tokenizer`, or None for its default.
+        text: overrides of the text config; without `head_dim` heads share `hidden_size`.
+        vision: overrides of the vision config.
+        experts: a mixture of experts in every layer instead of one MLP.
+
+    Returns:
+        The folder.
+    """
+    from longrl.torchvision_ops import declare_missing_ops
+
+    declare_missing_ops()
+    from transformers import (
+        Qwen2VLImageProcessor,
+        Qwen3VLConfig,
+        Qwen3VLMoeConfig,
+        Qwen3VLProcessor,
+        Qwen3VLVideoProcessor,
+    )
+
+    tokenizer = tokenizer or tiny_tokenizer()
+    text_config = _text_config(tokenizer) | {"num_hidden_layers": 3} | (text or {})
+    text_config.setdefault("head_dim", text_config["hidden_size"] // text_config["num_attention_heads"])
+    space = text_config["head_dim"] // 2 * 5 // 16  # Qwen's 24 : 20 : 20 of half the head size
+    section = [text_config["head_dim"] // 2 - 2 * space, space, space]
+    rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": section, "mrope_interleaved": True}
+    text_config.setdefault("rope_parameters", rope)
+    if experts:
+        few = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True}
+        text_config = few | text_config
+    vision_config = {
+        "hidden_size": 32, "num_heads": 2, "depth": 3, "intermediate_size": 64, "num_position_embeddings": 16,
+        "deepstack_visual_indexes": [0, 1], "out_hidden_size": text_config["hidden_size"],
+    } | (vision or {})  # fmt: skip
+    config = (Qwen3VLMoeConfig if experts else Qwen3VLConfig)(
+        text_config=text_config,
+        vision_config=vision_config,
+        tie_word_embeddings=text_config["tie_word_embeddings"],
+        **_media_tokens(tokenizer),
+        architectures=[f"Qwen3VL{'Moe' if experts else ''}ForConditionalGeneration"],
+    )
+    config.save_pretrained(folder)
+    half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}  # of the released models, not of the classes
+    Qwen3VLProcessor(
+        image_processor=Qwen2VLImageProcessor(patch_size=16, **half),
+        video_processor=Qwen3VLVideoProcessor(cap_pixels_per_frame=False, **half),
+        tokenizer=tokenizer,
+        chat_template=CHAT_TEMPLATE,
+    ).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return Path(folder)
+
+
+def tiny_vila(
+    folder: str | Path,
+    tokenizer: Any | None = None,
+    text: dict[str, Any] | None = None,
+    vision: dict[str, Any] | None = None,
+    projector: str = "mlp_downsample_2x2_fix",
+    **values: Any,
+) -> Path:
+    """Writes config, tokenizer and pixel settings of a small VILA in the released layout: 4 tokens for a frame.
+
+    Args:
+        folder: where to write; made if missing.
+        tokenizer: from `tiny_tokenizer`, or None for its default; it gets VILA's tokens.
+        text: overrides of the language model's config.
+        vision: overrides of the tower's config.
+        projector: `mm_projector_type`.
+        values: further fields of the top config, e.g. `image_aspect_ratio="dynamic"`.
+
+    Returns:
+        The folder.
+    """
+    import json
+
+    from transformers import Qwen2Config, SiglipVisionConfig
+
+    from longrl.models.vila import EXTRA_TOKENS
+
+    folder, tokenizer = Path(folder), tokenizer or tiny_tokenizer()
+    tokenizer.add_tokens(list(EXTRA_TOKENS), special_tokens=True)
+    tower: dict[str, Any] = {
+        "hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 3, "intermediate_size": 64,
+        "image_size": 56, "patch_size": 14, "vision_use_head": False, "architectures": ["SiglipVisionModel"],
+    } | (vision or {})  # fmt: skip
+    llm = _text_config(tokenizer) | {"architectures": ["Qwen2ForCausalLM"]} | (text or {})
+    Qwen2Config(**llm).save_pretrained(folder / "llm")
+    tokenizer.save_pretrained(folder / "llm")
+    SiglipVisionConfig(**tower).save_pretrained(folder / "vision_tower")
+    size = {"height": tower["image_size"], "width": tower["image_size"]}
+    top = {
+        "model_type": "vila", "architectures": ["VILAForCausalLM"], "mm_vision_select_feature": "cls_patch",
+        "mm_vision_select_layer": -2, "image_aspect_ratio": "resize",
+    } | values  # fmt: skip
+    files = {
+        "vision_tower/preprocessor_config.json": {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": size},
+        "mm_projector/config.json": {"model_type": "v2l_projector", "mm_projector_type": projector},
+        "config.json": top,
+    }
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(content, indent=2))
+    return folder
+
+
+def _media_tokens(tokenizer: Any) -> dict[str, Any]:
+    """The ids of a vision-language config's own tokens."""
+    names = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
+    return {f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{token}|>") for name, token in names.items()}
 
 
 def tiny_text(folder: str | Path, model_type: str = "qwen2", tokenizer: Any | None = None, **overrides: Any) -> Path:

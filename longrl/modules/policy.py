@@ -22,9 +22,9 @@ from longrl.models.base import CausalFamily
 from longrl.models.lora import adapters_off, check_resumed, refuse_dropout, to_checkpoint
 from longrl.modules.means import Means
 from longrl.modules.optimizer import OptimizerSettings, clip_gradients
-from longrl.modules.packing import idle, pack
 from longrl.modules.reference import reference_of
-from longrl.modules.rollouts import FlatGroups, Rollout, targets
+from longrl.modules.rollouts import FlatGroups, Rollout, mini_batches, targets
+from longrl.modules.scoring import scores, split
 from longrl.modules.weights import build_from
 from longrl.parallel import Parallel
 from longrl.phases import PhaseTimes
@@ -32,7 +32,6 @@ from longrl.rollout.features import FeatureCache, TrainableFeatures
 from longrl.rollout.parity import GapWatch
 from longrl.rollout.stored import StoredFeatures
 from longrl.strategies.fsdp import Entry
-from longrl.strategies.sequence import SequenceParallel
 from longrl.types import Batch, Packed, PolicyOutput, Prompt
 
 LossFunction = Callable[[Packed, PolicyOutput], tuple[Tensor, Mapping[str, Tensor]]]
@@ -220,13 +219,13 @@ class PolicyModule(LightningModule):
         """The optimizer steps on one rollout; metrics are the mean over them. No groups on any rank, no step."""
         if self.parallel.data.max(len(batch.groups)) == 0:
             return {}
-        mini_batches = self._mini_batches(batch)
+        parts = self._mini_batches(batch)
         totals: Counter[str] = Counter()
         watch = self.gap  # of the first update, whose weights are those that sampled
-        for rollout in mini_batches * self.epochs_per_rollout:
+        for rollout in parts * self.epochs_per_rollout:
             totals.update(self._update_on(rollout, batch.features, watch))
             watch = None
-        steps = self.epochs_per_rollout * len(mini_batches)
+        steps = self.epochs_per_rollout * len(parts)
         gap = self.gap.metrics if self.gap else {}
         return {name: value / steps for name, value in totals.items()} | gap
 
@@ -267,9 +266,9 @@ class PolicyModule(LightningModule):
         trainable = TrainableFeatures(self.family, self.model, prompts, self.parallel) if self.tower_trains else None
         leaves = trainable.leaves if trainable else features
         totals: Counter[str] = Counter()
-        micro_batches, sequence = self._micro_batches(prompts, completions)
+        micro_batches, sequence = split(self.parallel, self.max_tokens_per_micro_batch, prompts, completions)
         for packed in micro_batches:
-            output = self._scores(self.entry, packed or idle(self.family.num_axes), leaves, sequence)
+            output = scores(self.family, self.entry, packed, leaves, self.temperature, sequence)
             if packed is None:
                 self.manual_backward(output.logp.sum() * 0)
                 continue
@@ -282,38 +281,6 @@ class PolicyModule(LightningModule):
             before_step()
         sums = self.parallel.world.sum_dict({name: value / sequence.size for name, value in totals.items()})
         return {**sums, **self._optimizer_step()}
-
-    def _micro_batches(
-        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]]
-    ) -> tuple[list[Packed | None], SequenceParallel]:
-        """This rank's micro-batches, and the ranks that share each.
-
-        None stands for one to wait through, so that all ranks of the run have the same number: gathering sharded
-        weights needs all of them.
-        """
-        parallel, budget = self.parallel, self.max_tokens_per_micro_batch
-        sizes = [len(p.input_ids) + sum(map(len, own)) for p, own in zip(prompts, completions, strict=True)]
-        sequence = parallel.sequence_for(max(sizes, default=1), budget)
-        packed = pack(prompts, completions, budget * sequence.size)
-        turns = parallel.team.size // sequence.size
-        count = parallel.data.max(-(-len(packed) // turns))
-        own = packed[parallel.team.rank // sequence.size :: turns]
-        return own + [None] * (count - len(own)), sequence
-
-    def _scores(
-        self,
-        entry: Entry,
-        packed: Packed,
-        features: Mapping[str, Tensor],
-        sequence: SequenceParallel,
-        temperature: float | None = None,
-    ) -> PolicyOutput:
-        def forward() -> tuple[Tensor, Tensor]:
-            scale = self.temperature if temperature is None else temperature
-            output = self.family.forward(entry.model, packed, features, scale, sequence)
-            return output.logp, output.entropy
-
-        return PolicyOutput(*entry(forward))
 
     def _optimizer_step(self) -> dict[str, float]:
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
@@ -330,33 +297,10 @@ class PolicyModule(LightningModule):
 
     def _mini_batches(self, batch: Batch) -> list[Rollout]:
         """Scores the groups once with the policy and reference as they are, and cuts them into mini-batches."""
-        flat, algorithm, data = FlatGroups(batch.groups, self.device), self.algorithm, self.parallel.data
-        sampler = flat.sampler_logp
-        old = self._old_logp(flat, batch.features, sampler)
+        flat = FlatGroups(batch.groups, self.device)
+        old = self._old_logp(flat, batch.features, flat.sampler_logp)
         reference = self._reference_logp(flat, batch.features)
-        penalty = None
-        if reference is not None and algorithm.kl_placement == "reward":
-            penalty, reference = algorithm.kl(old, reference), None
-        advantages = algorithm.token_advantages(
-            flat.rewards, flat.valid, flat.lengths, kl=penalty, baseline=flat.baselines, all_reduce=data.sum
-        )
-        offsets = flat.offsets
-        rollouts = []
-        for part in flat.parts(min(self.mini_batches_per_rollout, data.max(len(batch.groups)))):
-            own, rows = FlatGroups(batch.groups[part], self.device), slice(offsets[part.start], offsets[part.stop])
-            rollouts.append(
-                Rollout(
-                    prompts=own.prompts,
-                    completions=own.completions,
-                    advantages=advantages[rows],
-                    old_logp=None if old is None else old[rows],
-                    ref_logp=None if reference is None else reference[rows],
-                    sampler_logp=sampler[rows],
-                    fresh=own.fresh,
-                    weights=algorithm.completion_weights(own.lengths, own.valid.flatten(), data.sum),
-                )
-            )
-        return rollouts
+        return mini_batches(flat, self.mini_batches_per_rollout, self.algorithm, self.parallel.data, old, reference)
 
     def _old_logp(self, flat: FlatGroups, features: Mapping[str, Tensor], sampler: Tensor) -> Tensor | None:
         """[N] log-probabilities before the update, or None if the first update is the only one.
@@ -403,10 +347,11 @@ class PolicyModule(LightningModule):
 
         `temperature` None is the one they were sampled with. Every rank of the run must call it.
         """
-        micro_batches, sequence = self._micro_batches(prompts, completions)
+        micro_batches, sequence = split(self.parallel, self.max_tokens_per_micro_batch, prompts, completions)
+        scale = self.temperature if temperature is None else temperature
         logp = torch.zeros(sum(len(ids) for own in completions for ids in own), device=self.device)
         for packed in micro_batches:
-            output = self._scores(entry, packed or idle(self.family.num_axes), features, sequence, temperature)
+            output = scores(self.family, entry, packed, features, scale, sequence)
             if packed is not None:
                 logp[packed.token_index.to(self.device)] = output.logp
         if sequence.size < self.parallel.team.size:  # other ranks of the team had the other micro-batches

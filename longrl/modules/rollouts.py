@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from longrl.algorithms import Algorithm
+from longrl.strategies.axis import Axis
 from longrl.types import Batch, Group, Prompt
 
 
@@ -103,6 +105,44 @@ class FlatGroups:
         if not rows:
             return torch.zeros(0, 1, dtype=dtype, device=self.device)
         return torch.stack(rows).to(self.device)  # type: ignore[arg-type]  # rewards have been given by now
+
+
+def mini_batches(
+    flat: FlatGroups, count: int, algorithm: Algorithm, data: Axis, old: Tensor | None, reference: Tensor | None
+) -> list[Rollout]:
+    """The groups of a rollout with their advantages, in mini-batches; every rank of the run must call it.
+
+    Args:
+        flat: this rank's groups.
+        count: mini-batches, if a rank has as many groups.
+        algorithm: the objective.
+        data: ranks with other groups.
+        old: [N] log-probabilities before the update, or None where it is the first.
+        reference: [N] of the reference policy, or None without KL penalty.
+    """
+    penalty = None
+    if reference is not None and algorithm.kl_placement == "reward":
+        penalty, reference = algorithm.kl(old, reference), None
+    advantages = algorithm.token_advantages(
+        flat.rewards, flat.valid, flat.lengths, kl=penalty, baseline=flat.baselines, all_reduce=data.sum
+    )
+    offsets, sampler = flat.offsets, flat.sampler_logp
+    found = []
+    for part in flat.parts(min(count, data.max(len(flat.groups)))):
+        own, rows = FlatGroups(flat.groups[part], flat.device), slice(offsets[part.start], offsets[part.stop])
+        found.append(
+            Rollout(
+                prompts=own.prompts,
+                completions=own.completions,
+                advantages=advantages[rows],
+                old_logp=None if old is None else old[rows],
+                ref_logp=None if reference is None else reference[rows],
+                sampler_logp=sampler[rows],
+                fresh=own.fresh,
+                weights=algorithm.completion_weights(own.lengths, own.valid.flatten(), data.sum),
+            )
+        )
+    return found
 
 
 def targets(batch: Batch) -> list[list[Tensor]]:

@@ -2,7 +2,7 @@
 
 Letters as in `longrl.planning.inputs`, and: w bytes of a weight in its shard, c of a gathered one and of the residual
 stream, b of what enters a matrix product; l rows of a micro-batch on one rank, L on all ranks that share it; r scored
-rows on one rank; M features of a prompt, P prompts of a team; m ranks that hold one copy of the weights.
+rows on one rank; M features of B numbers of a prompt, P prompts of a team; m ranks that hold one copy of the weights.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def optimizer(plan: Plan) -> float:
 
 
 def features(plan: Plan) -> float:
-    """Those of all prompts of the batch, whole on every rank of the team, in the tower's precision: w P M D."""
-    return float(plan.weight_bytes * plan.prompts_per_batch * plan.media_tokens * plan.sizes.hidden)
+    """Those of all prompts of the batch, whole on every rank of the team, in the tower's precision: w P M B."""
+    return float(plan.weight_bytes * plan.prompts_per_batch * plan.media_tokens * plan.sizes.feature_size)
 
 
 def cached_features(plan: Plan) -> float:
@@ -310,8 +310,8 @@ def _tower_saved(tower: Tower, w: int) -> float:
 def feature_exchange(plan: Plan) -> float:
     """`gather_rows` beside what was there before.
 
-    All ranks' rows as they arrive and in order, then each video's copy: w P M D (2 + 1 / team), the first 1 over
-    `num_gather_chunks`; on one rank rows and copies, 2 w P M D.
+    All ranks' rows as they arrive and in order, then each video's copy: w P M B (2 + 1 / team), the first 1 over
+    `num_gather_chunks`; on one rank rows and copies, 2 w P M B.
     """
     share = 1 / plan.team + 1 / plan.num_gather_chunks + 1 if plan.team > 1 else 1.0
     return features(plan) * max(share, 1.0)

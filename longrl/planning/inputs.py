@@ -23,7 +23,7 @@ from longrl.strategies.sequence import HeadPlan
 
 @dataclass(frozen=True)
 class Tower:
-    """A windowed vision transformer."""
+    """A vision transformer, windowed or not."""
 
     params: int
     trains: bool
@@ -54,6 +54,8 @@ class Sizes:
     vocabulary: int
     head_norms: bool
     """Whether queries and keys are normalised per head, as in Qwen3."""
+    feature_size: int = 0
+    """Numbers of a media token's features."""
     tower: Tower | None = None
     adapter_params: int = 0
     """Of LoRA in all layers: if there are any, they alone train."""
@@ -77,9 +79,19 @@ class Sizes:
 
     @classmethod
     def of(cls, family: CausalFamily) -> Sizes:
-        """Counts the family's model on the meta device; `shapes.find` must have found its config."""
+        """Counts the family's model on the meta device; `shapes.find` must have found its config.
+
+        Raises:
+            ValueError: its layers are mixtures of experts.
+        """
+        text = family.config.get_text_config()
+        if getattr(text, "num_experts", None):
+            raise ValueError(
+                f"plan counts layers that use all their weights for every token, but {family.model_path!r} has "
+                f"{text.num_experts} experts; plan a dense model"
+            )
         model = on_meta(family)
-        layers, tower, text = family.layers(model), family.tower(model), family.config.get_text_config()
+        layers, tower = family.layers(model), family.tower(model)
         names = {name for name, _ in layers[0].named_parameters()}
         in_layers = [_count(layer.parameters()) for layer in layers]
         in_tower = _count(tower.parameters()) if tower is not None else 0
@@ -95,6 +107,7 @@ class Sizes:
             mlp_width=text.intermediate_size,
             vocabulary=text.vocab_size,
             head_norms=any("q_norm" in name for name in names),
+            feature_size=family.feature_size,
             tower=None if tower is None else _tower(family, model, family.config.vision_config),
             adapter_params=adapter_params,
             adapter_inputs=adapter_inputs,
@@ -104,14 +117,15 @@ class Sizes:
 def _tower(family: CausalFamily, model: nn.Module, vision: Any) -> Tower:
     tower = family.tower(model)
     assert tower is not None
+    windowed = "window_size" in vision.to_dict()
     return Tower(
         params=_count(tower.parameters()),
         trains=family.tower_trains(model),
         width=vision.hidden_size,
         mlp_width=vision.intermediate_size,
         num_layers=vision.depth,
-        num_full_layers=len(vision.fullatt_block_indexes),
-        window_patches=(vision.window_size // vision.patch_size) ** 2,
+        num_full_layers=len(vision.fullatt_block_indexes) if windowed else vision.depth,
+        window_patches=(vision.window_size // vision.patch_size) ** 2 if windowed else 0,
         patch_values=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
         merge=vision.spatial_merge_size**2,
     )

@@ -142,8 +142,9 @@ def plan_of(
     weight_bytes = getattr(torch, family.dtype).itemsize
     compute = strategy.sharding.compute_dtype
     video = data.renderer.video
+    sizes = Sizes.of(family)
     plan = Plan(
-        Sizes.of(family),
+        sizes,
         devices=devices,
         devices_per_node=machine.devices,
         sequence_parallel_size=team,
@@ -157,7 +158,7 @@ def plan_of(
         reference=rl and model.algorithm.kl_coef > 0,
         prompts_per_batch=data.prompts_per_batch,
         prompt_tokens=options.prompt_tokens or data.renderer.max_prompt_tokens or options.text_tokens,
-        frames=(options.frames or video.num_frames or video.max_frames) if family.media_token_ids() else 0,
+        frames=(options.frames or video.num_frames or video.max_frames) if sizes.tower else 0,
         num_generations=sampling.num_generations,
         completion_tokens=sampling.max_completion_tokens,
         max_tokens_per_micro_batch=model.max_tokens_per_micro_batch,
@@ -186,7 +187,8 @@ def frames_rule(family: CausalFamily, options: argparse.Namespace) -> memory.Wit
 
     def with_frames(plan: Plan, frames: int) -> Plan:
         tokens, cell_patches = media(family, frames, height, width)
-        prompt = options.prompt_tokens or tokens + options.text_tokens
+        times = family.time_tokens(range(0, frames, family.frames_per_cell))
+        prompt = options.prompt_tokens or tokens + times + options.text_tokens
         sized = {"frames": frames, "media_tokens": tokens, "cell_patches": cell_patches, "prompt_tokens": prompt}
         return budgeted(dataclasses.replace(plan, **sized))
 

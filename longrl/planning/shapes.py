@@ -49,9 +49,7 @@ def find(family: CausalFamily) -> CausalFamily:
 
 
 def _shipped_shapes(family: CausalFamily, folder: Path) -> CausalFamily:
-    from transformers import AutoConfig
-
-    family.config = AutoConfig.from_pretrained(folder)
+    family.config = family.read_config(folder)
     if (folder / "preprocessor_config.json").is_file():
         family.processor = _processor(folder)  # type: ignore[attr-defined]
     return family

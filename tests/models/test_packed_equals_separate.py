@@ -10,10 +10,13 @@ from tests.tiny import (
     gradients,
     mixed_prompts,
     plain_model,
+    qwen3_vl_family,
     random_completions,
     row,
     separate_logps,
     text_family,
+    vila_family,
+    vila_folder,
     vl_family,
 )
 
@@ -58,6 +61,22 @@ def test_video_and_images(max_tokens, checkpointing):
     compare(family, mixed_prompts(family), max_tokens)
 
 
+@pytest.mark.parametrize("max_tokens", [110, 10_000], ids=["one_at_a_time", "all_together"])
+@pytest.mark.parametrize("pool", [1, 2])
+@pytest.mark.parametrize("projector", ["mlp_downsample_2x2_fix", "mlp_downsample_3x3_fix"])
+def test_vila(projector, pool, max_tokens):
+    family = vila_family(vila_folder(projector=projector), pool_frames=pool, gradient_checkpointing=pool == 2)
+    compare(family, mixed_prompts(family), max_tokens)
+
+
+@pytest.mark.parametrize("max_tokens", [250, 10_000], ids=["some", "all_together"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+@pytest.mark.parametrize("experts", [False, True], ids=["dense", "experts"])
+def test_qwen3_vl(max_tokens, checkpointing, experts):
+    family = qwen3_vl_family(experts, gradient_checkpointing=checkpointing)
+    compare(family, mixed_prompts(family), max_tokens)
+
+
 @pytest.mark.parametrize("model_type", ["qwen2", "qwen3"])
 @pytest.mark.parametrize("max_tokens", [150, 10_000])
 def test_text(model_type, max_tokens):
@@ -65,8 +84,9 @@ def test_text(model_type, max_tokens):
     compare(family, text_prompts(family), max_tokens)
 
 
-def test_a_frozen_tower_gives_the_same_text_gradients():
-    trainable, frozen = vl_family(), vl_family(freeze_tower=True)
+@pytest.mark.parametrize("make", [vl_family, qwen3_vl_family])
+def test_a_frozen_tower_gives_the_same_text_gradients(make):
+    trainable, frozen = make(), make(freeze_tower=True)
     results = []
     for family in (trainable, frozen):
         model, prompts = family.build(), mixed_prompts(family)

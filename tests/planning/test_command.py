@@ -45,6 +45,16 @@ def test_too_long_a_video_gets_a_remedy_and_notes(tmp_path):
     assert any(note.startswith("28 query and 4 key heads on 8 ranks work") for note in eight["notes"])
 
 
+def test_vila_is_planned_from_its_shipped_config(tmp_path):
+    """64 times 256 features of 256 frames pooled by 4; 1024 patches of a frame go through the tower."""
+    recipe = str(ROOT / "configs" / "longvila_7b_longvideo_grpo.yaml")
+    found = plan(tmp_path, "--config", recipe, "--frames=256", "--hardware=H200")
+    assert found["plan"]["media_tokens"] == 64 * 256
+    assert found["plan"]["cell_patches"] == 4 * 1024
+    assert found["sizes"]["tower"]["merge"] == pytest.approx(16)
+    assert found["fits"]
+
+
 def test_the_strategy_of_the_config_counts(tmp_path):
     strategy = {
         "class_path": "longrl.strategies.mr_sp.MRSPStrategy",

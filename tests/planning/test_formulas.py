@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from longrl.models.qwen3_vl import Qwen3VLFamily
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.models.text import TextFamily
 from longrl.planning import flops, formulas, memory, shapes
@@ -14,7 +15,7 @@ from longrl.planning.report import budgeted, media
 
 TINY = Sizes(
     layer_params=(100, 100), root_params=50, hidden=8, num_heads=4, num_key_heads=2, head_size=2, mlp_width=16,
-    vocabulary=32, head_norms=False,
+    vocabulary=32, head_norms=False, feature_size=8,
     tower=Tower(params=30, trains=False, width=4, mlp_width=8, num_layers=2, num_full_layers=1, window_patches=4,
                 patch_values=12, merge=4),
 )  # fmt: skip
@@ -164,10 +165,13 @@ def test_operations_count_the_prompt_once_per_group():
         ("Qwen/Qwen2.5-7B", 7_615_616_512),
         ("Qwen/Qwen2.5-1.5B-Instruct", 1_543_714_304),
         ("Qwen/Qwen3-1.7B", 1_720_574_976),
+        ("Qwen/Qwen3-VL-4B-Instruct", 4_437_815_808),
+        ("Qwen/Qwen3-VL-8B-Instruct", 8_767_123_696),
     ],
 )
 def test_shipped_shapes_have_the_published_number_of_parameters(name, params):
-    family = shapes.find((Qwen2_5_VLFamily if "VL" in name else TextFamily)(name))
+    kind = Qwen3VLFamily if "Qwen3-VL" in name else Qwen2_5_VLFamily if "VL" in name else TextFamily
+    family = shapes.find(kind(name))
     sizes = Sizes.of(family)
     assert sizes.text_params + (sizes.tower.params if sizes.tower else 0) == params
     assert sizes.head_norms == ("Qwen3" in name)

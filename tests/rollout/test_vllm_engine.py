@@ -8,23 +8,30 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from longrl.models.qwen3_vl import Qwen3VLFamily
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.models.text import TextFamily
-from longrl.models.tiny import tiny_qwen2_5_vl, tiny_text
+from longrl.models.tiny import tiny_qwen2_5_vl, tiny_qwen3_vl, tiny_text, tiny_vila
+from longrl.models.vila import VilaFamily
 from longrl.modules.packing import pack
 from longrl.rollout.engine import HFEngine
 from longrl.rollout.features import FeatureCache
 from longrl.rollout.parity import Gap, check, check_seen, stacked
 from longrl.types import SamplingParams
+from tests.distributed import run_distributed
 from tests.tiny import frames, mixed_prompts, row
 
-pytest.importorskip("vllm")
+vllm_package = pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
 
-from longrl.rollout.vllm_engine import VLLMEngine, vllm_sampling  # noqa: E402
+from longrl.rollout.vllm_engine import VLLMEngine  # noqa: E402
+from longrl.rollout.vllm_options import sampling_arguments  # noqa: E402
 
 WITH_A_TOWER = pytest.mark.parametrize("started", ["qwen2.5-vl"], indirect=True)
+OF_VILA = pytest.mark.parametrize("started", ["vila"], indirect=True)
+"""Features that enter among the prompt's embeddings, not as media."""
 GREEDY = SamplingParams(1, 24, temperature=0.0)
 
 
@@ -35,6 +42,13 @@ def family_of(kind: str, folder: Path):
         made = tiny_qwen2_5_vl(folder, text=wide)
         sizes = {"min_pixels": 28 * 28, "max_pixels": 56 * 56}
         return Qwen2_5_VLFamily(str(made), random_init=True, freeze_tower=False, **sizes)
+    if kind == "vila":
+        made = tiny_vila(folder, text=wide)
+        return VilaFamily(str(made), random_init=True, freeze_tower=False, freeze_projector=False)
+    if kind == "qwen3-vl":
+        made = tiny_qwen3_vl(folder, text=wide)
+        sizes = {"min_pixels": 32 * 32, "max_pixels": 64 * 64}
+        return Qwen3VLFamily(str(made), random_init=True, freeze_tower=False, **sizes)
     return TextFamily(str(tiny_text(folder, kind, **wide)), random_init=True)
 
 
@@ -43,7 +57,7 @@ def engine() -> VLLMEngine:
     return VLLMEngine(max_model_len=2048, max_num_seqs=16, kv_cache_gib=0.0625, enforce_eager=True, options=small)
 
 
-@pytest.fixture(scope="module", params=["qwen2", "qwen3", "qwen2.5-vl"])
+@pytest.fixture(scope="module", params=["qwen2", "qwen3", "qwen2.5-vl", "qwen3-vl", "vila"])
 def started(request, tmp_path_factory):
     family = family_of(request.param, tmp_path_factory.mktemp("model"))
     made = engine()
@@ -227,6 +241,36 @@ def test_a_forgotten_cache_is_caught(in_step, monkeypatch):
     check(Gap(stacked(found), trainer_logp(family, model, prompts, features, found)), prompts, found, max_gap=1e-4)
 
 
+@OF_VILA
+def test_the_same_tokens_with_other_features_are_another_prompt(in_step):
+    """A warm prefix cache: blocks are told apart by their embeddings, and found again by them."""
+    family, vllm, model, _, _ = in_step
+    clips = [frames(40, key=key) for key in ("first", "second")]  # 200 tokens, 6 blocks of 32
+    prompts = [family.render(row("same"), "What?", [clip]) for clip in clips]
+    assert torch.equal(prompts[0].input_ids, prompts[1].input_ids)
+    features = FeatureCache(family).get_or_encode(model, prompts)
+    answers = []
+    for prompt in (*prompts, prompts[0]):
+        found = vllm.generate(family, model, [prompt], features, GREEDY, seed=0)
+        assert gap(family, model, [prompt], features, found) < 1e-4
+        answers.append(stacked(found))
+    assert not torch.allclose(answers[0], answers[1], atol=1e-3)
+    torch.testing.assert_close(answers[0], answers[2])
+
+
+@OF_VILA
+def test_a_repeated_prompt_is_read_from_the_prefix_cache(in_step):
+    family, vllm, model, _, _ = in_step
+    prompt = family.render(row("again"), "What?", [frames(40, key="again")])
+    features = FeatureCache(family).get_or_encode(model, [prompt])
+    params = vllm_package.SamplingParams(max_tokens=1)
+    cached = [
+        vllm._llm.generate([family.engine_request(prompt, features)], params, use_tqdm=False)[0].num_cached_tokens
+        for _ in range(2)
+    ]
+    assert cached == [0, len(prompt.input_ids) // 32 * 32]
+
+
 def test_features_in_equals_pixels_in(tmp_path):
     """Against vLLM with weights from a folder: its own processor, tower and positions, on the frames."""
     family = family_of("qwen2.5-vl", tmp_path)
@@ -250,7 +294,8 @@ def test_features_in_equals_pixels_in(tmp_path):
         "multi_modal_data": {"video": [(clip.pixels.permute(0, 2, 3, 1).numpy(), metadata)]},
         "mm_processor_kwargs": {"size": {"shortest_edge": family.min_pixels, "longest_edge": family.max_pixels}},
     }
-    (found,) = vllm._llm.generate([request], vllm_sampling(family, GREEDY, 0, 0), use_tqdm=False)
+    params = vllm_package.SamplingParams(**sampling_arguments(family, prompt, GREEDY, 0, 0))
+    (found,) = vllm._llm.generate([request], params, use_tqdm=False)
     vllm.close()
     assert found.prompt_token_ids == prompt.input_ids.tolist()
     assert list(found.outputs[0].token_ids) == wanted[0].token_ids.tolist()
@@ -269,7 +314,7 @@ def test_a_missing_vllm_names_the_extra(monkeypatch, tmp_path):
 
 def test_another_version_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr("vllm.__version__", "0.9.1")
-    with pytest.raises(ImportError, match=r"written for vllm 0\.32, got 0\.9\.1; install 0\.32\.0"):
+    with pytest.raises(ImportError, match=r"written for vllm 0\.32\.0, got 0\.9\.1; install 0\.32\.0"):
         engine().start(family_of("qwen2", tmp_path))
 
 
@@ -312,3 +357,37 @@ def test_memory_goes_back_and_forth_in_order(tmp_path, monkeypatch):
     woken = [("wake_up", ["weights"]), "collective_rpc", ("wake_up", ["kv_cache"])]
     assert names == ["collective_rpc", *caches, ("sleep", 2), *woken, *caches]
     assert vllm.num_syncs == 2
+
+
+class Loaded(Qwen3VLFamily):
+    """Of an engine that reads its weights from files and never gets others."""
+
+    def engine_options(self):
+        return Qwen2_5_VLFamily.engine_options(self)
+
+
+def gap_of_experts(folder: str) -> float:
+    """Of an engine in a process of its own: vLLM's groups of ranks for experts are made with the first model."""
+    made = tiny_qwen3_vl(folder, text={"hidden_size": 192}, experts=True)
+    family = Loaded(folder, random_init=True, min_pixels=32 * 32, max_pixels=64 * 64)
+    model, prompts = family.build(), prompts_of(family)
+    released = {name: family.engine_tensor(name, weight) for name, weight in model.state_dict().items()}
+    save_file({name: weight.contiguous().clone() for name, weight in released.items()}, made / "model.safetensors")
+    vllm = engine()
+    vllm.options["load_format"] = "auto"
+    vllm.start(family)
+    features = FeatureCache(family).get_or_encode(model, prompts)
+    return gap(family, model, prompts, features, vllm.generate(family, model, prompts, features, GREEDY, seed=0))
+
+
+def test_experts_from_released_files_are_the_trainers(tmp_path):
+    """Handing weights over is another matter: vLLM 0.32 on a CPU packs experts for its kernel only once."""
+    (found,) = run_distributed(gap_of_experts, 1, str(tmp_path))
+    assert found < 1e-4
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of CPUs")
+def test_an_engine_that_cannot_take_new_experts_does_not_start(tmp_path):
+    family = Qwen3VLFamily(str(tiny_qwen3_vl(tmp_path, experts=True)), random_init=True)
+    with pytest.raises((RuntimeError, ValueError), match=r"has 4 experts; use engine: longrl.rollout.engine.HFEngine"):
+        engine().start(family)

@@ -7,6 +7,7 @@ written out by hand (tests/modules/test_policy.py).
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import pytest
@@ -36,12 +37,22 @@ from tests.tiny import (
     mixed_prompts,
     peft_model,
     plain_model,
+    qwen3_vl_family,
     row,
     separate_logps,
+    vila_family,
     vl_family,
 )
 
+VISUAL = ("model.visual", "vision_tower", "mm_projector")
 BUDGETS = {"one completion": 57, "all": 10_000}
+
+
+FAMILIES = {
+    "qwen2.5-vl": vl_family,
+    "qwen3-vl": qwen3_vl_family,
+    "qwen3-vl experts": functools.partial(qwen3_vl_family, experts=True),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +70,23 @@ class Case:
     chunks: int = 1
     replicas: int = 1
     lora: bool = False
+    vila_pool: int | None = None
+    """Frames VILA pools; None is Qwen2.5-VL."""
+    freeze_tower: bool = False
+    """Of VILA's tower alone: its projector trains."""
+    model: str = "qwen2.5-vl"
 
     def family(self):
+        if self.vila_pool is not None:
+            return vila_family(
+                freeze_tower=self.freeze or self.freeze_tower,
+                freeze_projector=self.freeze,
+                pool_frames=self.vila_pool,
+                gradient_checkpointing=self.checkpointing,
+            )
         lora = LoRASettings(rank=3) if self.lora else None  # fewer rows than some ranks
-        return vl_family(freeze_tower=self.freeze, gradient_checkpointing=self.checkpointing, lora=lora)
+        make = FAMILIES[self.model]
+        return make(freeze_tower=self.freeze, gradient_checkpointing=self.checkpointing, lora=lora)
 
     def algorithm(self):
         return Algorithm(token_weights=token_mean, kl_coef=0.3 if self.kl else 0.0)
@@ -169,7 +193,9 @@ def by_hand(case: Case) -> tuple[float, dict[str, torch.Tensor]]:
     else:
         loss, grads = gradients_by_hand(plain, groups, weights="token_mean", **options)
     if case.freeze:
-        grads = {name: grad for name, grad in grads.items() if "visual" not in name}
+        grads = {name: grad for name, grad in grads.items() if not name.startswith(VISUAL)}
+    if case.freeze_tower:
+        grads = {name: grad for name, grad in grads.items() if not name.startswith("vision_tower")}
     return loss, grads
 
 
@@ -198,6 +224,18 @@ def test_any_grid_gives_the_loss_and_gradients_of_one_process(devices):
     check(cases, devices)
 
 
+@pytest.mark.parametrize("devices", [2, 3])
+def test_vila_is_shared_by_pooled_frames(devices):
+    """Everything frozen, the projector alone, and all of it trained; packed and not; text between frames."""
+    cases = [
+        Case(sp=devices, vila_pool=1, freeze=True, budget=110),
+        Case(sp=devices, vila_pool=2, freeze_tower=True),
+        Case(sp=devices, vila_pool=2, checkpointing=True, chunks=2),
+        Case(sp=1, vila_pool=1, freeze_tower=True, prompts="single"),
+    ]
+    check(cases, devices)
+
+
 def test_three_ranks_share_what_three_does_not_divide():
     check([Case(sp=3, budget=70, kl=True, freeze=True), Case(sp=3, checkpointing=True, chunks=2)], 3)
 
@@ -217,6 +255,22 @@ def test_other_batches_on_other_grids(devices):
             Case(sp=sp, prompts="single"),
             Case(sp=sp, prompts="single", freeze=True, kl=True, budget=57),
         )
+    ]
+    check(cases, devices)
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+def test_features_for_several_layers(devices):
+    """DeepStack: every rank adds what belongs to its own rows."""
+    cases = [
+        Case(model="qwen3-vl", sp=devices),
+        Case(model="qwen3-vl", sp=devices, budget=100, freeze=True, kl=True),
+        Case(model="qwen3-vl", sp=devices, checkpointing=True, chunks=2),
+        Case(model="qwen3-vl", sp=devices, prompts="one video"),
+        Case(model="qwen3-vl", budget=200, prompts="single"),
+        Case(model="qwen3-vl", sp=devices, sft=True, freeze=True, checkpointing=True),
+        Case(model="qwen3-vl", sp=devices, lora=True, freeze=True),
+        Case(model="qwen3-vl experts", sp=devices, budget=100),
     ]
     check(cases, devices)
 

@@ -1,0 +1,186 @@
+"""Qwen3-VL (arXiv:2511.21631), dense and mixture of experts: timestamps as text, interleaved M-RoPE, DeepStack.
+
+Three things differ from Qwen2.5-VL. Every temporal cell of a video is a picture of its own behind its time in words, so
+positions know nothing of seconds. The tower attends over whole cells and also gives features from some of its layers:
+they lie behind the ordinary ones, [N, D * (1 + K)], and are added to the hidden states behind the text stack's first K
+layers (DeepStack, arXiv:2406.04334). And the pixel budget counts all frames of a video.
+
+The load-balancing loss of a mixture's router is not part of any objective here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from longrl.models.base import ALL_ROWS
+from longrl.models.qwen_vl import Qwen2_5_VLFamily, mrope_positions
+from longrl.types import Media, Packed, Row
+
+FACTOR = 32 * 32
+"""Pixels of a feature: patches of 16 x 16, merged 2 x 2."""
+
+
+class Qwen3VLFamily(Qwen2_5_VLFamily):
+    """Qwen3-VL of any size, dense or mixture of experts, Instruct or Thinking.
+
+    Args:
+        model: folder or hub id.
+        min_pixels: a frame or image is enlarged to at least this many pixels.
+        max_pixels: a frame or image is shrunk to at most this many pixels.
+        max_video_pixels: budget over all frames of a video; long videos get smaller frames, down to `min_pixels`.
+        outer_vision_marks: keep the chat template's vision start and end around all cells of a video, as transformers
+            does since 5.10. In the code the models were released with (transformers 4.57) the cells replace them.
+        kwargs: see `Qwen2_5_VLFamily`.
+
+    Example:
+        `Qwen3VLFamily(model="Qwen/Qwen3-VL-8B-Instruct", dtype="bfloat16", max_pixels=128 * 32 * 32)`
+    """
+
+    def __init__(
+        self,
+        model: str,
+        min_pixels: int = 4 * FACTOR,
+        max_pixels: int = 128 * FACTOR,
+        max_video_pixels: int = 115_200 * FACTOR,
+        outer_vision_marks: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model, min_pixels, max_pixels, max_video_pixels, **kwargs)
+        self.outer_vision_marks = outer_vision_marks
+
+    # -- prompts -------------------------------------------------------------------------------------------------
+
+    @override
+    def _chat(self, text: str, media: Sequence[Media], row: Row) -> list[int]:
+        ids = super()._chat(text, media, row)
+        return ids if self.outer_vision_marks else _without_marks(ids, self.config)
+
+    @override
+    def placeholder(self, media: Media) -> list[int]:
+        """For a video `<1.5 seconds>`, vision start, features, vision end; again for every temporal cell.
+
+        A timestamp is tokenized on its own, as in vLLM. transformers' processor reads the text as a whole, which is the
+        same unless words stand right before a video without marks around it: their end may join its `<`.
+        """
+        if media.kind == "image":
+            return super().placeholder(media)
+        features = [self.config.video_token_id] * self.num_features(media.part(1))
+        cell = [self.config.vision_start_token_id, *features, self.config.vision_end_token_id]
+        times = self.tokenizer([f"<{time:.1f} seconds>" for time in media.timestamps], add_special_tokens=False)
+        return list(itertools.chain.from_iterable([*time, *cell] for time in times["input_ids"]))
+
+    @override
+    def time_tokens(self, timestamps: Sequence[float]) -> int:
+        """Of Qwen's tokenizer, which has a token for every digit, and for `<`, `.`, ` seconds`, `>`; and two marks."""
+        return sum(len(f"{time:.1f}") + 5 for time in timestamps)
+
+    @override
+    def positions(self, input_ids: Tensor, media: Sequence[Media]) -> Tensor:
+        cells = [item.part(1) for item in media for _ in range(item.grid_thw[0])]
+        merge_size = self.config.vision_config.spatial_merge_size
+        return mrope_positions(input_ids, cells, set(self.media_token_ids().values()), merge_size, tokens_per_second=0)
+
+    @override
+    def _resized(self, pixels: Tensor, num_frames: int) -> Tensor:
+        """The processor's own size for the whole video, its own resizing for the frames that are here."""
+        from transformers.image_utils import SizeDict
+        from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
+        from transformers.video_processing_utils import BaseVideoProcessor
+
+        processor = self.processor.video_processor
+        least, most = self.video_budget(num_frames)
+        height, width = smart_resize(
+            max(num_frames, self.frames_per_cell),  # it knows no shorter video; patching repeats the last frame
+            height=pixels.shape[-2],
+            width=pixels.shape[-1],
+            temporal_factor=self.frames_per_cell,
+            factor=processor.patch_size * processor.merge_size,
+            min_pixels=least,
+            max_pixels=most,
+        )
+        # The base class resizes to a given size; this one's own `resize` would count the frames that are here.
+        size = SizeDict(height=height, width=width)
+        return BaseVideoProcessor.resize(processor, pixels, size=size, resample=processor.resample)
+
+    def video_budget(self, num_frames: int) -> tuple[int, int]:
+        """Least and most pixels of all frames of a video together: the `size` of transformers' video processor."""
+        frames = max(num_frames, self.frames_per_cell)
+        least = self.min_pixels * frames
+        return least, max(least, min(self.max_pixels * frames, self.max_video_pixels))
+
+    # -- DeepStack -----------------------------------------------------------------------------------------------
+
+    @property
+    @override
+    def feature_size(self) -> int:
+        return self._hidden_size * (1 + len(self.config.vision_config.deepstack_visual_indexes))
+
+    @property
+    def _hidden_size(self) -> int:
+        return self.config.get_text_config().hidden_size
+
+    @override
+    def _features(self, output: Any) -> Tensor:
+        return torch.cat([output.pooler_output, *output.deepstack_features], -1)
+
+    @override
+    def embed(self, model: nn.Module, packed: Packed, features: Mapping[str, Tensor], rows: slice = ALL_ROWS) -> Tensor:
+        first = {key: value[:, : self._hidden_size] for key, value in features.items()}
+        return super().embed(model, packed, first, rows)
+
+    @override
+    def backbone_inputs(self, packed: Packed, features: Mapping[str, Tensor], rows: slice = ALL_ROWS) -> dict[str, Any]:
+        """What the first K layers add to the hidden states of media: K times [media rows, D], and where."""
+        here, media = self._media_rows(packed, features, rows)
+        if not media:
+            return {}
+        levels = torch.cat([item[:, self._hidden_size :] for item in media]).split(self._hidden_size, -1)
+        return {"visual_pos_masks": here[None], "deepstack_visual_embeds": list(levels)}
+
+    @override
+    def no_mask(self, model: nn.Module) -> None:
+        """None: this text stack takes no mapping, and makes no mask where rows and keys are as many."""
+
+    # -- rollout engines -----------------------------------------------------------------------------------------
+
+    @override
+    def engine_options(self) -> dict[str, Any]:
+        experts = getattr(self.config.get_text_config(), "num_experts", 0)
+        if experts and not torch.cuda.is_available():  # seen in 0.32: experts are repacked for its kernel once only
+            raise ValueError(
+                f"vLLM on a CPU goes wrong when a mixture of experts gets new weights, and {self.model_path!r} has "
+                f"{experts} experts; use engine: longrl.rollout.engine.HFEngine"
+            )
+        return super().engine_options()
+
+    @override
+    def engine_tensor(self, name: str, weight: Tensor) -> Tensor:
+        """Released files hold all experts' weights as [experts, in, out], transformers as [experts, out, in]."""
+        return weight.transpose(1, 2) if ".mlp.experts." in name else weight
+
+    @override
+    def _engine_times(self, videos: Sequence[Media]) -> dict[str, Any]:
+        return {"timestamps": [torch.tensor(item.timestamps, dtype=torch.float64) for item in videos]}
+
+    @override
+    def _engine_name(self, media: Media) -> str:
+        times = hashlib.sha256(repr(media.timestamps).encode()).hexdigest()[:16]
+        return f"{media.key}|{times}"
+
+
+def _without_marks(ids: list[int], config: Any) -> list[int]:
+    """Token ids with the vision start and end next to every video placeholder left out."""
+    kept: list[int] = []
+    for place, token in enumerate(ids):
+        opens = token == config.vision_start_token_id and ids[place + 1 : place + 2] == [config.video_token_id]
+        closes = token == config.vision_end_token_id and place > 0 and ids[place - 1] == config.video_token_id
+        if not opens and not closes:
+            kept.append(token)
+    return kept

@@ -1,0 +1,328 @@
+r"""VILA, NVILA and LongVILA (arXiv:2312.07533, 2412.04468, 2408.10188): SigLIP frames between text tokens of a Qwen2.
+
+A video is its frames one after the other, each the tower's square image and then "\n"; LongVILA-R1 averages
+neighbouring frames first. Such text between frames is text: it stands in the prompt as token ids and is looked up from
+the current weights, and features are the tower's rows alone. Positions count tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from longrl.models.base import OWN_WEIGHTS, CausalFamily
+from longrl.models.vila_config import Encoder, VilaConfig, template_file
+from longrl.models.vila_model import VilaModel, local_folder
+from longrl.models.vila_tiles import resized, tile_grid, with_scales, with_thumbnail
+from longrl.types import Frames, Media, Prompt
+
+MEDIA_TOKENS = {"image": "<image>", "video": "<vila/video>"}
+EXTRA_TOKENS = ("<vila/sentinel>", *MEDIA_TOKENS.values())
+"""What the released code adds to a tokenizer that lacks them, in this order."""
+
+
+class VilaFamily(CausalFamily):
+    """A model in VILA's released layout, with SigLIP and Qwen2.
+
+    Args:
+        model: folder or hub id; its own code is never run.
+        freeze_tower: leave the vision tower as it is.
+        freeze_projector: leave the projector as it is. With both frozen, as LongVILA-R1 did in RL, each video is
+            encoded once per step, without gradient.
+        pool_frames: neighbouring frames of a video that are averaged into one; None is what the model's config says.
+            LongVILA-R1's code chooses 4 up to 256 frames, 8 up to 512, 16 up to 1024, and then 32.
+        max_frames_per_encode: frames or tiles the tower reads in one call, which bounds its memory.
+        kwargs: see `CausalFamily`.
+
+    Example:
+        `VilaFamily(model="Efficient-Large-Model/LongVILA-R1-7B", dtype="bfloat16", pool_frames=4)`
+    """
+
+    def __init__(
+        self,
+        model: str,
+        freeze_tower: bool = True,
+        freeze_projector: bool = True,
+        pool_frames: int | None = None,
+        max_frames_per_encode: int = 64,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model, **kwargs)
+        if max_frames_per_encode < 1 or (pool_frames is not None and pool_frames < 1):
+            raise ValueError(
+                "model.family's pool_frames and max_frames_per_encode must be at least 1, got "
+                f"{pool_frames} and {max_frames_per_encode}"
+            )
+        self.freeze_tower = freeze_tower
+        self.freeze_projector = freeze_projector
+        self.pool_frames = pool_frames
+        self.max_frames_per_encode = max_frames_per_encode
+
+    # -- building ------------------------------------------------------------------------------------------------
+
+    @override
+    def auto_class(self) -> Any:
+        return VilaModel
+
+    @override
+    def attention(self) -> dict[str, str]:
+        return {"llm": str(super().attention()), "vision_tower": "sdpa"}
+
+    @override
+    def read_config(self, source: str | Path) -> VilaConfig:
+        return VilaConfig.read(local_folder(source)).with_pool(self.pool_frames)
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """The language model's, with VILA's own tokens."""
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(self.engine_folder())
+        known = tokenizer.get_vocab()
+        tokenizer.add_tokens([token for token in EXTRA_TOKENS if token not in known], special_tokens=True)
+        tokenizer.chat_template = self.config.chat_template or tokenizer.chat_template
+        return tokenizer
+
+    @override
+    def build(self, weights: str | None = OWN_WEIGHTS) -> nn.Module:
+        model = super().build(weights)
+        model.vision_tower.requires_grad_(not self.freeze_tower)
+        model.mm_projector.requires_grad_(not self.freeze_projector)
+        return model
+
+    @override
+    def backbone(self, model: nn.Module) -> nn.Module:
+        return model.llm.model
+
+    @override
+    def tower(self, model: nn.Module) -> nn.Module:
+        """Tower and projector."""
+        return model.visual
+
+    @override
+    def encoder_settings(self) -> dict[str, Any]:
+        config = self.config
+        return {
+            "preprocessor": config.preprocessor,
+            "aspect": config.aspect,
+            "size": config.size,
+            "scales": config.scales,
+            "tiles": config.tile_range,
+            "pool": config.video.pool,
+        }
+
+    @override
+    def save_processing(self, folder: str | Path) -> None:
+        self.tokenizer.save_pretrained(Path(folder) / "llm")
+        file = Path(folder) / "vision_tower" / "preprocessor_config.json"
+        file.write_text(json.dumps(self.config.preprocessor, indent=2) + "\n")
+        if self.config.chat_template:
+            (Path(folder) / str(template_file(self.config.values))).write_text(self.config.chat_template)
+
+    # -- pixels --------------------------------------------------------------------------------------------------
+
+    @override
+    def patch_all(self, frames: Sequence[Frames]) -> list[Media]:
+        """Cuts an image into tiles if it is the only one, as the released code does."""
+        lone = sum(item.kind == "image" for item in frames) == 1 and self.config.aspect in ("dynamic", "dynamic_s2")
+        return [self._tiled(item) if lone and item.kind == "image" else self.patch(item) for item in frames]
+
+    @override
+    def resize(self, frames: Frames) -> Frames:
+        if frames.resized or not len(frames.pixels):
+            return frames
+        return replace(frames, pixels=resized(frames.pixels, self.config.size, self.config.size), resized=True)
+
+    @override
+    def cells_per_encode(self, media: Media) -> int:
+        return max(1, self.max_frames_per_encode // self.frames_per_cell)
+
+    @override
+    def patch(self, frames: Frames) -> Media:
+        """Whole frames, resized to the tower's square, as `patches`; an incomplete cell may lack some."""
+        pool = self.frames_per_cell if frames.kind == "video" else 1
+        return self._media(frames, self.resize(frames).pixels, (pool, 1), pool)
+
+    def _tiled(self, frames: Frames) -> Media:
+        """One image as tiles: `image_aspect_ratio` dynamic or dynamic_s2."""
+        height, width = frames.pixels.shape[-2:]
+        fewest, most = self.config.tile_range
+        size, scales = self.config.size, self.config.scales
+        grid = tile_grid(height, width, size, min_tiles=fewest, max_tiles=most)
+        image = frames.pixels
+        if len(image):  # else another rank has it
+            image = with_scales(image, *grid, size, scales) if scales else with_thumbnail(image, *grid, size)
+        return self._media(frames, image, grid, 1)
+
+    def _media(self, frames: Frames, pixels: Tensor, grid: tuple[int, int], pool: int) -> Media:
+        """A medium whose cells hold `grid` squares of the tower, one below the other for the frames of a cell."""
+        side = self.config.size // self.config.tower.patch_size
+        times = frames.timestamps
+        cells = [times[start : start + pool] for start in range(0, len(times), pool)]
+        spacing = pool * (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else float(frames.kind == "video")
+        return Media(
+            kind=frames.kind,
+            patches=pixels.reshape(len(pixels), 3 * self.config.size**2),
+            grid_thw=(len(cells), grid[0] * side, grid[1] * side),
+            seconds_per_cell=spacing,
+            timestamps=tuple(map(statistics.fmean, cells)),
+            key=f"{frames.key}-{self.config.size}-{grid[0]}x{grid[1]}",
+        )
+
+    @property
+    @override
+    def frames_per_cell(self) -> int:
+        return self.config.video.pool[0]
+
+    def _grid(self, media: Media) -> tuple[int, int]:
+        """Rows and columns of an image's tiles; (1, 1) for one that is not cut."""
+        side = self.config.size // self.config.tower.patch_size
+        return media.grid_thw[1] // side, media.grid_thw[2] // side
+
+    def _by_scales(self, media: Media) -> bool:
+        """Whether it is an image whose tiles are joined before the projector."""
+        return media.kind == "image" and bool(self.config.scales) and math.prod(self._grid(media)) > 1
+
+    # -- prompts -------------------------------------------------------------------------------------------------
+
+    @override
+    def positions(self, input_ids: Tensor, media: Sequence[Media]) -> Tensor:
+        return torch.arange(len(input_ids))[None]
+
+    @override
+    def media_token_ids(self) -> dict[str, int]:
+        return {kind: self.tokenizer.convert_tokens_to_ids(token) for kind, token in MEDIA_TOKENS.items()}
+
+    @override
+    def chat_content(self, content: list[dict[str, str]]) -> str:
+        r"""One text; behind each tile of a lone image "\n" follows, and `placeholder` has those between tiles."""
+        lone = sum(part["type"] == "image" for part in content) == 1 and self.config.aspect == "dynamic"
+        marks = MEDIA_TOKENS | {"image": MEDIA_TOKENS["image"] + "\n" * lone}
+        return "".join(part["text"] if part["type"] == "text" else marks[part["type"]] for part in content).strip()
+
+    @override
+    def placeholder(self, media: Media) -> list[int]:
+        token = self.media_token_ids()[media.kind]
+        if media.kind == "image":
+            return self._image_placeholder(media, token)
+        encoder = self.config.video
+        frame = self._between(encoder, [token] * self.config.tokens_per_frame)
+        return frame * media.grid_thw[0] + self._ids(encoder.sep_tokens)
+
+    def _image_placeholder(self, media: Media, token: int) -> list[int]:
+        count = 1 if self._by_scales(media) else self._num_tiles(media)
+        tile = self._between(self.config.image, [token] * (self.num_features(media) // count))
+        return [*tile, *itertools.chain.from_iterable([*self._ids("\n"), *tile] for _ in range(count - 1))]
+
+    def _between(self, encoder: Encoder, rows: list[int]) -> list[int]:
+        return [*self._ids(encoder.start_tokens), *rows, *self._ids(encoder.end_tokens)]
+
+    def _ids(self, text: str | None) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+
+    def _num_tiles(self, media: Media) -> int:
+        """Of `image_aspect_ratio: dynamic`, thumbnail included."""
+        count = math.prod(self._grid(media))
+        return count + (count > 1)
+
+    @override
+    def num_features(self, media: Media) -> int:
+        """Rows of the tower; the text between frames or tiles is not among them."""
+        config = self.config
+        if media.kind == "video":
+            return media.grid_thw[0] * config.tokens_per_frame
+        if not self._by_scales(media):
+            return self._num_tiles(media) * config.projected_side**2
+        grids = [(scale // config.scales[0],) * 2 for scale in config.scales[:-1]]
+        rows, columns = [*grids, self._grid(media)][config.output_scale]
+        return rows * columns * config.projected_side**2
+
+    # -- scoring -------------------------------------------------------------------------------------------------
+
+    @override
+    def encode_media(self, model: nn.Module, media: Sequence[Media]) -> list[Tensor]:
+        """[N_i, D] features of each medium. A frame or tile is encoded on its own, whatever else is in the call."""
+        frozen = self.freeze_tower and self.freeze_projector
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            return [self._features(model, item) for item in media]
+
+    def _features(self, model: nn.Module, media: Media) -> Tensor:
+        size, device = self.config.size, model.get_input_embeddings().weight.device
+        pixels = media.patches.view(-1, 3, size, size)
+        if self._by_scales(media):
+            return model.visual(pixels.to(device), self._grid(media))[0]
+        calls = pixels.split(self.max_frames_per_encode)
+        frames = torch.cat([model.visual(call.to(device)) for call in calls])
+        if media.kind == "video":
+            frames = pooled(frames, media.grid_thw[0], self.config.video.pool)
+        return frames.flatten(0, 1)
+
+    @override
+    def embed_tokens(self, model: nn.Module, ids: Tensor) -> Tensor:
+        """Media tokens may lie behind the last row: NVILA-8B has 151648, and its video token is 151650."""
+        embeddings = model.get_input_embeddings()
+        return embeddings(ids.where(ids < self.config.llm.vocab_size, 0))
+
+    # -- rollout engines -----------------------------------------------------------------------------------------
+
+    @override
+    def engine_folder(self) -> str:
+        """The language model's, for vLLM knows no VILA."""
+        return str(local_folder(self._existing_path()) / "llm")
+
+    @override
+    def engine_options(self) -> dict[str, Any]:
+        return {"enable_prompt_embeds": True}
+
+    @override
+    def engine_weight(self, name: str) -> str | None:
+        return name.removeprefix("llm.") if name.startswith("llm.") else None
+
+    @override
+    def engine_request(self, prompt: Prompt, features: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Media rows as embeddings, text as ids that vLLM looks up in its own weights.
+
+        vLLM's prefix cache is safe: it hashes a block's token ids and its embeddings.
+        """
+        if not prompt.media:
+            return super().engine_request(prompt, features)
+        is_media = torch.isin(prompt.input_ids, torch.tensor(list(self.media_token_ids().values())))
+        rows = torch.cat([features[item.key] for item in prompt.media]).cpu().to(getattr(torch, self.dtype))
+        embeds = rows.new_zeros(len(is_media), rows.shape[1])
+        embeds[is_media] = rows
+        return {
+            "prompt_embeds": embeds,
+            "prompt_token_ids": prompt.input_ids.where(~is_media, 0).tolist(),
+            "prompt_is_token_ids": (~is_media).tolist(),
+        }
+
+
+def pooled(frames: Tensor, cells: int, pool: tuple[int, int, int]) -> Tensor:
+    """Means over neighbours: `TSPVideoEncoder` of NVlabs/VILA.
+
+    Args:
+        frames: [F, side * side, D].
+        cells: T, the number of pooled frames; the last frame fills an incomplete one.
+        pool: neighbours in time, height and width.
+
+    Returns:
+        [T, N, D].
+    """
+    time, height, width = pool
+    missing = cells * time - len(frames)
+    if missing:
+        frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1)])
+    side = round(frames.shape[1] ** 0.5)
+    split = frames.view(cells, time, side // height, height, side // width, width, -1)
+    return split.mean((1, 3, 5)).flatten(1, 2)

@@ -1,0 +1,272 @@
+"""The modules of VILA (arXiv:2312.07533), NVILA (arXiv:2412.04468) and LongVILA (arXiv:2408.10188), and their folder.
+
+transformers has SigLIP and Qwen2 but no class that joins them as VILA does, and the released folders bring code of
+their own. Here are the projector and the joint, written from the published layout; nothing of the folder is run.
+Letters: F frames or tiles, P patches of one, C tower width, N rows behind the projector, D width of the language model.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from longrl.models.vila_config import DOWNSAMPLING, PARTS, VilaConfig
+
+TOWER_PREFIX = "vision_model."
+"""Before the tower's names in released folders; transformers 5 dropped it."""
+
+
+class Downsample(nn.Module):
+    """k x k neighbouring patches become one of k * k times the width; zeros fill the right and lower edge.
+
+    `mlp_downsample` does the same as `mlp_downsample_2x2_fix` since NVILA. VILA 1.5's code left rows and columns
+    exchanged; its models are not read here.
+    """
+
+    def __init__(self, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[F, P, C] of square grids -> [F, N, k * k * C]."""
+        k, side = self.factor, round(features.shape[1] ** 0.5)
+        grid = features.unflatten(1, (side, side))
+        missing = -side % k
+        grid = nn.functional.pad(grid, (0, 0, 0, missing, 0, missing))
+        cut = grid.unflatten(2, (-1, k)).unflatten(1, (-1, k))  # [F, rows, k, columns, k, C]
+        return cut.transpose(2, 3).flatten(3).flatten(1, 2)
+
+
+class Projector(nn.Module):
+    """From the tower's width to the language model's. Names are those of `mm_projector/model.safetensors`."""
+
+    def __init__(self, config: VilaConfig) -> None:
+        super().__init__()
+        self.layers = _layers(config.projector, config.projector_input, config.llm.hidden_size)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[F, P, C] -> [F, N, D]."""
+        return self.layers(features)
+
+
+def _layers(kind: str, width: int, hidden: int) -> nn.Module:
+    """NVlabs/VILA, llava/model/multimodal_projector/base_projector.py."""
+    factor = DOWNSAMPLING[kind]
+    joined = width * factor**2
+    end = [nn.GELU(), nn.Linear(hidden, hidden)]
+    made = {
+        "linear": lambda: nn.Linear(width, hidden),
+        "mlp2x_gelu": lambda: nn.Sequential(nn.Linear(width, hidden), *end),
+        "mlp_downsample": lambda: nn.Sequential(
+            Downsample(factor), nn.LayerNorm(joined), nn.Linear(joined, hidden), *end
+        ),
+        "mlp_downsample_3x3_fix": lambda: nn.Sequential(
+            Downsample(factor),
+            nn.LayerNorm(joined),
+            nn.Linear(joined, 3 * width),
+            nn.GELU(),
+            nn.LayerNorm(3 * width),
+            nn.Linear(3 * width, hidden),
+            *end,
+        ),
+    }
+    made["mlp_downsample_2x2_fix"] = made["mlp_downsample"]
+    return made[kind]()
+
+
+class Visual(nn.Module):
+    """Pixels in, rows for the language model out: tower and projector in one forward, so that one unit shards both."""
+
+    vision_tower: Any
+    mm_projector: Any
+
+    def __init__(self, tower: nn.Module, projector: nn.Module, config: VilaConfig) -> None:
+        super().__init__()
+        self.vision_tower, self.mm_projector = tower, projector
+        self.scales, self.output_scale = config.scales, config.output_scale
+        self.num_layers = config.tower.num_hidden_layers + 1 + config.select_layer
+        self.scale = config.preprocessor.get("rescale_factor", 1 / 255)
+        self.mean, self.std = (config.preprocessor.get(f"image_{name}", [0.5] * 3) for name in ("mean", "std"))
+
+    def forward(self, pixels: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """[F, 3, S, S] uint8 -> [F, N, D]; the tiles of one image by dynamic S2, in `grid`, -> [1, N, D]."""
+        features = self.patch_features(pixels)
+        if not self.scales:
+            return self.mm_projector(features)
+        if grid is None:  # frames and images that are not cut have one scale, taken for all
+            return self.mm_projector(features.repeat(1, 1, len(self.scales)))
+        whole, grid = self._side_by_side(features, grid)
+        return _joined(self.mm_projector(_cut(whole, grid)), grid).flatten(2).transpose(1, 2)
+
+    def patch_features(self, pixels: Tensor) -> Tensor:
+        """[F, 3, S, S] uint8 -> [F, P, C], of the selected layer; those behind it do not run."""
+        weight = self.vision_tower.embeddings.patch_embedding.weight
+        mean, std = (pixels.new_tensor(x, dtype=torch.float32)[:, None, None] for x in (self.mean, self.std))
+        hidden = self.vision_tower.embeddings(((pixels.float() * self.scale - mean) / std).to(weight.dtype))
+        for layer in self.vision_tower.encoder.layers[: self.num_layers]:
+            hidden = layer(hidden, None)
+        return hidden
+
+    def _side_by_side(self, features: Tensor, grid: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
+        """Features of all scales on the grid of one: [1, scales * C, rows, columns] and its tiles.
+
+        NVlabs/VILA, llava_arch.py: merge_features_for_dynamic_s2.
+        """
+        squares = [(scale // self.scales[0],) * 2 for scale in self.scales[:-1]]
+        grids = [*squares, grid]
+        parts = features.split([rows * columns for rows, columns in grids])
+        maps = [_joined(part, own) for part, own in zip(parts, grids, strict=True)]
+        size = maps[self.output_scale].shape[-2:]
+        resized = [nn.functional.interpolate(item.float(), size=size, mode="area").to(item) for item in maps]
+        return torch.cat(resized, 1), grids[self.output_scale]
+
+
+def _joined(tiles: Tensor, grid: tuple[int, int]) -> Tensor:
+    """[rows * columns, P, C] of square tiles -> [1, C, rows * side, columns * side]."""
+    side = round(tiles.shape[1] ** 0.5)
+    cut = tiles.view(*grid, side, side, -1)
+    return cut.permute(4, 0, 2, 1, 3).flatten(1, 2).flatten(2)[None]
+
+
+def _cut(whole: Tensor, grid: tuple[int, int]) -> Tensor:
+    """[1, C, H, W] -> [rows * columns, P, C]."""
+    rows, columns = grid
+    cut = whole[0].unflatten(2, (columns, -1)).unflatten(1, (rows, -1))  # [C, rows, side, columns, side]
+    return cut.permute(1, 3, 2, 4, 0).flatten(2, 3).flatten(0, 1)
+
+
+class VilaModel(nn.Module):
+    """Language model, tower and projector under the names of their folders. Longrl's families call the parts."""
+
+    llm: Any
+    vision_tower: Any
+    mm_projector: Any
+
+    def __init__(self, config: VilaConfig, llm: nn.Module, tower: nn.Module, projector: Projector) -> None:
+        super().__init__()
+        self.config = config
+        self.llm, self.vision_tower, self.mm_projector = llm, tower, projector
+        # In a tuple, so that its names do not stand beside those of its parts.
+        self._visual = (Visual(tower, projector, config),)
+
+    @property
+    def visual(self) -> Visual:
+        """Tower and projector as one."""
+        return self._visual[0]
+
+    @classmethod
+    def from_config(cls, config: VilaConfig, attn_implementation: dict[str, str], dtype: torch.dtype) -> VilaModel:
+        """Random weights."""
+        from transformers import AutoModel, AutoModelForCausalLM
+
+        parts = (("llm", AutoModelForCausalLM, config.llm), ("vision_tower", AutoModel, config.tower))
+        llm, tower = (
+            kind.from_config(own, attn_implementation=attn_implementation[name], dtype=dtype)
+            for name, kind, own in parts
+        )
+        return cls(config, llm, tower, Projector(config).to(dtype))
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, attn_implementation: dict[str, str], dtype: torch.dtype) -> VilaModel:
+        """The weights of a released or exported folder, or of a hub id.
+
+        Raises:
+            ValueError: names or shapes in the folder are not the model's, with the differences.
+        """
+        from transformers import AutoModel, AutoModelForCausalLM
+
+        folder = local_folder(source)
+        config = VilaConfig.read(folder)
+        parts = []
+        for name, kind in (("llm", AutoModelForCausalLM), ("vision_tower", AutoModel)):
+            part, info = kind.from_pretrained(
+                folder / name,
+                attn_implementation=attn_implementation[name],
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+            check_loaded(folder / name, **info)
+            parts.append(part)
+        return cls(config, *parts, _load_projector(folder / "mm_projector", config).to(dtype))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes the folder as released: weights and configs; `save_processing` of the family adds the rest."""
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        for name in PARTS:
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        self.llm.save_pretrained(folder / "llm")
+        self.vision_tower.config.save_pretrained(folder / "vision_tower")
+        kind = {"mm_projector_type": self.config.projector, "model_type": "v2l_projector"}
+        _write_json(folder / "mm_projector", {"architectures": ["MultimodalProjector"], **kind})
+        tower = {TOWER_PREFIX + name: value for name, value in self.vision_tower.state_dict().items()}
+        for name, state in (("vision_tower", tower), ("mm_projector", self.mm_projector.state_dict())):
+            state = {key: value.contiguous().cpu() for key, value in state.items()}
+            save_file(state, folder / name / "model.safetensors", metadata={"format": "pt"})
+        configs = {f"{name}_cfg": json.loads((folder / name / "config.json").read_text()) for name in PARTS}
+        _write_json(folder, self.config.values | configs)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The language model's."""
+        return self.llm.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The language model's."""
+        return self.llm.get_output_embeddings()
+
+    def gradient_checkpointing_enable(self, **options: Any) -> None:
+        """Of both transformers models."""
+        self.llm.gradient_checkpointing_enable(**options)
+        self.vision_tower.gradient_checkpointing_enable(**options)
+
+
+def local_folder(source: str | Path) -> Path:
+    """The folder of a model, fetched from the hub, without its code, if `source` is no folder."""
+    path = Path(source).expanduser()
+    return path if path.is_dir() else _fetched(str(source))
+
+
+@functools.cache
+def _fetched(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(hub_id, ignore_patterns=["*.py"]))
+
+
+def _load_projector(folder: Path, config: VilaConfig) -> Projector:
+    from safetensors.torch import load_file
+
+    with torch.device("meta"):
+        projector = Projector(config)
+    found, wanted = load_file(folder / "model.safetensors"), projector.state_dict()
+    shapes = [(key, found[key].shape, wanted[key].shape) for key in found.keys() & wanted.keys()]
+    check_loaded(
+        folder,
+        missing_keys=wanted.keys() - found.keys(),
+        unexpected_keys=found.keys() - wanted.keys(),
+        mismatched_keys=[item for item in shapes if item[1] != item[2]],
+    )
+    projector.load_state_dict(found, assign=True)
+    return projector
+
+
+def check_loaded(folder: Path, missing_keys: Any, unexpected_keys: Any, mismatched_keys: Any, **other: Any) -> None:
+    """Raises ValueError with the first names that a folder lacks, that it has too many, or whose shapes differ."""
+    problems = [f"{key} is missing" for key in missing_keys] + [f"{key} is unknown" for key in unexpected_keys]
+    problems += [f"{key} is {list(got)} instead of {list(want)}" for key, got, want in mismatched_keys]
+    if problems:
+        raise ValueError(
+            f"{folder} does not hold the weights its config.json describes: {'; '.join(sorted(problems)[:5])} "
+            f"({len(problems)} differences); fetch the folder again, or correct its config.json"
+        )
+
+
+def _write_json(folder: Path, values: dict[str, Any]) -> None:
+    (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")

@@ -1,0 +1,76 @@
+"""Frames and images at the tower's size, as NVILA's released code cuts them (arXiv:2412.04468, section 2.1).
+
+All resizing is Pillow's bicubic one on uint8 pixels, so that patches equal the released ones bit by bit. Letters: F
+frames, S pixels along the tower's square image.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def resized(pixels: Tensor, width: int, height: int) -> Tensor:
+    """[F, 3, H, W] uint8 -> [F, 3, height, width] uint8."""
+    if tuple(pixels.shape[-2:]) == (height, width):
+        return pixels
+    return torch.stack([_resized_frame(frame, width, height) for frame in pixels])
+
+
+def _resized_frame(frame: Tensor, width: int, height: int) -> Tensor:
+    import numpy as np
+    from PIL import Image
+
+    image = Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy())
+    array = np.array(image.resize((width, height), Image.Resampling.BICUBIC))
+    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+
+
+def tile_grid(height: int, width: int, size: int, *, min_tiles: int, max_tiles: int) -> tuple[int, int]:
+    """(rows, columns) of tiles whose aspect ratio is nearest to that of the image.
+
+    Among equally near grids a larger one is taken if the image has more than half its pixels. The released code leaves
+    the order of grids with equal area to a set; it matters to no image with `min_tiles` 1, nor with 9 to 12 tiles.
+
+    Args:
+        height: of the image in pixels.
+        width: of the image in pixels.
+        size: S.
+        min_tiles: the fewest.
+        max_tiles: the most.
+    """
+    grids = [
+        (rows, columns)
+        for rows, columns in itertools.product(range(1, max_tiles + 1), repeat=2)
+        if min_tiles <= rows * columns <= max_tiles
+    ]
+    nearest, best = float("inf"), (1, 1)
+    for rows, columns in sorted(grids, key=lambda grid: grid[0] * grid[1]):
+        distance = abs(width / height - columns / rows)
+        large_enough = width * height > 0.5 * size * size * rows * columns
+        if distance < nearest or (distance == nearest and large_enough):
+            nearest, best = distance, (rows, columns)
+    return best
+
+
+def tiles(image: Tensor, rows: int, columns: int, size: int) -> Tensor:
+    """[1, 3, H, W] -> [rows * columns, 3, S, S], row after row."""
+    whole = resized(image, columns * size, rows * size)[0]
+    return whole.view(3, rows, size, columns, size).permute(1, 3, 0, 2, 4).flatten(0, 1)
+
+
+def with_thumbnail(image: Tensor, rows: int, columns: int, size: int) -> Tensor:
+    """`image_aspect_ratio: dynamic`: the tiles, and the whole image behind them if there is more than one."""
+    parts = [tiles(image, rows, columns, size)]
+    if rows * columns > 1:
+        parts.append(resized(image, size, size))
+    return torch.cat(parts)
+
+
+def with_scales(image: Tensor, rows: int, columns: int, size: int, scales: Sequence[int]) -> Tensor:
+    """`image_aspect_ratio: dynamic_s2`: squares of all scales but the last, then rows x columns tiles."""
+    squares = [scale // scales[0] for scale in scales[:-1]]
+    return torch.cat([*(tiles(image, side, side, size) for side in squares), tiles(image, rows, columns, size)])

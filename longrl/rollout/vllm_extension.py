@@ -1,0 +1,84 @@
+"""What longrl adds to the workers of a vLLM server: weights from files, in shards of bounded size.
+
+vLLM itself names the class in `worker_extension_cls` and gives its methods to every worker; nothing is patched.
+Files are safetensors: nothing that is read can run code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+INDEX = "index.json"
+"""Written last: a folder that has it is complete."""
+
+
+class WeightSync:
+    """Methods that `collective_rpc` finds on every worker of the server."""
+
+    model_runner: Any
+
+    def longrl_load_weights(self, folder: str) -> None:
+        """Takes over all weights of a folder that `write_shards` wrote."""
+        self.model_runner.reload_weights(weights_iterator=read_shards(Path(folder)))
+
+
+def write_shards(weights: Iterable[tuple[str, Tensor]], folder: Path | None, max_bytes: int) -> None:
+    """Writes weights in files of at most about `max_bytes`; the host holds no more than that at once.
+
+    Args:
+        weights: names and whole tensors; gathering them may need every rank.
+        folder: where to write; made if missing. None goes through the weights only, as the other ranks must.
+        max_bytes: of a file; a larger tensor has a file of its own.
+    """
+    files: list[str] = []
+    shard: dict[str, Tensor] = {}
+    for name, value in weights:
+        if folder is None:
+            continue
+        if shard and sum(map(_nbytes, shard.values())) + _nbytes(value) > max_bytes:
+            files.append(_save(shard, folder, len(files)))
+            shard = {}
+        shard[name] = _own(value, shard)
+    if folder is not None:
+        files.append(_save(shard, folder, len(files)))
+        (folder / INDEX).write_text(json.dumps(files))
+
+
+def read_shards(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Names and weights of a folder, one tensor in memory at a time.
+
+    Raises:
+        FileNotFoundError: the folder is not there, or not complete.
+    """
+    from safetensors import safe_open
+
+    for file in json.loads((folder / INDEX).read_text()):
+        with safe_open(folder / file, framework="pt") as tensors:
+            for name in sorted(tensors.keys()):
+                yield name, tensors.get_tensor(name)
+
+
+def _save(shard: dict[str, Tensor], folder: Path, number: int) -> str:
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"{number:05d}.safetensors"
+    save_file(shard, folder / name)
+    return name
+
+
+def _own(value: Tensor, shard: dict[str, Tensor]) -> Tensor:
+    """The tensor on the host; safetensors refuses two names of one memory, which tied embeddings have."""
+    value = value.detach().to("cpu", copy=False).contiguous()
+    pointer = value.untyped_storage().data_ptr()
+    taken = any(other.untyped_storage().data_ptr() == pointer for other in shard.values())
+    return value.clone() if taken else value
+
+
+def _nbytes(value: Tensor) -> int:
+    return value.numel() * value.element_size()

@@ -1,0 +1,107 @@
+"""VILA written out plainly: stock SigLIP and Qwen2, and the projectors as the published code describes them.
+
+Nothing of longrl computes here; media come as the family's resized pixels.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Qwen2ForCausalLM, SiglipVisionModel
+
+
+def squares(features: Tensor, k: int) -> Tensor:
+    """[F, P, C] -> [F, N, k * k * C]: patch by patch, row after row, zeros outside."""
+    count, patches, width = features.shape
+    side = int(patches**0.5)
+    out = []
+    for top in range(0, side, k):
+        for left in range(0, side, k):
+            parts = [
+                features[:, y * side + x] if y < side and x < side else features.new_zeros(count, width)
+                for y in range(top, top + k)
+                for x in range(left, left + k)
+            ]
+            out.append(torch.cat(parts, 1))
+    return torch.stack(out, 1)
+
+
+def project(kind: str, weights: dict[str, Tensor], features: Tensor) -> Tensor:
+    """The projector `kind` with the weights of mm_projector/model.safetensors."""
+
+    def linear(x: Tensor, n: int | str) -> Tensor:
+        return x @ weights[f"layers.{n}weight"].T + weights[f"layers.{n}bias"]
+
+    def norm(x: Tensor, n: str) -> Tensor:
+        centered = x - x.mean(-1, keepdim=True)
+        scaled = centered / (centered.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        return scaled * weights[f"layers.{n}weight"] + weights[f"layers.{n}bias"]
+
+    def gelu(x: Tensor) -> Tensor:
+        return x * 0.5 * (1 + torch.erf(x / 2**0.5))
+
+    if kind == "linear":
+        return linear(features, "")
+    if kind == "mlp2x_gelu":
+        return linear(gelu(linear(features, "0.")), "2.")
+    if kind in ("mlp_downsample", "mlp_downsample_2x2_fix"):
+        return linear(gelu(linear(norm(squares(features, 2), "1."), "2.")), "4.")
+    assert kind == "mlp_downsample_3x3_fix"
+    hidden = gelu(linear(norm(squares(features, 3), "1."), "2."))
+    return linear(gelu(linear(norm(hidden, "4."), "5.")), "7.")
+
+
+class PlainVila(nn.Module):
+    """The parts under their own names, gradients included."""
+
+    def __init__(self, llm: nn.Module, tower: nn.Module, projector: nn.Module, kind: str, pool: int) -> None:
+        super().__init__()
+        self.llm, self.vision_tower, self.mm_projector = llm, tower, projector
+        self.kind, self.pool = kind, pool
+        self.media_tokens: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, model: Any, family: Any) -> PlainVila:
+        """A copy of the family's weights."""
+        config = json.loads(Path(family.model_path, "mm_projector", "config.json").read_text())
+        llm = Qwen2ForCausalLM._from_config(copy.deepcopy(family.config.llm), attn_implementation="eager")
+        tower = SiglipVisionModel._from_config(copy.deepcopy(family.config.tower), attn_implementation="eager")
+        llm.load_state_dict(model.llm.state_dict())
+        tower.load_state_dict(model.vision_tower.state_dict())
+        projector = copy.deepcopy(model.mm_projector)
+        plain = cls(llm, tower, projector, config["mm_projector_type"], family.frames_per_cell)
+        plain.media_tokens = tuple(family.tokenizer.convert_tokens_to_ids(["<image>", "<vila/video>"]))
+        return plain
+
+    def frame_rows(self, pixels: Tensor) -> Tensor:
+        """[F, 3, S, S] uint8 -> [F, N, D]."""
+        scaled = (pixels.float() / 255 - 0.5) / 0.5
+        hidden = self.vision_tower(pixel_values=scaled, output_hidden_states=True).hidden_states[-2]
+        return project(self.kind, dict(self.mm_projector.named_parameters()), hidden)
+
+    def media_rows(self, medium: Any) -> Tensor:
+        """[N, D] of a medium."""
+        size = self.vision_tower.config.image_size
+        rows = self.frame_rows(medium.patches.view(-1, 3, size, size))
+        if medium.kind == "image" or self.pool == 1:
+            return rows.flatten(0, 1)
+        frames = [rows[min(place, len(rows) - 1)] for place in range(-(-len(rows) // self.pool) * self.pool)]
+        pooled = [sum(frames[n : n + self.pool]) / self.pool for n in range(0, len(frames), self.pool)]
+        return torch.cat(pooled)
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor, media: Any) -> Any:
+        """Logits of one sequence; completions must not contain media tokens."""
+        (ids,) = input_ids
+        places = [i for i, token in enumerate(ids.tolist()) if token in self.media_tokens]
+        wanted = sum(len(self.media_rows(medium)) for medium in media) if media else 0
+        embeds = self.llm.model.embed_tokens(ids.clamp_max(self.llm.config.vocab_size - 1))
+        if media:
+            rows = torch.cat([self.media_rows(medium) for medium in media])
+            embeds = embeds.clone()
+            embeds[torch.tensor(places[:wanted])] = rows
+        return self.llm(inputs_embeds=embeds[None], position_ids=position_ids)

@@ -1,0 +1,66 @@
+"""Real `python -m longrl serve` processes for tests."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.runs import ROOT, wait_for_group
+
+SMALL = ["--max_model_len=2048", "--max_num_seqs=16", "--kv_cache_gib=0.0625", "--enforce_eager"]
+OPTIONS = '--options={"block_size": 32, "seed": 0}'
+
+
+class RunningServer:
+    """A server for the model of a run's config, small enough for a test.
+
+    Args:
+        folder: for its log and config; weights pass through `folder/weights`.
+        values: config of the run.
+        key: for `LONGRL_SERVER_KEY`.
+    """
+
+    def __init__(self, folder: Path, values: dict[str, Any], key: str | None = None) -> None:
+        self.folder, self.key = folder, key
+        folder.mkdir(parents=True, exist_ok=True)
+        self.config = folder / "serve.yaml"
+        self.config.write_text(yaml.safe_dump(values))
+        self.weights = folder / "weights"
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "longrl", "serve", f"--config={self.config}", f"--port={self.port}"]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)} | ({"LONGRL_SERVER_KEY": self.key} if self.key else {})
+        with (self.folder / "log").open("a") as log:
+            self.process = subprocess.Popen(
+                [*command, *SMALL, OPTIONS, f"--weights_folder={self.weights}"],
+                cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+
+    def end(self, how: int) -> None:
+        """Ends it and all that it started."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, how)
+            self.process.wait(30)
+        wait_for_group(self.process.pid)
+
+    def kill(self) -> None:
+        self.end(signal.SIGKILL)
+
+    def close(self) -> None:
+        try:
+            self.end(signal.SIGTERM)
+        except (AssertionError, subprocess.TimeoutExpired):
+            self.kill()
+            raise
