@@ -132,7 +132,7 @@ class Qwen2_5_VLFamily(CausalFamily):
         times = _cell_times(frames.timestamps, self.frames_per_cell)
         return Media(
             kind=frames.kind,
-            patches=patches if len(frames.pixels) else patches[:0],
+            patches=patches if len(frames.pixels) else patches.new_empty(0, patches.shape[1]),  # no view: it travels
             grid_thw=(len(times), height, width),
             seconds_per_cell=_spacing(frames, self.frames_per_cell),
             timestamps=times,
