@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
-Row = Mapping[str, int | float]
+Row = Mapping[str, int | float | str]
 Result = TypeVar("Result")
 console = Console()
 if not console.is_terminal:  # rich would squeeze the table into 80 columns

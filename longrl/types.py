@@ -7,7 +7,7 @@ N media tokens, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -56,8 +56,10 @@ class Frames:
     key: str
     """Hash of the file's content and of everything that decided which pixels these are (frame indices, size)."""
     duration_s: float = 0.0
-    source: Callable[[], Frames] | None = None
-    """Reads the pixels where they were left out, for the features of the medium are on disk."""
+    resized: bool = False
+    """Whether the pixels have the size already in which the tower reads them; `CausalFamily.resize` makes it so."""
+    source: Callable[[], Iterator[Frames]] | None = None
+    """Gives the pixels, part by part, where they were left out: the video is large, or its features are on disk."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,8 @@ class Media:
     """Mean time of each temporal cell in seconds."""
     key: str
     """Two media with equal keys have equal patches: the feature cache encodes them once."""
-    source: Callable[[], Frames] | None = None
-    """Reads the frames where `patches` were left out, for the features are on disk."""
+    source: Callable[[], Iterator[Frames]] | None = None
+    """Gives the frames, part by part, where `patches` were left out; see `Frames.source`."""
 
     def part(self, num_cells: int) -> Media:
         """The temporal cells that are here, as a medium of their own."""

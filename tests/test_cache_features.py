@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from longrl.cli import main
-from longrl.datamodules import render
+from longrl.datamodules.video import VideoReader
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from tests.distributed import run_distributed
 from tests.runs import ROOT, config, data_order, metrics, rollouts, run, videos
@@ -54,14 +54,14 @@ class Decoded:
 
     def __enter__(self):
         self.num_frames = 0
-        plain = render.read_video
+        plain = VideoReader.chunks
 
-        def counted(*args, **kwargs):
-            frames = plain(*args, **kwargs)
-            self.num_frames += len(frames.pixels)
-            return frames
+        def counted(reader, num_frames):
+            for frames in plain(reader, num_frames):
+                self.num_frames += len(frames.pixels)
+                yield frames
 
-        self._patch = mock.patch.object(render, "read_video", counted)
+        self._patch = mock.patch.object(VideoReader, "chunks", counted)
         self._patch.start()
         return self
 

@@ -31,6 +31,7 @@ from longrl.datamodules.render import (
 )
 from longrl.datamodules.rows import load_row_function, make_rows, media_root_of, read_records
 from longrl.datamodules.skips import SkipLog, Skipped
+from longrl.datamodules.streaming import Decoding
 from longrl.datamodules.video import VideoSampling
 from longrl.models.base import ModelFamily
 from longrl.parallel import Parallel
@@ -82,6 +83,9 @@ class LongVideoReason(LightningDataModule):
         prefetch_prompts: training prompts rendered ahead by the workers; by default one batch.
         multiprocessing_context: how workers start: `fork`, `spawn` or `forkserver`; None for the platform's default.
         cached_media: decoded videos and images that each worker keeps, for sources that ask often about the same ones.
+        decode_chunk_frames: frames of a video that are in memory in the file's own size at once.
+        max_held_mib: a video whose frames, this rank's share and at the tower's size, take more is not handed over in
+            memory: the loader decodes it to see that it can be, and it is decoded again while it is encoded.
         bad_records: what happens to a record that lacks a field, has an answer outside its options or places media that
             it lacks: `error`, before weights are loaded, or `skip`, listed and counted like a broken video.
         check_files: look in `setup` whether all media exist; off for slow file systems.
@@ -117,6 +121,8 @@ class LongVideoReason(LightningDataModule):
         prefetch_prompts: int | None = None,
         multiprocessing_context: str | None = None,
         cached_media: int = 0,
+        decode_chunk_frames: int = 32,
+        max_held_mib: int = 2048,
         bad_records: Literal["error", "skip"] = "error",
         check_files: bool = True,
         skipped_dir: str | None = None,
@@ -158,6 +164,7 @@ class LongVideoReason(LightningDataModule):
             blind_share=blind_share,
             max_prompt_tokens=max_prompt_tokens,
             cached_media=cached_media,
+            decoding=Decoding(decode_chunk_frames, max_held_mib),
         )
         self.datasets: dict[Split, RenderedRows] = {}
         """What has been read so far."""

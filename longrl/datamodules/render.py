@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import re
 from collections import OrderedDict
@@ -11,10 +10,11 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from longrl.datamodules.loader import UnusableRow
-from longrl.datamodules.video import BrokenMedia, VideoSampling, read_image, read_video
+from longrl.datamodules.streaming import Decoding, FileFrames, HeldFrames, joined
+from longrl.datamodules.video import BrokenMedia, VideoSampling, read_image
 from longrl.models.base import MEDIA_TAG, ModelFamily
 from longrl.rewards.choice import parse_options
-from longrl.strategies.frames import NONE, WHOLE, Share
+from longrl.strategies.frames import WHOLE, Share
 from longrl.types import Frames, MediaKind, Prompt, Row
 
 Stage = Literal["sft", "rl"]
@@ -23,6 +23,8 @@ DEFAULT_QUESTION = (
     "</answer>: for a question with options its letter alone, else the answer and nothing more."
 )
 DEFAULT_RESPONSE = "<think>{reasoning}</think><answer>{answer}</answer>"
+
+DEFAULT_DECODING = Decoding()
 
 
 class KnowsFeatures(Protocol):
@@ -46,12 +48,15 @@ class RowRenderer:
     blind_share: float = 0.0
     max_prompt_tokens: int | None = None
     cached_media: int = 0
+    decoding: Decoding = DEFAULT_DECODING
     share: Share = WHOLE
     """Which part of every medium this rank decodes."""
     stored: KnowsFeatures | None = None
     """Videos that it knows are not decoded; should their features prove unusable, `Media.source` decodes them."""
     _cache: OrderedDict[str, Frames] = field(default_factory=OrderedDict, repr=False)
     """path -> frames, the least recently used first."""
+    _checked: set[str] = field(default_factory=set, repr=False)
+    """Keys of videos too large to hold that were decoded once without an error."""
 
     def __call__(self, row: Row) -> Prompt:
         """The prompt of a row, with its SFT target if the stage is `sft`.
@@ -104,13 +109,23 @@ class RowRenderer:
         return frames
 
     def _video(self, path: str) -> Frames:
-        """A video's frames, or how to read them if its features are stored: times and size alone give the key."""
-        per_cell = self.family.frames_per_cell
-        if self.stored is not None:
-            outline = read_video(path, self.video, NONE, per_cell)
-            if self.stored.has(self.family.patch(outline).key):
-                return replace(outline, source=functools.partial(read_video, path, self.video, self.share, per_cell))
-        return read_video(path, self.video, self.share, per_cell)
+        """A video's frames at the tower's size if they are few; else, or if features are stored, where to get them."""
+        file = FileFrames(path, self.video, self.share, self.family.frames_per_cell, self.decoding.chunk_frames)
+        reader = file.reader()
+        outline = replace(reader.outline, source=file)
+        medium = self.family.patch(outline)  # times and size alone give its key and grid
+        if outline.key in self._checked or (self.stored is not None and self.stored.has(medium.key)):
+            return outline
+        if not reader.numbers:  # all frames are other ranks'
+            return reader.outline
+        parts = map(self.family.resize, reader.chunks(self.decoding.chunk_frames))
+        frames = joined(parts, len(reader.numbers), self.decoding.max_held_mib)
+        if frames is None:
+            self._checked.add(outline.key)
+            return outline
+        if len(self.share.cells(medium.grid_thw[0])) <= self.family.cells_per_encode(medium):
+            return frames  # patched by the loader
+        return replace(outline, source=HeldFrames(frames))
 
 
 def fill(template: str, **values: str) -> str:

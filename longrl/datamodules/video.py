@@ -1,6 +1,7 @@
-"""Files to `Frames`: which frames of a video are read, and the reading itself (decord, Pillow).
+"""Files to `Frames`: which frames of a video are read, and the reading itself (PyAV, Pillow).
 
-Runs in loader workers. What cannot be read as it is raises `BrokenMedia`; nothing is ever put in its place.
+Runs in loader workers. What cannot be read as it is raises `BrokenMedia`; nothing is ever put in its place. A video is
+decoded frame by frame, so what is in memory is what the caller asks for at once (bench/decode.py).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ from longrl.strategies.frames import WHOLE, Share
 from longrl.types import Frames
 
 UNRELIABLE_CONTAINERS = {b"\x47": "MPEG transport stream", b"\x00\x00\x01\xba": "MPEG program stream", b"FLV": "FLV"}
-"""First bytes -> container in which decord 0.6 seeks to wrong frames without saying so when there are B-frames."""
+"""First bytes -> container without an index, in which a seek may end elsewhere than at the key frame asked for."""
+SEEK_FRAMES = 8
+"""A key frame so many frames ahead is reached faster by a seek than by decoding what lies between."""
 REMUX = "copy it into another container with `ffmpeg -i IN -c copy OUT.mp4`"
 
 
@@ -108,7 +111,7 @@ def sample_indices(starts: Sequence[float] | NDArray[np.float64], end_s: float, 
     count = sampling.count(duration_s)
     if count >= len(times):
         return list(range(len(times)))
-    # The thousandth keeps a moment that falls on a frame's start on one side of it: decord's times are float32.
+    # The thousandth keeps a moment that falls on a frame's start on one side of it, however times are rounded.
     moments = times[0] + (np.arange(count) + 0.501) * duration_s / count
     chosen = np.unique(np.searchsorted(times, moments, side="right") - 1)
     return _fill_gaps(times, chosen.tolist(), sampling.num_frames or sampling.min_frames)
@@ -130,46 +133,138 @@ def _fill_gaps(times: NDArray[np.float64], chosen: list[int], at_least: int) -> 
 # ---------------------------------------------------------------------------------------------------------- reading
 
 
-def read_video(
-    path: str | Path, sampling: VideoSampling, share: Share = WHOLE, frames_per_cell: int = 1
-) -> Frames:
-    """The sampled frames of a video file.
+@dataclass(frozen=True)
+class FrameIndex:
+    """When the frames of a file appear, from its packets alone: nothing is decoded. N frames in the order shown."""
+
+    pts: NDArray[np.int64]
+    """[N] increasing times in the file's own unit; they name a frame."""
+    starts: NDArray[np.float64]
+    """[N] the same in seconds."""
+    end_s: float
+    """When the last frame disappears."""
+    keys: NDArray[np.int64]
+    """Numbers of the frames at which decoding can begin."""
+    size: tuple[int, int]
+    """Height and width."""
+
+
+class VideoReader:
+    """The sampled frames of a video file, of a rank's share.
 
     Args:
-        path: a file of any format that decord reads (mp4, mov, mkv, webm, avi); sound is not looked at.
+        path: a file of any format that FFmpeg reads and finds frames in (mp4, mov, mkv, webm, avi); sound is not
+            looked at.
         sampling: which frames.
         share: whose of them to decode; the others only count.
         frames_per_cell: frames that stay together when a video is shared.
 
+    Raises:
+        BrokenMedia: no such file, or one in which frames cannot be found by time.
+
+    Example:
+        `for frames in VideoReader("clip.mp4", VideoSampling(fps=1.0)).chunks(32): ...`
+    """
+
+    def __init__(
+        self, path: str | Path, sampling: VideoSampling, share: Share = WHOLE, frames_per_cell: int = 1
+    ) -> None:
+        import av
+
+        digest = _digest(path)
+        _refuse_unreliable(path)
+        with _as_broken(path):
+            index = _frame_index(path)
+        indices = sample_indices(index.starts, index.end_s, sampling)
+        held = share.frames(len(indices), frames_per_cell)
+        self.path, self._index = path, index
+        self.numbers = indices[held.start : held.stop]
+        """Of the share's frames in the file."""
+        self.outline = Frames(
+            kind="video",
+            pixels=torch.empty(0, 3, *index.size, dtype=torch.uint8),
+            timestamps=tuple((index.starts[indices] - index.starts[0]).tolist()),
+            key=hashlib.sha256(f"video {digest} PyAV {av.__version__} {indices}".encode()).hexdigest(),
+            duration_s=index.end_s - float(index.starts[0]),
+        )
+        """Times, key and size, without a frame."""
+
+    def chunks(self, num_frames: int) -> Iterator[Frames]:
+        """The share's frames, so many at a time, the last time fewer. Each call decodes anew.
+
+        Raises:
+            BrokenMedia: a frame of the chunk cannot be decoded exactly.
+        """
+        frames = self._decoded()
+        for start in range(0, len(self.numbers), num_frames):
+            count = min(num_frames, len(self.numbers) - start)
+            pixels = np.empty((count, *self._index.size, 3), np.uint8)
+            with _as_broken(self.path):
+                for place, frame in zip(range(count), frames, strict=False):
+                    pixels[place] = frame
+            yield replace(self.outline, pixels=torch.from_numpy(pixels).permute(0, 3, 1, 2))
+
+    def _decoded(self) -> Iterator[NDArray[np.uint8]]:
+        """[H, W, 3] of each of the share's frames."""
+        height, width = self._index.size
+        with _opened(self.path) as (container, stream):
+            position = FramePosition(container, stream, self._index)
+            for number in self.numbers:
+                frame = position.advance_to(number)
+                if frame is None or frame.is_corrupt:
+                    raise BrokenMedia(self.path, f"it cannot be decoded (frame {number} is damaged or missing)")
+                yield frame.reformat(width=width, height=height, format="rgb24").to_ndarray()
+
+
+class FramePosition:
+    """Where decoding stands in a file: it goes on from frame to frame, or from a key frame if that is nearer.
+
+    Args:
+        container: of PyAV, just opened.
+        stream: of PyAV.
+        index: of the file.
+    """
+
+    def __init__(self, container: Any, stream: Any, index: FrameIndex) -> None:
+        self._container, self._stream, self._index = container, stream, index
+        self._frames = container.decode(stream)
+        self._next = 0
+
+    def advance_to(self, number: int) -> Any | None:
+        """The frame of that number, later than the last one; None if the file does not give it."""
+        pts = int(self._index.pts[number])
+        key = int(self._index.keys[np.searchsorted(self._index.keys, number, side="right") - 1])
+        frame = None
+        if key - self._next > SEEK_FRAMES:
+            frame = self._found(pts, key)
+            if frame is None:  # the seek ended behind it
+                self._seek(0)
+        frame = frame or self._found(pts)
+        self._next = number + 1
+        return frame
+
+    def _found(self, pts: int, key: int | None = None) -> Any | None:
+        if key is not None:
+            self._seek(key)
+        frame = next((frame for frame in self._frames if frame.pts is not None and frame.pts >= pts), None)
+        return frame if frame is not None and frame.pts == pts else None
+
+    def _seek(self, key: int) -> None:
+        self._container.seek(int(self._index.pts[key]), stream=self._stream)
+        self._frames = self._container.decode(self._stream)
+
+
+def read_video(
+    path: str | Path, sampling: VideoSampling, share: Share = WHOLE, frames_per_cell: int = 1
+) -> Frames:
+    """The sampled frames of a video file, all of them in memory; see `VideoReader` for arguments and errors.
+
     Returns:
         Frames with pixels [F, 3, H, W] of the share in the file's own size, and times of all frames from the container,
         0 at its first one.
-
-    Raises:
-        BrokenMedia: no such file, or a frame that was asked for cannot be decoded exactly.
     """
-    import decord
-
-    digest = _digest(path)
-    _refuse_unreliable(path)
-    decord.logging.set_level(decord.logging.QUIET)  # what goes wrong is in the exception
-    with _as_broken(path):
-        # fault_tol: any frame that decord would fill in with a neighbour is an error.
-        reader = decord.VideoReader(str(path), num_threads=1, fault_tol=1e-9)
-        starts, end_s = _frame_times(reader, path)
-        indices = sample_indices(starts, end_s, sampling)
-        held = share.frames(len(indices), frames_per_cell)
-        wanted = indices[held.start : held.stop]
-        # Without a frame of its own a rank decodes the first, for the size.
-        pixels = torch.from_numpy(reader.get_batch(wanted or indices[:1]).asnumpy()).permute(0, 3, 1, 2)
-        del reader  # frees the decoder and its frame queue now, not at the next garbage collection
-    return Frames(
-        kind="video",
-        pixels=pixels[: len(wanted)],
-        timestamps=tuple(starts[indices].tolist()),
-        key=hashlib.sha256(f"video {digest} decord {decord.__version__} {indices}".encode()).hexdigest(),
-        duration_s=end_s - float(starts[0]),
-    )
+    reader = VideoReader(path, sampling, share, frames_per_cell)
+    return next(reader.chunks(max(len(reader.numbers), 1)), reader.outline)
 
 
 def read_image(path: str | Path, share: Share = WHOLE) -> Frames:
@@ -190,15 +285,44 @@ def read_image(path: str | Path, share: Share = WHOLE) -> Frames:
     return Frames("image", torch.from_numpy(pixels).permute(2, 0, 1)[None][:held], timestamps=(0.0,), key=key)
 
 
-def _frame_times(reader: Any, path: str | Path) -> tuple[NDArray[np.float64], float]:
-    """When each frame appears [N], and when the last one disappears, in seconds."""
-    times = reader.get_frame_timestamp(list(range(len(reader)))).astype(np.float64).round(6)  # [N, 2]
-    starts, steps = times[:, 0], np.diff(times[:, 0])
-    if not np.isfinite(times).all() or starts[0] < 0 or (steps <= 0).any():
-        raise BrokenMedia(path, f"its frames have no increasing times, so none can be found by time; {REMUX}")
-    if times[-1, 1] > starts[-1]:
-        return starts, float(times[-1, 1])
-    return starts, float(starts[-1] + (np.median(steps) if len(steps) else 0.0))
+@contextmanager
+def _opened(path: str | Path) -> Iterator[tuple[Any, Any]]:
+    """A file's container and its video stream. One thread: loader workers are many."""
+    import av
+
+    with av.open(str(path)) as container:
+        stream = container.streams.best("video")
+        if stream is None:
+            raise BrokenMedia(path, "it cannot be decoded (there is no video in it)")
+        stream.codec_context.thread_count = 1
+        yield container, stream
+
+
+def _frame_index(path: str | Path) -> FrameIndex:
+    with _opened(path) as (container, stream):
+        packets = [
+            (packet.pts, packet.duration or 0, packet.is_keyframe)
+            for packet in container.demux(stream)
+            if packet.size and not packet.is_discard
+        ]
+        if not packets:
+            raise BrokenMedia(path, "it cannot be decoded (there are no frames in it)")
+        # An AVI stores frames in decoding order and no times at all.
+        timeless = container.format.name == "avi" and stream.codec_context.has_b_frames
+        size, unit = (stream.height, stream.width), float(stream.time_base or 0)
+    if timeless or any(pts is None for pts, _, _ in packets):
+        raise _timeless(path)
+    pts, durations, is_key = (np.array(column) for column in zip(*sorted(packets), strict=True))
+    starts = pts.astype(np.float64) * unit
+    if unit <= 0 or starts[0] < 0 or (np.diff(pts) <= 0).any():
+        raise _timeless(path)
+    is_key[0] = True  # there is nothing before it
+    last_s = durations[-1] * unit or (float(np.median(np.diff(starts))) if len(pts) > 1 else 0.0)
+    return FrameIndex(pts, starts, float(starts[-1] + last_s), np.flatnonzero(is_key), size)
+
+
+def _timeless(path: str | Path) -> BrokenMedia:
+    return BrokenMedia(path, f"its frames have no increasing times, so none can be found by time; {REMUX}")
 
 
 def _refuse_unreliable(path: str | Path) -> None:
@@ -207,12 +331,12 @@ def _refuse_unreliable(path: str | Path) -> None:
     for magic, name in UNRELIABLE_CONTAINERS.items():
         # a transport stream repeats its mark every 188 bytes; a lone 0x47 is only the letter G
         if head.startswith(magic) and (magic != b"\x47" or head[188:189] == magic):
-            raise BrokenMedia(path, f"decord does not find the right frames in an {name}; {REMUX}")
+            raise BrokenMedia(path, f"frames cannot be found reliably in an {name}; {REMUX}")
 
 
 @contextmanager
 def _as_broken(path: str | Path) -> Iterator[None]:
-    """Turns whatever a decoder raises into `BrokenMedia`; decord alone raises five unrelated types."""
+    """Turns whatever a decoder raises into `BrokenMedia`."""
     try:
         yield
     except (BrokenMedia, MemoryError):

@@ -128,6 +128,17 @@ class CausalFamily(ModelFamily):
         """`patch` of all media of a prompt, for a family in which one depends on the others."""
         return [self.patch(item) for item in frames]
 
+    def resize(self, frames: Frames) -> Frames:
+        """A part of a video in the size in which the tower reads it, so that no more than a part is held full-size.
+
+        Each frame on its own, and `patch` must give the same with or without it. By default `patch` does it all.
+        """
+        return frames
+
+    def cells_per_encode(self, media: Media) -> int:
+        """Temporal cells of a medium that are patched and encoded at once; by default all of them."""
+        return media.grid_thw[0]
+
     @abc.abstractmethod
     def placeholder(self, media: Media) -> list[int]:
         """The token ids that stand for a medium, without the template's start and end tokens."""

@@ -88,8 +88,8 @@ class Qwen3VLFamily(Qwen2_5_VLFamily):
         return mrope_positions(input_ids, cells, set(self.media_token_ids().values()), merge_size, tokens_per_second=0)
 
     @override
-    def _patch_video(self, pixels: Tensor, num_frames: int) -> tuple[Tensor, Tensor]:
-        """The processor's own size for the whole video, its own resizing and patching for the frames that are here."""
+    def _resized(self, pixels: Tensor, num_frames: int) -> Tensor:
+        """The processor's own size for the whole video, its own resizing for the frames that are here."""
         from transformers.image_utils import SizeDict
         from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
         from transformers.video_processing_utils import BaseVideoProcessor
@@ -107,11 +107,7 @@ class Qwen3VLFamily(Qwen2_5_VLFamily):
         )
         # The base class resizes to a given size; this one's own `resize` would count the frames that are here.
         size = SizeDict(height=height, width=width)
-        pixels = BaseVideoProcessor.resize(processor, pixels, size=size, resample=processor.resample)
-        result = processor(
-            [pixels], do_resize=False, do_sample_frames=False, cap_pixels_per_frame=False, return_tensors="pt"
-        )
-        return result["pixel_values_videos"], result["video_grid_thw"]
+        return BaseVideoProcessor.resize(processor, pixels, size=size, resample=processor.resample)
 
     def video_budget(self, num_frames: int) -> tuple[int, int]:
         """Least and most pixels of all frames of a video together: the `size` of transformers' video processor."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,38 +105,56 @@ class Qwen2_5_VLFamily(CausalFamily):
         self.processor.save_pretrained(folder)
 
     @override
+    def resize(self, frames: Frames) -> Frames:
+        if frames.kind == "image" or frames.resized:
+            return frames
+        return replace(frames, pixels=self._resized(frames.pixels, len(frames.timestamps)), resized=True)
+
+    def _resized(self, pixels: Tensor, num_frames: int) -> Tensor:
+        """Some frames of a video of `num_frames` frames, by the processor's own resizing."""
+        from transformers.image_utils import SizeDict
+
+        processor = self.processor.video_processor
+        size = SizeDict(shortest_edge=self.min_pixels, longest_edge=self._frame_pixels(num_frames))
+        factor = processor.patch_size * processor.merge_size
+        return processor.resize(pixels, size=size, resample=processor.resample, factor=factor)
+
+    @override
+    def cells_per_encode(self, media: Media) -> int:
+        return max(1, self.max_patches_per_encode // (media.grid_thw[1] * media.grid_thw[2]))
+
+    @override
     def patch(self, frames: Frames) -> Media:
-        pixels = frames.pixels
-        if not len(pixels):  # another rank has the frames; a black one tells the grid
-            pixels = pixels.new_zeros(1, *pixels.shape[1:])
-        patches, (height, width) = self._patch_pixels(frames.kind, pixels, len(frames.timestamps))
+        some = frames
+        if not len(frames.pixels):  # they are elsewhere; a black one tells the grid
+            some = replace(frames, pixels=frames.pixels.new_zeros(1, *frames.pixels.shape[1:]))
+        patches, (height, width) = self._patch_pixels(some)
         times = _cell_times(frames.timestamps, self.frames_per_cell)
         return Media(
             kind=frames.kind,
-            patches=patches if len(frames.pixels) else patches[:0],
+            patches=patches if len(frames.pixels) else patches.new_empty(0, patches.shape[1]),  # no view: it travels
             grid_thw=(len(times), height, width),
             seconds_per_cell=_spacing(frames, self.frames_per_cell),
             timestamps=times,
             key=f"{frames.key}-{height}x{width}",
         )
 
-    def _patch_pixels(self, kind: str, pixels: Tensor, num_frames: int) -> tuple[Tensor, tuple[int, int]]:
-        """Patches of some frames, and patches along height and width, in a medium of `num_frames` frames."""
-        if kind == "image":
+    def _patch_pixels(self, frames: Frames) -> tuple[Tensor, tuple[int, int]]:
+        """Patches of some frames, and patches along height and width."""
+        if frames.kind == "image":
             size = {"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels}
-            result = self.processor.image_processor(list(pixels), size=size, return_tensors="pt")
+            result = self.processor.image_processor(list(frames.pixels), size=size, return_tensors="pt")
             patches, grid = result["pixel_values"], result["image_grid_thw"]
         else:
-            patches, grid = self._patch_video(pixels, num_frames)
+            result = self.processor.video_processor(
+                [self.resize(frames).pixels],
+                do_resize=False,
+                do_sample_frames=False,
+                cap_pixels_per_frame=False,
+                return_tensors="pt",
+            )
+            patches, grid = result["pixel_values_videos"], result["video_grid_thw"]
         return patches, tuple(grid[0, 1:].tolist())
-
-    def _patch_video(self, pixels: Tensor, num_frames: int) -> tuple[Tensor, Tensor]:
-        """Patches and [1, 3] grid of some frames of a video of `num_frames` frames."""
-        size = {"shortest_edge": self.min_pixels, "longest_edge": self._frame_pixels(num_frames)}
-        result = self.processor.video_processor(
-            [pixels], size=size, do_sample_frames=False, cap_pixels_per_frame=False, return_tensors="pt"
-        )
-        return result["pixel_values_videos"], result["video_grid_thw"]
 
     @property
     @override

@@ -13,6 +13,7 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,11 +139,20 @@ class VilaFamily(CausalFamily):
         return [self._tiled(item) if lone and item.kind == "image" else self.patch(item) for item in frames]
 
     @override
+    def resize(self, frames: Frames) -> Frames:
+        if frames.resized or not len(frames.pixels):
+            return frames
+        return replace(frames, pixels=resized(frames.pixels, self.config.size, self.config.size), resized=True)
+
+    @override
+    def cells_per_encode(self, media: Media) -> int:
+        return max(1, self.max_frames_per_encode // self.frames_per_cell)
+
+    @override
     def patch(self, frames: Frames) -> Media:
         """Whole frames, resized to the tower's square, as `patches`; an incomplete cell may lack some."""
         pool = self.frames_per_cell if frames.kind == "video" else 1
-        pixels = resized(frames.pixels, self.config.size, self.config.size) if len(frames.pixels) else frames.pixels[:0]
-        return self._media(frames, pixels, (pool, 1), pool)
+        return self._media(frames, self.resize(frames).pixels, (pool, 1), pool)
 
     def _tiled(self, frames: Frames) -> Media:
         """One image as tiles: `image_aspect_ratio` dynamic or dynamic_s2."""

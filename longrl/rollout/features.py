@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from longrl.models.base import CausalFamily
 from longrl.parallel import Parallel
-from longrl.rollout.stored import NOTHING, StoredFeatures, metrics, with_patches
+from longrl.rollout.pieces import pieces
+from longrl.rollout.stored import NOTHING, StoredFeatures, metrics
 from longrl.strategies.frames import Share
 from longrl.types import Frames, Media, Prompt
 
@@ -62,7 +63,7 @@ class FeatureCache:
         missing = [item for item in media if item.key not in self._features]
         lookup = self.stored.look_up(model, missing, self.parallel.team) if self.stored else NOTHING
         self._features.update(lookup.features)
-        missing = [with_patches(self.family, item) for item in missing if item.key not in lookup.features]
+        missing = [item for item in missing if item.key not in lookup.features]
         if self._anyone_encodes(model, missing):
             start = time.perf_counter()
             with torch.no_grad():
@@ -165,9 +166,9 @@ def encode_share(
     Args:
         family: whose tower encodes.
         model: has the tower.
-        media: with the patches of this rank's cells.
+        media: with the patches of this rank's cells, or a source of their frames.
         parallel: says which those are.
-        singly: a tower call for every medium.
+        singly: a tower call for every medium, or several for a large one; patches are made call by call.
     """
     share = Share(parallel.team.rank, parallel.team.size)
     cells = [len(share.cells(item.grid_thw[0])) for item in media]
@@ -175,7 +176,8 @@ def encode_share(
     if not parts:
         black = family.patch(Frames("image", torch.zeros(1, 3, 56, 56, dtype=torch.uint8), (0.0,), "black"))
         return family.encode_media(model, [black])[0][:0]
-    calls = [[part] for part in parts] if singly else [parts]
+    patched = (piece for part in parts for piece in pieces(family, part))
+    calls = ([piece] for piece in patched) if singly else [list(patched)]
     return torch.cat([features for call in calls for features in family.encode_media(model, call)])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import platform
 import time
@@ -153,17 +152,3 @@ def metrics(counts: Mapping[str, float]) -> dict[str, float]:
         "time/feature_write": counts["write_s"],
         "time/feature_saved": counts["saved_s"],
     }
-
-
-def with_patches(family: CausalFamily, item: Media) -> Media:
-    """The medium with the patches that were left out because its features were on disk.
-
-    Raises:
-        ValueError: the file has changed since.
-    """
-    if item.source is None:
-        return item
-    again = family.patch(item.source())
-    if again.key != item.key:
-        raise ValueError("a medium changed while it was in use; leave data.media_root alone while a run reads it")
-    return dataclasses.replace(again, source=None)

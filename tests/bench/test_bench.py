@@ -65,6 +65,19 @@ def test_encode_once_counts_every_encoding_without_reuse(bench, tmp_path):
     assert step.encodes == sizes.videos * (1 + 3 * 3)
 
 
+def test_decode_reads_the_same_frames_by_every_method(bench, tmp_path):
+    pytest.importorskip("decord")
+    script = bench("decode")
+    sizes = dataclasses.replace(script.FULL, seconds=12, fps=2, size=64, max_pixels=56 * 56, chunk_frames=5, repeats=1)
+    rows = written_by(script, sizes, tmp_path)["rows"]
+    assert [row["method"] for row in rows] == ["decord", "decord + resize", "pyav", "longrl", "longrl + resize"]
+    for row in rows:
+        assert list(row) == ["method", "frames", "seconds", "peak_mib", "imports_mib"]
+        assert row["frames"] == 12
+        assert row["seconds"] > 0
+        assert row["peak_mib"] >= row["imports_mib"] > 0
+
+
 def test_json_says_how_to_repeat_the_run_and_names_no_path(bench, tmp_path):
     common = bench("common")
     arguments = common.parse_arguments("x", ["--quick", "--json", str(tmp_path / "a.json")])

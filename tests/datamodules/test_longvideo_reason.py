@@ -13,7 +13,7 @@ from PIL import Image
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.datamodules.render import RowRenderer, fill, ordered_media
 from longrl.datamodules.synthetic import SyntheticConfig, generate
-from longrl.datamodules.video import VideoSampling
+from longrl.datamodules.video import VideoReader, VideoSampling
 from longrl.parallel import Parallel
 from longrl.types import Row
 from tests.tiny import text_family, vl_family
@@ -147,11 +147,9 @@ def test_a_template_keeps_braces_that_are_not_its_fields():
 
 
 def test_a_worker_keeps_the_media_it_decoded_last(synthetic, monkeypatch):
-    import longrl.datamodules.render as this
-
     read = []
-    monkeypatch.setattr(this, "read_video", lambda path, *how: read.append(path) or real(path, *how))
-    real = __import__("longrl.datamodules.video", fromlist=["read_video"]).read_video
+    real = VideoReader.chunks
+    monkeypatch.setattr(VideoReader, "chunks", lambda reader, count: read.append(reader.path) or real(reader, count))
     for kept, reads in ((0, 12), (3, 3)):
         read.clear()
         module = clips(synthetic, cached_media=kept)

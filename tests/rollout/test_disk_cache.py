@@ -353,7 +353,7 @@ def test_autocast_has_files_of_its_own(tmp_path):
 
 
 def test_other_frames_or_sizes_or_decoders_have_other_keys(tmp_path, monkeypatch):
-    import decord
+    import av
 
     generate(tmp_path / "videos", SyntheticConfig(1, 0, scene_s=2.0, size=112))
     path = next((tmp_path / "videos").rglob("*.mp4"))
@@ -365,7 +365,7 @@ def test_other_frames_or_sizes_or_decoders_have_other_keys(tmp_path, monkeypatch
     keys = {key(), key(fps=2.0), key(max_frames=6), key(max_pixels=56 * 56)}
     assert len(keys) == 4
     assert key() in keys
-    monkeypatch.setattr(decord, "__version__", "0.7")
+    monkeypatch.setattr(av, "__version__", "0.7")
     assert key() not in keys
 
 
@@ -453,13 +453,13 @@ def test_left_out_frames_are_read_when_the_file_proves_broken(tmp_path):
     model, item = family.build(), prompt(family, "a")
     fresh = features(family, tmp_path).get_or_encode(model, [item])
     (medium,) = item.media
-    empty = dataclasses.replace(medium, patches=medium.patches[:0], source=lambda: frames(4, key="a"))
+    empty = dataclasses.replace(medium, patches=medium.patches[:0], source=lambda: iter([frames(4, key="a")]))
     left_out = dataclasses.replace(item, media=(empty,))
     found = features(family, tmp_path).get_or_encode(model, [left_out])
     files_in(tmp_path)[0].write_bytes(b"broken")
     again = features(family, tmp_path).get_or_encode(model, [left_out])
     assert all(torch.equal(found[key], fresh[key]) and torch.equal(again[key], fresh[key]) for key in fresh)
     files_in(tmp_path)[0].unlink()
-    changed = dataclasses.replace(empty, source=lambda: frames(4, key="other"))
+    changed = dataclasses.replace(empty, source=lambda: iter([frames(4, key="other")]))
     with pytest.raises(ValueError, match="a medium changed while it was in use"):
         features(family, tmp_path).get_or_encode(model, [dataclasses.replace(item, media=(changed,))])

@@ -1,0 +1,170 @@
+"""Decoding an hour of video at one frame per second: seconds, and the most memory a process holds.
+
+The video is longrl's own synthetic kind, 3,600 s at 5 fps, H.264 with a key frame every 64 frames. Each method decodes
+the same 3,600 frames in a process of its own, on one thread, as loader workers do:
+
+- decord: `get_batch` of all indices, the whole video at full size.
+- decord + resize: the same, then resized by Qwen2.5-VL's own video processor; what longrl did before.
+- pyav: all 18,000 frames of the file decoded in turn, those wanted turned to RGB and dropped at once.
+- longrl: `VideoReader.chunks(32)`, each chunk dropped at once.
+- longrl + resize: the same, each chunk resized by the family before the next one is decoded.
+
+`peak_mib` is of the whole process, `imports_mib` what it held before the file was opened. Seconds are medians.
+
+    python bench/decode.py --json bench/results/decode.json
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import torch
+from common import Row, in_fresh_process, parse_arguments, peak_memory_mib, report
+
+from longrl.datamodules.drawing import Clip, write_video
+from longrl.datamodules.stories import sample_story
+from longrl.datamodules.synthetic import SyntheticConfig
+from longrl.datamodules.video import VideoReader, VideoSampling
+from longrl.models.qwen_vl import Qwen2_5_VLFamily
+from longrl.models.tiny import tiny_qwen2_5_vl
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a run measures."""
+
+    seconds: int = 3600
+    fps: int = 5
+    size: int = 384
+    max_pixels: int = 128 * 28 * 28
+    chunk_frames: int = 32
+    repeats: int = 3
+
+
+FULL = Sizes()
+QUICK = Sizes(seconds=300, repeats=1)
+NUM_SCENES = 6
+EVERY_SECOND = VideoSampling(fps=1.0, max_frames=1 << 20)
+
+
+def make_video(path: Path, sizes: Sizes) -> None:
+    """A story of six long scenes, drawn and encoded frame by frame."""
+    config = SyntheticConfig(scene_s=sizes.seconds / NUM_SCENES, fps=sizes.fps, size=sizes.size)
+    write_video(path, Clip(path.name, sample_story(Random(0), num_scenes=NUM_SCENES), "0"), config)
+
+
+def with_decord(known: VideoReader, family: Qwen2_5_VLFamily, sizes: Sizes) -> int:
+    """Frames decoded, all in memory."""
+    return len(_get_batch(known))
+
+
+def with_decord_and_resize(known: VideoReader, family: Qwen2_5_VLFamily, sizes: Sizes) -> int:
+    """Frames decoded and resized, all in memory."""
+    frames = dataclasses.replace(known.outline, pixels=_get_batch(known))
+    return len(family.resize(frames).pixels)
+
+
+def _get_batch(known: VideoReader) -> torch.Tensor:
+    import decord
+
+    reader = decord.VideoReader(str(known.path), num_threads=1)
+    return torch.from_numpy(reader.get_batch(known.numbers).asnumpy()).permute(0, 3, 1, 2)
+
+
+def with_pyav(known: VideoReader, family: Qwen2_5_VLFamily, sizes: Sizes) -> int:
+    """Frames decoded, one in memory."""
+    import av
+
+    wanted, count = set(known.numbers), 0
+    with av.open(str(known.path)) as container:
+        container.streams.video[0].codec_context.thread_count = 1
+        for number, frame in enumerate(container.decode(video=0)):
+            if number in wanted:
+                frame.to_ndarray(format="rgb24")
+                count += 1
+    return count
+
+
+def with_longrl(known: VideoReader, family: Qwen2_5_VLFamily, sizes: Sizes) -> int:
+    """Frames decoded, a chunk in memory."""
+    return sum(len(frames.pixels) for frames in VideoReader(known.path, EVERY_SECOND).chunks(sizes.chunk_frames))
+
+
+def with_longrl_and_resize(known: VideoReader, family: Qwen2_5_VLFamily, sizes: Sizes) -> int:
+    """Frames decoded and resized, a chunk in memory."""
+    chunks = VideoReader(known.path, EVERY_SECOND).chunks(sizes.chunk_frames)
+    return sum(len(frames.pixels) for frames in map(family.resize, chunks))
+
+
+METHODS: dict[str, Callable[[VideoReader, Qwen2_5_VLFamily, Sizes], int]] = {
+    "decord": with_decord,
+    "decord + resize": with_decord_and_resize,
+    "pyav": with_pyav,
+    "longrl": with_longrl,
+    "longrl + resize": with_longrl_and_resize,
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One pass."""
+
+    frames: int
+    seconds: float
+    peak_mib: float
+    imports_mib: float
+
+
+def measure(method: str, path: Path, folder: Path, sizes: Sizes) -> Measured:
+    """One pass in this process, which must be fresh."""
+    import av  # noqa: F401
+    import decord  # noqa: F401
+
+    torch.set_num_threads(1)
+    family = Qwen2_5_VLFamily(str(folder), max_pixels=sizes.max_pixels)
+    assert family.processor  # loaded before the clock starts
+    known = VideoReader(path, EVERY_SECOND)  # decord and pyav are told which frames to read
+    imports_mib = peak_memory_mib()
+    start = time.perf_counter()
+    count = METHODS[method](known, family, sizes)
+    return Measured(count, time.perf_counter() - start, peak_memory_mib(), imports_mib)
+
+
+def summary(method: str, passes: Sequence[Measured]) -> Row:
+    """A row of the table."""
+    (frames,) = {item.frames for item in passes}
+    return {
+        "method": method,
+        "frames": frames,
+        "seconds": statistics.median(item.seconds for item in passes),
+        "peak_mib": max(item.peak_mib for item in passes),
+        "imports_mib": max(item.imports_mib for item in passes),
+    }
+
+
+def main(argv: Sequence[str] | None = None, sizes: Sizes | None = None) -> None:
+    """The command; `sizes` replaces what `--quick` or its absence choose."""
+    arguments = parse_arguments(__doc__, argv)
+    sizes = sizes or (QUICK if arguments.quick else FULL)
+    passes: dict[str, list[Measured]] = {method: [] for method in METHODS}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "hour.mp4"
+        make_video(path, sizes)
+        tiny_qwen2_5_vl(Path(folder) / "model")
+        for _, method in itertools.product(range(sizes.repeats), METHODS):
+            passes[method].append(in_fresh_process(measure, method, path, Path(folder) / "model", sizes))
+    settings = ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(sizes).items())
+    rows = [summary(method, items) for method, items in passes.items()]
+    report(__file__, arguments, rows, notes=[f"sizes: {settings}"])
+
+
+if __name__ == "__main__":
+    main()
