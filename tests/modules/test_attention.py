@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longrl.modules import attention
-from longrl.modules.attention import CpuFlash, Portable, dense_mask, shared_prefix_attention
+from longrl.modules.attention import dense_mask, shared_prefix_attention
+from longrl.modules.kernels import CpuFlash, Portable
 from longrl.types import GroupSpan
 
 SPANS = (GroupSpan(0, 7, (3, 1, 5)), GroupSpan(16, 4, (6,)), GroupSpan(26, 3, ()), GroupSpan(29, 2, (0, 2, 1)))
