@@ -54,17 +54,18 @@ def report(
         more: further tables by name; in the JSON beside `rows`.
     """
     name = Path(script).stem
-    _print_table(name, rows)
+    print_table(name, rows)
     for title, others in (more or {}).items():
-        _print_table(title, others)
+        print_table(title, others)
     for note in notes:
         console.print(note, soft_wrap=True, highlight=False)
     if arguments.json:
-        _write_json(arguments.json, {**provenance(name, arguments), "rows": list(rows), **(more or {})})
+        write_json(arguments.json, {**provenance(name, arguments), "rows": list(rows), **(more or {})})
         console.print(f"written to {arguments.json}", soft_wrap=True)
 
 
-def _print_table(title: str, rows: Sequence[Row]) -> None:
+def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows that have all the same fields."""
     table = Table(*rows[0], title=title)
     for row in rows:
         table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
@@ -144,7 +145,7 @@ def _cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Whole or not at all: a reader never sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:

@@ -7,18 +7,21 @@ A packed sequence is `[prompt][y1]..[yG]`, group after group. A completion sees 
              y1       [ full   causal   .  ]
              y2       [ full      .  causal]
 
-The kernels compute each coloured block on its own and merge the two blocks of a completion by log-sum-exp (Milakov and
-Gimelshein, arXiv:1805.02867), so neither the prompt's keys nor a [L, L] mask is ever copied. The backward pass reuses
-the merged log-sum-exp, as ring attention does (arXiv:2310.01889): with it every block's probabilities are the exact
-ones of the whole row.
+Two calls of a kernel (longrl/modules/kernels.py) compute it: every prompt and every completion causal on itself, and
+the completions of each group on their prompt. They are merged by log-sum-exp (Milakov and Gimelshein,
+arXiv:1805.02867), so there is no [L, L] mask and no prompt's keys are repeated. The backward pass reuses the merged
+log-sum-exp, as ring attention does (arXiv:2310.01889): with it every block's probabilities are the exact ones of the
+whole row.
 
 Letters: H query heads, K key/value heads, E = H / K query heads per key head, L packed tokens, D head size.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -27,6 +30,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from longrl.modules.kernels import Blocks, Kernel, kernel_for
 from longrl.strategies.sequence import ALONE, SequenceParallel
 from longrl.types import GroupSpan
 
@@ -111,224 +115,160 @@ def shared_prefix_attention(
         query: [H, L, D].
         key: [K, L, D]; K divides H.
         value: [K, L, D].
-        spans: where the groups lie; tokens outside every span get zeros.
+        spans: where the groups lie, one behind the other from row 0; tokens behind the last one get zeros.
         scale: factor on the scores.
 
     Returns:
         [H, L, D].
     """
-    heads, length, size = query.shape
-    grouped = query.view(key.shape[0], heads // key.shape[0], length, size)
-    output = _SharedPrefix.apply(grouped, key[:, None], value[:, None], tuple(spans), scale)
-    return output.reshape(heads, length, size)
+    return _SharedPrefix.apply(query, key, value, tuple(spans), scale)
 
 
 def dense_mask(spans: Sequence[GroupSpan], length: int) -> Tensor:
     """The same layout as a [L, L] boolean mask, True where a query (row) may see a key (column): the test oracle."""
     allowed = torch.zeros(length, length, dtype=torch.bool)
     for span in spans:
-        for prompt, own in ((range(span.start, span.start + span.prompt_tokens), None), *_completions(span)):
-            rows = own if own is not None else prompt
-            if own is not None:
-                allowed[rows.start : rows.stop, prompt.start : prompt.stop] = True
-            causal = torch.ones(len(rows), len(rows), dtype=torch.bool).tril()
-            allowed[rows.start : rows.stop, rows.start : rows.stop] = causal
+        prompt = slice(span.start, span.start + span.prompt_tokens)
+        for rows in (prompt, *_completions(span)):
+            allowed[rows, prompt] = True
+            allowed[rows, rows] = torch.ones(rows.stop - rows.start, rows.stop - rows.start, dtype=torch.bool).tril()
     return allowed
 
 
-def _completions(span: GroupSpan) -> list[tuple[range, range]]:
-    """(token range of the prompt, token range of a completion) for each completion."""
-    prompt, start, pairs = range(span.start, span.start + span.prompt_tokens), span.start + span.prompt_tokens, []
+def _completions(span: GroupSpan) -> list[slice]:
+    """Rows of each completion."""
+    start, rows = span.start + span.prompt_tokens, []
     for count in span.completion_tokens:
-        pairs.append((prompt, range(start, start + count)))
+        rows.append(slice(start, start + count))
         start += count
-    return pairs
+    return rows
 
 
-def _blocks(span: GroupSpan) -> tuple[slice, slice, list[slice]]:
-    """(prompt rows, all completion rows, rows of each completion); one completion is simply the prompt's tail."""
-    if len(span.completion_tokens) <= 1:
-        return slice(span.start, span.stop), slice(span.stop, span.stop), []
-    prompt = slice(span.start, span.start + span.prompt_tokens)
-    own = [slice(rows.start, rows.stop) for _, rows in _completions(span) if len(rows)]
-    return prompt, slice(prompt.stop, span.stop), own
+@dataclass(frozen=True)
+class _Layout:
+    """The two calls: `own` covers all rows, `across` the completions of groups with more than one."""
+
+    own: Blocks
+    across: Blocks
+    suffixes: tuple[slice, ...]
+    """Rows of each such group's completions."""
+    prompts: tuple[slice, ...]
+    """Rows of its prompt."""
+    stop: int
+    """One past the last group."""
+
+
+@functools.lru_cache(maxsize=64)
+def _layout(spans: tuple[GroupSpan, ...], length: int) -> _Layout:
+    """A group of one completion is simply causal; rows behind the last group are a sequence of their own."""
+    lengths: list[int] = []
+    suffixes, prompts, stop = [], [], 0
+    for span in spans:
+        assert span.start == stop, f"groups must lie end to end, got {spans}"
+        stop, prompt = span.stop, slice(span.start, span.start + span.prompt_tokens)
+        own = [count for count in span.completion_tokens if count]
+        if len(own) > 1:
+            suffixes.append(slice(prompt.stop, stop))
+            prompts.append(prompt)
+            lengths += [span.prompt_tokens, *own]
+        else:
+            lengths.append(stop - span.start)
+    lengths += [length - stop] if length > stop else []
+    across = Blocks(tuple(map(_size, suffixes)), tuple(map(_size, prompts)), causal=False)
+    own_blocks = Blocks(tuple(lengths), tuple(lengths), causal=True)
+    return _Layout(own_blocks, across, tuple(suffixes), tuple(prompts), stop)
+
+
+def _size(rows: slice) -> int:
+    return rows.stop - rows.start
 
 
 class _SharedPrefix(torch.autograd.Function):
-    """query [K, E, L, D], key and value [K, 1, L, D] -> [K, E, L, D]."""
+    """query [H, L, D], key and value [K, L, D] -> [H, L, D]."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, spans: tuple[GroupSpan, ...], scale: float):
-        kernel = kernel_for(query)
-        output, lse = torch.zeros_like(query), query.new_zeros(query.shape[:-1], dtype=_lse_dtype(query))
-
-        def attend(rows: slice, keys: slice, causal: bool) -> tuple[Tensor, Tensor]:
-            return kernel.forward(query[:, :, rows], key[:, :, keys], value[:, :, keys], causal, scale)
-
-        for span in spans:
-            prompt, suffix, completions = _blocks(span)
-            output[:, :, prompt], lse[:, :, prompt] = attend(prompt, prompt, causal=True)
-            if not completions:
-                continue
-            output[:, :, suffix], lse[:, :, suffix] = attend(suffix, prompt, causal=False)
-            for own in completions:
-                part, part_lse = attend(own, own, causal=True)
-                _merge(output[:, :, own], lse[:, :, own], part, part_lse)
+        layout, kernel = _layout(spans, query.shape[1]), kernel_for(query)
+        output, lse = kernel.forward(query, key, value, layout.own, scale)
+        if layout.prompts:
+            rows = take(query, layout.suffixes), take(key, layout.prompts), take(value, layout.prompts)
+            part, part_lse = attend_all(kernel, *rows, layout.across, scale)
+            for place, (own, _) in zip(layout.suffixes, layout.across.slices(), strict=True):
+                merge(output[:, place], lse[:, place], part[:, own], part_lse[:, own])
+        output[:, layout.stop :] = 0
         ctx.save_for_backward(query, key, value, output, lse)
-        ctx.spans, ctx.scale = spans, scale
+        ctx.layout, ctx.scale = layout, scale
         return output
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor):
         query, key, value, output, lse = ctx.saved_tensors
-        kernel = kernel_for(query)
-        grad_output = grad_output.contiguous()
-        grad_query, grad_key, grad_value = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
-
-        def add(rows: slice, keys: slice, causal: bool) -> None:
-            grads = kernel.backward(
-                grad_output[:, :, rows], query[:, :, rows], key[:, :, keys], value[:, :, keys],
-                output[:, :, rows], lse[:, :, rows], causal, ctx.scale,
-            )  # fmt: skip
-            grad_query[:, :, rows] += grads[0]
-            grad_key[:, :, keys] += grads[1].sum(1, keepdim=True)
-            grad_value[:, :, keys] += grads[2].sum(1, keepdim=True)
-
-        for span in ctx.spans:
-            prompt, suffix, completions = _blocks(span)
-            add(prompt, prompt, causal=True)
-            if completions:
-                add(suffix, prompt, causal=False)
-            for own in completions:
-                add(own, own, causal=True)
-        return grad_query, grad_key, grad_value, None, None
+        layout, kernel = ctx.layout, kernel_for(query)
+        grads = kernel.backward(grad_output, query, key, value, output, lse, layout.own, ctx.scale)
+        if layout.prompts:
+            of_rows = [take(x, layout.suffixes) for x in (grad_output, query, output, lse)]
+            keys, values = take(key, layout.prompts), take(value, layout.prompts)
+            parts = _attend_all_backward(kernel, *of_rows, keys, values, layout.across, ctx.scale)
+            for grad, part, places in zip(grads, parts, (layout.suffixes, layout.prompts, layout.prompts), strict=True):
+                _add(grad, part, places)
+        for grad in grads:
+            grad[:, layout.stop :] = 0
+        return *grads, None, None
 
 
-def _merge(output: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
+def attend_all(
+    kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Attention in which a query sees all keys of its sequence: query heads of a key head are then just more queries.
+
+    So a key head is read once for all of them, and its gradient comes as one.
+
+    Returns:
+        ([H, Q, D], log-sum-exp [H, Q]) of queries [H, Q, D] on keys and values [K, N, D].
+    """
+    output, lse = kernel.forward(_fold(query, key), key, value, _folded(blocks, query, key), scale)
+    return _unfold(output, query), _unfold(lse, query)
+
+
+def _attend_all_backward(
+    kernel: Kernel, grad_output: Tensor, query: Tensor, output: Tensor, lse: Tensor, key: Tensor, value: Tensor,
+    blocks: Blocks, scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    grad, folded, out, lses = (_fold(x, key) for x in (grad_output, query, output, lse))
+    grads = kernel.backward(grad, folded, key, value, out, lses, _folded(blocks, query, key), scale)
+    return _unfold(grads[0], query), grads[1], grads[2]
+
+
+def _fold(states: Tensor, key: Tensor) -> Tensor:
+    """[H, Q, ...] -> [K, Q * E, ...]: the E heads of a row one after the other."""
+    return states.unflatten(0, (key.shape[0], -1)).transpose(1, 2).flatten(1, 2)
+
+
+def _unfold(states: Tensor, query: Tensor) -> Tensor:
+    """[K, Q * E, ...] -> [H, Q, ...]."""
+    return states.unflatten(1, (query.shape[1], -1)).transpose(1, 2).flatten(0, 1)
+
+
+def _folded(blocks: Blocks, query: Tensor, key: Tensor) -> Blocks:
+    times = query.shape[0] // key.shape[0]
+    return Blocks(tuple(count * times for count in blocks.queries), blocks.keys, blocks.causal)
+
+
+def take(states: Tensor, places: Sequence[slice]) -> Tensor:
+    """[heads, L, ...] -> the rows at these places, end to end; without a copy if it is one place."""
+    parts = [states[:, rows] for rows in places]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def _add(states: Tensor, parts: Tensor, places: Sequence[slice]) -> None:
+    """Adds rows that lie end to end to those at these places."""
+    for rows, part in zip(places, parts.split([_size(rows) for rows in places], 1), strict=True):
+        states[:, rows] += part
+
+
+def merge(output: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
     """Adds the attention over further keys to `output` and `lse`, in place; all [..., rows, D] and [..., rows]."""
     total = torch.logaddexp(lse, part_lse)
     old, new = torch.exp(lse - total)[..., None], torch.exp(part_lse - total)[..., None]
     output.copy_(output * old + part * new)
     lse.copy_(total)
-
-
-def _lse_dtype(query: Tensor) -> torch.dtype:
-    return torch.float64 if query.dtype == torch.float64 else torch.float32
-
-
-class Kernel(Protocol):
-    """One block of attention with its log-sum-exp, and its backward from a log-sum-exp that may span more blocks."""
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-        """[K, E, Q, D] queries on [K, 1, N, D] keys -> ([K, E, Q, D], log-sum-exp [K, E, Q])."""
-
-    def backward(
-        self, grad_output: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor,
-        causal: bool, scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """Gradients of query [K, E, Q, D], key and value ([K, E or 1, N, D], to be summed over E)."""
-
-
-class CpuFlash:
-    """torch's flash attention for CPU. Key heads are expanded by stride 0, never copied."""
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-        """See `Kernel.forward`."""
-        key, value = _expand(key, query), _expand(value, query)
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, 0.0, causal, attn_mask=None, scale=scale
-        )
-
-    def backward(
-        self, grad_output: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor,
-        causal: bool, scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """See `Kernel.backward`."""
-        key, value = _expand(key, query), _expand(value, query)
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad_output, query, key, value, output, lse, 0.0, causal, attn_mask=None, scale=scale
-        )
-
-
-class CudaFlash:
-    """torch's own flash attention for CUDA in half precision; needs no flash-attn package."""
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-        """See `Kernel.forward`."""
-        key, value = _expand(key, query), _expand(value, query)
-        result = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, causal, False, scale=scale)
-        return result[0], result[1][..., : query.shape[-2]]
-
-    def backward(
-        self, grad_output: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor,
-        causal: bool, scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """See `Kernel.backward`."""
-        key, value = _expand(key, query), _expand(value, query)
-        unused = torch.empty(2, dtype=torch.uint64, device=query.device)  # the dropout state; dropout is 0
-        return torch.ops.aten._scaled_dot_product_flash_attention_backward(
-            grad_output, query, key, value, output.contiguous(), lse.contiguous(), None, None,
-            query.shape[-2], key.shape[-2], 0.0, causal, unused, unused[0], scale=scale,
-        )  # fmt: skip
-
-
-class Portable:
-    """Plain tensor operations in slices of queries: any device and precision, [rows, N] scores at a time."""
-
-    max_scores: int = 1 << 24
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-        """See `Kernel.forward`."""
-        outputs, lses = [], []
-        for rows in self._slices(query, key):
-            scores = _scores(query, key, rows, causal, scale)
-            lse = scores.logsumexp(-1)
-            outputs.append(torch.matmul(torch.exp(scores - lse[..., None]).to(value.dtype), value))
-            lses.append(lse)
-        return torch.cat(outputs, -2), torch.cat(lses, -1)
-
-    def backward(
-        self, grad_output: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor,
-        causal: bool, scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """See `Kernel.backward`."""
-        dtype = _lse_dtype(query)
-        grad_query = torch.empty_like(query)
-        grad_key, grad_value = (torch.zeros(x.shape, dtype=dtype, device=x.device) for x in (key, value))
-        delta = (grad_output.to(dtype) * output.to(dtype)).sum(-1, keepdim=True)
-        for rows in self._slices(query, key):
-            probs = torch.exp(_scores(query, key, rows, causal, scale) - lse[:, :, rows, None])
-            grad = grad_output[:, :, rows].to(dtype)
-            grad_scores = probs * (grad @ value.to(dtype).mT - delta[:, :, rows]) * scale
-            grad_query[:, :, rows] = (grad_scores @ key.to(dtype)).to(query.dtype)
-            grad_key += (grad_scores.mT @ query[:, :, rows].to(dtype)).sum(1, keepdim=True)
-            grad_value += (probs.mT @ grad).sum(1, keepdim=True)
-        return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype)
-
-    def _slices(self, query: Tensor, key: Tensor) -> list[slice]:
-        step = max(1, self.max_scores // (query.shape[0] * query.shape[1] * key.shape[-2]))
-        return [slice(i, min(i + step, query.shape[-2])) for i in range(0, query.shape[-2], step)]
-
-
-def _scores(query: Tensor, key: Tensor, rows: slice, causal: bool, scale: float) -> Tensor:
-    """[K, E, rows, N] scaled scores in at least float32; causal counts query i and key i as the same token."""
-    dtype = _lse_dtype(query)
-    scores = (query[:, :, rows].to(dtype) @ key.to(dtype).mT) * scale
-    if causal:
-        positions = torch.arange(rows.start, rows.stop, device=query.device)
-        later = torch.arange(key.shape[-2], device=query.device) > positions[:, None]
-        scores.masked_fill_(later, float("-inf"))
-    return scores
-
-
-def _expand(key: Tensor, query: Tensor) -> Tensor:
-    return key.expand(-1, query.shape[1], -1, -1)
-
-
-def kernel_for(query: Tensor) -> Kernel:
-    """The fastest kernel that is exact on this device and precision."""
-    if query.device.type == "cpu":
-        return CpuFlash()
-    if query.device.type == "cuda" and query.dtype in (torch.float16, torch.bfloat16):
-        return CudaFlash()
-    return Portable()

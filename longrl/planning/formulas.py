@@ -12,6 +12,7 @@ import math
 
 from longrl.modules.logprobs import MAX_LOGITS
 from longrl.planning.inputs import Plan, Tower
+from longrl.rollout.prefix_cache import TILE_KEYS
 
 ADAPTER_BYTES = 4
 """Of a number of LoRA's matrices (longrl/models/lora.py)."""
@@ -331,7 +332,7 @@ def rank_completions(plan: Plan) -> int:
 
 
 def kv_cache(plan: Plan) -> float:
-    """`_SharedPrefixCache`: keys of a prompt once, of its completions apart: 2 N C b prompts (T + G S)."""
+    """`PrefixCache`: keys of a prompt once, of its completions apart: 2 N C b prompts (T + G S)."""
     sizes = plan.sizes
     tokens = plan.prompt_tokens + rank_completions(plan) * plan.completion_tokens
     numbers = 2 * len(sizes.layer_params) * sizes.key_width
@@ -339,18 +340,21 @@ def kv_cache(plan: Plan) -> float:
 
 
 def prefill(plan: Plan) -> float:
-    """The prompts on one rank, without sequence parallelism: `forward_working_set` of all their rows."""
-    return forward_working_set(plan, prefilled_prompts(plan) * plan.prompt_tokens)
+    """A chunk of the prompts on one rank, without sequence parallelism: `forward_working_set` of its rows."""
+    return forward_working_set(plan, min(plan.prefill_chunk_tokens, prefilled_prompts(plan) * plan.prompt_tokens))
 
 
 def decoding(plan: Plan) -> float:
-    """Attention scores of one token of all completions, twice in float32 and once in b.
+    """`PrefixCache.decode` and sampling, of one token of all completions.
 
-    G H (T + S) (8 + b); of sampling, three copies of the distribution in float64: 28 G V.
+    Scores on their own tokens, twice in float32 and once in b, and of n tiles of the prompt queries, those in the
+    kernel's order, outputs and their weighted sum: G H S (8 + b) + G n A (3 b + 4). Of sampling, three copies of the
+    distribution in float64: 28 G V.
     """
     sizes, sequences = plan.sizes, prefilled_prompts(plan) * rank_completions(plan)
-    scores = sizes.num_heads * (plan.prompt_tokens + plan.completion_tokens) * (8 + plan.matmul_bytes)
-    return float(sequences * (scores + 28 * sizes.vocabulary))
+    scores = sizes.num_heads * plan.completion_tokens * (8 + plan.matmul_bytes)
+    tiles = math.ceil(plan.prompt_tokens / TILE_KEYS) * sizes.query_width * (3 * plan.matmul_bytes + 4)
+    return float(sequences * (scores + tiles + 28 * sizes.vocabulary))
 
 
 # -------------------------------------------------------------------------------------------------------------- host

@@ -189,6 +189,8 @@ class Plan:
     epochs: int = 1
     max_sequences: int = 256
     """`HFEngine`'s: completions decoded together."""
+    prefill_chunk_tokens: int = 16_384
+    """`HFEngine`'s: prompt tokens that go through the model together."""
     feature_cache_bytes: int = 1 << 30
     num_gather_chunks: int = 1
     workspace_bytes: int = 0

@@ -16,6 +16,8 @@ WithFrames = Callable[[Plan, int], Plan]
 """The same run with another number of frames per video."""
 MAX_CHANGES = 12
 MAX_FRAMES = 1 << 16
+LEAST_CHUNK = 4096
+"""A smaller `prefill_chunk_tokens` saves hardly anything, and is slow."""
 HELPFUL = 0.98
 """A change that leaves more of the peak than this is not worth naming."""
 
@@ -189,6 +191,8 @@ def _changes(plan: Plan) -> Iterator[tuple[str, object, Plan]]:
         yield "model.max_tokens_per_micro_batch", budget, change(plan, max_tokens_per_micro_batch=budget)
     if f.prefilled_prompts(plan) > 1:
         yield "the engine's max_sequences", count, change(plan, max_sequences=count)
+    if plan.prefill_chunk_tokens > LEAST_CHUNK:
+        yield "the engine's prefill_chunk_tokens", LEAST_CHUNK, change(plan, prefill_chunk_tokens=LEAST_CHUNK)
     for sp in (2, 4, 8):
         if sp > plan.sequence_parallel_size and plan.devices % sp == 0:
             shared = change(plan, sequence_parallel_size=sp, team_size=sp)

@@ -165,6 +165,7 @@ def plan_of(
         mini_batches=model.mini_batches_per_rollout if rl else 1,
         epochs=model.epochs_per_rollout if rl else 1,
         max_sequences=getattr(engine, "max_sequences", 256),
+        prefill_chunk_tokens=getattr(engine, "prefill_chunk_tokens", 16_384),
         feature_cache_bytes=model.features.max_bytes,
         num_gather_chunks=strategy.num_gather_chunks,
         workspace_bytes=int(options.workspace_gib * memory.GIB),

@@ -1,17 +1,17 @@
 """Rollout engines: who turns prompts into completions.
 
 `HFEngine` generates with the trainer's own transformers model. A prompt is prefilled once whatever the number of
-completions, and its keys and values are shared while decoding: nothing is repeated G times.
+completions, in chunks that bound its memory, and its keys and values are shared while decoding
+(longrl/rollout/prefix_cache.py): nothing is repeated G times.
 
-Letters: P prompts, G completions each, T longest prompt, S completion tokens so far, K key/value heads,
-E query heads per key head, D head size, V vocabulary.
+Letters: P prompts, G completions each, S completion tokens so far, V vocabulary.
 """
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from longrl.models.base import CausalFamily
 from longrl.modules.packing import pack
 from longrl.rollout.parity import Seen
-from longrl.types import Completion, GroupSpan, Packed, Prompt, SamplingParams
+from longrl.types import Completion, Packed, Prompt, SamplingParams
 
 
 class RolloutEngine(abc.ABC):
@@ -71,12 +71,20 @@ class HFEngine(RolloutEngine):
 
     Args:
         max_sequences: completions decoded together; fewer need less memory.
+        prefill_chunk_tokens: prompt tokens that go through the model together; beside keys and values, which all stay,
+            a prompt of any length needs the memory of so many.
     """
 
     needs_whole_weights = True
 
-    def __init__(self, max_sequences: int = 256) -> None:
+    def __init__(self, max_sequences: int = 256, prefill_chunk_tokens: int = 16_384) -> None:
+        if prefill_chunk_tokens < 1:
+            raise ValueError(
+                f"the engine's prefill_chunk_tokens must be at least 1, got {prefill_chunk_tokens}; leave it out for "
+                "16384, or take one larger than every prompt to prefill in one go"
+            )
         self.max_sequences = max_sequences
+        self.prefill_chunk_tokens = prefill_chunk_tokens
 
     def sync(self, family: CausalFamily, model: nn.Module, step: int) -> None:
         """The engine reads the trainer's weights in place."""
@@ -100,66 +108,10 @@ class HFEngine(RolloutEngine):
             completions = []
             for start in range(0, len(prompts), step):
                 decoder = _Decoder(family, model, prompts[start : start + step], features, sampling, seed, first)
-                completions += decoder.run()
+                completions += decoder.run(self.prefill_chunk_tokens)
             return completions
         finally:
             model.train(was_training)
-
-
-@dataclass
-class _SharedPrefixCache:
-    """Keys and values while decoding: prompts padded to [P, K, T, D], completions [P, K, G, S, D]."""
-
-    spans: tuple[GroupSpan, ...]
-    num_generations: int
-    max_tokens: int
-    length: int = 0
-    """Completion tokens held, S."""
-    prompts: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """layer -> keys and values of the prompts."""
-    completions: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-
-    def store_prompts(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """`LayerAttention` of the prefill: packed causal attention, its keys kept."""
-        from longrl.modules.attention import shared_prefix_attention
-
-        longest = max(span.prompt_tokens for span in self.spans)
-        self.prompts[layer] = tuple(self._by_prompt(states[0], longest) for states in (key, value))
-        shape = (len(self.spans), key.shape[1], self.num_generations, self.max_tokens, key.shape[-1])
-        self.completions[layer] = (key.new_empty(shape), value.new_empty(shape))
-        return shared_prefix_attention(query[0], key[0], value[0], self.spans, scale)[None]
-
-    def _by_prompt(self, states: Tensor, longest: int) -> Tensor:
-        """[K, packed tokens, D] -> [P, K, T, D], zeros behind shorter prompts."""
-        padded = states.new_zeros(len(self.spans), states.shape[0], longest, states.shape[-1])
-        for place, span in enumerate(self.spans):
-            padded[place, :, : span.prompt_tokens] = states[:, span.start : span.stop]
-        return padded
-
-    def decode(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """`LayerAttention` of one decoding step: [P*G, H, 1, D] queries on the prompt and what was written so far."""
-        prompt_keys, prompt_values = self.prompts[layer]
-        own_keys, own_values = self.completions[layer]
-        num_prompts, heads, longest, size = prompt_keys.shape
-        group = self.num_generations
-        own_keys[:, :, :, self.length] = key.view(num_prompts, group, heads, size).transpose(1, 2)
-        own_values[:, :, :, self.length] = value.view(num_prompts, group, heads, size).transpose(1, 2)
-        own_keys, own_values = own_keys[:, :, :, : self.length + 1], own_values[:, :, :, : self.length + 1]
-
-        queries = query.view(num_prompts, group, heads, -1, size).transpose(1, 2) * scale  # [P, K, G, E, D]
-        on_prompt = (queries.flatten(2, 3) @ prompt_keys.mT).masked_fill(self._padding(longest), float("-inf"))
-        on_prompt = on_prompt.view(*queries.shape[:4], longest)
-        on_own = queries @ own_keys.mT  # [P, K, G, E, S]
-        probs = torch.cat([on_prompt, on_own], -1).float().softmax(-1).to(query.dtype)
-        from_prompt = probs[..., :longest].flatten(2, 3) @ prompt_values
-        output = from_prompt.view_as(queries) + probs[..., longest:] @ own_values
-        return output.transpose(1, 2).reshape(query.shape)
-
-    def _padding(self, longest: int) -> Tensor:
-        """[P, 1, 1, T], True behind a prompt's end."""
-        lengths = torch.tensor([span.prompt_tokens for span in self.spans])
-        padding = torch.arange(longest) >= lengths[:, None]
-        return padding[:, None, None].to(self.prompts[0][0].device)
 
 
 class _Decoder:
@@ -175,13 +127,13 @@ class _Decoder:
         seed: int,
         first: int,
     ) -> None:
+        from longrl.rollout.prefix_cache import PrefixCache
+
         self.family, self.model, self.prompts, self.sampling = family, model, prompts, sampling
         self.device = model.get_input_embeddings().weight.device
         self.packed = self._pack().to(self.device)
         self.features = features
-        self.cache = _SharedPrefixCache(
-            self.packed.spans, sampling.num_generations, sampling.max_completion_tokens
-        )
+        self.cache = PrefixCache(self.packed.spans, sampling.num_generations, sampling.max_completion_tokens)
         self.uniforms = torch.stack([self._uniforms(prompt, seed, first) for prompt in prompts]).flatten(0, 1)
         self.eos = family.tokenizer.eos_token_id
 
@@ -195,9 +147,9 @@ class _Decoder:
         shape = (first + self.sampling.num_generations, self.sampling.max_completion_tokens)
         return torch.rand(shape, generator=generator, dtype=torch.float64)[first:]
 
-    def run(self) -> list[list[Completion]]:
-        """The completions of every prompt."""
-        hidden = self._prefill()
+    def run(self, chunk_tokens: int) -> list[list[Completion]]:
+        """The completions of every prompt, prefilled `chunk_tokens` at a time."""
+        hidden = self._prefill(chunk_tokens)
         tokens, logps = [], []
         finished = torch.zeros(len(hidden), dtype=torch.bool, device=self.device)
         for step in range(self.sampling.max_completion_tokens):
@@ -210,16 +162,27 @@ class _Decoder:
             hidden = self._decode(token, step)
         return self._collect(torch.stack(tokens, 1).cpu(), torch.stack(logps, 1).cpu())
 
-    def _prefill(self) -> Tensor:
+    def _prefill(self, chunk_tokens: int) -> Tensor:
         """[P*G, hidden size] states that predict each completion's first token."""
-        embeds = self.family.embed(self.model, self.packed, self.features)
-        extra = self.family.backbone_inputs(self.packed, self.features)
-        positions, attend = self.packed.position_ids[:, None], self.cache.store_prompts
-        hidden = self.family.hidden_states(self.model, embeds[None], positions, layer_attention=attend, **extra)[0]
-        last = [span.stop - 1 for span in self.packed.spans]
+        hidden = torch.cat([self._last_states(rows) for rows in self._chunks(chunk_tokens)])
         following = [int(prompt.position_ids.max()) + 1 for prompt in self.prompts]
         self.following = torch.tensor(following, device=self.device).repeat_interleave(self.sampling.num_generations)
-        return hidden[last].repeat_interleave(self.sampling.num_generations, 0)
+        return hidden.repeat_interleave(self.sampling.num_generations, 0)
+
+    def _chunks(self, tokens: int) -> Iterator[slice]:
+        """Rows of the packed prompts, wherever one ends and the next begins."""
+        total = len(self.packed.input_ids)
+        return (slice(start, min(start + tokens, total)) for start in range(0, total, tokens))
+
+    def _last_states(self, rows: slice) -> Tensor:
+        """[prompts that end in these rows, hidden size]: states of their last tokens; all rows go into the cache."""
+        embeds = self.family.embed(self.model, self.packed, self.features, rows)
+        positions = self.packed.position_ids[:, None, rows]
+        attention = functools.partial(self.cache.prefill, rows)
+        extra = self.family.backbone_inputs(self.packed, self.features, rows)
+        hidden = self.family.hidden_states(self.model, embeds[None], positions, layer_attention=attention, **extra)[0]
+        last = [span.stop - 1 - rows.start for span in self.packed.spans if rows.start < span.stop <= rows.stop]
+        return hidden[last]
 
     def _decode(self, token: Tensor, step: int) -> Tensor:
         embeds = self.model.get_input_embeddings()(token)[:, None]

@@ -3,9 +3,11 @@
 import dataclasses
 import importlib
 import json
+import re
 from pathlib import Path
 
 import pytest
+import torch
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 
@@ -127,3 +129,70 @@ def test_hour_long_has_a_row_for_every_phase(bench, tmp_path):
     assert [list(row) for row in rows] == [["tokens", "frames", "sp", "phase", "seconds", "peak_mib"]] * 8
     assert len({row["tokens"] for row in rows}) == 1
     assert all(row["frames"] == 4 and row["tokens"] > 2 * 144 and row["peak_mib"] > 100 for row in rows)
+
+
+FIELDS = ["model", "phase", "variant", "tokens", "seconds", "tokens_per_s", "tflops", "mfu", "peak_gib", "status"]
+
+
+def test_gpu_runs_the_same_code_on_a_cpu_and_writes_rows_and_profile(bench, tmp_path):
+    script, path, profile = bench("gpu"), tmp_path / "out.json", tmp_path / "profile.txt"
+    script.main(["--cpu", "--tiny", "--json", str(path), "--profile", str(profile)])
+    found = json.loads(path.read_text())
+    assert found["command"] == "python bench/gpu.py --cpu --tiny --minutes 7.5"
+    assert (found["gpu"], found["skipped"]) == ({}, [])
+    assert found["check"]["kernel"] == "CpuFlash"
+    assert max(found["check"]["relative_errors"].values()) < script.MAX_ERROR
+    assert [(row["phase"], row["variant"], row["tokens"]) for row in found["rows"]] == [
+        *(("encode", "", 64), ("prefill", "", 64), ("decode", "", 64)),
+        *(("update", "packed", 64), ("update", "separate", 64)),
+        *(("encode", "", 128), ("prefill", "", 128), ("decode", "", 128), ("update", "packed", 128)),
+    ]
+    for row in found["rows"]:
+        assert list(row) == FIELDS
+        assert row["status"] == "ok"
+    packed, separate = found["rows"][3:5]
+    assert packed["tokens_per_s"] * packed["seconds"] == pytest.approx(64 + 2 * 4)
+    assert separate["tokens_per_s"] * separate["seconds"] == pytest.approx(2 * (64 + 4))
+    assert "_SharedPrefix" in profile.read_text()
+    assert str(tmp_path) not in path.read_text()
+
+
+def test_gpu_lists_what_the_time_does_not_suffice_for(bench, tmp_path):
+    script, path = bench("gpu"), tmp_path / "out.json"
+    sizes = dataclasses.replace(script.TINY_SIZES, tokens=(64,))
+    script.main(["--cpu", "--tiny", "--minutes", "0", "--json", str(path)], sizes)
+    found = json.loads(path.read_text())
+    assert found["rows"] == []
+    assert [line.partition(":")[0] for line in found["skipped"]] == [
+        "tiny encode 64", "tiny prefill 64", "tiny update packed 64", "tiny update separate 64",
+    ]  # fmt: skip
+
+
+def test_gpu_keeps_a_row_that_ran_out_of_memory_and_goes_on(bench, tmp_path, monkeypatch):
+    script, path = bench("gpu"), tmp_path / "out.json"
+    sizes = dataclasses.replace(script.TINY_SIZES, tokens=(64,))
+
+    def full(*arguments):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(script.Case, "generate", full)
+    script.main(["--cpu", "--tiny", "--json", str(path)], sizes)
+    rows = json.loads(path.read_text())["rows"]
+    assert [(row["phase"], row["status"], row["seconds"] is None) for row in rows] == [
+        ("encode", "ok", False), ("prefill", "out of memory", True), ("update", "ok", False), ("update", "ok", False),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("argv", "message"), [([], "needs a GPU.*--cpu --tiny"), (["--cpu"], "--cpu needs --tiny")])
+def test_gpu_refuses_without_one(bench, argv, message, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        bench("gpu").main(argv)
+    assert re.search(message, capsys.readouterr().err.replace("\n", " "))
+
+
+def test_gpu_stops_where_the_kernel_is_wrong(bench, monkeypatch):
+    script = bench("gpu")
+    monkeypatch.setattr(script, "_flash", lambda query, *others: 1.1 * script._dense(query, *others))
+    with pytest.raises(RuntimeError, match="CpuFlash is wrong here"):
+        script.check(script.TINY_SIZES, torch.device("cpu"))

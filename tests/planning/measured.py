@@ -49,6 +49,7 @@ class Case:
     completion_tokens: int = 64
     generate: bool = False
     lora: bool = False
+    prefill_chunk_tokens: int = 16_384
 
     def family(self) -> Qwen2_5_VLFamily:
         return Qwen2_5_VLFamily(
@@ -80,7 +81,7 @@ class Phases(Callback):
             mark("rollout")
             sampling = SamplingParams(self.case.num_generations, self.case.completion_tokens)
             pl_module.with_whole_weights(
-                lambda: HFEngine().generate(
+                lambda: HFEngine(prefill_chunk_tokens=self.case.prefill_chunk_tokens).generate(
                     pl_module.family, pl_module.model, batch.prompts, batch.features, sampling, seed=0
                 )
             )

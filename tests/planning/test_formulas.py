@@ -131,6 +131,19 @@ def test_keys_of_a_prompt_are_kept_once():
     assert formulas.kv_cache(four) == 2 * 2 * 4 * 4 * (100 + 2 * 10)
 
 
+def test_a_prompt_is_prefilled_in_chunks():
+    per_row = 2 * 8 * 4 + 8 * 4 + 3 * 16 * 4
+    assert formulas.prefill(RUN) == 200 * per_row  # two prompts of 100 in one chunk
+    assert formulas.prefill(changed(prefill_chunk_tokens=64)) == 64 * per_row
+
+
+def test_decoding_holds_scores_of_own_tokens_and_one_output_per_tile_of_the_prompt():
+    of_completion = 4 * 10 * (8 + 4) + 28 * 32
+    assert formulas.decoding(RUN) == 2 * 4 * (of_completion + 8 * (3 * 4 + 4))  # one tile
+    long = changed(prompt_tokens=5000, max_tokens_per_micro_batch=6000)
+    assert formulas.decoding(long) == 2 * 4 * (of_completion + 2 * 8 * (3 * 4 + 4))
+
+
 def test_logits_come_in_chunks(monkeypatch):
     monkeypatch.setattr(formulas, "MAX_LOGITS", 64)  # two rows
     assert formulas.logits(RUN, 40, backward=True) == 2 * 32 * 16 + 40 * 8 * 4
@@ -193,6 +206,13 @@ def test_3600_frames_are_256k_tokens_and_fit_one_node_of_80_gb_with_8_ranks_but_
     found = memory.verdict(one, available)
     assert not found.fits
     assert re.match(r"does not fit: needs .* activations .*init_args.sequence_parallel_size=4", found.text)
+
+
+def test_the_rollout_of_256k_tokens_is_bounded_by_the_chunk_not_by_the_prompt(seven_b):
+    chunked, whole = budgeted(seven_b), dataclasses.replace(seven_b, prefill_chunk_tokens=1 << 20)
+    assert formulas.prefill(whole) > 30 * memory.GIB
+    assert formulas.prefill(chunked) < 3 * memory.GIB
+    assert formulas.decoding(chunked) < 0.1 * memory.GIB
 
 
 def test_28_heads_on_8_devices_work(seven_b):

@@ -10,6 +10,9 @@ from tests.planning.measured import Case, peaks
 
 CASES = {
     "1k tokens": Case(cells=64, generate=True, completion_tokens=16),
+    "2k tokens, generated from a prompt in chunks": Case(
+        cells=128, generate=True, completion_tokens=16, prefill_chunk_tokens=256
+    ),
     "2k tokens with checkpointing and a reference": Case(cells=96, checkpointing=True, kl=True),
     "2k tokens with adapters, the reference under them": Case(cells=96, lora=True, kl=True),
     "2k tokens with adapters and checkpointing": Case(cells=96, lora=True, checkpointing=True),
@@ -27,6 +30,7 @@ def plan_of(case: Case) -> Plan:
         prompt_tokens=len(prompt.input_ids), media_tokens=family.num_features(video), frames=2 * case.cells,
         cell_patches=video.grid_thw[1] * video.grid_thw[2], num_generations=case.num_generations,
         completion_tokens=case.completion_tokens, max_tokens_per_micro_batch=1 << 16, feature_cache_bytes=0, cuda=False,
+        prefill_chunk_tokens=case.prefill_chunk_tokens,
     )  # fmt: skip
 
 
