@@ -267,7 +267,8 @@ def test_the_loader_finds_a_frame_that_breaks_wherever_frames_wait(tmp_path, dec
 
 
 def test_a_streamed_video_that_breaks_is_skipped_and_listed(tmp_path):
-    records = [{"problem": "What?", "answer": "x", "task": "exact", "videos": str(clip("plain.mp4"))} for _ in range(40)]
+    record = {"problem": "What?", "answer": "x", "task": "exact", "videos": str(clip("plain.mp4"))}
+    records = [dict(record) for _ in range(40)]
     records[3]["videos"] = str(with_a_hole(tmp_path))
     source = tmp_path / "rows.jsonl"
     source.write_text("".join(json.dumps(record) + "\n" for record in records))
