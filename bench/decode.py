@@ -9,7 +9,8 @@ the same 3,600 frames in a process of its own, on one thread, as loader workers 
 - longrl: `VideoReader.chunks(32)`, each chunk dropped at once.
 - longrl + resize: the same, each chunk resized by the family before the next one is decoded.
 
-`peak_mib` is of the whole process, `imports_mib` what it held before the file was opened. Seconds are medians.
+`peak_mib` is of the whole process, `imports_mib` what it held before the file was opened. `seconds` and `cpu_s`, the
+processor's time, which a busy machine changes less, are medians.
 
     python bench/decode.py --json bench/results/decode.json
 """
@@ -119,6 +120,7 @@ class Measured:
 
     frames: int
     seconds: float
+    cpu_s: float
     peak_mib: float
     imports_mib: float
 
@@ -133,9 +135,10 @@ def measure(method: str, path: Path, folder: Path, sizes: Sizes) -> Measured:
     assert family.processor  # loaded before the clock starts
     known = VideoReader(path, EVERY_SECOND)  # decord and pyav are told which frames to read
     imports_mib = peak_memory_mib()
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     count = METHODS[method](known, family, sizes)
-    return Measured(count, time.perf_counter() - start, peak_memory_mib(), imports_mib)
+    seconds, cpu_s = time.perf_counter() - start, time.process_time() - cpu_start
+    return Measured(count, seconds, cpu_s, peak_memory_mib(), imports_mib)
 
 
 def summary(method: str, passes: Sequence[Measured]) -> Row:
@@ -145,6 +148,7 @@ def summary(method: str, passes: Sequence[Measured]) -> Row:
         "method": method,
         "frames": frames,
         "seconds": statistics.median(item.seconds for item in passes),
+        "cpu_s": statistics.median(item.cpu_s for item in passes),
         "peak_mib": max(item.peak_mib for item in passes),
         "imports_mib": max(item.imports_mib for item in passes),
     }

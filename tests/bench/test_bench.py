@@ -74,9 +74,9 @@ def test_decode_reads_the_same_frames_by_every_method(bench, tmp_path):
     rows = written_by(script, sizes, tmp_path)["rows"]
     assert [row["method"] for row in rows] == ["decord", "decord + resize", "pyav", "longrl", "longrl + resize"]
     for row in rows:
-        assert list(row) == ["method", "frames", "seconds", "peak_mib", "imports_mib"]
+        assert list(row) == ["method", "frames", "seconds", "cpu_s", "peak_mib", "imports_mib"]
         assert row["frames"] == 12
-        assert row["seconds"] > 0
+        assert min(row["seconds"], row["cpu_s"]) > 0
         assert row["peak_mib"] >= row["imports_mib"] > 0
 
 
