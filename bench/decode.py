@@ -4,7 +4,8 @@ The video is longrl's own synthetic kind, 3,600 s at 5 fps, H.264 with a key fra
 the same 3,600 frames in a process of its own, on one thread, as loader workers do:
 
 - decord: `get_batch` of all indices, the whole video at full size.
-- decord + resize: the same, then resized by Qwen2.5-VL's own video processor; what longrl did before.
+- decord, chunks: `get_batch` of 32 indices at a time, each chunk dropped at once.
+- decord + resize: all indices at once, then resized by Qwen2.5-VL's own video processor; what longrl did before.
 - pyav: all 18,000 frames of the file decoded in turn, those wanted turned to RGB and dropped at once.
 - longrl: `VideoReader.chunks(32)`, each chunk dropped at once.
 - longrl + resize: the same, each chunk resized by the family before the next one is decoded.
@@ -67,6 +68,16 @@ def with_decord(known: VideoReader, family: Qwen2_5_VLFamily, sizes: Sizes) -> i
     return len(_get_batch(known))
 
 
+def with_decord_in_chunks(known: VideoReader, family: Qwen2_5_VLFamily, sizes: Sizes) -> int:
+    """Frames decoded, a chunk in memory besides what decord keeps."""
+    import decord
+
+    reader, count = decord.VideoReader(str(known.path), num_threads=1), 0
+    for start in range(0, len(known.numbers), sizes.chunk_frames):
+        count += len(reader.get_batch(known.numbers[start : start + sizes.chunk_frames]).asnumpy())
+    return count
+
+
 def with_decord_and_resize(known: VideoReader, family: Qwen2_5_VLFamily, sizes: Sizes) -> int:
     """Frames decoded and resized, all in memory."""
     frames = dataclasses.replace(known.outline, pixels=_get_batch(known))
@@ -107,6 +118,7 @@ def with_longrl_and_resize(known: VideoReader, family: Qwen2_5_VLFamily, sizes: 
 
 METHODS: dict[str, Callable[[VideoReader, Qwen2_5_VLFamily, Sizes], int]] = {
     "decord": with_decord,
+    "decord, chunks": with_decord_in_chunks,
     "decord + resize": with_decord_and_resize,
     "pyav": with_pyav,
     "longrl": with_longrl,
