@@ -23,9 +23,12 @@ from longrl.datamodules.render import RowRenderer
 from longrl.datamodules.streaming import Decoding, FileFrames, HeldFrames, joined, regrouped
 from longrl.datamodules.video import BrokenMedia, FrameIndex, FramePosition, VideoReader, VideoSampling, read_video
 from longrl.models.base import CausalFamily
+from longrl.parallel import Parallel
 from longrl.rollout.features import FeatureCache
+from longrl.strategies.axis import Axis
 from longrl.strategies.frames import WHOLE, Share
 from tests.datamodules.test_video import ALL, shown, write
+from tests.distributed import run_distributed
 from tests.tiny import qwen3_vl_family, row, vila_family, vl_family
 
 UNEVEN_MS = [0, 1000, 2000, 3000, *range(4000, 8000, 90)]
@@ -221,6 +224,27 @@ def test_ranks_that_share_a_video_have_its_patches_between_them(max_mib, size):
         assert sum(part.grid_thw[0] for part in parts) == cells
         found += [part.patches for part in parts]
     assert torch.equal(torch.cat(found), whole.patches)
+
+
+def streamed_by_a_team(path, max_mib):
+    """Features of a video that the ranks of a team share."""
+    team = Axis.of(None)
+    family = vl_family(freeze_tower=True, max_patches_per_encode=1)
+    prompt, medium = rendered(family, path, Share(team.rank, team.size), max_held_mib=max_mib)
+    assert medium.source
+    cache = FeatureCache(family, parallel=Parallel(world=team, team=team))
+    return next(iter(cache.get_or_encode(family.build(), [prompt]).values())).clone()
+
+
+@pytest.mark.slow
+def test_two_ranks_that_stream_a_video_have_the_features_of_one(tmp_path):
+    path = write(tmp_path / "v.mp4", 60, bf="3", g="12", noise=True)
+    family = vl_family(freeze_tower=True, max_patches_per_encode=1)
+    prompt, _ = rendered(family, path, max_held_mib=0)
+    (wanted,) = FeatureCache(family).get_or_encode(family.build(), [prompt]).values()
+    for max_mib in (0, 9):
+        for found in run_distributed(streamed_by_a_team, 2, path, max_mib):
+            assert torch.equal(found, wanted)
 
 
 def test_held_frames_travel_from_workers_in_shared_memory():
