@@ -57,8 +57,11 @@ class FeatureCache:
         """Distinct media asked for, summed over calls."""
         self._features: OrderedDict[str, Tensor] = OrderedDict()
 
-    def get_or_encode(self, model: nn.Module, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-        """{media key: [N, D] features} of the prompts, without gradient. Every rank of the run must call it."""
+    def get_or_encode(self, model: nn.Module, prompts: Sequence[Prompt], counted: bool = True) -> dict[str, Tensor]:
+        """{media key: [N, D] features} of the prompts, without gradient. Every rank of the run must call it.
+
+        With `counted` False only what has to be encoded after all enters the hit rate.
+        """
         media = distinct_media(prompts)
         missing = [item for item in media if item.key not in self._features]
         lookup = self.stored.look_up(model, missing, self.parallel.team) if self.stored else NOTHING
@@ -77,9 +80,10 @@ class FeatureCache:
                 seconds = _finished(whole) - start
                 self.stored.write(model, made, seconds, lookup, self.parallel.team)
         self.num_encoded += len(missing)
-        self.num_requested += len(media)
+        requested = len(media) if counted else len(missing)
+        self.num_requested += requested
         if self.stored:
-            self.stored.count(len(media), len(missing))
+            self.stored.count(requested, len(missing))
         for item in media:
             self._features.move_to_end(item.key)
         found = {item.key: self._features[item.key] for item in media}

