@@ -180,14 +180,18 @@ class LongVideoReason(LightningDataModule):
         """Reads and checks the sources that `stage` needs; Lightning calls it before weights are loaded."""
         team = self._parallel().team
         self.renderer.share = Share(team.rank, team.size)
-        needed, *_ = splits = SPLITS[stage]
+        needed = SPLITS[stage][0]
         if not self.sources[needed]:
             raise ValueError(f"`{stage}` reads data.{needed}, which is not set; give it a file or a hub id")
+        self.read(SPLITS[stage])
+        if stage == "fit":
+            self._start_stream()
+
+    def read(self, splits: Sequence[Split]) -> None:
+        """Reads and checks those of the splits that are configured."""
         for split in splits:
             if self.sources[split]:
                 self._read(split)
-        if stage == "fit":
-            self._start_stream()
 
     def _read(self, split: Split) -> None:
         found = list(chain.from_iterable(map(self._read_source, self.sources[split])))[: self.max_rows[split]]

@@ -59,7 +59,8 @@ class PolicyModule(LightningModule):
         max_grad_norm: gradient norm limit; 0 switches it off.
         feature_cache_bytes: features of a frozen tower kept between steps.
         feature_cache_dir: folder in which features of a frozen tower are kept for later steps and runs; None for none.
-            `python -m longrl cache-features` fills it beforehand. Videos whose features are there are not decoded.
+            `python -m longrl cache-features` fills it beforehand. In `fit` videos whose features are there are not
+            decoded.
         feature_cache_disk_bytes: what all files in that folder may take; the least recently used go first.
     """
 

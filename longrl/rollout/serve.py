@@ -47,22 +47,29 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m longrl serve", description=DESCRIPTION, allow_abbrev=False)
     made.add_argument("--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1: this machine only)")
     made.add_argument("--port", type=int, default=8000, help="(default 8000)")
-    made.add_argument("--max_model_len", type=int, default=32_768, help="tokens of prompt and completion together")
+    made.add_argument("--max_model_len", type=int, default=32_768, help="prompt and completion (default 32768 tokens)")
     made.add_argument("--max_num_seqs", type=int, default=256, help="completions decoded together (default 256)")
     made.add_argument("--gpu_memory_utilization", type=float, default=0.9, help="share of a GPU (default 0.9)")
     made.add_argument("--kv_cache_gib", type=float, help="size of the cache; needed on a CPU")
     made.add_argument("--enforce_eager", action="store_true", help="no CUDA graphs: quicker start, slower decoding")
     made.add_argument("--feature_cache_gib", type=float, default=8.0, help="host memory for features (default 8)")
-    made.add_argument("--weights_folder", type=Path, default=default_folder(), help="weights are read from below it")
+    folder = default_folder()
+    made.add_argument("--weights_folder", type=Path, default=folder, help=f"weights are read below it ({folder})")
     made.add_argument("--options", type=json.loads, default={}, metavar="JSON", help='e.g. {"tensor_parallel_size": 4}')
     return made
 
 
 def family_of(args: Sequence[str]) -> CausalFamily:
-    """The family of the run that `args` describe."""
+    """The family of the run that `args` describe, in the precision that its trainer computes in."""
     from longrl.planning.report import PlanCLI
+    from longrl.strategies.mr_sp import MRSPStrategy
 
-    return PlanCLI.parsed(args).model.family
+    parts = PlanCLI.parsed(args)
+    family, strategy = parts.model.family, parts.config_init["trainer"].get("strategy")
+    computes = strategy.sharding.compute_dtype if isinstance(strategy, MRSPStrategy) else None
+    mixed = "bfloat16" if str(parts._get(parts.config, "trainer")["precision"]) == "bf16-mixed" else None
+    family.dtype = computes or mixed or family.dtype
+    return family
 
 
 def run(family: CausalFamily, options: argparse.Namespace) -> None:
