@@ -2,8 +2,11 @@
 
 Weights and gradients stay where they are (FSDP2's own offload moves all of them). A step moves 8 bytes per trained
 number to the device and back, 16 GB for a billion of them, through pageable memory: seconds, where an update on
-hour-long videos takes minutes. torchao's `CPUOffloadOptimizer` is no choice: it copies gradients during the backward
-pass, before they are clipped, and does not know sharded tensors.
+hour-long videos takes minutes.
+
+torchao 0.18 is no choice: its `CPUOffloadOptimizer` copies gradients during the backward pass, before they are
+clipped, and does not know sharded tensors; its `AdamW8bit` fails on shards of unequal size, and Lightning cannot read
+back a file with its moments. Moments on the host take less of a device than moments of 8 bits, and change nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""AdamW, where and in how many bits its moments are kept, its schedule, and clipping that knows sharded gradients."""
+"""AdamW, its schedule, and clipping that knows sharded gradients."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.optim import Optimizer
 
 from longrl.modules.host_adamw import HostAdamW, rest
 
@@ -37,16 +36,6 @@ class OptimizerSettings:
     """End of a linear or cosine schedule; None takes trainer.max_steps, or all batches of all epochs."""
     offload: bool = False
     """Keep the two moments in host memory; each visits the device for its own part of a step. Changes no result."""
-    state_bits: Literal[8] | None = None
-    """8 keeps the moments in 8 bits by torchao's `AdamW8bit` (arXiv:2110.02861; extra `adamw8`), which is another
-    optimizer, if a close one; None keeps them in the precision of what trains."""
-
-    def __post_init__(self) -> None:
-        if self.offload and self.state_bits:
-            raise ValueError(
-                f"model.optimizer.offload and model.optimizer.state_bits={self.state_bits} exclude one another: "
-                "moments of 8 bits stay on the device; set one of them to its default"
-            )
 
     def end(self, trainer: Trainer, steps_per_batch: int) -> int | None:
         """Optimizer steps until the end of the schedule; None if it has no end."""
@@ -67,23 +56,11 @@ class OptimizerSettings:
 
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         warn_of_lost_steps(parameters, self.lr)
-        optimizer = self.kind()(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
+        kind = HostAdamW if self.offload else torch.optim.AdamW
+        optimizer = kind(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
         schedule = "constant_with_warmup" if self.schedule == "constant" else self.schedule
         scheduler = get_scheduler(schedule, optimizer, self.warmup_steps, total_steps)
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
-
-    def kind(self) -> type[Optimizer]:
-        """The optimizer's class."""
-        if self.state_bits is None:
-            return HostAdamW if self.offload else torch.optim.AdamW
-        try:
-            from torchao.optim import AdamW8bit
-        except ImportError as error:
-            raise ImportError(
-                'model.optimizer.state_bits=8 needs the package torchao; install it by pip install "longrl[adamw8]", '
-                "or set model.optimizer.state_bits to null"
-            ) from error
-        return AdamW8bit
 
 
 @rank_zero_only

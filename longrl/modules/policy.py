@@ -319,7 +319,7 @@ class PolicyModule(LightningModule):
     def _optimizer_step(self) -> dict[str, float]:
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         grad_norm = clip_gradients(self.model.parameters(), self.max_grad_norm or float("inf"))
-        lr = float(optimizer.param_groups[0]["lr"])  # torchao's is a tensor that the scheduler changes
+        lr = optimizer.param_groups[0]["lr"]
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()

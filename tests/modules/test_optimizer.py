@@ -1,7 +1,6 @@
-"""Where the optimizer's moments are, in how many bits, and whether a step shows in the weights at all."""
+"""Where the optimizer's moments are, what has any, and whether a step shows in the weights at all."""
 
 import copy
-import dataclasses
 import logging
 
 import pytest
@@ -16,6 +15,7 @@ from longrl.types import Batch
 from tests.distributed import run_distributed
 from tests.modules.test_policy import batch_of, policy_of, sampled, text_prompts, train
 from tests.runs import checkpoint, config, metrics, run
+from tests.strategies.test_mr_sp import Encode
 from tests.strategies.test_runs import everywhere, grid, weights
 from tests.test_resume import LAST, differences
 from tests.tiny import mixed_prompts, text_family, vl_family
@@ -91,51 +91,6 @@ def test_shards_with_moments_in_host_memory_resume_as_the_plain_run(tmp_path):
     assert differences(weights(found), weights(plain)) == []
 
 
-# ---- 8 bits ----
-
-
-@pytest.mark.slow
-def test_a_run_with_moments_of_8_bits_learns_and_resumes_exactly(tmp_path):
-    pytest.importorskip("torchao")
-    plain, whole = run(tmp_path / "plain", sft()), run(tmp_path / "whole", sft(state_bits=8))
-    found = stopped_and_resumed(tmp_path / "run", sft(state_bits=8))
-    assert metrics(found) == metrics(whole)
-    assert differences(checkpoint(found)["state_dict"], checkpoint(whole)["state_dict"]) == []
-    state = checkpoint(found)["optimizer_states"][0]["state"]
-    assert {type(one["exp_avg"]).__name__ for one in state.values()} == {"OptimState8bit", "Tensor"}
-    losses = [[float(value) for (_, name), value in metrics(run).items() if name == "train/loss"]
-              for run in (plain, whole)]  # fmt: skip
-    assert losses[1] == pytest.approx(losses[0], rel=0.02)
-    assert losses[1] != losses[0]
-
-
-@pytest.mark.slow
-def test_shards_with_moments_of_8_bits_resume_exactly(tmp_path):
-    pytest.importorskip("torchao")
-
-    def go(folder, values, *more):
-        return everywhere(grid(values, 2, 2, values["trainer"]["max_steps"]), 2, folder, *more)
-
-    values = sft(state_bits=8)
-    values["model"]["optimizer"]["total_steps"] = 6
-    values["trainer"] |= {"max_epochs": None, "max_steps": 6}
-    whole = go(tmp_path / "whole", values)
-    found = stopped_and_resumed(tmp_path / "run", sft(state_bits=8), go)
-    assert metrics(found) == metrics(whole)
-    assert differences(weights(found), weights(whole)) == []
-
-
-def test_without_torchao_8_bits_are_an_error_that_names_package_and_extra(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "torchao.optim", None)
-    with pytest.raises(ImportError, match=r"state_bits=8 needs the package torchao.*longrl\[adamw8\].*to null"):
-        OptimizerSettings(state_bits=8).kind()
-
-
-def test_moments_are_either_small_or_elsewhere():
-    with pytest.raises(ValueError, match=r"offload and model\.optimizer\.state_bits=8 exclude one another"):
-        OptimizerSettings(offload=True, state_bits=8)
-
-
 # ---- steps that are rounded away ----
 
 
@@ -198,6 +153,18 @@ def test_a_frozen_tower_has_no_gradients_no_moments_and_no_graph():
     assert not [parameter for parameter in tower if parameter in kept]
 
 
-def test_a_setting_that_is_not_given_is_torchs_own_adamw():
-    assert OptimizerSettings().kind() is torch.optim.AdamW
-    assert dataclasses.replace(OptimizerSettings(), offload=True).kind() is HostAdamW
+def tower_precision(freeze):
+    family = vl_family(freeze_tower=freeze)
+    policy = policy_of(family)
+    groups = sampled(family, mixed_prompts(family))
+    strategy = MRSPStrategy(sharding=ShardingOptions(compute_dtype="bfloat16"))
+    batch = Batch([group.prompt for group in groups], groups=groups)
+    train(policy, batch, strategy=strategy, precision="32-true", callbacks=[Encode()])
+    dtypes = [{p.dtype for p in part.parameters()} for part in (family.tower(policy.model), policy.entry)]
+    return [*dtypes, {value.dtype for value in batch.features.values()}]
+
+
+def test_a_frozen_tower_has_the_precision_of_computing():
+    whole, half = {torch.float32}, {torch.bfloat16}
+    assert run_distributed(tower_precision, 1, True) == [[half, whole, half]]
+    assert run_distributed(tower_precision, 1, False)[0][:2] == [whole, whole]

@@ -9,6 +9,7 @@ from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.models.text import TextFamily
 from longrl.planning import flops, formulas, memory, shapes
 from longrl.planning.hardware import HARDWARE, hardware
+from longrl.planning.host import host
 from longrl.planning.inputs import Plan, Sizes, Tower, micro_batch
 from longrl.planning.report import budgeted, media
 
@@ -82,7 +83,7 @@ def test_beside_adapters_nothing_else_has_gradients_optimizer_or_a_reference():
     assert formulas.gradients(plan) == 4 * 20 / 2
     assert parts["optimizer"] == 2 * 4 * 20 / 2
     assert parts["reference"] == formulas.head_gradient(plan) == formulas.root_reduction(plan) == 0
-    assert formulas.host(dataclasses.replace(plan, offload=True), 0)["offloaded"] == 2 * 250 + 4 * 4 * 20  # both ranks
+    assert host(dataclasses.replace(plan, offload=True), 0)["offloaded"] == 2 * 250 + 4 * 4 * 20  # both ranks
 
 
 def test_adapters_copy_their_input_into_their_own_precision_and_spare_the_frozen_layers():
