@@ -2,7 +2,7 @@
 
 An MLP of width F makes four tensors of [L, F] on its way and two more in its backward pass: for the 7B's 18,944 and
 256k tokens in bfloat16 that is 58 GB in every layer. In pieces of 8,192 tokens it is 1.9 GB, for one more forward pass
-of the MLP per update. The result is the same: an MLP sees one token at a time. (TiledMLP in arXiv:2506.13996, sec. 3.)
+of the MLP per update. The result is the same: an MLP sees one token at a time. (TiledMLP in ALST, arXiv:2506.13996.)
 
 A weight's gradient is then the sum of those of the pieces, in the precision of computing.
 """
