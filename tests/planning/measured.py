@@ -51,11 +51,12 @@ class Case:
     lora: bool = False
     mlp_chunk: int | None = None
     vocabulary: int = TEXT["vocab_size"]
+    hidden: int = TEXT["hidden_size"]
     strategy: bool = True
 
     def family(self) -> Qwen2_5_VLFamily:
         return Qwen2_5_VLFamily(
-            wide_folder(self.vocabulary), random_init=True, gradient_checkpointing=self.checkpointing,
+            wide_folder(self.vocabulary, self.hidden), random_init=True, gradient_checkpointing=self.checkpointing,
             min_pixels=28 * 28, max_pixels=SIDE * SIDE, max_video_pixels=1 << 40,
             lora=LoRASettings(rank=8) if self.lora else None, mlp_chunk_tokens=self.mlp_chunk,
         )  # fmt: skip
@@ -65,8 +66,9 @@ class Case:
         return family.render(row("a"), "What?", [held(video, share)])
 
 
-def wide_folder(vocabulary: int) -> str:
-    return str(tiny_qwen2_5_vl(tempfile.mkdtemp(prefix="longrl-wide-"), text=TEXT | {"vocab_size": vocabulary}))
+def wide_folder(vocabulary: int, hidden: int) -> str:
+    text = TEXT | {"vocab_size": vocabulary, "hidden_size": hidden}
+    return str(tiny_qwen2_5_vl(tempfile.mkdtemp(prefix="longrl-wide-"), text=text))
 
 
 class Phases(Callback):
