@@ -10,6 +10,7 @@ import abc
 import contextlib
 import copy
 import functools
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from torch import Tensor, nn
 from longrl.models.lora import LoRASettings
 from longrl.strategies.sequence import ALONE, SequenceParallel
 from longrl.types import Frames, Media, Packed, PolicyOutput, Prompt, Row
+
+logger = logging.getLogger(__name__)
 
 OWN_WEIGHTS = "<own>"
 """`build`'s default: the weights that the family itself names."""
@@ -75,6 +78,9 @@ class CausalFamily(ModelFamily):
         random_init: build from the config with random weights instead of loading; for tiny models and pretraining.
         init_seed: seed of the random weights.
         gradient_checkpointing: recompute layers in the backward pass.
+        offload_checkpoints: keep what they are recomputed from, their inputs, in pinned host memory meanwhile.
+        mlp_chunk_tokens: tokens that an MLP of the text stack computes together; None is all. Bounds memory, changes
+            no result, for one more forward pass of the MLPs per update.
         chat_template_kwargs: passed to the chat template, e.g. `{enable_thinking: false}` for Qwen3.
         lora: train adapters of the text stack's linear layers and nothing else; `build` gives the model without them.
     """
@@ -92,7 +98,18 @@ class CausalFamily(ModelFamily):
         gradient_checkpointing: bool = False,
         chat_template_kwargs: dict[str, Any] | None = None,
         lora: LoRASettings | None = None,
+        offload_checkpoints: bool = False,
+        mlp_chunk_tokens: int | None = None,
     ) -> None:
+        if mlp_chunk_tokens is not None and mlp_chunk_tokens < 1:
+            raise ValueError(
+                f"model.family.init_args.mlp_chunk_tokens must be at least 1, got {mlp_chunk_tokens}; 8192 is usual, "
+                "null computes all tokens together"
+            )
+        if offload_checkpoints and not gradient_checkpointing:
+            logger.warning(
+                "model.family.init_args.offload_checkpoints has no effect without gradient_checkpointing; set that too"
+            )
         self.model_path = model
         self.dtype = dtype
         self.random_init = random_init
@@ -100,6 +117,8 @@ class CausalFamily(ModelFamily):
         self.gradient_checkpointing = gradient_checkpointing
         self.chat_template_kwargs = chat_template_kwargs or {}
         self.lora = lora
+        self.offload_checkpoints = offload_checkpoints
+        self.mlp_chunk_tokens = mlp_chunk_tokens
 
     def __getstate__(self) -> dict[str, Any]:
         """Workers load their own tokenizer and processor."""
@@ -395,11 +414,21 @@ class CausalFamily(ModelFamily):
         rows, count = sequence.rows(len(packed.input_ids)), len(packed.target_ids)
         embeds = self.embed(model, packed, features, rows)
         positions = packed.position_ids[:, None, rows]
-        extra = self.backbone_inputs(packed, features, rows)
-        hidden = self.hidden_states(model, embeds[None], positions, spans=packed.spans, sequence=sequence, **extra)[0]
+        layout = {"spans": packed.spans, "sequence": sequence, **self.backbone_inputs(packed, features, rows)}
+        with self._saving():
+            hidden = self.hidden_states(model, embeds[None], positions, **layout)[0]
         scored, targets = sequence.scored(hidden, packed.predict_from), packed.target_ids[sequence.share(count)]
         logp, entropy = chunked_logprobs(scored, self.lm_head(model), targets, temperature)
         return PolicyOutput(sequence.gather(logp, count), sequence.gather(entropy, count))
+
+    def _saving(self) -> contextlib.AbstractContextManager[Any]:
+        """Where the text stack keeps what its backward pass needs: layers that are recomputed keep their input alone.
+
+        torch's own hook and not transformers' `offload`, which asks for pinned memory also where there is no GPU.
+        """
+        if self.offload_checkpoints and self.gradient_checkpointing:
+            return torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available())
+        return contextlib.nullcontext()
 
     # -- rollout engines -----------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from longrl.algorithms import Algorithm
 from longrl.models.base import CausalFamily
 from longrl.models.lora import adapters_off, check_resumed, refuse_dropout, to_checkpoint
 from longrl.modules.means import Means
-from longrl.modules.optimizer import OptimizerSettings, clip_gradients
+from longrl.modules.optimizer import OptimizerSettings, clip_gradients, rest
 from longrl.modules.reference import reference_of
 from longrl.modules.rollouts import FlatGroups, Rollout, mini_batches, targets
 from longrl.modules.scoring import scores, split
@@ -145,7 +145,8 @@ class PolicyModule(LightningModule):
 
     @override
     def on_train_start(self) -> None:
-        """Tells the loader which videos it need not decode; only now have weights been restored."""
+        """Tells the loader which videos it need not decode; only now have weights and optimizer been restored."""
+        rest(self.optimizers(use_pl_optimizer=False))
         stored = self.features.stored
         if stored is None or not self.family.encoders(self.model):
             return
@@ -319,8 +320,7 @@ class PolicyModule(LightningModule):
     def _old_logp(self, flat: FlatGroups, features: Mapping[str, Tensor], sampler: Tensor) -> Tensor | None:
         """[N] log-probabilities before the update, or None if the first update is the only one.
 
-        Groups carried over were sampled by older weights: theirs are the sampler's. So are all while the engine is
-        trusted.
+        Groups carried over were sampled by older weights: theirs are the sampler's; so are all of a trusted engine.
         """
         in_reward = self.algorithm.kl_coef > 0 and self.algorithm.kl_placement == "reward"
         carried = any(group.carried_over for group in flat.groups)

@@ -75,6 +75,8 @@ class Case:
     freeze_tower: bool = False
     """Of VILA's tower alone: its projector trains."""
     model: str = "qwen2.5-vl"
+    offload: bool = False
+    mlp_chunk: int | None = None
 
     def family(self):
         if self.vila_pool is not None:
@@ -85,8 +87,9 @@ class Case:
                 gradient_checkpointing=self.checkpointing,
             )
         lora = LoRASettings(rank=3) if self.lora else None  # fewer rows than some ranks
+        memory = {"offload_checkpoints": self.offload, "mlp_chunk_tokens": self.mlp_chunk}
         make = FAMILIES[self.model]
-        return make(freeze_tower=self.freeze, gradient_checkpointing=self.checkpointing, lora=lora)
+        return make(freeze_tower=self.freeze, gradient_checkpointing=self.checkpointing, lora=lora, **memory)
 
     def algorithm(self):
         return Algorithm(token_weights=token_mean, kl_coef=0.3 if self.kl else 0.0)
@@ -294,6 +297,22 @@ def test_adapters_on_any_grid(devices):
             Case(sp=sp, lora=True, freeze=True, checkpointing=True, sft=True),
             Case(sp=sp, lora=True, freeze=True, prompts="single", kl=True),
             Case(sp=sp, lora=True, freeze=True, replicas=2 if devices > 1 else 1),
+        )
+    ]
+    check(cases, devices)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_what_saves_memory_changes_no_gradient(devices):
+    """Layer inputs in host memory, MLPs in pieces; each alone, both, with adapters, and in the reference's pass."""
+    cases = [
+        case
+        for sp in GRIDS[devices]
+        for case in (
+            Case(sp=sp, checkpointing=True, offload=True),
+            Case(sp=sp, mlp_chunk=7, freeze=True),
+            Case(sp=sp, mlp_chunk=7, checkpointing=True, offload=True, kl=True, budget=57),
+            Case(sp=sp, mlp_chunk=7, checkpointing=True, offload=True, lora=True, freeze=True, kl=True),
         )
     ]
     check(cases, devices)
