@@ -101,12 +101,12 @@ def _scores(
     ]
     texts = _answers(items, config, workspace, ledger, report, advance)
     answered = [{**item, "text": text} for item, text in zip(items, texts, strict=True) if text is not None]
-    is_open = [item["of"]["kind"] == "open_ended" for item in answered]
-    opened = [item for item, open_ended in zip(answered, is_open, strict=True) if open_ended]
-    judged = iter(_judged(opened, config, ledger, report, advance))
+    to_judge = [item for item in answered if item["of"]["kind"] == "open_ended" and lenient_text(item["text"])]
+    judgements = _judged(to_judge, config, ledger, report, advance)
+    judged = {item["id"]: score for item, score in zip(to_judge, judgements, strict=True)}
     scores: dict[tuple[str, bool], list[float | None]] = {}
-    for item, open_ended in zip(answered, is_open, strict=True):
-        score = next(judged) if open_ended else _choice_score(item)
+    for item in answered:
+        score = judged[item["id"]] if item["id"] in judged else _choice_score(item)
         scores.setdefault((item["of"]["id"], item["blind"]), []).append(score)
     return scores
 
@@ -146,12 +146,12 @@ def video_frames(video: Record, options: FilterOptions) -> FrameSet:
 
 
 def _said(reply: Reply, item: Record) -> str:
-    if not reply.text.strip():
-        raise Unusable("empty", reply.refusal or f"no text ({reply.finish_reason})")
+    """Whatever the policy says: nothing, or a refusal, is a wrong answer."""
     return reply.text
 
 
 def _choice_score(item: Record) -> float:
+    """1.0 for the right option; an open-ended question without an answer has none either."""
     listed = rotated(item["of"]["options"], item["n"])
     chosen = choose(lenient_text(item["text"]), dict(zip(LETTERS, listed, strict=False)))
     return float(chosen is not None and listed[LETTERS.index(chosen)] == item["of"]["answer"])
@@ -169,7 +169,7 @@ def _judged(
 
     def request(item: Record, attempt: int) -> Request:
         question, reference = item["of"]["question"], item["of"]["answer"]
-        answer = lenient_text(item["text"]) or "(no answer)"
+        answer = lenient_text(item["text"])
         return judge_request(endpoint.model, question, reference, answer, config.judge_decoding)
 
     advance(len(items))

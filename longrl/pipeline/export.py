@@ -7,7 +7,6 @@ import io
 import json
 import os
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from random import Random
@@ -25,6 +24,7 @@ def export(config: PipelineConfig, workspace: Workspace, report: Report, advance
     """Writes `dataset/`: JSONL and parquet of each split, and README.md. The folder is replaced as a whole."""
     records, options = workspace.read("filter"), config.export
     videos = {video["video"]: video for video in workspace.read("timeline")}
+    advance(len(records))
     places = split_videos(sorted({record["video"] for record in records}), videos, options)
     rows: dict[str, list[Record]] = {split: [] for split in SPLITS}
     unused = []
@@ -40,7 +40,8 @@ def export(config: PipelineConfig, workspace: Workspace, report: Report, advance
         for split, own in rows.items()
     }
     _write(folder, finished, unused, config)
-    advance(len(records))
+    for _ in records:
+        advance(0)
     report.items, report.done = len(records), len(records) - len(unused)
     report.counts.update({f"{split}: questions": len(own) for split, own in finished.items()})
     report.counts.update({f"{split}: videos": len({row["videos"] for row in own}) for split, own in finished.items()})
@@ -61,14 +62,16 @@ def split_videos(names: Sequence[str], videos: dict[str, Record], options: Expor
 
 
 def _dealt(records: Sequence[Record], split: str, options: ExportOptions) -> list[tuple[Record, str | None]]:
-    """Each question with the letter of its right option: in a split and category each as often as any other."""
+    """Each question with the letter of its right option, dealt out evenly in a split and in each of its categories."""
     dealt: dict[str, str] = {}
     by_category: dict[tuple[str, int], list[str]] = {}
     for record in records:
         if record["options"]:
             by_category.setdefault((record["category"], len(record["options"])), []).append(record["id"])
-    for (category, count), ids in by_category.items():
-        letters = [LETTERS[i % count] for i in range(len(ids))]
+    used = 0  # a category goes on where the one before ended, else all would have more of the first letters
+    for (category, count), ids in sorted(by_category.items()):
+        letters = [LETTERS[(used + i) % count] for i in range(len(ids))]
+        used += len(ids)
         Random(f"{options.seed}/{split}/{category}/{count}").shuffle(letters)
         dealt |= dict(zip(ids, letters, strict=True))
     return [(record, dealt.get(record["id"])) for record in records]
@@ -153,7 +156,3 @@ def parquet_bytes(rows: Sequence[Record]) -> bytes:
     parquet.write_table(pa.Table.from_pylist(list(rows), schema=schema), buffer)
     return buffer.getvalue()
 
-
-def letters(rows: Sequence[Record]) -> Counter[str]:
-    """How often each letter is right."""
-    return Counter(row["answer"][8:-9] for row in rows if row["task"] == "multiple_choice")

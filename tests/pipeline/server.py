@@ -42,7 +42,6 @@ def look(image: Image.Image) -> Scene | None:
     pixels = np.asarray(image.convert("RGB")).astype(int)
     best = max(COLORS, key=lambda color: _near(pixels, COLORS[color]).sum())
     mask = _near(pixels, COLORS[best])
-    robot = _near(pixels, (255, 140, 0)).sum() > 0.004 * mask.size
     if mask.sum() < 0.01 * mask.size:
         return None
     rows, columns = np.nonzero(mask)
@@ -50,6 +49,8 @@ def look(image: Image.Image) -> Scene | None:
     place = POSITIONS[2 * ((top + bottom) > len(mask)) + ((left + right) > len(mask))]
     radius = max(bottom - top, right - left) // 2
     shape = max(SHAPES, key=lambda name: _overlap(mask, name, (top + bottom) // 2, (left + right) // 2, radius))
+    middle = (top + bottom) // 2, (left + right) // 2
+    robot = pixels[middle[0] - 2 : middle[0] + 3, middle[1] - 2 : middle[1] + 3].max(axis=-1).mean() < 90  # it is black
     return Scene(best, shape, place, bool(robot))
 
 
