@@ -41,7 +41,8 @@ class Endpoint:
     output_price: float = 0.0
     """Money per million completion tokens."""
     send_seed: bool = True
-    """Whether the server takes `seed`; it makes the samples of one question different."""
+    """Whether to send `seed`, the number of a sample. Off for servers that refuse it, and for vLLM 0.32 on a CPU, which
+    dies of a seeded request whose prompt is prefilled in parts; samples then differ as the server draws them."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Further fields of the request's body, e.g. `{"chat_template_kwargs": {"enable_thinking": false}}`."""
 

@@ -103,9 +103,10 @@ def faults(
         yield "answer too long", f"{len(question.answer.split())} words, validate.max_answer_words allows fewer"
     if _tells(question):
         yield "answer in the question", f"{question.answer!r} stands in {question.question!r}"
-    if TAGS.search(" ".join([question.question, *question.options, question.answer, *(s.text for s in question.steps)])):
+    texts = [question.question, *question.options, question.answer]
+    if TAGS.search(" ".join([*texts, *(step.text for step in question.steps)])):
         yield "has tags", "think and answer tags mark the answer in training, and nothing else"
-    if SPEAKS_OF_SOURCE.search(" ".join([question.question, *question.options, question.answer])):
+    if SPEAKS_OF_SOURCE.search(" ".join(texts)):
         yield "speaks of captions", question.question
     yield from _time_faults(question.steps, duration_s, options.min_steps)
     yield from _box_faults(question, duration_s, boxes)

@@ -16,7 +16,8 @@ def endpoint(server: Server, **options) -> Endpoint:
 
 
 def request(text: str = "Hello", sample: int = 0, **options) -> Request:
-    return Request("m", ({"role": "user", "content": text},), Decoding(temperature=0.5, max_tokens=9), sample, **options)
+    decoding = Decoding(temperature=0.5, max_tokens=9)
+    return Request("m", ({"role": "user", "content": text},), decoding, sample, **options)
 
 
 def ask(server: Server, folder, *requests: Request, budget: Budget | None = None, **options):

@@ -58,7 +58,7 @@ def videos(count: int = 5, scene_s: float = 2.5) -> Path:
 
 def arguments(step: str, out: Path, url: str, source: Path, **options: object) -> list[str]:
     """Command line of a step: clips of one scene, two frames each, four answers per question."""
-    endpoint = {"model": "scripted", "url": f"{url}/v1", "timeout_s": 1.0, "backoff_s": 0.02, "concurrency": 4}
+    endpoint = {"model": "scripted", "url": f"{url}/v1", "timeout_s": 4.0, "backoff_s": 0.02, "concurrency": 4}
     values = {
         **{f"{role}.{name}": value for role in ROLES for name, value in endpoint.items()},
         "videos": source,

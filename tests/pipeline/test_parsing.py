@@ -111,7 +111,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=12,
 )
-FIELDS = st.fixed_dictionaries({}, optional={name: JSON for name in (*REPLY, "box", "steps")})
+FIELDS = st.fixed_dictionaries({}, optional=dict.fromkeys((*REPLY, "box", "steps"), JSON))
 
 
 @given(FIELDS, st.sampled_from(["multiple_choice", "open_ended"]))
@@ -131,9 +131,13 @@ def test_any_text_is_a_question_or_unusable(text):
         parse_question(text.replace("question", ""), "open_ended")
 
 
+def squeezed(text: str) -> str:
+    return "".join(text.split())
+
+
 @given(
     question=st.text("abc \u4e2d?", min_size=1).filter(str.strip),
-    options=st.lists(st.text("defgh ", min_size=3).filter(str.strip), min_size=4, max_size=4, unique_by=str.split and (lambda s: "".join(s.split()))),  # noqa: E501
+    options=st.lists(st.text("defgh ", min_size=3).filter(str.strip), min_size=4, max_size=4, unique_by=squeezed),
     right=st.integers(0, 3),
     before=st.text("xyz{[ \n"),
 )

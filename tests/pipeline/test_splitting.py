@@ -15,6 +15,10 @@ from longrl.pipeline.frames import BrokenVideo, FrameSet, Times, file_digest, fr
 from longrl.pipeline.splitting import find_videos
 
 
+def grey(level):
+    return av.VideoFrame.from_ndarray(np.full((64, 64, 3), level, np.uint8), "rgb24").reformat(format="yuv420p")
+
+
 def write(path, levels, *, fps=4, codec="libx264", stamps=None, bframes=0, keys=8, options=()):
     """A video whose frame i is grey of level `levels[i]`."""
     with av.open(str(path), "w") as container:
@@ -24,7 +28,7 @@ def write(path, levels, *, fps=4, codec="libx264", stamps=None, bframes=0, keys=
         if codec == "libx264":
             stream.options = {"g": str(keys), "bf": str(bframes), "crf": "5", **dict(options)}
         for i, level in enumerate(levels):
-            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), level, np.uint8), "rgb24").reformat(format="yuv420p")
+            frame = grey(level)
             frame.pts = stamps[i] if stamps else i
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -71,7 +75,7 @@ def test_a_webm_without_duration_has_right_times(tmp_path):
         stream.width = stream.height = 64
         stream.pix_fmt = "yuv420p"
         for i in range(20):
-            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 9 * i, np.uint8), "rgb24").reformat(format="yuv420p")
+            frame = grey(9 * i)
             frame.pts = i
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))

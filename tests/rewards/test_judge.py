@@ -35,7 +35,8 @@ def judge(server: Server, folder, **options) -> Judge:
 def by_content(body: dict) -> dict:
     """Right if the answer holds the reference's words; odd ones get odd replies."""
     text = body["messages"][0]["content"]
-    reference, answer = (re.search(rf"<{tag}>\n(.*?)\n</{tag}>", text, re.DOTALL)[1] for tag in ("reference_answer", "answer_to_grade"))  # fmt: skip
+    tags = ("reference_answer", "answer_to_grade")
+    reference, answer = (re.search(rf"<{tag}>\n(.*?)\n</{tag}>", text, re.DOTALL)[1] for tag in tags)
     replies = {
         "boom": 500, "refuse": completion("", refusal="no"), "chat": completion("That is hard to say."),
         "half": completion("<think>SCORE: 1</think>Partly.\nSCORE: 0.5"), "much": completion("SCORE: 7"),
