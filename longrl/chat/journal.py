@@ -11,6 +11,7 @@ import logging
 import os
 import platform
 import secrets
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +43,7 @@ class Journal:
         """Lines that a killed process left half."""
         self._places: dict[str, tuple[Path, int, int]] = {}
         self._file: BinaryIO | None = None
+        self._lock = threading.Lock()
 
     def read(self) -> Iterator[Entry]:
         """All entries on disk, those without a key (failures) too; afterwards their keys are known."""
@@ -81,15 +83,16 @@ class Journal:
         return entry
 
     def append(self, key: str | None, values: Entry) -> None:
-        """Records values under a key, or without one; they are on disk when it returns."""
-        file = self._file or self._start()
+        """Records values under a key, or without one, from any thread; they are on disk when it returns."""
         entry = {"key": key, "time": round(time.time(), 3), **values}
         line = json.dumps(entry, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
-        start = file.tell()
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
-        self._remember(entry, Path(file.name), start, len(line))
+        with self._lock:
+            file = self._file or self._start()
+            start = file.tell()
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+            self._remember(entry, Path(file.name), start, len(line))
 
     def close(self) -> None:
         """Closes this process's file."""

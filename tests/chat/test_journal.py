@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,6 +44,15 @@ def test_a_file_that_ends_anywhere_gives_its_whole_lines(tmp_path_factory, cut, 
     assert kept == [json.loads(line)["key"] for line in lines if line.endswith(b"\n")]
     found.append("new", {})
     assert "new" in Journal(folder).open()
+
+
+def test_threads_may_write_together(tmp_path):
+    journal = Journal(tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: journal.append(str(n), {"text": "x" * n}), range(100)))
+    again = Journal(tmp_path).open()
+    assert [len(again[str(n)]["text"]) for n in range(100)] == list(range(100))
+    assert [len(journal[str(n)]["text"]) for n in range(100)] == list(range(100))
 
 
 def test_what_append_returned_from_survives_kill_9(tmp_path):

@@ -122,6 +122,12 @@ def test_a_missing_step_or_endpoint_says_what_to_do(tmp_path):
         main(["pipeline", "captions"])
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "longvideo-reason" / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_example_config_is_read(path, tmp_path):
+    with pytest.raises(ValueError, match=r"4_replies.jsonl is not there"):
+        main(["pipeline", "validate", f"--config={path}", "--videos=x", f"--out={tmp_path}"])
+
+
 # ---- difficulty ----
 
 
