@@ -115,6 +115,7 @@ def decoded(path: str, indices: Sequence[int], times: Times) -> Iterator[tuple[i
     try:
         with av.open(path) as container:
             stream = _video_stream(container, path)
+            stream.codec_context.options = {"err_detect": "explode"}  # else what is broken is painted over
             for run in _runs(indices, times):
                 yield from _decoded_run(container, stream, run, times)
     except (av.FFmpegError, OSError) as error:
@@ -135,14 +136,17 @@ def _decoded_run(container: Any, stream: Any, run: Sequence[int], times: Times) 
     wanted = {times.pts[index]: index for index in run}
     keyed = bisect.bisect_right(times.key_pts, times.pts[run[0]]) - 1
     container.seek(times.key_pts[max(keyed, 0)] if times.key_pts else times.pts[0], stream=stream)
+    broken = False
     for packet in container.demux(stream):
         try:
             frames = packet.decode()
-        except av.FFmpegError:  # a broken packet: those behind it may be whole
+        except av.FFmpegError:  # frames behind it rest on it, up to the next key frame
+            broken = True
             continue
         for frame in frames:
+            broken = broken and not frame.key_frame
             index = wanted.pop(frame.pts, None)
-            if index is not None and not frame.is_corrupt:
+            if index is not None and not (broken or frame.is_corrupt):
                 yield index, frame
         # B frames come up to 16 places late
         if not wanted or (packet.dts is not None and packet.dts > max(wanted) + _late(times)):

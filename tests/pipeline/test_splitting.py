@@ -15,11 +15,17 @@ from longrl.pipeline.frames import BrokenVideo, FrameSet, Times, file_digest, fr
 from longrl.pipeline.splitting import find_videos
 
 
+def noise(level):
+    """Large packets."""
+    pixels = np.random.default_rng(level).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    return av.VideoFrame.from_ndarray(pixels, "rgb24").reformat(format="yuv420p")
+
+
 def grey(level):
     return av.VideoFrame.from_ndarray(np.full((64, 64, 3), level, np.uint8), "rgb24").reformat(format="yuv420p")
 
 
-def write(path, levels, *, fps=4, codec="libx264", stamps=None, bframes=0, keys=8, options=()):
+def write(path, levels, *, fps=4, codec="libx264", stamps=None, bframes=0, keys=8, options=(), draw=grey):
     """A video whose frame i is grey of level `levels[i]`."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=fps)
@@ -28,7 +34,7 @@ def write(path, levels, *, fps=4, codec="libx264", stamps=None, bframes=0, keys=
         if codec == "libx264":
             stream.options = {"g": str(keys), "bf": str(bframes), "crf": "5", **dict(options)}
         for i, level in enumerate(levels):
-            frame = grey(level)
+            frame = draw(level)
             frame.pts = stamps[i] if stamps else i
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))

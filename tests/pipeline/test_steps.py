@@ -1,7 +1,9 @@
 """Single steps with small answers: missing captions, long timelines, difficulty, budgets, splits."""
 
 import json
+from dataclasses import replace
 
+import av
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +13,7 @@ from longrl.cli import main
 from longrl.pipeline.captions import condensable, told
 from longrl.pipeline.command import run_step
 from longrl.pipeline.config import (
+    CaptionOptions,
     ExportOptions,
     FilterOptions,
     PipelineConfig,
@@ -20,9 +23,11 @@ from longrl.pipeline.config import (
 )
 from longrl.pipeline.difficulty import reason_to_drop, rotated
 from longrl.pipeline.export import split_videos
+from longrl.pipeline.frames import frame_times
 from longrl.pipeline.prompts import Prompts
 from longrl.pipeline.workspace import Workspace
 from tests.chat.server import Server, completion
+from tests.pipeline.test_splitting import noise, write
 from tests.runs import ROOT
 
 PROMPTS = str(ROOT / "longvideo-reason" / "prompts")
@@ -224,3 +229,33 @@ def test_impossible_options_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             make()
+
+
+# ---- captions ----
+
+
+def test_clips_with_broken_frames_and_odd_captions_are_counted_and_the_rest_goes_on(tmp_path):
+    """Three clips: one whole, one with some broken frames, one with none that decodes."""
+    path = tmp_path / "videos" / "x.mkv"
+    path.parent.mkdir()
+    write(path, range(60), keys=4, options={"x264-params": "scenecut=0"}.items(), draw=noise)
+    content = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    for position, size in packets[24:28] + packets[40:60]:
+        content[position + 24 : position + size] = bytes(size - 24)  # not the container's own header
+    path.write_bytes(content)
+    frame_times.cache_clear()
+    with Server(completion("\u4e00\u53ea\u732b\u5750\u7740\u3002", finish_reason="length")) as server:
+        options = {"split": SplitOptions(clip_s=5.0), "caption": CaptionOptions(frames=20), "max_failed_share": 0.5}
+        made = replace(config(tmp_path / "out", server.url, **options), videos=str(path.parent))
+        run_step(made, "split")
+        report = run_step(made, "caption")
+    found = Workspace(tmp_path / "out").read("caption")
+    assert [bool(clip["caption"]) for clip in found] == [True, True, False]
+    assert report.counts["broken frames"] == 4
+    assert report.counts["broken video"] == 1
+    assert report.counts["cut replies used"] == report.counts["replies mostly not in Latin script"] == 2
+    assert len(server.bodies) == 2  # nothing is paid for a clip that nobody can see
+    parts = server.bodies[1]["messages"][0]["content"]
+    assert sum(part.get("text") == "(this frame is broken)" for part in parts) == 4
