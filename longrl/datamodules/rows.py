@@ -337,13 +337,15 @@ def _load_file(path: str) -> ModuleType:
 
 
 def check_media_tags(row: Row) -> None:
-    """Raises ValueError if the problem has `<image>` and `<video>` tags, but not one for each medium of the row."""
+    """Raises ValueError if the problem has `<image>`, `<video>` or `<audio>` tags, but not one for each medium."""
     from longrl.models.base import MEDIA_TAG
 
     tags = MEDIA_TAG.findall(row.problem)
-    if tags and (tags.count("image"), tags.count("video")) != (len(row.images), len(row.videos)):
+    wanted = {"image": len(row.images), "video": len(row.videos), "audio": len(row.audios)}
+    if tags and any(tags.count(kind) != count for kind, count in wanted.items()):
+        media = " and ".join(f"{count} {kind}s" for kind, count in wanted.items() if count or kind != "audio")
         raise ValueError(
-            f"row {row.id!r} has {len(row.images)} images and {len(row.videos)} videos, but its problem places "
+            f"row {row.id!r} has {media}, but its problem places "
             f"{', '.join(f'<{tag}>' for tag in tags)}; name every medium once, or none (then they come first)"
         )
 

@@ -113,8 +113,7 @@ def shard(family: CausalFamily, model: nn.Module, mesh: DeviceMesh, options: Sha
     units: list[nn.Module] = [*family.layers(model), entry]
     for unit in units:
         fully_shard(unit, mesh=mesh, reshard_after_forward=unit is not entry, **policies)
-    tower = family.tower(model)
-    if tower is not None and family.tower_trains(model):
+    for tower in family.sharded_towers(model):
         fully_shard(tower, mesh=mesh, reshard_after_forward=False, **policies)
         units.append(tower)
     for unit in units:
