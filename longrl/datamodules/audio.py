@@ -46,6 +46,7 @@ def read_sound(path: str | Path, share: Share = WHOLE) -> Sound:
     import av
 
     digest = _digest(path)
+    _refuse_torn_wav(path)
     with _as_broken(path), av.open(str(path)) as container:
         if not container.streams.audio:
             raise BrokenMedia(
@@ -65,7 +66,7 @@ def _decoded(container: InputContainer, path: str | Path) -> NDArray[np.float32]
     import av
 
     stream = container.streams.audio[0]
-    resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLING_RATE)
+    resampler = av.AudioResampler(format="fltp", rate=SAMPLING_RATE)
     parts: list[NDArray[np.float32]] = []
     start_s, length_s = None, 0.0
     for frame in container.decode(stream):
@@ -73,11 +74,12 @@ def _decoded(container: InputContainer, path: str | Path) -> NDArray[np.float32]
             start_s = frame.time or 0.0
         length_s += frame.samples / frame.sample_rate
         frame.pts = None  # samples follow one another; gaps in the time stamps are not filled
-        parts += [resampled.to_ndarray()[0] for resampled in resampler.resample(frame)]
+        # the mean, as in qwen-omni-utils and vLLM; FFmpeg's own mono is louder
+        parts += [resampled.to_ndarray().mean(0) for resampled in resampler.resample(frame)]
     if start_s is None:
         raise BrokenMedia(path, "its sound track is empty")
     _refuse_torn(container, stream, length_s, path)
-    parts += [resampled.to_ndarray()[0] for resampled in resampler.resample(None)]
+    parts += [resampled.to_ndarray().mean(0) for resampled in resampler.resample(None)]
     return _from_first_frame(np.concatenate(parts), start_s, container)
 
 
@@ -87,6 +89,16 @@ def _refuse_torn(container: InputContainer, stream: Any, length_s: float, path: 
     promised_s = float(stream.duration * stream.time_base)
     if length_s < promised_s - MAX_MISSING_S:
         raise BrokenMedia(path, f"its sound ends after {length_s:.1f} s, though it should last {promised_s:.1f} s")
+
+
+def _refuse_torn_wav(path: str | Path) -> None:
+    """FFmpeg takes a wav for as long as it is; its header knows better, unless it was written into a pipe."""
+    with open(path, "rb") as file:
+        head = file.read(12)
+        held = file.seek(0, 2)
+    promised = int.from_bytes(head[4:8], "little") + 8
+    if head[:4] == b"RIFF" and head[8:] == b"WAVE" and held < promised < 1 << 32:
+        raise BrokenMedia(path, f"it has {held} bytes, though its header says {promised}: it is torn")
 
 
 def _from_first_frame(

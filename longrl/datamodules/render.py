@@ -10,8 +10,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
-from longrl.datamodules.loader import UnusableRow
 from longrl.datamodules.audio import read_sound
+from longrl.datamodules.loader import UnusableRow
 from longrl.datamodules.video import BrokenMedia, VideoSampling, read_image, read_video
 from longrl.models.base import MEDIA_TAG, ModelFamily
 from longrl.rewards.choice import parse_options

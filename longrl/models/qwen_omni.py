@@ -30,6 +30,9 @@ from longrl.models.base import OWN_WEIGHTS, _rows_between
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.types import Frames, Media, Packed, Prompt, Row, Sound
 
+BLACK = Frames("image", torch.zeros(1, 3, 56, 56, dtype=torch.uint8), (0.0,), "black")
+SILENCE = Sound(torch.zeros(1600), 1600, "silence")
+
 
 class QwenOmniFamily(Qwen2_5_VLFamily):
     """Qwen2.5-Omni's thinker of any size, from a released folder or one that holds the thinker alone.
@@ -266,11 +269,22 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
 
     @override
     def encode_media(self, model: nn.Module, media: Sequence[Media]) -> list[Tensor]:
-        """[N_i, D] features of each medium."""
-        seen = iter(super().encode_media(model, [item for item in media if item.kind != "audio"]))
-        heard = iter(self._hear(model, [item for item in media if item.kind == "audio"]))
-        features = [next(heard if item.kind == "audio" else seen) for item in media]
-        return [*self._with_idle_towers(model, media, features[:1]), *features[1:]]
+        """[N_i, D] features of each medium.
+
+        Pictures always come first, and a tower whose weights are sharded always runs: ranks must go in step, also
+        backwards. One that has nothing for a tower adds no rows of a black image or of silence.
+        """
+        pictures, sounds = ([item for item in media if (item.kind == "audio") is hears] for hears in (False, True))
+        idle: list[Tensor] = []
+        seen = super().encode_media(model, pictures)
+        if not pictures and isinstance(self.tower(model), FSDPModule):
+            idle += super().encode_media(model, [self.patch(BLACK)])
+        heard = self._hear(model, sounds)
+        if not sounds and isinstance(model.audio_tower, FSDPModule):
+            idle += self._hear(model, [self.patch(SILENCE)])
+        left = {False: iter(seen), True: iter(heard)}
+        features = [next(left[item.kind == "audio"]) for item in media]
+        return [torch.cat([rows, *(none[:0] for none in idle)]) if idle else rows for rows in features]
 
     def _hear(self, model: nn.Module, media: Sequence[Media]) -> list[Tensor]:
         """[N_i, D] of sounds. The tower attends within a window, so cutting a long one between windows is exact."""
@@ -283,23 +297,6 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
                 outputs = [tower(piece.T, feature_lens=n) for piece, n in zip(pieces, lengths, strict=True)]
                 features.append(torch.cat([output.last_hidden_state for output in outputs]))
         return features
-
-    def _with_idle_towers(self, model: nn.Module, media: Sequence[Media], first: list[Tensor]) -> list[Tensor]:
-        """`first` with no rows of each sharded tower that none of the media need: all ranks must run it."""
-        kinds = {item.kind == "audio" for item in media}
-        for tower in self.sharded_towers(model):
-            hears = tower is model.audio_tower
-            if isinstance(tower, FSDPModule) and hears not in kinds:
-                idle = self._silence(model) if hears else self._black(model)
-                first = [torch.cat([rows, idle[:0]]) for rows in first]
-        return first
-
-    def _silence(self, model: nn.Module) -> Tensor:
-        return self._hear(model, [self.patch(Sound(torch.zeros(1600), 1600, "silence"))])[0]
-
-    def _black(self, model: nn.Module) -> Tensor:
-        black = self.patch(Frames("image", torch.zeros(1, 3, 56, 56, dtype=torch.uint8), (0.0,), "black"))
-        return super().encode_media(model, [black])[0]
 
     @override
     def _media_rows(self, packed: Packed, features: Mapping[str, Tensor], rows: slice) -> tuple[Tensor, list[Tensor]]:
