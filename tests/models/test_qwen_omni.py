@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from longrl.models.qwen_omni import QwenOmniFamily, _chunks
 from longrl.modules.packing import pack
+from longrl.planning.inputs import Sizes
 from longrl.rollout.engine import HFEngine
 from longrl.rollout.features import FeatureCache, encode_share, gather_rows
 from longrl.strategies.frames import Share
@@ -322,6 +323,11 @@ def test_a_family_travels_to_workers():
     assert copy.use_audio_in_video
     assert "Listen." in copy.tokenizer.decode(copy.render(row(), "x").input_ids)
     assert "helpful assistant" in omni_family().tokenizer.decode(omni_family().render(row(), "x").input_ids)
+
+
+def test_a_plan_says_that_it_counts_no_sound():
+    with pytest.raises(ValueError, match="QwenOmniFamily also has an audio tower and reads sound; plan the vision"):
+        Sizes.of(omni_family())
 
 
 def test_gathered_rows_lie_where_the_whole_has_them():

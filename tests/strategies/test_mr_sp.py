@@ -122,7 +122,14 @@ def omni_sound(family, share):
     return omni_prompts(family, share)[1:]
 
 
-PROMPTS = {"omni": omni_prompts, "omni sound": omni_sound, "single": single, "mixed": mixed_prompts, "text": text_prompts, "one video": one_video}
+PROMPTS = {
+    "omni": omni_prompts,
+    "omni sound": omni_sound,
+    "single": single,
+    "mixed": mixed_prompts,
+    "text": text_prompts,
+    "one video": one_video,
+}
 
 
 class Encode(Callback):
