@@ -17,6 +17,8 @@ long. transformers' processor cuts sound after 300 s without a word; here none i
 from __future__ import annotations
 
 import functools
+import hashlib
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -319,11 +321,64 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
 
     @override
     def engine_options(self) -> dict[str, Any]:
-        raise ValueError("vLLM does not serve Qwen2.5-Omni yet; use engine: longrl.rollout.engine.HFEngine")
+        from longrl.rollout.vllm_omni import as_features, register
+
+        register()
+        kinds = self.media_token_ids()
+        # Every chunk of a video and of its track is an item; towers never run, so nothing of them is to be measured.
+        limits = dict.fromkeys(kinds, 4096)
+        options = {"enable_mm_embeds": True, "limit_mm_per_prompt": limits, "skip_mm_profiling": True}
+        return {**options, "hf_overrides": as_features}
+
+    @override
+    def engine_weight(self, name: str) -> str | None:
+        return None if name.startswith(("visual.", "audio_tower.")) else f"thinker.{name}"
 
     @override
     def engine_request(self, prompt: Prompt, features: Mapping[str, Tensor]) -> dict[str, Any]:
-        raise ValueError("vLLM does not serve Qwen2.5-Omni yet; use engine: longrl.rollout.engine.HFEngine")
+        """One placeholder for every run of equal ones, its rows, and the positions from the run before to its end.
+
+        And those of two tokens more: the marks behind a track share one; from there on text advances by one. Ids of
+        items tell apart where they stand, as positions do.
+        """
+        ids, kinds = prompt.input_ids.tolist(), {token: kind for kind, token in self.media_token_ids().items()}
+        rows = {kind: [features[item.key] for item in prompt.media if item.kind == kind] for kind in kinds.values()}
+        compact: list[int] = []
+        items: dict[str, list[dict[str, Any]]] = {}
+        done, before = dict.fromkeys(rows, 0), 0
+        for token, run in itertools.groupby(enumerate(ids), key=lambda place: place[1]):
+            places = [place for place, _ in run]
+            if token not in kinds:
+                compact += [token] * len(places)
+                continue
+            kind, first = kinds[token], done[kinds[token]]
+            done[kind] += len(places)
+            compact.append(token)
+            positions = prompt.position_ids[:, before : places[-1] + 3].T
+            before = places[-1] + 1
+            embeds = torch.cat(_rows_between(rows[kind], first, done[kind]))
+            items.setdefault(kind, []).append({"embeds": embeds, "positions": positions, "first": first})
+        request: dict[str, Any] = {"prompt_token_ids": compact}
+        if items:
+            request["multi_modal_data"] = {kind: _stacked(kind, parts) for kind, parts in items.items()}
+            request["multi_modal_uuids"] = {kind: self._names(prompt, kind, own) for kind, own in items.items()}
+        return request
+
+    def _names(self, prompt: Prompt, kind: str, items: Sequence[Mapping[str, Any]]) -> list[str]:
+        """An id of each item: features of its kind, which of them, and where it stands."""
+        keys = [item.key for item in prompt.media if item.kind == kind]
+        told = [f"{keys} {item['first']} {len(item['embeds'])} {item['positions'].tolist()}" for item in items]
+        return [hashlib.sha256(text.encode()).hexdigest() for text in told]
+
+
+def _stacked(kind: str, items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """Items of a kind as `longrl.rollout.vllm_omni` cuts them."""
+    return {
+        f"{kind}_embeds": torch.cat([item["embeds"] for item in items]),
+        f"{kind}_counts": torch.tensor([len(item["embeds"]) for item in items]),
+        f"{kind}_positions": torch.cat([item["positions"] for item in items]),
+        f"{kind}_reach": torch.tensor([len(item["positions"]) for item in items]),
+    }
 
 
 def _placed(media: Sequence[Media]) -> list[Media]:

@@ -72,6 +72,11 @@ def run(family: CausalFamily, options: argparse.Namespace) -> None:
         ImportError: vLLM is not installed.
         ValueError: an option that vLLM does not know, or a server for other machines without a key.
     """
+    if family.hears:
+        raise ValueError(
+            f"`serve` does not take {type(family).__name__}: a server's processes do not know the model class that reads "
+            "sound; use engine longrl.rollout.vllm_engine.VLLMEngine or longrl.rollout.engine.HFEngine"
+        )
     if options.host not in LOOPBACK and api_key() is None:
         raise ValueError(
             f"--host={options.host} opens the server to other machines; set {KEY_VARIABLE} for server and trainer, or "
