@@ -74,8 +74,8 @@ def run(family: CausalFamily, options: argparse.Namespace) -> None:
     """
     if family.hears:
         raise ValueError(
-            f"`serve` does not take {type(family).__name__}: a server's processes do not know the model class that reads "
-            "sound; use engine longrl.rollout.vllm_engine.VLLMEngine or longrl.rollout.engine.HFEngine"
+            f"`serve` does not take {type(family).__name__}: a server's processes do not know the class that reads its "
+            "features; use engine longrl.rollout.vllm_engine.VLLMEngine or longrl.rollout.engine.HFEngine"
         )
     if options.host not in LOOPBACK and api_key() is None:
         raise ValueError(

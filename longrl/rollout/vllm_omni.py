@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ def register() -> None:
 
 
 def as_features(config: Any) -> Any:
-    """vLLM's config of a released folder or of a thinker alone, naming the class below."""
+    """VLLM's config of a released folder or of a thinker alone, naming the class below."""
     if not hasattr(config, "thinker_config"):
         config = Qwen2_5OmniConfig(thinker_config=config.to_dict())
     config.architectures = [ARCHITECTURE]
@@ -67,7 +67,7 @@ def fields(data: Mapping[str, Any]) -> dict[str, MultiModalFieldConfig]:
 class FeatureParser(MultiModalDataParser):
     """Takes features alone: neither pixels nor samples."""
 
-    embedding_fields = {kind: {f"{kind}_{part}": role for part, role in PARTS.items()} for kind in KINDS}
+    embedding_fields: ClassVar = {kind: {f"{kind}_{part}": role for part, role in PARTS.items()} for kind in KINDS}
 
     def _parse_image_data(self, data: Any) -> Any:
         return self._features(data, "image")
