@@ -220,10 +220,10 @@ class Filling:
 
 def same_media(rows: Sequence[Row], render: RowRenderer) -> list[list[int]]:
     """Indices of rows that show the same media, one list for each combination, in the order met."""
-    groups: dict[tuple[tuple[str, ...], tuple[str, ...]], list[int]] = {}
+    groups: dict[tuple[tuple[str, ...], ...], list[int]] = {}
     for index, row in enumerate(rows):
-        if (row.videos or row.images) and not render.drops_media(row):
-            groups.setdefault((row.videos, row.images), []).append(index)
+        if (row.videos or row.images or row.audios) and not render.drops_media(row):
+            groups.setdefault((row.videos, row.images, row.audios), []).append(index)
     return list(groups.values())
 
 

@@ -19,7 +19,8 @@ from longrl.rewards import RewardSum, SoftOverlong
 from longrl.rollout.engine import RolloutEngine
 from longrl.trainer_cli import LongRLCLI
 from tests.distributed import run_distributed
-from tests.tiny import qwen3_vl_folder, text_folder, vila_folder, vl_folder
+from tests.sounds import write_clip
+from tests.tiny import omni_folder, qwen3_vl_folder, text_folder, vila_folder, vl_folder
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual optimization"),
@@ -212,18 +213,31 @@ def sums(tmp_path_factory) -> Path:
     return file
 
 
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> Path:
+    """4 questions about two videos with a longer and a shorter sound track."""
+    folder = tmp_path_factory.mktemp("clips")
+    names = [write_clip(folder / f"{n}.mp4", 3.0, 2.0 + 2 * n).name for n in range(2)]
+    asked = {"question": "Which tone?", "options": ["low", "high"], "answer": "low"}
+    lines = [json.dumps({"id": n, "video": names[n % 2], **asked}) + "\n" for n in range(4)]
+    (folder / "train.jsonl").write_text("".join(lines))
+    return folder / "train.jsonl"
+
+
 def coin(completion, row) -> float:
     return float(int(completion.token_ids.sum()) % 2)
 
 
 @files(RECIPES)
-def test_a_recipe_takes_a_step_with_a_tiny_model(path, tmp_path, videos, sums):
+def test_a_recipe_takes_a_step_with_a_tiny_model(path, tmp_path, videos, sums, clips):
     values = raw(path)
     has_video = "video" in values["data"]
     if values["model"]["family"] == "family/longvila_r1_7b.yaml":
         tiny = [f"--model.family.init_args.model={vila_folder()}", "--data.media_root=null"]
     elif has_video:
         folder, pixels = (qwen3_vl_folder(), 1024) if path.stem.startswith("qwen3_vl") else (vl_folder(), 784)
+        if "omni" in path.stem:
+            folder, videos = omni_folder(), clips
         tiny = [f"--model.family.init_args.model={folder}", f"--model.family.init_args.min_pixels={pixels}"]
         tiny += [f"--model.family.init_args.max_pixels={pixels}", "--data.media_root=null"]
     else:

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 
 from longrl.models.lora import LoRASettings
 from longrl.strategies.sequence import ALONE, SequenceParallel
-from longrl.types import Frames, Media, Packed, PolicyOutput, Prompt, Row
+from longrl.types import Frames, Media, Packed, PolicyOutput, Prompt, Row, Sound
 
 logger = logging.getLogger(__name__)
 
 OWN_WEIGHTS = "<own>"
 """`build`'s default: the weights that the family itself names."""
-MEDIA_TAG = re.compile(r"<(image|video)>")
+MEDIA_TAG = re.compile(r"<(image|video|audio)>")
 ALL_ROWS = slice(0, None)
 
 
@@ -36,6 +36,10 @@ class ModelFamily(abc.ABC):
 
     supports_sequence_parallel: ClassVar[bool] = False
     """Whether ranks can share a sequence."""
+    hears: ClassVar[bool] = False
+    """Whether it reads sound."""
+    use_audio_in_video: bool = False
+    """Whether a video is shown with its sound track."""
 
     @abc.abstractmethod
     def build(self, weights: str | None = OWN_WEIGHTS) -> nn.Module:
@@ -46,7 +50,7 @@ class ModelFamily(abc.ABC):
         """
 
     @abc.abstractmethod
-    def render(self, row: Row, text: str, frames: Sequence[Frames] = (), response: str | None = None) -> Prompt:
+    def render(self, row: Row, text: str, frames: Sequence[Frames | Sound] = (), response: str | None = None) -> Prompt:
         """Turns a row into token ids and media; runs in loader workers and touches no weights."""
 
     @abc.abstractmethod
@@ -140,10 +144,10 @@ class CausalFamily(ModelFamily):
         """[A, T] positions of a prompt of [T] token ids."""
 
     @abc.abstractmethod
-    def patch(self, frames: Frames) -> Media:
-        """Resizes and patches decoded pixels the way the model's own processor does."""
+    def patch(self, frames: Any) -> Media:
+        """Resizes and patches decoded pixels (`Frames`) the way the model's own processor does; or `Sound`."""
 
-    def patch_all(self, frames: Sequence[Frames]) -> list[Media]:
+    def patch_all(self, frames: Sequence[Frames | Sound]) -> list[Media]:
         """`patch` of all media of a prompt, for a family in which one depends on the others."""
         return [self.patch(item) for item in frames]
 
@@ -183,6 +187,11 @@ class CausalFamily(ModelFamily):
         """The modules that `encode_media` reads: the tower, and a projector if that is none of its own."""
         tower = self.tower(model)
         return () if tower is None else (tower,)
+
+    def sharded_towers(self, model: nn.Module) -> list[nn.Module]:
+        """The towers that train: units of sharding."""
+        tower = self.tower(model)
+        return [tower] if tower is not None and self.tower_trains(model) else []
 
     def encoder_settings(self) -> dict[str, Any]:
         """What decides patches beside pixels, and features beside weights: the feature cache on disk hashes it."""
@@ -251,10 +260,15 @@ class CausalFamily(ModelFamily):
                 model = self.auto_class().from_config(config, attn_implementation=self.attention(), dtype=dtype)
         else:
             self._check_same_architecture(source)
-            model = self.auto_class().from_pretrained(source, attn_implementation=self.attention(), dtype=dtype)
+            options = {"attn_implementation": self.attention(), "dtype": dtype, **self.loading(source)}
+            model = self.auto_class().from_pretrained(source, **options)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return model
+
+    def loading(self, source: str) -> dict[str, Any]:
+        """Further keywords of `from_pretrained`, for a model that is part of what a folder holds."""
+        return {}
 
     def _check_same_architecture(self, source: str) -> None:
         """Raises ValueError before any weight is read if `source` holds a model of other sizes."""
@@ -273,8 +287,8 @@ class CausalFamily(ModelFamily):
 
     # -- prompts -------------------------------------------------------------------------------------------------
 
-    def render(self, row: Row, text: str, frames: Sequence[Frames] = (), response: str | None = None) -> Prompt:
-        """See `ModelFamily.render`. `<image>` and `<video>` in the text place media; else they come before it."""
+    def render(self, row: Row, text: str, frames: Sequence[Frames | Sound] = (), response: str | None = None) -> Prompt:
+        """See `ModelFamily.render`. `<image>`, `<video>` and `<audio>` place media; else they come before the text."""
         media = tuple(self.patch_all(frames))
         input_ids = self._expand(self._chat(text, media, row), media, row)
         return Prompt(
@@ -310,12 +324,16 @@ class CausalFamily(ModelFamily):
             if place % 2 or part
         ]
         chat = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": self.chat_content(content) if media else text}],
+            [*self.opening(), {"role": "user", "content": self.chat_content(content) if media else text}],
             tokenize=False,
             add_generation_prompt=True,
             **self.chat_template_kwargs,
         )
         return self.tokenizer(chat, add_special_tokens=False)["input_ids"]
+
+    def opening(self) -> list[dict[str, Any]]:
+        """Messages before the user's: the chat template adds its own system message where there is none."""
+        return []
 
     def chat_content(self, content: list[dict[str, str]]) -> Any:
         """A message as the template reads it, from its texts and media: `{"type": "video"}` and the like."""

@@ -84,8 +84,13 @@ class Sizes:
         """Counts the family's model on the meta device; `shapes.find` must have found its config.
 
         Raises:
-            ValueError: its layers are mixtures of experts.
+            ValueError: its layers are mixtures of experts, or it hears.
         """
+        if family.hears:
+            raise ValueError(
+                f"plan counts text, images and videos, but {type(family).__name__} also has an audio tower and reads "
+                "sound; plan the vision-language model of the same size, and leave room for both"
+            )
         text = family.config.get_text_config()
         if getattr(text, "num_experts", None):
             raise ValueError(

@@ -159,6 +159,8 @@ class TrainableFeatures:
             grads = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in self.leaves.values()]
             team = self._parallel.team
             own = team.sum(torch.cat(grads))[self._places[team.rank].to(own.device)]
+        if not self._rows.requires_grad:  # all of a tower that stands still, beside one that trains
+            return
         torch.autograd.backward(self._rows, own)
 
 
@@ -220,6 +222,8 @@ def _places(family: CausalFamily, media: Sequence[Media], size: int) -> list[Ten
         parts = [torch.empty(0, dtype=torch.int64)]
         for item, rows, offset in zip(media, per_cell, offsets, strict=False):
             cells = Share(rank, size).cells(item.grid_thw[0])
-            parts.append(torch.arange(offset + cells.start * rows, offset + cells.stop * rows))
+            end = family.num_features(item)  # the last window of a sound may be shorter
+            start, stop = (min(cell * rows, end) for cell in (cells.start, cells.stop))
+            parts.append(torch.arange(offset + start, offset + stop))
         places.append(torch.cat(parts))
     return places

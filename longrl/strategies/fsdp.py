@@ -113,12 +113,12 @@ def shard(family: CausalFamily, model: nn.Module, mesh: DeviceMesh, options: Sha
     units: list[nn.Module] = [*family.layers(model), entry]
     for unit in units:
         fully_shard(unit, mesh=mesh, reshard_after_forward=unit is not entry, **policies)
-    tower = family.tower(model)
-    if tower is not None and family.tower_trains(model):
+    towers = family.sharded_towers(model)
+    for tower in towers:
         fully_shard(tower, mesh=mesh, reshard_after_forward=False, **policies)
         units.append(tower)
-    elif options.compute_dtype is not None:
-        for encoder in family.encoders(model):
+    for encoder in family.encoders(model):
+        if options.compute_dtype is not None and not any(encoder is tower for tower in towers):
             encoder.to(getattr(torch, options.compute_dtype))
     for unit in units:
         unit.set_gradient_divide_factor(1.0)

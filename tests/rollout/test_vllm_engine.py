@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import save_file
 
 from longrl.models.qwen3_vl import Qwen3VLFamily
+from longrl.models.qwen_omni import QwenOmniFamily
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.models.text import TextFamily
-from longrl.models.tiny import tiny_qwen2_5_vl, tiny_qwen3_vl, tiny_text, tiny_vila
+from longrl.models.tiny import tiny_qwen2_5_vl, tiny_qwen3_vl, tiny_qwen_omni, tiny_text, tiny_vila
 from longrl.models.vila import VilaFamily
 from longrl.modules.packing import pack
 from longrl.rollout.engine import HFEngine
@@ -23,7 +24,7 @@ from longrl.rollout.features import FeatureCache
 from longrl.rollout.parity import Gap, check, check_seen, stacked
 from longrl.types import SamplingParams
 from tests.distributed import run_distributed
-from tests.tiny import frames, mixed_prompts, row
+from tests.tiny import frames, mixed_prompts, omni_prompts, row, sound
 
 vllm_package = pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
@@ -44,6 +45,10 @@ def family_of(kind: str, folder: Path):
         made = tiny_qwen2_5_vl(folder, text=wide)
         sizes = {"min_pixels": 28 * 28, "max_pixels": 56 * 56}
         return Qwen2_5_VLFamily(str(made), random_init=True, freeze_tower=False, **sizes)
+    if kind == "qwen2.5-omni":
+        made = tiny_qwen_omni(folder, text=wide)
+        sizes = {"min_pixels": 28 * 28, "max_pixels": 56 * 56}
+        return QwenOmniFamily(str(made), random_init=True, freeze_tower=False, freeze_audio_tower=False, **sizes)
     if kind == "vila":
         made = tiny_vila(folder, text=wide)
         return VilaFamily(str(made), random_init=True, freeze_tower=False, freeze_projector=False)
@@ -59,7 +64,7 @@ def engine() -> VLLMEngine:
     return VLLMEngine(max_model_len=2048, max_num_seqs=16, kv_cache_gib=0.0625, enforce_eager=True, options=small)
 
 
-@pytest.fixture(scope="module", params=["qwen2", "qwen3", "qwen2.5-vl", "qwen3-vl", "vila"])
+@pytest.fixture(scope="module", params=["qwen2", "qwen3", "qwen2.5-vl", "qwen3-vl", "vila", "qwen2.5-omni"])
 def started(request, tmp_path_factory):
     family = family_of(request.param, tmp_path_factory.mktemp("model"))
     made = engine()
@@ -71,6 +76,9 @@ def started(request, tmp_path_factory):
 def prompts_of(family):
     if not family.media_token_ids():
         return [family.render(row(str(i)), "Which one? " * (1 + 2 * i)) for i in range(3)]
+    if family.hears:
+        wide = [frames(3, 28, 112, "wide"), sound(0.3, "its track", within=True)]  # the grid is wider than the sound
+        return [*omni_prompts(family), family.render(row("wide"), "<video>?", wide)]
     clips = [frames(40, key="long"), frames(5, 60, 90, key="v9")]
     long = family.render(row("long"), "What? <video> and <video>", clips)
     return [*mixed_prompts(family), long]  # 20 cells at 1.4 s: time counts further than the grid is wide
