@@ -8,6 +8,7 @@ from longrl.datamodules.audio import read_sound
 from longrl.datamodules.loader import UnusableRow
 from longrl.datamodules.render import RowRenderer
 from longrl.datamodules.video import BrokenMedia, VideoSampling
+from longrl.rollout.pieces import pieces
 from longrl.types import Row
 from tests.sounds import tone, write_clip, write_sound
 from tests.tiny import omni_family, vl_family
@@ -163,4 +164,4 @@ def test_samples_of_stored_sound_are_let_go_of_and_found_again(tmp_path):
     for made, kept in zip(whole.media, outline.media, strict=True):
         assert made.key == kept.key
         assert len(kept.patches) == 0
-        assert torch.equal(family.patch(kept.source()).patches, made.patches)
+        assert torch.equal(torch.cat([piece.patches for piece in pieces(family, kept)]), made.patches)
