@@ -127,12 +127,10 @@ class Filling:
 
     def _read_rows(self) -> list[Split]:
         """The splits that are configured. Skipped rows are listed beside the features, not in the run's folder."""
-        from longrl.datamodules.longvideo_reason import SPLITS
-
         self.data.skipped_dir = self.data.skipped_dir or self.stored.folder
-        for stage in ("fit", "test"):
-            if self.data.sources[SPLITS[stage][0]] or (stage == "fit" and not self.data.sources["test"]):
-                self.data.setup(stage)
+        self.data.read(("train", "val", "test"))
+        if not self.data.datasets:
+            raise ValueError("`cache-features` reads data.train, data.val and data.test, none of which is set")
         return list(self.data.datasets)
 
     def _load_encoder(self) -> None:
@@ -155,7 +153,8 @@ class Filling:
 
         rows, skips = self.data.datasets[split].rows, self.data.skips(split)
         groups = same_media(rows, self.data.datasets[split].render)[self.rank :: self.world_size]
-        task = bar.add_task(split, total=len(groups), **self._shown())
+        before = replace(self.counts)
+        task = bar.add_task(split, total=len(groups), **self._shown(before))
         with self._precision(split):
             cache = self.stored.cache(self.policy.model)
         self.data.leave_out(cache, [split])
@@ -175,7 +174,7 @@ class Filling:
                     continue
                 self.counts.videos += 1
                 self.counts.skipped = sum(len(self.data.skips(name)) for name in self.data.datasets)
-                bar.update(task, advance=1, **self._shown())
+                bar.update(task, advance=1, **self._shown(before))
             groups = again
 
     def _store(self, prompt: Prompt, cache: DiskCache) -> None:
@@ -193,9 +192,14 @@ class Filling:
                     "stored stays"
                 )
 
-    def _shown(self) -> dict[str, Any]:
+    def _shown(self, before: Counts) -> dict[str, Any]:
+        """Of the split that began at `before`."""
         counts = self.counts
-        return {"hits": counts.hits, "encoded": counts.encoded, "gib": counts.num_bytes / GIB}
+        return {
+            "hits": counts.hits - before.hits,
+            "encoded": counts.encoded - before.encoded,
+            "gib": (counts.num_bytes - before.num_bytes) / GIB,
+        }
 
     def _summary(self) -> None:
         from rich.console import Console
@@ -216,10 +220,10 @@ class Filling:
 
 def same_media(rows: Sequence[Row], render: RowRenderer) -> list[list[int]]:
     """Indices of rows that show the same media, one list for each combination, in the order met."""
-    groups: dict[tuple[tuple[str, ...], tuple[str, ...]], list[int]] = {}
+    groups: dict[tuple[tuple[str, ...], ...], list[int]] = {}
     for index, row in enumerate(rows):
-        if (row.videos or row.images) and not render.drops_media(row):
-            groups.setdefault((row.videos, row.images), []).append(index)
+        if (row.videos or row.images or row.audios) and not render.drops_media(row):
+            groups.setdefault((row.videos, row.images, row.audios), []).append(index)
     return list(groups.values())
 
 

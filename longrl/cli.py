@@ -19,6 +19,7 @@ OTHER_COMMANDS = {
     "cache-features": ("longrl.cache_features", "encode all media of a run once, for this run and others to read"),
     "plan": ("longrl.planning.command", "memory and time of a run on given hardware, without its weights"),
     "serve": ("longrl.rollout.serve", "a vLLM server for the rollouts of a run, on devices of its own"),
+    "pipeline": ("longrl.pipeline.command", "make a data set of questions with reasoning from videos, step by step"),
     "demo": ("longrl.demo", "the whole path on one laptop: data, SFT, RL, evaluation, report"),
     "synthetic": ("longrl.datamodules.synthetic", "generate long videos with known stories"),
 }

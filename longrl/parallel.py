@@ -32,6 +32,8 @@ class Parallel:
     """How many neighbouring ranks of the team may share a sequence; one entry unless it is chosen per batch."""
     num_gather_chunks: int = 1
     """Messages in which features are gathered: more of them need less memory beside the result."""
+    compute_dtype: str | None = None
+    """What sharded weights are gathered in to compute with; None is what they are."""
     wrap: Callable[[CausalFamily, nn.Module], Entry] = Entry
     """Shards a model; by default leaves it as it is."""
 

@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from longrl.strategies.frames import WHOLE, Share
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-MediaKind = Literal["image", "video"]
+MediaKind = Literal["image", "video", "audio"]
 FinishReason = Literal["stop", "length"]
 
 
@@ -39,6 +41,8 @@ class Row:
     """Reported on its own in evaluation, e.g. `temporal` or `plot and narrative`."""
     videos: tuple[str, ...] = ()
     images: tuple[str, ...] = ()
+    audios: tuple[str, ...] = ()
+    """Sounds of their own; a video's own track belongs to the video."""
     reasoning: str | None = None
     """Chain of thought for SFT; None for rows that only serve RL."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -63,23 +67,46 @@ class Frames:
 
 
 @dataclass(frozen=True)
+class Sound:
+    """Decoded sound, before the family's own spectrogram."""
+
+    waveform: Tensor
+    """[S] float32 between -1 and 1, one channel; [0] where it was left out, for its features are on disk."""
+    num_samples: int
+    """S of the whole."""
+    key: str
+    """Hash of the file's content and of everything that decided which samples these are."""
+    within: bool = False
+    """The track of the video before it, not a medium that the prompt places."""
+    share: Share = WHOLE
+    """Which part of its features this rank encodes."""
+    source: Callable[[], Iterator[Sound]] | None = None
+    """Gives the sound where the samples were left out, as `Frames.source` does."""
+    kind: MediaKind = "audio"
+
+
+@dataclass(frozen=True)
 class Media:
-    """One image or video as the vision tower reads it."""
+    """One image, video or sound as its tower reads it."""
 
     kind: MediaKind
     patches: Tensor
     """[number of patches, values of a patch] float32, or uint8 where the tower scales pixels; of a rank that shares a
-    video, those of its temporal cells."""
+    video, those of its temporal cells. Of a sound, its spectrogram: [frames, mel bins]."""
     grid_thw: tuple[int, int, int]
-    """Patches along time, height and width, of the whole medium."""
+    """Patches along time, height and width, of the whole medium; of a sound (windows, frames of the spectrogram, 1)."""
     seconds_per_cell: float
     """Seconds between two temporal cells; 0.0 for an image."""
     timestamps: tuple[float, ...]
     """Mean time of each temporal cell in seconds."""
     key: str
     """Two media with equal keys have equal patches: the feature cache encodes them once."""
-    source: Callable[[], Iterator[Frames]] | None = None
-    """Gives the frames, part by part, where `patches` were left out; see `Frames.source`."""
+    source: Callable[[], Iterator[Frames | Sound]] | None = None
+    """Gives the frames, part by part, or the sound, where `patches` were left out; see `Frames.source`."""
+    within: bool = False
+    """A sound that is the track of the video before it: its placeholders stand among the video's."""
+    sound_tokens: int | None = None
+    """Of a video, the tokens of its track that stand among its own; None without a track."""
 
     def part(self, num_cells: int) -> Media:
         """The temporal cells that are here, as a medium of their own."""
@@ -186,6 +213,8 @@ class Packed:
     """[R] number of the row's token, over the whole step."""
     media_keys: tuple[str, ...]
     """Keys of the media in the order of their placeholders."""
+    media_kinds: tuple[MediaKind, ...] = ()
+    """Their kinds."""
 
     def padded(self, multiple: int) -> Packed:
         """The same micro-batch with rows behind the last group, L a multiple of `multiple`; nothing attends to them."""

@@ -18,7 +18,9 @@ from longrl.modules.policy import PolicyModule
 from longrl.rewards import RewardSum, SoftOverlong
 from longrl.rollout.engine import RolloutEngine
 from longrl.trainer_cli import LongRLCLI
-from tests.tiny import qwen3_vl_folder, text_folder, vila_folder, vl_folder
+from tests.distributed import run_distributed
+from tests.sounds import write_clip
+from tests.tiny import omni_folder, qwen3_vl_folder, text_folder, vila_folder, vl_folder
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual optimization"),
@@ -159,7 +161,8 @@ def test_a_recipe_is_one_config_whose_parts_agree(path):
     limits += [rule for rule in [model.algorithm.token_weights] if isinstance(rule, Constant)]
     assert all(limit.max_completion_tokens == sampling.max_completion_tokens for limit in limits)
     longest = data.renderer.max_prompt_tokens + sampling.max_completion_tokens
-    assert longest <= model.max_tokens_per_micro_batch  # else a long prompt ends the run
+    ranks = raw(path)["trainer"]["devices"]  # that share a sequence
+    assert longest <= ranks * model.max_tokens_per_micro_batch  # else a long prompt ends the run
 
 
 @files(RECIPES)
@@ -170,8 +173,8 @@ def test_a_recipe_says_how_it_is_launched_and_what_it_starts_from(path):
         assert wanted in header
     assert all(line.startswith("#") for line in header.splitlines())
     assert values["run_dir"] == f"runs/{name}"
-    hardware = raw(CONFIGS / "trainer" / "gpu.yaml")
-    assert {key: values["trainer"][key] for key in hardware} == hardware
+    hardware = [raw(CONFIGS / "trainer" / name) for name in ("gpu.yaml", "node.yaml")]
+    assert any({key: values["trainer"].get(key) for key in machine} == machine for machine in hardware)
     start = values["model"].get("init_from")
     assert start is None or start in [raw(other)["run_dir"] for other in RECIPES]
 
@@ -210,33 +213,52 @@ def sums(tmp_path_factory) -> Path:
     return file
 
 
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> Path:
+    """4 questions about two videos with a longer and a shorter sound track."""
+    folder = tmp_path_factory.mktemp("clips")
+    names = [write_clip(folder / f"{n}.mp4", 3.0, 2.0 + 2 * n).name for n in range(2)]
+    asked = {"question": "Which tone?", "options": ["low", "high"], "answer": "low"}
+    lines = [json.dumps({"id": n, "video": names[n % 2], **asked}) + "\n" for n in range(4)]
+    (folder / "train.jsonl").write_text("".join(lines))
+    return folder / "train.jsonl"
+
+
 def coin(completion, row) -> float:
     return float(int(completion.token_ids.sum()) % 2)
 
 
 @files(RECIPES)
-def test_a_recipe_takes_a_step_with_a_tiny_model(path, tmp_path, videos, sums):
+def test_a_recipe_takes_a_step_with_a_tiny_model(path, tmp_path, videos, sums, clips):
     values = raw(path)
     has_video = "video" in values["data"]
     if values["model"]["family"] == "family/longvila_r1_7b.yaml":
         tiny = [f"--model.family.init_args.model={vila_folder()}", "--data.media_root=null"]
     elif has_video:
         folder, pixels = (qwen3_vl_folder(), 1024) if path.stem.startswith("qwen3_vl") else (vl_folder(), 784)
+        if "omni" in path.stem:
+            folder, videos = omni_folder(), clips
         tiny = [f"--model.family.init_args.model={folder}", f"--model.family.init_args.min_pixels={pixels}"]
         tiny += [f"--model.family.init_args.max_pixels={pixels}", "--data.media_root=null"]
     else:
         tiny = [f"--model.family.init_args.model={text_folder(path.stem.split('_')[0][:5])}"]
-    run = LongRLCLI.run(
-        ["fit", f"--config={path}", ON_CPU, f"--run_dir={tmp_path}", *tiny,
-         "--model.family.init_args.random_init=true", "--model.init_from=null",
-         f"--data.train={videos if has_video else sums}", "--data.val=null", "--data.test=null",
-         "--data.num_workers=0", "--data.prompts_per_batch=4", "--trainer.max_steps=1",
-         f"{LAST}.sampling.max_completion_tokens=3",
-         LAST + '.reward={"terms": [{"function": "tests.test_configs.coin"}]}']
-    )  # fmt: skip
-    assert run.trainer.global_step == values["model"].get("mini_batches_per_rollout", 1)
-    assert float(run.trainer.logged_metrics["train/grad_norm"]) > 0
+    args = [
+        "fit", f"--config={path}", ON_CPU, f"--run_dir={tmp_path}", *tiny,
+        "--model.family.init_args.random_init=true", "--model.init_from=null",
+        f"--data.train={videos if has_video else sums}", "--data.val=null", "--data.test=null",
+        "--data.num_workers=0", "--data.prompts_per_batch=4", "--trainer.max_steps=1",
+        f"{LAST}.sampling.max_completion_tokens=3",
+        LAST + '.reward={"terms": [{"function": "tests.test_configs.coin"}]}',
+    ]  # fmt: skip
+    ((steps, grad_norm),) = run_distributed(one_step, 1, args) if "strategy" in values["trainer"] else [one_step(args)]
+    assert steps == values["model"].get("mini_batches_per_rollout", 1)
+    assert grad_norm > 0
     assert (tmp_path / "config.yaml").exists()
+
+
+def one_step(args: list[str]) -> tuple[int, float]:
+    trainer = LongRLCLI.run(args).trainer
+    return trainer.global_step, float(trainer.logged_metrics["train/grad_norm"])
 
 
 # ---- what composes ----

@@ -13,12 +13,13 @@ from torch.distributed.tensor import DTensor
 
 from longrl.models.lora import peft_config
 from longrl.models.qwen3_vl import Qwen3VLFamily
+from longrl.models.qwen_omni import QwenOmniFamily
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.models.text import TextFamily
-from longrl.models.tiny import tiny_qwen2_5_vl, tiny_qwen3_vl, tiny_text, tiny_vila
+from longrl.models.tiny import tiny_qwen2_5_vl, tiny_qwen3_vl, tiny_qwen_omni, tiny_text, tiny_vila
 from longrl.models.vila import VilaFamily
 from longrl.strategies.frames import WHOLE, Share
-from longrl.types import Frames, Prompt, Row
+from longrl.types import Frames, Prompt, Row, Sound
 from tests.models.plain_vila import PlainVila
 
 
@@ -58,6 +59,44 @@ def qwen3_vl_family(experts: bool = False, **kwargs: object) -> Qwen3VLFamily:
     """6 heads on 2 key heads, 3 layers, features for the first 2; frames of 64 x 64 at most."""
     defaults = {"random_init": True, "freeze_tower": False, "max_pixels": 64 * 64, "min_pixels": 32 * 32}
     return Qwen3VLFamily(qwen3_vl_folder(experts), **{**defaults, **kwargs})
+
+
+@functools.cache
+def omni_folder() -> str:
+    return str(tiny_qwen_omni(tempfile.mkdtemp(prefix="longrl-omni-")))
+
+
+def omni_family(**kwargs: object) -> QwenOmniFamily:
+    """6 heads on 2 key heads, 2 layers; frames of 56 x 56 at most; sound in windows of 2 s, 50 tokens."""
+    towers = {"freeze_tower": False, "freeze_audio_tower": False}
+    defaults = {"random_init": True, **towers, "max_pixels": 56 * 56, "min_pixels": 28 * 28}
+    if "freeze_tower" in kwargs:
+        kwargs.setdefault("freeze_audio_tower", kwargs["freeze_tower"])
+    return QwenOmniFamily(omni_folder(), **{**defaults, **kwargs})
+
+
+def sound(seconds: float, key: str = "s", within: bool = False, share: Share = WHOLE) -> Sound:
+    """Noise around a tone; the key decides it."""
+    generator = torch.Generator().manual_seed(sum(map(ord, key)))
+    count = round(16_000 * seconds)
+    tone = torch.sin(torch.arange(count) * (0.02 + 0.01 * (sum(map(ord, key)) % 7)))
+    waveform = 0.5 * tone + 0.1 * torch.randn(count, generator=generator)
+    return Sound(waveform, count, key, within, share)
+
+
+def omni_prompts(family: QwenOmniFamily, share: Share = WHOLE) -> list[Prompt]:
+    """Videos with a longer and a shorter track, an image and a sound in one prompt; a sound alone; text alone."""
+
+    def clip(count: int, name: str, seconds: float) -> list[Frames | Sound]:
+        return [held(frames(count, 60, 90, name), share), sound(seconds, f"{name} track", True, share)]
+
+    media = [*clip(6, "v1", 5.3), sound(0.53, "beep", share=share), held(frames(1, 40, 40, "i", "image"), share)]
+    media += clip(9, "v2", 3.1)
+    return [
+        family.render(row("mixed"), "What <video> and <audio> is <image> then <video>?", media),
+        family.render(row("sound"), "What?", [sound(6.77, "long", share=share)]),
+        family.render(row("text"), "no media here"),
+    ]
 
 
 def text_family(model_type: str = "qwen2", **kwargs: object) -> TextFamily:
@@ -146,6 +185,11 @@ def _pixels(prompt: Prompt) -> dict[str, Tensor]:
         if media:
             kwargs[values] = torch.cat([item.patches for item in media])
             kwargs[grid] = torch.tensor([item.grid_thw for item in media])
+    mels = [item.patches for item in prompt.media if item.kind == "audio"]
+    if mels:
+        lengths = torch.tensor([len(mel) for mel in mels])
+        kwargs["input_features"] = torch.nn.utils.rnn.pad_sequence(mels, batch_first=True).mT
+        kwargs["feature_attention_mask"] = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
     return kwargs
 
 

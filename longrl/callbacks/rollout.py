@@ -39,11 +39,13 @@ class RolloutCallback(Callback):
         engine: generates; None is the trainer's own model.
         max_refills: how many further batches of prompts dynamic sampling may draw per step.
         max_gap: an engine with weights of its own must agree with the trainer to this in the log-probability of every
-            greedy token of the first batch, and of the tokens of every later step on average; else the run ends.
+            greedy token of the first batch, or the run ends before its first step.
+        max_mean_gap: the same of the tokens of every step, on average; checked before the step changes the weights.
         trust_engine_below: while the mean gap of the last step is below it, the engine's log-probabilities serve as
-            those of the old policy, and the forward pass for them is saved; 0 never.
+            those of the old policy, and the forward pass for them is saved; 0 never. Only a run that takes several
+            optimizer steps per rollout has that pass.
         overlap: sample the next step's groups during the update, by weights one step older; their importance ratios
-            are to the weights that sampled. Needs an engine in another process.
+            are to the weights that sampled, and a step's change is part of the gap. Needs an engine in another process.
         seed: of the sampling; together with the number of the rollout and the prompt's id it decides every completion.
     """
 
@@ -56,6 +58,7 @@ class RolloutCallback(Callback):
         max_refills: int = 3,
         seed: int = 0,
         max_gap: float = 0.5,
+        max_mean_gap: float = 0.1,
         trust_engine_below: float = 0.0,
         overlap: bool = False,
     ) -> None:
@@ -69,7 +72,7 @@ class RolloutCallback(Callback):
         self.seed = seed
         self.overlap = overlap
         self.max_gap = max_gap
-        self._gap = GapWatch(max_gap, trust_engine_below)
+        self._gap = GapWatch(max_mean_gap, trust_engine_below, overlap)
         self._sampler = GroupSampler(self.engine, reward)
         self._compared = False
         self._ahead: Callable[[], list[Group]] | None = None
@@ -85,20 +88,28 @@ class RolloutCallback(Callback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._parallel = pl_module.parallel
+        self._sampler.validate(pl_module)
+        self.engine.forget()  # a stage may begin with other weights at the same step
         if stage == "fit" and trainer.datamodule.renderer.stage == "rl":
             pl_module.algorithm.validate(self.sampling, pl_module.steps_per_rollout)
             self.reward.validate(self.sampling.max_completion_tokens)
-            self._check_engine_options()
-            self._sampler.validate(pl_module)
+            self._check_engine_options(pl_module)
             pl_module.temperature = self.sampling.temperature or 1.0
             pl_module.gap = self._gap
             self._check_room(pl_module, trainer.datamodule.renderer.max_prompt_tokens)
 
-    def _check_engine_options(self) -> None:
+    def _check_engine_options(self, policy: PolicyModule) -> None:
         if self.overlap and not self.engine.runs_elsewhere:
             raise ValueError(
                 "overlap=true of the RolloutCallback needs an engine in another process, got "
                 f"{type(self.engine).__name__}; use longrl.rollout.vllm_server.VLLMServerEngine, or overlap=false"
+            )
+        by_reward = policy.algorithm.kl_coef > 0 and policy.algorithm.kl_placement == "reward"
+        if self._gap.trust_below and (policy.steps_per_rollout == 1 or self.overlap or by_reward):
+            logger.warning(
+                "trust_engine_below of the RolloutCallback has no effect: it saves the old policy's forward pass, "
+                "which only a run with several optimizer steps per rollout has, without overlap and without KL in the "
+                "reward; set it to 0, or raise model.mini_batches_per_rollout"
             )
         if self.sampling.top_p == 1 and self.sampling.top_k == 0:
             return
@@ -111,7 +122,7 @@ class RolloutCallback(Callback):
         self._gap.max_gap = math.inf
         logger.warning(
             "with top_p or top_k the engine's log-probabilities are those of the filtered distribution: gap metrics "
-            "and importance corrections are biased, and max_gap holds before the first step only; set "
+            "and importance corrections are biased, and max_mean_gap is not applied; set "
             "sampling.top_p to 1 and sampling.top_k to 0"
         )
 
@@ -126,14 +137,19 @@ class RolloutCallback(Callback):
                 "tokens; the first such prompt would end the run; raise model.max_tokens_per_micro_batch to %d",
                 max_prompt_tokens, self.sampling.max_completion_tokens, room, math.ceil(longest / ranks),
             )  # fmt: skip
+        of_engine = self.engine.room()
+        if of_engine is not None and longest > of_engine:
+            logger.warning(
+                "data.max_prompt_tokens=%s and sampling.max_completion_tokens=%d may not fit the engine's "
+                "max_model_len=%d; the first such prompt would end the run; raise it to %d",
+                max_prompt_tokens, self.sampling.max_completion_tokens, of_engine, longest,
+            )  # fmt: skip
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         if batch.prompts[0].response_ids is not None:
             return
-        if not self._compared:
-            self._sampler.compare(pl_module, batch.prompts, trainer.global_step, self.max_gap)
-            self._compared = True
+        self._compare(pl_module, batch.prompts, trainer.global_step)
         self._take_restored(trainer)
         data = pl_module.parallel.data
         wanted, refills = len(batch.prompts), 0
@@ -155,11 +171,11 @@ class RolloutCallback(Callback):
                 len(groups), wanted, refills,
             )  # fmt: skip
         batch.groups, self._carried = groups[:wanted], groups[wanted:]
+        with pl_module.phases("encode"):
+            batch.features = pl_module.encode([group.prompt for group in batch.groups], counted=False)
         if self.overlap:
             self._ahead = self._begin(pl_module, upcoming, trainer.global_step, in_background=True)
         self.engine.rest()
-        with pl_module.phases("encode"):
-            batch.features = pl_module.encode([group.prompt for group in batch.groups])
         counts = {"groups_kept": len(groups), "prompts_drawn": len(sampled), "carried_over": len(self._carried)}
         means = {name: value / data.size for name, value in rollout_metrics(sampled).items()}
         totals = {f"rollout/{name}": float(value) for name, value in counts.items()}
@@ -195,6 +211,11 @@ class RolloutCallback(Callback):
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.engine.rest()
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.engine.runs_elsewhere:  # an engine of this process ends with it, for vLLM takes the process group along
+            self.engine.close()
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -233,14 +254,16 @@ class RolloutCallback(Callback):
 
     def _take_restored(self, trainer: Trainer) -> None:
         """Waiting groups of a checkpoint hold rows; their prompts are rendered again, once data is set up."""
+        if not self._restored:
+            return
         found = {
             name: [restored_group(saved, trainer.datamodule.renderer) for saved in groups]
             for name, groups in self._restored.items()
         }
         self._restored = {}
         self._carried += found.get("carried", [])
-        ahead = found.get("ahead")
-        if ahead:
+        ahead = found.get("ahead", [])
+        if self._parallel.data.max(len(ahead)):  # on all ranks or none, though one may have got no group
             self._ahead = lambda: ahead
 
     def _first_groups(
@@ -279,9 +302,15 @@ class RolloutCallback(Callback):
         finish = self._sampler.begin(policy, request)
         return lambda: with_baselines(*finish())
 
+    def _compare(self, policy: PolicyModule, prompts: Sequence[Prompt], step: int) -> None:
+        if not self._compared:
+            self._sampler.compare(policy, prompts, step, self.max_gap)
+            self._compared = True
+
     def _evaluate(self, policy: PolicyModule, batch: Batch, step: int) -> None:
+        self._compare(policy, batch.prompts, step)
         (batch.groups,) = self._sampler.sample(policy, Request(batch.prompts, (self.eval_sampling,), step, self.seed))
-        batch.features = policy.encode(batch.prompts)
+        batch.features = policy.encode(batch.prompts, counted=False)
 
 
 def with_baselines(groups: list[Group], greedy: Sequence[Group] | None = None) -> list[Group]:
@@ -301,6 +330,8 @@ def own_share(by_rank: Sequence[Sequence[Any]], data: Axis) -> list[Any]:
 
 def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     """What the curves show of all that was sampled in a step, selected or not: rewards, parts, lengths, failures."""
+    if not groups:  # a run that goes on with more ranks than groups were waiting
+        return {}
     rewards = torch.cat([group.rewards for group in groups])
     lengths = torch.tensor([float(len(c.token_ids)) for group in groups for c in group.completions])
     cut = [c.finish_reason == "length" for group in groups for c in group.completions]

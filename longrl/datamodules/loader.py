@@ -78,7 +78,7 @@ class RenderedRows(Dataset[Prompt | Skipped]):
         """Hash of what the rows say, in their order. Folders of media do not count: a data set may be moved."""
         digest = hashlib.sha256()
         for row in self.rows:
-            media = [Path(path).name for path in (*row.videos, *row.images)]
+            media = [Path(path).name for path in (*row.videos, *row.images, *row.audios)]
             digest.update(json.dumps([row.id, row.problem, row.answer, row.task, row.reasoning, media]).encode())
         return digest.hexdigest()
 

@@ -28,6 +28,7 @@ from longrl.datamodules.render import (
     RowRenderer,
     Stage,
     check_template,
+    files_of,
 )
 from longrl.datamodules.rows import load_row_function, make_rows, media_root_of, read_records
 from longrl.datamodules.skips import SkipLog, Skipped
@@ -180,14 +181,18 @@ class LongVideoReason(LightningDataModule):
         """Reads and checks the sources that `stage` needs; Lightning calls it before weights are loaded."""
         team = self._parallel().team
         self.renderer.share = Share(team.rank, team.size)
-        needed, *_ = splits = SPLITS[stage]
+        needed = SPLITS[stage][0]
         if not self.sources[needed]:
             raise ValueError(f"`{stage}` reads data.{needed}, which is not set; give it a file or a hub id")
+        self.read(SPLITS[stage])
+        if stage == "fit":
+            self._start_stream()
+
+    def read(self, splits: Sequence[Split]) -> None:
+        """Reads and checks those of the splits that are configured."""
         for split in splits:
             if self.sources[split]:
                 self._read(split)
-        if stage == "fit":
-            self._start_stream()
 
     def _read(self, split: Split) -> None:
         found = list(chain.from_iterable(map(self._read_source, self.sources[split])))[: self.max_rows[split]]
@@ -220,9 +225,9 @@ class LongVideoReason(LightningDataModule):
         """Rows whose files do not exist. They stay in the order of the rows, and are skipped at their turn."""
         if self.renderer.blind:
             return []
-        paths = {path for row in rows for path in (*row.images, *row.videos)}
+        paths = {path for row in rows for path in files_of(row)}
         missing = {path for path in paths if not os.path.isfile(path)}
-        lost = [next((path for path in (*row.images, *row.videos) if path in missing), None) for row in rows]
+        lost = [next((path for path in files_of(row) if path in missing), None) for row in rows]
         return [
             Skipped(index, row.id, f"the file {path} does not exist", path)
             for index, (row, path) in enumerate(zip(rows, lost, strict=True))

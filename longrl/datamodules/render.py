@@ -9,13 +9,14 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
+from longrl.datamodules.audio import FileSound, read_sound
 from longrl.datamodules.loader import UnusableRow
 from longrl.datamodules.streaming import Decoding, FileFrames, HeldFrames, joined
 from longrl.datamodules.video import BrokenMedia, VideoSampling, read_image
 from longrl.models.base import MEDIA_TAG, ModelFamily
 from longrl.rewards.choice import parse_options
 from longrl.strategies.frames import WHOLE, Share
-from longrl.types import Frames, MediaKind, Prompt, Row
+from longrl.types import Frames, MediaKind, Prompt, Row, Sound
 
 Stage = Literal["sft", "rl"]
 DEFAULT_QUESTION = (
@@ -53,8 +54,8 @@ class RowRenderer:
     """Which part of every medium this rank decodes."""
     stored: KnowsFeatures | None = None
     """Videos that it knows are not decoded; should their features prove unusable, `Media.source` decodes them."""
-    _cache: OrderedDict[str, Frames] = field(default_factory=OrderedDict, repr=False)
-    """path -> frames, the least recently used first."""
+    _cache: OrderedDict[tuple[MediaKind, str], Frames | Sound] = field(default_factory=OrderedDict, repr=False)
+    """kind and path -> frames or sound, the least recently used first."""
     _checked: set[str] = field(default_factory=set, repr=False)
     """Keys of videos too large to hold that were decoded once without an error."""
 
@@ -66,7 +67,7 @@ class RowRenderer:
         """
         if self.drops_media(row):
             row = without_media(row)
-        frames = [self._frames(kind, path) for kind, path in ordered_media(row)]
+        frames = [medium for kind, path in ordered_media(row) for medium in self._media(kind, path)]
         text = fill(self.question_template, problem=row.problem)
         prompt = self.family.render(row, text, frames, self.response(row))
         self._check_length(len(prompt.input_ids))
@@ -95,18 +96,42 @@ class RowRenderer:
                 "that, or take fewer frames or smaller ones"
             )
 
-    def _frames(self, kind: MediaKind, path: str) -> Frames:
-        if path in self._cache:
-            self._cache.move_to_end(path)
-            return self._cache[path]
+    def _media(self, kind: MediaKind, path: str) -> list[Frames | Sound]:
+        """A file as the family reads it: a video's sound track comes right after its frames."""
+        if kind == "video" and self.family.use_audio_in_video:
+            sound = self._read("audio", path)
+            assert isinstance(sound, Sound)
+            return [self._read(kind, path), replace(sound, within=True)]
+        return [self._read(kind, path)]
+
+    def _read(self, kind: MediaKind, path: str) -> Frames | Sound:
+        if (kind, path) in self._cache:
+            self._cache.move_to_end((kind, path))
+            return self._cache[kind, path]
+        read = {"image": self._image, "video": self._video, "audio": self._sound}[kind]
         try:
-            frames = read_image(path, self.share) if kind == "image" else self._video(path)
+            frames = read(path)
         except BrokenMedia as error:
             raise UnusableRow(str(error), path) from error
-        self._cache[path] = frames
+        self._cache[kind, path] = frames
         while len(self._cache) > self.cached_media:
             self._cache.popitem(last=False)
         return frames
+
+    def _image(self, path: str) -> Frames:
+        return read_image(path, self.share)
+
+    def _sound(self, path: str) -> Sound:
+        """A file's sound. Its length takes decoding; where its features are stored, the samples are let go of."""
+        if not self.family.hears:
+            raise ValueError(
+                f"{type(self.family).__name__} reads no sound, but a row has {path}; use a family that does, as "
+                "longrl.models.qwen_omni.QwenOmniFamily, or rows without `audios`"
+            )
+        sound = read_sound(path, self.share)
+        if self.stored is not None and self.stored.has(self.family.patch(without_samples(sound)).key):
+            return replace(without_samples(sound), source=FileSound(path, self.share))
+        return sound
 
     def _video(self, path: str) -> Frames:
         """A video's frames at the tower's size if they are few; else, or if features are stored, where to get them."""
@@ -145,15 +170,26 @@ def check_template(option: str, template: str, names: Collection[str]) -> None:
 
 def without_media(row: Row) -> Row:
     """The row as a blind model is asked it."""
-    return replace(row, videos=(), images=(), reasoning=None, problem=MEDIA_TAG.sub("", row.problem).strip())
+    return replace(row, videos=(), images=(), audios=(), reasoning=None, problem=MEDIA_TAG.sub("", row.problem).strip())
+
+
+def files_of(row: Row) -> tuple[str, ...]:
+    """Paths of all media of a row."""
+    return (*row.images, *row.videos, *row.audios)
+
+
+def without_samples(sound: Sound) -> Sound:
+    """The sound without its samples: enough for its key and length."""
+    return replace(sound, waveform=sound.waveform[:0])
 
 
 def ordered_media(row: Row) -> list[tuple[MediaKind, str]]:
-    """Kind and path of each medium, in the order of the problem's `<image>` and `<video>` tags; else images first."""
+    """Kind and path of each medium, in the order of the problem's tags; else images, videos, sounds."""
     media: list[tuple[MediaKind, str]] = [("image", path) for path in row.images]
     media += [("video", path) for path in row.videos]
+    media += [("audio", path) for path in row.audios]
     tags = MEDIA_TAG.findall(row.problem)
-    if sorted(tags) != [kind for kind, _ in media]:
+    if sorted(tags) != sorted(kind for kind, _ in media):
         return media  # no tags, or tags that the family will refuse
     kinds = [kind for kind, _ in media]
     nth = [tags[:place].count(tag) for place, tag in enumerate(tags)]

@@ -27,6 +27,7 @@ FILE_SUFFIXES = (".json", ".jsonl", ".parquet")
 ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 THINK_TAG = re.compile(r"<think>(.*?)</think>", re.DOTALL | re.IGNORECASE)
 LETTER = re.compile(r"\(?([A-Za-z])[).:]?")
+LETTERED = re.compile(r"\(?[A-Z][).:]\s")
 HUB_SOURCE = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<split>[\w.\[\]%+:-]+))?")
 
 
@@ -119,19 +120,20 @@ def longvideo_reason_row(record: Record, index: int, media_root: str | None = No
     """A record of LongVideo-Reason (arXiv:2507.07966), of the synthetic data, or of other media in the same schema.
 
     Fields: `problem` and `answer` ("<answer>B</answer>" or plain) are needed; `problem_id`, `data_type`,
-    `problem_type` (the category), `reasoning`, `videos` and `images` (a path or a list of them) and `task` may be
-    absent or null, and `metadata` (such as the `tolerance` of a number) too. A record whose `data_type` is `video` or
-    `image` must name its medium.
+    `problem_type` (the category), `reasoning`, `videos`, `images` and `audios` (a path or a list of them) and `task`
+    may be absent or null, and `metadata` (such as the `tolerance` of a number) too. A record whose `data_type` is
+    `video`, `image` or `audio` must name its medium.
 
     Raises:
         ValueError: a field is missing; the message names the record and the fields it has.
     """
     problem, answer = _text(record, "problem", index), plain_answer(_text(record, "answer", index))
     data_type = str(record.get("data_type") or "")
-    videos, images = (_paths(record, field, index, media_root) for field in ("videos", "images"))
-    if data_type in ("video", "image") and not (videos or images):
+    videos, images, audios = (_paths(record, field, index, media_root) for field in ("videos", "images", "audios"))
+    has_media = bool(videos or images or audios)
+    if data_type in ("video", "image", "audio") and not has_media:
         raise _lacks(record, index, f"{data_type}s", f", though its data_type is {data_type!r}")
-    task = str(record.get("task") or infer_task(problem, answer, has_media=bool(videos or images)))
+    task = str(record.get("task") or infer_task(problem, answer, has_media=has_media))
     return Row(
         id=_id(record, index),
         problem=problem,
@@ -140,6 +142,7 @@ def longvideo_reason_row(record: Record, index: int, media_root: str | None = No
         category=str(record.get("problem_type") or data_type or "general"),
         videos=videos,
         images=images,
+        audios=audios,
         reasoning=plain_reasoning(record.get("reasoning")),
         metadata=record.get("metadata") or {},
     )
@@ -225,6 +228,33 @@ def video_r1_row(record: Record, index: int, media_root: str | None = None) -> R
         images=paths if kind == "image" else (),
         reasoning=plain_reasoning(record.get("process")),
     )
+
+
+def audio_qa_row(record: Record, index: int, media_root: str | None = None) -> Row:
+    """A question about a sound, or about a video and its sound, with its options apart (as in MMAU or AVQA).
+
+    Fields: `question` (or `problem`); `options` or `choices`, a list of wordings; `answer`, a letter, a wording or, as
+    an integer, the place of an option from 0 on; `audio` or `audios`, `video` or `videos`, `image` or `images`, a path
+    or a list of them. `id`, `category` (or `task`) and `reasoning` may be absent. That a video's own track is heard is
+    the family's `use_audio_in_video`.
+    """
+    options = [str(option).strip() for option in record.get("options") or record.get("choices") or ()]
+    lettered = [option if LETTERED.match(option) else f"{chr(65 + n)}. {option}" for n, option in enumerate(options)]
+    question, answer = _text(record, "question" if "question" in record else "problem", index), record.get("answer")
+    if options and isinstance(answer, int) and 0 <= answer < len(options):
+        answer = chr(65 + answer)
+    media = {f"{kind}s": record.get(f"{kind}s") or record.get(kind) for kind in ("video", "image", "audio")}
+    if not any(media.values()):
+        raise _lacks(record, index, "audio", ", and so are 'video' and 'image'")
+    known = {
+        "problem_id": record.get("problem_id", record.get("id")),
+        "problem": "\n".join([question, *lettered]),
+        "problem_type": record.get("category") or record.get("task"),
+        "answer": answer,
+        "reasoning": record.get("reasoning"),
+        "data_type": "video" if media["videos"] else "audio",
+    }
+    return longvideo_reason_row(known | media, index, media_root)
 
 
 # --------------------------------------------------------------------------------------------------------- the parts
@@ -337,13 +367,15 @@ def _load_file(path: str) -> ModuleType:
 
 
 def check_media_tags(row: Row) -> None:
-    """Raises ValueError if the problem has `<image>` and `<video>` tags, but not one for each medium of the row."""
+    """Raises ValueError if the problem has `<image>`, `<video>` or `<audio>` tags, but not one for each medium."""
     from longrl.models.base import MEDIA_TAG
 
     tags = MEDIA_TAG.findall(row.problem)
-    if tags and (tags.count("image"), tags.count("video")) != (len(row.images), len(row.videos)):
+    wanted = {"image": len(row.images), "video": len(row.videos), "audio": len(row.audios)}
+    if tags and any(tags.count(kind) != count for kind, count in wanted.items()):
+        media = " and ".join(f"{count} {kind}s" for kind, count in wanted.items() if count or kind != "audio")
         raise ValueError(
-            f"row {row.id!r} has {len(row.images)} images and {len(row.videos)} videos, but its problem places "
+            f"row {row.id!r} has {media}, but its problem places "
             f"{', '.join(f'<{tag}>' for tag in tags)}; name every medium once, or none (then they come first)"
         )
 

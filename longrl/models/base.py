@@ -10,6 +10,7 @@ import abc
 import contextlib
 import copy
 import functools
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,11 +21,13 @@ from torch import Tensor, nn
 
 from longrl.models.lora import LoRASettings
 from longrl.strategies.sequence import ALONE, SequenceParallel
-from longrl.types import Frames, Media, Packed, PolicyOutput, Prompt, Row
+from longrl.types import Frames, Media, Packed, PolicyOutput, Prompt, Row, Sound
+
+logger = logging.getLogger(__name__)
 
 OWN_WEIGHTS = "<own>"
 """`build`'s default: the weights that the family itself names."""
-MEDIA_TAG = re.compile(r"<(image|video)>")
+MEDIA_TAG = re.compile(r"<(image|video|audio)>")
 ALL_ROWS = slice(0, None)
 
 
@@ -33,6 +36,10 @@ class ModelFamily(abc.ABC):
 
     supports_sequence_parallel: ClassVar[bool] = False
     """Whether ranks can share a sequence."""
+    hears: ClassVar[bool] = False
+    """Whether it reads sound."""
+    use_audio_in_video: bool = False
+    """Whether a video is shown with its sound track."""
 
     @abc.abstractmethod
     def build(self, weights: str | None = OWN_WEIGHTS) -> nn.Module:
@@ -43,7 +50,7 @@ class ModelFamily(abc.ABC):
         """
 
     @abc.abstractmethod
-    def render(self, row: Row, text: str, frames: Sequence[Frames] = (), response: str | None = None) -> Prompt:
+    def render(self, row: Row, text: str, frames: Sequence[Frames | Sound] = (), response: str | None = None) -> Prompt:
         """Turns a row into token ids and media; runs in loader workers and touches no weights."""
 
     @abc.abstractmethod
@@ -75,6 +82,9 @@ class CausalFamily(ModelFamily):
         random_init: build from the config with random weights instead of loading; for tiny models and pretraining.
         init_seed: seed of the random weights.
         gradient_checkpointing: recompute layers in the backward pass.
+        offload_checkpoints: keep what they are recomputed from, their inputs, in pinned host memory meanwhile.
+        mlp_chunk_tokens: tokens that an MLP of the text stack computes together; None is all. Bounds memory, changes
+            no result, for one more forward pass of the MLPs per update.
         chat_template_kwargs: passed to the chat template, e.g. `{enable_thinking: false}` for Qwen3.
         lora: train adapters of the text stack's linear layers and nothing else; `build` gives the model without them.
     """
@@ -92,7 +102,18 @@ class CausalFamily(ModelFamily):
         gradient_checkpointing: bool = False,
         chat_template_kwargs: dict[str, Any] | None = None,
         lora: LoRASettings | None = None,
+        offload_checkpoints: bool = False,
+        mlp_chunk_tokens: int | None = None,
     ) -> None:
+        if mlp_chunk_tokens is not None and mlp_chunk_tokens < 1:
+            raise ValueError(
+                f"model.family.init_args.mlp_chunk_tokens must be at least 1, got {mlp_chunk_tokens}; 8192 is usual, "
+                "null computes all tokens together"
+            )
+        if offload_checkpoints and not gradient_checkpointing:
+            logger.warning(
+                "model.family.init_args.offload_checkpoints has no effect without gradient_checkpointing; set that too"
+            )
         self.model_path = model
         self.dtype = dtype
         self.random_init = random_init
@@ -100,6 +121,8 @@ class CausalFamily(ModelFamily):
         self.gradient_checkpointing = gradient_checkpointing
         self.chat_template_kwargs = chat_template_kwargs or {}
         self.lora = lora
+        self.offload_checkpoints = offload_checkpoints
+        self.mlp_chunk_tokens = mlp_chunk_tokens
 
     def __getstate__(self) -> dict[str, Any]:
         """Workers load their own tokenizer and processor."""
@@ -121,10 +144,10 @@ class CausalFamily(ModelFamily):
         """[A, T] positions of a prompt of [T] token ids."""
 
     @abc.abstractmethod
-    def patch(self, frames: Frames) -> Media:
-        """Resizes and patches decoded pixels the way the model's own processor does."""
+    def patch(self, frames: Any) -> Media:
+        """Resizes and patches decoded pixels (`Frames`) the way the model's own processor does; or `Sound`."""
 
-    def patch_all(self, frames: Sequence[Frames]) -> list[Media]:
+    def patch_all(self, frames: Sequence[Frames | Sound]) -> list[Media]:
         """`patch` of all media of a prompt, for a family in which one depends on the others."""
         return [self.patch(item) for item in frames]
 
@@ -164,6 +187,11 @@ class CausalFamily(ModelFamily):
         """The modules that `encode_media` reads: the tower, and a projector if that is none of its own."""
         tower = self.tower(model)
         return () if tower is None else (tower,)
+
+    def sharded_towers(self, model: nn.Module) -> list[nn.Module]:
+        """The towers that train: units of sharding."""
+        tower = self.tower(model)
+        return [tower] if tower is not None and self.tower_trains(model) else []
 
     def encoder_settings(self) -> dict[str, Any]:
         """What decides patches beside pixels, and features beside weights: the feature cache on disk hashes it."""
@@ -232,10 +260,15 @@ class CausalFamily(ModelFamily):
                 model = self.auto_class().from_config(config, attn_implementation=self.attention(), dtype=dtype)
         else:
             self._check_same_architecture(source)
-            model = self.auto_class().from_pretrained(source, attn_implementation=self.attention(), dtype=dtype)
+            options = {"attn_implementation": self.attention(), "dtype": dtype, **self.loading(source)}
+            model = self.auto_class().from_pretrained(source, **options)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return model
+
+    def loading(self, source: str) -> dict[str, Any]:
+        """Further keywords of `from_pretrained`, for a model that is part of what a folder holds."""
+        return {}
 
     def _check_same_architecture(self, source: str) -> None:
         """Raises ValueError before any weight is read if `source` holds a model of other sizes."""
@@ -254,8 +287,8 @@ class CausalFamily(ModelFamily):
 
     # -- prompts -------------------------------------------------------------------------------------------------
 
-    def render(self, row: Row, text: str, frames: Sequence[Frames] = (), response: str | None = None) -> Prompt:
-        """See `ModelFamily.render`. `<image>` and `<video>` in the text place media; else they come before it."""
+    def render(self, row: Row, text: str, frames: Sequence[Frames | Sound] = (), response: str | None = None) -> Prompt:
+        """See `ModelFamily.render`. `<image>`, `<video>` and `<audio>` place media; else they come before the text."""
         media = tuple(self.patch_all(frames))
         input_ids = self._expand(self._chat(text, media, row), media, row)
         return Prompt(
@@ -291,12 +324,16 @@ class CausalFamily(ModelFamily):
             if place % 2 or part
         ]
         chat = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": self.chat_content(content) if media else text}],
+            [*self.opening(), {"role": "user", "content": self.chat_content(content) if media else text}],
             tokenize=False,
             add_generation_prompt=True,
             **self.chat_template_kwargs,
         )
         return self.tokenizer(chat, add_special_tokens=False)["input_ids"]
+
+    def opening(self) -> list[dict[str, Any]]:
+        """Messages before the user's: the chat template adds its own system message where there is none."""
+        return []
 
     def chat_content(self, content: list[dict[str, str]]) -> Any:
         """A message as the template reads it, from its texts and media: `{"type": "video"}` and the like."""
@@ -395,11 +432,21 @@ class CausalFamily(ModelFamily):
         rows, count = sequence.rows(len(packed.input_ids)), len(packed.target_ids)
         embeds = self.embed(model, packed, features, rows)
         positions = packed.position_ids[:, None, rows]
-        extra = self.backbone_inputs(packed, features, rows)
-        hidden = self.hidden_states(model, embeds[None], positions, spans=packed.spans, sequence=sequence, **extra)[0]
+        layout = {"spans": packed.spans, "sequence": sequence, **self.backbone_inputs(packed, features, rows)}
+        with self._saving():
+            hidden = self.hidden_states(model, embeds[None], positions, **layout)[0]
         scored, targets = sequence.scored(hidden, packed.predict_from), packed.target_ids[sequence.share(count)]
         logp, entropy = chunked_logprobs(scored, self.lm_head(model), targets, temperature)
         return PolicyOutput(sequence.gather(logp, count), sequence.gather(entropy, count))
+
+    def _saving(self) -> contextlib.AbstractContextManager[Any]:
+        """Where the text stack keeps what its backward pass needs: layers that are recomputed keep their input alone.
+
+        torch's own hook and not transformers' `offload`, which asks for pinned memory also where there is no GPU.
+        """
+        if self.offload_checkpoints and self.gradient_checkpointing:
+            return torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available())
+        return contextlib.nullcontext()
 
     # -- rollout engines -----------------------------------------------------------------------------------------
 

@@ -109,6 +109,105 @@ def tiny_qwen2_5_vl(
     return Path(folder)
 
 
+OMNI_TOKENS = {
+    "image_token": "<|IMAGE|>", "video_token": "<|VIDEO|>", "audio_token": "<|AUDIO|>",
+    "vision_bos_token": "<|vision_bos|>", "vision_eos_token": "<|vision_eos|>",
+    "audio_bos_token": "<|audio_bos|>", "audio_eos_token": "<|audio_eos|>",
+}  # fmt: skip
+"""Qwen2.5-Omni's media marks, by the names its processor asks for."""
+OMNI_TEMPLATE = """{%- for message in messages -%}
+{% if loop.first and message['role'] != 'system' %}<|im_start|>system
+You are a helpful assistant.<|im_end|>
+{% endif %}<|im_start|>{{ message['role'] }}
+{% if message['content'] is string %}{{ message['content'] }}{% else %}{%- for part in message['content'] -%}
+{%- if part['type'] == 'image' -%}<|vision_bos|><|IMAGE|><|vision_eos|>
+{%- elif part['type'] == 'video' -%}<|vision_bos|><|VIDEO|><|vision_eos|>
+{%- elif part['type'] == 'audio' -%}<|audio_bos|><|AUDIO|><|audio_eos|>
+{%- else -%}{{ part['text'] }}{%- endif -%}{%- endfor -%}{% endif %}<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt -%}<|im_start|>assistant
+{% endif -%}"""
+"""The released template, without numbered media."""
+
+
+def tiny_qwen_omni(
+    folder: str | Path,
+    tokenizer: Any | None = None,
+    text: dict[str, Any] | None = None,
+    vision: dict[str, Any] | None = None,
+    audio: dict[str, Any] | None = None,
+) -> Path:
+    """Writes config, tokenizer and processor of a small Qwen2.5-Omni in the released layout: a thinker among others.
+
+    Args:
+        folder: where to write; made if missing.
+        tokenizer: from `tiny_tokenizer`, or None for its default; it gets Omni's tokens.
+        text: overrides of the thinker's text config.
+        vision: overrides of its vision config.
+        audio: overrides of its audio config; windows stay as long as in the released model, 2 s.
+
+    Returns:
+        The folder.
+    """
+    from longrl.torchvision_ops import declare_missing_ops
+
+    declare_missing_ops()
+    from transformers import (
+        Qwen2_5OmniConfig,
+        Qwen2_5OmniProcessor,
+        Qwen2VLImageProcessor,
+        Qwen2VLVideoProcessor,
+        WhisperFeatureExtractor,
+    )
+
+    tokenizer = _omni_tokenizer(tokenizer or tiny_tokenizer())
+    text_config = _text_config(tokenizer) | (text or {})
+    head_size, width = text_config["hidden_size"] // text_config["num_attention_heads"], text_config["hidden_size"]
+    rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": _mrope_section(head_size)}
+    text_config.setdefault("rope_parameters", rope)
+    vision_config = {
+        "hidden_size": 32, "num_heads": 2, "depth": 2, "intermediate_size": 64, "fullatt_block_indexes": [1],
+        "window_size": 56, "out_hidden_size": width, "tokens_per_second": 25,
+    } | (vision or {})  # fmt: skip
+    audio_config = {
+        "d_model": 32, "encoder_attention_heads": 2, "encoder_layers": 2, "encoder_ffn_dim": 64, "num_mel_bins": 32,
+        "output_dim": width,
+    } | (audio or {})  # fmt: skip
+    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in OMNI_TOKENS.items()}
+    thinker = {
+        "text_config": text_config, "vision_config": vision_config, "audio_config": audio_config,
+        "image_token_index": ids["image_token"], "video_token_index": ids["video_token"],
+        "audio_token_index": ids["audio_token"], "audio_start_token_id": ids["audio_bos_token"],
+        "audio_end_token_id": ids["audio_eos_token"], "vision_start_token_id": ids["vision_bos_token"],
+        "vision_end_token_id": ids["vision_eos_token"], "pad_token_id": tokenizer.pad_token_id,
+        "tie_word_embeddings": text_config["tie_word_embeddings"],
+        "architectures": ["Qwen2_5OmniThinkerForConditionalGeneration"],
+    }  # fmt: skip
+    Qwen2_5OmniConfig(thinker_config=thinker, architectures=["Qwen2_5OmniModel"]).save_pretrained(folder)
+    Qwen2_5OmniProcessor(
+        image_processor=Qwen2VLImageProcessor(),
+        video_processor=Qwen2VLVideoProcessor(cap_pixels_per_frame=False),
+        feature_extractor=WhisperFeatureExtractor(feature_size=audio_config["num_mel_bins"], chunk_length=30),
+        tokenizer=tokenizer,
+        chat_template=OMNI_TEMPLATE,
+    ).save_pretrained(folder)
+    return Path(folder)
+
+
+def _omni_tokenizer(tokenizer: Any) -> Any:
+    """The same with Omni's marks, under the names that its processor reads."""
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer.add_tokens(list(OMNI_TOKENS.values()), special_tokens=True)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer,
+        eos_token=tokenizer.eos_token,
+        pad_token=tokenizer.pad_token,
+        extra_special_tokens=OMNI_TOKENS,
+        chat_template=OMNI_TEMPLATE,
+    )
+
+
 def tiny_qwen3_vl(
     folder: str | Path,
     tokenizer: Any | None = None,

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+
+from longrl.modules.host_adamw import HostAdamW, rest
+
+__all__ = ["OptimizerSettings", "clip_gradients", "rest", "warn_of_lost_steps"]
+logger = logging.getLogger(__name__)
+
+SAMPLED = 1 << 16
+"""Numbers of each weight that are asked whether a step would move them."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +34,8 @@ class OptimizerSettings:
     """Steps of growing rate; the first of them has rate 0, as in transformers' schedules."""
     total_steps: int | None = None
     """End of a linear or cosine schedule; None takes trainer.max_steps, or all batches of all epochs."""
+    offload: bool = False
+    """Keep the two moments in host memory; each visits the device for its own part of a step. Changes no result."""
 
     def end(self, trainer: Trainer, steps_per_batch: int) -> int | None:
         """Optimizer steps until the end of the schedule; None if it has no end."""
@@ -43,10 +55,32 @@ class OptimizerSettings:
         from transformers import get_scheduler
 
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
+        warn_of_lost_steps(parameters, self.lr)
+        kind = HostAdamW if self.offload else torch.optim.AdamW
+        optimizer = kind(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
         schedule = "constant_with_warmup" if self.schedule == "constant" else self.schedule
         scheduler = get_scheduler(schedule, optimizer, self.warmup_steps, total_steps)
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+
+@rank_zero_only
+def warn_of_lost_steps(parameters: Sequence[nn.Parameter], lr: float) -> None:
+    """Says that most weights are too large for their precision to show a step, which is about `lr` in each number.
+
+    bfloat16 has 8 significant bits: a step below 2^-9 of a number, half the distance to the next, is rounded away.
+    """
+    short = [parameter.detach() for parameter in parameters if parameter.dtype in (torch.bfloat16, torch.float16)]
+    numbers = [(p.to_local() if isinstance(p, DTensor) else p).flatten()[:SAMPLED] for p in short]
+    total = sum(len(part) for part in numbers)
+    lost = sum(int((part + lr == part).sum()) for part in numbers)
+    if lr and lost > total / 2:
+        logger.warning(
+            "a step of model.optimizer.lr=%g is rounded away in %d%% of the weights in %s that train; keep them in "
+            "float32 and compute in bfloat16 by --trainer configs/trainer/node.yaml "
+            "--model.family.init_args.dtype float32 (with --trainer.devices 1 on one GPU), train adapters "
+            "(--model.family.init_args.lora.rank 32), or raise lr",
+            lr, 100 * lost / total, str(short[0].dtype).removeprefix("torch."),
+        )  # fmt: skip
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:

@@ -118,6 +118,7 @@ def _packed(items: list[_Item]) -> Packed:
             for answer, first in zip(item.completions, item.first_tokens, strict=True)
         ),
         media_keys=tuple(media.key for item in items for media in item.prompt.media),
+        media_kinds=tuple(media.kind for item in items for media in item.prompt.media),
     )
 
 

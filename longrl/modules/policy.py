@@ -7,6 +7,8 @@ R scored rows of a micro-batch. All are this rank's; sums over ranks are taken w
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -21,7 +23,7 @@ from longrl.algorithms import Algorithm
 from longrl.models.base import CausalFamily
 from longrl.models.lora import adapters_off, check_resumed, refuse_dropout, to_checkpoint
 from longrl.modules.means import Means
-from longrl.modules.optimizer import OptimizerSettings, clip_gradients
+from longrl.modules.optimizer import OptimizerSettings, clip_gradients, rest
 from longrl.modules.reference import reference_of
 from longrl.modules.rollouts import FlatGroups, Rollout, mini_batches, targets
 from longrl.modules.scoring import scores, split
@@ -57,7 +59,8 @@ class PolicyModule(LightningModule):
         max_grad_norm: gradient norm limit; 0 switches it off.
         feature_cache_bytes: features of a frozen tower kept between steps.
         feature_cache_dir: folder in which features of a frozen tower are kept for later steps and runs; None for none.
-            `python -m longrl cache-features` fills it beforehand. Videos whose features are there are not decoded.
+            `python -m longrl cache-features` fills it beforehand. In `fit` videos whose features are there are not
+            decoded.
         feature_cache_disk_bytes: what all files in that folder may take; the least recently used go first.
     """
 
@@ -142,7 +145,8 @@ class PolicyModule(LightningModule):
 
     @override
     def on_train_start(self) -> None:
-        """Tells the loader which videos it need not decode; only now have weights been restored."""
+        """Tells the loader which videos it need not decode; only now have weights and optimizer been restored."""
+        rest(self.optimizers(use_pl_optimizer=False))
         stored = self.features.stored
         if stored is None or not self.family.encoders(self.model):
             return
@@ -170,9 +174,20 @@ class PolicyModule(LightningModule):
         """Whether features need gradients."""
         return self.family.tower_trains(self.model)
 
-    def encode(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-        """{media key: [N, D] features} without gradient, each distinct medium encoded once while the tower stands."""
-        return self.features.get_or_encode(self.model, prompts)
+    def encode(self, prompts: Sequence[Prompt], counted: bool = True) -> dict[str, Tensor]:
+        """{media key: [N, D] features} without gradient, each distinct medium encoded once while the tower stands.
+
+        `counted` False leaves the hit rate alone, for prompts that this step has asked for already.
+        """
+        return self.features.get_or_encode(self.model, prompts, counted)
+
+    @functools.cached_property
+    def engine_family(self) -> CausalFamily:
+        """The family in the precision that the trainer computes in, for engines with weights of their own."""
+        mixed = "bfloat16" if self.trainer.precision == "bf16-mixed" else None
+        family = copy.copy(self.family)
+        family.dtype = self.parallel.compute_dtype or mixed or self.family.dtype
+        return family
 
     def with_whole_weights(self, function: Callable[[], Any]) -> Any:
         """The result of `function`, which may read all weights of the policy as often as it likes."""
@@ -235,8 +250,8 @@ class PolicyModule(LightningModule):
         def loss_of(packed: Packed, output: PolicyOutput) -> tuple[Tensor, Mapping[str, Tensor]]:
             rows, weights = packed.token_index, rollout.weights[packed.completion_index].to(output.logp.device)
             if watch:
-                fresh = rollout.fresh[rows]
-                watch.add(rollout.sampler_logp[rows][fresh], output.logp[fresh])
+                known = rollout.fresh[rows] | watch.ahead
+                watch.add(rollout.sampler_logp[rows][known], output.logp[known])
             result = self.algorithm.loss(
                 output.logp,
                 output.logp.detach() if rollout.old_logp is None else rollout.old_logp[rows],
@@ -305,22 +320,19 @@ class PolicyModule(LightningModule):
     def _old_logp(self, flat: FlatGroups, features: Mapping[str, Tensor], sampler: Tensor) -> Tensor | None:
         """[N] log-probabilities before the update, or None if the first update is the only one.
 
-        Groups carried over were sampled by older weights: theirs are the sampler's. So are all while the engine is
-        trusted.
+        Groups carried over were sampled by older weights: theirs are the sampler's; so are all of a trusted engine.
         """
         in_reward = self.algorithm.kl_coef > 0 and self.algorithm.kl_placement == "reward"
         carried = any(group.carried_over for group in flat.groups)
         if self.steps_per_rollout == 1 and not in_reward and not self.parallel.data.max(carried):
             return None
-        if self.gap and self.gap.trusts_engine and not in_reward:
+        unknown = self.parallel.data.max(bool((~sampler.isfinite()).any()))
+        scored = self.parallel.data.max(any(not group.carried_over for group in flat.groups))
+        trusted = self.gap is not None and self.gap.trusts_engine and not in_reward
+        if not unknown and (trusted or not scored):
             return sampler
         old = self.score(self.entry, flat.prompts, flat.completions, features)
-        offsets = flat.offsets
-        for place, group in enumerate(flat.groups):
-            if group.carried_over:
-                rows = slice(offsets[place], offsets[place + 1])
-                old[rows] = sampler[rows].to(old)
-        return old
+        return torch.where(flat.fresh | ~sampler.isfinite(), old, sampler)
 
     def _reference_logp(self, flat: FlatGroups, features: Mapping[str, Tensor]) -> Tensor | None:
         """[N] log-probabilities of the reference policy, or None without KL penalty."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from longrl.models.base import CausalFamily, is_local
+from longrl.models.chunked_mlp import chunk_mlps
 from longrl.models.lora import OPTION, LoRASettings, add_adapters, from_checkpoint, is_adapter, merged, plain_name
 
 MODEL_PREFIX = "model."
@@ -19,9 +20,9 @@ META = "meta.pt"
 
 
 def build_from(family: CausalFamily, source: str | None) -> nn.Module:
-    """The policy's model: that of `plain_from`, with new adapters if the family has `lora`."""
+    """The policy's model: that of `plain_from`, with new adapters and chunked MLPs if the family asks for them."""
     model = plain_from(family, source)
-    return model if family.lora is None else add_adapters(family, model)
+    return chunk_mlps(family, model if family.lora is None else add_adapters(family, model))
 
 
 def plain_from(family: CausalFamily, source: str | None) -> nn.Module:

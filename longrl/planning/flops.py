@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from longrl.planning.formulas import prefilled_prompts, rank_completions
+from longrl.planning.formulas import in_pieces, prefilled_prompts, rank_completions
 from longrl.planning.hardware import Hardware
+from longrl.planning.host import rows, transfers_s
 from longrl.planning.inputs import MicroBatch, Plan, micro_batch
 
 BACKWARD = 2
@@ -90,6 +91,13 @@ def spared_flops(plan: Plan, batch: MicroBatch) -> float:
     return 2.0 * sum(plan.sizes.layer_params) * batch.tokens + head_flops(plan, batch)
 
 
+def pieces_flops(plan: Plan, batch: MicroBatch) -> float:
+    """MLPs in pieces compute each once more in the backward pass: 2 * 3 D F per row and layer."""
+    sizes = plan.sizes
+    again = in_pieces(plan, rows(plan))
+    return 6.0 * len(sizes.layer_params) * sizes.hidden * sizes.mlp_width * batch.tokens if again else 0.0
+
+
 def step_flops(plan: Plan) -> dict[str, float]:
     """Operations of one team's step, by phase."""
     batch = micro_batch(plan)
@@ -98,7 +106,7 @@ def step_flops(plan: Plan) -> dict[str, float]:
     once = count * (forward_flops(plan, batch) + head_flops(plan, batch))
     layers = (1 + BACKWARD + plan.gradient_checkpointing) * forward_flops(plan, batch)
     head = (2 + BACKWARD) * head_flops(plan, batch)  # its logits are always computed again
-    update = count * (layers + head - spared_flops(plan, batch))
+    update = count * (layers + head - spared_flops(plan, batch) + pieces_flops(plan, batch))
     trains = plan.sizes.tower is not None and plan.sizes.tower.trains
     return {
         "encode": prompts * encode_flops(plan),
@@ -127,7 +135,8 @@ def times(plan: Plan, hardware: Hardware, efficiency: Efficiency) -> Times:
         decode=decode_s(plan, hardware, efficiency),
         score=max(flops["score"] / plan.team / peak, passes * batch.count * gather) + passes * exchange,
         update=max(flops["update"] / plan.team / peak, plan.epochs * batch.count * 3 * gather)
-        + plan.epochs * backward * exchange,
+        + plan.epochs * backward * exchange
+        + transfers_s(plan, hardware, efficiency.bandwidth),
     )
 
 

@@ -7,7 +7,6 @@ rows on one rank; M features of B numbers of a prompt, P prompts of a team; m ra
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 from longrl.modules.logprobs import MAX_LOGITS
@@ -38,22 +37,29 @@ def trained(plan: Plan) -> float:
 
 
 def frozen_tower(plan: Plan) -> float:
-    """Whole on every rank, so that encoding needs no communication: w per parameter."""
+    """Whole on every rank, so that encoding needs no communication, in the precision of computing: c per parameter."""
     tower = plan.sizes.tower
-    return 0.0 if tower is None or tower.trains else float(plan.weight_bytes * tower.params)
+    return 0.0 if tower is None or tower.trains else float(tower_bytes(plan) * tower.params)
+
+
+def tower_bytes(plan: Plan) -> int:
+    """Of a number in the tower and in its features."""
+    tower = plan.sizes.tower
+    return plan.weight_bytes if tower is None or tower.trains else min(plan.weight_bytes, plan.gathered_bytes)
 
 
 def reference(plan: Plan) -> float:
     """Shards of the reference, its own tower whole, for it does not train, and its root unit gathered.
 
-    Without a backward pass nothing lets that go (`reshard_after_forward=False`): w (text / m + tower) + c root. With
+    Without a backward pass nothing lets that go (`reshard_after_forward=False`): w text / m + c (tower + root). With
     adapters it is the policy without them.
     """
     if not plan.reference or plan.sizes.adapter_params:
         return 0.0
     text = 0.0 if plan.offload else plan.sizes.text_params / plan.shards
     tower = plan.sizes.tower.params if plan.sizes.tower else 0
-    return plan.weight_bytes * (text + tower) + plan.gathered_bytes * plan.sizes.root_params
+    in_tower = min(plan.weight_bytes, plan.gathered_bytes) * tower
+    return plan.weight_bytes * text + in_tower + plan.gathered_bytes * plan.sizes.root_params
 
 
 def gradients(plan: Plan) -> float:
@@ -62,13 +68,13 @@ def gradients(plan: Plan) -> float:
 
 
 def optimizer(plan: Plan) -> float:
-    """AdamW's two moments, in the precision of what trains: 2 w / m per parameter; none with offload."""
-    return 2 * trained(plan)
+    """AdamW's two moments, in the precision of what trains: 2 w / m per parameter; none with either offload."""
+    return 0.0 if plan.optimizer_offload else 2 * trained(plan)
 
 
 def features(plan: Plan) -> float:
     """Those of all prompts of the batch, whole on every rank of the team, in the tower's precision: w P M B."""
-    return float(plan.weight_bytes * plan.prompts_per_batch * plan.media_tokens * plan.sizes.feature_size)
+    return float(tower_bytes(plan) * plan.prompts_per_batch * plan.media_tokens * plan.sizes.feature_size)
 
 
 def cached_features(plan: Plan) -> float:
@@ -161,34 +167,58 @@ def layer_saved(plan: Plan, rows: int) -> float:
     """All that a layer keeps for its backward pass.
 
     Two norms with the product's input behind each, attention, and of the MLP gate, its activation, up and their
-    product: 2 norm + 2 l D b + attention + 4 l F b. And what adapters add.
+    product: 2 norm + 2 l D b + attention + 4 l F b; the MLP's none in pieces. And what adapters add.
     """
     sizes, b = plan.sizes, plan.matmul_bytes
-    per_row = 2 * (norm_saved(plan, sizes.hidden, plan.gathered_bytes) + sizes.hidden * b) + 4 * sizes.mlp_width * b
+    per_row = 2 * (norm_saved(plan, sizes.hidden, plan.gathered_bytes) + sizes.hidden * b)
     if sizes.head_norms:
         per_row += norm_saved(plan, sizes.query_width + sizes.key_width, b)
-    return rows * per_row + attention_saved(plan, rows) + adapters_saved(plan, rows)
+    return rows * per_row + attention_saved(plan, rows) + mlp_saved(plan, rows) + adapters_saved(plan, rows)
+
+
+def in_pieces(plan: Plan, rows: int) -> bool:
+    """Whether an MLP computes its rows piece by piece (models/chunked_mlp.py)."""
+    return plan.mlp_chunk_tokens is not None and rows > plan.mlp_chunk_tokens
+
+
+def mlp_saved(plan: Plan, rows: int) -> float:
+    """Gate, its activation, up and their product, 4 l F b; nothing of an MLP in pieces beside its input."""
+    return 0.0 if in_pieces(plan, rows) else float(rows * 4 * plan.sizes.mlp_width * plan.matmul_bytes)
 
 
 def adapters_saved(plan: Plan, rows: int) -> float:
     """Each adapter keeps a copy of its input in its own precision, a; the frozen layer beside it keeps none.
 
     l a I, I numbers that enter the adapters of a layer, less the two inputs and the product that `layer_saved` counts,
-    l (2 D + F) b. No copy if an adapter computes in the precision of its input. The rank is small and left out.
+    l (2 D + F) b. No copy if an adapter computes in the precision of its input. The rank is small and left out. Of an
+    MLP in pieces only the attention's.
     """
     sizes, b = plan.sizes, plan.matmul_bytes
-    a = b if plan.autocast else ADAPTER_BYTES
-    if not sizes.adapter_params or (a == plan.gathered_bytes and not plan.autocast):
-        return 0.0
-    return max(0.0, rows * (a * sizes.adapter_inputs - (2 * sizes.hidden + sizes.mlp_width) * b))
+    inputs, counted = sizes.adapter_inputs, 2 * sizes.hidden + sizes.mlp_width
+    if in_pieces(plan, rows):
+        inputs, counted = inputs - sizes.adapter_mlp_inputs, sizes.hidden
+    return max(0.0, rows * (adapter_copy_bytes(plan) * inputs - counted * b)) if adapter_copy_bytes(plan) else 0.0
+
+
+def adapter_copy_bytes(plan: Plan) -> int:
+    """Of a number in the copy that an adapter keeps of its input; 0 if it keeps none."""
+    a = plan.matmul_bytes if plan.autocast else ADAPTER_BYTES
+    copies = plan.sizes.adapter_params and (plan.autocast or a != plan.gathered_bytes)
+    return a if copies else 0
 
 
 def layers_saved(plan: Plan, rows: int) -> float:
-    """Of all layers when the backward pass begins: N layers, or with checkpointing their inputs, N l D c."""
-    count = len(plan.sizes.layer_params)
-    if plan.gradient_checkpointing:
-        return float(count * rows * plan.sizes.hidden * plan.gathered_bytes)
-    return count * layer_saved(plan, rows)
+    """Of all layers when the backward pass begins: N layers, or with checkpointing their inputs, N l D c.
+
+    Of inputs in host memory the one that has come back: l D c.
+    """
+    count = 1 if plan.checkpoints_on_host else len(plan.sizes.layer_params)
+    return checkpoints(plan, rows, count) if plan.gradient_checkpointing else count * layer_saved(plan, rows)
+
+
+def checkpoints(plan: Plan, rows: int, count: int) -> float:
+    """The inputs of so many layers: l D c each."""
+    return float(count * rows * plan.sizes.hidden * plan.gathered_bytes)
 
 
 def ends_saved(plan: Plan, rows: int) -> float:
@@ -200,9 +230,16 @@ def ends_saved(plan: Plan, rows: int) -> float:
 def backward_working_set(plan: Plan, rows: int) -> float:
     """Beside a layer's saved tensors when its MLP goes backward.
 
-    Gradients of product, activation and up less the product itself, and of the stream: 2 l F b + 2 l D c.
+    Gradients of product, activation and up less the product itself, and of the stream: 2 l F b + 2 l D c. In pieces of
+    l' rows all of a piece, with what its adapters copy, and the gradients of the pieces before it: 6 l' F b + l D b.
     """
-    return rows * (2 * plan.sizes.mlp_width * plan.matmul_bytes + 2 * plan.sizes.hidden * plan.gathered_bytes)
+    sizes, b = plan.sizes, plan.matmul_bytes
+    stream = 2.0 * rows * sizes.hidden * plan.gathered_bytes
+    if not in_pieces(plan, rows):
+        return stream + rows * 2 * sizes.mlp_width * b
+    copied = adapter_copy_bytes(plan) * sizes.adapter_mlp_inputs
+    adapters = max(0, copied - (sizes.hidden + sizes.mlp_width) * b) if copied else 0
+    return stream + rows * sizes.hidden * b + (plan.mlp_chunk_tokens or 0) * (6 * sizes.mlp_width * b + adapters)
 
 
 def attention_exchange(plan: Plan, rows: int) -> float:
@@ -225,15 +262,21 @@ def layer_backward(plan: Plan, rows: int) -> float:
 
     While attention goes backward, the MLP's saved tensors are gone.
     """
-    mlp = rows * 4 * plan.sizes.mlp_width * plan.matmul_bytes
+    mlp = mlp_saved(plan, rows)
     own = layer_saved(plan, rows) if plan.gradient_checkpointing else 0.0
     return own + max(backward_working_set(plan, rows), attention_exchange(plan, rows) - mlp)
 
 
 def forward_working_set(plan: Plan, rows: int) -> float:
-    """Without gradient a layer holds its input, the MLP's input, and gate, up and product: l (2 D c + D b + 3 F b)."""
+    """Without gradient a layer holds its input, the MLP's input, and gate, up and product: l (2 D c + D b + 3 F b).
+
+    Of an MLP in pieces of l' rows the last three are l' 3 F b, and its output is there in pieces and joined: 2 l D b.
+    """
     sizes, b = plan.sizes, plan.matmul_bytes
-    return rows * (2 * sizes.hidden * plan.gathered_bytes + sizes.hidden * b + 3 * sizes.mlp_width * b)
+    stream, width = 2 * sizes.hidden * plan.gathered_bytes + sizes.hidden * b, 3 * sizes.mlp_width * b
+    if in_pieces(plan, rows):
+        return float(rows * (stream + 2 * sizes.hidden * b) + (plan.mlp_chunk_tokens or 0) * width)
+    return float(rows * (stream + width))
 
 
 def logits(plan: Plan, scored: int, *, backward: bool) -> float:
@@ -272,13 +315,16 @@ def root_reduction(plan: Plan) -> float:
 
 
 def optimizer_working_set(plan: Plan) -> float:
-    """CUDA's AdamW takes the square root of all second moments at once.
+    """CUDA's AdamW takes the square root of all second moments at once: w / m per parameter. The CPU's, one by one.
 
-    w / m per parameter. The CPU's goes one by one.
+    From host memory moments come one by one too: of the largest weight both and that root, 3 w max(V, F) D / m.
     """
     if plan.offload or not plan.cuda:
         return 0.0
-    return trained(plan)
+    if not plan.optimizer_offload:
+        return trained(plan)
+    largest = plan.weight_bytes * plan.sizes.hidden * max(plan.sizes.vocabulary, plan.sizes.mlp_width) / plan.shards
+    return 3.0 * min(largest, trained(plan))
 
 
 # ---------------------------------------------------------------------------------------------- encoding and rollout
@@ -293,7 +339,7 @@ def tower_activations(plan: Plan) -> float:
     tower = plan.sizes.tower
     if tower is None:
         return 0.0
-    w, x = plan.weight_bytes, tower.width
+    w, x = tower_bytes(plan), tower.width
     rotary = 5 * x * w + 16 * x
     mlp = (2 * x + 3 * tower.mlp_width) * w
     per_patch = tower.patch_values * w + max(rotary, mlp)
@@ -355,28 +401,3 @@ def decoding(plan: Plan) -> float:
     scores = sizes.num_heads * plan.completion_tokens * (8 + plan.matmul_bytes)
     tiles = math.ceil(plan.prompt_tokens / TILE_KEYS) * sizes.query_width * (3 * plan.matmul_bytes + 4)
     return float(sequences * (scores + tiles + 28 * sizes.vocabulary))
-
-
-# -------------------------------------------------------------------------------------------------------------- host
-
-
-def host(plan: Plan, prefetched_prompts: int) -> Parts:
-    """Bytes on each node.
-
-    Patches in float32 of this batch and of the prompts rendered ahead, this rank's cells of each; what is
-    offloaded; and at the start the model that every rank builds whole before it is sharded.
-    """
-    here = min(plan.devices, plan.devices_per_node)
-    tower = plan.sizes.tower
-    values = plan.share_patches * tower.patch_values * 4 if tower else 0
-    params = plan.sizes.text_params + (tower.params if tower else 0)
-    offloaded = 0.0
-    if plan.offload:
-        kept = dataclasses.replace(plan, offload=False)
-        second = 0 if not plan.reference or plan.sizes.adapter_params else plan.sizes.text_params
-        offloaded = weights(kept) + adapters(kept) + 3 * trained(kept) + plan.weight_bytes * second / plan.shards
-    return {
-        "patches": float(here * values * (plan.prompts_per_batch + prefetched_prompts)),
-        "offloaded": here * offloaded,
-        "models while loading": float(here * plan.weight_bytes * params),
-    }

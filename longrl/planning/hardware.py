@@ -30,6 +30,8 @@ class Hardware:
     """Bytes per second that a device sends to other nodes."""
     devices: int = 8
     """Of a node."""
+    host_bandwidth: float = 64 * GB
+    """Bytes per second between a device and its host's memory, one way."""
 
     @property
     def memory_bytes(self) -> float:
@@ -38,11 +40,11 @@ class Hardware:
 
 
 HARDWARE = {
-    "A100": Hardware("A100-80G", 79.1, 312e12, 2_039 * GB, 300 * GB, 25 * GB),
+    "A100": Hardware("A100-80G", 79.1, 312e12, 2_039 * GB, 300 * GB, 25 * GB, host_bandwidth=32 * GB),
     "H100": Hardware("H100-80G", 79.1, 989e12, 3_350 * GB, 450 * GB, 50 * GB),
     "H200": Hardware("H200-141G", 139.7, 989e12, 4_800 * GB, 450 * GB, 50 * GB),
 }
-"""SXM boards with NVLink; between nodes one 200 or 400 Gbit/s port per device."""
+"""SXM boards with NVLink; between nodes one 200 or 400 Gbit/s port per device; to the host PCIe 4 or 5, 16 lanes."""
 
 
 def hardware(name: str, memory_gib: float | None = None, devices: int | None = None) -> Hardware:

@@ -61,6 +61,8 @@ class Sizes:
     """Of LoRA in all layers: if there are any, they alone train."""
     adapter_inputs: int = 0
     """Numbers per row that enter the adapters of one layer."""
+    adapter_mlp_inputs: int = 0
+    """Those of them that enter adapters of its MLP."""
 
     @property
     def text_params(self) -> int:
@@ -82,8 +84,13 @@ class Sizes:
         """Counts the family's model on the meta device; `shapes.find` must have found its config.
 
         Raises:
-            ValueError: its layers are mixtures of experts.
+            ValueError: its layers are mixtures of experts, or it hears.
         """
+        if family.hears:
+            raise ValueError(
+                f"plan counts text, images and videos, but {type(family).__name__} also has an audio tower and reads "
+                "sound; plan the vision-language model of the same size, and leave room for both"
+            )
         text = family.config.get_text_config()
         if getattr(text, "num_experts", None):
             raise ValueError(
@@ -96,7 +103,7 @@ class Sizes:
         in_layers = [_count(layer.parameters()) for layer in layers]
         in_tower = _count(tower.parameters()) if tower is not None else 0
         in_root = _count(model.parameters()) - sum(in_layers) - in_tower
-        adapter_params, adapter_inputs = _adapters(family)
+        adapter_params, adapter_inputs, adapter_mlp_inputs = _adapters(family)
         return cls(
             layer_params=tuple(in_layers),
             root_params=in_root,
@@ -111,6 +118,7 @@ class Sizes:
             tower=None if tower is None else _tower(family, model, family.config.vision_config),
             adapter_params=adapter_params,
             adapter_inputs=adapter_inputs,
+            adapter_mlp_inputs=adapter_mlp_inputs,
         )
 
 
@@ -131,15 +139,17 @@ def _tower(family: CausalFamily, model: nn.Module, vision: Any) -> Tower:
     )
 
 
-def _adapters(family: CausalFamily) -> tuple[int, int]:
-    """(LoRA's parameters in all layers, numbers per row that enter them in one layer); zeros without LoRA."""
+def _adapters(family: CausalFamily) -> tuple[int, int, int]:
+    """(LoRA's parameters in all layers, numbers per row that enter them in one layer, in its MLP); zeros without."""
     if family.lora is None:
-        return 0, 0
+        return 0, 0, 0
     with torch.device("meta"):
         model = add_adapters(family, on_meta(family))
     first = family.layers(model)[0].named_parameters()
-    inputs = sum(parameter.shape[1] for name, parameter in first if ".lora_A." in name)
-    return _count(parameter for parameter in model.parameters() if parameter.requires_grad), inputs
+    inputs = {name: parameter.shape[1] for name, parameter in first if ".lora_A." in name}
+    in_mlp = sum(width for name, width in inputs.items() if name.startswith("mlp."))
+    trained = _count(parameter for parameter in model.parameters() if parameter.requires_grad)
+    return trained, sum(inputs.values()), in_mlp
 
 
 def _count(parameters: Iterable[nn.Parameter]) -> int:
@@ -171,6 +181,9 @@ class Plan:
     """`trainer.precision` is `bf16-mixed`: matrix products in 2 bytes, from weights cast each time."""
     offload: bool = False
     gradient_checkpointing: bool = False
+    offload_checkpoints: bool = False
+    mlp_chunk_tokens: int | None = None
+    optimizer_offload: bool = False
     reference: bool = False
     """Whether a reference policy is kept for the KL penalty."""
     prompts_per_batch: int = 1
@@ -212,6 +225,11 @@ class Plan:
     def matmul_bytes(self) -> int:
         """Of a number that enters or leaves a matrix product."""
         return min(2, self.gathered_bytes) if self.autocast else self.gathered_bytes
+
+    @property
+    def checkpoints_on_host(self) -> bool:
+        """Whether layer inputs wait in host memory for the backward pass."""
+        return self.gradient_checkpointing and self.offload_checkpoints
 
     @property
     def patches(self) -> int:

@@ -18,6 +18,8 @@ MAX_CHANGES = 12
 MAX_FRAMES = 1 << 16
 LEAST_CHUNK = 4096
 """A smaller `prefill_chunk_tokens` saves hardly anything, and is slow."""
+CHUNK = 8192
+"""Of `mlp_chunk_tokens`: rows enough to keep a GPU's matrix products busy."""
 HELPFUL = 0.98
 """A change that leaves more of the peak than this is not worth naming."""
 
@@ -186,6 +188,8 @@ def _changes(plan: Plan) -> Iterator[tuple[str, object, Plan]]:
     strategy, change = "trainer.strategy.init_args", dataclasses.replace
     if not plan.gradient_checkpointing:
         yield "model.family.init_args.gradient_checkpointing", "true", change(plan, gradient_checkpointing=True)
+    if plan.mlp_chunk_tokens is None:
+        yield "model.family.init_args.mlp_chunk_tokens", CHUNK, change(plan, mlp_chunk_tokens=CHUNK)
     budget, count, prompts = needed_budget(plan), plan.num_generations, plan.prompts_per_batch // 2
     if plan.max_tokens_per_micro_batch > budget:
         yield "model.max_tokens_per_micro_batch", budget, change(plan, max_tokens_per_micro_batch=budget)
@@ -198,6 +202,10 @@ def _changes(plan: Plan) -> Iterator[tuple[str, object, Plan]]:
             shared = change(plan, sequence_parallel_size=sp, team_size=sp)
             budget = max(needed_budget(shared), -(-plan.max_tokens_per_micro_batch * plan.sequence_parallel_size // sp))
             yield f"{strategy}.sequence_parallel_size", sp, change(shared, max_tokens_per_micro_batch=budget)
+    if plan.gradient_checkpointing and not plan.offload_checkpoints:
+        yield "model.family.init_args.offload_checkpoints", "true", change(plan, offload_checkpoints=True)
+    if not plan.optimizer_offload and not plan.offload:
+        yield "model.optimizer.offload", "true", change(plan, optimizer_offload=True)
     if plan.gathered_bytes > 2:
         yield f"{strategy}.sharding.compute_dtype", "bfloat16", change(plan, gathered_bytes=2)
     if prompts:

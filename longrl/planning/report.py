@@ -20,6 +20,7 @@ from longrl.modules.policy import PolicyModule
 from longrl.planning import flops, formulas, memory, shapes
 from longrl.planning.command import parser
 from longrl.planning.hardware import Hardware, hardware
+from longrl.planning.host import host
 from longrl.planning.inputs import Plan, Sizes, micro_batch, needed_budget
 from longrl.rollout.engine import HFEngine
 from longrl.strategies.mr_sp import MRSPStrategy, check_sizes, team_size_of
@@ -102,7 +103,7 @@ def planned(options: argparse.Namespace, of_the_run: Sequence[str]) -> Result:
         plan=plan,
         estimate=memory.estimate(plan),
         verdict=memory.verdict(plan, machine.memory_bytes, usual),
-        host=formulas.host(plan, prefetched),
+        host=host(plan, prefetched),
         notes=(*notes, *head_notes(plan)),
         operations=flops.step_flops(plan),
         times=flops.times(plan, machine, efficiency),
@@ -155,6 +156,9 @@ def plan_of(
         autocast=str(trainer["precision"]) in ("bf16-mixed", "16-mixed"),
         offload=strategy.sharding.offload,
         gradient_checkpointing=family.gradient_checkpointing,
+        offload_checkpoints=family.offload_checkpoints,
+        mlp_chunk_tokens=family.mlp_chunk_tokens,
+        optimizer_offload=model.optimizer_settings.offload,
         reference=rl and model.algorithm.kl_coef > 0,
         prompts_per_batch=data.prompts_per_batch,
         prompt_tokens=options.prompt_tokens or data.renderer.max_prompt_tokens or options.text_tokens,

@@ -10,11 +10,13 @@ import logging
 import math
 import re
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from longrl.rewards.batch import BatchReward
 from longrl.rewards.length import CosineLength, SoftOverlong
 from longrl.rewards.tasks import accuracy
 from longrl.types import Completion, Group, Row
@@ -103,12 +105,14 @@ class RewardSum:
         Returns:
             Number of completions with a failed part.
         """
-        return sum(self._score_group(group) for group in groups)
+        columns = [_column(term, groups) for term in self.terms]
+        return sum(self._fill(group, [column[i] for column in columns]) for i, group in enumerate(groups))
 
-    def _score_group(self, group: Group) -> int:
+    def _fill(self, group: Group, by_term: list[list[float | None]]) -> int:
+        """Rewards of one group from the values of its completions, [number of terms][G]."""
         import torch
 
-        table = [[_value(term, group, completion) for term in self.terms] for completion in group.completions]
+        table = list(zip(*by_term, strict=True))  # [G][number of terms]
         values = torch.tensor([[math.nan if v is None else v for v in row] for row in table], dtype=torch.float32)
         values = values.reshape(len(table), len(self.terms))  # [G, number of terms]
         valid = values.isfinite().all(dim=1)  # [G]
@@ -120,11 +124,36 @@ class RewardSum:
         return int((~valid).sum())
 
 
-def _value(term: RewardTerm, group: Group, completion: Completion) -> float | None:
-    """One part of one completion; None after a failure, which is logged."""
+def _column(term: RewardTerm, groups: list[Group]) -> list[list[float | None]]:
+    """One part of all completions, group by group; None after a failure."""
     assert callable(term.function)
+    pairs = [(completion, group.prompt.row) for group in groups for completion in group.completions]
+    judges: list[Callable[[], object]]
+    if isinstance(term.function, BatchReward):
+        judges = [partial(_given, value) for value in _all_at_once(term.function, pairs)]
+    else:
+        judges = [partial(term.function, *pair) for pair in pairs]
+    found = iter(judges)
+    return [[_value(term, group, completion, next(found)) for completion in group.completions] for group in groups]
+
+
+def _all_at_once(function: BatchReward, pairs: list[tuple[Completion, Row]]) -> Sequence[float | Exception]:
     try:
-        value = float(term.function(completion, group.prompt.row))
+        return function.score_all([completion for completion, _ in pairs], [row for _, row in pairs])
+    except Exception as error:
+        return [error] * len(pairs)
+
+
+def _given(value: float | Exception) -> float:
+    if isinstance(value, Exception):
+        raise value
+    return value
+
+
+def _value(term: RewardTerm, group: Group, completion: Completion, judge: Callable[[], object]) -> float | None:
+    """One part of one completion; None after a failure, which is logged."""
+    try:
+        value = float(judge())  # type: ignore[arg-type]  # what is no number raises
         if not abs(value) < 1e30:  # finite, in float32 too
             raise ValueError(f"a reward must be a finite number, got {value}")
     except Exception as error:

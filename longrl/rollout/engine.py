@@ -62,8 +62,20 @@ class RolloutEngine(abc.ABC):
         """What the engine makes of each prompt, to be compared with the trainer's; none if it reads the trainer's."""
         return []
 
-    def rest(self) -> None:  # noqa: B027  # nothing to let go of by default
+    # By default there is nothing to do.
+
+    def forget(self) -> None:  # noqa: B027
+        """The trainer may have got other weights without a step: the next `sync` hands them over whatever the step."""
+
+    def rest(self) -> None:  # noqa: B027
         """The rollouts of a step are done: memory may go to the update."""
+
+    def close(self) -> None:  # noqa: B027
+        """The run is over."""
+
+    def room(self) -> int | None:
+        """Tokens of the longest prompt and completion together, as far as is known before the engine starts."""
+        return None
 
 
 class HFEngine(RolloutEngine):

@@ -57,8 +57,11 @@ class FeatureCache:
         """Distinct media asked for, summed over calls."""
         self._features: OrderedDict[str, Tensor] = OrderedDict()
 
-    def get_or_encode(self, model: nn.Module, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-        """{media key: [N, D] features} of the prompts, without gradient. Every rank of the run must call it."""
+    def get_or_encode(self, model: nn.Module, prompts: Sequence[Prompt], counted: bool = True) -> dict[str, Tensor]:
+        """{media key: [N, D] features} of the prompts, without gradient. Every rank of the run must call it.
+
+        With `counted` False only what has to be encoded after all enters the hit rate.
+        """
         media = distinct_media(prompts)
         missing = [item for item in media if item.key not in self._features]
         lookup = self.stored.look_up(model, missing, self.parallel.team) if self.stored else NOTHING
@@ -77,9 +80,10 @@ class FeatureCache:
                 seconds = _finished(whole) - start
                 self.stored.write(model, made, seconds, lookup, self.parallel.team)
         self.num_encoded += len(missing)
-        self.num_requested += len(media)
+        requested = len(media) if counted else len(missing)
+        self.num_requested += requested
         if self.stored:
-            self.stored.count(len(media), len(missing))
+            self.stored.count(requested, len(missing))
         for item in media:
             self._features.move_to_end(item.key)
         found = {item.key: self._features[item.key] for item in media}
@@ -155,6 +159,8 @@ class TrainableFeatures:
             grads = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in self.leaves.values()]
             team = self._parallel.team
             own = team.sum(torch.cat(grads))[self._places[team.rank].to(own.device)]
+        if not self._rows.requires_grad:  # all of a tower that stands still, beside one that trains
+            return
         torch.autograd.backward(self._rows, own)
 
 
@@ -216,6 +222,8 @@ def _places(family: CausalFamily, media: Sequence[Media], size: int) -> list[Ten
         parts = [torch.empty(0, dtype=torch.int64)]
         for item, rows, offset in zip(media, per_cell, offsets, strict=False):
             cells = Share(rank, size).cells(item.grid_thw[0])
-            parts.append(torch.arange(offset + cells.start * rows, offset + cells.stop * rows))
+            end = family.num_features(item)  # the last window of a sound may be shorter
+            start, stop = (min(cell * rows, end) for cell in (cells.start, cells.stop))
+            parts.append(torch.arange(offset + start, offset + stop))
         places.append(torch.cat(parts))
     return places

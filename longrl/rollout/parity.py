@@ -143,12 +143,14 @@ class GapWatch:
 
     Args:
         max_gap: largest mean difference of a step; above it the run ends before its weights change.
+        ahead: the completions come from weights one step older, and the step between is part of the gap.
         trust_below: while the mean of the last rollout is below it, the engine's log-probabilities serve as the old
             policy's, and the pass that computes those is left out; 0 never.
     """
 
-    def __init__(self, max_gap: float = 0.5, trust_below: float = 0.0) -> None:
+    def __init__(self, max_gap: float = 0.1, trust_below: float = 0.0, ahead: bool = False) -> None:
         self.max_gap = max_gap
+        self.ahead = ahead
         self.trust_below = trust_below
         self.last: float | None = None
         """Mean difference of the last rollout."""
@@ -183,9 +185,9 @@ class GapWatch:
             numbers = ", ".join(f"{name} {value:.3g}" for name, value in metrics.items())
             raise RuntimeError(
                 f"engine and trainer have parted: the log-probabilities of this step's tokens differ by {numbers}, "
-                f"mean above max_gap={self.max_gap} of the RolloutCallback; the weights were not changed by this step. "
+                f"mean above max_mean_gap={self.max_gap} of the RolloutCallback; this step did not change the weights. "
                 "Go on from the last checkpoint with --ckpt_path RUN/checkpoints/last.ckpt: engine weights are handed "
-                "over anew. If it happens again raise max_gap, or use longrl.rollout.engine.HFEngine"
+                "over anew. If it happens again raise max_mean_gap, or use longrl.rollout.engine.HFEngine"
             )
 
 

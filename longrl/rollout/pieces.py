@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from longrl.datamodules.streaming import regrouped
 from longrl.models.base import CausalFamily
@@ -22,10 +23,18 @@ def pieces(family: CausalFamily, item: Media) -> Iterator[Media]:
     if item.source is None:
         yield item
         return
+    if item.kind == "audio":
+        (sound,) = item.source()
+        yield replace(item, patches=same(item, family.patch(sound)).patches, source=None)
+        return
     per_cell = family.frames_per_cell
     resized = map(family.resize, item.source())
     for frames in regrouped(resized, family.cells_per_encode(item) * per_cell):
-        made = family.patch(frames)
-        if made.key != item.key:
-            raise ValueError("a medium changed while it was in use; leave data.media_root alone while a run reads it")
-        yield made.part(-(-len(frames.pixels) // per_cell))
+        yield same(item, family.patch(frames)).part(-(-len(frames.pixels) // per_cell))
+
+
+def same(item: Media, made: Media) -> Media:
+    """What was made of a medium's file, if that is still the one the medium was rendered from."""
+    if made.key != item.key:
+        raise ValueError("a medium changed while it was in use; leave data.media_root alone while a run reads it")
+    return made

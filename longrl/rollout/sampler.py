@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from longrl.models.base import CausalFamily
 from longrl.rewards import RewardSum
 from longrl.rollout.engine import RolloutEngine
 from longrl.rollout.parity import Gap, check, check_seen, stacked
@@ -79,9 +81,7 @@ class GroupSampler:
         For engines that run elsewhere and hold weights of their own.
         """
         features = self._prepare(policy, request)
-        executor = ThreadPoolExecutor(max_workers=1)
-        running = self._running = executor.submit(self._generate, policy, request, features)
-        executor.shutdown(wait=False)
+        running = self._running = in_background(lambda: self._generate(policy, request, features))
 
         def finish() -> list[list[Group]]:
             with policy.phases("generate"):
@@ -101,12 +101,15 @@ class GroupSampler:
         """
         if self.engine.needs_whole_weights:
             return  # it reads the trainer's
+        family = policy.engine_family
         greedy = SamplingParams(num_generations=1, max_completion_tokens=PARITY_TOKENS, temperature=0.0)
         features = self._prepare(policy, Request(prompts, (greedy,), step, seed=0))
-        check_seen(prompts, self.engine.seen(policy.family, prompts, features), features)
-        found = self.engine.generate(policy.family, policy.model, prompts, features, greedy, seed=0)
+        check_seen(prompts, self.engine.seen(family, prompts, features), features)
+        found = self.engine.generate(family, policy.model, prompts, features, greedy, seed=0)
+        self.engine.rest()
         tokens = [[completion.token_ids for completion in own] for own in found]
-        logp = policy.score(policy.entry, prompts, tokens, features, temperature=1.0)
+        with policy.trainer.precision_plugin.forward_context():
+            logp = policy.score(policy.entry, prompts, tokens, features, temperature=1.0)
         gap = Gap(stacked(found), logp.cpu())
         for name, value in gap.metrics().items():
             logger.info("engine against trainer before the first step: %s %.2e", name, value)
@@ -122,8 +125,11 @@ class GroupSampler:
         with policy.phases("encode"):
             features = policy.encode(request.prompts)
         with policy.phases("sync"):
-            self.engine.sync(policy.family, policy.model, request.step)
+            self.engine.sync(self._family(policy), policy.model, request.step)
         return features
+
+    def _family(self, policy: PolicyModule) -> CausalFamily:
+        return policy.family if self.engine.needs_whole_weights else policy.engine_family
 
     def _in_weights(self, policy: PolicyModule, generate: Callable[[], Unscored]) -> Unscored:
         return policy.with_whole_weights(generate) if self.engine.needs_whole_weights else generate()
@@ -140,7 +146,8 @@ class GroupSampler:
         for (first, count), alike in itertools.groupby(own, key=lambda piece: (piece.first, piece.count)):
             asked = [request.prompts[piece.prompt] for piece in alike]
             params = dataclasses.replace(sampling, num_generations=count)
-            answers = self.engine.generate(policy.family, policy.model, asked, features, params, request.seed, first)
+            family = self._family(policy)
+            answers = self.engine.generate(family, policy.model, asked, features, params, request.seed, first)
             groups += [Group(prompt, completions) for prompt, completions in zip(asked, answers, strict=True)]
         return groups
 
@@ -159,3 +166,17 @@ class GroupSampler:
                 self.reward.score([group for _, group in own])
                 found.append(joined(request.prompts, own, team, policy.parallel.num_gather_chunks))
         return found
+
+
+def in_background(work: Callable[[], Unscored]) -> Future[Unscored]:
+    """Runs `work` in a thread that does not keep a process alive which ends for another reason."""
+    future: Future[Unscored] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future

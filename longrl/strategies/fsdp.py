@@ -84,8 +84,8 @@ class ShardingOptions:
     """What FSDP2 does beside sharding."""
 
     compute_dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Precision of gathered weights and of activations; None is that of the weights themselves. Sharded weights,
-    summed gradients and the optimizer's state keep the family's `dtype`."""
+    """Precision of gathered weights, of activations and of a frozen tower; None is that of the weights themselves.
+    Sharded weights, summed gradients and the optimizer's state keep the family's `dtype`."""
     offload: bool = False
     """Keep sharded weights, gradients and the optimizer's state in host memory, where the optimizer then runs."""
 
@@ -113,10 +113,13 @@ def shard(family: CausalFamily, model: nn.Module, mesh: DeviceMesh, options: Sha
     units: list[nn.Module] = [*family.layers(model), entry]
     for unit in units:
         fully_shard(unit, mesh=mesh, reshard_after_forward=unit is not entry, **policies)
-    tower = family.tower(model)
-    if tower is not None and family.tower_trains(model):
+    towers = family.sharded_towers(model)
+    for tower in towers:
         fully_shard(tower, mesh=mesh, reshard_after_forward=False, **policies)
         units.append(tower)
+    for encoder in family.encoders(model):
+        if options.compute_dtype is not None and not any(encoder is tower for tower in towers):
+            encoder.to(getattr(torch, options.compute_dtype))
     for unit in units:
         unit.set_gradient_divide_factor(1.0)
         unit.set_force_sum_reduction_for_comms(True)  # gloo has no other

@@ -126,6 +126,7 @@ class MRSPStrategy(ModelParallelStrategy):
             team=team,
             degrees={team.size: SequenceParallel(team)} if fixed else parts_of(team, world_size),
             num_gather_chunks=self.num_gather_chunks,
+            compute_dtype=self.sharding.compute_dtype,
             wrap=functools.partial(shard, mesh=shards, options=self.sharding),
         )
 

@@ -196,3 +196,18 @@ def test_gpu_stops_where_the_kernel_is_wrong(bench, monkeypatch):
     monkeypatch.setattr(script, "_flash", lambda query, *others: 1.1 * script._dense(query, *others))
     with pytest.raises(RuntimeError, match="CpuFlash is wrong here"):
         script.check(script.TINY_SIZES, torch.device("cpu"))
+
+
+@pytest.mark.slow
+def test_hearing_asks_four_ways_after_each_stage(bench, tmp_path):
+    script = bench("hearing")
+    sizes = script.Sizes(train_tones=4, eval_tones=4, sft_steps=1, rl_steps=1, prompts=2, generations=2)
+    found = written_by(script, sizes, tmp_path)["rows"]
+    ways = ["its own", "silence", "another's", "no sound"]
+    assert [(row["stage"], row["sound"]) for row in found] == [(stage, way) for stage in ("sft", "rl") for way in ways]
+    assert all(0 <= row["low"] <= row["right"] <= row["high"] <= 1 for row in found)
+
+
+def test_hearing_counts_with_wilsons_bounds(bench):
+    """8 of 10: 0.49 to 0.943, as in Brown, Cai and DasGupta (2001)."""
+    assert bench("hearing").wilson([1.0] * 8 + [0.0] * 2) == pytest.approx((0.4902, 0.9433), abs=1e-3)

@@ -16,9 +16,11 @@ from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.datamodules.synthetic import SyntheticConfig, generate
 from longrl.datamodules.video import VideoSampling
 from longrl.modules.policy import OptimizerSettings, PolicyModule
+from longrl.parallel import Parallel
 from longrl.rewards import RewardSum, RewardTerm
 from longrl.rollout.engine import HFEngine, RolloutEngine
 from longrl.rollout.parity import Seen
+from longrl.strategies.axis import Axis
 from longrl.strategies.fsdp import Entry
 from longrl.types import Completion, Group, SamplingParams
 from tests.tiny import text_family, vl_family
@@ -79,7 +81,7 @@ def data_module(folder, family=None, count=12, **options):
 def callback(engine=None, **options):
     options = {"reward": RewardSum([RewardTerm(right_is_good)]), "sampling": SAMPLING, **options}
     if engine is not None:
-        options.setdefault("max_gap", math.inf)  # a scripted answer's log-probabilities are no model's
+        options.setdefault("max_mean_gap", math.inf)  # a scripted answer's log-probabilities are no model's
     return RolloutCallback(engine=engine, **options)
 
 
@@ -328,6 +330,30 @@ def test_groups_sampled_ahead_survive_a_checkpoint(tmp_path):
     assert len({call.seed for engine in (first.engine, second.engine) for call in engine.calls}) == 3
 
 
+def test_groups_sampled_ahead_need_no_pass_of_the_old_policy(tmp_path, monkeypatch):
+    calls = []
+    score = PolicyModule.score
+    monkeypatch.setattr(PolicyModule, "score", lambda self, *a, **k: calls.append(1) or score(self, *a, **k))
+    rollouts = callback(Elsewhere(half_right), overlap=True)
+    seen = train(tmp_path, rollouts, steps=3)
+    rollouts.state_dict()
+    assert calls == []
+    assert all(metrics["train/gap_mean"] > 1 for metrics in seen.metrics)  # scripted log-probabilities are 0
+
+
+def test_a_rank_without_restored_groups_waits_for_the_others(tmp_path):
+    rollouts = callback(Elsewhere(half_right), overlap=True)
+    rollouts._restored = {"carried": [], "ahead": []}
+    rollouts._parallel = Parallel(data=OthersHaveOne())
+    rollouts._take_restored(None)
+    assert rollouts._ahead() == []
+
+
+class OthersHaveOne(Axis):
+    def max(self, number):
+        return max(number, 1)
+
+
 def test_overlap_needs_an_engine_in_another_process(tmp_path):
     with pytest.raises(ValueError, match=r"overlap=true .* got FakeEngine; use .*VLLMServerEngine"):
         train(tmp_path, callback(FakeEngine(half_right), overlap=True))
@@ -359,7 +385,7 @@ def two_updates(**options):
 
 
 def test_the_gap_of_every_step_is_logged(tmp_path):
-    seen = train(tmp_path, callback(Offset(-0.25), max_gap=0.3), policy=two_updates(), steps=2)
+    seen = train(tmp_path, callback(Offset(-0.25), max_mean_gap=0.3), policy=two_updates(), steps=2)
     for metrics in seen.metrics:
         assert metrics["train/gap_mean"] == pytest.approx(0.25, abs=1e-4)
         assert metrics["train/gap_max"] == pytest.approx(0.25, abs=1e-4)
@@ -370,9 +396,15 @@ def test_an_engine_that_parts_from_the_trainer_ends_the_run_before_the_update(tm
     policy = two_updates()
     policy.configure_model()
     before = policy.model.get_input_embeddings().weight.clone()
-    with pytest.raises(RuntimeError, match=r"have parted: .* mean above max_gap=0\.2"):
-        train(tmp_path, callback(Offset(0.25), max_gap=0.2), policy=policy)
+    with pytest.raises(RuntimeError, match=r"have parted: .* mean above max_mean_gap=0\.2"):
+        train(tmp_path, callback(Offset(0.25), max_mean_gap=0.2), policy=policy)
     assert torch.equal(policy.model.get_input_embeddings().weight, before)
+
+
+def test_trust_that_saves_nothing_is_told(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        train(tmp_path, callback(Offset(0.0), trust_engine_below=0.1))
+    assert "trust_engine_below of the RolloutCallback has no effect" in caplog.text
 
 
 @pytest.mark.parametrize(("offset", "passes"), [(0.0, [1, 0, 0]), (0.25, [1, 1, 1])])
@@ -398,7 +430,7 @@ def test_a_filtered_distribution_cannot_be_trusted(tmp_path, caplog):
     with pytest.raises(ValueError, match=r"trust_engine_below=0\.1 needs top_p=1"):
         train(tmp_path, callback(HFEngine(), sampling=filtered, trust_engine_below=0.1))
     with caplog.at_level(logging.WARNING):
-        train(tmp_path, callback(HFEngine(), sampling=filtered, max_gap=1e-9))  # the gap is no fault here
+        train(tmp_path, callback(HFEngine(), sampling=filtered, max_mean_gap=1e-9))  # the gap is no fault here
     assert "log-probabilities are those of the filtered distribution" in caplog.text
 
 
@@ -420,7 +452,7 @@ def test_prompts_that_the_engine_reads_differently_end_the_run_before_its_first_
     with pytest.raises(RuntimeError, match=r"read the same prompts differently") as error:
         train(tmp_path, callback(engine))
     assert "input_ids: from [0] on, trainer" in str(error.value)
-    train(tmp_path, callback(Sees(half_right, lambda prompt: Seen(prompt.input_ids))))
+    train(tmp_path, callback(Sees(half_right, lambda prompt: Seen(prompt.input_ids)), max_gap=math.inf))
 
 
 # ---- baselines and failures ----

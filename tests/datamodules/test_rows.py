@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from longrl.datamodules.rows import (
+    audio_qa_row,
     image_row,
     infer_task,
     load_row_function,
@@ -298,3 +299,38 @@ def test_a_row_function_is_found_by_import_path_or_file(tmp_path):
 def test_a_row_function_that_is_not_there_is_an_error(path):
     with pytest.raises(ValueError, match=r"data\.row_function=.* was not found"):
         load_row_function(path)
+
+
+# ---- questions about sound ----
+
+
+def heard(**changes):
+    asked = {"id": "q7", "audio": "a.wav", "question": "Which sound?"}
+    asked |= {"options": ["a dog", "a bell"], "answer": "a bell"}
+    return audio_qa_row({name: value for name, value in {**asked, **changes}.items() if value is not ...}, 3, "root")
+
+
+@pytest.mark.parametrize("answer", ["a bell", "B", "(b)", 1, "B. a bell"])
+def test_an_answer_about_sound_is_a_letter_a_wording_or_a_place(answer):
+    row = heard(answer=answer)
+    assert (row.id, row.answer, row.task) == ("q7", "B", "multiple_choice")
+    assert row.problem == "Which sound?\nA. a dog\nB. a bell"
+    assert (row.audios, row.videos, row.category) == (("root/a.wav",), (), "audio")
+    check_answer(row)
+
+
+def test_a_question_about_a_video_and_its_sound():
+    row = heard(audio=..., video="v.mp4", options=..., choices=["A. dog", "B. bell"], answer="bell", category="sound")
+    assert (row.videos, row.audios, row.answer, row.category) == (("root/v.mp4",), (), "B", "sound")
+    assert row.problem == "Which sound?\nA. dog\nB. bell"
+
+
+def test_a_question_about_sound_names_a_file():
+    with pytest.raises(ValueError, match="needs 'audio', which is missing, and so are 'video' and 'image'"):
+        heard(audio=...)
+
+
+def test_tags_of_sounds_are_counted():
+    record = {"problem": "<audio><audio>?", "answer": "very noisy", "audios": "a.wav"}
+    (error,) = make_rows([record], longvideo_reason_row, None)
+    assert "0 images and 0 videos and 1 audios, but its problem places <audio>, <audio>" in str(error)

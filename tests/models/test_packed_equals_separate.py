@@ -9,6 +9,8 @@ from tests.tiny import (
     assert_same_gradients,
     gradients,
     mixed_prompts,
+    omni_family,
+    omni_prompts,
     plain_model,
     qwen3_vl_family,
     random_completions,
@@ -75,6 +77,28 @@ def test_vila(projector, pool, max_tokens):
 def test_qwen3_vl(max_tokens, checkpointing, experts):
     family = qwen3_vl_family(experts, gradient_checkpointing=checkpointing)
     compare(family, mixed_prompts(family), max_tokens)
+
+
+@pytest.mark.parametrize("max_tokens", [400, 10_000], ids=["some", "all_together"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+def test_qwen_omni(max_tokens, checkpointing):
+    family = omni_family(gradient_checkpointing=checkpointing)
+    compare(family, omni_prompts(family), max_tokens)
+
+
+@pytest.mark.parametrize("frozen", ["freeze_tower", "freeze_audio_tower"])
+def test_one_of_two_towers_is_frozen(frozen):
+    """The other one's gradients are those of a model in which both train."""
+    results = []
+    for family in (omni_family(), omni_family(**{"freeze_tower": False, "freeze_audio_tower": False, frozen: True})):
+        model, prompts = family.build(), omni_prompts(family)
+        completions = random_completions(family, LENGTHS)
+        packed_logps(family, model, prompts, completions, torch.ones(31), 10_000)
+        results.append(gradients(model))
+    tower = {"freeze_tower": "visual.", "freeze_audio_tower": "audio_tower."}[frozen]
+    kept = {name: grad for name, grad in results[0].items() if not name.startswith(tower)}
+    assert len(kept) < len(results[0])
+    assert_same_gradients(results[1], kept, 1e-6)
 
 
 @pytest.mark.parametrize("model_type", ["qwen2", "qwen3"])

@@ -496,7 +496,7 @@ def disturb_text(policy):
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, parameter in policy.model.named_parameters():
-            if "visual" not in name and parameter.requires_grad:
+            if "visual" not in name and "audio_tower" not in name and parameter.requires_grad:
                 parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
 
 

@@ -50,11 +50,16 @@ class Case:
     generate: bool = False
     lora: bool = False
     prefill_chunk_tokens: int = 16_384
+    mlp_chunk: int | None = None
+    vocabulary: int = TEXT["vocab_size"]
+    hidden: int = TEXT["hidden_size"]
+    strategy: bool = True
 
     def family(self) -> Qwen2_5_VLFamily:
         return Qwen2_5_VLFamily(
-            wide_folder(), random_init=True, gradient_checkpointing=self.checkpointing, min_pixels=28 * 28,
-            max_pixels=SIDE * SIDE, max_video_pixels=1 << 40, lora=LoRASettings(rank=8) if self.lora else None,
+            wide_folder(self.vocabulary, self.hidden), random_init=True, gradient_checkpointing=self.checkpointing,
+            min_pixels=28 * 28, max_pixels=SIDE * SIDE, max_video_pixels=1 << 40,
+            lora=LoRASettings(rank=8) if self.lora else None, mlp_chunk_tokens=self.mlp_chunk,
         )  # fmt: skip
 
     def prompt(self, family: Qwen2_5_VLFamily, share: Share, name: str = "v") -> Prompt:
@@ -62,8 +67,9 @@ class Case:
         return family.render(row("a"), "What?", [held(video, share)])
 
 
-def wide_folder() -> str:
-    return str(tiny_qwen2_5_vl(tempfile.mkdtemp(prefix="longrl-wide-"), text=TEXT))
+def wide_folder(vocabulary: int, hidden: int) -> str:
+    text = TEXT | {"vocab_size": vocabulary, "hidden_size": hidden}
+    return str(tiny_qwen2_5_vl(tempfile.mkdtemp(prefix="longrl-wide-"), text=text))
 
 
 class Phases(Callback):
@@ -103,7 +109,8 @@ def peaks(case: Case) -> dict[str, int]:
         )  # fmt: skip
         strategy = MRSPStrategy(case.sp, sharding=ShardingOptions(compute_dtype=case.compute_dtype))
         batches = [Batch([prompt], groups=[group(case, prompt)]) for prompt in prompts]
-        options = {"accelerator": "cpu", "strategy": strategy, "devices": case.sp, "max_epochs": 1, "logger": False}
+        options = {"accelerator": "cpu", "strategy": strategy if case.strategy else "auto", "devices": case.sp}
+        options |= {"max_epochs": 1, "logger": False}
         options |= {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
         Trainer(callbacks=[Phases(case)], **options).fit(policy, datamodule=Given(batches, "rl"))
     return by_phase(profiler)

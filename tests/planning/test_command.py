@@ -83,3 +83,31 @@ def test_a_run_says_before_it_starts_what_will_not_fit(tmp_path, monkeypatch, ca
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, here=here: here)
         cli.before_fit()
         assert ("does not fit: needs" in caplog.text) is not fits
+
+
+@pytest.mark.parametrize(
+    ("recipe", "devices", "gib"),
+    [("qwen2_5_vl_3b_hour_grpo", 8, 40), ("qwen2_5_vl_7b_hour_grpo", 8, 70), ("qwen2_5_vl_3b_hour_grpo_lora", 1, 55)],
+)
+def test_an_hour_fits_the_hardware_that_its_recipe_names(tmp_path, recipe, devices, gib):
+    file = ROOT / "configs" / f"{recipe}.yaml"
+    main(["plan", "--config", str(file), f"--devices={devices}", "--json", str(tmp_path / "plan.json")])
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert (found["plan"]["frames"], found["plan"]["media_tokens"]) == (3600, 259_200)
+    assert found["plan"]["sequence_parallel_size"] == devices
+    assert found["verdict"].startswith("fits: needs ")
+    assert max(sum(parts.values()) for parts in found["bytes_per_device"].values()) < gib * 2**30
+    assert not [note for note in found["notes"] if "planned with it" in note or "would skip" in note]
+
+
+def test_what_waits_in_host_memory_and_mlps_in_pieces_count(tmp_path):
+    family = "--model.family.init_args"
+    options = f"{family}.offload_checkpoints=true", f"{family}.mlp_chunk_tokens=512", "--model.optimizer.offload=true"
+    size = "--hardware=A100", "--frames=128", "--data.prompts_per_batch=4"
+    plain, found = plan(tmp_path, *size), plan(tmp_path, *size, *options)
+    assert found["plan"]["offload_checkpoints"]
+    assert (found["plan"]["mlp_chunk_tokens"], found["plan"]["optimizer_offload"]) == (512, True)
+    assert found["host_bytes_per_node"]["offloaded"] > plain["host_bytes_per_node"]["offloaded"] == 0
+    assert found["times_s"]["update"] > plain["times_s"]["update"]
+    for phase in ("rollout", "update"):
+        assert found["bytes_per_device"][phase]["activations"] < plain["bytes_per_device"][phase]["activations"]

@@ -10,6 +10,7 @@ from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.models.text import TextFamily
 from longrl.planning import flops, formulas, memory, shapes
 from longrl.planning.hardware import HARDWARE, hardware
+from longrl.planning.host import host
 from longrl.planning.inputs import Plan, Sizes, Tower, micro_batch
 from longrl.planning.report import budgeted, media
 
@@ -83,7 +84,7 @@ def test_beside_adapters_nothing_else_has_gradients_optimizer_or_a_reference():
     assert formulas.gradients(plan) == 4 * 20 / 2
     assert parts["optimizer"] == 2 * 4 * 20 / 2
     assert parts["reference"] == formulas.head_gradient(plan) == formulas.root_reduction(plan) == 0
-    assert formulas.host(dataclasses.replace(plan, offload=True), 0)["offloaded"] == 2 * 250 + 4 * 4 * 20  # both ranks
+    assert host(dataclasses.replace(plan, offload=True), 0)["offloaded"] == 2 * 250 + 4 * 4 * 20  # both ranks
 
 
 def test_adapters_copy_their_input_into_their_own_precision_and_spare_the_frozen_layers():
@@ -111,6 +112,52 @@ def test_a_layer_saves_two_norms_attention_and_the_mlp():
 def test_checkpointing_keeps_the_input_of_each_layer():
     assert formulas.layers_saved(changed(gradient_checkpointing=True), 10) == 2 * 10 * 8 * 4
     assert formulas.layers_saved(RUN, 10) == 2 * formulas.layer_saved(RUN, 10)
+
+
+def test_layer_inputs_in_host_memory_are_one_on_the_device():
+    plan = changed(gradient_checkpointing=True, offload_checkpoints=True)
+    assert formulas.layers_saved(plan, 10) == 10 * 8 * 4
+    # two layers of 140 rows * 8 * 4 bytes, pinned as 8 KiB each, on both ranks
+    assert host(plan, 0)["offloaded"] == 2 * 2 * 8192
+    assert formulas.layers_saved(changed(offload_checkpoints=True), 10) == 2 * formulas.layer_saved(RUN, 10)
+
+
+def test_moments_in_host_memory_visit_the_device_one_weight_at_a_time():
+    plan = changed(optimizer_offload=True, cuda=True, sizes=dataclasses.replace(TINY, vocabulary=20))
+    assert formulas.optimizer(plan) == 0
+    assert formulas.optimizer_working_set(plan) == 3 * 4 * 8 * 20 / 2  # the embeddings, wider than the MLP; two shards
+    assert host(plan, 0)["offloaded"] == 2 * (2 * 4 * 250 / 2)
+    assert host(changed(offload=True, optimizer_offload=True), 0) == host(changed(offload=True), 0)
+
+
+def test_an_mlp_in_pieces_keeps_nothing_of_its_width():
+    plan = changed(mlp_chunk_tokens=4)
+    assert formulas.layer_saved(RUN, 10) - formulas.layer_saved(plan, 10) == 10 * 4 * 16 * 4
+    assert formulas.layer_saved(plan, 4) == formulas.layer_saved(RUN, 4)  # no pieces
+    # stream and the pieces' gradients, 10 * 8 each, and six tensors of a piece
+    assert formulas.backward_working_set(plan, 10) == 2 * 10 * 8 * 4 + 10 * 8 * 4 + 4 * 6 * 16 * 4
+    # stream, the MLP's input, its output in pieces and joined; three tensors of a piece
+    assert formulas.forward_working_set(plan, 10) == 10 * 8 * 4 * (3 + 2) + 4 * 3 * 16 * 4
+    batch = micro_batch(plan)
+    assert flops.pieces_flops(plan, batch) == 2 * 6 * 8 * 16 * batch.tokens
+    assert flops.pieces_flops(RUN, batch) == 0
+
+
+def test_adapters_of_an_mlp_in_pieces_copy_a_piece_of_their_input():
+    adapted = dataclasses.replace(TINY, adapter_params=20, adapter_inputs=64, adapter_mlp_inputs=32)
+    plan = changed(sizes=adapted, weight_bytes=2, gathered_bytes=2, mlp_chunk_tokens=4)
+    assert formulas.adapters_saved(plan, 10) == 10 * (4 * 32 - 2 * 8)
+    without = dataclasses.replace(plan, sizes=TINY)
+    more = formulas.backward_working_set(plan, 10) - formulas.backward_working_set(without, 10)
+    assert more == 4 * (4 * 32 - 2 * (8 + 16))
+
+
+def test_a_frozen_tower_is_kept_in_the_precision_of_computing():
+    half = changed(gathered_bytes=2)
+    assert formulas.frozen_tower(half) == 2 * 30
+    assert formulas.features(half) == 2 * 2 * 80 * 8
+    trains = dataclasses.replace(TINY, tower=dataclasses.replace(TINY.tower, trains=True))
+    assert formulas.features(dataclasses.replace(half, sizes=trains)) == 4 * 2 * 80 * 8
 
 
 def test_ranks_that_share_a_sequence_hold_all_rows_of_their_heads():

@@ -2,6 +2,7 @@
 
 import pytest
 
+from longrl.modules.logprobs import MAX_LOGITS
 from longrl.planning import memory
 from longrl.planning.inputs import Plan, Sizes
 from longrl.strategies.frames import WHOLE
@@ -16,6 +17,9 @@ CASES = {
     "2k tokens with checkpointing and a reference": Case(cells=96, checkpointing=True, kl=True),
     "2k tokens with adapters, the reference under them": Case(cells=96, lora=True, kl=True),
     "2k tokens with adapters and checkpointing": Case(cells=96, lora=True, checkpointing=True),
+    "2k tokens with MLPs in pieces": Case(cells=96, mlp_chunk=256),
+    "2k tokens with checkpointing and MLPs in pieces": Case(cells=96, mlp_chunk=256, checkpointing=True),
+    "2k tokens with adapters and MLPs in pieces": Case(cells=96, mlp_chunk=256, lora=True),
     "2k tokens on 2 ranks": Case(cells=112, sp=2),
 }
 
@@ -27,6 +31,7 @@ def plan_of(case: Case) -> Plan:
     return Plan(
         Sizes.of(family), devices=case.sp, sequence_parallel_size=case.sp,
         gathered_bytes=2 if case.compute_dtype else 4, gradient_checkpointing=case.checkpointing, reference=case.kl,
+        mlp_chunk_tokens=case.mlp_chunk,
         prompt_tokens=len(prompt.input_ids), media_tokens=family.num_features(video), frames=2 * case.cells,
         cell_patches=video.grid_thw[1] * video.grid_thw[2], num_generations=case.num_generations,
         completion_tokens=case.completion_tokens, max_tokens_per_micro_batch=1 << 16, feature_cache_bytes=0, cuda=False,
@@ -45,3 +50,36 @@ def test_the_plan_is_within_15_percent_of_what_a_step_holds(case):
         planned = sum(phases[phase].values())
         sizes = f"{case} {phase}: planned {planned / 2**20:.1f} MiB, measured {measured / 2**20:.1f}"
         assert planned == pytest.approx(measured, rel=0.15), sizes
+
+
+# ---- what a longer run of the same kind may cost ----
+
+
+def update_peak(**options) -> int:
+    """Bytes of a plain process in a fresh process: no strategy, all weights trained, second step."""
+    case = Case(strategy=False, checkpointing=True, **options)
+    ((found),) = run_distributed(peaks, 1, case)
+    return found["update"]
+
+
+@pytest.mark.slow
+def test_the_vocabulary_costs_its_embeddings_and_one_chunk_of_logits():
+    """2,048 scored rows: all their logits would be 1.2 GB each time, and there would be four of them."""
+    run = {"cells": 4, "num_generations": 4, "completion_tokens": 512, "hidden": 64}
+    small, large = 1_000, 150_000
+    more = update_peak(vocabulary=large, **run) - update_peak(vocabulary=small, **run)
+    embeddings = (large - small) * 64 * 4
+    # Weight, gradient, two moments, and temporaries; five float32 tensors of a chunk of logits. Measured: 1,437 MB of
+    # 1,571. The plan counts four tensors of a chunk, with which it would be 1,303.
+    assert more <= 6 * embeddings + 20 * MAX_LOGITS
+    assert more < 0.5 * 4 * 4 * 2048 * large
+
+
+@pytest.mark.slow
+def test_completions_behind_a_long_prompt_cost_their_own_tokens_only():
+    run = {"cells": 128, "completion_tokens": 32}
+    two, sixteen = (update_peak(num_generations=count, **run) for count in (2, 16))
+    prompt = 128 * 16  # tokens
+    per_token = two / (prompt + 2 * 32)  # with weights, so generous
+    assert 0 < sixteen - two <= 2 * per_token * 14 * 32
+    assert sixteen < 1.5 * two

@@ -9,6 +9,7 @@ import torch
 from jsonargparse import ArgumentParser
 
 from longrl.rewards import RewardSum, RewardTerm, SoftOverlong, accuracy, think_answer_format
+from longrl.rewards.batch import BatchReward
 from longrl.types import Completion, Group, Prompt, Row
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "reward"
@@ -58,6 +59,41 @@ def test_a_failing_reward_masks_its_completion_and_is_logged_with_the_sample(fun
     assert repr(BARE) in record.message
     assert function.__name__ in record.message
     assert "Error" in record.getMessage()
+
+
+class Together(BatchReward):
+    """Counts its calls; bare answers have no value, and "all" is an error of the whole."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+
+    def score_all(self, completions, rows):
+        self.calls.append([completion.text for completion in completions])
+        if "all" in self.calls[-1]:
+            raise ConnectionError("away")
+        return [KeyError("bare") if completion.text == BARE else float(row.answer == "B") for completion, row in
+                zip(completions, rows, strict=True)]  # fmt: skip
+
+
+def test_a_batch_reward_gets_all_completions_of_a_step_at_once():
+    together = Together()
+    reward = RewardSum([RewardTerm(together, name="together"), RewardTerm(think_answer_format, 0.5)])
+    groups = [group(GOOD, BARE), group(WRONG)]
+    assert reward.score(groups) == 1
+    assert together.calls == [[GOOD, BARE, WRONG]]
+    assert groups[0].valid.tolist() == [True, False]
+    assert groups[0].rewards.tolist() == [1.5, 0.0]
+    assert groups[1].rewards.tolist() == [1.5]
+    assert together(groups[0].completions[0], groups[0].prompt.row) == 1.0
+    with pytest.raises(KeyError, match="bare"):
+        together(groups[0].completions[1], groups[0].prompt.row)
+
+
+def test_a_batch_reward_that_fails_as_a_whole_masks_everything():
+    groups = [group(GOOD, "all"), group(GOOD)]
+    assert RewardSum([RewardTerm(Together(), name="together")]).score(groups) == 3
+    assert [own.valid.tolist() for own in groups] == [[False, False], [False]]
+    assert RewardSum([RewardTerm(Together(), name="together")]).score([]) == 0
 
 
 @pytest.mark.parametrize("value", ["not a number", None, math.inf, 1e300])

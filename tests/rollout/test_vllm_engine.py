@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from longrl.models.qwen3_vl import Qwen3VLFamily
+from longrl.models.qwen_omni import QwenOmniFamily
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.models.text import TextFamily
-from longrl.models.tiny import tiny_qwen2_5_vl, tiny_qwen3_vl, tiny_text, tiny_vila
+from longrl.models.tiny import tiny_qwen2_5_vl, tiny_qwen3_vl, tiny_qwen_omni, tiny_text, tiny_vila
 from longrl.models.vila import VilaFamily
 from longrl.modules.packing import pack
 from longrl.rollout.engine import HFEngine
@@ -21,7 +24,7 @@ from longrl.rollout.features import FeatureCache
 from longrl.rollout.parity import Gap, check, check_seen, stacked
 from longrl.types import SamplingParams
 from tests.distributed import run_distributed
-from tests.tiny import frames, mixed_prompts, row
+from tests.tiny import frames, mixed_prompts, omni_prompts, row, sound
 
 vllm_package = pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
@@ -42,6 +45,10 @@ def family_of(kind: str, folder: Path):
         made = tiny_qwen2_5_vl(folder, text=wide)
         sizes = {"min_pixels": 28 * 28, "max_pixels": 56 * 56}
         return Qwen2_5_VLFamily(str(made), random_init=True, freeze_tower=False, **sizes)
+    if kind == "qwen2.5-omni":
+        made = tiny_qwen_omni(folder, text=wide)
+        sizes = {"min_pixels": 28 * 28, "max_pixels": 56 * 56}
+        return QwenOmniFamily(str(made), random_init=True, freeze_tower=False, freeze_audio_tower=False, **sizes)
     if kind == "vila":
         made = tiny_vila(folder, text=wide)
         return VilaFamily(str(made), random_init=True, freeze_tower=False, freeze_projector=False)
@@ -57,7 +64,7 @@ def engine() -> VLLMEngine:
     return VLLMEngine(max_model_len=2048, max_num_seqs=16, kv_cache_gib=0.0625, enforce_eager=True, options=small)
 
 
-@pytest.fixture(scope="module", params=["qwen2", "qwen3", "qwen2.5-vl", "qwen3-vl", "vila"])
+@pytest.fixture(scope="module", params=["qwen2", "qwen3", "qwen2.5-vl", "qwen3-vl", "vila", "qwen2.5-omni"])
 def started(request, tmp_path_factory):
     family = family_of(request.param, tmp_path_factory.mktemp("model"))
     made = engine()
@@ -69,6 +76,9 @@ def started(request, tmp_path_factory):
 def prompts_of(family):
     if not family.media_token_ids():
         return [family.render(row(str(i)), "Which one? " * (1 + 2 * i)) for i in range(3)]
+    if family.hears:
+        wide = [frames(3, 28, 112, "wide"), sound(0.3, "its track", within=True)]  # the grid is wider than the sound
+        return [*omni_prompts(family), family.render(row("wide"), "<video>?", wide)]
     clips = [frames(40, key="long"), frames(5, 60, 90, key="v9")]
     long = family.render(row("long"), "What? <video> and <video>", clips)
     return [*mixed_prompts(family), long]  # 20 cells at 1.4 s: time counts further than the grid is wide
@@ -143,9 +153,11 @@ def test_completions_depend_on_seed_and_number_alone(in_step):
 
 def test_the_trainers_random_numbers_are_left_alone(in_step):
     family, vllm, model, prompts, features = in_step
-    before = torch.get_rng_state()
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     vllm.generate(family, model, prompts, features, SamplingParams(2, 4), seed=1)
-    assert torch.equal(torch.get_rng_state(), before)
+    vllm.seen(family, prompts, features)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
 
 
 def test_weights_go_over_once_per_step(in_step):
@@ -222,14 +234,14 @@ def test_an_engine_that_dies_says_how_to_go_on(in_step, monkeypatch):
 
 
 def test_a_forgotten_cache_is_caught(in_step, monkeypatch):
-    """Weights go over, but keys and values of the old ones stay: the check before the first step sees it."""
+    """Weights go over, but keys and values of the old ones stay; in a run: tests/rollout/test_vllm_runs.py."""
     family, vllm, model, prompts, features = in_step
     prompts = [*prompts, family.render(row("repeated"), "Which one? " * 30)]  # vLLM keeps whole blocks of 32 tokens
     vllm.generate(family, model, prompts, features, GREEDY, seed=0)
     with torch.no_grad():
         for parameter in family.layers(model)[0].parameters():
             parameter += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(vllm._llm, "reset_prefix_cache", lambda: None)
+    monkeypatch.setattr(vllm._llm, "reset_prefix_cache", lambda: True)
     vllm.sync(family, model, 102)
     found = vllm.generate(family, model, prompts, features, GREEDY, seed=0)
     tokens = Gap(stacked(found), trainer_logp(family, model, prompts, features, found))
@@ -308,7 +320,7 @@ def test_features_in_equals_pixels_in(tmp_path):
 
 def test_a_missing_vllm_names_the_extra(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(ImportError, match=r"VLLMEngine needs vllm.*pip install .longrl\[vllm\].*HFEngine"):
+    with pytest.raises(ImportError, match=r"VLLMEngine needs vllm.*pip install -e ..\[vllm\].*HFEngine"):
         engine().start(family_of("qwen2", tmp_path))
 
 
@@ -316,6 +328,15 @@ def test_another_version_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr("vllm.__version__", "0.9.1")
     with pytest.raises(ImportError, match=r"written for vllm 0\.32\.0, got 0\.9\.1; install 0\.32\.0"):
         engine().start(family_of("qwen2", tmp_path))
+
+
+def test_starting_leaves_the_trainers_random_numbers_alone(tmp_path):
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    made = engine()
+    made.start(family_of("qwen2", tmp_path))
+    made.close()
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
 
 
 def test_a_model_vllm_does_not_know_is_named(tmp_path):
@@ -341,7 +362,7 @@ class Recorder:
         self.llm_engine = self
 
     def __getattr__(self, name):
-        return lambda *args, **kwargs: self.calls.append((name, *args, *kwargs.values()))
+        return lambda *args, **kwargs: self.calls.append((name, *args, *kwargs.values())) or True
 
 
 def test_memory_goes_back_and_forth_in_order(tmp_path, monkeypatch):

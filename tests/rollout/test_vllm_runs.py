@@ -7,6 +7,7 @@ import copy
 import pytest
 
 from longrl.models.tiny import tiny_qwen2_5_vl
+from longrl.rollout.vllm_engine import VLLMEngine
 from tests.distributed import run_distributed
 from tests.runs import config, metrics, rollouts, run
 from tests.strategies.test_runs import grid
@@ -42,6 +43,36 @@ def assert_engine_was_the_trainer(folder):
     assert len(gaps) == 3
     assert max(gaps) < 1e-8
     assert any(float(value) for (_, name), value in metrics(folder).items() if name == "train/grad_norm")
+
+
+def odd(completion, row):
+    """Differs within nearly every group, so that every step changes the weights."""
+    return float(completion.token_ids.sum() % 2)
+
+
+class Forgetful(VLLMEngine):
+    """Keeps keys and values of older weights."""
+
+    def reset_caches(self, features=True):
+        if self.num_syncs:
+            self._llm.reset_prefix_cache = lambda: True
+        super().reset_caches(features)
+
+
+def test_a_run_whose_engine_forgets_a_reset_ends_before_the_update(tmp_path):
+    """The same two prompts in every step, so that the second step finds keys and values of the first one's weights."""
+    values = with_vllm(tmp_path)
+    callback = values["trainer"]["callbacks"][-1]["init_args"]
+    callback["engine"]["class_path"] = f"{__name__}.Forgetful"
+    callback["max_mean_gap"] = 1e-3
+    callback["sampling"]["num_generations"] = 8
+    callback["reward"]["terms"] = [{"function": f"{__name__}.odd"}]
+    values["data"] |= {"max_train_rows": 2}
+    values["model"]["optimizer"]["lr"] = 0.02
+    with pytest.raises(Exception, match=r"engine and trainer have parted: .* above max_mean_gap=0\.001"):
+        run_distributed(run, 1, tmp_path / "run", values)
+    callback["engine"]["class_path"] = "longrl.rollout.vllm_engine.VLLMEngine"
+    run_distributed(run, 1, tmp_path / "right", values)
 
 
 def test_a_run_with_vllm(tmp_path):

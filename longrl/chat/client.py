@@ -1,0 +1,252 @@
+"""Many calls of one endpoint: bounded, repeated where that helps, within a budget, and each paid for once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import time
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from longrl.chat.endpoint import Budget, Endpoint, Reply, Request
+from longrl.chat.journal import Journal
+
+logger = logging.getLogger(__name__)
+
+CONNECT_S = 10.0
+AGAIN = (408, 409, 425, 429)
+"""HTTP statuses below 500 after which the same request may succeed."""
+SETUP = (401, 403, 404)
+"""HTTP statuses that every call would get."""
+
+
+class CallFailed(RuntimeError):
+    """A call that gave no reply, for good or after all attempts; `kind` is what it is counted under."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+class BudgetSpent(ValueError):
+    """No further call may be made."""
+
+
+@dataclass
+class Spent:
+    """What a folder's calls took, those of earlier runs included."""
+
+    calls: int = 0
+    """Answered or failed attempts."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float = 0.0
+
+    @property
+    def tokens(self) -> int:
+        """Of prompts and completions."""
+        return self.prompt_tokens + self.completion_tokens
+
+    def exceeded(self, budget: Budget) -> str | None:
+        """The limit that is reached; None while there is room for a call."""
+        for name, limit, used in (
+            ("max_calls", budget.max_calls, self.calls),
+            ("max_tokens", budget.max_tokens, self.tokens),
+            ("max_cost", budget.max_cost, self.cost),
+        ):
+            if limit is not None and used >= limit:
+                return f"budget.{name}={limit:g} is spent ({used:g} used)"
+        return None
+
+
+class Ledger:
+    """A folder of responses with what they cost: several endpoints may share it.
+
+    Args:
+        folder: of the journal.
+        budget: over all calls recorded in the folder.
+    """
+
+    def __init__(self, folder: str, budget: Budget | None = None) -> None:
+        self.journal = Journal(folder)
+        self.budget = budget or Budget()
+        self.spent = Spent()
+        for entry in self.journal.read():
+            self._add(entry)
+
+    def reserve(self) -> None:
+        """Counts a call that is about to be made.
+
+        Raises:
+            BudgetSpent: there is no room for it.
+        """
+        if reached := self.spent.exceeded(self.budget):
+            raise BudgetSpent(f"{reached}; raise it and run the same command: nothing that was answered is asked again")
+        self.spent.calls += 1
+
+    def record(self, key: str | None, values: dict[str, Any]) -> None:
+        """Writes the outcome of a reserved call."""
+        self.journal.append(key, values)
+        self.spent.calls -= 1
+        self._add(values)
+
+    def _add(self, values: dict[str, Any]) -> None:
+        self.spent.calls += 1
+        self.spent.prompt_tokens += values.get("prompt_tokens", 0)
+        self.spent.completion_tokens += values.get("completion_tokens", 0)
+        self.spent.cost += values.get("cost", 0.0)
+
+
+class ChatClient:
+    """An endpoint as one event loop uses it: `async with ChatClient(endpoint, ledger) as client: await client.ask(r)`.
+
+    A request that is answered in the ledger's journal costs nothing; one that is under way is not made twice.
+    """
+
+    def __init__(self, endpoint: Endpoint, ledger: Ledger) -> None:
+        self.endpoint, self.ledger = endpoint, ledger
+        self.num_calls = 0
+        """Attempts of this client."""
+        self.num_cached = 0
+        """Requests that were answered from the journal."""
+        self.num_failed_attempts = 0
+        self._under_way: dict[str, asyncio.Task[Reply]] = {}
+        self._slots = asyncio.Semaphore(endpoint.concurrency)
+
+    async def __aenter__(self) -> ChatClient:
+        key = os.environ.get(self.endpoint.key_variable)
+        self._http = httpx.AsyncClient(
+            timeout=httpx.Timeout(self.endpoint.timeout_s, connect=CONNECT_S),
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            limits=httpx.Limits(max_connections=self.endpoint.concurrency),
+            trust_env=not self.endpoint.is_local,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        for task in self._under_way.values():
+            task.cancel()
+        await asyncio.gather(*self._under_way.values(), return_exceptions=True)
+        await self._http.aclose()
+
+    async def ask(self, request: Request) -> Reply:
+        """The reply to a request.
+
+        Raises:
+            CallFailed: there is none; another run may try again.
+            BudgetSpent: the call may not be made.
+            ValueError: the server refuses every call: no such model, a wrong key or url.
+        """
+        key = request.key
+        if key in self.ledger.journal:
+            self.num_cached += 1
+            entry = self.ledger.journal[key]
+            return Reply.of(entry["response"], entry.get("broken_images", 0))
+        if key not in self._under_way:
+            task = asyncio.create_task(self._asked(request, key))
+            self._under_way[key] = task
+            task.add_done_callback(lambda _: self._under_way.pop(key, None))
+        return await asyncio.shield(self._under_way[key])
+
+    async def _asked(self, request: Request, key: str) -> Reply:
+        async with self._slots:
+            images = await asyncio.to_thread(request.load) if request.load else {}
+            broken = request.num_images - len(images)
+            body = request.body(images, self.endpoint.send_seed)
+            attempts = 0
+            while True:
+                outcome = await self._attempt(request, key, body, broken)
+                attempts += 1
+                if isinstance(outcome, Reply):
+                    return outcome
+                if not outcome.again or attempts > self.endpoint.retries:
+                    break
+                await asyncio.sleep(self._wait_s(attempts, outcome))
+        if outcome.status in SETUP:
+            raise ValueError(self._setup_mistake(outcome))
+        raise CallFailed(outcome.kind, f"{self.endpoint.url}: {outcome.text[:300]} (attempts: {attempts})")
+
+    def _wait_s(self, attempt: int, failed: _Failed) -> float:
+        longest = min(self.endpoint.backoff_s * 2 ** (attempt - 1), self.endpoint.max_backoff_s)
+        wanted = random.uniform(longest / 2, longest)
+        return max(wanted, min(failed.retry_after_s, self.endpoint.max_backoff_s))
+
+    async def _attempt(self, request: Request, key: str, body: dict[str, Any], broken: int) -> Reply | _Failed:
+        """One call; its outcome, good or bad, is on disk when it returns."""
+        self.ledger.reserve()
+        self.num_calls += 1
+        started = time.monotonic()
+        try:
+            outcome = await self._posted(body, key)
+        except httpx.TimeoutException as error:
+            outcome = _Failed("timeout", f"no answer within timeout_s={self.endpoint.timeout_s:g} ({error!r})")
+        except httpx.TransportError as error:
+            outcome = _Failed("connection", repr(error))
+        except asyncio.CancelledError:
+            self.ledger.record(None, {"failed": key, "kind": "cancelled"})
+            raise
+        common = {"seconds": round(time.monotonic() - started, 3), "model": request.model}
+        if isinstance(outcome, _Failed):
+            self.num_failed_attempts += 1
+            logger.debug("%s: %s", self.endpoint.url, outcome.text)
+            failure = {"failed": key, "kind": outcome.kind, "status": outcome.status, "text": outcome.text}
+            self.ledger.record(None, failure | common)
+            return outcome
+        answer, reply = outcome
+        tokens = {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens}
+        asked = {"messages": list(request.messages), "decoding": vars(request.decoding), "sample": request.sample}
+        values = {"response": answer, "request": asked, "cost": self.endpoint.price(**tokens)} | tokens
+        reply = replace(reply, broken_images=broken)
+        values |= {"broken_images": broken} if broken else {}
+        self.ledger.record(key, values | common)
+        return reply
+
+    async def _posted(self, body: dict[str, Any], key: str) -> tuple[Any, Reply] | _Failed:
+        url = self.endpoint.url.rstrip("/") + "/chat/completions"
+        # A gateway that knows the header answers a call from its memory if the reply to it was lost.
+        got = await self._http.post(url, json=body, headers={"Idempotency-Key": key})
+        if got.status_code != 200:
+            kind = f"http {got.status_code}"
+            return _Failed(kind, f"HTTP {got.status_code}: {got.text}", got.status_code, _retry_after_s(got))
+        try:
+            answer = got.json()
+            return answer, Reply.of(answer)
+        except ValueError as error:
+            return _Failed("garbled", f"{error}: {got.text}")
+
+    def _setup_mistake(self, failed: _Failed) -> str:
+        known = "is set" if os.environ.get(self.endpoint.key_variable) else "is not set"
+        return (
+            f"{self.endpoint.url} refuses every call for the model {self.endpoint.model!r}: {failed.text[:300]}; check "
+            f"url and model of the endpoint, and the key in {self.endpoint.key_variable} (key_variable), which {known}"
+        )
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """An attempt without a reply."""
+
+    kind: str
+    text: str
+    status: int | None = None
+    retry_after_s: float = 0.0
+
+    @property
+    def again(self) -> bool:
+        """Whether the same request may succeed."""
+        return self.status is None or self.status >= 500 or self.status in AGAIN
+
+
+def _retry_after_s(reply: httpx.Response) -> float:
+    """What the server asks to wait; 0 where it says nothing, or names a date."""
+    try:
+        return max(0.0, float(reply.headers.get("Retry-After", 0.0)))
+    except ValueError:
+        return 0.0

@@ -1,0 +1,202 @@
+"""What is said to a model behind an OpenAI-compatible endpoint, and what comes back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+FRAME = "frame:"
+"""An image part's url begins with this where a request names its image instead of holding it."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A model behind any server that speaks OpenAI's chat completions: vLLM, `python -m longrl serve`, a hosted one.
+
+    Example:
+        `Endpoint(model="Qwen/Qwen2.5-VL-7B-Instruct", url="http://127.0.0.1:8000/v1")`
+    """
+
+    model: str
+    """As the server calls it."""
+    url: str = "http://127.0.0.1:8000/v1"
+    """Up to and with `/v1`."""
+    key_variable: str = "OPENAI_API_KEY"
+    """Environment variable with the key; the key itself is in no config and no file."""
+    concurrency: int = 16
+    """Calls under way at once."""
+    timeout_s: float = 300.0
+    """Of one call."""
+    retries: int = 6
+    """Further attempts after 429, 5xx, a timeout, a lost connection or a reply that is cut or no JSON."""
+    backoff_s: float = 1.0
+    """Wait before the second attempt; it doubles, and each wait is drawn from its upper half (jitter)."""
+    max_backoff_s: float = 60.0
+    input_price: float = 0.0
+    """Money per million prompt tokens, for the budget and the reports."""
+    output_price: float = 0.0
+    """Money per million completion tokens."""
+    send_seed: bool = True
+    """Whether to send `seed`, the number of a sample. Off for servers that refuse it, and for vLLM 0.32 on a CPU, which
+    dies of a seeded request whose prompt is prefilled in parts; samples then differ as the server draws them."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields of the request's body, e.g. `{"chat_template_kwargs": {"enable_thinking": false}}`."""
+
+    def __post_init__(self) -> None:
+        if not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"url of an endpoint must begin with http:// or https://, got {self.url!r}")
+        if not self.model:
+            raise ValueError(f"an endpoint needs the name of its model, got {self.model!r}; `curl {self.url}/models`")
+        if self.concurrency < 1 or self.retries < 0:
+            raise ValueError(
+                f"concurrency must be at least 1 and retries at least 0, got {self.concurrency} and {self.retries}"
+            )
+        if not (self.timeout_s > 0 and self.backoff_s >= 0 and self.max_backoff_s >= 0):
+            raise ValueError(
+                f"timeout_s must be above 0 and backoff_s and max_backoff_s at least 0, got {self.timeout_s}, "
+                f"{self.backoff_s} and {self.max_backoff_s}"
+            )
+
+    @property
+    def is_local(self) -> bool:
+        """On this machine, where no proxy is asked."""
+        return self.url.split("//", 1)[1].startswith(LOOPBACK)
+
+    def price(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """Money for so many tokens."""
+        return (prompt_tokens * self.input_price + completion_tokens * self.output_price) / 1e6
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How a reply is drawn."""
+
+    temperature: float = 0.6
+    max_tokens: int = 4096
+    """Of a reply; one that reaches it counts as cut."""
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or self.max_tokens < 1 or not 0 < self.top_p <= 1:
+            raise ValueError(
+                "temperature must be at least 0, max_tokens at least 1 and top_p in (0, 1], got "
+                f"{self.temperature}, {self.max_tokens} and {self.top_p}"
+            )
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Where a folder's calls end, over all runs on it; None is no limit.
+
+    Calls are counted before they are made, so that limit is exact. What a call costs is known afterwards: calls that
+    are under way when the limit of tokens or money is reached (`concurrency` at most) still come in.
+    """
+
+    max_calls: int | None = None
+    """Answered or failed, each attempt is one."""
+    max_tokens: int | None = None
+    """Of prompts and completions, as the servers count them."""
+    max_cost: float | None = None
+    """In the currency of the endpoints' prices."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One chat completion, with images by name.
+
+    Example:
+        `Request("qwen", ({"role": "user", "content": "Hello"},), Decoding(temperature=0.0))`
+    """
+
+    model: str
+    messages: tuple[Mapping[str, Any], ...]
+    """OpenAI's; an image part's url is `frame:` and a name that its content decides."""
+    decoding: Decoding
+    sample: int = 0
+    """Number of the draw: another sample is another call, with another seed."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    load: Callable[[], Mapping[str, str]] | None = field(default=None, compare=False)
+    """Gives the image urls of the messages their `data:` urls; called only when the call is made. An image that is
+    missing is told to the model as broken."""
+
+    @property
+    def num_images(self) -> int:
+        """Images that the messages name."""
+        listed = [message["content"] for message in self.messages if isinstance(message["content"], list)]
+        return sum(part["type"] == "image_url" for parts in listed for part in parts)
+
+    @property
+    def key(self) -> str:
+        """Hash of all that decides the reply: model, messages with the names of their images, decoding, sample."""
+        d = self.decoding
+        parts = [self.model, self.messages, d.temperature, d.max_tokens, d.top_p, self.sample, dict(self.extra)]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
+    def body(self, images: Mapping[str, str], send_seed: bool) -> dict[str, Any]:
+        """The JSON that is sent, images included."""
+        return {
+            "model": self.model,
+            "messages": [_with_images(message, images) for message in self.messages],
+            "temperature": self.decoding.temperature,
+            "top_p": self.decoding.top_p,
+            "max_tokens": self.decoding.max_tokens,
+            **({"seed": self.sample} if send_seed else {}),
+            **self.extra,
+        }
+
+
+def _with_images(message: Mapping[str, Any], images: Mapping[str, str]) -> dict[str, Any]:
+    content = message["content"]
+    if isinstance(content, str):
+        return dict(message)
+    return {**message, "content": [_with_image(part, images) for part in content]}
+
+
+def _with_image(part: Mapping[str, Any], images: Mapping[str, str]) -> Mapping[str, Any]:
+    if part["type"] != "image_url":
+        return part
+    name = part["image_url"]["url"]
+    if name not in images:
+        return {"type": "text", "text": "(this frame is broken)"}
+    return {"type": "image_url", "image_url": {"url": images[name]}}
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model answered."""
+
+    text: str
+    """"" for a reply without text."""
+    finish_reason: str
+    """`stop`, `length` for one cut at max_tokens, `content_filter`, or the server's own."""
+    refusal: str | None
+    """What the server itself marked as a refusal."""
+    prompt_tokens: int
+    completion_tokens: int
+    broken_images: int = 0
+    """Images that the request named and that could not be shown."""
+
+    @classmethod
+    def of(cls, answer: Any, broken_images: int = 0) -> Reply:
+        """Reads the JSON of a chat completion.
+
+        Raises:
+            ValueError: it is none.
+        """
+        try:
+            choice = answer["choices"][0]
+            message, usage = choice["message"], answer.get("usage") or {}
+            return cls(
+                text=message.get("content") or "",
+                finish_reason=choice.get("finish_reason") or "stop",
+                refusal=message.get("refusal"),
+                prompt_tokens=int(usage.get("prompt_tokens") or 0),
+                completion_tokens=int(usage.get("completion_tokens") or 0),
+                broken_images=broken_images,
+            )
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise ValueError(f"it is no chat completion ({type(error).__name__}: {error})") from error

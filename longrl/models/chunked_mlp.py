@@ -1,0 +1,62 @@
+"""MLPs that compute a long row of tokens piece by piece, for their intermediate results are the widest of a model.
+
+An MLP of width F makes four tensors of [L, F] on its way and two more in its backward pass: for the 7B's 18,944 and
+256k tokens in bfloat16 that is 58 GB in every layer. In pieces of 8,192 tokens it is 1.9 GB, for one more forward pass
+of the MLP per update. The result is the same: an MLP sees one token at a time. (TiledMLP in ALST, arXiv:2506.13996.)
+
+A weight's gradient is then the sum of those of the pieces, in the precision of computing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+if TYPE_CHECKING:
+    from longrl.models.base import CausalFamily
+
+OPTION = "model.family.init_args.mlp_chunk_tokens"
+
+
+class ChunkedMLP(nn.Module):
+    """Stands in the place of a layer's MLP; its children are that MLP's own, under the same names.
+
+    So names in a `state_dict`, shards and exports stay what they were. Whoever replaces children, as LoRA does, must
+    come first.
+
+    Args:
+        mlp: maps [..., L, D] to the same shape, each token on its own; all weights are its children's.
+        max_tokens: computed together.
+    """
+
+    def __init__(self, mlp: nn.Module, max_tokens: int) -> None:
+        super().__init__()
+        if any(True for _ in mlp.parameters(recurse=False)):
+            raise ValueError(f"{OPTION} needs weights in linear layers, but {type(mlp).__name__} holds its own; set it "
+                             "to null")  # fmt: skip
+        for name, child in mlp.named_children():
+            self.add_module(name, child)
+        self._mlp = (mlp,)  # a tuple, so that it is no submodule
+        self.max_tokens = max_tokens
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., L, D] -> [..., L, D]; the backward pass computes a piece again instead of keeping it."""
+        (mlp,) = self._mlp
+        if hidden.shape[-2] <= self.max_tokens:
+            return mlp(hidden)
+        pieces = hidden.split(self.max_tokens, dim=-2)
+        return torch.cat([checkpoint(mlp, piece, use_reentrant=False) for piece in pieces], dim=-2)
+
+
+def chunk_mlps(family: CausalFamily, model: nn.Module) -> nn.Module:
+    """Puts a `ChunkedMLP` into every layer of the text stack, in place, if the family asks for it."""
+    if family.mlp_chunk_tokens is not None:
+        for layer in family.layers(model):
+            if not isinstance(getattr(layer, "mlp", None), nn.Module):
+                raise ValueError(f"{OPTION} needs layers with an `mlp`, but {type(layer).__name__} has none; set it to "
+                                 "null")  # fmt: skip
+            layer.mlp = ChunkedMLP(layer.mlp, family.mlp_chunk_tokens)
+    return model

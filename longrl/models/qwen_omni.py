@@ -1,0 +1,401 @@
+"""Qwen2.5-Omni's thinker (arXiv:2503.20215): text, images, video and sound in; text out. Time-aligned M-RoPE.
+
+A sound has 25 tokens per second, each at a position of its own; a video's cells stand at 25 positions per second. With
+`use_audio_in_video` a video's track stands among its cells, chunk by chunk of two seconds, both counted from one start:
+
+    vision start, audio start, [cells of 0 to 2 s] [sound of 0 to 2 s] [cells of 2 to 4 s] ..., audio end, vision end
+
+Ids and positions are those of the released code, which transformers 5.19 is; two things in it are worth knowing. The
+tokens behind an interleaved video go on after its last piece, even if an earlier one reached further. And where cells
+lie more than a chunk apart, chunks are cut within a frame. vLLM 0.32 does neither, and gives audio start a position of
+its own. Times are computed in float64, as in transformers' processor and vLLM; transformers' positions are float32.
+
+The audio tower hears windows of two seconds, each on its own, so ranks share a sound by windows, and no sound is too
+long. transformers' processor cuts sound after 300 s without a word; here none is cut.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from typing_extensions import override
+
+from longrl.models.base import OWN_WEIGHTS, _rows_between
+from longrl.models.qwen_vl import Qwen2_5_VLFamily
+from longrl.types import Frames, Media, Packed, Prompt, Row, Sound
+
+BLACK = Frames("image", torch.zeros(1, 3, 56, 56, dtype=torch.uint8), (0.0,), "black")
+SILENCE = Sound(torch.zeros(1600), 1600, "silence")
+
+
+class QwenOmniFamily(Qwen2_5_VLFamily):
+    """Qwen2.5-Omni's thinker of any size, from a released folder or one that holds the thinker alone.
+
+    Args:
+        model: folder or hub id; of a released one, talker and token2wav are not read.
+        freeze_audio_tower: leave the audio tower as it is.
+        use_audio_in_video: show every video with its sound track; a video without one is skipped and listed.
+        system_prompt: system message; None leaves it to the chat template ("You are a helpful assistant.").
+        kwargs: see `Qwen2_5_VLFamily`; `max_patches_per_encode` also bounds frames of the spectrogram in one call.
+
+    Example:
+        `QwenOmniFamily(model="Qwen/Qwen2.5-Omni-7B", dtype="bfloat16", use_audio_in_video=True)`
+    """
+
+    hears = True
+
+    def __init__(
+        self,
+        model: str,
+        freeze_audio_tower: bool = True,
+        use_audio_in_video: bool = False,
+        system_prompt: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model, **kwargs)
+        self.freeze_audio_tower = freeze_audio_tower
+        self.use_audio_in_video = use_audio_in_video
+        self.system_prompt = system_prompt
+
+    # -- the model -----------------------------------------------------------------------------------------------
+
+    @override
+    def read_config(self, source: Any) -> Any:
+        """The thinker's."""
+        config = super().read_config(source)
+        return getattr(config, "thinker_config", config)
+
+    @override
+    def loading(self, source: str) -> dict[str, Any]:
+        return {"config": self.read_config(source)}
+
+    @override
+    def attention(self) -> dict[str, str]:
+        return {**super().attention(), "audio_config": "sdpa"}
+
+    @override
+    def build(self, weights: str | None = OWN_WEIGHTS) -> nn.Module:
+        model = super().build(weights)
+        model.audio_tower.requires_grad_(not self.freeze_audio_tower)
+        return model
+
+    @override
+    def backbone(self, model: nn.Module) -> nn.Module:
+        return model.model
+
+    @override
+    def tower(self, model: nn.Module) -> nn.Module:
+        """The vision tower; `encoders` has both."""
+        return model.visual
+
+    @override
+    def encoders(self, model: nn.Module) -> tuple[nn.Module, ...]:
+        return model.visual, model.audio_tower
+
+    @override
+    def tower_trains(self, model: nn.Module) -> bool:
+        return bool(self.sharded_towers(model))
+
+    @override
+    def sharded_towers(self, model: nn.Module) -> list[nn.Module]:
+        return [tower for tower in self.encoders(model) if any(part.requires_grad for part in tower.parameters())]
+
+    @override
+    def encoder_settings(self) -> dict[str, Any]:
+        audio = self.config.audio_config.to_dict()
+        return super().encoder_settings() | {
+            "feature_extractor": self.processor.feature_extractor.to_dict(),
+            "audio_config": {key: value for key, value in audio.items() if key not in ("dtype", "_name_or_path")},
+        }
+
+    # -- prompts -------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """The processor's, with its chat template if the tokenizer's own files have none."""
+        tokenizer = self.processor.tokenizer
+        tokenizer.chat_template = tokenizer.chat_template or self.processor.chat_template
+        return tokenizer
+
+    @override
+    def opening(self) -> list[dict[str, Any]]:
+        return [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
+
+    @override
+    def media_token_ids(self) -> dict[str, int]:
+        return {**super().media_token_ids(), "audio": self.config.audio_token_id}
+
+    @override
+    def patch_all(self, frames: Sequence[Frames | Sound]) -> list[Media]:
+        from dataclasses import replace
+
+        media = super().patch_all(frames)
+        for place, item in enumerate(media):
+            if item.within:
+                media[place - 1] = replace(media[place - 1], sound_tokens=self.num_features(item))
+        return media
+
+    @override
+    def patch(self, frames: Frames | Sound) -> Media:
+        return self._windows(frames) if isinstance(frames, Sound) else super().patch(frames)
+
+    def _windows(self, sound: Sound) -> Media:
+        """The spectrogram of this rank's windows of a sound."""
+        extractor, size = self.processor.feature_extractor, self._window_size
+        num_frames = math.ceil(sound.num_samples / extractor.hop_length)
+        num_windows = math.ceil(num_frames / size)
+        held = sound.share.cells(num_windows)
+        mel = torch.empty(0, extractor.feature_size)
+        if len(sound.waveform) and held:
+            mel = self._spectrogram(sound.waveform)[held.start * size : held.stop * size].clone()
+        return Media(
+            kind="audio",
+            patches=mel,
+            grid_thw=(num_windows, num_frames, 1),
+            seconds_per_cell=size * extractor.hop_length / extractor.sampling_rate,
+            timestamps=(),
+            key=sound.key,
+            within=sound.within,
+        )
+
+    @property
+    def _window_size(self) -> int:
+        """Frames of the spectrogram that the audio tower hears together."""
+        assert self.config.audio_config.n_window % 2 == 0, "pairs of states would be averaged across windows"
+        return 2 * self.config.audio_config.n_window
+
+    def _spectrogram(self, waveform: Tensor) -> Tensor:
+        """[frames, mel bins] of [S] samples, normalised over the whole sound.
+
+        Zeros behind the end, one transform long, stand for the zeros up to 300 s that the processor pads with: further
+        ones reach into no frame that counts.
+        """
+        extractor = self.processor.feature_extractor
+        hop = extractor.hop_length
+        padded = math.ceil((len(waveform) + extractor.n_fft) / hop) * hop
+        result = extractor(
+            waveform.numpy(), sampling_rate=extractor.sampling_rate, padding="max_length", max_length=padded,
+            truncation=False, return_attention_mask=True, return_tensors="pt",
+        )  # fmt: skip
+        return result["input_features"][0, :, : int(result["attention_mask"].sum())].T
+
+    def num_features(self, media: Media) -> int:
+        """Tokens of a medium: of a sound half of every other frame of its spectrogram, about 25 per second."""
+        if media.kind != "audio":
+            return super().num_features(media)
+        num_windows, num_frames, _ = media.grid_thw
+        states = (num_frames - 1) // 2 + 1
+        return min((states - 2) // 2 + 1, num_windows * self._window_size // 4)
+
+    @override
+    def _chat(self, text: str, media: Sequence[Media], row: Row) -> list[int]:
+        return super()._chat(text, _placed(media), row)
+
+    @override
+    def _expand(self, ids: list[int], media: Sequence[Media], row: Row) -> Tensor:
+        return super()._expand(ids, _placed(media), row)
+
+    @override
+    def placeholder(self, media: Media) -> list[int]:
+        """A video's includes its track, with the track's start and end; then the track itself has none."""
+        if media.within:
+            return []
+        if media.sound_tokens is None:
+            return [self.media_token_ids()[media.kind]] * self.num_features(media)
+        tokens = self.media_token_ids()
+        inside = [tokens[kind] for kind, piece in self._pieces(media) for _ in range(piece.start, piece.stop)]
+        return [self.config.audio_start_token_id, *inside, self.config.audio_end_token_id]
+
+    # -- positions -----------------------------------------------------------------------------------------------
+
+    @override
+    def positions(self, input_ids: Tensor, media: Sequence[Media]) -> Tensor:
+        """[3, T] time, height and width position of every token (TMRoPE)."""
+        own = torch.tensor(list(self.media_token_ids().values()))
+        places = torch.isin(input_ids, own).nonzero()[:, 0]
+        parts, token, start = [], 0, 0
+        for item in _placed(media):
+            block, length = self._block(item)
+            first = int(places[places >= token][0]) - (item.sound_tokens is not None)
+            text = first - token
+            parts += [torch.arange(start, start + text).expand(3, -1), block + start + text]
+            token, start = first + block.shape[1], start + text + length
+        parts.append(torch.arange(start, start + len(input_ids) - token).expand(3, -1))
+        return torch.cat(parts, dim=1)
+
+    def _block(self, media: Media) -> tuple[Tensor, int]:
+        """[3, n] positions of a medium's placeholder from its first on, and where the text behind it goes on."""
+        if media.kind == "audio":
+            count = self.num_features(media)
+            return torch.arange(count).expand(3, -1), count
+        grid = self._grid(media)
+        if media.sound_tokens is None:
+            return grid, int(grid.max()) + 1
+        sound = torch.arange(media.sound_tokens).expand(3, -1)
+        inside = [(grid if kind == "video" else sound)[:, piece] for kind, piece in self._pieces(media)]
+        end = int(inside[-1].max()) + 1  # of the last piece alone, see the top of this file
+        # Audio start stands where vision start does, one before; vision end where audio end does.
+        marks = torch.full((3, 1), -1), torch.full((3, 1), end)
+        return torch.cat([marks[0], *inside, marks[1]], dim=1), end
+
+    def _grid(self, media: Media) -> Tensor:
+        """[3, n] positions of a picture's or video's features from 0 on."""
+        merge = self.config.vision_config.spatial_merge_size
+        cells, height, width = media.grid_thw[0], media.grid_thw[1] // merge, media.grid_thw[2] // merge
+        per_cell = media.seconds_per_cell * self.config.position_id_per_seconds
+        time = (torch.arange(cells, dtype=torch.float64) * per_cell).long()
+        grid = torch.meshgrid(time, torch.arange(height), torch.arange(width), indexing="ij")
+        return torch.stack(grid).reshape(3, -1)
+
+    def _pieces(self, media: Media) -> list[tuple[str, slice]]:
+        """Which features of a video and of its track follow one another: chunk by chunk, the video's first."""
+        assert media.sound_tokens is not None
+        size = int(self.config.position_id_per_seconds * self.config.seconds_per_chunk)
+        seen = _chunks(self._grid(media)[0].tolist(), size)
+        heard = _chunks(range(media.sound_tokens), size)
+        found: list[tuple[str, slice]] = []
+        for place in range(max(len(seen), len(heard))):
+            found += [("video", piece) for piece in seen[place : place + 1]]
+            found += [("audio", piece) for piece in heard[place : place + 1]]
+        return found
+
+    # -- features ------------------------------------------------------------------------------------------------
+
+    @override
+    def encode_media(self, model: nn.Module, media: Sequence[Media]) -> list[Tensor]:
+        """[N_i, D] features of each medium.
+
+        Pictures always come first, and a tower whose weights are sharded always runs: ranks must go in step, also
+        backwards. One that has nothing for a tower adds no rows of a black image or of silence.
+        """
+        pictures, sounds = ([item for item in media if (item.kind == "audio") is hears] for hears in (False, True))
+        idle: list[Tensor] = []
+        seen = super().encode_media(model, pictures)
+        if not pictures and isinstance(self.tower(model), FSDPModule):
+            idle += super().encode_media(model, [self.patch(BLACK)])
+        heard = self._hear(model, sounds)
+        if not sounds and isinstance(model.audio_tower, FSDPModule):
+            idle += self._hear(model, [self.patch(SILENCE)])
+        left = {False: iter(seen), True: iter(heard)}
+        features = [next(left[item.kind == "audio"]) for item in media]
+        return [torch.cat([rows, *(none[:0] for none in idle)]) if idle else rows for rows in features]
+
+    def _hear(self, model: nn.Module, media: Sequence[Media]) -> list[Tensor]:
+        """[N_i, D] of sounds. The tower attends within a window, so cutting a long one between windows is exact."""
+        tower, features = model.audio_tower, []
+        step = max(1, self.max_patches_per_encode // self._window_size) * self._window_size
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_audio_tower):
+            for item in media:
+                pieces = item.patches.to(tower.device, tower.dtype).split(step)
+                lengths = [torch.tensor([len(piece)], device=tower.device) for piece in pieces]
+                outputs = [tower(piece.T, feature_lens=n) for piece, n in zip(pieces, lengths, strict=True)]
+                features.append(torch.cat([output.last_hidden_state for output in outputs]))
+        return features
+
+    @override
+    def _media_rows(self, packed: Packed, features: Mapping[str, Tensor], rows: slice) -> tuple[Tensor, list[Tensor]]:
+        """Each kind of media fills its own placeholders in order, for a video's stand among those of its track."""
+        here, places, parts = self._media_places(packed), [], []
+        for kind, token in self.media_token_ids().items():
+            own = here & (packed.input_ids == token)
+            found = zip(packed.media_keys, packed.media_kinds, strict=True)
+            media = [features[key] for key, of in found if of == kind]
+            if sum(map(len, media)) != int(own.sum()):
+                raise ValueError(
+                    f"{int(own.sum())} {kind} placeholders in the packed prompts, but {sum(map(len, media))} features"
+                )
+            start, mine = int(own[: rows.start].sum()), own[rows].nonzero()[:, 0]
+            parts += _rows_between(media, start, start + len(mine))
+            places.append(mine)
+        return here[rows], [torch.cat(parts)[torch.cat(places).argsort()]] if parts else []
+
+    # -- rollout engines -----------------------------------------------------------------------------------------
+
+    @override
+    def engine_options(self) -> dict[str, Any]:
+        from longrl.rollout.vllm_omni import as_features, register
+
+        register()
+        kinds = self.media_token_ids()
+        # Every chunk of a video and of its track is an item; towers never run, so nothing of them is to be measured.
+        limits = dict.fromkeys(kinds, 4096)
+        options = {"enable_mm_embeds": True, "limit_mm_per_prompt": limits, "skip_mm_profiling": True}
+        return {**options, "hf_overrides": as_features}
+
+    @override
+    def engine_weight(self, name: str) -> str | None:
+        return None if name.startswith(("visual.", "audio_tower.")) else f"thinker.{name}"
+
+    @override
+    def engine_request(self, prompt: Prompt, features: Mapping[str, Tensor]) -> dict[str, Any]:
+        """One placeholder for every run of equal ones, its rows, and the positions from the run before to its end.
+
+        And those of two tokens more: the marks behind a track share one; from there on text advances by one. Ids of
+        items tell apart where they stand, as positions do.
+        """
+        ids, kinds = prompt.input_ids.tolist(), {token: kind for kind, token in self.media_token_ids().items()}
+        rows = {kind: [features[item.key] for item in prompt.media if item.kind == kind] for kind in kinds.values()}
+        compact: list[int] = []
+        items: dict[str, list[dict[str, Any]]] = {}
+        done, before = dict.fromkeys(rows, 0), 0
+        for token, run in itertools.groupby(enumerate(ids), key=lambda place: place[1]):
+            places = [place for place, _ in run]
+            if token not in kinds:
+                compact += [token] * len(places)
+                continue
+            kind, first = kinds[token], done[kinds[token]]
+            done[kind] += len(places)
+            compact.append(token)
+            positions = prompt.position_ids[:, before : places[-1] + 3].T
+            before = places[-1] + 1
+            embeds = torch.cat(_rows_between(rows[kind], first, done[kind]))
+            items.setdefault(kind, []).append({"embeds": embeds, "positions": positions, "first": first})
+        request: dict[str, Any] = {"prompt_token_ids": compact}
+        if items:
+            request["multi_modal_data"] = {kind: _stacked(kind, parts) for kind, parts in items.items()}
+            request["multi_modal_uuids"] = {kind: self._names(prompt, kind, own) for kind, own in items.items()}
+        return request
+
+    def _names(self, prompt: Prompt, kind: str, items: Sequence[Mapping[str, Any]]) -> list[str]:
+        """An id of each item: features of its kind, which of them, and where it stands."""
+        keys = [item.key for item in prompt.media if item.kind == kind]
+        told = [f"{keys} {item['first']} {len(item['embeds'])} {item['positions'].tolist()}" for item in items]
+        return [hashlib.sha256(text.encode()).hexdigest() for text in told]
+
+
+def _stacked(kind: str, items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """Items of a kind as `longrl.rollout.vllm_omni` cuts them."""
+    return {
+        f"{kind}_embeds": torch.cat([item["embeds"] for item in items]),
+        f"{kind}_counts": torch.tensor([len(item["embeds"]) for item in items]),
+        f"{kind}_positions": torch.cat([item["positions"] for item in items]),
+        f"{kind}_reach": torch.tensor([len(item["positions"]) for item in items]),
+    }
+
+
+def _placed(media: Sequence[Media]) -> list[Media]:
+    """The media that a prompt places: all but tracks of videos."""
+    return [item for item in media if not item.within]
+
+
+def _chunks(times: Sequence[int], size: int) -> list[slice]:
+    """Tokens cut as the released code does: before the first one at or behind the next multiple of `size`.
+
+    Args:
+        times: of every token, from 0 on, never falling.
+        size: positions of a chunk.
+    """
+    starts, border = [0], size
+    for place, time in enumerate(times):
+        if time >= border:
+            starts.append(place)
+            border += size
+    return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], len(times)], strict=True)]

@@ -1,0 +1,79 @@
+"""Where a video is cut into clips: every so many seconds, or at the scene changes nearest to that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longrl.pipeline.frames import Times, decoded
+
+SIDE = 32
+"""Pixels of the grey pictures that are compared."""
+
+
+def cut(times: Times, clip_s: float, min_clip_s: float, scenes: Sequence[int] = ()) -> list[tuple[int, int]]:
+    """Clips as [first, stop) frame indices; they cover the video without gap or overlap.
+
+    A clip ends at the scene change nearest to `clip_s` after its start, if one lies between half and one and a half of
+    it; else at the first frame that appears `clip_s` or later. A last clip shorter than `min_clip_s` joins the one
+    before it.
+
+    Args:
+        times: of the frames.
+        clip_s: wanted length in seconds.
+        min_clip_s: shortest last clip in seconds.
+        scenes: increasing indices of the frames that begin a scene.
+    """
+    edges = [0]
+    while True:
+        target = times.start(edges[-1]) + clip_s
+        if target >= times.end_s - 1e-6:
+            break
+        edge = _nearest_scene(times, scenes, edges[-1], target, clip_s)
+        edge = max(times.at(target), edges[-1] + 1) if edge is None else edge
+        if edge >= len(times.pts):
+            break
+        edges.append(edge)
+    if len(edges) > 1 and times.end_s - times.start(edges[-1]) < min_clip_s - 1e-6:
+        edges.pop()
+    return list(zip(edges, [*edges[1:], len(times.pts)], strict=True))
+
+
+def _nearest_scene(times: Times, scenes: Sequence[int], start: int, target: float, clip_s: float) -> int | None:
+    near = [
+        index
+        for index in scenes
+        if index > start and abs(times.start(index) - target) <= clip_s / 2 + 1e-6
+    ]
+    return min(near, key=lambda index: (abs(times.start(index) - target), index), default=None)
+
+
+def scene_starts(path: str, times: Times, threshold: float) -> list[int]:
+    """Indices of the frames that begin a scene, by the difference to the frame before.
+
+    Args:
+        path: of the video; all its frames are decoded.
+        times: of the frames.
+        threshold: mean absolute difference of grey values, 0 to 255, from which a frame begins a scene. It must also
+            be three times the median of the differences around it, so that a moving camera makes no scenes.
+    """
+    kept, changes = [], []
+    before: NDArray[np.int16] | None = None
+    for index, frame in decoded(path, range(len(times.pts)), times):
+        grey = frame.reformat(width=SIDE, height=SIDE, format="gray").to_ndarray().astype(np.int16)
+        if before is not None:
+            kept.append(index)
+            changes.append(float(np.abs(grey - before).mean()))
+        before = grey
+    return [kept[i] for i in _peaks(np.array(changes), threshold)]
+
+
+def _peaks(changes: NDArray[np.float64], threshold: float, around: int = 12) -> list[int]:
+    found = []
+    for i in np.flatnonzero(changes >= threshold):
+        near = changes[max(0, i - around) : i + around + 1]
+        if changes[i] >= 3 * np.median(near) and changes[i] == near.max():
+            found.append(int(i))
+    return found

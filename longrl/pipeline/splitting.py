@@ -1,0 +1,145 @@
+"""Step split: videos into clips of about ten seconds, exact to the frame."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from longrl.chat.journal import Journal
+from longrl.pipeline.config import PipelineConfig, SplitOptions
+from longrl.pipeline.cutting import cut, scene_starts
+from longrl.pipeline.frames import BrokenVideo, decoded, file_digest, frame_times
+from longrl.pipeline.workspace import Record, Report, Workspace
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm")
+VERSION = 1
+"""Raise it when the same options cut elsewhere."""
+
+
+def split(config: PipelineConfig, workspace: Workspace, report: Report, advance: Callable[[int], Any]) -> None:
+    """Writes one record per clip: video, times in seconds and frame indices.
+
+    A video is cut once; clips of a file with the same content and options come from the journal in `splits/`.
+    """
+    found = find_videos(config.videos)
+    report.items = len(found)
+    advance(len(found))
+    journal = Journal(workspace.path("splits")).open()
+
+    def one(item: tuple[str, str]) -> Record | BrokenVideo:
+        try:
+            return _cut_once(journal, *item, config.split)
+        except BrokenVideo as error:
+            return error
+        finally:
+            advance(0)
+
+    with ThreadPoolExecutor(config.split.workers) as pool:
+        results = list(pool.map(one, found))
+    journal.close()
+    clips = list(_clips(found, results, report))
+    report.check()
+    if config.split.write_files:
+        _write_files(workspace, clips)
+    workspace.write("split", clips)
+
+
+def find_videos(source: str) -> list[tuple[str, str]]:
+    """(name, path) of all videos: the name is relative to the folder, or the path as listed.
+
+    Raises:
+        ValueError: nothing there, or no video in it.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        found = [(file.relative_to(path).as_posix(), str(file)) for file in files]
+    elif path.is_file():
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        found = [(line, str(path.parent / Path(line).expanduser())) for line in dict.fromkeys(lines) if line]
+    else:
+        raise ValueError(f"--videos={source} does not exist (working folder: {Path.cwd()}); name a folder or a list")
+    if not found:
+        raise ValueError(f"--videos={source} has no video ({', '.join(SUFFIXES)}); name another folder or list")
+    return found
+
+
+def _cut_once(journal: Journal, name: str, path: str, options: SplitOptions) -> Record:
+    digest = file_digest(path)
+    how = [VERSION, digest, options.clip_s, options.min_clip_s, options.scenes, options.scene_threshold]
+    key = hashlib.sha256(json.dumps(how).encode()).hexdigest()
+    if key not in journal:
+        times = frame_times(path)
+        scenes = scene_starts(path, times, options.scene_threshold) if options.scenes else []
+        clips = [
+            [times.start(first), times.start(stop), first, stop]
+            for first, stop in cut(times, options.clip_s, options.min_clip_s, scenes)
+        ]
+        journal.append(key, {"video": name, "digest": digest, "duration_s": times.end_s, "clips": clips})
+    return journal[key]
+
+
+def _clips(
+    found: list[tuple[str, str]], results: list[Record | BrokenVideo], report: Report
+) -> Iterator[Record]:
+    first_with: dict[str, str] = {}
+    for (name, path), result in zip(found, results, strict=True):
+        if isinstance(result, BrokenVideo):
+            report.failed += 1
+            report.problem(name, "broken video", str(result))
+            continue
+        twin = first_with.setdefault(result["digest"], name)
+        if twin != name:
+            report.problem(name, "same content as another video", f"it is {twin} again, and left out")
+            continue
+        report.done += 1
+        report.counts["clips"] += len(result["clips"])
+        for number, (start_s, end_s, first, stop) in enumerate(result["clips"]):
+            yield {
+                "id": f"{name}#{number:04d}",
+                "video": name,
+                "path": path,
+                "digest": result["digest"],
+                "duration_s": result["duration_s"],
+                "start_s": start_s,
+                "end_s": end_s,
+                "first": first,
+                "stop": stop,
+            }
+
+
+def _write_files(workspace: Workspace, clips: list[Record]) -> None:
+    """Every clip as an mp4 file in `clips/`, encoded anew: copying would cut at key frames only."""
+    for clip in clips:
+        path = workspace.path("clips") / f"{clip['id'].replace('/', '__')}.mp4"
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            partial = path.with_name(f".{path.stem}.partial.mp4")
+            _encode(clip, partial)
+            partial.replace(path)
+
+
+def _encode(clip: Record, path: Path) -> None:
+    import av
+
+    times = frame_times(clip["path"])
+    with av.open(str(path), "w") as container:
+        stream: Any = None
+        for index, frame in decoded(clip["path"], range(clip["first"], clip["stop"]), times):
+            if stream is None:
+                stream = container.add_stream("libx264", rate=30)
+                stream.width, stream.height = frame.width // 2 * 2, frame.height // 2 * 2
+                stream.pix_fmt = "yuv420p"
+                stream.codec_context.time_base = frame.time_base
+            picture = frame.reformat(stream.width, stream.height, "yuv420p")
+            picture.pts = times.pts[index] - times.pts[clip["first"]]
+            container.mux(stream.encode(picture))
+        if stream is not None:
+            container.mux(stream.encode(None))

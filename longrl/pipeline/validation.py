@@ -1,0 +1,194 @@
+"""Step validate: what is wrong with a question, rule by rule, and the questions without fault."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from longrl.pipeline.asking import Unusable, mostly_latin
+from longrl.pipeline.config import PipelineConfig, QuestionOptions, ValidateOptions
+from longrl.pipeline.parsing import Question, Step, parse_question
+from longrl.pipeline.workspace import Record, Report, Workspace
+from longrl.rewards.exact import normalized
+
+SPEAKS_OF_SOURCE = re.compile(
+    r"\b(?:captions?|captioned|timelines?|transcripts?|descriptions? (?:says?|states?|mentions?)|"
+    r"according to the (?:text|descriptions?)|timestamps?)\b",
+    re.IGNORECASE,
+)
+NAMES_LETTER = re.compile(
+    r"\b(?:options?|choices?|answers?(?: is| would be)?)\s*[:(]?\s*[A-H]\b(?!\s*')|\([A-H]\)|"
+    r"\b[A-H] is (?:correct|right)"
+)
+TAGS = re.compile(r"</?\s*(?:think|answer|image|video)\s*>", re.IGNORECASE)
+ALL_OR_NONE = re.compile(r"\b(?:all|none|both|neither) of the (?:above|options|others?)\b", re.IGNORECASE)
+SLACK_S = 1.0
+"""A model that reads times in tenths of a second may round the video's end up; steps are then cut at the end."""
+Fault = tuple[str, str]
+"""Kind and explanation."""
+
+
+def validate(config: PipelineConfig, workspace: Workspace, report: Report, advance: Callable[[int], Any]) -> None:
+    """Writes the questions without fault, and beside them the rejected ones with their faults."""
+    replies, durations = workspace.read("question"), _durations(workspace)
+    accepted: list[Record] = []
+    rejected: list[Record] = []
+    by_video: dict[str, list[str]] = {}
+    advance(len(replies))
+    for reply in replies:
+        report.items += 1
+        question, faults = judged(reply, durations[reply["video"]], by_video, config)
+        for kind, text in faults:
+            report.problem(reply["id"], kind, text)
+        if question is None or faults:
+            rejected.append({**reply, "faults": [list(fault) for fault in faults]})
+        else:
+            by_video.setdefault(reply["video"], []).append(question.question)
+            accepted.append({**{key: reply[key] for key in ("id", "video", "category")}, **question.to_dict()})
+        advance(0)
+    report.done = len(replies)
+    report.counts["accepted"], report.counts["rejected"] = len(accepted), len(rejected)
+    report.counts.update({f"accepted: {name}": count for name, count in _categories(accepted).items()})
+    report.calls |= {"longest option is right": _longest_is_right(accepted)}
+    workspace.write("validate", accepted)
+    workspace.write_beside("validate", "rejected", rejected)
+
+
+def judged(
+    reply: Record, duration_s: float, by_video: Mapping[str, Sequence[str]], config: PipelineConfig
+) -> tuple[Question | None, list[Fault]]:
+    """The question of a reply and all its faults; None for a reply that holds none."""
+    try:
+        question = parse_question(reply["text"], reply["kind"])
+    except Unusable as error:
+        return None, [(error.kind, str(error))]
+    question, boxes = cut_to(question, duration_s), config.question.boxes and reply["category"] == "spatial"
+    earlier = by_video.get(reply["video"], ())
+    return question, list(faults(question, duration_s, earlier, config.question, config.validate, boxes))
+
+
+def cut_to(question: Question, duration_s: float) -> Question:
+    """The question with steps that end up to `SLACK_S` behind the video cut at its end."""
+    steps = tuple(
+        replace(step, end_s=duration_s) if duration_s < step.end_s <= duration_s + SLACK_S else step
+        for step in question.steps
+    )
+    return replace(question, steps=steps)
+
+
+def faults(
+    question: Question,
+    duration_s: float,
+    earlier: Sequence[str],
+    asked: QuestionOptions,
+    options: ValidateOptions,
+    boxes: bool = False,
+) -> Iterator[Fault]:
+    """All that is wrong with a question.
+
+    Args:
+        question: as parsed.
+        duration_s: of its video.
+        earlier: questions accepted for the same video.
+        asked: how many options it should have.
+        options: limits.
+        boxes: whether it must name a box.
+    """
+    if question.kind == "multiple_choice":
+        yield from _option_faults(question, asked.num_options, options)
+    elif len(question.answer.split()) > options.max_answer_words:
+        yield "answer too long", f"{len(question.answer.split())} words, validate.max_answer_words allows fewer"
+    if _tells(question):
+        yield "answer in the question", f"{question.answer!r} stands in {question.question!r}"
+    texts = [question.question, *question.options, question.answer]
+    if TAGS.search(" ".join([*texts, *(step.text for step in question.steps)])):
+        yield "has tags", "think and answer tags mark the answer in training, and nothing else"
+    if SPEAKS_OF_SOURCE.search(" ".join(texts)):
+        yield "speaks of captions", question.question
+    yield from _time_faults(question.steps, duration_s, options.min_steps)
+    yield from _box_faults(question, duration_s, boxes)
+    if any(NAMES_LETTER.search(step.text) for step in question.steps):
+        yield "names a letter", "the reasoning names an option by its letter, but letters are dealt later"
+    twin = next((text for text in earlier if similarity(text, question.question) > options.max_similarity), None)
+    if twin is not None:
+        yield "duplicate", f"{question.question!r} repeats {twin!r}"
+    if options.english_only and not mostly_latin(question.question):
+        yield "not English", question.question
+
+
+def _option_faults(question: Question, count: int, options: ValidateOptions) -> Iterator[Fault]:
+    texts = question.options
+    if len(texts) != count:
+        yield "wrong number of options", f"{len(texts)} instead of {count}"
+    if len({normalized(text) for text in texts}) < len(texts):
+        yield "equal options", f"{list(texts)}"
+    if any(ALL_OR_NONE.search(text) for text in texts):
+        yield "all or none of the above", f"{list(texts)}"
+    if _stands_out(question, options.max_length_ratio, options.length_slack):
+        yield "length tells the answer", f"{question.answer!r} among {[len(text) for text in texts]} characters"
+
+
+def _stands_out(question: Question, ratio: float, slack: int) -> bool:
+    """Whether the right option is much longer than all others, or much shorter."""
+    right = len(question.answer)
+    others = [len(text) for text in question.options if text != question.answer]
+    if not others:
+        return False
+    longer = right > ratio * max(others) and right - max(others) > slack
+    return longer or (min(others) > ratio * right and min(others) - right > slack)
+
+
+def _tells(question: Question) -> bool:
+    """Whether the question holds the whole answer, and none of the wrong options; a question that names two is fair."""
+    said = f" {normalized(question.question)} "
+    named = [text for text in (question.options or (question.answer,)) if f" {normalized(text)} " in said]
+    return named == [question.answer]
+
+
+def _time_faults(steps: Sequence[Step], duration_s: float, least: int) -> Iterator[Fault]:
+    if len(steps) < least:
+        yield "no reasoning", f"{len(steps)} steps, validate.min_steps wants {least}"
+    for step in steps:
+        if not 0 <= step.start_s < step.end_s <= duration_s:
+            yield "times outside the video", f"{step.start_s:g} to {step.end_s:g} s in a video of {duration_s:g} s"
+
+
+def _box_faults(question: Question, duration_s: float, needed: bool) -> Iterator[Fault]:
+    if question.box is None:
+        if needed:
+            yield "no box", "question.boxes is on, but the question has none"
+        return
+    x0, y0, x1, y1 = question.box
+    if not (0 <= x0 < x1 <= 1000 and 0 <= y0 < y1 <= 1000):
+        yield "bad box", f"{list(question.box)} must be [x0, y0, x1, y1] in thousandths, x0 < x1 and y0 < y1"
+    if question.box_at_s is None or not 0 <= question.box_at_s <= duration_s:
+        yield "times outside the video", f"the box is seen at {question.box_at_s} s in a video of {duration_s:g} s"
+
+
+def similarity(first: str, second: str) -> float:
+    """Jaccard similarity of the character triples of two texts, 0 to 1; any script."""
+    one, other = _triples(first), _triples(second)
+    return len(one & other) / len(one | other)
+
+
+def _triples(text: str) -> set[str]:
+    padded = f"  {normalized(text)} "
+    return {padded[i : i + 3] for i in range(len(padded) - 2)}
+
+
+def _durations(workspace: Workspace) -> dict[str, float]:
+    return {video["video"]: video["duration_s"] for video in workspace.read("timeline")}
+
+
+def _categories(records: Sequence[Record]) -> Counter[str]:
+    return Counter(f"{record['category']}, {record['kind']}" for record in records)
+
+
+def _longest_is_right(records: Sequence[Record]) -> float:
+    """Share of multiple-choice questions that "take the longest option" answers."""
+    asked = [record for record in records if record["options"]]
+    right = sum(max(record["options"], key=len) == record["answer"] for record in asked)
+    return round(right / len(asked), 4) if asked else 0.0

@@ -1,0 +1,153 @@
+"""The pipeline's folder: one file per step, written whole, and a report beside it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from longrl.evaluation.records import read_jsonl, write_jsonl
+
+logger = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+STEPS = ("split", "caption", "timeline", "question", "validate", "rewrite", "filter", "export")
+FILES = {
+    "split": "1_clips.jsonl",
+    "caption": "2_captions.jsonl",
+    "timeline": "3_timelines.jsonl",
+    "question": "4_replies.jsonl",
+    "validate": "5_questions.jsonl",
+    "rewrite": "6_reasoning.jsonl",
+    "filter": "7_filtered.jsonl",
+}
+MAX_LISTED = 1000
+"""Problems that a report lists; it counts all."""
+
+
+@dataclass
+class Report:
+    """What a step did, and what went wrong."""
+
+    step: str
+    max_failed_share: float = 1.0
+    """Beyond it the step ends with an error."""
+    items: int = 0
+    """What there was to do."""
+    done: int = 0
+    failed: int = 0
+    """Items without a result; the same command tries them again."""
+    left: int = 0
+    """Items that were not tried, for the budget is spent."""
+    counts: Counter[str] = field(default_factory=Counter)
+    """Everything worth a number, problems by kind among it."""
+    problems: list[Record] = field(default_factory=list)
+    """Which item had which problem."""
+    calls: dict[str, float] = field(default_factory=dict)
+    """Calls, replies from disk, failed attempts, tokens and cost."""
+    started: float = field(default_factory=time.time)
+
+    def problem(self, item: str, kind: str, text: str) -> None:
+        """Counts and lists one."""
+        self.counts[kind] += 1
+        self.problems.append({"item": item, "kind": kind, "text": text[:500]})
+
+    def check(self) -> None:
+        """Ends a step before it writes half a result.
+
+        Raises:
+            ValueError: items are left, or too many failed.
+        """
+        if self.left:
+            raise ValueError(
+                f"{self.left} items of step {self.step} are left, for the budget is spent; raise --budget.max_calls, "
+                "--budget.max_tokens or --budget.max_cost and run the same command: nothing answered is asked again"
+            )
+        if self.failed > self.max_failed_share * self.items:
+            raise ValueError(
+                f"{self.failed} of {self.items} items of step {self.step} failed, which is more than "
+                f"--max_failed_share={self.max_failed_share:g}; reports/{self.step}.json lists them. The same command "
+                "tries them again"
+            )
+
+    def to_dict(self) -> Record:
+        """As JSON; problems in the order of their items."""
+        listed = sorted(self.problems, key=lambda problem: (problem["item"], problem["kind"]))
+        return {
+            "step": self.step,
+            "items": self.items,
+            "done": self.done,
+            "failed": self.failed,
+            "left": self.left,
+            "counts": dict(sorted(self.counts.items())),
+            "calls": self.calls,
+            "seconds": round(time.time() - self.started, 1),
+            "num_problems": len(listed),
+            "problems": listed[:MAX_LISTED],
+        }
+
+
+class Workspace:
+    """Where each step reads and writes.
+
+    Args:
+        folder: `out` of the config; made if it is not there.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).expanduser()
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, name: str) -> Path:
+        """A file or folder in it."""
+        return self.folder / name
+
+    def read(self, step: str) -> list[Record]:
+        """What a step wrote.
+
+        Raises:
+            ValueError: it has not run to its end.
+        """
+        path = self.path(FILES[step])
+        if not path.is_file():
+            raise ValueError(f"{path} is not there; run `python -m longrl pipeline {step}` with the same --out first")
+        return read_jsonl(path)
+
+    def write(self, step: str, records: Iterable[Mapping[str, Any]]) -> Path:
+        """The whole result of a step, in place of an earlier one."""
+        return write_jsonl(self.path(FILES[step]), records)
+
+    def write_beside(self, step: str, what: str, records: Iterable[Mapping[str, Any]]) -> Path:
+        """What a step left out, such as `5_questions.rejected.jsonl`."""
+        return write_jsonl(self.path(FILES[step]).with_suffix(f".{what}.jsonl"), records)
+
+    def write_report(self, report: Report) -> Path:
+        """`reports/STEP.json`."""
+        path = self.path("reports") / f"{report.step}.json"
+        path.parent.mkdir(exist_ok=True)
+        write_text(path, json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file beside its place, flushes and renames it."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file beside its place, flushes and renames it."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
