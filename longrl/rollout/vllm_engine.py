@@ -242,10 +242,10 @@ class VLLMEngine(RolloutEngine):
             request = llm.input_processor.process_inputs("seen", rendered, vllm.SamplingParams(), ("generate",))
         ids, media = torch.tensor(request.prompt_token_ids), list(request.mm_features or [])
         ordered = sorted(media, key=lambda spec: spec.mm_position.offset)
-        rows = {
-            item.key: spec.data[f"{spec.modality}_embeds"].data
-            for item, spec in zip(prompt.media, ordered, strict=bool(ordered))
-        }
+        rows = {}
+        if len(ordered) == len(prompt.media):  # else a family hands media over piece by piece, or as embeddings
+            embeds = [spec.data.get(f"{spec.modality}_embeds") for spec in ordered]
+            rows = {item.key: found.data for item, found in zip(prompt.media, embeds, strict=True) if found is not None}
         if request.prompt_is_token_ids is not None:
             ids = ids.where(torch.tensor(request.prompt_is_token_ids), -1)
 
