@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 
 from longrl.models.tiny import tiny_qwen2_5_vl
@@ -53,12 +51,12 @@ def test_two_ranks_share_a_server(server, tmp_path, sp):
 def test_rollouts_overlap_the_update(server, tmp_path):
     """Only the first step's groups come from its own weights; the ratios of the others start elsewhere than at 1."""
     values = grid(values_of(server.folder / "model", engine_at(server)), 2, 2, 6)
-    values["trainer"]["callbacks"][-1]["init_args"] |= {"overlap": True}
+    values["trainer"]["callbacks"][-1]["init_args"] |= {"overlap": True, "max_mean_gap": 10.0}
     run_distributed(run, 2, tmp_path / "run", values)
     found = metrics(tmp_path / "run")
     gaps = [float(value) for (_, name), value in found.items() if name == "train/gap_mean"]
     assert gaps[0] < 1e-5
-    assert all(map(math.isnan, gaps[1:]))
+    assert min(gaps[1:]) > 1e-4  # with a step's change in them
     ratios = [abs(float(value) - 1) for (_, name), value in found.items() if name == "train/ratio_mean"]
     assert len(ratios) == 3
     assert min(ratios[1:]) > 1e-6
