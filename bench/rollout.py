@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import encode_once
 import torch
 from common import Row, parse_arguments, report
 from torch import nn
@@ -50,18 +51,8 @@ class Sizes:
     response_tokens: int = 32
     repeats: int = 3
     frame_size: int = 112
-    text: Mapping[str, Any] = field(
-        default_factory=lambda: {
-            "hidden_size": 384, "intermediate_size": 2048, "num_hidden_layers": 4,
-            "num_attention_heads": 6, "num_key_value_heads": 2,
-        }
-    )  # fmt: skip
-    vision: Mapping[str, Any] = field(
-        default_factory=lambda: {
-            "hidden_size": 128, "intermediate_size": 384, "depth": 8, "num_heads": 4, "fullatt_block_indexes": [3, 7],
-            "window_size": 112,
-        }
-    )  # fmt: skip
+    text: Mapping[str, Any] = field(default_factory=lambda: encode_once.FULL.text)
+    vision: Mapping[str, Any] = field(default_factory=lambda: encode_once.FULL.vision)
 
 
 FULL = Sizes()

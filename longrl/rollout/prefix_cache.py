@@ -21,6 +21,8 @@ from longrl.types import GroupSpan
 
 TILE_KEYS = 4096
 """Keys of a prompt that one block of queries reads while decoding."""
+MAX_SCORES = 1 << 24
+"""Short prompts are padded to one length and read in one product if it makes no more scores than that."""
 KeysValues = tuple[Tensor, Tensor]
 
 
@@ -43,6 +45,8 @@ class PrefixCache:
     """layer -> keys and values [K, T, D]."""
     completions: dict[int, KeysValues] = field(default_factory=dict)
     """layer -> keys and values [K, P * G, max_tokens, D]."""
+    padded: dict[int, KeysValues] = field(default_factory=dict)
+    """layer -> keys and values [K, P, T of the longest prompt, D], of short prompts once they are decoded from."""
 
     def prefill(self, rows: slice, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """`LayerAttention`, once `rows` is bound, of these rows of the packed prompts; those before have been.
@@ -95,7 +99,8 @@ class PrefixCache:
         for room, states in zip(self.completions[layer], (key, value), strict=True):
             room[:, :, self.length] = states[:, :, 0].transpose(0, 1)
         queries = query[:, :, 0].transpose(0, 1)
-        output, lse = self._on_prompts(layer, queries, scale)
+        short = len(queries) * queries.shape[1] * self._longest <= MAX_SCORES
+        output, lse = (self._on_short_prompts if short else self._on_prompts)(layer, queries, scale)
         merge(output, lse, *self._on_own(layer, queries, scale))
         return output.to(query.dtype).transpose(0, 1)[:, :, None]
 
@@ -107,6 +112,40 @@ class PrefixCache:
         lse = scores.logsumexp(-1)
         output = torch.exp(scores - lse[..., None]).to(values.dtype) @ values
         return output.transpose(1, 2).flatten(0, 1), lse.transpose(1, 2).flatten(0, 1)
+
+    def _on_short_prompts(self, layer: int, query: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """As `_on_prompts`, all prompts in one product: a call for each would cost more than what it computes."""
+        keys, values = self._padded(layer)
+        count, group = len(self.spans), self.num_generations
+        rows = query.unflatten(0, (len(keys), -1)).unflatten(2, (count, group)).transpose(1, 2).flatten(2, 3)
+        scores = (rows @ keys.mT).float() * scale  # [K, P, E * G, T]
+        scores = scores.masked_fill(self._padding(scores.device), float("-inf"))
+        lse = scores.logsumexp(-1)
+        output = torch.exp(scores - lse[..., None]).to(values.dtype) @ values
+        output, lse = (x.unflatten(2, (-1, group)).transpose(1, 2) for x in (output, lse))  # [K, E, P, G, ...]
+        return output.flatten(0, 1).flatten(1, 2), lse.flatten(0, 1).flatten(1, 2)
+
+    @functools.cached_property
+    def _longest(self) -> int:
+        return max(span.prompt_tokens for span in self.spans)
+
+    def _padded(self, layer: int) -> KeysValues:
+        lengths = [span.prompt_tokens for span in self.spans]
+        if min(lengths) == max(lengths):
+            keys, values = (states.unflatten(1, (len(lengths), -1)) for states in self.prompts[layer])
+            return keys, values
+        if layer not in self.padded:
+            keys, values = (
+                torch.nn.utils.rnn.pad_sequence(states.transpose(0, 1).split(lengths), batch_first=True)
+                for states in self.prompts[layer]
+            )  # [P, T, K, D]
+            self.padded[layer] = keys.permute(2, 0, 1, 3).contiguous(), values.permute(2, 0, 1, 3).contiguous()
+        return self.padded[layer]
+
+    def _padding(self, device: torch.device) -> Tensor:
+        """[P, 1, T], True behind a prompt's end."""
+        lengths = torch.tensor([span.prompt_tokens for span in self.spans], device=device)
+        return (torch.arange(self._longest, device=device) >= lengths[:, None])[:, None]
 
     def _on_prompts(self, layer: int, query: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """[H, P * G, D] -> ([H, P * G, D], log-sum-exp [H, P * G]) over each completion's prompt, tile by tile."""
