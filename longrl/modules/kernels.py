@@ -8,6 +8,7 @@ Letters: H query heads, K key heads, E = H / K; Q and N all queries and keys of 
 
 from __future__ import annotations
 
+import abc
 import functools
 import importlib.util
 import logging
@@ -105,7 +106,7 @@ def _has_flash(device: torch.device, dtype: torch.dtype, head_size: int) -> bool
 # -------------------------------------------------------------------------------------- all sequences in one call, CUDA
 
 
-class Varlen:
+class Varlen(abc.ABC):
     """Flash attention of variable lengths: all sequences in one call, key heads shared within the kernel.
 
     The kernels read `[rows, heads, D]` of any stride but the last, which is a view of our `[heads, rows, D]`.
@@ -127,13 +128,13 @@ class Varlen:
         grads = self._backward(*states, lse.contiguous(), *offsets, blocks.causal, scale)
         return tuple(grad.transpose(0, 1) for grad in grads)  # type: ignore[return-value]
 
+    @abc.abstractmethod
     def _forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
         """(query [Q, H, D], key [N, K, D], value, the four of `_offsets`, causal, scale) -> ([Q, H, D], [H, Q])."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _backward(self, *arguments: Any) -> Grads:
         """(grad_output [Q, H, D], query, key, value, output, lse [H, Q], offsets, causal, scale) -> their gradients."""
-        raise NotImplementedError
 
 
 class TorchFlash(Varlen):
@@ -224,7 +225,7 @@ def _dense_rows(states: Tensor) -> Tensor:
 # ----------------------------------------------------------------------------------------------- one sequence at a time
 
 
-class OneByOne:
+class OneByOne(abc.ABC):
     """Calls a kernel per sequence: queries [K, E, q, D] on keys [K, 1, n, D]."""
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, scale: float) -> tuple[Tensor, Tensor]:
@@ -256,16 +257,16 @@ class OneByOne:
                 whole[place][:, :, keys] = parts[place].sum(1, keepdim=True)
         return grads
 
+    @abc.abstractmethod
     def _forward(self, query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
         """-> ([K, E, q, D], [K, E, q])."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _backward(
         self, grad_output: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor,
         causal: bool, scale: float,
     ) -> Grads:  # fmt: skip
         """-> gradients [K, E, q, D] and twice [K, E or 1, n, D]."""
-        raise NotImplementedError
 
 
 class CpuFlash(OneByOne):

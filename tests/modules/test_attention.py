@@ -163,7 +163,6 @@ LAYOUTS = {
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("kernel", ["auto", "torch_flash", "flash_attn", "portable"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("heads", [(28, 4), (4, 1), (16, 16)], ids=["7B", "its share on 8 ranks", "no sharing"])
@@ -183,7 +182,6 @@ def test_on_a_gpu_every_kernel_equals_the_oracle(layout, heads, dtype, kernel, m
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("ranks", [2, 8])
 def test_on_a_gpu_the_heads_that_ulysses_deals_give_the_whole(ranks):
     spans = LAYOUTS["several groups"]
