@@ -60,6 +60,8 @@ class Frames:
     key: str
     """Hash of the file's content and of everything that decided which pixels these are (frame indices, size)."""
     duration_s: float = 0.0
+    indices: tuple[int, ...] = ()
+    """Number of each of the F frames in the file; () where nobody counted."""
     resized: bool = False
     """Whether the pixels have the size already in which the tower reads them; `CausalFamily.resize` makes it so."""
     source: Callable[[], Iterator[Frames]] | None = None
@@ -129,6 +131,10 @@ class Prompt:
     row: Row
     response_ids: Tensor | None = None
     """[S] int64, end token included: the SFT target; None for RL."""
+    frame_indices: tuple[tuple[int, ...], ...] = ()
+    """Of each video or image, in the order of the media, the numbers of its frames in the file."""
+    frame_times: tuple[tuple[float, ...], ...] = ()
+    """The same frames' times in seconds."""
 
 
 @dataclass(frozen=True)

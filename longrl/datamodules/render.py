@@ -74,7 +74,9 @@ class RowRenderer:
         if any(item.source for item in frames):
             media = [replace(made, source=item.source) for made, item in zip(prompt.media, frames, strict=True)]
             prompt = replace(prompt, media=tuple(media))
-        return prompt
+        shown = [item for item in frames if isinstance(item, Frames)]
+        indices, times = tuple(item.indices for item in shown), tuple(item.timestamps for item in shown)
+        return replace(prompt, frame_indices=indices, frame_times=times)
 
     def drops_media(self, row: Row) -> bool:
         """Whether a row is shown without its media: all are, or it is one of the share of training rows that are."""

@@ -186,6 +186,7 @@ class VideoReader:
             timestamps=tuple((index.starts[indices] - index.starts[0]).tolist()),
             key=hashlib.sha256(f"video {digest} PyAV {av.__version__} {indices}".encode()).hexdigest(),
             duration_s=index.end_s - float(index.starts[0]),
+            indices=tuple(indices),
         )
         """Times, key and size, without a frame."""
 
@@ -282,7 +283,8 @@ def read_image(path: str | Path, share: Share = WHOLE) -> Frames:
         pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
     key = hashlib.sha256(f"image {digest} Pillow {__version__}".encode()).hexdigest()
     held = len(share.cells(1))
-    return Frames("image", torch.from_numpy(pixels).permute(2, 0, 1)[None][:held], timestamps=(0.0,), key=key)
+    pixels = torch.from_numpy(pixels).permute(2, 0, 1)[None][:held]
+    return Frames("image", pixels, timestamps=(0.0,), key=key, indices=(0,))
 
 
 @contextmanager
