@@ -63,6 +63,42 @@ def plot_accuracies(scores: Mapping[str, Scores], chance: float | None = None) -
     return figure
 
 
+def plot_sweep(
+    points: Mapping[int, Mapping[str, Any]], chance: float | None = None, blind: Mapping[str, Any] | None = None
+) -> Figure:
+    """Accuracy and its 95% interval against the number of frames, on a scale of powers of two.
+
+    Args:
+        points: frames -> {"accuracy", "low", "high"}.
+        chance: accuracy of always giving the most frequent answer, a dashed line.
+        blind: score without video, a line with its interval.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.4), dpi=130, layout="constrained")
+    axes = figure.add_subplot()
+    frames = sorted(points)
+    heights = [100 * points[count]["accuracy"] for count in frames]
+    below = [100 * (points[count]["accuracy"] - points[count]["low"]) for count in frames]
+    above = [100 * (points[count]["high"] - points[count]["accuracy"]) for count in frames]
+    axes.errorbar(
+        frames, heights, [below, above], color=RUN_COLORS["rl"], ecolor="#39434d", elinewidth=1, capsize=3, marker="o",
+        linewidth=1.8, markersize=5, label="with video",
+    )  # fmt: skip
+    if blind is not None:
+        axes.axhline(100 * blind["accuracy"], color=RUN_COLORS["base"], linewidth=1.4, label="no video", zorder=0)
+        axes.axhspan(100 * blind["low"], 100 * blind["high"], color=RUN_COLORS["blind"], alpha=0.5, zorder=0)
+    if chance is not None:
+        axes.axhline(100 * chance, color="#6b7681", linewidth=1, linestyle=(0, (4, 3)), label="majority answer")
+    decorate(axes, "Accuracy with 95% intervals against frames", "%")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(frames, [str(count) for count in frames])
+    axes.minorticks_off()
+    axes.margins(x=0.06, y=0.15)
+    figure.legend(loc="outside upper right", ncols=3, fontsize=8, frameon=False)
+    return figure
+
+
 def all_categories(scores: Mapping[str, Scores]) -> list[str]:
     """Categories of all runs, "overall" first, then in the order of their first appearance."""
     names = list(dict.fromkeys(name for by_category in scores.values() for name in by_category))

@@ -55,7 +55,11 @@ class CategoryAccuracy(Metric):
     def compute(self) -> dict[str, Tensor]:
         """Its main numbers by the names of a log: `strict_accuracy`, `strict_accuracy/temporal`, `format_rate`, ..."""
         found = self.summary()
-        return {} if found is None else {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers(found).items()}
+        return (
+            {}
+            if found is None
+            else {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers(found).items()}
+        )
 
     def summary(self) -> Summary | None:
         """All there is to say of all ranks' questions, on all of them; None without any. Every rank must call it."""
