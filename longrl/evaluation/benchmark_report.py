@@ -49,7 +49,7 @@ def write_benchmark_report(
     """
     scored = {found.name: found.summary for found in outcomes if found.summary is not None}
     sections: dict[str, Sequence[str]] = {
-        "Rates and baselines": [_rates(outcomes, results), *map(page.paragraph, remarks(outcomes))]
+        "Rates and baselines": [page.table(*_rates(outcomes, results)), *map(page.paragraph, remarks(outcomes))]
     }
     figures = {}
     swept = {found.num_frames: found for found in outcomes if found.num_frames is not None and found.summary}
@@ -116,17 +116,17 @@ def show(
 
     from longrl.evaluation.compare import show as show_comparison
 
-    console = Console()
-    head, lines = _rate_lines(outcomes, results)
-    table = Table(*head, title=name)
-    for line in lines:
-        table.add_row(*line)
+    console = Console(width=max(80, 36 + 22 * len(outcomes)))
+    head, rows = _rates(outcomes, results)
+    table = Table(*head, title=f"{name}, in percent")
+    for row in rows:
+        table.add_row(*row)
     console.print(table)
     for found in outcomes:
         if found.summary is not None:
             console.print(_category_table(found))
     for text in remarks(outcomes):
-        console.print(text, highlight=False)
+        console.print(text, highlight=False, soft_wrap=True)
     if compared is not None:
         show_comparison(compared)
     console.print(f"report: {report}\nresults: {report.with_name('results.json')}", highlight=False, soft_wrap=True)
@@ -180,36 +180,37 @@ def _majority(outcomes: Sequence[Outcome]) -> float | None:
     return known[0] if known else None
 
 
-def _rates(outcomes: Sequence[Outcome], results: Mapping[str, Any]) -> str:
-    return page.table(*_rate_lines(outcomes, results))
+def _rates(outcomes: Sequence[Outcome], results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of a table with a column for each condition."""
+    columns = [_column(found, results["conditions"][found.name]) for found in outcomes]
+    names = dict.fromkeys(name for column in columns for name in column)
+    rows = [[name, *(column.get(name, "-") for column in columns)] for name in names]
+    return ["", *(found.name for found in outcomes)], rows
 
 
-def _rate_lines(outcomes: Sequence[Outcome], results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    head = [
-        "", "strict", "robust", "with the form", "cut off", "no answer", "strict, those as wrong", "over majority",
-        "over no video",
-    ]  # fmt: skip
-    lines = []
-    for found in outcomes:
-        summary, failures = found.summary, results["conditions"][found.name]["failures"]
-        told = ", ".join(f"{count} {kind}" for kind, count in failures.items()) or "0"
-        as_wrong = percent(found.as_wrong[OVERALL]) if found.as_wrong else "-"
-        if summary is None:
-            lines.append([found.name, "-", "-", "-", "-", told, as_wrong, "-", "-"])
-            continue
-        over_blind = results["conditions"][found.name]["over_blind"]
-        lines.append([
-            found.name,
-            percent(summary.scores[OVERALL]),
-            percent(summary.lenient_scores[OVERALL]),
-            f"{100 * summary.format_rate:.1f}",
-            f"{100 * summary.truncation_rate:.1f}",
-            told,
-            as_wrong,
-            points(summary.over_majority) if summary.over_majority else "-",
-            points(Difference(**over_blind)) if over_blind else "-",
-        ])  # fmt: skip
-    return head, lines
+def _column(found: Outcome, told: Mapping[str, Any]) -> dict[str, str]:
+    """What is shown of one condition beside its categories, in percent."""
+    failures = ", ".join(f"{count} {kind}" for kind, count in told["failures"].items()) or "none"
+    unanswered = {"questions without answer": failures}
+    if found.as_wrong and found.failures:
+        unanswered["strict, those counted as wrong"] = percent(found.as_wrong[OVERALL])
+    summary = found.summary
+    if summary is None:
+        return unanswered
+    column = {
+        "strict: what stands in <answer>": percent(summary.scores[OVERALL]),
+        "robust: the whole answer": percent(summary.lenient_scores[OVERALL]),
+        "questions": str(summary.scores[OVERALL].n),
+        "with the think-answer form": f"{100 * summary.format_rate:.1f}",
+        "cut off": f"{100 * summary.truncation_rate:.1f}",
+        **unanswered,
+    }
+    if summary.over_majority is not None and summary.majority_accuracy is not None:
+        column[f"always {summary.majority_letter}"] = f"{100 * summary.majority_accuracy:.1f}"
+        column["strict minus that, in points"] = points(summary.over_majority)
+    if told["over_blind"]:
+        column["strict minus no video, in points"] = points(Difference(**told["over_blind"]))
+    return column
 
 
 def _comparison(found: Comparison) -> str:

@@ -13,8 +13,15 @@ if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
 
-RUN_COLORS: dict[str, str] = {"blind": "#d5dae0", "base": "#9aa7b4", "sft": "#4d82bc", "rl": "#e07a3f"}
-_OTHER_COLORS = ("#3a9d7c", "#9466b8", "#c4527a", "#c9a227")
+RUN_COLORS: dict[str, str] = {
+    "blind": "#d5dae0",
+    "no video": "#d5dae0",
+    "video": "#e07a3f",
+    "base": "#9aa7b4",
+    "sft": "#4d82bc",
+    "rl": "#e07a3f",
+}
+_OTHER_COLORS = ("#3a9d7c", "#9466b8", "#c4527a", "#c9a227", "#4d82bc", "#7a5c3e", "#5fb0b7", "#39434d")
 
 Scores = Mapping[str, Mapping[str, Any]]
 """Category -> {"accuracy", "low", "high", "n"}."""
@@ -94,7 +101,9 @@ def plot_sweep(
     axes.set_xscale("log", base=2)
     axes.set_xticks(frames, [str(count) for count in frames])
     axes.minorticks_off()
+    axes.set_xlabel("frames", fontsize=8, color="#5b6773")
     axes.margins(x=0.06, y=0.15)
+    axes.set_ylim(bottom=0)
     figure.legend(loc="outside upper right", ncols=3, fontsize=8, frameon=False)
     return figure
 

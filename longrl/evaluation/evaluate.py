@@ -152,11 +152,13 @@ class Evaluation:
     def conditions(self) -> list[Condition]:
         """With so many frames each, or as `data.video` says; and without media if that is asked for."""
         plain = replace(self.data.renderer, blind_share=0.0)
+        if plain.blind and self.config.frames:
+            raise ValueError(f"--frames={self.config.frames} shows frames and data.blind none; set one of them")
         asked = [Condition(f"{count} frames", _with_frames(plain, count), count) for count in self.config.frames]
         if not asked:
-            asked = [Condition(BLIND if plain.blind else "video", plain)]
+            asked = [_blind(plain) if plain.blind else Condition("video", plain)]
         if self.config.blind_baseline and not plain.blind:
-            asked.append(Condition(BLIND, replace(plain, blind=True)))
+            asked.append(_blind(plain))
         return asked
 
     # -- asking --------------------------------------------------------------------------------------------------
@@ -311,6 +313,13 @@ def write_json(path: Path, value: Any) -> None:
     from longrl.pipeline.workspace import write_text
 
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _blind(renderer: RowRenderer) -> Condition:
+    """Whatever the rule for frames is: nothing is shown."""
+    from longrl.datamodules.video import VideoSampling
+
+    return Condition(BLIND, replace(renderer, blind=True, video=VideoSampling()))
 
 
 def _with_frames(renderer: RowRenderer, count: int) -> RowRenderer:
