@@ -13,6 +13,7 @@ from longrl.algorithms import Algorithm, Constant
 from longrl.callbacks.rollout import RolloutCallback
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.datamodules.synthetic import SyntheticConfig, generate
+from longrl.evaluation.evaluate import Evaluation, parsed
 from longrl.models.base import CausalFamily
 from longrl.modules.policy import PolicyModule
 from longrl.rewards import RewardSum, SoftOverlong
@@ -33,7 +34,8 @@ CONFIGS = ROOT / "configs"
 FILES = sorted(CONFIGS.rglob("*.y*ml"))
 RECIPES = sorted(CONFIGS.glob("*.yaml"))
 DEMO = sorted(CONFIGS.glob("demo/*.yaml"))
-KINDS = ("algorithm", "data", "family", "reward", "rollout", "trainer")
+EVALUATIONS = sorted(CONFIGS.glob("eval/*.yaml"))
+KINDS = ("algorithm", "data", "family", "policy", "reward", "rollout", "trainer")
 PIECES = {kind: sorted(CONFIGS.glob(f"{kind}/*.yaml")) for kind in KINDS}
 TYPES = {"algorithm": Algorithm, "family": CausalFamily, "reward": RewardSum, "rollout": RolloutEngine}
 """Of the pieces that are values; the others are groups of options."""
@@ -76,7 +78,7 @@ def raw(path: Path) -> dict:
 
 @files(FILES)
 def test_a_test_below_reads_this_file(path):
-    assert path in [*RECIPES, *DEMO, *(piece for kind in KINDS for piece in PIECES[kind])], (
+    assert path in [*RECIPES, *DEMO, *EVALUATIONS, *(piece for kind in KINDS for piece in PIECES[kind])], (
         f"no test reads configs/{path.relative_to(CONFIGS)}: a recipe belongs in configs/, a piece in configs/KIND/ "
         "with KIND among KINDS of tests/test_configs.py"
     )
@@ -259,6 +261,59 @@ def test_a_recipe_takes_a_step_with_a_tiny_model(path, tmp_path, videos, sums, c
 def one_step(args: list[str]) -> tuple[int, float]:
     trainer = LongRLCLI.run(args).trainer
     return trainer.global_step, float(trainer.logged_metrics["train/grad_norm"])
+
+
+# ---- evaluations ----
+
+
+@files(PIECES["policy"])
+def test_a_policy_lies_over_an_evaluation(path):
+    config, _ = parsed([f"--config={EVALUATIONS[0]}", f"--policy={path}", "--out=out"])
+    assert f"{type(config.policy).__module__}.{type(config.policy).__name__}" == raw(path)["class_path"]
+
+
+@files(EVALUATIONS)
+def test_an_evaluation_is_one_config_whose_parts_agree(path):
+    config, data = parsed([f"--config={path}"])
+    values = raw(path)
+    assert (config.name, config.out, data.sources["test"]) == (values["name"], values["out"], [values["data"]["test"]])
+    config.policy.check(config.sampling)
+    longest, room = data.renderer.max_prompt_tokens, config.policy.engine.room()
+    if longest is not None and room is not None:
+        assert longest + config.sampling.max_completion_tokens <= room
+    header = path.read_text().partition("\nname:")[0]
+    assert f"# Launch:    python -m longrl evaluate --config configs/eval/{path.name}" in header
+
+
+@files(EVALUATIONS)
+def test_the_options_of_an_evaluations_header_exist(path):
+    examples = re.findall(r"^# .*\.\.\. (--\S+) (\S+)", path.read_text(), re.MULTILINE)
+    assert len(examples) >= 2
+    for example in examples:
+        parsed([f"--config={path}", *example])
+
+
+@files(EVALUATIONS)
+def test_an_evaluation_runs_with_a_tiny_model(path, tmp_path, videos):
+    family = {"model": vl_folder(), "random_init": True, "min_pixels": 784, "max_pixels": 784}
+    engine = {"class_path": "longrl.rollout.engine.HFEngine"}
+    policy = {
+        "class_path": "longrl.evaluation.local.LocalPolicy",
+        "init_args": {
+            "family": {"class_path": "longrl.models.qwen_vl.Qwen2_5_VLFamily", "init_args": family},
+            "engine": engine,
+            "weights": None,
+            "device": "cpu",
+        },
+    }
+    results = Evaluation(
+        *parsed([
+            f"--config={path}", f"--policy={json.dumps(policy)}", f"--out={tmp_path}", f"--data.test={videos}",
+            "--data.media_root=null", "--data.num_workers=0", "--sampling.max_completion_tokens=3", "--num_cards=1",
+        ])
+    ).run()  # fmt: skip
+    assert len(results["conditions"]) == max(1, len(raw(path).get("frames", []))) + 1
+    assert all(of["scores"]["overall"]["n"] == 4 for of in results["conditions"].values())
 
 
 # ---- what composes ----

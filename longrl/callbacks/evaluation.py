@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from longrl.evaluation.metric import CategoryAccuracy
+from longrl.evaluation.metric import CategoryAccuracy, numbers
 from longrl.evaluation.records import sample_record, write_jsonl
 from longrl.evaluation.scoring import Summary
 from longrl.types import Batch
@@ -59,7 +59,9 @@ class EvaluationReport(Callback):
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        pl_module.log_dict({f"val/{name}": value for name, value in self.metric.compute().items()})
+        summary = self.metric.summary()
+        if summary is not None:  # SFT without rollouts answers nothing
+            pl_module.log_dict({f"val/{name}": value for name, value in numbers(summary).items()})
 
     @override
     def on_test_batch_end(

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from typing_extensions import override
 
-from longrl.chat.client import CallFailed, ChatClient, Ledger
+from longrl.chat.client import BudgetSpent, CallFailed, ChatClient, Ledger
 from longrl.chat.endpoint import FRAME, Budget, Decoding, Endpoint, Reply, Request
 from longrl.chat.run import run_async
 from longrl.datamodules.skips import Skipped
@@ -85,7 +85,7 @@ class EndpointPolicy(Policy):
         revision: what the server runs under that name, such as a commit: a server does not tell its weights, so two
             models that are served under one name are told apart by this alone.
         max_side: longest side of a frame in pixels.
-        budget: over all calls of the evaluation's folder.
+        budget: over all calls of this model and revision in the evaluation's folder.
     """
 
     def __init__(
@@ -104,7 +104,8 @@ class EndpointPolicy(Policy):
 
     @override
     def prepare(self, folder: Path) -> None:
-        self._ledger = Ledger(str(folder / "responses"), self.budget)
+        # A folder of its own for every model: a request does not say which revision it is for.
+        self._ledger = Ledger(str(folder / "responses" / hashed(self.identity())[:16]), self.budget)
 
     @override
     def identity(self) -> dict[str, Any]:
@@ -132,18 +133,23 @@ class EndpointPolicy(Policy):
     async def _answer_all(self, items: Iterator[Item], sampling: SamplingParams, seed: int, record: Record) -> None:
         """As many at once as the endpoint takes; the next prompt is read when there is room."""
         assert self._ledger is not None, "prepare comes first"
-        turn = asyncio.Lock()
+        turn, spent = asyncio.Lock(), list[BudgetSpent]()
 
         async def work(client: ChatClient) -> None:
             while True:
                 async with turn:  # decoding goes on beside the calls, one prompt at a time
                     item = await asyncio.to_thread(next, items, None)
-                if item is None:
+                if item is None or spent:
                     return
-                record({item[0]: await self._ask(client, *item, sampling, seed)})
+                try:
+                    record({item[0]: await self._ask(client, *item, sampling, seed)})
+                except BudgetSpent as error:  # calls that are under way still come in
+                    spent.append(error)
 
         async with ChatClient(self.endpoint, self._ledger) as client:
             await together([work(client) for _ in range(self.endpoint.concurrency)])
+        if spent:
+            raise spent[0]
 
     async def _ask(
         self, client: ChatClient, index: int, prompt: Prompt, sampling: SamplingParams, seed: int
