@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longrl.chat.journal import Journal
-from longrl.datamodules.render import RowRenderer, files_of
+from longrl.datamodules.render import KnowsFeatures, RowRenderer, files_of
 from longrl.datamodules.skips import Skipped
 
 if TYPE_CHECKING:
@@ -66,6 +66,13 @@ class Policy(abc.ABC):
     @abc.abstractmethod
     def identity(self) -> dict[str, Any]:
         """All that decides its answers beside question, prompt and sampling: model, weights, engine. JSON, no paths."""
+
+    def stored(self) -> KnowsFeatures | None:
+        """Who knows which videos need not be decoded, once it is prepared; None: all must be."""
+        return None
+
+    def close(self) -> None:  # noqa: B027  # by default there is nothing to do
+        """The evaluation is over."""
 
     @abc.abstractmethod
     def check(self, sampling: SamplingParams) -> None:

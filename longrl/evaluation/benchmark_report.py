@@ -226,17 +226,19 @@ def _comparison(found: Comparison) -> str:
 
 def _facts(results: Mapping[str, Any]) -> dict[str, str]:
     policy, questions = results["policy"], results["questions"]
+    shown = {name: of["reading"] for name, of in results["conditions"].items()}
+    first = next(iter(shown.values()))
     facts = {
         "model": str(policy["model"]),
         "revision": str(policy["revision"] or "-"),
         "weights": str(policy.get("weights", "-")),
         "engine": str(policy["engine"]),
         "sampling": ", ".join(f"{name} {value}" for name, value in results["sampling"].items()),
-        "frames": results["reading"]["video"],
-        "question": results["reading"]["question_template"],
+        "frames": "; ".join(f"{name}: {of['video']}" for name, of in shown.items() if of["blind"] == "False"),
+        "question": first["question_template"],
         "questions": f"{questions['asked']} of {questions['records']} records; {questions['malformed']} malformed",
         "data": questions["fingerprint"],
-        "decoder": results["reading"]["decoder"],
+        "decoder": first["decoder"],
     }
     return {name: value for name, value in facts.items() if value != "-"}
 

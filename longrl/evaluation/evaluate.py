@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -107,6 +108,8 @@ def parsed(args: Sequence[str]) -> tuple[EvaluationConfig, LongVideoReason]:
 class Evaluation:
     """Asks what is not answered yet, then writes samples, results and report.
 
+    Under torchrun every process answers its part of the batches, and none writes: the same command alone does.
+
     Args:
         config: see `EvaluationConfig`.
         data: has the questions, as its `test` source.
@@ -116,6 +119,7 @@ class Evaluation:
         self.config, self.data = config, data
         self.folder = Path(config.out).expanduser()
         self.store: AnswerStore | None = None
+        self.part, self.num_parts = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
     def run(self) -> dict[str, Any]:
         """Everything.
@@ -127,7 +131,11 @@ class Evaluation:
             ValueError: no questions, too many that cannot be asked (`data.max_skipped_share`), an endpoint that refuses
                 every call or a spent budget. What was answered until then is on disk.
         """
+        from longrl.evaluation.compare import read_run
+
         self.config.policy.check(self.config.sampling)
+        if self.config.against is not None:
+            read_run(self.config.against)  # an error is told before hours of work
         self._read_rows()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.config.policy.prepare(self.folder)
@@ -136,6 +144,12 @@ class Evaluation:
             asked = [(condition, *self._asked(condition)) for condition in self.conditions()]
         finally:
             self.store.close()
+            self.config.policy.close()
+        if self.num_parts > 1:
+            logger.warning(
+                "part %d of %d is answered; run the command alone for the results", self.part, self.num_parts
+            )
+            return {}
         return self._write(asked)
 
     def _read_rows(self) -> None:
@@ -151,7 +165,7 @@ class Evaluation:
 
     def conditions(self) -> list[Condition]:
         """With so many frames each, or as `data.video` says; and without media if that is asked for."""
-        plain = replace(self.data.renderer, blind_share=0.0)
+        plain = replace(self.data.renderer, blind_share=0.0, stored=self.config.policy.stored())
         if plain.blind and self.config.frames:
             raise ValueError(f"--frames={self.config.frames} shows frames and data.blind none; set one of them")
         asked = [Condition(f"{count} frames", _with_frames(plain, count), count) for count in self.config.frames]
@@ -167,7 +181,9 @@ class Evaluation:
         """The answers under a condition, and why questions have none, by the number of their row."""
         assert self.store is not None
         keys = self._keys(condition)
-        missing = [index for index, key in enumerate(keys) if key not in self.store]
+        size = self.data.eval_prompts_per_batch
+        own = (index for index in range(len(keys)) if index // size % self.num_parts == self.part)
+        missing = [index for index in own if keys[index] not in self.store]
         skipped: dict[int, Skipped] = {}
         if missing:
             logger.info(
@@ -287,17 +303,16 @@ class Evaluation:
         from longrl.evaluation.outcomes import gain_over
 
         blind = next((found for found in outcomes if found.blind), None)
-        conditions = {}
+        conditions, readings = {}, {item.name: reading(item.renderer) for item in self.conditions()}
         for found in outcomes:
             gain = gain_over(blind, found) if blind is not None and not found.blind else None
             over_blind = dataclasses.asdict(gain) if gain else None
-            conditions[found.name] = {**found.to_dict(), "over_blind": over_blind}
+            conditions[found.name] = {"reading": readings[found.name], **found.to_dict(), "over_blind": over_blind}
         return {
             "benchmark": self.config.name,
             "policy": self.config.policy.identity(),
             "sampling": dataclasses.asdict(self.config.sampling),
             "seed": self.config.seed,
-            "reading": reading(self.data.renderer),
             "questions": {
                 "records": self.data.skips("test").num_rows,
                 "malformed": self.data.skips("test").num_rows - len(self.rows),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 from typing_extensions import override
 
+from longrl.datamodules.render import KnowsFeatures
 from longrl.evaluation.answering import Answer, Item, Policy, Record, hashed
 from longrl.models.base import CausalFamily, is_local
 from longrl.models.chunked_mlp import chunk_mlps
@@ -59,7 +61,7 @@ class LocalPolicy(Policy):
         self._family = family
         self.weights = weights
         self.engine = engine or HFEngine()
-        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        self.device = _device(device)
         stored = None
         if feature_cache_dir:
             stored = StoredFeatures(family, feature_cache_dir, int(feature_cache_disk_gib * GIB))
@@ -89,6 +91,18 @@ class LocalPolicy(Policy):
         for part in parts:
             part.to(self.device)
         self.model = model
+        if self.features.stored is not None:
+            self.features.stored.check(model)
+
+    @override
+    def stored(self) -> KnowsFeatures | None:
+        assert self.model is not None, "prepare comes first"
+        return None if self.features.stored is None else self.features.stored.cache(self.model)
+
+    @override
+    def close(self) -> None:
+        if self.engine.runs_elsewhere:  # one of this process ends with it
+            self.engine.close()
 
     @override
     def identity(self) -> dict[str, Any]:
@@ -122,6 +136,16 @@ class LocalPolicy(Policy):
             frame_indices=[list(indices) for indices in prompt.frame_indices],
             frame_times=[list(times) for times in prompt.frame_times],
         )
+
+
+def _device(name: str) -> torch.device:
+    """Under torchrun every process has a GPU of its own."""
+    if name != "auto":
+        return torch.device(name)
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def weights_hash(model: nn.Module) -> str:

@@ -80,7 +80,7 @@ def answer_record(
         "sample": index,
         "task": row.task,
         "category": row.category,
-        "breakdowns": {name: str(row.metadata.get(name) or "none") for name in breakdowns},
+        "breakdowns": {name: str(row.metadata.get(name, "none")) for name in breakdowns},
         "video": row.videos[0] if row.videos else "",
         "problem": row.problem,
         "answer": row.answer,

@@ -1,5 +1,6 @@
 """Policies in this process: real engines on tiny models, killed at any moment, and the same answers as `test`."""
 
+import dataclasses
 import json
 import random
 import time
@@ -10,11 +11,10 @@ from longrl.cli import main
 from longrl.evaluation.evaluate import Evaluation, parsed
 from longrl.evaluation.local import LocalPolicy, shown_name, weights_hash
 from longrl.evaluation.records import read_jsonl
-from longrl.models.tiny import tiny_qwen2_5_vl
 from tests.distributed import run_distributed
 from tests.evaluation.scripted import questions
 from tests.pipeline.running import join, kill, start_child
-from tests.runs import config, rollouts, run
+from tests.runs import ROOT, config, rollouts, run
 from tests.tiny import vl_folder
 
 
@@ -86,6 +86,38 @@ def test_a_video_is_encoded_once_for_all_its_questions(tmp_path):
     made = evaluation(tmp_path)
     made.run()
     assert made.config.policy.features.num_encoded == 2
+
+
+def test_stored_features_are_neither_decoded_nor_encoded_again(tmp_path, monkeypatch):
+    def with_cache(out, seed):
+        made = evaluation(out, f"--seed={seed}", "--sampling.temperature=1.0")
+        policy = LocalPolicy(made.config.policy.family, device="cpu", feature_cache_dir=str(tmp_path / "features"))
+        made.config = dataclasses.replace(made.config, policy=policy)
+        return made
+
+    first = with_cache(tmp_path / "a", 0)
+    wanted = first.run()
+    assert first.config.policy.features.num_encoded == 2
+    monkeypatch.setattr("longrl.datamodules.video.VideoReader.chunks", None)
+    second = with_cache(tmp_path / "b", 0)
+    assert second.run() == wanted
+    assert second.config.policy.features.num_encoded == 0
+    assert said(tmp_path / "a") == said(tmp_path / "b")
+
+
+def test_several_processes_share_the_questions_and_one_reports(tmp_path, monkeypatch):
+    whole = evaluated(tmp_path / "whole")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        assert evaluated(tmp_path / "shared") == {}
+    assert not (tmp_path / "shared" / "results.json").exists()
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.delenv("RANK")
+    last = evaluation(tmp_path / "shared")
+    last.config.policy.answer = None  # nothing is left to ask
+    assert last.run() == whole
+    assert len(list((tmp_path / "shared" / "answers").iterdir())) == 2
 
 
 def test_other_weights_are_asked_anew_and_never_mixed(tmp_path):
@@ -161,17 +193,25 @@ def evaluated(*args, **options):
     return evaluation(*args, **options).run()
 
 
-def with_vllm(out, folder):
-    return evaluated(out, "--frames=[4,8]", "--blind_baseline=true", engine=VLLM, folder=folder)
+def describing(out, engine=None):
+    """The demo's base model describes what it sees, so that its greedy answers tell videos and frames apart."""
+    asked = ("--data.question_template={problem}", "--sampling.max_completion_tokens=24", "--frames=[4,8]")
+    options = {"random_init": False, "min_pixels": 3136, "max_pixels": 3136}
+    folder = str(ROOT / "configs" / "demo" / "base")
+    return evaluated(out, *asked, "--blind_baseline=true", engine=engine, folder=folder, **options)
 
 
 @pytest.mark.vllm
 @pytest.mark.slow
 def test_vllm_answers_as_transformers_do(tmp_path):
     pytest.importorskip("vllm")
-    folder = str(tiny_qwen2_5_vl(tmp_path / "model", text={"hidden_size": 192}))
-    (results,) = run_distributed(with_vllm, 1, tmp_path / "vllm", folder)
-    plain = evaluated(tmp_path / "hf", "--frames=[4,8]", "--blind_baseline=true", folder=folder)
-    assert said(tmp_path / "vllm") == said(tmp_path / "hf")
+    (results,) = run_distributed(describing, 1, tmp_path / "vllm", VLLM)
+    plain = describing(tmp_path / "hf")
+    found = read_jsonl(tmp_path / "vllm" / "samples.jsonl")
+    answers = [[line["condition"], line["id"], line["resps"]] for line in found]
+    assert answers == [
+        [line["condition"], line["id"], line["resps"]] for line in read_jsonl(tmp_path / "hf" / "samples.jsonl")
+    ]
+    assert len({str(resps) for _, _, resps in answers}) > 4
     assert results["conditions"] == plain["conditions"]
     assert results["policy"]["versions"]["vllm"]
