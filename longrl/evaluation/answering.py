@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +94,7 @@ class Policy(abc.ABC):
 
 def doc_hash(row: Row) -> str:
     """Sha256 of what a row says: question, answer, kind, metadata and the names of its media, not their folders."""
-    told = {**asdict(row), "metadata": dict(row.metadata)}
+    told = {**asdict(row), "metadata": portable(row.metadata)}
     for kind in ("videos", "images", "audios"):
         told[kind] = [Path(path).name for path in told[kind]]
     return hashed(told)
@@ -105,6 +105,19 @@ def hashed(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=repr).encode()).hexdigest()
 
 
+def portable(value: Any) -> Any:
+    """A value as JSON in which files and folders go by their names: on another machine they lie elsewhere."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, Mapping):
+        return {str(name): portable(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [portable(item) for item in value]
+    if isinstance(value, str) and os.sep in value and (os.path.isabs(value) or os.path.exists(value)):
+        return Path(value).name
+    return value
+
+
 _NOT_SHOWN = (
     "family", "stage", "response_template", "answer_template", "blind_share", "max_prompt_tokens", "cached_media",
     "decoding", "share", "stored", "_cache", "_checked",
@@ -112,11 +125,11 @@ _NOT_SHOWN = (
 """Fields of a renderer that do not change what a policy is shown; every other one is part of a question's key."""
 
 
-def reading(renderer: RowRenderer) -> dict[str, str]:
+def reading(renderer: RowRenderer) -> dict[str, Any]:
     """What decides, beside row and family, what a policy is shown: frames, template, and so on."""
     import av
 
-    told = {name: repr(value) for name, value in vars(renderer).items() if name not in _NOT_SHOWN}
+    told = {name: portable(value) for name, value in vars(renderer).items() if name not in _NOT_SHOWN}
     return told | {"decoder": f"PyAV {av.__version__}"}
 
 

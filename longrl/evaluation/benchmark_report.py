@@ -233,14 +233,18 @@ def _facts(results: Mapping[str, Any]) -> dict[str, str]:
         "revision": str(policy["revision"] or "-"),
         "weights": str(policy.get("weights", "-")),
         "engine": str(policy["engine"]),
-        "sampling": ", ".join(f"{name} {value}" for name, value in results["sampling"].items()),
-        "frames": "; ".join(f"{name}: {of['video']}" for name, of in shown.items() if of["blind"] == "False"),
+        "sampling": _told(results["sampling"]),
+        "frames": "; ".join(f"{name}: {_told(of['video'])}" for name, of in shown.items() if not of["blind"]),
         "question": first["question_template"],
         "questions": f"{questions['asked']} of {questions['records']} records; {questions['malformed']} malformed",
         "data": questions["fingerprint"],
         "decoder": first["decoder"],
     }
     return {name: value for name, value in facts.items() if value != "-"}
+
+
+def _told(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in options.items() if value is not None)
 
 
 def cards(outcomes: Sequence[Outcome], rows: Sequence[Row], count: int) -> list[SampleCard]:

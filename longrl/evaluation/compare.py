@@ -173,7 +173,7 @@ def show(found: Comparisons) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(width=110)
     for condition, item in found.by_condition.items():
         table = Table(
             "", "strict", "robust", "n", "won", "lost", title=f"{item.second} minus {item.first} ({condition})"

@@ -14,7 +14,7 @@ from torch import nn
 from typing_extensions import override
 
 from longrl.datamodules.render import KnowsFeatures
-from longrl.evaluation.answering import Answer, Item, Policy, Record, hashed
+from longrl.evaluation.answering import Answer, Item, Policy, Record, hashed, portable
 from longrl.models.base import CausalFamily, is_local
 from longrl.models.chunked_mlp import chunk_mlps
 from longrl.modules.weights import plain_from
@@ -170,8 +170,8 @@ def shown_name(source: str) -> str:
     return path.resolve().parents[1].name if inside_run else path.resolve().name
 
 
-def _settings(family: CausalFamily) -> dict[str, str]:
-    told = {name: repr(value) for name, value in family.__getstate__().items() if name not in _SAME_ANSWERS}
+def _settings(family: CausalFamily) -> dict[str, Any]:
+    told = {name: portable(value) for name, value in family.__getstate__().items() if name not in _SAME_ANSWERS}
     return told | {"chat_template": hashed(family.tokenizer.chat_template)}
 
 

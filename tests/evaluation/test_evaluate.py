@@ -5,9 +5,11 @@ import os
 
 import pytest
 
+from longrl.evaluation.answering import doc_hash, portable
 from longrl.evaluation.benchmark_report import remarks
 from longrl.evaluation.evaluate import Evaluation, parsed
 from longrl.evaluation.records import read_jsonl
+from longrl.types import Row
 from tests.evaluation import scripted
 from tests.evaluation.scripted import benchmark, evaluated, questions, records
 from tests.evaluation.test_report import Tags
@@ -275,3 +277,18 @@ def test_remarks_say_that_nothing_was_answered(tmp_path):
     (condition,) = evaluation.conditions()
     assert remarks([evaluation._outcome(condition, {}, {})]) == ["video: no question was answered."]
     assert os.listdir(tmp_path) == []
+
+
+def test_a_data_set_has_the_same_hashes_wherever_it_lies(tmp_path):
+    """Paths in the metadata, too, such as those of subtitles."""
+    hashes = []
+    for name in ("here", "there"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "7.srt").write_text("")
+        row = Row(
+            "7", "Which?\nA. x\nB. y", "A", videos=(f"{folder}/7.mp4",), metadata={"subtitles": f"{folder}/7.srt"}
+        )
+        hashes.append(doc_hash(row))
+    assert hashes[0] == hashes[1] != doc_hash(Row("7", "Which?\nA. x\nB. y", "B", videos=("7.mp4",)))
+    assert portable({"a": (1, "b/c", f"{tmp_path}/here")}) == {"a": [1, "b/c", "here"]}
