@@ -30,8 +30,9 @@ from longrl.datamodules.render import (
     check_template,
     files_of,
 )
-from longrl.datamodules.rows import load_row_function, make_rows, media_root_of, read_records
+from longrl.datamodules.rows import load_row_function, make_rows
 from longrl.datamodules.skips import SkipLog, Skipped
+from longrl.datamodules.sources import media_root_of, read_records
 from longrl.datamodules.streaming import Decoding
 from longrl.datamodules.video import VideoSampling
 from longrl.models.base import ModelFamily
