@@ -240,9 +240,10 @@ def option_letter(problem: str, answer: str) -> str:
     """
     from longrl.rewards.choice import parse_options
 
-    if letter := LETTER.fullmatch(answer):
+    options, letter = parse_options(problem), LETTER.fullmatch(answer)
+    if letter and (not options or letter[1].upper() in options):
         return letter[1].upper()
-    for option, wording in parse_options(problem).items():
+    for option, wording in options.items():
         if answer in (wording, f"{option}. {wording}", f"{option}) {wording}", f"({option}) {wording}"):
             return option
     return answer
