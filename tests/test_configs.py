@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser
 from longrl.algorithms import Algorithm, Constant
 from longrl.callbacks.rollout import RolloutCallback
 from longrl.datamodules.longvideo_reason import LongVideoReason
+from longrl.datamodules.mixing import DataSource
 from longrl.datamodules.synthetic import SyntheticConfig, generate
 from longrl.models.base import CausalFamily
 from longrl.modules.policy import PolicyModule
@@ -126,7 +127,7 @@ def test_a_family_names_a_hub_model_and_states_the_keys_of_its_class(path):
 @files(PIECES["data"])
 def test_a_data_piece_lies_over_a_recipe(path):
     values, data = raw(path), built("--config", VIDEO, ON_CPU, "--data", path).datamodule
-    assert data.sources == {split: [values[split]] for split in ("train", "val", "test")}
+    assert data.sources == {split: [DataSource(values[split])] for split in ("train", "val", "test")}
     assert (data.media_root, data.bad_records) == (values["media_root"], values["bad_records"])
 
 
