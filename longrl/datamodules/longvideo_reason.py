@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import astuple, replace
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,7 @@ from longrl.datamodules.mixing import DataSource, MixedOrder, first_rows, source
 from longrl.datamodules.render import (
     DEFAULT_QUESTION,
     DEFAULT_RESPONSE,
+    NO_SUBTITLES,
     KnowsFeatures,
     RowRenderer,
     Stage,
@@ -35,6 +36,7 @@ from longrl.datamodules.rows import load_row_function, make_rows
 from longrl.datamodules.skips import SkipLog, Skipped
 from longrl.datamodules.sources import media_root_of, read_records
 from longrl.datamodules.streaming import Decoding
+from longrl.datamodules.subtitles import Subtitles, tell_subtitles
 from longrl.datamodules.video import VideoSampling
 from longrl.models.base import ModelFamily
 from longrl.parallel import Parallel
@@ -67,12 +69,13 @@ class LongVideoReason(LightningDataModule):
         media_root: folder where relative media paths start; by default that of the source, if it is a file.
         row_function: import path (or `file.py:function`) of the function that turns a record into a `Row`.
         stage: `sft` gives prompts their target, from reasoning and answer; `rl` leaves it to be sampled.
-        question_template: what the model is asked; `{problem}` is the question with its options. In all templates
-            braces around anything but a name stay, as LaTeX's do.
+        question_template: what the model is asked; `{problem}` is the question with its options, `{subtitles}` what
+            `subtitles` says. In all templates braces around anything but a name stay, as LaTeX's do.
         response_template: SFT target of a row, from its `{reasoning}` and `{answer}`; `{option}` is the wording of the
             right option, for models too small to find its letter (rewards take either).
         answer_template: SFT target of a row without reasoning.
         video: which frames of a video are read.
+        subtitles: which subtitles of a video are shown.
         blind: leave all media out, to see what the text alone gives away.
         blind_share: share of the training rows without their media and reasoning, so that the model can answer, by
             guessing, when it sees nothing; which rows is decided by their ids.
@@ -112,6 +115,7 @@ class LongVideoReason(LightningDataModule):
         response_template: str = DEFAULT_RESPONSE,
         answer_template: str = "{answer}",
         video: VideoSampling = DEFAULT_SAMPLING,
+        subtitles: Subtitles = NO_SUBTITLES,
         blind: bool = False,
         blind_share: float = 0.0,
         prompts_per_batch: int = 8,
@@ -139,7 +143,12 @@ class LongVideoReason(LightningDataModule):
         _share(max_skipped_share=max_skipped_share, blind_share=blind_share)
         if "{problem}" not in question_template:
             raise ValueError(f"data.question_template must contain {{problem}}, got {question_template!r}")
-        check_template("question_template", question_template, ("problem",))
+        check_template("question_template", question_template, ("problem", "subtitles"))
+        if subtitles.source and "{subtitles}" not in question_template:
+            raise ValueError(
+                f"data.subtitles.source={subtitles.source} is shown where data.question_template says {{subtitles}}, "
+                f"got {question_template!r}; add it"
+            )
         for name, template in (("response_template", response_template), ("answer_template", answer_template)):
             check_template(name, template, ("reasoning", "answer", "option"))
         if not num_workers and (prefetch_prompts or multiprocessing_context):
@@ -173,6 +182,7 @@ class LongVideoReason(LightningDataModule):
             blind=blind,
             blind_share=blind_share,
             max_prompt_tokens=max_prompt_tokens,
+            subtitles=subtitles,
             cached_media=cached_media,
             decoding=Decoding(decode_chunk_frames, max_held_mib),
         )
@@ -223,6 +233,7 @@ class LongVideoReason(LightningDataModule):
         skips.add_known([*_bad_records(found), *(self._missing_files(rows) if self.check_files else [])])
         self.datasets[split] = RenderedRows(rows, self._renderer(split))
         self._tell_targets(split)
+        tell_subtitles(split, rows, self.renderer.subtitles)
 
     def _read_source(self, one: DataSource) -> list[Row | ValueError]:
         media_root = one.media_root or self.media_root or media_root_of(one.source)
@@ -281,7 +292,9 @@ class LongVideoReason(LightningDataModule):
         dataset = self.datasets["train"]
         order = RowOrder(len(dataset), self.seed, rank, world_size)
         if self.weights:
-            order = MixedOrder(*astuple(order), self._sizes["train"], self.weights)
+            order = MixedOrder(
+                len(dataset), self.seed, rank, world_size, sizes=self._sizes["train"], weights=self.weights
+            )
         team = self._parallel().team
         self._stream = PromptStream(dataset, order, self._skips["train"], self.loader_options, team)
         self.train_dataloader()  # a batch larger than the source is an error now, not after the weights are loaded

@@ -10,6 +10,7 @@ field; `data.bad_records: skip` leaves them out, listed and counted.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from longrl.datamodules.rows import (
     text_field,
 )
 from longrl.datamodules.sources import Record
+from longrl.datamodules.subtitles import SUFFIXES
 from longrl.types import Row
 
 DIRECTION = re.compile(
@@ -62,8 +64,10 @@ def canonical_row(record: Record, index: int, media_root: str | None = None) -> 
     kind = str(record.get("problem_type") or "")
     task = kind if kind in TASKS else VIDEO_R1_TASKS.get(kind)
     extra = dict(record.get("metadata") or {})
-    if record.get("subtitles"):
-        extra["subtitles"] = record["subtitles"]
+    if told := record.get("subtitles"):
+        listed = isinstance(told, list)
+        found = [_subtitle_path(one, media_root) for one in (told if listed else [told])]
+        extra["subtitles"] = found if listed else found[0]
     return _asked(
         record,
         index,
@@ -77,6 +81,13 @@ def canonical_row(record: Record, index: int, media_root: str | None = None) -> 
         reasoning=record.get("reasoning"),
         metadata=extra,
     )
+
+
+def _subtitle_path(told: object, media_root: str | None) -> object:
+    """A file's path; lines and texts as they are."""
+    if isinstance(told, str) and told.endswith(SUFFIXES) and "\n" not in told:
+        return os.path.join(media_root or "", told)
+    return told
 
 
 def lmms_eval_row(record: Record, index: int, media_root: str | None = None) -> Row:
@@ -261,9 +272,8 @@ def _clevrer_question(item: Mapping[str, Any], index: int, video_id: str) -> dic
     wordings = [text_field(choice, "choice", index) for choice in choices]
     right = [n for n, choice in enumerate(choices) if text_field(choice, "answer", index) == "correct"]
     if item["question_type"] == "predictive":
-        answer = right[0] if len(right) == 1 else None
-        known = {"question": question, "options": wordings, "answer": answer, "task": "multiple_choice"}
-        return known | {"metadata": metadata}
+        known = {"question": question, "options": wordings, "task": "multiple_choice", "metadata": metadata}
+        return known | {"answer": right[0] if len(right) == 1 else None}
     numbers = [str(n + 1) for n in right]
     metadata["aliases"] = [",".join(numbers), " and ".join(numbers)] if numbers else None
     lines = [f"{n}) {wording}" for n, wording in enumerate(wordings, start=1)]

@@ -289,7 +289,7 @@ def test_the_canonical_form_takes_answers_in_any_spelling(answer):
     row = only([published.canonical(answer=answer)], canonical_row, "/m")
     assert (row.id, row.problem, row.answer) == ("q1", "What falls?\nA. a cup\nB. a plate", "B")
     assert (row.videos, row.category, row.task) == (("/m/clips/a.webm",), "plot", "multiple_choice")
-    assert row.metadata == {"video_id": "a", "domain": "home", "subtitles": "clips/a.srt"}
+    assert row.metadata == {"video_id": "a", "domain": "home", "subtitles": "/m/clips/a.srt"}
 
 
 def test_the_canonical_form_without_options():
