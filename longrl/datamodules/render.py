@@ -194,8 +194,10 @@ def check_template(option: str, template: str, names: Collection[str]) -> None:
 
 
 def without_media(row: Row) -> Row:
-    """The row as a blind model is asked it."""
-    return replace(row, videos=(), images=(), audios=(), reasoning=None, problem=MEDIA_TAG.sub("", row.problem).strip())
+    """The row as a blind model is asked it. Which videos it had stays known, for their subtitles (`when_blind`)."""
+    metadata = {**row.metadata, "left_out_videos": [*row.videos]} if row.videos else row.metadata
+    problem = MEDIA_TAG.sub("", row.problem).strip()
+    return replace(row, videos=(), images=(), audios=(), reasoning=None, problem=problem, metadata=metadata)
 
 
 def files_of(row: Row) -> tuple[str, ...]:

@@ -122,7 +122,7 @@ def fitting(texts: Sequence[str], max_chars: int) -> list[str]:
 def _lines_of(row: Row, source: str) -> list[list[Line]]:
     """Of each of a row's videos."""
     if source != "record":
-        paths = [_file_of(video, source) for video in row.videos]
+        paths = [_file_of(video, source) for video in row.videos or row.metadata.get("left_out_videos", ())]
         return [read_subtitles(path) if path else [] for path in paths]
     told = row.metadata.get("subtitles") or []
     several = isinstance(told, list) and all(isinstance(one, str) for one in told)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from longrl.datamodules.loader import UnusableRow
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.datamodules.media_files import find_video
 from longrl.datamodules.published import (
@@ -18,12 +19,15 @@ from longrl.datamodules.published import (
     star_row,
     video_mme_row,
 )
+from longrl.datamodules.render import RowRenderer
 from longrl.datamodules.rows import clevr_row, geometry_row, longvideo_reason_row, make_rows
 from longrl.datamodules.sources import read_records
+from longrl.datamodules.synthetic import SyntheticConfig, generate
+from longrl.datamodules.video import VideoSampling
 from longrl.rewards.tasks import accuracy
 from longrl.types import Completion, Row
 from tests.datamodules import published_records as published
-from tests.tiny import text_family
+from tests.tiny import text_family, vl_family
 
 
 def touch(root: Path, *names: str) -> str:
@@ -248,6 +252,40 @@ def test_a_question_of_star_is_about_its_situation():
     assert row.metadata == {"video_id": "TJZ0P", "span_s": [1.0, 3.0]}
     assert "'start' must lie before 'end', got 3 and 1 s" in error_of(published.star(start=3, end=1), star_row)
     assert "got 'The spoon.'" in error_of(published.star(answer="The spoon."), star_row)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Path:
+    """A folder with a video of 8 to 10 s under the name that STAR's records have."""
+    folder = tmp_path_factory.mktemp("star")
+    generate(folder, SyntheticConfig(1, 1, 1, scene_s=2.0, size=56))
+    (folder / "videos" / "train_000000.mp4").rename(folder / "videos" / "TJZ0P.mp4")
+    return folder
+
+
+def test_only_the_situation_is_read_and_two_of_a_video_are_two_media(clip):
+    records = [published.star(), published.star(start=4.0, end=6.5)]
+    rows = make_rows(records, star_row, str(clip))
+    renderer = RowRenderer(vl_family(), VideoSampling(fps=2.0, min_frames=1), cached_media=4)
+    first, second, again = (renderer(row).media[0] for row in (*rows, rows[0]))
+    assert all(1.0 <= time < 3.0 for time in first.timestamps)
+    assert all(4.0 <= time < 6.5 for time in second.timestamps)
+    assert first.key == again.key != second.key
+    assert first.grid_thw[0] == 2  # 4 frames, two to a cell
+
+
+def test_a_situation_behind_the_end_of_its_video_is_skipped(clip):
+    (row,) = make_rows([published.star(start=90, end=95)], star_row, str(clip))
+    with pytest.raises(UnusableRow, match=r"TJZ0P\.mp4: it ends after .* s, before the part from 90 s on"):
+        RowRenderer(vl_family(), VideoSampling())(row)
+
+
+def test_the_sound_of_a_part_is_never_that_of_the_whole(clip):
+    family = vl_family()
+    family.use_audio_in_video = True
+    (row,) = make_rows([published.star()], star_row, str(clip))
+    with pytest.raises(UnusableRow, match="a sound track is heard as a whole; set .*use_audio_in_video to false"):
+        RowRenderer(family, VideoSampling())(row)
 
 
 def test_star_without_choices_or_answer_is_refused():

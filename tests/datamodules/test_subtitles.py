@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.datamodules.published import canonical_row, video_mme_row
-from longrl.datamodules.render import DEFAULT_QUESTION, RowRenderer
+from longrl.datamodules.render import DEFAULT_QUESTION, RowRenderer, without_media
 from longrl.datamodules.rows import make_rows
 from longrl.datamodules.subtitles import Line, Subtitles, fitting, read_subtitles
 from longrl.datamodules.synthetic import SyntheticConfig, generate
@@ -214,6 +214,8 @@ def test_a_blind_question_drops_them_or_keeps_all_of_them(clip):
     assert asked(clip, blind=True) == "Who speaks?"
     kept = asked(clip, blind=True, when_blind="keep")
     assert kept == "Spoken:\nwe light the first candle\n42\nit burns & burns\nan hour later\n\nWho speaks?"
+    again = without_media(question(clip))  # as a checkpoint has the row of such a prompt
+    assert asked(clip, again, blind=True, when_blind="keep") == kept
 
 
 @pytest.mark.parametrize(
