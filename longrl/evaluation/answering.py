@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from longrl.chat.journal import Journal
 from longrl.datamodules.render import KnowsFeatures, RowRenderer, files_of
 from longrl.datamodules.skips import Skipped
+from longrl.datamodules.subtitles import subtitle_files
 
 if TYPE_CHECKING:
     from longrl.models.base import ModelFamily
@@ -133,17 +134,22 @@ def reading(renderer: RowRenderer) -> dict[str, Any]:
     return told | {"decoder": f"PyAV {av.__version__}"}
 
 
-def question_key(row: Row, asked: Mapping[str, Any], blind: bool) -> str:
-    """Name of a question's answer on disk: hash of row, media and `asked`.
+def question_key(row: Row, asked: Mapping[str, Any], renderer: RowRenderer) -> str:
+    """Name of a question's answer on disk: hash of row, media, subtitles and `asked`.
 
-    Of media their sizes count, not their content: to hash it, hours of video would be read to find an answer.
+    Of files their sizes count, not their content: to hash it, hours of video would be read to find an answer.
 
     Args:
         row: the question.
         asked: identity of the policy, sampling, seed, and what `reading` tells.
-        blind: whether the media are left out.
+        renderer: says which of the row's files are shown.
     """
-    sizes = [] if blind else [os.path.getsize(path) if os.path.exists(path) else None for path in files_of(row)]
+    paths = subtitle_files(row, renderer.subtitles.source)
+    if renderer.blind:
+        paths = paths if renderer.subtitles.when_blind == "keep" else []
+    else:
+        paths += files_of(row)
+    sizes = [os.path.getsize(path) if os.path.exists(path) else None for path in paths]
     return hashed([doc_hash(row), sizes, asked])
 
 

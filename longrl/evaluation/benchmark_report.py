@@ -269,7 +269,9 @@ def _card(outcomes: Sequence[Outcome], index: int, row: Row) -> SampleCard:
     shown: dict[str, Any] = {}
     if row.videos:
         try:
-            frames = read_video(row.videos[0], VideoSampling(fps=None, num_frames=NUM_CARD_FRAMES))
+            span = row.metadata.get("span_s")
+            rule = VideoSampling(fps=None, num_frames=NUM_CARD_FRAMES, span_s=tuple(span) if span else None)
+            frames = read_video(row.videos[0], rule)
             shown = {"frames": np.ascontiguousarray(frames.pixels.permute(0, 2, 3, 1)), "timestamps": frames.timestamps}
         except BrokenMedia:  # of an evaluation without video, or one that has ended long ago
             shown = {}

@@ -199,7 +199,7 @@ class Evaluation:
             "seed": self.config.seed,
             "reading": reading(condition.renderer),
         }
-        return [question_key(row, asked, condition.renderer.blind) for row in self.rows]
+        return [question_key(row, asked, condition.renderer) for row in self.rows]
 
     def _ask(
         self, condition: Condition, keys: Sequence[str], missing: Sequence[int], skipped: dict[int, Skipped]

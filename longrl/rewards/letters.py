@@ -55,7 +55,8 @@ def plain_text(text: str) -> str:
 # Words after "A" that show it is the letter; before any other lower-case word it is the article ("A man is walking").
 _AFTER_LETTER = (
     "because since as is was isn't and or but nor not for with based given due where while which that so would could "
-    "should must can cannot best matches fits describes seems looks in if than"
+    "should must can cannot best matches fits describes seems looks in if than "
+    "porque pois parce puisque weil denn perch\u00e9"  # "because" in Spanish, Portuguese, French, German and Italian
 )
 _BEST = r"(?:correct|right|best|final|most (?:likely|plausible|accurate|appropriate|suitable))"
 _HEAD = (
@@ -70,9 +71,10 @@ _FILLER = (
     r"indeed|most|seems|appears|to|has)(?![\w'])|:|=|-+>?|\u2192|,))*\s*(?:(?:option|choice|letter|answer)\b\s*:?\s*)?"
 )
 _IS_RIGHT = (
-    r" (?:is|must be|would be|seems|looks)(?: \w+ly| thus)? "
+    r"(?: (?:is|must be|would be|seems|looks)(?: \w+ly| thus)? "
     r"(?:correct\b|right\b|the answer\b"
     rf"|(?:the )?(?:{_BEST} ){{1,3}}(?:answer|option|choice|one|match|fit|description)\b)"
+    r"| ?[:=] ?(?:yes|correct)(?=[.,;!]|$))"  # "A: no. B: yes."
 )
 _IS_WRONG = re.compile(
     r"[)\]]?(?:\s+(?:is|are|was|were|can|could|do|does|did|seems?|looks?|has|have|would|both|also|clearly|all|be|to)"
@@ -82,7 +84,8 @@ _IS_WRONG = re.compile(
 )
 _REJECTING = re.compile(
     r"(?:\bnot|n't|\bnor|\bneither|\bnever|\bunlike|\bthan|\b(?:rul|eliminat|exclud|reject|discard)(?:e|es|ed|ing)?"
-    r"(?: out)?|\binstead of|\bwrong (?:answer|option|choice) is)(?: options?| choices?| answers?| letters?)? *[(\[]?$",
+    r"(?: out)?|\binstead of|\bwrong (?:answer|option|choice) is|\bnicht|\bkeine?|\bpas|\bnon|\bno es"
+    r"|\u4e0d\u662f|\u4e0d\u9009|\u5e76\u975e)(?: options?| choices?| answers?| letters?)? *[(\[]?$",
     re.IGNORECASE,
 )
 _CONCLUDING = re.compile(
