@@ -14,11 +14,16 @@ from tests.chat.server import Server, completion
 from tests.evaluation.scripted import questions
 
 
-def arguments(out, url, *more, **options):
-    endpoint = {"model": "served", "url": url, "timeout_s": 5.0, "backoff_s": 0.01, "retries": 2, "concurrency": 3}
+def arguments(out, url, *more, policy=None, **options):
+    """Command line of an evaluation; `options` are the endpoint's, `policy` has those of the policy."""
+    quick = {"timeout_s": 60.0, "backoff_s": 0.01, "retries": 2, "concurrency": 3}
     policy = {
         "class_path": "longrl.evaluation.endpoint.EndpointPolicy",
-        "init_args": {"endpoint": endpoint, "max_side": 28, **options},
+        "init_args": {
+            "endpoint": {"model": "served", "url": url, **quick, **options},
+            "max_side": 28,
+            **(policy or {}),
+        },
     }
     return [
         f"--policy={json.dumps(policy)}", f"--out={out}", f"--data.test={questions()}", "--data.video.fps=1.0",
@@ -74,7 +79,7 @@ def test_the_frames_sent_are_the_frames_of_the_file(tmp_path):
     import numpy as np
 
     with Server(completion("B")) as server:
-        evaluated(tmp_path, server.url, "--frames=[4]", "--data.max_eval_rows=1", max_side=64)
+        evaluated(tmp_path, server.url, "--frames=[4]", "--data.max_eval_rows=1", policy={"max_side": 64})
         (body,) = server.bodies
     (indices,) = lines(tmp_path)[0]["frame_indices"]
     record = json.loads(questions().read_text().splitlines()[0])
@@ -111,8 +116,8 @@ def test_nothing_is_paid_twice_even_if_the_answers_are_lost(tmp_path):
 def test_a_spent_budget_says_so_and_a_larger_one_goes_on(tmp_path):
     with Server(completion("<answer>B</answer>")) as server:
         with pytest.raises(ValueError, match="max_calls=5 is spent"):
-            evaluated(tmp_path, server.url, budget={"max_calls": 5})
-        results = evaluated(tmp_path, server.url, budget={"max_calls": 8})
+            evaluated(tmp_path, server.url, policy={"budget": {"max_calls": 5}})
+        results = evaluated(tmp_path, server.url, policy={"budget": {"max_calls": 8}})
         assert len(server.bodies) == 8
     assert results["conditions"]["video"]["scores"]["overall"]["n"] == 8
 
@@ -142,9 +147,9 @@ def test_a_cut_reply_and_a_refused_one_are_told(tmp_path):
 
 def test_another_revision_under_one_name_is_asked_anew(tmp_path):
     with Server(completion("<answer>B</answer>")) as server:
-        evaluated(tmp_path / "a", server.url, revision="one")
-        evaluated(tmp_path / "a", server.url, revision="two")
-        evaluated(tmp_path / "a", server.url, revision="one")
+        evaluated(tmp_path / "a", server.url, policy={"revision": "one"})
+        evaluated(tmp_path / "a", server.url, policy={"revision": "two"})
+        evaluated(tmp_path / "a", server.url, policy={"revision": "one"})
         assert len(server.bodies) == 16
 
 
