@@ -269,7 +269,9 @@ class FramePosition:
         self._frames = self._container.decode(self._stream)
 
 
-def read_video(path: str | Path, sampling: VideoSampling, share: Share = WHOLE, frames_per_cell: int = 1) -> Frames:
+def read_video(
+    path: str | Path, sampling: VideoSampling, share: Share = WHOLE, frames_per_cell: int = 1
+) -> Frames:
     """The sampled frames of a video file, all of them in memory; see `VideoReader` for arguments and errors.
 
     Returns:
