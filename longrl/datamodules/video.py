@@ -189,9 +189,7 @@ class VideoReader:
         _refuse_unreliable(path)
         with _as_broken(path):
             index = _frame_index(path)
-        length_s = index.end_s - float(index.starts[0])
-        if sampling.span_s is not None and sampling.span_s[0] >= length_s:
-            raise BrokenMedia(path, f"it ends after {length_s:.1f} s, before the part from {sampling.span_s[0]:g} s on")
+        _refuse_late_span(path, sampling, index.end_s - float(index.starts[0]))
         indices = sample_indices(index.starts, index.end_s, sampling)
         held = share.frames(len(indices), frames_per_cell)
         self.path, self._index = path, index
@@ -202,7 +200,7 @@ class VideoReader:
             pixels=torch.empty(0, 3, *index.size, dtype=torch.uint8),
             timestamps=tuple((index.starts[indices] - index.starts[0]).tolist()),
             key=hashlib.sha256(f"video {digest} PyAV {av.__version__} {indices}".encode()).hexdigest(),
-            duration_s=length_s,
+            duration_s=index.end_s - float(index.starts[0]),
             indices=tuple(indices),
         )
         """Times, key and size, without a frame."""
@@ -272,7 +270,9 @@ class FramePosition:
         self._frames = self._container.decode(self._stream)
 
 
-def read_video(path: str | Path, sampling: VideoSampling, share: Share = WHOLE, frames_per_cell: int = 1) -> Frames:
+def read_video(
+    path: str | Path, sampling: VideoSampling, share: Share = WHOLE, frames_per_cell: int = 1
+) -> Frames:
     """The sampled frames of a video file, all of them in memory; see `VideoReader` for arguments and errors.
 
     Returns:
@@ -336,6 +336,11 @@ def _frame_index(path: str | Path) -> FrameIndex:
     is_key[0] = True  # there is nothing before it
     last_s = durations[-1] * unit or (float(np.median(np.diff(starts))) if len(pts) > 1 else 0.0)
     return FrameIndex(pts, starts, float(starts[-1] + last_s), np.flatnonzero(is_key), size)
+
+
+def _refuse_late_span(path: str | Path, sampling: VideoSampling, length_s: float) -> None:
+    if sampling.span_s is not None and sampling.span_s[0] >= length_s:
+        raise BrokenMedia(path, f"it ends after {length_s:.1f} s, before the part from {sampling.span_s[0]:g} s on")
 
 
 def _timeless(path: str | Path) -> BrokenMedia:
