@@ -169,7 +169,7 @@ def seeing(out, url):
     rows = videos(3).parent / "train.jsonl"
     given = arguments(
         out, url + "/v1", "--frames=[10]", "--blind_baseline=true", "--sampling.num_generations=4",
-        "--sampling.temperature=1.0", policy={"max_side": 112}, timeout_s=4.0, concurrency=4,
+        "--sampling.temperature=1.0", policy={"max_side": 112}, timeout_s=2.5, concurrency=4,
     )  # fmt: skip
     return ["evaluate", *given, f"--data.test={rows}"]
 
