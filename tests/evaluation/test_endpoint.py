@@ -3,7 +3,9 @@
 import base64
 import io
 import json
+import random
 import re
+import time
 
 import pytest
 from PIL import Image
@@ -12,6 +14,7 @@ from longrl.evaluation.evaluate import Evaluation, parsed
 from longrl.evaluation.records import read_jsonl
 from tests.chat.server import Server, completion
 from tests.evaluation.scripted import questions
+from tests.pipeline.running import Scripted, join, kill, start_child, videos
 
 
 def arguments(out, url, *more, policy=None, **options):
@@ -156,3 +159,37 @@ def test_another_revision_under_one_name_is_asked_anew(tmp_path):
 def test_top_k_is_no_option_of_an_endpoint(tmp_path):
     with pytest.raises(ValueError, match=r"sampling\.top_k=5 is no option of OpenAI's chat completions"):
         evaluated(tmp_path, "http://127.0.0.1:9/v1", "--sampling.top_k=5")
+
+
+# ---- a server that looks at the frames ----
+
+
+def seeing(out, url):
+    """4 answers to each of 12 questions on 3 videos, with video and without."""
+    rows = videos(3).parent / "train.jsonl"
+    given = arguments(
+        out, url + "/v1", "--frames=[10]", "--blind_baseline=true", "--sampling.num_generations=4",
+        "--sampling.temperature=1.0", policy={"max_side": 112}, timeout_s=2.5, concurrency=4,
+    )  # fmt: skip
+    return ["evaluate", *given, f"--data.test={rows}"]
+
+
+def test_kill_9_at_random_moments_changes_nothing_and_repeats_no_reply_that_came(tmp_path):
+    whole, killed, draw, num_kills = tmp_path / "whole", tmp_path / "killed", random.Random(0), 0
+    with Scripted(0.1, delay_s=0.01) as server:
+        assert join(start_child(seeing(whole, server.url))) == 0
+        before = server.answered()
+        for _ in range(5):
+            child = start_child(seeing(killed, server.url))
+            time.sleep(draw.uniform(0.2, 0.8))
+            kill(child)
+            num_kills += join(child) == -9
+        assert join(start_child(seeing(killed, server.url))) == 0
+        repeated = sum(count - 1 for count in (server.answered() - before).values())
+    assert num_kills >= 2
+    assert repeated <= 4 * num_kills  # those under way, whose replies nobody got
+    for name in ("results.json", "samples.jsonl", "report.html"):
+        assert (whole / name).read_bytes() == (killed / name).read_bytes()
+    seen = json.loads((whole / "results.json").read_text())["conditions"]["10 frames"]
+    assert seen["scores"]["overall"]["n"] == 12
+    assert seen["over_blind"]["low"] > 0  # it does see
