@@ -174,6 +174,7 @@ def seeing(out, url):
     return ["evaluate", *given, f"--data.test={rows}"]
 
 
+@pytest.mark.slow
 def test_kill_9_at_random_moments_changes_nothing_and_repeats_no_reply_that_came(tmp_path):
     whole, killed, draw, num_kills = tmp_path / "whole", tmp_path / "killed", random.Random(0), 0
     with Scripted(0.1, delay_s=0.01) as server:
