@@ -320,7 +320,8 @@ def root_reduction(plan: Plan) -> float:
 def optimizer_working_set(plan: Plan) -> float:
     """CUDA's AdamW takes the square root of all second moments at once: w / m per parameter. The CPU's, one by one.
 
-    Moments of 8 bits change where they lie. From host memory moments come one by one too: of the largest weight both and that root, 3 w max(V, F) D / m.
+    Moments of 8 bits change where they lie. From host memory moments come one by one too: of the largest weight both
+    and that root, 3 w max(V, F) D / m.
     """
     if plan.offload or not plan.cuda or plan.moment_bytes:
         return 0.0
