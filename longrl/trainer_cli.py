@@ -50,7 +50,7 @@ class LongRLCLI(LightningCLI):
     @classmethod
     def run(cls, args: Sequence[str]) -> LongRLCLI:
         """Parses `args`, the command first, and runs it."""
-        # Where bitsandbytes is installed peft imports it, and on a CPU it misses kernels in 4 bits that nothing here uses.
+        # peft imports it where it is installed, and on a CPU it misses kernels in 4 bits, which nothing here uses.
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         return cls(
             PolicyModule,

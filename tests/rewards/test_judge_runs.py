@@ -40,9 +40,9 @@ def grpo(folder, server, start):
         "init_args": {"endpoint": vars(endpoint), "cache_dir": str(folder / "replies")},
     }
     values = text_config(records(folder, ANSWERS[:1]), "rl")
-    values["trainer"] |= {"max_steps": 12}
+    values["trainer"] |= {"max_steps": 20}
     values["trainer"]["callbacks"][-1] = rollouts(reward, sampling={"num_generations": 8, "max_completion_tokens": 24})
-    values["model"] |= {"optimizer": {"lr": 3e-3}, "init_from": str(start)}
+    values["model"] |= {"optimizer": {"lr": 2e-3}, "init_from": str(start)}
     return run(folder / "rl", values)
 
 
@@ -51,19 +51,21 @@ def curve(found, name):
 
 
 def test_a_policy_learns_what_the_judge_prefers(tmp_path):
-    failing = iter([500, 500, 500])
+    failing = iter([500, 500])  # both attempts of a call
 
     def judged(body):
-        return next(failing, None) or by_content(body)
+        text = body["messages"][0]["content"]
+        hit = QUESTIONS[1] in text and "<answer_to_grade>\ngreen tea" in text
+        return (hit and next(failing, 0)) or by_content(body)
 
     with Server(judged) as server:
         found = grpo(tmp_path, server, sft(tmp_path))
     rewards = curve(found, "reward/mean")
-    assert 0.2 < rewards[0] < 0.8
-    assert min(rewards[-2:]) > 0.8
+    assert 0.1 < rewards[0] < 0.8
+    assert sum(rewards[-4:]) / 4 > 0.75
     failed = curve(found, "rollout/failed_rewards")
-    assert failed[0] > 0  # the first replies: masked, not 0
-    assert sum(failed[3:]) == 0
-    asked = [json.dumps(body["messages"]) for body in server.bodies[3:]]
-    assert len(asked) == len(set(asked))  # no answer is paid for twice
+    assert failed[0] > 0
+    assert sum(failed[1:]) == 0
+    asked = [json.dumps(body["messages"]) for body in server.bodies]
+    assert len(asked) - len(set(asked)) == 2  # no answer is paid for twice, but for those two errors
     assert torch.isfinite(torch.tensor(curve(found, "train/loss"))).all()
