@@ -11,7 +11,8 @@ from jsonargparse import ArgumentParser
 
 from longrl.algorithms import Algorithm, Constant
 from longrl.callbacks.rollout import RolloutCallback
-from longrl.datamodules.longvideo_reason import LongVideoReason
+from longrl.datamodules.longvideo_reason import DEFAULT_ROW_FUNCTION, LongVideoReason
+from longrl.datamodules.mixing import DataSource
 from longrl.datamodules.synthetic import SyntheticConfig, generate
 from longrl.models.base import CausalFamily
 from longrl.modules.policy import PolicyModule
@@ -126,8 +127,28 @@ def test_a_family_names_a_hub_model_and_states_the_keys_of_its_class(path):
 @files(PIECES["data"])
 def test_a_data_piece_lies_over_a_recipe(path):
     values, data = raw(path), built("--config", VIDEO, ON_CPU, "--data", path).datamodule
-    assert data.sources == {split: [values[split]] for split in ("train", "val", "test")}
+    assert data.sources == {split: sources(values[split]) for split in ("train", "val", "test")}
     assert (data.media_root, data.bad_records) == (values["media_root"], values["bad_records"])
+    assert data.row_function == values.get("row_function", DEFAULT_ROW_FUNCTION)
+
+
+def sources(value: str | list | None) -> list[DataSource]:
+    listed = value if isinstance(value, list) else [value] if value else []
+    return [DataSource(**one) if isinstance(one, dict) else DataSource(one) for one in listed]
+
+
+def test_the_mix_has_a_row_function_and_a_weight_for_every_source():
+    data = built("--config", VIDEO, ON_CPU, "--data", CONFIGS / "data" / "longvideo_reason_mix.yaml").datamodule
+    assert data.weights == (8, 6, 2, 1, 2, 1)
+    assert len(data.row_functions) == 6
+
+
+def test_subtitles_are_switched_on_by_one_option(tmp_path):
+    data = built(
+        "--config", VIDEO, ON_CPU, "--data", CONFIGS / "data" / "videomme.yaml", f"--data.subtitles.source={tmp_path}"
+    ).datamodule
+    assert data.renderer.subtitles.source == str(tmp_path)
+    assert (data.renderer.subtitles.max_chars, data.renderer.subtitles.lines) == (20000, "frames")
 
 
 @files(PIECES["trainer"])
