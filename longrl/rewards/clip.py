@@ -1,7 +1,7 @@
 """Rewards by a CLIP model from a local folder: CLIPScore, PickScore, and LAION's aesthetic predictor on its embeddings.
 
-Nothing is downloaded. Folders are as `save_pretrained` or a hub download leaves them, with safetensors weights. A video's
-reward is the mean over its frames. Letters: N frames of all samples, D width of the embeddings.
+Nothing is downloaded. Folders are as `save_pretrained` or a hub download leaves them, with safetensors weights. The
+reward of a video is the mean over its frames. Letters: N frames of all samples, D width of the embeddings.
 """
 
 from __future__ import annotations
@@ -134,9 +134,9 @@ class PickScore(ClipReward):
 class AestheticScore(ClipReward):
     """LAION's aesthetic predictor: affine layers on CLIP's image embedding of length 1, a mark of about 1 to 10.
 
-    The published heads have no non-linearity: the linear one is one layer, the "improved" one five with dropout between,
-    which does nothing in use. Both are for CLIP ViT-L/14. They are published as .pth files, which are pickles and never
-    read here; convert one once, where you trust it:
+    The published heads have no non-linearity: the linear one is one layer, the "improved" one five, with dropout between
+    in training. Both are for CLIP ViT-L/14. They are published as .pth files, which are pickles and never read here;
+    convert one once, where you trust it:
     `safetensors.torch.save_file(torch.load("head.pth", weights_only=True), "head.safetensors")`.
 
     Example:
