@@ -134,9 +134,9 @@ class PickScore(ClipReward):
 class AestheticScore(ClipReward):
     """LAION's aesthetic predictor: affine layers on CLIP's image embedding of length 1, a mark of about 1 to 10.
 
-    The published heads have no non-linearity: the linear one is one layer, the "improved" one five, with dropout between
-    in training. Both are for CLIP ViT-L/14. They are published as .pth files, which are pickles and never read here;
-    convert one once, where you trust it:
+    The published heads have no non-linearity: the linear one is one layer, the "improved" one five. Both are for CLIP
+    ViT-L/14. They are published as .pth files, which are pickles and never read here; convert one once, where you trust
+    it:
     `safetensors.torch.save_file(torch.load("head.pth", weights_only=True), "head.safetensors")`.
 
     Example:
@@ -166,17 +166,18 @@ class AestheticScore(ClipReward):
 
         tensors = load_file(Path(self.head).expanduser())
         names = sorted({name.rpartition(".")[0] for name in tensors}, key=_layer_number)
-        prefixes = [f"{name}." if name else "" for name in names]
-        layers = [(tensors.pop(f"{start}weight", None), tensors.pop(f"{start}bias", None)) for start in prefixes]
+        keys = [tuple(f"{name}.{part}".lstrip(".") for part in ("weight", "bias")) for name in names]
+        if sorted(tensors) != sorted(key for pair in keys for key in pair):
+            raise ValueError(f"{self.head} must hold a weight and a bias for each layer, got {sorted(tensors)}")
+        layers = [(tensors[weight].float(), tensors[bias].float()) for weight, bias in keys]
         width = self._model.config.projection_dim
-        inputs = [None if weight is None else weight.shape[-1] for weight, _ in layers]
-        outputs = [None if bias is None else len(bias) for _, bias in layers]
-        if tensors or not layers or [width, *outputs] != [*inputs, 1]:
+        inputs, outputs = [weight.shape[-1] for weight, _ in layers], [len(bias) for _, bias in layers]
+        if [width, *outputs] != [*inputs, 1]:
             raise ValueError(
-                f"{self.head} must hold affine layers from the model's {width} values to 1, weight and bias each; its "
-                f"layers {names} take {inputs} and give {outputs}, with {list(tensors)} left over"
+                f"{self.head} must hold affine layers from the model's {width} values to 1; its layers take {inputs} and "
+                f"give {outputs}: it is the head of another CLIP"
             )
-        return [(weight.float().to(self._device), bias.float().to(self._device)) for weight, bias in layers]
+        return [(weight.to(self._device), bias.to(self._device)) for weight, bias in layers]
 
 
 def _layer_number(name: str) -> int:

@@ -101,7 +101,7 @@ class PlainClip:
     def text(self, prompt: str) -> torch.Tensor:
         """Embedding of length 1 of a prompt in small letters."""
         pieces = [[2 + ord(c) - 97 for c in word[:-1]] + [28 + ord(word[-1]) - 97] for word in prompt.split()]
-        ids = torch.tensor([START, *sum(pieces, []), END])
+        ids = torch.tensor([START, *[number for piece in pieces for number in piece], END])
         x = self.weights["text_model.embeddings.token_embedding.weight"][ids]
         x = x + self.weights["text_model.embeddings.position_embedding.weight"][: len(ids)]
         x = self.norm("text_model.final_layer_norm", self.layers("text_model", x, causal=True))
@@ -151,9 +151,8 @@ def test_the_aesthetic_heads_are_affine_layers_on_the_image_embedding(folder, tm
         return torch.randn(outputs, inputs, generator=generator), torch.randn(outputs, generator=generator)
 
     first, second, linear = layer(8, 5), layer(5, 1), layer(8, 1)
-    improved = {
-        "layers.2.weight": first[0], "layers.2.bias": first[1], "layers.10.weight": second[0], "layers.10.bias": second[1]
-    }  # fmt: skip
+    improved = {"layers.2.weight": first[0], "layers.2.bias": first[1]}
+    improved |= {"layers.10.weight": second[0], "layers.10.bias": second[1]}
     save_file(improved, tmp_path / "improved.safetensors")
     save_file({"weight": linear[0], "bias": linear[1]}, tmp_path / "linear.safetensors")
     images = [[PlainClip(folder).image(frame) for frame in frames] for frames in samples()]
@@ -171,6 +170,9 @@ def test_a_head_of_another_width_is_an_error_before_anything_is_judged(folder, t
     save_file({"weight": torch.zeros(1, 768), "bias": torch.zeros(1)}, head)
     with pytest.raises(ValueError, match=r"from the model's 8 values to 1.*take \[768\] and give \[1\]"):
         RewardSum([RewardTerm(AestheticScore(str(folder), head=str(head)))]).score([])
+    save_file({"weight": torch.zeros(1, 8)}, head)
+    with pytest.raises(ValueError, match=r"must hold a weight and a bias for each layer, got \['weight'\]"):
+        AestheticScore(str(folder), head=str(head)).prepare()
     with pytest.raises(ValueError, match="must be a safetensors file, got ''"):
         AestheticScore(str(folder)).prepare()
 

@@ -290,7 +290,9 @@ def test_the_terms_of_the_picture_configs():
         "compressibility": [("compressibility", 1.0, "all")],
         "ocr": [("ocr_match", 1.0, "all")],
         "pickscore": [("pick_score", 1 / 26, "all")],
-        "video_quality": [("brisque", 0.5, "every 4"), ("temporal_smoothness", 0.25, "all"), ("motion_amount", 0.25, "all")],
+        "video_quality": [
+            ("brisque", 0.5, "every 4"), ("temporal_smoothness", 0.25, "all"), ("motion_amount", 0.25, "all")
+        ],
     }  # fmt: skip
     scored = shown(Video(torch.zeros(1, 3, 4, 4, dtype=torch.uint8)))
     scored.prompt = Prompt("1", scored.prompt.input_ids, scored.prompt.position_ids, (), Row("1", "a black square", ""))
