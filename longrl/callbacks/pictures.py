@@ -37,7 +37,7 @@ class Pictures(Callback):
     def __init__(
         self,
         every_n_steps: int = 50,
-        num_prompts: int = 4,
+        num_prompts: int = 8,
         num_samples: int = 4,
         tile: int = 160,
         max_frames: int = 6,

@@ -1,4 +1,4 @@
-"""Grids of generated pictures and videos: a prompt per row, its samples side by side, what each got underneath.
+"""Grids of generated pictures and videos: under each prompt its samples side by side, under each what it got.
 
 Letters: F frames (1 of a picture), H and W pixels.
 """
@@ -26,11 +26,12 @@ GAP = 8
 """Pixels between tiles."""
 PROMPT_SIZE, CAPTION_SIZE = 14, 12
 MAX_LINES = 2
+LINE_SAMPLES = 4
 
 
 @dataclass(frozen=True)
 class PromptSamples:
-    """One row of a grid."""
+    """One prompt of a grid."""
 
     prompt: str
     samples: Sequence[Tensor]
@@ -52,20 +53,22 @@ def is_video(rows: Sequence[PromptSamples]) -> bool:
 def picture_grid(rows: Sequence[PromptSamples], *, tile: int = 160, max_frames: int = 6) -> Image:
     """One picture of all samples. Of videos it is a contact sheet: a sample per line, its frames from first to last.
 
+    Prompts stand below each other; those with few pictures side by side, as long as a line has at most four.
+
     Args:
         rows: prompts with their samples.
         tile: pixels of the longer side of a frame; small frames are enlarged by a whole number, without smoothing.
         max_frames: of a longer video so many evenly spaced frames are shown.
     """
     if is_video(rows):
-        return _stacked([_contact_sheet(row, tile, max_frames) for row in rows])
-    return _stacked([_side_by_side(row, 0, tile) for row in rows])
+        return _page([_contact_sheet(row, tile, max_frames) for row in rows])
+    return _page([_side_by_side(row, 0, tile) for row in rows], _columns(rows))
 
 
 def animated_grid(rows: Sequence[PromptSamples], *, tile: int = 160) -> list[Image]:
     """The grid of every moment, all samples side by side; a video that has ended shows its last frame."""
     count = max((row.num_frames for row in rows), default=0)
-    return [_stacked([_side_by_side(row, moment, tile) for row in rows]) for moment in range(count)]
+    return [_page([_side_by_side(row, moment, tile) for row in rows], _columns(rows)) for moment in range(count)]
 
 
 def encoded(images: Sequence[Image], kind: Literal["png", "webp", "gif"], *, fps: float = 8.0) -> bytes:
@@ -165,13 +168,16 @@ def _headed(prompt: str, image: Image) -> Image:
     return _below([_text(lines, image.width, PROMPT_SIZE, INK, bold=True), image], gap=4)
 
 
-def _stacked(parts: Sequence[Image]) -> Image:
-    return _framed(_below(parts, gap=2 * GAP))
+def _columns(rows: Sequence[PromptSamples]) -> int:
+    """Prompts in a line."""
+    return max(1, LINE_SAMPLES // max((len(row.samples) for row in rows), default=1))
 
 
-def _framed(image: Image) -> Image:
+def _page(parts: Sequence[Image], columns: int = 1) -> Image:
     from PIL import Image
 
+    lines = [_beside(parts[start : start + columns]) for start in range(0, len(parts), columns)]
+    image = _below(lines, gap=2 * GAP)
     page = Image.new("RGB", (image.width + 2 * GAP, image.height + 2 * GAP), PAPER)
     page.paste(image, (GAP, GAP))
     return page

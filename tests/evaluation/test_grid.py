@@ -59,6 +59,16 @@ def test_samples_stand_side_by_side_and_prompts_below_each_other():
         assert pixel(grid, left, top + 160) == (255,) * 3
 
 
+def test_prompts_with_one_sample_each_fill_a_line_of_four():
+    grid = picture_grid([row(level(10 * number)) for number in range(6)], tile=160)
+    assert grid.size == (4 * 160 + 3 * GAP + 2 * GAP, 2 * (HEAD + 160 + FOOT) + 2 * GAP + 2 * GAP)
+    top = GAP + HEAD + 160 + FOOT + 2 * GAP + HEAD
+    assert [pixel(grid, GAP + number * (160 + GAP), GAP + HEAD)[0] for number in range(4)] == [0, 10, 20, 30]
+    assert [pixel(grid, GAP + number * (160 + GAP), top)[0] for number in range(4)] == [40, 50, 255, 255]
+    pairs = picture_grid([row(level(1), level(2))] * 2, tile=160)
+    assert pairs.width == 4 * 160 + 3 * GAP + 2 * GAP
+
+
 def test_the_pixels_of_a_small_picture_stay_squares():
     frame = torch.arange(3 * 4 * 5, dtype=torch.uint8).view(3, 4, 5)
     found = torch.from_numpy(np.array(frame_image(frame, 20))).permute(2, 0, 1)
