@@ -21,12 +21,13 @@ class Pictures(Callback):
     """Writes a grid of samples at every validation, and of training samples every so many optimizer steps.
 
     Files are `pictures/val_000100.png` and `pictures/step_000100.png`, of videos a contact sheet, with an animation
-    beside it (`.webp`); `pictures/samples.jsonl` has prompt, reward and parts of each sample shown. Weights & Biases
-    gets the same pictures, if the run logs to it. Samples are the `frames` of a group's completions.
+    beside it (`.webp`); the number is that of the optimizer steps done by the weights that drew them.
+    `pictures/samples.jsonl` has prompt, reward and parts of each sample shown. Weights & Biases gets the same pictures,
+    if the run logs to it. Samples are the `frames` of a group's completions.
 
     Args:
-        every_n_steps: how often training samples are shown; a rollout of several steps that reaches or passes a
-            multiple is shown. 0 never.
+        every_n_steps: how often training samples are shown, from the first rollout on: each that begins at a multiple,
+            or is the first one behind it. 0 never.
         num_prompts: prompts shown each time.
         num_samples: samples of each.
         tile: pixels of the longer side of a picture in the grid.
@@ -54,22 +55,23 @@ class Pictures(Callback):
         self.tile = tile
         self.max_frames = max_frames
         self.fps = fps
-        self._steps_before = 0
+        self._step = 0
+        """When the rollout was drawn."""
         self._validated: list[Group] = []
 
     # -- hooks ---------------------------------------------------------------------------------------------------
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._steps_before = trainer.global_step
+        self._step = trainer.global_step
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         every = self.every_n_steps
-        if every and trainer.global_step // every > self._steps_before // every:
-            self._show(trainer, "step", batch.groups or ())
+        if every and self._step // every > (self._step - pl_module.steps_per_rollout) // every:
+            self._show(trainer, f"step_{self._step:06}", batch.groups or ())
 
     @override
     def on_validation_batch_end(
@@ -86,33 +88,33 @@ class Pictures(Callback):
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         groups, self._validated = self._validated, []
-        self._show(trainer, "val", groups)
+        self._show(trainer, f"val_{trainer.global_step:06}", groups)
 
     # -- work ----------------------------------------------------------------------------------------------------
 
-    def _show(self, trainer: Trainer, stage: str, groups: Sequence[Group]) -> None:
+    def _show(self, trainer: Trainer, name: str, groups: Sequence[Group]) -> None:
         if not groups or not trainer.is_global_zero:
             return
-        groups, step = groups[: self.num_prompts], trainer.global_step
+        groups = groups[: self.num_prompts]
         rows = [grid_row(group, self.num_samples) for group in groups]
         grid = picture_grid(rows, tile=self.tile, max_frames=self.max_frames)
         moments = animated_grid(rows, tile=self.tile) if is_video(rows) else []
         folder = Path(trainer.default_root_dir, FOLDER)
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"{stage}_{step:06}"
         write_bytes(folder / f"{name}.png", encoded([grid], "png"))
         if moments:
             write_bytes(folder / f"{name}.webp", encoded(moments, "webp", fps=self.fps))
-        about = {"file": f"{name}.png", "step": step}
+        stage, step = name.split("_")
+        about = {"file": f"{name}.png", "step": int(step)}
         lines = [about | sample for group in groups for sample in group_samples(group, self.num_samples)]
         with (folder / "samples.jsonl").open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.log_image(f"pictures/{stage}", [grid], step=step)
+                logger.log_image(f"pictures/{stage}", [grid], step=int(step))
                 if moments:  # of animations Weights & Biases takes GIF alone
                     gif = io.BytesIO(encoded(moments, "gif", fps=self.fps))
-                    logger.log_video(f"videos/{stage}", [gif], step=step, format=["gif"])
+                    logger.log_video(f"videos/{stage}", [gif], step=int(step), format=["gif"])
 
 
 def grid_row(group: Group, count: int) -> PromptSamples:

@@ -101,20 +101,19 @@ class Sheet:
 
 
 def saved_sheets(run: str | Path, *, count: int = 3) -> list[Sheet]:
-    """What `Pictures` left in a run's folder: evenly spaced, the first and the last among them.
-
-    Validation samples are taken if there are any, else training samples; of videos the animation.
+    """What `Pictures` left in a run's folder, of videos the animation: training samples, then those of validation.
 
     Args:
         run: folder of the run.
-        count: at most so many.
+        count: at most so many of each, evenly spaced from the first to the last.
     """
-    found = {stage: sorted(Path(run, FOLDER).glob(f"{stage}_*.png")) for stage in ("val", "step")}
-    stage = "val" if found["val"] else "step"
-    files = found[stage]
-    shown = min(len(files), count)
-    chosen = [files[index * (len(files) - 1) // max(1, shown - 1)] for index in range(shown)]
-    return [_sheet(file, "Validation" if stage == "val" else "Training") for file in chosen]
+    sheets = []
+    for stage, name in (("step", "Training"), ("val", "Validation")):
+        files = sorted(Path(run, FOLDER).glob(f"{stage}_*.png"))
+        shown = min(len(files), count)
+        chosen = [files[index * (len(files) - 1) // max(1, shown - 1)] for index in range(shown)]
+        sheets += [_sheet(file, name) for file in chosen]
+    return sheets
 
 
 def _sheet(file: Path, name: str) -> Sheet:

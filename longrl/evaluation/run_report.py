@@ -25,7 +25,7 @@ def report_run(run: str, title: str | None = None, num_sheets: int = 3) -> Path:
     Args:
         run: folder of the run.
         title: of the page; the folder's name when left out.
-        num_sheets: grids of generated pictures that are shown, from the first to the last.
+        num_sheets: grids of generated pictures that are shown, of training and of validation each.
 
     Returns:
         Path of report.html.

@@ -54,15 +54,15 @@ def names(folder: Path) -> list[str]:
 
 
 def train(callback: Pictures, run: SimpleNamespace, steps_per_rollout: int, until: int) -> None:
-    batch = Batch([group("a")])
+    batch, policy = Batch([group("a")]), SimpleNamespace(steps_per_rollout=steps_per_rollout)
     while run.global_step < until:
-        callback.on_train_batch_start(run, None, batch, 0)
+        callback.on_train_batch_start(run, policy, batch, 0)
         run.global_step += steps_per_rollout
-        callback.on_train_batch_end(run, None, None, batch, 0)
+        callback.on_train_batch_end(run, policy, None, batch, 0)
 
 
-@pytest.mark.parametrize(("steps_per_rollout", "shown"), [(1, [5, 10]), (4, [8, 12]), (6, [6, 12])])
-def test_a_rollout_that_passes_a_multiple_is_shown(tmp_path, steps_per_rollout, shown):
+@pytest.mark.parametrize(("steps_per_rollout", "shown"), [(1, [0, 5, 10]), (4, [0, 8]), (6, [0, 6])])
+def test_the_first_rollout_and_those_that_begin_at_or_behind_a_multiple_are_shown(tmp_path, steps_per_rollout, shown):
     train(Pictures(every_n_steps=5), trainer(tmp_path), steps_per_rollout, until=11)
     assert names(tmp_path) == ["samples.jsonl", *(f"step_{step:06}.png" for step in shown)]
 
@@ -110,7 +110,7 @@ def test_a_video_leaves_a_contact_sheet_and_an_animation(tmp_path):
 
 def test_batches_without_groups_leave_nothing(tmp_path):
     callback, run = Pictures(every_n_steps=1), trainer(tmp_path, step=1)
-    callback.on_train_batch_end(run, None, None, Batch(None), 0)
+    callback.on_train_batch_end(run, SimpleNamespace(steps_per_rollout=1), None, Batch(None), 0)
     callback.on_validation_batch_end(run, None, None, Batch(None), 0)
     callback.on_validation_end(run, None)
     assert not (tmp_path / "pictures").exists()
