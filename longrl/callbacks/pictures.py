@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
@@ -69,8 +69,8 @@ class Pictures(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        every = self.every_n_steps
-        if every and self._step // every > (self._step - pl_module.steps_per_rollout) // every:
+        every, per_rollout = self.every_n_steps, cast(int, pl_module.steps_per_rollout)
+        if every and self._step // every > (self._step - per_rollout) // every:
             self._show(trainer, f"step_{self._step:06}", batch.groups or ())
 
     @override
