@@ -22,6 +22,7 @@ OTHER_COMMANDS = {
     "pipeline": ("longrl.pipeline.command", "make a data set of questions with reasoning from videos, step by step"),
     "evaluate": ("longrl.evaluation.evaluate", "a policy on a benchmark, here or behind an endpoint, with a report"),
     "compare": ("longrl.evaluation.compare", "what one evaluation gains over another, question by question"),
+    "report": ("longrl.evaluation.run_report", "curves of a training run and the pictures it generated, as HTML"),
     "demo": ("longrl.demo", "the whole path on one laptop: data, SFT, RL, evaluation, report"),
     "synthetic": ("longrl.datamodules.synthetic", "generate long videos with known stories"),
 }

@@ -50,6 +50,8 @@ class LongRLCLI(LightningCLI):
     @classmethod
     def run(cls, args: Sequence[str]) -> LongRLCLI:
         """Parses `args`, the command first, and runs it."""
+        # peft imports it where it is installed, and on a CPU it misses kernels in 4 bits, which nothing here uses.
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         return cls(
             PolicyModule,
             LongVideoReason,

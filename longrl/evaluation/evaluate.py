@@ -134,6 +134,8 @@ class Evaluation:
         from longrl.evaluation.compare import read_run
 
         self.config.policy.check(self.config.sampling)
+        if self.config.reward is not None:
+            self.config.reward.prepare()
         if self.config.against is not None:
             read_run(self.config.against)  # an error is told before hours of work
         self._read_rows()

@@ -184,6 +184,8 @@ class Plan:
     offload_checkpoints: bool = False
     mlp_chunk_tokens: int | None = None
     optimizer_offload: bool = False
+    moment_bytes: float | None = None
+    """Of a number of one of the optimizer's moments; None for that of what trains."""
     reference: bool = False
     """Whether a reference policy is kept for the KL penalty."""
     prompts_per_batch: int = 1

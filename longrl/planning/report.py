@@ -16,6 +16,7 @@ from typing_extensions import override
 from longrl.callbacks.rollout import RolloutCallback
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.models.base import CausalFamily
+from longrl.modules.eight_bit import MOMENT_BYTES
 from longrl.modules.policy import PolicyModule
 from longrl.planning import flops, formulas, memory, shapes
 from longrl.planning.command import parser
@@ -159,6 +160,7 @@ def plan_of(
         offload_checkpoints=family.offload_checkpoints,
         mlp_chunk_tokens=family.mlp_chunk_tokens,
         optimizer_offload=model.optimizer_settings.offload,
+        moment_bytes=None if model.optimizer_settings.kind == "adamw" else MOMENT_BYTES,
         reference=rl and model.algorithm.kl_coef > 0,
         prompts_per_batch=data.prompts_per_batch,
         prompt_tokens=options.prompt_tokens or data.renderer.max_prompt_tokens or options.text_tokens,

@@ -130,6 +130,12 @@ def test_moments_in_host_memory_visit_the_device_one_weight_at_a_time():
     assert host(changed(offload=True, optimizer_offload=True), 0) == host(changed(offload=True), 0)
 
 
+def test_moments_of_8_bits():
+    plan = changed(moment_bytes=1 + 1 / 64, cuda=True)
+    assert formulas.optimizer(plan) == pytest.approx(formulas.optimizer(RUN) * (1 + 1 / 64) / 4)
+    assert formulas.optimizer_working_set(plan) == 0  # they change where they lie
+
+
 def test_an_mlp_in_pieces_keeps_nothing_of_its_width():
     plan = changed(mlp_chunk_tokens=4)
     assert formulas.layer_saved(RUN, 10) - formulas.layer_saved(plan, 10) == 10 * 4 * 16 * 4
