@@ -15,7 +15,7 @@ from longrl.models.lora import peft_config
 from longrl.models.qwen3_vl import Qwen3VLFamily
 from longrl.models.qwen_omni import QwenOmniFamily
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
-from longrl.models.text import TextFamily
+from longrl.models.text import LlamaFamily, TextFamily
 from longrl.models.tiny import tiny_qwen2_5_vl, tiny_qwen3_vl, tiny_qwen_omni, tiny_text, tiny_vila
 from longrl.models.vila import VilaFamily
 from longrl.strategies.frames import WHOLE, Share
@@ -101,6 +101,22 @@ def omni_prompts(family: QwenOmniFamily, share: Share = WHOLE) -> list[Prompt]:
 
 def text_family(model_type: str = "qwen2", **kwargs: object) -> TextFamily:
     return TextFamily(text_folder(model_type), **{"random_init": True, **kwargs})
+
+
+LLAMA_ROPE = {
+    "rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
+"""Of Llama 3.1 and later: frequencies stretched beyond what it was first trained on, here 64 positions."""
+
+
+@functools.cache
+def llama_folder() -> str:
+    return str(tiny_text(tempfile.mkdtemp(prefix="longrl-llama-"), "llama", rope_parameters=LLAMA_ROPE))
+
+
+def llama_family(**kwargs: object) -> LlamaFamily:
+    return LlamaFamily(llama_folder(), **{"random_init": True, **kwargs})
 
 
 def frames(count: int, height: int = 56, width: int = 56, key: str = "v", kind: str = "video", spacing: float = 0.7):

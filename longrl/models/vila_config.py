@@ -17,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from longrl.models.text import MODEL_TYPES
+from longrl.models.text import TextFamily
 
 PARTS = ("llm", "vision_tower", "mm_projector")
 DOWNSAMPLING = {
@@ -98,7 +98,7 @@ class VilaConfig:
         values = json.loads((folder / "config.json").read_text())
         llm, tower, projector = (_part(folder, values, name) for name in PARTS)
         found = [llm.get("model_type"), tower.get("model_type"), projector.get("mm_projector_type")]
-        allowed = [MODEL_TYPES, ("siglip_vision_model",), tuple(DOWNSAMPLING)]
+        allowed = [TextFamily.model_types, ("siglip_vision_model",), tuple(DOWNSAMPLING)]
         for name, got, choice in zip(PARTS, found, allowed, strict=True):
             if got not in choice:
                 raise ValueError(f"{folder}: {name} must be {' or '.join(choice)}, got {got!r}; use another VILA model")

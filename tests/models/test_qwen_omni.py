@@ -17,6 +17,7 @@ from longrl.rollout.engine import HFEngine
 from longrl.rollout.features import FeatureCache, encode_share, gather_rows
 from longrl.strategies.frames import Share
 from longrl.types import Frames, Media, Prompt, SamplingParams, Sound
+from tests.families import proves
 from tests.tiny import frames, held, omni_family, omni_folder, omni_prompts, plain_model, row, sound
 
 
@@ -144,6 +145,7 @@ def test_positions_are_those_of_the_model(name):
     assert torch.equal(prompt.position_ids, wanted[:, 0])
 
 
+@proves("same logits", "qwen2.5-omni")
 @every
 def test_logits_are_those_of_transformers_from_pixels_and_samples(name):
     """Its own processor, positions and forward, of every token of the prompt."""

@@ -21,6 +21,7 @@ from longrl.rollout.engine import HFEngine
 from longrl.rollout.features import FeatureCache
 from longrl.strategies.frames import Share
 from longrl.types import SamplingParams
+from tests.families import proves
 from tests.models.plain_vila import PlainVila, project, squares
 from tests.tiny import frames, held, row, vila_family, vila_folder
 
@@ -83,6 +84,7 @@ def picture(clip, place=0) -> Image.Image:
 # ---- what the language model reads ----
 
 
+@proves("same logits", "nvila")
 @pytest.mark.parametrize("projector", list(DOWNSAMPLING))
 def test_logits_are_those_of_the_parts_put_together_as_published(projector):
     """A video of 5 frames and two images, none of the tower's size."""
@@ -96,6 +98,7 @@ def test_logits_are_those_of_the_parts_put_together_as_published(projector):
     torch.testing.assert_close(next_logits(family, model, prompt), plain_logits(plain, family, text, rows))
 
 
+@proves("same logits", "longvila-r1")
 @pytest.mark.parametrize(
     ("count", "means"), [(8, ([0, 1, 2, 3], [4, 5, 6, 7])), (6, ([0, 1, 2, 3], [4, 5, 5, 5])), (1, ([0, 0, 0, 0],))]
 )

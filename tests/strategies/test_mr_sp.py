@@ -20,6 +20,7 @@ from longrl.strategies.frames import WHOLE, Share
 from longrl.strategies.mr_sp import MRSPStrategy
 from longrl.types import Batch
 from tests.distributed import run_distributed
+from tests.families import proves
 from tests.modules.test_policy import (
     disturb_text,
     gradients_by_hand,
@@ -34,6 +35,7 @@ from tests.tiny import (
     frames,
     gradients,
     held,
+    llama_family,
     mixed_prompts,
     omni_family,
     omni_prompts,
@@ -42,6 +44,7 @@ from tests.tiny import (
     qwen3_vl_family,
     row,
     separate_logps,
+    text_family,
     vila_family,
     vl_family,
 )
@@ -58,6 +61,9 @@ FAMILIES = {
         freeze_tower=True, freeze_audio_tower=freeze_tower, **kwargs
     ),
     "qwen3-vl experts": functools.partial(qwen3_vl_family, experts=True),
+    "qwen2.5 text": lambda freeze_tower, **kwargs: text_family("qwen2", **kwargs),
+    "qwen3 text": lambda freeze_tower, **kwargs: text_family("qwen3", **kwargs),
+    "llama text": lambda freeze_tower, **kwargs: llama_family(**kwargs),
 }
 
 
@@ -236,6 +242,7 @@ def check(cases: list[Case], devices: int) -> None:
 GRIDS = {1: [1], 2: [1, 2], 4: [2, 4], 8: [4]}
 
 
+@proves("SP", "qwen2.5-vl")
 @pytest.mark.parametrize("devices", list(GRIDS))
 def test_any_grid_gives_the_loss_and_gradients_of_one_process(devices):
     """Videos of uneven length at any offset, an image, text; frozen and trainable tower; packed and not; recomputed."""
@@ -249,6 +256,17 @@ def test_any_grid_gives_the_loss_and_gradients_of_one_process(devices):
     check(cases, devices)
 
 
+@proves("SP", "qwen2.5", "qwen3", "llama3")
+def test_text_is_shared():
+    cases = [
+        Case(model=model, sp=sp, prompts="text", budget=budget, checkpointing=checkpointing, kl=checkpointing)
+        for model in ("qwen2.5 text", "qwen3 text", "llama text")
+        for sp, budget, checkpointing in ((2, 10_000, False), (2, 57, True), (1, 57, False))
+    ]
+    check(cases, 2)
+
+
+@proves("SP", "nvila", "longvila-r1")
 @pytest.mark.parametrize("devices", [2, 3])
 def test_vila_is_shared_by_pooled_frames(devices):
     """Everything frozen, the projector alone, and all of it trained; packed and not; text between frames."""
@@ -284,6 +302,7 @@ def test_other_batches_on_other_grids(devices):
     check(cases, devices)
 
 
+@proves("SP", "qwen3-vl", "qwen3-vl-moe")
 @pytest.mark.parametrize("devices", [2, 3])
 def test_features_for_several_layers(devices):
     """DeepStack: every rank adds what belongs to its own rows."""
@@ -300,6 +319,7 @@ def test_features_for_several_layers(devices):
     check(cases, devices)
 
 
+@proves("SP", "qwen2.5-omni")
 @pytest.mark.parametrize("devices", [2, 3])
 def test_sound_is_shared_by_windows(devices):
     """Two towers, frozen and not; ranks and teams without a picture, or without a sound; tracks among videos."""
