@@ -59,7 +59,7 @@ def _write_model(run: str, source: str, folder: Path, dtype: Precision | None) -
     family = family_of(run)
     family.dtype = dtype or family.dtype  # adapters are merged in it
     model = plain_from(family, source)
-    model.save_pretrained(folder)
+    family.save(model, folder)
     family.save_processing(folder)
 
 

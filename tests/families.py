@@ -82,7 +82,7 @@ def proves(claim: str, *names: str) -> pytest.MarkDecorator:
     return pytest.mark.proves(claim, *names)
 
 
-def one(claim: str | Sequence[str], name: str, *values: Any) -> Any:
+def cell(claim: str | Sequence[str], name: str, *values: Any) -> Any:
     """A parameter of a test that shows claims of one family: `values`, or the family's name."""
     claims = [claim] if isinstance(claim, str) else claim
     return pytest.param(*(values or (name,)), id=name, marks=[proves(claim, name) for claim in claims])
@@ -90,4 +90,4 @@ def one(claim: str | Sequence[str], name: str, *values: Any) -> Any:
 
 def every(claim: str | Sequence[str], names: Iterable[str] = tuple(FAMILIES)) -> pytest.MarkDecorator:
     """Runs a test with the argument `name` for each of these families, and marks it as proof of `claim`."""
-    return pytest.mark.parametrize("name", [one(claim, name) for name in names])
+    return pytest.mark.parametrize("name", [cell(claim, name) for name in names])

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.families import CLAIMS, FAMILIES, every, one, proves
+from tests.families import CLAIMS, FAMILIES, cell, every, proves
 from tests.family_table import README, ROOT, filled, table
 
 EVERYTHING = {(name, claim): ["a test"] for name in FAMILIES for claim in CLAIMS}
@@ -49,7 +49,7 @@ def test_marks_name_families_and_claims_that_there_are():
         proves("sequence", "nvila")
     with pytest.raises(AssertionError, match="vila-1"):
         proves("SP", "vila-1")
-    (mark,) = one("SP", "nvila", 2).marks
+    (mark,) = cell("SP", "nvila", 2).marks
     assert mark.args == ("SP", "nvila")
     (parameter, *_) = every(["SFT", "RL"]).args[1]
     assert [mark.args[0] for mark in parameter.marks] == ["SFT", "RL"]

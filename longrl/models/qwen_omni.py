@@ -51,6 +51,7 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
     """
 
     hears = True
+    not_read = ("talker.", "token2wav.")
 
     def __init__(
         self,

@@ -76,6 +76,10 @@ class VilaFamily(CausalFamily):
         return VilaModel
 
     @override
+    def load(self, source: str, **options: Any) -> VilaModel:
+        return VilaModel.from_pretrained(source, **options)
+
+    @override
     def attention(self) -> dict[str, str]:
         return {"llm": str(super().attention()), "vision_tower": "sdpa"}
 

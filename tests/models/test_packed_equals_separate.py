@@ -5,7 +5,7 @@ import torch
 
 from longrl.modules.packing import pack
 from longrl.rollout.features import FeatureCache, TrainableFeatures
-from tests.families import FAMILIES, TEXT, every, one, proves
+from tests.families import FAMILIES, TEXT, cell, every, proves
 from tests.tiny import (
     assert_same_gradients,
     gradients,
@@ -60,7 +60,7 @@ def test_video_and_images(max_tokens, checkpointing):
 
 
 @pytest.mark.parametrize("max_tokens", [110, 10_000], ids=["one_at_a_time", "all_together"])
-@pytest.mark.parametrize("pool", [one("shared prefix", "nvila", 1), one("shared prefix", "longvila-r1", 2)])
+@pytest.mark.parametrize("pool", [cell("shared prefix", "nvila", 1), cell("shared prefix", "longvila-r1", 2)])
 @pytest.mark.parametrize("projector", ["mlp_downsample_2x2_fix", "mlp_downsample_3x3_fix"])
 def test_vila(projector, pool, max_tokens):
     family = vila_family(vila_folder(projector=projector), pool_frames=pool, gradient_checkpointing=pool == 2)
@@ -70,7 +70,7 @@ def test_vila(projector, pool, max_tokens):
 @pytest.mark.parametrize("max_tokens", [250, 10_000], ids=["some", "all_together"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 @pytest.mark.parametrize(
-    "experts", [one("shared prefix", "qwen3-vl", False), one("shared prefix", "qwen3-vl-moe", True)]
+    "experts", [cell("shared prefix", "qwen3-vl", False), cell("shared prefix", "qwen3-vl-moe", True)]
 )
 def test_qwen3_vl(max_tokens, checkpointing, experts):
     family = qwen3_vl_family(experts, gradient_checkpointing=checkpointing)

@@ -21,7 +21,7 @@ from longrl.rollout.engine import HFEngine
 from longrl.rollout.features import FeatureCache
 from longrl.strategies.frames import Share
 from longrl.types import SamplingParams
-from tests.families import proves
+from tests.families import cell, proves
 from tests.models.plain_vila import PlainVila, project, squares
 from tests.tiny import frames, held, row, vila_family, vila_folder
 
@@ -335,10 +335,25 @@ NVILA_8B = {
 """All fields of NVILA-8B's config.json beside its parts, widths and scales reduced."""
 
 
-@pytest.fixture
-def released(tmp_path):
-    """A folder whose files have the names and fields of NVILA-8B, with random weights."""
-    folder = tiny_vila(tmp_path / "released", projector="mlp_downsample", text={"tie_word_embeddings": False})
+LONGVILA_R1 = {
+    "architectures": ["VILAForCausalLM"], "chat_template": None, "drop_path_rate": 0.0, "dynamic_s2": False, "fps": 0.0,
+    "hidden_size": 48, "image_aspect_ratio": "resize", "image_encoder": {"_target_": "llava.model.encoders."
+    "BasicImageEncoder"}, "interpolate_mode": "linear", "mm_hidden_size": 32, "mm_projector_lr": None,
+    "mm_use_im_patch_token": False, "mm_use_im_start_end": False, "mm_vision_select_feature": "cls_patch",
+    "mm_vision_select_layer": -2, "model_dtype": "torch.bfloat16", "model_type": "vila", "num_time_tokens": 0,
+    "num_video_frames": 256, "s2": False, "video_encoder": {"_target_": "llava.model.encoders.TSPVideoEncoder"},
+    "vision_resolution": -1,
+}  # fmt: skip
+"""Fields of the code that is released with LongVILA-R1-7B (its VILAConfig, whose video encoder has no sizes), with the
+values of LongVILA's training script where that sets them."""
+RELEASED_CONFIGS = {"nvila": (NVILA_8B, "mlp_downsample"), "longvila-r1": (LONGVILA_R1, "mlp_downsample_2x2_fix")}
+
+
+@pytest.fixture(params=RELEASED_CONFIGS)
+def released(request, tmp_path):
+    """A folder whose files have the names and fields of a released model, with random weights."""
+    fields, projector = RELEASED_CONFIGS[request.param]
+    folder = tiny_vila(tmp_path / "released", projector=projector, text={"tie_word_embeddings": False})
     parts = {name: json.loads((folder / name / "config.json").read_text()) for name in RELEASED}
     llm = parts["llm"]
     llm |= {"rope_theta": llm.pop("rope_parameters")["rope_theta"], "rope_scaling": None, "torch_dtype": "float32",
@@ -347,7 +362,7 @@ def released(tmp_path):
     for name, config in parts.items():
         config.pop("transformers_version", None)
         (folder / name / "config.json").write_text(json.dumps(config | {"_name_or_path": f"runs/train/x/model/{name}"}))
-    top = NVILA_8B | {f"{name}_cfg": config for name, config in parts.items()}
+    top = fields | {f"{name}_cfg": config for name, config in parts.items()}
     (folder / "config.json").write_text(json.dumps(top))
     model = VilaFamily(str(folder), random_init=True).build()
     states = {"llm": model.llm.state_dict(), "mm_projector": model.mm_projector.state_dict()}
@@ -359,6 +374,7 @@ def released(tmp_path):
     return folder, model.state_dict()
 
 
+@pytest.mark.parametrize("released", [cell("released files", name) for name in RELEASED_CONFIGS], indirect=True)
 def test_a_released_folder_is_read_and_written_again_bit_by_bit(released, tmp_path):
     folder, state = released
     family = VilaFamily(str(folder))
@@ -373,8 +389,9 @@ def test_a_released_folder_is_read_and_written_again_bit_by_bit(released, tmp_pa
             assert sorted(file.keys()) == sorted(keys)
     again = VilaFamily(str(written))
     assert all(torch.equal(value, state[name]) for name, value in again.build().state_dict().items())
-    config = json.loads((written / "config.json").read_text())
-    assert {key: config[key] for key in NVILA_8B} == NVILA_8B
+    fields, config = (json.loads((place / "config.json").read_text()) for place in (folder, written))
+    assert config.keys() == fields.keys()
+    assert all(config[key] == value for key, value in fields.items() if not key.endswith("_cfg"))
     assert again.config.preprocessor == family.config.preprocessor
     prompts = [one.render(row(), "what?", [frames(3, 60, 90)]) for one in (family, again)]
     assert torch.equal(prompts[0].input_ids, prompts[1].input_ids)

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from longrl.models.qwen3_vl import Qwen3VLFamily
 from longrl.models.qwen_omni import QwenOmniFamily
@@ -24,7 +23,7 @@ from longrl.rollout.features import FeatureCache
 from longrl.rollout.parity import Gap, check, check_seen, stacked
 from longrl.types import SamplingParams
 from tests.distributed import run_distributed
-from tests.families import one
+from tests.families import cell
 from tests.tiny import LLAMA_ROPE, frames, mixed_prompts, omni_prompts, row, sound
 
 vllm_package = pytest.importorskip("vllm")
@@ -106,7 +105,7 @@ def gap(family, model, prompts, features, completions, temperature=1.0) -> float
     return float((said - trainer_logp(family, model, prompts, features, completions, temperature)).abs().max())
 
 
-@pytest.mark.parametrize("started", [one("vLLM", *item) for item in EVERY_MODEL.items()], indirect=True)
+@pytest.mark.parametrize("started", [cell("vLLM", *item) for item in EVERY_MODEL.items()], indirect=True)
 def test_the_engine_is_the_trainer_after_every_step(started):
     family, vllm = started
     model = family.build()
@@ -401,11 +400,10 @@ class Loaded(Qwen3VLFamily):
 
 def gap_of_experts(folder: str) -> float:
     """Of an engine in a process of its own: vLLM's groups of ranks for experts are made with the first model."""
-    made = tiny_qwen3_vl(folder, text={"hidden_size": 192}, experts=True)
+    tiny_qwen3_vl(folder, text={"hidden_size": 192}, experts=True)
     family = Loaded(folder, random_init=True, min_pixels=32 * 32, max_pixels=64 * 64)
     model, prompts = family.build(), prompts_of(family)
-    released = {name: family.engine_tensor(name, weight) for name, weight in model.state_dict().items()}
-    save_file({name: weight.contiguous().clone() for name, weight in released.items()}, made / "model.safetensors")
+    family.save(model, folder)
     vllm = engine()
     vllm.options["load_format"] = "auto"
     vllm.start(family)
@@ -413,7 +411,7 @@ def gap_of_experts(folder: str) -> float:
     return gap(family, model, prompts, features, vllm.generate(family, model, prompts, features, GREEDY, seed=0))
 
 
-def test_experts_from_released_files_are_the_trainers(tmp_path):
+def test_experts_from_an_exported_folder_are_the_trainers(tmp_path):
     """Handing weights over is another matter: vLLM 0.32 on a CPU packs experts for its kernel only once."""
     (found,) = run_distributed(gap_of_experts, 1, str(tmp_path))
     assert found < 1e-4
