@@ -69,7 +69,7 @@ FAMILIES = {
     "qwen3-vl-moe": Tested("Qwen3-VL, experts", functools.partial(qwen3_vl_family, experts=True), mixed_prompts),
     "qwen2.5-omni": Tested("Qwen2.5-Omni thinker", omni_family, omni_prompts),
     "nvila": Tested("NVILA", vila_family, mixed_prompts),
-    "longvila-r1": Tested("LongVILA-R1", functools.partial(vila_family, pool_frames=2), mixed_prompts),
+    "longvila-r1": Tested("LongVILA-R1", functools.partial(vila_family, pool_frames="by_length"), mixed_prompts),
 }
 TEXT = ("qwen2.5", "qwen3", "llama3")
 SEEING = tuple(name for name in FAMILIES if name not in TEXT)

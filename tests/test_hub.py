@@ -153,7 +153,7 @@ def test_a_repository_that_is_there_must_be_as_private_as_asked(hub_of, tmp_path
 def test_a_refused_push_keeps_the_folder_and_says_how_to_go_on(run_folder, hub_of, tmp_path):
     hub_of(refuse=True)
     out = tmp_path / "out"
-    with pytest.raises(RuntimeError, match=rf"(?s){out} is written, but was not pushed .*403.*`hf upload me/tiny {out}`"):
+    with pytest.raises(RuntimeError, match=rf"(?s){out} is written, but .*403.*`hf upload me/tiny {out}`"):
         export_run(str(run_folder), str(out), push_to="me/tiny")
     assert (out / "model.safetensors").is_file()
 

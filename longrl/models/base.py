@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from longrl.models.loading import check_loaded
 from longrl.models.lora import LoRASettings
+from longrl.strategies.frames import FramesPerCell
 from longrl.strategies.sequence import ALONE, SequenceParallel
 from longrl.types import Frames, Media, Packed, PolicyOutput, Prompt, Row, Sound
 
@@ -204,7 +205,7 @@ class CausalFamily(ModelFamily):
         )
 
     @property
-    def frames_per_cell(self) -> int:
+    def frames_per_cell(self) -> int | FramesPerCell:
         """Video frames that the tower reads together: ranks share a video in such cells."""
         return 1
 

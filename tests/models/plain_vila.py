@@ -56,10 +56,19 @@ def project(kind: str, weights: dict[str, Tensor], features: Tensor) -> Tensor:
     return linear(gelu(linear(norm(hidden, "4."), "5.")), "7.")
 
 
+def released_pool(num_frames: int) -> int:
+    """Frames that LongVILA-R1's code averages: 4 * (num_frames / 256 rounded up to 1, 2, 4 or 8)."""
+    share = num_frames / 256
+    for bucket in (1, 2, 4):
+        if share <= bucket:
+            return 4 * bucket
+    return 4 * 8
+
+
 class PlainVila(nn.Module):
     """The parts under their own names, gradients included."""
 
-    def __init__(self, llm: nn.Module, tower: nn.Module, projector: nn.Module, kind: str, pool: int) -> None:
+    def __init__(self, llm: nn.Module, tower: nn.Module, projector: nn.Module, kind: str, pool: int | str) -> None:
         super().__init__()
         self.llm, self.vision_tower, self.mm_projector = llm, tower, projector
         self.kind, self.pool = kind, pool
@@ -74,7 +83,7 @@ class PlainVila(nn.Module):
         llm.load_state_dict(model.llm.state_dict())
         tower.load_state_dict(model.vision_tower.state_dict())
         projector = copy.deepcopy(model.mm_projector)
-        plain = cls(llm, tower, projector, config["mm_projector_type"], family.frames_per_cell)
+        plain = cls(llm, tower, projector, config["mm_projector_type"], family.pool_frames or 1)
         plain.media_tokens = tuple(family.tokenizer.convert_tokens_to_ids(["<image>", "<vila/video>"]))
         return plain
 
@@ -90,8 +99,9 @@ class PlainVila(nn.Module):
         rows = self.frame_rows(medium.patches.view(-1, 3, size, size))
         if medium.kind == "image" or self.pool == 1:
             return rows.flatten(0, 1)
-        frames = [rows[min(place, len(rows) - 1)] for place in range(-(-len(rows) // self.pool) * self.pool)]
-        pooled = [sum(frames[n : n + self.pool]) / self.pool for n in range(0, len(frames), self.pool)]
+        pool = released_pool(len(rows)) if self.pool == "by_length" else int(self.pool)
+        frames = [rows[min(place, len(rows) - 1)] for place in range(-(-len(rows) // pool) * pool)]
+        pooled = [sum(frames[n : n + pool]) / pool for n in range(0, len(frames), pool)]
         return torch.cat(pooled)
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, media: Any) -> Any:

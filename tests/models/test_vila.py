@@ -1,5 +1,6 @@
 """VILA against plain parts and the published layout: tokens, pixels, projectors, tiles, scales, folders."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from longrl.rollout.features import FeatureCache
 from longrl.strategies.frames import Share
 from longrl.types import SamplingParams
 from tests.families import cell, proves
-from tests.models.plain_vila import PlainVila, project, squares
+from tests.models.plain_vila import PlainVila, project, released_pool, squares
 from tests.tiny import frames, held, row, vila_family, vila_folder
 
 SCALES = {"image_aspect_ratio": "dynamic_s2", "dynamic_s2": True, "s2_scales": "56,112,168", "max_tiles": 12}
@@ -114,6 +115,64 @@ def test_frames_are_pooled_and_the_last_one_fills_up(count, means):
         rows += [grid.mean(0), "\n"]
     logits = plain_logits(plain, family, "<vila/video>what?", [[*rows, "end"]])
     torch.testing.assert_close(next_logits(family, model, prompt), logits)
+
+
+@proves("same logits", "longvila-r1")
+def test_longer_videos_are_pooled_more():
+    """LongVILA-R1's rule for each video of a prompt by itself: 4 frames of 5, 8 of 300."""
+    family = vila_family(pool_frames="by_length")
+    model, lengths = family.build(), (5, 300)
+    plain = PlainVila.of(model, family)
+    clips = [frames(count, 56, 56, f"v{count}") for count in lengths]
+    prompt = family.render(row(), "what?", clips)
+    assert [(item.grid_thw[0], item.frames_per_cell) for item in prompt.media] == [(2, 4), (38, 8)]
+    rows = []
+    for clip, size in zip(clips, (4, 8), strict=True):
+        whole = plain.frame_rows(clip.pixels)
+        filled = torch.cat([whole, whole[-1:].expand(-len(whole) % size, -1, -1)])
+        rows.append([part for own in filled.split(size) for part in (own.mean(0), "\n")])
+    logits = plain_logits(plain, family, "<vila/video><vila/video>what?", rows)
+    torch.testing.assert_close(next_logits(family, model, prompt), logits)
+
+
+@pytest.mark.parametrize(
+    ("count", "pool"), [(1, 4), (256, 4), (257, 8), (512, 8), (513, 16), (1024, 16), (1025, 32), (3600, 32)]
+)
+def test_the_released_rule_of_pooling(count, pool):
+    family = vila_family(pool_frames="by_length")
+    assert family.frames_per_cell.of(count) == released_pool(count) == pool
+    item = family.patch(without_pixels(frames(1, 56, 56), count))
+    assert (item.grid_thw[0], item.frames_per_cell) == (-(-count // pool), pool)
+
+
+def without_pixels(clip, count):
+    """The outline of a video of so many frames."""
+    return dataclasses.replace(clip, pixels=clip.pixels[:0], timestamps=tuple(map(float, range(count))))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "pools"),
+    [
+        (None, [1, 1]),
+        ({"_target_": "x.BasicVideoEncoder"}, [1, 1]),
+        ({"_target_": "x.TSPVideoEncoder"}, [4, 8]),  # without sizes it is LongVILA-R1's
+        ({"_target_": "x.TSPVideoEncoder", "pool_sizes": [[8, 1, 1]]}, [8, 8]),
+    ],
+)
+def test_pooling_by_what_the_config_says(encoder, pools):
+    values = {} if encoder is None else {"video_encoder": json.dumps(encoder)}
+    family = vila_family(vila_folder(**values))
+    assert [family.frames_per_cell.of(count) for count in (8, 300)] == pools
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_share_a_video_by_cells_of_its_length(size):
+    family = vila_family(pool_frames="by_length")
+    clip = frames(270, 56, 56, "v")
+    whole = family.patch(clip)
+    parts = [family.patch(held(clip, Share(rank, size), family.frames_per_cell)) for rank in range(size)]
+    assert torch.equal(torch.cat([part.patches for part in parts]), whole.patches)
+    assert all(len(part.patches) % 8 == 0 for part in parts[:-1])  # a cell is never cut
 
 
 @pytest.mark.parametrize(

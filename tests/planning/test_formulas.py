@@ -12,7 +12,7 @@ from longrl.planning import flops, formulas, memory, shapes
 from longrl.planning.hardware import HARDWARE, hardware
 from longrl.planning.host import host
 from longrl.planning.inputs import Plan, Sizes, Tower, micro_batch
-from longrl.planning.report import budgeted, media
+from longrl.planning.report import black_video, budgeted
 
 TINY = Sizes(
     layer_params=(100, 100), root_params=50, hidden=8, num_heads=4, num_key_heads=2, head_size=2, mlp_width=16,
@@ -39,7 +39,8 @@ def seven_b():
             max_video_pixels=3600 * 336 * 336,
         )
     )  # fmt: skip
-    tokens, cell_patches = media(family, 3600, 720, 720)
+    video = black_video(family, 3600, 720, 720)
+    tokens, cell_patches = family.num_features(video), video.grid_thw[1] * video.grid_thw[2]
     return Plan(
         Sizes.of(family), devices=8, sequence_parallel_size=8, weight_bytes=2, gathered_bytes=2, frames=3600,
         gradient_checkpointing=True, media_tokens=tokens, cell_patches=cell_patches, prompt_tokens=tokens + 512,

@@ -82,7 +82,7 @@ class Case:
     chunks: int = 1
     replicas: int = 1
     lora: bool = False
-    vila_pool: int | None = None
+    vila_pool: int | str | None = None
     """Frames VILA pools; None is Qwen2.5-VL."""
     freeze_tower: bool = False
     """Of VILA's tower alone: its projector trains."""
@@ -273,6 +273,7 @@ def test_vila_is_shared_by_pooled_frames(devices):
     cases = [
         Case(sp=devices, vila_pool=1, freeze=True, budget=110),
         Case(sp=devices, vila_pool=2, freeze_tower=True),
+        Case(sp=devices, vila_pool="by_length", freeze_tower=True, kl=True),
         Case(sp=devices, vila_pool=2, checkpointing=True, chunks=2),
         Case(sp=1, vila_pool=1, freeze_tower=True, prompts="single"),
     ]
