@@ -12,9 +12,9 @@ What a released file holds is written out below from what is public of it, not f
 - Qwen2.5-Omni: names and shapes of the thinker as infinigence/ApxInf checks them before it reads the released file,
   talker and token2wav beside it.
 - Qwen2.5, Qwen3 and Llama 3 text: transformers 4's names, unchanged since their release.
-- Fields of config.json: configs/shapes/ holds released ones; of Llama 3.2 and Qwen2.5-Omni what transformers writes.
+- Fields of config.json: configs/shapes/ holds released ones; of Qwen2.5-Omni what transformers writes.
 
-VILA's folders are in test_vila.py.
+VILA's folders are in test_vila_folders.py.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from tests.families import proves
 from tests.runs import ROOT
 
 Shapes = dict[str, tuple[int, ...]]
-SHAPES = ROOT / "configs" / "shapes" / "Qwen"
+SHAPES = ROOT / "configs" / "shapes"
 
 
 # ---- what released files hold ----
@@ -171,21 +171,8 @@ def llama_text(config: dict[str, Any]) -> Shapes:
 
 
 def released(name: str) -> dict[str, Any]:
-    return json.loads((SHAPES / name / "config.json").read_text())
-
-
-def llama_3_2_1b() -> dict[str, Any]:
-    """As transformers 4 writes the released sizes (arXiv:2407.21783 and the model's card)."""
-    rope = {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "rope_type": "llama3"}
-    return {
-        "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
-        "bos_token_id": 128000, "eos_token_id": [128001, 128008, 128009], "head_dim": 64, "hidden_act": "silu",
-        "hidden_size": 2048, "initializer_range": 0.02, "intermediate_size": 8192, "max_position_embeddings": 131072,
-        "mlp_bias": False, "model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 16,
-        "num_key_value_heads": 8, "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_theta": 500000.0,
-        "rope_scaling": {**rope, "original_max_position_embeddings": 8192}, "tie_word_embeddings": True,
-        "torch_dtype": "bfloat16", "transformers_version": "4.45.0.dev0", "use_cache": True, "vocab_size": 128256,
-    }  # fmt: skip
+    (file,) = SHAPES.glob(f"*/{name}/config.json")
+    return json.loads(file.read_text())
 
 
 def qwen3_vl_30b_a3b() -> dict[str, Any]:
@@ -234,7 +221,7 @@ CASES = {
     "Qwen2.5-7B": ("qwen2.5", TextFamily, lambda: released("Qwen2.5-7B-Instruct"), qwen2_5_text),
     "Qwen3-1.7B": ("qwen3", TextFamily, lambda: released("Qwen3-1.7B"), qwen3_text),
     "Qwen3-4B": ("qwen3", TextFamily, lambda: released("Qwen3-4B"), qwen3_text),
-    "Llama-3.2-1B": ("llama3", LlamaFamily, llama_3_2_1b, llama_text),
+    "Llama-3.2-1B": ("llama3", LlamaFamily, lambda: released("Llama-3.2-1B-Instruct"), llama_text),
     "Qwen2.5-VL-3B": ("qwen2.5-vl", Qwen2_5_VLFamily, lambda: released("Qwen2.5-VL-3B-Instruct"), qwen2_5_vl),
     "Qwen2.5-VL-7B": ("qwen2.5-vl", Qwen2_5_VLFamily, lambda: released("Qwen2.5-VL-7B-Instruct"), qwen2_5_vl),
     "Qwen3-VL-4B": ("qwen3-vl", Qwen3VLFamily, lambda: released("Qwen3-VL-4B-Instruct"), qwen3_vl),
