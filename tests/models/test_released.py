@@ -286,6 +286,14 @@ def test_a_name_too_few_or_too_many_is_told(model, tmp_path):
     assert "surplus.weight is unknown" in str(error.value)
 
 
+def test_a_tied_head_may_be_in_the_file_too(tmp_path):
+    family, weights = folder_of("Qwen2.5-VL-3B", tmp_path)
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    model = family.build()
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
 def test_experts_are_turned_around(tmp_path):
     family, weights = folder_of("Qwen3-VL-30B-A3B", tmp_path)
     state = family.build().state_dict()
