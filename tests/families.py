@@ -20,6 +20,7 @@ from longrl.types import Prompt
 from tests.tiny import (
     llama_family,
     mixed_prompts,
+    nvila_family,
     omni_family,
     omni_prompts,
     qwen3_vl_family,
@@ -68,7 +69,7 @@ FAMILIES = {
     "qwen3-vl": Tested("Qwen3-VL", qwen3_vl_family, mixed_prompts),
     "qwen3-vl-moe": Tested("Qwen3-VL, experts", functools.partial(qwen3_vl_family, experts=True), mixed_prompts),
     "qwen2.5-omni": Tested("Qwen2.5-Omni thinker", omni_family, omni_prompts),
-    "nvila": Tested("NVILA", vila_family, mixed_prompts),
+    "nvila": Tested("NVILA", nvila_family, mixed_prompts),
     "longvila-r1": Tested("LongVILA-R1", functools.partial(vila_family, pool_frames="by_length"), mixed_prompts),
 }
 TEXT = ("qwen2.5", "qwen3", "llama3")

@@ -55,6 +55,15 @@ def vila_family(folder: str | None = None, **kwargs: object) -> VilaFamily:
     return VilaFamily(folder or vila_folder(), **{**defaults, **kwargs})
 
 
+SCALES = {"image_aspect_ratio": "dynamic_s2", "dynamic_s2": True, "s2_scales": "56,112,168", "max_tiles": 12}
+"""Of NVILA-8B, whose scales are 448,896,1344, at an eighth."""
+
+
+def nvila_family(**kwargs: object) -> VilaFamily:
+    """As NVILA-8B: a lone image is cut into tiles of three scales, a frame's one scale stands for all."""
+    return vila_family(vila_folder(**SCALES, s2_resize_output_to_scale_idx=-1, projector="mlp_downsample"), **kwargs)
+
+
 def qwen3_vl_family(experts: bool = False, **kwargs: object) -> Qwen3VLFamily:
     """6 heads on 2 key heads, 3 layers, features for the first 2; frames of 64 x 64 at most."""
     defaults = {"random_init": True, "freeze_tower": False, "max_pixels": 64 * 64, "min_pixels": 32 * 32}

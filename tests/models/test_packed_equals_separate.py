@@ -10,6 +10,7 @@ from tests.tiny import (
     assert_same_gradients,
     gradients,
     mixed_prompts,
+    nvila_family,
     omni_family,
     omni_prompts,
     plain_model,
@@ -60,10 +61,17 @@ def test_video_and_images(max_tokens, checkpointing):
 
 
 @pytest.mark.parametrize("max_tokens", [110, 10_000], ids=["one_at_a_time", "all_together"])
-@pytest.mark.parametrize("pool", [cell("shared prefix", "nvila", 1), cell("shared prefix", "longvila-r1", "by_length")])
+@pytest.mark.parametrize("pool", [1, cell("shared prefix", "longvila-r1", "by_length")])
 @pytest.mark.parametrize("projector", ["mlp_downsample_2x2_fix", "mlp_downsample_3x3_fix"])
 def test_vila(projector, pool, max_tokens):
     family = vila_family(vila_folder(projector=projector), pool_frames=pool, gradient_checkpointing=pool != 1)
+    compare(family, mixed_prompts(family), max_tokens)
+
+
+@proves("shared prefix", "nvila")
+@pytest.mark.parametrize("max_tokens", [150, 10_000], ids=["some", "all_together"])
+def test_vila_of_several_scales(max_tokens):
+    family = nvila_family()
     compare(family, mixed_prompts(family), max_tokens)
 
 

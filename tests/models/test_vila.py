@@ -18,11 +18,8 @@ from longrl.rollout.features import FeatureCache
 from longrl.strategies.frames import Share
 from longrl.types import SamplingParams
 from tests.families import proves
-from tests.models.plain_vila import PlainVila, project, released_pool, squares
-from tests.tiny import frames, held, row, vila_family, vila_folder
-
-SCALES = {"image_aspect_ratio": "dynamic_s2", "dynamic_s2": True, "s2_scales": "56,112,168", "max_tiles": 12}
-"""Of NVILA-8B, whose scales are 448,896,1344, at an eighth."""
+from tests.models.plain_vila import PlainVila, released_pool, squares
+from tests.tiny import SCALES, frames, held, row, vila_family, vila_folder
 
 
 def next_logits(family, model, prompt):
@@ -197,6 +194,7 @@ def test_several_images_are_not_cut():
     torch.testing.assert_close(next_logits(family, model, prompt), logits)
 
 
+@proves("same logits", "nvila")
 @pytest.mark.parametrize(("output", "projector"), [(-1, "mlp_downsample"), (0, "mlp_downsample_2x2_fix")])
 def test_scales_of_an_image_lie_side_by_side_before_the_projector(output, projector):
     """`dynamic_s2`, by hand: maps of 1, 2 x 2 and rows x columns tiles, resized to one of them, projected by tiles."""
@@ -204,38 +202,19 @@ def test_scales_of_an_image_lie_side_by_side_before_the_projector(output, projec
     clip = frames(1, 60, 100, "i", "image")
     prompt = family.render(row(), "what?", [clip])
     rows, columns = tile_grid(60, 100, 56, min_tiles=9, max_tiles=12)
-    maps = []
+    cut = []
     for down, across in ((1, 1), (2, 2), (rows, columns)):
         large = small(picture(clip), across * 56, down * 56)
-        tiles = [large[:, y * 56 : y * 56 + 56, x * 56 : x * 56 + 56] for y in range(down) for x in range(across)]
-        scaled = (torch.stack(tiles).float() / 255 - 0.5) / 0.5
-        hidden = plain.vision_tower(pixel_values=scaled, output_hidden_states=True).hidden_states[-2]
-        own = torch.zeros(down * 4, across * 4, hidden.shape[-1])
-        for number, tile in enumerate(hidden):
-            y, x = divmod(number, across)
-            own[4 * y : 4 * y + 4, 4 * x : 4 * x + 4] = tile.view(4, 4, -1)
-        maps.append(own)
-    high, wide = maps[output].shape[:2]
-    joined = torch.cat([
-        torch.nn.functional.adaptive_avg_pool2d(item.permute(2, 0, 1)[None], (high, wide))[0].permute(1, 2, 0)
-        for item in maps
-    ], -1)  # fmt: skip
-    weights, result = dict(plain.mm_projector.named_parameters()), torch.zeros(high // 2, wide // 2, 48)
-    for y in range(high // 4):
-        for x in range(wide // 4):
-            patch = joined[4 * y : 4 * y + 4, 4 * x : 4 * x + 4].reshape(1, 16, -1)
-            result[2 * y : 2 * y + 2, 2 * x : 2 * x + 2] = project(projector, weights, patch).view(2, 2, -1)
-    logits = plain_logits(plain, family, "<image>what?", [[result.flatten(0, 1), "\n"]])
+        cut += [large[:, y * 56 : y * 56 + 56, x * 56 : x * 56 + 56] for y in range(down) for x in range(across)]
+    result = plain.image_rows(torch.stack(cut), rows, columns)
+    logits = plain_logits(plain, family, "<image>what?", [[result, "\n"]])
     torch.testing.assert_close(next_logits(family, model, prompt), logits)
 
 
 def test_a_frame_of_a_model_with_scales_has_its_one_scale_for_all():
     family, model, plain = family_and_plain(**SCALES)
     clip = frames(3, 60, 90, "v")
-    pixels = torch.stack([small(picture(clip, n), 56, 56) for n in range(3)])
-    hidden = plain.vision_tower(pixel_values=(pixels.float() / 255 - 0.5) / 0.5, output_hidden_states=True)
-    weights = dict(plain.mm_projector.named_parameters())
-    rows = project("mlp_downsample_2x2_fix", weights, hidden.hidden_states[-2].repeat(1, 1, 3))
+    rows = plain.frame_rows(torch.stack([small(picture(clip, n), 56, 56) for n in range(3)]))
     found = family.encode_media(model, [family.patch(clip)])[0]
     torch.testing.assert_close(found, rows.flatten(0, 1))
 

@@ -24,7 +24,7 @@ from longrl.rollout.parity import Gap, check, check_seen, stacked
 from longrl.types import SamplingParams
 from tests.distributed import run_distributed
 from tests.families import cell
-from tests.tiny import LLAMA_ROPE, frames, mixed_prompts, omni_prompts, row, sound
+from tests.tiny import LLAMA_ROPE, SCALES, frames, mixed_prompts, omni_prompts, row, sound
 
 vllm_package = pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
@@ -55,7 +55,7 @@ def family_of(kind: str, folder: Path):
         sizes = {"min_pixels": 28 * 28, "max_pixels": 56 * 56}
         return QwenOmniFamily(str(made), random_init=True, freeze_tower=False, freeze_audio_tower=False, **sizes)
     if kind == "vila":
-        made = tiny_vila(folder, text=wide)
+        made = tiny_vila(folder, text=wide, projector="mlp_downsample", **SCALES)
         return VilaFamily(str(made), random_init=True, freeze_tower=False, freeze_projector=False)
     if kind == "longvila":
         made = tiny_vila(folder, text=wide)

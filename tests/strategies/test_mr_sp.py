@@ -37,6 +37,7 @@ from tests.tiny import (
     held,
     llama_family,
     mixed_prompts,
+    nvila_family,
     omni_family,
     omni_prompts,
     peft_model,
@@ -61,6 +62,9 @@ FAMILIES = {
         freeze_tower=True, freeze_audio_tower=freeze_tower, **kwargs
     ),
     "qwen3-vl experts": functools.partial(qwen3_vl_family, experts=True),
+    "nvila": lambda lora, offload_checkpoints, mlp_chunk_tokens, freeze_tower, **kwargs: nvila_family(
+        freeze_tower=freeze_tower, freeze_projector=freeze_tower, **kwargs
+    ),
     "qwen2.5 text": lambda freeze_tower, **kwargs: text_family("qwen2", **kwargs),
     "qwen3 text": lambda freeze_tower, **kwargs: text_family("qwen3", **kwargs),
     "llama text": lambda freeze_tower, **kwargs: llama_family(**kwargs),
@@ -261,7 +265,7 @@ def test_text_is_shared():
     cases = [
         Case(model=model, sp=sp, prompts="text", budget=budget, checkpointing=checkpointing, kl=checkpointing)
         for model in ("qwen2.5 text", "qwen3 text", "llama text")
-        for sp, budget, checkpointing in ((2, 10_000, False), (2, 57, True), (1, 57, False))
+        for sp, budget, checkpointing in ((2, 57, False), (2, 10_000, True))
     ]
     check(cases, 2)
 
@@ -269,8 +273,9 @@ def test_text_is_shared():
 @proves("SP", "nvila", "longvila-r1")
 @pytest.mark.parametrize("devices", [2, 3])
 def test_vila_is_shared_by_pooled_frames(devices):
-    """Everything frozen, the projector alone, and all of it trained; packed and not; text between frames."""
+    """Everything frozen, the projector alone, and all of it trained; packed and not; an image of several scales."""
     cases = [
+        Case(model="nvila", sp=devices, budget=150),
         Case(sp=devices, vila_pool=1, freeze=True, budget=110),
         Case(sp=devices, vila_pool=2, freeze_tower=True),
         Case(sp=devices, vila_pool="by_length", freeze_tower=True, kl=True),
