@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,6 +73,17 @@ def _write_model(run: str, source: str, folder: Path, dtype: Precision | None) -
     model = plain_from(family, source)
     family.save(model, folder)
     family.save_processing(folder)
+    _keep_generation_config(family, folder)
+
+
+def _keep_generation_config(family: CausalFamily, folder: Path) -> None:
+    """The family's own in place of the one that transformers makes up for a model that is built from a checkpoint."""
+    from transformers.utils import cached_file
+
+    options = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    own = cached_file(family.engine_folder(), "generation_config.json", **options)
+    if own is not None:
+        shutil.copyfile(own, folder / family.text_part / "generation_config.json")
 
 
 def _write_adapter(run: str, source: str, folder: Path, dtype: Precision | None) -> None:

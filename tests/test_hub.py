@@ -12,8 +12,8 @@ from huggingface_hub import constants
 
 from longrl.export import export_run
 from longrl.hub import check_target, push
-from longrl.models.text import TextFamily
-from tests.tiny import text_folder
+from tests.runs import saved_run
+from tests.tiny import text_family
 
 
 class Hub:
@@ -101,18 +101,7 @@ def hub_of(monkeypatch):
 
 @pytest.fixture
 def run_folder(tmp_path):
-    """As much of a run as an export reads: its config, and a checkpoint of a tiny text model."""
-    import torch
-    import yaml
-
-    family = {"class_path": "longrl.models.text.TextFamily", "init_args": {"model": text_folder(), "random_init": True}}
-    folder = tmp_path / "run"
-    (folder / "checkpoints").mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump({"model": {"family": family}}))
-    state = TextFamily(text_folder(), random_init=True).build().state_dict()
-    saved = {"state_dict": {f"model.{name}": value for name, value in state.items()}}
-    torch.save(saved, folder / "checkpoints" / "last.ckpt")
-    return folder
+    return saved_run(tmp_path / "run", text_family())
 
 
 def test_an_export_is_pushed_file_by_file_and_stays_private(run_folder, hub_of, tmp_path):

@@ -94,6 +94,8 @@ class CausalFamily(ModelFamily):
     supports_sequence_parallel = True
     num_axes: ClassVar[int] = 1
     """Number of position axes."""
+    text_part: ClassVar[str] = ""
+    """Folder of the text model within an exported folder, where generation config and tokenizer are."""
     not_read: ClassVar[tuple[str, ...]] = ()
     """How the names of weights begin that a released folder holds for other models beside this one."""
 

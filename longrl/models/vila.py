@@ -51,6 +51,8 @@ class VilaFamily(CausalFamily):
         `VilaFamily(model="Efficient-Large-Model/LongVILA-R1-7B", dtype="bfloat16", pool_frames="by_length")`
     """
 
+    text_part = "llm"
+
     def __init__(
         self,
         model: str,
@@ -287,7 +289,7 @@ class VilaFamily(CausalFamily):
     @override
     def engine_folder(self) -> str:
         """The language model's, for vLLM knows no VILA."""
-        return str(local_folder(self._existing_path()) / "llm")
+        return str(local_folder(self._existing_path()) / self.text_part)
 
     @override
     def engine_options(self) -> dict[str, Any]:
