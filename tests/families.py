@@ -1,7 +1,7 @@
 """The families of README's table, tiny, and the mark by which a test says which cells of it it proves.
 
-    @proves("sequence parallelism", "qwen3-vl", "qwen3-vl-moe")     a test of both
-    @every("cached features", SEEING)                               a test of one at a time, whose argument is its name
+    @proves("SP", "qwen3-vl", "qwen3-vl-moe")     a test of both
+    @every("cached features", SEEING)             a test of one at a time, whose argument is its name
 
 `python -m tests.family_table` collects the marks and writes the table.
 """
