@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from longrl.hub import check_target, push
 
 if TYPE_CHECKING:
     from longrl.models.base import CausalFamily
@@ -30,6 +33,8 @@ def export_run(
     checkpoint: str | None = None,
     dtype: Precision | None = None,
     adapter: bool = False,
+    push_to: str | None = None,
+    private: bool = True,
 ) -> None:
     """Writes weights, config, tokenizer and processor so that `from_pretrained` and vLLM load them.
 
@@ -42,7 +47,12 @@ def export_run(
         checkpoint: which checkpoint; None is `checkpoints/last.ckpt`.
         dtype: precision to save in; None keeps the run's.
         adapter: write a LoRA run's adapters alone, as peft's `PeftModel.from_pretrained` reads them.
+        push_to: repository of a Hugging Face hub, `owner/name`, that the written folder is uploaded to; made if
+            missing. Nothing is uploaded by default.
+        private: of a repository that `push_to` makes; false shows it to everyone.
     """
+    if push_to is not None:
+        check_target(push_to)
     if Path(out).exists():
         raise ValueError(f"--out={out} exists already; name a new folder")
     with tempfile.TemporaryDirectory(dir=_parent(out)) as folder:
@@ -51,6 +61,8 @@ def export_run(
         write(run, checkpoint or run, written, dtype)
         os.replace(written, out)
     logger.info("exported %s to %s", run, out)
+    if push_to is not None:
+        logger.info("pushed to %s", push(out, push_to, private))
 
 
 def _write_model(run: str, source: str, folder: Path, dtype: Precision | None) -> None:
@@ -59,8 +71,19 @@ def _write_model(run: str, source: str, folder: Path, dtype: Precision | None) -
     family = family_of(run)
     family.dtype = dtype or family.dtype  # adapters are merged in it
     model = plain_from(family, source)
-    model.save_pretrained(folder)
+    family.save(model, folder)
     family.save_processing(folder)
+    _keep_generation_config(family, folder)
+
+
+def _keep_generation_config(family: CausalFamily, folder: Path) -> None:
+    """The family's own in place of the one that transformers makes up for a model that is built from a checkpoint."""
+    from transformers.utils import cached_file
+
+    options = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    own = cached_file(family.engine_folder(), "generation_config.json", **options)
+    if own is not None:
+        shutil.copyfile(own, folder / family.text_part / "generation_config.json")
 
 
 def _write_adapter(run: str, source: str, folder: Path, dtype: Precision | None) -> None:

@@ -109,6 +109,8 @@ class Media:
     """A sound that is the track of the video before it: its placeholders stand among the video's."""
     sound_tokens: int | None = None
     """Of a video, the tokens of its track that stand among its own; None without a track."""
+    frames_per_cell: int = 1
+    """Frames of a video behind one temporal cell."""
 
     def part(self, num_cells: int) -> Media:
         """The temporal cells that are here, as a medium of their own."""

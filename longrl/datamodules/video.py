@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from longrl.strategies.frames import WHOLE, Share
+from longrl.strategies.frames import WHOLE, FramesPerCell, Share
 from longrl.types import Frames
 
 UNRELIABLE_CONTAINERS = {b"\x47": "MPEG transport stream", b"\x00\x00\x01\xba": "MPEG program stream", b"FLV": "FLV"}
@@ -181,7 +181,7 @@ class VideoReader:
     """
 
     def __init__(
-        self, path: str | Path, sampling: VideoSampling, share: Share = WHOLE, frames_per_cell: int = 1
+        self, path: str | Path, sampling: VideoSampling, share: Share = WHOLE, frames_per_cell: int | FramesPerCell = 1
     ) -> None:
         import av
 
@@ -271,7 +271,7 @@ class FramePosition:
 
 
 def read_video(
-    path: str | Path, sampling: VideoSampling, share: Share = WHOLE, frames_per_cell: int = 1
+    path: str | Path, sampling: VideoSampling, share: Share = WHOLE, frames_per_cell: int | FramesPerCell = 1
 ) -> Frames:
     """The sampled frames of a video file, all of them in memory; see `VideoReader` for arguments and errors.
 

@@ -19,7 +19,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from longrl.models.loading import check_loaded
 from longrl.models.lora import LoRASettings
+from longrl.strategies.frames import FramesPerCell
 from longrl.strategies.sequence import ALONE, SequenceParallel
 from longrl.types import Frames, Media, Packed, PolicyOutput, Prompt, Row, Sound
 
@@ -92,6 +94,10 @@ class CausalFamily(ModelFamily):
     supports_sequence_parallel = True
     num_axes: ClassVar[int] = 1
     """Number of position axes."""
+    text_part: ClassVar[str] = ""
+    """Folder of the text model within an exported folder, where generation config and tokenizer are."""
+    not_read: ClassVar[tuple[str, ...]] = ()
+    """How the names of weights begin that a released folder holds for other models beside this one."""
 
     def __init__(
         self,
@@ -201,7 +207,7 @@ class CausalFamily(ModelFamily):
         )
 
     @property
-    def frames_per_cell(self) -> int:
+    def frames_per_cell(self) -> int | FramesPerCell:
         """Video frames that the tower reads together: ranks share a video in such cells."""
         return 1
 
@@ -261,7 +267,7 @@ class CausalFamily(ModelFamily):
         else:
             self._check_same_architecture(source)
             options = {"attn_implementation": self.attention(), "dtype": dtype, **self.loading(source)}
-            model = self.auto_class().from_pretrained(source, **options)
+            model = self.load(source, **options)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return model
@@ -269,6 +275,18 @@ class CausalFamily(ModelFamily):
     def loading(self, source: str) -> dict[str, Any]:
         """Further keywords of `from_pretrained`, for a model that is part of what a folder holds."""
         return {}
+
+    def load(self, source: str, **options: Any) -> nn.Module:
+        """The model with the weights of a folder or hub id, all of them and nothing else.
+
+        Raises:
+            ValueError: names or shapes are not the model's.
+        """
+        options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, info = self.auto_class().from_pretrained(source, **options)
+        info["unexpected_keys"] = [key for key in info["unexpected_keys"] if not key.startswith(self.not_read)]
+        check_loaded(source, **info)
+        return model
 
     def _check_same_architecture(self, source: str) -> None:
         """Raises ValueError before any weight is read if `source` holds a model of other sizes."""
@@ -280,6 +298,10 @@ class CausalFamily(ModelFamily):
                     f"{source!r} holds another model than model.family describes: {name} is {got} instead of {want}; "
                     "use the family the weights were made with"
                 )
+
+    def save(self, model: nn.Module, folder: str | Path) -> None:
+        """Writes weights and config, with names and layout of the released files."""
+        model.save_pretrained(folder)
 
     def save_processing(self, folder: str | Path) -> None:
         """Writes what turns text and media into model inputs, beside exported weights."""

@@ -197,6 +197,8 @@ class Plan:
     frames: int = 0
     cell_patches: int = 0
     """Patches of a temporal cell."""
+    pooled_frames: int = 1
+    """Frames whose features are averaged into one behind the tower."""
     num_generations: int = 8
     completion_tokens: int = 1024
     max_tokens_per_micro_batch: int = 16_384
@@ -236,7 +238,7 @@ class Plan:
     @property
     def patches(self) -> int:
         """Patches of a prompt's media."""
-        return self.media_tokens * (self.sizes.tower.merge if self.sizes.tower else 0)
+        return self.media_tokens * self.pooled_frames * (self.sizes.tower.merge if self.sizes.tower else 0)
 
     @property
     def share_patches(self) -> int:
