@@ -26,12 +26,10 @@ class EvaluationReport(Callback):
     by `CategoryAccuracy`, as in `python -m longrl evaluate`.
 
     Args:
-        frames_per_cell: video frames behind one temporal cell (2 for Qwen), to report how many frames were seen.
         breakdowns: fields of the rows' metadata by which `test` scores too, such as `duration` for VideoMME.
     """
 
-    def __init__(self, frames_per_cell: int | None = None, breakdowns: list[str] | None = None) -> None:
-        self.frames_per_cell = frames_per_cell
+    def __init__(self, breakdowns: list[str] | None = None) -> None:
         self.breakdowns = breakdowns or []
         self.metric = CategoryAccuracy()
         self.records: list[dict[str, Any]] = []
@@ -88,9 +86,8 @@ class EvaluationReport(Callback):
         self._questions += self._records(batch)
 
     def _records(self, batch: Batch) -> list[list[dict[str, Any]]]:
-        options: dict[str, Any] = {"frames_per_cell": self.frames_per_cell, "breakdowns": self.breakdowns}
         return [
-            [sample_record(group, index=n, **options) for n in range(len(group.completions))]
+            [sample_record(group, index=n, breakdowns=self.breakdowns) for n in range(len(group.completions))]
             for group in batch.groups or ()
         ]
 

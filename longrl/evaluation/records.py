@@ -15,7 +15,7 @@ from longrl.rewards.text import answer_text, strict_text, think_answer_format
 
 if TYPE_CHECKING:
     from longrl.rewards.tasks import RewardFn
-    from longrl.types import Completion, Group, Media, Row
+    from longrl.types import Completion, Group, Row
 
 logger = logging.getLogger(__name__)
 
@@ -23,15 +23,12 @@ CORRECT_FROM = 0.5
 """An answer counts as right from this accuracy on: for temporal IoU, the usual R@0.5."""
 
 
-def sample_record(
-    group: Group, *, index: int = 0, frames_per_cell: int | None = None, breakdowns: Sequence[str] = ()
-) -> dict[str, Any]:
+def sample_record(group: Group, *, index: int = 0, breakdowns: Sequence[str] = ()) -> dict[str, Any]:
     """One completion of a group as a JSON-able dict.
 
     Args:
         group: of evaluation; its rewards, if filled, are recorded too.
         index: which completion.
-        frames_per_cell: video frames behind one temporal cell (2 for Qwen), for `num_frames`; None leaves it null.
         breakdowns: see `answer_record`.
     """
     prompt = group.prompt
@@ -46,7 +43,7 @@ def sample_record(
             scored=group.valid is None or bool(group.valid[index]),
         ),
         "num_prompt_tokens": len(prompt.input_ids),
-        "num_frames": _num_frames(prompt.media, frames_per_cell),
+        "num_frames": sum(map(len, prompt.frame_indices)),
         "timestamps": [list(medium.timestamps) for medium in prompt.media],
         "grid_thw": [list(medium.grid_thw) for medium in prompt.media],
     }
@@ -120,12 +117,6 @@ def _contained(judge: RewardFn, completion: Completion, row: Row) -> float:
     except Exception:  # one bad row must not end an evaluation of hours; check_answer finds most of them before
         logger.warning("row %r cannot be judged and counts as wrong", row.id, exc_info=True)
         return 0.0
-
-
-def _num_frames(media: tuple[Media, ...], frames_per_cell: int | None) -> int | None:
-    if frames_per_cell is None:
-        return None
-    return sum(medium.grid_thw[0] * frames_per_cell for medium in media if medium.kind == "video")
 
 
 def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> Path:

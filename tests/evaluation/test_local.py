@@ -46,7 +46,7 @@ def said(folder):
 
 def test_the_answers_are_those_of_test(tmp_path):
     values = config("rl")
-    report = {"class_path": "longrl.callbacks.evaluation.EvaluationReport", "init_args": {"frames_per_cell": 2}}
+    report = {"class_path": "longrl.callbacks.evaluation.EvaluationReport"}
     sampling = {"num_generations": 2, "max_completion_tokens": 6, "temperature": 1.0}
     values["trainer"]["callbacks"] = [report, rollouts(sampling=sampling, eval_sampling=sampling)]
     values["data"] |= {"test": str(questions()), "eval_prompts_per_batch": 3, "train": None}

@@ -20,14 +20,15 @@ ROW = Row(
 
 def group(*texts: str, row: Row = ROW, finish_reason: str = "stop") -> Group:
     media = Media("video", torch.zeros(8, 4), (2, 2, 2), 1.0, (0.5, 1.5), "key")
-    prompt = Prompt("q1", torch.zeros(9, dtype=torch.long), torch.zeros(3, 9, dtype=torch.long), (media,), row)
+    ids, positions = torch.zeros(9, dtype=torch.long), torch.zeros(3, 9, dtype=torch.long)
+    prompt = Prompt("q1", ids, positions, (media,), row, frame_indices=((0, 5, 10, 15),))
     return Group(prompt, [Completion(torch.zeros(5), torch.zeros(5), text, finish_reason) for text in texts])
 
 
 def test_a_record_holds_what_was_asked_seen_said_and_scored():
     scored = group("<think>x</think><answer>dog</answer>", finish_reason="length")
     RewardSum([RewardTerm("longrl.rewards.accuracy", 2.0)]).score([scored])
-    assert sample_record(scored, frames_per_cell=2) == {
+    assert sample_record(scored) == {
         "id": "q1",
         "sample": 0,
         "task": "multiple_choice",
@@ -54,11 +55,11 @@ def test_a_record_holds_what_was_asked_seen_said_and_scored():
     }
 
 
-def test_strict_and_lenient_differ_without_a_tag_and_unknown_frames_are_null():
+def test_strict_and_lenient_differ_without_a_tag():
     record = sample_record(group("<answer>A</answer>", "The answer is B"), index=1)
     assert (record["correct"], record["correct_lenient"], record["letter"]) == (False, True, None)
     assert record["sample"] == 1
-    assert (record["num_frames"], record["reward"], record["rewards"]) == (None, None, {})
+    assert (record["reward"], record["rewards"]) == (None, {})
 
 
 def test_temporal_answers_are_right_from_an_overlap_of_one_half():
