@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from longrl.flow.steps import FlowSDE, Step, log_prob, make_step, mean_of, ode
-from longrl.flow.windows import all_steps
+from longrl.flow.steps import Dynamics, FlowSDE, Step, log_prob, make_step, mean_of, ode
+from longrl.flow.windows import Window, all_steps
 from longrl.rollout.engine import prompt_seed
 
+DEFAULT_DYNAMICS = FlowSDE()
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """(latents [B, ...], timesteps [B]) -> [B, ...]."""
 
@@ -35,10 +35,10 @@ class FlowSampling:
     guidance_scale: float = 4.5
     """Classifier-free guidance (arXiv:2207.12598), in sampling and in training, at the price of two forward passes;
     1 does without."""
-    dynamics: Any = FlowSDE()  # a Dynamics; see Algorithm for why it is Any
+    dynamics: Dynamics = DEFAULT_DYNAMICS
     """How the steps of the window are taken: `FlowSDE` or `CPS` of longrl.flow.steps."""
-    window: Any = all_steps  # a Window
-    """Which steps draw noise and are trained: longrl/flow/windows.py."""
+    window: Window | None = all_steps
+    """Which steps draw noise and are trained: longrl/flow/windows.py; null is none."""
     same_start: bool = False
     """All samples of a prompt begin with the same noise, so that they differ by the noise of the window alone
     (DanceGRPO, arXiv:2505.07818)."""

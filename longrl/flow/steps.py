@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,11 +42,12 @@ class Step:
 
     @property
     def length(self) -> float:
-        """sigma - next sigma, above 0."""
+        """How far sigma falls, above 0."""
         return self.sigma - self.next_sigma
 
 
-Dynamics = Callable[[float, float], tuple[float, float, float]]
+# Any stands for (keep, move, std); see longrl/algorithms/algorithm.py.
+Dynamics = Callable[[float, float], Any]
 """(sigma, next sigma) -> (keep, move, std)."""
 
 

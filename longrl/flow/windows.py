@@ -9,8 +9,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-Window = Callable[[int, int, int], range]
+Window = Callable[[int, int, int], Any]  # -> range
 
 
 def all_steps(num_steps: int, rollout: int, seed: int) -> range:
