@@ -179,6 +179,10 @@ class CausalFamily(ModelFamily):
         """Tokens that say when a video's temporal cells were, beside its features."""
         return 0
 
+    def root_modules(self, model: nn.Module) -> list[nn.Module]:
+        """What is sharded beside the layers, and gathered together: text stack and LM head."""
+        return [self.backbone(model), model.get_output_embeddings()]
+
     def tower(self, model: nn.Module) -> nn.Module | None:
         """See `ModelFamily.tower`."""
         return None

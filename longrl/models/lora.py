@@ -26,6 +26,7 @@ from torch.distributed.tensor import DTensor
 
 if TYPE_CHECKING:
     from longrl.models.base import CausalFamily
+    from longrl.models.flow import FlowFamily
 
 OPTION = "model.family.init_args.lora"
 ADAPTER = "default"
@@ -72,16 +73,20 @@ def add_adapters(family: CausalFamily, model: nn.Module) -> nn.Module:
     Raises:
         ValueError: a target is no linear layer of the text stack, or the tower is to be trained.
     """
-    from peft import inject_adapter_in_model
-
     if family.tower_trains(model):
         raise ValueError(
             f"{OPTION} trains adapters of the text stack alone, but model.family.init_args.freeze_tower is false; set "
             f"it to true, or {OPTION} to null"
         )
-    config = peft_config(family, model)
+    return put_adapters(model, peft_config(family, model), family.init_seed)
+
+
+def put_adapters(model: nn.Module, config: Any, seed: int) -> nn.Module:
+    """Puts float32 adapters into a model by peft's description of them, in place; all else is frozen."""
+    from peft import inject_adapter_in_model
+
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(family.init_seed)
+        torch.manual_seed(seed)
         inject_adapter_in_model(config, model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(is_adapter(name))
@@ -121,7 +126,7 @@ def _targets(family: CausalFamily, model: nn.Module, wanted: tuple[str, ...] | N
     return rf"{re.escape(place)}\..*\.({'|'.join(sorted(wanted or linear))})"
 
 
-def adapters_off(family: CausalFamily, model: nn.Module) -> contextlib.AbstractContextManager[None]:
+def adapters_off(family: CausalFamily | FlowFamily, model: nn.Module) -> contextlib.AbstractContextManager[None]:
     """The model without what its adapters add: the policy that the run began with. Nothing happens without LoRA.
 
     A factor of zero, and not peft's own way of switching adapters off, for that makes them untrainable meanwhile, and

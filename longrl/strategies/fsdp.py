@@ -8,7 +8,7 @@ and each layer gathers itself.
 What is sharded, in this order:
 
     layers of the text stack     one unit each
-    embeddings, norm, LM head    the root; together, for they may share a weight
+    embeddings, norm, LM head    the root; together, for they may share a weight; of a flow model all but its layers
     vision tower                 a unit of its own if it trains; a frozen one is kept whole on every rank, so that
                                  encoding needs no communication and no rank waits for one without media
 """
@@ -17,14 +17,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
-from longrl.models.base import CausalFamily
+if TYPE_CHECKING:
+    from longrl.models.base import CausalFamily
+    from longrl.models.flow import FlowFamily
 
 Result = TypeVar("Result")
 
@@ -37,11 +39,10 @@ class Entry(nn.Module):
         them, for FSDP to see where the backward pass begins.
     """
 
-    def __init__(self, family: CausalFamily, model: nn.Module) -> None:
+    def __init__(self, family: CausalFamily | FlowFamily, model: nn.Module) -> None:
         super().__init__()
         self._model = (model,)  # a tuple, so that it is no submodule
-        self.backbone = family.backbone(model)
-        self.head = model.get_output_embeddings()
+        self.parts = nn.ModuleList(family.root_modules(model))
 
     @property
     def model(self) -> nn.Module:
@@ -97,7 +98,7 @@ class ShardingOptions:
         return {"mp_policy": precision, "offload_policy": offload}
 
 
-def shard(family: CausalFamily, model: nn.Module, mesh: DeviceMesh, options: ShardingOptions) -> Entry:
+def shard(family: CausalFamily | FlowFamily, model: nn.Module, mesh: DeviceMesh, options: ShardingOptions) -> Entry:
     """Shards a model in place over all ranks of `mesh` and returns its entry.
 
     Gradients are sums over the ranks, never means: every rank adds its share of a loss whose weights sum to 1 over all.
