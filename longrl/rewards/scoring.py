@@ -160,16 +160,11 @@ def _value(term: RewardTerm, group: Group, completion: Completion, judge: Callab
         place = traceback.extract_tb(error.__traceback__)[-1]
         logger.warning(
             "reward %r failed on prompt %r (%s: %s, in %s line %d); the completion is left out of the loss. "
-            "It was: %s",
-            term.name, group.prompt.id, type(error).__name__, error, place.filename, place.lineno, _shown(completion),
+            "Its text: %r",
+            term.name, group.prompt.id, type(error).__name__, error, place.filename, place.lineno, completion.text,
         )  # fmt: skip
         return None
     return value
-
-
-def _shown(completion: object) -> str:
-    """A text, or of frames their shape."""
-    return repr(completion.text) if isinstance(completion, Completion) else f"frames of shape {list(completion.shape)}"
 
 
 # ---- finding functions ----
