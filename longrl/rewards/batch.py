@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from longrl.types import Completion, Row
+    from longrl.types import Row
+
+Judged = TypeVar("Judged")
+"""What is judged: a `Completion` of text, or the frames of a picture or video, [F, 3, H, W] uint8."""
 
 
-class BatchReward(ABC):
+class BatchReward(ABC, Generic[Judged]):
     """A reward function that `RewardSum` hands everything at once; called with one completion it judges that one."""
 
+    def prepare(self) -> None:
+        """Loads what the reward needs, the first time; called before anything is judged.
+
+        Raises:
+            ValueError: something is missing. It ends the run: a reward that can judge nothing masks everything.
+        """
+
     @abstractmethod
-    def score_all(self, completions: Sequence[Completion], rows: Sequence[Row]) -> list[float | Exception]:
+    def score_all(self, completions: Sequence[Judged], rows: Sequence[Row]) -> list[float | Exception]:
         """The value of each completion, or the error that makes it invalid.
 
         Args:
@@ -22,12 +32,13 @@ class BatchReward(ABC):
             rows: what each of them answers.
         """
 
-    def __call__(self, completion: Completion, row: Row) -> float:
+    def __call__(self, completion: Judged, row: Row) -> float:
         """The value of one completion.
 
         Raises:
             Exception: it has none.
         """
+        self.prepare()
         (value,) = self.score_all([completion], [row])
         if isinstance(value, Exception):
             raise value

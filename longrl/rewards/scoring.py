@@ -14,9 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from longrl.rewards.batch import BatchReward
+from longrl.rewards.frames import frame_indices
 from longrl.rewards.length import CosineLength, SoftOverlong
 from longrl.rewards.tasks import accuracy
 from longrl.types import Completion, Group, Row
@@ -37,15 +38,20 @@ class RewardTerm:
     Example:
         `RewardTerm("longrl.rewards.accuracy", weight=0.9)`, `RewardTerm("my/rewards.py:brevity", name="brevity")`;
         in YAML a function with settings is `function: {class_path: longrl.rewards.SoftOverlong, init_args: {...}}`.
+        Of pictures and videos: `RewardTerm("longrl.rewards.generation.compressibility", frames_of="every 4")`.
     """
 
-    function: str | Callable[[Completion, Row], float]
-    """A function, or where it is: an import path, or `file.py:function` from the working folder."""
+    function: str | Callable[[Any, Row], float]
+    """A function, or where it is: an import path, or `file.py:function` from the working folder. It gets a `Completion`
+    of text, or the frames of a generated picture or video, [F, 3, H, W] uint8 RGB, and the `Row` it was made for."""
     weight: float = 1.0
     name: str | None = None
     """Of the part in the logs; the function's own name when None."""
+    frames_of: str = "all"
+    """Which frames of a generated video the function sees: `all`, `first`, `last` or `every N`."""
 
     def __post_init__(self) -> None:
+        frame_indices(1, self.frames_of)
         function = load_function(self.function) if isinstance(self.function, str) else self.function
         _check_callable(function, self.function)
         if not math.isfinite(self.weight):
@@ -62,6 +68,8 @@ class RewardTerm:
 @dataclass(frozen=True)
 class RewardSum:
     """Reward = sum of weight * function(completion, row), each part kept for the logs.
+
+    Of a completion that is no text but has `.frames`, a generated picture or video, functions get these frames.
 
     Example:
         ```python
@@ -96,6 +104,16 @@ class RewardSum:
                         term.name, meant, max_completion_tokens,
                     )  # fmt: skip
 
+    def prepare(self) -> None:
+        """Loads the models that rewards ask, before the first rollout rather than after it.
+
+        Raises:
+            ValueError: a package or folder is missing.
+        """
+        for term in self.terms:
+            if isinstance(term.function, BatchReward):
+                term.function.prepare()
+
     def score(self, groups: list[Group]) -> int:
         """Fills `rewards`, `reward_parts` and `valid` of every group.
 
@@ -105,6 +123,7 @@ class RewardSum:
         Returns:
             Number of completions with a failed part.
         """
+        self.prepare()
         columns = [_column(term, groups) for term in self.terms]
         return sum(self._fill(group, [column[i] for column in columns]) for i, group in enumerate(groups))
 
@@ -127,7 +146,7 @@ class RewardSum:
 def _column(term: RewardTerm, groups: list[Group]) -> list[list[float | None]]:
     """One part of all completions, group by group; None after a failure."""
     assert callable(term.function)
-    pairs = [(completion, group.prompt.row) for group in groups for completion in group.completions]
+    pairs = [(_judged(term, completion), group.prompt.row) for group in groups for completion in group.completions]
     judges: list[Callable[[], object]]
     if isinstance(term.function, BatchReward):
         judges = [partial(_given, value) for value in _all_at_once(term.function, pairs)]
@@ -137,7 +156,19 @@ def _column(term: RewardTerm, groups: list[Group]) -> list[list[float | None]]:
     return [[_value(term, group, completion, next(found)) for completion in group.completions] for group in groups]
 
 
-def _all_at_once(function: BatchReward, pairs: list[tuple[Completion, Row]]) -> Sequence[float | Exception]:
+def _judged(term: RewardTerm, completion: Any) -> Any:
+    """What the function gets: a completion of text as it is, of any other kind its frames."""
+    if not isinstance(completion, Completion):
+        return completion.frames[frame_indices(len(completion.frames), term.frames_of)]
+    if term.frames_of != "all":
+        raise ValueError(
+            f"frames_of={term.frames_of!r} of reward {term.name!r} chooses frames of pictures and videos, but the "
+            "completions are text; leave frames_of out"
+        )
+    return completion
+
+
+def _all_at_once(function: BatchReward[Any], pairs: list[tuple[Any, Row]]) -> Sequence[float | Exception]:
     try:
         return function.score_all([completion for completion, _ in pairs], [row for _, row in pairs])
     except Exception as error:
@@ -150,7 +181,7 @@ def _given(value: float | Exception) -> float:
     return value
 
 
-def _value(term: RewardTerm, group: Group, completion: Completion, judge: Callable[[], object]) -> float | None:
+def _value(term: RewardTerm, group: Group, completion: Any, judge: Callable[[], object]) -> float | None:
     """One part of one completion; None after a failure, which is logged."""
     try:
         value = float(judge())  # type: ignore[arg-type]  # what is no number raises
@@ -161,16 +192,20 @@ def _value(term: RewardTerm, group: Group, completion: Completion, judge: Callab
         logger.warning(
             "reward %r failed on prompt %r (%s: %s, in %s line %d); the completion is left out of the loss. "
             "Its text: %r",
-            term.name, group.prompt.id, type(error).__name__, error, place.filename, place.lineno, completion.text,
+            term.name, group.prompt.id, type(error).__name__, error, place.filename, place.lineno, _said(completion),
         )  # fmt: skip
         return None
     return value
 
 
+def _said(completion: Any) -> str:
+    return completion.text if isinstance(completion, Completion) else f"({len(completion.frames)} frames)"
+
+
 # ---- finding functions ----
 
 
-def load_function(path: str) -> Callable[[Completion, Row], float]:
+def load_function(path: str) -> Callable[[Any, Row], float]:
     """The function at an import path ("longrl.rewards.accuracy") or in a file ("my/rewards.py:brevity").
 
     Raises:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from longrl.rewards.batch import BatchReward
 from longrl.types import Completion, Group, Prompt, Row
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "reward"
+PICTURES = ("colour", "compressibility", "ocr", "pickscore", "video_quality")
+"""Configs of rewards for generated pictures and videos; the others judge text."""
 GOOD, WRONG, BARE = "<think>x</think><answer>B</answer>", "<think>x</think><answer>A</answer>", "B"
 
 
@@ -94,6 +97,93 @@ def test_a_batch_reward_that_fails_as_a_whole_masks_everything():
     assert RewardSum([RewardTerm(Together(), name="together")]).score(groups) == 3
     assert [own.valid.tolist() for own in groups] == [[False, False], [False]]
     assert RewardSum([RewardTerm(Together(), name="together")]).score([]) == 0
+
+
+# ---- pictures and videos ----
+
+
+@dataclass
+class Video:
+    """A generated sample as rewards see it."""
+
+    frames: torch.Tensor
+
+
+def video(*levels: int) -> Video:
+    return Video(torch.stack([torch.full((3, 4, 4), level, dtype=torch.uint8) for level in levels]))
+
+
+def shown(*samples: Video) -> Group:
+    made = group()
+    made.completions = list(samples)
+    return made
+
+
+def brightness(frames: torch.Tensor, row: Row) -> float:
+    if frames.amax() == 255:
+        raise ValueError("overexposed")
+    return float(frames.double().mean())
+
+
+class Counted(BatchReward):
+    """The number of frames, all samples at once."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def prepare(self) -> None:
+        self.events.append("prepared")
+
+    def score_all(self, completions, rows):
+        self.events.append("scored")
+        return [float(len(frames)) for frames in completions]
+
+
+def test_functions_get_the_frames_of_a_sample_and_each_term_chooses_its_own():
+    counted = Counted()
+    reward = RewardSum(
+        [RewardTerm(brightness, 0.5), RewardTerm(brightness, name="end", frames_of="last"),
+         RewardTerm(counted, frames_of="every 2", name="seen")]
+    )  # fmt: skip
+    groups = [shown(video(10, 20, 60), video(8)), shown(video(30, 40))]
+    assert reward.score(groups) == 0
+    assert groups[0].reward_parts["brightness"].tolist() == [30.0, 8.0]
+    assert groups[0].reward_parts["end"].tolist() == [60.0, 8.0]
+    assert groups[0].reward_parts["seen"].tolist() == [2.0, 1.0]
+    assert groups[1].rewards.tolist() == [0.5 * 35 + 40 + 1]
+    assert counted.events == ["prepared", "scored"]
+
+
+def test_a_sample_whose_reward_fails_is_masked_and_logged(caplog):
+    scored = shown(video(10), video(0, 255))
+    assert RewardSum([RewardTerm(brightness)]).score([scored]) == 1
+    assert scored.valid.tolist() == [True, False]
+    assert scored.rewards.tolist() == [10.0, 0.0]
+    assert "overexposed" in caplog.text
+    assert "'(2 frames)'" in caplog.text
+
+
+def test_a_user_function_in_a_file_judges_frames(tmp_path):
+    (tmp_path / "my_rewards.py").write_text("def tall(frames, row):\n    return float(frames.shape[-2])\n")
+    scored = shown(video(1))
+    RewardSum([RewardTerm(f"{tmp_path}/my_rewards.py:tall")]).score([scored])
+    assert scored.rewards.tolist() == [4.0]
+
+
+def test_a_choice_of_frames_is_an_error_for_text_and_a_wrong_one_is_found_at_once():
+    with pytest.raises(ValueError, match=r"frames_of='first' of reward 'accuracy'.*completions are text"):
+        RewardSum([RewardTerm(accuracy, frames_of="first")]).score([group(GOOD)])
+    with pytest.raises(ValueError, match="got 'each 2'"):
+        RewardTerm(brightness, frames_of="each 2")
+
+
+def test_what_cannot_be_loaded_ends_the_run_instead_of_masking_all():
+    class Missing(Counted):
+        def prepare(self) -> None:
+            raise ValueError("no such folder")
+
+    with pytest.raises(ValueError, match="no such folder"):
+        RewardSum([RewardTerm(Missing())]).score([shown(video(1))])
 
 
 @pytest.mark.parametrize("value", ["not a number", None, math.inf, 1e300])
@@ -180,7 +270,7 @@ def test_every_reward_config_builds_and_its_dump_builds_the_same(path, tmp_path)
     (tmp_path / "dump.yaml").write_text(dump)
     again, _ = parsed([f"--config={tmp_path / 'dump.yaml'}"])
     assert again == reward
-    assert "accuracy" in reward.names
+    assert ("accuracy" in reward.names) == (path.stem not in PICTURES)
 
 
 def test_think_answer_yaml_is_nine_to_one_and_dapo_yaml_punishes_length():
@@ -190,6 +280,24 @@ def test_think_answer_yaml_is_nine_to_one_and_dapo_yaml_punishes_length():
     scored = group(GOOD, num_tokens=896)
     dapo.score([scored])
     assert scored.rewards.tolist() == [1.5]
+
+
+def test_the_terms_of_the_picture_configs():
+    built = {name: parsed([f"--consumer.reward={CONFIGS / name}.yaml"])[0] for name in PICTURES}
+    assert {name: [(part, term.weight, term.frames_of) for part, term in zip(reward.names, reward.terms, strict=True)]
+            for name, reward in built.items()} == {
+        "colour": [("mean_colour", 0.5, "all"), ("colour_share", 0.5, "all")],
+        "compressibility": [("compressibility", 1.0, "all")],
+        "ocr": [("ocr_match", 1.0, "all")],
+        "pickscore": [("pick_score", 1 / 26, "all")],
+        "video_quality": [
+            ("brisque", 0.5, "every 4"), ("temporal_smoothness", 0.25, "all"), ("motion_amount", 0.25, "all")
+        ],
+    }  # fmt: skip
+    scored = shown(Video(torch.zeros(1, 3, 4, 4, dtype=torch.uint8)))
+    scored.prompt = Prompt("1", scored.prompt.input_ids, scored.prompt.position_ids, (), Row("1", "a black square", ""))
+    built["colour"].score([scored])
+    assert scored.rewards.tolist() == [1.0]
 
 
 def test_a_file_path_survives_yaml_and_a_bad_one_is_named(tmp_path):

@@ -1,0 +1,134 @@
+"""Rewards for the colours of a generated picture or video: closed forms, for tests, demos and teaching.
+
+Letters: F frames, H and W pixels. A video counts as all its frames together.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from longrl.types import Row
+
+PALETTE: dict[str, tuple[int, int, int]] = {
+    "black": (0, 0, 0),
+    "white": (255, 255, 255),
+    "grey": (128, 128, 128),
+    "red": (230, 30, 30),
+    "green": (30, 170, 60),
+    "blue": (30, 60, 230),
+    "yellow": (240, 220, 40),
+    "orange": (240, 140, 30),
+    "purple": (140, 50, 190),
+    "pink": (245, 150, 190),
+    "brown": (120, 75, 35),
+    "cyan": (40, 210, 220),
+}
+"""Name -> RGB from 0 to 255."""
+
+Place = Literal["left", "right", "top", "bottom"]
+PLACES: tuple[Place, ...] = ("left", "right", "top", "bottom")
+
+
+@dataclass(frozen=True)
+class MeanColour:
+    """How close the mean colour is to the wanted one: 1 - (mean over R, G, B of |mean pixel - wanted|) / 255.
+
+    It changes with every pixel, so even a policy far from the colour has something to learn from.
+
+    Example:
+        `MeanColour("red")`; `MeanColour()` takes the first colour that the prompt names.
+    """
+
+    colour: str | None = None
+    """A name of `PALETTE`; None for the first one in the prompt."""
+
+    def __post_init__(self) -> None:
+        _check_colour(self.colour)
+
+    def __call__(self, frames: Tensor, row: Row) -> float:
+        """The reward of one sample, in [0, 1].
+
+        Args:
+            frames: [F, 3, H, W] uint8 RGB.
+            row: its prompt.
+        """
+        wanted = frames.new_tensor(PALETTE[self.colour or first_word(row, PALETTE)])
+        return 1 - float((frames.double().mean(dim=(0, 2, 3)) - wanted).abs().mean()) / 255
+
+
+@dataclass(frozen=True)
+class ColourShare:
+    """Share of the pixels that have the wanted colour, in [0, 1]: no colour of `PALETTE` is nearer in RGB.
+
+    Example:
+        `ColourShare("blue")`; `ColourShare()` takes the first colour that the prompt names.
+    """
+
+    colour: str | None = None
+    """A name of `PALETTE`; None for the first one in the prompt."""
+
+    def __post_init__(self) -> None:
+        _check_colour(self.colour)
+
+    def __call__(self, frames: Tensor, row: Row) -> float:
+        """The reward of one sample; see `MeanColour.__call__`."""
+        return float(has_colour(frames, self.colour or first_word(row, PALETTE)).double().mean())
+
+
+@dataclass(frozen=True)
+class ColourPlace:
+    """Whether a colour is where it should be: (1 + share in the wanted half - share in the other half) / 2.
+
+    1 for "red on the left" if the left half is red and the right one has none; 1/2 if it is nowhere, or everywhere.
+
+    Example:
+        `ColourPlace("red", "left")`; `ColourPlace()` takes the first colour and the first place that the prompt names.
+    """
+
+    colour: str | None = None
+    """A name of `PALETTE`; None for the first one in the prompt."""
+    place: Place | None = None
+    """Half of the picture; None for the first of `PLACES` in the prompt."""
+
+    def __post_init__(self) -> None:
+        _check_colour(self.colour)
+
+    def __call__(self, frames: Tensor, row: Row) -> float:
+        """The reward of one sample; see `MeanColour.__call__`."""
+        found = has_colour(frames, self.colour or first_word(row, PALETTE)).double()  # [F, H, W]
+        place = self.place or first_word(row, PLACES)
+        along = found.mean(dim=(0, 2) if place in ("top", "bottom") else (0, 1))  # [H] or [W]
+        half = len(along) // 2  # of an odd number the middle line belongs to no half
+        first, last = float(along[:half].mean()), float(along[-half:].mean())
+        return (1 + (first - last if place in ("left", "top") else last - first)) / 2
+
+
+def has_colour(frames: Tensor, colour: str) -> Tensor:
+    """[F, H, W] bool: which pixels of frames [F, 3, H, W] are nearer to `colour` than to all others of `PALETTE`."""
+    names = list(PALETTE)
+    palette = frames.new_tensor([PALETTE[name] for name in names]).float()  # [C, 3]
+    pixels = frames.float().movedim(1, -1)  # [F, H, W, 3]
+    distances = (pixels[..., None, :] - palette).square().sum(dim=-1)  # [F, H, W, C]
+    return distances.argmin(dim=-1) == names.index(colour)
+
+
+def first_word(row: Row, known: dict[str, tuple[int, int, int]] | tuple[Place, ...]) -> str:
+    """The first of the known words in a prompt.
+
+    Raises:
+        ValueError: it has none.
+    """
+    found = next((word for word in re.findall(r"[a-z]+", row.problem.lower()) if word in known), None)
+    if found is None:
+        raise ValueError(f"prompt {row.problem!r} names none of {', '.join(known)}; name one, or set it in the reward")
+    return found
+
+
+def _check_colour(colour: str | None) -> None:
+    if colour is not None and colour not in PALETTE:
+        raise ValueError(f"the colour of a reward must be one of {', '.join(PALETTE)}, got {colour!r}")
