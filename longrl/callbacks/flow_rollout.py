@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,8 +19,13 @@ from longrl.rewards import RewardSum
 from longrl.rollout.engine import prompt_seed
 from longrl.types import Batch, Group, Row, TextPrompt
 
-Frames = Tensor
-"""[F, 3, H, W] uint8 of one sample: what reward functions `(frames, row) -> float` get."""
+
+@dataclass(frozen=True)
+class Decoded:
+    """A sample as rewards and reports see it."""
+
+    frames: Tensor
+    """[F, 3, H, W] uint8."""
 
 
 class FlowRolloutCallback(Callback):
@@ -29,7 +35,7 @@ class FlowRolloutCallback(Callback):
     whatever batch, rank or process it is drawn in; so a resumed run draws what the uninterrupted one would have drawn.
 
     Args:
-        reward: scores frames.
+        reward: of functions `(frames [F, 3, H, W] uint8, row) -> float`.
         sampling: of training rollouts.
         eval_sampling: of validation and test; None is the plain ODE, one sample of each prompt, four times the steps.
         samples_per_batch: drawn and decoded together; bounds memory.
@@ -163,7 +169,7 @@ class FlowRolloutCallback(Callback):
         with policy.phases("decode"):
             flat = [sample for group in groups for sample in group.completions]
             parts = [flat[i : i + self.samples_per_batch] for i in range(0, len(flat), self.samples_per_batch)]
-            frames = [frame for part in parts for frame in policy.decode(part)]
+            frames = [Decoded(frame) for part in parts for frame in policy.decode(part)]
         with policy.phases("reward"):
             count = len(groups[0].completions) if groups else 0
             shown = [

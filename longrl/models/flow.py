@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from longrl.models.lora import LoRASettings, put_adapters
+from longrl.models.lora import LoRASettings, merged, put_adapters
 from longrl.strategies.sequence import SequenceParallel
 
 OWN_WEIGHTS = "<own>"
@@ -259,11 +259,18 @@ class FlowFamily(abc.ABC):
         area = patch * patch if isinstance(patch, int) else patch[0] * patch[1] * patch[2]
         return functools.reduce(int.__mul__, self.latent_shape()[1:]) // area
 
-    def save(self, model_state: Mapping[str, Tensor], folder: str | Path) -> None:
-        """Writes a pipeline as diffusers loads it: these weights, and everything else as it was."""
+    def save_policy(self, state: Mapping[str, Tensor], folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Writes a pipeline as diffusers loads it: the weights of `state`, and everything else as it was.
+
+        Args:
+            state: a transformer's `state_dict`; adapters are merged into it.
+            folder: to write.
+            dtype: precision of the transformer; None keeps it.
+        """
         with torch.device("meta"):
             model = self._transformer().from_config(self.config)
-        model.load_state_dict(dict(model_state), assign=True)
+        weights = {name: value.to(dtype or value.dtype) for name, value in merged(state, self.lora, dtype)}
+        model.load_state_dict(weights, assign=True)
         self.pipeline.register_modules(transformer=model)
         try:
             self.pipeline.save_pretrained(folder)
