@@ -30,15 +30,15 @@ def wan_folder(num_heads: int = 2) -> str:
     return str(tiny_wan(tempfile.mkdtemp(prefix="longrl-wan-"), num_heads=num_heads))
 
 
-def sd3_family(**kwargs: object) -> SD3Family:
+def sd3_family(folder: str | None = None, **kwargs: object) -> SD3Family:
     """Pictures of 16 x 16: latents [4, 8, 8]."""
-    return SD3Family(sd3_folder(), **{"height": 16, "width": 16, "max_text_tokens": 8, **kwargs})
+    return SD3Family(folder or sd3_folder(), **{"height": 16, "width": 16, "max_text_tokens": 8, **kwargs})
 
 
-def wan_family(num_heads: int = 2, **kwargs: object) -> WanFamily:
+def wan_family(folder: str | None = None, **kwargs: object) -> WanFamily:
     """Videos of 5 frames of 32 x 48: latents [4, 2, 4, 6], 12 tokens."""
     defaults = {"height": 32, "width": 48, "num_frames": 5, "max_text_tokens": 8}
-    return WanFamily(wan_folder(num_heads), **{**defaults, **kwargs})
+    return WanFamily(folder or wan_folder(), **{**defaults, **kwargs})
 
 
 FAMILIES = {"sd3": sd3_family, "wan": wan_family}
