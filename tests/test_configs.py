@@ -1,5 +1,6 @@
 """Every YAML of configs/ as the command line reads it: nothing is downloaded, and recipes train tiny models."""
 
+import inspect
 import json
 import re
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from jsonargparse import ArgumentParser
 from longrl.algorithms import Algorithm, Constant
 from longrl.callbacks.rollout import RolloutCallback
 from longrl.datamodules.longvideo_reason import LongVideoReason
+from longrl.datamodules.prompts import PromptFiles
 from longrl.datamodules.synthetic import SyntheticConfig, generate
 from longrl.models.base import CausalFamily
 from longrl.modules.policy import PolicyModule
@@ -35,6 +37,8 @@ RECIPES = sorted(CONFIGS.glob("*.yaml"))
 DEMO = sorted(CONFIGS.glob("demo/*.yaml"))
 KINDS = ("algorithm", "data", "family", "reward", "rollout", "trainer")
 PIECES = {kind: sorted(CONFIGS.glob(f"{kind}/*.yaml")) for kind in KINDS}
+PROMPT_FILES = [path for path in PIECES["data"] if path.stem in ("geneval", "ocr_prompts", "prompts")]
+"""Data pieces of `PromptFiles`; the others are of `LongVideoReason`."""
 TYPES = {"algorithm": Algorithm, "family": CausalFamily, "reward": RewardSum, "rollout": RolloutEngine}
 """Of the pieces that are values; the others are groups of options."""
 ON_CPU = f"--trainer={CONFIGS / 'trainer' / 'cpu.yaml'}"
@@ -123,11 +127,24 @@ def test_a_family_names_a_hub_model_and_states_the_keys_of_its_class(path):
     assert re.fullmatch(r"[\w.-]+/[\w.-]+", values["init_args"]["model"])
 
 
-@files(PIECES["data"])
+@files([path for path in PIECES["data"] if path not in PROMPT_FILES])
 def test_a_data_piece_lies_over_a_recipe(path):
     values, data = raw(path), built("--config", VIDEO, ON_CPU, "--data", path).datamodule
     assert data.sources == {split: [values[split]] for split in ("train", "val", "test")}
     assert (data.media_root, data.bad_records) == (values["media_root"], values["bad_records"])
+
+
+@files(PROMPT_FILES)
+def test_a_piece_with_prompts_states_all_but_the_limits(path):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(PromptFiles, "data")
+    data, values = parser.instantiate(parser.parse_args([f"--data={path}"])).data, raw(path)
+    assert data.sources == {split: [values[split]] for split in ("train", "val", "test")}
+    assert data.row_function.__name__ == values["row_function"].rpartition(".")[2]
+    assert values.keys() == inspect.signature(PromptFiles).parameters.keys() - {"max_train_rows", "max_eval_rows"}
+    if values["train"].startswith("configs/"):  # shipped with the project
+        data.read(("train", "val", "test"))
+        assert len(data.rows["train"]) >= values["prompts_per_batch"]
 
 
 @files(PIECES["trainer"])

@@ -27,14 +27,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from longrl.datamodules.skips import SkipLog, Skipped
+from longrl.datamodules.skips import Item, SkipLog, Skipped
 from longrl.strategies.axis import LONE, Axis
 from longrl.types import Batch, Prompt, Row
 
@@ -56,17 +56,17 @@ class UnusableRow(ValueError):
         self.reason, self.path = reason, path
 
 
-class RenderedRows(Dataset[Prompt | Skipped]):
+class RenderedRows(Dataset[Any], Generic[Item]):
     """Rows as prompts, rendered on access. Loader workers have a copy."""
 
-    def __init__(self, rows: Sequence[Row], render: Render) -> None:
+    def __init__(self, rows: Sequence[Row], render: Callable[[Row], Item]) -> None:
         self.rows = rows
         self.render = render
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> Prompt | Skipped:
+    def __getitem__(self, index: int) -> Item | Skipped:
         row = self.rows[index]
         try:
             return self.render(row)
@@ -94,7 +94,7 @@ class LoaderOptions:
     multiprocessing_context: str | None = None
     """How workers start: `fork`, `spawn` or `forkserver`; None for the platform's default."""
 
-    def render(self, dataset: RenderedRows, indices: Iterable[int]) -> Iterator[Prompt | Skipped]:
+    def render(self, dataset: RenderedRows[Item], indices: Iterable[int]) -> Iterator[Item | Skipped]:
         """The rows at `indices`, in that order. Draws from no global random state: a trainer's stays as it is."""
         if not self.num_workers:
             return (dataset[index] for index in indices)
@@ -102,7 +102,7 @@ class LoaderOptions:
             dataset,
             batch_size=None,
             sampler=indices,
-            collate_fn=Parcel.pack,  # type: ignore[arg-type]  # of single items, for there is no batch_size
+            collate_fn=Parcel.pack,  # of single items, for there is no batch_size
             num_workers=self.num_workers,
             worker_init_fn=end_with_trainer,
             prefetch_factor=math.ceil(self.prefetch_prompts / self.num_workers),
@@ -136,7 +136,7 @@ class Parcel:
     shared: list[Tensor]
 
     @classmethod
-    def pack(cls, item: Prompt | Skipped) -> Parcel:
+    def pack(cls, item: object) -> Parcel:
         """In the worker."""
         shared: list[Tensor] = []
         buffer = io.BytesIO()
@@ -152,7 +152,7 @@ class Parcel:
         pickler.dump(item)
         return cls(buffer.getvalue(), shared)
 
-    def unpack(self) -> Prompt | Skipped:
+    def unpack(self) -> Any:
         """In the trainer's process."""
         unpickler = pickle.Unpickler(io.BytesIO(self.pickled))
         unpickler.persistent_load = self.shared.__getitem__  # type: ignore[method-assign]
@@ -195,14 +195,14 @@ class RowOrder:
             position += 1
 
 
-def agreed(items: list[Prompt | Skipped], team: Axis) -> list[Prompt | Skipped]:
+def agreed(items: list[Item | Skipped], team: Axis) -> list[Item | Skipped]:
     """The items as all ranks of a team see them: what one of them could not read is skipped by all."""
     problems = team.gather([item if isinstance(item, Skipped) else None for item in items])
     found = [next((rank[place] for rank in problems if rank[place]), None) for place in range(len(items))]
     return [item if problem is None else problem for item, problem in zip(items, found, strict=True)]
 
 
-class PromptStream:
+class PromptStream(Generic[Item]):
     """An endless stream of prompts. Its only state is the number of rows it consumed.
 
     Args:
@@ -218,7 +218,7 @@ class PromptStream:
 
     def __init__(
         self,
-        dataset: RenderedRows,
+        dataset: RenderedRows[Item],
         order: RowOrder,
         skips: SkipLog,
         options: LoaderOptions | None = None,
@@ -231,21 +231,22 @@ class PromptStream:
         self.options = options or LoaderOptions()
         self.position = 0
         """Rows handed out or skipped on this rank; what workers rendered ahead does not count."""
-        self._items: Iterator[Prompt | Skipped] | None = None
+        self._items: Iterator[Item | Skipped] | None = None
 
-    def take(self, count: int) -> list[Prompt]:
+    def take(self, count: int) -> list[Item]:
         """The next `count` prompts.
 
         Raises:
             ValueError: too many rows on the way cannot be used.
         """
-        prompts: list[Prompt] = []
+        prompts: list[Item] = []
         while len(prompts) < count:
             items = agreed([self._next() for _ in range(count - len(prompts))], self.team)
-            prompts += [prompt for prompt in map(self.skips.draw, items) if prompt is not None]
+            drawn = [self.skips.draw(item) for item in items]
+            prompts += [prompt for prompt in drawn if prompt is not None]
         return prompts
 
-    def _next(self) -> Prompt | Skipped:
+    def _next(self) -> Item | Skipped:
         if self._items is None:
             self._items = self.options.render(self.dataset, self.order.after(self.position))
         self.position += 1
@@ -319,9 +320,12 @@ class TrainLoader:
     skipped rows and refills it ends elsewhere than the pass over the rows.
     """
 
-    def __init__(self, stream: PromptStream, prompts_per_batch: int) -> None:
+    def __init__(
+        self, stream: PromptStream[Any], prompts_per_batch: int, make_batch: Callable[[list[Any]], Any] = Batch
+    ) -> None:
         order = stream.order
         self.stream = stream
+        self.make_batch = make_batch
         self.prompts_per_batch = prompts_per_batch
         self.num_batches = order.num_rows // (prompts_per_batch * order.world_size)
         if self.num_batches < 1:
@@ -334,9 +338,9 @@ class TrainLoader:
     def __len__(self) -> int:
         return self.num_batches
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:
         for _ in range(len(self)):
-            yield Batch(prompts=self.stream.take(self.prompts_per_batch))
+            yield self.make_batch(self.stream.take(self.prompts_per_batch))
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the data module has the state. Without these methods Lightning warns that we cannot resume."""
@@ -358,7 +362,7 @@ class EvalLoader:
 
     def __init__(
         self,
-        dataset: RenderedRows,
+        dataset: RenderedRows[Any],
         skips: SkipLog,
         prompts_per_batch: int,
         *,
@@ -366,9 +370,11 @@ class EvalLoader:
         world_size: int = 1,
         options: LoaderOptions | None = None,
         team: Axis = LONE,
+        make_batch: Callable[[list[Any]], Any] = Batch,
     ) -> None:
         self.dataset = dataset
         self.team = team
+        self.make_batch = make_batch
         self.skips = skips
         self.prompts_per_batch = prompts_per_batch
         self.rank = rank
@@ -378,10 +384,10 @@ class EvalLoader:
     def __len__(self) -> int:
         return math.ceil(math.ceil(len(self.dataset) / self.world_size) / self.prompts_per_batch)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:
         items = self.options.render(self.dataset, range(self.rank, len(self.dataset), self.world_size))
         for _ in range(len(self)):
             drawn = map(self.skips.draw, agreed(list(islice(items, self.prompts_per_batch)), self.team))
             prompts = [prompt for prompt in drawn if prompt is not None]
             if prompts or self.world_size > 1:
-                yield Batch(prompts=prompts)
+                yield self.make_batch(prompts)

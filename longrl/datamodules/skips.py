@@ -8,10 +8,12 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from longrl.types import Prompt
+from typing import TypeVar
 
 logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+"""What rows are made into: prompts, or rows as they are for generators of pictures (longrl/datamodules/prompts.py)."""
 
 GRACE_ROWS = 3
 """As many rows may be skipped whatever the share is: one bad file must not stop a small data set."""
@@ -84,14 +86,14 @@ class SkipLog:
         if items:
             self._check_all(items[-1])
 
-    def draw(self, item: Prompt | Skipped) -> Prompt | None:
+    def draw(self, item: Item | Skipped) -> Item | None:
         """The prompt that was drawn, or None if its row is skipped.
 
         Raises:
             ValueError: too many rows were skipped.
         """
         self._drawn += 1
-        if isinstance(item, Prompt):
+        if not isinstance(item, Skipped):
             return item
         if item.index not in self._listed:
             self._listed.add(item.index)

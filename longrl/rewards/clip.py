@@ -174,8 +174,8 @@ class AestheticScore(ClipReward):
         inputs, outputs = [weight.shape[-1] for weight, _ in layers], [len(bias) for _, bias in layers]
         if [width, *outputs] != [*inputs, 1]:
             raise ValueError(
-                f"{self.head} must hold affine layers from the model's {width} values to 1; its layers take {inputs} and "
-                f"give {outputs}: it is the head of another CLIP"
+                f"{self.head} must hold affine layers from the model's {width} values to 1; its layers take {inputs} "
+                f"and give {outputs}: it is the head of another CLIP"
             )
         return [(weight.to(self._device), bias.to(self._device)) for weight, bias in layers]
 
