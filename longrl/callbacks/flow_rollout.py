@@ -132,6 +132,7 @@ class FlowRolloutCallback(Callback):
             )
         with policy.phases("generate"):
             samples = policy.with_velocity(lambda velocity: self._draw(policy, velocity, wanted, sampling, steps, name))
+        samples = [dataclasses.replace(sample, decode=lambda one: policy.decode([one])[0]) for sample in samples]
         groups = [
             Group(TextPrompt(row), samples[index * count : (index + 1) * count])  # type: ignore[arg-type]
             for index, row in enumerate(rows)

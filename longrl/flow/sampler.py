@@ -15,7 +15,6 @@ from longrl.flow.steps import Dynamics, FlowSDE, Step, log_prob, make_step, mean
 from longrl.flow.windows import Window, all_steps
 from longrl.rollout.engine import prompt_seed
 
-DEFAULT_DYNAMICS = FlowSDE()
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """(latents [B, ...], timesteps [B]) -> [B, ...]."""
 
@@ -35,8 +34,8 @@ class FlowSampling:
     guidance_scale: float = 4.5
     """Classifier-free guidance (arXiv:2207.12598), in sampling and in training, at the price of two forward passes;
     1 does without."""
-    dynamics: Dynamics = DEFAULT_DYNAMICS
-    """How the steps of the window are taken: `FlowSDE` or `CPS` of longrl.flow.steps."""
+    dynamics: Dynamics | None = None
+    """How the steps of the window are taken: `FlowSDE` or `CPS` of longrl.flow.steps; None is `FlowSDE(0.7)`."""
     window: Window | None = all_steps
     """Which steps draw noise and are trained: longrl/flow/windows.py; null is none."""
     same_start: bool = False
@@ -54,11 +53,12 @@ class FlowSampling:
 
     def steps(self, sigmas: Sequence[float], timesteps: Sequence[float], rollout: int, seed: int) -> list[Step]:
         """The steps of a rollout, those of its window drawn and the others by the ODE."""
+        dynamics = self.dynamics or FlowSDE()
         drawn: range | Sequence[int] = ()
         if self.window is not None:
             drawn = self.window(len(timesteps), rollout, seed)
         return [
-            make_step(self.dynamics if index in drawn else ode, index, sigmas, timesteps)
+            make_step(dynamics if index in drawn else ode, index, sigmas, timesteps)
             for index in range(len(timesteps))
         ]
 
@@ -78,6 +78,14 @@ class Trajectory:
     guidance_scale: float
     seed: int
     """Decides all noise of the sample."""
+    decode: Callable[[Trajectory], Tensor] | None = field(default=None, compare=False, repr=False)
+    """Gives its frames; latents are kept, for they are far smaller."""
+
+    @property
+    def frames(self) -> Tensor:
+        """[F, 3, H, W] uint8, decoded on every call."""
+        assert self.decode is not None, "a rollout says how its samples are decoded"
+        return self.decode(self)
 
     def noise(self, place: int) -> Tensor:
         """[...] the eps that step `steps[place]` drew, made anew."""

@@ -51,7 +51,7 @@ def tiny_sd3(folder: str | Path, seed: int = SEED, corpus: Iterable[str] = CORPU
             ),
             "vae": AutoencoderKL(
                 down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-                block_out_channels=(8, 8), layers_per_block=1, latent_channels=4, norm_num_groups=4, sample_size=32,
+                block_out_channels=(8, 8), layers_per_block=1, latent_channels=4, norm_num_groups=1, sample_size=32,
                 use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.0609, scaling_factor=1.5305,
             ),
             "text_encoder": CLIPTextModelWithProjection(_clip_config(clip)),
