@@ -94,5 +94,5 @@ def frame_jpeg(frame: np.ndarray, height: int = 180) -> bytes:
 
 
 def data_uri(image: bytes, kind: str) -> str:
-    """Image bytes as the `src` of an <img>, so that the page needs no other file; kind is "png" or "jpeg"."""
+    """Image bytes as the `src` of an <img>, so that the page needs no other file; kind is "png", "jpeg" or "webp"."""
     return f"data:image/{kind};base64,{base64.b64encode(image).decode('ascii')}"

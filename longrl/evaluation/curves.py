@@ -49,6 +49,7 @@ PANELS: tuple[Panel, ...] = (
     Panel("Reward", r"^(train/|val/)?rewards?(/mean|_mean|/total)?$"),
     Panel("Accuracy", r"(^|/)accuracy(/mean|_mean|/overall|_lenient)?$"),
     Panel("Format", r"(^|/)(format|think_answer_format|format_rate)(/mean|_mean)?$"),
+    Panel("Parts of the reward", r"^reward/(?!(mean|std_in_group|accuracy|format|think_answer_format)$)\w+$"),
     Panel("Loss", r"(^|/)loss(/mean|_mean)?$"),
     Panel("Cut off", r"(^|/)cut_off$", unit="share of completions"),
     Panel("Entropy", r"(^|/)entropy(/mean|_mean)?$", unit="nats"),

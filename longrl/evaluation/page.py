@@ -16,6 +16,7 @@ body { margin: 0; background: var(--back); color: var(--ink); line-height: 1.5;
 main { max-width: 1120px; margin: 0 auto; padding: 32px 20px 64px; }
 h1 { font-size: 26px; margin: 0 0 4px; letter-spacing: -.01em; }
 h2 { font-size: 18px; margin: 40px 0 12px; }
+h3 { font-size: 14px; margin: 16px 0 6px; color: var(--soft); font-weight: 600; }
 .lead, .note { color: var(--soft); margin: 0; }
 .note { font-size: 13px; margin: 8px 0 0; }
 .panel, .card, .tile { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; }
@@ -87,6 +88,11 @@ def tile(label: str, value: str, below: str, color: str = "") -> str:
 def image(source: str, alt: str, width: int) -> str:
     """A chart on a panel, `width` pixels wide where there is room."""
     return f'<div class="panel"><img src="{source}" alt="{escape(alt)}" width="{width}"></div>'
+
+
+def sheet(title: str, content: str) -> str:
+    """A picture with its title above."""
+    return f"<h3>{escape(title)}</h3>\n{content}"
 
 
 def score_cell(score: Mapping[str, Any] | None) -> str:

@@ -21,6 +21,7 @@ from longrl.evaluation.charts import (
     run_label,
 )
 from longrl.evaluation.curves import plot_curves, read_metrics
+from longrl.evaluation.grid import Sheet
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,6 +80,8 @@ class Report:
     """Accuracy of the majority answer, a line in the chart."""
     facts: Mapping[str, str] = field(default_factory=dict)
     """Command, commit, hardware, ...: name -> value."""
+    pictures: Sequence[Sheet] = ()
+    """Grids of generated pictures or videos, in order: `longrl.evaluation.grid.saved_sheets(run)`."""
 
 
 def write_report(folder: str | Path, report: Report) -> Path:
@@ -164,10 +167,16 @@ def _body(report: Report, charts: Mapping[str, bytes]) -> str:
             _tiles(report, runs),
             page.section("Results", table, shown.get("accuracy", ""), note),
             *curves,
+            page.section("Generated pictures", *map(_picture, report.pictures)),
             page.section("Samples", cards),
             page.section("How this was made", page.facts(_facts(report))),
         ]
     )
+
+
+def _picture(sheet: Sheet) -> str:
+    source = data_uri(sheet.image, sheet.kind)
+    return page.sheet(sheet.title, page.image(source, sheet.title, sheet.width))
 
 
 def _tiles(report: Report, runs: Mapping[str, Scores]) -> str:

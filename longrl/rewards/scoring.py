@@ -159,7 +159,8 @@ def _column(term: RewardTerm, groups: list[Group]) -> list[list[float | None]]:
 def _judged(term: RewardTerm, completion: Any) -> Any:
     """What the function gets: a completion of text as it is, of any other kind its frames."""
     if not isinstance(completion, Completion):
-        return completion.frames[frame_indices(len(completion.frames), term.frames_of)]
+        frames = completion.frames
+        return frames[frame_indices(len(frames), term.frames_of)]
     if term.frames_of != "all":
         raise ValueError(
             f"frames_of={term.frames_of!r} of reward {term.name!r} chooses frames of pictures and videos, but the "

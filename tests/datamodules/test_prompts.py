@@ -93,7 +93,7 @@ def test_a_parquet_file_is_read_too(tmp_path):
     [
         (b"{not json", "no JSON: .*; a file of plain prompts is named .txt"),
         (b'["a list"]', "must hold a record such as .*, got list"),
-        (b'{"caption": "a dog"}', "needs its text in 'prompt', got {\"caption\": \"a dog\"}"),
+        (b'{"caption": "a dog"}', 'needs its text in \'prompt\', got {"caption": "a dog"}'),
         (b'{"prompt": "  "}', "needs its text in 'prompt'"),
         (b'{"prompt": 3}', "needs its text in 'prompt'"),
         (b'{"prompt": "\xff"}', "no UTF-8 at byte 12"),

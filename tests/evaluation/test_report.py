@@ -5,7 +5,9 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from longrl.evaluation.grid import Sheet, encoded
 from longrl.evaluation.report import CompletionCard, Report, SampleCard, clock, duration, sample_card, write_report
 
 SCORE = {"accuracy": 0.625, "low": 0.5, "high": 0.75, "n": 48}
@@ -51,7 +53,11 @@ def report(tmp_path_factory):
     csv = folder / "metrics.csv"
     csv.write_text("step,train/reward,train/loss\n0,0.1,2\n1,0.3,1\n")
     samples = [card(frames=frames(40), timestamps=np.arange(40) * 100.0), card()]
-    path = write_report(folder, Report("A <title>", RESULTS, {"rl": csv}, samples, "sub", 0.3, {"commit": "abc"}))
+    sheets = [Sheet("after <1>", encoded([Image.new("RGB", (30, 20))], kind), kind) for kind in ("png", "webp")]
+    texts = {"subtitle": "sub", "facts": {"commit": "abc"}}
+    path = write_report(
+        folder, Report("A <title>", RESULTS, {"rl": csv}, samples, chance=0.3, pictures=sheets, **texts)
+    )
     return path.read_text(encoding="utf-8")
 
 

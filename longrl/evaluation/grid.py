@@ -1,0 +1,232 @@
+"""Grids of generated pictures and videos: under each prompt its samples side by side, under each what it got.
+
+Letters: F frames (1 of a picture), H and W pixels.
+"""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from PIL.ImageFont import FreeTypeFont
+    from torch import Tensor
+
+INK, SOFT, PAPER = "#22303c", "#5b6773", "#ffffff"
+"""Colours of the report's page: longrl/evaluation/page.py."""
+FOLDER = "pictures"
+"""Of grids in a run's folder; longrl/callbacks/pictures.py writes them."""
+GAP = 8
+"""Pixels between tiles."""
+PROMPT_SIZE, CAPTION_SIZE = 14, 12
+MAX_LINES = 2
+LINE_SAMPLES = 4
+
+
+@dataclass(frozen=True)
+class PromptSamples:
+    """One prompt of a grid."""
+
+    prompt: str
+    samples: Sequence[Tensor]
+    """Each [F, 3, H, W] uint8 RGB."""
+    captions: Sequence[str]
+    """What stands under each sample, such as its reward."""
+
+    @property
+    def num_frames(self) -> int:
+        """F of the longest sample."""
+        return max((len(frames) for frames in self.samples), default=0)
+
+
+def is_video(rows: Sequence[PromptSamples]) -> bool:
+    """Whether any sample has more than one frame."""
+    return any(row.num_frames > 1 for row in rows)
+
+
+def picture_grid(rows: Sequence[PromptSamples], *, tile: int = 160, max_frames: int = 6) -> Image:
+    """One picture of all samples. Of videos it is a contact sheet: a sample per line, its frames from first to last.
+
+    Prompts stand below each other; those with few pictures side by side, as long as a line has at most four.
+
+    Args:
+        rows: prompts with their samples.
+        tile: pixels of the longer side of a frame; small frames are enlarged by a whole number, without smoothing.
+        max_frames: of a longer video so many evenly spaced frames are shown.
+    """
+    if is_video(rows):
+        return _page([_contact_sheet(row, tile, max_frames) for row in rows])
+    return _page([_side_by_side(row, 0, tile) for row in rows], _columns(rows))
+
+
+def animated_grid(rows: Sequence[PromptSamples], *, tile: int = 160) -> list[Image]:
+    """The grid of every moment, all samples side by side; a video that has ended shows its last frame."""
+    count = max((row.num_frames for row in rows), default=0)
+    return [_page([_side_by_side(row, moment, tile) for row in rows], _columns(rows)) for moment in range(count)]
+
+
+def encoded(images: Sequence[Image], kind: Literal["png", "webp", "gif"], *, fps: float = 8.0) -> bytes:
+    """Images as the bytes of a file: one as PNG, or several as an animation that repeats for ever."""
+    buffer = io.BytesIO()
+    options: dict[str, Any] = {}
+    if kind != "png":
+        options = {"save_all": True, "append_images": images[1:], "duration": round(1000 / fps), "loop": 0}
+    if kind == "webp":
+        options["quality"] = 85
+    images[0].save(buffer, format=kind.upper(), **options)
+    return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A grid for the report."""
+
+    title: str
+    image: bytes
+    """Of a file."""
+    kind: Literal["png", "webp"]
+
+    @property
+    def width(self) -> int:
+        """In pixels."""
+        from PIL import Image
+
+        return Image.open(io.BytesIO(self.image)).width
+
+
+def saved_sheets(run: str | Path, *, count: int = 3) -> list[Sheet]:
+    """What `Pictures` left in a run's folder, of videos the animation: training samples, then those of validation.
+
+    Args:
+        run: folder of the run.
+        count: at most so many of each, evenly spaced from the first to the last.
+    """
+    sheets = []
+    for stage, name in (("step", "Training"), ("val", "Validation")):
+        files = sorted(Path(run, FOLDER).glob(f"{stage}_*.png"))
+        shown = min(len(files), count)
+        chosen = [files[index * (len(files) - 1) // max(1, shown - 1)] for index in range(shown)]
+        sheets += [_sheet(file, name) for file in chosen]
+    return sheets
+
+
+def _sheet(file: Path, name: str) -> Sheet:
+    animation = file.with_suffix(".webp")
+    title = f"{name} samples after step {int(file.stem.rpartition('_')[2])}"
+    if animation.exists():
+        return Sheet(title, animation.read_bytes(), "webp")
+    return Sheet(title, file.read_bytes(), "png")
+
+
+# ---- parts of a grid ----
+
+
+def _contact_sheet(row: PromptSamples, tile: int, max_frames: int) -> Image:
+    lines = []
+    for frames, caption in zip(row.samples, row.captions, strict=True):
+        total, shown = len(frames), min(len(frames), max_frames)
+        chosen = [index * (total - 1) // max(1, shown - 1) for index in range(shown)]
+        lines.append(_captioned(_beside([frame_image(frames[index], tile) for index in chosen]), caption))
+    return _headed(row.prompt, _below(lines))
+
+
+def _side_by_side(row: PromptSamples, moment: int, tile: int) -> Image:
+    cells = [
+        _captioned(frame_image(frames[min(moment, len(frames) - 1)], tile), caption)
+        for frames, caption in zip(row.samples, row.captions, strict=True)
+    ]
+    return _headed(row.prompt, _beside(cells))
+
+
+def frame_image(frame: Tensor, tile: int) -> Image:
+    """A frame [3, H, W] uint8 with a longer side of at most `tile` pixels."""
+    from PIL import Image
+
+    image = Image.fromarray(frame.movedim(0, -1).contiguous().cpu().numpy())
+    longer = max(image.size)
+    if longer <= tile:  # pixels of a tiny model's pictures stay squares
+        scale = tile // longer
+        return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+    size = (max(1, round(image.width * tile / longer)), max(1, round(image.height * tile / longer)))
+    return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def _captioned(image: Image, caption: str) -> Image:
+    lines = _wrapped(caption, image.width, CAPTION_SIZE, bold=False) or [""]
+    return _below([image, _text(lines, image.width, CAPTION_SIZE, SOFT, bold=False)], gap=2)
+
+
+def _headed(prompt: str, image: Image) -> Image:
+    lines = _wrapped(prompt, image.width, PROMPT_SIZE, bold=True) or [""]
+    return _below([_text(lines, image.width, PROMPT_SIZE, INK, bold=True), image], gap=4)
+
+
+def _columns(rows: Sequence[PromptSamples]) -> int:
+    """Prompts in a line."""
+    return max(1, LINE_SAMPLES // max((len(row.samples) for row in rows), default=1))
+
+
+def _page(parts: Sequence[Image], columns: int = 1) -> Image:
+    from PIL import Image
+
+    lines = [_beside(parts[start : start + columns]) for start in range(0, len(parts), columns)]
+    image = _below(lines, gap=2 * GAP)
+    page = Image.new("RGB", (image.width + 2 * GAP, image.height + 2 * GAP), PAPER)
+    page.paste(image, (GAP, GAP))
+    return page
+
+
+def _below(images: Sequence[Image], gap: int = GAP) -> Image:
+    from PIL import Image
+
+    height = sum(image.height for image in images) + gap * max(0, len(images) - 1)
+    page = Image.new("RGB", (max((image.width for image in images), default=1), max(1, height)), PAPER)
+    top = 0
+    for image in images:
+        page.paste(image, (0, top))
+        top += image.height + gap
+    return page
+
+
+def _beside(images: Sequence[Image]) -> Image:
+    from PIL import Image
+
+    width = sum(image.width for image in images) + GAP * max(0, len(images) - 1)
+    page = Image.new("RGB", (max(1, width), max((image.height for image in images), default=1)), PAPER)
+    left = 0
+    for image in images:
+        page.paste(image, (left, 0))
+        left += image.width + GAP
+    return page
+
+
+def _text(lines: Sequence[str], width: int, size: int, ink: str, *, bold: bool) -> Image:
+    from PIL import Image, ImageDraw
+
+    spacing = round(1.3 * size)
+    page = Image.new("RGB", (width, spacing * len(lines)), PAPER)
+    for number, line in enumerate(lines):
+        ImageDraw.Draw(page).text((0, spacing * number), line, fill=ink, font=_font(size, bold))
+    return page
+
+
+def _wrapped(text: str, width: int, size: int, *, bold: bool) -> list[str]:
+    """Lines that are about `width` pixels wide, at most two: what is left out ends in dots."""
+    letter = _font(size, bold).getlength("abcdefghij mnopqr") / 17
+    return textwrap.wrap(text, max(8, int(width / letter)), max_lines=MAX_LINES, placeholder=" ...")
+
+
+@cache
+def _font(size: int, bold: bool) -> FreeTypeFont:
+    """DejaVu Sans, which matplotlib brings along: Latin, Greek, Cyrillic and more."""
+    import matplotlib
+    from PIL import ImageFont
+
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", name)), size)
