@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from longrl.models.base import CausalFamily
+    from longrl.models.flow import FlowFamily
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ def export_run(
     adapter: bool = False,
 ) -> None:
     """Writes weights, config, tokenizer and processor so that `from_pretrained` and vLLM load them.
+
+    Of a flow model a whole pipeline is written, which diffusers loads.
 
     Adapters of a LoRA run are merged into the weights, exactly with `--dtype float32`: bfloat16 rounds small changes
     away.
@@ -59,30 +62,22 @@ def _write_model(run: str, source: str, folder: Path, dtype: Precision | None) -
     family = family_of(run)
     family.dtype = dtype or family.dtype  # adapters are merged in it
     model = plain_from(family, source)
-    model.save_pretrained(folder)
-    family.save_processing(folder)
+    family.export(model, folder)
 
 
 def _write_adapter(run: str, source: str, folder: Path, dtype: Precision | None) -> None:
-    """`adapter_config.json` and `adapter_model.safetensors`."""
+    """What peft, or of a flow model diffusers, loads onto the weights that the run began with."""
     import torch
-    from safetensors.torch import save_file
 
-    from longrl.models.lora import ADAPTER, OPTION, peft_config
+    from longrl.models.lora import OPTION
     from longrl.modules.weights import read_adapters
 
     family = family_of(run)
     if family.lora is None:
         raise ValueError(f"--adapter=true needs a run with {OPTION}, which {run} is not; leave it out")
-    kept = read_adapters(source)
-    with torch.device("meta"):
-        config = peft_config(family, family.build(weights=None))
-    config.base_model_name_or_path = _base(run)
-    config.save_pretrained(folder)
     precision = getattr(torch, dtype or "float32")
-    named = {f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": value for name, value in kept.items()}
-    named = {name: value.to(precision) for name, value in named.items()}
-    save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    kept = {name: value.to(precision) for name, value in read_adapters(source).items()}
+    family.export_adapters(kept, folder, base=_base(run))
 
 
 def _base(run: str) -> str:
@@ -99,14 +94,15 @@ def _base(run: str) -> str:
     return start
 
 
-def family_of(run: str) -> CausalFamily:
+def family_of(run: str) -> CausalFamily | FlowFamily:
     """The model family of a run, from its saved config."""
     from jsonargparse import ArgumentParser
 
     from longrl.models.base import CausalFamily
+    from longrl.models.flow import FlowFamily
 
     parser = ArgumentParser()
-    parser.add_argument("--family", type=CausalFamily)
+    parser.add_argument("--family", type=CausalFamily | FlowFamily)
     return parser.instantiate(parser.parse_object({"family": _model_config(run)["family"]})).family
 
 

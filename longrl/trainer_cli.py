@@ -88,7 +88,7 @@ class LongRLCLI(LightningCLI):
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run_dir", type=str, default="runs/default", help="folder of everything a run leaves")
-        parser.add_argument("--policy", type=Policy, default=self.policy, help="what is trained; see longrl/flow_cli.py")
+        parser.add_argument("--policy", type=Policy, default=self.policy, help="what is trained")
         parser.add_argument("--wandb", type=WandbMode, default="off", help="log to Weights & Biases as well")
         parser.add_argument("--wandb_project", type=str, default="longrl")
         parser.add_lightning_class_args(Checkpoint, "checkpoint")

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from longrl.models.lora import LoRASettings
+from longrl.models.lora import LoRASettings, export_adapters
 from longrl.strategies.sequence import ALONE, SequenceParallel
 from longrl.types import Frames, Media, Packed, PolicyOutput, Prompt, Row, Sound
 
@@ -178,6 +178,15 @@ class CausalFamily(ModelFamily):
     def time_tokens(self, timestamps: Sequence[float]) -> int:
         """Tokens that say when a video's temporal cells were, beside its features."""
         return 0
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        """Writes weights, config, tokenizer and processor."""
+        model.save_pretrained(folder)
+        self.save_processing(folder)
+
+    def export_adapters(self, adapters: Mapping[str, Tensor], folder: Path, base: str) -> None:
+        """Writes `adapter_config.json` and `adapter_model.safetensors`, for the weights that `base` names."""
+        export_adapters(self, adapters, folder, base)
 
     def root_modules(self, model: nn.Module) -> list[nn.Module]:
         """What is sharded beside the layers, and gathered together: text stack and LM head."""

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from longrl.models.lora import LoRASettings, merged, put_adapters
+from longrl.models.lora import ADAPTER, LoRASettings, merged, put_adapters
 from longrl.strategies.sequence import SequenceParallel
 
 OWN_WEIGHTS = "<own>"
@@ -179,17 +179,22 @@ class FlowFamily(abc.ABC):
 
     def add_adapters(self, model: nn.Module) -> nn.Module:
         """Puts adapters into a transformer, in place, that change nothing yet; all else is frozen."""
+        return put_adapters(model, self.adapter_config(model), self.init_seed)
+
+    def adapter_config(self, model: nn.Module) -> Any:
+        """The description that peft wants of the adapters in this transformer."""
         from peft import LoraConfig
 
         settings = self.lora
         assert settings is not None
-        names = settings.target_modules or ATTENTION
-        config = LoraConfig(
-            r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout,
-            target_modules=[self._known(model, name) for name in names if settings.target_modules or _has(model, name)],
+        names = settings.target_modules or [name for name in ATTENTION if _has(model, name)]
+        return LoraConfig(
+            r=settings.rank,
+            lora_alpha=settings.alpha,
+            lora_dropout=settings.dropout,
+            target_modules=[self._known(model, name) for name in names],
             base_model_name_or_path=self.model_path,
-        )  # fmt: skip
-        return put_adapters(model, config, self.init_seed)
+        )
 
     @staticmethod
     def _known(model: nn.Module, name: str) -> str:
@@ -258,6 +263,22 @@ class FlowFamily(abc.ABC):
         patch = self.config["patch_size"]
         area = patch * patch if isinstance(patch, int) else patch[0] * patch[1] * patch[2]
         return functools.reduce(int.__mul__, self.latent_shape()[1:]) // area
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        """Writes a pipeline as diffusers loads it."""
+        self.save_policy(model.state_dict(), folder)
+
+    def export_adapters(self, adapters: Mapping[str, Tensor], folder: Path, base: str) -> None:
+        """Writes `pytorch_lora_weights.safetensors`, which `load_lora_weights` of a pipeline from `base` reads."""
+        import diffusers
+
+        with torch.device("meta"):
+            config = self.adapter_config(self._transformer().from_config(self.config))
+        config.base_model_name_or_path = base
+        named = {name.replace(f".{ADAPTER}.", "."): value for name, value in adapters.items()}
+        getattr(diffusers, self.pipeline_class).save_lora_weights(
+            folder, transformer_lora_layers=named, transformer_lora_adapter_metadata=config.to_dict()
+        )
 
     def save_policy(self, state: Mapping[str, Tensor], folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Writes a pipeline as diffusers loads it: the weights of `state`, and everything else as it was.

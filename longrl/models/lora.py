@@ -18,6 +18,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -186,6 +187,25 @@ def merged(
 def adapter_name(layer: str, matrix: str) -> str:
     """Of a layer's matrix `A` or `B` in a `state_dict`."""
     return f"{layer}.lora_{matrix}.{ADAPTER}.weight"
+
+
+def export_adapters(family: CausalFamily, adapters: Mapping[str, Tensor], folder: Path, base: str) -> None:
+    """Writes adapters, by their names in the model, as `PeftModel.from_pretrained` reads them.
+
+    Args:
+        family: what they were put into.
+        adapters: matrices A and B.
+        folder: to write.
+        base: folder or hub id of the weights that they belong to.
+    """
+    from safetensors.torch import save_file
+
+    with torch.device("meta"):
+        config = peft_config(family, family.build(weights=None))
+    config.base_model_name_or_path = base
+    config.save_pretrained(folder)
+    named = {f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": value for name, value in adapters.items()}
+    save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def _whole(value: Tensor) -> Tensor:

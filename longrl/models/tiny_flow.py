@@ -58,7 +58,7 @@ def tiny_sd3(folder: str | Path, seed: int = SEED, corpus: Iterable[str] = CORPU
             "text_encoder_2": CLIPTextModelWithProjection(_clip_config(clip)),
             "text_encoder_3": _t5_encoder(t5),
         }  # fmt: skip
-        _spread(parts["vae"].decoder.conv_out)
+        _enliven(parts["vae"].decoder)
     pipeline = StableDiffusion3Pipeline(
         **parts, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), tokenizer=clip, tokenizer_2=clip, tokenizer_3=t5
     )
@@ -93,7 +93,7 @@ def tiny_wan(folder: str | Path, seed: int = SEED, corpus: Iterable[str] = CORPU
             base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True],
             latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 1.0, 2.0, 1.2],
         )  # fmt: skip
-        _spread(vae.decoder.conv_out)
+        _enliven(vae.decoder)
     scheduler = UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, num_train_timesteps=1000
     )
@@ -102,10 +102,19 @@ def tiny_wan(folder: str | Path, seed: int = SEED, corpus: Iterable[str] = CORPU
     return Path(folder)
 
 
-def _spread(layer: nn.Module) -> None:
-    """Pictures of a random decoder are nearly grey; a larger last layer gives them contrast."""
-    with torch.no_grad():
-        layer.weight *= 4
+def _enliven(decoder: nn.Module) -> None:
+    """Kernels that mostly average, without biases: colours follow the latents.
+
+    Pictures of an ordinary random decoder are nearly grey, and the same whatever the latents.
+    """
+    for layer in decoder.modules():
+        if isinstance(layer, nn.Conv2d | nn.Conv3d | nn.Linear):
+            weight, places = layer.weight.detach(), layer.weight[0, 0].numel()
+            mixing = torch.randn(weight.shape[:2]) / places
+            noise = 0.3 * torch.randn_like(weight) / places**0.5
+            weight.copy_((mixing.view(*mixing.shape, *[1] * (weight.dim() - 2)) + noise) / weight.shape[1] ** 0.5)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 def _clip_config(tokenizer: Any) -> Any:
