@@ -22,7 +22,7 @@ def prompt_file(folder: Path) -> str:
 
 
 def config(folder: Path, name: str = "sd3", **family: Any) -> dict[str, Any]:
-    """2 prompts per step, 2 steps per epoch, 4 optimizer steps per rollout on windows of 2 of 4 denoising steps."""
+    """2 prompts per step, 2 steps per epoch, 4 optimizer steps per rollout, on windows of 2 of 4 denoising steps."""
     kind, init_args = FAMILIES[name]()
     window = {"class_path": "longrl.flow.windows.RandomWindow", "init_args": {"size": 2}}
     return {
@@ -33,8 +33,8 @@ def config(folder: Path, name: str = "sd3", **family: Any) -> dict[str, Any]:
             "devices": 1,
             "precision": "32-true",
             "max_epochs": 99,
-            "max_steps": 24,
-            "val_check_interval": 3,
+            "max_steps": 16,
+            "val_check_interval": 2,
             "check_val_every_n_epoch": None,
             "log_every_n_steps": 1,
             "num_sanity_val_steps": 0,
@@ -46,7 +46,7 @@ def config(folder: Path, name: str = "sd3", **family: Any) -> dict[str, Any]:
                     "init_args": {
                         "reward": {"terms": [{"function": "tests.flow.tiny.redness"}]},
                         "sampling": {
-                            "num_generations": 3, "num_steps": 4, "guidance_scale": 2.0, "window": window
+                            "num_generations": 2, "num_steps": 4, "guidance_scale": 2.0, "window": window
                         },
                         "eval_sampling": {"num_generations": 1, "num_steps": 4, "guidance_scale": 2.0, "window": None},
                     },
