@@ -90,7 +90,8 @@ class FlowRolloutCallback(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        pl_module.log_dict(self._metrics, batch_size=1)
+        seconds = {f"time/{name}": value for name, value in pl_module.phases.collect().items()}
+        pl_module.log_dict(self._metrics | seconds, batch_size=1)
         pl_module.log("reward", self._metrics["reward/mean"], prog_bar=True, logger=False, batch_size=1)
 
     @override
@@ -104,6 +105,10 @@ class FlowRolloutCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         batch.groups = self.sample(pl_module, batch.prompts, self.eval_sampling, "evaluation")
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.phases.collect()  # its seconds belong to no step
 
     @override
     def state_dict(self) -> dict[str, Any]:
