@@ -37,7 +37,6 @@ def answer(folder, sizes, options):
 @pytest.mark.parametrize(
     ("heads", "ranks", "sizes", "options"),
     [
-        (2, 2, {}, {}),
         (3, 2, {"width": 48, "height": 48, "num_frames": 1}, {"gradient_checkpointing": True}),  # 9 tokens
         (2, 3, {"width": 32}, {"lora": LoRASettings(rank=2)}),  # 8 tokens, 2 heads
     ],
