@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
+from longrl.callbacks.rollout import MAX_EMPTY_STEPS
 from longrl.flow.sampler import FlowSampling, Trajectory, draw_seeded
 from longrl.flow.steps import Step
 from longrl.modules.flow import FlowModule
@@ -62,6 +63,7 @@ class FlowRolloutCallback(Callback):
         self.samples_per_batch = samples_per_batch
         self.seed = seed
         self._num_rollouts = 0
+        self._empty_steps = 0
         self._metrics: dict[str, float] = {}
 
     # -- hooks ---------------------------------------------------------------------------------------------------
@@ -83,6 +85,7 @@ class FlowRolloutCallback(Callback):
         self._num_rollouts += 1
         batch.groups = pl_module.algorithm.select(found)
         data = pl_module.parallel.data
+        self._count_empty(data.max(sum(int(group.valid.any()) for group in batch.groups)))
         means = {name: value / data.size for name, value in rollout_metrics(found).items()}
         self._metrics = data.sum_dict(means | {"rollout/groups_kept": float(len(batch.groups))})
 
@@ -112,13 +115,23 @@ class FlowRolloutCallback(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"num_rollouts": self._num_rollouts}
+        return {"num_rollouts": self._num_rollouts, "empty_steps": self._empty_steps}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._num_rollouts = state_dict["num_rollouts"]
+        self._num_rollouts, self._empty_steps = state_dict["num_rollouts"], state_dict["empty_steps"]
 
     # -- work ----------------------------------------------------------------------------------------------------
+
+    def _count_empty(self, num_useful: int) -> None:
+        """Ends a run that has nothing left to learn from."""
+        self._empty_steps = 0 if num_useful else self._empty_steps + 1
+        if self._empty_steps == MAX_EMPTY_STEPS:
+            raise RuntimeError(
+                f"in {MAX_EMPTY_STEPS} steps in a row no group was of use: every reward failed, or "
+                "model.algorithm.select dropped every group. Check the rewards (warnings above say what failed), or "
+                "set model.algorithm.select to longrl.algorithms.keep_all"
+            )
 
     def sample(self, policy: FlowModule, rows: Sequence[Row], sampling: FlowSampling, name: str) -> list[Group]:
         """The groups of all prompts, scored; every rank of the run must call it.

@@ -5,6 +5,7 @@ Letters: B samples drawn together, S steps of the schedule, W of them in the win
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -57,9 +58,13 @@ class FlowSampling:
         drawn: range | Sequence[int] = ()
         if self.window is not None:
             drawn = self.window(len(timesteps), rollout, seed)
+            if any(later - index != 1 for index, later in itertools.pairwise(drawn)):
+                raise ValueError(
+                    f"a window must be neighbouring steps, got {list(drawn)}; set sampling.window of the "
+                    "FlowRolloutCallback to one of longrl/flow/windows.py"
+                )
         return [
-            make_step(dynamics if index in drawn else ode, index, sigmas, timesteps)
-            for index in range(len(timesteps))
+            make_step(dynamics if index in drawn else ode, index, sigmas, timesteps) for index in range(len(timesteps))
         ]
 
 

@@ -36,6 +36,8 @@ class ModelFamily(abc.ABC):
 
     supports_sequence_parallel: ClassVar[bool] = False
     """Whether ranks can share a sequence."""
+    casts_inputs: ClassVar[bool] = True
+    """Whether sharded layers cast what they are given to the precision they compute in."""
     hears: ClassVar[bool] = False
     """Whether it reads sound."""
     use_audio_in_video: bool = False

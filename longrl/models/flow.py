@@ -54,6 +54,8 @@ class FlowFamily(abc.ABC):
 
     supports_sequence_parallel: ClassVar[bool] = False
     """Whether ranks can share the tokens of a sample."""
+    casts_inputs: ClassVar[bool] = False
+    """Sharded layers get rotary positions and times in float32, as they do without sharding."""
     pipeline_class: ClassVar[str]
     """Of diffusers."""
     transformer_class: ClassVar[str]

@@ -90,10 +90,11 @@ class ShardingOptions:
     offload: bool = False
     """Keep sharded weights, gradients and the optimizer's state in host memory, where the optimizer then runs."""
 
-    def policies(self) -> dict[str, Any]:
-        """Keywords of `fully_shard`."""
+    def policies(self, cast_inputs: bool) -> dict[str, Any]:
+        """Keywords of `fully_shard`; `cast_inputs` is whether what enters a unit is cast as well."""
         dtype = None if self.compute_dtype is None else getattr(torch, self.compute_dtype)
-        precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=dtype and torch.float32)
+        reduce_dtype = dtype and torch.float32
+        precision = MixedPrecisionPolicy(dtype, reduce_dtype, cast_forward_inputs=cast_inputs)
         offload = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if self.offload else OffloadPolicy()
         return {"mp_policy": precision, "offload_policy": offload}
 
@@ -109,7 +110,7 @@ def shard(family: CausalFamily | FlowFamily, model: nn.Module, mesh: DeviceMesh,
         mesh: one axis to shard over, or two: (replicate, shard).
         options: precision and offload.
     """
-    policies = options.policies()
+    policies = options.policies(family.casts_inputs)
     entry = Entry(family, model)
     units: list[nn.Module] = [*family.layers(model), entry]
     for unit in units:

@@ -12,7 +12,7 @@ from longrl.models.lora import LoRASettings
 from longrl.modules.flow import FlowModule
 from longrl.modules.optimizer import OptimizerSettings
 from tests.flow.test_families import sampled, stock, stock_frames
-from tests.flow.tiny import FAMILIES, fit, sd3_family
+from tests.flow.tiny import FAMILIES, PromptRows, fit, sd3_family
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*log_every_n_steps")
 CPU = torch.device("cpu")
@@ -150,8 +150,6 @@ def test_after_an_update_samples_change_and_equal_those_of_a_freshly_exported_st
 def test_batches_that_nothing_sampled_for_are_refused():
     from lightning.pytorch import Trainer
 
-    from tests.flow.tiny import PromptRows
-
     trainer = Trainer(
         accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, max_steps=1
     )
@@ -162,6 +160,12 @@ def test_batches_that_nothing_sampled_for_are_refused():
 def test_a_rollout_without_noise_is_refused():
     with pytest.raises(ValueError, match="no denoising step draws noise"):
         fit(module(), FlowSampling(num_generations=2, num_steps=4, dynamics=FlowSDE(0.0)))
+
+
+def test_a_run_whose_rewards_all_fail_ends(monkeypatch):
+    monkeypatch.setattr("tests.flow.tiny.redness", lambda frames, row: float("nan"))
+    with pytest.raises(RuntimeError, match="no group was of use"):
+        fit(module(), FlowSampling(num_generations=2, num_steps=2), steps=99, data=PromptRows(num_batches=12))
 
 
 def test_micro_batches_of_no_rows_are_refused():

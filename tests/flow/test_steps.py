@@ -194,3 +194,8 @@ def test_no_window_is_the_ode():
 def test_wrong_numbers_are_refused(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def test_a_window_with_a_hole_is_refused():
+    with pytest.raises(ValueError, match=r"neighbouring steps, got \[0, 2\]"):
+        FlowSampling(window=lambda *args: [0, 2]).steps([1, 0.6, 0.3, 0], [1000, 600, 300], 0, 0)
