@@ -34,7 +34,8 @@ from numpy.typing import NDArray
 from longrl import types
 from longrl.cli import main as longrl_main
 from longrl.datamodules.render import RowRenderer, without_media
-from longrl.datamodules.rows import audio_qa_row, make_rows, read_records
+from longrl.datamodules.rows import audio_qa_row, make_rows
+from longrl.datamodules.sources import read_records
 from longrl.datamodules.video import VideoSampling
 from longrl.export import family_of
 from longrl.models.tiny import tiny_qwen_omni

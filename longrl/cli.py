@@ -20,6 +20,8 @@ OTHER_COMMANDS = {
     "plan": ("longrl.planning.command", "memory and time of a run on given hardware, without its weights"),
     "serve": ("longrl.rollout.serve", "a vLLM server for the rollouts of a run, on devices of its own"),
     "pipeline": ("longrl.pipeline.command", "make a data set of questions with reasoning from videos, step by step"),
+    "evaluate": ("longrl.evaluation.evaluate", "a policy on a benchmark, here or behind an endpoint, with a report"),
+    "compare": ("longrl.evaluation.compare", "what one evaluation gains over another, question by question"),
     "report": ("longrl.evaluation.run_report", "curves of a training run and the pictures it generated, as HTML"),
     "demo": ("longrl.demo", "the whole path on one laptop: data, SFT, RL, evaluation, report"),
     "synthetic": ("longrl.datamodules.synthetic", "generate long videos with known stories"),

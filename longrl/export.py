@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from longrl.hub import check_target, push
+
 if TYPE_CHECKING:
     from longrl.models.base import CausalFamily
     from longrl.models.flow import FlowFamily
@@ -31,6 +33,8 @@ def export_run(
     checkpoint: str | None = None,
     dtype: Precision | None = None,
     adapter: bool = False,
+    push_to: str | None = None,
+    private: bool = True,
 ) -> None:
     """Writes weights, config, tokenizer and processor so that `from_pretrained` and vLLM load them.
 
@@ -45,7 +49,12 @@ def export_run(
         checkpoint: which checkpoint; None is `checkpoints/last.ckpt`.
         dtype: precision to save in; None keeps the run's.
         adapter: write a LoRA run's adapters alone, as peft's `PeftModel.from_pretrained` reads them.
+        push_to: repository of a Hugging Face hub, `owner/name`, that the written folder is uploaded to; made if
+            missing. Nothing is uploaded by default.
+        private: of a repository that `push_to` makes; false shows it to everyone.
     """
+    if push_to is not None:
+        check_target(push_to)
     if Path(out).exists():
         raise ValueError(f"--out={out} exists already; name a new folder")
     with tempfile.TemporaryDirectory(dir=_parent(out)) as folder:
@@ -54,6 +63,8 @@ def export_run(
         write(run, checkpoint or run, written, dtype)
         os.replace(written, out)
     logger.info("exported %s to %s", run, out)
+    if push_to is not None:
+        logger.info("pushed to %s", push(out, push_to, private))
 
 
 def _write_model(run: str, source: str, folder: Path, dtype: Precision | None) -> None:

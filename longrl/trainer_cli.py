@@ -70,6 +70,8 @@ class LongRLCLI(LightningCLI):
     @classmethod
     def start(cls, args: Sequence[str]) -> LongRLCLI:
         """`run` of this class's own kind of policy."""
+        # peft imports it where it is installed, and on a CPU it misses kernels in 4 bits, which nothing here uses.
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         return cls(
             *cls.classes(),
             save_config_callback=SaveRunConfig,

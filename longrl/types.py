@@ -60,6 +60,8 @@ class Frames:
     key: str
     """Hash of the file's content and of everything that decided which pixels these are (frame indices, size)."""
     duration_s: float = 0.0
+    indices: tuple[int, ...] = ()
+    """Number of each of the F frames in the file; () where nobody counted."""
     resized: bool = False
     """Whether the pixels have the size already in which the tower reads them; `CausalFamily.resize` makes it so."""
     source: Callable[[], Iterator[Frames]] | None = None
@@ -107,6 +109,8 @@ class Media:
     """A sound that is the track of the video before it: its placeholders stand among the video's."""
     sound_tokens: int | None = None
     """Of a video, the tokens of its track that stand among its own; None without a track."""
+    frames_per_cell: int = 1
+    """Frames of a video behind one temporal cell."""
 
     def part(self, num_cells: int) -> Media:
         """The temporal cells that are here, as a medium of their own."""
@@ -129,6 +133,10 @@ class Prompt:
     row: Row
     response_ids: Tensor | None = None
     """[S] int64, end token included: the SFT target; None for RL."""
+    frame_indices: tuple[tuple[int, ...], ...] = ()
+    """Of each video or image, in the order of the media, the numbers of its frames in the file."""
+    frame_times: tuple[tuple[float, ...], ...] = ()
+    """The same frames' times in seconds."""
 
 
 @dataclass(frozen=True)

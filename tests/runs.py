@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import inspect
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ from lightning.pytorch import Callback
 
 from longrl.cli import main
 from longrl.datamodules.synthetic import SyntheticConfig, generate
+from longrl.models.base import CausalFamily
 from tests.tiny import text_folder, vl_folder
 
 ROOT = Path(__file__).parents[1]
@@ -168,6 +170,18 @@ def start(*args: str) -> subprocess.Popen[str]:
     """`python -m longrl ARGS` as a user types it."""
     command = [sys.executable, "-m", "longrl", *args]
     return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def saved_run(folder: Path, family: CausalFamily) -> Path:
+    """As much of a run as `export` reads: its config, and a checkpoint of the family's model."""
+    names = inspect.signature(type(family)).parameters.keys() & {"freeze_tower", "freeze_projector"}
+    options = {"model": family.model_path, "random_init": True, **{name: getattr(family, name) for name in names}}
+    described = {"class_path": f"{type(family).__module__}.{type(family).__name__}", "init_args": options}
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump({"model": {"family": described}}))
+    state = {f"model.{name}": value for name, value in family.build().state_dict().items()}
+    torch.save({"state_dict": state}, folder / "checkpoints" / "last.ckpt")
+    return folder
 
 
 # ---- callbacks ----

@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,9 +13,12 @@ from jsonargparse import ArgumentParser
 
 from longrl.algorithms import Algorithm, Constant
 from longrl.callbacks.rollout import RolloutCallback
-from longrl.datamodules.longvideo_reason import LongVideoReason
+from longrl.datamodules.longvideo_reason import DEFAULT_ROW_FUNCTION, LongVideoReason
+from longrl.datamodules.mixing import DataSource
 from longrl.datamodules.prompts import PromptFiles
 from longrl.datamodules.synthetic import SyntheticConfig, generate
+from longrl.evaluation.evaluate import Evaluation, parsed
+from longrl.evaluation.records import read_jsonl
 from longrl.models.base import CausalFamily
 from longrl.models.flow import FlowFamily
 from longrl.modules.policy import PolicyModule
@@ -40,7 +44,8 @@ FLOW = [
 """Recipes and demos of pictures and videos: tests/flow/test_flow_configs.py."""
 RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if path not in FLOW)
 DEMO = sorted(CONFIGS.glob("demo/*.yaml"))
-KINDS = ("algorithm", "data", "family", "reward", "rollout", "trainer")
+EVALUATIONS = sorted(CONFIGS.glob("eval/*.yaml"))
+KINDS = ("algorithm", "data", "family", "policy", "reward", "rollout", "trainer")
 PIECES = {kind: sorted(CONFIGS.glob(f"{kind}/*.yaml")) for kind in KINDS}
 FLOW_FAMILIES = [path for path in PIECES["family"] if path.stem.startswith(("sd3", "wan"))]
 PROMPT_FILES = [path for path in PIECES["data"] if path.stem in ("geneval", "ocr_prompts", "prompts")]
@@ -87,7 +92,7 @@ def raw(path: Path) -> dict:
 
 @files(FILES)
 def test_a_test_below_reads_this_file(path):
-    assert path in [*RECIPES, *FLOW, *DEMO, *(piece for kind in KINDS for piece in PIECES[kind])], (
+    assert path in [*RECIPES, *FLOW, *DEMO, *EVALUATIONS, *(piece for kind in KINDS for piece in PIECES[kind])], (
         f"no test reads configs/{path.relative_to(CONFIGS)}: a recipe belongs in configs/, a piece in configs/KIND/ "
         "with KIND among KINDS of tests/test_configs.py"
     )
@@ -137,8 +142,28 @@ def test_a_family_names_a_hub_model_and_states_the_keys_of_its_class(path):
 @files([path for path in PIECES["data"] if path not in PROMPT_FILES])
 def test_a_data_piece_lies_over_a_recipe(path):
     values, data = raw(path), built("--config", VIDEO, ON_CPU, "--data", path).datamodule
-    assert data.sources == {split: [values[split]] for split in ("train", "val", "test")}
+    assert data.sources == {split: sources(values[split]) for split in ("train", "val", "test")}
     assert (data.media_root, data.bad_records) == (values["media_root"], values["bad_records"])
+    assert data.row_function == values.get("row_function", DEFAULT_ROW_FUNCTION)
+
+
+def sources(value: str | list | None) -> list[DataSource]:
+    listed = value if isinstance(value, list) else [value] if value else []
+    return [DataSource(**one) if isinstance(one, dict) else DataSource(one) for one in listed]
+
+
+def test_the_mix_has_a_row_function_and_a_weight_for_every_source():
+    data = built("--config", VIDEO, ON_CPU, "--data", CONFIGS / "data" / "longvideo_reason_mix.yaml").datamodule
+    assert data.weights == (8, 6, 2, 1, 2, 1)
+    assert len(data.row_functions) == 6
+
+
+def test_subtitles_are_switched_on_by_one_option(tmp_path):
+    data = built(
+        "--config", VIDEO, ON_CPU, "--data", CONFIGS / "data" / "videomme.yaml", f"--data.subtitles.source={tmp_path}"
+    ).datamodule
+    assert data.renderer.subtitles.source == str(tmp_path)
+    assert (data.renderer.subtitles.max_chars, data.renderer.subtitles.lines) == (20000, "frames")
 
 
 @files(PROMPT_FILES)
@@ -283,6 +308,88 @@ def test_a_recipe_takes_a_step_with_a_tiny_model(path, tmp_path, videos, sums, c
 def one_step(args: list[str]) -> tuple[int, float]:
     trainer = LongRLCLI.run(args).trainer
     return trainer.global_step, float(trainer.logged_metrics["train/grad_norm"])
+
+
+# ---- evaluations ----
+
+
+@pytest.fixture
+def benchmark(tmp_path, monkeypatch, videos):
+    """The questions on a generated video, in the schema of each config; with subtitles."""
+    monkeypatch.chdir(tmp_path)  # folders of configs are found from here
+    folder = tmp_path / "data" / "videomme"
+    (folder / "subtitle").mkdir(parents=True)
+    (folder / "subtitle" / "abc.srt").write_text("1\n00:00:00,000 --> 00:01:00,000\nA robot hums.\n")
+    rows = [json.loads(line) for line in videos.read_text().splitlines()]
+    shutil.copy(videos.parent / rows[0]["videos"], folder / "abc.mp4")
+    told = {"videoID": "abc", "duration": "short", "domain": "Knowledge", "task_type": "Counting"}
+    asked = [
+        {**told, "question_id": f"1-{n}", "question": head, "options": options, "answer": row["answer"][8]}
+        for n, row in enumerate(rows)
+        for head, *options in [row["problem"].splitlines()]
+    ]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(record) + "\n" for record in asked))
+    own = [{"id": one["question_id"], "video": "abc.mp4", **one} for one in asked]
+    (folder / "own.jsonl").write_text("".join(json.dumps(record) + "\n" for record in own))
+    mme = dict.fromkeys(("video_mme", "video_mme_subtitles"), folder / "questions.jsonl")
+    return {"longvideo_reason": videos, "demo": videos, "jsonl": folder / "own.jsonl", **mme}
+
+
+@files(PIECES["policy"])
+def test_a_policy_lies_over_an_evaluation(path):
+    config, _ = parsed([f"--config={CONFIGS / 'eval' / 'jsonl.yaml'}", f"--policy={path}", "--out=out"])
+    assert f"{type(config.policy).__module__}.{type(config.policy).__name__}" == raw(path)["class_path"]
+
+
+@files(EVALUATIONS)
+def test_an_evaluation_is_one_config_whose_parts_agree(path, benchmark):
+    config, data = parsed([f"--config={path}"])
+    values = raw(path)
+    assert (config.name, config.out) == (values["name"], values["out"])
+    assert data.sources["test"] == sources(values["data"]["test"])
+    config.policy.check(config.sampling)
+    longest, room = data.renderer.max_prompt_tokens, config.policy.engine.room()
+    if longest is not None and room is not None:
+        assert longest + config.sampling.max_completion_tokens <= room
+    header = path.read_text().partition("\nname:")[0]
+    assert f"# Launch:    python -m longrl evaluate --config configs/eval/{path.name}" in header
+
+
+@files(EVALUATIONS)
+def test_the_options_of_an_evaluations_header_exist(path, benchmark):
+    examples = re.findall(r"^# .*\.\.\. (--\S+) (\S+)", path.read_text(), re.MULTILINE)
+    assert len(examples) >= 2
+    for name, value in examples:
+        parsed([f"--config={path}", name, str(ROOT / value) if value.startswith("configs/") else value])
+
+
+@files(EVALUATIONS)
+def test_an_evaluation_runs_with_a_tiny_model(path, tmp_path, benchmark):
+    family = {"model": vl_folder(), "random_init": True, "min_pixels": 784, "max_pixels": 784}
+    init_args = {
+        "family": {"class_path": "longrl.models.qwen_vl.Qwen2_5_VLFamily", "init_args": family},
+        "engine": {"class_path": "longrl.rollout.engine.HFEngine"},
+        "weights": None,
+        "device": "cpu",
+    }
+    policy = {"class_path": "longrl.evaluation.local.LocalPolicy", "init_args": init_args}
+    results = Evaluation(
+        *parsed([
+            f"--config={path}", f"--policy={json.dumps(policy)}", f"--out={tmp_path / 'out'}", "--num_cards=1",
+            f"--data.test={benchmark[path.stem]}", "--data.media_root=null", "--data.num_workers=0",
+            "--sampling.max_completion_tokens=3",
+        ])
+    ).run()  # fmt: skip
+    assert len(results["conditions"]) == max(1, len(raw(path).get("frames", []))) + 1
+    assert all(of["scores"]["overall"]["n"] == 4 for of in results["conditions"].values())
+    for line in read_jsonl(tmp_path / "out" / "samples.jsonl"):
+        shown = path.stem == "video_mme_subtitles" and line["condition"] != "no video"
+        assert ("A robot hums." in line["input"]) == shown
+    if path.stem.startswith("video_mme"):
+        found = results["conditions"]["video"]["breakdowns"]
+        assert {name: list(of) for name, of in found.items()} == {
+            "duration": ["short"], "domain": ["Knowledge"], "task_type": ["Counting"]
+        }  # fmt: skip
 
 
 # ---- what composes ----

@@ -15,7 +15,7 @@ from longrl.models.lora import peft_config
 from longrl.models.qwen3_vl import Qwen3VLFamily
 from longrl.models.qwen_omni import QwenOmniFamily
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
-from longrl.models.text import TextFamily
+from longrl.models.text import LlamaFamily, TextFamily
 from longrl.models.tiny import tiny_qwen2_5_vl, tiny_qwen3_vl, tiny_qwen_omni, tiny_text, tiny_vila
 from longrl.models.vila import VilaFamily
 from longrl.strategies.frames import WHOLE, Share
@@ -53,6 +53,15 @@ def vila_family(folder: str | None = None, **kwargs: object) -> VilaFamily:
     """A tower of 3 layers, of which 2 run; 4 tokens and a line end for every frame of 56 x 56."""
     defaults = {"random_init": True, "freeze_tower": False, "freeze_projector": False}
     return VilaFamily(folder or vila_folder(), **{**defaults, **kwargs})
+
+
+SCALES = {"image_aspect_ratio": "dynamic_s2", "dynamic_s2": True, "s2_scales": "56,112,168", "max_tiles": 12}
+"""Of NVILA-8B, whose scales are 448,896,1344, at an eighth."""
+
+
+def nvila_family(**kwargs: object) -> VilaFamily:
+    """As NVILA-8B: a lone image is cut into tiles of three scales, a frame's one scale stands for all."""
+    return vila_family(vila_folder(**SCALES, s2_resize_output_to_scale_idx=-1, projector="mlp_downsample"), **kwargs)
 
 
 def qwen3_vl_family(experts: bool = False, **kwargs: object) -> Qwen3VLFamily:
@@ -101,6 +110,22 @@ def omni_prompts(family: QwenOmniFamily, share: Share = WHOLE) -> list[Prompt]:
 
 def text_family(model_type: str = "qwen2", **kwargs: object) -> TextFamily:
     return TextFamily(text_folder(model_type), **{"random_init": True, **kwargs})
+
+
+LLAMA_ROPE = {
+    "rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
+"""Of Llama 3.1 and later: frequencies stretched beyond what it was first trained on, here 64 positions."""
+
+
+@functools.cache
+def llama_folder() -> str:
+    return str(tiny_text(tempfile.mkdtemp(prefix="longrl-llama-"), "llama", rope_parameters=LLAMA_ROPE))
+
+
+def llama_family(**kwargs: object) -> LlamaFamily:
+    return LlamaFamily(llama_folder(), **{"random_init": True, **kwargs})
 
 
 def frames(count: int, height: int = 56, width: int = 56, key: str = "v", kind: str = "video", spacing: float = 0.7):

@@ -1,4 +1,4 @@
-"""The result of `test` and `predict`: accuracy per category with intervals, and every answer on file."""
+"""The result of `validate`, `test` and `predict`: accuracy with intervals, and every answer on file."""
 
 from __future__ import annotations
 
@@ -11,28 +11,57 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+from longrl.evaluation.metric import CategoryAccuracy, numbers
 from longrl.evaluation.records import sample_record, write_jsonl
-from longrl.evaluation.scoring import Summary, summarize
+from longrl.evaluation.scoring import Summary
 from longrl.types import Batch
 
 
 class EvaluationReport(Callback):
-    """Collects the groups of test and prediction batches.
+    """Collects the groups of validation, test and prediction batches.
 
     `test` writes `evaluation.json` (scores) and `predictions.jsonl` to the run's folder and prints a table; `predict`
     writes `predictions.jsonl` alone. Every completion has its line; a question with several scores their mean.
+    Validation logs the same scores as `val/strict_accuracy`, `val/robust_accuracy` and so on. All of them are counted
+    by `CategoryAccuracy`, as in `python -m longrl evaluate`.
 
     Args:
         frames_per_cell: video frames behind one temporal cell (2 for Qwen), to report how many frames were seen.
+        breakdowns: fields of the rows' metadata by which `test` scores too, such as `duration` for VideoMME.
     """
 
-    def __init__(self, frames_per_cell: int | None = None) -> None:
+    def __init__(self, frames_per_cell: int | None = None, breakdowns: list[str] | None = None) -> None:
         self.frames_per_cell = frames_per_cell
+        self.breakdowns = breakdowns or []
+        self.metric = CategoryAccuracy()
         self.records: list[dict[str, Any]] = []
         """Of all ranks, once written."""
         self._questions: list[list[dict[str, Any]]] = []
         """The records of each question of this rank."""
         self.summary: Summary | None = None
+
+    @override
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.metric = CategoryAccuracy(pl_module.parallel.data)
+
+    @override
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        for question in self._records(batch):
+            self.metric.update(question)
+
+    @override
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        summary = self.metric.summary()
+        if summary is not None:  # SFT without rollouts answers nothing
+            pl_module.log_dict({f"val/{name}": value for name, value in numbers(summary).items()})
 
     @override
     def on_test_batch_end(
@@ -44,7 +73,7 @@ class EvaluationReport(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._collect(batch)
+        self._questions += self._records(batch)
 
     @override
     def on_predict_batch_end(
@@ -56,18 +85,24 @@ class EvaluationReport(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._collect(batch)
+        self._questions += self._records(batch)
 
-    def _collect(self, batch: Batch) -> None:
-        self._questions += [
-            [sample_record(group, index=n, frames_per_cell=self.frames_per_cell) for n in range(len(group.completions))]
+    def _records(self, batch: Batch) -> list[list[dict[str, Any]]]:
+        options: dict[str, Any] = {"frames_per_cell": self.frames_per_cell, "breakdowns": self.breakdowns}
+        return [
+            [sample_record(group, index=n, **options) for n in range(len(group.completions))]
             for group in batch.groups or ()
         ]
 
     @override
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write_predictions(trainer, pl_module)
-        self.summary = summarize(self.records)
+        self.metric = CategoryAccuracy(pl_module.parallel.data)
+        for question in self._questions:
+            self.metric.update(question)
+        self.summary = self.metric.summary()
+        if self.summary is None:
+            raise ValueError("`test` needs at least one answered question, got none; is there a RolloutCallback?")
         if trainer.is_global_zero:
             path = Path(trainer.default_root_dir) / "evaluation.json"
             partial = path.with_suffix(".partial")

@@ -162,8 +162,8 @@ class Parcel:
 # ----------------------------------------------------------------------------------------------------------- training
 
 
-@functools.lru_cache(maxsize=4)
-def permutation(num_rows: int, seed: int, epoch: int) -> tuple[int, ...]:
+@functools.lru_cache(maxsize=32)  # of every source of a mix, one or two epochs
+def permutation(num_rows: int, seed: int | str, epoch: int) -> tuple[int, ...]:
     """Order of the rows in an epoch; the same on every rank and platform and with any version of torch."""
     order = list(range(num_rows))
     random.Random(f"{seed}/{epoch}").shuffle(order)
@@ -185,7 +185,11 @@ class RowOrder:
 
     def row(self, position: int) -> int:
         """Index of the row that the rank reads after `position` others."""
-        epoch, place = divmod(position * self.world_size + self.rank, self.num_rows)
+        return self.at(position * self.world_size + self.rank)
+
+    def at(self, place: int) -> int:
+        """Index of the row at a place of the sequence that all ranks share."""
+        epoch, place = divmod(place, self.num_rows)
         return permutation(self.num_rows, self.seed, epoch)[place]
 
     def after(self, position: int) -> Iterator[int]:
@@ -193,6 +197,10 @@ class RowOrder:
         while True:
             yield self.row(position)
             position += 1
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a position to mean the same row."""
+        return {"seed": self.seed, "number_of_rows": self.num_rows}
 
 
 def agreed(items: list[Item | Skipped], team: Axis) -> list[Item | Skipped]:
@@ -269,11 +277,12 @@ class PromptStream(Generic[Item]):
         Raises:
             ValueError: the state belongs to other rows or another seed.
         """
-        for name, here in self._identity().items():
-            if state[name] != here:
+        here = self._identity()
+        for name in [*here, *(state.keys() - here.keys() - {"positions"})]:
+            if state.get(name) != here.get(name):
                 raise ValueError(
                     f"the data of a resumed run must be the checkpoint's, but its {name.replace('_', ' ')} was "
-                    f"{state[name]} and is now {here}; restore data.train and data.seed, or "
+                    f"{state.get(name)} and is now {here.get(name)}; restore data.train and data.seed, or "
                     "start a new run from the weights alone with --model.init_from"
                 )
         self.close()
@@ -295,11 +304,7 @@ class PromptStream(Generic[Item]):
         return position
 
     def _identity(self) -> dict[str, Any]:
-        return {
-            "seed": self.order.seed,
-            "number_of_rows": self.order.num_rows,
-            "fingerprint_of_the_rows": self.dataset.fingerprint,
-        }
+        return self.order.identity() | {"fingerprint_of_the_rows": self.dataset.fingerprint}
 
 
 def _gather(position: int, order: RowOrder) -> list[int]:

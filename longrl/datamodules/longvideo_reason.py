@@ -21,18 +21,22 @@ from longrl.datamodules.loader import (
     RowOrder,
     TrainLoader,
 )
+from longrl.datamodules.mixing import DataSource, MixedOrder, first_rows, source_list, weights_of
 from longrl.datamodules.render import (
     DEFAULT_QUESTION,
     DEFAULT_RESPONSE,
+    NO_SUBTITLES,
     KnowsFeatures,
     RowRenderer,
     Stage,
     check_template,
     files_of,
 )
-from longrl.datamodules.rows import load_row_function, make_rows, media_root_of, read_records
+from longrl.datamodules.rows import load_row_function, make_rows
 from longrl.datamodules.skips import SkipLog, Skipped
+from longrl.datamodules.sources import media_root_of, read_records
 from longrl.datamodules.streaming import Decoding
+from longrl.datamodules.subtitles import Subtitles, tell_subtitles
 from longrl.datamodules.video import VideoSampling
 from longrl.models.base import ModelFamily
 from longrl.parallel import Parallel
@@ -58,26 +62,27 @@ class LongVideoReason(LightningDataModule):
 
     Args:
         family: how the model reads prompts; the command line links it to `model.family`.
-        train: source of the training rows: a `.json`, `.jsonl` or `.parquet` file or a hub id `owner/name:split`, or
-            several of them, one after the other.
-        val: source of the rows for validation, during `fit` and in `validate`.
-        test: source of the rows for `test` and `predict`.
+        train: source of the training rows: a file or a hub id (`longrl.datamodules.sources.read_records`), or several.
+            Several are read as one, or, where they have weights, mixed by them (`longrl.datamodules.mixing`).
+        val: source of the rows for validation, during `fit` and in `validate`; or several.
+        test: source of the rows for `test` and `predict`; or several.
         media_root: folder where relative media paths start; by default that of the source, if it is a file.
         row_function: import path (or `file.py:function`) of the function that turns a record into a `Row`.
         stage: `sft` gives prompts their target, from reasoning and answer; `rl` leaves it to be sampled.
-        question_template: what the model is asked; `{problem}` is the question with its options. In all templates
-            braces around anything but a name stay, as LaTeX's do.
+        question_template: what the model is asked; `{problem}` is the question with its options, `{subtitles}` what
+            `subtitles` says. In all templates braces around anything but a name stay, as LaTeX's do.
         response_template: SFT target of a row, from its `{reasoning}` and `{answer}`; `{option}` is the wording of the
             right option, for models too small to find its letter (rewards take either).
         answer_template: SFT target of a row without reasoning.
         video: which frames of a video are read.
+        subtitles: which subtitles of a video are shown.
         blind: leave all media out, to see what the text alone gives away.
         blind_share: share of the training rows without their media and reasoning, so that the model can answer, by
             guessing, when it sees nothing; which rows is decided by their ids.
         prompts_per_batch: prompts of a training step on each data-parallel rank.
         eval_prompts_per_batch: prompts of a validation or test batch on each data-parallel rank.
         max_prompt_tokens: longer prompts are skipped and listed; None for no limit.
-        max_train_rows: read only so many rows of `train`, the first ones.
+        max_train_rows: read only so many rows of `train`, the first ones; of each source that has a weight.
         max_eval_rows: read only so many rows of `val` and of `test`, the first ones.
         seed: decides the order of the training rows.
         num_workers: processes of each loader that decode and render; 0 does it in the trainer's own.
@@ -100,9 +105,9 @@ class LongVideoReason(LightningDataModule):
     def __init__(
         self,
         family: ModelFamily,
-        train: str | list[str] | None = None,
-        val: str | list[str] | None = None,
-        test: str | list[str] | None = None,
+        train: str | list[str | DataSource] | None = None,
+        val: str | list[str | DataSource] | None = None,
+        test: str | list[str | DataSource] | None = None,
         media_root: str | None = None,
         row_function: str = DEFAULT_ROW_FUNCTION,
         stage: Stage = "rl",
@@ -110,6 +115,7 @@ class LongVideoReason(LightningDataModule):
         response_template: str = DEFAULT_RESPONSE,
         answer_template: str = "{answer}",
         video: VideoSampling = DEFAULT_SAMPLING,
+        subtitles: Subtitles = NO_SUBTITLES,
         blind: bool = False,
         blind_share: float = 0.0,
         prompts_per_batch: int = 8,
@@ -137,15 +143,27 @@ class LongVideoReason(LightningDataModule):
         _share(max_skipped_share=max_skipped_share, blind_share=blind_share)
         if "{problem}" not in question_template:
             raise ValueError(f"data.question_template must contain {{problem}}, got {question_template!r}")
-        check_template("question_template", question_template, ("problem",))
+        check_template("question_template", question_template, ("problem", "subtitles"))
+        if subtitles.source and "{subtitles}" not in question_template:
+            raise ValueError(
+                f"data.subtitles.source={subtitles.source} is shown where data.question_template says {{subtitles}}, "
+                f"got {question_template!r}; add it"
+            )
         for name, template in (("response_template", response_template), ("answer_template", answer_template)):
             check_template(name, template, ("reasoning", "answer", "option"))
         if not num_workers and (prefetch_prompts or multiprocessing_context):
             logger.warning("data.prefetch_prompts and data.multiprocessing_context do nothing with data.num_workers=0")
-        self.sources: dict[Split, list[str]] = {"train": _listed(train), "val": _listed(val), "test": _listed(test)}
+        given: dict[Split, str | list[str | DataSource] | None] = {"train": train, "val": val, "test": test}
+        self.sources = {split: source_list(sources) for split, sources in given.items()}
+        self.weights = weights_of("train", self.sources["train"])
+        for split in ("val", "test"):
+            if weights_of(split, self.sources[split]):
+                raise ValueError(f"weights are for data.train alone, got some in data.{split}; leave them out there")
         self.max_rows: dict[Split, int | None] = {"train": max_train_rows, "val": max_eval_rows, "test": max_eval_rows}
         self.media_root = media_root
-        self.row_function = load_row_function(row_function)
+        named = {row_function, *(one.row_function for one in chain(*self.sources.values()) if one.row_function)}
+        self.row_functions = {path: load_row_function(path) for path in named}
+        self.row_function = row_function
         self.prompts_per_batch = prompts_per_batch
         self.eval_prompts_per_batch = eval_prompts_per_batch
         self.seed = seed
@@ -164,11 +182,14 @@ class LongVideoReason(LightningDataModule):
             blind=blind,
             blind_share=blind_share,
             max_prompt_tokens=max_prompt_tokens,
+            subtitles=subtitles,
             cached_media=cached_media,
             decoding=Decoding(decode_chunk_frames, max_held_mib),
         )
         self.datasets: dict[Split, RenderedRows] = {}
         """What has been read so far."""
+        self._sizes: dict[Split, tuple[int, ...]] = {}
+        """Rows of each source."""
         self._skips: dict[Split, SkipLog] = {}
         self._stream: PromptStream | None = None
         self._state: dict[str, Any] = {}
@@ -195,9 +216,12 @@ class LongVideoReason(LightningDataModule):
                 self._read(split)
 
     def _read(self, split: Split) -> None:
-        found = list(chain.from_iterable(map(self._read_source, self.sources[split])))[: self.max_rows[split]]
+        weights = self.weights if split == "train" else None
+        by_source = first_rows(map(self._read_source, self.sources[split]), self.max_rows[split], of_each=bool(weights))
+        found = list(chain.from_iterable(by_source))
         self._check_records(split, found)
         rows = [row for row in found if isinstance(row, Row)]
+        self._sizes[split] = tuple(sum(isinstance(row, Row) for row in of_one) for of_one in by_source)
         self._skips[split] = skips = SkipLog(
             Path(self._skipped_dir()) / "skipped.jsonl",
             split=split,
@@ -209,16 +233,21 @@ class LongVideoReason(LightningDataModule):
         skips.add_known([*_bad_records(found), *(self._missing_files(rows) if self.check_files else [])])
         self.datasets[split] = RenderedRows(rows, self._renderer(split))
         self._tell_targets(split)
+        tell_subtitles(split, rows, self.renderer.subtitles)
 
-    def _read_source(self, source: str) -> list[Row | ValueError]:
-        return make_rows(read_records(source), self.row_function, self.media_root or media_root_of(source))
+    def _read_source(self, one: DataSource) -> list[Row | ValueError]:
+        media_root = one.media_root or self.media_root or media_root_of(one.source)
+        return make_rows(
+            read_records(one.source), self.row_functions[one.row_function or self.row_function], media_root
+        )
 
     def _check_records(self, split: Split, found: Sequence[Row | ValueError]) -> None:
         errors = [error for error in found if isinstance(error, ValueError)]
         if errors and self.bad_records == "error":
+            names = ", ".join(one.source for one in self.sources[split])
             raise ValueError(
-                f"{len(errors)} of {len(found)} records of data.{split} ({', '.join(self.sources[split])}) cannot be "
-                f"used; the first: {errors[0]}. Or leave such records out with data.bad_records=skip"
+                f"{len(errors)} of {len(found)} records of data.{split} ({names}) cannot be used; the first: "
+                f"{errors[0]}. Or leave such records out with data.bad_records=skip"
             )
 
     def _missing_files(self, rows: Sequence[Row]) -> list[Skipped]:
@@ -262,6 +291,10 @@ class LongVideoReason(LightningDataModule):
         rank, world_size = self._data_parallel()
         dataset = self.datasets["train"]
         order = RowOrder(len(dataset), self.seed, rank, world_size)
+        if self.weights:
+            order = MixedOrder(
+                len(dataset), self.seed, rank, world_size, sizes=self._sizes["train"], weights=self.weights
+            )
         team = self._parallel().team
         self._stream = PromptStream(dataset, order, self._skips["train"], self.loader_options, team)
         self.train_dataloader()  # a batch larger than the source is an error now, not after the weights are loaded
@@ -349,10 +382,6 @@ def _bad_records(found: Sequence[Row | ValueError]) -> list[Skipped]:
         for index, error in enumerate(found)
         if isinstance(error, ValueError)
     ]
-
-
-def _listed(source: str | list[str] | None) -> list[str]:
-    return [source] if isinstance(source, str) else list(source or [])
 
 
 def _share(**options: float) -> None:

@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from longrl.datamodules.rows import Record, RowFunction, read_records
+from longrl.datamodules.rows import Record, RowFunction
+from longrl.datamodules.sources import read_records
 from longrl.rewards.ocr import quoted_text
 from longrl.types import Row
 

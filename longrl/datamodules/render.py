@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from longrl.datamodules.audio import FileSound, read_sound
 from longrl.datamodules.loader import UnusableRow
 from longrl.datamodules.streaming import Decoding, FileFrames, HeldFrames, joined
+from longrl.datamodules.subtitles import Subtitles, subtitle_text
 from longrl.datamodules.video import BrokenMedia, VideoSampling, read_image
 from longrl.models.base import MEDIA_TAG, ModelFamily
 from longrl.rewards.choice import parse_options
@@ -20,12 +21,13 @@ from longrl.types import Frames, MediaKind, Prompt, Row, Sound
 
 Stage = Literal["sft", "rl"]
 DEFAULT_QUESTION = (
-    "{problem}\n\nReason first, between <think> and </think>. Then give your final answer between <answer> and "
-    "</answer>: for a question with options its letter alone, else the answer and nothing more."
+    "{subtitles}{problem}\n\nReason first, between <think> and </think>. Then give your final answer between <answer> "
+    "and </answer>: for a question with options its letter alone, else the answer and nothing more."
 )
 DEFAULT_RESPONSE = "<think>{reasoning}</think><answer>{answer}</answer>"
 
 DEFAULT_DECODING = Decoding()
+NO_SUBTITLES = Subtitles()
 
 
 class KnowsFeatures(Protocol):
@@ -48,14 +50,15 @@ class RowRenderer:
     blind: bool = False
     blind_share: float = 0.0
     max_prompt_tokens: int | None = None
+    subtitles: Subtitles = NO_SUBTITLES
     cached_media: int = 0
     decoding: Decoding = DEFAULT_DECODING
     share: Share = WHOLE
     """Which part of every medium this rank decodes."""
     stored: KnowsFeatures | None = None
     """Videos that it knows are not decoded; should their features prove unusable, `Media.source` decodes them."""
-    _cache: OrderedDict[tuple[MediaKind, str], Frames | Sound] = field(default_factory=OrderedDict, repr=False)
-    """kind and path -> frames or sound, the least recently used first."""
+    _cache: OrderedDict[tuple[object, ...], Frames | Sound] = field(default_factory=OrderedDict, repr=False)
+    """kind, path and sampling -> frames or sound, the least recently used first."""
     _checked: set[str] = field(default_factory=set, repr=False)
     """Keys of videos too large to hold that were decoded once without an error."""
 
@@ -63,18 +66,23 @@ class RowRenderer:
         """The prompt of a row, with its SFT target if the stage is `sft`.
 
         Raises:
-            UnusableRow: a medium is missing or broken, or the prompt is too long.
+            UnusableRow: a medium or its subtitles are missing or broken, or the prompt is too long.
         """
+        whole = row
         if self.drops_media(row):
             row = without_media(row)
-        frames = [medium for kind, path in ordered_media(row) for medium in self._media(kind, path)]
-        text = fill(self.question_template, problem=row.problem)
+        span = row.metadata.get("span_s")
+        sampling = replace(self.video, span_s=tuple(span)) if span else self.video
+        frames = [medium for kind, path in ordered_media(row) for medium in self._media(kind, path, sampling)]
+        text = fill(self.question_template, problem=row.problem, subtitles=self._subtitles(whole, frames))
         prompt = self.family.render(row, text, frames, self.response(row))
         self._check_length(len(prompt.input_ids))
         if any(item.source for item in frames):
             media = [replace(made, source=item.source) for made, item in zip(prompt.media, frames, strict=True)]
             prompt = replace(prompt, media=tuple(media))
-        return prompt
+        shown = [item for item in frames if isinstance(item, Frames)]
+        indices, times = tuple(item.indices for item in shown), tuple(item.timestamps for item in shown)
+        return replace(prompt, frame_indices=indices, frame_times=times)
 
     def drops_media(self, row: Row) -> bool:
         """Whether a row is shown without its media: all are, or it is one of the share of training rows that are."""
@@ -96,24 +104,43 @@ class RowRenderer:
                 "that, or take fewer frames or smaller ones"
             )
 
-    def _media(self, kind: MediaKind, path: str) -> list[Frames | Sound]:
+    def _subtitles(self, row: Row, media: Sequence[Frames | Sound]) -> str:
+        blind = self.drops_media(row)
+        videos = [medium for medium in media if isinstance(medium, Frames) and medium.kind == "video"]
+        try:
+            return subtitle_text(row, self.subtitles, None if blind else videos)
+        except BrokenMedia as error:
+            raise UnusableRow(str(error), error.path) from error
+
+    def _media(self, kind: MediaKind, path: str, sampling: VideoSampling) -> list[Frames | Sound]:
         """A file as the family reads it: a video's sound track comes right after its frames."""
         if kind == "video" and self.family.use_audio_in_video:
-            sound = self._read("audio", path)
+            if sampling.span_s is not None:
+                raise UnusableRow(
+                    "a part of its video is asked about (span_s), but a sound track is heard as a whole; set "
+                    "model.family.init_args.use_audio_in_video to false",
+                    path,
+                )
+            sound = self._read("audio", path, sampling)
             assert isinstance(sound, Sound)
-            return [self._read(kind, path), replace(sound, within=True)]
-        return [self._read(kind, path)]
+            return [self._read(kind, path, sampling), replace(sound, within=True)]
+        return [self._read(kind, path, sampling)]
 
-    def _read(self, kind: MediaKind, path: str) -> Frames | Sound:
-        if (kind, path) in self._cache:
-            self._cache.move_to_end((kind, path))
-            return self._cache[kind, path]
-        read = {"image": self._image, "video": self._video, "audio": self._sound}[kind]
+    def _read(self, kind: MediaKind, path: str, sampling: VideoSampling) -> Frames | Sound:
+        known = kind, path, sampling
+        if known in self._cache:
+            self._cache.move_to_end(known)
+            return self._cache[known]
+        readers: dict[MediaKind, Callable[[str], Frames | Sound]] = {
+            "image": self._image,
+            "video": lambda path: self._video(path, sampling),
+            "audio": self._sound,
+        }
         try:
-            frames = read(path)
+            frames = readers[kind](path)
         except BrokenMedia as error:
             raise UnusableRow(str(error), path) from error
-        self._cache[kind, path] = frames
+        self._cache[known] = frames
         while len(self._cache) > self.cached_media:
             self._cache.popitem(last=False)
         return frames
@@ -133,9 +160,9 @@ class RowRenderer:
             return replace(without_samples(sound), source=FileSound(path, self.share))
         return sound
 
-    def _video(self, path: str) -> Frames:
+    def _video(self, path: str, sampling: VideoSampling) -> Frames:
         """A video's frames at the tower's size if they are few; else, or if features are stored, where to get them."""
-        file = FileFrames(path, self.video, self.share, self.family.frames_per_cell, self.decoding.chunk_frames)
+        file = FileFrames(path, sampling, self.share, self.family.frames_per_cell, self.decoding.chunk_frames)
         reader = file.reader()
         outline = replace(reader.outline, source=file)
         medium = self.family.patch(outline)  # times and size alone give its key and grid
@@ -169,8 +196,10 @@ def check_template(option: str, template: str, names: Collection[str]) -> None:
 
 
 def without_media(row: Row) -> Row:
-    """The row as a blind model is asked it."""
-    return replace(row, videos=(), images=(), audios=(), reasoning=None, problem=MEDIA_TAG.sub("", row.problem).strip())
+    """The row as a blind model is asked it. Which videos it had stays known, for their subtitles (`when_blind`)."""
+    metadata = {**row.metadata, "left_out_videos": [*row.videos]} if row.videos else row.metadata
+    problem = MEDIA_TAG.sub("", row.problem).strip()
+    return replace(row, videos=(), images=(), audios=(), reasoning=None, problem=problem, metadata=metadata)
 
 
 def files_of(row: Row) -> tuple[str, ...]:

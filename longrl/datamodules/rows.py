@@ -1,7 +1,8 @@
-"""Records of any source as `Row`s: one reader for files and hub data sets, one plain function per record schema.
+"""Records as `Row`s: one plain function per record schema.
 
 A row function `(record, index, media_root) -> Row` is chosen by import path (`data.row_function`), so another schema is
-another function in any module: nothing is registered.
+another function in any module: nothing is registered. A record with several questions gives a list, in which a
+`ValueError` stands for a question that cannot be used. Benchmarks and published video sets are in `published.py`.
 """
 
 from __future__ import annotations
@@ -10,107 +11,23 @@ import hashlib
 import importlib
 import importlib.util
 import io
-import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from longrl.datamodules.media_files import find_video
+from longrl.datamodules.sources import Record
 from longrl.types import Row
 
-Record = dict[str, Any]
-RowFunction = Callable[[Record, int, str | None], Row]
+RowFunction = Callable[[Record, int, str | None], Row | Sequence[Row | ValueError]]
 
-FILE_SUFFIXES = (".json", ".jsonl", ".parquet")
 ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 THINK_TAG = re.compile(r"<think>(.*?)</think>", re.DOTALL | re.IGNORECASE)
 LETTER = re.compile(r"\(?([A-Za-z])[).:]?")
-LETTERED = re.compile(r"\(?[A-Z][).:]\s")
-HUB_SOURCE = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<split>[\w.\[\]%+:-]+))?")
-
-
-# ---------------------------------------------------------------------------------------------------------- sources
-
-
-def read_records(source: str | Path) -> list[Record]:
-    """All records of a source.
-
-    Args:
-        source: a `.json` (list of records), `.jsonl` or `.parquet` file, or a hub id `owner/name:split`; the split is
-            `train` when left out, and may be sliced as `datasets` allows: `owner/name:train[:1%]`.
-
-    Raises:
-        ValueError: nothing there, not readable, or no record in it.
-    """
-    path = Path(source).expanduser()
-    if path.suffix in FILE_SUFFIXES:
-        records = _read_file(path)
-    elif hub := HUB_SOURCE.fullmatch(str(source)):
-        records = _read_hub(hub["name"], hub["split"] or "train")
-    else:
-        raise ValueError(
-            f"a data source is a {', '.join(FILE_SUFFIXES)} file or a hub id owner/name:split, got {str(source)!r}"
-        )
-    if not records:
-        raise ValueError(f"{source} holds no record; give a source with at least one")
-    return records
-
-
-def media_root_of(source: str | Path) -> str | None:
-    """Where relative media paths of a source start unless the user says so: beside a file, nowhere for a hub id."""
-    path = Path(source).expanduser()
-    return str(path.parent) if path.suffix in FILE_SUFFIXES else None
-
-
-def _read_file(path: Path) -> list[Record]:
-    if not path.is_file():
-        raise ValueError(f"the data file {str(path)!r} does not exist (working folder: {Path.cwd()}); correct the path")
-    if path.suffix == ".parquet":
-        from pyarrow import parquet  # type: ignore[import-untyped]
-
-        return parquet.read_table(path).to_pylist()
-    return _read_json(path) if path.suffix == ".json" else _read_jsonl(path)
-
-
-def _read_json(path: Path) -> list[Record]:
-    try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON: {error}; name a file of one record per line .jsonl") from error
-    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-        raise ValueError(f"{path} must hold a list of records, got {type(records).__name__}")
-    return records
-
-
-def _read_jsonl(path: Path) -> list[Record]:
-    records = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"line {number} of {path} is no JSON: {error}; is the file cut off?") from error
-            if not isinstance(record, dict):
-                raise ValueError(f"line {number} of {path} must hold a record, got {type(record).__name__}")
-            records.append(record)
-    return records
-
-
-def _read_hub(name: str, split: str) -> list[Record]:
-    import datasets
-
-    try:
-        rows = datasets.load_dataset(name, split=split)
-    except Exception as error:  # the library raises many kinds: no network, no such name, no such split
-        raise ValueError(
-            f"the data set {name!r} with split {split!r} could not be loaded: {error}; give a local "
-            f"{', '.join(FILE_SUFFIXES)} file, or check the name and the network"
-        ) from error
-    return list(rows.with_format(None))
+LETTERED = re.compile(r"\(?([A-Z])[).:]\s")
 
 
 # ------------------------------------------------------------------------------------------------------ row functions
@@ -127,15 +44,15 @@ def longvideo_reason_row(record: Record, index: int, media_root: str | None = No
     Raises:
         ValueError: a field is missing; the message names the record and the fields it has.
     """
-    problem, answer = _text(record, "problem", index), plain_answer(_text(record, "answer", index))
+    problem, answer = text_field(record, "problem", index), plain_answer(text_field(record, "answer", index))
     data_type = str(record.get("data_type") or "")
-    videos, images, audios = (_paths(record, field, index, media_root) for field in ("videos", "images", "audios"))
+    videos, images, audios = (path_field(record, field, index, media_root) for field in ("videos", "images", "audios"))
     has_media = bool(videos or images or audios)
     if data_type in ("video", "image", "audio") and not has_media:
-        raise _lacks(record, index, f"{data_type}s", f", though its data_type is {data_type!r}")
+        raise lacking(record, index, f"{data_type}s", f", though its data_type is {data_type!r}")
     task = str(record.get("task") or infer_task(problem, answer, has_media=has_media))
     return Row(
-        id=_id(record, index),
+        id=record_id(record, index),
         problem=problem,
         answer=option_letter(problem, answer) if task == "multiple_choice" else answer,
         task=task,
@@ -150,10 +67,10 @@ def longvideo_reason_row(record: Record, index: int, media_root: str | None = No
 
 def text_math_row(record: Record, index: int, media_root: str | None = None) -> Row:
     """A mathematics record: `problem` or `question`, and `answer`; GSM8K's "reasoning #### answer" is taken apart."""
-    problem = _text(record, "problem" if "problem" in record else "question", index)
-    reasoning, mark, answer = _text(record, "answer", index).rpartition("####")
+    problem = text_field(record, "problem" if "problem" in record else "question", index)
+    reasoning, mark, answer = text_field(record, "answer", index).rpartition("####")
     return Row(
-        id=_id(record, index),
+        id=record_id(record, index),
         problem=problem,
         answer=plain_answer(answer),
         task="math",
@@ -172,6 +89,26 @@ def image_row(record: Record, index: int, media_root: str | None = None) -> Row:
     images = list(images) if isinstance(images, (list, tuple)) else [images]
     paths = [item if isinstance(item, str) else _write_image(item, index, media_root) for item in images]
     return longvideo_reason_row({**record, "images": paths, "data_type": "image"}, index, media_root)
+
+
+def clevr_row(record: Record, index: int, media_root: str | None = None) -> Row:
+    """A question about images of CLEVR (arXiv:1612.06890), counted or named; `solution` may stand for `answer`."""
+    answer = plain_answer(text_field(record, "answer" if record.get("answer") is not None else "solution", index))
+    task = "numeric" if answer.isdigit() else "exact"
+    known = {"answer": answer, "task": task, "problem_type": record.get("problem_type") or "clevr"}
+    return image_row(record | known, index, media_root)
+
+
+def geometry_row(record: Record, index: int, media_root: str | None = None) -> Row:
+    """A geometry problem with its figures, as Geometry3K (arXiv:2105.04165): the answer is a formula or a letter.
+
+    `images` may be any number, placed by `<image>` in `problem` or coming first; `solution` may stand for `answer`.
+    """
+    problem = text_field(record, "problem", index)
+    answer = plain_answer(text_field(record, "answer" if record.get("answer") is not None else "solution", index))
+    task = "multiple_choice" if infer_task(problem, answer, has_media=True) == "multiple_choice" else "math"
+    known = {"answer": answer, "task": task, "problem_type": record.get("problem_type") or "geometry"}
+    return image_row(record | known, index, media_root)
 
 
 def _write_image(image: Any, index: int, media_root: str | None) -> str:
@@ -211,15 +148,15 @@ VIDEO_R1_TASKS = {
 def video_r1_row(record: Record, index: int, media_root: str | None = None) -> Row:
     """A Video-R1 record (arXiv:2503.21776): `options` apart, `solution` in a tag, `process`, and one `path`."""
     kind = str(record.get("data_type") or "video")
-    problem = "\n".join([_text(record, "problem", index), *(record.get("options") or [])])
-    answer = plain_answer(_text(record, "solution", index))
-    paths = _paths(record, "path", index, media_root)
+    problem = "\n".join([text_field(record, "problem", index), *lettered(record.get("options") or ())])
+    answer = plain_answer(text_field(record, "solution", index))
+    paths = path_field(record, "path", index, media_root)
     if not paths:
-        raise _lacks(record, index, "path")
+        raise lacking(record, index, "path")
     problem_type = str(record.get("problem_type") or "general")
     task = VIDEO_R1_TASKS.get(problem_type) or infer_task(problem, answer, has_media=True)
     return Row(
-        id=_id(record, index),
+        id=record_id(record, index),
         problem=problem,
         answer=option_letter(problem, answer) if task == "multiple_choice" else answer,
         task=task,
@@ -238,17 +175,17 @@ def audio_qa_row(record: Record, index: int, media_root: str | None = None) -> R
     or a list of them. `id`, `category` (or `task`) and `reasoning` may be absent. That a video's own track is heard is
     the family's `use_audio_in_video`.
     """
-    options = [str(option).strip() for option in record.get("options") or record.get("choices") or ()]
-    lettered = [option if LETTERED.match(option) else f"{chr(65 + n)}. {option}" for n, option in enumerate(options)]
-    question, answer = _text(record, "question" if "question" in record else "problem", index), record.get("answer")
-    if options and isinstance(answer, int) and 0 <= answer < len(options):
+    options = record.get("options") or record.get("choices") or ()
+    question = text_field(record, "question" if "question" in record else "problem", index)
+    answer = record.get("answer")
+    if isinstance(answer, int) and 0 <= answer < len(options):
         answer = chr(65 + answer)
     media = {f"{kind}s": record.get(f"{kind}s") or record.get(kind) for kind in ("video", "image", "audio")}
     if not any(media.values()):
-        raise _lacks(record, index, "audio", ", and so are 'video' and 'image'")
+        raise lacking(record, index, "audio", ", and so are 'video' and 'image'")
     known = {
         "problem_id": record.get("problem_id", record.get("id")),
-        "problem": "\n".join([question, *lettered]),
+        "problem": "\n".join([question, *lettered(options)]),
         "problem_type": record.get("category") or record.get("task"),
         "answer": answer,
         "reasoning": record.get("reasoning"),
@@ -277,6 +214,18 @@ def infer_task(problem: str, answer: str, *, has_media: bool) -> str:
     return "open_ended"
 
 
+def lettered(options: Iterable[object]) -> list[str]:
+    """The wordings of a question's options, each with its letter: ["cat", "dog"] gives ["A. cat", "B. dog"].
+
+    They stay as they are if all have their letters already: ["A. cat", "(B) dog"].
+    """
+    wordings = [str(option).strip() for option in options]
+    letters = [LETTERED.match(wording) for wording in wordings]
+    if all(match and match[1] == chr(65 + place) for place, match in enumerate(letters)):
+        return wordings
+    return [f"{chr(65 + place)}. {wording}" for place, wording in enumerate(wordings)]
+
+
 def plain_answer(text: str) -> str:
     """The content of the last `<answer>` tag, or the text."""
     found = ANSWER_TAG.findall(text)
@@ -291,9 +240,10 @@ def option_letter(problem: str, answer: str) -> str:
     """
     from longrl.rewards.choice import parse_options
 
-    if letter := LETTER.fullmatch(answer):
+    options, letter = parse_options(problem), LETTER.fullmatch(answer)
+    if letter and (not options or letter[1].upper() in options):
         return letter[1].upper()
-    for option, wording in parse_options(problem).items():
+    for option, wording in options.items():
         if answer in (wording, f"{option}. {wording}", f"{option}) {wording}", f"({option}) {wording}"):
             return option
     return answer
@@ -307,35 +257,41 @@ def plain_reasoning(text: object) -> str | None:
     return (found[1] if found else ANSWER_TAG.sub("", text)).strip() or None
 
 
-def _text(record: Mapping[str, Any], field: str, index: int) -> str:
+def text_field(record: Mapping[str, Any], field: str, index: int) -> str:
+    """A field that must say something, as text."""
     value = record.get(field)
     if value is None or not str(value).strip():
-        raise _lacks(record, index, field)
+        raise lacking(record, index, field)
     return str(value).strip()
 
 
-def _paths(record: Mapping[str, Any], field: str, index: int, media_root: str | None) -> tuple[str, ...]:
+def path_field(record: Mapping[str, Any], field: str, index: int, media_root: str | None) -> tuple[str, ...]:
     """Paths of a field that holds one, several or none; relative ones start at `media_root`."""
     value = record.get(field) or ()
     paths = [value] if isinstance(value, str) else list(value)
     if not all(isinstance(path, str) and path for path in paths):
         kinds = sorted({type(path).__name__ for path in paths})
         raise ValueError(
-            f"record {index} (id {_id(record, index)!r}): {field!r} must hold file paths, got {', '.join(kinds)}; name "
-            "files, or use data.row_function=longrl.datamodules.rows.image_row for images inside the records"
+            f"record {index} (id {record_id(record, index)!r}): {field!r} must hold file paths, got {', '.join(kinds)}"
+            "; name files, or use data.row_function=longrl.datamodules.rows.image_row for images inside the records"
         )
+    if field == "videos":
+        return tuple(find_video(path, media_root) for path in paths)
     return tuple(os.path.join(media_root or "", os.path.expanduser(path)) for path in paths)
 
 
-def _id(record: Mapping[str, Any], index: int) -> str:
-    value = record.get("problem_id", record.get("id"))
-    return str(index if value is None else value)
+def record_id(record: Mapping[str, Any], index: int) -> str:
+    """A record's own name, or its number."""
+    names = ("problem_id", "id", "question_id", "qid")
+    value = next((record[name] for name in names if record.get(name) is not None), index)
+    return str(value)
 
 
-def _lacks(record: Mapping[str, Any], index: int, field: str, why: str = "") -> ValueError:
+def lacking(record: Mapping[str, Any], index: int, field: str, why: str = "") -> ValueError:
+    """The error of a record without a field that is needed."""
     state = ("is empty" if field in record else "is missing") + why
     return ValueError(
-        f"record {index} (id {_id(record, index)!r}) needs {field!r}, which {state}; the record has "
+        f"record {index} (id {record_id(record, index)!r}) needs {field!r}, which {state}; the record has "
         f"{', '.join(map(str, record)) or 'no field'}. Correct it, or choose the row function of its schema with "
         "data.row_function"
     )
@@ -381,17 +337,24 @@ def check_media_tags(row: Row) -> None:
 
 
 def make_rows(records: Iterable[Record], row_function: RowFunction, media_root: str | None) -> list[Row | ValueError]:
-    """A checked row of each record, or the error that says what is wrong with it."""
-    from longrl.rewards.tasks import check_answer
-
+    """The checked rows of all records; in the place of one that cannot be used, the error that says what is wrong."""
     rows: list[Row | ValueError] = []
     for index, record in enumerate(records):
         try:
-            row = row_function(record, index, media_root)
+            made = row_function(record, index, media_root)
+        except ValueError as error:
+            made = [error]
+        rows += map(_checked, [made] if isinstance(made, Row) else made)
+    return rows
+
+
+def _checked(row: Row | ValueError) -> Row | ValueError:
+    from longrl.rewards.tasks import check_answer
+
+    try:
+        if isinstance(row, Row):
             check_answer(row)
             check_media_tags(row)
-        except ValueError as error:
-            rows.append(error)
-        else:
-            rows.append(row)
-    return rows
+    except ValueError as error:
+        return error
+    return row

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from longrl.datamodules.video import VideoReader, VideoSampling
-from longrl.strategies.frames import Share
+from longrl.strategies.frames import FramesPerCell, Share
 from longrl.types import Frames
 
 MIB = 1 << 20
@@ -51,7 +51,7 @@ class FileFrames:
     path: str
     sampling: VideoSampling
     share: Share
-    frames_per_cell: int
+    frames_per_cell: int | FramesPerCell
     chunk_frames: int
 
     def reader(self) -> VideoReader:

@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from longrl.strategies.frames import WHOLE, Share
+from longrl.strategies.frames import WHOLE, FramesPerCell, Share
 from longrl.types import Frames
 
 UNRELIABLE_CONTAINERS = {b"\x47": "MPEG transport stream", b"\x00\x00\x01\xba": "MPEG program stream", b"FLV": "FLV"}
@@ -61,6 +61,8 @@ class VideoSampling:
     """Fewer only if the video has fewer."""
     max_frames: int = 768
     """Longer videos are sampled more thinly."""
+    span_s: tuple[float, float] | None = None
+    """Only what is on show between these seconds of a video; a row's `metadata["span_s"]` takes its place."""
 
     def __post_init__(self) -> None:
         if (self.fps is None) == (self.num_frames is None):
@@ -79,6 +81,8 @@ class VideoSampling:
                 f"num_frames={self.num_frames} must lie between min_frames={self.min_frames} and "
                 f"max_frames={self.max_frames}; change one of the three"
             )
+        if self.span_s is not None and not 0 <= self.span_s[0] < self.span_s[1]:
+            raise ValueError(f"span_s must be two increasing seconds from 0 on, got {self.span_s}")
 
     def count(self, duration_s: float) -> int:
         """Frames wanted of a video of this length, whether or not it has as many."""
@@ -107,6 +111,11 @@ def sample_indices(starts: Sequence[float] | NDArray[np.float64], end_s: float, 
         Increasing indices without repeats.
     """
     times = np.asarray(starts, dtype=np.float64)
+    if sampling.span_s is not None:
+        first, last_s = sampling.span_s
+        held = slice(max(_shown_at(times, times[0] + first), 0), _shown_at(times, times[0] + last_s, "left") + 1)
+        inside = sample_indices(times[held], min(end_s, times[0] + last_s), replace(sampling, span_s=None))
+        return [held.start + index for index in inside]
     duration_s = end_s - times[0]
     count = sampling.count(duration_s)
     if count >= len(times):
@@ -115,6 +124,11 @@ def sample_indices(starts: Sequence[float] | NDArray[np.float64], end_s: float, 
     moments = times[0] + (np.arange(count) + 0.501) * duration_s / count
     chosen = np.unique(np.searchsorted(times, moments, side="right") - 1)
     return _fill_gaps(times, chosen.tolist(), sampling.num_frames or sampling.min_frames)
+
+
+def _shown_at(times: NDArray[np.float64], moment: float, side: Literal["left", "right"] = "right") -> int:
+    """Index of the frame on show at a moment, and with "left" right before it."""
+    return int(np.searchsorted(times, moment, side=side)) - 1
 
 
 def _fill_gaps(times: NDArray[np.float64], chosen: list[int], at_least: int) -> list[int]:
@@ -167,7 +181,7 @@ class VideoReader:
     """
 
     def __init__(
-        self, path: str | Path, sampling: VideoSampling, share: Share = WHOLE, frames_per_cell: int = 1
+        self, path: str | Path, sampling: VideoSampling, share: Share = WHOLE, frames_per_cell: int | FramesPerCell = 1
     ) -> None:
         import av
 
@@ -175,6 +189,7 @@ class VideoReader:
         _refuse_unreliable(path)
         with _as_broken(path):
             index = _frame_index(path)
+        _refuse_late_span(path, sampling, index.end_s - float(index.starts[0]))
         indices = sample_indices(index.starts, index.end_s, sampling)
         held = share.frames(len(indices), frames_per_cell)
         self.path, self._index = path, index
@@ -186,6 +201,7 @@ class VideoReader:
             timestamps=tuple((index.starts[indices] - index.starts[0]).tolist()),
             key=hashlib.sha256(f"video {digest} PyAV {av.__version__} {indices}".encode()).hexdigest(),
             duration_s=index.end_s - float(index.starts[0]),
+            indices=tuple(indices),
         )
         """Times, key and size, without a frame."""
 
@@ -255,7 +271,7 @@ class FramePosition:
 
 
 def read_video(
-    path: str | Path, sampling: VideoSampling, share: Share = WHOLE, frames_per_cell: int = 1
+    path: str | Path, sampling: VideoSampling, share: Share = WHOLE, frames_per_cell: int | FramesPerCell = 1
 ) -> Frames:
     """The sampled frames of a video file, all of them in memory; see `VideoReader` for arguments and errors.
 
@@ -282,7 +298,8 @@ def read_image(path: str | Path, share: Share = WHOLE) -> Frames:
         pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
     key = hashlib.sha256(f"image {digest} Pillow {__version__}".encode()).hexdigest()
     held = len(share.cells(1))
-    return Frames("image", torch.from_numpy(pixels).permute(2, 0, 1)[None][:held], timestamps=(0.0,), key=key)
+    pixels = torch.from_numpy(pixels).permute(2, 0, 1)[None][:held]
+    return Frames("image", pixels, timestamps=(0.0,), key=key, indices=(0,))
 
 
 @contextmanager
@@ -319,6 +336,11 @@ def _frame_index(path: str | Path) -> FrameIndex:
     is_key[0] = True  # there is nothing before it
     last_s = durations[-1] * unit or (float(np.median(np.diff(starts))) if len(pts) > 1 else 0.0)
     return FrameIndex(pts, starts, float(starts[-1] + last_s), np.flatnonzero(is_key), size)
+
+
+def _refuse_late_span(path: str | Path, sampling: VideoSampling, length_s: float) -> None:
+    if sampling.span_s is not None and sampling.span_s[0] >= length_s:
+        raise BrokenMedia(path, f"it ends after {length_s:.1f} s, before the part from {sampling.span_s[0]:g} s on")
 
 
 def _timeless(path: str | Path) -> BrokenMedia:

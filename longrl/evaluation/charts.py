@@ -13,8 +13,15 @@ if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
 
-RUN_COLORS: dict[str, str] = {"blind": "#d5dae0", "base": "#9aa7b4", "sft": "#4d82bc", "rl": "#e07a3f"}
-_OTHER_COLORS = ("#3a9d7c", "#9466b8", "#c4527a", "#c9a227")
+RUN_COLORS: dict[str, str] = {
+    "blind": "#d5dae0",
+    "no video": "#d5dae0",
+    "video": "#e07a3f",
+    "base": "#9aa7b4",
+    "sft": "#4d82bc",
+    "rl": "#e07a3f",
+}
+_OTHER_COLORS = ("#3a9d7c", "#9466b8", "#c4527a", "#c9a227", "#4d82bc", "#7a5c3e", "#5fb0b7", "#39434d")
 
 Scores = Mapping[str, Mapping[str, Any]]
 """Category -> {"accuracy", "low", "high", "n"}."""
@@ -60,6 +67,44 @@ def plot_accuracies(scores: Mapping[str, Scores], chance: float | None = None) -
     axes.set_xticks(range(len(categories)), [name.replace(" and ", "\nand ") for name in categories], fontsize=8.5)
     axes.set_ylim(0, 105)
     figure.legend(loc="outside upper right", ncols=len(scores) + 1, fontsize=8, frameon=False)
+    return figure
+
+
+def plot_sweep(
+    points: Mapping[int, Mapping[str, Any]], chance: float | None = None, blind: Mapping[str, Any] | None = None
+) -> Figure:
+    """Accuracy and its 95% interval against the number of frames, on a scale of powers of two.
+
+    Args:
+        points: frames -> {"accuracy", "low", "high"}.
+        chance: accuracy of always giving the most frequent answer, a dashed line.
+        blind: score without video, a line with its interval.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.4), dpi=130, layout="constrained")
+    axes = figure.add_subplot()
+    frames = sorted(points)
+    heights = [100 * points[count]["accuracy"] for count in frames]
+    below = [100 * (points[count]["accuracy"] - points[count]["low"]) for count in frames]
+    above = [100 * (points[count]["high"] - points[count]["accuracy"]) for count in frames]
+    axes.errorbar(
+        frames, heights, [below, above], color=RUN_COLORS["rl"], ecolor="#39434d", elinewidth=1, capsize=3, marker="o",
+        linewidth=1.8, markersize=5, label="with video",
+    )  # fmt: skip
+    if blind is not None:
+        axes.axhline(100 * blind["accuracy"], color=RUN_COLORS["base"], linewidth=1.4, label="no video", zorder=0)
+        axes.axhspan(100 * blind["low"], 100 * blind["high"], color=RUN_COLORS["blind"], alpha=0.5, zorder=0)
+    if chance is not None:
+        axes.axhline(100 * chance, color="#6b7681", linewidth=1, linestyle=(0, (4, 3)), label="majority answer")
+    decorate(axes, "Accuracy with 95% intervals against frames", "%")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(frames, [str(count) for count in frames])
+    axes.minorticks_off()
+    axes.set_xlabel("frames", fontsize=8, color="#5b6773")
+    axes.margins(x=0.06, y=0.15)
+    axes.set_ylim(bottom=0)
+    figure.legend(loc="outside upper right", ncols=3, fontsize=8, frameon=False)
     return figure
 
 

@@ -118,6 +118,18 @@ def score_table(
     return f'<div class="panel"><table>{head}<tbody>{"".join(rows)}</tbody></table></div>'
 
 
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A plain table of texts; the first column is on the left."""
+    names = "".join(f"<th>{escape(name)}</th>" for name in head)
+    lines = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<div class="panel"><table><thead><tr>{names}</tr></thead><tbody>{lines}</tbody></table></div>'
+
+
+def paragraph(text: str) -> str:
+    """A sentence or two."""
+    return f'<p class="note">{escape(text)}</p>'
+
+
 def facts(items: Mapping[str, str]) -> str:
     """Names and values, such as the command and the hardware."""
     pairs = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in items.items())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,36 +23,76 @@ CORRECT_FROM = 0.5
 """An answer counts as right from this accuracy on: for temporal IoU, the usual R@0.5."""
 
 
-def sample_record(group: Group, *, index: int = 0, frames_per_cell: int | None = None) -> dict[str, Any]:
+def sample_record(
+    group: Group, *, index: int = 0, frames_per_cell: int | None = None, breakdowns: Sequence[str] = ()
+) -> dict[str, Any]:
     """One completion of a group as a JSON-able dict.
 
     Args:
         group: of evaluation; its rewards, if filled, are recorded too.
         index: which completion.
         frames_per_cell: video frames behind one temporal cell (2 for Qwen), for `num_frames`; None leaves it null.
+        breakdowns: see `answer_record`.
     """
-    prompt, completion, row = group.prompt, group.completions[index], group.prompt.row
+    prompt = group.prompt
+    return {
+        **answer_record(
+            prompt.row,
+            group.completions[index],
+            index=index,
+            breakdowns=breakdowns,
+            rewards={name: float(part[index]) for name, part in group.reward_parts.items()},
+            reward=None if group.rewards is None else float(group.rewards[index]),
+            scored=group.valid is None or bool(group.valid[index]),
+        ),
+        "num_prompt_tokens": len(prompt.input_ids),
+        "num_frames": _num_frames(prompt.media, frames_per_cell),
+        "timestamps": [list(medium.timestamps) for medium in prompt.media],
+        "grid_thw": [list(medium.grid_thw) for medium in prompt.media],
+    }
+
+
+def answer_record(
+    row: Row,
+    completion: Completion,
+    *,
+    index: int = 0,
+    breakdowns: Sequence[str] = (),
+    rewards: Mapping[str, float] | None = None,
+    reward: float | None = None,
+    scored: bool = True,
+) -> dict[str, Any]:
+    """What was asked, said and scored, whoever sampled it: the part of a record that every score is made from.
+
+    Args:
+        row: the question.
+        completion: an answer.
+        index: its number among those to the question.
+        breakdowns: fields of the row's metadata to score by; a row without one counts as "none" there.
+        rewards: part -> value; "accuracy" judges tasks that have no judge of their own.
+        reward: their weighted sum.
+        scored: False where a reward failed: such a task's answer is then neither right nor wrong, but None.
+    """
+    rewards = rewards or {}
+    judged = rewards.get("accuracy") if scored else None
     return {
         "id": row.id,
         "sample": index,
         "task": row.task,
         "category": row.category,
+        "breakdowns": {name: str(row.metadata.get(name, "none")) for name in breakdowns},
         "video": row.videos[0] if row.videos else "",
         "problem": row.problem,
         "answer": row.answer,
         "prediction": completion.text,
         "prediction_answer": answer_text(completion.text),
         "letter": _letter(completion, row),
-        **_judged(group, index),
+        **_judged(completion, row, judged),
         "format": bool(think_answer_format(completion, row)),
-        "rewards": {name: float(part[index]) for name, part in group.reward_parts.items()},
-        "reward": None if group.rewards is None else float(group.rewards[index]),
+        "rewards": dict(rewards),
+        "reward": reward,
         "finish_reason": completion.finish_reason,
-        "num_prompt_tokens": len(prompt.input_ids),
         "num_completion_tokens": len(completion.token_ids),
-        "num_frames": _num_frames(prompt.media, frames_per_cell),
-        "timestamps": [list(medium.timestamps) for medium in prompt.media],
-        "grid_thw": [list(medium.grid_thw) for medium in prompt.media],
     }
 
 
@@ -62,16 +102,11 @@ def _letter(completion: Completion, row: Row) -> str | None:
     return choose(strict_text(completion.text), parse_options(row.problem))
 
 
-def _judged(group: Group, index: int) -> dict[str, Any]:
-    """Accuracy by the task's judge; for a task without one (open_ended) the part "accuracy" of the rewards."""
-    completion, row = group.completions[index], group.prompt.row
-    strict: float | None
-    lenient: float | None
+def _judged(completion: Completion, row: Row, by_reward: float | None) -> dict[str, Any]:
+    """Accuracy by the task's judge; for a task without one (open_ended) by the rewards."""
+    strict, lenient = by_reward, by_reward
     if row.task in ACCURACY:
         strict, lenient = _contained(accuracy, completion, row), _contained(accuracy_lenient, completion, row)
-    else:
-        part = group.reward_parts.get("accuracy")
-        strict = lenient = None if part is None else float(part[index])
     return {
         "accuracy": strict,
         "correct": None if strict is None else strict >= CORRECT_FROM,

@@ -25,6 +25,7 @@ from longrl.evaluation.grid import Sheet
 
 if TYPE_CHECKING:
     import numpy as np
+    from matplotlib.figure import Figure
 
 MAX_FRAMES = 12
 """Of a longer video so many evenly spaced frames are shown."""
@@ -80,6 +81,12 @@ class Report:
     """Accuracy of the majority answer, a line in the chart."""
     facts: Mapping[str, str] = field(default_factory=dict)
     """Command, commit, hardware, ...: name -> value."""
+    note: str = "Accuracy in percent with its 95% Wilson interval."
+    """Below the results."""
+    sections: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Heading -> pieces of HTML (`longrl.evaluation.page`), behind the results."""
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+    """Heading -> a chart, above the pieces of its section."""
     pictures: Sequence[Sheet] = ()
     """Grids of generated pictures or videos, in order: `longrl.evaluation.grid.saved_sheets(run)`."""
 
@@ -145,7 +152,11 @@ def _charts(report: Report) -> dict[str, bytes]:
         figure = plot_curves(read_metrics(paths))
         if figure is not None:
             charts[f"curves_{run}"] = figure_png(figure)
-    return charts
+    return charts | {_chart_name(heading): figure_png(figure) for heading, figure in report.figures.items()}
+
+
+def _chart_name(heading: str) -> str:
+    return heading.lower().replace(" ", "_")
 
 
 def _body(report: Report, charts: Mapping[str, bytes]) -> str:
@@ -155,9 +166,14 @@ def _body(report: Report, charts: Mapping[str, bytes]) -> str:
         for name, png in charts.items()
     }
     table = page.score_table(runs, all_categories(runs), run_label) if runs else ""
-    note = '<p class="note">Accuracy in percent with its 95% Wilson interval.</p>' if runs else ""
+    note = f'<p class="note">{escape(report.note)}</p>' if runs else ""
     curves = [
         page.section(f"Learning curves: {run_label(run)}", shown.get(f"curves_{run}", "")) for run in report.curves
+    ]
+    headings = dict.fromkeys([*report.figures, *report.sections])
+    more = [
+        page.section(heading, shown.get(_chart_name(heading), ""), *report.sections.get(heading, ()))
+        for heading in headings
     ]
     cards = "\n".join(_card(sample) for sample in report.samples)
     return "\n".join(
@@ -166,6 +182,7 @@ def _body(report: Report, charts: Mapping[str, bytes]) -> str:
             f'<p class="lead">{escape(report.subtitle)}</p>' if report.subtitle else "",
             _tiles(report, runs),
             page.section("Results", table, shown.get("accuracy", ""), note),
+            *more,
             *curves,
             page.section("Generated pictures", *map(_picture, report.pictures)),
             page.section("Samples", cards),

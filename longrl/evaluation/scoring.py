@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 Record = Mapping[str, Any]
@@ -65,6 +65,14 @@ class Summary:
     answered: Score | None = None
     """Only the multiple-choice answers that name an option; None without any. A model that knows nothing is at chance
     here, while one that often names none is below chance in `scores`."""
+    breakdowns: dict[str, dict[str, Score]] = field(default_factory=dict)
+    """Field of the metadata -> its value -> strict score."""
+    letters: dict[str, dict[str, int]] = field(default_factory=dict)
+    """How often each option is the right one ("answers") and is named ("predictions"; "none" where none is), over all
+    completions to multiple-choice questions."""
+    over_majority: Difference | None = None
+    """Strict accuracy minus that of always saying `majority_letter`, on those questions: a policy that always says the
+    same gains nothing."""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain dicts, for JSON."""
@@ -156,7 +164,40 @@ def summarize(records: Sequence[Record]) -> Summary:
         majority_letter=letter,
         majority_accuracy=share,
         answered=_score_answered(records),
+        breakdowns=_scores_by_breakdown(records),
+        letters=_letters(records),
+        over_majority=_over_majority(records, letter),
     )
+
+
+def _scores_by_breakdown(records: Sequence[Record]) -> dict[str, dict[str, Score]]:
+    grouped: dict[str, dict[str, list[Question]]] = defaultdict(lambda: defaultdict(list))
+    for question in by_question(records):
+        for name, value in question[0].get("breakdowns", {}).items():
+            grouped[name][value].append(question)
+    return {
+        name: {value: _score_questions(of_value[value], "correct") for value in sorted(of_value)}
+        for name, of_value in grouped.items()
+    }
+
+
+def _letters(records: Sequence[Record]) -> dict[str, dict[str, int]]:
+    choices = [record for record in records if record["task"] == "multiple_choice"]
+    if not choices:
+        return {}
+    counts = {
+        "answers": Counter(str(record["answer"]) for record in choices),
+        "predictions": Counter(record["letter"] or "none" for record in choices),
+    }
+    return {name: dict(sorted(count.items())) for name, count in counts.items()}
+
+
+def _over_majority(records: Sequence[Record], letter: str | None) -> Difference | None:
+    questions = [question for question in by_question(records) if question[0]["task"] == "multiple_choice"]
+    if not questions:
+        return None
+    gains = [_mean(question, "correct") - float(str(question[0]["answer"]) == letter) for question in questions]
+    return difference(gains, [_cluster(question) for question in questions])
 
 
 def _score_answered(records: Sequence[Record]) -> Score | None:
@@ -196,8 +237,19 @@ def paired_difference(
             "only in the second; evaluate both on one data set"
         )
     gains = [_mean(after[key], field) - _mean(before[key], field) for key in before]
+    return difference(gains, [_cluster(question) for question in before.values()], z)
+
+
+def difference(gains: Sequence[float], clusters: Sequence[object], z: float = 1.96) -> Difference:
+    """Mean of what questions gained, with its clustered normal interval.
+
+    Args:
+        gains: [n] between -1 and 1.
+        clusters: [n] what makes them dependent, the video for instance.
+        z: normal quantile, 1.96 for 95%.
+    """
     mean = sum(gains) / len(gains) if gains else math.nan
-    half = z * math.sqrt(_variance_of_mean(gains, [_cluster(question) for question in before.values()]))
+    half = z * math.sqrt(_variance_of_mean(gains, clusters))
     won, lost = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
     return Difference(mean, max(-1.0, mean - half), min(1.0, mean + half), len(gains), won, lost)
 

@@ -12,6 +12,7 @@ import copy
 import functools
 import logging
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -19,7 +20,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from longrl.models.loading import check_loaded
 from longrl.models.lora import LoRASettings, export_adapters
+from longrl.strategies.frames import FramesPerCell
 from longrl.strategies.sequence import ALONE, SequenceParallel
 from longrl.types import Frames, Media, Packed, PolicyOutput, Prompt, Row, Sound
 
@@ -94,6 +97,10 @@ class CausalFamily(ModelFamily):
     supports_sequence_parallel = True
     num_axes: ClassVar[int] = 1
     """Number of position axes."""
+    text_part: ClassVar[str] = ""
+    """Folder of the text model within an exported folder, where generation config and tokenizer are."""
+    not_read: ClassVar[tuple[str, ...]] = ()
+    """How the names of weights begin that a released folder holds for other models beside this one."""
 
     def __init__(
         self,
@@ -182,9 +189,19 @@ class CausalFamily(ModelFamily):
         return 0
 
     def export(self, model: nn.Module, folder: Path) -> None:
-        """Writes weights, config, tokenizer and processor."""
-        model.save_pretrained(folder)
+        """Writes weights, configs, tokenizer and processor."""
+        self.save(model, folder)
         self.save_processing(folder)
+        self._keep_generation_config(folder)
+
+    def _keep_generation_config(self, folder: Path) -> None:
+        """Its own in place of the one that transformers makes up for a model that is built from a checkpoint."""
+        from transformers.utils import cached_file
+
+        options = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+        own = cached_file(self.engine_folder(), "generation_config.json", **options)
+        if own is not None:
+            shutil.copyfile(own, folder / self.text_part / "generation_config.json")
 
     def export_adapters(self, adapters: Mapping[str, Tensor], folder: Path, base: str) -> None:
         """Writes `adapter_config.json` and `adapter_model.safetensors`, for the weights that `base` names."""
@@ -216,7 +233,7 @@ class CausalFamily(ModelFamily):
         )
 
     @property
-    def frames_per_cell(self) -> int:
+    def frames_per_cell(self) -> int | FramesPerCell:
         """Video frames that the tower reads together: ranks share a video in such cells."""
         return 1
 
@@ -276,7 +293,7 @@ class CausalFamily(ModelFamily):
         else:
             self._check_same_architecture(source)
             options = {"attn_implementation": self.attention(), "dtype": dtype, **self.loading(source)}
-            model = self.auto_class().from_pretrained(source, **options)
+            model = self.load(source, **options)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return model
@@ -284,6 +301,18 @@ class CausalFamily(ModelFamily):
     def loading(self, source: str) -> dict[str, Any]:
         """Further keywords of `from_pretrained`, for a model that is part of what a folder holds."""
         return {}
+
+    def load(self, source: str, **options: Any) -> nn.Module:
+        """The model with the weights of a folder or hub id, all of them and nothing else.
+
+        Raises:
+            ValueError: names or shapes are not the model's.
+        """
+        options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, info = self.auto_class().from_pretrained(source, **options)
+        info["unexpected_keys"] = [key for key in info["unexpected_keys"] if not key.startswith(self.not_read)]
+        check_loaded(source, **info)
+        return model
 
     def _check_same_architecture(self, source: str) -> None:
         """Raises ValueError before any weight is read if `source` holds a model of other sizes."""
@@ -295,6 +324,10 @@ class CausalFamily(ModelFamily):
                     f"{source!r} holds another model than model.family describes: {name} is {got} instead of {want}; "
                     "use the family the weights were made with"
                 )
+
+    def save(self, model: nn.Module, folder: str | Path) -> None:
+        """Writes weights and config, with names and layout of the released files."""
+        model.save_pretrained(folder)
 
     def save_processing(self, folder: str | Path) -> None:
         """Writes what turns text and media into model inputs, beside exported weights."""

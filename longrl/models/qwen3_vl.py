@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -147,6 +148,14 @@ class Qwen3VLFamily(Qwen2_5_VLFamily):
     @override
     def no_mask(self, model: nn.Module) -> None:
         """None: this text stack takes no mapping, and makes no mask where rows and keys are as many."""
+
+    # -- files ---------------------------------------------------------------------------------------------------
+
+    @override
+    def save(self, model: nn.Module, folder: str | Path) -> None:
+        """See `CausalFamily.save`; transformers 5.19 reads experts either way and writes them in its own."""
+        released = {name: self.engine_tensor(name, weight).contiguous() for name, weight in model.state_dict().items()}
+        model.save_pretrained(folder, state_dict=released, save_original_format=False)
 
     # -- rollout engines -----------------------------------------------------------------------------------------
 

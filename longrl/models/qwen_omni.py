@@ -51,6 +51,7 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
     """
 
     hears = True
+    not_read = ("talker.", "token2wav.")
 
     def __init__(
         self,
@@ -321,9 +322,8 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
 
     @override
     def engine_options(self) -> dict[str, Any]:
-        from longrl.rollout.vllm_omni import as_features, register
+        from longrl.rollout.vllm_omni import as_features
 
-        register()
         kinds = self.media_token_ids()
         # Every chunk of a video and of its track is an item; towers never run, so nothing of them is to be measured.
         limits = dict.fromkeys(kinds, 4096)

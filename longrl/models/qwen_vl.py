@@ -137,6 +137,7 @@ class Qwen2_5_VLFamily(CausalFamily):
             seconds_per_cell=_spacing(frames, self.frames_per_cell),
             timestamps=times,
             key=f"{frames.key}-{height}x{width}",
+            frames_per_cell=self.frames_per_cell if frames.kind == "video" else 1,
         )
 
     def _patch_pixels(self, frames: Frames) -> tuple[Tensor, tuple[int, int]]:

@@ -1,18 +1,15 @@
-"""The text-only family: Qwen2, Qwen2.5 and Qwen3."""
+"""The text-only families: Qwen2, Qwen2.5 and Qwen3; Llama."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
-from torch import Tensor, arange, nn
+from torch import Tensor, arange, empty, nn
 from typing_extensions import override
 
 from longrl.models.base import OWN_WEIGHTS, CausalFamily
 from longrl.types import Frames, Media
-
-MODEL_TYPES = ("qwen2", "qwen3")
-"""Of a config; Qwen2.5's is qwen2."""
 
 
 class TextFamily(CausalFamily):
@@ -24,13 +21,17 @@ class TextFamily(CausalFamily):
         `TextFamily(model="Qwen/Qwen3-1.7B", dtype="bfloat16", chat_template_kwargs={"enable_thinking": False})`
     """
 
+    model_types: ClassVar[tuple[str, ...]] = ("qwen2", "qwen3")
+    """Of the configs it reads; Qwen2.5's is qwen2."""
+
     @override
     def build(self, weights: str | None = OWN_WEIGHTS) -> nn.Module:
         found = self.config.model_type
-        if found not in MODEL_TYPES:
+        if found not in self.model_types:
             raise ValueError(
-                f"{type(self).__name__} reads models of type {' and '.join(MODEL_TYPES)}, but model.family's "
-                f"model={self.model_path!r} is a {found}; name a Qwen2, Qwen2.5 or Qwen3 text model, or write a family"
+                f"{type(self).__name__} reads models of type {' and '.join(self.model_types)}, but model.family's "
+                f"model={self.model_path!r} is a {found}; name such a model (TextFamily reads Qwen, LlamaFamily "
+                "Llama), or write a family"
             )
         return super().build(weights)
 
@@ -58,3 +59,20 @@ class TextFamily(CausalFamily):
     @override
     def placeholder(self, media: Media) -> list[int]:
         raise AssertionError("a text model has no media")
+
+
+class LlamaFamily(TextFamily):
+    """A Llama 2 or 3 language model (arXiv:2407.21783).
+
+    Templates of Llama 3.2 say today's date unless `chat_template_kwargs` has a `date_string`.
+
+    Example:
+        `LlamaFamily(model="meta-llama/Llama-3.2-1B-Instruct", chat_template_kwargs={"date_string": "26 Jul 2024"})`
+    """
+
+    model_types = ("llama",)
+
+    @override
+    def no_mask(self, model: nn.Module) -> Tensor:
+        """An empty mask: this text stack takes no mapping, and hands a mask of four dimensions on as it is."""
+        return empty(1, 1, 0, 0)

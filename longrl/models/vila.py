@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from longrl.models.base import OWN_WEIGHTS, CausalFamily
-from longrl.models.vila_config import Encoder, VilaConfig, template_file
+from longrl.models.vila_config import Encoder, PoolFrames, VilaConfig, template_file
 from longrl.models.vila_model import VilaModel, local_folder
 from longrl.models.vila_tiles import resized, tile_grid, with_scales, with_thumbnail
+from longrl.strategies.frames import FramesPerCell
 from longrl.types import Frames, Media, Prompt
 
 MEDIA_TOKENS = {"image": "<image>", "video": "<vila/video>"}
@@ -40,26 +41,29 @@ class VilaFamily(CausalFamily):
         freeze_tower: leave the vision tower as it is.
         freeze_projector: leave the projector as it is. With both frozen, as LongVILA-R1 did in RL, each video is
             encoded once per step, without gradient.
-        pool_frames: neighbouring frames of a video that are averaged into one; None is what the model's config says.
-            LongVILA-R1's code chooses 4 up to 256 frames, 8 up to 512, 16 up to 1024, and then 32.
+        pool_frames: neighbouring frames of a video that are averaged into one; "by_length" as LongVILA-R1's code
+            chooses them: 4 in a video of up to 256 frames, 8 up to 512, 16 up to 1024, and then 32. None is what the
+            model's config says.
         max_frames_per_encode: frames or tiles the tower reads in one call, which bounds its memory.
         kwargs: see `CausalFamily`.
 
     Example:
-        `VilaFamily(model="Efficient-Large-Model/LongVILA-R1-7B", dtype="bfloat16", pool_frames=4)`
+        `VilaFamily(model="Efficient-Large-Model/LongVILA-R1-7B", dtype="bfloat16", pool_frames="by_length")`
     """
+
+    text_part = "llm"
 
     def __init__(
         self,
         model: str,
         freeze_tower: bool = True,
         freeze_projector: bool = True,
-        pool_frames: int | None = None,
+        pool_frames: PoolFrames = None,
         max_frames_per_encode: int = 64,
         **kwargs: Any,
     ) -> None:
         super().__init__(model, **kwargs)
-        if max_frames_per_encode < 1 or (pool_frames is not None and pool_frames < 1):
+        if max_frames_per_encode < 1 or (isinstance(pool_frames, int) and pool_frames < 1):
             raise ValueError(
                 "model.family's pool_frames and max_frames_per_encode must be at least 1, got "
                 f"{pool_frames} and {max_frames_per_encode}"
@@ -74,6 +78,10 @@ class VilaFamily(CausalFamily):
     @override
     def auto_class(self) -> Any:
         return VilaModel
+
+    @override
+    def load(self, source: str, **options: Any) -> VilaModel:
+        return VilaModel.from_pretrained(source, **options)
 
     @override
     def attention(self) -> dict[str, str]:
@@ -119,7 +127,8 @@ class VilaFamily(CausalFamily):
             "size": config.size,
             "scales": config.scales,
             "tiles": config.tile_range,
-            "pool": config.video.pool,
+            "pool": (config.video.frames.fewest, *config.video.pool),
+            "pool_doubled_beyond": config.video.frames.doubled_beyond,
         }
 
     @override
@@ -146,12 +155,12 @@ class VilaFamily(CausalFamily):
 
     @override
     def cells_per_encode(self, media: Media) -> int:
-        return max(1, self.max_frames_per_encode // self.frames_per_cell)
+        return max(1, self.max_frames_per_encode // media.frames_per_cell)
 
     @override
     def patch(self, frames: Frames) -> Media:
         """Whole frames, resized to the tower's square, as `patches`; an incomplete cell may lack some."""
-        pool = self.frames_per_cell if frames.kind == "video" else 1
+        pool = self.config.video.frames.of(len(frames.timestamps)) if frames.kind == "video" else 1
         return self._media(frames, self.resize(frames).pixels, (pool, 1), pool)
 
     def _tiled(self, frames: Frames) -> Media:
@@ -178,12 +187,13 @@ class VilaFamily(CausalFamily):
             seconds_per_cell=spacing,
             timestamps=tuple(map(statistics.fmean, cells)),
             key=f"{frames.key}-{self.config.size}-{grid[0]}x{grid[1]}",
+            frames_per_cell=pool,
         )
 
     @property
     @override
-    def frames_per_cell(self) -> int:
-        return self.config.video.pool[0]
+    def frames_per_cell(self) -> FramesPerCell:
+        return self.config.video.frames
 
     def _grid(self, media: Media) -> tuple[int, int]:
         """Rows and columns of an image's tiles; (1, 1) for one that is not cut."""
@@ -265,7 +275,7 @@ class VilaFamily(CausalFamily):
         calls = pixels.split(self.max_frames_per_encode)
         frames = torch.cat([model.visual(call.to(device)) for call in calls])
         if media.kind == "video":
-            frames = pooled(frames, media.grid_thw[0], self.config.video.pool)
+            frames = pooled(frames, media.grid_thw[0], (media.frames_per_cell, *self.config.video.pool))
         return frames.flatten(0, 1)
 
     @override
@@ -279,7 +289,7 @@ class VilaFamily(CausalFamily):
     @override
     def engine_folder(self) -> str:
         """The language model's, for vLLM knows no VILA."""
-        return str(local_folder(self._existing_path()) / "llm")
+        return str(local_folder(self._existing_path()) / self.text_part)
 
     @override
     def engine_options(self) -> dict[str, Any]:

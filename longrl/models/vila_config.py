@@ -15,9 +15,10 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
-from longrl.models.text import MODEL_TYPES
+from longrl.models.text import TextFamily
+from longrl.strategies.frames import FramesPerCell
 
 PARTS = ("llm", "vision_tower", "mm_projector")
 DOWNSAMPLING = {
@@ -26,6 +27,13 @@ DOWNSAMPLING = {
 """Projector kind -> patches along one side of the square that becomes a token."""
 ASPECTS = (None, "resize", "dynamic", "dynamic_s2")
 """Of `image_aspect_ratio`. None leaves resizing to the processor of the tower, which is the same for SigLIP."""
+
+
+PoolFrames = int | Literal["by_length"] | None
+BY_LENGTH = FramesPerCell(4, (256, 512, 1024))
+"""LongVILA-R1: the code released with it (modeling_vila.py) sets the size of its TSPVideoEncoder for every video anew:
+4 times the number of frames over 256, which is rounded up to 1, 2, 4 or 8. What its config.json says is not used."""
+ONE_FRAME = FramesPerCell()
 
 
 @dataclass(frozen=True)
@@ -38,8 +46,10 @@ class Encoder:
     """Behind a frame."""
     sep_tokens: str | None = None
     """Behind a whole video."""
-    pool: tuple[int, int, int] = (1, 1, 1)
-    """Neighbours in time, height and width whose features are averaged."""
+    frames: FramesPerCell = ONE_FRAME
+    """Neighbours in time whose features are averaged."""
+    pool: tuple[int, int] = (1, 1)
+    """Neighbours in height and width whose features are averaged."""
 
     @classmethod
     def read(cls, found: str | dict[str, Any] | None) -> Encoder:
@@ -47,19 +57,22 @@ class Encoder:
         values = dict(json.loads(found) if isinstance(found, str) else found or {})
         values = {name: None if value == "None" else value for name, value in values.items()}
         kind = values.pop("_target_", "BasicVideoEncoder").rpartition(".")[2]
-        pools = values.pop("pool_sizes", [[1, 1, 1]])
+        pools = values.pop("pool_sizes", None)
         known = {"start_tokens", "end_tokens", "sep_tokens"}
         if kind not in ("BasicImageEncoder", "BasicVideoEncoder", "TSPVideoEncoder") or values.keys() - known:
             raise ValueError(
                 f"an encoder must be BasicImageEncoder, BasicVideoEncoder or TSPVideoEncoder with {sorted(known)} and "
                 f"pool_sizes, got {found}; use a model whose config.json has such image_encoder and video_encoder"
             )
+        if pools is None:
+            return cls(**values, frames=BY_LENGTH if kind == "TSPVideoEncoder" else ONE_FRAME)
         if len(pools) != 1:
             raise ValueError(
                 f"pool_sizes of video_encoder must hold one size, for ranks share a video by its pooled frames, got "
                 f"{pools}; keep one of them in the model's config.json"
             )
-        return cls(**values, pool=tuple(pools[0]))
+        time, height, width = pools[0]
+        return cls(**values, frames=FramesPerCell(time), pool=(height, width))
 
 
 @dataclass(frozen=True)
@@ -82,7 +95,7 @@ class VilaConfig:
     """Of the tower."""
     chat_template: str | None = None
     """Instead of the tokenizer's own."""
-    pool_frames: int | None = None
+    pool_frames: PoolFrames = None
     """Instead of the config's own."""
 
     @classmethod
@@ -98,7 +111,7 @@ class VilaConfig:
         values = json.loads((folder / "config.json").read_text())
         llm, tower, projector = (_part(folder, values, name) for name in PARTS)
         found = [llm.get("model_type"), tower.get("model_type"), projector.get("mm_projector_type")]
-        allowed = [MODEL_TYPES, ("siglip_vision_model",), tuple(DOWNSAMPLING)]
+        allowed = [TextFamily.model_types, ("siglip_vision_model",), tuple(DOWNSAMPLING)]
         for name, got, choice in zip(PARTS, found, allowed, strict=True):
             if got not in choice:
                 raise ValueError(f"{folder}: {name} must be {' or '.join(choice)}, got {got!r}; use another VILA model")
@@ -129,13 +142,14 @@ class VilaConfig:
                     "model of the NVILA or LongVILA-R1 kind"
                 )
         side = self.projected_side
-        if side % self.video.pool[1] or side % self.video.pool[2]:
+        height, width = self.video.pool
+        if side % height or side % width:
             raise ValueError(
-                f"pool_sizes={list(self.video.pool)} of video_encoder must divide the {side} x {side} features of a "
-                f"frame; correct {folder}/config.json"
+                f"pool_sizes={[self.video.frames.fewest, height, width]} of video_encoder must divide the "
+                f"{side} x {side} features of a frame; correct {folder}/config.json"
             )
 
-    def with_pool(self, frames: int | None) -> VilaConfig:
+    def with_pool(self, frames: PoolFrames) -> VilaConfig:
         """The same model, whose videos pool so many frames."""
         return replace(self, pool_frames=frames)
 
@@ -196,12 +210,15 @@ class VilaConfig:
     def video(self) -> Encoder:
         """How a video is encoded."""
         encoder = Encoder.read(self.values.get("video_encoder"))
-        return replace(encoder, pool=(self.pool_frames, *encoder.pool[1:])) if self.pool_frames else encoder
+        if self.pool_frames is None:
+            return encoder
+        frames = BY_LENGTH if self.pool_frames == "by_length" else FramesPerCell(self.pool_frames)
+        return replace(encoder, frames=frames)
 
     @property
     def tokens_per_frame(self) -> int:
         """Features of one frame of a video, or of the frames pooled into one."""
-        _, height, width = self.video.pool
+        height, width = self.video.pool
         return self.projected_side**2 // (height * width)
 
     # -- what others ask a transformers config -------------------------------------------------------------------
@@ -213,7 +230,7 @@ class VilaConfig:
     @property
     def vision_config(self) -> Any:
         """The tower's sizes in the words that `longrl.planning` reads: every layer attends within one frame."""
-        patches = (self.size // self.tower.patch_size) ** 2 * self.video.pool[0]
+        patches = (self.size // self.tower.patch_size) ** 2
         return SimpleNamespace(
             hidden_size=self.tower.hidden_size,
             intermediate_size=self.tower.intermediate_size,

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from longrl.models.loading import check_loaded
 from longrl.models.vila_config import DOWNSAMPLING, PARTS, VilaConfig
 
 TOWER_PREFIX = "vision_model."
@@ -255,17 +256,6 @@ def _load_projector(folder: Path, config: VilaConfig) -> Projector:
     )
     projector.load_state_dict(found, assign=True)
     return projector
-
-
-def check_loaded(folder: Path, missing_keys: Any, unexpected_keys: Any, mismatched_keys: Any, **other: Any) -> None:
-    """Raises ValueError with the first names that a folder lacks, that it has too many, or whose shapes differ."""
-    problems = [f"{key} is missing" for key in missing_keys] + [f"{key} is unknown" for key in unexpected_keys]
-    problems += [f"{key} is {list(got)} instead of {list(want)}" for key, got, want in mismatched_keys]
-    if problems:
-        raise ValueError(
-            f"{folder} does not hold the weights its config.json describes: {'; '.join(sorted(problems)[:5])} "
-            f"({len(problems)} differences); fetch the folder again, or correct its config.json"
-        )
 
 
 def _write_json(folder: Path, values: dict[str, Any]) -> None:

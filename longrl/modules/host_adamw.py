@@ -6,7 +6,8 @@ hour-long videos takes minutes.
 
 torchao 0.18 is no choice: its `CPUOffloadOptimizer` copies gradients during the backward pass, before they are
 clipped, and does not know sharded tensors; its `AdamW8bit` fails on shards of unequal size, and Lightning cannot read
-back a file with its moments. Moments on the host take less of a device than moments of 8 bits, and change nothing.
+back a file with its moments (`eight_bit.py` has bitsandbytes'). Moments on the host take less of a device than moments
+of 8 bits, and change nothing.
 """
 
 from __future__ import annotations

@@ -12,11 +12,15 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.optim.optimizer import Optimizer
 
+from longrl.modules.eight_bit import eight_bit
 from longrl.modules.host_adamw import HostAdamW, rest
 
 __all__ = ["OptimizerSettings", "clip_gradients", "rest", "warn_of_lost_steps"]
 logger = logging.getLogger(__name__)
+
+Kind = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
 
 SAMPLED = 1 << 16
 """Numbers of each weight that are asked whether a step would move them."""
@@ -36,6 +40,16 @@ class OptimizerSettings:
     """End of a linear or cosine schedule; None takes trainer.max_steps, or all batches of all epochs."""
     offload: bool = False
     """Keep the two moments in host memory; each visits the device for its own part of a step. Changes no result."""
+    kind: Kind = "adamw"
+    """`adamw_8bit`: moments of 8 bits by bitsandbytes, on one device; `paged_adamw_8bit`: and they give way to host
+    memory when the device is full. Both change the steps a little."""
+
+    def __post_init__(self) -> None:
+        if self.offload and self.kind != "adamw":
+            raise ValueError(
+                f"model.optimizer.offload keeps AdamW's own moments on the host, got kind={self.kind}; set "
+                "model.optimizer.kind to adamw, or offload to false"
+            )
 
     def end(self, trainer: Trainer, steps_per_batch: int) -> int | None:
         """Optimizer steps until the end of the schedule; None if it has no end."""
@@ -56,11 +70,15 @@ class OptimizerSettings:
 
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         warn_of_lost_steps(parameters, self.lr)
-        kind = HostAdamW if self.offload else torch.optim.AdamW
-        optimizer = kind(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
+        optimizer = self._class(parameters)(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
         schedule = "constant_with_warmup" if self.schedule == "constant" else self.schedule
         scheduler = get_scheduler(schedule, optimizer, self.warmup_steps, total_steps)
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def _class(self, parameters: Sequence[nn.Parameter]) -> type[Optimizer]:
+        if self.kind != "adamw":
+            return eight_bit(parameters, paged=self.kind == "paged_adamw_8bit")
+        return HostAdamW if self.offload else torch.optim.AdamW
 
 
 @rank_zero_only

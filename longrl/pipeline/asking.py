@@ -102,7 +102,7 @@ def ask_all(
         async with ChatClient(endpoint, ledger) as client:
             before = dict(vars(ledger.spent))
             try:
-                await _together([work(client) for _ in range(min(endpoint.concurrency, len(items)))])
+                await together([work(client) for _ in range(min(endpoint.concurrency, len(items)))])
             finally:
                 _count(report, client, before)
 
@@ -112,7 +112,7 @@ def ask_all(
     return results
 
 
-async def _together(workers: Sequence[Any]) -> None:
+async def together(workers: Sequence[Any]) -> None:
     """All workers; an error of one ends the others."""
     tasks = [asyncio.ensure_future(worker) for worker in workers]
     try:

@@ -7,7 +7,7 @@ from typing import Any
 
 from longrl.chat.client import Ledger
 from longrl.chat.endpoint import Reply, Request
-from longrl.datamodules.render import DEFAULT_QUESTION
+from longrl.datamodules.render import DEFAULT_QUESTION, fill
 from longrl.pipeline.asking import Task, Unusable, ask_all
 from longrl.pipeline.config import FilterOptions, PipelineConfig
 from longrl.pipeline.frames import FrameSet, frame_times, middles
@@ -125,7 +125,8 @@ def _answers(
     def request(item: Record, attempt: int) -> Request:
         record = item["of"]
         problem = with_options(record["question"], rotated(record["options"], item["n"]))
-        content: list[dict[str, Any]] = [{"type": "text", "text": DEFAULT_QUESTION.replace("{problem}", problem)}]
+        text = fill(DEFAULT_QUESTION, problem=problem, subtitles="")
+        content: list[dict[str, Any]] = [{"type": "text", "text": text}]
         frames = None if item["blind"] else video_frames(videos[record["video"]], options)
         if frames is not None:
             content = [*frames.parts(), *content]

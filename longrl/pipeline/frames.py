@@ -209,10 +209,11 @@ class FrameSet:
         found = images(self.path, self.indices, frame_times(self.path), self.max_side)
         if not found:
             raise BrokenVideo(f"{self.path}: none of the frames {list(self.indices)} can be decoded")
-        return {self.url(index): _data_url(image) for index, image in found.items()}
+        return {self.url(index): data_url(image) for index, image in found.items()}
 
 
-def _data_url(image: Image) -> str:
+def data_url(image: Image) -> str:
+    """A picture as the url of a message part."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=JPEG_QUALITY)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -68,8 +68,11 @@ def gradients(plan: Plan) -> float:
 
 
 def optimizer(plan: Plan) -> float:
-    """AdamW's two moments, in the precision of what trains: 2 w / m per parameter; none with either offload."""
-    return 0.0 if plan.optimizer_offload else 2 * trained(plan)
+    """AdamW's two moments, in the precision of what trains or in 8 bits: 2 w / m; none with either offload."""
+    if plan.optimizer_offload:
+        return 0.0
+    weight_bytes = ADAPTER_BYTES if plan.sizes.adapter_params else plan.weight_bytes
+    return 2 * trained(plan) * (plan.moment_bytes or weight_bytes) / weight_bytes
 
 
 def features(plan: Plan) -> float:
@@ -317,9 +320,10 @@ def root_reduction(plan: Plan) -> float:
 def optimizer_working_set(plan: Plan) -> float:
     """CUDA's AdamW takes the square root of all second moments at once: w / m per parameter. The CPU's, one by one.
 
-    From host memory moments come one by one too: of the largest weight both and that root, 3 w max(V, F) D / m.
+    Moments of 8 bits change where they lie. From host memory moments come one by one too: of the largest weight both
+    and that root, 3 w max(V, F) D / m.
     """
-    if plan.offload or not plan.cuda:
+    if plan.offload or not plan.cuda or plan.moment_bytes:
         return 0.0
     if not plan.optimizer_offload:
         return trained(plan)

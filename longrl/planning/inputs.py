@@ -184,6 +184,8 @@ class Plan:
     offload_checkpoints: bool = False
     mlp_chunk_tokens: int | None = None
     optimizer_offload: bool = False
+    moment_bytes: float | None = None
+    """Of a number of one of the optimizer's moments; None for that of what trains."""
     reference: bool = False
     """Whether a reference policy is kept for the KL penalty."""
     prompts_per_batch: int = 1
@@ -195,6 +197,8 @@ class Plan:
     frames: int = 0
     cell_patches: int = 0
     """Patches of a temporal cell."""
+    pooled_frames: int = 1
+    """Frames whose features are averaged into one behind the tower."""
     num_generations: int = 8
     completion_tokens: int = 1024
     max_tokens_per_micro_batch: int = 16_384
@@ -234,7 +238,7 @@ class Plan:
     @property
     def patches(self) -> int:
         """Patches of a prompt's media."""
-        return self.media_tokens * (self.sizes.tower.merge if self.sizes.tower else 0)
+        return self.media_tokens * self.pooled_frames * (self.sizes.tower.merge if self.sizes.tower else 0)
 
     @property
     def share_patches(self) -> int:

@@ -16,6 +16,7 @@ from typing_extensions import override
 from longrl.callbacks.rollout import RolloutCallback
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.models.base import CausalFamily
+from longrl.modules.eight_bit import MOMENT_BYTES
 from longrl.modules.policy import PolicyModule
 from longrl.planning import flops, formulas, memory, shapes
 from longrl.planning.command import parser
@@ -25,7 +26,7 @@ from longrl.planning.inputs import Plan, Sizes, micro_batch, needed_budget
 from longrl.rollout.engine import HFEngine
 from longrl.strategies.mr_sp import MRSPStrategy, check_sizes, team_size_of
 from longrl.trainer_cli import LongRLCLI
-from longrl.types import Frames, SamplingParams
+from longrl.types import Frames, Media, SamplingParams
 
 NODES = (1, 2, 4, 8, 16, 32, 64, 128)
 DEGREES = (1, 2, 4, 8, 16, 32)
@@ -159,6 +160,7 @@ def plan_of(
         offload_checkpoints=family.offload_checkpoints,
         mlp_chunk_tokens=family.mlp_chunk_tokens,
         optimizer_offload=model.optimizer_settings.offload,
+        moment_bytes=None if model.optimizer_settings.kind == "adamw" else MOMENT_BYTES,
         reference=rl and model.algorithm.kl_coef > 0,
         prompts_per_batch=data.prompts_per_batch,
         prompt_tokens=options.prompt_tokens or data.renderer.max_prompt_tokens or options.text_tokens,
@@ -191,20 +193,22 @@ def frames_rule(family: CausalFamily, options: argparse.Namespace) -> memory.Wit
     width, height = map(int, options.frame_size.split("x"))
 
     def with_frames(plan: Plan, frames: int) -> Plan:
-        tokens, cell_patches = media(family, frames, height, width)
-        times = family.time_tokens(range(0, frames, family.frames_per_cell))
+        item = black_video(family, frames, height, width)
+        tokens, cell_patches = family.num_features(item), item.grid_thw[1] * item.grid_thw[2]
+        times = family.time_tokens(range(0, frames, item.frames_per_cell))
+        pooled = item.frames_per_cell // family.config.vision_config.temporal_patch_size
         prompt = options.prompt_tokens or tokens + times + options.text_tokens
         sized = {"frames": frames, "media_tokens": tokens, "cell_patches": cell_patches, "prompt_tokens": prompt}
+        sized["pooled_frames"] = pooled
         return budgeted(dataclasses.replace(plan, **sized))
 
     return with_frames
 
 
-def media(family: CausalFamily, frames: int, height: int, width: int) -> tuple[int, int]:
-    """(features, patches of a temporal cell) of a video of so many frames of `height` x `width`."""
+def black_video(family: CausalFamily, frames: int, height: int, width: int) -> Media:
+    """A video of so many frames of `height` x `width`, without its patches."""
     black = torch.zeros(0, 3, height, width, dtype=torch.uint8)
-    item = family.patch(Frames("video", black, tuple(map(float, range(frames))), "plan", float(frames)))
-    return family.num_features(item), item.grid_thw[1] * item.grid_thw[2]
+    return family.patch(Frames("video", black, tuple(map(float, range(frames))), "plan", float(frames)))
 
 
 def budgeted(plan: Plan) -> Plan:

@@ -9,6 +9,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import torch
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -57,8 +59,10 @@ class MeanColour:
             frames: [F, 3, H, W] uint8 RGB.
             row: its prompt.
         """
-        wanted = frames.new_tensor(PALETTE[self.colour or first_word(row, PALETTE)])
-        return 1 - float((frames.double().mean(dim=(0, 2, 3)) - wanted).abs().mean()) / 255
+        wanted = PALETTE[self.colour or first_word(row, PALETTE)]
+        sums = frames.sum(dim=(0, 2, 3)).tolist()  # of integers, exact
+        count = frames.numel() // 3
+        return 1 - sum(abs(total / count - value) for total, value in zip(sums, wanted, strict=True)) / 3 / 255
 
 
 @dataclass(frozen=True)
@@ -112,9 +116,10 @@ def has_colour(frames: Tensor, colour: str) -> Tensor:
     """[F, H, W] bool: which pixels of frames [F, 3, H, W] are nearer to `colour` than to all others of `PALETTE`."""
     names = list(PALETTE)
     palette = frames.new_tensor([PALETTE[name] for name in names]).float()  # [C, 3]
-    pixels = frames.float().movedim(1, -1)  # [F, H, W, 3]
-    distances = (pixels[..., None, :] - palette).square().sum(dim=-1)  # [F, H, W, C]
-    return distances.argmin(dim=-1) == names.index(colour)
+    squares = palette.square().sum(dim=1)
+    # |pixel - c|^2 less |pixel|^2, which all colours share: integers below 2^24, so exact in float32.
+    nearest = [(squares - 2 * frame.float().movedim(0, -1) @ palette.T).argmin(dim=-1) for frame in frames]  # [H, W]
+    return torch.stack(nearest) == names.index(colour)
 
 
 def first_word(row: Row, known: dict[str, tuple[int, int, int]] | tuple[Place, ...]) -> str:

@@ -47,6 +47,7 @@ def plain_text(text: str) -> str:
     for _ in range(2):  # \boxed{\text{B}}
         text = re.sub(r"\\(?:boxed|text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"[*`$_\"\u201c\u201d]", "", text)
+    text = re.sub(r"(?<!\w)'([A-Za-z])'(?!\w)", r"\1", text)
     return re.sub(r"\s+", " ", text).strip()
 
 
@@ -55,13 +56,15 @@ def plain_text(text: str) -> str:
 # Words after "A" that show it is the letter; before any other lower-case word it is the article ("A man is walking").
 _AFTER_LETTER = (
     "because since as is was isn't and or but nor not for with based given due where while which that so would could "
-    "should must can cannot best matches fits describes seems looks in if than"
+    "should must can cannot best matches fits describes seems looks in if than "
+    "porque pois parce puisque weil denn perch\u00e9"  # "because" in Spanish, Portuguese, French, German and Italian
 )
 _BEST = r"(?:correct|right|best|final|most (?:likely|plausible|accurate|appropriate|suitable))"
 _HEAD = (
     rf"(?<![\w-])(?<!wrong )(?<!incorrect )(?<!not the )"
     rf"(?:(?:{_BEST} ){{0,3}}(?:answer|solution)(?: option| choice| letter)?"
     rf"|{_BEST} (?:option|choice|letter|one|match|description)"
+    r"|(?:I|I'd|I would|I'll) say"
     r"|choose|chose|pick|picked|select|selected|go with|going with|went with|opt for|settle on)"
     r"(?: (?:to|for) (?:the|this) \w+)?"
 )
@@ -70,23 +73,28 @@ _FILLER = (
     r"indeed|most|seems|appears|to|has)(?![\w'])|:|=|-+>?|\u2192|,))*\s*(?:(?:option|choice|letter|answer)\b\s*:?\s*)?"
 )
 _IS_RIGHT = (
-    r" (?:is|must be|would be|seems|looks)(?: \w+ly| thus)? "
+    r"(?: (?:is|must be|would be|seems|looks)(?: \w+ly| thus)? "
     r"(?:correct\b|right\b|the answer\b"
     rf"|(?:the )?(?:{_BEST} ){{1,3}}(?:answer|option|choice|one|match|fit|description)\b)"
+    r"| (?:fits|matches|suits) (?:\w+ ){0,3}best\b| best (?:fits|matches|describes|captures)\b"
+    r"| ?[:=] ?(?:yes|correct)(?=[.,;!]|$))"  # "A: no. B: yes."
 )
 _IS_WRONG = re.compile(
     r"[)\]]?(?:\s+(?:is|are|was|were|can|could|do|does|did|seems?|looks?|has|have|would|both|also|clearly|all|be|to)"
     r"(?=n't\b|\W))*(?:n't\b|\s+(?:not|wrong|incorrect|false|ruled out|eliminated|excluded|impossible|unlikely|cannot|"
-    r"contradicts?|out|can't)\b)",
+    r"contradicts?|out|can't)\b)"
+    r"|\s*\u9009?\u9879?(?:\u4e0d\u5bf9|\u4e0d\u6b63\u786e|\u4e0d\u662f|\u9519\u8bef|\u662f\u9519)",  # Chinese
     re.IGNORECASE,
 )
 _REJECTING = re.compile(
     r"(?:\bnot|n't|\bnor|\bneither|\bnever|\bunlike|\bthan|\b(?:rul|eliminat|exclud|reject|discard)(?:e|es|ed|ing)?"
-    r"(?: out)?|\binstead of|\bwrong (?:answer|option|choice) is)(?: options?| choices?| answers?| letters?)? *[(\[]?$",
+    r"(?: out)?|\binstead of|\bwrong (?:answer|option|choice) is|\bnicht|\bkeine?|\bpas|\bnon|\bno es"
+    r"|\u4e0d\u662f|\u4e0d\u9009|\u5e76\u975e)(?: options?| choices?| answers?| letters?)? *[(\[]?$",
     re.IGNORECASE,
 )
 _CONCLUDING = re.compile(
-    r"\b(?:so|thus|therefore|hence|finally|conclude|conclusion|leaves|leaving|left with|must be|namely)\b[^.!?]{0,25}$",
+    r"\b(?:no(?=,)|so|thus|therefore|hence|finally|conclude|conclusion|leaves|leaving|left with|must be|namely)\b"
+    r"[^.!?]{0,25}$",
     re.IGNORECASE,
 )
 _REACH = 100
@@ -154,6 +162,11 @@ def _alone(plain: str, letters: str) -> list[str]:
     return [match[1].upper()] if match else []
 
 
+def _only_letters(plain: str, letters: str) -> list[str]:
+    """Nothing but letters: a list of them decides for none, one and the same repeated for it."""
+    return re.findall(rf"[{letters}]", plain) if re.fullmatch(rf"(?:\W*\b[{letters}]\b)+\W*", plain) else []
+
+
 def _declared(plain: str, letters: str) -> list[str]:
     """The last "the answer is B", "I choose B" or "B is correct"."""
     found = _find(_HEAD + _FILLER + _letter(letters), plain, lists=False)
@@ -169,8 +182,12 @@ def _leading(plain: str, letters: str) -> list[str]:
     start = re.search(r"[\w(\[]", plain)
     if start is None or re.match(r"\W*A\W.*\bB[).:].*\bC[).:]", plain):  # all options repeated
         return []
-    found = _find(rf"\A{_letter(letters)}(?!\.\w\.)", plain[start.start() :])
-    return [found[0]["letter"].upper(), *_hedges(found[0], letters)] if found else []
+    opened = plain[start.start() :]
+    found = _find(rf"\A{_letter(letters)}(?!\.\w\.)", opened)
+    if not found:
+        return []
+    also = _find(rf"(?<=[,;] )(?:or |and )?\(?(?P<letter>[{letters}])[).:](?= )", opened, flags=0)  # "A. x, D. y"
+    return [found[0]["letter"].upper(), *_hedges(found[0], letters), *(match["letter"] for match in also)]
 
 
 def _mentioned(plain: str, letters: str) -> list[str]:
@@ -191,4 +208,5 @@ def _decided(found: list[re.Match[str]], letters: str) -> list[str]:
     return [match["letter"].upper() for match in found]
 
 
-_RULES: tuple[Callable[[str, str], list[str]], ...] = (_alone, _declared, _leading, _mentioned, _standing)
+Rule = Callable[[str, str], list[str]]
+_RULES: tuple[Rule, ...] = (_alone, _only_letters, _declared, _leading, _mentioned, _standing)

@@ -27,7 +27,7 @@ def pieces(family: CausalFamily, item: Media) -> Iterator[Media]:
         (sound,) = item.source()
         yield replace(item, patches=same(item, family.patch(sound)).patches, source=None)
         return
-    per_cell = family.frames_per_cell
+    per_cell = item.frames_per_cell
     resized = map(family.resize, item.source())
     for frames in regrouped(resized, family.cells_per_encode(item) * per_cell):
         yield same(item, family.patch(frames)).part(-(-len(frames.pixels) // per_cell))

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -72,7 +73,9 @@ class GroupSampler:
         """For each way of sampling the groups of all prompts, scored."""
         features = self._prepare(policy, request)
         with policy.phases("generate"), policy.trainer.precision_plugin.forward_context():
-            found = self._in_weights(policy, lambda: self._generate(policy, request, features))
+            found = policy.parallel.world.together(
+                lambda: self._in_weights(policy, lambda: self._generate(policy, request, features))
+            )
         return self._scored(policy, request, found)
 
     def begin(self, policy: PolicyModule, request: Request) -> Callable[[], list[list[Group]]]:
@@ -85,7 +88,7 @@ class GroupSampler:
 
         def finish() -> list[list[Group]]:
             with policy.phases("generate"):
-                found = running.result()
+                found = policy.parallel.world.together(running.result)
             return self._scored(policy, request, found)
 
         return finish
@@ -105,7 +108,9 @@ class GroupSampler:
         greedy = SamplingParams(num_generations=1, max_completion_tokens=PARITY_TOKENS, temperature=0.0)
         features = self._prepare(policy, Request(prompts, (greedy,), step, seed=0))
         check_seen(prompts, self.engine.seen(family, prompts, features), features)
-        found = self.engine.generate(family, policy.model, prompts, features, greedy, seed=0)
+        found = policy.parallel.world.together(
+            lambda: self.engine.generate(family, policy.model, prompts, features, greedy, seed=0)
+        )
         self.engine.rest()
         tokens = [[completion.token_ids for completion in own] for own in found]
         with policy.trainer.precision_plugin.forward_context():
@@ -163,7 +168,7 @@ class GroupSampler:
                 own = list(zip(self._pieces(policy, request, sampling), groups, strict=True))
                 if team.rank % self.engine.ranks_per_engine:
                     own = []
-                self.reward.score([group for _, group in own])
+                policy.parallel.world.together(partial(self.reward.score, [group for _, group in own]))
                 found.append(joined(request.prompts, own, team, policy.parallel.num_gather_chunks))
         return found
 

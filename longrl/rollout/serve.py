@@ -79,11 +79,6 @@ def run(family: CausalFamily, options: argparse.Namespace) -> None:
         ImportError: vLLM is not installed.
         ValueError: an option that vLLM does not know, or a server for other machines without a key.
     """
-    if family.hears:
-        raise ValueError(
-            f"`serve` does not take {type(family).__name__}: a server's processes do not know the class that reads its "
-            "features; use engine longrl.rollout.vllm_engine.VLLMEngine or longrl.rollout.engine.HFEngine"
-        )
     if "host" in options.options:
         raise ValueError("--options has 'host'; use --host, so that a server open to others gets a key")
     if options.host not in LOOPBACK and api_key() is None:

@@ -2,10 +2,11 @@
 
 vLLM 0.32's own class takes no features of sound, gives those of images and videos back in one piece, which its runner
 refuses, and counts positions of interleaved sound in another way than transformers. So this is a model class of our own
-beside it, known to vLLM by `register`: every run of placeholders is an item with its rows and the positions from the
-run before to its end. Towers are there, random and never called.
+beside it: every run of placeholders is an item with its rows and the positions from the run before to its end. Towers
+are there, random and never called.
 
-It is imported only by a process that is about to start vLLM.
+It is imported only by a process that is about to start vLLM, and by those that vLLM starts: its config, which they are
+given, names `as_features`. The import makes the class known to the vLLM of a process.
 """
 
 from __future__ import annotations
@@ -34,11 +35,6 @@ PARTS = {"embeds": "values", "counts": "metadata", "positions": "metadata", "rea
 """Of n items: [rows, D], [n] rows of each, [sum of reaches, 3] and [n] positions that each brings."""
 BEYOND = 2
 """Positions that an item brings of what is behind it; only those of the last one count."""
-
-
-def register() -> None:
-    """Makes the class known to the vLLM of this process."""
-    ModelRegistry.register_model(ARCHITECTURE, OmniFeatures)
 
 
 def as_features(config: Any) -> Any:
@@ -155,3 +151,6 @@ class OmniFeatures(Qwen2_5OmniThinkerForConditionalGeneration):
         rest = torch.arange(start, start + len(input_tokens) - known.shape[1]).expand(3, -1)
         positions = torch.cat([known, rest], dim=1)
         return positions, int(positions.max()) + 1 - len(input_tokens)
+
+
+ModelRegistry.register_model(ARCHITECTURE, OmniFeatures)

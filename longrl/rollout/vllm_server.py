@@ -15,11 +15,10 @@ import contextlib
 import logging
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from longrl.models.base import CausalFamily
@@ -30,10 +29,10 @@ from longrl.rollout.vllm_extension import write_shards
 from longrl.rollout.vllm_options import VERSION, completion, sampling_arguments
 from longrl.rollout.weight_files import default_folder, new_folder
 from longrl.rollout.weights import engine_weights
+from longrl.strategies.axis import world
 from longrl.types import Completion, Prompt, SamplingParams
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 class VLLMServerEngine(RolloutEngine):
@@ -90,10 +89,9 @@ class VLLMServerEngine(RolloutEngine):
             ConnectionError: it does not answer.
             ValueError: it is another vLLM, or serves another model.
         """
-        infos = together(lambda: self._compatible(family))
-        self._info = infos[_rank()]
-        if len(self.clients) > len(infos):
-            logger.warning("%d urls for %d ranks: the last of them are not used", len(self.clients), len(infos))
+        self._info = world().together(lambda: self._compatible(family))
+        if len(self.clients) > world().size:
+            logger.warning("%d urls for %d ranks: the last of them are not used", len(self.clients), world().size)
 
     def _compatible(self, family: CausalFamily) -> dict[str, Any]:
         info, url = self.client.wait(self.start_timeout_s), self.client.url
@@ -133,19 +131,20 @@ class VLLMServerEngine(RolloutEngine):
         if self._info is None:
             self.start(family)
         if not self._run:
-            self._run = together(lambda: uuid.uuid4().hex[:12])[0]
+            self._run = world().gather(uuid.uuid4().hex[:12])[0]
         self._version = f"{self._run}:{step}"
-        if all(together(lambda: self.client.info()["version"] == self._version)):
+        if all(world().gather(world().together(lambda: self.client.info()["version"] == self._version))):
             return
         with self._folder() as folder:
-            together(lambda: self._write(engine_weights(family, model), folder))
-            together(lambda: self._load(folder))
+            world().together(lambda: self._write(engine_weights(family, model), folder))
+            world().together(lambda: self._load(folder))
         self.num_syncs += 1
 
     @contextlib.contextmanager
     def _folder(self) -> Iterator[Path]:
         """A folder of rank 0, under one name on all ranks, gone afterwards."""
-        made = Path(together(lambda: str(new_folder(self.weights_folder)) if _rank() == 0 else "")[0])
+        own = world().together(lambda: str(new_folder(self.weights_folder)) if _rank() == 0 else "")
+        made = Path(world().gather(own)[0])
         try:
             yield made
         finally:
@@ -200,26 +199,5 @@ class VLLMServerEngine(RolloutEngine):
                 )
 
 
-def together(work: Callable[[], T]) -> list[T]:
-    """Runs `work` on every rank of the run; the result of each, or the error of any, raised on all."""
-    result: T | None = None
-    error: Exception | None = None
-    try:
-        result = work()
-    except Exception as raised:
-        error = raised
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        everyone: list[Any] = [(result, None)]
-    else:
-        everyone = [None] * dist.get_world_size()
-        dist.all_gather_object(everyone, (result, None if error is None else repr(error)))
-    if error is not None:
-        raise error
-    failed = [f"rank {rank}: {message}" for rank, (_, message) in enumerate(everyone) if message is not None]
-    if failed:
-        raise RuntimeError("; ".join(failed))
-    return [own for own, _ in everyone]
-
-
 def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
+    return world().rank

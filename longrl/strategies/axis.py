@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,27 @@ class Axis:
         total = self.sum(torch.tensor(numbers, dtype=torch.float64, device=self._device()))
         return dict(zip(names, total.tolist(), strict=True))
 
+    def together(self, work: Callable[[], T]) -> T:
+        """The result of `work` on this rank, or the error of any rank, raised on all: none waits for one that failed.
+
+        `work` that talks to other ranks must not leave them waiting when it fails.
+        """
+        if self.size == 1:
+            return work()
+        result: T | None = None
+        error: Exception | None = None
+        try:
+            result = work()
+        except Exception as raised:
+            error = raised
+        messages = self.gather(None if error is None else repr(error))
+        if error is not None:
+            raise error
+        failed = [f"rank {rank}: {message}" for rank, message in enumerate(messages) if message is not None]
+        if failed:
+            raise RuntimeError("; ".join(failed))
+        return result  # type: ignore[return-value]  # there is one without error
+
     def gather(self, item: Any) -> list[Any]:
         """Any picklable thing of every rank, in their order."""
         if self.size == 1:
@@ -72,3 +95,8 @@ class Axis:
 
 LONE = Axis()
 """A rank alone."""
+
+
+def world() -> Axis:
+    """All ranks of the run."""
+    return Axis.of(None) if dist.is_initialized() else LONE

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import torch
 
 from longrl.callbacks.evaluation import EvaluationReport
-from longrl.evaluation.records import read_jsonl
+from longrl.evaluation.metric import CategoryAccuracy
+from longrl.evaluation.records import read_jsonl, sample_record
 from longrl.parallel import Parallel
 from longrl.types import Batch, Completion, Group, Prompt, Row
 
@@ -21,7 +22,7 @@ def group(name, *answers):
 def report_of(report, folder, *groups, gather=None):
     """Two groups per batch, then the end of the test."""
     trainer = SimpleNamespace(default_root_dir=str(folder), is_global_zero=True)
-    parallel = Parallel() if gather is None else SimpleNamespace(data=SimpleNamespace(gather=gather))
+    parallel = Parallel() if gather is None else SimpleNamespace(data=gather)
     module = SimpleNamespace(parallel=parallel)
     for number, start in enumerate(range(0, len(groups), 2)):
         own = list(groups[start : start + 2])
@@ -40,10 +41,16 @@ def test_all_completions_are_on_file_and_a_question_scores_their_mean(tmp_path):
 
 
 def test_questions_of_several_ranks_come_in_the_order_of_the_rows(tmp_path):
-    first, second = EvaluationReport(), EvaluationReport()
-    second._collect(Batch([], groups=[group("b", "A", "B")]))
+    second = [sample_record(group("b", "A", "B"), index=n) for n in range(2)]
+    count = CategoryAccuracy()
+    count.update(second)
+
+    class TwoRanks:
+        def gather(self, own):
+            return [own, count.lines if isinstance(own[0], str) else [second]]
+
     records, score = report_of(
-        first, tmp_path, group("a", "B", "B"), group("c", "A", "A"), gather=lambda own: [own, second._questions]
+        EvaluationReport(), tmp_path, group("a", "B", "B"), group("c", "A", "A"), gather=TwoRanks()
     )
     assert [(name, sample) for name, sample, _ in records] == [(name, n) for name in "abc" for n in range(2)]
     assert (score["accuracy"], score["n"]) == (0.5, 3)

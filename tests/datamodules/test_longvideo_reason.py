@@ -417,7 +417,7 @@ def test_every_shipped_piece_parses(path):
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(LongVideoReason, "data", skip={"family"}, instantiate=False)
     options = parser.instantiate(parser.parse_args([f"--data={path}"])).data
-    assert LongVideoReason(vl_family(), **options.as_dict()).sources["train"]
+    assert LongVideoReason(vl_family(), **vars(options)).sources["test"]
 
 
 def test_a_share_of_training_rows_comes_without_media_and_reasoning():

@@ -9,7 +9,7 @@ from tests.tiny import text_family
 @pytest.mark.parametrize(
     ("option", "template", "message"),
     [
-        ("question_template", "{problem} {options}", r"may name \{problem\}, got \{options\} in '\{problem\} \{opt"),
+        ("question_template", "{problem} {options}", r"may name \{problem\}, \{subtitles\}, got \{options\} in '"),
         ("response_template", "{reason}{answer}", r"may name \{reasoning\}, \{answer\}, \{option\}, got \{reason\}"),
         ("answer_template", "{problem}", r"may name .*, got \{problem\} in '\{problem\}'; correct the name"),
     ],

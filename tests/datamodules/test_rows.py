@@ -12,13 +12,12 @@ from longrl.datamodules.rows import (
     load_row_function,
     longvideo_reason_row,
     make_rows,
-    media_root_of,
     plain_answer,
     plain_reasoning,
-    read_records,
     text_math_row,
     video_r1_row,
 )
+from longrl.datamodules.sources import media_root_of, read_records
 from longrl.datamodules.synthetic import SyntheticConfig, make_records
 from longrl.rewards.tasks import check_answer
 
@@ -70,14 +69,19 @@ def test_a_hub_id_is_read_with_its_split(monkeypatch):
 
     asked = []
 
-    def load_dataset(name, split):
-        asked.append((name, split))
+    def load_dataset(name, config, split):
+        asked.append((name, config, split))
         return datasets.Dataset.from_list(RECORDS)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert read_records("LongVideo-Reason/longvideo-reason:validation[:2]") == RECORDS
     assert read_records("openai/gsm8k") == RECORDS
-    assert asked == [("LongVideo-Reason/longvideo-reason", "validation[:2]"), ("openai/gsm8k", "train")]
+    assert read_records("lmms-lab/NExTQA/MC:test") == RECORDS
+    assert asked == [
+        ("LongVideo-Reason/longvideo-reason", None, "validation[:2]"),
+        ("openai/gsm8k", None, "train"),
+        ("lmms-lab/NExTQA", "MC", "test"),
+    ]
     assert media_root_of("openai/gsm8k") is None
 
 
@@ -87,10 +91,11 @@ def test_a_hub_id_is_read_with_its_split(monkeypatch):
         ("missing.jsonl", None, "does not exist"),
         ("cut.jsonl", '{"problem": "a"}\n{"problem": ', r"line 2 of .*cut\.jsonl is no JSON"),
         ("list.jsonl", "[1]\n", r"line 1 of .* must hold a record, got list"),
-        ("record.json", "{}", "must hold a list of records, got dict"),
+        ("record.json", "{}", "must hold a list of records, or records by name, got dict"),
         ("lines.json", "{}\n{}\n", r"name a file of one record per line \.jsonl"),
         ("empty.jsonl", "\n", "holds no record"),
-        ("rows.csv", "a,b\n", "hub id owner/name:split, got"),
+        ("rows.txt", "a,b\n", "hub id owner/name:split, got"),
+        ("names.json", '{"a": 1}', "must hold a list of records, or records by name, got dict"),
     ],
 )
 def test_a_source_that_cannot_be_read_says_why(tmp_path, source, content, message):

@@ -145,12 +145,11 @@ FAMILIES = {
 @pytest.mark.parametrize("make", FAMILIES.values(), ids=FAMILIES)
 def test_a_family_resizes_a_chunk_as_it_resizes_the_whole(make):
     family = make()
-    per_cell = family.frames_per_cell
     for name, count in (("b_frames.mp4", 13), ("plain.mp4", 45)):
         whole = read_video(clip(name), VideoSampling(fps=None, num_frames=count))
         wanted = family.patch(whole)
         for size in (1, 3, count):
-            parts = whole.pixels.split(size * per_cell)
+            parts = whole.pixels.split(size * wanted.frames_per_cell)
             resized = [family.resize(dataclasses.replace(whole, pixels=part)) for part in parts]
             made = [family.patch(part) for part in resized]
             assert all(part.resized for part in resized)

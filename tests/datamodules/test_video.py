@@ -1,12 +1,13 @@
 import os
 import pickle
+from dataclasses import replace
 from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -106,6 +107,43 @@ def test_a_frame_that_stands_still_is_taken_once_and_missing_ones_are_added_wher
 def test_a_video_shorter_than_the_minimum_gives_all_its_frames():
     assert sample_indices([0.0, 0.5], 1.0, VideoSampling(fps=1.0, min_frames=4)) == [0, 1]
     assert sample_indices([0.0], 0.0, VideoSampling()) == [0]
+
+
+def test_of_a_span_the_frames_on_show_in_it_are_sampled_as_a_video_of_their_own():
+    starts = np.arange(40) / 4  # 10 s at 4 frames per second
+    sampling = VideoSampling(fps=2.0, min_frames=1, span_s=(2.0, 5.0))
+    assert sample_indices(starts, 10.0, sampling) == [index + 8 for index in sample_indices(np.arange(12) / 4, 3.0,
+                                                      VideoSampling(fps=2.0, min_frames=1))]  # fmt: skip
+    every = VideoSampling(fps=None, num_frames=768, span_s=(2.1, 3.1))
+    assert sample_indices(starts, 10.0, every) == [8, 9, 10, 11, 12]  # frame 8 is on show from 2.0 to 2.25 s
+    assert sample_indices(starts + 5, 15.0, every) == [8, 9, 10, 11, 12]  # counted from the first frame
+    late = VideoSampling(fps=None, num_frames=768, span_s=(9.6, 99.0))
+    assert sample_indices(starts, 10.0, late) == [38, 39]
+
+
+@given(
+    count=st.integers(1, 100), start=st.floats(0, 9), length=st.floats(0.01, 20), fps=st.sampled_from([1, 4, 25]),
+    sampling=samplings(),
+)  # fmt: skip
+def test_no_frame_outside_a_span_is_taken(count, start, length, fps, sampling):
+    starts = np.arange(count) / fps
+    assume(start < count / fps)
+    indices = sample_indices(starts, count / fps, replace(sampling, span_s=(start, start + length)))
+    assert indices
+    assert indices == sorted(set(indices))
+    assert all(starts[i] < start + length and starts[i] + 1 / fps > start - 1e-9 for i in indices)
+
+
+def test_a_span_is_decoded_with_its_own_times_and_key(tmp_path):
+    path = write(tmp_path / "v.mp4", 40)  # 4 s, frame i of level 10 + 3 i
+    part, whole = read_video(path, VideoSampling(span_s=(1.0, 3.0), fps=1.0, min_frames=2)), read_video(path, ALL)
+    assert part.timestamps == (1.5, 2.5)
+    assert torch.equal(part.pixels, whole.pixels[[15, 25]])
+    assert part.key == read_video(path, VideoSampling(span_s=(1.0, 3.0), fps=None, num_frames=2, min_frames=1)).key
+    with pytest.raises(BrokenMedia, match=r"it ends after 4\.0 s, before the part from 5 s on"):
+        read_video(path, VideoSampling(span_s=(5.0, 6.0)))
+    with pytest.raises(ValueError, match="span_s must be two increasing seconds from 0 on"):
+        VideoSampling(span_s=(3.0, 1.0))
 
 
 def test_an_hour_is_thinned_to_the_maximum():

@@ -32,6 +32,7 @@ def test_a_record_holds_what_was_asked_seen_said_and_scored():
         "sample": 0,
         "task": "multiple_choice",
         "category": "spatial",
+        "breakdowns": {},
         "video": "clips/7.mp4",
         "problem": ROW.problem,
         "answer": "B",

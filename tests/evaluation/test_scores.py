@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -197,3 +198,67 @@ def test_runs_on_other_questions_cannot_be_paired():
         paired_difference([record("1", True)], [record("2", True), record("3", True)])
     with pytest.raises(ValueError, match="id '1' twice"):
         paired_difference([record("1", True), record("1", True)], [record("1", True)])
+
+
+# ---- against other ways to the same numbers ----
+
+
+def bootstrap(values: list[float], clusters: list[int], draws: int = 4000) -> tuple[float, float]:
+    """95% percentile interval of the mean when whole clusters are drawn with replacement."""
+    generator = np.random.default_rng(0)
+    sums = np.bincount(clusters, weights=values)
+    sizes = np.bincount(clusters)
+    drawn = generator.integers(0, len(sums), (draws, len(sums)))
+    means = sums[drawn].sum(1) / sizes[drawn].sum(1)
+    return tuple(np.quantile(means, [0.025, 0.975]))
+
+
+def answers(num_videos: int, share: float, alike: float, seed: int) -> tuple[list[float], list[int]]:
+    """One to eight questions on each video, right with a probability that varies from video to video."""
+    generator = np.random.default_rng(seed)
+    sizes = generator.integers(1, 9, num_videos)
+    by_video = generator.beta(share * (1 / alike - 1), (1 - share) * (1 / alike - 1), num_videos)
+    clusters = np.repeat(np.arange(num_videos), sizes)
+    values = generator.random(len(clusters)) < by_video[clusters]
+    return values.astype(float).tolist(), clusters.tolist()
+
+
+@pytest.mark.parametrize(("num_videos", "share", "alike"), [(300, 0.5, 0.4), (300, 0.8, 0.4), (900, 0.65, 0.15)])
+def test_cluster_intervals_are_those_of_a_bootstrap_over_videos(num_videos, share, alike):
+    for seed in range(3):
+        values, clusters = answers(num_videos, share, alike, seed)
+        found, (low, high) = score(values, clusters), bootstrap(values, clusters)
+        width = high - low
+        assert found.cluster_low == pytest.approx(low, abs=0.1 * width)
+        assert found.cluster_high == pytest.approx(high, abs=0.1 * width)
+        assert found.high - found.low < 0.95 * width  # what questions taken as independent would say
+
+
+def test_intervals_of_a_paired_difference_are_those_of_a_bootstrap_over_videos():
+    values, clusters = answers(300, 0.5, 0.4, seed=7)
+    generator = np.random.default_rng(1)
+    later = [float(generator.random() < 0.7) if generator.random() < 0.3 else value for value in values]
+    rows = [[record(str(n), bool(v), video=str(c)) for n, (v, c) in enumerate(zip(run, clusters, strict=True))]
+            for run in (values, later)]  # fmt: skip
+    found = paired_difference(*rows)
+    low, high = bootstrap([b - a for a, b in zip(values, later, strict=True)], clusters)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.1 * (high - low))
+
+
+def test_the_cluster_interval_holds_the_truth_about_as_often_as_it_says():
+    held = plain = 0
+    for seed in range(400):
+        found = score(*answers(60, 0.6, 0.4, seed))
+        held += found.cluster_low <= 0.6 <= found.cluster_high
+        plain += found.low <= 0.6 <= found.high
+    assert 0.92 <= held / 400 <= 0.98
+    assert plain / 400 < 0.88
+
+
+def test_always_b_on_the_published_answer_key_is_shown_as_no_better_than_the_majority():
+    """LongVideo-Reason-eval: of 1000 answers 441 are B (reference of the set: 299 C, 153 A, 107 D)."""
+    key = "B" * 441 + "C" * 299 + "A" * 153 + "D" * 107
+    summary = summarize([record(str(n), gold == "B", answer=gold, letter="B") for n, gold in enumerate(key)])
+    assert (summary.majority_letter, summary.majority_accuracy) == ("B", 0.441)
+    assert summary.scores["overall"].accuracy == summary.majority_accuracy
+    assert summary.scores["overall"].low < summary.majority_accuracy

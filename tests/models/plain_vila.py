@@ -56,11 +56,22 @@ def project(kind: str, weights: dict[str, Tensor], features: Tensor) -> Tensor:
     return linear(gelu(linear(norm(hidden, "4."), "5.")), "7.")
 
 
+def released_pool(num_frames: int) -> int:
+    """Frames that LongVILA-R1's code averages: 4 * (num_frames / 256 rounded up to 1, 2, 4 or 8)."""
+    share = num_frames / 256
+    for bucket in (1, 2, 4):
+        if share <= bucket:
+            return 4 * bucket
+    return 4 * 8
+
+
 class PlainVila(nn.Module):
     """The parts under their own names, gradients included."""
 
-    def __init__(self, llm: nn.Module, tower: nn.Module, projector: nn.Module, kind: str, pool: int) -> None:
+    def __init__(self, llm: nn.Module, tower: nn.Module, projector: nn.Module, kind: str, pool: int | str) -> None:
         super().__init__()
+        self.scales: list[int] = []
+        self.output_scale = 0
         self.llm, self.vision_tower, self.mm_projector = llm, tower, projector
         self.kind, self.pool = kind, pool
         self.media_tokens: tuple[int, ...] = ()
@@ -74,24 +85,64 @@ class PlainVila(nn.Module):
         llm.load_state_dict(model.llm.state_dict())
         tower.load_state_dict(model.vision_tower.state_dict())
         projector = copy.deepcopy(model.mm_projector)
-        plain = cls(llm, tower, projector, config["mm_projector_type"], family.frames_per_cell)
+        plain = cls(llm, tower, projector, config["mm_projector_type"], family.pool_frames or 1)
+        top = json.loads(Path(family.model_path, "config.json").read_text())
+        if top.get("dynamic_s2"):
+            plain.scales = [int(scale) for scale in top["s2_scales"].split(",")]
+            plain.output_scale = top.get("s2_resize_output_to_scale_idx") or 0
         plain.media_tokens = tuple(family.tokenizer.convert_tokens_to_ids(["<image>", "<vila/video>"]))
         return plain
 
-    def frame_rows(self, pixels: Tensor) -> Tensor:
-        """[F, 3, S, S] uint8 -> [F, N, D]."""
+    def hidden(self, pixels: Tensor) -> Tensor:
+        """[F, 3, S, S] uint8 -> [F, P, C] of the tower's last layer but one."""
         scaled = (pixels.float() / 255 - 0.5) / 0.5
-        hidden = self.vision_tower(pixel_values=scaled, output_hidden_states=True).hidden_states[-2]
-        return project(self.kind, dict(self.mm_projector.named_parameters()), hidden)
+        return self.vision_tower(pixel_values=scaled, output_hidden_states=True).hidden_states[-2]
+
+    def project(self, features: Tensor) -> Tensor:
+        return project(self.kind, dict(self.mm_projector.named_parameters()), features)
+
+    def frame_rows(self, pixels: Tensor) -> Tensor:
+        """[F, 3, S, S] uint8 -> [F, N, D]; with scales, a frame's one stands for all."""
+        return self.project(self.hidden(pixels).repeat(1, 1, max(1, len(self.scales))))
+
+    def image_rows(self, pixels: Tensor, rows: int, columns: int) -> Tensor:
+        """[tiles of all scales, 3, S, S] -> [N, D]: their maps side by side on the grid of one, projected by tiles."""
+        hidden, maps, first = self.hidden(pixels), [], 0
+        squares = [(scale // self.scales[0],) * 2 for scale in self.scales[:-1]]
+        for down, across in [*squares, (rows, columns)]:
+            tiles, first = hidden[first : first + down * across], first + down * across
+            side = int(tiles.shape[1] ** 0.5)
+            lines = []
+            for y in range(down * side):
+                line = [tiles[y // side * across + x // side, y % side * side + x % side] for x in range(across * side)]
+                lines.append(torch.stack(line))
+            maps.append(torch.stack(lines))  # [down * side, across * side, C]
+        high, wide = maps[self.output_scale].shape[:2]
+        joined = torch.cat([
+            nn.functional.adaptive_avg_pool2d(item.permute(2, 0, 1)[None], (high, wide))[0].permute(1, 2, 0)
+            for item in maps
+        ], -1)  # fmt: skip
+        lines = []
+        for top in range(0, high, side):
+            cut = [joined[top : top + side, left : left + side] for left in range(0, wide, side)]
+            made = self.project(torch.stack([tile.flatten(0, 1) for tile in cut]))
+            small = int(made.shape[1] ** 0.5)
+            lines.append(torch.cat([tile.view(small, small, -1) for tile in made], 1))
+        return torch.cat(lines).flatten(0, 1)
 
     def media_rows(self, medium: Any) -> Tensor:
         """[N, D] of a medium."""
         size = self.vision_tower.config.image_size
-        rows = self.frame_rows(medium.patches.view(-1, 3, size, size))
+        pixels = medium.patches.view(-1, 3, size, size)
+        if medium.kind == "image" and self.scales and len(pixels) > 1:
+            patches = size // self.vision_tower.config.patch_size
+            return self.image_rows(pixels, *(length // patches for length in medium.grid_thw[1:]))
+        rows = self.frame_rows(pixels)
         if medium.kind == "image" or self.pool == 1:
             return rows.flatten(0, 1)
-        frames = [rows[min(place, len(rows) - 1)] for place in range(-(-len(rows) // self.pool) * self.pool)]
-        pooled = [sum(frames[n : n + self.pool]) / self.pool for n in range(0, len(frames), self.pool)]
+        pool = released_pool(len(rows)) if self.pool == "by_length" else int(self.pool)
+        frames = [rows[min(place, len(rows) - 1)] for place in range(-(-len(rows) // pool) * pool)]
+        pooled = [sum(frames[n : n + pool]) / pool for n in range(0, len(frames), pool)]
         return torch.cat(pooled)
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, media: Any) -> Any:

@@ -5,29 +5,24 @@ import torch
 
 from longrl.modules.packing import pack
 from longrl.rollout.features import FeatureCache, TrainableFeatures
+from tests.families import FAMILIES, TEXT, cell, every, proves
 from tests.tiny import (
     assert_same_gradients,
     gradients,
     mixed_prompts,
+    nvila_family,
     omni_family,
     omni_prompts,
     plain_model,
     qwen3_vl_family,
     random_completions,
-    row,
     separate_logps,
-    text_family,
     vila_family,
     vila_folder,
     vl_family,
 )
 
 LENGTHS = [[3, 7, 1, 4], [5], [2, 9]]
-
-
-def text_prompts(family):
-    questions = ["Which one?", "a much longer one? " * 5, "x"]
-    return [family.render(row(str(i)), question) for i, question in enumerate(questions)]
 
 
 def packed_logps(family, model, prompts, completions, coefficients, max_tokens, trainable=True):
@@ -56,6 +51,8 @@ def compare(family, prompts, max_tokens):
     assert_same_gradients(gradients(model), gradients(plain), 1e-5)
 
 
+@proves("same logits", "qwen2.5-vl")
+@proves("shared prefix", "qwen2.5-vl")
 @pytest.mark.parametrize("max_tokens", [60, 90, 10_000], ids=["one_at_a_time", "some", "all_together"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 def test_video_and_images(max_tokens, checkpointing):
@@ -64,21 +61,31 @@ def test_video_and_images(max_tokens, checkpointing):
 
 
 @pytest.mark.parametrize("max_tokens", [110, 10_000], ids=["one_at_a_time", "all_together"])
-@pytest.mark.parametrize("pool", [1, 2])
+@pytest.mark.parametrize("pool", [1, cell("shared prefix", "longvila-r1", "by_length")])
 @pytest.mark.parametrize("projector", ["mlp_downsample_2x2_fix", "mlp_downsample_3x3_fix"])
 def test_vila(projector, pool, max_tokens):
-    family = vila_family(vila_folder(projector=projector), pool_frames=pool, gradient_checkpointing=pool == 2)
+    family = vila_family(vila_folder(projector=projector), pool_frames=pool, gradient_checkpointing=pool != 1)
+    compare(family, mixed_prompts(family), max_tokens)
+
+
+@proves("shared prefix", "nvila")
+@pytest.mark.parametrize("max_tokens", [150, 10_000], ids=["some", "all_together"])
+def test_vila_of_several_scales(max_tokens):
+    family = nvila_family()
     compare(family, mixed_prompts(family), max_tokens)
 
 
 @pytest.mark.parametrize("max_tokens", [250, 10_000], ids=["some", "all_together"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
-@pytest.mark.parametrize("experts", [False, True], ids=["dense", "experts"])
+@pytest.mark.parametrize(
+    "experts", [cell("shared prefix", "qwen3-vl", False), cell("shared prefix", "qwen3-vl-moe", True)]
+)
 def test_qwen3_vl(max_tokens, checkpointing, experts):
     family = qwen3_vl_family(experts, gradient_checkpointing=checkpointing)
     compare(family, mixed_prompts(family), max_tokens)
 
 
+@proves("shared prefix", "qwen2.5-omni")
 @pytest.mark.parametrize("max_tokens", [400, 10_000], ids=["some", "all_together"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 def test_qwen_omni(max_tokens, checkpointing):
@@ -101,11 +108,12 @@ def test_one_of_two_towers_is_frozen(frozen):
     assert_same_gradients(results[1], kept, 1e-6)
 
 
-@pytest.mark.parametrize("model_type", ["qwen2", "qwen3"])
+@every("shared prefix", TEXT)
 @pytest.mark.parametrize("max_tokens", [150, 10_000])
-def test_text(model_type, max_tokens):
-    family = text_family(model_type)
-    compare(family, text_prompts(family), max_tokens)
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+def test_text(name, max_tokens, checkpointing):
+    family = FAMILIES[name].make(gradient_checkpointing=checkpointing)
+    compare(family, FAMILIES[name].prompts(family), max_tokens)
 
 
 @pytest.mark.parametrize("make", [vl_family, qwen3_vl_family])

@@ -3,7 +3,6 @@
 import dataclasses
 import pickle
 import shutil
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from longrl.models.qwen_omni import QwenOmniFamily, _chunks
 from longrl.modules.packing import pack
 from longrl.planning.inputs import Sizes
-from longrl.rollout import serve
 from longrl.rollout.engine import HFEngine
 from longrl.rollout.features import FeatureCache, encode_share, gather_rows
 from longrl.strategies.frames import Share
 from longrl.types import Frames, Media, Prompt, SamplingParams, Sound
+from tests.families import proves
 from tests.tiny import frames, held, omni_family, omni_folder, omni_prompts, plain_model, row, sound
 
 
@@ -144,6 +143,7 @@ def test_positions_are_those_of_the_model(name):
     assert torch.equal(prompt.position_ids, wanted[:, 0])
 
 
+@proves("same logits", "qwen2.5-omni")
 @every
 def test_logits_are_those_of_transformers_from_pixels_and_samples(name):
     """Its own processor, positions and forward, of every token of the prompt."""
@@ -330,11 +330,6 @@ def test_a_family_travels_to_workers():
 def test_a_plan_says_that_it_counts_no_sound():
     with pytest.raises(ValueError, match="QwenOmniFamily also has an audio tower and reads sound; plan the vision"):
         Sizes.of(omni_family())
-
-
-def test_a_server_is_refused():
-    with pytest.raises(ValueError, match="`serve` does not take QwenOmniFamily: .*VLLMEngine or .*HFEngine"):
-        serve.run(omni_family(), SimpleNamespace())
 
 
 def test_gathered_rows_lie_where_the_whole_has_them():

@@ -1,14 +1,11 @@
-"""VILA against plain parts and the published layout: tokens, pixels, projectors, tiles, scales, folders."""
+"""VILA against plain parts: tokens, pixels, projectors, tiles, scales, pooling. Folders: test_vila_folders.py."""
 
+import dataclasses
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
 
 from longrl.models.tiny import tiny_tokenizer, tiny_vila
 from longrl.models.vila import VilaFamily
@@ -16,16 +13,13 @@ from longrl.models.vila_config import DOWNSAMPLING, VilaConfig
 from longrl.models.vila_model import Downsample
 from longrl.models.vila_tiles import tile_grid
 from longrl.modules.packing import pack
-from longrl.modules.weights import build_from
 from longrl.rollout.engine import HFEngine
 from longrl.rollout.features import FeatureCache
 from longrl.strategies.frames import Share
 from longrl.types import SamplingParams
-from tests.models.plain_vila import PlainVila, project, squares
-from tests.tiny import frames, held, row, vila_family, vila_folder
-
-SCALES = {"image_aspect_ratio": "dynamic_s2", "dynamic_s2": True, "s2_scales": "56,112,168", "max_tiles": 12}
-"""Of NVILA-8B, whose scales are 448,896,1344, at an eighth."""
+from tests.families import proves
+from tests.models.plain_vila import PlainVila, released_pool, squares
+from tests.tiny import SCALES, frames, held, row, vila_family, vila_folder
 
 
 def next_logits(family, model, prompt):
@@ -83,6 +77,7 @@ def picture(clip, place=0) -> Image.Image:
 # ---- what the language model reads ----
 
 
+@proves("same logits", "nvila")
 @pytest.mark.parametrize("projector", list(DOWNSAMPLING))
 def test_logits_are_those_of_the_parts_put_together_as_published(projector):
     """A video of 5 frames and two images, none of the tower's size."""
@@ -96,6 +91,7 @@ def test_logits_are_those_of_the_parts_put_together_as_published(projector):
     torch.testing.assert_close(next_logits(family, model, prompt), plain_logits(plain, family, text, rows))
 
 
+@proves("same logits", "longvila-r1")
 @pytest.mark.parametrize(
     ("count", "means"), [(8, ([0, 1, 2, 3], [4, 5, 6, 7])), (6, ([0, 1, 2, 3], [4, 5, 5, 5])), (1, ([0, 0, 0, 0],))]
 )
@@ -111,6 +107,64 @@ def test_frames_are_pooled_and_the_last_one_fills_up(count, means):
         rows += [grid.mean(0), "\n"]
     logits = plain_logits(plain, family, "<vila/video>what?", [[*rows, "end"]])
     torch.testing.assert_close(next_logits(family, model, prompt), logits)
+
+
+@proves("same logits", "longvila-r1")
+def test_longer_videos_are_pooled_more():
+    """LongVILA-R1's rule for each video of a prompt by itself: 4 frames of 5, 8 of 300."""
+    family = vila_family(pool_frames="by_length")
+    model, lengths = family.build(), (5, 300)
+    plain = PlainVila.of(model, family)
+    clips = [frames(count, 56, 56, f"v{count}") for count in lengths]
+    prompt = family.render(row(), "what?", clips)
+    assert [(item.grid_thw[0], item.frames_per_cell) for item in prompt.media] == [(2, 4), (38, 8)]
+    rows = []
+    for clip, size in zip(clips, (4, 8), strict=True):
+        whole = plain.frame_rows(clip.pixels)
+        filled = torch.cat([whole, whole[-1:].expand(-len(whole) % size, -1, -1)])
+        rows.append([part for own in filled.split(size) for part in (own.mean(0), "\n")])
+    logits = plain_logits(plain, family, "<vila/video><vila/video>what?", rows)
+    torch.testing.assert_close(next_logits(family, model, prompt), logits)
+
+
+@pytest.mark.parametrize(
+    ("count", "pool"), [(1, 4), (256, 4), (257, 8), (512, 8), (513, 16), (1024, 16), (1025, 32), (3600, 32)]
+)
+def test_the_released_rule_of_pooling(count, pool):
+    family = vila_family(pool_frames="by_length")
+    assert family.frames_per_cell.of(count) == released_pool(count) == pool
+    item = family.patch(without_pixels(frames(1, 56, 56), count))
+    assert (item.grid_thw[0], item.frames_per_cell) == (-(-count // pool), pool)
+
+
+def without_pixels(clip, count):
+    """The outline of a video of so many frames."""
+    return dataclasses.replace(clip, pixels=clip.pixels[:0], timestamps=tuple(map(float, range(count))))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "pools"),
+    [
+        (None, [1, 1]),
+        ({"_target_": "x.BasicVideoEncoder"}, [1, 1]),
+        ({"_target_": "x.TSPVideoEncoder"}, [4, 8]),  # without sizes it is LongVILA-R1's
+        ({"_target_": "x.TSPVideoEncoder", "pool_sizes": [[8, 1, 1]]}, [8, 8]),
+    ],
+)
+def test_pooling_by_what_the_config_says(encoder, pools):
+    values = {} if encoder is None else {"video_encoder": json.dumps(encoder)}
+    family = vila_family(vila_folder(**values))
+    assert [family.frames_per_cell.of(count) for count in (8, 300)] == pools
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_share_a_video_by_cells_of_its_length(size):
+    family = vila_family(pool_frames="by_length")
+    clip = frames(270, 56, 56, "v")
+    whole = family.patch(clip)
+    parts = [family.patch(held(clip, Share(rank, size), family.frames_per_cell)) for rank in range(size)]
+    assert torch.equal(torch.cat([part.patches for part in parts]), whole.patches)
+    assert all(len(part.patches) % 8 == 0 for part in parts[:-1])  # a cell is never cut
 
 
 @pytest.mark.parametrize(
@@ -140,6 +194,7 @@ def test_several_images_are_not_cut():
     torch.testing.assert_close(next_logits(family, model, prompt), logits)
 
 
+@proves("same logits", "nvila")
 @pytest.mark.parametrize(("output", "projector"), [(-1, "mlp_downsample"), (0, "mlp_downsample_2x2_fix")])
 def test_scales_of_an_image_lie_side_by_side_before_the_projector(output, projector):
     """`dynamic_s2`, by hand: maps of 1, 2 x 2 and rows x columns tiles, resized to one of them, projected by tiles."""
@@ -147,38 +202,19 @@ def test_scales_of_an_image_lie_side_by_side_before_the_projector(output, projec
     clip = frames(1, 60, 100, "i", "image")
     prompt = family.render(row(), "what?", [clip])
     rows, columns = tile_grid(60, 100, 56, min_tiles=9, max_tiles=12)
-    maps = []
+    cut = []
     for down, across in ((1, 1), (2, 2), (rows, columns)):
         large = small(picture(clip), across * 56, down * 56)
-        tiles = [large[:, y * 56 : y * 56 + 56, x * 56 : x * 56 + 56] for y in range(down) for x in range(across)]
-        scaled = (torch.stack(tiles).float() / 255 - 0.5) / 0.5
-        hidden = plain.vision_tower(pixel_values=scaled, output_hidden_states=True).hidden_states[-2]
-        own = torch.zeros(down * 4, across * 4, hidden.shape[-1])
-        for number, tile in enumerate(hidden):
-            y, x = divmod(number, across)
-            own[4 * y : 4 * y + 4, 4 * x : 4 * x + 4] = tile.view(4, 4, -1)
-        maps.append(own)
-    high, wide = maps[output].shape[:2]
-    joined = torch.cat([
-        torch.nn.functional.adaptive_avg_pool2d(item.permute(2, 0, 1)[None], (high, wide))[0].permute(1, 2, 0)
-        for item in maps
-    ], -1)  # fmt: skip
-    weights, result = dict(plain.mm_projector.named_parameters()), torch.zeros(high // 2, wide // 2, 48)
-    for y in range(high // 4):
-        for x in range(wide // 4):
-            patch = joined[4 * y : 4 * y + 4, 4 * x : 4 * x + 4].reshape(1, 16, -1)
-            result[2 * y : 2 * y + 2, 2 * x : 2 * x + 2] = project(projector, weights, patch).view(2, 2, -1)
-    logits = plain_logits(plain, family, "<image>what?", [[result.flatten(0, 1), "\n"]])
+        cut += [large[:, y * 56 : y * 56 + 56, x * 56 : x * 56 + 56] for y in range(down) for x in range(across)]
+    result = plain.image_rows(torch.stack(cut), rows, columns)
+    logits = plain_logits(plain, family, "<image>what?", [[result, "\n"]])
     torch.testing.assert_close(next_logits(family, model, prompt), logits)
 
 
 def test_a_frame_of_a_model_with_scales_has_its_one_scale_for_all():
     family, model, plain = family_and_plain(**SCALES)
     clip = frames(3, 60, 90, "v")
-    pixels = torch.stack([small(picture(clip, n), 56, 56) for n in range(3)])
-    hidden = plain.vision_tower(pixel_values=(pixels.float() / 255 - 0.5) / 0.5, output_hidden_states=True)
-    weights = dict(plain.mm_projector.named_parameters())
-    rows = project("mlp_downsample_2x2_fix", weights, hidden.hidden_states[-2].repeat(1, 1, 3))
+    rows = plain.frame_rows(torch.stack([small(picture(clip, n), 56, 56) for n in range(3)]))
     found = family.encode_media(model, [family.patch(clip)])[0]
     torch.testing.assert_close(found, rows.flatten(0, 1))
 
@@ -300,97 +336,6 @@ def test_the_transformers_engine_generates_what_plain_greedy_decoding_does():
         ids = torch.cat([ids, token[None]])
 
 
-# ---- folders ----
-
-RELEASED = {
-    "mm_projector": ["layers.1.bias", "layers.1.weight", "layers.2.bias", "layers.2.weight", "layers.4.bias",
-                     "layers.4.weight"],
-    "vision_tower": ["vision_model.embeddings.patch_embedding.bias", "vision_model.embeddings.patch_embedding.weight",
-                     "vision_model.embeddings.position_embedding.weight", "vision_model.post_layernorm.bias",
-                     "vision_model.post_layernorm.weight"]
-    + [f"vision_model.encoder.layers.{n}.{part}.{kind}" for n in range(3) for kind in ("weight", "bias")
-       for part in ("layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2", "self_attn.q_proj", "self_attn.k_proj",
-                    "self_attn.v_proj", "self_attn.out_proj")],
-    "llm": ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"]
-    + [f"model.layers.{n}.{part}" for n in range(2)
-       for part in ("input_layernorm.weight", "post_attention_layernorm.weight", "mlp.gate_proj.weight",
-                    "mlp.up_proj.weight", "mlp.down_proj.weight", "self_attn.o_proj.weight",
-                    *(f"self_attn.{x}_proj.{kind}" for x in "qkv" for kind in ("weight", "bias")))],
-}  # fmt: skip
-"""Names in model.safetensors of each part, as transformers 4 wrote them and NVILA-8B has them, at 3 and 2 layers."""
-
-NVILA_8B = {
-    "architectures": ["LlavaLlamaModel"], "chat_template": None, "drop_path_rate": 0.0, "dynamic_s2": True, "fps": 0.0,
-    "hidden_size": 48, "image_aspect_ratio": "dynamic_s2", "interpolate_mode": "linear", "mm_hidden_size": 96,
-    "mm_projector_lr": None, "mm_use_im_patch_token": True, "mm_use_im_start_end": False,
-    "mm_vision_select_feature": "cls_patch", "mm_vision_select_layer": -2, "model_dtype": "torch.bfloat16",
-    "model_type": "llava_llama", "num_time_tokens": 0, "num_video_frames": 8, "resume_path": "runs/train/x/model",
-    "s2": False, "s2_max_split_size": 56, "s2_resize_output_to_scale_idx": -1, "s2_scales": "56,112,168",
-    "soft_ce_std": 1.0, "time_token_format": "<t{t}>", "time_token_ids": [], "transformers_version": "4.46.0",
-    "tune_language_model": True, "tune_mm_projector": True, "tune_vision_tower": True, "vision_resolution": -1,
-}  # fmt: skip
-"""All fields of NVILA-8B's config.json beside its parts, widths and scales reduced."""
-
-
-@pytest.fixture
-def released(tmp_path):
-    """A folder whose files have the names and fields of NVILA-8B, with random weights."""
-    folder = tiny_vila(tmp_path / "released", projector="mlp_downsample", text={"tie_word_embeddings": False})
-    parts = {name: json.loads((folder / name / "config.json").read_text()) for name in RELEASED}
-    llm = parts["llm"]
-    llm |= {"rope_theta": llm.pop("rope_parameters")["rope_theta"], "rope_scaling": None, "torch_dtype": "float32",
-            "model_max_length": 8192, "tokenizer_padding_side": "right", "max_window_layers": 28}  # fmt: skip
-    parts["vision_tower"] |= {"num_image_tokens": 256, "projection_dim": 2048, "projector_hidden_act": "gelu_fast"}
-    for name, config in parts.items():
-        config.pop("transformers_version", None)
-        (folder / name / "config.json").write_text(json.dumps(config | {"_name_or_path": f"runs/train/x/model/{name}"}))
-    top = NVILA_8B | {f"{name}_cfg": config for name, config in parts.items()}
-    (folder / "config.json").write_text(json.dumps(top))
-    model = VilaFamily(str(folder), random_init=True).build()
-    states = {"llm": model.llm.state_dict(), "mm_projector": model.mm_projector.state_dict()}
-    states["vision_tower"] = {f"vision_model.{key}": value for key, value in model.vision_tower.state_dict().items()}
-    for name, state in states.items():
-        assert sorted(state) == sorted(RELEASED[name])
-        save_file({key: value.contiguous() for key, value in state.items()}, folder / name / "model.safetensors",
-                  metadata={"format": "pt"})  # fmt: skip
-    return folder, model.state_dict()
-
-
-def test_a_released_folder_is_read_and_written_again_bit_by_bit(released, tmp_path):
-    folder, state = released
-    family = VilaFamily(str(folder))
-    model = family.build()
-    assert model.state_dict().keys() == state.keys()
-    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    written = tmp_path / "written"
-    model.save_pretrained(written)
-    family.save_processing(written)
-    for name, keys in RELEASED.items():
-        with safe_open(written / name / "model.safetensors", "pt") as file:
-            assert sorted(file.keys()) == sorted(keys)
-    again = VilaFamily(str(written))
-    assert all(torch.equal(value, state[name]) for name, value in again.build().state_dict().items())
-    config = json.loads((written / "config.json").read_text())
-    assert {key: config[key] for key in NVILA_8B} == NVILA_8B
-    assert again.config.preprocessor == family.config.preprocessor
-    prompts = [one.render(row(), "what?", [frames(3, 60, 90)]) for one in (family, again)]
-    assert torch.equal(prompts[0].input_ids, prompts[1].input_ids)
-    assert AutoModelForCausalLM.from_pretrained(written / "llm").config.model_type == "qwen2"
-
-
-def test_a_template_of_the_folder_replaces_the_tokenizers(tmp_path):
-    folder = tiny_vila(tmp_path / "one", chat_template="plain")
-    template = "{%- for message in messages %}\n    {{ message['content'] + '\\n' }}\n{% endfor %}\n"
-    (folder / "plain.jinja").write_text(template)
-    family = VilaFamily(str(folder), random_init=True)
-    written = tmp_path / "two"
-    family.build().save_pretrained(written)
-    family.save_processing(written)
-    for one in (family, VilaFamily(str(written))):
-        prompt = one.render(row(), "what?", [frames(1)])
-        assert one.tokenizer.decode(prompt.input_ids) == "<vila/video>" * 4 + "\nwhat?\n"
-
-
 @pytest.mark.parametrize("values", [{}, {"image_aspect_ratio": "dynamic"}, SCALES], ids=["resize", "dynamic", "s2"])
 def test_a_rank_without_pixels_renders_the_same_prompt(values):
     family = vila_family(vila_folder(**values), pool_frames=2)
@@ -402,54 +347,3 @@ def test_a_rank_without_pixels_renders_the_same_prompt(values):
         for mine, theirs in zip(part.media, whole.media, strict=True):
             assert (mine.key, mine.grid_thw, mine.timestamps) == (theirs.key, theirs.grid_thw, theirs.timestamps)
         assert [len(item.patches) > 0 for item in part.media] == [True, share.rank == 1]
-
-
-def test_a_run_may_start_from_an_exported_folder(released):
-    folder, state = released
-    family = VilaFamily(str(folder), random_init=True)
-    found = build_from(family, str(folder)).state_dict()
-    assert all(torch.equal(value, state[name]) for name, value in found.items())
-
-
-@pytest.mark.parametrize("part", list(RELEASED))
-def test_missing_unknown_and_misshapen_weights_are_named(released, part):
-    folder, _ = released
-    file = folder / part / "model.safetensors"
-    state = load_file(file)
-    lost, changed = sorted(state)[0], sorted(state)[-1]
-    state["surplus.weight"] = state.pop(lost)
-    state[changed] = torch.zeros(*state[changed].shape, 2)
-    save_file(state, file, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=rf"{part} does not hold the weights .*\(3 differences\)") as error:
-        VilaFamily(str(folder)).build()
-    short = [name.removeprefix("vision_model.") for name in (lost, changed)]
-    assert f"{short[0]} is missing" in str(error.value)
-    assert f"{short[1]} is [" in str(error.value)
-    assert "surplus.weight is unknown" in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"image_aspect_ratio": "pad"}, "image_aspect_ratio must be None or 'resize' or 'dynamic'.*got 'pad'"),
-        ({"mm_vision_select_feature": "patch"}, "mm_vision_select_feature must be 'cls_patch'.*got 'patch'"),
-        ({"s2": True}, "s2 must be False"),
-        ({"video_max_tiles": 4}, "video_max_tiles must be 1"),
-        ({"chat_template": "qwen2"}, "qwen2.jinja does not exist; put the template there"),
-        ({"video_encoder": '{"_target_": "x.TSPVideoEncoder", "pool_sizes": [[1, 3, 3]]}'}, r"pool_sizes=\[1, 3, 3\]"),
-        ({"video_encoder": '{"_target_": "x.TSPVideoEncoder", "pool_sizes": [[2, 1, 1], [1, 2, 2]]}'}, "one size"),
-        ({"video_encoder": '{"_target_": "x.TimeEncoder"}'}, "an encoder must be BasicImageEncoder"),
-    ],
-)
-def test_what_is_not_supported_is_refused(values, message):
-    with pytest.raises(ValueError, match=message):
-        VilaFamily(vila_folder(**values)).build()
-
-
-def test_other_parts_are_refused(tmp_path):
-    folder = tiny_vila(tmp_path, projector="mlp_downsample_3x3_s2")
-    with pytest.raises(ValueError, match="mm_projector must be linear or .*got 'mlp_downsample_3x3_s2'"):
-        VilaFamily(str(folder)).build()
-    Path(folder, "llm", "config.json").unlink()
-    with pytest.raises(ValueError, match="is no VILA folder: neither llm/config.json nor llm_cfg"):
-        VilaFamily(str(folder)).build()

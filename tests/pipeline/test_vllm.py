@@ -12,12 +12,15 @@ import pytest
 
 from longrl.chat.endpoint import Decoding, Endpoint
 from longrl.chat.journal import Journal
+from longrl.evaluation.evaluate import Evaluation, parsed
+from longrl.evaluation.records import read_jsonl
 from longrl.models.tiny import tiny_qwen2_5_vl, tiny_text
 from longrl.pipeline.command import run_step
 from longrl.pipeline.config import CaptionOptions, SplitOptions, TimelineOptions
 from longrl.pipeline.workspace import Workspace
 from longrl.rewards import RewardSum, RewardTerm
 from longrl.rewards.judge import Judge
+from tests.evaluation import test_endpoint as evaluation
 from tests.pipeline.running import videos
 from tests.pipeline.test_steps import captioned, config
 from tests.rewards.test_judge import OPEN, group, tagged
@@ -105,6 +108,28 @@ def test_steps_ask_a_real_server_and_a_second_run_asks_nothing(vllm, tmp_path):
     assert all(entry["prompt_tokens"] > 0 and 0 < entry["completion_tokens"] <= 12 for entry in entries)
     assert report.calls["calls"] == len(entries)
     assert run_step(made, step).calls["calls"] == 0
+
+
+def test_an_evaluation_asks_a_real_server_and_a_second_one_asks_nothing(vllm, tmp_path):
+    """The model that reads text alone is asked blind."""
+    how = ["--frames=[2]", "--blind_baseline=true"] if vllm.sees else ["--data.blind=true"]
+    options = {"send_seed": False, "concurrency": 4}
+    how.append("--sampling.max_completion_tokens=12")
+    args = evaluation.arguments(tmp_path, vllm.url, *how, model="tiny", **options)
+    found = Evaluation(*parsed(args)).run()
+    lines = read_jsonl(tmp_path / "samples.jsonl")
+    assert len(lines) == 8 * len(found["conditions"])
+    assert all(line["error"] is None and 0 < line["num_completion_tokens"][0] <= 12 for line in lines)
+    seen = [line["num_prompt_tokens"] for line in lines if line["num_frames"]]
+    blind = [line["num_prompt_tokens"] for line in lines if not line["num_frames"]]
+    assert len(blind) == 8
+    assert all(more > less for more, less in zip(seen, blind, strict=vllm.sees))
+    calls = len(list(Journal(next((tmp_path / "responses").iterdir())).read()))
+    assert calls == len(lines)
+    for path in (tmp_path / "answers").iterdir():
+        path.unlink()
+    assert Evaluation(*parsed(args)).run() == found
+    assert len(list(Journal(next((tmp_path / "responses").iterdir())).read())) == calls
 
 
 def test_a_judge_without_sense_masks_and_does_not_score(vllm, tmp_path):

@@ -7,12 +7,12 @@ import pytest
 
 from longrl.models.qwen3_vl import Qwen3VLFamily
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
-from longrl.models.text import TextFamily
+from longrl.models.text import LlamaFamily, TextFamily
 from longrl.planning import flops, formulas, memory, shapes
 from longrl.planning.hardware import HARDWARE, hardware
 from longrl.planning.host import host
 from longrl.planning.inputs import Plan, Sizes, Tower, micro_batch
-from longrl.planning.report import budgeted, media
+from longrl.planning.report import black_video, budgeted
 
 TINY = Sizes(
     layer_params=(100, 100), root_params=50, hidden=8, num_heads=4, num_key_heads=2, head_size=2, mlp_width=16,
@@ -39,7 +39,8 @@ def seven_b():
             max_video_pixels=3600 * 336 * 336,
         )
     )  # fmt: skip
-    tokens, cell_patches = media(family, 3600, 720, 720)
+    video = black_video(family, 3600, 720, 720)
+    tokens, cell_patches = family.num_features(video), video.grid_thw[1] * video.grid_thw[2]
     return Plan(
         Sizes.of(family), devices=8, sequence_parallel_size=8, weight_bytes=2, gathered_bytes=2, frames=3600,
         gradient_checkpointing=True, media_tokens=tokens, cell_patches=cell_patches, prompt_tokens=tokens + 512,
@@ -128,6 +129,12 @@ def test_moments_in_host_memory_visit_the_device_one_weight_at_a_time():
     assert formulas.optimizer_working_set(plan) == 3 * 4 * 8 * 20 / 2  # the embeddings, wider than the MLP; two shards
     assert host(plan, 0)["offloaded"] == 2 * (2 * 4 * 250 / 2)
     assert host(changed(offload=True, optimizer_offload=True), 0) == host(changed(offload=True), 0)
+
+
+def test_moments_of_8_bits():
+    plan = changed(moment_bytes=1 + 1 / 64, cuda=True)
+    assert formulas.optimizer(plan) == pytest.approx(formulas.optimizer(RUN) * (1 + 1 / 64) / 4)
+    assert formulas.optimizer_working_set(plan) == 0  # they change where they lie
 
 
 def test_an_mlp_in_pieces_keeps_nothing_of_its_width():
@@ -225,13 +232,14 @@ def test_operations_count_the_prompt_once_per_group():
         ("Qwen/Qwen2.5-7B", 7_615_616_512),
         ("Qwen/Qwen2.5-1.5B-Instruct", 1_543_714_304),
         ("Qwen/Qwen3-1.7B", 1_720_574_976),
+        ("meta-llama/Llama-3.2-1B-Instruct", 1_235_814_400),
         ("Qwen/Qwen3-VL-4B-Instruct", 4_437_815_808),
         ("Qwen/Qwen3-VL-8B-Instruct", 8_767_123_696),
     ],
 )
 def test_shipped_shapes_have_the_published_number_of_parameters(name, params):
     kind = Qwen3VLFamily if "Qwen3-VL" in name else Qwen2_5_VLFamily if "VL" in name else TextFamily
-    family = shapes.find(kind(name))
+    family = shapes.find((LlamaFamily if "Llama" in name else kind)(name))
     sizes = Sizes.of(family)
     assert sizes.text_params + (sizes.tower.params if sizes.tower else 0) == params
     assert sizes.head_norms == ("Qwen3" in name)

@@ -62,7 +62,7 @@ def test_quotes_of_several_kinds_hold_the_text():
 
 @pytest.fixture(scope="module")
 def reward() -> OcrMatch:
-    found = OcrMatch(num_threads=1, detection_side=192)
+    found = OcrMatch(num_threads=1)
     found.prepare()
     return found
 
@@ -73,7 +73,7 @@ def test_a_drawn_sign_is_read(reward):
     assert reward(frames, row('a sign with "hello world" on it')) == 1.0
     assert reward(frames, row("a sign", answer="Hello")) == 0.0  # 5 characters too many of 5
     assert reward(frames, row('a sign that says "Help"')) < 0.5
-    assert OcrMatch(anywhere=True, num_threads=1, detection_side=192)(frames, row("", answer="world")) == 1.0
+    assert OcrMatch(anywhere=True, num_threads=1)(frames, row("", answer="world")) == 1.0
 
 
 @has_reader

@@ -19,7 +19,6 @@ from longrl.rollout.vllm_server import VLLMServerEngine
 from longrl.rollout.weight_files import new_folder
 from longrl.rollout.weights import engine_weights
 from longrl.types import SamplingParams
-from tests.distributed import run_distributed
 from tests.tiny import row, text_family
 
 PARAMS = [{"n": 1}]
@@ -204,26 +203,6 @@ def test_a_prompt_without_room_is_named_before_anything_is_sent(fake):
     prompt = family.render(row("long"), "word " * 100)
     with pytest.raises(ValueError, match="prompt 'long' has .* takes 64; start it with a larger --max_model_len"):
         engine.generate(family, None, [prompt], {}, SamplingParams(1, 8), seed=0)
-
-
-def test_an_error_of_one_rank_is_one_of_all():
-    messages = run_distributed(first_rank_fails, 2)
-    assert messages == ["no server for rank 0", "rank 0: ValueError('no server for rank 0')"]
-
-
-def first_rank_fails():
-    import torch.distributed as dist
-
-    from longrl.rollout.vllm_server import together
-
-    def work():
-        if dist.get_rank() == 0:
-            raise ValueError("no server for rank 0")
-
-    try:
-        together(work)
-    except Exception as error:
-        return str(error)
 
 
 # ---- what travels ----

@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from longrl.models.qwen3_vl import Qwen3VLFamily
 from longrl.models.qwen_omni import QwenOmniFamily
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
-from longrl.models.text import TextFamily
+from longrl.models.text import LlamaFamily, TextFamily
 from longrl.models.tiny import tiny_qwen2_5_vl, tiny_qwen3_vl, tiny_qwen_omni, tiny_text, tiny_vila
 from longrl.models.vila import VilaFamily
 from longrl.modules.packing import pack
@@ -24,7 +23,8 @@ from longrl.rollout.features import FeatureCache
 from longrl.rollout.parity import Gap, check, check_seen, stacked
 from longrl.types import SamplingParams
 from tests.distributed import run_distributed
-from tests.tiny import frames, mixed_prompts, omni_prompts, row, sound
+from tests.families import cell
+from tests.tiny import LLAMA_ROPE, SCALES, frames, mixed_prompts, omni_prompts, row, sound
 
 vllm_package = pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
@@ -33,6 +33,11 @@ from longrl.rollout.vllm_engine import VLLMEngine  # noqa: E402
 from longrl.rollout.vllm_options import sampling_arguments  # noqa: E402
 
 WITH_A_TOWER = pytest.mark.parametrize("started", ["qwen2.5-vl"], indirect=True)
+EVERY_MODEL = {
+    "qwen2.5": "qwen2", "qwen3": "qwen3", "qwen2.5-vl": "qwen2.5-vl", "qwen3-vl": "qwen3-vl", "nvila": "vila",
+    "qwen2.5-omni": "qwen2.5-omni", "llama3": "llama", "longvila-r1": "longvila",
+}  # fmt: skip
+"""Family -> what `started` begins; the last two differ from others in little and run one test."""
 OF_VILA = pytest.mark.parametrize("started", ["vila"], indirect=True)
 """Features that enter among the prompt's embeddings, not as media."""
 GREEDY = SamplingParams(1, 24, temperature=0.0)
@@ -50,12 +55,17 @@ def family_of(kind: str, folder: Path):
         sizes = {"min_pixels": 28 * 28, "max_pixels": 56 * 56}
         return QwenOmniFamily(str(made), random_init=True, freeze_tower=False, freeze_audio_tower=False, **sizes)
     if kind == "vila":
-        made = tiny_vila(folder, text=wide)
+        made = tiny_vila(folder, text=wide, projector="mlp_downsample", **SCALES)
         return VilaFamily(str(made), random_init=True, freeze_tower=False, freeze_projector=False)
+    if kind == "longvila":
+        made = tiny_vila(folder, text=wide)
+        return VilaFamily(str(made), random_init=True, freeze_tower=False, freeze_projector=False, pool_frames=4)
     if kind == "qwen3-vl":
         made = tiny_qwen3_vl(folder, text=wide)
         sizes = {"min_pixels": 32 * 32, "max_pixels": 64 * 64}
         return Qwen3VLFamily(str(made), random_init=True, freeze_tower=False, **sizes)
+    if kind == "llama":
+        return LlamaFamily(str(tiny_text(folder, kind, **wide, rope_parameters=LLAMA_ROPE)), random_init=True)
     return TextFamily(str(tiny_text(folder, kind, **wide)), random_init=True)
 
 
@@ -64,7 +74,7 @@ def engine() -> VLLMEngine:
     return VLLMEngine(max_model_len=2048, max_num_seqs=16, kv_cache_gib=0.0625, enforce_eager=True, options=small)
 
 
-@pytest.fixture(scope="module", params=["qwen2", "qwen3", "qwen2.5-vl", "qwen3-vl", "vila", "qwen2.5-omni"])
+@pytest.fixture(scope="module", params=[*EVERY_MODEL.values()][:-2])
 def started(request, tmp_path_factory):
     family = family_of(request.param, tmp_path_factory.mktemp("model"))
     made = engine()
@@ -95,6 +105,7 @@ def gap(family, model, prompts, features, completions, temperature=1.0) -> float
     return float((said - trainer_logp(family, model, prompts, features, completions, temperature)).abs().max())
 
 
+@pytest.mark.parametrize("started", [cell("vLLM", *item) for item in EVERY_MODEL.items()], indirect=True)
 def test_the_engine_is_the_trainer_after_every_step(started):
     family, vllm = started
     model = family.build()
@@ -389,11 +400,10 @@ class Loaded(Qwen3VLFamily):
 
 def gap_of_experts(folder: str) -> float:
     """Of an engine in a process of its own: vLLM's groups of ranks for experts are made with the first model."""
-    made = tiny_qwen3_vl(folder, text={"hidden_size": 192}, experts=True)
+    tiny_qwen3_vl(folder, text={"hidden_size": 192}, experts=True)
     family = Loaded(folder, random_init=True, min_pixels=32 * 32, max_pixels=64 * 64)
     model, prompts = family.build(), prompts_of(family)
-    released = {name: family.engine_tensor(name, weight) for name, weight in model.state_dict().items()}
-    save_file({name: weight.contiguous().clone() for name, weight in released.items()}, made / "model.safetensors")
+    family.save(model, folder)
     vllm = engine()
     vllm.options["load_format"] = "auto"
     vllm.start(family)
@@ -401,7 +411,7 @@ def gap_of_experts(folder: str) -> float:
     return gap(family, model, prompts, features, vllm.generate(family, model, prompts, features, GREEDY, seed=0))
 
 
-def test_experts_from_released_files_are_the_trainers(tmp_path):
+def test_experts_from_an_exported_folder_are_the_trainers(tmp_path):
     """Handing weights over is another matter: vLLM 0.32 on a CPU packs experts for its kernel only once."""
     (found,) = run_distributed(gap_of_experts, 1, str(tmp_path))
     assert found < 1e-4

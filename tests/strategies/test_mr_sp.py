@@ -20,6 +20,7 @@ from longrl.strategies.frames import WHOLE, Share
 from longrl.strategies.mr_sp import MRSPStrategy
 from longrl.types import Batch
 from tests.distributed import run_distributed
+from tests.families import proves
 from tests.modules.test_policy import (
     disturb_text,
     gradients_by_hand,
@@ -34,7 +35,9 @@ from tests.tiny import (
     frames,
     gradients,
     held,
+    llama_family,
     mixed_prompts,
+    nvila_family,
     omni_family,
     omni_prompts,
     peft_model,
@@ -42,6 +45,7 @@ from tests.tiny import (
     qwen3_vl_family,
     row,
     separate_logps,
+    text_family,
     vila_family,
     vl_family,
 )
@@ -58,6 +62,12 @@ FAMILIES = {
         freeze_tower=True, freeze_audio_tower=freeze_tower, **kwargs
     ),
     "qwen3-vl experts": functools.partial(qwen3_vl_family, experts=True),
+    "nvila": lambda lora, offload_checkpoints, mlp_chunk_tokens, freeze_tower, **kwargs: nvila_family(
+        freeze_tower=freeze_tower, freeze_projector=freeze_tower, **kwargs
+    ),
+    "qwen2.5 text": lambda freeze_tower, **kwargs: text_family("qwen2", **kwargs),
+    "qwen3 text": lambda freeze_tower, **kwargs: text_family("qwen3", **kwargs),
+    "llama text": lambda freeze_tower, **kwargs: llama_family(**kwargs),
 }
 
 
@@ -76,7 +86,7 @@ class Case:
     chunks: int = 1
     replicas: int = 1
     lora: bool = False
-    vila_pool: int | None = None
+    vila_pool: int | str | None = None
     """Frames VILA pools; None is Qwen2.5-VL."""
     freeze_tower: bool = False
     """Of VILA's tower alone: its projector trains."""
@@ -236,6 +246,7 @@ def check(cases: list[Case], devices: int) -> None:
 GRIDS = {1: [1], 2: [1, 2], 4: [2, 4], 8: [4]}
 
 
+@proves("SP", "qwen2.5-vl")
 @pytest.mark.parametrize("devices", list(GRIDS))
 def test_any_grid_gives_the_loss_and_gradients_of_one_process(devices):
     """Videos of uneven length at any offset, an image, text; frozen and trainable tower; packed and not; recomputed."""
@@ -249,12 +260,25 @@ def test_any_grid_gives_the_loss_and_gradients_of_one_process(devices):
     check(cases, devices)
 
 
+@proves("SP", "qwen2.5", "qwen3", "llama3")
+def test_text_is_shared():
+    cases = [
+        Case(model=model, sp=sp, prompts="text", budget=budget, checkpointing=checkpointing, kl=checkpointing)
+        for model in ("qwen2.5 text", "qwen3 text", "llama text")
+        for sp, budget, checkpointing in ((2, 57, False), (2, 10_000, True))
+    ]
+    check(cases, 2)
+
+
+@proves("SP", "nvila", "longvila-r1")
 @pytest.mark.parametrize("devices", [2, 3])
 def test_vila_is_shared_by_pooled_frames(devices):
-    """Everything frozen, the projector alone, and all of it trained; packed and not; text between frames."""
+    """Everything frozen, the projector alone, and all of it trained; packed and not; an image of several scales."""
     cases = [
+        Case(model="nvila", sp=devices, budget=150),
         Case(sp=devices, vila_pool=1, freeze=True, budget=110),
         Case(sp=devices, vila_pool=2, freeze_tower=True),
+        Case(sp=devices, vila_pool="by_length", freeze_tower=True, kl=True),
         Case(sp=devices, vila_pool=2, checkpointing=True, chunks=2),
         Case(sp=1, vila_pool=1, freeze_tower=True, prompts="single"),
     ]
@@ -284,6 +308,7 @@ def test_other_batches_on_other_grids(devices):
     check(cases, devices)
 
 
+@proves("SP", "qwen3-vl", "qwen3-vl-moe")
 @pytest.mark.parametrize("devices", [2, 3])
 def test_features_for_several_layers(devices):
     """DeepStack: every rank adds what belongs to its own rows."""
@@ -300,6 +325,7 @@ def test_features_for_several_layers(devices):
     check(cases, devices)
 
 
+@proves("SP", "qwen2.5-omni")
 @pytest.mark.parametrize("devices", [2, 3])
 def test_sound_is_shared_by_windows(devices):
     """Two towers, frozen and not; ranks and teams without a picture, or without a sound; tracks among videos."""

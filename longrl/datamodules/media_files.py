@@ -1,0 +1,68 @@
+"""Where the video of a record lies: published records name files by an id, and archives unpack to other folders."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from pathlib import Path
+
+VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov")
+"""Of files that an id without one may mean; capitals count alike."""
+LAYOUTS = {"longvila_videos": "longvideo_eval_subset"}
+"""Folder that a data set's records name -> first letters of those that its archives unpack to."""
+
+
+def find_video(name: str, media_root: str | None) -> str:
+    """The path of a record's video.
+
+    A name with a folder is that path under `media_root`; if there is no such file and the folder's archives are known
+    to unpack elsewhere (`LAYOUTS`), the file of this name there. A bare name, with or without suffix, is the one such
+    file in `media_root` or in a folder of it. What is not found, or found several times, stays as it is named: the data
+    module lists it as missing. Nothing ever stands for another video.
+
+    Args:
+        name: as the record has it, "longvila_videos/x.webm" or "fFjv93ACGo8".
+        media_root: folder where relative names start; None for the working folder.
+    """
+    root = os.path.expanduser(media_root or "")
+    path = os.path.join(root, os.path.expanduser(name))
+    folder, file = os.path.split(name)
+    if os.path.isabs(name) or os.path.isfile(path):
+        return path
+    if folder and folder not in LAYOUTS:
+        return path
+    found = [
+        os.path.join(place, match)
+        for place in _folders(root, LAYOUTS.get(folder, ""))
+        for match in _files(place, _version(place)).get(file, ())
+    ]
+    return found[0] if len(found) == 1 else path
+
+
+def _folders(root: str, prefix: str) -> list[str]:
+    """`root` and the folders in it that begin with `prefix`."""
+    place = root or "."
+    if not os.path.isdir(place):
+        return []
+    inside = [name for name in _subfolders(place, _version(place)) if name.startswith(prefix)]
+    return [root, *(os.path.join(root, name) for name in inside)]
+
+
+@lru_cache(maxsize=16)
+def _subfolders(root: str, version: int) -> tuple[str, ...]:
+    return tuple(sorted(entry.name for entry in os.scandir(root) if entry.is_dir()))
+
+
+@lru_cache(maxsize=256)
+def _files(folder: str, version: int) -> dict[str, tuple[str, ...]]:
+    """File name, and stem of a video's, -> the files that it may mean. Listed once per state of the folder."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name in sorted(os.listdir(folder or ".")):
+        stem, suffix = os.path.splitext(name)
+        for key in (name, stem) if suffix.lower() in VIDEO_SUFFIXES else (name,):
+            found[key] = (*found.get(key, ()), name)
+    return found
+
+
+def _version(folder: str) -> int:
+    return Path(folder or ".").stat().st_mtime_ns

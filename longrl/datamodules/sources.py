@@ -1,0 +1,108 @@
+"""Records of any source: files and hub data sets, as they are published."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+
+FILE_SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".tsv")
+HUB_SOURCE = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?::(?P<split>[\w.\[\]%+:-]+))?")
+
+
+def read_records(source: str | Path) -> list[Record]:
+    """All records of a source.
+
+    Args:
+        source: a file or a hub id. Files: `.json` (a list of records, or records by name, of which the names are not
+            kept), `.jsonl`, `.parquet`, `.csv` or `.tsv` (all values text, the first line their names). A hub id is
+            `owner/name:split`, or `owner/name/config:split` where a data set has several configurations; the split is
+            `train` when left out, and may be sliced as `datasets` allows: `owner/name:train[:1%]`.
+
+    Raises:
+        ValueError: nothing there, not readable, or no record in it.
+    """
+    path = Path(source).expanduser()
+    if path.suffix in FILE_SUFFIXES:
+        records = _read_file(path)
+    elif hub := HUB_SOURCE.fullmatch(str(source)):
+        records = _read_hub(hub["name"], hub["config"], hub["split"] or "train")
+    else:
+        raise ValueError(
+            f"a data source is a {', '.join(FILE_SUFFIXES)} file or a hub id owner/name:split, got {str(source)!r}"
+        )
+    if not records:
+        raise ValueError(f"{source} holds no record; give a source with at least one")
+    return records
+
+
+def media_root_of(source: str | Path) -> str | None:
+    """Where relative media paths of a source start unless the user says so: beside a file, nowhere for a hub id."""
+    path = Path(source).expanduser()
+    return str(path.parent) if path.suffix in FILE_SUFFIXES else None
+
+
+def _read_file(path: Path) -> list[Record]:
+    if not path.is_file():
+        raise ValueError(f"the data file {str(path)!r} does not exist (working folder: {Path.cwd()}); correct the path")
+    if path.suffix == ".parquet":
+        from pyarrow import parquet  # type: ignore[import-untyped]
+
+        return parquet.read_table(path).to_pylist()
+    if path.suffix in (".csv", ".tsv"):
+        return _read_table(path, "," if path.suffix == ".csv" else "\t")
+    return _read_json(path) if path.suffix == ".json" else _read_jsonl(path)
+
+
+def _read_table(path: Path, delimiter: str) -> list[Record]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return list(csv.DictReader(file, delimiter=delimiter))
+    except csv.Error as error:
+        raise ValueError(f"{path} is no table: {error}; is every line cut by {delimiter!r}?") from error
+
+
+def _read_json(path: Path) -> list[Record]:
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON: {error}; name a file of one record per line .jsonl") from error
+    named = isinstance(records, dict) and len(records) > 0
+    listed = list(records.values()) if named else records
+    if not isinstance(listed, list) or not all(isinstance(record, dict) for record in listed):
+        raise ValueError(f"{path} must hold a list of records, or records by name, got {type(records).__name__}")
+    return listed
+
+
+def _read_jsonl(path: Path) -> list[Record]:
+    records = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"line {number} of {path} is no JSON: {error}; is the file cut off?") from error
+            if not isinstance(record, dict):
+                raise ValueError(f"line {number} of {path} must hold a record, got {type(record).__name__}")
+            records.append(record)
+    return records
+
+
+def _read_hub(name: str, config: str | None, split: str) -> list[Record]:
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(name, config, split=split)
+    except Exception as error:  # the library raises many kinds: no network, no such name, no such split
+        part = f" of configuration {config!r}" if config else ""
+        raise ValueError(
+            f"the data set {name!r}{part} with split {split!r} could not be loaded: {error}; give a local "
+            f"{', '.join(FILE_SUFFIXES)} file, or check the name and the network"
+        ) from error
+    return list(rows.with_format(None))

@@ -1,0 +1,184 @@
+"""Who answers the questions of an evaluation, what an answer is, and where answers wait until all are there."""
+
+from __future__ import annotations
+
+import abc
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longrl.chat.journal import Journal
+from longrl.datamodules.render import KnowsFeatures, RowRenderer, files_of
+from longrl.datamodules.skips import Skipped
+from longrl.datamodules.subtitles import subtitle_files
+
+if TYPE_CHECKING:
+    from longrl.models.base import ModelFamily
+    from longrl.types import Prompt, Row, SamplingParams
+
+Item = tuple[int, "Prompt"]
+"""Number of a row and its prompt."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a policy said to a question, G times, and what it was shown."""
+
+    texts: list[str]
+    """[G]"""
+    finish_reasons: list[str]
+    """[G] `stop`, `length` for one that was cut off, or what a server calls it."""
+    num_completion_tokens: list[int]
+    """[G]"""
+    num_prompt_tokens: int
+    """Media included."""
+    num_media_tokens: int | None
+    """Of those, the tokens of images, videos and sounds; None where a server does not say."""
+    input: str
+    """The prompt without its media."""
+    prompt_hash: str
+    """Of all that the policy was shown: text and pixels."""
+    frame_indices: list[list[int]]
+    """Of each video or image the numbers of its frames in the file."""
+    frame_times: list[list[float]]
+    """The same frames' times in seconds."""
+
+
+Record = Callable[[Mapping[int, Answer | Skipped]], None]
+"""Takes what is known of some rows; answers are on disk when it returns."""
+
+
+class Policy(abc.ABC):
+    """A model under evaluation: in this process, or behind an endpoint."""
+
+    @property
+    @abc.abstractmethod
+    def family(self) -> ModelFamily:
+        """What reads rows for it."""
+
+    @abc.abstractmethod
+    def prepare(self, folder: Path) -> None:
+        """Loads weights or opens files below the evaluation's folder; called once, before all that follows."""
+
+    @abc.abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """All that decides its answers beside question, prompt and sampling: model, weights, engine. JSON, no paths."""
+
+    def stored(self) -> KnowsFeatures | None:
+        """Who knows which videos need not be decoded, once it is prepared; None: all must be."""
+        return None
+
+    def close(self) -> None:  # noqa: B027  # by default there is nothing to do
+        """The evaluation is over."""
+
+    @abc.abstractmethod
+    def check(self, sampling: SamplingParams) -> None:
+        """Raises ValueError for a way of sampling that it does not know."""
+
+    @abc.abstractmethod
+    def answer(self, batches: Iterable[Sequence[Item]], sampling: SamplingParams, seed: int, record: Record) -> None:
+        """Answers prompts and hands them to `record` as they come, or what took their place.
+
+        Args:
+            batches: prompts of rows that follow each other. A batch has the same prompts in every run that finds none
+                of its rows answered, so that what is computed together, and hence its rounding, does not depend on
+                where an earlier run was killed.
+            sampling: how.
+            seed: of the sampling.
+            record: where answers go.
+        """
+
+
+def doc_hash(row: Row) -> str:
+    """Sha256 of what a row says: question, answer, kind, metadata and the names of its media, not their folders."""
+    told = {**asdict(row), "metadata": portable(row.metadata)}
+    for kind in ("videos", "images", "audios"):
+        told[kind] = [Path(path).name for path in told[kind]]
+    return hashed(told)
+
+
+def hashed(value: Any) -> str:
+    """Sha256 of a value as JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=repr).encode()).hexdigest()
+
+
+def portable(value: Any) -> Any:
+    """A value as JSON in which files and folders go by their names: on another machine they lie elsewhere."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, Mapping):
+        return {str(name): portable(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [portable(item) for item in value]
+    if isinstance(value, str) and os.sep in value and (os.path.isabs(value) or os.path.exists(value)):
+        return Path(value).name
+    return value
+
+
+_NOT_SHOWN = (
+    "family", "stage", "response_template", "answer_template", "blind_share", "max_prompt_tokens", "cached_media",
+    "decoding", "share", "stored", "_cache", "_checked",
+)  # fmt: skip
+"""Fields of a renderer that do not change what a policy is shown; every other one is part of a question's key."""
+
+
+def reading(renderer: RowRenderer) -> dict[str, Any]:
+    """What decides, beside row and family, what a policy is shown: frames, template, and so on."""
+    import av
+
+    told = {name: portable(value) for name, value in vars(renderer).items() if name not in _NOT_SHOWN}
+    return told | {"decoder": f"PyAV {av.__version__}"}
+
+
+def question_key(row: Row, asked: Mapping[str, Any], renderer: RowRenderer) -> str:
+    """Name of a question's answer on disk: hash of row, media, subtitles and `asked`.
+
+    Of files their sizes count, not their content: to hash it, hours of video would be read to find an answer.
+
+    Args:
+        row: the question.
+        asked: identity of the policy, sampling, seed, and what `reading` tells.
+        renderer: says which of the row's files are shown.
+    """
+    paths = subtitle_files(row, renderer.subtitles.source)
+    if renderer.blind:
+        paths = paths if renderer.subtitles.when_blind == "keep" else []
+    else:
+        paths += files_of(row)
+    sizes = [os.path.getsize(path) if os.path.exists(path) else None for path in paths]
+    return hashed([doc_hash(row), sizes, asked])
+
+
+class AnswerStore:
+    """Answers on disk, under keys that name all that decided them. Killed at any moment it has all or none of a batch.
+
+    Args:
+        folder: of an append-only journal; several processes may share it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._journal = Journal(folder)
+        self._answers: dict[str, Answer] = {}
+        for entry in self._journal.read():
+            for key, values in entry["answers"].items():
+                self._answers.setdefault(key, Answer(**values))
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._answers
+
+    def __getitem__(self, key: str) -> Answer:
+        return self._answers[key]
+
+    def add(self, answers: Mapping[str, Answer]) -> None:
+        """Writes answers, in one line; they are on disk when it returns."""
+        if answers:
+            self._journal.append(None, {"answers": {key: asdict(answer) for key, answer in answers.items()}})
+            self._answers.update(answers)
+
+    def close(self) -> None:
+        """Closes this process's file."""
+        self._journal.close()

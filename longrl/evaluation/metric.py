@@ -1,0 +1,85 @@
+"""Accuracy with intervals as a torchmetrics metric: `validate`, `test` and `evaluate` all count with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from longrl.evaluation.scoring import OVERALL, Summary, summarize
+from longrl.strategies.axis import LONE, Axis
+
+KEPT = (
+    "id", "sample", "task", "category", "breakdowns", "video", "answer", "letter", "correct", "correct_lenient",
+    "format", "finish_reason",
+)  # fmt: skip
+"""What scores are made from; texts stay where they are."""
+
+
+class CategoryAccuracy(Metric):
+    """Strict and robust accuracy of answered questions, overall, by category and by breakdown, over all ranks.
+
+    The unit is the question, and questions about one video are dependent, so no running sum will do: the state is the
+    scored fields themselves, one line of JSON per question. The lines are gathered from the ranks of `axis` and
+    sorted, so that the result has the same bits whatever the number of ranks and the order of questions.
+
+    Args:
+        axis: the ranks that have other questions (`Parallel.data`); ranks that share a sequence share its questions.
+
+    Example:
+        ```python
+        metric = CategoryAccuracy()
+        metric.update([answer_record(row, completion)])   # all completions of one question
+        metric.compute()["strict_accuracy"]
+        ```
+    """
+
+    full_state_update = False
+    lines: list[str]
+
+    def __init__(self, axis: Axis = LONE) -> None:
+        # torchmetrics gathers tensors, and waits for ever for a rank without any; the axis gathers lines.
+        super().__init__(sync_on_compute=False)
+        self.axis = axis
+        self.lines = []
+
+    def update(self, question: Sequence[Mapping[str, Any]]) -> None:
+        """Adds the records (`longrl.evaluation.records`) of all completions of a question."""
+        kept = [{name: record[name] for name in KEPT if name in record} for record in question]
+        self.lines.append(json.dumps(kept, sort_keys=True))
+
+    def compute(self) -> dict[str, Tensor]:
+        """Its main numbers by the names of a log: `strict_accuracy`, `strict_accuracy/temporal`, `format_rate`, ..."""
+        found = self.summary()
+        return (
+            {}
+            if found is None
+            else {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers(found).items()}
+        )
+
+    def summary(self) -> Summary | None:
+        """All there is to say of all ranks' questions, on all of them; None without any. Every rank must call it."""
+        lines = sorted(line for own in self.axis.gather(self.lines) for line in own)
+        records = [record for line in lines for record in json.loads(line)]
+        return summarize(records) if records else None
+
+    def reset(self) -> None:
+        """Forgets all questions."""
+        super().reset()
+        self.lines = []
+
+
+def numbers(summary: Summary) -> dict[str, float]:
+    """A summary's main numbers by the names of a log."""
+    main = {
+        "strict_accuracy": summary.scores[OVERALL].accuracy,
+        "robust_accuracy": summary.lenient_scores[OVERALL].accuracy,
+        "format_rate": summary.format_rate,
+        "truncation_rate": summary.truncation_rate,
+    }
+    by_category = {name: score.accuracy for name, score in summary.scores.items() if name != OVERALL}
+    return main | {f"strict_accuracy/{name}": value for name, value in by_category.items()}

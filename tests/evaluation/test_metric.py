@@ -1,0 +1,135 @@
+"""One metric for `validate`, `test` and `evaluate`: the same numbers whoever counts, on however many ranks."""
+
+import json
+import random
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from longrl.callbacks.evaluation import EvaluationReport
+from longrl.evaluation.answering import Answer
+from longrl.evaluation.metric import CategoryAccuracy
+from longrl.evaluation.outcomes import outcome
+from longrl.evaluation.records import answer_record
+from longrl.parallel import Parallel
+from longrl.rewards import RewardSum, RewardTerm
+from longrl.strategies.axis import Axis
+from longrl.types import Batch, Completion, Group, Prompt, Row
+from tests.distributed import run_distributed
+
+TEXTS = (
+    "<think>x</think><answer>A</answer>", "<think>x</think><answer>B</answer>", "<answer>cat</answer>",
+    "The answer is B.", "no idea", "<think>x</think>\nSo it is A",
+)  # fmt: skip
+
+
+def answered(count: int = 40) -> list[tuple[Row, list[Completion]]]:
+    """Questions on ten videos in three categories, with one to three answers each."""
+    draw = random.Random(5)
+    found = []
+    for n in range(count):
+        row = Row(
+            str(n), "Which?\nA. cat\nB. dog", draw.choice("AB"), category=draw.choice(("x", "y", "z")),
+            videos=(f"clips/{draw.randrange(10)}.mp4",), metadata={"duration": draw.choice(("short", "long"))},
+        )  # fmt: skip
+        texts = [draw.choice(TEXTS) for _ in range(draw.randint(1, 3))]
+        reasons = [draw.choice(("stop", "stop", "length")) for _ in texts]
+        made = [Completion(torch.zeros(3), torch.zeros(3), *pair) for pair in zip(texts, reasons, strict=True)]
+        found.append((row, made))
+    return found
+
+
+def counted(questions, axis=None) -> CategoryAccuracy:
+    metric = CategoryAccuracy(axis) if axis else CategoryAccuracy()
+    for row, completions in questions:
+        records = [answer_record(row, item, index=n, breakdowns=["duration"]) for n, item in enumerate(completions)]
+        metric.update(records)
+    return metric
+
+
+def group(row, completions) -> Group:
+    prompt = Prompt(row.id, torch.zeros(3, dtype=torch.long), torch.zeros(1, 3, dtype=torch.long), (), row)
+    made = Group(prompt, completions)
+    RewardSum([RewardTerm("longrl.rewards.accuracy")]).score([made])
+    return made
+
+
+def test_numbers_by_hand():
+    rows = [Row(str(n), "Which?\nA. cat\nB. dog", "A", category=c, videos=(f"{n}.mp4",)) for n, c in enumerate("xxy")]
+    texts = (("<think>t</think><answer>A</answer>", "B"), ("The answer is A",), ("<think>t</think><answer>B</answer>",))
+    questions = [
+        (row, [Completion(torch.zeros(1), torch.zeros(1), text, "stop") for text in of_row])
+        for row, of_row in zip(rows, texts, strict=True)
+    ]
+    found = {name: float(value) for name, value in counted(questions).compute().items()}
+    assert found == {
+        "strict_accuracy": pytest.approx(0.5 / 3),
+        "robust_accuracy": 0.5,
+        "format_rate": 0.5,
+        "truncation_rate": 0.0,
+        "strict_accuracy/x": 0.25,
+        "strict_accuracy/y": 0.0,
+    }
+
+
+def test_the_order_of_questions_changes_no_bit():
+    questions = answered()
+    other = list(questions)
+    random.Random(1).shuffle(other)
+    assert counted(questions).summary() == counted(other).summary()
+
+
+def test_nothing_counted_is_nothing_and_a_reset_forgets():
+    metric = counted(answered())
+    metric.reset()
+    assert metric.summary() is None
+    with pytest.warns(UserWarning, match="before the ``update`` method"):
+        assert metric.compute() == {}
+
+
+def on_a_rank(world_size: int):
+    """Every rank its rows; the last rank has none."""
+    axis = Axis.of(None)
+    own = answered()[axis.rank :: world_size - 1] if axis.rank < world_size - 1 else []
+    metric = counted(own, axis)
+    return metric.summary(), {name: float(value) for name, value in metric.compute().items()}
+
+
+def test_three_ranks_one_without_questions_count_as_one():
+    wanted = counted(answered())
+    for summary, numbers in run_distributed(on_a_rank, 3, 3):
+        assert summary == wanted.summary()
+        assert numbers == {name: float(value) for name, value in wanted.compute().items()}
+
+
+def test_test_validate_and_evaluate_give_the_same_numbers(tmp_path):
+    questions = answered()
+    trainer = SimpleNamespace(default_root_dir=str(tmp_path), is_global_zero=True)
+    logged: dict = {}
+    module = SimpleNamespace(parallel=Parallel(), log_dict=logged.update)
+    report = EvaluationReport(breakdowns=["duration"])
+    report.on_validation_epoch_start(trainer, module)
+    for start in range(0, len(questions), 7):
+        groups = [group(*pair) for pair in questions[start : start + 7]]
+        batch = Batch([item.prompt for item in groups], groups=groups)
+        report.on_test_batch_end(trainer, module, None, batch, start)
+        report.on_validation_batch_end(trainer, module, None, batch, start)
+    report.on_validation_epoch_end(trainer, module)
+    report.on_test_end(trainer, module)
+    answers = {n: answer(completions) for n, (_, completions) in enumerate(questions)}
+    found = outcome("video", [row for row, _ in questions], answers, {}, breakdowns=["duration"])
+    assert found.summary == report.summary
+    assert found.summary.breakdowns["duration"]["long"].n > 5
+    assert json.loads((tmp_path / "evaluation.json").read_text())["scores"] == found.to_dict()["scores"]
+    wanted = counted(questions).compute()
+    assert {name: float(value) for name, value in logged.items()} == {
+        f"val/{name}": float(value) for name, value in wanted.items()
+    }
+
+
+def answer(completions) -> Answer:
+    return Answer(
+        [item.text for item in completions], [item.finish_reason for item in completions],
+        [len(item.token_ids) for item in completions], 3, 0, "Which?", "", [], [],
+    )  # fmt: skip

@@ -1,0 +1,312 @@
+"""Folders as the models were released: their names, shapes and config fields at a reduced width, random values.
+
+What a released file holds is written out below from what is public of it, not from the classes that read it:
+
+- Qwen2.5-VL: names and shapes of all 729 tensors of the 7B, as sangoi-exe/stable-diffusion-webui-codex checks them in
+  its reader of that model; `visual.`, `model.` and `lm_head.` are "original checkpoint" names to vLLM 0.32
+  (model_executor/models/qwen2_5_vl.py, hf_to_vllm_mapper), `model.language_model.` those since transformers 4.52.
+- Qwen3-VL: weight_map of a model with its architecture at 8B (model.safetensors.index.json in sarcascoder/
+  nvidia-reason2), and names of DeepStack's mergers in several readers of the released 4B and 8B.
+- Qwen3-VL-30B-A3B: all experts of a layer in two tensors, transposed: transformers 5.19 (conversion_mapping.py,
+  qwen3_vl_moe) turns them around, vLLM 0.32 reads them so (qwen3_vl_moe.py, is_fused_checkpoint_transposed).
+- Qwen2.5-Omni: names and shapes of the thinker as infinigence/ApxInf checks them before it reads the released file,
+  talker and token2wav beside it.
+- Qwen2.5, Qwen3 and Llama 3 text: transformers 4's names, unchanged since their release.
+- Fields of config.json: configs/shapes/ holds released ones; of Qwen2.5-Omni what transformers writes.
+
+VILA's folders are in test_vila_folders.py.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from longrl.models.base import CausalFamily
+from longrl.models.qwen3_vl import Qwen3VLFamily
+from longrl.models.qwen_omni import QwenOmniFamily
+from longrl.models.qwen_vl import Qwen2_5_VLFamily
+from longrl.models.text import LlamaFamily, TextFamily
+from longrl.models.tiny import tiny_qwen_omni
+from tests.families import proves
+from tests.runs import ROOT
+
+Shapes = dict[str, tuple[int, ...]]
+SHAPES = ROOT / "configs" / "shapes"
+
+
+# ---- what released files hold ----
+
+
+def text_layers(prefix: str, text: dict[str, Any], *, bias: bool, head_norms: bool, mlp: bool = True) -> Shapes:
+    """A language model without its head."""
+    width, inner, heads = text["hidden_size"], text["intermediate_size"], text["num_attention_heads"]
+    size = text.get("head_dim") or width // heads
+    queries, keys = heads * size, text["num_key_value_heads"] * size
+    found: Shapes = {f"{prefix}embed_tokens.weight": (text["vocab_size"], width), f"{prefix}norm.weight": (width,)}
+    for n in range(text["num_hidden_layers"]):
+        layer = f"{prefix}layers.{n}."
+        found |= {f"{layer}{name}_layernorm.weight": (width,) for name in ("input", "post_attention")}
+        for name, rows in (("q", queries), ("k", keys), ("v", keys)):
+            found[f"{layer}self_attn.{name}_proj.weight"] = (rows, width)
+            found |= {f"{layer}self_attn.{name}_proj.bias": (rows,)} if bias else {}
+        found[f"{layer}self_attn.o_proj.weight"] = (width, queries)
+        found |= {f"{layer}self_attn.{name}_norm.weight": (size,) for name in "qk"} if head_norms else {}
+        if mlp:
+            found |= {f"{layer}mlp.{name}_proj.weight": (inner, width) for name in ("gate", "up")}
+            found[f"{layer}mlp.down_proj.weight"] = (width, inner)
+    return found
+
+
+def linear(name: str, rows: int, columns: int) -> Shapes:
+    return {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
+
+
+def head(text: dict[str, Any], tied: bool, prefix: str = "") -> Shapes:
+    return {} if tied else {f"{prefix}lm_head.weight": (text["vocab_size"], text["hidden_size"])}
+
+
+def qwen2_5_tower(prefix: str, vision: dict[str, Any], *, one_matrix: bool) -> Shapes:
+    """Of Qwen2.5-VL with queries, keys and values in one matrix, of Qwen2.5-Omni in three."""
+    width, inner, merged = vision["hidden_size"], vision["intermediate_size"], vision["hidden_size"] * 4
+    found: Shapes = {f"{prefix}patch_embed.proj.weight": (width, 3, 2, 14, 14)}
+    for n in range(vision["depth"]):
+        block = f"{prefix}blocks.{n}."
+        found |= {f"{block}norm{k}.weight": (width,) for k in (1, 2)}
+        if one_matrix:
+            found |= linear(f"{block}attn.qkv", 3 * width, width)
+        else:
+            found |= {key: shape for k in "qkv" for key, shape in linear(f"{block}attn.{k}", width, width).items()}
+        found |= linear(f"{block}attn.proj", width, width)
+        found |= linear(f"{block}mlp.gate_proj", inner, width) | linear(f"{block}mlp.up_proj", inner, width)
+        found |= linear(f"{block}mlp.down_proj", width, inner)
+    found[f"{prefix}merger.ln_q.weight"] = (width,)
+    return found | linear(f"{prefix}merger.mlp.0", merged, merged) | linear(
+        f"{prefix}merger.mlp.2", vision["out_hidden_size"], merged
+    )  # fmt: skip
+
+
+def qwen2_5_vl(config: dict[str, Any]) -> Shapes:
+    return (
+        text_layers("model.", config, bias=True, head_norms=False)
+        | qwen2_5_tower("visual.", config["vision_config"], one_matrix=True)
+        | head(config, config["tie_word_embeddings"])
+    )
+
+
+def layer_norm(name: str, width: int) -> Shapes:
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def qwen3_vl(config: dict[str, Any]) -> Shapes:
+    text, vision = config["text_config"], config["vision_config"]
+    experts = text.get("num_experts", 0)
+    found = text_layers("model.language_model.", text, bias=False, head_norms=True, mlp=not experts)
+    for n in range(text["num_hidden_layers"] if experts else 0):
+        mlp, inner = f"model.language_model.layers.{n}.mlp.", text["moe_intermediate_size"]
+        found[f"{mlp}gate.weight"] = (experts, text["hidden_size"])
+        found[f"{mlp}experts.gate_up_proj"] = (experts, text["hidden_size"], 2 * inner)
+        found[f"{mlp}experts.down_proj"] = (experts, inner, text["hidden_size"])
+    width, inner, merged = vision["hidden_size"], vision["intermediate_size"], vision["hidden_size"] * 4
+    found["model.visual.patch_embed.proj.weight"] = (width, 3, 2, 16, 16)
+    found["model.visual.patch_embed.proj.bias"] = (width,)
+    found["model.visual.pos_embed.weight"] = (vision["num_position_embeddings"], width)
+    for n in range(vision["depth"]):
+        block = f"model.visual.blocks.{n}."
+        found |= layer_norm(f"{block}norm1", width) | layer_norm(f"{block}norm2", width)
+        found |= linear(f"{block}attn.qkv", 3 * width, width) | linear(f"{block}attn.proj", width, width)
+        found |= linear(f"{block}mlp.linear_fc1", inner, width) | linear(f"{block}mlp.linear_fc2", width, inner)
+    levels = range(len(vision["deepstack_visual_indexes"]))
+    mergers = [("merger", width), *((f"deepstack_merger_list.{n}", merged) for n in levels)]
+    for name, normed in mergers:
+        found |= layer_norm(f"model.visual.{name}.norm", normed)
+        found |= linear(f"model.visual.{name}.linear_fc1", merged, merged)
+        found |= linear(f"model.visual.{name}.linear_fc2", vision["out_hidden_size"], merged)
+    return found | head(text, config["tie_word_embeddings"])
+
+
+def qwen2_5_omni(config: dict[str, Any]) -> Shapes:
+    thinker = config["thinker_config"]
+    text, audio = thinker["text_config"], thinker["audio_config"]
+    found = text_layers("thinker.model.", text, bias=True, head_norms=False) | head(text, False, "thinker.")
+    found |= qwen2_5_tower("thinker.visual.", thinker["vision_config"], one_matrix=False)
+    tower, width, inner = "thinker.audio_tower.", audio["d_model"], audio["encoder_ffn_dim"]
+    for name, channels in (("conv1", audio["num_mel_bins"]), ("conv2", width)):
+        found |= {f"{tower}{name}.weight": (width, channels, 3), f"{tower}{name}.bias": (width,)}
+    found[f"{tower}audio_bos_eos_token.weight"] = (2, audio["output_dim"])
+    for n in range(audio["encoder_layers"]):
+        layer = f"{tower}layers.{n}."
+        found |= layer_norm(f"{layer}self_attn_layer_norm", width) | layer_norm(f"{layer}final_layer_norm", width)
+        for name in ("q_proj", "v_proj", "out_proj"):
+            found |= linear(f"{layer}self_attn.{name}", width, width)
+        found[f"{layer}self_attn.k_proj.weight"] = (width, width)
+        found |= linear(f"{layer}fc1", inner, width) | linear(f"{layer}fc2", width, inner)
+    found |= layer_norm(f"{tower}ln_post", width) | linear(f"{tower}proj", audio["output_dim"], width)
+    others = {"talker.codec_head.weight": (5, 3), "talker.model.embed_tokens.weight": (5, 3)}
+    others |= {"talker.model.layers.0.self_attn.q_proj.weight": (3, 3), **linear("talker.thinker_to_talker_proj", 3, 4)}
+    others |= {"token2wav.code2wav_dit_model.proj_out.weight": (3, 3)}
+    return found | others | {"token2wav.code2wav_bigvgan_model.conv_pre.weight": (3, 3, 7)}
+
+
+def qwen2_5_text(config: dict[str, Any]) -> Shapes:
+    return text_layers("model.", config, bias=True, head_norms=False) | head(config, config["tie_word_embeddings"])
+
+
+def qwen3_text(config: dict[str, Any]) -> Shapes:
+    return text_layers("model.", config, bias=False, head_norms=True) | head(config, config["tie_word_embeddings"])
+
+
+def llama_text(config: dict[str, Any]) -> Shapes:
+    return text_layers("model.", config, bias=False, head_norms=False) | head(config, config["tie_word_embeddings"])
+
+
+# ---- their configs ----
+
+
+def released(name: str) -> dict[str, Any]:
+    (file,) = SHAPES.glob(f"*/{name}/config.json")
+    return json.loads(file.read_text())
+
+
+def qwen3_vl_30b_a3b() -> dict[str, Any]:
+    """The 8B's fields, the experts' of the model's paper (arXiv:2511.21631: 128 experts, 8 at a time)."""
+    config = released("Qwen3-VL-8B-Instruct")
+    config |= {"architectures": ["Qwen3VLMoeForConditionalGeneration"], "model_type": "qwen3_vl_moe"}
+    config["text_config"] |= {
+        "model_type": "qwen3_vl_moe_text", "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768,
+        "decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": True, "hidden_size": 2048,
+        "intermediate_size": 6144, "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4,
+    }  # fmt: skip
+    config["vision_config"] |= {"model_type": "qwen3_vl_moe", "out_hidden_size": 2048}
+    return config
+
+
+def qwen2_5_omni_config() -> dict[str, Any]:
+    return json.loads((tiny_qwen_omni(tempfile.mkdtemp(prefix="longrl-released-")) / "config.json").read_text())
+
+
+def reduced(config: dict[str, Any]) -> dict[str, Any]:
+    """The same fields; fewer layers, narrower, as many heads per key head."""
+    small = copy.deepcopy(config)
+    text, vision = small.get("text_config", small), small.get("vision_config")
+    ratio = text["num_attention_heads"] // text["num_key_value_heads"]
+    text |= {"hidden_size": 16 * ratio, "intermediate_size": 40, "num_hidden_layers": 2, "vocab_size": 64}
+    text |= {"num_attention_heads": 2 * ratio, "num_key_value_heads": 2}
+    if "head_dim" in text:
+        text["head_dim"] = 128 if vision else 8  # sections of M-RoPE belong to a head of 128
+    if "num_experts" in text:
+        text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+    if vision:
+        vision |= {"hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "depth": 3}
+        vision["out_hidden_size"] = text["hidden_size"]
+        if "fullatt_block_indexes" in vision:
+            text["rope_scaling"]["mrope_section"] = [2, 1, 1]
+            vision["fullatt_block_indexes"] = [1]
+        else:
+            vision |= {"deepstack_visual_indexes": [0, 1, 2], "num_position_embeddings": 16}
+    for key in ("bos_token_id", "eos_token_id"):
+        text.pop(key, None)  # beyond the reduced vocabulary
+    return small
+
+
+CASES = {
+    "Qwen2.5-1.5B": ("qwen2.5", TextFamily, lambda: released("Qwen2.5-1.5B-Instruct"), qwen2_5_text),
+    "Qwen2.5-7B": ("qwen2.5", TextFamily, lambda: released("Qwen2.5-7B-Instruct"), qwen2_5_text),
+    "Qwen3-1.7B": ("qwen3", TextFamily, lambda: released("Qwen3-1.7B"), qwen3_text),
+    "Qwen3-4B": ("qwen3", TextFamily, lambda: released("Qwen3-4B"), qwen3_text),
+    "Llama-3.2-1B": ("llama3", LlamaFamily, lambda: released("Llama-3.2-1B-Instruct"), llama_text),
+    "Qwen2.5-VL-3B": ("qwen2.5-vl", Qwen2_5_VLFamily, lambda: released("Qwen2.5-VL-3B-Instruct"), qwen2_5_vl),
+    "Qwen2.5-VL-7B": ("qwen2.5-vl", Qwen2_5_VLFamily, lambda: released("Qwen2.5-VL-7B-Instruct"), qwen2_5_vl),
+    "Qwen3-VL-4B": ("qwen3-vl", Qwen3VLFamily, lambda: released("Qwen3-VL-4B-Instruct"), qwen3_vl),
+    "Qwen3-VL-8B": ("qwen3-vl", Qwen3VLFamily, lambda: released("Qwen3-VL-8B-Instruct"), qwen3_vl),
+    "Qwen3-VL-30B-A3B": ("qwen3-vl-moe", Qwen3VLFamily, qwen3_vl_30b_a3b, qwen3_vl),
+    "Qwen2.5-Omni": ("qwen2.5-omni", QwenOmniFamily, qwen2_5_omni_config, qwen2_5_omni),
+}
+"""Model -> row of README's table, family, its config, and what its files hold."""
+EVERY = pytest.mark.parametrize("model", CASES)
+PROVEN = [pytest.param(model, marks=proves("released files", case[0])) for model, case in CASES.items()]
+
+
+def folder_of(model: str, folder: Path) -> tuple[CausalFamily, dict[str, torch.Tensor]]:
+    """A released folder with random values, its family, and the values."""
+    _, kind, config, names = CASES[model]
+    values = config() if model == "Qwen2.5-Omni" else reduced(config())
+    generator = torch.Generator().manual_seed(0)
+    weights = {name: torch.randn(shape, generator=generator) for name, shape in names(values).items()}
+    (folder / "config.json").write_text(json.dumps(values))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return kind(str(folder)), weights
+
+
+def test_the_7b_has_as_many_tensors_as_released():
+    assert len(qwen2_5_vl(released("Qwen2.5-VL-7B-Instruct"))) == 729
+
+
+@pytest.mark.parametrize("model", PROVEN)
+def test_a_released_folder_loads_with_no_name_missing_or_left_over(model, tmp_path):
+    """`build` raises ValueError for either. Every number of the file arrives, experts turned around."""
+    family, weights = folder_of(model, tmp_path)
+    built = family.build()
+    read = {name: value for name, value in weights.items() if not name.startswith(family.not_read)}
+    own = dict(built.named_parameters())  # a tied head is counted once
+    assert len(own) == len(read)
+    assert sum(value.numel() for value in own.values()) == sum(value.numel() for value in read.values())
+    found = sorted(float(value.detach().double().sum()) for value in own.values())
+    torch.testing.assert_close(found, sorted(float(value.double().sum()) for value in read.values()))
+
+
+@EVERY
+def test_what_is_written_has_the_released_names_and_bits(model, tmp_path):
+    """vLLM and older readers know these; of Qwen2.5-Omni the thinker is written, as transformers names it alone."""
+    family, weights = folder_of(model, tmp_path)
+    family.save(family.build(), tmp_path / "written")
+    written = load_file(tmp_path / "written" / "model.safetensors")
+    read = {name: value for name, value in weights.items() if not name.startswith(family.not_read)}
+    renamed = {name.removeprefix("thinker."): value for name, value in read.items()}
+    assert written.keys() == renamed.keys()
+    assert all(torch.equal(value, written[name]) for name, value in renamed.items())
+
+
+@EVERY
+def test_a_name_too_few_or_too_many_is_told(model, tmp_path):
+    family, weights = folder_of(model, tmp_path)
+    lost = next(name for name in weights if name.endswith("layers.1.self_attn.o_proj.weight"))
+    left = {name: value for name, value in weights.items() if name != lost} | {"surplus.weight": torch.ones(2)}
+    save_file(left, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"does not hold the weights its config.* \(2 differences\)") as error:
+        family.build()
+    assert "layers.1.self_attn.o_proj.weight is missing" in str(error.value)
+    assert "surplus.weight is unknown" in str(error.value)
+
+
+def test_a_tied_head_may_be_in_the_file_too(tmp_path):
+    family, weights = folder_of("Qwen2.5-VL-3B", tmp_path)
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    model = family.build()
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def test_experts_are_turned_around(tmp_path):
+    family, weights = folder_of("Qwen3-VL-30B-A3B", tmp_path)
+    state = family.build().state_dict()
+    for name, value in weights.items():
+        if ".mlp.experts." in name:
+            assert torch.equal(state[name], value.transpose(1, 2))
+            assert torch.equal(family.engine_tensor(name, state[name]), value)  # as vLLM reads it
+    assert state["model.language_model.layers.0.mlp.experts.down_proj"].shape == (4, 128, 24)
+
+
+def test_a_weight_of_another_shape_is_told(tmp_path):
+    family, weights = folder_of("Qwen3-VL-8B", tmp_path)
+    weights["model.visual.pos_embed.weight"] = torch.zeros(25, 32)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"pos_embed.weight is \[25, 32\] instead of \[16, 32\] \(1 differences\)"):
+        family.build()

@@ -1,0 +1,48 @@
+"""The memory that README and the recipes promise is what `python -m longrl plan` says today."""
+
+import json
+import re
+
+import pytest
+
+from longrl.cli import main
+from tests.runs import ROOT
+
+HOUR = (
+    "--frames=3600", "--frame_size=720x720", "--data.prompts_per_batch=1",
+    "--model.family.init_args.max_pixels=112896", "--model.family.init_args.max_video_pixels=406425600",
+)  # fmt: skip
+README = "README.md"
+PUBLISHED = {
+    "qwen2_5_vl_3b_hour_grpo": [([], README, r"\((\d+) and \d+ GiB by `plan`\)"), ([], "", r"(\d+) GiB of each")],
+    "qwen2_5_vl_7b_hour_grpo": [([], README, r"\(\d+ and (\d+) GiB by `plan`\)"), ([], "", r"(\d+) GiB of each")],
+    "qwen2_5_vl_3b_hour_grpo_lora": [
+        (["--devices=1"], README, r"`..._3b_hour_grpo_lora.yaml` on one GPU \((\d+) GiB\)"),
+        (["--devices=1"], "", r"(\d+) GiB of it"),
+    ],
+    "qwen2_5_vl_7b_longvideo_grpo_lora": [
+        (["--devices=1"], README, r"no reference model, (\d+) GiB of one GPU by `plan`"),
+        (["--devices=1"], "", r"(\d+) GiB of it"),
+    ],
+    "qwen2_5_vl_7b_longvideo_grpo": [
+        (["--devices=1"], README, r"where the full run needs (\d+)"),
+        (["--sp=8", *HOUR], README, r"needs\s(\d+) GiB per GPU on one node of 8 x 80 GB with 8 ranks per sequence"),
+        (["--sp=1", *HOUR], README, r"and (\d+) GiB with one\srank and all in one piece"),
+    ],
+}
+
+
+def needed(recipe, folder, *args):
+    """GiB of the largest phase, of one device."""
+    config, found = ROOT / "configs" / f"{recipe}.yaml", folder / "plan.json"
+    main(["plan", "--config", str(config), "--hardware=H100", "--json", str(found), *args])
+    phases = json.loads(found.read_text())["bytes_per_device"]
+    return max(sum(parts.values()) for parts in phases.values()) / 2**30
+
+
+@pytest.mark.parametrize("recipe", PUBLISHED)
+def test_promised_memory(recipe, tmp_path):
+    for args, file, pattern in PUBLISHED[recipe]:
+        text = (ROOT / (file or f"configs/{recipe}.yaml")).read_text()
+        (promised,) = re.findall(pattern, text)
+        assert abs(needed(recipe, tmp_path, *args) - int(promised)) <= 0.5, (file, pattern)
