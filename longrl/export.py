@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from longrl.hub import check_target, push
 
 if TYPE_CHECKING:
     from longrl.models.base import CausalFamily
+    from longrl.models.flow import FlowFamily
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +37,8 @@ def export_run(
     private: bool = True,
 ) -> None:
     """Writes weights, config, tokenizer and processor so that `from_pretrained` and vLLM load them.
+
+    Of a flow model a whole pipeline is written, which diffusers loads.
 
     Adapters of a LoRA run are merged into the weights, exactly with `--dtype float32`: bfloat16 rounds small changes
     away.
@@ -71,41 +73,22 @@ def _write_model(run: str, source: str, folder: Path, dtype: Precision | None) -
     family = family_of(run)
     family.dtype = dtype or family.dtype  # adapters are merged in it
     model = plain_from(family, source)
-    family.save(model, folder)
-    family.save_processing(folder)
-    _keep_generation_config(family, folder)
-
-
-def _keep_generation_config(family: CausalFamily, folder: Path) -> None:
-    """The family's own in place of the one that transformers makes up for a model that is built from a checkpoint."""
-    from transformers.utils import cached_file
-
-    options = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    own = cached_file(family.engine_folder(), "generation_config.json", **options)
-    if own is not None:
-        shutil.copyfile(own, folder / family.text_part / "generation_config.json")
+    family.export(model, folder)
 
 
 def _write_adapter(run: str, source: str, folder: Path, dtype: Precision | None) -> None:
-    """`adapter_config.json` and `adapter_model.safetensors`."""
+    """What peft, or of a flow model diffusers, loads onto the weights that the run began with."""
     import torch
-    from safetensors.torch import save_file
 
-    from longrl.models.lora import ADAPTER, OPTION, peft_config
+    from longrl.models.lora import OPTION
     from longrl.modules.weights import read_adapters
 
     family = family_of(run)
     if family.lora is None:
         raise ValueError(f"--adapter=true needs a run with {OPTION}, which {run} is not; leave it out")
-    kept = read_adapters(source)
-    with torch.device("meta"):
-        config = peft_config(family, family.build(weights=None))
-    config.base_model_name_or_path = _base(run)
-    config.save_pretrained(folder)
     precision = getattr(torch, dtype or "float32")
-    named = {f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": value for name, value in kept.items()}
-    named = {name: value.to(precision) for name, value in named.items()}
-    save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    kept = {name: value.to(precision) for name, value in read_adapters(source).items()}
+    family.export_adapters(kept, folder, base=_base(run))
 
 
 def _base(run: str) -> str:
@@ -122,14 +105,15 @@ def _base(run: str) -> str:
     return start
 
 
-def family_of(run: str) -> CausalFamily:
+def family_of(run: str) -> CausalFamily | FlowFamily:
     """The model family of a run, from its saved config."""
     from jsonargparse import ArgumentParser
 
     from longrl.models.base import CausalFamily
+    from longrl.models.flow import FlowFamily
 
     parser = ArgumentParser()
-    parser.add_argument("--family", type=CausalFamily)
+    parser.add_argument("--family", type=CausalFamily | FlowFamily)
     return parser.instantiate(parser.parse_object({"family": _model_config(run)["family"]})).family
 
 

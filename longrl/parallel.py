@@ -14,6 +14,7 @@ from longrl.strategies.sequence import ALONE, SequenceParallel
 
 if TYPE_CHECKING:
     from longrl.models.base import CausalFamily
+    from longrl.models.flow import FlowFamily
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Parallel:
     """Messages in which features are gathered: more of them need less memory beside the result."""
     compute_dtype: str | None = None
     """What sharded weights are gathered in to compute with; None is what they are."""
-    wrap: Callable[[CausalFamily, nn.Module], Entry] = Entry
+    wrap: Callable[[CausalFamily | FlowFamily, nn.Module], Entry] = Entry
     """Shards a model; by default leaves it as it is."""
 
     def sequence_for(self, tokens: int, tokens_per_rank: int) -> SequenceParallel:

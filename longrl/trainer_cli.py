@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+import yaml
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger
 from typing_extensions import override
@@ -24,6 +25,8 @@ from longrl.strategies.mr_sp import MRSPStrategy
 logger = logging.getLogger(__name__)
 
 WandbMode = Literal["off", "offline", "online"]
+Policy = Literal["causal", "flow"]
+"""What a run trains: a model that writes, or one that draws pictures and videos."""
 
 COMMAND_USAGE = "python -m longrl {} --config FILE.yaml [--config FILE.yaml ...] [--KEY VALUE ...]"
 COMMAND_HELP = """{}: {}. The options of a class are listed by --model.family.help CLASS, --trainer.callbacks.help CLASS
@@ -47,14 +50,30 @@ class SaveRunConfig(SaveConfigCallback):
 class LongRLCLI(LightningCLI):
     """`run_dir` decides where a run leaves everything: config, checkpoints, logs, samples."""
 
+    policy: ClassVar[Policy] = "causal"
+    """The value of the option `policy` that chooses this class."""
+
     @classmethod
     def run(cls, args: Sequence[str]) -> LongRLCLI:
         """Parses `args`, the command first, and runs it."""
+        if policy_of(args) == "flow":
+            from longrl.flow_cli import FlowCLI
+
+            return FlowCLI.start(args)
+        return cls.start(args)
+
+    @classmethod
+    def classes(cls) -> tuple[type[LightningModule], type[LightningDataModule]]:
+        """What `model` and `data` configure."""
+        return PolicyModule, LongVideoReason
+
+    @classmethod
+    def start(cls, args: Sequence[str]) -> LongRLCLI:
+        """`run` of this class's own kind of policy."""
         # peft imports it where it is installed, and on a CPU it misses kernels in 4 bits, which nothing here uses.
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         return cls(
-            PolicyModule,
-            LongVideoReason,
+            *cls.classes(),
             save_config_callback=SaveRunConfig,
             seed_everything_default=0,
             auto_configure_optimizers=False,
@@ -71,6 +90,7 @@ class LongRLCLI(LightningCLI):
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run_dir", type=str, default="runs/default", help="folder of everything a run leaves")
+        parser.add_argument("--policy", type=Policy, default=self.policy, help="what is trained")
         parser.add_argument("--wandb", type=WandbMode, default="off", help="log to Weights & Biases as well")
         parser.add_argument("--wandb_project", type=str, default="longrl")
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
@@ -79,6 +99,10 @@ class LongRLCLI(LightningCLI):
         parser.set_defaults({"checkpoint.every_n_train_steps": 50, "checkpoint.enable_version_counter": False})
         parser.link_arguments("run_dir", "trainer.default_root_dir")
         parser.link_arguments("run_dir", "checkpoint.dirpath", compute_fn=checkpoint_folder)
+        self.link_family(parser)
+
+    def link_family(self, parser: LightningArgumentParser) -> None:
+        """The data module renders prompts as the model reads them."""
         parser.link_arguments("model.family", "data.family", apply_on="instantiate")
 
     @override
@@ -128,6 +152,31 @@ class LongRLCLI(LightningCLI):
                 WandbLogger(project=project, name=Path(run_dir).name, save_dir=run_dir, offline=mode == "offline")
             )
         return loggers
+
+
+def policy_of(args: Sequence[str]) -> str | None:
+    """The option `policy` of a command line, or of the config files that it names; the last one that says counts.
+
+    It is read before there is a parser, for it decides which classes the parser is made of.
+    """
+    found = None
+    for name, value in options_of(args):
+        if name == "--policy":
+            found = value
+        elif name in ("--config", "-c") and Path(value).is_file():
+            values = yaml.safe_load(Path(value).read_text())
+            found = values.get("policy", found) if isinstance(values, dict) else found
+    return found
+
+
+def options_of(args: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(name, value) of every `--name=value` and `--name value`."""
+    for index, arg in enumerate(args):
+        name, equals, value = arg.partition("=")
+        if equals:
+            yield name, value
+        elif index + 1 < len(args):
+            yield name, args[index + 1]
 
 
 def checkpoint_folder(run_dir: str) -> str:

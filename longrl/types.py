@@ -140,6 +140,18 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class TextPrompt:
+    """A prompt for pictures or videos: the `problem` of its row."""
+
+    row: Row
+
+    @property
+    def id(self) -> str:
+        """The row's."""
+        return self.row.id
+
+
+@dataclass(frozen=True)
 class Completion:
     """One sampled answer."""
 

@@ -20,6 +20,7 @@ from longrl.datamodules.synthetic import SyntheticConfig, generate
 from longrl.evaluation.evaluate import Evaluation, parsed
 from longrl.evaluation.records import read_jsonl
 from longrl.models.base import CausalFamily
+from longrl.models.flow import FlowFamily
 from longrl.modules.policy import PolicyModule
 from longrl.rewards import RewardSum, SoftOverlong
 from longrl.rollout.engine import RolloutEngine
@@ -37,11 +38,16 @@ pytestmark = [
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 FILES = sorted(CONFIGS.rglob("*.y*ml"))
-RECIPES = sorted(CONFIGS.glob("*.yaml"))
+FLOW = [
+    path for path in [*CONFIGS.glob("*.yaml"), *CONFIGS.glob("demo/flow/*.yaml")] if "policy: flow" in path.read_text()
+]
+"""Recipes and demos of pictures and videos: tests/flow/test_flow_configs.py."""
+RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if path not in FLOW)
 DEMO = sorted(CONFIGS.glob("demo/*.yaml"))
 EVALUATIONS = sorted(CONFIGS.glob("eval/*.yaml"))
 KINDS = ("algorithm", "data", "family", "policy", "reward", "rollout", "trainer")
 PIECES = {kind: sorted(CONFIGS.glob(f"{kind}/*.yaml")) for kind in KINDS}
+FLOW_FAMILIES = [path for path in PIECES["family"] if path.stem.startswith(("sd3", "wan"))]
 PROMPT_FILES = [path for path in PIECES["data"] if path.stem in ("geneval", "ocr_prompts", "prompts")]
 """Data pieces of `PromptFiles`; the others are of `LongVideoReason`."""
 TYPES = {"algorithm": Algorithm, "family": CausalFamily, "reward": RewardSum, "rollout": RolloutEngine}
@@ -67,7 +73,8 @@ def built(*args: str | Path) -> LongRLCLI:
 def piece(path: Path) -> object:
     """What a file in a folder of `TYPES` describes."""
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--piece", type=TYPES[path.parent.name], sub_configs=True)
+    kind = FlowFamily if path in FLOW_FAMILIES else TYPES[path.parent.name]
+    parser.add_argument("--piece", type=kind, sub_configs=True)
     return parser.instantiate(parser.parse_args([f"--piece={path}"])).piece
 
 
@@ -85,7 +92,7 @@ def raw(path: Path) -> dict:
 
 @files(FILES)
 def test_a_test_below_reads_this_file(path):
-    assert path in [*RECIPES, *DEMO, *EVALUATIONS, *(piece for kind in KINDS for piece in PIECES[kind])], (
+    assert path in [*RECIPES, *FLOW, *DEMO, *EVALUATIONS, *(piece for kind in KINDS for piece in PIECES[kind])], (
         f"no test reads configs/{path.relative_to(CONFIGS)}: a recipe belongs in configs/, a piece in configs/KIND/ "
         "with KIND among KINDS of tests/test_configs.py"
     )
@@ -120,7 +127,7 @@ def test_the_first_line_says_what_it_is(path):
 
 @files([path for kind in TYPES for path in PIECES[kind]])
 def test_a_piece_is_what_its_folder_says(path):
-    assert isinstance(piece(path), TYPES[path.parent.name])
+    assert isinstance(piece(path), FlowFamily if path in FLOW_FAMILIES else TYPES[path.parent.name])
 
 
 @files(PIECES["family"])

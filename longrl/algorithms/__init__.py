@@ -23,16 +23,17 @@ from longrl.algorithms.corrections import (
     truncated_sequence,
     truncated_token,
 )
-from longrl.algorithms.kl import k1, k2, k3
+from longrl.algorithms.kl import gaussian_mean, k1, k2, k3
 from longrl.algorithms.selection import InOrder, drop_uniform, keep_all, mask_truncated
-from longrl.algorithms.surrogates import DualClipped, TokenLosses, cispo, clipped, reinforce, sequence_clipped
+from longrl.algorithms.surrogates import DualClipped, TokenLosses, cispo, clipped, guarded, reinforce, sequence_clipped
 from longrl.algorithms.token_weights import Constant, sequence_mean, token_mean
-from longrl.algorithms.tokens import AllReduce, Tokens, single_rank
+from longrl.algorithms.tokens import AllReduce, DrawnSteps, Tokens, single_rank
 
 __all__ = [
     "Algorithm",
     "AllReduce",
     "Constant",
+    "DrawnSteps",
     "DualClipped",
     "InOrder",
     "LossOutput",
@@ -43,10 +44,12 @@ __all__ = [
     "cispo",
     "clipped",
     "drop_uniform",
+    "gaussian_mean",
     "greedy_centered",
     "group_centered",
     "group_centered_batch_normalized",
     "group_normalized",
+    "guarded",
     "k1",
     "k2",
     "k3",

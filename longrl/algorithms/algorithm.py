@@ -12,9 +12,9 @@ from torch import Tensor
 
 from longrl.algorithms.advantages import COMPARES_WITHIN_GROUP, Outcomes, greedy_centered, group_normalized
 from longrl.algorithms.corrections import no_correction
-from longrl.algorithms.kl import k1, k3
+from longrl.algorithms.kl import gaussian_mean, k1, k3
 from longrl.algorithms.selection import InOrder, Selection, drop_uniform, keep_all
-from longrl.algorithms.surrogates import TokenLosses, clipped, reinforce
+from longrl.algorithms.surrogates import TokenLosses, clipped, guarded, reinforce, sequence_clipped
 from longrl.algorithms.token_weights import Constant, sequence_mean
 from longrl.algorithms.tokens import AllReduce, Tokens, single_rank
 from longrl.types import SamplingParams
@@ -81,6 +81,8 @@ class Algorithm:
     """Importance weights between the engine that sampled and the trainer: corrections.py."""
     correction_cap: float = 2.0
     """Where importance weights are truncated or masked."""
+    advantage_limit: float | None = None
+    """Advantages are held within +- this (Flow-GRPO's code: 5); None leaves them."""
     greedy_baseline: bool = False
     """Sample one greedy completion more per prompt, whose reward is the baseline of `greedy_centered`."""
 
@@ -92,6 +94,8 @@ class Algorithm:
                     f"algorithm.{field.name} must be a function, got the class {value.__name__}; "
                     "write it as class_path with init_args, so that an instance is made"
                 )
+            if field.name == "advantage_limit" and value is not None and not value > 0:
+                raise ValueError(f"algorithm.advantage_limit must be above 0, or null for none, got {value}")
             if field.name in ("kl_coef", "clip_low", "clip_high", "correction_cap") and not value >= 0:
                 raise ValueError(f"algorithm.{field.name} must be a number >= 0, got {value}")
 
@@ -113,14 +117,14 @@ class Algorithm:
             )
         if isinstance(self.token_weights, Constant):
             self.token_weights.validate(sampling.max_completion_tokens)
-        steps = self.select.steps if isinstance(self.select, InOrder) else [self.select]
-        for function in (self.advantage, *steps):
-            if num_generations < 2 and function in (*COMPARES_WITHIN_GROUP, drop_uniform):
+        for name, function in (("kl", self.kl), ("surrogate", self.surrogate)):
+            if function in (gaussian_mean, guarded):
                 raise ValueError(
-                    f"{function.__name__} compares the completions of a prompt and needs num_generations >= 2, "
-                    f"got {num_generations}; raise sampling.num_generations of the RolloutCallback, "
-                    "or use configs/algorithm/reinforce_pp.yaml or remax.yaml"
+                    f"algorithm.{name}={function.__name__} is for denoising steps, and this policy writes tokens; set "
+                    "model.algorithm.kl to longrl.algorithms.k3 and model.algorithm.surrogate to "
+                    "longrl.algorithms.clipped"
                 )
+        self._check_groups(num_generations, "use configs/algorithm/reinforce_pp.yaml or remax.yaml")
         if self.advantage is greedy_centered and not self.greedy_baseline:
             raise ValueError(
                 "greedy_centered subtracts the reward of a greedy completion, got greedy_baseline=False; "
@@ -132,7 +136,7 @@ class Algorithm:
                 "set model.algorithm.advantage to longrl.algorithms.greedy_centered, or greedy_baseline to false"
             )
         filtered = sampling.top_p < 1 or sampling.top_k > 0
-        if filtered and drop_uniform in steps:
+        if filtered and drop_uniform in self._selections:
             logger.warning(
                 "with top_p or top_k the old log-probabilities of carried-over groups are those of the filtered "
                 "distribution, and their ratios a little low; set both off, or max_refills of the RolloutCallback to 0"
@@ -143,11 +147,37 @@ class Algorithm:
                 "set model.algorithm.kl to longrl.algorithms.k2 or k3, or model.algorithm.kl_placement to reward"
             )
         if self.surrogate is reinforce and mini_batches > 1:
-            logger.warning(
-                "the surrogate reinforce has no importance ratio, and %d updates per rollout make it off-policy; "
-                "set model.algorithm.surrogate to longrl.algorithms.clipped, or one update per rollout",
-                mini_batches,
+            _warn_off_policy(mini_batches)
+
+    def validate_steps(self, num_generations: int, mini_batches: int) -> None:
+        """`validate` of a run whose policy takes denoising steps instead of writing tokens."""
+        self._check_groups(num_generations, "set model.algorithm.advantage to longrl.algorithms.raw")
+        if self.kl_coef > 0 and (self.kl is not gaussian_mean or self.kl_placement != "loss"):
+            raise ValueError(
+                "the KL penalty of denoising steps is gaussian_mean in the loss, got "
+                f"{getattr(self.kl, '__name__', self.kl)} in the {self.kl_placement}; set model.algorithm.kl to "
+                "longrl.algorithms.gaussian_mean and kl_placement to loss, or kl_coef to 0"
             )
+        if self.surrogate is sequence_clipped or self.correction is not no_correction or self.greedy_baseline:
+            raise ValueError(
+                "denoising steps of a sample are scored apart, by the model that drew them, so sequence_clipped, "
+                "corrections and greedy_baseline have no meaning; set model.algorithm.surrogate to "
+                "longrl.algorithms.clipped, correction to longrl.algorithms.no_correction and greedy_baseline to false"
+            )
+        if self.surrogate is reinforce and mini_batches > 1:
+            _warn_off_policy(mini_batches)
+
+    @property
+    def _selections(self) -> list[Selection]:
+        return self.select.steps if isinstance(self.select, InOrder) else [self.select]
+
+    def _check_groups(self, num_generations: int, instead: str) -> None:
+        for function in (self.advantage, *self._selections):
+            if num_generations < 2 and function in (*COMPARES_WITHIN_GROUP, drop_uniform):
+                raise ValueError(
+                    f"{function.__name__} compares the completions of a prompt and needs num_generations >= 2, "
+                    f"got {num_generations}; raise sampling.num_generations of the RolloutCallback, or {instead}"
+                )
 
     def token_advantages(
         self,
@@ -183,6 +213,8 @@ class Algorithm:
         penalty = None if kl is None else self.kl_coef * kl
         outcomes = Outcomes(rewards, valid, lengths, penalty, baseline, all_reduce)
         advantages: Tensor = self.advantage(outcomes)
+        if self.advantage_limit is not None:
+            advantages = advantages.clamp(-self.advantage_limit, self.advantage_limit)
         per_token = advantages if advantages.dim() == 1 else outcomes.per_token(advantages)
         return per_token.where(outcomes.per_token(valid), 0.0).to(rewards.dtype)
 
@@ -216,8 +248,22 @@ class Algorithm:
             `approx_kl` (k3 of old against new policy), `correction_mean`; with a reference `kl_ref`, with a sampler
             `sampler_kl` (k3 of sampler against old policy); and `weight_sum`, 1 over a step but for `Constant`.
         """
-        old_logp, advantages, weights = old_logp.detach(), advantages.detach(), weights.detach()
-        tokens = Tokens(logp, old_logp, advantages, completion_index, sampler_logp)
+        tokens = Tokens(logp, old_logp.detach(), advantages.detach(), completion_index, sampler_logp)
+        return self._sum(tokens, logp, ref_logp, weights)
+
+    def loss_of_steps(self, tokens: Tokens, weights: Tensor) -> LossOutput:
+        """`loss` of rows that are denoising steps: the KL term compares the means of policy and reference.
+
+        Args:
+            tokens: [R] rows with `steps`; the gradient flows through `logp` and the policy's mean.
+            weights: [R] of `completion_weights`.
+        """
+        assert tokens.steps is not None
+        return self._sum(tokens, *tokens.steps.locations, weights)
+
+    def _sum(self, tokens: Tokens, own: Tensor, reference: Tensor | None, weights: Tensor) -> LossOutput:
+        """The weighted sum over rows; `own` and `reference` are what the KL estimator compares."""
+        weights = weights.detach()
         surrogate: TokenLosses = self.surrogate(tokens, self.clip_low, self.clip_high)
         correction = self.correction(tokens, self.correction_cap).detach()
         losses = correction * surrogate.loss
@@ -225,14 +271,14 @@ class Algorithm:
             "clip_fraction_low": surrogate.clipped_low,
             "clip_fraction_high": surrogate.clipped_high,
             "ratio_mean": tokens.ratio,
-            "approx_kl": k3(old_logp, logp),
+            "approx_kl": k3(tokens.old_logp, tokens.logp),
             "correction_mean": correction,
             "weight_sum": weights.new_ones(()),
         }
-        if sampler_logp is not None:
-            metrics["sampler_kl"] = k3(sampler_logp, old_logp).where(sampler_logp.isfinite(), 0.0)
-        if ref_logp is not None:
-            metrics["kl_ref"] = self.kl(logp, ref_logp.detach())
+        if (sampler_logp := tokens.sampler_logp) is not None:
+            metrics["sampler_kl"] = k3(sampler_logp, tokens.old_logp).where(sampler_logp.isfinite(), 0.0)
+        if reference is not None:
+            metrics["kl_ref"] = self.kl(own, reference.detach())
             if self.kl_placement == "loss":
                 losses = losses + self.kl_coef * metrics["kl_ref"]
         elif self.kl_placement == "loss" and self.kl_coef > 0:
@@ -242,3 +288,11 @@ class Algorithm:
             )
         sums = {name: (weights * values.detach()).sum() for name, values in metrics.items()}
         return LossOutput((weights * losses).sum(), sums)
+
+
+def _warn_off_policy(mini_batches: int) -> None:
+    logger.warning(
+        "the surrogate reinforce has no importance ratio, and %d updates per rollout make it off-policy; "
+        "set model.algorithm.surrogate to longrl.algorithms.clipped, or one update per rollout",
+        mini_batches,
+    )

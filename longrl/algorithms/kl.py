@@ -3,6 +3,9 @@
 http://joschu.net/blog/kl-approx.html, with x = log policy(token) - log reference(token) and the token drawn from the
 policy: k1 = x, k2 = x^2 / 2, k3 = exp(-x) - 1 + x. k1 and k3 are unbiased. As a term of the LOSS only the gradient
 counts, and that orders them differently; each function says what its gradient is.
+
+`gaussian_mean` is no estimate: where policy and reference are Gaussians of the same deviation, as in a denoising step,
+their distance is known.
 """
 
 from __future__ import annotations
@@ -42,3 +45,16 @@ def k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
     """
     difference = log_ratio(logp, ref_logp)
     return (-difference).exp() - 1 + difference
+
+
+def gaussian_mean(location: Tensor, ref_location: Tensor) -> Tensor:
+    """KL between two Gaussians of the same deviation, per number of a latent: mean(((mu - mu_ref) / std)^2) / 2. [R].
+
+    Flow-GRPO, arXiv:2505.05470, eq. 12, with the step's own variance below the squares (its code leaves out the length
+    of the step). The gradient is that of KL(policy || reference), exactly. For flow models alone.
+
+    Args:
+        location: [R, D] means divided by the deviation.
+        ref_location: [R, D] of the reference, divided by the same.
+    """
+    return (location - ref_location).square().mean(-1) / 2

@@ -86,6 +86,28 @@ def cispo(tokens: Tokens, clip_low: float, clip_high: float) -> TokenLosses:
     return TokenLosses(-weight * tokens.advantages * tokens.logp, ratio < 1 - clip_low, ratio > 1 + clip_high)
 
 
+def guarded(tokens: Tokens, clip_low: float, clip_high: float) -> TokenLosses:
+    """`clipped` with the ratio and the weights of GRPO-Guard, arXiv:2510.22319: for denoising steps alone.
+
+        rho = exp((log policy - log old policy + |mean - old mean|^2 / (2 std^2)) * std),    L = clipped(rho) / length
+
+    The sampler's log-ratio has a mean below 0, lower at steps of small std, so that one clip range holds back bad
+    samples and lets good ones run away. The added term centres it, and the factor gives all steps the same spread: what
+    is left is the average of eps * (mean - old mean). Dividing by the step's length balances their gradients.
+
+    Raises:
+        ValueError: the rows are tokens.
+    """
+    steps = tokens.steps
+    if steps is None:
+        raise ValueError(
+            "guarded is for denoising steps, got tokens; set model.algorithm.surrogate to longrl.algorithms.clipped"
+        )
+    centred = (tokens.logp - tokens.old_logp + steps.moved) * steps.std
+    found = _pessimistic(centred.exp(), tokens.advantages, clip_low, clip_high)
+    return TokenLosses(found.loss / steps.length, found.clipped_low, found.clipped_high)
+
+
 def reinforce(tokens: Tokens, clip_low: float, clip_high: float) -> TokenLosses:
     """L = -A log policy: REINFORCE (Williams 1992), RLOO and ReMax; no ratio, so it is for one update per rollout."""
     never = torch.zeros_like(tokens.advantages, dtype=torch.bool)

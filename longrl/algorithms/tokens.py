@@ -20,6 +20,36 @@ def single_rank(values: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class DrawnSteps:
+    """What is known of rows that are denoising steps: what was drawn is a latent of D numbers around a mean.
+
+    Log-probabilities of such rows are means over the D numbers (longrl/flow/steps.py).
+    """
+
+    mean: Tensor
+    """[R, D] under the policy being updated, with gradient."""
+    std: Tensor
+    """[R] deviation of the noise."""
+    length: Tensor
+    """[R] how far sigma falls in the step."""
+    old_mean: Tensor
+    """[R, D] under the policy before the updates."""
+    ref_mean: Tensor | None = None
+    """[R, D] under the reference policy."""
+
+    @property
+    def moved(self) -> Tensor:
+        """[R] mean((mean - old mean)^2) / (2 std^2), with gradient."""
+        return (self.mean - self.old_mean).square().mean(-1) / (2 * self.std.square())
+
+    @property
+    def locations(self) -> tuple[Tensor, Tensor | None]:
+        """[R, D] means in units of the deviation, of policy and reference: what `gaussian_mean` compares."""
+        std = self.std[:, None]
+        return self.mean / std, None if self.ref_mean is None else self.ref_mean / std
+
+
+@dataclass(frozen=True)
 class Tokens:
     """Scored completion tokens; every field is [R]. Only `logp` carries a gradient."""
 
@@ -32,6 +62,8 @@ class Tokens:
     """Which completion a row belongs to; all rows of a completion are here, in any order."""
     sampler_logp: Tensor | None = None
     """As the rollout engine reported it."""
+    steps: DrawnSteps | None = None
+    """Of a flow model's rows."""
 
     @property
     def log_ratio(self) -> Tensor:

@@ -12,6 +12,7 @@ import copy
 import functools
 import logging
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from longrl.models.loading import check_loaded
-from longrl.models.lora import LoRASettings
+from longrl.models.lora import LoRASettings, export_adapters
 from longrl.strategies.frames import FramesPerCell
 from longrl.strategies.sequence import ALONE, SequenceParallel
 from longrl.types import Frames, Media, Packed, PolicyOutput, Prompt, Row, Sound
@@ -38,6 +39,8 @@ class ModelFamily(abc.ABC):
 
     supports_sequence_parallel: ClassVar[bool] = False
     """Whether ranks can share a sequence."""
+    casts_inputs: ClassVar[bool] = True
+    """Whether sharded layers cast what they are given to the precision they compute in."""
     hears: ClassVar[bool] = False
     """Whether it reads sound."""
     use_audio_in_video: bool = False
@@ -184,6 +187,29 @@ class CausalFamily(ModelFamily):
     def time_tokens(self, timestamps: Sequence[float]) -> int:
         """Tokens that say when a video's temporal cells were, beside its features."""
         return 0
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        """Writes weights, configs, tokenizer and processor."""
+        self.save(model, folder)
+        self.save_processing(folder)
+        self._keep_generation_config(folder)
+
+    def _keep_generation_config(self, folder: Path) -> None:
+        """Its own in place of the one that transformers makes up for a model that is built from a checkpoint."""
+        from transformers.utils import cached_file
+
+        options = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+        own = cached_file(self.engine_folder(), "generation_config.json", **options)
+        if own is not None:
+            shutil.copyfile(own, folder / self.text_part / "generation_config.json")
+
+    def export_adapters(self, adapters: Mapping[str, Tensor], folder: Path, base: str) -> None:
+        """Writes `adapter_config.json` and `adapter_model.safetensors`, for the weights that `base` names."""
+        export_adapters(self, adapters, folder, base)
+
+    def root_modules(self, model: nn.Module) -> list[nn.Module]:
+        """What is sharded beside the layers, and gathered together: text stack and LM head."""
+        return [self.backbone(model), model.get_output_embeddings()]
 
     def tower(self, model: nn.Module) -> nn.Module | None:
         """See `ModelFamily.tower`."""

@@ -18,6 +18,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +27,7 @@ from torch.distributed.tensor import DTensor
 
 if TYPE_CHECKING:
     from longrl.models.base import CausalFamily
+    from longrl.models.flow import FlowFamily
 
 OPTION = "model.family.init_args.lora"
 ADAPTER = "default"
@@ -72,16 +74,20 @@ def add_adapters(family: CausalFamily, model: nn.Module) -> nn.Module:
     Raises:
         ValueError: a target is no linear layer of the text stack, or the tower is to be trained.
     """
-    from peft import inject_adapter_in_model
-
     if family.tower_trains(model):
         raise ValueError(
             f"{OPTION} trains adapters of the text stack alone, but model.family.init_args.freeze_tower is false; set "
             f"it to true, or {OPTION} to null"
         )
-    config = peft_config(family, model)
+    return put_adapters(model, peft_config(family, model), family.init_seed)
+
+
+def put_adapters(model: nn.Module, config: Any, seed: int) -> nn.Module:
+    """Puts float32 adapters into a model by peft's description of them, in place; all else is frozen."""
+    from peft import inject_adapter_in_model
+
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(family.init_seed)
+        torch.manual_seed(seed)
         inject_adapter_in_model(config, model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(is_adapter(name))
@@ -121,7 +127,7 @@ def _targets(family: CausalFamily, model: nn.Module, wanted: tuple[str, ...] | N
     return rf"{re.escape(place)}\..*\.({'|'.join(sorted(wanted or linear))})"
 
 
-def adapters_off(family: CausalFamily, model: nn.Module) -> contextlib.AbstractContextManager[None]:
+def adapters_off(family: CausalFamily | FlowFamily, model: nn.Module) -> contextlib.AbstractContextManager[None]:
     """The model without what its adapters add: the policy that the run began with. Nothing happens without LoRA.
 
     A factor of zero, and not peft's own way of switching adapters off, for that makes them untrainable meanwhile, and
@@ -181,6 +187,25 @@ def merged(
 def adapter_name(layer: str, matrix: str) -> str:
     """Of a layer's matrix `A` or `B` in a `state_dict`."""
     return f"{layer}.lora_{matrix}.{ADAPTER}.weight"
+
+
+def export_adapters(family: CausalFamily, adapters: Mapping[str, Tensor], folder: Path, base: str) -> None:
+    """Writes adapters, by their names in the model, as `PeftModel.from_pretrained` reads them.
+
+    Args:
+        family: what they were put into.
+        adapters: matrices A and B.
+        folder: to write.
+        base: folder or hub id of the weights that they belong to.
+    """
+    from safetensors.torch import save_file
+
+    with torch.device("meta"):
+        config = peft_config(family, family.build(weights=None))
+    config.base_model_name_or_path = base
+    config.save_pretrained(folder)
+    named = {f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": value for name, value in adapters.items()}
+    save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def _whole(value: Tensor) -> Tensor:

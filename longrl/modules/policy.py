@@ -15,21 +15,17 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from typing_extensions import override
 
 from longrl.algorithms import Algorithm
 from longrl.models.base import CausalFamily
-from longrl.models.lora import adapters_off, check_resumed, refuse_dropout, to_checkpoint
-from longrl.modules.means import Means
-from longrl.modules.optimizer import OptimizerSettings, clip_gradients, rest
-from longrl.modules.reference import reference_of
+from longrl.models.lora import adapters_off
+from longrl.modules.optimizer import OptimizerSettings
 from longrl.modules.rollouts import FlatGroups, Rollout, mini_batches, targets
 from longrl.modules.scoring import scores, split
+from longrl.modules.trained import TrainedModule
 from longrl.modules.weights import build_from
-from longrl.parallel import Parallel
-from longrl.phases import PhaseTimes
 from longrl.rollout.features import FeatureCache, TrainableFeatures
 from longrl.rollout.parity import GapWatch
 from longrl.rollout.stored import StoredFeatures
@@ -40,7 +36,7 @@ LossFunction = Callable[[Packed, PolicyOutput], tuple[Tensor, Mapping[str, Tenso
 """Micro-batch and scores -> (summed loss, metrics that add up over micro-batches)."""
 
 
-class PolicyModule(LightningModule):
+class PolicyModule(TrainedModule):
     """Trains a model family by SFT (batches without groups) or RL (batches whose groups a rollout callback filled).
 
     Optimization is manual: losses are sums under weights that add up to one over the whole optimizer step, so any split
@@ -78,96 +74,53 @@ class PolicyModule(LightningModule):
         feature_cache_dir: str | None = None,
         feature_cache_disk_bytes: int = 1 << 40,
     ) -> None:
-        super().__init__()
         if min(max_tokens_per_micro_batch, mini_batches_per_rollout, epochs_per_rollout) < 1:
             raise ValueError(
                 "model.max_tokens_per_micro_batch, model.mini_batches_per_rollout and model.epochs_per_rollout must be "
                 f"at least 1, got {max_tokens_per_micro_batch}, {mini_batches_per_rollout} and {epochs_per_rollout}"
             )
-        if max_grad_norm < 0:
-            raise ValueError(f"model.max_grad_norm must be at least 0, got {max_grad_norm}; 0 switches clipping off")
-        self.automatic_optimization = False
-        self.family = family
-        self.algorithm = algorithm or Algorithm()
-        self.optimizer_settings = optimizer or OptimizerSettings()
-        self.init_from = init_from
+        super().__init__(
+            family, algorithm, optimizer, init_from, mini_batches_per_rollout, epochs_per_rollout, max_grad_norm
+        )
         self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
-        self.mini_batches_per_rollout = mini_batches_per_rollout
-        self.epochs_per_rollout = epochs_per_rollout
-        self.max_grad_norm = max_grad_norm
         self.temperature = 1.0
         """The one completions are sampled with; the rollout callback sets it."""
         self.gap: GapWatch | None = None
         """Compares engine and trainer in every step; the rollout callback sets it."""
-        self.phases = PhaseTimes()
         stored = StoredFeatures(family, feature_cache_dir, feature_cache_disk_bytes) if feature_cache_dir else None
         self.features = FeatureCache(family, feature_cache_bytes, stored=stored)
-        self._evaluated = Means()
-        self.model: nn.Module | None = None
-        self.parallel = Parallel()  # a strategy sets another before weights are loaded
-        # Tuples, so that these are no submodules: not saved, not trained, and the model's names stay as they are.
-        self._entry: tuple[Entry, ...] = ()
-        self._reference: tuple[Entry, ...] = ()
 
     # -- building ------------------------------------------------------------------------------------------------
 
     @override
-    def setup(self, stage: str) -> None:
-        """Refuses what would train wrongly; Lightning calls it before weights are loaded."""
-        if self.trainer.precision == "16-mixed":
-            raise ValueError(
-                "trainer.precision=16-mixed scales losses, and gradients would be clipped before they are scaled back; "
-                "set it to bf16-mixed, or to 32-true with model.family.init_args.dtype=bfloat16"
-            )
-        if self.trainer.world_size > 1 and self.parallel.world.size == 1:
-            raise ValueError(
-                f"{self.trainer.world_size} devices need a strategy that shares the work exactly, got "
-                f"{type(self.trainer.strategy).__name__}; set trainer.strategy to "
-                "longrl.strategies.mr_sp.MRSPStrategy, or trainer.devices to 1"
-            )
-        if stage == "fit" and self._is_rl():
-            refuse_dropout(self.family.lora)
+    def is_rl(self) -> bool:
+        return self.trainer.datamodule.renderer.stage == "rl"
+
+    @override
+    def build_model(self) -> nn.Module:
+        return build_from(self.family, self.init_from)
 
     @override
     def configure_model(self) -> None:
         if self.model is None:
-            self.model = build_from(self.family, self.init_from)
+            self.model = self.build_model()
             if self.features.stored:
                 self.features.stored.check(self.model)
             self._entry = (self.parallel.wrap(self.family, self.model),)
             self.features.parallel = self.parallel
 
     @override
-    def on_fit_start(self) -> None:
-        if self.algorithm.kl_coef > 0 and self._is_rl():
-            self._reference = (reference_of(self.entry, self.family, self.init_from, self.parallel, self.device),)
-        self.model.train()
-
-    @override
     def on_train_start(self) -> None:
         """Tells the loader which videos it need not decode; only now have weights and optimizer been restored."""
-        rest(self.optimizers(use_pl_optimizer=False))
+        super().on_train_start()
         stored = self.features.stored
         if stored is None or not self.family.encoders(self.model):
             return
         before = stored.cache(self.model)
-        with contextlib.nullcontext() if self._is_rl() else self.trainer.precision_plugin.forward_context():
+        with contextlib.nullcontext() if self.is_rl() else self.trainer.precision_plugin.forward_context():
             cache = stored.cache(self.model)
         # In validation the rollout callback may encode before the precision of the step, or the step within it.
         self.trainer.datamodule.leave_out(cache, ("train", "val") if cache is before else ("train",))
-
-    def _is_rl(self) -> bool:
-        return self.trainer.datamodule.renderer.stage == "rl"
-
-    @override
-    def configure_optimizers(self) -> dict[str, Any]:
-        settings, per_batch = self.optimizer_settings, self.steps_per_rollout if self._is_rl() else 1
-        return settings.build(self.model, settings.end(self.trainer, per_batch))
-
-    @property
-    def steps_per_rollout(self) -> int:
-        """Optimizer steps on one rollout."""
-        return self.mini_batches_per_rollout * self.epochs_per_rollout
 
     @property
     def tower_trains(self) -> bool:
@@ -193,19 +146,6 @@ class PolicyModule(LightningModule):
         """The result of `function`, which may read all weights of the policy as often as it likes."""
         return self.entry.whole(function)
 
-    @property
-    def entry(self) -> Entry:
-        """The door to the policy's weights."""
-        return self._entry[0]
-
-    @override
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["lora"] = to_checkpoint(self.family.lora)
-
-    @override
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_resumed(self.family.lora, checkpoint)
-
     # -- steps ---------------------------------------------------------------------------------------------------
 
     @override
@@ -213,10 +153,8 @@ class PolicyModule(LightningModule):
         with self.phases("update"):
             metrics = self.sft_step(batch) if batch.groups is None else self.rl_step(batch)
         self.log_dict(self.features.metrics(), batch_size=1)
-        if not metrics:
-            return
-        self.log_dict({f"train/{name}": value for name, value in metrics.items()}, prog_bar=False, batch_size=1)
-        self.log("loss", metrics["loss"], prog_bar=True, logger=False, batch_size=1)
+        if metrics:
+            self.log_step(metrics)
 
     def sft_step(self, batch: Batch) -> dict[str, float]:
         """One optimizer step on the negative log-likelihood per response token of the whole batch."""
@@ -295,18 +233,10 @@ class PolicyModule(LightningModule):
         if before_step:
             before_step()
         sums = self.parallel.world.sum_dict({name: value / sequence.size for name, value in totals.items()})
-        return {**sums, **self._optimizer_step()}
-
-    def _optimizer_step(self) -> dict[str, float]:
-        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
-        grad_norm = clip_gradients(self.model.parameters(), self.max_grad_norm or float("inf"))
-        lr = optimizer.param_groups[0]["lr"]
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad()
+        step = self.optimizer_step_clipped()
         if self.tower_trains:
             self.features.clear()
-        return {"grad_norm": grad_norm, "lr": lr}
+        return {**sums, **step}
 
     # -- from groups to mini-batches -----------------------------------------------------------------------------
 
@@ -397,15 +327,3 @@ class PolicyModule(LightningModule):
             responses = targets(batch)
             logp = self.score(self.entry, batch.prompts, responses, self.encode(batch.prompts))
             self._evaluated.add(f"{stage}/loss", -float(logp.sum()), len(logp))
-
-    def _log_evaluated(self) -> None:
-        for name, mean in self._evaluated.collect(self.parallel.data).items():
-            self.log(name, mean, prog_bar=name.endswith("/accuracy"))
-
-    @override
-    def on_validation_epoch_end(self) -> None:
-        self._log_evaluated()
-
-    @override
-    def on_test_epoch_end(self) -> None:
-        self._log_evaluated()

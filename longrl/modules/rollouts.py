@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ class FlatGroups:
     @property
     def lengths(self) -> Tensor:
         """[C] tokens of each completion."""
-        lengths = [len(completion.token_ids) for group in self.groups for completion in group.completions]
+        lengths = [len(completion.logprobs) for group in self.groups for completion in group.completions]
         return torch.tensor(lengths, dtype=torch.int64, device=self.device)
 
     @property
@@ -93,7 +93,7 @@ class FlatGroups:
     @property
     def offsets(self) -> list[int]:
         """P + 1 numbers: where each group's tokens begin, and the end."""
-        tokens = (sum(len(completion.token_ids) for completion in group.completions) for group in self.groups)
+        tokens = (sum(len(completion.logprobs) for completion in group.completions) for group in self.groups)
         return list(itertools.accumulate(tokens, initial=0))
 
     def parts(self, count: int) -> list[slice]:
@@ -129,7 +129,7 @@ def mini_batches(
     offsets, sampler = flat.offsets, flat.sampler_logp
     found = []
     for part in flat.parts(min(count, data.max(len(flat.groups)))):
-        own, rows = FlatGroups(flat.groups[part], flat.device), slice(offsets[part.start], offsets[part.stop])
+        own, rows = replace(flat, groups=flat.groups[part]), slice(offsets[part.start], offsets[part.stop])
         found.append(
             Rollout(
                 prompts=own.prompts,

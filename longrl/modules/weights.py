@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,11 @@ from longrl.models.base import CausalFamily, is_local
 from longrl.models.chunked_mlp import chunk_mlps
 from longrl.models.lora import OPTION, LoRASettings, add_adapters, from_checkpoint, is_adapter, merged, plain_name
 
+if TYPE_CHECKING:
+    from longrl.models.flow import FlowFamily
+
+EXPORTED = ("config.json", "model_index.json")
+"""What a folder of transformers or of a diffusers pipeline has."""
 MODEL_PREFIX = "model."
 """Where a PolicyModule keeps its model in a checkpoint."""
 META = "meta.pt"
@@ -25,7 +30,7 @@ def build_from(family: CausalFamily, source: str | None) -> nn.Module:
     return chunk_mlps(family, model if family.lora is None else add_adapters(family, model))
 
 
-def plain_from(family: CausalFamily, source: str | None) -> nn.Module:
+def plain_from(family: CausalFamily | FlowFamily, source: str | None) -> nn.Module:
     """The family's model with the weights of `source`, without adapters.
 
     Adapters of `source` are merged into its weights. So a run always begins at its source's policy, with adapters, if
@@ -66,7 +71,7 @@ def find_checkpoint(source: str) -> Path | None:
     last = path / "checkpoints" / "last.ckpt"
     if last.exists():
         return last
-    if path.is_dir() and not (path / "config.json").exists():
+    if path.is_dir() and not any((path / name).exists() for name in EXPORTED):
         raise ValueError(
             f"model.init_from={source!r} holds neither checkpoints/last.ckpt (a run) nor config.json (an export); "
             "give a checkpoint file, a run's folder, an exported folder or a hub id"

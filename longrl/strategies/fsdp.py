@@ -8,7 +8,7 @@ and each layer gathers itself.
 What is sharded, in this order:
 
     layers of the text stack     one unit each
-    embeddings, norm, LM head    the root; together, for they may share a weight
+    embeddings, norm, LM head    the root; together, for they may share a weight; of a flow model all but its layers
     vision tower                 a unit of its own if it trains; a frozen one is kept whole on every rank, so that
                                  encoding needs no communication and no rank waits for one without media
 """
@@ -17,14 +17,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
-from longrl.models.base import CausalFamily
+if TYPE_CHECKING:
+    from longrl.models.base import CausalFamily
+    from longrl.models.flow import FlowFamily
 
 Result = TypeVar("Result")
 
@@ -37,11 +39,10 @@ class Entry(nn.Module):
         them, for FSDP to see where the backward pass begins.
     """
 
-    def __init__(self, family: CausalFamily, model: nn.Module) -> None:
+    def __init__(self, family: CausalFamily | FlowFamily, model: nn.Module) -> None:
         super().__init__()
         self._model = (model,)  # a tuple, so that it is no submodule
-        self.backbone = family.backbone(model)
-        self.head = model.get_output_embeddings()
+        self.parts = nn.ModuleList(family.root_modules(model))
 
     @property
     def model(self) -> nn.Module:
@@ -89,15 +90,16 @@ class ShardingOptions:
     offload: bool = False
     """Keep sharded weights, gradients and the optimizer's state in host memory, where the optimizer then runs."""
 
-    def policies(self) -> dict[str, Any]:
-        """Keywords of `fully_shard`."""
+    def policies(self, cast_inputs: bool) -> dict[str, Any]:
+        """Keywords of `fully_shard`; `cast_inputs` is whether what enters a unit is cast as well."""
         dtype = None if self.compute_dtype is None else getattr(torch, self.compute_dtype)
-        precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=dtype and torch.float32)
+        reduce_dtype = dtype and torch.float32
+        precision = MixedPrecisionPolicy(dtype, reduce_dtype, cast_forward_inputs=cast_inputs)
         offload = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if self.offload else OffloadPolicy()
         return {"mp_policy": precision, "offload_policy": offload}
 
 
-def shard(family: CausalFamily, model: nn.Module, mesh: DeviceMesh, options: ShardingOptions) -> Entry:
+def shard(family: CausalFamily | FlowFamily, model: nn.Module, mesh: DeviceMesh, options: ShardingOptions) -> Entry:
     """Shards a model in place over all ranks of `mesh` and returns its entry.
 
     Gradients are sums over the ranks, never means: every rank adds its share of a loss whose weights sum to 1 over all.
@@ -108,7 +110,7 @@ def shard(family: CausalFamily, model: nn.Module, mesh: DeviceMesh, options: Sha
         mesh: one axis to shard over, or two: (replicate, shard).
         options: precision and offload.
     """
-    policies = options.policies()
+    policies = options.policies(family.casts_inputs)
     entry = Entry(family, model)
     units: list[nn.Module] = [*family.layers(model), entry]
     for unit in units:

@@ -1,0 +1,33 @@
+"""fit, validate and test of flow models: what configs with `policy: flow` run.
+
+The commands are those of all policies; `model` configures a `FlowModule` and `data` files of prompts.
+"""
+
+from __future__ import annotations
+
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.cli import LightningArgumentParser
+from typing_extensions import override
+
+from longrl.datamodules.prompts import PromptFiles
+from longrl.modules.flow import FlowModule
+from longrl.trainer_cli import LongRLCLI
+
+
+class FlowCLI(LongRLCLI):
+    """The command line of SD3 and Wan."""
+
+    policy = "flow"
+
+    @classmethod
+    @override
+    def classes(cls) -> tuple[type[LightningModule], type[LightningDataModule]]:
+        return FlowModule, PromptFiles
+
+    @override
+    def link_family(self, parser: LightningArgumentParser) -> None:
+        """Prompts are text until the model's own encoders read them: there is nothing to link."""
+
+    @override
+    def before_fit(self) -> None:
+        """`python -m longrl plan` knows no flow models, so there is nothing to warn of."""
