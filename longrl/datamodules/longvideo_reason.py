@@ -38,7 +38,7 @@ from longrl.datamodules.sources import media_root_of, read_records
 from longrl.datamodules.streaming import Decoding
 from longrl.datamodules.subtitles import Subtitles, tell_subtitles
 from longrl.datamodules.video import VideoSampling
-from longrl.models.base import ModelFamily
+from longrl.models.family import ModelFamily
 from longrl.parallel import Parallel
 from longrl.strategies.frames import Share
 from longrl.types import Prompt, Row

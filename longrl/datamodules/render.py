@@ -14,7 +14,8 @@ from longrl.datamodules.loader import UnusableRow
 from longrl.datamodules.streaming import Decoding, FileFrames, HeldFrames, joined
 from longrl.datamodules.subtitles import Subtitles, subtitle_text
 from longrl.datamodules.video import BrokenMedia, VideoSampling, read_image
-from longrl.models.base import MEDIA_TAG, ModelFamily
+from longrl.models.family import ModelFamily
+from longrl.models.reading import MEDIA_TAG
 from longrl.rewards.choice import parse_options
 from longrl.strategies.frames import WHOLE, Share
 from longrl.types import Frames, MediaKind, Prompt, Row, Sound

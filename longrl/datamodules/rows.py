@@ -324,7 +324,7 @@ def _load_file(path: str) -> ModuleType:
 
 def check_media_tags(row: Row) -> None:
     """Raises ValueError if the problem has `<image>`, `<video>` or `<audio>` tags, but not one for each medium."""
-    from longrl.models.base import MEDIA_TAG
+    from longrl.models.reading import MEDIA_TAG
 
     tags = MEDIA_TAG.findall(row.problem)
     wanted = {"image": len(row.images), "video": len(row.videos), "audio": len(row.audios)}

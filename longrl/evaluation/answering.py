@@ -17,7 +17,7 @@ from longrl.datamodules.skips import Skipped
 from longrl.datamodules.subtitles import subtitle_files
 
 if TYPE_CHECKING:
-    from longrl.models.base import ModelFamily
+    from longrl.models.family import ModelFamily
     from longrl.types import Prompt, Row, SamplingParams
 
 Item = tuple[int, "Prompt"]

@@ -20,7 +20,8 @@ from longrl.chat.endpoint import FRAME, Budget, Decoding, Endpoint, Reply, Reque
 from longrl.chat.run import run_async
 from longrl.datamodules.skips import Skipped
 from longrl.evaluation.answering import Answer, Item, Policy, Record, hashed
-from longrl.models.base import MEDIA_TAG, ModelFamily
+from longrl.models.family import ModelFamily
+from longrl.models.reading import MEDIA_TAG
 from longrl.pipeline.asking import together
 from longrl.pipeline.frames import JPEG_QUALITY, data_url
 from longrl.types import Frames, Media, Prompt, Row, SamplingParams, Sound

@@ -1,7 +1,6 @@
-"""Model families: light, picklable descriptions of how a model reads prompts and scores completions.
+"""`CausalFamily`: what every autoregressive model shares in being built, scored, exported and served.
 
-A family is chosen by class path in YAML; nothing else in longrl knows which model it trains. `CausalFamily` holds what
-every autoregressive model shares; a subclass says where its text stack and towers are and how positions are counted.
+A subclass says where its text stack and towers are; `longrl/models/reading.py` has how it reads prompts.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import contextlib
 import copy
 import functools
 import logging
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,65 +18,19 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from longrl.models.family import OWN_WEIGHTS
 from longrl.models.loading import check_loaded
 from longrl.models.lora import LoRASettings, export_adapters
-from longrl.strategies.frames import FramesPerCell
+from longrl.models.reading import ReadsChats
 from longrl.strategies.sequence import ALONE, SequenceParallel
-from longrl.types import Frames, Media, Packed, PolicyOutput, Prompt, Row, Sound
+from longrl.types import Media, Packed, PolicyOutput, Prompt
 
 logger = logging.getLogger(__name__)
 
-OWN_WEIGHTS = "<own>"
-"""`build`'s default: the weights that the family itself names."""
-MEDIA_TAG = re.compile(r"<(image|video|audio)>")
 ALL_ROWS = slice(0, None)
 
 
-class ModelFamily(abc.ABC):
-    """What a policy needs to be: rendered to, built, and asked to score its own rollouts."""
-
-    supports_sequence_parallel: ClassVar[bool] = False
-    """Whether ranks can share a sequence."""
-    casts_inputs: ClassVar[bool] = True
-    """Whether sharded layers cast what they are given to the precision they compute in."""
-    hears: ClassVar[bool] = False
-    """Whether it reads sound."""
-    use_audio_in_video: bool = False
-    """Whether a video is shown with its sound track."""
-
-    @abc.abstractmethod
-    def build(self, weights: str | None = OWN_WEIGHTS) -> nn.Module:
-        """The model on the CPU, in training precision.
-
-        Args:
-            weights: a Hugging Face folder or hub id; None for random weights; by default what the family names.
-        """
-
-    @abc.abstractmethod
-    def render(self, row: Row, text: str, frames: Sequence[Frames | Sound] = (), response: str | None = None) -> Prompt:
-        """Turns a row into token ids and media; runs in loader workers and touches no weights."""
-
-    @abc.abstractmethod
-    def encode_media(self, model: nn.Module, media: Sequence[Media]) -> list[Tensor]:
-        """Features of each medium, [N_i, D], in the order given."""
-
-    @abc.abstractmethod
-    def forward(
-        self,
-        model: nn.Module,
-        packed: Packed,
-        features: Mapping[str, Tensor],
-        temperature: float = 1.0,
-        sequence: SequenceParallel = ALONE,
-    ) -> PolicyOutput:
-        """Scores the rows of a micro-batch."""
-
-    @abc.abstractmethod
-    def tower(self, model: nn.Module) -> nn.Module | None:
-        """The media tower, or None."""
-
-
-class CausalFamily(ModelFamily):
+class CausalFamily(ReadsChats):
     """An autoregressive transformers model.
 
     Args:
@@ -148,45 +100,10 @@ class CausalFamily(ModelFamily):
     def backbone(self, model: nn.Module) -> nn.Module:
         """The text stack: embeddings in, last hidden states out."""
 
-    @abc.abstractmethod
-    def positions(self, input_ids: Tensor, media: Sequence[Media]) -> Tensor:
-        """[A, T] positions of a prompt of [T] token ids."""
-
-    @abc.abstractmethod
-    def patch(self, frames: Any) -> Media:
-        """Resizes and patches decoded pixels (`Frames`) the way the model's own processor does; or `Sound`."""
-
-    def patch_all(self, frames: Sequence[Frames | Sound]) -> list[Media]:
-        """`patch` of all media of a prompt, for a family in which one depends on the others."""
-        return [self.patch(item) for item in frames]
-
-    def resize(self, frames: Frames) -> Frames:
-        """A part of a video in the size in which the tower reads it, so that no more than a part is held full-size.
-
-        Each frame on its own, and `patch` must give the same with or without it. By default `patch` does it all.
-        """
-        return frames
-
-    def cells_per_encode(self, media: Media) -> int:
-        """Temporal cells of a medium that are patched and encoded at once; by default all of them."""
-        return media.grid_thw[0]
-
-    @abc.abstractmethod
-    def placeholder(self, media: Media) -> list[int]:
-        """The token ids that stand for a medium, without the template's start and end tokens."""
-
-    def num_features(self, media: Media) -> int:
-        """Rows of a medium's features: one for each of its placeholder tokens."""
-        return len(self.placeholder(media))
-
     @property
     def feature_size(self) -> int:
         """Columns of a medium's features."""
         return self.config.get_text_config().hidden_size
-
-    def time_tokens(self, timestamps: Sequence[float]) -> int:
-        """Tokens that say when a video's temporal cells were, beside its features."""
-        return 0
 
     def export(self, model: nn.Module, folder: Path) -> None:
         """Writes weights, configs, tokenizer and processor."""
@@ -231,11 +148,6 @@ class CausalFamily(ModelFamily):
             f"model.feature_cache_dir needs to know what decides the features of {type(self).__name__}; define its "
             "`encoder_settings`, or leave the option out"
         )
-
-    @property
-    def frames_per_cell(self) -> int | FramesPerCell:
-        """Video frames that the tower reads together: ranks share a video in such cells."""
-        return 1
 
     def tower_trains(self, model: nn.Module) -> bool:
         """Whether features need gradients."""
@@ -333,77 +245,6 @@ class CausalFamily(ModelFamily):
         """Writes what turns text and media into model inputs, beside exported weights."""
         self.tokenizer.save_pretrained(folder)
 
-    # -- prompts -------------------------------------------------------------------------------------------------
-
-    def render(self, row: Row, text: str, frames: Sequence[Frames | Sound] = (), response: str | None = None) -> Prompt:
-        """See `ModelFamily.render`. `<image>`, `<video>` and `<audio>` place media; else they come before the text."""
-        media = tuple(self.patch_all(frames))
-        input_ids = self._expand(self._chat(text, media, row), media, row)
-        return Prompt(
-            id=row.id,
-            input_ids=input_ids,
-            position_ids=self.positions(input_ids, media),
-            media=media,
-            row=row,
-            response_ids=None if response is None else self.encode_response(response),
-        )
-
-    def encode_response(self, response: str) -> Tensor:
-        """[S] token ids of an SFT target, with the end token."""
-        ids = self.tokenizer(response, add_special_tokens=False)["input_ids"]
-        return torch.tensor([*ids, self.tokenizer.eos_token_id])
-
-    def decode(self, token_ids: Tensor) -> str:
-        """Text of a completion, without special tokens."""
-        return self.tokenizer.decode(token_ids, skip_special_tokens=True)
-
-    def _chat(self, text: str, media: Sequence[Media], row: Row) -> list[int]:
-        """Token ids of the chat with one placeholder token per medium."""
-        tags = MEDIA_TAG.findall(text)
-        if tags and tags != [item.kind for item in media]:
-            raise ValueError(
-                f"row {row.id!r} has media {[item.kind for item in media]} but its text places {tags}; "
-                "name every medium once, in order, or none"
-            )
-        parts = MEDIA_TAG.split(text) if tags else [*(x for item in media for x in ("", item.kind)), text]
-        content = [
-            {"type": part} if place % 2 else {"type": "text", "text": part}
-            for place, part in enumerate(parts)
-            if place % 2 or part
-        ]
-        chat = self.tokenizer.apply_chat_template(
-            [*self.opening(), {"role": "user", "content": self.chat_content(content) if media else text}],
-            tokenize=False,
-            add_generation_prompt=True,
-            **self.chat_template_kwargs,
-        )
-        return self.tokenizer(chat, add_special_tokens=False)["input_ids"]
-
-    def opening(self) -> list[dict[str, Any]]:
-        """Messages before the user's: the chat template adds its own system message where there is none."""
-        return []
-
-    def chat_content(self, content: list[dict[str, str]]) -> Any:
-        """A message as the template reads it, from its texts and media: `{"type": "video"}` and the like."""
-        return content
-
-    def _expand(self, ids: list[int], media: Sequence[Media], row: Row) -> Tensor:
-        """Every placeholder token becomes as many as its medium has features."""
-        wanted = self.media_token_ids()
-        places = [place for place, token in enumerate(ids) if token in wanted.values()]
-        if [ids[place] for place in places] != [wanted[item.kind] for item in media]:
-            raise ValueError(
-                f"row {row.id!r} renders to {len(places)} media placeholders for {len(media)} media; its text must not "
-                "contain the model's own placeholder tokens"
-            )
-        for place, item in reversed(list(zip(places, media, strict=True))):
-            ids[place : place + 1] = self.placeholder(item)
-        return torch.tensor(ids)
-
-    def media_token_ids(self) -> dict[str, int]:
-        """Placeholder token of each media kind; empty for text models."""
-        return {}
-
     # -- scoring -------------------------------------------------------------------------------------------------
 
     def embed(self, model: nn.Module, packed: Packed, features: Mapping[str, Tensor], rows: slice = ALL_ROWS) -> Tensor:
@@ -430,7 +271,7 @@ class CausalFamily(ModelFamily):
             raise ValueError(f"{int(places.sum())} media placeholders in the packed prompts, but {count} features")
         start = int(places[: rows.start].sum())
         here = places[rows]
-        return here, _rows_between(media, start, start + int(here.sum()))
+        return here, rows_between(media, start, start + int(here.sum()))
 
     def embed_tokens(self, model: nn.Module, ids: Tensor) -> Tensor:
         """[L] token ids -> [L, D]; what placeholders get does not matter."""
@@ -525,7 +366,7 @@ class CausalFamily(ModelFamily):
         return []
 
 
-def _rows_between(parts: Sequence[Tensor], start: int, stop: int) -> list[Tensor]:
+def rows_between(parts: Sequence[Tensor], start: int, stop: int) -> list[Tensor]:
     """Rows start..stop of the parts laid end to end, without joining the others."""
     found, offset = [], 0
     for part in parts:

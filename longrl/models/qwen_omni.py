@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from typing_extensions import override
 
-from longrl.models.base import OWN_WEIGHTS, _rows_between
+from longrl.models.base import rows_between
+from longrl.models.family import OWN_WEIGHTS
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.types import Frames, Media, Packed, Prompt, Row, Sound
 
@@ -314,7 +315,7 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
                     f"{int(own.sum())} {kind} placeholders in the packed prompts, but {sum(map(len, media))} features"
                 )
             start, mine = int(own[: rows.start].sum()), own[rows].nonzero()[:, 0]
-            parts += _rows_between(media, start, start + len(mine))
+            parts += rows_between(media, start, start + len(mine))
             places.append(mine)
         return here[rows], [torch.cat(parts)[torch.cat(places).argsort()]] if parts else []
 
@@ -356,7 +357,7 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
             compact.append(token)
             positions = prompt.position_ids[:, before : places[-1] + 3].T
             before = places[-1] + 1
-            embeds = torch.cat(_rows_between(rows[kind], first, done[kind]))
+            embeds = torch.cat(rows_between(rows[kind], first, done[kind]))
             items.setdefault(kind, []).append({"embeds": embeds, "positions": positions, "first": first})
         request: dict[str, Any] = {"prompt_token_ids": compact}
         if items:

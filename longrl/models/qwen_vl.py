@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from longrl.models.base import OWN_WEIGHTS, CausalFamily
+from longrl.models.base import CausalFamily
+from longrl.models.family import OWN_WEIGHTS
 from longrl.types import Frames, Media, Prompt
 
 

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 from torch import Tensor, arange, empty, nn
 from typing_extensions import override
 
-from longrl.models.base import OWN_WEIGHTS, CausalFamily
+from longrl.models.base import CausalFamily
+from longrl.models.family import OWN_WEIGHTS
 from longrl.types import Frames, Media
 
 

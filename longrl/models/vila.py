@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from longrl.models.base import OWN_WEIGHTS, CausalFamily
+from longrl.models.base import CausalFamily
+from longrl.models.family import OWN_WEIGHTS
 from longrl.models.vila_config import Encoder, PoolFrames, VilaConfig, template_file
 from longrl.models.vila_model import VilaModel, local_folder
 from longrl.models.vila_tiles import resized, tile_grid, with_scales, with_thumbnail

@@ -24,7 +24,7 @@ def test_sft_then_grpo_then_an_exported_folder(frozen, tmp_path):
     grpo = run(
         tmp_path / "grpo", vila_config("rl", freeze_projector=frozen),
         "--trainer.max_steps=1", "--model.optimizer.warmup_steps=0", f"--model.init_from={sft}",
-        "--model.algorithm.kl_coef=0.1",
+        "--model.algorithm.kl_coef=0.1", "--model.algorithm.select=longrl.algorithms.drop_uniform",
     )  # fmt: skip
     said = metrics(grpo)
     assert float(said[0, "train/kl_ref"]) == pytest.approx(0, abs=1e-6)  # the reference is the SFT model
