@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from longrl.callbacks.rollout import MAX_EMPTY_STEPS
+from longrl.callbacks.rollout import MAX_EMPTY_STEPS, reward_metrics
 from longrl.flow.sampler import FlowSampling, Trajectory, draw_seeded
 from longrl.flow.steps import Step
 from longrl.modules.flow import FlowModule
@@ -202,13 +201,4 @@ class FlowRolloutCallback(Callback):
 
 def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     """What the curves show of all that was sampled in a step, selected or not."""
-    rewards = torch.stack([group.rewards for group in groups])
-    metrics = {
-        "reward/mean": float(rewards.mean()),
-        "reward/std_in_group": float(rewards.std(1, correction=0).mean()),
-        "rollout/failed_rewards": float((~torch.stack([group.valid for group in groups])).float().mean()),
-        "rollout/first_scored_step": float(groups[0].completions[0].steps[0].index),
-    }
-    for name in groups[0].reward_parts:
-        metrics[f"reward/{name}"] = float(torch.cat([group.reward_parts[name] for group in groups]).mean())
-    return metrics
+    return reward_metrics(groups) | {"rollout/first_scored_step": float(groups[0].completions[0].steps[0].index)}

@@ -329,22 +329,24 @@ def own_share(by_rank: Sequence[Sequence[Any]], data: Axis) -> list[Any]:
 
 
 def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """What the curves show of all that was sampled in a step, selected or not: rewards, parts, lengths, failures.
-
-    Rewards and parts are means over the completions that could be rewarded, nan where none could.
-    """
+    """What the curves show of all that was sampled in a step, selected or not: rewards, parts, lengths, failures."""
     if not groups:  # a run that goes on with more ranks than groups were waiting
         return {}
-    valid = torch.cat([group.valid for group in groups])
-    rewards = torch.cat([group.rewards for group in groups])[valid]
-    spreads = [group.rewards[group.valid].std(correction=0) for group in groups if group.valid.any()]
     lengths = torch.tensor([float(len(c.token_ids)) for group in groups for c in group.completions])
     cut = [c.finish_reason == "length" for group in groups for c in group.completions]
-    metrics = {
-        "reward/mean": float(rewards.mean()),
-        "reward/std_in_group": float(torch.stack(spreads).mean()) if spreads else math.nan,
+    return reward_metrics(groups) | {
         "rollout/completion_tokens": float(lengths.mean()),
         "rollout/cut_off": sum(cut) / len(cut),
+    }
+
+
+def reward_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """Rewards and parts, means over the completions that could be rewarded (nan if none), and the others' share."""
+    valid = torch.cat([group.valid for group in groups])
+    spreads = [group.rewards[group.valid].std(correction=0) for group in groups if group.valid.any()]
+    metrics = {
+        "reward/mean": float(torch.cat([group.rewards for group in groups])[valid].mean()),
+        "reward/std_in_group": float(torch.stack(spreads).mean()) if spreads else math.nan,
         "rollout/failed_rewards": float((~valid).float().mean()),
     }
     for name in groups[0].reward_parts:

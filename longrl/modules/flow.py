@@ -222,6 +222,4 @@ class FlowModule(TrainedModule):
     def _evaluate(self, batch: Batch, stage: str) -> None:
         """Adds up the reward and every part of it, also per category of prompts."""
         for group in batch.groups or []:
-            for name, values in {"reward": group.rewards, **group.reward_parts}.items():
-                self._evaluated.add(f"{stage}/{name}", float(values.mean()))
-                self._evaluated.add(f"{stage}/{name}/{group.prompt.row.category}", float(values.mean()))
+            self._evaluated.add_rewards(group, stage, by_category=True)

@@ -316,12 +316,10 @@ class PolicyModule(TrainedModule):
         return [[completion.text for completion in group.completions] for group in batch.groups or []]
 
     def _evaluate(self, batch: Batch, stage: str) -> None:
-        """Adds up every reward part, in validation per category too; of SFT batches the loss."""
+        """Adds up reward and parts, in validation per category too; of SFT batches the loss."""
         for group in batch.groups or []:
-            for name, values in group.reward_parts.items():
-                self._evaluated.add(f"{stage}/{name}", float(values.mean()))
-                if stage == "val":  # `test` reports categories with intervals: callbacks/evaluation.py
-                    self._evaluated.add(f"{stage}/{name}/{group.prompt.row.category}", float(values.mean()))
+            # `test` reports categories with intervals: callbacks/evaluation.py
+            self._evaluated.add_rewards(group, stage, by_category=stage == "val")
         has_targets = bool(batch.prompts) and (batch.groups is None or batch.prompts[0].response_ids is not None)
         if self.parallel.data.max(has_targets):  # a rank may have run out of prompts before others
             responses = targets(batch)
