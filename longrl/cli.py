@@ -26,6 +26,8 @@ OTHER_COMMANDS = {
     "demo": ("longrl.demo", "the whole path on one laptop: data, SFT, RL, evaluation, report"),
     "synthetic": ("longrl.datamodules.synthetic", "generate long videos with known stories"),
 }
+WRITING_ONLY = ("cache-features", "plan", "serve")
+"""Commands that know no policies that draw."""
 
 USAGE = """usage: python -m longrl COMMAND [--config FILE.yaml ...] [--KEY VALUE ...]
 
@@ -69,6 +71,10 @@ def run_command(args: list[str]) -> None:
 
         LongRLCLI.run(args)
     elif command in OTHER_COMMANDS:
+        if command in WRITING_ONLY:
+            from longrl.policy_option import refuse_flow
+
+            refuse_flow(command, args[1:])
         importlib.import_module(OTHER_COMMANDS[command][0]).main(args[1:])
     else:
         commands = ", ".join([*TRAINER_COMMANDS, *OTHER_COMMANDS])

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger
@@ -20,13 +20,12 @@ from longrl.callbacks.random_state import RandomState
 from longrl.cli import TRAINER_COMMANDS
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.modules.policy import PolicyModule
+from longrl.policy_option import Policy, policy_of
 from longrl.strategies.mr_sp import MRSPStrategy
 
 logger = logging.getLogger(__name__)
 
 WandbMode = Literal["off", "offline", "online"]
-Policy = Literal["causal", "flow"]
-"""What a run trains: a model that writes, or one that draws pictures and videos."""
 
 COMMAND_USAGE = "python -m longrl {} --config FILE.yaml [--config FILE.yaml ...] [--KEY VALUE ...]"
 COMMAND_HELP = """{}: {}. The options of a class are listed by --model.family.help CLASS, --trainer.callbacks.help CLASS
@@ -107,6 +106,8 @@ class LongRLCLI(LightningCLI):
 
     @override
     def before_instantiate_classes(self) -> None:
+        if self._get(self.config, "policy") != self.policy:
+            raise ValueError("an abbreviation of --policy comes too late to choose a run's classes; write it in full")
         check_checkpoints(self.subcommand, self._get(self.config, "run_dir"), self._get(self.config, "ckpt_path"))
         trainer = self._get(self.config, "trainer")
         by_batch = "data.prompts_per_batch and model.max_tokens_per_micro_batch"
@@ -120,6 +121,11 @@ class LongRLCLI(LightningCLI):
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        check_accelerator(self._get(self.config_init, "trainer.accelerator"))
+        strategy = self._get(self.config_init, "trainer.strategy")
+        if isinstance(strategy, str) and "." in strategy:  # a class path without options is a string to jsonargparse
+            module, _, name = strategy.rpartition(".")
+            kwargs.setdefault("strategy", getattr(importlib.import_module(module), name)())
         if self._get(self.config_init, "trainer.logger", True) in (None, True):
             kwargs.setdefault("logger", self._loggers())
         kwargs.setdefault("plugins", [*(self._get(self.config_init, "trainer.plugins") or []), AtomicCheckpointIO()])
@@ -154,29 +160,13 @@ class LongRLCLI(LightningCLI):
         return loggers
 
 
-def policy_of(args: Sequence[str]) -> str | None:
-    """The option `policy` of a command line, or of the config files that it names; the last one that says counts.
-
-    It is read before there is a parser, for it decides which classes the parser is made of.
-    """
-    found = None
-    for name, value in options_of(args):
-        if name == "--policy":
-            found = value
-        elif name in ("--config", "-c") and Path(value).is_file():
-            values = yaml.safe_load(Path(value).read_text())
-            found = values.get("policy", found) if isinstance(values, dict) else found
-    return found
-
-
-def options_of(args: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(name, value) of every `--name=value` and `--name value`."""
-    for index, arg in enumerate(args):
-        name, equals, value = arg.partition("=")
-        if equals:
-            yield name, value
-        elif index + 1 < len(args):
-            yield name, args[index + 1]
+def check_accelerator(name: str | None) -> None:
+    """Raises ValueError, before anything is built, if a recipe wants a GPU and there is none."""
+    if name in ("gpu", "cuda") and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        raise ValueError(
+            f"trainer.accelerator={name}, but torch sees no GPU here; append --trainer configs/trainer/cpu.yaml for a "
+            "CPU, or look at the driver by nvidia-smi"
+        )
 
 
 def checkpoint_folder(run_dir: str) -> str:

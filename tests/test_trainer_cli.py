@@ -4,6 +4,7 @@ import json
 import sys
 
 import pytest
+import torch
 
 from longrl.cli import main
 from longrl.trainer_cli import check_checkpoints
@@ -147,3 +148,41 @@ def test_other_commands_have_the_programs_name(capsys, command):
 def test_an_export_takes_the_precisions_there_are(tmp_path, capsys):
     text = shown(capsys, "export", "--run", str(tmp_path), "--out", str(tmp_path / "new"), "--dtype", "bf16")
     assert "Expected a typing.Literal['float32', 'bfloat16', 'float16']" in text
+
+
+# ---- before there is a parser, and before there is a trainer ----
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1", r"--config .*bad\.yaml is no YAML: .*line 1, column 4"),
+        ("policy: flwo", "policy must be one of causal, flow, got 'flwo'"),
+    ],
+)
+def test_a_config_that_cannot_be_read_is_named(tmp_path, text, message):
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        main(["fit", "--config", str(file)])
+
+
+@pytest.mark.parametrize("command", ["plan", "serve", "cache-features"])
+def test_commands_for_policies_that_write_refuse_one_that_draws(tmp_path, command):
+    file = tmp_path / "flow.yaml"
+    file.write_text("policy: flow")
+    with pytest.raises(ValueError, match=f"`{command}` knows no policies that draw"):
+        main([command, "--config", str(file)])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_recipe_for_gpus_says_what_to_append_on_a_laptop(tmp_path, values):
+    values["trainer"]["accelerator"] = "gpu"
+    with pytest.raises(ValueError, match="torch sees no GPU here; append --trainer configs/trainer/cpu.yaml"):
+        run(tmp_path / "run", values)
+
+
+def test_a_strategy_without_options_is_its_class_path(tmp_path, values):
+    values["trainer"] |= {"strategy": "longrl.strategies.mr_sp.MRSPStrategy", "max_steps": 1}
+    run(tmp_path / "run", values)
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_dir()  # MRSPStrategy's are sharded

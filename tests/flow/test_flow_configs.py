@@ -9,7 +9,8 @@ from longrl.callbacks.flow_rollout import FlowRolloutCallback
 from longrl.datamodules.prompts import PromptFiles
 from longrl.flow_cli import FlowCLI
 from longrl.modules.flow import FlowModule
-from longrl.trainer_cli import LongRLCLI, policy_of
+from longrl.policy_option import policy_of
+from longrl.trainer_cli import LongRLCLI
 from tests.flow.tiny import sd3_folder, wan_folder
 from tests.test_configs import CONFIGS, FLOW, LAST, ON_CPU, files, raw
 
@@ -86,6 +87,6 @@ def test_the_policy_is_that_of_the_last_that_says(tmp_path):
     plain, flow = tmp_path / "plain.yaml", tmp_path / "flow.yaml"
     plain.write_text("run_dir: x\n")
     flow.write_text("policy: flow\n")
-    assert policy_of(["fit", "--config", str(plain)]) is None
+    assert policy_of(["fit", "--config", str(plain)]) == "causal"
     assert policy_of(["fit", f"--config={flow}", "--config", str(plain)]) == "flow"
     assert policy_of(["fit", "--config", str(flow), "--policy", "causal"]) == "causal"
