@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
     from rich.progress import Progress
 
-    from longrl.datamodules.longvideo_reason import LongVideoReason, Split
+    from longrl.datamodules.longvideo_reason import LongVideoReason
     from longrl.datamodules.render import RowRenderer
+    from longrl.datamodules.streamed import Split
     from longrl.modules.policy import PolicyModule
     from longrl.rollout.disk_cache import DiskCache
     from longrl.types import Prompt, Row

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from lightning.pytorch import LightningDataModule
 from typing_extensions import override
 
 from longrl.datamodules.loader import (
@@ -35,29 +34,22 @@ from longrl.datamodules.render import (
 from longrl.datamodules.rows import load_row_function, make_rows
 from longrl.datamodules.skips import SkipLog, Skipped
 from longrl.datamodules.sources import media_root_of, read_records
+from longrl.datamodules.streamed import SPLITS, Split, StreamedData
 from longrl.datamodules.streaming import Decoding
 from longrl.datamodules.subtitles import Subtitles, tell_subtitles
 from longrl.datamodules.video import VideoSampling
 from longrl.models.family import ModelFamily
 from longrl.parallel import Parallel
 from longrl.strategies.frames import Share
-from longrl.types import Prompt, Row
+from longrl.types import Row
 
 logger = logging.getLogger(__name__)
 
-Split = Literal["train", "val", "test"]
-SPLITS: dict[str, tuple[Split, ...]] = {
-    "fit": ("train", "val"),
-    "validate": ("val",),
-    "test": ("test",),
-    "predict": ("test",),
-}
-"""Which sources a Lightning stage reads; the first is needed."""
 DEFAULT_ROW_FUNCTION = "longrl.datamodules.rows.longvideo_reason_row"
 DEFAULT_SAMPLING = VideoSampling()
 
 
-class LongVideoReason(LightningDataModule):
+class LongVideoReason(StreamedData):
     """Batches of prompts from records with videos, images or text alone.
 
     Args:
@@ -191,9 +183,6 @@ class LongVideoReason(LightningDataModule):
         self._sizes: dict[Split, tuple[int, ...]] = {}
         """Rows of each source."""
         self._skips: dict[Split, SkipLog] = {}
-        self._stream: PromptStream | None = None
-        self._state: dict[str, Any] = {}
-        """Loaded before there was a stream to load it into."""
 
     # -- reading the sources -------------------------------------------------------------------------------------
 
@@ -288,7 +277,7 @@ class LongVideoReason(LightningDataModule):
     # -- loaders -------------------------------------------------------------------------------------------------
 
     def _start_stream(self) -> None:
-        rank, world_size = self._data_parallel()
+        rank, world_size = self.data_parallel()
         dataset = self.datasets["train"]
         order = RowOrder(len(dataset), self.seed, rank, world_size)
         if self.weights:
@@ -296,49 +285,23 @@ class LongVideoReason(LightningDataModule):
                 len(dataset), self.seed, rank, world_size, sizes=self._sizes["train"], weights=self.weights
             )
         team = self._parallel().team
-        self._stream = PromptStream(dataset, order, self._skips["train"], self.loader_options, team)
-        self.train_dataloader()  # a batch larger than the source is an error now, not after the weights are loaded
-        if self._state:
-            self._stream.load_state_dict(self._state)
-        self._state = {}
+        self.start(PromptStream(dataset, order, self._skips["train"], self.loader_options, team))
 
     def _parallel(self) -> Parallel:
         """The ranks of the run, as its strategy told the module that is trained."""
         return self.trainer.lightning_module.parallel if self.trainer else Parallel()
-
-    def _data_parallel(self) -> tuple[int, int]:
-        """Rank and number of data-parallel ranks; ranks that share a sequence share their prompts."""
-        kwargs = self.trainer.distributed_sampler_kwargs if self.trainer else None
-        return (kwargs["rank"], kwargs["num_replicas"]) if kwargs else (0, 1)
-
-    @property
-    def stream(self) -> PromptStream:
-        """The training prompts, once `setup("fit")` has been called."""
-        assert self._stream is not None, "setup('fit') comes first"
-        return self._stream
-
-    def refill(self, count: int) -> list[Prompt]:
-        """`count` further training prompts, for dynamic sampling; they count as consumed."""
-        return self.stream.take(count)
 
     @override
     def train_dataloader(self) -> TrainLoader:
         return TrainLoader(self.stream, self.prompts_per_batch)
 
     @override
-    def val_dataloader(self) -> EvalLoader | list[EvalLoader]:
-        return self._eval_loader("val") if "val" in self.datasets else []
+    def has(self, split: Split) -> bool:
+        return split in self.datasets
 
     @override
-    def test_dataloader(self) -> EvalLoader:
-        return self._eval_loader("test")
-
-    @override
-    def predict_dataloader(self) -> EvalLoader:
-        return self._eval_loader("test")
-
-    def _eval_loader(self, split: Split) -> EvalLoader:
-        rank, world_size = self._data_parallel()
+    def eval_loader(self, split: Split) -> EvalLoader:
+        rank, world_size = self.data_parallel()
         return EvalLoader(
             self.datasets[split],
             self._skips[split],
@@ -348,31 +311,6 @@ class LongVideoReason(LightningDataModule):
             options=replace(self.loader_options, prefetch_prompts=self.eval_prompts_per_batch),
             team=self._parallel().team,
         )
-
-    @override
-    def teardown(self, stage: str) -> None:
-        """Ends the training workers."""
-        if self._stream is not None:
-            self._stream.close()
-
-    # -- resuming ------------------------------------------------------------------------------------------------
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        """Where all ranks stand in the training rows; Lightning calls it on every rank and saves rank 0's."""
-        return self._stream.state_dict() if self._stream is not None else {}
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on where the state was saved: now, or once `setup("fit")` is called.
-
-        Raises:
-            ValueError: the state belongs to other rows or another seed.
-        """
-        if self._stream is not None:
-            self._stream.load_state_dict(state_dict)
-        else:
-            self._state = state_dict
 
 
 def _bad_records(found: Sequence[Row | ValueError]) -> list[Skipped]:

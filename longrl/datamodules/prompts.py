@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
-from lightning.pytorch import LightningDataModule
 from typing_extensions import override
 
 from longrl.datamodules.loader import EvalLoader, PromptStream, RenderedRows, RowOrder, TrainLoader
 from longrl.datamodules.prompt_rows import read_prompts
 from longrl.datamodules.rows import load_row_function
 from longrl.datamodules.skips import SkipLog
+from longrl.datamodules.streamed import SPLITS, Split, StreamedData
 from longrl.types import Row
 
 if TYPE_CHECKING:
@@ -23,14 +23,6 @@ if TYPE_CHECKING:
 
     from longrl.types import Group
 
-Split = Literal["train", "val", "test"]
-SPLITS: dict[str, tuple[Split, ...]] = {
-    "fit": ("train", "val"),
-    "validate": ("val",),
-    "test": ("test",),
-    "predict": ("test",),
-}
-"""Which sources a Lightning stage reads; the first is needed."""
 DEFAULT_ROW_FUNCTION = "longrl.datamodules.prompt_rows.prompt_row"
 
 
@@ -46,7 +38,7 @@ class PromptBatch:
         return self
 
 
-class PromptFiles(LightningDataModule):
+class PromptFiles(StreamedData):
     """Batches of prompts from text files, JSONL records or a hub data set.
 
     Every epoch has an order of its own, which `seed` alone decides; the place in it is in the checkpoint, so a run goes
@@ -92,9 +84,6 @@ class PromptFiles(LightningDataModule):
         self.seed = seed
         self.rows: dict[Split, list[Row]] = {}
         """What has been read so far."""
-        self._stream: PromptStream[Row] | None = None
-        self._state: dict[str, Any] = {}
-        """Loaded before there was a stream to load it into."""
 
     # -- reading the sources -------------------------------------------------------------------------------------
 
@@ -144,52 +133,26 @@ class PromptFiles(LightningDataModule):
     # -- loaders -------------------------------------------------------------------------------------------------
 
     def _start_stream(self) -> None:
-        rank, world_size = self._data_parallel()
+        rank, world_size = self.data_parallel()
         rows = self.rows["train"]
         order = RowOrder(len(rows), self.seed, rank, world_size)
-        self._stream = PromptStream(RenderedRows(rows, _as_it_is), order, self._no_skips("train"))
-        self.train_dataloader()  # a batch larger than the source is an error now, not after the weights are loaded
-        if self._state:
-            self._stream.load_state_dict(self._state)
-        self._state = {}
+        self.start(PromptStream(RenderedRows(rows, _as_it_is), order, self._no_skips("train")))
 
     def _no_skips(self, split: Split) -> SkipLog:
         """What loaders tell of rows they skip; prompts that were read can all be used."""
         return SkipLog("skipped.jsonl", split=split, num_rows=len(self.rows[split]), max_share=0.0, writes=False)
-
-    def _data_parallel(self) -> tuple[int, int]:
-        """Rank and number of data-parallel ranks; ranks that share a sequence share their prompts."""
-        kwargs = self.trainer.distributed_sampler_kwargs if self.trainer else None
-        return (kwargs["rank"], kwargs["num_replicas"]) if kwargs else (0, 1)
-
-    @property
-    def stream(self) -> PromptStream[Row]:
-        """The training prompts, once `setup("fit")` has been called."""
-        assert self._stream is not None, "setup('fit') comes first"
-        return self._stream
-
-    def refill(self, count: int) -> list[Row]:
-        """`count` further training prompts, for dynamic sampling; they count as consumed."""
-        return self.stream.take(count)
 
     @override
     def train_dataloader(self) -> TrainLoader:
         return TrainLoader(self.stream, self.prompts_per_batch, PromptBatch)
 
     @override
-    def val_dataloader(self) -> EvalLoader | list[EvalLoader]:
-        return self._eval_loader("val") if "val" in self.rows else []
+    def has(self, split: Split) -> bool:
+        return split in self.rows
 
     @override
-    def test_dataloader(self) -> EvalLoader:
-        return self._eval_loader("test")
-
-    @override
-    def predict_dataloader(self) -> EvalLoader:
-        return self._eval_loader("test")
-
-    def _eval_loader(self, split: Split) -> EvalLoader:
-        rank, world_size = self._data_parallel()
+    def eval_loader(self, split: Split) -> EvalLoader:
+        rank, world_size = self.data_parallel()
         return EvalLoader(
             RenderedRows(self.rows[split], _as_it_is),
             self._no_skips(split),
@@ -198,25 +161,6 @@ class PromptFiles(LightningDataModule):
             world_size=world_size,
             make_batch=PromptBatch,
         )
-
-    # -- resuming ------------------------------------------------------------------------------------------------
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        """Where all ranks stand in the training prompts; Lightning calls it on every rank and saves rank 0's."""
-        return self._stream.state_dict() if self._stream is not None else {}
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on where the state was saved: now, or once `setup("fit")` is called.
-
-        Raises:
-            ValueError: the state belongs to other prompts or another seed.
-        """
-        if self._stream is not None:
-            self._stream.load_state_dict(state_dict)
-        else:
-            self._state = state_dict
 
 
 def _as_it_is(row: Row) -> Row:
