@@ -69,7 +69,20 @@ def compare(first: str | Path, second: str | Path) -> Comparisons:
     Raises:
         ValueError: a folder without answers, or no question in common.
     """
-    before, after = read_run(first), read_run(second)
+    return compare_runs(first, read_run(first), second, read_run(second))
+
+
+def compare_runs(
+    first: str | Path, before: Mapping[str, Records], second: str | Path, after: Mapping[str, Records]
+) -> Comparisons:
+    """`compare` of runs that are read already.
+
+    Args:
+        first: folder of the first run, for its name.
+        before: what `read_run` told of it.
+        second: folder of the second run.
+        after: what `read_run` told of that.
+    """
     pairs = {name: (name, name) for name in before if name in after}
     if not pairs:
         pairs = _only(before, after, first, second)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longrl.evaluation.answering import Answer, AnswerStore, Item, Policy, doc_hash, question_key, reading
+from longrl.evaluation.earlier import RESULTS, check_extends
 from longrl.evaluation.samples import FILE, sample_lines
 from longrl.rewards import RewardSum
 from longrl.types import SamplingParams
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from longrl.datamodules.longvideo_reason import LongVideoReason
     from longrl.datamodules.render import RowRenderer
     from longrl.datamodules.skips import Skipped
+    from longrl.evaluation.compare import Records
     from longrl.evaluation.outcomes import Outcome
     from longrl.types import Row
 
@@ -49,7 +51,8 @@ class EvaluationConfig:
     policy: Policy
     """`longrl.evaluation.local.LocalPolicy` or `longrl.evaluation.endpoint.EndpointPolicy`."""
     out: str
-    """Folder of everything: answers, samples.jsonl, results.json, report.html."""
+    """Folder of everything: answers, samples.jsonl, results.json, report.html. One for every policy and way of asking:
+    an evaluation goes on in its folder and may add conditions, but does not replace another's results."""
     name: str = "evaluation"
     """Of the benchmark, for the report."""
     sampling: SamplingParams = GREEDY
@@ -128,21 +131,20 @@ class Evaluation:
             What is in results.json.
 
         Raises:
-            ValueError: no questions, too many that cannot be asked (`data.max_skipped_share`), an endpoint that refuses
-                every call or a spent budget. What was answered until then is on disk.
+            ValueError: results of another evaluation in `out`, no questions, too many that cannot be asked
+                (`data.max_skipped_share`), an endpoint that refuses every call or a spent budget. What was answered
+                until then is on disk.
         """
-        from longrl.evaluation.compare import read_run
-
         self.config.policy.check(self.config.sampling)
         if self.config.reward is not None:
             self.config.reward.prepare()
-        if self.config.against is not None:
-            read_run(self.config.against)  # an error is told before hours of work
+        before = self._read_against()  # an error is told before hours of work
         self._read_rows()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.config.policy.prepare(self.folder)
         self.store = AnswerStore(self.folder / "answers")
         try:
+            check_extends(self.folder, self._described())
             asked = [(condition, *self._asked(condition)) for condition in self.conditions()]
         finally:
             self.store.close()
@@ -152,7 +154,20 @@ class Evaluation:
                 "part %d of %d is answered; run the command alone for the results", self.part, self.num_parts
             )
             return {}
-        return self._write(asked)
+        return self._write(asked, before)
+
+    def _read_against(self) -> dict[str, Records] | None:
+        """The run to compare with, if there is one."""
+        from longrl.evaluation.compare import read_run
+
+        against = self.config.against
+        if against is None:
+            return None
+        if Path(against).expanduser().resolve() == self.folder.resolve():
+            raise ValueError(
+                f"--against={against} is the folder of --out, and a run is not compared with itself; give another --out"
+            )
+        return read_run(against)
 
     def _read_rows(self) -> None:
         if not self.data.sources["test"]:
@@ -250,9 +265,13 @@ class Evaluation:
 
     # -- writing -------------------------------------------------------------------------------------------------
 
-    def _write(self, asked: Sequence[tuple[Condition, dict[int, Answer], dict[int, Skipped]]]) -> dict[str, Any]:
+    def _write(
+        self,
+        asked: Sequence[tuple[Condition, dict[int, Answer], dict[int, Skipped]]],
+        before: dict[str, Records] | None,
+    ) -> dict[str, Any]:
         from longrl.evaluation.benchmark_report import show, write_benchmark_report
-        from longrl.evaluation.compare import compare
+        from longrl.evaluation.compare import compare_runs, read_run
         from longrl.evaluation.records import write_jsonl
 
         outcomes = [self._outcome(condition, answers, skipped) for condition, answers, skipped in asked]
@@ -264,10 +283,10 @@ class Evaluation:
         ]
         write_jsonl(self.folder / FILE, lines)
         results = self._results(outcomes)
-        write_json(self.folder / "results.json", results)
+        write_json(self.folder / RESULTS, results)
         compared = None
-        if self.config.against is not None:
-            compared = compare(self.config.against, self.folder)
+        if self.config.against is not None and before is not None:
+            compared = compare_runs(self.config.against, before, self.folder, read_run(self.folder))
             write_json(self.folder / "comparison.json", compared.to_dict())
         path = write_benchmark_report(self.folder, self.config, results, outcomes, self.rows, compared)
         show(self.config.name, outcomes, results, compared, path)
@@ -305,11 +324,15 @@ class Evaluation:
         from longrl.evaluation.outcomes import gain_over
 
         blind = next((found for found in outcomes if found.blind), None)
-        conditions, readings = {}, {item.name: reading(item.renderer) for item in self.conditions()}
+        described = self._described()
         for found in outcomes:
             gain = gain_over(blind, found) if blind is not None and not found.blind else None
             over_blind = dataclasses.asdict(gain) if gain else None
-            conditions[found.name] = {"reading": readings[found.name], **found.to_dict(), "over_blind": over_blind}
+            described["conditions"][found.name] |= {**found.to_dict(), "over_blind": over_blind}
+        return described
+
+    def _described(self) -> dict[str, Any]:
+        """What is known before a question is asked: who answers what, and how; the skeleton of results.json."""
         return {
             "benchmark": self.config.name,
             "policy": self.config.policy.identity(),
@@ -321,7 +344,7 @@ class Evaluation:
                 "asked": len(self.rows),
                 "fingerprint": self.data.datasets["test"].fingerprint,
             },
-            "conditions": conditions,
+            "conditions": {item.name: {"reading": reading(item.renderer)} for item in self.conditions()},
         }
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import pytest
 
@@ -21,6 +22,15 @@ FILES = ("results.json", "samples.jsonl", "report.html")
 
 def lines(folder, condition="video"):
     return [line for line in read_jsonl(folder / "samples.jsonl") if line["condition"] == condition]
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def remove_results(folder):
+    """As the message says that results are replaced on purpose."""
+    (folder / "results.json").unlink()
 
 
 def mme(folder):
@@ -233,11 +243,68 @@ def test_answers_to_another_model_prompt_or_sampling_are_not_taken(tmp_path, cha
     log.unlink()
     changed = CHANGES[change]
     args, options = ((), changed) if isinstance(changed, dict) else (changed, {})
+    remove_results(tmp_path)
     evaluated(tmp_path, *args, log=str(log), **options)
     assert len(log.read_text().split()) == 8
     log.unlink()
+    remove_results(tmp_path)
     evaluated(tmp_path, log=str(log))
     assert not log.exists()  # the first ones are still there
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_results_of_another_evaluation_are_not_replaced(tmp_path, change):
+    log, changed = tmp_path / "log", CHANGES[change]
+    args, options = ((), changed) if isinstance(changed, dict) else (changed, {})
+    out = tmp_path / "out"
+    evaluated(out, log=str(log))
+    before, asked = contents(out), log.read_text()
+    told = {
+        "model": 'policy.model was "scripted", is "other"', "template": "'video' reading.question_template was",
+        "sampling": "sampling.temperature was 0.0, is 0.5", "seed": "seed was 0, is 1",
+        "frames": "'video' reading.video.fps was 1.0, is 0.5",
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=rf"^--out=\S+ has the results of another .*{re.escape(told[change])}.*--out"):
+        evaluated(out, *args, log=str(log), **options)
+    assert contents(out) == before
+    assert log.read_text() == asked
+
+
+def test_conditions_are_added_and_never_dropped(tmp_path):
+    log = tmp_path / "log"
+    evaluated(tmp_path, "--frames=[2]", log=str(log))
+    log.unlink()
+    more = ("--frames=[4,2]", "--blind_baseline=true")
+    assert set(evaluated(tmp_path, *more, log=str(log))["conditions"]) == {"2 frames", "4 frames", "no video"}
+    assert len(log.read_text().split()) == 16
+    with pytest.raises(ValueError, match=r"has the results of .*'4 frames' is not asked; 'no video' is not asked"):
+        evaluated(tmp_path, "--frames=[2]")
+    evaluated(tmp_path, *more, "--num_cards=0", "--name=renamed")  # how it is shown may change
+
+
+def test_a_run_is_not_compared_with_itself(tmp_path):
+    out = tmp_path / "out"
+    evaluated(out)
+    before = contents(out)
+    with pytest.raises(ValueError, match=r"--against=\S+ is the folder of --out"):
+        evaluated(out, f"--against={tmp_path / 'x' / '..' / 'out'}")
+    assert contents(out) == before
+
+
+def test_the_comparison_is_with_what_was_there_at_the_start(tmp_path, monkeypatch):
+    """Even if the other run is lost meanwhile."""
+    evaluated(tmp_path / "a")
+    start = Evaluation._read_rows
+
+    def then_lost(self):
+        (tmp_path / "a" / "samples.jsonl").unlink()
+        start(self)
+
+    monkeypatch.setattr(Evaluation, "_read_rows", then_lost)
+    evaluated(tmp_path / "b", f"--against={tmp_path / 'a'}", says="<answer>{gold}</answer>")
+    (found,) = json.loads((tmp_path / "b" / "comparison.json").read_text()).values()
+    assert (found["first"], found["second"]) == ("a", "b")
+    assert found["strict"]["overall"]["difference"] > 0
 
 
 def test_a_changed_question_or_video_is_asked_again(tmp_path):
@@ -245,6 +312,9 @@ def test_a_changed_question_or_video_is_asked_again(tmp_path):
     evaluated(tmp_path, log=str(log), test=benchmark(tmp_path, changed))
     log.unlink()
     changed[3]["problem"] = changed[3]["problem"].replace("?", "??")
+    with pytest.raises(ValueError, match="has the results of another evaluation .*fingerprint"):
+        evaluated(tmp_path, log=str(log), test=benchmark(tmp_path, changed))
+    remove_results(tmp_path)
     evaluated(tmp_path, log=str(log), test=benchmark(tmp_path, changed))
     assert log.read_text().split() == [str(changed[3]["problem_id"])]
 

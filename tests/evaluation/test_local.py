@@ -121,10 +121,13 @@ def test_several_processes_share_the_questions_and_one_reports(tmp_path, monkeyp
 
 
 def test_other_weights_are_asked_anew_and_never_mixed(tmp_path):
-    first, second = evaluation(tmp_path).run(), evaluation(tmp_path, init_seed=1).run()
+    first = evaluation(tmp_path).run()
+    (tmp_path / "results.json").unlink()
+    second = evaluation(tmp_path, init_seed=1).run()
     assert first["policy"]["weights"] != second["policy"]["weights"]
     lines = [json.loads(line) for path in (tmp_path / "answers").glob("*") for line in path.open()]
     assert sum(len(line["answers"]) for line in lines) == 16
+    (tmp_path / "results.json").unlink()
     again = evaluation(tmp_path)
     again.config.policy.answer = None  # nothing is left to ask
     assert again.run() == first
