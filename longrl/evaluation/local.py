@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import logging
 import os
 from collections.abc import Iterable, Sequence
@@ -32,6 +33,12 @@ _SAME_ANSWERS = (
     "lora", "freeze_tower", "freeze_projector", "freeze_audio_tower",
 )  # fmt: skip
 """Settings of families that decide how weights are found and trained; the weights themselves are hashed."""
+
+_SAME_ANSWERS_OF_ENGINE = (
+    "max_sequences", "max_num_seqs", "gpu_memory_utilization", "kv_cache_gib", "sleep",
+    "urls", "weights_folder", "shard_mib", "timeout_s", "start_timeout_s", "retries",
+)  # fmt: skip
+"""Options of engines that decide where and how much at once they compute; all others are part of an answer's key."""
 
 
 class LocalPolicy(Policy):
@@ -84,6 +91,7 @@ class LocalPolicy(Policy):
             "revision": None if is_local(source) else getattr(model.config, "_commit_hash", None),
             "weights": weights_hash(model),
             "engine": _class_path(self.engine),
+            "engine_options": engine_options(self.engine),
             "versions": _versions(self.engine),
         }
         # An engine with weights of its own leaves the encoder alone on the device.
@@ -173,6 +181,16 @@ def shown_name(source: str) -> str:
 def _settings(family: CausalFamily) -> dict[str, Any]:
     told = {name: portable(value) for name, value in family.__getstate__().items() if name not in _SAME_ANSWERS}
     return told | {"chat_template": hashed(family.tokenizer.chat_template)}
+
+
+def engine_options(engine: RolloutEngine) -> dict[str, Any]:
+    """Options of an engine that may change what it says, as JSON without folders.
+
+    Example:
+        `engine_options(HFEngine())` is `{"prefill_chunk_tokens": 16384}`.
+    """
+    names = (name for name in inspect.signature(type(engine)).parameters if name not in _SAME_ANSWERS_OF_ENGINE)
+    return {name: portable(getattr(engine, name)) for name in names}
 
 
 def _versions(engine: RolloutEngine) -> dict[str, str]:

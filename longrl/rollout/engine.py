@@ -25,7 +25,8 @@ from longrl.types import Completion, Packed, Prompt, SamplingParams
 class RolloutEngine(abc.ABC):
     """Generates completions with the trainer's weights.
 
-    A step calls `sync`, `generate` for the prompts and for each refill, then `rest`.
+    A step calls `sync`, `generate` for the prompts and for each refill, then `rest`. An engine keeps each option of its
+    `__init__` as an attribute of that name: evaluations tell answers apart by them.
     """
 
     needs_whole_weights: bool = False

@@ -78,7 +78,7 @@ class VLLMEngine(RolloutEngine):
         self.kv_cache_gib = kv_cache_gib
         self.enforce_eager = enforce_eager
         self.sleep = sleep and torch.cuda.is_available()
-        self.ranks_per_engine = tensor_parallel_size
+        self.ranks_per_engine = self.tensor_parallel_size = tensor_parallel_size
         self.options = options or {}
         self.num_syncs = 0
         """Times weights were handed over."""

@@ -9,8 +9,10 @@ import pytest
 
 from longrl.cli import main
 from longrl.evaluation.evaluate import Evaluation, parsed
-from longrl.evaluation.local import LocalPolicy, shown_name, weights_hash
+from longrl.evaluation.local import LocalPolicy, engine_options, shown_name, weights_hash
 from longrl.evaluation.records import read_jsonl
+from longrl.rollout.vllm_engine import VLLMEngine
+from longrl.rollout.vllm_server import VLLMServerEngine
 from tests.distributed import run_distributed
 from tests.evaluation.scripted import questions
 from tests.pipeline.running import join, kill, start_child
@@ -131,6 +133,35 @@ def test_other_weights_are_asked_anew_and_never_mixed(tmp_path):
     again = evaluation(tmp_path)
     again.config.policy.answer = None  # nothing is left to ask
     assert again.run() == first
+
+
+def test_answers_of_an_engine_with_other_options_are_not_taken(tmp_path):
+    def with_options(**init_args):
+        engine = {"class_path": "longrl.rollout.engine.HFEngine", "init_args": init_args}
+        return evaluation(tmp_path, "--data.max_eval_rows=1", engine=engine)
+
+    first = with_options(prefill_chunk_tokens=8).run()
+    assert first["policy"]["engine_options"] == {"prefill_chunk_tokens": 8}
+    again = with_options(prefill_chunk_tokens=8, max_sequences=3)
+    again.config.policy.answer = None  # nothing is left to ask
+    assert again.run() == first
+    with pytest.raises(ValueError, match=r"policy\.engine_options\.prefill_chunk_tokens was 8, is 16"):
+        with_options(prefill_chunk_tokens=16).run()
+    (tmp_path / "results.json").unlink()
+    with_options(prefill_chunk_tokens=16).run()
+    lines = [json.loads(line) for path in (tmp_path / "answers").glob("*") for line in path.open()]
+    assert sum(len(line["answers"]) for line in lines) == 2
+
+
+def test_options_of_vllm_that_may_change_answers_tell_engines_apart(tmp_path):
+    """Such as further arguments of `vllm.LLM`, in which a folder goes by its name."""
+    options = {"quantization": "fp8", "speculative_config": {"model": str(tmp_path / "draft")}}
+    told = engine_options(VLLMEngine(max_num_seqs=4, sleep=False, tensor_parallel_size=2, options=options))
+    assert told == {
+        "max_model_len": 32_768, "enforce_eager": False, "tensor_parallel_size": 2,
+        "options": {"quantization": "fp8", "speculative_config": {"model": "draft"}},
+    }  # fmt: skip
+    assert engine_options(VLLMServerEngine("http://127.0.0.1:8000")) == {}
 
 
 @pytest.mark.parametrize("seed", range(3))
