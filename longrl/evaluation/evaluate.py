@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from longrl.evaluation.answering import Answer, AnswerStore, Item, Policy, doc_hash, question_key, reading
 from longrl.evaluation.earlier import RESULTS, check_extends
+from longrl.evaluation.records import check_breakdowns, write_jsonl
 from longrl.evaluation.samples import FILE, sample_lines
 from longrl.rewards import RewardSum
 from longrl.types import SamplingParams
@@ -174,6 +175,7 @@ class Evaluation:
             raise ValueError("`evaluate` reads data.test, which is not set; give it a file or a hub id")
         self.data.skipped_dir = self.data.skipped_dir or str(self.folder)
         self.data.read(("test",))
+        check_breakdowns(self.rows, self.config.breakdowns)
 
     @property
     def rows(self) -> Sequence[Row]:
@@ -272,7 +274,6 @@ class Evaluation:
     ) -> dict[str, Any]:
         from longrl.evaluation.benchmark_report import show, write_benchmark_report
         from longrl.evaluation.compare import compare_runs, read_run
-        from longrl.evaluation.records import write_jsonl
 
         outcomes = [self._outcome(condition, answers, skipped) for condition, answers, skipped in asked]
         hashes, about = [doc_hash(row) for row in self.rows], self._about()

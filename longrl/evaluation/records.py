@@ -93,6 +93,19 @@ def answer_record(
     }
 
 
+def check_breakdowns(rows: Sequence[Row], breakdowns: Sequence[str]) -> None:
+    """Warns of breakdowns that some rows do not have; raises ValueError for one that none has."""
+    for name in breakdowns:
+        num_without = sum(name not in row.metadata for row in rows)
+        if num_without == len(rows):
+            known = ", ".join(sorted({key for row in rows for key in row.metadata})) or "none"
+            raise ValueError(
+                f"--breakdowns names {name!r}, which no row has in its metadata; name some of what is there: {known}"
+            )
+        if num_without:
+            logger.warning("%d of %d rows have no %r and count as 'none' there", num_without, len(rows), name)
+
+
 def _letter(completion: Completion, row: Row) -> str | None:
     if row.task != "multiple_choice":
         return None

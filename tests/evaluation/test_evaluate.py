@@ -9,7 +9,7 @@ import pytest
 from longrl.evaluation.answering import doc_hash, portable
 from longrl.evaluation.benchmark_report import remarks
 from longrl.evaluation.evaluate import Evaluation, parsed
-from longrl.evaluation.records import read_jsonl
+from longrl.evaluation.records import check_breakdowns, read_jsonl
 from longrl.types import Row
 from tests.evaluation import scripted
 from tests.evaluation.scripted import benchmark, evaluated, questions, records
@@ -94,6 +94,17 @@ def test_scores_come_by_category_and_by_breakdowns_of_the_metadata(tmp_path):
     assert {line["video_id"] for line in lines(tmp_path)} == {"000", "001"}
     page = (tmp_path / "report.html").read_text()
     assert all(heading in page for heading in ("By duration", "By domain", "By task type"))
+
+
+def test_breakdowns_that_no_row_has_are_refused_and_gaps_are_told(tmp_path, caplog):
+    row = "--data.row_function=tests.evaluation.scripted.video_mme_like_row"
+    file, out = mme(tmp_path), tmp_path / "out"
+    with pytest.raises(ValueError, match="^--breakdowns names 'topic', .*: domain, duration, task_type, video_id$"):
+        evaluated(out, "--breakdowns=[duration,topic]", row, test=file)
+    assert not out.exists()
+    rows = [Row(str(n), "?", "A", metadata={"topic": "x"} if n else {}) for n in range(3)]
+    check_breakdowns(rows, ["topic"])
+    assert "1 of 3 rows have no 'topic'" in caplog.text
 
 
 def test_questions_on_one_video_widen_the_interval(tmp_path):
