@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
+import logging
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+import httpx
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from typing_extensions import override
 
-from longrl.chat.client import BudgetSpent, CallFailed, ChatClient, Ledger
+from longrl.chat.client import AGAIN, CONNECT_S, BudgetSpent, CallFailed, ChatClient, Ledger
 from longrl.chat.endpoint import FRAME, Budget, Decoding, Endpoint, Reply, Request
 from longrl.chat.run import run_async
 from longrl.datamodules.skips import Skipped
@@ -24,7 +28,10 @@ from longrl.models.family import ModelFamily
 from longrl.models.reading import MEDIA_TAG
 from longrl.pipeline.asking import together
 from longrl.pipeline.frames import JPEG_QUALITY, data_url
+from longrl.pipeline.workspace import write_text
 from longrl.types import Frames, Media, Prompt, Row, SamplingParams, Sound
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,7 @@ class EndpointPolicy(Policy):
     Args:
         endpoint: which model, where.
         revision: what the server runs under that name, such as a commit: a server does not tell its weights, so two
-            models that are served under one name are told apart by this alone.
+            models that are served under one name are told apart by this, and by the `root` that vLLM tells, alone.
         max_side: longest side of a frame in pixels.
         budget: over all calls of this model and revision in the evaluation's folder.
     """
@@ -97,6 +104,7 @@ class EndpointPolicy(Policy):
         self.max_side = max_side
         self.budget = budget
         self._ledger: Ledger | None = None
+        self._served: dict[str, Any] = {}
 
     @property
     @override
@@ -105,6 +113,12 @@ class EndpointPolicy(Policy):
 
     @override
     def prepare(self, folder: Path) -> None:
+        if self.revision is None:
+            logger.warning(
+                "the policy's revision is null: answers of another model that is served as %r later are taken for this "
+                "one's; set it to the commit or name of what runs", self.endpoint.model
+            )  # fmt: skip
+        self._served = _kept(folder / "served.json", served(self.endpoint), self.endpoint)
         # A folder of its own for every model: a request does not say which revision it is for.
         self._ledger = Ledger(str(folder / "responses" / hashed(self.identity())[:16]), self.budget)
 
@@ -113,6 +127,7 @@ class EndpointPolicy(Policy):
         return {
             "model": self.endpoint.model,
             "revision": self.revision,
+            "served": self._served,
             "engine": "endpoint",
             "extra": dict(self.endpoint.extra),
             "frames": f"JPEG {JPEG_QUALITY}, at most {self.max_side} pixels",
@@ -182,6 +197,44 @@ class EndpointPolicy(Policy):
             frame_indices=[list(indices) for indices in prompt.frame_indices],
             frame_times=[list(times) for times in prompt.frame_times],
         )
+
+
+def served(endpoint: Endpoint) -> dict[str, Any] | None:
+    """What `/v1/models` tells of the model: `id` and, of vLLM, `root`, the weights' folder or hub id.
+
+    A folder goes by its name and a hash of the whole, so that two exports of one name differ. `created` is left out:
+    vLLM's is the time of the question.
+
+    Returns:
+        Empty where the server has no such route or does not list the model; None if it cannot be reached or is busy.
+    """
+    key = os.environ.get(endpoint.key_variable)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        with httpx.Client(headers=headers, timeout=CONNECT_S, trust_env=not endpoint.is_local) as client:
+            reply = client.get(f"{endpoint.url.rstrip('/')}/models")
+    except httpx.TransportError:
+        return None
+    if reply.status_code in AGAIN or reply.status_code >= 500:
+        return None
+    try:
+        (model,) = [model for model in reply.json()["data"] if model["id"] == endpoint.model]
+    except (ValueError, KeyError, TypeError):  # no such route, or another kind of server
+        return {}
+    root = model.get("root")
+    if not root:
+        return {"id": model["id"]}
+    return {"id": model["id"], "root": f"{Path(root).name} ({hashed(root)[:8]})" if Path(root).is_absolute() else root}
+
+
+def _kept(path: Path, told: dict[str, Any] | None, endpoint: Endpoint) -> dict[str, Any]:
+    """What a server tells, or told the last time: answers that are on disk are scored without it, too."""
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    name = f"{endpoint.model} at {endpoint.url}"
+    if told is None:
+        return known.get(name, {})
+    write_text(path, json.dumps(known | {name: told}, indent=2) + "\n")
+    return told
 
 
 def _content(prompt: ChatPrompt, max_side: int) -> list[dict[str, Any]]:

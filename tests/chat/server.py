@@ -15,10 +15,16 @@ def completion(text: str, **choice) -> dict:
 
 
 class Server:
-    """`outcomes`: a status, raw bytes, a dict to send as JSON, seconds to hang, or a function of the request's body."""
+    """A server of chat completions.
 
-    def __init__(self, *outcomes, headers=()) -> None:
-        self.outcomes, self.headers = list(outcomes), dict(headers)
+    Args:
+        outcomes: a status, raw bytes, a dict to send as JSON, seconds to hang, or a function of the request's body.
+        headers: of its replies.
+        models: what `GET /v1/models` lists; None is a server without that route.
+    """
+
+    def __init__(self, *outcomes, headers=(), models: list[dict] | None = None) -> None:
+        self.outcomes, self.headers, self.models = list(outcomes), dict(headers), models
         self.bodies: list[dict] = []
         self.keys: list[str | None] = []
         self.most_at_once = self._now = 0
@@ -31,6 +37,10 @@ class Server:
 
             def do_POST(self):
                 owner.answer(self)
+
+            def do_GET(self):
+                found = owner.models is not None and self.path == "/v1/models"
+                owner.send(self, 200 if found else 404, json.dumps({"data": owner.models} if found else {}).encode())
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.http.daemon_threads = True
@@ -53,6 +63,9 @@ class Server:
         content = outcome if isinstance(outcome, bytes) else json.dumps(outcome).encode()
         with self._lock:
             self._now -= 1
+        self.send(handler, status, content)
+
+    def send(self, handler, status: int, content: bytes) -> None:
         handler.send_response(status)
         for name, value in self.headers.items():
             handler.send_header(name, value)

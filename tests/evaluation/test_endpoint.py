@@ -156,6 +156,34 @@ def test_another_revision_under_one_name_is_asked_anew(tmp_path):
         assert len(server.bodies) == 16
 
 
+def test_a_server_that_serves_other_weights_under_one_name_is_asked_anew(tmp_path, caplog):
+    def model(root, created):
+        return [{"id": "another", "root": "x"}, {"id": "served", "root": root, "created": created}]
+
+    with Server(completion("<answer>B</answer>"), models=model("/data/first/export", 1)) as server:
+        first = evaluated(tmp_path, server.url)
+        assert "revision is null" in caplog.text
+        assert first["policy"]["served"]["id"] == "served"
+        assert re.fullmatch(r"export \([0-9a-f]{8}\)", first["policy"]["served"]["root"])
+        server.models = model("/data/first/export", 2)  # vLLM's time of the question
+        assert evaluated(tmp_path, server.url) == first
+        server.models = model("/data/second/export", 2)
+        with pytest.raises(ValueError, match=r"policy\.served\.root was "):
+            evaluated(tmp_path, server.url)
+        assert len(server.bodies) == 8
+        (tmp_path / "results.json").unlink()
+        second = evaluated(tmp_path, server.url)
+        assert len(server.bodies) == 16
+    assert evaluated(tmp_path, server.url) == second  # the server is gone, all answers are there
+
+
+def test_a_server_that_lists_no_models_is_known_by_name_and_revision(tmp_path, caplog):
+    with Server(completion("<answer>B</answer>")) as server:
+        results = evaluated(tmp_path, server.url, policy={"revision": "one"})
+    assert results["policy"]["served"] == {}
+    assert "revision is null" not in caplog.text
+
+
 def test_top_k_is_no_option_of_an_endpoint(tmp_path):
     with pytest.raises(ValueError, match=r"sampling\.top_k=5 is no option of OpenAI's chat completions"):
         evaluated(tmp_path, "http://127.0.0.1:9/v1", "--sampling.top_k=5")
