@@ -29,6 +29,8 @@ OTHER_COMMANDS = {
 WRITING_ONLY = ("cache-features", "plan", "serve")
 """Commands that know no policies that draw."""
 
+COMMAND_USAGE = "python -m longrl {} --config FILE.yaml [--config FILE.yaml ...] [--KEY VALUE ...]"
+"""Of one command that takes configs: an error begins with this line instead of a page of all options."""
 USAGE = """usage: python -m longrl COMMAND [--config FILE.yaml ...] [--KEY VALUE ...]
 
 Reinforcement learning for vision-language models that reason over long videos.

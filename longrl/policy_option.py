@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import yaml
 
@@ -38,6 +38,16 @@ def refuse_flow(command: str, args: Sequence[str]) -> None:
         )
 
 
+def refuse_training(command: str, args: Sequence[str], remedy: str) -> None:
+    """Raises ValueError if `args` name a config of a training run, for a command that reads none."""
+    for name, value in options_of(args):
+        if name == "--config" and Path(value).is_file():
+            for key in sorted({"trainer", "model"} & _values(value).keys())[:1]:
+                raise ValueError(
+                    f"--config {value} is of a training run (it has `{key}`), which `{command}` does not read; {remedy}"
+                )
+
+
 def options_of(args: Sequence[str]) -> Iterator[tuple[str, str]]:
     """(name, value) of every `--name=value` and `--name value`."""
     for index, arg in enumerate(args):
@@ -49,8 +59,13 @@ def options_of(args: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _in_file(path: str, otherwise: str) -> str:
+    return str(_values(path).get("policy", otherwise))
+
+
+def _values(path: str) -> dict[str, Any]:
+    """The mapping in a config; empty for anything else."""
     try:
         values = yaml.safe_load(Path(path).read_text())
     except yaml.YAMLError as error:
         raise ValueError(f"--config {path} is no YAML: {' '.join(str(error).split())}") from error
-    return str(values.get("policy", otherwise)) if isinstance(values, dict) else otherwise
+    return values if isinstance(values, dict) else {}

@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from longrl.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
 from longrl.callbacks.random_state import RandomState
-from longrl.cli import TRAINER_COMMANDS
+from longrl.cli import COMMAND_USAGE, TRAINER_COMMANDS
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.modules.policy import PolicyModule
 from longrl.policy_option import Policy, policy_of
@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 WandbMode = Literal["off", "offline", "online"]
 
-COMMAND_USAGE = "python -m longrl {} --config FILE.yaml [--config FILE.yaml ...] [--KEY VALUE ...]"
 COMMAND_HELP = """{}: {}. The options of a class are listed by --model.family.help CLASS, --trainer.callbacks.help CLASS
 and so on, for instance --trainer.callbacks.help longrl.callbacks.rollout.RolloutCallback."""
 

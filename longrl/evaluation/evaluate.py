@@ -15,10 +15,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longrl.cli import COMMAND_USAGE
 from longrl.evaluation.answering import Answer, AnswerStore, Item, Policy, doc_hash, question_key, reading
 from longrl.evaluation.earlier import RESULTS, check_extends
 from longrl.evaluation.records import check_breakdowns, write_jsonl
 from longrl.evaluation.samples import FILE, sample_lines
+from longrl.policy_option import refuse_training
 from longrl.rewards import RewardSum
 from longrl.types import SamplingParams
 
@@ -99,7 +101,9 @@ def parsed(args: Sequence[str]) -> tuple[EvaluationConfig, LongVideoReason]:
 
     from longrl.datamodules.longvideo_reason import LongVideoReason
 
-    parser = ArgumentParser(prog="python -m longrl evaluate", description=DESCRIPTION)
+    refuse_training("evaluate", args, "name one of configs/eval/, and the run by --policy.init_args.weights RUN")
+    usage = COMMAND_USAGE.format("evaluate")
+    parser = ArgumentParser(prog="python -m longrl evaluate", usage=usage, description=DESCRIPTION)
     parser.add_argument("--config", action="config", help="a YAML file; later ones win, key by key")
     parser.add_class_arguments(EvaluationConfig, sub_configs=True)
     parser.add_class_arguments(LongVideoReason, "data", skip=set(NOT_HERE), instantiate=False, sub_configs=True)

@@ -352,6 +352,27 @@ def test_without_questions_the_error_names_the_option(tmp_path):
         Evaluation(*parsed(args)).run()
 
 
+def test_a_parsers_error_is_a_few_lines(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        parsed([*scripted.arguments(tmp_path), "--num_crads=3"])
+    error = capsys.readouterr().err
+    assert error.startswith("usage: python -m longrl evaluate --config FILE.yaml")
+    assert "num_crads" in error
+    assert len(error.splitlines()) <= 4
+
+
+@pytest.mark.parametrize("recipe", ["demo/sft.yaml", "demo/grpo.yaml"])
+def test_the_config_of_a_training_run_is_refused_by_name(recipe):
+    path = ROOT / "configs" / recipe
+    with pytest.raises(
+        ValueError, match=r"^--config \S+ is of a training run .*--policy\.init_args\.weights RUN$"
+    ) as error:
+        parsed([f"--config={path}"])
+    assert str(path) in str(error.value)
+    with pytest.raises(ValueError, match="is of a training run"):
+        parsed(["--config", str(path)])
+
+
 def test_remarks_say_that_nothing_was_answered(tmp_path):
     evaluation = Evaluation(*parsed(scripted.arguments(tmp_path)))
     evaluation._read_rows()
