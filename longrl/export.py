@@ -60,23 +60,23 @@ def export_run(
     with tempfile.TemporaryDirectory(dir=_parent(out)) as folder:
         written = Path(folder) / "export"
         write = _write_adapter if adapter else _write_model
-        write(run, checkpoint or run, written, dtype)
+        write(run, checkpoint, written, dtype)
         os.replace(written, out)
     logger.info("exported %s to %s", run, out)
     if push_to is not None:
         logger.info("pushed to %s", push(out, push_to, private))
 
 
-def _write_model(run: str, source: str, folder: Path, dtype: Precision | None) -> None:
+def _write_model(run: str, checkpoint: str | None, folder: Path, dtype: Precision | None) -> None:
     from longrl.modules.weights import plain_from
 
     family = family_of(run)
     family.dtype = dtype or family.dtype  # adapters are merged in it
-    model = plain_from(family, source)
+    model = plain_from(family, *_source(run, checkpoint))
     family.export(model, folder)
 
 
-def _write_adapter(run: str, source: str, folder: Path, dtype: Precision | None) -> None:
+def _write_adapter(run: str, checkpoint: str | None, folder: Path, dtype: Precision | None) -> None:
     """What peft, or of a flow model diffusers, loads onto the weights that the run began with."""
     import torch
 
@@ -87,8 +87,13 @@ def _write_adapter(run: str, source: str, folder: Path, dtype: Precision | None)
     if family.lora is None:
         raise ValueError(f"--adapter=true needs a run with {OPTION}, which {run} is not; leave it out")
     precision = getattr(torch, dtype or "float32")
-    kept = {name: value.to(precision) for name, value in read_adapters(source).items()}
+    kept = {name: value.to(precision) for name, value in read_adapters(*_source(run, checkpoint)).items()}
     family.export_adapters(kept, folder, base=_base(run))
+
+
+def _source(run: str, checkpoint: str | None) -> tuple[str, str]:
+    """What is exported, and the option that names it."""
+    return (run, "--run") if checkpoint is None else (checkpoint, "--checkpoint")
 
 
 def _base(run: str) -> str:

@@ -291,7 +291,7 @@ def test_weights_of_another_model_are_refused(tmp_path, sft_run):
         "init_args": {"model": text_folder(), "random_init": True},
     }
     values["data"] |= {"blind": True}
-    with pytest.raises(ValueError, match="holds another model than model.family describes: .*differences"):
+    with pytest.raises(ValueError, match="holds another model than the family describes: .*differences"):
         run(tmp_path / "rl", values)
 
 

@@ -33,3 +33,14 @@ def test_a_model_without_one_gets_transformers(tmp_path):
     export_run(str(saved_run(tmp_path / "run", family)), str(tmp_path / "out"))
     found = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert found["eos_token_id"] == family.tokenizer.eos_token_id
+
+
+def test_weights_that_are_not_there_are_told_by_the_option_that_names_them(tmp_path, monkeypatch):
+    run = saved_run(tmp_path / "run", FAMILIES["qwen3"].make())
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"^--checkpoint='run/nothere.ckpt' does not exist; give a checkpoint file"):
+        export_run(str(run), "out", checkpoint="run/nothere.ckpt")
+    for path in run.glob("checkpoints/*"):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"^--run='\S+' holds neither checkpoints/last.ckpt"):
+        export_run(str(run), "out")

@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
+from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
 from longrl.datamodules.loader import (
@@ -193,7 +194,8 @@ class LongVideoReason(StreamedData):
         self.renderer.share = Share(team.rank, team.size)
         needed = SPLITS[stage][0]
         if not self.sources[needed]:
-            raise ValueError(f"`{stage}` reads data.{needed}, which is not set; give it a file or a hub id")
+            command = TrainerFn(stage).value  # Lightning's own stage prints as a member of an enum
+            raise ValueError(f"`{command}` reads data.{needed}, which is not set; give it a file or a hub id")
         self.read(SPLITS[stage])
         if stage == "fit":
             self._start_stream()

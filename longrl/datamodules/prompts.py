@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
 from longrl.datamodules.loader import EvalLoader, PromptStream, RenderedRows, RowOrder, TrainLoader
@@ -96,7 +97,8 @@ class PromptFiles(StreamedData):
         """
         needed = SPLITS[stage][0]
         if not self.sources[needed]:
-            raise ValueError(f"`{stage}` reads data.{needed}, which is not set; give it a file of prompts")
+            command = TrainerFn(stage).value  # Lightning's own stage prints as a member of an enum
+            raise ValueError(f"`{command}` reads data.{needed}, which is not set; give it a file of prompts")
         self.read(SPLITS[stage])
         if stage == "fit":
             self._start_stream()

@@ -84,7 +84,8 @@ class LocalPolicy(Policy):
     @override
     def prepare(self, folder: Path) -> None:
         self._identity = {"family": _class_path(self._family), "settings": _settings(self._family)}
-        model = chunk_mlps(self._family, plain_from(self._family, self.weights)).eval().requires_grad_(False)
+        plain = plain_from(self._family, self.weights, "--policy.init_args.weights")
+        model = chunk_mlps(self._family, plain).eval().requires_grad_(False)
         source = self.weights or self._family.model_path
         self._identity |= {
             "model": shown_name(source),

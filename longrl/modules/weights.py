@@ -20,6 +20,8 @@ EXPORTED = ("config.json", "model_index.json")
 """What a folder of transformers or of a diffusers pipeline has."""
 MODEL_PREFIX = "model."
 """Where a PolicyModule keeps its model in a checkpoint."""
+INIT_FROM = "model.init_from"
+"""The option of a training run that names its initial weights."""
 META = "meta.pt"
 """What Lightning calls the file of a sharded checkpoint that holds all but tensors."""
 
@@ -30,7 +32,7 @@ def build_from(family: CausalFamily, source: str | None) -> nn.Module:
     return chunk_mlps(family, model if family.lora is None else add_adapters(family, model))
 
 
-def plain_from(family: CausalFamily | FlowFamily, source: str | None) -> nn.Module:
+def plain_from(family: CausalFamily | FlowFamily, source: str | None, option: str = INIT_FROM) -> nn.Module:
     """The family's model with the weights of `source`, without adapters.
 
     Adapters of `source` are merged into its weights. So a run always begins at its source's policy, with adapters, if
@@ -40,22 +42,27 @@ def plain_from(family: CausalFamily | FlowFamily, source: str | None) -> nn.Modu
         family: describes the model.
         source: None for the family's own weights; a Lightning checkpoint, or a run's folder with
             `checkpoints/last.ckpt`; a folder with Hugging Face weights; a hub id.
+        option: what the user calls `source`, for errors.
 
     Raises:
         ValueError: `source` does not exist, or holds another model.
     """
     if source is None:
         return family.build()
-    checkpoint = find_checkpoint(source)
+    checkpoint = find_checkpoint(source, option)
     if checkpoint is None:
         return family.build(weights=source)
     model = family.build(weights=None)
-    load_checkpoint_weights(model, checkpoint)
+    load_checkpoint_weights(model, checkpoint, option)
     return model
 
 
-def find_checkpoint(source: str) -> Path | None:
+def find_checkpoint(source: str, option: str = INIT_FROM) -> Path | None:
     """The Lightning checkpoint `source` names, or None if it is a Hugging Face folder or hub id.
+
+    Args:
+        source: as of `plain_from`.
+        option: what the user calls it, for errors.
 
     Raises:
         ValueError: `source` is a path where nothing is, or a folder with neither.
@@ -63,7 +70,7 @@ def find_checkpoint(source: str) -> Path | None:
     path = Path(source).expanduser()
     if not path.exists() and (is_local(source) or path.suffix == ".ckpt"):
         raise ValueError(
-            f"model.init_from={source!r} does not exist; give a checkpoint file, a run's folder, an exported folder or "
+            f"{option}={source!r} does not exist; give a checkpoint file, a run's folder, an exported folder or "
             "a hub id"
         )
     if path.is_file() or path.suffix == ".ckpt":
@@ -73,17 +80,17 @@ def find_checkpoint(source: str) -> Path | None:
         return last
     if path.is_dir() and not any((path / name).exists() for name in EXPORTED):
         raise ValueError(
-            f"model.init_from={source!r} holds neither checkpoints/last.ckpt (a run) nor config.json (an export); "
+            f"{option}={source!r} holds neither checkpoints/last.ckpt (a run) nor config.json (an export); "
             "give a checkpoint file, a run's folder, an exported folder or a hub id"
         )
     return None
 
 
-def load_checkpoint_weights(model: nn.Module, checkpoint: Path) -> None:
+def load_checkpoint_weights(model: nn.Module, checkpoint: Path, option: str = INIT_FROM) -> None:
     """Loads a Lightning checkpoint's weights, all of them and nothing else, its adapters merged."""
     wanted, found = model.state_dict(), saved_weights(checkpoint)
     plain = {plain_name(name): value for name, value in found.items() if not is_adapter(name)}
-    check_same_model(wanted, plain, str(checkpoint))
+    check_same_model(wanted, plain, str(checkpoint), option)
     if checkpoint.is_dir():  # read into the model; each process that asks reads all of it
         found = read_shards(
             checkpoint,
@@ -94,17 +101,19 @@ def load_checkpoint_weights(model: nn.Module, checkpoint: Path) -> None:
         wanted[name].copy_(value)
 
 
-def read_adapters(source: str) -> dict[str, Tensor]:
+def read_adapters(source: str, option: str = INIT_FROM) -> dict[str, Tensor]:
     """The adapters in the Lightning checkpoint that `source` names, under their names in the model.
 
     Raises:
         ValueError: it names none, or one without adapters.
     """
-    checkpoint = find_checkpoint(source)
+    checkpoint = find_checkpoint(source, option)
     found = {} if checkpoint is None else saved_weights(checkpoint)
     found = {name: value for name, value in found.items() if is_adapter(name)}
     if checkpoint is None or not found:
-        raise ValueError(f"{source!r} holds no LoRA adapters; name a run with {OPTION}, or one of its checkpoints")
+        raise ValueError(
+            f"{option}={source!r} holds no LoRA adapters; name a run with {OPTION}, or one of its checkpoints"
+        )
     if checkpoint.is_dir():
         found = read_shards(checkpoint, {name: torch.empty(value.shape) for name, value in found.items()})
     return {name: value.clone() for name, value in found.items()}
@@ -143,7 +152,9 @@ def _load_file(file: Path) -> dict[str, Any]:
     return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
 
 
-def check_same_model(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], source: str) -> None:
+def check_same_model(
+    wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], source: str, option: str = INIT_FROM
+) -> None:
     """Raises ValueError if names or shapes differ, with the first few that do."""
     problems = [f"{name} is missing" for name in wanted.keys() - found.keys()]
     problems += [f"{name} is unknown" for name in found.keys() - wanted.keys()]
@@ -154,6 +165,6 @@ def check_same_model(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], 
     ]
     if problems:
         raise ValueError(
-            f"model.init_from={source!r} holds another model than model.family describes: "
+            f"{option}={source!r} holds another model than the family describes: "
             f"{'; '.join(sorted(problems)[:5])} ({len(problems)} differences); use the family it was made with"
         )

@@ -8,6 +8,7 @@ import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
 
 from longrl.datamodules.longvideo_reason import LongVideoReason
@@ -181,7 +182,7 @@ def test_an_impossible_option_is_refused_at_once(options, message):
 
 def test_a_stage_without_its_source_says_which():
     with pytest.raises(ValueError, match=r"`test` reads data\.test, which is not set"):
-        LongVideoReason(text_family(), train="x.jsonl").setup("test")
+        LongVideoReason(text_family(), train="x.jsonl").setup(TrainerFn.TESTING)  # as Lightning calls it
 
 
 def test_a_batch_larger_than_the_data_is_refused_in_setup(tmp_path):

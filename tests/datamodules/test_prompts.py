@@ -9,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 
 from longrl.datamodules.loader import permutation
 from longrl.datamodules.prompt_rows import geneval_row, ocr_row, prompt_row, read_prompts
@@ -139,7 +140,7 @@ def test_missing_empty_and_unnamed_sources_are_errors(tmp_path):
     with pytest.raises(ValueError, match=r"holds no prompt; write one on each line"):
         PromptFiles(train=text_file(tmp_path, "", " ")).setup("fit")
     with pytest.raises(ValueError, match=r"`test` reads data\.test, which is not set"):
-        PromptFiles(train="x.txt").setup("test")
+        PromptFiles(train="x.txt").setup(TrainerFn.TESTING)  # as Lightning calls it
     with pytest.raises(ValueError, match=r"data\.max_train_rows must be at least 1, got 0"):
         PromptFiles(train="x.txt", max_train_rows=0)
     with pytest.raises(ValueError, match=r"prompts_per_batch=8 .* data\.train has 7 rows"):

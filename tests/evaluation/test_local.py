@@ -214,6 +214,12 @@ def test_weights_of_a_run_are_read_as_init_from_reads_them(tmp_path):
     assert policy.identity()["weights"] != weights_hash(plain_from(vl_family(), None))
 
 
+def test_weights_that_are_not_there_are_told_by_the_option_that_names_them(tmp_path):
+    nowhere = str(tmp_path / "nothere.ckpt")
+    with pytest.raises(ValueError, match=r"^--policy\.init_args\.weights='\S+' does not exist; give a checkpoint file"):
+        evaluation(tmp_path / "out", f"--policy.init_args.weights={nowhere}").run()
+
+
 VLLM = {
     "class_path": "longrl.rollout.vllm_engine.VLLMEngine",
     "init_args": {
