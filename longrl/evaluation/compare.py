@@ -86,12 +86,18 @@ def compare_runs(
     pairs = {name: (name, name) for name in before if name in after}
     if not pairs:
         pairs = _only(before, after, first, second)
-    names = [Path(folder).resolve().name for folder in (first, second)]
-    if names[0] == names[1]:
-        names = [f"{Path(folder).resolve().parent.name}/{Path(folder).resolve().name}" for folder in (first, second)]
+    names = _names(first, second)
     return Comparisons(
         {name: compared(names[0], before[one], names[1], after[two]) for name, (one, two) in pairs.items()}
     )
+
+
+def _names(first: str | Path, second: str | Path) -> list[str]:
+    """So much of the ends of two paths that they differ: a/evaluation/mme and b/evaluation/mme are told whole."""
+    parts = [Path(folder).expanduser().resolve().parts for folder in (first, second)]
+    longest = max(map(len, parts))
+    count = next((n for n in range(1, longest) if parts[0][-n:] != parts[1][-n:]), 1)
+    return ["/".join(own[-count:]) for own in parts]
 
 
 def _only(before: Mapping[str, Any], after: Mapping[str, Any], first: Any, second: Any) -> dict[str, tuple[str, str]]:

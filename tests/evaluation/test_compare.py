@@ -70,3 +70,11 @@ def test_one_number_of_frames_is_compared_with_another_if_there_is_no_other_choi
 def test_a_folder_without_answers_is_the_users_mistake(tmp_path):
     with pytest.raises(ValueError, match=r"neither samples\.jsonl of `evaluate` nor predictions\.jsonl"):
         compare(tmp_path, tmp_path)
+
+
+def test_runs_whose_folders_end_alike_are_told_by_what_differs(tmp_path):
+    """As `--out runs/NAME/evaluation/video_mme` makes them."""
+    for name in "ab":
+        evaluated(tmp_path / name / "evaluation" / "mme")
+    found = compare(*(tmp_path / name / "evaluation" / "mme" for name in "ab")).by_condition["video"]
+    assert (found.first, found.second) == ("a/evaluation/mme", "b/evaluation/mme")
