@@ -25,8 +25,6 @@ from longrl.strategies.sequence import SequenceParallel
 
 OWN_WEIGHTS = "<own>"
 """`build`'s default: the weights that the family itself names."""
-TEXTS_AT_ONCE = 8
-"""Prompts that the text encoders read together."""
 CPU = torch.device("cpu")
 Condition = Mapping[str, Tensor]
 """What a prompt says to the transformer, by the names of its arguments; [R, ...], or of one prompt without R."""
@@ -321,14 +319,10 @@ class ConditionCache:
         """The condition of each text, in host memory; `device` is where new ones are encoded."""
         missing = [text for text in dict.fromkeys(texts) if text not in self._kept]
         found = {text: self._kept[text] for text in texts if text in self._kept}
-        for start in range(0, len(missing), TEXTS_AT_ONCE):
-            part = missing[start : start + TEXTS_AT_ONCE]
+        for text in missing:  # alone, for the last bits depend on what is encoded beside, which a resumed run lacks
             with torch.no_grad():
-                encoded = self.family.encode(part, device if self.family.text_encoders_on == "device" else CPU)
-            found |= {
-                text: {name: value[row].cpu().clone() for name, value in encoded.items()}
-                for row, text in enumerate(part)
-            }
+                encoded = self.family.encode([text], device if self.family.text_encoders_on == "device" else CPU)
+            found[text] = {name: value[0].cpu().clone() for name, value in encoded.items()}
         self.num_encoded += len(missing)
         for text, condition in found.items():
             self._kept[text] = condition

@@ -92,6 +92,15 @@ def test_prompts_are_encoded_once_and_the_oldest_is_given_up(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_prompt_is_encoded_to_the_same_bits_alone_and_beside_others(name):
+    texts = ["a cat", "two photos of a small cat left of the yellow cup", "a red picture"]
+    together = FAMILIES[name]().conditions.get(texts, CPU)
+    for row, text in enumerate(texts):
+        alone = FAMILIES[name]().conditions.get([text], CPU)
+        assert all(torch.equal(together[key][row], value[0]) for key, value in alone.items())
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_adapters_change_nothing_at_first_and_switched_off_they_are_the_reference(name):
     family = FAMILIES[name](lora=LoRASettings(rank=2, alpha=4))
     plain, model = family.build().eval(), family.add_adapters(family.build()).eval()

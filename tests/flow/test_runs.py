@@ -98,6 +98,21 @@ def test_a_killed_run_goes_on_as_if_it_never_had_been(tmp_path, reference, kills
     assert differences(checkpoint(folder), checkpoint(reference)) == []
 
 
+def test_a_run_with_more_prompts_than_a_batch_holds_resumes_to_the_last_bit(tmp_path):
+    """Batches cross epochs of 3 prompts, and the resumed run's cache of conditions is empty."""
+    values = config(tmp_path)
+    values["data"] |= {"train": str(tmp_path / "three.txt"), "val": str(tmp_path / "three.txt")}
+    (tmp_path / "three.txt").write_text("a red picture\na green picture\na small cat\n")
+    values["trainer"] |= {"max_steps": 6, "val_check_interval": 1}
+    values["model"] |= {"mini_batches_per_rollout": 2, "epochs_per_rollout": 1}
+    values["checkpoint"]["every_n_train_steps"] = 2
+    whole, folder = run(tmp_path / "whole", values), tmp_path / "run"
+    assert run_in_child(folder, killed(values, 4, "saved")) == -signal.SIGKILL
+    run(folder, values, f"--ckpt_path={folder / LAST}")
+    assert metrics(folder) == metrics(whole)
+    assert differences(checkpoint(folder), checkpoint(whole)) == []
+
+
 def checkpoint_prompts(reference: Path) -> str:
     import yaml
 
