@@ -16,7 +16,7 @@ from longrl.flow.sampler import FlowSampling, Trajectory, draw_seeded
 from longrl.flow.steps import Step
 from longrl.modules.flow import FlowModule
 from longrl.rewards import RewardSum
-from longrl.rollout.engine import prompt_seed
+from longrl.rollout.engine import prompt_seed, sampling_ids
 from longrl.types import Batch, Group, Row, TextPrompt
 
 
@@ -32,7 +32,8 @@ class FlowRolloutCallback(Callback):
     """Samples with the module's own weights: `batch.prompts` become `batch.groups`.
 
     A sample depends on the weights, the seed, the number of the rollout, its prompt's id and its place in the group,
-    whatever batch, rank or process it is drawn in; so a resumed run draws what the uninterrupted one would have drawn.
+    whatever rank or process it is drawn in; a prompt that comes again in a batch gets others. So a resumed run draws
+    what the uninterrupted one would have drawn.
 
     Args:
         reward: of functions `(frames [F, 3, H, W] uint8, row) -> float`.
@@ -142,7 +143,8 @@ class FlowRolloutCallback(Callback):
             name: of the rollout; another one draws other samples.
         """
         steps, count = self._steps(policy, sampling), sampling.num_generations
-        wanted = [(row, place) for row in rows for place in range(count)]
+        ids = sampling_ids([row.id for row in rows], policy.parallel.data)
+        wanted = [(row, own, place) for row, own in zip(rows, ids, strict=True) for place in range(count)]
         with policy.phases("encode"):
             policy.family.conditions.prepare(
                 [policy.family.negative_prompt, *(row.problem for row in rows)], policy.device
@@ -164,7 +166,7 @@ class FlowRolloutCallback(Callback):
         self,
         policy: FlowModule,
         velocity: Callable[..., Tensor],
-        wanted: Sequence[tuple[Row, int]],
+        wanted: Sequence[tuple[Row, str, int]],
         sampling: FlowSampling,
         steps: Sequence[Step],
         name: str,
@@ -173,9 +175,9 @@ class FlowRolloutCallback(Callback):
         found: list[Trajectory] = []
         for start in range(0, len(wanted), self.samples_per_batch):
             part = wanted[start : start + self.samples_per_batch]
-            texts = [row.problem for row, _ in part]
-            seeds = [prompt_seed(base, f"{row.id}/{place}") for row, place in part]
-            starts = [prompt_seed(base, row.id) for row, _ in part] if sampling.same_start else None
+            texts = [row.problem for row, _, _ in part]
+            seeds = [prompt_seed(base, f"{own}/{place}") for _, own, place in part]
+            starts = [prompt_seed(base, own) for _, own, _ in part] if sampling.same_start else None
             found += draw_seeded(
                 lambda latents, timesteps, texts=texts: velocity(latents, timesteps, texts, guidance),
                 shape, steps, seeds, guidance, policy.device, starts,

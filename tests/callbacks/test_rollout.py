@@ -207,6 +207,16 @@ def test_seeds_of_a_resumed_run_go_on(tmp_path):
     assert not {call.seed for call in other.engine.calls} & set(seeds)
 
 
+def test_a_prompt_that_comes_again_in_a_batch_has_a_seed_of_its_own(tmp_path):
+    engine, data = FakeEngine(half_right), data_module(tmp_path, count=3)
+    seen = train(tmp_path, callback(engine), steps=9, data=data, max_epochs=9)
+    crossing = [step for step, batch in enumerate(seen.batches) if len(set(ids(batch.groups))) == 1]
+    assert crossing
+    for step, batch in enumerate(seen.batches):
+        own, expected = ids(batch.groups), engine.calls[step].ids
+        assert expected == (own if step not in crossing else [own[0], f"{own[0]} (copy 1)"])
+
+
 # ---- dynamic sampling ----
 
 

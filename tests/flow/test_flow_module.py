@@ -102,6 +102,17 @@ def test_later_updates_on_a_rollout_have_ratios_to_the_weights_that_sampled():
     assert metrics["train/clip_fraction_high"] + metrics["train/clip_fraction_low"] > 0.1
 
 
+def test_a_prompt_that_comes_again_in_a_batch_gets_other_samples():
+    data, same_start = PromptRows(), FlowSampling(num_generations=2, num_steps=2, same_start=True)
+    data.rows = [data.rows[0], data.rows[1], data.rows[0]]
+    for sampling in (SAMPLING, same_start):
+        first, _, again = fit(module(), sampling, data=data).groups[0]
+        alone, _ = fit(module(), sampling).groups[0]
+        for one, other, copy in zip(first.completions, alone.completions, again.completions, strict=True):
+            torch.testing.assert_close(one.final, other.final, rtol=1e-4, atol=1e-4)
+            assert not torch.allclose(one.final, copy.final, rtol=1e-2, atol=1e-2)
+
+
 # ---- the reference ----
 
 
