@@ -65,6 +65,8 @@ class FlowRolloutCallback(Callback):
         self._num_rollouts = 0
         self._empty_steps = 0
         self._metrics: dict[str, float] = {}
+        self._errors: list[str] = []
+        """Of the last rollout's rewards."""
 
     # -- hooks ---------------------------------------------------------------------------------------------------
 
@@ -78,10 +80,13 @@ class FlowRolloutCallback(Callback):
                     "no denoising step draws noise, so there is nothing to train; set sampling.window of the "
                     "FlowRolloutCallback to longrl.flow.windows.all_steps, and noise_level of its dynamics above 0"
                 )
+        self.reward.prepare()  # a missing package or folder is found before weights are loaded
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         found = self.sample(pl_module, batch.prompts, self.sampling, f"rollout {self._num_rollouts}")
+        if self._num_rollouts == 0:
+            self._check_rewards(pl_module, found)
         self._num_rollouts += 1
         batch.groups = pl_module.algorithm.select(found)
         data = pl_module.parallel.data
@@ -131,6 +136,16 @@ class FlowRolloutCallback(Callback):
                 f"in {MAX_EMPTY_STEPS} steps in a row no group was of use: every reward failed, or "
                 "model.algorithm.select dropped every group. Check the rewards (warnings above say what failed), or "
                 "set model.algorithm.select to longrl.algorithms.keep_all"
+            )
+
+    def _check_rewards(self, policy: FlowModule, groups: Sequence[Group]) -> None:
+        """Ends a run at once whose reward fails on everything that it sees."""
+        errors = [text for own in policy.parallel.world.gather(self._errors[:1]) for text in own]
+        if errors and not policy.parallel.world.max(sum(int(group.valid.sum()) for group in groups)):
+            raise ValueError(
+                f"the reward failed on every sample of the first rollout, first with {errors[0]}; with `policy: flow` "
+                "a function gets frames [F, 3, H, W] and the row, so correct it, or take one for pictures and videos "
+                "(configs/reward/colour.yaml and its like) where it was made for texts (think_answer.yaml)"
             )
 
     def sample(self, policy: FlowModule, rows: Sequence[Row], sampling: FlowSampling, name: str) -> list[Group]:
@@ -196,7 +211,8 @@ class FlowRolloutCallback(Callback):
                 dataclasses.replace(group, completions=frames[index * count : (index + 1) * count])
                 for index, group in enumerate(groups)
             ]
-            self.reward.score(shown)
+            self._errors = []
+            self.reward.score(shown, self._errors)
         for group, scored in zip(groups, shown, strict=True):
             group.rewards, group.reward_parts, group.valid = scored.rewards, scored.reward_parts, scored.valid
 

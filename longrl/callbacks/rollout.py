@@ -98,6 +98,7 @@ class RolloutCallback(Callback):
             pl_module.temperature = self.sampling.temperature or 1.0
             pl_module.gap = self._gap
             self._check_room(pl_module, trainer.datamodule.renderer.max_prompt_tokens)
+        self.reward.prepare()  # a missing package or folder is found before weights are loaded
 
     def _check_engine_options(self, policy: PolicyModule) -> None:
         if self.overlap and not self.engine.runs_elsewhere:

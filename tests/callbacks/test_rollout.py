@@ -490,6 +490,18 @@ def test_a_baseline_that_cannot_be_judged_masks_its_group(tmp_path):
     }
 
 
+def test_what_a_reward_needs_is_missed_before_weights_are_loaded(tmp_path, monkeypatch):
+    def prepare(reward):
+        raise ValueError("a package is missing")
+
+    monkeypatch.setattr(RewardSum, "prepare", prepare)
+    data = data_module(tmp_path)
+    policy = PolicyModule(data.renderer.family)
+    with pytest.raises(ValueError, match="a package is missing"):
+        train(tmp_path, callback(FakeEngine(half_right)), policy=policy, data=data)
+    assert policy.model is None
+
+
 def test_a_reward_that_raises_masks_its_completion_and_the_run_goes_on(tmp_path, caplog):
     engine = FakeEngine(lambda prompt_id, count: ["right", "wrong", "fail"])
     rollouts = callback(engine, sampling=SamplingParams(3, 4))

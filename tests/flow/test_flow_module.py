@@ -1,5 +1,7 @@
 """Steps on trajectories: ratios, scores, gradients of any split, the reference, weights that reach the sampler."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from longrl.flow.windows import RandomWindow
 from longrl.models.lora import LoRASettings
 from longrl.modules.flow import FlowModule
 from longrl.modules.optimizer import OptimizerSettings
+from longrl.rewards import think_answer_format
 from tests.flow.test_families import sampled, stock, stock_frames
 from tests.flow.tiny import FAMILIES, PromptRows, fit, sd3_family
 
@@ -173,8 +176,33 @@ def test_a_rollout_without_noise_is_refused():
         fit(module(), FlowSampling(num_generations=2, num_steps=4, dynamics=FlowSDE(0.0)))
 
 
-def test_a_run_whose_rewards_all_fail_ends(monkeypatch):
-    monkeypatch.setattr("tests.flow.tiny.redness", lambda frames, row: float("nan"))
+def test_a_run_whose_first_rewards_all_fail_ends_at_once_with_the_reason(monkeypatch):
+    monkeypatch.setattr("tests.flow.tiny.redness", think_answer_format)
+    with pytest.raises(ValueError, match=r"first with AttributeError: .*'text'; with `policy: flow`"):
+        fit(module(), FlowSampling(num_generations=2, num_steps=2), steps=99)
+
+
+def test_a_run_of_which_one_reward_fails_goes_on(monkeypatch):
+    values = iter([float("nan"), 0.0, 1.0, 0.5])
+    monkeypatch.setattr("tests.flow.tiny.redness", lambda frames, row: next(values))
+    record = fit(module(), FlowSampling(num_generations=2, num_steps=2))
+    assert record.metrics[0]["rollout/failed_rewards"] == 0.25
+
+
+def test_what_rewards_need_is_missed_before_weights_are_loaded(monkeypatch):
+    def prepare(reward):
+        raise ValueError("a package is missing")
+
+    monkeypatch.setattr("longrl.rewards.RewardSum.prepare", prepare)
+    policy = module()
+    with pytest.raises(ValueError, match="a package is missing"):
+        fit(policy, SAMPLING)
+    assert policy.model is None
+
+
+def test_a_run_whose_rewards_all_fail_later_ends(monkeypatch):
+    values = itertools.chain([0.0, 1.0, 0.0, 1.0], itertools.repeat(float("nan")))
+    monkeypatch.setattr("tests.flow.tiny.redness", lambda frames, row: next(values))
     with pytest.raises(RuntimeError, match="no group was of use"):
         fit(module(), FlowSampling(num_generations=2, num_steps=2), steps=99, data=PromptRows(num_batches=12))
 
