@@ -28,7 +28,6 @@ SPLITS: dict[str, tuple[Split, ...]] = {
     "fit": ("train", "val"),
     "validate": ("val",),
     "test": ("test",),
-    "predict": ("test",),
 }
 """Which sources a Lightning stage reads; the first is needed."""
 DEFAULT_ROW_FUNCTION = "longrl.datamodules.prompt_rows.prompt_row"
@@ -56,7 +55,7 @@ class PromptFiles(LightningDataModule):
         train: source of the training prompts: a `.txt` file with one on each line, a `.jsonl` file with one record on
             each, or a hub id `owner/name:split`; or several of them, one after the other.
         val: source of the prompts for validation, during `fit` and in `validate`.
-        test: source of the prompts for `test` and `predict`.
+        test: source of the prompts for `test`.
         row_function: import path (or `file.py:function`) of the function that turns a record into a `Row`:
             `prompt_row`, `geneval_row` or `ocr_row` of longrl.datamodules.prompt_rows, or your own.
         prompts_per_batch: prompts of a training step on each data-parallel rank; rollouts sample each several times.
@@ -182,10 +181,6 @@ class PromptFiles(LightningDataModule):
 
     @override
     def test_dataloader(self) -> EvalLoader:
-        return self._eval_loader("test")
-
-    @override
-    def predict_dataloader(self) -> EvalLoader:
         return self._eval_loader("test")
 
     def _eval_loader(self, split: Split) -> EvalLoader:

@@ -1,5 +1,6 @@
 """Steps on trajectories: ratios, scores, gradients of any split, the reference, weights that reach the sampler."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -114,6 +115,19 @@ def test_a_prompt_that_comes_again_in_a_batch_gets_other_samples():
         for one, other, copy in zip(first.completions, alone.completions, again.completions, strict=True):
             torch.testing.assert_close(one.final, other.final, rtol=1e-4, atol=1e-4)
             assert not torch.allclose(one.final, copy.final, rtol=1e-2, atol=1e-2)
+
+
+def test_a_sampler_that_parts_from_the_update_ends_the_run_before_its_step(monkeypatch):
+    def stale(family, model, rows):
+        found = score(family, model, rows)
+        return dataclasses.replace(found, logp=found.logp + 2e-3)
+
+    monkeypatch.setattr("longrl.modules.flow.score", stale)
+    policy, before = module(), sd3_family().build().state_dict()
+    with pytest.raises(RuntimeError, match=r"mean 0.002, .*model.max_gap=0.001"):
+        fit(policy, SAMPLING)
+    assert all(torch.equal(value, before[name]) for name, value in policy.model.state_dict().items())
+    fit(module(max_gap=3e-3), SAMPLING)
 
 
 # ---- the reference ----
