@@ -141,7 +141,7 @@ class FlowRolloutCallback(Callback):
     def _check_rewards(self, policy: FlowModule, groups: Sequence[Group]) -> None:
         """Ends a run at once whose reward fails on everything that it sees."""
         errors = [text for own in policy.parallel.world.gather(self._errors[:1]) for text in own]
-        if errors and not policy.parallel.world.max(sum(int(group.valid.sum()) for group in groups)):
+        if errors and not policy.parallel.world.max(sum(int(group.valid.any()) for group in groups)):
             raise ValueError(
                 f"the reward failed on every sample of the first rollout, first with {errors[0]}; with `policy: flow` "
                 "a function gets frames [F, 3, H, W] and the row, so correct it, or take one for pictures and videos "
