@@ -5,6 +5,8 @@ The commands are those of all policies; `model` configures a `FlowModule` and `d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
@@ -18,6 +20,16 @@ class FlowCLI(LongRLCLI):
     """The command line of SD3 and Wan."""
 
     policy = "flow"
+
+    @classmethod
+    @override
+    def start(cls, args: Sequence[str]) -> LongRLCLI:
+        if args[0] == "predict":
+            raise ValueError(
+                "`predict` writes answers, and a flow model has none; use `test` or `validate` for its rewards, "
+                "`validate` with longrl.callbacks.pictures.Pictures for samples to look at, in pictures/ of the run_dir"
+            )
+        return super().start(args)
 
     @classmethod
     @override

@@ -16,7 +16,7 @@ from longrl.flow.sampler import FlowSampling, Trajectory, draw_seeded
 from longrl.flow.steps import Step
 from longrl.modules.flow import FlowModule
 from longrl.rewards import RewardSum
-from longrl.rollout.engine import prompt_seed
+from longrl.rollout.engine import prompt_seed, sampling_ids
 from longrl.types import Batch, Group, Row, TextPrompt
 
 
@@ -32,7 +32,8 @@ class FlowRolloutCallback(Callback):
     """Samples with the module's own weights: `batch.prompts` become `batch.groups`.
 
     A sample depends on the weights, the seed, the number of the rollout, its prompt's id and its place in the group,
-    whatever batch, rank or process it is drawn in; so a resumed run draws what the uninterrupted one would have drawn.
+    whatever rank or process it is drawn in; a prompt that comes again in a batch gets others. So a resumed run draws
+    what the uninterrupted one would have drawn.
 
     Args:
         reward: of functions `(frames [F, 3, H, W] uint8, row) -> float`.
@@ -64,6 +65,8 @@ class FlowRolloutCallback(Callback):
         self._num_rollouts = 0
         self._empty_steps = 0
         self._metrics: dict[str, float] = {}
+        self._errors: list[str] = []
+        """Of the last rollout's rewards."""
 
     # -- hooks ---------------------------------------------------------------------------------------------------
 
@@ -77,10 +80,13 @@ class FlowRolloutCallback(Callback):
                     "no denoising step draws noise, so there is nothing to train; set sampling.window of the "
                     "FlowRolloutCallback to longrl.flow.windows.all_steps, and noise_level of its dynamics above 0"
                 )
+        self.reward.prepare()  # a missing package or folder is found before weights are loaded
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         found = self.sample(pl_module, batch.prompts, self.sampling, f"rollout {self._num_rollouts}")
+        if self._num_rollouts == 0:
+            self._check_rewards(pl_module, found)
         self._num_rollouts += 1
         batch.groups = pl_module.algorithm.select(found)
         data = pl_module.parallel.data
@@ -132,6 +138,16 @@ class FlowRolloutCallback(Callback):
                 "set model.algorithm.select to longrl.algorithms.keep_all"
             )
 
+    def _check_rewards(self, policy: FlowModule, groups: Sequence[Group]) -> None:
+        """Ends a run at once whose reward fails on everything that it sees."""
+        errors = [text for own in policy.parallel.world.gather(self._errors[:1]) for text in own]
+        if errors and not policy.parallel.world.max(sum(int(group.valid.any()) for group in groups)):
+            raise ValueError(
+                f"the reward failed on every sample of the first rollout, first with {errors[0]}; with `policy: flow` "
+                "a function gets frames [F, 3, H, W] and the row, so correct it, or take one for pictures and videos "
+                "(configs/reward/colour.yaml and its like) where it was made for texts (think_answer.yaml)"
+            )
+
     def sample(self, policy: FlowModule, rows: Sequence[Row], sampling: FlowSampling, name: str) -> list[Group]:
         """The groups of all prompts, scored; every rank of the run must call it.
 
@@ -142,7 +158,8 @@ class FlowRolloutCallback(Callback):
             name: of the rollout; another one draws other samples.
         """
         steps, count = self._steps(policy, sampling), sampling.num_generations
-        wanted = [(row, place) for row in rows for place in range(count)]
+        ids = sampling_ids([row.id for row in rows], policy.parallel.data)
+        wanted = [(row, own, place) for row, own in zip(rows, ids, strict=True) for place in range(count)]
         with policy.phases("encode"):
             policy.family.conditions.prepare(
                 [policy.family.negative_prompt, *(row.problem for row in rows)], policy.device
@@ -164,7 +181,7 @@ class FlowRolloutCallback(Callback):
         self,
         policy: FlowModule,
         velocity: Callable[..., Tensor],
-        wanted: Sequence[tuple[Row, int]],
+        wanted: Sequence[tuple[Row, str, int]],
         sampling: FlowSampling,
         steps: Sequence[Step],
         name: str,
@@ -173,9 +190,9 @@ class FlowRolloutCallback(Callback):
         found: list[Trajectory] = []
         for start in range(0, len(wanted), self.samples_per_batch):
             part = wanted[start : start + self.samples_per_batch]
-            texts = [row.problem for row, _ in part]
-            seeds = [prompt_seed(base, f"{row.id}/{place}") for row, place in part]
-            starts = [prompt_seed(base, row.id) for row, _ in part] if sampling.same_start else None
+            texts = [row.problem for row, _, _ in part]
+            seeds = [prompt_seed(base, f"{own}/{place}") for _, own, place in part]
+            starts = [prompt_seed(base, own) for _, own, _ in part] if sampling.same_start else None
             found += draw_seeded(
                 lambda latents, timesteps, texts=texts: velocity(latents, timesteps, texts, guidance),
                 shape, steps, seeds, guidance, policy.device, starts,
@@ -194,7 +211,8 @@ class FlowRolloutCallback(Callback):
                 dataclasses.replace(group, completions=frames[index * count : (index + 1) * count])
                 for index, group in enumerate(groups)
             ]
-            self.reward.score(shown)
+            self._errors = []
+            self.reward.score(shown, self._errors)
         for group, scored in zip(groups, shown, strict=True):
             group.rewards, group.reward_parts, group.valid = scored.rewards, scored.reward_parts, scored.valid
 

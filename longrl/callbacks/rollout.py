@@ -15,7 +15,7 @@ from typing_extensions import override
 from longrl.modules.policy import PolicyModule
 from longrl.parallel import Parallel
 from longrl.rewards import RewardSum
-from longrl.rollout.engine import HFEngine, RolloutEngine, prompt_seed
+from longrl.rollout.engine import HFEngine, RolloutEngine, prompt_seed, sampling_ids
 from longrl.rollout.parity import GapWatch
 from longrl.rollout.sampler import GroupSampler, Request
 from longrl.strategies.axis import Axis
@@ -46,7 +46,8 @@ class RolloutCallback(Callback):
             optimizer steps per rollout has that pass.
         overlap: sample the next step's groups during the update, by weights one step older; their importance ratios
             are to the weights that sampled, and a step's change is part of the gap. Needs an engine in another process.
-        seed: of the sampling; together with the number of the rollout and the prompt's id it decides every completion.
+        seed: of the sampling; together with the number of the rollout and the prompt's id (and, of a prompt
+            that comes again in a batch, which copy it is) it decides every completion.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class RolloutCallback(Callback):
             pl_module.temperature = self.sampling.temperature or 1.0
             pl_module.gap = self._gap
             self._check_room(pl_module, trainer.datamodule.renderer.max_prompt_tokens)
+        self.reward.prepare()  # a missing package or folder is found before weights are loaded
 
     def _check_engine_options(self, policy: PolicyModule) -> None:
         if self.overlap and not self.engine.runs_elsewhere:
@@ -295,7 +297,8 @@ class RolloutCallback(Callback):
         seed = prompt_seed(self.seed, f"rollout {self._num_rollouts}")
         greedy = dataclasses.replace(self.sampling, num_generations=1, temperature=0.0)
         samplings = (self.sampling, greedy) if policy.algorithm.greedy_baseline else (self.sampling,)
-        request = Request(prompts, samplings, step, seed)
+        ids = sampling_ids([prompt.id for prompt in prompts], self._parallel.data)
+        request = Request(prompts, samplings, step, seed, ids)
         if not in_background:
             found = self._sampler.sample(policy, request)
             return lambda: with_baselines(*found)

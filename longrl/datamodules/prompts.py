@@ -49,7 +49,7 @@ class PromptFiles(StreamedData):
         train: source of the training prompts: a `.txt` file with one on each line, a `.jsonl` file with one record on
             each, or a hub id `owner/name:split`; or several of them, one after the other.
         val: source of the prompts for validation, during `fit` and in `validate`.
-        test: source of the prompts for `test` and `predict`.
+        test: source of the prompts for `test`.
         row_function: import path (or `file.py:function`) of the function that turns a record into a `Row`:
             `prompt_row`, `geneval_row` or `ocr_row` of longrl.datamodules.prompt_rows, or your own.
         prompts_per_batch: prompts of a training step on each data-parallel rank; rollouts sample each several times.

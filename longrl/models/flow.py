@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import abc
 import functools
+import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,13 +21,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from longrl.models.base import is_local
 from longrl.models.lora import ADAPTER, LoRASettings, merged, put_adapters
 from longrl.strategies.sequence import SequenceParallel
 
 OWN_WEIGHTS = "<own>"
 """`build`'s default: the weights that the family itself names."""
-TEXTS_AT_ONCE = 8
-"""Prompts that the text encoders read together."""
 CPU = torch.device("cpu")
 Condition = Mapping[str, Tensor]
 """What a prompt says to the transformer, by the names of its arguments; [R, ...], or of one prompt without R."""
@@ -154,8 +154,23 @@ class FlowFamily(abc.ABC):
         return getattr(diffusers, self.transformer_class)
 
     def _folder(self) -> str:
+        """Where the pipeline is.
+
+        Raises:
+            ValueError: it is meant as a folder, but is none, or one with another pipeline.
+        """
         path = Path(self.model_path).expanduser()
-        return str(path) if path.exists() else self.model_path
+        if is_local(self.model_path) or path.exists():
+            index = path / "model_index.json"
+            found = json.loads(index.read_text()).get("_class_name") if index.is_file() else None
+            if found != self.pipeline_class:
+                raise ValueError(
+                    f"model.family.init_args.model must be a folder with a {self.pipeline_class} of diffusers, or a "
+                    f"hub id, but {self.model_path!r} {_holding(path, found)}; `python -m longrl.models.tiny_flow sd3 "
+                    "FOLDER` (or wan) writes a tiny one"
+                )
+            return str(path)
+        return self.model_path
 
     def __getstate__(self) -> dict[str, Any]:
         """Workers and copies load their own."""
@@ -171,7 +186,7 @@ class FlowFamily(abc.ABC):
         """
         dtype, kind = getattr(torch, self.dtype), self._transformer()
         if weights is None:
-            model = kind.from_config(self.config).to(dtype)
+            model = _cast(kind.from_config(self.config), dtype)
         else:
             folder = self._folder() if weights == OWN_WEIGHTS else weights
             model = kind.from_pretrained(folder, subfolder="transformer", dtype=dtype)
@@ -321,14 +336,10 @@ class ConditionCache:
         """The condition of each text, in host memory; `device` is where new ones are encoded."""
         missing = [text for text in dict.fromkeys(texts) if text not in self._kept]
         found = {text: self._kept[text] for text in texts if text in self._kept}
-        for start in range(0, len(missing), TEXTS_AT_ONCE):
-            part = missing[start : start + TEXTS_AT_ONCE]
+        for text in missing:  # alone, for the last bits depend on what is encoded beside, which a resumed run lacks
             with torch.no_grad():
-                encoded = self.family.encode(part, device if self.family.text_encoders_on == "device" else CPU)
-            found |= {
-                text: {name: value[row].cpu().clone() for name, value in encoded.items()}
-                for row, text in enumerate(part)
-            }
+                encoded = self.family.encode([text], device if self.family.text_encoders_on == "device" else CPU)
+            found[text] = {name: value[0].cpu().clone() for name, value in encoded.items()}
         self.num_encoded += len(missing)
         for text, condition in found.items():
             self._kept[text] = condition
@@ -344,6 +355,22 @@ class ConditionCache:
 def to_uint8(pixels: Tensor) -> Tensor:
     """Pixels between -1 and 1, as decoders give them, as diffusers turns them into images."""
     return ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def _holding(path: Path, pipeline: str | None) -> str:
+    """What is wrong with a pipeline's folder."""
+    if pipeline is not None:
+        return f"holds a {pipeline}"
+    return "has no model_index.json" if path.exists() else "does not exist"
+
+
+def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Casts what `from_pretrained` of diffusers would cast: weights, but those that its class keeps in float32."""
+    kept = set(model._keep_in_fp32_modules or ())
+    for name, value in model.state_dict(keep_vars=True).items():
+        if value.is_floating_point():
+            value.data = value.data.to(torch.float32 if kept & set(name.split(".")) else dtype)
+    return model
 
 
 def _has(model: nn.Module, name: str) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from longrl.algorithms import Algorithm, DrawnSteps, Tokens
+from longrl.flow.gap import StepGap
 from longrl.flow.rows import Place, Rows, SampledGroups, Scores, places_of, score, split, velocity_of
 from longrl.flow.sampler import Trajectory
 from longrl.models.flow import FlowFamily
@@ -23,7 +24,6 @@ from longrl.modules.optimizer import OptimizerSettings
 from longrl.modules.rollouts import Rollout, mini_batches
 from longrl.modules.trained import TrainedModule
 from longrl.modules.weights import plain_from
-from longrl.rollout.parity import GapWatch
 from longrl.strategies.fsdp import Entry
 from longrl.types import Batch
 
@@ -46,6 +46,10 @@ class FlowModule(TrainedModule):
         mini_batches_per_rollout: optimizer steps one rollout is cut into.
         epochs_per_rollout: how often a rollout is gone through.
         max_grad_norm: gradient norm limit; 0 switches it off.
+        max_gap: largest mean difference between the log-probabilities of a rollout's steps when they were drawn and in
+            its first update; above it the run ends. They are means over a latent, as what the algorithm clips, and the
+            default is ten of its usual ranges of 1e-4. In float32 the difference is about 1e-7; in bfloat16 kernels may
+            round otherwise in batches of another size, so raise it there if `train/gap_mean` comes near.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class FlowModule(TrainedModule):
         mini_batches_per_rollout: int = 1,
         epochs_per_rollout: int = 1,
         max_grad_norm: float = 1.0,
+        max_gap: float = 1e-3,
     ) -> None:
         if min(rows_per_micro_batch, mini_batches_per_rollout, epochs_per_rollout) < 1:
             raise ValueError(
@@ -68,7 +73,7 @@ class FlowModule(TrainedModule):
             family, algorithm, optimizer, init_from, mini_batches_per_rollout, epochs_per_rollout, max_grad_norm
         )
         self.rows_per_micro_batch = rows_per_micro_batch
-        self.gap = GapWatch()
+        self.gap = StepGap(max_gap)
         """Compares the sampler's log-probabilities with those of the first update of every rollout."""
 
     # -- building ------------------------------------------------------------------------------------------------

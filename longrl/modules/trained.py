@@ -162,7 +162,8 @@ class TrainedModule(LightningModule):
 
     def _log_evaluated(self) -> None:
         for name, mean in self._evaluated.collect(self.parallel.data).items():
-            self.log(name, mean, prog_bar=name.endswith("/accuracy"))
+            # The same on all ranks already, which Lightning cannot know: without `sync_dist` it warns of every name.
+            self.log(name, mean, prog_bar=name.endswith("/accuracy"), sync_dist=True)
 
     @override
     def on_validation_epoch_end(self) -> None:

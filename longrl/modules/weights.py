@@ -96,8 +96,7 @@ def load_checkpoint_weights(model: nn.Module, checkpoint: Path, option: str = IN
             checkpoint,
             {name: torch.empty(v.shape) if is_adapter(name) else wanted[plain_name(name)] for name, v in found.items()},
         )
-    dtype = next(iter(wanted.values())).dtype
-    for name, value in merged(found, saved_lora(checkpoint), dtype):
+    for name, value in merged(found, saved_lora(checkpoint), torch.float32):  # rounded once, as it is copied
         wanted[name].copy_(value)
 
 

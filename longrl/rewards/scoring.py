@@ -114,17 +114,22 @@ class RewardSum:
             if isinstance(term.function, BatchReward):
                 term.function.prepare()
 
-    def score(self, groups: list[Group]) -> int:
+    def score(self, groups: list[Group], errors: list[str] | None = None) -> int:
         """Fills `rewards`, `reward_parts` and `valid` of every group.
 
         A function that raises, or whose value is not a finite number, is logged with its sample; that completion gets
         reward 0 and is not valid, and the other parts keep their values.
 
+        Args:
+            groups: with completions.
+            errors: gets a line about each failure.
+
         Returns:
             Number of completions with a failed part.
         """
         self.prepare()
-        columns = [_column(term, groups) for term in self.terms]
+        errors = [] if errors is None else errors
+        columns = [_column(term, groups, errors) for term in self.terms]
         return sum(self._fill(group, [column[i] for column in columns]) for i, group in enumerate(groups))
 
     def _fill(self, group: Group, by_term: list[list[float | None]]) -> int:
@@ -143,7 +148,7 @@ class RewardSum:
         return int((~valid).sum())
 
 
-def _column(term: RewardTerm, groups: list[Group]) -> list[list[float | None]]:
+def _column(term: RewardTerm, groups: list[Group], errors: list[str]) -> list[list[float | None]]:
     """One part of all completions, group by group; None after a failure."""
     assert callable(term.function)
     pairs = [(_judged(term, completion), group.prompt.row) for group in groups for completion in group.completions]
@@ -153,7 +158,9 @@ def _column(term: RewardTerm, groups: list[Group]) -> list[list[float | None]]:
     else:
         judges = [partial(term.function, *pair) for pair in pairs]
     found = iter(judges)
-    return [[_value(term, group, completion, next(found)) for completion in group.completions] for group in groups]
+    return [
+        [_value(term, group, completion, next(found), errors) for completion in group.completions] for group in groups
+    ]
 
 
 def _judged(term: RewardTerm, completion: Any) -> Any:
@@ -182,13 +189,16 @@ def _given(value: float | Exception) -> float:
     return value
 
 
-def _value(term: RewardTerm, group: Group, completion: Any, judge: Callable[[], object]) -> float | None:
-    """One part of one completion; None after a failure, which is logged."""
+def _value(
+    term: RewardTerm, group: Group, completion: Any, judge: Callable[[], object], errors: list[str]
+) -> float | None:
+    """One part of one completion; None after a failure, which is logged and kept."""
     try:
         value = float(judge())  # type: ignore[arg-type]  # what is no number raises
         if not abs(value) < 1e30:  # finite, in float32 too
             raise ValueError(f"a reward must be a finite number, got {value}")
     except Exception as error:
+        errors.append(f"{type(error).__name__}: {error}")
         place = traceback.extract_tb(error.__traceback__)[-1]
         logger.warning(
             "reward %r failed on prompt %r (%s: %s, in %s line %d); the completion is left out of the loss. "

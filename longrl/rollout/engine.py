@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import abc
 import functools
+import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from longrl.models.base import CausalFamily
 from longrl.modules.packing import pack
 from longrl.rollout.parity import Seen
+from longrl.strategies.axis import Axis
 from longrl.types import Completion, Packed, Prompt, SamplingParams
 
 
@@ -230,6 +233,29 @@ def prompt_seed(seed: int, prompt_id: str) -> int:
     import hashlib
 
     return int.from_bytes(hashlib.sha256(f"{seed}/{prompt_id}".encode()).digest()[:8], "big") >> 1
+
+
+def sampling_ids(ids: Sequence[str], data: Axis) -> list[str]:
+    """What seeds this rank's samples: the prompts' ids, and of a prompt that comes again in a rollout another for each.
+
+    A batch in which an epoch ends can hold a prompt twice. Copies are counted in the order in which the ranks take
+    turns to read prompts, so their ids are those that one rank with all prompts would give them.
+
+    Args:
+        ids: of this rank's prompts of the rollout.
+        data: ranks with other prompts; all must call it.
+
+    Example:
+        `sampling_ids(["a", "b", "a"], LONE)` is `["a", "b", "a (copy 1)"]`.
+    """
+    seen: Counter[str | None] = Counter()
+    found = []
+    for turn in itertools.zip_longest(*data.gather(list(ids))):
+        for rank, prompt_id in enumerate(turn):  # None where a rank has fewer prompts
+            if rank == data.rank and prompt_id is not None:
+                found.append(f"{prompt_id} (copy {seen[prompt_id]})" if seen[prompt_id] else prompt_id)
+            seen[prompt_id] += 1
+    return found
 
 
 def inverse_cdf(logp: Tensor, uniform: Tensor) -> Tensor:

@@ -183,12 +183,16 @@ class GapWatch:
         self.metrics = {f"gap_{name}": metrics.get(name, math.nan) for name in METRICS}
         if metrics and metrics["mean"] > self.max_gap:
             numbers = ", ".join(f"{name} {value:.3g}" for name, value in metrics.items())
-            raise RuntimeError(
-                f"engine and trainer have parted: the log-probabilities of this step's tokens differ by {numbers}, "
-                f"mean above max_mean_gap={self.max_gap} of the RolloutCallback; this step did not change the weights. "
-                "Go on from the last checkpoint with --ckpt_path RUN/checkpoints/last.ckpt: engine weights are handed "
-                "over anew. If it happens again raise max_mean_gap, or use longrl.rollout.engine.HFEngine"
-            )
+            raise RuntimeError(self.parted(numbers))
+
+    def parted(self, numbers: str) -> str:
+        """What a run above `max_gap` ends with."""
+        return (
+            f"engine and trainer have parted: the log-probabilities of this step's tokens differ by {numbers}, "
+            f"mean above max_mean_gap={self.max_gap} of the RolloutCallback; this step did not change the weights. "
+            "Go on from the last checkpoint with --ckpt_path RUN/checkpoints/last.ckpt: engine weights are handed "
+            "over anew. If it happens again raise max_mean_gap, or use longrl.rollout.engine.HFEngine"
+        )
 
 
 def check(gap: Gap, prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]], max_gap: float) -> None:

@@ -45,6 +45,13 @@ class Request:
     step: int
     """Optimizer steps done by the weights to sample from."""
     seed: int
+    ids: Sequence[str] | None = None
+    """That decide each prompt's samples, in place of the prompts' own."""
+
+    def asked(self, place: int) -> Prompt:
+        """A prompt as the engine gets it."""
+        prompt = self.prompts[place]
+        return prompt if self.ids is None else dataclasses.replace(prompt, id=self.ids[place])
 
 
 class GroupSampler:
@@ -147,13 +154,14 @@ class GroupSampler:
     ) -> list[Group]:
         """This rank's part of the groups: one call of the engine for whole prompts, one for each share of a prompt."""
         groups = []
-        own = self._pieces(policy, request, sampling)
-        for (first, count), alike in itertools.groupby(own, key=lambda piece: (piece.first, piece.count)):
-            asked = [request.prompts[piece.prompt] for piece in alike]
+        mine = self._pieces(policy, request, sampling)
+        for (first, count), alike in itertools.groupby(mine, key=lambda piece: (piece.first, piece.count)):
+            places = [piece.prompt for piece in alike]
+            asked = [request.asked(place) for place in places]
             params = dataclasses.replace(sampling, num_generations=count)
             family = self._family(policy)
             answers = self.engine.generate(family, policy.model, asked, features, params, request.seed, first)
-            groups += [Group(prompt, completions) for prompt, completions in zip(asked, answers, strict=True)]
+            groups += [Group(request.prompts[place], own) for place, own in zip(places, answers, strict=True)]
         return groups
 
     def _pieces(self, policy: PolicyModule, request: Request, sampling: SamplingParams) -> list[Piece]:

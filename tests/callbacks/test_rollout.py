@@ -207,6 +207,16 @@ def test_seeds_of_a_resumed_run_go_on(tmp_path):
     assert not {call.seed for call in other.engine.calls} & set(seeds)
 
 
+def test_a_prompt_that_comes_again_in_a_batch_has_a_seed_of_its_own(tmp_path):
+    engine, data = FakeEngine(half_right), data_module(tmp_path, count=3)
+    seen = train(tmp_path, callback(engine), steps=9, data=data, max_epochs=9)
+    crossing = [step for step, batch in enumerate(seen.batches) if len(set(ids(batch.groups))) == 1]
+    assert crossing
+    for step, batch in enumerate(seen.batches):
+        own, expected = ids(batch.groups), engine.calls[step].ids
+        assert expected == (own if step not in crossing else [own[0], f"{own[0]} (copy 1)"])
+
+
 # ---- dynamic sampling ----
 
 
@@ -478,6 +488,18 @@ def test_a_baseline_that_cannot_be_judged_masks_its_group(tmp_path):
         bad: [False, False],
         good: [True, True],
     }
+
+
+def test_what_a_reward_needs_is_missed_before_weights_are_loaded(tmp_path, monkeypatch):
+    def prepare(reward):
+        raise ValueError("a package is missing")
+
+    monkeypatch.setattr(RewardSum, "prepare", prepare)
+    data = data_module(tmp_path)
+    policy = PolicyModule(data.renderer.family)
+    with pytest.raises(ValueError, match="a package is missing"):
+        train(tmp_path, callback(FakeEngine(half_right)), policy=policy, data=data)
+    assert policy.model is None
 
 
 def test_a_reward_that_raises_masks_its_completion_and_the_run_goes_on(tmp_path, caplog):

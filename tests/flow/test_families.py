@@ -7,7 +7,8 @@ import torch
 from longrl.flow.rows import velocity_of
 from longrl.flow.sampler import FlowSampling, draw_seeded, noise_of
 from longrl.models.flow import to_uint8
-from longrl.models.lora import LoRASettings, adapters_off
+from longrl.models.lora import LoRASettings, adapters_off, to_checkpoint
+from longrl.modules.weights import plain_from
 from tests.flow.tiny import FAMILIES, sd3_family, wan_family
 
 CPU = torch.device("cpu")
@@ -92,6 +93,15 @@ def test_prompts_are_encoded_once_and_the_oldest_is_given_up(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_prompt_is_encoded_to_the_same_bits_alone_and_beside_others(name):
+    texts = ["a cat", "two photos of a small cat left of the yellow cup", "a red picture"]
+    together = FAMILIES[name]().conditions.get(texts, CPU)
+    for row, text in enumerate(texts):
+        alone = FAMILIES[name]().conditions.get([text], CPU)
+        assert all(torch.equal(together[key][row], value[0]) for key, value in alone.items())
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_adapters_change_nothing_at_first_and_switched_off_they_are_the_reference(name):
     family = FAMILIES[name](lora=LoRASettings(rank=2, alpha=4))
     plain, model = family.build().eval(), family.add_adapters(family.build()).eval()
@@ -124,6 +134,44 @@ def test_a_layer_that_is_not_there_is_refused_with_those_that_are():
 def test_a_size_that_the_model_lacks_is_refused(family, words):
     with pytest.raises(ValueError, match=words):
         family.latent_shape()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "does not exist"),
+        ({}, "has no model_index.json"),
+        ({"model_index.json": '{"_class_name": "WanPipeline"}'}, "holds a WanPipeline"),
+    ],
+)
+def test_a_folder_without_the_pipeline_is_refused(content, words, tmp_path):
+    folder = tmp_path / "pipeline"
+    if content is not None:
+        folder.mkdir()
+        for name, text in content.items():
+            (folder / name).write_text(text)
+    for use in (lambda family: family.build(), lambda family: family.latent_shape()):
+        with pytest.raises(ValueError, match=f"a StableDiffusion3Pipeline of .* {words}; .*tiny_flow sd3"):
+            use(sd3_family(str(folder)))
+
+
+@pytest.mark.parametrize("lora", [None, LoRASettings(rank=2, alpha=4)])
+@pytest.mark.parametrize("name", NAMES)
+def test_in_bfloat16_a_checkpoint_holds_the_weights_to_the_last_bit(name, lora, tmp_path):
+    """Also those that diffusers keeps in float32; new adapters add nothing."""
+    family = FAMILIES[name](dtype="bfloat16", lora=lora)
+    model = family.build()
+    wanted = {key: value.clone() for key, value in model.state_dict().items()}
+    saved = (family.add_adapters(model) if lora else model).state_dict()
+    state = {f"model.{key}": value for key, value in saved.items()}
+    torch.save({"state_dict": state, "lora": to_checkpoint(lora)}, tmp_path / "last.ckpt")
+    again = plain_from(family, str(tmp_path / "last.ckpt"))
+    assert {value.dtype for value in wanted.values()} >= {torch.bfloat16}
+    assert any(value.dtype == torch.float32 for value in wanted.values()) == (name == "wan")
+    assert {key: value.dtype for key, value in again.state_dict().items()} == {k: v.dtype for k, v in wanted.items()}
+    assert all(torch.equal(value, wanted[key]) for key, value in again.state_dict().items())
+    others = {key: value.dtype for key, value in again.named_buffers()}  # rotary frequencies stay precise
+    assert others == {key: value.dtype for key, value in model.named_buffers()}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -90,3 +90,9 @@ def test_the_policy_is_that_of_the_last_that_says(tmp_path):
     assert policy_of(["fit", "--config", str(plain)]) == "causal"
     assert policy_of(["fit", f"--config={flow}", "--config", str(plain)]) == "flow"
     assert policy_of(["fit", "--config", str(flow), "--policy", "causal"]) == "causal"
+
+
+def test_a_flow_model_predicts_nothing(tmp_path):
+    (tmp_path / "flow.yaml").write_text("policy: flow\n")
+    with pytest.raises(ValueError, match="use `test` or `validate`"):
+        LongRLCLI.run(["predict", "--config", str(tmp_path / "flow.yaml")])

@@ -1,5 +1,8 @@
 """Steps on trajectories: ratios, scores, gradients of any split, the reference, weights that reach the sampler."""
 
+import dataclasses
+import itertools
+
 import pytest
 import torch
 
@@ -11,6 +14,7 @@ from longrl.flow.windows import RandomWindow
 from longrl.models.lora import LoRASettings
 from longrl.modules.flow import FlowModule
 from longrl.modules.optimizer import OptimizerSettings
+from longrl.rewards import think_answer_format
 from tests.flow.test_families import sampled, stock, stock_frames
 from tests.flow.tiny import FAMILIES, PromptRows, fit, sd3_family
 
@@ -102,6 +106,30 @@ def test_later_updates_on_a_rollout_have_ratios_to_the_weights_that_sampled():
     assert metrics["train/clip_fraction_high"] + metrics["train/clip_fraction_low"] > 0.1
 
 
+def test_a_prompt_that_comes_again_in_a_batch_gets_other_samples():
+    data, same_start = PromptRows(), FlowSampling(num_generations=2, num_steps=2, same_start=True)
+    data.rows = [data.rows[0], data.rows[1], data.rows[0]]
+    for sampling in (SAMPLING, same_start):
+        first, _, again = fit(module(), sampling, data=data).groups[0]
+        alone, _ = fit(module(), sampling).groups[0]
+        for one, other, copy in zip(first.completions, alone.completions, again.completions, strict=True):
+            torch.testing.assert_close(one.final, other.final, rtol=1e-4, atol=1e-4)
+            assert not torch.allclose(one.final, copy.final, rtol=1e-2, atol=1e-2)
+
+
+def test_a_sampler_that_parts_from_the_update_ends_the_run_before_its_step(monkeypatch):
+    def stale(family, model, rows):
+        found = score(family, model, rows)
+        return dataclasses.replace(found, logp=found.logp + 2e-3)
+
+    monkeypatch.setattr("longrl.modules.flow.score", stale)
+    policy, before = module(), sd3_family().build().state_dict()
+    with pytest.raises(RuntimeError, match=r"mean 0.002, .*model.max_gap=0.001"):
+        fit(policy, SAMPLING)
+    assert all(torch.equal(value, before[name]) for name, value in policy.model.state_dict().items())
+    fit(module(max_gap=3e-3), SAMPLING)
+
+
 # ---- the reference ----
 
 
@@ -162,8 +190,33 @@ def test_a_rollout_without_noise_is_refused():
         fit(module(), FlowSampling(num_generations=2, num_steps=4, dynamics=FlowSDE(0.0)))
 
 
-def test_a_run_whose_rewards_all_fail_ends(monkeypatch):
-    monkeypatch.setattr("tests.flow.tiny.redness", lambda frames, row: float("nan"))
+def test_a_run_whose_first_rewards_all_fail_ends_at_once_with_the_reason(monkeypatch):
+    monkeypatch.setattr("tests.flow.tiny.redness", think_answer_format)
+    with pytest.raises(ValueError, match=r"first with AttributeError: .*'text'; with `policy: flow`"):
+        fit(module(), FlowSampling(num_generations=2, num_steps=2), steps=99)
+
+
+def test_a_run_of_which_one_reward_fails_goes_on(monkeypatch):
+    values = iter([float("nan"), 0.0, 1.0, 0.5])
+    monkeypatch.setattr("tests.flow.tiny.redness", lambda frames, row: next(values))
+    record = fit(module(), FlowSampling(num_generations=2, num_steps=2))
+    assert record.metrics[0]["rollout/failed_rewards"] == 0.25
+
+
+def test_what_rewards_need_is_missed_before_weights_are_loaded(monkeypatch):
+    def prepare(reward):
+        raise ValueError("a package is missing")
+
+    monkeypatch.setattr("longrl.rewards.RewardSum.prepare", prepare)
+    policy = module()
+    with pytest.raises(ValueError, match="a package is missing"):
+        fit(policy, SAMPLING)
+    assert policy.model is None
+
+
+def test_a_run_whose_rewards_all_fail_later_ends(monkeypatch):
+    values = itertools.chain([0.0, 1.0, 0.0, 1.0], itertools.repeat(float("nan")))
+    monkeypatch.setattr("tests.flow.tiny.redness", lambda frames, row: next(values))
     with pytest.raises(RuntimeError, match="no group was of use"):
         fit(module(), FlowSampling(num_generations=2, num_steps=2), steps=99, data=PromptRows(num_batches=12))
 
