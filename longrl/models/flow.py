@@ -364,7 +364,7 @@ def _holding(path: Path, pipeline: str | None) -> str:
     return "has no model_index.json" if path.exists() else "does not exist"
 
 
-def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+def _cast(model: Any, dtype: torch.dtype) -> nn.Module:
     """Casts what `from_pretrained` of diffusers would cast: weights, but those that its class keeps in float32."""
     kept = set(model._keep_in_fp32_modules or ())
     for name, value in model.state_dict(keep_vars=True).items():
