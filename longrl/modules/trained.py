@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from typing import Any
 
 from lightning.pytorch import LightningModule
@@ -17,7 +18,7 @@ from longrl.phases import PhaseTimes
 from longrl.strategies.fsdp import Entry
 
 
-class TrainedModule(LightningModule):
+class TrainedModule(LightningModule, abc.ABC):
     """A model family under manual optimization; subclasses say how it is built and what a step is.
 
     Args:
@@ -61,13 +62,13 @@ class TrainedModule(LightningModule):
 
     # -- what a subclass says ------------------------------------------------------------------------------------
 
+    @abc.abstractmethod
     def is_rl(self) -> bool:
         """Whether batches are rolled out."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def build_model(self) -> nn.Module:
         """The model with its initial weights, and adapters if it is to have any, on the CPU."""
-        raise NotImplementedError
 
     # -- building ------------------------------------------------------------------------------------------------
 
