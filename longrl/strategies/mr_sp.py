@@ -8,6 +8,7 @@ different prompts. Weights are sharded over all ranks, or over the ranks of one 
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import shutil
 from datetime import timedelta
@@ -24,6 +25,8 @@ from longrl.parallel import Parallel
 from longrl.strategies.axis import LONE, Axis
 from longrl.strategies.fsdp import ShardingOptions, shard
 from longrl.strategies.sequence import SequenceParallel
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_SHARDING = ShardingOptions()
 
@@ -131,6 +134,12 @@ class MRSPStrategy(ModelParallelStrategy):
         )
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
+
+    @override
+    def on_exception(self, exception: BaseException) -> None:
+        """Says what failed while this rank still can: the others notice at once, and the launcher then ends it."""
+        if self.world_size > 1:
+            logger.error("rank %d failed", self.global_rank, exc_info=exception)
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
