@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import inspect
+import itertools
 import json
 import os
 import signal
@@ -166,10 +167,17 @@ def wait_for_group(leader: int, timeout_s: float = 20.0) -> None:
         time.sleep(0.02)
 
 
+PORTS = itertools.count(20_000 + 1_000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]))
+"""For the ranks of a run to meet at. Two runs that look for a free port at the same moment may find the same."""
+
+
 def start(*args: str) -> subprocess.Popen[str]:
     """`python -m longrl ARGS` as a user types it."""
     command = [sys.executable, "-m", "longrl", *args]
-    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    environment = os.environ | {"MASTER_PORT": str(next(PORTS))}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
 
 
 def saved_run(folder: Path, family: CausalFamily) -> Path:
