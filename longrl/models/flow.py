@@ -236,8 +236,15 @@ class FlowFamily(abc.ABC):
         return []
 
     def share_tokens(self, model: nn.Module, sequence: SequenceParallel) -> None:
-        """Lets the ranks of `sequence` share the tokens of every sample from now on."""
-        raise NotImplementedError  # the strategy asks families that support it
+        """Lets the ranks of `sequence` share the tokens of every sample from now on.
+
+        Raises:
+            ValueError: unless a subclass says how.
+        """
+        raise ValueError(
+            f"{type(self).__name__} cannot share a sample among {sequence.size} ranks; set sequence_parallel_size of "
+            "MRSPStrategy to 1"
+        )
 
     def velocity(
         self,

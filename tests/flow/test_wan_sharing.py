@@ -1,5 +1,7 @@
 """Wan with its tokens shared by two ranks: velocities and gradients are those of one."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from longrl.models.lora import LoRASettings
 from longrl.strategies.axis import Axis
 from longrl.strategies.sequence import SequenceParallel
 from tests.distributed import run_distributed
-from tests.flow.tiny import wan_family, wan_folder
+from tests.flow.tiny import sd3_family, wan_family, wan_folder
 
 TEXTS = ["a red picture", "a small cat", "two photos"]
 
@@ -50,3 +52,8 @@ def test_shared_tokens_give_the_velocities_and_all_gradients_of_one_rank(heads, 
         assert found.keys() == grads.keys()
         for name, grad in grads.items():
             torch.testing.assert_close(found[name], grad, rtol=1e-4, atol=1e-6 * largest)
+
+
+def test_a_family_without_sharing_says_so():
+    with pytest.raises(ValueError, match="SD3Family cannot share a sample among 2 ranks; set sequence_parallel_size"):
+        sd3_family().share_tokens(None, SimpleNamespace(size=2))
