@@ -31,12 +31,12 @@ from random import Random
 import torch
 from common import Row, in_fresh_process, parse_arguments, peak_memory_mib, report
 
-from longrl.datamodules.drawing import Clip, write_video
-from longrl.datamodules.stories import sample_story
-from longrl.datamodules.synthetic import SyntheticConfig
-from longrl.datamodules.video import VideoReader, VideoSampling
+from longrl.datamodules.media.video import VideoReader, VideoSampling
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
-from longrl.models.tiny import tiny_qwen2_5_vl
+from longrl.testing.drawing import Clip, write_video
+from longrl.testing.stories import sample_story
+from longrl.testing.synthetic import SyntheticConfig
+from longrl.testing.tiny import tiny_qwen2_5_vl
 
 
 @dataclass(frozen=True)

@@ -34,11 +34,11 @@ from torch import Tensor, nn
 
 from longrl import types
 from longrl.algorithms import Algorithm
+from longrl.engines.hf import HFEngine
+from longrl.features.cache import FeatureCache
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
-from longrl.models.tiny import tiny_qwen2_5_vl
-from longrl.modules.packing import pack
-from longrl.rollout.engine import HFEngine
-from longrl.rollout.features import FeatureCache
+from longrl.packing.pack import pack
+from longrl.testing.tiny import tiny_qwen2_5_vl
 
 Encode = Callable[[nn.Module, int], Mapping[str, Tensor]]
 """(model, samples per prompt) -> features of all prompts, for one pass."""

@@ -35,8 +35,8 @@ from gpu_case import FULL, TINY_SIZES, Case, Sizes, built
 from torch import Tensor
 
 from longrl import types
-from longrl.modules.attention import dense_mask, shared_prefix_attention
-from longrl.modules.kernels import kernel_for
+from longrl.packing.attention import dense_mask, shared_prefix_attention
+from longrl.packing.kernels import kernel_for
 from longrl.planning import flops
 from longrl.planning.hardware import HARDWARE, Hardware
 from longrl.planning.inputs import micro_batch

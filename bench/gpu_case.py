@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from longrl import types
+from longrl.engines.hf import HFEngine
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
-from longrl.models.tiny import tiny_qwen2_5_vl
-from longrl.modules.packing import pack
+from longrl.packing.pack import pack
 from longrl.planning import shapes
 from longrl.planning.inputs import Plan
 from longrl.planning.inputs import Sizes as ModelSizes
-from longrl.rollout.engine import HFEngine
+from longrl.testing.tiny import tiny_qwen2_5_vl
 
 TINY = "tiny"
 

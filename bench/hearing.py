@@ -32,17 +32,17 @@ from common import ROOT, Row, parse_arguments, report
 from numpy.typing import NDArray
 
 from longrl import types
-from longrl.cli import main as longrl_main
-from longrl.datamodules.render import RowRenderer, without_media
-from longrl.datamodules.rows import audio_qa_row, make_rows
-from longrl.datamodules.sources import read_records
-from longrl.datamodules.video import VideoSampling
-from longrl.export import family_of
-from longrl.models.tiny import tiny_qwen_omni
-from longrl.modules.weights import build_from
+from longrl.commands.export import family_of
+from longrl.commands.main import main as longrl_main
+from longrl.datamodules.loading.render import RowRenderer, without_media
+from longrl.datamodules.media.video import VideoSampling
+from longrl.datamodules.rows.row_functions import audio_qa_row, make_rows
+from longrl.datamodules.rows.sources import read_records
+from longrl.engines.hf import HFEngine
+from longrl.features.cache import FeatureCache
+from longrl.modules.initial_weights import build_from
 from longrl.rewards import accuracy
-from longrl.rollout.engine import HFEngine
-from longrl.rollout.features import FeatureCache
+from longrl.testing.tiny import tiny_qwen_omni
 
 RECIPE = ROOT / "configs" / "qwen2_5_omni_7b_avqa_grpo.yaml"
 RATE = 16_000

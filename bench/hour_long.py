@@ -36,11 +36,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from longrl import types
-from longrl.datamodules.drawing import Clip, write_video
-from longrl.datamodules.stories import sample_story
-from longrl.datamodules.synthetic import SyntheticConfig
-from longrl.models.tiny import tiny_qwen2_5_vl
-from longrl.phases import PhaseTimes
+from longrl.modules.phases import PhaseTimes
+from longrl.testing.drawing import Clip, write_video
+from longrl.testing.stories import sample_story
+from longrl.testing.synthetic import SyntheticConfig
+from longrl.testing.tiny import tiny_qwen2_5_vl
 from longrl.types import Batch, Completion
 
 FRAME_SIZE = 336

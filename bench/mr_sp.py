@@ -43,15 +43,15 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from longrl import types
 from longrl.algorithms import Algorithm
+from longrl.engines.hf import HFEngine
+from longrl.features.cache import FeatureCache
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
-from longrl.modules.packing import pack
-from longrl.parallel import Parallel
-from longrl.rollout.engine import HFEngine
-from longrl.rollout.features import FeatureCache
+from longrl.packing.pack import pack
 from longrl.strategies.axis import LONE, Axis
-from longrl.strategies.frames import Share
 from longrl.strategies.fsdp import Entry, ShardingOptions, shard
+from longrl.strategies.parallel import Parallel
 from longrl.strategies.sequence import ALONE, SequenceParallel
+from longrl.types import Share
 
 VARIANTS = ("no reuse", "stage 1", "stage 1+2")
 

@@ -32,13 +32,13 @@ from common import Row, parse_arguments, report
 from torch import nn
 
 from longrl import types
+from longrl.engines.hf import HFEngine
+from longrl.engines.vllm import VLLMEngine
+from longrl.engines.vllm_options import sampling_arguments
+from longrl.features.cache import FeatureCache
+from longrl.features.stored import StoredFeatures
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
-from longrl.models.tiny import tiny_qwen2_5_vl
-from longrl.rollout.engine import HFEngine
-from longrl.rollout.features import FeatureCache
-from longrl.rollout.stored import StoredFeatures
-from longrl.rollout.vllm_engine import VLLMEngine
-from longrl.rollout.vllm_options import sampling_arguments
+from longrl.testing.tiny import tiny_qwen2_5_vl
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,8 @@ from torch import Tensor, nn
 
 from longrl import types
 from longrl.models.text import TextFamily
-from longrl.models.tiny import tiny_text
-from longrl.modules.packing import pack
+from longrl.packing.pack import pack
+from longrl.testing.tiny import tiny_text
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """`python -m longrl`: nothing is defined here, since jsonargparse would see a second copy of every class."""
 
-from longrl.cli import main
+from longrl.commands.main import main
 
 if __name__ == "__main__":
     main()

@@ -22,9 +22,9 @@ import torch
 import yaml
 from lightning.pytorch import Callback
 
-from longrl.cli import main
-from longrl.datamodules.synthetic import SyntheticConfig, generate
+from longrl.commands.main import main
 from longrl.models.base import CausalFamily
+from longrl.testing.synthetic import SyntheticConfig, generate
 from tests.tiny import text_folder, vl_folder
 
 ROOT = Path(__file__).parents[1]

@@ -13,18 +13,18 @@ from jsonargparse import ArgumentParser
 
 from longrl.algorithms import Algorithm, Constant
 from longrl.callbacks.rollout import RolloutCallback
+from longrl.commands.evaluate import Evaluation, parsed
+from longrl.commands.trainer import LongRLCLI
+from longrl.datamodules.loading.mixing import DataSource
 from longrl.datamodules.longvideo_reason import DEFAULT_ROW_FUNCTION, LongVideoReason
-from longrl.datamodules.mixing import DataSource
-from longrl.datamodules.prompts import PromptFiles
-from longrl.datamodules.synthetic import SyntheticConfig, generate
-from longrl.evaluation.evaluate import Evaluation, parsed
+from longrl.diffusion.family import FlowFamily
+from longrl.diffusion.prompt_files import PromptFiles
+from longrl.engines.hf import RolloutEngine
 from longrl.evaluation.records import read_jsonl
 from longrl.models.base import CausalFamily
-from longrl.models.flow import FlowFamily
 from longrl.modules.policy import PolicyModule
 from longrl.rewards import RewardSum, SoftOverlong
-from longrl.rollout.engine import RolloutEngine
-from longrl.trainer_cli import LongRLCLI
+from longrl.testing.synthetic import SyntheticConfig, generate
 from tests.distributed import run_distributed
 from tests.sounds import write_clip
 from tests.tiny import omni_folder, qwen3_vl_folder, text_folder, vila_folder, vl_folder
@@ -41,7 +41,7 @@ FILES = sorted(CONFIGS.rglob("*.y*ml"))
 FLOW = [
     path for path in [*CONFIGS.glob("*.yaml"), *CONFIGS.glob("demo/flow/*.yaml")] if "policy: flow" in path.read_text()
 ]
-"""Recipes and demos of pictures and videos: tests/flow/test_flow_configs.py."""
+"""Recipes and demos of pictures and videos: tests/diffusion/test_flow_configs.py."""
 RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if path not in FLOW)
 DEMO = sorted(CONFIGS.glob("demo/*.yaml"))
 EVALUATIONS = sorted(CONFIGS.glob("eval/*.yaml"))
@@ -368,11 +368,11 @@ def test_an_evaluation_runs_with_a_tiny_model(path, tmp_path, benchmark):
     family = {"model": vl_folder(), "random_init": True, "min_pixels": 784, "max_pixels": 784}
     init_args = {
         "family": {"class_path": "longrl.models.qwen_vl.Qwen2_5_VLFamily", "init_args": family},
-        "engine": {"class_path": "longrl.rollout.engine.HFEngine"},
+        "engine": {"class_path": "longrl.engines.hf.HFEngine"},
         "weights": None,
         "device": "cpu",
     }
-    policy = {"class_path": "longrl.evaluation.local.LocalPolicy", "init_args": init_args}
+    policy = {"class_path": "longrl.evaluation.local_policy.LocalPolicy", "init_args": init_args}
     results = Evaluation(
         *parsed([
             f"--config={path}", f"--policy={json.dumps(policy)}", f"--out={tmp_path / 'out'}", "--num_cards=1",

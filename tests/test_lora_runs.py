@@ -10,10 +10,10 @@ import signal
 import pytest
 import torch
 
-from longrl.cli import main
-from longrl.export import family_of
+from longrl.commands.export import family_of
+from longrl.commands.main import main
 from longrl.models.lora import is_adapter
-from longrl.modules.weights import build_from, plain_from
+from longrl.modules.initial_weights import build_from, plain_from
 from tests.distributed import run_distributed
 from tests.runs import checkpoint, config, metrics, run, run_in_child, text_config
 from tests.test_resume import assert_same_end, dapo, killed, resume

@@ -16,10 +16,9 @@ from longrl.models.qwen3_vl import Qwen3VLFamily
 from longrl.models.qwen_omni import QwenOmniFamily
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.models.text import LlamaFamily, TextFamily
-from longrl.models.tiny import tiny_qwen2_5_vl, tiny_qwen3_vl, tiny_qwen_omni, tiny_text, tiny_vila
 from longrl.models.vila import VilaFamily
-from longrl.strategies.frames import WHOLE, Share
-from longrl.types import Frames, Prompt, Row, Sound
+from longrl.testing.tiny import tiny_qwen2_5_vl, tiny_qwen3_vl, tiny_qwen_omni, tiny_text, tiny_vila
+from longrl.types import WHOLE, Frames, Prompt, Row, Share, Sound
 from tests.models.plain_vila import PlainVila
 
 

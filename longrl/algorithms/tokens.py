@@ -23,7 +23,7 @@ def single_rank(values: Tensor) -> Tensor:
 class DrawnSteps:
     """What is known of rows that are denoising steps: what was drawn is a latent of D numbers around a mean.
 
-    Log-probabilities of such rows are means over the D numbers (longrl/flow/steps.py).
+    Log-probabilities of such rows are means over the D numbers (longrl/diffusion/steps.py).
     """
 
     mean: Tensor

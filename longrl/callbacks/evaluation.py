@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from longrl.evaluation.metric import CategoryAccuracy, numbers
 from longrl.evaluation.records import sample_record, write_jsonl
-from longrl.evaluation.scoring import Summary
+from longrl.evaluation.scores import Summary
 from longrl.types import Batch
 
 

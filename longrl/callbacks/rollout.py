@@ -12,13 +12,13 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+from longrl.callbacks.group_sampler import GroupSampler, Request
+from longrl.engines.hf import HFEngine, RolloutEngine, prompt_seed, sampling_ids
+from longrl.engines.parity import GapWatch
 from longrl.modules.policy import PolicyModule
-from longrl.parallel import Parallel
 from longrl.rewards import RewardSum
-from longrl.rollout.engine import HFEngine, RolloutEngine, prompt_seed, sampling_ids
-from longrl.rollout.parity import GapWatch
-from longrl.rollout.sampler import GroupSampler, Request
 from longrl.strategies.axis import Axis
+from longrl.strategies.parallel import Parallel
 from longrl.types import Batch, Completion, Group, Prompt, Row, SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class RolloutCallback(Callback):
         if self.overlap and not self.engine.runs_elsewhere:
             raise ValueError(
                 "overlap=true of the RolloutCallback needs an engine in another process, got "
-                f"{type(self.engine).__name__}; use longrl.rollout.vllm_server.VLLMServerEngine, or overlap=false"
+                f"{type(self.engine).__name__}; use longrl.engines.server.VLLMServerEngine, or overlap=false"
             )
         by_reward = policy.algorithm.kl_coef > 0 and policy.algorithm.kl_placement == "reward"
         if self._gap.trust_below and (policy.steps_per_rollout == 1 or self.overlap or by_reward):

@@ -13,7 +13,7 @@ from typing import Literal
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
-from longrl.datamodules.loader import (
+from longrl.datamodules.loading.loader import (
     EvalLoader,
     LoaderOptions,
     PromptStream,
@@ -21,8 +21,8 @@ from longrl.datamodules.loader import (
     RowOrder,
     TrainLoader,
 )
-from longrl.datamodules.mixing import DataSource, MixedOrder, first_rows, source_list, weights_of
-from longrl.datamodules.render import (
+from longrl.datamodules.loading.mixing import DataSource, MixedOrder, first_rows, source_list, weights_of
+from longrl.datamodules.loading.render import (
     DEFAULT_QUESTION,
     DEFAULT_RESPONSE,
     NO_SUBTITLES,
@@ -32,21 +32,20 @@ from longrl.datamodules.render import (
     check_template,
     files_of,
 )
-from longrl.datamodules.rows import load_row_function, make_rows
-from longrl.datamodules.skips import SkipLog, Skipped
-from longrl.datamodules.sources import media_root_of, read_records
-from longrl.datamodules.streamed import SPLITS, Split, StreamedData
-from longrl.datamodules.streaming import Decoding
-from longrl.datamodules.subtitles import Subtitles, tell_subtitles
-from longrl.datamodules.video import VideoSampling
+from longrl.datamodules.loading.skips import SkipLog, Skipped
+from longrl.datamodules.loading.streamed import SPLITS, Split, StreamedData
+from longrl.datamodules.media.streaming import Decoding
+from longrl.datamodules.media.subtitles import Subtitles, tell_subtitles
+from longrl.datamodules.media.video import VideoSampling
+from longrl.datamodules.rows.row_functions import load_row_function, make_rows
+from longrl.datamodules.rows.sources import media_root_of, read_records
 from longrl.models.family import ModelFamily
-from longrl.parallel import Parallel
-from longrl.strategies.frames import Share
-from longrl.types import Row
+from longrl.strategies.parallel import Parallel
+from longrl.types import Row, Share
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_ROW_FUNCTION = "longrl.datamodules.rows.longvideo_reason_row"
+DEFAULT_ROW_FUNCTION = "longrl.datamodules.rows.row_functions.longvideo_reason_row"
 DEFAULT_SAMPLING = VideoSampling()
 
 
@@ -55,8 +54,8 @@ class LongVideoReason(StreamedData):
 
     Args:
         family: how the model reads prompts; the command line links it to `model.family`.
-        train: source of the training rows: a file or a hub id (`longrl.datamodules.sources.read_records`), or several.
-            Several are read as one, or, where they have weights, mixed by them (`longrl.datamodules.mixing`).
+        train: source of the training rows: a file or a hub id (`longrl.datamodules.rows.sources.read_records`), or several.
+            Several are read as one, or, where they have weights, mixed by them (`longrl.datamodules.loading.mixing`).
         val: source of the rows for validation, during `fit` and in `validate`; or several.
         test: source of the rows for `test` and `predict`; or several.
         media_root: folder where relative media paths start; by default that of the source, if it is a file.
@@ -89,7 +88,7 @@ class LongVideoReason(StreamedData):
             it lacks: `error`, before weights are loaded, or `skip`, listed and counted like a broken video.
         check_files: look in `setup` whether all media exist; off for slow file systems.
         skipped_dir: folder of `skipped.jsonl`, which lists skipped rows; by default the run's, `default_root_dir`.
-        max_skipped_share: share of a source's rows that may be skipped; see `longrl.datamodules.skips.SkipLog`.
+        max_skipped_share: share of a source's rows that may be skipped; see `longrl.datamodules.loading.skips.SkipLog`.
 
     Example:
         `LongVideoReason(family, train="data/synthetic/train.jsonl", val="data/synthetic/eval.jsonl", stage="sft")`

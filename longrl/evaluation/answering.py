@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longrl.chat.journal import Journal
-from longrl.datamodules.render import KnowsFeatures, RowRenderer, files_of
-from longrl.datamodules.skips import Skipped
-from longrl.datamodules.subtitles import subtitle_files
+from longrl.datamodules.loading.render import KnowsFeatures, RowRenderer, files_of
+from longrl.datamodules.loading.skips import Skipped
+from longrl.datamodules.media.subtitles import subtitle_files
 
 if TYPE_CHECKING:
     from longrl.models.family import ModelFamily

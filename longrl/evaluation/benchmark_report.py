@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from longrl.evaluation import page
 from longrl.evaluation.charts import plot_sweep
-from longrl.evaluation.compare import Comparison, Comparisons, points
+from longrl.evaluation.comparison import Comparison, Comparisons, points
+from longrl.evaluation.demo_report import Report, SampleCard, sample_card, write_report
 from longrl.evaluation.outcomes import Outcome
-from longrl.evaluation.report import Report, SampleCard, sample_card, write_report
-from longrl.evaluation.scoring import OVERALL, Difference, Score
+from longrl.evaluation.scores import OVERALL, Difference, Score
 from longrl.types import Row
 
 if TYPE_CHECKING:
-    from longrl.evaluation.evaluate import EvaluationConfig
+    from longrl.commands.evaluate import EvaluationConfig
 
 NOTE = (
     "Strict accuracy (only what stands in <answer>) in percent with its 95% interval: Wilson's, with questions about "
@@ -114,7 +114,7 @@ def show(
     from rich.console import Console
     from rich.table import Table
 
-    from longrl.evaluation.compare import show as show_comparison
+    from longrl.evaluation.comparison import show as show_comparison
 
     console = Console(width=max(80, 36 + 22 * len(outcomes)))
     head, rows = _rates(outcomes, results)
@@ -264,7 +264,7 @@ def cards(outcomes: Sequence[Outcome], rows: Sequence[Row], count: int) -> list[
 def _card(outcomes: Sequence[Outcome], index: int, row: Row) -> SampleCard:
     import numpy as np
 
-    from longrl.datamodules.video import BrokenMedia, VideoSampling, read_video
+    from longrl.datamodules.media.video import BrokenMedia, VideoSampling, read_video
 
     shown: dict[str, Any] = {}
     if row.videos:

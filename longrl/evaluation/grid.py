@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 INK, SOFT, PAPER = "#22303c", "#5b6773", "#ffffff"
 """Colours of the report's page: longrl/evaluation/page.py."""
 FOLDER = "pictures"
-"""Of grids in a run's folder; longrl/callbacks/pictures.py writes them."""
+"""Of grids in a run's folder; longrl/diffusion/pictures.py writes them."""
 GAP = 8
 """Pixels between tiles."""
 PROMPT_SIZE, CAPTION_SIZE = 14, 12

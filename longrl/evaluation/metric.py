@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from longrl.evaluation.scoring import OVERALL, Summary, summarize
+from longrl.evaluation.scores import OVERALL, Summary, summarize
 from longrl.strategies.axis import LONE, Axis
 
 KEPT = (

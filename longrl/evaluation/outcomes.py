@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from longrl.datamodules.skips import Skipped
+from longrl.datamodules.loading.skips import Skipped
 from longrl.evaluation.metric import CategoryAccuracy
 from longrl.evaluation.records import answer_record
-from longrl.evaluation.scoring import Difference, Score, Summary, paired_difference
+from longrl.evaluation.scores import Difference, Score, Summary, paired_difference
 from longrl.types import Completion, Group, Prompt, Row
 
 if TYPE_CHECKING:

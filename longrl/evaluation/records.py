@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longrl.rewards.answer_text import answer_text, strict_text, think_answer_format
 from longrl.rewards.choice import choose, parse_options
 from longrl.rewards.tasks import ACCURACY, accuracy, accuracy_lenient
-from longrl.rewards.text import answer_text, strict_text, think_answer_format
 
 if TYPE_CHECKING:
     from longrl.rewards.tasks import RewardFn

@@ -190,7 +190,7 @@ class CausalFamily(ReadsChats):
 
     def attention(self) -> str | dict[str, str]:
         """Attention implementation per sub-config: packed groups in the text stack, the model's own elsewhere."""
-        from longrl.modules.attention import ATTENTION_NAME
+        from longrl.packing.attention import ATTENTION_NAME
 
         return ATTENTION_NAME
 
@@ -315,7 +315,7 @@ class CausalFamily(ReadsChats):
         sequence: SequenceParallel = ALONE,
     ) -> PolicyOutput:
         """See `ModelFamily.forward`; ranks of `sequence` give the same micro-batch, and get the same scores."""
-        from longrl.modules.logprobs import chunked_logprobs
+        from longrl.packing.logprobs import chunked_logprobs
 
         packed = packed.padded(sequence.size).to(model.get_input_embeddings().weight.device)
         rows, count = sequence.rows(len(packed.input_ids)), len(packed.target_ids)

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 if TYPE_CHECKING:
+    from longrl.diffusion.family import FlowFamily
     from longrl.models.base import CausalFamily
-    from longrl.models.flow import FlowFamily
 
 OPTION = "model.family.init_args.lora"
 ADAPTER = "default"

@@ -165,7 +165,7 @@ class Qwen3VLFamily(Qwen2_5_VLFamily):
         if experts and not torch.cuda.is_available():  # seen in 0.32: experts are repacked for its kernel once only
             raise ValueError(
                 f"vLLM on a CPU goes wrong when a mixture of experts gets new weights, and {self.model_path!r} has "
-                f"{experts} experts; use engine: longrl.rollout.engine.HFEngine"
+                f"{experts} experts; use engine: longrl.engines.hf.HFEngine"
             )
         return super().engine_options()
 

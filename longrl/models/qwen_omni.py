@@ -323,7 +323,7 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
 
     @override
     def engine_options(self) -> dict[str, Any]:
-        from longrl.rollout.vllm_omni import as_features
+        from longrl.models.qwen_omni_vllm import as_features
 
         kinds = self.media_token_ids()
         # Every chunk of a video and of its track is an item; towers never run, so nothing of them is to be measured.
@@ -373,7 +373,7 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
 
 
 def _stacked(kind: str, items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-    """Items of a kind as `longrl.rollout.vllm_omni` cuts them."""
+    """Items of a kind as `longrl.models.qwen_omni_vllm` cuts them."""
     return {
         f"{kind}_embeds": torch.cat([item["embeds"] for item in items]),
         f"{kind}_counts": torch.tensor([len(item["embeds"]) for item in items]),

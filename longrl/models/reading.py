@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from longrl.models.family import ModelFamily
-from longrl.strategies.frames import FramesPerCell
-from longrl.types import Frames, Media, Prompt, Row, Sound
+from longrl.types import Frames, FramesPerCell, Media, Prompt, Row, Sound
 
 MEDIA_TAG = re.compile(r"<(image|video|audio)>")
 

@@ -26,8 +26,7 @@ from longrl.models.family import OWN_WEIGHTS
 from longrl.models.vila_config import Encoder, PoolFrames, VilaConfig, template_file
 from longrl.models.vila_model import VilaModel, local_folder
 from longrl.models.vila_tiles import resized, tile_grid, with_scales, with_thumbnail
-from longrl.strategies.frames import FramesPerCell
-from longrl.types import Frames, Media, Prompt
+from longrl.types import Frames, FramesPerCell, Media, Prompt
 
 MEDIA_TOKENS = {"image": "<image>", "video": "<vila/video>"}
 EXTRA_TOKENS = ("<vila/sentinel>", *MEDIA_TOKENS.values())

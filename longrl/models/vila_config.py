@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 from longrl.models.text import TextFamily
-from longrl.strategies.frames import FramesPerCell
+from longrl.types import FramesPerCell
 
 PARTS = ("llm", "vision_tower", "mm_projector")
 DOWNSAMPLING = {

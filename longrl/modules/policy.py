@@ -19,16 +19,16 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from longrl.algorithms import Algorithm
+from longrl.engines.parity import GapWatch
+from longrl.features.cache import FeatureCache, TrainableFeatures
+from longrl.features.stored import StoredFeatures
 from longrl.models.base import CausalFamily
 from longrl.models.lora import adapters_off
+from longrl.modules.initial_weights import build_from
+from longrl.modules.micro_batches import scores, split
+from longrl.modules.mini_batches import FlatGroups, Rollout, mini_batches, targets
 from longrl.modules.optimizer import OptimizerSettings
-from longrl.modules.rollouts import FlatGroups, Rollout, mini_batches, targets
-from longrl.modules.scoring import scores, split
 from longrl.modules.trained import TrainedModule
-from longrl.modules.weights import build_from
-from longrl.rollout.features import FeatureCache, TrainableFeatures
-from longrl.rollout.parity import GapWatch
-from longrl.rollout.stored import StoredFeatures
 from longrl.strategies.fsdp import Entry
 from longrl.types import Batch, Packed, PolicyOutput, Prompt
 
@@ -182,9 +182,7 @@ class PolicyModule(TrainedModule):
         gap = self.gap.metrics if self.gap else {}
         return {name: value / steps for name, value in totals.items()} | gap
 
-    def _update_on(
-        self, rollout: Rollout, features: Mapping[str, Tensor], watch: GapWatch | None
-    ) -> dict[str, float]:
+    def _update_on(self, rollout: Rollout, features: Mapping[str, Tensor], watch: GapWatch | None) -> dict[str, float]:
         def loss_of(packed: Packed, output: PolicyOutput) -> tuple[Tensor, Mapping[str, Tensor]]:
             rows, weights = packed.token_index, rollout.weights[packed.completion_index].to(output.logp.device)
             if watch:

@@ -13,9 +13,9 @@ from longrl.algorithms import Algorithm
 from longrl.models.lora import check_resumed, refuse_dropout, to_checkpoint
 from longrl.modules.means import Means
 from longrl.modules.optimizer import OptimizerSettings, clip_gradients, rest
-from longrl.parallel import Parallel
-from longrl.phases import PhaseTimes
+from longrl.modules.phases import PhaseTimes
 from longrl.strategies.fsdp import Entry
+from longrl.strategies.parallel import Parallel
 
 
 class TrainedModule(LightningModule, abc.ABC):

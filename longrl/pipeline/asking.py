@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from longrl.chat.client import BudgetSpent, CallFailed, ChatClient, Ledger
 from longrl.chat.endpoint import Endpoint, Reply, Request
 from longrl.chat.run import run_async
-from longrl.pipeline.frames import BrokenVideo
-from longrl.rewards.text import after_thinking
+from longrl.pipeline.video_frames import BrokenVideo
+from longrl.rewards.answer_text import after_thinking
 
 if TYPE_CHECKING:
     from longrl.pipeline.workspace import Report

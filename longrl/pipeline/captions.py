@@ -11,8 +11,8 @@ from longrl.chat.client import Ledger
 from longrl.chat.endpoint import Reply, Request
 from longrl.pipeline.asking import Task, answered_text, ask_all
 from longrl.pipeline.config import PipelineConfig, TimelineOptions
-from longrl.pipeline.frames import FrameSet, frame_times, middles
-from longrl.pipeline.prompts import Prompts
+from longrl.pipeline.prompt_folder import Prompts
+from longrl.pipeline.video_frames import FrameSet, frame_times, middles
 from longrl.pipeline.workspace import Record, Report, Workspace
 
 ENTRY_CHARS = 800

@@ -163,8 +163,7 @@ class ExportOptions:
     def __post_init__(self) -> None:
         if not (0 <= self.eval_share < 1 and 0 <= self.sft_share <= 1):
             raise ValueError(
-                "export needs 0 <= eval_share < 1 and 0 <= sft_share <= 1, got "
-                f"{self.eval_share} and {self.sft_share}"
+                f"export needs 0 <= eval_share < 1 and 0 <= sft_share <= 1, got {self.eval_share} and {self.sft_share}"
             )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from longrl.pipeline.frames import Times, decoded
+from longrl.pipeline.video_frames import Times, decoded
 
 SIDE = 32
 """Pixels of the grey pictures that are compared."""
@@ -42,11 +42,7 @@ def cut(times: Times, clip_s: float, min_clip_s: float, scenes: Sequence[int] = 
 
 
 def _nearest_scene(times: Times, scenes: Sequence[int], start: int, target: float, clip_s: float) -> int | None:
-    near = [
-        index
-        for index in scenes
-        if index > start and abs(times.start(index) - target) <= clip_s / 2 + 1e-6
-    ]
+    near = [index for index in scenes if index > start and abs(times.start(index) - target) <= clip_s / 2 + 1e-6]
     return min(near, key=lambda index: (abs(times.start(index) - target), index), default=None)
 
 

@@ -7,14 +7,14 @@ from typing import Any
 
 from longrl.chat.client import Ledger
 from longrl.chat.endpoint import Reply, Request
-from longrl.datamodules.render import DEFAULT_QUESTION, fill
+from longrl.datamodules.loading.render import DEFAULT_QUESTION, fill
 from longrl.pipeline.asking import Task, Unusable, ask_all
 from longrl.pipeline.config import FilterOptions, PipelineConfig
-from longrl.pipeline.frames import FrameSet, frame_times, middles
+from longrl.pipeline.video_frames import FrameSet, frame_times, middles
 from longrl.pipeline.workspace import Record, Report, Workspace
+from longrl.rewards.answer_text import lenient_text
 from longrl.rewards.choice import choose
 from longrl.rewards.judge import JudgementFailed, judge_request, judge_score, shared_words
-from longrl.rewards.text import lenient_text
 
 LETTERS = "ABCDEFGH"
 
@@ -38,9 +38,7 @@ def filter_questions(
     workspace.write_beside("filter", "dropped", dropped)
 
 
-def reason_to_drop(
-    seen: Sequence[float | None], blind: Sequence[float | None], options: FilterOptions
-) -> str | None:
+def reason_to_drop(seen: Sequence[float | None], blind: Sequence[float | None], options: FilterOptions) -> str | None:
     """Why a question goes; None if it stays.
 
     Args:

@@ -11,7 +11,7 @@ from longrl.pipeline.asking import Task, Unusable, answered_text, ask_all
 from longrl.pipeline.captions import told
 from longrl.pipeline.config import PipelineConfig
 from longrl.pipeline.parsing import Question, parse_question
-from longrl.pipeline.prompts import Prompts
+from longrl.pipeline.prompt_folder import Prompts
 from longrl.pipeline.validation import NAMES_LETTER, SPEAKS_OF_SOURCE, TAGS
 from longrl.pipeline.workspace import Record, Report, Workspace
 

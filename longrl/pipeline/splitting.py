@@ -13,7 +13,7 @@ from typing import Any
 from longrl.chat.journal import Journal
 from longrl.pipeline.config import PipelineConfig, SplitOptions
 from longrl.pipeline.cutting import cut, scene_starts
-from longrl.pipeline.frames import BrokenVideo, decoded, file_digest, frame_times
+from longrl.pipeline.video_frames import BrokenVideo, decoded, file_digest, frame_times
 from longrl.pipeline.workspace import Record, Report, Workspace
 
 logger = logging.getLogger(__name__)
@@ -86,9 +86,7 @@ def _cut_once(journal: Journal, name: str, path: str, options: SplitOptions) -> 
     return journal[key]
 
 
-def _clips(
-    found: list[tuple[str, str]], results: list[Record | BrokenVideo], report: Report
-) -> Iterator[Record]:
+def _clips(found: list[tuple[str, str]], results: list[Record | BrokenVideo], report: Report) -> Iterator[Record]:
     first_with: dict[str, str] = {}
     for (name, path), result in zip(found, results, strict=True):
         if isinstance(result, BrokenVideo):

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 
-from longrl.modules.logprobs import MAX_LOGITS
+from longrl.engines.prefix_cache import TILE_KEYS
+from longrl.packing.logprobs import MAX_LOGITS
 from longrl.planning.inputs import Plan, Tower
-from longrl.rollout.prefix_cache import TILE_KEYS
 
 ADAPTER_BYTES = 4
 """Of a number of LoRA's matrices (longrl/models/lora.py)."""
@@ -283,7 +283,7 @@ def forward_working_set(plan: Plan, rows: int) -> float:
 
 
 def logits(plan: Plan, scored: int, *, backward: bool) -> float:
-    """modules/logprobs.py.
+    """packing/logprobs.py.
 
     a chunk of r' = min(r, MAX_LOGITS / V) rows in float32: logits and the two temporaries of the entropy, 12 r' V;
     in the backward pass logits and three gradients, 16 r' V. The head's input: r D b.
@@ -369,7 +369,7 @@ def feature_exchange(plan: Plan) -> float:
 
 
 def prefilled_prompts(plan: Plan) -> int:
-    """Prompts that one rank prefills together: rollout/sharing.py and `HFEngine.max_sequences`."""
+    """Prompts that one rank prefills together: engines/sharing.py and `HFEngine.max_sequences`."""
     own = max(1, math.ceil(plan.prompts_per_batch / plan.team))
     return min(own, max(1, plan.max_sequences // rank_completions(plan)))
 

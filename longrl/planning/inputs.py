@@ -269,7 +269,7 @@ class MicroBatch:
 
 
 def micro_batch(plan: Plan) -> MicroBatch:
-    """What `longrl.modules.packing.pack` makes of prompts that are all alike.
+    """What `longrl.packing.pack.pack` makes of prompts that are all alike.
 
     Raises:
         ValueError: a prompt with one completion is over the budget.

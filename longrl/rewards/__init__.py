@@ -1,9 +1,9 @@
 """Reward functions `(completion, row) -> float`, one idea each, and their weighted sum."""
 
+from longrl.rewards.answer_text import think_answer_format
 from longrl.rewards.length import CosineLength, SoftOverlong
-from longrl.rewards.scoring import RewardSum, RewardTerm, load_function
+from longrl.rewards.reward_sum import RewardSum, RewardTerm, load_function
 from longrl.rewards.tasks import RewardFn, accuracy, accuracy_lenient, check_answer
-from longrl.rewards.text import think_answer_format
 
 __all__ = [
     "CosineLength",

@@ -7,8 +7,8 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from longrl.rewards.answer_text import lenient_text, strict_text
 from longrl.rewards.letters import DEFAULT_LETTERS, extract_letter, lone_letter, plain_text, without_lead_in
-from longrl.rewards.text import lenient_text, strict_text
 
 if TYPE_CHECKING:
     from longrl.types import Completion, Row

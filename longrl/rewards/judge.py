@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 from longrl.chat.client import CallFailed, ChatClient, Ledger
 from longrl.chat.endpoint import Budget, Decoding, Endpoint, Reply, Request
 from longrl.chat.run import run_async
+from longrl.rewards.answer_text import after_thinking, strict_text
 from longrl.rewards.batch import BatchReward
 from longrl.rewards.exact import normalized
 from longrl.rewards.tasks import accuracy
-from longrl.rewards.text import after_thinking, strict_text
 
 if TYPE_CHECKING:
     from longrl.types import Completion, Row

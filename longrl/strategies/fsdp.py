@@ -25,8 +25,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 if TYPE_CHECKING:
+    from longrl.diffusion.family import FlowFamily
     from longrl.models.base import CausalFamily
-    from longrl.models.flow import FlowFamily
 
 Result = TypeVar("Result")
 

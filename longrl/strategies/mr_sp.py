@@ -21,9 +21,9 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.device_mesh import init_device_mesh
 from typing_extensions import override
 
-from longrl.parallel import Parallel
 from longrl.strategies.axis import LONE, Axis
 from longrl.strategies.fsdp import ShardingOptions, shard
+from longrl.strategies.parallel import Parallel
 from longrl.strategies.sequence import SequenceParallel
 
 logger = logging.getLogger(__name__)

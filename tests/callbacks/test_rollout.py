@@ -13,15 +13,15 @@ from lightning.pytorch import Callback, Trainer
 from longrl.algorithms import Algorithm, drop_uniform, greedy_centered
 from longrl.callbacks.rollout import RolloutCallback, restored_group, saved_group
 from longrl.datamodules.longvideo_reason import LongVideoReason
-from longrl.datamodules.synthetic import SyntheticConfig, generate
-from longrl.datamodules.video import VideoSampling
+from longrl.datamodules.media.video import VideoSampling
+from longrl.engines.hf import HFEngine, RolloutEngine
+from longrl.engines.parity import Seen
 from longrl.modules.policy import OptimizerSettings, PolicyModule
-from longrl.parallel import Parallel
 from longrl.rewards import RewardSum, RewardTerm
-from longrl.rollout.engine import HFEngine, RolloutEngine
-from longrl.rollout.parity import Seen
 from longrl.strategies.axis import Axis
 from longrl.strategies.fsdp import Entry
+from longrl.strategies.parallel import Parallel
+from longrl.testing.synthetic import SyntheticConfig, generate
 from longrl.types import Completion, Group, SamplingParams
 from tests.tiny import text_family, vl_family
 

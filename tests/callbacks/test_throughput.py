@@ -6,8 +6,8 @@ import pytest
 
 from longrl.callbacks import throughput
 from longrl.callbacks.throughput import Throughput
-from longrl.parallel import Parallel
-from longrl.phases import PhaseTimes
+from longrl.modules.phases import PhaseTimes
+from longrl.strategies.parallel import Parallel
 from longrl.types import Batch
 
 
@@ -15,7 +15,7 @@ def test_the_seconds_of_a_validation_belong_to_no_step(monkeypatch):
     now = [0.0]
     clock = SimpleNamespace(perf_counter=lambda: now[0])
     monkeypatch.setattr(throughput, "time", clock)
-    monkeypatch.setattr("longrl.phases.time", clock)
+    monkeypatch.setattr("longrl.modules.phases.time", clock)
     logged = {}
     module = SimpleNamespace(
         phases=PhaseTimes(),

@@ -11,11 +11,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
 
+from longrl.datamodules.loading.render import RowRenderer, fill, ordered_media
 from longrl.datamodules.longvideo_reason import LongVideoReason
-from longrl.datamodules.render import RowRenderer, fill, ordered_media
-from longrl.datamodules.synthetic import SyntheticConfig, generate
-from longrl.datamodules.video import VideoReader, VideoSampling
-from longrl.parallel import Parallel
+from longrl.datamodules.media.video import VideoReader, VideoSampling
+from longrl.strategies.parallel import Parallel
+from longrl.testing.synthetic import SyntheticConfig, generate
 from longrl.types import Row
 from tests.tiny import text_family, vl_family
 
@@ -30,7 +30,7 @@ pytestmark = [
 ]
 CONFIGS = Path(__file__).parents[2] / "configs" / "data"
 PROMPT_FILES = ("geneval", "ocr_prompts", "prompts")
-"""Of another data module: tests/datamodules/test_prompts.py."""
+"""Of another data module: tests/diffusion/test_prompt_files.py."""
 
 
 @pytest.fixture(scope="session")

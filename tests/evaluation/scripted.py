@@ -9,13 +9,13 @@ import signal
 import tempfile
 from pathlib import Path
 
-from longrl.cli import main
-from longrl.datamodules.rows import longvideo_reason_row
-from longrl.datamodules.synthetic import SyntheticConfig, generate
+from longrl.commands.evaluate import Evaluation, parsed
+from longrl.commands.main import main
+from longrl.datamodules.rows.row_functions import longvideo_reason_row
 from longrl.evaluation.answering import Answer, Policy, hashed
-from longrl.evaluation.endpoint import ChatReader
-from longrl.evaluation.evaluate import Evaluation, parsed
+from longrl.evaluation.endpoint_policy import ChatReader
 from longrl.evaluation.records import read_jsonl
+from longrl.testing.synthetic import SyntheticConfig, generate
 from longrl.types import Row
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from longrl.evaluation.demo_report import Report, write_report
 from longrl.evaluation.grid import (
     CAPTION_SIZE,
     GAP,
@@ -19,7 +20,6 @@ from longrl.evaluation.grid import (
     picture_grid,
     saved_sheets,
 )
-from longrl.evaluation.report import Report, write_report
 
 HEAD = round(1.3 * PROMPT_SIZE) + 4  # one line and the gap below it
 FOOT = 2 + round(1.3 * CAPTION_SIZE)

@@ -12,9 +12,9 @@ from longrl.evaluation.answering import Answer
 from longrl.evaluation.metric import CategoryAccuracy
 from longrl.evaluation.outcomes import outcome
 from longrl.evaluation.records import answer_record
-from longrl.parallel import Parallel
 from longrl.rewards import RewardSum, RewardTerm
 from longrl.strategies.axis import Axis
+from longrl.strategies.parallel import Parallel
 from longrl.types import Batch, Completion, Group, Prompt, Row
 from tests.distributed import run_distributed
 

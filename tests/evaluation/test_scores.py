@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longrl.evaluation.scoring import (
+from longrl.evaluation.scores import (
     Score,
     majority_baseline,
     paired_difference,

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
-from longrl.cli import main
+from longrl.commands.main import main
 from longrl.models.vila import VilaFamily
 from tests.families import FAMILIES, TEXT, every
 from tests.runs import ROOT, checkpoint, metrics, videos

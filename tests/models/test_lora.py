@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from longrl.algorithms import Algorithm, token_mean
+from longrl.engines.weight_stream import engine_weights
 from longrl.models.lora import LoRASettings, add_adapters, is_adapter, merged
-from longrl.modules.packing import pack
+from longrl.modules.initial_weights import build_from
+from longrl.modules.mini_batches import FlatGroups
 from longrl.modules.policy import OptimizerSettings
-from longrl.modules.rollouts import FlatGroups
-from longrl.modules.weights import build_from
-from longrl.rollout.weights import engine_weights
+from longrl.packing.pack import pack
 from longrl.strategies.fsdp import ShardingOptions
 from longrl.strategies.mr_sp import MRSPStrategy
 from longrl.types import Batch
@@ -98,7 +98,7 @@ def test_engines_are_handed_what_peft_merges(dtype):
 
 
 def test_an_engine_that_cannot_see_small_changes_is_warned_of_once(caplog):
-    from longrl.rollout.weights import _warn_of_rounding
+    from longrl.engines.weight_stream import _warn_of_rounding
 
     _warn_of_rounding.cache_clear()
     for dtype, times in (("float32", 0), ("bfloat16", 1)):

@@ -7,8 +7,8 @@ import torch
 
 from longrl.models.chunked_mlp import ChunkedMLP
 from longrl.models.lora import LoRASettings
-from longrl.modules.packing import pack
-from longrl.modules.weights import build_from
+from longrl.modules.initial_weights import build_from
+from longrl.packing.pack import pack
 from tests.tiny import assert_same_gradients, gradients, random_completions, row, text_family, vl_family
 
 OPTIONS = {"gradient_checkpointing": True, "offload_checkpoints": True}

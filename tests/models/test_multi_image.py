@@ -9,9 +9,9 @@ from PIL import Image
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen3VLForConditionalGeneration
 
 from longrl.datamodules.longvideo_reason import LongVideoReason
-from longrl.modules.packing import pack
-from longrl.rollout.features import FeatureCache
-from tests.datamodules import published_records as published
+from longrl.features.cache import FeatureCache
+from longrl.packing.pack import pack
+from tests.datamodules.rows import published_records as published
 from tests.tiny import qwen3_vl_family, random_completions, vl_family
 
 FAMILIES = {
@@ -40,7 +40,7 @@ def rendered(folder, family, problem, row_function="geometry_row", names=None):
     record = published.geometry(images=names or images(folder), problem=problem, answer="4")
     (folder / "rows.jsonl").write_text(json.dumps(record) + "\n")
     module = LongVideoReason(
-        family, train=str(folder / "rows.jsonl"), row_function=f"longrl.datamodules.rows.{row_function}",
+        family, train=str(folder / "rows.jsonl"), row_function=f"longrl.datamodules.rows.row_functions.{row_function}",
         question_template="{problem}\nAnswer with a number.", prompts_per_batch=1,
     )  # fmt: skip
     module.setup("fit")

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from longrl.modules.packing import pack
-from longrl.rollout.features import FeatureCache, TrainableFeatures
+from longrl.features.cache import FeatureCache, TrainableFeatures
+from longrl.packing.pack import pack
 from tests.families import FAMILIES, TEXT, cell, every, proves
 from tests.tiny import (
     assert_same_gradients,

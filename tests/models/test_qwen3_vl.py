@@ -7,13 +7,12 @@ import pytest
 import torch
 from transformers import Qwen3VLForConditionalGeneration, Qwen3VLMoeForConditionalGeneration
 
+from longrl.engines.hf import HFEngine
+from longrl.features.cache import FeatureCache
 from longrl.models.qwen3_vl import Qwen3VLFamily
-from longrl.modules.packing import pack
+from longrl.packing.pack import pack
 from longrl.planning.inputs import Sizes
-from longrl.rollout.engine import HFEngine
-from longrl.rollout.features import FeatureCache
-from longrl.strategies.frames import Share
-from longrl.types import Media, SamplingParams
+from longrl.types import Media, SamplingParams, Share
 from tests.families import cell
 from tests.tiny import frames, held, mixed_prompts, qwen3_vl_family, random_completions, row
 

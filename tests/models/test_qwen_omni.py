@@ -8,13 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from longrl.engines.hf import HFEngine
+from longrl.features.cache import FeatureCache, encode_share, gather_rows
 from longrl.models.qwen_omni import QwenOmniFamily, _chunks
-from longrl.modules.packing import pack
+from longrl.packing.pack import pack
 from longrl.planning.inputs import Sizes
-from longrl.rollout.engine import HFEngine
-from longrl.rollout.features import FeatureCache, encode_share, gather_rows
-from longrl.strategies.frames import Share
-from longrl.types import Frames, Media, Prompt, SamplingParams, Sound
+from longrl.types import Frames, Media, Prompt, SamplingParams, Share, Sound
 from tests.families import proves
 from tests.tiny import frames, held, omni_family, omni_folder, omni_prompts, plain_model, row, sound
 
@@ -334,8 +333,8 @@ def test_a_plan_says_that_it_counts_no_sound():
 
 def test_gathered_rows_lie_where_the_whole_has_them():
     """One rank alone, to pin the order of rows that sharing relies on."""
-    from longrl.parallel import Parallel
-    from longrl.rollout.features import _places
+    from longrl.features.cache import _places
+    from longrl.strategies.parallel import Parallel
 
     family = omni_family()
     model, media = family.build(), [family.patch(sound(5.3)), family.patch(held(frames(5), Share()))]

@@ -34,7 +34,7 @@ from longrl.models.qwen3_vl import Qwen3VLFamily
 from longrl.models.qwen_omni import QwenOmniFamily
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.models.text import LlamaFamily, TextFamily
-from longrl.models.tiny import tiny_qwen_omni
+from longrl.testing.tiny import tiny_qwen_omni
 from tests.families import proves
 from tests.runs import ROOT
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from longrl.models.text import LlamaFamily, TextFamily
-from longrl.models.tiny import tiny_text
-from longrl.modules.packing import pack
+from longrl.packing.pack import pack
+from longrl.testing.tiny import tiny_text
 from tests.families import FAMILIES, TEXT, every
 from tests.tiny import llama_family, plain_model, random_completions, row, text_family, text_folder
 
@@ -56,9 +56,7 @@ def test_qwen_is_read(model_type):
 
 
 def test_the_other_text_family_is_named():
-    with pytest.raises(
-        ValueError, match="LlamaFamily reads models of type llama, but .* is a qwen2; name such"
-    ):
+    with pytest.raises(ValueError, match="LlamaFamily reads models of type llama, but .* is a qwen2; name such"):
         LlamaFamily(text_folder("qwen2"), random_init=True).build()
 
 

@@ -7,16 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
-from longrl.models.tiny import tiny_tokenizer, tiny_vila
+from longrl.engines.hf import HFEngine
+from longrl.features.cache import FeatureCache
 from longrl.models.vila import VilaFamily
 from longrl.models.vila_config import DOWNSAMPLING, VilaConfig
 from longrl.models.vila_model import Downsample
 from longrl.models.vila_tiles import tile_grid
-from longrl.modules.packing import pack
-from longrl.rollout.engine import HFEngine
-from longrl.rollout.features import FeatureCache
-from longrl.strategies.frames import Share
-from longrl.types import SamplingParams
+from longrl.packing.pack import pack
+from longrl.testing.tiny import tiny_tokenizer, tiny_vila
+from longrl.types import SamplingParams, Share
 from tests.families import proves
 from tests.models.plain_vila import PlainVila, released_pool, squares
 from tests.tiny import SCALES, frames, held, row, vila_family, vila_folder

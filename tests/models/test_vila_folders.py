@@ -9,9 +9,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from longrl.models.tiny import tiny_vila
 from longrl.models.vila import VilaFamily
-from longrl.modules.weights import build_from
+from longrl.modules.initial_weights import build_from
+from longrl.testing.tiny import tiny_vila
 from tests.families import cell
 from tests.tiny import frames, row, vila_folder
 

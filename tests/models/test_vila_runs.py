@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from longrl.cli import main
+from longrl.commands.main import main
 from longrl.models.vila import VilaFamily
 from tests.runs import checkpoint, config, metrics, run
 from tests.tiny import vila_folder

@@ -23,8 +23,8 @@ from longrl.algorithms import (
     sequence_mean,
     token_mean,
 )
-from longrl.modules.packing import pack
 from longrl.modules.policy import OptimizerSettings, PolicyModule
+from longrl.packing.pack import pack
 from longrl.types import Batch, Completion, Group, SamplingParams
 from tests.tiny import (
     assert_same_gradients,

@@ -14,8 +14,8 @@ import urllib.request
 from collections import Counter
 from pathlib import Path
 
-from longrl.cli import main
-from longrl.datamodules.synthetic import SyntheticConfig, generate
+from longrl.commands.main import main
+from longrl.testing.synthetic import SyntheticConfig, generate
 from tests.runs import ROOT, wait_for_group
 
 ROLES = ("captioner", "writer", "policy", "judge")
@@ -94,7 +94,6 @@ def start_child(args: list[str]) -> int:
         finally:
             os._exit(status)
     return child
-
 
 
 def kill(child: int) -> None:

@@ -23,8 +23,8 @@ from random import Random
 import numpy as np
 from PIL import Image
 
-from longrl.datamodules.drawing import shape_mask
-from longrl.datamodules.stories import ASK, COLORS, POSITIONS, SHAPES, Scene, Story, describe, possible_goals
+from longrl.testing.drawing import shape_mask
+from longrl.testing.stories import ASK, COLORS, POSITIONS, SHAPES, Scene, Story, describe, possible_goals
 
 FAULTS = ("429", "500", "cut", "html", "hang", "drop")
 """Of the transport: repeated by the client."""

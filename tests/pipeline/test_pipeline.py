@@ -9,7 +9,7 @@ import pytest
 from pyarrow import parquet
 
 from longrl.chat.journal import Journal
-from longrl.cli import main
+from longrl.commands.main import main
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.pipeline.workspace import FILES, STEPS
 from tests.pipeline.running import Scripted, arguments, files, join, kill, start_child, videos

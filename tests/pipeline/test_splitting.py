@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longrl.cli import main
+from longrl.commands.main import main
 from longrl.evaluation.records import read_jsonl
 from longrl.pipeline.cutting import cut, scene_starts
-from longrl.pipeline.frames import BrokenVideo, FrameSet, Times, file_digest, frame_times, images, middles
 from longrl.pipeline.splitting import find_videos
+from longrl.pipeline.video_frames import BrokenVideo, FrameSet, Times, file_digest, frame_times, images, middles
 
 
 def noise(level):

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longrl.chat.endpoint import Budget, Endpoint
-from longrl.cli import main
+from longrl.commands.main import main
+from longrl.commands.pipeline import run_step
 from longrl.pipeline.captions import condensable, told
-from longrl.pipeline.command import run_step
 from longrl.pipeline.config import (
     CaptionOptions,
     ExportOptions,
@@ -21,10 +21,10 @@ from longrl.pipeline.config import (
     SplitOptions,
     TimelineOptions,
 )
+from longrl.pipeline.dataset_export import split_videos
 from longrl.pipeline.difficulty import reason_to_drop, rotated
-from longrl.pipeline.export import split_videos
-from longrl.pipeline.frames import frame_times
-from longrl.pipeline.prompts import Prompts
+from longrl.pipeline.prompt_folder import Prompts
+from longrl.pipeline.video_frames import frame_times
 from longrl.pipeline.workspace import Workspace
 from tests.chat.server import Server, completion
 from tests.pipeline.test_splitting import noise, write

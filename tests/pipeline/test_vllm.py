@@ -12,15 +12,15 @@ import pytest
 
 from longrl.chat.endpoint import Decoding, Endpoint
 from longrl.chat.journal import Journal
-from longrl.evaluation.evaluate import Evaluation, parsed
+from longrl.commands.evaluate import Evaluation, parsed
+from longrl.commands.pipeline import run_step
 from longrl.evaluation.records import read_jsonl
-from longrl.models.tiny import tiny_qwen2_5_vl, tiny_text
-from longrl.pipeline.command import run_step
 from longrl.pipeline.config import CaptionOptions, SplitOptions, TimelineOptions
 from longrl.pipeline.workspace import Workspace
 from longrl.rewards import RewardSum, RewardTerm
 from longrl.rewards.judge import Judge
-from tests.evaluation import test_endpoint as evaluation
+from longrl.testing.tiny import tiny_qwen2_5_vl, tiny_text
+from tests.evaluation import test_endpoint_policy as evaluation
 from tests.pipeline.running import videos
 from tests.pipeline.test_steps import captioned, config
 from tests.rewards.test_judge import OPEN, group, tagged

@@ -19,12 +19,11 @@ from lightning.pytorch import Callback, Trainer
 from longrl.algorithms import Algorithm
 from longrl.models.lora import LoRASettings
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
-from longrl.models.tiny import tiny_qwen2_5_vl
 from longrl.modules.policy import OptimizerSettings, PolicyModule
-from longrl.strategies.frames import Share
 from longrl.strategies.fsdp import ShardingOptions
 from longrl.strategies.mr_sp import MRSPStrategy
-from longrl.types import Batch, Completion, Group, Prompt, SamplingParams
+from longrl.testing.tiny import tiny_qwen2_5_vl
+from longrl.types import Batch, Completion, Group, Prompt, SamplingParams, Share
 from tests.modules.test_policy import Given
 from tests.tiny import frames, held, row
 
@@ -82,7 +81,7 @@ class Phases(Callback):
         mark("encode")
         batch.features = pl_module.encode(batch.prompts)
         if self.case.generate:
-            from longrl.rollout.engine import HFEngine
+            from longrl.engines.hf import HFEngine
 
             mark("rollout")
             sampling = SamplingParams(self.case.num_generations, self.case.completion_tokens)

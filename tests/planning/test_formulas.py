@@ -12,7 +12,7 @@ from longrl.planning import flops, formulas, memory, shapes
 from longrl.planning.hardware import HARDWARE, hardware
 from longrl.planning.host import host
 from longrl.planning.inputs import Plan, Sizes, Tower, micro_batch
-from longrl.planning.report import black_video, budgeted
+from longrl.planning.plan_report import black_video, budgeted
 
 TINY = Sizes(
     layer_params=(100, 100), root_params=50, hidden=8, num_heads=4, num_key_heads=2, head_size=2, mlp_width=16,

@@ -2,10 +2,10 @@
 
 import pytest
 
-from longrl.modules.logprobs import MAX_LOGITS
+from longrl.packing.logprobs import MAX_LOGITS
 from longrl.planning import memory
 from longrl.planning.inputs import Plan, Sizes
-from longrl.strategies.frames import WHOLE
+from longrl.types import WHOLE
 from tests.distributed import run_distributed
 from tests.planning.measured import Case, peaks
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from longrl.cli import main
+from longrl.commands.main import main
 from tests.runs import ROOT
 
 HOUR = (

@@ -217,7 +217,7 @@ def test_functions_load_from_import_paths_and_files(tmp_path):
         ("accuracy", r"'accuracy' must be an import path"),
         ("missing/file.py:f", r"'missing/file\.py:f': there is no Python file /.*missing/file\.py"),
         ("longrl.rewards.SoftOverlong", r"is a class; give it as class_path"),
-        ("longrl.rewards.scoring.ACCURACY_NAME", r"must be a function of \(completion, row\), got a str"),
+        ("longrl.rewards.reward_sum.ACCURACY_NAME", r"must be a function of \(completion, row\), got a str"),
     ],
 )
 def test_a_bad_path_is_an_error_that_names_it(path, message):

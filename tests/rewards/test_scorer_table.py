@@ -9,9 +9,9 @@ import re
 import pytest
 from math_verify import parse, verify
 
+from longrl.rewards.answer_text import lenient_text, strict_text, think_answer_format
 from longrl.rewards.choice import choose, multiple_choice, multiple_choice_lenient, parse_options
 from longrl.rewards.numeric import numeric
-from longrl.rewards.text import lenient_text, strict_text, think_answer_format
 from longrl.types import Completion, Row
 
 PROBLEM = (

@@ -16,9 +16,8 @@ from lightning.pytorch import Callback, Trainer
 
 from longrl.algorithms import Algorithm, token_mean
 from longrl.models.lora import LoRASettings
-from longrl.strategies.frames import WHOLE, Share
 from longrl.strategies.mr_sp import MRSPStrategy
-from longrl.types import Batch
+from longrl.types import WHOLE, Batch, Share
 from tests.distributed import run_distributed
 from tests.families import proves
 from tests.modules.test_policy import (

@@ -17,9 +17,9 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from longrl.cli import main
+from longrl.commands.main import main
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
-from longrl.modules.weights import build_from
+from longrl.modules.initial_weights import build_from
 from tests.distributed import run_distributed
 from tests.runs import ROOT, arguments, config, metrics, rollouts, run, start, videos
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longrl.modules.attention import shared_prefix_attention
+from longrl.packing.attention import shared_prefix_attention
 from longrl.strategies.axis import Axis
 from longrl.strategies.sequence import ALONE, HeadPlan, SequenceParallel
 from longrl.types import GroupSpan

@@ -1,0 +1,195 @@
+"""From prompts to scored groups: encode, hand over weights, generate this rank's share, reward, join with the team."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from longrl.engines.hf import RolloutEngine
+from longrl.engines.parity import Gap, check, check_seen, stacked
+from longrl.engines.sharing import Piece, joined, pieces
+from longrl.models.base import CausalFamily
+from longrl.rewards import RewardSum
+from longrl.types import Group, Prompt, SamplingParams
+
+if TYPE_CHECKING:
+    from longrl.modules.policy import PolicyModule
+
+logger = logging.getLogger(__name__)
+
+PARITY_TOKENS = 8
+"""Of each prompt of the first batch, to compare engine and trainer."""
+
+Features = Mapping[str, Tensor]
+Unscored = list[list[Group]]
+"""For each way of sampling this rank's share of the groups."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of an engine at once."""
+
+    prompts: Sequence[Prompt]
+    """Of the whole team."""
+    samplings: tuple[SamplingParams, ...]
+    """Ways to sample each prompt; every one gives a list of groups."""
+    step: int
+    """Optimizer steps done by the weights to sample from."""
+    seed: int
+    ids: Sequence[str] | None = None
+    """That decide each prompt's samples, in place of the prompts' own."""
+
+    def asked(self, place: int) -> Prompt:
+        """A prompt as the engine gets it."""
+        prompt = self.prompts[place]
+        return prompt if self.ids is None else dataclasses.replace(prompt, id=self.ids[place])
+
+
+class GroupSampler:
+    """Asks an engine for completions and has them scored. Every rank of the run must make the same calls.
+
+    Args:
+        engine: generates.
+        reward: scores.
+    """
+
+    def __init__(self, engine: RolloutEngine, reward: RewardSum) -> None:
+        self.engine = engine
+        self.reward = reward
+        self._running: Future[Unscored] | None = None
+
+    def validate(self, policy: PolicyModule) -> None:
+        """Raises ValueError if ranks that make up one engine do not have the same prompts."""
+        team, ranks = policy.parallel.team.size, self.engine.ranks_per_engine
+        if team % ranks:
+            raise ValueError(
+                f"tensor_parallel_size={ranks} of the engine must divide the {team} ranks that share prompts; set "
+                "sequence_parallel_size of MRSPStrategy to a multiple of it, or tensor_parallel_size to 1"
+            )
+
+    def sample(self, policy: PolicyModule, request: Request) -> list[list[Group]]:
+        """For each way of sampling the groups of all prompts, scored."""
+        features = self._prepare(policy, request)
+        with policy.phases("generate"), policy.trainer.precision_plugin.forward_context():
+            found = policy.parallel.world.together(
+                lambda: self._in_weights(policy, lambda: self._generate(policy, request, features))
+            )
+        return self._scored(policy, request, found)
+
+    def begin(self, policy: PolicyModule, request: Request) -> Callable[[], list[list[Group]]]:
+        """Starts to generate in the background and returns a function that waits for it and gives what `sample` would.
+
+        For engines that run elsewhere and hold weights of their own.
+        """
+        features = self._prepare(policy, request)
+        running = self._running = in_background(lambda: self._generate(policy, request, features))
+
+        def finish() -> list[list[Group]]:
+            with policy.phases("generate"):
+                found = policy.parallel.world.together(running.result)
+            return self._scored(policy, request, found)
+
+        return finish
+
+    def compare(self, policy: PolicyModule, prompts: Sequence[Prompt], step: int, max_gap: float) -> None:
+        """Raises RuntimeError unless engine and trainer read these prompts alike and score greedy tokens alike.
+
+        Args:
+            policy: the trainer's side.
+            prompts: of the whole team.
+            step: optimizer steps done.
+            max_gap: largest difference of a log-probability.
+        """
+        if self.engine.needs_whole_weights:
+            return  # it reads the trainer's
+        family = policy.engine_family
+        greedy = SamplingParams(num_generations=1, max_completion_tokens=PARITY_TOKENS, temperature=0.0)
+        features = self._prepare(policy, Request(prompts, (greedy,), step, seed=0))
+        check_seen(prompts, self.engine.seen(family, prompts, features), features)
+        found = policy.parallel.world.together(
+            lambda: self.engine.generate(family, policy.model, prompts, features, greedy, seed=0)
+        )
+        self.engine.rest()
+        tokens = [[completion.token_ids for completion in own] for own in found]
+        with policy.trainer.precision_plugin.forward_context():
+            logp = policy.score(policy.entry, prompts, tokens, features, temperature=1.0)
+        gap = Gap(stacked(found), logp.cpu())
+        for name, value in gap.metrics().items():
+            logger.info("engine against trainer before the first step: %s %.2e", name, value)
+        check(gap, prompts, found, max_gap)
+
+    # -- steps ---------------------------------------------------------------------------------------------------
+
+    def _prepare(self, policy: PolicyModule, request: Request) -> Features:
+        """Features of the prompts, and an engine in step; one that still generates is waited for."""
+        if self._running is not None:
+            wait([self._running])
+            self._running = None
+        with policy.phases("encode"):
+            features = policy.encode(request.prompts)
+        with policy.phases("sync"):
+            self.engine.sync(self._family(policy), policy.model, request.step)
+        return features
+
+    def _family(self, policy: PolicyModule) -> CausalFamily:
+        return policy.family if self.engine.needs_whole_weights else policy.engine_family
+
+    def _in_weights(self, policy: PolicyModule, generate: Callable[[], Unscored]) -> Unscored:
+        return policy.with_whole_weights(generate) if self.engine.needs_whole_weights else generate()
+
+    def _generate(self, policy: PolicyModule, request: Request, features: Features) -> Unscored:
+        return [self._share(policy, request, features, sampling) for sampling in request.samplings]
+
+    def _share(
+        self, policy: PolicyModule, request: Request, features: Features, sampling: SamplingParams
+    ) -> list[Group]:
+        """This rank's part of the groups: one call of the engine for whole prompts, one for each share of a prompt."""
+        groups = []
+        mine = self._pieces(policy, request, sampling)
+        for (first, count), alike in itertools.groupby(mine, key=lambda piece: (piece.first, piece.count)):
+            places = [piece.prompt for piece in alike]
+            asked = [request.asked(place) for place in places]
+            params = dataclasses.replace(sampling, num_generations=count)
+            family = self._family(policy)
+            answers = self.engine.generate(family, policy.model, asked, features, params, request.seed, first)
+            groups += [Group(request.prompts[place], own) for place, own in zip(places, answers, strict=True)]
+        return groups
+
+    def _pieces(self, policy: PolicyModule, request: Request, sampling: SamplingParams) -> list[Piece]:
+        team, ranks = policy.parallel.team, self.engine.ranks_per_engine
+        return pieces(len(request.prompts), sampling.num_generations, team.rank // ranks, team.size // ranks)
+
+    def _scored(self, policy: PolicyModule, request: Request, unscored: Unscored) -> list[list[Group]]:
+        """The whole team's groups; of ranks that make up one engine the first has them scored."""
+        team, found = policy.parallel.team, []
+        with policy.phases("reward"):
+            for sampling, groups in zip(request.samplings, unscored, strict=True):
+                own = list(zip(self._pieces(policy, request, sampling), groups, strict=True))
+                if team.rank % self.engine.ranks_per_engine:
+                    own = []
+                policy.parallel.world.together(partial(self.reward.score, [group for _, group in own]))
+                found.append(joined(request.prompts, own, team, policy.parallel.num_gather_chunks))
+        return found
+
+
+def in_background(work: Callable[[], Unscored]) -> Future[Unscored]:
+    """Runs `work` in a thread that does not keep a process alive which ends for another reason."""
+    future: Future[Unscored] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future

@@ -1,0 +1,245 @@
+"""`python -m longrl cache-features`: encodes all media of a run before it starts, so that it only reads features."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+    from rich.progress import Progress
+
+    from longrl.datamodules.loading.render import RowRenderer
+    from longrl.datamodules.loading.streamed import Split
+    from longrl.datamodules.longvideo_reason import LongVideoReason
+    from longrl.features.disk import DiskCache
+    from longrl.modules.policy import PolicyModule
+    from longrl.types import Prompt, Row
+
+logger = logging.getLogger(__name__)
+
+GIB = 1 << 30
+DESCRIPTION = """Encodes all media of the train, val and test rows that are not in model.feature_cache_dir yet.
+All options are those of `python -m longrl fit`: --config (repeated, later ones win) and single keys. Under torchrun
+every process takes its part of the videos, on a GPU of its own."""
+
+
+def main(args: Sequence[str]) -> None:
+    """Command line of `Filling`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m longrl cache-features", description=DESCRIPTION, allow_abbrev=False
+    )
+    _, of_the_run = parser.parse_known_args(list(args))
+    from longrl.callbacks.rollout import RolloutCallback
+    from longrl.planning.plan_report import PlanCLI
+
+    parts = PlanCLI.parsed(of_the_run)
+    settings = parts._get(parts.config, "trainer")
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    callbacks = parts.config_init["trainer"]["callbacks"] or []
+    rollouts = any(isinstance(item, RolloutCallback) for item in callbacks)
+    trainer = alone(settings["accelerator"], settings["precision"])
+    Filling(parts.model, parts.datamodule, trainer, rollouts, rank, world_size).run()
+
+
+def alone(accelerator: str, precision: Any) -> Trainer:
+    """A trainer of this process alone, for its device and precision, whoever started the process."""
+    import torch
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.plugins.environments import LightningEnvironment
+
+    warnings.filterwarnings("ignore", ".*does not have many workers.*|.*GPU available but not used.*")
+    on_gpu = accelerator != "cpu" and torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    return Trainer(
+        accelerator="gpu" if on_gpu else "cpu",
+        devices=[torch.cuda.current_device()] if on_gpu else 1,
+        precision=precision,
+        plugins=[LightningEnvironment()],  # else Lightning takes torchrun's processes for ranks of this trainer
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+@dataclass
+class Counts:
+    """What was done so far."""
+
+    videos: int = 0
+    """Rows' media combinations looked at: a video or several, images."""
+    hits: int = 0
+    """Media whose features were there."""
+    encoded: int = 0
+    skipped: int = 0
+    """Rows that cannot be used."""
+    num_bytes: int = 0
+    """Written."""
+
+
+class Filling:
+    """Walks all rows of the configured splits and stores the features that are missing.
+
+    Args:
+        policy: has family, weights and the folder.
+        data: has the rows.
+        trainer: has device and precision.
+        rollouts: whether the run has a rollout callback, which encodes evaluation prompts outside the step's precision.
+        rank: takes every `world_size`-th video.
+        world_size: processes that share the work.
+    """
+
+    def __init__(
+        self,
+        policy: PolicyModule,
+        data: LongVideoReason,
+        trainer: Trainer,
+        rollouts: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if policy.features.stored is None:
+            raise ValueError(
+                "`cache-features` writes to model.feature_cache_dir, which is not set; name a folder there, and give "
+                "`fit` the same"
+            )
+        self.policy, self.data, self.trainer = policy, data, trainer
+        self.rollouts, self.rank, self.world_size = rollouts, rank, world_size
+        self.stored = policy.features.stored
+        self.counts = Counts()
+
+    def run(self) -> Counts:
+        """Everything, with a progress bar and a summary."""
+        splits = self._read_rows()
+        self._load_encoder()
+        with progress(self.rank, self.world_size) as bar:
+            for split in splits:
+                self._fill(split, bar)
+        self._summary()
+        return self.counts
+
+    def _read_rows(self) -> list[Split]:
+        """The splits that are configured. Skipped rows are listed beside the features, not in the run's folder."""
+        self.data.skipped_dir = self.data.skipped_dir or self.stored.folder
+        self.data.read(("train", "val", "test"))
+        if not self.data.datasets:
+            raise ValueError("`cache-features` reads data.train, data.val and data.test, none of which is set")
+        return list(self.data.datasets)
+
+    def _load_encoder(self) -> None:
+        """Weights in the run's precision; only what encodes goes to the device."""
+        self.policy.configure_model()
+        self.trainer.precision_plugin.convert_module(self.policy)
+        encoders = self.policy.family.encoders(self.policy.model)
+        if not encoders:
+            raise ValueError(f"{type(self.policy.family).__name__} reads text only: it has no features to store")
+        for module in encoders:
+            module.to(self.trainer.strategy.root_device)
+
+    def _precision(self, split: Split) -> contextlib.AbstractContextManager[None]:
+        """As in training: SFT encodes within the step, rollouts do so before it."""
+        before_the_step = self.data.renderer.stage == "rl" if split == "train" else self.rollouts
+        return contextlib.nullcontext() if before_the_step else self.trainer.precision_plugin.forward_context()
+
+    def _fill(self, split: Split, bar: Progress) -> None:
+        from longrl.datamodules.loading.skips import Skipped
+
+        rows, skips = self.data.datasets[split].rows, self.data.skips(split)
+        groups = same_media(rows, self.data.datasets[split].render)[self.rank :: self.world_size]
+        before = replace(self.counts)
+        task = bar.add_task(split, total=len(groups), **self._shown(before))
+        with self._precision(split):
+            cache = self.stored.cache(self.policy.model)
+        self.data.leave_out(cache, [split])
+        while groups:
+            again = []
+            items = self.data.loader_options.render(self.data.datasets[split], [group[0] for group in groups])
+            for group, item in zip(groups, items, strict=True):
+                skips.draw(item)
+                if not isinstance(item, Skipped):
+                    with self._precision(split):
+                        self._store(item, cache)
+                elif item.path is not None:  # a broken file breaks all rows that show it
+                    for index in group[1:]:
+                        skips.draw(replace(item, index=index, id=rows[index].id))
+                elif len(group) > 1:  # unusable for its own sake, too long say: another row with the same media is not
+                    again.append(group[1:])
+                    continue
+                self.counts.videos += 1
+                self.counts.skipped = sum(len(self.data.skips(name)) for name in self.data.datasets)
+                bar.update(task, advance=1, **self._shown(before))
+            groups = again
+
+    def _store(self, prompt: Prompt, cache: DiskCache) -> None:
+        missing = {item.key for item in prompt.media if not cache.has(item.key)}
+        self.counts.hits += len({item.key for item in prompt.media}) - len(missing)
+        self.counts.encoded += len(missing)
+        if missing:
+            self.policy.features.get_or_encode(self.policy.model, [prompt])
+            self.counts.num_bytes += int(self.stored.collect()["written_bytes"])
+            lost = [key for key in missing if not cache.has(key)]
+            if lost:
+                raise ValueError(
+                    f"features cannot be stored in model.feature_cache_dir={self.stored.folder}: the warning above "
+                    "says why; free space, raise model.feature_cache_disk_bytes, or name another folder. What is "
+                    "stored stays"
+                )
+
+    def _shown(self, before: Counts) -> dict[str, Any]:
+        """Of the split that began at `before`."""
+        counts = self.counts
+        return {
+            "hits": counts.hits - before.hits,
+            "encoded": counts.encoded - before.encoded,
+            "gib": (counts.num_bytes - before.num_bytes) / GIB,
+        }
+
+    def _summary(self) -> None:
+        from rich.console import Console
+
+        counts, cache = self.counts, self.stored.cache(self.policy.model)
+        who = f"rank {self.rank} of {self.world_size}: " if self.world_size > 1 else ""
+        lines = [
+            f"{who}{counts.videos} videos looked at: {counts.encoded} media encoded "
+            f"({counts.num_bytes / GIB:.2f} GiB), {counts.hits} were there, {counts.skipped} rows skipped",
+            f"{self.stored.folder} holds {cache.num_bytes() / GIB:.2f} GiB of {self.stored.max_bytes / GIB:.2f}",
+        ]
+        if cache.num_evicted:
+            lines.append(f"{cache.num_evicted} files were removed: raise model.feature_cache_disk_bytes to keep them")
+        if counts.skipped:
+            lines.append(f"skipped rows are listed in {self.data.skipped_dir}/skipped.jsonl")
+        Console().print("\n".join(lines), soft_wrap=True, highlight=False)
+
+
+def same_media(rows: Sequence[Row], render: RowRenderer) -> list[list[int]]:
+    """Indices of rows that show the same media, one list for each combination, in the order met."""
+    groups: dict[tuple[tuple[str, ...], ...], list[int]] = {}
+    for index, row in enumerate(rows):
+        if (row.videos or row.images or row.audios) and not render.drops_media(row):
+            groups.setdefault((row.videos, row.images, row.audios), []).append(index)
+    return list(groups.values())
+
+
+@contextlib.contextmanager
+def progress(rank: int, world_size: int) -> Iterator[Progress]:
+    """A bar for each split: videos done, hits, GiB written, time left. Rank 0 shows its own part for all."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    part = f" (rank 0 of {world_size})" if world_size > 1 else ""
+    columns = (
+        TextColumn(f"{{task.description}}{part}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[hits]} there, {task.fields[encoded]} encoded, {task.fields[gib]:.2f} GiB"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, disable=rank != 0) as bar:
+        yield bar

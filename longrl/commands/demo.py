@@ -1,0 +1,207 @@
+"""`python -m longrl demo`: data, SFT, RL and evaluation of a small vision-language model on one laptop, with a report.
+
+Every stage is an ordinary command, printed before it runs, so that each can be run again by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+CONFIGS = Path("configs/demo")
+CATEGORIES = ("temporal", "spatial", "goal and purpose", "plot and narrative")
+NUM_CARDS = 8
+
+
+def main(args: Sequence[str]) -> None:
+    """Command line of `run_demo`."""
+    from jsonargparse import auto_cli
+
+    auto_cli(run_demo, args=list(args), as_positional=False, prog="python -m longrl demo")
+
+
+def run_demo(
+    out: str = "runs/demo",
+    num_train_videos: int = 600,
+    num_eval_videos: int = 100,
+    pretrain: bool = False,
+    max_steps: int | None = None,
+    engine: str | None = None,
+) -> None:
+    """Trains and evaluates: base, chain-of-thought SFT, RL, and RL without seeing the video.
+
+    Args:
+        out: folder of everything; the result is `results.json` and `report.html` in it.
+        num_train_videos: generated videos to train on, with four questions each.
+        num_eval_videos: held-out videos, with four questions each.
+        max_steps: at most so many training steps in each stage, to see that everything runs.
+        pretrain: make the base model from random weights first (about 20 minutes) instead of taking the one shipped.
+        engine: a file that describes who generates in RL, such as configs/rollout/vllm_cpu.yaml; None is the trainer.
+    """
+    if not CONFIGS.is_dir():
+        raise ValueError(f"the demo reads {CONFIGS}/, which is not here; run it from the project's folder")
+    demo = _Demo(Path(out), max_steps)
+    demo.make_data(num_train_videos, num_eval_videos)
+    base = demo.pretrain() if pretrain else CONFIGS / "base"
+    demo.fit("sft", "sft.yaml", f"--model.init_from={base}")
+    rollouts = [f"--trainer.callbacks.init_args.engine={engine}"] if engine else []
+    demo.fit("rl", "grpo.yaml", f"--model.init_from={demo.out / 'sft'}", *rollouts)
+    demo.evaluate("base", base)
+    demo.evaluate("sft", demo.out / "sft")
+    demo.evaluate("rl", demo.out / "rl")
+    demo.evaluate("blind", demo.out / "rl", "--data.blind=true")
+    demo.report()
+
+
+class _Demo:
+    """The stages, and how long each took."""
+
+    def __init__(self, out: Path, max_steps: int | None = None) -> None:
+        self.out = out
+        self.steps = [] if max_steps is None else [f"--trainer.max_steps={max_steps}"]
+        self.seconds = {"pretrain": 0.0, "sft": 0.0, "rl": 0.0, "evaluate": 0.0}
+        self.scores: dict[str, dict[str, Any]] = {}
+        self.answered: dict[str, dict[str, Any] | None] = {}
+        self.out.mkdir(parents=True, exist_ok=True)
+
+    def make_data(self, num_train_videos: int, num_eval_videos: int) -> None:
+        self._run(
+            "synthetic",
+            f"--out={self.out / 'data'}",
+            f"--num_train_videos={num_train_videos}",
+            f"--num_eval_videos={num_eval_videos}",
+            "--fps=2",
+        )
+
+    def pretrain(self) -> Path:
+        """Makes the base model anew, by the recipe of the one that ships."""
+        data, run, base = (self.out / name for name in ("pretrain_data", "pretrain", "base"))
+        start = time.perf_counter()
+        _set_aside(base)
+        counts = ("--num_train_videos=0", "--num_eval_videos=0", "--num_pretrain_videos=4000")
+        self._run("synthetic", f"--out={data}", *counts, "--fps=2", "--seed=7")
+        self._train("pretrain", "pretrain.yaml", f"--data.train={data / 'pretrain.jsonl'}")
+        self._run("export", f"--run={run}", f"--out={base}", "--dtype=bfloat16")
+        self.seconds["pretrain"] = time.perf_counter() - start
+        return base
+
+    def fit(self, stage: str, config: str, *options: str) -> None:
+        """One training stage on the generated questions."""
+        start = time.perf_counter()
+        self._train(stage, config, f"--data.train={self.out / 'data' / 'train.jsonl'}", *options)
+        self.seconds[stage] = time.perf_counter() - start
+
+    def _train(self, stage: str, config: str, *options: str) -> None:
+        _set_aside(self.out / stage)
+        common = ("--config", str(CONFIGS / "common.yaml"), "--config", str(CONFIGS / config))
+        self._run("fit", *common, f"--run_dir={self.out / stage}", *options, *self.steps)
+
+    def evaluate(self, name: str, weights: Path, *options: str) -> None:
+        """One answer to each held-out question."""
+        start = time.perf_counter()
+        folder = self.out / "evaluation" / name
+        self._run(
+            "test",
+            *("--config", str(CONFIGS / "common.yaml")),
+            f"--run_dir={folder}",
+            f"--model.init_from={weights}",
+            f"--data.test={self.out / 'data' / 'eval.jsonl'}",
+            *options,
+        )
+        self.seconds["evaluate"] += time.perf_counter() - start
+        summary = json.loads((folder / "evaluation.json").read_text())
+        self.scores[name], self.answered[name] = summary["scores"], summary["answered"]
+
+    def report(self) -> None:
+        """`results.json`, `report.html` and the table on the console."""
+        from longrl.callbacks.evaluation import print_scores
+        from longrl.evaluation.curves import find_metrics
+        from longrl.evaluation.demo_report import Report, write_report
+
+        results = {**self.scores, "seconds": {name: round(value, 1) for name, value in self.seconds.items()}}
+        partial = self.out / ".results.partial"
+        partial.write_text(json.dumps(results, indent=2))
+        os.replace(partial, self.out / "results.json")
+        report = Report(
+            title="longrl demo",
+            subtitle="A small Qwen2.5-VL learns to answer questions about videos: base, chain-of-thought SFT, GRPO.",
+            results=results,
+            curves={stage: find_metrics(self.out / stage) for stage in ("sft", "rl")},
+            samples=self._cards(),
+            chance=0.25,
+            facts={"command": "make demo", "commit": _commit()},
+        )
+        path = write_report(self.out, report)
+        print_scores(self.scores)
+        _say_answered(self.answered["blind"])
+        _say(f"report: {path}\nresults: {self.out / 'results.json'}")
+
+    def _cards(self) -> list[Any]:
+        """Some held-out questions of every category, with what each run answered."""
+        from longrl.datamodules.media.video import VideoSampling, read_video
+        from longrl.evaluation.demo_report import sample_card
+        from longrl.evaluation.records import read_jsonl
+
+        files = {run: self.out / "evaluation" / run / "predictions.jsonl" for run in self.scores}
+        answers = {
+            run: {record["id"]: record for record in read_jsonl(file) if record["sample"] == 0}
+            for run, file in files.items()
+        }
+        cards = []
+        for question in _some_of_each_category(list(answers["rl"].values())):
+            frames = read_video(question["video"], VideoSampling(fps=None, num_frames=10))
+            pixels = frames.pixels.permute(0, 2, 3, 1).numpy()
+            records = {run: answers[run][question["id"]] for run in ("sft", "rl")}
+            cards.append(sample_card(records, pixels, frames.timestamps))
+        return cards
+
+    def _run(self, *command: str) -> None:
+        """Runs a longrl command in this process, printed as a user would type it."""
+        from longrl.commands.main import main as run_command
+
+        _say(f"\n$ python -m longrl {shlex.join(command)}")
+        run_command(command)
+
+
+def _some_of_each_category(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    chosen, draw = [], random.Random(0)
+    for category in CATEGORIES:
+        own = [record for record in records if record["category"] == category]
+        chosen += draw.sample(own, min(len(own), NUM_CARDS // len(CATEGORIES)))
+    return chosen
+
+
+def _set_aside(folder: Path) -> None:
+    """Keeps an earlier result under another name, so that curves and checkpoints of two runs never mix."""
+    if folder.exists():
+        number = 1
+        while (aside := folder.with_name(f"{folder.name}.old{number}")).exists():
+            number += 1
+        folder.rename(aside)
+
+
+def _say_answered(score: dict[str, Any] | None) -> None:
+    if score:
+        accuracy, low, high = (100 * score[name] for name in ("accuracy", "low", "high"))
+        _say(
+            f"without video {score['n']} answers name an option, and {accuracy:.1f}% [{low:.1f}, {high:.1f}] of those "
+            "are right (chance: 25%)"
+        )
+
+
+def _commit() -> str:
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,138 @@
+"""`python -m longrl export`: a run's checkpoint as an ordinary Hugging Face folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from longrl.io.hub import check_target, push
+
+if TYPE_CHECKING:
+    from longrl.diffusion.family import FlowFamily
+    from longrl.models.base import CausalFamily
+
+logger = logging.getLogger(__name__)
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+def main(args: Sequence[str]) -> None:
+    """Command line of `export_run`."""
+    from jsonargparse import auto_cli
+
+    auto_cli(export_run, args=list(args), as_positional=False, prog="python -m longrl export")
+
+
+def export_run(
+    run: str,
+    out: str,
+    checkpoint: str | None = None,
+    dtype: Precision | None = None,
+    adapter: bool = False,
+    push_to: str | None = None,
+    private: bool = True,
+) -> None:
+    """Writes weights, config, tokenizer and processor so that `from_pretrained` and vLLM load them.
+
+    Of a flow model a whole pipeline is written, which diffusers loads.
+
+    Adapters of a LoRA run are merged into the weights, exactly with `--dtype float32`: bfloat16 rounds small changes
+    away.
+
+    Args:
+        run: folder of a training run, with its `config.yaml`.
+        out: folder to write; it must not exist yet.
+        checkpoint: which checkpoint; None is `checkpoints/last.ckpt`.
+        dtype: precision to save in; None keeps the run's.
+        adapter: write a LoRA run's adapters alone, as peft's `PeftModel.from_pretrained` reads them.
+        push_to: repository of a Hugging Face hub, `owner/name`, that the written folder is uploaded to; made if
+            missing. Nothing is uploaded by default.
+        private: of a repository that `push_to` makes; false shows it to everyone.
+    """
+    if push_to is not None:
+        check_target(push_to)
+    if Path(out).exists():
+        raise ValueError(f"--out={out} exists already; name a new folder")
+    with tempfile.TemporaryDirectory(dir=_parent(out)) as folder:
+        written = Path(folder) / "export"
+        write = _write_adapter if adapter else _write_model
+        write(run, checkpoint, written, dtype)
+        os.replace(written, out)
+    logger.info("exported %s to %s", run, out)
+    if push_to is not None:
+        logger.info("pushed to %s", push(out, push_to, private))
+
+
+def _write_model(run: str, checkpoint: str | None, folder: Path, dtype: Precision | None) -> None:
+    from longrl.modules.initial_weights import plain_from
+
+    family = family_of(run)
+    family.dtype = dtype or family.dtype  # adapters are merged in it
+    model = plain_from(family, *_source(run, checkpoint))
+    family.export(model, folder)
+
+
+def _write_adapter(run: str, checkpoint: str | None, folder: Path, dtype: Precision | None) -> None:
+    """What peft, or of a flow model diffusers, loads onto the weights that the run began with."""
+    import torch
+
+    from longrl.models.lora import OPTION
+    from longrl.modules.initial_weights import read_adapters
+
+    family = family_of(run)
+    if family.lora is None:
+        raise ValueError(f"--adapter=true needs a run with {OPTION}, which {run} is not; leave it out")
+    precision = getattr(torch, dtype or "float32")
+    kept = {name: value.to(precision) for name, value in read_adapters(*_source(run, checkpoint)).items()}
+    family.export_adapters(kept, folder, base=_base(run))
+
+
+def _source(run: str, checkpoint: str | None) -> tuple[str, str]:
+    """What is exported, and the option that names it."""
+    return (run, "--run") if checkpoint is None else (checkpoint, "--checkpoint")
+
+
+def _base(run: str) -> str:
+    """Folder or hub id of the weights that a run's adapters belong to: those it began with."""
+    from longrl.modules.initial_weights import find_checkpoint
+
+    model = _model_config(run)
+    start = model.get("init_from") or model["family"]["init_args"]["model"]
+    if model.get("init_from") and find_checkpoint(start) is not None:
+        logger.warning(
+            "the adapters belong to the weights of %s, which is no Hugging Face folder; export it as well and load "
+            "the adapters onto that", start
+        )  # fmt: skip
+    return start
+
+
+def family_of(run: str) -> CausalFamily | FlowFamily:
+    """The model family of a run, from its saved config."""
+    from jsonargparse import ArgumentParser
+
+    from longrl.diffusion.family import FlowFamily
+    from longrl.models.base import CausalFamily
+
+    parser = ArgumentParser()
+    parser.add_argument("--family", type=CausalFamily | FlowFamily)
+    return parser.instantiate(parser.parse_object({"family": _model_config(run)["family"]})).family
+
+
+def _model_config(run: str) -> dict[str, Any]:
+    """The options `model` of a run."""
+    import yaml
+
+    config = Path(run) / "config.yaml"
+    if not config.is_file():
+        raise ValueError(f"--run={run} has no config.yaml; name the folder of a training run (its --run_dir)")
+    return yaml.safe_load(config.read_text())["model"]
+
+
+def _parent(out: str) -> Path:
+    parent = Path(out).resolve().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    return parent

@@ -1,0 +1,109 @@
+"""The command line. Heavy imports wait until a command needs them, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+TRAINER_COMMANDS = {
+    "fit": "train by SFT or RL: python -m longrl fit --config configs/demo/sft.yaml",
+    "validate": "evaluate on the validation rows",
+    "test": "evaluate on the test rows, with a table and a results file",
+    "predict": "generate for the prediction rows",
+}
+OTHER_COMMANDS = {
+    "export": ("longrl.commands.export", "write a Hugging Face folder from a run's checkpoint"),
+    "cache-features": (
+        "longrl.commands.cache_features",
+        "encode all media of a run once, for this run and others to read",
+    ),
+    "plan": ("longrl.commands.plan", "memory and time of a run on given hardware, without its weights"),
+    "serve": ("longrl.commands.serve", "a vLLM server for the rollouts of a run, on devices of its own"),
+    "pipeline": ("longrl.commands.pipeline", "make a data set of questions with reasoning from videos, step by step"),
+    "evaluate": ("longrl.commands.evaluate", "a policy on a benchmark, here or behind an endpoint, with a report"),
+    "compare": ("longrl.evaluation.comparison", "what one evaluation gains over another, question by question"),
+    "report": ("longrl.commands.report", "curves of a training run and the pictures it generated, as HTML"),
+    "demo": ("longrl.commands.demo", "the whole path on one laptop: data, SFT, RL, evaluation, report"),
+    "synthetic": ("longrl.testing.synthetic", "generate long videos with known stories"),
+}
+WRITING_ONLY = ("cache-features", "plan", "serve")
+"""Commands that know no policies that draw."""
+
+COMMAND_USAGE = "python -m longrl {} --config FILE.yaml [--config FILE.yaml ...] [--KEY VALUE ...]"
+"""Of one command that takes configs: an error begins with this line instead of a page of all options."""
+USAGE = """usage: python -m longrl COMMAND [--config FILE.yaml ...] [--KEY VALUE ...]
+
+Reinforcement learning for vision-language models that reason over long videos.
+
+{commands}
+
+`python -m longrl COMMAND --help` lists every option of a command. Several --config compose: later ones win.
+Chain two stages by --model.init_from RUN; go on with an interrupted run by --ckpt_path RUN/checkpoints/last.ckpt.
+With LONGRL_TRACEBACK=1 in the environment an error comes with its traceback.
+"""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs one command.
+
+    Args:
+        args: the command and its options; an error is raised. None takes them from the command line, where a user's
+            mistake ends the process with one line and status 2.
+    """
+    if args is not None:
+        run_command(list(args))
+        return
+    try:
+        run_command(sys.argv[1:])
+    except ValueError as error:
+        found = mistake(error)
+        if found is None or shows_traceback():
+            raise
+        sys.stderr.write(f"longrl: error: {found}\n")
+        sys.exit(2)
+
+
+def run_command(args: list[str]) -> None:
+    """Runs the command that `args` begins with."""
+    command = args[0] if args else "--help"
+    if command in ("-h", "--help"):
+        sys.stdout.write(usage())
+    elif command in TRAINER_COMMANDS:
+        from longrl.commands.trainer import LongRLCLI
+
+        LongRLCLI.run(args)
+    elif command in OTHER_COMMANDS:
+        if command in WRITING_ONLY:
+            from longrl.commands.policy_option import refuse_flow
+
+            refuse_flow(command, args[1:])
+        importlib.import_module(OTHER_COMMANDS[command][0]).main(args[1:])
+    else:
+        commands = ", ".join([*TRAINER_COMMANDS, *OTHER_COMMANDS])
+        sys.exit(f"longrl: unknown command {command!r}; choose one of {commands}")
+
+
+def mistake(error: BaseException | None) -> ValueError | None:
+    """The ValueError that longrl raised itself, in what others made of it (jsonargparse: a page); None without one."""
+    while error is not None:
+        modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+        if isinstance(error, ValueError) and modules and modules[-1].startswith("longrl."):
+            return error
+        error = error.__cause__
+    return None
+
+
+def shows_traceback() -> bool:
+    """Whether to say where an error comes from: on demand, and in a run of several processes, to see what died."""
+    environment = os.environ
+    several = "LOCAL_RANK" in environment or environment.get("WORLD_SIZE", "1") != "1"
+    return several or environment.get("LONGRL_TRACEBACK", "0") not in ("", "0")
+
+
+def usage() -> str:
+    """What `python -m longrl --help` prints."""
+    texts = TRAINER_COMMANDS | {name: text for name, (_, text) in OTHER_COMMANDS.items()}
+    return USAGE.format(commands="\n".join(f"  {name:<14} {text}" for name, text in texts.items()))

@@ -1,0 +1,158 @@
+"""`python -m longrl serve`: a vLLM server that a run's `VLLMServerEngine` generates with.
+
+vLLM's own HTTP routes cannot take what the trainer has: the chat and completion routes expand prompts themselves,
+`prompt_embeds` are wrong for models with M-RoPE, and `/inference/v1/generate` wants vLLM's processed fields, whose
+format is private and which have no mask for placeholders with text between them (Qwen3-VL). So this command starts
+vLLM's server as it is, OpenAI routes included, and adds three routes beside them that hand `engine_request` to the same
+`AsyncLLM.generate` (longrl/engines/server_routes.py). vLLM's developer mode, whose routes let anyone call any method,
+stays off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from longrl.engines.server_protocol import KEY_VARIABLE, api_key
+from longrl.engines.vllm_options import INSTALL, VERSION, engine_arguments
+from longrl.engines.weight_files import default_folder
+from longrl.models.base import CausalFamily
+
+logger = logging.getLogger(__name__)
+
+DESCRIPTION = """A vLLM server for the rollouts of a run, with the model of the run's own config.
+All other options are those of `python -m longrl fit`: --config (repeated, later ones win) and single keys.
+With LONGRL_SERVER_KEY in the environment of server and trainer, requests without that key are refused."""
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+EXTENSION = "longrl.engines.vllm_extension.WeightSync"
+
+
+def main(args: Sequence[str]) -> None:
+    """Command line of the server."""
+    options, of_the_run = parser().parse_known_args(list(args))
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ["VLLM_SERVER_DEV_MODE"] = "0"
+    family = family_of(of_the_run)
+    run(family, options)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The server's own options."""
+    made = argparse.ArgumentParser(prog="python -m longrl serve", description=DESCRIPTION, allow_abbrev=False)
+    made.add_argument("--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1: this machine only)")
+    made.add_argument("--port", type=int, default=8000, help="(default 8000)")
+    made.add_argument("--max_model_len", type=int, default=32_768, help="prompt and completion (default 32768 tokens)")
+    made.add_argument("--max_num_seqs", type=int, default=256, help="completions decoded together (default 256)")
+    made.add_argument("--gpu_memory_utilization", type=float, default=0.9, help="share of a GPU (default 0.9)")
+    made.add_argument("--kv_cache_gib", type=float, help="size of the cache; needed on a CPU")
+    made.add_argument("--enforce_eager", action="store_true", help="no CUDA graphs: quicker start, slower decoding")
+    made.add_argument("--feature_cache_gib", type=float, default=8.0, help="host memory for features (default 8)")
+    folder = default_folder()
+    made.add_argument("--weights_folder", type=Path, default=folder, help=f"weights are read below it ({folder})")
+    made.add_argument("--options", type=json.loads, default={}, metavar="JSON", help='e.g. {"tensor_parallel_size": 4}')
+    return made
+
+
+def family_of(args: Sequence[str]) -> CausalFamily:
+    """The family of the run that `args` describe, in the precision that its trainer computes in."""
+    from longrl.planning.plan_report import PlanCLI
+    from longrl.strategies.mr_sp import MRSPStrategy
+
+    parts = PlanCLI.parsed(args)
+    family, strategy = parts.model.family, parts.config_init["trainer"].get("strategy")
+    computes = strategy.sharding.compute_dtype if isinstance(strategy, MRSPStrategy) else None
+    mixed = "bfloat16" if str(parts._get(parts.config, "trainer")["precision"]) == "bf16-mixed" else None
+    family.dtype = computes or mixed or family.dtype
+    return family
+
+
+def run(family: CausalFamily, options: argparse.Namespace) -> None:
+    """Serves until the process is told to end.
+
+    Raises:
+        ImportError: vLLM is not installed.
+        ValueError: an option that vLLM does not know, or a server for other machines without a key.
+    """
+    if "host" in options.options:
+        raise ValueError("--options has 'host'; use --host, so that a server open to others gets a key")
+    if options.host not in LOOPBACK and api_key() is None:
+        raise ValueError(
+            f"--host={options.host} opens the server to other machines; set {KEY_VARIABLE} for server and trainer, or "
+            "leave --host at 127.0.0.1"
+        )
+    try:
+        import uvloop
+        import vllm
+        from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+    except Exception as error:  # beside the wrong torch it is an OSError or a RuntimeError
+        raise ImportError(
+            f"python -m longrl serve needs vllm {VERSION}, which cannot be imported ({error}); install it ({INSTALL})"
+        ) from error
+    if vllm.__version__.split("+")[0] != VERSION:
+        logger.warning("this is vllm %s; longrl's server was written for %s", vllm.__version__, VERSION)
+    cli_env_setup()
+    uvloop.run(_serve(family, options, server_arguments(family, options)))
+
+
+def server_arguments(family: CausalFamily, options: argparse.Namespace) -> argparse.Namespace:
+    """What vLLM's own command line would have parsed."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    arguments = make_arg_parser(FlexibleArgumentParser()).parse_args([])
+    for name, value in _chosen(family, options).items():
+        if not hasattr(arguments, name):
+            raise ValueError(f"--options has {name!r}, which vllm's server does not know; see `vllm serve --help`")
+        setattr(arguments, name, value)
+    return arguments
+
+
+def _chosen(family: CausalFamily, options: argparse.Namespace) -> dict[str, Any]:
+    key = api_key()
+    sizes = ("max_model_len", "max_num_seqs", "gpu_memory_utilization", "kv_cache_gib", "enforce_eager")
+    return {
+        **engine_arguments(family, **{name: getattr(options, name) for name in sizes}),
+        "worker_extension_cls": EXTENSION,
+        "host": options.host,
+        "port": options.port,
+        "disable_uvicorn_access_log": True,
+        **({"api_key": [key]} if key else {}),
+        **options.options,
+    }
+
+
+def _interrupted(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+async def _serve(family: CausalFamily, options: argparse.Namespace, arguments: argparse.Namespace) -> None:
+    """VLLM's `run_server` with our routes added to its app."""
+    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+    from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
+    from vllm.entrypoints.launchers.app import build_app
+    from vllm.entrypoints.launchers.launcher import serve_http, setup_server
+
+    from longrl.engines.server_routes import RolloutRoutes
+
+    signal.signal(signal.SIGTERM, _interrupted)  # while the engine starts; then serve_http takes over
+    address, sock = setup_server(arguments, reuse_port=False)
+    try:
+        async with build_async_engine_client(arguments) as engine:
+            tasks = await engine.get_supported_tasks()
+            app = build_app(arguments, tasks, engine.model_config)
+            await init_app_state(engine, app.state, arguments, tasks)
+            store = int(options.feature_cache_gib * (1 << 30))
+            app.include_router(RolloutRoutes(engine, family, options.weights_folder, store).router())
+            logger.info("serving %s at %s", family.model_path, address)
+            ended = await serve_http(
+                app, sock=sock, host=arguments.host, port=arguments.port, log_level="warning", access_log=False
+            )
+        await ended
+    finally:
+        sock.close()

@@ -1,0 +1,205 @@
+"""fit, validate, test and predict on LightningCLI: what longrl adds to its parser and its trainer."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, Logger
+from typing_extensions import override
+
+from longrl.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
+from longrl.callbacks.random_state import RandomState
+from longrl.commands.main import COMMAND_USAGE, TRAINER_COMMANDS
+from longrl.commands.policy_option import Policy, policy_of
+from longrl.datamodules.longvideo_reason import LongVideoReason
+from longrl.modules.policy import PolicyModule
+from longrl.strategies.mr_sp import MRSPStrategy
+
+logger = logging.getLogger(__name__)
+
+WandbMode = Literal["off", "offline", "online"]
+
+COMMAND_HELP = """{}: {}. The options of a class are listed by --model.family.help CLASS, --trainer.callbacks.help CLASS
+and so on, for instance --trainer.callbacks.help longrl.callbacks.rollout.RolloutCallback."""
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Writes the composed config of a training run to `run_dir/config.yaml`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
+
+    @override
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            path = Path(trainer.default_root_dir) / "config.yaml"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(self.parser.dump(self.config, skip_none=False))
+
+
+class LongRLCLI(LightningCLI):
+    """`run_dir` decides where a run leaves everything: config, checkpoints, logs, samples."""
+
+    policy: ClassVar[Policy] = "causal"
+    """The value of the option `policy` that chooses this class."""
+
+    @classmethod
+    def run(cls, args: Sequence[str]) -> LongRLCLI:
+        """Parses `args`, the command first, and runs it."""
+        if policy_of(args) == "flow":
+            from longrl.commands.diffusion import FlowCLI
+
+            return FlowCLI.start(args)
+        return cls.start(args)
+
+    @classmethod
+    def classes(cls) -> tuple[type[LightningModule], type[LightningDataModule]]:
+        """What `model` and `data` configure."""
+        return PolicyModule, LongVideoReason
+
+    @classmethod
+    def start(cls, args: Sequence[str]) -> LongRLCLI:
+        """`run` of this class's own kind of policy."""
+        # peft imports it where it is installed, and on a CPU it misses kernels in 4 bits, which nothing here uses.
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+        return cls(
+            *cls.classes(),
+            save_config_callback=SaveRunConfig,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            parser_kwargs={"prog": "python -m longrl", **command_texts()},
+            args=None if list(args) == sys.argv[1:] else list(args),
+        )
+
+    @override
+    def setup_parser(self, add_subcommands: bool, *args: Any) -> None:
+        super().setup_parser(add_subcommands, *args)
+        if add_subcommands:
+            self.parser.usage = COMMAND_USAGE.format("{" + ",".join(TRAINER_COMMANDS) + "}")
+
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--run_dir", type=str, default="runs/default", help="folder of everything a run leaves")
+        parser.add_argument("--policy", type=Policy, default=self.policy, help="what is trained")
+        parser.add_argument("--wandb", type=WandbMode, default="off", help="log to Weights & Biases as well")
+        parser.add_argument("--wandb_project", type=str, default="longrl")
+        parser.add_lightning_class_args(Checkpoint, "checkpoint")
+        parser.set_defaults({"checkpoint.save_last": True, "checkpoint.save_top_k": 0})
+        # Without a counter `last.ckpt` is always the last one, also in a run that was moved or started anew.
+        parser.set_defaults({"checkpoint.every_n_train_steps": 50, "checkpoint.enable_version_counter": False})
+        parser.link_arguments("run_dir", "trainer.default_root_dir")
+        parser.link_arguments("run_dir", "checkpoint.dirpath", compute_fn=checkpoint_folder)
+        self.link_family(parser)
+
+    def link_family(self, parser: LightningArgumentParser) -> None:
+        """The data module renders prompts as the model reads them."""
+        parser.link_arguments("model.family", "data.family", apply_on="instantiate")
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        if self._get(self.config, "policy") != self.policy:
+            raise ValueError("an abbreviation of --policy comes too late to choose a run's classes; write it in full")
+        check_checkpoints(self.subcommand, self._get(self.config, "run_dir"), self._get(self.config, "ckpt_path"))
+        trainer = self._get(self.config, "trainer")
+        by_batch = "data.prompts_per_batch and model.max_tokens_per_micro_batch"
+        remedies = {"gradient_clip_val": (0, "model.max_grad_norm"), "accumulate_grad_batches": (1, by_batch)}
+        for name, (neutral, instead) in remedies.items():
+            if trainer.get(name) not in (None, neutral):
+                raise ValueError(
+                    f"trainer.{name}={trainer.get(name)} has no effect, for longrl optimizes manually; "
+                    f"set {instead} instead"
+                )
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        check_accelerator(self._get(self.config_init, "trainer.accelerator"))
+        strategy = self._get(self.config_init, "trainer.strategy")
+        if isinstance(strategy, str) and "." in strategy:  # a class path without options is a string to jsonargparse
+            module, _, name = strategy.rpartition(".")
+            kwargs.setdefault("strategy", getattr(importlib.import_module(module), name)())
+        if self._get(self.config_init, "trainer.logger", True) in (None, True):
+            kwargs.setdefault("logger", self._loggers())
+        kwargs.setdefault("plugins", [*(self._get(self.config_init, "trainer.plugins") or []), AtomicCheckpointIO()])
+        trainer = super().instantiate_trainer(**kwargs)
+        trainer.callbacks.append(RandomState())
+        return trainer
+
+    def before_fit(self) -> None:
+        """Says before weights are loaded that the longest videos will not fit the GPUs, and what would help.
+
+        A warning, no error: the videos of a run may all be shorter than the config allows.
+        """
+        device = self.trainer.strategy.root_device
+        if isinstance(self.trainer.strategy, MRSPStrategy) and device.type == "cuda" and self.trainer.is_global_zero:
+            from longrl.planning.plan_report import verdict_before_start
+
+            found = verdict_before_start(self, torch.cuda.get_device_properties(device).total_memory)
+            if not found.fits:
+                logger.warning("at the longest videos and prompts of its config this run %s", found.text)
+
+    def _loggers(self) -> list[Logger]:
+        run_dir, mode = self._get(self.config_init, "run_dir"), self._get(self.config_init, "wandb")
+        loggers: list[Logger] = [CSVLogger(run_dir, name="logs", flush_logs_every_n_steps=1)]
+        if mode != "off":
+            from lightning.pytorch.loggers import WandbLogger
+
+            project = self._get(self.config_init, "wandb_project")
+            Path(run_dir).mkdir(parents=True, exist_ok=True)
+            loggers.append(
+                WandbLogger(project=project, name=Path(run_dir).name, save_dir=run_dir, offline=mode == "offline")
+            )
+        return loggers
+
+
+def check_accelerator(name: str | None) -> None:
+    """Raises ValueError, before anything is built, if a recipe wants a GPU and there is none."""
+    if name in ("gpu", "cuda") and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        raise ValueError(
+            f"trainer.accelerator={name}, but torch sees no GPU here; append --trainer configs/trainer/cpu.yaml for a "
+            "CPU, or look at the driver by nvidia-smi"
+        )
+
+
+def checkpoint_folder(run_dir: str) -> str:
+    """Where a run keeps its checkpoints."""
+    return str(Path(run_dir) / "checkpoints")
+
+
+def check_checkpoints(command: str | None, run_dir: str, ckpt_path: str | None) -> None:
+    """Raises ValueError, before anything is written, if `fit` would replace a run or `ckpt_path` is not there."""
+    last = Path(checkpoint_folder(run_dir), "last.ckpt")
+    if command == "fit" and ckpt_path is None and _is_saved(last):
+        raise ValueError(
+            f"--run_dir={run_dir} holds a run already, which `fit` does not replace; go on with it by "
+            f"--ckpt_path {last}, or name another --run_dir or delete that folder to start anew"
+        )
+    named = ckpt_path is None or ckpt_path in ("last", "best", "hpc") or ":" in ckpt_path  # known to Lightning alone
+    if not named and not _is_saved(Path(ckpt_path)):
+        raise ValueError(
+            f"--ckpt_path={ckpt_path} does not exist (working folder: {Path.cwd()}); name a checkpoint such as "
+            f"{last}, or leave the option out"
+        )
+
+
+def _is_saved(path: Path) -> bool:
+    """Whether a checkpoint is there, a file or a sharded folder, perhaps under the name it has while replaced."""
+    return path.exists() or path.with_name(f".{path.name}.before").exists()
+
+
+def command_texts() -> dict[str, dict[str, str]]:
+    """Usage and description of each command: an error begins with one line instead of a page of all options."""
+    return {
+        command: {
+            "usage": COMMAND_USAGE.format(command),
+            "description": COMMAND_HELP.format(command, text.partition(":")[0]),
+        }
+        for command, text in TRAINER_COMMANDS.items()
+    }

@@ -1,0 +1,398 @@
+"""Loaders that resume exactly: an endless stream of training prompts, and a finite one for evaluation.
+
+Rank r of W reads places r, r + W, r + 2W, ... of one endless sequence. With n rows, its place c is row
+`permutation(epoch)[c mod n]` of epoch `c div n`. So the ranks share no row, every epoch has every row once, and the
+number of rows that each rank consumed says all about where the stream stands. Rows that cannot be used (broken media,
+a prompt too long) are consumed too, which keeps that number exact whatever is skipped; the rank's next row takes the
+place in the batch.
+
+The data module keeps the state. Lightning would also save and restore loaders that have a state of their own, but not
+when it resumes after the end of an epoch.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import json
+import logging
+import math
+import multiprocessing
+import os
+import pickle
+import random
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Generic
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from longrl.datamodules.loading.skips import Item, SkipLog, Skipped
+from longrl.strategies.axis import LONE, Axis
+from longrl.types import Batch, Prompt, Row
+
+logger = logging.getLogger(__name__)
+
+Render = Callable[[Row], Prompt]
+
+
+class UnusableRow(ValueError):
+    """Raised by a `Render`: the row is to be skipped and listed.
+
+    Args:
+        reason: what is wrong, for people.
+        path: the file at fault, if any.
+    """
+
+    def __init__(self, reason: str, path: str | None = None) -> None:
+        super().__init__(reason, path)
+        self.reason, self.path = reason, path
+
+
+class RenderedRows(Dataset[Any], Generic[Item]):
+    """Rows as prompts, rendered on access. Loader workers have a copy."""
+
+    def __init__(self, rows: Sequence[Row], render: Callable[[Row], Item]) -> None:
+        self.rows = rows
+        self.render = render
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Item | Skipped:
+        row = self.rows[index]
+        try:
+            return self.render(row)
+        except UnusableRow as error:
+            return Skipped(index, row.id, error.reason, error.path)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of what the rows say, in their order. Folders of media do not count: a data set may be moved."""
+        digest = hashlib.sha256()
+        for row in self.rows:
+            media = [Path(path).name for path in (*row.videos, *row.images, *row.audios)]
+            digest.update(json.dumps([row.id, row.problem, row.answer, row.task, row.reasoning, media]).encode())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class LoaderOptions:
+    """How rows are rendered."""
+
+    num_workers: int = 0
+    """Processes that decode and render; 0 does it in the trainer's own."""
+    prefetch_prompts: int = 1
+    """Prompts rendered ahead, over all workers."""
+    multiprocessing_context: str | None = None
+    """How workers start: `fork`, `spawn` or `forkserver`; None for the platform's default."""
+
+    def render(self, dataset: RenderedRows[Item], indices: Iterable[int]) -> Iterator[Item | Skipped]:
+        """The rows at `indices`, in that order. Draws from no global random state: a trainer's stays as it is."""
+        if not self.num_workers:
+            return (dataset[index] for index in indices)
+        parcels = DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=indices,
+            collate_fn=Parcel.pack,  # of single items, for there is no batch_size
+            num_workers=self.num_workers,
+            worker_init_fn=end_with_trainer,
+            prefetch_factor=math.ceil(self.prefetch_prompts / self.num_workers),
+            multiprocessing_context=self.multiprocessing_context,
+            generator=torch.Generator(),
+        )
+        return map(Parcel.unpack, parcels)
+
+
+def end_with_trainer(worker: int) -> None:
+    """In a worker: leave when the trainer is killed. PyTorch's own check ends no worker that writes to a full pipe."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+SHARED_BYTES = 1 << 20
+"""A worker hands larger tensors over in shared memory, where nothing copies them."""
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """An item on its way from a worker. Every shared tensor keeps a file open, so small ones travel in the pickle."""
+
+    pickled: bytes
+    shared: list[Tensor]
+
+    @classmethod
+    def pack(cls, item: object) -> Parcel:
+        """In the worker."""
+        shared: list[Tensor] = []
+        buffer = io.BytesIO()
+        pickler = pickle.Pickler(buffer)
+
+        def place(value: object) -> int | None:
+            if not isinstance(value, Tensor) or value.nbytes <= SHARED_BYTES:
+                return None
+            shared.append(value)
+            return len(shared) - 1
+
+        pickler.persistent_id = place  # type: ignore[method-assign]
+        pickler.dump(item)
+        return cls(buffer.getvalue(), shared)
+
+    def unpack(self) -> Any:
+        """In the trainer's process."""
+        unpickler = pickle.Unpickler(io.BytesIO(self.pickled))
+        unpickler.persistent_load = self.shared.__getitem__  # type: ignore[method-assign]
+        return unpickler.load()
+
+
+# ----------------------------------------------------------------------------------------------------------- training
+
+
+@functools.lru_cache(maxsize=32)  # of every source of a mix, one or two epochs
+def permutation(num_rows: int, seed: int | str, epoch: int) -> tuple[int, ...]:
+    """Order of the rows in an epoch; the same on every rank and platform and with any version of torch."""
+    order = list(range(num_rows))
+    random.Random(f"{seed}/{epoch}").shuffle(order)
+    return tuple(order)
+
+
+@dataclass(frozen=True)
+class RowOrder:
+    """Which rows a rank reads, for ever.
+
+    Example:
+        Of three rows, rank 0 of 2 reads the first and the last of epoch 0's order, then the second of epoch 1's.
+    """
+
+    num_rows: int
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+
+    def row(self, position: int) -> int:
+        """Index of the row that the rank reads after `position` others."""
+        return self.at(position * self.world_size + self.rank)
+
+    def at(self, place: int) -> int:
+        """Index of the row at a place of the sequence that all ranks share."""
+        epoch, place = divmod(place, self.num_rows)
+        return permutation(self.num_rows, self.seed, epoch)[place]
+
+    def after(self, position: int) -> Iterator[int]:
+        """Indices of the rows from `position` on, without end."""
+        while True:
+            yield self.row(position)
+            position += 1
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a position to mean the same row."""
+        return {"seed": self.seed, "number_of_rows": self.num_rows}
+
+
+def agreed(items: list[Item | Skipped], team: Axis) -> list[Item | Skipped]:
+    """The items as all ranks of a team see them: what one of them could not read is skipped by all."""
+    problems = team.gather([item if isinstance(item, Skipped) else None for item in items])
+    found = [next((rank[place] for rank in problems if rank[place]), None) for place in range(len(items))]
+    return [item if problem is None else problem for item, problem in zip(items, found, strict=True)]
+
+
+class PromptStream(Generic[Item]):
+    """An endless stream of prompts. Its only state is the number of rows it consumed.
+
+    Args:
+        dataset: what to read.
+        order: in which order; its rank and world size are the data-parallel ones.
+        skips: told of every row drawn.
+        options: how rows are rendered.
+        team: the ranks that read the same rows, each its share of the frames.
+
+    Example:
+        `stream.take(8)` is a batch, and a following `stream.take(3)` the refill that dynamic sampling asks for.
+    """
+
+    def __init__(
+        self,
+        dataset: RenderedRows[Item],
+        order: RowOrder,
+        skips: SkipLog,
+        options: LoaderOptions | None = None,
+        team: Axis = LONE,
+    ) -> None:
+        self.dataset = dataset
+        self.team = team
+        self.order = order
+        self.skips = skips
+        self.options = options or LoaderOptions()
+        self.position = 0
+        """Rows handed out or skipped on this rank; what workers rendered ahead does not count."""
+        self._items: Iterator[Item | Skipped] | None = None
+
+    def take(self, count: int) -> list[Item]:
+        """The next `count` prompts.
+
+        Raises:
+            ValueError: too many rows on the way cannot be used.
+        """
+        prompts: list[Item] = []
+        while len(prompts) < count:
+            items = agreed([self._next() for _ in range(count - len(prompts))], self.team)
+            drawn = [self.skips.draw(item) for item in items]
+            prompts += [prompt for prompt in drawn if prompt is not None]
+        return prompts
+
+    def _next(self) -> Item | Skipped:
+        if self._items is None:
+            self._items = self.options.render(self.dataset, self.order.after(self.position))
+        self.position += 1
+        return next(self._items)
+
+    def close(self) -> None:
+        """Ends the workers; the next `take` starts new ones where the stream stands."""
+        self._items = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where all ranks stand. Under data parallelism every rank must call it at the same time."""
+        return {"positions": _gather(self.position, self.order), **self._identity()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where `state` was taken, with any number of data-parallel ranks.
+
+        With another number the ranks go on behind the same rows if none was skipped and none drawn for a refill; else
+        as near as they can: some rows come again or are left out in this epoch, and a warning says how many.
+
+        Raises:
+            ValueError: the state belongs to other rows or another seed.
+        """
+        here = self._identity()
+        for name in [*here, *(state.keys() - here.keys() - {"positions"})]:
+            if state.get(name) != here.get(name):
+                raise ValueError(
+                    f"the data of a resumed run must be the checkpoint's, but its {name.replace('_', ' ')} was "
+                    f"{state.get(name)} and is now {here.get(name)}; restore data.train and data.seed, or "
+                    "start a new run from the weights alone with --model.init_from"
+                )
+        self.close()
+        self.position = self._position_after(state["positions"])
+
+    def _position_after(self, positions: Sequence[int]) -> int:
+        """Rows this rank has behind it when ranks that had consumed `positions` stopped."""
+        if len(positions) == self.order.world_size:
+            return positions[self.order.rank]
+        position = round(sum(positions) / self.order.world_size)
+        first, last = min(positions) * len(positions), max(positions) * len(positions)
+        displaced = max(last - position * self.order.world_size, position * self.order.world_size - first)
+        if displaced:
+            logger.warning(
+                "the run goes on with %d data-parallel ranks instead of %d, which had not read equally far: up to %d "
+                "training rows come again or are left out",
+                self.order.world_size, len(positions), displaced,
+            )  # fmt: skip
+        return position
+
+    def _identity(self) -> dict[str, Any]:
+        return self.order.identity() | {"fingerprint_of_the_rows": self.dataset.fingerprint}
+
+
+def _gather(position: int, order: RowOrder) -> list[int]:
+    """Positions of all data-parallel ranks, in their order: ranks drift apart as they skip rows and refill."""
+    if order.world_size == 1:
+        return [position]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, (order.rank, position))
+    positions = dict(found)  # ranks that share a sequence share their prompts too
+    return [positions[rank] for rank in range(order.world_size)]
+
+
+class TrainLoader:
+    """What Lightning iterates over in `fit`: as many batches per Lightning epoch as one pass over the rows has.
+
+    It is no torch `DataLoader`, so Lightning puts no sampler into it; and it is sized, so Lightning asks for no batch
+    before the one in hand has been trained on. A Lightning epoch takes up where the last one ended in the stream; with
+    skipped rows and refills it ends elsewhere than the pass over the rows.
+    """
+
+    def __init__(
+        self, stream: PromptStream[Any], prompts_per_batch: int, make_batch: Callable[[list[Any]], Any] = Batch
+    ) -> None:
+        order = stream.order
+        self.stream = stream
+        self.make_batch = make_batch
+        self.prompts_per_batch = prompts_per_batch
+        self.num_batches = order.num_rows // (prompts_per_batch * order.world_size)
+        if self.num_batches < 1:
+            raise ValueError(
+                f"a step reads data.prompts_per_batch={prompts_per_batch} prompts on each of {order.world_size} data-"
+                f"parallel ranks, but data.train has {order.num_rows} rows; lower data.prompts_per_batch to at most "
+                f"{order.num_rows // order.world_size}"
+            )
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[Any]:
+        for _ in range(len(self)):
+            yield self.make_batch(self.stream.take(self.prompts_per_batch))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the data module has the state. Without these methods Lightning warns that we cannot resume."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See `state_dict`."""
+
+
+# --------------------------------------------------------------------------------------------------------- evaluation
+
+
+class EvalLoader:
+    """The rows once and in order; rank r of W reads rows r, r + W, ... Rows that cannot be used are left out.
+
+    A batch holds the usable ones of `prompts_per_batch` consecutive rows of its rank. All ranks have the same number of
+    batches, so a batch may be empty when there are several ranks; one rank alone leaves empty batches out.
+    """
+
+    def __init__(
+        self,
+        dataset: RenderedRows[Any],
+        skips: SkipLog,
+        prompts_per_batch: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        options: LoaderOptions | None = None,
+        team: Axis = LONE,
+        make_batch: Callable[[list[Any]], Any] = Batch,
+    ) -> None:
+        self.dataset = dataset
+        self.team = team
+        self.make_batch = make_batch
+        self.skips = skips
+        self.prompts_per_batch = prompts_per_batch
+        self.rank = rank
+        self.world_size = world_size
+        self.options = options or LoaderOptions()
+
+    def __len__(self) -> int:
+        return math.ceil(math.ceil(len(self.dataset) / self.world_size) / self.prompts_per_batch)
+
+    def __iter__(self) -> Iterator[Any]:
+        items = self.options.render(self.dataset, range(self.rank, len(self.dataset), self.world_size))
+        for _ in range(len(self)):
+            drawn = map(self.skips.draw, agreed(list(islice(items, self.prompts_per_batch)), self.team))
+            prompts = [prompt for prompt in drawn if prompt is not None]
+            if prompts or self.world_size > 1:
+                yield self.make_batch(prompts)

@@ -1,0 +1,176 @@
+"""Training rows of several sources in given shares.
+
+Of any number of prompts read by all ranks together, a source has its share to within three (`MixedOrder`). Each source
+has epochs of its own: no row of it comes again before all of them came once, so a small source with a large weight is
+read several times while a large one is read once.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import gcd, lcm
+from typing import Any, TypeVar
+
+from typing_extensions import override
+
+from longrl.datamodules.loading.loader import RowOrder, permutation
+
+T = TypeVar("T")
+LONGEST_CYCLE = 100_000
+"""Prompts after which the shares are exact; more would be held in memory."""
+WINDOW = 8
+"""Prompts that are shuffled among themselves, so that a rank does not always read the same source."""
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """One of several sources of rows.
+
+    Example:
+        `train: [{source: sft.jsonl, weight: 2}, {source: "hiyouga/math12k:train", weight: 1, row_function:
+        longrl.datamodules.rows.row_functions.text_math_row}]`
+    """
+
+    source: str
+    """A file or a hub id."""
+    weight: float | None = None
+    """Share of the prompts, relative to the other sources': all of them have one, or none, and then rows count alike.
+    For training alone."""
+    row_function: str | None = None
+    """Instead of `data.row_function`."""
+    media_root: str | None = None
+    """Instead of `data.media_root`."""
+
+
+def source_list(sources: str | Sequence[str | DataSource] | None) -> list[DataSource]:
+    """The sources of a split, each as a `DataSource`."""
+    listed = [sources] if isinstance(sources, str) else list(sources or ())
+    return [DataSource(one) if isinstance(one, str) else one for one in listed]
+
+
+def weights_of(option: str, sources: Sequence[DataSource]) -> tuple[int, ...] | None:
+    """The weights of sources as whole numbers without a common factor; None where no source has one.
+
+    Args:
+        option: name of the split, for messages.
+        sources: of the split.
+
+    Raises:
+        ValueError: some sources have a weight and some have none, one is not above 0, or they have too many digits.
+    """
+    given = [one.weight for one in sources if one.weight is not None]
+    if not given:
+        return None
+    names = ", ".join(f"{one.source}: {one.weight}" for one in sources)
+    if len(given) < len(sources):
+        raise ValueError(f"of data.{option} all sources have a weight or none, got {names}; give each one a weight")
+    if not all(0 < weight < float("inf") for weight in given):
+        raise ValueError(f"weights of data.{option} must be above 0, got {names}; leave a source out to not read it")
+    fractions = [Fraction(str(weight)) for weight in given]
+    whole = [int(fraction * lcm(*(other.denominator for other in fractions))) for fraction in fractions]
+    whole = [number // gcd(*whole) for number in whole]
+    if sum(whole) > LONGEST_CYCLE:
+        raise ValueError(
+            f"weights of data.{option} must come out even within {LONGEST_CYCLE} prompts, got {names}, which do within "
+            f"{sum(whole)}; give them fewer digits"
+        )
+    return tuple(whole)
+
+
+def first_rows(by_source: Iterable[list[T]], limit: int | None, *, of_each: bool) -> list[list[T]]:
+    """At most `limit` rows of all sources together, the first ones, or of each; None for all."""
+    if of_each or limit is None:
+        return [rows[:limit] for rows in by_source]
+    kept: list[list[T]] = []
+    for rows in by_source:
+        kept.append(rows[: limit - sum(map(len, kept))])
+    return kept
+
+
+@functools.lru_cache(maxsize=4)
+def cycle(weights: tuple[int, ...]) -> tuple[int, ...]:
+    """Sources in an order in which each always has its share to within one: of two with weights 2 and 1, (0, 1, 0).
+
+    The k-th prompt of a source with weight w out of W comes at place k W / w or later and before (k + 1) W / w; taking
+    of those that may come the one that must come first keeps all of these promises (Liu and Layland 1973).
+
+    Args:
+        weights: of the sources.
+
+    Returns:
+        sum(weights) numbers of sources, each as often as its weight says.
+    """
+    total, taken, order = sum(weights), [0] * len(weights), []
+    for place in range(total):
+        spans = [
+            (-(-(taken[source] + 1) * total // weight), taken[source] * total // weight, source)
+            for source, weight in enumerate(weights)
+        ]
+        _, _, source = min(span for span in spans if span[1] <= place)
+        taken[source] += 1
+        order.append(source)
+    return tuple(order)
+
+
+@functools.lru_cache(maxsize=4)
+def _taken_before(weights: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """[W][K] prompts of each source before each place of the cycle."""
+    taken, counts = [0] * len(weights), []
+    for source in cycle(weights):
+        counts.append(tuple(taken))
+        taken[source] += 1
+    return tuple(counts)
+
+
+@functools.lru_cache(maxsize=8)
+def _window(weights: tuple[int, ...], seed: int, number: int) -> tuple[int, ...]:
+    """Sources of the places from `number * WINDOW` on."""
+    order = cycle(weights)
+    sources = [order[(number * WINDOW + place) % len(order)] for place in range(WINDOW)]
+    random.Random(f"{seed}/mix/{number}").shuffle(sources)
+    return tuple(sources)
+
+
+@dataclass(frozen=True)
+class MixedOrder(RowOrder):
+    """Which rows a rank reads where the sources have weights; a row's number follows from its place alone.
+
+    Place c of the sequence that all ranks share is a source's: `cycle`, over and over, every eight places shuffled
+    among themselves. So it is the n-th place of its source, whose rows come in permutations of its own. Any number of
+    ranks reads the same sequence, and the number of rows consumed says all about where a rank stands.
+    """
+
+    sizes: tuple[int, ...] = ()
+    """Rows of each source, which follow one another in the data set; they add up to `num_rows`."""
+    weights: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not all(self.sizes):
+            raise ValueError(
+                f"every source of data.train with a weight needs a row that can be used, got {self.sizes} rows; leave "
+                "the empty one out"
+            )
+
+    @override
+    def at(self, place: int) -> int:
+        source, turn = self.source_at(place)
+        epoch, turn = divmod(turn, self.sizes[source])
+        order = permutation(self.sizes[source], f"{self.seed}/{source}", epoch)
+        return sum(self.sizes[:source]) + order[turn]
+
+    def source_at(self, place: int) -> tuple[int, int]:
+        """Which source a place is, and how many places before are the same source's."""
+        number, inside = divmod(place, WINDOW)
+        window = _window(self.weights, self.seed, number)
+        source = window[inside]
+        cycles, rest = divmod(number * WINDOW, sum(self.weights))
+        before = cycles * self.weights[source] + _taken_before(self.weights)[rest][source]
+        return source, before + window[:inside].count(source)
+
+    @override
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | {"rows_of_the_sources": [*self.sizes], "weights_of_the_sources": [*self.weights]}

@@ -1,0 +1,225 @@
+"""Rows become prompts: media decoded, templates filled, token ids from the family."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol
+
+from longrl.datamodules.loading.loader import UnusableRow
+from longrl.datamodules.media.audio import FileSound, read_sound
+from longrl.datamodules.media.streaming import Decoding, FileFrames, HeldFrames, joined
+from longrl.datamodules.media.subtitles import Subtitles, subtitle_text
+from longrl.datamodules.media.video import BrokenMedia, VideoSampling, read_image
+from longrl.models.family import ModelFamily
+from longrl.models.reading import MEDIA_TAG
+from longrl.rewards.choice import parse_options
+from longrl.types import WHOLE, Frames, MediaKind, Prompt, Row, Share, Sound
+
+Stage = Literal["sft", "rl"]
+DEFAULT_QUESTION = (
+    "{subtitles}{problem}\n\nReason first, between <think> and </think>. Then give your final answer between <answer> "
+    "and </answer>: for a question with options its letter alone, else the answer and nothing more."
+)
+DEFAULT_RESPONSE = "<think>{reasoning}</think><answer>{answer}</answer>"
+
+DEFAULT_DECODING = Decoding()
+NO_SUBTITLES = Subtitles()
+
+
+class KnowsFeatures(Protocol):
+    """Whoever can tell whether the features of a medium are there already."""
+
+    def has(self, key: str) -> bool:
+        """Whether they are."""
+
+
+@dataclass
+class RowRenderer:
+    """Row -> prompt, in a loader worker: decodes the media, fills the templates and asks the family for token ids."""
+
+    family: ModelFamily
+    video: VideoSampling
+    stage: Stage = "rl"
+    question_template: str = DEFAULT_QUESTION
+    response_template: str = DEFAULT_RESPONSE
+    answer_template: str = "{answer}"
+    blind: bool = False
+    blind_share: float = 0.0
+    max_prompt_tokens: int | None = None
+    subtitles: Subtitles = NO_SUBTITLES
+    cached_media: int = 0
+    decoding: Decoding = DEFAULT_DECODING
+    share: Share = WHOLE
+    """Which part of every medium this rank decodes."""
+    stored: KnowsFeatures | None = None
+    """Videos that it knows are not decoded; should their features prove unusable, `Media.source` decodes them."""
+    _cache: OrderedDict[tuple[object, ...], Frames | Sound] = field(default_factory=OrderedDict, repr=False)
+    """kind, path and sampling -> frames or sound, the least recently used first."""
+    _checked: set[str] = field(default_factory=set, repr=False)
+    """Keys of videos too large to hold that were decoded once without an error."""
+
+    def __call__(self, row: Row) -> Prompt:
+        """The prompt of a row, with its SFT target if the stage is `sft`.
+
+        Raises:
+            UnusableRow: a medium or its subtitles are missing or broken, or the prompt is too long.
+        """
+        whole = row
+        if self.drops_media(row):
+            row = without_media(row)
+        span = row.metadata.get("span_s")
+        sampling = replace(self.video, span_s=tuple(span)) if span else self.video
+        frames = [medium for kind, path in ordered_media(row) for medium in self._media(kind, path, sampling)]
+        text = fill(self.question_template, problem=row.problem, subtitles=self._subtitles(whole, frames))
+        prompt = self.family.render(row, text, frames, self.response(row))
+        self._check_length(len(prompt.input_ids))
+        if any(item.source for item in frames):
+            media = [replace(made, source=item.source) for made, item in zip(prompt.media, frames, strict=True)]
+            prompt = replace(prompt, media=tuple(media))
+        shown = [item for item in frames if isinstance(item, Frames)]
+        indices, times = tuple(item.indices for item in shown), tuple(item.timestamps for item in shown)
+        return replace(prompt, frame_indices=indices, frame_times=times)
+
+    def drops_media(self, row: Row) -> bool:
+        """Whether a row is shown without its media: all are, or it is one of the share of training rows that are."""
+        drawn = int.from_bytes(hashlib.sha256(row.id.encode()).digest()[:4], "big") / 2**32
+        return self.blind or drawn < self.blind_share
+
+    def response(self, row: Row) -> str | None:
+        """The SFT target of a row: reasoning and answer, or the answer alone where there is no reasoning."""
+        if self.stage == "rl":
+            return None
+        template = self.response_template if row.reasoning else self.answer_template
+        option = parse_options(row.problem).get(row.answer, row.answer)
+        return fill(template, reasoning=row.reasoning or "", answer=row.answer, option=option)
+
+    def _check_length(self, num_tokens: int) -> None:
+        if self.max_prompt_tokens is not None and num_tokens > self.max_prompt_tokens:
+            raise UnusableRow(
+                f"its prompt has {num_tokens} tokens, more than data.max_prompt_tokens={self.max_prompt_tokens}; raise "
+                "that, or take fewer frames or smaller ones"
+            )
+
+    def _subtitles(self, row: Row, media: Sequence[Frames | Sound]) -> str:
+        blind = self.drops_media(row)
+        videos = [medium for medium in media if isinstance(medium, Frames) and medium.kind == "video"]
+        try:
+            return subtitle_text(row, self.subtitles, None if blind else videos)
+        except BrokenMedia as error:
+            raise UnusableRow(str(error), error.path) from error
+
+    def _media(self, kind: MediaKind, path: str, sampling: VideoSampling) -> list[Frames | Sound]:
+        """A file as the family reads it: a video's sound track comes right after its frames."""
+        if kind == "video" and self.family.use_audio_in_video:
+            if sampling.span_s is not None:
+                raise UnusableRow(
+                    "a part of its video is asked about (span_s), but a sound track is heard as a whole; set "
+                    "model.family.init_args.use_audio_in_video to false",
+                    path,
+                )
+            sound = self._read("audio", path, sampling)
+            assert isinstance(sound, Sound)
+            return [self._read(kind, path, sampling), replace(sound, within=True)]
+        return [self._read(kind, path, sampling)]
+
+    def _read(self, kind: MediaKind, path: str, sampling: VideoSampling) -> Frames | Sound:
+        known = kind, path, sampling
+        if known in self._cache:
+            self._cache.move_to_end(known)
+            return self._cache[known]
+        readers: dict[MediaKind, Callable[[str], Frames | Sound]] = {
+            "image": self._image,
+            "video": lambda path: self._video(path, sampling),
+            "audio": self._sound,
+        }
+        try:
+            frames = readers[kind](path)
+        except BrokenMedia as error:
+            raise UnusableRow(str(error), path) from error
+        self._cache[known] = frames
+        while len(self._cache) > self.cached_media:
+            self._cache.popitem(last=False)
+        return frames
+
+    def _image(self, path: str) -> Frames:
+        return read_image(path, self.share)
+
+    def _sound(self, path: str) -> Sound:
+        """A file's sound. Its length takes decoding; where its features are stored, the samples are let go of."""
+        if not self.family.hears:
+            raise ValueError(
+                f"{type(self.family).__name__} reads no sound, but a row has {path}; use a family that does, as "
+                "longrl.models.qwen_omni.QwenOmniFamily, or rows without `audios`"
+            )
+        sound = read_sound(path, self.share)
+        if self.stored is not None and self.stored.has(self.family.patch(without_samples(sound)).key):
+            return replace(without_samples(sound), source=FileSound(path, self.share))
+        return sound
+
+    def _video(self, path: str, sampling: VideoSampling) -> Frames:
+        """A video's frames at the tower's size if they are few; else, or if features are stored, where to get them."""
+        file = FileFrames(path, sampling, self.share, self.family.frames_per_cell, self.decoding.chunk_frames)
+        reader = file.reader()
+        outline = replace(reader.outline, source=file)
+        medium = self.family.patch(outline)  # times and size alone give its key and grid
+        if outline.key in self._checked or (self.stored is not None and self.stored.has(medium.key)):
+            return outline
+        if not reader.numbers:  # all frames are other ranks'
+            return reader.outline
+        parts = map(self.family.resize, reader.chunks(self.decoding.chunk_frames))
+        frames = joined(parts, len(reader.numbers), self.decoding.max_held_mib)
+        if frames is None:
+            self._checked.add(outline.key)
+            return outline
+        if len(self.share.cells(medium.grid_thw[0])) <= self.family.cells_per_encode(medium):
+            return frames  # patched by the loader
+        return replace(outline, source=HeldFrames(frames))
+
+
+def fill(template: str, **values: str) -> str:
+    r"""The template with each `{name}` replaced; other braces stay, as in `\boxed{}`."""
+    return re.sub(r"\{(\w+)\}", lambda match: values.get(match[1], match[0]), template)
+
+
+def check_template(option: str, template: str, names: Collection[str]) -> None:
+    """Raises ValueError if nothing fills a `{name}` of a template: it would be shown, or learned, as it is."""
+    unknown = [name for name in re.findall(r"\{(\w+)\}", template) if name.isidentifier() and name not in names]
+    if unknown:
+        raise ValueError(
+            f"data.{option} may name {', '.join(f'{{{name}}}' for name in names)}, got {{{unknown[0]}}} in "
+            f"{template!r}; correct the name, or write it without braces"
+        )
+
+
+def without_media(row: Row) -> Row:
+    """The row as a blind model is asked it. Which videos it had stays known, for their subtitles (`when_blind`)."""
+    metadata = {**row.metadata, "left_out_videos": [*row.videos]} if row.videos else row.metadata
+    problem = MEDIA_TAG.sub("", row.problem).strip()
+    return replace(row, videos=(), images=(), audios=(), reasoning=None, problem=problem, metadata=metadata)
+
+
+def files_of(row: Row) -> tuple[str, ...]:
+    """Paths of all media of a row."""
+    return (*row.images, *row.videos, *row.audios)
+
+
+def without_samples(sound: Sound) -> Sound:
+    """The sound without its samples: enough for its key and length."""
+    return replace(sound, waveform=sound.waveform[:0])
+
+
+def ordered_media(row: Row) -> list[tuple[MediaKind, str]]:
+    """Kind and path of each medium, in the order of the problem's tags; else images, videos, sounds."""
+    media: list[tuple[MediaKind, str]] = [("image", path) for path in row.images]
+    media += [("video", path) for path in row.videos]
+    media += [("audio", path) for path in row.audios]
+    tags = MEDIA_TAG.findall(row.problem)
+    if sorted(tags) != sorted(kind for kind, _ in media):
+        return media  # no tags, or tags that the family will refuse
+    kinds = [kind for kind, _ in media]
+    nth = [tags[:place].count(tag) for place, tag in enumerate(tags)]
+    return [media[kinds.index(tag) + n] for tag, n in zip(tags, nth, strict=True)]

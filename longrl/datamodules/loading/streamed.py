@@ -1,0 +1,107 @@
+"""`StreamedData`: a data module whose training prompts are one resumable stream, shared out over ranks."""
+
+from __future__ import annotations
+
+import abc
+from typing import Any, Literal
+
+from lightning.pytorch import LightningDataModule
+from typing_extensions import override
+
+from longrl.datamodules.loading.loader import EvalLoader, PromptStream, TrainLoader
+
+Split = Literal["train", "val", "test"]
+SPLITS: dict[str, tuple[Split, ...]] = {
+    "fit": ("train", "val"),
+    "validate": ("val",),
+    "test": ("test",),
+    "predict": ("test",),
+}
+"""Which sources a Lightning stage reads; the first is needed."""
+
+
+class StreamedData(LightningDataModule, abc.ABC):
+    """Loaders of one stream of training prompts and of the rows of evaluation; goes on exactly where it was saved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stream: PromptStream[Any] | None = None
+        self._state: dict[str, Any] = {}
+        """Loaded before there was a stream to load it into."""
+
+    # -- what a subclass says ------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def has(self, split: Split) -> bool:
+        """Whether the rows of a split have been read."""
+
+    @abc.abstractmethod
+    def eval_loader(self, split: Split) -> EvalLoader:
+        """This rank's part of a split, once."""
+
+    @override
+    @abc.abstractmethod
+    def train_dataloader(self) -> TrainLoader:
+        """Batches of `stream`."""
+
+    # -- loaders -------------------------------------------------------------------------------------------------
+
+    @property
+    def stream(self) -> PromptStream[Any]:
+        """The training prompts, once `setup("fit")` has been called."""
+        assert self._stream is not None, "setup('fit') comes first"
+        return self._stream
+
+    def start(self, stream: PromptStream[Any]) -> None:
+        """Takes the stream of training prompts, and goes on where a state that was loaded before it says."""
+        self._stream = stream
+        self.train_dataloader()  # a batch larger than the source is an error now, not after the weights are loaded
+        if self._state:
+            stream.load_state_dict(self._state)
+        self._state = {}
+
+    def data_parallel(self) -> tuple[int, int]:
+        """Rank and number of data-parallel ranks; ranks that share a sequence share their prompts."""
+        kwargs = self.trainer.distributed_sampler_kwargs if self.trainer else None
+        return (kwargs["rank"], kwargs["num_replicas"]) if kwargs else (0, 1)
+
+    def refill(self, count: int) -> list[Any]:
+        """`count` further training prompts, for dynamic sampling; they count as consumed."""
+        return self.stream.take(count)
+
+    @override
+    def val_dataloader(self) -> EvalLoader | list[EvalLoader]:
+        return self.eval_loader("val") if self.has("val") else []
+
+    @override
+    def test_dataloader(self) -> EvalLoader:
+        return self.eval_loader("test")
+
+    @override
+    def predict_dataloader(self) -> EvalLoader:
+        return self.eval_loader("test")
+
+    @override
+    def teardown(self, stage: str) -> None:
+        """Ends the training workers."""
+        if self._stream is not None:
+            self._stream.close()
+
+    # -- resuming ------------------------------------------------------------------------------------------------
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """Where all ranks stand in the training rows; Lightning calls it on every rank and saves rank 0's."""
+        return self._stream.state_dict() if self._stream is not None else {}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on where the state was saved: now, or once `setup("fit")` is called.
+
+        Raises:
+            ValueError: the state belongs to other rows or another seed.
+        """
+        if self._stream is not None:
+            self._stream.load_state_dict(state_dict)
+        else:
+            self._state = state_dict

@@ -1,0 +1,123 @@
+"""Files to `Sound`: wav, mp3, flac and whatever else PyAV reads, and the sound tracks of videos.
+
+Runs in loader workers. What cannot be read as it is raises `BrokenMedia`; silence is never put in its place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from longrl.datamodules.media.video import BrokenMedia, _as_broken, _digest
+from longrl.types import WHOLE, Share, Sound
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+
+SAMPLING_RATE = 16_000
+"""Samples per second: what Whisper's spectrogram, and every model built on it, is computed from."""
+MIN_SECONDS = 0.1
+"""Less gives a model no token, or one."""
+ESTIMATED = {"mp3", "aac"}
+"""Containers without an index: their duration is a guess from the bit rate."""
+MAX_MISSING_S = 1.0
+"""A sound that ends so much earlier than its container says is torn."""
+
+
+@dataclass(frozen=True)
+class FileSound:
+    """A `Sound.source` that decodes a file."""
+
+    path: str
+    share: Share
+
+    def __call__(self) -> Iterator[Sound]:
+        """The sound, whole."""
+        yield read_sound(self.path, self.share)
+
+
+def read_sound(path: str | Path, share: Share = WHOLE) -> Sound:
+    """The first sound track of a file, as one channel at 16 kHz.
+
+    Time 0 is the video's first frame if the file has a video: a track that starts later begins with silence, one that
+    starts earlier is cut there.
+
+    Args:
+        path: a file of any format that PyAV reads: wav, mp3, flac, ogg, m4a, mp4, mkv.
+        share: which part of its features this rank encodes; all ranks decode the whole.
+
+    Raises:
+        BrokenMedia: no such file, no sound track, a torn one, or less than 0.1 s of it.
+    """
+    import av
+
+    digest = _digest(path)
+    _refuse_torn_wav(path)
+    with _as_broken(path), av.open(str(path)) as container:
+        if not container.streams.audio:
+            raise BrokenMedia(
+                path,
+                "it has no sound track; leave such videos out, or show videos without theirs: "
+                "model.family.init_args.use_audio_in_video=false",
+            )
+        samples = _decoded(container, path)
+    if len(samples) < MIN_SECONDS * SAMPLING_RATE:
+        raise BrokenMedia(path, f"it has {len(samples) / SAMPLING_RATE:.3f} s of sound, less than {MIN_SECONDS} s")
+    key = hashlib.sha256(f"audio {digest} PyAV {av.__version__} {SAMPLING_RATE}".encode()).hexdigest()
+    return Sound(torch.from_numpy(samples), len(samples), key, share=share)
+
+
+def _decoded(container: InputContainer, path: str | Path) -> NDArray[np.float32]:
+    """[S] samples of the first sound track."""
+    import av
+
+    stream = container.streams.audio[0]
+    resampler = av.AudioResampler(format="fltp", rate=SAMPLING_RATE)
+    parts: list[NDArray[np.float32]] = []
+    start_s, length_s = None, 0.0
+    for frame in container.decode(stream):
+        if start_s is None:
+            start_s = frame.time or 0.0
+        length_s += frame.samples / frame.sample_rate
+        frame.pts = None  # samples follow one another; gaps in the time stamps are not filled
+        # the mean, as in qwen-omni-utils and vLLM; FFmpeg's own mono is louder
+        parts += [resampled.to_ndarray().mean(0) for resampled in resampler.resample(frame)]
+    if start_s is None:
+        raise BrokenMedia(path, "its sound track is empty")
+    _refuse_torn(container, stream, length_s, path)
+    parts += [resampled.to_ndarray().mean(0) for resampled in resampler.resample(None)]
+    return _from_first_frame(np.concatenate(parts), start_s, container)
+
+
+def _refuse_torn(container: InputContainer, stream: Any, length_s: float, path: str | Path) -> None:
+    if stream.duration is None or container.format.name in ESTIMATED:
+        return
+    promised_s = float(stream.duration * stream.time_base)
+    if length_s < promised_s - MAX_MISSING_S:
+        raise BrokenMedia(path, f"its sound ends after {length_s:.1f} s, though it should last {promised_s:.1f} s")
+
+
+def _refuse_torn_wav(path: str | Path) -> None:
+    """FFmpeg takes a wav for as long as it is; its header knows better, unless it was written into a pipe."""
+    with open(path, "rb") as file:
+        head = file.read(12)
+        held = file.seek(0, 2)
+    promised = int.from_bytes(head[4:8], "little") + 8
+    if head[:4] == b"RIFF" and head[8:] == b"WAVE" and held < promised < 1 << 32:
+        raise BrokenMedia(path, f"it has {held} bytes, though its header says {promised}: it is torn")
+
+
+def _from_first_frame(samples: NDArray[np.float32], start_s: float, container: InputContainer) -> NDArray[np.float32]:
+    """The samples from the time of the first video frame on."""
+    videos = [stream for stream in container.streams.video if stream.start_time is not None]
+    if not videos or container.streams.video[0].frames == 1:  # no video, or the picture on a record's sleeve
+        return samples
+    late = round((start_s - float(videos[0].start_time * videos[0].time_base)) * SAMPLING_RATE)
+    return samples[-late:] if late < 0 else np.concatenate([np.zeros(late, np.float32), samples])

@@ -1,0 +1,238 @@
+"""Subtitles of a video as part of its question: reading them, choosing lines, and cutting what is too long."""
+
+from __future__ import annotations
+
+import html
+import itertools
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from longrl.datamodules.media.video import BrokenMedia
+from longrl.types import Frames, Row
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = (".srt", ".vtt", ".json")
+"""Of subtitle files, the first that a folder has for a video counts."""
+MARKUP = re.compile(r"</?[A-Za-z][^<>]*>|<[\d:.]+>")
+"""Tags of speakers, fonts and the times of words; also media tags, which would place media."""
+
+
+@dataclass(frozen=True)
+class Subtitles:
+    r"""Which subtitles a question shows, in place of `{subtitles}` in its template; nothing stands there without any.
+
+    Example:
+        `data.subtitles: {source: data/videomme/subtitle}` with
+        `question_template: "{subtitles}{problem}\n\nAnswer with the letter."`
+    """
+
+    source: str | None = None
+    """A folder with files of the videos' names, `.srt`, `.vtt` or `.json`; or `record`, for what a row's metadata has
+    under `subtitles`: a file, the lines themselves, or a text; a list of files where a row has several videos."""
+    lines: Literal["frames", "all"] = "frames"
+    """Lines that are on show while a sampled frame is, or all of the video's."""
+    max_chars: int = 8000
+    """More than that, all videos of a question together, and only every second line is shown, or every third, and so
+    on: the first of these that fits. One line that is too long by itself is cut."""
+    times: bool = False
+    """Write the time before each line: [1:05]."""
+    heading: str = "The video's subtitles:"
+    """Line above them."""
+    when_blind: Literal["drop", "keep"] = "drop"
+    """What becomes of them where a question is asked without its video; kept, they are all lines."""
+
+    def __post_init__(self) -> None:
+        if self.max_chars < 1:
+            raise ValueError(f"data.subtitles.max_chars must be at least 1, got {self.max_chars}")
+        if self.source not in (None, "record") and not os.path.isdir(os.path.expanduser(str(self.source))):
+            raise ValueError(
+                f"data.subtitles.source must be a folder or `record`, got {self.source!r} (working folder: "
+                f"{os.getcwd()}); correct the path"
+            )
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line and when it is on show, in seconds from the video's start."""
+
+    start_s: float
+    end_s: float
+    text: str
+
+
+def subtitle_text(row: Row, options: Subtitles, videos: Sequence[Frames] | None) -> str:
+    """What stands in place of `{subtitles}` in a row's question.
+
+    Args:
+        row: with its videos, whether or not they are shown.
+        options: which lines.
+        videos: as they are shown; None where they are not.
+
+    Raises:
+        BrokenMedia: a subtitle file cannot be read.
+    """
+    if options.source is None or (videos is None and options.when_blind == "drop"):
+        return ""
+    span = row.metadata.get("span_s")
+    pairs = itertools.zip_longest(_lines_of(row, options.source), videos or ())
+    by_video = [texts for lines, video in pairs if (texts := _chosen(lines or [], video, span, options))]
+    if not by_video:
+        return ""
+    blocks = ["\n".join(fitting(texts, options.max_chars // len(by_video))) for texts in by_video]
+    return f"{options.heading}\n" + "\n\n".join(blocks) + "\n\n"
+
+
+def tell_subtitles(split: str, rows: Sequence[Row], options: Subtitles) -> None:
+    """Logs how many rows have subtitles; files are not opened.
+
+    Raises:
+        ValueError: none has.
+    """
+    if options.source is None:
+        return
+    if options.source == "record":
+        found = sum(bool(row.metadata.get("subtitles")) for row in rows)
+    else:
+        found = sum(any(_file_of(video, options.source) for video in row.videos) for row in rows)
+    if not found:
+        raise ValueError(
+            f"none of the {len(rows)} rows of data.{split} has subtitles in data.subtitles.source={options.source}, "
+            "which must have files of the videos' names; correct it, or set it to null"
+        )
+    logger.info("%d of %d %s rows have subtitles", found, len(rows), split)
+
+
+def subtitle_files(row: Row, source: str | None) -> list[str]:
+    """The files that a row's subtitles are read from; those of its metadata whether or not they are there."""
+    if source is None:
+        return []
+    if source != "record":
+        return [path for video in row.videos if (path := _file_of(video, source))]
+    told = row.metadata.get("subtitles") or []
+    listed = told if isinstance(told, list) else [told]
+    return [one for one in listed if isinstance(one, str) and _names_file(one)]
+
+
+def fitting(texts: Sequence[str], max_chars: int) -> list[str]:
+    """Every n-th of the texts, with the smallest n for which their lines have at most so many characters."""
+    for step in range(1, len(texts) + 1):
+        kept = list(texts[::step])
+        if sum(map(len, kept)) + len(kept) - 1 <= max_chars:
+            return kept
+    return [texts[0][:max_chars]] if texts else []
+
+
+def _lines_of(row: Row, source: str) -> list[list[Line]]:
+    """Of each of a row's videos."""
+    if source != "record":
+        paths = [_file_of(video, source) for video in row.videos or row.metadata.get("left_out_videos", ())]
+        return [read_subtitles(path) if path else [] for path in paths]
+    told = row.metadata.get("subtitles") or []
+    several = isinstance(told, list) and all(isinstance(one, str) for one in told)
+    return [_told(one) for one in (told if several else [told])]
+
+
+def _file_of(video: str, folder: str) -> str | None:
+    paths = [os.path.join(os.path.expanduser(folder), Path(video).stem + suffix) for suffix in SUFFIXES]
+    return next((path for path in paths if os.path.isfile(path)), None)
+
+
+def _told(value: Any) -> list[Line]:
+    """What a record has: a file, lines, or a text, which is on show all the time."""
+    if not isinstance(value, str):
+        return _from_json(value)
+    if _names_file(value):
+        return read_subtitles(value)
+    return [Line(0.0, float("inf"), text) for text in value.splitlines() if text.strip()]
+
+
+def _names_file(value: str) -> bool:
+    return value.endswith(SUFFIXES) and "\n" not in value
+
+
+def _chosen(lines: Sequence[Line], video: Frames | None, span: Sequence[float] | None, options: Subtitles) -> list[str]:
+    """The lines to show, without repeats one after another (captions that roll up say everything twice)."""
+    start, end = span or (0.0, video.duration_s if video else float("inf"))
+    shown = [line for line in lines if line.start_s < end and line.end_s > start and line.text]
+    if video is not None and options.lines == "frames":
+        shown = [line for line in shown if any(line.start_s <= time < line.end_s for time in video.timestamps)]
+    shown = [next(same) for _, same in itertools.groupby(shown, key=lambda line: line.text)]
+    return [f"[{_clock(line.start_s)}] {line.text}" if options.times else line.text for line in shown]
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+def read_subtitles(path: str | Path) -> list[Line]:
+    """The lines of a `.srt`, `.vtt` or `.json` file in the order of their times, each in one line, without markup.
+
+    JSON is a list of `{start, end, text}` (or `line` for `text`, or `timestamp: [start, end]`), in seconds or as
+    "00:01:05.2", by itself or under `segments`.
+
+    Raises:
+        BrokenMedia: no such file, or no lines in it.
+    """
+    path = os.path.expanduser(str(path))
+    try:
+        return list(_read(path, os.stat(path).st_mtime_ns))
+    except FileNotFoundError as error:
+        raise BrokenMedia(path, f"the file does not exist (working folder: {os.getcwd()})") from error
+    except OSError as error:
+        raise BrokenMedia(path, f"the file cannot be opened ({error.strerror})") from error
+
+
+@lru_cache(maxsize=256)  # several questions on one video follow each other
+def _read(path: str, version: int) -> tuple[Line, ...]:
+    import pysubs2
+
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")
+        if path.endswith(".json"):
+            lines = _from_json(json.loads(text))
+        else:
+            events = pysubs2.SSAFile.from_string(text, format_=path.rpartition(".")[2])
+            lines = [Line(one.start / 1000, one.end / 1000, _cue(one.plaintext, path)) for one in events]
+    except (UnicodeDecodeError, ValueError, TypeError, KeyError, pysubs2.exceptions.Pysubs2Error) as error:
+        raise BrokenMedia(path, f"its subtitles cannot be read ({type(error).__name__}: {error})") from error
+    if text.strip() and not lines:
+        raise BrokenMedia(path, "there are no subtitles in it")
+    return tuple(sorted(lines, key=lambda line: line.start_s))
+
+
+def _cue(text: str, path: str) -> str:
+    # A blank line ends a cue of WebVTT; what follows are notes and names, which pysubs2 leaves in.
+    return _plain(text.partition("\n\n")[0] if path.endswith(".vtt") else text)
+
+
+def _plain(text: str) -> str:
+    return " ".join(MARKUP.sub("", html.unescape(text)).split())
+
+
+def _from_json(told: Any) -> list[Line]:
+    told = told["segments"] if isinstance(told, Mapping) else told
+    if not isinstance(told, list):
+        raise ValueError(f"subtitles are a list of lines, got {type(told).__name__}")
+    lines = []
+    for one in told:
+        start, end = one["timestamp"] if "timestamp" in one else (one["start"], one["end"])
+        text = one["text"] if "text" in one else one["line"]
+        lines.append(Line(_seconds(start), float("inf") if end is None else _seconds(end), _plain(str(text))))
+    return lines
+
+
+def _seconds(time: Any) -> float:
+    """65.2 of 65.2, "65.2" and "00:01:05,2"."""
+    parts = str(time).replace(",", ".").split(":")
+    return sum(float(part) * 60**place for place, part in enumerate(reversed(parts)))

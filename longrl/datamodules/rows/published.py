@@ -1,0 +1,386 @@
+"""Row functions of published sets, which take their records as they are released.
+
+Of every row `category` is the set's own main division, and `metadata` has what else the set says: `video_id` (rows on
+one video have one), `duration`, `domain`, `task_type`. Videos are found by `find_video`. A record with several
+questions gives a row of each, and an error in the place of one that cannot be used.
+
+Questions that lack an answer (hidden test splits) or have one outside their options are errors that name record and
+field; `data.bad_records: skip` leaves them out, listed and counted.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from longrl.datamodules.media.subtitles import SUFFIXES
+from longrl.datamodules.rows.media_files import find_video
+from longrl.datamodules.rows.row_functions import (
+    VIDEO_R1_TASKS,
+    infer_task,
+    lacking,
+    lettered,
+    option_letter,
+    path_field,
+    plain_answer,
+    plain_reasoning,
+    record_id,
+    text_field,
+)
+from longrl.datamodules.rows.sources import Record
+from longrl.types import Row
+
+DIRECTION = re.compile(
+    r"\n\s*(?:please (?:respond|provide|answer|select|reply)|answer with|respond with only|select the)[^\n]*\s*\Z",
+    re.IGNORECASE,
+)
+"""Last line of a published question that wants the letter and nothing else: `data.question_template` says the form."""
+SECONDS = re.compile(r"\d+_\d+_(?:s|m)(?=_)")
+"""Length of the videos in a name of LLaVA-Video-178K's parts: `0_30_s_academic_v0_1`, `2_3_m_youtube_v0_1`."""
+TEMPLATE_TAG = re.compile(r"[ \t]*<(?:image|video)>[ \t]*\n?")
+NEXT_QA_KINDS = {"C": "causal", "T": "temporal", "D": "descriptive"}
+"""First letter of NExT-QA's question types: CW, CH, TN, TC, TP, DC, DL, DB, DO."""
+CHOOSE_ALL = (
+    "Any number of these statements may be right. Answer with the numbers of all that are, in order, as in '1, 3', or "
+    "with 'none'."
+)
+TASKS = ("multiple_choice", "math", "numeric", "exact", "temporal_iou", "open_ended")
+
+
+# ----------------------------------------------------------------------------------------------------- any benchmark
+
+
+def canonical_row(record: Record, index: int, media_root: str | None = None) -> Row:
+    """`{id, video, question, options, answer, problem_type, subtitles, metadata}`, the form to write one's own set in.
+
+    `video` (or `image`) is a path or a list of them. `options` may be absent or among the question's lines; `answer` is
+    a letter, a wording or the place of an option from 0 on. `problem_type` is a `Row.task`, a type of Video-R1 or, for
+    anything else, the category; `metadata["category"]` says it otherwise. `subtitles`, a file or the lines themselves,
+    is what `data.subtitles.source: record` reads.
+    """
+    kind = str(record.get("problem_type") or "")
+    task = kind if kind in TASKS else VIDEO_R1_TASKS.get(kind)
+    extra = dict(record.get("metadata") or {})
+    if told := record.get("subtitles"):
+        listed = isinstance(told, list)
+        found = [_subtitle_path(one, media_root) for one in (told if listed else [told])]
+        extra["subtitles"] = found if listed else found[0]
+    return _asked(
+        record,
+        index,
+        question=text_field(record, "question", index),
+        options=record.get("options"),
+        answer=record.get("answer"),
+        videos=path_field({**record, "videos": record.get("video")}, "videos", index, media_root),
+        images=path_field({**record, "images": record.get("image")}, "images", index, media_root),
+        task=task,
+        category=str(extra.get("category") or (kind if kind and not task else "") or "general"),
+        reasoning=record.get("reasoning"),
+        metadata=extra,
+    )
+
+
+def _subtitle_path(told: object, media_root: str | None) -> object:
+    """A file's path; lines and texts as they are."""
+    if isinstance(told, str) and told.endswith(SUFFIXES) and "\n" not in told:
+        return os.path.join(media_root or "", told)
+    return told
+
+
+def lmms_eval_row(record: Record, index: int, media_root: str | None = None) -> Row:
+    """A document of an lmms-eval task, or a line of its sample logs, whose document is in `doc`.
+
+    Documents differ by task; the first of these names that is there counts. Question: `question`, `problem`. Options:
+    `options`, `choices`, `candidates` (a list or a mapping by letter), or columns `a0`.., `option0`.. or `A`... Answer:
+    `answer`, `correct_choice`, `answer_number`, `answer_id`, a letter, a wording or, as an integer, a place from 0 on.
+    Video: `video`, `video_path`, `video_name`, `videoID`, `video_id`. Category: `category`, `problem_type`,
+    `task_type`, `question_category`, `type`.
+    """
+    doc = record["doc"] if isinstance(record.get("doc"), Mapping) else record
+    found = {**doc, "id": _first(doc, "question_id", "id", "qid", "doc_id", default=record.get("doc_id", index))}
+    video = _first(doc, "video", "video_path", "video_name", "videoID", "video_id")
+    if video is None:
+        raise lacking(found, index, "video", ", and so are 'video_path', 'video_name', 'videoID' and 'video_id'")
+    return _asked(
+        found,
+        index,
+        question=text_field(found, "question" if "question" in found else "problem", index),
+        options=_options(found),
+        answer=_first(doc, "answer", "correct_choice", "answer_number", "answer_id"),
+        videos=(find_video(str(video), media_root),),
+        category=str(_first(doc, "category", "problem_type", "task_type", "question_category", "type") or "general"),
+        metadata={
+            "video_id": _first(doc, "videoID", "video_id", default=_stem(str(video))),
+            **{name: doc[name] for name in ("duration", "domain", "task_type") if name in doc},
+        },
+    )
+
+
+def _options(doc: Mapping[str, Any]) -> Sequence[object]:
+    options = _first(doc, "options", "choices", "candidates")
+    if isinstance(options, Mapping):
+        return [options[key] for key in sorted(options)]
+    if options is not None:
+        return list(options)
+    for names in ([f"a{n}" for n in range(10)], [f"option{n}" for n in range(10)], list("ABCDEFGH")):
+        columns = [doc[name] for name in names if doc.get(name) not in (None, "")]
+        if len(columns) > 1:
+            return columns
+    return ()
+
+
+# ---------------------------------------------------------------------------------------------------------- videos
+
+
+def video_mme_row(record: Record, index: int, media_root: str | None = None) -> Row:
+    """A question of VideoMME (arXiv:2405.21075): four options with letters, three questions on each of 900 videos.
+
+    The category is the length of the video: short, medium or long.
+    """
+    video = text_field(record, "videoID", index)
+    return _asked(
+        record,
+        index,
+        name=text_field(record, "question_id", index),
+        question=text_field(record, "question", index),
+        options=record.get("options"),
+        answer=record.get("answer"),
+        task="multiple_choice",
+        videos=(find_video(video, media_root),),
+        category=text_field(record, "duration", index),
+        metadata={
+            "video_id": video,
+            "duration": record["duration"],
+            "domain": record.get("domain"),
+            "sub_category": record.get("sub_category"),
+            "task_type": record.get("task_type"),
+        },
+    )
+
+
+def llava_video_rows(record: Record, index: int, media_root: str | None = None) -> list[Row | ValueError]:
+    """Every question of a conversation of LLaVA-Video-178K (arXiv:2410.02713), with multiple choice, open or captions.
+
+    `<image>` stands for the video there and is left out, as is a last line that asks for the letter alone.
+    """
+    turns = record.get("conversations") or []
+    if not turns or len(turns) % 2:
+        raise lacking(record, index, "conversations", ": questions and answers in turn")
+    source, video = str(record.get("data_source") or ""), text_field(record, "video", index)
+    duration = SECONDS.match(source)
+
+    def row(pair: tuple[Mapping[str, Any], Mapping[str, Any]], place: int) -> Row:
+        asked, told = pair
+        if (asked.get("from"), told.get("from")) != ("human", "gpt"):
+            raise ValueError(f"record {index}: turn {2 * place} of 'conversations' must be of human, the next of gpt")
+        question = DIRECTION.sub("", TEMPLATE_TAG.sub("", text_field(asked, "value", index)).rstrip())
+        return _asked(
+            record,
+            index,
+            name=f"{record_id(record, index)}-{place}",
+            question=question.strip(),
+            answer=told.get("value"),
+            videos=(find_video(video, media_root),),
+            category=source or "general",
+            metadata={"video_id": _stem(video), "duration": duration[0] if duration else None},
+        )
+
+    return _each(list(zip(turns[::2], turns[1::2], strict=True)), row)
+
+
+def next_qa_row(record: Record, index: int, media_root: str | None = None) -> Row:
+    """A question of NExT-QA (arXiv:2105.08276): options `a0` to `a4`, `answer` the place of the right one; or open."""
+    video, kind = text_field(record, "video", index), str(record.get("type") or "")
+    options = [record[f"a{n}"] for n in range(5) if record.get(f"a{n}") is not None]
+    answer = _place(record, "answer", index) if options else record.get("answer")
+    return _asked(
+        record,
+        index,
+        name=f"{video}-{record.get('qid', index)}",
+        question=text_field(record, "question", index),
+        options=options,
+        answer=answer,
+        task="multiple_choice" if options else "open_ended",
+        videos=(find_video(video, media_root),),
+        category=NEXT_QA_KINDS.get(kind[:1], "general"),
+        metadata={"video_id": video, "task_type": kind or None},
+    )
+
+
+def perception_test_rows(record: Record, index: int, media_root: str | None = None) -> list[Row | ValueError]:
+    """Multiple choice of the Perception Test (arXiv:2305.13786), released by video (`mc_question`) or by question.
+
+    `answer_id` is the place of the right one of three `options`; the category is the skill area.
+    """
+    about = record.get("metadata") or {}
+    video = str(record.get("video_name") or about.get("video_id") or "")
+    if not video:
+        raise lacking(record, index, "video_name", ", and so is metadata's 'video_id'")
+
+    def row(item: Mapping[str, Any], place: int) -> Row:
+        return _asked(
+            item,
+            index,
+            name=f"{video}-{_first(item, 'question_id', 'id', default=place)}",
+            question=text_field(item, "question", index),
+            options=item.get("options"),
+            answer=_place(item, "answer_id", index),
+            task="multiple_choice",
+            videos=(find_video(video, media_root),),
+            category=str(item.get("area") or "general"),
+            metadata={"video_id": video, "task_type": item.get("reasoning"), "tags": item.get("tag")},
+        )
+
+    return _each(record.get("mc_question", [record]), row)
+
+
+def clevrer_rows(record: Record, index: int, media_root: str | None = None) -> list[Row | ValueError]:
+    """All questions on a scene of CLEVRER (arXiv:1910.01442); the category is the question's type.
+
+    A descriptive question has a word or a number as its answer, a predictive one is a choice of two. Any number of an
+    explanatory or counterfactual one's choices may be right, and the question counts as a whole, as in the paper: the
+    answer is the list of their numbers (`CHOOSE_ALL`).
+    """
+    video = text_field(record, "video_filename", index)
+    scene = str(record.get("scene_index", _stem(video)))
+
+    def row(item: Mapping[str, Any], place: int) -> Row:
+        return _asked(
+            item,
+            index,
+            name=f"{scene}-{item.get('question_id', place)}",
+            videos=(find_video(video, media_root),),
+            category=text_field(item, "question_type", index),
+            **_clevrer_question(item, index, _stem(video)),
+        )
+
+    return _each(record.get("questions") or [], row)
+
+
+def _clevrer_question(item: Mapping[str, Any], index: int, video_id: str) -> dict[str, Any]:
+    """Question, answer and task of one of the three forms."""
+    question = text_field(item, "question", index)
+    metadata: dict[str, Any] = {"video_id": video_id, "task_type": item.get("question_subtype")}
+    if not item.get("choices"):
+        answer = text_field(item, "answer", index)
+        task = "numeric" if answer.isdigit() else "exact"
+        return {"question": question, "answer": answer, "task": task, "metadata": metadata}
+    choices = sorted(item["choices"], key=lambda choice: choice.get("choice_id", 0))
+    wordings = [text_field(choice, "choice", index) for choice in choices]
+    right = [n for n, choice in enumerate(choices) if text_field(choice, "answer", index) == "correct"]
+    if item["question_type"] == "predictive":
+        known = {"question": question, "options": wordings, "task": "multiple_choice", "metadata": metadata}
+        return known | {"answer": right[0] if len(right) == 1 else None}
+    numbers = [str(n + 1) for n in right]
+    metadata["aliases"] = [",".join(numbers), " and ".join(numbers)] if numbers else None
+    lines = [f"{n}) {wording}" for n, wording in enumerate(wordings, start=1)]
+    answer = ", ".join(numbers) or "none"
+    return {
+        "question": "\n".join([question, *lines, CHOOSE_ALL]),
+        "answer": answer,
+        "task": "exact",
+        "metadata": metadata,
+    }
+
+
+def star_row(record: Record, index: int, media_root: str | None = None) -> Row:
+    """A question of STAR (arXiv:2405.09711) on a situation; of the video only `start` to `end` (seconds) is read.
+
+    `answer` is the wording of one of the `choices`; the category is the kind that `question_id` begins with:
+    Interaction, Sequence, Prediction or Feasibility.
+    """
+    name, video = text_field(record, "question_id", index), text_field(record, "video_id", index)
+    choices = sorted(record.get("choices") or [], key=lambda choice: choice.get("choice_id", 0))
+    start, end = (float(text_field(record, field, index)) for field in ("start", "end"))
+    if not 0 <= start < end:
+        raise ValueError(
+            f"record {index} (id {name!r}): 'start' must lie before 'end', got {start:g} and {end:g} s; correct it"
+        )
+    return _asked(
+        record,
+        index,
+        name=name,
+        question=text_field(record, "question", index),
+        options=[text_field(choice, "choice", index) for choice in choices],
+        answer=record.get("answer"),
+        task="multiple_choice",
+        videos=(find_video(video, media_root),),
+        category=name.partition("_")[0],
+        metadata={"video_id": video, "span_s": [start, end]},
+    )
+
+
+# --------------------------------------------------------------------------------------------------------- the parts
+
+
+def _asked(
+    record: Mapping[str, Any],
+    index: int,
+    *,
+    question: str,
+    answer: object,
+    videos: tuple[str, ...],
+    category: str,
+    metadata: Mapping[str, Any],
+    images: tuple[str, ...] = (),
+    options: Iterable[object] | None = None,
+    name: str | None = None,
+    task: str | None = None,
+    reasoning: object = None,
+) -> Row:
+    """A row with its options behind the question, each with its letter."""
+    wordings = list(options or ())
+    if task == "multiple_choice" and options is not None and not wordings:
+        raise lacking(record, index, "options")
+    problem = "\n".join([question, *lettered(wordings)])
+    if isinstance(answer, int) and wordings:
+        answer = chr(65 + answer) if 0 <= answer < len(wordings) else f"option number {answer}"
+    text = plain_answer("" if answer is None else str(answer))
+    if not text:
+        raise lacking(record, index, "answer")
+    task = task or infer_task(problem, text, has_media=bool(videos or images))
+    return Row(
+        id=name or record_id(record, index),
+        problem=problem,
+        answer=option_letter(problem, text) if task == "multiple_choice" else text,
+        task=task,
+        category=category,
+        videos=videos,
+        images=images,
+        reasoning=plain_reasoning(reasoning),
+        metadata={key: value for key, value in metadata.items() if value is not None},
+    )
+
+
+def _each(items: Sequence[Any], row: Callable[[Any, int], Row]) -> list[Row | ValueError]:
+    """A row of each item; what is wrong with one takes its place."""
+    made: list[Row | ValueError] = []
+    for place, item in enumerate(items):
+        try:
+            made.append(row(item, place))
+        except ValueError as error:
+            made.append(error)
+    return made
+
+
+def _place(record: Mapping[str, Any], field: str, index: int) -> int:
+    """Which option is right, counted from 0; tables have it as text."""
+    value = text_field(record, field, index)
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError(
+            f"record {index} (id {record_id(record, index)!r}): {field!r} must be the place of an option, counted from "
+            f"0, got {value!r}; correct it, or choose the row function of its schema with data.row_function"
+        ) from None
+
+
+def _first(record: Mapping[str, Any], *names: str, default: Any = None) -> Any:
+    return next((record[name] for name in names if record.get(name) is not None), default)
+
+
+def _stem(path: str) -> str:
+    return Path(path).stem

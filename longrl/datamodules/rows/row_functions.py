@@ -1,0 +1,360 @@
+"""Records as `Row`s: one plain function per record schema.
+
+A row function `(record, index, media_root) -> Row` is chosen by import path (`data.row_function`), so another schema is
+another function in any module: nothing is registered. A record with several questions gives a list, in which a
+`ValueError` stands for a question that cannot be used. Benchmarks and published video sets are in `published.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import io
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from longrl.datamodules.rows.media_files import find_video
+from longrl.datamodules.rows.sources import Record
+from longrl.types import Row
+
+RowFunction = Callable[[Record, int, str | None], Row | Sequence[Row | ValueError]]
+
+ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+THINK_TAG = re.compile(r"<think>(.*?)</think>", re.DOTALL | re.IGNORECASE)
+LETTER = re.compile(r"\(?([A-Za-z])[).:]?")
+LETTERED = re.compile(r"\(?([A-Z])[).:]\s")
+
+
+# ------------------------------------------------------------------------------------------------------ row functions
+
+
+def longvideo_reason_row(record: Record, index: int, media_root: str | None = None) -> Row:
+    """A record of LongVideo-Reason (arXiv:2507.07966), of the synthetic data, or of other media in the same schema.
+
+    Fields: `problem` and `answer` ("<answer>B</answer>" or plain) are needed; `problem_id`, `data_type`,
+    `problem_type` (the category), `reasoning`, `videos`, `images` and `audios` (a path or a list of them) and `task`
+    may be absent or null, and `metadata` (such as the `tolerance` of a number) too. A record whose `data_type` is
+    `video`, `image` or `audio` must name its medium.
+
+    Raises:
+        ValueError: a field is missing; the message names the record and the fields it has.
+    """
+    problem, answer = text_field(record, "problem", index), plain_answer(text_field(record, "answer", index))
+    data_type = str(record.get("data_type") or "")
+    videos, images, audios = (path_field(record, field, index, media_root) for field in ("videos", "images", "audios"))
+    has_media = bool(videos or images or audios)
+    if data_type in ("video", "image", "audio") and not has_media:
+        raise lacking(record, index, f"{data_type}s", f", though its data_type is {data_type!r}")
+    task = str(record.get("task") or infer_task(problem, answer, has_media=has_media))
+    return Row(
+        id=record_id(record, index),
+        problem=problem,
+        answer=option_letter(problem, answer) if task == "multiple_choice" else answer,
+        task=task,
+        category=str(record.get("problem_type") or data_type or "general"),
+        videos=videos,
+        images=images,
+        audios=audios,
+        reasoning=plain_reasoning(record.get("reasoning")),
+        metadata=record.get("metadata") or {},
+    )
+
+
+def text_math_row(record: Record, index: int, media_root: str | None = None) -> Row:
+    """A mathematics record: `problem` or `question`, and `answer`; GSM8K's "reasoning #### answer" is taken apart."""
+    problem = text_field(record, "problem" if "problem" in record else "question", index)
+    reasoning, mark, answer = text_field(record, "answer", index).rpartition("####")
+    return Row(
+        id=record_id(record, index),
+        problem=problem,
+        answer=plain_answer(answer),
+        task="math",
+        category=str(record.get("problem_type") or record.get("type") or "math"),
+        reasoning=plain_reasoning(reasoning if mark else record.get("reasoning")),
+    )
+
+
+def image_row(record: Record, index: int, media_root: str | None = None) -> Row:
+    """A question about images: as `longvideo_reason_row`, but `images` (or `image`) must not be empty.
+
+    Images inside the record, as `datasets` and parquet files hold them (`{"bytes", "path"}` or a PIL image), are
+    written to `media_root/.images`, each once.
+    """
+    images = record.get("images") or record.get("image") or []
+    images = list(images) if isinstance(images, (list, tuple)) else [images]
+    paths = [item if isinstance(item, str) else _write_image(item, index, media_root) for item in images]
+    return longvideo_reason_row({**record, "images": paths, "data_type": "image"}, index, media_root)
+
+
+def clevr_row(record: Record, index: int, media_root: str | None = None) -> Row:
+    """A question about images of CLEVR (arXiv:1612.06890), counted or named; `solution` may stand for `answer`."""
+    answer = plain_answer(text_field(record, "answer" if record.get("answer") is not None else "solution", index))
+    task = "numeric" if answer.isdigit() else "exact"
+    known = {"answer": answer, "task": task, "problem_type": record.get("problem_type") or "clevr"}
+    return image_row(record | known, index, media_root)
+
+
+def geometry_row(record: Record, index: int, media_root: str | None = None) -> Row:
+    """A geometry problem with its figures, as Geometry3K (arXiv:2105.04165): the answer is a formula or a letter.
+
+    `images` may be any number, placed by `<image>` in `problem` or coming first; `solution` may stand for `answer`.
+    """
+    problem = text_field(record, "problem", index)
+    answer = plain_answer(text_field(record, "answer" if record.get("answer") is not None else "solution", index))
+    task = "multiple_choice" if infer_task(problem, answer, has_media=True) == "multiple_choice" else "math"
+    known = {"answer": answer, "task": task, "problem_type": record.get("problem_type") or "geometry"}
+    return image_row(record | known, index, media_root)
+
+
+def _write_image(image: Any, index: int, media_root: str | None) -> str:
+    """The path, relative to `media_root`, of a file with the image; named by its content."""
+    content = _image_bytes(image)
+    if content is None:
+        return str(image["path"])
+    if media_root is None:
+        raise ValueError(f"record {index} holds an image; set data.media_root to a folder where it may be written")
+    path = Path(media_root, ".images", hashlib.sha256(content).hexdigest()[:32])
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{os.getpid()}")
+        partial.write_bytes(content)
+        partial.replace(path)  # other ranks write the same file
+    return str(path.relative_to(media_root))
+
+
+def _image_bytes(image: Any) -> bytes | None:
+    """An encoded image; None if it is a path only."""
+    if isinstance(image, Mapping):
+        return image.get("bytes")
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+VIDEO_R1_TASKS = {
+    "multiple choice": "multiple_choice",
+    "numerical": "numeric",
+    "regression": "numeric",
+    "OCR": "exact",
+    "free-form": "open_ended",
+}
+
+
+def video_r1_row(record: Record, index: int, media_root: str | None = None) -> Row:
+    """A Video-R1 record (arXiv:2503.21776): `options` apart, `solution` in a tag, `process`, and one `path`."""
+    kind = str(record.get("data_type") or "video")
+    problem = "\n".join([text_field(record, "problem", index), *lettered(record.get("options") or ())])
+    answer = plain_answer(text_field(record, "solution", index))
+    paths = path_field(record, "path", index, media_root)
+    if not paths:
+        raise lacking(record, index, "path")
+    problem_type = str(record.get("problem_type") or "general")
+    task = VIDEO_R1_TASKS.get(problem_type) or infer_task(problem, answer, has_media=True)
+    return Row(
+        id=record_id(record, index),
+        problem=problem,
+        answer=option_letter(problem, answer) if task == "multiple_choice" else answer,
+        task=task,
+        category=problem_type,
+        videos=paths if kind == "video" else (),
+        images=paths if kind == "image" else (),
+        reasoning=plain_reasoning(record.get("process")),
+    )
+
+
+def audio_qa_row(record: Record, index: int, media_root: str | None = None) -> Row:
+    """A question about a sound, or about a video and its sound, with its options apart (as in MMAU or AVQA).
+
+    Fields: `question` (or `problem`); `options` or `choices`, a list of wordings; `answer`, a letter, a wording or, as
+    an integer, the place of an option from 0 on; `audio` or `audios`, `video` or `videos`, `image` or `images`, a path
+    or a list of them. `id`, `category` (or `task`) and `reasoning` may be absent. That a video's own track is heard is
+    the family's `use_audio_in_video`.
+    """
+    options = record.get("options") or record.get("choices") or ()
+    question = text_field(record, "question" if "question" in record else "problem", index)
+    answer = record.get("answer")
+    if isinstance(answer, int) and 0 <= answer < len(options):
+        answer = chr(65 + answer)
+    media = {f"{kind}s": record.get(f"{kind}s") or record.get(kind) for kind in ("video", "image", "audio")}
+    if not any(media.values()):
+        raise lacking(record, index, "audio", ", and so are 'video' and 'image'")
+    known = {
+        "problem_id": record.get("problem_id", record.get("id")),
+        "problem": "\n".join([question, *lettered(options)]),
+        "problem_type": record.get("category") or record.get("task"),
+        "answer": answer,
+        "reasoning": record.get("reasoning"),
+        "data_type": "video" if media["videos"] else "audio",
+    }
+    return longvideo_reason_row(known | media, index, media_root)
+
+
+# --------------------------------------------------------------------------------------------------------- the parts
+
+
+def infer_task(problem: str, answer: str, *, has_media: bool) -> str:
+    """What kind of answer is wanted, for records that do not say.
+
+    A letter or one of the problem's options, or any answer about media to a problem with options: `multiple_choice`. A
+    number: `numeric` about media, `math` in text. Anything else: `open_ended`.
+    """
+    from longrl.rewards.choice import parse_options
+    from longrl.rewards.numeric import number
+
+    is_letter = LETTER.fullmatch(option_letter(problem, answer)) is not None
+    if (is_letter or has_media) if parse_options(problem) else (is_letter and has_media):
+        return "multiple_choice"
+    if number(answer) is not None and not re.search(r"[^\W\d_]{2}", answer):
+        return "numeric" if has_media else "math"
+    return "open_ended"
+
+
+def lettered(options: Iterable[object]) -> list[str]:
+    """The wordings of a question's options, each with its letter: ["cat", "dog"] gives ["A. cat", "B. dog"].
+
+    They stay as they are if all have their letters already: ["A. cat", "(B) dog"].
+    """
+    wordings = [str(option).strip() for option in options]
+    letters = [LETTERED.match(wording) for wording in wordings]
+    if all(match and match[1] == chr(65 + place) for place, match in enumerate(letters)):
+        return wordings
+    return [f"{chr(65 + place)}. {wording}" for place, wording in enumerate(wordings)]
+
+
+def plain_answer(text: str) -> str:
+    """The content of the last `<answer>` tag, or the text."""
+    found = ANSWER_TAG.findall(text)
+    return (found[-1] if found else text).strip()
+
+
+def option_letter(problem: str, answer: str) -> str:
+    """The letter that an answer means: "(b)." is B, and so are "B. dog" and "dog" if that is option B.
+
+    Returns:
+        The answer as it is, if it means none.
+    """
+    from longrl.rewards.choice import parse_options
+
+    options, letter = parse_options(problem), LETTER.fullmatch(answer)
+    if letter and (not options or letter[1].upper() in options):
+        return letter[1].upper()
+    for option, wording in options.items():
+        if answer in (wording, f"{option}. {wording}", f"{option}) {wording}", f"({option}) {wording}"):
+            return option
+    return answer
+
+
+def plain_reasoning(text: object) -> str | None:
+    """Reasoning without `<think>` tags and a trailing answer tag; None when there is none."""
+    if not isinstance(text, str):
+        return None
+    found = THINK_TAG.search(text)
+    return (found[1] if found else ANSWER_TAG.sub("", text)).strip() or None
+
+
+def text_field(record: Mapping[str, Any], field: str, index: int) -> str:
+    """A field that must say something, as text."""
+    value = record.get(field)
+    if value is None or not str(value).strip():
+        raise lacking(record, index, field)
+    return str(value).strip()
+
+
+def path_field(record: Mapping[str, Any], field: str, index: int, media_root: str | None) -> tuple[str, ...]:
+    """Paths of a field that holds one, several or none; relative ones start at `media_root`."""
+    value = record.get(field) or ()
+    paths = [value] if isinstance(value, str) else list(value)
+    if not all(isinstance(path, str) and path for path in paths):
+        kinds = sorted({type(path).__name__ for path in paths})
+        raise ValueError(
+            f"record {index} (id {record_id(record, index)!r}): {field!r} must hold file paths, got {', '.join(kinds)}"
+            "; name files, or use data.row_function=longrl.datamodules.rows.row_functions.image_row for images inside the records"
+        )
+    if field == "videos":
+        return tuple(find_video(path, media_root) for path in paths)
+    return tuple(os.path.join(media_root or "", os.path.expanduser(path)) for path in paths)
+
+
+def record_id(record: Mapping[str, Any], index: int) -> str:
+    """A record's own name, or its number."""
+    names = ("problem_id", "id", "question_id", "qid")
+    value = next((record[name] for name in names if record.get(name) is not None), index)
+    return str(value)
+
+
+def lacking(record: Mapping[str, Any], index: int, field: str, why: str = "") -> ValueError:
+    """The error of a record without a field that is needed."""
+    state = ("is empty" if field in record else "is missing") + why
+    return ValueError(
+        f"record {index} (id {record_id(record, index)!r}) needs {field!r}, which {state}; the record has "
+        f"{', '.join(map(str, record)) or 'no field'}. Correct it, or choose the row function of its schema with "
+        "data.row_function"
+    )
+
+
+def load_row_function(path: str) -> RowFunction:
+    """The function at an import path (`longrl.datamodules.rows.row_functions.image_row`) or in a file (`my/rows.py:my_row`).
+
+    Raises:
+        ValueError: nothing of that name is there.
+    """
+    location, _, name = path.rpartition(":" if ":" in path else ".")
+    try:
+        return getattr(_load_file(location) if ":" in path else importlib.import_module(location), name)
+    except (ImportError, AttributeError, OSError, ValueError) as error:
+        raise ValueError(
+            f"data.row_function={path!r} was not found: {error}; give an import path such as "
+            "longrl.datamodules.rows.row_functions.longvideo_reason_row, or file.py:function"
+        ) from error
+
+
+def _load_file(path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def check_media_tags(row: Row) -> None:
+    """Raises ValueError if the problem has `<image>`, `<video>` or `<audio>` tags, but not one for each medium."""
+    from longrl.models.reading import MEDIA_TAG
+
+    tags = MEDIA_TAG.findall(row.problem)
+    wanted = {"image": len(row.images), "video": len(row.videos), "audio": len(row.audios)}
+    if tags and any(tags.count(kind) != count for kind, count in wanted.items()):
+        media = " and ".join(f"{count} {kind}s" for kind, count in wanted.items() if count or kind != "audio")
+        raise ValueError(
+            f"row {row.id!r} has {media}, but its problem places "
+            f"{', '.join(f'<{tag}>' for tag in tags)}; name every medium once, or none (then they come first)"
+        )
+
+
+def make_rows(records: Iterable[Record], row_function: RowFunction, media_root: str | None) -> list[Row | ValueError]:
+    """The checked rows of all records; in the place of one that cannot be used, the error that says what is wrong."""
+    rows: list[Row | ValueError] = []
+    for index, record in enumerate(records):
+        try:
+            made = row_function(record, index, media_root)
+        except ValueError as error:
+            made = [error]
+        rows += map(_checked, [made] if isinstance(made, Row) else made)
+    return rows
+
+
+def _checked(row: Row | ValueError) -> Row | ValueError:
+    from longrl.rewards.tasks import check_answer
+
+    try:
+        if isinstance(row, Row):
+            check_answer(row)
+            check_media_tags(row)
+    except ValueError as error:
+        return error
+    return row

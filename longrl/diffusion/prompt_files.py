@@ -1,0 +1,180 @@
+"""`PromptFiles`: prompts for generators of pictures and videos, as batches of rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightning.pytorch.trainer.states import TrainerFn
+from typing_extensions import override
+
+from longrl.datamodules.loading.loader import EvalLoader, PromptStream, RenderedRows, RowOrder, TrainLoader
+from longrl.datamodules.loading.skips import SkipLog
+from longrl.datamodules.loading.streamed import SPLITS, Split, StreamedData
+from longrl.datamodules.rows.row_functions import load_row_function
+from longrl.diffusion.prompt_rows import read_prompts
+from longrl.types import Row
+
+if TYPE_CHECKING:
+    import torch
+
+    from longrl.types import Group
+
+DEFAULT_ROW_FUNCTION = "longrl.diffusion.prompt_rows.prompt_row"
+
+
+@dataclass
+class PromptBatch:
+    """The prompts of a step. The rollout callback fills `groups`, several samples of each."""
+
+    prompts: list[Row]
+    groups: list[Group] | None = None
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> PromptBatch:
+        """Lightning's device transfer: text has no device, and latents are where they were sampled."""
+        return self
+
+
+class PromptFiles(StreamedData):
+    """Batches of prompts from text files, JSONL records or a hub data set.
+
+    Every epoch has an order of its own, which `seed` alone decides; the place in it is in the checkpoint, so a run goes
+    on with the prompt it would have had next. Data-parallel ranks read different prompts, ranks of a team the same.
+
+    Args:
+        train: source of the training prompts: a `.txt` file with one on each line, a `.jsonl` file with one record on
+            each, or a hub id `owner/name:split`; or several of them, one after the other.
+        val: source of the prompts for validation, during `fit` and in `validate`.
+        test: source of the prompts for `test`.
+        row_function: import path (or `file.py:function`) of the function that turns a record into a `Row`:
+            `prompt_row`, `geneval_row` or `ocr_row` of longrl.diffusion.prompt_rows, or your own.
+        prompts_per_batch: prompts of a training step on each data-parallel rank; rollouts sample each several times.
+        eval_prompts_per_batch: prompts of a validation or test batch on each data-parallel rank.
+        max_train_rows: read only so many prompts of `train`, the first ones.
+        max_eval_rows: read only so many prompts of `val` and of `test`, the first ones.
+        seed: decides the order of the training prompts.
+
+    Example:
+        `PromptFiles(train="configs/demo/prompts.txt", val="configs/demo/prompts.txt", prompts_per_batch=4)`
+    """
+
+    def __init__(
+        self,
+        train: str | list[str] | None = None,
+        val: str | list[str] | None = None,
+        test: str | list[str] | None = None,
+        row_function: str = DEFAULT_ROW_FUNCTION,
+        prompts_per_batch: int = 8,
+        eval_prompts_per_batch: int = 8,
+        max_train_rows: int | None = None,
+        max_eval_rows: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        _at_least_one(prompts_per_batch=prompts_per_batch, eval_prompts_per_batch=eval_prompts_per_batch)
+        _at_least_one(max_train_rows=max_train_rows, max_eval_rows=max_eval_rows)
+        self.sources: dict[Split, list[str]] = {"train": _listed(train), "val": _listed(val), "test": _listed(test)}
+        self.max_rows: dict[Split, int | None] = {"train": max_train_rows, "val": max_eval_rows, "test": max_eval_rows}
+        self.row_function = load_row_function(row_function)
+        self.prompts_per_batch = prompts_per_batch
+        self.eval_prompts_per_batch = eval_prompts_per_batch
+        self.seed = seed
+        self.rows: dict[Split, list[Row]] = {}
+        """What has been read so far."""
+
+    # -- reading the sources -------------------------------------------------------------------------------------
+
+    @override
+    def setup(self, stage: str) -> None:
+        """Reads and checks the sources that `stage` needs; Lightning calls it before weights are loaded.
+
+        Raises:
+            ValueError: a source is missing, or a prompt cannot be used; the message says on which line.
+        """
+        needed = SPLITS[stage][0]
+        if not self.sources[needed]:
+            command = TrainerFn(stage).value  # Lightning's own stage prints as a member of an enum
+            raise ValueError(f"`{command}` reads data.{needed}, which is not set; give it a file of prompts")
+        self.read(SPLITS[stage])
+        if stage == "fit":
+            self._start_stream()
+
+    def read(self, splits: Sequence[Split]) -> None:
+        """Reads and checks those of the splits that are configured."""
+        for split in splits:
+            if self.sources[split]:
+                self.rows[split] = self._read(split)
+
+    def _read(self, split: Split) -> list[Row]:
+        sources = self.sources[split]
+        found = list(chain.from_iterable(self._read_source(source, len(sources) > 1) for source in sources))
+        found = found[: self.max_rows[split]]
+        errors = [error for error in found if isinstance(error, ValueError)]
+        if errors:
+            raise ValueError(
+                f"{len(errors)} of {len(found)} prompts of data.{split} cannot be used; the first: {errors[0]}. "
+                "Correct them, or choose the function of their schema with data.row_function"
+            )
+        rows = [row for row in found if isinstance(row, Row)]
+        name, count = Counter(row.id for row in rows).most_common(1)[0]
+        if count > 1:
+            raise ValueError(f"prompts of data.{split} must have different ids, but {count} have {name!r}; rename them")
+        return rows
+
+    def _read_source(self, source: str, among_others: bool) -> list[Row | ValueError]:
+        """Ids of several sources begin with their names, for the noise of a sample follows from its prompt's id."""
+        found = read_prompts(source, self.row_function)
+        if not among_others:
+            return found
+        return [replace(row, id=f"{Path(source).stem}/{row.id}") if isinstance(row, Row) else row for row in found]
+
+    # -- loaders -------------------------------------------------------------------------------------------------
+
+    def _start_stream(self) -> None:
+        rank, world_size = self.data_parallel()
+        rows = self.rows["train"]
+        order = RowOrder(len(rows), self.seed, rank, world_size)
+        self.start(PromptStream(RenderedRows(rows, _as_it_is), order, self._no_skips("train")))
+
+    def _no_skips(self, split: Split) -> SkipLog:
+        """What loaders tell of rows they skip; prompts that were read can all be used."""
+        return SkipLog("skipped.jsonl", split=split, num_rows=len(self.rows[split]), max_share=0.0, writes=False)
+
+    @override
+    def train_dataloader(self) -> TrainLoader:
+        return TrainLoader(self.stream, self.prompts_per_batch, PromptBatch)
+
+    @override
+    def has(self, split: Split) -> bool:
+        return split in self.rows
+
+    @override
+    def eval_loader(self, split: Split) -> EvalLoader:
+        rank, world_size = self.data_parallel()
+        return EvalLoader(
+            RenderedRows(self.rows[split], _as_it_is),
+            self._no_skips(split),
+            self.eval_prompts_per_batch,
+            rank=rank,
+            world_size=world_size,
+            make_batch=PromptBatch,
+        )
+
+
+def _as_it_is(row: Row) -> Row:
+    """A prompt for a generator needs no rendering: its text encoders belong to the policy."""
+    return row
+
+
+def _listed(source: str | list[str] | None) -> list[str]:
+    return [source] if isinstance(source, str) else list(source or [])
+
+
+def _at_least_one(**options: int | None) -> None:
+    for name, value in options.items():
+        if value is not None and value < 1:
+            raise ValueError(f"data.{name} must be at least 1, got {value}")

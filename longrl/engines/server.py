@@ -1,0 +1,203 @@
+"""Rollouts by vLLM servers beside the run, on GPUs or nodes of their own, fed with the trainer's features.
+
+A server is `python -m longrl serve` with the run's config (longrl/commands/serve.py says why vLLM's own routes do not
+do). It never sees a pixel: a prompt is what `VLLMEngine` gives to vLLM in the trainer's process, its features cross
+once and are named by their content from then on. Weights go through files, in shared memory on one machine or in a
+folder that trainer and server share; a direct way between GPUs (NCCL) does not exist yet.
+
+Both sides count versions of weights: a server that was started anew is given them again, and completions by other
+weights than the step's are an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from longrl.engines.hf import RolloutEngine
+from longrl.engines.server_client import ServerClient
+from longrl.engines.server_protocol import model_sizes
+from longrl.engines.vllm_extension import write_shards
+from longrl.engines.vllm_options import VERSION, completion, sampling_arguments
+from longrl.engines.weight_files import default_folder, new_folder
+from longrl.engines.weight_stream import engine_weights
+from longrl.models.base import CausalFamily
+from longrl.strategies.axis import world
+from longrl.types import Completion, Prompt, SamplingParams
+
+logger = logging.getLogger(__name__)
+
+
+class VLLMServerEngine(RolloutEngine):
+    """Generates with servers that were started beside the run.
+
+    Args:
+        urls: of the servers; rank r uses number r modulo their number, so several ranks may share one.
+        weights_folder: for weights on their way, seen by server and trainer under this name (`--weights_folder` of the
+            server); None is shared memory, for a server on rank 0's machine. It needs room for one set of weights.
+        shard_mib: size of its files, which bounds the host memory of a sync.
+        timeout_s: of one answer; a rollout of all prompts of a rank is one.
+        start_timeout_s: how long the first contact waits for a server that is still starting.
+        retries: further attempts where a server cannot be reached or is busy, after 1, 2, 4... seconds.
+
+    Example:
+        `VLLMServerEngine(["http://127.0.0.1:8000"])` beside `python -m longrl serve --config C --port 8000`
+    """
+
+    runs_elsewhere = True
+
+    def __init__(
+        self,
+        urls: Sequence[str] | str,
+        weights_folder: str | None = None,
+        shard_mib: int = 1024,
+        timeout_s: float = 1800.0,
+        start_timeout_s: float = 600.0,
+        retries: int = 4,
+    ) -> None:
+        addresses = [urls] if isinstance(urls, str) else list(urls)
+        if not addresses:
+            raise ValueError("urls of VLLMServerEngine must name a server, got none; e.g. http://127.0.0.1:8000")
+        self.clients = [ServerClient(url, timeout_s, retries) for url in addresses]
+        self.weights_folder = Path(weights_folder) if weights_folder else default_folder()
+        self.shard_mib = shard_mib
+        self.start_timeout_s = start_timeout_s
+        self.num_syncs = 0
+        """Times weights were handed over."""
+        self._info: dict[str, Any] | None = None
+        self._run = ""
+        self._version = ""
+
+    @property
+    def client(self) -> ServerClient:
+        """This rank's server."""
+        return self.clients[_rank() % len(self.clients)]
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    def start(self, family: CausalFamily) -> None:
+        """Waits for the server and compares it with what the run needs. Every rank of the run must call it.
+
+        Raises:
+            ConnectionError: it does not answer.
+            ValueError: it is another vLLM, or serves another model.
+        """
+        self._info = world().together(lambda: self._compatible(family))
+        if len(self.clients) > world().size:
+            logger.warning("%d urls for %d ranks: the last of them are not used", len(self.clients), world().size)
+
+    def _compatible(self, family: CausalFamily) -> dict[str, Any]:
+        info, url = self.client.wait(self.start_timeout_s), self.client.url
+        if info["vllm"].split("+")[0] != VERSION:
+            raise ValueError(f"the server at {url} runs vllm {info['vllm']}; install {VERSION} there, as longrl needs")
+        wanted = model_sizes(family)
+        differing = [
+            f"{name} is {info['model'].get(name)!r} instead of {value!r}"
+            for name, value in wanted.items()
+            if info["model"].get(name) != value
+        ]
+        if differing:
+            raise ValueError(
+                f"the server at {url} serves another model than model.family describes: {', '.join(differing)}; start "
+                "`python -m longrl serve` with the run's own --config and model.family options"
+            )
+        return info
+
+    def forget(self) -> None:
+        """See `RolloutEngine.forget`."""
+        self._run = ""
+
+    def close(self) -> None:
+        """Closes connections; servers go on."""
+        for client in self.clients:
+            client.close()
+        self._info = None
+
+    # -- weights -------------------------------------------------------------------------------------------------
+
+    def sync(self, family: CausalFamily, model: nn.Module, step: int) -> None:
+        """Hands over the trainer's weights of `step`, unless all servers have them. Every rank of the run calls it.
+
+        All ranks gather, rank 0 writes; then the first rank of each server has it load. An error of any rank is one of
+        all, so that none waits for another.
+        """
+        if self._info is None:
+            self.start(family)
+        if not self._run:
+            self._run = world().gather(uuid.uuid4().hex[:12])[0]
+        self._version = f"{self._run}:{step}"
+        if all(world().gather(world().together(lambda: self.client.info()["version"] == self._version))):
+            return
+        with self._folder() as folder:
+            world().together(lambda: self._write(engine_weights(family, model), folder))
+            world().together(lambda: self._load(folder))
+        self.num_syncs += 1
+
+    @contextlib.contextmanager
+    def _folder(self) -> Iterator[Path]:
+        """A folder of rank 0, under one name on all ranks, gone afterwards."""
+        own = world().together(lambda: str(new_folder(self.weights_folder)) if _rank() == 0 else "")
+        made = Path(world().gather(own)[0])
+        try:
+            yield made
+        finally:
+            if _rank() == 0:
+                shutil.rmtree(made, ignore_errors=True)
+
+    def _write(self, weights: Iterator[tuple[str, Tensor]], folder: Path) -> None:
+        try:
+            write_shards(weights, folder if _rank() == 0 else None, self.shard_mib << 20)
+        except Exception as error:  # a full disk is an OSError or safetensors' own
+            for _ in weights:  # the other ranks are still gathering
+                pass
+            raise OSError(f"could not write weights to {folder}: {error}; choose another weights_folder") from error
+
+    def _load(self, folder: Path) -> None:
+        if _rank() < len(self.clients):
+            self.client.load(str(folder), self._version)
+
+    # -- generation ----------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        family: CausalFamily,
+        model: nn.Module,
+        prompts: Sequence[Prompt],
+        features: Mapping[str, Tensor],
+        sampling: SamplingParams,
+        seed: int,
+        first: int = 0,
+    ) -> list[list[Completion]]:
+        """See `RolloutEngine.generate`.
+
+        Raises:
+            ConnectionError: the server ended; the message says how the run goes on.
+            ValueError: a prompt is too long for the server.
+        """
+        self._check_room(prompts, sampling)
+        params = [sampling_arguments(family, prompt, sampling, seed, first) for prompt in prompts]
+        requests = [family.engine_request(prompt, features) for prompt in prompts]
+        answers = self.client.generate(self._version, requests, params) if prompts else []
+        return [[completion(family, **output) for output in outputs] for outputs in answers]
+
+    def _check_room(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:
+        assert self._info is not None, "sync comes before generate"
+        room, wanted = self._info["max_model_len"], sampling.max_completion_tokens
+        for prompt in prompts:
+            if len(prompt.input_ids) + wanted > room:
+                raise ValueError(
+                    f"prompt {prompt.id!r} has {len(prompt.input_ids)} tokens and may get {wanted} more, but the "
+                    f"server at {self.client.url} takes {room}; start it with a larger --max_model_len, or lower "
+                    "data.max_prompt_tokens or sampling.max_completion_tokens of the RolloutCallback"
+                )
+
+
+def _rank() -> int:
+    return world().rank

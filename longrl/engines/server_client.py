@@ -1,0 +1,198 @@
+"""HTTP to one `python -m longrl serve`: what may be repeated is, and every failure says what to do about it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import httpx
+from torch import Tensor
+
+from longrl.engines.server_protocol import KEY_VARIABLE, MISSING, OTHER_VERSION, PREFIX, api_key, packed, pointed
+
+logger = logging.getLogger(__name__)
+
+BUSY = (429, 502, 503, 504)
+"""HTTP statuses of a server that may answer later."""
+CONNECT_S = 10.0
+RESUME = (
+    "start the server again (python -m longrl serve --config ... --port ...), then the run from its last checkpoint: "
+    "the same command with --ckpt_path RUN_DIR/checkpoints/last.ckpt"
+)
+
+
+class ServerClient:
+    """One server, as several threads may use it.
+
+    Args:
+        url: e.g. `http://127.0.0.1:8000`.
+        timeout_s: of one answer; a request that takes longer is an error.
+        retries: further attempts where the server cannot be reached or is busy, after 1, 2, 4... seconds.
+    """
+
+    def __init__(self, url: str, timeout_s: float, retries: int) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"urls of VLLMServerEngine must begin with http:// or https://, got {url!r}")
+        self.url = url.rstrip("/")
+        self.timeout_s = timeout_s
+        self.retries = retries
+
+    @functools.cached_property
+    def _http(self) -> httpx.Client:
+        key = api_key()
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        timeout = httpx.Timeout(self.timeout_s, connect=CONNECT_S)
+        return httpx.Client(timeout=timeout, headers=headers, trust_env=False)  # no proxy between node and server
+
+    def close(self) -> None:
+        """Closes connections."""
+        self._http.close()
+        del self._http
+
+    # -- what the server can do ----------------------------------------------------------------------------------
+
+    def wait(self, timeout_s: float) -> dict[str, Any]:
+        """`info`, once a server that is still starting answers."""
+        deadline, told = time.monotonic() + timeout_s, False
+        while True:
+            try:
+                return self.info(retries=0)
+            except ConnectionError:
+                if time.monotonic() > deadline:
+                    raise
+            if not told:
+                logger.info("waiting up to %.0f s for the server at %s", timeout_s, self.url)
+                told = True
+            time.sleep(1.0)
+
+    def info(self, retries: int | None = None) -> dict[str, Any]:
+        """What the server is and which weights it holds; `retries` instead of the client's."""
+        answer = self._answer("GET", "/info", retries=retries)
+        if not {"vllm", "version", "model", "max_model_len"} <= answer.keys():
+            raise RuntimeError(f"{self._garbage()} its /info has {sorted(answer)}")
+        return answer
+
+    def load(self, folder: str, version: str) -> None:
+        """Has the server take over the weights of a folder."""
+        answer = self._answer("POST", "/weights", json.dumps({"folder": folder, "version": version}).encode())
+        if answer.get("version") != version:
+            raise RuntimeError(f"the server at {self.url} holds weights {answer.get('version')!r} after {version!r}")
+
+    def generate(
+        self, version: str, requests: Sequence[dict[str, Any]], params: Sequence[dict[str, Any]]
+    ) -> list[list[dict[str, Any]]]:
+        """Completions of each request by the weights of a version, as token ids, log-probs and finish reasons.
+
+        The first attempt brings no tensor; the server names those that it lacks.
+        """
+        tensors: dict[str, Tensor] = {}
+        prompts = [pointed(request, tensors) for request in requests]
+        message = {"version": version, "prompts": prompts, "params": list(params)}
+        brought: dict[str, Tensor] = {}
+        while True:
+            answer = self._answer("POST", "/generate", packed(message, brought), accepted=MISSING)
+            if "missing" not in answer:
+                return self._checked(answer, version, params)
+            lacking = set(answer["missing"]) & (tensors.keys() - brought.keys())
+            if not lacking:
+                raise RuntimeError(f"{self._garbage()} it misses tensors that no request has: {answer['missing']}")
+            brought |= {name: tensors[name] for name in lacking}
+
+    def _checked(self, answer: dict[str, Any], version: str, params: Sequence[dict[str, Any]]) -> Any:
+        """The completions of an answer, if they are what was asked for."""
+        if answer.get("version") != version:
+            raise RuntimeError(
+                f"the server at {self.url} answered with weights {answer.get('version')!r} instead of {version!r}; "
+                "give every run a server of its own"
+            )
+        completions = answer.get("completions")
+        counts = [len(own) for own in completions] if isinstance(completions, list) else None
+        if counts != [own["n"] for own in params]:
+            raise RuntimeError(f"{self._garbage()} completions per prompt: {counts}")
+        return completions
+
+    # -- transport -----------------------------------------------------------------------------------------------
+
+    def _answer(
+        self, method: str, path: str, body: bytes | None = None, *, accepted: int = 200, retries: int | None = None
+    ) -> dict[str, Any]:
+        """The JSON of an answer with status 200 or `accepted`."""
+        attempts = 1 + (self.retries if retries is None else retries)
+        url = self.url + PREFIX + path
+        reply = self._repeated(lambda: self._http.request(method, url, content=body), path, attempts)
+        if reply.status_code not in (200, accepted):
+            raise self._refused(reply, path)
+        try:
+            answer = reply.json()
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            raise RuntimeError(f"{self._garbage()} {reply.text[:200]!r}")
+        return answer
+
+    def _repeated(self, request: Callable[[], httpx.Response], path: str, attempts: int) -> httpx.Response:
+        """The reply to a request, repeated while the server is busy or cannot be reached."""
+        problem = ""
+        for attempt in range(attempts):
+            if attempt:
+                logger.warning("%s%s: %s; attempt %d of %d", self.url, path, problem, attempt + 1, attempts)
+                time.sleep(2.0 ** (attempt - 1))
+            try:
+                reply = request()
+            except (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout) as error:
+                raise TimeoutError(
+                    f"the server at {self.url} did not answer {path} within timeout_s={self.timeout_s:g}; raise "
+                    f"timeout_s of VLLMServerEngine if rollouts take longer, or look into the server's log"
+                ) from error
+            except httpx.TransportError as error:
+                cause: httpx.TransportError | None = error
+                problem = repr(error)
+            else:
+                cause = None
+                problem = f"busy, HTTP {reply.status_code}"
+                if reply.status_code not in BUSY:
+                    return reply
+        if cause is None:
+            return reply
+        raise ConnectionError(
+            f"the vLLM server at {self.url} cannot be reached, or died ({cause!r}, attempts: {attempts}); "
+            f"its log says why. Check urls of VLLMServerEngine, or {RESUME}"
+        ) from cause
+
+    def _refused(self, reply: httpx.Response, path: str) -> Exception:
+        """The error that a status means."""
+        message = f"the server at {self.url} refused {path} with HTTP {reply.status_code}: {_message(reply)}"
+        if reply.status_code == OTHER_VERSION:
+            return RuntimeError(
+                f"{message}. It was started anew in the middle of a step, or serves another run too: give every run a "
+                f"server of its own, then go on from the last checkpoint (--ckpt_path RUN_DIR/checkpoints/last.ckpt)"
+            )
+        if reply.status_code in (401, 403) and path != "/weights":
+            return PermissionError(f"{message}; set {KEY_VARIABLE} to the same key for server and trainer")
+        if reply.status_code == 404 and path == "/info":
+            return ValueError(
+                f"{message}. It has no routes of longrl: `vllm serve` does not take features and weights; start "
+                "`python -m longrl serve --config ...` with the run's config"
+            )
+        if reply.status_code in BUSY:
+            return ConnectionError(f"{message}, after {self.retries + 1} attempts; raise retries of VLLMServerEngine")
+        if reply.status_code < 500:
+            return ValueError(message)
+        return RuntimeError(f"{message}. If the server ended, {RESUME}")
+
+    def _garbage(self) -> str:
+        return f"what answers at {self.url} is not this version's `python -m longrl serve`;"
+
+
+def _message(reply: httpx.Response) -> str:
+    """What an error's body says, in vLLM's spelling or FastAPI's, or its first characters."""
+    try:
+        body = reply.json()
+    except ValueError:
+        return repr(reply.text[:500])
+    error = body.get("error", body.get("detail", body)) if isinstance(body, dict) else body
+    return str(error.get("message", error)) if isinstance(error, dict) else str(error)

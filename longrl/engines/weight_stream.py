@@ -1,0 +1,39 @@
+"""What an engine with a model of its own is handed of the trainer's weights."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from longrl.models.base import CausalFamily
+from longrl.models.lora import merged
+
+logger = logging.getLogger(__name__)
+
+
+def engine_weights(family: CausalFamily, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The engine's names and the trainer's weights, one whole tensor at a time; every rank of the run must go through.
+
+    All that the engine computes with goes over, for vLLM fuses neighbours (q, k and v) and part of a group would leave
+    the rest undefined. `state_dict` has tied embeddings under both names, and vLLM wants both. A tower stays here: it
+    never runs in an engine. Adapters are merged into the weights they belong to.
+    """
+    if family.lora is not None and family.dtype != "float32":
+        _warn_of_rounding(family.dtype)
+    for name, whole in merged(model.state_dict(), family.lora):
+        known_as = family.engine_weight(name)
+        if known_as is not None:
+            yield known_as, family.engine_tensor(name, whole)
+
+
+@functools.cache
+def _warn_of_rounding(dtype: str) -> None:
+    """Says once that the engine samples from another policy than the trainer's."""
+    logger.warning(
+        "LoRA's adapters are merged for the engine into weights in %s, where small changes are rounded away: in the "
+        "first hundred steps of a usual learning rate most of them. longrl.engines.hf.HFEngine reads adapters "
+        "as they are; else correct for the difference with model.algorithm.correction", dtype
+    )  # fmt: skip

@@ -1,0 +1,291 @@
+"""A policy behind an OpenAI-compatible endpoint: a family whose prompts are messages, and many calls at once."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import httpx
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from typing_extensions import override
+
+from longrl.chat.client import AGAIN, CONNECT_S, BudgetSpent, CallFailed, ChatClient, Ledger
+from longrl.chat.endpoint import FRAME, Budget, Decoding, Endpoint, Reply, Request
+from longrl.chat.run import run_async
+from longrl.datamodules.loading.skips import Skipped
+from longrl.evaluation.answering import Answer, Item, Policy, Record, hashed
+from longrl.models.family import ModelFamily
+from longrl.models.reading import MEDIA_TAG
+from longrl.pipeline.asking import together
+from longrl.pipeline.video_frames import JPEG_QUALITY, data_url
+from longrl.pipeline.workspace import write_text
+from longrl.types import Frames, Media, Prompt, Row, SamplingParams, Sound
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ChatPrompt(Prompt):
+    """A prompt as messages; it has no token ids, for the tokenizer is the server's."""
+
+    text: str = ""
+    """What is asked, perhaps with tags that place the media."""
+
+
+class ChatReader:
+    """What the data module reads with where the model is elsewhere: frames stay pixels, a prompt stays text.
+
+    Args:
+        max_side: longest side of a frame that is sent, in pixels.
+    """
+
+    hears = False
+    use_audio_in_video = False
+    frames_per_cell = 1
+
+    def __init__(self, max_side: int) -> None:
+        self.max_side = max_side
+
+    def resize(self, frames: Frames) -> Frames:
+        """Frames no larger than `max_side`."""
+        if frames.resized or max(frames.pixels.shape[2:]) <= self.max_side:
+            return replace(frames, resized=True)
+        images = [_image(pixels) for pixels in frames.pixels]
+        for image in images:
+            image.thumbnail((self.max_side, self.max_side), Image.Resampling.LANCZOS)
+        pixels = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
+        return replace(frames, pixels=pixels, resized=True)
+
+    def patch(self, frames: Frames | Sound) -> Media:
+        """The frames as a medium, a cell each."""
+        assert isinstance(frames, Frames)
+        resized = self.resize(frames) if len(frames.pixels) else frames
+        grid = (len(frames.timestamps), *resized.pixels.shape[2:])
+        return Media(frames.kind, resized.pixels, grid, 0.0, frames.timestamps, frames.key)
+
+    def cells_per_encode(self, media: Media) -> int:
+        """All of them: they are sent in one message."""
+        return media.grid_thw[0]
+
+    def render(self, row: Row, text: str, frames: Sequence[Frames] = (), response: str | None = None) -> ChatPrompt:
+        """The prompt of a row."""
+        none = torch.empty(0, dtype=torch.int64)
+        return ChatPrompt(row.id, none, none[None], tuple(map(self.patch, frames)), row, text=text)
+
+
+class EndpointPolicy(Policy):
+    """A model that a server runs: vLLM, or a hosted one. Frames are sent as JPEG, each behind its time.
+
+    Every reply is kept in `responses/` of the evaluation's folder, and no call that was answered is made again.
+
+    Args:
+        endpoint: which model, where.
+        revision: what the server runs under that name, such as a commit: a server does not tell its weights, so two
+            models that are served under one name are told apart by this, and by the `root` that vLLM tells, alone.
+        max_side: longest side of a frame in pixels.
+        budget: over all calls of this model and revision in the evaluation's folder.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, revision: str | None = None, max_side: int = 448, budget: Budget | None = None
+    ) -> None:
+        self.endpoint = endpoint
+        self.revision = revision
+        self.max_side = max_side
+        self.budget = budget
+        self._ledger: Ledger | None = None
+        self._served: dict[str, Any] = {}
+
+    @property
+    @override
+    def family(self) -> ModelFamily:
+        return cast(ModelFamily, ChatReader(self.max_side))  # the data module reads with it, and no more
+
+    @override
+    def prepare(self, folder: Path) -> None:
+        if self.revision is None:
+            logger.warning(
+                "the policy's revision is null: answers of another model that is served as %r later are taken for this "
+                "one's; set it to the commit or name of what runs", self.endpoint.model
+            )  # fmt: skip
+        self._served = _kept(folder / "served.json", served(self.endpoint), self.endpoint)
+        # A folder of its own for every model: a request does not say which revision it is for.
+        self._ledger = Ledger(str(folder / "responses" / hashed(self.identity())[:16]), self.budget)
+
+    @override
+    def identity(self) -> dict[str, Any]:
+        return {
+            "model": self.endpoint.model,
+            "revision": self.revision,
+            "served": self._served,
+            "engine": "endpoint",
+            "extra": dict(self.endpoint.extra),
+            "frames": f"JPEG {JPEG_QUALITY}, at most {self.max_side} pixels",
+        }
+
+    @override
+    def check(self, sampling: SamplingParams) -> None:
+        if sampling.top_k:
+            raise ValueError(
+                f"sampling.top_k={sampling.top_k} is no option of OpenAI's chat completions; set it to 0, or give it "
+                'by the policy\'s endpoint.extra to a server that knows it: {"top_k": 20}'
+            )
+
+    @override
+    def answer(self, batches: Iterable[Sequence[Item]], sampling: SamplingParams, seed: int, record: Record) -> None:
+        items = (item for batch in batches for item in batch)
+        run_async(lambda: self._answer_all(items, sampling, seed, record))
+
+    async def _answer_all(self, items: Iterator[Item], sampling: SamplingParams, seed: int, record: Record) -> None:
+        """As many at once as the endpoint takes; the next prompt is read when there is room."""
+        assert self._ledger is not None, "prepare comes first"
+        turn, spent = asyncio.Lock(), list[BudgetSpent]()
+
+        async def work(client: ChatClient) -> None:
+            while True:
+                async with turn:  # decoding goes on beside the calls, one prompt at a time
+                    item = await asyncio.to_thread(next, items, None)
+                if item is None or spent:
+                    return
+                try:
+                    record({item[0]: await self._ask(client, *item, sampling, seed)})
+                except BudgetSpent as error:  # calls that are under way still come in
+                    spent.append(error)
+
+        async with ChatClient(self.endpoint, self._ledger) as client:
+            await together([work(client) for _ in range(self.endpoint.concurrency)])
+        if spent:
+            raise spent[0]
+
+    async def _ask(
+        self, client: ChatClient, index: int, prompt: Prompt, sampling: SamplingParams, seed: int
+    ) -> Answer | Skipped:
+        assert isinstance(prompt, ChatPrompt)
+        requests = [self._request(prompt, sampling, seed + n) for n in range(sampling.num_generations)]
+        try:
+            replies = [await client.ask(request) for request in requests]
+        except CallFailed as error:
+            return Skipped(index, prompt.id, f"no reply: {error}")
+        return self._answer(prompt, requests[0], replies)
+
+    def _request(self, prompt: ChatPrompt, sampling: SamplingParams, sample: int) -> Request:
+        content = _content(prompt, self.max_side)
+        message = {"role": "user", "content": content if prompt.media else prompt.text}
+        decoding = Decoding(sampling.temperature, sampling.max_completion_tokens, sampling.top_p)
+        load = functools.partial(_images, prompt, self.max_side) if prompt.media else None
+        return Request(self.endpoint.model, (message,), decoding, sample, self.endpoint.extra, load)
+
+    def _answer(self, prompt: ChatPrompt, request: Request, replies: Sequence[Reply]) -> Answer:
+        return Answer(
+            texts=[reply.text for reply in replies],
+            finish_reasons=[reply.finish_reason for reply in replies],
+            num_completion_tokens=[reply.completion_tokens for reply in replies],
+            num_prompt_tokens=replies[0].prompt_tokens,
+            num_media_tokens=None,
+            input=prompt.text,
+            prompt_hash=hashed(request.messages),
+            frame_indices=[list(indices) for indices in prompt.frame_indices],
+            frame_times=[list(times) for times in prompt.frame_times],
+        )
+
+
+def served(endpoint: Endpoint) -> dict[str, Any] | None:
+    """What `/v1/models` tells of the model: `id` and, of vLLM, `root`, the weights' folder or hub id.
+
+    A folder goes by its name and a hash of the whole, so that two exports of one name differ. `created` is left out:
+    vLLM's is the time of the question.
+
+    Returns:
+        Empty where the server has no such route or does not list the model; None if it cannot be reached or is busy.
+    """
+    key = os.environ.get(endpoint.key_variable)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        with httpx.Client(headers=headers, timeout=CONNECT_S, trust_env=not endpoint.is_local) as client:
+            reply = client.get(f"{endpoint.url.rstrip('/')}/models")
+    except httpx.TransportError:
+        return None
+    if reply.status_code in AGAIN or reply.status_code >= 500:
+        return None
+    try:
+        (model,) = [model for model in reply.json()["data"] if model["id"] == endpoint.model]
+    except (ValueError, KeyError, TypeError):  # no such route, or another kind of server
+        return {}
+    root = model.get("root")
+    if not root:
+        return {"id": model["id"]}
+    return {"id": model["id"], "root": f"{Path(root).name} ({hashed(root)[:8]})" if Path(root).is_absolute() else root}
+
+
+def _kept(path: Path, told: dict[str, Any] | None, endpoint: Endpoint) -> dict[str, Any]:
+    """What a server tells, or told the last time: answers that are on disk are scored without it, too."""
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    name = f"{endpoint.model} at {endpoint.url}"
+    if told is None:
+        return known.get(name, {})
+    write_text(path, json.dumps(known | {name: told}, indent=2) + "\n")
+    return told
+
+
+def _content(prompt: ChatPrompt, max_side: int) -> list[dict[str, Any]]:
+    """Message parts: media where the text's tags place them, else before it."""
+    shown = [_shown(medium, max_side) for medium in prompt.media]
+    if not MEDIA_TAG.search(prompt.text):
+        return [*(part for parts in shown for part in parts), {"type": "text", "text": prompt.text}]
+    texts = MEDIA_TAG.split(prompt.text)[::2]
+    content = [{"type": "text", "text": texts[0]}]
+    for parts, text in zip(shown, texts[1:], strict=True):
+        content += [*parts, {"type": "text", "text": text}]
+    return [part for part in content if part.get("text") != ""]
+
+
+def _shown(medium: Media, max_side: int) -> list[dict[str, Any]]:
+    """A video's frames, each behind its time; an image."""
+    parts: list[dict[str, Any]] = []
+    for place, second in enumerate(medium.timestamps):
+        if medium.kind == "video":
+            parts.append({"type": "text", "text": f"[{second:.1f} s]"})
+        parts.append({"type": "image_url", "image_url": {"url": _name(medium, place, max_side)}})
+    return parts
+
+
+def _name(medium: Media, place: int, max_side: int) -> str:
+    """Of a frame in a request: its medium's key says content and frame numbers."""
+    return f"{FRAME}{medium.key[:32]}/{place}/{max_side}q{JPEG_QUALITY}"
+
+
+def _images(prompt: ChatPrompt, max_side: int) -> Mapping[str, str]:
+    """Name -> `data:` url of every frame."""
+    found = {}
+    for medium in prompt.media:
+        place = 0
+        for pixels in _parts(medium, max_side):
+            for frame in pixels:
+                found[_name(medium, place, max_side)] = data_url(_image(frame))
+                place += 1
+    return found
+
+
+def _parts(medium: Media, max_side: int) -> Iterator[Tensor]:
+    """[F, 3, H, W] of a medium, in one piece or as its file is decoded again."""
+    if medium.source is None:
+        yield medium.patches
+        return
+    reader = ChatReader(max_side)
+    for part in medium.source():
+        assert isinstance(part, Frames)
+        yield reader.resize(part).pixels
+
+
+def _image(pixels: Tensor) -> Image.Image:
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())

@@ -1,0 +1,210 @@
+"""A policy in this process: its family's own weights, generating by transformers or by vLLM."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from typing_extensions import override
+
+from longrl.datamodules.loading.render import KnowsFeatures
+from longrl.engines.hf import HFEngine, RolloutEngine
+from longrl.evaluation.answering import Answer, Item, Policy, Record, hashed, portable
+from longrl.features.cache import FeatureCache
+from longrl.features.disk import bytes_of
+from longrl.features.stored import StoredFeatures
+from longrl.models.base import CausalFamily, is_local
+from longrl.models.chunked_mlp import chunk_mlps
+from longrl.modules.initial_weights import plain_from
+from longrl.types import Completion, Prompt, SamplingParams
+
+logger = logging.getLogger(__name__)
+
+GIB = 1 << 30
+_SAME_ANSWERS = (
+    "model_path", "random_init", "init_seed", "gradient_checkpointing", "offload_checkpoints", "mlp_chunk_tokens",
+    "lora", "freeze_tower", "freeze_projector", "freeze_audio_tower",
+)  # fmt: skip
+"""Settings of families that decide how weights are found and trained; the weights themselves are hashed."""
+
+_SAME_ANSWERS_OF_ENGINE = (
+    "max_sequences", "max_num_seqs", "gpu_memory_utilization", "kv_cache_gib", "sleep",
+    "urls", "weights_folder", "shard_mib", "timeout_s", "start_timeout_s", "retries",
+)  # fmt: skip
+"""Options of engines that decide where and how much at once they compute; all others are part of an answer's key."""
+
+
+class LocalPolicy(Policy):
+    """Weights of a run, a folder or the hub, in this process.
+
+    Args:
+        family: describes the model; `dtype` is what everything is computed in.
+        weights: as `model.init_from` of a run: its folder, a checkpoint, an exported folder or a hub id; None for those
+            that the family names.
+        engine: generates: `longrl.engines.hf.HFEngine` or `longrl.engines.vllm.VLLMEngine`.
+        device: `cuda`, `cpu`, or `auto`.
+        feature_cache_gib: features of videos that are kept for the next questions about them.
+        feature_cache_dir: folder in which they outlive the run, as `model.feature_cache_dir` of a run.
+        feature_cache_disk_gib: what that folder may take.
+    """
+
+    def __init__(
+        self,
+        family: CausalFamily,
+        weights: str | None = None,
+        engine: RolloutEngine | None = None,
+        device: str = "auto",
+        feature_cache_gib: float = 1.0,
+        feature_cache_dir: str | None = None,
+        feature_cache_disk_gib: float = 1024.0,
+    ) -> None:
+        self._family = family
+        self.weights = weights
+        self.engine = engine or HFEngine()
+        self.device = _device(device)
+        stored = None
+        if feature_cache_dir:
+            stored = StoredFeatures(family, feature_cache_dir, int(feature_cache_disk_gib * GIB))
+        self.features = FeatureCache(family, int(feature_cache_gib * GIB), stored=stored)
+        self.model: nn.Module | None = None
+        self._identity: dict[str, Any] = {}
+
+    @property
+    @override
+    def family(self) -> CausalFamily:
+        return self._family
+
+    @override
+    def prepare(self, folder: Path) -> None:
+        self._identity = {"family": _class_path(self._family), "settings": _settings(self._family)}
+        plain = plain_from(self._family, self.weights, "--policy.init_args.weights")
+        model = chunk_mlps(self._family, plain).eval().requires_grad_(False)
+        source = self.weights or self._family.model_path
+        self._identity |= {
+            "model": shown_name(source),
+            "revision": None if is_local(source) else getattr(model.config, "_commit_hash", None),
+            "weights": weights_hash(model),
+            "engine": _class_path(self.engine),
+            "engine_options": engine_options(self.engine),
+            "versions": _versions(self.engine),
+        }
+        # An engine with weights of its own leaves the encoder alone on the device.
+        parts = (model,) if self.engine.needs_whole_weights else self._family.encoders(model)
+        for part in parts:
+            part.to(self.device)
+        self.model = model
+        if self.features.stored is not None:
+            self.features.stored.check(model)
+
+    @override
+    def stored(self) -> KnowsFeatures | None:
+        assert self.model is not None, "prepare comes first"
+        return None if self.features.stored is None else self.features.stored.cache(self.model)
+
+    @override
+    def close(self) -> None:
+        if self.engine.runs_elsewhere:  # one of this process ends with it
+            self.engine.close()
+
+    @override
+    def identity(self) -> dict[str, Any]:
+        return self._identity
+
+    @override
+    def check(self, sampling: SamplingParams) -> None:
+        """Its engines know all ways."""
+
+    @override
+    def answer(self, batches: Iterable[Sequence[Item]], sampling: SamplingParams, seed: int, record: Record) -> None:
+        assert self.model is not None, "prepare comes first"
+        self.engine.sync(self._family, self.model, step=0)
+        for batch in batches:
+            prompts = [prompt for _, prompt in batch]
+            features = self.features.get_or_encode(self.model, prompts)
+            groups = self.engine.generate(self._family, self.model, prompts, features, sampling, seed)
+            record({index: self._answer(prompt, group) for (index, prompt), group in zip(batch, groups, strict=True)})
+
+    def _answer(self, prompt: Prompt, completions: Sequence[Completion]) -> Answer:
+        media = torch.isin(prompt.input_ids, torch.tensor(list(self._family.media_token_ids().values())))
+        keys = [item.key for item in prompt.media]
+        return Answer(
+            texts=[completion.text for completion in completions],
+            finish_reasons=[completion.finish_reason for completion in completions],
+            num_completion_tokens=[len(completion.token_ids) for completion in completions],
+            num_prompt_tokens=len(prompt.input_ids),
+            num_media_tokens=int(media.sum()),
+            input=self._family.tokenizer.decode(prompt.input_ids[~media]),
+            prompt_hash=hashed([prompt.input_ids.tolist(), keys]),
+            frame_indices=[list(indices) for indices in prompt.frame_indices],
+            frame_times=[list(times) for times in prompt.frame_times],
+        )
+
+
+def _device(name: str) -> torch.device:
+    """Under torchrun every process has a GPU of its own."""
+    if name != "auto":
+        return torch.device(name)
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Sha256 of names, types, shapes and values of all weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(bytes_of(tensor.detach().cpu().contiguous()))
+    return digest.hexdigest()
+
+
+def shown_name(source: str) -> str:
+    """A hub id as it is; of a path what says most of it, without the folders before: runs/a/checkpoints/last.ckpt is a.
+
+    Example:
+        `shown_name("runs/demo/rl")` is "rl".
+    """
+    path = Path(source)
+    if not (is_local(source) or path.exists()):
+        return source
+    inside_run = path.parent.name == "checkpoints"
+    return path.resolve().parents[1].name if inside_run else path.resolve().name
+
+
+def _settings(family: CausalFamily) -> dict[str, Any]:
+    told = {name: portable(value) for name, value in family.__getstate__().items() if name not in _SAME_ANSWERS}
+    return told | {"chat_template": hashed(family.tokenizer.chat_template)}
+
+
+def engine_options(engine: RolloutEngine) -> dict[str, Any]:
+    """Options of an engine that may change what it says, as JSON without folders.
+
+    Example:
+        `engine_options(HFEngine())` is `{"prefill_chunk_tokens": 16384}`.
+    """
+    names = (name for name in inspect.signature(type(engine)).parameters if name not in _SAME_ANSWERS_OF_ENGINE)
+    return {name: portable(getattr(engine, name)) for name in names}
+
+
+def _versions(engine: RolloutEngine) -> dict[str, str]:
+    """Of the libraries that compute."""
+    import transformers
+
+    found = {"torch": torch.__version__.split("+")[0], "transformers": transformers.__version__}
+    if not engine.needs_whole_weights:
+        from longrl.engines.vllm_options import VERSION
+
+        found["vllm"] = VERSION
+    return found
+
+
+def _class_path(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"

@@ -1,0 +1,40 @@
+"""A medium as the tower is given it: whole, or cell by cell while its frames are still being decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from longrl.datamodules.media.streaming import regrouped
+from longrl.models.base import CausalFamily
+from longrl.types import Media
+
+
+def pieces(family: CausalFamily, item: Media) -> Iterator[Media]:
+    """The temporal cells of a medium that are here, as media of their own with patches.
+
+    Where patches were left out, a piece has `family.cells_per_encode` cells, however its source cuts the frames: a
+    feature must not depend on that, and a tower may round by the size of a call. No more than a piece is held.
+
+    Raises:
+        ValueError: the file has changed since.
+        BrokenMedia: it cannot be read any more.
+    """
+    if item.source is None:
+        yield item
+        return
+    if item.kind == "audio":
+        (sound,) = item.source()
+        yield replace(item, patches=same(item, family.patch(sound)).patches, source=None)
+        return
+    per_cell = item.frames_per_cell
+    resized = map(family.resize, item.source())
+    for frames in regrouped(resized, family.cells_per_encode(item) * per_cell):
+        yield same(item, family.patch(frames)).part(-(-len(frames.pixels) // per_cell))
+
+
+def same(item: Media, made: Media) -> Media:
+    """What was made of a medium's file, if that is still the one the medium was rendered from."""
+    if made.key != item.key:
+        raise ValueError("a medium changed while it was in use; leave data.media_root alone while a run reads it")
+    return made

@@ -1,0 +1,169 @@
+"""Initial weights of a run: from a Lightning checkpoint, an exported folder or the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from longrl.models.base import CausalFamily, is_local
+from longrl.models.chunked_mlp import chunk_mlps
+from longrl.models.lora import OPTION, LoRASettings, add_adapters, from_checkpoint, is_adapter, merged, plain_name
+
+if TYPE_CHECKING:
+    from longrl.diffusion.family import FlowFamily
+
+EXPORTED = ("config.json", "model_index.json")
+"""What a folder of transformers or of a diffusers pipeline has."""
+MODEL_PREFIX = "model."
+"""Where a PolicyModule keeps its model in a checkpoint."""
+INIT_FROM = "model.init_from"
+"""The option of a training run that names its initial weights."""
+META = "meta.pt"
+"""What Lightning calls the file of a sharded checkpoint that holds all but tensors."""
+
+
+def build_from(family: CausalFamily, source: str | None) -> nn.Module:
+    """The policy's model: that of `plain_from`, with new adapters and chunked MLPs if the family asks for them."""
+    model = plain_from(family, source)
+    return chunk_mlps(family, model if family.lora is None else add_adapters(family, model))
+
+
+def plain_from(family: CausalFamily | FlowFamily, source: str | None, option: str = INIT_FROM) -> nn.Module:
+    """The family's model with the weights of `source`, without adapters.
+
+    Adapters of `source` are merged into its weights. So a run always begins at its source's policy, with adapters, if
+    it has any, that add nothing yet: switched off, they leave the policy it began with.
+
+    Args:
+        family: describes the model.
+        source: None for the family's own weights; a Lightning checkpoint, or a run's folder with
+            `checkpoints/last.ckpt`; a folder with Hugging Face weights; a hub id.
+        option: what the user calls `source`, for errors.
+
+    Raises:
+        ValueError: `source` does not exist, or holds another model.
+    """
+    if source is None:
+        return family.build()
+    checkpoint = find_checkpoint(source, option)
+    if checkpoint is None:
+        return family.build(weights=source)
+    model = family.build(weights=None)
+    load_checkpoint_weights(model, checkpoint, option)
+    return model
+
+
+def find_checkpoint(source: str, option: str = INIT_FROM) -> Path | None:
+    """The Lightning checkpoint `source` names, or None if it is a Hugging Face folder or hub id.
+
+    Args:
+        source: as of `plain_from`.
+        option: what the user calls it, for errors.
+
+    Raises:
+        ValueError: `source` is a path where nothing is, or a folder with neither.
+    """
+    path = Path(source).expanduser()
+    if not path.exists() and (is_local(source) or path.suffix == ".ckpt"):
+        raise ValueError(
+            f"{option}={source!r} does not exist; give a checkpoint file, a run's folder, an exported folder or "
+            "a hub id"
+        )
+    if path.is_file() or path.suffix == ".ckpt":
+        return path
+    last = path / "checkpoints" / "last.ckpt"
+    if last.exists():
+        return last
+    if path.is_dir() and not any((path / name).exists() for name in EXPORTED):
+        raise ValueError(
+            f"{option}={source!r} holds neither checkpoints/last.ckpt (a run) nor config.json (an export); "
+            "give a checkpoint file, a run's folder, an exported folder or a hub id"
+        )
+    return None
+
+
+def load_checkpoint_weights(model: nn.Module, checkpoint: Path, option: str = INIT_FROM) -> None:
+    """Loads a Lightning checkpoint's weights, all of them and nothing else, its adapters merged."""
+    wanted, found = model.state_dict(), saved_weights(checkpoint)
+    plain = {plain_name(name): value for name, value in found.items() if not is_adapter(name)}
+    check_same_model(wanted, plain, str(checkpoint), option)
+    if checkpoint.is_dir():  # read into the model; each process that asks reads all of it
+        found = read_shards(
+            checkpoint,
+            {name: torch.empty(v.shape) if is_adapter(name) else wanted[plain_name(name)] for name, v in found.items()},
+        )
+    for name, value in merged(found, saved_lora(checkpoint), torch.float32):  # rounded once, as it is copied
+        wanted[name].copy_(value)
+
+
+def read_adapters(source: str, option: str = INIT_FROM) -> dict[str, Tensor]:
+    """The adapters in the Lightning checkpoint that `source` names, under their names in the model.
+
+    Raises:
+        ValueError: it names none, or one without adapters.
+    """
+    checkpoint = find_checkpoint(source, option)
+    found = {} if checkpoint is None else saved_weights(checkpoint)
+    found = {name: value for name, value in found.items() if is_adapter(name)}
+    if checkpoint is None or not found:
+        raise ValueError(
+            f"{option}={source!r} holds no LoRA adapters; name a run with {OPTION}, or one of its checkpoints"
+        )
+    if checkpoint.is_dir():
+        found = read_shards(checkpoint, {name: torch.empty(value.shape) for name, value in found.items()})
+    return {name: value.clone() for name, value in found.items()}
+
+
+def saved_weights(checkpoint: Path) -> dict[str, Tensor]:
+    """Names and weights of the model in a checkpoint; of a sharded one, empty tensors of their shapes."""
+    if checkpoint.is_dir():
+        from torch.distributed.checkpoint import FileSystemReader
+
+        entries = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+        prefix, state = f"state_dict.{MODEL_PREFIX}", {}
+        for name, entry in entries.items():
+            if name.startswith(prefix):
+                state[name] = torch.empty(entry.size, device="meta")
+    else:
+        prefix, state = MODEL_PREFIX, _load_file(checkpoint)["state_dict"]
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def read_shards(folder: Path, targets: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Fills `targets` with what the ranks of a run saved, however many they were."""
+    from torch.distributed.checkpoint import FileSystemReader, load
+
+    state = {"state_dict": {MODEL_PREFIX + name: value for name, value in targets.items()}}
+    load(state, storage_reader=FileSystemReader(folder), no_dist=True)
+    return targets
+
+
+def saved_lora(checkpoint: Path) -> LoRASettings | None:
+    """The settings of a checkpoint's adapters, None if it has none."""
+    return from_checkpoint(_load_file(checkpoint / META if checkpoint.is_dir() else checkpoint))
+
+
+def _load_file(file: Path) -> dict[str, Any]:
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+
+
+def check_same_model(
+    wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], source: str, option: str = INIT_FROM
+) -> None:
+    """Raises ValueError if names or shapes differ, with the first few that do."""
+    problems = [f"{name} is missing" for name in wanted.keys() - found.keys()]
+    problems += [f"{name} is unknown" for name in found.keys() - wanted.keys()]
+    problems += [
+        f"{name} is {list(found[name].shape)} instead of {list(wanted[name].shape)}"
+        for name in wanted.keys() & found.keys()
+        if found[name].shape != wanted[name].shape
+    ]
+    if problems:
+        raise ValueError(
+            f"{option}={source!r} holds another model than the family describes: "
+            f"{'; '.join(sorted(problems)[:5])} ({len(problems)} differences); use the family it was made with"
+        )

@@ -1,0 +1,44 @@
+"""How the ranks of a run share its work: who has other prompts, and who has other rows of the same sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from longrl.strategies.axis import LONE, Axis
+from longrl.strategies.fsdp import Entry
+from longrl.strategies.sequence import ALONE, SequenceParallel
+
+if TYPE_CHECKING:
+    from longrl.diffusion.family import FlowFamily
+    from longrl.models.base import CausalFamily
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """The grid of ranks; the default is one rank that does everything.
+
+    The ranks of `team` have the same prompts. Of a batch with long sequences all of them share every sequence; of one
+    with short sequences, where the degree is chosen per batch, smaller parts of the team take turns.
+    """
+
+    world: Axis = LONE
+    data: Axis = LONE
+    """One rank of each team: they have other prompts."""
+    team: Axis = LONE
+    degrees: Mapping[int, SequenceParallel] = field(default_factory=lambda: {1: ALONE})
+    """How many neighbouring ranks of the team may share a sequence; one entry unless it is chosen per batch."""
+    num_gather_chunks: int = 1
+    """Messages in which features are gathered: more of them need less memory beside the result."""
+    compute_dtype: str | None = None
+    """What sharded weights are gathered in to compute with; None is what they are."""
+    wrap: Callable[[CausalFamily | FlowFamily, nn.Module], Entry] = Entry
+    """Shards a model; by default leaves it as it is."""
+
+    def sequence_for(self, tokens: int, tokens_per_rank: int) -> SequenceParallel:
+        """The smallest degree at which the longest sequence fits: sharing costs time, so only as much as it must."""
+        fitting = [degree for degree in self.degrees if degree * tokens_per_rank >= tokens]
+        return self.degrees[min(fitting) if fitting else max(self.degrees)]

@@ -1,0 +1,289 @@
+"""Long videos with known stories: real H.264 files and records in the LongVideo-Reason schema, all from one seed.
+
+    python -m longrl synthetic --out data/synthetic --num_train_videos 400 --num_eval_videos 60
+
+writes `train.jsonl`, `eval.jsonl`, `pretrain.jsonl` (if asked for), `manifest.json` and `videos/`. What the videos
+show and what is asked is in stories.py; answer letters are dealt out evenly per split and category.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from longrl.testing.drawing import Clip, write_video
+from longrl.testing.stories import (
+    ASK,
+    CATEGORIES,
+    COLORS,
+    LETTERS,
+    SHAPES,
+    Scene,
+    Story,
+    describe,
+    part_of,
+    sample_story,
+    statements,
+)
+
+logger = logging.getLogger(__name__)
+
+VERSION = 3
+"""Raise it when the same config gives other records or pixels, so that old folders are made again."""
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SyntheticConfig:
+    """What to generate. Equal configs give equal records and equal decoded pixels."""
+
+    num_train_videos: int = 400
+    num_eval_videos: int = 60
+    num_pretrain_videos: int = 0
+    """Videos with a description instead of questions, for the demo's base model; they share no story with the rest."""
+    min_scenes: int = 4
+    max_scenes: int = 5
+    scene_s: float = 8.0
+    """Seconds each scene lasts."""
+    fps: int = 4
+    size: int = 112
+    """Height and width in pixels."""
+    questions_per_video: int = 4
+    """1 to 4, each of another category; fewer than 4 rotate through the categories from video to video."""
+    lookups_per_video: int = 2
+    """Rows per pretraining video that list options."""
+    readings_per_video: int = 1
+    """Rows per pretraining video that tell of a story in text."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        counts = {name: value for name, value in asdict(self).items() if name.startswith("num_") or "s_per_" in name}
+        if min(counts.values()) < 0:
+            raise ValueError(f"the numbers of videos and rows must be at least 0, got {counts}")
+        num_objects = len(COLORS) * len(SHAPES)
+        if not 4 <= self.min_scenes <= self.max_scenes <= num_objects:
+            raise ValueError(
+                f"scenes must satisfy 4 <= min_scenes <= max_scenes <= {num_objects}, as the objects of a video are "
+                f"distinct, got {self.min_scenes} and {self.max_scenes}; for longer videos raise scene_s"
+            )
+        if not 1 <= self.questions_per_video <= len(CATEGORIES):
+            raise ValueError(f"questions_per_video must be 1 to {len(CATEGORIES)}, got {self.questions_per_video}")
+        if self.fps < 1 or round(self.scene_s * self.fps) < 1:
+            raise ValueError(f"a scene needs at least one frame, got scene_s={self.scene_s} and fps={self.fps}")
+        if self.size < 32 or self.size % 2:
+            raise ValueError(f"size must be even (4:2:0 chroma) and at least 32, got {self.size}")
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that decides the output."""
+        return hashlib.sha256(json.dumps([VERSION, asdict(self)]).encode()).hexdigest()
+
+
+def sample_stories(config: SyntheticConfig, split: str, count: int, taken: set[tuple[Scene, ...]]) -> list[Story]:
+    """Draw `count` stories of a split that occur nowhere in `taken`, and add them to it."""
+    rng = Random(f"{config.seed}/{split}/stories")
+    stories: list[Story] = []
+    while len(stories) < count:
+        story = sample_story(rng, num_scenes=rng.randint(config.min_scenes, config.max_scenes))
+        if story.scenes not in taken:
+            taken.add(story.scenes)
+            stories.append(story)
+    return stories
+
+
+def deal_letters(count: int, rng: Random) -> Iterator[str]:
+    """`count` letters in random order, each as often as any other up to one."""
+    letters = [LETTERS[i % len(LETTERS)] for i in range(count)]
+    rng.shuffle(letters)
+    return iter(letters)
+
+
+def write_options(question: str, correct: str, distractors: list[str], letter: str) -> str:
+    """The question line and four option lines, with the correct option at `letter`."""
+    options = list(distractors)
+    options.insert(LETTERS.index(letter), correct)
+    return "\n".join([question, *(f"{name}. {option}" for name, option in zip(LETTERS, options, strict=True))])
+
+
+def make_split(config: SyntheticConfig, split: str, stories: list[Story]) -> tuple[list[Record], list[Clip]]:
+    """Questions about `stories`, `questions_per_video` for each, and the clips they need. Nothing is drawn."""
+    rng = Random(f"{config.seed}/{split}/questions")
+    clips = make_clips(config, split, stories)
+    num = config.questions_per_video
+    asked = [(clip, CATEGORIES[(i * num + j) % len(CATEGORIES)]) for i, clip in enumerate(clips) for j in range(num)]
+    letters = _letters_by_category([category for _, category in asked], rng)
+    records = []
+    for index, (clip, category) in enumerate(asked):
+        question, letter = ASK[category](clip.story, rng), next(letters[category])
+        records.append(
+            {
+                "problem_id": index,
+                "problem": write_options(question.text, question.correct, question.distractors, letter),
+                "data_type": "video",
+                "problem_type": category,
+                "reasoning": f"{describe(clip.story)} {question.deduction}",
+                "videos": clip.path,
+                "answer": f"<answer>{letter}</answer>",
+            }
+        )
+    return records, clips
+
+
+def make_pretrain(config: SyntheticConfig, stories: list[Story]) -> tuple[list[Record], list[Clip]]:
+    """Rows that teach a base model to describe videos and to read options, and neither the questions nor reasoning.
+
+    `description` rows have a video of one or more scenes of a story and their listing as answer; `lookup` rows have no
+    video and four options, as the categories offer them, to be told with their letters in random order.
+    """
+    rng = Random(f"{config.seed}/pretrain/questions")
+    clips = make_clips(config, "pretrain", [part_of(story, rng) for story in stories])
+    rows: list[tuple[str | None, ...]]
+    rows = [("Describe the video.", "video", "description", clip.path, describe(clip.story)) for clip in clips]
+    for i in range(len(clips) * config.lookups_per_video):
+        story = sample_story(rng, num_scenes=rng.randint(config.min_scenes, config.max_scenes))
+        question = ASK[CATEGORIES[i % len(CATEGORIES)]](story, rng)
+        options = rng.sample([question.correct, *question.distractors], len(LETTERS))
+        problem = "\n".join(["Find the options.", *map("{}. {}".format, LETTERS, options)])
+        found = rng.sample(list(zip(options, LETTERS, strict=True)), len(LETTERS))
+        rows.append((problem, "text", "lookup", None, " ".join(f"{option} {letter}." for option, letter in found)))
+    for _ in range(len(clips) * config.readings_per_video):
+        story = sample_story(rng, num_scenes=rng.randint(config.min_scenes, config.max_scenes))
+        rows.append((f"Read the story. {describe(story)}", "text", "reading", None, statements(story, rng)))
+    names = ("problem", "data_type", "problem_type", "videos", "answer")
+    common = {"reasoning": None, "task": "open_ended"}
+    return [{"problem_id": i, **dict(zip(names, row, strict=True)), **common} for i, row in enumerate(rows)], clips
+
+
+def make_clips(config: SyntheticConfig, split: str, stories: list[Story]) -> list[Clip]:
+    """Name a file and a seed for each story."""
+    return [Clip(f"videos/{split}_{i:06d}.mp4", story, f"{config.seed}/{split}/{i}") for i, story in enumerate(stories)]
+
+
+def _letters_by_category(categories: list[str], rng: Random) -> dict[str, Iterator[str]]:
+    return {category: deal_letters(categories.count(category), rng) for category in CATEGORIES}
+
+
+def make_records(config: SyntheticConfig) -> tuple[dict[str, list[Record]], list[Clip]]:
+    """All records by split and all clips, without drawing a single frame. Stories are disjoint between the splits."""
+    taken: set[tuple[Scene, ...]] = set()
+    records: dict[str, list[Record]] = {}
+    clips: list[Clip] = []
+    for split, count in (("eval", config.num_eval_videos), ("train", config.num_train_videos)):
+        records[split], new = make_split(config, split, sample_stories(config, split, count, taken))
+        clips += new
+    if config.num_pretrain_videos:
+        stories = sample_stories(config, "pretrain", config.num_pretrain_videos, taken)
+        records["pretrain"], new = make_pretrain(config, stories)
+        clips += new
+    return records, clips
+
+
+def generate(folder: str | Path, config: SyntheticConfig, *, workers: int = 1) -> None:
+    """Write a whole dataset, or leave a complete one of the same config alone.
+
+    All is made in a temporary folder beside `folder` and renamed at the end, so `folder` is never half written.
+
+    Args:
+        folder: where `train.jsonl`, `eval.jsonl`, `pretrain.jsonl`, `manifest.json` and `videos/` go.
+        config: what to generate.
+        workers: processes that draw and encode; the result does not depend on it.
+
+    Raises:
+        ValueError: `folder` holds something that this generator did not write.
+    """
+    folder = Path(folder)
+    records, clips = make_records(config)
+    if is_complete(folder, config, clips):
+        logger.info("%s is complete already", folder)
+        return
+    _refuse_foreign(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        os.chmod(work, 0o755)
+        _draw_all(work, clips, config, workers)
+        for split, rows in records.items():
+            (work / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        manifest = {"fingerprint": config.fingerprint, "config": asdict(config)}
+        (work / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        _swap(work, folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def is_complete(folder: Path, config: SyntheticConfig, clips: list[Clip]) -> bool:
+    """Whether `folder` holds what `config` asks for."""
+    if _fingerprint(folder) != config.fingerprint:
+        return False
+    return all((folder / clip.path).is_file() for clip in clips)
+
+
+def _fingerprint(folder: Path) -> str | None:
+    """What `folder`'s manifest says; None if there is no manifest of this generator."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return manifest.get("fingerprint") if isinstance(manifest, dict) else None
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """A folder of this generator is replaced, an empty one filled; anything else is the user's."""
+    if folder.exists() and not _fingerprint(folder) and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(
+            f"{folder} exists and was not written by this generator (no manifest.json with a fingerprint); choose "
+            "another folder, or remove it"
+        )
+
+
+def _draw_all(work: Path, clips: list[Clip], config: SyntheticConfig, workers: int) -> None:
+    (work / "videos").mkdir()
+    paths = [work / clip.path for clip in clips]
+    if workers <= 1:
+        for path, clip in zip(paths, clips, strict=True):
+            write_video(path, clip, config)
+        return
+    # spawn: the caller may hold threads (torch, loggers) that a fork would break
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for _ in pool.map(write_video, paths, clips, [config] * len(clips), chunksize=8):
+            pass
+
+
+def _swap(work: Path, folder: Path) -> None:
+    if folder.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+        os.rename(folder, old / "was")
+        os.rename(work, folder)
+        shutil.rmtree(old)
+    else:
+        os.rename(work, folder)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Command line: `--out`, `--workers` and one flag per field of `SyntheticConfig`."""
+    from jsonargparse import ArgumentParser
+
+    text = "Generate synthetic long videos with questions."
+    parser = ArgumentParser(prog="python -m longrl synthetic", description=text)
+    parser.add_argument("--out", type=str, required=True, help="folder to write")
+    parser.add_argument("--workers", type=int, default=2, help="processes that draw and encode")
+    parser.add_class_arguments(SyntheticConfig)
+    options = parser.parse_args(args).as_dict()
+    out, workers = options.pop("out"), options.pop("workers")
+    generate(out, SyntheticConfig(**options), workers=workers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from longrl.commands.demo import _Demo, run_demo
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_the_demo_runs_from_data_to_report(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    run_demo(out=str(tmp_path / "demo"), num_train_videos=8, num_eval_videos=4, max_steps=2)
+    results = json.loads((tmp_path / "demo" / "results.json").read_text())
+    assert set(results) == {"base", "sft", "rl", "blind", "seconds"}
+    assert set(results["seconds"]) == {"pretrain", "sft", "rl", "evaluate"}
+    for run in ("base", "sft", "rl", "blind"):
+        assert set(results[run]) == {"overall", "temporal", "spatial", "goal and purpose", "plot and narrative"}
+        assert results[run]["overall"]["n"] == 16
+        assert all(score["low"] <= score["accuracy"] <= score["high"] for score in results[run].values())
+    page = (tmp_path / "demo" / "report.html").read_text()
+    assert page.count("data:image/png;base64") >= 3
+    assert not re.search(r'(src|href)="(?!data:|#)', page)  # nothing is fetched
+
+
+def test_a_base_model_made_before_is_set_aside(tmp_path, monkeypatch):
+    """Before the export, which refuses to overwrite it."""
+    commands = []
+    monkeypatch.setattr(_Demo, "_run", lambda self, *command: commands.append(command))
+    for _ in range(2):
+        (tmp_path / "base").mkdir()
+        assert _Demo(tmp_path).pretrain() == tmp_path / "base"
+        assert not (tmp_path / "base").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"base.old1", "base.old2"}
+    assert commands[-1][0] == "export"
+
+
+def test_files_and_commands_that_the_readme_names_exist():
+    from longrl.commands.main import OTHER_COMMANDS, TRAINER_COMMANDS
+
+    text = (ROOT / "README.md").read_text()
+    for path in re.findall(r"--config (\S+\.yaml)", text):
+        assert path.startswith("mine") or path == "..." or (ROOT / path).is_file(), path
+    for path in re.findall(r"\]\((\S+?)\)", text):
+        assert path.startswith("http") or (ROOT / path).exists(), path
+    for command in re.findall(r"python -m longrl ([\w-]+)", text):
+        assert command in {*TRAINER_COMMANDS, *OTHER_COMMANDS}, command
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for target in re.findall(r"make (env|demo|test|lint)\b", text):
+        assert target in targets

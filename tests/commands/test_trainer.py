@@ -1,0 +1,188 @@
+"""What `fit` and its like refuse before anything is written, and how a user's mistake looks on the console."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from longrl.commands.main import main
+from longrl.commands.trainer import check_checkpoints
+from tests.runs import arguments, config, rollouts, run, text_config
+
+
+@pytest.fixture
+def values(tmp_path):
+    """A run of one step on text."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"problem": f"{n} + 1?", "answer": str(n + 1)}) + "\n" for n in range(4)))
+    found = text_config(rows)
+    found["trainer"]["max_steps"] = 1
+    return found
+
+
+# ---- runs and checkpoints that are there, or not ----
+
+
+def test_fit_does_not_replace_a_run(tmp_path, values):
+    folder = run(tmp_path / "run", values)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    values["data"]["prompts_per_batch"] = 1
+    (folder / "given.yaml").unlink()
+    with pytest.raises(
+        ValueError, match=r"holds a run already.*--ckpt_path .*last\.ckpt, or name another --run_dir or"
+    ):
+        run(folder, values)
+    (folder / "given.yaml").unlink()
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == {
+        path: content for path, content in before.items() if path.name != "given.yaml"
+    }
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", ".last.ckpt.before"])
+def test_a_sharded_checkpoint_is_a_run_too(tmp_path, name):
+    (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    with pytest.raises(ValueError, match="holds a run already"):
+        check_checkpoints("fit", str(tmp_path), None)
+    check_checkpoints("test", str(tmp_path), None)
+    check_checkpoints("fit", str(tmp_path), str(tmp_path / "checkpoints" / "last.ckpt"))
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_a_checkpoint_that_does_not_exist_is_refused(tmp_path, values, command):
+    with pytest.raises(ValueError, match=r"--ckpt_path=\S*nowhere\.ckpt does not exist .*name a checkpoint such as"):
+        main(arguments(tmp_path / "run", values, f"--ckpt_path={tmp_path / 'nowhere.ckpt'}", command=command))
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_checkpoints_that_lightning_finds_itself_are_not_looked_for(tmp_path):
+    for name in ("last", "best", "hpc", "s3://bucket/last.ckpt"):
+        check_checkpoints("fit", str(tmp_path), name)
+
+
+# ---- mistakes on the command line ----
+
+
+def typed(monkeypatch, *args):
+    """`longrl ARGS` as a user types it, apart from tests that call `main(args)`."""
+    monkeypatch.setattr(sys, "argv", ["longrl", *map(str, args)])
+    main()
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    for name in ("LOCAL_RANK", "WORLD_SIZE", "LONGRL_TRACEBACK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_mistake_is_one_line_and_status_2(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(SystemExit) as stop:
+        typed(monkeypatch, "export", "--run", tmp_path, "--out", tmp_path / "new")
+    assert stop.value.code == 2
+    line = f"longrl: error: --run={tmp_path} has no config.yaml; name the folder of a training run (its --run_dir)\n"
+    assert capsys.readouterr().err == line
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize(("name", "value"), [("LONGRL_TRACEBACK", "1"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "2")])
+def test_the_traceback_comes_on_demand_and_in_runs_of_several_processes(tmp_path, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="has no config.yaml"):
+        typed(monkeypatch, "export", "--run", tmp_path, "--out", tmp_path / "new")
+
+
+@pytest.mark.usefixtures("alone")
+def test_an_error_that_longrl_did_not_raise_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr("longrl.commands.main.run_command", lambda args: int("no number"))
+    with pytest.raises(ValueError, match="invalid literal"):
+        typed(monkeypatch, "fit")
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_misspelt_reward_in_a_callback_is_one_line(tmp_path, monkeypatch, capsys):
+    values = config("rl")
+    values["trainer"]["callbacks"][-1] = rollouts("longrl.rewards.acuracy")
+    with pytest.raises(SystemExit):
+        typed(monkeypatch, *arguments(tmp_path / "run", values))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("longrl: error: reward 'longrl.rewards.acuracy': longrl.rewards has no 'acuracy'")
+    assert len(lines) <= 2  # Lightning tells its seed
+
+
+# ---- help ----
+
+
+def shown(capsys, *args):
+    with pytest.raises(SystemExit):
+        main(args)
+    output = capsys.readouterr()
+    return output.out + output.err
+
+
+def test_a_command_alone_says_that_it_takes_a_config(capsys):
+    text = shown(capsys, "fit")
+    assert text.startswith("usage: python -m longrl {fit,validate,test,predict} --config FILE.yaml ")
+    assert "tip: For details of accepted options run: python -m longrl --help" in text
+
+
+def test_a_wrong_option_is_told_without_the_page_of_all_options(capsys):
+    text = shown(capsys, "fit", "--modell=1")
+    assert text.startswith("usage: python -m longrl fit --config FILE.yaml ")
+    assert len(text.splitlines()) == 3
+
+
+@pytest.mark.parametrize("command", ["fit", "test"])
+def test_the_help_begins_with_how_to_list_the_options_of_a_class(capsys, command):
+    text = " ".join(shown(capsys, command, "--help").split("options:")[0].split())
+    assert "--model.family.help CLASS, --trainer.callbacks.help CLASS" in text
+    assert text.startswith(f"usage: python -m longrl {command} --config FILE.yaml")
+
+
+@pytest.mark.parametrize("command", ["export", "demo", "cache-features"])
+def test_other_commands_have_the_programs_name(capsys, command):
+    assert shown(capsys, command, "--help").startswith(f"usage: python -m longrl {command} ")
+
+
+def test_an_export_takes_the_precisions_there_are(tmp_path, capsys):
+    text = shown(capsys, "export", "--run", str(tmp_path), "--out", str(tmp_path / "new"), "--dtype", "bf16")
+    assert "Expected a typing.Literal['float32', 'bfloat16', 'float16']" in text
+
+
+# ---- before there is a parser, and before there is a trainer ----
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1", r"--config .*bad\.yaml is no YAML: .*line 1, column 4"),
+        ("policy: flwo", "policy must be one of causal, flow, got 'flwo'"),
+    ],
+)
+def test_a_config_that_cannot_be_read_is_named(tmp_path, text, message):
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        main(["fit", "--config", str(file)])
+
+
+@pytest.mark.parametrize("command", ["plan", "serve", "cache-features"])
+def test_commands_for_policies_that_write_refuse_one_that_draws(tmp_path, command):
+    file = tmp_path / "flow.yaml"
+    file.write_text("policy: flow")
+    with pytest.raises(ValueError, match=f"`{command}` knows no policies that draw"):
+        main([command, "--config", str(file)])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_recipe_for_gpus_says_what_to_append_on_a_laptop(tmp_path, values):
+    values["trainer"]["accelerator"] = "gpu"
+    with pytest.raises(ValueError, match="torch sees no GPU here; append --trainer configs/trainer/cpu.yaml"):
+        run(tmp_path / "run", values)
+
+
+def test_a_strategy_without_options_is_its_class_path(tmp_path, values):
+    values["trainer"] |= {"strategy": "longrl.strategies.mr_sp.MRSPStrategy", "max_steps": 1}
+    run(tmp_path / "run", values)
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_dir()  # MRSPStrategy's are sharded

@@ -1,0 +1,376 @@
+import os
+import pickle
+from dataclasses import replace
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from longrl.datamodules.media.video import BrokenMedia, VideoSampling, read_image, read_video, sample_indices
+
+ALL = VideoSampling(fps=None, num_frames=768)
+
+
+def write(path, count=20, *, size=(64, 48), times_ms=None, rate=10, codec="libx264", pix_fmt="yuv420p", **options):
+    """A video whose frame i is grey of level 10 + 3 i (and noise if asked for), at the given times or at `rate`."""
+    noise = np.random.default_rng(0) if options.pop("noise", False) else None
+    if times_ms:
+        options.setdefault("bf", "0")
+    movflags = {"movflags": options.pop("movflags", "0")} if str(path).endswith("mp4") else {}
+    with av.open(str(path), "w", options=movflags) as container:
+        stream = container.add_stream(codec, rate=rate, options={k.replace("_", "-"): v for k, v in options.items()})
+        stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
+        if times_ms:
+            stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
+        if count == 0:
+            container.start_encoding()
+        for index in range(count):
+            image = np.full((size[1], size[0], 3), (10 + 3 * index) % 256, np.uint8)
+            if noise is not None:
+                image = noise.integers(0, 256, image.shape, dtype=np.uint8)
+            frame = av.VideoFrame.from_ndarray(image, "rgb24").reformat(format=pix_fmt)
+            frame.pts = times_ms[index] if times_ms else index
+            if times_ms:
+                frame.time_base = Fraction(1, 1000)  # the stream takes another with its first packet
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def shown(frames):
+    """Which frames of `write` these are."""
+    levels = frames.pixels.float().mean(dim=(1, 2, 3))
+    return ((levels - 10) / 3).round().int().tolist()
+
+
+# --------------------------------------------------------------------------------------------------------- sampling
+
+
+def samplings():
+    def by_fps(fps, low, more):
+        return VideoSampling(fps=fps, min_frames=low, max_frames=low + more)
+
+    def by_count(count):
+        return VideoSampling(fps=None, num_frames=count, min_frames=1)
+
+    few = st.integers(1, 40)
+    return st.builds(by_fps, st.floats(0.05, 60), few, st.integers(0, 40)) | st.builds(by_count, few)
+
+
+@settings(deadline=None)
+@given(steps=st.lists(st.floats(0.001, 30), min_size=1, max_size=150), start=st.floats(0, 9), sampling=samplings())
+def test_indices_increase_and_are_as_many_as_asked_for_at_any_frame_rate(steps, start, sampling):
+    *starts, end_s = (start + np.concatenate([[0], np.cumsum(steps)])).tolist()
+    indices = sample_indices(starts, end_s, sampling)
+    assert indices == sorted(set(indices))
+    assert 0 <= indices[0] <= indices[-1] < len(starts)
+    assert len(indices) >= min(sampling.num_frames or sampling.min_frames, len(starts))
+    assert len(indices) <= (sampling.num_frames or sampling.max_frames)
+
+
+@settings(deadline=None)
+@given(count=st.integers(1, 400), fps=st.sampled_from([1, 4, 10, 24, 25, 30000 / 1001, 60]), sampling=samplings())
+def test_a_constant_frame_rate_is_sampled_in_even_steps(count, fps, sampling):
+    starts = (np.arange(count) / fps).astype(np.float32).astype(np.float64)  # coarse, as some files have them
+    indices = sample_indices(starts, count / fps, sampling)
+    assert len(indices) == min(sampling.count(count / fps), count)
+    gaps = np.diff(indices)
+    assert gaps.size == 0 or gaps.max() - gaps.min() <= 1
+    assert abs(indices[0] - (count - 1 - indices[-1])) <= 1
+
+
+def test_half_the_frame_rate_takes_every_second_frame():
+    for fps in (4, 30):
+        starts = np.arange(40 * fps) / fps
+        indices = sample_indices(starts, 40.0, VideoSampling(fps=fps / 2, max_frames=2000))
+        assert np.diff(indices).tolist() == [2] * (20 * fps - 1)
+
+
+def test_time_decides_where_the_frame_rate_varies():
+    starts = [0.0, 1.0, 2.0, 3.0, *(4 + 0.1 * i for i in range(40))]  # 1 fps for 4 s, then 10 fps for 4 s
+    indices = sample_indices(starts, 8.0, VideoSampling(fps=None, num_frames=8))
+    assert indices == [0, 1, 2, 3, 9, 19, 29, 39]  # half a second into each second
+
+
+def test_a_frame_that_stands_still_is_taken_once_and_missing_ones_are_added_where_the_gap_is_widest():
+    starts = [0.0, 90.0, 91.0, 92.0, 98.0]
+    assert sample_indices(starts, 100.0, VideoSampling(fps=None, num_frames=2, min_frames=1)) == [0, 4]
+    assert sample_indices(starts, 100.0, VideoSampling(fps=0.03, min_frames=1)) == [0]
+    assert sample_indices(starts, 100.0, VideoSampling(fps=0.03, min_frames=3)) == [0, 1, 4]
+
+
+def test_a_video_shorter_than_the_minimum_gives_all_its_frames():
+    assert sample_indices([0.0, 0.5], 1.0, VideoSampling(fps=1.0, min_frames=4)) == [0, 1]
+    assert sample_indices([0.0], 0.0, VideoSampling()) == [0]
+
+
+def test_of_a_span_the_frames_on_show_in_it_are_sampled_as_a_video_of_their_own():
+    starts = np.arange(40) / 4  # 10 s at 4 frames per second
+    sampling = VideoSampling(fps=2.0, min_frames=1, span_s=(2.0, 5.0))
+    assert sample_indices(starts, 10.0, sampling) == [index + 8 for index in sample_indices(np.arange(12) / 4, 3.0,
+                                                      VideoSampling(fps=2.0, min_frames=1))]  # fmt: skip
+    every = VideoSampling(fps=None, num_frames=768, span_s=(2.1, 3.1))
+    assert sample_indices(starts, 10.0, every) == [8, 9, 10, 11, 12]  # frame 8 is on show from 2.0 to 2.25 s
+    assert sample_indices(starts + 5, 15.0, every) == [8, 9, 10, 11, 12]  # counted from the first frame
+    late = VideoSampling(fps=None, num_frames=768, span_s=(9.6, 99.0))
+    assert sample_indices(starts, 10.0, late) == [38, 39]
+
+
+@given(
+    count=st.integers(1, 100), start=st.floats(0, 9), length=st.floats(0.01, 20), fps=st.sampled_from([1, 4, 25]),
+    sampling=samplings(),
+)  # fmt: skip
+def test_no_frame_outside_a_span_is_taken(count, start, length, fps, sampling):
+    starts = np.arange(count) / fps
+    assume(start < count / fps)
+    indices = sample_indices(starts, count / fps, replace(sampling, span_s=(start, start + length)))
+    assert indices
+    assert indices == sorted(set(indices))
+    assert all(starts[i] < start + length and starts[i] + 1 / fps > start - 1e-9 for i in indices)
+
+
+def test_a_span_is_decoded_with_its_own_times_and_key(tmp_path):
+    path = write(tmp_path / "v.mp4", 40)  # 4 s, frame i of level 10 + 3 i
+    part, whole = read_video(path, VideoSampling(span_s=(1.0, 3.0), fps=1.0, min_frames=2)), read_video(path, ALL)
+    assert part.timestamps == (1.5, 2.5)
+    assert torch.equal(part.pixels, whole.pixels[[15, 25]])
+    assert part.key == read_video(path, VideoSampling(span_s=(1.0, 3.0), fps=None, num_frames=2, min_frames=1)).key
+    with pytest.raises(BrokenMedia, match=r"it ends after 4\.0 s, before the part from 5 s on"):
+        read_video(path, VideoSampling(span_s=(5.0, 6.0)))
+    with pytest.raises(ValueError, match="span_s must be two increasing seconds from 0 on"):
+        VideoSampling(span_s=(3.0, 1.0))
+
+
+def test_an_hour_is_thinned_to_the_maximum():
+    indices = sample_indices(np.arange(3600 * 25) / 25, 3600.0, VideoSampling(fps=2.0, max_frames=768))
+    assert len(indices) == 768
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"num_frames": 8}, "set either fps or num_frames, got fps=2.0 and num_frames=8"),
+        ({"fps": None}, "set either fps or num_frames"),
+        ({"fps": 0.0}, "fps must be above 0, got 0.0"),
+        ({"fps": float("nan")}, "fps must be above 0"),
+        ({"min_frames": 0}, "1 <= min_frames <= max_frames, got 0"),
+        ({"min_frames": 9, "max_frames": 8}, "got 9 and 8"),
+        ({"fps": None, "num_frames": 1000}, "num_frames=1000 must lie between min_frames=4 and max_frames=768"),
+    ],
+)
+def test_contradictory_values_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        VideoSampling(**wrong)
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+def test_pixels_and_times_are_those_of_the_sampled_frames(tmp_path):
+    frames = read_video(write(tmp_path / "v.mp4", 40), VideoSampling(fps=2.0))
+    assert (frames.kind, frames.pixels.dtype, tuple(frames.pixels.shape)) == ("video", torch.uint8, (8, 3, 48, 64))
+    assert shown(frames) == [2, 7, 12, 17, 22, 27, 32, 37]
+    assert frames.timestamps == pytest.approx([0.2, 0.7, 1.2, 1.7, 2.2, 2.7, 3.2, 3.7])
+    assert frames.duration_s == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize("name", ["v.mp4", "v.mov", "v.mkv"])
+def test_frames_are_exact_with_b_frames_in_the_usual_containers(tmp_path, name):
+    path = write(tmp_path / name, 60, bf="3", g="12")
+    with av.open(str(path)) as container:
+        expected = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    frames = read_video(path, VideoSampling(fps=None, num_frames=9))
+    for pixels, index in zip(frames.pixels, shown(frames), strict=True):
+        assert (pixels.permute(1, 2, 0).numpy() == expected[index]).all()
+
+
+def test_channels_are_red_green_blue(tmp_path):
+    with av.open(str(tmp_path / "v.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=1)
+        stream.width = stream.height = 32
+        image = np.zeros((32, 32, 3), np.uint8)
+        image[..., 0] = 250
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
+        container.mux(stream.encode(None))
+    red, green, blue = read_video(tmp_path / "v.mp4", ALL).pixels[0].float().mean(dim=(1, 2)).tolist()
+    assert red > 230
+    assert max(green, blue) < 20
+
+
+def test_odd_sizes_are_kept(tmp_path):
+    frames = read_video(write(tmp_path / "v.mp4", 8, size=(113, 87), pix_fmt="yuv444p"), ALL)
+    assert tuple(frames.pixels.shape) == (8, 3, 87, 113)
+    assert shown(frames) == list(range(8))
+
+
+@pytest.mark.parametrize("name", ["v.mp4", "v.mkv"])
+def test_variable_frame_rate_keeps_its_times(tmp_path, name):
+    times_ms = [0, 1000, 2000, 3000, *range(4000, 8000, 100)]
+    path = write(tmp_path / name, len(times_ms), times_ms=times_ms)
+    frames = read_video(path, VideoSampling(fps=None, num_frames=8))
+    # the file does not say how long the last frame stays, so the end may be up to a frame early
+    assert frames.duration_s == pytest.approx(8.0, abs=0.1)
+    assert frames.timestamps == pytest.approx([0.0, 1.0, 2.0, 3.0, 4.4, 5.4, 6.4, 7.4], abs=0.101)
+    assert [times_ms[index] / 1000 for index in shown(frames)] == pytest.approx(frames.timestamps)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_video_of_few_frames_gives_them_all(tmp_path, count):
+    frames = read_video(write(tmp_path / "v.mp4", count), VideoSampling(fps=2.0, min_frames=4))
+    assert shown(frames) == list(range(count))
+    assert len(frames.timestamps) == count
+
+
+def test_a_video_that_starts_late_is_timed_from_its_first_frame(tmp_path):
+    frames = read_video(write(tmp_path / "v.mp4", 10, times_ms=[5000 + 100 * i for i in range(10)]), ALL)
+    assert frames.timestamps == pytest.approx([0.1 * i for i in range(10)])
+
+
+def test_the_key_follows_content_and_choice_of_frames_not_the_path(tmp_path):
+    path = write(tmp_path / "a.mp4")
+    copy = tmp_path / "b.mp4"
+    copy.write_bytes(path.read_bytes())
+    two, five = VideoSampling(fps=2.0), VideoSampling(fps=5.0)
+    assert read_video(path, two).key == read_video(copy, two).key
+    assert read_video(path, two).key != read_video(path, five).key
+    write(copy, 21)
+    assert read_video(path, two).key != read_video(copy, two).key
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files through /proc")
+def test_the_reader_leaves_no_file_open(tmp_path):
+    path = write(tmp_path / "v.mp4")
+    read_video(path, ALL)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        read_video(path, ALL)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+# ----------------------------------------------------------------------------------------------------- broken videos
+
+
+def refused(path, message):
+    with pytest.raises(BrokenMedia, match=message) as caught:
+        read_video(path, ALL)
+    assert caught.value.path == str(path)
+    assert str(caught.value) == f"{path}: {caught.value.reason}"
+
+
+def test_a_missing_file_is_named(tmp_path):
+    refused(tmp_path / "none.mp4", "does not exist")
+
+
+def test_a_folder_and_an_empty_file_are_refused(tmp_path):
+    refused(tmp_path, "cannot be opened")
+    (tmp_path / "empty.mp4").touch()
+    refused(tmp_path / "empty.mp4", "is empty")
+
+
+def test_something_else_than_a_video_is_refused(tmp_path):
+    (tmp_path / "text.mp4").write_text("Good morning. " * 50)
+    refused(tmp_path / "text.mp4", "cannot be decoded")
+
+
+def test_a_file_without_its_index_is_refused(tmp_path):
+    path = write(tmp_path / "v.mp4")
+    path.write_bytes(path.read_bytes()[:-600])
+    refused(path, "cannot be decoded")
+
+
+def test_a_file_cut_off_after_its_index_is_refused(tmp_path):
+    path = write(tmp_path / "v.mp4", 60, noise=True, movflags="faststart")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    refused(path, "cannot be decoded")
+
+
+def test_a_file_with_a_hole_is_refused(tmp_path):
+    path = write(tmp_path / "v.mp4", 60, noise=True, movflags="faststart")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) * 3 // 4] = bytes(len(content) * 3 // 4 - len(content) // 2)
+    path.write_bytes(content)
+    refused(path, "cannot be decoded")
+
+
+def test_a_file_without_frames_is_refused(tmp_path):
+    refused(write(tmp_path / "v.mp4", 0), "cannot be decoded")
+
+
+def test_sound_alone_is_refused(tmp_path):
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=16000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = 16000, 0
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    refused(tmp_path / "a.mp4", "cannot be decoded")
+
+
+@pytest.mark.parametrize("name", ["v.ts", "v.mpg", "v.flv"])
+def test_containers_without_an_index_are_refused(tmp_path, name):
+    codec = "mpeg2video" if name == "v.mpg" else "libx264"
+    refused(write(tmp_path / name, codec=codec, rate=25), "ffmpeg -i IN -c copy OUT.mp4")
+
+
+def test_frames_without_times_are_refused(tmp_path):
+    refused(write(tmp_path / "v.avi", bf="2"), "no increasing times")
+
+
+def test_the_error_survives_the_way_out_of_a_loader_worker():
+    error = pickle.loads(pickle.dumps(BrokenMedia("a.mp4", "the file is empty")))
+    assert (error.path, error.reason, str(error)) == ("a.mp4", "the file is empty", "a.mp4: the file is empty")
+
+
+# ----------------------------------------------------------------------------------------------------------- images
+
+
+def test_an_image_is_one_rgb_frame(tmp_path):
+    image = Image.new("RGB", (5, 3), (200, 100, 50))
+    image.save(tmp_path / "i.png")
+    frames = read_image(tmp_path / "i.png")
+    assert (frames.kind, frames.timestamps, frames.duration_s) == ("image", (0.0,), 0.0)
+    assert tuple(frames.pixels.shape) == (1, 3, 3, 5)
+    assert frames.pixels[0, :, 1, 2].tolist() == [200, 100, 50]
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "CMYK"])
+def test_every_colour_mode_becomes_rgb(tmp_path, mode):
+    path = tmp_path / ("i.tif" if mode == "CMYK" else "i.png")
+    Image.new("RGB", (4, 4), (255, 255, 255)).convert(mode).save(path)
+    assert read_image(path).pixels.unique().tolist() == [255]
+
+
+def test_an_image_is_turned_upright(tmp_path):
+    image = Image.new("RGB", (6, 4))
+    image.putpixel((0, 0), (255, 255, 255))
+    exif = image.getexif()
+    exif[0x0112] = 6  # turn clockwise to see it upright
+    image.save(tmp_path / "i.png", exif=exif)
+    pixels = read_image(tmp_path / "i.png").pixels
+    assert tuple(pixels.shape) == (1, 3, 6, 4)
+    assert pixels[0, 0].nonzero().tolist() == [[0, 3]]
+
+
+def test_images_have_keys_by_content(tmp_path):
+    for name, level in (("a.png", 1), ("b.png", 1), ("c.png", 2)):
+        Image.new("L", (4, 4), level).save(tmp_path / name)
+    a, b, c = (read_image(tmp_path / name).key for name in ("a.png", "b.png", "c.png"))
+    assert a == b != c
+
+
+def test_broken_images_are_refused(tmp_path):
+    path = tmp_path / "i.png"
+    with pytest.raises(BrokenMedia, match="does not exist"):
+        read_image(path)
+    Image.effect_noise((64, 64), 50).save(path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(BrokenMedia, match="cannot be decoded"):
+        read_image(path)
+    path.write_text("no image")
+    with pytest.raises(BrokenMedia, match="cannot be decoded"):
+        read_image(path)

@@ -1,0 +1,98 @@
+"""Recipes and demos of flow models as the command line reads them; recipes train tiny pipelines."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from longrl.commands.diffusion import FlowCLI
+from longrl.commands.policy_option import policy_of
+from longrl.commands.trainer import LongRLCLI
+from longrl.diffusion.module import FlowModule
+from longrl.diffusion.prompt_files import PromptFiles
+from longrl.diffusion.rollout_callback import FlowRolloutCallback
+from tests.diffusion.tiny import sd3_folder, wan_folder
+from tests.test_configs import CONFIGS, FLOW, LAST, ON_CPU, files, raw
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual optimization"),
+    pytest.mark.filterwarnings("ignore:LightningCLI's args parameter"),
+    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec"),
+]
+RECIPES = [path for path in FLOW if path.parent == CONFIGS]
+
+
+def built(*args: str | Path) -> FlowCLI:
+    return FlowCLI(
+        FlowModule, PromptFiles, save_config_callback=None, seed_everything_default=0, run=False,
+        args=[str(arg) for arg in args],
+    )  # fmt: skip
+
+
+def alone(path: Path) -> list[str]:
+    """For a recipe of several ranks: what makes it one of one."""
+    option = "--trainer.strategy.init_args.sequence_parallel_size=1"
+    return [option] if "strategy" in raw(path)["trainer"] else []
+
+
+@files(FLOW)
+def test_a_config_is_read_whole_and_its_algorithm_fits_its_sampling(path):
+    assert policy_of(["fit", "--config", str(path)]) == "flow"
+    cli = built("--config", path, ON_CPU, *alone(path))
+    (rollout,) = [callback for callback in cli.trainer.callbacks if isinstance(callback, FlowRolloutCallback)]
+    cli.model.algorithm.validate_steps(rollout.sampling.num_generations, cli.model.steps_per_rollout)
+    assert rollout.eval_sampling.window is None
+    cli.datamodule.read(("train", "val"))
+    assert len(cli.datamodule.rows["train"]) >= cli.datamodule.prompts_per_batch
+
+
+@files(RECIPES)
+def test_a_recipe_says_how_it_is_launched(path):
+    header, name = path.read_text().partition("\nrun_dir:")[0], path.stem
+    for wanted in ("# Needs:", f"python -m longrl fit --config configs/{name}.yaml", "# Override:", "--ckpt_path"):
+        assert wanted in header
+    assert raw(path)["run_dir"] == f"runs/{name}"
+
+
+@files(RECIPES)
+def test_the_options_of_a_recipes_header_exist(path):
+    lines = re.sub(r"\n#  +--", " --", path.read_text().partition("\nrun_dir:")[0]).splitlines()
+    examples = [re.findall(r"(--[\w.]+) ([^\s()]+)", line) for line in lines if ": " in line and "... --" in line]
+    assert len(examples) >= 3
+    for example in examples:
+        args = [part for pair in example if pair[0] != "--ckpt_path" for part in pair]
+        if args:
+            built("--config", path, ON_CPU, *alone(path), *args, "--trainer.accelerator=cpu")
+
+
+@files(RECIPES)
+def test_a_recipe_takes_a_step_with_a_tiny_pipeline(path, tmp_path):
+    video = "wan" in path.stem
+    init_args = {"model": wan_folder() if video else sd3_folder(), "height": 32, "width": 32, "max_text_tokens": 8}
+    sizes = {**init_args, **({"num_frames": 5} if video else {})}
+    trainer = LongRLCLI.run([
+        "fit", f"--config={path}", ON_CPU, f"--run_dir={tmp_path}", "--trainer.max_steps=1",
+        *(f"--model.family.init_args.{name}={value}" for name, value in sizes.items()),
+        "--model.family.init_args.dtype=float32", "--model.family.init_args.frozen_dtype=float32",
+        f"--data.train={CONFIGS / 'demo' / 'prompts.txt'}", "--data.prompts_per_batch=2", "--data.val=null",
+        "--data.row_function=longrl.diffusion.prompt_rows.prompt_row", "--trainer.strategy=auto",
+        f"{LAST}.sampling.num_generations=2", f"{LAST}.samples_per_batch=4",
+        LAST + '.reward={"terms": [{"function": "tests.diffusion.tiny.redness"}]}',
+    ]).trainer  # fmt: skip
+    assert trainer.global_step == 1 or trainer.global_step == raw(path)["model"]["mini_batches_per_rollout"]
+    assert float(trainer.logged_metrics["train/grad_norm"]) > 0
+
+
+def test_the_policy_is_that_of_the_last_that_says(tmp_path):
+    plain, flow = tmp_path / "plain.yaml", tmp_path / "flow.yaml"
+    plain.write_text("run_dir: x\n")
+    flow.write_text("policy: flow\n")
+    assert policy_of(["fit", "--config", str(plain)]) == "causal"
+    assert policy_of(["fit", f"--config={flow}", "--config", str(plain)]) == "flow"
+    assert policy_of(["fit", "--config", str(flow), "--policy", "causal"]) == "causal"
+
+
+def test_a_flow_model_predicts_nothing(tmp_path):
+    (tmp_path / "flow.yaml").write_text("policy: flow\n")
+    with pytest.raises(ValueError, match="use `test` or `validate`"):
+        LongRLCLI.run(["predict", "--config", str(tmp_path / "flow.yaml")])

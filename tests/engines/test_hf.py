@@ -1,0 +1,110 @@
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from longrl.engines.hf import HFEngine, inverse_cdf, sampling_ids
+from longrl.features.cache import FeatureCache
+from longrl.packing.pack import pack
+from longrl.strategies.axis import LONE
+from longrl.types import SamplingParams
+from tests.tiny import mixed_prompts, plain_model, separate_logps, text_family, vl_family
+
+SAMPLING = SamplingParams(num_generations=3, max_completion_tokens=7)
+
+
+def setup():
+    family = vl_family(freeze_tower=True)
+    model, prompts = family.build(), mixed_prompts(family)
+    return family, model, prompts, FeatureCache(family).get_or_encode(model, prompts)
+
+
+def test_logprobs_equal_a_plain_forward_of_what_was_sampled():
+    family, model, prompts, features = setup()
+    groups = HFEngine().generate(family, model, prompts, features, SAMPLING, seed=1)
+    found = torch.cat([completion.logprobs for group in groups for completion in group])
+    ids = [[completion.token_ids for completion in group] for group in groups]
+    wanted = separate_logps(plain_model(model, family), prompts, ids)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
+    assert [len(group) for group in groups] == [3, 3, 3]
+
+
+def test_greedy_tokens_are_the_plain_models_argmax_step_by_step():
+    family, model, prompts, features = setup()
+    greedy = dataclasses.replace(SAMPLING, num_generations=1, temperature=0.0)
+    groups = HFEngine().generate(family, model, prompts, features, greedy, seed=1)
+    for prompt, (completion,) in zip(prompts, groups, strict=True):
+        for length in range(len(completion.token_ids)):
+            (packed,) = pack([prompt], [[completion.token_ids[: length + 1]]], 10_000)
+            embeds = family.embed(model, packed, features)
+            hidden = family.hidden_states(model, embeds[None], packed.position_ids[:, None], spans=packed.spans)[0]
+            logits = hidden[packed.predict_from[-1]] @ family.lm_head(model).T
+            assert logits.argmax() == completion.token_ids[length]
+
+
+def test_a_prompts_completions_do_not_depend_on_its_batch_or_on_slices():
+    family, model, prompts, features = setup()
+    together = HFEngine().generate(family, model, prompts, features, SAMPLING, seed=5)
+    alone = [HFEngine().generate(family, model, [p], features, SAMPLING, seed=5)[0] for p in prompts]
+    sliced = HFEngine(max_sequences=4).generate(family, model, prompts[::-1], features, SAMPLING, seed=5)[::-1]
+    for one, two, three in zip(together, alone, sliced, strict=True):
+        texts = [[c.token_ids.tolist() for c in group] for group in (one, two, three)]
+        assert texts[0] == texts[1] == texts[2]
+    other = HFEngine().generate(family, model, prompts, features, SAMPLING, seed=6)
+    assert other[0][0].token_ids.tolist() != together[0][0].token_ids.tolist()
+
+
+def test_generation_leaves_random_state_and_mode_alone():
+    family, model, prompts, features = setup()
+    model.train()
+    before = torch.get_rng_state()
+    HFEngine().generate(family, model, prompts, features, SAMPLING, seed=5)
+    assert torch.equal(before, torch.get_rng_state())
+    assert model.training
+
+
+def test_a_completion_ends_with_its_end_token():
+    family = text_family()
+    model = family.build()
+    with torch.no_grad():  # the end token wins at once
+        model.lm_head.weight[family.tokenizer.eos_token_id] += 1.0
+        model.model.norm.weight.fill_(0.0)
+    from tests.tiny import row
+
+    prompts = [family.render(row(), "x")]
+    groups = HFEngine().generate(family, model, prompts, {}, dataclasses.replace(SAMPLING, num_generations=64), 0)
+    for completion in groups[0]:
+        ends = (completion.token_ids == family.tokenizer.eos_token_id).nonzero()[:, 0].tolist()
+        assert ends in ([], [len(completion.token_ids) - 1])
+        assert completion.finish_reason == ("stop" if ends else "length")
+        assert len(completion.logprobs) == len(completion.token_ids)
+
+
+def test_inverse_cdf_draws_the_distribution_and_never_a_masked_token():
+    logp = torch.tensor([0.1, 0.0, 0.5, 0.4]).log().expand(20_000, -1)
+    uniform = torch.rand(20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    counts = inverse_cdf(logp, uniform).bincount(minlength=4).tolist()
+    assert counts[1] == 0
+    for count, share in zip(counts, (0.1, 0.0, 0.5, 0.4), strict=True):  # within four standard deviations
+        assert abs(count - 20_000 * share) <= 4 * (20_000 * share * (1 - share)) ** 0.5
+    assert inverse_cdf(logp[:2], torch.tensor([0.0, 1 - 1e-12], dtype=torch.float64)).tolist() == [0, 3]
+
+
+@pytest.mark.parametrize("change", [{"top_k": 1}, {"top_p": 1e-4}])
+def test_top_k_and_top_p_report_the_renormalised_distribution(change):
+    family, model, prompts, features = setup()
+    sampling = dataclasses.replace(SAMPLING, **change)
+    completion = HFEngine().generate(family, model, prompts, features, sampling, seed=1)[0][0]
+    assert (completion.logprobs == 0).all()  # one token is left, with all the mass
+
+
+def test_copies_of_a_prompt_have_the_same_ids_over_any_number_of_ranks():
+    stream = ["a", "b", "b", "a", "c", "a"]
+    wanted = ["a", "b", "b (copy 1)", "a (copy 1)", "c", "a (copy 2)"]
+    assert sampling_ids(stream, LONE) == wanted
+    for size in (2, 3, 4):
+        shares = [stream[rank::size] for rank in range(size)]
+        for rank, share in enumerate(shares):
+            axis = SimpleNamespace(rank=rank, gather=lambda own, shares=shares: shares)
+            assert sampling_ids(share, axis) == wanted[rank::size]

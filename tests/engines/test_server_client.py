@@ -1,0 +1,279 @@
+"""The client against a plain HTTP server that misbehaves, the request language, and the files of weights."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+
+from longrl.commands import serve
+from longrl.engines import server_client
+from longrl.engines.server import VLLMServerEngine
+from longrl.engines.server_client import ServerClient
+from longrl.engines.server_protocol import model_sizes, packed, pointed, pointers, resolved, unpacked
+from longrl.engines.vllm_extension import read_shards, write_shards
+from longrl.engines.vllm_options import VERSION
+from longrl.engines.weight_files import new_folder
+from longrl.engines.weight_stream import engine_weights
+from longrl.types import SamplingParams
+from tests.tiny import row, text_family
+
+PARAMS = [{"n": 1}]
+REQUEST = [{"prompt_token_ids": [1, 2], "multi_modal_data": {"video": {"video_embeds": torch.ones(2, 3)}}}]
+ONE = {"token_ids": [3], "logprobs": [-0.5], "finish_reason": "stop"}
+GOOD = {"version": "v", "completions": [[ONE]]}
+
+
+class Fake:
+    """Answers from a list of (status, body or seconds to wait), then the last of them again."""
+
+    def __init__(self, *answers):
+        self.answers, self.requests = list(answers), []
+        fake = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def answer(self):
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                fake.requests.append((self.path, body, dict(self.headers)))
+                status, content = fake.answers.pop(0) if len(fake.answers) > 1 else fake.answers[0]
+                if isinstance(content, float):
+                    threading.Event().wait(content)
+                    content = {}
+                if status is None:  # hangs up
+                    self.close_connection = True
+                    return
+                content = content if isinstance(content, bytes) else json.dumps(content).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            do_GET = do_POST = answer
+
+            def log_message(self, *args):
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}"
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def fake():
+    made = []
+
+    def start(*answers):
+        made.append(Fake(*answers))
+        return made[-1]
+
+    yield start
+    for server in made:
+        server.http.shutdown()
+        server.http.server_close()
+
+
+@pytest.fixture(autouse=True)
+def naps(monkeypatch):
+    """Seconds that the client slept between attempts."""
+    slept = []
+    real = time.sleep
+    monkeypatch.setattr(server_client.time, "sleep", lambda s: (slept.append(s), real(min(s, 0.01))))
+    return slept
+
+
+def client_of(server, timeout_s=5.0, retries=3):
+    return ServerClient(server.url, timeout_s, retries)
+
+
+def test_a_busy_server_is_asked_again_after_growing_pauses(fake, naps):
+    server = fake((429, {}), (503, {}), (200, GOOD))
+    assert client_of(server).generate("v", REQUEST, PARAMS) == [[ONE]]
+    assert naps == [1.0, 2.0]
+    assert len({body for _, body, _ in server.requests}) == 1
+
+
+def test_a_server_that_stays_busy_is_an_error(fake):
+    with pytest.raises(ConnectionError, match=r"HTTP 429: 'slow down', after 3 attempts; raise retries"):
+        client_of(fake((429, b"slow down")), retries=2).generate("v", REQUEST, PARAMS)
+
+
+def test_a_connection_that_breaks_is_tried_again(fake, naps):
+    assert client_of(fake((None, {}), (200, GOOD))).generate("v", REQUEST, PARAMS) == [[ONE]]
+    assert naps == [1.0]
+
+
+def test_an_error_of_the_server_comes_with_its_words_and_at_once(fake):
+    server = fake((500, {"error": {"message": "EngineCore died"}}))
+    with pytest.raises(RuntimeError, match=r"HTTP 500: EngineCore died.*start the server again.*--ckpt_path"):
+        client_of(server).generate("v", REQUEST, PARAMS)
+    assert len(server.requests) == 1
+
+
+def test_a_refused_request_comes_with_its_words(fake):
+    with pytest.raises(ValueError, match="HTTP 400: too long"):
+        client_of(fake((400, {"error": {"message": "too long"}}))).generate("v", REQUEST, PARAMS)
+    with pytest.raises(ValueError, match="HTTP 404: Not Found.*`vllm serve` does not take features"):
+        client_of(fake((404, {"detail": "Not Found"}))).info()
+    with pytest.raises(PermissionError, match="HTTP 401: Unauthorized; set LONGRL_SERVER_KEY"):
+        client_of(fake((401, {"error": "Unauthorized"}))).info()
+
+
+def test_a_slow_answer_names_the_option(fake):
+    with pytest.raises(TimeoutError, match=r"did not answer /generate within timeout_s=0\.3; raise timeout_s"):
+        client_of(fake((200, 1.5)), timeout_s=0.3).generate("v", REQUEST, PARAMS)
+
+
+@pytest.mark.parametrize("answer", [b"<html>", b"[]", b"\xff\x00", {"version": "v"}, {**GOOD, "completions": [[]]}])
+def test_garbage_is_told_from_a_server(fake, answer):
+    with pytest.raises(RuntimeError, match="is not this version's `python -m longrl serve`"):
+        client_of(fake((200, answer))).generate("v", REQUEST, PARAMS)
+
+
+def test_completions_by_other_weights_are_an_error(fake):
+    with pytest.raises(RuntimeError, match="answered with weights 'w' instead of 'v'; give every run a server"):
+        client_of(fake((200, {**GOOD, "version": "w"}))).generate("v", REQUEST, PARAMS)
+    with pytest.raises(RuntimeError, match="HTTP 412: the server holds.*started anew in the middle of a step"):
+        client_of(fake((412, {"error": {"message": "the server holds 'w'"}}))).generate("v", REQUEST, PARAMS)
+
+
+def test_only_the_tensors_that_are_missing_are_sent(fake):
+    tensors = {}
+    pointed(REQUEST, tensors)
+    (name,) = tensors
+    server = fake((409, {"missing": [name]}), (200, GOOD))
+    assert client_of(server).generate("v", REQUEST, PARAMS) == [[ONE]]
+    (_, first, _), (_, second, _) = server.requests
+    assert not unpacked(first)[1]
+    assert torch.equal(unpacked(second)[1][name], torch.ones(2, 3))
+    with pytest.raises(RuntimeError, match="misses tensors that no request has"):
+        client_of(fake((409, {"missing": ["x"]}))).generate("v", REQUEST, PARAMS)
+
+
+def test_nobody_at_the_address_is_an_error_that_names_it():
+    client = ServerClient("http://127.0.0.1:9", 5.0, retries=1)
+    with pytest.raises(ConnectionError, match=r"http://127\.0\.0\.1:9 cannot be reached, or died.*attempts: 2"):
+        client.info()
+    with pytest.raises(ConnectionError, match="cannot be reached"):
+        client.wait(0.1)
+    with pytest.raises(ValueError, match="must begin with http:// or https://, got 'localhost:8000'"):
+        ServerClient("localhost:8000", 5.0, 1)
+
+
+def test_the_key_comes_from_the_environment(fake, monkeypatch):
+    monkeypatch.setenv("LONGRL_SERVER_KEY", "secret")
+    server = fake((200, GOOD))
+    client_of(server).generate("v", REQUEST, PARAMS)
+    assert server.requests[0][2]["Authorization"] == "Bearer secret"
+
+
+def test_a_server_for_others_must_have_a_key(monkeypatch):
+    monkeypatch.delenv("LONGRL_SERVER_KEY", raising=False)
+    with pytest.raises(ValueError, match=r"--host=0\.0\.0\.0 opens the server.*; set LONGRL_SERVER_KEY"):
+        serve.run(text_family(), serve.parser().parse_args(["--host=0.0.0.0"]))
+
+
+# ---- engine ----
+
+
+def info_of(family, **others):
+    return {"vllm": VERSION, "version": "none", "model": model_sizes(family), "max_model_len": 64, **others}
+
+
+def test_another_vllm_is_refused(fake):
+    family = text_family()
+    server = fake((200, info_of(family, vllm="0.11.0")))
+    with pytest.raises(ValueError, match=rf"runs vllm 0\.11\.0; install {VERSION}"):
+        VLLMServerEngine(server.url).start(family)
+
+
+def test_another_model_is_refused(fake):
+    family = text_family()
+    sizes = model_sizes(family) | {"hidden_size": 8}
+    with pytest.raises(ValueError, match="serves another model.*hidden_size is 8 instead of"):
+        VLLMServerEngine(fake((200, info_of(family, model=sizes))).url).start(family)
+
+
+def test_a_prompt_without_room_is_named_before_anything_is_sent(fake):
+    family = text_family()
+    engine = VLLMServerEngine(fake((200, info_of(family))).url)
+    engine.start(family)
+    prompt = family.render(row("long"), "word " * 100)
+    with pytest.raises(ValueError, match="prompt 'long' has .* takes 64; start it with a larger --max_model_len"):
+        engine.generate(family, None, [prompt], {}, SamplingParams(1, 8), seed=0)
+
+
+# ---- what travels ----
+
+
+def test_a_request_comes_out_as_it_went_in():
+    whole = torch.arange(12, dtype=torch.bfloat16).view(4, 3)
+    request = {
+        "prompt_token_ids": [1, 2, 3],
+        "multi_modal_data": {"video": {"video_embeds": whole[1:3], "second_per_grid_ts": torch.tensor([0.7]).double()}},
+        "multi_modal_uuids": {"video": ["a|1.4"]},
+        "prompt_is_token_ids": [True, False],
+        "more": [whole[:1], whole[:1].clone(), None],
+    }
+    tensors = {}
+    text = pointed(request, tensors)
+    assert len(tensors) == 3  # equal content is one tensor
+    assert pointers(text) == set(tensors)
+    message, arrived = unpacked(packed({"prompts": text}, tensors))
+    found = resolved(message["prompts"], arrived)
+    assert pointed(found, {}) == text
+    video = found["multi_modal_data"]["video"]
+    assert torch.equal(video["video_embeds"], whole[1:3])
+    assert video["second_per_grid_ts"].dtype == torch.float64
+    with pytest.raises(ValueError, match="no safetensors with a message"):
+        unpacked(b"\x80\x04pickle")
+
+
+def test_the_server_keeps_tensors_up_to_its_memory():
+    pytest.importorskip("fastapi")
+    from longrl.engines.server_routes import TensorStore
+
+    store, kib = TensorStore(2048), torch.zeros(256)
+    assert store.find(["a", "b"], {"a": kib}) == ({"a": kib}, ["b"])
+    store.find(["b"], {"b": kib})
+    store.find(["a"], {})
+    found, missing = store.find(["c"], {"c": kib})
+    assert (list(found), missing) == (["c"], [])
+    assert store.find(["a", "c"], {})[1] == []
+    assert store.find(["b"], {})[1] == ["b"]  # used longest ago
+    found, _ = store.find(["d", "e", "f"], dict.fromkeys("def", kib))
+    assert list(found) == ["d", "e", "f"]  # of one request all, whatever their size
+
+
+def test_weights_come_out_of_files_as_they_went_in(tmp_path):
+    family = text_family()
+    model = family.build()
+    wanted = dict(engine_weights(family, model))
+    write_shards(engine_weights(family, model), tmp_path, max_bytes=1 << 14)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 3
+    torch.testing.assert_close(dict(read_shards(tmp_path)), wanted, rtol=0, atol=0)
+
+
+def test_two_names_of_one_weight_both_arrive(tmp_path):
+    weight = torch.randn(3, 2)
+    write_shards([("embed", weight), ("head", weight), ("part", weight[1:])], tmp_path, max_bytes=1 << 20)
+    found = dict(read_shards(tmp_path))
+    assert torch.equal(found["embed"], weight)
+    assert torch.equal(found["head"], weight)
+    assert torch.equal(found["part"], weight[1:])
+
+
+def test_what_a_dead_run_left_goes(tmp_path):
+    import socket
+
+    dead = tmp_path / f"longrl-weights-{socket.gethostname()}-999999999-x_y"
+    dead.mkdir()
+    first = new_folder(tmp_path)
+    second = new_folder(tmp_path)
+    assert not dead.exists()
+    assert first.is_dir()
+    assert second.is_dir()
+    assert first != second

@@ -1,0 +1,424 @@
+"""The real vLLM on a CPU against the trainer's own engine and forward pass."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from longrl.engines.hf import HFEngine
+from longrl.engines.parity import Gap, check, check_seen, stacked
+from longrl.features.cache import FeatureCache
+from longrl.models.qwen3_vl import Qwen3VLFamily
+from longrl.models.qwen_omni import QwenOmniFamily
+from longrl.models.qwen_vl import Qwen2_5_VLFamily
+from longrl.models.text import LlamaFamily, TextFamily
+from longrl.models.vila import VilaFamily
+from longrl.packing.pack import pack
+from longrl.testing.tiny import tiny_qwen2_5_vl, tiny_qwen3_vl, tiny_qwen_omni, tiny_text, tiny_vila
+from longrl.types import SamplingParams
+from tests.distributed import run_distributed
+from tests.families import cell
+from tests.tiny import LLAMA_ROPE, SCALES, frames, mixed_prompts, omni_prompts, row, sound
+
+vllm_package = pytest.importorskip("vllm")
+pytestmark = pytest.mark.vllm
+
+from longrl.engines.vllm import VLLMEngine  # noqa: E402
+from longrl.engines.vllm_options import sampling_arguments  # noqa: E402
+
+WITH_A_TOWER = pytest.mark.parametrize("started", ["qwen2.5-vl"], indirect=True)
+EVERY_MODEL = {
+    "qwen2.5": "qwen2", "qwen3": "qwen3", "qwen2.5-vl": "qwen2.5-vl", "qwen3-vl": "qwen3-vl", "nvila": "vila",
+    "qwen2.5-omni": "qwen2.5-omni", "llama3": "llama", "longvila-r1": "longvila",
+}  # fmt: skip
+"""Family -> what `started` begins; the last two differ from others in little and run one test."""
+OF_VILA = pytest.mark.parametrize("started", ["vila"], indirect=True)
+"""Features that enter among the prompt's embeddings, not as media."""
+GREEDY = SamplingParams(1, 24, temperature=0.0)
+
+
+def family_of(kind: str, folder: Path):
+    """Heads of 32, the smallest that vLLM's CPU kernels know."""
+    wide = {"hidden_size": 192}
+    if kind == "qwen2.5-vl":
+        made = tiny_qwen2_5_vl(folder, text=wide)
+        sizes = {"min_pixels": 28 * 28, "max_pixels": 56 * 56}
+        return Qwen2_5_VLFamily(str(made), random_init=True, freeze_tower=False, **sizes)
+    if kind == "qwen2.5-omni":
+        made = tiny_qwen_omni(folder, text=wide)
+        sizes = {"min_pixels": 28 * 28, "max_pixels": 56 * 56}
+        return QwenOmniFamily(str(made), random_init=True, freeze_tower=False, freeze_audio_tower=False, **sizes)
+    if kind == "vila":
+        made = tiny_vila(folder, text=wide, projector="mlp_downsample", **SCALES)
+        return VilaFamily(str(made), random_init=True, freeze_tower=False, freeze_projector=False)
+    if kind == "longvila":
+        made = tiny_vila(folder, text=wide)
+        return VilaFamily(str(made), random_init=True, freeze_tower=False, freeze_projector=False, pool_frames=4)
+    if kind == "qwen3-vl":
+        made = tiny_qwen3_vl(folder, text=wide)
+        sizes = {"min_pixels": 32 * 32, "max_pixels": 64 * 64}
+        return Qwen3VLFamily(str(made), random_init=True, freeze_tower=False, **sizes)
+    if kind == "llama":
+        return LlamaFamily(str(tiny_text(folder, kind, **wide, rope_parameters=LLAMA_ROPE)), random_init=True)
+    return TextFamily(str(tiny_text(folder, kind, **wide)), random_init=True)
+
+
+def engine() -> VLLMEngine:
+    small = {"block_size": 32, "seed": 0}
+    return VLLMEngine(max_model_len=2048, max_num_seqs=16, kv_cache_gib=0.0625, enforce_eager=True, options=small)
+
+
+@pytest.fixture(scope="module", params=[*EVERY_MODEL.values()][:-2])
+def started(request, tmp_path_factory):
+    family = family_of(request.param, tmp_path_factory.mktemp("model"))
+    made = engine()
+    made.start(family)
+    yield family, made
+    made.close()
+
+
+def prompts_of(family):
+    if not family.media_token_ids():
+        return [family.render(row(str(i)), "Which one? " * (1 + 2 * i)) for i in range(3)]
+    if family.hears:
+        wide = [frames(3, 28, 112, "wide"), sound(0.3, "its track", within=True)]  # the grid is wider than the sound
+        return [*omni_prompts(family), family.render(row("wide"), "<video>?", wide)]
+    clips = [frames(40, key="long"), frames(5, 60, 90, key="v9")]
+    long = family.render(row("long"), "What? <video> and <video>", clips)
+    return [*mixed_prompts(family), long]  # 20 cells at 1.4 s: time counts further than the grid is wide
+
+
+def trainer_logp(family, model, prompts, features, completions, temperature=1.0):
+    (packed,) = pack(prompts, [[c.token_ids for c in own] for own in completions], 1 << 30)
+    with torch.no_grad():
+        return family.forward(model, packed, features, temperature).logp
+
+
+def gap(family, model, prompts, features, completions, temperature=1.0) -> float:
+    said = torch.cat([c.logprobs for own in completions for c in own])
+    return float((said - trainer_logp(family, model, prompts, features, completions, temperature)).abs().max())
+
+
+@pytest.mark.parametrize("started", [cell("vLLM", *item) for item in EVERY_MODEL.items()], indirect=True)
+def test_the_engine_is_the_trainer_after_every_step(started):
+    family, vllm = started
+    model = family.build()
+    prompts = prompts_of(family)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    for step in range(3):
+        features = FeatureCache(family).get_or_encode(model, prompts)
+        vllm.sync(family, model, step)
+        wanted = HFEngine().generate(family, model, prompts, features, GREEDY, seed=0)
+        found = vllm.generate(family, model, prompts, features, GREEDY, seed=0)
+        assert [[c.token_ids.tolist() for c in own] for own in found] == [
+            [c.token_ids.tolist() for c in own] for own in wanted
+        ]
+        assert gap(family, model, prompts, features, found) < 1e-4
+        (packed,) = pack(prompts, [[c.token_ids for c in own] for own in found], 1 << 30)
+        family.forward(model, packed, features).logp.mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.fixture
+def in_step(started):
+    """Family, engine, model with features and weights of step 100, and prompts."""
+    family, vllm = started
+    model = family.build()
+    prompts = prompts_of(family)
+    features = FeatureCache(family).get_or_encode(model, prompts)
+    vllm._step = None
+    vllm.sync(family, model, 100)
+    return family, vllm, model, prompts, features
+
+
+def test_log_probabilities_are_those_of_the_distribution_that_was_sampled(in_step):
+    family, vllm, model, prompts, features = in_step
+    sampling = SamplingParams(3, 6, temperature=0.7)
+    found = vllm.generate(family, model, prompts, features, sampling, seed=5)
+    assert [len(own) for own in found] == [3] * len(prompts)
+    assert gap(family, model, prompts, features, found, temperature=0.7) < 1e-4
+
+
+def test_completions_depend_on_seed_and_number_alone(in_step):
+    family, vllm, model, prompts, features = in_step
+    sampling = SamplingParams(4, 6)
+
+    def ids(chosen, seed, first=0, count=4):
+        params = SamplingParams(count, 6)
+        answers = vllm.generate(family, model, chosen, features, params, seed, first)
+        return [[c.token_ids.tolist() for c in own] for own in answers]
+
+    whole = ids(prompts, seed=5)
+    assert ids(prompts[:1], seed=5) == whole[:1]
+    assert ids(prompts, seed=5, first=1, count=2) == [own[1:3] for own in whole]
+    assert ids(prompts, seed=6) != whole
+    assert sampling.num_generations == 4
+
+
+def test_the_trainers_random_numbers_are_left_alone(in_step):
+    family, vllm, model, prompts, features = in_step
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    vllm.generate(family, model, prompts, features, SamplingParams(2, 4), seed=1)
+    vllm.seen(family, prompts, features)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
+
+
+def test_weights_go_over_once_per_step(in_step):
+    family, vllm, model, _, _ = in_step
+    count = vllm.num_syncs
+    vllm.sync(family, model, 100)
+    assert vllm.num_syncs == count
+    vllm.sync(family, model, 101)
+    assert vllm.num_syncs == count + 1
+
+
+def test_the_engine_reads_prompts_as_the_trainer_does(in_step):
+    family, vllm, _, prompts, features = in_step
+    check_seen(prompts, vllm.seen(family, prompts, features), features)
+
+
+@WITH_A_TOWER
+def test_a_video_at_another_speed_is_noticed_before_the_first_step(in_step):
+    family, vllm, _, prompts, features = in_step
+    slow = [dataclasses.replace(p, media=tuple(slower(item) for item in p.media)) for p in prompts]
+    with pytest.raises(RuntimeError, match="read the same prompts differently") as error:
+        check_seen(prompts, vllm.seen(family, slow, features), features)
+    assert "position_ids: from [0, " in str(error.value)
+
+
+def slower(media):
+    return dataclasses.replace(media, seconds_per_cell=media.seconds_per_cell * 3)
+
+
+@WITH_A_TOWER
+def test_the_tower_never_runs_in_the_engine(in_step):
+    family, vllm, model, prompts, features = in_step
+
+    def refuse(*args):
+        raise AssertionError("the engine encodes")
+
+    (hook,) = vllm._llm.apply_model(lambda engines: engines.visual.register_forward_pre_hook(refuse))
+    try:
+        vllm.reset_caches()
+        vllm.generate(family, model, prompts, features, GREEDY, seed=0)
+    finally:
+        hook.remove()
+
+
+@WITH_A_TOWER
+def test_features_of_a_frozen_tower_outlive_a_sync(in_step):
+    family, vllm, model, prompts, features = in_step
+    family.tower(model).requires_grad_(False)
+    for step in (1, 2):
+        vllm.generate(family, model, prompts, features, GREEDY, seed=0)
+        with torch.no_grad():
+            for parameter in family.layers(model)[0].parameters():
+                parameter *= 1.1
+        vllm.sync(family, model, 200 + step)
+        found = vllm.generate(family, model, prompts, features, GREEDY, seed=0)
+        assert gap(family, model, prompts, features, found) < 1e-4
+
+
+def test_a_prompt_that_is_too_long_names_both_limits(in_step):
+    family, vllm, model, prompts, features = in_step
+    with pytest.raises(ValueError, match=r"has \d+ tokens, .* max_model_len=2048 of VLLMEngine; raise it to"):
+        vllm.generate(family, model, prompts, features, SamplingParams(1, 2040), seed=0)
+
+
+def test_an_engine_that_dies_says_how_to_go_on(in_step, monkeypatch):
+    family, vllm, model, prompts, features = in_step
+
+    def die(*args, **kwargs):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(vllm._llm, "generate", die)
+    with pytest.raises(RuntimeError, match=r"failed while answering \d+ prompts .*no room.* --ckpt_path"):
+        vllm.generate(family, model, prompts, features, GREEDY, seed=0)
+
+
+def test_a_forgotten_cache_is_caught(in_step, monkeypatch):
+    """Weights go over, but keys and values of the old ones stay; in a run: tests/engines/test_vllm_runs.py."""
+    family, vllm, model, prompts, features = in_step
+    prompts = [*prompts, family.render(row("repeated"), "Which one? " * 30)]  # vLLM keeps whole blocks of 32 tokens
+    vllm.generate(family, model, prompts, features, GREEDY, seed=0)
+    with torch.no_grad():
+        for parameter in family.layers(model)[0].parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(vllm._llm, "reset_prefix_cache", lambda: True)
+    vllm.sync(family, model, 102)
+    found = vllm.generate(family, model, prompts, features, GREEDY, seed=0)
+    tokens = Gap(stacked(found), trainer_logp(family, model, prompts, features, found))
+    with pytest.raises(RuntimeError, match=r"engine and trainer disagree by up to .*max_gap=0\.01"):
+        check(tokens, prompts, found, max_gap=0.01)
+    monkeypatch.undo()
+    vllm.reset_caches()
+    found = vllm.generate(family, model, prompts, features, GREEDY, seed=0)
+    check(Gap(stacked(found), trainer_logp(family, model, prompts, features, found)), prompts, found, max_gap=1e-4)
+
+
+@OF_VILA
+def test_the_same_tokens_with_other_features_are_another_prompt(in_step):
+    """A warm prefix cache: blocks are told apart by their embeddings, and found again by them."""
+    family, vllm, model, _, _ = in_step
+    clips = [frames(40, key=key) for key in ("first", "second")]  # 200 tokens, 6 blocks of 32
+    prompts = [family.render(row("same"), "What?", [clip]) for clip in clips]
+    assert torch.equal(prompts[0].input_ids, prompts[1].input_ids)
+    features = FeatureCache(family).get_or_encode(model, prompts)
+    answers = []
+    for prompt in (*prompts, prompts[0]):
+        found = vllm.generate(family, model, [prompt], features, GREEDY, seed=0)
+        assert gap(family, model, [prompt], features, found) < 1e-4
+        answers.append(stacked(found))
+    assert not torch.allclose(answers[0], answers[1], atol=1e-3)
+    torch.testing.assert_close(answers[0], answers[2])
+
+
+@OF_VILA
+def test_a_repeated_prompt_is_read_from_the_prefix_cache(in_step):
+    family, vllm, model, _, _ = in_step
+    prompt = family.render(row("again"), "What?", [frames(40, key="again")])
+    features = FeatureCache(family).get_or_encode(model, [prompt])
+    params = vllm_package.SamplingParams(max_tokens=1)
+    cached = [
+        vllm._llm.generate([family.engine_request(prompt, features)], params, use_tqdm=False)[0].num_cached_tokens
+        for _ in range(2)
+    ]
+    assert cached == [0, len(prompt.input_ids) // 32 * 32]
+
+
+def test_features_in_equals_pixels_in(tmp_path):
+    """Against vLLM with weights from a folder: its own processor, tower and positions, on the frames."""
+    family = family_of("qwen2.5-vl", tmp_path)
+    model = family.build()
+    model.save_pretrained(tmp_path)
+    # 56 x 56: neither processor resizes them; times that float32 holds exactly, for vLLM's processor makes them that.
+    clip = frames(24, key="clip", spacing=0.375)
+    prompt = family.render(row("clip"), "What?", [clip])
+    features = FeatureCache(family).get_or_encode(model, [prompt])
+    vllm = engine()
+    vllm.options["load_format"] = "auto"
+    vllm.start(family)
+    (wanted,) = vllm.generate(family, model, [prompt], features, GREEDY, seed=0)
+    times = clip.timestamps
+    metadata = {
+        "total_num_frames": len(times), "fps": (len(times) - 1) / (times[-1] - times[0]), "duration": times[-1],
+        "frames_indices": list(range(len(times))), "video_backend": "test", "do_sample_frames": False,
+    }  # fmt: skip
+    request = {
+        "prompt_token_ids": family.engine_request(prompt, features)["prompt_token_ids"],
+        "multi_modal_data": {"video": [(clip.pixels.permute(0, 2, 3, 1).numpy(), metadata)]},
+        "mm_processor_kwargs": {"size": {"shortest_edge": family.min_pixels, "longest_edge": family.max_pixels}},
+    }
+    params = vllm_package.SamplingParams(**sampling_arguments(family, prompt, GREEDY, 0, 0))
+    (found,) = vllm._llm.generate([request], params, use_tqdm=False)
+    vllm.close()
+    assert found.prompt_token_ids == prompt.input_ids.tolist()
+    assert list(found.outputs[0].token_ids) == wanted[0].token_ids.tolist()
+    said = [next(iter(at.values())).logprob for at in found.outputs[0].logprobs]
+    torch.testing.assert_close(torch.tensor(said), wanted[0].logprobs, atol=1e-4, rtol=0)
+
+
+# ---- engines that do not start, and engines at rest ----
+
+
+def test_a_missing_vllm_names_the_extra(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(ImportError, match=r"VLLMEngine needs vllm.*pip install -e ..\[vllm\].*HFEngine"):
+        engine().start(family_of("qwen2", tmp_path))
+
+
+def test_another_version_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr("vllm.__version__", "0.9.1")
+    with pytest.raises(ImportError, match=r"written for vllm 0\.32\.0, got 0\.9\.1; install 0\.32\.0"):
+        engine().start(family_of("qwen2", tmp_path))
+
+
+def test_starting_leaves_the_trainers_random_numbers_alone(tmp_path):
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    made = engine()
+    made.start(family_of("qwen2", tmp_path))
+    made.close()
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
+
+
+def test_a_model_vllm_does_not_know_is_named(tmp_path):
+    family = family_of("qwen2", tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace("Qwen2ForCausalLM", "NobodysModel").replace('"qwen2"', '"nobody"'))
+    with pytest.raises(RuntimeError, match=r"(?s)vLLM could not start for .*nobody.*HFEngine") as error:
+        engine().start(family)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_a_cache_too_small_for_a_prompt_says_what_to_change(tmp_path):
+    tiny = VLLMEngine(max_model_len=32_768, kv_cache_gib=0.0005, enforce_eager=True, options={"block_size": 32})
+    with pytest.raises(RuntimeError, match=r"could not start .*lower max_model_len"):
+        tiny.start(family_of("qwen2", tmp_path))
+
+
+class Recorder:
+    """Stands for vLLM and keeps the order of what it is asked."""
+
+    def __init__(self):
+        self.calls = []
+        self.llm_engine = self
+
+    def __getattr__(self, name):
+        return lambda *args, **kwargs: self.calls.append((name, *args, *kwargs.values())) or True
+
+
+def test_memory_goes_back_and_forth_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    family, vllm = family_of("qwen2", tmp_path), VLLMEngine()
+    model, vllm.sleep, vllm._llm = family.build(), True, Recorder()
+    vllm.sync(family, model, 0)
+    vllm.rest()
+    vllm.rest()
+    vllm.sync(family, model, 0)  # its weights are gone, so the same step goes over again
+    names = [call[:2] if call[0] in ("wake_up", "sleep") else call[0] for call in vllm._llm.calls]
+    caches = ["reset_prefix_cache", "reset_encoder_cache"]
+    woken = [("wake_up", ["weights"]), "collective_rpc", ("wake_up", ["kv_cache"])]
+    assert names == ["collective_rpc", *caches, ("sleep", 2), *woken, *caches]
+    assert vllm.num_syncs == 2
+
+
+class Loaded(Qwen3VLFamily):
+    """Of an engine that reads its weights from files and never gets others."""
+
+    def engine_options(self):
+        return Qwen2_5_VLFamily.engine_options(self)
+
+
+def gap_of_experts(folder: str) -> float:
+    """Of an engine in a process of its own: vLLM's groups of ranks for experts are made with the first model."""
+    tiny_qwen3_vl(folder, text={"hidden_size": 192}, experts=True)
+    family = Loaded(folder, random_init=True, min_pixels=32 * 32, max_pixels=64 * 64)
+    model, prompts = family.build(), prompts_of(family)
+    family.save(model, folder)
+    vllm = engine()
+    vllm.options["load_format"] = "auto"
+    vllm.start(family)
+    features = FeatureCache(family).get_or_encode(model, prompts)
+    return gap(family, model, prompts, features, vllm.generate(family, model, prompts, features, GREEDY, seed=0))
+
+
+def test_experts_from_an_exported_folder_are_the_trainers(tmp_path):
+    """Handing weights over is another matter: vLLM 0.32 on a CPU packs experts for its kernel only once."""
+    (found,) = run_distributed(gap_of_experts, 1, str(tmp_path))
+    assert found < 1e-4
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of CPUs")
+def test_an_engine_that_cannot_take_new_experts_does_not_start(tmp_path):
+    family = Qwen3VLFamily(str(tiny_qwen3_vl(tmp_path, experts=True)), random_init=True)
+    with pytest.raises((RuntimeError, ValueError), match=r"has 4 experts; use engine: longrl.engines.hf.HFEngine"):
+        engine().start(family)

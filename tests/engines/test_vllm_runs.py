@@ -1,0 +1,95 @@
+"""Whole runs whose rollouts are vLLM's, on one rank and on two."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from longrl.engines.vllm import VLLMEngine
+from longrl.testing.tiny import tiny_qwen2_5_vl
+from tests.distributed import run_distributed
+from tests.runs import config, metrics, rollouts, run
+from tests.strategies.test_runs import grid
+
+pytest.importorskip("vllm")
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+
+ENGINE: dict = {
+    "class_path": "longrl.engines.vllm.VLLMEngine",
+    "init_args": {
+        "max_model_len": 1024,
+        "max_num_seqs": 16,
+        "kv_cache_gib": 0.0625,
+        "enforce_eager": True,
+        "options": {"block_size": 32},
+    },
+}
+
+
+def with_vllm(folder):
+    """3 steps of 2 optimizer steps with a tower that trains, so that features change too."""
+    model = tiny_qwen2_5_vl(folder / "model", text={"hidden_size": 192})
+    values = config("rl", freeze_tower=False, model=str(model))
+    sampling = {"num_generations": 2, "max_completion_tokens": 5}
+    values["trainer"]["callbacks"][-1] = rollouts(sampling=sampling, engine=copy.deepcopy(ENGINE), max_gap=1e-3)
+    values["trainer"]["max_steps"] = 6
+    values["model"] |= {"mini_batches_per_rollout": 2, "optimizer": {"lr": 1e-3}}
+    return values
+
+
+def assert_engine_was_the_trainer(folder):
+    gaps = [float(value) for (_, name), value in metrics(folder).items() if name == "train/sampler_kl"]
+    assert len(gaps) == 3
+    assert max(gaps) < 1e-8
+    assert any(float(value) for (_, name), value in metrics(folder).items() if name == "train/grad_norm")
+
+
+def odd(completion, row):
+    """Differs within nearly every group, so that every step changes the weights."""
+    return float(completion.token_ids.sum() % 2)
+
+
+class Forgetful(VLLMEngine):
+    """Keeps keys and values of older weights."""
+
+    def reset_caches(self, features=True):
+        if self.num_syncs:
+            self._llm.reset_prefix_cache = lambda: True
+        super().reset_caches(features)
+
+
+def test_a_run_whose_engine_forgets_a_reset_ends_before_the_update(tmp_path):
+    """The same two prompts in every step, so that the second step finds keys and values of the first one's weights."""
+    values = with_vllm(tmp_path)
+    callback = values["trainer"]["callbacks"][-1]["init_args"]
+    callback["engine"]["class_path"] = f"{__name__}.Forgetful"
+    callback["max_mean_gap"] = 1e-3
+    callback["sampling"]["num_generations"] = 8
+    callback["reward"]["terms"] = [{"function": f"{__name__}.odd"}]
+    values["data"] |= {"max_train_rows": 2}
+    values["model"]["optimizer"]["lr"] = 0.02
+    with pytest.raises(Exception, match=r"engine and trainer have parted: .* above max_mean_gap=0\.001"):
+        run_distributed(run, 1, tmp_path / "run", values)
+    callback["engine"]["class_path"] = "longrl.engines.vllm.VLLMEngine"
+    run_distributed(run, 1, tmp_path / "right", values)
+
+
+def test_a_run_with_vllm(tmp_path):
+    (folder,) = run_distributed(run, 1, tmp_path / "run", with_vllm(tmp_path))
+    assert_engine_was_the_trainer(folder)
+
+
+@pytest.mark.parametrize("sp", [1, 2])
+def test_two_ranks_each_with_its_engine(tmp_path, sp):
+    values = grid(with_vllm(tmp_path), 2, sp, 6)
+    run_distributed(run, 2, tmp_path / "run", values)
+    assert_engine_was_the_trainer(tmp_path / "run")
+
+
+def test_two_ranks_share_an_engine(tmp_path):
+    """Tensor parallelism over the ranks that share sequences: both ask for the same, one has it scored."""
+    values = grid(with_vllm(tmp_path), 2, 2, 6)
+    values["trainer"]["callbacks"][-1]["init_args"]["engine"]["init_args"]["tensor_parallel_size"] = 2
+    run_distributed(run, 2, tmp_path / "run", values)
+    assert_engine_was_the_trainer(tmp_path / "run")

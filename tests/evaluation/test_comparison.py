@@ -1,0 +1,80 @@
+"""Two runs question by question."""
+
+import json
+
+import pytest
+
+from longrl.commands.main import main
+from longrl.evaluation.comparison import compare
+from longrl.evaluation.records import write_jsonl
+from tests.evaluation.scripted import benchmark, command, evaluated, records
+from tests.evaluation.test_scores import record
+
+
+def test_what_a_second_run_gains_is_told_question_by_question(tmp_path, capsys):
+    a, b = tmp_path / "a", tmp_path / "b"
+    evaluated(a, policy="Mixed")  # right, right without tag, wrong, cut off
+    evaluated(b, says="<answer>{gold}</answer>")
+    found = compare(a, b).by_condition["video"]
+    ids = [str(item["problem_id"]) for item in records()]
+    assert (found.first, found.second) == ("a", "b")
+    assert found.strict["overall"].difference == 0.75
+    assert found.robust["overall"].difference == 0.5
+    assert found.won == [name for n, name in enumerate(ids) if n % 4]
+    assert (found.lost, found.left_out) == ([], 0)
+    assert set(found.strict) == {"overall", *(item["problem_type"] for item in records())}
+    main(["compare", str(a), str(b), "--out", str(tmp_path / "c.json")])
+    assert "+75.0 [" in capsys.readouterr().out
+    assert json.loads((tmp_path / "c.json").read_text())["video"]["won"] == found.won
+
+
+def test_evaluate_against_a_run_reports_the_difference(tmp_path):
+    a, b = tmp_path / "a", tmp_path / "b"
+    evaluated(a, policy="Mixed")
+    command(b, f"--against={a}", says="<answer>{gold}</answer>")
+    assert json.loads((b / "comparison.json").read_text())["video"]["strict"]["overall"]["difference"] == 0.75
+    page = (b / "report.html").read_text()
+    assert "b minus a, in percentage points" in page
+    assert "Against another run" in page
+
+
+def test_questions_that_only_one_answered_or_that_differ_are_left_out(tmp_path):
+    a, b, changed = tmp_path / "a", tmp_path / "b", records()
+    evaluated(a)
+    changed[0]["problem"] += "\nE. none"
+    evaluated(b, test=benchmark(tmp_path, changed[:6]))
+    found = compare(a, b).by_condition["video"]
+    assert (found.strict["overall"].n, found.left_out) == (5, 3)
+
+
+def test_a_test_run_is_compared_by_its_predictions(tmp_path):
+    a, b = tmp_path / "a", tmp_path / "b"
+    right = [item["answer"][8] for item in records()]
+    predictions = [record(str(item["problem_id"]), True, answer=right[n]) for n, item in enumerate(records())]
+    write_jsonl(a / "predictions.jsonl", predictions)
+    evaluated(b, says="<answer>Z</answer>")
+    found = compare(a, b).by_condition["video"]
+    assert found.strict["overall"].difference == -1.0
+
+
+def test_one_number_of_frames_is_compared_with_another_if_there_is_no_other_choice(tmp_path):
+    a, b = tmp_path / "a", tmp_path / "b"
+    evaluated(a, "--frames=[2]")
+    evaluated(b, "--frames=[4]")
+    assert list(compare(a, b).by_condition) == ["2 frames against 4 frames"]
+    evaluated(b, "--frames=[4,8]")
+    with pytest.raises(ValueError, match=r"no condition is in both runs: .* has 2 frames, .* has 4 frames, 8 frames"):
+        compare(a, b)
+
+
+def test_a_folder_without_answers_is_the_users_mistake(tmp_path):
+    with pytest.raises(ValueError, match=r"neither samples\.jsonl of `evaluate` nor predictions\.jsonl"):
+        compare(tmp_path, tmp_path)
+
+
+def test_runs_whose_folders_end_alike_are_told_by_what_differs(tmp_path):
+    """As `--out runs/NAME/evaluation/video_mme` makes them."""
+    for name in "ab":
+        evaluated(tmp_path / name / "evaluation" / "mme")
+    found = compare(*(tmp_path / name / "evaluation" / "mme" for name in "ab")).by_condition["video"]
+    assert (found.first, found.second) == ("a/evaluation/mme", "b/evaluation/mme")

@@ -1,0 +1,133 @@
+"""The report stands alone and says what it was given."""
+
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from longrl.evaluation.demo_report import CompletionCard, Report, SampleCard, clock, duration, sample_card, write_report
+from longrl.evaluation.grid import Sheet, encoded
+
+SCORE = {"accuracy": 0.625, "low": 0.5, "high": 0.75, "n": 48}
+RESULTS = {
+    "base": {"overall": SCORE},
+    "rl": {"overall": SCORE, "plot and narrative": SCORE},
+    "seconds": {"sft": 61.0, "rl": 125.0},
+}
+
+
+def card(**fields: object) -> SampleCard:
+    completion = CompletionCard(
+        "rl", "<think>1 < 2 & so</think><answer>B</answer>", True, {"accuracy": 1.0}, 12, "length"
+    )
+    return SampleCard("q<1>", "Which?\nA. cat\nB. <dog>", "B", [completion], "spatial", **fields)
+
+
+def frames(num_frames: int) -> np.ndarray:
+    return np.zeros((num_frames, 20, 30, 3), np.uint8)
+
+
+class Tags(HTMLParser):
+    """Open tags that were not closed, and every address the page loads from."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.sources: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.sources += [value for name, value in attrs if name in ("src", "href", "srcset")]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    csv = folder / "metrics.csv"
+    csv.write_text("step,train/reward,train/loss\n0,0.1,2\n1,0.3,1\n")
+    samples = [card(frames=frames(40), timestamps=np.arange(40) * 100.0), card()]
+    sheets = [Sheet("after <1>", encoded([Image.new("RGB", (30, 20))], kind), kind) for kind in ("png", "webp")]
+    texts = {"subtitle": "sub", "facts": {"commit": "abc"}}
+    path = write_report(
+        folder, Report("A <title>", RESULTS, {"rl": csv}, samples, chance=0.3, pictures=sheets, **texts)
+    )
+    return path.read_text(encoding="utf-8")
+
+
+def test_the_page_is_well_formed_and_loads_nothing(report):
+    tags = Tags(report)
+    assert tags.open == []
+    assert tags.sources
+    assert all(source.startswith("data:image/") for source in tags.sources)
+    assert not re.search(r"https?://|<script|@import|url\(", report)
+
+
+def test_results_intervals_times_and_facts_are_on_it(report):
+    for text in ("62.5", "50.0 to 75.0", "plot and narrative", "sft 1 min 1 s, rl 2 min 5 s", "3 min 6 s", "abc", "RL"):
+        assert text in report
+    assert "<td>-</td>" in report  # base has no such category
+
+
+def test_samples_are_escaped_and_marked(report):
+    assert "<b>q&lt;1&gt;</b>" in report
+    assert '<span class="gold">B. &lt;dog&gt; \u2713</span>' in report
+    assert "1 &lt; 2 &amp; so" in report
+    assert '<span class="said">B</span>' in report
+    for text in ("accuracy 1.00", "12 tokens", "cut off", "right"):
+        assert text in report
+
+
+def test_of_a_long_video_twelve_frames_from_first_to_last_are_shown(report):
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", report)
+    assert len(captions) == 12
+    assert (captions[0], captions[-1]) == ("0:00", "1:05:00")
+
+
+def test_charts_are_also_files(tmp_path):
+    write_report(tmp_path, Report("t", RESULTS))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["accuracy.png", "report.html"]
+
+
+def test_an_empty_report_is_a_page_with_its_title(tmp_path):
+    path = write_report(tmp_path / "new", Report("Nothing yet", {}))
+    assert "<h1>Nothing yet</h1>" in path.read_text()
+    assert "<h2>" not in path.read_text()
+
+
+def test_frames_in_another_layout_are_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"\[F, H, W, 3\].*got shape \(4, 3, 8, 8\); move the channels last"):
+        write_report(tmp_path, Report("t", {}, samples=[card(frames=np.zeros((4, 3, 8, 8), np.uint8))]))
+
+
+def record(name: str, prediction: str) -> dict:
+    return {
+        "id": name,
+        "problem": "Which?",
+        "answer": "B",
+        "category": "spatial",
+        "prediction": prediction,
+        "correct": True,
+        "rewards": {"accuracy": 1.0},
+        "num_completion_tokens": 3,
+        "finish_reason": "stop",
+    }
+
+
+def test_a_card_is_made_from_the_records_of_several_runs():
+    made = sample_card({"sft": record("1", "x"), "rl": record("1", "y")}, frames(2), (0.0, 1.0))
+    assert [(completion.run, completion.text) for completion in made.completions] == [("sft", "x"), ("rl", "y")]
+    assert (made.id, made.category, len(made.frames)) == ("1", "spatial", 2)
+    with pytest.raises(ValueError, match="shows one question"):
+        sample_card({"sft": record("1", "x"), "rl": record("2", "y")})
+
+
+def test_times_read_well():
+    assert [clock(7), clock(760), clock(3723)] == ["0:07", "12:40", "1:02:03"]
+    assert [duration(8.24), duration(200), duration(7500)] == ["8.2 s", "3 min 20 s", "2 h 5 min"]

@@ -1,0 +1,54 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from longrl.packing.pack import pack
+from longrl.types import Prompt
+from tests.tiny import row
+
+
+def prompt(tokens, name="p"):
+    return Prompt(name, torch.arange(100, 100 + tokens), torch.arange(tokens).expand(3, -1) + 5, (), row(name))
+
+
+def test_layout_by_hand():
+    (packed,) = pack([prompt(2)], [[torch.tensor([1, 2]), torch.tensor([3])]], max_tokens=99)
+    assert packed.input_ids.tolist() == [100, 101, 1, 2, 3]
+    assert packed.position_ids[0].tolist() == [5, 6, 7, 8, 7]
+    assert packed.predict_from.tolist() == [1, 2, 1]
+    assert packed.target_ids.tolist() == [1, 2, 3]
+    assert packed.completion_index.tolist() == [0, 0, 1]
+    assert packed.token_index.tolist() == [0, 1, 2]
+
+
+groups = st.lists(st.tuples(st.integers(1, 6), st.lists(st.integers(0, 5), max_size=5)), min_size=1, max_size=5)
+
+
+@given(groups, st.integers(12, 40))
+def test_every_token_is_scored_once_from_the_position_before_it(layout, max_tokens):
+    prompts = [prompt(tokens, str(i)) for i, (tokens, _) in enumerate(layout)]
+    completions = [[torch.randint(0, 99, (n,)) for n in lengths] for _, lengths in layout]
+    flat = torch.cat([torch.empty(0, dtype=torch.int64), *(ids for group in completions for ids in group)])
+    targets, seen = torch.full((len(flat),), -1), []
+    for packed in pack(prompts, completions, max_tokens):
+        assert len(packed.input_ids) == packed.spans[-1].stop <= max_tokens
+        targets[packed.token_index] = packed.target_ids
+        seen += packed.token_index.tolist()
+        before, target = packed.position_ids[:, packed.predict_from], packed.target_ids
+        for where, token in zip(before.T, target, strict=True):
+            following = (packed.position_ids == where[:, None] + 1).all(0)
+            assert token in packed.input_ids[following]
+    assert seen == list(range(len(flat)))
+    assert torch.equal(targets, flat)
+
+
+def test_a_completion_over_the_budget_names_the_flags():
+    with pytest.raises(ValueError, match=r"'p' with one completion has 12 tokens.*max_tokens_per_micro_batch is 10"):
+        pack([prompt(7)], [[torch.zeros(5, dtype=torch.int64)]], max_tokens=10)
+
+
+def test_a_group_over_the_budget_is_split_with_its_prompt():
+    parts = pack([prompt(4)], [[torch.zeros(3, dtype=torch.int64)] * 4], max_tokens=10)
+    assert [part.spans[0].completion_tokens for part in parts] == [(3, 3), (3, 3)]
+    assert [part.completion_index.tolist() for part in parts] == [[0, 0, 0, 1, 1, 1], [2, 2, 2, 3, 3, 3]]

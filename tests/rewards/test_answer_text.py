@@ -1,0 +1,88 @@
+"""Think and answer tags."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from longrl.rewards.answer_text import after_thinking, answer_text, lenient_text, think_answer_format
+from longrl.types import Completion, Row
+
+ROW = Row(id="1", problem="?", answer="B")
+
+
+def has_form(text: str) -> float:
+    return think_answer_format(Completion((), (), text, "stop"), ROW)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>Tea.</think><answer>B</answer>",
+        "  <think>Tea.\n\nMore.</think>\n\n<answer>\nB\n</answer>\n",
+        "<think>1 < 2 and <b></think><answer>B</answer>",
+    ],
+)
+def test_one_think_block_and_one_answer_block_have_the_form(text):
+    assert has_form(text) == 1.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "B",
+        "<answer>B</answer>",
+        "<think>Tea.</think>",
+        "<think>Tea.</think><answer>B",
+        "<think>Tea.<answer>B</answer>",
+        "<answer>B</answer><think>Tea.</think>",
+        "So: <think>Tea.</think><answer>B</answer>",
+        "<think>Tea.</think> so <answer>B</answer>",
+        "<think>Tea.</think><answer>B</answer> Done.",
+        "<think>Tea.</think><answer>B</answer><answer>C</answer>",
+        "<think>Tea.<think></think><answer>B</answer>",
+        "<think>Tea.<answer></think>B</answer>",
+        "<think> </think><answer>B</answer>",
+        "<think>Tea.</think><answer> </answer>",
+        "<Think>Tea.</Think><answer>B</answer>",
+    ],
+)
+def test_anything_else_has_not(text):
+    assert has_form(text) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        ("<answer>B</answer>", "B"),
+        ("<think>x</think>\n<answer>\n B. cats \n</answer> bye", "B. cats"),
+        ("<answer>A</answer> no: <answer>B</answer>", "B"),
+        ("<think><answer>A</answer></think><answer>B</answer>", "B"),
+        ("<answer>x <answer>B</answer>", "B"),
+        ("<ANSWER>B</ANSWER >", "B"),
+        ("<think>I forgot to stop. <answer>B</answer>", "B"),
+        ("<think><answer>A</answer></think>", None),
+        ("<answer>B", None),
+        ("B</answer>", None),
+        ("<answer> </answer>", None),
+        ("B", None),
+        ("", None),
+    ],
+)
+def test_answer_text_is_the_last_closed_answer_after_the_thinking(text, content):
+    assert answer_text(text) == content
+
+
+@pytest.mark.parametrize(
+    ("text", "rest"),
+    [("<think>a</think>b", "b"), ("a</think>b", "b"), ("no tag", "no tag"), ("<think>endless", ""), ("x<think>y", "x")],
+)
+def test_after_thinking_leaves_the_final_statement(text, rest):
+    assert after_thinking(text) == rest
+
+
+@given(st.text(alphabet="<>/thinkaswer AB\n") | st.text())
+def test_no_text_breaks_the_readers(text):
+    assert answer_text(text) != ""
+    assert isinstance(lenient_text(text), str)
+    assert has_form(text) in (0.0, 1.0)
