@@ -1,18 +1,18 @@
 """Step time of RL on long videos: features reused by every pass, against encoding again wherever they are needed.
 
-One step on P videos of a Qwen2.5-VL with random weights and a frozen vision tower, G completions each: rollout, old
+One step on P videos of a Qwen2.5-VL with random weights and a frozen vision encoder, G completions each: rollout, old
 log-probabilities, reference log-probabilities, update (forward, backward, AdamW). Decoding and patching come before.
-The text model does the same work in both variants (longrl's shared-prefix packing); they differ in the tower's calls:
+The text model does the same work in both variants (longrl's shared-prefix packing); they differ in the encoder's calls:
 
 - reuse: longrl's FeatureCache, empty at the start of the step. The first pass that asks encodes, all others read:
   1 encoding per video and step.
 - no reuse: what trainers without a feature cache do (verl, ms-swift, Long-RL's Qwen path). The rollout engine encodes
   a video once per prompt; old, reference and update pass each read every completion as a sample of its own, with its
-  own pixels: 1 + 3 G encodings per video and step. In its favour the tower is frozen: no encoding has a backward pass.
+  own pixels: 1 + 3 G encodings per video and step. In its favour the encoder is frozen: no encoding has a backward pass.
 
-A video token costs the tower 0.7 of what it costs the text model's forward pass (Qwen2.5-VL-7B: 0.4, 3B: 0.9, from
+A video token costs the encoder 0.7 of what it costs the text model's forward pass (Qwen2.5-VL-7B: 0.4, 3B: 0.9, from
 their weights alone). The variants alternate, and each reports its median. `encodes_per_video` is counted by a hook on
-the towers of policy and reference in the reuse steps, and must be 1.
+the encoders of policy and reference in the reuse steps, and must be 1.
 
     python bench/encode_once.py --json bench/results/encode_once.json
 """
@@ -91,7 +91,7 @@ class Step:
         self.prompts = [self._prompt(f"video{i}", num_frames) for i in range(sizes.videos)]
         self.encodes = 0
         for model in (self.policy, self.reference):
-            family.tower(model).register_forward_hook(self._count, with_kwargs=True)
+            family.vision_encoder(model).register_forward_hook(self._count, with_kwargs=True)
 
     def reuse(self) -> None:
         """A step with the features of a new cache."""
@@ -145,7 +145,7 @@ class Step:
         frames = types.Frames("video", pixels, tuple(map(float, range(num_frames))), name, float(num_frames))
         return self.family.render(types.Row(id=name, problem="", answer=""), "What happens?", [frames])
 
-    def _count(self, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _count(self, vision_encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         self.encodes += len(kwargs["grid_thw"])
 
 

@@ -3,7 +3,7 @@
 First the attention kernel in use is checked against a dense mask in float64. Then, for each model and length, a prompt
 of that many tokens, nearly all of them video, with G completions behind it goes through
 
-- encode: the vision tower, in calls of at most 65,536 patches;
+- encode: the vision encoder, in calls of at most 65,536 patches;
 - prefill: `HFEngine`, the prompt once, in chunks; and `decode`: some tokens of all G completions;
 - update: forward and backward of the packed group with activation checkpointing, without the optimizer's step, whose
   memory is for a sharded run; `separate` is one completion at a time, only where it is cheap.

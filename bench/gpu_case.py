@@ -86,7 +86,7 @@ class Case:
         return (tokens - 16) // self.cell_tokens
 
     def video(self, cells: int) -> types.Media:
-        """A video of noise whose patches are those of one call of the tower, or fewer."""
+        """A video of noise whose patches are those of one call of the encoder, or fewer."""
         vision, (height, width) = self.family.config.vision_config, self.sizes.cell
         part = min(cells, max(1, self.sizes.patches_per_call // (height * width)))
         values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2

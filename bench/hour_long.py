@@ -4,7 +4,7 @@ A one-hour mp4 is made once. A run is `longrl fit` itself, for one step on one q
 tokens, 3,600 frames 259k. Every rank is a process of its own with gloo between them; the ranks of `sp` share frames and
 rows. The model is a Qwen2.5-VL of one text layer: all that grows with the length is there, arithmetic is kept small.
 
-- data: the loader decodes its share of the frames and resizes them to the tower's size, chunk by chunk.
+- data: the loader decodes its share of the frames and resizes them to the encoder's size, chunk by chunk.
 - encode: patches and features, call by call.
 - generate: G completions of one prefilled prompt (HFEngine, prefilled in chunks).
 - update: forward and backward of prompt and completions in one sequence, and AdamW.

@@ -1,7 +1,7 @@
 """MR-SP on this machine: the update of one long sequence on two ranks against one, and whole steps by stage.
 
 Every rank is a process with one thread; ranks talk over gloo, weights are sharded by FSDP2. All runs are longrl's own
-code in float32 on a Qwen2.5-VL with random weights and a frozen vision tower.
+code in float32 on a Qwen2.5-VL with random weights and a frozen vision encoder.
 
 `rows`: one update (forward, backward, AdamW) of one group in one packed sequence, of `tokens` tokens, by `sp` ranks.
 Peak memory is the most physical memory a rank held (VmHWM) beyond its peak before the pass, in a process of its own;
@@ -47,11 +47,11 @@ from longrl.engines.hf import HFEngine
 from longrl.features.cache import FeatureCache
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.packing.pack import pack
-from longrl.strategies.axis import LONE, Axis
+from longrl.strategies.axis import SINGLE_RANK, Axis
 from longrl.strategies.fsdp import Entry, ShardingOptions, shard
 from longrl.strategies.parallel import Parallel
-from longrl.strategies.sequence import ALONE, SequenceParallel
-from longrl.types import Share
+from longrl.strategies.sequence import NO_SEQUENCE_PARALLEL, SequenceParallel
+from longrl.types import FrameShard
 
 VARIANTS = ("no reuse", "stage 1", "stage 1+2")
 
@@ -80,7 +80,7 @@ class Ranks:
 
     sp: int
     """Ranks that share a sequence."""
-    team: int
+    sp_group: int
     """Ranks that share the encoding of a video."""
 
 
@@ -110,10 +110,10 @@ def parallel_of(ranks: Ranks) -> Parallel:
     """The grid that MRSPStrategy would make."""
     world = Axis.of(None)
     mesh = init_device_mesh("cpu", (world.size,), mesh_dim_names=("shard",))
-    sequence = SequenceParallel(world) if ranks.sp > 1 else ALONE
-    team = world if ranks.team > 1 else LONE
+    sequence = SequenceParallel(world) if ranks.sp > 1 else NO_SEQUENCE_PARALLEL
+    sp_group = world if ranks.sp_group > 1 else SINGLE_RANK
     wrap = partial(shard, mesh=mesh, options=ShardingOptions())
-    return Parallel(world=world, team=team, degrees={ranks.sp: sequence}, wrap=wrap)
+    return Parallel(world=world, sp_group=sp_group, degrees={ranks.sp: sequence}, wrap=wrap)
 
 
 # --------------------------------------------------------------------------------------------------------- update
@@ -122,7 +122,7 @@ def parallel_of(ranks: Ranks) -> Parallel:
 def time_update(sizes: Sizes, folder: str, tokens: int, sp: int) -> tuple[float, float]:
     """Median seconds of an update, and the peak of memory it added in MiB, on this rank."""
     family = Qwen2_5_VLFamily(folder, random_init=True)
-    parallel = parallel_of(Ranks(sp=sp, team=1))
+    parallel = parallel_of(Ranks(sp=sp, sp_group=1))
     model = family.build()
     entry = parallel.wrap(family, model)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0)
@@ -174,14 +174,14 @@ class Step:
     def __init__(self, sizes: Sizes, folder: str, num_frames: int, variant: str) -> None:
         self.sizes, self.reuses = sizes, variant != "no reuse"
         self.family = Qwen2_5_VLFamily(folder, random_init=True, **_pixels(sizes))
-        self.parallel = parallel_of(Ranks(sp=2 if variant == "stage 1+2" else 1, team=2 if self.reuses else 1))
+        self.parallel = parallel_of(Ranks(sp=2 if variant == "stage 1+2" else 1, sp_group=2 if self.reuses else 1))
         (self.sequence,) = self.parallel.degrees.values()
         policy, reference = self.family.build(), self.family.build().requires_grad_(False)
         self.policy, self.reference = (self.parallel.wrap(self.family, model) for model in (policy, reference))
         self.algorithm = Algorithm(kl_coef=0.01)
         self.optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=0.0)
-        team = self.parallel.team
-        prompts = [self._prompt(f"video{i}", num_frames, Share(team.rank, team.size)) for i in range(2)]
+        sp_group = self.parallel.sp_group
+        prompts = [self._prompt(f"video{i}", num_frames, FrameShard(sp_group.rank, sp_group.size)) for i in range(2)]
         self.own = prompts[dist.get_rank() :: 2]
         self.encoded = prompts if self.reuses else self.own
         self.updated = prompts if self.sequence.size > 1 else self.own
@@ -235,9 +235,9 @@ class Step:
             features = encode(entry, self.sizes.completions)
         return entry(lambda: self.family.forward(entry.model, packed, features, 1.0, self.sequence).logp)
 
-    def _prompt(self, name: str, num_frames: int, share: Share) -> types.Prompt:
+    def _prompt(self, name: str, num_frames: int, share: FrameShard) -> types.Prompt:
         size, generator = self.sizes.model.frame_size, torch.Generator().manual_seed(sum(map(ord, name)))
-        held = share.frames(num_frames, self.family.frames_per_cell)
+        held = share.frames(num_frames, self.family.temporal_patch_size)
         pixels = torch.randint(0, 256, (len(held), 3, size, size), dtype=torch.uint8, generator=generator)
         frames = types.Frames("video", pixels, tuple(map(float, range(num_frames))), name, float(num_frames))
         return self.family.render(types.Row(id=name, problem="", answer=""), "What happens?", [frames])

@@ -4,12 +4,12 @@ P videos of a Qwen2.5-VL with random weights, G completions of each. A rollout b
 after new weights have gone over, with every cache of keys, values and media empty, and ends with the last token; the
 handing over of weights is not part of it.
 
-- pixels: vLLM's processor and vision tower read the frames, as engines without embeddings do. The trainer would encode
+- pixels: vLLM's processor and vision encoder read the frames, as engines without embeddings do. The trainer would encode
   them once more for its own passes, which is not counted here.
-- features: longrl's tower encodes and vLLM is given embeddings; the update reuses them.
+- features: longrl's encoder encodes and vLLM is given embeddings; the update reuses them.
 - disk: the features were encoded by an earlier run.
 
-`encodes` counts videos that a vision tower reads per rollout, the trainer's or the engine's. Sources alternate; the
+`encodes` counts videos that a vision encoder reads per rollout, the trainer's or the engine's. Sources alternate; the
 median of each is reported.
 
     python bench/rollout.py --json bench/results/rollout.json
@@ -68,7 +68,7 @@ class Rollouts:
         made = tiny_qwen2_5_vl(folder / "model", text=dict(sizes.text), vision=dict(sizes.vision))
         self.family = Qwen2_5_VLFamily(str(made), random_init=True, max_pixels=pixels, min_pixels=pixels)
         self.model = self.family.build()
-        self.model.save_pretrained(made)  # vLLM's tower needs weights from a folder
+        self.model.save_pretrained(made)  # vLLM's encoder needs weights from a folder
         self.clips = [self._clip(number) for number in range(sizes.videos)]
         self.prompts = [
             self.family.render(types.Row(id=clip.key, problem="", answer=""), "What happens?", [clip])
@@ -82,7 +82,7 @@ class Rollouts:
             enforce_eager=True, options={"load_format": "auto", "block_size": 32},
         )  # fmt: skip
         self.vllm.start(self.family)
-        self.family.tower(self.model).register_forward_hook(self._count, with_kwargs=True)
+        self.family.vision_encoder(self.model).register_forward_hook(self._count, with_kwargs=True)
         self.vllm._llm.apply_model(lambda model: model.visual.register_forward_hook(self._count, with_kwargs=True))
 
     def run(self, engine: str, source: str, completions: int) -> None:
@@ -121,7 +121,7 @@ class Rollouts:
             "mm_processor_kwargs": {"size": size},
         }
 
-    def _count(self, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _count(self, vision_encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         self.encodes += len(kwargs["grid_thw"])
 
 

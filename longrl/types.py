@@ -20,11 +20,11 @@ FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
-class FramesPerCell:
+class TemporalPatchSize:
     """Frames of a temporal cell where they follow from the length of the video.
 
     Example:
-        `FramesPerCell(4, (256, 512)).of(300)` is 8.
+        `TemporalPatchSize(4, (256, 512)).of(300)` is 8.
     """
 
     fewest: int = 1
@@ -37,7 +37,7 @@ class FramesPerCell:
 
 
 @dataclass(frozen=True)
-class Share:
+class FrameShard:
     """One of `size` shares.
 
     Example:
@@ -51,16 +51,16 @@ class Share:
         """This share's cells of a medium; the one cell of an image is the last rank's."""
         return range(num_cells * self.rank // self.size, num_cells * (self.rank + 1) // self.size)
 
-    def frames(self, num_frames: int, frames_per_cell: int | FramesPerCell) -> range:
+    def frames(self, num_frames: int, temporal_patch_size: int | TemporalPatchSize) -> range:
         """The frames of `cells`; the last cell may lack some."""
-        of_a_cell = frames_per_cell if isinstance(frames_per_cell, int) else frames_per_cell.of(num_frames)
+        of_a_cell = temporal_patch_size if isinstance(temporal_patch_size, int) else temporal_patch_size.of(num_frames)
         cells = self.cells(-(-num_frames // of_a_cell))
         return range(min(cells.start * of_a_cell, num_frames), min(cells.stop * of_a_cell, num_frames))
 
 
-WHOLE = Share()
+FULL_SHARD = FrameShard()
 """One rank has all."""
-NONE = Share(0, 1 << 62)
+EMPTY_SHARD = FrameShard(0, 1 << 62)
 """No frame of any medium: enough for its size and times."""
 
 
@@ -106,13 +106,13 @@ class Frames:
     indices: tuple[int, ...] = ()
     """Number of each of the F frames in the file; () where nobody counted."""
     resized: bool = False
-    """Whether the pixels have the size already in which the tower reads them; `CausalFamily.resize` makes it so."""
+    """Whether the pixels have the size already in which the encoder reads them; `CausalFamily.resize` makes it so."""
     source: Callable[[], Iterator[Frames]] | None = None
     """Gives the pixels, part by part, where they were left out: the video is large, or its features are on disk."""
 
 
 @dataclass(frozen=True)
-class Sound:
+class AudioClip:
     """Decoded sound, before the family's own spectrogram."""
 
     waveform: Tensor
@@ -121,38 +121,38 @@ class Sound:
     """S of the whole."""
     key: str
     """Hash of the file's content and of everything that decided which samples these are."""
-    within: bool = False
+    is_video_track: bool = False
     """The track of the video before it, not a medium that the prompt places."""
-    share: Share = WHOLE
+    share: FrameShard = FULL_SHARD
     """Which part of its features this rank encodes."""
-    source: Callable[[], Iterator[Sound]] | None = None
+    source: Callable[[], Iterator[AudioClip]] | None = None
     """Gives the sound where the samples were left out, as `Frames.source` does."""
     kind: MediaKind = "audio"
 
 
 @dataclass(frozen=True)
 class Media:
-    """One image, video or sound as its tower reads it."""
+    """One image, video or sound as its encoder reads it."""
 
     kind: MediaKind
     patches: Tensor
-    """[number of patches, values of a patch] float32, or uint8 where the tower scales pixels; of a rank that shares a
+    """[number of patches, values of a patch] float32, or uint8 where the encoder scales pixels; of a rank that shares a
     video, those of its temporal cells. Of a sound, its spectrogram: [frames, mel bins]."""
     grid_thw: tuple[int, int, int]
     """Patches along time, height and width, of the whole medium; of a sound (windows, frames of the spectrogram, 1)."""
-    seconds_per_cell: float
+    seconds_per_temporal_patch: float
     """Seconds between two temporal cells; 0.0 for an image."""
     timestamps: tuple[float, ...]
     """Mean time of each temporal cell in seconds."""
     key: str
     """Two media with equal keys have equal patches: the feature cache encodes them once."""
-    source: Callable[[], Iterator[Frames | Sound]] | None = None
+    source: Callable[[], Iterator[Frames | AudioClip]] | None = None
     """Gives the frames, part by part, or the sound, where `patches` were left out; see `Frames.source`."""
-    within: bool = False
+    is_video_track: bool = False
     """A sound that is the track of the video before it: its placeholders stand among the video's."""
     sound_tokens: int | None = None
     """Of a video, the tokens of its track that stand among its own; None without a track."""
-    frames_per_cell: int = 1
+    temporal_patch_size: int = 1
     """Frames of a video behind one temporal cell."""
 
     def part(self, num_cells: int) -> Media:
@@ -235,7 +235,7 @@ class Batch:
     groups: list[Group] | None = None
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
-        """Lightning's device transfer. Pixels stay where they are: the vision tower fetches each distinct one once."""
+        """Lightning's device transfer. Pixels stay where they are: the vision encoder fetches each distinct one once."""
         return self
 
 

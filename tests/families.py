@@ -37,7 +37,7 @@ CLAIMS = {
     "RL": "GRPO goes on from that run's checkpoint, whose policy is its reference",
     "SP": "loss and every gradient of two ranks that share sequences are those of one plain process",
     "shared prefix": "log-probabilities and every gradient of packed groups are those of one forward per completion",
-    "cached features": "features from disk are the tower's to the last bit, and the tower does not run",
+    "cached features": "features from disk are the encoder's to the last bit, and the encoder does not run",
     "vLLM": "tokens and log-probabilities are the trainer's, after every update of the weights",
     "export": "the run's folder loads in transformers (VILA's in its own layout) with the checkpoint's bits",
 }

@@ -102,7 +102,7 @@ def rollouts(reward: str = "tests.runs.rare", **options: Any) -> dict[str, Any]:
     values = {
         "reward": {"terms": [{"function": reward}]},
         "sampling": {"num_generations": 2, "max_completion_tokens": 5},
-        "max_refills": 20,
+        "max_resample_rounds": 20,
         **options,
     }
     return {"class_path": "longrl.callbacks.rollout.RolloutCallback", "init_args": values}
@@ -182,7 +182,7 @@ def start(*args: str) -> subprocess.Popen[str]:
 
 def saved_run(folder: Path, family: CausalFamily) -> Path:
     """As much of a run as `export` reads: its config, and a checkpoint of the family's model."""
-    names = inspect.signature(type(family)).parameters.keys() & {"freeze_tower", "freeze_projector"}
+    names = inspect.signature(type(family)).parameters.keys() & {"freeze_vision_encoder", "freeze_projector"}
     options = {"model": family.model_path, "random_init": True, **{name: getattr(family, name) for name in names}}
     described = {"class_path": f"{type(family).__module__}.{type(family).__name__}", "init_args": options}
     (folder / "checkpoints").mkdir(parents=True)

@@ -348,7 +348,7 @@ def test_an_evaluation_is_one_config_whose_parts_agree(path, benchmark):
     assert (config.name, config.out) == (values["name"], values["out"])
     assert data.sources["test"] == sources(values["data"]["test"])
     config.policy.check(config.sampling)
-    longest, room = data.renderer.max_prompt_tokens, config.policy.engine.room()
+    longest, room = data.renderer.max_prompt_tokens, config.policy.engine.max_length()
     if longest is not None and room is not None:
         assert longest + config.sampling.max_completion_tokens <= room
     header = path.read_text().partition("\nname:")[0]

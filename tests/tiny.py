@@ -18,7 +18,7 @@ from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.models.text import LlamaFamily, TextFamily
 from longrl.models.vila import VilaFamily
 from longrl.testing.tiny import tiny_qwen2_5_vl, tiny_qwen3_vl, tiny_qwen_omni, tiny_text, tiny_vila
-from longrl.types import WHOLE, Frames, Prompt, Row, Share, Sound
+from longrl.types import FULL_SHARD, AudioClip, Frames, FrameShard, Prompt, Row
 from tests.models.plain_vila import PlainVila
 
 
@@ -39,7 +39,7 @@ def text_folder(model_type: str = "qwen2") -> str:
 
 def vl_family(**kwargs: object) -> Qwen2_5_VLFamily:
     """6 heads on 2 key heads, 2 layers; frames of 56 x 56 at most."""
-    defaults = {"random_init": True, "freeze_tower": False, "max_pixels": 56 * 56, "min_pixels": 28 * 28}
+    defaults = {"random_init": True, "freeze_vision_encoder": False, "max_pixels": 56 * 56, "min_pixels": 28 * 28}
     return Qwen2_5_VLFamily(vl_folder(), **{**defaults, **kwargs})
 
 
@@ -49,8 +49,8 @@ def vila_folder(**values: object) -> str:
 
 
 def vila_family(folder: str | None = None, **kwargs: object) -> VilaFamily:
-    """A tower of 3 layers, of which 2 run; 4 tokens and a line end for every frame of 56 x 56."""
-    defaults = {"random_init": True, "freeze_tower": False, "freeze_projector": False}
+    """A encoder of 3 layers, of which 2 run; 4 tokens and a line end for every frame of 56 x 56."""
+    defaults = {"random_init": True, "freeze_vision_encoder": False, "freeze_projector": False}
     return VilaFamily(folder or vila_folder(), **{**defaults, **kwargs})
 
 
@@ -65,7 +65,7 @@ def nvila_family(**kwargs: object) -> VilaFamily:
 
 def qwen3_vl_family(experts: bool = False, **kwargs: object) -> Qwen3VLFamily:
     """6 heads on 2 key heads, 3 layers, features for the first 2; frames of 64 x 64 at most."""
-    defaults = {"random_init": True, "freeze_tower": False, "max_pixels": 64 * 64, "min_pixels": 32 * 32}
+    defaults = {"random_init": True, "freeze_vision_encoder": False, "max_pixels": 64 * 64, "min_pixels": 32 * 32}
     return Qwen3VLFamily(qwen3_vl_folder(experts), **{**defaults, **kwargs})
 
 
@@ -76,26 +76,26 @@ def omni_folder() -> str:
 
 def omni_family(**kwargs: object) -> QwenOmniFamily:
     """6 heads on 2 key heads, 2 layers; frames of 56 x 56 at most; sound in windows of 2 s, 50 tokens."""
-    towers = {"freeze_tower": False, "freeze_audio_tower": False}
-    defaults = {"random_init": True, **towers, "max_pixels": 56 * 56, "min_pixels": 28 * 28}
-    if "freeze_tower" in kwargs:
-        kwargs.setdefault("freeze_audio_tower", kwargs["freeze_tower"])
+    encoders = {"freeze_vision_encoder": False, "freeze_audio_tower": False}
+    defaults = {"random_init": True, **encoders, "max_pixels": 56 * 56, "min_pixels": 28 * 28}
+    if "freeze_vision_encoder" in kwargs:
+        kwargs.setdefault("freeze_audio_tower", kwargs["freeze_vision_encoder"])
     return QwenOmniFamily(omni_folder(), **{**defaults, **kwargs})
 
 
-def sound(seconds: float, key: str = "s", within: bool = False, share: Share = WHOLE) -> Sound:
+def sound(seconds: float, key: str = "s", within: bool = False, share: FrameShard = FULL_SHARD) -> AudioClip:
     """Noise around a tone; the key decides it."""
     generator = torch.Generator().manual_seed(sum(map(ord, key)))
     count = round(16_000 * seconds)
     tone = torch.sin(torch.arange(count) * (0.02 + 0.01 * (sum(map(ord, key)) % 7)))
     waveform = 0.5 * tone + 0.1 * torch.randn(count, generator=generator)
-    return Sound(waveform, count, key, within, share)
+    return AudioClip(waveform, count, key, within, share)
 
 
-def omni_prompts(family: QwenOmniFamily, share: Share = WHOLE) -> list[Prompt]:
+def omni_prompts(family: QwenOmniFamily, share: FrameShard = FULL_SHARD) -> list[Prompt]:
     """Videos with a longer and a shorter track, an image and a sound in one prompt; a sound alone; text alone."""
 
-    def clip(count: int, name: str, seconds: float) -> list[Frames | Sound]:
+    def clip(count: int, name: str, seconds: float) -> list[Frames | AudioClip]:
         return [held(frames(count, 60, 90, name), share), sound(seconds, f"{name} track", True, share)]
 
     media = [*clip(6, "v1", 5.3), sound(0.53, "beep", share=share), held(frames(1, 40, 40, "i", "image"), share)]
@@ -138,15 +138,15 @@ def row(name: str = "a", answer: str = "A", **kwargs: object) -> Row:
     return Row(id=name, problem="Which?\nA. one\nB. two\nC. three\nD. four", answer=answer, **kwargs)
 
 
-def held(whole: Frames, share: Share, frames_per_cell: int = 2) -> Frames:
+def held(whole: Frames, share: FrameShard, temporal_patch_size: int = 2) -> Frames:
     """What a rank with this share decodes of it."""
-    own = share.frames(len(whole.timestamps), frames_per_cell) if whole.kind == "video" else share.cells(1)
+    own = share.frames(len(whole.timestamps), temporal_patch_size) if whole.kind == "video" else share.cells(1)
     return dataclasses.replace(whole, pixels=whole.pixels[own.start : own.stop])
 
 
-def mixed_prompts(family: Qwen2_5_VLFamily | VilaFamily, share: Share = WHOLE) -> list[Prompt]:
+def mixed_prompts(family: Qwen2_5_VLFamily | VilaFamily, share: FrameShard = FULL_SHARD) -> list[Prompt]:
     """Two videos and an image in one prompt, one video, and text only; all of different length."""
-    cell = family.frames_per_cell
+    cell = family.temporal_patch_size
     media = [frames(5, 60, 90, "v1"), frames(1, 40, 40, "i1", "image"), frames(8, 87, 113, "v2")]
     media = [held(item, share, cell) for item in media]
     return [

@@ -25,7 +25,15 @@ from longrl.algorithms.corrections import (
 )
 from longrl.algorithms.kl import gaussian_mean, k1, k2, k3
 from longrl.algorithms.selection import InOrder, drop_uniform, keep_all, mask_truncated
-from longrl.algorithms.surrogates import DualClipped, TokenLosses, cispo, clipped, guarded, reinforce, sequence_clipped
+from longrl.algorithms.surrogates import (
+    DualClipped,
+    TokenLosses,
+    cispo,
+    clipped,
+    grpo_guard,
+    reinforce,
+    sequence_clipped,
+)
 from longrl.algorithms.token_weights import Constant, sequence_mean, token_mean
 from longrl.algorithms.tokens import AllReduce, DrawnSteps, Tokens, single_rank
 
@@ -49,7 +57,7 @@ __all__ = [
     "group_centered",
     "group_centered_batch_normalized",
     "group_normalized",
-    "guarded",
+    "grpo_guard",
     "k1",
     "k2",
     "k3",

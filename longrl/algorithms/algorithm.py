@@ -14,7 +14,7 @@ from longrl.algorithms.advantages import COMPARES_WITHIN_GROUP, Outcomes, greedy
 from longrl.algorithms.corrections import no_correction
 from longrl.algorithms.kl import gaussian_mean, k1, k3
 from longrl.algorithms.selection import InOrder, Selection, drop_uniform, keep_all
-from longrl.algorithms.surrogates import TokenLosses, clipped, guarded, reinforce, sequence_clipped
+from longrl.algorithms.surrogates import TokenLosses, clipped, grpo_guard, reinforce, sequence_clipped
 from longrl.algorithms.token_weights import Constant, sequence_mean
 from longrl.algorithms.tokens import AllReduce, Tokens, single_rank
 from longrl.types import SamplingParams
@@ -118,7 +118,7 @@ class Algorithm:
         if isinstance(self.token_weights, Constant):
             self.token_weights.validate(sampling.max_completion_tokens)
         for name, function in (("kl", self.kl), ("surrogate", self.surrogate)):
-            if function in (gaussian_mean, guarded):
+            if function in (gaussian_mean, grpo_guard):
                 raise ValueError(
                     f"algorithm.{name}={function.__name__} is for denoising steps, and this policy writes tokens; set "
                     "model.algorithm.kl to longrl.algorithms.k3 and model.algorithm.surrogate to "
@@ -139,7 +139,7 @@ class Algorithm:
         if filtered and drop_uniform in self._selections:
             logger.warning(
                 "with top_p or top_k the old log-probabilities of carried-over groups are those of the filtered "
-                "distribution, and their ratios a little low; set both off, or max_refills of the RolloutCallback to 0"
+                "distribution, and their ratios a little low; set both off, or max_resample_rounds of the RolloutCallback to 0"
             )
         if self.kl_coef > 0 and self.kl is k1 and self.kl_placement == "loss":
             logger.warning(

@@ -86,7 +86,7 @@ def cispo(tokens: Tokens, clip_low: float, clip_high: float) -> TokenLosses:
     return TokenLosses(-weight * tokens.advantages * tokens.logp, ratio < 1 - clip_low, ratio > 1 + clip_high)
 
 
-def guarded(tokens: Tokens, clip_low: float, clip_high: float) -> TokenLosses:
+def grpo_guard(tokens: Tokens, clip_low: float, clip_high: float) -> TokenLosses:
     """`clipped` with the ratio and the weights of GRPO-Guard, arXiv:2510.22319: for denoising steps alone.
 
         rho = exp((log policy - log old policy + |mean - old mean|^2 / (2 std^2)) * std),    L = clipped(rho) / length
@@ -101,7 +101,7 @@ def guarded(tokens: Tokens, clip_low: float, clip_high: float) -> TokenLosses:
     steps = tokens.steps
     if steps is None:
         raise ValueError(
-            "guarded is for denoising steps, got tokens; set model.algorithm.surrogate to longrl.algorithms.clipped"
+            "grpo_guard is for denoising steps, got tokens; set model.algorithm.surrogate to longrl.algorithms.clipped"
         )
     centred = (tokens.logp - tokens.old_logp + steps.moved) * steps.std
     found = _pessimistic(centred.exp(), tokens.advantages, clip_low, clip_high)

@@ -40,7 +40,7 @@ class EvaluationReport(Callback):
 
     @override
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.metric = CategoryAccuracy(pl_module.parallel.data)
+        self.metric = CategoryAccuracy(pl_module.parallel.dp)
 
     @override
     def on_validation_batch_end(
@@ -94,7 +94,7 @@ class EvaluationReport(Callback):
     @override
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write_predictions(trainer, pl_module)
-        self.metric = CategoryAccuracy(pl_module.parallel.data)
+        self.metric = CategoryAccuracy(pl_module.parallel.dp)
         for question in self._questions:
             self.metric.update(question)
         self.summary = self.metric.summary()
@@ -112,7 +112,7 @@ class EvaluationReport(Callback):
         self._write_predictions(trainer, pl_module)
 
     def _write_predictions(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        data = pl_module.parallel.data
+        data = pl_module.parallel.dp
         by_rank = data.gather(self._questions)
         # rank r of W had rows r, r + W, ...
         self.records = [record for rows in zip_longest(*by_rank) for question in rows for record in question or ()]

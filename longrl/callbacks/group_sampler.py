@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from longrl.engines.hf import RolloutEngine
-from longrl.engines.parity import Gap, check, check_seen, stacked
+from longrl.engines.parity import Mismatch, check, check_seen, stacked
 from longrl.engines.sharing import Piece, joined, pieces
 from longrl.models.base import CausalFamily
 from longrl.rewards import RewardSum
@@ -69,10 +69,10 @@ class GroupSampler:
 
     def validate(self, policy: PolicyModule) -> None:
         """Raises ValueError if ranks that make up one engine do not have the same prompts."""
-        team, ranks = policy.parallel.team.size, self.engine.ranks_per_engine
-        if team % ranks:
+        sp_group, ranks = policy.parallel.sp_group.size, self.engine.ranks_per_engine
+        if sp_group % ranks:
             raise ValueError(
-                f"tensor_parallel_size={ranks} of the engine must divide the {team} ranks that share prompts; set "
+                f"tensor_parallel_size={ranks} of the engine must divide the {sp_group} ranks that share prompts; set "
                 "sequence_parallel_size of MRSPStrategy to a multiple of it, or tensor_parallel_size to 1"
             )
 
@@ -80,7 +80,7 @@ class GroupSampler:
         """For each way of sampling the groups of all prompts, scored."""
         features = self._prepare(policy, request)
         with policy.phases("generate"), policy.trainer.precision_plugin.forward_context():
-            found = policy.parallel.world.together(
+            found = policy.parallel.world.raise_on_any_rank(
                 lambda: self._in_weights(policy, lambda: self._generate(policy, request, features))
             )
         return self._scored(policy, request, found)
@@ -95,37 +95,37 @@ class GroupSampler:
 
         def finish() -> list[list[Group]]:
             with policy.phases("generate"):
-                found = policy.parallel.world.together(running.result)
+                found = policy.parallel.world.raise_on_any_rank(running.result)
             return self._scored(policy, request, found)
 
         return finish
 
-    def compare(self, policy: PolicyModule, prompts: Sequence[Prompt], step: int, max_gap: float) -> None:
+    def compare(self, policy: PolicyModule, prompts: Sequence[Prompt], step: int, max_mismatch: float) -> None:
         """Raises RuntimeError unless engine and trainer read these prompts alike and score greedy tokens alike.
 
         Args:
             policy: the trainer's side.
             prompts: of the whole team.
             step: optimizer steps done.
-            max_gap: largest difference of a log-probability.
+            max_mismatch: largest difference of a log-probability.
         """
-        if self.engine.needs_whole_weights:
+        if self.engine.reads_policy_weights:
             return  # it reads the trainer's
         family = policy.engine_family
         greedy = SamplingParams(num_generations=1, max_completion_tokens=PARITY_TOKENS, temperature=0.0)
         features = self._prepare(policy, Request(prompts, (greedy,), step, seed=0))
-        check_seen(prompts, self.engine.seen(family, prompts, features), features)
-        found = policy.parallel.world.together(
+        check_seen(prompts, self.engine.rendered_prompts(family, prompts, features), features)
+        found = policy.parallel.world.raise_on_any_rank(
             lambda: self.engine.generate(family, policy.model, prompts, features, greedy, seed=0)
         )
-        self.engine.rest()
+        self.engine.sleep()
         tokens = [[completion.token_ids for completion in own] for own in found]
         with policy.trainer.precision_plugin.forward_context():
             logp = policy.score(policy.entry, prompts, tokens, features, temperature=1.0)
-        gap = Gap(stacked(found), logp.cpu())
+        gap = Mismatch(stacked(found), logp.cpu())
         for name, value in gap.metrics().items():
             logger.info("engine against trainer before the first step: %s %.2e", name, value)
-        check(gap, prompts, found, max_gap)
+        check(gap, prompts, found, max_mismatch)
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
@@ -141,10 +141,10 @@ class GroupSampler:
         return features
 
     def _family(self, policy: PolicyModule) -> CausalFamily:
-        return policy.family if self.engine.needs_whole_weights else policy.engine_family
+        return policy.family if self.engine.reads_policy_weights else policy.engine_family
 
     def _in_weights(self, policy: PolicyModule, generate: Callable[[], Unscored]) -> Unscored:
-        return policy.with_whole_weights(generate) if self.engine.needs_whole_weights else generate()
+        return policy.with_whole_weights(generate) if self.engine.reads_policy_weights else generate()
 
     def _generate(self, policy: PolicyModule, request: Request, features: Features) -> Unscored:
         return [self._share(policy, request, features, sampling) for sampling in request.samplings]
@@ -165,19 +165,19 @@ class GroupSampler:
         return groups
 
     def _pieces(self, policy: PolicyModule, request: Request, sampling: SamplingParams) -> list[Piece]:
-        team, ranks = policy.parallel.team, self.engine.ranks_per_engine
-        return pieces(len(request.prompts), sampling.num_generations, team.rank // ranks, team.size // ranks)
+        sp_group, ranks = policy.parallel.sp_group, self.engine.ranks_per_engine
+        return pieces(len(request.prompts), sampling.num_generations, sp_group.rank // ranks, sp_group.size // ranks)
 
     def _scored(self, policy: PolicyModule, request: Request, unscored: Unscored) -> list[list[Group]]:
         """The whole team's groups; of ranks that make up one engine the first has them scored."""
-        team, found = policy.parallel.team, []
+        sp_group, found = policy.parallel.sp_group, []
         with policy.phases("reward"):
             for sampling, groups in zip(request.samplings, unscored, strict=True):
                 own = list(zip(self._pieces(policy, request, sampling), groups, strict=True))
-                if team.rank % self.engine.ranks_per_engine:
+                if sp_group.rank % self.engine.ranks_per_engine:
                     own = []
-                policy.parallel.world.together(partial(self.reward.score, [group for _, group in own]))
-                found.append(joined(request.prompts, own, team, policy.parallel.num_gather_chunks))
+                policy.parallel.world.raise_on_any_rank(partial(self.reward.score, [group for _, group in own]))
+                found.append(joined(request.prompts, own, sp_group, policy.parallel.num_gather_chunks))
         return found
 
 

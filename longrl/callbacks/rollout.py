@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from longrl.callbacks.group_sampler import GroupSampler, Request
 from longrl.engines.hf import HFEngine, RolloutEngine, prompt_seed, sampling_ids
-from longrl.engines.parity import GapWatch
+from longrl.engines.parity import MismatchMonitor
 from longrl.modules.policy import PolicyModule
 from longrl.rewards import RewardSum
 from longrl.strategies.axis import Axis
@@ -37,11 +37,11 @@ class RolloutCallback(Callback):
         sampling: of training rollouts.
         eval_sampling: of validation, test and prediction; None is greedy, one completion.
         engine: generates; None is the trainer's own model.
-        max_refills: how many further batches of prompts dynamic sampling may draw per step.
-        max_gap: an engine with weights of its own must agree with the trainer to this in the log-probability of every
+        max_resample_rounds: how many further batches of prompts dynamic sampling may draw per step.
+        max_mismatch: an engine with weights of its own must agree with the trainer to this in the log-probability of every
             greedy token of the first batch, or the run ends before its first step.
-        max_mean_gap: the same of the tokens of every step, on average; checked before the step changes the weights.
-        trust_engine_below: while the mean gap of the last step is below it, the engine's log-probabilities serve as
+        max_mean_mismatch: the same of the tokens of every step, on average; checked before the step changes the weights.
+        bypass_old_logp_below: while the mean gap of the last step is below it, the engine's log-probabilities serve as
             those of the old policy, and the forward pass for them is saved; 0 never. Only a run that takes several
             optimizer steps per rollout has that pass.
         overlap: sample the next step's groups during the update, by weights one step older; their importance ratios
@@ -56,11 +56,11 @@ class RolloutCallback(Callback):
         sampling: SamplingParams | None = None,
         eval_sampling: SamplingParams | None = None,
         engine: RolloutEngine | None = None,
-        max_refills: int = 3,
+        max_resample_rounds: int = 3,
         seed: int = 0,
-        max_gap: float = 0.5,
-        max_mean_gap: float = 0.1,
-        trust_engine_below: float = 0.0,
+        max_mismatch: float = 0.5,
+        max_mean_mismatch: float = 0.1,
+        bypass_old_logp_below: float = 0.0,
         overlap: bool = False,
     ) -> None:
         self.reward = reward
@@ -69,11 +69,11 @@ class RolloutCallback(Callback):
             self.sampling, num_generations=1, temperature=0.0, top_p=1.0, top_k=0
         )
         self.engine = engine or HFEngine()
-        self.max_refills = max_refills
+        self.max_resample_rounds = max_resample_rounds
         self.seed = seed
         self.overlap = overlap
-        self.max_gap = max_gap
-        self._gap = GapWatch(max_mean_gap, trust_engine_below, overlap)
+        self.max_mismatch = max_mismatch
+        self._gap = MismatchMonitor(max_mean_mismatch, bypass_old_logp_below, overlap)
         self._sampler = GroupSampler(self.engine, reward)
         self._compared = False
         self._ahead: Callable[[], list[Group]] | None = None
@@ -90,7 +90,7 @@ class RolloutCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._parallel = pl_module.parallel
         self._sampler.validate(pl_module)
-        self.engine.forget()  # a stage may begin with other weights at the same step
+        self.engine.invalidate_weights()  # a stage may begin with other weights at the same step
         if stage == "fit" and trainer.datamodule.renderer.stage == "rl":
             pl_module.algorithm.validate(self.sampling, pl_module.steps_per_rollout)
             self.reward.validate(self.sampling.max_completion_tokens)
@@ -101,7 +101,7 @@ class RolloutCallback(Callback):
         self.reward.prepare()  # a missing package or folder is found before weights are loaded
 
     def _check_engine_options(self, policy: PolicyModule) -> None:
-        if self.overlap and not self.engine.runs_elsewhere:
+        if self.overlap and not self.engine.is_remote:
             raise ValueError(
                 "overlap=true of the RolloutCallback needs an engine in another process, got "
                 f"{type(self.engine).__name__}; use longrl.engines.server.VLLMServerEngine, or overlap=false"
@@ -109,7 +109,7 @@ class RolloutCallback(Callback):
         by_reward = policy.algorithm.kl_coef > 0 and policy.algorithm.kl_placement == "reward"
         if self._gap.trust_below and (policy.steps_per_rollout == 1 or self.overlap or by_reward):
             logger.warning(
-                "trust_engine_below of the RolloutCallback has no effect: it saves the old policy's forward pass, "
+                "bypass_old_logp_below of the RolloutCallback has no effect: it saves the old policy's forward pass, "
                 "which only a run with several optimizer steps per rollout has, without overlap and without KL in the "
                 "reward; set it to 0, or raise model.mini_batches_per_rollout"
             )
@@ -117,14 +117,14 @@ class RolloutCallback(Callback):
             return
         if self._gap.trust_below:
             raise ValueError(
-                f"trust_engine_below={self._gap.trust_below} needs top_p=1 and top_k=0, got {self.sampling.top_p} and "
+                f"bypass_old_logp_below={self._gap.trust_below} needs top_p=1 and top_k=0, got {self.sampling.top_p} and "
                 f"{self.sampling.top_k}: the engine's log-probabilities are those of the filtered distribution; set "
-                "trust_engine_below of the RolloutCallback to 0"
+                "bypass_old_logp_below of the RolloutCallback to 0"
             )
-        self._gap.max_gap = math.inf
+        self._gap.max_mismatch = math.inf
         logger.warning(
             "with top_p or top_k the engine's log-probabilities are those of the filtered distribution: gap metrics "
-            "and importance corrections are biased, and max_mean_gap is not applied; set "
+            "and importance corrections are biased, and max_mean_mismatch is not applied; set "
             "sampling.top_p to 1 and sampling.top_k to 0"
         )
 
@@ -139,7 +139,7 @@ class RolloutCallback(Callback):
                 "tokens; the first such prompt would end the run; raise model.max_tokens_per_micro_batch to %d",
                 max_prompt_tokens, self.sampling.max_completion_tokens, room, math.ceil(longest / ranks),
             )  # fmt: skip
-        of_engine = self.engine.room()
+        of_engine = self.engine.max_length()
         if of_engine is not None and longest > of_engine:
             logger.warning(
                 "data.max_prompt_tokens=%s and sampling.max_completion_tokens=%d may not fit the engine's "
@@ -153,7 +153,7 @@ class RolloutCallback(Callback):
             return
         self._compare(pl_module, batch.prompts, trainer.global_step)
         self._take_restored(trainer)
-        data = pl_module.parallel.data
+        data = pl_module.parallel.dp
         wanted, refills = len(batch.prompts), 0
         groups = [dataclasses.replace(group, carried_over=True) for group in self._carried]
         fresh, upcoming = self._first_groups(trainer, pl_module, batch.prompts)
@@ -161,7 +161,7 @@ class RolloutCallback(Callback):
         while True:
             sampled += fresh
             groups += pl_module.algorithm.select(fresh)
-            if not data.max(len(groups) < wanted) or refills == self.max_refills:
+            if not data.max(len(groups) < wanted) or refills == self.max_resample_rounds:
                 break  # all ranks go on as long as one lacks groups, for they gather weights together
             prompts, refills = trainer.datamodule.refill(wanted), refills + 1
             fresh = self._begin(pl_module, prompts, trainer.global_step)()
@@ -169,7 +169,7 @@ class RolloutCallback(Callback):
         if len(groups) < wanted:
             logger.warning(
                 "dynamic sampling kept %d of %d groups after %d refills; the step goes on with those "
-                "(raise max_refills of the RolloutCallback, or use easier and harder prompts)",
+                "(raise max_resample_rounds of the RolloutCallback, or use easier and harder prompts)",
                 len(groups), wanted, refills,
             )  # fmt: skip
         batch.groups, self._carried = groups[:wanted], groups[wanted:]
@@ -177,7 +177,7 @@ class RolloutCallback(Callback):
             batch.features = pl_module.encode([group.prompt for group in batch.groups], counted=False)
         if self.overlap:
             self._ahead = self._begin(pl_module, upcoming, trainer.global_step, in_background=True)
-        self.engine.rest()
+        self.engine.sleep()
         counts = {"groups_kept": len(groups), "prompts_drawn": len(sampled), "carried_over": len(self._carried)}
         means = {name: value / data.size for name, value in rollout_metrics(sampled).items()}
         totals = {f"rollout/{name}": float(value) for name, value in counts.items()}
@@ -212,11 +212,11 @@ class RolloutCallback(Callback):
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.engine.rest()
+        self.engine.sleep()
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self.engine.runs_elsewhere:  # an engine of this process ends with it, for vLLM takes the process group along
+        if self.engine.is_remote:  # an engine of this process ends with it, for vLLM takes the process group along
             self.engine.close()
 
     @override
@@ -228,7 +228,7 @@ class RolloutCallback(Callback):
             saved[name] += groups
         return {
             "num_rollouts": self._num_rollouts,
-            "waiting": self._parallel.data.gather(saved),
+            "waiting": self._parallel.dp.gather(saved),
             "empty_steps": self._empty_steps,
             "gap": self._gap.last,
         }
@@ -236,7 +236,7 @@ class RolloutCallback(Callback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._num_rollouts = state_dict["num_rollouts"]
-        waiting, data = state_dict["waiting"], self._parallel.data
+        waiting, data = state_dict["waiting"], self._parallel.dp
         self._restored = {name: own_share([saved[name] for saved in waiting], data) for name in ("carried", "ahead")}
         self._empty_steps = state_dict["empty_steps"]
         self._gap.last = state_dict["gap"]
@@ -265,7 +265,7 @@ class RolloutCallback(Callback):
         self._restored = {}
         self._carried += found.get("carried", [])
         ahead = found.get("ahead", [])
-        if self._parallel.data.max(len(ahead)):  # on all ranks or none, though one may have got no group
+        if self._parallel.dp.max(len(ahead)):  # on all ranks or none, though one may have got no group
             self._ahead = lambda: ahead
 
     def _first_groups(
@@ -297,7 +297,7 @@ class RolloutCallback(Callback):
         seed = prompt_seed(self.seed, f"rollout {self._num_rollouts}")
         greedy = dataclasses.replace(self.sampling, num_generations=1, temperature=0.0)
         samplings = (self.sampling, greedy) if policy.algorithm.greedy_baseline else (self.sampling,)
-        ids = sampling_ids([prompt.id for prompt in prompts], self._parallel.data)
+        ids = sampling_ids([prompt.id for prompt in prompts], self._parallel.dp)
         request = Request(prompts, samplings, step, seed, ids)
         if not in_background:
             found = self._sampler.sample(policy, request)
@@ -307,7 +307,7 @@ class RolloutCallback(Callback):
 
     def _compare(self, policy: PolicyModule, prompts: Sequence[Prompt], step: int) -> None:
         if not self._compared:
-            self._sampler.compare(policy, prompts, step, self.max_gap)
+            self._sampler.compare(policy, prompts, step, self.max_mismatch)
             self._compared = True
 
     def _evaluate(self, policy: PolicyModule, batch: Batch, step: int) -> None:

@@ -40,7 +40,7 @@ class Throughput(Callback):
             pl_module.log(f"time/{name}", value, batch_size=1)
             if shown:
                 pl_module.log(f"{name}_s", value, prog_bar=True, logger=False, batch_size=1)
-        tokens = pl_module.parallel.data.sum_dict({"tokens": num_tokens(batch)})["tokens"]
+        tokens = pl_module.parallel.dp.sum_dict({"tokens": num_tokens(batch)})["tokens"]
         pl_module.log("throughput/tokens_per_s", tokens / (now - self._end_of_last), batch_size=1)
         pl_module.log("throughput/media_encoded", float(pl_module.features.num_encoded), batch_size=1)
         self._end_of_last = now

@@ -138,10 +138,10 @@ class Filling:
         """Weights in the run's precision; only what encodes goes to the device."""
         self.policy.configure_model()
         self.trainer.precision_plugin.convert_module(self.policy)
-        encoders = self.policy.family.encoders(self.policy.model)
-        if not encoders:
+        media_encoders = self.policy.family.media_encoders(self.policy.model)
+        if not media_encoders:
             raise ValueError(f"{type(self.policy.family).__name__} reads text only: it has no features to store")
-        for module in encoders:
+        for module in media_encoders:
             module.to(self.trainer.strategy.root_device)
 
     def _precision(self, split: Split) -> contextlib.AbstractContextManager[None]:
@@ -158,7 +158,7 @@ class Filling:
         task = bar.add_task(split, total=len(groups), **self._shown(before))
         with self._precision(split):
             cache = self.stored.cache(self.policy.model)
-        self.data.leave_out(cache, [split])
+        self.data.skip_decoding_if_cached(cache, [split])
         while groups:
             again = []
             items = self.data.loader_options.render(self.data.datasets[split], [group[0] for group in groups])

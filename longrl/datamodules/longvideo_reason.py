@@ -41,7 +41,7 @@ from longrl.datamodules.rows.row_functions import load_row_function, make_rows
 from longrl.datamodules.rows.sources import media_root_of, read_records
 from longrl.models.family import ModelFamily
 from longrl.strategies.parallel import Parallel
-from longrl.types import Row, Share
+from longrl.types import FrameShard, Row
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class LongVideoReason(StreamedData):
         multiprocessing_context: how workers start: `fork`, `spawn` or `forkserver`; None for the platform's default.
         cached_media: decoded videos and images that each worker keeps, for sources that ask often about the same ones.
         decode_chunk_frames: frames of a video that are in memory in the file's own size at once.
-        max_held_mib: a video whose frames, this rank's share and at the tower's size, take more is not handed over in
+        max_held_mib: a video whose frames, this rank's share and at the encoder's size, take more is not handed over in
             memory: the loader decodes it to see that it can be, and it is decoded again while it is encoded.
         bad_records: what happens to a record that lacks a field, has an answer outside its options or places media that
             it lacks: `error`, before weights are loaded, or `skip`, listed and counted like a broken video.
@@ -189,8 +189,8 @@ class LongVideoReason(StreamedData):
     @override
     def setup(self, stage: str) -> None:
         """Reads and checks the sources that `stage` needs; Lightning calls it before weights are loaded."""
-        team = self._parallel().team
-        self.renderer.share = Share(team.rank, team.size)
+        sp_group = self._parallel().sp_group
+        self.renderer.share = FrameShard(sp_group.rank, sp_group.size)
         needed = SPLITS[stage][0]
         if not self.sources[needed]:
             command = TrainerFn(stage).value  # Lightning's own stage prints as a member of an enum
@@ -218,7 +218,7 @@ class LongVideoReason(StreamedData):
             num_rows=len(found),
             max_share=self.max_skipped_share,
             writes_known=self.trainer is None or self.trainer.is_global_zero,
-            writes=self._parallel().team.rank == 0,
+            writes=self._parallel().sp_group.rank == 0,
         )
         skips.add_known([*_bad_records(found), *(self._missing_files(rows) if self.check_files else [])])
         self.datasets[split] = RenderedRows(rows, self._renderer(split))
@@ -266,7 +266,7 @@ class LongVideoReason(StreamedData):
         """Which rows of a split that was read cannot be used."""
         return self._skips[split]
 
-    def leave_out(self, stored: KnowsFeatures, splits: Sequence[Split]) -> None:
+    def skip_decoding_if_cached(self, stored: KnowsFeatures, splits: Sequence[Split]) -> None:
         """From now on, videos of these splits are not decoded if their features are stored."""
         for split in splits:
             if split in self.datasets:
@@ -285,8 +285,8 @@ class LongVideoReason(StreamedData):
             order = MixedOrder(
                 len(dataset), self.seed, rank, world_size, sizes=self._sizes["train"], weights=self.weights
             )
-        team = self._parallel().team
-        self.start(PromptStream(dataset, order, self._skips["train"], self.loader_options, team))
+        sp_group = self._parallel().sp_group
+        self.start(PromptStream(dataset, order, self._skips["train"], self.loader_options, sp_group))
 
     def _parallel(self) -> Parallel:
         """The ranks of the run, as its strategy told the module that is trained."""
@@ -310,7 +310,7 @@ class LongVideoReason(StreamedData):
             rank=rank,
             world_size=world_size,
             options=replace(self.loader_options, prefetch_prompts=self.eval_prompts_per_batch),
-            team=self._parallel().team,
+            sp_group=self._parallel().sp_group,
         )
 
 

@@ -227,11 +227,11 @@ class FlowFamily(abc.ABC):
         """What is sharded beside the layers, and gathered together."""
         return [model]
 
-    def encoders(self, model: nn.Module) -> tuple[nn.Module, ...]:
+    def media_encoders(self, model: nn.Module) -> tuple[nn.Module, ...]:
         """None of the transformer's parts: text encoders and autoencoder stand apart."""
         return ()
 
-    def sharded_towers(self, model: nn.Module) -> list[nn.Module]:
+    def sharded_encoders(self, model: nn.Module) -> list[nn.Module]:
         """None."""
         return []
 

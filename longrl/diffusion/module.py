@@ -46,10 +46,10 @@ class FlowModule(TrainedModule):
         mini_batches_per_rollout: optimizer steps one rollout is cut into.
         epochs_per_rollout: how often a rollout is gone through.
         max_grad_norm: gradient norm limit; 0 switches it off.
-        max_gap: largest mean difference between the log-probabilities of a rollout's steps when they were drawn and in
+        max_mismatch: largest mean difference between the log-probabilities of a rollout's steps when they were drawn and in
             its first update; above it the run ends. They are means over a latent, as what the algorithm clips, and the
             default is ten of its usual ranges of 1e-4. In float32 the difference is about 1e-7; in bfloat16 kernels may
-            round otherwise in batches of another size, so raise it there if `train/gap_mean` comes near.
+            round otherwise in batches of another size, so raise it there if `train/mismatch_mean` comes near.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class FlowModule(TrainedModule):
         mini_batches_per_rollout: int = 1,
         epochs_per_rollout: int = 1,
         max_grad_norm: float = 1.0,
-        max_gap: float = 1e-3,
+        max_mismatch: float = 1e-3,
     ) -> None:
         if min(rows_per_micro_batch, mini_batches_per_rollout, epochs_per_rollout) < 1:
             raise ValueError(
@@ -73,7 +73,7 @@ class FlowModule(TrainedModule):
             family, algorithm, optimizer, init_from, mini_batches_per_rollout, epochs_per_rollout, max_grad_norm
         )
         self.rows_per_micro_batch = rows_per_micro_batch
-        self.gap = StepGap(max_gap)
+        self.gap = StepGap(max_mismatch)
         """Compares the sampler's log-probabilities with those of the first update of every rollout."""
 
     # -- building ------------------------------------------------------------------------------------------------
@@ -87,8 +87,8 @@ class FlowModule(TrainedModule):
         model = plain_from(self.family, self.init_from)
         if self.family.lora is not None:
             self.family.add_adapters(model)
-        if self.parallel.team.size > 1:
-            self.family.share_tokens(model, self.parallel.degrees[self.parallel.team.size])
+        if self.parallel.sp_group.size > 1:
+            self.family.share_tokens(model, self.parallel.degrees[self.parallel.sp_group.size])
         return model
 
     @override
@@ -140,7 +140,7 @@ class FlowModule(TrainedModule):
 
     def rl_step(self, batch: Batch) -> dict[str, float]:
         """The optimizer steps on one rollout; metrics are the mean over them. No groups on any rank, no step."""
-        data = self.parallel.data
+        data = self.parallel.dp
         if data.max(len(batch.groups)) == 0:
             return {}
         flat = SampledGroups(batch.groups, self.device)
@@ -155,13 +155,13 @@ class FlowModule(TrainedModule):
         """One optimizer step. The weights that sampled are those of the first: its ratios are 1 exactly."""
         places = places_of([prompt.row.problem for prompt in rollout.prompts], rollout.completions)
         own: list[Sequence[Place] | None] = [*split(places, self.rows_per_micro_batch)]
-        own += [None] * (self.parallel.data.max(len(own)) - len(own))
+        own += [None] * (self.parallel.dp.max(len(own)) - len(own))
         totals: Counter[str] = Counter()
         for part in own:
             totals.update(self._backward(rollout, part, first))
         if first:
             self.gap.close(self.parallel.world)
-        sums = self.parallel.world.sum_dict({n: value / self.parallel.team.size for n, value in totals.items()})
+        sums = self.parallel.world.sum_dict({n: value / self.parallel.sp_group.size for n, value in totals.items()})
         metrics = {**sums, **self.optimizer_step_clipped()}
         total = metrics.pop("weight_sum", 0.0) or 1.0  # below one with Dr.GRPO's constant, or with masked samples
         plain = ("loss", "grad_norm", "lr")

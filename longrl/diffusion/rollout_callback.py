@@ -89,7 +89,7 @@ class FlowRolloutCallback(Callback):
             self._check_rewards(pl_module, found)
         self._num_rollouts += 1
         batch.groups = pl_module.algorithm.select(found)
-        data = pl_module.parallel.data
+        data = pl_module.parallel.dp
         self._count_empty(data.max(sum(int(group.valid.any()) for group in batch.groups)))
         means = {name: value / data.size for name, value in rollout_metrics(found).items()}
         self._metrics = data.sum_dict(means | {"rollout/groups_kept": float(len(batch.groups))})
@@ -158,7 +158,7 @@ class FlowRolloutCallback(Callback):
             name: of the rollout; another one draws other samples.
         """
         steps, count = self._steps(policy, sampling), sampling.num_generations
-        ids = sampling_ids([row.id for row in rows], policy.parallel.data)
+        ids = sampling_ids([row.id for row in rows], policy.parallel.dp)
         wanted = [(row, own, place) for row, own in zip(rows, ids, strict=True) for place in range(count)]
         with policy.phases("encode"):
             policy.family.conditions.prepare(

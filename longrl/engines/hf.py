@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from longrl.engines.parity import Seen
+from longrl.engines.parity import RenderedPrompt
 from longrl.models.base import CausalFamily
 from longrl.packing.pack import pack
 from longrl.strategies.axis import Axis
@@ -32,9 +32,9 @@ class RolloutEngine(abc.ABC):
     `__init__` as an attribute of that name: evaluations tell answers apart by them.
     """
 
-    needs_whole_weights: bool = False
+    reads_policy_weights: bool = False
     """Whether `generate` reads the trainer's model: sharded weights are then gathered around it."""
-    runs_elsewhere: bool = False
+    is_remote: bool = False
     """Whether it computes in another process, so that it can generate while the trainer updates."""
     ranks_per_engine: int = 1
     """So many neighbouring ranks of a team are one engine: they are given the same prompts and return the same."""
@@ -62,22 +62,24 @@ class RolloutEngine(abc.ABC):
         Equal seeds give equal completions of a prompt, whatever its batch and whoever samples which.
         """
 
-    def seen(self, family: CausalFamily, prompts: Sequence[Prompt], features: Mapping[str, Tensor]) -> list[Seen]:
+    def rendered_prompts(
+        self, family: CausalFamily, prompts: Sequence[Prompt], features: Mapping[str, Tensor]
+    ) -> list[RenderedPrompt]:
         """What the engine makes of each prompt, to be compared with the trainer's; none if it reads the trainer's."""
         return []
 
     # By default there is nothing to do.
 
-    def forget(self) -> None:  # noqa: B027
+    def invalidate_weights(self) -> None:  # noqa: B027
         """The trainer may have got other weights without a step: the next `sync` hands them over whatever the step."""
 
-    def rest(self) -> None:  # noqa: B027
+    def sleep(self) -> None:  # noqa: B027
         """The rollouts of a step are done: memory may go to the update."""
 
     def close(self) -> None:  # noqa: B027
         """The run is over."""
 
-    def room(self) -> int | None:
+    def max_length(self) -> int | None:
         """Tokens of the longest prompt and completion together, as far as is known before the engine starts."""
         return None
 
@@ -91,7 +93,7 @@ class HFEngine(RolloutEngine):
             a prompt of any length needs the memory of so many.
     """
 
-    needs_whole_weights = True
+    reads_policy_weights = True
 
     def __init__(self, max_sequences: int = 256, prefill_chunk_tokens: int = 16_384) -> None:
         if prefill_chunk_tokens < 1:

@@ -51,7 +51,7 @@ class VLLMServerEngine(RolloutEngine):
         `VLLMServerEngine(["http://127.0.0.1:8000"])` beside `python -m longrl serve --config C --port 8000`
     """
 
-    runs_elsewhere = True
+    is_remote = True
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class VLLMServerEngine(RolloutEngine):
             )
         return info
 
-    def forget(self) -> None:
+    def invalidate_weights(self) -> None:
         """See `RolloutEngine.forget`."""
         self._run = ""
 

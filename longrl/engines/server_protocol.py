@@ -131,8 +131,10 @@ def _owns_memory(tensor: Tensor) -> bool:
 
 def model_sizes(family: CausalFamily) -> dict[str, Any]:
     """What trainer and server must agree on, in plain values: a server may have been started from another recipe."""
-    text, tower = family.config.get_text_config(), getattr(family.config, "vision_config", None)
+    text, vision_encoder = family.config.get_text_config(), getattr(family.config, "vision_config", None)
     sizes = {name: getattr(text, name, None) for name in _SIZES}
-    sizes |= {f"vision {name}": getattr(tower, name, None) for name in _TOWER_SIZES if tower is not None}
+    sizes |= {
+        f"vision {name}": getattr(vision_encoder, name, None) for name in _TOWER_SIZES if vision_encoder is not None
+    }
     sizes |= {f"{kind} token": token for kind, token in family.media_token_ids().items()}
     return {**sizes, "dtype": family.dtype, "end token": family.tokenizer.eos_token_id}

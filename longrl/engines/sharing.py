@@ -46,7 +46,9 @@ def pieces(num_prompts: int, num_generations: int, rank: int, size: int) -> list
     return found
 
 
-def joined(prompts: Sequence[Prompt], own: Sequence[tuple[Piece, Group]], team: Axis, num_chunks: int) -> list[Group]:
+def joined(
+    prompts: Sequence[Prompt], own: Sequence[tuple[Piece, Group]], sp_group: Axis, num_chunks: int
+) -> list[Group]:
     """The whole groups, from every rank's scored pieces; prompts and their media do not travel.
 
     Args:
@@ -55,10 +57,10 @@ def joined(prompts: Sequence[Prompt], own: Sequence[tuple[Piece, Group]], team: 
         team: the ranks that have the others.
         num_chunks: messages; more of them need less memory.
     """
-    if team.size == 1:
+    if sp_group.size == 1:
         return [group for _, group in own]
     sent = [(piece, _without_prompt(group)) for piece, group in own]
-    everyone = sorted(team.gather_list(sent, num_chunks), key=lambda item: (item[0].prompt, item[0].first))
+    everyone = sorted(sp_group.gather_list(sent, num_chunks), key=lambda item: (item[0].prompt, item[0].first))
     by_prompt: list[list[Group]] = [[] for _ in prompts]
     for piece, (completions, rewards, parts, valid) in everyone:
         by_prompt[piece.prompt].append(Group(prompts[piece.prompt], completions, rewards, parts, valid))

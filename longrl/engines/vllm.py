@@ -1,12 +1,12 @@
 """Rollouts by vLLM in the trainer's process, fed with the features that the trainer has encoded.
 
 vLLM never sees a pixel: prompts go in as token ids with one placeholder per medium, videos as embeddings, so the vision
-tower runs once per step whoever generates. Its weights are the trainer's, handed over tensor by tensor after every
+encoder runs once per step whoever generates. Its weights are the trainer's, handed over tensor by tensor after every
 step, also from FSDP2 shards.
 
 On a GPU engine and trainer take turns (`sleep`). Memory of a step, in order:
 
-    encode    trainer's weights and optimizer state, the tower's activations
+    encode    trainer's weights and optimizer state, the encoder's activations
     sync      + vLLM's weights, + the largest tensor, whole
     generate  + vLLM's cache of keys and values
     rest      vLLM's weights and cache are let go, then the allocator's free blocks
@@ -33,7 +33,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from longrl.engines.hf import RolloutEngine
-from longrl.engines.parity import Seen
+from longrl.engines.parity import RenderedPrompt
 from longrl.engines.vllm_options import (
     INSTALL,
     VERSION,
@@ -125,15 +125,15 @@ class VLLMEngine(RolloutEngine):
             }
         return options | self.options
 
-    def room(self) -> int:
+    def max_length(self) -> int:
         """See `RolloutEngine.room`."""
         return self.max_model_len
 
-    def forget(self) -> None:
+    def invalidate_weights(self) -> None:
         """See `RolloutEngine.forget`."""
         self._step = None
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """Lets go of weights and cache, for the update's sake; the next `sync` brings them back."""
         if self.sleep and self._llm is not None and not self._asleep:
             self._llm.sleep(level=2)
@@ -152,7 +152,7 @@ class VLLMEngine(RolloutEngine):
     def sync(self, family: CausalFamily, model: nn.Module, step: int) -> None:
         """Hands over the trainer's weights of `step`, unless the engine has them. Every rank of the run must call it.
 
-        Keys and values of older weights are forgotten, features only if the tower trains: a frozen one's stay right.
+        Keys and values of older weights are forgotten, features only if the encoder trains: a frozen one's stay right.
         """
         if self._llm is None:
             self.start(family)
@@ -162,7 +162,7 @@ class VLLMEngine(RolloutEngine):
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": engine_weights(family, model)})
         self._wake("kv_cache")
         self._asleep = False
-        self.reset_caches(features=family.tower_trains(model))
+        self.reset_caches(features=family.vision_encoder_trains(model))
         self._step = step
         self.num_syncs += 1
 
@@ -228,11 +228,13 @@ class VLLMEngine(RolloutEngine):
                     "data.max_prompt_tokens"
                 )
 
-    def seen(self, family: CausalFamily, prompts: Sequence[Prompt], features: Mapping[str, Tensor]) -> list[Seen]:
+    def rendered_prompts(
+        self, family: CausalFamily, prompts: Sequence[Prompt], features: Mapping[str, Tensor]
+    ) -> list[RenderedPrompt]:
         """Prompts as vLLM's own processing leaves them, with its model's own positions."""
         return [self._seen(family, prompt, features) for prompt in prompts]
 
-    def _seen(self, family: CausalFamily, prompt: Prompt, features: Mapping[str, Tensor]) -> Seen:
+    def _seen(self, family: CausalFamily, prompt: Prompt, features: Mapping[str, Tensor]) -> RenderedPrompt:
         import vllm
         from vllm.model_executor.models.interfaces import supports_mrope
         from vllm.renderers.inputs.preprocess import parse_model_prompt
@@ -254,7 +256,7 @@ class VLLMEngine(RolloutEngine):
         def positions(model: nn.Module) -> Tensor | None:
             return model.get_mrope_input_positions(ids.tolist(), media)[0] if supports_mrope(model) else None
 
-        return Seen(ids, llm.apply_model(positions)[0], rows)
+        return RenderedPrompt(ids, llm.apply_model(positions)[0], rows)
 
 
 def _import_llm() -> Any:

@@ -18,7 +18,7 @@ def engine_weights(family: CausalFamily, model: nn.Module) -> Iterator[tuple[str
     """The engine's names and the trainer's weights, one whole tensor at a time; every rank of the run must go through.
 
     All that the engine computes with goes over, for vLLM fuses neighbours (q, k and v) and part of a group would leave
-    the rest undefined. `state_dict` has tied embeddings under both names, and vLLM wants both. A tower stays here: it
+    the rest undefined. `state_dict` has tied embeddings under both names, and vLLM wants both. A encoder stays here: it
     never runs in an engine. Adapters are merged into the weights they belong to.
     """
     if family.lora is not None and family.dtype != "float32":

@@ -29,7 +29,7 @@ from longrl.models.reading import MEDIA_TAG
 from longrl.pipeline.asking import together
 from longrl.pipeline.video_frames import JPEG_QUALITY, data_url
 from longrl.pipeline.workspace import write_text
-from longrl.types import Frames, Media, Prompt, Row, SamplingParams, Sound
+from longrl.types import AudioClip, Frames, Media, Prompt, Row, SamplingParams
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +49,9 @@ class ChatReader:
         max_side: longest side of a frame that is sent, in pixels.
     """
 
-    hears = False
+    supports_audio = False
     use_audio_in_video = False
-    frames_per_cell = 1
+    temporal_patch_size = 1
 
     def __init__(self, max_side: int) -> None:
         self.max_side = max_side
@@ -66,14 +66,14 @@ class ChatReader:
         pixels = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
         return replace(frames, pixels=pixels, resized=True)
 
-    def patch(self, frames: Frames | Sound) -> Media:
+    def patch(self, frames: Frames | AudioClip) -> Media:
         """The frames as a medium, a cell each."""
         assert isinstance(frames, Frames)
         resized = self.resize(frames) if len(frames.pixels) else frames
         grid = (len(frames.timestamps), *resized.pixels.shape[2:])
         return Media(frames.kind, resized.pixels, grid, 0.0, frames.timestamps, frames.key)
 
-    def cells_per_encode(self, media: Media) -> int:
+    def temporal_patches_per_encode(self, media: Media) -> int:
         """All of them: they are sent in one message."""
         return media.grid_thw[0]
 

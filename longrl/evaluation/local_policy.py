@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 GIB = 1 << 30
 _SAME_ANSWERS = (
     "model_path", "random_init", "init_seed", "gradient_checkpointing", "offload_checkpoints", "mlp_chunk_tokens",
-    "lora", "freeze_tower", "freeze_projector", "freeze_audio_tower",
+    "lora", "freeze_vision_encoder", "freeze_projector", "freeze_audio_tower",
 )  # fmt: skip
 """Settings of families that decide how weights are found and trained; the weights themselves are hashed."""
 
@@ -96,7 +96,7 @@ class LocalPolicy(Policy):
             "versions": _versions(self.engine),
         }
         # An engine with weights of its own leaves the encoder alone on the device.
-        parts = (model,) if self.engine.needs_whole_weights else self._family.encoders(model)
+        parts = (model,) if self.engine.reads_policy_weights else self._family.media_encoders(model)
         for part in parts:
             part.to(self.device)
         self.model = model
@@ -110,7 +110,7 @@ class LocalPolicy(Policy):
 
     @override
     def close(self) -> None:
-        if self.engine.runs_elsewhere:  # one of this process ends with it
+        if self.engine.is_remote:  # one of this process ends with it
             self.engine.close()
 
     @override
@@ -199,7 +199,7 @@ def _versions(engine: RolloutEngine) -> dict[str, str]:
     import transformers
 
     found = {"torch": torch.__version__.split("+")[0], "transformers": transformers.__version__}
-    if not engine.needs_whole_weights:
+    if not engine.reads_policy_weights:
         from longrl.engines.vllm_options import VERSION
 
         found["vllm"] = VERSION

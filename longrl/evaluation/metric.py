@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from longrl.evaluation.scores import OVERALL, Summary, summarize
-from longrl.strategies.axis import LONE, Axis
+from longrl.strategies.axis import SINGLE_RANK, Axis
 
 KEPT = (
     "id", "sample", "task", "category", "breakdowns", "video", "answer", "letter", "correct", "correct_lenient",
@@ -41,7 +41,7 @@ class CategoryAccuracy(Metric):
     full_state_update = False
     lines: list[str]
 
-    def __init__(self, axis: Axis = LONE) -> None:
+    def __init__(self, axis: Axis = SINGLE_RANK) -> None:
         # torchmetrics gathers tensors, and waits for ever for a rank without any; the axis gathers lines.
         super().__init__(sync_on_compute=False)
         self.axis = axis

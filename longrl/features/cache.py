@@ -1,4 +1,4 @@
-"""Media features: each distinct image or video goes through the tower once and serves everyone who needs it.
+"""Media features: each distinct image or video goes through the encoder once and serves everyone who needs it.
 
 The ranks of a team encode its temporal cells in parallel, each its share, and gather the result once (MR-SP stage 1,
 arXiv:2507.07966). Letters: N rows (media tokens), D feature size.
@@ -19,9 +19,9 @@ from longrl.features.pieces import pieces
 from longrl.features.stored import NOTHING, StoredFeatures, metrics
 from longrl.models.base import CausalFamily
 from longrl.strategies.parallel import Parallel
-from longrl.types import Frames, Media, Prompt, Share
+from longrl.types import Frames, FrameShard, Media, Prompt
 
-ALONE = Parallel()
+SINGLE_RANK_GRID = Parallel()
 
 
 def distinct_media(prompts: Iterable[Prompt]) -> list[Media]:
@@ -30,10 +30,10 @@ def distinct_media(prompts: Iterable[Prompt]) -> list[Media]:
 
 
 class FeatureCache:
-    """Features by media key, least recently used first out. Valid as long as the tower's weights are.
+    """Features by media key, least recently used first out. Valid as long as the encoder's weights are.
 
     Args:
-        family: whose tower encodes.
+        family: whose encoder encodes.
         max_bytes: what features kept from earlier steps may take; those of the current call always stay.
         parallel: the ranks among which media are shared.
         stored: where features outlive the run, if they do.
@@ -43,7 +43,7 @@ class FeatureCache:
         self,
         family: CausalFamily,
         max_bytes: int = 1 << 30,
-        parallel: Parallel = ALONE,
+        parallel: Parallel = SINGLE_RANK_GRID,
         stored: StoredFeatures | None = None,
     ) -> None:
         self.family = family
@@ -51,7 +51,7 @@ class FeatureCache:
         self.parallel = parallel
         self.stored = stored
         self.num_encoded = 0
-        """Media sent through the tower so far."""
+        """Media sent through the encoder so far."""
         self.num_requested = 0
         """Distinct media asked for, summed over calls."""
         self._features: OrderedDict[str, Tensor] = OrderedDict()
@@ -63,7 +63,7 @@ class FeatureCache:
         """
         media = distinct_media(prompts)
         missing = [item for item in media if item.key not in self._features]
-        lookup = self.stored.look_up(model, missing, self.parallel.team) if self.stored else NOTHING
+        lookup = self.stored.look_up(model, missing, self.parallel.sp_group) if self.stored else NOTHING
         self._features.update(lookup.features)
         missing = [item for item in missing if item.key not in lookup.features]
         if self._anyone_encodes(model, missing):
@@ -72,12 +72,12 @@ class FeatureCache:
                 # One by one: a GPU or BLAS rounds by the size of a call, and what is kept must not depend on what it
                 # was encoded with. The cache of a resumed run is empty, and its missing media are others.
                 rows = encode_share(self.family, model, missing, self.parallel, singly=True)
-                whole = gather_rows(rows, _places(self.family, missing, self.parallel.team.size), self.parallel)
+                whole = gather_rows(rows, _places(self.family, missing, self.parallel.sp_group.size), self.parallel)
             made = dict(zip([item.key for item in missing], self._split(whole, missing), strict=True))
             self._features.update(made)
             if self.stored:
                 seconds = _finished(whole) - start
-                self.stored.write(model, made, seconds, lookup, self.parallel.team)
+                self.stored.write(model, made, seconds, lookup, self.parallel.sp_group)
         self.num_encoded += len(missing)
         requested = len(media) if counted else len(missing)
         self.num_requested += requested
@@ -90,8 +90,8 @@ class FeatureCache:
         return found
 
     def _anyone_encodes(self, model: nn.Module, missing: Sequence[Media]) -> bool:
-        """Whether this rank has something to encode, or another needs it to gather the weights of a sharded tower."""
-        if self.family.tower_trains(model):
+        """Whether this rank has something to encode, or another needs it to gather the weights of a sharded encoder."""
+        if self.family.vision_encoder_trains(model):
             return self.parallel.world.max(len(missing)) > 0
         return len(missing) > 0
 
@@ -100,10 +100,10 @@ class FeatureCache:
 
     def metrics(self) -> dict[str, float]:
         """How the cache on disk served all ranks since the last call, which all must make; nothing without one."""
-        return metrics(self.parallel.data.sum_dict(self.stored.collect())) if self.stored else {}
+        return metrics(self.parallel.dp.sum_dict(self.stored.collect())) if self.stored else {}
 
     def clear(self) -> None:
-        """Forgets everything: the tower's weights have changed."""
+        """Forgets everything: the encoder's weights have changed."""
         self._features.clear()
 
     def _evict(self, keep: int) -> None:
@@ -121,10 +121,10 @@ def _finished(tensor: Tensor) -> float:
 
 
 class TrainableFeatures:
-    """Features of a tower that trains: encoded once per optimizer step, with one backward pass through the tower.
+    """Features of a encoder that trains: encoded once per optimizer step, with one backward pass through the encoder.
 
-    Micro-batches read `leaves` and leave their gradients there; `backward` sends the sum through the tower. A rank that
-    has nothing to encode encodes a black image, with zero gradient: a sharded tower needs all ranks. Every rank must
+    Micro-batches read `leaves` and leave their gradients there; `backward` sends the sum through the encoder. A rank that
+    has nothing to encode encodes a black image, with zero gradient: a sharded encoder needs all ranks. Every rank must
     make one, and call its `backward`.
 
     Example:
@@ -135,11 +135,11 @@ class TrainableFeatures:
     """
 
     def __init__(
-        self, family: CausalFamily, model: nn.Module, prompts: Sequence[Prompt], parallel: Parallel = ALONE
+        self, family: CausalFamily, model: nn.Module, prompts: Sequence[Prompt], parallel: Parallel = SINGLE_RANK_GRID
     ) -> None:
         media = distinct_media(prompts)
         self._parallel = parallel
-        self._places = _places(family, media, parallel.team.size)
+        self._places = _places(family, media, parallel.sp_group.size)
         self._rows = encode_share(family, model, media, parallel) if parallel.world.max(len(media)) else None
         whole = () if self._rows is None else gather_rows(self._rows.detach(), self._places, parallel)
         counts = [family.num_features(item) for item in media]
@@ -149,16 +149,16 @@ class TrainableFeatures:
         }
 
     def backward(self) -> None:
-        """Adds the tower's gradients. Media that no micro-batch used have none."""
+        """Adds the encoder's gradients. Media that no micro-batch used have none."""
         unused = all(leaf.grad is None for leaf in self.leaves.values())
         if self._rows is None or (unused and self._parallel.world.size == 1):
             return
         own = self._rows.new_zeros(self._rows.shape)
         if self.leaves:
             grads = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in self.leaves.values()]
-            team = self._parallel.team
-            own = team.sum(torch.cat(grads))[self._places[team.rank].to(own.device)]
-        if not self._rows.requires_grad:  # all of a tower that stands still, beside one that trains
+            sp_group = self._parallel.sp_group
+            own = sp_group.sum(torch.cat(grads))[self._places[sp_group.rank].to(own.device)]
+        if not self._rows.requires_grad:  # all of a encoder that stands still, beside one that trains
             return
         torch.autograd.backward(self._rows, own)
 
@@ -169,13 +169,13 @@ def encode_share(
     """[n, D] features of this rank's cells, medium after medium.
 
     Args:
-        family: whose tower encodes.
-        model: has the tower.
+        family: whose encoder encodes.
+        model: has the encoder.
         media: with the patches of this rank's cells, or a source of their frames.
         parallel: says which those are.
-        singly: a tower call for every medium, or several for a large one; patches are made call by call.
+        singly: a encoder call for every medium, or several for a large one; patches are made call by call.
     """
-    share = Share(parallel.team.rank, parallel.team.size)
+    share = FrameShard(parallel.sp_group.rank, parallel.sp_group.size)
     cells = [len(share.cells(item.grid_thw[0])) for item in media]
     parts = [item.part(count) for item, count in zip(media, cells, strict=True) if count]
     if not parts:
@@ -194,8 +194,8 @@ def gather_rows(rows: Tensor, places: Sequence[Tensor], parallel: Parallel) -> T
         places: for every rank the numbers of its rows among the N.
         parallel: team and number of chunks.
     """
-    team = parallel.team
-    if team.size == 1:
+    sp_group = parallel.sp_group
+    if sp_group.size == 1:
         return rows
     whole = rows.new_empty(sum(map(len, places)), rows.shape[1])
     longest = max(map(len, places))
@@ -205,7 +205,7 @@ def gather_rows(rows: Tensor, places: Sequence[Tensor], parallel: Parallel) -> T
         own = rows[start : start + step]
         sent[: len(own)] = own
         received = [torch.empty_like(sent) for _ in places]
-        dist.all_gather(received, sent, group=team.group)
+        dist.all_gather(received, sent, group=sp_group.group)
         for part, numbers in zip(received, places, strict=True):
             chunk = numbers[start : start + step].to(whole.device)
             whole[chunk] = part[: len(chunk)]
@@ -220,7 +220,7 @@ def _places(family: CausalFamily, media: Sequence[Media], size: int) -> list[Ten
     for rank in range(size):
         parts = [torch.empty(0, dtype=torch.int64)]
         for item, rows, offset in zip(media, per_cell, offsets, strict=False):
-            cells = Share(rank, size).cells(item.grid_thw[0])
+            cells = FrameShard(rank, size).cells(item.grid_thw[0])
             end = family.num_features(item)  # the last window of a sound may be shorter
             start, stop = (min(cell * rows, end) for cell in (cells.start, cells.stop))
             parts.append(torch.arange(offset + start, offset + stop))

@@ -1,4 +1,4 @@
-"""A medium as the tower is given it: whole, or cell by cell while its frames are still being decoded."""
+"""A medium as the encoder is given it: whole, or cell by cell while its frames are still being decoded."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from longrl.types import Media
 def pieces(family: CausalFamily, item: Media) -> Iterator[Media]:
     """The temporal cells of a medium that are here, as media of their own with patches.
 
-    Where patches were left out, a piece has `family.cells_per_encode` cells, however its source cuts the frames: a
-    feature must not depend on that, and a tower may round by the size of a call. No more than a piece is held.
+    Where patches were left out, a piece has `family.temporal_patches_per_encode` cells, however its source cuts the frames: a
+    feature must not depend on that, and a encoder may round by the size of a call. No more than a piece is held.
 
     Raises:
         ValueError: the file has changed since.
@@ -27,9 +27,9 @@ def pieces(family: CausalFamily, item: Media) -> Iterator[Media]:
         (sound,) = item.source()
         yield replace(item, patches=same(item, family.patch(sound)).patches, source=None)
         return
-    per_cell = item.frames_per_cell
+    per_cell = item.temporal_patch_size
     resized = map(family.resize, item.source())
-    for frames in regrouped(resized, family.cells_per_encode(item) * per_cell):
+    for frames in regrouped(resized, family.temporal_patches_per_encode(item) * per_cell):
         yield same(item, family.patch(frames)).part(-(-len(frames.pixels) // per_cell))
 
 

@@ -24,15 +24,15 @@ def provenance(family: CausalFamily, model: nn.Module) -> str:
     """
     import transformers
 
-    encoders = family.encoders(model)
+    media_encoders = family.media_encoders(model)
     told = {
         "family": f"{type(family).__module__}.{type(family).__qualname__}",
         "transformers": transformers.__version__,
         "settings": family.encoder_settings(),
-        "structure": [str(module) for module in encoders],
+        "structure": [str(module) for module in media_encoders],
     }
     digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
-    for place, module in enumerate(encoders):
+    for place, module in enumerate(media_encoders):
         for name, tensor in module.state_dict().items():
             digest.update(f"\n{place} {name} {tensor.dtype} {list(tensor.shape)}\n".encode())
             digest.update(bytes_of(tensor.detach().cpu().contiguous()))
@@ -40,6 +40,6 @@ def provenance(family: CausalFamily, model: nn.Module) -> str:
 
 
 def numerics(device: torch.device) -> str:
-    """The precision in which a tower that is called here and now would compute."""
+    """The precision in which a encoder that is called here and now would compute."""
     autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
     return f"{device.type}, autocast {autocast}, default {torch.get_default_dtype()}"

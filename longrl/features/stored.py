@@ -61,14 +61,14 @@ class StoredFeatures:
 
     def check(self, model: nn.Module) -> None:
         """Raises ValueError if the encoder changes during the run, or the folder cannot be used."""
-        encoders = self.family.encoders(model)
-        if not encoders:
+        media_encoders = self.family.media_encoders(model)
+        if not media_encoders:
             name = type(self.family).__name__
             logger.warning("model.feature_cache_dir=%s has no effect: %s reads text only", self.folder, name)
-        if any(parameter.requires_grad for module in encoders for parameter in module.parameters()):
+        if any(parameter.requires_grad for module in media_encoders for parameter in module.parameters()):
             raise ValueError(
                 "model.feature_cache_dir keeps features of an encoder whose weights stand still, but "
-                f"{type(self.family).__name__} trains it; freeze it with model.family.init_args.freeze_tower=true, or "
+                f"{type(self.family).__name__} trains it; freeze it with model.family.init_args.freeze_vision_encoder=true, or "
                 f"leave out model.feature_cache_dir={self.folder}"
             )
         DiskCache(self.folder, "", self.max_bytes)
@@ -83,9 +83,9 @@ class StoredFeatures:
         return self._caches[how]
 
     def _device(self, model: nn.Module) -> torch.device:
-        return next(self.family.encoders(model)[0].parameters()).device
+        return next(self.family.media_encoders(model)[0].parameters()).device
 
-    def look_up(self, model: nn.Module, media: Sequence[Media], team: Axis) -> Lookup:
+    def look_up(self, model: nn.Module, media: Sequence[Media], sp_group: Axis) -> Lookup:
         """Reads media. Every rank of the team must call it, with the same media."""
         start = time.perf_counter()
         own = {}
@@ -94,7 +94,7 @@ class StoredFeatures:
             own = {item.key: cache.read(item.key) for item in media}
         missed = frozenset(key for key, stored in own.items() if stored is None)
         # Always gathered, also without media: a rank must not guess what the others have.
-        by_rank = tuple(team.gather((platform.node(), missed)))
+        by_rank = tuple(sp_group.gather((platform.node(), missed)))
         lost = frozenset[str]().union(*(keys for _, keys in by_rank))
         found = {key: stored for key, stored in own.items() if stored is not None and key not in lost}
         features = {key: stored.features.to(self._device(model)) for key, stored in found.items()}
@@ -106,7 +106,7 @@ class StoredFeatures:
         return Lookup(features, by_rank)
 
     def write(
-        self, model: nn.Module, features: Mapping[str, Tensor], encode_s: float, lookup: Lookup, team: Axis
+        self, model: nn.Module, features: Mapping[str, Tensor], encode_s: float, lookup: Lookup, sp_group: Axis
     ) -> None:
         """Stores what was encoded after `lookup`, each medium once per machine.
 
@@ -120,12 +120,12 @@ class StoredFeatures:
         start = time.perf_counter()
         cache, rows = self.cache(model), sum(map(len, features.values()))
         for turn, (key, tensor) in enumerate(features.items()):
-            if lookup.writer(key, turn) == team.rank:
+            if lookup.writer(key, turn) == sp_group.rank:
                 self._counts["written_bytes"] += cache.write(key, tensor, encode_s * len(tensor) / rows)
         self._counts["write_s"] += time.perf_counter() - start
 
     def count(self, requested: int, encoded: int) -> None:
-        """Adds media asked for and media that the tower read."""
+        """Adds media asked for and media that the encoder read."""
         self._counts.update(requested=requested, encoded=encoded)
 
     def collect(self) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """`CausalFamily`: what every autoregressive model shares in being built, scored, exported and served.
 
-A subclass says where its text stack and towers are; `longrl/models/reading.py` has how it reads prompts.
+A subclass says where its text stack and encoders are; `longrl/models/reading.py` has how it reads prompts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from longrl.models.family import OWN_WEIGHTS
 from longrl.models.loading import check_loaded
 from longrl.models.lora import LoRASettings, export_adapters
 from longrl.models.reading import ReadsChats
-from longrl.strategies.sequence import ALONE, SequenceParallel
+from longrl.strategies.sequence import NO_SEQUENCE_PARALLEL, SequenceParallel
 from longrl.types import Media, Packed, PolicyOutput, Prompt
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class CausalFamily(ReadsChats):
     """Number of position axes."""
     text_part: ClassVar[str] = ""
     """Folder of the text model within an exported folder, where generation config and tokenizer are."""
-    not_read: ClassVar[tuple[str, ...]] = ()
+    ignored_weight_prefixes: ClassVar[tuple[str, ...]] = ()
     """How the names of weights begin that a released folder holds for other models beside this one."""
 
     def __init__(
@@ -128,19 +128,19 @@ class CausalFamily(ReadsChats):
         """What is sharded beside the layers, and gathered together: text stack and LM head."""
         return [self.backbone(model), model.get_output_embeddings()]
 
-    def tower(self, model: nn.Module) -> nn.Module | None:
-        """See `ModelFamily.tower`."""
+    def vision_encoder(self, model: nn.Module) -> nn.Module | None:
+        """See `ModelFamily.encoder`."""
         return None
 
-    def encoders(self, model: nn.Module) -> tuple[nn.Module, ...]:
-        """The modules that `encode_media` reads: the tower, and a projector if that is none of its own."""
-        tower = self.tower(model)
-        return () if tower is None else (tower,)
+    def media_encoders(self, model: nn.Module) -> tuple[nn.Module, ...]:
+        """The modules that `encode_media` reads: the encoder, and a projector if that is none of its own."""
+        vision_encoder = self.vision_encoder(model)
+        return () if vision_encoder is None else (vision_encoder,)
 
-    def sharded_towers(self, model: nn.Module) -> list[nn.Module]:
-        """The towers that train: units of sharding."""
-        tower = self.tower(model)
-        return [tower] if tower is not None and self.tower_trains(model) else []
+    def sharded_encoders(self, model: nn.Module) -> list[nn.Module]:
+        """The encoders that train: units of sharding."""
+        vision_encoder = self.vision_encoder(model)
+        return [vision_encoder] if vision_encoder is not None and self.vision_encoder_trains(model) else []
 
     def encoder_settings(self) -> dict[str, Any]:
         """What decides patches beside pixels, and features beside weights: the feature cache on disk hashes it."""
@@ -149,10 +149,10 @@ class CausalFamily(ReadsChats):
             "`encoder_settings`, or leave the option out"
         )
 
-    def tower_trains(self, model: nn.Module) -> bool:
+    def vision_encoder_trains(self, model: nn.Module) -> bool:
         """Whether features need gradients."""
-        tower = self.tower(model)
-        return tower is not None and any(parameter.requires_grad for parameter in tower.parameters())
+        vision_encoder = self.vision_encoder(model)
+        return vision_encoder is not None and any(parameter.requires_grad for parameter in vision_encoder.parameters())
 
     def layers(self, model: nn.Module) -> Sequence[nn.Module]:
         """The layers of the text stack: the units of sharding."""
@@ -222,7 +222,9 @@ class CausalFamily(ReadsChats):
         """
         options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
         model, info = self.auto_class().from_pretrained(source, **options)
-        info["unexpected_keys"] = [key for key in info["unexpected_keys"] if not key.startswith(self.not_read)]
+        info["unexpected_keys"] = [
+            key for key in info["unexpected_keys"] if not key.startswith(self.ignored_weight_prefixes)
+        ]
         check_loaded(source, **info)
         return model
 
@@ -291,14 +293,14 @@ class CausalFamily(ReadsChats):
         Of `inputs`, `spans=`, `sequence=` and `layer_attention=` reach the attention function in every layer; others
         (`backbone_inputs`) are the text stack's own.
         """
-        backbone, no_mask = self.backbone(model), self.no_mask(model)
+        backbone, attention_mask = self.backbone(model), self.attention_mask(model)
         positions = position_ids if self.num_axes > 1 else position_ids[0]
         output = backbone(
-            inputs_embeds=embeds, position_ids=positions, attention_mask=no_mask, use_cache=False, **inputs
+            inputs_embeds=embeds, position_ids=positions, attention_mask=attention_mask, use_cache=False, **inputs
         )
         return output.last_hidden_state
 
-    def no_mask(self, model: nn.Module) -> Any:
+    def attention_mask(self, model: nn.Module) -> Any:
         """The `attention_mask` with which the text stack makes no mask: the attention function knows the layout."""
         return dict.fromkeys({"full_attention", *self.backbone(model).config.layer_types})
 
@@ -312,7 +314,7 @@ class CausalFamily(ReadsChats):
         packed: Packed,
         features: Mapping[str, Tensor],
         temperature: float = 1.0,
-        sequence: SequenceParallel = ALONE,
+        sequence: SequenceParallel = NO_SEQUENCE_PARALLEL,
     ) -> PolicyOutput:
         """See `ModelFamily.forward`; ranks of `sequence` give the same micro-batch, and get the same scores."""
         from longrl.packing.logprobs import chunked_logprobs

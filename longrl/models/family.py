@@ -12,8 +12,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from longrl.strategies.sequence import ALONE, SequenceParallel
-from longrl.types import Frames, Media, Packed, PolicyOutput, Prompt, Row, Sound
+from longrl.strategies.sequence import NO_SEQUENCE_PARALLEL, SequenceParallel
+from longrl.types import AudioClip, Frames, Media, Packed, PolicyOutput, Prompt, Row
 
 OWN_WEIGHTS = "<own>"
 """`ModelFamily.build`'s default: the weights that the family itself names."""
@@ -26,7 +26,7 @@ class ModelFamily(abc.ABC):
     """Whether ranks can share a sequence."""
     casts_inputs: ClassVar[bool] = True
     """Whether sharded layers cast what they are given to the precision they compute in."""
-    hears: ClassVar[bool] = False
+    supports_audio: ClassVar[bool] = False
     """Whether it reads sound."""
     use_audio_in_video: bool = False
     """Whether a video is shown with its sound track."""
@@ -40,7 +40,9 @@ class ModelFamily(abc.ABC):
         """
 
     @abc.abstractmethod
-    def render(self, row: Row, text: str, frames: Sequence[Frames | Sound] = (), response: str | None = None) -> Prompt:
+    def render(
+        self, row: Row, text: str, frames: Sequence[Frames | AudioClip] = (), response: str | None = None
+    ) -> Prompt:
         """Turns a row into token ids and media; runs in loader workers and touches no weights."""
 
     @abc.abstractmethod
@@ -54,10 +56,10 @@ class ModelFamily(abc.ABC):
         packed: Packed,
         features: Mapping[str, Tensor],
         temperature: float = 1.0,
-        sequence: SequenceParallel = ALONE,
+        sequence: SequenceParallel = NO_SEQUENCE_PARALLEL,
     ) -> PolicyOutput:
         """Scores the rows of a micro-batch."""
 
     @abc.abstractmethod
-    def tower(self, model: nn.Module) -> nn.Module | None:
-        """The media tower, or None."""
+    def vision_encoder(self, model: nn.Module) -> nn.Module | None:
+        """The media encoder, or None."""

@@ -1,8 +1,8 @@
 """LoRA (arXiv:2106.09685) by the peft library: small trainable matrices beside the frozen weights of the text stack.
 
 An adapted layer computes base(x) + alpha / rank * B A x, with A [rank, in] random and B [out, rank] zero at the start.
-Adapters are float32 whatever the base's precision: a step of 1e-5 would be rounded away in bfloat16. Vision tower,
-embeddings and LM head have none: the tower's features are kept from step to step, the other two share a weight, and
+Adapters are float32 whatever the base's precision: a step of 1e-5 would be rounded away in bfloat16. Vision encoder,
+embeddings and LM head have none: the encoder's features are kept from step to step, the other two share a weight, and
 scoring reads it directly.
 
 Whoever needs an ordinary model (engines, exports, the start of another run) gets base + alpha / rank * B A under the
@@ -72,11 +72,11 @@ def add_adapters(family: CausalFamily, model: nn.Module) -> nn.Module:
     The matrices A depend on the family's `init_seed` alone, so that all ranks have the same.
 
     Raises:
-        ValueError: a target is no linear layer of the text stack, or the tower is to be trained.
+        ValueError: a target is no linear layer of the text stack, or the encoder is to be trained.
     """
-    if family.tower_trains(model):
+    if family.vision_encoder_trains(model):
         raise ValueError(
-            f"{OPTION} trains adapters of the text stack alone, but model.family.init_args.freeze_tower is false; set "
+            f"{OPTION} trains adapters of the text stack alone, but model.family.init_args.freeze_vision_encoder is false; set "
             f"it to true, or {OPTION} to null"
         )
     return put_adapters(model, peft_config(family, model), family.init_seed)
@@ -113,7 +113,7 @@ def peft_config(family: CausalFamily, model: nn.Module) -> Any:
 
 
 def _targets(family: CausalFamily, model: nn.Module, wanted: tuple[str, ...] | None) -> str:
-    """A pattern of full names: towers have layers of the same last names (`gate_proj`)."""
+    """A pattern of full names: encoders have layers of the same last names (`gate_proj`)."""
     backbone = family.backbone(model)
     linear = {name.rpartition(".")[2] for name, part in backbone.named_modules() if isinstance(part, nn.Linear)}
     for name in wanted or ():

@@ -1,7 +1,7 @@
 """Qwen3-VL (arXiv:2511.21631), dense and mixture of experts: timestamps as text, interleaved M-RoPE, DeepStack.
 
 Three things differ from Qwen2.5-VL. Every temporal cell of a video is a picture of its own behind its time in words, so
-positions know nothing of seconds. The tower attends over whole cells and also gives features from some of its layers:
+positions know nothing of seconds. The encoder attends over whole cells and also gives features from some of its layers:
 they lie behind the ordinary ones, [N, D * (1 + K)], and are added to the hidden states behind the text stack's first K
 layers (DeepStack, arXiv:2406.04334). And the pixel budget counts all frames of a video.
 
@@ -98,10 +98,10 @@ class Qwen3VLFamily(Qwen2_5_VLFamily):
         processor = self.processor.video_processor
         least, most = self.video_budget(num_frames)
         height, width = smart_resize(
-            max(num_frames, self.frames_per_cell),  # it knows no shorter video; patching repeats the last frame
+            max(num_frames, self.temporal_patch_size),  # it knows no shorter video; patching repeats the last frame
             height=pixels.shape[-2],
             width=pixels.shape[-1],
-            temporal_factor=self.frames_per_cell,
+            temporal_factor=self.temporal_patch_size,
             factor=processor.patch_size * processor.merge_size,
             min_pixels=least,
             max_pixels=most,
@@ -112,7 +112,7 @@ class Qwen3VLFamily(Qwen2_5_VLFamily):
 
     def video_budget(self, num_frames: int) -> tuple[int, int]:
         """Least and most pixels of all frames of a video together: the `size` of transformers' video processor."""
-        frames = max(num_frames, self.frames_per_cell)
+        frames = max(num_frames, self.temporal_patch_size)
         least = self.min_pixels * frames
         return least, max(least, min(self.max_pixels * frames, self.max_video_pixels))
 
@@ -146,7 +146,7 @@ class Qwen3VLFamily(Qwen2_5_VLFamily):
         return {"visual_pos_masks": here[None], "deepstack_visual_embeds": list(levels)}
 
     @override
-    def no_mask(self, model: nn.Module) -> None:
+    def attention_mask(self, model: nn.Module) -> None:
         """None: this text stack takes no mapping, and makes no mask where rows and keys are as many."""
 
     # -- files ---------------------------------------------------------------------------------------------------

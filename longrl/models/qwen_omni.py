@@ -10,7 +10,7 @@ tokens behind an interleaved video go on after its last piece, even if an earlie
 lie more than a chunk apart, chunks are cut within a frame. vLLM 0.32 does neither, and gives audio start a position of
 its own. Times are computed in float64, as in transformers' processor and vLLM; transformers' positions are float32.
 
-The audio tower hears windows of two seconds, each on its own, so ranks share a sound by windows, and no sound is too
+The audio encoder hears windows of two seconds, each on its own, so ranks share a sound by windows, and no sound is too
 long. transformers' processor cuts sound after 300 s without a word; here none is cut.
 """
 
@@ -31,10 +31,10 @@ from typing_extensions import override
 from longrl.models.base import rows_between
 from longrl.models.family import OWN_WEIGHTS
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
-from longrl.types import Frames, Media, Packed, Prompt, Row, Sound
+from longrl.types import AudioClip, Frames, Media, Packed, Prompt, Row
 
 BLACK = Frames("image", torch.zeros(1, 3, 56, 56, dtype=torch.uint8), (0.0,), "black")
-SILENCE = Sound(torch.zeros(1600), 1600, "silence")
+SILENCE = AudioClip(torch.zeros(1600), 1600, "silence")
 
 
 class QwenOmniFamily(Qwen2_5_VLFamily):
@@ -42,7 +42,7 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
 
     Args:
         model: folder or hub id; of a released one, talker and token2wav are not read.
-        freeze_audio_tower: leave the audio tower as it is.
+        freeze_audio_tower: leave the audio encoder as it is.
         use_audio_in_video: show every video with its sound track; a video without one is skipped and listed.
         system_prompt: system message; None leaves it to the chat template ("You are a helpful assistant.").
         kwargs: see `Qwen2_5_VLFamily`; `max_patches_per_encode` also bounds frames of the spectrogram in one call.
@@ -51,8 +51,8 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
         `QwenOmniFamily(model="Qwen/Qwen2.5-Omni-7B", dtype="bfloat16", use_audio_in_video=True)`
     """
 
-    hears = True
-    not_read = ("talker.", "token2wav.")
+    supports_audio = True
+    ignored_weight_prefixes = ("talker.", "token2wav.")
 
     def __init__(
         self,
@@ -94,21 +94,25 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
         return model.model
 
     @override
-    def tower(self, model: nn.Module) -> nn.Module:
-        """The vision tower; `encoders` has both."""
+    def vision_encoder(self, model: nn.Module) -> nn.Module:
+        """The vision encoder; `encoders` has both."""
         return model.visual
 
     @override
-    def encoders(self, model: nn.Module) -> tuple[nn.Module, ...]:
+    def media_encoders(self, model: nn.Module) -> tuple[nn.Module, ...]:
         return model.visual, model.audio_tower
 
     @override
-    def tower_trains(self, model: nn.Module) -> bool:
-        return bool(self.sharded_towers(model))
+    def vision_encoder_trains(self, model: nn.Module) -> bool:
+        return bool(self.sharded_encoders(model))
 
     @override
-    def sharded_towers(self, model: nn.Module) -> list[nn.Module]:
-        return [tower for tower in self.encoders(model) if any(part.requires_grad for part in tower.parameters())]
+    def sharded_encoders(self, model: nn.Module) -> list[nn.Module]:
+        return [
+            vision_encoder
+            for vision_encoder in self.media_encoders(model)
+            if any(part.requires_grad for part in vision_encoder.parameters())
+        ]
 
     @override
     def encoder_settings(self) -> dict[str, Any]:
@@ -128,7 +132,7 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
         return tokenizer
 
     @override
-    def opening(self) -> list[dict[str, Any]]:
+    def system_messages(self) -> list[dict[str, Any]]:
         return [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
 
     @override
@@ -136,20 +140,20 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
         return {**super().media_token_ids(), "audio": self.config.audio_token_id}
 
     @override
-    def patch_all(self, frames: Sequence[Frames | Sound]) -> list[Media]:
+    def patch_all(self, frames: Sequence[Frames | AudioClip]) -> list[Media]:
         from dataclasses import replace
 
         media = super().patch_all(frames)
         for place, item in enumerate(media):
-            if item.within:
+            if item.is_video_track:
                 media[place - 1] = replace(media[place - 1], sound_tokens=self.num_features(item))
         return media
 
     @override
-    def patch(self, frames: Frames | Sound) -> Media:
-        return self._windows(frames) if isinstance(frames, Sound) else super().patch(frames)
+    def patch(self, frames: Frames | AudioClip) -> Media:
+        return self._windows(frames) if isinstance(frames, AudioClip) else super().patch(frames)
 
-    def _windows(self, sound: Sound) -> Media:
+    def _windows(self, sound: AudioClip) -> Media:
         """The spectrogram of this rank's windows of a sound."""
         extractor, size = self.processor.feature_extractor, self._window_size
         num_frames = math.ceil(sound.num_samples / extractor.hop_length)
@@ -162,15 +166,15 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
             kind="audio",
             patches=mel,
             grid_thw=(num_windows, num_frames, 1),
-            seconds_per_cell=size * extractor.hop_length / extractor.sampling_rate,
+            seconds_per_temporal_patch=size * extractor.hop_length / extractor.sampling_rate,
             timestamps=(),
             key=sound.key,
-            within=sound.within,
+            is_video_track=sound.is_video_track,
         )
 
     @property
     def _window_size(self) -> int:
-        """Frames of the spectrogram that the audio tower hears together."""
+        """Frames of the spectrogram that the audio encoder hears together."""
         assert self.config.audio_config.n_window % 2 == 0, "pairs of states would be averaged across windows"
         return 2 * self.config.audio_config.n_window
 
@@ -208,7 +212,7 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
     @override
     def placeholder(self, media: Media) -> list[int]:
         """A video's includes its track, with the track's start and end; then the track itself has none."""
-        if media.within:
+        if media.is_video_track:
             return []
         if media.sound_tokens is None:
             return [self.media_token_ids()[media.kind]] * self.num_features(media)
@@ -252,7 +256,7 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
         """[3, n] positions of a picture's or video's features from 0 on."""
         merge = self.config.vision_config.spatial_merge_size
         cells, height, width = media.grid_thw[0], media.grid_thw[1] // merge, media.grid_thw[2] // merge
-        per_cell = media.seconds_per_cell * self.config.position_id_per_seconds
+        per_cell = media.seconds_per_temporal_patch * self.config.position_id_per_seconds
         time = (torch.arange(cells, dtype=torch.float64) * per_cell).long()
         grid = torch.meshgrid(time, torch.arange(height), torch.arange(width), indexing="ij")
         return torch.stack(grid).reshape(3, -1)
@@ -275,13 +279,15 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
     def encode_media(self, model: nn.Module, media: Sequence[Media]) -> list[Tensor]:
         """[N_i, D] features of each medium.
 
-        Pictures always come first, and a tower whose weights are sharded always runs: ranks must go in step, also
-        backwards. One that has nothing for a tower adds no rows of a black image or of silence.
+        Pictures always come first, and a encoder whose weights are sharded always runs: ranks must go in step, also
+        backwards. One that has nothing for a encoder adds no rows of a black image or of silence.
         """
-        pictures, sounds = ([item for item in media if (item.kind == "audio") is hears] for hears in (False, True))
+        pictures, sounds = (
+            [item for item in media if (item.kind == "audio") is supports_audio] for supports_audio in (False, True)
+        )
         idle: list[Tensor] = []
         seen = super().encode_media(model, pictures)
-        if not pictures and isinstance(self.tower(model), FSDPModule):
+        if not pictures and isinstance(self.vision_encoder(model), FSDPModule):
             idle += super().encode_media(model, [self.patch(BLACK)])
         heard = self._hear(model, sounds)
         if not sounds and isinstance(model.audio_tower, FSDPModule):
@@ -291,14 +297,14 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
         return [torch.cat([rows, *(none[:0] for none in idle)]) if idle else rows for rows in features]
 
     def _hear(self, model: nn.Module, media: Sequence[Media]) -> list[Tensor]:
-        """[N_i, D] of sounds. The tower attends within a window, so cutting a long one between windows is exact."""
-        tower, features = model.audio_tower, []
+        """[N_i, D] of sounds. The encoder attends within a window, so cutting a long one between windows is exact."""
+        vision_encoder, features = model.audio_tower, []
         step = max(1, self.max_patches_per_encode // self._window_size) * self._window_size
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_audio_tower):
             for item in media:
-                pieces = item.patches.to(tower.device, tower.dtype).split(step)
-                lengths = [torch.tensor([len(piece)], device=tower.device) for piece in pieces]
-                outputs = [tower(piece.T, feature_lens=n) for piece, n in zip(pieces, lengths, strict=True)]
+                pieces = item.patches.to(vision_encoder.device, vision_encoder.dtype).split(step)
+                lengths = [torch.tensor([len(piece)], device=vision_encoder.device) for piece in pieces]
+                outputs = [vision_encoder(piece.T, feature_lens=n) for piece, n in zip(pieces, lengths, strict=True)]
                 features.append(torch.cat([output.last_hidden_state for output in outputs]))
         return features
 
@@ -326,7 +332,7 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
         from longrl.models.qwen_omni_vllm import as_features
 
         kinds = self.media_token_ids()
-        # Every chunk of a video and of its track is an item; towers never run, so nothing of them is to be measured.
+        # Every chunk of a video and of its track is an item; encoders never run, so nothing of them is to be measured.
         limits = dict.fromkeys(kinds, 4096)
         options = {"enable_mm_embeds": True, "limit_mm_per_prompt": limits, "skip_mm_profiling": True}
         return {**options, "hf_overrides": as_features}
@@ -384,7 +390,7 @@ def _stacked(kind: str, items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]
 
 def _placed(media: Sequence[Media]) -> list[Media]:
     """The media that a prompt places: all but tracks of videos."""
-    return [item for item in media if not item.within]
+    return [item for item in media if not item.is_video_track]
 
 
 def _chunks(times: Sequence[int], size: int) -> list[slice]:

@@ -29,8 +29,8 @@ class Qwen2_5_VLFamily(CausalFamily):
         min_pixels: a frame or image is enlarged to at least this many pixels.
         max_pixels: a frame or image is shrunk to at most this many pixels.
         max_video_pixels: budget over all frames of a video; long videos get smaller frames, down to `min_pixels`.
-        freeze_tower: leave the vision tower as it is; its features are then encoded once per step, without gradient.
-        max_patches_per_encode: patches the tower reads in one call, which bounds its memory.
+        freeze_vision_encoder: leave the vision encoder as it is; its features are then encoded once per step, without gradient.
+        max_patches_per_encode: patches the encoder reads in one call, which bounds its memory.
         kwargs: see `CausalFamily`.
 
     Example:
@@ -45,7 +45,7 @@ class Qwen2_5_VLFamily(CausalFamily):
         min_pixels: int = 4 * 28 * 28,
         max_pixels: int = 128 * 28 * 28,
         max_video_pixels: int = 115_200 * 28 * 28,
-        freeze_tower: bool = True,
+        freeze_vision_encoder: bool = True,
         max_patches_per_encode: int = 1 << 16,
         **kwargs: Any,
     ) -> None:
@@ -55,7 +55,7 @@ class Qwen2_5_VLFamily(CausalFamily):
         self.min_pixels = min_pixels
         self.max_pixels = max_pixels
         self.max_video_pixels = max_video_pixels
-        self.freeze_tower = freeze_tower
+        self.freeze_vision_encoder = freeze_vision_encoder
         self.max_patches_per_encode = max_patches_per_encode
 
     @override
@@ -71,7 +71,7 @@ class Qwen2_5_VLFamily(CausalFamily):
     @override
     def build(self, weights: str | None = OWN_WEIGHTS) -> nn.Module:
         model = super().build(weights)
-        self.tower(model).requires_grad_(not self.freeze_tower)
+        self.vision_encoder(model).requires_grad_(not self.freeze_vision_encoder)
         return model
 
     @override
@@ -79,7 +79,7 @@ class Qwen2_5_VLFamily(CausalFamily):
         return model.model.language_model
 
     @override
-    def tower(self, model: nn.Module) -> nn.Module:
+    def vision_encoder(self, model: nn.Module) -> nn.Module:
         return model.model.visual
 
     @functools.cached_property
@@ -121,7 +121,7 @@ class Qwen2_5_VLFamily(CausalFamily):
         return processor.resize(pixels, size=size, resample=processor.resample, factor=factor)
 
     @override
-    def cells_per_encode(self, media: Media) -> int:
+    def temporal_patches_per_encode(self, media: Media) -> int:
         return max(1, self.max_patches_per_encode // (media.grid_thw[1] * media.grid_thw[2]))
 
     @override
@@ -130,15 +130,15 @@ class Qwen2_5_VLFamily(CausalFamily):
         if not len(frames.pixels):  # they are elsewhere; a black one tells the grid
             some = replace(frames, pixels=frames.pixels.new_zeros(1, *frames.pixels.shape[1:]))
         patches, (height, width) = self._patch_pixels(some)
-        times = _cell_times(frames.timestamps, self.frames_per_cell)
+        times = _cell_times(frames.timestamps, self.temporal_patch_size)
         return Media(
             kind=frames.kind,
             patches=patches if len(frames.pixels) else patches.new_empty(0, patches.shape[1]),  # no view: it travels
             grid_thw=(len(times), height, width),
-            seconds_per_cell=_spacing(frames, self.frames_per_cell),
+            seconds_per_temporal_patch=_spacing(frames, self.temporal_patch_size),
             timestamps=times,
             key=f"{frames.key}-{height}x{width}",
-            frames_per_cell=self.frames_per_cell if frames.kind == "video" else 1,
+            temporal_patch_size=self.temporal_patch_size if frames.kind == "video" else 1,
         )
 
     def _patch_pixels(self, frames: Frames) -> tuple[Tensor, tuple[int, int]]:
@@ -160,7 +160,7 @@ class Qwen2_5_VLFamily(CausalFamily):
 
     @property
     @override
-    def frames_per_cell(self) -> int:
+    def temporal_patch_size(self) -> int:
         return self.config.vision_config.temporal_patch_size
 
     def _frame_pixels(self, num_frames: int) -> int:
@@ -176,7 +176,7 @@ class Qwen2_5_VLFamily(CausalFamily):
         return [self.media_token_ids()[media.kind]] * self.num_features(media)
 
     def num_features(self, media: Media) -> int:
-        """Tokens of a medium after the tower's spatial merge."""
+        """Tokens of a medium after the encoder's spatial merge."""
         cells, height, width = media.grid_thw
         return cells * height * width // self.config.vision_config.spatial_merge_size**2
 
@@ -193,18 +193,18 @@ class Qwen2_5_VLFamily(CausalFamily):
 
     @override
     def encode_media(self, model: nn.Module, media: Sequence[Media]) -> list[Tensor]:
-        """[N_i, D] features of each medium. The tower attends within a temporal cell, so joint calls change nothing."""
-        tower, features = self.tower(model), []
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_tower):
+        """[N_i, D] features of each medium. The encoder attends within a temporal cell, so joint calls change nothing."""
+        vision_encoder, features = self.vision_encoder(model), []
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_vision_encoder):
             for call in _calls(media, self.max_patches_per_encode):
-                patches = torch.cat([item.patches for item in call]).to(tower.device, tower.dtype)
-                grids = torch.tensor([item.grid_thw for item in call], device=tower.device)
-                output = self._features(tower(patches, grid_thw=grids, return_dict=True))
+                patches = torch.cat([item.patches for item in call]).to(vision_encoder.device, vision_encoder.dtype)
+                grids = torch.tensor([item.grid_thw for item in call], device=vision_encoder.device)
+                output = self._features(vision_encoder(patches, grid_thw=grids, return_dict=True))
                 features += output.split([self.num_features(item) for item in call])
         return features
 
     def _features(self, output: Any) -> Tensor:
-        """[N, D] features in what the tower returns."""
+        """[N, D] features in what the encoder returns."""
         return output.pooler_output
 
     # -- rollout engines -----------------------------------------------------------------------------------------
@@ -241,11 +241,15 @@ class Qwen2_5_VLFamily(CausalFamily):
 
     def _engine_times(self, videos: Sequence[Media]) -> dict[str, Any]:
         """What vLLM must know of the videos' times."""
-        return {"second_per_grid_ts": torch.tensor([item.seconds_per_cell for item in videos], dtype=torch.float64)}
+        return {
+            "second_per_grid_ts": torch.tensor(
+                [item.seconds_per_temporal_patch for item in videos], dtype=torch.float64
+            )
+        }
 
     def _engine_name(self, media: Media) -> str:
         """Tells apart all that the model reads differently: features, and times."""
-        return f"{media.key}|{media.seconds_per_cell}"
+        return f"{media.key}|{media.seconds_per_temporal_patch}"
 
     def _compact(self, prompt: Prompt) -> list[int]:
         """The prompt's tokens with one placeholder per medium."""
@@ -284,7 +288,7 @@ def mrope_positions(
         parts.append(torch.arange(start, start + text).expand(3, -1))
         cells, height, width = item.grid_thw[0], item.grid_thw[1] // merge_size, item.grid_thw[2] // merge_size
         # In float64, as vLLM: in float32 a product that is a hair below an integer would become that integer.
-        time = (torch.arange(cells, dtype=torch.float64) * (item.seconds_per_cell * tokens_per_second)).long()
+        time = (torch.arange(cells, dtype=torch.float64) * (item.seconds_per_temporal_patch * tokens_per_second)).long()
         grid = torch.meshgrid(time, torch.arange(height), torch.arange(width), indexing="ij")
         parts.append(torch.stack(grid).reshape(3, -1) + start + text)
         seen += cells * height * width
@@ -293,20 +297,21 @@ def mrope_positions(
     return torch.cat(parts, dim=1)
 
 
-def _cell_times(timestamps: Sequence[float], frames_per_cell: int) -> tuple[float, ...]:
+def _cell_times(timestamps: Sequence[float], temporal_patch_size: int) -> tuple[float, ...]:
     """Mean time of each temporal cell; the last frame fills an incomplete one, as the processor does."""
-    times = list(timestamps) + [timestamps[-1]] * (-len(timestamps) % frames_per_cell)
+    times = list(timestamps) + [timestamps[-1]] * (-len(timestamps) % temporal_patch_size)
     return tuple(
-        sum(times[start : start + frames_per_cell]) / frames_per_cell for start in range(0, len(times), frames_per_cell)
+        sum(times[start : start + temporal_patch_size]) / temporal_patch_size
+        for start in range(0, len(times), temporal_patch_size)
     )
 
 
-def _spacing(frames: Frames, frames_per_cell: int) -> float:
+def _spacing(frames: Frames, temporal_patch_size: int) -> float:
     """Seconds from one temporal cell to the next: the mean frame spacing times the frames of a cell."""
     times = frames.timestamps
     if frames.kind == "image":
         return 0.0
-    return frames_per_cell * (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1.0
+    return temporal_patch_size * (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1.0
 
 
 def _calls(media: Sequence[Media], max_patches: int) -> list[list[Media]]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from longrl.models.family import ModelFamily
-from longrl.types import Frames, FramesPerCell, Media, Prompt, Row, Sound
+from longrl.types import AudioClip, Frames, Media, Prompt, Row, TemporalPatchSize
 
 MEDIA_TAG = re.compile(r"<(image|video|audio)>")
 
@@ -35,18 +35,18 @@ class ReadsChats(ModelFamily):
     def patch(self, frames: Any) -> Media:
         """Resizes and patches decoded pixels (`Frames`) the way the model's own processor does; or `Sound`."""
 
-    def patch_all(self, frames: Sequence[Frames | Sound]) -> list[Media]:
+    def patch_all(self, frames: Sequence[Frames | AudioClip]) -> list[Media]:
         """`patch` of all media of a prompt, for a family in which one depends on the others."""
         return [self.patch(item) for item in frames]
 
     def resize(self, frames: Frames) -> Frames:
-        """A part of a video in the size in which the tower reads it, so that no more than a part is held full-size.
+        """A part of a video in the size in which the encoder reads it, so that no more than a part is held full-size.
 
         Each frame on its own, and `patch` must give the same with or without it. By default `patch` does it all.
         """
         return frames
 
-    def cells_per_encode(self, media: Media) -> int:
+    def temporal_patches_per_encode(self, media: Media) -> int:
         """Temporal cells of a medium that are patched and encoded at once; by default all of them."""
         return media.grid_thw[0]
 
@@ -63,11 +63,13 @@ class ReadsChats(ModelFamily):
         return 0
 
     @property
-    def frames_per_cell(self) -> int | FramesPerCell:
-        """Video frames that the tower reads together: ranks share a video in such cells."""
+    def temporal_patch_size(self) -> int | TemporalPatchSize:
+        """Video frames that the encoder reads together: ranks share a video in such cells."""
         return 1
 
-    def render(self, row: Row, text: str, frames: Sequence[Frames | Sound] = (), response: str | None = None) -> Prompt:
+    def render(
+        self, row: Row, text: str, frames: Sequence[Frames | AudioClip] = (), response: str | None = None
+    ) -> Prompt:
         """See `ModelFamily.render`. `<image>`, `<video>` and `<audio>` place media; else they come before the text."""
         media = tuple(self.patch_all(frames))
         input_ids = self._expand(self._chat(text, media, row), media, row)
@@ -104,14 +106,14 @@ class ReadsChats(ModelFamily):
             if place % 2 or part
         ]
         chat = self.tokenizer.apply_chat_template(
-            [*self.opening(), {"role": "user", "content": self.chat_content(content) if media else text}],
+            [*self.system_messages(), {"role": "user", "content": self.chat_content(content) if media else text}],
             tokenize=False,
             add_generation_prompt=True,
             **self.chat_template_kwargs,
         )
         return self.tokenizer(chat, add_special_tokens=False)["input_ids"]
 
-    def opening(self) -> list[dict[str, Any]]:
+    def system_messages(self) -> list[dict[str, Any]]:
         """Messages before the user's: the chat template adds its own system message where there is none."""
         return []
 

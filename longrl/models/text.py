@@ -74,6 +74,6 @@ class LlamaFamily(TextFamily):
     model_types = ("llama",)
 
     @override
-    def no_mask(self, model: nn.Module) -> Tensor:
+    def attention_mask(self, model: nn.Module) -> Tensor:
         """An empty mask: this text stack takes no mapping, and hands a mask of four dimensions on as it is."""
         return empty(1, 1, 0, 0)

@@ -1,8 +1,8 @@
 r"""VILA, NVILA and LongVILA (arXiv:2312.07533, 2412.04468, 2408.10188): SigLIP frames between text tokens of a Qwen2.
 
-A video is its frames one after the other, each the tower's square image and then "\n"; LongVILA-R1 averages
+A video is its frames one after the other, each the encoder's square image and then "\n"; LongVILA-R1 averages
 neighbouring frames first. Such text between frames is text: it stands in the prompt as token ids and is looked up from
-the current weights, and features are the tower's rows alone. Positions count tokens.
+the current weights, and features are the encoder's rows alone. Positions count tokens.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from longrl.models.family import OWN_WEIGHTS
 from longrl.models.vila_config import Encoder, PoolFrames, VilaConfig, template_file
 from longrl.models.vila_model import VilaModel, local_folder
 from longrl.models.vila_tiles import resized, tile_grid, with_scales, with_thumbnail
-from longrl.types import Frames, FramesPerCell, Media, Prompt
+from longrl.types import Frames, Media, Prompt, TemporalPatchSize
 
 MEDIA_TOKENS = {"image": "<image>", "video": "<vila/video>"}
 EXTRA_TOKENS = ("<vila/sentinel>", *MEDIA_TOKENS.values())
@@ -38,13 +38,13 @@ class VilaFamily(CausalFamily):
 
     Args:
         model: folder or hub id; its own code is never run.
-        freeze_tower: leave the vision tower as it is.
+        freeze_vision_encoder: leave the vision encoder as it is.
         freeze_projector: leave the projector as it is. With both frozen, as LongVILA-R1 did in RL, each video is
             encoded once per step, without gradient.
         pool_frames: neighbouring frames of a video that are averaged into one; "by_length" as LongVILA-R1's code
             chooses them: 4 in a video of up to 256 frames, 8 up to 512, 16 up to 1024, and then 32. None is what the
             model's config says.
-        max_frames_per_encode: frames or tiles the tower reads in one call, which bounds its memory.
+        max_frames_per_encode: frames or tiles the encoder reads in one call, which bounds its memory.
         kwargs: see `CausalFamily`.
 
     Example:
@@ -56,7 +56,7 @@ class VilaFamily(CausalFamily):
     def __init__(
         self,
         model: str,
-        freeze_tower: bool = True,
+        freeze_vision_encoder: bool = True,
         freeze_projector: bool = True,
         pool_frames: PoolFrames = None,
         max_frames_per_encode: int = 64,
@@ -68,7 +68,7 @@ class VilaFamily(CausalFamily):
                 "model.family's pool_frames and max_frames_per_encode must be at least 1, got "
                 f"{pool_frames} and {max_frames_per_encode}"
             )
-        self.freeze_tower = freeze_tower
+        self.freeze_vision_encoder = freeze_vision_encoder
         self.freeze_projector = freeze_projector
         self.pool_frames = pool_frames
         self.max_frames_per_encode = max_frames_per_encode
@@ -105,7 +105,7 @@ class VilaFamily(CausalFamily):
     @override
     def build(self, weights: str | None = OWN_WEIGHTS) -> nn.Module:
         model = super().build(weights)
-        model.vision_tower.requires_grad_(not self.freeze_tower)
+        model.vision_tower.requires_grad_(not self.freeze_vision_encoder)
         model.mm_projector.requires_grad_(not self.freeze_projector)
         return model
 
@@ -114,8 +114,8 @@ class VilaFamily(CausalFamily):
         return model.llm.model
 
     @override
-    def tower(self, model: nn.Module) -> nn.Module:
-        """Tower and projector."""
+    def vision_encoder(self, model: nn.Module) -> nn.Module:
+        """Encoder and projector."""
         return model.visual
 
     @override
@@ -154,12 +154,12 @@ class VilaFamily(CausalFamily):
         return replace(frames, pixels=resized(frames.pixels, self.config.size, self.config.size), resized=True)
 
     @override
-    def cells_per_encode(self, media: Media) -> int:
-        return max(1, self.max_frames_per_encode // media.frames_per_cell)
+    def temporal_patches_per_encode(self, media: Media) -> int:
+        return max(1, self.max_frames_per_encode // media.temporal_patch_size)
 
     @override
     def patch(self, frames: Frames) -> Media:
-        """Whole frames, resized to the tower's square, as `patches`; an incomplete cell may lack some."""
+        """Whole frames, resized to the encoder's square, as `patches`; an incomplete cell may lack some."""
         pool = self.config.video.frames.of(len(frames.timestamps)) if frames.kind == "video" else 1
         return self._media(frames, self.resize(frames).pixels, (pool, 1), pool)
 
@@ -175,8 +175,8 @@ class VilaFamily(CausalFamily):
         return self._media(frames, image, grid, 1)
 
     def _media(self, frames: Frames, pixels: Tensor, grid: tuple[int, int], pool: int) -> Media:
-        """A medium whose cells hold `grid` squares of the tower, one below the other for the frames of a cell."""
-        side = self.config.size // self.config.tower.patch_size
+        """A medium whose cells hold `grid` squares of the encoder, one below the other for the frames of a cell."""
+        side = self.config.size // self.config.vision_encoder.patch_size
         times = frames.timestamps
         cells = [times[start : start + pool] for start in range(0, len(times), pool)]
         spacing = pool * (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else float(frames.kind == "video")
@@ -184,20 +184,20 @@ class VilaFamily(CausalFamily):
             kind=frames.kind,
             patches=pixels.reshape(len(pixels), 3 * self.config.size**2),
             grid_thw=(len(cells), grid[0] * side, grid[1] * side),
-            seconds_per_cell=spacing,
+            seconds_per_temporal_patch=spacing,
             timestamps=tuple(map(statistics.fmean, cells)),
             key=f"{frames.key}-{self.config.size}-{grid[0]}x{grid[1]}",
-            frames_per_cell=pool,
+            temporal_patch_size=pool,
         )
 
     @property
     @override
-    def frames_per_cell(self) -> FramesPerCell:
+    def temporal_patch_size(self) -> TemporalPatchSize:
         return self.config.video.frames
 
     def _grid(self, media: Media) -> tuple[int, int]:
         """Rows and columns of an image's tiles; (1, 1) for one that is not cut."""
-        side = self.config.size // self.config.tower.patch_size
+        side = self.config.size // self.config.vision_encoder.patch_size
         return media.grid_thw[1] // side, media.grid_thw[2] // side
 
     def _by_scales(self, media: Media) -> bool:
@@ -248,7 +248,7 @@ class VilaFamily(CausalFamily):
 
     @override
     def num_features(self, media: Media) -> int:
-        """Rows of the tower; the text between frames or tiles is not among them."""
+        """Rows of the encoder; the text between frames or tiles is not among them."""
         config = self.config
         if media.kind == "video":
             return media.grid_thw[0] * config.tokens_per_frame
@@ -263,7 +263,7 @@ class VilaFamily(CausalFamily):
     @override
     def encode_media(self, model: nn.Module, media: Sequence[Media]) -> list[Tensor]:
         """[N_i, D] features of each medium. A frame or tile is encoded on its own, whatever else is in the call."""
-        frozen = self.freeze_tower and self.freeze_projector
+        frozen = self.freeze_vision_encoder and self.freeze_projector
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             return [self._features(model, item) for item in media]
 
@@ -275,7 +275,7 @@ class VilaFamily(CausalFamily):
         calls = pixels.split(self.max_frames_per_encode)
         frames = torch.cat([model.visual(call.to(device)) for call in calls])
         if media.kind == "video":
-            frames = pooled(frames, media.grid_thw[0], (media.frames_per_cell, *self.config.video.pool))
+            frames = pooled(frames, media.grid_thw[0], (media.temporal_patch_size, *self.config.video.pool))
         return frames.flatten(0, 1)
 
     @override

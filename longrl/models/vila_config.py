@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 from longrl.models.text import TextFamily
-from longrl.types import FramesPerCell
+from longrl.types import TemporalPatchSize
 
 PARTS = ("llm", "vision_tower", "mm_projector")
 DOWNSAMPLING = {
@@ -26,14 +26,14 @@ DOWNSAMPLING = {
 }  # fmt: skip
 """Projector kind -> patches along one side of the square that becomes a token."""
 ASPECTS = (None, "resize", "dynamic", "dynamic_s2")
-"""Of `image_aspect_ratio`. None leaves resizing to the processor of the tower, which is the same for SigLIP."""
+"""Of `image_aspect_ratio`. None leaves resizing to the processor of the encoder, which is the same for SigLIP."""
 
 
 PoolFrames = int | Literal["by_length"] | None
-BY_LENGTH = FramesPerCell(4, (256, 512, 1024))
+BY_LENGTH = TemporalPatchSize(4, (256, 512, 1024))
 """LongVILA-R1: the code released with it (modeling_vila.py) sets the size of its TSPVideoEncoder for every video anew:
 4 times the number of frames over 256, which is rounded up to 1, 2, 4 or 8. What its config.json says is not used."""
-ONE_FRAME = FramesPerCell()
+ONE_FRAME = TemporalPatchSize()
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Encoder:
     """Behind a frame."""
     sep_tokens: str | None = None
     """Behind a whole video."""
-    frames: FramesPerCell = ONE_FRAME
+    frames: TemporalPatchSize = ONE_FRAME
     """Neighbours in time whose features are averaged."""
     pool: tuple[int, int] = (1, 1)
     """Neighbours in height and width whose features are averaged."""
@@ -72,7 +72,7 @@ class Encoder:
                 f"{pools}; keep one of them in the model's config.json"
             )
         time, height, width = pools[0]
-        return cls(**values, frames=FramesPerCell(time), pool=(height, width))
+        return cls(**values, frames=TemporalPatchSize(time), pool=(height, width))
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,12 @@ class VilaConfig:
     """The top `config.json`."""
     llm: Any
     """Config of the language model."""
-    tower: Any
-    """Config of the vision tower."""
+    vision_encoder: Any
+    """Config of the vision encoder."""
     projector: str
     """Kind of the projector."""
     preprocessor: dict[str, Any]
-    """Of the tower."""
+    """Of the encoder."""
     chat_template: str | None = None
     """Instead of the tokenizer's own."""
     pool_frames: PoolFrames = None
@@ -109,8 +109,8 @@ class VilaConfig:
 
         folder = Path(folder)
         values = json.loads((folder / "config.json").read_text())
-        llm, tower, projector = (_part(folder, values, name) for name in PARTS)
-        found = [llm.get("model_type"), tower.get("model_type"), projector.get("mm_projector_type")]
+        llm, vision_encoder, projector = (_part(folder, values, name) for name in PARTS)
+        found = [llm.get("model_type"), vision_encoder.get("model_type"), projector.get("mm_projector_type")]
         allowed = [TextFamily.model_types, ("siglip_vision_model",), tuple(DOWNSAMPLING)]
         for name, got, choice in zip(PARTS, found, allowed, strict=True):
             if got not in choice:
@@ -119,7 +119,7 @@ class VilaConfig:
         config = cls(
             values,
             CONFIG_MAPPING[llm["model_type"]].from_dict(llm),
-            CONFIG_MAPPING[tower["model_type"]].from_dict(tower),
+            CONFIG_MAPPING[vision_encoder["model_type"]].from_dict(vision_encoder),
             projector["mm_projector_type"],
             json.loads(file.read_text()) if file.is_file() else {},
             _chat_template(folder, values),
@@ -153,22 +153,22 @@ class VilaConfig:
         """The same model, whose videos pool so many frames."""
         return replace(self, pool_frames=frames)
 
-    # -- the tower -----------------------------------------------------------------------------------------------
+    # -- the encoder -----------------------------------------------------------------------------------------------
 
     @property
     def size(self) -> int:
-        """Pixels along the tower's square image."""
-        return self.tower.image_size
+        """Pixels along the encoder's square image."""
+        return self.vision_encoder.image_size
 
     @property
     def select_layer(self) -> int:
-        """Index among the tower's hidden states, embeddings first."""
+        """Index among the encoder's hidden states, embeddings first."""
         return self.values.get("mm_vision_select_layer") or -2
 
     @property
     def projected_side(self) -> int:
         """Tokens along one side of a frame or tile behind the projector, which pads with zeros."""
-        return math.ceil(self.size // self.tower.patch_size / DOWNSAMPLING[self.projector])
+        return math.ceil(self.size // self.vision_encoder.patch_size / DOWNSAMPLING[self.projector])
 
     @property
     def scales(self) -> list[int]:
@@ -186,7 +186,7 @@ class VilaConfig:
     @property
     def projector_input(self) -> int:
         """Width of what the projector reads of a patch."""
-        return self.tower.hidden_size * max(1, len(self.scales))
+        return self.vision_encoder.hidden_size * max(1, len(self.scales))
 
     # -- prompts -------------------------------------------------------------------------------------------------
 
@@ -212,7 +212,7 @@ class VilaConfig:
         encoder = Encoder.read(self.values.get("video_encoder"))
         if self.pool_frames is None:
             return encoder
-        frames = BY_LENGTH if self.pool_frames == "by_length" else FramesPerCell(self.pool_frames)
+        frames = BY_LENGTH if self.pool_frames == "by_length" else TemporalPatchSize(self.pool_frames)
         return replace(encoder, frames=frames)
 
     @property
@@ -229,16 +229,16 @@ class VilaConfig:
 
     @property
     def vision_config(self) -> Any:
-        """The tower's sizes in the words that `longrl.planning` reads: every layer attends within one frame."""
-        patches = (self.size // self.tower.patch_size) ** 2
+        """The encoder's sizes in the words that `longrl.planning` reads: every layer attends within one frame."""
+        patches = (self.size // self.vision_encoder.patch_size) ** 2
         return SimpleNamespace(
-            hidden_size=self.tower.hidden_size,
-            intermediate_size=self.tower.intermediate_size,
-            depth=self.tower.num_hidden_layers,
+            hidden_size=self.vision_encoder.hidden_size,
+            intermediate_size=self.vision_encoder.intermediate_size,
+            depth=self.vision_encoder.num_hidden_layers,
             fullatt_block_indexes=(),
             window_size=self.size,
-            patch_size=self.tower.patch_size,
-            in_channels=self.tower.num_channels,
+            patch_size=self.vision_encoder.patch_size,
+            in_channels=self.vision_encoder.num_channels,
             temporal_patch_size=1,
             spatial_merge_size=math.sqrt(patches / self.tokens_per_frame),
         )

@@ -2,7 +2,7 @@
 
 transformers has SigLIP and Qwen2 but no class that joins them as VILA does, and the released folders bring code of
 their own. Here are the projector and the joint, written from the published layout; nothing of the folder is run.
-Letters: F frames or tiles, P patches of one, C tower width, N rows behind the projector, D width of the language model.
+Letters: F frames or tiles, P patches of one, C encoder width, N rows behind the projector, D width of the language model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from longrl.models.loading import check_loaded
 from longrl.models.vila_config import DOWNSAMPLING, PARTS, VilaConfig
 
 TOWER_PREFIX = "vision_model."
-"""Before the tower's names in released folders; transformers 5 dropped it."""
+"""Before the encoder's names in released folders; transformers 5 dropped it."""
 
 
 class Downsample(nn.Module):
@@ -44,7 +44,7 @@ class Downsample(nn.Module):
 
 
 class Projector(nn.Module):
-    """From the tower's width to the language model's. Names are those of `mm_projector/model.safetensors`."""
+    """From the encoder's width to the language model's. Names are those of `mm_projector/model.safetensors`."""
 
     def __init__(self, config: VilaConfig) -> None:
         super().__init__()
@@ -81,16 +81,16 @@ def _layers(kind: str, width: int, hidden: int) -> nn.Module:
 
 
 class Visual(nn.Module):
-    """Pixels in, rows for the language model out: tower and projector in one forward, so that one unit shards both."""
+    """Pixels in, rows for the language model out: encoder and projector in one forward, so that one unit shards both."""
 
     vision_tower: Any
     mm_projector: Any
 
-    def __init__(self, tower: nn.Module, projector: nn.Module, config: VilaConfig) -> None:
+    def __init__(self, vision_encoder: nn.Module, projector: nn.Module, config: VilaConfig) -> None:
         super().__init__()
-        self.vision_tower, self.mm_projector = tower, projector
+        self.vision_tower, self.mm_projector = vision_encoder, projector
         self.scales, self.output_scale = config.scales, config.output_scale
-        self.num_layers = config.tower.num_hidden_layers + 1 + config.select_layer
+        self.num_layers = config.vision_encoder.num_hidden_layers + 1 + config.select_layer
         self.scale = config.preprocessor.get("rescale_factor", 1 / 255)
         self.mean, self.std = (config.preprocessor.get(f"image_{name}", [0.5] * 3) for name in ("mean", "std"))
 
@@ -142,22 +142,22 @@ def _cut(whole: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 class VilaModel(nn.Module):
-    """Language model, tower and projector under the names of their folders. Longrl's families call the parts."""
+    """Language model, encoder and projector under the names of their folders. Longrl's families call the parts."""
 
     llm: Any
     vision_tower: Any
     mm_projector: Any
 
-    def __init__(self, config: VilaConfig, llm: nn.Module, tower: nn.Module, projector: Projector) -> None:
+    def __init__(self, config: VilaConfig, llm: nn.Module, vision_encoder: nn.Module, projector: Projector) -> None:
         super().__init__()
         self.config = config
-        self.llm, self.vision_tower, self.mm_projector = llm, tower, projector
+        self.llm, self.vision_tower, self.mm_projector = llm, vision_encoder, projector
         # In a tuple, so that its names do not stand beside those of its parts.
-        self._visual = (Visual(tower, projector, config),)
+        self._visual = (Visual(vision_encoder, projector, config),)
 
     @property
     def visual(self) -> Visual:
-        """Tower and projector as one."""
+        """Encoder and projector as one."""
         return self._visual[0]
 
     @classmethod
@@ -165,12 +165,12 @@ class VilaModel(nn.Module):
         """Random weights."""
         from transformers import AutoModel, AutoModelForCausalLM
 
-        parts = (("llm", AutoModelForCausalLM, config.llm), ("vision_tower", AutoModel, config.tower))
-        llm, tower = (
+        parts = (("llm", AutoModelForCausalLM, config.llm), ("vision_tower", AutoModel, config.vision_encoder))
+        llm, vision_encoder = (
             kind.from_config(own, attn_implementation=attn_implementation[name], dtype=dtype)
             for name, kind, own in parts
         )
-        return cls(config, llm, tower, Projector(config).to(dtype))
+        return cls(config, llm, vision_encoder, Projector(config).to(dtype))
 
     @classmethod
     def from_pretrained(cls, source: str | Path, attn_implementation: dict[str, str], dtype: torch.dtype) -> VilaModel:
@@ -207,8 +207,8 @@ class VilaModel(nn.Module):
         self.vision_tower.config.save_pretrained(folder / "vision_tower")
         kind = {"mm_projector_type": self.config.projector, "model_type": "v2l_projector"}
         _write_json(folder / "mm_projector", {"architectures": ["MultimodalProjector"], **kind})
-        tower = {TOWER_PREFIX + name: value for name, value in self.vision_tower.state_dict().items()}
-        for name, state in (("vision_tower", tower), ("mm_projector", self.mm_projector.state_dict())):
+        vision_encoder = {TOWER_PREFIX + name: value for name, value in self.vision_tower.state_dict().items()}
+        for name, state in (("vision_tower", vision_encoder), ("mm_projector", self.mm_projector.state_dict())):
             state = {key: value.contiguous().cpu() for key, value in state.items()}
             save_file(state, folder / name / "model.safetensors", metadata={"format": "pt"})
         configs = {f"{name}_cfg": json.loads((folder / name / "config.json").read_text()) for name in PARTS}

@@ -1,7 +1,7 @@
-"""Frames and images at the tower's size, as NVILA's released code cuts them (arXiv:2412.04468, section 2.1).
+"""Frames and images at the encoder's size, as NVILA's released code cuts them (arXiv:2412.04468, section 2.1).
 
 All resizing is Pillow's bicubic one on uint8 pixels, so that patches equal the released ones bit by bit. Letters: F
-frames, S pixels along the tower's square image.
+frames, S pixels along the encoder's square image.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class HostAdamW(torch.optim.AdamW):
             _local(state[name]).copy_(moment)
 
 
-def rest(optimizer: Optimizer) -> None:
+def offload_state(optimizer: Optimizer) -> None:
     """Puts a `HostAdamW`'s moments back into host memory; a checkpoint is restored onto the device."""
     if isinstance(optimizer, HostAdamW):
         for state in optimizer.state.values():

@@ -31,9 +31,9 @@ def split(
     sizes = [len(p.input_ids) + sum(map(len, own)) for p, own in zip(prompts, completions, strict=True)]
     sequence = parallel.sequence_for(max(sizes, default=1), budget)
     packed = pack(prompts, completions, budget * sequence.size)
-    turns = parallel.team.size // sequence.size
-    count = parallel.data.max(-(-len(packed) // turns))
-    own = packed[parallel.team.rank // sequence.size :: turns]
+    turns = parallel.sp_group.size // sequence.size
+    count = parallel.dp.max(-(-len(packed) // turns))
+    own = packed[parallel.sp_group.rank // sequence.size :: turns]
     return own + [None] * (count - len(own)), sequence
 
 

@@ -15,9 +15,9 @@ from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import Optimizer
 
 from longrl.modules.eight_bit import eight_bit
-from longrl.modules.host_adamw import HostAdamW, rest
+from longrl.modules.host_adamw import HostAdamW, offload_state
 
-__all__ = ["OptimizerSettings", "clip_gradients", "rest", "warn_of_lost_steps"]
+__all__ = ["OptimizerSettings", "clip_gradients", "offload_state", "warn_of_lost_steps"]
 logger = logging.getLogger(__name__)
 
 Kind = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]

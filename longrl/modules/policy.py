@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from longrl.algorithms import Algorithm
-from longrl.engines.parity import GapWatch
+from longrl.engines.parity import MismatchMonitor
 from longrl.features.cache import FeatureCache, TrainableFeatures
 from longrl.features.stored import StoredFeatures
 from longrl.models.base import CausalFamily
@@ -53,8 +53,8 @@ class PolicyModule(TrainedModule):
         mini_batches_per_rollout: optimizer steps one rollout is cut into.
         epochs_per_rollout: how often a rollout is gone through.
         max_grad_norm: gradient norm limit; 0 switches it off.
-        feature_cache_bytes: features of a frozen tower kept between steps.
-        feature_cache_dir: folder in which features of a frozen tower are kept for later steps and runs; None for none.
+        feature_cache_bytes: features of a frozen encoder kept between steps.
+        feature_cache_dir: folder in which features of a frozen encoder are kept for later steps and runs; None for none.
             `python -m longrl cache-features` fills it beforehand. In `fit` videos whose features are there are not
             decoded.
         feature_cache_disk_bytes: what all files in that folder may take; the least recently used go first.
@@ -85,7 +85,7 @@ class PolicyModule(TrainedModule):
         self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
         self.temperature = 1.0
         """The one completions are sampled with; the rollout callback sets it."""
-        self.gap: GapWatch | None = None
+        self.gap: MismatchMonitor | None = None
         """Compares engine and trainer in every step; the rollout callback sets it."""
         stored = StoredFeatures(family, feature_cache_dir, feature_cache_disk_bytes) if feature_cache_dir else None
         self.features = FeatureCache(family, feature_cache_bytes, stored=stored)
@@ -114,21 +114,21 @@ class PolicyModule(TrainedModule):
         """Tells the loader which videos it need not decode; only now have weights and optimizer been restored."""
         super().on_train_start()
         stored = self.features.stored
-        if stored is None or not self.family.encoders(self.model):
+        if stored is None or not self.family.media_encoders(self.model):
             return
         before = stored.cache(self.model)
         with contextlib.nullcontext() if self.is_rl() else self.trainer.precision_plugin.forward_context():
             cache = stored.cache(self.model)
         # In validation the rollout callback may encode before the precision of the step, or the step within it.
-        self.trainer.datamodule.leave_out(cache, ("train", "val") if cache is before else ("train",))
+        self.trainer.datamodule.skip_decoding_if_cached(cache, ("train", "val") if cache is before else ("train",))
 
     @property
-    def tower_trains(self) -> bool:
+    def vision_encoder_trains(self) -> bool:
         """Whether features need gradients."""
-        return self.family.tower_trains(self.model)
+        return self.family.vision_encoder_trains(self.model)
 
     def encode(self, prompts: Sequence[Prompt], counted: bool = True) -> dict[str, Tensor]:
-        """{media key: [N, D] features} without gradient, each distinct medium encoded once while the tower stands.
+        """{media key: [N, D] features} without gradient, each distinct medium encoded once while the encoder stands.
 
         `counted` False leaves the hit rate alone, for prompts that this step has asked for already.
         """
@@ -160,17 +160,17 @@ class PolicyModule(TrainedModule):
         """One optimizer step on the negative log-likelihood per response token of the whole batch."""
         responses = targets(batch)
         counts = torch.tensor(sum(len(ids) for (ids,) in responses), device=self.device)
-        num_tokens = int(self.parallel.data.sum(counts))
+        num_tokens = int(self.parallel.dp.sum(counts))
 
         def loss_of(packed: Packed, output: PolicyOutput) -> tuple[Tensor, dict[str, Tensor]]:
             return -output.logp.sum() / num_tokens, {"entropy": output.entropy.sum() / num_tokens}
 
-        features = {} if self.tower_trains else self.encode(batch.prompts)
+        features = {} if self.vision_encoder_trains else self.encode(batch.prompts)
         return self._update(batch.prompts, responses, features, loss_of)
 
     def rl_step(self, batch: Batch) -> dict[str, float]:
         """The optimizer steps on one rollout; metrics are the mean over them. No groups on any rank, no step."""
-        if self.parallel.data.max(len(batch.groups)) == 0:
+        if self.parallel.dp.max(len(batch.groups)) == 0:
             return {}
         parts = self._mini_batches(batch)
         totals: Counter[str] = Counter()
@@ -182,7 +182,9 @@ class PolicyModule(TrainedModule):
         gap = self.gap.metrics if self.gap else {}
         return {name: value / steps for name, value in totals.items()} | gap
 
-    def _update_on(self, rollout: Rollout, features: Mapping[str, Tensor], watch: GapWatch | None) -> dict[str, float]:
+    def _update_on(
+        self, rollout: Rollout, features: Mapping[str, Tensor], watch: MismatchMonitor | None
+    ) -> dict[str, float]:
         def loss_of(packed: Packed, output: PolicyOutput) -> tuple[Tensor, Mapping[str, Tensor]]:
             rows, weights = packed.token_index, rollout.weights[packed.completion_index].to(output.logp.device)
             if watch:
@@ -214,7 +216,9 @@ class PolicyModule(TrainedModule):
         before_step: Callable[[], None] | None = None,
     ) -> dict[str, float]:
         """One optimizer step: micro-batches, backward, clipping, scheduler. Returns metrics summed over all ranks."""
-        trainable = TrainableFeatures(self.family, self.model, prompts, self.parallel) if self.tower_trains else None
+        trainable = (
+            TrainableFeatures(self.family, self.model, prompts, self.parallel) if self.vision_encoder_trains else None
+        )
         leaves = trainable.leaves if trainable else features
         totals: Counter[str] = Counter()
         micro_batches, sequence = split(self.parallel, self.max_tokens_per_micro_batch, prompts, completions)
@@ -232,7 +236,7 @@ class PolicyModule(TrainedModule):
             before_step()
         sums = self.parallel.world.sum_dict({name: value / sequence.size for name, value in totals.items()})
         step = self.optimizer_step_clipped()
-        if self.tower_trains:
+        if self.vision_encoder_trains:
             self.features.clear()
         return {**sums, **step}
 
@@ -243,7 +247,7 @@ class PolicyModule(TrainedModule):
         flat = FlatGroups(batch.groups, self.device)
         old = self._old_logp(flat, batch.features, flat.sampler_logp)
         reference = self._reference_logp(flat, batch.features)
-        return mini_batches(flat, self.mini_batches_per_rollout, self.algorithm, self.parallel.data, old, reference)
+        return mini_batches(flat, self.mini_batches_per_rollout, self.algorithm, self.parallel.dp, old, reference)
 
     def _old_logp(self, flat: FlatGroups, features: Mapping[str, Tensor], sampler: Tensor) -> Tensor | None:
         """[N] log-probabilities before the update, or None if the first update is the only one.
@@ -252,11 +256,11 @@ class PolicyModule(TrainedModule):
         """
         in_reward = self.algorithm.kl_coef > 0 and self.algorithm.kl_placement == "reward"
         carried = any(group.carried_over for group in flat.groups)
-        if self.steps_per_rollout == 1 and not in_reward and not self.parallel.data.max(carried):
+        if self.steps_per_rollout == 1 and not in_reward and not self.parallel.dp.max(carried):
             return None
-        unknown = self.parallel.data.max(bool((~sampler.isfinite()).any()))
-        scored = self.parallel.data.max(any(not group.carried_over for group in flat.groups))
-        trusted = self.gap is not None and self.gap.trusts_engine and not in_reward
+        unknown = self.parallel.dp.max(bool((~sampler.isfinite()).any()))
+        scored = self.parallel.dp.max(any(not group.carried_over for group in flat.groups))
+        trusted = self.gap is not None and self.gap.bypasses_old_logp and not in_reward
         if not unknown and (trusted or not scored):
             return sampler
         old = self.score(self.entry, flat.prompts, flat.completions, features)
@@ -267,7 +271,7 @@ class PolicyModule(TrainedModule):
         if not self._reference:
             return None
         (entry,) = self._reference
-        if self.tower_trains:  # the reference has the tower it started with
+        if self.vision_encoder_trains:  # the reference has the encoder it started with
             features = FeatureCache(self.family, parallel=self.parallel).get_or_encode(entry.model, flat.prompts)
         with adapters_off(self.family, entry.model):
             logp = self.score(entry, flat.prompts, flat.completions, features)
@@ -294,8 +298,8 @@ class PolicyModule(TrainedModule):
             output = scores(self.family, entry, packed, features, scale, sequence)
             if packed is not None:
                 logp[packed.token_index.to(self.device)] = output.logp
-        if sequence.size < self.parallel.team.size:  # other ranks of the team had the other micro-batches
-            logp = self.parallel.team.sum(logp) / sequence.size
+        if sequence.size < self.parallel.sp_group.size:  # other ranks of the team had the other micro-batches
+            logp = self.parallel.sp_group.sum(logp) / sequence.size
         return logp
 
     # -- evaluation ----------------------------------------------------------------------------------------------
@@ -319,7 +323,7 @@ class PolicyModule(TrainedModule):
             # `test` reports categories with intervals: callbacks/evaluation.py
             self._evaluated.add_rewards(group, stage, by_category=stage == "val")
         has_targets = bool(batch.prompts) and (batch.groups is None or batch.prompts[0].response_ids is not None)
-        if self.parallel.data.max(has_targets):  # a rank may have run out of prompts before others
+        if self.parallel.dp.max(has_targets):  # a rank may have run out of prompts before others
             responses = targets(batch)
             logp = self.score(self.entry, batch.prompts, responses, self.encode(batch.prompts))
             self._evaluated.add(f"{stage}/loss", -float(logp.sum()), len(logp))

@@ -12,7 +12,7 @@ from typing_extensions import override
 from longrl.algorithms import Algorithm
 from longrl.models.lora import check_resumed, refuse_dropout, to_checkpoint
 from longrl.modules.means import Means
-from longrl.modules.optimizer import OptimizerSettings, clip_gradients, rest
+from longrl.modules.optimizer import OptimizerSettings, clip_gradients, offload_state
 from longrl.modules.phases import PhaseTimes
 from longrl.strategies.fsdp import Entry
 from longrl.strategies.parallel import Parallel
@@ -117,7 +117,7 @@ class TrainedModule(LightningModule, abc.ABC):
     @override
     def on_train_start(self) -> None:
         """Only now have weights and optimizer been restored."""
-        rest(self.optimizers(use_pl_optimizer=False))
+        offload_state(self.optimizers(use_pl_optimizer=False))
 
     @override
     def configure_optimizers(self) -> dict[str, Any]:
@@ -162,7 +162,7 @@ class TrainedModule(LightningModule, abc.ABC):
     # -- evaluation ----------------------------------------------------------------------------------------------
 
     def _log_evaluated(self) -> None:
-        for name, mean in self._evaluated.collect(self.parallel.data).items():
+        for name, mean in self._evaluated.collect(self.parallel.dp).items():
             # The same on all ranks already, which Lightning cannot know: without `sync_dist` it warns of every name.
             self.log(name, mean, prog_bar=name.endswith("/accuracy"), sync_dist=True)
 

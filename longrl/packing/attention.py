@@ -31,7 +31,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from longrl.packing.kernels import Blocks, Kernel, kernel_for
-from longrl.strategies.sequence import ALONE, SequenceParallel
+from longrl.strategies.sequence import NO_SEQUENCE_PARALLEL, SequenceParallel
 from longrl.types import GroupSpan
 
 ATTENTION_NAME = "longrl_shared_prefix"
@@ -53,7 +53,7 @@ def attention_forward(
     scaling: float | None = None,
     dropout: float = 0.0,
     spans: Sequence[GroupSpan] | None = None,
-    sequence: SequenceParallel = ALONE,
+    sequence: SequenceParallel = NO_SEQUENCE_PARALLEL,
     layer_attention: LayerAttention | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:

@@ -225,7 +225,7 @@ def _dense_rows(states: Tensor) -> Tensor:
 # ----------------------------------------------------------------------------------------------- one sequence at a time
 
 
-class OneByOne(abc.ABC):
+class PerSequence(abc.ABC):
     """Calls a kernel per sequence: queries [K, E, q, D] on keys [K, 1, n, D]."""
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, scale: float) -> tuple[Tensor, Tensor]:
@@ -269,7 +269,7 @@ class OneByOne(abc.ABC):
         """-> gradients [K, E, q, D] and twice [K, E or 1, n, D]."""
 
 
-class CpuFlash(OneByOne):
+class CpuFlash(PerSequence):
     """torch's flash attention for CPU. Key heads are expanded by stride 0, never copied."""
 
     def _forward(self, query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
@@ -287,7 +287,7 @@ class CpuFlash(OneByOne):
         )  # fmt: skip
 
 
-class Portable(OneByOne):
+class Portable(PerSequence):
     """Plain tensor operations in slices of queries: any device and precision, [rows, n] scores at a time."""
 
     max_scores: int = 1 << 24

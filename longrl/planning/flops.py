@@ -44,12 +44,14 @@ class Times:
 
 def encode_flops(plan: Plan) -> float:
     """One video: n (2 Q + 4 X window) in windowed layers, 4 X n cell in full ones."""
-    tower, n = plan.sizes.tower, plan.patches
-    if tower is None or not n:
+    vision_encoder, n = plan.sizes.vision_encoder, plan.patches
+    if vision_encoder is None or not n:
         return 0.0
-    windowed = (tower.num_layers - tower.num_full_layers) * min(tower.window_patches, plan.cell_patches)
-    full = tower.num_full_layers * plan.cell_patches
-    return float(n * (2 * tower.params + 4 * tower.width * (windowed + full)))
+    windowed = (vision_encoder.num_layers - vision_encoder.num_full_layers) * min(
+        vision_encoder.window_patches, plan.cell_patches
+    )
+    full = vision_encoder.num_full_layers * plan.cell_patches
+    return float(n * (2 * vision_encoder.params + 4 * vision_encoder.width * (windowed + full)))
 
 
 def prefill_flops(plan: Plan) -> float:
@@ -101,13 +103,13 @@ def pieces_flops(plan: Plan, batch: MicroBatch) -> float:
 def step_flops(plan: Plan) -> dict[str, float]:
     """Operations of one team's step, by phase."""
     batch = micro_batch(plan)
-    prompts, turns = plan.prompts_per_batch, plan.team // plan.sequence_parallel_size
+    prompts, turns = plan.prompts_per_batch, plan.sp_group // plan.sequence_parallel_size
     count = batch.count * turns
     once = count * (forward_flops(plan, batch) + head_flops(plan, batch))
     layers = (1 + BACKWARD + plan.gradient_checkpointing) * forward_flops(plan, batch)
     head = (2 + BACKWARD) * head_flops(plan, batch)  # its logits are always computed again
     update = count * (layers + head - spared_flops(plan, batch) + pieces_flops(plan, batch))
-    trains = plan.sizes.tower is not None and plan.sizes.tower.trains
+    trains = plan.sizes.vision_encoder is not None and plan.sizes.vision_encoder.trains
     return {
         "encode": prompts * encode_flops(plan),
         "prefill": prompts * prefill_flops(plan),
@@ -130,11 +132,11 @@ def times(plan: Plan, hardware: Hardware, efficiency: Efficiency) -> Times:
     exchange = batch.count * exchange_s(plan, batch, hardware, efficiency)
     backward = 1 + BACKWARD / 2 + plan.gradient_checkpointing
     return Times(
-        encode=flops["encode"] / plan.team / peak,
+        encode=flops["encode"] / plan.sp_group / peak,
         prefill=prefill_rounds(plan) * prefilled_prompts(plan) * prefill_flops(plan) / peak,
         decode=decode_s(plan, hardware, efficiency),
-        score=max(flops["score"] / plan.team / peak, passes * batch.count * gather) + passes * exchange,
-        update=max(flops["update"] / plan.team / peak, plan.epochs * batch.count * 3 * gather)
+        score=max(flops["score"] / plan.sp_group / peak, passes * batch.count * gather) + passes * exchange,
+        update=max(flops["update"] / plan.sp_group / peak, plan.epochs * batch.count * 3 * gather)
         + plan.epochs * backward * exchange
         + transfers_s(plan, hardware, efficiency.bandwidth),
     )
@@ -142,7 +144,7 @@ def times(plan: Plan, hardware: Hardware, efficiency: Efficiency) -> Times:
 
 def prefill_rounds(plan: Plan) -> int:
     """Calls of the decoder on one rank."""
-    own = max(1, math.ceil(plan.prompts_per_batch / plan.team))
+    own = max(1, math.ceil(plan.prompts_per_batch / plan.sp_group))
     return math.ceil(own / prefilled_prompts(plan))
 
 

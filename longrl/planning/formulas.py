@@ -11,7 +11,7 @@ import math
 
 from longrl.engines.prefix_cache import TILE_KEYS
 from longrl.packing.logprobs import MAX_LOGITS
-from longrl.planning.inputs import Plan, Tower
+from longrl.planning.inputs import Encoder, Plan
 
 ADAPTER_BYTES = 4
 """Of a number of LoRA's matrices (longrl/models/lora.py)."""
@@ -22,7 +22,7 @@ Parts = dict[str, float]
 
 
 def weights(plan: Plan) -> float:
-    """Shards of the policy, `fully_shard` in strategies/fsdp.py: w (text + trainable tower) / m; none with offload."""
+    """Shards of the policy, `fully_shard` in strategies/fsdp.py: w (text + trainable encoder) / m; none with offload."""
     return 0.0 if plan.offload else plan.weight_bytes * _sharded(plan) / plan.shards
 
 
@@ -38,27 +38,31 @@ def trained(plan: Plan) -> float:
 
 def frozen_tower(plan: Plan) -> float:
     """Whole on every rank, so that encoding needs no communication, in the precision of computing: c per parameter."""
-    tower = plan.sizes.tower
-    return 0.0 if tower is None or tower.trains else float(tower_bytes(plan) * tower.params)
+    vision_encoder = plan.sizes.vision_encoder
+    return 0.0 if vision_encoder is None or vision_encoder.trains else float(tower_bytes(plan) * vision_encoder.params)
 
 
 def tower_bytes(plan: Plan) -> int:
-    """Of a number in the tower and in its features."""
-    tower = plan.sizes.tower
-    return plan.weight_bytes if tower is None or tower.trains else min(plan.weight_bytes, plan.gathered_bytes)
+    """Of a number in the encoder and in its features."""
+    vision_encoder = plan.sizes.vision_encoder
+    return (
+        plan.weight_bytes
+        if vision_encoder is None or vision_encoder.trains
+        else min(plan.weight_bytes, plan.gathered_bytes)
+    )
 
 
 def reference(plan: Plan) -> float:
-    """Shards of the reference, its own tower whole, for it does not train, and its root unit gathered.
+    """Shards of the reference, its own encoder whole, for it does not train, and its root unit gathered.
 
-    Without a backward pass nothing lets that go (`reshard_after_forward=False`): w text / m + c (tower + root). With
+    Without a backward pass nothing lets that go (`reshard_after_forward=False`): w text / m + c (encoder + root). With
     adapters it is the policy without them.
     """
     if not plan.reference or plan.sizes.adapter_params:
         return 0.0
     text = 0.0 if plan.offload else plan.sizes.text_params / plan.shards
-    tower = plan.sizes.tower.params if plan.sizes.tower else 0
-    in_tower = min(plan.weight_bytes, plan.gathered_bytes) * tower
+    vision_encoder = plan.sizes.vision_encoder.params if plan.sizes.vision_encoder else 0
+    in_tower = min(plan.weight_bytes, plan.gathered_bytes) * vision_encoder
     return plan.weight_bytes * text + in_tower + plan.gathered_bytes * plan.sizes.root_params
 
 
@@ -76,26 +80,30 @@ def optimizer(plan: Plan) -> float:
 
 
 def features(plan: Plan) -> float:
-    """Those of all prompts of the batch, whole on every rank of the team, in the tower's precision: w P M B."""
+    """Those of all prompts of the batch, whole on every rank of the team, in the encoder's precision: w P M B."""
     return float(tower_bytes(plan) * plan.prompts_per_batch * plan.media_tokens * plan.sizes.feature_size)
 
 
 def cached_features(plan: Plan) -> float:
     """What `FeatureCache` keeps from earlier steps beside `features`: none if those alone are over its limit."""
-    tower = plan.sizes.tower
-    return 0.0 if tower is None or tower.trains else max(0.0, plan.feature_cache_bytes - features(plan))
+    vision_encoder = plan.sizes.vision_encoder
+    return (
+        0.0 if vision_encoder is None or vision_encoder.trains else max(0.0, plan.feature_cache_bytes - features(plan))
+    )
 
 
 def _sharded(plan: Plan) -> int:
-    tower = plan.sizes.tower
-    return plan.sizes.text_params + (tower.params if tower is not None and tower.trains else 0)
+    vision_encoder = plan.sizes.vision_encoder
+    return plan.sizes.text_params + (
+        vision_encoder.params if vision_encoder is not None and vision_encoder.trains else 0
+    )
 
 
 def standing(plan: Plan) -> Parts:
     """Kinds that are there in every phase."""
     return {
         "weights": weights(plan) + adapters(plan),
-        "vision tower": frozen_tower(plan),
+        "vision encoder": frozen_tower(plan),
         "reference": reference(plan),
         "optimizer": optimizer(plan),
         "features": features(plan) + cached_features(plan),
@@ -335,27 +343,27 @@ def optimizer_working_set(plan: Plan) -> float:
 
 
 def tower_activations(plan: Plan) -> float:
-    """One call of the tower on this rank's cells of one video, n patches of width X.
+    """One call of the encoder on this rank's cells of one video, n patches of width X.
 
     Patches, positions and, at its widest, rotary embeddings in float32: n (3 Y w + 5 X w + 16 X), or the MLP: n (2
     X + 3 F) w.
     """
-    tower = plan.sizes.tower
-    if tower is None:
+    vision_encoder = plan.sizes.vision_encoder
+    if vision_encoder is None:
         return 0.0
-    w, x = tower_bytes(plan), tower.width
+    w, x = tower_bytes(plan), vision_encoder.width
     rotary = 5 * x * w + 16 * x
-    mlp = (2 * x + 3 * tower.mlp_width) * w
-    per_patch = tower.patch_values * w + max(rotary, mlp)
-    if tower.trains:
-        per_patch += tower.num_layers * _tower_saved(tower, w)
+    mlp = (2 * x + 3 * vision_encoder.mlp_width) * w
+    per_patch = vision_encoder.patch_values * w + max(rotary, mlp)
+    if vision_encoder.trains:
+        per_patch += vision_encoder.num_layers * _tower_saved(vision_encoder, w)
     return float(plan.share_patches * per_patch)
 
 
-def _tower_saved(tower: Tower, w: int) -> float:
+def _tower_saved(vision_encoder: Encoder, w: int) -> float:
     """Per patch and layer, with gradient: two norms and what follows, q, k, v, output, and four of the MLP."""
-    norms = 2 * tower.width * (3 * w + (4 if w < 4 else 0))
-    return norms + 5 * tower.width * w + 4 * tower.mlp_width * w
+    norms = 2 * vision_encoder.width * (3 * w + (4 if w < 4 else 0))
+    return norms + 5 * vision_encoder.width * w + 4 * vision_encoder.mlp_width * w
 
 
 def feature_exchange(plan: Plan) -> float:
@@ -364,21 +372,21 @@ def feature_exchange(plan: Plan) -> float:
     All ranks' rows as they arrive and in order, then each video's copy: w P M B (2 + 1 / team), the first 1 over
     `num_gather_chunks`; on one rank rows and copies, 2 w P M B.
     """
-    share = 1 / plan.team + 1 / plan.num_gather_chunks + 1 if plan.team > 1 else 1.0
+    share = 1 / plan.sp_group + 1 / plan.num_gather_chunks + 1 if plan.sp_group > 1 else 1.0
     return features(plan) * max(share, 1.0)
 
 
 def prefilled_prompts(plan: Plan) -> int:
     """Prompts that one rank prefills together: engines/sharing.py and `HFEngine.max_sequences`."""
-    own = max(1, math.ceil(plan.prompts_per_batch / plan.team))
+    own = max(1, math.ceil(plan.prompts_per_batch / plan.sp_group))
     return min(own, max(1, plan.max_sequences // rank_completions(plan)))
 
 
 def rank_completions(plan: Plan) -> int:
     """Completions of a prompt that one rank samples: all, unless the team has more ranks than prompts."""
-    if plan.prompts_per_batch >= plan.team:
+    if plan.prompts_per_batch >= plan.sp_group:
         return plan.num_generations
-    return min(plan.num_generations, math.ceil(plan.prompts_per_batch * plan.num_generations / plan.team))
+    return min(plan.num_generations, math.ceil(plan.prompts_per_batch * plan.num_generations / plan.sp_group))
 
 
 def kv_cache(plan: Plan) -> float:

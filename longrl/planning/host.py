@@ -18,9 +18,9 @@ def host(plan: Plan, prefetched_prompts: int) -> Parts:
     offloaded; and at the start the model that every rank builds whole before it is sharded.
     """
     here = min(plan.devices, plan.devices_per_node)
-    tower = plan.sizes.tower
-    values = plan.share_patches * tower.patch_values * 4 if tower else 0
-    params = plan.sizes.text_params + (tower.params if tower else 0)
+    vision_encoder = plan.sizes.vision_encoder
+    values = plan.share_patches * vision_encoder.patch_values * 4 if vision_encoder else 0
+    params = plan.sizes.text_params + (vision_encoder.params if vision_encoder else 0)
     return {
         "patches": float(here * values * (plan.prompts_per_batch + prefetched_prompts)),
         "offloaded": here * (shards(plan) + layer_inputs(plan)),

@@ -18,11 +18,11 @@ from torch import nn
 from longrl.models.base import CausalFamily
 from longrl.models.lora import add_adapters
 from longrl.planning.shapes import on_meta
-from longrl.strategies.sequence import HeadPlan
+from longrl.strategies.sequence import HeadLayout
 
 
 @dataclass(frozen=True)
-class Tower:
+class Encoder:
     """A vision transformer, windowed or not."""
 
     params: int
@@ -56,7 +56,7 @@ class Sizes:
     """Whether queries and keys are normalised per head, as in Qwen3."""
     feature_size: int = 0
     """Numbers of a media token's features."""
-    tower: Tower | None = None
+    vision_encoder: Encoder | None = None
     adapter_params: int = 0
     """Of LoRA in all layers: if there are any, they alone train."""
     adapter_inputs: int = 0
@@ -66,7 +66,7 @@ class Sizes:
 
     @property
     def text_params(self) -> int:
-        """All that is sharded, except a tower that trains."""
+        """All that is sharded, except a encoder that trains."""
         return sum(self.layer_params) + self.root_params
 
     @property
@@ -86,9 +86,9 @@ class Sizes:
         Raises:
             ValueError: its layers are mixtures of experts, or it hears.
         """
-        if family.hears:
+        if family.supports_audio:
             raise ValueError(
-                f"plan counts text, images and videos, but {type(family).__name__} also has an audio tower and reads "
+                f"plan counts text, images and videos, but {type(family).__name__} also has an audio encoder and reads "
                 "sound; plan the vision-language model of the same size, and leave room for both"
             )
         text = family.config.get_text_config()
@@ -98,10 +98,10 @@ class Sizes:
                 f"{text.num_experts} experts; plan a dense model"
             )
         model = on_meta(family)
-        layers, tower = family.layers(model), family.tower(model)
+        layers, vision_encoder = family.layers(model), family.vision_encoder(model)
         names = {name for name, _ in layers[0].named_parameters()}
         in_layers = [_count(layer.parameters()) for layer in layers]
-        in_tower = _count(tower.parameters()) if tower is not None else 0
+        in_tower = _count(vision_encoder.parameters()) if vision_encoder is not None else 0
         in_root = _count(model.parameters()) - sum(in_layers) - in_tower
         adapter_params, adapter_inputs, adapter_mlp_inputs = _adapters(family)
         return cls(
@@ -115,20 +115,20 @@ class Sizes:
             vocabulary=text.vocab_size,
             head_norms=any("q_norm" in name for name in names),
             feature_size=family.feature_size,
-            tower=None if tower is None else _tower(family, model, family.config.vision_config),
+            vision_encoder=None if vision_encoder is None else _tower(family, model, family.config.vision_config),
             adapter_params=adapter_params,
             adapter_inputs=adapter_inputs,
             adapter_mlp_inputs=adapter_mlp_inputs,
         )
 
 
-def _tower(family: CausalFamily, model: nn.Module, vision: Any) -> Tower:
-    tower = family.tower(model)
-    assert tower is not None
+def _tower(family: CausalFamily, model: nn.Module, vision: Any) -> Encoder:
+    vision_encoder = family.vision_encoder(model)
+    assert vision_encoder is not None
     windowed = hasattr(vision, "window_size")
-    return Tower(
-        params=_count(tower.parameters()),
-        trains=family.tower_trains(model),
+    return Encoder(
+        params=_count(vision_encoder.parameters()),
+        trains=family.vision_encoder_trains(model),
         width=vision.hidden_size,
         mlp_width=vision.intermediate_size,
         num_layers=vision.depth,
@@ -170,11 +170,11 @@ class Plan:
     devices_per_node: int = 8
     sequence_parallel_size: int = 1
     """Ranks that share a sequence."""
-    team_size: int | None = None
+    sp_group_size: int | None = None
     """Ranks with the same prompts; None for those that share a sequence."""
     num_replicas: int = 1
     weight_bytes: int = 4
-    """Of a number in the family's `dtype`: shards, gradients, optimizer, the frozen tower."""
+    """Of a number in the family's `dtype`: shards, gradients, optimizer, the frozen encoder."""
     gathered_bytes: int = 4
     """Of a number of gathered weights and of the residual stream: `sharding.compute_dtype`, or the family's."""
     autocast: bool = False
@@ -198,7 +198,7 @@ class Plan:
     cell_patches: int = 0
     """Patches of a temporal cell."""
     pooled_frames: int = 1
-    """Frames whose features are averaged into one behind the tower."""
+    """Frames whose features are averaged into one behind the encoder."""
     num_generations: int = 8
     completion_tokens: int = 1024
     max_tokens_per_micro_batch: int = 16_384
@@ -216,9 +216,9 @@ class Plan:
     """Kernels and optimizer of CUDA; False for those of the CPU."""
 
     @property
-    def team(self) -> int:
+    def sp_group(self) -> int:
         """Ranks with the same prompts."""
-        return self.team_size or self.sequence_parallel_size
+        return self.sp_group_size or self.sequence_parallel_size
 
     @property
     def shards(self) -> int:
@@ -238,19 +238,23 @@ class Plan:
     @property
     def patches(self) -> int:
         """Patches of a prompt's media."""
-        return self.media_tokens * self.pooled_frames * (self.sizes.tower.merge if self.sizes.tower else 0)
+        return (
+            self.media_tokens
+            * self.pooled_frames
+            * (self.sizes.vision_encoder.merge if self.sizes.vision_encoder else 0)
+        )
 
     @property
     def share_patches(self) -> int:
         """Patches of a prompt's media on the rank of a team that has most: whole temporal cells."""
         if not self.cell_patches:
             return 0
-        return math.ceil(self.patches // self.cell_patches / self.team) * self.cell_patches
+        return math.ceil(self.patches // self.cell_patches / self.sp_group) * self.cell_patches
 
     @functools.cached_property
-    def heads(self) -> HeadPlan:
+    def heads(self) -> HeadLayout:
         """How heads are dealt to the ranks that share a sequence."""
-        return HeadPlan.make(self.sizes.num_heads, self.sizes.num_key_heads, self.sequence_parallel_size)
+        return HeadLayout.make(self.sizes.num_heads, self.sizes.num_key_heads, self.sequence_parallel_size)
 
 
 @dataclass(frozen=True)
@@ -276,7 +280,7 @@ def micro_batch(plan: Plan) -> MicroBatch:
     """
     budget = plan.max_tokens_per_micro_batch * plan.sequence_parallel_size
     prompts = math.ceil(plan.prompts_per_batch / plan.mini_batches)
-    turns = plan.team // plan.sequence_parallel_size
+    turns = plan.sp_group // plan.sequence_parallel_size
     prompt, one, all_of_them = plan.prompt_tokens, plan.completion_tokens, plan.num_generations
     if prompt + one > budget:
         raise ValueError(

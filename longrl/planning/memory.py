@@ -27,9 +27,9 @@ HELPFUL = 0.98
 
 
 def encode_phase(plan: Plan) -> Parts:
-    """The tower's calls, or the gathering of features while those of the batch before are still there."""
-    tower, exchange = f.tower_activations(plan), f.feature_exchange(plan)
-    largest = {"tower activations": tower} if tower > exchange else {"feature exchange": exchange}
+    """The encoder's calls, or the gathering of features while those of the batch before are still there."""
+    vision_encoder, exchange = f.tower_activations(plan), f.feature_exchange(plan)
+    largest = {"encoder activations": vision_encoder} if vision_encoder > exchange else {"feature exchange": exchange}
     return f.standing(plan) | largest
 
 
@@ -199,7 +199,7 @@ def _changes(plan: Plan) -> Iterator[tuple[str, object, Plan]]:
         yield "the engine's prefill_chunk_tokens", LEAST_CHUNK, change(plan, prefill_chunk_tokens=LEAST_CHUNK)
     for sp in (2, 4, 8):
         if sp > plan.sequence_parallel_size and plan.devices % sp == 0:
-            shared = change(plan, sequence_parallel_size=sp, team_size=sp)
+            shared = change(plan, sequence_parallel_size=sp, sp_group_size=sp)
             budget = max(needed_budget(shared), -(-plan.max_tokens_per_micro_batch * plan.sequence_parallel_size // sp))
             yield f"{strategy}.sequence_parallel_size", sp, change(shared, max_tokens_per_micro_batch=budget)
     if plan.gradient_checkpointing and not plan.offload_checkpoints:

@@ -25,7 +25,7 @@ from longrl.planning import flops, formulas, memory, shapes
 from longrl.planning.hardware import Hardware, hardware
 from longrl.planning.host import host
 from longrl.planning.inputs import Plan, Sizes, micro_batch, needed_budget
-from longrl.strategies.mr_sp import MRSPStrategy, check_sizes, team_size_of
+from longrl.strategies.mr_sp import MRSPStrategy, check_sizes, sp_group_size_of
 from longrl.types import Frames, Media, SamplingParams
 
 NODES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -135,8 +135,8 @@ def plan_of(
         strategy = MRSPStrategy()
         notes.append("the config has another strategy: planned for longrl.strategies.mr_sp.MRSPStrategy")
     devices = (options.nodes or trainer["num_nodes"] or 1) * machine.devices
-    team = team_size_of(options.sp or strategy.sequence_parallel_size, machine.devices, devices)
-    check_sizes(devices, team, strategy.num_replicas)
+    sp_group = sp_group_size_of(options.sp or strategy.sequence_parallel_size, machine.devices, devices)
+    check_sizes(devices, sp_group, strategy.num_replicas)
     rollouts = [item for item in built.get("callbacks") or [] if isinstance(item, RolloutCallback)]
     rl = data.renderer.stage == "rl"
     sampling = rollouts[0].sampling if rl and rollouts else SamplingParams(num_generations=1)
@@ -149,8 +149,8 @@ def plan_of(
         sizes,
         devices=devices,
         devices_per_node=machine.devices,
-        sequence_parallel_size=team,
-        team_size=team,
+        sequence_parallel_size=sp_group,
+        sp_group_size=sp_group,
         num_replicas=strategy.num_replicas,
         weight_bytes=weight_bytes,
         gathered_bytes=weight_bytes if compute is None else getattr(torch, compute).itemsize,
@@ -164,7 +164,7 @@ def plan_of(
         reference=rl and model.algorithm.kl_coef > 0,
         prompts_per_batch=data.prompts_per_batch,
         prompt_tokens=options.prompt_tokens or data.renderer.max_prompt_tokens or options.text_tokens,
-        frames=(options.frames or video.num_frames or video.max_frames) if sizes.tower else 0,
+        frames=(options.frames or video.num_frames or video.max_frames) if sizes.vision_encoder else 0,
         num_generations=sampling.num_generations,
         completion_tokens=sampling.max_completion_tokens,
         max_tokens_per_micro_batch=model.max_tokens_per_micro_batch,
@@ -184,8 +184,8 @@ def plan_of(
 def chosen_degree(plan: Plan) -> int:
     """What `Parallel.sequence_for` chooses: the smallest degree whose budget holds the longest sequence."""
     length = plan.prompt_tokens + plan.num_generations * plan.completion_tokens
-    degrees = [degree for degree in range(1, plan.team + 1) if plan.team % degree == 0]
-    return next((degree for degree in degrees if degree * plan.max_tokens_per_micro_batch >= length), plan.team)
+    degrees = [degree for degree in range(1, plan.sp_group + 1) if plan.sp_group % degree == 0]
+    return next((degree for degree in degrees if degree * plan.max_tokens_per_micro_batch >= length), plan.sp_group)
 
 
 def frames_rule(family: CausalFamily, options: argparse.Namespace) -> memory.WithFrames:
@@ -195,8 +195,8 @@ def frames_rule(family: CausalFamily, options: argparse.Namespace) -> memory.Wit
     def with_frames(plan: Plan, frames: int) -> Plan:
         item = black_video(family, frames, height, width)
         tokens, cell_patches = family.num_features(item), item.grid_thw[1] * item.grid_thw[2]
-        times = family.time_tokens(range(0, frames, item.frames_per_cell))
-        pooled = item.frames_per_cell // family.config.vision_config.temporal_patch_size
+        times = family.time_tokens(range(0, frames, item.temporal_patch_size))
+        pooled = item.temporal_patch_size // family.config.vision_config.temporal_patch_size
         prompt = options.prompt_tokens or tokens + times + options.text_tokens
         sized = {"frames": frames, "media_tokens": tokens, "cell_patches": cell_patches, "prompt_tokens": prompt}
         sized["pooled_frames"] = pooled
@@ -235,7 +235,7 @@ def grid(plan: Plan, machine: Hardware, efficiency: flops.Efficiency) -> list[Gr
     for nodes in NODES:
         devices = nodes * machine.devices
         for sp in (degree for degree in DEGREES if devices % degree == 0 and devices % plan.num_replicas == 0):
-            changes = {"devices": devices, "sequence_parallel_size": sp, "team_size": sp}
+            changes = {"devices": devices, "sequence_parallel_size": sp, "sp_group_size": sp}
             other = budgeted(dataclasses.replace(plan, **changes))
             need, seconds = memory.estimate(other).peak, flops.times(other, machine, efficiency).step
             prompts = devices // sp * other.prompts_per_batch

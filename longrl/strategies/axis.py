@@ -46,7 +46,7 @@ class Axis:
         total = self.sum(torch.tensor(numbers, dtype=torch.float64, device=self._device()))
         return dict(zip(names, total.tolist(), strict=True))
 
-    def together(self, work: Callable[[], T]) -> T:
+    def raise_on_any_rank(self, work: Callable[[], T]) -> T:
         """The result of `work` on this rank, or the error of any rank, raised on all: none waits for one that failed.
 
         `work` that talks to other ranks must not leave them waiting when it fails.
@@ -93,10 +93,10 @@ class Axis:
         return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
 
 
-LONE = Axis()
+SINGLE_RANK = Axis()
 """A rank alone."""
 
 
 def world() -> Axis:
     """All ranks of the run."""
-    return Axis.of(None) if dist.is_initialized() else LONE
+    return Axis.of(None) if dist.is_initialized() else SINGLE_RANK

@@ -9,7 +9,7 @@ What is sharded, in this order:
 
     layers of the text stack     one unit each
     embeddings, norm, LM head    the root; together, for they may share a weight; of a flow model all but its layers
-    vision tower                 a unit of its own if it trains; a frozen one is kept whole on every rank, so that
+    vision encoder                 a unit of its own if it trains; a frozen one is kept whole on every rank, so that
                                  encoding needs no communication and no rank waits for one without media
 """
 
@@ -85,7 +85,7 @@ class ShardingOptions:
     """What FSDP2 does beside sharding."""
 
     compute_dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Precision of gathered weights, of activations and of a frozen tower; None is that of the weights themselves.
+    """Precision of gathered weights, of activations and of a frozen encoder; None is that of the weights themselves.
     Sharded weights, summed gradients and the optimizer's state keep the family's `dtype`."""
     offload: bool = False
     """Keep sharded weights, gradients and the optimizer's state in host memory, where the optimizer then runs."""
@@ -105,7 +105,7 @@ def shard(family: CausalFamily | FlowFamily, model: nn.Module, mesh: DeviceMesh,
     Gradients are sums over the ranks, never means: every rank adds its share of a loss whose weights sum to 1 over all.
 
     Args:
-        family: says where layers and tower are.
+        family: says where layers and encoder are.
         model: on the CPU, the same on every rank.
         mesh: one axis to shard over, or two: (replicate, shard).
         options: precision and offload.
@@ -115,12 +115,12 @@ def shard(family: CausalFamily | FlowFamily, model: nn.Module, mesh: DeviceMesh,
     units: list[nn.Module] = [*family.layers(model), entry]
     for unit in units:
         fully_shard(unit, mesh=mesh, reshard_after_forward=unit is not entry, **policies)
-    towers = family.sharded_towers(model)
-    for tower in towers:
-        fully_shard(tower, mesh=mesh, reshard_after_forward=False, **policies)
-        units.append(tower)
-    for encoder in family.encoders(model):
-        if options.compute_dtype is not None and not any(encoder is tower for tower in towers):
+    encoders = family.sharded_encoders(model)
+    for vision_encoder in encoders:
+        fully_shard(vision_encoder, mesh=mesh, reshard_after_forward=False, **policies)
+        units.append(vision_encoder)
+    for encoder in family.media_encoders(model):
+        if options.compute_dtype is not None and not any(encoder is vision_encoder for vision_encoder in encoders):
             encoder.to(getattr(torch, options.compute_dtype))
     for unit in units:
         unit.set_gradient_divide_factor(1.0)

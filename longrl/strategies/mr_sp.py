@@ -21,7 +21,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.device_mesh import init_device_mesh
 from typing_extensions import override
 
-from longrl.strategies.axis import LONE, Axis
+from longrl.strategies.axis import SINGLE_RANK, Axis
 from longrl.strategies.fsdp import ShardingOptions, shard
 from longrl.strategies.parallel import Parallel
 from longrl.strategies.sequence import SequenceParallel
@@ -90,8 +90,8 @@ class MRSPStrategy(ModelParallelStrategy):
     def _configure_launcher(self) -> None:
         """Checks the sizes before any other process is started."""
         world_size = self.num_nodes * self.num_processes
-        team_size = team_size_of(self.sequence_parallel_size, self.num_processes, world_size)
-        check_sizes(world_size, team_size, self.num_replicas)
+        sp_group_size = sp_group_size_of(self.sequence_parallel_size, self.num_processes, world_size)
+        check_sizes(world_size, sp_group_size, self.num_replicas)
         super()._configure_launcher()
 
     @override
@@ -100,20 +100,20 @@ class MRSPStrategy(ModelParallelStrategy):
         module = self.lightning_module
         assert module is not None
         world_size = self.num_nodes * self.num_processes
-        team_size = team_size_of(self.sequence_parallel_size, self.num_processes, world_size)
-        if team_size > 1 and not module.family.supports_sequence_parallel:
+        sp_group_size = sp_group_size_of(self.sequence_parallel_size, self.num_processes, world_size)
+        if sp_group_size > 1 and not module.family.supports_sequence_parallel:
             raise ValueError(
                 f"{type(module.family).__name__} has no sequence parallelism, but "
                 f"trainer.strategy.init_args.sequence_parallel_size is {self.sequence_parallel_size}; set it to 1"
             )
-        self._data_parallel_size, self._tensor_parallel_size = world_size // team_size, team_size
+        self._data_parallel_size, self._tensor_parallel_size = world_size // sp_group_size, sp_group_size
         super().setup_environment()
-        module.parallel = self._parallel(team_size)
+        module.parallel = self._parallel(sp_group_size)
 
-    def _parallel(self, team_size: int) -> Parallel:
+    def _parallel(self, sp_group_size: int) -> Parallel:
         device, world_size = self.root_device.type, self.world_size
         grid = init_device_mesh(
-            device, (world_size // team_size, team_size), mesh_dim_names=("data_parallel", "sequence_parallel")
+            device, (world_size // sp_group_size, sp_group_size), mesh_dim_names=("data_parallel", "sequence_parallel")
         )
         self._device_mesh = grid
         if self.num_replicas > 1:
@@ -121,13 +121,13 @@ class MRSPStrategy(ModelParallelStrategy):
             shards = init_device_mesh(device, sizes, mesh_dim_names=("replicate", "shard"))
         else:
             shards = init_device_mesh(device, (world_size,), mesh_dim_names=("shard",))
-        team = Axis.of(grid.get_group("sequence_parallel"))
+        sp_group = Axis.of(grid.get_group("sequence_parallel"))
         fixed = self.sequence_parallel_size != "auto"
         return Parallel(
             world=Axis.of(None),
             data=Axis.of(grid.get_group("data_parallel")),
-            team=team,
-            degrees={team.size: SequenceParallel(team)} if fixed else parts_of(team, world_size),
+            sp_group=sp_group,
+            degrees={sp_group.size: SequenceParallel(sp_group)} if fixed else parts_of(sp_group, world_size),
             num_gather_chunks=self.num_gather_chunks,
             compute_dtype=self.sharding.compute_dtype,
             wrap=functools.partial(shard, mesh=shards, options=self.sharding),
@@ -169,14 +169,14 @@ class MRSPStrategy(ModelParallelStrategy):
         return super().load_checkpoint(path, weights_only)
 
 
-def team_size_of(sequence_parallel_size: int | Literal["auto"], num_processes: int, world_size: int) -> int:
+def sp_group_size_of(sequence_parallel_size: int | Literal["auto"], num_processes: int, world_size: int) -> int:
     """Ranks with the same prompts."""
     return min(num_processes, world_size) if sequence_parallel_size == "auto" else sequence_parallel_size
 
 
-def check_sizes(world_size: int, team_size: int, num_replicas: int) -> None:
+def check_sizes(world_size: int, sp_group_size: int, num_replicas: int) -> None:
     """Raises ValueError, before weights are loaded, if the devices do not divide into teams or replicas."""
-    for name, size in (("sequence_parallel_size", team_size), ("num_replicas", num_replicas)):
+    for name, size in (("sequence_parallel_size", sp_group_size), ("num_replicas", num_replicas)):
         if world_size % size:
             fitting = ", ".join(str(n) for n in range(1, world_size + 1) if world_size % n == 0)
             raise ValueError(
@@ -185,11 +185,11 @@ def check_sizes(world_size: int, team_size: int, num_replicas: int) -> None:
             )
 
 
-def parts_of(team: Axis, world_size: int) -> dict[int, SequenceParallel]:
+def parts_of(sp_group: Axis, world_size: int) -> dict[int, SequenceParallel]:
     """For every divisor of a team's size, this rank's part of the team of that many ranks."""
     degrees = {}
-    for degree in (n for n in range(1, team.size + 1) if team.size % n == 0):
-        axis = LONE
+    for degree in (n for n in range(1, sp_group.size + 1) if sp_group.size % n == 0):
+        axis = SINGLE_RANK
         for start in range(0, world_size, degree):  # every process takes part in making every group
             group = dist.new_group(list(range(start, start + degree))) if degree > 1 else None
             if group is not None and start <= dist.get_rank() < start + degree:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from longrl.strategies.axis import LONE, Axis
+from longrl.strategies.axis import SINGLE_RANK, Axis
 from longrl.strategies.fsdp import Entry
-from longrl.strategies.sequence import ALONE, SequenceParallel
+from longrl.strategies.sequence import NO_SEQUENCE_PARALLEL, SequenceParallel
 
 if TYPE_CHECKING:
     from longrl.diffusion.family import FlowFamily
@@ -25,11 +25,11 @@ class Parallel:
     with short sequences, where the degree is chosen per batch, smaller parts of the team take turns.
     """
 
-    world: Axis = LONE
-    data: Axis = LONE
+    world: Axis = SINGLE_RANK
+    dp: Axis = SINGLE_RANK
     """One rank of each team: they have other prompts."""
-    team: Axis = LONE
-    degrees: Mapping[int, SequenceParallel] = field(default_factory=lambda: {1: ALONE})
+    sp_group: Axis = SINGLE_RANK
+    degrees: Mapping[int, SequenceParallel] = field(default_factory=lambda: {1: NO_SEQUENCE_PARALLEL})
     """How many neighbouring ranks of the team may share a sequence; one entry unless it is chosen per batch."""
     num_gather_chunks: int = 1
     """Messages in which features are gathered: more of them need less memory beside the result."""

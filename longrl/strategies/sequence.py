@@ -20,11 +20,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from longrl.strategies.axis import LONE, Axis
+from longrl.strategies.axis import SINGLE_RANK, Axis
 
 
 @dataclass(frozen=True)
-class HeadPlan:
+class HeadLayout:
     """How heads are dealt to ranks, whatever their numbers.
 
     A key head with its E query heads is cut into `parts` equal parts of `size` queries, the last ones padded with
@@ -44,7 +44,7 @@ class HeadPlan:
     per_rank: int
 
     @classmethod
-    def make(cls, num_heads: int, num_key_heads: int, ranks: int) -> HeadPlan:
+    def make(cls, num_heads: int, num_key_heads: int, ranks: int) -> HeadLayout:
         """The plan with the fewest query heads per rank, and among those the one with the fewest copies of keys."""
         queries = num_heads // num_key_heads
         plans = [
@@ -79,7 +79,7 @@ class SequenceParallel:
         axis: the ranks that share the sequence.
     """
 
-    axis: Axis = LONE
+    axis: Axis = SINGLE_RANK
 
     @property
     def size(self) -> int:
@@ -93,7 +93,7 @@ class SequenceParallel:
 
     # -- attention -----------------------------------------------------------------------------------------------
 
-    def to_heads(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor, HeadPlan]:
+    def to_heads(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor, HeadLayout]:
         """This rank's rows of all heads -> all rows of this rank's heads.
 
         Args:
@@ -104,14 +104,14 @@ class SequenceParallel:
         Returns:
             [heads, L, D], [key heads, L, D] and [key heads, L, D] of this rank, and the plan for the way back.
         """
-        plan = HeadPlan.make(len(query), len(key), self.size)
+        plan = HeadLayout.make(len(query), len(key), self.size)
         dealt = plan.deal(query, key, value)
         rows, width = dealt.shape[2:]
         found = self._all_to_all(dealt).view(self.size, plan.per_rank, plan.size + 2, rows, width)
         whole = found.permute(1, 2, 0, 3, 4).reshape(plan.per_rank, plan.size + 2, self.size * rows, width)
         return whole[:, :-2].flatten(0, 1), whole[:, -2], whole[:, -1], plan
 
-    def to_rows(self, output: Tensor, plan: HeadPlan) -> Tensor:
+    def to_rows(self, output: Tensor, plan: HeadLayout) -> Tensor:
         """[heads of this rank, L, D] -> [H, L / ranks, D]: the way back."""
         length, width = output.shape[1:]
         parted = output.view(plan.per_rank, plan.size, self.size, length // self.size, width)
@@ -202,5 +202,5 @@ class _Gather(torch.autograd.Function):
         return grad[ctx.own], None, None
 
 
-ALONE = SequenceParallel()
+NO_SEQUENCE_PARALLEL = SequenceParallel()
 """One rank has the whole sequence."""

@@ -285,7 +285,7 @@ def tiny_vila(
         folder: where to write; made if missing.
         tokenizer: from `tiny_tokenizer`, or None for its default; it gets VILA's tokens.
         text: overrides of the language model's config.
-        vision: overrides of the tower's config.
+        vision: overrides of the encoder's config.
         projector: `mm_projector_type`.
         values: further fields of the top config, e.g. `image_aspect_ratio="dynamic"`.
 
@@ -300,15 +300,15 @@ def tiny_vila(
 
     folder, tokenizer = Path(folder), tokenizer or tiny_tokenizer()
     tokenizer.add_tokens(list(EXTRA_TOKENS), special_tokens=True)
-    tower: dict[str, Any] = {
+    vision_encoder: dict[str, Any] = {
         "hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 3, "intermediate_size": 64,
         "image_size": 56, "patch_size": 14, "vision_use_head": False, "architectures": ["SiglipVisionModel"],
     } | (vision or {})  # fmt: skip
     llm = _text_config(tokenizer) | {"architectures": ["Qwen2ForCausalLM"]} | (text or {})
     Qwen2Config(**llm).save_pretrained(folder / "llm")
     tokenizer.save_pretrained(folder / "llm")
-    SiglipVisionConfig(**tower).save_pretrained(folder / "vision_tower")
-    size = {"height": tower["image_size"], "width": tower["image_size"]}
+    SiglipVisionConfig(**vision_encoder).save_pretrained(folder / "vision_tower")
+    size = {"height": vision_encoder["image_size"], "width": vision_encoder["image_size"]}
     top = {
         "model_type": "vila", "architectures": ["VILAForCausalLM"], "mm_vision_select_feature": "cls_patch",
         "mm_vision_select_layer": -2, "image_aspect_ratio": "resize",

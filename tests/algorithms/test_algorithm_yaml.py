@@ -64,7 +64,7 @@ EXPECTED = {
         "advantage_limit": 5.0,
     },
     "flow_grpo_guard": {
-        "surrogate": algorithms.guarded,
+        "surrogate": algorithms.grpo_guard,
         "kl": algorithms.gaussian_mean,
         "clip_low": 2e-6,
         "clip_high": 2e-6,

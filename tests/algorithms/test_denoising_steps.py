@@ -11,7 +11,7 @@ from longrl.algorithms import (
     Tokens,
     clipped,
     gaussian_mean,
-    guarded,
+    grpo_guard,
     k3,
     raw,
     sequence_clipped,
@@ -39,7 +39,7 @@ def test_guards_ratio_is_the_mean_of_noise_times_movement_and_its_loss_is_divide
         logp_of(drawn, mean, std), logp_of(drawn, old_mean, std), advantages, INDEX, steps=steps(mean, old_mean)
     )
     moved = (noise * mean.detach()).mean(-1)  # 0 and 1/30
-    found = guarded(tokens, 10.0, 10.0)
+    found = grpo_guard(tokens, 10.0, 10.0)
     torch.testing.assert_close(found.loss, -advantages * moved.exp() / torch.tensor([0.1, 0.2]))
     found.loss.sum().backward()
     expected = -(advantages * moved.exp() / torch.tensor([0.1, 0.2]))[:, None] * noise / 3
@@ -53,14 +53,14 @@ def test_guard_clips_on_either_side():
         logp_of(noise / 2, mean, std), logp_of(noise / 2, zero, std), torch.tensor([1.0, -1.0]), INDEX,
         steps=steps(mean, zero, std=(0.5, 0.5), length=(1.0, 1.0)),
     )  # fmt: skip
-    found = guarded(tokens, 0.01, 0.02)
+    found = grpo_guard(tokens, 0.01, 0.02)
     assert found.loss.tolist() == pytest.approx([-1.02, 0.99])
     assert (found.clipped_high.tolist(), found.clipped_low.tolist()) == ([True, False], [False, True])
 
 
 def test_guard_refuses_tokens():
-    with pytest.raises(ValueError, match="guarded is for denoising steps"):
-        guarded(Tokens(*torch.zeros(3, 2), INDEX), 0.2, 0.2)
+    with pytest.raises(ValueError, match="grpo_guard is for denoising steps"):
+        grpo_guard(Tokens(*torch.zeros(3, 2), INDEX), 0.2, 0.2)
 
 
 def test_the_kl_term_is_scaled_by_the_variance_and_its_gradient_is_exact():
@@ -104,7 +104,7 @@ def test_a_group_of_one_is_refused_unless_nothing_is_compared():
     Algorithm(advantage=raw).validate_steps(1, 1)
 
 
-@pytest.mark.parametrize("algorithm", [Algorithm(kl=gaussian_mean), Algorithm(surrogate=guarded)])
+@pytest.mark.parametrize("algorithm", [Algorithm(kl=gaussian_mean), Algorithm(surrogate=grpo_guard)])
 def test_a_policy_that_writes_tokens_refuses_what_is_for_steps(algorithm):
     from longrl.types import SamplingParams
 

@@ -15,7 +15,7 @@ from longrl.callbacks.rollout import RolloutCallback, restored_group, saved_grou
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.datamodules.media.video import VideoSampling
 from longrl.engines.hf import HFEngine, RolloutEngine
-from longrl.engines.parity import Seen
+from longrl.engines.parity import RenderedPrompt
 from longrl.modules.policy import OptimizerSettings, PolicyModule
 from longrl.rewards import RewardSum, RewardTerm
 from longrl.strategies.axis import Axis
@@ -35,7 +35,7 @@ DAPO = Algorithm(select=drop_uniform)
 class FakeEngine(RolloutEngine):
     """Answers as told: `script(prompt id, num_generations)` gives the texts. Keeps what it was asked."""
 
-    needs_whole_weights = True  # no engine of its own to compare with the trainer
+    reads_policy_weights = True  # no engine of its own to compare with the trainer
 
     def __init__(self, script):
         self.script, self.calls, self.synced = script, [], []
@@ -81,7 +81,7 @@ def data_module(folder, family=None, count=12, **options):
 def callback(engine=None, **options):
     options = {"reward": RewardSum([RewardTerm(right_is_good)]), "sampling": SAMPLING, **options}
     if engine is not None:
-        options.setdefault("max_mean_gap", math.inf)  # a scripted answer's log-probabilities are no model's
+        options.setdefault("max_mean_mismatch", math.inf)  # a scripted answer's log-probabilities are no model's
     return RolloutCallback(engine=engine, **options)
 
 
@@ -246,17 +246,17 @@ def test_too_few_groups_after_all_refills_are_a_warning_and_a_smaller_step(tmp_p
     order = order_of(tmp_path, 8)
     engine = contrast_in(order[0])
     with caplog.at_level(logging.WARNING):
-        seen = train(tmp_path, callback(engine, max_refills=2), DAPO)
+        seen = train(tmp_path, callback(engine, max_resample_rounds=2), DAPO)
     assert len(engine.calls) == 3  # the batch and two refills
     assert ids(seen.batches[0].groups) == [order[0]]
     assert "dynamic sampling kept 1 of 2 groups after 2 refills" in caplog.text
-    assert "max_refills" in caplog.text
+    assert "max_resample_rounds" in caplog.text
     assert "train/loss" in seen.metrics[0]
 
 
 def test_no_group_at_all_is_no_step_and_the_run_goes_on(tmp_path):
     order = order_of(tmp_path, 10)
-    seen = train(tmp_path, callback(contrast_in(order[4], order[5]), max_refills=1), DAPO, steps=2)
+    seen = train(tmp_path, callback(contrast_in(order[4], order[5]), max_resample_rounds=1), DAPO, steps=2)
     assert seen.batches[0].groups == []
     assert "train/loss" not in seen.metrics[0]
     assert seen.metrics[0]["reward/mean"] == 0.0
@@ -265,7 +265,7 @@ def test_no_group_at_all_is_no_step_and_the_run_goes_on(tmp_path):
 
 def test_a_run_that_keeps_no_group_for_long_ends(tmp_path, monkeypatch):
     monkeypatch.setattr("longrl.callbacks.rollout.MAX_EMPTY_STEPS", 2)
-    rollouts = callback(contrast_in(), max_refills=0)
+    rollouts = callback(contrast_in(), max_resample_rounds=0)
     with pytest.raises(RuntimeError, match="in 2 steps in a row no group was of use"):
         train(tmp_path, rollouts, DAPO, steps=4)
     assert len(rollouts.engine.calls) == 2
@@ -306,7 +306,7 @@ def test_carried_over_groups_survive_a_checkpoint_also_before_the_first_batch(tm
 class Elsewhere(FakeEngine):
     """Answers in another process, as far as the callback can tell."""
 
-    runs_elsewhere = True
+    is_remote = True
 
 
 def test_with_overlap_a_step_trains_on_what_was_sampled_during_the_last_update(tmp_path):
@@ -348,13 +348,13 @@ def test_groups_sampled_ahead_need_no_pass_of_the_old_policy(tmp_path, monkeypat
     seen = train(tmp_path, rollouts, steps=3)
     rollouts.state_dict()
     assert calls == []
-    assert all(metrics["train/gap_mean"] > 1 for metrics in seen.metrics)  # scripted log-probabilities are 0
+    assert all(metrics["train/mismatch_mean"] > 1 for metrics in seen.metrics)  # scripted log-probabilities are 0
 
 
 def test_a_rank_without_restored_groups_waits_for_the_others(tmp_path):
     rollouts = callback(Elsewhere(half_right), overlap=True)
     rollouts._restored = {"carried": [], "ahead": []}
-    rollouts._parallel = Parallel(data=OthersHaveOne())
+    rollouts._parallel = Parallel(dp=OthersHaveOne())
     rollouts._take_restored(None)
     assert rollouts._ahead() == []
 
@@ -375,7 +375,7 @@ def test_overlap_needs_an_engine_in_another_process(tmp_path):
 class Offset(RolloutEngine):
     """The trainer's own model, whose log-probabilities are reported `offset` too high from call `after` on."""
 
-    needs_whole_weights = True
+    reads_policy_weights = True
 
     def __init__(self, offset, after=0):
         self.engine, self.offset, self.after, self.count = HFEngine(), offset, after, 0
@@ -395,26 +395,26 @@ def two_updates(**options):
 
 
 def test_the_gap_of_every_step_is_logged(tmp_path):
-    seen = train(tmp_path, callback(Offset(-0.25), max_mean_gap=0.3), policy=two_updates(), steps=2)
+    seen = train(tmp_path, callback(Offset(-0.25), max_mean_mismatch=0.3), policy=two_updates(), steps=2)
     for metrics in seen.metrics:
-        assert metrics["train/gap_mean"] == pytest.approx(0.25, abs=1e-4)
-        assert metrics["train/gap_max"] == pytest.approx(0.25, abs=1e-4)
-        assert metrics["train/gap_effective_share"] == pytest.approx(1.0, abs=1e-4)
+        assert metrics["train/mismatch_mean"] == pytest.approx(0.25, abs=1e-4)
+        assert metrics["train/mismatch_max"] == pytest.approx(0.25, abs=1e-4)
+        assert metrics["train/mismatch_effective_share"] == pytest.approx(1.0, abs=1e-4)
 
 
 def test_an_engine_that_parts_from_the_trainer_ends_the_run_before_the_update(tmp_path):
     policy = two_updates()
     policy.configure_model()
     before = policy.model.get_input_embeddings().weight.clone()
-    with pytest.raises(RuntimeError, match=r"have parted: .* mean above max_mean_gap=0\.2"):
-        train(tmp_path, callback(Offset(0.25), max_mean_gap=0.2), policy=policy)
+    with pytest.raises(RuntimeError, match=r"have parted: .* mean above max_mean_mismatch=0\.2"):
+        train(tmp_path, callback(Offset(0.25), max_mean_mismatch=0.2), policy=policy)
     assert torch.equal(policy.model.get_input_embeddings().weight, before)
 
 
 def test_trust_that_saves_nothing_is_told(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
-        train(tmp_path, callback(Offset(0.0), trust_engine_below=0.1))
-    assert "trust_engine_below of the RolloutCallback has no effect" in caplog.text
+        train(tmp_path, callback(Offset(0.0), bypass_old_logp_below=0.1))
+    assert "bypass_old_logp_below of the RolloutCallback has no effect" in caplog.text
 
 
 @pytest.mark.parametrize(("offset", "passes"), [(0.0, [1, 0, 0]), (0.25, [1, 1, 1])])
@@ -430,39 +430,39 @@ def test_a_trusted_engine_saves_the_pass_of_the_old_policy(tmp_path, monkeypatch
             counts.append(len(scored))
             scored.clear()
 
-    trainer = trainer_of(callback(Offset(offset), trust_engine_below=0.1), Count(), steps=3)
+    trainer = trainer_of(callback(Offset(offset), bypass_old_logp_below=0.1), Count(), steps=3)
     trainer.fit(policy, data_module(tmp_path))
     assert counts == passes
 
 
 def test_a_filtered_distribution_cannot_be_trusted(tmp_path, caplog):
     filtered = dataclasses.replace(SAMPLING, top_p=0.9)
-    with pytest.raises(ValueError, match=r"trust_engine_below=0\.1 needs top_p=1"):
-        train(tmp_path, callback(HFEngine(), sampling=filtered, trust_engine_below=0.1))
+    with pytest.raises(ValueError, match=r"bypass_old_logp_below=0\.1 needs top_p=1"):
+        train(tmp_path, callback(HFEngine(), sampling=filtered, bypass_old_logp_below=0.1))
     with caplog.at_level(logging.WARNING):
-        train(tmp_path, callback(HFEngine(), sampling=filtered, max_mean_gap=1e-9))  # the gap is no fault here
+        train(tmp_path, callback(HFEngine(), sampling=filtered, max_mean_mismatch=1e-9))  # the gap is no fault here
     assert "log-probabilities are those of the filtered distribution" in caplog.text
 
 
 class Sees(FakeEngine):
     """Has weights of its own and reads prompts as told."""
 
-    needs_whole_weights = False
+    reads_policy_weights = False
 
     def __init__(self, script, change):
         super().__init__(script)
         self.change = change
 
-    def seen(self, family, prompts, features):
+    def rendered_prompts(self, family, prompts, features):
         return [self.change(prompt) for prompt in prompts]
 
 
 def test_prompts_that_the_engine_reads_differently_end_the_run_before_its_first_step(tmp_path):
-    engine = Sees(half_right, lambda prompt: Seen(prompt.input_ids.flip(0)))
+    engine = Sees(half_right, lambda prompt: RenderedPrompt(prompt.input_ids.flip(0)))
     with pytest.raises(RuntimeError, match=r"read the same prompts differently") as error:
         train(tmp_path, callback(engine))
     assert "input_ids: from [0] on, trainer" in str(error.value)
-    train(tmp_path, callback(Sees(half_right, lambda prompt: Seen(prompt.input_ids)), max_gap=math.inf))
+    train(tmp_path, callback(Sees(half_right, lambda prompt: RenderedPrompt(prompt.input_ids)), max_mismatch=math.inf))
 
 
 # ---- baselines and failures ----
@@ -564,18 +564,18 @@ def test_a_group_survives_a_checkpoint(tmp_path):
 
 
 def encodes(policy):
-    """Counts the media that pass the tower from now on."""
+    """Counts the media that pass the encoder from now on."""
     count = []
     policy.configure_model()
-    tower = policy.family.tower(policy.model)
-    tower.register_forward_hook(
+    vision_encoder = policy.family.vision_encoder(policy.model)
+    vision_encoder.register_forward_hook(
         lambda module, args, kwargs, output: count.append(len(kwargs["grid_thw"])), with_kwargs=True
     )
     return count
 
 
 def test_every_video_is_encoded_once_for_all_its_questions_completions_and_passes(tmp_path):
-    data = video_data(tmp_path, prompts_per_batch=8, freeze_tower=True)
+    data = video_data(tmp_path, prompts_per_batch=8, freeze_vision_encoder=True)
     algorithm = Algorithm(kl_coef=0.1)
     policy = PolicyModule(
         data.renderer.family,
@@ -595,7 +595,7 @@ def test_every_video_is_encoded_once_for_all_its_questions_completions_and_passe
 
 
 def test_a_frozen_towers_features_are_kept_for_later_steps(tmp_path):
-    data = video_data(tmp_path, prompts_per_batch=2, freeze_tower=True)
+    data = video_data(tmp_path, prompts_per_batch=2, freeze_vision_encoder=True)
     policy = PolicyModule(data.renderer.family, optimizer=OptimizerSettings(lr=1e-3))
     count = encodes(policy)
     train(tmp_path, callback(HFEngine()), policy=policy, data=data, steps=4)
@@ -603,7 +603,7 @@ def test_a_frozen_towers_features_are_kept_for_later_steps(tmp_path):
 
 
 def test_a_trainable_tower_encodes_once_for_the_rollout_and_once_per_update(tmp_path):
-    data = video_data(tmp_path, prompts_per_batch=8, freeze_tower=False)
+    data = video_data(tmp_path, prompts_per_batch=8, freeze_vision_encoder=False)
     policy = PolicyModule(data.renderer.family, optimizer=OptimizerSettings(lr=1e-3), max_tokens_per_micro_batch=300)
     count = encodes(policy)
     train(tmp_path, callback(HFEngine()), policy=policy, data=data)

@@ -30,8 +30,8 @@ def command(folder, values, *more):
     return ["cache-features", "--config", str(file), *more]
 
 
-class Tower:
-    """Counts media sent through the tower."""
+class Encoder:
+    """Counts media sent through the encoder."""
 
     def __enter__(self):
         self.num_media = 0
@@ -77,14 +77,14 @@ def test_every_video_is_encoded_once_and_a_second_run_encodes_and_decodes_nothin
     """3 training videos of 4 questions each, one video for validation, and the same for test."""
     values = values_of(tmp_path / "features")
     values["data"] |= {"val": str(videos() / "eval.jsonl"), "test": str(videos() / "eval.jsonl")}
-    with Tower() as tower, Decoded() as decoded:
+    with Encoder() as vision_encoder, Decoded() as decoded:
         main(command(tmp_path, values))
-    assert tower.num_media == len(stored_in(tmp_path / "features")) == 4
+    assert vision_encoder.num_media == len(stored_in(tmp_path / "features")) == 4
     assert decoded.num_frames > 0
     assert "5 videos looked at: 4 media encoded" in capsys.readouterr().out
-    with Tower() as tower, Decoded() as decoded:
+    with Encoder() as vision_encoder, Decoded() as decoded:
         main(command(tmp_path, values))
-    assert tower.num_media == decoded.num_frames == 0
+    assert vision_encoder.num_media == decoded.num_frames == 0
     assert "5 videos looked at: 0 media encoded (0.00 GiB), 5 were there, 0 rows skipped" in capsys.readouterr().out
 
 
@@ -95,12 +95,12 @@ def test_a_run_with_a_full_cache_is_bit_for_bit_the_run_without(tmp_path):
     main(command(tmp_path, values))
     plain = values_of(tmp_path / "features") | {"trainer": values["trainer"]}
     del plain["model"]["feature_cache_dir"]
-    with Tower() as tower, Decoded() as decoded:
+    with Encoder() as vision_encoder, Decoded() as decoded:
         warm = run(tmp_path / "warm", values)
-    assert tower.num_media == decoded.num_frames == 0
-    with Tower() as tower, Decoded() as decoded:
+    assert vision_encoder.num_media == decoded.num_frames == 0
+    with Encoder() as vision_encoder, Decoded() as decoded:
         without = run(tmp_path / "without", plain)
-    assert tower.num_media == 3
+    assert vision_encoder.num_media == 3
     assert decoded.num_frames > 0
     assert metrics(warm) == metrics(without)
     assert {name for _, name in metrics(warm)} >= {"train/loss", "train/grad_norm", "reward/mean"}
@@ -121,10 +121,10 @@ def test_a_cold_run_fills_the_cache_and_mixed_precision_finds_its_own_files(tmp_
     values["trainer"]["precision"] = "bf16-mixed"
     run(tmp_path / "cold", values)
     assert len(stored_in(tmp_path / "features")) == 3
-    with Tower() as tower:
+    with Encoder() as vision_encoder:
         main(command(tmp_path, values))
         run(tmp_path / "warm", values)
-    assert tower.num_media == 0
+    assert vision_encoder.num_media == 0
     assert metrics(tmp_path / "cold") == metrics(tmp_path / "warm")
 
 
@@ -132,9 +132,9 @@ def test_workers_do_not_decode_either(tmp_path):
     values = values_of(tmp_path / "features")
     values["data"] |= {"num_workers": 1}
     main(command(tmp_path, values))
-    with Tower() as tower:
+    with Encoder() as vision_encoder:
         run(tmp_path / "warm", values)
-    assert tower.num_media == 0
+    assert vision_encoder.num_media == 0
 
 
 def test_a_file_that_proves_broken_later_is_decoded_and_encoded_again(tmp_path):
@@ -143,9 +143,9 @@ def test_a_file_that_proves_broken_later_is_decoded_and_encoded_again(tmp_path):
     whole = [file.read_bytes() for file in stored_in(tmp_path / "features")]
     for file in stored_in(tmp_path / "features"):
         file.write_bytes(file.read_bytes()[:-1])
-    with Tower() as tower:
+    with Encoder() as vision_encoder:
         run(tmp_path / "run", values)
-    assert tower.num_media == 3
+    assert vision_encoder.num_media == 3
     assert [len(file.read_bytes()) for file in stored_in(tmp_path / "features")] == list(map(len, whole))
 
 
@@ -204,8 +204,8 @@ def test_a_limit_below_a_single_file_is_an_error_here(tmp_path):
 
 def test_a_trainable_tower_is_refused(tmp_path):
     values = values_of(tmp_path / "features")
-    values["model"]["family"]["init_args"]["freeze_tower"] = False
-    with pytest.raises(ValueError, match=r"freeze it with model\.family\.init_args\.freeze_tower=true"):
+    values["model"]["family"]["init_args"]["freeze_vision_encoder"] = False
+    with pytest.raises(ValueError, match=r"freeze it with model\.family\.init_args\.freeze_vision_encoder=true"):
         main(command(tmp_path, values))
 
 
@@ -213,9 +213,9 @@ def test_each_rank_of_torchrun_takes_its_part(tmp_path):
     values = values_of(tmp_path / "features")
     for rank, wanted in ((0, 2), (1, 1)):
         environment = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
-        with mock.patch.dict(os.environ, environment), Tower() as tower:
+        with mock.patch.dict(os.environ, environment), Encoder() as vision_encoder:
             main(command(tmp_path, values))
-        assert tower.num_media == wanted
+        assert vision_encoder.num_media == wanted
     assert len(stored_in(tmp_path / "features")) == 3
 
 

@@ -46,12 +46,12 @@ def test_too_long_a_video_gets_a_remedy_and_notes(tmp_path):
 
 
 def test_vila_is_planned_from_its_shipped_config(tmp_path):
-    """64 times 256 features of 256 frames pooled by 4; 1024 patches of a frame go through the tower."""
+    """64 times 256 features of 256 frames pooled by 4; 1024 patches of a frame go through the encoder."""
     recipe = str(ROOT / "configs" / "longvila_7b_longvideo_grpo.yaml")
     found = plan(tmp_path, "--config", recipe, "--frames=256", "--hardware=H200")
     assert found["plan"]["media_tokens"] == 64 * 256
     assert found["plan"]["cell_patches"] == 4 * 1024
-    assert found["sizes"]["tower"]["merge"] == pytest.approx(4)
+    assert found["sizes"]["encoder"]["merge"] == pytest.approx(4)
     assert found["plan"]["pooled_frames"] == 4
     assert found["fits"]
     longer = plan(tmp_path, "--config", recipe, "--frames=512", "--hardware=H200")["plan"]

@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 
-from longrl.algorithms import Algorithm, gaussian_mean, guarded
+from longrl.algorithms import Algorithm, gaussian_mean, grpo_guard
 from longrl.diffusion.module import FlowModule
 from longrl.diffusion.sampler import FlowSampling
 from longrl.diffusion.steps import CPS, FlowSDE
@@ -41,7 +41,7 @@ def test_the_first_ratio_is_one_and_stored_trajectories_score_as_sampled(name, d
     (metrics,) = record.metrics
     assert metrics["train/ratio_mean"] == 1.0
     assert metrics["train/approx_kl"] == 0.0
-    assert metrics["train/gap_max"] < 1e-5
+    assert metrics["train/mismatch_max"] < 1e-5
     assert metrics["train/grad_norm"] > 0
     (groups,) = record.groups
     assert [len(sample.logprobs) for group in groups for sample in group.completions] == [3] * 6
@@ -66,10 +66,12 @@ def test_rows_of_any_samples_and_steps_score_as_sampled(name):
 # ---- gradients ----
 
 
-@pytest.mark.parametrize("surrogate", ["clipped", "guarded"])
+@pytest.mark.parametrize("surrogate", ["clipped", "grpo_guard"])
 @pytest.mark.parametrize("name", NAMES)
 def test_any_split_into_micro_batches_gives_the_same_gradient(name, surrogate):
-    algorithm = Algorithm(kl=gaussian_mean, kl_coef=0.1, **({"surrogate": guarded} if surrogate == "guarded" else {}))
+    algorithm = Algorithm(
+        kl=gaussian_mean, kl_coef=0.1, **({"surrogate": grpo_guard} if surrogate == "grpo_guard" else {})
+    )
     found = []
     for size in (100, 1, 5):
         policy = module(name, algorithm=algorithm, rows_per_micro_batch=size, epochs_per_rollout=2, lr=1e-5)
@@ -135,10 +137,10 @@ def test_a_sampler_that_parts_from_the_update_ends_the_run_before_its_step(monke
 
     monkeypatch.setattr("longrl.diffusion.module.score", stale)
     policy, before = module(), sd3_family().build().state_dict()
-    with pytest.raises(RuntimeError, match=r"mean 0.002, .*model.max_gap=0.001"):
+    with pytest.raises(RuntimeError, match=r"mean 0.002, .*model.max_mismatch=0.001"):
         fit(policy, SAMPLING)
     assert all(torch.equal(value, before[name]) for name, value in policy.model.state_dict().items())
-    fit(module(max_gap=3e-3), SAMPLING)
+    fit(module(max_mismatch=3e-3), SAMPLING)
 
 
 # ---- the reference ----

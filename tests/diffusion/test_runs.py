@@ -83,7 +83,7 @@ def reference(tmp_path_factory):
     folder = run(tmp_path_factory.mktemp("flow") / "run", config(tmp_path_factory.mktemp("prompts")))
     assert checkpoint(folder)["global_step"] == 16
     assert len({step for step, name in metrics(folder) if name == "reward/mean"}) == 4
-    assert {name for _, name in metrics(folder)} >= {"val/reward", "train/kl_ref", "train/gap_max"}
+    assert {name for _, name in metrics(folder)} >= {"val/reward", "train/kl_ref", "train/mismatch_max"}
     return folder
 
 

@@ -7,7 +7,7 @@ import torch
 from longrl.engines.hf import HFEngine, inverse_cdf, sampling_ids
 from longrl.features.cache import FeatureCache
 from longrl.packing.pack import pack
-from longrl.strategies.axis import LONE
+from longrl.strategies.axis import SINGLE_RANK
 from longrl.types import SamplingParams
 from tests.tiny import mixed_prompts, plain_model, separate_logps, text_family, vl_family
 
@@ -15,7 +15,7 @@ SAMPLING = SamplingParams(num_generations=3, max_completion_tokens=7)
 
 
 def setup():
-    family = vl_family(freeze_tower=True)
+    family = vl_family(freeze_vision_encoder=True)
     model, prompts = family.build(), mixed_prompts(family)
     return family, model, prompts, FeatureCache(family).get_or_encode(model, prompts)
 
@@ -102,7 +102,7 @@ def test_top_k_and_top_p_report_the_renormalised_distribution(change):
 def test_copies_of_a_prompt_have_the_same_ids_over_any_number_of_ranks():
     stream = ["a", "b", "b", "a", "c", "a"]
     wanted = ["a", "b", "b (copy 1)", "a (copy 1)", "c", "a (copy 2)"]
-    assert sampling_ids(stream, LONE) == wanted
+    assert sampling_ids(stream, SINGLE_RANK) == wanted
     for size in (2, 3, 4):
         shares = [stream[rank::size] for rank in range(size)]
         for rank, share in enumerate(shares):

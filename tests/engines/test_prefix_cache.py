@@ -14,7 +14,7 @@ from longrl.types import GroupSpan, SamplingParams
 from tests.tiny import mixed_prompts, plain_model, separate_logps, text_family, vl_family
 
 SAMPLING = SamplingParams(num_generations=3, max_completion_tokens=6)
-WHOLE = 1 << 20
+FULL_SHARD = 1 << 20
 
 
 @pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen3"])
@@ -27,7 +27,7 @@ def given(request):
 
         prompts = [family.render(row(str(i)), text) for i, text in enumerate(texts)]
     else:
-        family = vl_family(freeze_tower=True)
+        family = vl_family(freeze_vision_encoder=True)
         prompts = mixed_prompts(family)
     model = family.build()
     return family, model, prompts, FeatureCache(family).get_or_encode(model, prompts)
@@ -45,7 +45,7 @@ def tokens_and_logps(groups):
 
 @pytest.mark.parametrize("chunk", [1, 7, 16, 50])
 def test_chunked_prefill_samples_the_same_tokens_with_the_same_logprobs(given, chunk):
-    wanted, wanted_logps = tokens_and_logps(generate(given, prefill_chunk_tokens=WHOLE))
+    wanted, wanted_logps = tokens_and_logps(generate(given, prefill_chunk_tokens=FULL_SHARD))
     found, logps = tokens_and_logps(generate(given, prefill_chunk_tokens=chunk))
     assert found == wanted
     torch.testing.assert_close(logps, wanted_logps, rtol=1e-5, atol=1e-5)
@@ -60,7 +60,7 @@ def test_chunked_prefill_has_the_logprobs_of_the_plain_model(given):
 
 def test_greedy_tokens_do_not_depend_on_chunks_or_tiles(given, monkeypatch):
     greedy = dataclasses.replace(SAMPLING, num_generations=1, temperature=0.0)
-    wanted, _ = tokens_and_logps(generate(given, greedy, prefill_chunk_tokens=WHOLE))
+    wanted, _ = tokens_and_logps(generate(given, greedy, prefill_chunk_tokens=FULL_SHARD))
     monkeypatch.setattr(prefix_cache, "TILE_KEYS", 5)
     monkeypatch.setattr(prefix_cache, "MAX_SCORES", 0)
     found, _ = tokens_and_logps(generate(given, greedy, prefill_chunk_tokens=9))

@@ -42,14 +42,16 @@ def model_folder(tmp_path_factory):
 def server(model_folder, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LONGRL_SERVER_KEY", KEY)
-        values = config("rl", freeze_tower=False, model=str(model_folder))
+        values = config("rl", freeze_vision_encoder=False, model=str(model_folder))
         running = RunningServer(tmp_path_factory.mktemp("server"), values, KEY)
         yield running
         running.close()
 
 
 def family_of(folder):
-    return Qwen2_5_VLFamily(str(folder), random_init=True, freeze_tower=False, min_pixels=28 * 28, max_pixels=56 * 56)
+    return Qwen2_5_VLFamily(
+        str(folder), random_init=True, freeze_vision_encoder=False, min_pixels=28 * 28, max_pixels=56 * 56
+    )
 
 
 def engine_of(server, **options):
@@ -79,7 +81,7 @@ def ids(answers):
 
 
 def test_the_server_is_the_trainer_after_every_step(server, remote, model_folder):
-    """With a tower that trains: features of the same videos change with every step."""
+    """With a encoder that trains: features of the same videos change with every step."""
     family = family_of(model_folder)
     model = family.build()
     prompts = prompts_of(family)

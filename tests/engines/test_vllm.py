@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from longrl.engines.hf import HFEngine
-from longrl.engines.parity import Gap, check, check_seen, stacked
+from longrl.engines.parity import Mismatch, check, check_seen, stacked
 from longrl.features.cache import FeatureCache
 from longrl.models.qwen3_vl import Qwen3VLFamily
 from longrl.models.qwen_omni import QwenOmniFamily
@@ -49,21 +49,25 @@ def family_of(kind: str, folder: Path):
     if kind == "qwen2.5-vl":
         made = tiny_qwen2_5_vl(folder, text=wide)
         sizes = {"min_pixels": 28 * 28, "max_pixels": 56 * 56}
-        return Qwen2_5_VLFamily(str(made), random_init=True, freeze_tower=False, **sizes)
+        return Qwen2_5_VLFamily(str(made), random_init=True, freeze_vision_encoder=False, **sizes)
     if kind == "qwen2.5-omni":
         made = tiny_qwen_omni(folder, text=wide)
         sizes = {"min_pixels": 28 * 28, "max_pixels": 56 * 56}
-        return QwenOmniFamily(str(made), random_init=True, freeze_tower=False, freeze_audio_tower=False, **sizes)
+        return QwenOmniFamily(
+            str(made), random_init=True, freeze_vision_encoder=False, freeze_audio_tower=False, **sizes
+        )
     if kind == "vila":
         made = tiny_vila(folder, text=wide, projector="mlp_downsample", **SCALES)
-        return VilaFamily(str(made), random_init=True, freeze_tower=False, freeze_projector=False)
+        return VilaFamily(str(made), random_init=True, freeze_vision_encoder=False, freeze_projector=False)
     if kind == "longvila":
         made = tiny_vila(folder, text=wide)
-        return VilaFamily(str(made), random_init=True, freeze_tower=False, freeze_projector=False, pool_frames=4)
+        return VilaFamily(
+            str(made), random_init=True, freeze_vision_encoder=False, freeze_projector=False, pool_frames=4
+        )
     if kind == "qwen3-vl":
         made = tiny_qwen3_vl(folder, text=wide)
         sizes = {"min_pixels": 32 * 32, "max_pixels": 64 * 64}
-        return Qwen3VLFamily(str(made), random_init=True, freeze_tower=False, **sizes)
+        return Qwen3VLFamily(str(made), random_init=True, freeze_vision_encoder=False, **sizes)
     if kind == "llama":
         return LlamaFamily(str(tiny_text(folder, kind, **wide, rope_parameters=LLAMA_ROPE)), random_init=True)
     return TextFamily(str(tiny_text(folder, kind, **wide)), random_init=True)
@@ -86,8 +90,11 @@ def started(request, tmp_path_factory):
 def prompts_of(family):
     if not family.media_token_ids():
         return [family.render(row(str(i)), "Which one? " * (1 + 2 * i)) for i in range(3)]
-    if family.hears:
-        wide = [frames(3, 28, 112, "wide"), sound(0.3, "its track", within=True)]  # the grid is wider than the sound
+    if family.supports_audio:
+        wide = [
+            frames(3, 28, 112, "wide"),
+            sound(0.3, "its track", is_video_track=True),
+        ]  # the grid is wider than the sound
         return [*omni_prompts(family), family.render(row("wide"), "<video>?", wide)]
     clips = [frames(40, key="long"), frames(5, 60, 90, key="v9")]
     long = family.render(row("long"), "What? <video> and <video>", clips)
@@ -166,7 +173,7 @@ def test_the_trainers_random_numbers_are_left_alone(in_step):
     family, vllm, model, prompts, features = in_step
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     vllm.generate(family, model, prompts, features, SamplingParams(2, 4), seed=1)
-    vllm.seen(family, prompts, features)
+    vllm.rendered_prompts(family, prompts, features)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
 
@@ -182,7 +189,7 @@ def test_weights_go_over_once_per_step(in_step):
 
 def test_the_engine_reads_prompts_as_the_trainer_does(in_step):
     family, vllm, _, prompts, features = in_step
-    check_seen(prompts, vllm.seen(family, prompts, features), features)
+    check_seen(prompts, vllm.rendered_prompts(family, prompts, features), features)
 
 
 @WITH_A_TOWER
@@ -190,12 +197,12 @@ def test_a_video_at_another_speed_is_noticed_before_the_first_step(in_step):
     family, vllm, _, prompts, features = in_step
     slow = [dataclasses.replace(p, media=tuple(slower(item) for item in p.media)) for p in prompts]
     with pytest.raises(RuntimeError, match="read the same prompts differently") as error:
-        check_seen(prompts, vllm.seen(family, slow, features), features)
+        check_seen(prompts, vllm.rendered_prompts(family, slow, features), features)
     assert "position_ids: from [0, " in str(error.value)
 
 
 def slower(media):
-    return dataclasses.replace(media, seconds_per_cell=media.seconds_per_cell * 3)
+    return dataclasses.replace(media, seconds_per_temporal_patch=media.seconds_per_temporal_patch * 3)
 
 
 @WITH_A_TOWER
@@ -216,7 +223,7 @@ def test_the_tower_never_runs_in_the_engine(in_step):
 @WITH_A_TOWER
 def test_features_of_a_frozen_tower_outlive_a_sync(in_step):
     family, vllm, model, prompts, features = in_step
-    family.tower(model).requires_grad_(False)
+    family.vision_encoder(model).requires_grad_(False)
     for step in (1, 2):
         vllm.generate(family, model, prompts, features, GREEDY, seed=0)
         with torch.no_grad():
@@ -255,13 +262,18 @@ def test_a_forgotten_cache_is_caught(in_step, monkeypatch):
     monkeypatch.setattr(vllm._llm, "reset_prefix_cache", lambda: True)
     vllm.sync(family, model, 102)
     found = vllm.generate(family, model, prompts, features, GREEDY, seed=0)
-    tokens = Gap(stacked(found), trainer_logp(family, model, prompts, features, found))
-    with pytest.raises(RuntimeError, match=r"engine and trainer disagree by up to .*max_gap=0\.01"):
-        check(tokens, prompts, found, max_gap=0.01)
+    tokens = Mismatch(stacked(found), trainer_logp(family, model, prompts, features, found))
+    with pytest.raises(RuntimeError, match=r"engine and trainer disagree by up to .*max_mismatch=0\.01"):
+        check(tokens, prompts, found, max_mismatch=0.01)
     monkeypatch.undo()
     vllm.reset_caches()
     found = vllm.generate(family, model, prompts, features, GREEDY, seed=0)
-    check(Gap(stacked(found), trainer_logp(family, model, prompts, features, found)), prompts, found, max_gap=1e-4)
+    check(
+        Mismatch(stacked(found), trainer_logp(family, model, prompts, features, found)),
+        prompts,
+        found,
+        max_mismatch=1e-4,
+    )
 
 
 @OF_VILA
@@ -295,7 +307,7 @@ def test_a_repeated_prompt_is_read_from_the_prefix_cache(in_step):
 
 
 def test_features_in_equals_pixels_in(tmp_path):
-    """Against vLLM with weights from a folder: its own processor, tower and positions, on the frames."""
+    """Against vLLM with weights from a folder: its own processor, encoder and positions, on the frames."""
     family = family_of("qwen2.5-vl", tmp_path)
     model = family.build()
     model.save_pretrained(tmp_path)
@@ -381,8 +393,8 @@ def test_memory_goes_back_and_forth_in_order(tmp_path, monkeypatch):
     family, vllm = family_of("qwen2", tmp_path), VLLMEngine()
     model, vllm.sleep, vllm._llm = family.build(), True, Recorder()
     vllm.sync(family, model, 0)
-    vllm.rest()
-    vllm.rest()
+    vllm.sleep()
+    vllm.sleep()
     vllm.sync(family, model, 0)  # its weights are gone, so the same step goes over again
     names = [call[:2] if call[0] in ("wake_up", "sleep") else call[0] for call in vllm._llm.calls]
     caches = ["reset_prefix_cache", "reset_encoder_cache"]

@@ -22,7 +22,7 @@ from tests.engines.test_vllm import GREEDY, engine, family_of, gap, prompts_of  
 def test_the_engine_is_the_trainer_after_every_step(kind, tmp_path):
     """Embeddings are tied: vLLM gets them under both names, and no adapter touches them."""
     family = family_of(kind, tmp_path)
-    family.lora, family.freeze_tower = LoRASettings(rank=4, alpha=8), True
+    family.lora, family.freeze_vision_encoder = LoRASettings(rank=4, alpha=8), True
     assert family.config.get_text_config().tie_word_embeddings
     model, vllm = build_from(family, None), engine()
     adapters = [parameter for parameter in model.parameters() if parameter.requires_grad]

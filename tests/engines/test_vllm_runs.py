@@ -28,11 +28,11 @@ ENGINE: dict = {
 
 
 def with_vllm(folder):
-    """3 steps of 2 optimizer steps with a tower that trains, so that features change too."""
+    """3 steps of 2 optimizer steps with a encoder that trains, so that features change too."""
     model = tiny_qwen2_5_vl(folder / "model", text={"hidden_size": 192})
-    values = config("rl", freeze_tower=False, model=str(model))
+    values = config("rl", freeze_vision_encoder=False, model=str(model))
     sampling = {"num_generations": 2, "max_completion_tokens": 5}
-    values["trainer"]["callbacks"][-1] = rollouts(sampling=sampling, engine=copy.deepcopy(ENGINE), max_gap=1e-3)
+    values["trainer"]["callbacks"][-1] = rollouts(sampling=sampling, engine=copy.deepcopy(ENGINE), max_mismatch=1e-3)
     values["trainer"]["max_steps"] = 6
     values["model"] |= {"mini_batches_per_rollout": 2, "optimizer": {"lr": 1e-3}}
     return values
@@ -64,12 +64,12 @@ def test_a_run_whose_engine_forgets_a_reset_ends_before_the_update(tmp_path):
     values = with_vllm(tmp_path)
     callback = values["trainer"]["callbacks"][-1]["init_args"]
     callback["engine"]["class_path"] = f"{__name__}.Forgetful"
-    callback["max_mean_gap"] = 1e-3
+    callback["max_mean_mismatch"] = 1e-3
     callback["sampling"]["num_generations"] = 8
     callback["reward"]["terms"] = [{"function": f"{__name__}.odd"}]
     values["data"] |= {"max_train_rows": 2}
     values["model"]["optimizer"]["lr"] = 0.02
-    with pytest.raises(Exception, match=r"engine and trainer have parted: .* above max_mean_gap=0\.001"):
+    with pytest.raises(Exception, match=r"engine and trainer have parted: .* above max_mean_mismatch=0\.001"):
         run_distributed(run, 1, tmp_path / "run", values)
     callback["engine"]["class_path"] = "longrl.engines.vllm.VLLMEngine"
     run_distributed(run, 1, tmp_path / "right", values)

@@ -12,7 +12,7 @@ def prompt(family, *keys, size=56):
 
 @pytest.fixture
 def family():
-    return vl_family(freeze_tower=True)
+    return vl_family(freeze_vision_encoder=True)
 
 
 def setup(family, **options):
@@ -35,7 +35,7 @@ def test_each_key_is_encoded_once(family):
 
 
 def test_features_are_the_familys_without_gradient():
-    family = vl_family(freeze_tower=False)
+    family = vl_family(freeze_vision_encoder=False)
     model, cache = setup(family)
     item = prompt(family, "a")
     (found,) = cache.get_or_encode(model, [item]).values()
@@ -88,7 +88,7 @@ def test_clear_forgets(family):
     item = prompt(family, "a")
     before = cache.get_or_encode(model, [item])[item.media[0].key]
     with torch.no_grad():
-        for parameter in family.tower(model).parameters():
+        for parameter in family.vision_encoder(model).parameters():
             parameter += 0.1
     assert torch.equal(cache.get_or_encode(model, [item])[item.media[0].key], before)
     cache.clear()
@@ -114,7 +114,7 @@ def loss_of(family, model, packed, features):
 
 def test_gradients_through_leaves_are_those_of_a_direct_backward():
     """Over several micro-batches, with media that several prompts share."""
-    family = vl_family(freeze_tower=False)
+    family = vl_family(freeze_vision_encoder=False)
     prompts = [prompt(family, "a", "b"), prompt(family, "b"), prompt(family, "a")]
     micro_batches = pack(prompts, random_completions(family, [[3, 4], [5], [2]]), max_tokens=60)
     assert len(micro_batches) > 1
@@ -126,7 +126,7 @@ def test_gradients_through_leaves_are_those_of_a_direct_backward():
 
     model = family.build()
     calls = []
-    family.tower(model).register_forward_hook(lambda *args: calls.append(1))
+    family.vision_encoder(model).register_forward_hook(lambda *args: calls.append(1))
     leaves = TrainableFeatures(family, model, prompts)
     for packed in micro_batches:
         loss_of(family, model, packed, leaves.leaves).backward()
@@ -137,7 +137,7 @@ def test_gradients_through_leaves_are_those_of_a_direct_backward():
 
 
 def test_media_that_no_micro_batch_used_give_no_gradient():
-    family = vl_family(freeze_tower=False)
+    family = vl_family(freeze_vision_encoder=False)
     model = family.build()
     used, unused = prompt(family, "a"), prompt(family, "b")
     features = TrainableFeatures(family, model, [used, unused])
@@ -153,7 +153,7 @@ def test_media_that_no_micro_batch_used_give_no_gradient():
 
 
 def test_nothing_used_is_no_backward():
-    family = vl_family(freeze_tower=False)
+    family = vl_family(freeze_vision_encoder=False)
     model = family.build()
     TrainableFeatures(family, model, [prompt(family, "a")]).backward()
     TrainableFeatures(family, model, []).backward()

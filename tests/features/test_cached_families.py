@@ -1,4 +1,4 @@
-"""Features from disk in every family that has any: mixed media, read by a second run whose towers never run."""
+"""Features from disk in every family that has any: mixed media, read by a second run whose encoders never run."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def from_disk(family, folder):
 
 def frozen(name):
     projector = {"freeze_projector": True} if "vila" in name else {}
-    return FAMILIES[name].make(freeze_tower=True, **projector)
+    return FAMILIES[name].make(freeze_vision_encoder=True, **projector)
 
 
 @every("cached features", SEEING)
@@ -25,7 +25,7 @@ def test_features_from_disk_are_the_towers_and_give_the_same_scores(name, tmp_pa
     model, prompts = family.build(), FAMILIES[name].prompts(family)
     fresh = FeatureCache(family).get_or_encode(model, prompts)
     from_disk(family, tmp_path).get_or_encode(model, prompts)
-    for encoder in family.encoders(model):
+    for encoder in family.media_encoders(model):
         encoder.register_forward_pre_hook(lambda *_: pytest.fail("an encoder ran"))
     found = from_disk(family, tmp_path).get_or_encode(model, prompts)
     assert found.keys() == fresh.keys()

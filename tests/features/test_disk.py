@@ -25,7 +25,7 @@ from longrl.modules.policy import PolicyModule
 from longrl.strategies.axis import Axis
 from longrl.strategies.parallel import Parallel
 from longrl.testing.synthetic import SyntheticConfig, generate
-from longrl.types import Share
+from longrl.types import FrameShard
 from tests.distributed import run_distributed
 from tests.runs import ROOT
 from tests.tiny import frames, held, row, text_family, vl_family
@@ -278,12 +278,12 @@ def features(family, folder, **options):
 
 def count_calls(family, model):
     calls = []
-    family.tower(model).register_forward_hook(lambda *args: calls.append(1))
+    family.vision_encoder(model).register_forward_hook(lambda *args: calls.append(1))
     return calls
 
 
 def test_a_second_run_encodes_nothing_and_reads_the_same_bits(tmp_path):
-    family = vl_family(freeze_tower=True)
+    family = vl_family(freeze_vision_encoder=True)
     model, prompts = family.build(), [prompt(family, "a", "b"), prompt(family, "b", "c")]
     fresh = FeatureCache(family).get_or_encode(model, prompts)
     calls = count_calls(family, model)
@@ -296,7 +296,7 @@ def test_a_second_run_encodes_nothing_and_reads_the_same_bits(tmp_path):
 
 
 def test_a_damaged_file_is_encoded_again_and_replaced(tmp_path):
-    family = vl_family(freeze_tower=True)
+    family = vl_family(freeze_vision_encoder=True)
     model, item = family.build(), prompt(family, "a")
     fresh = features(family, tmp_path).get_or_encode(model, [item])
     (file,) = files_in(tmp_path)
@@ -316,25 +316,25 @@ def test_other_weights_of_tower_or_projector_another_dtype_or_class_are_another_
     class Other(type(vl_family())):
         pass
 
-    family = vl_family(freeze_tower=True)
+    family = vl_family(freeze_vision_encoder=True)
     seen = {provenance(family, family.build())}
     assert provenance(family, family.build()) in seen
-    for name in ("patch_embed.proj.weight", "merger.mlp.2.bias"):  # the projector is the tower's merger
+    for name in ("patch_embed.proj.weight", "merger.mlp.2.bias"):  # the projector is the encoder's merger
         model = family.build()
         with torch.no_grad():
-            dict(family.tower(model).named_parameters())[name].view(-1)[0] += 1e-3
+            dict(family.vision_encoder(model).named_parameters())[name].view(-1)[0] += 1e-3
         seen.add(provenance(family, model))
     seen.add(provenance(family, family.build().to(torch.bfloat16)))
     other = Other(family.model_path, random_init=True)
     seen.add(provenance(other, other.build()))
-    darker = vl_family(freeze_tower=True)
+    darker = vl_family(freeze_vision_encoder=True)
     darker.processor.video_processor.image_mean = (0.1, 0.1, 0.1)
     seen.add(provenance(darker, darker.build()))
     assert len(seen) == 6
 
 
 def test_text_weights_do_not_count():
-    family = vl_family(freeze_tower=True)
+    family = vl_family(freeze_vision_encoder=True)
     before, model = provenance(family, family.build()), family.build()
     with torch.no_grad():
         family.backbone(model).layers[0].mlp.up_proj.weight += 1
@@ -342,7 +342,7 @@ def test_text_weights_do_not_count():
 
 
 def test_autocast_has_files_of_its_own(tmp_path):
-    family = vl_family(freeze_tower=True)
+    family = vl_family(freeze_vision_encoder=True)
     model, item = family.build(), prompt(family, "a")
     calls = count_calls(family, model)
     (plain,) = features(family, tmp_path).get_or_encode(model, [item]).values()
@@ -359,7 +359,7 @@ def test_other_frames_or_sizes_or_decoders_have_other_keys(tmp_path, monkeypatch
     path = next((tmp_path / "videos").rglob("*.mp4"))
 
     def key(fps=1.0, max_pixels=112 * 112, **sampling):
-        family = vl_family(freeze_tower=True, max_pixels=max_pixels)
+        family = vl_family(freeze_vision_encoder=True, max_pixels=max_pixels)
         return family.patch(read_video(path, VideoSampling(fps=fps, **sampling))).key
 
     keys = {key(), key(fps=2.0), key(max_frames=6), key(max_pixels=56 * 56)}
@@ -370,7 +370,7 @@ def test_other_frames_or_sizes_or_decoders_have_other_keys(tmp_path, monkeypatch
 
 
 def test_metrics_tell_hits_bytes_and_seconds(tmp_path):
-    family = vl_family(freeze_tower=True)
+    family = vl_family(freeze_vision_encoder=True)
     model, cache = family.build(), features(family, tmp_path)
     assert FeatureCache(family).metrics() == {}
     cache.get_or_encode(model, [prompt(family, "a", "b")])
@@ -391,13 +391,15 @@ def test_metrics_tell_hits_bytes_and_seconds(tmp_path):
 
 def in_a_team(folders, keys):
     """A rank of a team encodes or reads `keys`, with a folder of its own."""
-    team = Axis.of(None)
-    family = vl_family(freeze_tower=True)
+    sp_group = Axis.of(None)
+    family = vl_family(freeze_vision_encoder=True)
     model = family.build()
     calls = count_calls(family, model)
-    stored = StoredFeatures(family, str(folders[team.rank]), LARGE)
-    cache = FeatureCache(family, parallel=Parallel(world=team, team=team), stored=stored)
-    found = cache.get_or_encode(model, [prompt(family, key, share=Share(team.rank, team.size)) for key in keys])
+    stored = StoredFeatures(family, str(folders[sp_group.rank]), LARGE)
+    cache = FeatureCache(family, parallel=Parallel(world=sp_group, sp_group=sp_group), stored=stored)
+    found = cache.get_or_encode(
+        model, [prompt(family, key, share=FrameShard(sp_group.rank, sp_group.size)) for key in keys]
+    )
     return {key: value.clone() for key, value in found.items()}, len(calls), cache.num_encoded
 
 
@@ -427,9 +429,9 @@ def test_a_team_encodes_what_one_of_its_ranks_lacks_and_only_that_rank_writes(tm
 
 
 def test_a_tower_that_trains_is_refused(tmp_path):
-    policy = PolicyModule(vl_family(freeze_tower=False), feature_cache_dir=str(tmp_path))
+    policy = PolicyModule(vl_family(freeze_vision_encoder=False), feature_cache_dir=str(tmp_path))
     with pytest.raises(
-        ValueError, match=r"feature_cache_dir keeps .*, but Qwen2_5_VLFamily trains it; .*freeze_tower=true"
+        ValueError, match=r"feature_cache_dir keeps .*, but Qwen2_5_VLFamily trains it; .*freeze_vision_encoder=true"
     ):
         policy.configure_model()
 
@@ -449,7 +451,7 @@ def test_a_text_model_has_no_use_for_it(tmp_path, caplog):
 
 
 def test_left_out_frames_are_read_when_the_file_proves_broken(tmp_path):
-    family = vl_family(freeze_tower=True)
+    family = vl_family(freeze_vision_encoder=True)
     model, item = family.build(), prompt(family, "a")
     fresh = features(family, tmp_path).get_or_encode(model, [item])
     (medium,) = item.media

@@ -68,11 +68,13 @@ def released_pool(num_frames: int) -> int:
 class PlainVila(nn.Module):
     """The parts under their own names, gradients included."""
 
-    def __init__(self, llm: nn.Module, tower: nn.Module, projector: nn.Module, kind: str, pool: int | str) -> None:
+    def __init__(
+        self, llm: nn.Module, vision_encoder: nn.Module, projector: nn.Module, kind: str, pool: int | str
+    ) -> None:
         super().__init__()
         self.scales: list[int] = []
         self.output_scale = 0
-        self.llm, self.vision_tower, self.mm_projector = llm, tower, projector
+        self.llm, self.vision_tower, self.mm_projector = llm, vision_encoder, projector
         self.kind, self.pool = kind, pool
         self.media_tokens: tuple[int, ...] = ()
 
@@ -81,11 +83,13 @@ class PlainVila(nn.Module):
         """A copy of the family's weights."""
         config = json.loads(Path(family.model_path, "mm_projector", "config.json").read_text())
         llm = Qwen2ForCausalLM._from_config(copy.deepcopy(family.config.llm), attn_implementation="eager")
-        tower = SiglipVisionModel._from_config(copy.deepcopy(family.config.tower), attn_implementation="eager")
+        vision_encoder = SiglipVisionModel._from_config(
+            copy.deepcopy(family.config.vision_encoder), attn_implementation="eager"
+        )
         llm.load_state_dict(model.llm.state_dict())
-        tower.load_state_dict(model.vision_tower.state_dict())
+        vision_encoder.load_state_dict(model.vision_tower.state_dict())
         projector = copy.deepcopy(model.mm_projector)
-        plain = cls(llm, tower, projector, config["mm_projector_type"], family.pool_frames or 1)
+        plain = cls(llm, vision_encoder, projector, config["mm_projector_type"], family.pool_frames or 1)
         top = json.loads(Path(family.model_path, "config.json").read_text())
         if top.get("dynamic_s2"):
             plain.scales = [int(scale) for scale in top["s2_scales"].split(",")]
@@ -94,7 +98,7 @@ class PlainVila(nn.Module):
         return plain
 
     def hidden(self, pixels: Tensor) -> Tensor:
-        """[F, 3, S, S] uint8 -> [F, P, C] of the tower's last layer but one."""
+        """[F, 3, S, S] uint8 -> [F, P, C] of the encoder's last layer but one."""
         scaled = (pixels.float() / 255 - 0.5) / 0.5
         return self.vision_tower(pixel_values=scaled, output_hidden_states=True).hidden_states[-2]
 

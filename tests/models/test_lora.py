@@ -35,7 +35,7 @@ KL = Algorithm(token_weights=token_mean, kl_coef=0.3)
 
 
 def adapted_vl(**options):
-    return vl_family(freeze_tower=True, lora=LORA, **options)
+    return vl_family(freeze_vision_encoder=True, lora=LORA, **options)
 
 
 def built(family):
@@ -69,7 +69,7 @@ def test_every_linear_layer_of_the_text_stack_has_adapters_and_nothing_else_trai
     names = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]
     names += ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
     assert layers == {f"{layer}.{name}" for layer in range(2) for name in names}
-    assert trained == {name for name in model.state_dict() if is_adapter(name)}  # the tower has a gate_proj, too
+    assert trained == {name for name in model.state_dict() if is_adapter(name)}  # the encoder has a gate_proj, too
 
 
 def test_targets_can_be_chosen():
@@ -232,14 +232,14 @@ def test_an_unknown_target_is_answered_with_the_closest(name, closest):
 
 @pytest.mark.parametrize("name", ["lm_head", "embed_tokens", "visual", "qkv"])
 def test_tied_embeddings_and_the_tower_are_no_targets(name):
-    family = vl_family(freeze_tower=True, lora=LoRASettings(target_modules=(name,)))
+    family = vl_family(freeze_vision_encoder=True, lora=LoRASettings(target_modules=(name,)))
     with pytest.raises(ValueError, match="must name linear layers of the text stack"):
         build_from(family, None)
 
 
 def test_a_tower_that_trains_is_refused():
     family = vl_family(lora=LORA)
-    with pytest.raises(ValueError, match=r"freeze_tower is false; set it to true, or .*lora to null"):
+    with pytest.raises(ValueError, match=r"freeze_vision_encoder is false; set it to true, or .*lora to null"):
         add_adapters(family, family.build())
 
 

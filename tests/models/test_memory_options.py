@@ -67,8 +67,8 @@ def test_pieces_change_no_gradient(tokens, lora):
 
 @pytest.mark.parametrize("lora", [None, LoRASettings(rank=2)])
 def test_weights_keep_their_names(lora):
-    chunked = build_from(vl_family(mlp_chunk_tokens=4, lora=lora, freeze_tower=True), None)
-    plain = build_from(vl_family(lora=lora, freeze_tower=True), None)
+    chunked = build_from(vl_family(mlp_chunk_tokens=4, lora=lora, freeze_vision_encoder=True), None)
+    plain = build_from(vl_family(lora=lora, freeze_vision_encoder=True), None)
     assert any(isinstance(module, ChunkedMLP) for module in chunked.modules())
     assert list(chunked.state_dict()) == list(plain.state_dict())
     assert [name for name, _ in chunked.named_parameters()] == [name for name, _ in plain.named_parameters()]

@@ -93,17 +93,20 @@ def test_qwen_omni(max_tokens, checkpointing):
     compare(family, omni_prompts(family), max_tokens)
 
 
-@pytest.mark.parametrize("frozen", ["freeze_tower", "freeze_audio_tower"])
+@pytest.mark.parametrize("frozen", ["freeze_vision_encoder", "freeze_audio_tower"])
 def test_one_of_two_towers_is_frozen(frozen):
     """The other one's gradients are those of a model in which both train."""
     results = []
-    for family in (omni_family(), omni_family(**{"freeze_tower": False, "freeze_audio_tower": False, frozen: True})):
+    for family in (
+        omni_family(),
+        omni_family(**{"freeze_vision_encoder": False, "freeze_audio_tower": False, frozen: True}),
+    ):
         model, prompts = family.build(), omni_prompts(family)
         completions = random_completions(family, LENGTHS)
         packed_logps(family, model, prompts, completions, torch.ones(31), 10_000)
         results.append(gradients(model))
-    tower = {"freeze_tower": "visual.", "freeze_audio_tower": "audio_tower."}[frozen]
-    kept = {name: grad for name, grad in results[0].items() if not name.startswith(tower)}
+    vision_encoder = {"freeze_vision_encoder": "visual.", "freeze_audio_tower": "audio_tower."}[frozen]
+    kept = {name: grad for name, grad in results[0].items() if not name.startswith(vision_encoder)}
     assert len(kept) < len(results[0])
     assert_same_gradients(results[1], kept, 1e-6)
 
@@ -118,7 +121,7 @@ def test_text(name, max_tokens, checkpointing):
 
 @pytest.mark.parametrize("make", [vl_family, qwen3_vl_family])
 def test_a_frozen_tower_gives_the_same_text_gradients(make):
-    trainable, frozen = make(), make(freeze_tower=True)
+    trainable, frozen = make(), make(freeze_vision_encoder=True)
     results = []
     for family in (trainable, frozen):
         model, prompts = family.build(), mixed_prompts(family)

@@ -12,7 +12,7 @@ from longrl.features.cache import FeatureCache
 from longrl.models.qwen3_vl import Qwen3VLFamily
 from longrl.packing.pack import pack
 from longrl.planning.inputs import Sizes
-from longrl.types import Media, SamplingParams, Share
+from longrl.types import FrameShard, Media, SamplingParams
 from tests.families import cell
 from tests.tiny import frames, held, mixed_prompts, qwen3_vl_family, random_completions, row
 
@@ -83,7 +83,7 @@ def test_a_ranks_frames_are_patched_as_in_the_whole_video(ranks):
     family = qwen3_vl_family(max_video_pixels=7 * 48 * 48)
     clip = frames(7, 87, 113)
     whole = family.patch(clip)
-    parts = [family.patch(held(clip, Share(rank, ranks))) for rank in range(ranks)]
+    parts = [family.patch(held(clip, FrameShard(rank, ranks))) for rank in range(ranks)]
     assert torch.equal(torch.cat([part.patches for part in parts]), whole.patches)
     assert {(part.grid_thw, part.key) for part in parts} == {(whole.grid_thw, whole.key)}
 
@@ -241,7 +241,7 @@ def test_weights_are_the_same_after_writing_and_loading(tmp_path, experts):
     model = family.build()
     model.save_pretrained(tmp_path)
     family.save_processing(tmp_path)
-    loaded = Qwen3VLFamily(str(tmp_path), freeze_tower=False).build().state_dict()
+    loaded = Qwen3VLFamily(str(tmp_path), freeze_vision_encoder=False).build().state_dict()
     assert loaded.keys() == model.state_dict().keys()
     assert all(torch.equal(loaded[name], value) for name, value in model.state_dict().items())
 
@@ -284,5 +284,5 @@ def test_plans_of_experts_are_refused():
 def test_sizes_count_all_levels_of_features():
     sizes = Sizes.of(qwen3_vl_family())
     assert (sizes.feature_size, sizes.hidden) == (3 * 48, 48)
-    assert (sizes.tower.num_full_layers, sizes.tower.num_layers) == (3, 3)
+    assert (sizes.vision_encoder.num_full_layers, sizes.vision_encoder.num_layers) == (3, 3)
     assert dataclasses.asdict(sizes)["head_norms"]

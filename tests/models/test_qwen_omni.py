@@ -13,7 +13,7 @@ from longrl.features.cache import FeatureCache, encode_share, gather_rows
 from longrl.models.qwen_omni import QwenOmniFamily, _chunks
 from longrl.packing.pack import pack
 from longrl.planning.inputs import Sizes
-from longrl.types import Frames, Media, Prompt, SamplingParams, Share, Sound
+from longrl.types import AudioClip, Frames, FrameShard, Media, Prompt, SamplingParams
 from tests.families import proves
 from tests.tiny import frames, held, omni_family, omni_folder, omni_prompts, plain_model, row, sound
 
@@ -23,17 +23,17 @@ class Case:
     """What a prompt shows, in order; `spacing` of frames is the same for all its videos, as transformers wants it."""
 
     text: str
-    media: tuple[Frames | Sound, ...] = ()
+    media: tuple[Frames | AudioClip, ...] = ()
     spacing: float = 0.5
 
     @property
     def tracks(self) -> bool:
-        return any(isinstance(item, Sound) and item.within for item in self.media)
+        return any(isinstance(item, AudioClip) and item.is_video_track for item in self.media)
 
 
 def clip(count, seconds, key="v", spacing=0.5, height=60, width=90):
     """A video with its track."""
-    return frames(count, height, width, key, spacing=spacing), sound(seconds, f"{key} track", within=True)
+    return frames(count, height, width, key, spacing=spacing), sound(seconds, f"{key} track", is_video_track=True)
 
 
 IMAGE, OTHER = frames(1, 40, 40, "i", "image"), frames(1, 83, 131, "j", "image")
@@ -73,7 +73,7 @@ def rendered(family: QwenOmniFamily, case: Case) -> Prompt:
 def theirs(family: QwenOmniFamily, case: Case) -> dict[str, torch.Tensor]:
     """transformers' own inputs, from pixels and samples."""
     pictures = [item for item in case.media if isinstance(item, Frames)]
-    sounds = [item.waveform.numpy() for item in case.media if isinstance(item, Sound)]
+    sounds = [item.waveform.numpy() for item in case.media if isinstance(item, AudioClip)]
     options = {}
     if images := [item.pixels[0] for item in pictures if item.kind == "image"]:
         options |= {"images": images, "images_kwargs": {"size": size_of(family)}}
@@ -209,14 +209,14 @@ def test_chunks_are_cut_before_the_first_token_behind_a_border():
 @pytest.mark.parametrize("seconds", [0.1, 1.99, 2.0, 2.01, 2.02, 2.03, 6.77, 12.0])
 @pytest.mark.parametrize("size", [2, 3, 5])
 def test_ranks_share_a_sound_by_windows(seconds, size):
-    """What each rank's windows give, laid end to end, is what the tower makes of the whole."""
+    """What each rank's windows give, laid end to end, is what the encoder makes of the whole."""
     family = omni_family()
     model, whole = family.build(), sound(seconds)
     (wanted,) = family.encode_media(model, [family.patch(whole)])
     parts = []
     for rank in range(size):
-        media = family.patch(dataclasses.replace(whole, share=Share(rank, size)))
-        count = len(Share(rank, size).cells(media.grid_thw[0]))
+        media = family.patch(dataclasses.replace(whole, share=FrameShard(rank, size)))
+        count = len(FrameShard(rank, size).cells(media.grid_thw[0]))
         parts += family.encode_media(model, [media.part(count)]) if count else []
     assert len(wanted) == family.num_features(family.patch(whole))
     torch.testing.assert_close(torch.cat(parts), wanted, rtol=1e-5, atol=1e-6)
@@ -310,11 +310,14 @@ def test_transformers_loads_what_is_written(tmp_path):
 
 def test_towers_are_frozen_each_on_its_own():
     for vision, audio in ((True, True), (True, False), (False, True), (False, False)):
-        family = omni_family(freeze_tower=vision, freeze_audio_tower=audio)
+        family = omni_family(freeze_vision_encoder=vision, freeze_audio_tower=audio)
         model = family.build()
-        trains = [all(part.requires_grad for part in tower.parameters()) for tower in family.encoders(model)]
+        trains = [
+            all(part.requires_grad for part in vision_encoder.parameters())
+            for vision_encoder in family.media_encoders(model)
+        ]
         assert trains == [not vision, not audio]
-        assert family.tower_trains(model) == (not (vision and audio))
+        assert family.vision_encoder_trains(model) == (not (vision and audio))
 
 
 def test_a_family_travels_to_workers():
@@ -327,7 +330,7 @@ def test_a_family_travels_to_workers():
 
 
 def test_a_plan_says_that_it_counts_no_sound():
-    with pytest.raises(ValueError, match="QwenOmniFamily also has an audio tower and reads sound; plan the vision"):
+    with pytest.raises(ValueError, match="QwenOmniFamily also has an audio encoder and reads sound; plan the vision"):
         Sizes.of(omni_family())
 
 
@@ -337,7 +340,7 @@ def test_gathered_rows_lie_where_the_whole_has_them():
     from longrl.strategies.parallel import Parallel
 
     family = omni_family()
-    model, media = family.build(), [family.patch(sound(5.3)), family.patch(held(frames(5), Share()))]
+    model, media = family.build(), [family.patch(sound(5.3)), family.patch(held(frames(5), FrameShard()))]
     rows = encode_share(family, model, media, Parallel())
     places = _places(family, media, 3)
     assert torch.equal(torch.cat(places).sort().values, torch.arange(len(rows)))

@@ -54,7 +54,7 @@ def test_positions_equal_transformers_where_it_agrees_with_the_released_code():
         mm_token_type_ids=kinds[None],
         image_grid_thw=torch.tensor([prompt.media[0].grid_thw]),
         video_grid_thw=torch.tensor([prompt.media[1].grid_thw]),
-        second_per_grid_ts=torch.tensor([prompt.media[1].seconds_per_cell]),
+        second_per_grid_ts=torch.tensor([prompt.media[1].seconds_per_temporal_patch]),
     )
     last = int((kinds == 2).nonzero()[-1])
     assert torch.equal(prompt.position_ids[:, : last + 1], theirs[:, 0, : last + 1])
@@ -82,7 +82,7 @@ def test_patches_equal_the_models_own_processor():
 def test_cells_have_the_mean_time_of_their_frames_and_an_odd_frame_fills_its_cell():
     media = vl_family().patch(frames(5, spacing=0.5))
     assert media.timestamps == pytest.approx((0.25, 1.25, 2.0))
-    assert media.seconds_per_cell == pytest.approx(1.0)
+    assert media.seconds_per_temporal_patch == pytest.approx(1.0)
 
 
 def test_a_video_budget_shrinks_frames_but_not_below_the_minimum():

@@ -137,18 +137,18 @@ def qwen2_5_omni(config: dict[str, Any]) -> Shapes:
     text, audio = thinker["text_config"], thinker["audio_config"]
     found = text_layers("thinker.model.", text, bias=True, head_norms=False) | head(text, False, "thinker.")
     found |= qwen2_5_tower("thinker.visual.", thinker["vision_config"], one_matrix=False)
-    tower, width, inner = "thinker.audio_tower.", audio["d_model"], audio["encoder_ffn_dim"]
+    vision_encoder, width, inner = "thinker.audio_tower.", audio["d_model"], audio["encoder_ffn_dim"]
     for name, channels in (("conv1", audio["num_mel_bins"]), ("conv2", width)):
-        found |= {f"{tower}{name}.weight": (width, channels, 3), f"{tower}{name}.bias": (width,)}
-    found[f"{tower}audio_bos_eos_token.weight"] = (2, audio["output_dim"])
+        found |= {f"{vision_encoder}{name}.weight": (width, channels, 3), f"{vision_encoder}{name}.bias": (width,)}
+    found[f"{vision_encoder}audio_bos_eos_token.weight"] = (2, audio["output_dim"])
     for n in range(audio["encoder_layers"]):
-        layer = f"{tower}layers.{n}."
+        layer = f"{vision_encoder}layers.{n}."
         found |= layer_norm(f"{layer}self_attn_layer_norm", width) | layer_norm(f"{layer}final_layer_norm", width)
         for name in ("q_proj", "v_proj", "out_proj"):
             found |= linear(f"{layer}self_attn.{name}", width, width)
         found[f"{layer}self_attn.k_proj.weight"] = (width, width)
         found |= linear(f"{layer}fc1", inner, width) | linear(f"{layer}fc2", width, inner)
-    found |= layer_norm(f"{tower}ln_post", width) | linear(f"{tower}proj", audio["output_dim"], width)
+    found |= layer_norm(f"{vision_encoder}ln_post", width) | linear(f"{vision_encoder}proj", audio["output_dim"], width)
     others = {"talker.codec_head.weight": (5, 3), "talker.model.embed_tokens.weight": (5, 3)}
     others |= {"talker.model.layers.0.self_attn.q_proj.weight": (3, 3), **linear("talker.thinker_to_talker_proj", 3, 4)}
     others |= {"token2wav.code2wav_dit_model.proj_out.weight": (3, 3)}
@@ -254,7 +254,7 @@ def test_a_released_folder_loads_with_no_name_missing_or_left_over(model, tmp_pa
     """`build` raises ValueError for either. Every number of the file arrives, experts turned around."""
     family, weights = folder_of(model, tmp_path)
     built = family.build()
-    read = {name: value for name, value in weights.items() if not name.startswith(family.not_read)}
+    read = {name: value for name, value in weights.items() if not name.startswith(family.ignored_weight_prefixes)}
     own = dict(built.named_parameters())  # a tied head is counted once
     assert len(own) == len(read)
     assert sum(value.numel() for value in own.values()) == sum(value.numel() for value in read.values())
@@ -268,7 +268,7 @@ def test_what_is_written_has_the_released_names_and_bits(model, tmp_path):
     family, weights = folder_of(model, tmp_path)
     family.save(family.build(), tmp_path / "written")
     written = load_file(tmp_path / "written" / "model.safetensors")
-    read = {name: value for name, value in weights.items() if not name.startswith(family.not_read)}
+    read = {name: value for name, value in weights.items() if not name.startswith(family.ignored_weight_prefixes)}
     renamed = {name.removeprefix("thinker."): value for name, value in read.items()}
     assert written.keys() == renamed.keys()
     assert all(torch.equal(value, written[name]) for name, value in renamed.items())

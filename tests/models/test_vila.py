@@ -15,7 +15,7 @@ from longrl.models.vila_model import Downsample
 from longrl.models.vila_tiles import tile_grid
 from longrl.packing.pack import pack
 from longrl.testing.tiny import tiny_tokenizer, tiny_vila
-from longrl.types import SamplingParams, Share
+from longrl.types import FrameShard, SamplingParams
 from tests.families import proves
 from tests.models.plain_vila import PlainVila, released_pool, squares
 from tests.tiny import SCALES, frames, held, row, vila_family, vila_folder
@@ -79,7 +79,7 @@ def picture(clip, place=0) -> Image.Image:
 @proves("same logits", "nvila")
 @pytest.mark.parametrize("projector", list(DOWNSAMPLING))
 def test_logits_are_those_of_the_parts_put_together_as_published(projector):
-    """A video of 5 frames and two images, none of the tower's size."""
+    """A video of 5 frames and two images, none of the encoder's size."""
     family, model, plain = family_and_plain(projector=projector)
     media = [frames(5, 60, 90, "v"), frames(1, 40, 77, "i", "image"), frames(1, 31, 20, "j", "image")]
     prompt = family.render(row(), "see <video> and <image> <image> then?", media)
@@ -116,7 +116,7 @@ def test_longer_videos_are_pooled_more():
     plain = PlainVila.of(model, family)
     clips = [frames(count, 56, 56, f"v{count}") for count in lengths]
     prompt = family.render(row(), "what?", clips)
-    assert [(item.grid_thw[0], item.frames_per_cell) for item in prompt.media] == [(2, 4), (38, 8)]
+    assert [(item.grid_thw[0], item.temporal_patch_size) for item in prompt.media] == [(2, 4), (38, 8)]
     rows = []
     for clip, size in zip(clips, (4, 8), strict=True):
         whole = plain.frame_rows(clip.pixels)
@@ -131,9 +131,9 @@ def test_longer_videos_are_pooled_more():
 )
 def test_the_released_rule_of_pooling(count, pool):
     family = vila_family(pool_frames="by_length")
-    assert family.frames_per_cell.of(count) == released_pool(count) == pool
+    assert family.temporal_patch_size.of(count) == released_pool(count) == pool
     item = family.patch(without_pixels(frames(1, 56, 56), count))
-    assert (item.grid_thw[0], item.frames_per_cell) == (-(-count // pool), pool)
+    assert (item.grid_thw[0], item.temporal_patch_size) == (-(-count // pool), pool)
 
 
 def without_pixels(clip, count):
@@ -153,7 +153,7 @@ def without_pixels(clip, count):
 def test_pooling_by_what_the_config_says(encoder, pools):
     values = {} if encoder is None else {"video_encoder": json.dumps(encoder)}
     family = vila_family(vila_folder(**values))
-    assert [family.frames_per_cell.of(count) for count in (8, 300)] == pools
+    assert [family.temporal_patch_size.of(count) for count in (8, 300)] == pools
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -161,7 +161,7 @@ def test_ranks_share_a_video_by_cells_of_its_length(size):
     family = vila_family(pool_frames="by_length")
     clip = frames(270, 56, 56, "v")
     whole = family.patch(clip)
-    parts = [family.patch(held(clip, Share(rank, size), family.frames_per_cell)) for rank in range(size)]
+    parts = [family.patch(held(clip, FrameShard(rank, size), family.temporal_patch_size)) for rank in range(size)]
     assert torch.equal(torch.cat([part.patches for part in parts]), whole.patches)
     assert all(len(part.patches) % 8 == 0 for part in parts[:-1])  # a cell is never cut
 
@@ -305,16 +305,16 @@ def test_encoding_in_small_calls_changes_nothing():
 @pytest.mark.parametrize(
     ("frozen", "trains", "with_gradient"),
     [
-        ({"freeze_tower": True, "freeze_projector": True}, False, set()),
-        ({"freeze_tower": True, "freeze_projector": False}, True, {"mm_projector"}),
-        ({"freeze_tower": False, "freeze_projector": True}, True, {"vision_tower"}),
+        ({"freeze_vision_encoder": True, "freeze_projector": True}, False, set()),
+        ({"freeze_vision_encoder": True, "freeze_projector": False}, True, {"mm_projector"}),
+        ({"freeze_vision_encoder": False, "freeze_projector": True}, True, {"vision_tower"}),
         ({}, True, {"mm_projector", "vision_tower"}),
     ],
 )
 def test_features_have_gradients_where_something_trains(frozen, trains, with_gradient):
     family = vila_family(**frozen)
     model = family.build()
-    assert family.tower_trains(model) is trains
+    assert family.vision_encoder_trains(model) is trains
     (features,) = family.encode_media(model, [family.patch(frames(3))])
     assert features.requires_grad is trains
     if trains:
@@ -340,7 +340,7 @@ def test_a_rank_without_pixels_renders_the_same_prompt(values):
     family = vila_family(vila_folder(**values), pool_frames=2)
     media = [frames(5, 60, 90, "v"), frames(1, 60, 200, "i", "image")]
     whole = family.render(row(), "see <video> and <image>", media)
-    for share in (Share(0, 2), Share(1, 2)):
+    for share in (FrameShard(0, 2), FrameShard(1, 2)):
         part = family.render(row(), "see <video> and <image>", [held(item, share, 2) for item in media])
         assert torch.equal(part.input_ids, whole.input_ids)
         for mine, theirs in zip(part.media, whole.media, strict=True):

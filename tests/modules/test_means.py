@@ -5,7 +5,7 @@ import math
 import torch
 
 from longrl.modules.means import Means
-from longrl.strategies.axis import LONE
+from longrl.strategies.axis import SINGLE_RANK
 from longrl.types import Completion, Group, Prompt, Row
 
 
@@ -20,13 +20,13 @@ def test_failed_rewards_are_left_out():
     means = Means()
     means.add_rewards(group([1.0, 0.0, 0.0], [True, False, True]), "val", by_category=True)
     means.add_rewards(group([1.0, 1.0, 0.0], [True, True, False]), "val", by_category=False)
-    found = means.collect(LONE)
+    found = means.collect(SINGLE_RANK)
     assert found["val/reward"] == found["val/accuracy"] == 0.75
     assert found["val/accuracy/temporal"] == 0.5
-    assert means.collect(LONE) == {}
+    assert means.collect(SINGLE_RANK) == {}
 
 
 def test_without_any_there_is_no_number():
     means = Means()
     means.add_rewards(group([0.0], [False]), "val", by_category=False)
-    assert math.isnan(means.collect(LONE)["val/accuracy"])
+    assert math.isnan(means.collect(SINGLE_RANK)["val/accuracy"])

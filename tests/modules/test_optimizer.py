@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from longrl.modules.host_adamw import MOMENTS, HostAdamW, rest
+from longrl.modules.host_adamw import MOMENTS, HostAdamW, offload_state
 from longrl.modules.optimizer import OptimizerSettings, warn_of_lost_steps
 from longrl.strategies.fsdp import ShardingOptions
 from longrl.strategies.mr_sp import MRSPStrategy
@@ -50,9 +50,9 @@ def test_restored_moments_go_back_to_the_host(monkeypatch):
     moved = []
     optimizer, _ = a_few_steps(HostAdamW)
     monkeypatch.setattr("longrl.modules.host_adamw._on_host", lambda tensor: moved.append(tensor) or tensor)
-    rest(optimizer)
+    offload_state(optimizer)
     assert len(moved) == len(SHAPES) * len(MOMENTS)
-    rest(torch.optim.AdamW([nn.Parameter(torch.zeros(1))]))  # others stay as they are
+    offload_state(torch.optim.AdamW([nn.Parameter(torch.zeros(1))]))  # others stay as they are
 
 
 def sft(**optimizer):
@@ -137,7 +137,7 @@ def test_steps_that_are_rounded_away_get_a_warning_with_the_remedy(caplog):
 
 
 def test_a_frozen_tower_has_no_gradients_no_moments_and_no_graph():
-    policy = policy_of(vl_family(freeze_tower=True))
+    policy = policy_of(vl_family(freeze_vision_encoder=True))
     batch = batch_of(policy, sampled(policy.family, mixed_prompts(policy.family)))
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
@@ -145,22 +145,22 @@ def test_a_frozen_tower_has_no_gradients_no_moments_and_no_graph():
     assert not saved
     assert not [key for key, value in features.items() if value.requires_grad or value.grad_fn is not None]
     train(policy, batch)
-    tower = list(policy.family.tower(policy.model).parameters())
-    assert tower
-    assert all(parameter.grad is None and not parameter.requires_grad for parameter in tower)
+    vision_encoder = list(policy.family.vision_encoder(policy.model).parameters())
+    assert vision_encoder
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in vision_encoder)
     kept = policy.trainer.optimizers[0].state
     assert len(kept) == sum(parameter.requires_grad for parameter in policy.model.parameters())
-    assert not [parameter for parameter in tower if parameter in kept]
+    assert not [parameter for parameter in vision_encoder if parameter in kept]
 
 
 def tower_precision(freeze):
-    family = vl_family(freeze_tower=freeze)
+    family = vl_family(freeze_vision_encoder=freeze)
     policy = policy_of(family)
     groups = sampled(family, mixed_prompts(family))
     strategy = MRSPStrategy(sharding=ShardingOptions(compute_dtype="bfloat16"))
     batch = Batch([group.prompt for group in groups], groups=groups)
     train(policy, batch, strategy=strategy, precision="32-true", callbacks=[Encode()])
-    dtypes = [{p.dtype for p in part.parameters()} for part in (family.tower(policy.model), policy.entry)]
+    dtypes = [{p.dtype for p in part.parameters()} for part in (family.vision_encoder(policy.model), policy.entry)]
     return [*dtypes, {value.dtype for value in batch.features.values()}]
 
 

@@ -78,7 +78,7 @@ class Given(LightningDataModule):
         pass
 
 
-class Seen(Callback):
+class RenderedPrompt(Callback):
     """Gradients and learning rate of every optimizer step, and what was logged."""
 
     def __init__(self, before=lambda policy: None):
@@ -96,7 +96,7 @@ class Seen(Callback):
 
 
 def train(policy, *batches, before=lambda policy: None, callbacks=(), **options):
-    seen = Seen(before)
+    seen = RenderedPrompt(before)
     stage = "sft" if batches[0].groups is None else "rl"
     trainer = Trainer(
         **{
@@ -236,7 +236,7 @@ def test_the_budgets_are_different_splits():
 @pytest.mark.parametrize("budget", BUDGETS.values(), ids=BUDGETS)
 @pytest.mark.parametrize("freeze", [True, False], ids=["frozen", "trainable"])
 def test_sft_is_the_mean_over_all_response_tokens(budget, freeze):
-    family = vl_family(freeze_tower=freeze)
+    family = vl_family(freeze_vision_encoder=freeze)
     policy = policy_of(family, max_tokens_per_micro_batch=budget)
     policy.configure_model()
     prompts = with_targets(mixed_prompts(family))
@@ -268,7 +268,7 @@ def test_sft_trains_and_logs_entropy():
 @pytest.mark.parametrize("budget", BUDGETS.values(), ids=BUDGETS)
 @pytest.mark.parametrize("freeze", [True, False], ids=["frozen", "trainable"])
 def test_an_rl_step_on_videos_is_the_loss_by_hand(budget, freeze):
-    family = vl_family(freeze_tower=freeze)
+    family = vl_family(freeze_vision_encoder=freeze)
     policy = policy_of(family, max_tokens_per_micro_batch=budget)
     policy.configure_model()
     groups = sampled(family, mixed_prompts(family))
@@ -471,7 +471,7 @@ def disturb(policy):
 
 
 def test_kl_in_the_loss_is_the_distance_to_the_initial_weights():
-    family = vl_family(freeze_tower=True)
+    family = vl_family(freeze_vision_encoder=True)
     policy = policy_of(family, algorithm=Algorithm(kl_coef=0.3), max_tokens_per_micro_batch=100)
     groups = sampled(family, mixed_prompts(family))
     batch = batch_of(policy, groups)
@@ -492,7 +492,7 @@ def test_kl_in_the_loss_is_the_distance_to_the_initial_weights():
 
 
 def disturb_text(policy):
-    """The same as `disturb`, leaving the vision tower alone, and what is frozen beside adapters."""
+    """The same as `disturb`, leaving the vision encoder alone, and what is frozen beside adapters."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, parameter in policy.model.named_parameters():
@@ -524,8 +524,8 @@ def test_without_kl_there_is_no_reference():
 
 
 def test_a_reference_of_a_trainable_tower_has_its_own_features():
-    """Its features are those of the tower it started with, however far the policy's tower has gone."""
-    family = vl_family(freeze_tower=False)
+    """Its features are those of the encoder it started with, however far the policy's encoder has gone."""
+    family = vl_family(freeze_vision_encoder=False)
     policy = policy_of(family, algorithm=Algorithm(kl_coef=0.3))
     groups = sampled(family, mixed_prompts(family))
     policy.configure_model()

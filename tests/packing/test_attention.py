@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from longrl.packing import attention
 from longrl.packing.attention import dense_mask, shared_prefix_attention
 from longrl.packing.kernels import VARIABLE, CpuFlash, Portable, kernel_for
-from longrl.strategies.sequence import HeadPlan
+from longrl.strategies.sequence import HeadLayout
 from longrl.types import GroupSpan
 from tests.packing import tiled_oracle
 
@@ -187,7 +187,7 @@ def test_on_a_gpu_the_heads_that_ulysses_deals_give_the_whole(ranks):
     spans = LAYOUTS["several groups"]
     length = spans[-1].stop + 1
     inputs = [x.detach().to("cuda", torch.bfloat16) for x in tensors(spans, length, 28, 4, size=128)]
-    plan = HeadPlan.make(28, 4, ranks)
+    plan = HeadLayout.make(28, 4, ranks)
     dealt = plan.deal(*inputs).view(ranks, plan.per_rank, plan.size + 2, length, -1)
     parts = [shared_prefix_attention(x[:, :-2].flatten(0, 1), x[:, -2], x[:, -1], spans, 0.09) for x in dealt]
     found = plan.collect(torch.cat(parts).view(ranks * plan.per_rank, plan.size, length, -1))

@@ -6,7 +6,7 @@ import torch
 from longrl.packing import attention, kernels
 from longrl.packing.attention import shared_prefix_attention
 from longrl.packing.kernels import Blocks, CpuFlash, FlashAttn, Portable, TorchFlash, kernel_for
-from longrl.strategies.sequence import HeadPlan
+from longrl.strategies.sequence import HeadLayout
 from longrl.types import GroupSpan
 from tests.packing.test_attention import LENGTH, SPANS, dense, grads_of, tensors
 
@@ -172,7 +172,7 @@ def test_varlen_kernels_take_the_heads_that_ulysses_deals(ranks, monkeypatch):
     kernel = Calls().torch_flash()
     monkeypatch.setattr(attention, "kernel_for", lambda query: kernel)
     inputs = [x.detach() for x in tensors(heads=28, key_heads=4)]
-    plan = HeadPlan.make(28, 4, ranks)
+    plan = HeadLayout.make(28, 4, ranks)
     dealt = plan.deal(*inputs).view(ranks, plan.per_rank, plan.size + 2, LENGTH, -1)
     parts = [
         shared_prefix_attention(part[:, :-2].flatten(0, 1), part[:, -2], part[:, -1], SPANS, 0.3) for part in dealt

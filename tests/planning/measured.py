@@ -23,7 +23,7 @@ from longrl.modules.policy import OptimizerSettings, PolicyModule
 from longrl.strategies.fsdp import ShardingOptions
 from longrl.strategies.mr_sp import MRSPStrategy
 from longrl.testing.tiny import tiny_qwen2_5_vl
-from longrl.types import Batch, Completion, Group, Prompt, SamplingParams, Share
+from longrl.types import Batch, Completion, FrameShard, Group, Prompt, SamplingParams
 from tests.modules.test_policy import Given
 from tests.tiny import frames, held, row
 
@@ -61,7 +61,7 @@ class Case:
             lora=LoRASettings(rank=8) if self.lora else None, mlp_chunk_tokens=self.mlp_chunk,
         )  # fmt: skip
 
-    def prompt(self, family: Qwen2_5_VLFamily, share: Share, name: str = "v") -> Prompt:
+    def prompt(self, family: Qwen2_5_VLFamily, share: FrameShard, name: str = "v") -> Prompt:
         video = frames(2 * self.cells, SIDE, SIDE, name)
         return family.render(row("a"), "What?", [held(video, share)])
 
@@ -99,7 +99,7 @@ class Phases(Callback):
 def peaks(case: Case) -> dict[str, int]:
     """{phase: bytes} of this rank: the most that was held in each phase of the second step."""
     rank, family = torch.distributed.get_rank(), case.family()
-    prompts = [case.prompt(family, Share(rank, case.sp), name) for name in "vw"]  # on the host: not counted
+    prompts = [case.prompt(family, FrameShard(rank, case.sp), name) for name in "vw"]  # on the host: not counted
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profiler:
         policy = PolicyModule(

@@ -11,13 +11,13 @@ from longrl.models.text import LlamaFamily, TextFamily
 from longrl.planning import flops, formulas, memory, shapes
 from longrl.planning.hardware import HARDWARE, hardware
 from longrl.planning.host import host
-from longrl.planning.inputs import Plan, Sizes, Tower, micro_batch
+from longrl.planning.inputs import Encoder, Plan, Sizes, micro_batch
 from longrl.planning.plan_report import black_video, budgeted
 
 TINY = Sizes(
     layer_params=(100, 100), root_params=50, hidden=8, num_heads=4, num_key_heads=2, head_size=2, mlp_width=16,
     vocabulary=32, head_norms=False, feature_size=8,
-    tower=Tower(params=30, trains=False, width=4, mlp_width=8, num_layers=2, num_full_layers=1, window_patches=4,
+    vision_encoder=Encoder(params=30, trains=False, width=4, mlp_width=8, num_layers=2, num_full_layers=1, window_patches=4,
                 patch_values=12, merge=4),
 )  # fmt: skip
 RUN = Plan(
@@ -54,7 +54,7 @@ def seven_b():
 def test_what_stands_is_the_shards_and_a_whole_tower():
     parts = formulas.standing(RUN)
     assert parts["weights"] == 4 * 250 / 2
-    assert parts["vision tower"] == 4 * 30
+    assert parts["vision encoder"] == 4 * 30
     assert parts["optimizer"] == 2 * 4 * 250 / 2
     assert parts["features"] == 4 * 2 * 80 * 8  # both prompts, whole on every rank
     assert parts["reference"] == 0
@@ -67,7 +67,7 @@ def test_replicas_spread_the_weights_over_fewer_ranks_and_offload_over_none():
 
 
 def test_a_tower_that_trains_is_sharded_and_has_gradients():
-    trains = dataclasses.replace(TINY, tower=dataclasses.replace(TINY.tower, trains=True))
+    trains = dataclasses.replace(TINY, vision_encoder=dataclasses.replace(TINY.vision_encoder, trains=True))
     plan = changed(sizes=trains)
     assert formulas.frozen_tower(plan) == 0
     assert formulas.gradients(plan) == 4 * 280 / 2
@@ -163,7 +163,7 @@ def test_a_frozen_tower_is_kept_in_the_precision_of_computing():
     half = changed(gathered_bytes=2)
     assert formulas.frozen_tower(half) == 2 * 30
     assert formulas.features(half) == 2 * 2 * 80 * 8
-    trains = dataclasses.replace(TINY, tower=dataclasses.replace(TINY.tower, trains=True))
+    trains = dataclasses.replace(TINY, vision_encoder=dataclasses.replace(TINY.vision_encoder, trains=True))
     assert formulas.features(dataclasses.replace(half, sizes=trains)) == 4 * 2 * 80 * 8
 
 
@@ -241,7 +241,7 @@ def test_shipped_shapes_have_the_published_number_of_parameters(name, params):
     kind = Qwen3VLFamily if "Qwen3-VL" in name else Qwen2_5_VLFamily if "VL" in name else TextFamily
     family = shapes.find((LlamaFamily if "Llama" in name else kind)(name))
     sizes = Sizes.of(family)
-    assert sizes.text_params + (sizes.tower.params if sizes.tower else 0) == params
+    assert sizes.text_params + (sizes.vision_encoder.params if sizes.vision_encoder else 0) == params
     assert sizes.head_norms == ("Qwen3" in name)
 
 

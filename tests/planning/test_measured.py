@@ -5,7 +5,7 @@ import pytest
 from longrl.packing.logprobs import MAX_LOGITS
 from longrl.planning import memory
 from longrl.planning.inputs import Plan, Sizes
-from longrl.types import WHOLE
+from longrl.types import FULL_SHARD
 from tests.distributed import run_distributed
 from tests.planning.measured import Case, peaks
 
@@ -26,7 +26,7 @@ CASES = {
 
 def plan_of(case: Case) -> Plan:
     family = case.family()
-    prompt = case.prompt(family, WHOLE)
+    prompt = case.prompt(family, FULL_SHARD)
     (video,) = prompt.media
     return Plan(
         Sizes.of(family), devices=case.sp, sequence_parallel_size=case.sp,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from longrl.strategies.axis import LONE, world
+from longrl.strategies.axis import SINGLE_RANK, world
 from tests.distributed import run_distributed
 
 
@@ -14,9 +14,9 @@ def fails_on_the_second() -> int:
 
 def one_of_two() -> None:
     axis = world()
-    assert axis.together(lambda: axis.rank + 1) == axis.rank + 1
+    assert axis.raise_on_any_rank(lambda: axis.rank + 1) == axis.rank + 1
     with pytest.raises((ValueError, RuntimeError)) as caught:
-        axis.together(fails_on_the_second)
+        axis.raise_on_any_rank(fails_on_the_second)
     assert str(caught.value) == ("no memory left" if axis.rank else "rank 1: ValueError('no memory left')")
     assert axis.gather(axis.rank) == [0, 1]  # and still in step
 
@@ -26,6 +26,6 @@ def test_an_error_of_one_rank_is_raised_on_all():
 
 
 def test_a_rank_alone_just_works():
-    assert LONE.together(fails_on_the_second) == 7
+    assert SINGLE_RANK.raise_on_any_rank(fails_on_the_second) == 7
     with pytest.raises(ZeroDivisionError):
-        LONE.together(lambda: 1 // 0)
+        SINGLE_RANK.raise_on_any_rank(lambda: 1 // 0)

@@ -17,7 +17,7 @@ from lightning.pytorch import Callback, Trainer
 from longrl.algorithms import Algorithm, token_mean
 from longrl.models.lora import LoRASettings
 from longrl.strategies.mr_sp import MRSPStrategy
-from longrl.types import WHOLE, Batch, Share
+from longrl.types import FULL_SHARD, Batch, FrameShard
 from tests.distributed import run_distributed
 from tests.families import proves
 from tests.modules.test_policy import (
@@ -57,16 +57,16 @@ FAMILIES = {
     "qwen2.5-vl": vl_family,
     "qwen3-vl": qwen3_vl_family,
     "qwen2.5-omni": omni_family,
-    "qwen2.5-omni, vision frozen": lambda freeze_tower, **kwargs: omni_family(
-        freeze_tower=True, freeze_audio_tower=freeze_tower, **kwargs
+    "qwen2.5-omni, vision frozen": lambda freeze_vision_encoder, **kwargs: omni_family(
+        freeze_vision_encoder=True, freeze_audio_tower=freeze_vision_encoder, **kwargs
     ),
     "qwen3-vl experts": functools.partial(qwen3_vl_family, experts=True),
-    "nvila": lambda lora, offload_checkpoints, mlp_chunk_tokens, freeze_tower, **kwargs: nvila_family(
-        freeze_tower=freeze_tower, freeze_projector=freeze_tower, **kwargs
+    "nvila": lambda lora, offload_checkpoints, mlp_chunk_tokens, freeze_vision_encoder, **kwargs: nvila_family(
+        freeze_vision_encoder=freeze_vision_encoder, freeze_projector=freeze_vision_encoder, **kwargs
     ),
-    "qwen2.5 text": lambda freeze_tower, **kwargs: text_family("qwen2", **kwargs),
-    "qwen3 text": lambda freeze_tower, **kwargs: text_family("qwen3", **kwargs),
-    "llama text": lambda freeze_tower, **kwargs: llama_family(**kwargs),
+    "qwen2.5 text": lambda freeze_vision_encoder, **kwargs: text_family("qwen2", **kwargs),
+    "qwen3 text": lambda freeze_vision_encoder, **kwargs: text_family("qwen3", **kwargs),
+    "llama text": lambda freeze_vision_encoder, **kwargs: llama_family(**kwargs),
 }
 
 
@@ -87,8 +87,8 @@ class Case:
     lora: bool = False
     vila_pool: int | str | None = None
     """Frames VILA pools; None is Qwen2.5-VL."""
-    freeze_tower: bool = False
-    """Of VILA's tower alone: its projector trains."""
+    freeze_vision_encoder: bool = False
+    """Of VILA's encoder alone: its projector trains."""
     model: str = "qwen2.5-vl"
     offload: bool = False
     mlp_chunk: int | None = None
@@ -96,7 +96,7 @@ class Case:
     def family(self):
         if self.vila_pool is not None:
             return vila_family(
-                freeze_tower=self.freeze or self.freeze_tower,
+                freeze_vision_encoder=self.freeze or self.freeze_vision_encoder,
                 freeze_projector=self.freeze,
                 pool_frames=self.vila_pool,
                 gradient_checkpointing=self.checkpointing,
@@ -104,12 +104,12 @@ class Case:
         lora = LoRASettings(rank=3) if self.lora else None  # fewer rows than some ranks
         memory = {"offload_checkpoints": self.offload, "mlp_chunk_tokens": self.mlp_chunk}
         make = FAMILIES[self.model]
-        return make(freeze_tower=self.freeze, gradient_checkpointing=self.checkpointing, lora=lora, **memory)
+        return make(freeze_vision_encoder=self.freeze, gradient_checkpointing=self.checkpointing, lora=lora, **memory)
 
     def algorithm(self):
         return Algorithm(token_weights=token_mean, kl_coef=0.3 if self.kl else 0.0)
 
-    def groups(self, share=WHOLE):
+    def groups(self, share=FULL_SHARD):
         family = self.family()
         return sampled(family, PROMPTS[self.prompts](family, share))
 
@@ -156,13 +156,13 @@ def on_every_rank(cases: list[Case], devices: int) -> list[Any]:
 
 
 def one_step(case: Case, devices: int) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-    team = devices if case.sp == "auto" else case.sp
+    sp_group = devices if case.sp == "auto" else case.sp
     rank = int(torch.distributed.get_rank())
-    data, of = rank // team, devices // team
-    groups = case.groups(Share(rank % team, team))[data::of]
+    data, of = rank // sp_group, devices // sp_group
+    groups = case.groups(FrameShard(rank % sp_group, sp_group))[data::of]
     prompts = [group.prompt for group in groups]
     if case.sft:
-        batch = Batch(with_targets(case_prompts(case, Share(rank % team, team)))[data::of])
+        batch = Batch(with_targets(case_prompts(case, FrameShard(rank % sp_group, sp_group)))[data::of])
     else:
         batch = Batch(prompts, groups=groups)
     policy = policy_of(
@@ -183,7 +183,7 @@ def one_step(case: Case, devices: int) -> tuple[dict[str, float], dict[str, torc
     return seen.metrics[-1], seen.gradients[-1]
 
 
-def case_prompts(case: Case, share: Share):
+def case_prompts(case: Case, share: FrameShard):
     return PROMPTS[case.prompts](case.family(), share)
 
 
@@ -215,7 +215,7 @@ def by_hand(case: Case) -> tuple[float, dict[str, torch.Tensor]]:
         disturb_text(policy)
         plain = stock(policy.model, family)
     if case.sft:
-        prompts = with_targets(case_prompts(case, WHOLE))
+        prompts = with_targets(case_prompts(case, FULL_SHARD))
         logp = separate_logps(plain, prompts, [[prompt.response_ids] for prompt in prompts])
         (-logp.mean()).backward()
         loss = float(-logp.mean())
@@ -224,7 +224,7 @@ def by_hand(case: Case) -> tuple[float, dict[str, torch.Tensor]]:
         loss, grads = gradients_by_hand(plain, groups, weights="token_mean", **options)
     if case.freeze:
         grads = {name: grad for name, grad in grads.items() if not name.startswith(VISUAL)}
-    if case.freeze_tower:
+    if case.freeze_vision_encoder:
         grads = {name: grad for name, grad in grads.items() if not name.startswith("vision_tower")}
     if case.model.endswith("vision frozen"):
         grads = {name: grad for name, grad in grads.items() if not name.startswith("visual")}
@@ -237,7 +237,7 @@ def check(cases: list[Case], devices: int) -> None:
         loss, expected = by_hand(case)
         for metrics, grads in (rank[place] for rank in found):
             assert metrics["train/loss"] == pytest.approx(loss, rel=1e-4, abs=2e-6), case
-            # A sharded tower also runs where there is nothing for it, and then has zeros.
+            # A sharded encoder also runs where there is nothing for it, and then has zeros.
             used = {name: grad for name, grad in grads.items() if name in expected or grad.any()}
             assert_same_gradients(used, expected, 1e-5)
 
@@ -248,7 +248,7 @@ GRIDS = {1: [1], 2: [1, 2], 4: [2, 4], 8: [4]}
 @proves("SP", "qwen2.5-vl")
 @pytest.mark.parametrize("devices", list(GRIDS))
 def test_any_grid_gives_the_loss_and_gradients_of_one_process(devices):
-    """Videos of uneven length at any offset, an image, text; frozen and trainable tower; packed and not; recomputed."""
+    """Videos of uneven length at any offset, an image, text; frozen and trainable encoder; packed and not; recomputed."""
     cases = [
         Case(sp=sp, budget=budget, checkpointing=checkpointing, freeze=freeze)
         for sp in GRIDS[devices]
@@ -276,10 +276,10 @@ def test_vila_is_shared_by_pooled_frames(devices):
     cases = [
         Case(model="nvila", sp=devices, budget=150),
         Case(sp=devices, vila_pool=1, freeze=True, budget=110),
-        Case(sp=devices, vila_pool=2, freeze_tower=True),
-        Case(sp=devices, vila_pool="by_length", freeze_tower=True, kl=True),
+        Case(sp=devices, vila_pool=2, freeze_vision_encoder=True),
+        Case(sp=devices, vila_pool="by_length", freeze_vision_encoder=True, kl=True),
         Case(sp=devices, vila_pool=2, checkpointing=True, chunks=2),
-        Case(sp=1, vila_pool=1, freeze_tower=True, prompts="single"),
+        Case(sp=1, vila_pool=1, freeze_vision_encoder=True, prompts="single"),
     ]
     check(cases, devices)
 
@@ -327,7 +327,7 @@ def test_features_for_several_layers(devices):
 @proves("SP", "qwen2.5-omni")
 @pytest.mark.parametrize("devices", [2, 3])
 def test_sound_is_shared_by_windows(devices):
-    """Two towers, frozen and not; ranks and teams without a picture, or without a sound; tracks among videos."""
+    """Two encoders, frozen and not; ranks and teams without a picture, or without a sound; tracks among videos."""
     cases = [
         Case(model="qwen2.5-omni", sp=devices, prompts="omni"),
         Case(model="qwen2.5-omni", sp=devices, prompts="omni", freeze=True, kl=True, budget=400),

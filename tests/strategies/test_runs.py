@@ -29,7 +29,7 @@ LAST = "checkpoints/last.ckpt"
 def grid(values: dict[str, Any], devices: int, sp: int | str, steps: int, **strategy: Any) -> dict[str, Any]:
     """The same run on other devices: 4 prompts per step over all teams."""
     values = copy.deepcopy(values)
-    team = devices if sp == "auto" else sp
+    sp_group = devices if sp == "auto" else sp
     values["trainer"] |= {
         "devices": devices,
         "max_steps": steps,
@@ -39,7 +39,7 @@ def grid(values: dict[str, Any], devices: int, sp: int | str, steps: int, **stra
         },
     }
     values["trainer"]["callbacks"] = [c for c in values["trainer"]["callbacks"] if "DataOrder" not in c["class_path"]]
-    values["data"]["prompts_per_batch"] = 4 * team // devices
+    values["data"]["prompts_per_batch"] = 4 * sp_group // devices
     values["data"]["eval_prompts_per_batch"] = 4
     values["checkpoint"] = {"every_n_train_steps": 2}
     return values
@@ -47,7 +47,7 @@ def grid(values: dict[str, Any], devices: int, sp: int | str, steps: int, **stra
 
 def rl() -> dict[str, Any]:
     """6 steps in 2 epochs, KL, validation."""
-    values = config("rl", freeze_tower=False)
+    values = config("rl", freeze_vision_encoder=False)
     callbacks = values["trainer"]["callbacks"]
     callbacks[-1] = rollouts(sampling={"num_generations": 3, "max_completion_tokens": 5})
     values["trainer"] |= {"val_check_interval": 3, "max_epochs": 9}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from longrl.packing.attention import shared_prefix_attention
 from longrl.strategies.axis import Axis
-from longrl.strategies.sequence import ALONE, HeadPlan, SequenceParallel
+from longrl.strategies.sequence import NO_SEQUENCE_PARALLEL, HeadLayout, SequenceParallel
 from longrl.types import GroupSpan
 from tests.distributed import run_distributed
 
@@ -18,7 +18,7 @@ HEADS = [(6, 6), (6, 2), (7, 1), (28, 4), (12, 3), (2, 2)]
 
 @given(st.integers(1, 8), st.integers(1, 8), st.integers(1, 9))
 def test_a_plan_deals_every_head_once_and_wastes_less_than_a_key_head_per_rank(key_heads, queries, ranks):
-    plan = HeadPlan.make(key_heads * queries, key_heads, ranks)
+    plan = HeadLayout.make(key_heads * queries, key_heads, ranks)
     query = torch.arange(1.0, key_heads * queries + 1)[:, None, None]
     key = torch.arange(1.0, key_heads + 1)[:, None, None]
     dealt = plan.deal(query, key, -key)
@@ -33,7 +33,7 @@ def test_a_plan_deals_every_head_once_and_wastes_less_than_a_key_head_per_rank(k
 
 
 def test_28_heads_on_8_ranks_are_padded_to_32():
-    plan = HeadPlan.make(28, 4, 8)
+    plan = HeadLayout.make(28, 4, 8)
     assert (plan.parts, plan.size, plan.per_rank) == (2, 4, 1)
 
 
@@ -92,8 +92,8 @@ def test_scored_rows_are_dealt_evenly_and_scores_come_to_all(ranks):
     for count in (0, 1, 3, 13):
         hidden, positions, weights = scored_inputs(count)
         hidden.requires_grad_()
-        values = (ALONE.scored(hidden, positions) * 2).sum(-1)
-        (ALONE.gather(values, count) * weights).sum().backward()
+        values = (NO_SEQUENCE_PARALLEL.scored(hidden, positions) * 2).sum(-1)
+        (NO_SEQUENCE_PARALLEL.gather(values, count) * weights).sum().backward()
         found = run_distributed(sharded_rows, ranks, count)
         for own_values, _, scored, share in found:
             torch.testing.assert_close(own_values, values)

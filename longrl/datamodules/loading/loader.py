@@ -35,7 +35,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from longrl.datamodules.loading.skips import Item, SkipLog, Skipped
-from longrl.strategies.axis import LONE, Axis
+from longrl.strategies.axis import SINGLE_RANK, Axis
 from longrl.types import Batch, Prompt, Row
 
 logger = logging.getLogger(__name__)
@@ -102,14 +102,14 @@ class LoaderOptions:
             dataset,
             batch_size=None,
             sampler=indices,
-            collate_fn=Parcel.pack,  # of single items, for there is no batch_size
+            collate_fn=IPCPayload.pack,  # of single items, for there is no batch_size
             num_workers=self.num_workers,
             worker_init_fn=end_with_trainer,
             prefetch_factor=math.ceil(self.prefetch_prompts / self.num_workers),
             multiprocessing_context=self.multiprocessing_context,
             generator=torch.Generator(),
         )
-        return map(Parcel.unpack, parcels)
+        return map(IPCPayload.unpack, parcels)
 
 
 def end_with_trainer(worker: int) -> None:
@@ -129,14 +129,14 @@ SHARED_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Parcel:
+class IPCPayload:
     """An item on its way from a worker. Every shared tensor keeps a file open, so small ones travel in the pickle."""
 
     pickled: bytes
     shared: list[Tensor]
 
     @classmethod
-    def pack(cls, item: object) -> Parcel:
+    def pack(cls, item: object) -> IPCPayload:
         """In the worker."""
         shared: list[Tensor] = []
         buffer = io.BytesIO()
@@ -203,9 +203,9 @@ class RowOrder:
         return {"seed": self.seed, "number_of_rows": self.num_rows}
 
 
-def agreed(items: list[Item | Skipped], team: Axis) -> list[Item | Skipped]:
+def agreed(items: list[Item | Skipped], sp_group: Axis) -> list[Item | Skipped]:
     """The items as all ranks of a team see them: what one of them could not read is skipped by all."""
-    problems = team.gather([item if isinstance(item, Skipped) else None for item in items])
+    problems = sp_group.gather([item if isinstance(item, Skipped) else None for item in items])
     found = [next((rank[place] for rank in problems if rank[place]), None) for place in range(len(items))]
     return [item if problem is None else problem for item, problem in zip(items, found, strict=True)]
 
@@ -230,10 +230,10 @@ class PromptStream(Generic[Item]):
         order: RowOrder,
         skips: SkipLog,
         options: LoaderOptions | None = None,
-        team: Axis = LONE,
+        sp_group: Axis = SINGLE_RANK,
     ) -> None:
         self.dataset = dataset
-        self.team = team
+        self.sp_group = sp_group
         self.order = order
         self.skips = skips
         self.options = options or LoaderOptions()
@@ -249,7 +249,7 @@ class PromptStream(Generic[Item]):
         """
         prompts: list[Item] = []
         while len(prompts) < count:
-            items = agreed([self._next() for _ in range(count - len(prompts))], self.team)
+            items = agreed([self._next() for _ in range(count - len(prompts))], self.sp_group)
             drawn = [self.skips.draw(item) for item in items]
             prompts += [prompt for prompt in drawn if prompt is not None]
         return prompts
@@ -374,11 +374,11 @@ class EvalLoader:
         rank: int = 0,
         world_size: int = 1,
         options: LoaderOptions | None = None,
-        team: Axis = LONE,
+        sp_group: Axis = SINGLE_RANK,
         make_batch: Callable[[list[Any]], Any] = Batch,
     ) -> None:
         self.dataset = dataset
-        self.team = team
+        self.sp_group = sp_group
         self.make_batch = make_batch
         self.skips = skips
         self.prompts_per_batch = prompts_per_batch
@@ -392,7 +392,7 @@ class EvalLoader:
     def __iter__(self) -> Iterator[Any]:
         items = self.options.render(self.dataset, range(self.rank, len(self.dataset), self.world_size))
         for _ in range(len(self)):
-            drawn = map(self.skips.draw, agreed(list(islice(items, self.prompts_per_batch)), self.team))
+            drawn = map(self.skips.draw, agreed(list(islice(items, self.prompts_per_batch)), self.sp_group))
             prompts = [prompt for prompt in drawn if prompt is not None]
             if prompts or self.world_size > 1:
                 yield self.make_batch(prompts)

@@ -17,7 +17,7 @@ from longrl.datamodules.media.video import BrokenMedia, VideoSampling, read_imag
 from longrl.models.family import ModelFamily
 from longrl.models.reading import MEDIA_TAG
 from longrl.rewards.choice import parse_options
-from longrl.types import WHOLE, Frames, MediaKind, Prompt, Row, Share, Sound
+from longrl.types import FULL_SHARD, AudioClip, Frames, FrameShard, MediaKind, Prompt, Row
 
 Stage = Literal["sft", "rl"]
 DEFAULT_QUESTION = (
@@ -53,11 +53,11 @@ class RowRenderer:
     subtitles: Subtitles = NO_SUBTITLES
     cached_media: int = 0
     decoding: Decoding = DEFAULT_DECODING
-    share: Share = WHOLE
+    share: FrameShard = FULL_SHARD
     """Which part of every medium this rank decodes."""
     stored: KnowsFeatures | None = None
     """Videos that it knows are not decoded; should their features prove unusable, `Media.source` decodes them."""
-    _cache: OrderedDict[tuple[object, ...], Frames | Sound] = field(default_factory=OrderedDict, repr=False)
+    _cache: OrderedDict[tuple[object, ...], Frames | AudioClip] = field(default_factory=OrderedDict, repr=False)
     """kind, path and sampling -> frames or sound, the least recently used first."""
     _checked: set[str] = field(default_factory=set, repr=False)
     """Keys of videos too large to hold that were decoded once without an error."""
@@ -104,7 +104,7 @@ class RowRenderer:
                 "that, or take fewer frames or smaller ones"
             )
 
-    def _subtitles(self, row: Row, media: Sequence[Frames | Sound]) -> str:
+    def _subtitles(self, row: Row, media: Sequence[Frames | AudioClip]) -> str:
         blind = self.drops_media(row)
         videos = [medium for medium in media if isinstance(medium, Frames) and medium.kind == "video"]
         try:
@@ -112,7 +112,7 @@ class RowRenderer:
         except BrokenMedia as error:
             raise UnusableRow(str(error), error.path) from error
 
-    def _media(self, kind: MediaKind, path: str, sampling: VideoSampling) -> list[Frames | Sound]:
+    def _media(self, kind: MediaKind, path: str, sampling: VideoSampling) -> list[Frames | AudioClip]:
         """A file as the family reads it: a video's sound track comes right after its frames."""
         if kind == "video" and self.family.use_audio_in_video:
             if sampling.span_s is not None:
@@ -122,16 +122,16 @@ class RowRenderer:
                     path,
                 )
             sound = self._read("audio", path, sampling)
-            assert isinstance(sound, Sound)
-            return [self._read(kind, path, sampling), replace(sound, within=True)]
+            assert isinstance(sound, AudioClip)
+            return [self._read(kind, path, sampling), replace(sound, is_video_track=True)]
         return [self._read(kind, path, sampling)]
 
-    def _read(self, kind: MediaKind, path: str, sampling: VideoSampling) -> Frames | Sound:
+    def _read(self, kind: MediaKind, path: str, sampling: VideoSampling) -> Frames | AudioClip:
         known = kind, path, sampling
         if known in self._cache:
             self._cache.move_to_end(known)
             return self._cache[known]
-        readers: dict[MediaKind, Callable[[str], Frames | Sound]] = {
+        readers: dict[MediaKind, Callable[[str], Frames | AudioClip]] = {
             "image": self._image,
             "video": lambda path: self._video(path, sampling),
             "audio": self._sound,
@@ -148,9 +148,9 @@ class RowRenderer:
     def _image(self, path: str) -> Frames:
         return read_image(path, self.share)
 
-    def _sound(self, path: str) -> Sound:
+    def _sound(self, path: str) -> AudioClip:
         """A file's sound. Its length takes decoding; where its features are stored, the samples are let go of."""
-        if not self.family.hears:
+        if not self.family.supports_audio:
             raise ValueError(
                 f"{type(self.family).__name__} reads no sound, but a row has {path}; use a family that does, as "
                 "longrl.models.qwen_omni.QwenOmniFamily, or rows without `audios`"
@@ -161,8 +161,8 @@ class RowRenderer:
         return sound
 
     def _video(self, path: str, sampling: VideoSampling) -> Frames:
-        """A video's frames at the tower's size if they are few; else, or if features are stored, where to get them."""
-        file = FileFrames(path, sampling, self.share, self.family.frames_per_cell, self.decoding.chunk_frames)
+        """A video's frames at the encoder's size if they are few; else, or if features are stored, where to get them."""
+        file = FileFrames(path, sampling, self.share, self.family.temporal_patch_size, self.decoding.chunk_frames)
         reader = file.reader()
         outline = replace(reader.outline, source=file)
         medium = self.family.patch(outline)  # times and size alone give its key and grid
@@ -175,7 +175,7 @@ class RowRenderer:
         if frames is None:
             self._checked.add(outline.key)
             return outline
-        if len(self.share.cells(medium.grid_thw[0])) <= self.family.cells_per_encode(medium):
+        if len(self.share.cells(medium.grid_thw[0])) <= self.family.temporal_patches_per_encode(medium):
             return frames  # patched by the loader
         return replace(outline, source=HeldFrames(frames))
 
@@ -207,7 +207,7 @@ def files_of(row: Row) -> tuple[str, ...]:
     return (*row.images, *row.videos, *row.audios)
 
 
-def without_samples(sound: Sound) -> Sound:
+def without_samples(sound: AudioClip) -> AudioClip:
     """The sound without its samples: enough for its key and length."""
     return replace(sound, waveform=sound.waveform[:0])
 

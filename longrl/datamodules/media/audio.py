@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from longrl.datamodules.media.video import BrokenMedia, _as_broken, _digest
-from longrl.types import WHOLE, Share, Sound
+from longrl.types import FULL_SHARD, AudioClip, FrameShard
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -36,14 +36,14 @@ class FileSound:
     """A `Sound.source` that decodes a file."""
 
     path: str
-    share: Share
+    share: FrameShard
 
-    def __call__(self) -> Iterator[Sound]:
+    def __call__(self) -> Iterator[AudioClip]:
         """The sound, whole."""
         yield read_sound(self.path, self.share)
 
 
-def read_sound(path: str | Path, share: Share = WHOLE) -> Sound:
+def read_sound(path: str | Path, share: FrameShard = FULL_SHARD) -> AudioClip:
     """The first sound track of a file, as one channel at 16 kHz.
 
     Time 0 is the video's first frame if the file has a video: a track that starts later begins with silence, one that
@@ -71,7 +71,7 @@ def read_sound(path: str | Path, share: Share = WHOLE) -> Sound:
     if len(samples) < MIN_SECONDS * SAMPLING_RATE:
         raise BrokenMedia(path, f"it has {len(samples) / SAMPLING_RATE:.3f} s of sound, less than {MIN_SECONDS} s")
     key = hashlib.sha256(f"audio {digest} PyAV {av.__version__} {SAMPLING_RATE}".encode()).hexdigest()
-    return Sound(torch.from_numpy(samples), len(samples), key, share=share)
+    return AudioClip(torch.from_numpy(samples), len(samples), key, share=share)
 
 
 def _decoded(container: InputContainer, path: str | Path) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""Where the frames of a large video are until the tower reads them: in memory at the tower's size, or in their file."""
+"""Where the frames of a large video are until the encoder reads them: in memory at the encoder's size, or in their file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from longrl.datamodules.media.video import VideoReader, VideoSampling
-from longrl.types import Frames, FramesPerCell, Share
+from longrl.types import Frames, FrameShard, TemporalPatchSize
 
 MIB = 1 << 20
 
@@ -20,8 +20,8 @@ class Decoding:
     chunk_frames: int = 32
     """Frames that are there in the file's own size at once."""
     max_held_mib: int = 2048
-    """Frames at the tower's size that a loader hands over in memory. A larger share of a video is decoded twice: by the
-    loader, to see that it can be, and again, chunk by chunk, while the tower encodes it."""
+    """Frames at the encoder's size that a loader hands over in memory. A larger share of a video is decoded twice: by the
+    loader, to see that it can be, and again, chunk by chunk, while the encoder encodes it."""
 
     def __post_init__(self) -> None:
         for option, value, least in (
@@ -49,13 +49,13 @@ class FileFrames:
 
     path: str
     sampling: VideoSampling
-    share: Share
-    frames_per_cell: int | FramesPerCell
+    share: FrameShard
+    temporal_patch_size: int | TemporalPatchSize
     chunk_frames: int
 
     def reader(self) -> VideoReader:
         """The file, opened; see `VideoReader` for errors."""
-        return VideoReader(self.path, self.sampling, self.share, self.frames_per_cell)
+        return VideoReader(self.path, self.sampling, self.share, self.temporal_patch_size)
 
     def __call__(self) -> Iterator[Frames]:
         """The share's frames in chunks."""

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from longrl.types import WHOLE, Frames, FramesPerCell, Share
+from longrl.types import FULL_SHARD, Frames, FrameShard, TemporalPatchSize
 
 UNRELIABLE_CONTAINERS = {b"\x47": "MPEG transport stream", b"\x00\x00\x01\xba": "MPEG program stream", b"FLV": "FLV"}
 """First bytes -> container without an index, in which a seek may end elsewhere than at the key frame asked for."""
@@ -170,7 +170,7 @@ class VideoReader:
             looked at.
         sampling: which frames.
         share: whose of them to decode; the others only count.
-        frames_per_cell: frames that stay together when a video is shared.
+        temporal_patch_size: frames that stay together when a video is shared.
 
     Raises:
         BrokenMedia: no such file, or one in which frames cannot be found by time.
@@ -180,7 +180,11 @@ class VideoReader:
     """
 
     def __init__(
-        self, path: str | Path, sampling: VideoSampling, share: Share = WHOLE, frames_per_cell: int | FramesPerCell = 1
+        self,
+        path: str | Path,
+        sampling: VideoSampling,
+        share: FrameShard = FULL_SHARD,
+        temporal_patch_size: int | TemporalPatchSize = 1,
     ) -> None:
         import av
 
@@ -190,7 +194,7 @@ class VideoReader:
             index = _frame_index(path)
         _refuse_late_span(path, sampling, index.end_s - float(index.starts[0]))
         indices = sample_indices(index.starts, index.end_s, sampling)
-        held = share.frames(len(indices), frames_per_cell)
+        held = share.frames(len(indices), temporal_patch_size)
         self.path, self._index = path, index
         self.numbers = indices[held.start : held.stop]
         """Of the share's frames in the file."""
@@ -270,7 +274,10 @@ class FramePosition:
 
 
 def read_video(
-    path: str | Path, sampling: VideoSampling, share: Share = WHOLE, frames_per_cell: int | FramesPerCell = 1
+    path: str | Path,
+    sampling: VideoSampling,
+    share: FrameShard = FULL_SHARD,
+    temporal_patch_size: int | TemporalPatchSize = 1,
 ) -> Frames:
     """The sampled frames of a video file, all of them in memory; see `VideoReader` for arguments and errors.
 
@@ -278,11 +285,11 @@ def read_video(
         Frames with pixels [F, 3, H, W] of the share in the file's own size, and times of all frames from the container,
         0 at its first one.
     """
-    reader = VideoReader(path, sampling, share, frames_per_cell)
+    reader = VideoReader(path, sampling, share, temporal_patch_size)
     return next(reader.chunks(max(len(reader.numbers), 1)), reader.outline)
 
 
-def read_image(path: str | Path, share: Share = WHOLE) -> Frames:
+def read_image(path: str | Path, share: FrameShard = FULL_SHARD) -> Frames:
     """An image file as one RGB frame [1, 3, H, W], turned upright as its EXIF orientation says.
 
     A rank whose share it is not gets [0, 3, H, W].

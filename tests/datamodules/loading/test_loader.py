@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from longrl.datamodules.loading.loader import (
     EvalLoader,
+    IPCPayload,
     LoaderOptions,
-    Parcel,
     PromptStream,
     RenderedRows,
     RowOrder,
@@ -184,8 +184,8 @@ def test_rows_that_come_again_after_a_change_of_ranks_are_told(tmp_path, caplog)
 
 def test_a_team_skips_what_one_of_its_ranks_cannot_read():
     bad = Skipped(3, "c", "broken")
-    team = SimpleNamespace(gather=lambda own: [own, [None, bad, None]])
-    assert agreed(["a", "c", "d"], team) == ["a", bad, "d"]
+    sp_group = SimpleNamespace(gather=lambda own: [own, [None, bad, None]])
+    assert agreed(["a", "c", "d"], sp_group) == ["a", bad, "d"]
 
 
 def test_a_state_of_other_questions_is_refused_but_moved_media_are_not(tmp_path):
@@ -200,7 +200,7 @@ def test_tensors_of_any_size_arrive_from_workers_as_they_were():
     patches = torch.rand(2, 300, 1000)  # 1.2 MB each: in shared memory
     media = tuple(Media("video", each, (1, 2, 2), 1.0, (0.0,), "key") for each in patches)
     prompt = replace(FakeRender()(rows(1)[0]), input_ids=torch.arange(5), media=media)
-    parcel = Parcel.pack(prompt)
+    parcel = IPCPayload.pack(prompt)
     assert [tensor.data_ptr() for tensor in parcel.shared] == [item.patches.data_ptr() for item in media]
     (found,) = LoaderOptions(num_workers=1).render(RenderedRows([prompt.row], lambda _: prompt), [0])
     assert torch.equal(found.input_ids, prompt.input_ids)

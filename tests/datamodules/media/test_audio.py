@@ -134,7 +134,7 @@ def test_tracks_and_sounds_come_in_the_order_of_the_tags(tmp_path):
     family = omni_family(use_audio_in_video=True)
     row = Row("a", "<audio> in <video>?", "A", videos=(str(clip),), audios=(str(beep),))
     media = renderer(family)(row).media
-    assert [(item.kind, item.within) for item in media] == [("audio", False), ("video", False), ("audio", True)]
+    assert [(item.kind, item.is_video_track) for item in media] == [("audio", False), ("video", False), ("audio", True)]
     assert media[1].sound_tokens == family.num_features(media[2])
     text = family.tokenizer.decode(renderer(family)(row).input_ids)
     assert text.index("<|audio_bos|>") < text.index(" in <|vision_bos|><|audio_bos|>")

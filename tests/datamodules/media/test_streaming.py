@@ -33,7 +33,7 @@ from longrl.features.cache import FeatureCache
 from longrl.models.base import CausalFamily
 from longrl.strategies.axis import Axis
 from longrl.strategies.parallel import Parallel
-from longrl.types import WHOLE, Share
+from longrl.types import FULL_SHARD, FrameShard
 from tests.datamodules.media.test_video import ALL, shown, write
 from tests.distributed import run_distributed
 from tests.tiny import qwen3_vl_family, row, vila_family, vl_family
@@ -77,7 +77,7 @@ def pictures(name):
     data=st.data(),
 )
 def test_chunks_are_the_frames_that_a_plain_decoder_gives(name, num_frames, chunk, size, per_cell, data):
-    share = Share(data.draw(st.integers(0, size - 1)), size)
+    share = FrameShard(data.draw(st.integers(0, size - 1)), size)
     sampling = VideoSampling(fps=None, num_frames=num_frames, min_frames=1)
     reader = VideoReader(clip(name), sampling, share, per_cell)
     parts = list(reader.chunks(chunk))
@@ -143,9 +143,9 @@ def test_what_is_larger_than_allowed_is_drawn_to_its_end_and_let_go():
 # ---- families ----
 
 FAMILIES = {
-    "qwen2_5": lambda **options: vl_family(freeze_tower=True, max_video_pixels=45 * 32 * 32, **options),
-    "qwen3": lambda **options: qwen3_vl_family(freeze_tower=True, **options),
-    "vila": lambda **options: vila_family(freeze_tower=True, **options),
+    "qwen2_5": lambda **options: vl_family(freeze_vision_encoder=True, max_video_pixels=45 * 32 * 32, **options),
+    "qwen3": lambda **options: qwen3_vl_family(freeze_vision_encoder=True, **options),
+    "vila": lambda **options: vila_family(freeze_vision_encoder=True, **options),
 }
 
 
@@ -156,7 +156,7 @@ def test_a_family_resizes_a_chunk_as_it_resizes_the_whole(make):
         whole = read_video(clip(name), VideoSampling(fps=None, num_frames=count))
         wanted = family.patch(whole)
         for size in (1, 3, count):
-            parts = whole.pixels.split(size * wanted.frames_per_cell)
+            parts = whole.pixels.split(size * wanted.temporal_patch_size)
             resized = [family.resize(dataclasses.replace(whole, pixels=part)) for part in parts]
             made = [family.patch(part) for part in resized]
             assert all(part.resized for part in resized)
@@ -164,7 +164,7 @@ def test_a_family_resizes_a_chunk_as_it_resizes_the_whole(make):
             assert torch.equal(torch.cat([part.patches for part in made]), wanted.patches)
 
 
-def rendered(family: CausalFamily, path, share=WHOLE, **decoding):
+def rendered(family: CausalFamily, path, share=FULL_SHARD, **decoding):
     """A prompt about a video, and its one medium."""
     sampling = VideoSampling(fps=None, num_frames=21)
     renderer = RowRenderer(family, sampling, decoding=Decoding(**decoding), share=share)
@@ -174,7 +174,7 @@ def rendered(family: CausalFamily, path, share=WHOLE, **decoding):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_features_are_the_same_wherever_the_frames_wait_and_however_they_are_cut(name):
-    """Patched by the loader, held, or decoded while the tower encodes."""
+    """Patched by the loader, held, or decoded while the encoder encodes."""
     whole, few = FAMILIES[name](), FAMILIES[name]()
     few.max_patches_per_encode = few.max_frames_per_encode = 1  # a cell at a time
     model = whole.build()
@@ -192,7 +192,7 @@ def test_features_are_the_same_wherever_the_frames_wait_and_however_they_are_cut
         (features,) = FeatureCache(family).get_or_encode(model, [other]).values()
         torch.testing.assert_close(features, wanted, rtol=1e-5, atol=1e-6)
         found.append((family is whole, features))
-    for is_whole in (True, False):  # the same calls of the tower: the same to the last bit
+    for is_whole in (True, False):  # the same calls of the encoder: the same to the last bit
         first, *others = (features for same, features in found if same is is_whole)
         assert all(torch.equal(first, other) for other in others)
     assert torch.equal(next(features for is_whole, features in found if is_whole), wanted)
@@ -202,7 +202,7 @@ def test_features_are_the_same_wherever_the_frames_wait_and_however_they_are_cut
 def test_a_tower_that_trains_reads_streamed_frames_too(max_mib):
     from longrl.features.cache import TrainableFeatures
 
-    family = vl_family(freeze_tower=False)
+    family = vl_family(freeze_vision_encoder=False)
     model = family.build()
     prompt, _ = rendered(family, clip("plain.mp4"))
     (wanted,) = TrainableFeatures(family, model, [prompt]).leaves.values()
@@ -218,13 +218,13 @@ def test_a_tower_that_trains_reads_streamed_frames_too(max_mib):
 def test_ranks_that_share_a_video_have_its_patches_between_them(max_mib, size):
     from longrl.features.pieces import pieces
 
-    family = vl_family(freeze_tower=True)
+    family = vl_family(freeze_vision_encoder=True)
     _, whole = rendered(family, clip("b_frames.mp4"))
     family.max_patches_per_encode = 2 * whole.grid_thw[1] * whole.grid_thw[2]
     found = []
     for rank in range(size):
-        _, medium = rendered(family, clip("b_frames.mp4"), Share(rank, size), max_held_mib=max_mib, chunk_frames=3)
-        cells = len(Share(rank, size).cells(medium.grid_thw[0]))
+        _, medium = rendered(family, clip("b_frames.mp4"), FrameShard(rank, size), max_held_mib=max_mib, chunk_frames=3)
+        cells = len(FrameShard(rank, size).cells(medium.grid_thw[0]))
         parts = list(pieces(family, medium.part(cells))) if cells else []
         assert medium.key == whole.key
         assert sum(part.grid_thw[0] for part in parts) == cells
@@ -234,18 +234,18 @@ def test_ranks_that_share_a_video_have_its_patches_between_them(max_mib, size):
 
 def streamed_by_a_team(path, max_mib):
     """Features of a video that the ranks of a team share."""
-    team = Axis.of(None)
-    family = vl_family(freeze_tower=True, max_patches_per_encode=1)
-    prompt, medium = rendered(family, path, Share(team.rank, team.size), max_held_mib=max_mib)
+    sp_group = Axis.of(None)
+    family = vl_family(freeze_vision_encoder=True, max_patches_per_encode=1)
+    prompt, medium = rendered(family, path, FrameShard(sp_group.rank, sp_group.size), max_held_mib=max_mib)
     assert medium.source
-    cache = FeatureCache(family, parallel=Parallel(world=team, team=team))
+    cache = FeatureCache(family, parallel=Parallel(world=sp_group, sp_group=sp_group))
     return next(iter(cache.get_or_encode(family.build(), [prompt]).values())).clone()
 
 
 @pytest.mark.slow
 def test_two_ranks_that_stream_a_video_have_the_features_of_one(tmp_path):
     path = write(tmp_path / "v.mp4", 60, bf="3", g="12", noise=True)
-    family = vl_family(freeze_tower=True, max_patches_per_encode=1)
+    family = vl_family(freeze_vision_encoder=True, max_patches_per_encode=1)
     prompt, _ = rendered(family, path, max_held_mib=0)
     (wanted,) = FeatureCache(family).get_or_encode(family.build(), [prompt]).values()
     for max_mib in (0, 9):
@@ -254,13 +254,15 @@ def test_two_ranks_that_stream_a_video_have_the_features_of_one(tmp_path):
 
 
 def test_held_frames_travel_from_workers_in_shared_memory():
-    from longrl.datamodules.loading.loader import LoaderOptions, Parcel, RenderedRows
+    from longrl.datamodules.loading.loader import IPCPayload, LoaderOptions, RenderedRows
 
     path = clip("b_frames.mp4")
-    family = vl_family(freeze_tower=True, max_patches_per_encode=16, max_pixels=448 * 448, min_pixels=448 * 448)
+    family = vl_family(
+        freeze_vision_encoder=True, max_patches_per_encode=16, max_pixels=448 * 448, min_pixels=448 * 448
+    )
     renderer = RowRenderer(family, VideoSampling(fps=None, num_frames=21))
     here = renderer(row("a", videos=(str(path),)))
-    parcel = Parcel.pack(here)
+    parcel = IPCPayload.pack(here)
     assert [len(tensor) for tensor in parcel.shared] == [21]
     assert len(parcel.pickled) < 120_000
     rows = RenderedRows([here.row], renderer)
@@ -323,7 +325,7 @@ def test_a_large_video_is_looked_through_once(monkeypatch):
 
 
 def test_a_file_that_changes_before_it_is_encoded_is_an_error(tmp_path):
-    family = vl_family(freeze_tower=True)
+    family = vl_family(freeze_vision_encoder=True)
     path = write(tmp_path / "v.mp4", 40)
     prompt, medium = rendered(family, path, max_held_mib=0)
     assert medium.source
@@ -352,7 +354,7 @@ def peak_mib():
 def growth_mib(path):
     """What encoding a whole file frame by frame adds to the memory of this process."""
     torch.set_num_threads(1)
-    family = vl_family(freeze_tower=True, max_patches_per_encode=16 * 64)
+    family = vl_family(freeze_vision_encoder=True, max_patches_per_encode=16 * 64)
     model = family.build()
     sampling = VideoSampling(fps=None, num_frames=100_000, max_frames=100_000)
     renderer = RowRenderer(family, sampling, decoding=Decoding(max_held_mib=0, chunk_frames=16))
