@@ -9,7 +9,6 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
@@ -20,6 +19,8 @@ from unittest import mock
 import torch
 from rich.console import Console
 from rich.table import Table
+
+from longrl.io.atomic import atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
 Row = Mapping[str, int | float | str]
@@ -147,9 +148,4 @@ def _cpu_name() -> str:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Whole or not at all: a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-        json.dump(content, file, indent=2)
-        file.write("\n")
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    atomic_write(path, json.dumps(content, indent=2) + "\n")

@@ -20,7 +20,7 @@ from longrl.datamodules.longvideo_reason import DEFAULT_ROW_FUNCTION, LongVideoR
 from longrl.diffusion.family import FlowFamily
 from longrl.diffusion.prompt_files import PromptFiles
 from longrl.engines.hf import RolloutEngine
-from longrl.evaluation.records import read_jsonl
+from longrl.io.jsonl import read_jsonl
 from longrl.models.base import CausalFamily
 from longrl.modules.policy import PolicyModule
 from longrl.rewards import RewardSum, SoftOverlong

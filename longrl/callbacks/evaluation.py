@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from longrl.evaluation.metric import CategoryAccuracy, numbers
-from longrl.evaluation.records import sample_record, write_jsonl
+from longrl.evaluation.records import sample_record
 from longrl.evaluation.scores import Summary
+from longrl.io.atomic import atomic_write
+from longrl.io.jsonl import write_jsonl
 from longrl.types import Batch
 
 
@@ -102,9 +103,7 @@ class EvaluationReport(Callback):
             raise ValueError("`test` needs at least one answered question, got none; is there a RolloutCallback?")
         if trainer.is_global_zero:
             path = Path(trainer.default_root_dir) / "evaluation.json"
-            partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps(self.summary.to_dict(), indent=2))
-            os.replace(partial, path)
+            atomic_write(path, json.dumps(self.summary.to_dict(), indent=2))
             print_scores({Path(trainer.default_root_dir).name: self.summary.to_dict()["scores"]})
 
     @override

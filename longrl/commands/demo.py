@@ -6,7 +6,6 @@ Every stage is an ordinary command, printed before it runs, so that each can be 
 from __future__ import annotations
 
 import json
-import os
 import random
 import shlex
 import subprocess
@@ -15,6 +14,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from longrl.io.atomic import atomic_write
 
 CONFIGS = Path("configs/demo")
 CATEGORIES = ("temporal", "spatial", "goal and purpose", "plot and narrative")
@@ -127,9 +128,7 @@ class _Demo:
         from longrl.evaluation.demo_report import Report, write_report
 
         results = {**self.scores, "seconds": {name: round(value, 1) for name, value in self.seconds.items()}}
-        partial = self.out / ".results.partial"
-        partial.write_text(json.dumps(results, indent=2))
-        os.replace(partial, self.out / "results.json")
+        atomic_write(self.out / "results.json", json.dumps(results, indent=2))
         report = Report(
             title="longrl demo",
             subtitle="A small Qwen2.5-VL learns to answer questions about videos: base, chain-of-thought SFT, GRPO.",
@@ -148,7 +147,7 @@ class _Demo:
         """Some held-out questions of every category, with what each run answered."""
         from longrl.datamodules.media.video import VideoSampling, read_video
         from longrl.evaluation.demo_report import sample_card
-        from longrl.evaluation.records import read_jsonl
+        from longrl.io.jsonl import read_jsonl
 
         files = {run: self.out / "evaluation" / run / "predictions.jsonl" for run in self.scores}
         answers = {

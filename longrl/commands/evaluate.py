@@ -19,8 +19,10 @@ from longrl.commands.main import COMMAND_USAGE
 from longrl.commands.policy_option import refuse_training
 from longrl.evaluation.answering import Answer, AnswerStore, Item, Policy, doc_hash, question_key, reading
 from longrl.evaluation.earlier import RESULTS, check_extends
-from longrl.evaluation.records import check_breakdowns, write_jsonl
+from longrl.evaluation.records import check_breakdowns
 from longrl.evaluation.samples import FILE, sample_lines
+from longrl.io.atomic import atomic_write
+from longrl.io.jsonl import write_jsonl
 from longrl.rewards import RewardSum
 from longrl.types import SamplingParams
 
@@ -355,9 +357,7 @@ class Evaluation:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON; readers see the old file or the whole new one."""
-    from longrl.pipeline.workspace import write_text
-
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    atomic_write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def _blind(renderer: RowRenderer) -> Condition:

@@ -8,6 +8,8 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from longrl.io.functions import search_working_folder
+
 TRAINER_COMMANDS = {
     "fit": "train by SFT or RL: python -m longrl fit --config configs/demo/sft.yaml",
     "validate": "evaluate on the validation rows",
@@ -53,6 +55,7 @@ def main(args: Sequence[str] | None = None) -> None:
         args: the command and its options; an error is raised. None takes them from the command line, where a user's
             mistake ends the process with one line and status 2.
     """
+    search_working_folder()  # for functions and classes that a config names
     if args is not None:
         run_command(list(args))
         return

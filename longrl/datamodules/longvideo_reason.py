@@ -37,8 +37,9 @@ from longrl.datamodules.loading.streamed import SPLITS, Split, StreamedData
 from longrl.datamodules.media.streaming import Decoding
 from longrl.datamodules.media.subtitles import Subtitles, tell_subtitles
 from longrl.datamodules.media.video import VideoSampling
-from longrl.datamodules.rows.row_functions import load_row_function, make_rows
+from longrl.datamodules.rows.row_functions import make_rows
 from longrl.datamodules.rows.sources import media_root_of, read_records
+from longrl.io.functions import import_function
 from longrl.models.family import ModelFamily
 from longrl.strategies.parallel import Parallel
 from longrl.types import FrameShard, Row
@@ -154,7 +155,7 @@ class LongVideoReason(StreamedData):
         self.max_rows: dict[Split, int | None] = {"train": max_train_rows, "val": max_eval_rows, "test": max_eval_rows}
         self.media_root = media_root
         named = {row_function, *(one.row_function for one in chain(*self.sources.values()) if one.row_function)}
-        self.row_functions = {path: load_row_function(path) for path in named}
+        self.row_functions = {path: import_function(path, "data.row_function") for path in named}
         self.row_function = row_function
         self.prompts_per_batch = prompts_per_batch
         self.eval_prompts_per_batch = eval_prompts_per_batch

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +13,7 @@ from lightning.pytorch.loggers import WandbLogger
 from typing_extensions import override
 
 from longrl.evaluation.grid import FOLDER, PromptSamples, animated_grid, encoded, is_video, picture_grid
+from longrl.io.atomic import atomic_write
 from longrl.types import Group
 
 
@@ -101,9 +101,9 @@ class Pictures(Callback):
         moments = animated_grid(rows, tile=self.tile) if is_video(rows) else []
         folder = Path(trainer.default_root_dir, FOLDER)
         folder.mkdir(parents=True, exist_ok=True)
-        write_bytes(folder / f"{name}.png", encoded([grid], "png"))
+        atomic_write(folder / f"{name}.png", encoded([grid], "png"))
         if moments:
-            write_bytes(folder / f"{name}.webp", encoded(moments, "webp", fps=self.fps))
+            atomic_write(folder / f"{name}.webp", encoded(moments, "webp", fps=self.fps))
         stage, step = name.split("_")
         about = {"file": f"{name}.png", "step": int(step)}
         lines = [about | sample for group in groups for sample in group_samples(group, self.num_samples)]
@@ -148,10 +148,3 @@ def group_samples(group: Group, count: int) -> list[dict[str, Any]]:
         }
         for index in range(min(count, len(group.completions)))
     ]
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file; readers see the old one or the whole new one, never a part."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)

@@ -15,8 +15,8 @@ from typing_extensions import override
 from longrl.datamodules.loading.loader import EvalLoader, PromptStream, RenderedRows, RowOrder, TrainLoader
 from longrl.datamodules.loading.skips import SkipLog
 from longrl.datamodules.loading.streamed import SPLITS, Split, StreamedData
-from longrl.datamodules.rows.row_functions import load_row_function
 from longrl.diffusion.prompt_rows import read_prompts
+from longrl.io.functions import import_function
 from longrl.types import Row
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class PromptFiles(StreamedData):
         _at_least_one(max_train_rows=max_train_rows, max_eval_rows=max_eval_rows)
         self.sources: dict[Split, list[str]] = {"train": _listed(train), "val": _listed(val), "test": _listed(test)}
         self.max_rows: dict[Split, int | None] = {"train": max_train_rows, "val": max_eval_rows, "test": max_eval_rows}
-        self.row_function = load_row_function(row_function)
+        self.row_function = import_function(row_function, "data.row_function")
         self.prompts_per_batch = prompts_per_batch
         self.eval_prompts_per_batch = eval_prompts_per_batch
         self.seed = seed

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longrl.evaluation.records import read_jsonl
 from longrl.evaluation.samples import FILE, read_samples, records_of
 from longrl.evaluation.scores import OVERALL, Difference, by_question, paired_difference
+from longrl.io.jsonl import read_jsonl
 
 DESCRIPTION = """Compares two runs on the questions that both answered: the difference of their accuracies with its 95%
 interval, clustered by video, which is much sharper than two separate intervals. A run is the folder of `evaluate`, or

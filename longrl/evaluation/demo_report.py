@@ -22,6 +22,7 @@ from longrl.evaluation.charts import (
 )
 from longrl.evaluation.curves import plot_curves, read_metrics
 from longrl.evaluation.grid import Sheet
+from longrl.io.atomic import atomic_write
 
 if TYPE_CHECKING:
     import numpy as np
@@ -103,9 +104,7 @@ def write_report(folder: str | Path, report: Report) -> Path:
     for name, png in charts.items():
         (folder / f"{name}.png").write_bytes(png)
     path = folder / "report.html"
-    partial = path.with_suffix(".partial")
-    partial.write_text(page.page(report.title, _body(report, charts)), encoding="utf-8")
-    partial.replace(path)
+    atomic_write(path, page.page(report.title, _body(report, charts)))
     return path
 
 

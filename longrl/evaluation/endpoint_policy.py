@@ -24,11 +24,11 @@ from longrl.chat.endpoint import FRAME, Budget, Decoding, Endpoint, Reply, Reque
 from longrl.chat.run import run_async
 from longrl.datamodules.loading.skips import Skipped
 from longrl.evaluation.answering import Answer, Item, Policy, Record, hashed
+from longrl.io.atomic import atomic_write
 from longrl.models.family import ModelFamily
 from longrl.models.reading import MEDIA_TAG
 from longrl.pipeline.asking import together
 from longrl.pipeline.video_frames import JPEG_QUALITY, data_url
-from longrl.pipeline.workspace import write_text
 from longrl.types import AudioClip, Frames, Media, Prompt, Row, SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -233,7 +233,7 @@ def _kept(path: Path, told: dict[str, Any] | None, endpoint: Endpoint) -> dict[s
     name = f"{endpoint.model} at {endpoint.url}"
     if told is None:
         return known.get(name, {})
-    write_text(path, json.dumps(known | {name: told}, indent=2) + "\n")
+    atomic_write(path, json.dumps(known | {name: told}, indent=2) + "\n")
     return told
 
 

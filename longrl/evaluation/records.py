@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from longrl.rewards.answer_text import answer_text, strict_text, think_answer_format
@@ -130,25 +127,3 @@ def _contained(judge: RewardFn, completion: Completion, row: Row) -> float:
     except Exception:  # one bad row must not end an evaluation of hours; check_answer finds most of them before
         logger.warning("row %r cannot be judged and counts as wrong", row.id, exc_info=True)
         return 0.0
-
-
-def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> Path:
-    """Writes one JSON object per line; readers see the old file or the whole new one, never a part."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
-
-
-def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a file that `write_jsonl` wrote; blank lines are skipped."""
-    with Path(path).open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.strip()]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longrl.evaluation.outcomes import Outcome, video_name
-from longrl.evaluation.records import read_jsonl
+from longrl.io.jsonl import read_jsonl
 
 if TYPE_CHECKING:
     from longrl.evaluation.answering import Answer

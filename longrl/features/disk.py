@@ -11,8 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import platform
-import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from longrl.io.atomic import PARTIAL_SUFFIX, atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ class DiskCache:
             return 0
         try:
             self._make_room(len(data))
-            write_whole(self.path(key), data)
+            atomic_write(self.path(key), data)
         except OSError as error:
             self._pause(error)
             return 0
@@ -177,7 +177,7 @@ class DiskCache:
                 with contextlib.suppress(FileNotFoundError):  # evicted or renamed just now
                     if entry.name.endswith(SUFFIX):
                         found.append((entry.path, entry.stat()))
-                    elif entry.name.endswith(".tmp") and time.time() - entry.stat().st_mtime > STALE_AFTER_S:
+                    elif entry.name.endswith(PARTIAL_SUFFIX) and time.time() - entry.stat().st_mtime > STALE_AFTER_S:
                         os.unlink(entry.path)
         return found
 
@@ -232,18 +232,3 @@ def checksum(metadata: dict[str, str], tensor: Tensor) -> str:
 def bytes_of(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor, not copied."""
     return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file beside its place, flushes it to disk and renames it: nobody ever sees a part of it."""
-    temporary = path.with_name(f".{path.stem}.{platform.node()}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise

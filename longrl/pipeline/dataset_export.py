@@ -12,10 +12,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from longrl.io.atomic import atomic_write
 from longrl.pipeline.card import card
 from longrl.pipeline.config import ExportOptions, PipelineConfig
 from longrl.pipeline.difficulty import LETTERS, with_options
-from longrl.pipeline.workspace import Record, Report, Workspace, write_bytes, write_text
+from longrl.pipeline.workspace import Record, Report, Workspace
 
 SPLITS = ("sft", "rl", "eval")
 
@@ -120,11 +121,11 @@ def _write(folder: Path, rows: dict[str, list[Record]], unused: list[Record], co
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     for split, own in rows.items():
-        write_bytes(work / f"{split}.jsonl", _lines(own))
+        atomic_write(work / f"{split}.jsonl", _lines(own))
         if own:
-            write_bytes(work / f"{split}.parquet", parquet_bytes(own))
-    write_bytes(work / "unused.jsonl", _lines(unused))
-    write_text(work / "README.md", card(rows, config))
+            atomic_write(work / f"{split}.parquet", parquet_bytes(own))
+    atomic_write(work / "unused.jsonl", _lines(unused))
+    atomic_write(work / "README.md", card(rows, config))
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():

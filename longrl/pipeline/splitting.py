@@ -8,9 +8,10 @@ import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from longrl.chat.journal import Journal
+from longrl.io.atomic import atomic_file
 from longrl.pipeline.config import PipelineConfig, SplitOptions
 from longrl.pipeline.cutting import cut, scene_starts
 from longrl.pipeline.video_frames import BrokenVideo, decoded, file_digest, frame_times
@@ -118,17 +119,15 @@ def _write_files(workspace: Workspace, clips: list[Record]) -> None:
     for clip in clips:
         path = workspace.path("clips") / f"{clip['id'].replace('/', '__')}.mp4"
         if not path.exists():
-            path.parent.mkdir(exist_ok=True)
-            partial = path.with_name(f".{path.stem}.partial.mp4")
-            _encode(clip, partial)
-            partial.replace(path)
+            with atomic_file(path) as file:
+                _encode(clip, file)
 
 
-def _encode(clip: Record, path: Path) -> None:
+def _encode(clip: Record, file: BinaryIO) -> None:
     import av
 
     times = frame_times(clip["path"])
-    with av.open(str(path), "w") as container:
+    with av.open(file, "w", format="mp4") as container:
         stream: Any = None
         for index, frame in decoded(clip["path"], range(clip["first"], clip["stop"]), times):
             if stream is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -12,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from longrl.evaluation.records import read_jsonl, write_jsonl
+from longrl.io.atomic import atomic_write
+from longrl.io.jsonl import read_jsonl, write_jsonl
 
 logger = logging.getLogger(__name__)
 
@@ -131,23 +131,5 @@ class Workspace:
         """`reports/STEP.json`."""
         path = self.path("reports") / f"{report.step}.json"
         path.parent.mkdir(exist_ok=True)
-        write_text(path, json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        atomic_write(path, json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n")
         return path
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file beside its place, flushes and renames it."""
-    write_bytes(path, text.encode("utf-8"))
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file beside its place, flushes and renames it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -2,7 +2,7 @@
 
 from longrl.rewards.answer_text import think_answer_format
 from longrl.rewards.length import CosineLength, SoftOverlong
-from longrl.rewards.reward_sum import RewardSum, RewardTerm, load_function
+from longrl.rewards.reward_sum import RewardSum, RewardTerm
 from longrl.rewards.tasks import RewardFn, accuracy, accuracy_lenient, check_answer
 
 __all__ = [
@@ -14,6 +14,5 @@ __all__ = [
     "accuracy",
     "accuracy_lenient",
     "check_answer",
-    "load_function",
     "think_answer_format",
 ]

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
-import importlib.util
-import inspect
 import logging
 import math
 import re
@@ -13,9 +9,9 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longrl.io.functions import check_function, import_function
 from longrl.rewards.batch import BatchReward
 from longrl.rewards.frame_choice import frame_indices
 from longrl.rewards.length import CosineLength, SoftOverlong
@@ -52,8 +48,8 @@ class RewardTerm:
 
     def __post_init__(self) -> None:
         frame_indices(1, self.frames_of)
-        function = load_function(self.function) if isinstance(self.function, str) else self.function
-        _check_callable(function, self.function)
+        function = import_function(self.function, "reward") if isinstance(self.function, str) else self.function
+        check_function(function, self.function, "reward")
         if not math.isfinite(self.weight):
             raise ValueError(f"the weight of reward {self.function!r} must be a finite number, got {self.weight}")
         object.__setattr__(self, "function", function)
@@ -211,70 +207,6 @@ def _value(
 
 def _said(completion: Any) -> str:
     return completion.text if isinstance(completion, Completion) else f"({len(completion.frames)} frames)"
-
-
-# ---- finding functions ----
-
-
-def load_function(path: str) -> Callable[[Any, Row], float]:
-    """The function at an import path ("longrl.rewards.accuracy") or in a file ("my/rewards.py:brevity").
-
-    Raises:
-        ValueError: nothing of that name is there; the message names the path.
-    """
-    location, _, name = path.rpartition(":")
-    if location:
-        owner = _load_file(location, path)
-    else:
-        location, _, name = path.rpartition(".")
-        owner = _load_module(location, path)
-    if not hasattr(owner, name):
-        raise ValueError(
-            f"reward {path!r}: {location} has no {name!r}; it has {', '.join(_functions_of(owner)) or 'no functions'}"
-        )
-    return getattr(owner, name)
-
-
-def _load_module(location: str, path: str) -> object:
-    if not location:
-        raise ValueError(f"reward {path!r} must be an import path like longrl.rewards.accuracy, or file.py:function")
-    try:
-        return importlib.import_module(location)
-    except ModuleNotFoundError as error:
-        if error.name and (location == error.name or location.startswith(error.name + ".")):
-            raise ValueError(f"reward {path!r}: there is no module {error.name!r}; check the path") from error
-        raise
-
-
-@functools.cache
-def _load_module_file(file: Path) -> object:
-    name = "longrl_user_rewards_" + re.sub(r"\W", "_", str(file))
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def _load_file(location: str, path: str) -> object:
-    file = Path(location).expanduser().resolve()
-    if file.suffix != ".py" or not file.is_file():
-        raise ValueError(f"reward {path!r}: there is no Python file {file}; give its path from the working folder")
-    return _load_module_file(file)
-
-
-def _functions_of(owner: object) -> list[str]:
-    return [name for name, value in vars(owner).items() if inspect.isfunction(value) and not name.startswith("_")]
-
-
-def _check_callable(function: object, given: object) -> None:
-    if inspect.isclass(function):
-        raise ValueError(
-            f"reward {given!r} is a class; give it as class_path with init_args, so that an instance is made"
-        )
-    if not callable(function):
-        raise ValueError(f"reward {given!r} must be a function of (completion, row), got a {type(function).__name__}")
 
 
 def _name_of(function: object) -> str:

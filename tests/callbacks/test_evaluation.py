@@ -7,7 +7,8 @@ import torch
 
 from longrl.callbacks.evaluation import EvaluationReport
 from longrl.evaluation.metric import CategoryAccuracy
-from longrl.evaluation.records import read_jsonl, sample_record
+from longrl.evaluation.records import sample_record
+from longrl.io.jsonl import read_jsonl
 from longrl.strategies.parallel import Parallel
 from longrl.types import Batch, Completion, Group, Prompt, Row
 

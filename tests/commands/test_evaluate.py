@@ -9,7 +9,8 @@ import pytest
 from longrl.commands.evaluate import Evaluation, parsed
 from longrl.evaluation.answering import doc_hash, portable
 from longrl.evaluation.benchmark_report import remarks
-from longrl.evaluation.records import check_breakdowns, read_jsonl
+from longrl.evaluation.records import check_breakdowns
+from longrl.io.jsonl import read_jsonl
 from longrl.types import Row
 from tests.evaluation import scripted
 from tests.evaluation.scripted import benchmark, evaluated, questions, records

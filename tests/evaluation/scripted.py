@@ -14,7 +14,7 @@ from longrl.commands.main import main
 from longrl.datamodules.rows.row_functions import longvideo_reason_row
 from longrl.evaluation.answering import Answer, Policy, hashed
 from longrl.evaluation.endpoint_policy import ChatReader
-from longrl.evaluation.records import read_jsonl
+from longrl.io.jsonl import read_jsonl
 from longrl.testing.synthetic import SyntheticConfig, generate
 from longrl.types import Row
 

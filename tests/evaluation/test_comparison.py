@@ -6,7 +6,7 @@ import pytest
 
 from longrl.commands.main import main
 from longrl.evaluation.comparison import compare
-from longrl.evaluation.records import write_jsonl
+from longrl.io.jsonl import write_jsonl
 from tests.evaluation.scripted import benchmark, command, evaluated, records
 from tests.evaluation.test_scores import record
 

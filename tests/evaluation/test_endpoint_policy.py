@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from longrl.commands.evaluate import Evaluation, parsed
-from longrl.evaluation.records import read_jsonl
+from longrl.io.jsonl import read_jsonl
 from tests.chat.server import Server, completion
 from tests.evaluation.scripted import questions
 from tests.pipeline.running import Scripted, join, kill, start_child, videos

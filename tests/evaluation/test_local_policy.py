@@ -12,7 +12,7 @@ from longrl.commands.main import main
 from longrl.engines.server import VLLMServerEngine
 from longrl.engines.vllm import VLLMEngine
 from longrl.evaluation.local_policy import LocalPolicy, engine_options, shown_name, weights_hash
-from longrl.evaluation.records import read_jsonl
+from longrl.io.jsonl import read_jsonl
 from tests.distributed import run_distributed
 from tests.evaluation.scripted import questions
 from tests.pipeline.running import join, kill, start_child

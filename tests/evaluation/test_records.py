@@ -1,11 +1,9 @@
 """Sample records and their files."""
 
-import json
-
 import pytest
 import torch
 
-from longrl.evaluation.records import read_jsonl, sample_record, write_jsonl
+from longrl.evaluation.records import sample_record
 from longrl.rewards import RewardSum, RewardTerm
 from longrl.types import Completion, Group, Media, Prompt, Row
 
@@ -84,19 +82,3 @@ def test_a_row_that_cannot_be_judged_counts_as_wrong_and_is_logged(caplog):
     with caplog.at_level("WARNING"):
         assert sample_record(group("<answer>3</answer>", row=row))["correct"] is False
     assert "'q9'" in caplog.text
-
-
-def test_records_are_written_and_read_back(tmp_path):
-    records = [sample_record(group("<answer>B</answer>")), {"id": "\u00e9\n\u2028"}]
-    path = write_jsonl(tmp_path / "new" / "samples.jsonl", records)
-    assert read_jsonl(path) == records
-    assert len(path.read_text(encoding="utf-8").split("\n")) == 3
-    json.loads(path.read_text(encoding="utf-8").split("\n")[0])
-
-
-def test_a_failed_write_leaves_the_old_file_and_no_remains(tmp_path):
-    path = write_jsonl(tmp_path / "samples.jsonl", [{"id": 1}])
-    with pytest.raises(TypeError):
-        write_jsonl(path, [{"id": 2}, {"id": object()}])
-    assert read_jsonl(path) == [{"id": 1}]
-    assert [file.name for file in tmp_path.iterdir()] == ["samples.jsonl"]

@@ -249,7 +249,7 @@ def test_a_folder_to_read_only_is_read(tmp_path, caplog, monkeypatch):
         raise OSError(errno.EROFS, "Read-only file system")
 
     cache_in(tmp_path).write("k", tensor(), 0.0)
-    monkeypatch.setattr(disk_cache, "open", refuse, raising=False)
+    monkeypatch.setattr(disk_cache, "atomic_write", refuse)
     monkeypatch.setattr(disk_cache.os, "utime", refuse)
     cache = cache_in(tmp_path)
     assert cache.read("k") is not None

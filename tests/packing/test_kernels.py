@@ -202,7 +202,7 @@ def test_the_fastest_kernel_is_chosen_once_and_said(caplog, monkeypatch):
         first, second = kernel_for(torch.zeros(1, 1, 8)), kernel_for(torch.ones(1, 2, 8))
     assert isinstance(first, CpuFlash)
     assert first is second
-    assert [record.message for record in caplog.records] == ["attention on cpu in torch.float32 with heads of size 8: cpu_flash"]  # fmt: skip  # noqa: E501
+    assert [record.message for record in caplog.records] == ["attention on cpu in torch.float32 with heads of size 8: cpu_flash"]  # fmt: skip
 
 
 def test_a_kernel_can_be_forced_and_one_that_cannot_run_is_an_error(monkeypatch):

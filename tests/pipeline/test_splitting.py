@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longrl.commands.main import main
-from longrl.evaluation.records import read_jsonl
+from longrl.io.jsonl import read_jsonl
 from longrl.pipeline.cutting import cut, scene_starts
 from longrl.pipeline.splitting import find_videos
 from longrl.pipeline.video_frames import BrokenVideo, FrameSet, Times, file_digest, frame_times, images, middles

@@ -14,7 +14,7 @@ from longrl.chat.endpoint import Decoding, Endpoint
 from longrl.chat.journal import Journal
 from longrl.commands.evaluate import Evaluation, parsed
 from longrl.commands.pipeline import run_step
-from longrl.evaluation.records import read_jsonl
+from longrl.io.jsonl import read_jsonl
 from longrl.pipeline.config import CaptionOptions, SplitOptions, TimelineOptions
 from longrl.pipeline.workspace import Workspace
 from longrl.rewards import RewardSum, RewardTerm

@@ -208,35 +208,13 @@ def test_functions_load_from_import_paths_and_files(tmp_path):
     assert scored.rewards.tolist() == [2.0]
 
 
-@pytest.mark.parametrize(
-    ("path", "message"),
-    [
-        ("longrl.rewards.acuracy", r"'longrl\.rewards\.acuracy'.*has no 'acuracy'; it has .*accuracy"),
-        ("longrl.reward.accuracy", r"'longrl\.reward\.accuracy': there is no module 'longrl\.reward'"),
-        ("nowhere.f", r"no module 'nowhere'"),
-        ("accuracy", r"'accuracy' must be an import path"),
-        ("missing/file.py:f", r"'missing/file\.py:f': there is no Python file /.*missing/file\.py"),
-        ("longrl.rewards.SoftOverlong", r"is a class; give it as class_path"),
-        ("longrl.rewards.reward_sum.ACCURACY_NAME", r"must be a function of \(completion, row\), got a str"),
-    ],
-)
-def test_a_bad_path_is_an_error_that_names_it(path, message):
-    with pytest.raises(ValueError, match=message):
-        RewardTerm(path)
-
-
-def test_a_missing_name_in_a_file_is_an_error(tmp_path):
-    file = tmp_path / "mine.py"
-    file.write_text("def brevity(completion, row):\n    return 1.0\n")
-    with pytest.raises(ValueError, match=r"has no 'length'; it has brevity"):
-        RewardTerm(f"{file}:length")
-
-
-def test_a_broken_import_inside_a_module_is_not_hidden(tmp_path, monkeypatch):
-    (tmp_path / "broken_rewards.py").write_text("import there_is_no_such_package\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(ModuleNotFoundError, match="there_is_no_such_package"):
-        RewardTerm("broken_rewards.f")
+def test_a_bad_path_is_an_error_that_names_it():
+    with pytest.raises(ValueError, match=r"reward 'longrl\.rewards\.acuracy': .* has no 'acuracy'; it has accuracy"):
+        RewardTerm("longrl.rewards.acuracy")
+    with pytest.raises(
+        ValueError, match="reward must be a function, got the class SoftOverlong; write it as class_path"
+    ):
+        RewardTerm("longrl.rewards.SoftOverlong")
 
 
 def test_names_must_differ_and_accuracy_keeps_its_name():

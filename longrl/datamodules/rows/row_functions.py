@@ -8,18 +8,16 @@ another function in any module: nothing is registered. A record with several que
 from __future__ import annotations
 
 import hashlib
-import importlib
-import importlib.util
 import io
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from longrl.datamodules.rows.media_files import find_video
 from longrl.datamodules.rows.sources import Record
+from longrl.io.atomic import atomic_write
 from longrl.types import Row
 
 RowFunction = Callable[[Record, int, str | None], Row | Sequence[Row | ValueError]]
@@ -120,10 +118,7 @@ def _write_image(image: Any, index: int, media_root: str | None) -> str:
         raise ValueError(f"record {index} holds an image; set data.media_root to a folder where it may be written")
     path = Path(media_root, ".images", hashlib.sha256(content).hexdigest()[:32])
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}")
-        partial.write_bytes(content)
-        partial.replace(path)  # other ranks write the same file
+        atomic_write(path, content)  # other ranks write the same file
     return str(path.relative_to(media_root))
 
 
@@ -295,31 +290,6 @@ def lacking(record: Mapping[str, Any], index: int, field: str, why: str = "") ->
         f"{', '.join(map(str, record)) or 'no field'}. Correct it, or choose the row function of its schema with "
         "data.row_function"
     )
-
-
-def load_row_function(path: str) -> RowFunction:
-    """The function at an import path (`longrl.datamodules.rows.row_functions.image_row`) or in a file (`my/rows.py:my_row`).
-
-    Raises:
-        ValueError: nothing of that name is there.
-    """
-    location, _, name = path.rpartition(":" if ":" in path else ".")
-    try:
-        return getattr(_load_file(location) if ":" in path else importlib.import_module(location), name)
-    except (ImportError, AttributeError, OSError, ValueError) as error:
-        raise ValueError(
-            f"data.row_function={path!r} was not found: {error}; give an import path such as "
-            "longrl.datamodules.rows.row_functions.longvideo_reason_row, or file.py:function"
-        ) from error
-
-
-def _load_file(path: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def check_media_tags(row: Row) -> None:

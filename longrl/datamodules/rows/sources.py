@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from longrl.io.jsonl import read_jsonl
+
 Record = dict[str, Any]
 
 FILE_SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".tsv")
@@ -55,7 +57,7 @@ def _read_file(path: Path) -> list[Record]:
         return parquet.read_table(path).to_pylist()
     if path.suffix in (".csv", ".tsv"):
         return _read_table(path, "," if path.suffix == ".csv" else "\t")
-    return _read_json(path) if path.suffix == ".json" else _read_jsonl(path)
+    return _read_json(path) if path.suffix == ".json" else read_jsonl(path)
 
 
 def _read_table(path: Path, delimiter: str) -> list[Record]:
@@ -76,22 +78,6 @@ def _read_json(path: Path) -> list[Record]:
     if not isinstance(listed, list) or not all(isinstance(record, dict) for record in listed):
         raise ValueError(f"{path} must hold a list of records, or records by name, got {type(records).__name__}")
     return listed
-
-
-def _read_jsonl(path: Path) -> list[Record]:
-    records = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"line {number} of {path} is no JSON: {error}; is the file cut off?") from error
-            if not isinstance(record, dict):
-                raise ValueError(f"line {number} of {path} must hold a record, got {type(record).__name__}")
-            records.append(record)
-    return records
 
 
 def _read_hub(name: str, config: str | None, split: str) -> list[Record]:

@@ -1,6 +1,5 @@
 import io
 import json
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -9,7 +8,6 @@ from longrl.datamodules.rows.row_functions import (
     audio_qa_row,
     image_row,
     infer_task,
-    load_row_function,
     longvideo_reason_row,
     make_rows,
     plain_answer,
@@ -286,25 +284,6 @@ def test_a_video_r1_record_becomes_a_row():
     assert (row.videos, row.reasoning) == (("/media/./v/1.mp4",), "The cat sleeps.")
     image = video_r1_row({**found, "data_type": "image", "problem_type": "regression", "options": []}, 0)
     assert (image.images, image.videos, image.task) == (("./v/1.mp4",), (), "numeric")
-
-
-# ---- row functions by path ----
-
-
-def test_a_row_function_is_found_by_import_path_or_file(tmp_path):
-    assert load_row_function("longrl.datamodules.rows.row_functions.text_math_row") is text_math_row
-    path = tmp_path / "mine.py"
-    path.write_text("def my_row(record, index, media_root):\n    return index\n")
-    assert load_row_function(f"{path}:my_row")({}, 4, None) == 4
-
-
-@pytest.mark.parametrize(
-    "path",
-    ["longrl.datamodules.rows.row_functions.no_row", "no_module.f", "f", "missing.py:f", f"{Path(__file__).parent}:f"],
-)
-def test_a_row_function_that_is_not_there_is_an_error(path):
-    with pytest.raises(ValueError, match=r"data\.row_function=.* was not found"):
-        load_row_function(path)
 
 
 # ---- questions about sound ----

@@ -1,0 +1,88 @@
+"""Functions that a config names: `longrl.rewards.accuracy` by import path, or `my_rewards.py:brevity` in a file."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+EXAMPLES = "an import path like longrl.rewards.accuracy, or file.py:function"
+
+
+def import_function(path: str, option: str) -> Callable[..., Any]:
+    """Finds the function at an import path or in a file; relative files lie in the working folder.
+
+    Args:
+        path: `package.module.function` or `folder/file.py:function`.
+        option: where the path was given, for errors: `data.row_function`.
+
+    Raises:
+        ValueError: there is no such module, file or function; the message names the nearest ones.
+    """
+    location, mark, name = path.rpartition(":" if ":" in path else ".")
+    if not location:
+        raise ValueError(f"{option} must be {EXAMPLES}, got {path!r}")
+    module = _import_file(location, path, option) if mark == ":" else _import_module(location, path, option)
+    if not hasattr(module, name):
+        names = [key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")]
+        near = difflib.get_close_matches(name, names) or names
+        raise ValueError(f"{option} {path!r}: {location} has no {name!r}; it has {', '.join(near) or 'no functions'}")
+    function = getattr(module, name)
+    check_function(function, path, option)
+    return function
+
+
+def check_function(function: object, given: object, option: str) -> None:
+    """Raises ValueError for a class in the place of its instance, and for what cannot be called."""
+    if inspect.isclass(function):
+        raise ValueError(
+            f"{option} must be a function, got the class {function.__name__}; write it as class_path with init_args, "
+            "so that an instance is made"
+        )
+    if not callable(function):
+        raise ValueError(f"{option} must be a function, got {given!r}, a {type(function).__name__}; give {EXAMPLES}")
+
+
+def search_working_folder() -> None:
+    """Puts the working folder on the search path of imports, where `python -m longrl` has it already."""
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+
+
+def _import_module(location: str, path: str, option: str) -> ModuleType:
+    try:
+        return importlib.import_module(location)
+    except ModuleNotFoundError as error:
+        if error.name and (location == error.name or location.startswith(error.name + ".")):
+            raise ValueError(
+                f"{option} {path!r}: there is no module {error.name!r}; give {EXAMPLES}, from the working folder"
+            ) from error
+        raise  # a module that the user's own imports
+
+
+def _import_file(location: str, path: str, option: str) -> ModuleType:
+    file = Path(location).expanduser().resolve()
+    if file.suffix != ".py" or not file.is_file():
+        raise ValueError(f"{option} {path!r}: there is no Python file {file}; give its path from the working folder")
+    return _run_file(file)
+
+
+@functools.cache
+def _run_file(file: Path) -> ModuleType:
+    name = "longrl_user_" + re.sub(r"\W", "_", str(file))
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None, f"{file} ends in .py"
+    assert spec.loader is not None, f"{file} ends in .py"
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their own module up while it runs
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,39 @@
+"""Files of one JSON object per line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from longrl.io.atomic import atomic_file
+
+
+def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> Path:
+    """Writes one JSON object per line; readers see the old file or all of the new one, never a part."""
+    with atomic_file(path) as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False).encode("utf-8") + b"\n")
+    return Path(path)
+
+
+def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
+    """Reads the objects of a file, one per line; blank lines are skipped.
+
+    Raises:
+        ValueError: a line is no JSON object; the message says which.
+    """
+    records = []
+    with Path(path).open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"line {number} of {path} is no JSON: {error}; is the file cut off?") from error
+            if not isinstance(record, dict):
+                raise ValueError(f"line {number} of {path} must hold a record, got {type(record).__name__}")
+            records.append(record)
+    return records

@@ -1,0 +1,32 @@
+import json
+
+import pytest
+
+from longrl.io.jsonl import read_jsonl, write_jsonl
+
+
+def test_records_are_written_and_read_back(tmp_path):
+    records = [{"id": "1", "nested": {"a": [1.5, None]}}, {"id": "\u00e9\n\u2028"}]
+    path = write_jsonl(tmp_path / "new" / "samples.jsonl", records)
+    assert read_jsonl(path) == records
+    assert len(path.read_text(encoding="utf-8").split("\n")) == 3
+    json.loads(path.read_text(encoding="utf-8").split("\n")[0])
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_remains(tmp_path):
+    path = write_jsonl(tmp_path / "samples.jsonl", [{"id": 1}])
+    with pytest.raises(TypeError):
+        write_jsonl(path, [{"id": 2}, {"id": object()}])
+    assert read_jsonl(path) == [{"id": 1}]
+    assert [file.name for file in tmp_path.iterdir()] == ["samples.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [('{"id": ', r"line 3 of .* is no JSON"), ("[1]", r"line 3 of .* must hold a record, got list")],
+)
+def test_a_bad_line_is_an_error_with_its_number(tmp_path, line, message):
+    path = tmp_path / "bad.jsonl"
+    path.write_text(f'{{"id": 1}}\n\n{line}\n')
+    with pytest.raises(ValueError, match=message):
+        read_jsonl(path)
