@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 
-from longrl.diffusion.pictures import Pictures, caption, write_bytes
+from longrl.diffusion.pictures import Pictures, caption
 from longrl.rewards import RewardSum, RewardTerm
 from longrl.types import Row
 
@@ -114,20 +114,6 @@ def test_batches_without_groups_leave_nothing(tmp_path):
     callback.on_validation_batch_end(run, None, None, Batch(None), 0)
     callback.on_validation_end(run, None)
     assert not (tmp_path / "pictures").exists()
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "a.png"
-    write_bytes(path, b"old")
-
-    def torn(self, content):
-        self.open("wb").write(content[:1])
-        raise OSError("disk full")
-
-    monkeypatch.setattr(Path, "write_bytes", torn)
-    with pytest.raises(OSError, match="disk full"):
-        write_bytes(path, b"new")
-    assert path.read_bytes() == b"old"
 
 
 class Wandb(WandbLogger):

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from longrl.io.atomic import atomic_file, atomic_write
@@ -33,4 +35,16 @@ def test_two_writers_of_one_path_do_not_meet(tmp_path):
         first.write(b"first")
         second.write(b"second")
     assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
+    def refuse(descriptor):
+        raise OSError("disk full")
+
+    path = atomic_write(tmp_path / "file", "old")
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match="disk full"):
+        atomic_write(path, "new")
+    assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
