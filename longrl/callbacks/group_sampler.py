@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -80,9 +79,8 @@ class GroupSampler:
         """For each way of sampling the groups of all prompts, scored."""
         features = self._prepare(policy, request)
         with policy.phases("generate"), policy.trainer.precision_plugin.forward_context():
-            found = policy.parallel.world.raise_on_any_rank(
-                lambda: self._in_weights(policy, lambda: self._generate(policy, request, features))
-            )
+            with policy.parallel.world.raise_on_any_rank():
+                found = self._in_weights(policy, lambda: self._generate(policy, request, features))
         return self._scored(policy, request, found)
 
     def begin(self, policy: PolicyModule, request: Request) -> Callable[[], list[list[Group]]]:
@@ -95,7 +93,8 @@ class GroupSampler:
 
         def finish() -> list[list[Group]]:
             with policy.phases("generate"):
-                found = policy.parallel.world.raise_on_any_rank(running.result)
+                with policy.parallel.world.raise_on_any_rank():
+                    found = running.result()
             return self._scored(policy, request, found)
 
         return finish
@@ -115,9 +114,8 @@ class GroupSampler:
         greedy = SamplingParams(num_generations=1, max_completion_tokens=PARITY_TOKENS, temperature=0.0)
         features = self._prepare(policy, Request(prompts, (greedy,), step, seed=0))
         check_seen(prompts, self.engine.rendered_prompts(family, prompts, features), features)
-        found = policy.parallel.world.raise_on_any_rank(
-            lambda: self.engine.generate(family, policy.model, prompts, features, greedy, seed=0)
-        )
+        with policy.parallel.world.raise_on_any_rank():
+            found = self.engine.generate(family, policy.model, prompts, features, greedy, seed=0)
         self.engine.sleep()
         tokens = [[completion.token_ids for completion in own] for own in found]
         with policy.trainer.precision_plugin.forward_context():
@@ -176,7 +174,8 @@ class GroupSampler:
                 own = list(zip(self._pieces(policy, request, sampling), groups, strict=True))
                 if sp_group.rank % self.engine.ranks_per_engine:
                     own = []
-                policy.parallel.world.raise_on_any_rank(partial(self.reward.score, [group for _, group in own]))
+                with policy.parallel.world.raise_on_any_rank():
+                    self.reward.score([group for _, group in own])
                 found.append(joined(request.prompts, own, sp_group, policy.parallel.num_gather_chunks))
         return found
 

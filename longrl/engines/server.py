@@ -29,7 +29,7 @@ from longrl.engines.vllm_options import VERSION, completion, sampling_arguments
 from longrl.engines.weight_files import default_folder, new_folder
 from longrl.engines.weight_stream import engine_weights
 from longrl.models.base import CausalFamily
-from longrl.strategies.axis import world
+from longrl.strategies.axis import world_axis
 from longrl.types import Completion, Prompt, SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -89,9 +89,11 @@ class VLLMServerEngine(RolloutEngine):
             ConnectionError: it does not answer.
             ValueError: it is another vLLM, or serves another model.
         """
-        self._info = world().together(lambda: self._compatible(family))
-        if len(self.clients) > world().size:
-            logger.warning("%d urls for %d ranks: the last of them are not used", len(self.clients), world().size)
+        world = world_axis()
+        with world.raise_on_any_rank():
+            self._info = self._compatible(family)
+        if len(self.clients) > world.size:
+            logger.warning("%d urls for %d ranks: the last of them are not used", len(self.clients), world.size)
 
     def _compatible(self, family: CausalFamily) -> dict[str, Any]:
         info, url = self.client.wait(self.start_timeout_s), self.client.url
@@ -128,28 +130,38 @@ class VLLMServerEngine(RolloutEngine):
         All ranks gather, rank 0 writes; then the first rank of each server has it load. An error of any rank is one of
         all, so that none waits for another.
         """
+        world = world_axis()
         if self._info is None:
             self.start(family)
         if not self._run:
-            self._run = world().gather(uuid.uuid4().hex[:12])[0]
+            self._run = world.gather(uuid.uuid4().hex[:12])[0]
         self._version = f"{self._run}:{step}"
-        if all(world().gather(world().together(lambda: self.client.info()["version"] == self._version))):
+        with world.raise_on_any_rank():
+            has_weights = self.client.info()["version"] == self._version
+        if all(world.gather(has_weights)):
             return
         with self._folder() as folder:
-            world().together(lambda: self._write(engine_weights(family, model), folder))
-            world().together(lambda: self._load(folder))
+            with world.raise_on_any_rank():
+                self._write(engine_weights(family, model), folder)
+            with world.raise_on_any_rank():
+                if world.rank < len(self.clients):
+                    self.client.load(str(folder), self._version)
         self.num_syncs += 1
 
     @contextlib.contextmanager
     def _folder(self) -> Iterator[Path]:
         """A folder of rank 0, under one name on all ranks, gone afterwards."""
-        own = world().together(lambda: str(new_folder(self.weights_folder)) if _rank() == 0 else "")
-        made = Path(world().gather(own)[0])
+        world = world_axis()
+        name = ""
+        with world.raise_on_any_rank():
+            if world.rank == 0:
+                name = str(new_folder(self.weights_folder))
+        folder = Path(world.gather(name)[0])
         try:
-            yield made
+            yield folder
         finally:
-            if _rank() == 0:
-                shutil.rmtree(made, ignore_errors=True)
+            if world.rank == 0:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _write(self, weights: Iterator[tuple[str, Tensor]], folder: Path) -> None:
         try:
@@ -158,10 +170,6 @@ class VLLMServerEngine(RolloutEngine):
             for _ in weights:  # the other ranks are still gathering
                 pass
             raise OSError(f"could not write weights to {folder}: {error}; choose another weights_folder") from error
-
-    def _load(self, folder: Path) -> None:
-        if _rank() < len(self.clients):
-            self.client.load(str(folder), self._version)
 
     # -- generation ----------------------------------------------------------------------------------------------
 
@@ -200,4 +208,4 @@ class VLLMServerEngine(RolloutEngine):
 
 
 def _rank() -> int:
-    return world().rank
+    return world_axis().rank

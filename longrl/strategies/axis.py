@@ -1,17 +1,16 @@
-"""One direction of the grid of ranks, and the few collectives longrl needs along it."""
+"""One axis of the grid of ranks, and the few collectives longrl needs along it."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -29,34 +28,45 @@ class Axis:
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over the axis, the same on all its ranks."""
-        return self._reduce(tensor, dist.ReduceOp.SUM)
+        if self.size == 1:
+            return tensor
+        total = tensor.clone()
+        dist.all_reduce(total, dist.ReduceOp.SUM, group=self.group)
+        return total
 
     def max(self, number: int) -> int:
         """Largest number on the axis."""
         if self.size == 1:
             return number
-        return int(self._reduce(torch.tensor(number, device=self._device()), dist.ReduceOp.MAX))
+        largest = torch.tensor(number, device=self._device())
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.group)
+        return int(largest)
 
     def sum_dict(self, values: Mapping[str, float]) -> dict[str, float]:
         """Sums of named numbers; a name that another rank lacks counts 0 there."""
         if self.size == 1:
             return dict(values)
-        names = sorted({name for other in self.gather(sorted(values)) for name in other})
-        numbers = [values.get(name, 0.0) for name in names]
-        total = self.sum(torch.tensor(numbers, dtype=torch.float64, device=self._device()))
-        return dict(zip(names, total.tolist(), strict=True))
+        by_rank = self.gather(sorted(values))
+        names = sorted({name for names in by_rank for name in names})
+        local = torch.tensor([values.get(name, 0.0) for name in names], dtype=torch.float64, device=self._device())
+        return dict(zip(names, self.sum(local).tolist(), strict=True))
 
-    def raise_on_any_rank(self, work: Callable[[], T]) -> T:
-        """The result of `work` on this rank, or the error of any rank, raised on all: none waits for one that failed.
+    @contextlib.contextmanager
+    def raise_on_any_rank(self) -> Iterator[None]:
+        """An error inside the block on any rank is raised on all of them, so that none waits for one that failed.
 
-        `work` that talks to other ranks must not leave them waiting when it fails.
+        Every rank of the axis must enter. A block that talks to other ranks must not leave them waiting when it fails.
+
+        Example:
+            with axis.raise_on_any_rank():
+                completions = engine.generate(...)
         """
         if self.size == 1:
-            return work()
-        result: T | None = None
+            yield
+            return
         error: Exception | None = None
         try:
-            result = work()
+            yield
         except Exception as raised:
             error = raised
         messages = self.gather(None if error is None else repr(error))
@@ -65,28 +75,23 @@ class Axis:
         failed = [f"rank {rank}: {message}" for rank, message in enumerate(messages) if message is not None]
         if failed:
             raise RuntimeError("; ".join(failed))
-        return result  # type: ignore[return-value]  # there is one without error
 
     def gather(self, item: Any) -> list[Any]:
         """Any picklable thing of every rank, in their order."""
         if self.size == 1:
             return [item]
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, item, group=self.group)
-        return found
+        by_rank: list[Any] = [None] * self.size
+        dist.all_gather_object(by_rank, item, group=self.group)
+        return by_rank
 
     def gather_list(self, items: Sequence[Any], num_chunks: int = 1) -> list[Any]:
         """The items of all ranks in one list, rank after rank within each of `num_chunks` messages."""
         edges = [len(items) * chunk // num_chunks for chunk in range(num_chunks + 1)]
-        messages = (self.gather(list(items[start:stop])) for start, stop in itertools.pairwise(edges))
-        return [item for message in messages for own in message for item in own]
-
-    def _reduce(self, tensor: Tensor, operation: Any) -> Tensor:
-        if self.size == 1:
-            return tensor
-        tensor = tensor.clone()
-        dist.all_reduce(tensor, operation, group=self.group)
-        return tensor
+        gathered: list[Any] = []
+        for start, stop in itertools.pairwise(edges):
+            for of_rank in self.gather(list(items[start:stop])):
+                gathered += of_rank
+        return gathered
 
     def _device(self) -> torch.device:
         on_gpu = "nccl" in dist.get_backend(self.group)
@@ -97,6 +102,6 @@ SINGLE_RANK = Axis()
 """A rank alone."""
 
 
-def world() -> Axis:
+def world_axis() -> Axis:
     """All ranks of the run."""
     return Axis.of(None) if dist.is_initialized() else SINGLE_RANK

@@ -125,7 +125,7 @@ class MRSPStrategy(ModelParallelStrategy):
         fixed = self.sequence_parallel_size != "auto"
         return Parallel(
             world=Axis.of(None),
-            data=Axis.of(grid.get_group("data_parallel")),
+            dp=Axis.of(grid.get_group("data_parallel")),
             sp_group=sp_group,
             degrees={sp_group.size: SequenceParallel(sp_group)} if fixed else parts_of(sp_group, world_size),
             num_gather_chunks=self.num_gather_chunks,

@@ -2,21 +2,23 @@
 
 import pytest
 
-from longrl.strategies.axis import SINGLE_RANK, world
+from longrl.strategies.axis import SINGLE_RANK, world_axis
 from tests.distributed import run_distributed
 
 
-def fails_on_the_second() -> int:
-    if world().rank == 1:
+def fail_on_the_second() -> None:
+    if world_axis().rank == 1:
         raise ValueError("no memory left")
-    return 7
 
 
 def one_of_two() -> None:
-    axis = world()
-    assert axis.raise_on_any_rank(lambda: axis.rank + 1) == axis.rank + 1
-    with pytest.raises((ValueError, RuntimeError)) as caught:
-        axis.raise_on_any_rank(fails_on_the_second)
+    axis = world_axis()
+    reached = []
+    with axis.raise_on_any_rank():
+        reached.append(axis.rank)
+    assert reached == [axis.rank]
+    with pytest.raises((ValueError, RuntimeError)) as caught, axis.raise_on_any_rank():
+        fail_on_the_second()
     assert str(caught.value) == ("no memory left" if axis.rank else "rank 1: ValueError('no memory left')")
     assert axis.gather(axis.rank) == [0, 1]  # and still in step
 
@@ -26,6 +28,7 @@ def test_an_error_of_one_rank_is_raised_on_all():
 
 
 def test_a_rank_alone_just_works():
-    assert SINGLE_RANK.raise_on_any_rank(fails_on_the_second) == 7
-    with pytest.raises(ZeroDivisionError):
-        SINGLE_RANK.raise_on_any_rank(lambda: 1 // 0)
+    with SINGLE_RANK.raise_on_any_rank():
+        fail_on_the_second()
+    with pytest.raises(ZeroDivisionError), SINGLE_RANK.raise_on_any_rank():
+        _ = 1 // 0
