@@ -107,7 +107,6 @@ def write_tones(folder: Path, name: str, count: int, seed: int, by_lot: bool = F
 
 def fit(sizes: Sizes, folder: Path, run: str, *more: str) -> Path:
     """A run of the recipe with the tiny model on the CPU."""
-    callback = "--trainer.callbacks.init_args"
     longrl_main(
         ["fit", f"--config={RECIPE}", f"--trainer={ROOT / 'configs' / 'trainer' / 'cpu.yaml'}",
          f"--run_dir={folder / run}", "--trainer.enable_model_summary=false",
@@ -117,9 +116,9 @@ def fit(sizes: Sizes, folder: Path, run: str, *more: str) -> Path:
          "--model.algorithm.kl_coef=0", "--data.val=null", "--data.test=null", "--data.num_workers=0",
          "--data.question_template={problem}", "--data.answer_template=<answer>{option}</answer>",
          f"--data.media_root={folder}", f"--data.prompts_per_batch={sizes.prompts}", "--data.cached_media=100000",
-         f"{callback}.sampling.num_generations={sizes.generations}",
-         f"{callback}.sampling.max_completion_tokens=6", f"{callback}.engine.init_args.max_sequences=1024",
-         callback + '.reward={"terms": [{"function": "longrl.rewards.accuracy"}]}', *more]
+         f"--rollout.sampling.num_generations={sizes.generations}",
+         "--rollout.sampling.max_completion_tokens=6", "--rollout.engine.init_args.max_sequences=1024",
+         '--rollout.reward={"terms": [{"function": "longrl.rewards.accuracy"}]}', *more]
     )  # fmt: skip
     return folder / run
 

@@ -162,12 +162,9 @@ def config_of(folder: Path, sizes: Sizes, num_frames: int, sp: int) -> dict[str,
             },
             "callbacks": [
                 {"class_path": "hour_long.Record", "init_args": {"folder": str(folder)}},
-                {
-                    "class_path": "longrl.callbacks.rollout.RolloutCallback",
-                    "init_args": {"reward": reward, "sampling": sampling},
-                },
             ],
         },
+        "rollout": {"reward": reward, "sampling": sampling},
         "model": {
             "family": {
                 "class_path": "longrl.models.qwen_vl.Qwen2_5_VLFamily",

@@ -59,9 +59,9 @@ def config(stage: str = "sft", **family: Any) -> dict[str, Any]:
             "callbacks": [
                 {"class_path": "longrl.callbacks.throughput.Throughput"},
                 {"class_path": "tests.runs.DataOrder"},
-                rollouts() if stage == "rl" else {"class_path": "tests.runs.Nothing"},
             ],
         },
+        "rollout": rollouts() if stage == "rl" else {},
         "model": {
             "family": {
                 "class_path": "longrl.models.qwen_vl.Qwen2_5_VLFamily",
@@ -98,14 +98,13 @@ def text_config(source: Path, stage: str = "sft") -> dict[str, Any]:
 
 
 def rollouts(reward: str = "tests.runs.rare", **options: Any) -> dict[str, Any]:
-    """The rollout callback of a config."""
-    values = {
+    """The group `rollout` of a config."""
+    return {
         "reward": {"terms": [{"function": reward}]},
         "sampling": {"num_generations": 2, "max_completion_tokens": 5},
         "max_resample_rounds": 20,
         **options,
     }
-    return {"class_path": "longrl.callbacks.rollout.RolloutCallback", "init_args": values}
 
 
 def rare(completion: Any, row: Any) -> float:
@@ -193,10 +192,6 @@ def saved_run(folder: Path, family: CausalFamily) -> Path:
 
 
 # ---- callbacks ----
-
-
-class Nothing(Callback):
-    """Takes a place in a list."""
 
 
 class DataOrder(Callback):

@@ -54,8 +54,6 @@ TYPES = {"algorithm": Algorithm, "family": CausalFamily, "reward": RewardSum, "r
 """Of the pieces that are values; the others are groups of options."""
 ON_CPU = f"--trainer={CONFIGS / 'trainer' / 'cpu.yaml'}"
 TEXT, VIDEO = CONFIGS / "qwen2_5_text_math_grpo.yaml", CONFIGS / "qwen2_5_vl_7b_longvideo_grpo.yaml"
-LAST = "--trainer.callbacks.init_args"
-"""Options of the last callback."""
 
 
 def files(paths: list[Path]) -> pytest.MarkDecorator:
@@ -190,7 +188,7 @@ def test_a_trainer_piece_lies_over_a_recipe_and_changes_the_machine_alone(path):
 
 @files(PIECES["rollout"])
 def test_an_engine_lies_over_a_recipe(path):
-    cli = built("--config", VIDEO, ON_CPU, f"{LAST}.engine={path}")
+    cli = built("--config", VIDEO, ON_CPU, f"--rollout.engine={path}")
     engine, options = rollouts(cli).engine, raw(path)["init_args"]
     assert type(engine).__name__ == raw(path)["class_path"].rpartition(".")[2]
     assert {name: getattr(engine, name) for name in options} == options
@@ -296,8 +294,8 @@ def test_a_recipe_takes_a_step_with_a_tiny_model(path, tmp_path, videos, sums, c
         "--model.family.init_args.random_init=true", "--model.init_from=null",
         f"--data.train={videos if has_video else sums}", "--data.val=null", "--data.test=null",
         "--data.num_workers=0", "--data.prompts_per_batch=4", "--trainer.max_steps=1",
-        f"{LAST}.sampling.max_completion_tokens=3",
-        LAST + '.reward={"terms": [{"function": "tests.test_configs.coin"}]}',
+        "--rollout.sampling.max_completion_tokens=3",
+        '--rollout.reward={"terms": [{"function": "tests.test_configs.coin"}]}',
     ]  # fmt: skip
     ((steps, grad_norm),) = run_distributed(one_step, 1, args) if "strategy" in values["trainer"] else [one_step(args)]
     assert steps == values["model"].get("mini_batches_per_rollout", 1)
@@ -414,8 +412,8 @@ def test_a_later_config_and_then_the_command_line_change_single_keys_of_a_piece(
 
 def test_the_command_line_reaches_into_the_rollout_callback():
     cli = built(
-        "--config", TEXT, ON_CPU, f"{LAST}.sampling.num_generations=2", f"{LAST}.engine.init_args.max_sequences=5",
-        f"{LAST}.reward={CONFIGS / 'reward' / 'think_answer.yaml'}",
+        "--config", TEXT, ON_CPU, "--rollout.sampling.num_generations=2", "--rollout.engine.init_args.max_sequences=5",
+        f"--rollout.reward={CONFIGS / 'reward' / 'think_answer.yaml'}",
     )  # fmt: skip
     rollout = rollouts(cli)
     assert (rollout.sampling.num_generations, rollout.sampling.max_completion_tokens) == (2, 1024)
@@ -448,8 +446,7 @@ def test_one_family_replaces_another():
         ("learning_rate", "model: {optimizer: {learning_rate: 1.0e-5}}"),
         (
             "num_generation",
-            "trainer: {callbacks: [{class_path: longrl.callbacks.rollout.RolloutCallback, "
-            "init_args: {reward: {terms: []}, sampling: {num_generation: 2}}}]}",
+            "rollout: {sampling: {num_generation: 2}}",
         ),
     ],
 )

@@ -36,14 +36,12 @@ def main(args: Sequence[str]) -> None:
         prog="python -m longrl cache-features", description=DESCRIPTION, allow_abbrev=False
     )
     _, of_the_run = parser.parse_known_args(list(args))
-    from longrl.callbacks.rollout import RolloutCallback
     from longrl.planning.plan_report import PlanCLI
 
     parts = PlanCLI.parsed(of_the_run)
     settings = parts._get(parts.config, "trainer")
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    callbacks = parts.config_init["trainer"]["callbacks"] or []
-    rollouts = any(isinstance(item, RolloutCallback) for item in callbacks)
+    rollouts = parts.rollout_callback() is not None
     trainer = alone(settings["accelerator"], settings["precision"])
     Filling(parts.model, parts.datamodule, trainer, rollouts, rank, world_size).run()
 

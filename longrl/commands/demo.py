@@ -53,7 +53,7 @@ def run_demo(
     demo.make_data(num_train_videos, num_eval_videos)
     base = demo.pretrain() if pretrain else CONFIGS / "base"
     demo.fit("sft", "sft.yaml", f"--model.init_from={base}")
-    rollouts = [f"--trainer.callbacks.init_args.engine={engine}"] if engine else []
+    rollouts = [f"--rollout.engine={engine}"] if engine else []
     demo.fit("rl", "grpo.yaml", f"--model.init_from={demo.out / 'sft'}", *rollouts)
     demo.evaluate("base", base)
     demo.evaluate("sft", demo.out / "sft")

@@ -14,12 +14,14 @@ from typing_extensions import override
 from longrl.commands.trainer import LongRLCLI
 from longrl.diffusion.module import FlowModule
 from longrl.diffusion.prompt_files import PromptFiles
+from longrl.diffusion.rollout_callback import FlowRolloutCallback
 
 
 class FlowCLI(LongRLCLI):
     """The command line of SD3 and Wan."""
 
     policy = "flow"
+    rollout_class = FlowRolloutCallback
 
     @classmethod
     @override

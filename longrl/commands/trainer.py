@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger
 from typing_extensions import override
 
 from longrl.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
 from longrl.callbacks.random_state import RandomState
+from longrl.callbacks.rollout import RolloutCallback
 from longrl.commands.main import COMMAND_USAGE, TRAINER_COMMANDS
 from longrl.commands.policy_option import Policy, policy_of
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.modules.policy import PolicyModule
+from longrl.rewards import RewardSum
 from longrl.strategies.mr_sp import MRSPStrategy
 
 logger = logging.getLogger(__name__)
@@ -28,7 +30,7 @@ logger = logging.getLogger(__name__)
 WandbMode = Literal["off", "offline", "online"]
 
 COMMAND_HELP = """{}: {}. The options of a class are listed by --model.family.help CLASS, --trainer.callbacks.help CLASS
-and so on, for instance --trainer.callbacks.help longrl.callbacks.rollout.RolloutCallback."""
+and so on, for instance --rollout.engine.help longrl.engines.vllm.VLLMEngine."""
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -50,6 +52,8 @@ class LongRLCLI(LightningCLI):
 
     policy: ClassVar[Policy] = "causal"
     """The value of the option `policy` that chooses this class."""
+    rollout_class: ClassVar[type[Callback]] = RolloutCallback
+    """What `rollout` configures."""
 
     @classmethod
     def run(cls, args: Sequence[str]) -> LongRLCLI:
@@ -91,6 +95,11 @@ class LongRLCLI(LightningCLI):
         parser.add_argument("--policy", type=Policy, default=self.policy, help="what is trained")
         parser.add_argument("--wandb", type=WandbMode, default="off", help="log to Weights & Biases as well")
         parser.add_argument("--wandb_project", type=str, default="longrl")
+        # Without a reward there is no rollout callback, as for SFT that does not generate: hence no required option.
+        parser.add_class_arguments(self.rollout_class, "rollout", skip={"reward"}, instantiate=False, sub_configs=True)
+        parser.add_argument(
+            "--rollout.reward", type=RewardSum | None, default=None, sub_configs=True, help="scores completions"
+        )
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
         parser.set_defaults({"checkpoint.save_last": True, "checkpoint.save_top_k": 0})
         # Without a counter `last.ckpt` is always the last one, also in a run that was moved or started anew.
@@ -128,9 +137,19 @@ class LongRLCLI(LightningCLI):
         if self._get(self.config_init, "trainer.logger", True) in (None, True):
             kwargs.setdefault("logger", self._loggers())
         kwargs.setdefault("plugins", [*(self._get(self.config_init, "trainer.plugins") or []), AtomicCheckpointIO()])
+        # Behind all others, which at a batch's start find it as the loader made it.
+        callbacks = self._get(self.config_init, "trainer.callbacks") or []
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        rollout = self.rollout_callback()
+        kwargs.setdefault("callbacks", callbacks if rollout is None else [*callbacks, rollout])
         trainer = super().instantiate_trainer(**kwargs)
         trainer.callbacks.append(RandomState())
         return trainer
+
+    def rollout_callback(self) -> Callback | None:
+        """What the group `rollout` describes; None without a reward."""
+        options = self._get(self.config_init, "rollout")
+        return None if options["reward"] is None else self.rollout_class(**options)
 
     def before_fit(self) -> None:
         """Says before weights are loaded that the longest videos will not fit the GPUs, and what would help.

@@ -130,8 +130,7 @@ class FlowModule(TrainedModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         if batch.groups is None:
             raise ValueError(
-                "nothing samples pictures for this batch; add longrl.diffusion.rollout_callback.FlowRolloutCallback to "
-                "trainer.callbacks"
+                "nothing samples pictures for this batch; set rollout.reward (configs/reward/ has examples)"
             )
         with self.phases("update"):
             metrics = self.rl_step(batch)

@@ -154,7 +154,7 @@ def targets(batch: Batch) -> list[list[Tensor]]:
     found = [prompt.response_ids for prompt in batch.prompts]
     if any(ids is None for ids in found):
         raise ValueError(
-            "data.stage=rl gives prompts without targets and there is no rollout callback to answer them; add "
-            "longrl.callbacks.rollout.RolloutCallback to trainer.callbacks, or set data.stage to sft"
+            "data.stage=rl gives prompts without targets and there is no rollout callback to answer them; set "
+            "rollout.reward (configs/reward/ has examples), or data.stage to sft"
         )
     return [[ids] for ids in found if ids is not None]

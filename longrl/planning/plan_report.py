@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from typing_extensions import override
 
-from longrl.callbacks.rollout import RolloutCallback
 from longrl.commands.plan import parser
 from longrl.commands.trainer import LongRLCLI
 from longrl.datamodules.longvideo_reason import LongVideoReason
@@ -137,10 +136,10 @@ def plan_of(
     devices = (options.nodes or trainer["num_nodes"] or 1) * machine.devices
     sp_group = sp_group_size_of(options.sp or strategy.sequence_parallel_size, machine.devices, devices)
     check_sizes(devices, sp_group, strategy.num_replicas)
-    rollouts = [item for item in built.get("callbacks") or [] if isinstance(item, RolloutCallback)]
+    rollout = cli.rollout_callback()
     rl = data.renderer.stage == "rl"
-    sampling = rollouts[0].sampling if rl and rollouts else SamplingParams(num_generations=1)
-    engine = rollouts[0].engine if rollouts else HFEngine()
+    sampling = rollout.sampling if rl and rollout else SamplingParams(num_generations=1)
+    engine = rollout.engine if rollout else HFEngine()
     weight_bytes = getattr(torch, family.dtype).itemsize
     compute = strategy.sharding.compute_dtype
     video = data.renderer.video

@@ -91,9 +91,9 @@ def test_every_video_is_encoded_once_and_a_second_run_encodes_and_decodes_nothin
 def test_a_run_with_a_full_cache_is_bit_for_bit_the_run_without(tmp_path):
     """RL: same completions, losses and gradient norms; no video is decoded or encoded."""
     values = values_of(tmp_path / "features")
-    values["trainer"]["callbacks"][-1] = rollouts(sampling={"num_generations": 3, "max_completion_tokens": 5})
+    values["rollout"] = rollouts(sampling={"num_generations": 3, "max_completion_tokens": 5})
     main(command(tmp_path, values))
-    plain = values_of(tmp_path / "features") | {"trainer": values["trainer"]}
+    plain = values_of(tmp_path / "features") | {"trainer": values["trainer"], "rollout": values["rollout"]}
     del plain["model"]["feature_cache_dir"]
     with Encoder() as vision_encoder, Decoded() as decoded:
         warm = run(tmp_path / "warm", values)

@@ -112,8 +112,8 @@ def typo(where):
         "model.optimizer.learning_rate",
         "model.family.init_args.max_pixel",
         "data.video.fpss",
-        "trainer.callbacks.2.init_args.sampling.num_generation",
-        "trainer.callbacks.2.init_args.reward.terms.0.weigth",
+        "rollout.sampling.num_generation",
+        "rollout.reward.terms.0.weigth",
         "checkpoint.every_n_steps",
     ],
 )
@@ -163,7 +163,7 @@ def test_lightnings_neutral_values_are_not_refused(rows, tmp_path):
 
 
 def with_sampling(values, **sampling):
-    values["trainer"]["callbacks"][-1]["init_args"]["sampling"] |= sampling
+    values["rollout"]["sampling"] |= sampling
     return values
 
 
@@ -383,10 +383,8 @@ def test_export_refuses_to_overwrite_and_wants_a_run(tmp_path, sft_run, exported
 
 def evaluated(values):
     values["data"]["test"] = values["data"]["val"] = str(videos() / "eval.jsonl")
-    values["trainer"]["callbacks"] += [
-        rollouts("longrl.rewards.accuracy"),
-        {"class_path": "longrl.callbacks.evaluation.EvaluationReport"},
-    ]
+    values["trainer"]["callbacks"].append({"class_path": "longrl.callbacks.evaluation.EvaluationReport"})
+    values["rollout"] = rollouts("longrl.rewards.accuracy")
     return values
 
 

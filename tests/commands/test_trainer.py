@@ -103,7 +103,7 @@ def test_an_error_that_longrl_did_not_raise_keeps_its_traceback(monkeypatch):
 @pytest.mark.usefixtures("alone")
 def test_a_misspelt_reward_in_a_callback_is_one_line(tmp_path, monkeypatch, capsys):
     values = config("rl")
-    values["trainer"]["callbacks"][-1] = rollouts("longrl.rewards.acuracy")
+    values["rollout"] = rollouts("longrl.rewards.acuracy")
     with pytest.raises(SystemExit):
         typed(monkeypatch, *arguments(tmp_path / "run", values))
     lines = capsys.readouterr().err.splitlines()

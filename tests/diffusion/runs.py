@@ -43,18 +43,12 @@ def config(folder: Path, name: str = "sd3", **family: Any) -> dict[str, Any]:
             "num_sanity_val_steps": 0,
             "enable_model_summary": False,
             "enable_progress_bar": False,
-            "callbacks": [
-                {
-                    "class_path": "longrl.diffusion.rollout_callback.FlowRolloutCallback",
-                    "init_args": {
-                        "reward": {"terms": [{"function": "tests.diffusion.tiny.redness"}]},
-                        "sampling": {
-                            "num_generations": 2, "num_steps": 4, "guidance_scale": 2.0, "window": window
-                        },
-                        "eval_sampling": {"num_generations": 1, "num_steps": 4, "guidance_scale": 2.0, "window": None},
-                    },
-                },
-            ],
+            "callbacks": [],
+        },
+        "rollout": {
+            "reward": {"terms": [{"function": "tests.diffusion.tiny.redness"}]},
+            "sampling": {"num_generations": 2, "num_steps": 4, "guidance_scale": 2.0, "window": window},
+            "eval_sampling": {"num_generations": 1, "num_steps": 4, "guidance_scale": 2.0, "window": None},
         },
         "model": {
             "family": {"class_path": kind, "init_args": {**init_args, "max_text_tokens": 8, **family}},

@@ -12,7 +12,7 @@ from longrl.diffusion.module import FlowModule
 from longrl.diffusion.prompt_files import PromptFiles
 from longrl.diffusion.rollout_callback import FlowRolloutCallback
 from tests.diffusion.tiny import sd3_folder, wan_folder
-from tests.test_configs import CONFIGS, FLOW, LAST, ON_CPU, files, raw
+from tests.test_configs import CONFIGS, FLOW, ON_CPU, files, raw
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual optimization"),
@@ -76,8 +76,8 @@ def test_a_recipe_takes_a_step_with_a_tiny_pipeline(path, tmp_path):
         "--model.family.init_args.dtype=float32", "--model.family.init_args.frozen_dtype=float32",
         f"--data.train={CONFIGS / 'demo' / 'prompts.txt'}", "--data.prompts_per_batch=2", "--data.val=null",
         "--data.row_function=longrl.diffusion.prompt_rows.prompt_row", "--trainer.strategy=auto",
-        f"{LAST}.sampling.num_generations=2", f"{LAST}.samples_per_batch=4",
-        LAST + '.reward={"terms": [{"function": "tests.diffusion.tiny.redness"}]}',
+        "--rollout.sampling.num_generations=2", "--rollout.samples_per_batch=4",
+        '--rollout.reward={"terms": [{"function": "tests.diffusion.tiny.redness"}]}',
     ]).trainer  # fmt: skip
     assert trainer.global_step == 1 or trainer.global_step == raw(path)["model"]["mini_batches_per_rollout"]
     assert float(trainer.logged_metrics["train/grad_norm"]) > 0

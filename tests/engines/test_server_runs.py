@@ -18,7 +18,7 @@ def values_of(model, engine=None):
     """3 steps of 2 optimizer steps with a encoder that trains, so that features change too."""
     values = config("rl", freeze_vision_encoder=False, model=str(model))
     sampling = {"num_generations": 2, "max_completion_tokens": 5}
-    values["trainer"]["callbacks"][-1] = rollouts(sampling=sampling, max_mismatch=1e-3, engine=engine)
+    values["rollout"] = rollouts(sampling=sampling, max_mismatch=1e-3, engine=engine)
     values["trainer"]["max_steps"] = 6
     values["model"] |= {"mini_batches_per_rollout": 2, "optimizer": {"lr": 1e-3}}
     return values
@@ -51,7 +51,7 @@ def test_two_ranks_share_a_server(server, tmp_path, sp):
 def test_rollouts_overlap_the_update(server, tmp_path):
     """Only the first step's groups come from its own weights; the ratios of the others start elsewhere than at 1."""
     values = grid(values_of(server.folder / "model", engine_at(server)), 2, 2, 6)
-    values["trainer"]["callbacks"][-1]["init_args"] |= {"overlap": True, "max_mean_mismatch": 10.0}
+    values["rollout"] |= {"overlap": True, "max_mean_mismatch": 10.0}
     run_distributed(run, 2, tmp_path / "run", values)
     found = metrics(tmp_path / "run")
     gaps = [float(value) for (_, name), value in found.items() if name == "train/mismatch_mean"]

@@ -32,7 +32,7 @@ def with_vllm(folder):
     model = tiny_qwen2_5_vl(folder / "model", text={"hidden_size": 192})
     values = config("rl", freeze_vision_encoder=False, model=str(model))
     sampling = {"num_generations": 2, "max_completion_tokens": 5}
-    values["trainer"]["callbacks"][-1] = rollouts(sampling=sampling, engine=copy.deepcopy(ENGINE), max_mismatch=1e-3)
+    values["rollout"] = rollouts(sampling=sampling, engine=copy.deepcopy(ENGINE), max_mismatch=1e-3)
     values["trainer"]["max_steps"] = 6
     values["model"] |= {"mini_batches_per_rollout": 2, "optimizer": {"lr": 1e-3}}
     return values
@@ -62,10 +62,10 @@ class Forgetful(VLLMEngine):
 def test_a_run_whose_engine_forgets_a_reset_ends_before_the_update(tmp_path):
     """The same two prompts in every step, so that the second step finds keys and values of the first one's weights."""
     values = with_vllm(tmp_path)
-    callback = values["trainer"]["callbacks"][-1]["init_args"]
-    callback["engine"]["class_path"] = f"{__name__}.Forgetful"
-    callback["max_mean_mismatch"] = 1e-3
-    callback["sampling"]["num_generations"] = 8
+    rollout = values["rollout"]
+    rollout["engine"]["class_path"] = f"{__name__}.Forgetful"
+    rollout["max_mean_mismatch"] = 1e-3
+    rollout["sampling"]["num_generations"] = 8
     callback["reward"]["terms"] = [{"function": f"{__name__}.odd"}]
     values["data"] |= {"max_train_rows": 2}
     values["model"]["optimizer"]["lr"] = 0.02
@@ -90,6 +90,6 @@ def test_two_ranks_each_with_its_engine(tmp_path, sp):
 def test_two_ranks_share_an_engine(tmp_path):
     """Tensor parallelism over the ranks that share sequences: both ask for the same, one has it scored."""
     values = grid(with_vllm(tmp_path), 2, 2, 6)
-    values["trainer"]["callbacks"][-1]["init_args"]["engine"]["init_args"]["tensor_parallel_size"] = 2
+    values["rollout"]["engine"]["init_args"]["tensor_parallel_size"] = 2
     run_distributed(run, 2, tmp_path / "run", values)
     assert_engine_was_the_trainer(tmp_path / "run")

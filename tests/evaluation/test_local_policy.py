@@ -50,7 +50,8 @@ def test_the_answers_are_those_of_test(tmp_path):
     values = config("rl")
     report = {"class_path": "longrl.callbacks.evaluation.EvaluationReport"}
     sampling = {"num_generations": 2, "max_completion_tokens": 6, "temperature": 1.0}
-    values["trainer"]["callbacks"] = [report, rollouts(sampling=sampling, eval_sampling=sampling)]
+    values["trainer"]["callbacks"] = [report]
+    values["rollout"] = rollouts(sampling=sampling, eval_sampling=sampling)
     values["data"] |= {"test": str(questions()), "eval_prompts_per_batch": 3, "train": None}
     values["model"]["family"]["init_args"]["model"] = vl_folder()
     run_test(tmp_path / "test", values)

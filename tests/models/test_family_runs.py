@@ -25,8 +25,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec"),
 ]
 CONFIGS = ROOT / "configs"
-LAST = "--trainer.callbacks.init_args"
-"""Options of the last callback."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ def fit(folder: Path, recipe: str, name: str, data: Path, *more: str) -> Path:
         "--model.family.init_args.dtype=float32", "--model.optimizer.lr=1e-3", "--model.optimizer.warmup_steps=0",
         *(f"--model.family.init_args.{key}={value}" for key, value in pixels.items() if value is not None),
         f"--data.train={data}", "--data.val=null", "--data.test=null", "--data.num_workers=0",
-        "--data.prompts_per_batch=2", f"{LAST}.sampling.max_completion_tokens=4", *more,
+        "--data.prompts_per_batch=2", "--rollout.sampling.max_completion_tokens=4", *more,
     ]  # fmt: skip
     if name not in TEXT:
         args.append("--data.media_root=null")
@@ -103,7 +101,7 @@ def test_sft_then_grpo_then_an_exported_folder(name, tmp_path, sums, clips):
     sft = fit(tmp_path / "sft", stages.sft, name, data, "--data.stage=sft")
     grpo = fit(
         tmp_path / "grpo", stages.grpo, name, data, f"--model.init_from={sft}", "--model.algorithm.kl_coef=0.1",
-        LAST + '.reward={"terms": [{"function": "tests.models.test_family_runs.first_bit"}]}',
+        '--rollout.reward={"terms": [{"function": "tests.models.test_family_runs.first_bit"}]}',
     )  # fmt: skip
     losses = [float(metrics(sft)[step, "train/loss"]) for step in range(2)]
     assert losses[1] < losses[0]  # the same rows twice or rows alike, at a learning rate that is felt

@@ -50,7 +50,7 @@ def test_sft_then_grpo_then_an_exported_folder(frozen, clips, tmp_path):
     grpo = run(
         tmp_path / "grpo", omni_config("rl", clips, **options), "--trainer.max_steps=2",
         "--model.optimizer.warmup_steps=0", f"--model.init_from={sft}", "--model.algorithm.kl_coef=0.1",
-        "--trainer.callbacks.init_args.sampling.num_generations=6",  # of which some are right
+        "--rollout.sampling.num_generations=6",  # of which some are right
     )  # fmt: skip
     assert float(metrics(grpo)[0, "train/kl_ref"]) == pytest.approx(0, abs=1e-6)  # the reference is the SFT model
     before, after = (checkpoint(folder)["state_dict"] for folder in (sft, grpo))

@@ -140,7 +140,7 @@ def test_sft_trains_on_the_result_and_is_evaluated_on_the_eval_split(made, tmp_p
     values["model"]["init_from"] = str(folder)
     values["data"]["test"] = str(out / "dataset" / "eval.jsonl")
     reward = {"class_path": "longrl.rewards.judge.TextSimilarity"}
-    values["trainer"]["callbacks"][-1]["init_args"]["reward"] = {"terms": [{"function": reward, "name": "accuracy"}]}
+    values["rollout"]["reward"] = {"terms": [{"function": reward, "name": "accuracy"}]}
     values["trainer"]["callbacks"].append({"class_path": "longrl.callbacks.evaluation.EvaluationReport"})
     args = [*_given(tmp_path / "test", values), f"--run_dir={tmp_path / 'test'}"]
     main(["test", *args])

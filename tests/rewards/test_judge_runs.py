@@ -41,7 +41,7 @@ def grpo(folder, server, start):
     }
     values = text_config(records(folder, ANSWERS[:1]), "rl")
     values["trainer"] |= {"max_steps": 20}
-    values["trainer"]["callbacks"][-1] = rollouts(reward, sampling={"num_generations": 8, "max_completion_tokens": 24})
+    values["rollout"] = rollouts(reward, sampling={"num_generations": 8, "max_completion_tokens": 24})
     values["model"] |= {"optimizer": {"lr": 2e-3}, "init_from": str(start)}
     return run(folder / "rl", values)
 

@@ -48,8 +48,7 @@ def grid(values: dict[str, Any], devices: int, sp: int | str, steps: int, **stra
 def rl() -> dict[str, Any]:
     """6 steps in 2 epochs, KL, validation."""
     values = config("rl", freeze_vision_encoder=False)
-    callbacks = values["trainer"]["callbacks"]
-    callbacks[-1] = rollouts(sampling={"num_generations": 3, "max_completion_tokens": 5})
+    values["rollout"] = rollouts(sampling={"num_generations": 3, "max_completion_tokens": 5})
     values["trainer"] |= {"val_check_interval": 3, "max_epochs": 9}
     values["model"]["algorithm"] = {"kl_coef": 0.1}
     values["model"] |= {"mini_batches_per_rollout": 2, "optimizer": {"lr": 1e-3}}
@@ -105,7 +104,7 @@ def test_the_demos_rl_stage_on_two_ranks(tmp_path, monkeypatch):
     reward.write_text("terms: [{function: tests.runs.rare}]")
     stage = ["--config", "configs/demo/common.yaml", "--config", "configs/demo/grpo.yaml"]
     stage += [f"--data.train={tmp_path / 'data' / 'train.jsonl'}", "--model.init_from=configs/demo/base"]
-    stage += ["--trainer.max_steps=3", "--data.prompts_per_batch=8", f"--trainer.callbacks.init_args.reward={reward}"]
+    stage += ["--trainer.max_steps=3", "--data.prompts_per_batch=8", f"--rollout.reward={reward}"]
     longrl("fit", *stage, f"--run_dir={tmp_path / 'one'}")
     strategy = ["--trainer.devices=2", "--trainer.strategy=longrl.strategies.mr_sp.MRSPStrategy"]
     strategy += ["--trainer.strategy.sequence_parallel_size=2", f"--run_dir={tmp_path / 'two'}"]
