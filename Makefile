@@ -14,7 +14,7 @@ VLLM_STAMP := $(VENV)/.vllm-stamp
 HALF_MADE := $(VENV)/.half-made
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint ruff mypy format lock clean
+.PHONY: help env demo test lint ruff mypy layers format lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,13 +48,17 @@ $(VLLM_STAMP): $(VLLM_LOCK) $(STAMP)
 test: env $(VLLM_STAMP)  ## run the tests (PYTEST_ARGS="tests/test_x.py -k word" to choose)
 	$(PY) -m pytest $(PYTEST_ARGS)
 
-lint: ruff mypy  ## check style and types
+lint: ruff mypy layers  ## check style, layout, types and the direction of imports
 
 ruff: env
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 
 mypy: env
 	$(PY) -m mypy
+
+layers: env
+	$(VENV)/bin/lint-imports --no-cache
 
 format: env  ## sort imports and lay out the code
 	$(PY) -m ruff check --select I --fix .

@@ -1,0 +1,74 @@
+"""The documents: links lead somewhere, files and modules that are named exist."""
+
+import importlib.util
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted(
+    path for path in ROOT.rglob("*.md") if not {".venv", "runs", ".git"} & set(path.relative_to(ROOT).parts)
+)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+CODE = re.compile(r"`([^`\n]+)`")
+FILE = re.compile(
+    r"(?:longrl|tests|configs|bench|launch|longvideo-reason|requirements)/[\w./-]*\w\.(?:py|ya?ml|md|sh|lock|txt|sbatch)"
+)
+MODULE = re.compile(r"\blongrl(?:\.[A-Za-z_]\w*)+")
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@cache
+def anchors(document: Path) -> set[str]:
+    """What GitHub calls the headings of a document."""
+    headings = re.findall(r"^#+ +(.+)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_links_lead_somewhere(document):
+    broken = []
+    for target in LINK.findall(document.read_text()):
+        if re.match(r"[a-z]+:", target):
+            continue  # of the web: not reachable from a test
+        path, _, anchor = target.partition("#")
+        file = (document.parent / path).resolve() if path else document
+        if not file.exists() or (anchor and file.suffix == ".md" and anchor not in anchors(file)):
+            broken.append(target)
+    assert not broken
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_files_that_are_named_exist(document):
+    if document.name == "CHANGELOG.md":
+        return  # it names what has gone
+    named = {file for code in CODE.findall(document.read_text()) for file in FILE.findall(code)}
+    assert sorted(file for file in named if "NAME" not in file and not (ROOT / file).exists()) == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_modules_that_are_named_exist(document):
+    if document.name == "CHANGELOG.md":
+        return
+    named = {module for code in CODE.findall(document.read_text()) for module in MODULE.findall(code)}
+    assert sorted(module for module in named if not exists(module)) == []
+
+
+def exists(dotted: str) -> bool:
+    """Whether a dotted name is a module, or something in one."""
+    parts = dotted.split(".")
+    for count in range(len(parts), 1, -1):
+        module = ".".join(parts[:count])
+        try:
+            found = importlib.util.find_spec(module)
+        except ModuleNotFoundError:
+            continue
+        if found is not None:
+            rest = parts[count:]
+            return not rest or hasattr(importlib.import_module(module), rest[0])
+    return False
