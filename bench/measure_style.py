@@ -188,7 +188,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name in ("mutual", "mutual_at_import"):
             console.print(f"  {len(found[name])} {name}: {', '.join(found[name])}", soft_wrap=True, highlight=False)
     if arguments.json:
-        write_json(arguments.json, {**provenance("measure_style", arguments), "rows": rows, "packages": packages})
+        origin = provenance("measure_style", arguments)
+        command = " ".join([origin["command"], *map(shown, paths)])
+        write_json(arguments.json, {**origin, "command": command, "rows": rows, "packages": packages})
 
 
 if __name__ == "__main__":

@@ -239,7 +239,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for line in readable(phases):
             console.print(line, soft_wrap=True, highlight=False, markup=False)
     if arguments.json:
-        write_json(arguments.json, {**provenance("trace_step", arguments), **result})
+        origin = provenance("trace_step", arguments)
+        write_json(arguments.json, {**origin, "command": " ".join([origin["command"], *overrides]), **result})
 
 
 if __name__ == "__main__":
