@@ -43,7 +43,7 @@ from lightning.pytorch import Trainer
 
 import longrl
 from longrl.callbacks.rollout import RolloutCallback
-from longrl.cli import main as longrl_main
+from longrl.commands.main import main as longrl_main
 from longrl.modules.policy import PolicyModule
 
 CONFIGS = ("configs/demo/common.yaml", "configs/demo/grpo.yaml")
