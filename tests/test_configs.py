@@ -19,7 +19,7 @@ from longrl.datamodules.loading.mixing import DataSource
 from longrl.datamodules.longvideo_reason import DEFAULT_ROW_FUNCTION, LongVideoReason
 from longrl.diffusion.family import FlowFamily
 from longrl.diffusion.prompt_files import PromptFiles
-from longrl.engines.hf import RolloutEngine
+from longrl.engines.rollout_engine import RolloutEngine
 from longrl.io.jsonl import read_jsonl
 from longrl.models.base import CausalFamily
 from longrl.modules.policy import PolicyModule

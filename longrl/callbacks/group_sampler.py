@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from longrl.engines.hf import RolloutEngine
 from longrl.engines.parity import Mismatch, check, check_seen, stacked
+from longrl.engines.rollout_engine import RolloutEngine
 from longrl.engines.sharing import Piece, joined, pieces
 from longrl.models.base import CausalFamily
 from longrl.rewards import RewardSum

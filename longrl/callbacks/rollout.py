@@ -13,9 +13,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from longrl.callbacks.group_sampler import GroupSampler, Request
-from longrl.engines.hf import HFEngine, RolloutEngine, prompt_seed, sampling_ids
+from longrl.engines.hf import HFEngine
 from longrl.engines.parity import MismatchMonitor
+from longrl.engines.rollout_engine import RolloutEngine, prompt_seed, sampling_ids
 from longrl.modules.policy import PolicyModule
+from longrl.packing.lengths import length_problem
 from longrl.rewards import RewardSum
 from longrl.strategies.axis import Axis
 from longrl.strategies.parallel import Parallel
@@ -130,22 +132,17 @@ class RolloutCallback(Callback):
 
     def _check_room(self, policy: PolicyModule, max_prompt_tokens: int | None) -> None:
         """Warns before weights are loaded of prompts that the update would refuse in the middle of the run."""
+        longest = "the longest prompt of data.max_prompt_tokens", max_prompt_tokens or 0
         ranks = max(policy.parallel.degrees)
-        room = policy.max_tokens_per_micro_batch * ranks
-        longest = (max_prompt_tokens or 0) + self.sampling.max_completion_tokens
-        if longest > room:
-            logger.warning(
-                "data.max_prompt_tokens=%s and sampling.max_completion_tokens=%d may not fit a micro-batch of %d "
-                "tokens; the first such prompt would end the run; raise model.max_tokens_per_micro_batch to %d",
-                max_prompt_tokens, self.sampling.max_completion_tokens, room, math.ceil(longest / ranks),
-            )  # fmt: skip
-        of_engine = self.engine.max_length()
-        if of_engine is not None and longest > of_engine:
-            logger.warning(
-                "data.max_prompt_tokens=%s and sampling.max_completion_tokens=%d may not fit the engine's "
-                "max_model_len=%d; the first such prompt would end the run; raise it to %d",
-                max_prompt_tokens, self.sampling.max_completion_tokens, of_engine, longest,
-            )  # fmt: skip
+        for limit, option, sharing in (
+            (policy.max_tokens_per_micro_batch, "model.max_tokens_per_micro_batch", ranks),
+            (self.engine.max_length(), f"max_model_len of {type(self.engine).__name__}", 1),
+        ):
+            problem = length_problem(
+                *longest, self.sampling.max_completion_tokens, limit=limit, option=option, ranks=sharing
+            )
+            if problem:
+                logger.warning("%s; the first such prompt would end the run", problem)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:

@@ -15,7 +15,7 @@ from longrl.callbacks.rollout import MAX_EMPTY_STEPS, reward_metrics
 from longrl.diffusion.module import FlowModule
 from longrl.diffusion.sampler import FlowSampling, Trajectory, draw_seeded
 from longrl.diffusion.steps import Step
-from longrl.engines.hf import prompt_seed, sampling_ids
+from longrl.engines.rollout_engine import prompt_seed, sampling_ids
 from longrl.rewards import RewardSum
 from longrl.types import Batch, Group, Row, TextPrompt
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from longrl.diffusion.steps import Dynamics, FlowSDE, Step, log_prob, make_step, mean_of, ode
 from longrl.diffusion.windows import Window, all_steps
-from longrl.engines.hf import prompt_seed
+from longrl.engines.rollout_engine import prompt_seed
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """(latents [B, ...], timesteps [B]) -> [B, ...]."""

@@ -1,6 +1,6 @@
-"""Rollout engines: who turns prompts into completions.
+"""Rollouts by the trainer's own transformers model, in the trainer's process.
 
-`HFEngine` generates with the trainer's own transformers model. A prompt is prefilled once whatever the number of
+A prompt is prefilled once whatever the number of
 completions, in chunks that bound its memory, and its keys and values are shared while decoding
 (longrl/engines/prefix_cache.py): nothing is repeated G times.
 
@@ -9,79 +9,18 @@ Letters: P prompts, G completions each, S completion tokens so far, V vocabulary
 
 from __future__ import annotations
 
-import abc
 import functools
-import itertools
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
-from longrl.engines.parity import RenderedPrompt
+from longrl.engines.rollout_engine import RolloutEngine, prompt_seed
 from longrl.models.base import CausalFamily
 from longrl.packing.pack import pack
-from longrl.strategies.axis import Axis
 from longrl.types import Completion, Packed, Prompt, SamplingParams
-
-
-class RolloutEngine(abc.ABC):
-    """Generates completions with the trainer's weights.
-
-    A step calls `sync`, `generate` for the prompts and for each refill, then `rest`. An engine keeps each option of its
-    `__init__` as an attribute of that name: evaluations tell answers apart by them.
-    """
-
-    reads_policy_weights: bool = False
-    """Whether `generate` reads the trainer's model: sharded weights are then gathered around it."""
-    is_remote: bool = False
-    """Whether it computes in another process, so that it can generate while the trainer updates."""
-    ranks_per_engine: int = 1
-    """So many neighbouring ranks of a team are one engine: they are given the same prompts and return the same."""
-
-    @abc.abstractmethod
-    def sync(self, family: CausalFamily, model: nn.Module, step: int) -> None:
-        """Takes over the trainer's weights of `step`; nothing to do if the engine already holds them.
-
-        Every rank of the run calls it at the same time.
-        """
-
-    @abc.abstractmethod
-    def generate(
-        self,
-        family: CausalFamily,
-        model: nn.Module,
-        prompts: Sequence[Prompt],
-        features: Mapping[str, Tensor],
-        sampling: SamplingParams,
-        seed: int,
-        first: int = 0,
-    ) -> list[list[Completion]]:
-        """G completions of each prompt, from number `first` on: other ranks may have sampled those before.
-
-        Equal seeds give equal completions of a prompt, whatever its batch and whoever samples which.
-        """
-
-    def rendered_prompts(
-        self, family: CausalFamily, prompts: Sequence[Prompt], features: Mapping[str, Tensor]
-    ) -> list[RenderedPrompt]:
-        """What the engine makes of each prompt, to be compared with the trainer's; none if it reads the trainer's."""
-        return []
-
-    # By default there is nothing to do.
-
-    def invalidate_weights(self) -> None:  # noqa: B027
-        """The trainer may have got other weights without a step: the next `sync` hands them over whatever the step."""
-
-    def sleep(self) -> None:  # noqa: B027
-        """The rollouts of a step are done: memory may go to the update."""
-
-    def close(self) -> None:  # noqa: B027
-        """The run is over."""
-
-    def max_length(self) -> int | None:
-        """Tokens of the longest prompt and completion together, as far as is known before the engine starts."""
-        return None
 
 
 class HFEngine(RolloutEngine):
@@ -106,6 +45,10 @@ class HFEngine(RolloutEngine):
 
     def sync(self, family: CausalFamily, model: nn.Module, step: int) -> None:
         """The engine reads the trainer's weights in place."""
+
+    @override
+    def identity(self) -> dict[str, Any]:
+        return {"prefill_chunk_tokens": self.prefill_chunk_tokens}  # chunks round otherwise
 
     @torch.no_grad()
     def generate(
@@ -228,36 +171,6 @@ class _Decoder:
             completions.append(Completion(ids[:count].clone(), logp[:count].clone(), text, reason))
         group = self.sampling.num_generations
         return [completions[start : start + group] for start in range(0, len(completions), group)]
-
-
-def prompt_seed(seed: int, prompt_id: str) -> int:
-    """A 63-bit seed from the rollout's seed and the prompt's id, the same on every machine."""
-    import hashlib
-
-    return int.from_bytes(hashlib.sha256(f"{seed}/{prompt_id}".encode()).digest()[:8], "big") >> 1
-
-
-def sampling_ids(ids: Sequence[str], data: Axis) -> list[str]:
-    """What seeds this rank's samples: the prompts' ids, and of a prompt that comes again in a rollout another for each.
-
-    A batch in which an epoch ends can hold a prompt twice. Copies are counted in the order in which the ranks take
-    turns to read prompts, so their ids are those that one rank with all prompts would give them.
-
-    Args:
-        ids: of this rank's prompts of the rollout.
-        data: ranks with other prompts; all must call it.
-
-    Example:
-        `sampling_ids(["a", "b", "a"], LONE)` is `["a", "b", "a (copy 1)"]`.
-    """
-    seen: Counter[str | None] = Counter()
-    found = []
-    for turn in itertools.zip_longest(*data.gather(list(ids))):
-        for rank, prompt_id in enumerate(turn):  # None where a rank has fewer prompts
-            if rank == data.rank and prompt_id is not None:
-                found.append(f"{prompt_id} (copy {seen[prompt_id]})" if seen[prompt_id] else prompt_id)
-            seen[prompt_id] += 1
-    return found
 
 
 def inverse_cdf(logp: Tensor, uniform: Tensor) -> Tensor:

@@ -180,7 +180,7 @@ class MismatchMonitor:
         metrics = mismatch_metrics(world.sum_dict(own.sums()), max(world.gather(own.largest())))
         self.last = metrics.get("mean", self.last)
         # Lightning goes on logging the last value of a metric that is left out.
-        self.metrics = {f"gap_{name}": metrics.get(name, math.nan) for name in METRICS}
+        self.metrics = {f"mismatch_{name}": metrics.get(name, math.nan) for name in METRICS}
         if metrics and metrics["mean"] > self.max_mismatch:
             numbers = ", ".join(f"{name} {value:.3g}" for name, value in metrics.items())
             raise RuntimeError(self.parted(numbers))

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from typing_extensions import override
 
-from longrl.engines.hf import RolloutEngine
+from longrl.engines.rollout_engine import RolloutEngine
 from longrl.engines.server_client import ServerClient
 from longrl.engines.server_protocol import model_sizes
 from longrl.engines.vllm_extension import write_shards
@@ -29,6 +30,7 @@ from longrl.engines.vllm_options import VERSION, completion, sampling_arguments
 from longrl.engines.weight_files import default_folder, new_folder
 from longrl.engines.weight_stream import engine_weights
 from longrl.models.base import CausalFamily
+from longrl.packing.lengths import check_lengths
 from longrl.strategies.axis import world_axis
 from longrl.types import Completion, Prompt, SamplingParams
 
@@ -74,6 +76,14 @@ class VLLMServerEngine(RolloutEngine):
         self._info: dict[str, Any] | None = None
         self._run = ""
         self._version = ""
+
+    @override
+    def identity(self) -> dict[str, Any]:
+        return {}  # what decides answers is the server's, which must serve the same model by the same vLLM
+
+    @override
+    def library_versions(self) -> dict[str, str]:
+        return {**super().library_versions(), "vllm": VERSION}
 
     @property
     def client(self) -> ServerClient:
@@ -189,22 +199,17 @@ class VLLMServerEngine(RolloutEngine):
             ConnectionError: the server ended; the message says how the run goes on.
             ValueError: a prompt is too long for the server.
         """
-        self._check_room(prompts, sampling)
+        assert self._info is not None, "sync comes before generate"
+        check_lengths(
+            prompts,
+            sampling,
+            limit=self._info["max_model_len"],
+            option=f"--max_model_len of the server at {self.client.url}",
+        )
         params = [sampling_arguments(family, prompt, sampling, seed, first) for prompt in prompts]
         requests = [family.engine_request(prompt, features) for prompt in prompts]
         answers = self.client.generate(self._version, requests, params) if prompts else []
         return [[completion(family, **output) for output in outputs] for outputs in answers]
-
-    def _check_room(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:
-        assert self._info is not None, "sync comes before generate"
-        room, wanted = self._info["max_model_len"], sampling.max_completion_tokens
-        for prompt in prompts:
-            if len(prompt.input_ids) + wanted > room:
-                raise ValueError(
-                    f"prompt {prompt.id!r} has {len(prompt.input_ids)} tokens and may get {wanted} more, but the "
-                    f"server at {self.client.url} takes {room}; start it with a larger --max_model_len, or lower "
-                    "data.max_prompt_tokens or sampling.max_completion_tokens of the RolloutCallback"
-                )
 
 
 def _rank() -> int:

@@ -31,9 +31,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from typing_extensions import override
 
-from longrl.engines.hf import RolloutEngine
 from longrl.engines.parity import RenderedPrompt
+from longrl.engines.rollout_engine import RolloutEngine
 from longrl.engines.vllm_options import (
     INSTALL,
     VERSION,
@@ -44,6 +45,7 @@ from longrl.engines.vllm_options import (
 )
 from longrl.engines.weight_stream import engine_weights
 from longrl.models.base import CausalFamily
+from longrl.packing.lengths import check_lengths
 from longrl.types import Completion, Prompt, SamplingParams
 
 
@@ -77,7 +79,7 @@ class VLLMEngine(RolloutEngine):
         self.gpu_memory_utilization = gpu_memory_utilization
         self.kv_cache_gib = kv_cache_gib
         self.enforce_eager = enforce_eager
-        self.sleep = sleep and torch.cuda.is_available()
+        self._sleeps = sleep and torch.cuda.is_available()
         self.ranks_per_engine = self.tensor_parallel_size = tensor_parallel_size
         self.options = options or {}
         self.num_syncs = 0
@@ -85,6 +87,19 @@ class VLLMEngine(RolloutEngine):
         self._llm: Any = None
         self._step: int | None = None
         self._asleep = False
+
+    @override
+    def identity(self) -> dict[str, Any]:
+        return {
+            "max_model_len": self.max_model_len,
+            "enforce_eager": self.enforce_eager,
+            "tensor_parallel_size": self.tensor_parallel_size,
+            "options": self.options,
+        }
+
+    @override
+    def library_versions(self) -> dict[str, str]:
+        return {**super().library_versions(), "vllm": VERSION}
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -117,7 +132,7 @@ class VLLMEngine(RolloutEngine):
             kv_cache_gib=self.kv_cache_gib,
             enforce_eager=self.enforce_eager,
         )
-        options["enable_sleep_mode"] = self.sleep
+        options["enable_sleep_mode"] = self._sleeps
         if self.ranks_per_engine > 1:  # the trainer's ranks are the workers
             options |= {
                 "tensor_parallel_size": self.ranks_per_engine,
@@ -135,7 +150,7 @@ class VLLMEngine(RolloutEngine):
 
     def sleep(self) -> None:
         """Lets go of weights and cache, for the update's sake; the next `sync` brings them back."""
-        if self.sleep and self._llm is not None and not self._asleep:
+        if self._sleeps and self._llm is not None and not self._asleep:
             self._llm.sleep(level=2)
             self._asleep, self._step = True, None
             torch.cuda.empty_cache()
@@ -197,7 +212,7 @@ class VLLMEngine(RolloutEngine):
         """See `RolloutEngine.generate`."""
         import vllm
 
-        self._check_lengths(prompts, sampling)
+        check_lengths(prompts, sampling, limit=self.max_model_len, option="max_model_len of VLLMEngine")
         params = [
             vllm.SamplingParams(**sampling_arguments(family, prompt, sampling, seed, first)) for prompt in prompts
         ]
@@ -216,17 +231,6 @@ class VLLMEngine(RolloutEngine):
             [completion(family, item.token_ids, token_logprobs(item), item.finish_reason) for item in output.outputs]
             for output in outputs
         ]
-
-    def _check_lengths(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:
-        for prompt in prompts:
-            needed = len(prompt.input_ids) + sampling.max_completion_tokens
-            if needed > self.max_model_len:
-                raise ValueError(
-                    f"prompt {prompt.id!r} has {len(prompt.input_ids)} tokens, with "
-                    f"sampling.max_completion_tokens={sampling.max_completion_tokens} more than "
-                    f"max_model_len={self.max_model_len} of VLLMEngine; raise it to {needed}, or lower "
-                    "data.max_prompt_tokens"
-                )
 
     def rendered_prompts(
         self, family: CausalFamily, prompts: Sequence[Prompt], features: Mapping[str, Tensor]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from longrl.engines.hf import prompt_seed
+from longrl.engines.rollout_engine import prompt_seed
 from longrl.models.base import CausalFamily
 from longrl.types import Completion, Prompt, SamplingParams
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import logging
 import os
 from collections.abc import Iterable, Sequence
@@ -15,7 +14,8 @@ from torch import nn
 from typing_extensions import override
 
 from longrl.datamodules.loading.render import KnowsFeatures
-from longrl.engines.hf import HFEngine, RolloutEngine
+from longrl.engines.hf import HFEngine
+from longrl.engines.rollout_engine import RolloutEngine
 from longrl.evaluation.answering import Answer, Item, Policy, Record, hashed, portable
 from longrl.features.cache import FeatureCache
 from longrl.features.disk import bytes_of
@@ -33,12 +33,6 @@ _SAME_ANSWERS = (
     "lora", "freeze_vision_encoder", "freeze_projector", "freeze_audio_tower",
 )  # fmt: skip
 """Settings of families that decide how weights are found and trained; the weights themselves are hashed."""
-
-_SAME_ANSWERS_OF_ENGINE = (
-    "max_sequences", "max_num_seqs", "gpu_memory_utilization", "kv_cache_gib", "sleep",
-    "urls", "weights_folder", "shard_mib", "timeout_s", "start_timeout_s", "retries",
-)  # fmt: skip
-"""Options of engines that decide where and how much at once they compute; all others are part of an answer's key."""
 
 
 class LocalPolicy(Policy):
@@ -92,8 +86,8 @@ class LocalPolicy(Policy):
             "revision": None if is_local(source) else getattr(model.config, "_commit_hash", None),
             "weights": weights_hash(model),
             "engine": _class_path(self.engine),
-            "engine_options": engine_options(self.engine),
-            "versions": _versions(self.engine),
+            "engine_options": portable(self.engine.identity()),
+            "versions": self.engine.library_versions(),
         }
         # An engine with weights of its own leaves the encoder alone on the device.
         parts = (model,) if self.engine.reads_policy_weights else self._family.media_encoders(model)
@@ -182,28 +176,6 @@ def shown_name(source: str) -> str:
 def _settings(family: CausalFamily) -> dict[str, Any]:
     told = {name: portable(value) for name, value in family.__getstate__().items() if name not in _SAME_ANSWERS}
     return told | {"chat_template": hashed(family.tokenizer.chat_template)}
-
-
-def engine_options(engine: RolloutEngine) -> dict[str, Any]:
-    """Options of an engine that may change what it says, as JSON without folders.
-
-    Example:
-        `engine_options(HFEngine())` is `{"prefill_chunk_tokens": 16384}`.
-    """
-    names = (name for name in inspect.signature(type(engine)).parameters if name not in _SAME_ANSWERS_OF_ENGINE)
-    return {name: portable(getattr(engine, name)) for name in names}
-
-
-def _versions(engine: RolloutEngine) -> dict[str, str]:
-    """Of the libraries that compute."""
-    import transformers
-
-    found = {"torch": torch.__version__.split("+")[0], "transformers": transformers.__version__}
-    if not engine.reads_policy_weights:
-        from longrl.engines.vllm_options import VERSION
-
-        found["vllm"] = VERSION
-    return found
 
 
 def _class_path(value: object) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from longrl.packing.lengths import length_problem
 from longrl.types import GroupSpan, Packed, Prompt, Row
 
 
@@ -87,12 +88,15 @@ def _split(item: _Item, max_tokens: int) -> list[_Item]:
         if pieces[-1].completions and pieces[-1].tokens + len(completion) > max_tokens:
             pieces.append(_Item(item.prompt))
         _add(pieces[-1], completion, number, token)
-    over = max(piece.tokens for piece in pieces)
-    if over > max_tokens:
-        raise ValueError(
-            f"prompt {item.prompt.id!r} with one completion has {over} tokens, but model.max_tokens_per_micro_batch is "
-            f"{max_tokens}; raise it, or lower data.max_prompt_tokens or the rollout's max_completion_tokens"
-        )
+    problem = length_problem(
+        f"prompt {item.prompt.id!r}",
+        len(item.prompt.input_ids),
+        max(map(len, item.completions), default=0),
+        limit=max_tokens,
+        option="model.max_tokens_per_micro_batch",
+    )
+    if problem:
+        raise ValueError(problem)
     return pieces
 
 

@@ -14,8 +14,9 @@ from longrl.algorithms import Algorithm, drop_uniform, greedy_centered
 from longrl.callbacks.rollout import RolloutCallback, restored_group, saved_group
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.datamodules.media.video import VideoSampling
-from longrl.engines.hf import HFEngine, RolloutEngine
+from longrl.engines.hf import HFEngine
 from longrl.engines.parity import RenderedPrompt
+from longrl.engines.rollout_engine import RolloutEngine
 from longrl.modules.policy import OptimizerSettings, PolicyModule
 from longrl.rewards import RewardSum, RewardTerm
 from longrl.strategies.axis import Axis

@@ -204,7 +204,7 @@ def test_a_prompt_longer_than_a_micro_batch_says_what_to_raise(rows, tmp_path):
     values = text_config(rows)
     values["model"]["max_tokens_per_micro_batch"] = 10
     with pytest.raises(
-        ValueError, match="model.max_tokens_per_micro_batch is 10; raise it, or lower data.max_prompt_tokens"
+        ValueError, match=r"above 10, the model\.max_tokens_per_micro_batch; raise that to \d+, or lower data"
     ):
         run(tmp_path / "run", values)
 

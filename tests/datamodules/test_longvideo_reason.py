@@ -264,7 +264,7 @@ def test_prompts_over_the_limit_are_skipped_with_the_limit_as_reason(tmp_path):
     assert "2" not in [prompt.id for prompt in module.refill(10)]
     (line,) = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
     assert line["id"] == "2"
-    assert "more than data.max_prompt_tokens=200; raise that" in line["reason"]
+    assert "above 200, the data.max_prompt_tokens; raise that to" in line["reason"]
 
 
 # ---- several sources, limits, evaluation ----

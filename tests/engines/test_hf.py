@@ -1,13 +1,11 @@
 import dataclasses
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from longrl.engines.hf import HFEngine, inverse_cdf, sampling_ids
+from longrl.engines.hf import HFEngine, inverse_cdf
 from longrl.features.cache import FeatureCache
 from longrl.packing.pack import pack
-from longrl.strategies.axis import SINGLE_RANK
 from longrl.types import SamplingParams
 from tests.tiny import mixed_prompts, plain_model, separate_logps, text_family, vl_family
 
@@ -97,14 +95,3 @@ def test_top_k_and_top_p_report_the_renormalised_distribution(change):
     sampling = dataclasses.replace(SAMPLING, **change)
     completion = HFEngine().generate(family, model, prompts, features, sampling, seed=1)[0][0]
     assert (completion.logprobs == 0).all()  # one token is left, with all the mass
-
-
-def test_copies_of_a_prompt_have_the_same_ids_over_any_number_of_ranks():
-    stream = ["a", "b", "b", "a", "c", "a"]
-    wanted = ["a", "b", "b (copy 1)", "a (copy 1)", "c", "a (copy 2)"]
-    assert sampling_ids(stream, SINGLE_RANK) == wanted
-    for size in (2, 3, 4):
-        shares = [stream[rank::size] for rank in range(size)]
-        for rank, share in enumerate(shares):
-            axis = SimpleNamespace(rank=rank, gather=lambda own, shares=shares: shares)
-            assert sampling_ids(share, axis) == wanted[rank::size]

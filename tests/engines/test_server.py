@@ -187,7 +187,7 @@ def test_another_run_on_the_same_server_is_noticed(in_step, server):
 def test_a_prompt_too_long_for_the_server_is_named(in_step):
     family, remote, model, _, _ = in_step
     prompts = [family.render(row("endless"), "word " * 3000)]
-    with pytest.raises(ValueError, match=r"prompt 'endless' has \d+ tokens.*takes 2048.*--max_model_len"):
+    with pytest.raises(ValueError, match=r"prompt 'endless' has \d+ tokens.*above 2048, the --max_model_len of the"):
         remote.generate(family, model, prompts, {}, GREEDY, seed=0)
 
 

@@ -202,7 +202,7 @@ def test_a_prompt_without_room_is_named_before_anything_is_sent(fake):
     engine = VLLMServerEngine(fake((200, info_of(family))).url)
     engine.start(family)
     prompt = family.render(row("long"), "word " * 100)
-    with pytest.raises(ValueError, match="prompt 'long' has .* takes 64; start it with a larger --max_model_len"):
+    with pytest.raises(ValueError, match="prompt 'long' has .* above 64, the --max_model_len of the server"):
         engine.generate(family, None, [prompt], {}, SamplingParams(1, 8), seed=0)
 
 

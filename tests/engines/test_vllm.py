@@ -236,7 +236,7 @@ def test_features_of_a_frozen_tower_outlive_a_sync(in_step):
 
 def test_a_prompt_that_is_too_long_names_both_limits(in_step):
     family, vllm, model, prompts, features = in_step
-    with pytest.raises(ValueError, match=r"has \d+ tokens, .* max_model_len=2048 of VLLMEngine; raise it to"):
+    with pytest.raises(ValueError, match=r"has \d+ tokens, .* above 2048, the max_model_len of VLLMEngine; raise"):
         vllm.generate(family, model, prompts, features, SamplingParams(1, 2040), seed=0)
 
 
@@ -391,7 +391,7 @@ class Recorder:
 def test_memory_goes_back_and_forth_in_order(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     family, vllm = family_of("qwen2", tmp_path), VLLMEngine()
-    model, vllm.sleep, vllm._llm = family.build(), True, Recorder()
+    model, vllm._sleeps, vllm._llm = family.build(), True, Recorder()
     vllm.sync(family, model, 0)
     vllm.sleep()
     vllm.sleep()

@@ -11,7 +11,8 @@ from longrl.commands.evaluate import Evaluation, parsed
 from longrl.commands.main import main
 from longrl.engines.server import VLLMServerEngine
 from longrl.engines.vllm import VLLMEngine
-from longrl.evaluation.local_policy import LocalPolicy, engine_options, shown_name, weights_hash
+from longrl.evaluation.answering import portable
+from longrl.evaluation.local_policy import LocalPolicy, shown_name, weights_hash
 from longrl.io.jsonl import read_jsonl
 from tests.distributed import run_distributed
 from tests.evaluation.scripted import questions
@@ -157,12 +158,12 @@ def test_answers_of_an_engine_with_other_options_are_not_taken(tmp_path):
 def test_options_of_vllm_that_may_change_answers_tell_engines_apart(tmp_path):
     """Such as further arguments of `vllm.LLM`, in which a folder goes by its name."""
     options = {"quantization": "fp8", "speculative_config": {"model": str(tmp_path / "draft")}}
-    told = engine_options(VLLMEngine(max_num_seqs=4, sleep=False, tensor_parallel_size=2, options=options))
-    assert told == {
+    engine = VLLMEngine(max_num_seqs=4, sleep=False, tensor_parallel_size=2, options=options)
+    assert portable(engine.identity()) == {
         "max_model_len": 32_768, "enforce_eager": False, "tensor_parallel_size": 2,
         "options": {"quantization": "fp8", "speculative_config": {"model": "draft"}},
     }  # fmt: skip
-    assert engine_options(VLLMServerEngine("http://127.0.0.1:8000")) == {}
+    assert VLLMServerEngine("http://127.0.0.1:8000").identity() == {}
 
 
 @pytest.mark.parametrize("seed", range(3))

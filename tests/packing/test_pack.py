@@ -44,7 +44,7 @@ def test_every_token_is_scored_once_from_the_position_before_it(layout, max_toke
 
 
 def test_a_completion_over_the_budget_names_the_flags():
-    with pytest.raises(ValueError, match=r"'p' with one completion has 12 tokens.*max_tokens_per_micro_batch is 10"):
+    with pytest.raises(ValueError, match=r"'p' has 7 tokens, 12 with .* above 10, the model\.max_tokens_per_micro"):
         pack([prompt(7)], [[torch.zeros(5, dtype=torch.int64)]], max_tokens=10)
 
 

@@ -16,6 +16,7 @@ from longrl.datamodules.media.subtitles import Subtitles, subtitle_text
 from longrl.datamodules.media.video import BrokenMedia, VideoSampling, read_image
 from longrl.models.family import ModelFamily
 from longrl.models.reading import MEDIA_TAG
+from longrl.packing.lengths import length_problem
 from longrl.rewards.choice import parse_options
 from longrl.types import FULL_SHARD, AudioClip, Frames, FrameShard, MediaKind, Prompt, Row
 
@@ -98,11 +99,15 @@ class RowRenderer:
         return fill(template, reasoning=row.reasoning or "", answer=row.answer, option=option)
 
     def _check_length(self, num_tokens: int) -> None:
-        if self.max_prompt_tokens is not None and num_tokens > self.max_prompt_tokens:
-            raise UnusableRow(
-                f"its prompt has {num_tokens} tokens, more than data.max_prompt_tokens={self.max_prompt_tokens}; raise "
-                "that, or take fewer frames or smaller ones"
-            )
+        problem = length_problem(
+            "its prompt",
+            num_tokens,
+            limit=self.max_prompt_tokens,
+            option="data.max_prompt_tokens",
+            remedy="take fewer frames or smaller ones",
+        )
+        if problem:
+            raise UnusableRow(problem)
 
     def _subtitles(self, row: Row, media: Sequence[Frames | AudioClip]) -> str:
         blind = self.drops_media(row)
