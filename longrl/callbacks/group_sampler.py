@@ -92,9 +92,8 @@ class GroupSampler:
         running = self._running = in_background(lambda: self._generate(policy, request, features))
 
         def finish() -> list[list[Group]]:
-            with policy.phases("generate"):
-                with policy.parallel.world.raise_on_any_rank():
-                    found = running.result()
+            with policy.phases("generate"), policy.parallel.world.raise_on_any_rank():
+                found = running.result()
             return self._scored(policy, request, found)
 
         return finish

@@ -66,12 +66,12 @@ def test_a_run_whose_engine_forgets_a_reset_ends_before_the_update(tmp_path):
     rollout["engine"]["class_path"] = f"{__name__}.Forgetful"
     rollout["max_mean_mismatch"] = 1e-3
     rollout["sampling"]["num_generations"] = 8
-    callback["reward"]["terms"] = [{"function": f"{__name__}.odd"}]
+    rollout["reward"]["terms"] = [{"function": f"{__name__}.odd"}]
     values["data"] |= {"max_train_rows": 2}
     values["model"]["optimizer"]["lr"] = 0.02
     with pytest.raises(Exception, match=r"engine and trainer have parted: .* above max_mean_mismatch=0\.001"):
         run_distributed(run, 1, tmp_path / "run", values)
-    callback["engine"]["class_path"] = "longrl.engines.vllm.VLLMEngine"
+    rollout["engine"]["class_path"] = "longrl.engines.vllm.VLLMEngine"
     run_distributed(run, 1, tmp_path / "right", values)
 
 
