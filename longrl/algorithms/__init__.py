@@ -1,41 +1,51 @@
 """RL objectives as a record of orthogonal pure functions; configs/algorithm/ names the combinations of the papers.
 
-One question per file: advantages (what was a completion worth?), surrogates (what does a token's loss look like?),
-token_weights (how much does a token count?), kl (how far from the reference?), corrections (did the engine that sampled
-agree with the trainer?), selection (which groups train?).
+Three files, three subjects: advantages (groups and completions: which train, and what was one worth?), losses (tokens:
+what does one add to the loss, and how much does it count?), algorithm (the record of one function per question). What
+a function needs of a run is said by the function: needs.
 """
 
 from longrl.algorithms.advantages import (
+    InOrder,
     Outcomes,
     batch_normalized,
+    drop_uniform,
     greedy_centered,
     group_centered,
     group_centered_batch_normalized,
     group_normalized,
+    keep_all,
     leave_one_out,
+    mask_truncated,
     raw,
 )
 from longrl.algorithms.algorithm import Algorithm, LossOutput
-from longrl.algorithms.corrections import (
+from longrl.algorithms.losses import (
+    AllReduce,
+    Constant,
+    DrawnSteps,
+    DualClipped,
+    TokenLosses,
+    Tokens,
+    cispo,
+    clipped,
+    gaussian_mean,
+    grpo_guard,
+    k1,
+    k2,
+    k3,
     masked_sequence,
     masked_token,
     no_correction,
+    reinforce,
+    sequence_clipped,
+    sequence_mean,
+    single_rank,
+    token_mean,
     truncated_sequence,
     truncated_token,
 )
-from longrl.algorithms.kl import gaussian_mean, k1, k2, k3
-from longrl.algorithms.selection import InOrder, drop_uniform, keep_all, mask_truncated
-from longrl.algorithms.surrogates import (
-    DualClipped,
-    TokenLosses,
-    cispo,
-    clipped,
-    grpo_guard,
-    reinforce,
-    sequence_clipped,
-)
-from longrl.algorithms.token_weights import Constant, sequence_mean, token_mean
-from longrl.algorithms.tokens import AllReduce, DrawnSteps, Tokens, single_rank
+from longrl.algorithms.needs import Needs, needs
 
 __all__ = [
     "Algorithm",
@@ -45,6 +55,7 @@ __all__ = [
     "DualClipped",
     "InOrder",
     "LossOutput",
+    "Needs",
     "Outcomes",
     "TokenLosses",
     "Tokens",
@@ -66,6 +77,7 @@ __all__ = [
     "mask_truncated",
     "masked_sequence",
     "masked_token",
+    "needs",
     "no_correction",
     "raw",
     "reinforce",

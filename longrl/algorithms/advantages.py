@@ -1,19 +1,94 @@
-"""What was a completion worth, compared with what could be expected?
+"""What is taken from the groups of a rollout: which of them train, and what each completion was worth.
 
 Letters: P prompts, G completions of each, C = P * G completions in the order p * G + g, N tokens of all of them,
-completion after completion. Every function here takes the `Outcomes` of a rollout and returns [P, G], which all tokens
-of a completion share, or [N], one value per token. Completions that are not valid enter no mean and no deviation, and
-get 0. Sums are taken in float64: rewards are float32, so the mean of equal rewards is exactly that reward.
+completion after completion.
+
+A selection is `list[Group] -> list[Group]` and changes none of its groups. The caller samples more prompts while too
+few groups are left, and keeps the surplus for the next step.
+
+An advantage takes the `Outcomes` of a rollout and returns [P, G], which all tokens of a completion share, or [N], one
+value per token. Completions that are not valid enter no mean and no deviation, and get 0. Sums are taken in float64:
+rewards are float32, so the mean of equal rewards is exactly that reward.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from longrl.algorithms.tokens import AllReduce, single_rank
+from longrl.algorithms.losses import AllReduce, single_rank
+from longrl.algorithms.needs import needs
+from longrl.io.functions import FunctionOrPath, resolve_function
+from longrl.types import Group
+
+Selection = Callable[[list[Group]], list[Group]]
+
+# ---- which groups train ----
+
+
+def keep_all(groups: list[Group]) -> list[Group]:
+    """Every group trains."""
+    return groups
+
+
+@needs(groups=True, full_distribution=True)
+def drop_uniform(groups: list[Group]) -> list[Group]:
+    """Dynamic sampling: drops groups all right or all wrong. DAPO, arXiv:2503.14476, sec. 3.2: 0 < #right < G.
+
+    Looked at is the reward part `accuracy`, or the reward if there is none, of the valid completions: a group stays if
+    it has two that differ. (EasyR1 and Long-RL keep 0.01 < mean < 0.99 of the whole reward, where a format reward lets
+    all-wrong groups pass.)
+    """
+    contrasting = []
+    for group in groups:
+        values = group.reward_parts.get("accuracy", group.rewards)  # [G]
+        assert values is not None, "groups are selected after they were rewarded"
+        values = values[_valid(group)]
+        if (values != values[:1]).any():
+            contrasting.append(group)
+    return contrasting
+
+
+def mask_truncated(groups: list[Group]) -> list[Group]:
+    """Overlong filtering: completions cut off by the limit are no longer valid. DAPO, arXiv:2503.14476, sec. 3.4."""
+    masked = []
+    for group in groups:
+        valid = _valid(group)
+        finished = [completion.finish_reason != "length" for completion in group.completions]
+        masked.append(replace(group, valid=valid & torch.tensor(finished, dtype=torch.bool, device=valid.device)))
+    return masked
+
+
+@dataclass(frozen=True)
+class InOrder:
+    """Several selections, each on what the one before left.
+
+    Example:
+        `InOrder([mask_truncated, drop_uniform])` looks for contrast among the completions that were not cut off.
+    """
+
+    steps: list[FunctionOrPath[Selection]]
+
+    def __post_init__(self) -> None:
+        steps = [resolve_function(step, "model.algorithm.select") for step in self.steps]
+        object.__setattr__(self, "steps", steps)
+
+    def __call__(self, groups: list[Group]) -> list[Group]:
+        """The groups that every step lets pass."""
+        for step in self.steps:
+            groups = step(groups)
+        return groups
+
+
+def _valid(group: Group) -> Tensor:
+    return torch.ones(len(group.completions), dtype=torch.bool) if group.valid is None else group.valid  # [G]
+
+
+# ---- what a completion was worth, compared with what could be expected ----
 
 
 @dataclass(frozen=True)
@@ -38,29 +113,37 @@ class Outcomes:
     all_reduce: AllReduce = single_rank
     """Sums over ranks, for the statistics of the whole batch."""
 
-    @property
-    def returns(self) -> Tensor:
-        """[P, G] float64: reward minus the KL penalty of the whole completion; 0 where not valid."""
-        ends = self.lengths.cumsum(0)
-        spent = self._spent_before
-        penalty = spent[ends] - spent[ends - self.lengths]
-        return (self.rewards.double() - penalty.view_as(self.rewards)).where(self.valid, 0.0)
+    @cached_property
+    def num_valid(self) -> Tensor:
+        """[P, 1] valid completions of each prompt."""
+        return self.valid.sum(1, keepdim=True)
 
-    @property
+    @cached_property
+    def returns(self) -> Tensor:
+        """[P, G] float64: reward minus the KL penalty of the completion's tokens; 0 where not valid."""
+        returns = self.rewards.double()
+        if self.kl_penalty is not None:
+            spent = self._spent_before(self.kl_penalty)
+            ends = self.lengths.cumsum(0)  # [C]
+            returns = returns - (spent[ends] - spent[ends - self.lengths]).view_as(returns)
+        return returns.where(self.valid, 0.0)
+
+    @cached_property
     def returns_to_go(self) -> Tensor:
         """[N] float64: sum over s >= t of r_s - penalty_s, r_s the reward on the last token; 0 where not valid."""
-        spent = self._spent_before
+        returns = self.per_token(self.rewards.double().where(self.valid, 0.0))
+        if self.kl_penalty is None:
+            return returns
+        spent = self._spent_before(self.kl_penalty)
         at_end = self.per_token(spent[self.lengths.cumsum(0)])
-        return self.per_token(self.rewards.double().where(self.valid, 0.0)) - (at_end - spent[:-1])
+        return returns - (at_end - spent[:-1])
 
     def per_token(self, values: Tensor) -> Tensor:
         """[N]: each token gets the value of its completion. `values` is [P, G] or [C]."""
         return values.flatten().repeat_interleave(self.lengths)
 
-    @property
-    def _spent_before(self) -> Tensor:
-        """[N + 1] penalty of all tokens before each one, over the whole rollout."""
-        penalty = self.rewards.new_zeros(int(self.lengths.sum())) if self.kl_penalty is None else self.kl_penalty
+    def _spent_before(self, penalty: Tensor) -> Tensor:
+        """[N + 1] penalty of all tokens before each one, over all completions; `penalty` is [N]."""
         penalty = penalty.double().where(self.per_token(self.valid), 0.0)
         return torch.cat([penalty.new_zeros(1), penalty.cumsum(0)])
 
@@ -70,16 +153,18 @@ def raw(outcomes: Outcomes) -> Tensor:
     return outcomes.returns
 
 
+@needs(groups=True)
 def group_centered(outcomes: Outcomes) -> Tensor:
     """A = r - mean(r of the group): Dr.GRPO, arXiv:2503.20783, which leaves the division by the deviation out. [P, G].
 
     (G - 1) / G times `leave_one_out`.
     """
     returns = outcomes.returns
-    mean = returns.sum(1, keepdim=True) / _num_valid(outcomes).clamp(min=1)
+    mean = returns.sum(1, keepdim=True) / outcomes.num_valid.clamp(min=1)  # [P, 1]
     return (returns - mean).where(outcomes.valid, 0.0)
 
 
+@needs(groups=True)
 def group_normalized(outcomes: Outcomes, eps: float = 1e-6) -> Tensor:
     """A = (r - mean(r)) / (std(r) + eps) in each group: GRPO, arXiv:2402.03300, sec. 4.1.2. [P, G].
 
@@ -87,16 +172,17 @@ def group_normalized(outcomes: Outcomes, eps: float = 1e-6) -> Tensor:
     A group with equal rewards, or with one valid completion, gets exact zeros.
     """
     centered = group_centered(outcomes)
-    variance = centered.square().sum(1, keepdim=True) / (_num_valid(outcomes) - 1).clamp(min=1)
+    variance = centered.square().sum(1, keepdim=True) / (outcomes.num_valid - 1).clamp(min=1)  # [P, 1]
     return centered / (variance.sqrt() + eps)
 
 
+@needs(groups=True)
 def leave_one_out(outcomes: Outcomes) -> Tensor:
     """A_i = r_i - mean(r_j, j != i): RLOO, arXiv:2402.14740, written as (r_i - mean(r)) * G / (G - 1). [P, G]."""
-    num_valid = _num_valid(outcomes)
-    return group_centered(outcomes) * num_valid / (num_valid - 1).clamp(min=1)
+    return group_centered(outcomes) * outcomes.num_valid / (outcomes.num_valid - 1).clamp(min=1)
 
 
+@needs(greedy_baseline=True)
 def greedy_centered(outcomes: Outcomes) -> Tensor:
     """A = r - r(greedy completion of the same prompt): ReMax, arXiv:2310.10505, algorithm 1. [P, G].
 
@@ -120,6 +206,7 @@ def batch_normalized(outcomes: Outcomes) -> Tensor:
     return _whiten(outcomes.returns_to_go, outcomes)
 
 
+@needs(groups=True)
 def group_centered_batch_normalized(outcomes: Outcomes) -> Tensor:
     """A = whiten(r - mean(r of the group)): REINFORCE++-baseline, arXiv:2501.03262. [N].
 
@@ -127,14 +214,6 @@ def group_centered_batch_normalized(outcomes: Outcomes) -> Tensor:
     The mean over TOKENS need not be zero, so a group with equal rewards gets a small constant rather than zero.
     """
     return _whiten(outcomes.per_token(group_centered(outcomes)), outcomes)
-
-
-COMPARES_WITHIN_GROUP = (group_normalized, group_centered, leave_one_out, group_centered_batch_normalized)
-"""Advantages that are zero for a group of one."""
-
-
-def _num_valid(outcomes: Outcomes) -> Tensor:
-    return outcomes.valid.sum(1, keepdim=True)  # [P, 1]
 
 
 def _whiten(values: Tensor, outcomes: Outcomes, eps: float = 1e-8) -> Tensor:

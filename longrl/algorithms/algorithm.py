@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor
 
-from longrl.algorithms.advantages import COMPARES_WITHIN_GROUP, Outcomes, greedy_centered, group_normalized
-from longrl.algorithms.corrections import no_correction
-from longrl.algorithms.kl import gaussian_mean, k1, k3
-from longrl.algorithms.selection import InOrder, Selection, drop_uniform, keep_all
-from longrl.algorithms.surrogates import TokenLosses, clipped, grpo_guard, reinforce, sequence_clipped
-from longrl.algorithms.token_weights import Constant, sequence_mean
-from longrl.algorithms.tokens import AllReduce, Tokens, single_rank
+from longrl.algorithms.advantages import InOrder, Outcomes, Selection, group_normalized, keep_all
+from longrl.algorithms.losses import (
+    AllReduce,
+    TokenLosses,
+    Tokens,
+    clipped,
+    k3,
+    no_correction,
+    sequence_mean,
+    single_rank,
+)
+from longrl.algorithms.needs import Needs
+from longrl.io.functions import FunctionOrPath, resolve_function
 from longrl.types import SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -28,6 +33,8 @@ Surrogate = Callable[[Tokens, float, float], Any]  # (tokens, clip_low, clip_hig
 TokenWeights = Callable[[Tensor, Tensor, AllReduce], Any]  # (lengths [C], valid [C], all_reduce) -> Tensor [C]
 Estimator = Callable[[Tensor, Tensor], Any]  # (logp [R], ref_logp [R]) -> Tensor [R]
 Correction = Callable[[Tokens, float], Any]  # (tokens, cap) -> Tensor [R]
+
+FUNCTIONS = ("advantage", "surrogate", "token_weights", "select", "kl", "correction")
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,8 @@ class Algorithm:
     L = sum over tokens of weight * (correction * surrogate(logp, old, advantage) + kl_coef * kl(logp, reference)),
     where the second term is missing if the KL penalty is taken off the reward instead.
 
-    In YAML a function is its import path, and a function with settings a `class_path` with `init_args`.
+    In YAML a function is its import path or `file.py:function`, and one with settings a `class_path` with `init_args`.
+    What a function needs of the run it says itself (longrl/algorithms/needs.py).
 
     Example:
         ```python
@@ -59,16 +67,16 @@ class Algorithm:
         ```
     """
 
-    advantage: Advantage = group_normalized
-    """What a completion was worth: longrl/algorithms/advantages.py."""
-    surrogate: Surrogate = clipped
-    """What the loss of a token looks like: surrogates.py."""
-    token_weights: TokenWeights = sequence_mean
-    """How much a token counts: token_weights.py."""
-    select: Selection = keep_all
-    """Which groups train: selection.py."""
-    kl: Estimator = k3
-    """Estimator of the distance to the reference policy: kl.py."""
+    advantage: FunctionOrPath[Advantage] = group_normalized
+    """What a completion was worth: advantages.py."""
+    surrogate: FunctionOrPath[Surrogate] = clipped
+    """What the loss of a token looks like: losses.py, as are the weights, KL estimators and corrections."""
+    token_weights: FunctionOrPath[TokenWeights] = sequence_mean
+    """How much a token counts."""
+    select: FunctionOrPath[Selection] = keep_all
+    """Which groups train: advantages.py."""
+    kl: FunctionOrPath[Estimator] = k3
+    """Estimator of the distance to the reference policy."""
     kl_coef: float = 0.0
     """0 needs no reference policy."""
     kl_placement: Literal["loss", "reward"] = "loss"
@@ -77,8 +85,8 @@ class Algorithm:
     """The ratio is clipped below 1 - clip_low."""
     clip_high: float = 0.2
     """The ratio is clipped above 1 + clip_high."""
-    correction: Correction = no_correction
-    """Importance weights between the engine that sampled and the trainer: corrections.py."""
+    correction: FunctionOrPath[Correction] = no_correction
+    """Importance weights between the engine that sampled and the trainer."""
     correction_cap: float = 2.0
     """Where importance weights are truncated or masked."""
     advantage_limit: float | None = None
@@ -87,20 +95,19 @@ class Algorithm:
     """Sample one greedy completion more per prompt, whose reward is the baseline of `greedy_centered`."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if inspect.isclass(value):
-                raise ValueError(
-                    f"algorithm.{field.name} must be a function, got the class {value.__name__}; "
-                    "write it as class_path with init_args, so that an instance is made"
-                )
-            if field.name == "advantage_limit" and value is not None and not value > 0:
-                raise ValueError(f"algorithm.advantage_limit must be above 0, or null for none, got {value}")
-            if field.name in ("kl_coef", "clip_low", "clip_high", "correction_cap") and not value >= 0:
-                raise ValueError(f"algorithm.{field.name} must be a number >= 0, got {value}")
+        for name in FUNCTIONS:
+            function = resolve_function(getattr(self, name), f"model.algorithm.{name}")
+            object.__setattr__(self, name, function)
+        for name in ("kl_coef", "clip_low", "clip_high", "correction_cap"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"model.algorithm.{name} must be a number >= 0, got {getattr(self, name)}")
+        if self.advantage_limit is not None and not self.advantage_limit > 0:
+            raise ValueError(
+                f"model.algorithm.advantage_limit must be above 0, or null for none, got {self.advantage_limit}"
+            )
 
     def validate(self, sampling: SamplingParams, mini_batches: int) -> None:
-        """Checks the algorithm against a run, before weights are loaded.
+        """Checks the algorithm against a run whose policy writes tokens, before weights are loaded.
 
         Args:
             sampling: of the training rollouts.
@@ -109,75 +116,89 @@ class Algorithm:
         Raises:
             ValueError: it could not learn; the message has rule, value and remedy.
         """
-        num_generations = sampling.num_generations
-        if num_generations > 1 and sampling.temperature == 0:
+        if sampling.num_generations > 1 and sampling.temperature == 0:
             raise ValueError(
-                f"at temperature 0 the {num_generations} completions of a prompt are the same, and nothing is learned; "
-                "set sampling.temperature of the RolloutCallback above 0"
+                f"at temperature 0 the {sampling.num_generations} completions of a prompt are the same, and nothing is "
+                "learned; set sampling.temperature of the RolloutCallback above 0"
             )
-        if isinstance(self.token_weights, Constant):
-            self.token_weights.validate(sampling.max_completion_tokens)
-        for name, function in (("kl", self.kl), ("surrogate", self.surrogate)):
-            if function in (gaussian_mean, grpo_guard):
+        uses_greedy = False
+        for field, name, need in self._needs():
+            if need.rows == "denoising steps":
                 raise ValueError(
-                    f"algorithm.{name}={function.__name__} is for denoising steps, and this policy writes tokens; set "
+                    f"model.algorithm.{field}={name} is for denoising steps, and this policy writes tokens; set "
                     "model.algorithm.kl to longrl.algorithms.k3 and model.algorithm.surrogate to "
                     "longrl.algorithms.clipped"
                 )
-        self._check_groups(num_generations, "use configs/algorithm/reinforce_pp.yaml or remax.yaml")
-        if self.advantage is greedy_centered and not self.greedy_baseline:
-            raise ValueError(
-                "greedy_centered subtracts the reward of a greedy completion, got greedy_baseline=False; "
-                "set model.algorithm.greedy_baseline to true"
-            )
-        if self.greedy_baseline and self.advantage is not greedy_centered:
+            if need.greedy_baseline and not self.greedy_baseline:
+                raise ValueError(
+                    f"{name} subtracts the reward of a greedy completion, got greedy_baseline=False; "
+                    "set model.algorithm.greedy_baseline to true"
+                )
+            uses_greedy |= need.greedy_baseline
+            if need.max_completion_tokens is not None:
+                _check_limit(field, name, need.max_completion_tokens, sampling.max_completion_tokens)
+            if need.full_distribution and (sampling.top_p < 1 or sampling.top_k > 0):
+                logger.warning(
+                    "with top_p or top_k the old log-probabilities of carried-over groups are those of the filtered "
+                    "distribution, and their ratios a little low; set both off, or max_resample_rounds of the "
+                    "RolloutCallback to 0"
+                )
+            if need.kl_in_reward and self.kl_coef > 0 and self.kl_placement == "loss":
+                logger.warning(
+                    "%s in the loss has no effect on average, for its gradient is that of the log-probability alone; "
+                    "set model.algorithm.kl to longrl.algorithms.k2 or k3, or model.algorithm.kl_placement to reward",
+                    name,
+                )
+        if self.greedy_baseline and not uses_greedy:
             logger.warning(
                 "model.algorithm.greedy_baseline samples greedy completions that nothing uses; "
                 "set model.algorithm.advantage to longrl.algorithms.greedy_centered, or greedy_baseline to false"
             )
-        filtered = sampling.top_p < 1 or sampling.top_k > 0
-        if filtered and drop_uniform in self._selections:
-            logger.warning(
-                "with top_p or top_k the old log-probabilities of carried-over groups are those of the filtered "
-                "distribution, and their ratios a little low; set both off, or max_resample_rounds of the RolloutCallback to 0"
-            )
-        if self.kl_coef > 0 and self.kl is k1 and self.kl_placement == "loss":
-            logger.warning(
-                "k1 in the loss has no effect on average, for its gradient is that of the log-probability alone; "
-                "set model.algorithm.kl to longrl.algorithms.k2 or k3, or model.algorithm.kl_placement to reward"
-            )
-        if self.surrogate is reinforce and mini_batches > 1:
-            _warn_off_policy(mini_batches)
+        instead = "use configs/algorithm/reinforce_pp.yaml or remax.yaml"
+        self._check_groups_and_updates(sampling.num_generations, mini_batches, instead)
 
     def validate_steps(self, num_generations: int, mini_batches: int) -> None:
-        """`validate` of a run whose policy takes denoising steps instead of writing tokens."""
-        self._check_groups(num_generations, "set model.algorithm.advantage to longrl.algorithms.raw")
-        if self.kl_coef > 0 and (self.kl is not gaussian_mean or self.kl_placement != "loss"):
-            raise ValueError(
-                "the KL penalty of denoising steps is gaussian_mean in the loss, got "
-                f"{getattr(self.kl, '__name__', self.kl)} in the {self.kl_placement}; set model.algorithm.kl to "
-                "longrl.algorithms.gaussian_mean and kl_placement to loss, or kl_coef to 0"
-            )
-        if self.surrogate is sequence_clipped or self.correction is not no_correction or self.greedy_baseline:
-            raise ValueError(
-                "denoising steps of a sample are scored apart, by the model that drew them, so sequence_clipped, "
-                "corrections and greedy_baseline have no meaning; set model.algorithm.surrogate to "
-                "longrl.algorithms.clipped, correction to longrl.algorithms.no_correction and greedy_baseline to false"
-            )
-        if self.surrogate is reinforce and mini_batches > 1:
-            _warn_off_policy(mini_batches)
-
-    @property
-    def _selections(self) -> list[Selection]:
-        return self.select.steps if isinstance(self.select, InOrder) else [self.select]
-
-    def _check_groups(self, num_generations: int, instead: str) -> None:
-        for function in (self.advantage, *self._selections):
-            if num_generations < 2 and function in (*COMPARES_WITHIN_GROUP, drop_uniform):
+        """Checks the algorithm against a run whose policy takes denoising steps; as `validate`."""
+        for field, name, need in self._needs():
+            if field == "kl":
+                misplaced = need.rows != "denoising steps" or self.kl_placement != "loss"
+                if self.kl_coef > 0 and misplaced:
+                    raise ValueError(
+                        f"the KL penalty of denoising steps is gaussian_mean in the loss, got {name} in the "
+                        f"{self.kl_placement}; set model.algorithm.kl to longrl.algorithms.gaussian_mean and "
+                        "kl_placement to loss, or kl_coef to 0"
+                    )
+            elif need.rows == "tokens" or self.greedy_baseline:
                 raise ValueError(
-                    f"{function.__name__} compares the completions of a prompt and needs num_generations >= 2, "
+                    "denoising steps of a sample are scored apart, by the model that drew them, so sequence_clipped, "
+                    "corrections and greedy_baseline have no meaning; set model.algorithm.surrogate to "
+                    "longrl.algorithms.clipped, correction to longrl.algorithms.no_correction and greedy_baseline to "
+                    "false"
+                )
+        instead = "set model.algorithm.advantage to longrl.algorithms.raw"
+        self._check_groups_and_updates(num_generations, mini_batches, instead)
+
+    def _needs(self) -> Iterator[tuple[str, str, Needs]]:
+        """Field, name and needs of every function."""
+        for field in FUNCTIONS:
+            function = getattr(self, field)
+            for one in function.steps if isinstance(function, InOrder) else [function]:
+                name = getattr(one, "__name__", type(one).__name__)
+                yield field, name, getattr(one, "needs", Needs())
+
+    def _check_groups_and_updates(self, num_generations: int, mini_batches: int, instead: str) -> None:
+        for field, name, need in self._needs():
+            if need.groups and num_generations < 2:
+                raise ValueError(
+                    f"{name} compares the completions of a prompt and needs num_generations >= 2, "
                     f"got {num_generations}; raise sampling.num_generations of the RolloutCallback, or {instead}"
                 )
+            if need.one_update and mini_batches > 1:
+                logger.warning(
+                    "the %s %s has no importance ratio, and %d updates per rollout make it off-policy; "
+                    "set model.algorithm.surrogate to longrl.algorithms.clipped, or one update per rollout",
+                    field, name, mini_batches,
+                )  # fmt: skip
 
     def token_advantages(
         self,
@@ -219,7 +240,7 @@ class Algorithm:
         return per_token.where(outcomes.per_token(valid), 0.0).to(rewards.dtype)
 
     def completion_weights(self, lengths: Tensor, valid: Tensor, all_reduce: AllReduce = single_rank) -> Tensor:
-        """[C] weight of each token of the C completions of one optimizer step: longrl/algorithms/token_weights.py."""
+        """[C] weight of each token of the C completions of one optimizer step: longrl/algorithms/losses.py."""
         return self.token_weights(lengths, valid, all_reduce)
 
     def loss(
@@ -290,9 +311,17 @@ class Algorithm:
         return LossOutput((weights * losses).sum(), sums)
 
 
-def _warn_off_policy(mini_batches: int) -> None:
-    logger.warning(
-        "the surrogate reinforce has no importance ratio, and %d updates per rollout make it off-policy; "
-        "set model.algorithm.surrogate to longrl.algorithms.clipped, or one update per rollout",
-        mini_batches,
-    )
+def _check_limit(field: str, name: str, divisor: int, sampled: int) -> None:
+    """Compares the tokens that weights divide by with the run's limit of a completion."""
+    option = f"model.algorithm.{field}.init_args.max_completion_tokens"
+    if divisor < sampled:
+        raise ValueError(
+            f"{name} divides by {divisor} tokens, but completions may have {sampled}; set {option} to "
+            "max_completion_tokens of the sampling"
+        )
+    if divisor > sampled:
+        logger.warning(
+            "%s divides by %d tokens, but completions have at most %d: the loss is %.1f times smaller than meant; set "
+            "%s to %d",
+            name, divisor, sampled, divisor / sampled, option, sampled,
+        )  # fmt: skip

@@ -12,7 +12,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+if TYPE_CHECKING:
+    FunctionOrPath = Annotated[Function, "or its path"]
+else:
+
+    class FunctionOrPath:
+        """The type of a field that a config may fill by a path; `resolve_function` leaves the function there."""
+
+        def __class_getitem__(cls, function: Any) -> Any:
+            return str | function
+
 
 EXAMPLES = "an import path like longrl.rewards.accuracy, or file.py:function"
 
@@ -37,6 +49,14 @@ def import_function(path: str, option: str) -> Callable[..., Any]:
         raise ValueError(f"{option} {path!r}: {location} has no {name!r}; it has {', '.join(near) or 'no functions'}")
     function = getattr(module, name)
     check_function(function, path, option)
+    return function
+
+
+def resolve_function(function: Function | str, option: str) -> Function:
+    """The function itself, or the one at a path; raises ValueError as `import_function`."""
+    if isinstance(function, str):
+        return import_function(function, option)
+    check_function(function, function, option)
     return function
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
-from longrl.algorithms.kl import gaussian_mean
+from longrl.algorithms import gaussian_mean
 from longrl.diffusion.sampler import FlowSampling, draw, draw_seeded, noise_of
 from longrl.diffusion.steps import CPS, FlowSDE, log_prob, make_step, mean_of, ode, per_row
 from longrl.diffusion.windows import RandomWindow, SlidingWindow, all_steps

@@ -1,0 +1,394 @@
+"""What a token adds to the loss: surrogate, KL estimate and correction of each token, and the weights of their sum.
+
+Letters: R tokens of a micro-batch, whose log-probabilities are scored; C completions of an optimizer step; D numbers
+of a latent, where rows are denoising steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from longrl.algorithms.needs import Needs, needs
+
+MAX_LOG_RATIO = 20.0
+"""Log-ratios are clamped to +-20, so that exp stays finite; beyond it the gradient is zero."""
+
+
+def log_ratio(logp: Tensor, other_logp: Tensor) -> Tensor:
+    """`logp - other_logp` within +-20; shapes [R]."""
+    return (logp - other_logp).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+
+
+AllReduce = Callable[[Tensor], Tensor]
+"""Sums a tensor over the data-parallel ranks."""
+
+
+def single_rank(values: Tensor) -> Tensor:
+    """The `AllReduce` of one process."""
+    return values
+
+
+@dataclass(frozen=True)
+class DrawnSteps:
+    """What is known of rows that are denoising steps: what was drawn is a latent of D numbers around a mean.
+
+    Log-probabilities of such rows are means over the D numbers (longrl/diffusion/steps.py).
+    """
+
+    mean: Tensor
+    """[R, D] under the policy being updated, with gradient."""
+    std: Tensor
+    """[R] deviation of the noise."""
+    length: Tensor
+    """[R] how far sigma falls in the step."""
+    old_mean: Tensor
+    """[R, D] under the policy before the updates."""
+    ref_mean: Tensor | None = None
+    """[R, D] under the reference policy."""
+
+    @property
+    def moved(self) -> Tensor:
+        """[R] mean((mean - old mean)^2) / (2 std^2), with gradient."""
+        return (self.mean - self.old_mean).square().mean(-1) / (2 * self.std.square())
+
+    @property
+    def locations(self) -> tuple[Tensor, Tensor | None]:
+        """[R, D] means in units of the deviation, of policy and reference: what `gaussian_mean` compares."""
+        std = self.std[:, None]
+        return self.mean / std, None if self.ref_mean is None else self.ref_mean / std
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Scored completion tokens; every field is [R]. Only `logp` carries a gradient."""
+
+    logp: Tensor
+    """Under the policy being updated."""
+    old_logp: Tensor
+    """Under the policy before the updates on this rollout."""
+    advantages: Tensor
+    completion_index: Tensor
+    """Which completion a row belongs to; all rows of a completion are here, in any order."""
+    sampler_logp: Tensor | None = None
+    """As the rollout engine reported it."""
+    steps: DrawnSteps | None = None
+    """Of a flow model's rows."""
+
+    @cached_property
+    def log_ratio(self) -> Tensor:
+        """Log of policy / old policy, within +-20."""
+        return log_ratio(self.logp, self.old_logp)
+
+    @cached_property
+    def ratio(self) -> Tensor:
+        """Policy / old policy."""
+        return self.log_ratio.exp()
+
+    def completion_sum(self, values: Tensor) -> Tensor:
+        """Each row gets the sum over the rows of its completion."""
+        ids, place = torch.unique(self.completion_index, return_inverse=True)
+        # float64: the order in which a GPU adds does not show after rounding
+        sums = values.new_zeros(len(ids), dtype=torch.float64).index_add(0, place, values.double())
+        return sums[place].to(values.dtype)
+
+    def completion_mean(self, values: Tensor) -> Tensor:
+        """Each row gets the mean over the rows of its completion."""
+        return self.completion_sum(values) / self.completion_sum(torch.ones_like(values))
+
+
+# ---- surrogates ----
+# With rho = policy / old policy at a token, A its advantage and sg stop-gradient. A surrogate is
+# `(tokens, clip_low, clip_high) -> TokenLosses`. On the first update after a rollout rho is 1, nothing is clipped, and
+# the gradient of every surrogate here is that of `reinforce`.
+
+
+@dataclass(frozen=True)
+class TokenLosses:
+    """Loss of each token, and where the clip was at work."""
+
+    loss: Tensor
+    """[R] to be minimised."""
+    clipped_low: Tensor
+    """[R] bool: the ratio was below the range, and clipping changed the gradient."""
+    clipped_high: Tensor
+    """[R] bool: likewise above."""
+
+
+def clipped(tokens: Tokens, clip_low: float, clip_high: float) -> TokenLosses:
+    """L = -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A): PPO, arXiv:1707.06347, eq. 7, and GRPO.
+
+    Two bounds are the clip-higher of DAPO, arXiv:2503.14476, sec. 3.1.
+    """
+    return _pessimistic(tokens.ratio, tokens.advantages, clip_low, clip_high)
+
+
+@dataclass(frozen=True)
+class DualClipped:
+    """Dual-clip PPO, arXiv:1912.09729: for A < 0 the objective is max(min(rho A, clip(rho) A), c A), c = 3.
+
+    So a bad token of a far too high ratio gets no gradient (counted in `clipped_high`); for A >= 0 this is `clipped`.
+    TRL's `delta` is another thing: it caps rho for both signs.
+    """
+
+    bound: float = 3.0
+    """c, above 1."""
+
+    def __post_init__(self) -> None:
+        if not self.bound > 1:
+            raise ValueError(f"the bound of DualClipped must be above 1, got {self.bound}; the paper has 3")
+
+    def __call__(self, tokens: Tokens, clip_low: float, clip_high: float) -> TokenLosses:
+        """The loss of each token."""
+        plain, advantages = clipped(tokens, clip_low, clip_high), tokens.advantages
+        capped = torch.minimum(plain.loss, -self.bound * advantages)
+        return TokenLosses(
+            torch.where(advantages < 0, capped, plain.loss),
+            plain.clipped_low,
+            plain.clipped_high | ((advantages < 0) & (tokens.ratio > self.bound)),
+        )
+
+
+@needs(rows="tokens")
+def sequence_clipped(tokens: Tokens, clip_low: float, clip_high: float) -> TokenLosses:
+    """GSPO, arXiv:2507.18071: L = -min(s A, clip(s) A), s = exp(mean over the completion of log rho).
+
+    In the stop-gradient form of its sec. 4.3 (GSPO-token): each token has s_t = sg(s) * policy / sg(policy), whose
+    value is s. Where the tokens of a completion share advantage and weight, value and gradient equal those of plain
+    GSPO; where they do not, each token keeps its own. A completion is kept or clipped as a whole. Meant for
+    `sequence_mean`: under other weights a sequence counts by its length.
+    """
+    log_s = tokens.completion_mean(tokens.log_ratio.detach())
+    ratio = (log_s + tokens.logp - tokens.logp.detach()).exp()
+    return _pessimistic(ratio, tokens.advantages, clip_low, clip_high)
+
+
+def cispo(tokens: Tokens, clip_low: float, clip_high: float) -> TokenLosses:
+    """L = -sg(clip(rho, 1 - clip_low, 1 + clip_high)) A log policy: CISPO, MiniMax-M1, arXiv:2506.13585.
+
+    No token loses its gradient; whatever the sign of A, its weight is held in the range. Both sides are clamped, as in
+    the paper's formula, verl and EasyR1; the paper then gives up the lower side, which is `clip_low: 1.0` here and the
+    only form TRL and ms-swift have. Mind that their `epsilon_high` is the bound itself: 5 there is `clip_high: 4` here.
+    """
+    ratio = tokens.ratio.detach()
+    weight = ratio.clamp(1 - clip_low, 1 + clip_high)
+    return TokenLosses(-weight * tokens.advantages * tokens.logp, ratio < 1 - clip_low, ratio > 1 + clip_high)
+
+
+@needs(rows="denoising steps")
+def grpo_guard(tokens: Tokens, clip_low: float, clip_high: float) -> TokenLosses:
+    """`clipped` with the ratio and the weights of GRPO-Guard, arXiv:2510.22319: for denoising steps alone.
+
+        rho = exp((log policy - log old policy + |mean - old mean|^2 / (2 std^2)) * std),    L = clipped(rho) / length
+
+    The sampler's log-ratio has a mean below 0, lower at steps of small std, so that one clip range holds back bad
+    samples and lets good ones run away. The added term centres it, and the factor gives all steps the same spread: what
+    is left is the average of eps * (mean - old mean). Dividing by the step's length balances their gradients.
+
+    Raises:
+        ValueError: the rows are tokens.
+    """
+    steps = tokens.steps
+    if steps is None:
+        raise ValueError(
+            "grpo_guard is for denoising steps, got tokens; set model.algorithm.surrogate to longrl.algorithms.clipped"
+        )
+    centred = (tokens.logp - tokens.old_logp + steps.moved) * steps.std
+    found = _pessimistic(centred.exp(), tokens.advantages, clip_low, clip_high)
+    return TokenLosses(found.loss / steps.length, found.clipped_low, found.clipped_high)
+
+
+@needs(one_update=True)
+def reinforce(tokens: Tokens, clip_low: float, clip_high: float) -> TokenLosses:
+    """L = -A log policy: REINFORCE (Williams 1992), RLOO and ReMax; no ratio, so it is for one update per rollout."""
+    never = torch.zeros_like(tokens.advantages, dtype=torch.bool)
+    return TokenLosses(-tokens.advantages * tokens.logp, never, never)
+
+
+def _pessimistic(ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> TokenLosses:
+    """The lower of the clipped and the unclipped objective."""
+    low, high = 1 - clip_low, 1 + clip_high
+    objective = torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages)
+    return TokenLosses(-objective, (advantages < 0) & (ratio < low), (advantages > 0) & (ratio > high))
+
+
+# ---- estimates of KL(policy || reference) from one sampled token, by the names of Schulman's note ----
+# http://joschu.net/blog/kl-approx.html, with x = log policy(token) - log reference(token) and the token drawn from the
+# policy: k1 = x, k2 = x^2 / 2, k3 = exp(-x) - 1 + x. k1 and k3 are unbiased. As a term of the LOSS only the gradient
+# counts, and that orders them differently; each function says what its gradient is.
+
+
+@needs(kl_in_reward=True)
+def k1(logp: Tensor, ref_logp: Tensor) -> Tensor:
+    """k1 = x = logp - ref_logp, [R]; unbiased, may be negative. For `kl_placement: reward`.
+
+    In the loss it does nothing: its gradient is that of logp, whose expectation under the policy is zero.
+    """
+    return log_ratio(logp, ref_logp)
+
+
+def k2(logp: Tensor, ref_logp: Tensor) -> Tensor:
+    """k2 = x^2 / 2 with x = logp - ref_logp, [R]; biased, but the right one to differentiate.
+
+    Its gradient, x * grad logp, is in expectation that of KL(policy || reference): what REINFORCE++-baseline takes
+    (arXiv:2501.03262), and what verl and others put behind the value of k3 as "k3+".
+    """
+    return log_ratio(logp, ref_logp).square() / 2
+
+
+def k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
+    """k3 = exp(-x) - 1 + x with x = logp - ref_logp, [R]; unbiased and never negative (GRPO, arXiv:2402.03300, eq. 4).
+
+    Its gradient, (1 - exp(-x)) * grad logp, is in expectation that of the other direction, KL(reference || policy).
+    """
+    difference = log_ratio(logp, ref_logp)
+    return (-difference).exp() - 1 + difference
+
+
+@needs(rows="denoising steps")
+def gaussian_mean(location: Tensor, ref_location: Tensor) -> Tensor:
+    """KL between two Gaussians of the same deviation, per number of a latent: mean(((mu - mu_ref) / std)^2) / 2. [R].
+
+    Flow-GRPO, arXiv:2505.05470, eq. 12, with the step's own variance below the squares (its code leaves out the length
+    of the step). The gradient is that of KL(policy || reference), exactly. For flow models alone.
+
+    Args:
+        location: [R, D] means divided by the deviation.
+        ref_location: [R, D] of the reference, divided by the same.
+    """
+    return (location - ref_location).square().mean(-1) / 2
+
+
+# ---- corrections: did the engine that sampled agree with the trainer? ----
+# With q = old policy / sampler at a token, two policies of the same weights but of different kernels and precision (or,
+# for asynchronous rollouts, of older weights), the surrogate loss of a token is multiplied by a detached factor; the KL
+# term is not. Factors change no normalisation: a dropped token still counts in the weights. A token whose sampler
+# log-probability is not finite is dropped (factor 0), and left out of its completion's product.
+#
+# Truncated: Yao et al. 2025, https://fengyao.notion.site/off-policy-rl; masked and sequence level: Liu et al. 2025,
+# "When speed kills stability", https://yingru.notion.site. Neither is on arXiv.
+
+
+def no_correction(tokens: Tokens, cap: float) -> Tensor:
+    """Factor 1, [R]: the sampler's log-probabilities are not looked at."""
+    return torch.ones_like(tokens.old_logp)
+
+
+@needs(rows="tokens")
+def truncated_token(tokens: Tokens, cap: float) -> Tensor:
+    """Factor min(q, cap) for each token, [R]."""
+    log_q, known = _log_q(tokens)
+    return known * _exp(log_q).clamp(max=cap)
+
+
+@needs(rows="tokens")
+def masked_token(tokens: Tokens, cap: float) -> Tensor:
+    """Factor q where q <= cap, else 0, for each token, [R].
+
+    One-sided, as in TRL and ms-swift; IcePop (arXiv:2510.18855) also drops tokens of a small q.
+    """
+    log_q, known = _log_q(tokens)
+    return known * _zero_above(_exp(log_q), cap)
+
+
+@needs(rows="tokens")
+def truncated_sequence(tokens: Tokens, cap: float) -> Tensor:
+    """Factor min(Q, cap), Q = product of q over the completion, for all its tokens, [R].
+
+    The product is the unbiased weight (TRL, verl); ms-swift means the geometric mean by "sequence".
+    """
+    log_q, known = _log_q(tokens)
+    return known * _exp(tokens.completion_sum(log_q)).clamp(max=cap)
+
+
+@needs(rows="tokens")
+def masked_sequence(tokens: Tokens, cap: float) -> Tensor:
+    """Factor Q where Q <= cap, else 0, Q = product of q over the completion, for all its tokens, [R]."""
+    log_q, known = _log_q(tokens)
+    return known * _zero_above(_exp(tokens.completion_sum(log_q)), cap)
+
+
+def _log_q(tokens: Tokens) -> tuple[Tensor, Tensor]:
+    """[R] log q, 0 where the sampler's is not finite, and [R] bool where it is."""
+    if tokens.sampler_logp is None:
+        raise ValueError(
+            "this correction needs the log-probabilities of the engine that sampled, got none; "
+            "set model.algorithm.correction to longrl.algorithms.no_correction"
+        )
+    known = tokens.sampler_logp.isfinite()
+    return (tokens.old_logp - tokens.sampler_logp).detach().where(known, 0.0), known
+
+
+def _exp(log_q: Tensor) -> Tensor:
+    return log_q.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+
+
+def _zero_above(q: Tensor, cap: float) -> Tensor:
+    return q.where(q <= cap, 0.0)
+
+
+# ---- token weights: the loss is the SUM of weight * loss of a token, never a mean ----
+# A rule is `(lengths [C], valid [C], all_reduce) -> [C]`, the weight of EACH token of a completion, for the C
+# completions of one optimizer step on this rank. Over all tokens of all ranks the weights add up to 1 (for `Constant`:
+# at most to 1), so no split into micro-batches or ranks changes the gradient. Completions that are not valid or have no
+# token weigh 0 and are counted nowhere; where there are no others, all weights are 0.
+
+
+def sequence_mean(lengths: Tensor, valid: Tensor, all_reduce: AllReduce = single_rank) -> Tensor:
+    """1 / (number of completions * |y|): the mean over completions of the mean over tokens. GRPO, arXiv:2402.03300.
+
+    A token of a short completion counts for more than one of a long completion.
+    """
+    counted = valid & (lengths > 0)
+    num_completions = all_reduce(counted.double().sum())
+    return torch.where(counted, 1 / (num_completions * lengths), 0.0).float()
+
+
+def token_mean(lengths: Tensor, valid: Tensor, all_reduce: AllReduce = single_rank) -> Tensor:
+    """1 / number of tokens of the optimizer step over all ranks: every token counts the same. DAPO, arXiv:2503.14476.
+
+    Eq. 8 of the paper divides by the tokens of one prompt's group; its code, verl and this function by those of the
+    whole batch. It is also the sum over tokens of REINFORCE, RLOO and ReMax, divided by the mean length.
+    """
+    counted = valid & (lengths > 0)
+    num_tokens = all_reduce(lengths.double().where(counted, 0.0).sum())
+    return torch.where(counted, 1 / num_tokens, 0.0).float()
+
+
+@dataclass(frozen=True)
+class Constant:
+    """1 / (number of completions * max_completion_tokens): Dr.GRPO, arXiv:2503.20783, without length bias.
+
+    Every token counts the same in every step, whatever the lengths; the weights add up to mean length / maximum.
+
+    Example:
+        `Constant(max_completion_tokens=1024)`; in YAML `class_path: longrl.algorithms.Constant` with `init_args`.
+    """
+
+    max_completion_tokens: int
+    """The sampling limit of the run."""
+
+    def __post_init__(self) -> None:
+        if self.max_completion_tokens < 1:
+            raise ValueError(f"max_completion_tokens must be at least 1, got {self.max_completion_tokens}")
+
+    @property
+    def needs(self) -> Needs:
+        """Completions of at most `max_completion_tokens`."""
+        return Needs(max_completion_tokens=self.max_completion_tokens)
+
+    def __call__(self, lengths: Tensor, valid: Tensor, all_reduce: AllReduce = single_rank) -> Tensor:
+        """The weights [C]."""
+        if lengths.numel() and int(lengths.max()) > self.max_completion_tokens:
+            raise ValueError(
+                f"a completion has {int(lengths.max())} tokens, above the {self.max_completion_tokens} that Constant "
+                "divides by; set model.algorithm.token_weights.init_args.max_completion_tokens to "
+                "max_completion_tokens of the sampling"
+            )
+        counted = valid & (lengths > 0)
+        num_completions = all_reduce(counted.double().sum())
+        return torch.where(counted, 1 / (num_completions * self.max_completion_tokens), 0.0).float()

@@ -1,0 +1,57 @@
+"""What functions of an algorithm need of a run: said where a function is defined, checked by `Algorithm.validate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Needs:
+    """The needs of one function; the defaults are none. A callable class has them as its attribute `needs`."""
+
+    groups: bool = False
+    """Two or more completions of a prompt, for it compares them."""
+    greedy_baseline: bool = False
+    """The reward of a greedy completion of every prompt."""
+    one_update: bool = False
+    """One optimizer step per rollout, for it has no importance ratio."""
+    kl_in_reward: bool = False
+    """`kl_placement: reward`, for as a term of the loss it has no effect."""
+    full_distribution: bool = False
+    """Sampling without top_p and top_k, for it leaves groups to a later step, whose log-probabilities are then those
+    of the filtered distribution."""
+    rows: Literal["any", "tokens", "denoising steps"] = "any"
+    """What it can read."""
+    max_completion_tokens: int | None = None
+    """The sampling limit that it was set up for."""
+
+
+def needs(
+    *,
+    groups: bool = False,
+    greedy_baseline: bool = False,
+    one_update: bool = False,
+    kl_in_reward: bool = False,
+    full_distribution: bool = False,
+    rows: Literal["any", "tokens", "denoising steps"] = "any",
+) -> Callable[[Function], Function]:
+    """Marks a function with the `Needs` that the arguments name.
+
+    Example:
+        ```python
+        @needs(groups=True)
+        def best_of_group(outcomes: Outcomes) -> Tensor:
+            return (outcomes.rewards == outcomes.rewards.amax(1, keepdim=True)).double()
+        ```
+    """
+    declared = Needs(groups, greedy_baseline, one_update, kl_in_reward, full_distribution, rows)
+
+    def mark(function: Function) -> Function:
+        vars(function)["needs"] = declared
+        return function
+
+    return mark
