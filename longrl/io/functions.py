@@ -47,17 +47,16 @@ def import_function(path: str, option: str) -> Callable[..., Any]:
         names = [key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")]
         near = difflib.get_close_matches(name, names) or names
         raise ValueError(f"{option} {path!r}: {location} has no {name!r}; it has {', '.join(near) or 'no functions'}")
-    function = getattr(module, name)
+    function: Any = getattr(module, name)
     check_function(function, path, option)
     return function
 
 
 def resolve_function(function: Function | str, option: str) -> Function:
     """The function itself, or the one at a path; raises ValueError as `import_function`."""
-    if isinstance(function, str):
-        return import_function(function, option)
-    check_function(function, function, option)
-    return function
+    resolved: Any = import_function(function, option) if isinstance(function, str) else function
+    check_function(resolved, function, option)
+    return resolved
 
 
 def check_function(function: object, given: object, option: str) -> None:

@@ -1,0 +1,522 @@
+"""Losses, KL estimates, corrections and weights of tokens, by hand and as expectations."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from longrl.algorithms import (
+    Algorithm,
+    Constant,
+    DrawnSteps,
+    DualClipped,
+    Tokens,
+    cispo,
+    clipped,
+    gaussian_mean,
+    grpo_guard,
+    k1,
+    k2,
+    k3,
+    masked_sequence,
+    masked_token,
+    no_correction,
+    raw,
+    reinforce,
+    sequence_clipped,
+    sequence_mean,
+    token_mean,
+    truncated_sequence,
+    truncated_token,
+)
+
+# ---- surrogates: clipping for both signs of the advantage, completions mixed up ----
+
+
+SURROGATES = [clipped, DualClipped(), sequence_clipped, cispo, reinforce]
+
+
+def tokens(ratios, advantages, index=None, old=-1.0) -> Tokens:
+    ratios = torch.tensor(ratios, dtype=torch.float64)
+    old_logp = torch.full_like(ratios, old)
+    index = torch.arange(len(ratios)) if index is None else torch.tensor(index)
+    logp = (old_logp + ratios.log()).requires_grad_()
+    return Tokens(logp, old_logp, torch.tensor(advantages, dtype=torch.float64), index)
+
+
+def check(surrogate, given_, losses, gradients, low=0.2, high=0.3, clipped_low=(), clipped_high=()):
+    output = surrogate(given_, low, high)
+    torch.testing.assert_close(output.loss, torch.tensor(losses, dtype=torch.float64))
+    (gradient,) = torch.autograd.grad(output.loss.sum(), given_.logp)
+    torch.testing.assert_close(gradient, torch.tensor(gradients, dtype=torch.float64))
+    assert output.clipped_low.nonzero().flatten().tolist() == list(clipped_low)
+    assert output.clipped_high.nonzero().flatten().tolist() == list(clipped_high)
+
+
+def test_clipped_takes_the_lower_objective_for_both_signs():
+    # the gradient of rho with respect to log policy is rho
+    check(
+        clipped,
+        tokens([1.0, 0.5, 2.0, 1.0, 0.5, 2.0, 1.25, 0.75], [2.0, 2, 2, -2, -2, -2, 2, -2]),
+        losses=[-2, -1, -2.6, 2, 1.6, 4, -2.5, 1.6],
+        gradients=[-2, -1, 0, 2, 0, 4, -2.5, 0],
+        clipped_low=[4, 7],
+        clipped_high=[2],
+    )
+
+
+def test_dual_clip_bounds_the_loss_of_bad_tokens_only():
+    check(
+        DualClipped(bound=3.0),
+        tokens([4.0, 4.0, 2.0, 0.5, 0.5, 10.0], [2.0, -2, -2, -2, 2, -1]),
+        losses=[-2.6, 6, 4, 1.6, -1, 3],
+        gradients=[0, 0, 4, 0, -1, 0],
+        clipped_low=[3],
+        clipped_high=[0, 1, 5],
+    )
+
+
+@pytest.mark.parametrize("bound", [1.0, 0.5, math.nan])
+def test_a_dual_clip_bound_of_one_or_less_is_refused(bound):
+    with pytest.raises(ValueError, match="must be above 1"):
+        DualClipped(bound)
+
+
+def test_cispo_clamps_the_weight_on_both_sides_and_keeps_every_gradient():
+    given_ = tokens([1.0, 0.5, 2.0, 0.5, 2.0], [2.0, 2, 2, -2, -2], old=-3.0)
+    weights = [1.0, 0.8, 1.3, 0.8, 1.3]
+    gradients = [-w * a for w, a in zip(weights, [2, 2, 2, -2, -2], strict=True)]
+    losses = [g * logp for g, logp in zip(gradients, given_.logp.tolist(), strict=True)]
+    check(cispo, given_, losses, gradients, clipped_low=[1, 3], clipped_high=[2, 4])
+
+
+def test_cispo_with_clip_low_one_has_no_lower_bound():
+    given_ = tokens([1e-3, 0.5, 7.0], [2.0, -2, 1])
+    gradients = [-2e-3, 1.0, -5.0]
+    losses = [g * logp for g, logp in zip(gradients, given_.logp.tolist(), strict=True)]
+    check(cispo, given_, losses, gradients, low=1.0, high=4.0, clipped_high=[2])
+
+
+def test_reinforce_has_no_ratio_and_no_clip():
+    given_ = tokens([0.1, 10.0], [2.0, -3.0], old=-4.0)
+    logp = given_.logp.tolist()
+    check(reinforce, given_, [-2 * logp[0], 3 * logp[1]], [-2, 3])
+
+
+# ---- GSPO ----
+
+
+def test_the_sequence_ratio_is_the_geometric_mean_over_the_completion_whatever_the_order_of_rows():
+    # completion 7: ratios 2 and 1/2 -> s = 1; completion 3: 2 and 2 -> 2, clipped for A > 0;
+    # completion 5: 1/2, 1/2, 1/4 -> 2^(-4/3) = 0.397, clipped for A < 0; completion 9: 4 alone -> 4
+    s5 = 2 ** (-4 / 3)
+    assert s5 < 0.8
+    check(
+        sequence_clipped,
+        tokens([2.0, 2.0, 0.5, 0.5, 0.5, 2.0, 0.25, 4.0], [1.0, 3, -1, -1, 1, 3, -1, -2], [7, 3, 5, 5, 7, 3, 5, 9]),
+        losses=[-1, -3.9, 0.8, 0.8, -1, -3.9, 0.8, 8],
+        gradients=[-1, 0, 0, 0, -1, 0, 0, 8],
+        clipped_low=[2, 3, 6],
+        clipped_high=[1, 5],
+    )
+
+
+@given(
+    lengths=st.lists(st.integers(1, 4), min_size=1, max_size=4),
+    seed=st.integers(0, 1000),
+    low=st.sampled_from([0.1, 0.3, 1.0]),
+    high=st.sampled_from([0.1, 0.4, 5.0]),
+)
+def test_the_stop_gradient_form_equals_plain_gspo_where_completions_share_advantage_and_weight(
+    lengths, seed, low, high
+):
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    index = index[torch.randperm(len(index), generator=generator)]
+    logp, old = torch.randn(2, len(index), dtype=torch.float64, generator=generator) / 2
+    advantages, weights = torch.randn(2, len(lengths), dtype=torch.float64, generator=generator)
+    logp.requires_grad_()
+
+    plain = torch.zeros((), dtype=torch.float64)  # eq. 5: sum over completions of weight * |y| * -min(s A, clip(s) A)
+    for i, length in enumerate(lengths):
+        s = ((logp - old)[index == i].sum() / length).exp()
+        objective = torch.minimum(s * advantages[i], s.clamp(1 - low, 1 + high) * advantages[i])
+        plain = plain - weights[i] * length * objective
+    form = sequence_clipped(Tokens(logp, old, advantages[index], index), low, high)
+    value = (weights[index] * form.loss).sum()
+
+    torch.testing.assert_close(value, plain)
+    torch.testing.assert_close(torch.autograd.grad(value, logp), torch.autograd.grad(plain, logp))
+
+
+# ---- all of them ----
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES)
+def test_on_the_first_update_every_gradient_is_that_of_reinforce(surrogate):
+    given_ = tokens([1.0] * 6, [2.0, -1, 0.5, 3, -4, 0], [0, 1, 1, 0, 2, 2])
+    output = surrogate(given_, 0.2, 0.2)
+    (gradient,) = torch.autograd.grad(output.loss.sum(), given_.logp)
+    torch.testing.assert_close(gradient, -given_.advantages)
+    assert not (output.clipped_low | output.clipped_high).any()
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES)
+@pytest.mark.parametrize("distance", [-1e4, 1e4])
+@pytest.mark.parametrize("advantage", [1.0, -1.0, 0.0])
+def test_ratios_beyond_exp_20_stay_finite(surrogate, distance, advantage):
+    logp = torch.tensor([distance], requires_grad=True)
+    given_ = Tokens(logp, torch.zeros(1), torch.tensor([advantage]), torch.zeros(1, dtype=torch.long))
+    output = surrogate(given_, 0.2, 0.2)
+    output.loss.sum().backward()
+    assert output.loss.isfinite().all()
+    assert logp.grad.isfinite().all()
+    torch.testing.assert_close(given_.ratio.item(), math.exp(math.copysign(20, distance)), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES)
+def test_a_micro_batch_without_rows_gives_no_losses(surrogate):
+    empty = torch.zeros(0, requires_grad=True)
+    output = surrogate(Tokens(empty, empty.detach(), empty.detach(), torch.zeros(0, dtype=torch.long)), 0.2, 0.2)
+    assert output.loss.shape == output.clipped_low.shape == output.clipped_high.shape == (0,)
+    output.loss.sum().backward()
+
+
+# ---- KL estimators: values, gradients, and expectations over a whole vocabulary ----
+
+
+DIFFERENCES = [-2.0, -0.5, 0.0, 0.5, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("estimator", "value", "gradient"),
+    [
+        (k1, lambda x: x, lambda x: 1.0),
+        (k2, lambda x: x * x / 2, lambda x: x),
+        (k3, lambda x: math.exp(-x) - 1 + x, lambda x: 1 - math.exp(-x)),
+    ],
+)
+def test_values_and_gradients_are_those_of_the_formulas(estimator, value, gradient):
+    ref = torch.tensor([-1.0, -0.1, -3.0, -2.0, -5.0], dtype=torch.float64)
+    logp = (ref + torch.tensor(DIFFERENCES, dtype=torch.float64)).requires_grad_()
+    estimate = estimator(logp, ref)
+    torch.testing.assert_close(estimate, torch.tensor([value(x) for x in DIFFERENCES], dtype=torch.float64))
+    estimate.sum().backward()
+    torch.testing.assert_close(logp.grad, torch.tensor([gradient(x) for x in DIFFERENCES], dtype=torch.float64))
+
+
+def distributions():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 7, dtype=torch.float64, generator=generator)
+    return logits[0].clone().requires_grad_(), logits[1].log_softmax(0)
+
+
+@pytest.mark.parametrize("estimator", [k1, k3])
+def test_k1_and_k3_are_unbiased(estimator):
+    logits, ref = distributions()
+    logp = logits.log_softmax(0).detach()
+    exact = (logp.exp() * (logp - ref)).sum()
+    torch.testing.assert_close((logp.exp() * estimator(logp, ref)).sum(), exact)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "divergence"),
+    [
+        (k1, lambda logp, ref: 0 * logp.sum()),
+        (k2, lambda logp, ref: (logp.exp() * (logp - ref)).sum()),  # KL(policy || reference)
+        (k3, lambda logp, ref: (ref.exp() * (ref - logp)).sum()),  # KL(reference || policy)
+    ],
+)
+def test_expected_gradients_in_the_loss_are_what_the_docstrings_say(estimator, divergence):
+    logits, ref = distributions()
+    logp = logits.log_softmax(0)
+    sampled = (logp.detach().exp() * estimator(logp, ref)).sum()  # expectation over tokens drawn from the policy
+    (actual,) = torch.autograd.grad(sampled, logits, retain_graph=True)
+    (expected,) = torch.autograd.grad(divergence(logp, ref), logits)
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("estimator", [k1, k2, k3])
+@pytest.mark.parametrize("distance", [-1e4, 1e4])
+def test_far_apart_policies_give_finite_values_and_gradients(estimator, distance):
+    logp = torch.tensor([distance], requires_grad=True)
+    estimate = estimator(logp, torch.zeros(1))
+    torch.testing.assert_close(estimate, estimator(torch.tensor([math.copysign(20.0, distance)]), torch.zeros(1)))
+    estimate.sum().backward()
+    assert logp.grad.item() == 0
+
+
+# ---- corrections between engine and trainer ----
+
+
+CORRECTIONS = [truncated_token, masked_token, truncated_sequence, masked_sequence]
+
+# q = old / sampler per row; completions 4, 1 and 8 with rows mixed up
+Q = [4.0, 0.5, 1.0, 0.5, 2.0, 2.5, 0.25]
+INDEX = [4, 1, 8, 4, 1, 1, 8]
+# products: completion 4: 2.0; completion 1: 2.5; completion 8: 0.25
+
+
+def sampled(q=Q, index=INDEX) -> Tokens:
+    sampler = torch.linspace(-3, -0.5, len(q), dtype=torch.float64)
+    old = sampler + torch.tensor(q, dtype=torch.float64).log()
+    return Tokens(old.clone().requires_grad_(), old, torch.ones_like(old), torch.tensor(index), sampler)
+
+
+def close(actual, expected):
+    torch.testing.assert_close(actual, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_no_correction_is_one_also_without_sampler():
+    assert no_correction(sampled(), 2.0).tolist() == [1.0] * 7
+    without = Tokens(torch.zeros(2), torch.zeros(2), torch.zeros(2), torch.zeros(2, dtype=torch.long))
+    assert no_correction(without, 2.0).tolist() == [1.0, 1.0]
+
+
+def test_truncated_token_caps_each_ratio():
+    close(truncated_token(sampled(), 2.25), [2.25, 0.5, 1, 0.5, 2, 2.25, 0.25])
+
+
+def test_masked_token_drops_each_ratio_above_the_cap_and_keeps_small_ones():
+    close(masked_token(sampled(), 2.25), [0, 0.5, 1, 0.5, 2, 0, 0.25])
+
+
+def test_truncated_sequence_caps_the_product_over_the_completion():
+    close(truncated_sequence(sampled(), 2.25), [2, 2.25, 0.25, 2, 2.25, 2.25, 0.25])
+
+
+def test_masked_sequence_drops_completions_whose_product_is_above_the_cap():
+    close(masked_sequence(sampled(), 2.25), [2, 0, 0.25, 2, 0, 0, 0.25])
+
+
+@pytest.mark.parametrize("broken", [-math.inf, math.nan, math.inf])
+@pytest.mark.parametrize(
+    ("correction", "expected"),
+    [
+        (truncated_token, [2.25, 0.5, 1, 0.5, 2, 0, 0.25]),
+        (masked_token, [0, 0.5, 1, 0.5, 2, 0, 0.25]),
+        (truncated_sequence, [2, 1.0, 0.25, 2, 1.0, 0, 0.25]),  # completion 1 without its third row: 0.5 * 2
+        (masked_sequence, [2, 1.0, 0.25, 2, 1.0, 0, 0.25]),
+    ],
+)
+def test_a_token_whose_sampler_log_probability_is_not_finite_is_dropped(correction, expected, broken):
+    given = sampled()
+    given.sampler_logp[5] = broken
+    close(correction(given, 2.25), expected)
+
+
+@pytest.mark.parametrize("correction", CORRECTIONS)
+def test_equal_policies_give_one(correction):
+    close(correction(sampled(q=[1.0] * 7), 2.0), [1.0] * 7)
+
+
+@pytest.mark.parametrize("correction", CORRECTIONS)
+def test_factors_carry_no_gradient(correction):
+    old = torch.tensor([-1.0, -2.0], requires_grad=True)
+    sampler = torch.tensor([-1.5, -1.5], requires_grad=True)
+    given = Tokens(old, old, torch.ones(2), torch.zeros(2, dtype=torch.long), sampler)
+    assert not correction(given, 2.0).requires_grad
+
+
+@pytest.mark.parametrize("correction", CORRECTIONS)
+def test_a_long_completion_whose_product_overflows_stays_finite(correction):
+    given = sampled(q=[math.e**10] * 5, index=[0] * 5)
+    factors = correction(given, math.inf)
+    exponent = 20 if "sequence" in correction.__name__ else 10  # the log of the product is clamped to 20
+    close(factors, [math.exp(exponent)] * 5)
+
+
+@pytest.mark.parametrize("correction", CORRECTIONS)
+def test_without_sampler_log_probabilities_the_error_names_the_flag(correction):
+    given = Tokens(torch.zeros(1), torch.zeros(1), torch.zeros(1), torch.zeros(1, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"set model\.algorithm\.correction"):
+        correction(given, 2.0)
+
+
+# ---- token weights: sums to one over ranks and mini-batches, nothing to weigh ----
+
+
+RULES = [sequence_mean, token_mean, Constant(10)]
+COMPLETIONS = st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=12)
+
+
+def weights(rule, lengths, valid=None, **kwargs):
+    valid = [True] * len(lengths) if valid is None else valid
+    return rule(torch.tensor(lengths, dtype=torch.long), torch.tensor(valid, dtype=torch.bool), **kwargs)
+
+
+def test_sequence_mean_gives_every_completion_the_same_share():
+    torch.testing.assert_close(weights(sequence_mean, [1, 2, 5]), torch.tensor([1 / 3, 1 / 6, 1 / 15]))
+
+
+def test_token_mean_gives_every_token_the_same_share():
+    torch.testing.assert_close(weights(token_mean, [1, 2, 5]), torch.tensor([1 / 8, 1 / 8, 1 / 8]))
+
+
+def test_constant_divides_by_completions_and_limit():
+    torch.testing.assert_close(weights(Constant(10), [1, 2, 5]), torch.tensor([1 / 30, 1 / 30, 1 / 30]))
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        (sequence_mean, [1 / 2, 0, 0, 1 / 8]),
+        (token_mean, [1 / 5, 0, 0, 1 / 5]),
+        (Constant(10), [1 / 20, 0, 0, 1 / 20]),
+    ],
+)
+def test_invalid_and_empty_completions_weigh_nothing_and_are_counted_nowhere(rule, expected):
+    actual = weights(rule, [1, 2, 0, 4], [True, False, True, True])
+    torch.testing.assert_close(actual, torch.tensor(expected))
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("lengths", "valid"), [([3, 4], [False, False]), ([0, 0], [True, True]), ([], [])])
+def test_without_anything_to_weigh_all_is_zero(rule, lengths, valid):
+    actual = weights(rule, lengths, valid)
+    assert actual.tolist() == [0.0] * len(lengths)
+    assert actual.dtype == torch.float32
+
+
+@pytest.mark.parametrize("rule", RULES[:2])
+@given(completions=COMPLETIONS)
+def test_weights_of_all_tokens_add_up_to_one(rule, completions):
+    lengths, valid = [n for n, _ in completions], [v for _, v in completions]
+    total = (weights(rule, lengths, valid) * torch.tensor(lengths)).sum()
+    anything = any(n and v for n, v in completions)
+    torch.testing.assert_close(total, torch.tensor(1.0 if anything else 0.0))
+
+
+@given(completions=COMPLETIONS)
+def test_weights_of_constant_add_up_to_mean_length_over_limit(completions):
+    lengths, valid = [n for n, _ in completions], [v for _, v in completions]
+    counted = [n for n, v in completions if n and v]
+    total = (weights(Constant(10), lengths, valid) * torch.tensor(lengths)).sum()
+    torch.testing.assert_close(total, torch.tensor(sum(counted) / max(len(counted), 1) / 10))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_ranks_share_one_sum(rule, over_ranks):
+    lengths, valid = [1, 2, 0, 4, 9, 3], [True, True, True, False, True, True]
+    whole = weights(rule, lengths, valid)
+
+    def run(part, all_reduce):
+        return weights(rule, lengths[part], valid[part], all_reduce=all_reduce)
+
+    parts = over_ranks(run, [slice(0, 1), slice(1, 4), slice(4, 6)])
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=0)
+
+
+def test_a_completion_longer_than_the_limit_of_constant_is_an_error():
+    with pytest.raises(ValueError, match=r"11 tokens, above the 10 .*token_weights\.init_args\.max_completion_tokens"):
+        weights(Constant(10), [3, 11])
+
+
+def test_constant_needs_a_positive_limit():
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        Constant(0)
+
+
+# ---- rows that are denoising steps ----
+
+
+TWO_STEPS = torch.tensor([0, 1])
+
+
+def steps(mean, old_mean, ref_mean=None, std=(0.5, 0.25), length=(0.1, 0.2)):
+    return DrawnSteps(mean, torch.tensor(std), torch.tensor(length), old_mean, ref_mean)
+
+
+def logp_of(drawn, mean, std):
+    return -((drawn - mean) / std[:, None]).square().mean(-1) / 2  # up to a constant
+
+
+def test_guards_ratio_is_the_mean_of_noise_times_movement_and_its_loss_is_divided_by_the_length():
+    std, advantages = torch.tensor([0.5, 0.25]), torch.tensor([2.0, -1.0])
+    noise = torch.tensor([[1.0, -2.0, 0.5], [0.0, 1.0, 3.0]])
+    old_mean = torch.zeros(2, 3)
+    mean = torch.tensor([[0.1, 0.0, -0.2], [0.3, 0.1, 0.0]], requires_grad=True)
+    drawn = old_mean + std[:, None] * noise
+    tokens = Tokens(
+        logp_of(drawn, mean, std), logp_of(drawn, old_mean, std), advantages, TWO_STEPS, steps=steps(mean, old_mean)
+    )
+    moved = (noise * mean.detach()).mean(-1)  # 0 and 1/30
+    found = grpo_guard(tokens, 10.0, 10.0)
+    torch.testing.assert_close(found.loss, -advantages * moved.exp() / torch.tensor([0.1, 0.2]))
+    found.loss.sum().backward()
+    expected = -(advantages * moved.exp() / torch.tensor([0.1, 0.2]))[:, None] * noise / 3
+    torch.testing.assert_close(mean.grad, expected)
+
+
+def test_guard_clips_on_either_side():
+    std, noise, zero = torch.tensor([0.5, 0.5]), torch.tensor([[1.0], [1.0]]), torch.zeros(2, 1)
+    mean = torch.tensor([[0.1], [-0.1]])
+    tokens = Tokens(
+        logp_of(noise / 2, mean, std), logp_of(noise / 2, zero, std), torch.tensor([1.0, -1.0]), TWO_STEPS,
+        steps=steps(mean, zero, std=(0.5, 0.5), length=(1.0, 1.0)),
+    )  # fmt: skip
+    found = grpo_guard(tokens, 0.01, 0.02)
+    assert found.loss.tolist() == pytest.approx([-1.02, 0.99])
+    assert (found.clipped_high.tolist(), found.clipped_low.tolist()) == ([True, False], [False, True])
+
+
+def test_guard_refuses_tokens():
+    with pytest.raises(ValueError, match="grpo_guard is for denoising steps"):
+        grpo_guard(Tokens(*torch.zeros(3, 2), TWO_STEPS), 0.2, 0.2)
+
+
+def test_the_kl_term_is_scaled_by_the_variance_and_its_gradient_is_exact():
+    mean, ref = torch.tensor([[1.0, 3.0], [0.0, 0.5]], requires_grad=True), torch.tensor([[0.0, 1.0], [0.0, 0.0]])
+    algorithm = Algorithm(kl=gaussian_mean, kl_coef=0.1)
+    weights, zero = torch.tensor([0.5, 0.5]), torch.zeros(2)
+    drawn = steps(mean, mean.detach(), ref)
+    found = algorithm.loss_of_steps(Tokens(zero, zero, zero, TWO_STEPS, steps=drawn), weights)
+    kl = [(1 + 4) / 2 / (2 * 0.25), 0.25 / 2 / (2 * 0.0625)]
+    assert float(found.metrics["kl_ref"]) == pytest.approx(sum(kl) / 2)
+    assert float(found.loss.detach()) == pytest.approx(0.1 * sum(kl) / 2)
+    found.loss.backward()
+    assert mean.grad.flatten().tolist() == pytest.approx([0.1 * 0.5 * g for g in (1 / 0.5, 2 / 0.5, 0.0, 0.5 / 0.125)])
+
+
+def test_advantages_are_held_within_their_limit():
+    algorithm = Algorithm(advantage=raw, advantage_limit=5.0)
+    rewards, valid = torch.tensor([[9.0, -7.0, 2.0]]), torch.ones(1, 3, dtype=torch.bool)
+    assert algorithm.token_advantages(rewards, valid, torch.tensor([1, 2, 1])).tolist() == [5, -5, -5, 2]
+    with pytest.raises(ValueError, match="advantage_limit must be above 0"):
+        Algorithm(advantage_limit=0)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "words"),
+    [
+        (Algorithm(kl=k3, kl_coef=0.1), "gaussian_mean in the loss, got k3"),
+        (Algorithm(kl=gaussian_mean, kl_coef=0.1, kl_placement="reward"), "in the reward"),
+        (Algorithm(surrogate=sequence_clipped), "scored apart"),
+        (Algorithm(correction=truncated_token), "scored apart"),
+    ],
+)
+def test_what_steps_cannot_have_is_refused(algorithm, words):
+    with pytest.raises(ValueError, match=words):
+        algorithm.validate_steps(4, 1)
+
+
+def test_a_group_of_one_is_refused_unless_nothing_is_compared():
+    with pytest.raises(ValueError, match="needs num_generations >= 2"):
+        Algorithm().validate_steps(1, 1)
+    Algorithm(advantage=raw).validate_steps(1, 1)
+
+
+@pytest.mark.parametrize("algorithm", [Algorithm(kl=gaussian_mean), Algorithm(surrogate=grpo_guard)])
+def test_a_policy_that_writes_tokens_refuses_what_is_for_steps(algorithm):
+    from longrl.types import SamplingParams
+
+    with pytest.raises(ValueError, match="is for denoising steps"):
+        algorithm.validate(SamplingParams(), 1)
+
+
+def test_clipped_reads_steps_as_tokens():
+    tokens = Tokens(torch.tensor([0.1, 0.0]), torch.zeros(2), torch.tensor([1.0, 1.0]), TWO_STEPS)
+    assert clipped(tokens, 0.2, 0.05).loss.tolist() == pytest.approx([-1.05, -1.0])
+    assert math.exp(0.1) > 1.05
