@@ -45,7 +45,8 @@ def answer_text(text: str) -> str | None:
     An answer inside finished thinking does not count. When the thinking was never closed the whole text is searched,
     for a model that forgot `</think>` has still answered.
     """
-    scope = text[_last_end(_CLOSE_THINK, text) :]
+    thinking_end = max((match.end() for match in _CLOSE_THINK.finditer(text)), default=0)
+    scope = text[thinking_end:]
     closing = list(_CLOSE_ANSWER.finditer(scope))
     if not closing:
         return None
@@ -65,7 +66,3 @@ def strict_text(text: str) -> str:
 def lenient_text(text: str) -> str:
     """What a lenient score reads: the `<answer>` content, else all that follows the thinking."""
     return answer_text(text) or after_thinking(text).strip()
-
-
-def _last_end(pattern: re.Pattern[str], text: str) -> int:
-    return max((match.end() for match in pattern.finditer(text)), default=0)

@@ -8,23 +8,18 @@ import re
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from longrl.io.functions import check_function, import_function
+from longrl.io.functions import FunctionOrPath, resolve_function
 from longrl.rewards.batch import BatchReward
-from longrl.rewards.frame_choice import frame_indices
-from longrl.rewards.length import CosineLength, SoftOverlong
 from longrl.rewards.tasks import accuracy
 from longrl.types import Completion, Group, Row
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
 ACCURACY_NAME = "accuracy"
 """The part that dynamic sampling looks at."""
+EVERY = re.compile(r"every ([1-9]\d*)")
 
 
 @dataclass(frozen=True)
@@ -34,10 +29,10 @@ class RewardTerm:
     Example:
         `RewardTerm("longrl.rewards.accuracy", weight=0.9)`, `RewardTerm("my/rewards.py:brevity", name="brevity")`;
         in YAML a function with settings is `function: {class_path: longrl.rewards.SoftOverlong, init_args: {...}}`.
-        Of pictures and videos: `RewardTerm("longrl.diffusion.rewards.generation.compressibility", frames_of="every 4")`.
+        Of pictures and videos: `RewardTerm("longrl.diffusion.rewards.generation.compressibility", frames_of="first")`.
     """
 
-    function: str | Callable[[Any, Row], float]
+    function: FunctionOrPath[Callable[[Any, Row], Any]]
     """A function, or where it is: an import path, or `file.py:function` from the working folder. It gets a `Completion`
     of text, or the frames of a generated picture or video, [F, 3, H, W] uint8 RGB, and the `Row` it was made for."""
     weight: float = 1.0
@@ -48,12 +43,13 @@ class RewardTerm:
 
     def __post_init__(self) -> None:
         frame_indices(1, self.frames_of)
-        function = import_function(self.function, "reward") if isinstance(self.function, str) else self.function
-        check_function(function, self.function, "reward")
+        function = resolve_function(self.function, "reward")
         if not math.isfinite(self.weight):
             raise ValueError(f"the weight of reward {self.function!r} must be a finite number, got {self.weight}")
         object.__setattr__(self, "function", function)
-        object.__setattr__(self, "name", self.name or _name_of(function))
+        name = getattr(function, "__name__", None) or type(function).__name__
+        name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()  # SoftOverlong -> soft_overlong
+        object.__setattr__(self, "name", self.name or name)
         if function is accuracy and self.name != ACCURACY_NAME:
             raise ValueError(
                 f"the part of longrl.rewards.accuracy must be named {ACCURACY_NAME!r}, for dynamic sampling looks at "
@@ -89,16 +85,15 @@ class RewardSum:
         return [str(term.name) for term in self.terms]
 
     def validate(self, max_completion_tokens: int) -> None:
-        """Warns of parts that were set up for another limit of completions than the run's."""
+        """Warns of parts that were set up for another `max_completion_tokens` than the run's."""
         for term in self.terms:
-            if isinstance(term.function, SoftOverlong | CosineLength):
-                meant = term.function.max_completion_tokens
-                if meant != max_completion_tokens:
-                    logger.warning(
-                        "reward %r was set up for at most %d tokens, but completions have at most %d; set its "
-                        "max_completion_tokens to that",
-                        term.name, meant, max_completion_tokens,
-                    )  # fmt: skip
+            limit = getattr(term.function, "max_completion_tokens", max_completion_tokens)
+            if limit != max_completion_tokens:
+                logger.warning(
+                    "reward %r was set up for at most %d tokens, but completions have at most %d; set its "
+                    "max_completion_tokens to that",
+                    term.name, limit, max_completion_tokens,
+                )  # fmt: skip
 
     def prepare(self) -> None:
         """Loads the models that rewards ask, before the first rollout rather than after it.
@@ -123,43 +118,85 @@ class RewardSum:
         Returns:
             Number of completions with a failed part.
         """
-        self.prepare()
-        errors = [] if errors is None else errors
-        columns = [_column(term, groups, errors) for term in self.terms]
-        return sum(self._fill(group, [column[i] for column in columns]) for i, group in enumerate(groups))
-
-    def _fill(self, group: Group, by_term: list[list[float | None]]) -> int:
-        """Rewards of one group from the values of its completions, [number of terms][G]."""
         import torch
 
-        table = list(zip(*by_term, strict=True))  # [G][number of terms]
-        values = torch.tensor([[math.nan if v is None else v for v in row] for row in table], dtype=torch.float32)
-        values = values.reshape(len(table), len(self.terms))  # [G, number of terms]
-        valid = values.isfinite().all(dim=1)  # [G]
+        self.prepare()
+        errors = [] if errors is None else errors
+        # 1. Every part of every completion; NaN after a failure.
+        samples = [(group, completion) for group in groups for completion in group.completions]
+        columns = [_values_of(term, samples, errors) for term in self.terms]
+        values = torch.tensor(columns, dtype=torch.float32).reshape(len(self.terms), len(samples))
+        values = values.T.contiguous()  # [C, number of terms], C completions of all groups
+        # 2. A completion counts if all its parts do.
+        all_valid = values.isfinite().all(dim=1)  # [C]
         weights = torch.tensor([term.weight for term in self.terms])
-        parts: Tensor = values.nan_to_num(nan=0.0)
-        group.rewards = (parts @ weights).where(valid, 0.0)
-        group.reward_parts = {name: parts[:, i].clone() for i, name in enumerate(self.names)}
-        group.valid = valid
-        return int((~valid).sum())
+        names = self.names
+        start = 0
+        for group in groups:
+            rows = slice(start, start + len(group.completions))
+            start = rows.stop
+            parts = values[rows].nan_to_num(nan=0.0)  # [G, number of terms]
+            group.valid = all_valid[rows].clone()
+            group.rewards = (parts @ weights).where(group.valid, 0.0)
+            group.reward_parts = {name: parts[:, i].clone() for i, name in enumerate(names)}
+        return int((~all_valid).sum())
 
 
-def _column(term: RewardTerm, groups: list[Group], errors: list[str]) -> list[list[float | None]]:
-    """One part of all completions, group by group; None after a failure."""
-    assert callable(term.function)
-    pairs = [(_judged(term, completion), group.prompt.row) for group in groups for completion in group.completions]
-    judges: list[Callable[[], object]]
-    if isinstance(term.function, BatchReward):
-        judges = [partial(_given, value) for value in _all_at_once(term.function, pairs)]
-    else:
-        judges = [partial(term.function, *pair) for pair in pairs]
-    found = iter(judges)
-    return [
-        [_value(term, group, completion, next(found), errors) for completion in group.completions] for group in groups
-    ]
+def frame_indices(num_frames: int, frames_of: str) -> list[int]:
+    """Indices of the frames of a generated video that a reward sees, the same ones whenever it looks.
+
+    Args:
+        num_frames: F of the video; a picture has one.
+        frames_of: `all`, `first`, `last`, or `every N`: frames 0, N, 2N and so on.
+
+    Raises:
+        ValueError: another choice.
+
+    Example:
+        `frame_indices(10, "every 4")` is `[0, 4, 8]`.
+    """
+    if frames_of in ("first", "last"):
+        return [0 if frames_of == "first" else num_frames - 1]
+    every = EVERY.fullmatch(frames_of)
+    if not every and frames_of != "all":
+        raise ValueError(f"frames_of of a reward must be all, first, last or 'every N' with N >= 1, got {frames_of!r}")
+    return list(range(0, num_frames, int(every[1]) if every else 1))
 
 
-def _judged(term: RewardTerm, completion: Any) -> Any:
+def _values_of(term: RewardTerm, samples: Sequence[tuple[Group, Any]], errors: list[str]) -> list[float]:
+    """One part of all completions; NaN after a failure, which is logged and kept."""
+    function = term.function
+    judged = [_judged_input(term, completion) for _, completion in samples]
+    results: Sequence[Any] = ()
+    if isinstance(function, BatchReward):
+        try:
+            results = function.score_all(judged, [group.prompt.row for group, _ in samples])
+        except Exception as error:
+            results = [error] * len(samples)
+    values = []
+    for i, (group, completion) in enumerate(samples):
+        try:
+            result = results[i] if isinstance(function, BatchReward) else function(judged[i], group.prompt.row)
+            if isinstance(result, Exception):
+                raise result
+            value = float(result)
+            if not abs(value) < 1e30:  # finite, in float32 too
+                raise ValueError(f"a reward must be a finite number, got {value}")
+        except Exception as error:
+            errors.append(f"{type(error).__name__}: {error}")
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            text = completion.text if isinstance(completion, Completion) else f"({len(completion.frames)} frames)"
+            logger.warning(
+                "reward %r failed on prompt %r (%s: %s, in %s line %d); the completion is left out of the loss. "
+                "Its text: %r",
+                term.name, group.prompt.id, type(error).__name__, error, frame.filename, frame.lineno, text,
+            )  # fmt: skip
+            value = math.nan
+        values.append(value)
+    return values
+
+
+def _judged_input(term: RewardTerm, completion: Any) -> Any:
     """What the function gets: a completion of text as it is, of any other kind its frames."""
     if not isinstance(completion, Completion):
         frames = completion.frames
@@ -170,45 +207,3 @@ def _judged(term: RewardTerm, completion: Any) -> Any:
             "completions are text; leave frames_of out"
         )
     return completion
-
-
-def _all_at_once(function: BatchReward[Any], pairs: list[tuple[Any, Row]]) -> Sequence[float | Exception]:
-    try:
-        return function.score_all([completion for completion, _ in pairs], [row for _, row in pairs])
-    except Exception as error:
-        return [error] * len(pairs)
-
-
-def _given(value: float | Exception) -> float:
-    if isinstance(value, Exception):
-        raise value
-    return value
-
-
-def _value(
-    term: RewardTerm, group: Group, completion: Any, judge: Callable[[], object], errors: list[str]
-) -> float | None:
-    """One part of one completion; None after a failure, which is logged and kept."""
-    try:
-        value = float(judge())  # type: ignore[arg-type]  # what is no number raises
-        if not abs(value) < 1e30:  # finite, in float32 too
-            raise ValueError(f"a reward must be a finite number, got {value}")
-    except Exception as error:
-        errors.append(f"{type(error).__name__}: {error}")
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        logger.warning(
-            "reward %r failed on prompt %r (%s: %s, in %s line %d); the completion is left out of the loss. "
-            "Its text: %r",
-            term.name, group.prompt.id, type(error).__name__, error, place.filename, place.lineno, _said(completion),
-        )  # fmt: skip
-        return None
-    return value
-
-
-def _said(completion: Any) -> str:
-    return completion.text if isinstance(completion, Completion) else f"({len(completion.frames)} frames)"
-
-
-def _name_of(function: object) -> str:
-    name = getattr(function, "__name__", None) or type(function).__name__
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()  # SoftOverlong -> soft_overlong

@@ -41,12 +41,18 @@ def accuracy(completion: Completion, row: Row) -> float:
     Raises:
         ValueError: no judge for this task, or a ground truth that its judge cannot read.
     """
-    return _judge(ACCURACY, row)(completion, row)
+    judge = ACCURACY.get(row.task)
+    if judge is None:
+        raise _unknown_task(row)
+    return judge(completion, row)
 
 
 def accuracy_lenient(completion: Completion, row: Row) -> float:
     """As `accuracy`, reading the text after the thinking when there is no `<answer>`."""
-    return _judge(LENIENT_ACCURACY, row)(completion, row)
+    judge = LENIENT_ACCURACY.get(row.task)
+    if judge is None:
+        raise _unknown_task(row)
+    return judge(completion, row)
 
 
 def check_answer(row: Row) -> None:
@@ -83,10 +89,8 @@ _CHECKS: dict[str, Callable[[Row], object]] = {
 }
 
 
-def _judge(judges: dict[str, RewardFn], row: Row) -> RewardFn:
-    if row.task not in judges:
-        raise ValueError(
-            f"row {row.id!r}: accuracy knows the tasks {', '.join(judges)}, got {row.task!r}; correct the row's task, "
-            "or score it with a reward function of its own"
-        )
-    return judges[row.task]
+def _unknown_task(row: Row) -> ValueError:
+    return ValueError(
+        f"row {row.id!r}: accuracy knows the tasks {', '.join(ACCURACY)}, got {row.task!r}; correct the row's task, "
+        "or score it with a reward function of its own"
+    )

@@ -14,7 +14,7 @@ from longrl.diffusion.rewards.generation import (
     motion,
     temporal_smoothness,
 )
-from longrl.rewards.frame_choice import frame_indices
+from longrl.rewards.reward_sum import frame_indices
 from longrl.types import Row
 
 
