@@ -17,7 +17,7 @@ from longrl.commands.evaluate import Evaluation, parsed
 from longrl.commands.trainer import LongRLCLI
 from longrl.datamodules.loading.mixing import DataSource
 from longrl.datamodules.longvideo_reason import DEFAULT_ROW_FUNCTION, LongVideoReason
-from longrl.diffusion.family import FlowFamily
+from longrl.diffusion.diffusion_family import DiffusionFamily
 from longrl.diffusion.prompt_files import PromptFiles
 from longrl.engines.rollout_engine import RolloutEngine
 from longrl.io.jsonl import read_jsonl
@@ -41,7 +41,7 @@ FILES = sorted(CONFIGS.rglob("*.y*ml"))
 FLOW = [
     path for path in [*CONFIGS.glob("*.yaml"), *CONFIGS.glob("demo/flow/*.yaml")] if "policy: flow" in path.read_text()
 ]
-"""Recipes and demos of pictures and videos: tests/diffusion/test_flow_configs.py."""
+"""Recipes and demos of pictures and videos: tests/diffusion/test_diffusion_configs.py."""
 RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if path not in FLOW)
 DEMO = sorted(CONFIGS.glob("demo/*.yaml"))
 EVALUATIONS = sorted(CONFIGS.glob("eval/*.yaml"))
@@ -71,7 +71,7 @@ def built(*args: str | Path) -> LongRLCLI:
 def piece(path: Path) -> object:
     """What a file in a folder of `TYPES` describes."""
     parser = ArgumentParser(exit_on_error=False)
-    kind = FlowFamily if path in FLOW_FAMILIES else TYPES[path.parent.name]
+    kind = DiffusionFamily if path in FLOW_FAMILIES else TYPES[path.parent.name]
     parser.add_argument("--piece", type=kind, sub_configs=True)
     return parser.instantiate(parser.parse_args([f"--piece={path}"])).piece
 
@@ -125,7 +125,7 @@ def test_the_first_line_says_what_it_is(path):
 
 @files([path for kind in TYPES for path in PIECES[kind]])
 def test_a_piece_is_what_its_folder_says(path):
-    assert isinstance(piece(path), FlowFamily if path in FLOW_FAMILIES else TYPES[path.parent.name])
+    assert isinstance(piece(path), DiffusionFamily if path in FLOW_FAMILIES else TYPES[path.parent.name])
 
 
 @files(PIECES["family"])

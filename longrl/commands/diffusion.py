@@ -1,6 +1,6 @@
 """fit, validate and test of flow models: what configs with `policy: flow` run.
 
-The commands are those of all policies; `model` configures a `FlowModule` and `data` files of prompts.
+The commands are those of all policies; `model` configures a `DiffusionModule` and `data` files of prompts.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
 from longrl.commands.trainer import LongRLCLI
-from longrl.diffusion.module import FlowModule
+from longrl.diffusion.diffusion_module import DiffusionModule
 from longrl.diffusion.prompt_files import PromptFiles
-from longrl.diffusion.rollout_callback import FlowRolloutCallback
+from longrl.diffusion.rollout_callback import DiffusionRolloutCallback
 
 
 class FlowCLI(LongRLCLI):
     """The command line of SD3 and Wan."""
 
     policy = "flow"
-    rollout_class = FlowRolloutCallback
+    rollout_class = DiffusionRolloutCallback
 
     @classmethod
     @override
@@ -29,14 +29,14 @@ class FlowCLI(LongRLCLI):
         if args[0] == "predict":
             raise ValueError(
                 "`predict` writes answers, and a flow model has none; use `test` or `validate` for its rewards, "
-                "`validate` with longrl.diffusion.pictures.Pictures for samples to look at, in pictures/ of the run_dir"
+                "`validate` with longrl.diffusion.picture_grids.PictureGrids for samples to look at, in pictures/ of the run_dir"
             )
         return super().start(args)
 
     @classmethod
     @override
     def classes(cls) -> tuple[type[LightningModule], type[LightningDataModule]]:
-        return FlowModule, PromptFiles
+        return DiffusionModule, PromptFiles
 
     @override
     def link_family(self, parser: LightningArgumentParser) -> None:

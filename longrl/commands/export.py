@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from longrl.io.hub import check_target, push
 
 if TYPE_CHECKING:
-    from longrl.diffusion.family import FlowFamily
+    from longrl.diffusion.diffusion_family import DiffusionFamily
     from longrl.models.base import CausalFamily
 
 logger = logging.getLogger(__name__)
@@ -110,15 +110,15 @@ def _base(run: str) -> str:
     return start
 
 
-def family_of(run: str) -> CausalFamily | FlowFamily:
+def family_of(run: str) -> CausalFamily | DiffusionFamily:
     """The model family of a run, from its saved config."""
     from jsonargparse import ArgumentParser
 
-    from longrl.diffusion.family import FlowFamily
+    from longrl.diffusion.diffusion_family import DiffusionFamily
     from longrl.models.base import CausalFamily
 
     parser = ArgumentParser()
-    parser.add_argument("--family", type=CausalFamily | FlowFamily)
+    parser.add_argument("--family", type=CausalFamily | DiffusionFamily)
     return parser.instantiate(parser.parse_object({"family": _model_config(run)["family"]})).family
 
 

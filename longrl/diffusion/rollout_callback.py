@@ -12,8 +12,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from longrl.callbacks.rollout import MAX_EMPTY_STEPS, reward_metrics
-from longrl.diffusion.module import FlowModule
-from longrl.diffusion.sampler import FlowSampling, Trajectory, draw_seeded
+from longrl.diffusion.diffusion_module import DiffusionModule
+from longrl.diffusion.sampler import DiffusionSampling, Trajectory, draw_seeded
 from longrl.diffusion.steps import Step
 from longrl.engines.rollout_engine import prompt_seed, sampling_ids
 from longrl.rewards import RewardSum
@@ -28,7 +28,7 @@ class Decoded:
     """[F, 3, H, W] uint8."""
 
 
-class FlowRolloutCallback(Callback):
+class DiffusionRolloutCallback(Callback):
     """Samples with the module's own weights: `batch.prompts` become `batch.groups`.
 
     A sample depends on the weights, the seed, the number of the rollout, its prompt's id and its place in the group,
@@ -46,17 +46,17 @@ class FlowRolloutCallback(Callback):
     def __init__(
         self,
         reward: RewardSum,
-        sampling: FlowSampling | None = None,
-        eval_sampling: FlowSampling | None = None,
+        sampling: DiffusionSampling | None = None,
+        eval_sampling: DiffusionSampling | None = None,
         samples_per_batch: int = 8,
         seed: int = 0,
     ) -> None:
         if samples_per_batch < 1:
             raise ValueError(
-                f"samples_per_batch of the FlowRolloutCallback must be at least 1, got {samples_per_batch}"
+                f"samples_per_batch of the DiffusionRolloutCallback must be at least 1, got {samples_per_batch}"
             )
         self.reward = reward
-        self.sampling = sampling or FlowSampling()
+        self.sampling = sampling or DiffusionSampling()
         self.eval_sampling = eval_sampling or dataclasses.replace(
             self.sampling, num_generations=1, window=None, num_steps=4 * self.sampling.num_steps
         )
@@ -78,7 +78,7 @@ class FlowRolloutCallback(Callback):
             if not any(step.std for step in self._steps(pl_module, self.sampling)):
                 raise ValueError(
                     "no denoising step draws noise, so there is nothing to train; set sampling.window of the "
-                    "FlowRolloutCallback to longrl.diffusion.windows.all_steps, and noise_level of its dynamics above 0"
+                    "DiffusionRolloutCallback to longrl.diffusion.windows.all_steps, and noise_level of its dynamics above 0"
                 )
         self.reward.prepare()  # a missing package or folder is found before weights are loaded
 
@@ -138,7 +138,7 @@ class FlowRolloutCallback(Callback):
                 "set model.algorithm.select to longrl.algorithms.keep_all"
             )
 
-    def _check_rewards(self, policy: FlowModule, groups: Sequence[Group]) -> None:
+    def _check_rewards(self, policy: DiffusionModule, groups: Sequence[Group]) -> None:
         """Ends a run at once whose reward fails on everything that it sees."""
         errors = [text for own in policy.parallel.world.gather(self._errors[:1]) for text in own]
         if errors and not policy.parallel.world.max(sum(int(group.valid.any()) for group in groups)):
@@ -148,7 +148,9 @@ class FlowRolloutCallback(Callback):
                 "(configs/reward/colour.yaml and its like) where it was made for texts (think_answer.yaml)"
             )
 
-    def sample(self, policy: FlowModule, rows: Sequence[Row], sampling: FlowSampling, name: str) -> list[Group]:
+    def sample(
+        self, policy: DiffusionModule, rows: Sequence[Row], sampling: DiffusionSampling, name: str
+    ) -> list[Group]:
         """The groups of all prompts, scored; every rank of the run must call it.
 
         Args:
@@ -174,15 +176,15 @@ class FlowRolloutCallback(Callback):
         self._score(policy, groups)
         return groups
 
-    def _steps(self, policy: FlowModule, sampling: FlowSampling) -> list[Step]:
+    def _steps(self, policy: DiffusionModule, sampling: DiffusionSampling) -> list[Step]:
         return sampling.steps(*policy.family.schedule(sampling.num_steps), self._num_rollouts, self.seed)
 
     def _draw(
         self,
-        policy: FlowModule,
+        policy: DiffusionModule,
         velocity: Callable[..., Tensor],
         wanted: Sequence[tuple[Row, str, int]],
-        sampling: FlowSampling,
+        sampling: DiffusionSampling,
         steps: Sequence[Step],
         name: str,
     ) -> list[Trajectory]:
@@ -199,7 +201,7 @@ class FlowRolloutCallback(Callback):
             )  # fmt: skip
         return found
 
-    def _score(self, policy: FlowModule, groups: list[Group]) -> None:
+    def _score(self, policy: DiffusionModule, groups: list[Group]) -> None:
         """Fills rewards; frames live no longer than that."""
         with policy.phases("decode"):
             flat = [sample for group in groups for sample in group.completions]

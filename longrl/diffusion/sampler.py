@@ -21,11 +21,11 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class FlowSampling:
+class DiffusionSampling:
     """How samples are drawn.
 
     Example:
-        `FlowSampling(num_generations=24, num_steps=10, guidance_scale=4.5)`; `window: null` in YAML is the plain ODE.
+        `DiffusionSampling(num_generations=24, num_steps=10, guidance_scale=4.5)`; `window: null` in YAML is the plain ODE.
     """
 
     num_generations: int = 24
@@ -61,7 +61,7 @@ class FlowSampling:
             if any(later - index != 1 for index, later in itertools.pairwise(drawn)):
                 raise ValueError(
                     f"a window must be neighbouring steps, got {list(drawn)}; set sampling.window of the "
-                    "FlowRolloutCallback to one of longrl/diffusion/windows.py"
+                    "DiffusionRolloutCallback to one of longrl/diffusion/windows.py"
                 )
         return [
             make_step(dynamics if index in drawn else ode, index, sigmas, timesteps) for index in range(len(timesteps))

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from longrl.diffusion.family import Condition, FlowFamily, to_uint8
+from longrl.diffusion.diffusion_family import Condition, DiffusionFamily, to_uint8
 
 
-class SD3Family(FlowFamily):
-    """Pictures from text; see `FlowFamily` for the arguments.
+class SD3Family(DiffusionFamily):
+    """Pictures from text; see `DiffusionFamily` for the arguments.
 
     Example:
         `SD3Family("stabilityai/stable-diffusion-3.5-medium", height=512, width=512, lora=LoRASettings(rank=32))`

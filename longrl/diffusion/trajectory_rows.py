@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from longrl.diffusion.family import FlowFamily
+from longrl.diffusion.diffusion_family import DiffusionFamily
 from longrl.diffusion.sampler import Trajectory
 from longrl.diffusion.steps import log_prob, mean_of, per_row
 from longrl.modules.mini_batches import FlatGroups
@@ -123,7 +123,7 @@ class Scores:
 
 
 def velocity_of(
-    family: FlowFamily, model: nn.Module, latents: Tensor, timesteps: Tensor, texts: Sequence[str], guidance: float
+    family: DiffusionFamily, model: nn.Module, latents: Tensor, timesteps: Tensor, texts: Sequence[str], guidance: float
 ) -> Tensor:
     """[R, ...] velocities for prompts, guided if `guidance` is above 1."""
     condition = family.conditions.get(texts, latents.device)
@@ -131,7 +131,7 @@ def velocity_of(
     return family.velocity(model, latents, timesteps, condition, negative, guidance)
 
 
-def score(family: FlowFamily, model: nn.Module, rows: Rows) -> Scores:
+def score(family: DiffusionFamily, model: nn.Module, rows: Rows) -> Scores:
     """The rows under a policy, with gradient where it is wanted."""
     velocity = velocity_of(family, model, rows.latents, rows.timesteps, rows.texts, rows.guidance_scale)
     mean = mean_of(rows.latents, velocity, rows.keep, rows.move)

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from longrl.diffusion.family import Condition, FlowFamily, to_uint8
-from longrl.diffusion.wan_sharing import share_tokens
+from longrl.diffusion.diffusion_family import Condition, DiffusionFamily, to_uint8
+from longrl.diffusion.wan_sequence_parallel import share_tokens
 from longrl.strategies.sequence import SequenceParallel
 
 
-class WanFamily(FlowFamily):
-    """Videos from text; see `FlowFamily` for the other arguments.
+class WanFamily(DiffusionFamily):
+    """Videos from text; see `DiffusionFamily` for the other arguments.
 
     Args:
         model: folder or hub id of a pipeline.
@@ -23,7 +23,7 @@ class WanFamily(FlowFamily):
         width: of frames, in pixels.
         num_frames: of a video, 4 n + 1; 81 are 5 s at Wan's 16 frames per second.
         max_text_tokens: Wan was trained with 512.
-        **kwargs: of `FlowFamily`.
+        **kwargs: of `DiffusionFamily`.
 
     Example:
         `WanFamily("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", height=240, width=416, num_frames=33)`

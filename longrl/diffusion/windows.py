@@ -74,5 +74,5 @@ def _fits(size: int, end: int, num_steps: int) -> None:
     if not size <= end < num_steps:
         raise ValueError(
             f"a window of {size} steps that ends before step {end} does not fit {num_steps} denoising steps, of which "
-            "the last draws nothing; raise sampling.num_steps of the FlowRolloutCallback, or lower the window's size"
+            "the last draws nothing; raise sampling.num_steps of the DiffusionRolloutCallback, or lower the window's size"
         )

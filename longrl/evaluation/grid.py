@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 INK, SOFT, PAPER = "#22303c", "#5b6773", "#ffffff"
 """Colours of the report's page: longrl/evaluation/page.py."""
 FOLDER = "pictures"
-"""Of grids in a run's folder; longrl/diffusion/pictures.py writes them."""
+"""Of grids in a run's folder; longrl/diffusion/picture_grids.py writes them."""
 GAP = 8
 """Pixels between tiles."""
 PROMPT_SIZE, CAPTION_SIZE = 14, 12
@@ -101,7 +101,7 @@ class Sheet:
 
 
 def saved_sheets(run: str | Path, *, count: int = 3) -> list[Sheet]:
-    """What `Pictures` left in a run's folder, of videos the animation: training samples, then those of validation.
+    """What `PictureGrids` left in a run's folder, of videos the animation: training samples, then those of validation.
 
     Args:
         run: folder of the run.

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 if TYPE_CHECKING:
-    from longrl.diffusion.family import FlowFamily
+    from longrl.diffusion.diffusion_family import DiffusionFamily
     from longrl.models.base import CausalFamily
 
 OPTION = "model.family.init_args.lora"
@@ -127,7 +127,7 @@ def _targets(family: CausalFamily, model: nn.Module, wanted: tuple[str, ...] | N
     return rf"{re.escape(place)}\..*\.({'|'.join(sorted(wanted or linear))})"
 
 
-def adapters_off(family: CausalFamily | FlowFamily, model: nn.Module) -> contextlib.AbstractContextManager[None]:
+def adapters_off(family: CausalFamily | DiffusionFamily, model: nn.Module) -> contextlib.AbstractContextManager[None]:
     """The model without what its adapters add: the policy that the run began with. Nothing happens without LoRA.
 
     A factor of zero, and not peft's own way of switching adapters off, for that makes them untrainable meanwhile, and

@@ -14,7 +14,7 @@ from longrl.models.chunked_mlp import chunk_mlps
 from longrl.models.lora import OPTION, LoRASettings, add_adapters, from_checkpoint, is_adapter, merged, plain_name
 
 if TYPE_CHECKING:
-    from longrl.diffusion.family import FlowFamily
+    from longrl.diffusion.diffusion_family import DiffusionFamily
 
 EXPORTED = ("config.json", "model_index.json")
 """What a folder of transformers or of a diffusers pipeline has."""
@@ -32,7 +32,7 @@ def build_from(family: CausalFamily, source: str | None) -> nn.Module:
     return chunk_mlps(family, model if family.lora is None else add_adapters(family, model))
 
 
-def plain_from(family: CausalFamily | FlowFamily, source: str | None, option: str = INIT_FROM) -> nn.Module:
+def plain_from(family: CausalFamily | DiffusionFamily, source: str | None, option: str = INIT_FROM) -> nn.Module:
     """The family's model with the weights of `source`, without adapters.
 
     Adapters of `source` are merged into its weights. So a run always begins at its source's policy, with adapters, if

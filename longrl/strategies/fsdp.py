@@ -25,7 +25,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 if TYPE_CHECKING:
-    from longrl.diffusion.family import FlowFamily
+    from longrl.diffusion.diffusion_family import DiffusionFamily
     from longrl.models.base import CausalFamily
 
 Result = TypeVar("Result")
@@ -39,7 +39,7 @@ class Entry(nn.Module):
         them, for FSDP to see where the backward pass begins.
     """
 
-    def __init__(self, family: CausalFamily | FlowFamily, model: nn.Module) -> None:
+    def __init__(self, family: CausalFamily | DiffusionFamily, model: nn.Module) -> None:
         super().__init__()
         self._model = (model,)  # a tuple, so that it is no submodule
         self.parts = nn.ModuleList(family.root_modules(model))
@@ -99,7 +99,9 @@ class ShardingOptions:
         return {"mp_policy": precision, "offload_policy": offload}
 
 
-def shard(family: CausalFamily | FlowFamily, model: nn.Module, mesh: DeviceMesh, options: ShardingOptions) -> Entry:
+def shard(
+    family: CausalFamily | DiffusionFamily, model: nn.Module, mesh: DeviceMesh, options: ShardingOptions
+) -> Entry:
     """Shards a model in place over all ranks of `mesh` and returns its entry.
 
     Gradients are sums over the ranks, never means: every rank adds its share of a loss whose weights sum to 1 over all.

@@ -13,7 +13,7 @@ from longrl.strategies.fsdp import Entry
 from longrl.strategies.sequence import NO_SEQUENCE_PARALLEL, SequenceParallel
 
 if TYPE_CHECKING:
-    from longrl.diffusion.family import FlowFamily
+    from longrl.diffusion.diffusion_family import DiffusionFamily
     from longrl.models.base import CausalFamily
 
 
@@ -35,7 +35,7 @@ class Parallel:
     """Messages in which features are gathered: more of them need less memory beside the result."""
     compute_dtype: str | None = None
     """What sharded weights are gathered in to compute with; None is what they are."""
-    wrap: Callable[[CausalFamily | FlowFamily, nn.Module], Entry] = Entry
+    wrap: Callable[[CausalFamily | DiffusionFamily, nn.Module], Entry] = Entry
     """Shards a model; by default leaves it as it is."""
 
     def sequence_for(self, tokens: int, tokens_per_rank: int) -> SequenceParallel:

@@ -7,7 +7,7 @@ import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
 from longrl.algorithms import gaussian_mean
-from longrl.diffusion.sampler import FlowSampling, draw, draw_seeded, noise_of
+from longrl.diffusion.sampler import DiffusionSampling, draw, draw_seeded, noise_of
 from longrl.diffusion.steps import CPS, FlowSDE, log_prob, make_step, mean_of, ode, per_row
 from longrl.diffusion.windows import RandomWindow, SlidingWindow, all_steps
 
@@ -88,7 +88,7 @@ def test_without_noise_the_sampler_is_diffusers_own_step_for_step_and_ends_at_ze
 @pytest.mark.parametrize("dynamics", [FlowSDE(0.7), CPS(0.8)])
 def test_a_drawn_trajectory_scored_again_gives_the_samplers_log_probabilities(dynamics):
     theirs, seeds = schedule(10), [11, 12, 13]
-    steps = FlowSampling(dynamics=dynamics).steps(theirs.sigmas, theirs.timesteps, 0, 0)
+    steps = DiffusionSampling(dynamics=dynamics).steps(theirs.sigmas, theirs.timesteps, 0, 0)
     found = draw_seeded(model, (6,), steps, seeds, 1.0, torch.device("cpu"))
     for sample in found:
         assert len(sample.steps) == 9
@@ -104,7 +104,7 @@ def test_a_drawn_trajectory_scored_again_gives_the_samplers_log_probabilities(dy
 
 def test_a_sample_depends_on_its_seed_alone():
     theirs = schedule(6)
-    steps = FlowSampling().steps(theirs.sigmas, theirs.timesteps, 0, 0)
+    steps = DiffusionSampling().steps(theirs.sigmas, theirs.timesteps, 0, 0)
     together = draw_seeded(model, (6,), steps, [1, 2], 1.0, torch.device("cpu"))
     (alone,) = draw_seeded(model, (6,), steps, [2], 1.0, torch.device("cpu"))
     torch.testing.assert_close(together[1].final, alone.final)
@@ -146,7 +146,7 @@ def test_marginals_are_those_of_a_flow_with_a_known_solution(dynamics, t, num_st
 
 
 def test_flow_grpo_draws_in_all_steps_but_the_last():
-    assert [step.std > 0 for step in FlowSampling().steps([1, 0.6, 0.3, 0], [1000, 600, 300], 0, 0)] == [
+    assert [step.std > 0 for step in DiffusionSampling().steps([1, 0.6, 0.3, 0], [1000, 600, 300], 0, 0)] == [
         True,
         True,
         False,
@@ -176,7 +176,7 @@ def test_a_window_that_does_not_fit_says_so(window):
 
 
 def test_no_window_is_the_ode():
-    steps = FlowSampling(window=None).steps([1, 0.5, 0], [1000, 500], 0, 0)
+    steps = DiffusionSampling(window=None).steps([1, 0.5, 0], [1000, 500], 0, 0)
     assert [step.std for step in steps] == [0, 0]
 
 
@@ -187,8 +187,8 @@ def test_no_window_is_the_ode():
         (lambda: CPS(1.1), "noise_level of CPS"),
         (lambda: RandomWindow(0), "size of RandomWindow"),
         (lambda: SlidingWindow(every=0), "every of SlidingWindow"),
-        (lambda: FlowSampling(num_steps=1), "sampling.num_steps"),
-        (lambda: FlowSampling(guidance_scale=0.5), "sampling.guidance_scale"),
+        (lambda: DiffusionSampling(num_steps=1), "sampling.num_steps"),
+        (lambda: DiffusionSampling(guidance_scale=0.5), "sampling.guidance_scale"),
     ],
 )
 def test_wrong_numbers_are_refused(make, words):
@@ -198,4 +198,4 @@ def test_wrong_numbers_are_refused(make, words):
 
 def test_a_window_with_a_hole_is_refused():
     with pytest.raises(ValueError, match=r"neighbouring steps, got \[0, 2\]"):
-        FlowSampling(window=lambda *args: [0, 2]).steps([1, 0.6, 0.3, 0], [1000, 600, 300], 0, 0)
+        DiffusionSampling(window=lambda *args: [0, 2]).steps([1, 0.6, 0.3, 0], [1000, 600, 300], 0, 0)

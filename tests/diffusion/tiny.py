@@ -10,9 +10,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from torch import Tensor
 
-from longrl.diffusion.module import FlowModule
-from longrl.diffusion.rollout_callback import FlowRolloutCallback
-from longrl.diffusion.sampler import FlowSampling
+from longrl.diffusion.diffusion_module import DiffusionModule
+from longrl.diffusion.rollout_callback import DiffusionRolloutCallback
+from longrl.diffusion.sampler import DiffusionSampling
 from longrl.diffusion.sd3 import SD3Family
 from longrl.diffusion.wan import WanFamily
 from longrl.rewards import RewardSum, RewardTerm
@@ -100,11 +100,13 @@ class Record(Callback):
         self.metrics.append({name: float(value) for name, value in trainer.callback_metrics.items()})
 
 
-def fit(module: FlowModule, sampling: FlowSampling, *, steps: int = 1, data: Any = None, **kwargs: Any) -> Record:
+def fit(
+    module: DiffusionModule, sampling: DiffusionSampling, *, steps: int = 1, data: Any = None, **kwargs: Any
+) -> Record:
     """A short run in this process."""
     record = Record()
     reward = RewardSum([RewardTerm(redness)])
-    rollout = FlowRolloutCallback(reward, sampling, samples_per_batch=kwargs.pop("samples_per_batch", 8))
+    rollout = DiffusionRolloutCallback(reward, sampling, samples_per_batch=kwargs.pop("samples_per_batch", 8))
     trainer = Trainer(
         accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, num_sanity_val_steps=0, max_epochs=-1, max_steps=steps,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from longrl.diffusion.rewards.packages import need
+from longrl.diffusion.rewards.required_packages import need
 from longrl.rewards.batch import BatchReward
 
 if TYPE_CHECKING:

@@ -43,7 +43,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def samples() -> list[torch.Tensor]:
-    """Pictures, and a video of two frames in the middle."""
+    """PictureGrids, and a video of two frames in the middle."""
     generator = torch.Generator().manual_seed(1)
     return [torch.randint(0, 256, (n, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8) for n in (1, 2, 1)]
 

@@ -90,6 +90,6 @@ def test_a_prompt_without_text_fails_alone(reward):
 
 
 def test_without_its_packages_the_run_ends_and_nothing_is_masked(monkeypatch):
-    monkeypatch.setattr("longrl.diffusion.rewards.packages.find_spec", lambda name: None)
+    monkeypatch.setattr("longrl.diffusion.rewards.required_packages.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"OcrMatch needs rapidocr and onnxruntime.*longrl\[diffusion-rewards\]"):
         RewardSum([RewardTerm(OcrMatch())]).score([])

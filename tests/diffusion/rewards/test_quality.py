@@ -55,6 +55,6 @@ def test_a_plain_picture_has_none():
 
 
 def test_without_its_package_the_run_ends(monkeypatch):
-    monkeypatch.setattr("longrl.diffusion.rewards.packages.find_spec", lambda name: None)
+    monkeypatch.setattr("longrl.diffusion.rewards.required_packages.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"Brisque needs brisque and cv2.*longrl\[brisque\]"):
         RewardSum([RewardTerm(Brisque())]).prepare()

@@ -4,8 +4,8 @@ import diffusers
 import pytest
 import torch
 
-from longrl.diffusion.family import to_uint8
-from longrl.diffusion.sampler import FlowSampling, draw_seeded, noise_of
+from longrl.diffusion.diffusion_family import to_uint8
+from longrl.diffusion.sampler import DiffusionSampling, draw_seeded, noise_of
 from longrl.diffusion.trajectory_rows import velocity_of
 from longrl.models.lora import LoRASettings, adapters_off, to_checkpoint
 from longrl.modules.initial_weights import plain_from
@@ -16,7 +16,7 @@ NAMES = list(FAMILIES)
 
 
 def sampled(family, model, texts, guidance, num_steps=4, seeds=(5, 6), window=None):
-    steps = FlowSampling(num_steps=num_steps, window=window).steps(*family.schedule(num_steps), 0, 0)
+    steps = DiffusionSampling(num_steps=num_steps, window=window).steps(*family.schedule(num_steps), 0, 0)
 
     def velocity(latents, timesteps):
         return velocity_of(family, model, latents, timesteps, texts, guidance)

@@ -8,9 +8,9 @@ import pytest
 from longrl.commands.diffusion import FlowCLI
 from longrl.commands.policy_option import policy_of
 from longrl.commands.trainer import LongRLCLI
-from longrl.diffusion.module import FlowModule
+from longrl.diffusion.diffusion_module import DiffusionModule
 from longrl.diffusion.prompt_files import PromptFiles
-from longrl.diffusion.rollout_callback import FlowRolloutCallback
+from longrl.diffusion.rollout_callback import DiffusionRolloutCallback
 from tests.diffusion.tiny import sd3_folder, wan_folder
 from tests.test_configs import CONFIGS, FLOW, ON_CPU, files, raw
 
@@ -24,7 +24,7 @@ RECIPES = [path for path in FLOW if path.parent == CONFIGS]
 
 def built(*args: str | Path) -> FlowCLI:
     return FlowCLI(
-        FlowModule, PromptFiles, save_config_callback=None, seed_everything_default=0, run=False,
+        DiffusionModule, PromptFiles, save_config_callback=None, seed_everything_default=0, run=False,
         args=[str(arg) for arg in args],
     )  # fmt: skip
 
@@ -39,7 +39,7 @@ def alone(path: Path) -> list[str]:
 def test_a_config_is_read_whole_and_its_algorithm_fits_its_sampling(path):
     assert policy_of(["fit", "--config", str(path)]) == "flow"
     cli = built("--config", path, ON_CPU, *alone(path))
-    (rollout,) = [callback for callback in cli.trainer.callbacks if isinstance(callback, FlowRolloutCallback)]
+    (rollout,) = [callback for callback in cli.trainer.callbacks if isinstance(callback, DiffusionRolloutCallback)]
     cli.model.algorithm.validate_steps(rollout.sampling.num_generations, cli.model.steps_per_rollout)
     assert rollout.eval_sampling.window is None
     cli.datamodule.read(("train", "val"))

@@ -7,27 +7,27 @@ import pytest
 import torch
 
 from longrl.algorithms import Algorithm, gaussian_mean, grpo_guard
-from longrl.diffusion.module import FlowModule
-from longrl.diffusion.sampler import FlowSampling
+from longrl.diffusion.diffusion_module import DiffusionModule
+from longrl.diffusion.sampler import DiffusionSampling
 from longrl.diffusion.steps import CPS, FlowSDE
 from longrl.diffusion.trajectory_rows import Rows, places_of, score, split
 from longrl.diffusion.windows import RandomWindow
 from longrl.models.lora import LoRASettings
 from longrl.modules.optimizer import OptimizerSettings
 from longrl.rewards import think_answer_format
-from tests.diffusion.test_families import sampled, stock, stock_frames
+from tests.diffusion.test_diffusion_family import sampled, stock, stock_frames
 from tests.diffusion.tiny import FAMILIES, PromptRows, fit, sd3_family
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*log_every_n_steps")
 CPU = torch.device("cpu")
 NAMES = list(FAMILIES)
-SAMPLING = FlowSampling(num_generations=3, num_steps=4, guidance_scale=2.0)
+SAMPLING = DiffusionSampling(num_generations=3, num_steps=4, guidance_scale=2.0)
 
 
 def module(name="sd3", lr=1e-3, **kwargs):
     family = kwargs.pop("family", None) or FAMILIES[name]()
     settings = {"optimizer": OptimizerSettings(lr=lr), "algorithm": Algorithm(clip_low=1e-4, clip_high=1e-4)}
-    return FlowModule(family, **{**settings, **kwargs})
+    return DiffusionModule(family, **{**settings, **kwargs})
 
 
 # ---- scores ----
@@ -36,7 +36,7 @@ def module(name="sd3", lr=1e-3, **kwargs):
 @pytest.mark.parametrize("dynamics", [FlowSDE(0.7), CPS(0.8)])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_first_ratio_is_one_and_stored_trajectories_score_as_sampled(name, dynamics):
-    sampling = FlowSampling(num_generations=3, num_steps=4, guidance_scale=2.0, dynamics=dynamics)
+    sampling = DiffusionSampling(num_generations=3, num_steps=4, guidance_scale=2.0, dynamics=dynamics)
     record = fit(module(name, rows_per_micro_batch=5), sampling)
     (metrics,) = record.metrics
     assert metrics["train/ratio_mean"] == 1.0
@@ -120,7 +120,7 @@ def test_later_updates_on_a_rollout_have_ratios_to_the_weights_that_sampled():
 
 
 def test_a_prompt_that_comes_again_in_a_batch_gets_other_samples():
-    data, same_start = PromptRows(), FlowSampling(num_generations=2, num_steps=2, same_start=True)
+    data, same_start = PromptRows(), DiffusionSampling(num_generations=2, num_steps=2, same_start=True)
     data.rows = [data.rows[0], data.rows[1], data.rows[0]]
     for sampling in (SAMPLING, same_start):
         first, _, again = fit(module(), sampling, data=data).groups[0]
@@ -135,7 +135,7 @@ def test_a_sampler_that_parts_from_the_update_ends_the_run_before_its_step(monke
         found = score(family, model, rows)
         return dataclasses.replace(found, logp=found.logp + 2e-3)
 
-    monkeypatch.setattr("longrl.diffusion.module.score", stale)
+    monkeypatch.setattr("longrl.diffusion.diffusion_module.score", stale)
     policy, before = module(), sd3_family().build().state_dict()
     with pytest.raises(RuntimeError, match=r"mean 0.002, .*model.max_mismatch=0.001"):
         fit(policy, SAMPLING)
@@ -194,25 +194,25 @@ def test_batches_that_nothing_sampled_for_are_refused():
     trainer = Trainer(
         accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, max_steps=1
     )
-    with pytest.raises(ValueError, match="FlowRolloutCallback"):
+    with pytest.raises(ValueError, match="DiffusionRolloutCallback"):
         trainer.fit(module(), PromptRows())
 
 
 def test_a_rollout_without_noise_is_refused():
     with pytest.raises(ValueError, match="no denoising step draws noise"):
-        fit(module(), FlowSampling(num_generations=2, num_steps=4, dynamics=FlowSDE(0.0)))
+        fit(module(), DiffusionSampling(num_generations=2, num_steps=4, dynamics=FlowSDE(0.0)))
 
 
 def test_a_run_whose_first_rewards_all_fail_ends_at_once_with_the_reason(monkeypatch):
     monkeypatch.setattr("tests.diffusion.tiny.redness", think_answer_format)
     with pytest.raises(ValueError, match=r"first with AttributeError: .*'text'; with `policy: flow`"):
-        fit(module(), FlowSampling(num_generations=2, num_steps=2), steps=99)
+        fit(module(), DiffusionSampling(num_generations=2, num_steps=2), steps=99)
 
 
 def test_a_run_of_which_one_reward_fails_goes_on(monkeypatch):
     values = iter([float("nan"), 0.0, 1.0, 0.5])
     monkeypatch.setattr("tests.diffusion.tiny.redness", lambda frames, row: next(values))
-    record = fit(module(), FlowSampling(num_generations=2, num_steps=2))
+    record = fit(module(), DiffusionSampling(num_generations=2, num_steps=2))
     assert record.metrics[0]["rollout/failed_rewards"] == 0.25
 
 
@@ -231,7 +231,7 @@ def test_a_run_whose_rewards_all_fail_later_ends(monkeypatch):
     values = itertools.chain([0.0, 1.0, 0.0, 1.0], itertools.repeat(float("nan")))
     monkeypatch.setattr("tests.diffusion.tiny.redness", lambda frames, row: next(values))
     with pytest.raises(RuntimeError, match="no group was of use"):
-        fit(module(), FlowSampling(num_generations=2, num_steps=2), steps=99, data=PromptRows(num_batches=12))
+        fit(module(), DiffusionSampling(num_generations=2, num_steps=2), steps=99, data=PromptRows(num_batches=12))
 
 
 def test_micro_batches_of_no_rows_are_refused():

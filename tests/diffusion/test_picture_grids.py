@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 
-from longrl.diffusion.pictures import Pictures, caption
+from longrl.diffusion.picture_grids import PictureGrids, caption
 from longrl.rewards import RewardSum, RewardTerm
 from longrl.types import Row
 
@@ -53,7 +53,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "pictures").glob("*"))
 
 
-def train(callback: Pictures, run: SimpleNamespace, steps_per_rollout: int, until: int) -> None:
+def train(callback: PictureGrids, run: SimpleNamespace, steps_per_rollout: int, until: int) -> None:
     batch, policy = Batch([group("a")]), SimpleNamespace(steps_per_rollout=steps_per_rollout)
     while run.global_step < until:
         callback.on_train_batch_start(run, policy, batch, 0)
@@ -63,20 +63,20 @@ def train(callback: Pictures, run: SimpleNamespace, steps_per_rollout: int, unti
 
 @pytest.mark.parametrize(("steps_per_rollout", "shown"), [(1, [0, 5, 10]), (4, [0, 8]), (6, [0, 6])])
 def test_the_first_rollout_and_those_that_begin_at_or_behind_a_multiple_are_shown(tmp_path, steps_per_rollout, shown):
-    train(Pictures(every_n_steps=5), trainer(tmp_path), steps_per_rollout, until=11)
+    train(PictureGrids(every_n_steps=5), trainer(tmp_path), steps_per_rollout, until=11)
     assert names(tmp_path) == ["samples.jsonl", *(f"step_{step:06}.png" for step in shown)]
 
 
 def test_only_validation_is_shown_with_zero_and_only_by_one_rank(tmp_path):
-    train(Pictures(every_n_steps=0), trainer(tmp_path), 1, until=3)
+    train(PictureGrids(every_n_steps=0), trainer(tmp_path), 1, until=3)
     other = trainer(tmp_path)
     other.is_global_zero = False
-    train(Pictures(every_n_steps=1), other, 1, until=3)
+    train(PictureGrids(every_n_steps=1), other, 1, until=3)
     assert not (tmp_path / "pictures").exists()
 
 
 def test_a_validation_shows_the_first_prompts_of_its_batches(tmp_path):
-    callback, run = Pictures(num_prompts=3, num_samples=2, tile=8), trainer(tmp_path, step=40)
+    callback, run = PictureGrids(num_prompts=3, num_samples=2, tile=8), trainer(tmp_path, step=40)
     for first in ("ab", "cd"):
         callback.on_validation_batch_end(run, None, None, Batch([group(name) for name in first]), 0)
     callback.on_validation_end(run, None)
@@ -98,7 +98,7 @@ def test_a_caption_says_reward_and_parts_and_a_failure_is_no_zero():
 
 
 def test_a_video_leaves_a_contact_sheet_and_an_animation(tmp_path):
-    callback, run = Pictures(fps=4), trainer(tmp_path, step=7)
+    callback, run = PictureGrids(fps=4), trainer(tmp_path, step=7)
     callback.on_validation_batch_end(run, None, None, Batch([group("a", num_frames=3)]), 0)
     callback.on_validation_end(run, None)
     assert names(tmp_path) == ["samples.jsonl", "val_000007.png", "val_000007.webp"]
@@ -109,7 +109,7 @@ def test_a_video_leaves_a_contact_sheet_and_an_animation(tmp_path):
 
 
 def test_batches_without_groups_leave_nothing(tmp_path):
-    callback, run = Pictures(every_n_steps=1), trainer(tmp_path, step=1)
+    callback, run = PictureGrids(every_n_steps=1), trainer(tmp_path, step=1)
     callback.on_train_batch_end(run, SimpleNamespace(steps_per_rollout=1), None, Batch(None), 0)
     callback.on_validation_batch_end(run, None, None, Batch(None), 0)
     callback.on_validation_end(run, None)
@@ -128,7 +128,7 @@ class Wandb(WandbLogger):
 
 def test_weights_and_biases_gets_the_grid_and_the_animation(tmp_path):
     logger = Wandb()
-    callback, run = Pictures(), trainer(tmp_path, logger, step=7)
+    callback, run = PictureGrids(), trainer(tmp_path, logger, step=7)
     callback.on_validation_batch_end(run, None, None, Batch([group("a", num_frames=3)]), 0)
     callback.on_validation_end(run, None)
     assert {name: step for name, (_, step) in logger.logged.items()} == {"pictures/val": 7, "videos/val": 7}
@@ -141,4 +141,4 @@ def test_weights_and_biases_gets_the_grid_and_the_animation(tmp_path):
 
 def test_impossible_settings_are_errors():
     with pytest.raises(ValueError, match="must be at least 1.*got 0, 4, 160, 6, 8.0 and 50"):
-        Pictures(num_prompts=0)
+        PictureGrids(num_prompts=0)

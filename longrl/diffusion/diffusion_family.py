@@ -1,6 +1,6 @@
 """Flow models for pictures and videos: diffusers' own transformer as the policy, the rest of its pipeline frozen.
 
-`FlowFamily` is the counterpart of `CausalFamily`: a light description of how prompts become conditions, latents become
+`DiffusionFamily` is the counterpart of `CausalFamily`: a light description of how prompts become conditions, latents become
 frames, and a transformer tells a velocity. The transformer alone is trained, sharded and saved in checkpoints; text
 encoders and autoencoder are loaded once, kept whole, and never change.
 
@@ -34,7 +34,7 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "ad
 """Linear layers of attention, as diffusers names them: where adapters go by default (Flow-GRPO's list)."""
 
 
-class FlowFamily(abc.ABC):
+class DiffusionFamily(abc.ABC):
     """A diffusers pipeline whose transformer is trained.
 
     Args:
@@ -326,7 +326,7 @@ class FlowFamily(abc.ABC):
 class ConditionCache:
     """Conditions of prompts in host memory, the least recently used given up first."""
 
-    def __init__(self, family: FlowFamily, size: int) -> None:
+    def __init__(self, family: DiffusionFamily, size: int) -> None:
         if size < 1:
             raise ValueError(f"model.family.init_args.cached_prompts must be at least 1, got {size}")
         self.family = family

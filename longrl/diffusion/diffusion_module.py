@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from longrl.algorithms import Algorithm, DrawnSteps, Tokens
-from longrl.diffusion.family import FlowFamily
-from longrl.diffusion.gap import StepGap
+from longrl.diffusion.diffusion_family import DiffusionFamily
 from longrl.diffusion.sampler import Trajectory
+from longrl.diffusion.step_mismatch import StepMismatchMonitor
 from longrl.diffusion.trajectory_rows import Place, Rows, SampledGroups, Scores, places_of, score, split, velocity_of
 from longrl.models.lora import adapters_off
 from longrl.modules.initial_weights import plain_from
@@ -28,8 +28,8 @@ from longrl.strategies.fsdp import Entry
 from longrl.types import Batch
 
 
-class FlowModule(TrainedModule):
-    """Trains SD3 or Wan by RL on batches whose groups `FlowRolloutCallback` filled.
+class DiffusionModule(TrainedModule):
+    """Trains SD3 or Wan by RL on batches whose groups `DiffusionRolloutCallback` filled.
 
     A sample is a completion and a denoising step of its window a token, so algorithms and mini-batches are those of
     `PolicyModule`. Losses are sums under weights that add up to one over the whole optimizer step, so any split into
@@ -54,7 +54,7 @@ class FlowModule(TrainedModule):
 
     def __init__(
         self,
-        family: FlowFamily,
+        family: DiffusionFamily,
         algorithm: Algorithm | None = None,
         optimizer: OptimizerSettings | None = None,
         init_from: str | None = None,
@@ -73,7 +73,7 @@ class FlowModule(TrainedModule):
             family, algorithm, optimizer, init_from, mini_batches_per_rollout, epochs_per_rollout, max_grad_norm
         )
         self.rows_per_micro_batch = rows_per_micro_batch
-        self.gap = StepGap(max_mismatch)
+        self.gap = StepMismatchMonitor(max_mismatch)
         """Compares the sampler's log-probabilities with those of the first update of every rollout."""
 
     # -- building ------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing_extensions import override
 from longrl.engines.parity import MismatchMonitor
 
 
-class StepGap(MismatchMonitor):
+class StepMismatchMonitor(MismatchMonitor):
     """`MismatchMonitor` of log-probabilities that are means over the numbers of a latent, far closer than those of tokens."""
 
     @override

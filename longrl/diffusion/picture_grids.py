@@ -17,7 +17,7 @@ from longrl.io.atomic import atomic_write
 from longrl.types import Group
 
 
-class Pictures(Callback):
+class PictureGrids(Callback):
     """Writes a grid of samples at every validation, and of training samples every so many optimizer steps.
 
     Files are `pictures/val_000100.png` and `pictures/step_000100.png`, of videos a contact sheet, with an animation
@@ -46,7 +46,7 @@ class Pictures(Callback):
     ) -> None:
         if min(num_prompts, num_samples, tile, max_frames, fps) < 1 or every_n_steps < 0:
             raise ValueError(
-                "num_prompts, num_samples, tile, max_frames and fps of Pictures must be at least 1 and every_n_steps "
+                "num_prompts, num_samples, tile, max_frames and fps of PictureGrids must be at least 1 and every_n_steps "
                 f"at least 0, got {num_prompts}, {num_samples}, {tile}, {max_frames}, {fps} and {every_n_steps}"
             )
         self.every_n_steps = every_n_steps
