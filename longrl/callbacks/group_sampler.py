@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from longrl.engines.parity import Mismatch, check, check_seen, stacked
+from longrl.engines.generation_shards import GenerationShard, gather_groups, generation_shards
+from longrl.engines.parity import Mismatch, check_mismatch, check_rendered_prompts, engine_logps
 from longrl.engines.rollout_engine import RolloutEngine
-from longrl.engines.sharing import Piece, joined, pieces
 from longrl.models.base import CausalFamily
 from longrl.rewards import RewardSum
 from longrl.types import Group, Prompt, SamplingParams
@@ -112,17 +112,17 @@ class GroupSampler:
         family = policy.engine_family
         greedy = SamplingParams(num_generations=1, max_completion_tokens=PARITY_TOKENS, temperature=0.0)
         features = self._prepare(policy, Request(prompts, (greedy,), step, seed=0))
-        check_seen(prompts, self.engine.rendered_prompts(family, prompts, features), features)
+        check_rendered_prompts(prompts, self.engine.rendered_prompts(family, prompts, features), features)
         with policy.parallel.world.raise_on_any_rank():
             found = self.engine.generate(family, policy.model, prompts, features, greedy, seed=0)
         self.engine.sleep()
         tokens = [[completion.token_ids for completion in own] for own in found]
         with policy.trainer.precision_plugin.forward_context():
             logp = policy.score(policy.entry, prompts, tokens, features, temperature=1.0)
-        gap = Mismatch(stacked(found), logp.cpu())
-        for name, value in gap.metrics().items():
+        mismatch = Mismatch(engine_logps(found), logp.cpu())
+        for name, value in mismatch.metrics().items():
             logger.info("engine against trainer before the first step: %s %.2e", name, value)
-        check(gap, prompts, found, max_mismatch)
+        check_mismatch(mismatch, prompts, found, max_mismatch)
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
@@ -161,9 +161,10 @@ class GroupSampler:
             groups += [Group(request.prompts[place], own) for place, own in zip(places, answers, strict=True)]
         return groups
 
-    def _pieces(self, policy: PolicyModule, request: Request, sampling: SamplingParams) -> list[Piece]:
+    def _pieces(self, policy: PolicyModule, request: Request, sampling: SamplingParams) -> list[GenerationShard]:
         sp_group, ranks = policy.parallel.sp_group, self.engine.ranks_per_engine
-        return pieces(len(request.prompts), sampling.num_generations, sp_group.rank // ranks, sp_group.size // ranks)
+        engine_rank = sp_group.rank // ranks
+        return generation_shards(len(request.prompts), sampling.num_generations, engine_rank, sp_group.size // ranks)
 
     def _scored(self, policy: PolicyModule, request: Request, unscored: Unscored) -> list[list[Group]]:
         """The whole team's groups; of ranks that make up one engine the first has them scored."""
@@ -175,7 +176,7 @@ class GroupSampler:
                     own = []
                 with policy.parallel.world.raise_on_any_rank():
                     self.reward.score([group for _, group in own])
-                found.append(joined(request.prompts, own, sp_group, policy.parallel.num_gather_chunks))
+                found.append(gather_groups(request.prompts, own, sp_group, policy.parallel.num_gather_chunks))
         return found
 
 

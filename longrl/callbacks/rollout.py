@@ -109,7 +109,7 @@ class RolloutCallback(Callback):
                 f"{type(self.engine).__name__}; use longrl.engines.server.VLLMServerEngine, or overlap=false"
             )
         by_reward = policy.algorithm.kl_coef > 0 and policy.algorithm.kl_placement == "reward"
-        if self._gap.trust_below and (policy.steps_per_rollout == 1 or self.overlap or by_reward):
+        if self._gap.bypass_below and (policy.steps_per_rollout == 1 or self.overlap or by_reward):
             logger.warning(
                 "bypass_old_logp_below of the RolloutCallback has no effect: it saves the old policy's forward pass, "
                 "which only a run with several optimizer steps per rollout has, without overlap and without KL in the "
@@ -117,9 +117,9 @@ class RolloutCallback(Callback):
             )
         if self.sampling.top_p == 1 and self.sampling.top_k == 0:
             return
-        if self._gap.trust_below:
+        if self._gap.bypass_below:
             raise ValueError(
-                f"bypass_old_logp_below={self._gap.trust_below} needs top_p=1 and top_k=0, got {self.sampling.top_p} and "
+                f"bypass_old_logp_below={self._gap.bypass_below} needs top_p=1 and top_k=0, got {self.sampling.top_p} and "
                 f"{self.sampling.top_k}: the engine's log-probabilities are those of the filtered distribution; set "
                 "bypass_old_logp_below of the RolloutCallback to 0"
             )
@@ -227,7 +227,7 @@ class RolloutCallback(Callback):
             "num_rollouts": self._num_rollouts,
             "waiting": self._parallel.dp.gather(saved),
             "empty_steps": self._empty_steps,
-            "gap": self._gap.last,
+            "gap": self._gap.last_mean,
         }
 
     @override
@@ -236,7 +236,7 @@ class RolloutCallback(Callback):
         waiting, data = state_dict["waiting"], self._parallel.dp
         self._restored = {name: own_share([saved[name] for saved in waiting], data) for name in ("carried", "ahead")}
         self._empty_steps = state_dict["empty_steps"]
-        self._gap.last = state_dict["gap"]
+        self._gap.last_mean = state_dict["gap"]
 
     # -- work ----------------------------------------------------------------------------------------------------
 

@@ -159,7 +159,7 @@ class DiffusionModule(TrainedModule):
         for part in own:
             totals.update(self._backward(rollout, part, first))
         if first:
-            self.gap.close(self.parallel.world)
+            self.gap.finish_rollout(self.parallel.world)
         sums = self.parallel.world.sum_dict({n: value / self.parallel.sp_group.size for n, value in totals.items()})
         metrics = {**sums, **self.optimizer_step_clipped()}
         total = metrics.pop("weight_sum", 0.0) or 1.0  # below one with Dr.GRPO's constant, or with masked samples
@@ -176,7 +176,7 @@ class DiffusionModule(TrainedModule):
         scores = self._score(self.entry, rows)
         index, logp = rows.row_index, scores.logp
         if first:
-            self.gap.add(rollout.sampler_logp[index], logp)
+            self.gap.add_tokens(rollout.sampler_logp[index], logp)
         old = logp.detach() if first else rollout.old_logp[index]
         old_mean = scores.mean.detach() if first else rows.old_mean
         steps = DrawnSteps(scores.mean, rows.std, rows.length, old_mean, reference)

@@ -11,10 +11,10 @@ class StepMismatchMonitor(MismatchMonitor):
     """`MismatchMonitor` of log-probabilities that are means over the numbers of a latent, far closer than those of tokens."""
 
     @override
-    def parted(self, numbers: str) -> str:
+    def failure_message(self, metrics: str) -> str:
         return (
             f"sampling and update have parted: the log-probabilities of this rollout's denoising steps differ by "
-            f"{numbers}, mean above model.max_mismatch={self.max_mismatch}; this step did not change the weights. Set "
+            f"{metrics}, mean above model.max_mismatch={self.max_mismatch}; this step did not change the weights. Set "
             "model.family.init_args.dtype to float32 and trainer.precision to 32-true, or raise model.max_mismatch if the "
             "mean stays below the clip range (model.algorithm.clip_high)"
         )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from longrl.models.base import CausalFamily
-from longrl.packing.pack import idle, pack
+from longrl.packing.pack import dummy_micro_batch, pack
 from longrl.strategies.fsdp import Entry
 from longrl.strategies.parallel import Parallel
 from longrl.strategies.sequence import SequenceParallel
@@ -48,7 +48,7 @@ def scores(
     """A micro-batch through the model behind `entry`; for None the smallest there is."""
 
     def forward() -> tuple[Tensor, Tensor]:
-        found = packed or idle(family.num_axes)
+        found = packed or dummy_micro_batch(family.num_axes)
         output = family.forward(entry.model, found, features, temperature, sequence)
         return output.logp, output.entropy
 

@@ -188,8 +188,8 @@ class PolicyModule(TrainedModule):
         def loss_of(packed: Packed, output: PolicyOutput) -> tuple[Tensor, Mapping[str, Tensor]]:
             rows, weights = packed.token_index, rollout.weights[packed.completion_index].to(output.logp.device)
             if watch:
-                known = rollout.fresh[rows] | watch.ahead
-                watch.add(rollout.sampler_logp[rows][known], output.logp[known])
+                known = rollout.fresh[rows] | watch.one_step_off
+                watch.add_tokens(rollout.sampler_logp[rows][known], output.logp[known])
             result = self.algorithm.loss(
                 output.logp,
                 output.logp.detach() if rollout.old_logp is None else rollout.old_logp[rows],
@@ -201,7 +201,7 @@ class PolicyModule(TrainedModule):
             )
             return result.loss, {"entropy": (output.entropy * weights).sum(), **result.metrics}
 
-        before_step = partial(watch.close, self.parallel.world) if watch else None
+        before_step = partial(watch.finish_rollout, self.parallel.world) if watch else None
         metrics = self._update(rollout.prompts, rollout.completions, features, loss_of, before_step)
         total = metrics.pop("weight_sum", 0.0) or 1.0  # below one with Dr.GRPO's constant, or with masked completions
         own = ("loss", "grad_norm", "lr")

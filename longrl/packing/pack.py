@@ -54,7 +54,7 @@ def pack(prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]], max
     return [_packed(items) for items in batches]
 
 
-def idle(num_axes: int) -> Packed:
+def dummy_micro_batch(num_axes: int) -> Packed:
     """The smallest micro-batch there is, for a rank that has nothing to do while others work: one scored row."""
     one, positions = torch.zeros(1, dtype=torch.int64), torch.zeros(num_axes, 1, dtype=torch.int64)
     prompt = Prompt(id="idle", input_ids=one, position_ids=positions, media=(), row=Row("idle", "", ""))

@@ -377,7 +377,7 @@ def feature_exchange(plan: Plan) -> float:
 
 
 def prefilled_prompts(plan: Plan) -> int:
-    """Prompts that one rank prefills together: engines/sharing.py and `HFEngine.max_sequences`."""
+    """Prompts that one rank prefills together: engines/generation_shards.py and `HFEngine.max_sequences`."""
     own = max(1, math.ceil(plan.prompts_per_batch / plan.sp_group))
     return min(own, max(1, plan.max_sequences // rank_completions(plan)))
 

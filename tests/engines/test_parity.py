@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from longrl.engines.parity import Mismatch, check, stacked
+from longrl.engines.parity import Mismatch, check_mismatch, engine_logps
 from longrl.types import Completion
 from tests.tiny import row, text_family
 
@@ -24,17 +24,17 @@ def test_metrics_by_hand():
 
 
 def test_nothing_sampled_has_no_gap():
-    assert Mismatch(stacked([]), torch.zeros(0)).metrics() == {}
-    check(Mismatch(stacked([]), torch.zeros(0)), [], [], 0.1)
+    assert Mismatch(engine_logps([]), torch.zeros(0)).metrics() == {}
+    check_mismatch(Mismatch(engine_logps([]), torch.zeros(0)), [], [], 0.1)
 
 
 def test_a_mismatch_names_the_tokens():
     prompts = [text_family().render(row(name), "What?") for name in ("one", "two")]
     completions = [[completion([5, 6], [-1.0, -2.0])], [completion([7], [-3.0])]]
     trainer = torch.tensor([-1.0, -2.01, -0.5])
-    check(Mismatch(stacked(completions), trainer), prompts, completions, max_mismatch=2.6)
+    check_mismatch(Mismatch(engine_logps(completions), trainer), prompts, completions, max_mismatch=2.6)
     with pytest.raises(RuntimeError) as error:
-        check(Mismatch(stacked(completions), trainer), prompts, completions, max_mismatch=0.1)
+        check_mismatch(Mismatch(engine_logps(completions), trainer), prompts, completions, max_mismatch=0.1)
     lines = str(error.value).splitlines()
     assert "disagree by up to 2.5000" in lines[0]
     assert lines[1] == "  prompt 'two', token 0 (id 7): engine -3.0000, trainer -0.5000"

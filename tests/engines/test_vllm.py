@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from longrl.engines.hf import HFEngine
-from longrl.engines.parity import Mismatch, check, check_seen, stacked
+from longrl.engines.parity import Mismatch, check_mismatch, check_rendered_prompts, engine_logps
 from longrl.features.cache import FeatureCache
 from longrl.models.qwen3_vl import Qwen3VLFamily
 from longrl.models.qwen_omni import QwenOmniFamily
@@ -189,7 +189,7 @@ def test_weights_go_over_once_per_step(in_step):
 
 def test_the_engine_reads_prompts_as_the_trainer_does(in_step):
     family, vllm, _, prompts, features = in_step
-    check_seen(prompts, vllm.rendered_prompts(family, prompts, features), features)
+    check_rendered_prompts(prompts, vllm.rendered_prompts(family, prompts, features), features)
 
 
 @WITH_A_TOWER
@@ -197,7 +197,7 @@ def test_a_video_at_another_speed_is_noticed_before_the_first_step(in_step):
     family, vllm, _, prompts, features = in_step
     slow = [dataclasses.replace(p, media=tuple(slower(item) for item in p.media)) for p in prompts]
     with pytest.raises(RuntimeError, match="read the same prompts differently") as error:
-        check_seen(prompts, vllm.rendered_prompts(family, slow, features), features)
+        check_rendered_prompts(prompts, vllm.rendered_prompts(family, slow, features), features)
     assert "position_ids: from [0, " in str(error.value)
 
 
@@ -262,14 +262,14 @@ def test_a_forgotten_cache_is_caught(in_step, monkeypatch):
     monkeypatch.setattr(vllm._llm, "reset_prefix_cache", lambda: True)
     vllm.sync(family, model, 102)
     found = vllm.generate(family, model, prompts, features, GREEDY, seed=0)
-    tokens = Mismatch(stacked(found), trainer_logp(family, model, prompts, features, found))
+    tokens = Mismatch(engine_logps(found), trainer_logp(family, model, prompts, features, found))
     with pytest.raises(RuntimeError, match=r"engine and trainer disagree by up to .*max_mismatch=0\.01"):
-        check(tokens, prompts, found, max_mismatch=0.01)
+        check_mismatch(tokens, prompts, found, max_mismatch=0.01)
     monkeypatch.undo()
     vllm.reset_caches()
     found = vllm.generate(family, model, prompts, features, GREEDY, seed=0)
-    check(
-        Mismatch(stacked(found), trainer_logp(family, model, prompts, features, found)),
+    check_mismatch(
+        Mismatch(engine_logps(found), trainer_logp(family, model, prompts, features, found)),
         prompts,
         found,
         max_mismatch=1e-4,
@@ -288,7 +288,7 @@ def test_the_same_tokens_with_other_features_are_another_prompt(in_step):
     for prompt in (*prompts, prompts[0]):
         found = vllm.generate(family, model, [prompt], features, GREEDY, seed=0)
         assert gap(family, model, [prompt], features, found) < 1e-4
-        answers.append(stacked(found))
+        answers.append(engine_logps(found))
     assert not torch.allclose(answers[0], answers[1], atol=1e-3)
     torch.testing.assert_close(answers[0], answers[2])
 
