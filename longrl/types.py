@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol
+
+from typing_extensions import TypeVar
 
 if TYPE_CHECKING:
     import torch
@@ -207,12 +209,29 @@ class Completion:
     finish_reason: FinishReason
 
 
-@dataclass
-class Group:
-    """The G completions of one prompt and what the rewards said of them."""
+class PromptOfRow(Protocol):
+    """What all kinds of prompts have."""
 
-    prompt: Prompt
-    completions: list[Completion]
+    @property
+    def id(self) -> str:
+        """Of the prompt's row."""
+
+    @property
+    def row(self) -> Row:
+        """What is asked for, and what rewards check answers by."""
+
+
+PromptT = TypeVar("PromptT", bound=PromptOfRow, default=Prompt)
+SampleT = TypeVar("SampleT", default=Completion)
+"""What is sampled: completions of text, or the trajectories of a diffusion model (longrl/diffusion/sampler.py)."""
+
+
+@dataclass
+class Group(Generic[PromptT, SampleT]):
+    """The G samples of one prompt and what the rewards said of them: `Group` alone is one of text completions."""
+
+    prompt: PromptT
+    completions: list[SampleT]
     rewards: Tensor | None = None
     """[G] float32 weighted sum of the parts."""
     reward_parts: dict[str, Tensor] = field(default_factory=dict)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 from functools import cached_property
 
 import torch
@@ -25,18 +26,18 @@ from longrl.algorithms.needs import needs
 from longrl.io.functions import FunctionOrPath, resolve_function
 from longrl.types import Group
 
-Selection = Callable[[list[Group]], list[Group]]
+Selection = Callable[[list[Group[Any, Any]]], list[Group[Any, Any]]]
 
 # ---- which groups train ----
 
 
-def keep_all(groups: list[Group]) -> list[Group]:
+def keep_all(groups: list[Group[Any, Any]]) -> list[Group[Any, Any]]:
     """Every group trains."""
     return groups
 
 
 @needs(groups=True, full_distribution=True)
-def drop_uniform(groups: list[Group]) -> list[Group]:
+def drop_uniform(groups: list[Group[Any, Any]]) -> list[Group[Any, Any]]:
     """Dynamic sampling: drops groups all right or all wrong. DAPO, arXiv:2503.14476, sec. 3.2: 0 < #right < G.
 
     Looked at is the reward part `accuracy`, or the reward if there is none, of the valid completions: a group stays if
@@ -77,14 +78,14 @@ class InOrder:
         steps = [resolve_function(step, "model.algorithm.select") for step in self.steps]
         object.__setattr__(self, "steps", steps)
 
-    def __call__(self, groups: list[Group]) -> list[Group]:
+    def __call__(self, groups: list[Group[Any, Any]]) -> list[Group[Any, Any]]:
         """The groups that every step lets pass."""
         for step in self.steps:
             groups = step(groups)
         return groups
 
 
-def _valid(group: Group) -> Tensor:
+def _valid(group: Group[Any, Any]) -> Tensor:
     return torch.ones(len(group.completions), dtype=torch.bool) if group.valid is None else group.valid  # [G]
 
 

@@ -105,7 +105,7 @@ class RewardSum:
             if isinstance(term.function, BatchReward):
                 term.function.prepare()
 
-    def score(self, groups: list[Group], errors: list[str] | None = None) -> int:
+    def score(self, groups: Sequence[Group[Any, Any]], errors: list[str] | None = None) -> int:
         """Fills `rewards`, `reward_parts` and `valid` of every group.
 
         A function that raises, or whose value is not a finite number, is logged with its sample; that completion gets
@@ -163,7 +163,7 @@ def frame_indices(num_frames: int, frames_of: str) -> list[int]:
     return list(range(0, num_frames, int(every[1]) if every else 1))
 
 
-def _values_of(term: RewardTerm, samples: Sequence[tuple[Group, Any]], errors: list[str]) -> list[float]:
+def _values_of(term: RewardTerm, samples: Sequence[tuple[Group[Any, Any], Any]], errors: list[str]) -> list[float]:
     """One part of all completions; NaN after a failure, which is logged and kept."""
     function = term.function
     judged = [_judged_input(term, completion) for _, completion in samples]
