@@ -19,14 +19,13 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 if TYPE_CHECKING:
-    from longrl.diffusion.diffusion_family import DiffusionFamily
     from longrl.models.base import CausalFamily
 
 OPTION = "model.family.init_args.lora"
@@ -61,6 +60,14 @@ class LoRASettings:
     def scaling(self) -> float:
         """Factor of B A."""
         return self.alpha / self.rank
+
+
+class AdaptedFamily(Protocol):
+    """A family that says what adapters its models have."""
+
+    @property
+    def lora(self) -> LoRASettings | None:
+        """None is a model without adapters."""
 
 
 # ---- a model with adapters ----
@@ -127,7 +134,7 @@ def _targets(family: CausalFamily, model: nn.Module, wanted: tuple[str, ...] | N
     return rf"{re.escape(place)}\..*\.({'|'.join(sorted(wanted or linear))})"
 
 
-def adapters_off(family: CausalFamily | DiffusionFamily, model: nn.Module) -> contextlib.AbstractContextManager[None]:
+def adapters_off(family: AdaptedFamily, model: nn.Module) -> contextlib.AbstractContextManager[None]:
     """The model without what its adapters add: the policy that the run began with. Nothing happens without LoRA.
 
     A factor of zero, and not peft's own way of switching adapters off, for that makes them untrainable meanwhile, and

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from longrl.models.base import CausalFamily, is_local
 from longrl.models.chunked_mlp import chunk_mlps
+from longrl.models.family import OWN_WEIGHTS
 from longrl.models.lora import OPTION, LoRASettings, add_adapters, from_checkpoint, is_adapter, merged, plain_name
-
-if TYPE_CHECKING:
-    from longrl.diffusion.diffusion_family import DiffusionFamily
 
 EXPORTED = ("config.json", "model_index.json")
 """What a folder of transformers or of a diffusers pipeline has."""
@@ -26,13 +24,20 @@ META = "meta.pt"
 """What Lightning calls the file of a sharded checkpoint that holds all but tensors."""
 
 
+class BuildableFamily(Protocol):
+    """A family of language or of diffusion models: it builds one from weights that it can read."""
+
+    def build(self, weights: str | None = OWN_WEIGHTS) -> nn.Module:
+        """See `longrl.models.family.ModelFamily.build`."""
+
+
 def build_from(family: CausalFamily, source: str | None) -> nn.Module:
     """The policy's model: that of `plain_from`, with new adapters and chunked MLPs if the family asks for them."""
     model = plain_from(family, source)
     return chunk_mlps(family, model if family.lora is None else add_adapters(family, model))
 
 
-def plain_from(family: CausalFamily | DiffusionFamily, source: str | None, option: str = INIT_FROM) -> nn.Module:
+def plain_from(family: BuildableFamily, source: str | None, option: str = INIT_FROM) -> nn.Module:
     """The family's model with the weights of `source`, without adapters.
 
     Adapters of `source` are merged into its weights. So a run always begins at its source's policy, with adapters, if
