@@ -125,14 +125,15 @@ class _Demo:
         """`results.json`, `report.html` and the table on the console."""
         from longrl.callbacks.evaluation import print_scores
         from longrl.evaluation.curves import find_metrics
-        from longrl.evaluation.demo_report import Report, write_report
+        from longrl.evaluation.report_page import Report, write_report
 
-        results = {**self.scores, "seconds": {name: round(value, 1) for name, value in self.seconds.items()}}
-        atomic_write(self.out / "results.json", json.dumps(results, indent=2))
+        seconds = {name: round(value, 1) for name, value in self.seconds.items()}
+        atomic_write(self.out / "results.json", json.dumps({**self.scores, "seconds": seconds}, indent=2))
         report = Report(
             title="longrl demo",
             subtitle="A small Qwen2.5-VL learns to answer questions about videos: base, chain-of-thought SFT, GRPO.",
-            results=results,
+            results=self.scores,
+            seconds=seconds,
             curves={stage: find_metrics(self.out / stage) for stage in ("sft", "rl")},
             samples=self._cards(),
             chance=0.25,
@@ -146,7 +147,7 @@ class _Demo:
     def _cards(self) -> list[Any]:
         """Some held-out questions of every category, with what each run answered."""
         from longrl.datamodules.media.video import VideoSampling, read_video
-        from longrl.evaluation.demo_report import sample_card
+        from longrl.evaluation.report_page import sample_card
         from longrl.io.jsonl import read_jsonl
 
         files = {run: self.out / "evaluation" / run / "predictions.jsonl" for run in self.scores}

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from longrl.evaluation.curves import find_metrics
-from longrl.evaluation.demo_report import Report, write_report
-from longrl.evaluation.grid import saved_sheets
+from longrl.evaluation.report_page import Report, write_report
+from longrl.evaluation.sample_grids import saved_grids
 
 
 def main(args: Sequence[str]) -> None:
@@ -33,9 +33,10 @@ def report_run(run: str, title: str | None = None, num_sheets: int = 3) -> Path:
     Raises:
         ValueError: the run has left neither metrics nor pictures.
     """
-    metrics, sheets = find_metrics(run), saved_sheets(run, count=num_sheets)
-    if not metrics and not sheets:
+    metrics = find_metrics(run)
+    pictures = saved_grids(run, count=num_sheets)
+    if not metrics and not pictures:
         raise ValueError(f"--run={run} holds neither a metrics.csv nor pictures; name the run_dir of a training run")
     name = Path(run).resolve().name
     curves = {name: metrics} if metrics else {}
-    return write_report(run, Report(title or name, {}, curves=curves, pictures=sheets, facts={"run": run}))
+    return write_report(run, Report(title or name, curves=curves, pictures=pictures, facts={"run": run}))

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from typing_extensions import override
 
-from longrl.evaluation.grid import FOLDER, PromptSamples, animated_grid, encoded, is_video, picture_grid
+from longrl.evaluation.sample_grids import FOLDER, PromptSamples, animated_grid, encoded, is_video, picture_grid
 from longrl.io.atomic import atomic_write
 from longrl.types import Group
 

@@ -8,15 +8,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longrl.evaluation import page
-from longrl.evaluation.charts import plot_sweep
+from longrl.evaluation.charts import plot_frame_sweep
 from longrl.evaluation.comparison import Comparison, Comparisons, points
-from longrl.evaluation.demo_report import Report, SampleCard, sample_card, write_report
 from longrl.evaluation.outcomes import Outcome
+from longrl.evaluation.report_page import (
+    PageTable,
+    Report,
+    SampleCard,
+    SectionPart,
+    sample_card,
+    score_table,
+    write_report,
+)
 from longrl.evaluation.scores import OVERALL, Difference, Score
 from longrl.types import Row
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from longrl.commands.evaluate import EvaluationConfig
 
 NOTE = (
@@ -48,21 +57,21 @@ def write_benchmark_report(
         Path of report.html.
     """
     scored = {found.name: found.summary for found in outcomes if found.summary is not None}
-    sections: dict[str, Sequence[str]] = {
-        "Rates and baselines": [page.table(*_rates(outcomes, results)), *map(page.paragraph, remarks(outcomes))]
-    }
-    figures = {}
+    sections: dict[str, list[SectionPart | Figure]] = {}
     swept = {found.num_frames: found for found in outcomes if found.num_frames is not None and found.summary}
     if len(swept) > 1:
         blind = next((_clustered(found) for found in outcomes if found.blind and found.summary), None)
         drawn = {count: _clustered(found) for count, found in swept.items()}
-        figures["Frames"] = plot_sweep(drawn, _majority(outcomes), blind)
+        sections["Frames"] = [plot_frame_sweep(drawn, _majority(outcomes), blind)]
+    sections["Rates and baselines"] = [PageTable(*_rates(outcomes, results)), *remarks(outcomes)]
     for name in config.breakdowns:
         of_run = {run: _scores(summary.breakdowns[name]) for run, summary in scored.items()}
         values = list(dict.fromkeys(value for of_value in of_run.values() for value in of_value))
-        sections[f"By {name.replace('_', ' ')}"] = [page.score_table(of_run, values)]
+        sections[f"By {name.replace('_', ' ')}"] = [score_table(of_run, values)]
     if compared is not None:
-        sections["Against another run"] = [_comparison(found) for found in compared.by_condition.values()]
+        sections["Against another run"] = [
+            part for found in compared.by_condition.values() for part in _comparison(found)
+        ]
     report = Report(
         title=config.name,
         subtitle=f"{results['policy']['model']}: {len(rows)} questions",
@@ -72,7 +81,6 @@ def write_benchmark_report(
         facts=_facts(results),
         note=NOTE,
         sections=sections,
-        figures=figures,
     )
     return write_report(folder, report)
 
@@ -213,15 +221,14 @@ def _column(found: Outcome, told: Mapping[str, Any]) -> dict[str, str]:
     return column
 
 
-def _comparison(found: Comparison) -> str:
+def _comparison(found: Comparison) -> list[SectionPart]:
     rows = [
         [category, points(strict), points(found.robust[category]), str(strict.n), str(strict.won), str(strict.lost)]
         for category, strict in found.strict.items()
     ]
     text = f"{found.second} minus {found.first}, in percentage points on the questions that both answered."
     lists = [f"{name}: {', '.join(ids)}" for name, ids in (("Won", found.won), ("Lost", found.lost)) if ids]
-    table = page.table(["", "strict", "robust", "questions", "won", "lost"], rows)
-    return "\n".join([table, *map(page.paragraph, [text, *lists])])
+    return [PageTable(["", "strict", "robust", "questions", "won", "lost"], rows), text, *lists]
 
 
 def _facts(results: Mapping[str, Any]) -> dict[str, str]:

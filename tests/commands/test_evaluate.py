@@ -14,7 +14,7 @@ from longrl.io.jsonl import read_jsonl
 from longrl.types import Row
 from tests.evaluation import scripted
 from tests.evaluation.scripted import benchmark, evaluated, questions, records
-from tests.evaluation.test_demo_report import Tags
+from tests.evaluation.test_report_page import Tags
 from tests.pipeline.running import join, start_child
 from tests.runs import ROOT
 

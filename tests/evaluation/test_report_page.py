@@ -7,15 +7,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from longrl.evaluation.demo_report import CompletionCard, Report, SampleCard, clock, duration, sample_card, write_report
-from longrl.evaluation.grid import Sheet, encoded
+from longrl.evaluation.report_page import (
+    CompletionCard,
+    PageTable,
+    Picture,
+    Report,
+    SampleCard,
+    clock_time,
+    duration,
+    sample_card,
+    write_report,
+)
+from longrl.evaluation.sample_grids import encoded
 
 SCORE = {"accuracy": 0.625, "low": 0.5, "high": 0.75, "n": 48}
 RESULTS = {
     "base": {"overall": SCORE},
     "rl": {"overall": SCORE, "plot and narrative": SCORE},
-    "seconds": {"sft": 61.0, "rl": 125.0},
 }
+HOSTILE = "</style><script>alert('1')</script>&\""
 
 
 def card(**fields: object) -> SampleCard:
@@ -53,11 +63,12 @@ def report(tmp_path_factory):
     csv = folder / "metrics.csv"
     csv.write_text("step,train/reward,train/loss\n0,0.1,2\n1,0.3,1\n")
     samples = [card(frames=frames(40), timestamps=np.arange(40) * 100.0), card()]
-    sheets = [Sheet("after <1>", encoded([Image.new("RGB", (30, 20))], kind), kind) for kind in ("png", "webp")]
-    texts = {"subtitle": "sub", "facts": {"commit": "abc"}}
-    path = write_report(
-        folder, Report("A <title>", RESULTS, {"rl": csv}, samples, chance=0.3, pictures=sheets, **texts)
-    )
+    title = "after <1>"
+    grids = [
+        Picture(title, encoded([Image.new("RGB", (30, 20))], kind), 30, kind, title=title) for kind in ("png", "webp")
+    ]
+    texts = {"subtitle": "sub", "facts": {"commit": "abc"}, "seconds": {"sft": 61.0, "rl": 125.0}}
+    path = write_report(folder, Report("A <title>", RESULTS, {"rl": csv}, samples, chance=0.3, pictures=grids, **texts))
     return path.read_text(encoding="utf-8")
 
 
@@ -67,6 +78,24 @@ def test_the_page_is_well_formed_and_loads_nothing(report):
     assert tags.sources
     assert all(source.startswith("data:image/") for source in tags.sources)
     assert not re.search(r"https?://|<script|@import|url\(", report)
+
+
+def test_every_text_of_a_report_is_escaped(tmp_path):
+    said = CompletionCard(HOSTILE, HOSTILE, None, {HOSTILE: 1.0}, 1, "length")
+    sample = SampleCard(HOSTILE, HOSTILE, HOSTILE, [said], HOSTILE)
+    picture = Picture(HOSTILE, b"x", 3, title=HOSTILE)
+    sections = {HOSTILE: [HOSTILE, PageTable([HOSTILE], [[HOSTILE, SCORE, None]])]}
+    report = Report(
+        HOSTILE, {HOSTILE: {"overall": SCORE, HOSTILE: SCORE}}, samples=[sample], subtitle=HOSTILE, note=HOSTILE,
+        seconds={HOSTILE: 1.0}, facts={HOSTILE: HOSTILE}, sections=sections, pictures=[picture],
+    )  # fmt: skip
+    page = write_report(tmp_path, report).read_text(encoding="utf-8")
+    tags = Tags(page)
+    assert tags.open == []
+    assert all(source.startswith("data:image/") for source in tags.sources)
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") >= 20
+    assert page.count("</style>") == 1
 
 
 def test_results_intervals_times_and_facts_are_on_it(report):
@@ -96,14 +125,14 @@ def test_charts_are_also_files(tmp_path):
 
 
 def test_an_empty_report_is_a_page_with_its_title(tmp_path):
-    path = write_report(tmp_path / "new", Report("Nothing yet", {}))
+    path = write_report(tmp_path / "new", Report("Nothing yet"))
     assert "<h1>Nothing yet</h1>" in path.read_text()
     assert "<h2>" not in path.read_text()
 
 
 def test_frames_in_another_layout_are_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"\[F, H, W, 3\].*got shape \(4, 3, 8, 8\); move the channels last"):
-        write_report(tmp_path, Report("t", {}, samples=[card(frames=np.zeros((4, 3, 8, 8), np.uint8))]))
+        write_report(tmp_path, Report("t", samples=[card(frames=np.zeros((4, 3, 8, 8), np.uint8))]))
 
 
 def record(name: str, prediction: str) -> dict:
@@ -129,5 +158,5 @@ def test_a_card_is_made_from_the_records_of_several_runs():
 
 
 def test_times_read_well():
-    assert [clock(7), clock(760), clock(3723)] == ["0:07", "12:40", "1:02:03"]
+    assert [clock_time(7), clock_time(760), clock_time(3723)] == ["0:07", "12:40", "1:02:03"]
     assert [duration(8.24), duration(200), duration(7500)] == ["8.2 s", "3 min 20 s", "2 h 5 min"]

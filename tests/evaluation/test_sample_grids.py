@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from longrl.evaluation.demo_report import Report, write_report
-from longrl.evaluation.grid import (
+from longrl.evaluation.report_page import Report, write_report
+from longrl.evaluation.sample_grids import (
     CAPTION_SIZE,
     GAP,
     PROMPT_SIZE,
@@ -18,7 +18,7 @@ from longrl.evaluation.grid import (
     frame_image,
     is_video,
     picture_grid,
-    saved_sheets,
+    saved_grids,
 )
 
 HEAD = round(1.3 * PROMPT_SIZE) + 4  # one line and the gap below it
@@ -142,23 +142,23 @@ def save(folder, *names: str) -> None:
 
 
 def test_the_first_the_last_and_some_between_are_chosen_of_training_and_of_validation(tmp_path):
-    assert saved_sheets(tmp_path) == []
+    assert saved_grids(tmp_path) == []
     save(tmp_path, *(f"step_{step:06}.png" for step in (5, 10, 15)))
-    assert [sheet.title for sheet in saved_sheets(tmp_path, count=2)] == [
+    assert [picture.title for picture in saved_grids(tmp_path, count=2)] == [
         "Training samples after step 5", "Training samples after step 15",
     ]  # fmt: skip
     save(tmp_path, *(f"val_{step:06}.png" for step in range(0, 70, 10)), "val_000060.webp")
-    sheets = saved_sheets(tmp_path)[3:]
-    assert [sheet.title for sheet in sheets] == [f"Validation samples after step {step}" for step in (0, 30, 60)]
-    assert [sheet.kind for sheet in sheets] == ["png", "png", "webp"]
+    grids = saved_grids(tmp_path)[3:]
+    assert [picture.title for picture in grids] == [f"Validation samples after step {step}" for step in (0, 30, 60)]
+    assert [picture.kind for picture in grids] == ["png", "png", "webp"]
 
 
 def test_the_report_has_a_section_of_pictures_that_needs_no_other_file(tmp_path):
     save(tmp_path, "val_000010.png", "val_000020.png", "val_000020.webp")
-    sheets = saved_sheets(tmp_path)
-    text = write_report(tmp_path, Report("t", {}, pictures=sheets)).read_text()
+    grids = saved_grids(tmp_path)
+    text = write_report(tmp_path, Report("t", pictures=grids)).read_text()
     assert "<h2>Generated pictures</h2>" in text
     assert "Validation samples after step 10" in text
     assert text.count('src="data:image/png;base64,') == text.count('src="data:image/webp;base64,') == 1
-    assert f'width="{sheets[0].width}"' in text
-    assert "Generated pictures" not in write_report(tmp_path / "none", Report("t", {})).read_text()
+    assert f'width="{grids[0].width}"' in text
+    assert "Generated pictures" not in write_report(tmp_path / "none", Report("t")).read_text()

@@ -13,13 +13,15 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from longrl.evaluation.report_page import Picture, evenly_spaced
+
 if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageFont import FreeTypeFont
     from torch import Tensor
 
 INK, SOFT, PAPER = "#22303c", "#5b6773", "#ffffff"
-"""Colours of the report's page: longrl/evaluation/page.py."""
+"""Colours of the report's page: longrl/evaluation/templates/report.css.jinja."""
 FOLDER = "pictures"
 """Of grids in a run's folder; longrl/diffusion/picture_grids.py writes them."""
 GAP = 8
@@ -83,45 +85,26 @@ def encoded(images: Sequence[Image], kind: Literal["png", "webp", "gif"], *, fps
     return buffer.getvalue()
 
 
-@dataclass(frozen=True)
-class Sheet:
-    """A grid for the report."""
-
-    title: str
-    image: bytes
-    """Of a file."""
-    kind: Literal["png", "webp"]
-
-    @property
-    def width(self) -> int:
-        """In pixels."""
-        from PIL import Image
-
-        return Image.open(io.BytesIO(self.image)).width
-
-
-def saved_sheets(run: str | Path, *, count: int = 3) -> list[Sheet]:
+def saved_grids(run: str | Path, *, count: int = 3) -> list[Picture]:
     """What `PictureGrids` left in a run's folder, of videos the animation: training samples, then those of validation.
 
     Args:
         run: folder of the run.
         count: at most so many of each, evenly spaced from the first to the last.
     """
-    sheets = []
+    from PIL import Image
+
+    pictures = []
     for stage, name in (("step", "Training"), ("val", "Validation")):
         files = sorted(Path(run, FOLDER).glob(f"{stage}_*.png"))
-        shown = min(len(files), count)
-        chosen = [files[index * (len(files) - 1) // max(1, shown - 1)] for index in range(shown)]
-        sheets += [_sheet(file, name) for file in chosen]
-    return sheets
-
-
-def _sheet(file: Path, name: str) -> Sheet:
-    animation = file.with_suffix(".webp")
-    title = f"{name} samples after step {int(file.stem.rpartition('_')[2])}"
-    if animation.exists():
-        return Sheet(title, animation.read_bytes(), "webp")
-    return Sheet(title, file.read_bytes(), "png")
+        for index in evenly_spaced(len(files), count):
+            title = f"{name} samples after step {int(files[index].stem.rpartition('_')[2])}"
+            animation = files[index].with_suffix(".webp")
+            kind: Literal["png", "webp"] = "webp" if animation.exists() else "png"
+            content = (animation if animation.exists() else files[index]).read_bytes()
+            width = Image.open(io.BytesIO(content)).width
+            pictures.append(Picture(title, content, width, kind, title=title))
+    return pictures
 
 
 # ---- parts of a grid ----
@@ -130,18 +113,17 @@ def _sheet(file: Path, name: str) -> Sheet:
 def _contact_sheet(row: PromptSamples, tile: int, max_frames: int) -> Image:
     lines = []
     for frames, caption in zip(row.samples, row.captions, strict=True):
-        total, shown = len(frames), min(len(frames), max_frames)
-        chosen = [index * (total - 1) // max(1, shown - 1) for index in range(shown)]
-        lines.append(_captioned(_beside([frame_image(frames[index], tile) for index in chosen]), caption))
-    return _headed(row.prompt, _below(lines))
+        shown = [frame_image(frames[index], tile) for index in evenly_spaced(len(frames), max_frames)]
+        lines.append(_captioned(_stacked(shown, "right"), caption))
+    return _headed(row.prompt, _stacked(lines, "down"))
 
 
 def _side_by_side(row: PromptSamples, moment: int, tile: int) -> Image:
-    cells = [
+    samples = [
         _captioned(frame_image(frames[min(moment, len(frames) - 1)], tile), caption)
         for frames, caption in zip(row.samples, row.captions, strict=True)
     ]
-    return _headed(row.prompt, _beside(cells))
+    return _headed(row.prompt, _stacked(samples, "right"))
 
 
 def frame_image(frame: Tensor, tile: int) -> Image:
@@ -159,12 +141,12 @@ def frame_image(frame: Tensor, tile: int) -> Image:
 
 def _captioned(image: Image, caption: str) -> Image:
     lines = _wrapped(caption, image.width, CAPTION_SIZE, bold=False) or [""]
-    return _below([image, _text(lines, image.width, CAPTION_SIZE, SOFT, bold=False)], gap=2)
+    return _stacked([image, _text(lines, image.width, CAPTION_SIZE, SOFT, bold=False)], "down", gap=2)
 
 
 def _headed(prompt: str, image: Image) -> Image:
     lines = _wrapped(prompt, image.width, PROMPT_SIZE, bold=True) or [""]
-    return _below([_text(lines, image.width, PROMPT_SIZE, INK, bold=True), image], gap=4)
+    return _stacked([_text(lines, image.width, PROMPT_SIZE, INK, bold=True), image], "down", gap=4)
 
 
 def _columns(rows: Sequence[PromptSamples]) -> int:
@@ -175,34 +157,29 @@ def _columns(rows: Sequence[PromptSamples]) -> int:
 def _page(parts: Sequence[Image], columns: int = 1) -> Image:
     from PIL import Image
 
-    lines = [_beside(parts[start : start + columns]) for start in range(0, len(parts), columns)]
-    image = _below(lines, gap=2 * GAP)
+    lines = [_stacked(parts[start : start + columns], "right") for start in range(0, len(parts), columns)]
+    image = _stacked(lines, "down", gap=2 * GAP)
     page = Image.new("RGB", (image.width + 2 * GAP, image.height + 2 * GAP), PAPER)
     page.paste(image, (GAP, GAP))
     return page
 
 
-def _below(images: Sequence[Image], gap: int = GAP) -> Image:
+def _stacked(images: Sequence[Image], direction: Literal["right", "down"], gap: int = GAP) -> Image:
+    """One image of several, `gap` pixels between them."""
     from PIL import Image
 
-    height = sum(image.height for image in images) + gap * max(0, len(images) - 1)
-    page = Image.new("RGB", (max((image.width for image in images), default=1), max(1, height)), PAPER)
-    top = 0
+    widths = [image.width for image in images]
+    heights = [image.height for image in images]
+    gaps = gap * max(0, len(images) - 1)
+    if direction == "right":
+        size = (max(1, sum(widths) + gaps), max(heights, default=1))
+    else:
+        size = (max(widths, default=1), max(1, sum(heights) + gaps))
+    page = Image.new("RGB", size, PAPER)
+    start = 0
     for image in images:
-        page.paste(image, (0, top))
-        top += image.height + gap
-    return page
-
-
-def _beside(images: Sequence[Image]) -> Image:
-    from PIL import Image
-
-    width = sum(image.width for image in images) + GAP * max(0, len(images) - 1)
-    page = Image.new("RGB", (max(1, width), max((image.height for image in images), default=1)), PAPER)
-    left = 0
-    for image in images:
-        page.paste(image, (left, 0))
-        left += image.width + GAP
+        page.paste(image, (start, 0) if direction == "right" else (0, start))
+        start += gap + (image.width if direction == "right" else image.height)
     return page
 
 
