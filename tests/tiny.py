@@ -83,13 +83,13 @@ def omni_family(**kwargs: object) -> QwenOmniFamily:
     return QwenOmniFamily(omni_folder(), **{**defaults, **kwargs})
 
 
-def sound(seconds: float, key: str = "s", within: bool = False, share: FrameShard = FULL_SHARD) -> AudioClip:
+def sound(seconds: float, key: str = "s", is_video_track: bool = False, share: FrameShard = FULL_SHARD) -> AudioClip:
     """Noise around a tone; the key decides it."""
     generator = torch.Generator().manual_seed(sum(map(ord, key)))
     count = round(16_000 * seconds)
     tone = torch.sin(torch.arange(count) * (0.02 + 0.01 * (sum(map(ord, key)) % 7)))
     waveform = 0.5 * tone + 0.1 * torch.randn(count, generator=generator)
-    return AudioClip(waveform, count, key, within, share)
+    return AudioClip(waveform, count, key, is_video_track, share)
 
 
 def omni_prompts(family: QwenOmniFamily, share: FrameShard = FULL_SHARD) -> list[Prompt]:

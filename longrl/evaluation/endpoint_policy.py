@@ -66,8 +66,8 @@ class ChatReader:
         pixels = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
         return replace(frames, pixels=pixels, resized=True)
 
-    def patch(self, frames: Frames | AudioClip) -> Media:
-        """The frames as a medium, a cell each."""
+    def outline_media(self, frames: Frames | AudioClip) -> Media:
+        """The frames as a media item, a temporal patch each; pixels may be elsewhere."""
         assert isinstance(frames, Frames)
         resized = self.resize(frames) if len(frames.pixels) else frames
         grid = (len(frames.timestamps), *resized.pixels.shape[2:])
@@ -80,7 +80,7 @@ class ChatReader:
     def render(self, row: Row, text: str, frames: Sequence[Frames] = (), response: str | None = None) -> ChatPrompt:
         """The prompt of a row."""
         none = torch.empty(0, dtype=torch.int64)
-        return ChatPrompt(row.id, none, none[None], tuple(map(self.patch, frames)), row, text=text)
+        return ChatPrompt(row.id, none, none[None], tuple(map(self.outline_media, frames)), row, text=text)
 
 
 class EndpointPolicy(Policy):

@@ -28,11 +28,6 @@ from longrl.types import Completion, Prompt, SamplingParams
 logger = logging.getLogger(__name__)
 
 GIB = 1 << 30
-_SAME_ANSWERS = (
-    "model_path", "random_init", "init_seed", "gradient_checkpointing", "offload_checkpoints", "mlp_chunk_tokens",
-    "lora", "freeze_vision_encoder", "freeze_projector", "freeze_audio_tower",
-)  # fmt: skip
-"""Settings of families that decide how weights are found and trained; the weights themselves are hashed."""
 
 
 class LocalPolicy(Policy):
@@ -77,7 +72,7 @@ class LocalPolicy(Policy):
 
     @override
     def prepare(self, folder: Path) -> None:
-        self._identity = {"family": _class_path(self._family), "settings": _settings(self._family)}
+        self._identity = {"family": _class_path(self._family), "settings": portable(self._family.identity())}
         plain = plain_from(self._family, self.weights, "--policy.init_args.weights")
         model = chunk_mlps(self._family, plain).eval().requires_grad_(False)
         source = self.weights or self._family.model_path
@@ -171,11 +166,6 @@ def shown_name(source: str) -> str:
         return source
     inside_run = path.parent.name == "checkpoints"
     return path.resolve().parents[1].name if inside_run else path.resolve().name
-
-
-def _settings(family: CausalFamily) -> dict[str, Any]:
-    told = {name: portable(value) for name, value in family.__getstate__().items() if name not in _SAME_ANSWERS}
-    return told | {"chat_template": hashed(family.tokenizer.chat_template)}
 
 
 def _class_path(value: object) -> str:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from longrl.models.family import OWN_WEIGHTS
 from longrl.models.loading import check_loaded
@@ -89,6 +90,10 @@ class CausalFamily(ReadsChats):
         """Workers load their own tokenizer and processor."""
         cached = {"config", "tokenizer", "processor"}
         return {name: value for name, value in self.__dict__.items() if name not in cached}
+
+    @override
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | {"dtype": self.dtype}
 
     # -- what a subclass says ------------------------------------------------------------------------------------
 

@@ -83,8 +83,8 @@ def add_adapters(family: CausalFamily, model: nn.Module) -> nn.Module:
     """
     if family.vision_encoder_trains(model):
         raise ValueError(
-            f"{OPTION} trains adapters of the text stack alone, but model.family.init_args.freeze_vision_encoder is false; set "
-            f"it to true, or {OPTION} to null"
+            f"{OPTION} trains adapters of the text stack alone, but model.family.init_args.freeze_vision_encoder is "
+            f"false; set it to true, or {OPTION} to null"
         )
     return put_adapters(model, peft_config(family, model), family.init_seed)
 

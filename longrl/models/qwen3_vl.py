@@ -22,7 +22,7 @@ from typing_extensions import override
 
 from longrl.models.base import ALL_ROWS
 from longrl.models.qwen_vl import Qwen2_5_VLFamily, mrope_positions
-from longrl.types import Media, Packed, Row
+from longrl.types import Media, MediaKind, Packed, Row
 
 FACTOR = 32 * 32
 """Pixels of a feature: patches of 16 x 16, merged 2 x 2."""
@@ -55,6 +55,10 @@ class Qwen3VLFamily(Qwen2_5_VLFamily):
     ) -> None:
         super().__init__(model, min_pixels, max_pixels, max_video_pixels, **kwargs)
         self.outer_vision_marks = outer_vision_marks
+
+    @override
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | {"outer_vision_marks": self.outer_vision_marks}
 
     # -- prompts -------------------------------------------------------------------------------------------------
 
@@ -89,26 +93,22 @@ class Qwen3VLFamily(Qwen2_5_VLFamily):
         return mrope_positions(input_ids, cells, set(self.media_token_ids().values()), merge_size, tokens_per_second=0)
 
     @override
-    def _resized(self, pixels: Tensor, num_frames: int) -> Tensor:
-        """The processor's own size for the whole video, its own resizing for the frames that are here."""
-        from transformers.image_utils import SizeDict
-        from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
-        from transformers.video_processing_utils import BaseVideoProcessor
-
+    def frame_size(self, num_frames: int, height: int, width: int, kind: MediaKind) -> tuple[int, int]:
+        if kind == "image":
+            return super().frame_size(num_frames, height, width, kind)
         processor = self.processor.video_processor
+        from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
+
         least, most = self.video_budget(num_frames)
-        height, width = smart_resize(
+        return smart_resize(
             max(num_frames, self.temporal_patch_size),  # it knows no shorter video; patching repeats the last frame
-            height=pixels.shape[-2],
-            width=pixels.shape[-1],
+            height=height,
+            width=width,
             temporal_factor=self.temporal_patch_size,
             factor=processor.patch_size * processor.merge_size,
             min_pixels=least,
             max_pixels=most,
         )
-        # The base class resizes to a given size; this one's own `resize` would count the frames that are here.
-        size = SizeDict(height=height, width=width)
-        return BaseVideoProcessor.resize(processor, pixels, size=size, resample=processor.resample)
 
     def video_budget(self, num_frames: int) -> tuple[int, int]:
         """Least and most pixels of all frames of a video together: the `size` of transformers' video processor."""

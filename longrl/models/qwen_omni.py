@@ -21,6 +21,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -122,6 +123,13 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
             "audio_config": {key: value for key, value in audio.items() if key not in ("dtype", "_name_or_path")},
         }
 
+    @override
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | {
+            "use_audio_in_video": self.use_audio_in_video,
+            "system_prompt": self.system_prompt,
+        }
+
     # -- prompts -------------------------------------------------------------------------------------------------
 
     @functools.cached_property
@@ -141,8 +149,6 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
 
     @override
     def patch_all(self, frames: Sequence[Frames | AudioClip]) -> list[Media]:
-        from dataclasses import replace
-
         media = super().patch_all(frames)
         for place, item in enumerate(media):
             if item.is_video_track:
@@ -151,20 +157,28 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
 
     @override
     def patch(self, frames: Frames | AudioClip) -> Media:
-        return self._windows(frames) if isinstance(frames, AudioClip) else super().patch(frames)
+        """Of a sound the spectrogram of this rank's windows."""
+        if not isinstance(frames, AudioClip):
+            return super().patch(frames)
+        outline = self.outline_media(frames)
+        held = frames.share.cells(outline.grid_thw[0])
+        if not len(frames.waveform) or not held:
+            return outline
+        size = self._window_size
+        mel = self._spectrogram(frames.waveform)[held.start * size : held.stop * size].clone()
+        return replace(outline, patches=mel)
 
-    def _windows(self, sound: AudioClip) -> Media:
-        """The spectrogram of this rank's windows of a sound."""
+    @override
+    def outline_media(self, frames: Frames | AudioClip) -> Media:
+        if not isinstance(frames, AudioClip):
+            return super().outline_media(frames)
+        sound = frames
         extractor, size = self.processor.feature_extractor, self._window_size
         num_frames = math.ceil(sound.num_samples / extractor.hop_length)
         num_windows = math.ceil(num_frames / size)
-        held = sound.share.cells(num_windows)
-        mel = torch.empty(0, extractor.feature_size)
-        if len(sound.waveform) and held:
-            mel = self._spectrogram(sound.waveform)[held.start * size : held.stop * size].clone()
         return Media(
             kind="audio",
-            patches=mel,
+            patches=torch.empty(0, extractor.feature_size),
             grid_thw=(num_windows, num_frames, 1),
             seconds_per_temporal_patch=size * extractor.hop_length / extractor.sampling_rate,
             timestamps=(),

@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from longrl.models.base import CausalFamily
 from longrl.models.family import OWN_WEIGHTS
-from longrl.types import Frames, Media, Prompt
+from longrl.types import Frames, Media, MediaKind, Prompt
 
 
 class Qwen2_5_VLFamily(CausalFamily):
@@ -29,7 +29,8 @@ class Qwen2_5_VLFamily(CausalFamily):
         min_pixels: a frame or image is enlarged to at least this many pixels.
         max_pixels: a frame or image is shrunk to at most this many pixels.
         max_video_pixels: budget over all frames of a video; long videos get smaller frames, down to `min_pixels`.
-        freeze_vision_encoder: leave the vision encoder as it is; its features are then encoded once per step, without gradient.
+        freeze_vision_encoder: leave the vision encoder as it is; its features are then encoded once per step, without
+            gradient.
         max_patches_per_encode: patches the encoder reads in one call, which bounds its memory.
         kwargs: see `CausalFamily`.
 
@@ -102,6 +103,15 @@ class Qwen2_5_VLFamily(CausalFamily):
         }
 
     @override
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | {
+            "min_pixels": self.min_pixels,
+            "max_pixels": self.max_pixels,
+            "max_video_pixels": self.max_video_pixels,
+            "max_patches_per_encode": self.max_patches_per_encode,  # the encoder rounds by the size of a call
+        }
+
+    @override
     def save_processing(self, folder: str | Path) -> None:
         self.processor.save_pretrained(folder)
 
@@ -109,63 +119,62 @@ class Qwen2_5_VLFamily(CausalFamily):
     def resize(self, frames: Frames) -> Frames:
         if frames.kind == "image" or frames.resized:
             return frames
-        return replace(frames, pixels=self._resized(frames.pixels, len(frames.timestamps)), resized=True)
-
-    def _resized(self, pixels: Tensor, num_frames: int) -> Tensor:
-        """Some frames of a video of `num_frames` frames, by the processor's own resizing."""
         from transformers.image_utils import SizeDict
+        from transformers.video_processing_utils import BaseVideoProcessor
 
         processor = self.processor.video_processor
-        size = SizeDict(shortest_edge=self.min_pixels, longest_edge=self._frame_pixels(num_frames))
+        height, width = self.frame_size(len(frames.timestamps), *frames.pixels.shape[-2:], kind="video")
+        # The base class resizes to a given size; a processor's own `resize` would count the frames that are here.
+        pixels = BaseVideoProcessor.resize(
+            processor, frames.pixels, size=SizeDict(height=height, width=width), resample=processor.resample
+        )
+        return replace(frames, pixels=pixels, resized=True)
+
+    @override
+    def grid(
+        self, num_frames: int, height: int, width: int, *, kind: MediaKind = "video", resized: bool = False
+    ) -> tuple[int, int, int]:
+        processor = self.processor.image_processor if kind == "image" else self.processor.video_processor
+        if not resized:
+            height, width = self.frame_size(num_frames, height, width, kind)
+        temporal_patches = -(-num_frames // self.temporal_patch_size)
+        return temporal_patches, height // processor.patch_size, width // processor.patch_size
+
+    def frame_size(self, num_frames: int, height: int, width: int, kind: MediaKind) -> tuple[int, int]:
+        """Height and width in pixels to which the model's own processor resizes an image or a video's frames."""
+        processor = self.processor.image_processor if kind == "image" else self.processor.video_processor
+        from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+        # The per-frame limit keeps a whole video within its budget.
+        max_pixels = self.max_pixels
+        if kind == "video":
+            max_pixels = max(self.min_pixels, min(max_pixels, self.max_video_pixels // num_frames))
         factor = processor.patch_size * processor.merge_size
-        return processor.resize(pixels, size=size, resample=processor.resample, factor=factor)
+        return smart_resize(height, width, factor, min_pixels=self.min_pixels, max_pixels=max_pixels)
 
     @override
     def temporal_patches_per_encode(self, media: Media) -> int:
         return max(1, self.max_patches_per_encode // (media.grid_thw[1] * media.grid_thw[2]))
 
     @override
-    def patch(self, frames: Frames) -> Media:
-        some = frames
-        if not len(frames.pixels):  # they are elsewhere; a black one tells the grid
-            some = replace(frames, pixels=frames.pixels.new_zeros(1, *frames.pixels.shape[1:]))
-        patches, (height, width) = self._patch_pixels(some)
-        times = _cell_times(frames.timestamps, self.temporal_patch_size)
-        return Media(
-            kind=frames.kind,
-            patches=patches if len(frames.pixels) else patches.new_empty(0, patches.shape[1]),  # no view: it travels
-            grid_thw=(len(times), height, width),
-            seconds_per_temporal_patch=_spacing(frames, self.temporal_patch_size),
-            timestamps=times,
-            key=f"{frames.key}-{height}x{width}",
-            temporal_patch_size=self.temporal_patch_size if frames.kind == "video" else 1,
-        )
-
-    def _patch_pixels(self, frames: Frames) -> tuple[Tensor, tuple[int, int]]:
-        """Patches of some frames, and patches along height and width."""
+    def pixel_patches(self, frames: Frames) -> Tensor:
         if frames.kind == "image":
             size = {"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels}
             result = self.processor.image_processor(list(frames.pixels), size=size, return_tensors="pt")
-            patches, grid = result["pixel_values"], result["image_grid_thw"]
-        else:
-            result = self.processor.video_processor(
-                [self.resize(frames).pixels],
-                do_resize=False,
-                do_sample_frames=False,
-                cap_pixels_per_frame=False,
-                return_tensors="pt",
-            )
-            patches, grid = result["pixel_values_videos"], result["video_grid_thw"]
-        return patches, tuple(grid[0, 1:].tolist())
+            return result["pixel_values"]
+        result = self.processor.video_processor(
+            [self.resize(frames).pixels],
+            do_resize=False,
+            do_sample_frames=False,
+            cap_pixels_per_frame=False,
+            return_tensors="pt",
+        )
+        return result["pixel_values_videos"]
 
     @property
     @override
     def temporal_patch_size(self) -> int:
         return self.config.vision_config.temporal_patch_size
-
-    def _frame_pixels(self, num_frames: int) -> int:
-        """The per-frame limit that keeps a whole video within its budget."""
-        return max(self.min_pixels, min(self.max_pixels, self.max_video_pixels // num_frames))
 
     @override
     def media_token_ids(self) -> dict[str, int]:
@@ -193,7 +202,7 @@ class Qwen2_5_VLFamily(CausalFamily):
 
     @override
     def encode_media(self, model: nn.Module, media: Sequence[Media]) -> list[Tensor]:
-        """[N_i, D] features of each medium. The encoder attends within a temporal cell, so joint calls change nothing."""
+        """[N_i, D] features. The encoder attends within a temporal patch, so joint calls change nothing."""
         vision_encoder, features = self.vision_encoder(model), []
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_vision_encoder):
             for call in _calls(media, self.max_patches_per_encode):
@@ -295,23 +304,6 @@ def mrope_positions(
         token, start = token + text + cells * height * width, int(parts[-1].max()) + 1
     parts.append(torch.arange(start, start + len(input_ids) - token).expand(3, -1))
     return torch.cat(parts, dim=1)
-
-
-def _cell_times(timestamps: Sequence[float], temporal_patch_size: int) -> tuple[float, ...]:
-    """Mean time of each temporal cell; the last frame fills an incomplete one, as the processor does."""
-    times = list(timestamps) + [timestamps[-1]] * (-len(timestamps) % temporal_patch_size)
-    return tuple(
-        sum(times[start : start + temporal_patch_size]) / temporal_patch_size
-        for start in range(0, len(times), temporal_patch_size)
-    )
-
-
-def _spacing(frames: Frames, temporal_patch_size: int) -> float:
-    """Seconds from one temporal cell to the next: the mean frame spacing times the frames of a cell."""
-    times = frames.timestamps
-    if frames.kind == "image":
-        return 0.0
-    return temporal_patch_size * (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1.0
 
 
 def _calls(media: Sequence[Media], max_patches: int) -> list[list[Media]]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import abc
+import hashlib
+import json
 import re
+import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from longrl.models.family import ModelFamily
-from longrl.types import AudioClip, Frames, Media, Prompt, Row, TemporalPatchSize
+from longrl.types import AudioClip, Frames, Media, MediaKind, Prompt, Row, TemporalPatchSize
 
 MEDIA_TAG = re.compile(r"<(image|video|audio)>")
 
@@ -32,8 +36,52 @@ class ReadsChats(ModelFamily):
         """[A, T] positions of a prompt of [T] token ids."""
 
     @abc.abstractmethod
+    def grid(
+        self, num_frames: int, height: int, width: int, *, kind: MediaKind = "video", resized: bool = False
+    ) -> tuple[int, int, int]:
+        """Patches along time, height and width of an image or video; needs no pixels.
+
+        Args:
+            num_frames: of the video.
+            height: of a frame in pixels.
+            width: of a frame in pixels.
+            kind: `image` or `video`.
+            resized: height and width are the encoder's already, as `resize` leaves them.
+        """
+
+    @abc.abstractmethod
+    def pixel_patches(self, frames: Frames) -> Tensor:
+        """[number of patches, values of a patch] of an image or some frames of a video, as the encoder reads them."""
+
+    def media_key(self, frames: Frames | AudioClip, grid: tuple[int, int, int]) -> str:
+        """The name of a media item's features: what was decoded, and the size in which the encoder reads it."""
+        return f"{frames.key}-{grid[1]}x{grid[2]}"
+
+    def outline_media(self, frames: Any) -> Media:
+        """The media item of decoded `Frames` (or an `AudioClip`) without its patches; the pixels may be elsewhere."""
+        height, width = frames.pixels.shape[-2:]
+        num_frames = len(frames.timestamps)
+        grid = self.grid(num_frames, height, width, kind=frames.kind, resized=frames.resized)
+        size = 1
+        if frames.kind == "video":
+            size = self.temporal_patch_size
+            size = size if isinstance(size, int) else size.of(num_frames)
+        times = frames.timestamps
+        spacing = size * (times[-1] - times[0]) / (num_frames - 1) if num_frames > 1 else float(frames.kind == "video")
+        return Media(
+            kind=frames.kind,
+            patches=torch.empty(0, 0),
+            grid_thw=grid,
+            seconds_per_temporal_patch=spacing,
+            timestamps=tuple(statistics.fmean(times[start : start + size]) for start in range(0, num_frames, size)),
+            key=self.media_key(frames, grid),
+            temporal_patch_size=size,
+        )
+
     def patch(self, frames: Any) -> Media:
-        """Resizes and patches decoded pixels (`Frames`) the way the model's own processor does; or `Sound`."""
+        """The media item of decoded `Frames` (or an `AudioClip`) with patches, as by the model's own processor."""
+        outline = self.outline_media(frames)
+        return replace(outline, patches=self.pixel_patches(frames)) if len(frames.pixels) else outline
 
     def patch_all(self, frames: Sequence[Frames | AudioClip]) -> list[Media]:
         """`patch` of all media of a prompt, for a family in which one depends on the others."""
@@ -81,6 +129,18 @@ class ReadsChats(ModelFamily):
             row=row,
             response_ids=None if response is None else self.encode_response(response),
         )
+
+    def identity(self) -> dict[str, Any]:
+        """What decides, beside the weights, how the model answers a row: options by name, in plain values.
+
+        Options that change training alone are none of it. Stored answers are found by it, so it must be the same in
+        every process.
+        """
+        template = json.dumps(self.tokenizer.chat_template)
+        return {
+            "chat_template_kwargs": self.chat_template_kwargs,
+            "chat_template": hashlib.sha256(template.encode()).hexdigest(),
+        }
 
     def encode_response(self, response: str) -> Tensor:
         """[S] token ids of an SFT target, with the end token."""

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from longrl.models.base import CausalFamily
 from longrl.models.family import OWN_WEIGHTS
-from longrl.types import Frames, Media
+from longrl.types import Frames, Media, MediaKind
 
 
 class TextFamily(CausalFamily):
@@ -51,11 +51,17 @@ class TextFamily(CausalFamily):
         return arange(len(input_ids))[None]
 
     @override
-    def patch(self, frames: Frames) -> Media:
+    def grid(
+        self, num_frames: int, height: int, width: int, *, kind: MediaKind = "video", resized: bool = False
+    ) -> tuple[int, int, int]:
         raise ValueError(
-            f"{type(self).__name__} reads text only, but the row has a {frames.kind}; use a vision family, or rows "
+            f"{type(self).__name__} reads text only, but the row has a {kind}; use a vision family, or rows "
             "without media"
         )
+
+    @override
+    def pixel_patches(self, frames: Frames) -> Tensor:
+        raise AssertionError("a text model has no media")
 
     @override
     def placeholder(self, media: Media) -> list[int]:

@@ -11,7 +11,6 @@ import functools
 import itertools
 import json
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from longrl.models.family import OWN_WEIGHTS
 from longrl.models.vila_config import Encoder, PoolFrames, VilaConfig, template_file
 from longrl.models.vila_model import VilaModel, local_folder
 from longrl.models.vila_tiles import resized, tile_grid, with_scales, with_thumbnail
-from longrl.types import Frames, Media, Prompt, TemporalPatchSize
+from longrl.types import AudioClip, Frames, Media, MediaKind, Prompt, TemporalPatchSize
 
 MEDIA_TOKENS = {"image": "<image>", "video": "<vila/video>"}
 EXTRA_TOKENS = ("<vila/sentinel>", *MEDIA_TOKENS.values())
@@ -139,6 +138,13 @@ class VilaFamily(CausalFamily):
         if self.config.chat_template:
             (Path(folder) / str(template_file(self.config.values))).write_text(self.config.chat_template)
 
+    @override
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | {
+            "pool_frames": self.pool_frames,
+            "max_frames_per_encode": self.max_frames_per_encode,  # the encoder rounds by the size of a call
+        }
+
     # -- pixels --------------------------------------------------------------------------------------------------
 
     @override
@@ -158,37 +164,40 @@ class VilaFamily(CausalFamily):
         return max(1, self.max_frames_per_encode // media.temporal_patch_size)
 
     @override
-    def patch(self, frames: Frames) -> Media:
-        """Whole frames, resized to the encoder's square, as `patches`; an incomplete cell may lack some."""
-        pool = self.config.video.frames.of(len(frames.timestamps)) if frames.kind == "video" else 1
-        return self._media(frames, self.resize(frames).pixels, (pool, 1), pool)
+    def grid(
+        self, num_frames: int, height: int, width: int, *, kind: MediaKind = "video", resized: bool = False
+    ) -> tuple[int, int, int]:
+        """A frame of any size is one square of the encoder; those that are pooled into one lie one below the other."""
+        pool = self.config.video.frames.of(num_frames) if kind == "video" else 1
+        side = self.config.size // self.config.vision_encoder.patch_size
+        return -(-num_frames // pool), pool * side, side
+
+    @override
+    def media_key(self, frames: Frames | AudioClip, grid: tuple[int, int, int]) -> str:
+        side = self.config.size // self.config.vision_encoder.patch_size
+        return f"{frames.key}-{self.config.size}-{grid[1] // side}x{grid[2] // side}"
+
+    @override
+    def pixel_patches(self, frames: Frames) -> Tensor:
+        """Whole frames, resized to the encoder's square; an incomplete temporal patch may lack some."""
+        return self.resize(frames).pixels.flatten(1)
 
     def _tiled(self, frames: Frames) -> Media:
         """One image as tiles: `image_aspect_ratio` dynamic or dynamic_s2."""
         height, width = frames.pixels.shape[-2:]
         fewest, most = self.config.tile_range
         size, scales = self.config.size, self.config.scales
-        grid = tile_grid(height, width, size, min_tiles=fewest, max_tiles=most)
-        image = frames.pixels
-        if len(image):  # else another rank has it
-            image = with_scales(image, *grid, size, scales) if scales else with_thumbnail(image, *grid, size)
-        return self._media(frames, image, grid, 1)
-
-    def _media(self, frames: Frames, pixels: Tensor, grid: tuple[int, int], pool: int) -> Media:
-        """A medium whose cells hold `grid` squares of the encoder, one below the other for the frames of a cell."""
-        side = self.config.size // self.config.vision_encoder.patch_size
-        times = frames.timestamps
-        cells = [times[start : start + pool] for start in range(0, len(times), pool)]
-        spacing = pool * (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else float(frames.kind == "video")
-        return Media(
-            kind=frames.kind,
-            patches=pixels.reshape(len(pixels), 3 * self.config.size**2),
-            grid_thw=(len(cells), grid[0] * side, grid[1] * side),
-            seconds_per_temporal_patch=spacing,
-            timestamps=tuple(map(statistics.fmean, cells)),
-            key=f"{frames.key}-{self.config.size}-{grid[0]}x{grid[1]}",
-            temporal_patch_size=pool,
-        )
+        rows, columns = tile_grid(height, width, size, min_tiles=fewest, max_tiles=most)
+        side = size // self.config.vision_encoder.patch_size
+        grid = (1, rows * side, columns * side)
+        media = replace(self.outline_media(frames), grid_thw=grid, key=self.media_key(frames, grid))
+        if not len(frames.pixels):  # another rank has it
+            return media
+        if scales:
+            tiles = with_scales(frames.pixels, rows, columns, size, scales)
+        else:
+            tiles = with_thumbnail(frames.pixels, rows, columns, size)
+        return replace(media, patches=tiles.flatten(1))
 
     @property
     @override

@@ -2,7 +2,7 @@
 
 transformers has SigLIP and Qwen2 but no class that joins them as VILA does, and the released folders bring code of
 their own. Here are the projector and the joint, written from the published layout; nothing of the folder is run.
-Letters: F frames or tiles, P patches of one, C encoder width, N rows behind the projector, D width of the language model.
+Letters: F frames or tiles, P patches of one, C encoder width, N rows behind the projector, D language model's width.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _layers(kind: str, width: int, hidden: int) -> nn.Module:
 
 
 class Visual(nn.Module):
-    """Pixels in, rows for the language model out: encoder and projector in one forward, so that one unit shards both."""
+    """Encoder and projector in one forward, pixels in and rows for the language model out: one unit shards both."""
 
     vision_tower: Any
     mm_projector: Any

@@ -207,7 +207,7 @@ def frames_rule(family: CausalFamily, options: argparse.Namespace) -> memory.Wit
 def black_video(family: CausalFamily, frames: int, height: int, width: int) -> Media:
     """A video of so many frames of `height` x `width`, without its patches."""
     black = torch.zeros(0, 3, height, width, dtype=torch.uint8)
-    return family.patch(Frames("video", black, tuple(map(float, range(frames))), "plan", float(frames)))
+    return family.outline_media(Frames("video", black, tuple(map(float, range(frames))), "plan", float(frames)))
 
 
 def budgeted(plan: Plan) -> Plan:

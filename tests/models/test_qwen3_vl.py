@@ -84,7 +84,7 @@ def test_a_ranks_frames_are_patched_as_in_the_whole_video(ranks):
     clip = frames(7, 87, 113)
     whole = family.patch(clip)
     parts = [family.patch(held(clip, FrameShard(rank, ranks))) for rank in range(ranks)]
-    assert torch.equal(torch.cat([part.patches for part in parts]), whole.patches)
+    assert torch.equal(torch.cat([part.patches for part in parts if len(part.patches)]), whole.patches)
     assert {(part.grid_thw, part.key) for part in parts} == {(whole.grid_thw, whole.key)}
 
 

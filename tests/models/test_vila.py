@@ -162,7 +162,7 @@ def test_ranks_share_a_video_by_cells_of_its_length(size):
     clip = frames(270, 56, 56, "v")
     whole = family.patch(clip)
     parts = [family.patch(held(clip, FrameShard(rank, size), family.temporal_patch_size)) for rank in range(size)]
-    assert torch.equal(torch.cat([part.patches for part in parts]), whole.patches)
+    assert torch.equal(torch.cat([part.patches for part in parts if len(part.patches)]), whole.patches)
     assert all(len(part.patches) % 8 == 0 for part in parts[:-1])  # a cell is never cut
 
 

@@ -161,7 +161,7 @@ class RowRenderer:
                 "longrl.models.qwen_omni.QwenOmniFamily, or rows without `audios`"
             )
         sound = read_sound(path, self.share)
-        if self.stored is not None and self.stored.has(self.family.patch(without_samples(sound)).key):
+        if self.stored is not None and self.stored.has(self.family.outline_media(sound).key):
             return replace(without_samples(sound), source=FileSound(path, self.share))
         return sound
 
@@ -170,7 +170,7 @@ class RowRenderer:
         file = FileFrames(path, sampling, self.share, self.family.temporal_patch_size, self.decoding.chunk_frames)
         reader = file.reader()
         outline = replace(reader.outline, source=file)
-        medium = self.family.patch(outline)  # times and size alone give its key and grid
+        medium = self.family.outline_media(outline)  # times and size alone give its key and grid
         if outline.key in self._checked or (self.stored is not None and self.stored.has(medium.key)):
             return outline
         if not reader.numbers:  # all frames are other ranks'
