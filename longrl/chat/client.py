@@ -8,13 +8,14 @@ import os
 import random
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import httpx
 
 from longrl.chat.endpoint import Budget, Endpoint, Reply, Request
-from longrl.chat.journal import Journal
+from longrl.io.append_log import AppendLog
 
 logger = logging.getLogger(__name__)
 
@@ -64,19 +65,19 @@ class Spent:
         return None
 
 
-class Ledger:
-    """A folder of responses with what they cost: several endpoints may share it.
+class ReplyCache:
+    """The replies in a folder, what they cost, and the budget for more: several endpoints may share it.
 
     Args:
-        folder: of the journal.
+        folder: of an append-only log.
         budget: over all calls recorded in the folder.
     """
 
-    def __init__(self, folder: str, budget: Budget | None = None) -> None:
-        self.journal = Journal(folder)
+    def __init__(self, folder: str | Path, budget: Budget | None = None) -> None:
+        self.log = AppendLog(folder)
         self.budget = budget or Budget()
         self.spent = Spent()
-        for entry in self.journal.read():
+        for entry in self.log.read():
             self._add(entry)
 
     def reserve(self) -> None:
@@ -91,7 +92,7 @@ class Ledger:
 
     def record(self, key: str | None, values: dict[str, Any]) -> None:
         """Writes the outcome of a reserved call."""
-        self.journal.append(key, values)
+        self.log.append(key, values)
         self.spent.calls -= 1
         self._add(values)
 
@@ -103,17 +104,17 @@ class Ledger:
 
 
 class ChatClient:
-    """An endpoint as one event loop uses it: `async with ChatClient(endpoint, ledger) as client: await client.ask(r)`.
+    """An endpoint as one event loop uses it: `async with ChatClient(endpoint, replies) as client: await client.ask(r)`.
 
-    A request that is answered in the ledger's journal costs nothing; one that is under way is not made twice.
+    A request that is answered in the log of replies costs nothing; one that is under way is not made twice.
     """
 
-    def __init__(self, endpoint: Endpoint, ledger: Ledger) -> None:
-        self.endpoint, self.ledger = endpoint, ledger
+    def __init__(self, endpoint: Endpoint, replies: ReplyCache) -> None:
+        self.endpoint, self.replies = endpoint, replies
         self.num_calls = 0
         """Attempts of this client."""
         self.num_cached = 0
-        """Requests that were answered from the journal."""
+        """Requests that were answered from the log."""
         self.num_failed_attempts = 0
         self._under_way: dict[str, asyncio.Task[Reply]] = {}
         self._slots = asyncio.Semaphore(endpoint.concurrency)
@@ -145,9 +146,9 @@ class ChatClient:
             ValueError: the server refuses every call: no such model, a wrong key or url.
         """
         key = request.key
-        if key in self.ledger.journal:
+        if key in self.replies.log:
             self.num_cached += 1
-            entry = self.ledger.journal[key]
+            entry = self.replies.log[key]
             return Reply.of(entry["response"], entry.get("broken_images", 0))
         if key not in self._under_way:
             task = asyncio.create_task(self._asked(request, key))
@@ -180,7 +181,7 @@ class ChatClient:
 
     async def _attempt(self, request: Request, key: str, body: dict[str, Any], broken: int) -> Reply | _Failed:
         """One call; its outcome, good or bad, is on disk when it returns."""
-        self.ledger.reserve()
+        self.replies.reserve()
         self.num_calls += 1
         started = time.monotonic()
         try:
@@ -190,14 +191,14 @@ class ChatClient:
         except httpx.TransportError as error:
             outcome = _Failed("connection", repr(error))
         except asyncio.CancelledError:
-            self.ledger.record(None, {"failed": key, "kind": "cancelled"})
+            self.replies.record(None, {"failed": key, "kind": "cancelled"})
             raise
         common = {"seconds": round(time.monotonic() - started, 3), "model": request.model}
         if isinstance(outcome, _Failed):
             self.num_failed_attempts += 1
             logger.debug("%s: %s", self.endpoint.url, outcome.text)
             failure = {"failed": key, "kind": outcome.kind, "status": outcome.status, "text": outcome.text}
-            self.ledger.record(None, failure | common)
+            self.replies.record(None, failure | common)
             return outcome
         answer, reply = outcome
         tokens = {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens}
@@ -205,7 +206,7 @@ class ChatClient:
         values = {"response": answer, "request": asked, "cost": self.endpoint.price(**tokens)} | tokens
         reply = replace(reply, broken_images=broken)
         values |= {"broken_images": broken} if broken else {}
-        self.ledger.record(key, values | common)
+        self.replies.record(key, values | common)
         return reply
 
     async def _posted(self, body: dict[str, Any], key: str) -> tuple[Any, Reply] | _Failed:

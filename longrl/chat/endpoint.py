@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from longrl.chat.frames import image_part
+
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
-FRAME = "frame:"
-"""An image part's url begins with this where a request names its image instead of holding it."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _with_image(part: Mapping[str, Any], images: Mapping[str, str]) -> Mapping[s
     name = part["image_url"]["url"]
     if name not in images:
         return {"type": "text", "text": "(this frame is broken)"}
-    return {"type": "image_url", "image_url": {"url": images[name]}}
+    return image_part(images[name])
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """`python -m longrl evaluate`: a policy's answers to a benchmark, scored and reported; may be killed at any time.
 
-Answers go to an append-only journal, under keys that name all that decided them. What is written at the end is a
-function of that journal and the questions, so a run that was killed and started again leaves the same bytes.
+Answers go to an append-only log, under keys that name all that decided them. What is written at the end is a
+function of that log and the questions, so a run that was killed and started again leaves the same bytes.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from longrl.pipeline.workspace import STEPS, Report, Workspace
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from longrl.chat.client import Ledger
+    from longrl.chat.client import ReplyCache
 
 logger = logging.getLogger(__name__)
 
@@ -81,17 +81,17 @@ def work(config: PipelineConfig, workspace: Workspace, report: Report, advance: 
         "rewrite": questions.rewrite,
         "filter": difficulty.filter_questions,
     }
-    ledger = _ledger(config, workspace)
+    replies = _replies(config, workspace)
     try:
-        asking[report.step](config, workspace, ledger, report, advance)
+        asking[report.step](config, workspace, replies, report, advance)
     finally:
-        ledger.journal.close()
+        replies.log.close()
 
 
-def _ledger(config: PipelineConfig, workspace: Workspace) -> Ledger:
-    from longrl.chat.client import Ledger
+def _replies(config: PipelineConfig, workspace: Workspace) -> ReplyCache:
+    from longrl.chat.client import ReplyCache
 
-    return Ledger(str(workspace.path("responses")), config.budget)
+    return ReplyCache(str(workspace.path("responses")), config.budget)
 
 
 # --------------------------------------------------------------------------------------------------------- the console

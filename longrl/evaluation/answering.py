@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longrl.chat.journal import Journal
 from longrl.datamodules.loading.render import KnowsFeatures, RowRenderer, files_of
 from longrl.datamodules.loading.skips import Skipped
 from longrl.datamodules.media.subtitles import subtitle_files
+from longrl.io.append_log import AppendLog
 
 if TYPE_CHECKING:
     from longrl.models.family import ModelFamily
@@ -157,13 +157,13 @@ class AnswerStore:
     """Answers on disk, under keys that name all that decided them. Killed at any moment it has all or none of a batch.
 
     Args:
-        folder: of an append-only journal; several processes may share it.
+        folder: of an append-only log; several processes may share it.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._journal = Journal(folder)
+        self._log = AppendLog(folder)
         self._answers: dict[str, Answer] = {}
-        for entry in self._journal.read():
+        for entry in self._log.read():
             for key, values in entry["answers"].items():
                 self._answers.setdefault(key, Answer(**values))
 
@@ -176,9 +176,9 @@ class AnswerStore:
     def add(self, answers: Mapping[str, Answer]) -> None:
         """Writes answers, in one line; they are on disk when it returns."""
         if answers:
-            self._journal.append(None, {"answers": {key: asdict(answer) for key, answer in answers.items()}})
+            self._log.append(None, {"answers": {key: asdict(answer) for key, answer in answers.items()}})
             self._answers.update(answers)
 
     def close(self) -> None:
         """Closes this process's file."""
-        self._journal.close()
+        self._log.close()

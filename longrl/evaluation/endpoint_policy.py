@@ -7,7 +7,7 @@ import functools
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -19,16 +19,15 @@ from PIL import Image
 from torch import Tensor
 from typing_extensions import override
 
-from longrl.chat.client import AGAIN, CONNECT_S, BudgetSpent, CallFailed, ChatClient, Ledger
-from longrl.chat.endpoint import FRAME, Budget, Decoding, Endpoint, Reply, Request
-from longrl.chat.run import run_async
+from longrl.chat.client import AGAIN, CONNECT_S, BudgetSpent, CallFailed, ChatClient, ReplyCache
+from longrl.chat.endpoint import Budget, Decoding, Endpoint, Reply, Request
+from longrl.chat.event_loop import run_async, run_workers
+from longrl.chat.frames import JPEG_QUALITY, MessagePart, data_url, frame_name, frame_parts, image_part
 from longrl.datamodules.loading.skips import Skipped
 from longrl.evaluation.answering import Answer, Item, Policy, Record, hashed
 from longrl.io.atomic import atomic_write
 from longrl.models.family import ModelFamily
 from longrl.models.reading import MEDIA_TAG
-from longrl.pipeline.asking import together
-from longrl.pipeline.video_frames import JPEG_QUALITY, data_url
 from longrl.types import AudioClip, Frames, Media, Prompt, Row, SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -103,7 +102,7 @@ class EndpointPolicy(Policy):
         self.revision = revision
         self.max_side = max_side
         self.budget = budget
-        self._ledger: Ledger | None = None
+        self._replies: ReplyCache | None = None
         self._served: dict[str, Any] = {}
 
     @property
@@ -120,7 +119,7 @@ class EndpointPolicy(Policy):
             )  # fmt: skip
         self._served = _kept(folder / "served.json", served(self.endpoint), self.endpoint)
         # A folder of its own for every model: a request does not say which revision it is for.
-        self._ledger = Ledger(str(folder / "responses" / hashed(self.identity())[:16]), self.budget)
+        self._replies = ReplyCache(str(folder / "responses" / hashed(self.identity())[:16]), self.budget)
 
     @override
     def identity(self) -> dict[str, Any]:
@@ -148,7 +147,7 @@ class EndpointPolicy(Policy):
 
     async def _answer_all(self, items: Iterator[Item], sampling: SamplingParams, seed: int, record: Record) -> None:
         """As many at once as the endpoint takes; the next prompt is read when there is room."""
-        assert self._ledger is not None, "prepare comes first"
+        assert self._replies is not None, "prepare comes first"
         turn, spent = asyncio.Lock(), list[BudgetSpent]()
 
         async def work(client: ChatClient) -> None:
@@ -162,8 +161,8 @@ class EndpointPolicy(Policy):
                 except BudgetSpent as error:  # calls that are under way still come in
                     spent.append(error)
 
-        async with ChatClient(self.endpoint, self._ledger) as client:
-            await together([work(client) for _ in range(self.endpoint.concurrency)])
+        async with ChatClient(self.endpoint, self._replies) as client:
+            await run_workers([work(client) for _ in range(self.endpoint.concurrency)])
         if spent:
             raise spent[0]
 
@@ -237,9 +236,9 @@ def _kept(path: Path, told: dict[str, Any] | None, endpoint: Endpoint) -> dict[s
     return told
 
 
-def _content(prompt: ChatPrompt, max_side: int) -> list[dict[str, Any]]:
+def _content(prompt: ChatPrompt, max_side: int) -> list[MessagePart]:
     """Message parts: media where the text's tags place them, else before it."""
-    shown = [_shown(medium, max_side) for medium in prompt.media]
+    shown = [_media_parts(item, max_side) for item in prompt.media]
     if not MEDIA_TAG.search(prompt.text):
         return [*(part for parts in shown for part in parts), {"type": "text", "text": prompt.text}]
     texts = MEDIA_TAG.split(prompt.text)[::2]
@@ -249,40 +248,29 @@ def _content(prompt: ChatPrompt, max_side: int) -> list[dict[str, Any]]:
     return [part for part in content if part.get("text") != ""]
 
 
-def _shown(medium: Media, max_side: int) -> list[dict[str, Any]]:
+def _media_parts(item: Media, max_side: int) -> list[MessagePart]:
     """A video's frames, each behind its time; an image."""
-    parts: list[dict[str, Any]] = []
-    for place, second in enumerate(medium.timestamps):
-        if medium.kind == "video":
-            parts.append({"type": "text", "text": f"[{second:.1f} s]"})
-        parts.append({"type": "image_url", "image_url": {"url": _name(medium, place, max_side)}})
-    return parts
+    names = [frame_name(item.key, index, max_side) for index in range(len(item.timestamps))]
+    return frame_parts(names, item.timestamps) if item.kind == "video" else [image_part(name) for name in names]
 
 
-def _name(medium: Media, place: int, max_side: int) -> str:
-    """Of a frame in a request: its medium's key says content and frame numbers."""
-    return f"{FRAME}{medium.key[:32]}/{place}/{max_side}q{JPEG_QUALITY}"
-
-
-def _images(prompt: ChatPrompt, max_side: int) -> Mapping[str, str]:
+def _images(prompt: ChatPrompt, max_side: int) -> dict[str, str]:
     """Name -> `data:` url of every frame."""
-    found = {}
-    for medium in prompt.media:
-        place = 0
-        for pixels in _parts(medium, max_side):
-            for frame in pixels:
-                found[_name(medium, place, max_side)] = data_url(_image(frame))
-                place += 1
-    return found
+    urls = {}
+    for item in prompt.media:
+        frames = (frame for pixels in _pixels(item, max_side) for frame in pixels)
+        for index, frame in enumerate(frames):
+            urls[frame_name(item.key, index, max_side)] = data_url(_image(frame))
+    return urls
 
 
-def _parts(medium: Media, max_side: int) -> Iterator[Tensor]:
-    """[F, 3, H, W] of a medium, in one piece or as its file is decoded again."""
-    if medium.source is None:
-        yield medium.patches
+def _pixels(item: Media, max_side: int) -> Iterator[Tensor]:
+    """[F, 3, H, W] of a media item, in one piece or as its file is decoded again."""
+    if item.source is None:
+        yield item.patches
         return
     reader = ChatReader(max_side)
-    for part in medium.source():
+    for part in item.source():
         assert isinstance(part, Frames)
         yield reader.resize(part).pixels
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from longrl.chat.client import BudgetSpent, CallFailed, ChatClient, Ledger
+from longrl.chat.client import BudgetSpent, CallFailed, ChatClient, ReplyCache
 from longrl.chat.endpoint import Endpoint, Reply, Request
-from longrl.chat.run import run_async
+from longrl.chat.event_loop import run_async, run_workers
 from longrl.pipeline.video_frames import BrokenVideo
 from longrl.rewards.answer_text import after_thinking
 
@@ -73,7 +73,7 @@ def ask_all(
     items: Sequence[I],
     task: Task[I, V],
     endpoint: Endpoint,
-    ledger: Ledger,
+    replies: ReplyCache,
     report: Report,
     advance: Callable[[], Any],
 ) -> list[V | None]:
@@ -83,7 +83,7 @@ def ask_all(
         items: what to ask about.
         task: how.
         endpoint: whom.
-        ledger: replies of this and earlier runs.
+        replies: replies of this and earlier runs.
         report: is filled.
         advance: called after each item.
 
@@ -99,10 +99,10 @@ def ask_all(
             advance()
 
     async def all_of_them() -> None:
-        async with ChatClient(endpoint, ledger) as client:
-            before = dict(vars(ledger.spent))
+        async with ChatClient(endpoint, replies) as client:
+            before = dict(vars(replies.spent))
             try:
-                await together([work(client) for _ in range(min(endpoint.concurrency, len(items)))])
+                await run_workers([work(client) for _ in range(min(endpoint.concurrency, len(items)))])
             finally:
                 _count(report, client, before)
 
@@ -110,17 +110,6 @@ def ask_all(
         run_async(all_of_them)
     report.check()
     return results
-
-
-async def together(workers: Sequence[Any]) -> None:
-    """All workers; an error of one ends the others."""
-    tasks = [asyncio.ensure_future(worker) for worker in workers]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _ask_one(client: ChatClient, item: I, task: Task[I, V], report: Report) -> V | None:
@@ -165,7 +154,7 @@ def mostly_latin(text: str) -> bool:
 
 
 def _count(report: Report, client: ChatClient, before: dict[str, float]) -> None:
-    spent = client.ledger.spent
+    spent = client.replies.spent
     found = {
         "calls": client.num_calls,
         "replies from disk": client.num_cached,

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from longrl.chat.client import Ledger
+from longrl.chat.client import ReplyCache
 from longrl.chat.endpoint import Reply, Request
 from longrl.pipeline.asking import Task, answered_text, ask_all
 from longrl.pipeline.config import PipelineConfig, TimelineOptions
@@ -25,7 +25,7 @@ LABEL_CHARS = 32
 
 
 def caption(
-    config: PipelineConfig, workspace: Workspace, ledger: Ledger, report: Report, advance: Callable[[int], Any]
+    config: PipelineConfig, workspace: Workspace, replies: ReplyCache, report: Report, advance: Callable[[int], Any]
 ) -> None:
     """Writes each clip with its caption; None where there is none."""
     clips = workspace.read("split")
@@ -41,7 +41,7 @@ def caption(
 
     task = Task(_id, request, lambda reply, clip: one_line(answered_text(reply)), options.attempts)
     advance(len(clips))
-    texts = ask_all(clips, task, endpoint, ledger, report, lambda: advance(0))
+    texts = ask_all(clips, task, endpoint, replies, report, lambda: advance(0))
     workspace.write("caption", ({**clip, "caption": text} for clip, text in zip(clips, texts, strict=True)))
 
 
@@ -64,13 +64,13 @@ def _id(record: Record) -> str:
 
 
 def timeline(
-    config: PipelineConfig, workspace: Workspace, ledger: Ledger, report: Report, advance: Callable[[int], Any]
+    config: PipelineConfig, workspace: Workspace, replies: ReplyCache, report: Report, advance: Callable[[int], Any]
 ) -> None:
     """Writes one record per video: all `entries`, and those to be `told` to a model within `timeline.max_chars`."""
     videos = _complete_videos(workspace.read("caption"), config.timeline, report)
     long = [video for video in videos if len(told(video["entries"])) > config.timeline.max_chars]
     groups = [group for video in long for group in condensable(video, config.timeline.max_chars)]
-    texts = _condense(groups, config, ledger, report, advance) if groups else []
+    texts = _condense(groups, config, replies, report, advance) if groups else []
     condensed: dict[str, list[Record]] = {}
     for group, text in zip(groups, texts, strict=True):
         condensed.setdefault(group["video"], []).append(_entry(group, text, report))
@@ -133,7 +133,7 @@ def condensable(video: Record, max_chars: int) -> list[Record]:
 
 
 def _condense(
-    groups: list[Record], config: PipelineConfig, ledger: Ledger, report: Report, advance: Callable[[int], Any]
+    groups: list[Record], config: PipelineConfig, replies: ReplyCache, report: Report, advance: Callable[[int], Any]
 ) -> list[str | None]:
     endpoint, options, prompts = config.endpoint("writer"), config.timeline, Prompts(config.prompts)
 
@@ -147,7 +147,7 @@ def _condense(
 
     advance(len(groups))
     task = Task(_id, request, read, options.attempts)
-    return ask_all(groups, task, endpoint, ledger, report, lambda: advance(0))
+    return ask_all(groups, task, endpoint, replies, report, lambda: advance(0))
 
 
 def _entry(group: Record, text: str | None, report: Report) -> Record:

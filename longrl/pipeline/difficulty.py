@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from longrl.chat.client import Ledger
+from longrl.chat.client import ReplyCache
 from longrl.chat.endpoint import Reply, Request
 from longrl.datamodules.loading.render import DEFAULT_QUESTION, fill
 from longrl.pipeline.asking import Task, Unusable, ask_all
@@ -20,11 +20,11 @@ LETTERS = "ABCDEFGH"
 
 
 def filter_questions(
-    config: PipelineConfig, workspace: Workspace, ledger: Ledger, report: Report, advance: Callable[[int], Any]
+    config: PipelineConfig, workspace: Workspace, replies: ReplyCache, report: Report, advance: Callable[[int], Any]
 ) -> None:
     """Writes the questions that stay, with how often each was answered right, and the dropped ones beside them."""
     records, options = workspace.read("rewrite"), config.filter
-    scores = _scores(records, config, workspace, ledger, report, advance) if options.num_samples else {}
+    scores = _scores(records, config, workspace, replies, report, advance) if options.num_samples else {}
     kept, dropped = [], []
     for record in records:
         seen, blind = scores.get((record["id"], False), []), scores.get((record["id"], True), [])
@@ -84,7 +84,7 @@ def _scores(
     records: Sequence[Record],
     config: PipelineConfig,
     workspace: Workspace,
-    ledger: Ledger,
+    replies: ReplyCache,
     report: Report,
     advance: Callable[[int], Any],
 ) -> dict[tuple[str, bool], list[float | None]]:
@@ -97,10 +97,10 @@ def _scores(
         for blind, count in counts
         for n in range(count)
     ]
-    texts = _answers(items, config, workspace, ledger, report, advance)
+    texts = _answers(items, config, workspace, replies, report, advance)
     answered = [{**item, "text": text} for item, text in zip(items, texts, strict=True) if text is not None]
     to_judge = [item for item in answered if item["of"]["kind"] == "open_ended" and lenient_text(item["text"])]
-    judgements = _judged(to_judge, config, ledger, report, advance)
+    judgements = _judged(to_judge, config, replies, report, advance)
     judged = {item["id"]: score for item, score in zip(to_judge, judgements, strict=True)}
     scores: dict[tuple[str, bool], list[float | None]] = {}
     for item in answered:
@@ -113,7 +113,7 @@ def _answers(
     items: Sequence[Record],
     config: PipelineConfig,
     workspace: Workspace,
-    ledger: Ledger,
+    replies: ReplyCache,
     report: Report,
     advance: Callable[[int], Any],
 ) -> list[str | None]:
@@ -134,7 +134,7 @@ def _answers(
 
     advance(len(items))
     task = Task(lambda item: str(item["id"]), request, _said)
-    return ask_all(items, task, endpoint, ledger, report, lambda: advance(0))
+    return ask_all(items, task, endpoint, replies, report, lambda: advance(0))
 
 
 def video_frames(video: Record, options: FilterOptions) -> FrameSet:
@@ -157,7 +157,7 @@ def _choice_score(item: Record) -> float:
 
 
 def _judged(
-    items: Sequence[Record], config: PipelineConfig, ledger: Ledger, report: Report, advance: Callable[[int], Any]
+    items: Sequence[Record], config: PipelineConfig, replies: ReplyCache, report: Report, advance: Callable[[int], Any]
 ) -> list[float | None]:
     """Scores of open-ended answers; an answer that is equal to another one's is judged once."""
     if config.filter.open_ended == "text_similarity":
@@ -173,7 +173,7 @@ def _judged(
 
     advance(len(items))
     task = Task(lambda item: f"{item['id']}#judged", request, _score)
-    return ask_all(items, task, endpoint, ledger, report, lambda: advance(0))
+    return ask_all(items, task, endpoint, replies, report, lambda: advance(0))
 
 
 def _score(reply: Reply, item: Record) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from longrl.chat.client import Ledger
+from longrl.chat.client import ReplyCache
 from longrl.chat.endpoint import Reply, Request
 from longrl.pipeline.asking import Task, Unusable, answered_text, ask_all
 from longrl.pipeline.captions import told
@@ -21,7 +21,7 @@ SENTENCE_CHARS = 200
 
 
 def question(
-    config: PipelineConfig, workspace: Workspace, ledger: Ledger, report: Report, advance: Callable[[int], Any]
+    config: PipelineConfig, workspace: Workspace, replies: ReplyCache, report: Report, advance: Callable[[int], Any]
 ) -> None:
     """Writes one reply per video, category, kind and number; `validate` reads them."""
     videos, options = workspace.read("timeline"), config.question
@@ -46,7 +46,7 @@ def question(
 
     advance(len(items))
     task = Task(_id, request, read, options.attempts)
-    texts = ask_all(items, task, endpoint, ledger, report, lambda: advance(0))
+    texts = ask_all(items, task, endpoint, replies, report, lambda: advance(0))
     replies = (
         {**{key: item[key] for key in ("id", "category", "kind")}, "video": item["of"]["video"], "text": text}
         for item, text in zip(items, texts, strict=True)
@@ -76,7 +76,7 @@ def _id(record: Record) -> str:
 
 
 def rewrite(
-    config: PipelineConfig, workspace: Workspace, ledger: Ledger, report: Report, advance: Callable[[int], Any]
+    config: PipelineConfig, workspace: Workspace, replies: ReplyCache, report: Report, advance: Callable[[int], Any]
 ) -> None:
     """Writes each question with its `reasoning` as one text; None where no rewriting was usable: it serves RL alone."""
     records, options = workspace.read("validate"), config.rewrite
@@ -97,7 +97,7 @@ def rewrite(
 
     advance(len(records))
     task = Task(_id, request, lambda reply, record: rewritten(answered_text(reply), record), options.attempts)
-    texts = ask_all(records, task, endpoint, ledger, report, lambda: advance(0))
+    texts = ask_all(records, task, endpoint, replies, report, lambda: advance(0))
     report.counts["without reasoning, for RL alone"] = sum(text is None for text in texts)
     workspace.write("rewrite", ({**record, "reasoning": text} for record, text in zip(records, texts, strict=True)))
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from longrl.chat.journal import Journal
+from longrl.io.append_log import AppendLog
 from longrl.io.atomic import atomic_file
 from longrl.pipeline.config import PipelineConfig, SplitOptions
 from longrl.pipeline.cutting import cut, scene_starts
@@ -27,16 +27,16 @@ VERSION = 1
 def split(config: PipelineConfig, workspace: Workspace, report: Report, advance: Callable[[int], Any]) -> None:
     """Writes one record per clip: video, times in seconds and frame indices.
 
-    A video is cut once; clips of a file with the same content and options come from the journal in `splits/`.
+    A video is cut once; clips of a file with the same content and options come from the log in `splits/`.
     """
     found = find_videos(config.videos)
     report.items = len(found)
     advance(len(found))
-    journal = Journal(workspace.path("splits")).open()
+    log = AppendLog(workspace.path("splits")).open()
 
     def one(item: tuple[str, str]) -> Record | BrokenVideo:
         try:
-            return _cut_once(journal, *item, config.split)
+            return _cut_once(log, *item, config.split)
         except BrokenVideo as error:
             return error
         finally:
@@ -44,7 +44,7 @@ def split(config: PipelineConfig, workspace: Workspace, report: Report, advance:
 
     with ThreadPoolExecutor(config.split.workers) as pool:
         results = list(pool.map(one, found))
-    journal.close()
+    log.close()
     clips = list(_clips(found, results, report))
     report.check()
     if config.split.write_files:
@@ -72,19 +72,19 @@ def find_videos(source: str) -> list[tuple[str, str]]:
     return found
 
 
-def _cut_once(journal: Journal, name: str, path: str, options: SplitOptions) -> Record:
+def _cut_once(log: AppendLog, name: str, path: str, options: SplitOptions) -> Record:
     digest = file_digest(path)
     how = [VERSION, digest, options.clip_s, options.min_clip_s, options.scenes, options.scene_threshold]
     key = hashlib.sha256(json.dumps(how).encode()).hexdigest()
-    if key not in journal:
+    if key not in log:
         times = frame_times(path)
         scenes = scene_starts(path, times, options.scene_threshold) if options.scenes else []
         clips = [
             [times.start(first), times.start(stop), first, stop]
             for first, stop in cut(times, options.clip_s, options.min_clip_s, scenes)
         ]
-        journal.append(key, {"video": name, "digest": digest, "duration_s": times.end_s, "clips": clips})
-    return journal[key]
+        log.append(key, {"video": name, "digest": digest, "duration_s": times.end_s, "clips": clips})
+    return log[key]
 
 
 def _clips(found: list[tuple[str, str]], results: list[Record | BrokenVideo], report: Report) -> Iterator[Record]:

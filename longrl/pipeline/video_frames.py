@@ -6,10 +6,8 @@ PyAV reads the packets of a whole file without decoding it, so that times are ex
 
 from __future__ import annotations
 
-import base64
 import bisect
 import hashlib
-import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,13 +18,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from longrl.chat.endpoint import FRAME
+from longrl.chat.frames import MessagePart, data_url, frame_name, frame_parts
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 REMUX = "copy it into another container with `ffmpeg -i IN -c copy OUT.mp4`"
-JPEG_QUALITY = 85
 
 
 class BrokenVideo(ValueError):
@@ -190,15 +187,11 @@ class FrameSet:
 
     def url(self, index: int) -> str:
         """Name of one frame in a request."""
-        return f"{FRAME}{self.digest[:32]}/{index}/{self.max_side}q{JPEG_QUALITY}"
+        return frame_name(self.digest, index, self.max_side)
 
-    def parts(self) -> list[dict[str, Any]]:
+    def parts(self) -> list[MessagePart]:
         """Message parts: each frame behind its time."""
-        parts: list[dict[str, Any]] = []
-        for index, second in zip(self.indices, self.seconds, strict=True):
-            parts.append({"type": "text", "text": f"[{second:.1f} s]"})
-            parts.append({"type": "image_url", "image_url": {"url": self.url(index)}})
-        return parts
+        return frame_parts([self.url(index) for index in self.indices], self.seconds)
 
     def load(self) -> Mapping[str, str]:
         """Name -> `data:` url of the frames that decode; the others are told to the model as broken.
@@ -210,13 +203,6 @@ class FrameSet:
         if not found:
             raise BrokenVideo(f"{self.path}: none of the frames {list(self.indices)} can be decoded")
         return {self.url(index): data_url(image) for index, image in found.items()}
-
-
-def data_url(image: Image) -> str:
-    """A picture as the url of a message part."""
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=JPEG_QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def file_digest(path: str | Path) -> str:

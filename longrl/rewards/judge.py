@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING
 
-from longrl.chat.client import CallFailed, ChatClient, Ledger
+from longrl.chat.client import CallFailed, ChatClient, ReplyCache
 from longrl.chat.endpoint import Budget, Decoding, Endpoint, Reply, Request
-from longrl.chat.run import run_async
+from longrl.chat.event_loop import run_async
 from longrl.rewards.answer_text import after_thinking, strict_text
 from longrl.rewards.batch import BatchReward
 from longrl.rewards.exact import normalized
@@ -119,7 +119,7 @@ class Judge(BatchReward["Completion"]):
         return run_async(lambda: self._score_all(completions, rows))
 
     async def _score_all(self, completions: Sequence[Completion], rows: Sequence[Row]) -> list[float | Exception]:
-        async with ChatClient(self.endpoint, _ledger(self.cache_dir, self.budget)) as client:
+        async with ChatClient(self.endpoint, _replies(self.cache_dir, self.budget)) as client:
             found = await asyncio.gather(
                 *(self._score(client, *pair) for pair in zip(completions, rows, strict=True)), return_exceptions=True
             )
@@ -165,9 +165,9 @@ def _units(text: str) -> list[str]:
 
 
 @cache
-def _ledger(folder: str, budget: Budget) -> Ledger:
-    """One journal per process and folder: what was judged in an earlier step is known."""
-    return Ledger(folder, budget)
+def _replies(folder: str, budget: Budget) -> ReplyCache:
+    """One cache per process and folder: what was judged in an earlier step is known."""
+    return ReplyCache(folder, budget)
 
 
 def _value_or_error(value: float | BaseException) -> float | Exception:

@@ -3,9 +3,9 @@ import time
 
 import pytest
 
-from longrl.chat.client import BudgetSpent, CallFailed, ChatClient, Ledger
+from longrl.chat.client import BudgetSpent, CallFailed, ChatClient, ReplyCache
 from longrl.chat.endpoint import Budget, Decoding, Endpoint, Request
-from longrl.chat.journal import Journal
+from longrl.io.append_log import AppendLog
 from tests.chat.server import Server, completion
 
 HELLO = ({"role": "user", "content": "Hello"},)
@@ -24,7 +24,7 @@ def ask(server: Server, folder, *requests: Request, budget: Budget | None = None
     """What becomes of requests that are made together."""
 
     async def together():
-        async with ChatClient(endpoint(server, **options), Ledger(str(folder), budget)) as client:
+        async with ChatClient(endpoint(server, **options), ReplyCache(str(folder), budget)) as client:
             return await asyncio.gather(*(client.ask(one) for one in requests or (request(),)), return_exceptions=True)
 
     return asyncio.run(together())
@@ -57,7 +57,7 @@ def test_what_may_pass_is_repeated_and_kept(tmp_path, fault, kind):
     with Server(fault, completion("Hi")) as server:
         (reply,) = ask(server, tmp_path, timeout_s=0.5)
     assert reply.text == "Hi"
-    failure, answer = list(Journal(tmp_path).read())
+    failure, answer = list(AppendLog(tmp_path).read())
     assert (failure["key"], failure["kind"]) == (None, kind)
     assert answer["response"]["choices"][0]["message"]["content"] == "Hi"
     assert answer["request"]["messages"] == list(HELLO)

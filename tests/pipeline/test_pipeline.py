@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from pyarrow import parquet
 
-from longrl.chat.journal import Journal
 from longrl.commands.main import main
 from longrl.datamodules.longvideo_reason import LongVideoReason
+from longrl.io.append_log import AppendLog
 from longrl.pipeline.workspace import FILES, STEPS
 from tests.pipeline.running import Scripted, arguments, files, join, kill, start_child, videos
 from tests.runs import checkpoint, config, run
@@ -62,8 +62,8 @@ def test_every_fault_of_the_server_is_counted_and_nothing_is_lost(made):
     steps = ("caption", "timeline", "question", "rewrite", "filter")
     assert all(sum(counts[step].get(kind, 0) for step in steps) for kind in ("refused", "no json", "empty"))
     assert report(out, "validate")["counts"]["rejected"] == len(lines(out / "5_questions.rejected.jsonl")) > 0
-    answered = [entry for entry in Journal(out / "responses").read() if entry["key"]]
-    failed = [entry for entry in Journal(out / "responses").read() if not entry["key"]]
+    answered = [entry for entry in AppendLog(out / "responses").read() if entry["key"]]
+    failed = [entry for entry in AppendLog(out / "responses").read() if not entry["key"]]
     assert {entry["key"] for entry in answered} == {key for key, outcome in calls if outcome == "answered"}
     assert len(answered) + len(failed) == len(calls)  # every reply is kept, and every failure
     assert sum(report(out, step)["calls"].get("failed attempts", 0) for step in steps) == len(failed)
@@ -83,7 +83,7 @@ def test_no_call_is_made_twice_and_a_second_run_makes_none(made):
 
 def late(out: Path, calls: list) -> int:
     """Answers that came after the client's timeout, as they do on a busy machine."""
-    timeouts = [entry for entry in Journal(out / "responses").read() if entry.get("kind") == "timeout"]
+    timeouts = [entry for entry in AppendLog(out / "responses").read() if entry.get("kind") == "timeout"]
     return max(0, len(timeouts) - sum(outcome == "hang" for _, outcome in calls))
 
 
@@ -182,7 +182,7 @@ def kill_once(step: str, out: Path, server: Scripted, rng: random.Random) -> int
     """Starts a step until it has been killed before its end; 1 then."""
     args, longest_s = arguments(step, out, server.url, videos()), 0.3
     for _ in range(20):
-        stored = {entry["key"] for entry in Journal(out / "responses").read()}
+        stored = {entry["key"] for entry in AppendLog(out / "responses").read()}
         before = server.answered()
         child = start_child(args)
         _wait(child, server, len(before) + rng.randint(1, 12), rng.uniform(0.0, longest_s), step)

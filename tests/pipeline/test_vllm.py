@@ -11,9 +11,9 @@ import urllib.request
 import pytest
 
 from longrl.chat.endpoint import Decoding, Endpoint
-from longrl.chat.journal import Journal
 from longrl.commands.evaluate import Evaluation, parsed
 from longrl.commands.pipeline import run_step
+from longrl.io.append_log import AppendLog
 from longrl.io.jsonl import read_jsonl
 from longrl.pipeline.config import CaptionOptions, SplitOptions, TimelineOptions
 from longrl.pipeline.workspace import Workspace
@@ -103,7 +103,7 @@ def test_steps_ask_a_real_server_and_a_second_run_asks_nothing(vllm, tmp_path):
         report = run_step(made, "timeline")
         assert report.done >= 1
     step = report.step
-    entries = [entry for entry in Journal(tmp_path / "responses").read() if entry["key"]]
+    entries = [entry for entry in AppendLog(tmp_path / "responses").read() if entry["key"]]
     assert entries
     assert all(entry["prompt_tokens"] > 0 and 0 < entry["completion_tokens"] <= 12 for entry in entries)
     assert report.calls["calls"] == len(entries)
@@ -124,19 +124,19 @@ def test_an_evaluation_asks_a_real_server_and_a_second_one_asks_nothing(vllm, tm
     blind = [line["num_prompt_tokens"] for line in lines if not line["num_frames"]]
     assert len(blind) == 8
     assert all(more > less for more, less in zip(seen, blind, strict=vllm.sees))
-    calls = len(list(Journal(next((tmp_path / "responses").iterdir())).read()))
+    calls = len(list(AppendLog(next((tmp_path / "responses").iterdir())).read()))
     assert calls == len(lines)
     for path in (tmp_path / "answers").iterdir():
         path.unlink()
     assert Evaluation(*parsed(args)).run() == found
-    assert len(list(Journal(next((tmp_path / "responses").iterdir())).read())) == calls
+    assert len(list(AppendLog(next((tmp_path / "responses").iterdir())).read())) == calls
 
 
 def test_a_judge_without_sense_masks_and_does_not_score(vllm, tmp_path):
     judge = Judge(endpoint(vllm.url), str(tmp_path), decoding=Decoding(temperature=0.0, max_tokens=12))
     scored = group(OPEN, tagged("tea"), tagged("milk"), tagged("tea"))
     assert RewardSum([RewardTerm(judge, 1.0, "accuracy")]).score([scored]) == 3
-    entries = list(Journal(tmp_path).read())
+    entries = list(AppendLog(tmp_path).read())
     assert len(entries) == 2  # one per distinct answer
     assert all("choices" in entry["response"] for entry in entries)
     assert scored.valid.tolist() == [False] * 3

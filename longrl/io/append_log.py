@@ -23,7 +23,7 @@ SUFFIX = ".jsonl"
 Entry = dict[str, Any]
 
 
-class Journal:
+class AppendLog:
     """Records under keys in a folder, the first of a key counts.
 
     Args:
@@ -31,9 +31,9 @@ class Journal:
 
     Example:
         ```python
-        journal = Journal("out/responses")
-        journal.append("7f3a", {"response": ...})   # on disk when it returns
-        journal["7f3a"]
+        log = AppendLog("out/responses")
+        log.append("7f3a", {"response": ...})   # on disk when it returns
+        log["7f3a"]
         ```
     """
 
@@ -61,7 +61,7 @@ class Journal:
         if self.num_torn:
             logger.info("%s: %d lines that a killed process left half are not read", self.folder, self.num_torn)
 
-    def open(self) -> Journal:
+    def open(self) -> AppendLog:
         """Reads the keys on disk."""
         for _ in self.read():
             pass
