@@ -6,9 +6,8 @@ A row's `problem` is the prompt, its `metadata` what else its record says, for r
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +30,14 @@ def prompt_row(record: Record, index: int, media_root: str | None = None) -> Row
     prompt = record.get("prompt")
     if not isinstance(prompt, str) or not prompt.strip():
         raise ValueError(f"a record needs its text in 'prompt', got {json.dumps(record, default=str)[:200]}")
-    own = ("id", "prompt", "answer", "category")
+    named = ("id", "prompt", "answer", "category")
     return Row(
         id=str(record.get("id", index)),
         problem=prompt.strip(),
         answer=str(record.get("answer") or ""),
         task=TASK,
         category=str(record.get("category") or record.get("tag") or "general"),
-        metadata={name: value for name, value in record.items() if name not in own},
+        metadata={name: value for name, value in record.items() if name not in named},
     )
 
 
@@ -82,30 +81,31 @@ def read_prompts(source: str, row_function: RowFunction) -> list[Row | ValueErro
     Raises:
         ValueError: there is no such source, or nothing in it.
     """
+    path = Path(source).expanduser()
+    items: Iterable[tuple[int, Any]]
+    if path.suffix in (".txt", ".jsonl"):
+        if not path.is_file():
+            raise ValueError(
+                f"the prompt file {source!r} does not exist (working folder: {Path.cwd()}); correct the path"
+            )
+        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
+        items = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+        unit = "line"
+        parse: Callable[[Any], Record] = _text_record if path.suffix == ".txt" else _json_record
+    else:
+        items = enumerate(read_records(source), start=1)
+        unit = "record"
+        parse = dict
     rows: list[Row | ValueError] = []
-    for number, place, parse in _items(source):
+    for number, item in items:
         try:
-            rows.append(row_function(parse(), number, None))
+            made = row_function(parse(item), number, None)
+            rows += [made] if isinstance(made, Row) else made
         except ValueError as error:
-            rows.append(ValueError(f"{place}: {error}"))
+            rows.append(ValueError(f"{unit} {number} of {source}: {error}"))
     if not rows:
         raise ValueError(f"{source} holds no prompt; write one on each line")
     return rows
-
-
-def _items(source: str) -> Iterator[tuple[int, str, Callable[[], Record]]]:
-    """Number, place and record, yet to be parsed, of each item of a source."""
-    path = Path(source).expanduser()
-    if path.suffix not in (".txt", ".jsonl"):
-        for number, record in enumerate(read_records(source), start=1):
-            yield number, f"record {number} of {source}", partial(dict, record)
-        return
-    if not path.is_file():
-        raise ValueError(f"the prompt file {source!r} does not exist (working folder: {Path.cwd()}); correct the path")
-    parse = _text_record if path.suffix == ".txt" else _json_record
-    for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
-        if line.strip():
-            yield number, f"line {number} of {source}", partial(parse, line)
 
 
 def _text_record(line: bytes) -> Record:

@@ -37,7 +37,7 @@ class RandomWindow:
     def __call__(self, num_steps: int, rollout: int, seed: int) -> range:
         """The window of a rollout."""
         end = num_steps - 1 if self.end is None else self.end
-        _fits(self.size, end, num_steps)
+        _check_window(self.size, end, num_steps)
         start = random.Random(f"{seed}/{rollout}").randint(0, end - self.size)
         return range(start, start + self.size)
 
@@ -46,7 +46,7 @@ class RandomWindow:
 class SlidingWindow:
     """`size` neighbouring steps that move towards the end as training goes on: MixGRPO (arXiv:2507.21802), sec. 3.2.
 
-    The early steps, which decide what is in a picture, come first. Behind the last place it begins anew.
+    The early steps, which decide what is in a picture, come first. Behind the last window it begins anew.
     """
 
     size: int = 4
@@ -64,15 +64,15 @@ class SlidingWindow:
 
     def __call__(self, num_steps: int, rollout: int, seed: int) -> range:
         """The window of a rollout."""
-        _fits(self.size, num_steps - 1, num_steps)
-        places = (num_steps - 1 - self.size) // self.stride + 1
-        start = rollout // self.every % places * self.stride
+        _check_window(self.size, num_steps - 1, num_steps)
+        num_starts = (num_steps - 1 - self.size) // self.stride + 1
+        start = rollout // self.every % num_starts * self.stride
         return range(start, start + self.size)
 
 
-def _fits(size: int, end: int, num_steps: int) -> None:
+def _check_window(size: int, end: int, num_steps: int) -> None:
     if not size <= end < num_steps:
         raise ValueError(
             f"a window of {size} steps that ends before step {end} does not fit {num_steps} denoising steps, of which "
-            "the last draws nothing; raise sampling.num_steps of the DiffusionRolloutCallback, or lower the window's size"
+            "the last draws nothing; raise rollout.sampling.num_steps, or lower the window's size"
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +28,7 @@ class ClipReward(BatchReward["Tensor"]):
     """What the rewards of this file share: a CLIP model and how it embeds frames and prompts."""
 
     folder: str
-    """Of the model: config.json, model.safetensors, and the processor's files unless `processor` names others."""
+    """The model's files: config.json, model.safetensors, and the processor's files unless `processor` names others."""
     processor: str | None = None
     """Folder of tokenizer and image processor; None is `folder`. PickScore's are those of the model it began from."""
     device: str | None = None
@@ -51,14 +51,14 @@ class ClipReward(BatchReward["Tensor"]):
         _ = self._model, self._processor
 
     def score_all(self, completions: Sequence[Tensor], rows: Sequence[Row]) -> list[float | Exception]:
-        """Of samples [F, 3, H, W] uint8 RGB the reward of each."""
+        """The reward of each sample [F, 3, H, W] uint8 RGB."""
         import torch
 
         with torch.no_grad():
-            owners = [sample for sample, frames in enumerate(completions) for _ in frames]  # of every frame
-            images = torch.cat(list(self._image_embeddings(completions)))  # [N, D]
-            values = self.frame_scores(images, [rows[sample].problem for sample in owners])  # [N]
-            parts = values.cpu().split([len(frames) for frames in completions])
+            frames = [frame for sample in completions for frame in sample]  # each [3, H, W]
+            prompts = [row.problem for sample, row in zip(completions, rows, strict=True) for _ in sample]
+            values = self.frame_scores(self._image_embeddings(frames), prompts)  # [N]
+            parts = values.cpu().split([len(sample) for sample in completions])
         return [float(part.mean()) for part in parts]
 
     @abstractmethod
@@ -74,14 +74,18 @@ class ClipReward(BatchReward["Tensor"]):
         """[N, D] of length 1; every distinct prompt is embedded once, longer ones are cut at the model's length."""
         distinct = list(dict.fromkeys(prompts))
         tokens = self._processor(text=distinct, padding=True, truncation=True, return_tensors="pt")
-        found = self._model.get_text_features(**tokens.to(self._device)).pooler_output
-        return _unit(found)[[distinct.index(prompt) for prompt in prompts]]
+        embeddings = self._model.get_text_features(**tokens.to(self._device)).pooler_output
+        return _unit(embeddings)[[distinct.index(prompt) for prompt in prompts]]
 
-    def _image_embeddings(self, samples: Sequence[Tensor]) -> Iterator[Tensor]:
-        frames = [frame for sample in samples for frame in sample]  # each [3, H, W]
+    def _image_embeddings(self, frames: Sequence[Tensor]) -> Tensor:
+        """[N, D] of length 1."""
+        import torch
+
+        embeddings = []
         for start in range(0, len(frames), self.batch_size):
             pixels = self._processor(images=frames[start : start + self.batch_size], return_tensors="pt")
-            yield _unit(self._model.get_image_features(**pixels.to(self._device)).pooler_output)
+            embeddings.append(self._model.get_image_features(**pixels.to(self._device)).pooler_output)
+        return _unit(torch.cat(embeddings))
 
     @cached_property
     def _device(self) -> torch.device:
@@ -181,8 +185,8 @@ class AestheticScore(ClipReward):
 
 
 def _layer_number(name: str) -> int:
-    found = re.findall(r"\d+", name)
-    return int(found[-1]) if found else 0
+    numbers = re.findall(r"\d+", name)
+    return int(numbers[-1]) if numbers else 0
 
 
 def _unit(vectors: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ PLACES: tuple[Place, ...] = ("left", "right", "top", "bottom")
 
 @dataclass(frozen=True)
 class MeanColour:
-    """How close the mean colour is to the wanted one: 1 - (mean over R, G, B of |mean pixel - wanted|) / 255.
+    """How close the mean colour is to a target: 1 - (mean over R, G, B of |mean pixel - target|) / 255.
 
     It changes with every pixel, so even a policy far from the colour has something to learn from.
 
@@ -59,15 +59,15 @@ class MeanColour:
             frames: [F, 3, H, W] uint8 RGB.
             row: its prompt.
         """
-        wanted = PALETTE[self.colour or first_word(row, PALETTE)]
+        target = PALETTE[self.colour or first_word(row, PALETTE)]
         sums = frames.sum(dim=(0, 2, 3)).tolist()  # of integers, exact
         count = frames.numel() // 3
-        return 1 - sum(abs(total / count - value) for total, value in zip(sums, wanted, strict=True)) / 3 / 255
+        return 1 - sum(abs(total / count - value) for total, value in zip(sums, target, strict=True)) / 3 / 255
 
 
 @dataclass(frozen=True)
 class ColourShare:
-    """Share of the pixels that have the wanted colour, in [0, 1]: no colour of `PALETTE` is nearer in RGB.
+    """Share of the pixels that have a colour, in [0, 1]: no other colour of `PALETTE` is nearer in RGB.
 
     Example:
         `ColourShare("blue")`; `ColourShare()` takes the first colour that the prompt names.
@@ -86,12 +86,13 @@ class ColourShare:
 
 @dataclass(frozen=True)
 class ColourPlace:
-    """Whether a colour is where it should be: (1 + share in the wanted half - share in the other half) / 2.
+    """Whether a colour is where it should be: (1 + share in that half - share in the other half) / 2.
 
     1 for "red on the left" if the left half is red and the right one has none; 1/2 if it is nowhere, or everywhere.
 
     Example:
-        `ColourPlace("red", "left")`; `ColourPlace()` takes the first colour and the first place that the prompt names.
+        `ColourPlace("red", "left")`; `ColourPlace()` takes the first colour and the first place that the prompt
+        names.
     """
 
     colour: str | None = None
@@ -104,11 +105,12 @@ class ColourPlace:
 
     def __call__(self, frames: Tensor, row: Row) -> float:
         """The reward of one sample; see `MeanColour.__call__`."""
-        found = has_colour(frames, self.colour or first_word(row, PALETTE)).double()  # [F, H, W]
+        matches = has_colour(frames, self.colour or first_word(row, PALETTE)).double()  # [F, H, W]
         place = self.place or first_word(row, PLACES)
-        along = found.mean(dim=(0, 2) if place in ("top", "bottom") else (0, 1))  # [H] or [W]
-        half = len(along) // 2  # of an odd number the middle line belongs to no half
-        first, last = float(along[:half].mean()), float(along[-half:].mean())
+        lines = matches.mean(dim=(0, 2) if place in ("top", "bottom") else (0, 1))  # [H] or [W]
+        size = len(lines) // 2  # of an odd number the middle line belongs to no half
+        first = float(lines[:size].mean())
+        last = float(lines[-size:].mean())
         return (1 + (first - last if place in ("left", "top") else last - first)) / 2
 
 
@@ -128,10 +130,10 @@ def first_word(row: Row, known: dict[str, tuple[int, int, int]] | tuple[Place, .
     Raises:
         ValueError: it has none.
     """
-    found = next((word for word in re.findall(r"[a-z]+", row.problem.lower()) if word in known), None)
-    if found is None:
+    word = next((word for word in re.findall(r"[a-z]+", row.problem.lower()) if word in known), None)
+    if word is None:
         raise ValueError(f"prompt {row.problem!r} names none of {', '.join(known)}; name one, or set it in the reward")
-    return found
+    return word
 
 
 def _check_colour(colour: str | None) -> None:

@@ -48,20 +48,20 @@ def temporal_smoothness(frames: Tensor, row: Row) -> float:
     Raises:
         ValueError: fewer than three frames.
     """
-    _at_least(3, frames, "temporal_smoothness")
+    _check_num_frames(3, frames, "temporal_smoothness")
     pixels = frames.short()  # differences of differences fit, and a long video takes no more than it must
-    return 1 - _mean_size(pixels[:-2] - 2 * pixels[1:-1] + pixels[2:]) / 510
+    return 1 - _mean_absolute(pixels[:-2] - 2 * pixels[1:-1] + pixels[2:]) / 510
 
 
-def motion(frames: Tensor) -> float:
+def mean_motion(frames: Tensor) -> float:
     """Mean |x[t+1] - x[t]| / 255 of frames [F, 3, H, W] uint8, in [0, 1].
 
     Raises:
         ValueError: fewer than two frames.
     """
-    _at_least(2, frames, "motion")
+    _check_num_frames(2, frames, "motion")
     pixels = frames.short()
-    return _mean_size(pixels[1:] - pixels[:-1]) / 255
+    return _mean_absolute(pixels[1:] - pixels[:-1]) / 255
 
 
 @dataclass(frozen=True)
@@ -81,15 +81,15 @@ class MotionAmount:
 
     def __call__(self, frames: Tensor, row: Row) -> float:
         """The reward of one video, frames [F, 3, H, W] uint8."""
-        return min(motion(frames), self.enough) / self.enough
+        return min(mean_motion(frames), self.enough) / self.enough
 
 
-def _mean_size(values: Tensor) -> float:
+def _mean_absolute(values: Tensor) -> float:
     """Mean absolute value of integers, exactly summed."""
     return int(values.abs().sum()) / values.numel()
 
 
-def _at_least(count: int, frames: Tensor, name: str) -> None:
+def _check_num_frames(count: int, frames: Tensor, name: str) -> None:
     if len(frames) < count:
         raise ValueError(
             f"{name} needs at least {count} frames, got {len(frames)}; use it for videos, with a frames_of that leaves "

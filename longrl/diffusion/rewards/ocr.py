@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from longrl.diffusion.rewards.required_packages import need
+from longrl.diffusion.rewards.required_packages import require_packages
 from longrl.rewards.batch import BatchReward
 
 if TYPE_CHECKING:
@@ -51,24 +51,25 @@ class OcrMatch(BatchReward["Tensor"]):
         Raises:
             ValueError: the packages are not installed.
         """
-        need("rapidocr", "onnxruntime", reward="OcrMatch", extra="diffusion-rewards")
+        require_packages("rapidocr", "onnxruntime", reward="OcrMatch", extra="diffusion-rewards")
         _ = self._reader
 
     def score_all(self, completions: Sequence[Tensor], rows: Sequence[Row]) -> list[float | Exception]:
-        """Of samples [F, 3, H, W] uint8 RGB the reward of each; an error for a prompt that asks for no text."""
-        return [self._score(frames, row) for frames, row in zip(completions, rows, strict=True)]
+        """The reward of each sample [F, 3, H, W] uint8 RGB; an error for a prompt that asks for no text."""
+        results: list[float | Exception] = []
+        for frames, row in zip(completions, rows, strict=True):
+            try:
+                target = normalized_text(row.answer or quoted_text(row.problem))
+                if not target:
+                    raise ValueError(f"the text that prompt {row.problem!r} asks for has no characters")
+                texts = [normalized_text(self.read_text(frame)) for frame in frames]
+                scores = [text_similarity(text, target, anywhere=self.anywhere) for text in texts]
+                results.append(sum(scores) / len(scores))
+            except Exception as error:  # one sample must not mask the others
+                results.append(error)
+        return results
 
-    def _score(self, frames: Tensor, row: Row) -> float | Exception:
-        try:
-            wanted = plain(row.answer or quoted_text(row.problem))
-            if not wanted:
-                raise ValueError(f"the text that prompt {row.problem!r} asks for has no characters")
-            scores = [likeness(plain(self.read(frame)), wanted, anywhere=self.anywhere) for frame in frames]
-        except Exception as error:  # one sample must not mask the others
-            return error
-        return sum(scores) / len(scores)
-
-    def read(self, frame: Tensor) -> str:
+    def read_text(self, frame: Tensor) -> str:
         """All text in a frame [3, H, W] uint8 RGB, line by line from the top; empty if there is none."""
         pixels = frame.flip(0).movedim(0, -1).contiguous().cpu().numpy()  # OpenCV's order, BGR
         return " ".join(self._reader(pixels).txts or ())
@@ -88,28 +89,28 @@ def quoted_text(prompt: str) -> str:
     Raises:
         ValueError: nothing does.
     """
-    found = ["".join(groups) for groups in QUOTED.findall(prompt)]
-    if not found:
-        raise ValueError(f'a prompt for OCR must hold the wanted text in double quotes, got {prompt!r}; write "text"')
-    return " ".join(found)
+    quotes = ["".join(groups) for groups in QUOTED.findall(prompt)]
+    if not quotes:
+        raise ValueError(f'a prompt for OCR must hold its text in double quotes, got {prompt!r}; write "text"')
+    return " ".join(quotes)
 
 
-def plain(text: str) -> str:
+def normalized_text(text: str) -> str:
     """Text as it is compared: one spelling of every character, lower case, without spaces."""
     return "".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def likeness(read: str, wanted: str, *, anywhere: bool = False) -> float:
-    """max(1 - distance / number of characters wanted, 0)."""
-    return max(1 - edit_distance(wanted, read, anywhere=anywhere) / len(wanted), 0.0)
+def text_similarity(text: str, target: str, *, anywhere: bool = False) -> float:
+    """max(1 - distance / number of characters of the target, 0)."""
+    return max(1 - edit_distance(target, text, anywhere=anywhere) / len(target), 0.0)
 
 
-def edit_distance(wanted: str, read: str, *, anywhere: bool = False) -> int:
-    """Characters to insert, delete or replace (Levenshtein); with `anywhere`, to the nearest part of `read`."""
-    before = [0] * (len(read) + 1) if anywhere else list(range(len(read) + 1))
-    for row, character in enumerate(wanted, start=1):
+def edit_distance(target: str, text: str, *, anywhere: bool = False) -> int:
+    """Characters to insert, delete or replace (Levenshtein); with `anywhere`, to the nearest part of `text`."""
+    before = [0] * (len(text) + 1) if anywhere else list(range(len(text) + 1))
+    for row, character in enumerate(target, start=1):
         after = [row]
-        for column, other in enumerate(read, start=1):
+        for column, other in enumerate(text, start=1):
             after.append(min(before[column] + 1, after[-1] + 1, before[column - 1] + (character != other)))
         before = after
     return min(before) if anywhere else before[-1]

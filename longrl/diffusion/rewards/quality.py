@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from longrl.diffusion.rewards.required_packages import need
+from longrl.diffusion.rewards.required_packages import require_packages
 from longrl.rewards.batch import BatchReward
 
 if TYPE_CHECKING:
@@ -38,25 +38,26 @@ class Brisque(BatchReward["Tensor"]):
         Raises:
             ValueError: the package is not installed.
         """
-        need("brisque", "cv2", reward="Brisque", extra="brisque")
+        require_packages("brisque", "cv2", reward="Brisque", extra="brisque")
         _ = self._score
 
     def score_all(self, completions: Sequence[Tensor], rows: Sequence[Row]) -> list[float | Exception]:
-        """Of samples [F, 3, H, W] uint8 RGB the reward of each."""
-        return [self._mean(frames) for frames in completions]
+        """The reward of each sample [F, 3, H, W] uint8 RGB."""
+        results: list[float | Exception] = []
+        for frames in completions:
+            try:
+                scores = [self.score_frame(frame) for frame in frames]
+            except Exception as error:  # one sample must not mask the others
+                results.append(error)
+                continue
+            results.append(sum(1 - min(max(score, 0.0), 100.0) / 100 for score in scores) / len(scores))
+        return results
 
-    def _mean(self, frames: Tensor) -> float | Exception:
-        try:
-            scores = [self.score(frame) for frame in frames]
-        except Exception as error:  # one sample must not mask the others
-            return error
-        return sum(1 - min(max(score, 0.0), 100.0) / 100 for score in scores) / len(scores)
-
-    def score(self, frame: Tensor) -> float:
-        """BRISQUE of a frame [3, H, W] uint8 RGB: 0 is best, 100 bad, and both may be passed.
+    def score_frame(self, frame: Tensor) -> float:
+        """BRISQUE of a frame [3, H, W] uint8 RGB: 0 is best, 100 bad, and values go beyond both.
 
         Raises:
-            ValueError: the frame has none.
+            ValueError: the frame has no such statistics.
         """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # divisions by zero end in the error below

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 
-def need(*packages: str, reward: str, extra: str) -> None:
+def require_packages(*packages: str, reward: str, extra: str) -> None:
     """Raises ValueError, naming the extra of longrl that brings them, if one of the packages is not installed."""
     missing = [package for package in packages if find_spec(package) is None]
     if missing:

@@ -11,7 +11,7 @@ from longrl.diffusion.rewards.generation import (
     MotionAmount,
     compressibility,
     incompressibility,
-    motion,
+    mean_motion,
     temporal_smoothness,
 )
 from longrl.rewards.reward_sum import frame_indices
@@ -129,7 +129,7 @@ def test_a_steady_change_is_smooth_and_flicker_is_not():
 
 def test_motion_is_the_mean_difference_and_pays_up_to_enough():
     frames = levels(0, 51, 0)
-    assert motion(frames) == pytest.approx(0.2)
+    assert mean_motion(frames) == pytest.approx(0.2)
     assert MotionAmount(enough=0.4)(frames, row()) == pytest.approx(0.5)
     assert MotionAmount(enough=0.1)(frames, row()) == 1.0
     assert MotionAmount()(levels(9, 9), row()) == 0.0

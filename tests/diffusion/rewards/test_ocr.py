@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from longrl.diffusion.rewards.ocr import OcrMatch, edit_distance, likeness, plain, quoted_text
+from longrl.diffusion.rewards.ocr import OcrMatch, edit_distance, normalized_text, quoted_text, text_similarity
 from longrl.rewards import RewardSum, RewardTerm
 from longrl.types import Row
 
@@ -45,18 +45,18 @@ def test_edit_distances_of_the_whole_and_of_the_best_part(wanted, read, whole, a
     assert edit_distance(wanted, read, anywhere=True) == anywhere
 
 
-def test_likeness_never_falls_below_zero():
-    assert likeness("open", "open24") == pytest.approx(1 - 2 / 6)
-    assert likeness("a very long other text", "open") == 0.0
+def test_similarity_never_falls_below_zero():
+    assert text_similarity("open", "open24") == pytest.approx(1 - 2 / 6)
+    assert text_similarity("a very long other text", "open") == 0.0
 
 
 def test_text_is_compared_without_case_spaces_and_width():
-    assert plain(" Op En\n\uff12\uff14 \u00c9") == plain("open24e\u0301")
+    assert normalized_text(" Op En\n\uff12\uff14 \u00c9") == normalized_text("open24e\u0301")
 
 
 def test_quotes_of_several_kinds_hold_the_text():
     assert quoted_text('a sign "Open" over \u201c24 h\u201d') == "Open 24 h"
-    with pytest.raises(ValueError, match="must hold the wanted text in double quotes, got 'no quotes'"):
+    with pytest.raises(ValueError, match="must hold its text in double quotes, got 'no quotes'"):
         quoted_text("no quotes")
 
 
