@@ -31,7 +31,8 @@ from random import Random
 import torch
 from common import Row, in_fresh_process, parse_arguments, peak_memory_mib, report
 
-from longrl.datamodules.media.video import VideoReader, VideoSampling
+from longrl.datamodules.media.sampling import VideoSampling
+from longrl.datamodules.media.video import VideoReader
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.testing.drawing import Clip, write_video
 from longrl.testing.stories import sample_story
@@ -73,8 +74,8 @@ def with_decord_in_chunks(known: VideoReader, family: Qwen2_5_VLFamily, sizes: S
     import decord
 
     reader, count = decord.VideoReader(str(known.path), num_threads=1), 0
-    for start in range(0, len(known.numbers), sizes.chunk_frames):
-        count += len(reader.get_batch(known.numbers[start : start + sizes.chunk_frames]).asnumpy())
+    for start in range(0, len(known.indices), sizes.chunk_frames):
+        count += len(reader.get_batch(known.indices[start : start + sizes.chunk_frames]).asnumpy())
     return count
 
 
@@ -88,14 +89,14 @@ def _get_batch(known: VideoReader) -> torch.Tensor:
     import decord
 
     reader = decord.VideoReader(str(known.path), num_threads=1)
-    return torch.from_numpy(reader.get_batch(known.numbers).asnumpy()).permute(0, 3, 1, 2)
+    return torch.from_numpy(reader.get_batch(known.indices).asnumpy()).permute(0, 3, 1, 2)
 
 
 def with_pyav(known: VideoReader, family: Qwen2_5_VLFamily, sizes: Sizes) -> int:
     """Frames decoded, one in memory."""
     import av
 
-    wanted, count = set(known.numbers), 0
+    wanted, count = set(known.indices), 0
     with av.open(str(known.path)) as container:
         container.streams.video[0].codec_context.thread_count = 1
         for number, frame in enumerate(container.decode(video=0)):

@@ -7,6 +7,7 @@ N media tokens, D hidden size.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol
@@ -91,6 +92,36 @@ class Row:
     reasoning: str | None = None
     """Chain of thought for SFT; None for rows that only serve RL."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+class UnusableSample(ValueError):
+    """Why a sample cannot be used: a file that is missing or broken, a prompt that is too long.
+
+    Whoever finds out raises it; a loader hands it on in the place of the sample, and `SkipLog` lists it.
+
+    Args:
+        path: the file at fault; None where no file is.
+        reason: what is wrong, for people.
+        index: of the row among its split's; records that gave no row count from -1 down.
+        row_id: the row's name.
+
+    Example:
+        `UnusableSample("clips/7.mp4", "the file does not exist")`
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None, reason: str, index: int = -1, row_id: str = "") -> None:
+        self.path = None if path is None else str(path)
+        self.reason = reason
+        self.index = index
+        self.row_id = row_id
+        super().__init__(self.path, reason, index, row_id)
+
+    def __str__(self) -> str:
+        return self.reason if self.path is None else f"{self.path}: {self.reason}"
+
+    def of_row(self, index: int, row_id: str) -> UnusableSample:
+        """The same of a row."""
+        return UnusableSample(self.path, self.reason, index, row_id)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
     from rich.progress import Progress
 
+    from longrl.datamodules.loading.data_module import Split
     from longrl.datamodules.loading.render import RowRenderer
-    from longrl.datamodules.loading.streamed import Split
     from longrl.datamodules.longvideo_reason import LongVideoReason
     from longrl.features.disk import DiskCache
     from longrl.modules.policy import PolicyModule
@@ -125,7 +125,7 @@ class Filling:
         return self.counts
 
     def _read_rows(self) -> list[Split]:
-        """The splits that are configured. Skipped rows are listed beside the features, not in the run's folder."""
+        """The splits that are configured. UnusableSample rows are listed beside the features, not in the run's folder."""
         self.data.skipped_dir = self.data.skipped_dir or self.stored.folder
         self.data.read(("train", "val", "test"))
         if not self.data.datasets:
@@ -148,7 +148,7 @@ class Filling:
         return contextlib.nullcontext() if before_the_step else self.trainer.precision_plugin.forward_context()
 
     def _fill(self, split: Split, bar: Progress) -> None:
-        from longrl.datamodules.loading.skips import Skipped
+        from longrl.types import UnusableSample
 
         rows, skips = self.data.datasets[split].rows, self.data.skips(split)
         groups = same_media(rows, self.data.datasets[split].render)[self.rank :: self.world_size]
@@ -161,13 +161,13 @@ class Filling:
             again = []
             items = self.data.loader_options.render(self.data.datasets[split], [group[0] for group in groups])
             for group, item in zip(groups, items, strict=True):
-                skips.draw(item)
-                if not isinstance(item, Skipped):
+                skips.usable([item])
+                if not isinstance(item, UnusableSample):
                     with self._precision(split):
                         self._store(item, cache)
                 elif item.path is not None:  # a broken file breaks all rows that show it
                     for index in group[1:]:
-                        skips.draw(replace(item, index=index, id=rows[index].id))
+                        skips.usable([item.of_row(index, rows[index].id)])
                 elif len(group) > 1:  # unusable for its own sake, too long say: another row with the same media is not
                     again.append(group[1:])
                     continue

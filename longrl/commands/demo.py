@@ -146,7 +146,8 @@ class _Demo:
 
     def _cards(self) -> list[Any]:
         """Some held-out questions of every category, with what each run answered."""
-        from longrl.datamodules.media.video import VideoSampling, read_video
+        from longrl.datamodules.media.sampling import VideoSampling
+        from longrl.datamodules.media.video import read_video
         from longrl.evaluation.report_page import sample_card
         from longrl.io.jsonl import read_jsonl
 

@@ -30,11 +30,10 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from longrl.datamodules.loading.render import RowRenderer
-    from longrl.datamodules.loading.skips import Skipped
     from longrl.datamodules.longvideo_reason import LongVideoReason
     from longrl.evaluation.comparison import Records
     from longrl.evaluation.outcomes import Outcome
-    from longrl.types import Row
+    from longrl.types import Row, UnusableSample
 
 logger = logging.getLogger(__name__)
 
@@ -202,14 +201,14 @@ class Evaluation:
 
     # -- asking --------------------------------------------------------------------------------------------------
 
-    def _asked(self, condition: Condition) -> tuple[dict[int, Answer], dict[int, Skipped]]:
+    def _asked(self, condition: Condition) -> tuple[dict[int, Answer], dict[int, UnusableSample]]:
         """The answers under a condition, and why questions have none, by the number of their row."""
         assert self.store is not None
         keys = self._keys(condition)
         size = self.data.eval_prompts_per_batch
         own = (index for index in range(len(keys)) if index // size % self.num_parts == self.part)
         missing = [index for index in own if keys[index] not in self.store]
-        skipped: dict[int, Skipped] = {}
+        skipped: dict[int, UnusableSample] = {}
         if missing:
             logger.info(
                 "%s: %d of %d questions are answered already", condition.name, len(keys) - len(missing), len(keys)
@@ -227,24 +226,24 @@ class Evaluation:
         return [question_key(row, asked, condition.renderer) for row in self.rows]
 
     def _ask(
-        self, condition: Condition, keys: Sequence[str], missing: Sequence[int], skipped: dict[int, Skipped]
+        self, condition: Condition, keys: Sequence[str], missing: Sequence[int], skipped: dict[int, UnusableSample]
     ) -> None:
-        from longrl.datamodules.loading.skips import Skipped
+        from longrl.types import UnusableSample
 
         assert self.store is not None
         store, skips = self.store, self.data.skips("test")
         with _progress() as progress:
             task = progress.add_task(condition.name, total=len(keys), completed=len(keys) - len(missing))
 
-            def record(found: Mapping[int, Answer | Skipped]) -> None:
+            def record(found: Mapping[int, Answer | UnusableSample]) -> None:
                 store.add({keys[index]: item for index, item in found.items() if isinstance(item, Answer)})
                 progress.advance(task, len(found))
                 for index, item in found.items():
-                    if isinstance(item, Skipped):
+                    if isinstance(item, UnusableSample):
                         skipped[index] = item
-                        skips.draw(item)
+                        skips.usable([item])
 
-            def drop(item: Skipped) -> None:
+            def drop(item: UnusableSample) -> None:
                 skipped[item.index] = item
                 progress.advance(task)
 
@@ -261,11 +260,9 @@ class Evaluation:
         batch: list[Item] = []
         for place, index in enumerate(missing):
             item = next(items)
-            prompt = skips.draw(item)
-            if prompt is None:
+            if isinstance(item, UnusableSample):
                 drop(item)
-            else:
-                batch.append((index, prompt))
+            batch += [(index, prompt) for prompt in skips.usable([item])]
             last = place + 1 == len(missing) or missing[place + 1] // size != index // size
             if batch and last:
                 yield batch
@@ -275,7 +272,7 @@ class Evaluation:
 
     def _write(
         self,
-        asked: Sequence[tuple[Condition, dict[int, Answer], dict[int, Skipped]]],
+        asked: Sequence[tuple[Condition, dict[int, Answer], dict[int, UnusableSample]]],
         before: dict[str, Records] | None,
     ) -> dict[str, Any]:
         from longrl.evaluation.benchmark_report import show, write_benchmark_report
@@ -299,7 +296,9 @@ class Evaluation:
         show(self.config.name, outcomes, results, compared, path)
         return results
 
-    def _outcome(self, condition: Condition, answers: Mapping[int, Answer], skipped: Mapping[int, Skipped]) -> Outcome:
+    def _outcome(
+        self, condition: Condition, answers: Mapping[int, Answer], skipped: Mapping[int, UnusableSample]
+    ) -> Outcome:
         from longrl.evaluation.outcomes import outcome
 
         return outcome(
@@ -362,7 +361,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def _blind(renderer: RowRenderer) -> Condition:
     """Whatever the rule for frames is: nothing is shown."""
-    from longrl.datamodules.media.video import VideoSampling
+    from longrl.datamodules.media.sampling import VideoSampling
 
     return Condition(BLIND, replace(renderer, blind=True, video=VideoSampling()))
 

@@ -13,6 +13,7 @@ from typing import Literal
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
+from longrl.datamodules.loading.data_module import SPLITS, Split, StreamedData
 from longrl.datamodules.loading.loader import (
     EvalLoader,
     LoaderOptions,
@@ -32,21 +33,20 @@ from longrl.datamodules.loading.render import (
     check_template,
     files_of,
 )
-from longrl.datamodules.loading.skips import SkipLog, Skipped
-from longrl.datamodules.loading.streamed import SPLITS, Split, StreamedData
-from longrl.datamodules.media.streaming import Decoding
+from longrl.datamodules.loading.skips import SkipLog
+from longrl.datamodules.media.sampling import VideoSampling
 from longrl.datamodules.media.subtitles import Subtitles, tell_subtitles
-from longrl.datamodules.media.video import VideoSampling
-from longrl.datamodules.rows.row_functions import make_rows
+from longrl.datamodules.media.video import Decoding
+from longrl.datamodules.rows.question_rows import make_rows
 from longrl.datamodules.rows.sources import media_root_of, read_records
 from longrl.io.functions import import_function
 from longrl.models.family import ModelFamily
 from longrl.strategies.parallel import Parallel
-from longrl.types import FrameShard, Row
+from longrl.types import FrameShard, Row, UnusableSample
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_ROW_FUNCTION = "longrl.datamodules.rows.row_functions.longvideo_reason_row"
+DEFAULT_ROW_FUNCTION = "longrl.datamodules.rows.longvideo_reason_row"
 DEFAULT_SAMPLING = VideoSampling()
 
 
@@ -241,7 +241,7 @@ class LongVideoReason(StreamedData):
                 f"{errors[0]}. Or leave such records out with data.bad_records=skip"
             )
 
-    def _missing_files(self, rows: Sequence[Row]) -> list[Skipped]:
+    def _missing_files(self, rows: Sequence[Row]) -> list[UnusableSample]:
         """Rows whose files do not exist. They stay in the order of the rows, and are skipped at their turn."""
         if self.renderer.blind:
             return []
@@ -249,7 +249,7 @@ class LongVideoReason(StreamedData):
         missing = {path for path in paths if not os.path.isfile(path)}
         lost = [next((path for path in files_of(row) if path in missing), None) for row in rows]
         return [
-            Skipped(index, row.id, f"the file {path} does not exist", path)
+            UnusableSample(path, "the file does not exist", index, row.id)
             for index, (row, path) in enumerate(zip(rows, lost, strict=True))
             if path is not None
         ]
@@ -315,10 +315,10 @@ class LongVideoReason(StreamedData):
         )
 
 
-def _bad_records(found: Sequence[Row | ValueError]) -> list[Skipped]:
+def _bad_records(found: Sequence[Row | ValueError]) -> list[UnusableSample]:
     """Records that gave no row. Their indices are negative, apart from those of rows."""
     return [
-        Skipped(-1 - index, f"record {index}", str(error))
+        UnusableSample(None, str(error), -1 - index, f"record {index}")
         for index, error in enumerate(found)
         if isinstance(error, ValueError)
     ]

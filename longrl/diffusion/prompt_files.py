@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
+from longrl.datamodules.loading.data_module import SPLITS, Split, StreamedData
 from longrl.datamodules.loading.loader import EvalLoader, PromptStream, RenderedRows, RowOrder, TrainLoader
 from longrl.datamodules.loading.skips import SkipLog
-from longrl.datamodules.loading.streamed import SPLITS, Split, StreamedData
 from longrl.diffusion.prompt_rows import read_prompts
 from longrl.io.functions import import_function
 from longrl.types import Row

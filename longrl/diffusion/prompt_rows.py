@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from longrl.datamodules.rows.row_functions import Record, RowFunction
+from longrl.datamodules.rows.question_rows import Record, RowFunction
 from longrl.datamodules.rows.sources import read_records
 from longrl.diffusion.rewards.ocr import quoted_text
 from longrl.types import Row
@@ -75,7 +75,7 @@ def read_prompts(source: str, row_function: RowFunction) -> list[Row | ValueErro
 
     Args:
         source: a `.txt` file with a prompt per line or a `.jsonl` file with a record per line, both without regard to
-            empty lines; or what `longrl.datamodules.rows.row_functions.read_records` reads.
+            empty lines; or what `longrl.datamodules.rows.sources.read_records` reads.
         row_function: gets the number of the line, from 1 on, as its index.
 
     Raises:

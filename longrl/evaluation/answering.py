@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longrl.datamodules.loading.render import KnowsFeatures, RowRenderer, files_of
-from longrl.datamodules.loading.skips import Skipped
 from longrl.datamodules.media.subtitles import subtitle_files
 from longrl.io.append_log import AppendLog
+from longrl.types import UnusableSample
 
 if TYPE_CHECKING:
     from longrl.models.family import ModelFamily
@@ -48,7 +48,7 @@ class Answer:
     """The same frames' times in seconds."""
 
 
-Record = Callable[[Mapping[int, Answer | Skipped]], None]
+Record = Callable[[Mapping[int, Answer | UnusableSample]], None]
 """Takes what is known of some rows; answers are on disk when it returns."""
 
 

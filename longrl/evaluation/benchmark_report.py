@@ -271,7 +271,9 @@ def cards(outcomes: Sequence[Outcome], rows: Sequence[Row], count: int) -> list[
 def _card(outcomes: Sequence[Outcome], index: int, row: Row) -> SampleCard:
     import numpy as np
 
-    from longrl.datamodules.media.video import BrokenMedia, VideoSampling, read_video
+    from longrl.datamodules.media.sampling import VideoSampling
+    from longrl.datamodules.media.video import read_video
+    from longrl.types import UnusableSample
 
     shown: dict[str, Any] = {}
     if row.videos:
@@ -280,6 +282,6 @@ def _card(outcomes: Sequence[Outcome], index: int, row: Row) -> SampleCard:
             rule = VideoSampling(fps=None, num_frames=NUM_CARD_FRAMES, span_s=tuple(span) if span else None)
             frames = read_video(row.videos[0], rule)
             shown = {"frames": np.ascontiguousarray(frames.pixels.permute(0, 2, 3, 1)), "timestamps": frames.timestamps}
-        except BrokenMedia:  # of an evaluation without video, or one that has ended long ago
+        except UnusableSample:  # of an evaluation without video, or one that has ended long ago
             shown = {}
     return sample_card({found.name: found.records[index][0] for found in outcomes}, **shown)

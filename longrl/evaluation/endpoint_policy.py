@@ -23,12 +23,11 @@ from longrl.chat.client import AGAIN, CONNECT_S, BudgetSpent, CallFailed, ChatCl
 from longrl.chat.endpoint import Budget, Decoding, Endpoint, Reply, Request
 from longrl.chat.event_loop import run_async, run_workers
 from longrl.chat.frames import JPEG_QUALITY, MessagePart, data_url, frame_name, frame_parts, image_part
-from longrl.datamodules.loading.skips import Skipped
 from longrl.evaluation.answering import Answer, Item, Policy, Record, hashed
 from longrl.io.atomic import atomic_write
 from longrl.models.family import ModelFamily
 from longrl.models.reading import MEDIA_TAG
-from longrl.types import AudioClip, Frames, Media, Prompt, Row, SamplingParams
+from longrl.types import AudioClip, Frames, Media, Prompt, Row, SamplingParams, UnusableSample
 
 logger = logging.getLogger(__name__)
 
@@ -168,13 +167,13 @@ class EndpointPolicy(Policy):
 
     async def _ask(
         self, client: ChatClient, index: int, prompt: Prompt, sampling: SamplingParams, seed: int
-    ) -> Answer | Skipped:
+    ) -> Answer | UnusableSample:
         assert isinstance(prompt, ChatPrompt)
         requests = [self._request(prompt, sampling, seed + n) for n in range(sampling.num_generations)]
         try:
             replies = [await client.ask(request) for request in requests]
         except CallFailed as error:
-            return Skipped(index, prompt.id, f"no reply: {error}")
+            return UnusableSample(None, f"no reply: {error}", index, prompt.id)
         return self._answer(prompt, requests[0], replies)
 
     def _request(self, prompt: ChatPrompt, sampling: SamplingParams, sample: int) -> Request:

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from longrl.datamodules.loading.skips import Skipped
 from longrl.evaluation.metric import CategoryAccuracy
 from longrl.evaluation.records import answer_record
 from longrl.evaluation.scores import Difference, Score, Summary, paired_difference
-from longrl.types import Completion, Group, Prompt, Row
+from longrl.types import Completion, Group, Prompt, Row, UnusableSample
 
 if TYPE_CHECKING:
     from longrl.evaluation.answering import Answer
@@ -57,7 +56,7 @@ def outcome(
     name: str,
     rows: Sequence[Row],
     answers: Mapping[int, Answer],
-    skipped: Mapping[int, Skipped],
+    skipped: Mapping[int, UnusableSample],
     *,
     breakdowns: Sequence[str] = (),
     reward: RewardSum | None = None,
@@ -103,7 +102,7 @@ def gain_over(before: Outcome, after: Outcome) -> Difference | None:
     return paired_difference(first, second)
 
 
-def failure_kind(item: Skipped) -> str:
+def failure_kind(item: UnusableSample) -> str:
     """What a question without an answer is counted under."""
     if item.path is not None:
         return "decode"

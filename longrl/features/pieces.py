@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from longrl.datamodules.media.streaming import regrouped
+import torch
+
 from longrl.models.base import CausalFamily
-from longrl.types import Media
+from longrl.types import Frames, Media
 
 
 def pieces(family: CausalFamily, item: Media) -> Iterator[Media]:
@@ -18,7 +19,7 @@ def pieces(family: CausalFamily, item: Media) -> Iterator[Media]:
 
     Raises:
         ValueError: the file has changed since.
-        BrokenMedia: it cannot be read any more.
+        UnusableSample: it cannot be read any more.
     """
     if item.source is None:
         yield item
@@ -38,3 +39,19 @@ def same(item: Media, made: Media) -> Media:
     if made.key != item.key:
         raise ValueError("a medium changed while it was in use; leave data.media_root alone while a run reads it")
     return made
+
+
+def regrouped(parts: Iterator[Frames], num_frames: int) -> Iterator[Frames]:
+    """The same frames in parts of `num_frames`, the last one perhaps smaller."""
+    waiting: list[torch.Tensor] = []
+    for part in parts:
+        left = part.pixels
+        while len(left):
+            room = num_frames - sum(map(len, waiting))
+            waiting.append(left[:room])
+            left = left[room:]
+            if room <= len(waiting[-1]):
+                yield replace(part, pixels=torch.cat(waiting) if len(waiting) > 1 else waiting[0])
+                waiting = []
+    if waiting:
+        yield replace(part, pixels=torch.cat(waiting))

@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, Trainer
 from longrl.algorithms import Algorithm, drop_uniform, greedy_centered
 from longrl.callbacks.rollout import RolloutCallback, restored_group, saved_group
 from longrl.datamodules.longvideo_reason import LongVideoReason
-from longrl.datamodules.media.video import VideoSampling
+from longrl.datamodules.media.sampling import VideoSampling
 from longrl.engines.hf import HFEngine
 from longrl.engines.parity import RenderedPrompt
 from longrl.engines.rollout_engine import RolloutEngine

@@ -321,7 +321,8 @@ def exported(tmp_path_factory, sft_run):
 
 
 def chat(processor):
-    from longrl.datamodules.media.video import VideoSampling, read_video
+    from longrl.datamodules.media.sampling import VideoSampling
+    from longrl.datamodules.media.video import read_video
 
     video = next((videos() / "videos").glob("train*.mp4"))
     content = [{"type": "video"}, {"type": "text", "text": "What comes next?"}]

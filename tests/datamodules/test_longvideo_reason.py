@@ -13,7 +13,8 @@ from PIL import Image
 
 from longrl.datamodules.loading.render import RowRenderer, fill, ordered_media
 from longrl.datamodules.longvideo_reason import LongVideoReason
-from longrl.datamodules.media.video import VideoReader, VideoSampling
+from longrl.datamodules.media.sampling import VideoSampling
+from longrl.datamodules.media.video import VideoReader
 from longrl.strategies.parallel import Parallel
 from longrl.testing.synthetic import SyntheticConfig, generate
 from longrl.types import Row
@@ -172,7 +173,7 @@ def test_a_worker_keeps_the_media_it_decoded_last(synthetic, monkeypatch):
         ({"num_workers": -1}, r"data\.num_workers must be at least 0, got -1"),
         ({"max_skipped_share": 1.5}, r"data\.max_skipped_share must be between 0 and 1, got 1\.5"),
         ({"question_template": "What?"}, r"data\.question_template must contain \{problem\}, got 'What\?'"),
-        ({"row_function": "nothing.here"}, r"data\.row_function='nothing\.here' was not found"),
+        ({"row_function": "nothing.here"}, r"data\.row_function 'nothing\.here': there is no module 'nothing'"),
     ],
 )
 def test_an_impossible_option_is_refused_at_once(options, message):
@@ -242,7 +243,7 @@ def test_broken_and_missing_videos_are_skipped_and_listed(synthetic, tmp_path, w
 def test_too_many_missing_videos_are_an_error_in_setup(synthetic, tmp_path):
     train = videos(synthetic, tmp_path, broken=0, missing=4, good=6)
     module = clips(synthetic, train=train, skipped_dir=str(tmp_path))
-    with pytest.raises(ValueError, match=r"4 of all 10 cannot be used, .* the file .*missing\.mp4 does not exist"):
+    with pytest.raises(ValueError, match=r"4 of all 10 cannot be used, .*missing\.mp4: the file does not exist"):
         module.setup("fit")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from longrl.commands.evaluate import Evaluation, parsed
 from longrl.commands.main import main
-from longrl.datamodules.rows.row_functions import longvideo_reason_row
+from longrl.datamodules.rows.question_rows import longvideo_reason_row
 from longrl.evaluation.answering import Answer, Policy, hashed
 from longrl.evaluation.endpoint_policy import ChatReader
 from longrl.io.jsonl import read_jsonl

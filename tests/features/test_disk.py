@@ -15,7 +15,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from longrl.datamodules.media.video import VideoSampling, read_video
+from longrl.datamodules.media.sampling import VideoSampling
+from longrl.datamodules.media.video import read_video
 from longrl.features import disk as disk_cache
 from longrl.features.cache import FeatureCache
 from longrl.features.disk import DiskCache

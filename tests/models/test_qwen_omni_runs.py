@@ -33,7 +33,7 @@ def omni_config(stage, clips, **options):
     family = {"model": omni_folder(), "random_init": True, "min_pixels": 784, "max_pixels": 784}
     family |= {"use_audio_in_video": True, **options}
     values["model"]["family"] = {"class_path": "longrl.models.qwen_omni.QwenOmniFamily", "init_args": family}
-    values["data"] |= {"train": str(clips), "row_function": "longrl.datamodules.rows.row_functions.audio_qa_row"}
+    values["data"] |= {"train": str(clips), "row_function": "longrl.datamodules.rows.audio_qa_row"}
     values["data"]["max_skipped_share"] = 0.3
     return values
 

@@ -1,6 +1,6 @@
 """Loaders that resume exactly: an endless stream of training prompts, and a finite one for evaluation.
 
-Rank r of W reads places r, r + W, r + 2W, ... of one endless sequence. With n rows, its place c is row
+Rank r of W reads positions r, r + W, r + 2W, ... of one endless sequence. With n rows, its position c is row
 `permutation(epoch)[c mod n]` of epoch `c div n`. So the ranks share no row, every epoch has every row once, and the
 number of rows that each rank consumed says all about where the stream stands. Rows that cannot be used (broken media,
 a prompt too long) are consumed too, which keeps that number exact whatever is skipped; the rank's next row takes the
@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import itertools
 import json
 import logging
 import math
@@ -34,26 +35,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from longrl.datamodules.loading.skips import Item, SkipLog, Skipped
+from longrl.datamodules.loading.skips import Item, SkipLog
 from longrl.strategies.axis import SINGLE_RANK, Axis
-from longrl.types import Batch, Prompt, Row
+from longrl.types import Batch, Prompt, Row, UnusableSample
 
 logger = logging.getLogger(__name__)
 
 Render = Callable[[Row], Prompt]
-
-
-class UnusableRow(ValueError):
-    """Raised by a `Render`: the row is to be skipped and listed.
-
-    Args:
-        reason: what is wrong, for people.
-        path: the file at fault, if any.
-    """
-
-    def __init__(self, reason: str, path: str | None = None) -> None:
-        super().__init__(reason, path)
-        self.reason, self.path = reason, path
 
 
 class RenderedRows(Dataset[Any], Generic[Item]):
@@ -66,12 +54,12 @@ class RenderedRows(Dataset[Any], Generic[Item]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> Item | Skipped:
+    def __getitem__(self, index: int) -> Item | UnusableSample:
         row = self.rows[index]
         try:
             return self.render(row)
-        except UnusableRow as error:
-            return Skipped(index, row.id, error.reason, error.path)
+        except UnusableSample as error:
+            return error.of_row(index, row.id)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -94,7 +82,7 @@ class LoaderOptions:
     multiprocessing_context: str | None = None
     """How workers start: `fork`, `spawn` or `forkserver`; None for the platform's default."""
 
-    def render(self, dataset: RenderedRows[Item], indices: Iterable[int]) -> Iterator[Item | Skipped]:
+    def render(self, dataset: RenderedRows[Item], indices: Iterable[int]) -> Iterator[Item | UnusableSample]:
         """The rows at `indices`, in that order. Draws from no global random state: a trainer's stays as it is."""
         if not self.num_workers:
             return (dataset[index] for index in indices)
@@ -183,31 +171,19 @@ class RowOrder:
     rank: int = 0
     world_size: int = 1
 
-    def row(self, position: int) -> int:
-        """Index of the row that the rank reads after `position` others."""
-        return self.at(position * self.world_size + self.rank)
-
-    def at(self, place: int) -> int:
-        """Index of the row at a place of the sequence that all ranks share."""
-        epoch, place = divmod(place, self.num_rows)
-        return permutation(self.num_rows, self.seed, epoch)[place]
+    def at(self, position: int) -> int:
+        """Index of the row at a position of the sequence that all ranks share."""
+        epoch, index = divmod(position, self.num_rows)
+        return permutation(self.num_rows, self.seed, epoch)[index]
 
     def after(self, position: int) -> Iterator[int]:
         """Indices of the rows from `position` on, without end."""
-        while True:
-            yield self.row(position)
-            position += 1
+        for turn in itertools.count(position):
+            yield self.at(turn * self.world_size + self.rank)
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a position to mean the same row."""
         return {"seed": self.seed, "number_of_rows": self.num_rows}
-
-
-def agreed(items: list[Item | Skipped], sp_group: Axis) -> list[Item | Skipped]:
-    """The items as all ranks of a team see them: what one of them could not read is skipped by all."""
-    problems = sp_group.gather([item if isinstance(item, Skipped) else None for item in items])
-    found = [next((rank[place] for rank in problems if rank[place]), None) for place in range(len(items))]
-    return [item if problem is None else problem for item, problem in zip(items, found, strict=True)]
 
 
 class PromptStream(Generic[Item]):
@@ -218,10 +194,10 @@ class PromptStream(Generic[Item]):
         order: in which order; its rank and world size are the data-parallel ones.
         skips: told of every row drawn.
         options: how rows are rendered.
-        team: the ranks that read the same rows, each its share of the frames.
+        sp_group: the ranks that read the same rows, each its shard of the frames.
 
     Example:
-        `stream.take(8)` is a batch, and a following `stream.take(3)` the refill that dynamic sampling asks for.
+        `stream.take(8)` is a batch, and a following `stream.take(3)` what dynamic sampling asks for besides.
     """
 
     def __init__(
@@ -239,7 +215,7 @@ class PromptStream(Generic[Item]):
         self.options = options or LoaderOptions()
         self.position = 0
         """Rows handed out or skipped on this rank; what workers rendered ahead does not count."""
-        self._items: Iterator[Item | Skipped] | None = None
+        self._items: Iterator[Item | UnusableSample] | None = None
 
     def take(self, count: int) -> list[Item]:
         """The next `count` prompts.
@@ -248,17 +224,13 @@ class PromptStream(Generic[Item]):
             ValueError: too many rows on the way cannot be used.
         """
         prompts: list[Item] = []
-        while len(prompts) < count:
-            items = agreed([self._next() for _ in range(count - len(prompts))], self.sp_group)
-            drawn = [self.skips.draw(item) for item in items]
-            prompts += [prompt for prompt in drawn if prompt is not None]
-        return prompts
-
-    def _next(self) -> Item | Skipped:
         if self._items is None:
             self._items = self.options.render(self.dataset, self.order.after(self.position))
-        self.position += 1
-        return next(self._items)
+        while len(prompts) < count:
+            items = list(islice(self._items, count - len(prompts)))
+            self.position += len(items)
+            prompts += self.skips.usable(items, self.sp_group)
+        return prompts
 
     def close(self) -> None:
         """Ends the workers; the next `take` starts new ones where the stream stands."""
@@ -344,7 +316,7 @@ class TrainLoader:
         return self.num_batches
 
     def __iter__(self) -> Iterator[Any]:
-        for _ in range(len(self)):
+        for _ in range(self.num_batches):
             yield self.make_batch(self.stream.take(self.prompts_per_batch))
 
     def state_dict(self) -> dict[str, Any]:
@@ -392,7 +364,6 @@ class EvalLoader:
     def __iter__(self) -> Iterator[Any]:
         items = self.options.render(self.dataset, range(self.rank, len(self.dataset), self.world_size))
         for _ in range(len(self)):
-            drawn = map(self.skips.draw, agreed(list(islice(items, self.prompts_per_batch)), self.sp_group))
-            prompts = [prompt for prompt in drawn if prompt is not None]
+            prompts = self.skips.usable(list(islice(items, self.prompts_per_batch)), self.sp_group)
             if prompts or self.world_size > 1:
                 yield self.make_batch(prompts)

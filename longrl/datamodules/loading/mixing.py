@@ -32,7 +32,7 @@ class DataSource:
 
     Example:
         `train: [{source: sft.jsonl, weight: 2}, {source: "hiyouga/math12k:train", weight: 1, row_function:
-        longrl.datamodules.rows.row_functions.text_math_row}]`
+        longrl.datamodules.rows.text_math_row}]`
     """
 
     source: str

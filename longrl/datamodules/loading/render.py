@@ -5,20 +5,19 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
-from longrl.datamodules.loading.loader import UnusableRow
 from longrl.datamodules.media.audio import FileSound, read_sound
-from longrl.datamodules.media.streaming import Decoding, FileFrames, HeldFrames, joined
+from longrl.datamodules.media.sampling import VideoSampling
 from longrl.datamodules.media.subtitles import Subtitles, subtitle_text
-from longrl.datamodules.media.video import BrokenMedia, VideoSampling, read_image
+from longrl.datamodules.media.video import Decoding, FileFrames, HeldFrames, VideoReader, hold_frames, read_image
 from longrl.models.family import ModelFamily
 from longrl.models.reading import MEDIA_TAG
 from longrl.packing.lengths import length_problem
 from longrl.rewards.choice import parse_options
-from longrl.types import FULL_SHARD, AudioClip, Frames, FrameShard, MediaKind, Prompt, Row
+from longrl.types import FULL_SHARD, AudioClip, Frames, FrameShard, MediaKind, Prompt, Row, UnusableSample
 
 Stage = Literal["sft", "rl"]
 DEFAULT_QUESTION = (
@@ -67,91 +66,93 @@ class RowRenderer:
         """The prompt of a row, with its SFT target if the stage is `sft`.
 
         Raises:
-            UnusableRow: a medium or its subtitles are missing or broken, or the prompt is too long.
+            UnusableSample: a media file or its subtitles are missing or broken, or the prompt is too long.
         """
-        whole = row
-        if self.drops_media(row):
-            row = without_media(row)
+        # 1. Which media are shown, and which part of a video.
+        shown = without_media(row) if self.drops_media(row) else row
         span = row.metadata.get("span_s")
         sampling = replace(self.video, span_s=tuple(span)) if span else self.video
-        frames = [medium for kind, path in ordered_media(row) for medium in self._media(kind, path, sampling)]
-        text = fill(self.question_template, problem=row.problem, subtitles=self._subtitles(whole, frames))
-        prompt = self.family.render(row, text, frames, self.response(row))
-        self._check_length(len(prompt.input_ids))
-        if any(item.source for item in frames):
-            media = [replace(made, source=item.source) for made, item in zip(prompt.media, frames, strict=True)]
-            prompt = replace(prompt, media=tuple(media))
-        shown = [item for item in frames if isinstance(item, Frames)]
-        indices, times = tuple(item.indices for item in shown), tuple(item.timestamps for item in shown)
-        return replace(prompt, frame_indices=indices, frame_times=times)
 
-    def drops_media(self, row: Row) -> bool:
-        """Whether a row is shown without its media: all are, or it is one of the share of training rows that are."""
-        drawn = int.from_bytes(hashlib.sha256(row.id.encode()).digest()[:4], "big") / 2**32
-        return self.blind or drawn < self.blind_share
+        # 2. Decoded media, or where to get them; a video's sound track comes right after its frames.
+        media: list[Frames | AudioClip] = []
+        for kind, path in ordered_media(shown):
+            if kind == "video" and self.family.use_audio_in_video:
+                track = self._sound_track(path, sampling)
+                media += [self._read(kind, path, sampling), track]
+            else:
+                media.append(self._read(kind, path, sampling))
 
-    def response(self, row: Row) -> str | None:
-        """The SFT target of a row: reasoning and answer, or the answer alone where there is no reasoning."""
-        if self.stage == "rl":
-            return None
-        template = self.response_template if row.reasoning else self.answer_template
-        option = parse_options(row.problem).get(row.answer, row.answer)
-        return fill(template, reasoning=row.reasoning or "", answer=row.answer, option=option)
+        # 3. The question as text.
+        subtitles = ""
+        if self.subtitles.source is not None:
+            videos = [item for item in media if isinstance(item, Frames) and item.kind == "video"]
+            subtitles = subtitle_text(row, self.subtitles, videos if shown is row else None)
+        text = fill(self.question_template, problem=shown.problem, subtitles=subtitles)
 
-    def _check_length(self, num_tokens: int) -> None:
+        # 4. Token ids, at most so many.
+        response = self.response(shown) if self.stage == "sft" else None
+        prompt = self.family.render(shown, text, media, response)
         problem = length_problem(
             "its prompt",
-            num_tokens,
+            len(prompt.input_ids),
             limit=self.max_prompt_tokens,
             option="data.max_prompt_tokens",
             remedy="take fewer frames or smaller ones",
         )
         if problem:
-            raise UnusableRow(problem)
+            raise UnusableSample(None, problem)
 
-    def _subtitles(self, row: Row, media: Sequence[Frames | AudioClip]) -> str:
-        blind = self.drops_media(row)
-        videos = [medium for medium in media if isinstance(medium, Frames) and medium.kind == "video"]
-        try:
-            return subtitle_text(row, self.subtitles, None if blind else videos)
-        except BrokenMedia as error:
-            raise UnusableRow(str(error), error.path) from error
+        # 5. Where left-out pixels come from, and which frames are shown.
+        items = prompt.media
+        if any(item.source for item in media):
+            items = tuple(replace(item, source=read.source) for item, read in zip(items, media, strict=True))
+        frames = [item for item in media if isinstance(item, Frames)]
+        return replace(
+            prompt,
+            media=items,
+            frame_indices=tuple(item.indices for item in frames),
+            frame_times=tuple(item.timestamps for item in frames),
+        )
 
-    def _media(self, kind: MediaKind, path: str, sampling: VideoSampling) -> list[Frames | AudioClip]:
-        """A file as the family reads it: a video's sound track comes right after its frames."""
-        if kind == "video" and self.family.use_audio_in_video:
-            if sampling.span_s is not None:
-                raise UnusableRow(
-                    "a part of its video is asked about (span_s), but a sound track is heard as a whole; set "
-                    "model.family.init_args.use_audio_in_video to false",
-                    path,
-                )
-            sound = self._read("audio", path, sampling)
-            assert isinstance(sound, AudioClip)
-            return [self._read(kind, path, sampling), replace(sound, is_video_track=True)]
-        return [self._read(kind, path, sampling)]
+    def drops_media(self, row: Row) -> bool:
+        """Whether a row is shown without its media: all are, or it is one of `blind_share` of the training rows."""
+        drawn = int.from_bytes(hashlib.sha256(row.id.encode()).digest()[:4], "big") / 2**32
+        return self.blind or drawn < self.blind_share
+
+    def response(self, row: Row) -> str:
+        """The SFT target of a row: reasoning and answer, or the answer alone where there is no reasoning."""
+        template = self.response_template if row.reasoning else self.answer_template
+        option = parse_options(row.problem).get(row.answer, row.answer)
+        return fill(template, reasoning=row.reasoning or "", answer=row.answer, option=option)
+
+    def _sound_track(self, path: str, sampling: VideoSampling) -> AudioClip:
+        if sampling.span_s is not None:
+            raise UnusableSample(
+                path,
+                "a part of its video is asked about (span_s), but a sound track is heard as a whole; set "
+                "model.family.init_args.use_audio_in_video to false",
+            )
+        sound = self._read("audio", path, sampling)
+        assert isinstance(sound, AudioClip)
+        return replace(sound, is_video_track=True)
 
     def _read(self, kind: MediaKind, path: str, sampling: VideoSampling) -> Frames | AudioClip:
+        """A file as the family reads it, kept for the next rows that show it."""
         known = kind, path, sampling
         if known in self._cache:
             self._cache.move_to_end(known)
             return self._cache[known]
-        readers: dict[MediaKind, Callable[[str], Frames | AudioClip]] = {
-            "image": self._image,
-            "video": lambda path: self._video(path, sampling),
-            "audio": self._sound,
-        }
-        try:
-            frames = readers[kind](path)
-        except BrokenMedia as error:
-            raise UnusableRow(str(error), path) from error
-        self._cache[known] = frames
+        item: Frames | AudioClip
+        if kind == "image":
+            item = read_image(path, self.share)
+        elif kind == "video":
+            item = self._video(path, sampling)
+        else:
+            item = self._sound(path)
+        self._cache[known] = item
         while len(self._cache) > self.cached_media:
             self._cache.popitem(last=False)
-        return frames
-
-    def _image(self, path: str) -> Frames:
-        return read_image(path, self.share)
+        return item
 
     def _sound(self, path: str) -> AudioClip:
         """A file's sound. Its length takes decoding; where its features are stored, the samples are let go of."""
@@ -166,21 +167,22 @@ class RowRenderer:
         return sound
 
     def _video(self, path: str, sampling: VideoSampling) -> Frames:
-        """A video's frames at the encoder's size if they are few; else, or if features are stored, where to get them."""
-        file = FileFrames(path, sampling, self.share, self.family.temporal_patch_size, self.decoding.chunk_frames)
-        reader = file.reader()
+        """A video's frames at the encoder's size if they are few; else, or if features are stored, their source."""
+        temporal_patch_size = self.family.temporal_patch_size
+        reader = VideoReader(path, sampling, self.share, temporal_patch_size)
+        file = FileFrames(path, sampling, self.share, temporal_patch_size, self.decoding.chunk_frames)
         outline = replace(reader.outline, source=file)
-        medium = self.family.outline_media(outline)  # times and size alone give its key and grid
-        if outline.key in self._checked or (self.stored is not None and self.stored.has(medium.key)):
+        item = self.family.outline_media(outline)  # times and size alone give its key and grid
+        if outline.key in self._checked or (self.stored is not None and self.stored.has(item.key)):
             return outline
-        if not reader.numbers:  # all frames are other ranks'
+        if not reader.indices:  # all frames are other ranks'
             return reader.outline
         parts = map(self.family.resize, reader.chunks(self.decoding.chunk_frames))
-        frames = joined(parts, len(reader.numbers), self.decoding.max_held_mib)
+        frames = hold_frames(parts, len(reader.indices), self.decoding.max_held_mib)
         if frames is None:
             self._checked.add(outline.key)
             return outline
-        if len(self.share.cells(medium.grid_thw[0])) <= self.family.temporal_patches_per_encode(medium):
+        if len(self.share.cells(item.grid_thw[0])) <= self.family.temporal_patches_per_encode(item):
             return frames  # patched by the loader
         return replace(outline, source=HeldFrames(frames))
 
@@ -226,5 +228,5 @@ def ordered_media(row: Row) -> list[tuple[MediaKind, str]]:
     if sorted(tags) != sorted(kind for kind, _ in media):
         return media  # no tags, or tags that the family will refuse
     kinds = [kind for kind, _ in media]
-    nth = [tags[:place].count(tag) for place, tag in enumerate(tags)]
+    nth = [tags[:i].count(tag) for i, tag in enumerate(tags)]
     return [media[kinds.index(tag) + n] for tag, n in zip(tags, nth, strict=True)]

@@ -6,28 +6,19 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+
+from longrl.strategies.axis import SINGLE_RANK, Axis
+from longrl.types import UnusableSample
 
 logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
-"""What rows are made into: prompts, or rows as they are for generators of pictures (longrl/diffusion/prompt_files.py)."""
+"""What rows are made into: prompts, or for generators of pictures rows as they are."""
 
 GRACE_ROWS = 3
 """As many rows may be skipped whatever the share is: one bad file must not stop a small data set."""
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """What takes the place of a prompt whose row cannot be used."""
-
-    index: int
-    """Place of the row among its split's."""
-    id: str
-    reason: str
-    path: str | None = None
 
 
 class SkipLog:
@@ -73,7 +64,7 @@ class SkipLog:
         """Different rows skipped so far."""
         return len(self._listed)
 
-    def add_known(self, items: Iterable[Skipped]) -> None:
+    def add_known(self, items: Iterable[UnusableSample]) -> None:
         """Lists rows that were found unusable before any was drawn.
 
         Raises:
@@ -86,47 +77,59 @@ class SkipLog:
         if items:
             self._check_all(items[-1])
 
-    def draw(self, item: Item | Skipped) -> Item | None:
-        """The prompt that was drawn, or None if its row is skipped.
+    def usable(self, items: Sequence[Item | UnusableSample], sp_group: Axis = SINGLE_RANK) -> list[Item]:
+        """The usable ones of the items that were drawn, as all ranks of `sp_group` agree; notes the others.
+
+        Args:
+            items: of consecutive draws.
+            sp_group: ranks that read shards of the same samples: what one of them could not read is skipped by all.
 
         Raises:
             ValueError: too many rows were skipped.
         """
-        self._drawn += 1
-        if not isinstance(item, Skipped):
-            return item
-        if item.index not in self._listed:
-            self._listed.add(item.index)
-            self._found += 1
-            self._write([item])
-            self._check_drawn(item)
-            self._check_all(item)
-        return None
+        of_ranks = sp_group.gather([item if isinstance(item, UnusableSample) else None for item in items])
+        usable = []
+        for item, errors in zip(items, zip(*of_ranks, strict=True), strict=True):
+            self._drawn += 1
+            error = next((error for error in errors if error is not None), None)
+            if error is not None:
+                self.add_drawn(error)
+            else:
+                assert not isinstance(item, UnusableSample)
+                usable.append(item)
+        return usable
 
-    def _write(self, items: Sequence[Skipped]) -> None:
+    def add_drawn(self, error: UnusableSample) -> None:
+        """Notes an unusable row that was drawn; raises ValueError if these are too many."""
+        if error.index in self._listed:
+            return
+        self._listed.add(error.index)
+        self._found += 1
+        self._write([error])
+        expected = self.max_share * self._drawn
+        if self._found > GRACE_ROWS + expected + 4 * math.sqrt(expected):
+            raise self._too_many(f"{self._found} of the first {self._drawn}", error)
+        self._check_all(error)
+
+    def _write(self, items: Sequence[UnusableSample]) -> None:
         if not items or not self.writes:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         known = set(self.path.read_text("utf-8").splitlines()) if self.path.exists() else set()  # a resumed run
-        rows = [{"split": self.split, "id": item.id, "path": item.path, "reason": item.reason} for item in items]
+        rows = [{"split": self.split, "id": item.row_id, "path": item.path, "reason": str(item)} for item in items]
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(line + "\n" for line in map(json.dumps, rows) if line not in known)
         more = f" and {len(items) - 1} more" if len(items) > 1 else ""
-        logger.warning("skipped %s row %s%s: %s; see %s", self.split, items[0].id, more, items[0].reason, self.path)
+        logger.warning("skipped %s row %s%s: %s; see %s", self.split, items[0].row_id, more, items[0], self.path)
 
-    def _check_all(self, last: Skipped) -> None:
+    def _check_all(self, last: UnusableSample) -> None:
         allowed = max(GRACE_ROWS, self.max_share * self.num_rows) if self.max_share > 0 else 0
         if len(self) > allowed or len(self) == self.num_rows:
             raise self._too_many(f"{len(self)} of all {self.num_rows}", last)
 
-    def _check_drawn(self, last: Skipped) -> None:
-        expected = self.max_share * self._drawn
-        if self._found > GRACE_ROWS + expected + 4 * math.sqrt(expected):
-            raise self._too_many(f"{self._found} of the first {self._drawn}", last)
-
-    def _too_many(self, count: str, last: Skipped) -> ValueError:
+    def _too_many(self, count: str, last: UnusableSample) -> ValueError:
         return ValueError(
             f"data.max_skipped_share={self.max_share} of the {self.split} rows may be skipped, but {count} cannot be "
-            f"used, the last (row {last.id!r}) because: {last.reason}. All are listed in {self.path}; repair or remove "
+            f"used, the last (row {last.row_id!r}) because: {last}. All are listed in {self.path}; repair or remove "
             "them, or raise data.max_skipped_share"
         )

@@ -1,6 +1,6 @@
 """Files to `Sound`: wav, mp3, flac and whatever else PyAV reads, and the sound tracks of videos.
 
-Runs in loader workers. What cannot be read as it is raises `BrokenMedia`; silence is never put in its place.
+Runs in loader workers. What cannot be read as it is raises `UnusableSample`; silence is never put in its place.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from longrl.datamodules.media.video import BrokenMedia, _as_broken, _digest
-from longrl.types import FULL_SHARD, AudioClip, FrameShard
+from longrl.datamodules.media.video import content_digest, decoder_errors
+from longrl.types import FULL_SHARD, AudioClip, FrameShard, UnusableSample
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -54,22 +54,22 @@ def read_sound(path: str | Path, share: FrameShard = FULL_SHARD) -> AudioClip:
         share: which part of its features this rank encodes; all ranks decode the whole.
 
     Raises:
-        BrokenMedia: no such file, no sound track, a torn one, or less than 0.1 s of it.
+        UnusableSample: no such file, no sound track, a torn one, or less than 0.1 s of it.
     """
     import av
 
-    digest = _digest(path)
+    digest = content_digest(path)
     _refuse_torn_wav(path)
-    with _as_broken(path), av.open(str(path)) as container:
+    with decoder_errors(path), av.open(str(path)) as container:
         if not container.streams.audio:
-            raise BrokenMedia(
+            raise UnusableSample(
                 path,
                 "it has no sound track; leave such videos out, or show videos without theirs: "
                 "model.family.init_args.use_audio_in_video=false",
             )
         samples = _decoded(container, path)
     if len(samples) < MIN_SECONDS * SAMPLING_RATE:
-        raise BrokenMedia(path, f"it has {len(samples) / SAMPLING_RATE:.3f} s of sound, less than {MIN_SECONDS} s")
+        raise UnusableSample(path, f"it has {len(samples) / SAMPLING_RATE:.3f} s of sound, less than {MIN_SECONDS} s")
     key = hashlib.sha256(f"audio {digest} PyAV {av.__version__} {SAMPLING_RATE}".encode()).hexdigest()
     return AudioClip(torch.from_numpy(samples), len(samples), key, share=share)
 
@@ -90,7 +90,7 @@ def _decoded(container: InputContainer, path: str | Path) -> NDArray[np.float32]
         # the mean, as in qwen-omni-utils and vLLM; FFmpeg's own mono is louder
         parts += [resampled.to_ndarray().mean(0) for resampled in resampler.resample(frame)]
     if start_s is None:
-        raise BrokenMedia(path, "its sound track is empty")
+        raise UnusableSample(path, "its sound track is empty")
     _refuse_torn(container, stream, length_s, path)
     parts += [resampled.to_ndarray().mean(0) for resampled in resampler.resample(None)]
     return _from_first_frame(np.concatenate(parts), start_s, container)
@@ -101,7 +101,7 @@ def _refuse_torn(container: InputContainer, stream: Any, length_s: float, path: 
         return
     promised_s = float(stream.duration * stream.time_base)
     if length_s < promised_s - MAX_MISSING_S:
-        raise BrokenMedia(path, f"its sound ends after {length_s:.1f} s, though it should last {promised_s:.1f} s")
+        raise UnusableSample(path, f"its sound ends after {length_s:.1f} s, though it should last {promised_s:.1f} s")
 
 
 def _refuse_torn_wav(path: str | Path) -> None:
@@ -111,7 +111,7 @@ def _refuse_torn_wav(path: str | Path) -> None:
         held = file.seek(0, 2)
     promised = int.from_bytes(head[4:8], "little") + 8
     if head[:4] == b"RIFF" and head[8:] == b"WAVE" and held < promised < 1 << 32:
-        raise BrokenMedia(path, f"it has {held} bytes, though its header says {promised}: it is torn")
+        raise UnusableSample(path, f"it has {held} bytes, though its header says {promised}: it is torn")
 
 
 def _from_first_frame(samples: NDArray[np.float32], start_s: float, container: InputContainer) -> NDArray[np.float32]:

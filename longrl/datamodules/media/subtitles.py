@@ -14,8 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from longrl.datamodules.media.video import BrokenMedia
-from longrl.types import Frames, Row
+from longrl.types import Frames, Row, UnusableSample
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +76,7 @@ def subtitle_text(row: Row, options: Subtitles, videos: Sequence[Frames] | None)
         videos: as they are shown; None where they are not.
 
     Raises:
-        BrokenMedia: a subtitle file cannot be read.
+        UnusableSample: a subtitle file cannot be read.
     """
     if options.source is None or (videos is None and options.when_blind == "drop"):
         return ""
@@ -182,15 +181,15 @@ def read_subtitles(path: str | Path) -> list[Line]:
     "00:01:05.2", by itself or under `segments`.
 
     Raises:
-        BrokenMedia: no such file, or no lines in it.
+        UnusableSample: no such file, or no lines in it.
     """
     path = os.path.expanduser(str(path))
     try:
         return list(_read(path, os.stat(path).st_mtime_ns))
     except FileNotFoundError as error:
-        raise BrokenMedia(path, f"the file does not exist (working folder: {os.getcwd()})") from error
+        raise UnusableSample(path, f"the file does not exist (working folder: {os.getcwd()})") from error
     except OSError as error:
-        raise BrokenMedia(path, f"the file cannot be opened ({error.strerror})") from error
+        raise UnusableSample(path, f"the file cannot be opened ({error.strerror})") from error
 
 
 @lru_cache(maxsize=256)  # several questions on one video follow each other
@@ -205,9 +204,9 @@ def _read(path: str, version: int) -> tuple[Line, ...]:
             events = pysubs2.SSAFile.from_string(text, format_=path.rpartition(".")[2])
             lines = [Line(one.start / 1000, one.end / 1000, _cue(one.plaintext, path)) for one in events]
     except (UnicodeDecodeError, ValueError, TypeError, KeyError, pysubs2.exceptions.Pysubs2Error) as error:
-        raise BrokenMedia(path, f"its subtitles cannot be read ({type(error).__name__}: {error})") from error
+        raise UnusableSample(path, f"its subtitles cannot be read ({type(error).__name__}: {error})") from error
     if text.strip() and not lines:
-        raise BrokenMedia(path, "there are no subtitles in it")
+        raise UnusableSample(path, "there are no subtitles in it")
     return tuple(sorted(lines, key=lambda line: line.start_s))
 
 

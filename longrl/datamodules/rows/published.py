@@ -18,7 +18,7 @@ from typing import Any
 
 from longrl.datamodules.media.subtitles import SUFFIXES
 from longrl.datamodules.rows.media_files import find_video
-from longrl.datamodules.rows.row_functions import (
+from longrl.datamodules.rows.question_rows import (
     VIDEO_R1_TASKS,
     infer_task,
     lacking,

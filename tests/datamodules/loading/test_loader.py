@@ -1,7 +1,6 @@
 import json
 from collections import Counter
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,12 +15,10 @@ from longrl.datamodules.loading.loader import (
     RenderedRows,
     RowOrder,
     TrainLoader,
-    UnusableRow,
-    agreed,
     permutation,
 )
-from longrl.datamodules.loading.skips import SkipLog, Skipped
-from longrl.types import Media, Prompt, Row
+from longrl.datamodules.loading.skips import SkipLog
+from longrl.types import Media, Prompt, Row, UnusableSample
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,7 @@ class FakeRender:
 
     def __call__(self, row: Row) -> Prompt:
         if int(row.id) in self.broken:
-            raise UnusableRow("no such stream", f"{row.id}.mp4")
+            raise UnusableSample(f"{row.id}.mp4", "no such stream")
         empty = torch.zeros(0, dtype=torch.long)
         return Prompt(id=row.id, input_ids=empty, position_ids=empty[None], media=(), row=row)
 
@@ -84,7 +81,7 @@ def test_ranks_share_no_row_and_cover_every_epoch(num_rows, world_size, epochs, 
     for rank in range(world_size):
         order = RowOrder(num_rows, seed, rank, world_size)
         of_rank = len(range(rank, places, world_size))
-        read += [order.row(position) for position in range(of_rank)]
+        read += [next(order.after(position)) for position in range(of_rank)]
     assert Counter(read) == dict.fromkeys(range(num_rows), epochs)
 
 
@@ -162,7 +159,7 @@ def test_a_state_of_other_data_is_refused(tmp_path, changes, message):
 def test_other_numbers_of_ranks_go_on_behind_the_same_rows(ranks_before, ranks_after, steps):
     """A step reads 12 rows over all ranks, whatever their number."""
     read = [
-        RowOrder(100, 0, rank, ranks_before).row(place)
+        next(RowOrder(100, 0, rank, ranks_before).after(place))
         for rank in range(ranks_before)
         for place in range(steps * 12 // ranks_before)
     ]
@@ -170,8 +167,8 @@ def test_other_numbers_of_ranks_go_on_behind_the_same_rows(ranks_before, ranks_a
     for rank in range(ranks_after):
         own = PromptStream(dataset(100), RowOrder(100, 0, rank, ranks_after), skips=None)
         own.load_state_dict(own._identity() | state)
-        read += [own.order.row(own.position + place) for place in range(12 // ranks_after)]
-    assert sorted(read) == sorted(RowOrder(100, 0).row(place) for place in range((steps + 1) * 12))
+        read += [next(own.order.after(own.position + place)) for place in range(12 // ranks_after)]
+    assert sorted(read) == sorted(RowOrder(100, 0).at(place) for place in range((steps + 1) * 12))
 
 
 def test_rows_that_come_again_after_a_change_of_ranks_are_told(tmp_path, caplog):
@@ -182,10 +179,16 @@ def test_rows_that_come_again_after_a_change_of_ranks_are_told(tmp_path, caplog)
     assert "up to 3 training rows come again or are left out" in caplog.text
 
 
-def test_a_team_skips_what_one_of_its_ranks_cannot_read():
-    bad = Skipped(3, "c", "broken")
-    sp_group = SimpleNamespace(gather=lambda own: [own, [None, bad, None]])
-    assert agreed(["a", "c", "d"], sp_group) == ["a", bad, "d"]
+def test_ranks_that_share_samples_skip_what_one_of_them_cannot_read(tmp_path):
+    bad = UnusableSample("c.mp4", "broken", 3, "c")
+
+    class TwoRanks:
+        def gather(self, errors):
+            return [[None, bad, None], errors]
+
+    skips = skip_log(tmp_path, 9)
+    assert skips.usable(["a", "c", "d"], TwoRanks()) == ["a", "d"]
+    assert [line["id"] for line in listed(tmp_path)] == ["c"]
 
 
 def test_a_state_of_other_questions_is_refused_but_moved_media_are_not(tmp_path):
@@ -221,7 +224,7 @@ def test_a_broken_row_is_listed_once_and_the_next_row_takes_its_place(tmp_path, 
     wanted = [row for epoch in range(2) for row in permutation(7, 0, epoch) if row != broken]
     assert taken == wanted
     assert listed(tmp_path) == [
-        {"split": "train", "id": str(broken), "path": f"{broken}.mp4", "reason": "no such stream"}
+        {"split": "train", "id": str(broken), "path": f"{broken}.mp4", "reason": f"{broken}.mp4: no such stream"}
     ]
     assert found.position in (13, 14)  # 12 prompts and the broken row of each epoch that was passed
 
@@ -241,7 +244,7 @@ def test_more_than_the_share_of_broken_rows_is_an_error(tmp_path):
     with pytest.raises(
         ValueError,
         match=r"data.max_skipped_share=0.05 of the train rows may be skipped, but 4 of all 20 cannot be used, the last "
-        r"\(row '\d+'\) because: no such stream. All are listed in .*skipped.jsonl; .* raise data.max_skipped_share",
+        r"\(row '\d+'\) because: \d+\.mp4: no such stream. All are listed in .*skipped.jsonl; .* raise data.max_skipped_share",
     ):
         stream(tmp_path, 20, {1, 5, 11, 17}, max_share=0.05).take(40)
     assert len(listed(tmp_path)) == 4
@@ -290,7 +293,7 @@ def test_a_resumed_run_lists_no_row_again(tmp_path):
 def test_rows_known_to_be_missing_are_listed_by_one_rank_and_never_again(tmp_path):
     for writes in (True, False):
         skips = skip_log(tmp_path, 9, writes_known=writes)
-        skips.add_known([Skipped(4, "4", "the file does not exist", "4.mp4")])
+        skips.add_known([UnusableSample("4.mp4", "the file does not exist", 4, "4")])
         PromptStream(dataset(9, {4}), RowOrder(9), skips).take(20)
         assert len(skips) == 1
     assert [line["id"] for line in listed(tmp_path)] == ["4"]

@@ -35,7 +35,7 @@ def mixed(folder, stage="sft", **trainer):
         "train": [
             {"source": str(videos() / "train.jsonl"), "weight": 3},
             {"source": str(folder / "text.jsonl"), "weight": 1,
-             "row_function": "longrl.datamodules.rows.row_functions.text_math_row"},
+             "row_function": "longrl.datamodules.rows.text_math_row"},
         ],
         "subtitles": {"source": str(folder), "lines": "all"},
         "prompts_per_batch": 4,

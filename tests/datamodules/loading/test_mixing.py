@@ -87,14 +87,16 @@ def test_any_number_of_ranks_reads_the_same_sequence(weights, world_size):
     alone = mixed(sizes, weights)
     for place in range(60):
         rank = place % world_size
-        assert mixed(sizes, weights, rank=rank, world_size=world_size).row(place // world_size) == alone.at(place)
+        assert next(mixed(sizes, weights, rank=rank, world_size=world_size).after(place // world_size)) == alone.at(
+            place
+        )
 
 
 @pytest.mark.parametrize("world_size", [2, 4, 8])
 def test_every_rank_reads_every_source(world_size):
     for rank in range(world_size):
         order = mixed((50, 50), (1, 1), rank=rank, world_size=world_size)
-        found = Counter(source_of(order.row(position), (50, 50)) for position in range(200))
+        found = Counter(source_of(next(order.after(position)), (50, 50)) for position in range(200))
         assert min(found.values()) > 60
 
 
@@ -176,7 +178,7 @@ def sources(tmp_path) -> list[DataSource]:
     taught = [{"problem_id": f"t{n}", "problem": f"{n} + 1?", "answer": f"{n + 1}", "reasoning": "I count."}
               for n in range(20)]  # fmt: skip
     bare = [{"id": f"b{n}", "question": f"{n} + 2?", "answer": f"#### {n + 2}"} for n in range(4)]
-    row_function = "longrl.datamodules.rows.row_functions.text_math_row"
+    row_function = "longrl.datamodules.rows.text_math_row"
     return [
         DataSource(write(tmp_path, "taught.jsonl", taught), 3),
         DataSource(write(tmp_path, "bare.jsonl", bare), 1, row_function),

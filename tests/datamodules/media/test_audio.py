@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from longrl.datamodules.loading.loader import UnusableRow
 from longrl.datamodules.loading.render import RowRenderer
 from longrl.datamodules.media.audio import read_sound
-from longrl.datamodules.media.video import BrokenMedia, VideoSampling
+from longrl.datamodules.media.sampling import VideoSampling
 from longrl.features.pieces import pieces
-from longrl.types import Row
+from longrl.types import Row, UnusableSample
 from tests.sounds import tone, write_clip, write_sound
 from tests.tiny import omni_family, vl_family
 
@@ -100,7 +99,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_broken_sound_says_why(tmp_path, kind):
     path = broken(tmp_path, kind)
-    with pytest.raises(BrokenMedia, match=KINDS[kind]):
+    with pytest.raises(UnusableSample, match=KINDS[kind]):
         read_sound(path)
 
 
@@ -109,13 +108,13 @@ def renderer(family, **options):
 
 
 def test_a_row_with_broken_sound_is_skipped(tmp_path):
-    with pytest.raises(UnusableRow, match="the file is empty"):
+    with pytest.raises(UnusableSample, match="the file is empty"):
         renderer(omni_family())(Row("a", "Which?", "A", audios=(str(broken(tmp_path, "empty")),)))
 
 
 def test_a_video_without_a_track_is_skipped_where_tracks_are_asked_for(tmp_path):
     mute = Row("a", "Which?", "A", videos=(str(broken(tmp_path, "mute")),))
-    with pytest.raises(UnusableRow, match="no sound track"):
+    with pytest.raises(UnusableSample, match="no sound track"):
         renderer(omni_family(use_audio_in_video=True))(mute)
     assert [item.kind for item in renderer(omni_family())(mute).media] == ["video"]
 

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from longrl.datamodules.loading.render import DEFAULT_QUESTION, RowRenderer, without_media
 from longrl.datamodules.longvideo_reason import LongVideoReason
+from longrl.datamodules.media.sampling import VideoSampling
 from longrl.datamodules.media.subtitles import Line, Subtitles, fitting, read_subtitles
-from longrl.datamodules.media.video import BrokenMedia, VideoSampling
 from longrl.datamodules.rows.published import canonical_row, video_mme_row
-from longrl.datamodules.rows.row_functions import make_rows
+from longrl.datamodules.rows.question_rows import make_rows
 from longrl.testing.synthetic import SyntheticConfig, generate
-from longrl.types import Row
+from longrl.types import Row, UnusableSample
 from tests.datamodules.rows import published_records as published
 from tests.tiny import vl_family
 
@@ -112,7 +112,7 @@ def test_json_in_the_usual_forms(tmp_path, told):
 def test_a_file_that_cannot_be_read_says_why(tmp_path, name, content, message):
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(BrokenMedia, match=message):
+    with pytest.raises(UnusableSample, match=message):
         read_subtitles(tmp_path / name)
 
 

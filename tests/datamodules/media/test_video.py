@@ -11,7 +11,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from longrl.datamodules.media.video import BrokenMedia, VideoSampling, read_image, read_video, sample_indices
+from longrl.datamodules.media.sampling import VideoSampling, sample_indices
+from longrl.datamodules.media.video import read_image, read_video
+from longrl.types import UnusableSample
 
 ALL = VideoSampling(fps=None, num_frames=768)
 
@@ -140,7 +142,7 @@ def test_a_span_is_decoded_with_its_own_times_and_key(tmp_path):
     assert part.timestamps == (1.5, 2.5)
     assert torch.equal(part.pixels, whole.pixels[[15, 25]])
     assert part.key == read_video(path, VideoSampling(span_s=(1.0, 3.0), fps=None, num_frames=2, min_frames=1)).key
-    with pytest.raises(BrokenMedia, match=r"it ends after 4\.0 s, before the part from 5 s on"):
+    with pytest.raises(UnusableSample, match=r"it ends after 4\.0 s, before the part from 5 s on"):
         read_video(path, VideoSampling(span_s=(5.0, 6.0)))
     with pytest.raises(ValueError, match="span_s must be two increasing seconds from 0 on"):
         VideoSampling(span_s=(3.0, 1.0))
@@ -256,7 +258,7 @@ def test_the_reader_leaves_no_file_open(tmp_path):
 
 
 def refused(path, message):
-    with pytest.raises(BrokenMedia, match=message) as caught:
+    with pytest.raises(UnusableSample, match=message) as caught:
         read_video(path, ALL)
     assert caught.value.path == str(path)
     assert str(caught.value) == f"{path}: {caught.value.reason}"
@@ -322,7 +324,7 @@ def test_frames_without_times_are_refused(tmp_path):
 
 
 def test_the_error_survives_the_way_out_of_a_loader_worker():
-    error = pickle.loads(pickle.dumps(BrokenMedia("a.mp4", "the file is empty")))
+    error = pickle.loads(pickle.dumps(UnusableSample("a.mp4", "the file is empty")))
     assert (error.path, error.reason, str(error)) == ("a.mp4", "the file is empty", "a.mp4: the file is empty")
 
 
@@ -365,12 +367,12 @@ def test_images_have_keys_by_content(tmp_path):
 
 def test_broken_images_are_refused(tmp_path):
     path = tmp_path / "i.png"
-    with pytest.raises(BrokenMedia, match="does not exist"):
+    with pytest.raises(UnusableSample, match="does not exist"):
         read_image(path)
     Image.effect_noise((64, 64), 50).save(path)
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(BrokenMedia, match="cannot be decoded"):
+    with pytest.raises(UnusableSample, match="cannot be decoded"):
         read_image(path)
     path.write_text("no image")
-    with pytest.raises(BrokenMedia, match="cannot be decoded"):
+    with pytest.raises(UnusableSample, match="cannot be decoded"):
         read_image(path)

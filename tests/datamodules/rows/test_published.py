@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from longrl.datamodules.loading.loader import UnusableRow
 from longrl.datamodules.loading.render import RowRenderer
 from longrl.datamodules.longvideo_reason import LongVideoReason
-from longrl.datamodules.media.video import VideoSampling
+from longrl.datamodules.media.sampling import VideoSampling
 from longrl.datamodules.rows.media_files import find_video
 from longrl.datamodules.rows.published import (
     canonical_row,
@@ -21,11 +20,11 @@ from longrl.datamodules.rows.published import (
     star_row,
     video_mme_row,
 )
-from longrl.datamodules.rows.row_functions import clevr_row, geometry_row, longvideo_reason_row, make_rows
+from longrl.datamodules.rows.question_rows import clevr_row, geometry_row, longvideo_reason_row, make_rows
 from longrl.datamodules.rows.sources import read_records
 from longrl.rewards.tasks import accuracy
 from longrl.testing.synthetic import SyntheticConfig, generate
-from longrl.types import Completion, Row
+from longrl.types import Completion, Row, UnusableSample
 from tests.datamodules.rows import published_records as published
 from tests.tiny import text_family, vl_family
 
@@ -276,7 +275,7 @@ def test_only_the_situation_is_read_and_two_of_a_video_are_two_media(clip):
 
 def test_a_situation_behind_the_end_of_its_video_is_skipped(clip):
     (row,) = make_rows([published.star(start=90, end=95)], star_row, str(clip))
-    with pytest.raises(UnusableRow, match=r"TJZ0P\.mp4: it ends after .* s, before the part from 90 s on"):
+    with pytest.raises(UnusableSample, match=r"TJZ0P\.mp4: it ends after .* s, before the part from 90 s on"):
         RowRenderer(vl_family(), VideoSampling())(row)
 
 
@@ -284,7 +283,7 @@ def test_the_sound_of_a_part_is_never_that_of_the_whole(clip):
     family = vl_family()
     family.use_audio_in_video = True
     (row,) = make_rows([published.star()], star_row, str(clip))
-    with pytest.raises(UnusableRow, match="a sound track is heard as a whole; set .*use_audio_in_video to false"):
+    with pytest.raises(UnusableSample, match="a sound track is heard as a whole; set .*use_audio_in_video to false"):
         RowRenderer(family, VideoSampling())(row)
 
 

@@ -268,7 +268,7 @@ def path_field(record: Mapping[str, Any], field: str, index: int, media_root: st
         kinds = sorted({type(path).__name__ for path in paths})
         raise ValueError(
             f"record {index} (id {record_id(record, index)!r}): {field!r} must hold file paths, got {', '.join(kinds)}"
-            "; name files, or use data.row_function=longrl.datamodules.rows.row_functions.image_row for images inside the records"
+            "; name files, or use data.row_function=longrl.datamodules.rows.image_row for images inside the records"
         )
     if field == "videos":
         return tuple(find_video(path, media_root) for path in paths)

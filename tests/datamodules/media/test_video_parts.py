@@ -16,24 +16,26 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longrl.datamodules.loading.loader import UnusableRow
 from longrl.datamodules.loading.render import RowRenderer
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.datamodules.media import video
-from longrl.datamodules.media.streaming import Decoding, FileFrames, HeldFrames, joined, regrouped
+from longrl.datamodules.media.sampling import VideoSampling
 from longrl.datamodules.media.video import (
-    BrokenMedia,
+    Decoding,
+    FileFrames,
     FrameIndex,
     FramePosition,
+    HeldFrames,
     VideoReader,
-    VideoSampling,
+    hold_frames,
     read_video,
 )
 from longrl.features.cache import FeatureCache
+from longrl.features.pieces import regrouped
 from longrl.models.base import CausalFamily
 from longrl.strategies.axis import Axis
 from longrl.strategies.parallel import Parallel
-from longrl.types import FULL_SHARD, FrameShard
+from longrl.types import FULL_SHARD, FrameShard, UnusableSample
 from tests.datamodules.media.test_video import ALL, shown, write
 from tests.distributed import run_distributed
 from tests.tiny import qwen3_vl_family, row, vila_family, vl_family
@@ -84,7 +86,7 @@ def test_chunks_are_the_frames_that_a_plain_decoder_gives(name, num_frames, chun
     assert all(len(part.pixels) == chunk for part in parts[:-1])
     assert {(part.key, part.timestamps) for part in parts} <= {(reader.outline.key, reader.outline.timestamps)}
     found = torch.cat([reader.outline.pixels, *(part.pixels for part in parts)])
-    assert torch.equal(found, pictures(name)[reader.numbers])
+    assert torch.equal(found, pictures(name)[reader.indices])
     assert len(found) == len(share.frames(len(reader.outline.timestamps), per_cell))
 
 
@@ -94,7 +96,7 @@ def test_seeking_and_going_on_give_the_same(name, seek_frames, monkeypatch):
     monkeypatch.setattr(video, "SEEK_FRAMES", seek_frames)
     for count in (2, 9):
         reader = VideoReader(clip(name), VideoSampling(fps=None, num_frames=count, min_frames=1))
-        assert torch.equal(next(reader.chunks(100)).pixels, pictures(name)[reader.numbers])
+        assert torch.equal(next(reader.chunks(100)).pixels, pictures(name)[reader.indices])
 
 
 def test_a_seek_that_ends_behind_the_frame_is_made_good():
@@ -134,9 +136,9 @@ def test_regrouped_parts_are_the_same_frames(sizes, num_frames):
 def test_what_is_larger_than_allowed_is_drawn_to_its_end_and_let_go():
     reader = VideoReader(clip("plain.mp4"), ALL)
     parts = reader.chunks(8)
-    assert joined(parts, len(reader.numbers), max_mib=0) is None
+    assert hold_frames(parts, len(reader.indices), max_mib=0) is None
     assert next(parts, None) is None
-    whole = joined(reader.chunks(8), len(reader.numbers), max_mib=1)
+    whole = hold_frames(reader.chunks(8), len(reader.indices), max_mib=1)
     assert torch.equal(whole.pixels, read_video(clip("plain.mp4"), ALL).pixels)
 
 
@@ -286,7 +288,7 @@ def with_a_hole(tmp_path, count=60):
 def test_a_chunk_before_the_damage_is_given_and_then_the_error(tmp_path):
     chunks = VideoReader(with_a_hole(tmp_path), ALL).chunks(10)
     assert shown(next(chunks))
-    with pytest.raises(BrokenMedia, match="cannot be decoded"):
+    with pytest.raises(UnusableSample, match="cannot be decoded"):
         list(chunks)
 
 
@@ -294,7 +296,7 @@ def test_a_chunk_before_the_damage_is_given_and_then_the_error(tmp_path):
 @pytest.mark.parametrize("max_patches", [1, 1 << 16])
 def test_the_loader_finds_a_frame_that_breaks_wherever_frames_wait(tmp_path, decoding, max_patches):
     family = vl_family(max_patches_per_encode=max_patches)
-    with pytest.raises(UnusableRow, match="hole.mp4: it cannot be decoded"):
+    with pytest.raises(UnusableSample, match="hole.mp4: it cannot be decoded"):
         rendered(family, with_a_hole(tmp_path), **decoding)
 
 
@@ -333,7 +335,7 @@ def test_a_file_that_changes_before_it_is_encoded_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="changed while it was in use"):
         FeatureCache(family).get_or_encode(family.build(), [prompt])
     path.unlink()
-    with pytest.raises(BrokenMedia, match="does not exist"):
+    with pytest.raises(UnusableSample, match="does not exist"):
         FeatureCache(family).get_or_encode(family.build(), [prompt])
 
 

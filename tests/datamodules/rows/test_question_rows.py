@@ -4,7 +4,7 @@ import json
 import pytest
 from PIL import Image
 
-from longrl.datamodules.rows.row_functions import (
+from longrl.datamodules.rows.question_rows import (
     audio_qa_row,
     image_row,
     infer_task,
