@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor

@@ -253,6 +253,7 @@ class Evaluation:
     def _batches(self, condition: Condition, missing: Sequence[int], drop: Any) -> Iterator[list[Item]]:
         """Prompts of the missing rows; a batch's rows are neighbours in the file, whatever is missing."""
         from longrl.datamodules.loading.loader import RenderedRows
+        from longrl.types import UnusableSample
 
         size, skips = self.data.eval_prompts_per_batch, self.data.skips("test")
         options = replace(self.data.loader_options, prefetch_prompts=size)

@@ -40,7 +40,7 @@ def rendered(folder, family, problem, row_function="geometry_row", names=None):
     record = published.geometry(images=names or images(folder), problem=problem, answer="4")
     (folder / "rows.jsonl").write_text(json.dumps(record) + "\n")
     module = LongVideoReason(
-        family, train=str(folder / "rows.jsonl"), row_function=f"longrl.datamodules.rows.row_functions.{row_function}",
+        family, train=str(folder / "rows.jsonl"), row_function=f"longrl.datamodules.rows.{row_function}",
         question_template="{problem}\nAnswer with a number.", prompts_per_batch=1,
     )  # fmt: skip
     module.setup("fit")
