@@ -1,26 +1,30 @@
 """Rollouts by the trainer's own transformers model, in the trainer's process.
 
-A prompt is prefilled once whatever the number of
-completions, in chunks that bound its memory, and its keys and values are shared while decoding
-(longrl/engines/prefix_cache.py): nothing is repeated G times.
+A prompt is prefilled once whatever the number of completions, in chunks that bound its memory, and its keys and values
+are shared while decoding (longrl/engines/prefix_cache.py): nothing is repeated G times.
 
-Letters: P prompts, G completions each, S completion tokens so far, V vocabulary.
+Letters: P prompts, G completions each, T tokens of all prompts, S completion tokens so far, A position axes, D hidden
+size, V vocabulary.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from longrl.engines.prefix_cache import PrefixCache
 from longrl.engines.rollout_engine import RolloutEngine, prompt_seed
 from longrl.models.base import CausalFamily
 from longrl.packing.pack import pack
 from longrl.types import Completion, Packed, Prompt, SamplingParams
+
+NO_LIMIT = 1 << 62
+"""Tokens that are packed together for a rollout: chunks of prefilling bound the memory, not this."""
 
 
 class HFEngine(RolloutEngine):
@@ -43,13 +47,15 @@ class HFEngine(RolloutEngine):
         self.max_sequences = max_sequences
         self.prefill_chunk_tokens = prefill_chunk_tokens
 
+    @override
+    def identity(self) -> dict[str, Any]:
+        return {"prefill_chunk_tokens": self.prefill_chunk_tokens}  # chunks of another size round otherwise
+
+    @override
     def sync(self, family: CausalFamily, model: nn.Module, step: int) -> None:
         """The engine reads the trainer's weights in place."""
 
     @override
-    def identity(self) -> dict[str, Any]:
-        return {"prefill_chunk_tokens": self.prefill_chunk_tokens}  # chunks round otherwise
-
     @torch.no_grad()
     def generate(
         self,
@@ -61,24 +67,19 @@ class HFEngine(RolloutEngine):
         seed: int,
         first: int = 0,
     ) -> list[list[Completion]]:
-        """See `RolloutEngine.generate`."""
+        num_prompts = max(1, self.max_sequences // sampling.num_generations)
         was_training = model.training
         model.eval()
         try:
-            step = max(1, self.max_sequences // sampling.num_generations)
             completions = []
-            for start in range(0, len(prompts), step):
-                decoder = _Decoder(family, model, prompts[start : start + step], features, sampling, seed, first)
-                completions += decoder.run(self.prefill_chunk_tokens)
+            for start in range(0, len(prompts), num_prompts):
+                together = prompts[start : start + num_prompts]
+                completions += self._generate_together(family, model, together, features, sampling, seed, first)
             return completions
         finally:
             model.train(was_training)
 
-
-class _Decoder:
-    """One call of `generate`: prefill, then token by token for all completions together."""
-
-    def __init__(
+    def _generate_together(
         self,
         family: CausalFamily,
         model: nn.Module,
@@ -87,105 +88,112 @@ class _Decoder:
         sampling: SamplingParams,
         seed: int,
         first: int,
-    ) -> None:
-        from longrl.engines.prefix_cache import PrefixCache
-
-        self.family, self.model, self.prompts, self.sampling = family, model, prompts, sampling
-        self.device = model.get_input_embeddings().weight.device
-        self.packed = self._pack().to(self.device)
-        self.features = features
-        self.cache = PrefixCache(self.packed.spans, sampling.num_generations, sampling.max_completion_tokens)
-        self.uniforms = torch.stack([self._uniforms(prompt, seed, first) for prompt in prompts]).flatten(0, 1)
-        self.eos = family.tokenizer.eos_token_id
-
-    def _pack(self) -> Packed:
-        (packed,) = pack(self.prompts, [[]] * len(self.prompts), max_tokens=1 << 62)
-        return packed
-
-    def _uniforms(self, prompt: Prompt, seed: int, first: int) -> Tensor:
-        """[G, S] random numbers in [0, 1) that depend on the seed and the prompt alone, not on the batch or device."""
-        generator = torch.Generator().manual_seed(prompt_seed(seed, prompt.id))
-        shape = (first + self.sampling.num_generations, self.sampling.max_completion_tokens)
-        return torch.rand(shape, generator=generator, dtype=torch.float64)[first:]
-
-    def run(self, chunk_tokens: int) -> list[list[Completion]]:
-        """The completions of every prompt, prefilled `chunk_tokens` at a time."""
-        hidden = self._prefill(chunk_tokens)
-        tokens, logps = [], []
-        finished = torch.zeros(len(hidden), dtype=torch.bool, device=self.device)
-        for step in range(self.sampling.max_completion_tokens):
-            token, logp = self._sample(hidden @ self.family.lm_head(self.model).T, self.uniforms[:, step])
+    ) -> list[list[Completion]]:
+        """Completions of prompts that are decoded together, token by token."""
+        group_size = sampling.num_generations
+        max_tokens = sampling.max_completion_tokens
+        embed_tokens = model.get_input_embeddings()
+        lm_head = family.lm_head(model)  # [V, D]
+        device = embed_tokens.weight.device
+        # 1. Random numbers depend on seed, prompt and completion alone: neither on the batch nor on the device.
+        uniforms = []
+        for prompt in prompts:
+            generator = torch.Generator().manual_seed(prompt_seed(seed, prompt.id))
+            of_prompt = torch.rand((first + group_size, max_tokens), generator=generator, dtype=torch.float64)
+            uniforms.append(of_prompt[first:])  # other ranks sample the completions before
+        uniform = torch.cat(uniforms)  # [P * G, S]
+        # 2. Every prompt once through the model, into the cache.
+        packed = pack(prompts, [[] for _ in prompts], NO_LIMIT)[0].to(device)
+        cache = PrefixCache(packed.spans, group_size, max_tokens)
+        last_states = self._prefill(family, model, packed, features, cache)  # [P, D]
+        hidden = last_states.repeat_interleave(group_size, 0)  # [P * G, D]
+        # A completion's positions go on where its prompt's ended: with media that is not the number of tokens.
+        next_positions = torch.tensor([int(prompt.position_ids.max()) + 1 for prompt in prompts], device=device)
+        next_positions = next_positions.repeat_interleave(group_size)[None, :, None]  # [1, P * G, 1]
+        # 3. Sample a token of every completion, feed it back, until all have ended.
+        tokens = []
+        logps = []
+        finished = torch.zeros(len(hidden), dtype=torch.bool, device=device)
+        for step in range(max_tokens):
+            token, logp = sample_tokens(hidden @ lm_head.T, sampling, uniform[:, step])
             tokens.append(token)
             logps.append(logp)
-            finished |= token == self.eos
-            if finished.all() or step + 1 == self.sampling.max_completion_tokens:
+            finished |= token == family.tokenizer.eos_token_id
+            if finished.all() or step + 1 == max_tokens:
                 break
-            hidden = self._decode(token, step)
-        return self._collect(torch.stack(tokens, 1).cpu(), torch.stack(logps, 1).cpu())
-
-    def _prefill(self, chunk_tokens: int) -> Tensor:
-        """[P*G, hidden size] states that predict each completion's first token."""
-        hidden = torch.cat([self._last_states(rows) for rows in self._chunks(chunk_tokens)])
-        following = [int(prompt.position_ids.max()) + 1 for prompt in self.prompts]
-        self.following = torch.tensor(following, device=self.device).repeat_interleave(self.sampling.num_generations)
-        return hidden.repeat_interleave(self.sampling.num_generations, 0)
-
-    def _chunks(self, tokens: int) -> Iterator[slice]:
-        """Rows of the packed prompts, wherever one ends and the next begins."""
-        total = len(self.packed.input_ids)
-        return (slice(start, min(start + tokens, total)) for start in range(0, total, tokens))
-
-    def _last_states(self, rows: slice) -> Tensor:
-        """[prompts that end in these rows, hidden size]: states of their last tokens; all rows go into the cache."""
-        embeds = self.family.embed(self.model, self.packed, self.features, rows)
-        positions = self.packed.position_ids[:, None, rows]
-        attention = functools.partial(self.cache.prefill, rows)
-        extra = self.family.backbone_inputs(self.packed, self.features, rows)
-        hidden = self.family.hidden_states(self.model, embeds[None], positions, layer_attention=attention, **extra)[0]
-        last = [span.stop - 1 - rows.start for span in self.packed.spans if rows.start < span.stop <= rows.stop]
-        return hidden[last]
-
-    def _decode(self, token: Tensor, step: int) -> Tensor:
-        embeds = self.model.get_input_embeddings()(token)[:, None]
-        positions = (self.following + step)[None, :, None].expand(self.packed.position_ids.shape[0], -1, -1)
-        hidden = self.family.hidden_states(self.model, embeds, positions, layer_attention=self.cache.decode)
-        self.cache.length += 1
-        return hidden[:, 0]
-
-    def _sample(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        """([P*G] tokens, [P*G] their log-probabilities under the distribution they were drawn from)."""
-        if self.sampling.temperature == 0:
-            logp = logits.float().log_softmax(-1)
-            token = logp.argmax(-1)
-        else:
-            logp = _filtered(logits.float() / self.sampling.temperature, self.sampling).log_softmax(-1)
-            token = inverse_cdf(logp, uniform.to(logp.device))
-        return token, logp.gather(-1, token[:, None])[:, 0]
-
-    def _collect(self, tokens: Tensor, logps: Tensor) -> list[list[Completion]]:
+            embeds = embed_tokens(token)[:, None]  # [P * G, 1, D]
+            positions = (next_positions + step).expand(len(packed.position_ids), -1, -1)  # [A, P * G, 1]
+            hidden = family.hidden_states(model, embeds, positions, layer_attention=cache.decode)[:, 0]
+            cache.length += 1
+        # 4. What follows a completion's end was sampled for the others' sake.
+        token_ids = torch.stack(tokens, 1).cpu()  # [P * G, S]
+        logprobs = torch.stack(logps, 1).cpu()
         completions = []
-        for ids, logp in zip(tokens, logps, strict=True):
-            ends = (ids == self.eos).nonzero()
+        for ids, logp in zip(token_ids, logprobs, strict=True):
+            ends = (ids == family.tokenizer.eos_token_id).nonzero()
             count = int(ends[0]) + 1 if len(ends) else len(ids)
-            text, reason = self.family.decode(ids[:count]), "stop" if len(ends) else "length"
-            completions.append(Completion(ids[:count].clone(), logp[:count].clone(), text, reason))
-        group = self.sampling.num_generations
-        return [completions[start : start + group] for start in range(0, len(completions), group)]
+            text = family.decode(ids[:count])
+            completions.append(
+                Completion(ids[:count].clone(), logp[:count].clone(), text, "stop" if len(ends) else "length")
+            )
+        return [completions[start : start + group_size] for start in range(0, len(completions), group_size)]
+
+    def _prefill(
+        self,
+        family: CausalFamily,
+        model: nn.Module,
+        packed: Packed,
+        features: Mapping[str, Tensor],
+        cache: PrefixCache,
+    ) -> Tensor:
+        """[P, D] hidden states of the prompts' last tokens, which predict the first ones of their completions."""
+        total = len(packed.input_ids)
+        last_states = []
+        for start in range(0, total, self.prefill_chunk_tokens):
+            # A chunk ends anywhere: within a prompt, or behind several.
+            rows = slice(start, min(start + self.prefill_chunk_tokens, total))
+            embeds = family.embed(model, packed, features, rows)[None]  # [1, rows, D]
+            positions = packed.position_ids[:, None, rows]  # [A, 1, rows]
+            inputs = family.backbone_inputs(packed, features, rows)
+            attention = functools.partial(cache.prefill, rows)
+            hidden = family.hidden_states(model, embeds, positions, layer_attention=attention, **inputs)[0]  # [rows, D]
+            ending = [span.stop - 1 - start for span in packed.spans if start < span.stop <= rows.stop]
+            last_states.append(hidden[ending])
+        return torch.cat(last_states)
+
+
+def sample_tokens(logits: Tensor, sampling: SamplingParams, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Draws a token for each row, or takes the likeliest at temperature 0.
+
+    Args:
+        logits: [B, V].
+        sampling: temperature, top-k and top-p.
+        uniform: [B] numbers in [0, 1) that decide the draw.
+
+    Returns:
+        ([B] tokens, [B] their log-probabilities under the distribution they were drawn from).
+    """
+    logits = logits.float()
+    if sampling.temperature == 0:
+        logp = logits.log_softmax(-1)
+        token = logp.argmax(-1)
+        return token, logp.gather(-1, token[:, None])[:, 0]
+    logits = logits / sampling.temperature
+    if sampling.top_k or sampling.top_p < 1:
+        from transformers import TopKLogitsWarper, TopPLogitsWarper
+
+        if sampling.top_k:
+            logits = TopKLogitsWarper(sampling.top_k)(None, logits)
+        if sampling.top_p < 1:
+            logits = TopPLogitsWarper(sampling.top_p)(None, logits)
+    logp = logits.log_softmax(-1)
+    token = inverse_cdf(logp, uniform.to(logp.device))
+    return token, logp.gather(-1, token[:, None])[:, 0]
 
 
 def inverse_cdf(logp: Tensor, uniform: Tensor) -> Tensor:
     """Draws from [B, V] log-probabilities with [B] numbers in [0, 1): the first token whose cumulated mass exceeds."""
-    cumulated = logp.double().exp().cumsum(-1)
-    drawn = torch.searchsorted(cumulated, (uniform[:, None] * cumulated[:, -1:]).contiguous(), right=True)[:, 0]
-    return drawn.clamp_max(logp.shape[-1] - 1)
-
-
-def _filtered(logits: Tensor, sampling: SamplingParams) -> Tensor:
-    """Logits with everything outside top-k and top-p at -inf."""
-    from transformers import TopKLogitsWarper, TopPLogitsWarper
-
-    if sampling.top_k:
-        logits = TopKLogitsWarper(sampling.top_k)(None, logits)
-    if sampling.top_p < 1:
-        logits = TopPLogitsWarper(sampling.top_p)(None, logits)
-    return logits
+    cumulated = logp.double().exp().cumsum(-1)  # [B, V]
+    threshold = (uniform[:, None] * cumulated[:, -1:]).contiguous()  # rounding: the mass is not 1 exactly
+    token = torch.searchsorted(cumulated, threshold, right=True)[:, 0]
+    return token.clamp_max(logp.shape[-1] - 1)

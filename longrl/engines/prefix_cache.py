@@ -3,20 +3,21 @@
 Attention over a prompt is cut twice, and merged by log-sum-exp, so it stays exact: while prefilling into a chunk's own
 tokens and those before it, while decoding into tiles of keys, which flash attention then reads side by side.
 
-Letters: P prompts, G completions each, T tokens of all prompts, n tiles of a prompt, S completion tokens so far, K
-key/value heads, E query heads per key head, H = K * E, D head size.
+Letters: P prompts, G completions each, T tokens of all prompts, c rows of a chunk, n tiles of a prompt, S completion
+tokens so far, K key/value heads, E query heads per key head, H = K * E, D head size.
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+import itertools
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from longrl.packing.attention import attend_all, merge
-from longrl.packing.kernels import Blocks, kernel_for
+from longrl.packing.attention import attend_all, merge_attention
+from longrl.packing.kernels import VarlenBatch, kernel_for
 from longrl.types import GroupSpan
 
 TILE_KEYS = 4096
@@ -26,7 +27,6 @@ MAX_SCORES = 1 << 24
 KeysValues = tuple[Tensor, Tensor]
 
 
-@dataclass
 class PrefixCache:
     """The prompts of one call of `generate`, packed without padding, and room for their completions.
 
@@ -36,17 +36,19 @@ class PrefixCache:
         max_tokens: the longest completion.
     """
 
-    spans: tuple[GroupSpan, ...]
-    num_generations: int
-    max_tokens: int
-    length: int = 0
-    """Completion tokens held, S."""
-    prompts: dict[int, KeysValues] = field(default_factory=dict)
-    """layer -> keys and values [K, T, D]."""
-    completions: dict[int, KeysValues] = field(default_factory=dict)
-    """layer -> keys and values [K, P * G, max_tokens, D]."""
-    padded: dict[int, KeysValues] = field(default_factory=dict)
-    """layer -> keys and values [K, P, T of the longest prompt, D], of short prompts once they are decoded from."""
+    def __init__(self, spans: tuple[GroupSpan, ...], num_generations: int, max_tokens: int) -> None:
+        self.spans = spans
+        self.num_generations = num_generations
+        self.max_tokens = max_tokens
+        self.length = 0
+        """Completion tokens held, S."""
+        self.prompt_lengths = tuple(span.prompt_tokens for span in spans)
+        self.prompts: dict[int, KeysValues] = {}
+        """layer -> keys and values [K, T, D]."""
+        self.completions: dict[int, KeysValues] = {}
+        """layer -> keys and values [K, P * G, max_tokens, D]."""
+        self.padded: dict[int, KeysValues] = {}
+        """layer -> keys and values [K, P, T of the longest prompt, D], of short prompts once they are decoded from."""
 
     def prefill(self, rows: slice, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """`LayerAttention`, once `rows` is bound, of these rows of the packed prompts; those before have been.
@@ -62,26 +64,29 @@ class PrefixCache:
         Returns:
             [1, H, c, D].
         """
-        keys, values = self._room(layer, key)
-        keys[:, rows], values[:, rows] = key[0], value[0]
-        own, earlier = _chunk(self.spans, rows.start, rows.stop)
-        kernel = kernel_for(query)
-        output, lse = kernel.forward(query[0], key[0], value[0], own, scale)
-        if earlier:
-            first = slice(0, own.queries[0])  # the rows whose prompt began in an earlier chunk
-            seen = slice(earlier.start, earlier.stop)
-            blocks = Blocks((first.stop,), (len(earlier),), causal=False)
-            part = attend_all(kernel, query[0, :, first], keys[:, seen], values[:, seen], blocks, scale)
-            merge(output[:, first], lse[:, first], *part)
-        return output[None]
-
-    def _room(self, layer: int, key: Tensor) -> KeysValues:
+        # 1. Keys and values go into the cache, which the first chunk makes.
         if layer not in self.prompts:
-            heads, size, total = key.shape[1], key.shape[-1], self.spans[-1].stop
-            shape = (heads, len(self.spans) * self.num_generations, self.max_tokens, size)
-            self.prompts[layer] = key.new_empty(heads, total, size), key.new_empty(heads, total, size)
-            self.completions[layer] = key.new_empty(shape), key.new_empty(shape)
-        return self.prompts[layer]
+            _, heads, _, size = key.shape
+            prompts = (heads, self.spans[-1].stop, size)
+            completions = (heads, len(self.spans) * self.num_generations, self.max_tokens, size)
+            self.prompts[layer] = (key.new_empty(prompts), key.new_empty(prompts))
+            self.completions[layer] = (key.new_empty(completions), key.new_empty(completions))
+        keys, values = self.prompts[layer]  # [K, T, D]
+        keys[:, rows] = key[0]
+        values[:, rows] = value[0]
+        # 2. Every prompt's rows of the chunk see themselves.
+        causal, earlier = _chunk_batches(self.spans, rows.start, rows.stop)
+        kernel = kernel_for(query)
+        output, lse = kernel.forward(query[0], key[0], value[0], causal, scale)  # [H, c, D], [H, c]
+        # 3. The first prompt may have begun in an earlier chunk: its rows see those, too.
+        if earlier:
+            count = causal.query_lengths[0]
+            seen = slice(earlier.start, earlier.stop)
+            heads_per_key = query.shape[1] // key.shape[1]
+            across = VarlenBatch((count * heads_per_key,), (len(earlier),), causal=False)
+            part, part_lse = attend_all(kernel, query[0, :, :count], keys[:, seen], values[:, seen], across, scale)
+            merge_attention(output[:, :count], lse[:, :count], part, part_lse)
+        return output[None]
 
     def decode(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """`LayerAttention` of one decoding step: queries on the prompt and on what was written so far.
@@ -96,87 +101,95 @@ class PrefixCache:
         Returns:
             [P * G, H, 1, D].
         """
-        for room, states in zip(self.completions[layer], (key, value), strict=True):
-            room[:, :, self.length] = states[:, :, 0].transpose(0, 1)
-        queries = query[:, :, 0].transpose(0, 1)
-        short = len(queries) * queries.shape[1] * self._longest <= MAX_SCORES
-        output, lse = (self._on_short_prompts if short else self._on_prompts)(layer, queries, scale)
-        merge(output, lse, *self._on_own(layer, queries, scale))
+        # 1. The new token's key and value.
+        all_keys, all_values = self.completions[layer]  # [K, P * G, max_tokens, D]
+        all_keys[:, :, self.length] = key[:, :, 0].transpose(0, 1)
+        all_values[:, :, self.length] = value[:, :, 0].transpose(0, 1)
+        keys = all_keys[:, :, : self.length + 1]
+        values = all_values[:, :, : self.length + 1]
+        # 2. Each completion on its prompt. A kernel call for every short prompt would cost more than what it computes.
+        queries = query[:, :, 0].transpose(0, 1)  # [H, P * G, D]
+        num_scores = len(queries) * queries.shape[1] * max(self.prompt_lengths)
+        attend_prompts = self._attend_padded_prompts if num_scores <= MAX_SCORES else self._attend_tiled_prompts
+        output, lse = attend_prompts(layer, queries, scale)  # [H, P * G, D], [H, P * G]
+        # 3. Each completion on its own tokens.
+        grouped = queries.unflatten(0, (len(keys), -1)).transpose(1, 2)  # [K, P * G, E, D]
+        scores = (grouped @ keys.mT).float() * scale  # [K, P * G, E, S]
+        own_lse = scores.logsumexp(-1)  # [K, P * G, E]
+        own = torch.exp(scores - own_lse[..., None]).to(values.dtype) @ values  # [K, P * G, E, D]
+        merge_attention(output, lse, own.transpose(1, 2).flatten(0, 1), own_lse.transpose(1, 2).flatten(0, 1))
         return output.to(query.dtype).transpose(0, 1)[:, :, None]
 
-    def _on_own(self, layer: int, query: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """[H, P * G, D] -> ([H, P * G, D], log-sum-exp [H, P * G]) over each completion's own tokens."""
-        keys, values = (states[:, :, : self.length + 1] for states in self.completions[layer])
-        grouped = query.unflatten(0, (len(keys), -1)).transpose(1, 2)  # [K, P * G, E, D]
-        scores = (grouped @ keys.mT).float() * scale  # [K, P * G, E, S]
-        lse = scores.logsumexp(-1)
-        output = torch.exp(scores - lse[..., None]).to(values.dtype) @ values
-        return output.transpose(1, 2).flatten(0, 1), lse.transpose(1, 2).flatten(0, 1)
-
-    def _on_short_prompts(self, layer: int, query: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """As `_on_prompts`, all prompts in one product: a call for each would cost more than what it computes."""
-        keys, values = self._padded(layer)
-        count, group = len(self.spans), self.num_generations
-        rows = query.unflatten(0, (len(keys), -1)).unflatten(2, (count, group)).transpose(1, 2).flatten(2, 3)
+    def _attend_padded_prompts(self, layer: int, query: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """[H, P * G, D] -> ([H, P * G, D], log-sum-exp [H, P * G]) over each completion's prompt, in one product."""
+        num_prompts = len(self.spans)
+        longest = max(self.prompt_lengths)
+        # 1. Keys and values padded to the longest prompt, once per layer.
+        if layer not in self.padded:
+            keys, values = self.prompts[layer]  # [K, T, D]
+            self.padded[layer] = (self._pad_prompts(keys), self._pad_prompts(values))
+        keys, values = self.padded[layer]  # [K, P, T, D]
+        # 2. Queries of a prompt side by side, for they read the same keys.
+        by_prompt = query.unflatten(0, (len(keys), -1)).unflatten(2, (num_prompts, -1))  # [K, E, P, G, D]
+        rows = by_prompt.transpose(1, 2).flatten(2, 3)  # [K, P, E * G, D]
         scores = (rows @ keys.mT).float() * scale  # [K, P, E * G, T]
-        scores = scores.masked_fill(self._padding(scores.device), float("-inf"))
-        lse = scores.logsumexp(-1)
-        output = torch.exp(scores - lse[..., None]).to(values.dtype) @ values
-        output, lse = (x.unflatten(2, (-1, group)).transpose(1, 2) for x in (output, lse))  # [K, E, P, G, ...]
+        lengths = torch.tensor(self.prompt_lengths, device=scores.device)
+        padding = torch.arange(longest, device=scores.device) >= lengths[:, None]  # [P, T]
+        scores = scores.masked_fill(padding[:, None], float("-inf"))
+        lse = scores.logsumexp(-1)  # [K, P, E * G]
+        output = torch.exp(scores - lse[..., None]).to(values.dtype) @ values  # [K, P, E * G, D]
+        # 3. Back to completion after completion.
+        output = output.unflatten(2, (-1, self.num_generations)).transpose(1, 2)  # [K, E, P, G, D]
+        lse = lse.unflatten(2, (-1, self.num_generations)).transpose(1, 2)  # [K, E, P, G]
         return output.flatten(0, 1).flatten(1, 2), lse.flatten(0, 1).flatten(1, 2)
 
-    @functools.cached_property
-    def _longest(self) -> int:
-        return max(span.prompt_tokens for span in self.spans)
+    def _pad_prompts(self, states: Tensor) -> Tensor:
+        """[K, T of all prompts, D] -> [K, P, T of the longest, D]."""
+        if min(self.prompt_lengths) == max(self.prompt_lengths):
+            return states.unflatten(1, (len(self.spans), -1))  # a view
+        prompts = states.transpose(0, 1).split(self.prompt_lengths)
+        return pad_sequence(list(prompts), batch_first=True).permute(2, 0, 1, 3).contiguous()
 
-    def _padded(self, layer: int) -> KeysValues:
-        lengths = [span.prompt_tokens for span in self.spans]
-        if min(lengths) == max(lengths):
-            keys, values = (states.unflatten(1, (len(lengths), -1)) for states in self.prompts[layer])
-            return keys, values
-        if layer not in self.padded:
-            keys, values = (
-                torch.nn.utils.rnn.pad_sequence(states.transpose(0, 1).split(lengths), batch_first=True)
-                for states in self.prompts[layer]
-            )  # [P, T, K, D]
-            self.padded[layer] = keys.permute(2, 0, 1, 3).contiguous(), values.permute(2, 0, 1, 3).contiguous()
-        return self.padded[layer]
-
-    def _padding(self, device: torch.device) -> Tensor:
-        """[P, 1, T], True behind a prompt's end."""
-        lengths = torch.tensor([span.prompt_tokens for span in self.spans], device=device)
-        return (torch.arange(self._longest, device=device) >= lengths[:, None])[:, None]
-
-    def _on_prompts(self, layer: int, query: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    def _attend_tiled_prompts(self, layer: int, query: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """[H, P * G, D] -> ([H, P * G, D], log-sum-exp [H, P * G]) over each completion's prompt, tile by tile."""
-        tiles, blocks = self._tiles
-        queries = query.unflatten(1, (len(self.spans), 1, self.num_generations))
-        repeated = queries.expand(-1, -1, tiles, -1, -1).flatten(1, 3)  # [H, P * n * G, D]
-        parts, lses = attend_all(kernel_for(query), repeated, *self.prompts[layer], blocks, scale)
+        keys, values = self.prompts[layer]  # [K, T, D]
+        queries_per_tile = self.num_generations * (len(query) // len(keys))
+        tiles, batch = _tile_batch(self.prompt_lengths, queries_per_tile, TILE_KEYS)
+        # 1. A copy of the queries for every tile.
+        by_prompt = query.unflatten(1, (len(self.spans), 1, self.num_generations))  # [H, P, 1, G, D]
+        repeated = by_prompt.expand(-1, -1, tiles, -1, -1).flatten(1, 3)  # [H, P * n * G, D]
+        parts, lses = attend_all(kernel_for(query), repeated, keys, values, batch, scale)
         if tiles == 1:
             return parts, lses
+        # 2. Tiles merged by their log-sum-exps.
         shape = (len(self.spans), tiles, self.num_generations)
-        parts, lses = parts.unflatten(1, shape), lses.unflatten(1, shape)
-        output = (parts * lses.softmax(2)[..., None]).sum(2)
+        parts = parts.unflatten(1, shape)  # [H, P, n, G, D]
+        lses = lses.unflatten(1, shape)  # [H, P, n, G]
+        output = (parts * lses.softmax(2)[..., None]).sum(2)  # [H, P, G, D]
         return output.flatten(1, 2), lses.logsumexp(2).flatten(1, 2)
 
-    @functools.cached_property
-    def _tiles(self) -> tuple[int, Blocks]:
-        """Tiles per prompt, the same number for all, none of them empty; and what they are to a kernel."""
-        lengths = [span.prompt_tokens for span in self.spans]
-        tiles = min(-(-max(lengths) // TILE_KEYS), *lengths)
-        keys = [length * (i + 1) // tiles - length * i // tiles for length in lengths for i in range(tiles)]
-        return tiles, Blocks((self.num_generations,) * len(keys), tuple(keys), causal=False)
+
+@functools.lru_cache(maxsize=64)  # all layers, and all steps of decoding, share one
+def _tile_batch(prompt_lengths: tuple[int, ...], num_queries: int, tile_keys: int) -> tuple[int, VarlenBatch]:
+    """Tiles per prompt, the same number for all, none of them empty; and what they are to a kernel."""
+    tiles = min(-(-max(prompt_lengths) // tile_keys), *prompt_lengths)
+    key_lengths = []
+    for length in prompt_lengths:
+        edges = [length * tile // tiles for tile in range(tiles + 1)]
+        key_lengths += [stop - start for start, stop in itertools.pairwise(edges)]
+    return tiles, VarlenBatch((num_queries,) * len(key_lengths), tuple(key_lengths), causal=False)
 
 
-@functools.lru_cache(maxsize=64)
-def _chunk(spans: tuple[GroupSpan, ...], start: int, stop: int) -> tuple[Blocks, range]:
+@functools.lru_cache(maxsize=64)  # all layers share one
+def _chunk_batches(spans: tuple[GroupSpan, ...], start: int, stop: int) -> tuple[VarlenBatch, range]:
     """What rows start..stop of packed prompts see of their chunk, and the earlier rows that the first of them see."""
-    lengths, earlier = [], range(0)
+    lengths = []
+    earlier = range(0)
     for span in spans:
-        first, last = max(start, span.start), min(stop, span.stop)
+        first = max(start, span.start)
+        last = min(stop, span.stop)
         if first < last:
             lengths.append(last - first)
             if first > span.start:
                 earlier = range(span.start, first)
-    return Blocks(tuple(lengths), tuple(lengths), causal=True), earlier
+    return VarlenBatch(tuple(lengths), tuple(lengths), causal=True), earlier

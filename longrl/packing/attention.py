@@ -13,7 +13,8 @@ arXiv:1805.02867), so there is no [L, L] mask and no prompt's keys are repeated.
 log-sum-exp, as ring attention does (arXiv:2310.01889): with it every block's probabilities are the exact ones of the
 whole row.
 
-Letters: H query heads, K key/value heads, E = H / K query heads per key head, L packed tokens, D head size.
+Letters: H query heads, K key/value heads, E = H / K query heads per key head, L packed tokens, D head size; Q rows of
+completions and N rows of their prompts.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from longrl.packing.kernels import Blocks, Kernel, kernel_for
+from longrl.packing.kernels import Kernel, VarlenBatch, kernel_for
 from longrl.strategies.sequence import NO_SEQUENCE_PARALLEL, SequenceParallel
 from longrl.types import GroupSpan
 
@@ -74,25 +75,16 @@ def attention_forward(
 
     Returns:
         ([B, L, H, D] output, None).
+
+    Raises:
+        ValueError: the layer has dropout or a sliding window.
     """
+    # 1. The model is used as transformers would: nothing is packed.
     if spans is None and layer_attention is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    scale = scaling if scaling is not None else 1 / math.sqrt(query.shape[-1])
-    _reject_unsupported(module, dropout)
-    query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast rotary embeddings return float32
-    if layer_attention is not None:
-        output = layer_attention(module.layer_idx, query, key, value, scale)
-    elif sequence.size == 1:
-        output = shared_prefix_attention(query[0], key[0], value[0], spans, scale)[None]
-    else:
-        *heads, plan = sequence.to_heads(query[0], key[0], value[0])
-        output = sequence.to_rows(shared_prefix_attention(*heads, spans, scale), plan)[None]
-    return output.transpose(1, 2), None
-
-
-def _reject_unsupported(module: torch.nn.Module, dropout: float) -> None:
+    # 2. What packed attention cannot do is refused here, where the layer is known.
     if dropout:
         raise ValueError(f"packed attention needs attention_dropout=0, got {dropout}; set it so in the model's config")
     if getattr(module, "sliding_window", None):
@@ -100,6 +92,21 @@ def _reject_unsupported(module: torch.nn.Module, dropout: float) -> None:
             f"packed attention has no sliding window, but layer {module.layer_idx} uses one of "
             f"{module.sliding_window} tokens; set use_sliding_window=false in the model's config"
         )
+    scale = scaling if scaling is not None else 1 / math.sqrt(query.shape[-1])
+    query = query.to(value.dtype)  # under autocast rotary embeddings return float32
+    key = key.to(value.dtype)
+    # 3. The rollout engine has a layout of its own; in training the rows are packed groups.
+    if layer_attention is not None:
+        output = layer_attention(module.layer_idx, query, key, value, scale)  # [B, H, L, D]
+        return output.transpose(1, 2), None
+    assert spans is not None
+    if sequence.size == 1:
+        output = shared_prefix_attention(query[0], key[0], value[0], spans, scale)  # [H, L, D]
+    else:
+        # Attention needs all rows, so ranks exchange their rows of all heads for all rows of some heads, and back.
+        *states, layout = sequence.to_heads(query[0], key[0], value[0])
+        output = sequence.to_rows(shared_prefix_attention(*states, spans, scale), layout)  # [H, L / ranks, D]
+    return output[None].transpose(1, 2), None
 
 
 AttentionInterface.register(ATTENTION_NAME, attention_forward)
@@ -129,146 +136,163 @@ def dense_mask(spans: Sequence[GroupSpan], length: int) -> Tensor:
     allowed = torch.zeros(length, length, dtype=torch.bool)
     for span in spans:
         prompt = slice(span.start, span.start + span.prompt_tokens)
-        for rows in (prompt, *_completions(span)):
+        start = span.start
+        for count in (span.prompt_tokens, *span.completion_tokens):
+            rows = slice(start, start + count)
             allowed[rows, prompt] = True
-            allowed[rows, rows] = torch.ones(rows.stop - rows.start, rows.stop - rows.start, dtype=torch.bool).tril()
+            allowed[rows, rows] = torch.ones(count, count, dtype=torch.bool).tril()
+            start += count
     return allowed
-
-
-def _completions(span: GroupSpan) -> list[slice]:
-    """Rows of each completion."""
-    start, rows = span.start + span.prompt_tokens, []
-    for count in span.completion_tokens:
-        rows.append(slice(start, start + count))
-        start += count
-    return rows
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """The two calls: `own` covers all rows, `across` the completions of groups with more than one."""
+    """The two kernel calls of a packed sequence."""
 
-    own: Blocks
-    across: Blocks
-    suffixes: tuple[slice, ...]
-    """Rows of each such group's completions."""
-    prompts: tuple[slice, ...]
-    """Rows of its prompt."""
+    causal: VarlenBatch
+    """All rows: every prompt and completion sees itself."""
+    across: VarlenBatch
+    """Completions of groups with more than one see their prompts. Queries count E times, see `attend_all`."""
+    completions: list[slice]
+    """Rows of each such group's completions, Q together."""
+    prompts: list[slice]
+    """Rows of its prompt, N together."""
     stop: int
     """One past the last group."""
 
 
-@functools.lru_cache(maxsize=64)
-def _layout(spans: tuple[GroupSpan, ...], length: int) -> _Layout:
-    """A group of one completion is simply causal; rows behind the last group are a sequence of their own."""
+@functools.lru_cache(maxsize=64)  # all layers of a forward pass share one
+def _layout(spans: tuple[GroupSpan, ...], length: int, heads_per_key: int) -> _Layout:
     lengths: list[int] = []
-    suffixes, prompts, stop = [], [], 0
+    completions = []
+    prompts = []
+    stop = 0
     for span in spans:
         assert span.start == stop, f"groups must lie end to end, got {spans}"
-        stop, prompt = span.stop, slice(span.start, span.start + span.prompt_tokens)
-        own = [count for count in span.completion_tokens if count]
-        if len(own) > 1:
-            suffixes.append(slice(prompt.stop, stop))
-            prompts.append(prompt)
-            lengths += [span.prompt_tokens, *own]
-        else:
+        stop = span.stop
+        nonempty = [count for count in span.completion_tokens if count]
+        if len(nonempty) > 1:
+            prompt_stop = span.start + span.prompt_tokens
+            prompts.append(slice(span.start, prompt_stop))
+            completions.append(slice(prompt_stop, stop))
+            lengths += [span.prompt_tokens, *nonempty]
+        else:  # simply causal: prompt and completion are one sequence
             lengths.append(stop - span.start)
-    lengths += [length - stop] if length > stop else []
-    across = Blocks(tuple(map(_size, suffixes)), tuple(map(_size, prompts)), causal=False)
-    own_blocks = Blocks(tuple(lengths), tuple(lengths), causal=True)
-    return _Layout(own_blocks, across, tuple(suffixes), tuple(prompts), stop)
-
-
-def _size(rows: slice) -> int:
-    return rows.stop - rows.start
+    if length > stop:  # rows that pad the sequence; left out, a kernel would not initialise their output
+        lengths.append(length - stop)
+    across = VarlenBatch(
+        tuple((rows.stop - rows.start) * heads_per_key for rows in completions),
+        tuple(rows.stop - rows.start for rows in prompts),
+        causal=False,
+    )
+    return _Layout(VarlenBatch(tuple(lengths), tuple(lengths), causal=True), across, completions, prompts, stop)
 
 
 class _SharedPrefix(torch.autograd.Function):
     """query [H, L, D], key and value [K, L, D] -> [H, L, D]."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, spans: tuple[GroupSpan, ...], scale: float):
-        layout, kernel = _layout(spans, query.shape[1]), kernel_for(query)
-        output, lse = kernel.forward(query, key, value, layout.own, scale)
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, spans: tuple[GroupSpan, ...], scale: float
+    ) -> Tensor:
+        layout = _layout(spans, query.shape[1], len(query) // len(key))
+        kernel = kernel_for(query)
+        # 1. Every prompt and completion on itself.
+        output, lse = kernel.forward(query, key, value, layout.causal, scale)  # [H, L, D], [H, L]
+        # 2. Completions on their prompts, merged into what they saw of themselves.
         if layout.prompts:
-            rows = take(query, layout.suffixes), take(key, layout.prompts), take(value, layout.prompts)
-            part, part_lse = attend_all(kernel, *rows, layout.across, scale)
-            for place, (own, _) in zip(layout.suffixes, layout.across.slices(), strict=True):
-                merge(output[:, place], lse[:, place], part[:, own], part_lse[:, own])
+            queries = take_rows(query, layout.completions)  # [H, Q, D]
+            keys = take_rows(key, layout.prompts)  # [K, N, D]
+            values = take_rows(value, layout.prompts)  # [K, N, D]
+            part, part_lse = attend_all(kernel, queries, keys, values, layout.across, scale)  # [H, Q, D], [H, Q]
+            start = 0
+            for rows in layout.completions:
+                stop = start + rows.stop - rows.start
+                merge_attention(output[:, rows], lse[:, rows], part[:, start:stop], part_lse[:, start:stop])
+                start = stop
         output[:, layout.stop :] = 0
         ctx.save_for_backward(query, key, value, output, lse)
-        ctx.layout, ctx.scale = layout, scale
+        ctx.layout = layout
+        ctx.scale = scale
         return output
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor):
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         query, key, value, output, lse = ctx.saved_tensors
-        layout, kernel = ctx.layout, kernel_for(query)
-        grads = kernel.backward(grad_output, query, key, value, output, lse, layout.own, ctx.scale)
+        layout: _Layout = ctx.layout
+        kernel = kernel_for(query)
+        # 1. Given the merged log-sum-exp each call is exact on its own: gradients only have to be added.
+        grads = kernel.backward(grad_output, query, key, value, output, lse, layout.causal, ctx.scale)
+        # 2. Completions on their prompts.
         if layout.prompts:
-            of_rows = [take(x, layout.suffixes) for x in (grad_output, query, output, lse)]
-            keys, values = take(key, layout.prompts), take(value, layout.prompts)
-            parts = _attend_all_backward(kernel, *of_rows, keys, values, layout.across, ctx.scale)
-            for grad, part, places in zip(grads, parts, (layout.suffixes, layout.prompts, layout.prompts), strict=True):
-                _add(grad, part, places)
+            num_keys = len(key)
+            part_query, part_key, part_value = kernel.backward(
+                fold_heads(take_rows(grad_output, layout.completions), num_keys),  # [K, Q * E, D]
+                fold_heads(take_rows(query, layout.completions), num_keys),
+                take_rows(key, layout.prompts),  # [K, N, D]
+                take_rows(value, layout.prompts),
+                fold_heads(take_rows(output, layout.completions), num_keys),
+                fold_heads(take_rows(lse, layout.completions), num_keys),  # [K, Q * E]
+                layout.across,
+                ctx.scale,
+            )
+            parts = (unfold_heads(part_query, len(query) // num_keys), part_key, part_value)
+            targets = (layout.completions, layout.prompts, layout.prompts)
+            for grad, part, slices in zip(grads, parts, targets, strict=True):
+                start = 0
+                for rows in slices:
+                    stop = start + rows.stop - rows.start
+                    grad[:, rows] += part[:, start:stop]
+                    start = stop
         for grad in grads:
-            grad[:, layout.stop :] = 0
+            grad[:, layout.stop :] = 0  # padding
         return *grads, None, None
 
 
 def attend_all(
-    kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, scale: float
+    kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, batch: VarlenBatch, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Attention in which a query sees all keys of its sequence: query heads of a key head are then just more queries.
 
     So a key head is read once for all of them, and its gradient comes as one.
 
+    Args:
+        kernel: computes it.
+        query: [H, Q, D].
+        key: [K, N, D].
+        value: [K, N, D].
+        batch: sequences of E times as many queries as they have rows.
+        scale: factor on the scores.
+
     Returns:
-        ([H, Q, D], log-sum-exp [H, Q]) of queries [H, Q, D] on keys and values [K, N, D].
+        ([H, Q, D], log-sum-exp [H, Q]).
     """
-    output, lse = kernel.forward(_fold(query, key), key, value, _folded(blocks, query, key), scale)
-    return _unfold(output, query), _unfold(lse, query)
+    heads_per_key = len(query) // len(key)
+    output, lse = kernel.forward(fold_heads(query, len(key)), key, value, batch, scale)  # [K, Q * E, D], [K, Q * E]
+    return unfold_heads(output, heads_per_key), unfold_heads(lse, heads_per_key)
 
 
-def _attend_all_backward(
-    kernel: Kernel, grad_output: Tensor, query: Tensor, output: Tensor, lse: Tensor, key: Tensor, value: Tensor,
-    blocks: Blocks, scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    grad, folded, out, lses = (_fold(x, key) for x in (grad_output, query, output, lse))
-    grads = kernel.backward(grad, folded, key, value, out, lses, _folded(blocks, query, key), scale)
-    return _unfold(grads[0], query), grads[1], grads[2]
-
-
-def _fold(states: Tensor, key: Tensor) -> Tensor:
+def fold_heads(states: Tensor, num_keys: int) -> Tensor:
     """[H, Q, ...] -> [K, Q * E, ...]: the E heads of a row one after the other."""
-    return states.unflatten(0, (key.shape[0], -1)).transpose(1, 2).flatten(1, 2)
+    return states.unflatten(0, (num_keys, -1)).transpose(1, 2).flatten(1, 2)
 
 
-def _unfold(states: Tensor, query: Tensor) -> Tensor:
-    """[K, Q * E, ...] -> [H, Q, ...]."""
-    return states.unflatten(1, (query.shape[1], -1)).transpose(1, 2).flatten(0, 1)
+def unfold_heads(states: Tensor, heads_per_key: int) -> Tensor:
+    """[K, Q * E, ...] -> [H, Q, ...]: the inverse of `fold_heads`."""
+    return states.unflatten(1, (-1, heads_per_key)).transpose(1, 2).flatten(0, 1)
 
 
-def _folded(blocks: Blocks, query: Tensor, key: Tensor) -> Blocks:
-    times = query.shape[0] // key.shape[0]
-    return Blocks(tuple(count * times for count in blocks.queries), blocks.keys, blocks.causal)
+def take_rows(states: Tensor, slices: Sequence[slice]) -> Tensor:
+    """[heads, L, ...] -> the rows of these slices, end to end; without a copy if it is one slice."""
+    if len(slices) == 1:
+        return states[:, slices[0]]
+    return torch.cat([states[:, rows] for rows in slices], 1)
 
 
-def take(states: Tensor, places: Sequence[slice]) -> Tensor:
-    """[heads, L, ...] -> the rows at these places, end to end; without a copy if it is one place."""
-    parts = [states[:, rows] for rows in places]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-
-
-def _add(states: Tensor, parts: Tensor, places: Sequence[slice]) -> None:
-    """Adds rows that lie end to end to those at these places."""
-    for rows, part in zip(places, parts.split([_size(rows) for rows in places], 1), strict=True):
-        states[:, rows] += part
-
-
-def merge(output: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
+def merge_attention(output: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
     """Adds the attention over further keys to `output` and `lse`, in place; all [..., rows, D] and [..., rows]."""
     total = torch.logaddexp(lse, part_lse)
-    old, new = torch.exp(lse - total)[..., None], torch.exp(part_lse - total)[..., None]
-    output.copy_(output * old + part * new)
+    old_weight = torch.exp(lse - total)[..., None]
+    new_weight = torch.exp(part_lse - total)[..., None]
+    output.copy_(output * old_weight + part * new_weight)
     lse.copy_(total)

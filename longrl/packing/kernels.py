@@ -1,9 +1,10 @@
-"""Kernels of block attention: independent sequences end to end, with the log-sum-exp that lets blocks be merged.
+"""Kernels of packed attention: independent sequences end to end, with the log-sum-exp that lets results be merged.
 
 One interface for all devices: flash attention of variable lengths on CUDA (the flash-attn package, or torch's own),
 flash attention for CPU, and plain tensor operations anywhere. Query heads share their key head: no keys are repeated.
 
-Letters: H query heads, K key heads, E = H / K; Q and N all queries and keys of a call; D head size.
+Letters: H query heads, K key heads, E = H / K; Q and N all queries and keys of a call, q and n those of one sequence;
+D head size.
 """
 
 from __future__ import annotations
@@ -13,51 +14,60 @@ import functools
 import importlib.util
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 VARIABLE = "LONGRL_ATTENTION"
-"""Environment variable that forces a kernel: `auto`, `flash_attn`, `torch_flash`, `cpu_flash` or `portable`."""
+"""Environment variable that forces a kernel: `auto`, `flash_attn`, `torch_flash`, `cpu_flash` or `eager`."""
+FORMER_NAMES = {"portable": "eager"}
+"""Names that the variable may still hold."""
 Grads = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Blocks:
-    """Sequences that lie end to end, each with keys of its own.
+class VarlenBatch:
+    """Sequences of various lengths that lie end to end, each with keys of its own.
 
     Example:
-        `Blocks(queries=(7, 3), keys=(7, 3), causal=True)`: rows 0..7 see themselves, rows 7..10 see themselves
+        `VarlenBatch((7, 3), (7, 3), causal=True)`: rows 0..7 see themselves, rows 7..10 see themselves
     """
 
-    queries: tuple[int, ...]
+    query_lengths: tuple[int, ...]
     """Queries of each sequence; at least 1."""
-    keys: tuple[int, ...]
+    key_lengths: tuple[int, ...]
     """Keys of each sequence; at least 1, and as many as queries if causal."""
     causal: bool
 
-    def slices(self) -> Iterator[tuple[slice, slice]]:
+    @functools.cached_property
+    def slices(self) -> list[tuple[slice, slice]]:
         """(rows of the queries, rows of the keys) of each sequence."""
-        row = key = 0
-        for queries, keys in zip(self.queries, self.keys, strict=True):
-            yield slice(row, row + queries), slice(key, key + keys)
-            row, key = row + queries, key + keys
+        slices = []
+        row = 0
+        key = 0
+        for num_queries, num_keys in zip(self.query_lengths, self.key_lengths, strict=True):
+            slices.append((slice(row, row + num_queries), slice(key, key + num_keys)))
+            row += num_queries
+            key += num_keys
+        return slices
 
 
 class Kernel(Protocol):
-    """Attention of blocks, and its backward from a log-sum-exp that may span more keys than the block has."""
+    """Attention of packed sequences, and its backward from a log-sum-exp that may span more keys than they have."""
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, scale: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, batch: VarlenBatch, scale: float
+    ) -> tuple[Tensor, Tensor]:
         """[H, Q, D] queries on [K, N, D] keys and values -> ([H, Q, D], log-sum-exp [H, Q])."""
 
     def backward(
         self, grad_output: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor,
-        blocks: Blocks, scale: float,
+        batch: VarlenBatch, scale: float,
     ) -> Grads:  # fmt: skip
         """Gradients of query [H, Q, D], key [K, N, D] and value [K, N, D]."""
 
@@ -68,76 +78,78 @@ def kernel_for(query: Tensor) -> Kernel:
     Raises:
         ValueError: the kernel named is unknown or does not run on these tensors.
     """
-    return _chosen(query.device, query.dtype, query.shape[-1], os.environ.get(VARIABLE, "auto"))
+    return _select_kernel(query.device, query.dtype, query.shape[-1], os.environ.get(VARIABLE, "auto"))
 
 
 @functools.cache
-def _chosen(device: torch.device, dtype: torch.dtype, head_size: int, wanted: str) -> Kernel:
-    able = _able(device, dtype, head_size)
-    name = next(iter(able)) if wanted == "auto" else wanted
-    if name not in able:
+def _select_kernel(device: torch.device, dtype: torch.dtype, head_size: int, requested: str) -> Kernel:
+    available = _available_kernels(device, dtype, head_size)
+    name = next(iter(available)) if requested == "auto" else FORMER_NAMES.get(requested, requested)
+    if name not in available:
         raise ValueError(
             f"{VARIABLE} must be auto or a kernel that runs on {dtype} heads of size {head_size} on {device.type}, "
-            f"which are {', '.join(able)}; got {wanted!r}: unset it, or use bfloat16 on a GPU with flash-attn installed"
+            f"which are {', '.join(available)}; got {requested!r}: unset it, or use bfloat16 on a GPU with flash-attn "
+            "installed"
         )
-    log.info("attention on %s in %s with heads of size %d: %s", device.type, dtype, head_size, name)
-    return able[name]()
+    logger.info("attention on %s in %s with heads of size %d: %s", device.type, dtype, head_size, name)
+    return available[name]()
 
 
-def _able(device: torch.device, dtype: torch.dtype, head_size: int) -> dict[str, Callable[[], Kernel]]:
+def _available_kernels(device: torch.device, dtype: torch.dtype, head_size: int) -> dict[str, Callable[[], Kernel]]:
     """Kernels that run on such tensors, the fastest first."""
-    able: dict[str, Callable[[], Kernel]] = {}
-    if device.type == "cuda" and _has_flash(device, dtype, head_size):
-        if importlib.util.find_spec("flash_attn"):
-            able["flash_attn"] = FlashAttn
-        if torch.backends.cuda.is_flash_attention_available():
-            able["torch_flash"] = TorchFlash
+    kernels: dict[str, Callable[[], Kernel]] = {}
     if device.type == "cpu":
-        able["cpu_flash"] = CpuFlash
-    return able | {"portable": Portable}
-
-
-def _has_flash(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
-    """What both flash kernels ask for; ROCm's give the log-sum-exp another shape."""
-    ours = dtype in (torch.float16, torch.bfloat16) and head_size % 8 == 0 and head_size <= 256
-    return ours and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
+        kernels["cpu_flash"] = CpuFlashKernel
+    if device.type == "cuda":
+        # What both flash kernels ask for; ROCm's give the log-sum-exp another shape.
+        fits = dtype in (torch.float16, torch.bfloat16) and head_size % 8 == 0 and head_size <= 256
+        if fits and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0):
+            if importlib.util.find_spec("flash_attn"):
+                kernels["flash_attn"] = FlashAttnKernel
+            if torch.backends.cuda.is_flash_attention_available():
+                kernels["torch_flash"] = TorchFlashKernel
+    kernels["eager"] = EagerKernel
+    return kernels
 
 
 # -------------------------------------------------------------------------------------- all sequences in one call, CUDA
 
 
-class Varlen(abc.ABC):
+class VarlenKernel(abc.ABC):
     """Flash attention of variable lengths: all sequences in one call, key heads shared within the kernel.
 
     The kernels read `[rows, heads, D]` of any stride but the last, which is a view of our `[heads, rows, D]`.
     """
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, scale: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, batch: VarlenBatch, scale: float
+    ) -> tuple[Tensor, Tensor]:
         """See `Kernel.forward`."""
         states = [x.transpose(0, 1) for x in (query, key, value)]
-        output, lse = self._forward(*states, *_offsets(blocks, query.device), blocks.causal, scale)
+        output, lse = self._forward(*states, *_cu_seqlens(batch, query.device), batch.causal, scale)
         return output.transpose(0, 1), lse
 
     def backward(
         self, grad_output: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor,
-        blocks: Blocks, scale: float,
+        batch: VarlenBatch, scale: float,
     ) -> Grads:  # fmt: skip
         """See `Kernel.backward`."""
-        states = [_dense_rows(x.transpose(0, 1)) for x in (grad_output, query, key, value, output)]
-        offsets = _offsets(blocks, query.device)
-        grads = self._backward(*states, lse.contiguous(), *offsets, blocks.causal, scale)
-        return tuple(grad.transpose(0, 1) for grad in grads)  # type: ignore[return-value]
+        states = [x.transpose(0, 1) for x in (grad_output, query, key, value, output)]
+        states = [x if x.stride(-1) == 1 else x.contiguous() for x in states]
+        seqlens = _cu_seqlens(batch, query.device)
+        grads = self._backward(*states, lse.contiguous(), *seqlens, batch.causal, scale)
+        return grads[0].transpose(0, 1), grads[1].transpose(0, 1), grads[2].transpose(0, 1)
 
     @abc.abstractmethod
     def _forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
-        """(query [Q, H, D], key [N, K, D], value, the four of `_offsets`, causal, scale) -> ([Q, H, D], [H, Q])."""
+        """(query [Q, H, D], key [N, K, D], value, the four of `_cu_seqlens`, causal, scale) -> ([Q, H, D], [H, Q])."""
 
     @abc.abstractmethod
     def _backward(self, *arguments: Any) -> Grads:
-        """(grad_output [Q, H, D], query, key, value, output, lse [H, Q], offsets, causal, scale) -> their gradients."""
+        """(grad_output [Q, H, D], query, key, value, output, lse [H, Q], seqlens, causal, scale) -> their gradients."""
 
 
-class TorchFlash(Varlen):
+class TorchFlashKernel(VarlenKernel):
     """torch's own flash attention 2 for CUDA (torch 2.11 and newer); needs no other package.
 
     Args:
@@ -150,26 +162,27 @@ class TorchFlash(Varlen):
         self.backward_op = backward_op or torch.ops.aten._flash_attention_backward
 
     def _forward(
-        self, query: Tensor, key: Tensor, value: Tensor, rows: Tensor, keys: Tensor, max_rows: int, max_keys: int,
+        self, query: Tensor, key: Tensor, value: Tensor, cu_rows: Tensor, cu_keys: Tensor, max_rows: int, max_keys: int,
         causal: bool, scale: float,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        no_dropout = 0.0
         output, lse, *_ = self.forward_op(
-            query, key, value, rows, keys, max_rows, max_keys, 0.0, causal, False, scale=scale
+            query, key, value, cu_rows, cu_keys, max_rows, max_keys, no_dropout, causal, False, scale=scale
         )
         return output, lse
 
     def _backward(
         self, grad_output: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor,
-        rows: Tensor, keys: Tensor, max_rows: int, max_keys: int, causal: bool, scale: float,
+        cu_rows: Tensor, cu_keys: Tensor, max_rows: int, max_keys: int, causal: bool, scale: float,
     ) -> Grads:  # fmt: skip
         unused = torch.zeros(2, dtype=torch.uint64, device=query.device)  # the dropout's state; there is no dropout
         return self.backward_op(
-            grad_output, query, key, value, output, lse, rows, keys, max_rows, max_keys, 0.0, causal, unused,
+            grad_output, query, key, value, output, lse, cu_rows, cu_keys, max_rows, max_keys, 0.0, causal, unused,
             unused[0], scale=scale,
         )  # fmt: skip
 
 
-class FlashAttn(Varlen):
+class FlashAttnKernel(VarlenKernel):
     """The flash-attn package, 2.7 or newer.
 
     Args:
@@ -181,80 +194,99 @@ class FlashAttn(Varlen):
         if forward_op is None:
             from flash_attn.flash_attn_interface import _flash_attn_varlen_backward, _flash_attn_varlen_forward
 
-            forward_op, backward_op = _flash_attn_varlen_forward, _flash_attn_varlen_backward
-        self.forward_op, self.backward_op = forward_op, backward_op
+            forward_op = _flash_attn_varlen_forward
+            backward_op = _flash_attn_varlen_backward
+        self.forward_op = forward_op
+        self.backward_op = backward_op
 
     def _forward(
-        self, query: Tensor, key: Tensor, value: Tensor, rows: Tensor, keys: Tensor, max_rows: int, max_keys: int,
+        self, query: Tensor, key: Tensor, value: Tensor, cu_rows: Tensor, cu_keys: Tensor, max_rows: int, max_keys: int,
         causal: bool, scale: float,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        output, lse, *_ = self.forward_op(query, key, value, rows, keys, max_rows, max_keys, 0.0, scale, causal)
+        no_dropout = 0.0
+        output, lse, *_ = self.forward_op(
+            query, key, value, cu_rows, cu_keys, max_rows, max_keys, no_dropout, scale, causal
+        )
         return output, lse
 
     def _backward(
         self, grad_output: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor,
-        rows: Tensor, keys: Tensor, max_rows: int, max_keys: int, causal: bool, scale: float,
+        cu_rows: Tensor, cu_keys: Tensor, max_rows: int, max_keys: int, causal: bool, scale: float,
     ) -> Grads:  # fmt: skip
-        grads = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+        grads = (torch.empty_like(query), torch.empty_like(key), torch.empty_like(value))
         self.backward_op(
-            grad_output, query, key, value, output, lse, *grads, rows, keys, max_rows, max_keys, 0.0, scale, causal,
-            window_size_left=-1, window_size_right=-1, softcap=0.0, alibi_slopes=None,
+            grad_output, query, key, value, output, lse, *grads, cu_rows, cu_keys, max_rows, max_keys, 0.0, scale,
+            causal, window_size_left=-1, window_size_right=-1, softcap=0.0, alibi_slopes=None,
             deterministic=torch.are_deterministic_algorithms_enabled(),
         )  # fmt: skip
         return grads
 
 
 @functools.lru_cache(maxsize=64)
-def _offsets(blocks: Blocks, device: torch.device) -> tuple[Tensor, Tensor, int, int]:
+def _cu_seqlens(batch: VarlenBatch, device: torch.device) -> tuple[Tensor, Tensor, int, int]:
     """[n + 1] int32 starts of the sequences among queries and among keys, and the longest of each.
 
     The longest is given as at least 2: for single queries flash attention would take another path, whose log-sum-exp
     has another shape.
     """
     starts = []
-    for lengths in (blocks.queries, blocks.keys):
+    for lengths in (batch.query_lengths, batch.key_lengths):
         ends = torch.tensor((0, *lengths), dtype=torch.int64).cumsum(0)
         starts.append(ends.to(torch.int32).to(device))
-    return starts[0], starts[1], max(2, *blocks.queries), max(2, *blocks.keys)
-
-
-def _dense_rows(states: Tensor) -> Tensor:
-    return states if states.stride(-1) == 1 else states.contiguous()
+    return starts[0], starts[1], max(2, *batch.query_lengths), max(2, *batch.key_lengths)
 
 
 # ----------------------------------------------------------------------------------------------- one sequence at a time
 
 
-class PerSequence(abc.ABC):
-    """Calls a kernel per sequence: queries [K, E, q, D] on keys [K, 1, n, D]."""
+class PerSequenceKernel(abc.ABC):
+    """A kernel of single sequences: queries [K, E, q, D] on keys [K, 1, n, D]."""
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, scale: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, batch: VarlenBatch, scale: float
+    ) -> tuple[Tensor, Tensor]:
         """See `Kernel.forward`."""
-        output, lse = torch.empty_like(query), query.new_empty(query.shape[:-1], dtype=_lse_dtype(query))
-        whole, whole_lse = _grouped(output, key), _grouped(lse, key)
-        query, key, value = _grouped(query, key), key[:, None], value[:, None]
-        for rows, keys in blocks.slices():
-            part, part_lse = self._forward(query[:, :, rows], key[:, :, keys], value[:, :, keys], blocks.causal, scale)
-            whole[:, :, rows], whole_lse[:, :, rows] = part, part_lse
+        output = torch.empty_like(query)  # [H, Q, D]
+        lse = query.new_empty(query.shape[:-1], dtype=_accumulator_dtype(query))  # [H, Q]
+        # Views in which the E query heads of a key head lie side by side.
+        heads = (len(key), -1)
+        output_by_key = output.unflatten(0, heads)  # [K, E, Q, D]
+        lse_by_key = lse.unflatten(0, heads)  # [K, E, Q]
+        query = query.unflatten(0, heads)  # [K, E, Q, D]
+        key = key[:, None]  # [K, 1, N, D]
+        value = value[:, None]  # [K, 1, N, D]
+        for rows, keys in batch.slices:
+            output_by_key[:, :, rows], lse_by_key[:, :, rows] = self._forward(
+                query[:, :, rows], key[:, :, keys], value[:, :, keys], batch.causal, scale
+            )
         return output, lse
 
     def backward(
         self, grad_output: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor,
-        blocks: Blocks, scale: float,
+        batch: VarlenBatch, scale: float,
     ) -> Grads:  # fmt: skip
         """See `Kernel.backward`."""
-        grads = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-        whole = _grouped(grads[0], key), grads[1][:, None], grads[2][:, None]
-        of_rows = [_grouped(x, key) for x in (grad_output.contiguous(), query, output, lse)]
-        key, value = key[:, None], value[:, None]
-        for rows, keys in blocks.slices():
-            grad, queries, outputs, lses = (x[:, :, rows] for x in of_rows)
-            parts = self._backward(
-                grad, queries, key[:, :, keys], value[:, :, keys], outputs, lses, blocks.causal, scale
-            )
-            whole[0][:, :, rows] = parts[0]
-            for place in (1, 2):  # of every query head, perhaps
-                whole[place][:, :, keys] = parts[place].sum(1, keepdim=True)
+        grads = (torch.empty_like(query), torch.empty_like(key), torch.empty_like(value))
+        # Views in which the E query heads of a key head lie side by side, as in `forward`.
+        heads = (len(key), -1)
+        grad_query = grads[0].unflatten(0, heads)  # [K, E, Q, D]
+        grad_key = grads[1][:, None]  # [K, 1, N, D]
+        grad_value = grads[2][:, None]  # [K, 1, N, D]
+        grad_output = grad_output.contiguous().unflatten(0, heads)  # [K, E, Q, D]
+        query = query.unflatten(0, heads)
+        output = output.unflatten(0, heads)
+        lse = lse.unflatten(0, heads)  # [K, E, Q]
+        key = key[:, None]
+        value = value[:, None]
+        for rows, keys in batch.slices:
+            part_query, part_key, part_value = self._backward(
+                grad_output[:, :, rows], query[:, :, rows], key[:, :, keys], value[:, :, keys], output[:, :, rows],
+                lse[:, :, rows], batch.causal, scale,
+            )  # fmt: skip
+            grad_query[:, :, rows] = part_query
+            # A kernel may give gradients per query head: those of a shared key head add up.
+            grad_key[:, :, keys] = part_key.sum(1, keepdim=True)
+            grad_value[:, :, keys] = part_value.sum(1, keepdim=True)
         return grads
 
     @abc.abstractmethod
@@ -269,33 +301,37 @@ class PerSequence(abc.ABC):
         """-> gradients [K, E, q, D] and twice [K, E or 1, n, D]."""
 
 
-class CpuFlash(PerSequence):
+class CpuFlashKernel(PerSequenceKernel):
     """torch's flash attention for CPU. Key heads are expanded by stride 0, never copied."""
 
     def _forward(self, query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+        heads = query.shape[1]
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, _expand(key, query), _expand(value, query), 0.0, causal, attn_mask=None, scale=scale
-        )
+            query, key.expand(-1, heads, -1, -1), value.expand(-1, heads, -1, -1), 0.0, causal, attn_mask=None,
+            scale=scale,
+        )  # fmt: skip
 
     def _backward(
         self, grad_output: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor,
         causal: bool, scale: float,
     ) -> Grads:  # fmt: skip
+        heads = query.shape[1]
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad_output, query, _expand(key, query), _expand(value, query), output, lse, 0.0, causal, attn_mask=None,
-            scale=scale,
+            grad_output, query, key.expand(-1, heads, -1, -1), value.expand(-1, heads, -1, -1), output, lse, 0.0,
+            causal, attn_mask=None, scale=scale,
         )  # fmt: skip
 
 
-class Portable(PerSequence):
-    """Plain tensor operations in slices of queries: any device and precision, [rows, n] scores at a time."""
+class EagerKernel(PerSequenceKernel):
+    """Plain tensor operations in slices of queries: any device and precision, [slice, n] scores at a time."""
 
     max_scores: int = 1 << 24
 
     def _forward(self, query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-        outputs, lses = [], []
+        outputs = []
+        lses = []
         for rows in self._slices(query, key):
-            scores = _scores(query, key, rows, causal, scale)
+            scores = _scores(query, key, rows, causal, scale)  # [K, E, slice, n]
             lse = scores.logsumexp(-1)
             outputs.append(torch.matmul(torch.exp(scores - lse[..., None]).to(value.dtype), value))
             lses.append(lse)
@@ -305,12 +341,14 @@ class Portable(PerSequence):
         self, grad_output: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor,
         causal: bool, scale: float,
     ) -> Grads:  # fmt: skip
-        dtype = _lse_dtype(query)
+        dtype = _accumulator_dtype(query)
         grad_query = torch.empty_like(query)
-        grad_key, grad_value = (torch.zeros(x.shape, dtype=dtype, device=x.device) for x in (key, value))
-        delta = (grad_output.to(dtype) * output.to(dtype)).sum(-1, keepdim=True)
+        grad_key = torch.zeros(key.shape, dtype=dtype, device=key.device)
+        grad_value = torch.zeros(value.shape, dtype=dtype, device=value.device)
+        delta = (grad_output.to(dtype) * output.to(dtype)).sum(-1, keepdim=True)  # [K, E, q, 1]
         for rows in self._slices(query, key):
-            probs = torch.exp(_scores(query, key, rows, causal, scale) - lse[:, :, rows, None])
+            # With the log-sum-exp of all keys a row sees, these are its true probabilities: no renormalisation.
+            probs = torch.exp(_scores(query, key, rows, causal, scale) - lse[:, :, rows, None])  # [K, E, slice, n]
             grad = grad_output[:, :, rows].to(dtype)
             grad_scores = probs * (grad @ value.to(dtype).mT - delta[:, :, rows]) * scale
             grad_query[:, :, rows] = (grad_scores @ key.to(dtype)).to(query.dtype)
@@ -319,29 +357,21 @@ class Portable(PerSequence):
         return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype)
 
     def _slices(self, query: Tensor, key: Tensor) -> list[slice]:
+        num_queries = query.shape[-2]
         step = max(1, self.max_scores // (query.shape[0] * query.shape[1] * key.shape[-2]))
-        return [slice(i, min(i + step, query.shape[-2])) for i in range(0, query.shape[-2], step)]
+        return [slice(start, min(start + step, num_queries)) for start in range(0, num_queries, step)]
 
 
 def _scores(query: Tensor, key: Tensor, rows: slice, causal: bool, scale: float) -> Tensor:
-    """[K, E, rows, n] scaled scores in at least float32; causal counts query i and key i as the same token."""
-    dtype = _lse_dtype(query)
+    """[K, E, slice, n] scaled scores in at least float32; causal counts query i and key i as the same token."""
+    dtype = _accumulator_dtype(query)
     scores = (query[:, :, rows].to(dtype) @ key.to(dtype).mT) * scale
     if causal:
         positions = torch.arange(rows.start, rows.stop, device=query.device)
-        later = torch.arange(key.shape[-2], device=query.device) > positions[:, None]
+        later = torch.arange(key.shape[-2], device=query.device) > positions[:, None]  # [slice, n]
         scores.masked_fill_(later, float("-inf"))
     return scores
 
 
-def _grouped(states: Tensor, key: Tensor) -> Tensor:
-    """[H, ...] -> [K, E, ...], a view."""
-    return states.unflatten(0, (key.shape[0], -1))
-
-
-def _expand(key: Tensor, query: Tensor) -> Tensor:
-    return key.expand(-1, query.shape[1], -1, -1)
-
-
-def _lse_dtype(query: Tensor) -> torch.dtype:
+def _accumulator_dtype(query: Tensor) -> torch.dtype:
     return torch.float64 if query.dtype == torch.float64 else torch.float32

@@ -1,9 +1,12 @@
-"""Packing: groups of completions become micro-batches within a token budget, each prompt once per micro-batch."""
+"""Packing: groups of completions become micro-batches within a token budget, each prompt once per micro-batch.
+
+Letters: A position axes, P prompts, T tokens of a prompt, S of a completion, L of a micro-batch, R scored rows.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,18 +15,18 @@ from longrl.packing.lengths import length_problem
 from longrl.types import GroupSpan, Packed, Prompt, Row
 
 
-@dataclass
-class _Item:
-    """A prompt and some of its completions, with their numbers over the whole step."""
+@dataclass(frozen=True)
+class _GroupPart:
+    """A prompt and neighbouring completions of it, which go into one micro-batch together."""
 
     prompt: Prompt
-    completions: list[Tensor] = field(default_factory=list)
-    completion_numbers: list[int] = field(default_factory=list)
-    first_tokens: list[int] = field(default_factory=list)
-
-    @property
-    def tokens(self) -> int:
-        return len(self.prompt.input_ids) + sum(map(len, self.completions))
+    completions: Sequence[Tensor]
+    num_tokens: int
+    """Prompt and completions together."""
+    first_completion: int
+    """Index of the first completion over the whole step."""
+    first_token: int
+    """Index of its first token over the whole step."""
 
 
 def pack(prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]], max_tokens: int) -> list[Packed]:
@@ -42,109 +45,108 @@ def pack(prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]], max
     Raises:
         ValueError: a prompt with its longest completion is over the budget.
     """
-    batches: list[list[_Item]] = []
-    room = 0
-    for item in _numbered(prompts, completions):
-        for piece in _split(item, max_tokens):
-            if piece.tokens > room:
-                batches.append([])
+    micro_batches: list[list[_GroupPart]] = []
+    room = 0  # tokens that the last micro-batch has left
+    num_completions = 0
+    num_tokens = 0
+    for prompt, group in zip(prompts, completions, strict=True):
+        # 1. A group that fits stays whole; a larger one is cut between completions.
+        parts = _split_group(prompt, group, num_completions, num_tokens, max_tokens)
+        # 2. In the order given, so that what is packed together does not depend on what comes later.
+        for part in parts:
+            if part.num_tokens > room:
+                micro_batches.append([])
                 room = max_tokens
-            batches[-1].append(piece)
-            room -= piece.tokens
-    return [_packed(items) for items in batches]
+            micro_batches[-1].append(part)
+            room -= part.num_tokens
+        num_completions += len(group)
+        num_tokens += sum(map(len, group))
+    return [_lay_end_to_end(parts) for parts in micro_batches]
 
 
 def dummy_micro_batch(num_axes: int) -> Packed:
-    """The smallest micro-batch there is, for a rank that has nothing to do while others work: one scored row."""
-    one, positions = torch.zeros(1, dtype=torch.int64), torch.zeros(num_axes, 1, dtype=torch.int64)
-    prompt = Prompt(id="idle", input_ids=one, position_ids=positions, media=(), row=Row("idle", "", ""))
-    (packed,) = pack([prompt], [[one]], max_tokens=2)
-    return packed
+    """The smallest micro-batch, one scored row: for a rank that has nothing to do while others gather weights."""
+    token = torch.zeros(1, dtype=torch.int64)
+    positions = torch.zeros(num_axes, 1, dtype=torch.int64)
+    prompt = Prompt(id="dummy", input_ids=token, position_ids=positions, media=(), row=Row("dummy", "", ""))
+    return pack([prompt], [[token]], max_tokens=2)[0]
 
 
-def _numbered(prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]]) -> list[_Item]:
-    items, number, token = [], 0, 0
-    for prompt, answers in zip(prompts, completions, strict=True):
-        item = _Item(prompt)
-        for answer in answers:
-            _add(item, answer, number, token)
-            number, token = number + 1, token + len(answer)
-        items.append(item)
-    return items
-
-
-def _add(item: _Item, completion: Tensor, number: int, first_token: int) -> None:
-    item.completions.append(completion)
-    item.completion_numbers.append(number)
-    item.first_tokens.append(first_token)
-
-
-def _split(item: _Item, max_tokens: int) -> list[_Item]:
-    """The item in pieces within the budget, each with the whole prompt and at least one completion."""
-    if item.tokens <= max_tokens:
-        return [item]
-    pieces = [_Item(item.prompt)]
-    for completion, number, token in zip(item.completions, item.completion_numbers, item.first_tokens, strict=True):
-        if pieces[-1].completions and pieces[-1].tokens + len(completion) > max_tokens:
-            pieces.append(_Item(item.prompt))
-        _add(pieces[-1], completion, number, token)
+def _split_group(
+    prompt: Prompt, completions: Sequence[Tensor], first_completion: int, first_token: int, max_tokens: int
+) -> list[_GroupPart]:
+    """A group as parts within the budget, each with the whole prompt: one part unless the group is too large."""
+    prompt_tokens = len(prompt.input_ids)
+    lengths = [len(completion) for completion in completions]
     problem = length_problem(
-        f"prompt {item.prompt.id!r}",
-        len(item.prompt.input_ids),
-        max(map(len, item.completions), default=0),
+        f"prompt {prompt.id!r}",
+        prompt_tokens,
+        max(lengths, default=0),
         limit=max_tokens,
         option="model.max_tokens_per_micro_batch",
     )
     if problem:
         raise ValueError(problem)
-    return pieces
+    parts = []
+    start = 0  # the part's first completion within the group
+    num_tokens = prompt_tokens
+    for index, length in enumerate(lengths):
+        if num_tokens + length > max_tokens:
+            parts.append(
+                _GroupPart(prompt, completions[start:index], num_tokens, first_completion + start, first_token)
+            )
+            first_token += num_tokens - prompt_tokens
+            start = index
+            num_tokens = prompt_tokens
+        num_tokens += length
+    parts.append(_GroupPart(prompt, completions[start:], num_tokens, first_completion + start, first_token))
+    return parts
 
 
-def _packed(items: list[_Item]) -> Packed:
-    spans, start = [], 0
-    for item in items:
-        spans.append(GroupSpan(start, len(item.prompt.input_ids), tuple(map(len, item.completions))))
-        start = spans[-1].stop
+def _lay_end_to_end(parts: Sequence[_GroupPart]) -> Packed:
+    """One sequence of all parts: `[prompt][y1]..[yG]`, part after part."""
+    none = torch.empty(0, dtype=torch.int64)  # a micro-batch may have no completion: the rollout engine's prefill
+    spans = []
+    input_ids = []
+    position_ids = []
+    predict_from = [none]
+    target_ids = [none]
+    completion_index = [none]
+    token_index = [none]
+    row = 0  # where the next token will lie
+    for part in parts:
+        prompt = part.prompt
+        spans.append(GroupSpan(row, len(prompt.input_ids), tuple(map(len, part.completions))))
+        input_ids.append(prompt.input_ids)
+        position_ids.append(prompt.position_ids)  # [A, T]
+        row += len(prompt.input_ids)
+        last_of_prompt = row - 1
+        next_position = int(prompt.position_ids.max()) + 1  # with M-RoPE a video takes fewer positions than tokens
+        token = part.first_token
+        for index, completion in enumerate(part.completions, part.first_completion):
+            length = len(completion)
+            # Every completion goes on where the prompt ended, as if the others were not there.
+            positions = torch.arange(next_position, next_position + length)  # [S]
+            input_ids.append(completion)
+            position_ids.append(positions.expand(len(prompt.position_ids), -1))
+            # A token is predicted from the row before it, which for the first one is the prompt's last row.
+            rows = torch.arange(row - 1, row + length - 1)  # [S]
+            rows[:1] = last_of_prompt
+            predict_from.append(rows)
+            target_ids.append(completion)
+            completion_index.append(torch.full((length,), index))
+            token_index.append(torch.arange(token, token + length))
+            row += length
+            token += length
+    media = [item for part in parts for item in part.prompt.media]
     return Packed(
-        input_ids=torch.cat([ids for item in items for ids in (item.prompt.input_ids, *item.completions)]),
-        position_ids=torch.cat([_positions(item) for item in items], dim=1),
+        input_ids=torch.cat(input_ids),  # [L]
+        position_ids=torch.cat(position_ids, dim=1),  # [A, L]
         spans=tuple(spans),
-        predict_from=_cat(_predict_from(span) for span in spans),
-        target_ids=_cat(answer for item in items for answer in item.completions),
-        completion_index=_cat(
-            torch.full((len(answer),), number)
-            for item in items
-            for answer, number in zip(item.completions, item.completion_numbers, strict=True)
-        ),
-        token_index=_cat(
-            torch.arange(first, first + len(answer))
-            for item in items
-            for answer, first in zip(item.completions, item.first_tokens, strict=True)
-        ),
-        media_keys=tuple(media.key for item in items for media in item.prompt.media),
-        media_kinds=tuple(media.kind for item in items for media in item.prompt.media),
+        predict_from=torch.cat(predict_from),  # [R]
+        target_ids=torch.cat(target_ids),  # [R]
+        completion_index=torch.cat(completion_index),  # [R]
+        token_index=torch.cat(token_index),  # [R]
+        media_keys=tuple(item.key for item in media),
+        media_kinds=tuple(item.kind for item in media),
     )
-
-
-def _positions(item: _Item) -> Tensor:
-    """[A, tokens of the item]: every completion goes on where the prompt ended."""
-    prompt = item.prompt.position_ids
-    following = int(prompt.max()) + 1
-    own = [torch.arange(following, following + len(ids)).expand(len(prompt), -1) for ids in item.completions]
-    return torch.cat([prompt, *own], dim=1)
-
-
-def _predict_from(span: GroupSpan) -> Tensor:
-    """For each completion token the position before it: the prompt's last one for first tokens."""
-    rows, start = [], span.start + span.prompt_tokens
-    for count in span.completion_tokens:
-        own = torch.arange(start - 1, start + count - 1)
-        own[:1] = span.start + span.prompt_tokens - 1
-        rows.append(own)
-        start += count
-    return _cat(rows)
-
-
-def _cat(parts: object) -> Tensor:
-    """One int64 tensor of all parts; empty when there are none."""
-    return torch.cat([torch.empty(0, dtype=torch.int64), *parts])  # type: ignore[misc]

@@ -7,9 +7,8 @@ import torch
 
 from longrl.engines import prefix_cache
 from longrl.engines.hf import HFEngine
-from longrl.engines.prefix_cache import PrefixCache
 from longrl.features.cache import FeatureCache
-from longrl.packing import kernels
+from longrl.packing.kernels import VarlenBatch
 from longrl.types import GroupSpan, SamplingParams
 from tests.tiny import mixed_prompts, plain_model, separate_logps, text_family, vl_family
 
@@ -90,19 +89,17 @@ def test_no_activation_has_more_rows_than_a_chunk(given):
     assert rows[: total // 16 * layers] == [16] * (total // 16 * layers)
 
 
-def test_tiles_are_as_many_for_every_prompt_and_never_empty(monkeypatch):
-    monkeypatch.setattr(prefix_cache, "TILE_KEYS", 4)
-    cache = PrefixCache((GroupSpan(0, 10, ()), GroupSpan(10, 2, ())), num_generations=3, max_tokens=5)
-    tiles, blocks = cache._tiles
+def test_tiles_are_as_many_for_every_prompt_and_never_empty():
+    tiles, batch = prefix_cache._tile_batch((10, 2), num_queries=3, tile_keys=4)
     assert tiles == 2  # three of at most 4 keys would leave one of the short prompt's empty
-    assert (blocks.keys, blocks.queries) == ((5, 5, 1, 1), (3, 3, 3, 3))
+    assert (batch.key_lengths, batch.query_lengths) == ((5, 5, 1, 1), (3, 3, 3, 3))
 
 
 def test_a_chunk_sees_itself_and_what_its_first_prompt_had_before():
     spans = (GroupSpan(0, 10, ()), GroupSpan(10, 3, ()), GroupSpan(13, 9, ()))
-    assert prefix_cache._chunk(spans, 0, 8) == (kernels.Blocks((8,), (8,), True), range(0))
-    assert prefix_cache._chunk(spans, 8, 16) == (kernels.Blocks((2, 3, 3), (2, 3, 3), True), range(0, 8))
-    assert prefix_cache._chunk(spans, 16, 22) == (kernels.Blocks((6,), (6,), True), range(13, 16))
+    assert prefix_cache._chunk_batches(spans, 0, 8) == (VarlenBatch((8,), (8,), True), range(0))
+    assert prefix_cache._chunk_batches(spans, 8, 16) == (VarlenBatch((2, 3, 3), (2, 3, 3), True), range(0, 8))
+    assert prefix_cache._chunk_batches(spans, 16, 22) == (VarlenBatch((6,), (6,), True), range(13, 16))
 
 
 def test_a_chunk_without_tokens_is_an_error():

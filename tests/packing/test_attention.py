@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from longrl.packing import attention
 from longrl.packing.attention import dense_mask, shared_prefix_attention
-from longrl.packing.kernels import VARIABLE, CpuFlash, Portable, kernel_for
+from longrl.packing.kernels import VARIABLE, CpuFlashKernel, EagerKernel, kernel_for
 from longrl.strategies.sequence import HeadLayout
 from longrl.types import GroupSpan
 from tests.packing import tiled_oracle
@@ -36,7 +36,7 @@ def grads_of(output, inputs):
     return torch.autograd.grad((output.double() * weight).sum(), inputs)
 
 
-@pytest.mark.parametrize("kernel", [CpuFlash(), Portable()], ids=["cpu_flash", "portable"])
+@pytest.mark.parametrize("kernel", [CpuFlashKernel(), EagerKernel()], ids=["cpu_flash", "eager"])
 @pytest.mark.parametrize("heads", [(6, 2), (4, 4), (3, 1)])
 def test_equals_dense_mask_in_output_and_gradients(kernel, heads, monkeypatch):
     monkeypatch.setattr(attention, "kernel_for", lambda query: kernel)
@@ -47,9 +47,9 @@ def test_equals_dense_mask_in_output_and_gradients(kernel, heads, monkeypatch):
         assert (ours - theirs).norm() <= 1e-6 * theirs.norm()
 
 
-def test_portable_kernel_in_small_slices_passes_gradcheck():
+def test_eager_kernel_in_small_slices_passes_gradcheck():
     inputs = tensors(spans=SPANS[:1], length=16, heads=2, key_heads=1, size=4, dtype=torch.float64)
-    kernel = Portable()
+    kernel = EagerKernel()
     kernel.max_scores = 8  # one query at a time
     attention_kernel, attention.kernel_for = attention.kernel_for, lambda query: kernel
     try:
@@ -163,7 +163,7 @@ LAYOUTS = {
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kernel", ["auto", "torch_flash", "flash_attn", "portable"])
+@pytest.mark.parametrize("kernel", ["auto", "torch_flash", "flash_attn", "eager"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("heads", [(28, 4), (4, 1), (16, 16)], ids=["7B", "its share on 8 ranks", "no sharing"])
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)

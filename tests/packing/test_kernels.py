@@ -5,7 +5,14 @@ import torch
 
 from longrl.packing import attention, kernels
 from longrl.packing.attention import shared_prefix_attention
-from longrl.packing.kernels import Blocks, CpuFlash, FlashAttn, Portable, TorchFlash, kernel_for
+from longrl.packing.kernels import (
+    CpuFlashKernel,
+    EagerKernel,
+    FlashAttnKernel,
+    TorchFlashKernel,
+    VarlenBatch,
+    kernel_for,
+)
 from longrl.strategies.sequence import HeadLayout
 from longrl.types import GroupSpan
 from tests.packing.test_attention import LENGTH, SPANS, dense, grads_of, tensors
@@ -97,7 +104,7 @@ class Calls:
             assert shapes == [x.shape for x in found]
             return found
 
-        return TorchFlash(forward, backward)
+        return TorchFlashKernel(forward, backward)
 
     def flash_attn(self):
         """Signatures of flash-attn 2.7 and 2.8, flash_attn/flash_attn_interface.py."""
@@ -125,7 +132,7 @@ class Calls:
                 place.copy_(states)
             return torch.empty(0)
 
-        return FlashAttn(forward, backward)
+        return FlashAttnKernel(forward, backward)
 
 
 # ---- tests ----
@@ -190,41 +197,43 @@ def test_transposed_states_reach_the_kernel_without_a_copy():
         return query, query.new_zeros(query.shape[1::-1])
 
     query = torch.randn(9, 4, 8).transpose(0, 1)
-    TorchFlash(forward, forward).forward(query, query, query, Blocks((9,), (9,), True), 1.0)
+    TorchFlashKernel(forward, forward).forward(query, query, query, VarlenBatch((9,), (9,), True), 1.0)
     assert seen[0].data_ptr() == query.data_ptr()
     assert seen[0].is_contiguous()
 
 
 def test_the_fastest_kernel_is_chosen_once_and_said(caplog, monkeypatch):
     monkeypatch.delenv(kernels.VARIABLE, raising=False)
-    kernels._chosen.cache_clear()
-    with caplog.at_level("INFO", kernels.log.name):
+    kernels._select_kernel.cache_clear()
+    with caplog.at_level("INFO", kernels.logger.name):
         first, second = kernel_for(torch.zeros(1, 1, 8)), kernel_for(torch.ones(1, 2, 8))
-    assert isinstance(first, CpuFlash)
+    assert isinstance(first, CpuFlashKernel)
     assert first is second
-    assert [record.message for record in caplog.records] == ["attention on cpu in torch.float32 with heads of size 8: cpu_flash"]  # fmt: skip
+    (record,) = caplog.records
+    assert record.message == "attention on cpu in torch.float32 with heads of size 8: cpu_flash"
 
 
 def test_a_kernel_can_be_forced_and_one_that_cannot_run_is_an_error(monkeypatch):
-    monkeypatch.setenv(kernels.VARIABLE, "portable")
-    assert isinstance(kernel_for(torch.zeros(1, 1, 8)), Portable)
+    for name in ("eager", "portable"):  # the latter is its former name
+        monkeypatch.setenv(kernels.VARIABLE, name)
+        assert isinstance(kernel_for(torch.zeros(1, 1, 8)), EagerKernel)
     monkeypatch.setenv(kernels.VARIABLE, "flash_attn")
-    with pytest.raises(ValueError, match=r"LONGRL_ATTENTION must be auto .* are cpu_flash, portable; got 'flash_attn'"):
+    with pytest.raises(ValueError, match=r"LONGRL_ATTENTION must be auto .* are cpu_flash, eager; got 'flash_attn'"):
         kernel_for(torch.zeros(1, 1, 8))
 
 
 @pytest.mark.parametrize(
     ("dtype", "size", "capability", "package", "names"),
     [
-        (torch.bfloat16, 128, (9, 0), True, ["flash_attn", "torch_flash", "portable"]),
-        (torch.bfloat16, 128, (8, 0), False, ["torch_flash", "portable"]),
-        (torch.float32, 128, (9, 0), True, ["portable"]),
-        (torch.bfloat16, 12, (9, 0), True, ["portable"]),
-        (torch.float16, 128, (7, 5), True, ["portable"]),
+        (torch.bfloat16, 128, (9, 0), True, ["flash_attn", "torch_flash", "eager"]),
+        (torch.bfloat16, 128, (8, 0), False, ["torch_flash", "eager"]),
+        (torch.float32, 128, (9, 0), True, ["eager"]),
+        (torch.bfloat16, 12, (9, 0), True, ["eager"]),
+        (torch.float16, 128, (7, 5), True, ["eager"]),
     ],
 )
 def test_flash_needs_half_precision_ampere_and_heads_in_eights(dtype, size, capability, package, names, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
     monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: object() if package else None)
-    assert list(kernels._able(torch.device("cuda"), dtype, size)) == names
+    assert list(kernels._available_kernels(torch.device("cuda"), dtype, size)) == names
