@@ -117,21 +117,21 @@ def arguments(folder: Path, values: dict[str, Any], *more: str, command: str = "
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "given.yaml"
     file.write_text(yaml.safe_dump(values))
-    return [command, "--config", str(file), f"--run_dir={folder}", *more]
+    return [*command.split(), "--config", str(file), f"--run_dir={folder}", *more]
 
 
 # ---- running ----
 
 
-def run(folder: Path, values: dict[str, Any], *more: str) -> Path:
+def run(folder: Path, values: dict[str, Any], *more: str, command: str = "fit") -> Path:
     """A run in this process."""
-    args = arguments(folder, values, *more)
+    args = arguments(folder, values, *more, command=command)
     with mock.patch.object(sys, "argv", ["longrl", *args]):
         main(args)
     return folder
 
 
-def run_in_child(folder: Path, values: dict[str, Any], *more: str) -> int:
+def run_in_child(folder: Path, values: dict[str, Any], *more: str, command: str = "fit") -> int:
     """A run in a forked process, which spares the imports.
 
     Returns its exit status, or minus the signal that ended it, once all processes that it started have ended too.
@@ -142,7 +142,7 @@ def run_in_child(folder: Path, values: dict[str, Any], *more: str) -> int:
         os.setpgid(0, 0)
         status = 1
         try:
-            run(folder, values, *more)
+            run(folder, values, *more, command=command)
             status = 0
         except BaseException:
             traceback.print_exc()

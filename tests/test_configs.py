@@ -1,5 +1,6 @@
 """Every YAML of configs/ as the command line reads it: nothing is downloaded, and recipes train tiny models."""
 
+import dataclasses
 import inspect
 import json
 import re
@@ -13,16 +14,16 @@ from jsonargparse import ArgumentParser
 
 from longrl.algorithms import Algorithm, Constant
 from longrl.callbacks.rollout import RolloutCallback
+from longrl.commands.diffusion import DiffusionCLI
 from longrl.commands.evaluate import Evaluation, parsed
 from longrl.commands.trainer import LongRLCLI
 from longrl.datamodules.loading.mixing import DataSource
-from longrl.datamodules.longvideo_reason import DEFAULT_ROW_FUNCTION, LongVideoReason
+from longrl.datamodules.longvideo_reason import DEFAULT_ROW_FUNCTION
 from longrl.diffusion.diffusion_family import DiffusionFamily
 from longrl.diffusion.prompt_files import PromptFiles
 from longrl.engines.rollout_engine import RolloutEngine
 from longrl.io.jsonl import read_jsonl
 from longrl.models.base import CausalFamily
-from longrl.modules.policy import PolicyModule
 from longrl.rewards import RewardSum, SoftOverlong
 from longrl.testing.synthetic import SyntheticConfig, generate
 from tests.distributed import run_distributed
@@ -38,10 +39,8 @@ pytestmark = [
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 FILES = sorted(CONFIGS.rglob("*.y*ml"))
-FLOW = [
-    path for path in [*CONFIGS.glob("*.yaml"), *CONFIGS.glob("demo/flow/*.yaml")] if "policy: flow" in path.read_text()
-]
-"""Recipes and demos of pictures and videos: tests/diffusion/test_diffusion_configs.py."""
+FLOW = sorted([*CONFIGS.glob("*_flow_grpo.yaml"), *CONFIGS.glob("demo/flow/*.yaml")])
+"""Recipes and demos of pictures and videos: tests/diffusion/test_flow_configs.py."""
 RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if path not in FLOW)
 DEMO = sorted(CONFIGS.glob("demo/*.yaml"))
 EVALUATIONS = sorted(CONFIGS.glob("eval/*.yaml"))
@@ -60,10 +59,10 @@ def files(paths: list[Path]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("path", paths, ids=lambda path: str(path.relative_to(CONFIGS).with_suffix("")))
 
 
-def built(*args: str | Path) -> LongRLCLI:
+def built(*args: str | Path, cli: type[LongRLCLI] = LongRLCLI) -> LongRLCLI:
     """All objects of a run, before anything is read or loaded: the arguments are those of `longrl fit`."""
-    return LongRLCLI(
-        PolicyModule, LongVideoReason, save_config_callback=None, seed_everything_default=0, run=False,
+    return cli(
+        cli.model_class, cli.data_class, save_config_callback=None, seed_everything_default=0, run=False,
         args=[str(arg) for arg in args],
     )  # fmt: skip
 
@@ -421,11 +420,43 @@ def test_the_command_line_reaches_into_the_rollout_callback():
     assert rollout.reward.names == ["accuracy", "think_answer_format"]
 
 
-def test_null_before_an_algorithm_leaves_nothing_of_the_recipes_own():
-    """Without it, keys that a piece does not name stay: drop_uniform of DAPO under any other algorithm."""
-    dapo, path = CONFIGS / "qwen2_5_vl_3b_longvideo_dapo.yaml", CONFIGS / "algorithm" / "reinforce.yaml"
-    cli = built("--config", dapo, ON_CPU, "--model.algorithm=null", f"--model.algorithm={path}")
-    assert cli.model.algorithm == piece(path)
+@pytest.fixture(scope="module")
+def parsers() -> dict[type[LongRLCLI], ArgumentParser]:
+    """Of both entries; `--print_config` prints what they dump."""
+    flow = ["--config", FLOW[0], ON_CPU]
+    return {LongRLCLI: built("--config", TEXT, ON_CPU).parser, DiffusionCLI: built(*flow, cli=DiffusionCLI).parser}
+
+
+@files(PIECES["algorithm"])
+def test_choosing_an_algorithm_is_that_algorithm_and_nothing_of_the_recipes_own(path, parsers):
+    assert raw(path).keys() == {field.name for field in dataclasses.fields(Algorithm)}
+    flow = path.stem.startswith("flow")
+    parser, recipes = (parsers[DiffusionCLI], FLOW) if flow else (parsers[LongRLCLI], RECIPES)
+    for recipe in recipes:
+        values = parser.parse_args([f"--config={recipe}", f"--model.algorithm={path}"])
+        printed = yaml.safe_load(parser.dump(values, skip_unset=False))
+        assert printed["model"]["algorithm"] == raw(path), recipe.stem
+
+
+def test_the_flags_of_the_documents_go_together_with_a_callback_more():
+    """Every flag of a run that README and launch/README name, but those that stand for another machine or model."""
+    text = "".join((ROOT / name).read_text() for name in ("README.md", "launch/README.md")).replace("\\\n", " ")
+    flags = dict(re.findall(r"(--(?:rollout|model|data|trainer)[\w.]*) ([^\s`|)\]]+)", text))
+    flags = {name: value for name, value in flags.items() if not name.endswith(".help")}
+    flags |= {"--rollout.engine": "longrl.engines.server.VLLMServerEngine"}
+    flags |= {name: str(ROOT / value) for name, value in flags.items() if value.startswith("configs/")}
+    own = {
+        "--rollout.reward": str(CONFIGS / "reward" / "judge.yaml"),
+        "--data": str(CONFIGS / "data" / "videomme.yaml"),
+    }
+    assert {"--rollout.engine.urls", "--rollout.overlap", "--model.algorithm.token_weights"} <= flags.keys()
+    args = [part for pair in (flags | own).items() for part in pair]
+    for more in (["--trainer.callbacks+", "LearningRateMonitor"], ["--trainer.callbacks+=LearningRateMonitor"]):
+        cli = built("--config", VIDEO, *args, *more, ON_CPU)
+        names = [type(callback).__name__ for callback in cli.trainer.callbacks]
+        assert names.index("LearningRateMonitor") < names.index("RolloutCallback")
+        assert rollouts(cli).engine.urls == ["http://127.0.0.1:8000"]
+        assert rollouts(cli).overlap
 
 
 def test_one_family_replaces_another():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 import os
@@ -25,20 +24,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 GIB = 1 << 30
-DESCRIPTION = """Encodes all media of the train, val and test rows that are not in model.feature_cache_dir yet.
-All options are those of `python -m longrl fit`: --config (repeated, later ones win) and single keys. Under torchrun
-every process takes its part of the videos, on a GPU of its own."""
+DESCRIPTION = """Encodes all media of the train, val and test rows that are not in model.feature_cache_dir yet. Under
+torchrun every process takes its part of the videos, on a GPU of its own."""
 
 
 def main(args: Sequence[str]) -> None:
     """Command line of `Filling`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m longrl cache-features", description=DESCRIPTION, allow_abbrev=False
-    )
-    _, of_the_run = parser.parse_known_args(list(args))
-    from longrl.planning.plan_report import PlanCLI
+    from longrl.commands.run_parts import RunParts
 
-    parts = PlanCLI.parsed(of_the_run)
+    parts = RunParts("cache-features", args, DESCRIPTION)
     settings = parts._get(parts.config, "trainer")
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     rollouts = parts.rollout_callback() is not None

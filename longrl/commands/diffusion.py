@@ -1,42 +1,49 @@
-"""fit, validate and test of flow models: what configs with `policy: flow` run.
+"""`python -m longrl diffusion COMMAND`: fit, validate and test of models that make pictures and videos.
 
-The commands are those of all policies; `model` configures a `DiffusionModule` and `data` files of prompts.
+The commands are those of language models; `model` configures a `DiffusionModule` and `data` files of prompts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
+from longrl.commands.run_config import diffusion_config
 from longrl.commands.trainer import LongRLCLI
 from longrl.diffusion.diffusion_module import DiffusionModule
 from longrl.diffusion.prompt_files import PromptFiles
 from longrl.diffusion.rollout_callback import DiffusionRolloutCallback
 
 
-class FlowCLI(LongRLCLI):
+def main(args: Sequence[str]) -> None:
+    """Runs the command that `args` begin with.
+
+    Raises:
+        ValueError: it is `predict`.
+    """
+    if args[:1] == ["predict"]:
+        raise ValueError(
+            "`predict` writes answers, and a diffusion model has none; use `test` or `validate` for its rewards, "
+            "`validate` with longrl.diffusion.picture_grids.PictureGrids for samples to look at, in pictures/ of the run_dir"
+        )
+    DiffusionCLI.run(args)
+
+
+class DiffusionCLI(LongRLCLI):
     """The command line of SD3 and Wan."""
 
-    policy = "flow"
+    model_class = DiffusionModule
+    data_class = PromptFiles
     rollout_class = DiffusionRolloutCallback
+    prog = "python -m longrl diffusion"
+    read_config = staticmethod(diffusion_config)
 
-    @classmethod
+    @staticmethod
     @override
-    def start(cls, args: Sequence[str]) -> LongRLCLI:
-        if args[0] == "predict":
-            raise ValueError(
-                "`predict` writes answers, and a flow model has none; use `test` or `validate` for its rewards, "
-                "`validate` with longrl.diffusion.picture_grids.PictureGrids for samples to look at, in pictures/ of the run_dir"
-            )
-        return super().start(args)
-
-    @classmethod
-    @override
-    def classes(cls) -> tuple[type[LightningModule], type[LightningDataModule]]:
-        return DiffusionModule, PromptFiles
+    def subcommands() -> dict[str, set[str]]:
+        return {name: skip for name, skip in LongRLCLI.subcommands().items() if name != "predict"}
 
     @override
     def link_family(self, parser: LightningArgumentParser) -> None:
@@ -44,4 +51,4 @@ class FlowCLI(LongRLCLI):
 
     @override
     def before_fit(self) -> None:
-        """`python -m longrl plan` knows no flow models, so there is nothing to warn of."""
+        """`python -m longrl plan` knows no diffusion models, so there is nothing to warn of."""

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longrl.commands.main import COMMAND_USAGE
-from longrl.commands.policy_option import refuse_training
 from longrl.evaluation.answering import Answer, AnswerStore, Item, Policy, doc_hash, question_key, reading
 from longrl.evaluation.earlier import RESULTS, check_extends
 from longrl.evaluation.records import check_breakdowns
@@ -100,10 +99,11 @@ def parsed(args: Sequence[str]) -> tuple[EvaluationConfig, LongVideoReason]:
     """What the command line describes; nothing is read or loaded yet."""
     from jsonargparse import ArgumentParser
 
+    from longrl.commands.run_config import evaluation_config, set_config_reader
     from longrl.datamodules.longvideo_reason import LongVideoReason
 
-    refuse_training("evaluate", args, "name one of configs/eval/, and the run by --policy.init_args.weights RUN")
-    usage = COMMAND_USAGE.format("evaluate")
+    set_config_reader(evaluation_config)
+    usage = COMMAND_USAGE.format("python -m longrl", "evaluate")
     parser = ArgumentParser(prog="python -m longrl evaluate", usage=usage, description=DESCRIPTION)
     parser.add_argument("--config", action="config", help="a YAML file; later ones win, key by key")
     parser.add_class_arguments(EvaluationConfig, sub_configs=True)

@@ -124,12 +124,9 @@ def family_of(run: str) -> CausalFamily | DiffusionFamily:
 
 def _model_config(run: str) -> dict[str, Any]:
     """The options `model` of a run."""
-    import yaml
+    from longrl.commands.run_config import read_run_config
 
-    config = Path(run) / "config.yaml"
-    if not config.is_file():
-        raise ValueError(f"--run={run} has no config.yaml; name the folder of a training run (its --run_dir)")
-    return yaml.safe_load(config.read_text())["model"]
+    return read_run_config(run)["model"]
 
 
 def _parent(out: str) -> Path:

@@ -8,6 +8,8 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from longrl.commands.renamed import current_arguments
+
 from longrl.io.functions import search_working_folder
 
 TRAINER_COMMANDS = {
@@ -17,6 +19,7 @@ TRAINER_COMMANDS = {
     "predict": "generate for the prediction rows",
 }
 OTHER_COMMANDS = {
+    "diffusion": ("longrl.commands.diffusion", "fit, validate and test of models that make pictures and videos"),
     "export": ("longrl.commands.export", "write a Hugging Face folder from a run's checkpoint"),
     "cache-features": (
         "longrl.commands.cache_features",
@@ -31,10 +34,7 @@ OTHER_COMMANDS = {
     "demo": ("longrl.commands.demo", "the whole path on one laptop: data, SFT, RL, evaluation, report"),
     "synthetic": ("longrl.testing.synthetic", "generate long videos with known stories"),
 }
-WRITING_ONLY = ("cache-features", "plan", "serve")
-"""Commands that know no policies that draw."""
-
-COMMAND_USAGE = "python -m longrl {} --config FILE.yaml [--config FILE.yaml ...] [--KEY VALUE ...]"
+COMMAND_USAGE = "{} {} --config FILE.yaml [--config FILE.yaml ...] [--KEY VALUE ...]"
 """Of one command that takes configs: an error begins with this line instead of a page of all options."""
 USAGE = """usage: python -m longrl COMMAND [--config FILE.yaml ...] [--KEY VALUE ...]
 
@@ -71,6 +71,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def run_command(args: list[str]) -> None:
     """Runs the command that `args` begins with."""
+    args = current_arguments(args)
     command = args[0] if args else "--help"
     if command in ("-h", "--help"):
         sys.stdout.write(usage())
@@ -79,10 +80,6 @@ def run_command(args: list[str]) -> None:
 
         LongRLCLI.run(args)
     elif command in OTHER_COMMANDS:
-        if command in WRITING_ONLY:
-            from longrl.commands.policy_option import refuse_flow
-
-            refuse_flow(command, args[1:])
         importlib.import_module(OTHER_COMMANDS[command][0]).main(args[1:])
     else:
         commands = ", ".join([*TRAINER_COMMANDS, *OTHER_COMMANDS])

@@ -11,68 +11,77 @@ stays off.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import signal
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from longrl.engines.server_protocol import KEY_VARIABLE, api_key
 from longrl.engines.vllm_options import INSTALL, VERSION, engine_arguments
 from longrl.engines.weight_files import default_folder
 from longrl.models.base import CausalFamily
 
+if TYPE_CHECKING:
+    from longrl.commands.run_parts import RunParts
+
 logger = logging.getLogger(__name__)
 
 DESCRIPTION = """A vLLM server for the rollouts of a run, with the model of the run's own config.
-All other options are those of `python -m longrl fit`: --config (repeated, later ones win) and single keys.
 With LONGRL_SERVER_KEY in the environment of server and trainer, requests without that key are refused."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 EXTENSION = "longrl.engines.vllm_extension.WeightSync"
 
 
+@dataclass(frozen=True)
+class ServerOptions:
+    """The server's own options."""
+
+    host: str = "127.0.0.1"
+    """Address to listen at; the default is for this machine only."""
+    port: int = 8000
+    max_model_len: int = 32_768
+    """Tokens of prompt and completion."""
+    max_num_seqs: int = 256
+    """Completions decoded together."""
+    gpu_memory_utilization: float = 0.9
+    """Share of a GPU."""
+    kv_cache_gib: float | None = None
+    """Size of the cache; needed on a CPU."""
+    enforce_eager: bool = False
+    """No CUDA graphs: quicker start, slower decoding."""
+    feature_cache_gib: float = 8.0
+    """Host memory for features."""
+    weights_folder: Path = field(default_factory=default_folder)
+    """Weights are read below it."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further options of vLLM's server, e.g. {"tensor_parallel_size": 4}."""
+
+
 def main(args: Sequence[str]) -> None:
     """Command line of the server."""
-    options, of_the_run = parser().parse_known_args(list(args))
+    from longrl.commands.run_parts import RunParts
+
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ["VLLM_SERVER_DEV_MODE"] = "0"
-    family = family_of(of_the_run)
-    run(family, options)
+    parts = RunParts("serve", args, DESCRIPTION, ServerOptions)
+    run(trainer_family(parts), parts.options)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The server's own options."""
-    made = argparse.ArgumentParser(prog="python -m longrl serve", description=DESCRIPTION, allow_abbrev=False)
-    made.add_argument("--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1: this machine only)")
-    made.add_argument("--port", type=int, default=8000, help="(default 8000)")
-    made.add_argument("--max_model_len", type=int, default=32_768, help="prompt and completion (default 32768 tokens)")
-    made.add_argument("--max_num_seqs", type=int, default=256, help="completions decoded together (default 256)")
-    made.add_argument("--gpu_memory_utilization", type=float, default=0.9, help="share of a GPU (default 0.9)")
-    made.add_argument("--kv_cache_gib", type=float, help="size of the cache; needed on a CPU")
-    made.add_argument("--enforce_eager", action="store_true", help="no CUDA graphs: quicker start, slower decoding")
-    made.add_argument("--feature_cache_gib", type=float, default=8.0, help="host memory for features (default 8)")
-    folder = default_folder()
-    made.add_argument("--weights_folder", type=Path, default=folder, help=f"weights are read below it ({folder})")
-    made.add_argument("--options", type=json.loads, default={}, metavar="JSON", help='e.g. {"tensor_parallel_size": 4}')
-    return made
-
-
-def family_of(args: Sequence[str]) -> CausalFamily:
-    """The family of the run that `args` describe, in the precision that its trainer computes in."""
-    from longrl.planning.plan_report import PlanCLI
+def trainer_family(parts: RunParts) -> CausalFamily:
+    """The family of a run, in the precision that its trainer computes in."""
     from longrl.strategies.mr_sp import MRSPStrategy
 
-    parts = PlanCLI.parsed(args)
-    family, strategy = parts.model.family, parts.config_init["trainer"].get("strategy")
-    computes = strategy.sharding.compute_dtype if isinstance(strategy, MRSPStrategy) else None
-    mixed = "bfloat16" if str(parts._get(parts.config, "trainer")["precision"]) == "bf16-mixed" else None
+    family, run = parts.model.family, parts.planned_run()
+    computes = run.strategy.sharding.compute_dtype if isinstance(run.strategy, MRSPStrategy) else None
+    mixed = "bfloat16" if run.precision == "bf16-mixed" else None
     family.dtype = computes or mixed or family.dtype
     return family
 
 
-def run(family: CausalFamily, options: argparse.Namespace) -> None:
+def run(family: CausalFamily, options: ServerOptions) -> None:
     """Serves until the process is told to end.
 
     Raises:
@@ -100,7 +109,7 @@ def run(family: CausalFamily, options: argparse.Namespace) -> None:
     uvloop.run(_serve(family, options, server_arguments(family, options)))
 
 
-def server_arguments(family: CausalFamily, options: argparse.Namespace) -> argparse.Namespace:
+def server_arguments(family: CausalFamily, options: ServerOptions) -> argparse.Namespace:
     """What vLLM's own command line would have parsed."""
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -113,7 +122,7 @@ def server_arguments(family: CausalFamily, options: argparse.Namespace) -> argpa
     return arguments
 
 
-def _chosen(family: CausalFamily, options: argparse.Namespace) -> dict[str, Any]:
+def _chosen(family: CausalFamily, options: ServerOptions) -> dict[str, Any]:
     key = api_key()
     sizes = ("max_model_len", "max_num_seqs", "gpu_memory_utilization", "kv_cache_gib", "enforce_eager")
     return {
@@ -131,7 +140,7 @@ def _interrupted(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-async def _serve(family: CausalFamily, options: argparse.Namespace, arguments: argparse.Namespace) -> None:
+async def _serve(family: CausalFamily, options: ServerOptions, arguments: argparse.Namespace) -> None:
     """VLLM's `run_server` with our routes added to its app."""
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client

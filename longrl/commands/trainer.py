@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib
 import logging
-import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -19,11 +19,14 @@ from longrl.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
 from longrl.callbacks.random_state import RandomState
 from longrl.callbacks.rollout import RolloutCallback
 from longrl.commands.main import COMMAND_USAGE, TRAINER_COMMANDS
-from longrl.commands.policy_option import Policy, policy_of
+from longrl.commands.run_config import ConfigCheck, language_config, rollout_callbacks, set_config_reader
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.modules.policy import PolicyModule
 from longrl.rewards import RewardSum
 from longrl.strategies.mr_sp import MRSPStrategy
+
+if TYPE_CHECKING:
+    from longrl.planning.plan_report import PlannedRun
 
 logger = logging.getLogger(__name__)
 
@@ -50,49 +53,44 @@ class SaveRunConfig(SaveConfigCallback):
 class LongRLCLI(LightningCLI):
     """`run_dir` decides where a run leaves everything: config, checkpoints, logs, samples."""
 
-    policy: ClassVar[Policy] = "causal"
-    """The value of the option `policy` that chooses this class."""
+    model_class: ClassVar[type[LightningModule]] = PolicyModule
+    data_class: ClassVar[type[LightningDataModule]] = LongVideoReason
     rollout_class: ClassVar[type[Callback]] = RolloutCallback
-    """What `rollout` configures."""
+    """What `model`, `data` and `rollout` configure."""
+    prog: ClassVar[str] = "python -m longrl"
+    read_config: ClassVar[ConfigCheck] = staticmethod(language_config)
+    """Brings a config file into today's form."""
 
     @classmethod
     def run(cls, args: Sequence[str]) -> LongRLCLI:
         """Parses `args`, the command first, and runs it."""
-        if policy_of(args) == "flow":
-            from longrl.commands.diffusion import FlowCLI
-
-            return FlowCLI.start(args)
-        return cls.start(args)
-
-    @classmethod
-    def classes(cls) -> tuple[type[LightningModule], type[LightningDataModule]]:
-        """What `model` and `data` configure."""
-        return PolicyModule, LongVideoReason
-
-    @classmethod
-    def start(cls, args: Sequence[str]) -> LongRLCLI:
-        """`run` of this class's own kind of policy."""
         # peft imports it where it is installed, and on a CPU it misses kernels in 4 bits, which nothing here uses.
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # it takes no part of a command line
         return cls(
-            *cls.classes(),
+            cls.model_class,
+            cls.data_class,
             save_config_callback=SaveRunConfig,
             seed_everything_default=0,
             auto_configure_optimizers=False,
-            parser_kwargs={"prog": "python -m longrl", **command_texts()},
-            args=None if list(args) == sys.argv[1:] else list(args),
+            parser_kwargs={"prog": cls.prog, **command_texts(cls.prog)},
+            args=list(args),
         )
 
     @override
     def setup_parser(self, add_subcommands: bool, *args: Any) -> None:
         super().setup_parser(add_subcommands, *args)
         if add_subcommands:
-            self.parser.usage = COMMAND_USAGE.format("{" + ",".join(TRAINER_COMMANDS) + "}")
+            self.parser.usage = COMMAND_USAGE.format(self.prog, "{" + ",".join(TRAINER_COMMANDS) + "}")
+
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        set_config_reader(self.read_config)
+        super().parse_arguments(parser, args)
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run_dir", type=str, default="runs/default", help="folder of everything a run leaves")
-        parser.add_argument("--policy", type=Policy, default=self.policy, help="what is trained")
         parser.add_argument("--wandb", type=WandbMode, default="off", help="log to Weights & Biases as well")
         parser.add_argument("--wandb_project", type=str, default="longrl")
         # Without a reward there is no rollout callback, as for SFT that does not generate: hence no required option.
@@ -114,10 +112,13 @@ class LongRLCLI(LightningCLI):
 
     @override
     def before_instantiate_classes(self) -> None:
-        if self._get(self.config, "policy") != self.policy:
-            raise ValueError("an abbreviation of --policy comes too late to choose a run's classes; write it in full")
         check_checkpoints(self.subcommand, self._get(self.config, "run_dir"), self._get(self.config, "ckpt_path"))
         trainer = self._get(self.config, "trainer")
+        if rollout_callbacks(trainer):
+            raise ValueError(
+                "the rollout callback has a group of its own: trainer.callbacks.init_args.X is now rollout.X; move its "
+                "init_args from trainer.callbacks to `rollout`"
+            )
         by_batch = "data.prompts_per_batch and model.max_tokens_per_micro_batch"
         remedies = {"gradient_clip_val": (0, "model.max_grad_norm"), "accumulate_grad_batches": (1, by_batch)}
         for name, (neutral, instead) in remedies.items():
@@ -160,9 +161,26 @@ class LongRLCLI(LightningCLI):
         if isinstance(self.trainer.strategy, MRSPStrategy) and device.type == "cuda" and self.trainer.is_global_zero:
             from longrl.planning.plan_report import verdict_before_start
 
-            found = verdict_before_start(self, torch.cuda.get_device_properties(device).total_memory)
-            if not found.fits:
-                logger.warning("at the longest videos and prompts of its config this run %s", found.text)
+            available = torch.cuda.get_device_properties(device).total_memory
+            verdict = verdict_before_start(self.planned_run(), self.trainer.num_devices, available)
+            if not verdict.fits:
+                logger.warning("at the longest videos and prompts of its config this run %s", verdict.text)
+
+    def planned_run(self) -> PlannedRun:
+        """What `longrl.planning` reads of this run."""
+        from longrl.planning.plan_report import PlannedRun
+
+        trainer = self._get(self.config_init, "trainer")
+        rollout = self.rollout_callback()
+        return PlannedRun(
+            self.model,
+            self.datamodule,
+            strategy=trainer["strategy"],
+            precision=str(trainer["precision"]),
+            num_nodes=trainer["num_nodes"] or 1,
+            sampling=rollout and rollout.sampling,
+            engine=rollout and rollout.engine,
+        )
 
     def _loggers(self) -> list[Logger]:
         run_dir, mode = self._get(self.config_init, "run_dir"), self._get(self.config_init, "wandb")
@@ -213,11 +231,11 @@ def _is_saved(path: Path) -> bool:
     return path.exists() or path.with_name(f".{path.name}.before").exists()
 
 
-def command_texts() -> dict[str, dict[str, str]]:
+def command_texts(prog: str) -> dict[str, dict[str, str]]:
     """Usage and description of each command: an error begins with one line instead of a page of all options."""
     return {
         command: {
-            "usage": COMMAND_USAGE.format(command),
+            "usage": COMMAND_USAGE.format(prog, command),
             "description": COMMAND_HELP.format(command, text.partition(":")[0]),
         }
         for command, text in TRAINER_COMMANDS.items()

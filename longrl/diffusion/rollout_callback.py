@@ -143,7 +143,7 @@ class DiffusionRolloutCallback(Callback):
         errors = [text for own in policy.parallel.world.gather(self._errors[:1]) for text in own]
         if errors and not policy.parallel.world.max(sum(int(group.valid.any()) for group in groups)):
             raise ValueError(
-                f"the reward failed on every sample of the first rollout, first with {errors[0]}; with `policy: flow` "
+                f"the reward failed on every sample of the first rollout, first with {errors[0]}; for a diffusion model "
                 "a function gets frames [F, 3, H, W] and the row, so correct it, or take one for pictures and videos "
                 "(configs/reward/colour.yaml and its like) where it was made for texts (think_answer.yaml)"
             )

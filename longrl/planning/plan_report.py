@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import logging
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from typing_extensions import override
 
-from longrl.commands.plan import parser
-from longrl.commands.trainer import LongRLCLI
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.engines.hf import HFEngine
 from longrl.models.base import CausalFamily
@@ -31,21 +26,52 @@ NODES = (1, 2, 4, 8, 16, 32, 64, 128)
 DEGREES = (1, 2, 4, 8, 16, 32)
 
 
-class PlanCLI(LongRLCLI):
-    """Parses what `fit` parses and builds the parts, but no trainer: its devices need not be here."""
+@dataclass(frozen=True)
+class PlanOptions:
+    """What is planned beside the run's own config."""
 
-    @classmethod
-    def parsed(cls, args: Sequence[str]) -> PlanCLI:
-        """The parts of the run that `args` describe."""
-        warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # it suspects the command line of `plan`
-        logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
-        options: dict[str, Any] = {"save_config_callback": None, "seed_everything_default": 0, "run": False}
-        return cls(PolicyModule, LongVideoReason, auto_configure_optimizers=False, args=list(args), **options)
+    hardware: str = "H100"
+    """A100, H100 or H200: nodes of 8."""
+    memory_gib: float | None = None
+    """Memory of a device, instead of the hardware's."""
+    devices: int | None = None
+    """Devices of a node, instead of the hardware's 8."""
+    nodes: int | None = None
+    """By default the config's trainer.num_nodes."""
+    sp: int | None = None
+    """Ranks that share a sequence; by default the config's strategy's, or 1."""
+    frames: int | None = None
+    """Frames of a video; by default data.video.max_frames."""
+    frame_size: str = "1280x720"
+    """Width x height of the videos, before the family's rule."""
+    text_tokens: int = 512
+    """Tokens of a prompt beside its video."""
+    prompt_tokens: int | None = None
+    """All tokens of a prompt; its media tokens stay."""
+    utilisation: float = 0.4
+    """Share of the peak FLOP/s reached."""
+    bandwidth_utilisation: float = 0.6
+    """Share of the bandwidth of memory and networks reached."""
+    workspace_gib: float = 3.0
+    """Memory of CUDA, NCCL, cuBLAS and gaps."""
+    json: Path | None = None
+    """Write the plan to this file as well."""
 
-    @override
-    def instantiate_classes(self) -> None:
-        self.config_init = self.parser.instantiate_classes(self.config)
-        self.model, self.datamodule = self.config_init["model"], self.config_init["data"]
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """The parts of a run that decide what it needs; no weights are loaded."""
+
+    model: PolicyModule
+    data: LongVideoReason
+    strategy: Any
+    """The config's strategy: an `MRSPStrategy`, or what the plan puts one in place of."""
+    precision: str
+    num_nodes: int = 1
+    sampling: SamplingParams | None = None
+    """Of training rollouts; None without any."""
+    engine: Any = None
+    """Generates the rollouts."""
 
 
 @dataclass(frozen=True)
@@ -79,25 +105,31 @@ class Result:
     grid: tuple[GridRow, ...]
 
 
-def planned(options: argparse.Namespace, of_the_run: Sequence[str]) -> Result:
-    """The whole plan of a command line."""
+def plan_run(run: PlannedRun, options: PlanOptions, command: str) -> Result:
+    """Plans a run.
+
+    Args:
+        run: its parts.
+        options: hardware, and what is to be different from the config.
+        command: that asked for it, for the result.
+    """
     machine = hardware(options.hardware, options.memory_gib, options.devices)
-    cli = PlanCLI.parsed(of_the_run)
-    family = shapes.find(cli.model.family)
-    given, notes = plan_of(cli, family, machine, options)
+    family = shapes.find(run.model.family)
+    given, notes = plan_of(run, family, machine, options)
     with_frames = frames_rule(family, options)
     plan = with_frames(given, given.frames) if given.media_tokens or given.frames else budgeted(given)
-    if plan.max_tokens_per_micro_batch > cli.model.max_tokens_per_micro_batch:
+    if plan.max_tokens_per_micro_batch > run.model.max_tokens_per_micro_batch:
         budget = f"model.max_tokens_per_micro_batch={plan.max_tokens_per_micro_batch}"
         notes += [f"a prompt and its completions need {budget}: planned with it"]
-    limit = cli.datamodule.renderer.max_prompt_tokens
+    limit = run.data.renderer.max_prompt_tokens
     if limit is not None and plan.prompt_tokens > limit:
         notes += [f"data.max_prompt_tokens={limit} would skip prompts of {plan.prompt_tokens} tokens; raise it"]
     efficiency = flops.Efficiency(options.utilisation, options.bandwidth_utilisation)
-    prefetched = cli.datamodule.loader_options.prefetch_prompts if cli.datamodule.loader_options.num_workers else 0
+    loading = run.data.loader_options
+    prefetched = loading.prefetch_prompts if loading.num_workers else 0
     usual = with_frames if plan.frames else None
     return Result(
-        command=" ".join(["python -m longrl plan", f"--hardware {options.hardware}", *of_the_run]),
+        command=command,
         model=family.model_path,
         hardware=machine,
         plan=plan,
@@ -112,34 +144,35 @@ def planned(options: argparse.Namespace, of_the_run: Sequence[str]) -> Result:
     )
 
 
-def verdict_before_start(cli: LongRLCLI, available_bytes: float) -> memory.Verdict:
-    """Whether a run that is about to start fits its devices, with its longest video and prompt."""
-    options = parser().parse_args([])
-    machine = hardware("H100", available_bytes / memory.GIB, cli.trainer.num_devices)
-    family = cli.model.family
-    plan, _ = plan_of(cli, family, machine, options)
+def verdict_before_start(run: PlannedRun, num_devices: int, available_bytes: float) -> memory.Verdict:
+    """Says whether a run that is about to start fits its devices, with its longest video and prompt.
+
+    Args:
+        run: its parts.
+        num_devices: of a node.
+        available_bytes: of a device.
+    """
+    options = PlanOptions()
+    machine = hardware(options.hardware, available_bytes / memory.GIB, num_devices)
+    family = run.model.family
+    plan, _ = plan_of(run, family, machine, options)
     with_frames = frames_rule(family, options)
     plan = with_frames(plan, plan.frames) if plan.frames else budgeted(plan)
     return memory.verdict(plan, available_bytes, with_frames if plan.frames else None)
 
 
-def plan_of(
-    cli: LongRLCLI, family: CausalFamily, machine: Hardware, options: argparse.Namespace
-) -> tuple[Plan, list[str]]:
+def plan_of(run: PlannedRun, family: CausalFamily, machine: Hardware, options: PlanOptions) -> tuple[Plan, list[str]]:
     """The run as its config describes it, on the nodes asked for, and what differs from the config."""
-    trainer, model, data = cli._get(cli.config, "trainer"), cli.model, cli.datamodule
-    built, notes = cli._get(cli.config_init, "trainer"), []
-    strategy = built.get("strategy")
+    model, data, strategy, notes = run.model, run.data, run.strategy, []
     if not isinstance(strategy, MRSPStrategy):
         strategy = MRSPStrategy()
         notes.append("the config has another strategy: planned for longrl.strategies.mr_sp.MRSPStrategy")
-    devices = (options.nodes or trainer["num_nodes"] or 1) * machine.devices
+    devices = (options.nodes or run.num_nodes) * machine.devices
     sp_group = sp_group_size_of(options.sp or strategy.sequence_parallel_size, machine.devices, devices)
     check_sizes(devices, sp_group, strategy.num_replicas)
-    rollout = cli.rollout_callback()
     rl = data.renderer.stage == "rl"
-    sampling = rollout.sampling if rl and rollout else SamplingParams(num_generations=1)
-    engine = rollout.engine if rollout else HFEngine()
+    sampling = run.sampling if rl and run.sampling else SamplingParams(num_generations=1)
+    engine = run.engine or HFEngine()
     weight_bytes = getattr(torch, family.dtype).itemsize
     compute = strategy.sharding.compute_dtype
     video = data.renderer.video
@@ -153,7 +186,7 @@ def plan_of(
         num_replicas=strategy.num_replicas,
         weight_bytes=weight_bytes,
         gathered_bytes=weight_bytes if compute is None else getattr(torch, compute).itemsize,
-        autocast=str(trainer["precision"]) in ("bf16-mixed", "16-mixed"),
+        autocast=run.precision in ("bf16-mixed", "16-mixed"),
         offload=strategy.sharding.offload,
         gradient_checkpointing=family.gradient_checkpointing,
         offload_checkpoints=family.offload_checkpoints,
@@ -187,7 +220,7 @@ def chosen_degree(plan: Plan) -> int:
     return next((degree for degree in degrees if degree * plan.max_tokens_per_micro_batch >= length), plan.sp_group)
 
 
-def frames_rule(family: CausalFamily, options: argparse.Namespace) -> memory.WithFrames:
+def frames_rule(family: CausalFamily, options: PlanOptions) -> memory.WithFrames:
     """Tokens follow from frames by the family's own pixel rule, asked about a black video."""
     width, height = map(int, options.frame_size.split("x"))
 

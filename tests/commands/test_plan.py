@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from longrl.commands.main import main
-from longrl.planning.plan_report import PlanCLI
+from longrl.commands.run_parts import RunParts
 from longrl.strategies.mr_sp import MRSPStrategy
 from tests.runs import ROOT
 from tests.tiny import vl_folder
@@ -51,7 +51,7 @@ def test_vila_is_planned_from_its_shipped_config(tmp_path):
     found = plan(tmp_path, "--config", recipe, "--frames=256", "--hardware=H200")
     assert found["plan"]["media_tokens"] == 64 * 256
     assert found["plan"]["cell_patches"] == 4 * 1024
-    assert found["sizes"]["encoder"]["merge"] == pytest.approx(4)
+    assert found["sizes"]["vision_encoder"]["merge"] == pytest.approx(4)
     assert found["plan"]["pooled_frames"] == 4
     assert found["fits"]
     longer = plan(tmp_path, "--config", recipe, "--frames=512", "--hardware=H200")["plan"]
@@ -77,7 +77,7 @@ def test_sizes_that_do_not_divide_are_an_error_before_anything_is_counted(tmp_pa
 def test_a_run_says_before_it_starts_what_will_not_fit(tmp_path, monkeypatch, caplog):
     """The same model, asked by `fit` for the GPU that is there."""
     tiny = f"--model.family.init_args.model={vl_folder()}"
-    cli = PlanCLI.parsed(["--config", VIDEO, tiny])
+    cli = RunParts("plan", ["--config", VIDEO, tiny])
     monkeypatch.setattr(MRSPStrategy, "root_device", torch.device("cuda"))
     cli.trainer = SimpleNamespace(strategy=MRSPStrategy(), is_global_zero=True, num_devices=2)
     for gib, fits in ((64, True), (1, False)):

@@ -153,25 +153,18 @@ def test_an_export_takes_the_precisions_there_are(tmp_path, capsys):
 # ---- before there is a parser, and before there is a trainer ----
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("a: [1", r"--config .*bad\.yaml is no YAML: .*line 1, column 4"),
-        ("policy: flwo", "policy must be one of causal, flow, got 'flwo'"),
-    ],
-)
-def test_a_config_that_cannot_be_read_is_named(tmp_path, text, message):
+def test_a_config_that_cannot_be_read_is_named(tmp_path):
     file = tmp_path / "bad.yaml"
-    file.write_text(text)
-    with pytest.raises(ValueError, match=message):
+    file.write_text("a: [1")
+    with pytest.raises(ValueError, match=r"--config .*bad\.yaml is no YAML: .*line 1, column 4"):
         main(["fit", "--config", str(file)])
 
 
-@pytest.mark.parametrize("command", ["plan", "serve", "cache-features"])
-def test_commands_for_policies_that_write_refuse_one_that_draws(tmp_path, command):
+@pytest.mark.parametrize("command", ["fit", "plan", "serve", "cache-features"])
+def test_a_config_of_the_time_when_a_key_chose_diffusion_names_the_command_of_today(tmp_path, command):
     file = tmp_path / "flow.yaml"
-    file.write_text("policy: flow")
-    with pytest.raises(ValueError, match=f"`{command}` knows no policies that draw"):
+    file.write_text("policy: flow\nmodel: {family: {class_path: longrl.models.sd3.SD3Family}}\n")
+    with pytest.raises(ValueError, match="whose commands are python -m longrl diffusion fit"):
         main([command, "--config", str(file)])
 
 

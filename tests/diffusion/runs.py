@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tests import runs
 from tests.diffusion.tiny import sd3_folder, wan_folder
 
 FAMILIES = {
@@ -15,6 +16,11 @@ FAMILIES = {
     ),
 }
 PROMPTS = ("a red picture", "a green picture", "a blue picture", "a small cat")
+
+
+def run(folder: Path, values: dict[str, Any], *more: str) -> Path:
+    """A run in this process."""
+    return runs.run(folder, values, *more, command="diffusion fit")
 
 
 def prompt_file(folder: Path) -> str:
@@ -29,7 +35,6 @@ def config(folder: Path, name: str = "sd3", **family: Any) -> dict[str, Any]:
     kind, init_args = FAMILIES[name]()
     window = {"class_path": "longrl.diffusion.windows.RandomWindow", "init_args": {"size": 2}}
     return {
-        "policy": "flow",
         "seed_everything": 3,
         "trainer": {
             "accelerator": "cpu",

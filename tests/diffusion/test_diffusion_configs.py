@@ -5,14 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from longrl.commands.diffusion import FlowCLI
-from longrl.commands.policy_option import policy_of
-from longrl.commands.trainer import LongRLCLI
-from longrl.diffusion.diffusion_module import DiffusionModule
-from longrl.diffusion.prompt_files import PromptFiles
+from longrl.commands.diffusion import DiffusionCLI
+from longrl.commands.main import main
 from longrl.diffusion.rollout_callback import DiffusionRolloutCallback
 from tests.diffusion.tiny import sd3_folder, wan_folder
-from tests.test_configs import CONFIGS, FLOW, ON_CPU, files, raw
+from tests.test_configs import CONFIGS, FLOW, ON_CPU, built, files, raw
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual optimization"),
@@ -20,13 +17,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec"),
 ]
 RECIPES = [path for path in FLOW if path.parent == CONFIGS]
-
-
-def built(*args: str | Path) -> FlowCLI:
-    return FlowCLI(
-        DiffusionModule, PromptFiles, save_config_callback=None, seed_everything_default=0, run=False,
-        args=[str(arg) for arg in args],
-    )  # fmt: skip
 
 
 def alone(path: Path) -> list[str]:
@@ -37,8 +27,7 @@ def alone(path: Path) -> list[str]:
 
 @files(FLOW)
 def test_a_config_is_read_whole_and_its_algorithm_fits_its_sampling(path):
-    assert policy_of(["fit", "--config", str(path)]) == "flow"
-    cli = built("--config", path, ON_CPU, *alone(path))
+    cli = built("--config", path, ON_CPU, *alone(path), cli=DiffusionCLI)
     (rollout,) = [callback for callback in cli.trainer.callbacks if isinstance(callback, DiffusionRolloutCallback)]
     cli.model.algorithm.validate_steps(rollout.sampling.num_generations, cli.model.steps_per_rollout)
     assert rollout.eval_sampling.window is None
@@ -49,7 +38,12 @@ def test_a_config_is_read_whole_and_its_algorithm_fits_its_sampling(path):
 @files(RECIPES)
 def test_a_recipe_says_how_it_is_launched(path):
     header, name = path.read_text().partition("\nrun_dir:")[0], path.stem
-    for wanted in ("# Needs:", f"python -m longrl fit --config configs/{name}.yaml", "# Override:", "--ckpt_path"):
+    for wanted in (
+        "# Needs:",
+        f"python -m longrl diffusion fit --config configs/{name}.yaml",
+        "# Override:",
+        "--ckpt_path",
+    ):
         assert wanted in header
     assert raw(path)["run_dir"] == f"runs/{name}"
 
@@ -62,7 +56,7 @@ def test_the_options_of_a_recipes_header_exist(path):
     for example in examples:
         args = [part for pair in example if pair[0] != "--ckpt_path" for part in pair]
         if args:
-            built("--config", path, ON_CPU, *alone(path), *args, "--trainer.accelerator=cpu")
+            built("--config", path, ON_CPU, *alone(path), *args, "--trainer.accelerator=cpu", cli=DiffusionCLI)
 
 
 @files(RECIPES)
@@ -70,7 +64,7 @@ def test_a_recipe_takes_a_step_with_a_tiny_pipeline(path, tmp_path):
     video = "wan" in path.stem
     init_args = {"model": wan_folder() if video else sd3_folder(), "height": 32, "width": 32, "max_text_tokens": 8}
     sizes = {**init_args, **({"num_frames": 5} if video else {})}
-    trainer = LongRLCLI.run([
+    trainer = DiffusionCLI.run([
         "fit", f"--config={path}", ON_CPU, f"--run_dir={tmp_path}", "--trainer.max_steps=1",
         *(f"--model.family.init_args.{name}={value}" for name, value in sizes.items()),
         "--model.family.init_args.dtype=float32", "--model.family.init_args.frozen_dtype=float32",
@@ -83,16 +77,17 @@ def test_a_recipe_takes_a_step_with_a_tiny_pipeline(path, tmp_path):
     assert float(trainer.logged_metrics["train/grad_norm"]) > 0
 
 
-def test_the_policy_is_that_of_the_last_that_says(tmp_path):
-    plain, flow = tmp_path / "plain.yaml", tmp_path / "flow.yaml"
-    plain.write_text("run_dir: x\n")
-    flow.write_text("policy: flow\n")
-    assert policy_of(["fit", "--config", str(plain)]) == "causal"
-    assert policy_of(["fit", f"--config={flow}", "--config", str(plain)]) == "flow"
-    assert policy_of(["fit", "--config", str(flow), "--policy", "causal"]) == "causal"
+@files(FLOW)
+def test_a_config_that_still_says_policy_is_read_as_well(path, tmp_path):
+    old = path.with_name(f"{path.stem}_old.yaml")  # beside the files that it names
+    old.write_text(path.read_text() + "policy: flow\n")
+    try:
+        found = built("--config", old, ON_CPU, *alone(path), cli=DiffusionCLI).config
+    finally:
+        old.unlink()
+    assert "policy" not in found
 
 
-def test_a_flow_model_predicts_nothing(tmp_path):
-    (tmp_path / "flow.yaml").write_text("policy: flow\n")
+def test_a_diffusion_model_predicts_nothing():
     with pytest.raises(ValueError, match="use `test` or `validate`"):
-        LongRLCLI.run(["predict", "--config", str(tmp_path / "flow.yaml")])
+        main(["diffusion", "predict"])

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.diffusion.runs import config
+from tests.diffusion.runs import config, run
 from tests.diffusion.tiny import sd3_folder, wan_folder
 from tests.distributed import run_distributed
-from tests.runs import checkpoint, metrics, run, run_in_child
+from tests.runs import checkpoint, metrics, run_in_child
 from tests.test_resume import LAST, differences, killed
 
 pytestmark = [
@@ -36,7 +36,7 @@ def test_the_demo_learns_its_colours(name, folder, rise, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     run_dir = tmp_path / "run"
     main([
-        "fit", f"--config=configs/demo/flow/{name}.yaml", f"--run_dir={run_dir}", "--trainer.max_steps=30",
+        "diffusion", "fit", f"--config=configs/demo/flow/{name}.yaml", f"--run_dir={run_dir}", "--trainer.max_steps=30",
         f"--model.family.init_args.model={folder()}", "--trainer.val_check_interval=30",
     ])  # fmt: skip
     rewards = torch.tensor([float(value) for (_, key), value in metrics(run_dir).items() if key == "reward/mean"])
@@ -93,7 +93,7 @@ def test_a_killed_run_goes_on_as_if_it_never_had_been(tmp_path, reference, kills
     values["data"] |= {name: checkpoint_prompts(reference) for name in ("train", "val")}
     for step, where in kills:
         more = [f"--ckpt_path={folder / LAST}"] if (folder / LAST).exists() else []
-        assert run_in_child(folder, killed(values, step, where), *more) == -signal.SIGKILL
+        assert run_in_child(folder, killed(values, step, where), *more, command="diffusion fit") == -signal.SIGKILL
     run(folder, values, f"--ckpt_path={folder / LAST}")
     assert metrics(folder) == metrics(reference)
     assert differences(checkpoint(folder), checkpoint(reference)) == []
@@ -108,7 +108,7 @@ def test_a_run_with_more_prompts_than_a_batch_holds_resumes_to_the_last_bit(tmp_
     values["model"] |= {"mini_batches_per_rollout": 2, "epochs_per_rollout": 1}
     values["checkpoint"]["every_n_train_steps"] = 2
     whole, folder = run(tmp_path / "whole", values), tmp_path / "run"
-    assert run_in_child(folder, killed(values, 4, "saved")) == -signal.SIGKILL
+    assert run_in_child(folder, killed(values, 4, "saved"), command="diffusion fit") == -signal.SIGKILL
     run(folder, values, f"--ckpt_path={folder / LAST}")
     assert metrics(folder) == metrics(whole)
     assert differences(checkpoint(folder), checkpoint(whole)) == []

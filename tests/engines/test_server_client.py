@@ -173,7 +173,7 @@ def test_the_key_comes_from_the_environment(fake, monkeypatch):
 def test_a_server_for_others_must_have_a_key(monkeypatch):
     monkeypatch.delenv("LONGRL_SERVER_KEY", raising=False)
     with pytest.raises(ValueError, match=r"--host=0\.0\.0\.0 opens the server.*; set LONGRL_SERVER_KEY"):
-        serve.run(text_family(), serve.parser().parse_args(["--host=0.0.0.0"]))
+        serve.run(text_family(), serve.ServerOptions(host="0.0.0.0"))
 
 
 # ---- engine ----

@@ -1,0 +1,67 @@
+"""The parts of a run for commands that do not train: parsed as `fit` parses them, with options of their own."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from jsonargparse import ActionYesNo
+from lightning.pytorch.cli import LightningArgumentParser
+from typing_extensions import override
+
+from longrl.commands.main import COMMAND_USAGE
+from longrl.commands.trainer import LongRLCLI
+
+
+class RunParts(LongRLCLI):
+    """Model, data and rollouts of a run, built without a trainer: its devices need not be here.
+
+    Args:
+        command: of `python -m longrl`.
+        args: its options: those of `fit`, and the command's own.
+        description: of the command.
+        options_class: dataclass of the command's own options; `options` is an instance of it.
+    """
+
+    def __init__(
+        self, command: str, args: Sequence[str], description: str = "", options_class: type[Any] | None = None
+    ) -> None:
+        self.options_class = options_class
+        self.options: Any = None
+        logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
+        warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # it suspects the command line of `command`
+        super().__init__(
+            self.model_class,
+            self.data_class,
+            save_config_callback=None,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            run=False,
+            args=list(args),
+            parser_kwargs={
+                "prog": f"{self.prog} {command}",
+                "usage": COMMAND_USAGE.format(self.prog, command),
+                "description": f"{description} All other options are those of `python -m longrl fit`.",
+            },
+        )
+
+    @override
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        if self.options_class is not None:
+            switches = {field.name for field in dataclasses.fields(self.options_class) if field.type == "bool"}
+            parser.add_class_arguments(self.options_class, skip=switches)
+            for name in switches:  # `--enforce_eager` alone switches it on
+                default = getattr(self.options_class, name)
+                parser.add_argument(f"--{name}", action=ActionYesNo(no_prefix=None), default=default)
+        super().add_default_arguments_to_parser(parser)
+
+    @override
+    def instantiate_classes(self) -> None:
+        self.config_init = self.parser.instantiate(self.config)
+        self.model, self.datamodule = self.config_init["model"], self.config_init["data"]
+        if self.options_class is not None:
+            names = [field.name for field in dataclasses.fields(self.options_class)]
+            self.options = self.options_class(**{name: self.config_init[name] for name in names})
