@@ -438,7 +438,7 @@ def test_choosing_an_algorithm_is_that_algorithm_and_nothing_of_the_recipes_own(
         assert printed["model"]["algorithm"] == raw(path), recipe.stem
 
 
-def test_the_flags_of_the_documents_go_together_with_a_callback_more():
+def test_the_flags_of_the_documents_go_together_with_a_callback_more(tmp_path):
     """Every flag of a run that README and launch/README name, but those that stand for another machine or model."""
     text = "".join((ROOT / name).read_text() for name in ("README.md", "launch/README.md")).replace("\\\n", " ")
     flags = dict(re.findall(r"(--(?:rollout|model|data|trainer)[\w.]*) ([^\s`|)\]]+)", text))
@@ -446,8 +446,9 @@ def test_the_flags_of_the_documents_go_together_with_a_callback_more():
     flags |= {"--rollout.engine": "longrl.engines.server.VLLMServerEngine"}
     flags |= {name: str(ROOT / value) for name, value in flags.items() if value.startswith("configs/")}
     own = {
-        "--rollout.reward": str(CONFIGS / "reward" / "judge.yaml"),
-        "--data": str(CONFIGS / "data" / "videomme.yaml"),
+        "--rollout.reward": CONFIGS / "reward" / "judge.yaml",
+        "--data": CONFIGS / "data" / "videomme.yaml",
+        "--data.subtitles.source": tmp_path,
     }
     assert {"--rollout.engine.urls", "--rollout.overlap", "--model.algorithm.token_weights"} <= flags.keys()
     args = [part for pair in (flags | own).items() for part in pair]

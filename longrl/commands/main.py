@@ -9,7 +9,6 @@ import traceback
 from collections.abc import Sequence
 
 from longrl.commands.renamed import current_arguments
-
 from longrl.io.functions import search_working_folder
 
 TRAINER_COMMANDS = {

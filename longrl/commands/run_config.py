@@ -19,7 +19,7 @@ ROLLOUT_CALLBACKS = (
 
 Config = dict[str, Any]
 ConfigCheck = Callable[[Config, Path], Config]
-"""Gets a config file's values and its path, gives the values to go on with, and raises ValueError to end the command."""
+"""Gets a config file's values and its path and gives the values to go on with; ValueError ends the command."""
 
 _load_plain_yaml = get_loader("yaml")
 
@@ -87,7 +87,9 @@ def read_run_config(run: str) -> Config:
     path = Path(run) / "config.yaml"
     if not path.is_file():
         raise ValueError(f"--run={run} has no config.yaml; name the folder of a training run (its --run_dir)")
-    return diffusion_config(current_names(yaml.safe_load(path.read_text())), path)
+    values = current_names(yaml.safe_load(path.read_text()))
+    values.pop("policy", None)
+    return _current_form(values, path)
 
 
 def rollout_callbacks(trainer: Any) -> list[Any]:

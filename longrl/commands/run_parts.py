@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ActionYesNo
@@ -13,7 +14,15 @@ from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
 from longrl.commands.main import COMMAND_USAGE
+from longrl.commands.run_config import Config, language_config
 from longrl.commands.trainer import LongRLCLI
+
+FIT_ONLY = ("ckpt_path", "weights_only")
+
+
+def parts_config(values: Config, path: Path) -> Config:
+    """A config of a run, without what a run's config.yaml says of the command `fit` alone."""
+    return {name: value for name, value in language_config(values, path).items() if name not in FIT_ONLY}
 
 
 class RunParts(LongRLCLI):
@@ -25,6 +34,8 @@ class RunParts(LongRLCLI):
         description: of the command.
         options_class: dataclass of the command's own options; `options` is an instance of it.
     """
+
+    read_config = staticmethod(parts_config)
 
     def __init__(
         self, command: str, args: Sequence[str], description: str = "", options_class: type[Any] | None = None

@@ -50,7 +50,8 @@ def no_weights(monkeypatch):
 
 @pytest.mark.parametrize("args", [["--help"], []])
 def test_help_imports_nothing_heavy(args):
-    code = f"import sys; from longrl.commands.main import main; main({args}); print([m for m in {HEAVY} if m in sys.modules])"
+    code = f"""import sys; from longrl.commands.main import main; main({args})
+print([name for name in {HEAVY} if name in sys.modules])"""
     output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert output.splitlines()[-1] == "[]"
     for command in ("fit", "validate", "test", "predict", "export", "cache-features", "synthetic", "demo"):
