@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -73,7 +73,7 @@ class LongRLCLI(LightningCLI):
             save_config_callback=SaveRunConfig,
             seed_everything_default=0,
             auto_configure_optimizers=False,
-            parser_kwargs={"prog": cls.prog, **command_texts(cls.prog)},
+            parser_kwargs={"prog": cls.prog, **command_texts(cls.prog, cls.subcommands())},
             args=list(args),
         )
 
@@ -81,7 +81,7 @@ class LongRLCLI(LightningCLI):
     def setup_parser(self, add_subcommands: bool, *args: Any) -> None:
         super().setup_parser(add_subcommands, *args)
         if add_subcommands:
-            self.parser.usage = COMMAND_USAGE.format(self.prog, "{" + ",".join(TRAINER_COMMANDS) + "}")
+            self.parser.usage = COMMAND_USAGE.format(self.prog, "{" + ",".join(self.subcommands()) + "}")
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -231,12 +231,12 @@ def _is_saved(path: Path) -> bool:
     return path.exists() or path.with_name(f".{path.name}.before").exists()
 
 
-def command_texts(prog: str) -> dict[str, dict[str, str]]:
+def command_texts(prog: str, commands: Iterable[str]) -> dict[str, dict[str, str]]:
     """Usage and description of each command: an error begins with one line instead of a page of all options."""
     return {
         command: {
             "usage": COMMAND_USAGE.format(prog, command),
-            "description": COMMAND_HELP.format(command, text.partition(":")[0]),
+            "description": COMMAND_HELP.format(command, TRAINER_COMMANDS[command].partition(":")[0]),
         }
-        for command, text in TRAINER_COMMANDS.items()
+        for command in commands
     }

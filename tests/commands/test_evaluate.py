@@ -369,7 +369,7 @@ def test_the_config_of_a_training_run_is_refused_by_name(recipe):
         ValueError, match=r"^--config \S+ is of a training run .*--policy\.init_args\.weights RUN$"
     ) as error:
         parsed([f"--config={path}"])
-    assert str(path) in str(error.value)
+    assert path.name in str(error.value)
     with pytest.raises(ValueError, match="is of a training run"):
         parsed(["--config", str(path)])
 
