@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol
 
 from typing_extensions import TypeVar
@@ -24,7 +24,7 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class TemporalPatchSize:
-    """Frames of a temporal cell where they follow from the length of the video.
+    """Frames of a temporal patch where they follow from the length of the video.
 
     Example:
         `TemporalPatchSize(4, (256, 512)).of(300)` is 8.
@@ -32,39 +32,39 @@ class TemporalPatchSize:
 
     fewest: int = 1
     doubled_beyond: tuple[int, ...] = ()
-    """Lengths in frames; a video longer than one of them has twice as many frames in a cell."""
+    """Lengths in frames; a video longer than one of them has twice as many frames in a patch."""
 
     def of(self, num_frames: int) -> int:
-        """The frames of a cell of a video of so many."""
+        """Frames of a temporal patch of a video of so many."""
         return self.fewest << sum(num_frames > limit for limit in self.doubled_beyond)
 
 
 @dataclass(frozen=True)
 class FrameShard:
-    """One of `size` shares.
+    """The part of every media item that one rank of `size` decodes and encodes.
 
     Example:
-        `Share(1, 2).cells(5)` is `range(2, 5)`.
+        `FrameShard(1, 2).temporal_patches(5)` is `range(2, 5)`.
     """
 
     rank: int = 0
     size: int = 1
 
-    def cells(self, num_cells: int) -> range:
-        """This share's cells of a medium; the one cell of an image is the last rank's."""
-        return range(num_cells * self.rank // self.size, num_cells * (self.rank + 1) // self.size)
+    def temporal_patches(self, num_patches: int) -> range:
+        """The shard's temporal patches of a media item; the only one of an image is the last rank's."""
+        return range(num_patches * self.rank // self.size, num_patches * (self.rank + 1) // self.size)
 
     def frames(self, num_frames: int, temporal_patch_size: int | TemporalPatchSize) -> range:
-        """The frames of `cells`; the last cell may lack some."""
-        of_a_cell = temporal_patch_size if isinstance(temporal_patch_size, int) else temporal_patch_size.of(num_frames)
-        cells = self.cells(-(-num_frames // of_a_cell))
-        return range(min(cells.start * of_a_cell, num_frames), min(cells.stop * of_a_cell, num_frames))
+        """The frames of the shard's `temporal_patches`; the last patch may lack some."""
+        size = temporal_patch_size if isinstance(temporal_patch_size, int) else temporal_patch_size.of(num_frames)
+        patches = self.temporal_patches(-(-num_frames // size))
+        return range(min(patches.start * size, num_frames), min(patches.stop * size, num_frames))
 
 
 FULL_SHARD = FrameShard()
 """One rank has all."""
 EMPTY_SHARD = FrameShard(0, 1 << 62)
-"""No frame of any medium: enough for its size and times."""
+"""No frame of any media item: enough for its size and times."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Row:
     answer: str
     """The ground truth without tags: a letter, a number, or text."""
     task: str = "multiple_choice"
-    """What kind of answer is wanted: `multiple_choice`, `math`, `numeric`, `exact`, `temporal_iou` or `open_ended`."""
+    """The kind of answer: `multiple_choice`, `math`, `numeric`, `exact`, `temporal_iou` or `open_ended`."""
     category: str = "general"
     """Reported on its own in evaluation, e.g. `temporal` or `plot and narrative`."""
     videos: tuple[str, ...] = ()
@@ -130,14 +130,14 @@ class Frames:
 
     kind: MediaKind
     pixels: Tensor
-    """[F, 3, H, W] uint8 RGB; of a rank that shares a video, its share of the F frames: perhaps none, [0, 3, H, W]."""
+    """[F, 3, H, W] uint8 RGB; of a rank that has a shard of a video, its part of the F frames, or [0, 3, H, W]."""
     timestamps: tuple[float, ...]
     """Presentation time of each frame in seconds, from the container; (0.0,) for an image."""
     key: str
     """Hash of the file's content and of everything that decided which pixels these are (frame indices, size)."""
     duration_s: float = 0.0
     indices: tuple[int, ...] = ()
-    """Number of each of the F frames in the file; () where nobody counted."""
+    """Index of each of the F frames in the file; () where nobody counted."""
     resized: bool = False
     """Whether the pixels have the size already in which the encoder reads them; `CausalFamily.resize` makes it so."""
     source: Callable[[], Iterator[Frames]] | None = None
@@ -151,11 +151,11 @@ class AudioClip:
     waveform: Tensor
     """[S] float32 between -1 and 1, one channel; [0] where it was left out, for its features are on disk."""
     num_samples: int
-    """S of the whole."""
+    """S of the full sound."""
     key: str
     """Hash of the file's content and of everything that decided which samples these are."""
     is_video_track: bool = False
-    """The track of the video before it, not a medium that the prompt places."""
+    """The track of the video before it, not a media item that the prompt places."""
     share: FrameShard = FULL_SHARD
     """Which part of its features this rank encodes."""
     source: Callable[[], Iterator[AudioClip]] | None = None
@@ -169,16 +169,16 @@ class Media:
 
     kind: MediaKind
     patches: Tensor
-    """[number of patches, values of a patch] float32, or uint8 where the encoder scales pixels; of a rank that shares a
-    video, those of its temporal cells. Of a sound, its spectrogram: [frames, mel bins]."""
+    """[number of patches, values of a patch] float32, or uint8 where the encoder scales pixels; of a rank that has a
+    shard of a video, those of its temporal patches. Of a sound, its spectrogram: [frames, mel bins]."""
     grid_thw: tuple[int, int, int]
-    """Patches along time, height and width, of the whole medium; of a sound (windows, frames of the spectrogram, 1)."""
+    """Patches of all of it along time, height and width; of a sound (windows, frames of the spectrogram, 1)."""
     seconds_per_temporal_patch: float
-    """Seconds between two temporal cells; 0.0 for an image."""
+    """Seconds between two temporal patches; 0.0 for an image."""
     timestamps: tuple[float, ...]
-    """Mean time of each temporal cell in seconds."""
+    """Mean time of each temporal patch in seconds."""
     key: str
-    """Two media with equal keys have equal patches: the feature cache encodes them once."""
+    """Media items with equal keys have equal patches: the feature cache encodes them once."""
     source: Callable[[], Iterator[Frames | AudioClip]] | None = None
     """Gives the frames, part by part, or the sound, where `patches` were left out; see `Frames.source`."""
     is_video_track: bool = False
@@ -186,13 +186,11 @@ class Media:
     sound_tokens: int | None = None
     """Of a video, the tokens of its track that stand among its own; None without a track."""
     temporal_patch_size: int = 1
-    """Frames of a video behind one temporal cell."""
+    """Frames of a video behind one temporal patch."""
 
-    def part(self, num_cells: int) -> Media:
-        """The temporal cells that are here, as a medium of their own."""
-        from dataclasses import replace
-
-        return replace(self, grid_thw=(num_cells, *self.grid_thw[1:]))
+    def part(self, num_patches: int) -> Media:
+        """The temporal patches that are here, as a media item of its own."""
+        return replace(self, grid_thw=(num_patches, *self.grid_thw[1:]))
 
 
 @dataclass(frozen=True)
@@ -210,7 +208,7 @@ class Prompt:
     response_ids: Tensor | None = None
     """[S] int64, end token included: the SFT target; None for RL."""
     frame_indices: tuple[tuple[int, ...], ...] = ()
-    """Of each video or image, in the order of the media, the numbers of its frames in the file."""
+    """Of each video or image, in the order of the media, the indices of its frames in the file."""
     frame_times: tuple[tuple[float, ...], ...] = ()
     """The same frames' times in seconds."""
 
@@ -285,7 +283,7 @@ class Batch:
     groups: list[Group] | None = None
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
-        """Lightning's device transfer. Pixels stay where they are: the vision encoder fetches each distinct one once."""
+        """Lightning's device transfer. Pixels stay where they are: the encoder fetches each distinct one once."""
         return self
 
 
@@ -334,17 +332,14 @@ class Packed:
         missing = -len(self.input_ids) % multiple
         if not missing:
             return self
-        from dataclasses import replace
-
         from torch.nn.functional import pad
 
-        ids, positions = pad(self.input_ids, (0, missing)), pad(self.position_ids, (0, missing))
-        return replace(self, input_ids=ids, position_ids=positions)
+        input_ids = pad(self.input_ids, (0, missing))
+        position_ids = pad(self.position_ids, (0, missing))
+        return replace(self, input_ids=input_ids, position_ids=position_ids)
 
     def to(self, device: torch.device) -> Packed:
         """The same micro-batch with its tensors on `device`."""
-        from dataclasses import replace
-
         names = ("input_ids", "position_ids", "predict_from", "target_ids", "completion_index", "token_index")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 

@@ -140,7 +140,7 @@ def row(name: str = "a", answer: str = "A", **kwargs: object) -> Row:
 
 def held(whole: Frames, share: FrameShard, temporal_patch_size: int = 2) -> Frames:
     """What a rank with this share decodes of it."""
-    own = share.frames(len(whole.timestamps), temporal_patch_size) if whole.kind == "video" else share.cells(1)
+    own = share.frames(len(whole.timestamps), temporal_patch_size) if whole.kind == "video" else share.temporal_patches(1)
     return dataclasses.replace(whole, pixels=whole.pixels[own.start : own.stop])
 
 

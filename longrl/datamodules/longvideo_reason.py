@@ -35,12 +35,12 @@ from longrl.datamodules.loading.render import (
 )
 from longrl.datamodules.loading.skips import SkipLog
 from longrl.datamodules.media.sampling import VideoSampling
-from longrl.datamodules.media.subtitles import Subtitles, tell_subtitles
+from longrl.datamodules.media.subtitles import Subtitles, log_subtitles
 from longrl.datamodules.media.video import Decoding
 from longrl.datamodules.rows.question_rows import make_rows
 from longrl.datamodules.rows.sources import media_root_of, read_records
 from longrl.io.functions import import_function
-from longrl.models.family import ModelFamily
+from longrl.models.reading import ReadsChats
 from longrl.strategies.parallel import Parallel
 from longrl.types import FrameShard, Row, UnusableSample
 
@@ -55,8 +55,9 @@ class LongVideoReason(StreamedData):
 
     Args:
         family: how the model reads prompts; the command line links it to `model.family`.
-        train: source of the training rows: a file or a hub id (`longrl.datamodules.rows.sources.read_records`), or several.
-            Several are read as one, or, where they have weights, mixed by them (`longrl.datamodules.loading.mixing`).
+        train: source of the training rows: a file or a hub id (`longrl.datamodules.rows.sources.read_records`), or
+            several. Several are read as one, or, where they have weights, mixed by them
+            (`longrl.datamodules.loading.mixing`).
         val: source of the rows for validation, during `fit` and in `validate`; or several.
         test: source of the rows for `test` and `predict`; or several.
         media_root: folder where relative media paths start; by default that of the source, if it is a file.
@@ -97,7 +98,7 @@ class LongVideoReason(StreamedData):
 
     def __init__(
         self,
-        family: ModelFamily,
+        family: ReadsChats,
         train: str | list[str | DataSource] | None = None,
         val: str | list[str | DataSource] | None = None,
         test: str | list[str | DataSource] | None = None,
@@ -223,8 +224,8 @@ class LongVideoReason(StreamedData):
         )
         skips.add_known([*_bad_records(found), *(self._missing_files(rows) if self.check_files else [])])
         self.datasets[split] = RenderedRows(rows, self._renderer(split))
-        self._tell_targets(split)
-        tell_subtitles(split, rows, self.renderer.subtitles)
+        self._log_targets(split)
+        log_subtitles(split, rows, self.renderer.subtitles)
 
     def _read_source(self, one: DataSource) -> list[Row | ValueError]:
         media_root = one.media_root or self.media_root or media_root_of(one.source)
@@ -254,7 +255,7 @@ class LongVideoReason(StreamedData):
             if path is not None
         ]
 
-    def _tell_targets(self, split: Split) -> None:
+    def _log_targets(self, split: Split) -> None:
         rows = self.datasets[split].rows
         without = sum(not row.reasoning for row in rows)
         if self.renderer.stage == "sft" and without:
@@ -291,7 +292,11 @@ class LongVideoReason(StreamedData):
 
     def _parallel(self) -> Parallel:
         """The ranks of the run, as its strategy told the module that is trained."""
-        return self.trainer.lightning_module.parallel if self.trainer else Parallel()
+        if self.trainer is None:
+            return Parallel()
+        parallel = self.trainer.lightning_module.parallel
+        assert isinstance(parallel, Parallel)
+        return parallel
 
     @override
     def train_dataloader(self) -> TrainLoader:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from longrl.rewards.answer_text import answer_text, strict_text, think_answer_format
-from longrl.rewards.choice import choose, parse_options
+from longrl.rewards.choice import chosen_option, parse_options
 from longrl.rewards.tasks import ACCURACY, accuracy, accuracy_lenient
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def check_breakdowns(rows: Sequence[Row], breakdowns: Sequence[str]) -> None:
 def _letter(completion: Completion, row: Row) -> str | None:
     if row.task != "multiple_choice":
         return None
-    return choose(strict_text(completion.text), parse_options(row.problem))
+    return chosen_option(strict_text(completion.text), parse_options(row.problem))
 
 
 def _judged(completion: Completion, row: Row, by_reward: float | None) -> dict[str, Any]:

@@ -176,7 +176,7 @@ def encode_share(
         singly: a encoder call for every medium, or several for a large one; patches are made call by call.
     """
     share = FrameShard(parallel.sp_group.rank, parallel.sp_group.size)
-    cells = [len(share.cells(item.grid_thw[0])) for item in media]
+    cells = [len(share.temporal_patches(item.grid_thw[0])) for item in media]
     parts = [item.part(count) for item, count in zip(media, cells, strict=True) if count]
     if not parts:
         black = family.patch(Frames("image", torch.zeros(1, 3, 56, 56, dtype=torch.uint8), (0.0,), "black"))
@@ -220,7 +220,7 @@ def _places(family: CausalFamily, media: Sequence[Media], size: int) -> list[Ten
     for rank in range(size):
         parts = [torch.empty(0, dtype=torch.int64)]
         for item, rows, offset in zip(media, per_cell, offsets, strict=False):
-            cells = FrameShard(rank, size).cells(item.grid_thw[0])
+            cells = FrameShard(rank, size).temporal_patches(item.grid_thw[0])
             end = family.num_features(item)  # the last window of a sound may be shorter
             start, stop = (min(cell * rows, end) for cell in (cells.start, cells.stop))
             parts.append(torch.arange(offset + start, offset + stop))

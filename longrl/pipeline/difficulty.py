@@ -7,13 +7,13 @@ from typing import Any
 
 from longrl.chat.client import ReplyCache
 from longrl.chat.endpoint import Reply, Request
-from longrl.datamodules.loading.render import DEFAULT_QUESTION, fill
+from longrl.datamodules.loading.render import DEFAULT_QUESTION, fill_template
 from longrl.pipeline.asking import Task, Unusable, ask_all
 from longrl.pipeline.config import FilterOptions, PipelineConfig
 from longrl.pipeline.video_frames import FrameSet, frame_times, middles
 from longrl.pipeline.workspace import Record, Report, Workspace
 from longrl.rewards.answer_text import lenient_text
-from longrl.rewards.choice import choose
+from longrl.rewards.choice import chosen_option
 from longrl.rewards.judge import JudgementFailed, judge_request, judge_score, shared_words
 
 LETTERS = "ABCDEFGH"
@@ -123,7 +123,7 @@ def _answers(
     def request(item: Record, attempt: int) -> Request:
         record = item["of"]
         problem = with_options(record["question"], rotated(record["options"], item["n"]))
-        text = fill(DEFAULT_QUESTION, problem=problem, subtitles="")
+        text = fill_template(DEFAULT_QUESTION, problem=problem, subtitles="")
         content: list[dict[str, Any]] = [{"type": "text", "text": text}]
         frames = None if item["blind"] else video_frames(videos[record["video"]], options)
         if frames is not None:
@@ -152,7 +152,7 @@ def _said(reply: Reply, item: Record) -> str:
 def _choice_score(item: Record) -> float:
     """1.0 for the right option; an open-ended question without an answer has none either."""
     listed = rotated(item["of"]["options"], item["n"])
-    chosen = choose(lenient_text(item["text"]), dict(zip(LETTERS, listed, strict=False)))
+    chosen = chosen_option(lenient_text(item["text"]), dict(zip(LETTERS, listed, strict=False)))
     return float(chosen is not None and listed[LETTERS.index(chosen)] == item["of"]["answer"])
 
 

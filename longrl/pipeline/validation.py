@@ -12,7 +12,7 @@ from longrl.pipeline.asking import Unusable, mostly_latin
 from longrl.pipeline.config import PipelineConfig, QuestionOptions, ValidateOptions
 from longrl.pipeline.parsing import Question, Step, parse_question
 from longrl.pipeline.workspace import Record, Report, Workspace
-from longrl.rewards.exact import normalized
+from longrl.rewards.exact import normalized_text
 
 SPEAKS_OF_SOURCE = re.compile(
     r"\b(?:captions?|captioned|timelines?|transcripts?|descriptions? (?:says?|states?|mentions?)|"
@@ -123,7 +123,7 @@ def _option_faults(question: Question, count: int, options: ValidateOptions) -> 
     texts = question.options
     if len(texts) != count:
         yield "wrong number of options", f"{len(texts)} instead of {count}"
-    if len({normalized(text) for text in texts}) < len(texts):
+    if len({normalized_text(text) for text in texts}) < len(texts):
         yield "equal options", f"{list(texts)}"
     if any(ALL_OR_NONE.search(text) for text in texts):
         yield "all or none of the above", f"{list(texts)}"
@@ -143,8 +143,8 @@ def _stands_out(question: Question, ratio: float, slack: int) -> bool:
 
 def _tells(question: Question) -> bool:
     """Whether the question holds the whole answer, and none of the wrong options; a question that names two is fair."""
-    said = f" {normalized(question.question)} "
-    named = [text for text in (question.options or (question.answer,)) if f" {normalized(text)} " in said]
+    said = f" {normalized_text(question.question)} "
+    named = [text for text in (question.options or (question.answer,)) if f" {normalized_text(text)} " in said]
     return named == [question.answer]
 
 
@@ -175,7 +175,7 @@ def similarity(first: str, second: str) -> float:
 
 
 def _triples(text: str) -> set[str]:
-    padded = f"  {normalized(text)} "
+    padded = f"  {normalized_text(text)} "
     return {padded[i : i + 3] for i in range(len(padded) - 2)}
 
 

@@ -17,17 +17,17 @@ DEFAULT_LETTERS = "ABCDEFGH"
 
 def multiple_choice(completion: Completion, row: Row) -> float:
     """1.0 when the content of `<answer>` settles on the option `row.answer`, else 0.0."""
-    letter = choose(strict_text(completion.text), parse_options(row.problem))
+    letter = chosen_option(strict_text(completion.text), parse_options(row.problem))
     return float(letter == row.answer.strip().upper())
 
 
 def multiple_choice_lenient(completion: Completion, row: Row) -> float:
     """As `multiple_choice`; without an `<answer>` the text after the thinking is read instead."""
-    letter = choose(lenient_text(completion.text), parse_options(row.problem))
+    letter = chosen_option(lenient_text(completion.text), parse_options(row.problem))
     return float(letter == row.answer.strip().upper())
 
 
-def choose(text: str, options: Mapping[str, str]) -> str | None:
+def chosen_option(text: str, options: Mapping[str, str]) -> str | None:
     """Letter of the option a text settles on, by its letter or by its wording; None when unclear.
 
     Args:

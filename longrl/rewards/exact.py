@@ -22,7 +22,7 @@ def exact_lenient(completion: Completion, row: Row) -> float:
     return _is_equal(lenient_text(completion.text), row)
 
 
-def normalized(text: str) -> str:
+def normalized_text(text: str) -> str:
     """Lower-case words without punctuation and articles, single-spaced; "The  Cat!" and "cat" are equal.
 
     A text that normalises to nothing ("a", "-", an emoji) is kept as it is, only stripped and lower-cased.
@@ -34,4 +34,4 @@ def normalized(text: str) -> str:
 
 def _is_equal(text: str, row: Row) -> float:
     accepted = (row.answer, *row.metadata.get("aliases", ()))
-    return float(bool(text) and normalized(text) in {normalized(answer) for answer in accepted})
+    return float(bool(text) and normalized_text(text) in {normalized_text(answer) for answer in accepted})

@@ -21,7 +21,7 @@ from longrl.chat.endpoint import Budget, Decoding, Endpoint, Reply, Request
 from longrl.chat.event_loop import run_async
 from longrl.rewards.answer_text import after_thinking, strict_text
 from longrl.rewards.batch import BatchReward
-from longrl.rewards.exact import normalized
+from longrl.rewards.exact import normalized_text
 from longrl.rewards.tasks import accuracy
 
 if TYPE_CHECKING:
@@ -161,7 +161,9 @@ def shared_words(first: str, second: str) -> float:
 
 def _units(text: str) -> list[str]:
     """Words, or single characters of scripts that put no spaces between words (CJK, Thai, ...)."""
-    return re.findall(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]|[^\W_]+", normalized(text))
+    return re.findall(
+        r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]|[^\W_]+", normalized_text(text)
+    )
 
 
 @cache

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from longrl.evaluation.sample_grids import PromptSamples, encoded, picture_grid
 
 from longrl.commands.main import main
 from longrl.commands.report import report_run
+from longrl.evaluation.sample_grids import PromptSamples, encoded, picture_grid
 
 
 def test_curves_and_pictures_of_a_run_are_on_one_page(tmp_path):

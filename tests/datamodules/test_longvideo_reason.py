@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
 
-from longrl.datamodules.loading.render import RowRenderer, fill, ordered_media
+from longrl.datamodules.loading.render import RowRenderer, fill_template, ordered_media
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.datamodules.media.sampling import VideoSampling
 from longrl.datamodules.media.video import VideoReader
@@ -147,7 +147,7 @@ def test_media_without_tags_come_images_first():
 
 
 def test_a_template_keeps_braces_that_are_not_its_fields():
-    assert fill(r"{problem} \boxed{} {other}", problem="{answer}?") == r"{answer}? \boxed{} {other}"
+    assert fill_template(r"{problem} \boxed{} {other}", problem="{answer}?") == r"{answer}? \boxed{} {other}"
 
 
 def test_a_worker_keeps_the_media_it_decoded_last(synthetic, monkeypatch):

@@ -216,7 +216,7 @@ def test_ranks_share_a_sound_by_windows(seconds, size):
     parts = []
     for rank in range(size):
         media = family.patch(dataclasses.replace(whole, share=FrameShard(rank, size)))
-        count = len(FrameShard(rank, size).cells(media.grid_thw[0]))
+        count = len(FrameShard(rank, size).temporal_patches(media.grid_thw[0]))
         parts += family.encode_media(model, [media.part(count)]) if count else []
     assert len(wanted) == family.num_features(family.patch(whole))
     torch.testing.assert_close(torch.cat(parts), wanted, rtol=1e-5, atol=1e-6)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longrl.rewards.choice import choose, extract_letter, multiple_choice, multiple_choice_lenient, parse_options
+from longrl.rewards.choice import chosen_option, extract_letter, multiple_choice, multiple_choice_lenient, parse_options
 from longrl.types import Completion, Row
 
 OPTIONS = {"A": "A man is walking", "B": "Cats and dogs", "C": "A red car", "D": "car"}
@@ -131,7 +131,7 @@ def test_no_letter_is_made_up_and_hedging_does_not_pay(text):
 @given(st.text())
 def test_any_text_gives_an_option_or_none(text):
     assert extract_letter(text, "ABCD") in {"A", "B", "C", "D", None}
-    assert choose(text, OPTIONS) in {*OPTIONS, None}
+    assert chosen_option(text, OPTIONS) in {*OPTIONS, None}
 
 
 FORMS = [
@@ -165,7 +165,7 @@ def test_offering_several_letters_gives_none(letters, joint):
     "text", ["A, B and C or " * 500, "best " * 4000, "(A) " * 3000, "is not " * 3000, " " * 20000 + "B"]
 )
 def test_a_long_degenerate_text_takes_no_time(text):
-    choose(text, OPTIONS)  # a quadratic pattern would take minutes
+    chosen_option(text, OPTIONS)  # a quadratic pattern would take minutes
 
 
 @pytest.mark.parametrize(
@@ -213,15 +213,15 @@ def test_written_options_are_read_back(texts):
     ],
 )
 def test_an_options_wording_stands_for_its_letter(text, letter):
-    assert choose(text, OPTIONS) == letter
+    assert chosen_option(text, OPTIONS) == letter
 
 
 def test_a_letter_that_is_another_options_wording_is_read_as_a_letter():
-    assert choose("B", {"A": "B", "B": "A"}) == "B"
+    assert chosen_option("B", {"A": "B", "B": "A"}) == "B"
 
 
 def test_without_parsed_options_the_first_eight_letters_count():
-    assert choose("The answer is F", {}) == "F"
+    assert chosen_option("The answer is F", {}) == "F"
 
 
 def test_strict_reads_the_answer_tag_only():

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longrl.rewards.exact import exact, exact_lenient, normalized
+from longrl.rewards.exact import exact, exact_lenient, normalized_text
 from longrl.rewards.numeric import mean_relative_accuracy, number, numbers, numeric, numeric_lenient
 from longrl.types import Completion, Row
 
@@ -93,5 +93,5 @@ def test_exact_ignores_case_articles_punctuation_and_spaces():
 
 
 def test_texts_that_normalise_to_nothing_stay_different():
-    assert normalized("a") != normalized("the") != normalized("-")
-    assert normalized("3.5") != normalized("35")
+    assert normalized_text("a") != normalized_text("the") != normalized_text("-")
+    assert normalized_text("3.5") != normalized_text("35")

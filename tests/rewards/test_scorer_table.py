@@ -10,7 +10,7 @@ import pytest
 from math_verify import parse, verify
 
 from longrl.rewards.answer_text import lenient_text, strict_text, think_answer_format
-from longrl.rewards.choice import choose, multiple_choice, multiple_choice_lenient, parse_options
+from longrl.rewards.choice import chosen_option, multiple_choice, multiple_choice_lenient, parse_options
 from longrl.rewards.numeric import numeric
 from longrl.types import Completion, Row
 
@@ -200,8 +200,8 @@ def test_the_table_is_long_and_without_repeats():
 
 @pytest.mark.parametrize(("text", "strict", "robust"), TABLE)
 def test_the_letter_is_the_one_a_reader_finds(text, strict, robust):
-    assert choose(strict_text(text), OPTIONS) == strict
-    assert choose(lenient_text(text), OPTIONS) == robust
+    assert chosen_option(strict_text(text), OPTIONS) == strict
+    assert chosen_option(lenient_text(text), OPTIONS) == robust
 
 
 @pytest.mark.parametrize("gold", OPTIONS)
@@ -251,10 +251,10 @@ def test_the_strict_score_is_that_of_the_released_scorer_where_both_are_defined(
     defined = [text for text in defined if longvideo_reason_letter(text) in OPTIONS]  # of two tags it takes the first
     assert len(defined) > 500
     for text in defined:
-        assert choose(strict_text(text), OPTIONS) == longvideo_reason_letter(text)
+        assert chosen_option(strict_text(text), OPTIONS) == longvideo_reason_letter(text)
     bare = [text for text in texts if text.strip() in OPTIONS]  # there the released scorer reads the whole completion
     assert bare
-    assert all(choose(lenient_text(text), OPTIONS) == longvideo_reason_letter(text) for text in bare)
+    assert all(chosen_option(lenient_text(text), OPTIONS) == longvideo_reason_letter(text) for text in bare)
 
 
 def test_accuracy_is_that_of_both_released_scorers_on_the_same_predictions():

@@ -13,8 +13,7 @@ from longrl.datamodules.media.audio import FileSound, read_sound
 from longrl.datamodules.media.sampling import VideoSampling
 from longrl.datamodules.media.subtitles import Subtitles, subtitle_text
 from longrl.datamodules.media.video import Decoding, FileFrames, HeldFrames, VideoReader, hold_frames, read_image
-from longrl.models.family import ModelFamily
-from longrl.models.reading import MEDIA_TAG
+from longrl.models.reading import MEDIA_TAG, ReadsChats
 from longrl.packing.lengths import length_problem
 from longrl.rewards.choice import parse_options
 from longrl.types import FULL_SHARD, AudioClip, Frames, FrameShard, MediaKind, Prompt, Row, UnusableSample
@@ -41,7 +40,7 @@ class KnowsFeatures(Protocol):
 class RowRenderer:
     """Row -> prompt, in a loader worker: decodes the media, fills the templates and asks the family for token ids."""
 
-    family: ModelFamily
+    family: ReadsChats
     video: VideoSampling
     stage: Stage = "rl"
     question_template: str = DEFAULT_QUESTION
@@ -87,7 +86,7 @@ class RowRenderer:
         if self.subtitles.source is not None:
             videos = [item for item in media if isinstance(item, Frames) and item.kind == "video"]
             subtitles = subtitle_text(row, self.subtitles, videos if shown is row else None)
-        text = fill(self.question_template, problem=shown.problem, subtitles=subtitles)
+        text = fill_template(self.question_template, problem=shown.problem, subtitles=subtitles)
 
         # 4. Token ids, at most so many.
         response = self.response(shown) if self.stage == "sft" else None
@@ -123,7 +122,7 @@ class RowRenderer:
         """The SFT target of a row: reasoning and answer, or the answer alone where there is no reasoning."""
         template = self.response_template if row.reasoning else self.answer_template
         option = parse_options(row.problem).get(row.answer, row.answer)
-        return fill(template, reasoning=row.reasoning or "", answer=row.answer, option=option)
+        return fill_template(template, reasoning=row.reasoning or "", answer=row.answer, option=option)
 
     def _sound_track(self, path: str, sampling: VideoSampling) -> AudioClip:
         if sampling.span_s is not None:
@@ -182,12 +181,12 @@ class RowRenderer:
         if frames is None:
             self._checked.add(outline.key)
             return outline
-        if len(self.share.cells(item.grid_thw[0])) <= self.family.temporal_patches_per_encode(item):
+        if len(self.share.temporal_patches(item.grid_thw[0])) <= self.family.temporal_patches_per_encode(item):
             return frames  # patched by the loader
         return replace(outline, source=HeldFrames(frames))
 
 
-def fill(template: str, **values: str) -> str:
+def fill_template(template: str, **values: str) -> str:
     r"""The template with each `{name}` replaced; other braces stay, as in `\boxed{}`."""
     return re.sub(r"\{(\w+)\}", lambda match: values.get(match[1], match[0]), template)
 

@@ -116,8 +116,12 @@ def _refuse_torn_wav(path: str | Path) -> None:
 
 def _from_first_frame(samples: NDArray[np.float32], start_s: float, container: InputContainer) -> NDArray[np.float32]:
     """The samples from the time of the first video frame on."""
-    videos = [stream for stream in container.streams.video if stream.start_time is not None]
-    if not videos or container.streams.video[0].frames == 1:  # no video, or the picture on a record's sleeve
+    starts = [
+        stream.start_time * stream.time_base
+        for stream in container.streams.video
+        if stream.start_time is not None and stream.time_base is not None
+    ]
+    if not starts or container.streams.video[0].frames == 1:  # no video, or the picture on a record's sleeve
         return samples
-    late = round((start_s - float(videos[0].start_time * videos[0].time_base)) * SAMPLING_RATE)
+    late = round((start_s - float(starts[0])) * SAMPLING_RATE)
     return samples[-late:] if late < 0 else np.concatenate([np.zeros(late, np.float32), samples])

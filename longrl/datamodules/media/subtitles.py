@@ -89,7 +89,7 @@ def subtitle_text(row: Row, options: Subtitles, videos: Sequence[Frames] | None)
     return f"{options.heading}\n" + "\n\n".join(blocks) + "\n\n"
 
 
-def tell_subtitles(split: str, rows: Sequence[Row], options: Subtitles) -> None:
+def log_subtitles(split: str, rows: Sequence[Row], options: Subtitles) -> None:
     """Logs how many rows have subtitles; files are not opened.
 
     Raises:

@@ -248,7 +248,7 @@ def read_image(path: str | Path, share: FrameShard = FULL_SHARD) -> Frames:
     with decoder_errors(path), Image.open(path) as image:
         pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
     key = hashlib.sha256(f"image {digest} Pillow {__version__}".encode()).hexdigest()
-    held = len(share.cells(1))
+    held = len(share.temporal_patches(1))
     frame = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # [1, 3, H, W]
     return Frames("image", frame[:held], timestamps=(0.0,), key=key, indices=(0,))
 

@@ -21,8 +21,8 @@ from longrl.datamodules.rows.media_files import find_video
 from longrl.datamodules.rows.question_rows import (
     VIDEO_R1_TASKS,
     infer_task,
-    lacking,
-    lettered,
+    lettered_options,
+    missing_field_error,
     option_letter,
     path_field,
     plain_answer,
@@ -68,7 +68,7 @@ def canonical_row(record: Record, index: int, media_root: str | None = None) -> 
         listed = isinstance(told, list)
         found = [_subtitle_path(one, media_root) for one in (told if listed else [told])]
         extra["subtitles"] = found if listed else found[0]
-    return _asked(
+    return _question_row(
         record,
         index,
         question=text_field(record, "question", index),
@@ -103,8 +103,10 @@ def lmms_eval_row(record: Record, index: int, media_root: str | None = None) -> 
     found = {**doc, "id": _first(doc, "question_id", "id", "qid", "doc_id", default=record.get("doc_id", index))}
     video = _first(doc, "video", "video_path", "video_name", "videoID", "video_id")
     if video is None:
-        raise lacking(found, index, "video", ", and so are 'video_path', 'video_name', 'videoID' and 'video_id'")
-    return _asked(
+        raise missing_field_error(
+            found, index, "video", ", and so are 'video_path', 'video_name', 'videoID' and 'video_id'"
+        )
+    return _question_row(
         found,
         index,
         question=text_field(found, "question" if "question" in found else "problem", index),
@@ -141,7 +143,7 @@ def video_mme_row(record: Record, index: int, media_root: str | None = None) -> 
     The category is the length of the video: short, medium or long.
     """
     video = text_field(record, "videoID", index)
-    return _asked(
+    return _question_row(
         record,
         index,
         name=text_field(record, "question_id", index),
@@ -168,7 +170,7 @@ def llava_video_rows(record: Record, index: int, media_root: str | None = None) 
     """
     turns = record.get("conversations") or []
     if not turns or len(turns) % 2:
-        raise lacking(record, index, "conversations", ": questions and answers in turn")
+        raise missing_field_error(record, index, "conversations", ": questions and answers in turn")
     source, video = str(record.get("data_source") or ""), text_field(record, "video", index)
     duration = SECONDS.match(source)
 
@@ -177,7 +179,7 @@ def llava_video_rows(record: Record, index: int, media_root: str | None = None) 
         if (asked.get("from"), told.get("from")) != ("human", "gpt"):
             raise ValueError(f"record {index}: turn {2 * place} of 'conversations' must be of human, the next of gpt")
         question = DIRECTION.sub("", TEMPLATE_TAG.sub("", text_field(asked, "value", index)).rstrip())
-        return _asked(
+        return _question_row(
             record,
             index,
             name=f"{record_id(record, index)}-{place}",
@@ -196,7 +198,7 @@ def next_qa_row(record: Record, index: int, media_root: str | None = None) -> Ro
     video, kind = text_field(record, "video", index), str(record.get("type") or "")
     options = [record[f"a{n}"] for n in range(5) if record.get(f"a{n}") is not None]
     answer = _place(record, "answer", index) if options else record.get("answer")
-    return _asked(
+    return _question_row(
         record,
         index,
         name=f"{video}-{record.get('qid', index)}",
@@ -218,10 +220,10 @@ def perception_test_rows(record: Record, index: int, media_root: str | None = No
     about = record.get("metadata") or {}
     video = str(record.get("video_name") or about.get("video_id") or "")
     if not video:
-        raise lacking(record, index, "video_name", ", and so is metadata's 'video_id'")
+        raise missing_field_error(record, index, "video_name", ", and so is metadata's 'video_id'")
 
     def row(item: Mapping[str, Any], place: int) -> Row:
-        return _asked(
+        return _question_row(
             item,
             index,
             name=f"{video}-{_first(item, 'question_id', 'id', default=place)}",
@@ -248,7 +250,7 @@ def clevrer_rows(record: Record, index: int, media_root: str | None = None) -> l
     scene = str(record.get("scene_index", _stem(video)))
 
     def row(item: Mapping[str, Any], place: int) -> Row:
-        return _asked(
+        return _question_row(
             item,
             index,
             name=f"{scene}-{item.get('question_id', place)}",
@@ -299,7 +301,7 @@ def star_row(record: Record, index: int, media_root: str | None = None) -> Row:
         raise ValueError(
             f"record {index} (id {name!r}): 'start' must lie before 'end', got {start:g} and {end:g} s; correct it"
         )
-    return _asked(
+    return _question_row(
         record,
         index,
         name=name,
@@ -316,7 +318,7 @@ def star_row(record: Record, index: int, media_root: str | None = None) -> Row:
 # --------------------------------------------------------------------------------------------------------- the parts
 
 
-def _asked(
+def _question_row(
     record: Mapping[str, Any],
     index: int,
     *,
@@ -334,13 +336,13 @@ def _asked(
     """A row with its options behind the question, each with its letter."""
     wordings = list(options or ())
     if task == "multiple_choice" and options is not None and not wordings:
-        raise lacking(record, index, "options")
-    problem = "\n".join([question, *lettered(wordings)])
+        raise missing_field_error(record, index, "options")
+    problem = "\n".join([question, *lettered_options(wordings)])
     if isinstance(answer, int) and wordings:
         answer = chr(65 + answer) if 0 <= answer < len(wordings) else f"option number {answer}"
     text = plain_answer("" if answer is None else str(answer))
     if not text:
-        raise lacking(record, index, "answer")
+        raise missing_field_error(record, index, "answer")
     task = task or infer_task(problem, text, has_media=bool(videos or images))
     return Row(
         id=name or record_id(record, index),

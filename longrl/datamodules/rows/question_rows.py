@@ -47,7 +47,7 @@ def longvideo_reason_row(record: Record, index: int, media_root: str | None = No
     videos, images, audios = (path_field(record, field, index, media_root) for field in ("videos", "images", "audios"))
     has_media = bool(videos or images or audios)
     if data_type in ("video", "image", "audio") and not has_media:
-        raise lacking(record, index, f"{data_type}s", f", though its data_type is {data_type!r}")
+        raise missing_field_error(record, index, f"{data_type}s", f", though its data_type is {data_type!r}")
     task = str(record.get("task") or infer_task(problem, answer, has_media=has_media))
     return Row(
         id=record_id(record, index),
@@ -143,11 +143,11 @@ VIDEO_R1_TASKS = {
 def video_r1_row(record: Record, index: int, media_root: str | None = None) -> Row:
     """A Video-R1 record (arXiv:2503.21776): `options` apart, `solution` in a tag, `process`, and one `path`."""
     kind = str(record.get("data_type") or "video")
-    problem = "\n".join([text_field(record, "problem", index), *lettered(record.get("options") or ())])
+    problem = "\n".join([text_field(record, "problem", index), *lettered_options(record.get("options") or ())])
     answer = plain_answer(text_field(record, "solution", index))
     paths = path_field(record, "path", index, media_root)
     if not paths:
-        raise lacking(record, index, "path")
+        raise missing_field_error(record, index, "path")
     problem_type = str(record.get("problem_type") or "general")
     task = VIDEO_R1_TASKS.get(problem_type) or infer_task(problem, answer, has_media=True)
     return Row(
@@ -177,10 +177,10 @@ def audio_qa_row(record: Record, index: int, media_root: str | None = None) -> R
         answer = chr(65 + answer)
     media = {f"{kind}s": record.get(f"{kind}s") or record.get(kind) for kind in ("video", "image", "audio")}
     if not any(media.values()):
-        raise lacking(record, index, "audio", ", and so are 'video' and 'image'")
+        raise missing_field_error(record, index, "audio", ", and so are 'video' and 'image'")
     known = {
         "problem_id": record.get("problem_id", record.get("id")),
-        "problem": "\n".join([question, *lettered(options)]),
+        "problem": "\n".join([question, *lettered_options(options)]),
         "problem_type": record.get("category") or record.get("task"),
         "answer": answer,
         "reasoning": record.get("reasoning"),
@@ -209,7 +209,7 @@ def infer_task(problem: str, answer: str, *, has_media: bool) -> str:
     return "open_ended"
 
 
-def lettered(options: Iterable[object]) -> list[str]:
+def lettered_options(options: Iterable[object]) -> list[str]:
     """The wordings of a question's options, each with its letter: ["cat", "dog"] gives ["A. cat", "B. dog"].
 
     They stay as they are if all have their letters already: ["A. cat", "(B) dog"].
@@ -256,7 +256,7 @@ def text_field(record: Mapping[str, Any], field: str, index: int) -> str:
     """A field that must say something, as text."""
     value = record.get(field)
     if value is None or not str(value).strip():
-        raise lacking(record, index, field)
+        raise missing_field_error(record, index, field)
     return str(value).strip()
 
 
@@ -282,7 +282,7 @@ def record_id(record: Mapping[str, Any], index: int) -> str:
     return str(value)
 
 
-def lacking(record: Mapping[str, Any], index: int, field: str, why: str = "") -> ValueError:
+def missing_field_error(record: Mapping[str, Any], index: int, field: str, why: str = "") -> ValueError:
     """The error of a record without a field that is needed."""
     state = ("is empty" if field in record else "is missing") + why
     return ValueError(

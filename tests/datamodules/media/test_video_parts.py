@@ -226,7 +226,7 @@ def test_ranks_that_share_a_video_have_its_patches_between_them(max_mib, size):
     found = []
     for rank in range(size):
         _, medium = rendered(family, clip("b_frames.mp4"), FrameShard(rank, size), max_held_mib=max_mib, chunk_frames=3)
-        cells = len(FrameShard(rank, size).cells(medium.grid_thw[0]))
+        cells = len(FrameShard(rank, size).temporal_patches(medium.grid_thw[0]))
         parts = list(pieces(family, medium.part(cells))) if cells else []
         assert medium.key == whole.key
         assert sum(part.grid_thw[0] for part in parts) == cells
