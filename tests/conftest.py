@@ -6,8 +6,6 @@ from importlib.util import find_spec
 import hypothesis
 import pytest
 
-from longrl.torchvision_ops import declare_on_import
-
 # Set before torch, transformers or wandb are imported, and inherited by the processes that tests start.
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", WANDB_MODE="offline", WANDB_SILENT="true")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -15,8 +13,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # One thread suits the tiny models, keeps sums in one order, and leaves cores to pytest-xdist and to gloo ranks.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
-
-declare_on_import()  # test modules may import lightning before longrl
 
 # No deadline: a busy machine is no failure. CI repeats the same examples, a developer's run looks for new ones.
 hypothesis.settings.register_profile("longrl", deadline=None, derandomize="CI" in os.environ)

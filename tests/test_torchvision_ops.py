@@ -1,29 +1,146 @@
-"""Each test runs in a process of its own: whether torchvision was imported before is the point."""
+"""Each import runs in a process of its own: whether torchvision was imported before is the point."""
 
+import os
 import subprocess
 import sys
 
+import pytest
 
-def run(code: str) -> subprocess.CompletedProcess[str]:
-    """Runs `code` in a fresh process, without the hook that `make env` gives every process of .venv."""
-    unhook = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if type(f).__name__ != '_Finder']\n"
-    return subprocess.run([sys.executable, "-c", unhook + code], capture_output=True, text=True, timeout=120)
+from longrl import torchvision_ops
+from longrl.cli import main
+from tests.runs import ROOT
 
-
-def test_ops_are_declared_exactly_where_torchvision_cannot_be_imported():
-    imported = run("import torchvision")
-    declared = run("from longrl.torchvision_ops import declare_missing_ops; print(declare_missing_ops())")
-    assert declared.stdout.strip() == str(imported.returncode != 0), imported.stderr + declared.stderr
-
-
-def test_a_video_processor_patchifies_after_the_declaration():
-    result = run("""
+EXTENSION = """
+import os
 import torch
-from longrl.torchvision_ops import declare_missing_ops
 
-declare_missing_ops()
-assert not declare_missing_ops(), "the second call must find nothing to do"
+def _has_ops():
+    return False
 
+if os.environ["LIBRARY_LOADS"] == "yes":  # as the real library: it defines both names, and a second time is fatal
+    for name in ("nms", "qnms"):
+        torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+    def _has_ops():
+        return True
+"""
+PACKAGE = """
+import torch
+from . import extension
+
+for name in ("nms", "qnms"):
+    torch.library.register_fake(f"torchvision::{name}", lambda dets, scores, iou_threshold: dets)
+"""
+
+
+def python(*args, cwd=ROOT, **environment):
+    """A fresh Python; `environment` is added to this process's."""
+    command = [sys.executable, *args]
+    return subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def fake(tmp_path):
+    """A torchvision that comes to the same point as the real one, and a way to run Python with it."""
+    package = tmp_path / "torchvision"
+    package.mkdir()
+    (package / "__init__.py").write_text(PACKAGE)
+    (package / "extension.py").write_text(EXTENSION)
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    return package, lambda *args, loads: python(*args, PYTHONPATH=path, LIBRARY_LOADS="yes" if loads else "no")
+
+
+# ---- which torchvision is mended, and what becomes of it ----
+
+
+@pytest.mark.parametrize("library", ["_C.so", "_C_stable.so"])
+def test_a_torchvision_that_imports_is_left_as_it_is_whatever_its_library_is_called(fake, library):
+    package, run = fake
+    (package / library).touch()
+    result = run("-m", "longrl.torchvision_ops", loads=True)
+    assert result.stdout == "torchvision imports as it is\n", result.stderr
+    assert (package / "extension.py").read_text() == EXTENSION
+
+
+def test_one_whose_library_does_not_load_imports_afterwards_and_is_mended_once(fake):
+    package, run = fake
+    assert torchvision_ops.SYMPTOM in run("-c", "import torchvision", loads=False).stderr
+    result = run("-m", "longrl.torchvision_ops", loads=False)
+    assert result.stdout == f"mended: {package / 'extension.py'}\n", result.stderr
+    again = run("-m", "longrl.torchvision_ops", loads=False)
+    assert again.stdout == "torchvision imports as it is\n", again.stderr
+
+
+def test_a_mended_one_imports_when_its_library_loads_after_all(fake):
+    _, run = fake
+    run("-m", "longrl.torchvision_ops", loads=False)
+    result = run("-c", "import torchvision; print(torchvision.extension._has_ops())", loads=True)
+    assert result.stdout == "True\n", result.stderr
+
+
+def test_another_environment_that_shares_the_file_keeps_its_own(fake, tmp_path):
+    package, run = fake
+    (tmp_path / "other.py").hardlink_to(package / "extension.py")
+    run("-m", "longrl.torchvision_ops", loads=False)
+    assert (package / "extension.py").read_text() != EXTENSION
+    assert (tmp_path / "other.py").read_text() == EXTENSION
+
+
+def test_another_error_of_its_import_is_raised(fake):
+    package, run = fake
+    (package / "__init__.py").write_text("raise RuntimeError('compiled with another CUDA')")
+    result = run("-m", "longrl.torchvision_ops", loads=True)
+    assert result.returncode == 1
+    assert "compiled with another CUDA" in result.stderr
+    assert (package / "extension.py").read_text() == EXTENSION
+
+
+def test_a_command_that_fails_for_it_names_the_remedy(monkeypatch):
+    def command(args):
+        raise RuntimeError(torchvision_ops.SYMPTOM)
+
+    monkeypatch.setattr("longrl.cli.run_command", command)
+    monkeypatch.setattr(sys, "argv", ["longrl", "fit"])
+    with pytest.raises(RuntimeError) as caught:
+        main()
+    assert caught.value.__notes__ == [torchvision_ops.REMEDY]
+
+
+# ---- the environment the tests run in ----
+
+
+@pytest.mark.parametrize("first", ["lightning", "transformers"])
+def test_here_torchvision_imports_whatever_comes_first_without_a_hook_of_longrl(first, tmp_path):
+    code = f"""
+import sys
+assert not [name for name in sys.modules if name.startswith("longrl")], "no start-up file imports a checkout"
+import {first}
+import torchvision
+assert "longrl.torchvision_ops" not in sys.modules
+"""
+    result = python("-c", code, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+def test_here_a_spawned_process_imports_torchvision(tmp_path):
+    (tmp_path / "spawn.py").write_text("""
+import multiprocessing
+
+if __name__ == "__main__":
+    process = multiprocessing.get_context("spawn").Process(target=exec, args=("import lightning, torchvision",))
+    process.start()
+    process.join()
+    raise SystemExit(process.exitcode)
+""")
+    result = python("spawn.py", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+def test_here_a_video_processor_patchifies():
+    result = python(
+        "-c",
+        """
+import torch
 from transformers import Qwen2VLVideoProcessor
 
 processor = Qwen2VLVideoProcessor(size={"shortest_edge": 56 * 56, "longest_edge": 4 * 56 * 84})
@@ -31,62 +148,19 @@ video = torch.randint(0, 256, (4, 3, 56, 84), dtype=torch.uint8)
 out = processor(videos=[video], do_sample_frames=False, return_tensors="pt")
 assert out["video_grid_thw"].tolist() == [[2, 4, 6]], out["video_grid_thw"]
 assert out["pixel_values_videos"].shape == (2 * 4 * 6, 3 * 2 * 14 * 14), out["pixel_values_videos"].shape
-""")
+""",
+    )
     assert result.returncode == 0, result.stderr
 
 
-def test_the_hook_lets_lightning_be_imported_first():
-    result = run("""
-from longrl.torchvision_ops import declare_on_import
+def test_here_nms_computes_or_says_that_it_cannot():
+    result = python(
+        "-c",
+        """
+import torch, torchvision
 
-declare_on_import()
-declare_on_import()
-assert [type(finder).__name__ for finder in sys.meta_path].count("_Finder") == 1
-assert "torch" not in sys.modules, "the hook must cost nothing until torchvision is imported"
-
-import importlib.util
-import lightning
-import torchvision
-
-assert importlib.util.find_spec("torchvision").origin == torchvision.__file__
-""")
-    assert result.returncode == 0, result.stderr
-
-
-def test_nothing_is_declared_after_torchvision_was_imported():
-    result = run("""
-import types
-import torch
-from longrl.torchvision_ops import declare_missing_ops
-
-sys.modules["torchvision"] = types.ModuleType("torchvision")
-assert not declare_missing_ops()
-assert not hasattr(torch.ops.torchvision, "nms")
-""")
-    assert result.returncode == 0, result.stderr
-
-
-def test_missing_torchvision_is_no_error():
-    result = run("""
-import longrl.torchvision_ops as torchvision_ops
-
-torchvision_ops.find_spec = lambda name: None
-assert not torchvision_ops.declare_missing_ops()
-""")
-    assert result.returncode == 0, result.stderr
-
-
-def test_calling_a_declared_operator_is_a_clear_error():
-    result = run("""
-import torch
-from longrl.torchvision_ops import declare_missing_ops
-
-if declare_missing_ops():
-    import torchvision
-
-    torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
-else:
-    raise RuntimeError("Couldn't load custom C++ ops: not so here")
-""")
-    assert result.returncode != 0
-    assert "Couldn't load custom C++ ops" in result.stderr
+boxes = torch.tensor([[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 2.0, 1.9], [5.0, 5.0, 6.0, 6.0]])
+print(torchvision.ops.nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5).tolist())
+""",
+    )
+    assert result.stdout == "[0, 2]\n" or "Couldn't load custom C++ ops" in result.stderr, result.stderr

@@ -86,9 +86,6 @@ class Qwen2_5_VLFamily(CausalFamily):
     @functools.cached_property
     def processor(self) -> Any:
         """The model's own image and video processors."""
-        from longrl.torchvision_ops import declare_missing_ops
-
-        declare_missing_ops()
         from transformers import AutoProcessor
 
         return AutoProcessor.from_pretrained(self._existing_path())

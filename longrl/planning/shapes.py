@@ -57,9 +57,6 @@ def _shipped_shapes(family: CausalFamily, folder: Path) -> CausalFamily:
 
 def _processor(folder: Path) -> Any:
     """The image and video processor of a folder; its tokenizer is not needed to count patches."""
-    from longrl.torchvision_ops import declare_missing_ops
-
-    declare_missing_ops()
     from transformers import AutoImageProcessor, AutoVideoProcessor
 
     return SimpleNamespace(

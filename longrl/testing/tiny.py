@@ -75,9 +75,6 @@ def tiny_qwen2_5_vl(
     Returns:
         The folder.
     """
-    from longrl.torchvision_ops import declare_missing_ops
-
-    declare_missing_ops()
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
     tokenizer = tokenizer or tiny_tokenizer()
@@ -149,9 +146,6 @@ def tiny_qwen_omni(
     Returns:
         The folder.
     """
-    from longrl.torchvision_ops import declare_missing_ops
-
-    declare_missing_ops()
     from transformers import (
         Qwen2_5OmniConfig,
         Qwen2_5OmniProcessor,
@@ -227,9 +221,6 @@ def tiny_qwen3_vl(
     Returns:
         The folder.
     """
-    from longrl.torchvision_ops import declare_missing_ops
-
-    declare_missing_ops()
     from transformers import (
         Qwen2VLImageProcessor,
         Qwen3VLConfig,
