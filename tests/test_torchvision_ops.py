@@ -6,8 +6,6 @@ import sys
 
 import pytest
 
-from longrl import torchvision_ops
-from longrl.cli import main
 from tests.runs import ROOT
 
 EXTENSION = """
@@ -41,82 +39,77 @@ def python(*args, cwd=ROOT, **environment):
 
 @pytest.fixture
 def fake(tmp_path):
-    """A torchvision that comes to the same point as the real one, and a way to run Python with it."""
+    """A torchvision that comes to the same point as the real one, and a way to run code with it."""
     package = tmp_path / "torchvision"
     package.mkdir()
     (package / "__init__.py").write_text(PACKAGE)
     (package / "extension.py").write_text(EXTENSION)
-    path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    return package, lambda *args, loads: python(*args, PYTHONPATH=path, LIBRARY_LOADS="yes" if loads else "no")
+
+    def run(code, *, loads, torch=None):
+        if torch is not None:
+            info = tmp_path / f"torch-{torch}.dist-info"
+            info.mkdir()
+            (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {torch}\n")
+        path = os.pathsep.join([str(tmp_path), str(ROOT)])
+        return python("-c", code, PYTHONPATH=path, LIBRARY_LOADS="yes" if loads else "no")
+
+    return package, run
 
 
-# ---- which torchvision is mended, and what becomes of it ----
+IMPORT = "import longrl, torch, torchvision; print(torchvision.__file__, torchvision.extension._has_ops())"
+
+
+# ---- when the names are declared ----
 
 
 @pytest.mark.parametrize("library", ["_C.so", "_C_stable.so"])
-def test_a_torchvision_that_imports_is_left_as_it_is_whatever_its_library_is_called(fake, library):
+def test_a_torchvision_that_imports_is_left_alone_whatever_its_library_is_called(fake, library):
     package, run = fake
     (package / library).touch()
-    result = run("-m", "longrl.torchvision_ops", loads=True)
-    assert result.stdout == "torchvision imports as it is\n", result.stderr
-    assert (package / "extension.py").read_text() == EXTENSION
+    result = run(IMPORT, loads=True, torch="2.13.0+cpu")
+    assert result.stdout == f"{package / '__init__.py'} True\n", result.stderr
 
 
-def test_one_whose_library_does_not_load_imports_afterwards_and_is_mended_once(fake):
+def test_one_whose_library_does_not_load_imports_all_the_same(fake):
     package, run = fake
-    assert torchvision_ops.SYMPTOM in run("-c", "import torchvision", loads=False).stderr
-    result = run("-m", "longrl.torchvision_ops", loads=False)
-    assert result.stdout == f"mended: {package / 'extension.py'}\n", result.stderr
-    again = run("-m", "longrl.torchvision_ops", loads=False)
-    assert again.stdout == "torchvision imports as it is\n", again.stderr
-
-
-def test_a_mended_one_imports_when_its_library_loads_after_all(fake):
-    _, run = fake
-    run("-m", "longrl.torchvision_ops", loads=False)
-    result = run("-c", "import torchvision; print(torchvision.extension._has_ops())", loads=True)
-    assert result.stdout == "True\n", result.stderr
-
-
-def test_another_environment_that_shares_the_file_keeps_its_own(fake, tmp_path):
-    package, run = fake
-    (tmp_path / "other.py").hardlink_to(package / "extension.py")
-    run("-m", "longrl.torchvision_ops", loads=False)
-    assert (package / "extension.py").read_text() != EXTENSION
-    assert (tmp_path / "other.py").read_text() == EXTENSION
+    result = run(IMPORT, loads=False, torch="2.13.0+cpu")
+    assert result.stdout == f"{package / '__init__.py'} False\n", result.stderr
 
 
 def test_another_error_of_its_import_is_raised(fake):
     package, run = fake
     (package / "__init__.py").write_text("raise RuntimeError('compiled with another CUDA')")
-    result = run("-m", "longrl.torchvision_ops", loads=True)
+    result = run(IMPORT, loads=True, torch="2.13.0+cpu")
     assert result.returncode == 1
     assert "compiled with another CUDA" in result.stderr
-    assert (package / "extension.py").read_text() == EXTENSION
 
 
-def test_a_command_that_fails_for_it_names_the_remedy(monkeypatch):
-    def command(args):
-        raise RuntimeError(torchvision_ops.SYMPTOM)
+@pytest.mark.parametrize("torch", ["2.13.0+cu130", "2.14.1"])
+def test_beside_a_torch_for_gpus_nothing_is_hooked(fake, torch):
+    _, run = fake
+    code = (
+        "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'Operator' not in type(f).__name__]; import longrl"
+    )
+    code += "; print([type(finder).__name__ for finder in sys.meta_path if 'Operator' in type(finder).__name__])"
+    assert run(code, loads=True, torch=torch).stdout == "[]\n"
 
-    monkeypatch.setattr("longrl.cli.run_command", command)
-    monkeypatch.setattr(sys, "argv", ["longrl", "fit"])
-    with pytest.raises(RuntimeError) as caught:
-        main()
-    assert caught.value.__notes__ == [torchvision_ops.REMEDY]
+
+def test_importing_longrl_loads_neither_torch_nor_torchvision():
+    code = "import sys, longrl; print([name for name in ('torch', 'torchvision', 'lightning') if name in sys.modules])"
+    assert python("-c", code).stdout == "[]\n"
 
 
 # ---- the environment the tests run in ----
 
 
 @pytest.mark.parametrize("first", ["lightning", "transformers"])
-def test_here_torchvision_imports_whatever_comes_first_without_a_hook_of_longrl(first, tmp_path):
+def test_here_torchvision_imports_whatever_comes_first_without_longrl(first, tmp_path):
     code = f"""
 import sys
 assert not [name for name in sys.modules if name.startswith("longrl")], "no start-up file imports a checkout"
 import {first}
 import torchvision
-assert "longrl.torchvision_ops" not in sys.modules
+assert not [name for name in sys.modules if name.startswith("longrl")]
 """
     result = python("-c", code, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
