@@ -62,7 +62,7 @@ def files(paths: list[Path]) -> pytest.MarkDecorator:
 def built(*args: str | Path, cli: type[LongRLCLI] = LongRLCLI) -> LongRLCLI:
     """All objects of a run, before anything is read or loaded: the arguments are those of `longrl fit`."""
     return cli(
-        cli.model_class, cli.data_class, save_config_callback=None, seed_everything_default=0, run=False,
+        cli.module_class, cli.data_class, save_config_callback=None, seed_everything_default=0, run=False,
         args=[str(arg) for arg in args],
     )  # fmt: skip
 

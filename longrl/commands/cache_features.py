@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -29,18 +29,18 @@ torchrun every process takes its part of the videos, on a GPU of its own."""
 
 
 def main(args: Sequence[str]) -> None:
-    """Command line of `Filling`."""
+    """Command line of `CacheFiller`."""
     from longrl.commands.run_parts import RunParts
 
     parts = RunParts("cache-features", args, DESCRIPTION)
     settings = parts._get(parts.config, "trainer")
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     rollouts = parts.rollout_callback() is not None
-    trainer = alone(settings["accelerator"], settings["precision"])
-    Filling(parts.model, parts.datamodule, trainer, rollouts, rank, world_size).run()
+    trainer = local_trainer(settings["accelerator"], settings["precision"])
+    CacheFiller(parts.model, parts.datamodule, trainer, rollouts, rank, world_size).run()
 
 
-def alone(accelerator: str, precision: Any) -> Trainer:
+def local_trainer(accelerator: str, precision: Any) -> Trainer:
     """A trainer of this process alone, for its device and precision, whoever started the process."""
     import torch
     from lightning.pytorch import Trainer
@@ -67,17 +67,17 @@ class Counts:
     """What was done so far."""
 
     videos: int = 0
-    """Rows' media combinations looked at: a video or several, images."""
+    """Combinations of media looked at, one or several in a row of the data."""
     hits: int = 0
     """Media whose features were there."""
     encoded: int = 0
     skipped: int = 0
     """Rows that cannot be used."""
     num_bytes: int = 0
-    """Written."""
+    """Bytes written."""
 
 
-class Filling:
+class CacheFiller:
     """Walks all rows of the configured splits and stores the features that are missing.
 
     Args:
@@ -112,14 +112,14 @@ class Filling:
         """Everything, with a progress bar and a summary."""
         splits = self._read_rows()
         self._load_encoder()
-        with progress(self.rank, self.world_size) as bar:
+        with progress_bar(self.rank, self.world_size) as bar:
             for split in splits:
                 self._fill(split, bar)
         self._summary()
         return self.counts
 
     def _read_rows(self) -> list[Split]:
-        """The splits that are configured. UnusableSample rows are listed beside the features, not in the run's folder."""
+        """The splits that are configured. Unusable rows are listed beside the features, not in the run's folder."""
         self.data.skipped_dir = self.data.skipped_dir or self.stored.folder
         self.data.read(("train", "val", "test"))
         if not self.data.datasets:
@@ -130,7 +130,9 @@ class Filling:
         """Weights in the run's precision; only what encodes goes to the device."""
         self.policy.configure_model()
         self.trainer.precision_plugin.convert_module(self.policy)
-        media_encoders = self.policy.family.media_encoders(self.policy.model)
+        assert self.policy.model is not None
+        self.model = self.policy.model
+        media_encoders = self.policy.family.media_encoders(self.model)
         if not media_encoders:
             raise ValueError(f"{type(self.policy.family).__name__} reads text only: it has no features to store")
         for module in media_encoders:
@@ -145,11 +147,12 @@ class Filling:
         from longrl.types import UnusableSample
 
         rows, skips = self.data.datasets[split].rows, self.data.skips(split)
-        groups = same_media(rows, self.data.datasets[split].render)[self.rank :: self.world_size]
+        render = cast("RowRenderer", self.data.datasets[split].render)
+        groups = rows_by_media(rows, render)[self.rank :: self.world_size]
         before = replace(self.counts)
         task = bar.add_task(split, total=len(groups), **self._shown(before))
         with self._precision(split):
-            cache = self.stored.cache(self.policy.model)
+            cache = self.stored.cache(self.model)
         self.data.skip_decoding_if_cached(cache, [split])
         while groups:
             again = []
@@ -175,7 +178,7 @@ class Filling:
         self.counts.hits += len({item.key for item in prompt.media}) - len(missing)
         self.counts.encoded += len(missing)
         if missing:
-            self.policy.features.get_or_encode(self.policy.model, [prompt])
+            self.policy.features.get_or_encode(self.model, [prompt])
             self.counts.num_bytes += int(self.stored.collect()["written_bytes"])
             lost = [key for key in missing if not cache.has(key)]
             if lost:
@@ -197,7 +200,7 @@ class Filling:
     def _summary(self) -> None:
         from rich.console import Console
 
-        counts, cache = self.counts, self.stored.cache(self.policy.model)
+        counts, cache = self.counts, self.stored.cache(self.model)
         who = f"rank {self.rank} of {self.world_size}: " if self.world_size > 1 else ""
         lines = [
             f"{who}{counts.videos} videos looked at: {counts.encoded} media encoded "
@@ -211,7 +214,7 @@ class Filling:
         Console().print("\n".join(lines), soft_wrap=True, highlight=False)
 
 
-def same_media(rows: Sequence[Row], render: RowRenderer) -> list[list[int]]:
+def rows_by_media(rows: Sequence[Row], render: RowRenderer) -> list[list[int]]:
     """Indices of rows that show the same media, one list for each combination, in the order met."""
     groups: dict[tuple[tuple[str, ...], ...], list[int]] = {}
     for index, row in enumerate(rows):
@@ -221,7 +224,7 @@ def same_media(rows: Sequence[Row], render: RowRenderer) -> list[list[int]]:
 
 
 @contextlib.contextmanager
-def progress(rank: int, world_size: int) -> Iterator[Progress]:
+def progress_bar(rank: int, world_size: int) -> Iterator[Progress]:
     """A bar for each split: videos done, hits, GiB written, time left. Rank 0 shows its own part for all."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -6,11 +6,12 @@ The commands are those of language models; `model` configures a `DiffusionModule
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
-from longrl.commands.run_config import diffusion_config
+from longrl.commands.run_config import Config, diffusion_config
 from longrl.commands.trainer import LongRLCLI
 from longrl.diffusion.diffusion_module import DiffusionModule
 from longrl.diffusion.prompt_files import PromptFiles
@@ -26,7 +27,7 @@ def main(args: Sequence[str]) -> None:
     if args[:1] == ["predict"]:
         raise ValueError(
             "`predict` writes answers, and a diffusion model has none; use `test` or `validate` for its rewards, "
-            "`validate` with longrl.diffusion.picture_grids.PictureGrids for samples to look at, in pictures/ of the run_dir"
+            "`validate` with longrl.diffusion.picture_grids.PictureGrids for samples in pictures/ of the run_dir"
         )
     DiffusionCLI.run(args)
 
@@ -34,16 +35,19 @@ def main(args: Sequence[str]) -> None:
 class DiffusionCLI(LongRLCLI):
     """The command line of SD3 and Wan."""
 
-    model_class = DiffusionModule
+    module_class = DiffusionModule
     data_class = PromptFiles
     rollout_class = DiffusionRolloutCallback
     prog = "python -m longrl diffusion"
-    read_config = staticmethod(diffusion_config)
 
     @staticmethod
     @override
     def subcommands() -> dict[str, set[str]]:
         return {name: skip for name, skip in LongRLCLI.subcommands().items() if name != "predict"}
+
+    @override
+    def current_config(self, values: Config, path: Path) -> Config:
+        return diffusion_config(values, path)
 
     @override
     def link_family(self, parser: LightningArgumentParser) -> None:

@@ -23,7 +23,6 @@ PATHS = {
     "longrl.callbacks.pictures.Pictures": "longrl.diffusion.picture_grids.PictureGrids",
     "longrl.datamodules.prompt_rows": "longrl.diffusion.prompt_rows",
     "longrl.datamodules.published": "longrl.datamodules.rows.published",
-    "longrl.datamodules.rows": "longrl.datamodules.rows.row_functions",
     "longrl.evaluation.endpoint": "longrl.evaluation.endpoint_policy",
     "longrl.evaluation.local": "longrl.evaluation.local_policy",
     "longrl.flow.steps": "longrl.diffusion.steps",
@@ -105,10 +104,8 @@ def _current_path(text: str) -> str:
         return text
     module, _, name = text.rpartition(".")
     new = PATHS.get(text) or (f"{PATHS[module]}.{name}" if module in PATHS else text)
-    # `longrl.datamodules.rows` is a package by now, and `longrl.datamodules.rows.published` is in it.
-    if new == text or text in PATHS.values():
-        return text
-    _warn_once(text, new)
+    if new != text:
+        _warn_once(text, new)
     return new
 
 

@@ -18,11 +18,7 @@ from longrl.commands.run_config import Config, language_config
 from longrl.commands.trainer import LongRLCLI
 
 FIT_ONLY = ("ckpt_path", "weights_only")
-
-
-def parts_config(values: Config, path: Path) -> Config:
-    """A config of a run, without what a run's config.yaml says of the command `fit` alone."""
-    return {name: value for name, value in language_config(values, path).items() if name not in FIT_ONLY}
+"""What the config.yaml of a run says of the command `fit` alone."""
 
 
 class RunParts(LongRLCLI):
@@ -35,8 +31,6 @@ class RunParts(LongRLCLI):
         options_class: dataclass of the command's own options; `options` is an instance of it.
     """
 
-    read_config = staticmethod(parts_config)
-
     def __init__(
         self, command: str, args: Sequence[str], description: str = "", options_class: type[Any] | None = None
     ) -> None:
@@ -45,7 +39,7 @@ class RunParts(LongRLCLI):
         logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
         warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # it suspects the command line of `command`
         super().__init__(
-            self.model_class,
+            self.module_class,
             self.data_class,
             save_config_callback=None,
             seed_everything_default=0,
@@ -60,13 +54,17 @@ class RunParts(LongRLCLI):
         )
 
     @override
+    def current_config(self, values: Config, path: Path) -> Config:
+        return {name: value for name, value in language_config(values, path).items() if name not in FIT_ONLY}
+
+    @override
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         if self.options_class is not None:
             switches = {field.name for field in dataclasses.fields(self.options_class) if field.type == "bool"}
             parser.add_class_arguments(self.options_class, skip=switches)
             for name in switches:  # `--enforce_eager` alone switches it on
                 default = getattr(self.options_class, name)
-                parser.add_argument(f"--{name}", action=ActionYesNo(no_prefix=None), default=default)
+                parser.add_argument(f"--{name}", action=ActionYesNo(no_prefix=None), default=default)  # type: ignore[arg-type]
         super().add_default_arguments_to_parser(parser)
 
     @override

@@ -19,7 +19,7 @@ from longrl.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
 from longrl.callbacks.random_state import RandomState
 from longrl.callbacks.rollout import RolloutCallback
 from longrl.commands.main import COMMAND_USAGE, TRAINER_COMMANDS
-from longrl.commands.run_config import ConfigCheck, language_config, rollout_callbacks, set_config_reader
+from longrl.commands.run_config import Config, language_config, rollout_callbacks, set_config_reader
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.modules.policy import PolicyModule
 from longrl.rewards import RewardSum
@@ -53,13 +53,11 @@ class SaveRunConfig(SaveConfigCallback):
 class LongRLCLI(LightningCLI):
     """`run_dir` decides where a run leaves everything: config, checkpoints, logs, samples."""
 
-    model_class: ClassVar[type[LightningModule]] = PolicyModule
+    module_class: ClassVar[type[LightningModule]] = PolicyModule
     data_class: ClassVar[type[LightningDataModule]] = LongVideoReason
     rollout_class: ClassVar[type[Callback]] = RolloutCallback
     """What `model`, `data` and `rollout` configure."""
     prog: ClassVar[str] = "python -m longrl"
-    read_config: ClassVar[ConfigCheck] = staticmethod(language_config)
-    """Brings a config file into today's form."""
 
     @classmethod
     def run(cls, args: Sequence[str]) -> LongRLCLI:
@@ -68,7 +66,7 @@ class LongRLCLI(LightningCLI):
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # it takes no part of a command line
         return cls(
-            cls.model_class,
+            cls.module_class,
             cls.data_class,
             save_config_callback=SaveRunConfig,
             seed_everything_default=0,
@@ -85,8 +83,12 @@ class LongRLCLI(LightningCLI):
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        set_config_reader(self.read_config)
+        set_config_reader(self.current_config)
         super().parse_arguments(parser, args)
+
+    def current_config(self, values: Config, path: Path) -> Config:
+        """A config file's values in today's form."""
+        return language_config(values, path)
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -138,13 +140,12 @@ class LongRLCLI(LightningCLI):
         if self._get(self.config_init, "trainer.logger", True) in (None, True):
             kwargs.setdefault("logger", self._loggers())
         kwargs.setdefault("plugins", [*(self._get(self.config_init, "trainer.plugins") or []), AtomicCheckpointIO()])
-        # Behind all others, which at a batch's start find it as the loader made it.
-        callbacks = self._get(self.config_init, "trainer.callbacks") or []
-        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-        rollout = self.rollout_callback()
-        kwargs.setdefault("callbacks", callbacks if rollout is None else [*callbacks, rollout])
+        listed = self._get(self.config_init, "trainer.callbacks") or []
+        # The rollout callback comes behind those of the list: at a batch's end they read what the step before logged.
+        callbacks = [*(listed if isinstance(listed, list) else [listed]), self.rollout_callback()]
+        kwargs.setdefault("callbacks", [callback for callback in callbacks if callback is not None])
         trainer = super().instantiate_trainer(**kwargs)
-        trainer.callbacks.append(RandomState())
+        trainer.callbacks.append(RandomState())  # type: ignore[attr-defined]  # Lightning does not declare it
         return trainer
 
     def rollout_callback(self) -> Callback | None:
@@ -172,14 +173,15 @@ class LongRLCLI(LightningCLI):
 
         trainer = self._get(self.config_init, "trainer")
         rollout = self.rollout_callback()
+        assert rollout is None or isinstance(rollout, RolloutCallback)
         return PlannedRun(
             self.model,
             self.datamodule,
             strategy=trainer["strategy"],
             precision=str(trainer["precision"]),
             num_nodes=trainer["num_nodes"] or 1,
-            sampling=rollout and rollout.sampling,
-            engine=rollout and rollout.engine,
+            sampling=None if rollout is None else rollout.sampling,
+            engine=None if rollout is None else rollout.engine,
         )
 
     def _loggers(self) -> list[Logger]:
@@ -218,8 +220,9 @@ def check_checkpoints(command: str | None, run_dir: str, ckpt_path: str | None) 
             f"--run_dir={run_dir} holds a run already, which `fit` does not replace; go on with it by "
             f"--ckpt_path {last}, or name another --run_dir or delete that folder to start anew"
         )
-    named = ckpt_path is None or ckpt_path in ("last", "best", "hpc") or ":" in ckpt_path  # known to Lightning alone
-    if not named and not _is_saved(Path(ckpt_path)):
+    if ckpt_path is None or ckpt_path in ("last", "best", "hpc") or ":" in ckpt_path:  # known to Lightning alone
+        return
+    if not _is_saved(Path(ckpt_path)):
         raise ValueError(
             f"--ckpt_path={ckpt_path} does not exist (working folder: {Path.cwd()}); name a checkpoint such as "
             f"{last}, or leave the option out"

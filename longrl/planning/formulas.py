@@ -22,7 +22,7 @@ Parts = dict[str, float]
 
 
 def weights(plan: Plan) -> float:
-    """Shards of the policy, `fully_shard` in strategies/fsdp.py: w (text + trainable encoder) / m; none with offload."""
+    """Shards of the policy, `fully_shard` of strategies/fsdp.py: w (text + trained encoder) / m; none with offload."""
     return 0.0 if plan.offload else plan.weight_bytes * _sharded(plan) / plan.shards
 
 
@@ -354,7 +354,7 @@ def tower_activations(plan: Plan) -> float:
     w, x = tower_bytes(plan), vision_encoder.width
     rotary = 5 * x * w + 16 * x
     mlp = (2 * x + 3 * vision_encoder.mlp_width) * w
-    per_patch = vision_encoder.patch_values * w + max(rotary, mlp)
+    per_patch: float = vision_encoder.patch_values * w + max(rotary, mlp)
     if vision_encoder.trains:
         per_patch += vision_encoder.num_layers * _tower_saved(vision_encoder, w)
     return float(plan.share_patches * per_patch)

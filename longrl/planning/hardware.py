@@ -59,5 +59,5 @@ def hardware(name: str, memory_gib: float | None = None, devices: int | None = N
     for option, value in (("memory_gib", memory_gib), ("devices", devices)):
         if value is not None and value <= 0:
             raise ValueError(f"--{option} must be positive, got {value}; leave it out for the one of {name}")
-    changes = {"memory_gib": memory_gib, "devices": devices}
-    return dataclasses.replace(HARDWARE[name], **{key: value for key, value in changes.items() if value is not None})
+    known = HARDWARE[name]
+    return dataclasses.replace(known, memory_gib=memory_gib or known.memory_gib, devices=devices or known.devices)

@@ -230,9 +230,15 @@ def frames_rule(family: CausalFamily, options: PlanOptions) -> memory.WithFrames
         times = family.time_tokens(range(0, frames, item.temporal_patch_size))
         pooled = item.temporal_patch_size // family.config.vision_config.temporal_patch_size
         prompt = options.prompt_tokens or tokens + times + options.text_tokens
-        sized = {"frames": frames, "media_tokens": tokens, "cell_patches": cell_patches, "prompt_tokens": prompt}
-        sized["pooled_frames"] = pooled
-        return budgeted(dataclasses.replace(plan, **sized))
+        sized = dataclasses.replace(
+            plan,
+            frames=frames,
+            media_tokens=tokens,
+            cell_patches=cell_patches,
+            prompt_tokens=prompt,
+            pooled_frames=pooled,
+        )
+        return budgeted(sized)
 
     return with_frames
 
@@ -267,8 +273,7 @@ def grid(plan: Plan, machine: Hardware, efficiency: flops.Efficiency) -> list[Gr
     for nodes in NODES:
         devices = nodes * machine.devices
         for sp in (degree for degree in DEGREES if devices % degree == 0 and devices % plan.num_replicas == 0):
-            changes = {"devices": devices, "sequence_parallel_size": sp, "sp_group_size": sp}
-            other = budgeted(dataclasses.replace(plan, **changes))
+            other = budgeted(dataclasses.replace(plan, devices=devices, sequence_parallel_size=sp, sp_group_size=sp))
             need, seconds = memory.estimate(other).peak, flops.times(other, machine, efficiency).step
             prompts = devices // sp * other.prompts_per_batch
             rows.append(GridRow(nodes, sp, need / memory.GIB, need <= machine.memory_bytes, seconds, prompts))

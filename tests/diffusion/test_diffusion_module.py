@@ -206,7 +206,7 @@ def test_a_rollout_without_noise_is_refused():
 def test_a_run_whose_first_rewards_all_fail_ends_at_once_with_the_reason(monkeypatch):
     monkeypatch.setattr("tests.diffusion.tiny.redness", think_answer_format)
     with pytest.raises(ValueError, match=r"first with AttributeError: .*'text'; for a diffusion model"):
-        fit(module(), FlowSampling(num_generations=2, num_steps=2), steps=99)
+        fit(module(), DiffusionSampling(num_generations=2, num_steps=2), steps=99)
 
 
 def test_a_run_of_which_one_reward_fails_goes_on(monkeypatch):
