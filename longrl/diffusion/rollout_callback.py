@@ -118,6 +118,11 @@ class DiffusionRolloutCallback(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         pl_module.phases.collect()  # its seconds belong to no step
 
+    @property
+    @override
+    def state_key(self) -> str:
+        return "FlowRolloutCallback"  # the name in checkpoints, from before the class had its own
+
     @override
     def state_dict(self) -> dict[str, Any]:
         return {"num_rollouts": self._num_rollouts, "empty_steps": self._empty_steps}
