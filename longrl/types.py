@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol
 
 from typing_extensions import TypeVar
 
@@ -344,9 +344,8 @@ class Packed:
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
-@dataclass(frozen=True)
-class PolicyOutput:
-    """What a policy says of the scored rows."""
+class PolicyOutput(NamedTuple):
+    """What a policy says of the scored rows; a tuple, in which FSDP finds the tensors whose backward pass it awaits."""
 
     logp: Tensor
     """[R] float32 log-probability of each target."""

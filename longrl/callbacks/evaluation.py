@@ -15,6 +15,7 @@ from longrl.evaluation.records import sample_record
 from longrl.evaluation.scores import Summary
 from longrl.io.atomic import atomic_write
 from longrl.io.jsonl import write_jsonl
+from longrl.modules.trained import TrainedModule
 from longrl.types import Batch
 
 
@@ -41,6 +42,7 @@ class EvaluationReport(Callback):
 
     @override
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, TrainedModule)
         self.metric = CategoryAccuracy(pl_module.parallel.dp)
 
     @override
@@ -87,13 +89,16 @@ class EvaluationReport(Callback):
         self._questions += self._records(batch)
 
     def _records(self, batch: Batch) -> list[list[dict[str, Any]]]:
-        return [
-            [sample_record(group, index=n, breakdowns=self.breakdowns) for n in range(len(group.completions))]
-            for group in batch.groups or ()
-        ]
+        """The records of the completions of each group."""
+        questions = []
+        for group in batch.groups or ():
+            indices = range(len(group.completions))
+            questions.append([sample_record(group, index=index, breakdowns=self.breakdowns) for index in indices])
+        return questions
 
     @override
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, TrainedModule)
         self._write_predictions(trainer, pl_module)
         self.metric = CategoryAccuracy(pl_module.parallel.dp)
         for question in self._questions:
@@ -111,10 +116,13 @@ class EvaluationReport(Callback):
         self._write_predictions(trainer, pl_module)
 
     def _write_predictions(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        data = pl_module.parallel.dp
-        by_rank = data.gather(self._questions)
-        # rank r of W had rows r, r + W, ...
-        self.records = [record for rows in zip_longest(*by_rank) for question in rows for record in question or ()]
+        assert isinstance(pl_module, TrainedModule)
+        by_rank = pl_module.parallel.dp.gather(self._questions)
+        # Rank r of W had rows r, r + W, ...: the records in the order of the rows.
+        self.records = []
+        for questions in zip_longest(*by_rank):
+            for question in questions:
+                self.records += question or ()
         if trainer.is_global_zero:
             write_jsonl(Path(trainer.default_root_dir) / "predictions.jsonl", self.records)
 

@@ -51,11 +51,9 @@ class Generations(Callback):
         due = trainer.global_step // every > self._steps_before // every
         if not batch.groups or not trainer.is_global_zero or not due:
             return
-        rows = [
-            sample
-            for group in batch.groups[: self.num_prompts]
-            for sample in group_samples(group, trainer.global_step, self.num_completions)
-        ]
+        rows: list[dict[str, Any]] = []
+        for group in batch.groups[: self.num_prompts]:
+            rows += group_samples(group, trainer.global_step, self.num_completions)
         path = Path(trainer.default_root_dir) / "samples.jsonl"
         with path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -68,19 +66,22 @@ class Generations(Callback):
 
 def group_samples(group: Group, step: int, count: int) -> list[dict[str, Any]]:
     """One dict per completion, the parts of its reward included."""
-    return [
-        {
+    assert group.rewards is not None
+    row = group.prompt.row
+    samples = []
+    for index, completion in enumerate(group.completions[:count]):
+        sample = {
             "step": step,
             "id": group.prompt.id,
-            "category": group.prompt.row.category,
-            "problem": group.prompt.row.problem,
-            "answer": group.prompt.row.answer,
+            "category": row.category,
+            "problem": row.problem,
+            "answer": row.answer,
             "completion": completion.text,
             "reward": float(group.rewards[index]),
             "parts": {name: float(values[index]) for name, values in group.reward_parts.items()},
         }
-        for index, completion in enumerate(group.completions[:count])
-    ]
+        samples.append(sample)
+    return samples
 
 
 def _print(rows: list[dict[str, Any]]) -> None:

@@ -20,10 +20,12 @@ class RandomState(Callback):
     @override
     def state_dict(self) -> dict[str, Any]:
         version, internal, gauss = random.getstate()
-        name, keys, *rest = np.random.get_state()
+        name, keys, *position = np.random.get_state(legacy=True)
+        assert isinstance(keys, np.ndarray)
         return {
+            # Plain values and tensors: `torch.load(weights_only=True)` reads nothing else.
             "python": [version, list(internal), gauss],
-            "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest],
+            "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *position],
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
         }

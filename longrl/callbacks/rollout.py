@@ -1,27 +1,40 @@
-"""Fills a batch with rollouts before the step reads it: encode, generate, reward, select, refill."""
+"""Fills a batch with rollouts before the step reads it: encode, sync, generate, reward, select, resample."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import wait
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 from typing_extensions import override
 
-from longrl.callbacks.group_sampler import GroupSampler, Request
+from longrl.callbacks.rollout_checks import (
+    check_engine_ranks,
+    check_old_logp,
+    check_overlap,
+    compare_engine,
+    is_filtered,
+    warn_of_lengths,
+)
+from longrl.callbacks.rollout_metrics import rollout_metrics
+from longrl.callbacks.rollout_request import BackgroundRollout, Generated, RolloutRequest, generate_part
+from longrl.callbacks.waiting_groups import items_of_rank, restored_group, saved_group
 from longrl.engines.hf import HFEngine
 from longrl.engines.parity import MismatchMonitor
 from longrl.engines.rollout_engine import RolloutEngine, prompt_seed, sampling_ids
+from longrl.engines.generation_shards import gather_groups
+from longrl.models.base import CausalFamily
 from longrl.modules.policy import PolicyModule
-from longrl.packing.lengths import length_problem
+from longrl.modules.trained import data_module_of
 from longrl.rewards import RewardSum
-from longrl.strategies.axis import Axis
 from longrl.strategies.parallel import Parallel
-from longrl.types import Batch, Completion, Group, Prompt, Row, SamplingParams
+from longrl.types import Batch, Group, Prompt, SamplingParams
 
 logger = logging.getLogger(__name__)
 
@@ -40,14 +53,15 @@ class RolloutCallback(Callback):
         eval_sampling: of validation, test and prediction; None is greedy, one completion.
         engine: generates; None is the trainer's own model.
         max_resample_rounds: how many further batches of prompts dynamic sampling may draw per step.
-        max_mismatch: an engine with weights of its own must agree with the trainer to this in the log-probability of every
-            greedy token of the first batch, or the run ends before its first step.
+        max_mismatch: an engine with weights of its own must agree with the trainer to this in the log-probability of
+            every greedy token of the first batch, or the run ends before its first step.
         max_mean_mismatch: the same of the tokens of every step, on average; checked before the step changes the weights.
-        bypass_old_logp_below: while the mean gap of the last step is below it, the engine's log-probabilities serve as
-            those of the old policy, and the forward pass for them is saved; 0 never. Only a run that takes several
+        bypass_old_logp_below: while the mean mismatch of the last step is below it, the engine's log-probabilities serve
+            as those of the old policy, and the forward pass for them is saved; 0 never. Only a run that takes several
             optimizer steps per rollout has that pass.
         overlap: sample the next step's groups during the update, by weights one step older; their importance ratios
-            are to the weights that sampled, and a step's change is part of the gap. Needs an engine in another process.
+            are to the weights that sampled, and a step's change is part of the mismatch. Needs an engine in another
+            process.
         seed: of the sampling; together with the number of the rollout and the prompt's id (and, of a prompt
             that comes again in a batch, which copy it is) it decides every completion.
     """
@@ -75,110 +89,188 @@ class RolloutCallback(Callback):
         self.seed = seed
         self.overlap = overlap
         self.max_mismatch = max_mismatch
-        self._gap = MismatchMonitor(max_mean_mismatch, bypass_old_logp_below, overlap)
-        self._sampler = GroupSampler(self.engine, reward)
-        self._compared = False
-        self._ahead: Callable[[], list[Group]] | None = None
-        self._num_rollouts = 0
-        self._carried: list[Group] = []
-        self._restored: dict[str, list[dict[str, Any]]] = {}
-        self._metrics: dict[str, float] = {}
-        self._empty_steps = 0
+        self.bypass_old_logp_below = bypass_old_logp_below
+        self._monitor = MismatchMonitor(max_mean_mismatch, bypass_old_logp_below, overlap)
+        self._is_compared = False
         self._parallel = Parallel()
+        self._num_rollouts = 0
+        self._empty_steps = 0
+        self._metrics: dict[str, float] = {}
+        self._carried: list[Group] = []
+        """Groups too many for the last step."""
+        self._background: BackgroundRollout | None = None
+        """Under way during the update, with `overlap`."""
+        self._ahead: list[Group] | None = None
+        """What came of it, until the next step takes it."""
+        self._restored: dict[str, list[dict[str, Any]]] = {}
+        """Groups of a checkpoint, until there is data to render their prompts."""
 
-    # -- hooks ---------------------------------------------------------------------------------------------------
+    # -- setup ---------------------------------------------------------------------------------------------------
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, PolicyModule)
         self._parallel = pl_module.parallel
-        self._sampler.validate(pl_module)
+        check_engine_ranks(self.engine, self._parallel.sp_group.size)
         self.engine.invalidate_weights()  # a stage may begin with other weights at the same step
-        if stage == "fit" and trainer.datamodule.renderer.stage == "rl":
+        if stage == "fit" and pl_module.is_rl():
+            renderer = data_module_of(trainer).renderer
             pl_module.algorithm.validate(self.sampling, pl_module.steps_per_rollout)
             self.reward.validate(self.sampling.max_completion_tokens)
-            self._check_engine_options(pl_module)
+            if self.overlap:
+                check_overlap(self.engine)
+            check_old_logp(pl_module, self.sampling, self.overlap, self.bypass_old_logp_below)
+            if is_filtered(self.sampling):
+                self._monitor.max_mismatch = math.inf
             pl_module.temperature = self.sampling.temperature or 1.0
-            pl_module.gap = self._gap
-            self._check_room(pl_module, trainer.datamodule.renderer.max_prompt_tokens)
+            pl_module.mismatch_monitor = self._monitor
+            max_completion_tokens = self.sampling.max_completion_tokens
+            warn_of_lengths(pl_module, self.engine, renderer.max_prompt_tokens, max_completion_tokens)
         self.reward.prepare()  # a missing package or folder is found before weights are loaded
 
-    def _check_engine_options(self, policy: PolicyModule) -> None:
-        if self.overlap and not self.engine.is_remote:
-            raise ValueError(
-                "overlap=true of the RolloutCallback needs an engine in another process, got "
-                f"{type(self.engine).__name__}; use longrl.engines.server.VLLMServerEngine, or overlap=false"
-            )
-        by_reward = policy.algorithm.kl_coef > 0 and policy.algorithm.kl_placement == "reward"
-        if self._gap.bypass_below and (policy.steps_per_rollout == 1 or self.overlap or by_reward):
-            logger.warning(
-                "bypass_old_logp_below of the RolloutCallback has no effect: it saves the old policy's forward pass, "
-                "which only a run with several optimizer steps per rollout has, without overlap and without KL in the "
-                "reward; set it to 0, or raise model.mini_batches_per_rollout"
-            )
-        if self.sampling.top_p == 1 and self.sampling.top_k == 0:
-            return
-        if self._gap.bypass_below:
-            raise ValueError(
-                f"bypass_old_logp_below={self._gap.bypass_below} needs top_p=1 and top_k=0, got {self.sampling.top_p} and "
-                f"{self.sampling.top_k}: the engine's log-probabilities are those of the filtered distribution; set "
-                "bypass_old_logp_below of the RolloutCallback to 0"
-            )
-        self._gap.max_mismatch = math.inf
-        logger.warning(
-            "with top_p or top_k the engine's log-probabilities are those of the filtered distribution: gap metrics "
-            "and importance corrections are biased, and max_mean_mismatch is not applied; set "
-            "sampling.top_p to 1 and sampling.top_k to 0"
-        )
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.engine.is_remote:  # an engine of this process ends with it, for vLLM takes the process group along
+            self.engine.close()
 
-    def _check_room(self, policy: PolicyModule, max_prompt_tokens: int | None) -> None:
-        """Warns before weights are loaded of prompts that the update would refuse in the middle of the run."""
-        longest = "the longest prompt of data.max_prompt_tokens", max_prompt_tokens or 0
-        ranks = max(policy.parallel.degrees)
-        for limit, option, sharing in (
-            (policy.max_tokens_per_micro_batch, "model.max_tokens_per_micro_batch", ranks),
-            (self.engine.max_length(), f"max_model_len of {type(self.engine).__name__}", 1),
-        ):
-            problem = length_problem(
-                *longest, self.sampling.max_completion_tokens, limit=limit, option=option, ranks=sharing
-            )
-            if problem:
-                logger.warning("%s; the first such prompt would end the run", problem)
+    # -- a training step -----------------------------------------------------------------------------------------
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         if batch.prompts[0].response_ids is not None:
-            return
-        self._compare(pl_module, batch.prompts, trainer.global_step)
-        self._take_restored(trainer)
-        data = pl_module.parallel.dp
-        wanted, refills = len(batch.prompts), 0
+            return  # SFT: the answers are in the batch
+        assert isinstance(pl_module, PolicyModule)
+        module = pl_module
+        dp = module.parallel.dp
+        step = trainer.global_step
+        num_groups = len(batch.prompts)
+        if not self._is_compared:
+            self._compare(module, batch.prompts, step)
+
+        # 1. What waits: groups too many for the last step, and with `overlap` those sampled during its update. The
+        #    prompts of this batch are then sampled during the next one.
+        self._render_restored(trainer)
+        self._finish_background()
         groups = [dataclasses.replace(group, carried_over=True) for group in self._carried]
-        fresh, upcoming = self._first_groups(trainer, pl_module, batch.prompts)
+        prompts: Sequence[Prompt] = batch.prompts
+        upcoming: Sequence[Prompt] = ()
+        fresh: list[Group] | None = None
+        if self._ahead is not None:
+            fresh = [dataclasses.replace(group, carried_over=True) for group in self._ahead]
+            upcoming = batch.prompts
+            self._ahead = None
+        elif self.overlap:
+            upcoming = data_module_of(trainer).refill(num_groups)
+
         sampled: list[Group] = []
+        num_rounds = 0
         while True:
+            if fresh is None:
+                request = self._next_request(module, prompts)
+                # 2. Encode the prompts' media: every rank its shard of the frames.
+                with module.phases("encode"):
+                    features = module.encode(prompts)
+                # 3. Sync: hand the weights of this step over, unless the engine has them.
+                with module.phases("sync"):
+                    self.engine.sync(self._engine_family(module), module.model, step)
+                # 4. Generate this rank's part of the completions.
+                generated = self._generate(module, request, features)
+                # 5. Reward them, and gather the groups.
+                fresh = self._reward(module, request, generated)
             sampled += fresh
-            groups += pl_module.algorithm.select(fresh)
-            if not data.max(len(groups) < wanted) or refills == self.max_resample_rounds:
-                break  # all ranks go on as long as one lacks groups, for they gather weights together
-            prompts, refills = trainer.datamodule.refill(wanted), refills + 1
-            fresh = self._begin(pl_module, prompts, trainer.global_step)()
-        self._count_empty(data.max(sum(int(group.valid.any()) for group in groups)), sampled)
-        if len(groups) < wanted:
+            # 6. Select the groups that have something to learn from.
+            groups += module.algorithm.select(fresh)
+            # 7. Resample: all ranks go on as long as one lacks groups, for they gather weights together.
+            if not dp.max(len(groups) < num_groups) or num_rounds == self.max_resample_rounds:
+                break
+            prompts = data_module_of(trainer).refill(num_groups)
+            num_rounds += 1
+            fresh = None
+
+        # 8. The step's groups; more of them wait for the next step, too few are a smaller step.
+        if len(groups) < num_groups:
             logger.warning(
-                "dynamic sampling kept %d of %d groups after %d refills; the step goes on with those "
-                "(raise max_resample_rounds of the RolloutCallback, or use easier and harder prompts)",
-                len(groups), wanted, refills,
+                "dynamic sampling kept %d of %d groups after %d rounds of resampling; the step goes on with those "
+                "(raise rollout.max_resample_rounds, or use easier and harder prompts)",
+                len(groups), num_groups, num_rounds,
             )  # fmt: skip
-        batch.groups, self._carried = groups[:wanted], groups[wanted:]
-        with pl_module.phases("encode"):
-            batch.features = pl_module.encode([group.prompt for group in batch.groups], counted=False)
+        self._count_empty_steps(module, groups, sampled)
+        batch.groups = groups[:num_groups]
+        self._carried = groups[num_groups:]
+        with module.phases("encode"):
+            batch.features = module.encode([group.prompt for group in batch.groups], counted=False)
+
+        # 9. The engine: on with the next step's groups, or at rest.
         if self.overlap:
-            self._ahead = self._begin(pl_module, upcoming, trainer.global_step, in_background=True)
+            self._start_background(module, upcoming, step)
         self.engine.sleep()
-        counts = {"groups_kept": len(groups), "prompts_drawn": len(sampled), "carried_over": len(self._carried)}
-        means = {name: value / data.size for name, value in rollout_metrics(sampled).items()}
-        totals = {f"rollout/{name}": float(value) for name, value in counts.items()}
-        self._metrics = data.sum_dict(means | totals) | {"rollout/refills": float(refills)}
+        local = {name: value / dp.size for name, value in rollout_metrics(sampled).items()}
+        local["rollout/groups_kept"] = float(len(groups))
+        local["rollout/prompts_drawn"] = float(len(sampled))
+        local["rollout/carried_over"] = float(len(self._carried))
+        self._metrics = dp.sum_dict(local) | {"rollout/resample_rounds": float(num_rounds)}
+
+    def _next_request(self, module: PolicyModule, prompts: Sequence[Prompt]) -> RolloutRequest:
+        """The next rollout of the run, numbered: the number is part of its seed."""
+        self._num_rollouts += 1
+        seed = prompt_seed(self.seed, f"rollout {self._num_rollouts}")
+        ids = sampling_ids([prompt.id for prompt in prompts], module.parallel.dp)
+        engine_prompts = [dataclasses.replace(prompt, id=id_) for prompt, id_ in zip(prompts, ids, strict=True)]
+        samplings = [self.sampling]
+        if module.algorithm.greedy_baseline:
+            samplings.append(dataclasses.replace(self.sampling, num_generations=1, temperature=0.0))
+        return RolloutRequest(prompts, engine_prompts, samplings, seed)
+
+    def _engine_family(self, module: PolicyModule) -> CausalFamily:
+        return module.family if self.engine.reads_policy_weights else module.engine_family
+
+    def _generate(self, module: PolicyModule, request: RolloutRequest, features: Mapping[str, Tensor]) -> Generated:
+        """This rank's part of the groups. An error of one rank is one of all: none waits for another."""
+        family = self._engine_family(module)
+        reads_weights = self.engine.reads_policy_weights
+        with (
+            module.phases("generate"),
+            module.trainer.precision_plugin.forward_context(),
+            module.parallel.world.raise_on_any_rank(),
+            module.policy.unsharded() if reads_weights else contextlib.nullcontext(),
+        ):
+            return generate_part(self.engine, family, module.model, request, features, module.parallel.sp_group)
+
+    def _reward(self, module: PolicyModule, request: RolloutRequest, generated: Generated) -> list[Group]:
+        """The groups of all prompts, scored: every rank rewards its part."""
+        parallel = module.parallel
+        is_first_of_engine = parallel.sp_group.rank % self.engine.ranks_per_engine == 0
+        by_sampling = []
+        with module.phases("reward"):
+            for part in generated:
+                local = part if is_first_of_engine else []  # ranks of one engine have the same completions
+                with parallel.world.raise_on_any_rank():
+                    self.reward.score([group for _, group in local])
+                by_sampling.append(gather_groups(request.prompts, local, parallel.sp_group, parallel.num_gather_chunks))
+        groups = by_sampling[0]
+        for greedy_groups in by_sampling[1:]:  # ReMax: the reward of a greedy completion is the group's baseline
+            for group, greedy in zip(groups, greedy_groups, strict=True):
+                assert greedy.rewards is not None
+                assert greedy.valid is not None
+                assert group.valid is not None
+                group.baseline = float(greedy.rewards[0])
+                group.valid = group.valid & greedy.valid
+        return groups
+
+    def _count_empty_steps(self, module: PolicyModule, groups: Sequence[Group], sampled: Sequence[Group]) -> None:
+        """Ends a run that has nothing left to learn from."""
+        num_useful = sum(group.valid is not None and bool(group.valid.any()) for group in groups)
+        if module.parallel.dp.max(num_useful):
+            self._empty_steps = 0
+            return
+        self._empty_steps += 1
+        if self._empty_steps == MAX_EMPTY_STEPS:
+            last = {name: round(value, 3) for name, value in rollout_metrics(sampled).items()}
+            raise RuntimeError(
+                f"in {MAX_EMPTY_STEPS} steps in a row no group was of use: every prompt is always or never right, or "
+                f"every reward failed. The last rollout: {last}. Check the rewards, mix in other prompts, or set "
+                "model.algorithm.select to longrl.algorithms.keep_all"
+            )
 
     @override
     def on_train_batch_end(
@@ -189,180 +281,118 @@ class RolloutCallback(Callback):
             pl_module.log("reward", self._metrics["reward/mean"], prog_bar=True, logger=False, batch_size=1)
         self._metrics = {}
 
+    # -- groups sampled during the update ------------------------------------------------------------------------
+
+    def _start_background(self, module: PolicyModule, prompts: Sequence[Prompt], step: int) -> None:
+        """Has the engine generate from the weights as they are, before the update changes them."""
+        request = self._next_request(module, prompts)
+        with module.phases("encode"):
+            features = module.encode(prompts)
+        with module.phases("sync"):
+            self.engine.sync(self._engine_family(module), module.model, step)
+        self._background = BackgroundRollout(self.engine, module, request, features)
+
+    def _finish_background(self) -> None:
+        """Waits for the rollout under way and has it scored. Every rank must call it."""
+        background = self._background
+        if background is None:
+            return
+        self._background = None
+        module = background.module
+        with module.phases("generate"), module.parallel.world.raise_on_any_rank():
+            generated = background.generated.result()
+        self._ahead = self._reward(module, background.request, generated)
+
+    # -- the first batch, and evaluation -------------------------------------------------------------------------
+
+    def _compare(self, module: PolicyModule, prompts: Sequence[Prompt], step: int) -> None:
+        """Before the first rollout: does the engine sample from the model that is trained?"""
+        self._is_compared = True
+        if self.engine.reads_policy_weights:
+            return
+        with module.phases("encode"):
+            features = module.encode(prompts)
+        with module.phases("sync"):
+            self.engine.sync(module.engine_family, module.model, step)
+        compare_engine(self.engine, module, prompts, features, self.max_mismatch)
+
+    def _evaluate(self, trainer: Trainer, pl_module: LightningModule, batch: Batch) -> None:
+        """Groups by `eval_sampling`, by the same seed in every evaluation."""
+        assert isinstance(pl_module, PolicyModule)
+        module = pl_module
+        step = trainer.global_step
+        if self._background is not None:  # it reads the weights that `sync` may replace
+            wait([self._background.generated])
+        if not self._is_compared:
+            self._compare(module, batch.prompts, step)
+        request = RolloutRequest(batch.prompts, batch.prompts, [self.eval_sampling], self.seed)
+        with module.phases("encode"):
+            features = module.encode(batch.prompts)
+        with module.phases("sync"):
+            self.engine.sync(self._engine_family(module), module.model, step)
+        generated = self._generate(module, request, features)
+        batch.groups = self._reward(module, request, generated)
+        batch.features = module.encode(batch.prompts, counted=False)
+
     @override
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._evaluate(pl_module, batch, trainer.global_step)
+        self._evaluate(trainer, pl_module, batch)
 
     @override
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._evaluate(pl_module, batch, trainer.global_step)
+        self._evaluate(trainer, pl_module, batch)
 
     @override
     def on_predict_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._evaluate(pl_module, batch, trainer.global_step)
+        self._evaluate(trainer, pl_module, batch)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.engine.sleep()
 
-    @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self.engine.is_remote:  # an engine of this process ends with it, for vLLM takes the process group along
-            self.engine.close()
+    # -- checkpoints ---------------------------------------------------------------------------------------------
 
     @override
     def state_dict(self) -> dict[str, Any]:
         """Every rank must call it: the groups of all that wait for a later step are saved."""
-        waiting = {"carried": self._carried, "ahead": self._finish_ahead()}
-        saved = {name: [*map(saved_group, groups)] for name, groups in waiting.items()}
+        self._finish_background()
+        saved = {
+            "carried": [saved_group(group) for group in self._carried],
+            "ahead": [saved_group(group) for group in self._ahead or []],
+        }
         for name, groups in self._restored.items():  # they wait for the first batch
             saved[name] += groups
         return {
             "num_rollouts": self._num_rollouts,
             "waiting": self._parallel.dp.gather(saved),
             "empty_steps": self._empty_steps,
-            "gap": self._gap.last_mean,
+            "mismatch": self._monitor.last_mean,
         }
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._num_rollouts = state_dict["num_rollouts"]
-        waiting, data = state_dict["waiting"], self._parallel.dp
-        self._restored = {name: own_share([saved[name] for saved in waiting], data) for name in ("carried", "ahead")}
         self._empty_steps = state_dict["empty_steps"]
-        self._gap.last_mean = state_dict["gap"]
+        for name in ("carried", "ahead"):
+            by_rank = [saved[name] for saved in state_dict["waiting"]]
+            self._restored[name] = items_of_rank(by_rank, self._parallel.dp)
+        # Older checkpoints call it the gap.
+        self._monitor.last_mean = state_dict["mismatch"] if "mismatch" in state_dict else state_dict["gap"]
 
-    # -- work ----------------------------------------------------------------------------------------------------
-
-    def _count_empty(self, num_useful: int, sampled: Sequence[Group]) -> None:
-        """Ends a run that has nothing left to learn from."""
-        self._empty_steps = 0 if num_useful else self._empty_steps + 1
-        if self._empty_steps == MAX_EMPTY_STEPS:
-            last = {name: round(value, 3) for name, value in rollout_metrics(sampled).items()}
-            raise RuntimeError(
-                f"in {MAX_EMPTY_STEPS} steps in a row no group was of use: every prompt is always or never right, or "
-                f"every reward failed. The last rollout: {last}. Check the rewards, mix in other prompts, or set "
-                "model.algorithm.select to longrl.algorithms.keep_all"
-            )
-
-    def _take_restored(self, trainer: Trainer) -> None:
+    def _render_restored(self, trainer: Trainer) -> None:
         """Waiting groups of a checkpoint hold rows; their prompts are rendered again, once data is set up."""
         if not self._restored:
             return
-        found = {
-            name: [restored_group(saved, trainer.datamodule.renderer) for saved in groups]
-            for name, groups in self._restored.items()
-        }
+        restored: dict[str, list[Group]] = {}
+        for name, groups in self._restored.items():
+            restored[name] = [restored_group(saved, data_module_of(trainer).renderer) for saved in groups]
         self._restored = {}
-        self._carried += found.get("carried", [])
-        ahead = found.get("ahead", [])
-        if self._parallel.dp.max(len(ahead)):  # on all ranks or none, though one may have got no group
-            self._ahead = lambda: ahead
-
-    def _first_groups(
-        self, trainer: Trainer, policy: PolicyModule, prompts: Sequence[Prompt]
-    ) -> tuple[list[Group], Sequence[Prompt]]:
-        """The first groups of a step, and the prompts to sample during its update.
-
-        With `overlap` the groups were begun during the last update and those of the batch come next; the first step
-        has none of those and draws another batch.
-        """
-        if self._ahead is None:
-            fresh = self._begin(policy, prompts, trainer.global_step)()
-            return fresh, trainer.datamodule.refill(len(prompts)) if self.overlap else ()
-        groups, self._ahead = self._ahead(), None
-        return [dataclasses.replace(group, carried_over=True) for group in groups], prompts
-
-    def _finish_ahead(self) -> list[Group]:
-        if self._ahead is None:
-            return []
-        groups = self._ahead()
-        self._ahead = lambda: groups
-        return groups
-
-    def _begin(
-        self, policy: PolicyModule, prompts: Sequence[Prompt], step: int, in_background: bool = False
-    ) -> Callable[[], list[Group]]:
-        """Starts a rollout and returns what waits for its groups, of all prompts, scored."""
-        self._num_rollouts += 1
-        seed = prompt_seed(self.seed, f"rollout {self._num_rollouts}")
-        greedy = dataclasses.replace(self.sampling, num_generations=1, temperature=0.0)
-        samplings = (self.sampling, greedy) if policy.algorithm.greedy_baseline else (self.sampling,)
-        ids = sampling_ids([prompt.id for prompt in prompts], self._parallel.dp)
-        request = Request(prompts, samplings, step, seed, ids)
-        if not in_background:
-            found = self._sampler.sample(policy, request)
-            return lambda: with_baselines(*found)
-        finish = self._sampler.begin(policy, request)
-        return lambda: with_baselines(*finish())
-
-    def _compare(self, policy: PolicyModule, prompts: Sequence[Prompt], step: int) -> None:
-        if not self._compared:
-            self._sampler.compare(policy, prompts, step, self.max_mismatch)
-            self._compared = True
-
-    def _evaluate(self, policy: PolicyModule, batch: Batch, step: int) -> None:
-        self._compare(policy, batch.prompts, step)
-        (batch.groups,) = self._sampler.sample(policy, Request(batch.prompts, (self.eval_sampling,), step, self.seed))
-        batch.features = policy.encode(batch.prompts, counted=False)
-
-
-def with_baselines(groups: list[Group], greedy: Sequence[Group] | None = None) -> list[Group]:
-    """The groups with the reward of a greedy completion, where there is one."""
-    for group, best in zip(groups, greedy or (), strict=greedy is not None):
-        group.baseline = float(best.rewards[0])
-        group.valid = group.valid & best.valid
-    return groups
-
-
-def own_share(by_rank: Sequence[Sequence[Any]], data: Axis) -> list[Any]:
-    """What a rank had, or with another number of ranks its share of what all had."""
-    if len(by_rank) == data.size:
-        return list(by_rank[data.rank])
-    return [item for own in by_rank for item in own][data.rank :: data.size]
-
-
-def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """What the curves show of all that was sampled in a step, selected or not: rewards, parts, lengths, failures."""
-    if not groups:  # a run that goes on with more ranks than groups were waiting
-        return {}
-    lengths = torch.tensor([float(len(c.token_ids)) for group in groups for c in group.completions])
-    cut = [c.finish_reason == "length" for group in groups for c in group.completions]
-    return reward_metrics(groups) | {
-        "rollout/completion_tokens": float(lengths.mean()),
-        "rollout/cut_off": sum(cut) / len(cut),
-    }
-
-
-def reward_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """Rewards and parts, means over the completions that could be rewarded (nan if none), and the others' share."""
-    valid = torch.cat([group.valid for group in groups])
-    spreads = [group.rewards[group.valid].std(correction=0) for group in groups if group.valid.any()]
-    metrics = {
-        "reward/mean": float(torch.cat([group.rewards for group in groups])[valid].mean()),
-        "reward/std_in_group": float(torch.stack(spreads).mean()) if spreads else math.nan,
-        "rollout/failed_rewards": float((~valid).float().mean()),
-    }
-    for name in groups[0].reward_parts:
-        metrics[f"reward/{name}"] = float(torch.cat([group.reward_parts[name] for group in groups])[valid].mean())
-    return metrics
-
-
-def saved_group(group: Group) -> dict[str, Any]:
-    """A group as tensors and plain values, its prompt as the row it came from: pixels are not saved."""
-    fields = {field.name: getattr(group, field.name) for field in dataclasses.fields(group)}
-    row = dataclasses.asdict(group.prompt.row)
-    row["metadata"] = dict(row["metadata"])
-    return fields | {"prompt": row, "completions": [dataclasses.asdict(item) for item in group.completions]}
-
-
-def restored_group(saved: Mapping[str, Any], render: Any) -> Group:
-    """The inverse of `saved_group`; `render` makes a prompt from a row."""
-    completions = [Completion(**item) for item in saved["completions"]]
-    return Group(**{**saved, "prompt": render(Row(**saved["prompt"])), "completions": completions})
+        self._carried += restored["carried"]
+        if self._parallel.dp.max(len(restored["ahead"])):  # on all ranks or none, though one may have got no group
+            self._ahead = restored["ahead"]

@@ -9,7 +9,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from typing_extensions import override
 
+from longrl.modules.policy import PolicyModule
 from longrl.types import Batch
+
+ON_PROGRESS_BAR = ("encode", "generate", "reward", "update")
 
 
 class Throughput(Callback):
@@ -19,7 +22,8 @@ class Throughput(Callback):
     """
 
     def __init__(self) -> None:
-        self._end_of_last = self._start = 0.0
+        self._start = 0.0
+        self._end_of_last = 0.0
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -33,12 +37,13 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
+        assert isinstance(pl_module, PolicyModule)
         now = time.perf_counter()
-        seconds = pl_module.phases.collect() | {"data": self._start - self._end_of_last}
+        seconds = pl_module.phases.collect()
+        seconds["data"] = self._start - self._end_of_last
         for name, value in seconds.items():
-            shown = name in ("encode", "generate", "reward", "update")
             pl_module.log(f"time/{name}", value, batch_size=1)
-            if shown:
+            if name in ON_PROGRESS_BAR:
                 pl_module.log(f"{name}_s", value, prog_bar=True, logger=False, batch_size=1)
         tokens = pl_module.parallel.dp.sum_dict({"tokens": num_tokens(batch)})["tokens"]
         pl_module.log("throughput/tokens_per_s", tokens / (now - self._end_of_last), batch_size=1)
@@ -48,18 +53,24 @@ class Throughput(Callback):
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validation uses the same phases; its seconds belong to no step."""
+        assert isinstance(pl_module, PolicyModule)
         pl_module.phases.collect()
         self._end_of_last = time.perf_counter()
 
 
 def num_tokens(batch: Batch) -> int:
     """Tokens of a step, a prompt counted once."""
+    count = 0
     if batch.groups is None:
-        return sum(len(prompt.input_ids) + len(prompt.response_ids) for prompt in batch.prompts)
-    return sum(
-        len(group.prompt.input_ids) + sum(len(completion.token_ids) for completion in group.completions)
-        for group in batch.groups
-    )
+        for prompt in batch.prompts:
+            count += len(prompt.input_ids)
+            if prompt.response_ids is not None:
+                count += len(prompt.response_ids)
+        return count
+    for group in batch.groups:
+        count += len(group.prompt.input_ids)
+        count += sum(len(completion.token_ids) for completion in group.completions)
+    return count
 
 
 class ProgressBar(RichProgressBar):

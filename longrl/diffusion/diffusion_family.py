@@ -246,6 +246,16 @@ class DiffusionFamily(abc.ABC):
             "MRSPStrategy to 1"
         )
 
+    def forward(
+        self, model: nn.Module, latents: Tensor, timesteps: Tensor, texts: Sequence[str], guidance_scale: float
+    ) -> Tensor:
+        """[R, ...] float32 velocities for prompts, guided if `guidance_scale` is above 1: see `velocity`."""
+        condition = self.conditions.get(texts, latents.device)
+        negative = None
+        if guidance_scale > 1:
+            negative = self.conditions.get([self.negative_prompt] * len(texts), latents.device)
+        return self.velocity(model, latents, timesteps, condition, negative, guidance_scale)
+
     def velocity(
         self,
         model: nn.Module,

@@ -6,25 +6,25 @@ mini-batch, R of a micro-batch. All are this rank's; sums over ranks are taken w
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any
+import contextlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from longrl.algorithms import Algorithm, DrawnSteps, Tokens
+from longrl.algorithms import Algorithm, DrawnSteps, LossOutput, Tokens
 from longrl.diffusion.diffusion_family import DiffusionFamily
 from longrl.diffusion.sampler import Trajectory
 from longrl.diffusion.step_mismatch import StepMismatchMonitor
-from longrl.diffusion.trajectory_rows import Place, Rows, SampledGroups, Scores, places_of, score, split, velocity_of
+from longrl.diffusion.trajectory_rows import Rows, places_of, score, split
 from longrl.models.lora import adapters_off
 from longrl.modules.initial_weights import plain_from
-from longrl.modules.mini_batches import Rollout, mini_batches
+from longrl.modules.mini_batches import MiniBatch, flatten_groups, make_mini_batches
 from longrl.modules.optimizer import OptimizerSettings
-from longrl.modules.trained import TrainedModule
-from longrl.strategies.fsdp import Entry
+from longrl.modules.trained import NOT_WEIGHTED, TrainedModule
 from longrl.types import Batch
 
 
@@ -52,6 +52,8 @@ class DiffusionModule(TrainedModule):
             round otherwise in batches of another size, so raise it there if `train/mismatch_mean` comes near.
     """
 
+    family: DiffusionFamily
+
     def __init__(
         self,
         family: DiffusionFamily,
@@ -73,7 +75,7 @@ class DiffusionModule(TrainedModule):
             family, algorithm, optimizer, init_from, mini_batches_per_rollout, epochs_per_rollout, max_grad_norm
         )
         self.rows_per_micro_batch = rows_per_micro_batch
-        self.gap = StepMismatchMonitor(max_mismatch)
+        self.mismatch_monitor = StepMismatchMonitor(max_mismatch)
         """Compares the sampler's log-probabilities with those of the first update of every rollout."""
 
     # -- building ------------------------------------------------------------------------------------------------
@@ -106,18 +108,14 @@ class DiffusionModule(TrainedModule):
 
     # -- sampling ------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def with_velocity(self, use: Callable[[Callable[..., Tensor]], Any]) -> Any:
-        """`use(velocity)`, where velocity(latents, timesteps, texts, guidance) reads the current weights, all of them.
+    @contextlib.contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Inside, `policy(latents, timesteps, texts, guidance_scale)` reads the current weights, all of them.
 
-        Ranks need not go in step meanwhile. Every rank of the run must call it.
+        Ranks need not go in step meanwhile. Every rank of the run must enter.
         """
-
-        def velocity(latents: Tensor, timesteps: Tensor, texts: Sequence[str], guidance: float) -> Tensor:
-            return velocity_of(self.family, self.model, latents, timesteps, texts, guidance)
-
-        with self.trainer.precision_plugin.forward_context():
-            return self.entry.whole(lambda: use(velocity))
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context(), self.policy.unsharded():
+            yield
 
     @torch.no_grad()
     def decode(self, trajectories: Sequence[Trajectory]) -> Tensor:
@@ -139,79 +137,89 @@ class DiffusionModule(TrainedModule):
 
     def rl_step(self, batch: Batch) -> dict[str, float]:
         """The optimizer steps on one rollout; metrics are the mean over them. No groups on any rank, no step."""
-        data = self.parallel.dp
-        if data.max(len(batch.groups)) == 0:
+        dp = self.parallel.dp
+        groups = batch.groups or []
+        if dp.max(len(groups)) == 0:
             return {}
-        flat = SampledGroups(batch.groups, self.device)
-        parts = mini_batches(flat, self.mini_batches_per_rollout, self.algorithm, data, flat.sampler_logp, None)
-        totals: Counter[str] = Counter()
-        for number, rollout in enumerate(parts * self.epochs_per_rollout):
-            totals.update(self._update_on(rollout, first=number == 0))
-        steps = self.epochs_per_rollout * len(parts)
-        return {name: value / steps for name, value in totals.items()} | self.gap.metrics
+        flat = flatten_groups(groups, self.device)
+        count = self.mini_batches_per_rollout
+        mini_batches = make_mini_batches(flat, count, self.algorithm, dp, flat.sampler_logp, None)
+        totals: dict[str, float] = defaultdict(float)
+        for number, mini_batch in enumerate(mini_batches * self.epochs_per_rollout):
+            for name, value in self._update(mini_batch, first=number == 0).items():
+                totals[name] += value
+        num_updates = self.epochs_per_rollout * len(mini_batches)
+        return {name: value / num_updates for name, value in totals.items()} | self.mismatch_monitor.metrics
 
-    def _update_on(self, rollout: Rollout, first: bool) -> dict[str, float]:
+    def _update(self, mini_batch: MiniBatch, first: bool) -> dict[str, float]:
         """One optimizer step. The weights that sampled are those of the first: its ratios are 1 exactly."""
-        places = places_of([prompt.row.problem for prompt in rollout.prompts], rollout.completions)
-        own: list[Sequence[Place] | None] = [*split(places, self.rows_per_micro_batch)]
-        own += [None] * (self.parallel.dp.max(len(own)) - len(own))
-        totals: Counter[str] = Counter()
-        for part in own:
-            totals.update(self._backward(rollout, part, first))
-        if first:
-            self.gap.finish_rollout(self.parallel.world)
-        sums = self.parallel.world.sum_dict({n: value / self.parallel.sp_group.size for n, value in totals.items()})
-        metrics = {**sums, **self.optimizer_step_clipped()}
-        total = metrics.pop("weight_sum", 0.0) or 1.0  # below one with Dr.GRPO's constant, or with masked samples
-        plain = ("loss", "grad_norm", "lr")
-        return {name: value if name in plain else value / total for name, value in metrics.items()}
+        # 1. Micro-batches of rows; as many on every rank, for sharded weights are gathered by all.
+        texts = [group.prompt.row.problem for group in mini_batch.groups]
+        trajectories = [cast(list[Trajectory], group.completions) for group in mini_batch.groups]
+        local = split(places_of(texts, trajectories), self.rows_per_micro_batch)
+        count = self.parallel.dp.max(len(local))
 
-    def _backward(self, rollout: Rollout, part: Sequence[Place] | None, first: bool) -> dict[str, float]:
-        """A micro-batch forwards and backwards; None waits through one, for sharded weights are gathered by all."""
-        if part is None:
+        # 2. Forward and backward; gradients add up.
+        totals: dict[str, float] = defaultdict(float)
+        for places in local:
+            result = self._loss(mini_batch, Rows.of(places, self.device), first)
+            self.manual_backward(result.loss)
+            totals["loss"] += result.loss.item()
+            for name, value in result.metrics.items():
+                totals[name] += value.item()
+        for _ in range(count - len(local)):
             self.manual_backward(self._idle() * 0)
-            return {}
-        rows = Rows.of(part, self.device)
-        reference = self._reference_mean(rows)
-        scores = self._score(self.entry, rows)
-        index, logp = rows.row_index, scores.logp
+
+        # 3. Before the weights change: were the samples drawn as they are scored?
         if first:
-            self.gap.add_tokens(rollout.sampler_logp[index], logp)
-        old = logp.detach() if first else rollout.old_logp[index]
-        old_mean = scores.mean.detach() if first else rows.old_mean
+            self.mismatch_monitor.finish_rollout(self.parallel.world)
+
+        # 4. The step; every rank that shares a sample has counted it.
+        shared = self.parallel.sp_group.size
+        sums = self.parallel.world.sum_dict({name: value / shared for name, value in totals.items()})
+        metrics = {**sums, **self.optimizer_step_clipped()}
+        # Below one with Dr.GRPO's constant, or with masked samples.
+        weight_sum = metrics.pop("weight_sum", 0.0) or 1.0
+        return {name: value if name in NOT_WEIGHTED else value / weight_sum for name, value in metrics.items()}
+
+    def _loss(self, mini_batch: MiniBatch, rows: Rows, first: bool) -> LossOutput:
+        """Of the rows of a micro-batch."""
+        reference = self._reference_mean(rows)  # [R, D]
+        scores = score(self.policy, rows)
+        logp = scores.logp  # [R]
+        index = rows.row_index  # [R]
+        if first:
+            self.mismatch_monitor.add_tokens(mini_batch.sampler_logp[index], logp)
+            old_logp = logp.detach()
+            old_mean = scores.mean.detach()
+        else:
+            assert mini_batch.old_logp is not None
+            old_logp = mini_batch.old_logp[index]
+            old_mean = rows.old_mean
         steps = DrawnSteps(scores.mean, rows.std, rows.length, old_mean, reference)
-        tokens = Tokens(logp, old.detach(), rollout.advantages[index], rows.sample_index, steps=steps)
-        result = self.algorithm.loss_of_steps(tokens, rollout.weights[rows.sample_index].to(logp.device))
-        self.manual_backward(result.loss)
-        return {"loss": result.loss.item(), **{name: value.item() for name, value in result.metrics.items()}}
-
-    def _score(self, entry: Entry, rows: Rows) -> Scores:
-        def forward() -> tuple[Tensor, Tensor]:
-            found = score(self.family, entry.model, rows)
-            return found.logp, found.mean
-
-        return Scores(*entry(forward))
+        tokens = Tokens(logp, old_logp.detach(), mini_batch.advantages[index], rows.sample_index, steps=steps)
+        return self.algorithm.loss_of_steps(tokens, mini_batch.weights[rows.sample_index].to(logp.device))
 
     @torch.no_grad()
     def _reference_mean(self, rows: Rows) -> Tensor | None:
-        if not self._reference:
+        """[R, D] where the reference leads without noise, or None without KL penalty."""
+        if self.reference is None:
             return None
-        (entry,) = self._reference
-        with adapters_off(self.family, entry.model):
-            mean = self._score(entry, rows).mean
-        entry.release()
+        with adapters_off(self.family, self.reference.model):
+            mean = score(self.reference, rows).mean
+        self.reference.release_root()
         return mean
 
     def _idle(self) -> Tensor:
         """A forward pass of one row of nothing, for a rank that has fewer micro-batches than others."""
         latents = torch.zeros(1, *self.family.latent_shape(), device=self.device)
-        timesteps, text = torch.zeros(1, device=self.device), [self.family.negative_prompt]
-        if self._reference:
-            (entry,) = self._reference
-            with torch.no_grad(), adapters_off(self.family, entry.model):
-                entry(lambda: velocity_of(self.family, entry.model, latents, timesteps, text, 1.0))
-            entry.release()
-        return self.entry(lambda: velocity_of(self.family, self.model, latents, timesteps, text, 1.0)).sum()
+        timesteps = torch.zeros(1, device=self.device)
+        texts = [self.family.negative_prompt]
+        if self.reference is not None:
+            with torch.no_grad(), adapters_off(self.family, self.reference.model):
+                self.reference(latents, timesteps, texts, 1.0)
+            self.reference.release_root()
+        return self.policy(latents, timesteps, texts, 1.0).sum()
 
     # -- evaluation ----------------------------------------------------------------------------------------------
 
@@ -226,4 +234,4 @@ class DiffusionModule(TrainedModule):
     def _evaluate(self, batch: Batch, stage: str) -> None:
         """Adds up the reward and every part of it, also per category of prompts."""
         for group in batch.groups or []:
-            self._evaluated.add_rewards(group, stage, by_category=True)
+            self._eval_means.add_rewards(group, stage, by_category=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from longrl.callbacks.rollout import MAX_EMPTY_STEPS, reward_metrics
+from longrl.callbacks.rollout import MAX_EMPTY_STEPS
+from longrl.callbacks.rollout_metrics import reward_metrics
 from longrl.diffusion.diffusion_module import DiffusionModule
 from longrl.diffusion.sampler import DiffusionSampling, Trajectory, draw_seeded
 from longrl.diffusion.steps import Step
@@ -171,8 +172,8 @@ class DiffusionRolloutCallback(Callback):
             policy.family.conditions.prepare(
                 [policy.family.negative_prompt, *(row.problem for row in rows)], policy.device
             )
-        with policy.phases("generate"):
-            samples = policy.with_velocity(lambda velocity: self._draw(policy, velocity, wanted, sampling, steps, name))
+        with policy.phases("generate"), policy.sampling():
+            samples = self._draw(policy, wanted, sampling, steps, name)
         samples = [dataclasses.replace(sample, decode=lambda one: policy.decode([one])[0]) for sample in samples]
         groups = [
             Group(TextPrompt(row), samples[index * count : (index + 1) * count])  # type: ignore[arg-type]
@@ -187,7 +188,6 @@ class DiffusionRolloutCallback(Callback):
     def _draw(
         self,
         policy: DiffusionModule,
-        velocity: Callable[..., Tensor],
         wanted: Sequence[tuple[Row, str, int]],
         sampling: DiffusionSampling,
         steps: Sequence[Step],
@@ -201,7 +201,7 @@ class DiffusionRolloutCallback(Callback):
             seeds = [prompt_seed(base, f"{own}/{place}") for _, own, place in part]
             starts = [prompt_seed(base, own) for _, own, _ in part] if sampling.same_start else None
             found += draw_seeded(
-                lambda latents, timesteps, texts=texts: velocity(latents, timesteps, texts, guidance),
+                lambda latents, timesteps, texts=texts: policy.policy(latents, timesteps, texts, guidance),
                 shape, steps, seeds, guidance, policy.device, starts,
             )  # fmt: skip
         return found

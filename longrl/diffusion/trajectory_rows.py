@@ -11,21 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from longrl.diffusion.diffusion_family import DiffusionFamily
 from longrl.diffusion.sampler import Trajectory
 from longrl.diffusion.steps import log_prob, mean_of, per_row
-from longrl.modules.mini_batches import FlatGroups
-
-
-class SampledGroups(FlatGroups):
-    """`FlatGroups` whose completions are trajectories and whose tokens are steps."""
-
-    @property
-    def completions(self) -> list[list[Trajectory]]:  # type: ignore[override]  # what a Rollout carries along
-        """G trajectories of P prompts."""
-        return [list(group.completions) for group in self.groups]
+from longrl.strategies.fsdp import RootModule
 
 
 @dataclass(frozen=True)
@@ -122,17 +112,8 @@ class Scores:
     """[R, D] where the policy leads without noise."""
 
 
-def velocity_of(
-    family: DiffusionFamily, model: nn.Module, latents: Tensor, timesteps: Tensor, texts: Sequence[str], guidance: float
-) -> Tensor:
-    """[R, ...] velocities for prompts, guided if `guidance` is above 1."""
-    condition = family.conditions.get(texts, latents.device)
-    negative = family.conditions.get([family.negative_prompt] * len(texts), latents.device) if guidance > 1 else None
-    return family.velocity(model, latents, timesteps, condition, negative, guidance)
-
-
-def score(family: DiffusionFamily, model: nn.Module, rows: Rows) -> Scores:
+def score(policy: RootModule, rows: Rows) -> Scores:
     """The rows under a policy, with gradient where it is wanted."""
-    velocity = velocity_of(family, model, rows.latents, rows.timesteps, rows.texts, rows.guidance_scale)
-    mean = mean_of(rows.latents, velocity, rows.keep, rows.move)
+    velocity = policy(rows.latents, rows.timesteps, rows.texts, rows.guidance_scale)  # [R, ...]
+    mean = mean_of(rows.latents, velocity, rows.keep, rows.move)  # [R, ...]
     return Scores(log_prob(rows.drawn, mean, rows.std), mean.flatten(1))

@@ -1,28 +1,94 @@
-"""Groups of completions as the flat tensors of an optimizer step.
+"""Groups of completions as the mini-batches of a rollout, and the losses of their tokens.
 
-Letters: P groups, G completions of each, C = P * G, N tokens of all of them, completion after completion.
+Letters: P groups, G completions of each, C = P * G, N tokens of all of them, completion after completion; R scored rows
+of a micro-batch. All are this rank's.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from longrl.algorithms import Algorithm
+from longrl.algorithms import Algorithm, LossOutput
+from longrl.engines.parity import MismatchMonitor
 from longrl.strategies.axis import Axis
-from longrl.types import Batch, Group, Prompt
+from longrl.types import Batch, Group, Packed, PolicyOutput
+
+# -- groups ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Rollout:
-    """One mini-batch of scored groups."""
+class FlatGroups:
+    """The groups of a rollout as flat tensors. A rank may have none while others have some."""
 
-    prompts: list[Prompt]
-    completions: list[list[Tensor]]
+    groups: Sequence[Group]
+    lengths: Tensor
+    """[C] tokens of each completion."""
+    rewards: Tensor
+    """[P, G]"""
+    valid: Tensor
+    """[P, G] bool."""
+    baselines: Tensor | None
+    """[P] rewards of greedy completions, if the groups have them."""
+    sampler_logp: Tensor
+    """[N] log-probabilities as the engine reported them."""
+    on_policy: Tensor
+    """[N] bool, True for tokens that the weights of this step sampled, False for those of carried-over groups."""
+    offsets: Sequence[int]
+    """P + 1 numbers: where each group's tokens begin, and the end."""
+
+
+def flatten_groups(groups: Sequence[Group], device: torch.device) -> FlatGroups:
+    """The groups of a step with what algorithms read of them, on `device`."""
+    lengths: list[int] = []
+    sampler_logp = [torch.zeros(0)]
+    rewards: list[Tensor] = []
+    valid: list[Tensor] = []
+    on_policy: list[bool] = []
+    tokens_of_groups: list[int] = []
+    for group in groups:
+        assert group.rewards is not None
+        assert group.valid is not None
+        of_group = [len(completion.logprobs) for completion in group.completions]
+        lengths += of_group
+        tokens_of_groups.append(sum(of_group))
+        sampler_logp += [completion.logprobs for completion in group.completions]
+        rewards.append(group.rewards)
+        valid.append(group.valid)
+        on_policy.append(not group.carried_over)
+    num_tokens = torch.tensor(tokens_of_groups, dtype=torch.int64)
+    baselines = [group.baseline for group in groups if group.baseline is not None]
+    has_baselines = len(baselines) == len(groups)
+    return FlatGroups(
+        groups=groups,
+        lengths=torch.tensor(lengths, dtype=torch.int64, device=device),
+        rewards=(torch.stack(rewards) if groups else torch.zeros(0, 1)).to(device),
+        valid=(torch.stack(valid) if groups else torch.zeros(0, 1, dtype=torch.bool)).to(device),
+        baselines=torch.tensor(baselines, dtype=torch.float32, device=device) if has_baselines else None,
+        sampler_logp=torch.cat(sampler_logp).to(device),
+        on_policy=torch.tensor(on_policy, dtype=torch.bool).repeat_interleave(num_tokens).to(device),
+        offsets=list(itertools.accumulate(tokens_of_groups, initial=0)),
+    )
+
+
+def token_ids_of(groups: Sequence[Group]) -> list[list[Tensor]]:
+    """Token ids of G completions of P groups."""
+    return [[completion.token_ids for completion in group.completions] for group in groups]
+
+
+# -- mini-batches ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MiniBatch:
+    """The scored groups of one optimizer step."""
+
+    groups: Sequence[Group]
     advantages: Tensor
     """[N]"""
     old_logp: Tensor | None
@@ -31,130 +97,128 @@ class Rollout:
     """[N], or None without KL in the loss."""
     sampler_logp: Tensor
     """[N] as the engine reported them."""
-    fresh: Tensor
+    on_policy: Tensor
     """[N] bool, True for tokens sampled by the weights of this step."""
     weights: Tensor
     """[C] weight of every token of a completion."""
 
 
-@dataclass(frozen=True)
-class FlatGroups:
-    """The groups of a step, with what algorithms read of them. A rank may have none while others have some."""
-
-    groups: Sequence[Group]
-    device: torch.device
-
-    @property
-    def prompts(self) -> list[Prompt]:
-        """P prompts."""
-        return [group.prompt for group in self.groups]
-
-    @property
-    def completions(self) -> list[list[Tensor]]:
-        """Token ids of G completions of P prompts."""
-        return [[completion.token_ids for completion in group.completions] for group in self.groups]
-
-    @property
-    def lengths(self) -> Tensor:
-        """[C] tokens of each completion."""
-        lengths = [len(completion.logprobs) for group in self.groups for completion in group.completions]
-        return torch.tensor(lengths, dtype=torch.int64, device=self.device)
-
-    @property
-    def rewards(self) -> Tensor:
-        """[P, G] rewards."""
-        return self._stack([group.rewards for group in self.groups], torch.float32)
-
-    @property
-    def valid(self) -> Tensor:
-        """[P, G] bool."""
-        return self._stack([group.valid for group in self.groups], torch.bool)
-
-    @property
-    def baselines(self) -> Tensor | None:
-        """[P] rewards of greedy completions, if the groups have them."""
-        if any(group.baseline is None for group in self.groups):
-            return None
-        return torch.tensor([group.baseline for group in self.groups], dtype=torch.float32, device=self.device)
-
-    @property
-    def sampler_logp(self) -> Tensor:
-        """[N] log-probabilities the engine reported."""
-        parts = [completion.logprobs for group in self.groups for completion in group.completions]
-        return torch.cat([torch.zeros(0), *parts]).to(self.device)
-
-    @property
-    def fresh(self) -> Tensor:
-        """[N] bool, False for tokens of carried-over groups."""
-        tokens = torch.tensor(self.offsets).diff()
-        known = torch.tensor([not group.carried_over for group in self.groups], dtype=torch.bool)
-        return known.repeat_interleave(tokens).to(self.device)
-
-    @property
-    def offsets(self) -> list[int]:
-        """P + 1 numbers: where each group's tokens begin, and the end."""
-        tokens = (sum(len(completion.logprobs) for completion in group.completions) for group in self.groups)
-        return list(itertools.accumulate(tokens, initial=0))
-
-    def parts(self, count: int) -> list[slice]:
-        """The groups in `count` neighbouring slices whose sizes differ by at most one; there may be empty ones."""
-        edges = [len(self.groups) * place // count for place in range(count + 1)]
-        return [slice(start, stop) for start, stop in itertools.pairwise(edges)]
-
-    def _stack(self, rows: list[Tensor | None], dtype: torch.dtype) -> Tensor:
-        if not rows:
-            return torch.zeros(0, 1, dtype=dtype, device=self.device)
-        return torch.stack(rows).to(self.device)  # type: ignore[arg-type]  # rewards have been given by now
-
-
-def mini_batches(
-    flat: FlatGroups, count: int, algorithm: Algorithm, data: Axis, old: Tensor | None, reference: Tensor | None
-) -> list[Rollout]:
+def make_mini_batches(
+    flat: FlatGroups,
+    count: int,
+    algorithm: Algorithm,
+    dp: Axis,
+    old_logp: Tensor | None,
+    ref_logp: Tensor | None,
+) -> list[MiniBatch]:
     """The groups of a rollout with their advantages, in mini-batches; every rank of the run must call it.
 
     Args:
         flat: this rank's groups.
         count: mini-batches, if a rank has as many groups.
         algorithm: the objective.
-        data: ranks with other groups.
-        old: [N] log-probabilities before the update, or None where it is the first.
-        reference: [N] of the reference policy, or None without KL penalty.
+        dp: ranks with other groups.
+        old_logp: [N] log-probabilities before the update, or None where it is the first.
+        ref_logp: [N] of the reference policy, or None without KL penalty.
     """
+    # 1. Advantages of the whole rollout; a KL penalty is part of the reward, or left for the loss.
     penalty = None
-    if reference is not None and algorithm.kl_placement == "reward":
-        penalty, reference = algorithm.kl(old, reference), None
-    advantages = algorithm.token_advantages(
-        flat.rewards, flat.valid, flat.lengths, kl=penalty, baseline=flat.baselines, all_reduce=data.sum
+    if ref_logp is not None and algorithm.kl_placement == "reward":
+        penalty = algorithm.kl(old_logp, ref_logp)  # [N]
+        ref_logp = None
+    advantages = algorithm.token_advantages(  # [N]
+        flat.rewards, flat.valid, flat.lengths, kl=penalty, baseline=flat.baselines, all_reduce=dp.sum
     )
-    offsets, sampler = flat.offsets, flat.sampler_logp
-    found = []
-    for part in flat.parts(min(count, data.max(len(flat.groups)))):
-        own, rows = replace(flat, groups=flat.groups[part]), slice(offsets[part.start], offsets[part.stop])
-        found.append(
-            Rollout(
-                prompts=own.prompts,
-                completions=own.completions,
-                advantages=advantages[rows],
-                old_logp=None if old is None else old[rows],
-                ref_logp=None if reference is None else reference[rows],
-                sampler_logp=sampler[rows],
-                fresh=own.fresh,
-                weights=algorithm.completion_weights(own.lengths, own.valid.flatten(), data.sum),
+
+    # 2. Neighbouring groups, as equal in number as can be; a rank with few groups gets empty mini-batches.
+    num_groups, num_generations = flat.rewards.shape
+    count = min(count, dp.max(num_groups))
+    edges = [num_groups * index // count for index in range(count + 1)]
+    mini_batches = []
+    for start, stop in itertools.pairwise(edges):
+        tokens = slice(flat.offsets[start], flat.offsets[stop])
+        lengths = flat.lengths[start * num_generations : stop * num_generations]  # [C]
+        weights = algorithm.completion_weights(lengths, flat.valid[start:stop].flatten(), dp.sum)  # [C]
+        mini_batches.append(
+            MiniBatch(
+                groups=flat.groups[start:stop],
+                advantages=advantages[tokens],
+                old_logp=None if old_logp is None else old_logp[tokens],
+                ref_logp=None if ref_logp is None else ref_logp[tokens],
+                sampler_logp=flat.sampler_logp[tokens],
+                on_policy=flat.on_policy[tokens],
+                weights=weights,
             )
         )
-    return found
+    return mini_batches
 
 
-def targets(batch: Batch) -> list[list[Tensor]]:
+# -- losses ------------------------------------------------------------------------------------------------------
+
+
+class TokenLoss(Protocol):
+    """The loss of the scored rows of a micro-batch, with metrics that add up over micro-batches."""
+
+    def __call__(self, packed: Packed, output: PolicyOutput) -> LossOutput:
+        """Sums over the rows of one micro-batch."""
+
+
+@dataclass(frozen=True)
+class SFTLoss:
+    """Negative log-likelihood per response token of the whole batch."""
+
+    num_tokens: int
+    """Response tokens of all ranks."""
+
+    def __call__(self, packed: Packed, output: PolicyOutput) -> LossOutput:
+        """See `TokenLoss`."""
+        loss = -output.logp.sum() / self.num_tokens
+        return LossOutput(loss, {"entropy": output.entropy.sum() / self.num_tokens})
+
+
+@dataclass(frozen=True)
+class RolloutLoss:
+    """The algorithm's objective on a mini-batch of rollouts."""
+
+    algorithm: Algorithm
+    mini_batch: MiniBatch
+    monitor: MismatchMonitor | None = None
+    """Also told of every token's log-probability, in the first update on a rollout."""
+
+    def __call__(self, packed: Packed, output: PolicyOutput) -> LossOutput:
+        """See `TokenLoss`."""
+        mini_batch = self.mini_batch
+        rows = packed.token_index  # [R]
+        weights = mini_batch.weights[packed.completion_index].to(output.logp.device)  # [R]
+        sampler_logp = mini_batch.sampler_logp[rows]  # [R]
+        if self.monitor is not None:
+            comparable = mini_batch.on_policy[rows] | self.monitor.one_step_off  # [R]
+            self.monitor.add_tokens(sampler_logp[comparable], output.logp[comparable])
+        result = self.algorithm.loss(
+            logp=output.logp,
+            old_logp=output.logp.detach() if mini_batch.old_logp is None else mini_batch.old_logp[rows],
+            ref_logp=None if mini_batch.ref_logp is None else mini_batch.ref_logp[rows],
+            sampler_logp=sampler_logp,
+            advantages=mini_batch.advantages[rows],
+            weights=weights,
+            completion_index=packed.completion_index,
+        )
+        entropy = (output.entropy * weights).sum()
+        return LossOutput(result.loss, {"entropy": entropy, **result.metrics})
+
+
+def response_targets(batch: Batch) -> list[list[Tensor]]:
     """The SFT target of each prompt.
 
     Raises:
         ValueError: the prompts have none, for they are meant to be answered by a rollout callback.
     """
-    found = [prompt.response_ids for prompt in batch.prompts]
-    if any(ids is None for ids in found):
-        raise ValueError(
-            "data.stage=rl gives prompts without targets and there is no rollout callback to answer them; set "
-            "rollout.reward (configs/reward/ has examples), or data.stage to sft"
-        )
-    return [[ids] for ids in found if ids is not None]
+    targets = []
+    for prompt in batch.prompts:
+        if prompt.response_ids is None:
+            raise ValueError(
+                "data.stage=rl gives prompts without targets, and no RolloutCallback is there to answer them; set "
+                "rollout.reward (configs/reward/), or data.stage to sft"
+            )
+        targets.append([prompt.response_ids])
+    return targets

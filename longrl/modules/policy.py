@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,15 +23,23 @@ from longrl.features.stored import StoredFeatures
 from longrl.models.base import CausalFamily
 from longrl.models.lora import adapters_off
 from longrl.modules.initial_weights import build_from
-from longrl.modules.micro_batches import scores, split
-from longrl.modules.mini_batches import FlatGroups, Rollout, mini_batches, targets
+from longrl.modules.mini_batches import (
+    FlatGroups,
+    MiniBatch,
+    RolloutLoss,
+    SFTLoss,
+    TokenLoss,
+    flatten_groups,
+    make_mini_batches,
+    response_targets,
+    token_ids_of,
+)
 from longrl.modules.optimizer import OptimizerSettings
-from longrl.modules.trained import TrainedModule
-from longrl.strategies.fsdp import Entry
+from longrl.modules.trained import NOT_WEIGHTED, TrainedModule, data_module_of
+from longrl.packing.pack import dummy_micro_batch, pack
+from longrl.strategies.fsdp import RootModule
+from longrl.strategies.sequence import SequenceParallel
 from longrl.types import Batch, Packed, PolicyOutput, Prompt
-
-LossFunction = Callable[[Packed, PolicyOutput], tuple[Tensor, Mapping[str, Tensor]]]
-"""Micro-batch and scores -> (summed loss, metrics that add up over micro-batches)."""
 
 
 class PolicyModule(TrainedModule):
@@ -60,6 +66,8 @@ class PolicyModule(TrainedModule):
         feature_cache_disk_bytes: what all files in that folder may take; the least recently used go first.
     """
 
+    family: CausalFamily
+
     def __init__(
         self,
         family: CausalFamily,
@@ -85,8 +93,10 @@ class PolicyModule(TrainedModule):
         self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
         self.temperature = 1.0
         """The one completions are sampled with; the rollout callback sets it."""
-        self.gap: MismatchMonitor | None = None
+        self.mismatch_monitor: MismatchMonitor | None = None
         """Compares engine and trainer in every step; the rollout callback sets it."""
+        self.vision_encoder_trains = False
+        """Whether features need gradients; known once there are weights."""
         stored = StoredFeatures(family, feature_cache_dir, feature_cache_disk_bytes) if feature_cache_dir else None
         self.features = FeatureCache(family, feature_cache_bytes, stored=stored)
 
@@ -94,7 +104,7 @@ class PolicyModule(TrainedModule):
 
     @override
     def is_rl(self) -> bool:
-        return self.trainer.datamodule.renderer.stage == "rl"
+        return data_module_of(self.trainer).renderer.stage == "rl"
 
     @override
     def build_model(self) -> nn.Module:
@@ -102,12 +112,13 @@ class PolicyModule(TrainedModule):
 
     @override
     def configure_model(self) -> None:
-        if self.model is None:
-            self.model = self.build_model()
-            if self.features.stored:
-                self.features.stored.check(self.model)
-            self._entry = (self.parallel.wrap(self.family, self.model),)
-            self.features.parallel = self.parallel
+        if self.is_built:
+            return
+        super().configure_model()
+        self.vision_encoder_trains = self.family.vision_encoder_trains(self.model)
+        self.features.parallel = self.parallel
+        if self.features.stored:
+            self.features.stored.check(self.model)
 
     @override
     def on_train_start(self) -> None:
@@ -120,12 +131,8 @@ class PolicyModule(TrainedModule):
         with contextlib.nullcontext() if self.is_rl() else self.trainer.precision_plugin.forward_context():
             cache = stored.cache(self.model)
         # In validation the rollout callback may encode before the precision of the step, or the step within it.
-        self.trainer.datamodule.skip_decoding_if_cached(cache, ("train", "val") if cache is before else ("train",))
-
-    @property
-    def vision_encoder_trains(self) -> bool:
-        """Whether features need gradients."""
-        return self.family.vision_encoder_trains(self.model)
+        stages = ("train", "val") if cache is before else ("train",)
+        data_module_of(self.trainer).skip_decoding_if_cached(cache, stages)
 
     def encode(self, prompts: Sequence[Prompt], counted: bool = True) -> dict[str, Tensor]:
         """{media key: [N, D] features} without gradient, each distinct medium encoded once while the encoder stands.
@@ -142,10 +149,6 @@ class PolicyModule(TrainedModule):
         family.dtype = self.parallel.compute_dtype or mixed or self.family.dtype
         return family
 
-    def with_whole_weights(self, function: Callable[[], Any]) -> Any:
-        """The result of `function`, which may read all weights of the policy as often as it likes."""
-        return self.entry.whole(function)
-
     # -- steps ---------------------------------------------------------------------------------------------------
 
     @override
@@ -158,130 +161,165 @@ class PolicyModule(TrainedModule):
 
     def sft_step(self, batch: Batch) -> dict[str, float]:
         """One optimizer step on the negative log-likelihood per response token of the whole batch."""
-        responses = targets(batch)
-        counts = torch.tensor(sum(len(ids) for (ids,) in responses), device=self.device)
-        num_tokens = int(self.parallel.dp.sum(counts))
-
-        def loss_of(packed: Packed, output: PolicyOutput) -> tuple[Tensor, dict[str, Tensor]]:
-            return -output.logp.sum() / num_tokens, {"entropy": output.entropy.sum() / num_tokens}
-
+        responses = response_targets(batch)
+        num_tokens = torch.tensor(sum(len(ids) for (ids,) in responses), device=self.device)
+        loss = SFTLoss(int(self.parallel.dp.sum(num_tokens)))
         features = {} if self.vision_encoder_trains else self.encode(batch.prompts)
-        return self._update(batch.prompts, responses, features, loss_of)
+        return self._update(batch.prompts, responses, features, loss)
 
     def rl_step(self, batch: Batch) -> dict[str, float]:
         """The optimizer steps on one rollout; metrics are the mean over them. No groups on any rank, no step."""
-        if self.parallel.dp.max(len(batch.groups)) == 0:
+        groups = batch.groups or []
+        if self.parallel.dp.max(len(groups)) == 0:
             return {}
-        parts = self._mini_batches(batch)
-        totals: Counter[str] = Counter()
-        watch = self.gap  # of the first update, whose weights are those that sampled
-        for rollout in parts * self.epochs_per_rollout:
-            totals.update(self._update_on(rollout, batch.features, watch))
-            watch = None
-        steps = self.epochs_per_rollout * len(parts)
-        gap = self.gap.metrics if self.gap else {}
-        return {name: value / steps for name, value in totals.items()} | gap
 
-    def _update_on(
-        self, rollout: Rollout, features: Mapping[str, Tensor], watch: MismatchMonitor | None
+        # 1. What the policies of before said of the tokens: the one that sampled, and the reference.
+        flat = flatten_groups(groups, self.device)
+        old_logp = self._old_logp(flat, batch.features)  # [N]
+        ref_logp = self._reference_logp(flat, batch.features)  # [N]
+
+        # 2. Advantages, and mini-batches of neighbouring groups.
+        mini_batches = make_mini_batches(
+            flat, self.mini_batches_per_rollout, self.algorithm, self.parallel.dp, old_logp, ref_logp
+        )
+
+        # 3. Updates. The weights of the first are those that sampled: there engine and trainer are compared.
+        monitor = self.mismatch_monitor
+        totals: dict[str, float] = defaultdict(float)
+        for mini_batch in mini_batches * self.epochs_per_rollout:
+            metrics = self._rl_update(mini_batch, batch.features, monitor)
+            for name, value in metrics.items():
+                totals[name] += value
+            monitor = None
+
+        # 4. Metrics are means over the updates.
+        num_updates = len(mini_batches) * self.epochs_per_rollout
+        means = {name: value / num_updates for name, value in totals.items()}
+        return means if self.mismatch_monitor is None else means | self.mismatch_monitor.metrics
+
+    def _rl_update(
+        self, mini_batch: MiniBatch, features: Mapping[str, Tensor], monitor: MismatchMonitor | None
     ) -> dict[str, float]:
-        def loss_of(packed: Packed, output: PolicyOutput) -> tuple[Tensor, Mapping[str, Tensor]]:
-            rows, weights = packed.token_index, rollout.weights[packed.completion_index].to(output.logp.device)
-            if watch:
-                known = rollout.fresh[rows] | watch.one_step_off
-                watch.add_tokens(rollout.sampler_logp[rows][known], output.logp[known])
-            result = self.algorithm.loss(
-                output.logp,
-                output.logp.detach() if rollout.old_logp is None else rollout.old_logp[rows],
-                None if rollout.ref_logp is None else rollout.ref_logp[rows],
-                rollout.sampler_logp[rows],
-                rollout.advantages[rows],
-                weights,
-                packed.completion_index,
-            )
-            return result.loss, {"entropy": (output.entropy * weights).sum(), **result.metrics}
-
-        before_step = partial(watch.finish_rollout, self.parallel.world) if watch else None
-        metrics = self._update(rollout.prompts, rollout.completions, features, loss_of, before_step)
-        total = metrics.pop("weight_sum", 0.0) or 1.0  # below one with Dr.GRPO's constant, or with masked completions
-        own = ("loss", "grad_norm", "lr")
-        return {name: value if name in own else value / total for name, value in metrics.items()}
+        """One optimizer step; its metrics are means under the weights of the tokens."""
+        prompts = [group.prompt for group in mini_batch.groups]
+        completions = token_ids_of(mini_batch.groups)
+        loss = RolloutLoss(self.algorithm, mini_batch, monitor)
+        metrics = self._update(prompts, completions, features, loss, monitor)
+        # Below one with Dr.GRPO's constant, or with masked completions.
+        weight_sum = metrics.pop("weight_sum", 0.0) or 1.0
+        return {name: value if name in NOT_WEIGHTED else value / weight_sum for name, value in metrics.items()}
 
     def _update(
         self,
         prompts: Sequence[Prompt],
         completions: Sequence[Sequence[Tensor]],
         features: Mapping[str, Tensor],
-        loss_of: LossFunction,
-        before_step: Callable[[], None] | None = None,
+        loss: TokenLoss,
+        monitor: MismatchMonitor | None = None,
     ) -> dict[str, float]:
         """One optimizer step: micro-batches, backward, clipping, scheduler. Returns metrics summed over all ranks."""
-        trainable = (
-            TrainableFeatures(self.family, self.model, prompts, self.parallel) if self.vision_encoder_trains else None
-        )
-        leaves = trainable.leaves if trainable else features
-        totals: Counter[str] = Counter()
-        micro_batches, sequence = split(self.parallel, self.max_tokens_per_micro_batch, prompts, completions)
+        # 1. Features of an encoder that trains are computed once, and micro-batches leave their gradients in them.
+        trainable = None
+        if self.vision_encoder_trains:
+            trainable = TrainableFeatures(self.family, self.model, prompts, self.parallel)
+            features = trainable.leaves
+
+        # 2. Forward and backward, one micro-batch after the other; gradients add up.
+        totals: dict[str, float] = defaultdict(float)
+        micro_batches, sequence = self._make_micro_batches(prompts, completions)
         for packed in micro_batches:
-            output = scores(self.family, self.entry, packed, leaves, self.temperature, sequence)
-            if packed is None:
+            output: PolicyOutput = self.policy(
+                packed or dummy_micro_batch(self.family.num_axes), features, self.temperature, sequence
+            )
+            if packed is None:  # this rank only helps the others to gather weights and to sum gradients
                 self.manual_backward(output.logp.sum() * 0)
                 continue
-            loss, metrics = loss_of(packed.to(self.device), output)
-            self.manual_backward(loss)
-            totals.update({"loss": loss.item(), **{name: value.item() for name, value in metrics.items()}})
-        if trainable:
+            result = loss(packed.to(self.device), output)
+            self.manual_backward(result.loss)
+            totals["loss"] += result.loss.item()
+            for name, value in result.metrics.items():
+                totals[name] += value.item()
+        if trainable is not None:
             trainable.backward()
-        if before_step:
-            before_step()
+
+        # 3. Before the weights change: has the engine sampled from the policy that is being trained?
+        if monitor is not None:
+            monitor.finish_rollout(self.parallel.world)
+
+        # 4. Every rank that shares a sequence has counted its tokens.
         sums = self.parallel.world.sum_dict({name: value / sequence.size for name, value in totals.items()})
+
+        # 5. The step; features of the encoder as it was are of no more use.
         step = self.optimizer_step_clipped()
         if self.vision_encoder_trains:
             self.features.clear()
         return {**sums, **step}
 
-    # -- from groups to mini-batches -----------------------------------------------------------------------------
+    def _make_micro_batches(
+        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]]
+    ) -> tuple[list[Packed | None], SequenceParallel]:
+        """This rank's micro-batches, and the ranks that share each.
 
-    def _mini_batches(self, batch: Batch) -> list[Rollout]:
-        """Scores the groups once with the policy and reference as they are, and cuts them into mini-batches."""
-        flat = FlatGroups(batch.groups, self.device)
-        old = self._old_logp(flat, batch.features, flat.sampler_logp)
-        reference = self._reference_logp(flat, batch.features)
-        return mini_batches(flat, self.mini_batches_per_rollout, self.algorithm, self.parallel.dp, old, reference)
+        None stands for one to wait through, so that all ranks of the run have the same number: gathering sharded
+        weights needs all of them.
+        """
+        # 1. As few ranks share a sequence as the longest group allows.
+        longest = 1
+        for prompt, answers in zip(prompts, completions, strict=True):
+            longest = max(longest, len(prompt.input_ids) + sum(len(ids) for ids in answers))
+        sequence = self.parallel.sequence_for(longest, self.max_tokens_per_micro_batch)
 
-    def _old_logp(self, flat: FlatGroups, features: Mapping[str, Tensor], sampler: Tensor) -> Tensor | None:
+        # 2. Parts of the sequence-parallel group that share a sequence take turns.
+        packed = pack(prompts, completions, self.max_tokens_per_micro_batch * sequence.size)
+        sp_group = self.parallel.sp_group
+        num_parts = sp_group.size // sequence.size
+        local: list[Packed | None] = [*packed[sp_group.rank // sequence.size :: num_parts]]
+
+        # 3. As many on every rank.
+        count = self.parallel.dp.max(-(-len(packed) // num_parts))
+        return local + [None] * (count - len(local)), sequence
+
+    # -- scores --------------------------------------------------------------------------------------------------
+
+    def _old_logp(self, flat: FlatGroups, features: Mapping[str, Tensor]) -> Tensor | None:
         """[N] log-probabilities before the update, or None if the first update is the only one.
 
         Groups carried over were sampled by older weights: theirs are the sampler's; so are all of a trusted engine.
         """
+        dp = self.parallel.dp
         in_reward = self.algorithm.kl_coef > 0 and self.algorithm.kl_placement == "reward"
-        carried = any(group.carried_over for group in flat.groups)
-        if self.steps_per_rollout == 1 and not in_reward and not self.parallel.dp.max(carried):
+        any_carried = any(group.carried_over for group in flat.groups)
+        if self.steps_per_rollout == 1 and not in_reward and not dp.max(any_carried):
             return None
-        unknown = self.parallel.dp.max(bool((~sampler.isfinite()).any()))
-        scored = self.parallel.dp.max(any(not group.carried_over for group in flat.groups))
-        trusted = self.gap is not None and self.gap.bypasses_old_logp and not in_reward
-        if not unknown and (trusted or not scored):
-            return sampler
-        old = self.score(self.entry, flat.prompts, flat.completions, features)
-        return torch.where(flat.fresh | ~sampler.isfinite(), old, sampler)
+        is_known = flat.sampler_logp.isfinite()  # [N]
+        any_unknown = dp.max(not bool(is_known.all()))
+        any_on_policy = dp.max(any(not group.carried_over for group in flat.groups))
+        monitor = self.mismatch_monitor
+        is_trusted = monitor is not None and monitor.bypasses_old_logp and not in_reward
+        if not any_unknown and (is_trusted or not any_on_policy):
+            return flat.sampler_logp
+        prompts = [group.prompt for group in flat.groups]
+        old_logp = self.score(self.policy, prompts, token_ids_of(flat.groups), features)  # [N]
+        return torch.where(flat.on_policy | ~is_known, old_logp, flat.sampler_logp)
 
     def _reference_logp(self, flat: FlatGroups, features: Mapping[str, Tensor]) -> Tensor | None:
         """[N] log-probabilities of the reference policy, or None without KL penalty."""
-        if not self._reference:
+        reference = self.reference
+        if reference is None:
             return None
-        (entry,) = self._reference
+        prompts = [group.prompt for group in flat.groups]
         if self.vision_encoder_trains:  # the reference has the encoder it started with
-            features = FeatureCache(self.family, parallel=self.parallel).get_or_encode(entry.model, flat.prompts)
-        with adapters_off(self.family, entry.model):
-            logp = self.score(entry, flat.prompts, flat.completions, features)
-        entry.release()
+            cache = FeatureCache(self.family, parallel=self.parallel)
+            features = cache.get_or_encode(reference.model, prompts)
+        with adapters_off(self.family, reference.model) if self.family.lora else contextlib.nullcontext():
+            logp = self.score(reference, prompts, token_ids_of(flat.groups), features)
+        reference.release_root()
         return logp
 
     @torch.no_grad()
     def score(
         self,
-        entry: Entry,
+        policy: RootModule,
         prompts: Sequence[Prompt],
         completions: Sequence[Sequence[Tensor]],
         features: Mapping[str, Tensor],
@@ -291,14 +329,15 @@ class PolicyModule(TrainedModule):
 
         `temperature` None is the one they were sampled with. Every rank of the run must call it.
         """
-        micro_batches, sequence = split(self.parallel, self.max_tokens_per_micro_batch, prompts, completions)
-        scale = self.temperature if temperature is None else temperature
-        logp = torch.zeros(sum(len(ids) for own in completions for ids in own), device=self.device)
+        temperature = self.temperature if temperature is None else temperature
+        micro_batches, sequence = self._make_micro_batches(prompts, completions)
+        num_tokens = sum(len(ids) for answers in completions for ids in answers)
+        logp = torch.zeros(num_tokens, device=self.device)
         for packed in micro_batches:
-            output = scores(self.family, entry, packed, features, scale, sequence)
+            output: PolicyOutput = policy(packed or dummy_micro_batch(self.family.num_axes), features, temperature, sequence)
             if packed is not None:
                 logp[packed.token_index.to(self.device)] = output.logp
-        if sequence.size < self.parallel.sp_group.size:  # other ranks of the team had the other micro-batches
+        if sequence.size < self.parallel.sp_group.size:  # other ranks of the group had the other micro-batches
             logp = self.parallel.sp_group.sum(logp) / sequence.size
         return logp
 
@@ -321,9 +360,9 @@ class PolicyModule(TrainedModule):
         """Adds up reward and parts, in validation per category too; of SFT batches the loss."""
         for group in batch.groups or []:
             # `test` reports categories with intervals: callbacks/evaluation.py
-            self._evaluated.add_rewards(group, stage, by_category=stage == "val")
+            self._eval_means.add_rewards(group, stage, by_category=stage == "val")
         has_targets = bool(batch.prompts) and (batch.groups is None or batch.prompts[0].response_ids is not None)
         if self.parallel.dp.max(has_targets):  # a rank may have run out of prompts before others
-            responses = targets(batch)
-            logp = self.score(self.entry, batch.prompts, responses, self.encode(batch.prompts))
-            self._evaluated.add(f"{stage}/loss", -float(logp.sum()), len(logp))
+            responses = response_targets(batch)
+            logp = self.score(self.policy, batch.prompts, responses, self.encode(batch.prompts))
+            self._eval_means.add(f"{stage}/loss", -float(logp.sum()), len(logp))

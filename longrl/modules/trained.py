@@ -3,22 +3,104 @@
 from __future__ import annotations
 
 import abc
-from typing import Any
+import contextlib
+import math
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import LightningModule
-from torch import nn
+from lightning.pytorch import Trainer
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.optimizer import Optimizer
 from typing_extensions import override
 
 from longrl.algorithms import Algorithm
 from longrl.models.lora import check_resumed, refuse_dropout, to_checkpoint
-from longrl.modules.means import Means
-from longrl.modules.optimizer import OptimizerSettings, clip_gradients, offload_state
-from longrl.modules.phases import PhaseTimes
-from longrl.strategies.fsdp import Entry
-from longrl.strategies.parallel import Parallel
+from longrl.modules.host_adamw import offload_state
+from longrl.modules.optimizer import OptimizerSettings
+from longrl.strategies.axis import Axis
+from longrl.strategies.fsdp import RootModule
+from longrl.strategies.parallel import Parallel, ParallelModule
+
+if TYPE_CHECKING:
+    from longrl.datamodules.longvideo_reason import LongVideoReason
+    from longrl.types import Group
 
 
-class TrainedModule(LightningModule, abc.ABC):
+NOT_WEIGHTED = ("loss", "grad_norm", "lr")
+"""Metrics of a step that are no weighted sums over tokens."""
+
+
+class PhaseTimes:
+    """Seconds that a training step spends in each phase: encode, sync, generate, reward, update.
+
+    Example:
+        with phases("generate"):
+            ...
+        phases.collect()  # {"generate": 1.3}
+    """
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = defaultdict(float)
+
+    @contextlib.contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Adds the seconds spent inside to `phase`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[phase] += time.perf_counter() - start
+
+    def collect(self) -> dict[str, float]:
+        """The seconds of each phase; the next step starts at zero."""
+        seconds = dict(self._seconds)
+        self._seconds.clear()
+        return seconds
+
+
+class MetricMeans:
+    """Means of named values over many batches and over ranks, whose names may differ from rank to rank.
+
+    Example:
+        means.add("val/loss", total, count=7)
+        means.collect(axis)  # {"val/loss": total / 7}, on all ranks of the axis
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = defaultdict(float)
+        self._counts: Counter[str] = Counter()
+
+    def add(self, name: str, total: float, count: int = 1) -> None:
+        """Adds the sum of `count` values."""
+        self._sums[name] += total
+        self._counts[name] += count
+
+    def add_rewards(self, group: Group, prefix: str, by_category: bool) -> None:
+        """Adds reward and parts of the completions that could be rewarded, also under the row's category."""
+        assert group.rewards is not None
+        for name, values in {"reward": group.rewards, **group.reward_parts}.items():
+            known = values[group.valid]
+            total = float(known.sum())
+            self.add(f"{prefix}/{name}", total, len(known))
+            if by_category:
+                self.add(f"{prefix}/{name}/{group.prompt.row.category}", total, len(known))
+
+    def collect(self, axis: Axis) -> dict[str, float]:
+        """The means, nan of no values, and a new start. Every rank of the axis must call it."""
+        sums = axis.sum_dict(self._sums)
+        counts = axis.sum_dict(self._counts)
+        self._sums.clear()
+        self._counts.clear()
+        return {name: total / counts[name] if counts[name] else math.nan for name, total in sums.items()}
+
+
+class TrainedModule(ParallelModule, abc.ABC):
     """A model family under manual optimization; subclasses say how it is built and what a step is.
 
     Args:
@@ -30,6 +112,13 @@ class TrainedModule(LightningModule, abc.ABC):
         epochs_per_rollout: how often a rollout is gone through.
         max_grad_norm: gradient norm limit; 0 switches it off.
     """
+
+    model: nn.Module
+    """The model once `configure_model` has run. It alone is a submodule: its names are those of checkpoints."""
+    policy: RootModule
+    """Scores with the model's weights; the root of their shards."""
+    reference: RootModule | None
+    """The policy that the run began with, if there is a KL penalty; neither saved nor trained."""
 
     def __init__(
         self,
@@ -51,14 +140,15 @@ class TrainedModule(LightningModule, abc.ABC):
         self.init_from = init_from
         self.mini_batches_per_rollout = mini_batches_per_rollout
         self.epochs_per_rollout = epochs_per_rollout
+        self.steps_per_rollout = mini_batches_per_rollout * epochs_per_rollout
+        """Optimizer steps on one rollout."""
         self.max_grad_norm = max_grad_norm
         self.phases = PhaseTimes()
-        self._evaluated = Means()
-        self.model: nn.Module | None = None
-        self.parallel = Parallel()  # a strategy sets another before weights are loaded
-        # Tuples, so that these are no submodules: not saved, not trained, and the model's names stay as they are.
-        self._entry: tuple[Entry, ...] = ()
-        self._reference: tuple[Entry, ...] = ()
+        self.parallel = Parallel()
+        self.is_built = False
+        """Whether there are weights."""
+        self._eval_means = MetricMeans()
+        self._keep_unregistered("reference", None)
 
     # -- what a subclass says ------------------------------------------------------------------------------------
 
@@ -91,48 +181,47 @@ class TrainedModule(LightningModule, abc.ABC):
 
     @override
     def configure_model(self) -> None:
-        if self.model is None:
-            self.model = self.build_model()
-            self._entry = (self.parallel.wrap(self.family, self.model),)
+        if self.is_built:
+            return
+        self.model = self.build_model()
+        self._keep_unregistered("policy", self.parallel.wrap(self.family, self.model))
+        self.is_built = True
 
     @override
     def on_fit_start(self) -> None:
         if self.algorithm.kl_coef > 0 and self.is_rl():
-            self._reference = (self._make_reference(),)
+            self._keep_unregistered("reference", self._make_reference())
         self.model.train()
 
-    def _make_reference(self) -> Entry:
-        """The door to the reference's weights: those of the policy that the run began with.
+    def _make_reference(self) -> RootModule:
+        """The weights of the policy that the run began with.
 
-        With adapters those are the policy's own, for scoring switches the adapters off (`adapters_off`): `init_from`
+        With adapters they are the policy's own, for scoring switches the adapters off (`adapters_off`): `init_from`
         was merged into frozen weights, and the adapters began at zero. Else they are a second model.
         """
         if self.family.lora is not None:
-            return self.entry
-        reference = self.build_model().eval().requires_grad_(False)
-        entry = self.parallel.wrap(self.family, reference)
-        reference.to(self.device)
-        return entry
+            return self.policy
+        model = self.build_model().eval().requires_grad_(False)
+        reference = self.parallel.wrap(self.family, model)
+        model.to(self.device)
+        return reference
+
+    def _keep_unregistered(self, name: str, module: RootModule | None) -> None:
+        """Sets an attribute past nn.Module: as a submodule it would be in checkpoints, under names of its own."""
+        object.__setattr__(self, name, module)
 
     @override
     def on_train_start(self) -> None:
         """Only now have weights and optimizer been restored."""
-        offload_state(self.optimizers(use_pl_optimizer=False))
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, Optimizer)
+        offload_state(optimizer)
 
     @override
-    def configure_optimizers(self) -> dict[str, Any]:
-        settings, per_batch = self.optimizer_settings, self.steps_per_rollout if self.is_rl() else 1
-        return settings.build(self.model, settings.end(self.trainer, per_batch))
-
-    @property
-    def steps_per_rollout(self) -> int:
-        """Optimizer steps on one rollout."""
-        return self.mini_batches_per_rollout * self.epochs_per_rollout
-
-    @property
-    def entry(self) -> Entry:
-        """The door to the policy's weights."""
-        return self._entry[0]
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        settings = self.optimizer_settings
+        steps_per_batch = self.steps_per_rollout if self.is_rl() else 1
+        return settings.build(self.model, settings.end(self.trainer, steps_per_batch))
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -145,14 +234,28 @@ class TrainedModule(LightningModule, abc.ABC):
     # -- steps ---------------------------------------------------------------------------------------------------
 
     def optimizer_step_clipped(self) -> dict[str, float]:
-        """Clips the summed gradients and takes the step."""
-        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
-        grad_norm = clip_gradients(self.model.parameters(), self.max_grad_norm or float("inf"))
+        """Clips the summed gradients and takes the step; returns the norm they had and the rate of the step."""
+        optimizer = self.optimizers()
+        scheduler = self.lr_schedulers()
+        assert isinstance(optimizer, LightningOptimizer)
+        assert isinstance(scheduler, LRScheduler)
+
+        # 1. One norm over all shards of all gradients.
+        parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norm: Tensor = nn.utils.get_total_norm(gradients)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+
+        # 2. Clip; without a limit the factor is 1 exactly.
+        nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm or math.inf, norm)
+
+        # 3. Step; the rate logged is the one that this step had.
         lr = optimizer.param_groups[0]["lr"]
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
-        return {"grad_norm": grad_norm, "lr": lr}
+        return {"grad_norm": float(norm), "lr": lr}
 
     def log_step(self, metrics: dict[str, float]) -> None:
         """Logs the metrics of a step under `train/`, and its loss on the progress bar."""
@@ -162,7 +265,7 @@ class TrainedModule(LightningModule, abc.ABC):
     # -- evaluation ----------------------------------------------------------------------------------------------
 
     def _log_evaluated(self) -> None:
-        for name, mean in self._evaluated.collect(self.parallel.dp).items():
+        for name, mean in self._eval_means.collect(self.parallel.dp).items():
             # The same on all ranks already, which Lightning cannot know: without `sync_dist` it warns of every name.
             self.log(name, mean, prog_bar=name.endswith("/accuracy"), sync_dist=True)
 
@@ -173,3 +276,8 @@ class TrainedModule(LightningModule, abc.ABC):
     @override
     def on_test_epoch_end(self) -> None:
         self._log_evaluated()
+
+
+def data_module_of(trainer: Trainer) -> LongVideoReason:
+    """The run's data module, which Lightning attaches to the trainer without declaring it."""
+    return trainer.datamodule  # type: ignore[attr-defined, no-any-return]

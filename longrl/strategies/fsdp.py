@@ -1,83 +1,118 @@
-"""FSDP2 on a model family: which modules are units, and the one door to everything that reads sharded weights.
+"""FSDP2 on a model family: `RootModule`, the module whose forward pass scores rollouts, and how it is sharded.
 
 PyTorch shards in units: a unit's weights are gathered when its `forward` begins and let go when it ends. longrl calls
 parts of a transformers model (its embeddings, its text stack, the weight of its LM head), not the model's own forward,
-so the root unit is an `Entry`: whatever runs inside `entry(function)` finds embeddings, final norm and LM head whole,
-and each layer gathers itself.
+so the root of the units is a module of longrl's own.
 
 What is sharded, in this order:
 
     layers of the text stack     one unit each
-    embeddings, norm, LM head    the root; together, for they may share a weight; of a flow model all but its layers
-    vision encoder                 a unit of its own if it trains; a frozen one is kept whole on every rank, so that
+    embeddings, norm, LM head    the root; together, for they may share a weight; of a diffusion model all but its layers
+    vision encoder               a unit of its own if it trains; a frozen one is kept in full on every rank, so that
                                  encoding needs no communication and no rank waits for one without media
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 
-if TYPE_CHECKING:
-    from longrl.diffusion.diffusion_family import DiffusionFamily
-    from longrl.models.base import CausalFamily
 
-Result = TypeVar("Result")
-
-
-class Entry(nn.Module):
-    """Runs functions that read the text stack's weights. It owns no module: the model's names stay as they are.
-
-    Example:
-        `logp = entry(lambda: family.forward(model, packed, features).logp)`; a result must be tensors, or tuples of
-        them, for FSDP to see where the backward pass begins.
-    """
-
-    def __init__(self, family: CausalFamily | DiffusionFamily, model: nn.Module) -> None:
-        super().__init__()
-        self._model = (model,)  # a tuple, so that it is no submodule
-        self.parts = nn.ModuleList(family.root_modules(model))
+class ShardableFamily(Protocol):
+    """What sharding asks of a model family: where the parts of its model are, and how it computes."""
 
     @property
-    def model(self) -> nn.Module:
-        """The model that the functions read."""
-        return self._model[0]
+    def casts_inputs(self) -> bool:
+        """True if sharded layers cast what they are given to the precision they compute in."""
 
-    def forward(self, function: Callable[[], Any]) -> Any:
-        """The result of `function`."""
-        return function()
+    @property
+    def supports_sequence_parallel(self) -> bool:
+        """True if ranks can share a sequence."""
 
-    def release(self) -> None:
+    def layers(self, model: nn.Module) -> Sequence[nn.Module]:
+        """The repeated layers: one unit each."""
+
+    def root_modules(self, model: nn.Module) -> Sequence[nn.Module]:
+        """What the forward pass reads beside the layers; they may contain the layers."""
+
+    def media_encoders(self, model: nn.Module) -> Sequence[nn.Module]:
+        """All encoders of media."""
+
+    def sharded_encoders(self, model: nn.Module) -> Sequence[nn.Module]:
+        """Those of them that train."""
+
+    def forward(self, model: nn.Module, *inputs: Any, **options: Any) -> Any:
+        """What the policy says of a micro-batch."""
+
+
+class RootModule(nn.Module):
+    """The policy as a module: `policy(packed, features, temperature, sequence)` scores a packed micro-batch.
+
+    A diffusion policy is called with `(latents, timesteps, texts, guidance_scale)` and gives velocities. FSDP's root is
+    this module. Its submodules are those that the forward pass reads; `model` itself is none, so that the root does not
+    gather a vision encoder, and weights have one name in checkpoints, `model.` and their own.
+
+    Args:
+        family: says how the model computes.
+        model: has the weights.
+    """
+
+    model: nn.Module
+
+    def __init__(self, family: ShardableFamily, model: nn.Module) -> None:
+        super().__init__()
+        self.family = family
+        object.__setattr__(self, "model", model)  # past nn.Module's registration
+        self.parts = nn.ModuleList(family.root_modules(model))
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        """`family.forward`; FSDP gathers the root's weights before, and each layer its own."""
+        return self.family.forward(self.model, *inputs, **options)
+
+    @contextlib.contextmanager
+    def unsharded(self) -> Iterator[None]:
+        """All weights of root and layers are gathered on every rank; layers are sharded again at the end.
+
+        For work in which ranks do not go in step, as generation is: inside, any number of forward passes of any part
+        of the model may run. Every rank of the run must enter.
+        """
+        layers = [module for module in self.modules() if isinstance(module, FSDPModule) and module is not self]
+        self.gather_root()
+        for layer in layers:
+            layer.set_reshard_after_forward(False, recurse=False)
+            layer.unshard()
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.reshard()
+                layer.set_reshard_after_forward(True, recurse=False)
+
+    def gather_root(self) -> None:
+        """A forward pass of nothing, after which the root's weights stay gathered.
+
+        FSDP takes the first module that runs for the root of the units, and refuses another one later: without this,
+        generation before the first forward pass would make a layer the root.
+        """
+
+    def release_root(self) -> None:
         """Lets go of the root's gathered weights, which otherwise stay for the backward pass of a training step."""
         if isinstance(self, FSDPModule):
             self.reshard()
-
-    def whole(self, function: Callable[[], Result]) -> Result:
-        """The result of `function`, run with all weights gathered on every rank.
-
-        For work in which ranks do not go in step, as generation is: it may run any number of forward passes. Every rank
-        of the run must call it.
-        """
-        layers = [module for module in self.modules() if isinstance(module, FSDPModule) and module is not self]
-
-        def run() -> Result:
-            for layer in layers:
-                layer.set_reshard_after_forward(False, recurse=False)
-                layer.unshard()
-            try:
-                return function()
-            finally:
-                for layer in layers:
-                    layer.reshard()
-                    layer.set_reshard_after_forward(True, recurse=False)
-
-        return self(run)
 
 
 @dataclass(frozen=True)
@@ -90,41 +125,47 @@ class ShardingOptions:
     offload: bool = False
     """Keep sharded weights, gradients and the optimizer's state in host memory, where the optimizer then runs."""
 
-    def policies(self, cast_inputs: bool) -> dict[str, Any]:
-        """Keywords of `fully_shard`; `cast_inputs` is whether what enters a unit is cast as well."""
-        dtype = None if self.compute_dtype is None else getattr(torch, self.compute_dtype)
-        reduce_dtype = dtype and torch.float32
-        precision = MixedPrecisionPolicy(dtype, reduce_dtype, cast_forward_inputs=cast_inputs)
-        offload = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if self.offload else OffloadPolicy()
-        return {"mp_policy": precision, "offload_policy": offload}
 
-
-def shard(
-    family: CausalFamily | DiffusionFamily, model: nn.Module, mesh: DeviceMesh, options: ShardingOptions
-) -> Entry:
-    """Shards a model in place over all ranks of `mesh` and returns its entry.
+def shard_policy(family: ShardableFamily, model: nn.Module, mesh: DeviceMesh, options: ShardingOptions) -> RootModule:
+    """Shards a model in place over all ranks of `mesh` and returns its policy.
 
     Gradients are sums over the ranks, never means: every rank adds its share of a loss whose weights sum to 1 over all.
 
     Args:
-        family: says where layers and encoder are.
+        family: says where layers and encoders are.
         model: on the CPU, the same on every rank.
         mesh: one axis to shard over, or two: (replicate, shard).
         options: precision and offload.
     """
-    policies = options.policies(family.casts_inputs)
-    entry = Entry(family, model)
-    units: list[nn.Module] = [*family.layers(model), entry]
-    for unit in units:
-        fully_shard(unit, mesh=mesh, reshard_after_forward=unit is not entry, **policies)
-    encoders = family.sharded_encoders(model)
-    for vision_encoder in encoders:
-        fully_shard(vision_encoder, mesh=mesh, reshard_after_forward=False, **policies)
-        units.append(vision_encoder)
+    # 1. Precision: gradients are summed in float32 whatever the layers compute in.
+    dtype = None if options.compute_dtype is None else getattr(torch, options.compute_dtype)
+    reduce_dtype = None if dtype is None else torch.float32
+    offload = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if options.offload else OffloadPolicy()
+    of_layers = MixedPrecisionPolicy(dtype, reduce_dtype, cast_forward_inputs=family.casts_inputs)
+    # The root is given a micro-batch and features, which the family casts where it needs them.
+    of_root = MixedPrecisionPolicy(dtype, reduce_dtype, cast_forward_inputs=False)
+
+    # 2. Layers first: what has a unit already does not belong to the root's.
+    layers = list(family.layers(model))
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, mp_policy=of_layers, offload_policy=offload)
+
+    # 3. The root keeps its weights from the forward to the backward pass: it is needed last and then first.
+    policy = RootModule(family, model)
+    root = fully_shard(policy, mesh=mesh, reshard_after_forward=False, mp_policy=of_root, offload_policy=offload)
+    register_fsdp_forward_method(policy, "gather_root")
+
+    # 4. Encoders: a frozen one stays in full on every rank, in the precision of the features.
+    encoders = list(family.sharded_encoders(model))
+    for encoder in encoders:
+        fully_shard(encoder, mesh=mesh, reshard_after_forward=False, mp_policy=of_layers, offload_policy=offload)
     for encoder in family.media_encoders(model):
-        if options.compute_dtype is not None and not any(encoder is vision_encoder for vision_encoder in encoders):
-            encoder.to(getattr(torch, options.compute_dtype))
-    for unit in units:
+        if dtype is not None and all(encoder is not sharded for sharded in encoders):
+            encoder.to(dtype)
+
+    # 5. Sums instead of means.
+    for unit in (*layers, root, *encoders):
+        assert isinstance(unit, FSDPModule)
         unit.set_gradient_divide_factor(1.0)
         unit.set_force_sum_reduction_for_comms(True)  # gloo has no other
-    return entry
+    return policy

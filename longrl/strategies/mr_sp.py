@@ -1,8 +1,8 @@
 """`MRSPStrategy`: multi-modal reinforcement sequence parallelism over FSDP2 (MR-SP, arXiv:2507.07966).
 
-The devices of a run form a grid. The `sequence_parallel_size` ranks of a team have the same prompts: each decodes and
-encodes its share of a video's frames (stage 1), and holds its rows of every packed sequence (stage 2). Teams have
-different prompts. Weights are sharded over all ranks, or over the ranks of one replica.
+The devices of a run form a grid. The `sequence_parallel_size` ranks of a sequence-parallel group have the same prompts:
+each decodes and encodes its shard of a video's frames (stage 1), and holds its rows of every packed sequence (stage 2).
+Groups have different prompts. Weights are sharded over all ranks, or over the ranks of one replica.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from typing_extensions import override
 
 from longrl.strategies.axis import SINGLE_RANK, Axis
-from longrl.strategies.fsdp import ShardingOptions, shard
-from longrl.strategies.parallel import Parallel
+from longrl.strategies.fsdp import ShardingOptions, shard_policy
+from longrl.strategies.parallel import Parallel, ParallelModule
 from longrl.strategies.sequence import SequenceParallel
 
 logger = logging.getLogger(__name__)
@@ -35,9 +35,9 @@ class MRSPStrategy(ModelParallelStrategy):
     """Data x sequence parallelism over FSDP2, for `PolicyModule`.
 
     Args:
-        sequence_parallel_size: ranks that share the prompts of a team and every sequence. `auto` makes teams of all
-            devices of a node and lets, batch by batch, as few of them share a sequence as its length allows; the others
-            of the team take other micro-batches.
+        sequence_parallel_size: ranks that share prompts and every sequence. `auto` makes groups of all devices of a
+            node and lets, batch by batch, as few of them share a sequence as its length allows; the others of the group
+            take other micro-batches.
         num_replicas: copies of the weights (HSDP); gradients are summed over them. With several nodes, one per node
             keeps the gathering of weights inside nodes.
         sharding: precision and offload.
@@ -74,8 +74,11 @@ class MRSPStrategy(ModelParallelStrategy):
             process_group_backend=process_group_backend,
             timeout=timedelta(seconds=timeout_s),
         )
-        sizes = {"sequence_parallel_size": sequence_parallel_size, "num_replicas": num_replicas}
-        sizes["num_gather_chunks"] = num_gather_chunks
+        sizes: dict[str, Any] = {
+            "sequence_parallel_size": sequence_parallel_size,
+            "num_replicas": num_replicas,
+            "num_gather_chunks": num_gather_chunks,
+        }
         for name, size in sizes.items():
             if size != "auto" and size < 1:
                 raise ValueError(f"trainer.strategy.init_args.{name} must be at least 1, got {size}")
@@ -89,48 +92,62 @@ class MRSPStrategy(ModelParallelStrategy):
     @override
     def _configure_launcher(self) -> None:
         """Checks the sizes before any other process is started."""
-        world_size = self.num_nodes * self.num_processes
-        sp_group_size = sp_group_size_of(self.sequence_parallel_size, self.num_processes, world_size)
-        check_sizes(world_size, sp_group_size, self.num_replicas)
+        self._sp_group_size()
         super()._configure_launcher()
 
     @override
     def setup_environment(self) -> None:
         """Starts the processes' communication and gives the module its place in the grid."""
         module = self.lightning_module
-        assert module is not None
-        world_size = self.num_nodes * self.num_processes
-        sp_group_size = sp_group_size_of(self.sequence_parallel_size, self.num_processes, world_size)
+        assert isinstance(module, ParallelModule)
+        sp_group_size = self._sp_group_size()
         if sp_group_size > 1 and not module.family.supports_sequence_parallel:
             raise ValueError(
                 f"{type(module.family).__name__} has no sequence parallelism, but "
                 f"trainer.strategy.init_args.sequence_parallel_size is {self.sequence_parallel_size}; set it to 1"
             )
-        self._data_parallel_size, self._tensor_parallel_size = world_size // sp_group_size, sp_group_size
+        self._data_parallel_size = self.num_nodes * self.num_processes // sp_group_size
+        self._tensor_parallel_size = sp_group_size
         super().setup_environment()
-        module.parallel = self._parallel(sp_group_size)
+        module.parallel = self._make_grid(sp_group_size)
 
-    def _parallel(self, sp_group_size: int) -> Parallel:
-        device, world_size = self.root_device.type, self.world_size
-        grid = init_device_mesh(
-            device, (world_size // sp_group_size, sp_group_size), mesh_dim_names=("data_parallel", "sequence_parallel")
-        )
+    def _sp_group_size(self) -> int:
+        """Ranks with the same prompts, checked."""
+        world_size = self.num_nodes * self.num_processes
+        size = sp_group_size_of(self.sequence_parallel_size, self.num_processes, world_size)
+        check_sizes(world_size, size, self.num_replicas)
+        return size
+
+    def _make_grid(self, sp_group_size: int) -> Parallel:
+        device = self.root_device.type
+        world_size = self.world_size
+
+        # 1. Who has which prompts: rows of the grid are data parallel, columns sequence parallel.
+        grid_shape = (world_size // sp_group_size, sp_group_size)
+        grid = init_device_mesh(device, grid_shape, mesh_dim_names=("data_parallel", "sequence_parallel"))
         self._device_mesh = grid
+        sp_group = Axis.of(grid.get_group("sequence_parallel"))
+
+        # 2. Who has which weights: all ranks, or those of one replica, whatever their prompts.
         if self.num_replicas > 1:
-            sizes = (self.num_replicas, world_size // self.num_replicas)
-            shards = init_device_mesh(device, sizes, mesh_dim_names=("replicate", "shard"))
+            shard_shape = (self.num_replicas, world_size // self.num_replicas)
+            shards = init_device_mesh(device, shard_shape, mesh_dim_names=("replicate", "shard"))
         else:
             shards = init_device_mesh(device, (world_size,), mesh_dim_names=("shard",))
-        sp_group = Axis.of(grid.get_group("sequence_parallel"))
-        fixed = self.sequence_parallel_size != "auto"
+
+        # 3. How many ranks may share a sequence.
+        if self.sequence_parallel_size == "auto":
+            degrees = sequence_degrees(sp_group, world_size)
+        else:
+            degrees = {sp_group.size: SequenceParallel(sp_group)}
         return Parallel(
             world=Axis.of(None),
             dp=Axis.of(grid.get_group("data_parallel")),
             sp_group=sp_group,
-            degrees={sp_group.size: SequenceParallel(sp_group)} if fixed else parts_of(sp_group, world_size),
+            degrees=degrees,
             num_gather_chunks=self.num_gather_chunks,
             compute_dtype=self.sharding.compute_dtype,
-            wrap=functools.partial(shard, mesh=shards, options=self.sharding),
+            wrap=functools.partial(shard_policy, mesh=shards, options=self.sharding),
         )
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
@@ -145,12 +162,17 @@ class MRSPStrategy(ModelParallelStrategy):
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Writes beside the target and renames: whoever is killed while saving still has the one before."""
         path = Path(self.broadcast(filepath))
-        partial, before = (path.with_name(f".{path.name}.{state}") for state in ("partial", "before"))
+        partial = path.with_name(f".{path.name}.partial")
+        before = path.with_name(f".{path.name}.before")
+
+        # 1. All ranks write beside the target.
         if self.is_global_zero:
             _remove(partial)
         self.barrier()
         super().save_checkpoint(checkpoint, partial, storage_options)
         self.barrier()
+
+        # 2. Rank 0 puts it in place; a folder cannot be replaced at once, so the old one stays until the new one is there.
         if self.is_global_zero:
             _remove(before)
             if path.exists():
@@ -175,7 +197,7 @@ def sp_group_size_of(sequence_parallel_size: int | Literal["auto"], num_processe
 
 
 def check_sizes(world_size: int, sp_group_size: int, num_replicas: int) -> None:
-    """Raises ValueError, before weights are loaded, if the devices do not divide into teams or replicas."""
+    """Raises ValueError, before weights are loaded, if the devices do not divide into groups or replicas."""
     for name, size in (("sequence_parallel_size", sp_group_size), ("num_replicas", num_replicas)):
         if world_size % size:
             fitting = ", ".join(str(n) for n in range(1, world_size + 1) if world_size % n == 0)
@@ -185,10 +207,12 @@ def check_sizes(world_size: int, sp_group_size: int, num_replicas: int) -> None:
             )
 
 
-def parts_of(sp_group: Axis, world_size: int) -> dict[int, SequenceParallel]:
-    """For every divisor of a team's size, this rank's part of the team of that many ranks."""
+def sequence_degrees(sp_group: Axis, world_size: int) -> dict[int, SequenceParallel]:
+    """For every divisor of the group's size, this rank's part of a group of that many neighbouring ranks."""
     degrees = {}
-    for degree in (n for n in range(1, sp_group.size + 1) if sp_group.size % n == 0):
+    for degree in range(1, sp_group.size + 1):
+        if sp_group.size % degree:
+            continue
         axis = SINGLE_RANK
         for start in range(0, world_size, degree):  # every process takes part in making every group
             group = dist.new_group(list(range(start, start + degree))) if degree > 1 else None

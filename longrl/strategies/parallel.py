@@ -4,41 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+from lightning.pytorch import LightningModule
 from torch import nn
 
 from longrl.strategies.axis import SINGLE_RANK, Axis
-from longrl.strategies.fsdp import Entry
+from longrl.strategies.fsdp import RootModule, ShardableFamily
 from longrl.strategies.sequence import NO_SEQUENCE_PARALLEL, SequenceParallel
-
-if TYPE_CHECKING:
-    from longrl.diffusion.diffusion_family import DiffusionFamily
-    from longrl.models.base import CausalFamily
 
 
 @dataclass(frozen=True)
 class Parallel:
     """The grid of ranks; the default is one rank that does everything.
 
-    The ranks of `team` have the same prompts. Of a batch with long sequences all of them share every sequence; of one
-    with short sequences, where the degree is chosen per batch, smaller parts of the team take turns.
+    The ranks of a sequence-parallel group have the same prompts. Of a batch with long sequences all of them share every
+    sequence; of one with short sequences, where the degree is chosen per batch, smaller parts of the group take turns.
     """
 
     world: Axis = SINGLE_RANK
     dp: Axis = SINGLE_RANK
-    """One rank of each team: they have other prompts."""
+    """Data parallelism: one rank of each sequence-parallel group; they have other prompts."""
     sp_group: Axis = SINGLE_RANK
+    """The sequence-parallel group of this rank."""
     degrees: Mapping[int, SequenceParallel] = field(default_factory=lambda: {1: NO_SEQUENCE_PARALLEL})
-    """How many neighbouring ranks of the team may share a sequence; one entry unless it is chosen per batch."""
+    """How many neighbouring ranks of the group may share a sequence; one entry unless it is chosen per batch."""
     num_gather_chunks: int = 1
     """Messages in which features are gathered: more of them need less memory beside the result."""
     compute_dtype: str | None = None
     """What sharded weights are gathered in to compute with; None is what they are."""
-    wrap: Callable[[CausalFamily | DiffusionFamily, nn.Module], Entry] = Entry
-    """Shards a model; by default leaves it as it is."""
+    wrap: Callable[[ShardableFamily, nn.Module], RootModule] = RootModule
+    """Makes a model a policy, sharded over the ranks if there are several."""
 
     def sequence_for(self, tokens: int, tokens_per_rank: int) -> SequenceParallel:
         """The smallest degree at which the longest sequence fits: sharing costs time, so only as much as it must."""
         fitting = [degree for degree in self.degrees if degree * tokens_per_rank >= tokens]
         return self.degrees[min(fitting) if fitting else max(self.degrees)]
+
+
+class ParallelModule(LightningModule):
+    """A LightningModule that trains a model family on a grid of ranks."""
+
+    family: ShardableFamily
+    """Describes the model."""
+    parallel: Parallel
+    """The grid; a strategy sets it before weights are loaded."""

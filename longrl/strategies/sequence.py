@@ -25,7 +25,7 @@ from longrl.strategies.axis import SINGLE_RANK, Axis
 
 @dataclass(frozen=True)
 class HeadLayout:
-    """How heads are dealt to ranks, whatever their numbers.
+    """How heads are scattered over ranks, whatever their numbers.
 
     A key head with its E query heads is cut into `parts` equal parts of `size` queries, the last ones padded with
     zeros; a rank gets `per_rank` neighbouring parts, each with a copy of its key head. No key head is sent to a rank
@@ -45,33 +45,35 @@ class HeadLayout:
 
     @classmethod
     def make(cls, num_heads: int, num_key_heads: int, ranks: int) -> HeadLayout:
-        """The plan with the fewest query heads per rank, and among those the one with the fewest copies of keys."""
+        """The layout with the fewest query heads per rank, and among those the one with the fewest copies of keys."""
         queries = num_heads // num_key_heads
-        plans = [
+        layouts = [
             cls(num_heads, num_key_heads, ranks, parts, -(-queries // parts), -(-num_key_heads * parts // ranks))
             for parts in range(1, queries + 1)
         ]
-        return min(plans, key=lambda plan: (plan.per_rank * plan.size, plan.parts))
+        return min(layouts, key=lambda layout: (layout.per_rank * layout.size, layout.parts))
 
-    def deal(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def scatter(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """[H, l, D], [K, l, D], [K, l, D] -> [ranks * per_rank, size + 2, l, D]: queries, then key and value."""
-        rows, width = query.shape[1:]
-        queries = query.view(self.num_key_heads, -1, rows, width)
+        num_rows, width = query.shape[1:]
+        num_parts = self.num_key_heads * self.parts
+        queries = query.view(self.num_key_heads, -1, num_rows, width)  # [K, E, l, D]
         missing = self.parts * self.size - queries.shape[1]
         queries = torch.nn.functional.pad(queries, (0, 0, 0, 0, 0, missing))
-        queries = queries.reshape(self.num_key_heads * self.parts, self.size, rows, width)
-        keys, values = (x.repeat_interleave(self.parts, 0)[:, None] for x in (key, value))
-        dealt = torch.cat([queries, keys, values], 1)
-        return torch.nn.functional.pad(dealt, (0, 0, 0, 0, 0, 0, 0, self.ranks * self.per_rank - len(dealt)))
+        queries = queries.reshape(num_parts, self.size, num_rows, width)
+        keys = key.repeat_interleave(self.parts, 0)[:, None]  # [parts, 1, l, D]
+        values = value.repeat_interleave(self.parts, 0)[:, None]
+        scattered = torch.cat([queries, keys, values], 1)
+        missing = self.ranks * self.per_rank - num_parts
+        return torch.nn.functional.pad(scattered, (0, 0, 0, 0, 0, 0, 0, missing))
 
-    def collect(self, output: Tensor) -> Tensor:
+    def gather(self, output: Tensor) -> Tensor:
         """[ranks * per_rank, size, l, D] -> [H, l, D], padding dropped."""
-        rows, width = output.shape[2:]
-        output = output[: self.num_key_heads * self.parts].reshape(self.num_key_heads, -1, rows, width)
-        return output[:, : self.num_heads // self.num_key_heads].reshape(self.num_heads, rows, width)
+        num_rows, width = output.shape[2:]
+        output = output[: self.num_key_heads * self.parts].reshape(self.num_key_heads, -1, num_rows, width)
+        return output[:, : self.num_heads // self.num_key_heads].reshape(self.num_heads, num_rows, width)
 
 
-@dataclass(frozen=True)
 class SequenceParallel:
     """One rank's part of a packed sequence. On an axis of one rank every method hands its input through.
 
@@ -79,17 +81,15 @@ class SequenceParallel:
         axis: the ranks that share the sequence.
     """
 
-    axis: Axis = SINGLE_RANK
-
-    @property
-    def size(self) -> int:
+    def __init__(self, axis: Axis = SINGLE_RANK) -> None:
+        self.axis = axis
+        self.size = axis.size
         """Ranks that share a sequence."""
-        return self.axis.size
 
     def rows(self, length: int) -> slice:
         """This rank's rows of a sequence whose length is a multiple of the group's size."""
-        share = length // self.size
-        return slice(self.axis.rank * share, (self.axis.rank + 1) * share)
+        num_rows = length // self.size
+        return slice(self.axis.rank * num_rows, (self.axis.rank + 1) * num_rows)
 
     # -- attention -----------------------------------------------------------------------------------------------
 
@@ -102,21 +102,24 @@ class SequenceParallel:
             value: [K, L / ranks, D].
 
         Returns:
-            [heads, L, D], [key heads, L, D] and [key heads, L, D] of this rank, and the plan for the way back.
+            [heads, L, D], [key heads, L, D] and [key heads, L, D] of this rank, and the layout for the way back.
         """
-        plan = HeadLayout.make(len(query), len(key), self.size)
-        dealt = plan.deal(query, key, value)
-        rows, width = dealt.shape[2:]
-        found = self._all_to_all(dealt).view(self.size, plan.per_rank, plan.size + 2, rows, width)
-        whole = found.permute(1, 2, 0, 3, 4).reshape(plan.per_rank, plan.size + 2, self.size * rows, width)
-        return whole[:, :-2].flatten(0, 1), whole[:, -2], whole[:, -1], plan
+        layout = HeadLayout.make(len(query), len(key), self.size)
+        scattered = layout.scatter(query, key, value)  # [ranks * per_rank, size + 2, l, D]
+        num_rows, width = scattered.shape[2:]
+        received = self._all_to_all(scattered)
+        received = received.view(self.size, layout.per_rank, layout.size + 2, num_rows, width)
+        # Rows of all ranks one after the other: [per_rank, size + 2, L, D].
+        full = received.permute(1, 2, 0, 3, 4)
+        full = full.reshape(layout.per_rank, layout.size + 2, self.size * num_rows, width)
+        return full[:, :-2].flatten(0, 1), full[:, -2], full[:, -1], layout
 
-    def to_rows(self, output: Tensor, plan: HeadLayout) -> Tensor:
+    def to_rows(self, output: Tensor, layout: HeadLayout) -> Tensor:
         """[heads of this rank, L, D] -> [H, L / ranks, D]: the way back."""
         length, width = output.shape[1:]
-        parted = output.view(plan.per_rank, plan.size, self.size, length // self.size, width)
-        sent = parted.permute(2, 0, 1, 3, 4).flatten(0, 1)
-        return plan.collect(self._all_to_all(sent))
+        by_rank = output.view(layout.per_rank, layout.size, self.size, length // self.size, width)
+        sent = by_rank.permute(2, 0, 1, 3, 4).flatten(0, 1)  # [ranks * per_rank, size, l, D]
+        return layout.gather(self._all_to_all(sent))
 
     def _all_to_all(self, tensor: Tensor) -> Tensor:
         counts = [len(tensor) // self.size] * self.size
@@ -126,8 +129,8 @@ class SequenceParallel:
 
     def share(self, count: int) -> slice:
         """Which of `count` scored rows this rank scores: equal shares, wherever the rows lie."""
-        edges = self._edges(count)
-        return slice(edges[self.axis.rank], edges[self.axis.rank + 1])
+        rank = self.axis.rank
+        return slice(count * rank // self.size, count * (rank + 1) // self.size)
 
     def _edges(self, count: int) -> list[int]:
         return [count * rank // self.size for rank in range(self.size + 1)]
@@ -147,13 +150,19 @@ class SequenceParallel:
         """
         if self.size == 1:
             return hidden[positions]
-        owners = positions // len(hidden)
-        held, wanted = owners == self.axis.rank, owners[self.share(len(positions))]
-        send = [int(held[start:stop].sum()) for start, stop in itertools.pairwise(self._edges(len(positions)))]
-        receive = torch.bincount(wanted, minlength=self.size).tolist()
-        sent = hidden[positions[held] - self.axis.rank * len(hidden)]
+        owners = positions // len(hidden)  # [R] rank that has the row
+
+        # 1. What this rank sends: its rows, in the order of the ranks that score them.
+        is_local = owners == self.axis.rank  # [R]
+        edges = self._edges(len(positions))
+        send = [int(is_local[start:stop].sum()) for start, stop in itertools.pairwise(edges)]
+        sent = hidden[positions[is_local] - self.axis.rank * len(hidden)]
+
+        # 2. What it receives: rank after rank, hence the permutation back to the order of the scored rows.
+        senders = owners[self.share(len(positions))]
+        receive = torch.bincount(senders, minlength=self.size).tolist()
         received = _AllToAll.apply(sent, self.axis.group, send, receive)
-        return received[wanted.argsort(stable=True).argsort()]  # they come rank after rank
+        return received[senders.argsort(stable=True).argsort()]
 
     def gather(self, values: Tensor, count: int) -> Tensor:
         """[rows of `share(count)`] -> [count], on every rank.
@@ -171,7 +180,9 @@ class _AllToAll(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, group: Any, send: Sequence[int], receive: Sequence[int]) -> Tensor:
-        ctx.group, ctx.send, ctx.receive = group, send, receive
+        ctx.group = group
+        ctx.send = send
+        ctx.receive = receive
         return _exchange(tensor, group, send, receive)
 
     @staticmethod
@@ -190,16 +201,16 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, axis: Axis, edges: Sequence[int]) -> Tensor:
-        ctx.own = slice(edges[axis.rank], edges[axis.rank + 1])
+        ctx.local = slice(edges[axis.rank], edges[axis.rank + 1])
         counts = [stop - start for start, stop in itertools.pairwise(edges)]
-        parts = [values.new_empty(max(counts)) for _ in counts]
         padded = torch.nn.functional.pad(values.detach(), (0, max(counts) - len(values)))
-        dist.all_gather(parts, padded, group=axis.group)
-        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+        received = [values.new_empty(max(counts)) for _ in counts]
+        dist.all_gather(received, padded, group=axis.group)
+        return torch.cat([part[:count] for part, count in zip(received, counts, strict=True)])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return grad[ctx.own], None, None
+        return grad[ctx.local], None, None
 
 
 NO_SEQUENCE_PARALLEL = SequenceParallel()

@@ -9,8 +9,11 @@ from longrl.callbacks.evaluation import EvaluationReport
 from longrl.evaluation.metric import CategoryAccuracy
 from longrl.evaluation.records import sample_record
 from longrl.io.jsonl import read_jsonl
+from longrl.modules.policy import PolicyModule
+from longrl.strategies.axis import SINGLE_RANK, Axis
 from longrl.strategies.parallel import Parallel
 from longrl.types import Batch, Completion, Group, Prompt, Row
+from tests.tiny import text_family
 
 
 def group(name, *answers):
@@ -20,11 +23,11 @@ def group(name, *answers):
     return Group(prompt, [Completion(torch.zeros(2), torch.zeros(2), text, "stop") for text in texts])
 
 
-def report_of(report, folder, *groups, gather=None):
+def report_of(report, folder, *groups, dp=SINGLE_RANK):
     """Two groups per batch, then the end of the test."""
     trainer = SimpleNamespace(default_root_dir=str(folder), is_global_zero=True)
-    parallel = Parallel() if gather is None else SimpleNamespace(data=gather)
-    module = SimpleNamespace(parallel=parallel)
+    module = PolicyModule(text_family())
+    module.parallel = Parallel(dp=dp)
     for number, start in enumerate(range(0, len(groups), 2)):
         own = list(groups[start : start + 2])
         report.on_test_batch_end(trainer, module, None, Batch([g.prompt for g in own], groups=own), number)
@@ -46,12 +49,12 @@ def test_questions_of_several_ranks_come_in_the_order_of_the_rows(tmp_path):
     count = CategoryAccuracy()
     count.update(second)
 
-    class TwoRanks:
+    class TwoRanks(Axis):
         def gather(self, own):
             return [own, count.lines if isinstance(own[0], str) else [second]]
 
     records, score = report_of(
-        EvaluationReport(), tmp_path, group("a", "B", "B"), group("c", "A", "A"), gather=TwoRanks()
+        EvaluationReport(), tmp_path, group("a", "B", "B"), group("c", "A", "A"), dp=TwoRanks()
     )
     assert [(name, sample) for name, sample, _ in records] == [(name, n) for name in "abc" for n in range(2)]
     assert (score["accuracy"], score["n"]) == (0.5, 3)

@@ -11,7 +11,8 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from longrl.algorithms import Algorithm, drop_uniform, greedy_centered
-from longrl.callbacks.rollout import RolloutCallback, restored_group, saved_group
+from longrl.callbacks.rollout import RolloutCallback
+from longrl.callbacks.waiting_groups import restored_group, saved_group
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.datamodules.media.sampling import VideoSampling
 from longrl.engines.hf import HFEngine
@@ -20,7 +21,7 @@ from longrl.engines.rollout_engine import RolloutEngine
 from longrl.modules.policy import OptimizerSettings, PolicyModule
 from longrl.rewards import RewardSum, RewardTerm
 from longrl.strategies.axis import Axis
-from longrl.strategies.fsdp import Entry
+from longrl.strategies.fsdp import RootModule
 from longrl.strategies.parallel import Parallel
 from longrl.testing.synthetic import SyntheticConfig, generate
 from longrl.types import Completion, Group, SamplingParams
@@ -149,7 +150,7 @@ def test_a_step_generates_rewards_trains_and_logs(tmp_path):
     assert seen.metrics[0]["reward/mean"] == seen.metrics[0]["reward/right_is_good"] == 0.5
     assert seen.metrics[0]["reward/std_in_group"] == 0.5
     assert seen.metrics[0]["rollout/prompts_drawn"] == 2
-    assert seen.metrics[0]["rollout/refills"] == seen.metrics[0]["rollout/carried_over"] == 0
+    assert seen.metrics[0]["rollout/resample_rounds"] == seen.metrics[0]["rollout/carried_over"] == 0
     assert not torch.equal(policy.model.get_input_embeddings().weight, before)
 
 
@@ -157,13 +158,13 @@ def test_right_answers_become_more_likely(tmp_path):
     policy = PolicyModule(text_family(), optimizer=OptimizerSettings(lr=1e-3))
     seen = train(tmp_path, callback(FakeEngine(half_right)), policy=policy, steps=3)
     (batch, *_) = seen.batches
-    before = Entry(text_family(), text_family().build())
+    before = RootModule(text_family(), text_family().build())
     for group in batch.groups:
         tokens = [[completion.token_ids for completion in group.completions]]
         split = [len(group.completions[0].token_ids), len(group.completions[1].token_ids)]
         after, start = (
-            [float(part.sum()) for part in policy.score(entry, [group.prompt], tokens, {}).split(split)]
-            for entry in (Entry(policy.family, policy.model), before)
+            [float(part.sum()) for part in policy.score(scoring, [group.prompt], tokens, {}).split(split)]
+            for scoring in (policy.policy, before)
         )
         assert after[0] - start[0] > after[1] - start[1]
 
@@ -236,7 +237,7 @@ def test_groups_without_contrast_are_sampled_anew_and_the_surplus_is_carried_ove
     flags = [[group.carried_over for group in batch.groups] for batch in seen.batches]
     assert flags == [[False, False], [True, False], [False, False]]
     counts = [
-        [metrics[f"rollout/{name}"] for name in ("prompts_drawn", "refills", "carried_over")]
+        [metrics[f"rollout/{name}"] for name in ("prompts_drawn", "resample_rounds", "carried_over")]
         for metrics in seen.metrics
     ]
     assert counts == [[6, 2, 1], [2, 0, 0], [2, 0, 0]]
@@ -250,7 +251,7 @@ def test_too_few_groups_after_all_refills_are_a_warning_and_a_smaller_step(tmp_p
         seen = train(tmp_path, callback(engine, max_resample_rounds=2), DAPO)
     assert len(engine.calls) == 3  # the batch and two refills
     assert ids(seen.batches[0].groups) == [order[0]]
-    assert "dynamic sampling kept 1 of 2 groups after 2 refills" in caplog.text
+    assert "dynamic sampling kept 1 of 2 groups after 2 rounds of resampling" in caplog.text
     assert "max_resample_rounds" in caplog.text
     assert "train/loss" in seen.metrics[0]
 
@@ -356,8 +357,8 @@ def test_a_rank_without_restored_groups_waits_for_the_others(tmp_path):
     rollouts = callback(Elsewhere(half_right), overlap=True)
     rollouts._restored = {"carried": [], "ahead": []}
     rollouts._parallel = Parallel(dp=OthersHaveOne())
-    rollouts._take_restored(None)
-    assert rollouts._ahead() == []
+    rollouts._render_restored(None)
+    assert rollouts._ahead == []
 
 
 class OthersHaveOne(Axis):
@@ -366,7 +367,7 @@ class OthersHaveOne(Axis):
 
 
 def test_overlap_needs_an_engine_in_another_process(tmp_path):
-    with pytest.raises(ValueError, match=r"overlap=true .* got FakeEngine; use .*VLLMServerEngine"):
+    with pytest.raises(ValueError, match=r"rollout\.overlap=true .* got FakeEngine; use .*VLLMServerEngine"):
         train(tmp_path, callback(FakeEngine(half_right), overlap=True))
 
 
@@ -415,7 +416,7 @@ def test_an_engine_that_parts_from_the_trainer_ends_the_run_before_the_update(tm
 def test_trust_that_saves_nothing_is_told(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         train(tmp_path, callback(Offset(0.0), bypass_old_logp_below=0.1))
-    assert "bypass_old_logp_below of the RolloutCallback has no effect" in caplog.text
+    assert "rollout.bypass_old_logp_below has no effect" in caplog.text
 
 
 @pytest.mark.parametrize(("offset", "passes"), [(0.0, [1, 0, 0]), (0.25, [1, 1, 1])])
@@ -500,7 +501,7 @@ def test_what_a_reward_needs_is_missed_before_weights_are_loaded(tmp_path, monke
     policy = PolicyModule(data.renderer.family)
     with pytest.raises(ValueError, match="a package is missing"):
         train(tmp_path, callback(FakeEngine(half_right)), policy=policy, data=data)
-    assert policy.model is None
+    assert not policy.is_built
 
 
 def test_a_reward_that_raises_masks_its_completion_and_the_run_goes_on(tmp_path, caplog):

@@ -3,26 +3,22 @@
 from types import SimpleNamespace
 
 import pytest
+from longrl.modules.policy import PolicyModule
 
 from longrl.callbacks import throughput
 from longrl.callbacks.throughput import Throughput
-from longrl.modules.phases import PhaseTimes
-from longrl.strategies.parallel import Parallel
 from longrl.types import Batch
+from tests.tiny import text_family
 
 
 def test_the_seconds_of_a_validation_belong_to_no_step(monkeypatch):
     now = [0.0]
     clock = SimpleNamespace(perf_counter=lambda: now[0])
     monkeypatch.setattr(throughput, "time", clock)
-    monkeypatch.setattr("longrl.modules.phases.time", clock)
+    monkeypatch.setattr("longrl.modules.trained.time", clock)
     logged = {}
-    module = SimpleNamespace(
-        phases=PhaseTimes(),
-        parallel=Parallel(),
-        features=SimpleNamespace(num_encoded=0),
-        log=lambda name, value, **options: logged.update({name: value}),
-    )
+    module = PolicyModule(text_family())
+    monkeypatch.setattr(module, "log", lambda name, value, **options: logged.update({name: value}))
 
     def spend(phase, seconds):
         with module.phases(phase):

@@ -6,7 +6,6 @@ import torch
 
 from longrl.diffusion.diffusion_family import to_uint8
 from longrl.diffusion.sampler import DiffusionSampling, draw_seeded, noise_of
-from longrl.diffusion.trajectory_rows import velocity_of
 from longrl.models.lora import LoRASettings, adapters_off, to_checkpoint
 from longrl.modules.initial_weights import plain_from
 from tests.diffusion.tiny import FAMILIES, sd3_family, wan_family
@@ -19,7 +18,7 @@ def sampled(family, model, texts, guidance, num_steps=4, seeds=(5, 6), window=No
     steps = DiffusionSampling(num_steps=num_steps, window=window).steps(*family.schedule(num_steps), 0, 0)
 
     def velocity(latents, timesteps):
-        return velocity_of(family, model, latents, timesteps, texts, guidance)
+        return family.forward(model, latents, timesteps, texts, guidance)
 
     with torch.no_grad():
         return draw_seeded(velocity, family.latent_shape(), steps, seeds, guidance, CPU)
@@ -181,7 +180,7 @@ def test_gradient_checkpointing_changes_no_gradient(name):
         family = FAMILIES[name](gradient_checkpointing=on)
         model = family.build().train()
         latents = noise_of(0, 0, family.latent_shape())[None]
-        velocity_of(family, model, latents, torch.tensor([500.0]), ["a cat"], 2.0).square().sum().backward()
+        family.forward(model, latents, torch.tensor([500.0]), ["a cat"], 2.0).square().sum().backward()
         found.append([parameter.grad for parameter in model.parameters()])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)

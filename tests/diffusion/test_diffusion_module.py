@@ -15,6 +15,7 @@ from longrl.diffusion.windows import RandomWindow
 from longrl.models.lora import LoRASettings
 from longrl.modules.optimizer import OptimizerSettings
 from longrl.rewards import think_answer_format
+from longrl.strategies.fsdp import RootModule
 from tests.diffusion.test_diffusion_family import sampled, stock, stock_frames
 from tests.diffusion.tiny import FAMILIES, PromptRows, fit, sd3_family
 
@@ -56,7 +57,7 @@ def test_rows_of_any_samples_and_steps_score_as_sampled(name):
     places = places_of(texts, [[sample] for sample in samples])
     assert [len(part) for part in split(places, 3)] == [2, 2]
     with torch.no_grad():
-        scores = score(family, model, Rows.of(places[::-1], CPU))
+        scores = score(RootModule(family, model), Rows.of(places[::-1], CPU))
     expected = torch.cat([sample.logprobs for sample in samples]).flip(0)
     torch.testing.assert_close(scores.logp, expected, rtol=0, atol=1e-5)
     old = Rows.of(places[::-1], CPU).old_mean
@@ -104,7 +105,7 @@ def test_the_gradient_is_that_of_the_formula():
     advantages = (rewards - rewards.mean(1, keepdim=True)) / rewards.std(1, keepdim=True)
     model = family.build()
     places = places_of([group.prompt.row.problem for group in (one, two)], [one.completions, two.completions])
-    logp = score(family, model, Rows.of(places, CPU)).logp.view(2, 3, 3)
+    logp = score(RootModule(family, model), Rows.of(places, CPU)).logp.view(2, 3, 3)
     (-advantages[..., None] * logp).mean().backward()
     for name, parameter in model.named_parameters():
         found = record.gradients[0].get(name)
@@ -131,8 +132,8 @@ def test_a_prompt_that_comes_again_in_a_batch_gets_other_samples():
 
 
 def test_a_sampler_that_parts_from_the_update_ends_the_run_before_its_step(monkeypatch):
-    def stale(family, model, rows):
-        found = score(family, model, rows)
+    def stale(policy, rows):
+        found = score(policy, rows)
         return dataclasses.replace(found, logp=found.logp + 2e-3)
 
     monkeypatch.setattr("longrl.diffusion.diffusion_module.score", stale)
@@ -224,7 +225,7 @@ def test_what_rewards_need_is_missed_before_weights_are_loaded(monkeypatch):
     policy = module()
     with pytest.raises(ValueError, match="a package is missing"):
         fit(policy, SAMPLING)
-    assert policy.model is None
+    assert not policy.is_built
 
 
 def test_a_run_whose_rewards_all_fail_later_ends(monkeypatch):

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from longrl.diffusion.sampler import noise_of
-from longrl.diffusion.trajectory_rows import velocity_of
 from longrl.models.lora import LoRASettings
 from longrl.strategies.axis import Axis
 from longrl.strategies.sequence import SequenceParallel
@@ -30,7 +29,7 @@ def answer(folder, sizes, options):
     if axis.size > 1:
         family.share_tokens(model, SequenceParallel(axis))
     latents = torch.stack([noise_of(seed, 0, family.latent_shape()) for seed in range(3)])
-    velocity = velocity_of(family, model, latents, torch.tensor([900.0, 500.0, 100.0]), TEXTS, 2.0)
+    velocity = family.forward(model, latents, torch.tensor([900.0, 500.0, 100.0]), TEXTS, 2.0)
     (velocity * noise_of(9, 0, velocity.shape)).sum().backward()
     grads = {name: axis.sum(p.grad) for name, p in model.named_parameters() if p.grad is not None}
     return velocity.detach(), grads

@@ -9,7 +9,7 @@ from longrl.algorithms import Algorithm, token_mean
 from longrl.engines.weight_stream import engine_weights
 from longrl.models.lora import LoRASettings, add_adapters, is_adapter, merged
 from longrl.modules.initial_weights import build_from
-from longrl.modules.mini_batches import FlatGroups
+from longrl.modules.mini_batches import flatten_groups, token_ids_of
 from longrl.modules.policy import OptimizerSettings
 from longrl.packing.pack import pack
 from longrl.strategies.fsdp import ShardingOptions
@@ -188,14 +188,16 @@ def test_the_reference_is_the_policy_the_run_began_with_and_no_second_model():
     policy = policy_of(family, algorithm=KL, optimizer=OptimizerSettings(lr=1e-2))
     batch = batch_of(policy, sampled(family, text_prompts(family)))
     train(policy, batch, batch, batch)
-    assert policy._reference == policy._entry
-    flat = FlatGroups(batch.groups, policy.device)
+    assert policy.reference is policy.policy
+    flat = flatten_groups(batch.groups, policy.device)
     found = policy._reference_logp(flat, {})
     fresh = policy_of(text_family())
     fresh.configure_model()
-    wanted = fresh.score(fresh.entry, flat.prompts, flat.completions, {})
-    assert torch.equal(found, wanted)
-    assert not torch.equal(policy.score(policy.entry, flat.prompts, flat.completions, {}), wanted)
+    prompts = [group.prompt for group in batch.groups]
+    completions = token_ids_of(batch.groups)
+    expected = fresh.score(fresh.policy, prompts, completions, {})
+    assert torch.equal(found, expected)
+    assert not torch.equal(policy.score(policy.policy, prompts, completions, {}), expected)
 
 
 def test_the_reference_leaves_adapters_trainable():

@@ -160,7 +160,7 @@ def tower_precision(freeze):
     strategy = MRSPStrategy(sharding=ShardingOptions(compute_dtype="bfloat16"))
     batch = Batch([group.prompt for group in groups], groups=groups)
     train(policy, batch, strategy=strategy, precision="32-true", callbacks=[Encode()])
-    dtypes = [{p.dtype for p in part.parameters()} for part in (family.vision_encoder(policy.model), policy.entry)]
+    dtypes = [{p.dtype for p in part.parameters()} for part in (family.vision_encoder(policy.model), policy.policy)]
     return [*dtypes, {value.dtype for value in batch.features.values()}]
 
 

@@ -506,7 +506,7 @@ def test_the_reference_is_no_part_of_the_module_and_never_changes():
     batch = batch_of(policy, sampled(family, text_prompts(family)))
     initial = {name: value.clone() for name, value in policy.model.state_dict().items()}
     seen = train(policy, batch, batch)
-    reference = policy._reference[0].model
+    reference = policy.reference.model
     assert not reference.training
     assert not any(parameter.requires_grad for parameter in reference.parameters())
     assert all(torch.equal(value, initial[name]) for name, value in reference.state_dict().items())
@@ -520,7 +520,7 @@ def test_the_reference_is_no_part_of_the_module_and_never_changes():
 def test_without_kl_there_is_no_reference():
     policy = policy_of(text_family())
     train(policy, batch_of(policy, sampled(policy.family, text_prompts(policy.family))))
-    assert policy._reference == ()
+    assert policy.reference is None
 
 
 def test_a_reference_of_a_trainable_tower_has_its_own_features():

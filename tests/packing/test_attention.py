@@ -188,7 +188,7 @@ def test_on_a_gpu_the_heads_that_ulysses_deals_give_the_whole(ranks):
     length = spans[-1].stop + 1
     inputs = [x.detach().to("cuda", torch.bfloat16) for x in tensors(spans, length, 28, 4, size=128)]
     plan = HeadLayout.make(28, 4, ranks)
-    dealt = plan.deal(*inputs).view(ranks, plan.per_rank, plan.size + 2, length, -1)
+    dealt = plan.scatter(*inputs).view(ranks, plan.per_rank, plan.size + 2, length, -1)
     parts = [shared_prefix_attention(x[:, :-2].flatten(0, 1), x[:, -2], x[:, -1], spans, 0.09) for x in dealt]
-    found = plan.collect(torch.cat(parts).view(ranks * plan.per_rank, plan.size, length, -1))
+    found = plan.gather(torch.cat(parts).view(ranks * plan.per_rank, plan.size, length, -1))
     torch.testing.assert_close(found, shared_prefix_attention(*inputs, spans, 0.09), rtol=0, atol=0.02)

@@ -180,11 +180,11 @@ def test_varlen_kernels_take_the_heads_that_ulysses_deals(ranks, monkeypatch):
     monkeypatch.setattr(attention, "kernel_for", lambda query: kernel)
     inputs = [x.detach() for x in tensors(heads=28, key_heads=4)]
     plan = HeadLayout.make(28, 4, ranks)
-    dealt = plan.deal(*inputs).view(ranks, plan.per_rank, plan.size + 2, LENGTH, -1)
+    dealt = plan.scatter(*inputs).view(ranks, plan.per_rank, plan.size + 2, LENGTH, -1)
     parts = [
         shared_prefix_attention(part[:, :-2].flatten(0, 1), part[:, -2], part[:, -1], SPANS, 0.3) for part in dealt
     ]
-    found = plan.collect(torch.cat(parts).view(ranks * plan.per_rank, plan.size, LENGTH, -1))
+    found = plan.gather(torch.cat(parts).view(ranks * plan.per_rank, plan.size, LENGTH, -1))
     torch.testing.assert_close(found.double(), dense(*inputs, SPANS, 0.3), rtol=1e-5, atol=1e-6)
 
 

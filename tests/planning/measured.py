@@ -85,11 +85,9 @@ class Phases(Callback):
 
             mark("rollout")
             sampling = SamplingParams(self.case.num_generations, self.case.completion_tokens)
-            pl_module.with_whole_weights(
-                lambda: HFEngine(prefill_chunk_tokens=self.case.prefill_chunk_tokens).generate(
-                    pl_module.family, pl_module.model, batch.prompts, batch.features, sampling, seed=0
-                )
-            )
+            engine = HFEngine(prefill_chunk_tokens=self.case.prefill_chunk_tokens)
+            with pl_module.policy.unsharded():
+                engine.generate(pl_module.family, pl_module.model, batch.prompts, batch.features, sampling, seed=0)
         mark("update")
 
     def on_train_batch_end(self, *args: Any) -> None:

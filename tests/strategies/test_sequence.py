@@ -21,9 +21,9 @@ def test_a_plan_deals_every_head_once_and_wastes_less_than_a_key_head_per_rank(k
     plan = HeadLayout.make(key_heads * queries, key_heads, ranks)
     query = torch.arange(1.0, key_heads * queries + 1)[:, None, None]
     key = torch.arange(1.0, key_heads + 1)[:, None, None]
-    dealt = plan.deal(query, key, -key)
+    dealt = plan.scatter(query, key, -key)
     assert dealt.shape == (ranks * plan.per_rank, plan.size + 2, 1, 1)
-    assert torch.equal(plan.collect(dealt[:, :-2]), query)
+    assert torch.equal(plan.gather(dealt[:, :-2]), query)
     for queries_here, own_key, own_value in zip(dealt[:, :-2], dealt[:, -2], dealt[:, -1], strict=True):
         assert own_value == -own_key
         for head in queries_here[queries_here > 0]:

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from longrl.modules.means import Means
+from longrl.modules.trained import MetricMeans
 from longrl.strategies.axis import SINGLE_RANK
 from longrl.types import Completion, Group, Prompt, Row
 
@@ -17,7 +17,7 @@ def group(rewards, valid):
 
 
 def test_failed_rewards_are_left_out():
-    means = Means()
+    means = MetricMeans()
     means.add_rewards(group([1.0, 0.0, 0.0], [True, False, True]), "val", by_category=True)
     means.add_rewards(group([1.0, 1.0, 0.0], [True, True, False]), "val", by_category=False)
     found = means.collect(SINGLE_RANK)
@@ -27,6 +27,6 @@ def test_failed_rewards_are_left_out():
 
 
 def test_without_any_there_is_no_number():
-    means = Means()
+    means = MetricMeans()
     means.add_rewards(group([0.0], [False]), "val", by_category=False)
     assert math.isnan(means.collect(SINGLE_RANK)["val/accuracy"])

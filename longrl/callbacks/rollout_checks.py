@@ -1,0 +1,133 @@
+"""What is checked before the first step of an RL run: options that contradict each other, lengths, and the engine."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from longrl.engines.parity import Mismatch, check_mismatch, check_rendered_prompts, engine_logps
+from longrl.engines.rollout_engine import RolloutEngine
+from longrl.modules.policy import PolicyModule
+from longrl.packing.lengths import length_problem
+from longrl.types import Prompt, SamplingParams
+
+logger = logging.getLogger(__name__)
+
+PARITY_TOKENS = 8
+"""Of each prompt of the first batch, to compare engine and trainer."""
+
+
+def check_engine_ranks(engine: RolloutEngine, sp_group_size: int) -> None:
+    """Raises ValueError if ranks that make up one engine do not have the same prompts."""
+    if sp_group_size % engine.ranks_per_engine:
+        raise ValueError(
+            f"rollout.engine.tensor_parallel_size={engine.ranks_per_engine} must divide the {sp_group_size} ranks that "
+            "share prompts; set trainer.strategy.init_args.sequence_parallel_size to a multiple of it, or "
+            "rollout.engine.tensor_parallel_size to 1"
+        )
+
+
+def check_overlap(engine: RolloutEngine) -> None:
+    """Raises ValueError if the engine cannot generate while the trainer updates."""
+    if not engine.is_remote:
+        raise ValueError(
+            f"rollout.overlap=true needs an engine in another process, got {type(engine).__name__}; use "
+            "longrl.engines.server.VLLMServerEngine, or rollout.overlap=false"
+        )
+
+
+def check_old_logp(module: PolicyModule, sampling: SamplingParams, overlap: bool, bypass_below: float) -> None:
+    """Checks what the engine's log-probabilities are used for.
+
+    Args:
+        module: knows the updates per rollout.
+        sampling: of training rollouts.
+        overlap: the option `rollout.overlap`.
+        bypass_below: the option `rollout.bypass_old_logp_below`.
+
+    Raises:
+        ValueError: they are to stand for the old policy's, but are those of another distribution.
+    """
+    in_reward = module.algorithm.kl_coef > 0 and module.algorithm.kl_placement == "reward"
+    if bypass_below and (module.steps_per_rollout == 1 or overlap or in_reward):
+        logger.warning(
+            "rollout.bypass_old_logp_below has no effect: it saves the old policy's forward pass, which only a run "
+            "with several optimizer steps per rollout has, without overlap and without KL in the reward; set it to 0, "
+            "or raise model.mini_batches_per_rollout"
+        )
+    if not is_filtered(sampling):
+        return
+    if bypass_below:
+        raise ValueError(
+            f"rollout.bypass_old_logp_below={bypass_below} needs top_p=1 and top_k=0, got {sampling.top_p} and "
+            f"{sampling.top_k}: the engine's log-probabilities are those of the filtered distribution; set "
+            "rollout.bypass_old_logp_below to 0"
+        )
+    logger.warning(
+        "with top_p or top_k the engine's log-probabilities are those of the filtered distribution: mismatch metrics "
+        "and importance corrections are biased, and rollout.max_mean_mismatch is not applied; set "
+        "rollout.sampling.top_p to 1 and rollout.sampling.top_k to 0"
+    )
+
+
+def is_filtered(sampling: SamplingParams) -> bool:
+    """True if completions are drawn from a part of the distribution."""
+    return sampling.top_p < 1 or sampling.top_k > 0
+
+
+def warn_of_lengths(
+    module: PolicyModule, engine: RolloutEngine, max_prompt_tokens: int | None, max_completion_tokens: int
+) -> None:
+    """Warns before weights are loaded of prompts that update or engine would refuse in the middle of the run."""
+    max_ranks = max(module.parallel.degrees)
+    limits = (
+        (module.max_tokens_per_micro_batch, "model.max_tokens_per_micro_batch", max_ranks),
+        (engine.max_length(), f"max_model_len of {type(engine).__name__}", 1),
+    )
+    for limit, option, ranks in limits:
+        problem = length_problem(
+            "the longest prompt of data.max_prompt_tokens",
+            max_prompt_tokens or 0,
+            max_completion_tokens,
+            limit=limit,
+            option=option,
+            ranks=ranks,
+        )
+        if problem:
+            logger.warning("%s; the first such prompt would end the run", problem)
+
+
+def compare_engine(
+    engine: RolloutEngine,
+    module: PolicyModule,
+    prompts: Sequence[Prompt],
+    features: Mapping[str, Tensor],
+    max_mismatch: float,
+) -> None:
+    """Raises RuntimeError unless engine and trainer read these prompts alike and score greedy tokens alike.
+
+    Args:
+        engine: has weights of its own, and has been handed the trainer's.
+        module: the trainer's side.
+        prompts: of the sequence-parallel group.
+        features: {media key: [N, D]} of the prompts.
+        max_mismatch: largest difference of a log-probability.
+    """
+    # 1. Token ids, positions and features, as the engine reads them.
+    family = module.engine_family
+    check_rendered_prompts(prompts, engine.rendered_prompts(family, prompts, features), features)
+
+    # 2. A few greedy tokens of every prompt, scored by both.
+    greedy = SamplingParams(num_generations=1, max_completion_tokens=PARITY_TOKENS, temperature=0.0)
+    with module.parallel.world.raise_on_any_rank():
+        completions = engine.generate(family, module.model, prompts, features, greedy, seed=0)
+    engine.sleep()
+    token_ids = [[completion.token_ids for completion in of_prompt] for of_prompt in completions]
+    with module.trainer.precision_plugin.forward_context():
+        logp = module.score(module.policy, prompts, token_ids, features, temperature=1.0)  # [N]
+    mismatch = Mismatch(engine_logps(completions), logp.cpu())
+    for name, value in mismatch.metrics().items():
+        logger.info("engine against trainer before the first step: %s %.2e", name, value)
+    check_mismatch(mismatch, prompts, completions, max_mismatch)
