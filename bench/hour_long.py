@@ -33,10 +33,10 @@ from typing import Any
 import yaml
 from common import Row, parse_arguments, peak_memory_mib, report
 from lightning.pytorch import Callback, LightningModule, Trainer
-from longrl.modules.phases import PhaseTimes
 from typing_extensions import override
 
 from longrl import types
+from longrl.modules.trained import PhaseTimes
 from longrl.testing.drawing import Clip, write_video
 from longrl.testing.stories import sample_story
 from longrl.testing.synthetic import SyntheticConfig

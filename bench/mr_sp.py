@@ -48,7 +48,7 @@ from longrl.features.cache import FeatureCache
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.packing.pack import pack
 from longrl.strategies.axis import SINGLE_RANK, Axis
-from longrl.strategies.fsdp import Entry, ShardingOptions, shard
+from longrl.strategies.fsdp import RootModule, ShardingOptions, shard_policy
 from longrl.strategies.parallel import Parallel
 from longrl.strategies.sequence import NO_SEQUENCE_PARALLEL, SequenceParallel
 from longrl.types import FrameShard
@@ -112,7 +112,7 @@ def parallel_of(ranks: Ranks) -> Parallel:
     mesh = init_device_mesh("cpu", (world.size,), mesh_dim_names=("shard",))
     sequence = SequenceParallel(world) if ranks.sp > 1 else NO_SEQUENCE_PARALLEL
     sp_group = world if ranks.sp_group > 1 else SINGLE_RANK
-    wrap = partial(shard, mesh=mesh, options=ShardingOptions())
+    wrap = partial(shard_policy, mesh=mesh, options=ShardingOptions())
     return Parallel(world=world, sp_group=sp_group, degrees={ranks.sp: sequence}, wrap=wrap)
 
 
@@ -124,9 +124,9 @@ def time_update(sizes: Sizes, folder: str, tokens: int, sp: int) -> tuple[float,
     family = Qwen2_5_VLFamily(folder, random_init=True)
     parallel = parallel_of(Ranks(sp=sp, sp_group=1))
     model = family.build()
-    entry = parallel.wrap(family, model)
+    policy = parallel.wrap(family, model)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0)
-    update = partial(_update, sizes, family, entry, parallel.degrees[sp], optimizer)
+    update = partial(_update, sizes, family, policy, parallel.degrees[sp], optimizer)
     update(256)  # the first pass of a process is slow, and makes gradients and optimizer state
     before = peak_memory_mib()
     seconds = [_seconds(partial(update, tokens)) for _ in range(sizes.repeats)]
@@ -136,7 +136,7 @@ def time_update(sizes: Sizes, folder: str, tokens: int, sp: int) -> tuple[float,
 def _update(
     sizes: Sizes,
     family: Qwen2_5_VLFamily,
-    entry: Entry,
+    policy: RootModule,
     sequence: SequenceParallel,
     optimizer: torch.optim.Optimizer,
     tokens: int,
@@ -146,7 +146,7 @@ def _update(
     ids = torch.randint(50, 250, (tokens - sizes.completions * sizes.response_tokens,), generator=generator)
     prompt = types.Prompt("bench", ids, family.positions(ids, ()), (), types.Row("bench", "", ""))
     (packed,) = pack([prompt], [answers], max_tokens=1 << 62)
-    logp = entry(lambda: family.forward(entry.model, packed, {}, 1.0, sequence).logp)
+    logp = policy(packed, {}, 1.0, sequence).logp
     (-logp.mean()).backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=False)
@@ -207,33 +207,32 @@ class Step:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def _cached(self, cache: FeatureCache, entry: Entry, samples: int) -> Mapping[str, Tensor]:
-        return cache.get_or_encode(entry.model, self.encoded)
+    def _cached(self, cache: FeatureCache, policy: RootModule, samples: int) -> Mapping[str, Tensor]:
+        return cache.get_or_encode(policy.model, self.encoded)
 
-    def _each(self, entry: Entry, samples: int) -> Mapping[str, Tensor]:
+    def _each(self, policy: RootModule, samples: int) -> Mapping[str, Tensor]:
         features = {}
         for _ in range(samples):
             for prompt in self.own:
-                (features[prompt.media[0].key],) = self.family.encode_media(entry.model, prompt.media)
+                (features[prompt.media[0].key],) = self.family.encode_media(policy.model, prompt.media)
         return features
 
     def _rollout(self, features: Mapping[str, Tensor]) -> list[list[Tensor]]:
         """Each rank answers its own prompt; ranks that share sequences tell each other."""
         sampling = types.SamplingParams(self.sizes.completions, self.sizes.response_tokens)
         engine = HFEngine()
-        found = self.policy.whole(
-            lambda: engine.generate(self.family, self.policy.model, self.own, features, sampling, seed=0)
-        )
+        with self.policy.unsharded():
+            found = engine.generate(self.family, self.policy.model, self.own, features, sampling, seed=0)
         # an answer may end early by chance; all have the same length here, so that variants do the same work
         own = [[_filled(completion.token_ids, self.sizes.response_tokens) for completion in group] for group in found]
         if self.sequence.size == 1:
             return own
         return [group for rank in self.parallel.world.gather(own) for group in rank]
 
-    def _logp(self, entry: Entry, packed: types.Packed, encode: Callable[..., Mapping[str, Tensor]]) -> Tensor:
+    def _logp(self, policy: RootModule, packed: types.Packed, encode: Callable[..., Mapping[str, Tensor]]) -> Tensor:
         with torch.no_grad():
-            features = encode(entry, self.sizes.completions)
-        return entry(lambda: self.family.forward(entry.model, packed, features, 1.0, self.sequence).logp)
+            features = encode(policy, self.sizes.completions)
+        return policy(packed, features, 1.0, self.sequence).logp
 
     def _prompt(self, name: str, num_frames: int, share: FrameShard) -> types.Prompt:
         size, generator = self.sizes.model.frame_size, torch.Generator().manual_seed(sum(map(ord, name)))

@@ -25,10 +25,10 @@ from longrl.callbacks.rollout_checks import (
 from longrl.callbacks.rollout_metrics import rollout_metrics
 from longrl.callbacks.rollout_request import BackgroundRollout, Generated, RolloutRequest, generate_part
 from longrl.callbacks.waiting_groups import items_of_rank, restored_group, saved_group
+from longrl.engines.generation_shards import gather_groups
 from longrl.engines.hf import HFEngine
 from longrl.engines.parity import MismatchMonitor
 from longrl.engines.rollout_engine import RolloutEngine, prompt_seed, sampling_ids
-from longrl.engines.generation_shards import gather_groups
 from longrl.models.base import CausalFamily
 from longrl.modules.policy import PolicyModule
 from longrl.modules.trained import data_module_of
@@ -55,10 +55,11 @@ class RolloutCallback(Callback):
         max_resample_rounds: how many further batches of prompts dynamic sampling may draw per step.
         max_mismatch: an engine with weights of its own must agree with the trainer to this in the log-probability of
             every greedy token of the first batch, or the run ends before its first step.
-        max_mean_mismatch: the same of the tokens of every step, on average; checked before the step changes the weights.
-        bypass_old_logp_below: while the mean mismatch of the last step is below it, the engine's log-probabilities serve
-            as those of the old policy, and the forward pass for them is saved; 0 never. Only a run that takes several
-            optimizer steps per rollout has that pass.
+        max_mean_mismatch: the same of the tokens of every step, on average; checked before the step changes the
+            weights.
+        bypass_old_logp_below: while the mean mismatch of the last step is below it, the engine's log-probabilities
+            serve as those of the old policy, and the forward pass for them is saved; 0 never. Only a run that takes
+            several optimizer steps per rollout has that pass.
         overlap: sample the next step's groups during the update, by weights one step older; their importance ratios
             are to the weights that sampled, and a step's change is part of the mismatch. Needs an engine in another
             process.

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from longrl.engines.rollout_engine import RolloutEngine
 from longrl.engines.generation_shards import GenerationShard, generation_shards
+from longrl.engines.rollout_engine import RolloutEngine
 from longrl.models.base import CausalFamily
 from longrl.modules.policy import PolicyModule
 from longrl.strategies.axis import Axis
@@ -59,14 +59,14 @@ def generate_part(
     generated: Generated = []
     for sampling in request.samplings:
         part = []
-        local = pieces(len(request.prompts), sampling.num_generations, engine_rank, num_engines)
+        local = generation_shards(len(request.prompts), sampling.num_generations, engine_rank, num_engines)
         for (first, count), alike in itertools.groupby(local, key=operator.attrgetter("first", "count")):
-            together = list(alike)
-            prompts = [request.engine_prompts[piece.prompt] for piece in together]
+            shards = list(alike)
+            prompts = [request.engine_prompts[shard.prompt] for shard in shards]
             params = dataclasses.replace(sampling, num_generations=count)
             answers = engine.generate(family, model, prompts, features, params, request.seed, first)
-            for piece, completions in zip(together, answers, strict=True):
-                part.append((piece, Group(request.prompts[piece.prompt], completions)))
+            for shard, completions in zip(shards, answers, strict=True):
+                part.append((shard, Group(request.prompts[shard.prompt], completions)))
         generated.append(part)
     return generated
 

@@ -43,16 +43,22 @@ class HostAdamW(torch.optim.AdamW):
         return loss
 
     def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        assert parameter.grad is not None
         state = self.state[parameter]
         if not state:
             state["step"] = torch.tensor(0.0)
-            state |= {name: _on_host(torch.zeros_like(parameter)) for name in MOMENTS}
+            for name in MOMENTS:
+                state[name] = _on_host(torch.zeros_like(parameter))
+
+        # The moments come to the device, and go back changed.
         weight = _local(parameter)
-        visiting = [_local(state[name]).to(weight.device) for name in MOMENTS]
+        mean = _local(state["exp_avg"]).to(weight.device)
+        square = _local(state["exp_avg_sq"]).to(weight.device)
         adamw(
             [weight],
             [_local(parameter.grad)],
-            *([moment] for moment in visiting),
+            [mean],
+            [square],
             [],
             [state["step"]],
             foreach=False,
@@ -64,7 +70,7 @@ class HostAdamW(torch.optim.AdamW):
             eps=group["eps"],
             maximize=False,
         )
-        for name, moment in zip(MOMENTS, visiting, strict=True):
+        for name, moment in (("exp_avg", mean), ("exp_avg_sq", square)):
             state[name] = _on_host(state[name])
             _local(state[name]).copy_(moment)
 
@@ -73,7 +79,8 @@ def offload_state(optimizer: Optimizer) -> None:
     """Puts a `HostAdamW`'s moments back into host memory; a checkpoint is restored onto the device."""
     if isinstance(optimizer, HostAdamW):
         for state in optimizer.state.values():
-            state |= {name: _on_host(state[name]) for name in MOMENTS}
+            for name in MOMENTS:
+                state[name] = _on_host(state[name])
 
 
 def _on_host(tensor: Tensor) -> Tensor:

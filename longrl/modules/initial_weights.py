@@ -93,16 +93,17 @@ def find_checkpoint(source: str, option: str = INIT_FROM) -> Path | None:
 
 def load_checkpoint_weights(model: nn.Module, checkpoint: Path, option: str = INIT_FROM) -> None:
     """Loads a Lightning checkpoint's weights, all of them and nothing else, its adapters merged."""
-    wanted, found = model.state_dict(), saved_weights(checkpoint)
-    plain = {plain_name(name): value for name, value in found.items() if not is_adapter(name)}
-    check_same_model(wanted, plain, str(checkpoint), option)
-    if checkpoint.is_dir():  # read into the model; each process that asks reads all of it
-        found = read_shards(
-            checkpoint,
-            {name: torch.empty(v.shape) if is_adapter(name) else wanted[plain_name(name)] for name, v in found.items()},
-        )
-    for name, value in merged(found, saved_lora(checkpoint), torch.float32):  # rounded once, as it is copied
-        wanted[name].copy_(value)
+    state = model.state_dict()
+    saved = saved_weights(checkpoint)
+    check_same_model(state, {plain_name(n): v for n, v in saved.items() if not is_adapter(n)}, str(checkpoint), option)
+    if checkpoint.is_dir():
+        # Shards are read into the model, and adapters beside it; each process that asks reads all of them.
+        targets = {}
+        for name, value in saved.items():
+            targets[name] = torch.empty(value.shape) if is_adapter(name) else state[plain_name(name)]
+        saved = read_shards(checkpoint, targets)
+    for name, value in merged(saved, saved_lora(checkpoint), torch.float32):  # rounded once, as it is copied
+        state[name].copy_(value)
 
 
 def read_adapters(source: str, option: str = INIT_FROM) -> dict[str, Tensor]:
@@ -112,30 +113,31 @@ def read_adapters(source: str, option: str = INIT_FROM) -> dict[str, Tensor]:
         ValueError: it names none, or one without adapters.
     """
     checkpoint = find_checkpoint(source, option)
-    found = {} if checkpoint is None else saved_weights(checkpoint)
-    found = {name: value for name, value in found.items() if is_adapter(name)}
-    if checkpoint is None or not found:
+    saved = {} if checkpoint is None else saved_weights(checkpoint)
+    adapters = {name: value for name, value in saved.items() if is_adapter(name)}
+    if checkpoint is None or not adapters:
         raise ValueError(
             f"{option}={source!r} holds no LoRA adapters; name a run with {OPTION}, or one of its checkpoints"
         )
     if checkpoint.is_dir():
-        found = read_shards(checkpoint, {name: torch.empty(value.shape) for name, value in found.items()})
-    return {name: value.clone() for name, value in found.items()}
+        adapters = read_shards(checkpoint, {name: torch.empty(value.shape) for name, value in adapters.items()})
+    return {name: value.clone() for name, value in adapters.items()}
 
 
 def saved_weights(checkpoint: Path) -> dict[str, Tensor]:
     """Names and weights of the model in a checkpoint; of a sharded one, empty tensors of their shapes."""
-    if checkpoint.is_dir():
-        from torch.distributed.checkpoint import FileSystemReader
+    if not checkpoint.is_dir():
+        state = _load_file(checkpoint)["state_dict"]
+        return {name.removeprefix(MODEL_PREFIX): state[name] for name in state if name.startswith(MODEL_PREFIX)}
+    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-        entries = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
-        prefix, state = f"state_dict.{MODEL_PREFIX}", {}
-        for name, entry in entries.items():
-            if name.startswith(prefix):
-                state[name] = torch.empty(entry.size, device="meta")
-    else:
-        prefix, state = MODEL_PREFIX, _load_file(checkpoint)["state_dict"]
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    prefix = f"state_dict.{MODEL_PREFIX}"
+    weights = {}
+    for name, entry in FileSystemReader(checkpoint).read_metadata().state_dict_metadata.items():
+        if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata):
+            weights[name.removeprefix(prefix)] = torch.empty(entry.size, device="meta")
+    return weights
 
 
 def read_shards(folder: Path, targets: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -157,16 +159,16 @@ def _load_file(file: Path) -> dict[str, Any]:
 
 
 def check_same_model(
-    wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], source: str, option: str = INIT_FROM
+    expected: Mapping[str, Tensor], saved: Mapping[str, Tensor], source: str, option: str = INIT_FROM
 ) -> None:
     """Raises ValueError if names or shapes differ, with the first few that do."""
-    problems = [f"{name} is missing" for name in wanted.keys() - found.keys()]
-    problems += [f"{name} is unknown" for name in found.keys() - wanted.keys()]
-    problems += [
-        f"{name} is {list(found[name].shape)} instead of {list(wanted[name].shape)}"
-        for name in wanted.keys() & found.keys()
-        if found[name].shape != wanted[name].shape
-    ]
+    problems = [f"{name} is missing" for name in expected.keys() - saved.keys()]
+    problems += [f"{name} is unknown" for name in saved.keys() - expected.keys()]
+    for name in expected.keys() & saved.keys():
+        shape = list(saved[name].shape)
+        expected_shape = list(expected[name].shape)
+        if shape != expected_shape:
+            problems.append(f"{name} is {shape} instead of {expected_shape}")
     if problems:
         raise ValueError(
             f"{option}={source!r} holds another model than the family describes: "

@@ -124,6 +124,7 @@ def make_mini_batches(
     # 1. Advantages of the whole rollout; a KL penalty is part of the reward, or left for the loss.
     penalty = None
     if ref_logp is not None and algorithm.kl_placement == "reward":
+        assert old_logp is not None
         penalty = algorithm.kl(old_logp, ref_logp)  # [N]
         ref_logp = None
     advantages = algorithm.token_advantages(  # [N]

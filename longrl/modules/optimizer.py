@@ -1,23 +1,23 @@
-"""AdamW, its schedule, and clipping that knows sharded gradients."""
+"""AdamW and its schedule."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor, nn
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import Optimizer
 
 from longrl.modules.eight_bit import eight_bit
-from longrl.modules.host_adamw import HostAdamW, offload_state
+from longrl.modules.host_adamw import HostAdamW
 
-__all__ = ["OptimizerSettings", "clip_gradients", "offload_state", "warn_of_lost_steps"]
 logger = logging.getLogger(__name__)
 
 Kind = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
@@ -64,18 +64,19 @@ class OptimizerSettings:
             )
         return int(trainer.estimated_stepping_batches) * steps_per_batch
 
-    def build(self, model: nn.Module, total_steps: int | None) -> dict[str, Any]:
+    def build(self, model: nn.Module, total_steps: int | None) -> OptimizerLRSchedulerConfig:
         """Optimizer and scheduler as Lightning wants them."""
         from transformers import get_scheduler
 
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         warn_of_lost_steps(parameters, self.lr)
-        optimizer = self._class(parameters)(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
+        make = self._class(parameters)
+        optimizer = make(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
         schedule = "constant_with_warmup" if self.schedule == "constant" else self.schedule
         scheduler = get_scheduler(schedule, optimizer, self.warmup_steps, total_steps)
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
-    def _class(self, parameters: Sequence[nn.Parameter]) -> type[Optimizer]:
+    def _class(self, parameters: Sequence[nn.Parameter]) -> Callable[..., Optimizer]:
         if self.kind != "adamw":
             return eight_bit(parameters, paged=self.kind == "paged_adamw_8bit")
         return HostAdamW if self.offload else torch.optim.AdamW
@@ -88,9 +89,13 @@ def warn_of_lost_steps(parameters: Sequence[nn.Parameter], lr: float) -> None:
     bfloat16 has 8 significant bits: a step below 2^-9 of a number, half the distance to the next, is rounded away.
     """
     short = [parameter.detach() for parameter in parameters if parameter.dtype in (torch.bfloat16, torch.float16)]
-    numbers = [(p.to_local() if isinstance(p, DTensor) else p).flatten()[:SAMPLED] for p in short]
-    total = sum(len(part) for part in numbers)
-    lost = sum(int((part + lr == part).sum()) for part in numbers)
+    total = 0
+    lost = 0
+    for parameter in short:
+        local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        values = local.flatten()[:SAMPLED]
+        total += len(values)
+        lost += int((values + lr == values).sum())
     if lr and lost > total / 2:
         logger.warning(
             "a step of model.optimizer.lr=%g is rounded away in %d%% of the weights in %s that train; keep them in "
@@ -99,13 +104,3 @@ def warn_of_lost_steps(parameters: Sequence[nn.Parameter], lr: float) -> None:
             "(--model.family.init_args.lora.rank 32), or raise lr",
             lr, 100 * lost / total, str(short[0].dtype).removeprefix("torch."),
         )  # fmt: skip
-
-
-def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
-    """Scales gradients down to a norm of at most `max_norm` and returns the norm they had, over all shards."""
-    parameters = [parameter for parameter in parameters if parameter.grad is not None]
-    norm: Tensor = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
-    if isinstance(norm, DTensor):
-        norm = norm.full_tensor()
-    nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
-    return float(norm)

@@ -60,9 +60,9 @@ class PolicyModule(TrainedModule):
         epochs_per_rollout: how often a rollout is gone through.
         max_grad_norm: gradient norm limit; 0 switches it off.
         feature_cache_bytes: features of a frozen encoder kept between steps.
-        feature_cache_dir: folder in which features of a frozen encoder are kept for later steps and runs; None for none.
-            `python -m longrl cache-features` fills it beforehand. In `fit` videos whose features are there are not
-            decoded.
+        feature_cache_dir: folder in which features of a frozen encoder are kept for later steps and runs; None for
+            none. `python -m longrl cache-features` fills it beforehand. In `fit` videos whose features are there are
+            not decoded.
         feature_cache_disk_bytes: what all files in that folder may take; the least recently used go first.
     """
 
@@ -131,8 +131,11 @@ class PolicyModule(TrainedModule):
         with contextlib.nullcontext() if self.is_rl() else self.trainer.precision_plugin.forward_context():
             cache = stored.cache(self.model)
         # In validation the rollout callback may encode before the precision of the step, or the step within it.
-        stages = ("train", "val") if cache is before else ("train",)
-        data_module_of(self.trainer).skip_decoding_if_cached(cache, stages)
+        data_module = data_module_of(self.trainer)
+        if cache is before:
+            data_module.skip_decoding_if_cached(cache, ("train", "val"))
+        else:
+            data_module.skip_decoding_if_cached(cache, ("train",))
 
     def encode(self, prompts: Sequence[Prompt], counted: bool = True) -> dict[str, Tensor]:
         """{media key: [N, D] features} without gradient, each distinct medium encoded once while the encoder stands.
@@ -144,9 +147,11 @@ class PolicyModule(TrainedModule):
     @functools.cached_property
     def engine_family(self) -> CausalFamily:
         """The family in the precision that the trainer computes in, for engines with weights of their own."""
-        mixed = "bfloat16" if self.trainer.precision == "bf16-mixed" else None
         family = copy.copy(self.family)
-        family.dtype = self.parallel.compute_dtype or mixed or self.family.dtype
+        if self.parallel.compute_dtype is not None:
+            family.dtype = self.parallel.compute_dtype
+        elif self.trainer.precision == "bf16-mixed":
+            family.dtype = "bfloat16"
         return family
 
     # -- steps ---------------------------------------------------------------------------------------------------
@@ -334,7 +339,9 @@ class PolicyModule(TrainedModule):
         num_tokens = sum(len(ids) for answers in completions for ids in answers)
         logp = torch.zeros(num_tokens, device=self.device)
         for packed in micro_batches:
-            output: PolicyOutput = policy(packed or dummy_micro_batch(self.family.num_axes), features, temperature, sequence)
+            output: PolicyOutput = policy(
+                packed or dummy_micro_batch(self.family.num_axes), features, temperature, sequence
+            )
             if packed is not None:
                 logp[packed.token_index.to(self.device)] = output.logp
         if sequence.size < self.parallel.sp_group.size:  # other ranks of the group had the other micro-batches

@@ -8,23 +8,23 @@ import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 from typing_extensions import override
 
 from longrl.algorithms import Algorithm
-from longrl.models.lora import check_resumed, refuse_dropout, to_checkpoint
+from longrl.models.lora import LoRASettings, check_resumed, refuse_dropout, to_checkpoint
 from longrl.modules.host_adamw import offload_state
 from longrl.modules.optimizer import OptimizerSettings
 from longrl.strategies.axis import Axis
-from longrl.strategies.fsdp import RootModule
+from longrl.strategies.fsdp import RootModule, ShardableFamily
 from longrl.strategies.parallel import Parallel, ParallelModule
 
 if TYPE_CHECKING:
@@ -100,6 +100,14 @@ class MetricMeans:
         return {name: total / counts[name] if counts[name] else math.nan for name, total in sums.items()}
 
 
+class TrainableFamily(ShardableFamily, Protocol):
+    """A family of language or of diffusion models, with adapters or without."""
+
+    @property
+    def lora(self) -> LoRASettings | None:
+        """The adapters that train, if they are all that trains."""
+
+
 class TrainedModule(ParallelModule, abc.ABC):
     """A model family under manual optimization; subclasses say how it is built and what a step is.
 
@@ -113,6 +121,7 @@ class TrainedModule(ParallelModule, abc.ABC):
         max_grad_norm: gradient norm limit; 0 switches it off.
     """
 
+    family: TrainableFamily
     model: nn.Module
     """The model once `configure_model` has run. It alone is a submodule: its names are those of checkpoints."""
     policy: RootModule
@@ -122,7 +131,7 @@ class TrainedModule(ParallelModule, abc.ABC):
 
     def __init__(
         self,
-        family: Any,
+        family: TrainableFamily,
         algorithm: Algorithm | None,
         optimizer: OptimizerSettings | None,
         init_from: str | None,
@@ -218,7 +227,7 @@ class TrainedModule(ParallelModule, abc.ABC):
         offload_state(optimizer)
 
     @override
-    def configure_optimizers(self) -> OptimizerLRScheduler:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         settings = self.optimizer_settings
         steps_per_batch = self.steps_per_rollout if self.is_rl() else 1
         return settings.build(self.model, settings.end(self.trainer, steps_per_batch))
@@ -242,8 +251,7 @@ class TrainedModule(ParallelModule, abc.ABC):
 
         # 1. One norm over all shards of all gradients.
         parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        norm: Tensor = nn.utils.get_total_norm(gradients)
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
 
@@ -280,4 +288,4 @@ class TrainedModule(ParallelModule, abc.ABC):
 
 def data_module_of(trainer: Trainer) -> LongVideoReason:
     """The run's data module, which Lightning attaches to the trainer without declaring it."""
-    return trainer.datamodule  # type: ignore[attr-defined, no-any-return]
+    return trainer.datamodule  # type: ignore[attr-defined]

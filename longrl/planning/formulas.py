@@ -125,7 +125,7 @@ def gathered_layers(plan: Plan) -> float:
 
 
 def gathered_whole(plan: Plan) -> float:
-    """`Entry.whole`: every layer on every rank for the time of a rollout: c (text)."""
+    """`RootModule.unsharded`: every layer on every rank for the time of a rollout: c (text)."""
     return float(plan.gathered_bytes * plan.sizes.text_params)
 
 

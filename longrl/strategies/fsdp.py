@@ -7,7 +7,8 @@ so the root of the units is a module of longrl's own.
 What is sharded, in this order:
 
     layers of the text stack     one unit each
-    embeddings, norm, LM head    the root; together, for they may share a weight; of a diffusion model all but its layers
+    embeddings, norm, LM head    the root; together, for they may share a weight
+                                 (of a diffusion model: all but its layers)
     vision encoder               a unit of its own if it trains; a frozen one is kept in full on every rank, so that
                                  encoding needs no communication and no rank waits for one without media
 """
@@ -30,6 +31,8 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
+
+Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 class ShardableFamily(Protocol):
@@ -119,7 +122,7 @@ class RootModule(nn.Module):
 class ShardingOptions:
     """What FSDP2 does beside sharding."""
 
-    compute_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    compute_dtype: Dtype | None = None
     """Precision of gathered weights, of activations and of a frozen encoder; None is that of the weights themselves.
     Sharded weights, summed gradients and the optimizer's state keep the family's `dtype`."""
     offload: bool = False

@@ -172,7 +172,7 @@ class MRSPStrategy(ModelParallelStrategy):
         super().save_checkpoint(checkpoint, partial, storage_options)
         self.barrier()
 
-        # 2. Rank 0 puts it in place; a folder cannot be replaced at once, so the old one stays until the new one is there.
+        # 2. Rank 0 puts it in place. No folder is replaced in one go: the old one stays until the new one is there.
         if self.is_global_zero:
             _remove(before)
             if path.exists():

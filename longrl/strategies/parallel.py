@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 from longrl.strategies.axis import SINGLE_RANK, Axis
-from longrl.strategies.fsdp import RootModule, ShardableFamily
+from longrl.strategies.fsdp import Dtype, RootModule, ShardableFamily
 from longrl.strategies.sequence import NO_SEQUENCE_PARALLEL, SequenceParallel
 
 
@@ -30,7 +30,7 @@ class Parallel:
     """How many neighbouring ranks of the group may share a sequence; one entry unless it is chosen per batch."""
     num_gather_chunks: int = 1
     """Messages in which features are gathered: more of them need less memory beside the result."""
-    compute_dtype: str | None = None
+    compute_dtype: Dtype | None = None
     """What sharded weights are gathered in to compute with; None is what they are."""
     wrap: Callable[[ShardableFamily, nn.Module], RootModule] = RootModule
     """Makes a model a policy, sharded over the ranks if there are several."""

@@ -53,8 +53,6 @@ def test_questions_of_several_ranks_come_in_the_order_of_the_rows(tmp_path):
         def gather(self, own):
             return [own, count.lines if isinstance(own[0], str) else [second]]
 
-    records, score = report_of(
-        EvaluationReport(), tmp_path, group("a", "B", "B"), group("c", "A", "A"), dp=TwoRanks()
-    )
+    records, score = report_of(EvaluationReport(), tmp_path, group("a", "B", "B"), group("c", "A", "A"), dp=TwoRanks())
     assert [(name, sample) for name, sample, _ in records] == [(name, n) for name in "abc" for n in range(2)]
     assert (score["accuracy"], score["n"]) == (0.5, 3)

@@ -3,10 +3,10 @@
 from types import SimpleNamespace
 
 import pytest
-from longrl.modules.policy import PolicyModule
 
 from longrl.callbacks import throughput
 from longrl.callbacks.throughput import Throughput
+from longrl.modules.policy import PolicyModule
 from longrl.types import Batch
 from tests.tiny import text_family
 
