@@ -31,7 +31,7 @@ OTHER_COMMANDS = {
     "compare": ("longrl.evaluation.comparison", "what one evaluation gains over another, question by question"),
     "report": ("longrl.commands.report", "curves of a training run and the pictures it generated, as HTML"),
     "demo": ("longrl.commands.demo", "the whole path on one laptop: data, SFT, RL, evaluation, report"),
-    "synthetic": ("longrl.testing.synthetic", "generate long videos with known stories"),
+    "synthetic": ("longrl.commands.synthetic", "generate long videos with known stories"),
 }
 COMMAND_USAGE = "{} {} --config FILE.yaml [--config FILE.yaml ...] [--KEY VALUE ...]"
 """Of one command that takes configs: an error begins with this line instead of a page of all options."""

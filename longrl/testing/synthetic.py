@@ -269,21 +269,3 @@ def _swap(work: Path, folder: Path) -> None:
         shutil.rmtree(old)
     else:
         os.rename(work, folder)
-
-
-def main(args: list[str] | None = None) -> None:
-    """Command line: `--out`, `--workers` and one flag per field of `SyntheticConfig`."""
-    from jsonargparse import ArgumentParser
-
-    text = "Generate synthetic long videos with questions."
-    parser = ArgumentParser(prog="python -m longrl synthetic", description=text)
-    parser.add_argument("--out", type=str, required=True, help="folder to write")
-    parser.add_argument("--workers", type=int, default=2, help="processes that draw and encode")
-    parser.add_class_arguments(SyntheticConfig)
-    options = parser.parse_args(args).as_dict()
-    out, workers = options.pop("out"), options.pop("workers")
-    generate(out, SyntheticConfig(**options), workers=workers)
-
-
-if __name__ == "__main__":
-    main()

@@ -195,7 +195,7 @@ def test_batches_that_nothing_sampled_for_are_refused():
     trainer = Trainer(
         accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, max_steps=1
     )
-    with pytest.raises(ValueError, match="DiffusionRolloutCallback"):
+    with pytest.raises(ValueError, match="rollout.reward"):
         trainer.fit(module(), PromptRows())
 
 

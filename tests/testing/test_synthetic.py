@@ -361,12 +361,6 @@ def test_an_interrupted_run_leaves_nothing_behind(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command_line_writes_a_dataset(tmp_path):
-    flags = "--num_train_videos 1 --num_eval_videos 1 --scene_s 1 --fps 1 --size 32 --workers 1"
-    synthetic.main(["--out", str(tmp_path / "cli"), *flags.split()])
-    assert len(read_jsonl(tmp_path / "cli/eval.jsonl")) == 4
-
-
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

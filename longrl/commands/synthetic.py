@@ -1,0 +1,21 @@
+"""`python -m longrl synthetic`: generates long videos with known stories, and questions about them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def main(args: Sequence[str]) -> None:
+    """Command line: `--out`, `--workers` and one flag per field of `SyntheticConfig`."""
+    from jsonargparse import ArgumentParser
+
+    from longrl.testing.synthetic import SyntheticConfig, generate
+
+    text = "Generate synthetic long videos with questions."
+    parser = ArgumentParser(prog="python -m longrl synthetic", description=text)
+    parser.add_argument("--out", type=str, required=True, help="folder to write")
+    parser.add_argument("--workers", type=int, default=2, help="processes that draw and encode")
+    parser.add_class_arguments(SyntheticConfig)
+    options = parser.parse_args(list(args)).as_dict()
+    out, workers = options.pop("out"), options.pop("workers")
+    generate(out, SyntheticConfig(**options), workers=workers)
