@@ -28,8 +28,8 @@ def test_paths_and_options_are_replaced_wherever_they_are():
     assert current_names(old) == {
         "a": [{"freeze_vision_encoder": True, "engine": {"class_path": "longrl.engines.vllm.VLLMEngine"}}]
     }
-    assert current_names("longrl.datamodules.published.star_row") == "longrl.datamodules.rows.published.star_row"
-    for new in ("longrl.datamodules.rows.published.lmms_eval_row", "longrl.engines.hf.HFEngine", "my.rows", 3, None):
+    assert current_names("longrl.datamodules.published.canonical_row") == "longrl.datamodules.rows.canonical_row"
+    for new in ("longrl.datamodules.rows.lmms_eval_row", "longrl.engines.hf.HFEngine", "my.rows", 3, None):
         assert current_names(new) == new
 
 

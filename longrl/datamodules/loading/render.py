@@ -68,7 +68,8 @@ class RowRenderer:
             UnusableSample: a media file or its subtitles are missing or broken, or the prompt is too long.
         """
         # 1. Which media are shown, and which part of a video.
-        shown = without_media(row) if self.drops_media(row) else row
+        blind = (self.blind or self.blind_share > 0) and self.drops_media(row)
+        shown = without_media(row) if blind else row
         span = row.metadata.get("span_s")
         sampling = replace(self.video, span_s=tuple(span)) if span else self.video
 
@@ -85,21 +86,22 @@ class RowRenderer:
         subtitles = ""
         if self.subtitles.source is not None:
             videos = [item for item in media if isinstance(item, Frames) and item.kind == "video"]
-            subtitles = subtitle_text(row, self.subtitles, videos if shown is row else None)
+            subtitles = subtitle_text(row, self.subtitles, None if blind else videos)
         text = fill_template(self.question_template, problem=shown.problem, subtitles=subtitles)
 
         # 4. Token ids, at most so many.
         response = self.response(shown) if self.stage == "sft" else None
         prompt = self.family.render(shown, text, media, response)
-        problem = length_problem(
-            "its prompt",
-            len(prompt.input_ids),
-            limit=self.max_prompt_tokens,
-            option="data.max_prompt_tokens",
-            remedy="take fewer frames or smaller ones",
-        )
-        if problem:
-            raise UnusableSample(None, problem)
+        if self.max_prompt_tokens is not None:
+            problem = length_problem(
+                "its prompt",
+                len(prompt.input_ids),
+                limit=self.max_prompt_tokens,
+                option="data.max_prompt_tokens",
+                remedy="take fewer frames or smaller ones",
+            )
+            if problem:
+                raise UnusableSample(None, problem)
 
         # 5. Where left-out pixels come from, and which frames are shown.
         items = prompt.media
@@ -188,7 +190,10 @@ class RowRenderer:
 
 def fill_template(template: str, **values: str) -> str:
     r"""The template with each `{name}` replaced; other braces stay, as in `\boxed{}`."""
-    return re.sub(r"\{(\w+)\}", lambda match: values.get(match[1], match[0]), template)
+    parts = re.split(r"\{(\w+)\}", template)  # texts and names in turn
+    for i in range(1, len(parts), 2):
+        parts[i] = values.get(parts[i], f"{{{parts[i]}}}")
+    return "".join(parts)
 
 
 def check_template(option: str, template: str, names: Collection[str]) -> None:

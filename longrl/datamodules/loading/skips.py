@@ -87,15 +87,16 @@ class SkipLog:
         Raises:
             ValueError: too many rows were skipped.
         """
-        of_ranks = sp_group.gather([item if isinstance(item, UnusableSample) else None for item in items])
+        errors = [item if isinstance(item, UnusableSample) else None for item in items]
+        if sp_group.size > 1:
+            of_items = zip(*sp_group.gather(errors), strict=True)
+            errors = [next(filter(None, of_ranks), None) for of_ranks in of_items]
         usable = []
-        for item, errors in zip(items, zip(*of_ranks, strict=True), strict=True):
+        for item, error in zip(items, errors, strict=True):
             self._drawn += 1
-            error = next((error for error in errors if error is not None), None)
             if error is not None:
                 self.add_drawn(error)
-            else:
-                assert not isinstance(item, UnusableSample)
+            elif not isinstance(item, UnusableSample):
                 usable.append(item)
         return usable
 

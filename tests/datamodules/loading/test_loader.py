@@ -183,6 +183,8 @@ def test_ranks_that_share_samples_skip_what_one_of_them_cannot_read(tmp_path):
     bad = UnusableSample("c.mp4", "broken", 3, "c")
 
     class TwoRanks:
+        size = 2
+
         def gather(self, errors):
             return [[None, bad, None], errors]
 
@@ -244,7 +246,8 @@ def test_more_than_the_share_of_broken_rows_is_an_error(tmp_path):
     with pytest.raises(
         ValueError,
         match=r"data.max_skipped_share=0.05 of the train rows may be skipped, but 4 of all 20 cannot be used, the last "
-        r"\(row '\d+'\) because: \d+\.mp4: no such stream. All are listed in .*skipped.jsonl; .* raise data.max_skipped_share",
+        r"\(row '\d+'\) because: \d+\.mp4: no such stream. All are listed in .*skipped.jsonl; .* raise "
+        r"data.max_skipped_share",
     ):
         stream(tmp_path, 20, {1, 5, 11, 17}, max_share=0.05).take(40)
     assert len(listed(tmp_path)) == 4
