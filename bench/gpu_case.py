@@ -18,7 +18,7 @@ from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.packing.pack import pack
 from longrl.planning import shapes
 from longrl.planning.inputs import Plan
-from longrl.planning.inputs import Sizes as ModelSizes
+from longrl.planning.inputs import ModelSizes
 from longrl.testing.tiny import tiny_qwen2_5_vl
 
 TINY = "tiny"
@@ -65,14 +65,14 @@ class Case:
     @functools.cached_property
     def model_sizes(self) -> ModelSizes:
         """Counted once."""
-        return ModelSizes.of(self.family)
+        return ModelSizes.from_family(self.family)
 
     def plan(self, tokens: int) -> Plan:
         """What the formulas of operations read."""
         media = self.cells(tokens) * self.cell_tokens
         return Plan(
             self.model_sizes, prompt_tokens=tokens, media_tokens=media,
-            cell_patches=self.sizes.cell[0] * self.sizes.cell[1], num_generations=self.sizes.completions,
+            spatial_patches=self.sizes.cell[0] * self.sizes.cell[1], num_generations=self.sizes.completions,
             completion_tokens=self.sizes.response_tokens, max_tokens_per_micro_batch=1 << 40,
         )  # fmt: skip
 
@@ -147,7 +147,7 @@ def built(name: str, sizes: Sizes, device: torch.device, folder: str) -> Case:
     if name == TINY:
         family = Qwen2_5_VLFamily(str(tiny_qwen2_5_vl(folder)), **options)
     else:
-        family = shapes.find(Qwen2_5_VLFamily(name, **options))
+        family = shapes.find_config(Qwen2_5_VLFamily(name, **options))
     family.tokenizer = SimpleNamespace(eos_token_id=-1, decode=lambda ids, **options: "")  # no text is wanted
     with torch.device(device):
         model = family.build()

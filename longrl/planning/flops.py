@@ -1,7 +1,7 @@
 """How much a step computes, and how long that takes; the prompt counts once per group, as the code computes it.
 
-Letters as in `longrl.planning.inputs`; Q parameters of all layers, P prompts of a team. A product with Q parameters is
-2 Q operations per row. Times are of one rank: the slowest, since all wait for it.
+Letters as in `longrl.planning.inputs`; Q parameters of all layers, P prompts of a sequence-parallel group. A product
+with Q parameters is 2 Q operations per row. Times are of one rank: the slowest, since all wait for it.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from longrl.planning.formulas import in_pieces, prefilled_prompts, rank_completions
+from longrl.planning.formulas import is_mlp_chunked, prefilled_prompts, rank_completions
 from longrl.planning.hardware import Hardware
-from longrl.planning.host import rows, transfers_s
+from longrl.planning.host_memory import transfers_s
 from longrl.planning.inputs import MicroBatch, Plan, micro_batch
 
 BACKWARD = 2
@@ -20,14 +20,14 @@ BACKWARD = 2
 
 @dataclass(frozen=True)
 class Efficiency:
-    """What share of the makers' peaks is reached."""
+    """Fractions of the makers' peaks that are reached."""
 
     compute: float = 0.4
     bandwidth: float = 0.6
 
 
 @dataclass(frozen=True)
-class Times:
+class StepTimes:
     """Seconds of one step, by phase."""
 
     encode: float
@@ -43,15 +43,14 @@ class Times:
 
 
 def encode_flops(plan: Plan) -> float:
-    """One video: n (2 Q + 4 X window) in windowed layers, 4 X n cell in full ones."""
-    vision_encoder, n = plan.sizes.vision_encoder, plan.patches
-    if vision_encoder is None or not n:
+    """One video: n (2 Q + 4 X window) in windowed layers, 4 X n (patches of a temporal patch) in full ones."""
+    encoder = plan.sizes.vision_encoder
+    if encoder is None or not plan.patches:
         return 0.0
-    windowed = (vision_encoder.num_layers - vision_encoder.num_full_layers) * min(
-        vision_encoder.window_patches, plan.cell_patches
-    )
-    full = vision_encoder.num_full_layers * plan.cell_patches
-    return float(n * (2 * vision_encoder.params + 4 * vision_encoder.width * (windowed + full)))
+    num_windowed = encoder.num_layers - encoder.num_full_layers
+    seen = num_windowed * min(encoder.window_patches, plan.spatial_patches)
+    seen += encoder.num_full_layers * plan.spatial_patches
+    return float(plan.patches * (2 * encoder.params + 4 * encoder.width * seen))
 
 
 def prefill_flops(plan: Plan) -> float:
@@ -72,7 +71,7 @@ def forward_flops(plan: Plan, batch: MicroBatch) -> float:
     """A micro-batch's layers.
 
     2 Q per row; per group and layer 2 A (T^2 + g (2 T S + S^2)), g completions, where heads that pad the ranks'
-    shares count as heads.
+    parts count as heads.
     """
     sizes, heads, sp = plan.sizes, plan.heads, plan.sequence_parallel_size
     width = sp * heads.per_rank * heads.size * sizes.head_size if sp > 1 else sizes.query_width
@@ -93,22 +92,22 @@ def spared_flops(plan: Plan, batch: MicroBatch) -> float:
     return 2.0 * sum(plan.sizes.layer_params) * batch.tokens + head_flops(plan, batch)
 
 
-def pieces_flops(plan: Plan, batch: MicroBatch) -> float:
-    """MLPs in pieces compute each once more in the backward pass: 2 * 3 D F per row and layer."""
-    sizes = plan.sizes
-    again = in_pieces(plan, rows(plan))
-    return 6.0 * len(sizes.layer_params) * sizes.hidden * sizes.mlp_width * batch.tokens if again else 0.0
+def chunked_mlp_flops(plan: Plan, batch: MicroBatch) -> float:
+    """MLPs in chunks compute each once more in the backward pass: 2 * 3 D F per row and layer."""
+    if not is_mlp_chunked(plan, batch.local_rows(plan)):
+        return 0.0
+    return 6.0 * len(plan.sizes.layer_params) * plan.sizes.hidden * plan.sizes.mlp_width * batch.tokens
 
 
 def step_flops(plan: Plan) -> dict[str, float]:
-    """Operations of one team's step, by phase."""
+    """Operations of a step of one sequence-parallel group, by phase."""
     batch = micro_batch(plan)
-    prompts, turns = plan.prompts_per_batch, plan.sp_group // plan.sequence_parallel_size
-    count = batch.count * turns
+    prompts = plan.prompts_per_batch
+    count = batch.count * (plan.sp_group // plan.sequence_parallel_size)
     once = count * (forward_flops(plan, batch) + head_flops(plan, batch))
     layers = (1 + BACKWARD + plan.gradient_checkpointing) * forward_flops(plan, batch)
     head = (2 + BACKWARD) * head_flops(plan, batch)  # its logits are always computed again
-    update = count * (layers + head - spared_flops(plan, batch) + pieces_flops(plan, batch))
+    update = count * (layers + head - spared_flops(plan, batch) + chunked_mlp_flops(plan, batch))
     trains = plan.sizes.vision_encoder is not None and plan.sizes.vision_encoder.trains
     return {
         "encode": prompts * encode_flops(plan),
@@ -124,14 +123,14 @@ def scoring_passes(plan: Plan) -> int:
     return int(plan.mini_batches * plan.epochs > 1) + int(plan.reference)
 
 
-def times(plan: Plan, hardware: Hardware, efficiency: Efficiency) -> Times:
+def step_times(plan: Plan, hardware: Hardware, efficiency: Efficiency) -> StepTimes:
     """Seconds of a step's phases on the slowest rank; gathering weights overlaps with computing, exchanges do not."""
     peak = hardware.flops * efficiency.compute
     flops, batch = step_flops(plan), micro_batch(plan)
     gather, passes = gather_s(plan, hardware, efficiency), scoring_passes(plan)
     exchange = batch.count * exchange_s(plan, batch, hardware, efficiency)
     backward = 1 + BACKWARD / 2 + plan.gradient_checkpointing
-    return Times(
+    return StepTimes(
         encode=flops["encode"] / plan.sp_group / peak,
         prefill=prefill_rounds(plan) * prefilled_prompts(plan) * prefill_flops(plan) / peak,
         decode=decode_s(plan, hardware, efficiency),
@@ -144,16 +143,15 @@ def times(plan: Plan, hardware: Hardware, efficiency: Efficiency) -> Times:
 
 def prefill_rounds(plan: Plan) -> int:
     """Calls of the decoder on one rank."""
-    own = max(1, math.ceil(plan.prompts_per_batch / plan.sp_group))
-    return math.ceil(own / prefilled_prompts(plan))
+    return math.ceil(plan.local_prompts / prefilled_prompts(plan))
 
 
 def decode_s(plan: Plan, hardware: Hardware, efficiency: Efficiency) -> float:
     """S steps of each round, each reading all text weights and the keys and values so far; or the products' time."""
     sizes, sequences = plan.sizes, prefilled_prompts(plan) * rank_completions(plan)
-    kept = 2 * len(sizes.layer_params) * sizes.key_width * plan.matmul_bytes
+    cached = 2 * len(sizes.layer_params) * sizes.key_width * plan.matmul_bytes
     seen = prefilled_prompts(plan) * plan.prompt_tokens + sequences * plan.completion_tokens / 2
-    read = plan.gathered_bytes * sizes.text_params + kept * seen
+    read = plan.gathered_bytes * sizes.text_params + cached * seen
     by_memory = plan.completion_tokens * read / (hardware.memory_bandwidth * efficiency.bandwidth)
     by_compute = sequences * decode_flops(plan) / (hardware.flops * efficiency.compute)
     return prefill_rounds(plan) * max(by_memory, by_compute)

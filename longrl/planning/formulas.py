@@ -2,7 +2,8 @@
 
 Letters as in `longrl.planning.inputs`, and: w bytes of a weight in its shard, c of a gathered one and of the residual
 stream, b of what enters a matrix product; l rows of a micro-batch on one rank, L on all ranks that share it; r scored
-rows on one rank; M features of B numbers of a prompt, P prompts of a team; m ranks that hold one copy of the weights.
+rows on one rank; M features of B values of a prompt, P prompts of a sequence-parallel group; m ranks that hold one copy
+of the weights.
 """
 
 from __future__ import annotations
@@ -11,49 +12,38 @@ import math
 
 from longrl.engines.prefix_cache import TILE_KEYS
 from longrl.packing.logprobs import MAX_LOGITS
-from longrl.planning.inputs import Encoder, Plan
+from longrl.planning.inputs import Plan
 
 ADAPTER_BYTES = 4
-"""Of a number of LoRA's matrices (longrl/models/lora.py)."""
-Parts = dict[str, float]
+"""Size of a value of LoRA's matrices (longrl/models/lora.py)."""
+MemoryParts = dict[str, float]
 """{kind: bytes on one device}."""
 
 # ------------------------------------------------------------------------------------------------- what always stays
 
 
-def weights(plan: Plan) -> float:
-    """Shards of the policy, `fully_shard` of strategies/fsdp.py: w (text + trained encoder) / m; none with offload."""
-    return 0.0 if plan.offload else plan.weight_bytes * _sharded(plan) / plan.shards
+def weight_memory(plan: Plan) -> float:
+    """Shards of the policy, `fully_shard` in strategies/fsdp.py: w (text + trained encoder) / m; none with offload."""
+    return 0.0 if plan.offload else plan.weight_bytes * plan.sizes.sharded_params / plan.shards
 
 
-def adapters(plan: Plan) -> float:
+def adapter_memory(plan: Plan) -> float:
     """Shards of LoRA's matrices, always in float32: 4 / m per parameter; none with offload."""
     return 0.0 if plan.offload else ADAPTER_BYTES * plan.sizes.adapter_params / plan.shards
 
 
-def trained(plan: Plan) -> float:
+def trained_memory(plan: Plan) -> float:
     """Shards of what the optimizer changes: the adapters, if there are any, else all that is sharded."""
-    return adapters(plan) if plan.sizes.adapter_params else weights(plan)
+    return adapter_memory(plan) if plan.sizes.adapter_params else weight_memory(plan)
 
 
-def frozen_tower(plan: Plan) -> float:
-    """Whole on every rank, so that encoding needs no communication, in the precision of computing: c per parameter."""
-    vision_encoder = plan.sizes.vision_encoder
-    return 0.0 if vision_encoder is None or vision_encoder.trains else float(tower_bytes(plan) * vision_encoder.params)
+def frozen_encoder_memory(plan: Plan) -> float:
+    """In full on every rank, so that encoding needs no communication, in the precision of computing: c each."""
+    return float(plan.encoder_bytes * plan.sizes.frozen_encoder_params)
 
 
-def tower_bytes(plan: Plan) -> int:
-    """Of a number in the encoder and in its features."""
-    vision_encoder = plan.sizes.vision_encoder
-    return (
-        plan.weight_bytes
-        if vision_encoder is None or vision_encoder.trains
-        else min(plan.weight_bytes, plan.gathered_bytes)
-    )
-
-
-def reference(plan: Plan) -> float:
-    """Shards of the reference, its own encoder whole, for it does not train, and its root unit gathered.
+def reference_memory(plan: Plan) -> float:
+    """Shards of the reference, its own encoder in full, for it does not train, and its root unit gathered.
 
     Without a backward pass nothing lets that go (`reshard_after_forward=False`): w text / m + c (encoder + root). With
     adapters it is the policy without them.
@@ -61,52 +51,43 @@ def reference(plan: Plan) -> float:
     if not plan.reference or plan.sizes.adapter_params:
         return 0.0
     text = 0.0 if plan.offload else plan.sizes.text_params / plan.shards
-    vision_encoder = plan.sizes.vision_encoder.params if plan.sizes.vision_encoder else 0
-    in_tower = min(plan.weight_bytes, plan.gathered_bytes) * vision_encoder
-    return plan.weight_bytes * text + in_tower + plan.gathered_bytes * plan.sizes.root_params
+    encoder = min(plan.weight_bytes, plan.gathered_bytes) * plan.sizes.encoder_params
+    return plan.weight_bytes * text + encoder + plan.gathered_bytes * plan.sizes.root_params
 
 
-def gradients(plan: Plan) -> float:
+def gradient_memory(plan: Plan) -> float:
     """Shards of what trains, in its own precision: w / m per parameter; none with offload."""
-    return trained(plan)
+    return trained_memory(plan)
 
 
-def optimizer(plan: Plan) -> float:
+def optimizer_memory(plan: Plan) -> float:
     """AdamW's two moments, in the precision of what trains or in 8 bits: 2 w / m; none with either offload."""
     if plan.optimizer_offload:
         return 0.0
     weight_bytes = ADAPTER_BYTES if plan.sizes.adapter_params else plan.weight_bytes
-    return 2 * trained(plan) * (plan.moment_bytes or weight_bytes) / weight_bytes
+    return 2 * trained_memory(plan) * (plan.moment_bytes or weight_bytes) / weight_bytes
 
 
-def features(plan: Plan) -> float:
-    """Those of all prompts of the batch, whole on every rank of the team, in the encoder's precision: w P M B."""
-    return float(tower_bytes(plan) * plan.prompts_per_batch * plan.media_tokens * plan.sizes.feature_size)
+def feature_memory(plan: Plan) -> float:
+    """Features of all prompts of the batch, on every rank of the sequence-parallel group: w P M B."""
+    return float(plan.encoder_bytes * plan.prompts_per_batch * plan.media_tokens * plan.sizes.feature_size)
 
 
-def cached_features(plan: Plan) -> float:
-    """What `FeatureCache` keeps from earlier steps beside `features`: none if those alone are over its limit."""
-    vision_encoder = plan.sizes.vision_encoder
-    return (
-        0.0 if vision_encoder is None or vision_encoder.trains else max(0.0, plan.feature_cache_bytes - features(plan))
-    )
+def cached_feature_memory(plan: Plan) -> float:
+    """What `FeatureCache` keeps from earlier steps beside them: none if they alone are over its limit."""
+    if not plan.sizes.frozen_encoder_params:
+        return 0.0
+    return max(0.0, plan.feature_cache_bytes - feature_memory(plan))
 
 
-def _sharded(plan: Plan) -> int:
-    vision_encoder = plan.sizes.vision_encoder
-    return plan.sizes.text_params + (
-        vision_encoder.params if vision_encoder is not None and vision_encoder.trains else 0
-    )
-
-
-def standing(plan: Plan) -> Parts:
+def standing_memory(plan: Plan) -> MemoryParts:
     """Kinds that are there in every phase."""
     return {
-        "weights": weights(plan) + adapters(plan),
-        "vision encoder": frozen_tower(plan),
-        "reference": reference(plan),
-        "optimizer": optimizer(plan),
-        "features": features(plan) + cached_features(plan),
+        "weights": weight_memory(plan) + adapter_memory(plan),
+        "vision encoder": frozen_encoder_memory(plan),
+        "reference": reference_memory(plan),
+        "optimizer": optimizer_memory(plan),
+        "features": feature_memory(plan) + cached_feature_memory(plan),
         "workspace": float(plan.workspace_bytes),
     }
 
@@ -115,7 +96,7 @@ def standing(plan: Plan) -> Parts:
 
 
 def gathered_root(plan: Plan) -> float:
-    """Embeddings, norm and LM head, whole from the first use of the policy to the end of its backward pass: c each."""
+    """Embeddings, norm and LM head, from the first use of the policy to the end of its backward pass: c each."""
     return float(plan.gathered_bytes * plan.sizes.root_params)
 
 
@@ -124,7 +105,7 @@ def gathered_layers(plan: Plan) -> float:
     return 2.0 * plan.gathered_bytes * max(plan.sizes.layer_params)
 
 
-def gathered_whole(plan: Plan) -> float:
+def gathered_policy(plan: Plan) -> float:
     """`RootModule.unsharded`: every layer on every rank for the time of a rollout: c (text)."""
     return float(plan.gathered_bytes * plan.sizes.text_params)
 
@@ -168,10 +149,11 @@ def attention_saved(plan: Plan, rows: int) -> float:
     sizes, heads, b = plan.sizes, plan.heads, plan.matmul_bytes
     if plan.sequence_parallel_size == 1:
         return rows * ((2 * sizes.query_width + 2 * sizes.key_width) * b + 4 * sizes.num_heads)
-    whole, own = rows * plan.sequence_parallel_size, heads.per_rank * heads.size
-    copies = own if heads.per_rank > 1 else 0
-    numbers = (2 * own + 2 * heads.per_rank + copies) * sizes.head_size
-    return whole * (numbers * b + 4 * own) + rows * sizes.query_width * b
+    all_rows = rows * plan.sequence_parallel_size
+    local_heads = heads.per_rank * heads.size
+    copies = local_heads if heads.per_rank > 1 else 0
+    width = (2 * local_heads + 2 * heads.per_rank + copies) * sizes.head_size
+    return all_rows * (width * b + 4 * local_heads) + rows * sizes.query_width * b
 
 
 def layer_saved(plan: Plan, rows: int) -> float:
@@ -187,47 +169,47 @@ def layer_saved(plan: Plan, rows: int) -> float:
     return rows * per_row + attention_saved(plan, rows) + mlp_saved(plan, rows) + adapters_saved(plan, rows)
 
 
-def in_pieces(plan: Plan, rows: int) -> bool:
-    """Whether an MLP computes its rows piece by piece (models/chunked_mlp.py)."""
+def is_mlp_chunked(plan: Plan, rows: int) -> bool:
+    """Whether an MLP computes its rows in several chunks (models/chunked_mlp.py)."""
     return plan.mlp_chunk_tokens is not None and rows > plan.mlp_chunk_tokens
 
 
 def mlp_saved(plan: Plan, rows: int) -> float:
     """Gate, its activation, up and their product, 4 l F b; nothing of an MLP in pieces beside its input."""
-    return 0.0 if in_pieces(plan, rows) else float(rows * 4 * plan.sizes.mlp_width * plan.matmul_bytes)
+    return 0.0 if is_mlp_chunked(plan, rows) else float(rows * 4 * plan.sizes.mlp_width * plan.matmul_bytes)
 
 
 def adapters_saved(plan: Plan, rows: int) -> float:
     """Each adapter keeps a copy of its input in its own precision, a; the frozen layer beside it keeps none.
 
-    l a I, I numbers that enter the adapters of a layer, less the two inputs and the product that `layer_saved` counts,
+    l a I, I values that enter the adapters of a layer, less the two inputs and the product that `layer_saved` counts,
     l (2 D + F) b. No copy if an adapter computes in the precision of its input. The rank is small and left out. Of an
     MLP in pieces only the attention's.
     """
     sizes, b = plan.sizes, plan.matmul_bytes
     inputs, counted = sizes.adapter_inputs, 2 * sizes.hidden + sizes.mlp_width
-    if in_pieces(plan, rows):
+    if is_mlp_chunked(plan, rows):
         inputs, counted = inputs - sizes.adapter_mlp_inputs, sizes.hidden
     return max(0.0, rows * (adapter_copy_bytes(plan) * inputs - counted * b)) if adapter_copy_bytes(plan) else 0.0
 
 
 def adapter_copy_bytes(plan: Plan) -> int:
-    """Of a number in the copy that an adapter keeps of its input; 0 if it keeps none."""
+    """Size of a value in the copy that an adapter keeps of its input; 0 if it keeps none."""
     a = plan.matmul_bytes if plan.autocast else ADAPTER_BYTES
     copies = plan.sizes.adapter_params and (plan.autocast or a != plan.gathered_bytes)
     return a if copies else 0
 
 
 def layers_saved(plan: Plan, rows: int) -> float:
-    """Of all layers when the backward pass begins: N layers, or with checkpointing their inputs, N l D c.
+    """What all layers keep when the backward pass begins: N layers, or with checkpointing their inputs, N l D c.
 
-    Of inputs in host memory the one that has come back: l D c.
+    If their inputs are in host memory, the one that has come back: l D c.
     """
     count = 1 if plan.checkpoints_on_host else len(plan.sizes.layer_params)
-    return checkpoints(plan, rows, count) if plan.gradient_checkpointing else count * layer_saved(plan, rows)
+    return checkpoint_memory(plan, rows, count) if plan.gradient_checkpointing else count * layer_saved(plan, rows)
 
 
-def checkpoints(plan: Plan, rows: int, count: int) -> float:
+def checkpoint_memory(plan: Plan, rows: int, count: int) -> float:
     """The inputs of so many layers: l D c each."""
     return float(count * rows * plan.sizes.hidden * plan.gathered_bytes)
 
@@ -239,14 +221,14 @@ def ends_saved(plan: Plan, rows: int) -> float:
 
 
 def backward_working_set(plan: Plan, rows: int) -> float:
-    """Beside a layer's saved tensors when its MLP goes backward.
+    """What an MLP's backward pass needs beside the layer's saved tensors.
 
     Gradients of product, activation and up less the product itself, and of the stream: 2 l F b + 2 l D c. In pieces of
     l' rows all of a piece, with what its adapters copy, and the gradients of the pieces before it: 6 l' F b + l D b.
     """
     sizes, b = plan.sizes, plan.matmul_bytes
     stream = 2.0 * rows * sizes.hidden * plan.gathered_bytes
-    if not in_pieces(plan, rows):
+    if not is_mlp_chunked(plan, rows):
         return stream + rows * 2 * sizes.mlp_width * b
     copied = adapter_copy_bytes(plan) * sizes.adapter_mlp_inputs
     adapters = max(0, copied - (sizes.hidden + sizes.mlp_width) * b) if copied else 0
@@ -254,18 +236,21 @@ def backward_working_set(plan: Plan, rows: int) -> float:
 
 
 def attention_exchange(plan: Plan, rows: int) -> float:
-    """Beside the stream when attention goes backward.
+    """What attention's backward pass needs beside the stream.
 
     Gradients of h heads of output, query, key and value, the last three once more as a kernel returns them, with
     CUDA's sums in float32; with several ranks the message of the all-to-all, before and after: L h d (5 b + 4
     [CUDA]) + 2 L k d b + 2 L (h + 2 k) d b [sp > 1].
     """
-    sizes, heads, b, whole = plan.sizes, plan.heads, plan.matmul_bytes, rows * plan.sequence_parallel_size
-    own, keys = heads.per_rank * heads.size * sizes.head_size, heads.per_rank * sizes.head_size
-    if plan.sequence_parallel_size == 1:
-        own, keys = sizes.query_width, sizes.key_width
-    message = 2 * (own + 2 * keys) * b if plan.sequence_parallel_size > 1 else 0
-    return whole * (own * (5 * b + (4 if plan.cuda else 0)) + 2 * keys * b + message)
+    sizes, heads, b = plan.sizes, plan.heads, plan.matmul_bytes
+    queries, keys, message = sizes.query_width, sizes.key_width, 0
+    if plan.sequence_parallel_size > 1:
+        queries = heads.per_rank * heads.size * sizes.head_size
+        keys = heads.per_rank * sizes.head_size
+        message = 2 * (queries + 2 * keys) * b
+    in_float32 = 4 if plan.cuda else 0
+    all_rows = rows * plan.sequence_parallel_size
+    return all_rows * (queries * (5 * b + in_float32) + 2 * keys * b + message)
 
 
 def layer_backward(plan: Plan, rows: int) -> float:
@@ -273,9 +258,9 @@ def layer_backward(plan: Plan, rows: int) -> float:
 
     While attention goes backward, the MLP's saved tensors are gone.
     """
-    mlp = mlp_saved(plan, rows)
-    own = layer_saved(plan, rows) if plan.gradient_checkpointing else 0.0
-    return own + max(backward_working_set(plan, rows), attention_exchange(plan, rows) - mlp)
+    recomputed = layer_saved(plan, rows) if plan.gradient_checkpointing else 0.0
+    attention = attention_exchange(plan, rows) - mlp_saved(plan, rows)
+    return recomputed + max(backward_working_set(plan, rows), attention)
 
 
 def forward_working_set(plan: Plan, rows: int) -> float:
@@ -285,24 +270,24 @@ def forward_working_set(plan: Plan, rows: int) -> float:
     """
     sizes, b = plan.sizes, plan.matmul_bytes
     stream, width = 2 * sizes.hidden * plan.gathered_bytes + sizes.hidden * b, 3 * sizes.mlp_width * b
-    if in_pieces(plan, rows):
+    if is_mlp_chunked(plan, rows):
         return float(rows * (stream + 2 * sizes.hidden * b) + (plan.mlp_chunk_tokens or 0) * width)
     return float(rows * (stream + width))
 
 
-def logits(plan: Plan, scored: int, *, backward: bool) -> float:
-    """packing/logprobs.py.
+def logit_memory(plan: Plan, scored: int, *, backward: bool) -> float:
+    """Logits of a chunk of scored rows, packing/logprobs.py.
 
-    a chunk of r' = min(r, MAX_LOGITS / V) rows in float32: logits and the two temporaries of the entropy, 12 r' V;
+    A chunk has r' = min(r, MAX_LOGITS / V) rows in float32: logits and the two temporaries of the entropy, 12 r' V;
     in the backward pass logits and three gradients, 16 r' V. The head's input: r D b.
     """
-    share = math.ceil(scored / plan.sequence_parallel_size)
-    rows = min(share, max(1, MAX_LOGITS // plan.sizes.vocabulary))
-    return rows * plan.sizes.vocabulary * (16 if backward else 12) + share * plan.sizes.hidden * plan.matmul_bytes
+    local = math.ceil(scored / plan.sequence_parallel_size)
+    chunk = min(local, max(1, MAX_LOGITS // plan.sizes.vocabulary))
+    return chunk * plan.sizes.vocabulary * (16 if backward else 12) + local * plan.sizes.hidden * plan.matmul_bytes
 
 
 def head_gradient(plan: Plan) -> float:
-    """Of the LM head, not sharded until the backward pass ends: c V D; under autocast its cast, b V D, as well.
+    """The LM head's gradient, not sharded until the backward pass ends: c V D; under autocast its cast, b V D, as well.
 
     None beside adapters.
     """
@@ -334,16 +319,16 @@ def optimizer_working_set(plan: Plan) -> float:
     if plan.offload or not plan.cuda or plan.moment_bytes:
         return 0.0
     if not plan.optimizer_offload:
-        return trained(plan)
+        return trained_memory(plan)
     largest = plan.weight_bytes * plan.sizes.hidden * max(plan.sizes.vocabulary, plan.sizes.mlp_width) / plan.shards
-    return 3.0 * min(largest, trained(plan))
+    return 3.0 * min(largest, trained_memory(plan))
 
 
 # ---------------------------------------------------------------------------------------------- encoding and rollout
 
 
-def tower_activations(plan: Plan) -> float:
-    """One call of the encoder on this rank's cells of one video, n patches of width X.
+def encoder_activations(plan: Plan) -> float:
+    """One call of the encoder on this rank's temporal patches of one video, n patches of width X.
 
     Patches, positions and, at its widest, rotary embeddings in float32: n (3 Y w + 5 X w + 16 X), or the MLP: n (2
     X + 3 F) w.
@@ -351,39 +336,33 @@ def tower_activations(plan: Plan) -> float:
     vision_encoder = plan.sizes.vision_encoder
     if vision_encoder is None:
         return 0.0
-    w, x = tower_bytes(plan), vision_encoder.width
+    w, x = plan.encoder_bytes, vision_encoder.width
     rotary = 5 * x * w + 16 * x
     mlp = (2 * x + 3 * vision_encoder.mlp_width) * w
-    per_patch: float = vision_encoder.patch_values * w + max(rotary, mlp)
-    if vision_encoder.trains:
-        per_patch += vision_encoder.num_layers * _tower_saved(vision_encoder, w)
-    return float(plan.share_patches * per_patch)
-
-
-def _tower_saved(vision_encoder: Encoder, w: int) -> float:
-    """Per patch and layer, with gradient: two norms and what follows, q, k, v, output, and four of the MLP."""
-    norms = 2 * vision_encoder.width * (3 * w + (4 if w < 4 else 0))
-    return norms + 5 * vision_encoder.width * w + 4 * vision_encoder.mlp_width * w
+    per_patch = vision_encoder.patch_values * w + max(rotary, mlp)
+    if vision_encoder.trains:  # two norms and what follows, q, k, v, output, and four of the MLP, in every layer
+        norms = 2 * x * (3 * w + (4 if w < 4 else 0))
+        per_patch += vision_encoder.num_layers * (norms + 5 * x * w + 4 * vision_encoder.mlp_width * w)
+    return float(plan.local_patches * per_patch)
 
 
 def feature_exchange(plan: Plan) -> float:
     """`gather_rows` beside what was there before.
 
-    All ranks' rows as they arrive and in order, then each video's copy: w P M B (2 + 1 / team), the first 1 over
+    All ranks' rows as they arrive and in order, then each video's copy: w P M B (2 + 1 / ranks), the first 1 over
     `num_gather_chunks`; on one rank rows and copies, 2 w P M B.
     """
-    share = 1 / plan.sp_group + 1 / plan.num_gather_chunks + 1 if plan.sp_group > 1 else 1.0
-    return features(plan) * max(share, 1.0)
+    copies = 1 / plan.sp_group + 1 / plan.num_gather_chunks + 1 if plan.sp_group > 1 else 1.0
+    return feature_memory(plan) * copies
 
 
 def prefilled_prompts(plan: Plan) -> int:
     """Prompts that one rank prefills together: engines/generation_shards.py and `HFEngine.max_sequences`."""
-    own = max(1, math.ceil(plan.prompts_per_batch / plan.sp_group))
-    return min(own, max(1, plan.max_sequences // rank_completions(plan)))
+    return min(plan.local_prompts, max(1, plan.max_sequences // rank_completions(plan)))
 
 
 def rank_completions(plan: Plan) -> int:
-    """Completions of a prompt that one rank samples: all, unless the team has more ranks than prompts."""
+    """Completions of a prompt that one rank samples: all, unless there are more ranks than prompts."""
     if plan.prompts_per_batch >= plan.sp_group:
         return plan.num_generations
     return min(plan.num_generations, math.ceil(plan.prompts_per_batch * plan.num_generations / plan.sp_group))
@@ -393,16 +372,16 @@ def kv_cache(plan: Plan) -> float:
     """`PrefixCache`: keys of a prompt once, of its completions apart: 2 N C b prompts (T + G S)."""
     sizes = plan.sizes
     tokens = plan.prompt_tokens + rank_completions(plan) * plan.completion_tokens
-    numbers = 2 * len(sizes.layer_params) * sizes.key_width
-    return float(numbers * plan.matmul_bytes * prefilled_prompts(plan) * tokens)
+    width = 2 * len(sizes.layer_params) * sizes.key_width
+    return float(width * plan.matmul_bytes * prefilled_prompts(plan) * tokens)
 
 
-def prefill(plan: Plan) -> float:
+def prefill_memory(plan: Plan) -> float:
     """A chunk of the prompts on one rank, without sequence parallelism: `forward_working_set` of its rows."""
     return forward_working_set(plan, min(plan.prefill_chunk_tokens, prefilled_prompts(plan) * plan.prompt_tokens))
 
 
-def decoding(plan: Plan) -> float:
+def decoding_memory(plan: Plan) -> float:
     """`PrefixCache.decode` and sampling, of one token of all completions.
 
     Scores on their own tokens, twice in float32 and once in b, and of n tiles of the prompt queries, those in the

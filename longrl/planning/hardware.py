@@ -47,7 +47,7 @@ HARDWARE = {
 """SXM boards with NVLink; between nodes one 200 or 400 Gbit/s port per device; to the host PCIe 4 or 5, 16 lanes."""
 
 
-def hardware(name: str, memory_gib: float | None = None, devices: int | None = None) -> Hardware:
+def find_hardware(name: str, memory_gib: float | None = None, devices: int | None = None) -> Hardware:
     """A kind of node by name, with another memory or number of devices if given.
 
     Raises:
@@ -56,8 +56,8 @@ def hardware(name: str, memory_gib: float | None = None, devices: int | None = N
     if name not in HARDWARE:
         raise ValueError(f"--hardware must be one of {', '.join(HARDWARE)}, got {name!r}; for another device add "
                          "--memory_gib and --devices to the nearest of them")  # fmt: skip
+    known = HARDWARE[name]
     for option, value in (("memory_gib", memory_gib), ("devices", devices)):
         if value is not None and value <= 0:
             raise ValueError(f"--{option} must be positive, got {value}; leave it out for the one of {name}")
-    known = HARDWARE[name]
     return dataclasses.replace(known, memory_gib=memory_gib or known.memory_gib, devices=devices or known.devices)

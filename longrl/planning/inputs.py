@@ -10,19 +10,18 @@ import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
 from longrl.models.base import CausalFamily
 from longrl.models.lora import add_adapters
-from longrl.planning.shapes import on_meta
+from longrl.planning.shapes import build_on_meta
 from longrl.strategies.sequence import HeadLayout
 
 
 @dataclass(frozen=True)
-class Encoder:
+class EncoderSizes:
     """A vision transformer, windowed or not."""
 
     params: int
@@ -31,16 +30,16 @@ class Encoder:
     mlp_width: int
     num_layers: int
     num_full_layers: int
-    """Layers that attend over a whole temporal cell instead of a window."""
+    """Layers that attend over a temporal patch instead of a window in it."""
     window_patches: int
     patch_values: int
-    """Numbers of a patch of pixels."""
+    """Values of a patch of pixels."""
     merge: int
     """Patches of one feature."""
 
 
 @dataclass(frozen=True)
-class Sizes:
+class ModelSizes:
     """A model, counted on the one that its family builds."""
 
     layer_params: tuple[int, ...]
@@ -55,19 +54,34 @@ class Sizes:
     head_norms: bool
     """Whether queries and keys are normalised per head, as in Qwen3."""
     feature_size: int = 0
-    """Numbers of a media token's features."""
-    vision_encoder: Encoder | None = None
+    """Values of a media token's features."""
+    vision_encoder: EncoderSizes | None = None
     adapter_params: int = 0
     """Of LoRA in all layers: if there are any, they alone train."""
     adapter_inputs: int = 0
-    """Numbers per row that enter the adapters of one layer."""
+    """Values per row that enter the adapters of one layer."""
     adapter_mlp_inputs: int = 0
     """Those of them that enter adapters of its MLP."""
 
     @property
     def text_params(self) -> int:
-        """All that is sharded, except a encoder that trains."""
+        """All that is sharded, except an encoder that trains."""
         return sum(self.layer_params) + self.root_params
+
+    @property
+    def encoder_params(self) -> int:
+        """All of the vision encoder, 0 without one."""
+        return self.vision_encoder.params if self.vision_encoder else 0
+
+    @property
+    def frozen_encoder_params(self) -> int:
+        """Those of an encoder that does not train."""
+        return 0 if self.vision_encoder and self.vision_encoder.trains else self.encoder_params
+
+    @property
+    def sharded_params(self) -> int:
+        """Text, and an encoder that trains."""
+        return self.text_params + self.encoder_params - self.frozen_encoder_params
 
     @property
     def query_width(self) -> int:
@@ -80,11 +94,11 @@ class Sizes:
         return self.num_key_heads * self.head_size
 
     @classmethod
-    def of(cls, family: CausalFamily) -> Sizes:
-        """Counts the family's model on the meta device; `shapes.find` must have found its config.
+    def from_family(cls, family: CausalFamily) -> ModelSizes:
+        """Counts the family's model on the meta device; `shapes.find_config` comes first.
 
         Raises:
-            ValueError: its layers are mixtures of experts, or it hears.
+            ValueError: its layers are mixtures of experts, or it reads sound.
         """
         if family.supports_audio:
             raise ValueError(
@@ -97,37 +111,38 @@ class Sizes:
                 f"plan counts layers that use all their weights for every token, but {family.model_path!r} has "
                 f"{text.num_experts} experts; plan a dense model"
             )
-        model = on_meta(family)
-        layers, vision_encoder = family.layers(model), family.vision_encoder(model)
-        names = {name for name, _ in layers[0].named_parameters()}
-        in_layers = [_count(layer.parameters()) for layer in layers]
-        in_tower = _count(vision_encoder.parameters()) if vision_encoder is not None else 0
-        in_root = _count(model.parameters()) - sum(in_layers) - in_tower
+        model = build_on_meta(family)
+        layers = family.layers(model)
+        encoder = _encoder_sizes(family, model)
+        layer_params = [_count_values(layer.parameters()) for layer in layers]
+        other_params = _count_values(model.parameters()) - sum(layer_params)
         adapter_params, adapter_inputs, adapter_mlp_inputs = _adapters(family)
         return cls(
-            layer_params=tuple(in_layers),
-            root_params=in_root,
+            layer_params=tuple(layer_params),
+            root_params=other_params - (encoder.params if encoder else 0),
             hidden=text.hidden_size,
             num_heads=text.num_attention_heads,
             num_key_heads=text.num_key_value_heads,
             head_size=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
             mlp_width=text.intermediate_size,
             vocabulary=text.vocab_size,
-            head_norms=any("q_norm" in name for name in names),
+            head_norms=any("q_norm" in name for name, _ in layers[0].named_parameters()),
             feature_size=family.feature_size,
-            vision_encoder=None if vision_encoder is None else _tower(family, model, family.config.vision_config),
+            vision_encoder=encoder,
             adapter_params=adapter_params,
             adapter_inputs=adapter_inputs,
             adapter_mlp_inputs=adapter_mlp_inputs,
         )
 
 
-def _tower(family: CausalFamily, model: nn.Module, vision: Any) -> Encoder:
+def _encoder_sizes(family: CausalFamily, model: nn.Module) -> EncoderSizes | None:
     vision_encoder = family.vision_encoder(model)
-    assert vision_encoder is not None
+    if vision_encoder is None:
+        return None
+    vision = family.config.vision_config
     windowed = hasattr(vision, "window_size")
-    return Encoder(
-        params=_count(vision_encoder.parameters()),
+    return EncoderSizes(
+        params=_count_values(vision_encoder.parameters()),
         trains=family.vision_encoder_trains(model),
         width=vision.hidden_size,
         mlp_width=vision.intermediate_size,
@@ -140,19 +155,19 @@ def _tower(family: CausalFamily, model: nn.Module, vision: Any) -> Encoder:
 
 
 def _adapters(family: CausalFamily) -> tuple[int, int, int]:
-    """(LoRA's parameters in all layers, numbers per row that enter them in one layer, in its MLP); zeros without."""
+    """(LoRA's parameters in all layers, values per row that enter them in one layer, in its MLP); zeros without."""
     if family.lora is None:
         return 0, 0, 0
     with torch.device("meta"):
-        model = add_adapters(family, on_meta(family))
+        model = add_adapters(family, build_on_meta(family))
     first = family.layers(model)[0].named_parameters()
     inputs = {name: parameter.shape[1] for name, parameter in first if ".lora_A." in name}
     in_mlp = sum(width for name, width in inputs.items() if name.startswith("mlp."))
-    trained = _count(parameter for parameter in model.parameters() if parameter.requires_grad)
+    trained = _count_values(parameter for parameter in model.parameters() if parameter.requires_grad)
     return trained, sum(inputs.values()), in_mlp
 
 
-def _count(parameters: Iterable[nn.Parameter]) -> int:
+def _count_values(parameters: Iterable[nn.Parameter]) -> int:
     return sum(parameter.numel() for parameter in parameters)
 
 
@@ -161,10 +176,10 @@ class Plan:
     """A run as the planner sees it; every prompt has the longest video and every completion its longest answer.
 
     Example:
-        `Plan(Sizes.of(family), devices=8, sequence_parallel_size=8, prompt_tokens=260_000, media_tokens=259_200)`
+        `Plan(ModelSizes.from_family(family), devices=8, sequence_parallel_size=8, prompt_tokens=260_000)`
     """
 
-    sizes: Sizes
+    sizes: ModelSizes
     devices: int = 1
     """Of the run."""
     devices_per_node: int = 8
@@ -174,9 +189,9 @@ class Plan:
     """Ranks with the same prompts; None for those that share a sequence."""
     num_replicas: int = 1
     weight_bytes: int = 4
-    """Of a number in the family's `dtype`: shards, gradients, optimizer, the frozen encoder."""
+    """Size of a value in the family's `dtype`: shards, gradients, optimizer, the frozen encoder."""
     gathered_bytes: int = 4
-    """Of a number of gathered weights and of the residual stream: `sharding.compute_dtype`, or the family's."""
+    """Size of a value of gathered weights and of the residual stream: `sharding.compute_dtype`, or the family's."""
     autocast: bool = False
     """`trainer.precision` is `bf16-mixed`: matrix products in 2 bytes, from weights cast each time."""
     offload: bool = False
@@ -185,18 +200,18 @@ class Plan:
     mlp_chunk_tokens: int | None = None
     optimizer_offload: bool = False
     moment_bytes: float | None = None
-    """Of a number of one of the optimizer's moments; None for that of what trains."""
+    """Size of a value of one of the optimizer's moments; None for that of what trains."""
     reference: bool = False
     """Whether a reference policy is kept for the KL penalty."""
     prompts_per_batch: int = 1
-    """On each team."""
+    """Of each sequence-parallel group."""
     prompt_tokens: int = 1024
     """T, media and text."""
     media_tokens: int = 0
     """Features of a prompt."""
     frames: int = 0
-    cell_patches: int = 0
-    """Patches of a temporal cell."""
+    spatial_patches: int = 0
+    """Patches of one temporal patch: height times width of the grid."""
     pooled_frames: int = 1
     """Frames whose features are averaged into one behind the encoder."""
     num_generations: int = 8
@@ -227,8 +242,20 @@ class Plan:
 
     @property
     def matmul_bytes(self) -> int:
-        """Of a number that enters or leaves a matrix product."""
+        """Size of a value that enters or leaves a matrix product."""
         return min(2, self.gathered_bytes) if self.autocast else self.gathered_bytes
+
+    @property
+    def encoder_bytes(self) -> int:
+        """Size of a value in the encoder and in its features."""
+        if self.sizes.frozen_encoder_params:
+            return min(self.weight_bytes, self.gathered_bytes)
+        return self.weight_bytes
+
+    @property
+    def local_prompts(self) -> int:
+        """Prompts of a batch that one rank samples completions of."""
+        return max(1, math.ceil(self.prompts_per_batch / self.sp_group))
 
     @property
     def checkpoints_on_host(self) -> bool:
@@ -238,18 +265,15 @@ class Plan:
     @property
     def patches(self) -> int:
         """Patches of a prompt's media."""
-        return (
-            self.media_tokens
-            * self.pooled_frames
-            * (self.sizes.vision_encoder.merge if self.sizes.vision_encoder else 0)
-        )
+        merge = self.sizes.vision_encoder.merge if self.sizes.vision_encoder else 0
+        return self.media_tokens * self.pooled_frames * merge
 
     @property
-    def share_patches(self) -> int:
-        """Patches of a prompt's media on the rank of a team that has most: whole temporal cells."""
-        if not self.cell_patches:
+    def local_patches(self) -> int:
+        """Patches of a prompt's media on the rank that has most: no temporal patch is shared."""
+        if not self.spatial_patches:
             return 0
-        return math.ceil(self.patches // self.cell_patches / self.sp_group) * self.cell_patches
+        return math.ceil(self.patches // self.spatial_patches / self.sp_group) * self.spatial_patches
 
     @functools.cached_property
     def heads(self) -> HeadLayout:
@@ -271,6 +295,10 @@ class MicroBatch:
     scored: int
     """R of all ranks that share it."""
 
+    def local_rows(self, plan: Plan) -> int:
+        """Rows on one rank."""
+        return math.ceil(self.tokens / plan.sequence_parallel_size)
+
 
 def micro_batch(plan: Plan) -> MicroBatch:
     """What `longrl.packing.pack.pack` makes of prompts that are all alike.
@@ -281,19 +309,19 @@ def micro_batch(plan: Plan) -> MicroBatch:
     budget = plan.max_tokens_per_micro_batch * plan.sequence_parallel_size
     prompts = math.ceil(plan.prompts_per_batch / plan.mini_batches)
     turns = plan.sp_group // plan.sequence_parallel_size
-    prompt, one, all_of_them = plan.prompt_tokens, plan.completion_tokens, plan.num_generations
-    if prompt + one > budget:
+    prompt, completion = plan.prompt_tokens, plan.completion_tokens
+    if prompt + completion > budget:
         raise ValueError(
-            f"a prompt of {prompt} tokens with one completion of {one} must fit into "
+            f"a prompt of {prompt} tokens with one completion of {completion} must fit into "
             f"model.max_tokens_per_micro_batch times sequence_parallel_size, got {plan.max_tokens_per_micro_batch} "
             f"times {plan.sequence_parallel_size}; raise model.max_tokens_per_micro_batch to "
             f"{needed_budget(plan)}, or lower data.video.max_frames"
         )
-    groups = min(prompts, max(1, budget // (prompt + all_of_them * one)))
-    completions = min(all_of_them, (budget // groups - prompt) // one)
-    pieces = math.ceil(prompts / groups) * math.ceil(all_of_them / completions) * plan.mini_batches
-    tokens = groups * (prompt + completions * one)
-    return MicroBatch(groups, completions, math.ceil(pieces / turns), tokens, groups * completions * one)
+    groups = min(prompts, max(1, budget // (prompt + plan.num_generations * completion)))
+    completions = min(plan.num_generations, (budget // groups - prompt) // completion)
+    count = math.ceil(prompts / groups) * math.ceil(plan.num_generations / completions) * plan.mini_batches
+    tokens = groups * (prompt + completions * completion)
+    return MicroBatch(groups, completions, math.ceil(count / turns), tokens, groups * completions * completion)
 
 
 def needed_budget(plan: Plan) -> int:

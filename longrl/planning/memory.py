@@ -3,100 +3,92 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from longrl.planning import formulas as f
-from longrl.planning.formulas import Parts
-from longrl.planning.inputs import MicroBatch, Plan, micro_batch, needed_budget
+from longrl.planning.formulas import MemoryParts
+from longrl.planning.hardware import GIB
+from longrl.planning.inputs import Plan, micro_batch, needed_budget
 
-GIB = 1 << 30
-WithFrames = Callable[[Plan, int], Plan]
+FramesRule = Callable[[Plan, int], Plan]
 """The same run with another number of frames per video."""
 MAX_CHANGES = 12
 MAX_FRAMES = 1 << 16
 LEAST_CHUNK = 4096
 """A smaller `prefill_chunk_tokens` saves hardly anything, and is slow."""
 CHUNK = 8192
-"""Of `mlp_chunk_tokens`: rows enough to keep a GPU's matrix products busy."""
+"""Value of `mlp_chunk_tokens`: rows enough to keep a GPU's matrix products busy."""
 HELPFUL = 0.98
 """A change that leaves more of the peak than this is not worth naming."""
 
 # ------------------------------------------------------------------------------------------------------------ phases
 
 
-def encode_phase(plan: Plan) -> Parts:
+def encode_phase(plan: Plan) -> MemoryParts:
     """The encoder's calls, or the gathering of features while those of the batch before are still there."""
-    vision_encoder, exchange = f.tower_activations(plan), f.feature_exchange(plan)
-    largest = {"encoder activations": vision_encoder} if vision_encoder > exchange else {"feature exchange": exchange}
-    return f.standing(plan) | largest
+    activations, exchange = f.encoder_activations(plan), f.feature_exchange(plan)
+    largest = {"encoder activations": activations} if activations > exchange else {"feature exchange": exchange}
+    return f.standing_memory(plan) | largest
 
 
-def rollout_phase(plan: Plan) -> Parts:
+def rollout_phase(plan: Plan) -> MemoryParts:
     """Prefill and decoding."""
-    return f.standing(plan) | {
-        "gathered weights": f.gathered_whole(plan),
+    return f.standing_memory(plan) | {
+        "gathered weights": f.gathered_policy(plan),
         "KV cache": f.kv_cache(plan),
-        "activations": max(f.prefill(plan), f.decoding(plan)),
+        "activations": max(f.prefill_memory(plan), f.decoding_memory(plan)),
     }
 
 
-def score_phase(plan: Plan) -> Parts:
+def score_phase(plan: Plan) -> MemoryParts:
     """Old and reference log-probabilities, without gradient."""
     batch = micro_batch(plan)
-    rows = _rows(plan, batch)
-    return f.standing(plan) | {
+    rows = batch.local_rows(plan)
+    return f.standing_memory(plan) | {
         "gathered weights": f.gathered_root(plan) + f.gathered_layers(plan),
         "activations": f.forward_working_set(plan, rows),
-        "logits": f.logits(plan, batch.scored, backward=False),
+        "logits": f.logit_memory(plan, batch.scored, backward=False),
     }
 
 
-def update_phase(plan: Plan) -> Parts:
+def update_phase(plan: Plan) -> MemoryParts:
     """The largest moment of forward, backward and optimizer step."""
     return max(_update_moments(plan), key=lambda parts: sum(parts.values()))
 
 
-def _update_moments(plan: Plan) -> list[Parts]:
+def _update_moments(plan: Plan) -> list[MemoryParts]:
     """The LM head goes backward; the last layer; the one before; the root's gradients are summed; the optimizer.
 
     The first micro-batch of a step finds no gradients: they count before the end only if there are more.
     """
     batch = micro_batch(plan)
-    rows = _rows(plan, batch)
-    saved, ends, one = f.layers_saved(plan, rows), f.ends_saved(plan, rows), f.layers_saved(plan, rows)
-    one /= len(plan.sizes.layer_params)
-    earlier = f.gradients(plan) if batch.count > plan.mini_batches else 0.0
-    always, whole = f.standing(plan), f.gathered_root(plan)
-    casts, head = f.weight_casts(plan), f.head_gradient(plan)
-    scores = {"logits": f.logits(plan, batch.scored, backward=True)}
+    rows = batch.local_rows(plan)
+    standing = f.standing_memory(plan)
+    all_gradients = f.gradient_memory(plan)
+    earlier = (all_gradients if batch.count > plan.mini_batches else 0.0) + f.head_gradient(plan)
+    saved, ends = f.layers_saved(plan, rows), f.ends_saved(plan, rows)
+    one_layer = saved / len(plan.sizes.layer_params)
     work = f.layer_backward(plan, rows)
-    layers = whole + f.gathered_layers(plan)
+    root, casts = f.gathered_root(plan), f.weight_casts(plan)
+    layers = root + f.gathered_layers(plan) + casts
     first, second = f.layer_gradients(plan, before=False), f.layer_gradients(plan, before=True)
-    moments: list[Parts] = [
-        {"gathered weights": whole + casts, "activations": saved + ends, "gradients": earlier + head, **scores},
-        {"gathered weights": layers + casts, "activations": saved + ends + work, "gradients": earlier + head + first},
-        {
-            "gathered weights": layers + casts,
-            "activations": saved - one + ends + work,
-            "gradients": earlier + head + second,
-        },
-        {"gathered weights": whole, "gradients": f.gradients(plan) + f.root_reduction(plan)},
-        {"gradients": f.gradients(plan), "optimizer": always["optimizer"] + f.optimizer_working_set(plan)},
+    logits = f.logit_memory(plan, batch.scored, backward=True)
+    moments: list[MemoryParts] = [
+        {"gathered weights": root + casts, "activations": saved + ends, "gradients": earlier, "logits": logits},
+        {"gathered weights": layers, "activations": saved + ends + work, "gradients": earlier + first},
+        {"gathered weights": layers, "activations": saved - one_layer + ends + work, "gradients": earlier + second},
+        {"gathered weights": root, "gradients": all_gradients + f.root_reduction(plan)},
+        {"gradients": all_gradients, "optimizer": standing["optimizer"] + f.optimizer_working_set(plan)},
     ]
-    return [always | moment for moment in moments]
-
-
-def _rows(plan: Plan, batch: MicroBatch) -> int:
-    return math.ceil(batch.tokens / plan.sequence_parallel_size)
+    return [standing | moment for moment in moments]
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MemoryEstimate:
     """Bytes on one device, {phase: {kind: bytes}}."""
 
-    phases: dict[str, Parts]
+    phases: dict[str, MemoryParts]
 
     @property
     def peak_phase(self) -> str:
@@ -119,7 +111,7 @@ class Estimate:
         return sum(self.phases[phase].values())
 
 
-def estimate(plan: Plan) -> Estimate:
+def estimate_memory(plan: Plan) -> MemoryEstimate:
     """All phases of a step. Scoring is left out if there is nothing to score with.
 
     Raises:
@@ -128,14 +120,14 @@ def estimate(plan: Plan) -> Estimate:
     phases = {"encode": encode_phase(plan), "rollout": rollout_phase(plan), "update": update_phase(plan)}
     if plan.reference or plan.mini_batches * plan.epochs > 1:
         phases["score"] = score_phase(plan)
-    return Estimate(phases)
+    return MemoryEstimate(phases)
 
 
 # -------------------------------------------------------------------------------------------- does it fit, and if not
 
 
 @dataclass(frozen=True)
-class Verdict:
+class FitVerdict:
     """Whether a run fits its devices."""
 
     fits: bool
@@ -143,7 +135,7 @@ class Verdict:
     """One line for the user, with the remedy if it does not."""
 
 
-def verdict(plan: Plan, available_bytes: float, with_frames: WithFrames | None = None) -> Verdict:
+def fit_verdict(plan: Plan, available_bytes: float, with_frames: FramesRule | None = None) -> FitVerdict:
     """Whether the largest phase fits, what takes most, and what to change.
 
     Args:
@@ -151,25 +143,25 @@ def verdict(plan: Plan, available_bytes: float, with_frames: WithFrames | None =
         available_bytes: memory of a device.
         with_frames: lets the remedy name a number of frames.
     """
-    need = estimate(plan)
+    need = estimate_memory(plan)
     sizes = f"{need.peak / GIB:.1f} GiB of {available_bytes / GIB:.1f} GiB"
     if need.peak <= available_bytes:
-        return Verdict(True, f"fits: needs {sizes}; the largest part is {_largest(need)}")
-    remedy = "; ".join(remedies(plan, available_bytes, with_frames))
-    return Verdict(False, f"does not fit: needs {sizes}; the largest part is {_largest(need)}; remedy: {remedy}")
+        return FitVerdict(True, f"fits: needs {sizes}; the largest part is {_largest(need)}")
+    remedy = "; ".join(find_remedies(plan, available_bytes, with_frames))
+    return FitVerdict(False, f"does not fit: needs {sizes}; the largest part is {_largest(need)}; remedy: {remedy}")
 
 
-def _largest(need: Estimate) -> str:
+def _largest(need: MemoryEstimate) -> str:
     size = need.phases[need.peak_phase][need.largest]
     return f"{need.largest} ({size / GIB:.1f} GiB, in the {need.peak_phase} phase)"
 
 
-def remedies(plan: Plan, available_bytes: float, with_frames: WithFrames | None = None) -> list[str]:
+def find_remedies(plan: Plan, available_bytes: float, with_frames: FramesRule | None = None) -> list[str]:
     """Options to set, so that the run fits: one if one is enough, else several, the cheapest that help first."""
     changed: dict[str, object] = {}
     for _ in range(MAX_CHANGES):
-        now = estimate(plan).peak
-        options = [(*option, estimate(option[2]).peak) for option in _changes(plan)]
+        now = estimate_memory(plan).peak
+        options = [(*option, estimate_memory(option[2]).peak) for option in _changes(plan)]
         fitting = [option for option in options if option[3] <= available_bytes]
         helpful = fitting or [option for option in options if option[3] < HELPFUL * now]
         if not helpful:
@@ -216,11 +208,11 @@ def _changes(plan: Plan) -> Iterator[tuple[str, object, Plan]]:
         yield "model.algorithm.kl_coef", 0, change(plan, reference=False)
 
 
-def largest_frames(plan: Plan, available_bytes: float, with_frames: WithFrames) -> int:
+def largest_frames(plan: Plan, available_bytes: float, with_frames: FramesRule) -> int:
     """The longest video, in frames, with which the run still fits; 0 if none does."""
 
     def fits(frames: int) -> bool:
-        return estimate(with_frames(plan, frames)).peak <= available_bytes
+        return estimate_memory(with_frames(plan, frames)).peak <= available_bytes
 
     low, high = 0, 1
     while fits(high):  # upwards, for far beyond the pixel budget of a video rounding makes longer ones smaller

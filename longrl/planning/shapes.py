@@ -18,13 +18,13 @@ from longrl.models.base import CausalFamily
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "shapes"
 
 
-def shipped() -> list[str]:
+def shipped_models() -> list[str]:
     """Hub ids whose configs are in `configs/shapes`."""
     return sorted(path.parent.relative_to(FOLDER).as_posix() for path in FOLDER.glob("*/*/config.json"))
 
 
-def find(family: CausalFamily) -> CausalFamily:
-    """The family with a config, and a processor if it reads media, that need neither network nor weights.
+def find_config(family: CausalFamily) -> CausalFamily:
+    """Gives the family a config, and a processor if it reads media, that need neither network nor weights.
 
     Args:
         family: changed in place if its hub id is not in the local copy of the hub.
@@ -36,26 +36,22 @@ def find(family: CausalFamily) -> CausalFamily:
     if (Path(family.model_path).expanduser() / "config.json").is_file():
         return family
     if (folder / "config.json").is_file():
-        return _shipped_shapes(family, folder)
+        family.config = family.read_config(folder)
+        if (folder / "preprocessor_config.json").is_file():
+            vars(family)["processor"] = _read_processor(folder)  # in the place of what the family would load
+        return family
     try:
         assert family.config is not None
     except (OSError, ValueError) as error:
         raise ValueError(
             f"plan needs the config of model.family.init_args.model={family.model_path!r}, which is no folder with a "
-            f"config.json, not in the hub's local copy and none of the shipped {', '.join(shipped())}; put its "
+            f"config.json, not in the hub's local copy and none of the shipped {', '.join(shipped_models())}; put its "
             f"config.json into {folder}"
         ) from error
     return family
 
 
-def _shipped_shapes(family: CausalFamily, folder: Path) -> CausalFamily:
-    family.config = family.read_config(folder)
-    if (folder / "preprocessor_config.json").is_file():
-        family.processor = _processor(folder)  # type: ignore[attr-defined]
-    return family
-
-
-def _processor(folder: Path) -> Any:
+def _read_processor(folder: Path) -> Any:
     """The image and video processor of a folder; its tokenizer is not needed to count patches."""
     from transformers import AutoImageProcessor, AutoVideoProcessor
 
@@ -65,7 +61,7 @@ def _processor(folder: Path) -> Any:
     )
 
 
-def on_meta(family: CausalFamily) -> nn.Module:
+def build_on_meta(family: CausalFamily) -> nn.Module:
     """The family's model without a byte of weights: what `family.build` would make, on the meta device."""
     with torch.device("meta"):
         return family.build(weights=None)

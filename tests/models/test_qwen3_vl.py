@@ -11,7 +11,7 @@ from longrl.engines.hf import HFEngine
 from longrl.features.cache import FeatureCache
 from longrl.models.qwen3_vl import Qwen3VLFamily
 from longrl.packing.pack import pack
-from longrl.planning.inputs import Sizes
+from longrl.planning.inputs import ModelSizes
 from longrl.types import FrameShard, Media, SamplingParams
 from tests.families import cell
 from tests.tiny import frames, held, mixed_prompts, qwen3_vl_family, random_completions, row
@@ -278,11 +278,11 @@ def test_the_towers_weights_stay_and_experts_go_over_as_released():
 
 def test_plans_of_experts_are_refused():
     with pytest.raises(ValueError, match="has 4 experts; plan a dense model"):
-        Sizes.of(qwen3_vl_family(experts=True))
+        ModelSizes.from_family(qwen3_vl_family(experts=True))
 
 
 def test_sizes_count_all_levels_of_features():
-    sizes = Sizes.of(qwen3_vl_family())
+    sizes = ModelSizes.from_family(qwen3_vl_family())
     assert (sizes.feature_size, sizes.hidden) == (3 * 48, 48)
     assert (sizes.vision_encoder.num_full_layers, sizes.vision_encoder.num_layers) == (3, 3)
     assert dataclasses.asdict(sizes)["head_norms"]

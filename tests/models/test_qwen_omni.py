@@ -12,7 +12,7 @@ from longrl.engines.hf import HFEngine
 from longrl.features.cache import FeatureCache, encode_share, gather_rows
 from longrl.models.qwen_omni import QwenOmniFamily, _chunks
 from longrl.packing.pack import pack
-from longrl.planning.inputs import Sizes
+from longrl.planning.inputs import ModelSizes
 from longrl.types import AudioClip, Frames, FrameShard, Media, Prompt, SamplingParams
 from tests.families import proves
 from tests.tiny import frames, held, omni_family, omni_folder, omni_prompts, plain_model, row, sound
@@ -331,7 +331,7 @@ def test_a_family_travels_to_workers():
 
 def test_a_plan_says_that_it_counts_no_sound():
     with pytest.raises(ValueError, match="QwenOmniFamily also has an audio encoder and reads sound; plan the vision"):
-        Sizes.of(omni_family())
+        ModelSizes.from_family(omni_family())
 
 
 def test_gathered_rows_lie_where_the_whole_has_them():

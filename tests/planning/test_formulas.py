@@ -9,19 +9,21 @@ from longrl.models.qwen3_vl import Qwen3VLFamily
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.models.text import LlamaFamily, TextFamily
 from longrl.planning import flops, formulas, memory, shapes
-from longrl.planning.hardware import HARDWARE, hardware
-from longrl.planning.host import host
-from longrl.planning.inputs import Encoder, Plan, Sizes, micro_batch
+from longrl.planning.hardware import HARDWARE, find_hardware
+from longrl.planning.host_memory import host_memory
+from longrl.planning.inputs import EncoderSizes, Plan, ModelSizes, micro_batch
 from longrl.planning.plan_report import black_video, budgeted
 
-TINY = Sizes(
+TINY = ModelSizes(
     layer_params=(100, 100), root_params=50, hidden=8, num_heads=4, num_key_heads=2, head_size=2, mlp_width=16,
     vocabulary=32, head_norms=False, feature_size=8,
-    vision_encoder=Encoder(params=30, trains=False, width=4, mlp_width=8, num_layers=2, num_full_layers=1, window_patches=4,
-                patch_values=12, merge=4),
+    vision_encoder=EncoderSizes(
+        params=30, trains=False, width=4, mlp_width=8, num_layers=2, num_full_layers=1, window_patches=4,
+        patch_values=12, merge=4,
+    ),
 )  # fmt: skip
 RUN = Plan(
-    TINY, devices=2, prompts_per_batch=2, prompt_tokens=100, media_tokens=80, cell_patches=16, num_generations=4,
+    TINY, devices=2, prompts_per_batch=2, prompt_tokens=100, media_tokens=80, spatial_patches=16, num_generations=4,
     completion_tokens=10, max_tokens_per_micro_batch=140, feature_cache_bytes=0, cuda=False,
 )  # fmt: skip
 
@@ -33,17 +35,17 @@ def changed(**options):
 @pytest.fixture(scope="module")
 def seven_b():
     """Qwen2.5-VL 7B on 3,600 frames of 336 x 336, 8 x 80 GB, G = 8."""
-    family = shapes.find(
+    family = shapes.find_config(
         Qwen2_5_VLFamily(
             "Qwen/Qwen2.5-VL-7B-Instruct", dtype="bfloat16", gradient_checkpointing=True, max_pixels=336 * 336,
             max_video_pixels=3600 * 336 * 336,
         )
     )  # fmt: skip
     video = black_video(family, 3600, 720, 720)
-    tokens, cell_patches = family.num_features(video), video.grid_thw[1] * video.grid_thw[2]
+    tokens, spatial_patches = family.num_features(video), video.grid_thw[1] * video.grid_thw[2]
     return Plan(
-        Sizes.of(family), devices=8, sequence_parallel_size=8, weight_bytes=2, gathered_bytes=2, frames=3600,
-        gradient_checkpointing=True, media_tokens=tokens, cell_patches=cell_patches, prompt_tokens=tokens + 512,
+        ModelSizes.from_family(family), devices=8, sequence_parallel_size=8, weight_bytes=2, gathered_bytes=2,
+        frames=3600, gradient_checkpointing=True, media_tokens=tokens, spatial_patches=spatial_patches, prompt_tokens=tokens + 512,
         workspace_bytes=3 << 30,
     )  # fmt: skip
 
@@ -52,7 +54,7 @@ def seven_b():
 
 
 def test_what_stands_is_the_shards_and_a_whole_tower():
-    parts = formulas.standing(RUN)
+    parts = formulas.standing_memory(RUN)
     assert parts["weights"] == 4 * 250 / 2
     assert parts["vision encoder"] == 4 * 30
     assert parts["optimizer"] == 2 * 4 * 250 / 2
@@ -61,31 +63,31 @@ def test_what_stands_is_the_shards_and_a_whole_tower():
 
 
 def test_replicas_spread_the_weights_over_fewer_ranks_and_offload_over_none():
-    assert formulas.weights(changed(devices=4)) == 4 * 250 / 4
-    assert formulas.weights(changed(devices=4, num_replicas=2)) == 4 * 250 / 2
-    assert formulas.optimizer(changed(offload=True)) == 0
+    assert formulas.weight_memory(changed(devices=4)) == 4 * 250 / 4
+    assert formulas.weight_memory(changed(devices=4, num_replicas=2)) == 4 * 250 / 2
+    assert formulas.optimizer_memory(changed(offload=True)) == 0
 
 
 def test_a_tower_that_trains_is_sharded_and_has_gradients():
     trains = dataclasses.replace(TINY, vision_encoder=dataclasses.replace(TINY.vision_encoder, trains=True))
     plan = changed(sizes=trains)
-    assert formulas.frozen_tower(plan) == 0
-    assert formulas.gradients(plan) == 4 * 280 / 2
+    assert formulas.frozen_encoder_memory(plan) == 0
+    assert formulas.gradient_memory(plan) == 4 * 280 / 2
 
 
 def test_a_reference_has_shards_a_tower_and_a_root_that_stays_gathered():
-    assert formulas.reference(changed(reference=True)) == 4 * (250 / 2 + 30) + 4 * 50
+    assert formulas.reference_memory(changed(reference=True)) == 4 * (250 / 2 + 30) + 4 * 50
 
 
 def test_beside_adapters_nothing_else_has_gradients_optimizer_or_a_reference():
     adapted = dataclasses.replace(TINY, adapter_params=20, adapter_inputs=64)
     plan = changed(sizes=adapted, weight_bytes=2, reference=True)
-    parts = formulas.standing(plan)
+    parts = formulas.standing_memory(plan)
     assert parts["weights"] == (2 * 250 + 4 * 20) / 2  # adapters are float32
-    assert formulas.gradients(plan) == 4 * 20 / 2
+    assert formulas.gradient_memory(plan) == 4 * 20 / 2
     assert parts["optimizer"] == 2 * 4 * 20 / 2
     assert parts["reference"] == formulas.head_gradient(plan) == formulas.root_reduction(plan) == 0
-    assert host(dataclasses.replace(plan, offload=True), 0)["offloaded"] == 2 * 250 + 4 * 4 * 20  # both ranks
+    assert host_memory(dataclasses.replace(plan, offload=True), 0)["offloaded"] == 2 * 250 + 4 * 4 * 20  # both ranks
 
 
 def test_adapters_copy_their_input_into_their_own_precision_and_spare_the_frozen_layers():
@@ -119,21 +121,21 @@ def test_layer_inputs_in_host_memory_are_one_on_the_device():
     plan = changed(gradient_checkpointing=True, offload_checkpoints=True)
     assert formulas.layers_saved(plan, 10) == 10 * 8 * 4
     # two layers of 140 rows * 8 * 4 bytes, pinned as 8 KiB each, on both ranks
-    assert host(plan, 0)["offloaded"] == 2 * 2 * 8192
+    assert host_memory(plan, 0)["offloaded"] == 2 * 2 * 8192
     assert formulas.layers_saved(changed(offload_checkpoints=True), 10) == 2 * formulas.layer_saved(RUN, 10)
 
 
 def test_moments_in_host_memory_visit_the_device_one_weight_at_a_time():
     plan = changed(optimizer_offload=True, cuda=True, sizes=dataclasses.replace(TINY, vocabulary=20))
-    assert formulas.optimizer(plan) == 0
+    assert formulas.optimizer_memory(plan) == 0
     assert formulas.optimizer_working_set(plan) == 3 * 4 * 8 * 20 / 2  # the embeddings, wider than the MLP; two shards
-    assert host(plan, 0)["offloaded"] == 2 * (2 * 4 * 250 / 2)
-    assert host(changed(offload=True, optimizer_offload=True), 0) == host(changed(offload=True), 0)
+    assert host_memory(plan, 0)["offloaded"] == 2 * (2 * 4 * 250 / 2)
+    assert host_memory(changed(offload=True, optimizer_offload=True), 0) == host_memory(changed(offload=True), 0)
 
 
 def test_moments_of_8_bits():
     plan = changed(moment_bytes=1 + 1 / 64, cuda=True)
-    assert formulas.optimizer(plan) == pytest.approx(formulas.optimizer(RUN) * (1 + 1 / 64) / 4)
+    assert formulas.optimizer_memory(plan) == pytest.approx(formulas.optimizer_memory(RUN) * (1 + 1 / 64) / 4)
     assert formulas.optimizer_working_set(plan) == 0  # they change where they lie
 
 
@@ -146,8 +148,8 @@ def test_an_mlp_in_pieces_keeps_nothing_of_its_width():
     # stream, the MLP's input, its output in pieces and joined; three tensors of a piece
     assert formulas.forward_working_set(plan, 10) == 10 * 8 * 4 * (3 + 2) + 4 * 3 * 16 * 4
     batch = micro_batch(plan)
-    assert flops.pieces_flops(plan, batch) == 2 * 6 * 8 * 16 * batch.tokens
-    assert flops.pieces_flops(RUN, batch) == 0
+    assert flops.chunked_mlp_flops(plan, batch) == 2 * 6 * 8 * 16 * batch.tokens
+    assert flops.chunked_mlp_flops(RUN, batch) == 0
 
 
 def test_adapters_of_an_mlp_in_pieces_copy_a_piece_of_their_input():
@@ -161,10 +163,10 @@ def test_adapters_of_an_mlp_in_pieces_copy_a_piece_of_their_input():
 
 def test_a_frozen_tower_is_kept_in_the_precision_of_computing():
     half = changed(gathered_bytes=2)
-    assert formulas.frozen_tower(half) == 2 * 30
-    assert formulas.features(half) == 2 * 2 * 80 * 8
+    assert formulas.frozen_encoder_memory(half) == 2 * 30
+    assert formulas.feature_memory(half) == 2 * 2 * 80 * 8
     trains = dataclasses.replace(TINY, vision_encoder=dataclasses.replace(TINY.vision_encoder, trains=True))
-    assert formulas.features(dataclasses.replace(half, sizes=trains)) == 4 * 2 * 80 * 8
+    assert formulas.feature_memory(dataclasses.replace(half, sizes=trains)) == 4 * 2 * 80 * 8
 
 
 def test_ranks_that_share_a_sequence_hold_all_rows_of_their_heads():
@@ -187,20 +189,20 @@ def test_keys_of_a_prompt_are_kept_once():
 
 def test_a_prompt_is_prefilled_in_chunks():
     per_row = 2 * 8 * 4 + 8 * 4 + 3 * 16 * 4
-    assert formulas.prefill(RUN) == 200 * per_row  # two prompts of 100 in one chunk
-    assert formulas.prefill(changed(prefill_chunk_tokens=64)) == 64 * per_row
+    assert formulas.prefill_memory(RUN) == 200 * per_row  # two prompts of 100 in one chunk
+    assert formulas.prefill_memory(changed(prefill_chunk_tokens=64)) == 64 * per_row
 
 
 def test_decoding_holds_scores_of_own_tokens_and_one_output_per_tile_of_the_prompt():
     of_completion = 4 * 10 * (8 + 4) + 28 * 32
-    assert formulas.decoding(RUN) == 2 * 4 * (of_completion + 8 * (3 * 4 + 4))  # one tile
+    assert formulas.decoding_memory(RUN) == 2 * 4 * (of_completion + 8 * (3 * 4 + 4))  # one tile
     long = changed(prompt_tokens=5000, max_tokens_per_micro_batch=6000)
-    assert formulas.decoding(long) == 2 * 4 * (of_completion + 2 * 8 * (3 * 4 + 4))
+    assert formulas.decoding_memory(long) == 2 * 4 * (of_completion + 2 * 8 * (3 * 4 + 4))
 
 
 def test_logits_come_in_chunks(monkeypatch):
     monkeypatch.setattr(formulas, "MAX_LOGITS", 64)  # two rows
-    assert formulas.logits(RUN, 40, backward=True) == 2 * 32 * 16 + 40 * 8 * 4
+    assert formulas.logit_memory(RUN, 40, backward=True) == 2 * 32 * 16 + 40 * 8 * 4
 
 
 def test_micro_batches_are_those_of_pack():
@@ -239,8 +241,8 @@ def test_operations_count_the_prompt_once_per_group():
 )
 def test_shipped_shapes_have_the_published_number_of_parameters(name, params):
     kind = Qwen3VLFamily if "Qwen3-VL" in name else Qwen2_5_VLFamily if "VL" in name else TextFamily
-    family = shapes.find((LlamaFamily if "Llama" in name else kind)(name))
-    sizes = Sizes.of(family)
+    family = shapes.find_config((LlamaFamily if "Llama" in name else kind)(name))
+    sizes = ModelSizes.from_family(family)
     assert sizes.text_params + (sizes.vision_encoder.params if sizes.vision_encoder else 0) == params
     assert sizes.head_norms == ("Qwen3" in name)
 
@@ -248,26 +250,26 @@ def test_shipped_shapes_have_the_published_number_of_parameters(name, params):
 def test_an_unknown_model_is_an_error_that_names_the_shipped_ones(tmp_path, monkeypatch):
     monkeypatch.setattr(TextFamily, "config", property(lambda self: (_ for _ in ()).throw(OSError("no network"))))
     with pytest.raises(ValueError, match=r"'Nobody/Nothing'.*Qwen/Qwen3-1.7B.*put its config.json into"):
-        shapes.find(TextFamily("Nobody/Nothing"))
+        shapes.find_config(TextFamily("Nobody/Nothing"))
 
 
 def test_3600_frames_are_256k_tokens_and_fit_one_node_of_80_gb_with_8_ranks_but_not_with_one(seven_b):
     assert seven_b.media_tokens == 1800 * 144
     eight, one = budgeted(seven_b), budgeted(dataclasses.replace(seven_b, sequence_parallel_size=1))
     available = HARDWARE["H100"].memory_bytes
-    found = memory.verdict(eight, available)
+    found = memory.fit_verdict(eight, available)
     assert found.fits
     assert found.text.startswith("fits: needs ")
-    found = memory.verdict(one, available)
+    found = memory.fit_verdict(one, available)
     assert not found.fits
     assert re.match(r"does not fit: needs .* activations .*init_args.sequence_parallel_size=4", found.text)
 
 
 def test_the_rollout_of_256k_tokens_is_bounded_by_the_chunk_not_by_the_prompt(seven_b):
     chunked, whole = budgeted(seven_b), dataclasses.replace(seven_b, prefill_chunk_tokens=1 << 20)
-    assert formulas.prefill(whole) > 30 * memory.GIB
-    assert formulas.prefill(chunked) < 3 * memory.GIB
-    assert formulas.decoding(chunked) < 0.1 * memory.GIB
+    assert formulas.prefill_memory(whole) > 30 * memory.GIB
+    assert formulas.prefill_memory(chunked) < 3 * memory.GIB
+    assert formulas.decoding_memory(chunked) < 0.1 * memory.GIB
 
 
 def test_28_heads_on_8_devices_work(seven_b):
@@ -282,34 +284,34 @@ def test_memory_grows_with_the_prompt_and_the_longest_video_is_the_last_that_fit
         return budgeted(dataclasses.replace(plan, frames=frames, media_tokens=tokens, prompt_tokens=tokens + 20))
 
     run = changed(max_tokens_per_micro_batch=1)  # raised to one group: a larger one would hold more of short prompts
-    needs = [memory.estimate(with_frames(run, frames)).peak for frames in (1, 2, 8, 64, 512, 4096)]
+    needs = [memory.estimate_memory(with_frames(run, frames)).peak for frames in (1, 2, 8, 64, 512, 4096)]
     assert needs == sorted(needs)
     available = needs[3] + 1
     longest = memory.largest_frames(run, available, with_frames)
-    assert memory.estimate(with_frames(run, longest)).peak <= available
-    assert memory.estimate(with_frames(run, longest + 2)).peak > available
+    assert memory.estimate_memory(with_frames(run, longest)).peak <= available
+    assert memory.estimate_memory(with_frames(run, longest + 2)).peak > available
     assert memory.largest_frames(run, 1, with_frames) == 0
 
 
 def test_the_remedy_makes_it_fit_with_as_little_as_possible():
     plan = changed(devices=8, prompt_tokens=4000, media_tokens=0, max_tokens_per_micro_batch=5000)
     checkpointed = dataclasses.replace(plan, gradient_checkpointing=True)
-    between = (memory.estimate(plan).peak + memory.estimate(checkpointed).peak) / 2
-    assert memory.remedies(plan, between) == ["model.family.init_args.gradient_checkpointing=true"]
-    assert len(memory.remedies(plan, memory.estimate(plan).peak / 6)) > 1
+    between = (memory.estimate_memory(plan).peak + memory.estimate_memory(checkpointed).peak) / 2
+    assert memory.find_remedies(plan, between) == ["model.family.init_args.gradient_checkpointing=true"]
+    assert len(memory.find_remedies(plan, memory.estimate_memory(plan).peak / 6)) > 1
 
 
 def test_hardware_is_named_or_customised():
-    assert hardware("A100", memory_gib=40, devices=4) == dataclasses.replace(HARDWARE["A100"], memory_gib=40, devices=4)
+    assert find_hardware("A100", memory_gib=40, devices=4) == dataclasses.replace(HARDWARE["A100"], memory_gib=40, devices=4)
     with pytest.raises(ValueError, match=r"--hardware must be one of A100, H100, H200, got 'TPU'"):
-        hardware("TPU")
+        find_hardware("TPU")
     with pytest.raises(ValueError, match=r"--memory_gib must be positive, got 0"):
-        hardware("A100", memory_gib=0)
+        find_hardware("A100", memory_gib=0)
 
 
 def test_more_ranks_per_sequence_shorten_a_step(seven_b):
     def seconds(sp):
         plan = budgeted(dataclasses.replace(seven_b, sequence_parallel_size=sp))
-        return flops.times(plan, HARDWARE["H100"], flops.Efficiency()).step
+        return flops.step_times(plan, HARDWARE["H100"], flops.Efficiency()).step
 
     assert seconds(8) < seconds(4) < seconds(1)

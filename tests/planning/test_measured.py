@@ -4,7 +4,7 @@ import pytest
 
 from longrl.packing.logprobs import MAX_LOGITS
 from longrl.planning import memory
-from longrl.planning.inputs import Plan, Sizes
+from longrl.planning.inputs import Plan, ModelSizes
 from longrl.types import FULL_SHARD
 from tests.distributed import run_distributed
 from tests.planning.measured import Case, peaks
@@ -29,11 +29,11 @@ def plan_of(case: Case) -> Plan:
     prompt = case.prompt(family, FULL_SHARD)
     (video,) = prompt.media
     return Plan(
-        Sizes.of(family), devices=case.sp, sequence_parallel_size=case.sp,
+        ModelSizes.from_family(family), devices=case.sp, sequence_parallel_size=case.sp,
         gathered_bytes=2 if case.compute_dtype else 4, gradient_checkpointing=case.checkpointing, reference=case.kl,
         mlp_chunk_tokens=case.mlp_chunk,
         prompt_tokens=len(prompt.input_ids), media_tokens=family.num_features(video), frames=2 * case.cells,
-        cell_patches=video.grid_thw[1] * video.grid_thw[2], num_generations=case.num_generations,
+        spatial_patches=video.grid_thw[1] * video.grid_thw[2], num_generations=case.num_generations,
         completion_tokens=case.completion_tokens, max_tokens_per_micro_batch=1 << 16, feature_cache_bytes=0, cuda=False,
         prefill_chunk_tokens=case.prefill_chunk_tokens,
     )  # fmt: skip
@@ -43,7 +43,7 @@ def plan_of(case: Case) -> Plan:
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_the_plan_is_within_15_percent_of_what_a_step_holds(case):
     ranks = run_distributed(peaks, case.sp, case)
-    phases = memory.estimate(plan_of(case)).phases
+    phases = memory.estimate_memory(plan_of(case)).phases
     # What gloo's threads free goes unseen until its address is used again, which the other phases hardly do.
     for phase in ["update"] if case.sp > 1 else set(ranks[0]) & set(phases):
         measured = min(rank[phase] for rank in ranks)  # their shares are equal
