@@ -17,8 +17,7 @@ from longrl.engines.hf import HFEngine
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.packing.pack import pack
 from longrl.planning import shapes
-from longrl.planning.inputs import Plan
-from longrl.planning.inputs import ModelSizes
+from longrl.planning.inputs import ModelSizes, Plan
 from longrl.testing.tiny import tiny_qwen2_5_vl
 
 TINY = "tiny"

@@ -13,11 +13,12 @@ DESCRIPTION = "Memory and time of a run under MRSPStrategy, from its own config 
 def main(args: Sequence[str]) -> None:
     """Command line of the plan."""
     from longrl.commands.run_parts import RunParts
-    from longrl.planning.plan_report import PlanOptions, plan_run, show
+    from longrl.planning.plan_tables import show_plan
+    from longrl.planning.run_plan import PlanOptions, plan_run
 
     parts = RunParts("plan", args, DESCRIPTION, PlanOptions)
     result = plan_run(parts.planned_run(), parts.options, " ".join(["python -m longrl plan", *args]))
-    show(result)
+    show_plan(result)
     if parts.options.json:
         parts.options.json.parent.mkdir(parents=True, exist_ok=True)
         parts.options.json.write_text(json.dumps(as_json(result), indent=2) + "\n")

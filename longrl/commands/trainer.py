@@ -26,7 +26,7 @@ from longrl.rewards import RewardSum
 from longrl.strategies.mr_sp import MRSPStrategy
 
 if TYPE_CHECKING:
-    from longrl.planning.plan_report import PlannedRun
+    from longrl.planning.run_plan import PlannedRun
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +160,7 @@ class LongRLCLI(LightningCLI):
         """
         device = self.trainer.strategy.root_device
         if isinstance(self.trainer.strategy, MRSPStrategy) and device.type == "cuda" and self.trainer.is_global_zero:
-            from longrl.planning.plan_report import verdict_before_start
+            from longrl.planning.run_plan import verdict_before_start
 
             available = torch.cuda.get_device_properties(device).total_memory
             verdict = verdict_before_start(self.planned_run(), self.trainer.num_devices, available)
@@ -169,7 +169,7 @@ class LongRLCLI(LightningCLI):
 
     def planned_run(self) -> PlannedRun:
         """What `longrl.planning` reads of this run."""
-        from longrl.planning.plan_report import PlannedRun
+        from longrl.planning.run_plan import PlannedRun
 
         trainer = self._get(self.config_init, "trainer")
         rollout = self.rollout_callback()

@@ -11,8 +11,8 @@ from longrl.models.text import LlamaFamily, TextFamily
 from longrl.planning import flops, formulas, memory, shapes
 from longrl.planning.hardware import HARDWARE, find_hardware
 from longrl.planning.host_memory import host_memory
-from longrl.planning.inputs import EncoderSizes, Plan, ModelSizes, micro_batch
-from longrl.planning.plan_report import black_video, budgeted
+from longrl.planning.inputs import EncoderSizes, ModelSizes, Plan, micro_batch
+from longrl.planning.run_plan import video_outline, with_needed_budget
 
 TINY = ModelSizes(
     layer_params=(100, 100), root_params=50, hidden=8, num_heads=4, num_key_heads=2, head_size=2, mlp_width=16,
@@ -41,12 +41,12 @@ def seven_b():
             max_video_pixels=3600 * 336 * 336,
         )
     )  # fmt: skip
-    video = black_video(family, 3600, 720, 720)
+    video = video_outline(family, 3600, 720, 720)
     tokens, spatial_patches = family.num_features(video), video.grid_thw[1] * video.grid_thw[2]
     return Plan(
         ModelSizes.from_family(family), devices=8, sequence_parallel_size=8, weight_bytes=2, gathered_bytes=2,
-        frames=3600, gradient_checkpointing=True, media_tokens=tokens, spatial_patches=spatial_patches, prompt_tokens=tokens + 512,
-        workspace_bytes=3 << 30,
+        frames=3600, gradient_checkpointing=True, media_tokens=tokens, spatial_patches=spatial_patches,
+        prompt_tokens=tokens + 512, workspace_bytes=3 << 30,
     )  # fmt: skip
 
 
@@ -255,7 +255,7 @@ def test_an_unknown_model_is_an_error_that_names_the_shipped_ones(tmp_path, monk
 
 def test_3600_frames_are_256k_tokens_and_fit_one_node_of_80_gb_with_8_ranks_but_not_with_one(seven_b):
     assert seven_b.media_tokens == 1800 * 144
-    eight, one = budgeted(seven_b), budgeted(dataclasses.replace(seven_b, sequence_parallel_size=1))
+    eight, one = with_needed_budget(seven_b), with_needed_budget(dataclasses.replace(seven_b, sequence_parallel_size=1))
     available = HARDWARE["H100"].memory_bytes
     found = memory.fit_verdict(eight, available)
     assert found.fits
@@ -266,7 +266,7 @@ def test_3600_frames_are_256k_tokens_and_fit_one_node_of_80_gb_with_8_ranks_but_
 
 
 def test_the_rollout_of_256k_tokens_is_bounded_by_the_chunk_not_by_the_prompt(seven_b):
-    chunked, whole = budgeted(seven_b), dataclasses.replace(seven_b, prefill_chunk_tokens=1 << 20)
+    chunked, whole = with_needed_budget(seven_b), dataclasses.replace(seven_b, prefill_chunk_tokens=1 << 20)
     assert formulas.prefill_memory(whole) > 30 * memory.GIB
     assert formulas.prefill_memory(chunked) < 3 * memory.GIB
     assert formulas.decoding_memory(chunked) < 0.1 * memory.GIB
@@ -281,7 +281,9 @@ def test_28_heads_on_8_devices_work(seven_b):
 def test_memory_grows_with_the_prompt_and_the_longest_video_is_the_last_that_fits():
     def with_frames(plan, frames):
         tokens = 8 * -(-frames // 2)
-        return budgeted(dataclasses.replace(plan, frames=frames, media_tokens=tokens, prompt_tokens=tokens + 20))
+        return with_needed_budget(
+            dataclasses.replace(plan, frames=frames, media_tokens=tokens, prompt_tokens=tokens + 20)
+        )
 
     run = changed(max_tokens_per_micro_batch=1)  # raised to one group: a larger one would hold more of short prompts
     needs = [memory.estimate_memory(with_frames(run, frames)).peak for frames in (1, 2, 8, 64, 512, 4096)]
@@ -302,7 +304,9 @@ def test_the_remedy_makes_it_fit_with_as_little_as_possible():
 
 
 def test_hardware_is_named_or_customised():
-    assert find_hardware("A100", memory_gib=40, devices=4) == dataclasses.replace(HARDWARE["A100"], memory_gib=40, devices=4)
+    assert find_hardware("A100", memory_gib=40, devices=4) == dataclasses.replace(
+        HARDWARE["A100"], memory_gib=40, devices=4
+    )
     with pytest.raises(ValueError, match=r"--hardware must be one of A100, H100, H200, got 'TPU'"):
         find_hardware("TPU")
     with pytest.raises(ValueError, match=r"--memory_gib must be positive, got 0"):
@@ -311,7 +315,7 @@ def test_hardware_is_named_or_customised():
 
 def test_more_ranks_per_sequence_shorten_a_step(seven_b):
     def seconds(sp):
-        plan = budgeted(dataclasses.replace(seven_b, sequence_parallel_size=sp))
+        plan = with_needed_budget(dataclasses.replace(seven_b, sequence_parallel_size=sp))
         return flops.step_times(plan, HARDWARE["H100"], flops.Efficiency()).step
 
     assert seconds(8) < seconds(4) < seconds(1)

@@ -4,7 +4,7 @@ import pytest
 
 from longrl.packing.logprobs import MAX_LOGITS
 from longrl.planning import memory
-from longrl.planning.inputs import Plan, ModelSizes
+from longrl.planning.inputs import ModelSizes, Plan
 from longrl.types import FULL_SHARD
 from tests.distributed import run_distributed
 from tests.planning.measured import Case, peaks

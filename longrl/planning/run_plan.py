@@ -1,0 +1,287 @@
+"""From the parts of a run to its plan: memory, time, and what would fit."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from longrl.datamodules.longvideo_reason import LongVideoReason
+from longrl.engines.hf import HFEngine
+from longrl.models.base import CausalFamily
+from longrl.modules.eight_bit import MOMENT_BYTES
+from longrl.modules.policy import PolicyModule
+from longrl.planning import flops, memory, shapes
+from longrl.planning.formulas import MemoryParts
+from longrl.planning.hardware import GIB, Hardware, find_hardware
+from longrl.planning.host_memory import host_memory
+from longrl.planning.inputs import ModelSizes, Plan, needed_budget
+from longrl.strategies.mr_sp import MRSPStrategy, check_sizes, sp_group_size_of
+from longrl.types import Frames, Media, SamplingParams
+
+NODES = (1, 2, 4, 8, 16, 32, 64, 128)
+DEGREES = (1, 2, 4, 8, 16, 32)
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What is planned beside the run's own config."""
+
+    hardware: str = "H100"
+    """A100, H100 or H200: nodes of 8."""
+    memory_gib: float | None = None
+    """Memory of a device, instead of the hardware's."""
+    devices: int | None = None
+    """Devices of a node, instead of the hardware's 8."""
+    nodes: int | None = None
+    """By default the config's trainer.num_nodes."""
+    sp: int | None = None
+    """Ranks that share a sequence; by default the config's strategy's, or 1."""
+    frames: int | None = None
+    """Frames of a video; by default data.video.max_frames."""
+    frame_size: str = "1280x720"
+    """Width x height of the videos, before the family's rule."""
+    text_tokens: int = 512
+    """Tokens of a prompt beside its video."""
+    prompt_tokens: int | None = None
+    """All tokens of a prompt; its media tokens stay."""
+    utilisation: float = 0.4
+    """Share of the peak FLOP/s reached."""
+    bandwidth_utilisation: float = 0.6
+    """Share of the bandwidth of memory and networks reached."""
+    workspace_gib: float = 3.0
+    """Memory of CUDA, NCCL, cuBLAS and gaps."""
+    json: Path | None = None
+    """Write the plan to this file as well."""
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """The parts of a run that decide what it needs; no weights are loaded."""
+
+    model: PolicyModule
+    data: LongVideoReason
+    strategy: Any
+    """The config's strategy: an `MRSPStrategy`, or what the plan puts one in place of."""
+    precision: str
+    num_nodes: int = 1
+    sampling: SamplingParams | None = None
+    """Of training rollouts; None without any."""
+    engine: Any = None
+    """Generates the rollouts."""
+
+
+@dataclass(frozen=True)
+class PlanGridRow:
+    """What one number of nodes needs with one degree of sequence parallelism."""
+
+    nodes: int
+    sp: int
+    need_gib: float
+    fits: bool
+    step_s: float
+    prompts: int
+    """Of a step, over all sequence-parallel groups."""
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """All that is known of a run before it starts."""
+
+    command: str
+    model: str
+    hardware: Hardware
+    plan: Plan
+    estimate: memory.MemoryEstimate
+    verdict: memory.FitVerdict
+    host: MemoryParts
+    notes: tuple[str, ...]
+    operations: dict[str, float]
+    times: flops.StepTimes
+    largest_frames: int
+    grid: tuple[PlanGridRow, ...]
+
+
+def plan_run(run: PlannedRun, options: PlanOptions, command: str) -> PlanReport:
+    """Plans a run.
+
+    Args:
+        run: its parts.
+        options: hardware, and what is to be different from the config.
+        command: that asked for it, for the result.
+    """
+    machine = find_hardware(options.hardware, options.memory_gib, options.devices)
+    family = shapes.find_config(run.model.family)
+    plan, notes = plan_from_run(run, family, machine, options)
+    with_frames = frames_rule(family, options)
+    plan = with_frames(plan, plan.frames) if plan.frames else with_needed_budget(plan)
+    if plan.max_tokens_per_micro_batch > run.model.max_tokens_per_micro_batch:
+        budget = f"model.max_tokens_per_micro_batch={plan.max_tokens_per_micro_batch}"
+        notes += [f"a prompt and its completions need {budget}: planned with it"]
+    limit = run.data.renderer.max_prompt_tokens
+    if limit is not None and plan.prompt_tokens > limit:
+        notes += [f"data.max_prompt_tokens={limit} would skip prompts of {plan.prompt_tokens} tokens; raise it"]
+    efficiency = flops.Efficiency(options.utilisation, options.bandwidth_utilisation)
+    loading = run.data.loader_options
+    prefetched = loading.prefetch_prompts if loading.num_workers else 0
+    rule = with_frames if plan.frames else None
+    return PlanReport(
+        command=command,
+        model=family.model_path,
+        hardware=machine,
+        plan=plan,
+        estimate=memory.estimate_memory(plan),
+        verdict=memory.fit_verdict(plan, machine.memory_bytes, rule),
+        host=host_memory(plan, prefetched),
+        notes=(*notes, *head_notes(plan)),
+        operations=flops.step_flops(plan),
+        times=flops.step_times(plan, machine, efficiency),
+        largest_frames=memory.largest_frames(plan, machine.memory_bytes, rule) if rule else 0,
+        grid=tuple(plan_grid(plan, machine, efficiency)),
+    )
+
+
+def verdict_before_start(run: PlannedRun, num_devices: int, available_bytes: float) -> memory.FitVerdict:
+    """Says whether a run that is about to start fits its devices, with its longest video and prompt.
+
+    Args:
+        run: its parts.
+        num_devices: of a node.
+        available_bytes: of a device.
+    """
+    options = PlanOptions()
+    machine = find_hardware(options.hardware, available_bytes / GIB, num_devices)
+    family = run.model.family
+    plan, _ = plan_from_run(run, family, machine, options)
+    with_frames = frames_rule(family, options)
+    plan = with_frames(plan, plan.frames) if plan.frames else with_needed_budget(plan)
+    return memory.fit_verdict(plan, available_bytes, with_frames if plan.frames else None)
+
+
+def plan_from_run(
+    run: PlannedRun, family: CausalFamily, machine: Hardware, options: PlanOptions
+) -> tuple[Plan, list[str]]:
+    """The run as its config describes it, on the nodes of the options, and notes on what differs from the config."""
+    model, data, strategy = run.model, run.data, run.strategy
+    notes: list[str] = []
+    if not isinstance(strategy, MRSPStrategy):
+        strategy = MRSPStrategy()
+        notes.append("the config has another strategy: planned for longrl.strategies.mr_sp.MRSPStrategy")
+    devices = (options.nodes or run.num_nodes) * machine.devices
+    sp_group = sp_group_size_of(options.sp or strategy.sequence_parallel_size, machine.devices, devices)
+    check_sizes(devices, sp_group, strategy.num_replicas)
+    is_rl = data.renderer.stage == "rl"
+    sampling = run.sampling if is_rl and run.sampling else SamplingParams(num_generations=1)
+    engine = run.engine or HFEngine()
+    weight_bytes = getattr(torch, family.dtype).itemsize
+    compute = strategy.sharding.compute_dtype
+    video = data.renderer.video
+    sizes = ModelSizes.from_family(family)
+    plan = Plan(
+        sizes,
+        devices=devices,
+        devices_per_node=machine.devices,
+        sequence_parallel_size=sp_group,
+        sp_group_size=sp_group,
+        num_replicas=strategy.num_replicas,
+        weight_bytes=weight_bytes,
+        gathered_bytes=weight_bytes if compute is None else getattr(torch, compute).itemsize,
+        autocast=run.precision in ("bf16-mixed", "16-mixed"),
+        offload=strategy.sharding.offload,
+        gradient_checkpointing=family.gradient_checkpointing,
+        offload_checkpoints=family.offload_checkpoints,
+        mlp_chunk_tokens=family.mlp_chunk_tokens,
+        optimizer_offload=model.optimizer_settings.offload,
+        moment_bytes=None if model.optimizer_settings.kind == "adamw" else MOMENT_BYTES,
+        reference=is_rl and model.algorithm.kl_coef > 0,
+        prompts_per_batch=data.prompts_per_batch,
+        prompt_tokens=options.prompt_tokens or data.renderer.max_prompt_tokens or options.text_tokens,
+        frames=(options.frames or video.num_frames or video.max_frames) if sizes.vision_encoder else 0,
+        num_generations=sampling.num_generations,
+        completion_tokens=sampling.max_completion_tokens,
+        max_tokens_per_micro_batch=model.max_tokens_per_micro_batch,
+        mini_batches=model.mini_batches_per_rollout if is_rl else 1,
+        epochs=model.epochs_per_rollout if is_rl else 1,
+        max_sequences=getattr(engine, "max_sequences", 256),
+        prefill_chunk_tokens=getattr(engine, "prefill_chunk_tokens", 16_384),
+        feature_cache_bytes=model.features.max_bytes,
+        num_gather_chunks=strategy.num_gather_chunks,
+        workspace_bytes=int(options.workspace_gib * GIB),
+    )
+    if strategy.sequence_parallel_size == "auto" and not options.sp:
+        plan = dataclasses.replace(plan, sequence_parallel_size=chosen_degree(plan))
+    return plan, notes
+
+
+def chosen_degree(plan: Plan) -> int:
+    """What `Parallel.sequence_for` chooses: the smallest degree whose budget holds the longest sequence."""
+    length = plan.prompt_tokens + plan.num_generations * plan.completion_tokens
+    degrees = [degree for degree in range(1, plan.sp_group + 1) if plan.sp_group % degree == 0]
+    return next((degree for degree in degrees if degree * plan.max_tokens_per_micro_batch >= length), plan.sp_group)
+
+
+def frames_rule(family: CausalFamily, options: PlanOptions) -> memory.FramesRule:
+    """The same run with another number of frames: tokens follow from frames by the family's own pixel rule."""
+    width, height = map(int, options.frame_size.split("x"))
+
+    def with_frames(plan: Plan, frames: int) -> Plan:
+        item = video_outline(family, frames, height, width)
+        media_tokens = family.num_features(item)
+        time_tokens = family.time_tokens(range(0, frames, item.temporal_patch_size))
+        sized = dataclasses.replace(
+            plan,
+            frames=frames,
+            media_tokens=media_tokens,
+            spatial_patches=item.grid_thw[1] * item.grid_thw[2],
+            pooled_frames=item.temporal_patch_size // family.config.vision_config.temporal_patch_size,
+            prompt_tokens=options.prompt_tokens or media_tokens + time_tokens + options.text_tokens,
+        )
+        return with_needed_budget(sized)
+
+    return with_frames
+
+
+def video_outline(family: CausalFamily, num_frames: int, height: int, width: int) -> Media:
+    """A video of frames of `height` x `width`, one a second, without its patches."""
+    no_pixels = torch.zeros(0, 3, height, width, dtype=torch.uint8)
+    times = tuple(float(second) for second in range(num_frames))
+    return family.outline_media(Frames("video", no_pixels, times, "plan", float(num_frames)))
+
+
+def with_needed_budget(plan: Plan) -> Plan:
+    """The same run with a budget that holds a prompt and its completions, at least."""
+    budget = max(plan.max_tokens_per_micro_batch, needed_budget(plan))
+    return dataclasses.replace(plan, max_tokens_per_micro_batch=budget)
+
+
+def head_notes(plan: Plan) -> list[str]:
+    """Says that any number of heads goes with any number of ranks, and what it costs."""
+    heads, sp, sizes = plan.heads, plan.sequence_parallel_size, plan.sizes
+    if sp == 1:
+        return []
+    num_heads = sp * heads.per_rank * heads.size
+    num_padding = num_heads - sizes.num_heads
+    return [
+        f"{sizes.num_heads} query and {sizes.num_key_heads} key heads on {sp} ranks work: {heads.per_rank} part(s) of "
+        f"{heads.size} queries with their key head per rank; {num_padding} of {num_heads} query heads are padding"
+    ]
+
+
+def plan_grid(plan: Plan, machine: Hardware, efficiency: flops.Efficiency) -> list[PlanGridRow]:
+    """The run on 1 to 128 nodes, with every degree of sequence parallelism."""
+    rows = []
+    for nodes in NODES:
+        devices = nodes * machine.devices
+        for sp in DEGREES:
+            if devices % sp or devices % plan.num_replicas:
+                continue
+            other = dataclasses.replace(plan, devices=devices, sequence_parallel_size=sp, sp_group_size=sp)
+            other = with_needed_budget(other)
+            need = memory.estimate_memory(other).peak
+            seconds = flops.step_times(other, machine, efficiency).step
+            prompts = devices // sp * other.prompts_per_batch
+            rows.append(PlanGridRow(nodes, sp, need / GIB, need <= machine.memory_bytes, seconds, prompts))
+    return rows
