@@ -50,12 +50,12 @@ def test_vila_is_planned_from_its_shipped_config(tmp_path):
     recipe = str(ROOT / "configs" / "longvila_7b_longvideo_grpo.yaml")
     found = plan(tmp_path, "--config", recipe, "--frames=256", "--hardware=H200")
     assert found["plan"]["media_tokens"] == 64 * 256
-    assert found["plan"]["cell_patches"] == 4 * 1024
+    assert found["plan"]["spatial_patches"] == 4 * 1024
     assert found["sizes"]["vision_encoder"]["merge"] == pytest.approx(4)
     assert found["plan"]["pooled_frames"] == 4
     assert found["fits"]
     longer = plan(tmp_path, "--config", recipe, "--frames=512", "--hardware=H200")["plan"]
-    assert (longer["media_tokens"], longer["cell_patches"], longer["pooled_frames"]) == (64 * 256, 8 * 1024, 8)
+    assert (longer["media_tokens"], longer["spatial_patches"], longer["pooled_frames"]) == (64 * 256, 8 * 1024, 8)
 
 
 def test_the_strategy_of_the_config_counts(tmp_path):
