@@ -15,13 +15,14 @@ from jsonargparse import ArgumentParser
 from longrl.algorithms import Algorithm, Constant
 from longrl.callbacks.rollout import RolloutCallback
 from longrl.commands.diffusion import DiffusionCLI
-from longrl.commands.evaluate import Evaluation, parsed
+from longrl.commands.evaluate import parse_evaluation
 from longrl.commands.trainer import LongRLCLI
 from longrl.datamodules.loading.mixing import DataSource
 from longrl.datamodules.longvideo_reason import DEFAULT_ROW_FUNCTION
 from longrl.diffusion.diffusion_family import DiffusionFamily
 from longrl.diffusion.prompt_files import PromptFiles
 from longrl.engines.rollout_engine import RolloutEngine
+from longrl.evaluation.benchmark import Evaluation
 from longrl.io.jsonl import read_jsonl
 from longrl.models.base import CausalFamily
 from longrl.rewards import RewardSum, SoftOverlong
@@ -334,13 +335,13 @@ def benchmark(tmp_path, monkeypatch, videos):
 
 @files(PIECES["policy"])
 def test_a_policy_lies_over_an_evaluation(path):
-    config, _ = parsed([f"--config={CONFIGS / 'eval' / 'jsonl.yaml'}", f"--policy={path}", "--out=out"])
+    config, _ = parse_evaluation([f"--config={CONFIGS / 'eval' / 'jsonl.yaml'}", f"--policy={path}", "--out=out"])
     assert f"{type(config.policy).__module__}.{type(config.policy).__name__}" == raw(path)["class_path"]
 
 
 @files(EVALUATIONS)
 def test_an_evaluation_is_one_config_whose_parts_agree(path, benchmark):
-    config, data = parsed([f"--config={path}"])
+    config, data = parse_evaluation([f"--config={path}"])
     values = raw(path)
     assert (config.name, config.out) == (values["name"], values["out"])
     assert data.sources["test"] == sources(values["data"]["test"])
@@ -357,7 +358,7 @@ def test_the_options_of_an_evaluations_header_exist(path, benchmark):
     examples = re.findall(r"^# .*\.\.\. (--\S+) (\S+)", path.read_text(), re.MULTILINE)
     assert len(examples) >= 2
     for name, value in examples:
-        parsed([f"--config={path}", name, str(ROOT / value) if value.startswith("configs/") else value])
+        parse_evaluation([f"--config={path}", name, str(ROOT / value) if value.startswith("configs/") else value])
 
 
 @files(EVALUATIONS)
@@ -371,12 +372,12 @@ def test_an_evaluation_runs_with_a_tiny_model(path, tmp_path, benchmark):
     }
     policy = {"class_path": "longrl.evaluation.local_policy.LocalPolicy", "init_args": init_args}
     results = Evaluation(
-        *parsed([
+        *parse_evaluation([
             f"--config={path}", f"--policy={json.dumps(policy)}", f"--out={tmp_path / 'out'}", "--num_cards=1",
             f"--data.test={benchmark[path.stem]}", "--data.media_root=null", "--data.num_workers=0",
             "--sampling.max_completion_tokens=3",
         ])
-    ).run()  # fmt: skip
+    ).run().results  # fmt: skip
     assert len(results["conditions"]) == max(1, len(raw(path).get("frames", []))) + 1
     assert all(of["scores"]["overall"]["n"] == 4 for of in results["conditions"].values())
     for line in read_jsonl(tmp_path / "out" / "samples.jsonl"):

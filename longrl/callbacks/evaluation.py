@@ -2,47 +2,52 @@
 
 from __future__ import annotations
 
-import json
-from itertools import zip_longest
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from longrl.evaluation.metric import CategoryAccuracy, numbers
-from longrl.evaluation.records import sample_record
-from longrl.evaluation.scores import Summary
-from longrl.io.atomic import atomic_write
-from longrl.io.jsonl import write_jsonl
-from longrl.modules.trained import TrainedModule
-from longrl.types import Batch
+from longrl.callbacks.rollout import RolloutCallback
+from longrl.datamodules.longvideo_reason import LongVideoReason
+from longrl.evaluation.answering import Answer, make_answer, portable
+from longrl.evaluation.benchmark import BLIND, WITH_VIDEO
+from longrl.evaluation.local_policy import class_path, shown_name
+from longrl.evaluation.metric import CategoryAccuracy, logged_values
+from longrl.evaluation.outcomes import Outcome, make_outcome
+from longrl.evaluation.records import Record, group_records, video_name
+from longrl.evaluation.result_files import describe_evaluation, write_evaluation, write_samples
+from longrl.modules.policy import PolicyModule
+from longrl.types import Batch, Row, UnusableSample
 
 
 class EvaluationReport(Callback):
     """Collects the groups of validation, test and prediction batches.
 
-    `test` writes `evaluation.json` (scores) and `predictions.jsonl` to the run's folder and prints a table; `predict`
-    writes `predictions.jsonl` alone. Every completion has its line; a question with several scores their mean.
-    Validation logs the same scores as `val/strict_accuracy`, `val/robust_accuracy` and so on. All of them are counted
-    by `CategoryAccuracy`, as in `python -m longrl evaluate`.
+    `test` writes the files of `python -m longrl evaluate` to the run's folder (results.json, samples.jsonl,
+    report.html) and prints a table; `predict` writes samples.jsonl alone. A question with several completions scores
+    their mean. Validation logs the same scores as `val/strict_accuracy`, `val/robust_accuracy` and so on.
 
     Args:
         breakdowns: fields of the rows' metadata by which `test` scores too, such as `duration` for VideoMME.
+        num_cards: questions that the report shows with what was answered.
     """
 
-    def __init__(self, breakdowns: list[str] | None = None) -> None:
+    def __init__(self, breakdowns: list[str] | None = None, num_cards: int = 8) -> None:
         self.breakdowns = breakdowns or []
+        self.num_cards = num_cards
         self.metric = CategoryAccuracy()
-        self.records: list[dict[str, Any]] = []
-        """Of all ranks, once written."""
-        self._questions: list[list[dict[str, Any]]] = []
-        """The records of each question of this rank."""
-        self.summary: Summary | None = None
+        self.outcome: Outcome | None = None
+        """Of all ranks, at the end of `test` or `predict`."""
+        self._questions: list[tuple[Answer, list[Record]]] = []
+        """Of this rank; each answer with the records of its completions."""
+
+    # ---- validation ----
 
     @override
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, TrainedModule)
+        assert isinstance(pl_module, PolicyModule)
         self.metric = CategoryAccuracy(pl_module.parallel.dp)
 
     @override
@@ -55,14 +60,16 @@ class EvaluationReport(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        for question in self._records(batch):
-            self.metric.update(question)
+        for group in batch.groups or ():
+            self.metric.update(group_records(group.prompt.row, group, self.breakdowns))
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         summary = self.metric.summary()
         if summary is not None:  # SFT without rollouts answers nothing
-            pl_module.log_dict({f"val/{name}": value for name, value in numbers(summary).items()})
+            pl_module.log_dict({f"val/{name}": value for name, value in logged_values(summary).items()})
+
+    # ---- test and predict ----
 
     @override
     def on_test_batch_end(
@@ -74,7 +81,11 @@ class EvaluationReport(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._questions += self._records(batch)
+        assert isinstance(pl_module, PolicyModule)
+        for group in batch.groups or ():
+            answer = make_answer(pl_module.family, group.prompt, group.completions)
+            records = group_records(group.prompt.row, group, self.breakdowns)
+            self._questions.append((answer, records))
 
     @override
     def on_predict_batch_end(
@@ -86,48 +97,73 @@ class EvaluationReport(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._questions += self._records(batch)
-
-    def _records(self, batch: Batch) -> list[list[dict[str, Any]]]:
-        """The records of the completions of each group."""
-        questions = []
-        for group in batch.groups or ():
-            indices = range(len(group.completions))
-            questions.append([sample_record(group, index=index, breakdowns=self.breakdowns) for index in indices])
-        return questions
+        self.on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
 
     @override
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, TrainedModule)
-        self._write_predictions(trainer, pl_module)
-        self.metric = CategoryAccuracy(pl_module.parallel.dp)
-        for question in self._questions:
-            self.metric.update(question)
-        self.summary = self.metric.summary()
-        if self.summary is None:
+        rows, description = self._gather(trainer, pl_module)
+        if self.outcome is None or self.outcome.summary is None:
             raise ValueError("`test` needs at least one answered question, got none; is there a RolloutCallback?")
         if trainer.is_global_zero:
-            path = Path(trainer.default_root_dir) / "evaluation.json"
-            atomic_write(path, json.dumps(self.summary.to_dict(), indent=2))
-            print_scores({Path(trainer.default_root_dir).name: self.summary.to_dict()["scores"]})
+            folder = Path(trainer.default_root_dir)
+            write_evaluation(folder, description, rows, [self.outcome], num_cards=self.num_cards)
+            print_scores({folder.name: self.outcome.to_dict()["scores"]})
 
     @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._write_predictions(trainer, pl_module)
+        rows, description = self._gather(trainer, pl_module)
+        if trainer.is_global_zero and self.outcome is not None:
+            write_samples(Path(trainer.default_root_dir), description, rows, [self.outcome])
 
-    def _write_predictions(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, TrainedModule)
-        by_rank = pl_module.parallel.dp.gather(self._questions)
-        # Rank r of W had rows r, r + W, ...: the records in the order of the rows.
-        self.records = []
-        for questions in zip_longest(*by_rank):
-            for question in questions:
-                self.records += question or ()
-        if trainer.is_global_zero:
-            write_jsonl(Path(trainer.default_root_dir) / "predictions.jsonl", self.records)
+    def _gather(self, trainer: Trainer, pl_module: LightningModule) -> tuple[list[Row], dict[str, Any]]:
+        """Fills `outcome` with the questions of all ranks; all must call it.
+
+        Returns:
+            All rows, and what describes the evaluation.
+        """
+        assert isinstance(pl_module, PolicyModule)
+        data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning's Trainer names it in no class
+        assert isinstance(data, LongVideoReason)
+        rows = list(data.datasets["test"].rows)
+        indices: dict[tuple[str, str], list[int]] = {}  # an id may come twice
+        for index, row in enumerate(rows):
+            indices.setdefault((row.id, row.answer), []).append(index)
+
+        answers: dict[int, Answer] = {}
+        records: dict[int, list[Record]] = {}
+        for answer, judged in pl_module.parallel.dp.gather_list(self._questions):
+            index = indices[judged[0]["id"], judged[0]["answer"]].pop(0)
+            answers[index] = answer
+            # A prompt that is shown without its video does not say which one it was.
+            records[index] = [{**record, "video": video_name(rows[index])} for record in judged]
+        skipped: dict[int, UnusableSample] = {}
+        for unusable in pl_module.parallel.dp.gather(data.skips("test").drawn_unusable):
+            skipped |= unusable
+
+        condition = BLIND if data.renderer.blind else WITH_VIDEO
+        blind = data.renderer.blind
+        self.outcome = make_outcome(condition, rows, answers, records, skipped, breakdowns=self.breakdowns, blind=blind)
+        return rows, self._description(trainer, pl_module, data, condition)
+
+    def _description(
+        self, trainer: Trainer, policy: PolicyModule, data: LongVideoReason, condition: str
+    ) -> dict[str, Any]:
+        rollout = next(callback for callback in trainer.callbacks if isinstance(callback, RolloutCallback))
+        weights = trainer.ckpt_path or policy.init_from or policy.family.model_path
+        identity = {
+            "model": shown_name(str(weights)),
+            "revision": None,
+            "family": class_path(policy.family),
+            "settings": portable(policy.family.identity()),
+            "engine": class_path(rollout.engine),
+            "versions": rollout.engine.library_versions(),
+        }
+        name = Path(trainer.default_root_dir).name
+        renderers = {condition: data.renderer}
+        return describe_evaluation(name, identity, rollout.eval_sampling, rollout.seed, data, renderers)
 
 
-def print_scores(runs: dict[str, dict[str, dict[str, float]]]) -> None:
+def print_scores(runs: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
     """A table of runs against categories: accuracy and its 95% interval in percent, and the number of questions."""
     from rich.console import Console
     from rich.table import Table

@@ -13,9 +13,12 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from longrl.io.atomic import atomic_write
+
+if TYPE_CHECKING:
+    from longrl.evaluation.report_page import SampleCard
 
 CONFIGS = Path("configs/demo")
 CATEGORIES = ("temporal", "spatial", "goal and purpose", "plot and narrative")
@@ -107,6 +110,8 @@ class _Demo:
 
     def evaluate(self, name: str, weights: Path, *options: str) -> None:
         """One answer to each held-out question."""
+        from longrl.evaluation.result_files import RESULTS_FILE
+
         start = time.perf_counter()
         folder = self.out / "evaluation" / name
         self._run(
@@ -118,7 +123,7 @@ class _Demo:
             *options,
         )
         self.seconds["evaluate"] += time.perf_counter() - start
-        summary = json.loads((folder / "evaluation.json").read_text())
+        (summary,) = json.loads((folder / RESULTS_FILE).read_text())["conditions"].values()
         self.scores[name], self.answered[name] = summary["scores"], summary["answered"]
 
     def report(self) -> None:
@@ -144,25 +149,25 @@ class _Demo:
         _say_answered(self.answered["blind"])
         _say(f"report: {path}\nresults: {self.out / 'results.json'}")
 
-    def _cards(self) -> list[Any]:
+    def _cards(self) -> list[SampleCard]:
         """Some held-out questions of every category, with what each run answered."""
-        from longrl.datamodules.media.sampling import VideoSampling
-        from longrl.datamodules.media.video import read_video
-        from longrl.evaluation.report_page import sample_card
-        from longrl.io.jsonl import read_jsonl
+        from longrl.datamodules.rows.question_rows import longvideo_reason_row, make_rows
+        from longrl.datamodules.rows.sources import media_root_of, read_records
+        from longrl.evaluation.benchmark_report import sample_card
+        from longrl.evaluation.samples import read_samples
 
-        files = {run: self.out / "evaluation" / run / "predictions.jsonl" for run in self.scores}
-        answers = {
-            run: {record["id"]: record for record in read_jsonl(file) if record["sample"] == 0}
-            for run, file in files.items()
-        }
-        cards = []
-        for question in _some_of_each_category(list(answers["rl"].values())):
-            frames = read_video(question["video"], VideoSampling(fps=None, num_frames=10))
-            pixels = frames.pixels.permute(0, 2, 3, 1).numpy()
-            records = {run: answers[run][question["id"]] for run in ("sft", "rl")}
-            cards.append(sample_card(records, pixels, frames.timestamps))
-        return cards
+        source = str(self.out / "data" / "eval.jsonl")
+        rows = make_rows(read_records(source), longvideo_reason_row, media_root_of(source))
+        lines = {}
+        for run in ("sft", "rl"):
+            (of_run,) = read_samples(self.out / "evaluation" / run).values()
+            lines[run] = {line["doc_id"]: line for line in of_run if line["error"] is None}
+        answered = [index for index in lines["rl"] if index in lines["sft"]]
+        chosen, draw = [], random.Random(0)
+        for category in CATEGORIES:
+            of_category = [index for index in answered if lines["rl"][index]["category"] == category]
+            chosen += draw.sample(of_category, min(len(of_category), NUM_CARDS // len(CATEGORIES)))
+        return [sample_card(rows[index], {run: of_run[index] for run, of_run in lines.items()}) for index in chosen]
 
     def _run(self, *command: str) -> None:
         """Runs a longrl command in this process, printed as a user would type it."""
@@ -170,14 +175,6 @@ class _Demo:
 
         _say(f"\n$ python -m longrl {shlex.join(command)}")
         run_command(command)
-
-
-def _some_of_each_category(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    chosen, draw = [], random.Random(0)
-    for category in CATEGORIES:
-        own = [record for record in records if record["category"] == category]
-        chosen += draw.sample(own, min(len(own), NUM_CARDS // len(CATEGORIES)))
-    return chosen
 
 
 def _set_aside(folder: Path) -> None:

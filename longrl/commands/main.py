@@ -28,7 +28,7 @@ OTHER_COMMANDS = {
     "serve": ("longrl.commands.serve", "a vLLM server for the rollouts of a run, on devices of its own"),
     "pipeline": ("longrl.commands.pipeline", "make a data set of questions with reasoning from videos, step by step"),
     "evaluate": ("longrl.commands.evaluate", "a policy on a benchmark, here or behind an endpoint, with a report"),
-    "compare": ("longrl.evaluation.comparison", "what one evaluation gains over another, question by question"),
+    "compare": ("longrl.commands.compare", "what one evaluation gains over another, question by question"),
     "report": ("longrl.commands.report", "curves of a training run and the pictures it generated, as HTML"),
     "demo": ("longrl.commands.demo", "the whole path on one laptop: data, SFT, RL, evaluation, report"),
     "synthetic": ("longrl.commands.synthetic", "generate long videos with known stories"),

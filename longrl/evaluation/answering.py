@@ -11,22 +11,25 @@ from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from longrl.datamodules.loading.render import KnowsFeatures, RowRenderer, files_of
 from longrl.datamodules.media.subtitles import subtitle_files
 from longrl.io.append_log import AppendLog
 from longrl.types import UnusableSample
 
 if TYPE_CHECKING:
+    from longrl.models.base import CausalFamily
     from longrl.models.family import ModelFamily
-    from longrl.types import Prompt, Row, SamplingParams
+    from longrl.types import Completion, Prompt, Row, SamplingParams
 
 Item = tuple[int, "Prompt"]
-"""Number of a row and its prompt."""
+"""Index of a row and its prompt."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a policy said to a question, G times, and what it was shown."""
+    """What a policy answered to a question, G times, and what it was shown."""
 
     texts: list[str]
     """[G]"""
@@ -41,15 +44,31 @@ class Answer:
     input: str
     """The prompt without its media."""
     prompt_hash: str
-    """Of all that the policy was shown: text and pixels."""
+    """Sha256 of all that the policy was shown: text and pixels."""
     frame_indices: list[list[int]]
-    """Of each video or image the numbers of its frames in the file."""
+    """Of each video or image the indices of its frames in the file."""
     frame_times: list[list[float]]
     """The same frames' times in seconds."""
 
 
-Record = Callable[[Mapping[int, Answer | UnusableSample]], None]
-"""Takes what is known of some rows; answers are on disk when it returns."""
+SaveAnswers = Callable[[Mapping[int, Answer | UnusableSample]], None]
+"""Takes answers by the index of their row, or what took their place; they are on disk when it returns."""
+
+
+def make_answer(family: CausalFamily, prompt: Prompt, completions: Sequence[Completion]) -> Answer:
+    """The answer that the completions of a prompt are."""
+    is_media = torch.isin(prompt.input_ids, torch.tensor(list(family.media_token_ids().values())))
+    return Answer(
+        texts=[completion.text for completion in completions],
+        finish_reasons=[completion.finish_reason for completion in completions],
+        num_completion_tokens=[len(completion.token_ids) for completion in completions],
+        num_prompt_tokens=len(prompt.input_ids),
+        num_media_tokens=int(is_media.sum()),
+        input=family.tokenizer.decode(prompt.input_ids[~is_media]),
+        prompt_hash=hash_json([prompt.input_ids.tolist(), [item.key for item in prompt.media]]),
+        frame_indices=[list(indices) for indices in prompt.frame_indices],
+        frame_times=[list(times) for times in prompt.frame_times],
+    )
 
 
 class Policy(abc.ABC):
@@ -80,8 +99,8 @@ class Policy(abc.ABC):
         """Raises ValueError for a way of sampling that it does not know."""
 
     @abc.abstractmethod
-    def answer(self, batches: Iterable[Sequence[Item]], sampling: SamplingParams, seed: int, record: Record) -> None:
-        """Answers prompts and hands them to `record` as they come, or what took their place.
+    def answer(self, batches: Iterable[Sequence[Item]], sampling: SamplingParams, seed: int, save: SaveAnswers) -> None:
+        """Answers prompts and hands them to `save` as they come, or what took their place.
 
         Args:
             batches: prompts of rows that follow each other. A batch has the same prompts in every run that finds none
@@ -89,19 +108,19 @@ class Policy(abc.ABC):
                 where an earlier run was killed.
             sampling: how.
             seed: of the sampling.
-            record: where answers go.
+            save: takes the answers.
         """
 
 
 def doc_hash(row: Row) -> str:
-    """Sha256 of what a row says: question, answer, kind, metadata and the names of its media, not their folders."""
-    told = {**asdict(row), "metadata": portable(row.metadata)}
+    """Sha256 of a row: question, answer, kind, metadata and the names of its media, not their folders."""
+    content = {**asdict(row), "metadata": portable(row.metadata)}
     for kind in ("videos", "images", "audios"):
-        told[kind] = [Path(path).name for path in told[kind]]
-    return hashed(told)
+        content[kind] = [Path(path).name for path in content[kind]]
+    return hash_json(content)
 
 
-def hashed(value: Any) -> str:
+def hash_json(value: Any) -> str:
     """Sha256 of a value as JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=repr).encode()).hexdigest()
 
@@ -119,29 +138,14 @@ def portable(value: Any) -> Any:
     return value
 
 
-_NOT_SHOWN = (
-    "family", "stage", "response_template", "answer_template", "blind_share", "max_prompt_tokens", "cached_media",
-    "decoding", "share", "stored", "_cache", "_checked",
-)  # fmt: skip
-"""Fields of a renderer that do not change what a policy is shown; every other one is part of a question's key."""
-
-
-def reading(renderer: RowRenderer) -> dict[str, Any]:
-    """What decides, beside row and family, what a policy is shown: frames, template, and so on."""
-    import av
-
-    told = {name: portable(value) for name, value in vars(renderer).items() if name not in _NOT_SHOWN}
-    return told | {"decoder": f"PyAV {av.__version__}"}
-
-
-def question_key(row: Row, asked: Mapping[str, Any], renderer: RowRenderer) -> str:
-    """Name of a question's answer on disk: hash of row, media, subtitles and `asked`.
+def question_key(row: Row, identity: Mapping[str, Any], renderer: RowRenderer) -> str:
+    """Name of a question's answer on disk: hash of row, media, subtitles and `identity`.
 
     Of files their sizes count, not their content: to hash it, hours of video would be read to find an answer.
 
     Args:
         row: the question.
-        asked: identity of the policy, sampling, seed, and what `reading` tells.
+        identity: of policy, sampling, seed and renderer, in values that are the same in every process.
         renderer: says which of the row's files are shown.
     """
     paths = subtitle_files(row, renderer.subtitles.source)
@@ -150,7 +154,7 @@ def question_key(row: Row, asked: Mapping[str, Any], renderer: RowRenderer) -> s
     else:
         paths += files_of(row)
     sizes = [os.path.getsize(path) if os.path.exists(path) else None for path in paths]
-    return hashed([doc_hash(row), sizes, asked])
+    return hash_json([doc_hash(row), sizes, identity])
 
 
 class AnswerStore:

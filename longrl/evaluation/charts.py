@@ -80,8 +80,10 @@ def plot_frame_sweep(
     figure, axes = _new_chart(6.4)
     frames = sorted(points)
     heights, errors = _bars([points[count] for count in frames])
-    line = {"color": RUN_COLORS["rl"], "linewidth": 1.8, "marker": "o", "markersize": 5, "label": "with video"}
-    axes.errorbar(frames, heights, errors, ecolor="#39434d", elinewidth=1, capsize=3, **line)
+    axes.errorbar(
+        frames, heights, errors, color=RUN_COLORS["rl"], ecolor="#39434d", elinewidth=1, capsize=3, marker="o",
+        linewidth=1.8, markersize=5, label="with video",
+    )  # fmt: skip
     if blind is not None:
         axes.axhline(100 * blind["accuracy"], color=RUN_COLORS["base"], linewidth=1.4, label="no video", zorder=0)
         axes.axhspan(100 * blind["low"], 100 * blind["high"], color=RUN_COLORS["blind"], alpha=0.5, zorder=0)

@@ -23,7 +23,7 @@ from longrl.chat.client import AGAIN, CONNECT_S, BudgetSpent, CallFailed, ChatCl
 from longrl.chat.endpoint import Budget, Decoding, Endpoint, Reply, Request
 from longrl.chat.event_loop import run_async, run_workers
 from longrl.chat.frames import JPEG_QUALITY, MessagePart, data_url, frame_name, frame_parts, image_part
-from longrl.evaluation.answering import Answer, Item, Policy, Record, hashed
+from longrl.evaluation.answering import Answer, Item, Policy, SaveAnswers, hash_json
 from longrl.io.atomic import atomic_write
 from longrl.models.family import ModelFamily
 from longrl.models.reading import MEDIA_TAG
@@ -118,7 +118,7 @@ class EndpointPolicy(Policy):
             )  # fmt: skip
         self._served = _kept(folder / "served.json", served(self.endpoint), self.endpoint)
         # A folder of its own for every model: a request does not say which revision it is for.
-        self._replies = ReplyCache(str(folder / "responses" / hashed(self.identity())[:16]), self.budget)
+        self._replies = ReplyCache(str(folder / "responses" / hash_json(self.identity())[:16]), self.budget)
 
     @override
     def identity(self) -> dict[str, Any]:
@@ -140,11 +140,11 @@ class EndpointPolicy(Policy):
             )
 
     @override
-    def answer(self, batches: Iterable[Sequence[Item]], sampling: SamplingParams, seed: int, record: Record) -> None:
+    def answer(self, batches: Iterable[Sequence[Item]], sampling: SamplingParams, seed: int, save: SaveAnswers) -> None:
         items = (item for batch in batches for item in batch)
-        run_async(lambda: self._answer_all(items, sampling, seed, record))
+        run_async(lambda: self._answer_all(items, sampling, seed, save))
 
-    async def _answer_all(self, items: Iterator[Item], sampling: SamplingParams, seed: int, record: Record) -> None:
+    async def _answer_all(self, items: Iterator[Item], sampling: SamplingParams, seed: int, save: SaveAnswers) -> None:
         """As many at once as the endpoint takes; the next prompt is read when there is room."""
         assert self._replies is not None, "prepare comes first"
         turn, spent = asyncio.Lock(), list[BudgetSpent]()
@@ -156,7 +156,7 @@ class EndpointPolicy(Policy):
                 if item is None or spent:
                     return
                 try:
-                    record({item[0]: await self._ask(client, *item, sampling, seed)})
+                    save({item[0]: await self._ask(client, *item, sampling, seed)})
                 except BudgetSpent as error:  # calls that are under way still come in
                     spent.append(error)
 
@@ -191,7 +191,7 @@ class EndpointPolicy(Policy):
             num_prompt_tokens=replies[0].prompt_tokens,
             num_media_tokens=None,
             input=prompt.text,
-            prompt_hash=hashed(request.messages),
+            prompt_hash=hash_json(request.messages),
             frame_indices=[list(indices) for indices in prompt.frame_indices],
             frame_times=[list(times) for times in prompt.frame_times],
         )
@@ -222,7 +222,10 @@ def served(endpoint: Endpoint) -> dict[str, Any] | None:
     root = model.get("root")
     if not root:
         return {"id": model["id"]}
-    return {"id": model["id"], "root": f"{Path(root).name} ({hashed(root)[:8]})" if Path(root).is_absolute() else root}
+    return {
+        "id": model["id"],
+        "root": f"{Path(root).name} ({hash_json(root)[:8]})" if Path(root).is_absolute() else root,
+    }
 
 
 def _kept(path: Path, told: dict[str, Any] | None, endpoint: Endpoint) -> dict[str, Any]:

@@ -16,14 +16,14 @@ from typing_extensions import override
 from longrl.datamodules.loading.render import KnowsFeatures
 from longrl.engines.hf import HFEngine
 from longrl.engines.rollout_engine import RolloutEngine
-from longrl.evaluation.answering import Answer, Item, Policy, Record, hashed, portable
+from longrl.evaluation.answering import Item, Policy, SaveAnswers, make_answer, portable
 from longrl.features.cache import FeatureCache
 from longrl.features.disk import bytes_of
 from longrl.features.stored import StoredFeatures
 from longrl.models.base import CausalFamily, is_local
 from longrl.models.chunked_mlp import chunk_mlps
 from longrl.modules.initial_weights import plain_from
-from longrl.types import Completion, Prompt, SamplingParams
+from longrl.types import SamplingParams
 
 logger = logging.getLogger(__name__)
 
@@ -72,15 +72,16 @@ class LocalPolicy(Policy):
 
     @override
     def prepare(self, folder: Path) -> None:
-        self._identity = {"family": _class_path(self._family), "settings": portable(self._family.identity())}
         plain = plain_from(self._family, self.weights, "--policy.init_args.weights")
         model = chunk_mlps(self._family, plain).eval().requires_grad_(False)
         source = self.weights or self._family.model_path
-        self._identity |= {
+        self._identity = {
+            "family": class_path(self._family),
+            "settings": portable(self._family.identity()),
             "model": shown_name(source),
             "revision": None if is_local(source) else getattr(model.config, "_commit_hash", None),
             "weights": weights_hash(model),
-            "engine": _class_path(self.engine),
+            "engine": class_path(self.engine),
             "engine_options": portable(self.engine.identity()),
             "versions": self.engine.library_versions(),
         }
@@ -111,29 +112,19 @@ class LocalPolicy(Policy):
         """Its engines know all ways."""
 
     @override
-    def answer(self, batches: Iterable[Sequence[Item]], sampling: SamplingParams, seed: int, record: Record) -> None:
+    def answer(self, batches: Iterable[Sequence[Item]], sampling: SamplingParams, seed: int, save: SaveAnswers) -> None:
         assert self.model is not None, "prepare comes first"
         self.engine.sync(self._family, self.model, step=0)
         for batch in batches:
             prompts = [prompt for _, prompt in batch]
             features = self.features.get_or_encode(self.model, prompts)
             groups = self.engine.generate(self._family, self.model, prompts, features, sampling, seed)
-            record({index: self._answer(prompt, group) for (index, prompt), group in zip(batch, groups, strict=True)})
-
-    def _answer(self, prompt: Prompt, completions: Sequence[Completion]) -> Answer:
-        media = torch.isin(prompt.input_ids, torch.tensor(list(self._family.media_token_ids().values())))
-        keys = [item.key for item in prompt.media]
-        return Answer(
-            texts=[completion.text for completion in completions],
-            finish_reasons=[completion.finish_reason for completion in completions],
-            num_completion_tokens=[len(completion.token_ids) for completion in completions],
-            num_prompt_tokens=len(prompt.input_ids),
-            num_media_tokens=int(media.sum()),
-            input=self._family.tokenizer.decode(prompt.input_ids[~media]),
-            prompt_hash=hashed([prompt.input_ids.tolist(), keys]),
-            frame_indices=[list(indices) for indices in prompt.frame_indices],
-            frame_times=[list(times) for times in prompt.frame_times],
-        )
+            save(
+                {
+                    index: make_answer(self._family, prompt, completions)
+                    for (index, prompt), completions in zip(batch, groups, strict=True)
+                }
+            )
 
 
 def _device(name: str) -> torch.device:
@@ -168,5 +159,6 @@ def shown_name(source: str) -> str:
     return path.resolve().parents[1].name if inside_run else path.resolve().name
 
 
-def _class_path(value: object) -> str:
+def class_path(value: object) -> str:
+    """The import path of a value's class, as a config names it."""
     return f"{type(value).__module__}.{type(value).__qualname__}"

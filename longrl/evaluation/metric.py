@@ -33,7 +33,7 @@ class CategoryAccuracy(Metric):
     Example:
         ```python
         metric = CategoryAccuracy()
-        metric.update([answer_record(row, completion)])   # all completions of one question
+        metric.update(group_records(row, group))   # all completions of one question
         metric.compute()["strict_accuracy"]
         ```
     """
@@ -54,16 +54,14 @@ class CategoryAccuracy(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """Its main numbers by the names of a log: `strict_accuracy`, `strict_accuracy/temporal`, `format_rate`, ..."""
-        found = self.summary()
-        return (
-            {}
-            if found is None
-            else {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers(found).items()}
-        )
+        summary = self.summary()
+        if summary is None:
+            return {}
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in logged_values(summary).items()}
 
     def summary(self) -> Summary | None:
         """All there is to say of all ranks' questions, on all of them; None without any. Every rank must call it."""
-        lines = sorted(line for own in self.axis.gather(self.lines) for line in own)
+        lines = sorted(line for of_rank in self.axis.gather(self.lines) for line in of_rank)
         records = [record for line in lines for record in json.loads(line)]
         return summarize(records) if records else None
 
@@ -73,7 +71,7 @@ class CategoryAccuracy(Metric):
         self.lines = []
 
 
-def numbers(summary: Summary) -> dict[str, float]:
+def logged_values(summary: Summary) -> dict[str, float]:
     """A summary's main numbers by the names of a log."""
     main = {
         "strict_accuracy": summary.scores[OVERALL].accuracy,

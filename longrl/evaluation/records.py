@@ -1,9 +1,10 @@
-"""One JSON line per completion of a question: what was asked, seen, said and scored."""
+"""Records of completions: what was asked, said and scored, which every score is made from."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longrl.rewards.answer_text import answer_text, strict_text, think_answer_format
@@ -16,78 +17,63 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Record = dict[str, Any]
 CORRECT_FROM = 0.5
 """An answer counts as right from this accuracy on: for temporal IoU, the usual R@0.5."""
 
 
-def sample_record(group: Group, *, index: int = 0, breakdowns: Sequence[str] = ()) -> dict[str, Any]:
-    """One completion of a group as a JSON-able dict.
-
-    Args:
-        group: of evaluation; its rewards, if filled, are recorded too.
-        index: which completion.
-        breakdowns: see `answer_record`.
-    """
-    prompt = group.prompt
-    return {
-        **answer_record(
-            prompt.row,
-            group.completions[index],
-            index=index,
-            breakdowns=breakdowns,
-            rewards={name: float(part[index]) for name, part in group.reward_parts.items()},
-            reward=None if group.rewards is None else float(group.rewards[index]),
-            scored=group.valid is None or bool(group.valid[index]),
-        ),
-        "num_prompt_tokens": len(prompt.input_ids),
-        "num_frames": sum(map(len, prompt.frame_indices)),
-        "timestamps": [list(medium.timestamps) for medium in prompt.media],
-        "grid_thw": [list(medium.grid_thw) for medium in prompt.media],
-    }
-
-
-def answer_record(
-    row: Row,
-    completion: Completion,
-    *,
-    index: int = 0,
-    breakdowns: Sequence[str] = (),
-    rewards: Mapping[str, float] | None = None,
-    reward: float | None = None,
-    scored: bool = True,
-) -> dict[str, Any]:
-    """What was asked, said and scored, whoever sampled it: the part of a record that every score is made from.
+def group_records(row: Row, group: Group[Any, Completion], breakdowns: Sequence[str] = ()) -> list[Record]:
+    """One record for each completion of a group, whoever sampled it.
 
     Args:
         row: the question.
-        completion: an answer.
-        index: its number among those to the question.
+        group: its answers; rewards, if filled, are recorded too. "accuracy" among their parts judges tasks that have
+            no judge of their own; where a reward failed, such an answer is neither right nor wrong, but None.
         breakdowns: fields of the row's metadata to score by; a row without one counts as "none" there.
-        rewards: part -> value; "accuracy" judges tasks that have no judge of their own.
-        reward: their weighted sum.
-        scored: False where a reward failed: such a task's answer is then neither right nor wrong, but None.
     """
-    rewards = rewards or {}
-    judged = rewards.get("accuracy") if scored else None
-    return {
-        "id": row.id,
-        "sample": index,
-        "task": row.task,
-        "category": row.category,
-        "breakdowns": {name: str(row.metadata.get(name, "none")) for name in breakdowns},
-        "video": row.videos[0] if row.videos else "",
-        "problem": row.problem,
-        "answer": row.answer,
-        "prediction": completion.text,
-        "prediction_answer": answer_text(completion.text),
-        "letter": _letter(completion, row),
-        **_judged(completion, row, judged),
-        "format": bool(think_answer_format(completion, row)),
-        "rewards": dict(rewards),
-        "reward": reward,
-        "finish_reason": completion.finish_reason,
-        "num_completion_tokens": len(completion.token_ids),
-    }
+    records = []
+    for index, completion in enumerate(group.completions):
+        rewards = {name: float(part[index]) for name, part in group.reward_parts.items()}
+        is_scored = group.valid is None or bool(group.valid[index])
+        strict = lenient = rewards.get("accuracy") if is_scored else None
+        if row.task in ACCURACY:
+            strict, lenient = _judge(accuracy, completion, row), _judge(accuracy_lenient, completion, row)
+        letter = None
+        if row.task == "multiple_choice":
+            letter = chosen_option(strict_text(completion.text), parse_options(row.problem))
+        records.append(
+            {
+                "id": row.id,
+                "sample": index,
+                "task": row.task,
+                "category": row.category,
+                "breakdowns": {name: str(row.metadata.get(name, "none")) for name in breakdowns},
+                "video": video_name(row),
+                "answer": row.answer,
+                "prediction": completion.text,
+                "prediction_answer": answer_text(completion.text),
+                "letter": letter,
+                "accuracy": strict,
+                "correct": None if strict is None else strict >= CORRECT_FROM,
+                "correct_lenient": None if lenient is None else lenient >= CORRECT_FROM,
+                "format": bool(think_answer_format(completion, row)),
+                "rewards": rewards,
+                "reward": None if group.rewards is None else float(group.rewards[index]),
+                "finish_reason": completion.finish_reason,
+            }
+        )
+    return records
+
+
+def video_name(row: Row) -> str:
+    """A name of the row's video that is the same on every machine: `video_id` of the metadata, or the file's.
+
+    "" without a video. Questions about one video make one cluster.
+    """
+    video_id = row.metadata.get("video_id")
+    if video_id is not None:
+        return str(video_id)
+    return Path(row.videos[0]).name if row.videos else ""
 
 
 def check_breakdowns(rows: Sequence[Row], breakdowns: Sequence[str]) -> None:
@@ -103,25 +89,7 @@ def check_breakdowns(rows: Sequence[Row], breakdowns: Sequence[str]) -> None:
             logger.warning("%d of %d rows have no %r and count as 'none' there", num_without, len(rows), name)
 
 
-def _letter(completion: Completion, row: Row) -> str | None:
-    if row.task != "multiple_choice":
-        return None
-    return chosen_option(strict_text(completion.text), parse_options(row.problem))
-
-
-def _judged(completion: Completion, row: Row, by_reward: float | None) -> dict[str, Any]:
-    """Accuracy by the task's judge; for a task without one (open_ended) by the rewards."""
-    strict, lenient = by_reward, by_reward
-    if row.task in ACCURACY:
-        strict, lenient = _contained(accuracy, completion, row), _contained(accuracy_lenient, completion, row)
-    return {
-        "accuracy": strict,
-        "correct": None if strict is None else strict >= CORRECT_FROM,
-        "correct_lenient": None if lenient is None else lenient >= CORRECT_FROM,
-    }
-
-
-def _contained(judge: RewardFn, completion: Completion, row: Row) -> float:
+def _judge(judge: RewardFn, completion: Completion, row: Row) -> float:
     try:
         return judge(completion, row)
     except Exception:  # one bad row must not end an evaluation of hours; check_answer finds most of them before

@@ -144,36 +144,6 @@ def write_report(folder: str | Path, report: Report) -> Path:
     return atomic_write(folder / "report.html", template.render(report=report, sections=sections, facts=facts))
 
 
-def sample_card(
-    records: Mapping[str, Mapping[str, Any]], frames: np.ndarray | None = None, timestamps: Sequence[float] = ()
-) -> SampleCard:
-    """A card from what several runs recorded of one question (`longrl.evaluation.records`).
-
-    Args:
-        records: run -> record, in the order of their columns; all of one question.
-        frames: [F, H, W, 3] uint8 RGB.
-        timestamps: [F] seconds.
-    """
-    if len({record["id"] for record in records.values()}) != 1:
-        ids = {run: record["id"] for run, record in records.items()}
-        raise ValueError(f"a sample card shows one question, got {ids}; pass each run's record of the same id")
-    first = next(iter(records.values()))
-    cards = [
-        CompletionCard(
-            run=run,
-            text=record["prediction"],
-            correct=record["correct"],
-            rewards=record["rewards"],
-            num_tokens=record["num_completion_tokens"],
-            finish_reason=record["finish_reason"],
-        )
-        for run, record in records.items()
-    ]
-    return SampleCard(
-        first["id"], first["problem"], first["answer"], cards, first["category"], frames=frames, timestamps=timestamps
-    )
-
-
 def score_table(runs: Mapping[str, Scores], categories: Sequence[str]) -> PageTable:
     """Accuracies in percent: a row per category, a column per run."""
     rows: list[list[str | Mapping[str, Any] | None]] = []

@@ -4,67 +4,58 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from longrl.evaluation.outcomes import Outcome, video_name
+from longrl.evaluation.answering import doc_hash
+from longrl.evaluation.outcomes import Outcome
+from longrl.evaluation.records import Record, video_name
 from longrl.io.jsonl import read_jsonl
+from longrl.types import Row
 
-if TYPE_CHECKING:
-    from longrl.evaluation.answering import Answer
-    from longrl.types import Row
-
-Line = dict[str, Any]
-FILE = "samples.jsonl"
-ONE_EACH = ("sample", "correct", "correct_lenient", "format", "letter", "finish_reason")
+SampleLine = dict[str, Any]
+SAMPLES_FILE = "samples.jsonl"
+PER_COMPLETION = ("sample", "correct", "correct_lenient", "format", "letter", "finish_reason", "rewards", "reward")
 """Fields of a record that a line holds as a list, one value for each completion."""
 
 
-def sample_lines(
-    outcome: Outcome,
-    rows: Sequence[Row],
-    hashes: Sequence[str],
-    answers: Mapping[int, Answer],
-    asked: Mapping[str, Any],
-) -> Iterator[Line]:
+def sample_lines(outcome: Outcome, rows: Sequence[Row], shared: Mapping[str, Any]) -> Iterator[SampleLine]:
     """The lines of a condition, in the order of the rows.
 
     `doc_id`, `doc_hash`, `input`, `target`, `resps` and `filtered_resps` are named as lmms-eval names them.
 
     Args:
         outcome: of the condition.
-        rows: all questions.
-        hashes: `doc_hash` of each.
-        answers: by the number of their row.
-        asked: what is the same in all lines: model, sampling and so on.
+        rows: all questions; those that nobody asked have no line.
+        shared: what is the same in all lines: model, sampling and so on.
     """
-    for index, (row, digest) in enumerate(zip(rows, hashes, strict=True)):
-        line = {"condition": outcome.name, "doc_id": index, "doc_hash": digest, "id": row.id, **_question(row)}
-        if index in outcome.failures:
-            yield {**line, "error": outcome.failures[index], **asked}
-        else:
-            yield {**line, "error": None, **_said(outcome.records[index]), **_shown(answers[index]), **asked}
+    for index in sorted(outcome.records.keys() | outcome.failures.keys()):
+        row = rows[index]
+        line = {
+            "condition": outcome.name,
+            "doc_id": index,
+            "doc_hash": doc_hash(row),
+            "id": row.id,
+            "task": row.task,
+            "category": row.category,
+            "video_id": video_name(row),
+            "target": row.answer,
+            "error": outcome.failures.get(index),
+        }
+        if index in outcome.records:
+            line |= _answer_fields(outcome, index)
+        yield line | dict(shared)
 
 
-def _question(row: Row) -> Line:
-    return {"task": row.task, "category": row.category, "video_id": video_name(row), "target": row.answer}
-
-
-def _said(records: Sequence[Mapping[str, Any]]) -> Line:
-    listed = {name: [record[name] for record in records] for name in ONE_EACH}
-    count = len(records)
+def _answer_fields(outcome: Outcome, index: int) -> SampleLine:
+    answer, records = outcome.answers[index], outcome.records[index]
+    is_judged = index not in outcome.failures
     return {
         "breakdowns": records[0]["breakdowns"],
         "resps": [[record["prediction"] for record in records]],
         "filtered_resps": [record["letter"] or record["prediction_answer"] for record in records],
-        "strict_accuracy": sum(record["correct"] for record in records) / count,
-        "robust_accuracy": sum(record["correct_lenient"] for record in records) / count,
-        "rewards": [record["rewards"] for record in records],
-        **listed,
-    }
-
-
-def _shown(answer: Answer) -> Line:
-    return {
+        "strict_accuracy": _mean(records, "correct") if is_judged else None,
+        "robust_accuracy": _mean(records, "correct_lenient") if is_judged else None,
+        **{name: [record[name] for record in records] for name in PER_COMPLETION},
         "input": answer.input,
         "prompt_hash": answer.prompt_hash,
         "frame_indices": answer.frame_indices,
@@ -77,25 +68,24 @@ def _shown(answer: Answer) -> Line:
     }
 
 
-def records_of(line: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The scored fields of a line, as records; none of a question without an answer."""
+def _mean(records: Sequence[Record], field: str) -> float:
+    return sum(record[field] for record in records) / len(records)
+
+
+def records_of(line: Mapping[str, Any]) -> list[Record]:
+    """The scored fields of a line, as records; none of a question without a score."""
     if line["error"] is not None:
         return []
-    shared = {
-        "id": line["id"],
-        "task": line["task"],
-        "category": line["category"],
-        "breakdowns": line["breakdowns"],
-        "video": line["video_id"],
-        "answer": line["target"],
-    }
-    count = len(line["correct"])
-    return [{**shared, **{name: line[name][n] for name in ONE_EACH}} for n in range(count)]
+    shared = {name: line[name] for name in ("id", "task", "category", "breakdowns", "doc_hash")}
+    shared |= {"video": line["video_id"], "answer": line["target"]}
+    # Lines of earlier releases lack some fields.
+    fields = [name for name in PER_COMPLETION if name in line]
+    return [shared | {name: line[name][n] for name in fields} for n in range(len(line["correct"]))]
 
 
-def read_samples(folder: str | Path) -> dict[str, list[Line]]:
+def read_samples(folder: str | Path) -> dict[str, list[SampleLine]]:
     """The lines of each condition of an evaluation."""
-    conditions: dict[str, list[Line]] = {}
-    for line in read_jsonl(Path(folder) / FILE):
+    conditions: dict[str, list[SampleLine]] = {}
+    for line in read_jsonl(Path(folder) / SAMPLES_FILE):
         conditions.setdefault(line["condition"], []).append(line)
     return conditions

@@ -196,7 +196,7 @@ def _over_majority(records: Sequence[Record], letter: str | None) -> Difference 
     questions = [question for question in by_question(records) if question[0]["task"] == "multiple_choice"]
     if not questions:
         return None
-    gains = [_mean(question, "correct") - float(str(question[0]["answer"]) == letter) for question in questions]
+    gains = [mean_of(question, "correct") - float(str(question[0]["answer"]) == letter) for question in questions]
     return difference(gains, [_cluster(question) for question in questions])
 
 
@@ -236,7 +236,7 @@ def paired_difference(
             f"{len(before.keys() - after.keys())} are only in the first and {len(after.keys() - before.keys())} "
             "only in the second; evaluate both on one data set"
         )
-    gains = [_mean(after[key], field) - _mean(before[key], field) for key in before]
+    gains = [mean_of(after[key], field) - mean_of(before[key], field) for key in before]
     return difference(gains, [_cluster(question) for question in before.values()], z)
 
 
@@ -260,10 +260,11 @@ def _score_questions(questions: Sequence[Question], field: str) -> Score:
         raise ValueError(
             f"every record needs a judged {field!r}, got None for {', '.join(unjudged[:5])}; score them first"
         )
-    return score([_mean(question, field) for question in questions], [_cluster(question) for question in questions])
+    return score([mean_of(question, field) for question in questions], [_cluster(question) for question in questions])
 
 
-def _mean(question: Question, field: str) -> float:
+def mean_of(question: Question, field: str) -> float:
+    """Mean of a field over the completions of a question."""
     return sum(float(record[field]) for record in question) / len(question)
 
 

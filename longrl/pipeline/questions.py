@@ -47,12 +47,12 @@ def question(
     advance(len(items))
     task = Task(_id, request, read, options.attempts)
     texts = ask_all(items, task, endpoint, replies, report, lambda: advance(0))
-    replies = (
+    usable = (
         {**{key: item[key] for key in ("id", "category", "kind")}, "video": item["of"]["video"], "text": text}
         for item, text in zip(items, texts, strict=True)
         if text is not None
     )
-    workspace.write("question", replies)
+    workspace.write("question", usable)
 
 
 def _question_prompt(item: Record, config: PipelineConfig, prompts: Prompts) -> str:

@@ -1,58 +1,135 @@
-"""The evaluation report: every completion on file, every question scored once."""
+"""The evaluation report: every completion on file, every question scored once, and the same numbers as `evaluate`."""
 
 import json
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from longrl.callbacks.evaluation import EvaluationReport
-from longrl.evaluation.metric import CategoryAccuracy
-from longrl.evaluation.records import sample_record
-from longrl.io.jsonl import read_jsonl
+from longrl.callbacks.rollout import RolloutCallback
+from longrl.datamodules.loading.render import without_media
+from longrl.datamodules.longvideo_reason import LongVideoReason
+from longrl.evaluation.metric import logged_values
+from longrl.evaluation.outcomes import judge_answers, make_outcome
+from longrl.evaluation.samples import read_samples
 from longrl.modules.policy import PolicyModule
-from longrl.strategies.axis import SINGLE_RANK, Axis
-from longrl.strategies.parallel import Parallel
-from longrl.types import Batch, Completion, Group, Prompt, Row
+from longrl.rewards import RewardSum, RewardTerm
+from longrl.types import Batch, Completion, Group, Prompt, UnusableSample
+from tests.evaluation.scripted import benchmark, records
+from tests.evaluation.test_report_page import Tags
 from tests.tiny import text_family
 
 
-def group(name, *answers):
-    row = Row(id=name, problem="Which?\nA. cat\nB. dog", answer="B")
-    prompt = Prompt(name, torch.zeros(3, dtype=torch.long), torch.zeros(1, 3, dtype=torch.long), (), row)
-    texts = [f"<think>x</think><answer>{answer}</answer>" for answer in answers]
-    return Group(prompt, [Completion(torch.zeros(2), torch.zeros(2), text, "stop") for text in texts])
+def group(row, *letters):
+    ids = torch.zeros(3, dtype=torch.long)
+    texts = [f"<think>x</think><answer>{letter}</answer>" for letter in letters]
+    completions = [Completion(torch.zeros(2, dtype=torch.long), torch.zeros(2), text, "stop") for text in texts]
+    return Group(Prompt(row.id, ids, ids[None], (), row), completions)
 
 
-def report_of(report, folder, *groups, dp=SINGLE_RANK):
-    """Two groups per batch, then the end of the test."""
-    trainer = SimpleNamespace(default_root_dir=str(folder), is_global_zero=True)
-    module = PolicyModule(text_family())
-    module.parallel = Parallel(dp=dp)
-    for number, start in enumerate(range(0, len(groups), 2)):
-        own = list(groups[start : start + 2])
-        report.on_test_batch_end(trainer, module, None, Batch([g.prompt for g in own], groups=own), number)
-    report.on_test_end(trainer, module)
-    found = [(record["id"], record["sample"], record["correct"]) for record in read_jsonl(folder / "predictions.jsonl")]
-    return found, json.loads((folder / "evaluation.json").read_text())["scores"]["overall"]
+class Run:
+    """A trainer's end of `test` on four questions whose answers are B."""
+
+    def __init__(self, folder, **options):
+        questions = [{**record, "answer": "B", "problem_id": str(n)} for n, record in enumerate(records()[:4])]
+        family = text_family()
+        self.data = LongVideoReason(family, test=str(benchmark(folder, questions)), **options)
+        self.data.read(("test",))
+        self.rows = self.data.datasets["test"].rows
+        self.module = PolicyModule(family)
+        self.folder = folder
+        self.trainer = SimpleNamespace(
+            default_root_dir=str(folder),
+            is_global_zero=True,
+            datamodule=self.data,
+            callbacks=[RolloutCallback(RewardSum([RewardTerm("longrl.rewards.accuracy")]))],
+            ckpt_path=None,
+        )
+
+    def add(self, report, *groups):
+        batch = Batch([each.prompt for each in groups], groups=list(groups))
+        report.on_test_batch_end(self.trainer, self.module, None, batch, 0)
+
+    def results(self):
+        (condition,) = json.loads((self.folder / "results.json").read_text())["conditions"].items()
+        return condition
 
 
-def test_all_completions_are_on_file_and_a_question_scores_their_mean(tmp_path):
-    records, score = report_of(
-        EvaluationReport(), tmp_path, group("1", "B", "A"), group("2", "B", "B"), group("3", "A")
-    )
-    assert records == [("1", 0, True), ("1", 1, False), ("2", 0, True), ("2", 1, True), ("3", 0, False)]
-    assert (score["accuracy"], score["n"]) == (0.5, 3)
+def test_all_completions_are_on_file_and_a_question_scores_their_mean(tmp_path, capsys):
+    run, report = Run(tmp_path), EvaluationReport(num_cards=1)
+    run.add(report, group(run.rows[0], "B", "A"), group(run.rows[1], "B", "B"))
+    run.add(report, group(run.rows[2], "A", "A"))
+    report.on_test_end(run.trainer, run.module)
+    lines = read_samples(tmp_path)["video"]  # the fourth was not asked: limit_test_batches
+    assert [(line["id"], line["sample"], line["correct"]) for line in lines] == [
+        ("0", [0, 1], [True, False]), ("1", [0, 1], [True, True]), ("2", [0, 1], [False, False]),
+    ]  # fmt: skip
+    name, results = run.results()
+    assert (name, results["num_questions"]) == ("video", 3)
+    assert (results["scores"]["overall"]["accuracy"], results["scores"]["overall"]["n"]) == (0.5, 3)
+    assert Tags((tmp_path / "report.html").read_text()).open == []
+    assert "accuracy, 95% interval" in capsys.readouterr().out
 
 
 def test_questions_of_several_ranks_come_in_the_order_of_the_rows(tmp_path):
-    second = [sample_record(group("b", "A", "B"), index=n) for n in range(2)]
-    count = CategoryAccuracy()
-    count.update(second)
+    run, report = Run(tmp_path), EvaluationReport(num_cards=0)
+    other = EvaluationReport()
+    run.add(other, group(run.rows[1], "A", "B"), group(run.rows[3], "B", "B"))
 
-    class TwoRanks(Axis):
-        def gather(self, own):
-            return [own, count.lines if isinstance(own[0], str) else [second]]
+    class TwoRanks:
+        def gather_list(self, local):
+            return [*local, *other._questions]
 
-    records, score = report_of(EvaluationReport(), tmp_path, group("a", "B", "B"), group("c", "A", "A"), dp=TwoRanks())
-    assert [(name, sample) for name, sample, _ in records] == [(name, n) for name in "abc" for n in range(2)]
-    assert (score["accuracy"], score["n"]) == (0.5, 3)
+        def gather(self, local):
+            return [local, {}]
+
+    run.module.parallel = SimpleNamespace(dp=TwoRanks())
+    run.add(report, group(run.rows[0], "B", "B"), group(run.rows[2], "A", "A"))
+    report.on_test_end(run.trainer, run.module)
+    assert [line["id"] for line in read_samples(tmp_path)["video"]] == ["0", "1", "2", "3"]
+    _, results = run.results()
+    assert results["scores"]["overall"]["accuracy"] == 2.5 / 4
+
+
+def test_rows_that_could_not_be_shown_are_counted_as_failures(tmp_path):
+    run, report = Run(tmp_path), EvaluationReport(num_cards=0)
+    (tmp_path / "lost.mp4").write_bytes(b"")
+    run.data.skips("test").add_drawn(UnusableSample(tmp_path / "lost.mp4", "no video", 1, "1"))
+    run.add(report, group(run.rows[0], "B"), group(run.rows[2], "B"))
+    report.on_test_end(run.trainer, run.module)
+    _, results = run.results()
+    assert results["failures"] == {"decode": 1}
+    assert results["scores"]["overall"]["accuracy"] == 1.0
+    assert results["scores_with_failures_as_wrong"]["overall"]["n"] == 3
+
+
+def test_a_blind_test_is_the_condition_without_video_and_knows_which_video_it_was(tmp_path):
+    run, report = Run(tmp_path, blind=True), EvaluationReport(num_cards=0)
+    run.add(report, *(group(without_media(row), "B") for row in run.rows))
+    report.on_test_end(run.trainer, run.module)
+    name, results = run.results()
+    assert (name, results["blind"]) == ("no video", True)
+    assert all(line["video_id"].endswith(".mp4") for line in read_samples(tmp_path)["no video"])
+
+
+def test_test_validate_and_evaluate_give_the_same_numbers(tmp_path):
+    run, report = Run(tmp_path), EvaluationReport(num_cards=0)
+    logged: dict = {}
+    run.module.log_dict = logged.update
+    groups = [group(row, *letters) for row, letters in zip(run.rows, ("AB", "B", "CB", "A"), strict=True)]
+    report.on_validation_epoch_start(run.trainer, run.module)
+    report.on_validation_batch_end(run.trainer, run.module, None, Batch([], groups=groups), 0)
+    report.on_validation_epoch_end(run.trainer, run.module)
+    run.add(report, *groups)
+    report.on_test_end(run.trainer, run.module)
+    answers = report.outcome.answers
+    evaluated = make_outcome("video", run.rows, answers, judge_answers(run.rows, answers), {})
+    assert evaluated.summary == report.outcome.summary
+    assert logged == {f"val/{name}": value for name, value in logged_values(evaluated.summary).items()}
+
+
+def test_a_test_without_answers_says_what_is_missing(tmp_path):
+    run = Run(tmp_path)
+    with pytest.raises(ValueError, match="needs at least one answered question, got none; is there a RolloutCallback"):
+        EvaluationReport().on_test_end(run.trainer, run.module)

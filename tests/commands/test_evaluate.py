@@ -1,14 +1,15 @@
 """`evaluate` from questions to report: what it counts, that it can be killed, and that it never mixes answers."""
 
 import json
-import os
 import re
 
 import pytest
 
-from longrl.commands.evaluate import Evaluation, parsed
+from longrl.commands.evaluate import parse_evaluation
 from longrl.evaluation.answering import doc_hash, portable
+from longrl.evaluation.benchmark import Evaluation
 from longrl.evaluation.benchmark_report import remarks
+from longrl.evaluation.outcomes import make_outcome
 from longrl.evaluation.records import check_breakdowns
 from longrl.io.jsonl import read_jsonl
 from longrl.types import Row
@@ -53,8 +54,7 @@ def mme(folder):
 
 def test_always_b_is_shown_as_no_better_than_the_majority_answer(tmp_path):
     changed = [{**record, "answer": "B" if n < 5 else "A"} for n, record in enumerate(records())]
-    evaluation = Evaluation(*parsed(scripted.arguments(tmp_path, test=benchmark(tmp_path, changed))))
-    results = evaluation.run()["conditions"]["video"]
+    results = evaluated(tmp_path, test=benchmark(tmp_path, changed))["conditions"]["video"]
     assert results["scores"]["overall"]["accuracy"] == results["majority_accuracy"] == 5 / 8
     assert results["majority_letter"] == "B"
     assert results["letters"] == {"answers": {"A": 3, "B": 5}, "predictions": {"B": 8}}
@@ -350,12 +350,12 @@ def test_too_many_broken_videos_end_the_run(tmp_path):
 def test_without_questions_the_error_names_the_option(tmp_path):
     args = [arg for arg in scripted.arguments(tmp_path) if not arg.startswith("--data.test")]
     with pytest.raises(ValueError, match=r"data\.test, which is not set"):
-        Evaluation(*parsed(args)).run()
+        Evaluation(*parse_evaluation(args)).run()
 
 
 def test_a_parsers_error_is_a_few_lines(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        parsed([*scripted.arguments(tmp_path), "--num_crads=3"])
+        parse_evaluation([*scripted.arguments(tmp_path), "--num_crads=3"])
     error = capsys.readouterr().err
     assert error.startswith("usage: python -m longrl evaluate --config FILE.yaml")
     assert "num_crads" in error
@@ -368,18 +368,14 @@ def test_the_config_of_a_training_run_is_refused_by_name(recipe):
     with pytest.raises(
         ValueError, match=r"^--config \S+ is of a training run .*--policy\.init_args\.weights RUN$"
     ) as error:
-        parsed([f"--config={path}"])
+        parse_evaluation([f"--config={path}"])
     assert path.name in str(error.value)
     with pytest.raises(ValueError, match="is of a training run"):
-        parsed(["--config", str(path)])
+        parse_evaluation(["--config", str(path)])
 
 
-def test_remarks_say_that_nothing_was_answered(tmp_path):
-    evaluation = Evaluation(*parsed(scripted.arguments(tmp_path)))
-    evaluation._read_rows()
-    (condition,) = evaluation.conditions()
-    assert remarks([evaluation._outcome(condition, {}, {})]) == ["video: no question was answered."]
-    assert os.listdir(tmp_path) == []
+def test_remarks_say_that_nothing_was_answered():
+    assert remarks([make_outcome("video", [], {}, {}, {})]) == ["video: no question was answered."]
 
 
 def test_a_data_set_has_the_same_hashes_wherever_it_lies(tmp_path):

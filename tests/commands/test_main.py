@@ -390,12 +390,14 @@ def evaluated(values):
     return values
 
 
-def test_test_writes_scores_and_predictions(tmp_path, sft_run, capsys):
+def test_test_writes_the_files_of_evaluate(tmp_path, sft_run, capsys):
     values = evaluated(config("sft"))
     main(arguments(tmp_path / "run", values, f"--model.init_from={sft_run}", command="test"))
-    scores = json.loads((tmp_path / "run" / "evaluation.json").read_text())["scores"]
-    assert scores["overall"]["n"] == 4
-    assert len((tmp_path / "run" / "predictions.jsonl").read_text().splitlines()) == 4
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["policy"]["model"] == sft_run.name
+    assert results["conditions"]["video"]["scores"]["overall"]["n"] == 4
+    assert len((tmp_path / "run" / "samples.jsonl").read_text().splitlines()) == 4
+    assert (tmp_path / "run" / "report.html").is_file()
     assert "accuracy, 95% interval" in capsys.readouterr().out
 
 
@@ -404,4 +406,4 @@ def test_validate_and_predict(tmp_path, sft_run):
     main(arguments(tmp_path / "validate", evaluated(config("sft")), checkpoint_flag, command="validate"))
     assert (0, "val/accuracy") in {(step and 0, name) for step, name in metrics(tmp_path / "validate")}
     main(arguments(tmp_path / "predict", evaluated(config("sft")), checkpoint_flag, command="predict"))
-    assert len((tmp_path / "predict" / "predictions.jsonl").read_text().splitlines()) == 4
+    assert len((tmp_path / "predict" / "samples.jsonl").read_text().splitlines()) == 4

@@ -9,10 +9,11 @@ import signal
 import tempfile
 from pathlib import Path
 
-from longrl.commands.evaluate import Evaluation, parsed
+from longrl.commands.evaluate import parse_evaluation
 from longrl.commands.main import main
 from longrl.datamodules.rows.question_rows import longvideo_reason_row
-from longrl.evaluation.answering import Answer, Policy, hashed
+from longrl.evaluation.answering import Answer, Policy, hash_json
+from longrl.evaluation.benchmark import Evaluation
 from longrl.evaluation.endpoint_policy import ChatReader
 from longrl.io.jsonl import read_jsonl
 from longrl.testing.synthetic import SyntheticConfig, generate
@@ -51,20 +52,20 @@ class Scripted(Policy):
     def say(self, index: int, row: Row) -> str:
         return self.says.replace("{gold}", row.answer)
 
-    def answer(self, batches, sampling, seed, record):
+    def answer(self, batches, sampling, seed, save):
         for number, batch in enumerate(batches):
             if number == self.dies_after:
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.log:
                 with open(self.log, "a") as file:
                     file.writelines(f"{prompt.id}\n" for _, prompt in batch)
-            record({index: self._answer(self.say(index, prompt.row), prompt) for index, prompt in batch})
+            save({index: self._answer(self.say(index, prompt.row), prompt) for index, prompt in batch})
 
     @staticmethod
     def _answer(text, prompt):
         reason = "length" if text.endswith("...") else "stop"
         return Answer(
-            [text], [reason], [len(text)], 10, None, prompt.text, hashed(prompt.text),
+            [text], [reason], [len(text)], 10, None, prompt.text, hash_json(prompt.text),
             [list(indices) for indices in prompt.frame_indices], [list(times) for times in prompt.frame_times],
         )  # fmt: skip
 
@@ -124,9 +125,13 @@ def arguments(out: Path, *more: str, policy: str = "Scripted", test: Path | None
     ]  # fmt: skip
 
 
+def evaluation(out: Path, *more: str, **options: object) -> Evaluation:
+    return Evaluation(*parse_evaluation(arguments(out, *more, **options)))
+
+
 def evaluated(out: Path, *more: str, **options: object) -> dict:
     """The results of an evaluation."""
-    return Evaluation(*parsed(arguments(out, *more, **options))).run()
+    return evaluation(out, *more, **options).run().results
 
 
 def command(out: Path, *more: str, **options: object) -> None:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from longrl.commands.main import main
-from longrl.evaluation.comparison import compare
+from longrl.evaluation.comparison import compare_folders
 from longrl.io.jsonl import write_jsonl
 from tests.evaluation.scripted import benchmark, command, evaluated, records
 from tests.evaluation.test_scores import record
@@ -15,7 +15,7 @@ def test_what_a_second_run_gains_is_told_question_by_question(tmp_path, capsys):
     a, b = tmp_path / "a", tmp_path / "b"
     evaluated(a, policy="Mixed")  # right, right without tag, wrong, cut off
     evaluated(b, says="<answer>{gold}</answer>")
-    found = compare(a, b).by_condition["video"]
+    found = compare_folders(a, b)["video"]
     ids = [str(item["problem_id"]) for item in records()]
     assert (found.first, found.second) == ("a", "b")
     assert found.strict["overall"].difference == 0.75
@@ -43,7 +43,7 @@ def test_questions_that_only_one_answered_or_that_differ_are_left_out(tmp_path):
     evaluated(a)
     changed[0]["problem"] += "\nE. none"
     evaluated(b, test=benchmark(tmp_path, changed[:6]))
-    found = compare(a, b).by_condition["video"]
+    found = compare_folders(a, b)["video"]
     assert (found.strict["overall"].n, found.left_out) == (5, 3)
 
 
@@ -53,7 +53,7 @@ def test_a_test_run_is_compared_by_its_predictions(tmp_path):
     predictions = [record(str(item["problem_id"]), True, answer=right[n]) for n, item in enumerate(records())]
     write_jsonl(a / "predictions.jsonl", predictions)
     evaluated(b, says="<answer>Z</answer>")
-    found = compare(a, b).by_condition["video"]
+    found = compare_folders(a, b)["video"]
     assert found.strict["overall"].difference == -1.0
 
 
@@ -61,20 +61,20 @@ def test_one_number_of_frames_is_compared_with_another_if_there_is_no_other_choi
     a, b = tmp_path / "a", tmp_path / "b"
     evaluated(a, "--frames=[2]")
     evaluated(b, "--frames=[4]")
-    assert list(compare(a, b).by_condition) == ["2 frames against 4 frames"]
+    assert list(compare_folders(a, b)) == ["2 frames against 4 frames"]
     evaluated(b, "--frames=[4,8]")
     with pytest.raises(ValueError, match=r"no condition is in both runs: .* has 2 frames, .* has 4 frames, 8 frames"):
-        compare(a, b)
+        compare_folders(a, b)
 
 
 def test_a_folder_without_answers_is_the_users_mistake(tmp_path):
-    with pytest.raises(ValueError, match=r"neither samples\.jsonl of `evaluate` nor predictions\.jsonl"):
-        compare(tmp_path, tmp_path)
+    with pytest.raises(ValueError, match=r"has no samples\.jsonl of `evaluate` or `test`"):
+        compare_folders(tmp_path, tmp_path)
 
 
 def test_runs_whose_folders_end_alike_are_told_by_what_differs(tmp_path):
     """As `--out runs/NAME/evaluation/video_mme` makes them."""
     for name in "ab":
         evaluated(tmp_path / name / "evaluation" / "mme")
-    found = compare(*(tmp_path / name / "evaluation" / "mme" for name in "ab")).by_condition["video"]
+    found = compare_folders(*(tmp_path / name / "evaluation" / "mme" for name in "ab"))["video"]
     assert (found.first, found.second) == ("a/evaluation/mme", "b/evaluation/mme")

@@ -10,7 +10,8 @@ import time
 import pytest
 from PIL import Image
 
-from longrl.commands.evaluate import Evaluation, parsed
+from longrl.commands.evaluate import parse_evaluation
+from longrl.evaluation.benchmark import Evaluation
 from longrl.io.jsonl import read_jsonl
 from tests.chat.server import Server, completion
 from tests.evaluation.scripted import questions
@@ -35,7 +36,7 @@ def arguments(out, url, *more, policy=None, **options):
 
 
 def evaluated(out, url, *more, **options):
-    return Evaluation(*parsed(arguments(out, url, *more, **options))).run()
+    return Evaluation(*parse_evaluation(arguments(out, url, *more, **options))).run().results
 
 
 def lines(folder):

@@ -7,11 +7,12 @@ import time
 
 import pytest
 
-from longrl.commands.evaluate import Evaluation, parsed
+from longrl.commands.evaluate import parse_evaluation
 from longrl.commands.main import main
 from longrl.engines.server import VLLMServerEngine
 from longrl.engines.vllm import VLLMEngine
 from longrl.evaluation.answering import portable
+from longrl.evaluation.benchmark import Evaluation
 from longrl.evaluation.local_policy import LocalPolicy, shown_name, weights_hash
 from longrl.io.jsonl import read_jsonl
 from tests.distributed import run_distributed
@@ -40,7 +41,7 @@ def arguments(out, *more, engine=None, folder=None, **family):
 
 
 def evaluation(out, *more, **options):
-    return Evaluation(*parsed(arguments(out, *more, **options)))
+    return Evaluation(*parse_evaluation(arguments(out, *more, **options)))
 
 
 def said(folder):
@@ -48,6 +49,7 @@ def said(folder):
 
 
 def test_the_answers_are_those_of_test(tmp_path):
+    names = ("test", "evaluate")
     values = config("rl")
     report = {"class_path": "longrl.callbacks.evaluation.EvaluationReport"}
     sampling = {"num_generations": 2, "max_completion_tokens": 6, "temperature": 1.0}
@@ -57,14 +59,19 @@ def test_the_answers_are_those_of_test(tmp_path):
     values["model"]["family"]["init_args"]["model"] = vl_folder()
     run_test(tmp_path / "test", values)
     evaluation(tmp_path / "evaluate", "--sampling.temperature=1.0", "--sampling.num_generations=2").run()
-    predictions: dict[str, list[str]] = {}
-    for record in read_jsonl(tmp_path / "test/predictions.jsonl"):
-        predictions.setdefault(record["id"], []).append(record["prediction"])
-    assert said(tmp_path / "evaluate") == predictions
-    assert len({text for texts in predictions.values() for text in texts}) == 16
-    of_test = json.loads((tmp_path / "test/evaluation.json").read_text())
-    results = json.loads((tmp_path / "evaluate/results.json").read_text())["conditions"]["video"]
-    assert {name: results[name] for name in of_test} == of_test
+    assert len({text for texts in said(tmp_path / "test").values() for text in texts}) == 16
+    of_test, of_evaluate = (json.loads((tmp_path / name / "results.json").read_text()) for name in names)
+    assert of_test["conditions"] == of_evaluate["conditions"]
+    for name in ("sampling", "seed", "questions"):
+        assert of_test[name] == of_evaluate[name]
+    for name in ("family", "settings", "engine", "versions"):
+        assert of_test["policy"][name] == of_evaluate["policy"][name]
+    lines, others = (read_jsonl(tmp_path / name / "samples.jsonl") for name in names)
+    of_reward_or_weights = {"rewards", "reward", "weights", "model"}
+    for line, other in zip(lines, others, strict=True):
+        assert line.keys() == other.keys()
+        assert {name for name in line if line[name] != other[name]} <= of_reward_or_weights
+    assert (tmp_path / "test" / "report.html").is_file()
 
 
 def run_test(folder, values):
@@ -100,11 +107,11 @@ def test_stored_features_are_neither_decoded_nor_encoded_again(tmp_path, monkeyp
         return made
 
     first = with_cache(tmp_path / "a", 0)
-    wanted = first.run()
+    wanted = first.run().results
     assert first.config.policy.features.num_encoded == 2
     monkeypatch.setattr("longrl.datamodules.media.video.VideoReader.chunks", None)
     second = with_cache(tmp_path / "b", 0)
-    assert second.run() == wanted
+    assert second.run().results == wanted
     assert second.config.policy.features.num_encoded == 0
     assert said(tmp_path / "a") == said(tmp_path / "b")
 
@@ -114,27 +121,27 @@ def test_several_processes_share_the_questions_and_one_reports(tmp_path, monkeyp
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in "01":
         monkeypatch.setenv("RANK", rank)
-        assert evaluated(tmp_path / "shared") == {}
+        assert evaluated(tmp_path / "shared") is None
     assert not (tmp_path / "shared" / "results.json").exists()
     monkeypatch.delenv("WORLD_SIZE")
     monkeypatch.delenv("RANK")
     last = evaluation(tmp_path / "shared")
     last.config.policy.answer = None  # nothing is left to ask
-    assert last.run() == whole
+    assert last.run().results == whole
     assert len(list((tmp_path / "shared" / "answers").iterdir())) == 2
 
 
 def test_other_weights_are_asked_anew_and_never_mixed(tmp_path):
-    first = evaluation(tmp_path).run()
+    first = evaluation(tmp_path).run().results
     (tmp_path / "results.json").unlink()
-    second = evaluation(tmp_path, init_seed=1).run()
+    second = evaluation(tmp_path, init_seed=1).run().results
     assert first["policy"]["weights"] != second["policy"]["weights"]
     lines = [json.loads(line) for path in (tmp_path / "answers").glob("*") for line in path.open()]
     assert sum(len(line["answers"]) for line in lines) == 16
     (tmp_path / "results.json").unlink()
     again = evaluation(tmp_path)
     again.config.policy.answer = None  # nothing is left to ask
-    assert again.run() == first
+    assert again.run().results == first
 
 
 def test_answers_of_an_engine_with_other_options_are_not_taken(tmp_path):
@@ -142,11 +149,11 @@ def test_answers_of_an_engine_with_other_options_are_not_taken(tmp_path):
         engine = {"class_path": "longrl.engines.hf.HFEngine", "init_args": init_args}
         return evaluation(tmp_path, "--data.max_eval_rows=1", engine=engine)
 
-    first = with_options(prefill_chunk_tokens=8).run()
+    first = with_options(prefill_chunk_tokens=8).run().results
     assert first["policy"]["engine_options"] == {"prefill_chunk_tokens": 8}
     again = with_options(prefill_chunk_tokens=8, max_sequences=3)
     again.config.policy.answer = None  # nothing is left to ask
-    assert again.run() == first
+    assert again.run().results == first
     with pytest.raises(ValueError, match=r"policy\.engine_options\.prefill_chunk_tokens was 8, is 16"):
         with_options(prefill_chunk_tokens=16).run()
     (tmp_path / "results.json").unlink()
@@ -232,7 +239,8 @@ VLLM = {
 
 
 def evaluated(*args, **options):
-    return evaluation(*args, **options).run()
+    files = evaluation(*args, **options).run()
+    return files and files.results
 
 
 def describing(out, engine=None):

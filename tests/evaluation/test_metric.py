@@ -1,21 +1,15 @@
 """One metric for `validate`, `test` and `evaluate`: the same numbers whoever counts, on however many ranks."""
 
-import json
 import random
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from longrl.callbacks.evaluation import EvaluationReport
-from longrl.evaluation.answering import Answer
 from longrl.evaluation.metric import CategoryAccuracy
-from longrl.evaluation.outcomes import outcome
-from longrl.evaluation.records import answer_record
+from longrl.evaluation.records import group_records
 from longrl.rewards import RewardSum, RewardTerm
 from longrl.strategies.axis import Axis
-from longrl.strategies.parallel import Parallel
-from longrl.types import Batch, Completion, Group, Prompt, Row
+from longrl.types import Completion, Group, Prompt, Row
 from tests.distributed import run_distributed
 
 TEXTS = (
@@ -43,8 +37,7 @@ def answered(count: int = 40) -> list[tuple[Row, list[Completion]]]:
 def counted(questions, axis=None) -> CategoryAccuracy:
     metric = CategoryAccuracy(axis) if axis else CategoryAccuracy()
     for row, completions in questions:
-        records = [answer_record(row, item, index=n, breakdowns=["duration"]) for n, item in enumerate(completions)]
-        metric.update(records)
+        metric.update(group_records(row, group(row, completions), ["duration"]))
     return metric
 
 
@@ -101,35 +94,3 @@ def test_three_ranks_one_without_questions_count_as_one():
     for summary, numbers in run_distributed(on_a_rank, 3, 3):
         assert summary == wanted.summary()
         assert numbers == {name: float(value) for name, value in wanted.compute().items()}
-
-
-def test_test_validate_and_evaluate_give_the_same_numbers(tmp_path):
-    questions = answered()
-    trainer = SimpleNamespace(default_root_dir=str(tmp_path), is_global_zero=True)
-    logged: dict = {}
-    module = SimpleNamespace(parallel=Parallel(), log_dict=logged.update)
-    report = EvaluationReport(breakdowns=["duration"])
-    report.on_validation_epoch_start(trainer, module)
-    for start in range(0, len(questions), 7):
-        groups = [group(*pair) for pair in questions[start : start + 7]]
-        batch = Batch([item.prompt for item in groups], groups=groups)
-        report.on_test_batch_end(trainer, module, None, batch, start)
-        report.on_validation_batch_end(trainer, module, None, batch, start)
-    report.on_validation_epoch_end(trainer, module)
-    report.on_test_end(trainer, module)
-    answers = {n: answer(completions) for n, (_, completions) in enumerate(questions)}
-    found = outcome("video", [row for row, _ in questions], answers, {}, breakdowns=["duration"])
-    assert found.summary == report.summary
-    assert found.summary.breakdowns["duration"]["long"].n > 5
-    assert json.loads((tmp_path / "evaluation.json").read_text())["scores"] == found.to_dict()["scores"]
-    wanted = counted(questions).compute()
-    assert {name: float(value) for name, value in logged.items()} == {
-        f"val/{name}": float(value) for name, value in wanted.items()
-    }
-
-
-def answer(completions) -> Answer:
-    return Answer(
-        [item.text for item in completions], [item.finish_reason for item in completions],
-        [len(item.token_ids) for item in completions], 3, 0, "Which?", "", [], [],
-    )  # fmt: skip

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from longrl.evaluation.records import sample_record
+from longrl.evaluation.records import group_records
 from longrl.rewards import RewardSum, RewardTerm
 from longrl.types import Completion, Group, Media, Prompt, Row
 
@@ -23,38 +23,34 @@ def group(*texts: str, row: Row = ROW, finish_reason: str = "stop") -> Group:
     return Group(prompt, [Completion(torch.zeros(5), torch.zeros(5), text, finish_reason) for text in texts])
 
 
-def test_a_record_holds_what_was_asked_seen_said_and_scored():
+def test_a_record_holds_what_was_asked_said_and_scored():
     scored = group("<think>x</think><answer>dog</answer>", finish_reason="length")
     RewardSum([RewardTerm("longrl.rewards.accuracy", 2.0)]).score([scored])
-    assert sample_record(scored) == {
-        "id": "q1",
-        "sample": 0,
-        "task": "multiple_choice",
-        "category": "spatial",
-        "breakdowns": {},
-        "video": "clips/7.mp4",
-        "problem": ROW.problem,
-        "answer": "B",
-        "prediction": "<think>x</think><answer>dog</answer>",
-        "prediction_answer": "dog",
-        "letter": "B",
-        "accuracy": 1.0,
-        "correct": True,
-        "correct_lenient": True,
-        "format": True,
-        "rewards": {"accuracy": 1.0},
-        "reward": 2.0,
-        "finish_reason": "length",
-        "num_prompt_tokens": 9,
-        "num_completion_tokens": 5,
-        "num_frames": 4,
-        "timestamps": [[0.5, 1.5]],
-        "grid_thw": [[2, 2, 2]],
-    }
+    assert group_records(ROW, scored) == [
+        {
+            "id": "q1",
+            "sample": 0,
+            "task": "multiple_choice",
+            "category": "spatial",
+            "breakdowns": {},
+            "video": "7.mp4",
+            "answer": "B",
+            "prediction": "<think>x</think><answer>dog</answer>",
+            "prediction_answer": "dog",
+            "letter": "B",
+            "accuracy": 1.0,
+            "correct": True,
+            "correct_lenient": True,
+            "format": True,
+            "rewards": {"accuracy": 1.0},
+            "reward": 2.0,
+            "finish_reason": "length",
+        }
+    ]
 
 
 def test_strict_and_lenient_differ_without_a_tag():
-    record = sample_record(group("<answer>A</answer>", "The answer is B"), index=1)
+    record = group_records(ROW, group("<answer>A</answer>", "The answer is B"))[1]
     assert (record["correct"], record["correct_lenient"], record["letter"]) == (False, True, None)
     assert record["sample"] == 1
     assert (record["reward"], record["rewards"]) == (None, {})
@@ -63,22 +59,22 @@ def test_strict_and_lenient_differ_without_a_tag():
 def test_temporal_answers_are_right_from_an_overlap_of_one_half():
     row = Row(id="q1", problem="When?", answer="0-10", task="temporal_iou")
     close, far = group("<answer>0 to 6 s</answer>", row=row), group("<answer>0 to 4 s</answer>", row=row)
-    assert [sample_record(g)["correct"] for g in (close, far)] == [True, False]
-    assert sample_record(far)["accuracy"] == pytest.approx(0.4)
-    assert sample_record(far)["letter"] is None
-    assert sample_record(far)["video"] == ""
+    assert [group_records(row, each)[0]["correct"] for each in (close, far)] == [True, False]
+    assert group_records(row, far)[0]["accuracy"] == pytest.approx(0.4)
+    assert group_records(row, far)[0]["letter"] is None
+    assert group_records(row, far)[0]["video"] == ""
 
 
 def test_a_task_without_a_judge_takes_the_accuracy_of_the_rewards_or_stays_unjudged():
     row = Row(id="q1", problem="Why?", answer="Because.", task="open_ended")
     judged = group("x", row=row)
-    assert sample_record(judged)["correct"] is None
+    assert group_records(row, judged)[0]["correct"] is None
     judged.reward_parts = {"accuracy": torch.tensor([1.0])}
-    assert sample_record(judged)["correct"] is True
+    assert group_records(row, judged)[0]["correct"] is True
 
 
 def test_a_row_that_cannot_be_judged_counts_as_wrong_and_is_logged(caplog):
     row = Row(id="q9", problem="How many?", answer="many", task="numeric")
     with caplog.at_level("WARNING"):
-        assert sample_record(group("<answer>3</answer>", row=row))["correct"] is False
+        assert group_records(row, group("<answer>3</answer>", row=row))[0]["correct"] is False
     assert "'q9'" in caplog.text

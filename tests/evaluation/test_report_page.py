@@ -15,7 +15,6 @@ from longrl.evaluation.report_page import (
     SampleCard,
     clock_time,
     duration,
-    sample_card,
     write_report,
 )
 from longrl.evaluation.sample_grids import encoded
@@ -133,28 +132,6 @@ def test_an_empty_report_is_a_page_with_its_title(tmp_path):
 def test_frames_in_another_layout_are_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"\[F, H, W, 3\].*got shape \(4, 3, 8, 8\); move the channels last"):
         write_report(tmp_path, Report("t", samples=[card(frames=np.zeros((4, 3, 8, 8), np.uint8))]))
-
-
-def record(name: str, prediction: str) -> dict:
-    return {
-        "id": name,
-        "problem": "Which?",
-        "answer": "B",
-        "category": "spatial",
-        "prediction": prediction,
-        "correct": True,
-        "rewards": {"accuracy": 1.0},
-        "num_completion_tokens": 3,
-        "finish_reason": "stop",
-    }
-
-
-def test_a_card_is_made_from_the_records_of_several_runs():
-    made = sample_card({"sft": record("1", "x"), "rl": record("1", "y")}, frames(2), (0.0, 1.0))
-    assert [(completion.run, completion.text) for completion in made.completions] == [("sft", "x"), ("rl", "y")]
-    assert (made.id, made.category, len(made.frames)) == ("1", "spatial", 2)
-    with pytest.raises(ValueError, match="shows one question"):
-        sample_card({"sft": record("1", "x"), "rl": record("2", "y")})
 
 
 def test_times_read_well():

@@ -11,8 +11,9 @@ import urllib.request
 import pytest
 
 from longrl.chat.endpoint import Decoding, Endpoint
-from longrl.commands.evaluate import Evaluation, parsed
+from longrl.commands.evaluate import parse_evaluation
 from longrl.commands.pipeline import run_step
+from longrl.evaluation.benchmark import Evaluation
 from longrl.io.append_log import AppendLog
 from longrl.io.jsonl import read_jsonl
 from longrl.pipeline.config import CaptionOptions, SplitOptions, TimelineOptions
@@ -116,7 +117,7 @@ def test_an_evaluation_asks_a_real_server_and_a_second_one_asks_nothing(vllm, tm
     options = {"send_seed": False, "concurrency": 4}
     how.append("--sampling.max_completion_tokens=12")
     args = evaluation.arguments(tmp_path, vllm.url, *how, model="tiny", **options)
-    found = Evaluation(*parsed(args)).run()
+    found = Evaluation(*parse_evaluation(args)).run().results
     lines = read_jsonl(tmp_path / "samples.jsonl")
     assert len(lines) == 8 * len(found["conditions"])
     assert all(line["error"] is None and 0 < line["num_completion_tokens"][0] <= 12 for line in lines)
@@ -128,7 +129,7 @@ def test_an_evaluation_asks_a_real_server_and_a_second_one_asks_nothing(vllm, tm
     assert calls == len(lines)
     for path in (tmp_path / "answers").iterdir():
         path.unlink()
-    assert Evaluation(*parsed(args)).run() == found
+    assert Evaluation(*parse_evaluation(args)).run().results == found
     assert len(list(AppendLog(next((tmp_path / "responses").iterdir())).read())) == calls
 
 

@@ -6,8 +6,10 @@ import hashlib
 import re
 from collections import OrderedDict
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, Protocol
+
+import av
 
 from longrl.datamodules.media.audio import FileSound, read_sound
 from longrl.datamodules.media.sampling import VideoSampling
@@ -114,6 +116,20 @@ class RowRenderer:
             frame_indices=tuple(item.indices for item in frames),
             frame_times=tuple(item.timestamps for item in frames),
         )
+
+    def identity(self) -> dict[str, Any]:
+        """What decides, beside row and family, what a model is shown: options by name, in values that JSON can hold.
+
+        Stored answers are found by it. Options that change training targets, or only where and when media are decoded,
+        are none of it.
+        """
+        return {
+            "video": asdict(self.video),
+            "question_template": self.question_template,
+            "blind": self.blind,
+            "subtitles": asdict(self.subtitles),
+            "decoder": f"PyAV {av.__version__}",
+        }
 
     def drops_media(self, row: Row) -> bool:
         """Whether a row is shown without its media: all are, or it is one of `blind_share` of the training rows."""

@@ -56,6 +56,8 @@ class SkipLog:
         self.max_share = max_share
         self.writes_known = writes_known
         self.writes = writes
+        self.drawn_unusable: dict[int, UnusableSample] = {}
+        """Rows that were drawn and could not be used, by index."""
         self._listed: set[int] = set()
         self._found = 0
         self._drawn = 0
@@ -102,6 +104,7 @@ class SkipLog:
 
     def add_drawn(self, error: UnusableSample) -> None:
         """Notes an unusable row that was drawn; raises ValueError if these are too many."""
+        self.drawn_unusable[error.index] = error
         if error.index in self._listed:
             return
         self._listed.add(error.index)

@@ -1,0 +1,47 @@
+"""`python -m longrl compare RUN_A RUN_B`: what a second run gains over a first, question by question."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from longrl.evaluation.comparison import Comparison, compare_folders
+from longrl.evaluation.result_files import write_json
+
+DESCRIPTION = """Compares two runs on the questions that both answered: the difference of their accuracies with its 95%
+interval, clustered by video, which is much sharper than two separate intervals. A run is the folder of `evaluate`, or
+of `test`."""
+MAX_LISTED = 20
+
+
+def main(args: Sequence[str]) -> None:
+    """Command line of `compare`."""
+    parser = argparse.ArgumentParser(prog="python -m longrl compare", description=DESCRIPTION, allow_abbrev=False)
+    parser.add_argument("run_a", help="folder of the first run")
+    parser.add_argument("run_b", help="folder of the second, whose gain is told")
+    parser.add_argument("--out", help="write everything to this JSON file too")
+    options = parser.parse_args(list(args))
+    comparisons = compare_folders(options.run_a, options.run_b)
+    show_comparisons(comparisons)
+    if options.out:
+        write_json(options.out, {name: comparison.to_dict() for name, comparison in comparisons.items()})
+
+
+def show_comparisons(comparisons: dict[str, Comparison]) -> None:
+    """Prints a table for each condition, and the questions that changed."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=110)
+    for condition, item in comparisons.items():
+        title = f"{item.second} minus {item.first} ({condition})"
+        table = Table("", "strict", "robust", "n", "won", "lost", title=title)
+        for row in item.table_rows():
+            table.add_row(*row)
+        console.print(table)
+        for text, ids in (("won", item.won), ("lost", item.lost)):
+            if ids:
+                more = f" and {len(ids) - MAX_LISTED} more" if len(ids) > MAX_LISTED else ""
+                console.print(f"{text}: {', '.join(ids[:MAX_LISTED])}{more}", highlight=False)
+        if item.left_out:
+            console.print(f"{item.left_out} questions are left out: only one run answered them, or they differ")

@@ -1,0 +1,178 @@
+"""The files of an evaluation, whoever asked: results.json, samples.jsonl, report.html, and comparison.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longrl.evaluation.answering import portable
+from longrl.evaluation.comparison import Comparison, RunRecords, compare_runs, read_run
+from longrl.evaluation.outcomes import Outcome, gain_over
+from longrl.evaluation.samples import SAMPLES_FILE, SampleLine, sample_lines
+from longrl.io.atomic import atomic_write
+from longrl.io.jsonl import write_jsonl
+
+if TYPE_CHECKING:
+    from longrl.datamodules.loading.render import RowRenderer
+    from longrl.datamodules.longvideo_reason import LongVideoReason
+    from longrl.types import Row, SamplingParams
+
+RESULTS_FILE = "results.json"
+MAX_CHANGES = 5
+SAME_QUESTIONS = ("policy", "sampling", "seed", "questions")
+"""Of results.json, what two evaluations of one folder agree in; how answers are scored and shown may change."""
+
+
+@dataclass(frozen=True)
+class EvaluationFiles:
+    """What was written."""
+
+    results: dict[str, Any]
+    """What is in results.json."""
+    outcomes: Sequence[Outcome]
+    comparisons: dict[str, Comparison]
+    """Condition -> comparison with another run, if there is one."""
+    report: Path
+    """report.html; the other files lie beside it."""
+
+
+def describe_evaluation(
+    name: str,
+    policy: Mapping[str, Any],
+    sampling: SamplingParams,
+    seed: int,
+    data: LongVideoReason,
+    renderers: Mapping[str, RowRenderer],
+) -> dict[str, Any]:
+    """Who answers what, and how: the skeleton of results.json, known before a question is asked.
+
+    Args:
+        name: of the benchmark.
+        policy: its identity, with `model`, `revision` and `engine`.
+        sampling: of the answers.
+        seed: of the sampling.
+        data: has read the questions.
+        renderers: condition -> how questions are shown.
+    """
+    num_records = data.skips("test").num_rows
+    dataset = data.datasets["test"]
+    return {
+        "benchmark": name,
+        "policy": dict(policy),
+        "sampling": asdict(sampling),
+        "seed": seed,
+        "questions": {
+            "records": num_records,
+            "malformed": num_records - len(dataset.rows),
+            "asked": len(dataset.rows),
+            "fingerprint": dataset.fingerprint,
+        },
+        "conditions": {name: {"reading": portable(each.identity())} for name, each in renderers.items()},
+    }
+
+
+def write_evaluation(
+    folder: Path,
+    description: dict[str, Any],
+    rows: Sequence[Row],
+    outcomes: Sequence[Outcome],
+    *,
+    num_cards: int = 8,
+    against: tuple[str, RunRecords] | None = None,
+) -> EvaluationFiles:
+    """Writes all files of an evaluation; the same answers give the same bytes.
+
+    Args:
+        folder: made if missing.
+        description: `describe_evaluation`.
+        rows: all questions.
+        outcomes: one for each of its conditions.
+        num_cards: questions that the report shows with what was answered.
+        against: folder of another run and what `read_run` gave of it, to compare with.
+    """
+    from longrl.evaluation.benchmark_report import write_benchmark_report
+
+    lines = write_samples(folder, description, rows, outcomes)
+    blind = next((outcome for outcome in outcomes if outcome.blind), None)
+    conditions = {}
+    for outcome in outcomes:
+        gain = gain_over(blind, outcome) if blind is not None and not outcome.blind else None
+        gain_over_blind = {"over_blind": asdict(gain) if gain else None}
+        conditions[outcome.name] = description["conditions"][outcome.name] | outcome.to_dict() | gain_over_blind
+    results = description | {"conditions": conditions}
+    write_json(folder / RESULTS_FILE, results)
+    comparisons = {}
+    if against is not None:
+        comparisons = compare_runs(*against, folder, read_run(folder))
+        write_json(folder / "comparison.json", {name: each.to_dict() for name, each in comparisons.items()})
+    report = write_benchmark_report(folder, results, outcomes, rows, lines, comparisons, num_cards)
+    return EvaluationFiles(results, outcomes, comparisons, report)
+
+
+def write_samples(
+    folder: Path, description: Mapping[str, Any], rows: Sequence[Row], outcomes: Sequence[Outcome]
+) -> list[SampleLine]:
+    """Writes samples.jsonl alone, and returns its lines."""
+    policy = description["policy"]
+    shared = {
+        "model": policy["model"],
+        "model_revision": policy["revision"],
+        "weights": policy.get("weights"),
+        "engine": policy["engine"],
+        "sampling": description["sampling"],
+        "seed": description["seed"],
+        "decode_backend": next(iter(description["conditions"].values()))["reading"]["decoder"],
+    }
+    lines = [line for outcome in outcomes for line in sample_lines(outcome, rows, shared)]
+    write_jsonl(folder / SAMPLES_FILE, lines)
+    return lines
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Writes JSON; readers see the old file or the whole new one."""
+    atomic_write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+# ---- results that are there already ----
+
+
+def check_extends(folder: Path, description: Mapping[str, Any]) -> None:
+    """Raises ValueError if `folder` has results that an evaluation would replace instead of extend.
+
+    It extends results of the same policy, sampling, seed and questions whose conditions it asks as well, in the same
+    reading; it may have further conditions, such as more `--frames` or the blind baseline.
+
+    Args:
+        folder: of the evaluation.
+        description: `describe_evaluation`.
+    """
+    path = folder / RESULTS_FILE
+    if not path.is_file():
+        return
+    before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(description))
+    changed = [text for name in SAME_QUESTIONS for text in _changes(name, before[name], now[name])]
+    for name, condition in before["conditions"].items():
+        if name not in now["conditions"]:
+            changed.append(f"{name!r} is not asked")
+        else:
+            changed += _changes(f"{name!r} reading", condition["reading"], now["conditions"][name]["reading"])
+    if changed:
+        more = f" and {len(changed) - MAX_CHANGES} more" if len(changed) > MAX_CHANGES else ""
+        raise ValueError(
+            f"--out={folder} has the results of another evaluation ({'; '.join(changed[:MAX_CHANGES])}{more}); give "
+            f"this one a folder of its own by --out, or delete {path} to replace them (answers that are there stay)"
+        )
+
+
+def _changes(name: str, before: Any, now: Any) -> Iterator[str]:
+    """Where two values of JSON differ, by the dotted names of their parts."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            yield from _changes(f"{name}.{key}", before.get(key), now.get(key))
+    elif before != now:
+        texts = [json.dumps(value, ensure_ascii=False) for value in (before, now)]
+        one, other = (text if len(text) <= 60 else f"{text[:57]}..." for text in texts)
+        yield f"{name} was {one}, is {other}"
