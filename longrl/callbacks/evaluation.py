@@ -19,6 +19,7 @@ from longrl.evaluation.outcomes import Outcome, make_outcome
 from longrl.evaluation.records import Record, group_records, video_name
 from longrl.evaluation.result_files import describe_evaluation, write_evaluation, write_samples
 from longrl.modules.policy import PolicyModule
+from longrl.modules.trained import data_module_of
 from longrl.types import Batch, Row, UnusableSample
 
 
@@ -122,8 +123,7 @@ class EvaluationReport(Callback):
             All rows, and what describes the evaluation.
         """
         assert isinstance(pl_module, PolicyModule)
-        data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning's Trainer names it in no class
-        assert isinstance(data, LongVideoReason)
+        data = data_module_of(trainer)
         rows = list(data.datasets["test"].rows)
         indices: dict[tuple[str, str], list[int]] = {}  # an id may come twice
         for index, row in enumerate(rows):

@@ -25,7 +25,7 @@ from longrl.types import SamplingParams, UnusableSample
 
 if TYPE_CHECKING:
     from longrl.datamodules.loading.render import RowRenderer
-        from longrl.datamodules.longvideo_reason import LongVideoReason
+    from longrl.datamodules.longvideo_reason import LongVideoReason
     from longrl.evaluation.comparison import RunRecords
     from longrl.types import Row
 
@@ -245,7 +245,9 @@ class Evaluation:
             if batch:
                 yield batch
 
-    def _outcome(self, condition: Condition, answers: Mapping[int, Answer], skipped: Mapping[int, UnusableSample]) -> Outcome:
+    def _outcome(
+        self, condition: Condition, answers: Mapping[int, Answer], skipped: Mapping[int, UnusableSample]
+    ) -> Outcome:
         breakdowns = self.config.breakdowns
         return make_outcome(
             condition.name,
