@@ -36,7 +36,7 @@ from longrl.engines.hf import HFEngine
 from longrl.engines.vllm import VLLMEngine
 from longrl.engines.vllm_options import sampling_arguments
 from longrl.features.cache import FeatureCache
-from longrl.features.stored import StoredFeatures
+from longrl.features.disk_cache import DiskCache
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.testing.tiny import tiny_qwen2_5_vl
 
@@ -74,8 +74,8 @@ class Rollouts:
             self.family.render(types.Row(id=clip.key, problem="", answer=""), "What happens?", [clip])
             for clip in self.clips
         ]
-        self.stored = StoredFeatures(self.family, str(folder / "features"), 1 << 30)
-        known = self._features(self.stored)
+        self.disk = DiskCache(self.family, str(folder / "features"), 1 << 30)
+        known = self._features(self.disk)
         self.pixels = [self._pixels(*pair, known) for pair in zip(self.prompts, self.clips, strict=True)]
         self.vllm = VLLMEngine(
             max_model_len=4096, max_num_seqs=sizes.videos * max(sizes.completions), kv_cache_gib=1.0,
@@ -95,12 +95,12 @@ class Rollouts:
             params = [SamplingParams(**arguments) for arguments in asked]
             self.vllm._llm.generate(self.pixels, params, use_tqdm=False)
             return
-        features = self._features(self.stored if source == "disk" else None)
+        features = self._features(self.disk if source == "disk" else None)
         generator = self.vllm if engine == "vllm" else HFEngine()
         generator.generate(self.family, self.model, self.prompts, features, sampling, seed=0)
 
-    def _features(self, stored: StoredFeatures | None) -> dict[str, torch.Tensor]:
-        return FeatureCache(self.family, stored=stored).get_or_encode(self.model, self.prompts)
+    def _features(self, disk: DiskCache | None) -> dict[str, torch.Tensor]:
+        return FeatureCache(self.family, disk=disk).get_or_encode(self.model, self.prompts)
 
     def _clip(self, number: int) -> types.Frames:
         size, count = self.sizes.frame_size, self.sizes.frames

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from longrl.datamodules.loading.data_module import Split
     from longrl.datamodules.loading.render import RowRenderer
     from longrl.datamodules.longvideo_reason import LongVideoReason
-    from longrl.features.disk import DiskCache
+    from longrl.features.files import FeatureFiles
     from longrl.modules.policy import PolicyModule
     from longrl.types import Prompt, Row
 
@@ -98,14 +98,14 @@ class CacheFiller:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if policy.features.stored is None:
+        if policy.features.disk is None:
             raise ValueError(
                 "`cache-features` writes to model.feature_cache_dir, which is not set; name a folder there, and give "
                 "`fit` the same"
             )
         self.policy, self.data, self.trainer = policy, data, trainer
         self.rollouts, self.rank, self.world_size = rollouts, rank, world_size
-        self.stored = policy.features.stored
+        self.disk = policy.features.disk
         self.counts = Counts()
 
     def run(self) -> Counts:
@@ -120,7 +120,7 @@ class CacheFiller:
 
     def _read_rows(self) -> list[Split]:
         """The splits that are configured. Unusable rows are listed beside the features, not in the run's folder."""
-        self.data.skipped_dir = self.data.skipped_dir or self.stored.folder
+        self.data.skipped_dir = self.data.skipped_dir or self.disk.folder
         self.data.read(("train", "val", "test"))
         if not self.data.datasets:
             raise ValueError("`cache-features` reads data.train, data.val and data.test, none of which is set")
@@ -152,7 +152,7 @@ class CacheFiller:
         before = replace(self.counts)
         task = bar.add_task(split, total=len(groups), **self._shown(before))
         with self._precision(split):
-            cache = self.stored.cache(self.model)
+            cache = self.disk.files(self.model)
         self.data.skip_decoding_if_cached(cache, [split])
         while groups:
             again = []
@@ -173,17 +173,17 @@ class CacheFiller:
                 bar.update(task, advance=1, **self._shown(before))
             groups = again
 
-    def _store(self, prompt: Prompt, cache: DiskCache) -> None:
+    def _store(self, prompt: Prompt, cache: FeatureFiles) -> None:
         missing = {item.key for item in prompt.media if not cache.has(item.key)}
         self.counts.hits += len({item.key for item in prompt.media}) - len(missing)
         self.counts.encoded += len(missing)
         if missing:
             self.policy.features.get_or_encode(self.model, [prompt])
-            self.counts.num_bytes += int(self.stored.collect()["written_bytes"])
+            self.counts.num_bytes += int(self.disk.take_counts()["written_bytes"])
             lost = [key for key in missing if not cache.has(key)]
             if lost:
                 raise ValueError(
-                    f"features cannot be stored in model.feature_cache_dir={self.stored.folder}: the warning above "
+                    f"features cannot be stored in model.feature_cache_dir={self.disk.folder}: the warning above "
                     "says why; free space, raise model.feature_cache_disk_bytes, or name another folder. What is "
                     "stored stays"
                 )
@@ -200,12 +200,12 @@ class CacheFiller:
     def _summary(self) -> None:
         from rich.console import Console
 
-        counts, cache = self.counts, self.stored.cache(self.model)
+        counts, cache = self.counts, self.disk.files(self.model)
         who = f"rank {self.rank} of {self.world_size}: " if self.world_size > 1 else ""
         lines = [
             f"{who}{counts.videos} videos looked at: {counts.encoded} media encoded "
             f"({counts.num_bytes / GIB:.2f} GiB), {counts.hits} were there, {counts.skipped} rows skipped",
-            f"{self.stored.folder} holds {cache.num_bytes() / GIB:.2f} GiB of {self.stored.max_bytes / GIB:.2f}",
+            f"{self.disk.folder} holds {cache.num_bytes() / GIB:.2f} GiB of {self.disk.max_bytes / GIB:.2f}",
         ]
         if cache.num_evicted:
             lines.append(f"{cache.num_evicted} files were removed: raise model.feature_cache_disk_bytes to keep them")

@@ -18,8 +18,8 @@ from longrl.engines.hf import HFEngine
 from longrl.engines.rollout_engine import RolloutEngine
 from longrl.evaluation.answering import Item, Policy, SaveAnswers, make_answer, portable
 from longrl.features.cache import FeatureCache
-from longrl.features.disk import bytes_of
-from longrl.features.stored import StoredFeatures
+from longrl.features.disk_cache import DiskCache
+from longrl.features.provenance import tensor_bytes
 from longrl.models.base import CausalFamily, is_local
 from longrl.models.chunked_mlp import chunk_mlps
 from longrl.modules.initial_weights import plain_from
@@ -58,10 +58,10 @@ class LocalPolicy(Policy):
         self.weights = weights
         self.engine = engine or HFEngine()
         self.device = _device(device)
-        stored = None
+        disk = None
         if feature_cache_dir:
-            stored = StoredFeatures(family, feature_cache_dir, int(feature_cache_disk_gib * GIB))
-        self.features = FeatureCache(family, int(feature_cache_gib * GIB), stored=stored)
+            disk = DiskCache(family, feature_cache_dir, int(feature_cache_disk_gib * GIB))
+        self.features = FeatureCache(family, int(feature_cache_gib * GIB), disk=disk)
         self.model: nn.Module | None = None
         self._identity: dict[str, Any] = {}
 
@@ -90,13 +90,13 @@ class LocalPolicy(Policy):
         for part in parts:
             part.to(self.device)
         self.model = model
-        if self.features.stored is not None:
-            self.features.stored.check(model)
+        if self.features.disk is not None:
+            self.features.disk.check_encoder(model)
 
     @override
     def stored(self) -> KnowsFeatures | None:
         assert self.model is not None, "prepare comes first"
-        return None if self.features.stored is None else self.features.stored.cache(self.model)
+        return None if self.features.disk is None else self.features.disk.files(self.model)
 
     @override
     def close(self) -> None:
@@ -142,7 +142,7 @@ def weights_hash(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(bytes_of(tensor.detach().cpu().contiguous()))
+        digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
 
 

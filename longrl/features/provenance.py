@@ -9,13 +9,12 @@ import hashlib
 import json
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from longrl.features.disk import bytes_of
 from longrl.models.base import CausalFamily
 
 
-def provenance(family: CausalFamily, model: nn.Module) -> str:
+def encoder_provenance(family: CausalFamily, model: nn.Module) -> str:
     """Sha256 of family class, transformers version, settings, structure and every weight of the encoders.
 
     Args:
@@ -25,21 +24,26 @@ def provenance(family: CausalFamily, model: nn.Module) -> str:
     import transformers
 
     media_encoders = family.media_encoders(model)
-    told = {
+    description = {
         "family": f"{type(family).__module__}.{type(family).__qualname__}",
         "transformers": transformers.__version__,
         "settings": family.encoder_settings(),
         "structure": [str(module) for module in media_encoders],
     }
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
-    for place, module in enumerate(media_encoders):
+    digest = hashlib.sha256(json.dumps(description, sort_keys=True, default=str).encode())
+    for index, module in enumerate(media_encoders):
         for name, tensor in module.state_dict().items():
-            digest.update(f"\n{place} {name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            digest.update(bytes_of(tensor.detach().cpu().contiguous()))
+            digest.update(f"\n{index} {name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+            digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
 
 
-def numerics(device: torch.device) -> str:
-    """The precision in which a encoder that is called here and now would compute."""
+def encoder_precision(device: torch.device) -> str:
+    """The precision in which an encoder that is called here and now would compute."""
     autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
     return f"{device.type}, autocast {autocast}, default {torch.get_default_dtype()}"
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor; those of a contiguous one on the CPU are not copied."""
+    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

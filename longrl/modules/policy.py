@@ -18,8 +18,9 @@ from typing_extensions import override
 
 from longrl.algorithms import Algorithm
 from longrl.engines.parity import MismatchMonitor
-from longrl.features.cache import FeatureCache, TrainableFeatures
-from longrl.features.stored import StoredFeatures
+from longrl.features.cache import FeatureCache
+from longrl.features.disk_cache import DiskCache
+from longrl.features.trainable_features import TrainableFeatures
 from longrl.models.base import CausalFamily
 from longrl.models.lora import adapters_off
 from longrl.modules.initial_weights import build_from
@@ -97,8 +98,8 @@ class PolicyModule(TrainedModule):
         """Compares engine and trainer in every step; the rollout callback sets it."""
         self.vision_encoder_trains = False
         """Whether features need gradients; known once there are weights."""
-        stored = StoredFeatures(family, feature_cache_dir, feature_cache_disk_bytes) if feature_cache_dir else None
-        self.features = FeatureCache(family, feature_cache_bytes, stored=stored)
+        disk = DiskCache(family, feature_cache_dir, feature_cache_disk_bytes) if feature_cache_dir else None
+        self.features = FeatureCache(family, feature_cache_bytes, disk=disk)
 
     # -- building ------------------------------------------------------------------------------------------------
 
@@ -117,19 +118,19 @@ class PolicyModule(TrainedModule):
         super().configure_model()
         self.vision_encoder_trains = self.family.vision_encoder_trains(self.model)
         self.features.parallel = self.parallel
-        if self.features.stored:
-            self.features.stored.check(self.model)
+        if self.features.disk:
+            self.features.disk.check_encoder(self.model)
 
     @override
     def on_train_start(self) -> None:
         """Tells the loader which videos it need not decode; only now have weights and optimizer been restored."""
         super().on_train_start()
-        stored = self.features.stored
-        if stored is None or not self.family.media_encoders(self.model):
+        disk = self.features.disk
+        if disk is None or not self.family.media_encoders(self.model):
             return
-        before = stored.cache(self.model)
+        before = disk.files(self.model)
         with contextlib.nullcontext() if self.is_rl() else self.trainer.precision_plugin.forward_context():
-            cache = stored.cache(self.model)
+            cache = disk.files(self.model)
         # In validation the rollout callback may encode before the precision of the step, or the step within it.
         data_module = data_module_of(self.trainer)
         if cache is before:

@@ -41,6 +41,10 @@ class Parallel:
         return self.degrees[min(fitting) if fitting else max(self.degrees)]
 
 
+SINGLE_RANK_GRID = Parallel()
+"""One rank that does everything."""
+
+
 class ParallelModule(LightningModule):
     """A LightningModule that trains a model family on a grid of ranks."""
 

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from longrl.features.cache import FeatureCache
-from longrl.features.stored import StoredFeatures
+from longrl.features.disk_cache import DiskCache
 from longrl.packing.pack import pack
 from tests.families import FAMILIES, SEEING, every
 from tests.tiny import random_completions
 
 
 def from_disk(family, folder):
-    return FeatureCache(family, stored=StoredFeatures(family, str(folder), 1 << 40))
+    return FeatureCache(family, disk=DiskCache(family, str(folder), 1 << 40))
 
 
 def frozen(name):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from longrl.features.cache import FeatureCache, TrainableFeatures
+from longrl.features.cache import FeatureCache
+from longrl.features.trainable_features import TrainableFeatures
 from longrl.packing.pack import pack
 from tests.families import FAMILIES, TEXT, cell, every, proves
 from tests.tiny import (

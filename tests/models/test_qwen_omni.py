@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from longrl.engines.hf import HFEngine
-from longrl.features.cache import FeatureCache, encode_share, gather_rows
+from longrl.features.cache import FeatureCache
+from longrl.features.encode import encode_shard, row_indices
 from longrl.models.qwen_omni import QwenOmniFamily, _chunks
 from longrl.packing.pack import pack
 from longrl.planning.inputs import ModelSizes
@@ -336,12 +337,10 @@ def test_a_plan_says_that_it_counts_no_sound():
 
 def test_gathered_rows_lie_where_the_whole_has_them():
     """One rank alone, to pin the order of rows that sharing relies on."""
-    from longrl.features.cache import _places
     from longrl.strategies.parallel import Parallel
 
     family = omni_family()
     model, media = family.build(), [family.patch(sound(5.3)), family.patch(held(frames(5), FrameShard()))]
-    rows = encode_share(family, model, media, Parallel())
-    places = _places(family, media, 3)
+    rows = encode_shard(family, model, media, Parallel())
+    places = row_indices(family, media, 3)
     assert torch.equal(torch.cat(places).sort().values, torch.arange(len(rows)))
-    assert torch.equal(gather_rows(rows, places, Parallel()), rows)

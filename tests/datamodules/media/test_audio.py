@@ -7,7 +7,7 @@ import torch
 from longrl.datamodules.loading.render import RowRenderer
 from longrl.datamodules.media.audio import read_sound
 from longrl.datamodules.media.sampling import VideoSampling
-from longrl.features.pieces import pieces
+from longrl.features.encode import patched_parts
 from longrl.types import Row, UnusableSample
 from tests.sounds import tone, write_clip, write_sound
 from tests.tiny import omni_family, vl_family
@@ -163,4 +163,4 @@ def test_samples_of_stored_sound_are_let_go_of_and_found_again(tmp_path):
     for made, kept in zip(whole.media, outline.media, strict=True):
         assert made.key == kept.key
         assert len(kept.patches) == 0
-        assert torch.equal(torch.cat([piece.patches for piece in pieces(family, kept)]), made.patches)
+        assert torch.equal(torch.cat([piece.patches for piece in patched_parts(family, kept)]), made.patches)

@@ -31,7 +31,7 @@ from longrl.datamodules.media.video import (
     read_video,
 )
 from longrl.features.cache import FeatureCache
-from longrl.features.pieces import regrouped
+from longrl.features.encode import regroup_frames
 from longrl.models.base import CausalFamily
 from longrl.strategies.axis import Axis
 from longrl.strategies.parallel import Parallel
@@ -128,7 +128,7 @@ def test_regrouped_parts_are_the_same_frames(sizes, num_frames):
     outline = VideoReader(clip("plain.mp4"), ALL).outline
     pixels = torch.arange(3 * sum(sizes)).view(-1, 3, 1, 1)
     parts = [dataclasses.replace(outline, pixels=part) for part in pixels.split(sizes)]
-    found = [part.pixels for part in regrouped(iter(parts), num_frames)]
+    found = [part.pixels for part in regroup_frames(iter(parts), num_frames)]
     assert [len(part) for part in found[:-1]] == [num_frames] * (len(found) - 1)
     assert torch.equal(torch.cat([pixels[:0], *found]), pixels)
 
@@ -202,7 +202,7 @@ def test_features_are_the_same_wherever_the_frames_wait_and_however_they_are_cut
 
 @pytest.mark.parametrize("max_mib", [0, 9])
 def test_a_tower_that_trains_reads_streamed_frames_too(max_mib):
-    from longrl.features.cache import TrainableFeatures
+    from longrl.features.trainable_features import TrainableFeatures
 
     family = vl_family(freeze_vision_encoder=False)
     model = family.build()
@@ -218,7 +218,7 @@ def test_a_tower_that_trains_reads_streamed_frames_too(max_mib):
 @pytest.mark.parametrize("max_mib", [0, 9])
 @pytest.mark.parametrize("size", [2, 3, 40])
 def test_ranks_that_share_a_video_have_its_patches_between_them(max_mib, size):
-    from longrl.features.pieces import pieces
+    from longrl.features.encode import patched_parts
 
     family = vl_family(freeze_vision_encoder=True)
     _, whole = rendered(family, clip("b_frames.mp4"))
@@ -227,7 +227,7 @@ def test_ranks_that_share_a_video_have_its_patches_between_them(max_mib, size):
     for rank in range(size):
         _, medium = rendered(family, clip("b_frames.mp4"), FrameShard(rank, size), max_held_mib=max_mib, chunk_frames=3)
         cells = len(FrameShard(rank, size).temporal_patches(medium.grid_thw[0]))
-        parts = list(pieces(family, medium.part(cells))) if cells else []
+        parts = list(patched_parts(family, medium.part(cells))) if cells else []
         assert medium.key == whole.key
         assert sum(part.grid_thw[0] for part in parts) == cells
         found += [part.patches for part in parts]

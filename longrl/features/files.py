@@ -1,7 +1,7 @@
 """Media features on disk: one safetensors file per medium, found by key and provenance, and checked when it is read.
 
-A file is whole or it is not there: it is written beside its place, flushed to disk and renamed. What is torn, altered,
-or of another key or provenance counts as absent, and is said. Any number of processes may share a folder.
+A file is whole or it is not there (`atomic_write`). What is torn, altered, or of another key or provenance counts as
+absent, and is said. Any number of processes may share a folder.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ import json
 import logging
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from longrl.features.provenance import tensor_bytes
 from longrl.io.atomic import PARTIAL_SUFFIX, atomic_write
 
 logger = logging.getLogger(__name__)
@@ -32,19 +31,7 @@ RETRY_AFTER_S = 600.0
 GIB = 1 << 30
 
 
-@dataclass(frozen=True)
-class Stored:
-    """What a file holds."""
-
-    features: Tensor
-    """[N, D] on the CPU."""
-    encode_s: float
-    """Seconds it took to make them."""
-    num_bytes: int
-    """Of the file."""
-
-
-class DiskCache:
+class FeatureFiles:
     """Features of one encoder in a folder that several encoders, runs and machines may share.
 
     Args:
@@ -61,7 +48,7 @@ class DiskCache:
         self.provenance = provenance
         self.max_bytes = max_bytes
         self.num_broken = 0
-        """Files found that could not be used."""
+        """Files that could not be used."""
         self.num_evicted = 0
         """Files removed to make room."""
         self._may_write = 0
@@ -83,17 +70,20 @@ class DiskCache:
         return self.folder / (name + SUFFIX)
 
     def has(self, key: str) -> bool:
-        """Whether there is a file, which `read` may still find broken."""
+        """Says whether there is a file, which `read` may still find broken."""
         return self.path(key).exists()
 
-    # -- reading -------------------------------------------------------------------------------------------------
+    def num_bytes(self) -> int:
+        """Size of all files in the folder, whichever encoder they are of."""
+        return sum(state.st_size for _, state in self._list_files())
 
-    def read(self, key: str) -> Stored | None:
-        """What was stored under a media key, or None: then it is to be encoded."""
+    # -- reading and writing -------------------------------------------------------------------------------------
+
+    def read(self, key: str) -> tuple[Tensor, float] | None:
+        """The [N, D] features of a medium and the seconds it took to make them, or None: then it is to be encoded."""
         path = self.path(key)
         try:
-            data = path.read_bytes()
-            stored = unpacked(data, {"key": key, "provenance": self.provenance})
+            features, encode_s = unpack_features(path.read_bytes(), {"key": key, "provenance": self.provenance})
         except FileNotFoundError:
             return None
         except Exception as error:  # what a damaged header raises has many types
@@ -102,94 +92,84 @@ class DiskCache:
             return None
         with contextlib.suppress(OSError):  # evicted just now, or a folder to read only
             os.utime(path)
-        return stored
-
-    # -- writing -------------------------------------------------------------------------------------------------
+        return features, encode_s
 
     def write(self, key: str, features: Tensor, encode_s: float) -> int:
-        """Stores [N, D] features, in place of what is there; whether it worked is no reason to stop a run.
+        """Stores [N, D] features, in place of what is there; a failure is no reason to stop a run.
 
         Returns:
             Bytes written: 0 if the disk is full, the folder cannot be written to, or the file alone is over the limit.
         """
         if time.monotonic() < self._paused_until:
             return 0
-        data = packed({"key": key, "provenance": self.provenance}, features, encode_s)
-        if len(data) > self.max_bytes:
+        content = pack_features({"key": key, "provenance": self.provenance}, features, encode_s)
+        if len(content) > self.max_bytes:
             self._warn_once(
-                "limit",
-                f"features of {len(data) / GIB:.2f} GiB are not stored, for all files together may take "
+                f"features of {len(content) / GIB:.2f} GiB are not stored, for all files together may take "
                 f"model.feature_cache_disk_bytes={self.max_bytes}; raise it",
+                topic="limit",
             )
             return 0
         try:
-            self._make_room(len(data))
-            atomic_write(self.path(key), data)
+            self._make_room(len(content))
+            atomic_write(self.path(key), content)
         except OSError as error:
-            self._pause(error)
+            self._paused_until = time.monotonic() + RETRY_AFTER_S
+            self._warn_once(
+                f"features cannot be written to model.feature_cache_dir={self.folder} ({error.strerror}): the run goes "
+                f"on, reads what is there, encodes the rest and tries to write again every {RETRY_AFTER_S:.0f} s. Free "
+                "space, lower model.feature_cache_disk_bytes, or name a folder that can be written to",
+                topic="write",
+            )
             return 0
-        return len(data)
+        return len(content)
 
-    def _pause(self, error: OSError) -> None:
-        self._paused_until = time.monotonic() + RETRY_AFTER_S
-        self._warn_once(
-            "write",
-            f"features cannot be written to model.feature_cache_dir={self.folder} ({error.strerror}): the run goes on, "
-            f"reads what is there, encodes the rest and tries to write again every {RETRY_AFTER_S:.0f} s. Free space, "
-            "lower model.feature_cache_disk_bytes, or name a folder that can be written to",
-        )
-
-    def _warn_once(self, topic: str, text: str) -> None:
-        if topic not in self._warned:
-            self._warned.add(topic)
-            logger.warning(text)
-
-    # -- the limit -----------------------------------------------------------------------------------------------
-
-    def _make_room(self, wanted: int) -> None:
-        """Removes the least recently used files until `wanted` bytes fit."""
-        if wanted <= self._may_write:
-            self._may_write -= wanted
+    def _make_room(self, num_bytes: int) -> None:
+        """Removes the least recently used files until `num_bytes` fit."""
+        if num_bytes <= self._may_write:
+            self._may_write -= num_bytes
             return
-        files = self._files()
-        size = sum(file.st_size for _, file in files)
-        for path, file in sorted(files, key=lambda found: (found[1].st_mtime_ns, found[0])):
-            if size + wanted <= self.max_bytes:
+        files = self._list_files()
+        size = sum(state.st_size for _, state in files)
+        for path, state in sorted(files, key=lambda file: (file[1].st_mtime_ns, file[0])):
+            if size + num_bytes <= self.max_bytes:
                 break
             with contextlib.suppress(FileNotFoundError):  # another process evicts too
                 os.unlink(path)
                 self.num_evicted += 1
-            size -= file.st_size
+            size -= state.st_size
         if self.num_evicted:
             self._warn_once(
-                "evicted",
                 f"model.feature_cache_dir={self.folder} is full (model.feature_cache_disk_bytes={self.max_bytes}): the "
                 "least recently used features are removed for new ones. A limit below what one epoch needs saves "
                 "little; raise it if there is room",
+                topic="evicted",
             )
-        self._may_write = max(0, self.max_bytes - size - wanted) // 8
+        # An eighth of what is left, for other processes write, too, before they measure again.
+        self._may_write = max(0, self.max_bytes - size - num_bytes) // 8
 
-    def _files(self) -> list[tuple[str, os.stat_result]]:
+    def _list_files(self) -> list[tuple[str, os.stat_result]]:
         """Path and state of every file of features; what killed writers left is removed on the way."""
-        found = []
+        files = []
         with os.scandir(self.folder) as entries:
             for entry in entries:
                 with contextlib.suppress(FileNotFoundError):  # evicted or renamed just now
                     if entry.name.endswith(SUFFIX):
-                        found.append((entry.path, entry.stat()))
+                        files.append((entry.path, entry.stat()))
                     elif entry.name.endswith(PARTIAL_SUFFIX) and time.time() - entry.stat().st_mtime > STALE_AFTER_S:
                         os.unlink(entry.path)
-        return found
+        return files
 
-    def num_bytes(self) -> int:
-        """Of all files in the folder, whichever encoder they are of."""
-        return sum(file.st_size for _, file in self._files())
+    def _warn_once(self, text: str, topic: str) -> None:
+        if topic not in self._warned:
+            self._warned.add(topic)
+            logger.warning(text)
 
 
 # ------------------------------------------------------------------------------------------------------------- format
 
 
-def packed(identity: dict[str, str], features: Tensor, encode_s: float) -> bytes:
+def pack_features(identity: dict[str, str], features: Tensor, encode_s: float) -> bytes:
     """The bytes of a file: safetensors, with all that identifies it and a checksum in its metadata."""
     from safetensors.torch import save
 
@@ -199,36 +179,31 @@ def packed(identity: dict[str, str], features: Tensor, encode_s: float) -> bytes
         "dtype": str(tensor.dtype),
         "encode_s": f"{encode_s:.6f}",
     }
-    return save({"features": tensor}, metadata | {"sha256": checksum(metadata, tensor)})
+    return save({"features": tensor}, metadata | {"sha256": _checksum(metadata, tensor)})
 
 
-def unpacked(data: bytes, identity: dict[str, str]) -> Stored:
-    """The inverse of `packed`.
+def unpack_features(content: bytes, identity: dict[str, str]) -> tuple[Tensor, float]:
+    """The inverse of `pack_features`: features on the CPU and the seconds it took to make them.
 
     Raises:
         ValueError: it is another medium's or encoder's, or its checksum is wrong; a torn header raises other errors.
     """
     from safetensors.torch import load
 
-    header_bytes = int.from_bytes(data[:8], "little")
-    metadata: dict[str, Any] = json.loads(data[8 : 8 + header_bytes])["__metadata__"]
-    tensor = load(data)["features"]
+    header_bytes = int.from_bytes(content[:8], "little")
+    metadata: dict[str, Any] = json.loads(content[8 : 8 + header_bytes])["__metadata__"]
+    tensor = load(content)["features"]
     expected = identity | {"shape": str(list(tensor.shape)), "dtype": str(tensor.dtype)}
     for name, value in expected.items():
         if metadata[name] != value:
             raise ValueError(f"its {name} is {metadata[name]!r} instead of {value!r}")
-    if metadata.pop("sha256") != checksum(metadata, tensor):
+    if metadata.pop("sha256") != _checksum(metadata, tensor):
         raise ValueError("its checksum is wrong")
-    return Stored(tensor, float(metadata["encode_s"]), len(data))
+    return tensor, float(metadata["encode_s"])
 
 
-def checksum(metadata: dict[str, str], tensor: Tensor) -> str:
+def _checksum(metadata: dict[str, str], tensor: Tensor) -> str:
     """Sha256 of the metadata and of a contiguous CPU tensor's bytes."""
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
-    digest.update(bytes_of(tensor))
+    digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
-
-
-def bytes_of(tensor: Tensor) -> memoryview:
-    """The bytes of a contiguous CPU tensor, not copied."""
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
