@@ -119,7 +119,7 @@ class Algorithm:
         if sampling.num_generations > 1 and sampling.temperature == 0:
             raise ValueError(
                 f"at temperature 0 the {sampling.num_generations} completions of a prompt are the same, and nothing is "
-                "learned; set sampling.temperature of the RolloutCallback above 0"
+                "learned; set rollout.sampling.temperature above 0"
             )
         uses_greedy = False
         for field, name, need in self._needs():
@@ -191,7 +191,7 @@ class Algorithm:
             if need.groups and num_generations < 2:
                 raise ValueError(
                     f"{name} compares the completions of a prompt and needs num_generations >= 2, "
-                    f"got {num_generations}; raise sampling.num_generations of the RolloutCallback, or {instead}"
+                    f"got {num_generations}; raise rollout.sampling.num_generations, or {instead}"
                 )
             if need.one_update and mini_batches > 1:
                 logger.warning(

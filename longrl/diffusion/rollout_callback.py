@@ -53,9 +53,7 @@ class DiffusionRolloutCallback(Callback):
         seed: int = 0,
     ) -> None:
         if samples_per_batch < 1:
-            raise ValueError(
-                f"samples_per_batch of the DiffusionRolloutCallback must be at least 1, got {samples_per_batch}"
-            )
+            raise ValueError(f"rollout.samples_per_batch must be at least 1, got {samples_per_batch}")
         self.reward = reward
         self.sampling = sampling or DiffusionSampling()
         self.eval_sampling = eval_sampling or dataclasses.replace(
@@ -78,8 +76,8 @@ class DiffusionRolloutCallback(Callback):
             pl_module.algorithm.validate_steps(self.sampling.num_generations, pl_module.steps_per_rollout)
             if not any(step.std for step in self._steps(pl_module, self.sampling)):
                 raise ValueError(
-                    "no denoising step draws noise, so there is nothing to train; set sampling.window of the "
-                    "DiffusionRolloutCallback to longrl.diffusion.windows.all_steps, and noise_level of its dynamics above 0"
+                    "no denoising step draws noise, so there is nothing to train; set rollout.sampling.window "
+                    "to longrl.diffusion.windows.all_steps, and noise_level of its dynamics above 0"
                 )
         self.reward.prepare()  # a missing package or folder is found before weights are loaded
 
@@ -149,8 +147,8 @@ class DiffusionRolloutCallback(Callback):
         errors = [text for own in policy.parallel.world.gather(self._errors[:1]) for text in own]
         if errors and not policy.parallel.world.max(sum(int(group.valid.any()) for group in groups)):
             raise ValueError(
-                f"the reward failed on every sample of the first rollout, first with {errors[0]}; for a diffusion model "
-                "a function gets frames [F, 3, H, W] and the row, so correct it, or take one for pictures and videos "
+                f"the reward failed on every sample of the first rollout, first with {errors[0]}; for a diffusion "
+                "model a function gets frames [F, 3, H, W] and the row, so correct it, or take one for pictures and videos "
                 "(configs/reward/colour.yaml and its like) where it was made for texts (think_answer.yaml)"
             )
 

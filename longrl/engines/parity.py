@@ -194,9 +194,9 @@ class MismatchMonitor:
         """What a run above `max_mismatch` ends with."""
         return (
             f"engine and trainer have parted: the log-probabilities of this step's tokens differ by {metrics}, "
-            f"mean above max_mean_mismatch={self.max_mismatch} of the RolloutCallback; this step did not change the "
-            "weights. Go on from the last checkpoint with --ckpt_path RUN/checkpoints/last.ckpt: engine weights are "
-            "handed over anew. If it happens again raise max_mean_mismatch, or use longrl.engines.hf.HFEngine"
+            f"mean above max_mean_mismatch={self.max_mismatch}; this step did not change the weights. Go on from the "
+            "last checkpoint with --ckpt_path RUN/checkpoints/last.ckpt: engine weights are handed over anew. If it "
+            "happens again raise rollout.max_mean_mismatch, or use longrl.engines.hf.HFEngine"
         )
 
 
@@ -230,10 +230,10 @@ def check_mismatch(
     lengths = ", ".join(f"{item.id!r} {len(item.input_ids)} tokens, {len(item.media)} media" for item in prompts)
     raise RuntimeError(
         f"engine and trainer disagree by up to {float(difference.max()):.4f} in the log-probability of a greedy token, "
-        f"more than max_mismatch={max_mismatch} of the RolloutCallback; training would follow another model than the "
-        "one that samples. The tokens that differ most:\n" + "\n".join(lines) + f"\nPrompts: {lengths}. Check that "
+        f"more than max_mismatch={max_mismatch}; training would follow another model than the one that samples. "
+        "The tokens that differ most:\n" + "\n".join(lines) + f"\nPrompts: {lengths}. Check that "
         "engine and family read the same folder and dtype (a difference of 0.1 is usual in bfloat16), or raise "
-        "max_mismatch"
+        "rollout.max_mismatch"
     )
 
 
