@@ -1,7 +1,70 @@
-"""longrl: reinforcement learning for vision-language models that reason over long videos."""
+"""longrl: reinforcement learning for vision-language models that reason over long videos.
+
+`__all__` is the public API; its names are loaded when they are first asked for, so `import longrl` is light.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from longrl.torchvision_ops import retry_on_import
 
+if TYPE_CHECKING:
+    from longrl.algorithms import Algorithm as Algorithm
+    from longrl.callbacks.rollout import RolloutCallback as RolloutCallback
+    from longrl.datamodules.longvideo_reason import LongVideoReason as LongVideoReason
+    from longrl.engines.hf import HFEngine as HFEngine
+    from longrl.engines.rollout_engine import RolloutEngine as RolloutEngine
+    from longrl.engines.server import VLLMServerEngine as VLLMServerEngine
+    from longrl.engines.vllm import VLLMEngine as VLLMEngine
+    from longrl.models.base import CausalFamily as CausalFamily
+    from longrl.modules.policy import PolicyModule as PolicyModule
+    from longrl.rewards import RewardSum as RewardSum
+    from longrl.rewards import RewardTerm as RewardTerm
+    from longrl.strategies.mr_sp import MRSPStrategy as MRSPStrategy
+    from longrl.types import (
+        Completion as Completion,
+    )
+    from longrl.types import (
+        Group as Group,
+    )
+    from longrl.types import (
+        Prompt as Prompt,
+    )
+    from longrl.types import (
+        Row as Row,
+    )
+    from longrl.types import (
+        SamplingParams as SamplingParams,
+    )
+
 __version__ = "0.1.0"
 
+_HOME = {
+    "Algorithm": "algorithms",
+    "CausalFamily": "models.base",
+    "Completion": "types",
+    "Group": "types",
+    "HFEngine": "engines.hf",
+    "LongVideoReason": "datamodules.longvideo_reason",
+    "MRSPStrategy": "strategies.mr_sp",
+    "PolicyModule": "modules.policy",
+    "Prompt": "types",
+    "RewardSum": "rewards",
+    "RewardTerm": "rewards",
+    "RolloutCallback": "callbacks.rollout",
+    "RolloutEngine": "engines.rollout_engine",
+    "Row": "types",
+    "SamplingParams": "types",
+    "VLLMEngine": "engines.vllm",
+    "VLLMServerEngine": "engines.server",
+}
+__all__ = sorted(_HOME)
+
 retry_on_import()
+
+
+def __getattr__(name: str) -> Any:
+    """The public name, from the module that defines it."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'longrl' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"longrl.{_HOME[name]}"), name)
