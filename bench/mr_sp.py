@@ -36,8 +36,7 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from common import Row, parse_arguments, peak_memory_mib, report
-from encode_once import Sizes as VisionSizes
-from encode_once import family_of
+from encode_once import Sizes as VisionSizes, family_of
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 

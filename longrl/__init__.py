@@ -18,22 +18,13 @@ if TYPE_CHECKING:
     from longrl.engines.vllm import VLLMEngine as VLLMEngine
     from longrl.models.base import CausalFamily as CausalFamily
     from longrl.modules.policy import PolicyModule as PolicyModule
-    from longrl.rewards import RewardSum as RewardSum
-    from longrl.rewards import RewardTerm as RewardTerm
+    from longrl.rewards import RewardSum as RewardSum, RewardTerm as RewardTerm
     from longrl.strategies.mr_sp import MRSPStrategy as MRSPStrategy
     from longrl.types import (
         Completion as Completion,
-    )
-    from longrl.types import (
         Group as Group,
-    )
-    from longrl.types import (
         Prompt as Prompt,
-    )
-    from longrl.types import (
         Row as Row,
-    )
-    from longrl.types import (
         SamplingParams as SamplingParams,
     )
 

@@ -67,8 +67,7 @@ def run_step(config: PipelineConfig, step: str) -> Report:
 
 def work(config: PipelineConfig, workspace: Workspace, report: Report, advance: Callable[[int], Any]) -> None:
     """Does a step."""
-    from longrl.pipeline import captions, difficulty, questions, splitting, validation
-    from longrl.pipeline import dataset_export as export
+    from longrl.pipeline import captions, dataset_export as export, difficulty, questions, splitting, validation
 
     if report.step in WITHOUT_MODEL:
         plain = {"split": splitting.split, "validate": validation.validate, "export": export.export}

@@ -3,8 +3,7 @@ import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from longrl.io.append_log import AppendLog
 

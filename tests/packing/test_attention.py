@@ -1,8 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from longrl.packing import attention
 from longrl.packing.attention import dense_mask, shared_prefix_attention

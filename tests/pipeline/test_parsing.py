@@ -4,8 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from longrl.chat.endpoint import Reply
 from longrl.pipeline.asking import Unusable, answered_text, mostly_latin

@@ -5,8 +5,7 @@ import itertools
 import av
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from longrl.commands.main import main
 from longrl.io.jsonl import read_jsonl

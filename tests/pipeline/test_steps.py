@@ -5,8 +5,7 @@ from dataclasses import replace
 
 import av
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from longrl.chat.endpoint import Budget, Endpoint
 from longrl.commands.main import main

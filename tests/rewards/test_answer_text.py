@@ -1,8 +1,7 @@
 """Think and answer tags."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from longrl.rewards.answer_text import after_thinking, answer_text, lenient_text, think_answer_format
 from longrl.types import Completion, Row

@@ -3,8 +3,7 @@
 import string
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from longrl.rewards.choice import chosen_option, extract_letter, multiple_choice, multiple_choice_lenient, parse_options
 from longrl.types import Completion, Row

@@ -1,8 +1,7 @@
 """Numbers and exact texts."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from longrl.rewards.exact import exact, exact_lenient, normalized_text
 from longrl.rewards.numeric import mean_relative_accuracy, number, numbers, numeric, numeric_lenient

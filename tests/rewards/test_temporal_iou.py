@@ -1,8 +1,7 @@
 """Intervals of time and their overlap."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from longrl.rewards.temporal_iou import Interval, interval_iou, parse_intervals, temporal_iou, temporal_iou_lenient
 from longrl.types import Completion, Row

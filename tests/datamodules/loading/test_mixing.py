@@ -2,8 +2,7 @@ import json
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from longrl.datamodules.loading.loader import PromptStream, RenderedRows
 from longrl.datamodules.loading.mixing import DataSource, MixedOrder, cycle, first_rows, source_list, weights_of

@@ -6,8 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from longrl.datamodules.loading.render import DEFAULT_QUESTION, RowRenderer, without_media
 from longrl.datamodules.longvideo_reason import LongVideoReason

@@ -7,8 +7,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
+from hypothesis import assume, given, settings, strategies as st
 from PIL import Image
 
 from longrl.datamodules.media.sampling import VideoSampling, sample_indices

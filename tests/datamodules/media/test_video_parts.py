@@ -13,8 +13,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from longrl.datamodules.loading.render import RowRenderer
 from longrl.datamodules.longvideo_reason import LongVideoReason
