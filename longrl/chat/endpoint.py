@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from longrl.chat.frames import image_part
+from longrl.chat.frames import MessagePart, image_part
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
@@ -65,6 +65,16 @@ class Endpoint:
     def is_local(self) -> bool:
         """On this machine, where no proxy is asked."""
         return self.url.split("//", 1)[1].startswith(LOOPBACK)
+
+    def request(
+        self,
+        content: str | list[MessagePart],
+        decoding: Decoding,
+        sample: int = 0,
+        load: Callable[[], Mapping[str, str]] | None = None,
+    ) -> Request:
+        """A request of one user message; see `Request` for the arguments."""
+        return Request(self.model, ({"role": "user", "content": content},), decoding, sample, self.extra, load)
 
     def price(self, prompt_tokens: int, completion_tokens: int) -> float:
         """Money for so many tokens."""

@@ -6,19 +6,11 @@ missing. So the same command goes on where it was killed, tries again what faile
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
 
+from longrl.io.progress import item_progress
 from longrl.pipeline.config import PipelineConfig
-from longrl.pipeline.workspace import STEPS, Report, Workspace
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
-
-    from longrl.chat.client import ReplyCache
-
-logger = logging.getLogger(__name__)
+from longrl.pipeline.step_run import STEPS, StepReport, StepRun, Workspace
 
 DESCRIPTION = f"""From videos to a data set of questions with reasoning; longvideo-reason/README.md explains.
 STEP is one of {", ".join(STEPS)}, or `all`."""
@@ -40,10 +32,10 @@ def main(args: Sequence[str]) -> None:
         raise ValueError(f"unknown step {step!r} of `pipeline`; choose one of {', '.join(STEPS)}, all")
     values = parser.instantiate(parser.parse_args(rest))
     values.pop("config")
-    run(PipelineConfig(**values.as_dict() if hasattr(values, "as_dict") else vars(values)), step)
+    run_steps(PipelineConfig(**values.as_dict() if hasattr(values, "as_dict") else vars(values)), step)
 
 
-def run(config: PipelineConfig, step: str) -> list[Report]:
+def run_steps(config: PipelineConfig, step: str) -> list[StepReport]:
     """Runs one step, or all.
 
     Raises:
@@ -53,70 +45,40 @@ def run(config: PipelineConfig, step: str) -> list[Report]:
     return [run_step(config, name) for name in (STEPS if step == "all" else (step,))]
 
 
-def run_step(config: PipelineConfig, step: str) -> Report:
+def run_step(config: PipelineConfig, step: str) -> StepReport:
     """One step, with a progress bar, a summary and `reports/STEP.json`."""
-    workspace, report = Workspace(config.out), Report(step, config.max_failed_share)
+    from longrl.chat.client import ReplyCache
+    from longrl.pipeline import captions, dataset_export, difficulty, questions, splitting, validation
+
+    work: Callable[[StepRun], None] = {
+        "split": splitting.split_into_clips,
+        "caption": captions.caption_clips,
+        "timeline": captions.write_timelines,
+        "question": questions.write_questions,
+        "validate": validation.validate_questions,
+        "rewrite": questions.rewrite_reasoning,
+        "filter": difficulty.filter_questions,
+        "export": dataset_export.export_dataset,
+    }[step]
+    workspace, report = Workspace(config.out), StepReport(step, config.max_failed_share)
+    replies = None if step in WITHOUT_MODEL else ReplyCache(workspace.path("responses"), config.budget)
     try:
-        with _progress() as progress:
-            work(config, workspace, report, _advance(progress, step))
+        with item_progress() as progress:
+            task = progress.add_task(step, total=0)
+
+            def add_items(count: int) -> None:
+                progress.update(task, total=(progress.tasks[task].total or 0) + count)
+
+            work(StepRun(config, workspace, report, replies, add_items, lambda: progress.advance(task)))
     finally:
+        if replies is not None:
+            replies.log.close()
         workspace.write_report(report)
-        show(report)
+        show_report(report)
     return report
 
 
-def work(config: PipelineConfig, workspace: Workspace, report: Report, advance: Callable[[int], Any]) -> None:
-    """Does a step."""
-    from longrl.pipeline import captions, dataset_export as export, difficulty, questions, splitting, validation
-
-    if report.step in WITHOUT_MODEL:
-        plain = {"split": splitting.split, "validate": validation.validate, "export": export.export}
-        plain[report.step](config, workspace, report, advance)
-        return
-    asking = {
-        "caption": captions.caption,
-        "timeline": captions.timeline,
-        "question": questions.question,
-        "rewrite": questions.rewrite,
-        "filter": difficulty.filter_questions,
-    }
-    replies = _replies(config, workspace)
-    try:
-        asking[report.step](config, workspace, replies, report, advance)
-    finally:
-        replies.log.close()
-
-
-def _replies(config: PipelineConfig, workspace: Workspace) -> ReplyCache:
-    from longrl.chat.client import ReplyCache
-
-    return ReplyCache(str(workspace.path("responses")), config.budget)
-
-
-# --------------------------------------------------------------------------------------------------------- the console
-
-
-def _progress() -> Progress:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns)
-
-
-def _advance(progress: Progress, step: str) -> Callable[[int], Any]:
-    """A function that adds items to the bar (n > 0) or finishes one (0)."""
-    task = progress.add_task(step, total=0)
-
-    def advance(count: int) -> None:
-        if count:
-            progress.update(task, total=(progress.tasks[task].total or 0) + count)
-        else:
-            progress.advance(task)
-
-    return advance
-
-
-def show(report: Report) -> None:
+def show_report(report: StepReport) -> None:
     """The summary table of a step."""
     from rich.console import Console
     from rich.table import Table

@@ -117,12 +117,12 @@ def doc_hash(row: Row) -> str:
     content = {**asdict(row), "metadata": portable(row.metadata)}
     for kind in ("videos", "images", "audios"):
         content[kind] = [Path(path).name for path in content[kind]]
-    return hash_json(content)
+    return hash_json(content, default=repr)  # metadata may hold anything, such as dates
 
 
-def hash_json(value: Any) -> str:
-    """Sha256 of a value as JSON."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=repr).encode()).hexdigest()
+def hash_json(value: Any, default: Callable[[Any], str] | None = None) -> str:
+    """Sha256 of a value as JSON; what JSON cannot hold is an error, or written by `default`."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=default).encode()).hexdigest()
 
 
 def portable(value: Any) -> Any:

@@ -10,13 +10,13 @@ from longrl.pipeline.config import PipelineConfig
 Rows = dict[str, list[dict[str, Any]]]
 
 
-def card(rows: Rows, config: PipelineConfig) -> str:
+def dataset_card(rows: Rows, config: PipelineConfig) -> str:
     """README.md of the data set, with the header that the hub and `datasets` read."""
     return "\n".join([_header(rows, config), _intro(config), _table(rows), _fields(), _made(config)])
 
 
 def _header(rows: Rows, config: PipelineConfig) -> str:
-    files = "".join(f"  - split: {split}\n    path: {split}.parquet\n" for split, own in rows.items() if own)
+    files = "".join(f"  - split: {split}\n    path: {split}.parquet\n" for split, of_split in rows.items() if of_split)
     total = sum(map(len, rows.values()))
     size = next(
         (name for limit, name in ((1000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K")) if total < limit),
@@ -42,15 +42,15 @@ def _table(rows: Rows) -> str:
         "| split | questions | videos | hours | multiple choice | open-ended | always the best letter |",
         "|---|---|---|---|---|---|---|",
     ]
-    lines += [f"| {split} | {' | '.join(_numbers(own))} |" for split, own in rows.items()]
+    lines += [f"| {split} | {' | '.join(_counts(of_split))} |" for split, of_split in rows.items()]
     lines += ["", "| category | " + " | ".join(rows) + " |", "|---" * (len(rows) + 1) + "|"]
-    counts = {split: Counter(row["problem_type"] for row in own) for split, own in rows.items()}
-    for category in sorted({name for own in counts.values() for name in own}):
-        lines.append(f"| {category} | " + " | ".join(str(own[category]) for own in counts.values()) + " |")
+    counts = {split: Counter(row["problem_type"] for row in of_split) for split, of_split in rows.items()}
+    for category in sorted({name for of_split in counts.values() for name in of_split}):
+        lines.append(f"| {category} | " + " | ".join(str(of_split[category]) for of_split in counts.values()) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _numbers(rows: list[dict[str, Any]]) -> list[str]:
+def _counts(rows: list[dict[str, Any]]) -> list[str]:
     durations = {row["metadata"]["video_sha256"]: row["metadata"]["duration_s"] for row in rows}
     letters = Counter(row["answer"] for row in rows if row["task"] == "multiple_choice")
     asked = letters.total()

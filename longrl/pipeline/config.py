@@ -16,7 +16,7 @@ class SplitOptions:
     """Step split."""
 
     clip_s: float = 10.0
-    """Wanted length of a clip in seconds."""
+    """Desired length of a clip in seconds."""
     min_clip_s: float = 5.0
     """A shorter last clip joins the one before it."""
     scenes: bool = False
@@ -205,10 +205,10 @@ class PipelineConfig:
         Raises:
             ValueError: it is not set.
         """
-        found: Endpoint | None = getattr(self, role)
-        if found is None:
+        endpoint: Endpoint | None = getattr(self, role)
+        if endpoint is None:
             raise ValueError(
                 f"this step asks the {role}, which is not set; give --{role}.model and --{role}.url (an "
                 "OpenAI-compatible server)"
             )
-        return found
+        return endpoint

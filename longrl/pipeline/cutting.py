@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from longrl.pipeline.video_frames import Times, decoded
+from longrl.pipeline.video_frames import Times, decode_frames
 
 SIDE = 32
 """Pixels of the grey pictures that are compared."""
 
 
-def cut(times: Times, clip_s: float, min_clip_s: float, scenes: Sequence[int] = ()) -> list[tuple[int, int]]:
+def cut_clips(times: Times, clip_s: float, min_clip_s: float, scenes: Sequence[int] = ()) -> list[tuple[int, int]]:
     """Clips as [first, stop) frame indices; they cover the video without gap or overlap.
 
     A clip ends at the scene change nearest to `clip_s` after its start, if one lies between half and one and a half of
@@ -22,7 +22,7 @@ def cut(times: Times, clip_s: float, min_clip_s: float, scenes: Sequence[int] = 
 
     Args:
         times: of the frames.
-        clip_s: wanted length in seconds.
+        clip_s: desired length in seconds.
         min_clip_s: shortest last clip in seconds.
         scenes: increasing indices of the frames that begin a scene.
     """
@@ -57,7 +57,7 @@ def scene_starts(path: str, times: Times, threshold: float) -> list[int]:
     """
     kept, changes = [], []
     before: NDArray[np.int16] | None = None
-    for index, frame in decoded(path, range(len(times.pts)), times):
+    for index, frame in decode_frames(path, range(len(times.pts)), times):
         grey = frame.reformat(width=SIDE, height=SIDE, format="gray").to_ndarray().astype(np.int16)
         if before is not None:
             kept.append(index)
@@ -67,9 +67,9 @@ def scene_starts(path: str, times: Times, threshold: float) -> list[int]:
 
 
 def _peaks(changes: NDArray[np.float64], threshold: float, around: int = 12) -> list[int]:
-    found = []
+    peaks = []
     for i in np.flatnonzero(changes >= threshold):
         near = changes[max(0, i - around) : i + around + 1]
         if changes[i] >= 3 * np.median(near) and changes[i] == near.max():
-            found.append(int(i))
-    return found
+            peaks.append(int(i))
+    return peaks

@@ -4,52 +4,52 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
-from typing import Any
 
 from longrl.io.atomic import atomic_write
-from longrl.pipeline.card import card
+from longrl.io.jsonl import write_jsonl
+from longrl.pipeline.card import dataset_card
 from longrl.pipeline.config import ExportOptions, PipelineConfig
 from longrl.pipeline.difficulty import LETTERS, with_options
-from longrl.pipeline.workspace import Record, Report, Workspace
+from longrl.pipeline.step_run import Record, StepRun
 
 SPLITS = ("sft", "rl", "eval")
 
 
-def export(config: PipelineConfig, workspace: Workspace, report: Report, advance: Callable[[int], Any]) -> None:
+def export_dataset(run: StepRun) -> None:
     """Writes `dataset/`: JSONL and parquet of each split, and README.md. The folder is replaced as a whole."""
-    records, options = workspace.read("filter"), config.export
-    videos = {video["video"]: video for video in workspace.read("timeline")}
-    advance(len(records))
-    places = split_videos(sorted({record["video"] for record in records}), videos, options)
-    rows: dict[str, list[Record]] = {split: [] for split in SPLITS}
+    records, options, report = run.workspace.read("filter"), run.config.export, run.report
+    videos = {video["video"]: video for video in run.workspace.read("timeline")}
+    run.add_items(len(records))
+    split_of = assign_splits(sorted({record["video"] for record in records}), videos, options)
+    by_split: dict[str, list[Record]] = {split: [] for split in SPLITS}
     unused = []
     for record in records:
-        split = places[record["video"]]
+        split = split_of[record["video"]]
         if split == "sft" and record["reasoning"] is None:
             unused.append({**record, "why": "its video is one of the SFT videos, but it has no reasoning"})
         else:
-            rows[split].append(record)
-    folder = workspace.path("dataset")
-    finished = {
-        split: [_row(record, letter, videos[record["video"]], folder) for record, letter in _dealt(own, split, options)]
-        for split, own in rows.items()
+            by_split[split].append(record)
+    folder = run.workspace.path("dataset")
+    rows = {
+        split: [_row(each, letter, videos[each["video"]], folder) for each, letter in _dealt(kept, split, options)]
+        for split, kept in by_split.items()
     }
-    _write(folder, finished, unused, config)
+    _write(folder, rows, unused, run.config)
     for _ in records:
-        advance(0)
+        run.finish_item()
     report.items, report.done = len(records), len(records) - len(unused)
-    report.counts.update({f"{split}: questions": len(own) for split, own in finished.items()})
-    report.counts.update({f"{split}: videos": len({row["videos"] for row in own}) for split, own in finished.items()})
+    for split, of_split in rows.items():
+        report.counts[f"{split}: questions"] = len(of_split)
+        report.counts[f"{split}: videos"] = len({row["videos"] for row in of_split})
     report.counts["unused, without reasoning"] = len(unused)
 
 
-def split_videos(names: Sequence[str], videos: dict[str, Record], options: ExportOptions) -> dict[str, str]:
+def assign_splits(names: Sequence[str], videos: dict[str, Record], options: ExportOptions) -> dict[str, str]:
     """Video -> split, decided by seed and content: a video stays where it is when others come, but for the borders."""
     order = sorted(
         names, key=lambda name: hashlib.sha256(f"{options.seed}/{videos[name]['digest']}".encode()).hexdigest()
@@ -112,7 +112,7 @@ def _relative(path: str, folder: Path) -> str:
     return Path(os.path.relpath(os.path.abspath(path), os.path.abspath(folder))).as_posix()
 
 
-# ------------------------------------------------------------------------------------------------------------ writing
+# ---- writing ----
 
 
 def _write(folder: Path, rows: dict[str, list[Record]], unused: list[Record], config: PipelineConfig) -> None:
@@ -120,22 +120,18 @@ def _write(folder: Path, rows: dict[str, list[Record]], unused: list[Record], co
     work = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    for split, own in rows.items():
-        atomic_write(work / f"{split}.jsonl", _lines(own))
-        if own:
-            atomic_write(work / f"{split}.parquet", parquet_bytes(own))
-    atomic_write(work / "unused.jsonl", _lines(unused))
-    atomic_write(work / "README.md", card(rows, config))
+    for split, of_split in rows.items():
+        write_jsonl(work / f"{split}.jsonl", of_split)
+        if of_split:
+            atomic_write(work / f"{split}.parquet", parquet_bytes(of_split))
+    write_jsonl(work / "unused.jsonl", unused)
+    atomic_write(work / "README.md", dataset_card(rows, config))
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
     work.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _lines(records: Iterable[Record]) -> bytes:
-    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
 
 
 def parquet_bytes(rows: Sequence[Record]) -> bytes:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from longrl.pipeline.asking import Unusable
+from longrl.pipeline.asking import UnusableReply
 from longrl.pipeline.config import Kind
 from longrl.rewards.temporal_iou import parse_intervals
 
@@ -58,18 +58,18 @@ def parse_question(text: str, kind: Kind) -> Question:
     """The question that a reply holds.
 
     Raises:
-        Unusable: no JSON object with a question, a field missing or of the wrong type, or an answer outside them.
+        UnusableReply: no JSON object with a question, a field missing or of the wrong type, or an answer outside them.
     """
-    found = next((item for item in json_objects(text) if "question" in item), None)
-    if found is None:
-        raise Unusable("no json", f"no JSON object with a question in {text[:200]!r}")
-    question = _text(found, "question")
-    options = _options(found) if kind == "multiple_choice" else ()
-    answer = _text(found, "answer")
+    fields = next((item for item in json_objects(text) if "question" in item), None)
+    if fields is None:
+        raise UnusableReply("no json", f"no JSON object with a question in {text[:200]!r}")
+    question = _text(fields, "question")
+    options = _options(fields) if kind == "multiple_choice" else ()
+    answer = _text(fields, "answer")
     if kind == "multiple_choice":
         answer = _chosen(answer, options)
-    box, box_at_s = _box(found.get("box"))
-    return Question(kind, question, options, answer, tuple(_steps(found)), box, box_at_s)
+    box, box_at_s = _box(fields.get("box"))
+    return Question(kind, question, options, answer, tuple(_steps(fields)), box, box_at_s)
 
 
 def json_objects(text: str) -> Iterator[dict[str, Any]]:
@@ -77,48 +77,48 @@ def json_objects(text: str) -> Iterator[dict[str, Any]]:
     decoder, start = json.JSONDecoder(strict=False), 0
     while (start := text.find("{", start)) >= 0:
         try:
-            found, start = decoder.raw_decode(text, start)
+            value, start = decoder.raw_decode(text, start)
         except (ValueError, RecursionError):
             start += 1
         else:
-            if isinstance(found, dict):
-                yield found
+            if isinstance(value, dict):
+                yield value
 
 
 def seconds_of(value: object) -> float:
     """A time in seconds: 75, 75.5, "75.5 s", "1:15" or "0:01:15".
 
     Raises:
-        Unusable: it is none of them.
+        UnusableReply: it is none of them.
     """
     if isinstance(value, int | float) and not isinstance(value, bool) and value == value:
         return float(value)
     match = CLOCK.fullmatch(value) if isinstance(value, str) else None
     if match is None:
-        raise Unusable("bad times", f"{value!r} is no time")
+        raise UnusableReply("bad times", f"{value!r} is no time")
     hours, minutes, seconds = match.groups()
     return 3600 * float(hours or 0) + 60 * float(minutes or 0) + float(seconds)
 
 
-def plain(text: str) -> str:
+def plain_text(text: str) -> str:
     """NFKC, single-spaced."""
     return " ".join(unicodedata.normalize("NFKC", text).split())
 
 
-def _text(found: Mapping[str, Any], field: str) -> str:
-    value = found.get(field)
+def _text(fields: Mapping[str, Any], field: str) -> str:
+    value = fields.get(field)
     value = str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
-    if not isinstance(value, str) or not plain(value):
-        raise Unusable("bad schema", f"{field!r} must be a text, got {value!r}")
-    return plain(value)
+    if not isinstance(value, str) or not plain_text(value):
+        raise UnusableReply("bad schema", f"{field!r} must be a text, got {value!r}")
+    return plain_text(value)
 
 
-def _options(found: Mapping[str, Any]) -> tuple[str, ...]:
-    value = found.get("options")
+def _options(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    value = fields.get("options")
     listed = list(value.values()) if isinstance(value, dict) else value
     if not isinstance(listed, list) or not listed or not all(isinstance(item, str | int | float) for item in listed):
-        raise Unusable("bad schema", f"'options' must be a list of texts, got {value!r}")
-    return tuple(_without_labels([plain(str(option)) for option in listed]))
+        raise UnusableReply("bad schema", f"'options' must be a list of texts, got {value!r}")
+    return tuple(_without_labels([plain_text(str(option)) for option in listed]))
 
 
 def _without_labels(options: Sequence[str]) -> list[str]:
@@ -131,25 +131,25 @@ def _without_labels(options: Sequence[str]) -> list[str]:
 
 def _chosen(answer: str, options: Sequence[str]) -> str:
     """The option that an answer means, by its wording or its letter."""
-    said = answer.casefold()
+    wording = answer.casefold()
     for i, option in enumerate(options):
         letter = chr(ord("a") + i)
         wordings = (option, f"{letter}. {option}", f"{letter}) {option}", f"({letter}) {option}", f"{letter}: {option}")
-        if said in {wording.casefold() for wording in wordings}:
+        if wording in {each.casefold() for each in wordings}:
             return option
-    letter = re.fullmatch(r"\(?(?:option )?([a-h])[).]?", said)
-    if letter and ord(letter[1]) - ord("a") < len(options):
-        return options[ord(letter[1]) - ord("a")]
-    raise Unusable("answer outside the options", f"the answer {answer!r} is none of {list(options)}")
+    match = re.fullmatch(r"\(?(?:option )?([a-h])[).]?", wording)
+    if match and ord(match[1]) - ord("a") < len(options):
+        return options[ord(match[1]) - ord("a")]
+    raise UnusableReply("answer outside the options", f"the answer {answer!r} is none of {list(options)}")
 
 
-def _steps(found: Mapping[str, Any]) -> Iterator[Step]:
-    listed = found.get("reasoning", found.get("steps"))
+def _steps(fields: Mapping[str, Any]) -> Iterator[Step]:
+    listed = fields.get("reasoning", fields.get("steps"))
     if not isinstance(listed, list):
-        raise Unusable("bad schema", f"'reasoning' must be a list of steps, got {str(listed)[:100]!r}")
+        raise UnusableReply("bad schema", f"'reasoning' must be a list of steps, got {str(listed)[:100]!r}")
     for step in listed:
         if not isinstance(step, dict):
-            raise Unusable("bad schema", f"a step must be an object with start, end and text, got {step!r}")
+            raise UnusableReply("bad schema", f"a step must be an object with start, end and text, got {step!r}")
         yield Step(*_interval(step), _text(step, "text"))
 
 
@@ -158,7 +158,7 @@ def _interval(step: Mapping[str, Any]) -> tuple[float, float]:
         return seconds_of(step["start"]), seconds_of(step["end"])
     intervals = parse_intervals(str(step.get("time", step.get("timestamp", ""))))
     if len(intervals) != 1:
-        raise Unusable("bad times", f"a step needs start and end, got {dict(step)!r}"[:300])
+        raise UnusableReply("bad times", f"a step needs start and end, got {dict(step)!r}"[:300])
     return intervals[0].start_s, intervals[0].stop_s
 
 
@@ -167,6 +167,6 @@ def _box(value: object) -> tuple[tuple[float, ...] | None, float | None]:
         return None, None
     corners = value.get("corners") if isinstance(value, dict) else None
     if not isinstance(corners, list) or len(corners) != 4 or not all(isinstance(c, int | float) for c in corners):
-        raise Unusable("bad schema", f"'box' must have corners [x0, y0, x1, y1] and a time, got {value!r}")
+        raise UnusableReply("bad schema", f"'box' must have corners [x0, y0, x1, y1] and a time, got {value!r}")
     assert isinstance(value, dict)
     return tuple(float(corner) for corner in corners), seconds_of(value.get("time"))

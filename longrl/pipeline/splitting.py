@@ -4,52 +4,50 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from longrl.io.append_log import AppendLog
 from longrl.io.atomic import atomic_file
-from longrl.pipeline.config import PipelineConfig, SplitOptions
-from longrl.pipeline.cutting import cut, scene_starts
-from longrl.pipeline.video_frames import BrokenVideo, decoded, file_digest, frame_times
-from longrl.pipeline.workspace import Record, Report, Workspace
-
-logger = logging.getLogger(__name__)
+from longrl.pipeline.config import SplitOptions
+from longrl.pipeline.cutting import cut_clips, scene_starts
+from longrl.pipeline.step_run import Record, StepReport, StepRun, Workspace
+from longrl.pipeline.video_frames import BrokenVideo, decode_frames, file_digest, frame_times
 
 SUFFIXES = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm")
 VERSION = 1
 """Raise it when the same options cut elsewhere."""
 
 
-def split(config: PipelineConfig, workspace: Workspace, report: Report, advance: Callable[[int], Any]) -> None:
+def split_into_clips(run: StepRun) -> None:
     """Writes one record per clip: video, times in seconds and frame indices.
 
     A video is cut once; clips of a file with the same content and options come from the log in `splits/`.
     """
-    found = find_videos(config.videos)
-    report.items = len(found)
-    advance(len(found))
-    log = AppendLog(workspace.path("splits")).open()
+    options = run.config.split
+    videos = find_videos(run.config.videos)
+    run.report.items = len(videos)
+    run.add_items(len(videos))
+    log = AppendLog(run.workspace.path("splits")).open()
 
-    def one(item: tuple[str, str]) -> Record | BrokenVideo:
+    def cut_one(video: tuple[str, str]) -> Record | BrokenVideo:
         try:
-            return _cut_once(log, *item, config.split)
+            return _cut_once(log, *video, options)
         except BrokenVideo as error:
             return error
         finally:
-            advance(0)
+            run.finish_item()
 
-    with ThreadPoolExecutor(config.split.workers) as pool:
-        results = list(pool.map(one, found))
+    with ThreadPoolExecutor(options.workers) as pool:
+        results = list(pool.map(cut_one, videos))
     log.close()
-    clips = list(_clips(found, results, report))
-    report.check()
-    if config.split.write_files:
-        _write_files(workspace, clips)
-    workspace.write("split", clips)
+    clips = list(_clips(videos, results, run.report))
+    run.report.check()
+    if options.write_files:
+        _write_files(run.workspace, clips)
+    run.workspace.write("split", clips)
 
 
 def find_videos(source: str) -> list[tuple[str, str]]:
@@ -61,42 +59,42 @@ def find_videos(source: str) -> list[tuple[str, str]]:
     path = Path(source).expanduser()
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-        found = [(file.relative_to(path).as_posix(), str(file)) for file in files]
+        videos = [(file.relative_to(path).as_posix(), str(file)) for file in files]
     elif path.is_file():
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-        found = [(line, str(path.parent / Path(line).expanduser())) for line in dict.fromkeys(lines) if line]
+        videos = [(line, str(path.parent / Path(line).expanduser())) for line in dict.fromkeys(lines) if line]
     else:
         raise ValueError(f"--videos={source} does not exist (working folder: {Path.cwd()}); name a folder or a list")
-    if not found:
+    if not videos:
         raise ValueError(f"--videos={source} has no video ({', '.join(SUFFIXES)}); name another folder or list")
-    return found
+    return videos
 
 
 def _cut_once(log: AppendLog, name: str, path: str, options: SplitOptions) -> Record:
     digest = file_digest(path)
-    how = [VERSION, digest, options.clip_s, options.min_clip_s, options.scenes, options.scene_threshold]
-    key = hashlib.sha256(json.dumps(how).encode()).hexdigest()
+    options_of_cut = [VERSION, digest, options.clip_s, options.min_clip_s, options.scenes, options.scene_threshold]
+    key = hashlib.sha256(json.dumps(options_of_cut).encode()).hexdigest()
     if key not in log:
         times = frame_times(path)
         scenes = scene_starts(path, times, options.scene_threshold) if options.scenes else []
         clips = [
             [times.start(first), times.start(stop), first, stop]
-            for first, stop in cut(times, options.clip_s, options.min_clip_s, scenes)
+            for first, stop in cut_clips(times, options.clip_s, options.min_clip_s, scenes)
         ]
         log.append(key, {"video": name, "digest": digest, "duration_s": times.end_s, "clips": clips})
     return log[key]
 
 
-def _clips(found: list[tuple[str, str]], results: list[Record | BrokenVideo], report: Report) -> Iterator[Record]:
+def _clips(videos: list[tuple[str, str]], results: list[Record | BrokenVideo], report: StepReport) -> Iterator[Record]:
     first_with: dict[str, str] = {}
-    for (name, path), result in zip(found, results, strict=True):
+    for (name, path), result in zip(videos, results, strict=True):
         if isinstance(result, BrokenVideo):
             report.failed += 1
-            report.problem(name, "broken video", str(result))
+            report.add_problem(name, "broken video", str(result))
             continue
         twin = first_with.setdefault(result["digest"], name)
         if twin != name:
-            report.problem(name, "same content as another video", f"it is {twin} again, and left out")
+            report.add_problem(name, "same content as another video", f"it is {twin} again, and left out")
             continue
         report.done += 1
         report.counts["clips"] += len(result["clips"])
@@ -129,7 +127,7 @@ def _encode(clip: Record, file: BinaryIO) -> None:
     times = frame_times(clip["path"])
     with av.open(file, "w", format="mp4") as container:
         stream: Any = None
-        for index, frame in decoded(clip["path"], range(clip["first"], clip["stop"]), times):
+        for index, frame in decode_frames(clip["path"], range(clip["first"], clip["stop"]), times):
             if stream is None:
                 stream = container.add_stream("libx264", rate=30)
                 stream.width, stream.height = frame.width // 2 * 2, frame.height // 2 * 2

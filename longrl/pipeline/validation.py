@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
-from longrl.pipeline.asking import Unusable, mostly_latin
+from longrl.pipeline.asking import UnusableReply, mostly_latin
 from longrl.pipeline.config import PipelineConfig, QuestionOptions, ValidateOptions
 from longrl.pipeline.parsing import Question, Step, parse_question
-from longrl.pipeline.workspace import Record, Report, Workspace
+from longrl.pipeline.step_run import Record, StepRun
 from longrl.rewards.exact import normalized_text
 
 SPEAKS_OF_SOURCE = re.compile(
@@ -31,46 +29,56 @@ Fault = tuple[str, str]
 """Kind and explanation."""
 
 
-def validate(config: PipelineConfig, workspace: Workspace, report: Report, advance: Callable[[int], Any]) -> None:
+def validate_questions(run: StepRun) -> None:
     """Writes the questions without fault, and beside them the rejected ones with their faults."""
-    replies, durations = workspace.read("question"), _durations(workspace)
+    workspace, report = run.workspace, run.report
+    replies = workspace.read("question")
+    durations = {video["video"]: video["duration_s"] for video in workspace.read("timeline")}
     accepted: list[Record] = []
     rejected: list[Record] = []
     by_video: dict[str, list[str]] = {}
-    advance(len(replies))
+    run.add_items(len(replies))
     for reply in replies:
         report.items += 1
-        question, faults = judged(reply, durations[reply["video"]], by_video, config)
+        earlier = by_video.setdefault(reply["video"], [])
+        question, faults = judge_reply(reply, durations[reply["video"]], earlier, run.config)
         for kind, text in faults:
-            report.problem(reply["id"], kind, text)
+            report.add_problem(reply["id"], kind, text)
         if question is None or faults:
             rejected.append({**reply, "faults": [list(fault) for fault in faults]})
         else:
-            by_video.setdefault(reply["video"], []).append(question.question)
+            earlier.append(question.question)
             accepted.append({**{key: reply[key] for key in ("id", "video", "category")}, **question.to_dict()})
-        advance(0)
+        run.finish_item()
     report.done = len(replies)
     report.counts["accepted"], report.counts["rejected"] = len(accepted), len(rejected)
-    report.counts.update({f"accepted: {name}": count for name, count in _categories(accepted).items()})
+    report.counts.update(f"accepted: {record['category']}, {record['kind']}" for record in accepted)
     report.calls |= {"longest option is right": _longest_is_right(accepted)}
     workspace.write("validate", accepted)
     workspace.write_beside("validate", "rejected", rejected)
 
 
-def judged(
-    reply: Record, duration_s: float, by_video: Mapping[str, Sequence[str]], config: PipelineConfig
+def judge_reply(
+    reply: Record, duration_s: float, earlier: Sequence[str], config: PipelineConfig
 ) -> tuple[Question | None, list[Fault]]:
-    """The question of a reply and all its faults; None for a reply that holds none."""
+    """The question of a reply and all its faults; None for a reply that holds none.
+
+    Args:
+        reply: with its `text`, `kind` and `category`.
+        duration_s: of its video.
+        earlier: questions accepted for the same video.
+        config: limits.
+    """
     try:
         question = parse_question(reply["text"], reply["kind"])
-    except Unusable as error:
+    except UnusableReply as error:
         return None, [(error.kind, str(error))]
-    question, boxes = cut_to(question, duration_s), config.question.boxes and reply["category"] == "spatial"
-    earlier = by_video.get(reply["video"], ())
-    return question, list(faults(question, duration_s, earlier, config.question, config.validate, boxes))
+    question = cut_steps_at(question, duration_s)
+    boxes = config.question.boxes and reply["category"] == "spatial"
+    return question, list(find_faults(question, duration_s, earlier, config.question, config.validate, boxes))
 
 
-def cut_to(question: Question, duration_s: float) -> Question:
+def cut_steps_at(question: Question, duration_s: float) -> Question:
     """The question with steps that end up to `SLACK_S` behind the video cut at its end."""
     steps = tuple(
         replace(step, end_s=duration_s) if duration_s < step.end_s <= duration_s + SLACK_S else step
@@ -79,11 +87,11 @@ def cut_to(question: Question, duration_s: float) -> Question:
     return replace(question, steps=steps)
 
 
-def faults(
+def find_faults(
     question: Question,
     duration_s: float,
     earlier: Sequence[str],
-    asked: QuestionOptions,
+    expected: QuestionOptions,
     options: ValidateOptions,
     boxes: bool = False,
 ) -> Iterator[Fault]:
@@ -93,15 +101,15 @@ def faults(
         question: as parsed.
         duration_s: of its video.
         earlier: questions accepted for the same video.
-        asked: how many options it should have.
+        expected: how many options it should have.
         options: limits.
         boxes: whether it must name a box.
     """
     if question.kind == "multiple_choice":
-        yield from _option_faults(question, asked.num_options, options)
+        yield from _option_faults(question, expected.num_options, options)
     elif len(question.answer.split()) > options.max_answer_words:
         yield "answer too long", f"{len(question.answer.split())} words, validate.max_answer_words allows fewer"
-    if _tells(question):
+    if _gives_answer_away(question):
         yield "answer in the question", f"{question.answer!r} stands in {question.question!r}"
     texts = [question.question, *question.options, question.answer]
     if TAGS.search(" ".join([*texts, *(step.text for step in question.steps)])):
@@ -112,7 +120,7 @@ def faults(
     yield from _box_faults(question, duration_s, boxes)
     if any(NAMES_LETTER.search(step.text) for step in question.steps):
         yield "names a letter", "the reasoning names an option by its letter, but letters are dealt later"
-    twin = next((text for text in earlier if similarity(text, question.question) > options.max_similarity), None)
+    twin = next((text for text in earlier if triple_similarity(text, question.question) > options.max_similarity), None)
     if twin is not None:
         yield "duplicate", f"{question.question!r} repeats {twin!r}"
     if options.english_only and not mostly_latin(question.question):
@@ -141,24 +149,24 @@ def _stands_out(question: Question, ratio: float, slack: int) -> bool:
     return longer or (min(others) > ratio * right and min(others) - right > slack)
 
 
-def _tells(question: Question) -> bool:
+def _gives_answer_away(question: Question) -> bool:
     """Whether the question holds the whole answer, and none of the wrong options; a question that names two is fair."""
-    said = f" {normalized_text(question.question)} "
-    named = [text for text in (question.options or (question.answer,)) if f" {normalized_text(text)} " in said]
-    return named == [question.answer]
+    text = f" {normalized_text(question.question)} "
+    contained = [each for each in (question.options or (question.answer,)) if f" {normalized_text(each)} " in text]
+    return contained == [question.answer]
 
 
-def _time_faults(steps: Sequence[Step], duration_s: float, least: int) -> Iterator[Fault]:
-    if len(steps) < least:
-        yield "no reasoning", f"{len(steps)} steps, validate.min_steps wants {least}"
+def _time_faults(steps: Sequence[Step], duration_s: float, min_steps: int) -> Iterator[Fault]:
+    if len(steps) < min_steps:
+        yield "no reasoning", f"{len(steps)} steps, validate.min_steps wants {min_steps}"
     for step in steps:
         if not 0 <= step.start_s < step.end_s <= duration_s:
             yield "times outside the video", f"{step.start_s:g} to {step.end_s:g} s in a video of {duration_s:g} s"
 
 
-def _box_faults(question: Question, duration_s: float, needed: bool) -> Iterator[Fault]:
+def _box_faults(question: Question, duration_s: float, is_required: bool) -> Iterator[Fault]:
     if question.box is None:
-        if needed:
+        if is_required:
             yield "no box", "question.boxes is on, but the question has none"
         return
     x0, y0, x1, y1 = question.box
@@ -168,7 +176,7 @@ def _box_faults(question: Question, duration_s: float, needed: bool) -> Iterator
         yield "times outside the video", f"the box is seen at {question.box_at_s} s in a video of {duration_s:g} s"
 
 
-def similarity(first: str, second: str) -> float:
+def triple_similarity(first: str, second: str) -> float:
     """Jaccard similarity of the character triples of two texts, 0 to 1; any script."""
     one, other = _triples(first), _triples(second)
     return len(one & other) / len(one | other)
@@ -179,16 +187,8 @@ def _triples(text: str) -> set[str]:
     return {padded[i : i + 3] for i in range(len(padded) - 2)}
 
 
-def _durations(workspace: Workspace) -> dict[str, float]:
-    return {video["video"]: video["duration_s"] for video in workspace.read("timeline")}
-
-
-def _categories(records: Sequence[Record]) -> Counter[str]:
-    return Counter(f"{record['category']}, {record['kind']}" for record in records)
-
-
 def _longest_is_right(records: Sequence[Record]) -> float:
     """Share of multiple-choice questions that "take the longest option" answers."""
-    asked = [record for record in records if record["options"]]
-    right = sum(max(record["options"], key=len) == record["answer"] for record in asked)
-    return round(right / len(asked), 4) if asked else 0.0
+    with_options = [record for record in records if record["options"]]
+    right = sum(max(record["options"], key=len) == record["answer"] for record in with_options)
+    return round(right / len(with_options), 4) if with_options else 0.0

@@ -91,19 +91,19 @@ def _video_stream(container: Any, path: str) -> Any:
     return container.streams.video[0]
 
 
-def middles(times: Times, first: int, stop: int, count: int) -> list[int]:
+def middle_frames(times: Times, first: int, stop: int, count: int) -> list[int]:
     """Indices of the frames on show at the middles of `count` equal spans of [first, stop); each once."""
     start_s, end_s = times.start(first), times.start(stop)
     moments = start_s + (np.arange(count) + 0.501) * (end_s - start_s) / count
-    found = np.searchsorted(times.starts, moments, side="right") - 1
-    return sorted({int(index) for index in found.clip(first, stop - 1)})
+    indices = np.searchsorted(times.starts, moments, side="right") - 1
+    return sorted({int(index) for index in indices.clip(first, stop - 1)})
 
 
-# ---------------------------------------------------------------------------------------------------------- decoding
+# ---- decoding ----
 
 
-def decoded(path: str, indices: Sequence[int], times: Times) -> Iterator[tuple[int, Any]]:
-    """(index, PyAV frame) of those of the wanted frames that decode, in order.
+def decode_frames(path: str, indices: Sequence[int], times: Times) -> Iterator[tuple[int, Any]]:
+    """(index, PyAV frame) of those of the given frames that decode, in order.
 
     The decoder goes on from frame to frame, and jumps where a key frame lies between the last one and the next.
     """
@@ -120,7 +120,7 @@ def decoded(path: str, indices: Sequence[int], times: Times) -> Iterator[tuple[i
 
 
 def _runs(indices: Sequence[int], times: Times) -> list[list[int]]:
-    """Wanted frames that one decoding from a key frame finds."""
+    """Frames that one decoding from a key frame finds."""
     runs: dict[int, list[int]] = {}
     for index in sorted(set(indices)):
         runs.setdefault(bisect.bisect_right(times.key_pts, times.pts[index]), []).append(index)
@@ -130,9 +130,10 @@ def _runs(indices: Sequence[int], times: Times) -> list[list[int]]:
 def _decoded_run(container: Any, stream: Any, run: Sequence[int], times: Times) -> Iterator[tuple[int, Any]]:
     import av
 
-    wanted = {times.pts[index]: index for index in run}
+    waiting = {times.pts[index]: index for index in run}
     keyed = bisect.bisect_right(times.key_pts, times.pts[run[0]]) - 1
     container.seek(times.key_pts[max(keyed, 0)] if times.key_pts else times.pts[0], stream=stream)
+    longest_delay = 64 * max(1, (times.pts[-1] - times.pts[0]) // max(1, len(times.pts) - 1))
     broken = False
     for packet in container.demux(stream):
         try:
@@ -142,31 +143,25 @@ def _decoded_run(container: Any, stream: Any, run: Sequence[int], times: Times) 
             continue
         for frame in frames:
             broken = broken and not frame.key_frame
-            index = wanted.pop(frame.pts, None)
+            index = waiting.pop(frame.pts, None)
             if index is not None and not (broken or frame.is_corrupt):
                 yield index, frame
-        # B frames come up to 16 places late
-        if not wanted or (packet.dts is not None and packet.dts > max(wanted) + _late(times)):
+        # B frames come up to 16 frames late.
+        if not waiting or (packet.dts is not None and packet.dts > max(waiting) + longest_delay):
             return
 
 
-def _late(times: Times) -> int:
-    """Stamps after which a frame does not come any more."""
-    span = times.pts[-1] - times.pts[0]
-    return 64 * max(1, span // max(1, len(times.pts) - 1))
-
-
-def images(path: str, indices: Sequence[int], times: Times, max_side: int) -> dict[int, Image]:
+def read_images(path: str, indices: Sequence[int], times: Times, max_side: int) -> dict[int, Image]:
     """Index -> RGB picture, at most `max_side` pixels on its longer side; frames that do not decode are left out."""
-    found = {}
-    for index, frame in decoded(path, indices, times):
-        image = frame.to_image()
-        image.thumbnail((max_side, max_side))
-        found[index] = image
-    return found
+    pictures = {}
+    for index, frame in decode_frames(path, indices, times):
+        picture = frame.to_image()
+        picture.thumbnail((max_side, max_side))
+        pictures[index] = picture
+    return pictures
 
 
-# -------------------------------------------------------------------------------------------------- in a message
+# ---- in a message ----
 
 
 @dataclass(frozen=True)
@@ -199,10 +194,10 @@ class FrameSet:
         Raises:
             BrokenVideo: none decodes.
         """
-        found = images(self.path, self.indices, frame_times(self.path), self.max_side)
-        if not found:
+        pictures = read_images(self.path, self.indices, frame_times(self.path), self.max_side)
+        if not pictures:
             raise BrokenVideo(f"{self.path}: none of the frames {list(self.indices)} can be decoded")
-        return {self.url(index): data_url(image) for index, image in found.items()}
+        return {self.url(index): data_url(picture) for index, picture in pictures.items()}
 
 
 def file_digest(path: str | Path) -> str:

@@ -3,18 +3,25 @@
 import dataclasses
 import json
 import random
+import subprocess
+import sys
 import time
 
 import pytest
 
 from longrl.commands.evaluate import parse_evaluation
 from longrl.commands.main import main
+from longrl.datamodules.loading.render import RowRenderer
+from longrl.datamodules.media.sampling import VideoSampling
 from longrl.engines.server import VLLMServerEngine
 from longrl.engines.vllm import VLLMEngine
-from longrl.evaluation.answering import portable
+from longrl.evaluation.answering import hash_json, portable, question_key
 from longrl.evaluation.benchmark import Evaluation
 from longrl.evaluation.local_policy import LocalPolicy, shown_name, weights_hash
 from longrl.io.jsonl import read_jsonl
+from longrl.models.lora import LoRASettings
+from longrl.models.qwen_vl import Qwen2_5_VLFamily
+from longrl.types import Row
 from tests.distributed import run_distributed
 from tests.evaluation.scripted import questions
 from tests.pipeline.running import join, kill, start_child
@@ -171,6 +178,43 @@ def test_options_of_vllm_that_may_change_answers_tell_engines_apart(tmp_path):
         "options": {"quantization": "fp8", "speculative_config": {"model": "draft"}},
     }  # fmt: skip
     assert VLLMServerEngine("http://127.0.0.1:8000").identity() == {}
+
+
+class OwnFamily(Qwen2_5_VLFamily):
+    """A family out of tree, which keeps whatever it likes."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.helper = object()
+
+
+def first_key(**options):
+    """Key of the first question, asked of a family of one's own."""
+    family = OwnFamily(str(ROOT / "configs" / "demo" / "base"), **options)
+    row = Row("1", "Which?\nA. x\nB. y", "A")
+    renderer = RowRenderer(family, VideoSampling())
+    identity = {"family": portable(family.identity()), "reading": portable(renderer.identity())}
+    return question_key(row, identity, renderer)
+
+
+def test_a_family_of_ones_own_has_the_same_keys_in_every_process():
+    code = "from tests.evaluation.test_local_policy import first_key; print(first_key())"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.split()[-1] == first_key()
+
+
+def test_options_of_training_alone_leave_stored_answers_valid():
+    training = {
+        "gradient_checkpointing": True, "freeze_vision_encoder": False, "lora": LoRASettings(rank=2),
+        "mlp_chunk_tokens": 64, "init_seed": 7,
+    }  # fmt: skip
+    assert first_key(**training) == first_key()
+    assert first_key(min_pixels=784) != first_key()
+
+
+def test_the_identity_of_what_is_asked_is_plain_values():
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        hash_json({"helper": object()})
 
 
 @pytest.mark.parametrize("seed", range(3))

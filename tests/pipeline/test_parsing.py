@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, strategies as st
 
 from longrl.chat.endpoint import Reply
-from longrl.pipeline.asking import Unusable, answered_text, mostly_latin
+from longrl.pipeline.asking import UnusableReply, answered_text, mostly_latin
 from longrl.pipeline.config import QuestionOptions, ValidateOptions
 from longrl.pipeline.parsing import Question, Step, json_objects, parse_question, seconds_of
-from longrl.pipeline.questions import rewritten
-from longrl.pipeline.validation import cut_to, faults, similarity
+from longrl.pipeline.questions import check_rewriting
+from longrl.pipeline.validation import cut_steps_at, find_faults, triple_similarity
 
 REPLY = {
     "question": "What does she do after the kettle boils?",
@@ -31,7 +31,7 @@ def said(**changes) -> str:
 
 
 def kinds(question: Question, *, duration_s=20.0, earlier=(), boxes=False, asked=None, **options) -> list[str]:
-    found = faults(
+    found = find_faults(
         question, duration_s, earlier, asked or QuestionOptions(), ValidateOptions(**options), boxes
     )  # fmt: skip
     return [kind for kind, _ in found]
@@ -84,7 +84,7 @@ def test_options_that_begin_with_a_letter_by_themselves_stay_whole():
     ],
 )  # fmt: skip
 def test_what_is_no_question_says_why(text, kind):
-    with pytest.raises(Unusable) as error:
+    with pytest.raises(UnusableReply) as error:
         parse_question(text, "multiple_choice")
     assert error.value.kind == kind
 
@@ -117,16 +117,16 @@ FIELDS = st.fixed_dictionaries({}, optional=dict.fromkeys((*REPLY, "box", "steps
 def test_any_object_is_a_question_or_unusable_and_a_question_survives_json(fields, kind):
     try:
         found = parse_question(json.dumps({"question": "Why?", **fields}), kind)
-    except Unusable:
+    except UnusableReply:
         return
     assert Question.of(json.loads(json.dumps(found.to_dict()))) == found
-    list(faults(found, 10.0, ["Why?"], QuestionOptions(), ValidateOptions(), True))
+    list(find_faults(found, 10.0, ["Why?"], QuestionOptions(), ValidateOptions(), True))
 
 
 @given(st.text(max_size=200))
 def test_any_text_is_a_question_or_unusable(text):
     list(json_objects(text))
-    with pytest.raises(Unusable):
+    with pytest.raises(UnusableReply):
         parse_question(text.replace("question", ""), "open_ended")
 
 
@@ -202,16 +202,16 @@ def test_repeated_questions_are_duplicates_and_similar_ones_are_not():
 
 
 def test_an_end_that_was_rounded_up_is_cut_and_one_far_behind_is_not():
-    assert cut_to(GOOD, 19.6).steps[-1].end_s == 19.6
-    assert kinds(cut_to(GOOD, 19.6), duration_s=19.6) == []
-    assert kinds(cut_to(GOOD, 15.0), duration_s=15.0) == ["times outside the video"]
+    assert cut_steps_at(GOOD, 19.6).steps[-1].end_s == 19.6
+    assert kinds(cut_steps_at(GOOD, 19.6), duration_s=19.6) == []
+    assert kinds(cut_steps_at(GOOD, 15.0), duration_s=15.0) == ["times outside the video"]
 
 
 @given(st.text(), st.text())
 def test_similarity_is_symmetric_and_one_for_equal_texts(first, second):
-    assert similarity(first, second) == similarity(second, first)
-    assert 0.0 <= similarity(first, second) <= 1.0
-    assert similarity(first, first) == 1.0
+    assert triple_similarity(first, second) == triple_similarity(second, first)
+    assert 0.0 <= triple_similarity(first, second) <= 1.0
+    assert triple_similarity(first, first) == 1.0
 
 
 # ---- replies as such ----
@@ -229,7 +229,7 @@ def test_similarity_is_symmetric_and_one_for_equal_texts(first, second):
     ],
 )
 def test_what_is_no_answer_is_known(reply, kind):
-    with pytest.raises(Unusable) as error:
+    with pytest.raises(UnusableReply) as error:
         answered_text(reply)
     assert error.value.kind == kind
 
@@ -247,6 +247,6 @@ def test_an_answer_is_no_refusal(text):
     ],
 )  # fmt: skip
 def test_a_rewriting_with_a_fault_is_asked_for_again(text, kind):
-    with pytest.raises(Unusable) as error:
-        rewritten(text, {"steps": [{"text": "She boils water."}]})
+    with pytest.raises(UnusableReply) as error:
+        check_rewriting(text, {"steps": [{"text": "She boils water."}]})
     assert error.value.kind == kind

@@ -11,7 +11,7 @@ from pyarrow import parquet
 from longrl.commands.main import main
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.io.append_log import AppendLog
-from longrl.pipeline.workspace import FILES, STEPS
+from longrl.pipeline.step_run import FILES, STEPS
 from tests.pipeline.running import Scripted, arguments, files, join, kill, start_child, videos
 from tests.runs import checkpoint, config, run
 from tests.tiny import vl_family
@@ -145,9 +145,7 @@ def test_sft_trains_on_the_result_and_is_evaluated_on_the_eval_split(made, tmp_p
     args = [*_given(tmp_path / "test", values), f"--run_dir={tmp_path / 'test'}"]
     main(["test", *args])
     samples = lines(tmp_path / "test" / "samples.jsonl")
-    assert {line["id"] for line in samples} == {
-        row["problem_id"] for row in lines(out / "dataset" / "eval.jsonl")
-    }
+    assert {line["id"] for line in samples} == {row["problem_id"] for row in lines(out / "dataset" / "eval.jsonl")}
 
 
 def _given(folder: Path, values: dict) -> list[str]:

@@ -9,9 +9,17 @@ from hypothesis import given, strategies as st
 
 from longrl.commands.main import main
 from longrl.io.jsonl import read_jsonl
-from longrl.pipeline.cutting import cut, scene_starts
+from longrl.pipeline.cutting import cut_clips, scene_starts
 from longrl.pipeline.splitting import find_videos
-from longrl.pipeline.video_frames import BrokenVideo, FrameSet, Times, file_digest, frame_times, images, middles
+from longrl.pipeline.video_frames import (
+    BrokenVideo,
+    FrameSet,
+    Times,
+    file_digest,
+    frame_times,
+    middle_frames,
+    read_images,
+)
 
 
 def noise(level):
@@ -41,7 +49,7 @@ def write(path, levels, *, fps=4, codec="libx264", stamps=None, bframes=0, keys=
 
 
 def levels(path, indices):
-    found = images(path, indices, frame_times(path), 64)
+    found = read_images(path, indices, frame_times(path), 64)
     return {index: round(float(np.asarray(image).mean())) for index, image in found.items()}
 
 
@@ -94,8 +102,8 @@ def test_frames_of_changing_rate_are_found_by_time(tmp_path):
     path = write(tmp_path / "vfr.mkv", [20 * i for i in range(10)], stamps=stamps)
     found = frame_times(path)
     assert found.starts.tolist() == pytest.approx([stamp / 4 for stamp in stamps])
-    assert cut(found, 5.0, 2.0) == [(0, 4), (4, 6), (6, 10)]
-    assert middles(found, 0, 10, 4) == [3, 5, 6]
+    assert cut_clips(found, 5.0, 2.0) == [(0, 4), (4, 6), (6, 10)]
+    assert middle_frames(found, 0, 10, 4) == [3, 5, 6]
 
 
 def test_broken_frames_are_left_out_and_the_rest_is_right(tmp_path):
@@ -148,7 +156,7 @@ def test_clips_cover_the_video_without_gap_or_overlap(steps, clip_s, share, scen
     edges = [0.0, *itertools.accumulate(steps)]
     shown = times(edges[:-1], edges[-1])
     scenes = sorted({index for index in scenes if 0 < index < len(steps)})
-    clips = cut(shown, clip_s, share * clip_s, scenes)
+    clips = cut_clips(shown, clip_s, share * clip_s, scenes)
     assert clips[0][0] == 0
     assert clips[-1][1] == len(steps)
     assert all(a[1] == b[0] for a, b in itertools.pairwise(clips))
@@ -163,9 +171,9 @@ def test_clips_cover_the_video_without_gap_or_overlap(steps, clip_s, share, scen
 
 def test_a_short_last_clip_joins_the_one_before():
     shown = times([i / 4 for i in range(4 * 24)], 24.0)
-    assert cut(shown, 10.0, 5.0) == [(0, 40), (40, 96)]
-    assert cut(shown, 10.0, 4.0) == [(0, 40), (40, 80), (80, 96)]
-    assert cut(times([0.0, 0.5], 1.0), 10.0, 5.0) == [(0, 2)]
+    assert cut_clips(shown, 10.0, 5.0) == [(0, 40), (40, 96)]
+    assert cut_clips(shown, 10.0, 4.0) == [(0, 40), (40, 80), (80, 96)]
+    assert cut_clips(times([0.0, 0.5], 1.0), 10.0, 5.0) == [(0, 2)]
 
 
 def test_scene_changes_are_found_to_the_frame_and_cut_at(tmp_path):
@@ -174,8 +182,8 @@ def test_scene_changes_are_found_to_the_frame_and_cut_at(tmp_path):
     shown = frame_times(path)
     scenes = scene_starts(path, shown, 12.0)
     assert scenes == [33, 78]
-    assert cut(shown, 10.0, 5.0, scenes) == [(0, 33), (33, 78), (78, 120)]
-    assert cut(shown, 10.0, 5.0) == [(0, 40), (40, 80), (80, 120)]
+    assert cut_clips(shown, 10.0, 5.0, scenes) == [(0, 33), (33, 78), (78, 120)]
+    assert cut_clips(shown, 10.0, 5.0) == [(0, 40), (40, 80), (80, 120)]
 
 
 # ---- the step ----

@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 from longrl.chat.endpoint import Budget, Endpoint
 from longrl.commands.main import main
 from longrl.commands.pipeline import run_step
-from longrl.pipeline.captions import condensable, told
+from longrl.pipeline.captions import condensable_groups, timeline_text
 from longrl.pipeline.config import (
     CaptionOptions,
     ExportOptions,
@@ -20,11 +20,11 @@ from longrl.pipeline.config import (
     SplitOptions,
     TimelineOptions,
 )
-from longrl.pipeline.dataset_export import split_videos
-from longrl.pipeline.difficulty import reason_to_drop, rotated
+from longrl.pipeline.dataset_export import assign_splits
+from longrl.pipeline.difficulty import reason_to_drop, rotate_options
 from longrl.pipeline.prompt_folder import Prompts
+from longrl.pipeline.step_run import Workspace
 from longrl.pipeline.video_frames import frame_times
-from longrl.pipeline.workspace import Workspace
 from tests.chat.server import Server, completion
 from tests.pipeline.test_splitting import noise, write
 from tests.runs import ROOT
@@ -56,7 +56,7 @@ def test_a_clip_without_caption_is_left_out_and_a_video_with_many_too(tmp_path):
     report = run_step(config(tmp_path), "timeline")
     (video,) = workspace.read("timeline")
     assert [entry["start_s"] for entry in video["entries"]] == [0.0, 20.0, 30.0, 40.0, 50.0]
-    assert video["told"] == video["entries"]
+    assert video["shown"] == video["entries"]
     assert report.counts["clips without caption"] == 2
     assert report.counts["too few captions"] == 1
 
@@ -68,9 +68,9 @@ def test_a_long_timeline_is_condensed_to_fit_with_exact_times(tmp_path):
         run_step(config(tmp_path, server.url, timeline=TimelineOptions(max_chars=4000)), "timeline")
     (video,) = workspace.read("timeline")
     assert len(video["entries"]) == 60
-    assert len(told(video["told"])) <= 4000
-    assert [video["told"][0]["start_s"], video["told"][-1]["end_s"]] == [0.0, 600.0]
-    assert all(a["end_s"] == b["start_s"] for a, b in zip(video["told"], video["told"][1:], strict=False))
+    assert len(timeline_text(video["shown"])) <= 4000
+    assert [video["shown"][0]["start_s"], video["shown"][-1]["end_s"]] == [0.0, 600.0]
+    assert all(a["end_s"] == b["start_s"] for a, b in zip(video["shown"], video["shown"][1:], strict=False))
     assert all(len(body["messages"][0]["content"]) < 4000 + 1000 for body in server.bodies)
 
 
@@ -81,10 +81,10 @@ def test_what_cannot_be_condensed_is_cut_and_said(tmp_path):
         options = {"timeline": TimelineOptions(max_chars=2000), "max_failed_share": 1.0}
         report = run_step(config(tmp_path, server.url, **options), "timeline")
     (video,) = workspace.read("timeline")
-    text = told(video["told"])
+    text = timeline_text(video["shown"])
     assert len(text) <= 2000
     assert all(f"Scene{i} " in text for i in range(20))
-    assert report.counts["captions cut"] == len(video["told"])
+    assert report.counts["captions cut"] == len(video["shown"])
 
 
 @given(
@@ -93,18 +93,18 @@ def test_what_cannot_be_condensed_is_cut_and_said(tmp_path):
 )
 def test_condensed_timelines_always_fit_and_lose_no_stretch(lengths, max_chars):
     entries = [{"start_s": float(i), "end_s": i + 1.0, "text": "x" * length} for i, length in enumerate(lengths)]
-    groups = condensable({"video": "a", "entries": entries}, max_chars)
+    groups = condensable_groups({"video": "a", "entries": entries}, max_chars)
     assert [entry for group in groups for entry in group["entries"]] == entries
     full = [{"start_s": 10000.0, "end_s": 10001.0, "text": "x" * group["limit"]} for group in groups]
     if max_chars // len(groups) >= 80:
-        assert len(told(full)) <= max_chars
+        assert len(timeline_text(full)) <= max_chars
 
 
 # ---- questions ----
 
 
 def test_a_category_without_prompt_names_the_file(tmp_path):
-    Workspace(tmp_path).write("timeline", [{**captioned(["x"])[0], "entries": [], "told": []}])
+    Workspace(tmp_path).write("timeline", [{**captioned(["x"])[0], "entries": [], "shown": []}])
     with Server(completion("x")) as server, pytest.raises(ValueError, match=r"question_humour\.txt"):
         run_step(config(tmp_path, server.url, question=QuestionOptions(categories=("humour",))), "question")
 
@@ -157,9 +157,9 @@ def test_without_samples_everything_stays():
 
 
 def test_over_all_turns_every_option_stands_everywhere():
-    turned = [rotated("abcd", n) for n in range(4)]
+    turned = [rotate_options("abcd", n) for n in range(4)]
     assert all(sorted(column) == list("abcd") for column in zip(*turned, strict=True))
-    assert rotated((), 3) == []
+    assert rotate_options((), 3) == []
 
 
 def test_one_sample_is_refused():
@@ -210,13 +210,13 @@ def test_a_spent_budget_ends_a_step_without_half_a_file_and_goes_on_when_raised(
 def test_every_video_has_one_split_in_the_wanted_shares(count, seed, eval_share):
     names = [f"{i}.mp4" for i in range(count)]
     videos = {name: {"digest": f"digest {name}"} for name in names}
-    found = split_videos(names, videos, ExportOptions(eval_share=eval_share, seed=seed))
+    found = assign_splits(names, videos, ExportOptions(eval_share=eval_share, seed=seed))
     assert found.keys() == set(names)
     values = list(found.values())
     if count > 1:
         assert values.count("eval") == (max(1, round(eval_share * count)) if eval_share else 0)
     assert abs(values.count("sft") - (count - values.count("eval")) / 3) <= 1
-    assert found == split_videos(names[::-1], videos, ExportOptions(eval_share=eval_share, seed=seed))
+    assert found == assign_splits(names[::-1], videos, ExportOptions(eval_share=eval_share, seed=seed))
 
 
 def test_impossible_options_are_refused():

@@ -17,7 +17,7 @@ from longrl.evaluation.benchmark import Evaluation
 from longrl.io.append_log import AppendLog
 from longrl.io.jsonl import read_jsonl
 from longrl.pipeline.config import CaptionOptions, SplitOptions, TimelineOptions
-from longrl.pipeline.workspace import Workspace
+from longrl.pipeline.step_run import Workspace
 from longrl.rewards import RewardSum, RewardTerm
 from longrl.rewards.judge import Judge
 from longrl.testing.tiny import tiny_qwen2_5_vl, tiny_text

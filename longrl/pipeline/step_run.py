@@ -1,20 +1,19 @@
-"""The pipeline's folder: one file per step, written whole, and a report beside it."""
+"""One run of a step: its options, the folder with a file per step, its report, and the replies it may ask for."""
 
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from longrl.chat.client import ReplyCache
 from longrl.io.atomic import atomic_write
 from longrl.io.jsonl import read_jsonl, write_jsonl
-
-logger = logging.getLogger(__name__)
+from longrl.pipeline.config import PipelineConfig
 
 Record = dict[str, Any]
 STEPS = ("split", "caption", "timeline", "question", "validate", "rewrite", "filter", "export")
@@ -32,7 +31,7 @@ MAX_LISTED = 1000
 
 
 @dataclass
-class Report:
+class StepReport:
     """What a step did, and what went wrong."""
 
     step: str
@@ -53,7 +52,7 @@ class Report:
     """Calls, replies from disk, failed attempts, tokens and cost."""
     started: float = field(default_factory=time.time)
 
-    def problem(self, item: str, kind: str, text: str) -> None:
+    def add_problem(self, item: str, kind: str, text: str) -> None:
         """Counts and lists one."""
         self.counts[kind] += 1
         self.problems.append({"item": item, "kind": kind, "text": text[:500]})
@@ -127,9 +126,22 @@ class Workspace:
         """What a step left out, such as `5_questions.rejected.jsonl`."""
         return write_jsonl(self.path(FILES[step]).with_suffix(f".{what}.jsonl"), records)
 
-    def write_report(self, report: Report) -> Path:
+    def write_report(self, report: StepReport) -> Path:
         """`reports/STEP.json`."""
         path = self.path("reports") / f"{report.step}.json"
-        path.parent.mkdir(exist_ok=True)
-        atomic_write(path, json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n")
-        return path
+        return atomic_write(path, json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n")
+
+
+@dataclass(frozen=True)
+class StepRun:
+    """All that a step works with."""
+
+    config: PipelineConfig
+    workspace: Workspace
+    report: StepReport
+    replies: ReplyCache | None = None
+    """Of a step that asks a model."""
+    add_items: Callable[[int], Any] = lambda count: None
+    """Tells the progress bar that so many more items are to be done."""
+    finish_item: Callable[[], Any] = lambda: None
+    """Tells it that one is done."""
