@@ -148,7 +148,8 @@ class EvaluationReport(Callback):
     def _description(
         self, trainer: Trainer, policy: PolicyModule, data: LongVideoReason, condition: str
     ) -> dict[str, Any]:
-        rollout = next(callback for callback in trainer.callbacks if isinstance(callback, RolloutCallback))
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # which Lightning does not declare
+        rollout = next(callback for callback in callbacks if isinstance(callback, RolloutCallback))
         weights = trainer.ckpt_path or policy.init_from or policy.family.model_path
         identity = {
             "model": shown_name(str(weights)),

@@ -20,7 +20,7 @@ from longrl.types import UnusableSample
 
 if TYPE_CHECKING:
     from longrl.models.base import CausalFamily
-    from longrl.models.family import ModelFamily
+    from longrl.models.reading import ReadsChats
     from longrl.types import Completion, Prompt, Row, SamplingParams
 
 Item = tuple[int, "Prompt"]
@@ -76,7 +76,7 @@ class Policy(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def family(self) -> ModelFamily:
+    def family(self) -> ReadsChats:
         """What reads rows for it."""
 
     @abc.abstractmethod

@@ -25,8 +25,7 @@ from longrl.chat.event_loop import run_async, run_workers
 from longrl.chat.frames import JPEG_QUALITY, MessagePart, data_url, frame_name, frame_parts, image_part
 from longrl.evaluation.answering import Answer, Item, Policy, SaveAnswers, hash_json
 from longrl.io.atomic import atomic_write
-from longrl.models.family import ModelFamily
-from longrl.models.reading import MEDIA_TAG
+from longrl.models.reading import MEDIA_TAG, ReadsChats
 from longrl.types import AudioClip, Frames, Media, Prompt, Row, SamplingParams, UnusableSample
 
 logger = logging.getLogger(__name__)
@@ -106,8 +105,8 @@ class EndpointPolicy(Policy):
 
     @property
     @override
-    def family(self) -> ModelFamily:
-        return cast(ModelFamily, ChatReader(self.max_side))  # the data module reads with it, and no more
+    def family(self) -> ReadsChats:
+        return cast(ReadsChats, ChatReader(self.max_side))  # the data module reads with it, and no more
 
     @override
     def prepare(self, folder: Path) -> None:

@@ -18,7 +18,7 @@ SENTENCE_CHARS = 200
 def write_questions(run: StepRun) -> None:
     """Writes one reply per video, category, kind and number; `validate` reads them."""
     options, endpoint, prompts = run.config.question, run.config.endpoint("writer"), Prompts(run.config.prompts)
-    items = [
+    items: list[Record] = [
         {"id": f"{video['video']}#{category}#{kind}#{n}", "category": category, "kind": kind, "n": n, "of": video}
         for video in run.workspace.read("timeline")
         for category in options.categories
@@ -85,11 +85,8 @@ def check_rewriting(text: str, record: Record) -> str:
     Raises:
         UnusableReply: it speaks of captions, names a letter, has tags, or is much shorter or longer than the steps.
     """
-    for kind, pattern in (
-        ("speaks of captions", SPEAKS_OF_SOURCE),
-        ("names a letter", NAMES_LETTER),
-        ("has tags", TAGS),
-    ):
+    forbidden = {"speaks of captions": SPEAKS_OF_SOURCE, "names a letter": NAMES_LETTER, "has tags": TAGS}
+    for kind, pattern in forbidden.items():
         if pattern.search(text):
             raise UnusableReply(kind, text)
     num_chars = len(" ".join(step["text"] for step in record["steps"]))
