@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
+from longrl.callbacks.background_rollout import BackgroundRollout
 from longrl.callbacks.rollout_checks import (
     check_engine_ranks,
     check_old_logp,
@@ -22,16 +23,14 @@ from longrl.callbacks.rollout_checks import (
     is_filtered,
     warn_of_lengths,
 )
-from longrl.callbacks.rollout_metrics import rollout_metrics
-from longrl.callbacks.rollout_request import BackgroundRollout, Generated, RolloutRequest, generate_part
 from longrl.callbacks.waiting_groups import items_of_rank, restored_group, saved_group
-from longrl.engines.generation_shards import gather_groups
+from longrl.engines.generation_shards import GeneratedShards, RolloutRequest, gather_groups, generate_shards
 from longrl.engines.hf import HFEngine
 from longrl.engines.parity import MismatchMonitor
 from longrl.engines.rollout_engine import RolloutEngine, prompt_seed, sampling_ids
 from longrl.models.base import CausalFamily
 from longrl.modules.policy import PolicyModule
-from longrl.modules.trained import data_module_of
+from longrl.modules.trained import data_module_of, rollout_metrics
 from longrl.rewards import RewardSum
 from longrl.strategies.parallel import Parallel
 from longrl.types import Batch, Group, Prompt, SamplingParams
@@ -92,8 +91,11 @@ class RolloutCallback(Callback):
         self.max_mismatch = max_mismatch
         self.bypass_old_logp_below = bypass_old_logp_below
         self._monitor = MismatchMonitor(max_mean_mismatch, bypass_old_logp_below, overlap)
-        self._is_compared = False
+        self._is_compared = self.engine.reads_policy_weights
+        """Whether engine and trainer are known to be one model."""
         self._parallel = Parallel()
+        self._family: CausalFamily
+        """In the precision that the engine computes in; known from `setup` on."""
         self._num_rollouts = 0
         self._empty_steps = 0
         self._metrics: dict[str, float] = {}
@@ -112,6 +114,7 @@ class RolloutCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         assert isinstance(pl_module, PolicyModule)
         self._parallel = pl_module.parallel
+        self._family = pl_module.family if self.engine.reads_policy_weights else pl_module.engine_family
         check_engine_ranks(self.engine, self._parallel.sp_group.size)
         self.engine.invalidate_weights()  # a stage may begin with other weights at the same step
         if stage == "fit" and pl_module.is_rl():
@@ -148,10 +151,12 @@ class RolloutCallback(Callback):
         if not self._is_compared:
             self._compare(module, batch.prompts, step)
 
-        # 1. What waits: groups too many for the last step, and with `overlap` those sampled during its update. The
-        #    prompts of this batch are then sampled during the next one.
-        self._render_restored(trainer)
-        self._finish_background()
+        # 1. What waits: groups too many for the last step, and with `overlap` those sampled during its update. Then the
+        #    prompts of this batch are sampled during the next one.
+        if self._restored:
+            self._render_restored(trainer)
+        if self._background is not None:
+            self._ahead = self._finish_background(self._background)
         groups = [dataclasses.replace(group, carried_over=True) for group in self._carried]
         prompts: Sequence[Prompt] = batch.prompts
         upcoming: Sequence[Prompt] = ()
@@ -170,11 +175,11 @@ class RolloutCallback(Callback):
                 request = self._next_request(module, prompts)
                 # 2. Encode the prompts' media: every rank its shard of the frames.
                 with module.phases("encode"):
-                    features = module.encode(prompts)
+                    features = module.features.get_or_encode(module.model, prompts)
                 # 3. Sync: hand the weights of this step over, unless the engine has them.
                 with module.phases("sync"):
-                    self.engine.sync(self._engine_family(module), module.model, step)
-                # 4. Generate this rank's part of the completions.
+                    self.engine.sync(self._family, module.model, step)
+                # 4. Generate this rank's shards of the completions.
                 generated = self._generate(module, request, features)
                 # 5. Reward them, and gather the groups.
                 fresh = self._reward(module, request, generated)
@@ -188,28 +193,33 @@ class RolloutCallback(Callback):
             num_rounds += 1
             fresh = None
 
-        # 8. The step's groups; more of them wait for the next step, too few are a smaller step.
+        # 8. The step's groups. More of them wait for the next step; too few are a smaller step, none is a step lost.
         if len(groups) < num_groups:
             logger.warning(
                 "dynamic sampling kept %d of %d groups after %d rounds of resampling; the step goes on with those "
                 "(raise rollout.max_resample_rounds, or use easier and harder prompts)",
                 len(groups), num_groups, num_rounds,
             )  # fmt: skip
-        self._count_empty_steps(module, groups, sampled)
         batch.groups = groups[:num_groups]
         self._carried = groups[num_groups:]
-        with module.phases("encode"):
-            batch.features = module.encode([group.prompt for group in batch.groups], counted=False)
+        num_useful = sum(group.valid is not None and bool(group.valid.any()) for group in groups)
+        self._empty_steps = 0 if dp.max(num_useful) else self._empty_steps + 1
+        if self._empty_steps == MAX_EMPTY_STEPS:
+            self._end_run(sampled)
+        with module.phases("encode"):  # again, for the cache may have let go of what carried-over groups need
+            step_prompts = [group.prompt for group in batch.groups]
+            batch.features = module.features.get_or_encode(module.model, step_prompts, counted=False)
 
         # 9. The engine: on with the next step's groups, or at rest.
         if self.overlap:
-            self._start_background(module, upcoming, step)
+            self._background = self._start_background(module, upcoming, step)
         self.engine.sleep()
-        local = {name: value / dp.size for name, value in rollout_metrics(sampled).items()}
-        local["rollout/groups_kept"] = float(len(groups))
-        local["rollout/prompts_drawn"] = float(len(sampled))
-        local["rollout/carried_over"] = float(len(self._carried))
-        self._metrics = dp.sum_dict(local) | {"rollout/resample_rounds": float(num_rounds)}
+        metrics = {name: value / dp.size for name, value in rollout_metrics(sampled).items()}
+        metrics["rollout/groups_kept"] = float(len(groups))
+        metrics["rollout/prompts_drawn"] = float(len(sampled))
+        metrics["rollout/carried_over"] = float(len(self._carried))
+        self._metrics = dp.sum_dict(metrics)
+        self._metrics["rollout/resample_rounds"] = float(num_rounds)
 
     def _next_request(self, module: PolicyModule, prompts: Sequence[Prompt]) -> RolloutRequest:
         """The next rollout of the run, numbered: the number is part of its seed."""
@@ -222,32 +232,34 @@ class RolloutCallback(Callback):
             samplings.append(dataclasses.replace(self.sampling, num_generations=1, temperature=0.0))
         return RolloutRequest(prompts, engine_prompts, samplings, seed)
 
-    def _engine_family(self, module: PolicyModule) -> CausalFamily:
-        return module.family if self.engine.reads_policy_weights else module.engine_family
-
-    def _generate(self, module: PolicyModule, request: RolloutRequest, features: Mapping[str, Tensor]) -> Generated:
-        """This rank's part of the groups. An error of one rank is one of all: none waits for another."""
-        family = self._engine_family(module)
+    def _generate(
+        self, module: PolicyModule, request: RolloutRequest, features: Mapping[str, Tensor]
+    ) -> list[GeneratedShards]:
+        """This rank's shards of the groups. An error of one rank is one of all: none waits for another."""
         reads_weights = self.engine.reads_policy_weights
+        sp_group = module.parallel.sp_group
         with (
             module.phases("generate"),
             module.trainer.precision_plugin.forward_context(),
             module.parallel.world.raise_on_any_rank(),
             module.policy.unsharded() if reads_weights else contextlib.nullcontext(),
         ):
-            return generate_part(self.engine, family, module.model, request, features, module.parallel.sp_group)
+            return generate_shards(self.engine, self._family, module.model, request, features, sp_group)
 
-    def _reward(self, module: PolicyModule, request: RolloutRequest, generated: Generated) -> list[Group]:
-        """The groups of all prompts, scored: every rank rewards its part."""
+    def _reward(
+        self, module: PolicyModule, request: RolloutRequest, generated: Sequence[GeneratedShards]
+    ) -> list[Group]:
+        """The groups of all prompts, scored: every rank rewards its shards."""
         parallel = module.parallel
-        is_first_of_engine = parallel.sp_group.rank % self.engine.ranks_per_engine == 0
+        sp_group = parallel.sp_group
+        is_first_of_engine = sp_group.rank % self.engine.ranks_per_engine == 0
         by_sampling = []
         with module.phases("reward"):
-            for part in generated:
-                local = part if is_first_of_engine else []  # ranks of one engine have the same completions
+            for shards in generated:
+                local = shards if is_first_of_engine else []  # ranks of one engine have the same completions
                 with parallel.world.raise_on_any_rank():
                     self.reward.score([group for _, group in local])
-                by_sampling.append(gather_groups(request.prompts, local, parallel.sp_group, parallel.num_gather_chunks))
+                by_sampling.append(gather_groups(request.prompts, local, sp_group, parallel.num_gather_chunks))
         groups = by_sampling[0]
         for greedy_groups in by_sampling[1:]:  # ReMax: the reward of a greedy completion is the group's baseline
             for group, greedy in zip(groups, greedy_groups, strict=True):
@@ -258,20 +270,14 @@ class RolloutCallback(Callback):
                 group.valid = group.valid & greedy.valid
         return groups
 
-    def _count_empty_steps(self, module: PolicyModule, groups: Sequence[Group], sampled: Sequence[Group]) -> None:
+    def _end_run(self, sampled: Sequence[Group]) -> None:
         """Ends a run that has nothing left to learn from."""
-        num_useful = sum(group.valid is not None and bool(group.valid.any()) for group in groups)
-        if module.parallel.dp.max(num_useful):
-            self._empty_steps = 0
-            return
-        self._empty_steps += 1
-        if self._empty_steps == MAX_EMPTY_STEPS:
-            last = {name: round(value, 3) for name, value in rollout_metrics(sampled).items()}
-            raise RuntimeError(
-                f"in {MAX_EMPTY_STEPS} steps in a row no group was of use: every prompt is always or never right, or "
-                f"every reward failed. The last rollout: {last}. Check the rewards, mix in other prompts, or set "
-                "model.algorithm.select to longrl.algorithms.keep_all"
-            )
+        last = {name: round(value, 3) for name, value in rollout_metrics(sampled).items()}
+        raise RuntimeError(
+            f"in {MAX_EMPTY_STEPS} steps in a row no group was of use: every prompt is always or never right, or "
+            f"every reward failed. The last rollout: {last}. Check the rewards, mix in other prompts, or set "
+            "model.algorithm.select to longrl.algorithms.keep_all"
+        )
 
     @override
     def on_train_batch_end(
@@ -284,37 +290,32 @@ class RolloutCallback(Callback):
 
     # -- groups sampled during the update ------------------------------------------------------------------------
 
-    def _start_background(self, module: PolicyModule, prompts: Sequence[Prompt], step: int) -> None:
+    def _start_background(self, module: PolicyModule, prompts: Sequence[Prompt], step: int) -> BackgroundRollout:
         """Has the engine generate from the weights as they are, before the update changes them."""
         request = self._next_request(module, prompts)
         with module.phases("encode"):
-            features = module.encode(prompts)
+            features = module.features.get_or_encode(module.model, prompts)
         with module.phases("sync"):
-            self.engine.sync(self._engine_family(module), module.model, step)
-        self._background = BackgroundRollout(self.engine, module, request, features)
+            self.engine.sync(self._family, module.model, step)
+        return BackgroundRollout(self.engine, module, request, features)
 
-    def _finish_background(self) -> None:
+    def _finish_background(self, background: BackgroundRollout) -> list[Group]:
         """Waits for the rollout under way and has it scored. Every rank must call it."""
-        background = self._background
-        if background is None:
-            return
         self._background = None
         module = background.module
         with module.phases("generate"), module.parallel.world.raise_on_any_rank():
             generated = background.generated.result()
-        self._ahead = self._reward(module, background.request, generated)
+        return self._reward(module, background.request, generated)
 
     # -- the first batch, and evaluation -------------------------------------------------------------------------
 
     def _compare(self, module: PolicyModule, prompts: Sequence[Prompt], step: int) -> None:
         """Before the first rollout: does the engine sample from the model that is trained?"""
         self._is_compared = True
-        if self.engine.reads_policy_weights:
-            return
         with module.phases("encode"):
-            features = module.encode(prompts)
+            features = module.features.get_or_encode(module.model, prompts)
         with module.phases("sync"):
-            self.engine.sync(module.engine_family, module.model, step)
+            self.engine.sync(self._family, module.model, step)
         compare_engine(self.engine, module, prompts, features, self.max_mismatch)
 
     def _evaluate(self, trainer: Trainer, pl_module: LightningModule, batch: Batch) -> None:
@@ -328,12 +329,12 @@ class RolloutCallback(Callback):
             self._compare(module, batch.prompts, step)
         request = RolloutRequest(batch.prompts, batch.prompts, [self.eval_sampling], self.seed)
         with module.phases("encode"):
-            features = module.encode(batch.prompts)
+            features = module.features.get_or_encode(module.model, batch.prompts)
         with module.phases("sync"):
-            self.engine.sync(self._engine_family(module), module.model, step)
+            self.engine.sync(self._family, module.model, step)
         generated = self._generate(module, request, features)
         batch.groups = self._reward(module, request, generated)
-        batch.features = module.encode(batch.prompts, counted=False)
+        batch.features = features
 
     @override
     def on_validation_batch_start(
@@ -362,7 +363,8 @@ class RolloutCallback(Callback):
     @override
     def state_dict(self) -> dict[str, Any]:
         """Every rank must call it: the groups of all that wait for a later step are saved."""
-        self._finish_background()
+        if self._background is not None:
+            self._ahead = self._finish_background(self._background)
         saved = {
             "carried": [saved_group(group) for group in self._carried],
             "ahead": [saved_group(group) for group in self._ahead or []],

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -125,20 +124,14 @@ class DiffusionModule(TrainedModule):
     # -- steps ---------------------------------------------------------------------------------------------------
 
     @override
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
-        if batch.groups is None:
+    def update_policy(self, batch: Batch) -> dict[str, float]:
+        """The optimizer steps on one rollout; metrics are the mean over them. No groups on any rank, no step."""
+        groups = batch.groups
+        if groups is None:
             raise ValueError(
                 "nothing samples pictures for this batch; set rollout.reward (configs/reward/ has examples)"
             )
-        with self.phases("update"):
-            metrics = self.rl_step(batch)
-        if metrics:
-            self.log_step(metrics)
-
-    def rl_step(self, batch: Batch) -> dict[str, float]:
-        """The optimizer steps on one rollout; metrics are the mean over them. No groups on any rank, no step."""
         dp = self.parallel.dp
-        groups = batch.groups or []
         if dp.max(len(groups)) == 0:
             return {}
         flat = flatten_groups(groups, self.device)
@@ -155,7 +148,7 @@ class DiffusionModule(TrainedModule):
         """One optimizer step. The weights that sampled are those of the first: its ratios are 1 exactly."""
         # 1. Micro-batches of rows; as many on every rank, for sharded weights are gathered by all.
         texts = [group.prompt.row.problem for group in mini_batch.groups]
-        trajectories = [cast(list[Trajectory], group.completions) for group in mini_batch.groups]
+        trajectories = [group.completions for group in mini_batch.groups]
         local = split(places_of(texts, trajectories), self.rows_per_micro_batch)
         count = self.parallel.dp.max(len(local))
 

@@ -12,11 +12,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from longrl.callbacks.rollout import MAX_EMPTY_STEPS
-from longrl.callbacks.rollout_metrics import reward_metrics
 from longrl.diffusion.diffusion_module import DiffusionModule
 from longrl.diffusion.sampler import DiffusionSampling, Trajectory, draw_seeded
 from longrl.diffusion.steps import Step
 from longrl.engines.rollout_engine import prompt_seed, sampling_ids
+from longrl.modules.trained import reward_metrics
 from longrl.rewards import RewardSum
 from longrl.types import Batch, Group, Row, TextPrompt
 

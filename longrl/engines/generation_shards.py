@@ -7,13 +7,18 @@ Letters: P prompts, G completions of each.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import itertools
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor, nn
 
+from longrl.engines.rollout_engine import RolloutEngine
+from longrl.models.base import CausalFamily
 from longrl.strategies.axis import Axis
-from longrl.types import Group, Prompt
+from longrl.types import Group, Prompt, SamplingParams
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,10 @@ class GenerationShard:
     first: int
     """Index of the first of them among the prompt's G."""
     count: int
+
+
+GeneratedShards = list[tuple[GenerationShard, Group]]
+"""A rank's shards with their completions."""
 
 
 def generation_shards(num_prompts: int, num_generations: int, rank: int, size: int) -> list[GenerationShard]:
@@ -52,6 +61,56 @@ def generation_shards(num_prompts: int, num_generations: int, rank: int, size: i
         shards.append(GenerationShard(prompt, first, count))
         start += count
     return shards
+
+
+@dataclass(frozen=True)
+class RolloutRequest:
+    """Prompts and how to sample them."""
+
+    prompts: Sequence[Prompt]
+    """Of the sequence-parallel group."""
+    engine_prompts: Sequence[Prompt]
+    """The same under the ids that decide their samples."""
+    samplings: Sequence[SamplingParams]
+    """Every one gives a list of groups."""
+    seed: int
+
+
+def generate_shards(
+    engine: RolloutEngine,
+    family: CausalFamily,
+    model: nn.Module,
+    request: RolloutRequest,
+    features: Mapping[str, Tensor],
+    sp_group: Axis,
+) -> list[GeneratedShards]:
+    """This rank's shards, for each way of sampling: one call of the engine for whole prompts, one per part of a prompt.
+
+    Args:
+        engine: generates.
+        family: of the model, in the precision that the engine computes in.
+        model: the trainer's.
+        request: the same on all ranks of the group.
+        features: {media key: [N, D]} of the prompts.
+        sp_group: the ranks that share the request; those that make up one engine ask for the same.
+    """
+    engine_rank = sp_group.rank // engine.ranks_per_engine
+    num_engines = sp_group.size // engine.ranks_per_engine
+    by_sampling: list[GeneratedShards] = []
+    for sampling in request.samplings:
+        generated: GeneratedShards = []
+        local = generation_shards(len(request.prompts), sampling.num_generations, engine_rank, num_engines)
+        for (first, count), alike in itertools.groupby(local, key=operator.attrgetter("first", "count")):
+            shards = list(alike)
+            prompts = [request.engine_prompts[shard.prompt] for shard in shards]
+            params = sampling
+            if count < sampling.num_generations:
+                params = replace(sampling, num_generations=count)
+            answers = engine.generate(family, model, prompts, features, params, request.seed, first)
+            for shard, completions in zip(shards, answers, strict=True):
+                generated.append((shard, Group(request.prompts[shard.prompt], completions)))
+        by_sampling.append(generated)
+    return by_sampling
 
 
 def gather_groups(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from longrl.types import Batch, Group, Packed, PolicyOutput
 class FlatGroups:
     """The groups of a rollout as flat tensors. A rank may have none while others have some."""
 
-    groups: Sequence[Group]
+    groups: Sequence[Group[Any, Any]]
     lengths: Tensor
     """[C] tokens of each completion."""
     rewards: Tensor
@@ -43,7 +43,7 @@ class FlatGroups:
     """P + 1 numbers: where each group's tokens begin, and the end."""
 
 
-def flatten_groups(groups: Sequence[Group], device: torch.device) -> FlatGroups:
+def flatten_groups(groups: Sequence[Group[Any, Any]], device: torch.device) -> FlatGroups:
     """The groups of a step with what algorithms read of them, on `device`."""
     lengths: list[int] = []
     sampler_logp = [torch.zeros(0)]
@@ -76,11 +76,6 @@ def flatten_groups(groups: Sequence[Group], device: torch.device) -> FlatGroups:
     )
 
 
-def token_ids_of(groups: Sequence[Group]) -> list[list[Tensor]]:
-    """Token ids of G completions of P groups."""
-    return [[completion.token_ids for completion in group.completions] for group in groups]
-
-
 # -- mini-batches ------------------------------------------------------------------------------------------------
 
 
@@ -88,7 +83,7 @@ def token_ids_of(groups: Sequence[Group]) -> list[list[Tensor]]:
 class MiniBatch:
     """The scored groups of one optimizer step."""
 
-    groups: Sequence[Group]
+    groups: Sequence[Group[Any, Any]]
     advantages: Tensor
     """[N]"""
     old_logp: Tensor | None

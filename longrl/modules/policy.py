@@ -26,21 +26,19 @@ from longrl.models.lora import adapters_off
 from longrl.modules.initial_weights import build_from
 from longrl.modules.mini_batches import (
     FlatGroups,
-    MiniBatch,
     RolloutLoss,
     SFTLoss,
     TokenLoss,
     flatten_groups,
     make_mini_batches,
     response_targets,
-    token_ids_of,
 )
 from longrl.modules.optimizer import OptimizerSettings
 from longrl.modules.trained import NOT_WEIGHTED, TrainedModule, data_module_of
 from longrl.packing.pack import dummy_micro_batch, pack
 from longrl.strategies.fsdp import RootModule
 from longrl.strategies.sequence import SequenceParallel
-from longrl.types import Batch, Packed, PolicyOutput, Prompt
+from longrl.types import Batch, Group, Packed, PolicyOutput, Prompt
 
 
 class PolicyModule(TrainedModule):
@@ -138,13 +136,6 @@ class PolicyModule(TrainedModule):
         else:
             data_module.skip_decoding_if_cached(cache, ("train",))
 
-    def encode(self, prompts: Sequence[Prompt], counted: bool = True) -> dict[str, Tensor]:
-        """{media key: [N, D] features} without gradient, each distinct medium encoded once while the encoder stands.
-
-        `counted` False leaves the hit rate alone, for prompts that this step has asked for already.
-        """
-        return self.features.get_or_encode(self.model, prompts, counted)
-
     @functools.cached_property
     def engine_family(self) -> CausalFamily:
         """The family in the precision that the trainer computes in, for engines with weights of their own."""
@@ -158,24 +149,13 @@ class PolicyModule(TrainedModule):
     # -- steps ---------------------------------------------------------------------------------------------------
 
     @override
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
-        with self.phases("update"):
-            metrics = self.sft_step(batch) if batch.groups is None else self.rl_step(batch)
-        self.log_dict(self.features.metrics(), batch_size=1)
-        if metrics:
-            self.log_step(metrics)
-
-    def sft_step(self, batch: Batch) -> dict[str, float]:
-        """One optimizer step on the negative log-likelihood per response token of the whole batch."""
-        responses = response_targets(batch)
-        num_tokens = torch.tensor(sum(len(ids) for (ids,) in responses), device=self.device)
-        loss = SFTLoss(int(self.parallel.dp.sum(num_tokens)))
-        features = {} if self.vision_encoder_trains else self.encode(batch.prompts)
-        return self._update(batch.prompts, responses, features, loss)
-
-    def rl_step(self, batch: Batch) -> dict[str, float]:
+    def update_policy(self, batch: Batch) -> dict[str, float]:
         """The optimizer steps on one rollout; metrics are the mean over them. No groups on any rank, no step."""
-        groups = batch.groups or []
+        groups = batch.groups
+        if groups is None:
+            return self._sft_step(batch)
+        if self.features.stored:  # of what the rollout callback encoded
+            self.log_dict(self.features.metrics(), batch_size=1)
         if self.parallel.dp.max(len(groups)) == 0:
             return {}
 
@@ -193,27 +173,32 @@ class PolicyModule(TrainedModule):
         monitor = self.mismatch_monitor
         totals: dict[str, float] = defaultdict(float)
         for mini_batch in mini_batches * self.epochs_per_rollout:
-            metrics = self._rl_update(mini_batch, batch.features, monitor)
-            for name, value in metrics.items():
-                totals[name] += value
+            prompts = [group.prompt for group in mini_batch.groups]
+            loss = RolloutLoss(self.algorithm, mini_batch, monitor)
+            metrics = self._update(prompts, token_ids_of(mini_batch.groups), batch.features, loss, monitor)
             monitor = None
+            # Weights add up to less than one with Dr.GRPO's constant, or with masked completions.
+            weight_sum = metrics.pop("weight_sum", 0.0) or 1.0
+            for name, value in metrics.items():
+                totals[name] += value if name in NOT_WEIGHTED else value / weight_sum
 
         # 4. Metrics are means over the updates.
         num_updates = len(mini_batches) * self.epochs_per_rollout
-        means = {name: value / num_updates for name, value in totals.items()}
+        means = {name: total / num_updates for name, total in totals.items()}
         return means if self.mismatch_monitor is None else means | self.mismatch_monitor.metrics
 
-    def _rl_update(
-        self, mini_batch: MiniBatch, features: Mapping[str, Tensor], monitor: MismatchMonitor | None
-    ) -> dict[str, float]:
-        """One optimizer step; its metrics are means under the weights of the tokens."""
-        prompts = [group.prompt for group in mini_batch.groups]
-        completions = token_ids_of(mini_batch.groups)
-        loss = RolloutLoss(self.algorithm, mini_batch, monitor)
-        metrics = self._update(prompts, completions, features, loss, monitor)
-        # Below one with Dr.GRPO's constant, or with masked completions.
-        weight_sum = metrics.pop("weight_sum", 0.0) or 1.0
-        return {name: value if name in NOT_WEIGHTED else value / weight_sum for name, value in metrics.items()}
+    def _sft_step(self, batch: Batch) -> dict[str, float]:
+        """One optimizer step on the negative log-likelihood per response token of the whole batch."""
+        responses = response_targets(batch)
+        num_tokens = torch.tensor(sum(len(ids) for (ids,) in responses), device=self.device)
+        loss = SFTLoss(int(self.parallel.dp.sum(num_tokens)))
+        features: dict[str, Tensor] = {}
+        if not self.vision_encoder_trains:
+            features = self.features.get_or_encode(self.model, batch.prompts)
+        metrics = self._update(batch.prompts, responses, features, loss)
+        if self.features.stored:
+            self.log_dict(self.features.metrics(), batch_size=1)
+        return metrics
 
     def _update(
         self,
@@ -269,11 +254,13 @@ class PolicyModule(TrainedModule):
         None stands for one to wait through, so that all ranks of the run have the same number: gathering sharded
         weights needs all of them.
         """
-        # 1. As few ranks share a sequence as the longest group allows.
+        # 1. As few ranks share a sequence as the longest group allows: sharing costs time.
         longest = 1
         for prompt, answers in zip(prompts, completions, strict=True):
             longest = max(longest, len(prompt.input_ids) + sum(len(ids) for ids in answers))
-        sequence = self.parallel.sequence_for(longest, self.max_tokens_per_micro_batch)
+        degrees = self.parallel.degrees
+        fitting = [degree for degree in degrees if degree * self.max_tokens_per_micro_batch >= longest]
+        sequence = degrees[min(fitting) if fitting else max(degrees)]
 
         # 2. Parts of the sequence-parallel group that share a sequence take turns.
         packed = pack(prompts, completions, self.max_tokens_per_micro_batch * sequence.size)
@@ -372,5 +359,11 @@ class PolicyModule(TrainedModule):
         has_targets = bool(batch.prompts) and (batch.groups is None or batch.prompts[0].response_ids is not None)
         if self.parallel.dp.max(has_targets):  # a rank may have run out of prompts before others
             responses = response_targets(batch)
-            logp = self.score(self.policy, batch.prompts, responses, self.encode(batch.prompts))
+            features = self.features.get_or_encode(self.model, batch.prompts)
+            logp = self.score(self.policy, batch.prompts, responses, features)
             self._eval_means.add(f"{stage}/loss", -float(logp.sum()), len(logp))
+
+
+def token_ids_of(groups: Sequence[Group]) -> list[list[Tensor]]:
+    """Token ids of G completions of P groups."""
+    return [[completion.token_ids for completion in group.completions] for group in groups]

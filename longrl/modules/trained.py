@@ -7,13 +7,14 @@ import contextlib
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
@@ -26,10 +27,10 @@ from longrl.modules.optimizer import OptimizerSettings
 from longrl.strategies.axis import Axis
 from longrl.strategies.fsdp import RootModule, ShardableFamily
 from longrl.strategies.parallel import Parallel, ParallelModule
+from longrl.types import Batch, Group
 
 if TYPE_CHECKING:
     from longrl.datamodules.longvideo_reason import LongVideoReason
-    from longrl.types import Group
 
 
 NOT_WEIGHTED = ("loss", "grad_norm", "lr")
@@ -81,7 +82,7 @@ class MetricMeans:
         self._sums[name] += total
         self._counts[name] += count
 
-    def add_rewards(self, group: Group, prefix: str, by_category: bool) -> None:
+    def add_rewards(self, group: Group[Any, Any], prefix: str, by_category: bool) -> None:
         """Adds reward and parts of the completions that could be rewarded, also under the row's category."""
         assert group.rewards is not None
         for name, values in {"reward": group.rewards, **group.reward_parts}.items():
@@ -98,6 +99,46 @@ class MetricMeans:
         self._sums.clear()
         self._counts.clear()
         return {name: total / counts[name] if counts[name] else math.nan for name, total in sums.items()}
+
+
+def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """What the curves show of all that was sampled in a step, selected or not: rewards, parts, lengths, failures."""
+    if not groups:  # a run that goes on with more ranks than groups were waiting
+        return {}
+    lengths: list[float] = []
+    num_cut = 0
+    for group in groups:
+        for completion in group.completions:
+            lengths.append(float(len(completion.token_ids)))
+            num_cut += completion.finish_reason == "length"
+    metrics = reward_metrics(groups)
+    metrics["rollout/completion_tokens"] = float(torch.tensor(lengths).mean())
+    metrics["rollout/cut_off"] = num_cut / len(lengths)
+    return metrics
+
+
+def reward_metrics(groups: Sequence[Group[Any, Any]]) -> dict[str, float]:
+    """Rewards and parts, means over the completions that could be rewarded (nan if none), and the others' share."""
+    all_rewards: list[Tensor] = []
+    all_valid: list[Tensor] = []
+    spreads: list[Tensor] = []
+    for group in groups:
+        assert group.rewards is not None
+        assert group.valid is not None
+        all_rewards.append(group.rewards)
+        all_valid.append(group.valid)
+        if group.valid.any():
+            spreads.append(group.rewards[group.valid].std(correction=0))
+    valid = torch.cat(all_valid)  # [P * G]
+    metrics = {
+        "reward/mean": float(torch.cat(all_rewards)[valid].mean()),
+        "reward/std_in_group": float(torch.stack(spreads).mean()) if spreads else math.nan,
+        "rollout/failed_rewards": float((~valid).float().mean()),
+    }
+    for name in groups[0].reward_parts:
+        values = torch.cat([group.reward_parts[name] for group in groups])  # [P * G]
+        metrics[f"reward/{name}"] = float(values[valid].mean())
+    return metrics
 
 
 class TrainableFamily(ShardableFamily, Protocol):
@@ -168,6 +209,10 @@ class TrainedModule(ParallelModule, abc.ABC):
     @abc.abstractmethod
     def build_model(self) -> nn.Module:
         """The model with its initial weights, and adapters if it is to have any, on the CPU."""
+
+    @abc.abstractmethod
+    def update_policy(self, batch: Batch) -> dict[str, float]:
+        """Takes the optimizer steps on a batch; returns their metrics, none without a step."""
 
     # -- building ------------------------------------------------------------------------------------------------
 
@@ -242,6 +287,15 @@ class TrainedModule(ParallelModule, abc.ABC):
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
+    @override
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """The optimizer steps on a batch, their metrics under `train/`, and the loss on the progress bar."""
+        with self.phases("update"):
+            metrics = self.update_policy(batch)
+        if metrics:
+            self.log_dict({f"train/{name}": value for name, value in metrics.items()}, batch_size=1)
+            self.log("loss", metrics["loss"], prog_bar=True, logger=False, batch_size=1)
+
     def optimizer_step_clipped(self) -> dict[str, float]:
         """Clips the summed gradients and takes the step; returns the norm they had and the rate of the step."""
         optimizer = self.optimizers()
@@ -264,11 +318,6 @@ class TrainedModule(ParallelModule, abc.ABC):
         scheduler.step()
         optimizer.zero_grad()
         return {"grad_norm": float(norm), "lr": lr}
-
-    def log_step(self, metrics: dict[str, float]) -> None:
-        """Logs the metrics of a step under `train/`, and its loss on the progress bar."""
-        self.log_dict({f"train/{name}": value for name, value in metrics.items()}, prog_bar=False, batch_size=1)
-        self.log("loss", metrics["loss"], prog_bar=True, logger=False, batch_size=1)
 
     # -- evaluation ----------------------------------------------------------------------------------------------
 

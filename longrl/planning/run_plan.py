@@ -217,7 +217,7 @@ def plan_from_run(
 
 
 def chosen_degree(plan: Plan) -> int:
-    """What `Parallel.sequence_for` chooses: the smallest degree whose budget holds the longest sequence."""
+    """What `PolicyModule` chooses: the smallest degree whose budget holds the longest sequence."""
     length = plan.prompt_tokens + plan.num_generations * plan.completion_tokens
     degrees = [degree for degree in range(1, plan.sp_group + 1) if plan.sp_group % degree == 0]
     return next((degree for degree in degrees if degree * plan.max_tokens_per_micro_batch >= length), plan.sp_group)

@@ -35,11 +35,6 @@ class Parallel:
     wrap: Callable[[ShardableFamily, nn.Module], RootModule] = RootModule
     """Makes a model a policy, sharded over the ranks if there are several."""
 
-    def sequence_for(self, tokens: int, tokens_per_rank: int) -> SequenceParallel:
-        """The smallest degree at which the longest sequence fits: sharing costs time, so only as much as it must."""
-        fitting = [degree for degree in self.degrees if degree * tokens_per_rank >= tokens]
-        return self.degrees[min(fitting) if fitting else max(self.degrees)]
-
 
 SINGLE_RANK_GRID = Parallel()
 """One rank that does everything."""

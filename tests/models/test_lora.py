@@ -9,8 +9,8 @@ from longrl.algorithms import Algorithm, token_mean
 from longrl.engines.weight_stream import engine_weights
 from longrl.models.lora import LoRASettings, add_adapters, is_adapter, merged
 from longrl.modules.initial_weights import build_from
-from longrl.modules.mini_batches import flatten_groups, token_ids_of
-from longrl.modules.policy import OptimizerSettings
+from longrl.modules.mini_batches import flatten_groups
+from longrl.modules.policy import OptimizerSettings, token_ids_of
 from longrl.packing.pack import pack
 from longrl.strategies.fsdp import ShardingOptions
 from longrl.strategies.mr_sp import MRSPStrategy

@@ -141,7 +141,7 @@ def test_a_frozen_tower_has_no_gradients_no_moments_and_no_graph():
     batch = batch_of(policy, sampled(policy.family, mixed_prompts(policy.family)))
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
-        features = policy.encode(batch.prompts)
+        features = policy.features.get_or_encode(policy.model, batch.prompts)
     assert not saved
     assert not [key for key, value in features.items() if value.requires_grad or value.grad_fn is not None]
     train(policy, batch)

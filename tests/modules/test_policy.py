@@ -145,7 +145,7 @@ def batch_of(policy, groups):
     """As the rollout callback hands it over."""
     policy.configure_model()
     prompts = [group.prompt for group in groups]
-    return Batch(prompts, policy.encode(prompts), groups)
+    return Batch(prompts, policy.features.get_or_encode(policy.model, prompts), groups)
 
 
 def tokens_of(groups):
@@ -586,7 +586,10 @@ def test_sizes_must_be_positive(name):
     ("algorithm", "message"),
     [
         (Algorithm(), "group_normalized compares the completions"),
-        (Algorithm(advantage=greedy_centered, select=drop_uniform), "drop_uniform compares the completions"),
+        (
+            Algorithm(advantage=greedy_centered, select=drop_uniform, greedy_baseline=True),
+            "drop_uniform compares the completions",
+        ),
         (Algorithm(advantage=greedy_centered), "greedy_baseline to true"),
     ],
 )

@@ -79,7 +79,7 @@ class Phases(Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         mark("encode")
-        batch.features = pl_module.encode(batch.prompts)
+        batch.features = pl_module.features.get_or_encode(pl_module.model, batch.prompts)
         if self.case.generate:
             from longrl.engines.hf import HFEngine
 

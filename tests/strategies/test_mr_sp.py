@@ -148,7 +148,7 @@ class Encode(Callback):
     """Fills in features, as the rollout callback does."""
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        batch.features = pl_module.encode(batch.prompts)
+        batch.features = pl_module.features.get_or_encode(pl_module.model, batch.prompts)
 
 
 def on_every_rank(cases: list[Case], devices: int) -> list[Any]:
