@@ -154,7 +154,7 @@ class PolicyModule(TrainedModule):
         groups = batch.groups
         if groups is None:
             return self._sft_step(batch)
-        if self.features.stored:  # of what the rollout callback encoded
+        if self.features.disk:  # of what the rollout callback encoded
             self.log_dict(self.features.metrics(), batch_size=1)
         if self.parallel.dp.max(len(groups)) == 0:
             return {}
@@ -196,7 +196,7 @@ class PolicyModule(TrainedModule):
         if not self.vision_encoder_trains:
             features = self.features.get_or_encode(self.model, batch.prompts)
         metrics = self._update(batch.prompts, responses, features, loss)
-        if self.features.stored:
+        if self.features.disk:
             self.log_dict(self.features.metrics(), batch_size=1)
         return metrics
 
