@@ -7,7 +7,7 @@ import logging
 import os
 import random
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -120,10 +120,9 @@ class ChatClient:
         self._slots = asyncio.Semaphore(endpoint.concurrency)
 
     async def __aenter__(self) -> ChatClient:
-        key = os.environ.get(self.endpoint.key_variable)
         self._http = httpx.AsyncClient(
             timeout=httpx.Timeout(self.endpoint.timeout_s, connect=CONNECT_S),
-            headers={"Authorization": f"Bearer {key}"} if key else {},
+            headers=self.endpoint.headers,
             limits=httpx.Limits(max_connections=self.endpoint.concurrency),
             trust_env=not self.endpoint.is_local,
         )
@@ -151,12 +150,12 @@ class ChatClient:
             entry = self.replies.log[key]
             return Reply.of(entry["response"], entry.get("broken_images", 0))
         if key not in self._under_way:
-            task = asyncio.create_task(self._asked(request, key))
+            task = asyncio.create_task(self._call(request, key))
             self._under_way[key] = task
             task.add_done_callback(lambda _: self._under_way.pop(key, None))
         return await asyncio.shield(self._under_way[key])
 
-    async def _asked(self, request: Request, key: str) -> Reply:
+    async def _call(self, request: Request, key: str) -> Reply:
         async with self._slots:
             images = await asyncio.to_thread(request.load) if request.load else {}
             broken = request.num_images - len(images)
@@ -174,27 +173,27 @@ class ChatClient:
             raise ValueError(self._setup_mistake(outcome))
         raise CallFailed(outcome.kind, f"{self.endpoint.url}: {outcome.text[:300]} (attempts: {attempts})")
 
-    def _wait_s(self, attempt: int, failed: _Failed) -> float:
+    def _wait_s(self, attempt: int, failed: _FailedAttempt) -> float:
         longest = min(self.endpoint.backoff_s * 2 ** (attempt - 1), self.endpoint.max_backoff_s)
-        wanted = random.uniform(longest / 2, longest)
-        return max(wanted, min(failed.retry_after_s, self.endpoint.max_backoff_s))
+        jittered = random.uniform(longest / 2, longest)
+        return max(jittered, min(failed.retry_after_s, self.endpoint.max_backoff_s))
 
-    async def _attempt(self, request: Request, key: str, body: dict[str, Any], broken: int) -> Reply | _Failed:
+    async def _attempt(self, request: Request, key: str, body: dict[str, Any], broken: int) -> Reply | _FailedAttempt:
         """One call; its outcome, good or bad, is on disk when it returns."""
         self.replies.reserve()
         self.num_calls += 1
         started = time.monotonic()
         try:
-            outcome = await self._posted(body, key)
+            outcome = await self._post(body, key)
         except httpx.TimeoutException as error:
-            outcome = _Failed("timeout", f"no answer within timeout_s={self.endpoint.timeout_s:g} ({error!r})")
+            outcome = _FailedAttempt("timeout", f"no answer within timeout_s={self.endpoint.timeout_s:g} ({error!r})")
         except httpx.TransportError as error:
-            outcome = _Failed("connection", repr(error))
+            outcome = _FailedAttempt("connection", repr(error))
         except asyncio.CancelledError:
             self.replies.record(None, {"failed": key, "kind": "cancelled"})
             raise
         common = {"seconds": round(time.monotonic() - started, 3), "model": request.model}
-        if isinstance(outcome, _Failed):
+        if isinstance(outcome, _FailedAttempt):
             self.num_failed_attempts += 1
             logger.debug("%s: %s", self.endpoint.url, outcome.text)
             failure = {"failed": key, "kind": outcome.kind, "status": outcome.status, "text": outcome.text}
@@ -202,27 +201,27 @@ class ChatClient:
             return outcome
         answer, reply = outcome
         tokens = {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens}
-        asked = {"messages": list(request.messages), "decoding": vars(request.decoding), "sample": request.sample}
-        values = {"response": answer, "request": asked, "cost": self.endpoint.price(**tokens)} | tokens
+        sent = {"messages": list(request.messages), "decoding": asdict(request.decoding), "sample": request.sample}
+        values = {"response": answer, "request": sent, "cost": self.endpoint.price(**tokens)} | tokens
         reply = replace(reply, broken_images=broken)
         values |= {"broken_images": broken} if broken else {}
         self.replies.record(key, values | common)
         return reply
 
-    async def _posted(self, body: dict[str, Any], key: str) -> tuple[Any, Reply] | _Failed:
+    async def _post(self, body: dict[str, Any], key: str) -> tuple[Any, Reply] | _FailedAttempt:
         url = self.endpoint.url.rstrip("/") + "/chat/completions"
         # A gateway that knows the header answers a call from its memory if the reply to it was lost.
-        got = await self._http.post(url, json=body, headers={"Idempotency-Key": key})
-        if got.status_code != 200:
-            kind = f"http {got.status_code}"
-            return _Failed(kind, f"HTTP {got.status_code}: {got.text}", got.status_code, _retry_after_s(got))
+        response = await self._http.post(url, json=body, headers={"Idempotency-Key": key})
+        if response.status_code != 200:
+            status = response.status_code
+            return _FailedAttempt(f"http {status}", f"HTTP {status}: {response.text}", status, _retry_after_s(response))
         try:
-            answer = got.json()
+            answer = response.json()
             return answer, Reply.of(answer)
         except ValueError as error:
-            return _Failed("garbled", f"{error}: {got.text}")
+            return _FailedAttempt("garbled", f"{error}: {response.text}")
 
-    def _setup_mistake(self, failed: _Failed) -> str:
+    def _setup_mistake(self, failed: _FailedAttempt) -> str:
         known = "is set" if os.environ.get(self.endpoint.key_variable) else "is not set"
         return (
             f"{self.endpoint.url} refuses every call for the model {self.endpoint.model!r}: {failed.text[:300]}; check "
@@ -231,7 +230,7 @@ class ChatClient:
 
 
 @dataclass(frozen=True)
-class _Failed:
+class _FailedAttempt:
     """An attempt without a reply."""
 
     kind: str

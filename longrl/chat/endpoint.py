@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -75,6 +76,12 @@ class Endpoint:
     ) -> Request:
         """A request of one user message; see `Request` for the arguments."""
         return Request(self.model, ({"role": "user", "content": content},), decoding, sample, self.extra, load)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The header with the key, if there is one."""
+        key = os.environ.get(self.key_variable)
+        return {"Authorization": f"Bearer {key}"} if key else {}
 
     def price(self, prompt_tokens: int, completion_tokens: int) -> float:
         """Money for so many tokens."""

@@ -6,7 +6,7 @@ import csv
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -33,16 +33,10 @@ class Panel:
     """Long noisy curves are smoothed; stacked columns add up to something, like phase times to the step time."""
 
 
-@dataclass
-class CurveStyle:
-    """Colours of the lines, and the widths of a figure."""
-
-    colors: Sequence[str] = field(
-        default_factory=lambda: ("#2f6db3", "#e07a3f", "#3a9d7c", "#9466b8", "#c4527a", "#8a8f98", "#c9a227")
-    )
-    panel_width: float = 4.1
-    panel_height: float = 2.6
-    num_columns: int = 3
+COLORS = ("#2f6db3", "#e07a3f", "#3a9d7c", "#9466b8", "#c4527a", "#8a8f98", "#c9a227")
+PANEL_WIDTH, PANEL_HEIGHT = 4.1, 2.6
+"""Inches."""
+MAX_COLUMNS = 3
 
 
 PANELS: tuple[Panel, ...] = (
@@ -69,10 +63,11 @@ PANELS: tuple[Panel, ...] = (
 
 def find_metrics(folder: str | Path) -> list[Path]:
     """All metrics.csv below a run's folder, version_0 before version_1 before version_10."""
-    found = Path(folder).rglob("metrics.csv")
-    return sorted(
-        found, key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))]
-    )
+
+    def by_numbers(path: Path) -> list[str | int]:
+        return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))]
+
+    return sorted(Path(folder).rglob("metrics.csv"), key=by_numbers)
 
 
 def read_metrics(paths: str | Path | Iterable[str | Path]) -> dict[str, dict[int, float]]:
@@ -92,16 +87,11 @@ def read_metrics(paths: str | Path | Iterable[str | Path]) -> dict[str, dict[int
         with Path(path).open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 step = _number(row.get("step"))
-                if step is not None:
-                    _merge_row(merged, int(step), row)
+                for column, cell in row.items():
+                    value = _number(cell)
+                    if step is not None and value is not None and column not in (None, "step", "epoch"):
+                        merged.setdefault(column, {})[int(step)] = value
     return {column: dict(sorted(values.items())) for column, values in merged.items()}
-
-
-def _merge_row(merged: dict[str, dict[int, float]], step: int, row: Mapping[str | None, object]) -> None:
-    for column, cell in row.items():
-        value = _number(cell)
-        if value is not None and column not in (None, "step", "epoch"):
-            merged.setdefault(str(column), {})[step] = value
 
 
 def _number(cell: object) -> float | None:
@@ -112,10 +102,8 @@ def _number(cell: object) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def plot_curves(
-    metrics: Metrics, title: str = "", panels: Sequence[Panel] = PANELS, style: CurveStyle | None = None
-) -> Figure | None:
-    """Small charts of a run's metrics, one per panel that has data.
+def plot_curves(metrics: Metrics) -> Figure | None:
+    """Small charts of a run's metrics, one for each of `PANELS` that has data.
 
     Returns:
         A figure to save with `figure.savefig(path)`; None when no panel has data.
@@ -123,21 +111,18 @@ def plot_curves(
     from matplotlib.figure import Figure  # not pyplot: no global state, works in any thread
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    style = style or CurveStyle()
-    shown = [(panel, columns) for panel in panels if (columns := matching_columns(metrics, panel))]
+    shown = [(panel, columns) for panel in PANELS if (columns := matching_columns(metrics, panel))]
     if not shown:
         return None
-    num_columns = 2 if len(shown) == 4 else min(style.num_columns, len(shown))
-    num_rows = -(-len(shown) // num_columns)
-    size = (style.panel_width * num_columns, style.panel_height * num_rows + (0.4 if title else 0.0))
-    figure = Figure(figsize=size, dpi=130, layout=ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.09))
+    num_columns = 2 if len(shown) == 4 else min(MAX_COLUMNS, len(shown))
+    num_rows = math.ceil(len(shown) / num_columns)
+    layout = ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.09)
+    figure = Figure(figsize=(PANEL_WIDTH * num_columns, PANEL_HEIGHT * num_rows), dpi=130, layout=layout)
     for number, (panel, columns) in enumerate(shown, start=1):
         axes = figure.add_subplot(num_rows, num_columns, number)
-        _draw_panel(axes, panel, {column: metrics[column] for column in columns}, style)
+        _draw_panel(axes, panel, {column: metrics[column] for column in columns})
         if number > len(shown) - num_columns:
             axes.set_xlabel("step", fontsize=8, color="#5b6773")
-    if title:
-        figure.suptitle(title, fontsize=12, fontweight="bold", color="#22303c")
     return figure
 
 
@@ -149,46 +134,30 @@ def matching_columns(metrics: Metrics, panel: Panel) -> list[str]:
     return sorted(name for name in names if not (name.endswith("_epoch") and f"{name[:-6]}_step" in names))
 
 
-def _draw_panel(axes: Axes, panel: Panel, series: Metrics, style: CurveStyle) -> None:
+def _draw_panel(axes: Axes, panel: Panel, series: Metrics) -> None:
+    labels = [short_name(name, series) for name in series]
+    colors = [COLORS[number % len(COLORS)] for number in range(len(series))]
     if panel.kind == "stacked":
-        _draw_stacked(axes, series, style)
+        steps = sorted({step for points in series.values() for step in points})
+        heights = [[points.get(step, 0.0) for step in steps] for points in series.values()]
+        if len(steps) >= SMOOTH_FROM:
+            heights = [smoothed(values) for values in heights]
+        axes.stackplot(steps, heights, labels=labels, colors=colors, alpha=0.85, linewidth=0)
+        axes.set_ylim(0, 1.3 * max(map(sum, zip(*heights, strict=True))) or 1.0)  # room for the legend
     else:
-        _draw_lines(axes, series, style, smooth_from=SMOOTH_FROM if panel.kind == "noisy" else math.inf)
+        for points, label, color in zip(series.values(), labels, colors, strict=True):
+            steps, values = list(points), list(points.values())
+            marker = "o" if len(values) < 12 else None
+            if panel.kind == "noisy" and len(values) >= SMOOTH_FROM:
+                axes.plot(steps, values, color=color, linewidth=0.8, alpha=0.3)
+                axes.plot(steps, smoothed(values), color=color, linewidth=1.8, label=label)
+            else:
+                axes.plot(steps, values, color=color, linewidth=1.6, marker=marker, markersize=3, label=label)
     decorate(axes, panel.title, panel.unit)
     if len(series) > 1:
         legend = axes.legend(fontsize=7, frameon=False, ncols=1 + (len(series) > 3))
         for text in legend.get_texts():
             text.set_color("#46525e")
-
-
-def _draw_lines(axes: Axes, series: Metrics, style: CurveStyle, *, smooth_from: float) -> None:
-    for number, (name, points) in enumerate(series.items()):
-        color = style.colors[number % len(style.colors)]
-        steps, values = list(points), list(points.values())
-        smooth = len(values) >= smooth_from
-        axes.plot(
-            steps,
-            values,
-            color=color,
-            linewidth=0.8 if smooth else 1.6,
-            alpha=0.3 if smooth else 1.0,
-            marker="o" if len(values) < 12 else None,
-            markersize=3,
-            label=None if smooth else short_name(name, series),
-        )
-        if smooth:
-            axes.plot(steps, smoothed(values), color=color, linewidth=1.8, label=short_name(name, series))
-
-
-def _draw_stacked(axes: Axes, series: Metrics, style: CurveStyle) -> None:
-    steps = sorted({step for points in series.values() for step in points})
-    heights = [[points.get(step, 0.0) for step in steps] for points in series.values()]
-    if len(steps) >= SMOOTH_FROM:
-        heights = [smoothed(values) for values in heights]
-    labels = [short_name(name, series) for name in series]
-    colors = [style.colors[number % len(style.colors)] for number in range(len(series))]
-    axes.stackplot(steps, heights, labels=labels, colors=colors, alpha=0.85, linewidth=0)
-    axes.set_ylim(0, 1.3 * max(map(sum, zip(*heights, strict=True))) or 1.0)  # room for the legend
 
 
 def decorate(axes: Axes, title: str, unit: str = "") -> None:

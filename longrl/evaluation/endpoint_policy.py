@@ -6,7 +6,6 @@ import asyncio
 import functools
 import json
 import logging
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from longrl.chat.client import AGAIN, CONNECT_S, BudgetSpent, CallFailed, ChatClient, ReplyCache
-from longrl.chat.endpoint import Budget, Decoding, Endpoint, Reply, Request
+from longrl.chat.endpoint import Budget, Decoding, Endpoint
 from longrl.chat.event_loop import run_async, run_workers
 from longrl.chat.frames import JPEG_QUALITY, MessagePart, data_url, frame_name, frame_parts, image_part
 from longrl.evaluation.answering import Answer, Item, Policy, SaveAnswers, hash_json
@@ -115,7 +114,7 @@ class EndpointPolicy(Policy):
                 "the policy's revision is null: answers of another model that is served as %r later are taken for this "
                 "one's; set it to the commit or name of what runs", self.endpoint.model
             )  # fmt: skip
-        self._served = _kept(folder / "served.json", served(self.endpoint), self.endpoint)
+        self._served = _remembered(folder / "served.json", self.endpoint)
         # A folder of its own for every model: a request does not say which revision it is for.
         self._replies = ReplyCache(str(folder / "responses" / hash_json(self.identity())[:16]), self.budget)
 
@@ -168,21 +167,15 @@ class EndpointPolicy(Policy):
         self, client: ChatClient, index: int, prompt: Prompt, sampling: SamplingParams, seed: int
     ) -> Answer | UnusableSample:
         assert isinstance(prompt, ChatPrompt)
-        requests = [self._request(prompt, sampling, seed + n) for n in range(sampling.num_generations)]
+        content = _content(prompt, self.max_side) if prompt.media else prompt.text
+        decoding = Decoding(sampling.temperature, sampling.max_completion_tokens, sampling.top_p)
+        load = functools.partial(_images, prompt, self.max_side) if prompt.media else None
+        seeds = range(seed, seed + sampling.num_generations)
+        requests = [self.endpoint.request(content, decoding, sample, load) for sample in seeds]
         try:
             replies = [await client.ask(request) for request in requests]
         except CallFailed as error:
             return UnusableSample(None, f"no reply: {error}", index, prompt.id)
-        return self._answer(prompt, requests[0], replies)
-
-    def _request(self, prompt: ChatPrompt, sampling: SamplingParams, sample: int) -> Request:
-        content = _content(prompt, self.max_side)
-        message = {"role": "user", "content": content if prompt.media else prompt.text}
-        decoding = Decoding(sampling.temperature, sampling.max_completion_tokens, sampling.top_p)
-        load = functools.partial(_images, prompt, self.max_side) if prompt.media else None
-        return Request(self.endpoint.model, (message,), decoding, sample, self.endpoint.extra, load)
-
-    def _answer(self, prompt: ChatPrompt, request: Request, replies: Sequence[Reply]) -> Answer:
         return Answer(
             texts=[reply.text for reply in replies],
             finish_reasons=[reply.finish_reason for reply in replies],
@@ -190,28 +183,26 @@ class EndpointPolicy(Policy):
             num_prompt_tokens=replies[0].prompt_tokens,
             num_media_tokens=None,
             input=prompt.text,
-            prompt_hash=hash_json(request.messages),
+            prompt_hash=hash_json(requests[0].messages),
             frame_indices=[list(indices) for indices in prompt.frame_indices],
             frame_times=[list(times) for times in prompt.frame_times],
         )
 
 
-def served(endpoint: Endpoint) -> dict[str, Any] | None:
-    """What `/v1/models` tells of the model: `id` and, of vLLM, `root`, the weights' folder or hub id.
+def served_model(endpoint: Endpoint) -> dict[str, Any] | None:
+    """The entry of the model in `/v1/models`: `id` and, of vLLM, `root`, the weights' folder or hub id.
 
-    A folder goes by its name and a hash of the whole, so that two exports of one name differ. `created` is left out:
+    A folder goes by its name and a hash of its path, so that two exports of one name differ. `created` is left out:
     vLLM's is the time of the question.
 
     Returns:
         Empty where the server has no such route or does not list the model; None if it cannot be reached or is busy.
     """
-    key = os.environ.get(endpoint.key_variable)
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    try:
-        with httpx.Client(headers=headers, timeout=CONNECT_S, trust_env=not endpoint.is_local) as client:
+    with httpx.Client(headers=endpoint.headers, timeout=CONNECT_S, trust_env=not endpoint.is_local) as client:
+        try:
             reply = client.get(f"{endpoint.url.rstrip('/')}/models")
-    except httpx.TransportError:
-        return None
+        except httpx.TransportError:
+            return None
     if reply.status_code in AGAIN or reply.status_code >= 500:
         return None
     try:
@@ -219,22 +210,20 @@ def served(endpoint: Endpoint) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError):  # no such route, or another kind of server
         return {}
     root = model.get("root")
-    if not root:
-        return {"id": model["id"]}
-    return {
-        "id": model["id"],
-        "root": f"{Path(root).name} ({hash_json(root)[:8]})" if Path(root).is_absolute() else root,
-    }
+    if root and Path(root).is_absolute():
+        root = f"{Path(root).name} ({hash_json(root)[:8]})"
+    return {"id": model["id"]} | ({"root": root} if root else {})
 
 
-def _kept(path: Path, told: dict[str, Any] | None, endpoint: Endpoint) -> dict[str, Any]:
-    """What a server tells, or told the last time: answers that are on disk are scored without it, too."""
+def _remembered(path: Path, endpoint: Endpoint) -> dict[str, Any]:
+    """`served_model`, or what it was the last time: answers that are on disk are scored without a server, too."""
+    model = served_model(endpoint)
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     name = f"{endpoint.model} at {endpoint.url}"
-    if told is None:
+    if model is None:
         return known.get(name, {})
-    atomic_write(path, json.dumps(known | {name: told}, indent=2) + "\n")
-    return told
+    atomic_write(path, json.dumps(known | {name: model}, indent=2) + "\n")
+    return model
 
 
 def _content(prompt: ChatPrompt, max_side: int) -> list[MessagePart]:

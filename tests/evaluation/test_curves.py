@@ -93,7 +93,7 @@ def test_curves_are_drawn_with_missing_columns_and_few_or_many_points():
         "time/encode_s": dict.fromkeys(range(100), 0.1),
         "time/update_s": dict.fromkeys(range(0, 100, 7), 0.3),
     }
-    figure = plot_curves(metrics, title="A run")
+    figure = plot_curves(metrics)
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["Reward", "Loss", "Time per step (s)"]
     png = io.BytesIO()
     figure.savefig(png)
