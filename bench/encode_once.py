@@ -91,7 +91,7 @@ class Step:
         self.prompts = [self._prompt(f"video{i}", num_frames) for i in range(sizes.videos)]
         self.encodes = 0
         for model in (self.policy, self.reference):
-            family.vision_encoder(model).register_forward_hook(self._count, with_kwargs=True)
+            family.media_encoders(model)[0].register_forward_hook(self._count, with_kwargs=True)
 
     def reuse(self) -> None:
         """A step with the features of a new cache."""

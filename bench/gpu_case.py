@@ -98,7 +98,7 @@ class Case:
         ids = torch.randint(10, 200, (tokens,), generator=torch.Generator().manual_seed(1))
         ids[8 : 8 + self.family.num_features(media)] = self.family.media_token_ids()["video"]
         row = types.Row(id="bench", problem="", answer="")
-        return types.Prompt("bench", ids, self.family.positions(ids, (media,)), (media,), row)
+        return types.Prompt("bench", ids, self.family.position_ids(ids, (media,)), (media,), row)
 
     def answers(self) -> list[Tensor]:
         """G times random tokens."""

@@ -143,7 +143,7 @@ def _update(
     generator = torch.Generator().manual_seed(0)
     answers = [torch.randint(50, 250, (sizes.response_tokens,), generator=generator) for _ in range(sizes.completions)]
     ids = torch.randint(50, 250, (tokens - sizes.completions * sizes.response_tokens,), generator=generator)
-    prompt = types.Prompt("bench", ids, family.positions(ids, ()), (), types.Row("bench", "", ""))
+    prompt = types.Prompt("bench", ids, family.position_ids(ids, ()), (), types.Row("bench", "", ""))
     (packed,) = pack([prompt], [answers], max_tokens=1 << 62)
     logp = policy(packed, {}, 1.0, sequence).logp
     (-logp.mean()).backward()

@@ -82,7 +82,7 @@ class Rollouts:
             enforce_eager=True, options={"load_format": "auto", "block_size": 32},
         )  # fmt: skip
         self.vllm.start(self.family)
-        self.family.vision_encoder(self.model).register_forward_hook(self._count, with_kwargs=True)
+        self.family.media_encoders(self.model)[0].register_forward_hook(self._count, with_kwargs=True)
         self.vllm._llm.apply_model(lambda model: model.visual.register_forward_hook(self._count, with_kwargs=True))
 
     def run(self, engine: str, source: str, completions: int) -> None:

@@ -78,7 +78,7 @@ class Case:
         """Random tokens."""
         ids = self._random_ids(self.prompt_tokens, seed=0)
         row = types.Row(id="bench", problem="", answer="")
-        return types.Prompt("bench", ids, self.family.positions(ids, ()), (), row)
+        return types.Prompt("bench", ids, self.family.position_ids(ids, ()), (), row)
 
     @property
     def answers(self) -> list[Tensor]:

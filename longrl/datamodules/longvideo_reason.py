@@ -40,7 +40,7 @@ from longrl.datamodules.media.video import Decoding
 from longrl.datamodules.rows.question_rows import make_rows
 from longrl.datamodules.rows.sources import media_root_of, read_records
 from longrl.io.functions import import_function
-from longrl.models.reading import ReadsChats
+from longrl.models.reading import RendersPrompts
 from longrl.strategies.parallel import Parallel
 from longrl.types import FrameShard, Row, UnusableSample
 
@@ -98,7 +98,7 @@ class LongVideoReason(StreamedData):
 
     def __init__(
         self,
-        family: ReadsChats,
+        family: RendersPrompts,
         train: str | list[str | DataSource] | None = None,
         val: str | list[str | DataSource] | None = None,
         test: str | list[str | DataSource] | None = None,

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from longrl.models.base import is_local
+from longrl.models.reading import is_local
 from longrl.models.lora import ADAPTER, LoRASettings, merged, put_adapters
 from longrl.strategies.sequence import SequenceParallel
 
@@ -231,7 +231,7 @@ class DiffusionFamily(abc.ABC):
         """None of the transformer's parts: text encoders and autoencoder stand apart."""
         return ()
 
-    def sharded_encoders(self, model: nn.Module) -> list[nn.Module]:
+    def trained_encoders(self, model: nn.Module) -> list[nn.Module]:
         """None."""
         return []
 

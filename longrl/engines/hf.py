@@ -123,7 +123,7 @@ class HFEngine(RolloutEngine):
                 break
             embeds = embed_tokens(token)[:, None]  # [P * G, 1, D]
             positions = (next_positions + step).expand(len(packed.position_ids), -1, -1)  # [A, P * G, 1]
-            hidden = family.hidden_states(model, embeds, positions, layer_attention=cache.decode)[:, 0]
+            hidden = family.hidden_states(model, positions, inputs_embeds=embeds, layer_attention=cache.decode)[:, 0]
             cache.length += 1
         # 4. What follows a completion's end was sampled for the others' sake.
         token_ids = torch.stack(tokens, 1).cpu()  # [P * G, S]
@@ -152,11 +152,10 @@ class HFEngine(RolloutEngine):
         for start in range(0, total, self.prefill_chunk_tokens):
             # A chunk ends anywhere: within a prompt, or behind several.
             rows = slice(start, min(start + self.prefill_chunk_tokens, total))
-            embeds = family.embed(model, packed, features, rows)[None]  # [1, rows, D]
+            inputs = family.text_inputs(model, packed, features, rows)
             positions = packed.position_ids[:, None, rows]  # [A, 1, rows]
-            inputs = family.backbone_inputs(packed, features, rows)
             attention = functools.partial(cache.prefill, rows)
-            hidden = family.hidden_states(model, embeds, positions, layer_attention=attention, **inputs)[0]  # [rows, D]
+            hidden = family.hidden_states(model, positions, layer_attention=attention, **inputs)[0]  # [rows, D]
             ending = [span.stop - 1 - start for span in packed.spans if start < span.stop <= rows.stop]
             last_states.append(hidden[ending])
         return torch.cat(last_states)

@@ -177,7 +177,7 @@ class VLLMEngine(RolloutEngine):
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": engine_weights(family, model)})
         self._wake("kv_cache")
         self._asleep = False
-        self.reset_caches(features=family.vision_encoder_trains(model))
+        self.reset_caches(features=bool(family.trained_encoders(model)))
         self._step = step
         self.num_syncs += 1
 

@@ -36,7 +36,7 @@ def engine_arguments(
         enforce_eager: no CUDA graphs: a quicker start, slower decoding.
     """
     options = {
-        "model": family.engine_folder(),
+        "model": family.text_folder(),
         "dtype": family.dtype,
         "load_format": "dummy",
         "max_model_len": max_model_len,

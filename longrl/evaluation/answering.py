@@ -20,7 +20,7 @@ from longrl.types import UnusableSample
 
 if TYPE_CHECKING:
     from longrl.models.base import CausalFamily
-    from longrl.models.reading import ReadsChats
+    from longrl.models.reading import RendersPrompts
     from longrl.types import Completion, Prompt, Row, SamplingParams
 
 Item = tuple[int, "Prompt"]
@@ -76,7 +76,7 @@ class Policy(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def family(self) -> ReadsChats:
+    def family(self) -> RendersPrompts:
         """What reads rows for it."""
 
     @abc.abstractmethod
@@ -117,12 +117,12 @@ def doc_hash(row: Row) -> str:
     content = {**asdict(row), "metadata": portable(row.metadata)}
     for kind in ("videos", "images", "audios"):
         content[kind] = [Path(path).name for path in content[kind]]
-    return hash_json(content, default=repr)  # metadata may hold anything, such as dates
+    return hash_json(content)
 
 
-def hash_json(value: Any, default: Callable[[Any], str] | None = None) -> str:
-    """Sha256 of a value as JSON; what JSON cannot hold is an error, or written by `default`."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=default).encode()).hexdigest()
+def hash_json(value: Any) -> str:
+    """Sha256 of a value as JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=repr).encode()).hexdigest()
 
 
 def portable(value: Any) -> Any:

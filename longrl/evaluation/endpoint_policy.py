@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import httpx
 import numpy as np
@@ -24,7 +24,7 @@ from longrl.chat.event_loop import run_async, run_workers
 from longrl.chat.frames import JPEG_QUALITY, MessagePart, data_url, frame_name, frame_parts, image_part
 from longrl.evaluation.answering import Answer, Item, Policy, SaveAnswers, hash_json
 from longrl.io.atomic import atomic_write
-from longrl.models.reading import MEDIA_TAG, ReadsChats
+from longrl.models.reading import MEDIA_TAG, RendersPrompts
 from longrl.types import AudioClip, Frames, Media, Prompt, Row, SamplingParams, UnusableSample
 
 logger = logging.getLogger(__name__)
@@ -38,20 +38,17 @@ class ChatPrompt(Prompt):
     """What is asked, perhaps with tags that place the media."""
 
 
-class ChatReader:
+class ChatReader(RendersPrompts):
     """What the data module reads with where the model is elsewhere: frames stay pixels, a prompt stays text.
 
     Args:
         max_side: longest side of a frame that is sent, in pixels.
     """
 
-    supports_audio = False
-    use_audio_in_video = False
-    temporal_patch_size = 1
-
     def __init__(self, max_side: int) -> None:
         self.max_side = max_side
 
+    @override
     def resize(self, frames: Frames) -> Frames:
         """Frames no larger than `max_side`."""
         if frames.resized or max(frames.pixels.shape[2:]) <= self.max_side:
@@ -62,18 +59,17 @@ class ChatReader:
         pixels = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
         return replace(frames, pixels=pixels, resized=True)
 
-    def outline_media(self, frames: Frames | AudioClip) -> Media:
+    @override
+    def outline_media(self, frames: Any) -> Media:
         """The frames as a media item, a temporal patch each; pixels may be elsewhere."""
-        assert isinstance(frames, Frames)
         resized = self.resize(frames) if len(frames.pixels) else frames
         grid = (len(frames.timestamps), *resized.pixels.shape[2:])
         return Media(frames.kind, resized.pixels, grid, 0.0, frames.timestamps, frames.key)
 
-    def temporal_patches_per_encode(self, media: Media) -> int:
-        """All of them: they are sent in one message."""
-        return media.grid_thw[0]
-
-    def render(self, row: Row, text: str, frames: Sequence[Frames] = (), response: str | None = None) -> ChatPrompt:
+    @override
+    def render(
+        self, row: Row, text: str, frames: Sequence[Frames | AudioClip] = (), response: str | None = None
+    ) -> ChatPrompt:
         """The prompt of a row."""
         none = torch.empty(0, dtype=torch.int64)
         return ChatPrompt(row.id, none, none[None], tuple(map(self.outline_media, frames)), row, text=text)
@@ -104,8 +100,8 @@ class EndpointPolicy(Policy):
 
     @property
     @override
-    def family(self) -> ReadsChats:
-        return cast(ReadsChats, ChatReader(self.max_side))  # the data module reads with it, and no more
+    def family(self) -> RendersPrompts:
+        return ChatReader(self.max_side)
 
     @override
     def prepare(self, folder: Path) -> None:

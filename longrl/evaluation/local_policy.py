@@ -20,8 +20,9 @@ from longrl.evaluation.answering import Item, Policy, SaveAnswers, make_answer, 
 from longrl.features.cache import FeatureCache
 from longrl.features.disk_cache import DiskCache
 from longrl.features.provenance import tensor_bytes
-from longrl.models.base import CausalFamily, is_local
+from longrl.models.base import CausalFamily
 from longrl.models.chunked_mlp import chunk_mlps
+from longrl.models.reading import is_local
 from longrl.modules.initial_weights import plain_from
 from longrl.types import SamplingParams
 

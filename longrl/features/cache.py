@@ -64,7 +64,7 @@ class FeatureCache:
             missing = [item for item in missing if item.key not in self._features]
         # 2. Encode the rest. The weights of an encoder that trains are sharded: then one rank's media need all ranks.
         num_missing = len(missing)
-        if self.family.vision_encoder_trains(model):
+        if self.family.trained_encoders(model):
             num_missing = self.parallel.world.max(num_missing)
         if num_missing:
             start = time.perf_counter()

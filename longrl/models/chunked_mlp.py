@@ -22,21 +22,22 @@ OPTION = "model.family.init_args.mlp_chunk_tokens"
 
 
 class ChunkedMLP(nn.Module):
-    """Stands in the place of a layer's MLP; its children are that MLP's own, under the same names.
+    """A layer's MLP that computes some tokens at a time; its children are those of that MLP, under the same names.
 
     So names in a `state_dict`, shards and exports stay what they were. Whoever replaces children, as LoRA does, must
     come first.
 
     Args:
-        mlp: maps [..., L, D] to the same shape, each token on its own; all weights are its children's.
+        mlp: maps [..., L, D] to the same shape, each token for itself; all weights are its children's.
         max_tokens: computed together.
     """
 
     def __init__(self, mlp: nn.Module, max_tokens: int) -> None:
         super().__init__()
         if any(True for _ in mlp.parameters(recurse=False)):
-            raise ValueError(f"{OPTION} needs weights in linear layers, but {type(mlp).__name__} holds its own; set it "
-                             "to null")  # fmt: skip
+            raise ValueError(
+                f"{OPTION} needs weights in linear layers, but {type(mlp).__name__} holds its own; set it to null"
+            )
         for name, child in mlp.named_children():
             self.add_module(name, child)
         self._mlp = (mlp,)  # a tuple, so that it is no submodule
@@ -53,10 +54,13 @@ class ChunkedMLP(nn.Module):
 
 def chunk_mlps(family: CausalFamily, model: nn.Module) -> nn.Module:
     """Puts a `ChunkedMLP` into every layer of the text stack, in place, if the family asks for it."""
-    if family.mlp_chunk_tokens is not None:
-        for layer in family.layers(model):
-            if not isinstance(getattr(layer, "mlp", None), nn.Module):
-                raise ValueError(f"{OPTION} needs layers with an `mlp`, but {type(layer).__name__} has none; set it to "
-                                 "null")  # fmt: skip
-            layer.mlp = ChunkedMLP(layer.mlp, family.mlp_chunk_tokens)
+    if family.mlp_chunk_tokens is None:
+        return model
+    for layer in family.layers(model):
+        mlp = getattr(layer, "mlp", None)
+        if not isinstance(mlp, nn.Module):
+            raise ValueError(
+                f"{OPTION} needs layers with an `mlp`, but {type(layer).__name__} has none; set it to null"
+            )
+        layer.add_module("mlp", ChunkedMLP(mlp, family.mlp_chunk_tokens))
     return model

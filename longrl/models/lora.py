@@ -81,7 +81,7 @@ def add_adapters(family: CausalFamily, model: nn.Module) -> nn.Module:
     Raises:
         ValueError: a target is no linear layer of the text stack, or the encoder is to be trained.
     """
-    if family.vision_encoder_trains(model):
+    if family.trained_encoders(model):
         raise ValueError(
             f"{OPTION} trains adapters of the text stack alone, but model.family.init_args.freeze_vision_encoder is "
             f"false; set it to true, or {OPTION} to null"

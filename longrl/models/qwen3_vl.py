@@ -1,9 +1,9 @@
 """Qwen3-VL (arXiv:2511.21631), dense and mixture of experts: timestamps as text, interleaved M-RoPE, DeepStack.
 
-Three things differ from Qwen2.5-VL. Every temporal cell of a video is a picture of its own behind its time in words, so
-positions know nothing of seconds. The encoder attends over whole cells and also gives features from some of its layers:
-they lie behind the ordinary ones, [N, D * (1 + K)], and are added to the hidden states behind the text stack's first K
-layers (DeepStack, arXiv:2406.04334). And the pixel budget counts all frames of a video.
+Three things differ from Qwen2.5-VL. Every temporal patch of a video is a picture of its own behind its time in words,
+so positions know nothing of seconds. The encoder attends over whole temporal patches and also gives features from some
+of its layers: they lie behind the ordinary ones, [N, D * (1 + K)], and are added to the hidden states behind the text
+stack's first K layers (DeepStack, arXiv:2406.04334). And the pixel budget counts all frames of a video.
 
 The load-balancing loss of a mixture's router is not part of any objective here.
 """
@@ -12,17 +12,16 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
-from longrl.models.base import ALL_ROWS
 from longrl.models.qwen_vl import Qwen2_5_VLFamily, mrope_positions
-from longrl.types import Media, MediaKind, Packed, Row
+from longrl.types import Media, MediaKind, Row
 
 FACTOR = 32 * 32
 """Pixels of a feature: patches of 16 x 16, merged 2 x 2."""
@@ -36,8 +35,9 @@ class Qwen3VLFamily(Qwen2_5_VLFamily):
         min_pixels: a frame or image is enlarged to at least this many pixels.
         max_pixels: a frame or image is shrunk to at most this many pixels.
         max_video_pixels: budget over all frames of a video; long videos get smaller frames, down to `min_pixels`.
-        outer_vision_marks: keep the chat template's vision start and end around all cells of a video, as transformers
-            does since 5.10. In the code the models were released with (transformers 4.57) the cells replace them.
+        outer_vision_marks: keep the chat template's vision start and end around all temporal patches of a video, as
+            transformers does since 5.10. In the code the models were released with (transformers 4.57) the patches
+            replace them.
         kwargs: see `Qwen2_5_VLFamily`.
 
     Example:
@@ -63,23 +63,23 @@ class Qwen3VLFamily(Qwen2_5_VLFamily):
     # -- prompts -------------------------------------------------------------------------------------------------
 
     @override
-    def _chat(self, text: str, media: Sequence[Media], row: Row) -> list[int]:
-        ids = super()._chat(text, media, row)
+    def chat_ids(self, text: str, media: Sequence[Media], row: Row) -> list[int]:
+        ids = super().chat_ids(text, media, row)
         return ids if self.outer_vision_marks else _without_marks(ids, self.config)
 
     @override
-    def placeholder(self, media: Media) -> list[int]:
-        """For a video `<1.5 seconds>`, vision start, features, vision end; again for every temporal cell.
+    def placeholder_ids(self, media: Media) -> list[int]:
+        """For a video `<1.5 seconds>`, vision start, features, vision end; again for every temporal patch.
 
         A timestamp is tokenized on its own, as in vLLM. transformers' processor reads the text as a whole, which is the
         same unless words stand right before a video without marks around it: their end may join its `<`.
         """
         if media.kind == "image":
-            return super().placeholder(media)
+            return super().placeholder_ids(media)
         features = [self.config.video_token_id] * self.num_features(media.part(1))
-        cell = [self.config.vision_start_token_id, *features, self.config.vision_end_token_id]
+        picture = [self.config.vision_start_token_id, *features, self.config.vision_end_token_id]
         times = self.tokenizer([f"<{time:.1f} seconds>" for time in media.timestamps], add_special_tokens=False)
-        return list(itertools.chain.from_iterable([*time, *cell] for time in times["input_ids"]))
+        return list(itertools.chain.from_iterable([*time, *picture] for time in times["input_ids"]))
 
     @override
     def time_tokens(self, timestamps: Sequence[float]) -> int:
@@ -87,13 +87,14 @@ class Qwen3VLFamily(Qwen2_5_VLFamily):
         return sum(len(f"{time:.1f}") + 5 for time in timestamps)
 
     @override
-    def positions(self, input_ids: Tensor, media: Sequence[Media]) -> Tensor:
-        cells = [item.part(1) for item in media for _ in range(item.grid_thw[0])]
+    def position_ids(self, input_ids: Tensor, media: Sequence[Media]) -> Tensor:
+        temporal_patches = [item.part(1) for item in media for _ in range(item.grid_thw[0])]
         merge_size = self.config.vision_config.spatial_merge_size
-        return mrope_positions(input_ids, cells, set(self.media_token_ids().values()), merge_size, tokens_per_second=0)
+        media_tokens = set(self.media_token_ids().values())
+        return mrope_positions(input_ids, temporal_patches, media_tokens, merge_size, tokens_per_second=0)
 
     @override
-    def frame_size(self, num_frames: int, height: int, width: int, kind: MediaKind) -> tuple[int, int]:
+    def frame_size(self, num_frames: int, height: int, width: int, kind: MediaKind = "video") -> tuple[int, int]:
         if kind == "image":
             return super().frame_size(num_frames, height, width, kind)
         processor = self.processor.video_processor
@@ -121,39 +122,21 @@ class Qwen3VLFamily(Qwen2_5_VLFamily):
     @property
     @override
     def feature_size(self) -> int:
-        return self._hidden_size * (1 + len(self.config.vision_config.deepstack_visual_indexes))
-
-    @property
-    def _hidden_size(self) -> int:
-        return self.config.get_text_config().hidden_size
+        return super().feature_size * (1 + len(self.config.vision_config.deepstack_visual_indexes))
 
     @override
-    def _features(self, output: Any) -> Tensor:
+    def output_features(self, output: Any) -> Tensor:
         return torch.cat([output.pooler_output, *output.deepstack_features], -1)
 
     @override
-    def embed(self, model: nn.Module, packed: Packed, features: Mapping[str, Tensor], rows: slice = ALL_ROWS) -> Tensor:
-        first = {key: value[:, : self._hidden_size] for key, value in features.items()}
-        return super().embed(model, packed, first, rows)
-
-    @override
-    def backbone_inputs(self, packed: Packed, features: Mapping[str, Tensor], rows: slice = ALL_ROWS) -> dict[str, Any]:
-        """What the first K layers add to the hidden states of media: K times [media rows, D], and where."""
-        here, media = self._media_rows(packed, features, rows)
-        if not media:
-            return {}
-        levels = torch.cat([item[:, self._hidden_size :] for item in media]).split(self._hidden_size, -1)
-        return {"visual_pos_masks": here[None], "deepstack_visual_embeds": list(levels)}
-
-    @override
-    def attention_mask(self, model: nn.Module) -> None:
+    def attention_mask(self, model: Any) -> None:
         """None: this text stack takes no mapping, and makes no mask where rows and keys are as many."""
 
     # -- files ---------------------------------------------------------------------------------------------------
 
     @override
-    def save(self, model: nn.Module, folder: str | Path) -> None:
-        """See `CausalFamily.save`; transformers 5.19 reads experts either way and writes them in its own."""
+    def save_weights(self, model: Any, folder: str | Path) -> None:
+        """In the released layout: transformers 5.19 reads experts either way and writes them in its own."""
         released = {name: self.engine_tensor(name, weight).contiguous() for name, weight in model.state_dict().items()}
         model.save_pretrained(folder, state_dict=released, save_original_format=False)
 
@@ -175,11 +158,11 @@ class Qwen3VLFamily(Qwen2_5_VLFamily):
         return weight.transpose(1, 2) if ".mlp.experts." in name else weight
 
     @override
-    def _engine_times(self, videos: Sequence[Media]) -> dict[str, Any]:
+    def engine_times(self, videos: Sequence[Media]) -> dict[str, Any]:
         return {"timestamps": [torch.tensor(item.timestamps, dtype=torch.float64) for item in videos]}
 
     @override
-    def _engine_name(self, media: Media) -> str:
+    def engine_media_name(self, media: Media) -> str:
         times = hashlib.sha256(repr(media.timestamps).encode()).hexdigest()[:16]
         return f"{media.key}|{times}"
 
@@ -187,9 +170,9 @@ class Qwen3VLFamily(Qwen2_5_VLFamily):
 def _without_marks(ids: list[int], config: Any) -> list[int]:
     """Token ids with the vision start and end next to every video placeholder left out."""
     kept: list[int] = []
-    for place, token in enumerate(ids):
-        opens = token == config.vision_start_token_id and ids[place + 1 : place + 2] == [config.video_token_id]
-        closes = token == config.vision_end_token_id and place > 0 and ids[place - 1] == config.video_token_id
+    for index, token in enumerate(ids):
+        opens = token == config.vision_start_token_id and ids[index + 1 : index + 2] == [config.video_token_id]
+        closes = token == config.vision_end_token_id and index > 0 and ids[index - 1] == config.video_token_id
         if not opens and not closes:
             kept.append(token)
     return kept

@@ -1,12 +1,13 @@
 """Qwen2.5-Omni's thinker (arXiv:2503.20215): text, images, video and sound in; text out. Time-aligned M-RoPE.
 
-A sound has 25 tokens per second, each at a position of its own; a video's cells stand at 25 positions per second. With
-`use_audio_in_video` a video's track stands among its cells, chunk by chunk of two seconds, both counted from one start:
+A sound has 25 tokens per second, each at a position of its own; a video's temporal patches stand at 25 positions per
+second. With `use_audio_in_video` a video's track stands among its features, chunk by chunk of two seconds, both counted
+from one start:
 
-    vision start, audio start, [cells of 0 to 2 s] [sound of 0 to 2 s] [cells of 2 to 4 s] ..., audio end, vision end
+    vision start, audio start, [frames of 0 to 2 s] [sound of 0 to 2 s] [frames of 2 to 4 s] ..., audio end, vision end
 
 Ids and positions are those of the released code, which transformers 5.19 is; two things in it are worth knowing. The
-tokens behind an interleaved video go on after its last piece, even if an earlier one reached further. And where cells
+tokens behind an interleaved video go on after its last piece, even if an earlier one reached further. And where frames
 lie more than a chunk apart, chunks are cut within a frame. vLLM 0.32 does neither, and gives audio start a position of
 its own. Times are computed in float64, as in transformers' processor and vLLM; transformers' positions are float32.
 
@@ -30,9 +31,9 @@ from torch.distributed.fsdp import FSDPModule
 from typing_extensions import override
 
 from longrl.models.base import rows_between
-from longrl.models.family import OWN_WEIGHTS
-from longrl.models.qwen_vl import Qwen2_5_VLFamily
-from longrl.types import AudioClip, Frames, Media, Packed, Prompt, Row
+from longrl.models.building import OWN_WEIGHTS
+from longrl.models.qwen_vl import Qwen2_5_VLFamily, grid_positions, structure_of
+from longrl.types import AudioClip, Frames, Media, Prompt
 
 BLACK = Frames("image", torch.zeros(1, 3, 56, 56, dtype=torch.uint8), (0.0,), "black")
 SILENCE = AudioClip(torch.zeros(1600), 1600, "silence")
@@ -77,50 +78,32 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
         return getattr(config, "thinker_config", config)
 
     @override
-    def loading(self, source: str) -> dict[str, Any]:
-        return {"config": self.read_config(source)}
+    def load_weights(self, source: str, **options: Any) -> Any:
+        return super().load_weights(source, config=self.read_config(source), **options)
 
     @override
-    def attention(self) -> dict[str, str]:
-        return {**super().attention(), "audio_config": "sdpa"}
+    def attn_implementation(self) -> dict[str, str]:
+        return {**super().attn_implementation(), "audio_config": "sdpa"}
 
     @override
-    def build(self, weights: str | None = OWN_WEIGHTS) -> nn.Module:
+    def build(self, weights: str | None = OWN_WEIGHTS) -> Any:
         model = super().build(weights)
         model.audio_tower.requires_grad_(not self.freeze_audio_tower)
         return model
 
     @override
-    def backbone(self, model: nn.Module) -> nn.Module:
+    def backbone(self, model: Any) -> Any:
         return model.model
 
     @override
-    def vision_encoder(self, model: nn.Module) -> nn.Module:
-        """The vision encoder; `encoders` has both."""
-        return model.visual
-
-    @override
-    def media_encoders(self, model: nn.Module) -> tuple[nn.Module, ...]:
+    def media_encoders(self, model: Any) -> tuple[nn.Module, ...]:
         return model.visual, model.audio_tower
 
     @override
-    def vision_encoder_trains(self, model: nn.Module) -> bool:
-        return bool(self.sharded_encoders(model))
-
-    @override
-    def sharded_encoders(self, model: nn.Module) -> list[nn.Module]:
-        return [
-            vision_encoder
-            for vision_encoder in self.media_encoders(model)
-            if any(part.requires_grad for part in vision_encoder.parameters())
-        ]
-
-    @override
     def encoder_settings(self) -> dict[str, Any]:
-        audio = self.config.audio_config.to_dict()
         return super().encoder_settings() | {
             "feature_extractor": self.processor.feature_extractor.to_dict(),
-            "audio_config": {key: value for key, value in audio.items() if key not in ("dtype", "_name_or_path")},
+            "audio_config": structure_of(self.config.audio_config),
         }
 
     @override
@@ -140,19 +123,15 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
         return tokenizer
 
     @override
-    def system_messages(self) -> list[dict[str, Any]]:
-        return [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
-
-    @override
     def media_token_ids(self) -> dict[str, int]:
         return {**super().media_token_ids(), "audio": self.config.audio_token_id}
 
     @override
     def patch_all(self, frames: Sequence[Frames | AudioClip]) -> list[Media]:
         media = super().patch_all(frames)
-        for place, item in enumerate(media):
+        for index, item in enumerate(media):
             if item.is_video_track:
-                media[place - 1] = replace(media[place - 1], sound_tokens=self.num_features(item))
+                media[index - 1] = replace(media[index - 1], sound_tokens=self.num_features(item))
         return media
 
     @override
@@ -216,20 +195,12 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
         return min((states - 2) // 2 + 1, num_windows * self._window_size // 4)
 
     @override
-    def _chat(self, text: str, media: Sequence[Media], row: Row) -> list[int]:
-        return super()._chat(text, _placed(media), row)
-
-    @override
-    def _expand(self, ids: list[int], media: Sequence[Media], row: Row) -> Tensor:
-        return super()._expand(ids, _placed(media), row)
-
-    @override
-    def placeholder(self, media: Media) -> list[int]:
+    def placeholder_ids(self, media: Media) -> list[int]:
         """A video's includes its track, with the track's start and end; then the track itself has none."""
         if media.is_video_track:
             return []
         if media.sound_tokens is None:
-            return [self.media_token_ids()[media.kind]] * self.num_features(media)
+            return super().placeholder_ids(media)
         tokens = self.media_token_ids()
         inside = [tokens[kind] for kind, piece in self._pieces(media) for _ in range(piece.start, piece.stop)]
         return [self.config.audio_start_token_id, *inside, self.config.audio_end_token_id]
@@ -237,107 +208,101 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
     # -- positions -----------------------------------------------------------------------------------------------
 
     @override
-    def positions(self, input_ids: Tensor, media: Sequence[Media]) -> Tensor:
+    def position_ids(self, input_ids: Tensor, media: Sequence[Media]) -> Tensor:
         """[3, T] time, height and width position of every token (TMRoPE)."""
-        own = torch.tensor(list(self.media_token_ids().values()))
-        places = torch.isin(input_ids, own).nonzero()[:, 0]
-        parts, token, start = [], 0, 0
-        for item in _placed(media):
+        media_tokens = torch.tensor(list(self.media_token_ids().values()))
+        placeholders = torch.isin(input_ids, media_tokens).nonzero()[:, 0]
+        parts = []
+        token = 0  # index of the next token
+        start = 0  # its position
+        for item in media:
+            if item.is_video_track:  # a part of the video before it
+                continue
             block, length = self._block(item)
-            first = int(places[places >= token][0]) - (item.sound_tokens is not None)
-            text = first - token
-            parts += [torch.arange(start, start + text).expand(3, -1), block + start + text]
-            token, start = first + block.shape[1], start + text + length
+            first = int(placeholders[placeholders >= token][0])
+            if item.sound_tokens is not None:  # audio start comes before the first placeholder
+                first -= 1
+            num_text = first - token
+            parts.append(torch.arange(start, start + num_text).expand(3, -1))
+            parts.append(block + start + num_text)
+            token = first + block.shape[1]
+            start += num_text + length
         parts.append(torch.arange(start, start + len(input_ids) - token).expand(3, -1))
         return torch.cat(parts, dim=1)
 
     def _block(self, media: Media) -> tuple[Tensor, int]:
-        """[3, n] positions of a medium's placeholder from its first on, and where the text behind it goes on."""
+        """[3, n] positions of a media item's placeholders from its first on, and where the text behind it goes on."""
         if media.kind == "audio":
             count = self.num_features(media)
             return torch.arange(count).expand(3, -1), count
-        grid = self._grid(media)
+        grid = self._grid_positions(media)
         if media.sound_tokens is None:
             return grid, int(grid.max()) + 1
         sound = torch.arange(media.sound_tokens).expand(3, -1)
         inside = [(grid if kind == "video" else sound)[:, piece] for kind, piece in self._pieces(media)]
         end = int(inside[-1].max()) + 1  # of the last piece alone, see the top of this file
         # Audio start stands where vision start does, one before; vision end where audio end does.
-        marks = torch.full((3, 1), -1), torch.full((3, 1), end)
-        return torch.cat([marks[0], *inside, marks[1]], dim=1), end
+        audio_start = torch.full((3, 1), -1)
+        audio_end = torch.full((3, 1), end)
+        return torch.cat([audio_start, *inside, audio_end], dim=1), end
 
-    def _grid(self, media: Media) -> Tensor:
-        """[3, n] positions of a picture's or video's features from 0 on."""
-        merge = self.config.vision_config.spatial_merge_size
-        cells, height, width = media.grid_thw[0], media.grid_thw[1] // merge, media.grid_thw[2] // merge
-        per_cell = media.seconds_per_temporal_patch * self.config.position_id_per_seconds
-        time = (torch.arange(cells, dtype=torch.float64) * per_cell).long()
-        grid = torch.meshgrid(time, torch.arange(height), torch.arange(width), indexing="ij")
-        return torch.stack(grid).reshape(3, -1)
+    def _grid_positions(self, media: Media) -> Tensor:
+        step = media.seconds_per_temporal_patch * self.config.position_id_per_seconds
+        return grid_positions(media, self.config.vision_config.spatial_merge_size, step)
 
     def _pieces(self, media: Media) -> list[tuple[str, slice]]:
         """Which features of a video and of its track follow one another: chunk by chunk, the video's first."""
         assert media.sound_tokens is not None
         size = int(self.config.position_id_per_seconds * self.config.seconds_per_chunk)
-        seen = _chunks(self._grid(media)[0].tolist(), size)
+        seen = _chunks(self._grid_positions(media)[0].tolist(), size)
         heard = _chunks(range(media.sound_tokens), size)
-        found: list[tuple[str, slice]] = []
-        for place in range(max(len(seen), len(heard))):
-            found += [("video", piece) for piece in seen[place : place + 1]]
-            found += [("audio", piece) for piece in heard[place : place + 1]]
-        return found
+        pieces: list[tuple[str, slice]] = []
+        for video, audio in itertools.zip_longest(seen, heard):
+            if video is not None:
+                pieces.append(("video", video))
+            if audio is not None:
+                pieces.append(("audio", audio))
+        return pieces
 
     # -- features ------------------------------------------------------------------------------------------------
 
     @override
-    def encode_media(self, model: nn.Module, media: Sequence[Media]) -> list[Tensor]:
-        """[N_i, D] features of each medium.
+    def encode_media(self, model: Any, media: Sequence[Media]) -> list[Tensor]:
+        """[N_i, D] features of each media item.
 
-        Pictures always come first, and a encoder whose weights are sharded always runs: ranks must go in step, also
-        backwards. One that has nothing for a encoder adds no rows of a black image or of silence.
+        Pictures always come first, and an encoder whose weights are sharded always runs: ranks must go in step, also
+        backwards. One that has nothing for an encoder adds no rows of a black image or of silence.
         """
-        pictures, sounds = (
-            [item for item in media if (item.kind == "audio") is supports_audio] for supports_audio in (False, True)
-        )
+        pictures = [item for item in media if item.kind != "audio"]
+        sounds = [item for item in media if item.kind == "audio"]
         idle: list[Tensor] = []
         seen = super().encode_media(model, pictures)
-        if not pictures and isinstance(self.vision_encoder(model), FSDPModule):
+        if not pictures and isinstance(model.visual, FSDPModule):
             idle += super().encode_media(model, [self.patch(BLACK)])
-        heard = self._hear(model, sounds)
+        heard = self._encode_sounds(model, sounds)
         if not sounds and isinstance(model.audio_tower, FSDPModule):
-            idle += self._hear(model, [self.patch(SILENCE)])
+            idle += self._encode_sounds(model, [self.patch(SILENCE)])
+
         left = {False: iter(seen), True: iter(heard)}
         features = [next(left[item.kind == "audio"]) for item in media]
-        return [torch.cat([rows, *(none[:0] for none in idle)]) if idle else rows for rows in features]
+        if idle:
+            none = [rows[:0] for rows in idle]
+            features = [torch.cat([rows, *none]) for rows in features]
+        return features
 
-    def _hear(self, model: nn.Module, media: Sequence[Media]) -> list[Tensor]:
+    def _encode_sounds(self, model: Any, media: Sequence[Media]) -> list[Tensor]:
         """[N_i, D] of sounds. The encoder attends within a window, so cutting a long one between windows is exact."""
-        vision_encoder, features = model.audio_tower, []
+        encoder = model.audio_tower
+        features = []
         step = max(1, self.max_patches_per_encode // self._window_size) * self._window_size
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_audio_tower):
             for item in media:
-                pieces = item.patches.to(vision_encoder.device, vision_encoder.dtype).split(step)
-                lengths = [torch.tensor([len(piece)], device=vision_encoder.device) for piece in pieces]
-                outputs = [vision_encoder(piece.T, feature_lens=n) for piece, n in zip(pieces, lengths, strict=True)]
-                features.append(torch.cat([output.last_hidden_state for output in outputs]))
+                outputs = []
+                for piece in item.patches.to(encoder.device, encoder.dtype).split(step):
+                    length = torch.tensor([len(piece)], device=encoder.device)
+                    outputs.append(encoder(piece.T, feature_lens=length).last_hidden_state)
+                features.append(torch.cat(outputs))
         return features
-
-    @override
-    def _media_rows(self, packed: Packed, features: Mapping[str, Tensor], rows: slice) -> tuple[Tensor, list[Tensor]]:
-        """Each kind of media fills its own placeholders in order, for a video's stand among those of its track."""
-        here, places, parts = self._media_places(packed), [], []
-        for kind, token in self.media_token_ids().items():
-            own = here & (packed.input_ids == token)
-            found = zip(packed.media_keys, packed.media_kinds, strict=True)
-            media = [features[key] for key, of in found if of == kind]
-            if sum(map(len, media)) != int(own.sum()):
-                raise ValueError(
-                    f"{int(own.sum())} {kind} placeholders in the packed prompts, but {sum(map(len, media))} features"
-                )
-            start, mine = int(own[: rows.start].sum()), own[rows].nonzero()[:, 0]
-            parts += rows_between(media, start, start + len(mine))
-            places.append(mine)
-        return here[rows], [torch.cat(parts)[torch.cat(places).argsort()]] if parts else []
 
     # -- rollout engines -----------------------------------------------------------------------------------------
 
@@ -362,34 +327,42 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
         And those of two tokens more: the marks behind a track share one; from there on text advances by one. Ids of
         items tell apart where they stand, as positions do.
         """
-        ids, kinds = prompt.input_ids.tolist(), {token: kind for kind, token in self.media_token_ids().items()}
+        kinds = {token: kind for kind, token in self.media_token_ids().items()}
         rows = {kind: [features[item.key] for item in prompt.media if item.kind == kind] for kind in kinds.values()}
         compact: list[int] = []
         items: dict[str, list[dict[str, Any]]] = {}
-        done, before = dict.fromkeys(rows, 0), 0
-        for token, run in itertools.groupby(enumerate(ids), key=lambda place: place[1]):
-            places = [place for place, _ in run]
+        done = dict.fromkeys(rows, 0)  # rows of each kind behind us
+        index = 0  # of the run's first token
+        before = 0  # where the run before it ended
+        for token, run in itertools.groupby(prompt.input_ids.tolist()):
+            length = len(list(run))
+            index += length
             if token not in kinds:
-                compact += [token] * len(places)
+                compact += [token] * length
                 continue
-            kind, first = kinds[token], done[kinds[token]]
-            done[kind] += len(places)
             compact.append(token)
-            positions = prompt.position_ids[:, before : places[-1] + 3].T
-            before = places[-1] + 1
-            embeds = torch.cat(rows_between(rows[kind], first, done[kind]))
-            items.setdefault(kind, []).append({"embeds": embeds, "positions": positions, "first": first})
+            kind = kinds[token]
+            first = done[kind]
+            done[kind] += length
+            item = {
+                "embeds": torch.cat(rows_between(rows[kind], first, done[kind])),
+                "positions": prompt.position_ids[:, before : index + 2].T,
+                "first": first,
+            }
+            items.setdefault(kind, []).append(item)
+            before = index
         request: dict[str, Any] = {"prompt_token_ids": compact}
         if items:
             request["multi_modal_data"] = {kind: _stacked(kind, parts) for kind, parts in items.items()}
-            request["multi_modal_uuids"] = {kind: self._names(prompt, kind, own) for kind, own in items.items()}
+            request["multi_modal_uuids"] = {kind: _item_names(prompt, kind, parts) for kind, parts in items.items()}
         return request
 
-    def _names(self, prompt: Prompt, kind: str, items: Sequence[Mapping[str, Any]]) -> list[str]:
-        """An id of each item: features of its kind, which of them, and where it stands."""
-        keys = [item.key for item in prompt.media if item.kind == kind]
-        told = [f"{keys} {item['first']} {len(item['embeds'])} {item['positions'].tolist()}" for item in items]
-        return [hashlib.sha256(text.encode()).hexdigest() for text in told]
+
+def _item_names(prompt: Prompt, kind: str, items: Sequence[Mapping[str, Any]]) -> list[str]:
+    """An id of each item: features of its kind, which of them, and where it stands."""
+    keys = [item.key for item in prompt.media if item.kind == kind]
+    names = [f"{keys} {item['first']} {len(item['embeds'])} {item['positions'].tolist()}" for item in items]
+    return [hashlib.sha256(name.encode()).hexdigest() for name in names]
 
 
 def _stacked(kind: str, items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
@@ -402,11 +375,6 @@ def _stacked(kind: str, items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]
     }
 
 
-def _placed(media: Sequence[Media]) -> list[Media]:
-    """The media that a prompt places: all but tracks of videos."""
-    return [item for item in media if not item.is_video_track]
-
-
 def _chunks(times: Sequence[int], size: int) -> list[slice]:
     """Tokens cut as the released code does: before the first one at or behind the next multiple of `size`.
 
@@ -414,9 +382,10 @@ def _chunks(times: Sequence[int], size: int) -> list[slice]:
         times: of every token, from 0 on, never falling.
         size: positions of a chunk.
     """
-    starts, border = [0], size
-    for place, time in enumerate(times):
+    starts = [0]
+    border = size
+    for index, time in enumerate(times):
         if time >= border:
-            starts.append(place)
+            starts.append(index)
             border += size
-    return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], len(times)], strict=True)]
+    return [slice(start, stop) for start, stop in itertools.pairwise([*starts, len(times)])]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -31,7 +31,9 @@ from vllm.multimodal.processing.processor import BaseMultiModalProcessor, Prompt
 
 ARCHITECTURE = "LongRLQwen2_5OmniFeatures"
 KINDS = ("image", "video", "audio")
-PARTS = {"embeds": "values", "counts": "metadata", "positions": "metadata", "reach": "metadata"}
+PARTS: dict[str, Literal["values", "metadata"]] = {
+    "embeds": "values", "counts": "metadata", "positions": "metadata", "reach": "metadata",
+}  # fmt: skip
 """Of n items: [rows, D], [n] rows of each, [sum of reaches, 3] and [n] positions that each brings."""
 BEYOND = 2
 """Positions that an item brings of what is behind it; only those of the last one count."""
@@ -47,23 +49,23 @@ def as_features(config: Any) -> Any:
 
 def fields(data: Mapping[str, Any]) -> dict[str, MultiModalFieldConfig]:
     """How each tensor is cut into items."""
-    found = {}
+    configs = {}
     for kind in KINDS:
         if f"{kind}_counts" in data:
             counts, reach = data[f"{kind}_counts"], data[f"{kind}_reach"]
-            found |= {
-                f"{kind}_embeds": MultiModalFieldConfig.flat_from_sizes(kind, counts),
-                f"{kind}_counts": MultiModalFieldConfig.batched(kind, keep_on_cpu=True),
-                f"{kind}_positions": MultiModalFieldConfig.flat_from_sizes(kind, reach, keep_on_cpu=True),
-                f"{kind}_reach": MultiModalFieldConfig.batched(kind, keep_on_cpu=True),
-            }
-    return found
+            configs[f"{kind}_embeds"] = MultiModalFieldConfig.flat_from_sizes(kind, counts)
+            configs[f"{kind}_counts"] = MultiModalFieldConfig.batched(kind, keep_on_cpu=True)
+            configs[f"{kind}_positions"] = MultiModalFieldConfig.flat_from_sizes(kind, reach, keep_on_cpu=True)
+            configs[f"{kind}_reach"] = MultiModalFieldConfig.batched(kind, keep_on_cpu=True)
+    return configs
 
 
 class FeatureParser(MultiModalDataParser):
     """Takes features alone: neither pixels nor samples."""
 
-    embedding_fields: ClassVar = {kind: {f"{kind}_{part}": role for part, role in PARTS.items()} for kind in KINDS}
+    embedding_fields: Mapping[str, Mapping[str, Literal["values", "metadata"]]] = {
+        kind: {f"{kind}_{part}": role for part, role in PARTS.items()} for kind in KINDS
+    }
 
     def _parse_image_data(self, data: Any) -> Any:
         return self._features(data, "image")
@@ -134,12 +136,12 @@ class OmniFeatures(Qwen2_5OmniThinkerForConditionalGeneration):
 
     def embed_multimodal(self, **kwargs: Any) -> list[Tensor]:
         """[n, D] rows of every item."""
-        found: list[Tensor] = []
+        items: list[Tensor] = []
         for kind in KINDS:
             if f"{kind}_embeds" in kwargs:
                 rows = kwargs[f"{kind}_embeds"].type(self.visual.dtype)
-                found += rows.split(kwargs[f"{kind}_counts"].flatten().tolist())
-        return found
+                items += rows.split(kwargs[f"{kind}_counts"].flatten().tolist())
+        return items
 
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: Sequence[Any]) -> tuple[Tensor, int]:
         """[3, T] positions: those that the items bring, and text behind them; and what to add to T."""

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from longrl.models.base import CausalFamily
-from longrl.models.family import OWN_WEIGHTS
+from longrl.models.building import OWN_WEIGHTS
+from longrl.models.planning_sizes import TextSizes, VisionSizes
+from longrl.models.reading import GridTHW
 from longrl.types import Frames, Media, MediaKind, Prompt
 
 
@@ -59,6 +61,8 @@ class Qwen2_5_VLFamily(CausalFamily):
         self.freeze_vision_encoder = freeze_vision_encoder
         self.max_patches_per_encode = max_patches_per_encode
 
+    # -- building ------------------------------------------------------------------------------------------------
+
     @override
     def auto_class(self) -> Any:
         from transformers import AutoModelForImageTextToText
@@ -66,22 +70,18 @@ class Qwen2_5_VLFamily(CausalFamily):
         return AutoModelForImageTextToText
 
     @override
-    def attention(self) -> dict[str, str]:
-        return {"text_config": str(super().attention()), "vision_config": "sdpa"}
+    def attn_implementation(self) -> dict[str, str]:
+        return {"text_config": str(super().attn_implementation()), "vision_config": "sdpa"}
 
     @override
-    def build(self, weights: str | None = OWN_WEIGHTS) -> nn.Module:
+    def build(self, weights: str | None = OWN_WEIGHTS) -> Any:
         model = super().build(weights)
-        self.vision_encoder(model).requires_grad_(not self.freeze_vision_encoder)
+        self.media_encoders(model)[0].requires_grad_(not self.freeze_vision_encoder)
         return model
 
     @override
-    def backbone(self, model: nn.Module) -> nn.Module:
+    def backbone(self, model: Any) -> Any:
         return model.model.language_model
-
-    @override
-    def vision_encoder(self, model: nn.Module) -> nn.Module:
-        return model.model.visual
 
     @functools.cached_property
     def processor(self) -> Any:
@@ -91,13 +91,8 @@ class Qwen2_5_VLFamily(CausalFamily):
         return AutoProcessor.from_pretrained(self._existing_path())
 
     @override
-    def encoder_settings(self) -> dict[str, Any]:
-        vision = self.config.vision_config.to_dict()
-        return {
-            "image_processor": self.processor.image_processor.to_dict(),
-            "video_processor": self.processor.video_processor.to_dict(),
-            "vision_config": {key: value for key, value in vision.items() if key not in ("dtype", "_name_or_path")},
-        }
+    def save_processing(self, folder: str | Path) -> None:
+        self.processor.save_pretrained(folder)
 
     @override
     def identity(self) -> dict[str, Any]:
@@ -108,50 +103,54 @@ class Qwen2_5_VLFamily(CausalFamily):
             "max_patches_per_encode": self.max_patches_per_encode,  # the encoder rounds by the size of a call
         }
 
+    # -- pixels --------------------------------------------------------------------------------------------------
+
+    @property
     @override
-    def save_processing(self, folder: str | Path) -> None:
-        self.processor.save_pretrained(folder)
+    def temporal_patch_size(self) -> int:
+        return self.config.vision_config.temporal_patch_size
 
     @override
-    def resize(self, frames: Frames) -> Frames:
-        if frames.kind == "image" or frames.resized:
-            return frames
-        from transformers.image_utils import SizeDict
-        from transformers.video_processing_utils import BaseVideoProcessor
-
-        processor = self.processor.video_processor
-        height, width = self.frame_size(len(frames.timestamps), *frames.pixels.shape[-2:], kind="video")
-        # The base class resizes to a given size; a processor's own `resize` would count the frames that are here.
-        pixels = BaseVideoProcessor.resize(
-            processor, frames.pixels, size=SizeDict(height=height, width=width), resample=processor.resample
-        )
-        return replace(frames, pixels=pixels, resized=True)
+    def temporal_patches_per_encode(self, media: Media) -> int:
+        _, height, width = media.grid_thw
+        return max(1, self.max_patches_per_encode // (height * width))
 
     @override
     def grid(
         self, num_frames: int, height: int, width: int, *, kind: MediaKind = "video", resized: bool = False
-    ) -> tuple[int, int, int]:
+    ) -> GridTHW:
         processor = self.processor.image_processor if kind == "image" else self.processor.video_processor
         if not resized:
             height, width = self.frame_size(num_frames, height, width, kind)
         temporal_patches = -(-num_frames // self.temporal_patch_size)
         return temporal_patches, height // processor.patch_size, width // processor.patch_size
 
-    def frame_size(self, num_frames: int, height: int, width: int, kind: MediaKind) -> tuple[int, int]:
+    def frame_size(self, num_frames: int, height: int, width: int, kind: MediaKind = "video") -> tuple[int, int]:
         """Height and width in pixels to which the model's own processor resizes an image or a video's frames."""
         processor = self.processor.image_processor if kind == "image" else self.processor.video_processor
         from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-        # The per-frame limit keeps a whole video within its budget.
         max_pixels = self.max_pixels
-        if kind == "video":
+        if kind == "video":  # the limit of a frame that keeps all of them within their budget
             max_pixels = max(self.min_pixels, min(max_pixels, self.max_video_pixels // num_frames))
         factor = processor.patch_size * processor.merge_size
         return smart_resize(height, width, factor, min_pixels=self.min_pixels, max_pixels=max_pixels)
 
     @override
-    def temporal_patches_per_encode(self, media: Media) -> int:
-        return max(1, self.max_patches_per_encode // (media.grid_thw[1] * media.grid_thw[2]))
+    def resize(self, frames: Frames) -> Frames:
+        if frames.kind == "image" or frames.resized:
+            return frames
+        processor = self.processor.video_processor
+        from transformers.image_utils import SizeDict
+        from transformers.video_processing_utils import BaseVideoProcessor
+
+        height, width = frames.pixels.shape[-2:]
+        height, width = self.frame_size(len(frames.timestamps), height, width)
+        # The base class resizes to a given size; a processor's own `resize` would count the frames that are here.
+        pixels = BaseVideoProcessor.resize(
+            processor, frames.pixels, size=SizeDict(height=height, width=width), resample=processor.resample
+        )
+        return replace(frames, pixels=pixels, resized=True)
 
     @override
     def pixel_patches(self, frames: Frames) -> Tensor:
@@ -168,26 +167,20 @@ class Qwen2_5_VLFamily(CausalFamily):
         )
         return result["pixel_values_videos"]
 
-    @property
-    @override
-    def temporal_patch_size(self) -> int:
-        return self.config.vision_config.temporal_patch_size
+    # -- prompts -------------------------------------------------------------------------------------------------
 
     @override
     def media_token_ids(self) -> dict[str, int]:
         return {"image": self.config.image_token_id, "video": self.config.video_token_id}
 
     @override
-    def placeholder(self, media: Media) -> list[int]:
-        return [self.media_token_ids()[media.kind]] * self.num_features(media)
-
     def num_features(self, media: Media) -> int:
-        """Tokens of a medium after the encoder's spatial merge."""
-        cells, height, width = media.grid_thw
-        return cells * height * width // self.config.vision_config.spatial_merge_size**2
+        """Tokens of a media item behind the encoder's spatial merge."""
+        time, height, width = media.grid_thw
+        return time * height * width // self.config.vision_config.spatial_merge_size**2
 
     @override
-    def positions(self, input_ids: Tensor, media: Sequence[Media]) -> Tensor:
+    def position_ids(self, input_ids: Tensor, media: Sequence[Media]) -> Tensor:
         vision = self.config.vision_config
         return mrope_positions(
             input_ids,
@@ -197,21 +190,62 @@ class Qwen2_5_VLFamily(CausalFamily):
             tokens_per_second=vision.tokens_per_second,
         )
 
+    # -- features ------------------------------------------------------------------------------------------------
+
     @override
-    def encode_media(self, model: nn.Module, media: Sequence[Media]) -> list[Tensor]:
+    def media_encoders(self, model: Any) -> tuple[nn.Module, ...]:
+        return (model.model.visual,)
+
+    @override
+    def encoder_settings(self) -> dict[str, Any]:
+        return {
+            "image_processor": self.processor.image_processor.to_dict(),
+            "video_processor": self.processor.video_processor.to_dict(),
+            "vision_config": structure_of(self.config.vision_config),
+        }
+
+    @override
+    def encode_media(self, model: Any, media: Sequence[Media]) -> list[Tensor]:
         """[N_i, D] features. The encoder attends within a temporal patch, so joint calls change nothing."""
-        vision_encoder, features = self.vision_encoder(model), []
+        # Calls of at most so many patches; a larger media item has one of its own.
+        calls: list[list[Media]] = []
+        room = 0
+        for item in media:
+            if len(item.patches) > room:
+                calls.append([])
+                room = self.max_patches_per_encode
+            calls[-1].append(item)
+            room -= len(item.patches)
+
+        encoder: Any = self.media_encoders(model)[0]
+        features: list[Tensor] = []
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_vision_encoder):
-            for call in _calls(media, self.max_patches_per_encode):
-                patches = torch.cat([item.patches for item in call]).to(vision_encoder.device, vision_encoder.dtype)
-                grids = torch.tensor([item.grid_thw for item in call], device=vision_encoder.device)
-                output = self._features(vision_encoder(patches, grid_thw=grids, return_dict=True))
-                features += output.split([self.num_features(item) for item in call])
+            for call in calls:
+                patches = torch.cat([item.patches for item in call]).to(encoder.device, encoder.dtype)
+                grids = torch.tensor([item.grid_thw for item in call], device=encoder.device)
+                output = encoder(patches, grid_thw=grids, return_dict=True)
+                features += self.output_features(output).split([self.num_features(item) for item in call])
         return features
 
-    def _features(self, output: Any) -> Tensor:
+    def output_features(self, output: Any) -> Tensor:
         """[N, D] features in what the encoder returns."""
         return output.pooler_output
+
+    @override
+    def planning_sizes(self) -> tuple[TextSizes, VisionSizes | None]:
+        vision = self.config.vision_config
+        windowed = hasattr(vision, "window_size")
+        encoder = VisionSizes(
+            width=vision.hidden_size,
+            mlp_width=vision.intermediate_size,
+            num_layers=vision.depth,
+            num_full_layers=len(vision.fullatt_block_indexes) if windowed else vision.depth,
+            window_patches=(vision.window_size // vision.patch_size) ** 2 if windowed else 0,
+            patch_values=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
+            merge=vision.spatial_merge_size**2,
+            frames_per_patch=vision.temporal_patch_size,
+        )
+        return super().planning_sizes()[0], encoder
 
     # -- rollout engines -----------------------------------------------------------------------------------------
 
@@ -225,47 +259,51 @@ class Qwen2_5_VLFamily(CausalFamily):
 
     @override
     def engine_request(self, prompt: Prompt, features: Mapping[str, Tensor]) -> dict[str, Any]:
-        """One placeholder per medium, and the features in its place; vLLM computes positions from grids and seconds.
+        """One placeholder per media item, and the features in its place; vLLM computes positions from grids and times.
 
         vLLM keeps features by the ids given here; what they are made of is in the media's keys.
         """
         data: dict[str, dict[str, Any]] = {}
+        names: dict[str, list[str]] = {}
         for kind in ("image", "video"):
             media = [item for item in prompt.media if item.kind == kind]
-            if media:
-                embeds = torch.cat([features[item.key] for item in media])
-                grids = torch.tensor([item.grid_thw for item in media])
-                data[kind] = {f"{kind}_embeds": embeds, f"{kind}_grid_thw": grids}
-            if media and kind == "video":
-                data[kind] |= self._engine_times(media)
-        request = {"prompt_token_ids": self._compact(prompt)}
-        if data:
-            request["multi_modal_data"] = data
-            names = [(item.kind, self._engine_name(item)) for item in prompt.media]
-            request["multi_modal_uuids"] = {kind: [name for own, name in names if own == kind] for kind in data}
-        return request
+            if not media:
+                continue
+            embeds = torch.cat([features[item.key] for item in media])
+            grids = torch.tensor([item.grid_thw for item in media])
+            data[kind] = {f"{kind}_embeds": embeds, f"{kind}_grid_thw": grids}
+            if kind == "video":
+                data[kind] |= self.engine_times(media)
+            names[kind] = [self.engine_media_name(item) for item in media]
+        request: dict[str, Any] = {"prompt_token_ids": self._compact(prompt)}
+        return request | ({"multi_modal_data": data, "multi_modal_uuids": names} if data else {})
 
-    def _engine_times(self, videos: Sequence[Media]) -> dict[str, Any]:
+    def engine_times(self, videos: Sequence[Media]) -> dict[str, Any]:
         """What vLLM must know of the videos' times."""
-        return {
-            "second_per_grid_ts": torch.tensor(
-                [item.seconds_per_temporal_patch for item in videos], dtype=torch.float64
-            )
-        }
+        seconds = [item.seconds_per_temporal_patch for item in videos]
+        return {"second_per_grid_ts": torch.tensor(seconds, dtype=torch.float64)}
 
-    def _engine_name(self, media: Media) -> str:
+    def engine_media_name(self, media: Media) -> str:
         """Tells apart all that the model reads differently: features, and times."""
         return f"{media.key}|{media.seconds_per_temporal_patch}"
 
     def _compact(self, prompt: Prompt) -> list[int]:
-        """The prompt's tokens with one placeholder per medium."""
-        ids, kept, start = prompt.input_ids.tolist(), [], 0
+        """The prompt's tokens with one placeholder per media item."""
+        ids = prompt.input_ids.tolist()
+        kept: list[int] = []
+        start = 0
         for item in prompt.media:
-            token, expanded = self.media_token_ids()[item.kind], self.placeholder(item)
-            place = ids.index(token, start) - expanded.index(token)
-            kept += [*ids[start:place], token]
-            start = place + len(expanded)
+            token = self.media_token_ids()[item.kind]
+            expanded = self.placeholder_ids(item)
+            first = ids.index(token, start) - expanded.index(token)
+            kept += [*ids[start:first], token]
+            start = first + len(expanded)
         return kept + ids[start:]
+
+
+def structure_of(config: Any) -> dict[str, Any]:
+    """The fields of an encoder's config but for the name it was read from and its precision."""
+    return {key: value for key, value in config.to_dict().items() if key not in ("dtype", "_name_or_path")}
 
 
 def mrope_positions(
@@ -286,31 +324,35 @@ def mrope_positions(
     Returns:
         [3, T] int64.
     """
-    parts, start, token = [], 0, 0
-    places = torch.isin(input_ids, torch.tensor(sorted(media_tokens))).nonzero()[:, 0].tolist()
-    seen = 0
+    is_media = torch.isin(input_ids, torch.tensor(sorted(media_tokens)))
+    placeholders = is_media.nonzero()[:, 0].tolist()
+    parts = []
+    start = 0  # position of the next token
+    token = 0  # its index
+    seen = 0  # placeholders behind us
     for item in media:
-        text = places[seen] - token
-        parts.append(torch.arange(start, start + text).expand(3, -1))
-        cells, height, width = item.grid_thw[0], item.grid_thw[1] // merge_size, item.grid_thw[2] // merge_size
-        # In float64, as vLLM: in float32 a product that is a hair below an integer would become that integer.
-        time = (torch.arange(cells, dtype=torch.float64) * (item.seconds_per_temporal_patch * tokens_per_second)).long()
-        grid = torch.meshgrid(time, torch.arange(height), torch.arange(width), indexing="ij")
-        parts.append(torch.stack(grid).reshape(3, -1) + start + text)
-        seen += cells * height * width
-        token, start = token + text + cells * height * width, int(parts[-1].max()) + 1
+        num_text = placeholders[seen] - token
+        parts.append(torch.arange(start, start + num_text).expand(3, -1))
+        start += num_text
+        grid = grid_positions(item, merge_size, item.seconds_per_temporal_patch * tokens_per_second)
+        parts.append(grid + start)
+        seen += grid.shape[1]
+        token += num_text + grid.shape[1]
+        start = int(parts[-1].max()) + 1
     parts.append(torch.arange(start, start + len(input_ids) - token).expand(3, -1))
     return torch.cat(parts, dim=1)
 
 
-def _calls(media: Sequence[Media], max_patches: int) -> list[list[Media]]:
-    """Media in calls of at most `max_patches` patches; a larger medium has a call of its own."""
-    calls: list[list[Media]] = []
-    room = 0
-    for item in media:
-        if len(item.patches) > room:
-            calls.append([])
-            room = max_patches
-        calls[-1].append(item)
-        room -= len(item.patches)
-    return calls
+def grid_positions(media: Media, merge_size: int, step: float) -> Tensor:
+    """[3, N] time, height and width of a media item's features, from 0 on.
+
+    Args:
+        media: an image or video.
+        merge_size: patches merged along height and width.
+        step: positions from one temporal patch to the next.
+    """
+    num_times, height, width = media.grid_thw
+    # In float64, as vLLM: in float32 a product that is a hair below an integer would become that integer.
+    time = (torch.arange(num_times, dtype=torch.float64) * step).long()
+    axes = time, torch.arange(height // merge_size), torch.arange(width // merge_size)
+    return torch.stack(torch.meshgrid(*axes, indexing="ij")).reshape(3, -1)

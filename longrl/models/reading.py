@@ -1,44 +1,86 @@
-"""How rows become prompts: chat template, placeholders, positions. Runs in loader workers and touches no weights."""
+"""How rows become prompts: config and tokenizer, pixels and patches, chat template, placeholders, positions.
+
+Runs in loader workers and touches no weights. Letters: F frames, A position axes, T prompt tokens, S response tokens.
+"""
 
 from __future__ import annotations
 
 import abc
+import functools
 import hashlib
 import json
 import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor
 
-from longrl.models.family import ModelFamily
 from longrl.types import AudioClip, Frames, Media, MediaKind, Prompt, Row, TemporalPatchSize
 
 MEDIA_TAG = re.compile(r"<(image|video|audio)>")
+GridTHW = tuple[int, int, int]
+"""Patches along time, height and width."""
 
 
-class ReadsChats(ModelFamily):
-    """A family that reads text and media as a chat, with as many placeholder tokens as a medium has features."""
+class PretrainedFolder(abc.ABC):
+    """Config and tokenizer of a Hugging Face folder or hub id."""
 
-    chat_template_kwargs: dict[str, Any]
-    """Passed to the chat template."""
+    model_path: str
+    """The folder or hub id."""
 
-    @property
-    @abc.abstractmethod
+    def __getstate__(self) -> dict[str, Any]:
+        """Fields without what a loader worker reads for itself."""
+        cached = {"config", "tokenizer", "processor"}
+        return {name: value for name, value in self.__dict__.items() if name not in cached}
+
+    @functools.cached_property
+    def config(self) -> Any:
+        """The model's transformers config."""
+        return self.read_config(self._existing_path())
+
+    def read_config(self, source: str | Path) -> Any:
+        """The config of a folder or hub id."""
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(source)
+
+    @functools.cached_property
     def tokenizer(self) -> Any:
         """The model's transformers tokenizer."""
+        from transformers import AutoTokenizer
 
-    @abc.abstractmethod
-    def positions(self, input_ids: Tensor, media: Sequence[Media]) -> Tensor:
-        """[A, T] positions of a prompt of [T] token ids."""
+        return AutoTokenizer.from_pretrained(self.text_folder())
 
-    @abc.abstractmethod
+    def text_folder(self) -> str:
+        """Folder or hub id of the text model alone: its config and tokenizer, and what an engine loads."""
+        return self._existing_path()
+
+    def _existing_path(self) -> str:
+        """The folder or hub id; a string that looks like a path must exist, so that a typo never asks the hub."""
+        path = Path(self.model_path).expanduser()
+        if is_local(self.model_path) and not (path / "config.json").is_file():
+            raise ValueError(
+                f"model.family's model={self.model_path!r} is no folder with a config.json; give an exported Hugging "
+                "Face folder or a hub id such as Qwen/Qwen2.5-VL-7B-Instruct"
+            )
+        return str(path) if path.exists() else self.model_path
+
+
+class PatchesMedia(PretrainedFolder):
+    """What of an image, video or sound does the encoder read, and how many tokens is it?"""
+
+    supports_audio: bool = False
+    """Whether it reads sound."""
+    use_audio_in_video: bool = False
+    """Whether a video is shown with its sound track."""
+
     def grid(
         self, num_frames: int, height: int, width: int, *, kind: MediaKind = "video", resized: bool = False
-    ) -> tuple[int, int, int]:
+    ) -> GridTHW:
         """Patches along time, height and width of an image or video; needs no pixels.
 
         Args:
@@ -48,87 +90,185 @@ class ReadsChats(ModelFamily):
             kind: `image` or `video`.
             resized: height and width are the encoder's already, as `resize` leaves them.
         """
+        self._refuse_media(kind)
 
-    @abc.abstractmethod
     def pixel_patches(self, frames: Frames) -> Tensor:
         """[number of patches, values of a patch] of an image or some frames of a video, as the encoder reads them."""
+        self._refuse_media(frames.kind)
 
-    def media_key(self, frames: Frames | AudioClip, grid: tuple[int, int, int]) -> str:
+    def num_features(self, media: Media) -> int:
+        """Rows of a media item's features: one for each of its placeholder tokens."""
+        self._refuse_media(media.kind)
+
+    def _refuse_media(self, kind: MediaKind) -> NoReturn:
+        raise ValueError(
+            f"{type(self).__name__} reads text only, but the row has a {kind}; use a vision family, or rows without "
+            "media"
+        )
+
+    @property
+    def temporal_patch_size(self) -> int | TemporalPatchSize:
+        """Video frames that the encoder reads together: ranks share a video in such temporal patches."""
+        return 1
+
+    def temporal_patches_per_encode(self, media: Media) -> int:
+        """Temporal patches of a media item that are patched and encoded at once; by default all of them."""
+        return media.grid_thw[0]
+
+    def resize(self, frames: Frames) -> Frames:
+        """Part of a video in the size in which the encoder reads it, so that no more than a part is held full-size.
+
+        Each frame on its own, and `patch` must give the same with or without it. By default `pixel_patches` does it.
+        """
+        return frames
+
+    def media_key(self, frames: Frames | AudioClip, grid: GridTHW) -> str:
         """The name of a media item's features: what was decoded, and the size in which the encoder reads it."""
         return f"{frames.key}-{grid[1]}x{grid[2]}"
 
     def outline_media(self, frames: Any) -> Media:
         """The media item of decoded `Frames` (or an `AudioClip`) without its patches; the pixels may be elsewhere."""
-        height, width = frames.pixels.shape[-2:]
-        num_frames = len(frames.timestamps)
-        grid = self.grid(num_frames, height, width, kind=frames.kind, resized=frames.resized)
-        size = 1
-        if frames.kind == "video":
-            size = self.temporal_patch_size
-            size = size if isinstance(size, int) else size.of(num_frames)
+        kind = frames.kind
         times = frames.timestamps
-        spacing = size * (times[-1] - times[0]) / (num_frames - 1) if num_frames > 1 else float(frames.kind == "video")
+        num_frames = len(times)
+        height, width = frames.pixels.shape[-2:]
+        grid = self.grid(num_frames, height, width, kind=kind, resized=frames.resized)
+
+        # Frames of a temporal patch, their mean time, and the spacing of neighbours.
+        size = self.temporal_patch_size if kind == "video" else 1
+        num_together = size if isinstance(size, int) else size.of(num_frames)
+        starts = range(0, num_frames, num_together)
+        seconds = float(kind == "video")
+        if num_frames > 1:
+            seconds = num_together * (times[-1] - times[0]) / (num_frames - 1)
+
         return Media(
-            kind=frames.kind,
+            kind=kind,
             patches=torch.empty(0, 0),
             grid_thw=grid,
-            seconds_per_temporal_patch=spacing,
-            timestamps=tuple(statistics.fmean(times[start : start + size]) for start in range(0, num_frames, size)),
+            seconds_per_temporal_patch=seconds,
+            timestamps=tuple(statistics.fmean(times[start : start + num_together]) for start in starts),
             key=self.media_key(frames, grid),
-            temporal_patch_size=size,
+            temporal_patch_size=num_together,
         )
 
     def patch(self, frames: Any) -> Media:
         """The media item of decoded `Frames` (or an `AudioClip`) with patches, as by the model's own processor."""
         outline = self.outline_media(frames)
-        return replace(outline, patches=self.pixel_patches(frames)) if len(frames.pixels) else outline
+        if not len(frames.pixels):  # another rank has them
+            return outline
+        return replace(outline, patches=self.pixel_patches(frames))
 
     def patch_all(self, frames: Sequence[Frames | AudioClip]) -> list[Media]:
         """`patch` of all media of a prompt, for a family in which one depends on the others."""
         return [self.patch(item) for item in frames]
 
-    def resize(self, frames: Frames) -> Frames:
-        """A part of a video in the size in which the encoder reads it, so that no more than a part is held full-size.
 
-        Each frame on its own, and `patch` must give the same with or without it. By default `patch` does it all.
-        """
-        return frames
+class RendersPrompts(PatchesMedia):
+    """What does a row look like as token ids and positions?"""
 
-    def temporal_patches_per_encode(self, media: Media) -> int:
-        """Temporal cells of a medium that are patched and encoded at once; by default all of them."""
-        return media.grid_thw[0]
+    num_axes: ClassVar[int] = 1
+    """Position axes, A."""
+    chat_template_kwargs: dict[str, Any]
+    """Passed to the chat template."""
+    system_prompt: str | None = None
+    """A message before the user's; None leaves it to the chat template."""
 
-    @abc.abstractmethod
-    def placeholder(self, media: Media) -> list[int]:
-        """The token ids that stand for a medium, without the template's start and end tokens."""
+    def media_token_ids(self) -> dict[str, int]:
+        """Placeholder token of each media kind; empty for text models."""
+        return {}
 
-    def num_features(self, media: Media) -> int:
-        """Rows of a medium's features: one for each of its placeholder tokens."""
-        return len(self.placeholder(media))
+    def placeholder_ids(self, media: Media) -> list[int]:
+        """The token ids that stand for a media item, without the template's start and end tokens."""
+        return [self.media_token_ids()[media.kind]] * self.num_features(media)
 
-    def time_tokens(self, timestamps: Sequence[float]) -> int:
-        """Tokens that say when a video's temporal cells were, beside its features."""
-        return 0
-
-    @property
-    def temporal_patch_size(self) -> int | TemporalPatchSize:
-        """Video frames that the encoder reads together: ranks share a video in such cells."""
-        return 1
+    def position_ids(self, input_ids: Tensor, media: Sequence[Media]) -> Tensor:
+        """[A, T] positions of a prompt of [T] token ids; by default tokens are counted."""
+        return torch.arange(len(input_ids))[None]
 
     def render(
         self, row: Row, text: str, frames: Sequence[Frames | AudioClip] = (), response: str | None = None
     ) -> Prompt:
-        """See `ModelFamily.render`. `<image>`, `<video>` and `<audio>` place media; else they come before the text."""
+        """Turns a row into token ids and media.
+
+        Args:
+            row: the record.
+            text: its question; `<image>`, `<video>` and `<audio>` place media, which else come before the text.
+            frames: decoded media, in the order of the tags.
+            response: the SFT target.
+
+        Raises:
+            ValueError: tags and media differ, or the text holds placeholder tokens of the model.
+        """
+        # 1. Media as the encoder reads them. A sound track stands among the placeholders of the video before it.
         media = tuple(self.patch_all(frames))
-        input_ids = self._expand(self._chat(text, media, row), media, row)
+        shown = [item for item in media if not item.is_video_track]
+
+        # 2. The chat, with one placeholder token per media item.
+        ids = self.chat_ids(text, shown, row)
+        tokens = self.media_token_ids()
+        indices = [index for index, token in enumerate(ids) if token in tokens.values()]
+        if [ids[index] for index in indices] != [tokens[item.kind] for item in shown]:
+            raise ValueError(
+                f"row {row.id!r} renders to {len(indices)} media placeholders for {len(shown)} media; its text must "
+                "not contain the model's own placeholder tokens"
+            )
+
+        # 3. As many of them as the item has features. From behind, so that the indices before stay right.
+        for index, item in reversed(list(zip(indices, shown, strict=True))):
+            ids[index : index + 1] = self.placeholder_ids(item)
+
+        # 4. Positions.
+        input_ids = torch.tensor(ids)  # [T]
         return Prompt(
             id=row.id,
             input_ids=input_ids,
-            position_ids=self.positions(input_ids, media),
+            position_ids=self.position_ids(input_ids, media),  # [A, T]
             media=media,
             row=row,
             response_ids=None if response is None else self.encode_response(response),
         )
+
+    def chat_ids(self, text: str, media: Sequence[Media], row: Row) -> list[int]:
+        """Token ids of the chat with one placeholder token per media item."""
+        kinds = [item.kind for item in media]
+        tags = MEDIA_TAG.findall(text)
+        if tags and tags != kinds:
+            raise ValueError(
+                f"row {row.id!r} has media {kinds} but its text places {tags}; name every medium once, in order, or "
+                "none"
+            )
+        if not tags:
+            text = "".join(f"<{kind}>" for kind in kinds) + text
+
+        # Split at a group, kinds of media lie at odd indices between texts.
+        content = []
+        for index, part in enumerate(MEDIA_TAG.split(text)):
+            if index % 2:
+                content.append({"type": part})
+            elif part:
+                content.append({"type": "text", "text": part})
+
+        messages: list[dict[str, Any]] = [{"role": "user", "content": self.chat_content(content) if media else text}]
+        if self.system_prompt is not None:
+            messages.insert(0, {"role": "system", "content": self.system_prompt})
+        chat = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, **self.chat_template_kwargs
+        )
+        return self.tokenizer(chat, add_special_tokens=False)["input_ids"]
+
+    def chat_content(self, content: list[dict[str, str]]) -> Any:
+        """A message as the template reads it, from its texts and media: `{"type": "video"}` and the like."""
+        return content
+
+    def encode_response(self, response: str) -> Tensor:
+        """[S] token ids of an SFT target, with the end token."""
+        ids = self.tokenizer(response, add_special_tokens=False)["input_ids"]
+        return torch.tensor([*ids, self.tokenizer.eos_token_id])
+
+    def decode(self, token_ids: Tensor) -> str:
+        """Text of a completion, without special tokens."""
+        return self.tokenizer.decode(token_ids, skip_special_tokens=True)
 
     def identity(self) -> dict[str, Any]:
         """What decides, beside the weights, how the model answers a row: options by name, in plain values.
@@ -142,58 +282,7 @@ class ReadsChats(ModelFamily):
             "chat_template": hashlib.sha256(template.encode()).hexdigest(),
         }
 
-    def encode_response(self, response: str) -> Tensor:
-        """[S] token ids of an SFT target, with the end token."""
-        ids = self.tokenizer(response, add_special_tokens=False)["input_ids"]
-        return torch.tensor([*ids, self.tokenizer.eos_token_id])
 
-    def decode(self, token_ids: Tensor) -> str:
-        """Text of a completion, without special tokens."""
-        return self.tokenizer.decode(token_ids, skip_special_tokens=True)
-
-    def _chat(self, text: str, media: Sequence[Media], row: Row) -> list[int]:
-        """Token ids of the chat with one placeholder token per medium."""
-        tags = MEDIA_TAG.findall(text)
-        if tags and tags != [item.kind for item in media]:
-            raise ValueError(
-                f"row {row.id!r} has media {[item.kind for item in media]} but its text places {tags}; "
-                "name every medium once, in order, or none"
-            )
-        parts = MEDIA_TAG.split(text) if tags else [*(x for item in media for x in ("", item.kind)), text]
-        content = [
-            {"type": part} if place % 2 else {"type": "text", "text": part}
-            for place, part in enumerate(parts)
-            if place % 2 or part
-        ]
-        chat = self.tokenizer.apply_chat_template(
-            [*self.system_messages(), {"role": "user", "content": self.chat_content(content) if media else text}],
-            tokenize=False,
-            add_generation_prompt=True,
-            **self.chat_template_kwargs,
-        )
-        return self.tokenizer(chat, add_special_tokens=False)["input_ids"]
-
-    def system_messages(self) -> list[dict[str, Any]]:
-        """Messages before the user's: the chat template adds its own system message where there is none."""
-        return []
-
-    def chat_content(self, content: list[dict[str, str]]) -> Any:
-        """A message as the template reads it, from its texts and media: `{"type": "video"}` and the like."""
-        return content
-
-    def _expand(self, ids: list[int], media: Sequence[Media], row: Row) -> Tensor:
-        """Every placeholder token becomes as many as its medium has features."""
-        wanted = self.media_token_ids()
-        places = [place for place, token in enumerate(ids) if token in wanted.values()]
-        if [ids[place] for place in places] != [wanted[item.kind] for item in media]:
-            raise ValueError(
-                f"row {row.id!r} renders to {len(places)} media placeholders for {len(media)} media; its text must not "
-                "contain the model's own placeholder tokens"
-            )
-        for place, item in reversed(list(zip(places, media, strict=True))):
-            ids[place : place + 1] = self.placeholder(item)
-        return torch.tensor(ids)
-
-    def media_token_ids(self) -> dict[str, int]:
-        """Placeholder token of each media kind; empty for text models."""
-        return {}
+def is_local(source: str) -> bool:
+    """Whether `source` is meant as a path: `owner/name` asks the hub, unless `owner` is a folder here (`runs/sft`)."""
+    return source.startswith((".", "/", "~")) or source.count("/") != 1 or Path(source).parent.is_dir()

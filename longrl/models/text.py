@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from torch import Tensor, arange, empty, nn
+from torch import Tensor, empty
 from typing_extensions import override
 
 from longrl.models.base import CausalFamily
-from longrl.models.family import OWN_WEIGHTS
-from longrl.types import Frames, Media, MediaKind
+from longrl.models.building import OWN_WEIGHTS
 
 
 class TextFamily(CausalFamily):
@@ -26,12 +24,12 @@ class TextFamily(CausalFamily):
     """Of the configs it reads; Qwen2.5's is qwen2."""
 
     @override
-    def build(self, weights: str | None = OWN_WEIGHTS) -> nn.Module:
-        found = self.config.model_type
-        if found not in self.model_types:
+    def build(self, weights: str | None = OWN_WEIGHTS) -> Any:
+        model_type = self.config.model_type
+        if model_type not in self.model_types:
             raise ValueError(
                 f"{type(self).__name__} reads models of type {' and '.join(self.model_types)}, but model.family's "
-                f"model={self.model_path!r} is a {found}; name such a model (TextFamily reads Qwen, LlamaFamily "
+                f"model={self.model_path!r} is a {model_type}; name such a model (TextFamily reads Qwen, LlamaFamily "
                 "Llama), or write a family"
             )
         return super().build(weights)
@@ -43,29 +41,8 @@ class TextFamily(CausalFamily):
         return AutoModelForCausalLM
 
     @override
-    def backbone(self, model: nn.Module) -> nn.Module:
+    def backbone(self, model: Any) -> Any:
         return model.model
-
-    @override
-    def positions(self, input_ids: Tensor, media: Sequence[Media]) -> Tensor:
-        return arange(len(input_ids))[None]
-
-    @override
-    def grid(
-        self, num_frames: int, height: int, width: int, *, kind: MediaKind = "video", resized: bool = False
-    ) -> tuple[int, int, int]:
-        raise ValueError(
-            f"{type(self).__name__} reads text only, but the row has a {kind}; use a vision family, or rows "
-            "without media"
-        )
-
-    @override
-    def pixel_patches(self, frames: Frames) -> Tensor:
-        raise AssertionError("a text model has no media")
-
-    @override
-    def placeholder(self, media: Media) -> list[int]:
-        raise AssertionError("a text model has no media")
 
 
 class LlamaFamily(TextFamily):
@@ -80,6 +57,6 @@ class LlamaFamily(TextFamily):
     model_types = ("llama",)
 
     @override
-    def attention_mask(self, model: nn.Module) -> Tensor:
+    def attention_mask(self, model: Any) -> Tensor:
         """An empty mask: this text stack takes no mapping, and hands a mask of four dimensions on as it is."""
         return empty(1, 1, 0, 0)

@@ -8,7 +8,6 @@ the current weights, and features are the encoder's rows alone. Positions count 
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,9 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from longrl.models.base import CausalFamily
-from longrl.models.family import OWN_WEIGHTS
+from longrl.models.building import OWN_WEIGHTS
+from longrl.models.planning_sizes import TextSizes, VisionSizes
+from longrl.models.reading import GridTHW
 from longrl.models.vila_config import Encoder, PoolFrames, VilaConfig, template_file
 from longrl.models.vila_model import VilaModel, local_folder
 from longrl.models.vila_tiles import resized, tile_grid, with_scales, with_thumbnail
@@ -79,43 +80,47 @@ class VilaFamily(CausalFamily):
         return VilaModel
 
     @override
-    def load(self, source: str, **options: Any) -> VilaModel:
+    def load_weights(self, source: str, **options: Any) -> VilaModel:
         return VilaModel.from_pretrained(source, **options)
 
     @override
-    def attention(self) -> dict[str, str]:
-        return {"llm": str(super().attention()), "vision_tower": "sdpa"}
+    def attn_implementation(self) -> dict[str, str]:
+        return {"llm": str(super().attn_implementation()), "vision_tower": "sdpa"}
 
     @override
     def read_config(self, source: str | Path) -> VilaConfig:
         return VilaConfig.read(local_folder(source)).with_pool(self.pool_frames)
+
+    @override
+    def text_folder(self) -> str:
+        """The language model's, for vLLM knows no VILA."""
+        return str(local_folder(self._existing_path()) / self.text_part)
 
     @functools.cached_property
     def tokenizer(self) -> Any:
         """The language model's, with VILA's own tokens."""
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(self.engine_folder())
+        tokenizer = AutoTokenizer.from_pretrained(self.text_folder())
         known = tokenizer.get_vocab()
         tokenizer.add_tokens([token for token in EXTRA_TOKENS if token not in known], special_tokens=True)
         tokenizer.chat_template = self.config.chat_template or tokenizer.chat_template
         return tokenizer
 
     @override
-    def build(self, weights: str | None = OWN_WEIGHTS) -> nn.Module:
+    def build(self, weights: str | None = OWN_WEIGHTS) -> Any:
         model = super().build(weights)
         model.vision_tower.requires_grad_(not self.freeze_vision_encoder)
         model.mm_projector.requires_grad_(not self.freeze_projector)
         return model
 
     @override
-    def backbone(self, model: nn.Module) -> nn.Module:
+    def backbone(self, model: Any) -> Any:
         return model.llm.model
 
     @override
-    def vision_encoder(self, model: nn.Module) -> nn.Module:
-        """Encoder and projector."""
-        return model.visual
+    def media_encoders(self, model: Any) -> tuple[nn.Module, ...]:
+        return (model.visual,)
 
     @override
     def encoder_settings(self) -> dict[str, Any]:
@@ -148,10 +153,12 @@ class VilaFamily(CausalFamily):
     # -- pixels --------------------------------------------------------------------------------------------------
 
     @override
-    def patch_all(self, frames: Sequence[Frames]) -> list[Media]:
+    def patch_all(self, frames: Sequence[Frames | AudioClip]) -> list[Media]:
         """Cuts an image into tiles if it is the only one, as the released code does."""
-        lone = sum(item.kind == "image" for item in frames) == 1 and self.config.aspect in ("dynamic", "dynamic_s2")
-        return [self._tiled(item) if lone and item.kind == "image" else self.patch(item) for item in frames]
+        images = [item for item in frames if isinstance(item, Frames) and item.kind == "image"]
+        if len(images) != 1 or self.config.aspect not in ("dynamic", "dynamic_s2"):
+            return super().patch_all(frames)
+        return [self._tiled(images[0]) if item is images[0] else self.patch(item) for item in frames]
 
     @override
     def resize(self, frames: Frames) -> Frames:
@@ -166,16 +173,16 @@ class VilaFamily(CausalFamily):
     @override
     def grid(
         self, num_frames: int, height: int, width: int, *, kind: MediaKind = "video", resized: bool = False
-    ) -> tuple[int, int, int]:
+    ) -> GridTHW:
         """A frame of any size is one square of the encoder; those that are pooled into one lie one below the other."""
         pool = self.config.video.frames.of(num_frames) if kind == "video" else 1
-        side = self.config.size // self.config.vision_encoder.patch_size
+        side = self.config.patches_per_side
         return -(-num_frames // pool), pool * side, side
 
     @override
-    def media_key(self, frames: Frames | AudioClip, grid: tuple[int, int, int]) -> str:
-        side = self.config.size // self.config.vision_encoder.patch_size
-        return f"{frames.key}-{self.config.size}-{grid[1] // side}x{grid[2] // side}"
+    def media_key(self, frames: Frames | AudioClip, grid: GridTHW) -> str:
+        rows, columns = self._tiles(grid)
+        return f"{frames.key}-{self.config.size}-{rows}x{columns}"
 
     @override
     def pixel_patches(self, frames: Frames) -> Tensor:
@@ -185,10 +192,10 @@ class VilaFamily(CausalFamily):
     def _tiled(self, frames: Frames) -> Media:
         """One image as tiles: `image_aspect_ratio` dynamic or dynamic_s2."""
         height, width = frames.pixels.shape[-2:]
-        fewest, most = self.config.tile_range
         size, scales = self.config.size, self.config.scales
-        rows, columns = tile_grid(height, width, size, min_tiles=fewest, max_tiles=most)
-        side = size // self.config.vision_encoder.patch_size
+        min_tiles, max_tiles = self.config.tile_range
+        rows, columns = tile_grid(height, width, size, min_tiles=min_tiles, max_tiles=max_tiles)
+        side = self.config.patches_per_side
         grid = (1, rows * side, columns * side)
         media = replace(self.outline_media(frames), grid_thw=grid, key=self.media_key(frames, grid))
         if not len(frames.pixels):  # another rank has it
@@ -204,20 +211,16 @@ class VilaFamily(CausalFamily):
     def temporal_patch_size(self) -> TemporalPatchSize:
         return self.config.video.frames
 
-    def _grid(self, media: Media) -> tuple[int, int]:
-        """Rows and columns of an image's tiles; (1, 1) for one that is not cut."""
-        side = self.config.size // self.config.vision_encoder.patch_size
-        return media.grid_thw[1] // side, media.grid_thw[2] // side
+    def _tiles(self, grid: GridTHW) -> tuple[int, int]:
+        """Rows and columns of squares of the encoder in a temporal patch; (1, 1) for an image that is not cut."""
+        side = self.config.patches_per_side
+        return grid[1] // side, grid[2] // side
 
     def _by_scales(self, media: Media) -> bool:
         """Whether it is an image whose tiles are joined before the projector."""
-        return media.kind == "image" and bool(self.config.scales) and math.prod(self._grid(media)) > 1
+        return media.kind == "image" and bool(self.config.scales) and self._tiles(media.grid_thw) != (1, 1)
 
     # -- prompts -------------------------------------------------------------------------------------------------
-
-    @override
-    def positions(self, input_ids: Tensor, media: Sequence[Media]) -> Tensor:
-        return torch.arange(len(input_ids))[None]
 
     @override
     def media_token_ids(self) -> dict[str, int]:
@@ -225,34 +228,31 @@ class VilaFamily(CausalFamily):
 
     @override
     def chat_content(self, content: list[dict[str, str]]) -> str:
-        r"""One text; behind each tile of a lone image "\n" follows, and `placeholder` has those between tiles."""
+        r"""One text; behind each tile of a lone image "\n" follows, and `placeholder_ids` has those between tiles."""
         lone = sum(part["type"] == "image" for part in content) == 1 and self.config.aspect == "dynamic"
         marks = MEDIA_TOKENS | {"image": MEDIA_TOKENS["image"] + "\n" * lone}
         return "".join(part["text"] if part["type"] == "text" else marks[part["type"]] for part in content).strip()
 
     @override
-    def placeholder(self, media: Media) -> list[int]:
+    def placeholder_ids(self, media: Media) -> list[int]:
         token = self.media_token_ids()[media.kind]
-        if media.kind == "image":
-            return self._image_placeholder(media, token)
-        encoder = self.config.video
-        frame = self._between(encoder, [token] * self.config.tokens_per_frame)
-        return frame * media.grid_thw[0] + self._ids(encoder.sep_tokens)
+        if media.kind == "video":
+            encoder = self.config.video
+            frame = self._framed(encoder, [token] * self.config.tokens_per_frame)
+            return frame * media.grid_thw[0] + self._text_ids(encoder.sep_tokens)
+        num_tiles = 1 if self._by_scales(media) else self._num_tiles(media)
+        tile = self._framed(self.config.image, [token] * (self.num_features(media) // num_tiles))
+        return tile + [*self._text_ids("\n"), *tile] * (num_tiles - 1)
 
-    def _image_placeholder(self, media: Media, token: int) -> list[int]:
-        count = 1 if self._by_scales(media) else self._num_tiles(media)
-        tile = self._between(self.config.image, [token] * (self.num_features(media) // count))
-        return [*tile, *itertools.chain.from_iterable([*self._ids("\n"), *tile] for _ in range(count - 1))]
+    def _framed(self, encoder: Encoder, rows: list[int]) -> list[int]:
+        return [*self._text_ids(encoder.start_tokens), *rows, *self._text_ids(encoder.end_tokens)]
 
-    def _between(self, encoder: Encoder, rows: list[int]) -> list[int]:
-        return [*self._ids(encoder.start_tokens), *rows, *self._ids(encoder.end_tokens)]
-
-    def _ids(self, text: str | None) -> list[int]:
+    def _text_ids(self, text: str | None) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
 
     def _num_tiles(self, media: Media) -> int:
-        """Of `image_aspect_ratio: dynamic`, thumbnail included."""
-        count = math.prod(self._grid(media))
+        """Tiles of `image_aspect_ratio: dynamic`, thumbnail included."""
+        count = math.prod(self._tiles(media.grid_thw))
         return count + (count > 1)
 
     @override
@@ -264,23 +264,24 @@ class VilaFamily(CausalFamily):
         if not self._by_scales(media):
             return self._num_tiles(media) * config.projected_side**2
         grids = [(scale // config.scales[0],) * 2 for scale in config.scales[:-1]]
-        rows, columns = [*grids, self._grid(media)][config.output_scale]
+        rows, columns = [*grids, self._tiles(media.grid_thw)][config.output_scale]
         return rows * columns * config.projected_side**2
 
-    # -- scoring -------------------------------------------------------------------------------------------------
+    # -- features ------------------------------------------------------------------------------------------------
 
     @override
-    def encode_media(self, model: nn.Module, media: Sequence[Media]) -> list[Tensor]:
-        """[N_i, D] features of each medium. A frame or tile is encoded on its own, whatever else is in the call."""
+    def encode_media(self, model: Any, media: Sequence[Media]) -> list[Tensor]:
+        """[N_i, D] features of each media item. A frame or tile is encoded on its own, whatever else is in the call."""
         frozen = self.freeze_vision_encoder and self.freeze_projector
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             return [self._features(model, item) for item in media]
 
-    def _features(self, model: nn.Module, media: Media) -> Tensor:
-        size, device = self.config.size, model.get_input_embeddings().weight.device
+    def _features(self, model: Any, media: Media) -> Tensor:
+        size = self.config.size
+        device = model.get_input_embeddings().weight.device
         pixels = media.patches.view(-1, 3, size, size)
         if self._by_scales(media):
-            return model.visual(pixels.to(device), self._grid(media))[0]
+            return model.visual(pixels.to(device), self._tiles(media.grid_thw))[0]
         calls = pixels.split(self.max_frames_per_encode)
         frames = torch.cat([model.visual(call.to(device)) for call in calls])
         if media.kind == "video":
@@ -288,17 +289,22 @@ class VilaFamily(CausalFamily):
         return frames.flatten(0, 1)
 
     @override
-    def embed_tokens(self, model: nn.Module, ids: Tensor) -> Tensor:
-        """Media tokens may lie behind the last row: NVILA-8B has 151648, and its video token is 151650."""
-        embeddings = model.get_input_embeddings()
-        return embeddings(ids.where(ids < self.config.llm.vocab_size, 0))
+    def planning_sizes(self) -> tuple[TextSizes, VisionSizes | None]:
+        """Every layer of the encoder attends within one frame."""
+        vision = self.config.vision_encoder
+        patches_per_frame = self.config.patches_per_side**2
+        encoder = VisionSizes(
+            width=vision.hidden_size,
+            mlp_width=vision.intermediate_size,
+            num_layers=vision.num_hidden_layers,
+            num_full_layers=0,
+            window_patches=patches_per_frame,
+            patch_values=vision.num_channels * vision.patch_size**2,
+            merge=patches_per_frame / self.config.tokens_per_frame,
+        )
+        return super().planning_sizes()[0], encoder
 
     # -- rollout engines -----------------------------------------------------------------------------------------
-
-    @override
-    def engine_folder(self) -> str:
-        """The language model's, for vLLM knows no VILA."""
-        return str(local_folder(self._existing_path()) / self.text_part)
 
     @override
     def engine_options(self) -> dict[str, Any]:
@@ -316,7 +322,8 @@ class VilaFamily(CausalFamily):
         """
         if not prompt.media:
             return super().engine_request(prompt, features)
-        is_media = torch.isin(prompt.input_ids, torch.tensor(list(self.media_token_ids().values())))
+        media_tokens = torch.tensor(list(self.media_token_ids().values()))
+        is_media = torch.isin(prompt.input_ids, media_tokens)  # [T]
         rows = torch.cat([features[item.key] for item in prompt.media]).cpu().to(getattr(torch, self.dtype))
         embeds = rows.new_zeros(len(is_media), rows.shape[1])
         embeds[is_media] = rows

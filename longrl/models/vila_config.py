@@ -14,7 +14,6 @@ import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal
 
 from longrl.models.text import TextFamily
@@ -161,6 +160,11 @@ class VilaConfig:
         return self.vision_encoder.image_size
 
     @property
+    def patches_per_side(self) -> int:
+        """Patches along one side of it."""
+        return self.size // self.vision_encoder.patch_size
+
+    @property
     def select_layer(self) -> int:
         """Index among the encoder's hidden states, embeddings first."""
         return self.values.get("mm_vision_select_layer") or -2
@@ -168,7 +172,7 @@ class VilaConfig:
     @property
     def projected_side(self) -> int:
         """Tokens along one side of a frame or tile behind the projector, which pads with zeros."""
-        return math.ceil(self.size // self.vision_encoder.patch_size / DOWNSAMPLING[self.projector])
+        return math.ceil(self.patches_per_side / DOWNSAMPLING[self.projector])
 
     @property
     def scales(self) -> list[int]:
@@ -221,27 +225,9 @@ class VilaConfig:
         height, width = self.video.pool
         return self.projected_side**2 // (height * width)
 
-    # -- what others ask a transformers config -------------------------------------------------------------------
-
     def get_text_config(self) -> Any:
-        """The language model's."""
+        """The language model's, as transformers' configs give theirs."""
         return self.llm
-
-    @property
-    def vision_config(self) -> Any:
-        """The encoder's sizes in the words that `longrl.planning` reads: every layer attends within one frame."""
-        patches = (self.size // self.vision_encoder.patch_size) ** 2
-        return SimpleNamespace(
-            hidden_size=self.vision_encoder.hidden_size,
-            intermediate_size=self.vision_encoder.intermediate_size,
-            depth=self.vision_encoder.num_hidden_layers,
-            fullatt_block_indexes=(),
-            window_size=self.size,
-            patch_size=self.vision_encoder.patch_size,
-            in_channels=self.vision_encoder.num_channels,
-            temporal_patch_size=1,
-            spatial_merge_size=math.sqrt(patches / self.tokens_per_frame),
-        )
 
 
 def template_file(values: dict[str, Any]) -> str | None:

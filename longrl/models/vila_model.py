@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longrl.models.loading import check_loaded
+from longrl.models.building import check_loaded
 from longrl.models.vila_config import DOWNSAMPLING, PARTS, VilaConfig
 
 TOWER_PREFIX = "vision_model."
@@ -60,24 +60,15 @@ def _layers(kind: str, width: int, hidden: int) -> nn.Module:
     factor = DOWNSAMPLING[kind]
     joined = width * factor**2
     end = [nn.GELU(), nn.Linear(hidden, hidden)]
-    made = {
-        "linear": lambda: nn.Linear(width, hidden),
-        "mlp2x_gelu": lambda: nn.Sequential(nn.Linear(width, hidden), *end),
-        "mlp_downsample": lambda: nn.Sequential(
-            Downsample(factor), nn.LayerNorm(joined), nn.Linear(joined, hidden), *end
-        ),
-        "mlp_downsample_3x3_fix": lambda: nn.Sequential(
-            Downsample(factor),
-            nn.LayerNorm(joined),
-            nn.Linear(joined, 3 * width),
-            nn.GELU(),
-            nn.LayerNorm(3 * width),
-            nn.Linear(3 * width, hidden),
-            *end,
-        ),
-    }
-    made["mlp_downsample_2x2_fix"] = made["mlp_downsample"]
-    return made[kind]()
+    if kind == "linear":
+        return nn.Linear(width, hidden)
+    if kind == "mlp2x_gelu":
+        return nn.Sequential(nn.Linear(width, hidden), *end)
+    downsample = [Downsample(factor), nn.LayerNorm(joined)]
+    if kind == "mlp_downsample_3x3_fix":
+        middle = [nn.Linear(joined, 3 * width), nn.GELU(), nn.LayerNorm(3 * width)]
+        return nn.Sequential(*downsample, *middle, nn.Linear(3 * width, hidden), *end)
+    return nn.Sequential(*downsample, nn.Linear(joined, hidden), *end)
 
 
 class Visual(nn.Module):
@@ -165,10 +156,9 @@ class VilaModel(nn.Module):
         """Random weights."""
         from transformers import AutoModel, AutoModelForCausalLM
 
-        parts = (("llm", AutoModelForCausalLM, config.llm), ("vision_tower", AutoModel, config.vision_encoder))
-        llm, vision_encoder = (
-            kind.from_config(own, attn_implementation=attn_implementation[name], dtype=dtype)
-            for name, kind, own in parts
+        llm = AutoModelForCausalLM.from_config(config.llm, attn_implementation=attn_implementation["llm"], dtype=dtype)
+        vision_encoder = AutoModel.from_config(
+            config.vision_encoder, attn_implementation=attn_implementation["vision_tower"], dtype=dtype
         )
         return cls(config, llm, vision_encoder, Projector(config).to(dtype))
 
@@ -184,8 +174,9 @@ class VilaModel(nn.Module):
         folder = local_folder(source)
         config = VilaConfig.read(folder)
         parts = []
-        for name, kind in (("llm", AutoModelForCausalLM), ("vision_tower", AutoModel)):
-            part, info = kind.from_pretrained(
+        kinds: dict[str, Any] = {"llm": AutoModelForCausalLM, "vision_tower": AutoModel}
+        for name, auto_class in kinds.items():
+            part, info = auto_class.from_pretrained(
                 folder / name,
                 attn_implementation=attn_implementation[name],
                 dtype=dtype,
@@ -194,7 +185,8 @@ class VilaModel(nn.Module):
             )
             check_loaded(folder / name, **info)
             parts.append(part)
-        return cls(config, *parts, _load_projector(folder / "mm_projector", config).to(dtype))
+        llm, vision_encoder = parts
+        return cls(config, llm, vision_encoder, _load_projector(folder / "mm_projector", config).to(dtype))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes the folder as released: weights and configs; `save_processing` of the family adds the rest."""
@@ -246,15 +238,16 @@ def _load_projector(folder: Path, config: VilaConfig) -> Projector:
 
     with torch.device("meta"):
         projector = Projector(config)
-    found, wanted = load_file(folder / "model.safetensors"), projector.state_dict()
-    shapes = [(key, found[key].shape, wanted[key].shape) for key in found.keys() & wanted.keys()]
+    weights = load_file(folder / "model.safetensors")
+    ours = projector.state_dict()
+    shapes = [(key, weights[key].shape, ours[key].shape) for key in weights.keys() & ours.keys()]
     check_loaded(
         folder,
-        missing_keys=wanted.keys() - found.keys(),
-        unexpected_keys=found.keys() - wanted.keys(),
+        missing_keys=ours.keys() - weights.keys(),
+        unexpected_keys=weights.keys() - ours.keys(),
         mismatched_keys=[item for item in shapes if item[1] != item[2]],
     )
-    projector.load_state_dict(found, assign=True)
+    projector.load_state_dict(weights, assign=True)
     return projector
 
 

@@ -9,10 +9,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from longrl.models.base import CausalFamily, is_local
+from longrl.models.base import CausalFamily
+from longrl.models.building import OWN_WEIGHTS
 from longrl.models.chunked_mlp import chunk_mlps
-from longrl.models.family import OWN_WEIGHTS
 from longrl.models.lora import OPTION, LoRASettings, add_adapters, from_checkpoint, is_adapter, merged, plain_name
+from longrl.models.reading import is_local
 
 EXPORTED = ("config.json", "model_index.json")
 """What a folder of transformers or of a diffusers pipeline has."""
@@ -28,7 +29,7 @@ class BuildableFamily(Protocol):
     """A family of language or of diffusion models: it builds one from weights that it can read."""
 
     def build(self, weights: str | None = OWN_WEIGHTS) -> nn.Module:
-        """See `longrl.models.family.ModelFamily.build`."""
+        """See `longrl.models.building.BuildsModel.build`."""
 
 
 def build_from(family: CausalFamily, source: str | None) -> nn.Module:

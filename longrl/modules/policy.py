@@ -114,7 +114,7 @@ class PolicyModule(TrainedModule):
         if self.is_built:
             return
         super().configure_model()
-        self.vision_encoder_trains = self.family.vision_encoder_trains(self.model)
+        self.vision_encoder_trains = bool(self.family.trained_encoders(self.model))
         self.features.parallel = self.parallel
         if self.features.disk:
             self.features.disk.check_encoder(self.model)

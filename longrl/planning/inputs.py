@@ -16,41 +16,26 @@ from torch import nn
 
 from longrl.models.base import CausalFamily
 from longrl.models.lora import add_adapters
+from longrl.models.planning_sizes import TextSizes, VisionSizes
 from longrl.planning.shapes import build_on_meta
 from longrl.strategies.sequence import HeadLayout
 
 
-@dataclass(frozen=True)
-class EncoderSizes:
-    """A vision transformer, windowed or not."""
+@dataclass(frozen=True, kw_only=True)
+class EncoderSizes(VisionSizes):
+    """A vision encoder with its weights counted."""
 
     params: int
     trains: bool
-    width: int
-    mlp_width: int
-    num_layers: int
-    num_full_layers: int
-    """Layers that attend over a temporal patch instead of a window in it."""
-    window_patches: int
-    patch_values: int
-    """Values of a patch of pixels."""
-    merge: int
-    """Patches of one feature."""
 
 
-@dataclass(frozen=True)
-class ModelSizes:
+@dataclass(frozen=True, kw_only=True)
+class ModelSizes(TextSizes):
     """A model, counted on the one that its family builds."""
 
     layer_params: tuple[int, ...]
     root_params: int
     """Embeddings, final norm and LM head; a shared weight counts once."""
-    hidden: int
-    num_heads: int
-    num_key_heads: int
-    head_size: int
-    mlp_width: int
-    vocabulary: int
     head_norms: bool
     """Whether queries and keys are normalised per head, as in Qwen3."""
     feature_size: int = 0
@@ -105,27 +90,26 @@ class ModelSizes:
                 f"plan counts text, images and videos, but {type(family).__name__} also has an audio encoder and reads "
                 "sound; plan the vision-language model of the same size, and leave room for both"
             )
-        text = family.config.get_text_config()
-        if getattr(text, "num_experts", None):
+        text, vision = family.planning_sizes()
+        if text.num_experts:
             raise ValueError(
                 f"plan counts layers that use all their weights for every token, but {family.model_path!r} has "
                 f"{text.num_experts} experts; plan a dense model"
             )
         model = build_on_meta(family)
         layers = family.layers(model)
-        encoder = _encoder_sizes(family, model)
+        encoder = None
+        if vision is not None:
+            (module,) = family.media_encoders(model)
+            params = _count_values(module.parameters())
+            encoder = EncoderSizes(**vars(vision), params=params, trains=bool(family.trained_encoders(model)))
         layer_params = [_count_values(layer.parameters()) for layer in layers]
         other_params = _count_values(model.parameters()) - sum(layer_params)
         adapter_params, adapter_inputs, adapter_mlp_inputs = _adapters(family)
         return cls(
+            **vars(text),
             layer_params=tuple(layer_params),
             root_params=other_params - (encoder.params if encoder else 0),
-            hidden=text.hidden_size,
-            num_heads=text.num_attention_heads,
-            num_key_heads=text.num_key_value_heads,
-            head_size=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
-            mlp_width=text.intermediate_size,
-            vocabulary=text.vocab_size,
             head_norms=any("q_norm" in name for name, _ in layers[0].named_parameters()),
             feature_size=family.feature_size,
             vision_encoder=encoder,
@@ -133,25 +117,6 @@ class ModelSizes:
             adapter_inputs=adapter_inputs,
             adapter_mlp_inputs=adapter_mlp_inputs,
         )
-
-
-def _encoder_sizes(family: CausalFamily, model: nn.Module) -> EncoderSizes | None:
-    vision_encoder = family.vision_encoder(model)
-    if vision_encoder is None:
-        return None
-    vision = family.config.vision_config
-    windowed = hasattr(vision, "window_size")
-    return EncoderSizes(
-        params=_count_values(vision_encoder.parameters()),
-        trains=family.vision_encoder_trains(model),
-        width=vision.hidden_size,
-        mlp_width=vision.intermediate_size,
-        num_layers=vision.depth,
-        num_full_layers=len(vision.fullatt_block_indexes) if windowed else vision.depth,
-        window_patches=(vision.window_size // vision.patch_size) ** 2 if windowed else 0,
-        patch_values=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
-        merge=vision.spatial_merge_size**2,
-    )
 
 
 def _adapters(family: CausalFamily) -> tuple[int, int, int]:
@@ -266,7 +231,7 @@ class Plan:
     def patches(self) -> int:
         """Patches of a prompt's media."""
         merge = self.sizes.vision_encoder.merge if self.sizes.vision_encoder else 0
-        return self.media_tokens * self.pooled_frames * merge
+        return round(self.media_tokens * self.pooled_frames * merge)
 
     @property
     def local_patches(self) -> int:

@@ -229,6 +229,7 @@ def frames_rule(family: CausalFamily, options: PlanOptions) -> memory.FramesRule
 
     def with_frames(plan: Plan, frames: int) -> Plan:
         item = video_outline(family, frames, height, width)
+        encoder = plan.sizes.vision_encoder
         media_tokens = family.num_features(item)
         time_tokens = family.time_tokens(range(0, frames, item.temporal_patch_size))
         sized = dataclasses.replace(
@@ -236,7 +237,7 @@ def frames_rule(family: CausalFamily, options: PlanOptions) -> memory.FramesRule
             frames=frames,
             media_tokens=media_tokens,
             spatial_patches=item.grid_thw[1] * item.grid_thw[2],
-            pooled_frames=item.temporal_patch_size // family.config.vision_config.temporal_patch_size,
+            pooled_frames=item.temporal_patch_size // encoder.frames_per_patch if encoder else 1,
             prompt_tokens=options.prompt_tokens or media_tokens + time_tokens + options.text_tokens,
         )
         return with_needed_budget(sized)

@@ -55,7 +55,7 @@ class ShardableFamily(Protocol):
     def media_encoders(self, model: nn.Module) -> Sequence[nn.Module]:
         """All encoders of media."""
 
-    def sharded_encoders(self, model: nn.Module) -> Sequence[nn.Module]:
+    def trained_encoders(self, model: nn.Module) -> Sequence[nn.Module]:
         """Those of them that train."""
 
     def forward(self, model: nn.Module, *inputs: Any, **options: Any) -> Any:
@@ -159,7 +159,7 @@ def shard_policy(family: ShardableFamily, model: nn.Module, mesh: DeviceMesh, op
     register_fsdp_forward_method(policy, "gather_root")
 
     # 4. Encoders: a frozen one stays in full on every rank, in the precision of the features.
-    encoders = list(family.sharded_encoders(model))
+    encoders = list(family.trained_encoders(model))
     for encoder in encoders:
         fully_shard(encoder, mesh=mesh, reshard_after_forward=False, mp_policy=of_layers, offload_policy=offload)
     for encoder in family.media_encoders(model):

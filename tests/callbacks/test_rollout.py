@@ -569,7 +569,7 @@ def encodes(policy):
     """Counts the media that pass the encoder from now on."""
     count = []
     policy.configure_model()
-    vision_encoder = policy.family.vision_encoder(policy.model)
+    vision_encoder = policy.family.media_encoders(policy.model)[0]
     vision_encoder.register_forward_hook(
         lambda module, args, kwargs, output: count.append(len(kwargs["grid_thw"])), with_kwargs=True
     )

@@ -35,8 +35,8 @@ def test_greedy_tokens_are_the_plain_models_argmax_step_by_step():
     for prompt, (completion,) in zip(prompts, groups, strict=True):
         for length in range(len(completion.token_ids)):
             (packed,) = pack([prompt], [[completion.token_ids[: length + 1]]], 10_000)
-            embeds = family.embed(model, packed, features)
-            hidden = family.hidden_states(model, embeds[None], packed.position_ids[:, None], spans=packed.spans)[0]
+            inputs = family.text_inputs(model, packed, features)
+            hidden = family.hidden_states(model, packed.position_ids[:, None], spans=packed.spans, **inputs)[0]
             logits = hidden[packed.predict_from[-1]] @ family.lm_head(model).T
             assert logits.argmax() == completion.token_ids[length]
 

@@ -223,7 +223,7 @@ def test_the_tower_never_runs_in_the_engine(in_step):
 @WITH_A_TOWER
 def test_features_of_a_frozen_tower_outlive_a_sync(in_step):
     family, vllm, model, prompts, features = in_step
-    family.vision_encoder(model).requires_grad_(False)
+    family.media_encoders(model)[0].requires_grad_(False)
     for step in (1, 2):
         vllm.generate(family, model, prompts, features, GREEDY, seed=0)
         with torch.no_grad():
@@ -415,7 +415,7 @@ def gap_of_experts(folder: str) -> float:
     tiny_qwen3_vl(folder, text={"hidden_size": 192}, experts=True)
     family = Loaded(folder, random_init=True, min_pixels=32 * 32, max_pixels=64 * 64)
     model, prompts = family.build(), prompts_of(family)
-    family.save(model, folder)
+    family.save_weights(model, folder)
     vllm = engine()
     vllm.options["load_format"] = "auto"
     vllm.start(family)

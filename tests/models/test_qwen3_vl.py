@@ -120,7 +120,7 @@ def test_positions_by_hand():
     config = family.config
     cell = [7, config.vision_start_token_id, *[config.video_token_id] * 2, config.vision_end_token_id]
     video = Media("video", torch.zeros(0), (2, 2, 4), 60.0, (30.0, 90.0), "k")
-    found = family.positions(torch.tensor([1, 2, *cell, *cell, 3]), [video])
+    found = family.position_ids(torch.tensor([1, 2, *cell, *cell, 3]), [video])
     assert found.tolist() == [
         [0, 1, 2, 3, 4, 4, 6, 7, 8, 9, 9, 11, 12],
         [0, 1, 2, 3, 4, 4, 6, 7, 8, 9, 9, 11, 12],
@@ -145,7 +145,7 @@ def test_positions_equal_vllms(outer):
     prompt = family.render(row(), "<video> and <image>", [frames(50, 60, 90, "long"), media()[1]])
     ids, features, start = prompt.input_ids.tolist(), [], 0
     for item in prompt.media:
-        token, expanded = family.media_token_ids()[item.kind], family.placeholder(item)
+        token, expanded = family.media_token_ids()[item.kind], family.placeholder_ids(item)
         offset = ids.index(token, start) - expanded.index(token)
         start = offset + len(expanded)
         data = {f"{item.kind}_grid_thw": SimpleNamespace(data=torch.tensor(item.grid_thw))}

@@ -104,7 +104,8 @@ def size_of(family):
 
 def unexpanded(family, case):
     """The chat with one placeholder per medium."""
-    return family._chat(case.text, family.patch_all(case.media), row())
+    shown = [item for item in family.patch_all(case.media) if not item.is_video_track]
+    return family.chat_ids(case.text, shown, row())
 
 
 @every
@@ -157,8 +158,8 @@ def logits_of(family, model, prompt):
     """[T, V] by our own features, embeddings and packed attention."""
     features = FeatureCache(family).get_or_encode(model, [prompt])
     (packed,) = pack([prompt], [[]], 10_000)
-    embeds = family.embed(model, packed, features)[None]
-    hidden = family.hidden_states(model, embeds, packed.position_ids[:, None], spans=packed.spans)
+    inputs = family.text_inputs(model, packed, features)
+    hidden = family.hidden_states(model, packed.position_ids[:, None], spans=packed.spans, **inputs)
     return hidden[0] @ family.lm_head(model).T
 
 
@@ -184,7 +185,11 @@ def test_cells_and_sound_share_one_clock():
     block, end = family._block(video)
     tokens = family.media_token_ids()
     content = [tokens["video"]] * 4 + [tokens["audio"]] * 60
-    assert family.placeholder(video) == [family.config.audio_start_token_id, *content, family.config.audio_end_token_id]
+    assert family.placeholder_ids(video) == [
+        family.config.audio_start_token_id,
+        *content,
+        family.config.audio_end_token_id,
+    ]
     assert block[:, :5].tolist() == [[-1, 0, 0, 30, 30], [-1, 0, 0, 0, 0], [-1, 0, 1, 0, 1]]
     assert block[0, 5:].tolist() == [*range(60), 60]
     assert end == 60
@@ -318,7 +323,7 @@ def test_towers_are_frozen_each_on_its_own():
             for vision_encoder in family.media_encoders(model)
         ]
         assert trains == [not vision, not audio]
-        assert family.vision_encoder_trains(model) == (not (vision and audio))
+        assert bool(family.trained_encoders(model)) == (not (vision and audio))
 
 
 def test_a_family_travels_to_workers():

@@ -266,7 +266,7 @@ def test_a_released_folder_loads_with_no_name_missing_or_left_over(model, tmp_pa
 def test_what_is_written_has_the_released_names_and_bits(model, tmp_path):
     """vLLM and older readers know these; of Qwen2.5-Omni the thinker is written, as transformers names it alone."""
     family, weights = folder_of(model, tmp_path)
-    family.save(family.build(), tmp_path / "written")
+    family.save_weights(family.build(), tmp_path / "written")
     written = load_file(tmp_path / "written" / "model.safetensors")
     read = {name: value for name, value in weights.items() if not name.startswith(family.ignored_weight_prefixes)}
     renamed = {name.removeprefix("thinker."): value for name, value in read.items()}

@@ -26,9 +26,8 @@ def next_logits(family, model, prompt):
     features = FeatureCache(family).get_or_encode(model, [prompt])
     (packed,) = pack([prompt], [[]], 1 << 30)
     with torch.no_grad():
-        hidden = family.hidden_states(
-            model, family.embed(model, packed, features)[None], packed.position_ids[:, None], spans=packed.spans
-        )
+        inputs = family.text_inputs(model, packed, features)
+        hidden = family.hidden_states(model, packed.position_ids[:, None], spans=packed.spans, **inputs)
     return hidden[0, -1] @ family.lm_head(model).T
 
 
@@ -283,11 +282,11 @@ def test_the_text_between_frames_follows_the_current_weights():
     model, prompt = family.build(), family.render(row(), "what?", [frames(3)])
     features = FeatureCache(family).get_or_encode(model, [prompt])
     (packed,) = pack([prompt], [[]], 1 << 30)
-    before = family.embed(model, packed, features)
+    before = family.text_inputs(model, packed, features)["inputs_embeds"][0]
     (newline,) = family.tokenizer("\n")["input_ids"]
     with torch.no_grad():
         model.get_input_embeddings().weight[newline] += 1
-    changed = (family.embed(model, packed, features) != before).any(1)
+    changed = (family.text_inputs(model, packed, features)["inputs_embeds"][0] != before).any(1)
     assert torch.equal(changed, prompt.input_ids == newline)
     assert changed.sum() >= 3
 
@@ -314,7 +313,7 @@ def test_encoding_in_small_calls_changes_nothing():
 def test_features_have_gradients_where_something_trains(frozen, trains, with_gradient):
     family = vila_family(**frozen)
     model = family.build()
-    assert family.vision_encoder_trains(model) is trains
+    assert bool(family.trained_encoders(model)) is trains
     (features,) = family.encode_media(model, [family.patch(frames(3))])
     assert features.requires_grad is trains
     if trains:

@@ -145,7 +145,7 @@ def test_a_frozen_tower_has_no_gradients_no_moments_and_no_graph():
     assert not saved
     assert not [key for key, value in features.items() if value.requires_grad or value.grad_fn is not None]
     train(policy, batch)
-    vision_encoder = list(policy.family.vision_encoder(policy.model).parameters())
+    vision_encoder = list(policy.family.media_encoders(policy.model)[0].parameters())
     assert vision_encoder
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in vision_encoder)
     kept = policy.trainer.optimizers[0].state
@@ -160,7 +160,7 @@ def tower_precision(freeze):
     strategy = MRSPStrategy(sharding=ShardingOptions(compute_dtype="bfloat16"))
     batch = Batch([group.prompt for group in groups], groups=groups)
     train(policy, batch, strategy=strategy, precision="32-true", callbacks=[Encode()])
-    dtypes = [{p.dtype for p in part.parameters()} for part in (family.vision_encoder(policy.model), policy.policy)]
+    dtypes = [{p.dtype for p in part.parameters()} for part in (family.media_encoders(policy.model)[0], policy.policy)]
     return [*dtypes, {value.dtype for value in batch.features.values()}]
 
 

@@ -15,7 +15,7 @@ from longrl.datamodules.media.audio import FileSound, read_sound
 from longrl.datamodules.media.sampling import VideoSampling
 from longrl.datamodules.media.subtitles import Subtitles, subtitle_text
 from longrl.datamodules.media.video import Decoding, FileFrames, HeldFrames, VideoReader, hold_frames, read_image
-from longrl.models.reading import MEDIA_TAG, ReadsChats
+from longrl.models.reading import MEDIA_TAG, RendersPrompts
 from longrl.packing.lengths import length_problem
 from longrl.rewards.choice import parse_options
 from longrl.types import FULL_SHARD, AudioClip, Frames, FrameShard, MediaKind, Prompt, Row, UnusableSample
@@ -42,7 +42,7 @@ class KnowsFeatures(Protocol):
 class RowRenderer:
     """Row -> prompt, in a loader worker: decodes the media, fills the templates and asks the family for token ids."""
 
-    family: ReadsChats
+    family: RendersPrompts
     video: VideoSampling
     stage: Stage = "rl"
     question_template: str = DEFAULT_QUESTION
