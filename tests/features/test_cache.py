@@ -88,7 +88,7 @@ def test_clear_forgets(family):
     item = prompt(family, "a")
     before = cache.get_or_encode(model, [item])[item.media[0].key]
     with torch.no_grad():
-        for parameter in family.vision_encoder(model).parameters():
+        for parameter in family.media_encoders(model)[0].parameters():
             parameter += 0.1
     assert torch.equal(cache.get_or_encode(model, [item])[item.media[0].key], before)
     cache.clear()

@@ -38,7 +38,7 @@ def features(family, folder, **options):
 
 def count_calls(family, model):
     calls = []
-    family.vision_encoder(model).register_forward_hook(lambda *args: calls.append(1))
+    family.media_encoders(model)[0].register_forward_hook(lambda *args: calls.append(1))
     return calls
 
 
@@ -82,7 +82,7 @@ def test_other_weights_of_tower_or_projector_another_dtype_or_class_are_another_
     for name in ("patch_embed.proj.weight", "merger.mlp.2.bias"):  # the projector is the encoder's merger
         model = family.build()
         with torch.no_grad():
-            dict(family.vision_encoder(model).named_parameters())[name].view(-1)[0] += 1e-3
+            dict(family.media_encoders(model)[0].named_parameters())[name].view(-1)[0] += 1e-3
         seen.add(encoder_provenance(family, model))
     seen.add(encoder_provenance(family, family.build().to(torch.bfloat16)))
     other = Other(family.model_path, random_init=True)

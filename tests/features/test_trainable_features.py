@@ -26,7 +26,7 @@ def test_gradients_through_leaves_are_those_of_a_direct_backward():
 
     model = family.build()
     calls = []
-    family.vision_encoder(model).register_forward_hook(lambda *args: calls.append(1))
+    family.media_encoders(model)[0].register_forward_hook(lambda *args: calls.append(1))
     leaves = TrainableFeatures(family, model, prompts)
     for packed in micro_batches:
         loss_of(family, model, packed, leaves.leaves).backward()
