@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longrl.rewards.answer_text import answer_text, strict_text, think_answer_format
-from longrl.rewards.choice import chosen_option, parse_options
-from longrl.rewards.tasks import ACCURACY, accuracy, accuracy_lenient
+from longrl.rewards.answers import answer_text, chosen_option, parse_options, strict_text, think_answer_format
+from longrl.rewards.reward_sum import ACCURACY, accuracy, accuracy_lenient
 
 if TYPE_CHECKING:
-    from longrl.rewards.tasks import RewardFn
+    from longrl.rewards.reward_sum import RewardFn
     from longrl.types import Completion, Group, Row
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from longrl.chat.endpoint import Endpoint, Reply, Request
 from longrl.chat.event_loop import run_async, run_workers
 from longrl.pipeline.step_run import Record, StepReport, StepRun
 from longrl.pipeline.video_frames import BrokenVideo
-from longrl.rewards.answer_text import after_thinking
+from longrl.rewards.answers import after_thinking
 
 Value = TypeVar("Value")
 

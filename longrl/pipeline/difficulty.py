@@ -10,8 +10,7 @@ from longrl.pipeline.asking import Task, UnusableReply, ask_all
 from longrl.pipeline.config import FilterOptions
 from longrl.pipeline.step_run import Record, StepRun
 from longrl.pipeline.video_frames import FrameSet, frame_times, middle_frames
-from longrl.rewards.answer_text import lenient_text
-from longrl.rewards.choice import chosen_option
+from longrl.rewards.answers import chosen_option, lenient_text
 from longrl.rewards.judge import JudgementFailed, judge_request, judge_score, shared_words
 
 LETTERS = "ABCDEFGH"

@@ -1,9 +1,8 @@
 """Reward functions `(completion, row) -> float`, one idea each, and their weighted sum."""
 
-from longrl.rewards.answer_text import think_answer_format
+from longrl.rewards.answers import think_answer_format
 from longrl.rewards.length import CosineLength, SoftOverlong
-from longrl.rewards.reward_sum import RewardSum, RewardTerm
-from longrl.rewards.tasks import RewardFn, accuracy, accuracy_lenient, check_answer
+from longrl.rewards.reward_sum import RewardFn, RewardSum, RewardTerm, accuracy, accuracy_lenient, check_answer
 
 __all__ = [
     "CosineLength",

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from typing import TYPE_CHECKING
 
-from longrl.rewards.answer_text import lenient_text, strict_text
+from longrl.rewards.answers import lenient_text, strict_text
 
 if TYPE_CHECKING:
     from longrl.types import Completion, Row

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 from longrl.chat.client import CallFailed, ChatClient, ReplyCache
 from longrl.chat.endpoint import Budget, Decoding, Endpoint, Reply, Request
 from longrl.chat.event_loop import run_async
-from longrl.rewards.answer_text import after_thinking, strict_text
+from longrl.rewards.answers import after_thinking, strict_text
 from longrl.rewards.batch import BatchReward
 from longrl.rewards.exact import normalized_text
-from longrl.rewards.tasks import accuracy
+from longrl.rewards.reward_sum import accuracy
 
 if TYPE_CHECKING:
     from longrl.types import Completion, Row

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from longrl.rewards.tasks import accuracy
+from longrl.rewards.reward_sum import accuracy
 
 if TYPE_CHECKING:
     from longrl.types import Completion, Row

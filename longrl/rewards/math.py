@@ -18,7 +18,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longrl.rewards.answer_text import after_thinking, answer_text
+from longrl.rewards.answers import after_thinking, answer_text
 
 if TYPE_CHECKING:
     from longrl.types import Completion, Row

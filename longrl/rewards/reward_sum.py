@@ -1,4 +1,4 @@
-"""The weighted sum of reward functions that fills a group's rewards."""
+"""What completions earn: how right an answer is for its kind of question, and the weighted sum of reward functions."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ import re
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from longrl.io.functions import FunctionOrPath, resolve_function
+from longrl.rewards.answers import multiple_choice, multiple_choice_lenient, parse_options
 from longrl.rewards.batch import BatchReward
-from longrl.rewards.tasks import accuracy
+from longrl.rewards.exact import exact, exact_lenient
+from longrl.rewards.math import math as judge_math
+from longrl.rewards.math import math_lenient as judge_math_lenient
+from longrl.rewards.numeric import gold_number, numeric, numeric_lenient
+from longrl.rewards.temporal_iou import gold_intervals, temporal_iou, temporal_iou_lenient
 from longrl.types import Completion, Group, Row
 
 logger = logging.getLogger(__name__)
@@ -20,6 +26,90 @@ logger = logging.getLogger(__name__)
 ACCURACY_NAME = "accuracy"
 """The part that dynamic sampling looks at."""
 EVERY = re.compile(r"every ([1-9]\d*)")
+
+# ---- which function judges which kind of answer ----
+
+RewardFn = Callable[[Completion, Row], float]
+
+ACCURACY: dict[str, RewardFn] = {
+    "multiple_choice": multiple_choice,
+    "math": judge_math,
+    "numeric": numeric,
+    "exact": exact,
+    "temporal_iou": temporal_iou,
+}
+"""`Row.task` -> strict judge: only an answer in its tag (or box) counts. A new kind of answer is one line here."""
+
+LENIENT_ACCURACY: dict[str, RewardFn] = {
+    "multiple_choice": multiple_choice_lenient,
+    "math": judge_math_lenient,
+    "numeric": numeric_lenient,
+    "exact": exact_lenient,
+    "temporal_iou": temporal_iou_lenient,
+}
+"""`Row.task` -> judge that reads the text after the thinking when there is no `<answer>`."""
+
+
+def accuracy(completion: Completion, row: Row) -> float:
+    """How right the answer is, in [0, 1], judged by the kind of question, `row.task`; only an answer in its tag counts.
+
+    Raises:
+        ValueError: no judge for this task, or a ground truth that its judge cannot read.
+    """
+    if row.task not in ACCURACY:
+        raise _unknown_task(row)
+    return ACCURACY[row.task](completion, row)
+
+
+def accuracy_lenient(completion: Completion, row: Row) -> float:
+    """As `accuracy`, reading the text after the thinking when there is no `<answer>`."""
+    if row.task not in LENIENT_ACCURACY:
+        raise _unknown_task(row)
+    return LENIENT_ACCURACY[row.task](completion, row)
+
+
+def check_answer(row: Row) -> None:
+    """Checks that the ground truth of a row can be judged; for a data module, before anything is trained on it.
+
+    Raises:
+        ValueError: an empty answer, a letter outside the options, or no number or interval where one is wanted.
+    """
+    if not row.answer.strip():
+        raise ValueError(f"row {row.id!r}: the answer must not be empty; correct or drop the row")
+    check = _CHECKS.get(row.task)
+    if check is not None:
+        check(row)
+
+
+def _check_choice(row: Row) -> None:
+    options = parse_options(row.problem)
+    if not options:
+        raise ValueError(
+            f"row {row.id!r}: a multiple_choice problem must list its options from A on, found none in "
+            f"{row.problem[-200:]!r}; write each on its own line as 'A. text', or set another task"
+        )
+    if row.answer.strip().upper() not in options:
+        raise ValueError(
+            f"row {row.id!r}: the answer must be one of the options {', '.join(options)}, got {row.answer!r}; "
+            "correct the row, or set another task"
+        )
+
+
+_CHECKS: dict[str, Callable[[Row], object]] = {
+    "multiple_choice": _check_choice,
+    "numeric": gold_number,
+    "temporal_iou": gold_intervals,
+}
+
+
+def _unknown_task(row: Row) -> ValueError:
+    return ValueError(
+        f"row {row.id!r}: accuracy knows the tasks {', '.join(ACCURACY)}, got {row.task!r}; correct the row's task, "
+        "or score it with a reward function of its own"
+    )
+
+
+# ---- the sum ----
 
 
 @dataclass(frozen=True)
@@ -75,11 +165,12 @@ class RewardSum:
     def __post_init__(self) -> None:
         if not self.terms:
             raise ValueError("a RewardSum needs at least one term, got none; configs/reward/ has examples")
-        names = self.names
-        if len(set(names)) < len(names):
-            raise ValueError(f"the parts of a RewardSum must have different names, got {names}; set `name` of a term")
+        if len(set(self.names)) < len(self.names):
+            raise ValueError(
+                f"the parts of a RewardSum must have different names, got {self.names}; set `name` of a term"
+            )
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
         """Names of the parts, in order."""
         return [str(term.name) for term in self.terms]
@@ -120,7 +211,6 @@ class RewardSum:
         """
         import torch
 
-        self.prepare()
         errors = [] if errors is None else errors
         # 1. Every part of every completion; NaN after a failure.
         samples = [(group, completion) for group in groups for completion in group.completions]
@@ -130,7 +220,6 @@ class RewardSum:
         # 2. A completion counts if all its parts do.
         all_valid = values.isfinite().all(dim=1)  # [C]
         weights = torch.tensor([term.weight for term in self.terms])
-        names = self.names
         start = 0
         for group in groups:
             rows = slice(start, start + len(group.completions))
@@ -138,7 +227,7 @@ class RewardSum:
             parts = values[rows].nan_to_num(nan=0.0)  # [G, number of terms]
             group.valid = all_valid[rows].clone()
             group.rewards = (parts @ weights).where(group.valid, 0.0)
-            group.reward_parts = {name: parts[:, i].clone() for i, name in enumerate(names)}
+            group.reward_parts = {name: parts[:, i].clone() for i, name in enumerate(self.names)}
         return int((~all_valid).sum())
 
 
@@ -166,13 +255,28 @@ def frame_indices(num_frames: int, frames_of: str) -> list[int]:
 def _values_of(term: RewardTerm, samples: Sequence[tuple[Group[Any, Any], Any]], errors: list[str]) -> list[float]:
     """One part of all completions; NaN after a failure, which is logged and kept."""
     function = term.function
-    judged = [_judged_input(term, completion) for _, completion in samples]
+    # 1. What the function gets: a completion of text as it is, of any other kind its frames.
+    judged = []
+    for _, completion in samples:
+        if not isinstance(completion, Completion):
+            frames = completion.frames
+            judged.append(frames[frame_indices(len(frames), term.frames_of)])
+        elif term.frames_of == "all":
+            judged.append(completion)
+        else:
+            raise ValueError(
+                f"frames_of={term.frames_of!r} of reward {term.name!r} chooses frames of pictures and videos, but the "
+                "completions are text; leave frames_of out"
+            )
+    # 2. Some judge all together.
     results: Sequence[Any] = ()
     if isinstance(function, BatchReward):
+        function.prepare()
         try:
             results = function.score_all(judged, [group.prompt.row for group, _ in samples])
         except Exception as error:
             results = [error] * len(samples)
+    # 3. A finite number of each, or an error.
     values = []
     for i, (group, completion) in enumerate(samples):
         try:
@@ -194,16 +298,3 @@ def _values_of(term: RewardTerm, samples: Sequence[tuple[Group[Any, Any], Any]],
             value = math.nan
         values.append(value)
     return values
-
-
-def _judged_input(term: RewardTerm, completion: Any) -> Any:
-    """What the function gets: a completion of text as it is, of any other kind its frames."""
-    if not isinstance(completion, Completion):
-        frames = completion.frames
-        return frames[frame_indices(len(frames), term.frames_of)]
-    if term.frames_of != "all":
-        raise ValueError(
-            f"frames_of={term.frames_of!r} of reward {term.name!r} chooses frames of pictures and videos, but the "
-            "completions are text; leave frames_of out"
-        )
-    return completion

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from longrl.rewards.answer_text import lenient_text, strict_text
+from longrl.rewards.answers import lenient_text, strict_text
 
 if TYPE_CHECKING:
     from longrl.types import Completion, Row

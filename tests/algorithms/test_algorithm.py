@@ -268,7 +268,9 @@ def test_kl_estimates_come_if_and_only_if_they_are_meant(algorithm, kl, message)
 )
 def test_what_compares_completions_needs_two_of_them(algorithm):
     algorithm.validate(SamplingParams(2), 1)
-    with pytest.raises(ValueError, match=r"needs num_generations >= 2, got 1; raise rollout\.sampling\.num_generations"):
+    with pytest.raises(
+        ValueError, match=r"needs num_generations >= 2, got 1; raise rollout\.sampling\.num_generations"
+    ):
         algorithm.validate(SamplingParams(1), 1)
 
 
@@ -320,7 +322,9 @@ def test_the_positional_order_the_trainer_relies_on():
 
 
 def test_one_greedy_completion_many_times_teaches_nothing():
-    with pytest.raises(ValueError, match=r"the 4 completions of a prompt are the same.*set rollout\.sampling\.temperature"):
+    with pytest.raises(
+        ValueError, match=r"the 4 completions of a prompt are the same.*set rollout\.sampling\.temperature"
+    ):
         Algorithm().validate(SamplingParams(4, temperature=0.0), 1)
     Algorithm(advantage=raw).validate(SamplingParams(1, temperature=0.0), 1)
 

@@ -9,8 +9,15 @@ import re
 import pytest
 from math_verify import parse, verify
 
-from longrl.rewards.answer_text import lenient_text, strict_text, think_answer_format
-from longrl.rewards.choice import chosen_option, multiple_choice, multiple_choice_lenient, parse_options
+from longrl.rewards.answers import (
+    chosen_option,
+    lenient_text,
+    multiple_choice,
+    multiple_choice_lenient,
+    parse_options,
+    strict_text,
+    think_answer_format,
+)
 from longrl.rewards.numeric import numeric
 from longrl.types import Completion, Row
 

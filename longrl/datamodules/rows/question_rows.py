@@ -198,7 +198,7 @@ def infer_task(problem: str, answer: str, *, has_media: bool) -> str:
     A letter or one of the problem's options, or any answer about media to a problem with options: `multiple_choice`. A
     number: `numeric` about media, `math` in text. Anything else: `open_ended`.
     """
-    from longrl.rewards.choice import parse_options
+    from longrl.rewards.answers import parse_options
     from longrl.rewards.numeric import number
 
     is_letter = LETTER.fullmatch(option_letter(problem, answer)) is not None
@@ -233,7 +233,7 @@ def option_letter(problem: str, answer: str) -> str:
     Returns:
         The answer as it is, if it means none.
     """
-    from longrl.rewards.choice import parse_options
+    from longrl.rewards.answers import parse_options
 
     options, letter = parse_options(problem), LETTER.fullmatch(answer)
     if letter and (not options or letter[1].upper() in options):
@@ -319,7 +319,7 @@ def make_rows(records: Iterable[Record], row_function: RowFunction, media_root: 
 
 
 def _checked(row: Row | ValueError) -> Row | ValueError:
-    from longrl.rewards.tasks import check_answer
+    from longrl.rewards.reward_sum import check_answer
 
     try:
         if isinstance(row, Row):

@@ -16,7 +16,7 @@ from longrl.datamodules.rows.question_rows import (
     video_r1_row,
 )
 from longrl.datamodules.rows.sources import media_root_of, read_records
-from longrl.rewards.tasks import check_answer
+from longrl.rewards.reward_sum import check_answer
 from longrl.testing.synthetic import SyntheticConfig, make_records
 
 QUESTION = "What comes next?\nA. a cat\nB. a dog\nC. a car"

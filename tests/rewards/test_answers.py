@@ -1,14 +1,25 @@
-"""The option a text settles on."""
+"""Think and answer tags, and the option a text settles on."""
 
 import string
 
 import pytest
 from hypothesis import given, strategies as st
 
-from longrl.rewards.choice import chosen_option, extract_letter, multiple_choice, multiple_choice_lenient, parse_options
+from longrl.rewards.answers import (
+    after_thinking,
+    answer_text,
+    chosen_option,
+    lenient_text,
+    multiple_choice,
+    multiple_choice_lenient,
+    parse_options,
+    think_answer_format,
+)
 from longrl.types import Completion, Row
 
 OPTIONS = {"A": "A man is walking", "B": "Cats and dogs", "C": "A red car", "D": "car"}
+LETTERS = dict.fromkeys("ABCD", "")
+"""Options without wordings, so that letters alone decide."""
 PROBLEM = "What is shown?\n" + "\n".join(f"{letter}. {text}" for letter, text in OPTIONS.items())
 
 
@@ -57,7 +68,7 @@ def row(answer: str = "B", problem: str = PROBLEM) -> Row:
     ],
 )
 def test_a_stated_letter_is_found(text, letter):
-    assert extract_letter(text, "ABCD") == letter
+    assert chosen_option(text, LETTERS) == letter
 
 
 @pytest.mark.parametrize(
@@ -94,7 +105,7 @@ def test_a_stated_letter_is_found(text, letter):
     ],
 )
 def test_other_letters_in_the_text_do_not_distract(text, letter):
-    assert extract_letter(text, "ABCD") == letter
+    assert chosen_option(text, LETTERS) == letter
 
 
 @pytest.mark.parametrize(
@@ -124,12 +135,12 @@ def test_other_letters_in_the_text_do_not_distract(text, letter):
     ],
 )
 def test_no_letter_is_made_up_and_hedging_does_not_pay(text):
-    assert extract_letter(text, "ABCD") is None
+    assert chosen_option(text, LETTERS) is None
 
 
 @given(st.text())
 def test_any_text_gives_an_option_or_none(text):
-    assert extract_letter(text, "ABCD") in {"A", "B", "C", "D", None}
+    assert chosen_option(text, LETTERS) in {"A", "B", "C", "D", None}
     assert chosen_option(text, OPTIONS) in {*OPTIONS, None}
 
 
@@ -150,14 +161,14 @@ FORMS = [
     letter=st.sampled_from(string.ascii_uppercase[:8]), form=st.sampled_from(FORMS), tail=st.sampled_from(["", "\n"])
 )
 def test_every_usual_form_gives_its_letter(letter, form, tail):
-    assert extract_letter(form.format(letter) + tail) == letter
+    assert chosen_option(form.format(letter) + tail, {}) == letter
 
 
 @given(
     letters=st.lists(st.sampled_from("ABCD"), min_size=2, max_size=4, unique=True), joint=st.sampled_from([" or ", "/"])
 )
 def test_offering_several_letters_gives_none(letters, joint):
-    assert extract_letter(f"The answer is {joint.join(letters)}", "ABCD") is None
+    assert chosen_option(f"The answer is {joint.join(letters)}", LETTERS) is None
 
 
 @pytest.mark.parametrize(
@@ -235,3 +246,86 @@ def test_lenient_falls_back_to_the_text_after_the_thinking():
     assert multiple_choice_lenient(completion("The answer is B"), row()) == 1.0
     assert multiple_choice_lenient(completion("<think>it could be B"), row()) == 0.0
     assert multiple_choice_lenient(completion("<answer>A</answer> The answer is B"), row()) == 0.0
+
+
+# ---- tags ----
+
+ROW = Row(id="1", problem="?", answer="B")
+
+
+def has_form(text: str) -> float:
+    return think_answer_format(Completion((), (), text, "stop"), ROW)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>Tea.</think><answer>B</answer>",
+        "  <think>Tea.\n\nMore.</think>\n\n<answer>\nB\n</answer>\n",
+        "<think>1 < 2 and <b></think><answer>B</answer>",
+    ],
+)
+def test_one_think_block_and_one_answer_block_have_the_form(text):
+    assert has_form(text) == 1.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "B",
+        "<answer>B</answer>",
+        "<think>Tea.</think>",
+        "<think>Tea.</think><answer>B",
+        "<think>Tea.<answer>B</answer>",
+        "<answer>B</answer><think>Tea.</think>",
+        "So: <think>Tea.</think><answer>B</answer>",
+        "<think>Tea.</think> so <answer>B</answer>",
+        "<think>Tea.</think><answer>B</answer> Done.",
+        "<think>Tea.</think><answer>B</answer><answer>C</answer>",
+        "<think>Tea.<think></think><answer>B</answer>",
+        "<think>Tea.<answer></think>B</answer>",
+        "<think> </think><answer>B</answer>",
+        "<think>Tea.</think><answer> </answer>",
+        "<Think>Tea.</Think><answer>B</answer>",
+    ],
+)
+def test_anything_else_has_not(text):
+    assert has_form(text) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        ("<answer>B</answer>", "B"),
+        ("<think>x</think>\n<answer>\n B. cats \n</answer> bye", "B. cats"),
+        ("<answer>A</answer> no: <answer>B</answer>", "B"),
+        ("<think><answer>A</answer></think><answer>B</answer>", "B"),
+        ("<answer>x <answer>B</answer>", "B"),
+        ("<ANSWER>B</ANSWER >", "B"),
+        ("<think>I forgot to stop. <answer>B</answer>", "B"),
+        ("<think><answer>A</answer></think>", None),
+        ("<answer>B", None),
+        ("B</answer>", None),
+        ("<answer> </answer>", None),
+        ("B", None),
+        ("", None),
+    ],
+)
+def test_answer_text_is_the_last_closed_answer_after_the_thinking(text, content):
+    assert answer_text(text) == content
+
+
+@pytest.mark.parametrize(
+    ("text", "rest"),
+    [("<think>a</think>b", "b"), ("a</think>b", "b"), ("no tag", "no tag"), ("<think>endless", ""), ("x<think>y", "x")],
+)
+def test_after_thinking_leaves_the_final_statement(text, rest):
+    assert after_thinking(text) == rest
+
+
+@given(st.text(alphabet="<>/thinkaswer AB\n") | st.text())
+def test_no_text_breaks_the_readers(text):
+    assert answer_text(text) != ""
+    assert isinstance(lenient_text(text), str)
+    assert has_form(text) in (0.0, 1.0)
