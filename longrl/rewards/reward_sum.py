@@ -15,8 +15,7 @@ from longrl.io.functions import FunctionOrPath, resolve_function
 from longrl.rewards.answers import multiple_choice, multiple_choice_lenient, parse_options
 from longrl.rewards.batch import BatchReward
 from longrl.rewards.exact import exact, exact_lenient
-from longrl.rewards.math import math as judge_math
-from longrl.rewards.math import math_lenient as judge_math_lenient
+from longrl.rewards.math import math as judge_math, math_lenient as judge_math_lenient
 from longrl.rewards.numeric import gold_number, numeric, numeric_lenient
 from longrl.rewards.temporal_iou import gold_intervals, temporal_iou, temporal_iou_lenient
 from longrl.types import Completion, Group, Row
