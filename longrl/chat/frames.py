@@ -20,7 +20,7 @@ def frame_name(digest: str, index: int, max_side: int) -> str:
     """The name of a frame in a request, made of all that decides its pixels.
 
     Args:
-        digest: of the file, or of the medium that holds the frame.
+        digest: of the file, or key of the media item, that holds the frame.
         index: of the frame in it.
         max_side: longest side in pixels.
     """

@@ -18,7 +18,7 @@ def main(args: Sequence[str]) -> None:
     """Command line of `compare`."""
     parser = argparse.ArgumentParser(prog="python -m longrl compare", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("run_a", help="folder of the first run")
-    parser.add_argument("run_b", help="folder of the second, whose gain is told")
+    parser.add_argument("run_b", help="folder of the second, whose gain is shown")
     parser.add_argument("--out", help="write everything to this JSON file too")
     options = parser.parse_args(list(args))
     comparisons = compare_folders(options.run_a, options.run_b)

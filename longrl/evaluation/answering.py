@@ -29,7 +29,7 @@ Item = tuple[int, "Prompt"]
 
 @dataclass(frozen=True)
 class Answer:
-    """What a policy answered to a question, G times, and what it was shown."""
+    """G answers of a policy to a question, and what it was shown."""
 
     texts: list[str]
     """[G]"""
@@ -40,13 +40,13 @@ class Answer:
     num_prompt_tokens: int
     """Media included."""
     num_media_tokens: int | None
-    """Of those, the tokens of images, videos and sounds; None where a server does not say."""
+    """Tokens of images, videos and sounds among them; None where a server does not say."""
     input: str
     """The prompt without its media."""
     prompt_hash: str
     """Sha256 of all that the policy was shown: text and pixels."""
     frame_indices: list[list[int]]
-    """Of each video or image the indices of its frames in the file."""
+    """Indices of the frames in the file, for each video or image."""
     frame_times: list[list[float]]
     """The same frames' times in seconds."""
 
@@ -77,7 +77,7 @@ class Policy(abc.ABC):
     @property
     @abc.abstractmethod
     def family(self) -> RendersPrompts:
-        """What reads rows for it."""
+        """The family that reads rows for it."""
 
     @abc.abstractmethod
     def prepare(self, folder: Path) -> None:
@@ -85,7 +85,7 @@ class Policy(abc.ABC):
 
     @abc.abstractmethod
     def identity(self) -> dict[str, Any]:
-        """All that decides its answers beside question, prompt and sampling: model, weights, engine. JSON, no paths."""
+        """Returns what decides answers beside question, prompt and sampling: model, weights, engine. JSON, no paths."""
 
     def stored(self) -> KnowsFeatures | None:
         """Who knows which videos need not be decoded, once it is prepared; None: all must be."""

@@ -46,11 +46,11 @@ class EvaluationConfig:
     """Folder of everything: answers, samples.jsonl, results.json, report.html. One for every policy and way of asking:
     an evaluation goes on in its folder and may add conditions, but does not replace another's results."""
     name: str = "evaluation"
-    """Of the benchmark, for the report."""
+    """Name of the benchmark, for the report."""
     sampling: SamplingParams = GREEDY
     """Greedy by default; leave room for the reasoning, or `truncation_rate` says what was cut off."""
     seed: int = 0
-    """Of the sampling."""
+    """Seed of the sampling."""
     frames: list[int] = field(default_factory=list)
     """Numbers of frames to compare, e.g. [16, 32, 64]; without any, `data.video` decides."""
     blind_baseline: bool = False
@@ -161,11 +161,11 @@ class Evaluation:
 
     @property
     def rows(self) -> Sequence[Row]:
-        """All questions."""
+        """Rows of all questions."""
         return self.data.datasets["test"].rows
 
     def conditions(self) -> list[Condition]:
-        """With so many frames each, or as `data.video` says; and without media if that is asked for."""
+        """Conditions of the config: so many frames each, or `data.video` as it is; last, without media."""
         plain = replace(self.data.renderer, blind_share=0.0, stored=self.config.policy.stored())
         if plain.blind and self.config.frames:
             raise ValueError(f"--frames={self.config.frames} shows frames and data.blind none; set one of them")

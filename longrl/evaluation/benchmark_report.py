@@ -95,7 +95,7 @@ def write_benchmark_report(
 
 
 def remarks(outcomes: Sequence[Outcome]) -> list[str]:
-    """What a reader should know before believing a number."""
+    """Sentences that a reader should know before believing a number."""
     texts = []
     for outcome in outcomes:
         summary = outcome.summary
@@ -151,7 +151,7 @@ def rates_table(outcomes: Sequence[Outcome], results: Mapping[str, Any]) -> Page
 
 
 def _rates(outcome: Outcome, result: Mapping[str, Any]) -> dict[str, str]:
-    """What is shown of one condition beside its categories."""
+    """Names and values that are shown of one condition beside its categories."""
     failures = ", ".join(f"{count} {kind}" for kind, count in result["failures"].items()) or "none"
     unanswered = {"questions without answer": failures}
     if outcome.as_wrong and outcome.failures:

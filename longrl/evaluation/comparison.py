@@ -1,4 +1,4 @@
-"""What a second run gains over a first, question by question, on those that both answered."""
+"""Comparison of two runs, question by question, on those that both answered."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Records = Mapping[str, Question]
 RunRecords = Mapping[str, Records]
 """Condition -> its answered questions."""
 OLD_PREDICTIONS = "predictions.jsonl"
-"""What `test` wrote before it wrote samples.jsonl: a line per completion. Read for one release more."""
+"""File that `test` wrote before it wrote samples.jsonl: a line per completion. Read for one release more."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def compare_runs(first: str | Path, before: RunRecords, second: str | Path, afte
 
 
 def _distinct_names(first: str | Path, second: str | Path) -> list[str]:
-    """So much of the ends of two paths that they differ: a/evaluation/mme and b/evaluation/mme as they are."""
+    """Shortest ends of two paths that differ: a/evaluation/mme and b/evaluation/mme as they are."""
     parts = [Path(folder).expanduser().resolve().parts for folder in (first, second)]
     longest = max(map(len, parts))
     count = next((n for n in range(1, longest) if parts[0][-n:] != parts[1][-n:]), 1)
@@ -155,6 +155,6 @@ def _differences(
 
 
 def _is_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two questions of one id are one; old predictions have no hash."""
+    """True if two questions of one id are one; old predictions have no hash."""
     field = "doc_hash" if "doc_hash" in one and "doc_hash" in other else "answer"
     return one[field] == other[field]

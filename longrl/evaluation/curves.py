@@ -58,11 +58,11 @@ PANELS: tuple[Panel, ...] = (
         "stacked",
     ),
 )
-"""What the report shows, in order; a panel without a column in the file is left out."""
+"""Panels of the report, in order; one without a column in the file is left out."""
 
 
 def find_metrics(folder: str | Path) -> list[Path]:
-    """All metrics.csv below a run's folder, version_0 before version_1 before version_10."""
+    """Finds all metrics.csv below a run's folder, version_0 before version_1 before version_10."""
 
     def by_numbers(path: Path) -> list[str | int]:
         return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))]

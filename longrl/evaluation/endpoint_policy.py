@@ -35,11 +35,11 @@ class ChatPrompt(Prompt):
     """A prompt as messages; it has no token ids, for the tokenizer is the server's."""
 
     text: str = ""
-    """What is asked, perhaps with tags that place the media."""
+    """The question, perhaps with tags that place the media."""
 
 
 class ChatReader(RendersPrompts):
-    """What the data module reads with where the model is elsewhere: frames stay pixels, a prompt stays text.
+    """A family for models that are elsewhere: frames stay pixels, a prompt stays text.
 
     Args:
         max_side: longest side of a frame that is sent, in pixels.
@@ -139,7 +139,7 @@ class EndpointPolicy(Policy):
         run_async(lambda: self._answer_all(items, sampling, seed, save))
 
     async def _answer_all(self, items: Iterator[Item], sampling: SamplingParams, seed: int, save: SaveAnswers) -> None:
-        """As many at once as the endpoint takes; the next prompt is read when there is room."""
+        """Asks as many at once as the endpoint takes; the next prompt is read when there is room."""
         assert self._replies is not None, "prepare comes first"
         turn, spent = asyncio.Lock(), list[BudgetSpent]()
 

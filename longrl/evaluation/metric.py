@@ -17,7 +17,7 @@ KEPT = (
     "id", "sample", "task", "category", "breakdowns", "video", "answer", "letter", "correct", "correct_lenient",
     "format", "finish_reason",
 )  # fmt: skip
-"""What scores are made from; texts stay where they are."""
+"""Fields of a record that scores are made from; texts stay where they are."""
 
 
 class CategoryAccuracy(Metric):
@@ -60,7 +60,7 @@ class CategoryAccuracy(Metric):
         return {name: torch.tensor(value, dtype=torch.float64) for name, value in logged_values(summary).items()}
 
     def summary(self) -> Summary | None:
-        """All there is to say of all ranks' questions, on all of them; None without any. Every rank must call it."""
+        """Summary of all ranks' questions, the same on all of them; None without any. Every rank must call it."""
         lines = sorted(line for of_rank in self.axis.gather(self.lines) for line in of_rank)
         records = [record for line in lines for record in json.loads(line)]
         return summarize(records) if records else None

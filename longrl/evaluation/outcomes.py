@@ -1,4 +1,4 @@
-"""What the answers under one condition come to: records, scores, and why questions have no answer."""
+"""Outcomes of a condition: records, scores, and why questions have no answer."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Outcome:
         return {index: records for index, records in self.records.items() if index not in self.failures}
 
     def to_dict(self) -> dict[str, Any]:
-        """All numbers as JSON."""
+        """Returns all numbers as JSON."""
         return {
             "num_frames": self.num_frames,
             "blind": self.blind,
@@ -136,7 +136,7 @@ def make_outcome(
 
 
 def gain_over(before: Outcome, after: Outcome) -> Difference | None:
-    """What `after` gains over `before` on the questions that both answered; None if there are none."""
+    """Gain of `after` over `before` on the questions that both answered; None if there are none."""
     judged = before.judged, after.judged
     common = [index for index in judged[0] if index in judged[1]]
     if not common:
@@ -146,7 +146,7 @@ def gain_over(before: Outcome, after: Outcome) -> Difference | None:
 
 
 def failure_kind(item: UnusableSample) -> str:
-    """What a question without an answer is counted under."""
+    """Kind of failure that a question without an answer is counted under."""
     if item.path is not None:
         return "decode"
     return "no reply" if item.reason.startswith("no reply") else "not usable"

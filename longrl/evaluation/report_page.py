@@ -59,7 +59,7 @@ SectionPart = str | PageTable | Picture
 
 @dataclass(frozen=True)
 class CompletionCard:
-    """What one run said to a question."""
+    """One run's answer to a question."""
 
     run: str
     """Shown as its heading, e.g. "sft"."""
@@ -88,7 +88,7 @@ class SampleCard:
 
 @dataclass(frozen=True)
 class Report:
-    """All that a report shows; what is empty is left out.
+    """Content of a report; what is empty is left out.
 
     Example:
         `write_report("runs/demo", Report("Demo", results, curves={"rl": find_metrics("runs/demo/rl")}, samples=cards))`

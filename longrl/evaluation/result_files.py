@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 RESULTS_FILE = "results.json"
 MAX_CHANGES = 5
 SAME_QUESTIONS = ("policy", "sampling", "seed", "questions")
-"""Of results.json, what two evaluations of one folder agree in; how answers are scored and shown may change."""
+"""Fields of results.json that two evaluations of one folder share; how answers are scored and shown may change."""
 
 
 @dataclass(frozen=True)
 class EvaluationFiles:
-    """What was written."""
+    """What an evaluation wrote."""
 
     results: dict[str, Any]
-    """What is in results.json."""
+    """The content of results.json."""
     outcomes: Sequence[Outcome]
     comparisons: dict[str, Comparison]
     """Condition -> comparison with another run, if there is one."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 INK, SOFT, PAPER = "#22303c", "#5b6773", "#ffffff"
 """Colours of the report's page: longrl/evaluation/templates/report.css.jinja."""
 FOLDER = "pictures"
-"""Of grids in a run's folder; longrl/diffusion/picture_grids.py writes them."""
+"""Folder of the grids in a run's; longrl/diffusion/picture_grids.py writes them."""
 GAP = 8
 """Pixels between tiles."""
 PROMPT_SIZE, CAPTION_SIZE = 14, 12
@@ -39,7 +39,7 @@ class PromptSamples:
     samples: Sequence[Tensor]
     """Each [F, 3, H, W] uint8 RGB."""
     captions: Sequence[str]
-    """What stands under each sample, such as its reward."""
+    """Text under each sample, such as its reward."""
 
     @property
     def num_frames(self) -> int:
@@ -48,7 +48,7 @@ class PromptSamples:
 
 
 def is_video(rows: Sequence[PromptSamples]) -> bool:
-    """Whether any sample has more than one frame."""
+    """True if any sample has more than one frame."""
     return any(row.num_frames > 1 for row in rows)
 
 
@@ -86,7 +86,7 @@ def encoded(images: Sequence[Image], kind: Literal["png", "webp", "gif"], *, fps
 
 
 def saved_grids(run: str | Path, *, count: int = 3) -> list[Picture]:
-    """What `PictureGrids` left in a run's folder, of videos the animation: training samples, then those of validation.
+    """Reads what `PictureGrids` left in a run's folder, animations of videos: training samples, then validation's.
 
     Args:
         run: folder of the run.
@@ -119,10 +119,10 @@ def _contact_sheet(row: PromptSamples, tile: int, max_frames: int) -> Image:
 
 
 def _side_by_side(row: PromptSamples, moment: int, tile: int) -> Image:
-    samples = [
-        _captioned(frame_image(frames[min(moment, len(frames) - 1)], tile), caption)
-        for frames, caption in zip(row.samples, row.captions, strict=True)
-    ]
+    samples = []
+    for frames, caption in zip(row.samples, row.captions, strict=True):
+        frame = frames[min(moment, len(frames) - 1)]
+        samples.append(_captioned(frame_image(frame, tile), caption))
     return _headed(row.prompt, _stacked(samples, "right"))
 
 
@@ -140,13 +140,11 @@ def frame_image(frame: Tensor, tile: int) -> Image:
 
 
 def _captioned(image: Image, caption: str) -> Image:
-    lines = _wrapped(caption, image.width, CAPTION_SIZE, bold=False) or [""]
-    return _stacked([image, _text(lines, image.width, CAPTION_SIZE, SOFT, bold=False)], "down", gap=2)
+    return _stacked([image, _label(caption, image.width, CAPTION_SIZE, SOFT, bold=False)], "down", gap=2)
 
 
 def _headed(prompt: str, image: Image) -> Image:
-    lines = _wrapped(prompt, image.width, PROMPT_SIZE, bold=True) or [""]
-    return _stacked([_text(lines, image.width, PROMPT_SIZE, INK, bold=True), image], "down", gap=4)
+    return _stacked([_label(prompt, image.width, PROMPT_SIZE, INK, bold=True), image], "down", gap=4)
 
 
 def _columns(rows: Sequence[PromptSamples]) -> int:
@@ -183,20 +181,18 @@ def _stacked(images: Sequence[Image], direction: Literal["right", "down"], gap: 
     return page
 
 
-def _text(lines: Sequence[str], width: int, size: int, ink: str, *, bold: bool) -> Image:
+def _label(text: str, width: int, size: int, ink: str, *, bold: bool) -> Image:
+    """A text on lines of at most `width` pixels, at most two: what is left out ends in dots."""
     from PIL import Image, ImageDraw
 
+    letter_width = _font(size, bold).getlength("abcdefghij mnopqr") / 17
+    num_letters = max(8, int(width / letter_width))
+    lines = textwrap.wrap(text, num_letters, max_lines=MAX_LINES, placeholder=" ...") or [""]
     spacing = round(1.3 * size)
     page = Image.new("RGB", (width, spacing * len(lines)), PAPER)
     for number, line in enumerate(lines):
         ImageDraw.Draw(page).text((0, spacing * number), line, fill=ink, font=_font(size, bold))
     return page
-
-
-def _wrapped(text: str, width: int, size: int, *, bold: bool) -> list[str]:
-    """Lines that are about `width` pixels wide, at most two: what is left out ends in dots."""
-    letter = _font(size, bold).getlength("abcdefghij mnopqr") / 17
-    return textwrap.wrap(text, max(8, int(width / letter)), max_lines=MAX_LINES, placeholder=" ...")
 
 
 @cache

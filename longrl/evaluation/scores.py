@@ -49,7 +49,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Summary:
-    """All that is reported of one run."""
+    """Scores and rates of one run."""
 
     scores: dict[str, Score]
     """Strict: only an answer in its tag counts; `overall` and one entry per category."""
@@ -61,10 +61,10 @@ class Summary:
     majority_letter: str | None
     """The answer that most multiple-choice questions have; None without such questions."""
     majority_accuracy: float | None
-    """What always saying it scores on those questions."""
+    """Accuracy of always saying it on those questions."""
     answered: Score | None = None
-    """Only the multiple-choice answers that name an option; None without any. A model that knows nothing is at chance
-    here, while one that often names none is below chance in `scores`."""
+    """Score of the multiple-choice answers that name an option; None without any. A model that knows nothing is at
+    chance here, while one that often names none is below chance in `scores`."""
     breakdowns: dict[str, dict[str, Score]] = field(default_factory=dict)
     """Field of the metadata -> its value -> strict score."""
     letters: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -75,7 +75,7 @@ class Summary:
     same gains nothing."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain dicts, for JSON."""
+        """Returns plain dicts, for JSON."""
         return asdict(self)
 
 
@@ -221,7 +221,7 @@ def majority_baseline(records: Iterable[Record]) -> tuple[str | None, float | No
 def paired_difference(
     first: Iterable[Record], second: Iterable[Record], field: str = "correct", z: float = 1.96
 ) -> Difference:
-    """What a second run gains over a first on the same questions, much sharper than two separate intervals.
+    """Gain of a second run over a first on the same questions, much sharper than two separate intervals.
 
     Normal interval of the mean difference with the variance over clusters (videos); it has no width when all
     differences are equal.

@@ -35,7 +35,7 @@ class UnusableReply(ValueError):
 
 
 def answered_text(reply: Reply) -> str:
-    """What a model says after its thinking.
+    """Text of a reply behind the model's thinking.
 
     Raises:
         UnusableReply: nothing, or a refusal.
@@ -52,7 +52,7 @@ def answered_text(reply: Reply) -> str:
 
 @dataclass(frozen=True)
 class Task(Generic[Value]):
-    """What to ask about each item, and how to read the reply.
+    """Request for each item, and how its reply is read.
 
     Example:
         `Task(make_request, lambda reply, clip: answered_text(reply), attempts=3)`
@@ -146,6 +146,6 @@ def _add_calls(report: StepReport, client: ChatClient, spent_before: dict[str, f
 
 
 def mostly_latin(text: str) -> bool:
-    """Whether at least half of a text's letters are Latin; True for a text without letters."""
+    """True if at least half of a text's letters are Latin, or it has no letters."""
     letters = [character for character in text if character.isalpha()]
     return 2 * sum(character < "\u0250" for character in letters) >= len(letters)

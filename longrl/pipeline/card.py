@@ -53,10 +53,10 @@ def _table(rows: Rows) -> str:
 def _counts(rows: list[dict[str, Any]]) -> list[str]:
     durations = {row["metadata"]["video_sha256"]: row["metadata"]["duration_s"] for row in rows}
     letters = Counter(row["answer"] for row in rows if row["task"] == "multiple_choice")
-    asked = letters.total()
-    best = f"{100 * max(letters.values()) / asked:.1f} %" if asked else ""
+    num_choices = letters.total()
+    best = f"{100 * max(letters.values()) / num_choices:.1f} %" if num_choices else ""
     hours = f"{sum(durations.values()) / 3600:.2f}"
-    return [str(len(rows)), str(len(durations)), hours, str(asked), str(len(rows) - asked), best]
+    return [str(len(rows)), str(len(durations)), hours, str(num_choices), str(len(rows) - num_choices), best]
 
 
 def _fields() -> str:

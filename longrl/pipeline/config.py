@@ -1,4 +1,4 @@
-"""All options of the pipeline; `longvideo-reason/*.yaml` are examples."""
+"""Options of the pipeline; `longvideo-reason/*.yaml` are examples."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class ValidateOptions:
     max_similarity: float = 0.85
     """Two questions about one video that share more of their letter triples are duplicates."""
     max_answer_words: int = 40
-    """Of an open-ended answer."""
+    """Words of an open-ended answer."""
     min_steps: int = 1
     """Steps of reasoning, each with times."""
     english_only: bool = False
@@ -152,9 +152,9 @@ class ExportOptions:
 
     name: str = "My-LongVideo-Reason"
     eval_share: float = 0.05
-    """Of the videos; at least one if above 0."""
+    """Share of the videos; at least one if above 0."""
     sft_share: float = 1 / 3
-    """Of the other videos; the rest is for RL."""
+    """Share of the other videos; the rest is for RL."""
     seed: int = 0
     """Decides which video goes where, and the letters of the options."""
     license: str = "other"
@@ -189,7 +189,7 @@ class PipelineConfig:
     budget: Budget = field(default_factory=Budget)
     """Over all steps and runs in `out`."""
     max_failed_share: float = 0.1
-    """Of the items of a step; beyond it the step fails, and the same command tries the failed ones again."""
+    """Share of a step's items; beyond it the step fails, and the same command tries the failed ones again."""
     split: SplitOptions = field(default_factory=SplitOptions)
     caption: CaptionOptions = field(default_factory=CaptionOptions)
     timeline: TimelineOptions = field(default_factory=TimelineOptions)

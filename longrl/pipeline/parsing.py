@@ -42,7 +42,7 @@ class Question:
     box_at_s: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """Returns the question as JSON."""
         return asdict(self)
 
     @classmethod
@@ -73,7 +73,7 @@ def parse_question(text: str, kind: Kind) -> Question:
 
 
 def json_objects(text: str) -> Iterator[dict[str, Any]]:
-    """All outermost JSON objects in a text, whatever stands around them."""
+    """Yields all outermost JSON objects in a text, whatever stands around them."""
     decoder, start = json.JSONDecoder(strict=False), 0
     while (start := text.find("{", start)) >= 0:
         try:

@@ -32,13 +32,13 @@ MAX_LISTED = 1000
 
 @dataclass
 class StepReport:
-    """What a step did, and what went wrong."""
+    """Counts of what a step did, and what went wrong."""
 
     step: str
     max_failed_share: float = 1.0
     """Beyond it the step ends with an error."""
     items: int = 0
-    """What there was to do."""
+    """Items that there were."""
     done: int = 0
     failed: int = 0
     """Items without a result; the same command tries them again."""
@@ -76,7 +76,7 @@ class StepReport:
             )
 
     def to_dict(self) -> Record:
-        """As JSON; problems in the order of their items."""
+        """Returns the report as JSON; problems in the order of their items."""
         listed = sorted(self.problems, key=lambda problem: (problem["item"], problem["kind"]))
         return {
             "step": self.step,
@@ -108,7 +108,7 @@ class Workspace:
         return self.folder / name
 
     def read(self, step: str) -> list[Record]:
-        """What a step wrote.
+        """Reads what a step wrote.
 
         Raises:
             ValueError: it has not run to its end.
@@ -123,7 +123,7 @@ class Workspace:
         return write_jsonl(self.path(FILES[step]), records)
 
     def write_beside(self, step: str, what: str, records: Iterable[Mapping[str, Any]]) -> Path:
-        """What a step left out, such as `5_questions.rejected.jsonl`."""
+        """Writes what a step left out, such as `5_questions.rejected.jsonl`."""
         return write_jsonl(self.path(FILES[step]).with_suffix(f".{what}.jsonl"), records)
 
     def write_report(self, report: StepReport) -> Path:
@@ -134,13 +134,13 @@ class Workspace:
 
 @dataclass(frozen=True)
 class StepRun:
-    """All that a step works with."""
+    """Everything that a step works with."""
 
     config: PipelineConfig
     workspace: Workspace
     report: StepReport
     replies: ReplyCache | None = None
-    """Of a step that asks a model."""
+    """Replies and budget of a step that asks a model."""
     add_items: Callable[[int], Any] = lambda count: None
     """Tells the progress bar that so many more items are to be done."""
     finish_item: Callable[[], Any] = lambda: None

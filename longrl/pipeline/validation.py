@@ -95,7 +95,7 @@ def find_faults(
     options: ValidateOptions,
     boxes: bool = False,
 ) -> Iterator[Fault]:
-    """All that is wrong with a question.
+    """Finds all faults of a question.
 
     Args:
         question: as parsed.
@@ -140,7 +140,7 @@ def _option_faults(question: Question, count: int, options: ValidateOptions) -> 
 
 
 def _stands_out(question: Question, ratio: float, slack: int) -> bool:
-    """Whether the right option is much longer than all others, or much shorter."""
+    """True if the right option is much longer than all others, or much shorter."""
     right = len(question.answer)
     others = [len(text) for text in question.options if text != question.answer]
     if not others:
@@ -150,7 +150,7 @@ def _stands_out(question: Question, ratio: float, slack: int) -> bool:
 
 
 def _gives_answer_away(question: Question) -> bool:
-    """Whether the question holds the whole answer, and none of the wrong options; a question that names two is fair."""
+    """True if the question holds the full answer and no wrong option; a question that names two is fair."""
     text = f" {normalized_text(question.question)} "
     contained = [each for each in (question.options or (question.answer,)) if f" {normalized_text(each)} " in text]
     return contained == [question.answer]
