@@ -4,7 +4,7 @@ P videos of a Qwen2.5-VL with random weights, G completions of each. A rollout b
 after new weights have gone over, with every cache of keys, values and media empty, and ends with the last token; the
 handing over of weights is not part of it.
 
-- pixels: vLLM's processor and vision encoder read the frames, as engines without embeddings do. The trainer would encode
+- pixels: vLLM's processor and encoder read the frames, as engines without embeddings do. The trainer would encode
   them once more for its own passes, which is not counted here.
 - features: longrl's encoder encodes and vLLM is given embeddings; the update reuses them.
 - disk: the features were encoded by an earlier run.

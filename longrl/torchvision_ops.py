@@ -27,9 +27,9 @@ SYMPTOM = "operator torchvision::nms does not exist"
 
 def retry_on_import() -> None:
     """Has a first import of torchvision that fails for its operators tried again with their names declared."""
-    known = "torchvision" in sys.modules or any(type(finder).__name__ == "OperatorFinder" for finder in sys.meta_path)
+    known = "torchvision" in sys.modules or any(type(finder).__name__ == "_OperatorFinder" for finder in sys.meta_path)
     if not known and _torch_is_cpu_build():
-        sys.meta_path.insert(0, OperatorFinder())
+        sys.meta_path.insert(0, _OperatorFinder())
 
 
 def _torch_is_cpu_build() -> bool:
@@ -40,7 +40,7 @@ def _torch_is_cpu_build() -> bool:
         return False
 
 
-class OperatorFinder(MetaPathFinder):
+class _OperatorFinder(MetaPathFinder):
     """Finds torchvision as Python would, but has it loaded by `_RetryingLoader`; knows no other module."""
 
     def find_spec(

@@ -139,9 +139,11 @@ def row(name: str = "a", answer: str = "A", **kwargs: object) -> Row:
 
 
 def held(whole: Frames, share: FrameShard, temporal_patch_size: int = 2) -> Frames:
-    """What a rank with this share decodes of it."""
-    own = share.frames(len(whole.timestamps), temporal_patch_size) if whole.kind == "video" else share.temporal_patches(1)
-    return dataclasses.replace(whole, pixels=whole.pixels[own.start : own.stop])
+    """What a rank with this shard decodes of it."""
+    local = share.temporal_patches(1)
+    if whole.kind == "video":
+        local = share.frames(len(whole.timestamps), temporal_patch_size)
+    return dataclasses.replace(whole, pixels=whole.pixels[local.start : local.stop])
 
 
 def mixed_prompts(family: Qwen2_5_VLFamily | VilaFamily, share: FrameShard = FULL_SHARD) -> list[Prompt]:

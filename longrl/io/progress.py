@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def item_progress() -> Progress:
-    """A bar with the number of items and the time that is left: `with item_progress() as progress: ...`."""
+    """A bar with the number of items and the time that is left, for a `with` statement."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

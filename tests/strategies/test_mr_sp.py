@@ -248,7 +248,7 @@ GRIDS = {1: [1], 2: [1, 2], 4: [2, 4], 8: [4]}
 @proves("SP", "qwen2.5-vl")
 @pytest.mark.parametrize("devices", list(GRIDS))
 def test_any_grid_gives_the_loss_and_gradients_of_one_process(devices):
-    """Videos of uneven length at any offset, an image, text; frozen and trainable encoder; packed and not; recomputed."""
+    """Videos of uneven length at any offset, an image, text; frozen or trainable encoder; packed or not; recomputed."""
     cases = [
         Case(sp=sp, budget=budget, checkpointing=checkpointing, freeze=freeze)
         for sp in GRIDS[devices]
