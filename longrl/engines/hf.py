@@ -21,7 +21,7 @@ from longrl.engines.prefix_cache import PrefixCache
 from longrl.engines.rollout_engine import RolloutEngine, prompt_seed
 from longrl.models.base import CausalFamily
 from longrl.packing.pack import pack
-from longrl.types import Completion, Packed, Prompt, SamplingParams
+from longrl.types import Completion, FinishReason, Prompt, SamplingParams
 
 NO_LIMIT = 1 << 62
 """Tokens that are packed together for a rollout: chunks of prefilling bound the memory, not this."""
@@ -67,98 +67,80 @@ class HFEngine(RolloutEngine):
         seed: int,
         first: int = 0,
     ) -> list[list[Completion]]:
-        num_prompts = max(1, self.max_sequences // sampling.num_generations)
         was_training = model.training
         model.eval()
         try:
-            completions = []
+            groups: list[list[Completion]] = []
+            num_prompts = max(1, self.max_sequences // sampling.num_generations)
             for start in range(0, len(prompts), num_prompts):
                 together = prompts[start : start + num_prompts]
-                completions += self._generate_together(family, model, together, features, sampling, seed, first)
-            return completions
+                # Random numbers depend on seed, prompt and completion alone: neither on the batch nor on the device.
+                # Other ranks sample the completions before `first`.
+                shape = (first + sampling.num_generations, sampling.max_completion_tokens)
+                generators = [torch.Generator().manual_seed(prompt_seed(seed, prompt.id)) for prompt in together]
+                uniforms = [torch.rand(shape, generator=each, dtype=torch.float64)[first:] for each in generators]
+                groups += self._decode(family, model, together, features, sampling, torch.cat(uniforms))
+            return groups
         finally:
             model.train(was_training)
 
-    def _generate_together(
+    def _decode(
         self,
         family: CausalFamily,
-        model: nn.Module,
+        model: Any,
         prompts: Sequence[Prompt],
         features: Mapping[str, Tensor],
         sampling: SamplingParams,
-        seed: int,
-        first: int,
+        uniform: Tensor,
     ) -> list[list[Completion]]:
-        """Completions of prompts that are decoded together, token by token."""
+        """Completions of prompts that are decoded together, drawn with [P * G, S] numbers in [0, 1)."""
         group_size = sampling.num_generations
         max_tokens = sampling.max_completion_tokens
+        end_token = family.tokenizer.eos_token_id
         embed_tokens = model.get_input_embeddings()
         lm_head = family.lm_head(model)  # [V, D]
-        device = embed_tokens.weight.device
-        # 1. Random numbers depend on seed, prompt and completion alone: neither on the batch nor on the device.
-        uniforms = []
-        for prompt in prompts:
-            generator = torch.Generator().manual_seed(prompt_seed(seed, prompt.id))
-            of_prompt = torch.rand((first + group_size, max_tokens), generator=generator, dtype=torch.float64)
-            uniforms.append(of_prompt[first:])  # other ranks sample the completions before
-        uniform = torch.cat(uniforms)  # [P * G, S]
-        # 2. Every prompt once through the model, into the cache.
-        packed = pack(prompts, [[] for _ in prompts], NO_LIMIT)[0].to(device)
+        # 1. Every prompt once through the model, into the cache, in chunks that end anywhere.
+        packed = pack(prompts, [[] for _ in prompts], NO_LIMIT)[0].to(lm_head.device)
         cache = PrefixCache(packed.spans, group_size, max_tokens)
-        last_states = self._prefill(family, model, packed, features, cache)  # [P, D]
-        hidden = last_states.repeat_interleave(group_size, 0)  # [P * G, D]
-        # A completion's positions go on where its prompt's ended: with media that is not the number of tokens.
-        next_positions = torch.tensor([int(prompt.position_ids.max()) + 1 for prompt in prompts], device=device)
-        next_positions = next_positions.repeat_interleave(group_size)[None, :, None]  # [1, P * G, 1]
-        # 3. Sample a token of every completion, feed it back, until all have ended.
-        tokens = []
-        logps = []
-        finished = torch.zeros(len(hidden), dtype=torch.bool, device=device)
-        for step in range(max_tokens):
-            token, logp = sample_tokens(hidden @ lm_head.T, sampling, uniform[:, step])
-            tokens.append(token)
-            logps.append(logp)
-            finished |= token == family.tokenizer.eos_token_id
-            if finished.all() or step + 1 == max_tokens:
-                break
-            embeds = embed_tokens(token)[:, None]  # [P * G, 1, D]
-            positions = (next_positions + step).expand(len(packed.position_ids), -1, -1)  # [A, P * G, 1]
-            hidden = family.hidden_states(model, positions, inputs_embeds=embeds, layer_attention=cache.decode)[:, 0]
-            cache.length += 1
-        # 4. What follows a completion's end was sampled for the others' sake.
-        token_ids = torch.stack(tokens, 1).cpu()  # [P * G, S]
-        logprobs = torch.stack(logps, 1).cpu()
-        completions = []
-        for ids, logp in zip(token_ids, logprobs, strict=True):
-            ends = (ids == family.tokenizer.eos_token_id).nonzero()
-            count = int(ends[0]) + 1 if len(ends) else len(ids)
-            text = family.decode(ids[:count])
-            completions.append(
-                Completion(ids[:count].clone(), logp[:count].clone(), text, "stop" if len(ends) else "length")
-            )
-        return [completions[start : start + group_size] for start in range(0, len(completions), group_size)]
-
-    def _prefill(
-        self,
-        family: CausalFamily,
-        model: nn.Module,
-        packed: Packed,
-        features: Mapping[str, Tensor],
-        cache: PrefixCache,
-    ) -> Tensor:
-        """[P, D] hidden states of the prompts' last tokens, which predict the first ones of their completions."""
         total = len(packed.input_ids)
-        last_states = []
+        last_states = []  # of the prompts' last tokens, which predict the first ones of their completions
         for start in range(0, total, self.prefill_chunk_tokens):
-            # A chunk ends anywhere: within a prompt, or behind several.
             rows = slice(start, min(start + self.prefill_chunk_tokens, total))
             inputs = family.text_inputs(model, packed, features, rows)
             positions = packed.position_ids[:, None, rows]  # [A, 1, rows]
-            attention = functools.partial(cache.prefill, rows)
-            hidden = family.hidden_states(model, positions, layer_attention=attention, **inputs)[0]  # [rows, D]
-            ending = [span.stop - 1 - start for span in packed.spans if start < span.stop <= rows.stop]
-            last_states.append(hidden[ending])
-        return torch.cat(last_states)
+            prefill = functools.partial(cache.prefill, rows)
+            hidden = family.hidden_states(model, positions, layer_attention=prefill, **inputs)[0]  # [rows, D]
+            last_rows = [span.stop - 1 - start for span in packed.spans if start < span.stop <= rows.stop]
+            last_states.append(hidden[last_rows])
+        hidden = torch.cat(last_states).repeat_interleave(group_size, 0)  # [P * G, D]
+        # A completion's positions go on where its prompt's ended: with media that is not the number of tokens.
+        following = torch.tensor([int(prompt.position_ids.max()) + 1 for prompt in prompts], device=hidden.device)
+        following = following.repeat_interleave(group_size)[:, None]  # [P * G, 1]
+        # 2. Sample a token of every completion and feed it back, until all have ended.
+        tokens: list[Tensor] = []
+        logps: list[Tensor] = []
+        finished = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
+        while True:
+            token, logp = sample_tokens(hidden @ lm_head.T, sampling, uniform[:, cache.length])
+            tokens.append(token)
+            logps.append(logp)
+            finished |= token == end_token
+            if finished.all() or len(tokens) == max_tokens:
+                break
+            embeds = embed_tokens(token)[:, None]  # [P * G, 1, D]
+            positions = (following + cache.length).expand(len(packed.position_ids), -1, -1)  # [A, P * G, 1]
+            hidden = family.hidden_states(model, positions, inputs_embeds=embeds, layer_attention=cache.decode)[:, 0]
+            cache.length += 1
+        # 3. What follows a completion's end was sampled for the others' sake.
+        completions = []
+        for ids, logp in zip(torch.stack(tokens, 1).cpu(), torch.stack(logps, 1).cpu(), strict=True):
+            ends = (ids == end_token).nonzero()
+            count = int(ends[0]) + 1 if len(ends) else len(ids)
+            reason: FinishReason = "stop" if len(ends) else "length"
+            completions.append(
+                Completion(ids[:count].clone(), logp[:count].clone(), family.decode(ids[:count]), reason)
+            )
+        return [completions[start : start + group_size] for start in range(0, len(completions), group_size)]
 
 
 def sample_tokens(logits: Tensor, sampling: SamplingParams, uniform: Tensor) -> tuple[Tensor, Tensor]:

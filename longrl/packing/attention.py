@@ -222,7 +222,7 @@ class _SharedPrefix(torch.autograd.Function):
         layout: _Layout = ctx.layout
         kernel = kernel_for(query)
         # 1. Given the merged log-sum-exp each call is exact on its own: gradients only have to be added.
-        grads = kernel.backward(grad_output, query, key, value, output, lse, layout.causal, ctx.scale)
+        grads = kernel.backward(grad_output, query, key, value, output, lse, batch=layout.causal, scale=ctx.scale)
         # 2. Completions on their prompts.
         if layout.prompts:
             num_keys = len(key)
@@ -233,8 +233,8 @@ class _SharedPrefix(torch.autograd.Function):
                 take_rows(value, layout.prompts),
                 fold_heads(take_rows(output, layout.completions), num_keys),
                 fold_heads(take_rows(lse, layout.completions), num_keys),  # [K, Q * E]
-                layout.across,
-                ctx.scale,
+                batch=layout.across,
+                scale=ctx.scale,
             )
             parts = (unfold_heads(part_query, len(query) // num_keys), part_key, part_value)
             targets = (layout.completions, layout.prompts, layout.prompts)

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,10 @@ VARIABLE = "LONGRL_ATTENTION"
 """Environment variable that forces a kernel: `auto`, `flash_attn`, `torch_flash`, `cpu_flash` or `eager`."""
 FORMER_NAMES = {"portable": "eager"}
 """Names that the variable may still hold."""
+NO_DROPOUT = 0.0
 Grads = tuple[Tensor, Tensor, Tensor]
+SeqLens = tuple[Tensor, Tensor, int, int]
+"""See `_cu_seqlens`."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +69,11 @@ class Kernel(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """[H, Q, D] queries on [K, N, D] keys and values -> ([H, Q, D], log-sum-exp [H, Q])."""
 
-    def backward(
-        self, grad_output: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor,
-        batch: VarlenBatch, scale: float,
-    ) -> Grads:  # fmt: skip
-        """Gradients of query [H, Q, D], key [K, N, D] and value [K, N, D]."""
+    def backward(self, *states: Tensor, batch: VarlenBatch, scale: float) -> Grads:
+        """Gradients of query [H, Q, D], key [K, N, D] and value [K, N, D].
+
+        `states` are the output's gradient [H, Q, D], query, key, value, output [H, Q, D] and log-sum-exp [H, Q].
+        """
 
 
 def kernel_for(query: Tensor) -> Kernel:
@@ -118,7 +122,8 @@ def _available_kernels(device: torch.device, dtype: torch.dtype, head_size: int)
 class VarlenKernel(abc.ABC):
     """Flash attention of variable lengths: all sequences in one call, key heads shared within the kernel.
 
-    The kernels read `[rows, heads, D]` of any stride but the last, which is a view of our `[heads, rows, D]`.
+    The kernels read `[rows, heads, D]` of any stride but the last, which is a view of our `[heads, rows, D]`. The two
+    packages differ in the order of what follows the tensors.
     """
 
     def forward(
@@ -126,27 +131,25 @@ class VarlenKernel(abc.ABC):
     ) -> tuple[Tensor, Tensor]:
         """See `Kernel.forward`."""
         states = [x.transpose(0, 1) for x in (query, key, value)]
-        output, lse = self._forward(*states, *_cu_seqlens(batch, query.device), batch.causal, scale)
+        output, lse = self._forward(states, _cu_seqlens(batch, query.device), batch.causal, scale)
         return output.transpose(0, 1), lse
 
-    def backward(
-        self, grad_output: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor,
-        batch: VarlenBatch, scale: float,
-    ) -> Grads:  # fmt: skip
+    def backward(self, *states: Tensor, batch: VarlenBatch, scale: float) -> Grads:
         """See `Kernel.backward`."""
-        states = [x.transpose(0, 1) for x in (grad_output, query, key, value, output)]
-        states = [x if x.stride(-1) == 1 else x.contiguous() for x in states]
-        seqlens = _cu_seqlens(batch, query.device)
-        grads = self._backward(*states, lse.contiguous(), *seqlens, batch.causal, scale)
-        return grads[0].transpose(0, 1), grads[1].transpose(0, 1), grads[2].transpose(0, 1)
+        *by_head, lse = states
+        by_row = [x.transpose(0, 1) for x in by_head]
+        by_row = [x if x.stride(-1) == 1 else x.contiguous() for x in by_row]
+        seqlens = _cu_seqlens(batch, lse.device)
+        query, key, value = self._backward([*by_row, lse.contiguous()], seqlens, batch.causal, scale)
+        return query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1)
 
     @abc.abstractmethod
-    def _forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
-        """(query [Q, H, D], key [N, K, D], value, the four of `_cu_seqlens`, causal, scale) -> ([Q, H, D], [H, Q])."""
+    def _forward(self, states: list[Tensor], seqlens: SeqLens, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+        """Query [Q, H, D], key and value [N, K, D] -> ([Q, H, D], [H, Q])."""
 
     @abc.abstractmethod
-    def _backward(self, *arguments: Any) -> Grads:
-        """(grad_output [Q, H, D], query, key, value, output, lse [H, Q], seqlens, causal, scale) -> their gradients."""
+    def _backward(self, states: list[Tensor], seqlens: SeqLens, causal: bool, scale: float) -> Grads:
+        """Output's gradient [Q, H, D], query, key, value, output, log-sum-exp [H, Q] -> gradients."""
 
 
 class TorchFlashKernel(VarlenKernel):
@@ -161,25 +164,15 @@ class TorchFlashKernel(VarlenKernel):
         self.forward_op = forward_op or torch.ops.aten._flash_attention_forward
         self.backward_op = backward_op or torch.ops.aten._flash_attention_backward
 
-    def _forward(
-        self, query: Tensor, key: Tensor, value: Tensor, cu_rows: Tensor, cu_keys: Tensor, max_rows: int, max_keys: int,
-        causal: bool, scale: float,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        no_dropout = 0.0
-        output, lse, *_ = self.forward_op(
-            query, key, value, cu_rows, cu_keys, max_rows, max_keys, no_dropout, causal, False, scale=scale
-        )
+    @override
+    def _forward(self, states: list[Tensor], seqlens: SeqLens, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+        output, lse, *_ = self.forward_op(*states, *seqlens, NO_DROPOUT, causal, False, scale=scale)
         return output, lse
 
-    def _backward(
-        self, grad_output: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor,
-        cu_rows: Tensor, cu_keys: Tensor, max_rows: int, max_keys: int, causal: bool, scale: float,
-    ) -> Grads:  # fmt: skip
-        unused = torch.zeros(2, dtype=torch.uint64, device=query.device)  # the dropout's state; there is no dropout
-        return self.backward_op(
-            grad_output, query, key, value, output, lse, cu_rows, cu_keys, max_rows, max_keys, 0.0, causal, unused,
-            unused[0], scale=scale,
-        )  # fmt: skip
+    @override
+    def _backward(self, states: list[Tensor], seqlens: SeqLens, causal: bool, scale: float) -> Grads:
+        unused = torch.zeros(2, dtype=torch.uint64, device=states[0].device)  # the state of the dropout
+        return self.backward_op(*states, *seqlens, NO_DROPOUT, causal, unused, unused[0], scale=scale)
 
 
 class FlashAttnKernel(VarlenKernel):
@@ -192,38 +185,40 @@ class FlashAttnKernel(VarlenKernel):
 
     def __init__(self, forward_op: Any = None, backward_op: Any = None) -> None:
         if forward_op is None:
-            from flash_attn.flash_attn_interface import _flash_attn_varlen_backward, _flash_attn_varlen_forward
+            from flash_attn import flash_attn_interface
 
-            forward_op = _flash_attn_varlen_forward
-            backward_op = _flash_attn_varlen_backward
+            forward_op = flash_attn_interface._flash_attn_varlen_forward
+            backward_op = flash_attn_interface._flash_attn_varlen_backward
         self.forward_op = forward_op
         self.backward_op = backward_op
 
-    def _forward(
-        self, query: Tensor, key: Tensor, value: Tensor, cu_rows: Tensor, cu_keys: Tensor, max_rows: int, max_keys: int,
-        causal: bool, scale: float,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        no_dropout = 0.0
-        output, lse, *_ = self.forward_op(
-            query, key, value, cu_rows, cu_keys, max_rows, max_keys, no_dropout, scale, causal
-        )
+    @override
+    def _forward(self, states: list[Tensor], seqlens: SeqLens, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+        output, lse, *_ = self.forward_op(*states, *seqlens, NO_DROPOUT, scale, causal)
         return output, lse
 
-    def _backward(
-        self, grad_output: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor,
-        cu_rows: Tensor, cu_keys: Tensor, max_rows: int, max_keys: int, causal: bool, scale: float,
-    ) -> Grads:  # fmt: skip
+    @override
+    def _backward(self, states: list[Tensor], seqlens: SeqLens, causal: bool, scale: float) -> Grads:
+        query, key, value = states[1:4]
         grads = (torch.empty_like(query), torch.empty_like(key), torch.empty_like(value))
         self.backward_op(
-            grad_output, query, key, value, output, lse, *grads, cu_rows, cu_keys, max_rows, max_keys, 0.0, scale,
-            causal, window_size_left=-1, window_size_right=-1, softcap=0.0, alibi_slopes=None,
+            *states,
+            *grads,
+            *seqlens,
+            NO_DROPOUT,
+            scale,
+            causal,
+            window_size_left=-1,
+            window_size_right=-1,
+            softcap=0.0,
+            alibi_slopes=None,
             deterministic=torch.are_deterministic_algorithms_enabled(),
-        )  # fmt: skip
+        )
         return grads
 
 
 @functools.lru_cache(maxsize=64)
-def _cu_seqlens(batch: VarlenBatch, device: torch.device) -> tuple[Tensor, Tensor, int, int]:
+def _cu_seqlens(batch: VarlenBatch, device: torch.device) -> SeqLens:
     """[n + 1] int32 starts of the sequences among queries and among keys, and the longest of each.
 
     The longest is given as at least 2: for single queries flash attention would take another path, whose log-sum-exp
@@ -248,45 +243,35 @@ class PerSequenceKernel(abc.ABC):
         """See `Kernel.forward`."""
         output = torch.empty_like(query)  # [H, Q, D]
         lse = query.new_empty(query.shape[:-1], dtype=_accumulator_dtype(query))  # [H, Q]
-        # Views in which the E query heads of a key head lie side by side.
-        heads = (len(key), -1)
-        output_by_key = output.unflatten(0, heads)  # [K, E, Q, D]
-        lse_by_key = lse.unflatten(0, heads)  # [K, E, Q]
-        query = query.unflatten(0, heads)  # [K, E, Q, D]
-        key = key[:, None]  # [K, 1, N, D]
-        value = value[:, None]  # [K, 1, N, D]
+        heads = (len(key), -1)  # a view in which the E query heads of a key head lie side by side
         for rows, keys in batch.slices:
-            output_by_key[:, :, rows], lse_by_key[:, :, rows] = self._forward(
-                query[:, :, rows], key[:, :, keys], value[:, :, keys], batch.causal, scale
-            )
+            queries = query[:, rows].unflatten(0, heads)  # [K, E, q, D]
+            part, part_lse = self._forward(queries, key[:, None, keys], value[:, None, keys], batch.causal, scale)
+            output[:, rows] = part.flatten(0, 1)
+            lse[:, rows] = part_lse.flatten(0, 1)
         return output, lse
 
-    def backward(
-        self, grad_output: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor,
-        batch: VarlenBatch, scale: float,
-    ) -> Grads:  # fmt: skip
+    def backward(self, *states: Tensor, batch: VarlenBatch, scale: float) -> Grads:
         """See `Kernel.backward`."""
+        grad_output, query, key, value, output, lse = states
         grads = (torch.empty_like(query), torch.empty_like(key), torch.empty_like(value))
-        # Views in which the E query heads of a key head lie side by side, as in `forward`.
         heads = (len(key), -1)
-        grad_query = grads[0].unflatten(0, heads)  # [K, E, Q, D]
-        grad_key = grads[1][:, None]  # [K, 1, N, D]
-        grad_value = grads[2][:, None]  # [K, 1, N, D]
-        grad_output = grad_output.contiguous().unflatten(0, heads)  # [K, E, Q, D]
-        query = query.unflatten(0, heads)
-        output = output.unflatten(0, heads)
-        lse = lse.unflatten(0, heads)  # [K, E, Q]
-        key = key[:, None]
-        value = value[:, None]
+        grad_output = grad_output.contiguous()
         for rows, keys in batch.slices:
-            part_query, part_key, part_value = self._backward(
-                grad_output[:, :, rows], query[:, :, rows], key[:, :, keys], value[:, :, keys], output[:, :, rows],
-                lse[:, :, rows], batch.causal, scale,
-            )  # fmt: skip
-            grad_query[:, :, rows] = part_query
+            grad_query, grad_key, grad_value = self._backward(
+                grad_output[:, rows].unflatten(0, heads),  # [K, E, q, D]
+                query[:, rows].unflatten(0, heads),
+                key[:, None, keys],  # [K, 1, n, D]
+                value[:, None, keys],
+                output[:, rows].unflatten(0, heads),
+                lse[:, rows].unflatten(0, heads),  # [K, E, q]
+                causal=batch.causal,
+                scale=scale,
+            )
+            grads[0][:, rows] = grad_query.flatten(0, 1)
             # A kernel may give gradients per query head: those of a shared key head add up.
-            grad_key[:, :, keys] = part_key.sum(1, keepdim=True)
-            grad_value[:, :, keys] = part_value.sum(1, keepdim=True)
+            grads[1][:, keys] = grad_key.sum(1)
+            grads[2][:, keys] = grad_value.sum(1)
         return grads
 
     @abc.abstractmethod
@@ -294,32 +279,28 @@ class PerSequenceKernel(abc.ABC):
         """-> ([K, E, q, D], [K, E, q])."""
 
     @abc.abstractmethod
-    def _backward(
-        self, grad_output: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor,
-        causal: bool, scale: float,
-    ) -> Grads:  # fmt: skip
-        """-> gradients [K, E, q, D] and twice [K, E or 1, n, D]."""
+    def _backward(self, *states: Tensor, causal: bool, scale: float) -> Grads:
+        """The states of `Kernel.backward` -> gradients [K, E, q, D] and twice [K, E or 1, n, D]."""
 
 
 class CpuFlashKernel(PerSequenceKernel):
     """torch's flash attention for CPU. Key heads are expanded by stride 0, never copied."""
 
+    @override
     def _forward(self, query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-        heads = query.shape[1]
+        shape = (-1, query.shape[1], -1, -1)
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key.expand(-1, heads, -1, -1), value.expand(-1, heads, -1, -1), 0.0, causal, attn_mask=None,
-            scale=scale,
-        )  # fmt: skip
+            query, key.expand(shape), value.expand(shape), NO_DROPOUT, causal, attn_mask=None, scale=scale
+        )
 
-    def _backward(
-        self, grad_output: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor,
-        causal: bool, scale: float,
-    ) -> Grads:  # fmt: skip
-        heads = query.shape[1]
+    @override
+    def _backward(self, *states: Tensor, causal: bool, scale: float) -> Grads:
+        grad_output, query, key, value, output, lse = states
+        shape = (-1, query.shape[1], -1, -1)
+        states = (grad_output, query, key.expand(shape), value.expand(shape), output, lse)
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad_output, query, key.expand(-1, heads, -1, -1), value.expand(-1, heads, -1, -1), output, lse, 0.0,
-            causal, attn_mask=None, scale=scale,
-        )  # fmt: skip
+            *states, NO_DROPOUT, causal, attn_mask=None, scale=scale
+        )
 
 
 class EagerKernel(PerSequenceKernel):
@@ -327,27 +308,28 @@ class EagerKernel(PerSequenceKernel):
 
     max_scores: int = 1 << 24
 
+    @override
     def _forward(self, query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
         outputs = []
         lses = []
         for rows in self._slices(query, key):
             scores = _scores(query, key, rows, causal, scale)  # [K, E, slice, n]
             lse = scores.logsumexp(-1)
-            outputs.append(torch.matmul(torch.exp(scores - lse[..., None]).to(value.dtype), value))
+            probs = torch.exp(scores - lse[..., None])
+            outputs.append(probs.to(value.dtype) @ value)
             lses.append(lse)
         return torch.cat(outputs, -2), torch.cat(lses, -1)
 
-    def _backward(
-        self, grad_output: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor,
-        causal: bool, scale: float,
-    ) -> Grads:  # fmt: skip
+    @override
+    def _backward(self, *states: Tensor, causal: bool, scale: float) -> Grads:
+        grad_output, query, key, value, output, lse = states
         dtype = _accumulator_dtype(query)
         grad_query = torch.empty_like(query)
-        grad_key = torch.zeros(key.shape, dtype=dtype, device=key.device)
-        grad_value = torch.zeros(value.shape, dtype=dtype, device=value.device)
+        grad_key = torch.zeros_like(key, dtype=dtype)
+        grad_value = torch.zeros_like(value, dtype=dtype)
         delta = (grad_output.to(dtype) * output.to(dtype)).sum(-1, keepdim=True)  # [K, E, q, 1]
         for rows in self._slices(query, key):
-            # With the log-sum-exp of all keys a row sees, these are its true probabilities: no renormalisation.
+            # With the log-sum-exp of all keys that a row sees, these are its true probabilities.
             probs = torch.exp(_scores(query, key, rows, causal, scale) - lse[:, :, rows, None])  # [K, E, slice, n]
             grad = grad_output[:, :, rows].to(dtype)
             grad_scores = probs * (grad @ value.to(dtype).mT - delta[:, :, rows]) * scale
