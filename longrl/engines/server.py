@@ -88,7 +88,7 @@ class VLLMServerEngine(RolloutEngine):
     @property
     def client(self) -> ServerClient:
         """This rank's server."""
-        return self.clients[_rank() % len(self.clients)]
+        return self.clients[world_axis().rank % len(self.clients)]
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -100,32 +100,32 @@ class VLLMServerEngine(RolloutEngine):
             ValueError: it is another vLLM, or serves another model.
         """
         world = world_axis()
+        url = self.client.url
         with world.raise_on_any_rank():
-            self._info = self._compatible(family)
+            info = self.client.wait_until_ready(self.start_timeout_s)
+            if info["vllm"].split("+")[0] != VERSION:
+                raise ValueError(
+                    f"the server at {url} runs vllm {info['vllm']}; install {VERSION} there, as longrl needs"
+                )
+            differing = [
+                f"{name} is {info['model'].get(name)!r} instead of {size!r}"
+                for name, size in model_sizes(family).items()
+                if info["model"].get(name) != size
+            ]
+            if differing:
+                raise ValueError(
+                    f"the server at {url} serves another model than model.family describes: {', '.join(differing)}; "
+                    "start `python -m longrl serve` with the run's own --config and model.family options"
+                )
+        self._info = info
         if len(self.clients) > world.size:
             logger.warning("%d urls for %d ranks: the last of them are not used", len(self.clients), world.size)
 
-    def _compatible(self, family: CausalFamily) -> dict[str, Any]:
-        info, url = self.client.wait(self.start_timeout_s), self.client.url
-        if info["vllm"].split("+")[0] != VERSION:
-            raise ValueError(f"the server at {url} runs vllm {info['vllm']}; install {VERSION} there, as longrl needs")
-        wanted = model_sizes(family)
-        differing = [
-            f"{name} is {info['model'].get(name)!r} instead of {value!r}"
-            for name, value in wanted.items()
-            if info["model"].get(name) != value
-        ]
-        if differing:
-            raise ValueError(
-                f"the server at {url} serves another model than model.family describes: {', '.join(differing)}; start "
-                "`python -m longrl serve` with the run's own --config and model.family options"
-            )
-        return info
-
+    @override
     def invalidate_weights(self) -> None:
-        """See `RolloutEngine.forget`."""
         self._run = ""
 
+    @override
     def close(self) -> None:
         """Closes connections; servers go on."""
         for client in self.clients:
@@ -134,6 +134,7 @@ class VLLMServerEngine(RolloutEngine):
 
     # -- weights -------------------------------------------------------------------------------------------------
 
+    @override
     def sync(self, family: CausalFamily, model: nn.Module, step: int) -> None:
         """Hands over the trainer's weights of `step`, unless all servers have them. Every rank of the run calls it.
 
@@ -147,19 +148,27 @@ class VLLMServerEngine(RolloutEngine):
             self._run = world.gather(uuid.uuid4().hex[:12])[0]
         self._version = f"{self._run}:{step}"
         with world.raise_on_any_rank():
-            has_weights = self.client.info()["version"] == self._version
+            has_weights = self.client.get_info()["version"] == self._version
         if all(world.gather(has_weights)):
             return
-        with self._folder() as folder:
+        with self._shared_folder() as folder:
+            weights = engine_weights(family, model)
             with world.raise_on_any_rank():
-                self._write(engine_weights(family, model), folder)
+                try:
+                    write_shards(weights, folder if world.rank == 0 else None, self.shard_mib << 20)
+                except Exception as error:  # a full disk is an OSError or safetensors' own
+                    for _ in weights:  # the other ranks are still gathering
+                        pass
+                    raise OSError(
+                        f"could not write weights to {folder}: {error}; choose another weights_folder"
+                    ) from error
             with world.raise_on_any_rank():
                 if world.rank < len(self.clients):
-                    self.client.load(str(folder), self._version)
+                    self.client.load_weights(str(folder), self._version)
         self.num_syncs += 1
 
     @contextlib.contextmanager
-    def _folder(self) -> Iterator[Path]:
+    def _shared_folder(self) -> Iterator[Path]:
         """A folder of rank 0, under one name on all ranks, gone afterwards."""
         world = world_axis()
         name = ""
@@ -173,16 +182,9 @@ class VLLMServerEngine(RolloutEngine):
             if world.rank == 0:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _write(self, weights: Iterator[tuple[str, Tensor]], folder: Path) -> None:
-        try:
-            write_shards(weights, folder if _rank() == 0 else None, self.shard_mib << 20)
-        except Exception as error:  # a full disk is an OSError or safetensors' own
-            for _ in weights:  # the other ranks are still gathering
-                pass
-            raise OSError(f"could not write weights to {folder}: {error}; choose another weights_folder") from error
-
     # -- generation ----------------------------------------------------------------------------------------------
 
+    @override
     def generate(
         self,
         family: CausalFamily,
@@ -210,7 +212,3 @@ class VLLMServerEngine(RolloutEngine):
         requests = [family.engine_request(prompt, features) for prompt in prompts]
         answers = self.client.generate(self._version, requests, params) if prompts else []
         return [[completion(family, **output) for output in outputs] for outputs in answers]
-
-
-def _rank() -> int:
-    return world_axis().rank

@@ -6,13 +6,21 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
 from torch import Tensor
 
-from longrl.engines.server_protocol import KEY_VARIABLE, MISSING, OTHER_VERSION, PREFIX, api_key, packed, pointed
+from longrl.engines.server_protocol import (
+    KEY_VARIABLE,
+    MISSING,
+    OTHER_VERSION,
+    PREFIX,
+    api_key,
+    dump_requests,
+    pack_message,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -55,30 +63,28 @@ class ServerClient:
 
     # -- what the server can do ----------------------------------------------------------------------------------
 
-    def wait(self, timeout_s: float) -> dict[str, Any]:
-        """`info`, once a server that is still starting answers."""
-        deadline, told = time.monotonic() + timeout_s, False
+    def wait_until_ready(self, timeout_s: float) -> dict[str, Any]:
+        """`get_info`, once a server that is still starting answers."""
+        deadline = time.monotonic() + timeout_s
+        logger.info("waiting up to %.0f s for the server at %s", timeout_s, self.url)
         while True:
             try:
-                return self.info(retries=0)
+                return self.get_info(retries=0)
             except ConnectionError:
                 if time.monotonic() > deadline:
                     raise
-            if not told:
-                logger.info("waiting up to %.0f s for the server at %s", timeout_s, self.url)
-                told = True
             time.sleep(1.0)
 
-    def info(self, retries: int | None = None) -> dict[str, Any]:
+    def get_info(self, retries: int | None = None) -> dict[str, Any]:
         """What the server is and which weights it holds; `retries` instead of the client's."""
-        answer = self._answer("GET", "/info", retries=retries)
+        answer = self._send("GET", "/info", retries=retries)
         if not {"vllm", "version", "model", "max_model_len"} <= answer.keys():
             raise RuntimeError(f"{self._garbage()} its /info has {sorted(answer)}")
         return answer
 
-    def load(self, folder: str, version: str) -> None:
+    def load_weights(self, folder: str, version: str) -> None:
         """Has the server take over the weights of a folder."""
-        answer = self._answer("POST", "/weights", json.dumps({"folder": folder, "version": version}).encode())
+        answer = self._send("POST", "/weights", json.dumps({"folder": folder, "version": version}).encode())
         if answer.get("version") != version:
             raise RuntimeError(f"the server at {self.url} holds weights {answer.get('version')!r} after {version!r}")
 
@@ -89,41 +95,64 @@ class ServerClient:
 
         The first attempt brings no tensor; the server names those that it lacks.
         """
+        # 1. Ask, and bring what the server lacks.
         tensors: dict[str, Tensor] = {}
-        prompts = [pointed(request, tensors) for request in requests]
-        message = {"version": version, "prompts": prompts, "params": list(params)}
+        text = dump_requests(requests, tensors)
+        message = {"version": version, "requests": text, "tensors": list(tensors), "params": list(params)}
         brought: dict[str, Tensor] = {}
         while True:
-            answer = self._answer("POST", "/generate", packed(message, brought), accepted=MISSING)
+            answer = self._send("POST", "/generate", pack_message(message, brought), accepted=MISSING)
             if "missing" not in answer:
-                return self._checked(answer, version, params)
+                break
             lacking = set(answer["missing"]) & (tensors.keys() - brought.keys())
             if not lacking:
                 raise RuntimeError(f"{self._garbage()} it misses tensors that no request has: {answer['missing']}")
             brought |= {name: tensors[name] for name in lacking}
-
-    def _checked(self, answer: dict[str, Any], version: str, params: Sequence[dict[str, Any]]) -> Any:
-        """The completions of an answer, if they are what was asked for."""
+        # 2. The answer must be by the weights, and have the completions, that were asked for.
         if answer.get("version") != version:
             raise RuntimeError(
                 f"the server at {self.url} answered with weights {answer.get('version')!r} instead of {version!r}; "
                 "give every run a server of its own"
             )
-        completions = answer.get("completions")
-        counts = [len(own) for own in completions] if isinstance(completions, list) else None
-        if counts != [own["n"] for own in params]:
+        completions: Any = answer.get("completions")
+        counts = [len(group) for group in completions] if isinstance(completions, list) else None
+        if counts != [each["n"] for each in params]:
             raise RuntimeError(f"{self._garbage()} completions per prompt: {counts}")
         return completions
 
     # -- transport -----------------------------------------------------------------------------------------------
 
-    def _answer(
+    def _send(
         self, method: str, path: str, body: bytes | None = None, *, accepted: int = 200, retries: int | None = None
     ) -> dict[str, Any]:
-        """The JSON of an answer with status 200 or `accepted`."""
+        """The JSON of an answer with status 200 or `accepted`; repeated while the server is busy or out of reach."""
         attempts = 1 + (self.retries if retries is None else retries)
-        url = self.url + PREFIX + path
-        reply = self._repeated(lambda: self._http.request(method, url, content=body), path, attempts)
+        failure: httpx.TransportError | None = None
+        problem = ""
+        for attempt in range(attempts):
+            if attempt:
+                logger.warning("%s%s: %s; attempt %d of %d", self.url, path, problem, attempt + 1, attempts)
+                time.sleep(2.0 ** (attempt - 1))
+            failure = None
+            try:
+                reply = self._http.request(method, self.url + PREFIX + path, content=body)
+            except (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout) as error:
+                raise TimeoutError(
+                    f"the server at {self.url} did not answer {path} within timeout_s={self.timeout_s:g}; raise "
+                    f"timeout_s of VLLMServerEngine if rollouts take longer, or look into the server's log"
+                ) from error
+            except httpx.TransportError as error:
+                failure = error
+                problem = repr(error)
+                continue
+            if reply.status_code not in BUSY:
+                break
+            problem = f"busy, HTTP {reply.status_code}"
+        if failure is not None:
+            raise ConnectionError(
+                f"the vLLM server at {self.url} cannot be reached, or died ({failure!r}, attempts: {attempts}); "
+                f"its log says why. Check urls of VLLMServerEngine, or {RESUME}"
+            ) from failure
         if reply.status_code not in (200, accepted):
             raise self._refused(reply, path)
         try:
@@ -133,35 +162,6 @@ class ServerClient:
         if not isinstance(answer, dict):
             raise RuntimeError(f"{self._garbage()} {reply.text[:200]!r}")
         return answer
-
-    def _repeated(self, request: Callable[[], httpx.Response], path: str, attempts: int) -> httpx.Response:
-        """The reply to a request, repeated while the server is busy or cannot be reached."""
-        problem = ""
-        for attempt in range(attempts):
-            if attempt:
-                logger.warning("%s%s: %s; attempt %d of %d", self.url, path, problem, attempt + 1, attempts)
-                time.sleep(2.0 ** (attempt - 1))
-            try:
-                reply = request()
-            except (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout) as error:
-                raise TimeoutError(
-                    f"the server at {self.url} did not answer {path} within timeout_s={self.timeout_s:g}; raise "
-                    f"timeout_s of VLLMServerEngine if rollouts take longer, or look into the server's log"
-                ) from error
-            except httpx.TransportError as error:
-                cause: httpx.TransportError | None = error
-                problem = repr(error)
-            else:
-                cause = None
-                problem = f"busy, HTTP {reply.status_code}"
-                if reply.status_code not in BUSY:
-                    return reply
-        if cause is None:
-            return reply
-        raise ConnectionError(
-            f"the vLLM server at {self.url} cannot be reached, or died ({cause!r}, attempts: {attempts}); "
-            f"its log says why. Check urls of VLLMServerEngine, or {RESUME}"
-        ) from cause
 
     def _refused(self, reply: httpx.Response, path: str) -> Exception:
         """The error that a status means."""

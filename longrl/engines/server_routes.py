@@ -22,10 +22,9 @@ from longrl.engines.server_protocol import (
     NO_VERSION,
     OTHER_VERSION,
     PREFIX,
+    load_requests,
     model_sizes,
-    pointers,
-    resolved,
-    unpacked,
+    unpack_message,
 )
 from longrl.engines.vllm_options import token_logprobs
 from longrl.models.base import CausalFamily
@@ -46,21 +45,21 @@ class TensorStore:
 
     def find(self, names: Iterable[str], brought: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """Tensors that are here or were brought, and the names of those that are missing; what was brought is kept."""
-        found = {name: brought.get(name, self._tensors.get(name)) for name in names}
-        for name, tensor in found.items():
-            if tensor is not None:
-                self._tensors[name] = tensor
-                self._tensors.move_to_end(name)
-        self._evict()
-        return {name: tensor for name, tensor in found.items() if tensor is not None}, [
-            name for name, tensor in found.items() if tensor is None
-        ]
-
-    def _evict(self) -> None:
+        found = {}
+        missing = []
+        for name in names:
+            tensor = brought.get(name, self._tensors.get(name))
+            if tensor is None:
+                missing.append(name)
+                continue
+            found[name] = tensor
+            self._tensors[name] = tensor
+            self._tensors.move_to_end(name)
         size = sum(tensor.nbytes for tensor in self._tensors.values())
         while size > self.max_bytes:
             _, oldest = self._tensors.popitem(last=False)
             size -= oldest.nbytes
+        return found, missing
 
 
 class RolloutRoutes:
@@ -85,11 +84,11 @@ class RolloutRoutes:
 
     def router(self) -> APIRouter:
         """To be included in vLLM's app."""
-        made = APIRouter(prefix=PREFIX)
-        made.add_api_route("/info", self.info, methods=["GET"])
-        made.add_api_route("/weights", self.weights, methods=["POST"])
-        made.add_api_route("/generate", self.generate, methods=["POST"])
-        return made
+        router = APIRouter(prefix=PREFIX)
+        router.add_api_route("/info", self.info, methods=["GET"])
+        router.add_api_route("/weights", self.weights, methods=["POST"])
+        router.add_api_route("/generate", self.generate, methods=["POST"])
+        return router
 
     async def info(self) -> Response:
         """What this server is and which weights it holds."""
@@ -110,8 +109,8 @@ class RolloutRoutes:
 
     async def weights(self, raw_request: Request) -> Response:
         """Takes over the weights of `folder` as `version`, once what is being generated is done."""
-        asked = await raw_request.json()
-        folder = Path(asked["folder"]).resolve()
+        order = await raw_request.json()
+        folder = Path(order["folder"]).resolve()
         if not folder.is_relative_to(self.weights_folder):
             return _refusal(
                 403, f"{folder} is not below {self.weights_folder}; give server and engine the same --weights_folder"
@@ -121,8 +120,8 @@ class RolloutRoutes:
                 404, f"the server finds no {folder}; name a --weights_folder that trainer and server both see"
             )
         async with self._updating:
-            if self._version != asked["version"]:
-                await self._load(str(folder), asked["version"])
+            if self._version != order["version"]:
+                await self._load(str(folder), order["version"])
         return _reply({"version": self._version})
 
     async def _load(self, folder: str, version: str) -> None:
@@ -152,35 +151,35 @@ class RolloutRoutes:
         return await with_cancellation(self._generate)(body, raw_request)
 
     async def _generate(self, body: bytes, raw_request: Request) -> Response:
-        message, brought = await asyncio.to_thread(unpacked, body)
-        if message["version"] != self._version:
-            return self._other_version(message["version"])
+        # 1. Weights and tensors must be here.
+        message, brought = await asyncio.to_thread(unpack_message, body)
+        version = message["version"]
+        if version != self._version:
+            return self._refuse_version(version)
         self.num_received += len(brought)
-        tensors, missing = self.store.find(pointers(message["prompts"]), brought)
+        tensors, missing = self.store.find(message["tensors"], brought)
         if missing:
             return _reply({"missing": missing}, MISSING)
-        answers = [self._completions(prompt, params, tensors) for prompt, params in _pairs(message)]
-        outputs = await asyncio.gather(*answers)
-        versions = {span.version for own in outputs for output in own for span in output.weight_versions or ()}
-        if versions - {message["version"]}:
-            return self._other_version(message["version"])
-        completions = [[_as_json(output) for output in own] for own in outputs]
-        return _reply({"version": message["version"], "completions": completions})
+        # 2. All prompts at once: vLLM batches them.
+        requests = load_requests(message["requests"], tensors)
+        pairs = zip(requests, message["params"], strict=True)
+        outputs = await asyncio.gather(*[self._complete(request, params) for request, params in pairs])
+        # 3. Weights may have changed in between.
+        versions = {span.version for group in outputs for output in group for span in output.weight_versions or ()}
+        if versions - {version}:
+            return self._refuse_version(version)
+        completions = [[_as_json(output) for output in group] for group in outputs]
+        return _reply({"version": version, "completions": completions})
 
-    async def _completions(self, prompt: Any, params: dict[str, Any], tensors: Mapping[str, Tensor]) -> list[Any]:
+    async def _complete(self, request: dict[str, Any], params: dict[str, Any]) -> list[Any]:
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-        wanted = SamplingParams(**params, output_kind=RequestOutputKind.FINAL_ONLY)
-        request = resolved(prompt, tensors)
-        outputs = [output async for output in self.engine.generate(request, wanted, uuid.uuid4().hex)]
+        sampling = SamplingParams(**params, output_kind=RequestOutputKind.FINAL_ONLY)
+        outputs = [output async for output in self.engine.generate(request, sampling, uuid.uuid4().hex)]
         return sorted(outputs[-1].outputs, key=lambda output: output.index)
 
-    def _other_version(self, asked: str) -> Response:
-        return _refusal(OTHER_VERSION, f"the server holds weights {self._version!r}, asked for {asked!r}")
-
-
-def _pairs(message: dict[str, Any]) -> Iterable[tuple[Any, dict[str, Any]]]:
-    return zip(message["prompts"], message["params"], strict=True)
+    def _refuse_version(self, requested: str) -> Response:
+        return _refusal(OTHER_VERSION, f"the server holds weights {self._version!r}, asked for {requested!r}")
 
 
 def _as_json(output: Any) -> dict[str, Any]:

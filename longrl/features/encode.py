@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from longrl.models.base import CausalFamily
 from longrl.strategies.parallel import Parallel
-from longrl.types import Frames, FrameShard, Media, Prompt
+from longrl.types import AudioClip, Frames, FrameShard, Media, Prompt
 
 
 def distinct_media(prompts: Iterable[Prompt]) -> list[Media]:
@@ -68,20 +68,20 @@ def patched_parts(family: CausalFamily, item: Media) -> Iterator[Media]:
         yield item
         return
     if item.kind == "audio":
-        clips = item.source()
-        part_sizes = 0
-    else:
-        frames_per_part = family.temporal_patches_per_encode(item) * item.temporal_patch_size
-        clips = regroup_frames(map(family.resize, item.source()), frames_per_part)
-        part_sizes = item.temporal_patch_size
-    for clip in clips:
-        part = family.patch(clip)
-        if part.key != item.key:
-            raise ValueError("a medium changed while it was in use; leave data.media_root alone while a run reads it")
-        if part_sizes:
-            yield part.part(-(-len(clip.pixels) // part_sizes))
-        else:
-            yield replace(item, patches=part.patches, source=None)
+        clip = next(item.source())
+        yield replace(item, patches=_patch_same(family, clip, item).patches, source=None)
+        return
+    resized = (family.resize(frames) for frames in item.source() if isinstance(frames, Frames))
+    for frames in regroup_frames(resized, family.temporal_patches_per_encode(item) * item.temporal_patch_size):
+        yield _patch_same(family, frames, item).part(-(-len(frames.pixels) // item.temporal_patch_size))
+
+
+def _patch_same(family: CausalFamily, part: Frames | AudioClip, item: Media) -> Media:
+    """A part of a medium's file as patches, if that is still the file the medium was rendered from."""
+    patched = family.patch(part)
+    if patched.key != item.key:
+        raise ValueError("a medium changed while it was in use; leave data.media_root alone while a run reads it")
+    return patched
 
 
 def regroup_frames(parts: Iterator[Frames], num_frames: int) -> Iterator[Frames]:

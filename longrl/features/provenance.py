@@ -46,4 +46,4 @@ def encoder_precision(device: torch.device) -> str:
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a tensor; those of a contiguous one on the CPU are not copied."""
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -46,7 +46,7 @@ class LayerAttention(Protocol):
 
 
 def attention_forward(
-    module: torch.nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -104,8 +104,9 @@ def attention_forward(
         output = shared_prefix_attention(query[0], key[0], value[0], spans, scale)  # [H, L, D]
     else:
         # Attention needs all rows, so ranks exchange their rows of all heads for all rows of some heads, and back.
-        *states, layout = sequence.to_heads(query[0], key[0], value[0])
-        output = sequence.to_rows(shared_prefix_attention(*states, spans, scale), layout)  # [H, L / ranks, D]
+        query, key, value, layout = sequence.to_heads(query[0], key[0], value[0])  # [heads of this rank, L, D]
+        output = shared_prefix_attention(query, key, value, spans, scale)
+        output = sequence.to_rows(output, layout)  # [H, L / ranks, D]
     return output[None].transpose(1, 2), None
 
 
@@ -217,7 +218,7 @@ class _SharedPrefix(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, output, lse = ctx.saved_tensors
         layout: _Layout = ctx.layout
         kernel = kernel_for(query)

@@ -153,9 +153,9 @@ def test_features_cross_once(in_step):
     features = FeatureCache(family).get_or_encode(model, prompts)
     received = []
     for seed in range(3):
-        received.append(remote.client.info()["num_received"])
+        received.append(remote.client.get_info()["num_received"])
         remote.generate(family, model, prompts, features, SamplingParams(1, 2), seed)
-    assert received[0] < received[1] == received[2] == remote.client.info()["num_received"]
+    assert received[0] < received[1] == received[2] == remote.client.get_info()["num_received"]
 
 
 def test_weights_go_over_once_per_step(in_step):
@@ -202,9 +202,9 @@ def test_what_vllm_refuses_comes_with_its_words(in_step):
 def test_weights_are_read_from_below_the_servers_folder_alone(in_step, tmp_path):
     _, remote, _, _, _ = in_step
     with pytest.raises(ValueError, match=r"HTTP 403.*is not below .*--weights_folder"):
-        remote.client.load(str(tmp_path), "x")
+        remote.client.load_weights(str(tmp_path), "x")
     with pytest.raises(ValueError, match=r"HTTP 404.*finds no .*--weights_folder"):
-        remote.client.load(remote.client.info()["weights_folder"] + "/nothing", "x")
+        remote.client.load_weights(remote.client.get_info()["weights_folder"] + "/nothing", "x")
 
 
 def test_weights_that_vllm_refuses_are_no_version(in_step, server):
@@ -212,9 +212,9 @@ def test_weights_that_vllm_refuses_are_no_version(in_step, server):
     broken = server.weights / "broken"
     write_shards([("model.nothing", torch.ones(2))], broken, 1 << 20)
     with pytest.raises(RuntimeError, match=r"HTTP 500: .*no module or parameter named 'nothing'"):
-        remote.client.load(str(broken), "broken")
+        remote.client.load_weights(str(broken), "broken")
     shutil.rmtree(broken)
-    assert remote.client.info()["version"] == "none"
+    assert remote.client.get_info()["version"] == "none"
     remote.sync(family, model, 1000)
     found = remote.generate(family, model, prompts, features, GREEDY, seed=0)
     assert gap(family, model, prompts, features, found) < 1e-4
@@ -266,7 +266,7 @@ def test_a_server_that_died_is_an_error_and_one_started_anew_gets_the_weights(in
     with pytest.raises(ConnectionError, match=r"cannot be reached, or died.*start the server again.*--ckpt_path"):
         remote.generate(family, model, prompts, features, GREEDY, seed=0)
     server.start()
-    remote.client.wait(180)
+    remote.client.wait_until_ready(180)
     with pytest.raises(RuntimeError, match=r"holds weights 'none'.*started anew in the middle of a step"):
         remote.generate(family, model, prompts, features, GREEDY, seed=0)
     remote.sync(family, model, 5)

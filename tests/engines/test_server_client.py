@@ -14,7 +14,7 @@ from longrl.commands import serve
 from longrl.engines import server_client
 from longrl.engines.server import VLLMServerEngine
 from longrl.engines.server_client import ServerClient
-from longrl.engines.server_protocol import model_sizes, packed, pointed, pointers, resolved, unpacked
+from longrl.engines.server_protocol import dump_requests, load_requests, model_sizes, pack_message, unpack_message
 from longrl.engines.vllm_extension import read_shards, write_shards
 from longrl.engines.vllm_options import VERSION
 from longrl.engines.weight_files import new_folder
@@ -117,9 +117,9 @@ def test_a_refused_request_comes_with_its_words(fake):
     with pytest.raises(ValueError, match="HTTP 400: too long"):
         client_of(fake((400, {"error": {"message": "too long"}}))).generate("v", REQUEST, PARAMS)
     with pytest.raises(ValueError, match="HTTP 404: Not Found.*`vllm serve` does not take features"):
-        client_of(fake((404, {"detail": "Not Found"}))).info()
+        client_of(fake((404, {"detail": "Not Found"}))).get_info()
     with pytest.raises(PermissionError, match="HTTP 401: Unauthorized; set LONGRL_SERVER_KEY"):
-        client_of(fake((401, {"error": "Unauthorized"}))).info()
+        client_of(fake((401, {"error": "Unauthorized"}))).get_info()
 
 
 def test_a_slow_answer_names_the_option(fake):
@@ -142,13 +142,13 @@ def test_completions_by_other_weights_are_an_error(fake):
 
 def test_only_the_tensors_that_are_missing_are_sent(fake):
     tensors = {}
-    pointed(REQUEST, tensors)
+    dump_requests(REQUEST, tensors)
     (name,) = tensors
     server = fake((409, {"missing": [name]}), (200, GOOD))
     assert client_of(server).generate("v", REQUEST, PARAMS) == [[ONE]]
     (_, first, _), (_, second, _) = server.requests
-    assert not unpacked(first)[1]
-    assert torch.equal(unpacked(second)[1][name], torch.ones(2, 3))
+    assert not unpack_message(first)[1]
+    assert torch.equal(unpack_message(second)[1][name], torch.ones(2, 3))
     with pytest.raises(RuntimeError, match="misses tensors that no request has"):
         client_of(fake((409, {"missing": ["x"]}))).generate("v", REQUEST, PARAMS)
 
@@ -156,9 +156,9 @@ def test_only_the_tensors_that_are_missing_are_sent(fake):
 def test_nobody_at_the_address_is_an_error_that_names_it():
     client = ServerClient("http://127.0.0.1:9", 5.0, retries=1)
     with pytest.raises(ConnectionError, match=r"http://127\.0\.0\.1:9 cannot be reached, or died.*attempts: 2"):
-        client.info()
+        client.get_info()
     with pytest.raises(ConnectionError, match="cannot be reached"):
-        client.wait(0.1)
+        client.wait_until_ready(0.1)
     with pytest.raises(ValueError, match="must begin with http:// or https://, got 'localhost:8000'"):
         ServerClient("localhost:8000", 5.0, 1)
 
@@ -219,17 +219,17 @@ def test_a_request_comes_out_as_it_went_in():
         "more": [whole[:1], whole[:1].clone(), None],
     }
     tensors = {}
-    text = pointed(request, tensors)
+    text = dump_requests([request], tensors)
     assert len(tensors) == 3  # equal content is one tensor
-    assert pointers(text) == set(tensors)
-    message, arrived = unpacked(packed({"prompts": text}, tensors))
-    found = resolved(message["prompts"], arrived)
-    assert pointed(found, {}) == text
+    message, arrived = unpack_message(pack_message({"requests": text}, tensors))
+    assert arrived.keys() == tensors.keys()
+    (found,) = load_requests(message["requests"], arrived)
+    assert dump_requests([found], {}) == text
     video = found["multi_modal_data"]["video"]
     assert torch.equal(video["video_embeds"], whole[1:3])
     assert video["second_per_grid_ts"].dtype == torch.float64
     with pytest.raises(ValueError, match="no safetensors with a message"):
-        unpacked(b"\x80\x04pickle")
+        unpack_message(b"\x80\x04pickle")
 
 
 def test_the_server_keeps_tensors_up_to_its_memory():
