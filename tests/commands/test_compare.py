@@ -1,0 +1,21 @@
+"""The command line of `compare`: a table, and everything as JSON."""
+
+import json
+
+from longrl.commands.main import main
+from longrl.evaluation.comparison import compare_folders
+from tests.evaluation.scripted import evaluated
+
+
+def test_the_gain_is_printed_and_written(tmp_path, capsys):
+    a, b = tmp_path / "a", tmp_path / "b"
+    evaluated(a, policy="Mixed")
+    evaluated(b, says="<answer>{gold}</answer>")
+    capsys.readouterr()
+    main(["compare", str(a), str(b), "--out", str(tmp_path / "c.json")])
+    printed = capsys.readouterr().out
+    assert "b minus a (video)" in printed
+    assert "+75.0 [" in printed
+    found = compare_folders(a, b)["video"]
+    assert json.loads((tmp_path / "c.json").read_text())["video"]["won"] == found.won
+    assert f"won: {', '.join(found.won)}" in printed
