@@ -33,7 +33,7 @@ from common import Row, parse_arguments, report
 from torch import Tensor, nn
 
 from longrl import types
-from longrl.algorithms import Algorithm
+from longrl.algorithms import Algorithm, single_rank
 from longrl.engines.hf import HFEngine
 from longrl.features.cache import FeatureCache
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
@@ -126,7 +126,7 @@ class Step:
             reference,
             torch.cat([completion.logprobs for group in completions for completion in group]),
             self.algorithm.token_advantages(rewards, valid, lengths),
-            self.algorithm.completion_weights(lengths, valid.flatten())[packed.completion_index],
+            self.algorithm.token_weights(lengths, valid.flatten(), single_rank)[packed.completion_index],
             packed.completion_index,
         ).loss
         self.optimizer.zero_grad()

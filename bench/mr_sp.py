@@ -41,7 +41,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
 from longrl import types
-from longrl.algorithms import Algorithm
+from longrl.algorithms import Algorithm, single_rank
 from longrl.engines.hf import HFEngine
 from longrl.features.cache import FeatureCache
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
@@ -199,7 +199,7 @@ class Step:
         lengths = torch.full((count,), self.sizes.response_tokens)
         valid = torch.ones(len(answers), self.sizes.completions, dtype=torch.bool)
         rewards = torch.arange(count, dtype=torch.float32).view_as(valid)
-        weights = self.algorithm.completion_weights(lengths, valid.flatten())[packed.completion_index]
+        weights = self.algorithm.token_weights(lengths, valid.flatten(), single_rank)[packed.completion_index]
         advantages = self.algorithm.token_advantages(rewards, valid, lengths)
         loss = self.algorithm.loss(logp, old, reference, old, advantages, weights, packed.completion_index).loss
         loss.backward()

@@ -115,11 +115,6 @@ class Outcomes:
     """Sums over ranks, for the statistics of the whole batch."""
 
     @cached_property
-    def num_valid(self) -> Tensor:
-        """[P, 1] valid completions of each prompt."""
-        return self.valid.sum(1, keepdim=True)
-
-    @cached_property
     def returns(self) -> Tensor:
         """[P, G] float64: reward minus the KL penalty of the completion's tokens; 0 where not valid."""
         returns = self.rewards.double()
@@ -161,7 +156,8 @@ def group_centered(outcomes: Outcomes) -> Tensor:
     (G - 1) / G times `leave_one_out`.
     """
     returns = outcomes.returns
-    mean = returns.sum(1, keepdim=True) / outcomes.num_valid.clamp(min=1)  # [P, 1]
+    num_valid = outcomes.valid.sum(1, keepdim=True)  # [P, 1]
+    mean = returns.sum(1, keepdim=True) / num_valid.clamp(min=1)  # [P, 1]
     return (returns - mean).where(outcomes.valid, 0.0)
 
 
@@ -173,14 +169,16 @@ def group_normalized(outcomes: Outcomes, eps: float = 1e-6) -> Tensor:
     A group with equal rewards, or with one valid completion, gets exact zeros.
     """
     centered = group_centered(outcomes)
-    variance = centered.square().sum(1, keepdim=True) / (outcomes.num_valid - 1).clamp(min=1)  # [P, 1]
+    num_valid = outcomes.valid.sum(1, keepdim=True)  # [P, 1]
+    variance = centered.square().sum(1, keepdim=True) / (num_valid - 1).clamp(min=1)  # [P, 1]
     return centered / (variance.sqrt() + eps)
 
 
 @needs(groups=True)
 def leave_one_out(outcomes: Outcomes) -> Tensor:
     """A_i = r_i - mean(r_j, j != i): RLOO, arXiv:2402.14740, written as (r_i - mean(r)) * G / (G - 1). [P, G]."""
-    return group_centered(outcomes) * outcomes.num_valid / (outcomes.num_valid - 1).clamp(min=1)
+    num_valid = outcomes.valid.sum(1, keepdim=True)  # [P, 1]
+    return group_centered(outcomes) * num_valid / (num_valid - 1).clamp(min=1)
 
 
 @needs(greedy_baseline=True)

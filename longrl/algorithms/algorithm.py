@@ -12,6 +12,7 @@ from torch import Tensor
 from longrl.algorithms.advantages import InOrder, Outcomes, Selection, group_normalized, keep_all
 from longrl.algorithms.losses import (
     AllReduce,
+    DrawnSteps,
     TokenLosses,
     Tokens,
     clipped,
@@ -60,7 +61,7 @@ class Algorithm:
         algorithm = Algorithm(token_weights=token_mean, select=drop_uniform, clip_high=0.28)          # DAPO
         groups = algorithm.select(groups)
         advantages = algorithm.token_advantages(rewards, valid, lengths)                              # [N]
-        weights = algorithm.completion_weights(lengths, valid)                                        # [C], per step
+        weights = algorithm.token_weights(lengths, valid, single_rank)                                # [C], per step
         output = algorithm.loss(logp, old_logp, None, None, advantages[rows], weights[completion_index],
                                 completion_index)
         output.loss.backward()
@@ -236,12 +237,10 @@ class Algorithm:
         advantages: Tensor = self.advantage(outcomes)
         if self.advantage_limit is not None:
             advantages = advantages.clamp(-self.advantage_limit, self.advantage_limit)
-        per_token = advantages if advantages.dim() == 1 else outcomes.per_token(advantages)
-        return per_token.where(outcomes.per_token(valid), 0.0).to(rewards.dtype)
-
-    def completion_weights(self, lengths: Tensor, valid: Tensor, all_reduce: AllReduce = single_rank) -> Tensor:
-        """[C] weight of each token of the C completions of one optimizer step: longrl/algorithms/losses.py."""
-        return self.token_weights(lengths, valid, all_reduce)
+        if advantages.dim() == 2:  # one of each completion
+            advantages = advantages.flatten().repeat_interleave(lengths)
+        valid_tokens = valid.flatten().repeat_interleave(lengths)  # [N]
+        return advantages.where(valid_tokens, 0.0).to(rewards.dtype)
 
     def loss(
         self,
@@ -252,6 +251,7 @@ class Algorithm:
         advantages: Tensor,
         weights: Tensor,
         completion_index: Tensor,
+        steps: DrawnSteps | None = None,
     ) -> LossOutput:
         """The weighted sum over the tokens of a micro-batch; the gradient flows through `logp` alone.
 
@@ -261,29 +261,25 @@ class Algorithm:
             ref_logp: [R] under the reference policy, or None without KL term.
             sampler_logp: [R] as the rollout engine reported them, or None.
             advantages: [R].
-            weights: [R] of `completion_weights`.
+            weights: [R] of the token's completion, as `token_weights` gives them.
             completion_index: [R] which completion a row belongs to; none is split over micro-batches.
+            steps: of rows that are denoising steps, whose KL term compares the means of policy and reference.
 
         Returns:
             The loss, and as metrics the weighted sums of: `clip_fraction_low`, `clip_fraction_high`, `ratio_mean`,
             `approx_kl` (k3 of old against new policy), `correction_mean`; with a reference `kl_ref`, with a sampler
             `sampler_kl` (k3 of sampler against old policy); and `weight_sum`, 1 over a step but for `Constant`.
         """
-        tokens = Tokens(logp, old_logp.detach(), advantages.detach(), completion_index, sampler_logp)
-        return self._sum(tokens, logp, ref_logp, weights)
+        # 1. What the KL estimator compares: log-probabilities, or means in units of the deviation.
+        tokens = Tokens(logp, old_logp.detach(), advantages.detach(), completion_index, sampler_logp, steps)
+        current = logp
+        reference = ref_logp
+        if steps is not None:
+            std = steps.std[:, None]  # [R, 1]
+            current = steps.mean / std
+            reference = None if steps.ref_mean is None else steps.ref_mean / std
 
-    def loss_of_steps(self, tokens: Tokens, weights: Tensor) -> LossOutput:
-        """`loss` of rows that are denoising steps: the KL term compares the means of policy and reference.
-
-        Args:
-            tokens: [R] rows with `steps`; the gradient flows through `logp` and the policy's mean.
-            weights: [R] of `completion_weights`.
-        """
-        assert tokens.steps is not None
-        return self._sum(tokens, *tokens.steps.locations, weights)
-
-    def _sum(self, tokens: Tokens, own: Tensor, reference: Tensor | None, weights: Tensor) -> LossOutput:
-        """The weighted sum over rows; `own` and `reference` are what the KL estimator compares."""
+        # 2. Each row's loss.
         weights = weights.detach()
         surrogate: TokenLosses = self.surrogate(tokens, self.clip_low, self.clip_high)
         correction = self.correction(tokens, self.correction_cap).detach()
@@ -296,10 +292,10 @@ class Algorithm:
             "correction_mean": correction,
             "weight_sum": weights.new_ones(()),
         }
-        if (sampler_logp := tokens.sampler_logp) is not None:
+        if sampler_logp is not None:
             metrics["sampler_kl"] = k3(sampler_logp, tokens.old_logp).where(sampler_logp.isfinite(), 0.0)
         if reference is not None:
-            metrics["kl_ref"] = self.kl(own, reference.detach())
+            metrics["kl_ref"] = self.kl(current, reference.detach())
             if self.kl_placement == "loss":
                 losses = losses + self.kl_coef * metrics["kl_ref"]
         elif self.kl_placement == "loss" and self.kl_coef > 0:
@@ -307,6 +303,8 @@ class Algorithm:
                 f"kl_coef={self.kl_coef} in the loss needs the reference's log-probabilities, got none; "
                 "set model.algorithm.kl_coef to 0 to train without"
             )
+
+        # 3. Sums over the rows.
         sums = {name: (weights * values.detach()).sum() for name, values in metrics.items()}
         return LossOutput((weights * losses).sum(), sums)
 

@@ -7,7 +7,7 @@ of a latent, where rows are denoising steps.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -56,12 +56,6 @@ class DrawnSteps:
         """[R] mean((mean - old mean)^2) / (2 std^2), with gradient."""
         return (self.mean - self.old_mean).square().mean(-1) / (2 * self.std.square())
 
-    @property
-    def locations(self) -> tuple[Tensor, Tensor | None]:
-        """[R, D] means in units of the deviation, of policy and reference: what `gaussian_mean` compares."""
-        std = self.std[:, None]
-        return self.mean / std, None if self.ref_mean is None else self.ref_mean / std
-
 
 @dataclass(frozen=True)
 class Tokens:
@@ -80,25 +74,16 @@ class Tokens:
     """Of a flow model's rows."""
 
     @cached_property
-    def log_ratio(self) -> Tensor:
-        """Log of policy / old policy, within +-20."""
-        return log_ratio(self.logp, self.old_logp)
-
-    @cached_property
     def ratio(self) -> Tensor:
-        """Policy / old policy."""
-        return self.log_ratio.exp()
+        """Policy / old policy, its log within +-20."""
+        return log_ratio(self.logp, self.old_logp).exp()
 
     def completion_sum(self, values: Tensor) -> Tensor:
         """Each row gets the sum over the rows of its completion."""
-        ids, place = torch.unique(self.completion_index, return_inverse=True)
+        ids, index = torch.unique(self.completion_index, return_inverse=True)  # [completions], [R]
         # float64: the order in which a GPU adds does not show after rounding
-        sums = values.new_zeros(len(ids), dtype=torch.float64).index_add(0, place, values.double())
-        return sums[place].to(values.dtype)
-
-    def completion_mean(self, values: Tensor) -> Tensor:
-        """Each row gets the mean over the rows of its completion."""
-        return self.completion_sum(values) / self.completion_sum(torch.ones_like(values))
+        sums = values.new_zeros(len(ids), dtype=torch.float64).index_add(0, index, values.double())
+        return sums[index].to(values.dtype)
 
 
 # ---- surrogates ----
@@ -119,12 +104,18 @@ class TokenLosses:
     """[R] bool: likewise above."""
 
 
-def clipped(tokens: Tokens, clip_low: float, clip_high: float) -> TokenLosses:
+def clipped(tokens: Tokens, clip_low: float, clip_high: float, ratio: Tensor | None = None) -> TokenLosses:
     """L = -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A): PPO, arXiv:1707.06347, eq. 7, and GRPO.
 
-    Two bounds are the clip-higher of DAPO, arXiv:2503.14476, sec. 3.1.
+    Two bounds are the clip-higher of DAPO, arXiv:2503.14476, sec. 3.1. Surrogates with another `ratio` than that of
+    the tokens, [R], pass it on.
     """
-    return _pessimistic(tokens.ratio, tokens.advantages, clip_low, clip_high)
+    ratio = tokens.ratio if ratio is None else ratio
+    advantages = tokens.advantages
+    low = 1 - clip_low
+    high = 1 + clip_high
+    objective = torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages)
+    return TokenLosses(-objective, (advantages < 0) & (ratio < low), (advantages > 0) & (ratio > high))
 
 
 @dataclass(frozen=True)
@@ -144,13 +135,11 @@ class DualClipped:
 
     def __call__(self, tokens: Tokens, clip_low: float, clip_high: float) -> TokenLosses:
         """The loss of each token."""
-        plain, advantages = clipped(tokens, clip_low, clip_high), tokens.advantages
-        capped = torch.minimum(plain.loss, -self.bound * advantages)
-        return TokenLosses(
-            torch.where(advantages < 0, capped, plain.loss),
-            plain.clipped_low,
-            plain.clipped_high | ((advantages < 0) & (tokens.ratio > self.bound)),
-        )
+        plain = clipped(tokens, clip_low, clip_high)
+        negative = tokens.advantages < 0  # [R]
+        capped = torch.minimum(plain.loss, -self.bound * tokens.advantages)
+        clipped_high = plain.clipped_high | (negative & (tokens.ratio > self.bound))
+        return replace(plain, loss=torch.where(negative, capped, plain.loss), clipped_high=clipped_high)
 
 
 @needs(rows="tokens")
@@ -162,9 +151,10 @@ def sequence_clipped(tokens: Tokens, clip_low: float, clip_high: float) -> Token
     GSPO; where they do not, each token keeps its own. A completion is kept or clipped as a whole. Meant for
     `sequence_mean`: under other weights a sequence counts by its length.
     """
-    log_s = tokens.completion_mean(tokens.log_ratio.detach())
+    log_rho = log_ratio(tokens.logp, tokens.old_logp).detach()
+    log_s = tokens.completion_sum(log_rho) / tokens.completion_sum(torch.ones_like(log_rho))
     ratio = (log_s + tokens.logp - tokens.logp.detach()).exp()
-    return _pessimistic(ratio, tokens.advantages, clip_low, clip_high)
+    return clipped(tokens, clip_low, clip_high, ratio)
 
 
 def cispo(tokens: Tokens, clip_low: float, clip_high: float) -> TokenLosses:
@@ -198,8 +188,8 @@ def grpo_guard(tokens: Tokens, clip_low: float, clip_high: float) -> TokenLosses
             "grpo_guard is for denoising steps, got tokens; set model.algorithm.surrogate to longrl.algorithms.clipped"
         )
     centred = (tokens.logp - tokens.old_logp + steps.moved) * steps.std
-    found = _pessimistic(centred.exp(), tokens.advantages, clip_low, clip_high)
-    return TokenLosses(found.loss / steps.length, found.clipped_low, found.clipped_high)
+    result = clipped(tokens, clip_low, clip_high, centred.exp())
+    return replace(result, loss=result.loss / steps.length)
 
 
 @needs(one_update=True)
@@ -207,13 +197,6 @@ def reinforce(tokens: Tokens, clip_low: float, clip_high: float) -> TokenLosses:
     """L = -A log policy: REINFORCE (Williams 1992), RLOO and ReMax; no ratio, so it is for one update per rollout."""
     never = torch.zeros_like(tokens.advantages, dtype=torch.bool)
     return TokenLosses(-tokens.advantages * tokens.logp, never, never)
-
-
-def _pessimistic(ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> TokenLosses:
-    """The lower of the clipped and the unclipped objective."""
-    low, high = 1 - clip_low, 1 + clip_high
-    objective = torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages)
-    return TokenLosses(-objective, (advantages < 0) & (ratio < low), (advantages > 0) & (ratio > high))
 
 
 # ---- estimates of KL(policy || reference) from one sampled token, by the names of Schulman's note ----
@@ -281,8 +264,7 @@ def no_correction(tokens: Tokens, cap: float) -> Tensor:
 @needs(rows="tokens")
 def truncated_token(tokens: Tokens, cap: float) -> Tensor:
     """Factor min(q, cap) for each token, [R]."""
-    log_q, known = _log_q(tokens)
-    return known * _exp(log_q).clamp(max=cap)
+    return _engine_ratio(tokens).clamp(max=cap)
 
 
 @needs(rows="tokens")
@@ -291,8 +273,8 @@ def masked_token(tokens: Tokens, cap: float) -> Tensor:
 
     One-sided, as in TRL and ms-swift; IcePop (arXiv:2510.18855) also drops tokens of a small q.
     """
-    log_q, known = _log_q(tokens)
-    return known * _zero_above(_exp(log_q), cap)
+    q = _engine_ratio(tokens)
+    return q.where(q <= cap, 0.0)
 
 
 @needs(rows="tokens")
@@ -301,34 +283,28 @@ def truncated_sequence(tokens: Tokens, cap: float) -> Tensor:
 
     The product is the unbiased weight (TRL, verl); ms-swift means the geometric mean by "sequence".
     """
-    log_q, known = _log_q(tokens)
-    return known * _exp(tokens.completion_sum(log_q)).clamp(max=cap)
+    return _engine_ratio(tokens, over_completion=True).clamp(max=cap)
 
 
 @needs(rows="tokens")
 def masked_sequence(tokens: Tokens, cap: float) -> Tensor:
     """Factor Q where Q <= cap, else 0, Q = product of q over the completion, for all its tokens, [R]."""
-    log_q, known = _log_q(tokens)
-    return known * _zero_above(_exp(tokens.completion_sum(log_q)), cap)
+    q = _engine_ratio(tokens, over_completion=True)
+    return q.where(q <= cap, 0.0)
 
 
-def _log_q(tokens: Tokens) -> tuple[Tensor, Tensor]:
-    """[R] log q, 0 where the sampler's is not finite, and [R] bool where it is."""
+def _engine_ratio(tokens: Tokens, *, over_completion: bool = False) -> Tensor:
+    """[R] q of each token, or their product over its completion; 0 where the sampler's is not finite."""
     if tokens.sampler_logp is None:
         raise ValueError(
             "this correction needs the log-probabilities of the engine that sampled, got none; "
             "set model.algorithm.correction to longrl.algorithms.no_correction"
         )
     known = tokens.sampler_logp.isfinite()
-    return (tokens.old_logp - tokens.sampler_logp).detach().where(known, 0.0), known
-
-
-def _exp(log_q: Tensor) -> Tensor:
-    return log_q.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
-
-
-def _zero_above(q: Tensor, cap: float) -> Tensor:
-    return q.where(q <= cap, 0.0)
+    log_q = (tokens.old_logp - tokens.sampler_logp).detach().where(known, 0.0)
+    if over_completion:
+        log_q = tokens.completion_sum(log_q)
+    return known * log_q.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
 # ---- token weights: the loss is the SUM of weight * loss of a token, never a mean ----

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from longrl.algorithms import Algorithm, DrawnSteps, LossOutput, Tokens
+from longrl.algorithms import Algorithm, DrawnSteps, LossOutput
 from longrl.diffusion.diffusion_family import DiffusionFamily
 from longrl.diffusion.sampler import Trajectory
 from longrl.diffusion.step_mismatch import StepMismatchMonitor
@@ -190,8 +190,9 @@ class DiffusionModule(TrainedModule):
             old_logp = mini_batch.old_logp[index]
             old_mean = rows.old_mean
         steps = DrawnSteps(scores.mean, rows.std, rows.length, old_mean, reference)
-        tokens = Tokens(logp, old_logp.detach(), mini_batch.advantages[index], rows.sample_index, steps=steps)
-        return self.algorithm.loss_of_steps(tokens, mini_batch.weights[rows.sample_index].to(logp.device))
+        advantages = mini_batch.advantages[index]  # [R]
+        weights = mini_batch.weights[rows.sample_index].to(logp.device)  # [R]
+        return self.algorithm.loss(logp, old_logp, None, None, advantages, weights, rows.sample_index, steps)
 
     @torch.no_grad()
     def _reference_mean(self, rows: Rows) -> Tensor | None:

@@ -134,7 +134,7 @@ def make_mini_batches(
     for start, stop in itertools.pairwise(edges):
         tokens = slice(flat.offsets[start], flat.offsets[stop])
         lengths = flat.lengths[start * num_generations : stop * num_generations]  # [C]
-        weights = algorithm.completion_weights(lengths, flat.valid[start:stop].flatten(), dp.sum)  # [C]
+        weights = algorithm.token_weights(lengths, flat.valid[start:stop].flatten(), dp.sum)  # [C]
         mini_batches.append(
             MiniBatch(
                 groups=flat.groups[start:stop],

@@ -31,6 +31,7 @@ from longrl.algorithms import (
     reinforce,
     sequence_clipped,
     sequence_mean,
+    single_rank,
     token_mean,
     truncated_sequence,
     truncated_token,
@@ -210,7 +211,7 @@ def test_one_grpo_step_by_hand():
     a = math.sqrt(0.5)
     torch.testing.assert_close(advantages, torch.tensor([a, -a, -a, -a, 0, 0]), rtol=1e-5, atol=0)
     assert advantages[4:].tolist() == [0, 0]
-    weights = algorithm.completion_weights(lengths, valid.flatten())
+    weights = algorithm.token_weights(lengths, valid.flatten(), single_rank)
     torch.testing.assert_close(weights, torch.tensor([1 / 3, 1 / 9, 0, 1 / 6]))
 
     index = torch.repeat_interleave(torch.arange(4), lengths)

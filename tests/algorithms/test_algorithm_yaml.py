@@ -167,7 +167,7 @@ def test_every_algorithm_prefers_the_better_completion(name):
         kl=algorithm.kl(old, old) if in_reward else None,
         baseline=torch.tensor([0.0]) if algorithm.greedy_baseline else None,
     )
-    weights = algorithm.completion_weights(lengths, valid.flatten())[index]
+    weights = algorithm.token_weights(lengths, valid.flatten(), algorithms.single_rank)[index]
     ref = old if needs_ref and not in_reward else None
     algorithm.loss(logp, old, ref, old, advantages, weights, index).loss.backward()
     assert (logp.grad[:2] < 0).all()

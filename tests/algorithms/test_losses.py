@@ -471,7 +471,7 @@ def test_the_kl_term_is_scaled_by_the_variance_and_its_gradient_is_exact():
     algorithm = Algorithm(kl=gaussian_mean, kl_coef=0.1)
     weights, zero = torch.tensor([0.5, 0.5]), torch.zeros(2)
     drawn = steps(mean, mean.detach(), ref)
-    found = algorithm.loss_of_steps(Tokens(zero, zero, zero, TWO_STEPS, steps=drawn), weights)
+    found = algorithm.loss(zero, zero, None, None, zero, weights, TWO_STEPS, drawn)
     kl = [(1 + 4) / 2 / (2 * 0.25), 0.25 / 2 / (2 * 0.0625)]
     assert float(found.metrics["kl_ref"]) == pytest.approx(sum(kl) / 2)
     assert float(found.loss.detach()) == pytest.approx(0.1 * sum(kl) / 2)
