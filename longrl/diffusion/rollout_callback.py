@@ -148,8 +148,8 @@ class DiffusionRolloutCallback(Callback):
         if errors and not policy.parallel.world.max(sum(int(group.valid.any()) for group in groups)):
             raise ValueError(
                 f"the reward failed on every sample of the first rollout, first with {errors[0]}; for a diffusion "
-                "model a function gets frames [F, 3, H, W] and the row, so correct it, or take one for pictures and videos "
-                "(configs/reward/colour.yaml and its like) where it was made for texts (think_answer.yaml)"
+                "model a function gets frames [F, 3, H, W] and the row, so correct it, or take one for pictures and "
+                "videos (configs/reward/colour.yaml and its like) where it was made for texts (think_answer.yaml)"
             )
 
     def sample(
