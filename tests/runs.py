@@ -24,7 +24,7 @@ from lightning.pytorch import Callback
 
 from longrl.commands.main import main
 from longrl.models.base import CausalFamily
-from longrl.testing.synthetic import SyntheticConfig, generate
+from longrl.testing.synthetic import SyntheticConfig, generate_videos
 from tests.tiny import text_folder, vl_folder
 
 ROOT = Path(__file__).parents[1]
@@ -39,7 +39,7 @@ TIMINGS = ("time/", "throughput/")
 def videos() -> Path:
     """3 training videos of 4 questions and 1 for evaluation; 56 x 56 pixels, 8 to 10 seconds."""
     folder = Path(tempfile.mkdtemp(prefix="longrl-videos-")) / "synthetic"
-    generate(folder, SyntheticConfig(3, 1, scene_s=2.0, size=56))
+    generate_videos(folder, SyntheticConfig(3, 1, scene_s=2.0, size=56))
     return folder
 
 

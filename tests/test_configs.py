@@ -26,7 +26,7 @@ from longrl.evaluation.benchmark import Evaluation
 from longrl.io.jsonl import read_jsonl
 from longrl.models.base import CausalFamily
 from longrl.rewards import RewardSum, SoftOverlong
-from longrl.testing.synthetic import SyntheticConfig, generate
+from longrl.testing.synthetic import SyntheticConfig, generate_videos
 from tests.distributed import run_distributed
 from tests.sounds import write_clip
 from tests.tiny import omni_folder, qwen3_vl_folder, text_folder, vila_folder, vl_folder
@@ -249,7 +249,7 @@ def test_a_stage_of_the_demo_lies_over_what_all_share(path):
 def videos(tmp_path_factory) -> Path:
     """4 questions about one video of 8 to 10 seconds, with reasoning."""
     folder = tmp_path_factory.mktemp("videos") / "synthetic"
-    generate(folder, SyntheticConfig(1, 0, scene_s=2.0, size=56))
+    generate_videos(folder, SyntheticConfig(1, 0, scene_s=2.0, size=56))
     return folder / "train.jsonl"
 
 

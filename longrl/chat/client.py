@@ -168,15 +168,17 @@ class ChatClient:
                     return outcome
                 if not outcome.again or attempts > self.endpoint.retries:
                     break
-                await asyncio.sleep(self._wait_s(attempts, outcome))
+                longest = min(self.endpoint.backoff_s * 2 ** (attempts - 1), self.endpoint.max_backoff_s)
+                jittered = random.uniform(longest / 2, longest)  # calls that failed together return one by one
+                await asyncio.sleep(max(jittered, min(outcome.retry_after_s, self.endpoint.max_backoff_s)))
         if outcome.status in SETUP:
-            raise ValueError(self._setup_mistake(outcome))
+            known = "is set" if os.environ.get(self.endpoint.key_variable) else "is not set"
+            raise ValueError(
+                f"{self.endpoint.url} refuses every call for the model {self.endpoint.model!r}: {outcome.text[:300]}; "
+                f"check url and model of the endpoint, and the key in {self.endpoint.key_variable} (key_variable), "
+                f"which {known}"
+            )
         raise CallFailed(outcome.kind, f"{self.endpoint.url}: {outcome.text[:300]} (attempts: {attempts})")
-
-    def _wait_s(self, attempt: int, failed: _FailedAttempt) -> float:
-        longest = min(self.endpoint.backoff_s * 2 ** (attempt - 1), self.endpoint.max_backoff_s)
-        jittered = random.uniform(longest / 2, longest)
-        return max(jittered, min(failed.retry_after_s, self.endpoint.max_backoff_s))
 
     async def _attempt(self, request: Request, key: str, body: dict[str, Any], broken: int) -> Reply | _FailedAttempt:
         """One call; its outcome, good or bad, is on disk when it returns."""
@@ -221,13 +223,6 @@ class ChatClient:
         except ValueError as error:
             return _FailedAttempt("garbled", f"{error}: {response.text}")
 
-    def _setup_mistake(self, failed: _FailedAttempt) -> str:
-        known = "is set" if os.environ.get(self.endpoint.key_variable) else "is not set"
-        return (
-            f"{self.endpoint.url} refuses every call for the model {self.endpoint.model!r}: {failed.text[:300]}; check "
-            f"url and model of the endpoint, and the key in {self.endpoint.key_variable} (key_variable), which {known}"
-        )
-
 
 @dataclass(frozen=True)
 class _FailedAttempt:
@@ -240,7 +235,7 @@ class _FailedAttempt:
 
     @property
     def again(self) -> bool:
-        """Whether the same request may succeed."""
+        """True if the same request may succeed."""
         return self.status is None or self.status >= 500 or self.status in AGAIN
 
 

@@ -155,9 +155,13 @@ class Request:
 
     def body(self, images: Mapping[str, str], send_seed: bool) -> dict[str, Any]:
         """The JSON that is sent, images included."""
+
+        def show(content: str | list[MessagePart]) -> str | list[MessagePart]:
+            return content if isinstance(content, str) else [_shown_part(part, images) for part in content]
+
         return {
             "model": self.model,
-            "messages": [_with_images(message, images) for message in self.messages],
+            "messages": [{**message, "content": show(message["content"])} for message in self.messages],
             "temperature": self.decoding.temperature,
             "top_p": self.decoding.top_p,
             "max_tokens": self.decoding.max_tokens,
@@ -166,20 +170,12 @@ class Request:
         }
 
 
-def _with_images(message: Mapping[str, Any], images: Mapping[str, str]) -> dict[str, Any]:
-    content = message["content"]
-    if isinstance(content, str):
-        return dict(message)
-    return {**message, "content": [_with_image(part, images) for part in content]}
-
-
-def _with_image(part: Mapping[str, Any], images: Mapping[str, str]) -> Mapping[str, Any]:
+def _shown_part(part: MessagePart, images: Mapping[str, str]) -> MessagePart:
+    """A message part with its image in the place of the image's name."""
     if part["type"] != "image_url":
         return part
     name = part["image_url"]["url"]
-    if name not in images:
-        return {"type": "text", "text": "(this frame is broken)"}
-    return image_part(images[name])
+    return image_part(images[name]) if name in images else {"type": "text", "text": "(this frame is broken)"}
 
 
 @dataclass(frozen=True)

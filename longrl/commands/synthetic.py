@@ -9,7 +9,7 @@ def main(args: Sequence[str]) -> None:
     """Command line: `--out`, `--workers` and one flag per field of `SyntheticConfig`."""
     from jsonargparse import ArgumentParser
 
-    from longrl.testing.synthetic import SyntheticConfig, generate
+    from longrl.testing.synthetic import SyntheticConfig, generate_videos
 
     text = "Generate synthetic long videos with questions."
     parser = ArgumentParser(prog="python -m longrl synthetic", description=text)
@@ -18,4 +18,4 @@ def main(args: Sequence[str]) -> None:
     parser.add_class_arguments(SyntheticConfig)
     options = parser.parse_args(list(args)).as_dict()
     out, workers = options.pop("out"), options.pop("workers")
-    generate(out, SyntheticConfig(**options), workers=workers)
+    generate_videos(out, SyntheticConfig(**options), workers=workers)

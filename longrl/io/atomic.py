@@ -1,10 +1,11 @@
-"""Files that readers see whole or not at all, whenever the writer is killed."""
+"""Files and folders that readers see whole or not at all, whenever the writer is killed."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -44,3 +45,24 @@ def atomic_write(path: str | Path, content: str | bytes) -> Path:
     with atomic_file(path) as file:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
     return Path(path)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Makes an empty folder beside `path`, which takes its place when the block ends; after an error it is removed.
+
+    Example:
+        ```python
+        with atomic_folder("out/dataset") as work:
+            (work / "README.md").write_text(text)
+        ```
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
+        work, before = Path(scratch, "new"), Path(scratch, "old")
+        work.mkdir()
+        yield work
+        if path.exists():
+            path.rename(before)  # no system renames onto a folder that has something in it
+        work.rename(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -82,7 +83,7 @@ def ask_all(run: StepRun, items: Sequence[Record], task: Task[Value], endpoint: 
     assert run.replies is not None, "the step is one that asks a model"
     replies = run.replies
     results: list[Value | None] = [None] * len(items)
-    waiting = iter(enumerate(items))
+    waiting = iter(enumerate(items))  # shared: each worker takes the next item when it is free
     run.add_items(len(items))
 
     async def work(client: ChatClient) -> None:
@@ -117,7 +118,7 @@ async def _ask_one(client: ChatClient, item: Record, task: Task[Value], report: 
             problem = f"no usable reply in {task.attempts} attempts, the last: {error}"
             continue
         except (CallFailed, BrokenVideo) as error:
-            report.add_problem(name, error.kind if isinstance(error, CallFailed) else "broken video", str(error))
+            report.add_problem(name, error.kind, str(error))
             problem = str(error)
             break
         except BudgetSpent:
@@ -127,7 +128,7 @@ async def _ask_one(client: ChatClient, item: Record, task: Task[Value], report: 
         report.counts["cut replies used"] += reply.finish_reason == "length"
         report.counts["broken frames"] += reply.broken_images
         report.counts["replies mostly not in Latin script"] += not mostly_latin(reply.text)
-        report.counts += type(report.counts)()  # drops zeros
+        report.counts += Counter()  # drops zeros
         return value
     report.failed += 1
     report.add_problem(name, "given up", problem)

@@ -58,8 +58,7 @@ def write_timelines(run: StepRun) -> None:
             condensed.setdefault(group["video"], []).append(_entry(group, text, report))
     report.items += len(videos) - len(long)
     report.done += len(videos) - len(long)
-    report.counts["videos"] = len(videos)
-    report.counts["videos condensed"] = len(long)
+    report.counts.update({"videos": len(videos), "videos condensed": len(long)})
     shown = (video | {"shown": condensed.get(video["video"], video["entries"])} for video in videos)
     run.workspace.write("timeline", shown)
 
@@ -71,18 +70,15 @@ def _complete_videos(clips: Sequence[Record], max_missing_share: float, report: 
         by_video.setdefault(clip["video"], []).append(clip)
     videos = []
     for name, of_video in by_video.items():
-        missing = sum(not clip["caption"] for clip in of_video)
+        captioned = [clip for clip in of_video if clip["caption"]]
+        missing = len(of_video) - len(captioned)
         if missing:
             report.counts["clips without caption"] += missing
         if missing > max_missing_share * len(of_video):
             text = f"{missing} of {len(of_video)} clips have none; the video is left out"
             report.add_problem(name, "too few captions", text)
             continue
-        entries = [
-            {"start_s": clip["start_s"], "end_s": clip["end_s"], "text": clip["caption"]}
-            for clip in of_video
-            if clip["caption"]
-        ]
+        entries = [{"start_s": clip["start_s"], "end_s": clip["end_s"], "text": clip["caption"]} for clip in captioned]
         first = {key: of_video[0][key] for key in ("video", "path", "digest", "duration_s")}
         videos.append({**first, "entries": entries})
     return videos
@@ -108,23 +104,18 @@ def condensable_groups(video: Record, max_chars: int) -> list[Record]:
     count = min(max(num_full_prompts, max_chars // ENTRY_CHARS, 1), len(entries))
     edges = [len(entries) * i // count for i in range(count + 1)]
     limit = max(40, max_chars // count - LABEL_CHARS)
-    return [
-        {
-            "id": f"{video['video']}#{entries[start]['start_s']:.1f}-{entries[stop - 1]['end_s']:.1f}",
-            "video": video["video"],
-            "entries": entries[start:stop],
-            "limit": limit,
-            "max_chars": max_chars,
-        }
-        for start, stop in itertools.pairwise(edges)
-    ]
+    groups = []
+    for start, stop in itertools.pairwise(edges):
+        name = f"{video['video']}#{entries[start]['start_s']:.1f}-{entries[stop - 1]['end_s']:.1f}"
+        groups.append({"id": name, "video": video["video"], "entries": entries[start:stop], "limit": limit})
+    return groups
 
 
 def _condense(run: StepRun, groups: list[Record]) -> list[str | None]:
     endpoint, options, prompts = run.config.endpoint("writer"), run.config.timeline, Prompts(run.config.prompts)
 
     def request(group: Record, attempt: int) -> Request:
-        entries = timeline_text(group["entries"])[: group["max_chars"]]
+        entries = timeline_text(group["entries"])[: options.max_chars]
         text = prompts.text("condense", timeline=entries, limit=str(group["limit"]))
         return endpoint.request(text, options.decoding, attempt)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,7 +23,7 @@ def cut_clips(times: Times, clip_s: float, min_clip_s: float, scenes: Sequence[i
 
     Args:
         times: of the frames.
-        clip_s: desired length in seconds.
+        clip_s: expected length in seconds.
         min_clip_s: shortest last clip in seconds.
         scenes: increasing indices of the frames that begin a scene.
     """
@@ -31,19 +32,16 @@ def cut_clips(times: Times, clip_s: float, min_clip_s: float, scenes: Sequence[i
         target = times.start(edges[-1]) + clip_s
         if target >= times.end_s - 1e-6:
             break
-        edge = _nearest_scene(times, scenes, edges[-1], target, clip_s)
-        edge = max(times.at(target), edges[-1] + 1) if edge is None else edge
+        distances = [(abs(times.start(index) - target), index) for index in scenes if index > edges[-1]]
+        distance, edge = min(distances, default=(math.inf, 0))
+        if distance > clip_s / 2 + 1e-6:  # no scene near enough
+            edge = max(times.at(target), edges[-1] + 1)
         if edge >= len(times.pts):
             break
         edges.append(edge)
     if len(edges) > 1 and times.end_s - times.start(edges[-1]) < min_clip_s - 1e-6:
         edges.pop()
     return list(zip(edges, [*edges[1:], len(times.pts)], strict=True))
-
-
-def _nearest_scene(times: Times, scenes: Sequence[int], start: int, target: float, clip_s: float) -> int | None:
-    near = [index for index in scenes if index > start and abs(times.start(index) - target) <= clip_s / 2 + 1e-6]
-    return min(near, key=lambda index: (abs(times.start(index) - target), index), default=None)
 
 
 def scene_starts(path: str, times: Times, threshold: float) -> list[int]:

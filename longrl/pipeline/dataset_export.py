@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
-from longrl.io.atomic import atomic_write
+from longrl.io.atomic import atomic_folder, atomic_write
 from longrl.io.jsonl import write_jsonl
-from longrl.pipeline.card import dataset_card
-from longrl.pipeline.config import ExportOptions, PipelineConfig
-from longrl.pipeline.difficulty import LETTERS, with_options
+from longrl.pipeline.config import ExportOptions
+from longrl.pipeline.dataset_card import dataset_card
+from longrl.pipeline.difficulty import with_options
 from longrl.pipeline.step_run import Record, StepRun
+from longrl.rewards.answers import DEFAULT_LETTERS
 
 SPLITS = ("sft", "rl", "eval")
 
@@ -35,25 +34,32 @@ def export_dataset(run: StepRun) -> None:
         else:
             by_split[split].append(record)
     folder = run.workspace.path("dataset")
-    rows = {
-        split: [_row(each, letter, videos[each["video"]], folder) for each, letter in _dealt(kept, split, options)]
-        for split, kept in by_split.items()
-    }
-    _write(folder, rows, unused, run.config)
+    rows: dict[str, list[Record]] = {}
+    for split, part in by_split.items():
+        letters = _deal_letters(part, split, options)
+        rows[split] = [_row(record, letters.get(record["id"]), videos[record["video"]], folder) for record in part]
+        report.counts[f"{split}: questions"] = len(part)
+        report.counts[f"{split}: videos"] = len({record["video"] for record in part})
+    with atomic_folder(folder) as work:
+        for split, part in rows.items():
+            write_jsonl(work / f"{split}.jsonl", part)
+            if part:
+                _write_parquet(work / f"{split}.parquet", part)
+        write_jsonl(work / "unused.jsonl", unused)
+        atomic_write(work / "README.md", dataset_card(rows, run.config))
     for _ in records:
         run.finish_item()
     report.items, report.done = len(records), len(records) - len(unused)
-    for split, of_split in rows.items():
-        report.counts[f"{split}: questions"] = len(of_split)
-        report.counts[f"{split}: videos"] = len({row["videos"] for row in of_split})
     report.counts["unused, without reasoning"] = len(unused)
 
 
 def assign_splits(names: Sequence[str], videos: dict[str, Record], options: ExportOptions) -> dict[str, str]:
     """Video -> split, decided by seed and content: a video stays where it is when others come, but for the borders."""
-    order = sorted(
-        names, key=lambda name: hashlib.sha256(f"{options.seed}/{videos[name]['digest']}".encode()).hexdigest()
-    )
+
+    def draw(name: str) -> str:
+        return hashlib.sha256(f"{options.seed}/{videos[name]['digest']}".encode()).hexdigest()
+
+    order = sorted(names, key=draw)
     num_eval = max(1, round(options.eval_share * len(order))) if options.eval_share and len(order) > 1 else 0
     num_sft = round(options.sft_share * (len(order) - num_eval))
     if not num_sft and options.sft_share and len(order) > num_eval:
@@ -62,37 +68,36 @@ def assign_splits(names: Sequence[str], videos: dict[str, Record], options: Expo
     return dict(zip(order, splits, strict=True))
 
 
-def _dealt(records: Sequence[Record], split: str, options: ExportOptions) -> list[tuple[Record, str | None]]:
-    """Each question with the letter of its right option, dealt out evenly in a split and in each of its categories."""
-    dealt: dict[str, str] = {}
+def _deal_letters(records: Sequence[Record], split: str, options: ExportOptions) -> dict[str, str]:
+    """Id -> letter of the right option, dealt out evenly in a split and in each of its categories."""
     by_category: dict[tuple[str, int], list[str]] = {}
     for record in records:
         if record["options"]:
             by_category.setdefault((record["category"], len(record["options"])), []).append(record["id"])
-    used = 0  # a category goes on where the one before ended, else all would have more of the first letters
+    dealt: dict[str, str] = {}
     for (category, count), ids in sorted(by_category.items()):
-        letters = [LETTERS[(used + i) % count] for i in range(len(ids))]
-        used += len(ids)
+        # A category goes on where the one before ended, else all would have more of the first letters.
+        letters = [DEFAULT_LETTERS[(len(dealt) + i) % count] for i in range(len(ids))]
         Random(f"{options.seed}/{split}/{category}/{count}").shuffle(letters)
         dealt |= dict(zip(ids, letters, strict=True))
-    return [(record, dealt.get(record["id"])) for record in records]
+    return dealt
 
 
 def _row(record: Record, letter: str | None, video: Record, folder: Path) -> Record:
     """One record in the published schema."""
     problem, answer = record["question"], record["answer"]
     if letter is not None:
-        wrong = [option for option in record["options"] if option != answer]
-        Random(record["id"]).shuffle(wrong)
-        wrong.insert(LETTERS.index(letter), answer)
-        problem, answer = with_options(problem, wrong), letter
+        shuffled = [option for option in record["options"] if option != answer]
+        Random(record["id"]).shuffle(shuffled)
+        shuffled.insert(DEFAULT_LETTERS.index(letter), answer)
+        problem, answer = with_options(problem, shuffled), letter
     return {
         "problem_id": record["id"],
         "problem": problem,
         "data_type": "video",
         "problem_type": record["category"],
         "reasoning": record["reasoning"],
-        "videos": _relative(video["path"], folder),
+        "videos": Path(os.path.relpath(video["path"], folder)).as_posix(),
         "answer": f"<answer>{answer}</answer>",
         "task": record["kind"],
         "metadata": {
@@ -108,34 +113,8 @@ def _row(record: Record, letter: str | None, video: Record, folder: Path) -> Rec
     }
 
 
-def _relative(path: str, folder: Path) -> str:
-    return Path(os.path.relpath(os.path.abspath(path), os.path.abspath(folder))).as_posix()
-
-
-# ---- writing ----
-
-
-def _write(folder: Path, rows: dict[str, list[Record]], unused: list[Record], config: PipelineConfig) -> None:
-    """All files in a folder beside, which then takes the place of the old one."""
-    work = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    for split, of_split in rows.items():
-        write_jsonl(work / f"{split}.jsonl", of_split)
-        if of_split:
-            atomic_write(work / f"{split}.parquet", parquet_bytes(of_split))
-    write_jsonl(work / "unused.jsonl", unused)
-    atomic_write(work / "README.md", dataset_card(rows, config))
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    work.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def parquet_bytes(rows: Sequence[Record]) -> bytes:
-    """Rows as a parquet file whose columns have the same types in every split."""
+def _write_parquet(path: Path, rows: list[Record]) -> None:
+    """Writes rows as a parquet file whose columns have the same types in every split."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -149,6 +128,4 @@ def parquet_bytes(rows: Sequence[Record]) -> bytes:
     )  # fmt: skip
     names = ("problem_id", "problem", "data_type", "problem_type", "reasoning", "videos", "answer", "task")
     schema = pa.schema([*((name, text) for name in names), ("metadata", metadata)])
-    buffer = io.BytesIO()
-    parquet.write_table(pa.Table.from_pylist(list(rows), schema=schema), buffer)
-    return buffer.getvalue()
+    parquet.write_table(pa.Table.from_pylist(rows, schema=schema), path)

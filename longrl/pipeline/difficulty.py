@@ -10,10 +10,8 @@ from longrl.pipeline.asking import Task, UnusableReply, ask_all
 from longrl.pipeline.config import FilterOptions
 from longrl.pipeline.step_run import Record, StepRun
 from longrl.pipeline.video_frames import FrameSet, frame_times, middle_frames
-from longrl.rewards.answers import chosen_option, lenient_text
+from longrl.rewards.answers import DEFAULT_LETTERS, chosen_option, lenient_text
 from longrl.rewards.judge import JudgementFailed, judge_request, judge_score, shared_words
-
-LETTERS = "ABCDEFGH"
 
 
 def filter_questions(run: StepRun) -> None:
@@ -76,7 +74,9 @@ def rotate_options(options: Sequence[str], turns: int) -> list[str]:
 
 def with_options(question: str, options: Sequence[str]) -> str:
     """The problem as a model reads it."""
-    return "\n".join([question, *(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))])
+    return "\n".join(
+        [question, *(f"{letter}. {option}" for letter, option in zip(DEFAULT_LETTERS, options, strict=False))]
+    )
 
 
 def _scores(run: StepRun, records: Sequence[Record]) -> dict[tuple[str, bool], list[float | None]]:
@@ -123,8 +123,8 @@ def _answers(run: StepRun, items: Sequence[Record]) -> list[str | None]:
 def _choice_score(item: Record) -> float:
     """1.0 for the right option; an open-ended question without an answer has none either."""
     listed = rotate_options(item["of"]["options"], item["n"])
-    chosen = chosen_option(lenient_text(item["text"]), dict(zip(LETTERS, listed, strict=False)))
-    return float(chosen is not None and listed[LETTERS.index(chosen)] == item["of"]["answer"])
+    chosen = chosen_option(lenient_text(item["text"]), dict(zip(DEFAULT_LETTERS, listed, strict=False)))
+    return float(chosen is not None and listed[DEFAULT_LETTERS.index(chosen)] == item["of"]["answer"])
 
 
 def _judgements(run: StepRun, items: Sequence[Record]) -> list[float | None]:

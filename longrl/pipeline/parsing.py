@@ -6,7 +6,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from longrl.pipeline.asking import UnusableReply
@@ -41,18 +41,6 @@ class Question:
     """(x0, y0, x1, y1) in thousandths of width and height."""
     box_at_s: float | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the question as JSON."""
-        return asdict(self)
-
-    @classmethod
-    def of(cls, record: Mapping[str, Any]) -> Question:
-        """The inverse of `to_dict`; further fields are not looked at."""
-        steps = tuple(Step(**step) for step in record["steps"])
-        box = tuple(record["box"]) if record["box"] else None
-        plain = {name: record[name] for name in ("kind", "question", "answer", "box_at_s")}
-        return cls(**plain, options=tuple(record["options"]), steps=steps, box=box)
-
 
 def parse_question(text: str, kind: Kind) -> Question:
     """The question that a reply holds.
@@ -60,16 +48,16 @@ def parse_question(text: str, kind: Kind) -> Question:
     Raises:
         UnusableReply: no JSON object with a question, a field missing or of the wrong type, or an answer outside them.
     """
-    fields = next((item for item in json_objects(text) if "question" in item), None)
-    if fields is None:
+    reply = next((item for item in json_objects(text) if "question" in item), None)
+    if reply is None:
         raise UnusableReply("no json", f"no JSON object with a question in {text[:200]!r}")
-    question = _text(fields, "question")
-    options = _options(fields) if kind == "multiple_choice" else ()
-    answer = _text(fields, "answer")
+    question = _text_field(reply, "question")
+    options = _options(reply) if kind == "multiple_choice" else ()
+    answer = _text_field(reply, "answer")
     if kind == "multiple_choice":
-        answer = _chosen(answer, options)
-    box, box_at_s = _box(fields.get("box"))
-    return Question(kind, question, options, answer, tuple(_steps(fields)), box, box_at_s)
+        answer = _chosen_option(answer, options)
+    box, box_at_s = _box(reply.get("box"))
+    return Question(kind, question, options, answer, tuple(_steps(reply)), box, box_at_s)
 
 
 def json_objects(text: str) -> Iterator[dict[str, Any]]:
@@ -105,31 +93,27 @@ def plain_text(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).split())
 
 
-def _text(fields: Mapping[str, Any], field: str) -> str:
-    value = fields.get(field)
+def _text_field(item: Mapping[str, Any], field: str) -> str:
+    value = item.get(field)
     value = str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
     if not isinstance(value, str) or not plain_text(value):
         raise UnusableReply("bad schema", f"{field!r} must be a text, got {value!r}")
     return plain_text(value)
 
 
-def _options(fields: Mapping[str, Any]) -> tuple[str, ...]:
-    value = fields.get("options")
+def _options(reply: Mapping[str, Any]) -> tuple[str, ...]:
+    value = reply.get("options")
     listed = list(value.values()) if isinstance(value, dict) else value
     if not isinstance(listed, list) or not listed or not all(isinstance(item, str | int | float) for item in listed):
         raise UnusableReply("bad schema", f"'options' must be a list of texts, got {value!r}")
-    return tuple(_without_labels([plain_text(str(option)) for option in listed]))
-
-
-def _without_labels(options: Sequence[str]) -> list[str]:
-    """Options without "A. ", if all of them are labelled in order."""
+    options = [plain_text(str(option)) for option in listed]
     labels = [LABEL.match(option) for option in options]
     if all(label and label[1].upper() == chr(ord("A") + i) for i, label in enumerate(labels)):
-        return [option[label.end() :] for option, label in zip(options, labels, strict=True) if label]
-    return list(options)
+        options = [LABEL.sub("", option, count=1) for option in options]
+    return tuple(options)
 
 
-def _chosen(answer: str, options: Sequence[str]) -> str:
+def _chosen_option(answer: str, options: Sequence[str]) -> str:
     """The option that an answer means, by its wording or its letter."""
     wording = answer.casefold()
     for i, option in enumerate(options):
@@ -143,14 +127,14 @@ def _chosen(answer: str, options: Sequence[str]) -> str:
     raise UnusableReply("answer outside the options", f"the answer {answer!r} is none of {list(options)}")
 
 
-def _steps(fields: Mapping[str, Any]) -> Iterator[Step]:
-    listed = fields.get("reasoning", fields.get("steps"))
+def _steps(reply: Mapping[str, Any]) -> Iterator[Step]:
+    listed = reply.get("reasoning", reply.get("steps"))
     if not isinstance(listed, list):
         raise UnusableReply("bad schema", f"'reasoning' must be a list of steps, got {str(listed)[:100]!r}")
     for step in listed:
         if not isinstance(step, dict):
             raise UnusableReply("bad schema", f"a step must be an object with start, end and text, got {step!r}")
-        yield Step(*_interval(step), _text(step, "text"))
+        yield Step(*_interval(step), _text_field(step, "text"))
 
 
 def _interval(step: Mapping[str, Any]) -> tuple[float, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from longrl.chat.endpoint import Reply, Request
 from longrl.pipeline.asking import Task, UnusableReply, answered_text, ask_all
 from longrl.pipeline.captions import shown_entries, timeline_text
-from longrl.pipeline.parsing import Question, parse_question
+from longrl.pipeline.parsing import parse_question
 from longrl.pipeline.prompt_folder import Prompts
 from longrl.pipeline.step_run import Record, StepRun
 from longrl.pipeline.validation import NAMES_LETTER, SPEAKS_OF_SOURCE, TAGS
@@ -37,7 +37,9 @@ def write_questions(run: StepRun) -> None:
             timeline=timeline_text(shown_entries(video)),
             seconds=f"{video['duration_s']:.1f}",
         )
-        return endpoint.request(text, options.decoding, item["n"] * options.attempts + attempt)
+        # No two questions of a kind are the same draw, however often each is asked again.
+        sample = item["n"] * options.attempts + attempt
+        return endpoint.request(text, options.decoding, sample)
 
     def read(reply: Reply, item: Record) -> str:
         text = answered_text(reply)
@@ -60,15 +62,10 @@ def rewrite_reasoning(run: StepRun) -> None:
     times = prompts.text("rewrite_keep_times" if options.timestamps else "rewrite_drop_times")
 
     def request(record: Record, attempt: int) -> Request:
-        question = Question.of(record)
-        listed = "\n".join(f"- {option}" for option in question.options)
-        text = prompts.text(
-            "rewrite",
-            question=question.question + (f"\nOptions:\n{listed}" if listed else ""),
-            answer=question.answer,
-            reasoning="\n".join(f"[{step.start_s:.1f} s to {step.end_s:.1f} s] {step.text}" for step in question.steps),
-            times=times,
-        )
+        question, steps = record["question"], timeline_text(record["steps"])
+        if record["options"]:
+            question = "\n".join([question, "Options:", *(f"- {option}" for option in record["options"])])
+        text = prompts.text("rewrite", question=question, answer=record["answer"], reasoning=steps, times=times)
         return endpoint.request(text, options.decoding, attempt)
 
     def read(reply: Reply, record: Record) -> str:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from longrl.io.append_log import AppendLog
 from longrl.io.atomic import atomic_file
@@ -26,13 +26,13 @@ def split_into_clips(run: StepRun) -> None:
 
     A video is cut once; clips of a file with the same content and options come from the log in `splits/`.
     """
-    options = run.config.split
+    options, report = run.config.split, run.report
     videos = find_videos(run.config.videos)
-    run.report.items = len(videos)
+    report.items = len(videos)
     run.add_items(len(videos))
     log = AppendLog(run.workspace.path("splits")).open()
 
-    def cut_one(video: tuple[str, str]) -> Record | BrokenVideo:
+    def cut_or_error(video: tuple[str, str]) -> Record | BrokenVideo:
         try:
             return _cut_once(log, *video, options)
         except BrokenVideo as error:
@@ -41,12 +41,13 @@ def split_into_clips(run: StepRun) -> None:
             run.finish_item()
 
     with ThreadPoolExecutor(options.workers) as pool:
-        results = list(pool.map(cut_one, videos))
+        results = list(pool.map(cut_or_error, videos))
     log.close()
-    clips = list(_clips(videos, results, run.report))
-    run.report.check()
+    clips = list(_clip_records(videos, results, report))
+    report.check()
     if options.write_files:
-        _write_files(run.workspace, clips)
+        for clip in clips:
+            _write_file(run.workspace, clip)
     run.workspace.write("split", clips)
 
 
@@ -72,25 +73,25 @@ def find_videos(source: str) -> list[tuple[str, str]]:
 
 def _cut_once(log: AppendLog, name: str, path: str, options: SplitOptions) -> Record:
     digest = file_digest(path)
-    options_of_cut = [VERSION, digest, options.clip_s, options.min_clip_s, options.scenes, options.scene_threshold]
-    key = hashlib.sha256(json.dumps(options_of_cut).encode()).hexdigest()
+    how = [VERSION, digest, options.clip_s, options.min_clip_s, options.scenes, options.scene_threshold]
+    key = hashlib.sha256(json.dumps(how).encode()).hexdigest()
     if key not in log:
         times = frame_times(path)
         scenes = scene_starts(path, times, options.scene_threshold) if options.scenes else []
-        clips = [
-            [times.start(first), times.start(stop), first, stop]
-            for first, stop in cut_clips(times, options.clip_s, options.min_clip_s, scenes)
-        ]
+        spans = cut_clips(times, options.clip_s, options.min_clip_s, scenes)
+        clips = [[times.start(first), times.start(stop), first, stop] for first, stop in spans]
         log.append(key, {"video": name, "digest": digest, "duration_s": times.end_s, "clips": clips})
     return log[key]
 
 
-def _clips(videos: list[tuple[str, str]], results: list[Record | BrokenVideo], report: StepReport) -> Iterator[Record]:
+def _clip_records(
+    videos: list[tuple[str, str]], results: list[Record | BrokenVideo], report: StepReport
+) -> Iterator[Record]:
     first_with: dict[str, str] = {}
     for (name, path), result in zip(videos, results, strict=True):
         if isinstance(result, BrokenVideo):
             report.failed += 1
-            report.add_problem(name, "broken video", str(result))
+            report.add_problem(name, result.kind, str(result))
             continue
         twin = first_with.setdefault(result["digest"], name)
         if twin != name:
@@ -98,39 +99,27 @@ def _clips(videos: list[tuple[str, str]], results: list[Record | BrokenVideo], r
             continue
         report.done += 1
         report.counts["clips"] += len(result["clips"])
+        video = {"video": name, "path": path, "digest": result["digest"], "duration_s": result["duration_s"]}
         for number, (start_s, end_s, first, stop) in enumerate(result["clips"]):
-            yield {
-                "id": f"{name}#{number:04d}",
-                "video": name,
-                "path": path,
-                "digest": result["digest"],
-                "duration_s": result["duration_s"],
-                "start_s": start_s,
-                "end_s": end_s,
-                "first": first,
-                "stop": stop,
-            }
+            span = {"start_s": start_s, "end_s": end_s, "first": first, "stop": stop}
+            yield {"id": f"{name}#{number:04d}", **video, **span}
 
 
-def _write_files(workspace: Workspace, clips: list[Record]) -> None:
-    """Every clip as an mp4 file in `clips/`, encoded anew: copying would cut at key frames only."""
-    for clip in clips:
-        path = workspace.path("clips") / f"{clip['id'].replace('/', '__')}.mp4"
-        if not path.exists():
-            with atomic_file(path) as file:
-                _encode(clip, file)
-
-
-def _encode(clip: Record, file: BinaryIO) -> None:
+def _write_file(workspace: Workspace, clip: Record) -> None:
+    """A clip as an mp4 file in `clips/`, encoded anew: copying would cut at key frames only."""
     import av
 
+    path = workspace.path("clips") / f"{clip['id'].replace('/', '__')}.mp4"
+    if path.exists():
+        return
     times = frame_times(clip["path"])
-    with av.open(file, "w", format="mp4") as container:
+    with atomic_file(path) as file, av.open(file, "w", format="mp4") as container:
         stream: Any = None
         for index, frame in decode_frames(clip["path"], range(clip["first"], clip["stop"]), times):
             if stream is None:
                 stream = container.add_stream("libx264", rate=30)
-                stream.width, stream.height = frame.width // 2 * 2, frame.height // 2 * 2
+                stream.width = frame.width // 2 * 2  # 4:2:0 chroma needs even sides
+                stream.height = frame.height // 2 * 2
                 stream.pix_fmt = "yuv420p"
                 stream.codec_context.time_base = frame.time_base
             picture = frame.reformat(stream.width, stream.height, "yuv420p")

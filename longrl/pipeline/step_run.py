@@ -78,12 +78,8 @@ class StepReport:
     def to_dict(self) -> Record:
         """Returns the report as JSON; problems in the order of their items."""
         listed = sorted(self.problems, key=lambda problem: (problem["item"], problem["kind"]))
-        return {
-            "step": self.step,
-            "items": self.items,
-            "done": self.done,
-            "failed": self.failed,
-            "left": self.left,
+        values = {name: getattr(self, name) for name in ("step", "items", "done", "failed", "left")}
+        return values | {
             "counts": dict(sorted(self.counts.items())),
             "calls": self.calls,
             "seconds": round(time.time() - self.started, 1),

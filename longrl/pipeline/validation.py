@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from longrl.pipeline.asking import UnusableReply, mostly_latin
 from longrl.pipeline.config import PipelineConfig, QuestionOptions, ValidateOptions
-from longrl.pipeline.parsing import Question, Step, parse_question
+from longrl.pipeline.parsing import Question, parse_question
 from longrl.pipeline.step_run import Record, StepRun
 from longrl.rewards.exact import normalized_text
 
@@ -31,44 +32,39 @@ Fault = tuple[str, str]
 
 def validate_questions(run: StepRun) -> None:
     """Writes the questions without fault, and beside them the rejected ones with their faults."""
-    workspace, report = run.workspace, run.report
-    replies = workspace.read("question")
-    durations = {video["video"]: video["duration_s"] for video in workspace.read("timeline")}
+    replies, report = run.workspace.read("question"), run.report
+    durations = {video["video"]: video["duration_s"] for video in run.workspace.read("timeline")}
     accepted: list[Record] = []
     rejected: list[Record] = []
-    by_video: dict[str, list[str]] = {}
+    by_video: dict[str, list[str]] = defaultdict(list)
     run.add_items(len(replies))
     for reply in replies:
         report.items += 1
-        earlier = by_video.setdefault(reply["video"], [])
-        question, faults = judge_reply(reply, durations[reply["video"]], earlier, run.config)
+        video = reply["video"]
+        question, faults = _examine_reply(reply, durations[video], by_video[video], run.config)
         for kind, text in faults:
             report.add_problem(reply["id"], kind, text)
         if question is None or faults:
             rejected.append({**reply, "faults": [list(fault) for fault in faults]})
         else:
-            earlier.append(question.question)
-            accepted.append({**{key: reply[key] for key in ("id", "video", "category")}, **question.to_dict()})
+            by_video[video].append(question.question)
+            accepted.append({**{key: reply[key] for key in ("id", "video", "category")}, **asdict(question)})
         run.finish_item()
     report.done = len(replies)
-    report.counts["accepted"], report.counts["rejected"] = len(accepted), len(rejected)
+    report.counts.update({"accepted": len(accepted), "rejected": len(rejected)})
     report.counts.update(f"accepted: {record['category']}, {record['kind']}" for record in accepted)
-    report.calls |= {"longest option is right": _longest_is_right(accepted)}
-    workspace.write("validate", accepted)
-    workspace.write_beside("validate", "rejected", rejected)
+    # The accuracy of whoever always takes the longest option.
+    choices = [record for record in accepted if record["options"]]
+    longest = sum(max(record["options"], key=len) == record["answer"] for record in choices)
+    report.calls["longest option is right"] = round(longest / max(1, len(choices)), 4)
+    run.workspace.write("validate", accepted)
+    run.workspace.write_beside("validate", "rejected", rejected)
 
 
-def judge_reply(
+def _examine_reply(
     reply: Record, duration_s: float, earlier: Sequence[str], config: PipelineConfig
 ) -> tuple[Question | None, list[Fault]]:
-    """The question of a reply and all its faults; None for a reply that holds none.
-
-    Args:
-        reply: with its `text`, `kind` and `category`.
-        duration_s: of its video.
-        earlier: questions accepted for the same video.
-        config: limits.
-    """
+    """The question of a reply and all its faults; None for a reply that holds none."""
     try:
         question = parse_question(reply["text"], reply["kind"])
     except UnusableReply as error:
@@ -109,14 +105,21 @@ def find_faults(
         yield from _option_faults(question, expected.num_options, options)
     elif len(question.answer.split()) > options.max_answer_words:
         yield "answer too long", f"{len(question.answer.split())} words, validate.max_answer_words allows fewer"
-    if _gives_answer_away(question):
+    # A question that names the answer and another option is fair.
+    asked = f" {normalized_text(question.question)} "
+    candidates = question.options or (question.answer,)
+    if [text for text in candidates if f" {normalized_text(text)} " in asked] == [question.answer]:
         yield "answer in the question", f"{question.answer!r} stands in {question.question!r}"
     texts = [question.question, *question.options, question.answer]
     if TAGS.search(" ".join([*texts, *(step.text for step in question.steps)])):
         yield "has tags", "think and answer tags mark the answer in training, and nothing else"
     if SPEAKS_OF_SOURCE.search(" ".join(texts)):
         yield "speaks of captions", question.question
-    yield from _time_faults(question.steps, duration_s, options.min_steps)
+    if len(question.steps) < options.min_steps:
+        yield "no reasoning", f"{len(question.steps)} steps, validate.min_steps wants {options.min_steps}"
+    for step in question.steps:
+        if not 0 <= step.start_s < step.end_s <= duration_s:
+            yield "times outside the video", f"{step.start_s:g} to {step.end_s:g} s in a video of {duration_s:g} s"
     yield from _box_faults(question, duration_s, boxes)
     if any(NAMES_LETTER.search(step.text) for step in question.steps):
         yield "names a letter", "the reasoning names an option by its letter, but letters are dealt later"
@@ -135,38 +138,20 @@ def _option_faults(question: Question, count: int, options: ValidateOptions) -> 
         yield "equal options", f"{list(texts)}"
     if any(ALL_OR_NONE.search(text) for text in texts):
         yield "all or none of the above", f"{list(texts)}"
-    if _stands_out(question, options.max_length_ratio, options.length_slack):
+    right = len(question.answer)
+    wrong = [len(text) for text in texts if text != question.answer] or [right]
+    if _exceeds(right, max(wrong), options) or _exceeds(min(wrong), right, options):
         yield "length tells the answer", f"{question.answer!r} among {[len(text) for text in texts]} characters"
 
 
-def _stands_out(question: Question, ratio: float, slack: int) -> bool:
-    """True if the right option is much longer than all others, or much shorter."""
-    right = len(question.answer)
-    others = [len(text) for text in question.options if text != question.answer]
-    if not others:
-        return False
-    longer = right > ratio * max(others) and right - max(others) > slack
-    return longer or (min(others) > ratio * right and min(others) - right > slack)
+def _exceeds(length: int, other: int, options: ValidateOptions) -> bool:
+    """True if a text is so much longer than another that a reader notices."""
+    return length > options.max_length_ratio * other and length - other > options.length_slack
 
 
-def _gives_answer_away(question: Question) -> bool:
-    """True if the question holds the full answer and no wrong option; a question that names two is fair."""
-    text = f" {normalized_text(question.question)} "
-    contained = [each for each in (question.options or (question.answer,)) if f" {normalized_text(each)} " in text]
-    return contained == [question.answer]
-
-
-def _time_faults(steps: Sequence[Step], duration_s: float, min_steps: int) -> Iterator[Fault]:
-    if len(steps) < min_steps:
-        yield "no reasoning", f"{len(steps)} steps, validate.min_steps wants {min_steps}"
-    for step in steps:
-        if not 0 <= step.start_s < step.end_s <= duration_s:
-            yield "times outside the video", f"{step.start_s:g} to {step.end_s:g} s in a video of {duration_s:g} s"
-
-
-def _box_faults(question: Question, duration_s: float, is_required: bool) -> Iterator[Fault]:
+def _box_faults(question: Question, duration_s: float, needed: bool) -> Iterator[Fault]:
     if question.box is None:
-        if is_required:
+        if needed:
             yield "no box", "question.boxes is on, but the question has none"
         return
     x0, y0, x1, y1 = question.box
@@ -185,10 +170,3 @@ def triple_similarity(first: str, second: str) -> float:
 def _triples(text: str) -> set[str]:
     padded = f"  {normalized_text(text)} "
     return {padded[i : i + 3] for i in range(len(padded) - 2)}
-
-
-def _longest_is_right(records: Sequence[Record]) -> float:
-    """Share of multiple-choice questions that "take the longest option" answers."""
-    with_options = [record for record in records if record["options"]]
-    right = sum(max(record["options"], key=len) == record["answer"] for record in with_options)
-    return round(right / len(with_options), 4) if with_options else 0.0

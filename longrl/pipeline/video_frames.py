@@ -7,9 +7,11 @@ PyAV reads the packets of a whole file without decoding it, so that times are ex
 from __future__ import annotations
 
 import bisect
+import contextlib
 import hashlib
+import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +30,9 @@ REMUX = "copy it into another container with `ffmpeg -i IN -c copy OUT.mp4`"
 
 class BrokenVideo(ValueError):
     """A file without frames that can be found or decoded."""
+
+    kind = "broken video"
+    """What it is counted under."""
 
 
 @dataclass(frozen=True)
@@ -59,20 +64,14 @@ def frame_times(path: str) -> Times:
     Raises:
         BrokenVideo: no such file, no video in it, or packets without times.
     """
-    import av
-
-    try:
-        with av.open(path) as container:
-            stream = _video_stream(container, path)
-            # Discarded packets are decoded for the sake of others, but never shown (edit lists).
-            packets = [
-                (packet.pts, packet.duration, packet.is_keyframe)
-                for packet in container.demux(stream)
-                if packet.size and not packet.is_discard
-            ]
-            time_base = stream.time_base
-    except (av.FFmpegError, OSError) as error:
-        raise BrokenVideo(f"{path} cannot be read ({type(error).__name__}: {error})") from error
+    with _video_stream(path) as (container, stream):
+        # Discarded packets are decoded for the sake of others, but never shown (edit lists).
+        packets = [
+            (packet.pts, packet.duration, packet.is_keyframe)
+            for packet in container.demux(stream)
+            if packet.size and not packet.is_discard
+        ]
+        time_base = stream.time_base
     if not packets or time_base is None or any(stamp is None for stamp, *_ in packets):
         raise BrokenVideo(f"{path} has no frames with times, so none can be found by time; {REMUX}")
     shown = {stamp: (duration, is_key) for stamp, duration, is_key in packets}
@@ -85,10 +84,18 @@ def frame_times(path: str) -> Times:
     return Times(pts, starts.round(6), round(float(starts[-1]) + last_s, 6), keys)
 
 
-def _video_stream(container: Any, path: str) -> Any:
-    if not container.streams.video:
-        raise BrokenVideo(f"{path} has no video stream")
-    return container.streams.video[0]
+@contextlib.contextmanager
+def _video_stream(path: str) -> Iterator[tuple[Any, Any]]:
+    """PyAV's container and first video stream of a file; errors inside the block become `BrokenVideo`."""
+    import av
+
+    try:
+        with av.open(path) as container:
+            if not container.streams.video:
+                raise BrokenVideo(f"{path} has no video stream")
+            yield container, container.streams.video[0]
+    except (av.FFmpegError, OSError) as error:
+        raise BrokenVideo(f"{path} cannot be read ({type(error).__name__}: {error})") from error
 
 
 def middle_frames(times: Times, first: int, stop: int, count: int) -> list[int]:
@@ -99,41 +106,33 @@ def middle_frames(times: Times, first: int, stop: int, count: int) -> list[int]:
     return sorted({int(index) for index in indices.clip(first, stop - 1)})
 
 
-# ---- decoding ----
+# ---------------------------------------------------------------------------------------------------------- decoding
 
 
-def decode_frames(path: str, indices: Sequence[int], times: Times) -> Iterator[tuple[int, Any]]:
-    """(index, PyAV frame) of those of the given frames that decode, in order.
+def decode_frames(path: str, indices: Iterable[int], times: Times) -> Iterator[tuple[int, Any]]:
+    """(index, PyAV frame) of those of the requested frames that decode, in order.
 
     The decoder goes on from frame to frame, and jumps where a key frame lies between the last one and the next.
     """
+
+    def num_key_frames(index: int) -> int:
+        return bisect.bisect_right(times.key_pts, times.pts[index])
+
+    with _video_stream(path) as (container, stream):
+        stream.codec_context.options = {"err_detect": "explode"}  # else what is broken is painted over
+        # Frames behind the same key frame are one decoding.
+        for num_keys, run in itertools.groupby(sorted(set(indices)), num_key_frames):
+            start = times.key_pts[max(num_keys - 1, 0)] if times.key_pts else times.pts[0]
+            container.seek(start, stream=stream)
+            yield from _decode_run(container, stream, list(run), times)
+
+
+def _decode_run(container: Any, stream: Any, run: Sequence[int], times: Times) -> Iterator[tuple[int, Any]]:
     import av
 
-    try:
-        with av.open(path) as container:
-            stream = _video_stream(container, path)
-            stream.codec_context.options = {"err_detect": "explode"}  # else what is broken is painted over
-            for run in _runs(indices, times):
-                yield from _decoded_run(container, stream, run, times)
-    except (av.FFmpegError, OSError) as error:
-        raise BrokenVideo(f"{path} cannot be read ({type(error).__name__}: {error})") from error
-
-
-def _runs(indices: Sequence[int], times: Times) -> list[list[int]]:
-    """Frames that one decoding from a key frame finds."""
-    runs: dict[int, list[int]] = {}
-    for index in sorted(set(indices)):
-        runs.setdefault(bisect.bisect_right(times.key_pts, times.pts[index]), []).append(index)
-    return list(runs.values())
-
-
-def _decoded_run(container: Any, stream: Any, run: Sequence[int], times: Times) -> Iterator[tuple[int, Any]]:
-    import av
-
-    waiting = {times.pts[index]: index for index in run}
-    keyed = bisect.bisect_right(times.key_pts, times.pts[run[0]]) - 1
-    container.seek(times.key_pts[max(keyed, 0)] if times.key_pts else times.pts[0], stream=stream)
-    longest_delay = 64 * max(1, (times.pts[-1] - times.pts[0]) // max(1, len(times.pts) - 1))
+    rest = {times.pts[index]: index for index in run}
+    span = times.pts[-1] - times.pts[0]
+    latest = 64 * max(1, span // max(1, len(times.pts) - 1))  # stamps after which a frame does not come any more
     broken = False
     for packet in container.demux(stream):
         try:
@@ -143,25 +142,25 @@ def _decoded_run(container: Any, stream: Any, run: Sequence[int], times: Times) 
             continue
         for frame in frames:
             broken = broken and not frame.key_frame
-            index = waiting.pop(frame.pts, None)
+            index = rest.pop(frame.pts, None)
             if index is not None and not (broken or frame.is_corrupt):
                 yield index, frame
-        # B frames come up to 16 frames late.
-        if not waiting or (packet.dts is not None and packet.dts > max(waiting) + longest_delay):
+        # B frames come up to 16 frames late
+        if not rest or (packet.dts is not None and packet.dts > max(rest) + latest):
             return
 
 
-def read_images(path: str, indices: Sequence[int], times: Times, max_side: int) -> dict[int, Image]:
+def read_images(path: str, indices: Iterable[int], times: Times, max_side: int) -> dict[int, Image]:
     """Index -> RGB picture, at most `max_side` pixels on its longer side; frames that do not decode are left out."""
-    pictures = {}
+    images = {}
     for index, frame in decode_frames(path, indices, times):
-        picture = frame.to_image()
-        picture.thumbnail((max_side, max_side))
-        pictures[index] = picture
-    return pictures
+        image = frame.to_image()
+        image.thumbnail((max_side, max_side))
+        images[index] = image
+    return images
 
 
-# ---- in a message ----
+# -------------------------------------------------------------------------------------------------- in a message
 
 
 @dataclass(frozen=True)
@@ -194,10 +193,10 @@ class FrameSet:
         Raises:
             BrokenVideo: none decodes.
         """
-        pictures = read_images(self.path, self.indices, frame_times(self.path), self.max_side)
-        if not pictures:
+        images = read_images(self.path, self.indices, frame_times(self.path), self.max_side)
+        if not images:
             raise BrokenVideo(f"{self.path}: none of the frames {list(self.indices)} can be decoded")
-        return {self.url(index): data_url(picture) for index, picture in pictures.items()}
+        return {self.url(index): data_url(image) for index, image in images.items()}
 
 
 def file_digest(path: str | Path) -> str:

@@ -61,7 +61,9 @@ def draw_scene(scene: Scene, background: Image, rng: Random) -> Iterator[Image]:
     size = len(background)
     unit = size / 112
     radius = round(rng.uniform(21.0, 24.0) * unit)
-    mask, robot = shape_mask(scene.shape, radius), _robot_distance(radius)
+    mask = shape_mask(scene.shape, radius)
+    axis = np.linspace(-1.0, 1.0, 2 * radius + 1)
+    robot = np.hypot(axis[:, None], axis[None, :])
     row, col = (
         size // 4 + (size // 2) * (word in scene.position) + rng.uniform(-1.5, 1.5) * unit
         for word in ("bottom", "right")
@@ -83,11 +85,6 @@ def _extent(center: float, radius: int, size: int) -> slice:
     """The 2r+1 rows or columns around `center`, moved into the picture where rounding leads out of it (small sizes)."""
     start = min(max(round(center) - radius, 0), size - 2 * radius - 1)
     return slice(start, start + 2 * radius + 1)
-
-
-def _robot_distance(radius: int) -> NDArray[np.float64]:
-    axis = np.linspace(-1.0, 1.0, 2 * radius + 1)
-    return np.hypot(axis[:, None], axis[None, :])
 
 
 def write_video(path: Path, clip: Clip, config: SyntheticConfig) -> None:

@@ -12,6 +12,7 @@ story. What a reader of the TEXT alone can score is 1 in 4 by construction:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from random import Random
@@ -27,7 +28,6 @@ COLORS = {
 SHAPES = {"circle": "circles", "square": "squares", "triangle": "triangles", "cross": "crosses"}
 """Singular -> plural."""
 POSITIONS = ("top left", "top right", "bottom left", "bottom right")
-CATEGORIES = ("temporal", "spatial", "goal and purpose", "plot and narrative")
 LETTERS = "ABCD"
 NOTHING = "nothing"
 
@@ -60,7 +60,7 @@ class Story:
     goal: str
 
 
-def describe(story: Story) -> str:
+def describe_story(story: Story) -> str:
     """The scene listing: all that is visible and nothing else.
 
     Example:
@@ -89,10 +89,7 @@ def sample_story(rng: Random, *, num_scenes: int) -> Story:
 def possible_goals(scenes: Iterable[Scene]) -> list[str]:
     """Attributes of at least two but not all objects. Distinct objects that share one attribute differ in the other."""
     scenes = list(scenes)
-    counts: dict[str, int] = {}
-    for scene in scenes:
-        for attribute in scene.attributes:
-            counts[attribute] = counts.get(attribute, 0) + 1
+    counts = Counter(attribute for scene in scenes for attribute in scene.attributes)
     return [attribute for attribute, count in counts.items() if 2 <= count < len(scenes)]
 
 
@@ -116,15 +113,15 @@ def ask_temporal(story: Story, rng: Random) -> Question:
     word, step = rng.choice((("after", 1), ("before", -1)))
     order = [scene.name for scene in story.scenes][::step]
     open_end = len(order) == 4
-    asked = rng.randrange(len(order) if open_end else len(order) - 1)
-    following = [*order[asked + 1 :], NOTHING] if open_end else order[asked + 1 :]
-    others = order[:asked] + following[1:]
+    index = rng.randrange(len(order) if open_end else len(order) - 1)
+    following = [*order[index + 1 :], NOTHING] if open_end else order[index + 1 :]
+    others = order[:index] + following[1:]
     comes = following[0] if following[0] == NOTHING else f"the {following[0]}"
     return Question(
-        text=f"What comes right {word} the {order[asked]}?",
+        text=f"What comes right {word} the {order[index]}?",
         correct=following[0],
         distractors=rng.sample(others, 3),
-        deduction=f"{word.capitalize()} the {order[asked]} comes {comes}.",
+        deduction=f"{word.capitalize()} the {order[index]} comes {comes}.",
     )
 
 
@@ -140,9 +137,9 @@ def ask_goal(story: Story, rng: Random) -> Question:
     """What the robot looks for: two colours and two shapes, where possible such as other objects share."""
     visited = " and ".join(scene.name for scene in story.scenes if scene.visited)
     kinds = [[f"{color} objects" for color in COLORS], list(SHAPES.values())]
-    own, other = kinds if story.goal in kinds[0] else kinds[::-1]
-    own = [attribute for attribute in own if attribute != story.goal]
-    distractors = _most_tempting(own, story, rng)[:1] + _most_tempting(other, story, rng)[:2]
+    same, other = kinds if story.goal in kinds[0] else kinds[::-1]
+    same = [attribute for attribute in same if attribute != story.goal]
+    distractors = _most_tempting(same, story, rng)[:1] + _most_tempting(other, story, rng)[:2]
     return Question(
         text="What does the robot look for?",
         correct=story.goal,
@@ -173,12 +170,16 @@ def ask_plot(story: Story, rng: Random) -> Question:
     return Question(text, options[0], rng.sample(options[1:], 3), deduction)
 
 
-ASK: dict[str, Callable[[Story, Random], Question]] = dict(
-    zip(CATEGORIES, (ask_temporal, ask_spatial, ask_goal, ask_plot), strict=True)
-)
+ASK: dict[str, Callable[[Story, Random], Question]] = {
+    "temporal": ask_temporal,
+    "spatial": ask_spatial,
+    "goal and purpose": ask_goal,
+    "plot and narrative": ask_plot,
+}
+CATEGORIES = tuple(ASK)
 
 
-def statements(story: Story, rng: Random) -> str:
+def true_statements(story: Story, rng: Random) -> str:
     """Some true sentences about a story, in random order: its ends, its goal, two neighbours and two places."""
     kinds = rng.sample([ask_plot, ask_goal, ask_temporal, ask_temporal, ask_spatial, ask_spatial], 6)
     return " ".join(ask(story, rng).deduction for ask in kinds)

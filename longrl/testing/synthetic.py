@@ -11,10 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -22,6 +18,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from longrl.io.atomic import atomic_folder
+from longrl.io.jsonl import write_jsonl
 from longrl.testing.drawing import Clip, write_video
 from longrl.testing.stories import (
     ASK,
@@ -31,10 +29,10 @@ from longrl.testing.stories import (
     SHAPES,
     Scene,
     Story,
-    describe,
+    describe_story,
     part_of,
     sample_story,
-    statements,
+    true_statements,
 )
 
 logger = logging.getLogger(__name__)
@@ -96,25 +94,11 @@ def sample_stories(config: SyntheticConfig, split: str, count: int, taken: set[t
     rng = Random(f"{config.seed}/{split}/stories")
     stories: list[Story] = []
     while len(stories) < count:
-        story = sample_story(rng, num_scenes=rng.randint(config.min_scenes, config.max_scenes))
+        story = _draw_story(rng, config)
         if story.scenes not in taken:
             taken.add(story.scenes)
             stories.append(story)
     return stories
-
-
-def deal_letters(count: int, rng: Random) -> Iterator[str]:
-    """`count` letters in random order, each as often as any other up to one."""
-    letters = [LETTERS[i % len(LETTERS)] for i in range(count)]
-    rng.shuffle(letters)
-    return iter(letters)
-
-
-def write_options(question: str, correct: str, distractors: list[str], letter: str) -> str:
-    """The question line and four option lines, with the correct option at `letter`."""
-    options = list(distractors)
-    options.insert(LETTERS.index(letter), correct)
-    return "\n".join([question, *(f"{name}. {option}" for name, option in zip(LETTERS, options, strict=True))])
 
 
 def make_split(config: SyntheticConfig, split: str, stories: list[Story]) -> tuple[list[Record], list[Clip]]:
@@ -122,23 +106,34 @@ def make_split(config: SyntheticConfig, split: str, stories: list[Story]) -> tup
     rng = Random(f"{config.seed}/{split}/questions")
     clips = make_clips(config, split, stories)
     num = config.questions_per_video
-    asked = [(clip, CATEGORIES[(i * num + j) % len(CATEGORIES)]) for i, clip in enumerate(clips) for j in range(num)]
-    letters = _letters_by_category([category for _, category in asked], rng)
+    pairs = [(clip, CATEGORIES[(i * num + j) % len(CATEGORIES)]) for i, clip in enumerate(clips) for j in range(num)]
+    letters: dict[str, list[str]] = {}
+    for name in CATEGORIES:  # in each category every letter is right as often as any other, up to one
+        count = sum(category == name for _, category in pairs)
+        letters[name] = [LETTERS[i % len(LETTERS)] for i in range(count)]
+        rng.shuffle(letters[name])
     records = []
-    for index, (clip, category) in enumerate(asked):
-        question, letter = ASK[category](clip.story, rng), next(letters[category])
+    for index, (clip, category) in enumerate(pairs):
+        question, letter = ASK[category](clip.story, rng), letters[category].pop(0)
+        options = list(question.distractors)
+        options.insert(LETTERS.index(letter), question.correct)
         records.append(
             {
                 "problem_id": index,
-                "problem": write_options(question.text, question.correct, question.distractors, letter),
+                "problem": _problem_text(question.text, options),
                 "data_type": "video",
                 "problem_type": category,
-                "reasoning": f"{describe(clip.story)} {question.deduction}",
+                "reasoning": f"{describe_story(clip.story)} {question.deduction}",
                 "videos": clip.path,
                 "answer": f"<answer>{letter}</answer>",
             }
         )
     return records, clips
+
+
+def _problem_text(question: str, options: list[str]) -> str:
+    """The question line and a line for each option."""
+    return "\n".join([question, *(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=True))])
 
 
 def make_pretrain(config: SyntheticConfig, stories: list[Story]) -> tuple[list[Record], list[Clip]]:
@@ -149,30 +144,30 @@ def make_pretrain(config: SyntheticConfig, stories: list[Story]) -> tuple[list[R
     """
     rng = Random(f"{config.seed}/pretrain/questions")
     clips = make_clips(config, "pretrain", [part_of(story, rng) for story in stories])
-    rows: list[tuple[str | None, ...]]
-    rows = [("Describe the video.", "video", "description", clip.path, describe(clip.story)) for clip in clips]
+    rows: list[tuple[str, str, str, str | None, str]] = [
+        ("Describe the video.", "video", "description", clip.path, describe_story(clip.story)) for clip in clips
+    ]
     for i in range(len(clips) * config.lookups_per_video):
-        story = sample_story(rng, num_scenes=rng.randint(config.min_scenes, config.max_scenes))
-        question = ASK[CATEGORIES[i % len(CATEGORIES)]](story, rng)
+        question = ASK[CATEGORIES[i % len(CATEGORIES)]](_draw_story(rng, config), rng)
         options = rng.sample([question.correct, *question.distractors], len(LETTERS))
-        problem = "\n".join(["Find the options.", *map("{}. {}".format, LETTERS, options)])
-        found = rng.sample(list(zip(options, LETTERS, strict=True)), len(LETTERS))
-        rows.append((problem, "text", "lookup", None, " ".join(f"{option} {letter}." for option, letter in found)))
+        pairs = rng.sample(list(zip(options, LETTERS, strict=True)), len(LETTERS))
+        answer = " ".join(f"{option} {letter}." for option, letter in pairs)
+        rows.append((_problem_text("Find the options.", options), "text", "lookup", None, answer))
     for _ in range(len(clips) * config.readings_per_video):
-        story = sample_story(rng, num_scenes=rng.randint(config.min_scenes, config.max_scenes))
-        rows.append((f"Read the story. {describe(story)}", "text", "reading", None, statements(story, rng)))
+        story = _draw_story(rng, config)
+        rows.append((f"Read the story. {describe_story(story)}", "text", "reading", None, true_statements(story, rng)))
     names = ("problem", "data_type", "problem_type", "videos", "answer")
     common = {"reasoning": None, "task": "open_ended"}
     return [{"problem_id": i, **dict(zip(names, row, strict=True)), **common} for i, row in enumerate(rows)], clips
 
 
+def _draw_story(rng: Random, config: SyntheticConfig) -> Story:
+    return sample_story(rng, num_scenes=rng.randint(config.min_scenes, config.max_scenes))
+
+
 def make_clips(config: SyntheticConfig, split: str, stories: list[Story]) -> list[Clip]:
     """Name a file and a seed for each story."""
     return [Clip(f"videos/{split}_{i:06d}.mp4", story, f"{config.seed}/{split}/{i}") for i, story in enumerate(stories)]
-
-
-def _letters_by_category(categories: list[str], rng: Random) -> dict[str, Iterator[str]]:
-    return {category: deal_letters(categories.count(category), rng) for category in CATEGORIES}
 
 
 def make_records(config: SyntheticConfig) -> tuple[dict[str, list[Record]], list[Clip]]:
@@ -190,8 +185,8 @@ def make_records(config: SyntheticConfig) -> tuple[dict[str, list[Record]], list
     return records, clips
 
 
-def generate(folder: str | Path, config: SyntheticConfig, *, workers: int = 1) -> None:
-    """Write a whole dataset, or leave a complete one of the same config alone.
+def generate_videos(folder: str | Path, config: SyntheticConfig, *, workers: int = 1) -> None:
+    """Writes a whole dataset, or leaves a complete one of the same config alone.
 
     All is made in a temporary folder beside `folder` and renamed at the end, so `folder` is never half written.
 
@@ -205,47 +200,31 @@ def generate(folder: str | Path, config: SyntheticConfig, *, workers: int = 1) -
     """
     folder = Path(folder)
     records, clips = make_records(config)
-    if is_complete(folder, config, clips):
+    fingerprint = _read_fingerprint(folder)
+    if fingerprint == config.fingerprint and all((folder / clip.path).is_file() for clip in clips):
         logger.info("%s is complete already", folder)
         return
-    _refuse_foreign(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        os.chmod(work, 0o755)
+    # A folder of this generator is replaced, an empty one filled; anything else is the user's.
+    if folder.exists() and not fingerprint and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(
+            f"{folder} exists and was not written by this generator (no manifest.json with a fingerprint); choose "
+            "another folder, or remove it"
+        )
+    with atomic_folder(folder) as work:
         _draw_all(work, clips, config, workers)
         for split, rows in records.items():
-            (work / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            write_jsonl(work / f"{split}.jsonl", rows)
         manifest = {"fingerprint": config.fingerprint, "config": asdict(config)}
         (work / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-        _swap(work, folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
-def is_complete(folder: Path, config: SyntheticConfig, clips: list[Clip]) -> bool:
-    """Whether `folder` holds what `config` asks for."""
-    if _fingerprint(folder) != config.fingerprint:
-        return False
-    return all((folder / clip.path).is_file() for clip in clips)
-
-
-def _fingerprint(folder: Path) -> str | None:
+def _read_fingerprint(folder: Path) -> str | None:
     """What `folder`'s manifest says; None if there is no manifest of this generator."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
     except (OSError, ValueError):
         return None
     return manifest.get("fingerprint") if isinstance(manifest, dict) else None
-
-
-def _refuse_foreign(folder: Path) -> None:
-    """A folder of this generator is replaced, an empty one filled; anything else is the user's."""
-    if folder.exists() and not _fingerprint(folder) and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(
-            f"{folder} exists and was not written by this generator (no manifest.json with a fingerprint); choose "
-            "another folder, or remove it"
-        )
 
 
 def _draw_all(work: Path, clips: list[Clip], config: SyntheticConfig, workers: int) -> None:
@@ -259,13 +238,3 @@ def _draw_all(work: Path, clips: list[Clip], config: SyntheticConfig, workers: i
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         for _ in pool.map(write_video, paths, clips, [config] * len(clips), chunksize=8):
             pass
-
-
-def _swap(work: Path, folder: Path) -> None:
-    if folder.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-        os.rename(folder, old / "was")
-        os.rename(work, folder)
-        shutil.rmtree(old)
-    else:
-        os.rename(work, folder)

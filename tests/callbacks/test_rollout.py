@@ -23,7 +23,7 @@ from longrl.rewards import RewardSum, RewardTerm
 from longrl.strategies.axis import Axis
 from longrl.strategies.fsdp import RootModule
 from longrl.strategies.parallel import Parallel
-from longrl.testing.synthetic import SyntheticConfig, generate
+from longrl.testing.synthetic import SyntheticConfig, generate_videos
 from longrl.types import Completion, Group, SamplingParams
 from tests.tiny import text_family, vl_family
 
@@ -45,7 +45,7 @@ class FakeEngine(RolloutEngine):
     def sync(self, family, model, step):
         self.synced.append(step)
 
-    def generate(self, family, model, prompts, features, sampling, seed, first=0):
+    def generate_videos(self, family, model, prompts, features, sampling, seed, first=0):
         self.calls.append(SimpleNamespace(ids=[prompt.id for prompt in prompts], sampling=sampling, seed=seed))
         return [
             [
@@ -385,7 +385,7 @@ class Offset(RolloutEngine):
     def sync(self, family, model, step):
         pass
 
-    def generate(self, *args, **kwargs):
+    def generate_videos(self, *args, **kwargs):
         self.count += 1
         offset = self.offset if self.count > self.after else 0.0
         groups = self.engine.generate(*args, **kwargs)
@@ -524,7 +524,7 @@ def test_a_reward_that_raises_masks_its_completion_and_the_run_goes_on(tmp_path,
 
 def video_data(folder, prompts_per_batch, **family):
     """2 videos of 4 questions each."""
-    generate(folder / "clips", SyntheticConfig(2, 1, scene_s=1.0, size=56))
+    generate_videos(folder / "clips", SyntheticConfig(2, 1, scene_s=1.0, size=56))
     source = str(folder / "clips" / "train.jsonl")
     options = {"video": VideoSampling(fps=1.0), "prompts_per_batch": prompts_per_batch, "skipped_dir": str(folder)}
     return LongVideoReason(vl_family(**family), train=source, **options)

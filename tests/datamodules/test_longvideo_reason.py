@@ -16,7 +16,7 @@ from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.datamodules.media.sampling import VideoSampling
 from longrl.datamodules.media.video import VideoReader
 from longrl.strategies.parallel import Parallel
-from longrl.testing.synthetic import SyntheticConfig, generate
+from longrl.testing.synthetic import SyntheticConfig, generate_videos
 from longrl.types import Row
 from tests.tiny import text_family, vl_family
 
@@ -38,7 +38,7 @@ PROMPT_FILES = ("geneval", "ocr_prompts", "prompts")
 def synthetic(tmp_path_factory) -> Path:
     """3 training videos of 4 questions, 1 for evaluation, 2 with descriptions; 56 x 56 pixels, 8 to 10 seconds."""
     folder = tmp_path_factory.mktemp("data") / "synthetic"
-    generate(folder, SyntheticConfig(3, 1, 2, scene_s=2.0, size=56))
+    generate_videos(folder, SyntheticConfig(3, 1, 2, scene_s=2.0, size=56))
     return folder
 
 

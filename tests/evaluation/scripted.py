@@ -16,7 +16,7 @@ from longrl.evaluation.answering import Answer, Policy, hash_json
 from longrl.evaluation.benchmark import Evaluation
 from longrl.evaluation.endpoint_policy import ChatReader
 from longrl.io.jsonl import read_jsonl
-from longrl.testing.synthetic import SyntheticConfig, generate
+from longrl.testing.synthetic import SyntheticConfig, generate_videos
 from longrl.types import Row
 
 
@@ -96,7 +96,7 @@ def video_mme_like_row(record, index, media_root=None) -> Row:
 def folder() -> Path:
     """2 videos of 4 questions each, as files of LongVideo-Reason."""
     made = Path(tempfile.mkdtemp(prefix="longrl-benchmark-")) / "synthetic"
-    generate(made, SyntheticConfig(0, 2, scene_s=2.0, size=56))
+    generate_videos(made, SyntheticConfig(0, 2, scene_s=2.0, size=56))
     return made
 
 

@@ -15,7 +15,7 @@ from longrl.features.provenance import encoder_provenance
 from longrl.modules.policy import PolicyModule
 from longrl.strategies.axis import Axis
 from longrl.strategies.parallel import Parallel
-from longrl.testing.synthetic import SyntheticConfig, generate
+from longrl.testing.synthetic import SyntheticConfig, generate_videos
 from longrl.types import FrameShard
 from tests.distributed import run_distributed
 from tests.tiny import frames, held, row, text_family, vl_family
@@ -115,7 +115,7 @@ def test_autocast_has_files_of_its_own(tmp_path):
 def test_other_frames_or_sizes_or_decoders_have_other_keys(tmp_path, monkeypatch):
     import av
 
-    generate(tmp_path / "videos", SyntheticConfig(1, 0, scene_s=2.0, size=112))
+    generate_videos(tmp_path / "videos", SyntheticConfig(1, 0, scene_s=2.0, size=112))
     path = next((tmp_path / "videos").rglob("*.mp4"))
 
     def key(fps=1.0, max_pixels=112 * 112, **sampling):

@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 from longrl.commands.main import main
-from longrl.testing.synthetic import SyntheticConfig, generate
+from longrl.testing.synthetic import SyntheticConfig, generate_videos
 from tests.runs import ROOT, wait_for_group
 
 ROLES = ("captioner", "writer", "policy", "judge")
@@ -52,7 +52,7 @@ class Scripted:
 def videos(count: int = 5, scene_s: float = 2.5) -> Path:
     """Videos of four or five scenes; 112 x 112 pixels, 4 frames per second."""
     folder = Path(tempfile.mkdtemp(prefix="longrl-pipeline-")) / "synthetic"
-    generate(folder, SyntheticConfig(count, 0, scene_s=scene_s, size=112))
+    generate_videos(folder, SyntheticConfig(count, 0, scene_s=scene_s, size=112))
     return folder / "videos"
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from longrl.testing.drawing import shape_mask
-from longrl.testing.stories import ASK, COLORS, POSITIONS, SHAPES, Scene, Story, describe, possible_goals
+from longrl.testing.stories import ASK, COLORS, POSITIONS, SHAPES, Scene, Story, describe_story, possible_goals
 
 FAULTS = ("429", "500", "cut", "html", "hang", "drop")
 """Of the transport: repeated by the client."""
@@ -85,9 +85,9 @@ def told_scenes(text: str) -> list[Scene]:
 def say(text: str, images: list[Image.Image], rng: Random) -> str:
     if text.startswith("These are frames of a clip"):
         scenes = list(dict.fromkeys(scene for image in images if (scene := look(image))))
-        return " ".join(describe(Story((scene,), "")) for scene in scenes) or "An empty room."
+        return " ".join(describe_story(Story((scene,), "")) for scene in scenes) or "An empty room."
     if text.startswith("Below are notes on neighbouring stretches"):
-        return describe(Story(tuple(told_scenes(text)), ""))
+        return describe_story(Story(tuple(told_scenes(text)), ""))
     if text.startswith("Below are notes on a video"):
         return ask(text, rng)
     if text.startswith("Somebody watched a video"):
@@ -140,7 +140,7 @@ def answer(text: str, images: list[Image.Image], rng: Random) -> str:
     letter = next((letter for letter, option in options.items() if option == said), None)
     if rng.random() < 0.5:
         said = letter = rng.choice(sorted(options) or ["I do not know"])
-    return f"<think>{describe(Story(tuple(scenes), ''))}</think><answer>{letter or said}</answer>"
+    return f"<think>{describe_story(Story(tuple(scenes), ''))}</think><answer>{letter or said}</answer>"
 
 
 def solve(question: str, story: Story) -> str:

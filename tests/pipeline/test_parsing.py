@@ -114,12 +114,11 @@ FIELDS = st.fixed_dictionaries({}, optional=dict.fromkeys((*REPLY, "box", "steps
 
 
 @given(FIELDS, st.sampled_from(["multiple_choice", "open_ended"]))
-def test_any_object_is_a_question_or_unusable_and_a_question_survives_json(fields, kind):
+def test_any_object_is_a_question_or_unusable(fields, kind):
     try:
         found = parse_question(json.dumps({"question": "Why?", **fields}), kind)
     except UnusableReply:
         return
-    assert Question.of(json.loads(json.dumps(found.to_dict()))) == found
     list(find_faults(found, 10.0, ["Why?"], QuestionOptions(), ValidateOptions(), True))
 
 

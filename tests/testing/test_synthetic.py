@@ -22,13 +22,13 @@ from longrl.testing.stories import (
     POSITIONS,
     Scene,
     Story,
-    describe,
+    describe_story,
     possible_goals,
     sample_story,
 )
 from longrl.testing.synthetic import (
     SyntheticConfig,
-    generate,
+    generate_videos,
     make_records,
 )
 
@@ -63,7 +63,7 @@ def stories(count, scenes=(4, 5)):
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("synthetic") / "data"
-    generate(folder, SMALL)
+    generate_videos(folder, SMALL)
     return folder
 
 
@@ -95,7 +95,7 @@ def test_objects_of_a_story_are_distinct_up_to_all_24():
 def test_a_description_lists_what_is_visible_in_order():
     scenes = (Scene("red", "circle", "top left", False), Scene("red", "cross", "bottom right", True))
     story = Story(scenes, "red objects")
-    assert describe(story) == "red circle top left. red cross bottom right, robot."
+    assert describe_story(story) == "red circle top left. red cross bottom right, robot."
 
 
 # -------------------------------------------------------------------------------------------------------- questions
@@ -154,7 +154,7 @@ def test_letters_are_balanced_in_each_split_and_category(many):
 
 def test_reasoning_is_short_and_ends_with_the_answer(many):
     records, clips = many
-    described = {clip.path: describe(clip.story) for clip in clips}
+    described = {clip.path: describe_story(clip.story) for clip in clips}
     for record in records["train"]:
         correct = options_of(record)[1][correct_index(record)]
         assert record["reasoning"].startswith(described[record["videos"]])
@@ -182,7 +182,7 @@ def test_fewer_questions_per_video_rotate_through_the_categories():
 
 def test_pretraining_rows_have_neither_reasoning_nor_the_four_questions(many):
     records, clips = many
-    described = {clip.path: describe(clip.story) for clip in clips}
+    described = {clip.path: describe_story(clip.story) for clip in clips}
     asked = re.compile(r"What comes|Where is|look for|begin and end|<answer>|<think>")
     assert {record["problem_type"] for record in records["pretrain"]} == {"description", "lookup", "reading"}
     for record in records["pretrain"]:
@@ -316,7 +316,7 @@ def test_a_dataset_is_records_beside_their_videos(dataset):
 
 
 def test_the_same_config_gives_the_same_frames_with_any_number_of_workers(dataset, tmp_path):
-    generate(tmp_path / "again", SMALL, workers=2)
+    generate_videos(tmp_path / "again", SMALL, workers=2)
     for path in sorted((dataset / "videos").iterdir()):
         assert (decode(path) == decode(tmp_path / "again" / "videos" / path.name)).all()
 
@@ -324,20 +324,20 @@ def test_the_same_config_gives_the_same_frames_with_any_number_of_workers(datase
 def test_a_complete_dataset_is_left_alone_and_another_config_replaces_it(tmp_path):
     config = SyntheticConfig(num_train_videos=1, num_eval_videos=0, scene_s=1.0, fps=1, size=32)
     folder = tmp_path / "data"
-    generate(folder, config)
+    generate_videos(folder, config)
     before = (folder / "manifest.json").stat().st_mtime_ns
-    generate(folder, config)
+    generate_videos(folder, config)
     assert (folder / "manifest.json").stat().st_mtime_ns == before
-    generate(folder, SyntheticConfig(num_train_videos=2, num_eval_videos=0, scene_s=1.0, fps=1, size=32))
+    generate_videos(folder, SyntheticConfig(num_train_videos=2, num_eval_videos=0, scene_s=1.0, fps=1, size=32))
     assert len(list((folder / "videos").iterdir())) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_a_missing_video_is_made_again(tmp_path):
     config = SyntheticConfig(num_train_videos=1, num_eval_videos=0, scene_s=1.0, fps=1, size=32)
-    generate(tmp_path / "data", config)
+    generate_videos(tmp_path / "data", config)
     (tmp_path / "data/videos/train_000000.mp4").unlink()
-    generate(tmp_path / "data", config)
+    generate_videos(tmp_path / "data", config)
     assert (tmp_path / "data/videos/train_000000.mp4").is_file()
 
 
@@ -347,7 +347,7 @@ def test_a_folder_of_someone_else_is_refused(tmp_path, manifest):
     if manifest is not None:
         (tmp_path / "manifest.json").write_text(manifest)
     with pytest.raises(ValueError, match="was not written by this generator"):
-        generate(tmp_path, SMALL)
+        generate_videos(tmp_path, SMALL)
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
@@ -357,7 +357,7 @@ def test_an_interrupted_run_leaves_nothing_behind(tmp_path, monkeypatch):
 
     monkeypatch.setattr(synthetic, "write_video", stop)
     with pytest.raises(KeyboardInterrupt):
-        generate(tmp_path / "data", SMALL)
+        generate_videos(tmp_path / "data", SMALL)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -14,7 +14,7 @@ from longrl.datamodules.media.sampling import VideoSampling
 from longrl.datamodules.media.subtitles import Line, Subtitles, fitting, read_subtitles
 from longrl.datamodules.rows.published import canonical_row, video_mme_row
 from longrl.datamodules.rows.question_rows import make_rows
-from longrl.testing.synthetic import SyntheticConfig, generate
+from longrl.testing.synthetic import SyntheticConfig, generate_videos
 from longrl.types import Row, UnusableSample
 from tests.datamodules.rows import published_records as published
 from tests.tiny import vl_family
@@ -152,7 +152,7 @@ def test_what_is_kept_fits_and_is_spread_evenly(texts, max_chars):
 def clip(tmp_path_factory) -> Path:
     """A folder with one video of 8 to 10 s, its subtitles, and nothing for the other videos."""
     folder = tmp_path_factory.mktemp("data") / "synthetic"
-    generate(folder, SyntheticConfig(1, 1, 1, scene_s=2.0, size=56))
+    generate_videos(folder, SyntheticConfig(1, 1, 1, scene_s=2.0, size=56))
     (folder / "subtitle").mkdir()
     write(folder / "subtitle", "train_000000.srt", SRT)
     return folder

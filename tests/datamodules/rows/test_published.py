@@ -23,7 +23,7 @@ from longrl.datamodules.rows.published import (
 from longrl.datamodules.rows.question_rows import clevr_row, geometry_row, longvideo_reason_row, make_rows
 from longrl.datamodules.rows.sources import read_records
 from longrl.rewards.reward_sum import accuracy
-from longrl.testing.synthetic import SyntheticConfig, generate
+from longrl.testing.synthetic import SyntheticConfig, generate_videos
 from longrl.types import Completion, Row, UnusableSample
 from tests.datamodules.rows import published_records as published
 from tests.tiny import text_family, vl_family
@@ -257,7 +257,7 @@ def test_a_question_of_star_is_about_its_situation():
 def clip(tmp_path_factory) -> Path:
     """A folder with a video of 8 to 10 s under the name that STAR's records have."""
     folder = tmp_path_factory.mktemp("star")
-    generate(folder, SyntheticConfig(1, 1, 1, scene_s=2.0, size=56))
+    generate_videos(folder, SyntheticConfig(1, 1, 1, scene_s=2.0, size=56))
     (folder / "videos" / "train_000000.mp4").rename(folder / "videos" / "TJZ0P.mp4")
     return folder
 
