@@ -88,17 +88,7 @@ class EvaluationReport(Callback):
             records = group_records(group.prompt.row, group, self.breakdowns)
             self._questions.append((answer, records))
 
-    @override
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self.on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+    on_predict_batch_end = on_test_batch_end
 
     @override
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -10,10 +10,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
-from longrl.datamodules.loading.data_module import SPLITS, Split, StreamedData
+from longrl.datamodules.loading.data_module import Split, StreamedData, check_at_least
 from longrl.datamodules.loading.loader import (
     EvalLoader,
     LoaderOptions,
@@ -130,10 +129,10 @@ class LongVideoReason(StreamedData):
         max_skipped_share: float = 0.05,
     ) -> None:
         super().__init__()
-        _at_least(1, prompts_per_batch=prompts_per_batch, eval_prompts_per_batch=eval_prompts_per_batch)
-        _at_least(1, max_prompt_tokens=max_prompt_tokens, prefetch_prompts=prefetch_prompts)
-        _at_least(1, max_train_rows=max_train_rows, max_eval_rows=max_eval_rows)
-        _at_least(0, num_workers=num_workers, cached_media=cached_media)
+        check_at_least(1, prompts_per_batch=prompts_per_batch, eval_prompts_per_batch=eval_prompts_per_batch)
+        check_at_least(1, max_prompt_tokens=max_prompt_tokens, prefetch_prompts=prefetch_prompts)
+        check_at_least(1, max_train_rows=max_train_rows, max_eval_rows=max_eval_rows)
+        check_at_least(0, num_workers=num_workers, cached_media=cached_media)
         _share(max_skipped_share=max_skipped_share, blind_share=blind_share)
         if "{problem}" not in question_template:
             raise ValueError(f"data.question_template must contain {{problem}}, got {question_template!r}")
@@ -190,24 +189,13 @@ class LongVideoReason(StreamedData):
 
     @override
     def setup(self, stage: str) -> None:
-        """Reads and checks the sources that `stage` needs; Lightning calls it before weights are loaded."""
+        """Reads as `StreamedData.setup`; ranks of a sequence-parallel group decode their own frames."""
         sp_group = self._parallel().sp_group
         self.renderer.share = FrameShard(sp_group.rank, sp_group.size)
-        needed = SPLITS[stage][0]
-        if not self.sources[needed]:
-            command = TrainerFn(stage).value  # Lightning's own stage prints as a member of an enum
-            raise ValueError(f"`{command}` reads data.{needed}, which is not set; give it a file or a hub id")
-        self.read(SPLITS[stage])
-        if stage == "fit":
-            self._start_stream()
+        super().setup(stage)
 
-    def read(self, splits: Sequence[Split]) -> None:
-        """Reads and checks those of the splits that are configured."""
-        for split in splits:
-            if self.sources[split]:
-                self._read(split)
-
-    def _read(self, split: Split) -> None:
+    @override
+    def read_split(self, split: Split) -> None:
         weights = self.weights if split == "train" else None
         by_source = first_rows(map(self._read_source, self.sources[split]), self.max_rows[split], of_each=bool(weights))
         found = list(chain.from_iterable(by_source))
@@ -279,7 +267,8 @@ class LongVideoReason(StreamedData):
 
     # -- loaders -------------------------------------------------------------------------------------------------
 
-    def _start_stream(self) -> None:
+    @override
+    def start_stream(self) -> None:
         rank, world_size = self.data_parallel()
         dataset = self.datasets["train"]
         order = RowOrder(len(dataset), self.seed, rank, world_size)
@@ -333,9 +322,3 @@ def _share(**options: float) -> None:
     for name, value in options.items():
         if not 0 <= value <= 1:
             raise ValueError(f"data.{name} must be between 0 and 1, got {value}")
-
-
-def _at_least(least: int, **options: int | None) -> None:
-    for name, value in options.items():
-        if value is not None and value < least:
-            raise ValueError(f"data.{name} must be at least {least}, got {value}")

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
-from longrl.datamodules.loading.data_module import SPLITS, Split, StreamedData
+from longrl.datamodules.loading.data_module import Split, StreamedData, check_at_least
 from longrl.datamodules.loading.loader import EvalLoader, PromptStream, RenderedRows, RowOrder, TrainLoader
 from longrl.datamodules.loading.skips import SkipLog
 from longrl.diffusion.prompt_rows import read_prompts
@@ -43,7 +41,8 @@ class PromptFiles(StreamedData):
     """Batches of prompts from text files, JSONL records or a hub data set.
 
     Every epoch has an order of its own, which `seed` alone decides; the place in it is in the checkpoint, so a run goes
-    on with the prompt it would have had next. Data-parallel ranks read different prompts, ranks of a team the same.
+    on with the prompt it would have had next. Data-parallel ranks read different prompts, ranks of a sequence-parallel
+    group the same.
 
     Args:
         train: source of the training prompts: a `.txt` file with one on each line, a `.jsonl` file with one record on
@@ -75,9 +74,9 @@ class PromptFiles(StreamedData):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        _at_least_one(prompts_per_batch=prompts_per_batch, eval_prompts_per_batch=eval_prompts_per_batch)
-        _at_least_one(max_train_rows=max_train_rows, max_eval_rows=max_eval_rows)
-        self.sources: dict[Split, list[str]] = {"train": _listed(train), "val": _listed(val), "test": _listed(test)}
+        check_at_least(1, prompts_per_batch=prompts_per_batch, eval_prompts_per_batch=eval_prompts_per_batch)
+        check_at_least(1, max_train_rows=max_train_rows, max_eval_rows=max_eval_rows)
+        self.sources = {"train": _listed(train), "val": _listed(val), "test": _listed(test)}
         self.max_rows: dict[Split, int | None] = {"train": max_train_rows, "val": max_eval_rows, "test": max_eval_rows}
         self.row_function = import_function(row_function, "data.row_function")
         self.prompts_per_batch = prompts_per_batch
@@ -89,27 +88,7 @@ class PromptFiles(StreamedData):
     # -- reading the sources -------------------------------------------------------------------------------------
 
     @override
-    def setup(self, stage: str) -> None:
-        """Reads and checks the sources that `stage` needs; Lightning calls it before weights are loaded.
-
-        Raises:
-            ValueError: a source is missing, or a prompt cannot be used; the message says on which line.
-        """
-        needed = SPLITS[stage][0]
-        if not self.sources[needed]:
-            command = TrainerFn(stage).value  # Lightning's own stage prints as a member of an enum
-            raise ValueError(f"`{command}` reads data.{needed}, which is not set; give it a file of prompts")
-        self.read(SPLITS[stage])
-        if stage == "fit":
-            self._start_stream()
-
-    def read(self, splits: Sequence[Split]) -> None:
-        """Reads and checks those of the splits that are configured."""
-        for split in splits:
-            if self.sources[split]:
-                self.rows[split] = self._read(split)
-
-    def _read(self, split: Split) -> list[Row]:
+    def read_split(self, split: Split) -> None:
         sources = self.sources[split]
         found = list(chain.from_iterable(self._read_source(source, len(sources) > 1) for source in sources))
         found = found[: self.max_rows[split]]
@@ -123,7 +102,7 @@ class PromptFiles(StreamedData):
         name, count = Counter(row.id for row in rows).most_common(1)[0]
         if count > 1:
             raise ValueError(f"prompts of data.{split} must have different ids, but {count} have {name!r}; rename them")
-        return rows
+        self.rows[split] = rows
 
     def _read_source(self, source: str, among_others: bool) -> list[Row | ValueError]:
         """Ids of several sources begin with their names, for the noise of a sample follows from its prompt's id."""
@@ -134,7 +113,8 @@ class PromptFiles(StreamedData):
 
     # -- loaders -------------------------------------------------------------------------------------------------
 
-    def _start_stream(self) -> None:
+    @override
+    def start_stream(self) -> None:
         rank, world_size = self.data_parallel()
         rows = self.rows["train"]
         order = RowOrder(len(rows), self.seed, rank, world_size)
@@ -172,9 +152,3 @@ def _as_it_is(row: Row) -> Row:
 
 def _listed(source: str | list[str] | None) -> list[str]:
     return [source] if isinstance(source, str) else list(source or [])
-
-
-def _at_least_one(**options: int | None) -> None:
-    for name, value in options.items():
-        if value is not None and value < 1:
-            raise ValueError(f"data.{name} must be at least 1, got {value}")

@@ -130,7 +130,7 @@ def test_a_geneval_record_without_its_objects_is_an_error(tmp_path, record, mess
 
 def test_a_prompt_for_ocr_without_quotes_is_an_error(tmp_path):
     data = PromptFiles(train=text_file(tmp_path, 'say "hi"', "say hi"), row_function=f"{ocr_row.__module__}.ocr_row")
-    with pytest.raises(ValueError, match=r"line 2 of .*wanted text in double quotes, got 'say hi'"):
+    with pytest.raises(ValueError, match=r"line 2 of .*must hold its text in double quotes, got 'say hi'"):
         data.setup("fit")
 
 

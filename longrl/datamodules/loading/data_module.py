@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
 from longrl.datamodules.loading.loader import EvalLoader, PromptStream, TrainLoader
@@ -25,11 +27,21 @@ class StreamedData(LightningDataModule, abc.ABC):
 
     def __init__(self) -> None:
         super().__init__()
+        self.sources: Mapping[Split, Sequence[Any]] = {}
+        """Sources of each split; none where it is not configured."""
         self._stream: PromptStream[Any] | None = None
         self._state: dict[str, Any] = {}
         """Loaded before there was a stream to load it into."""
 
     # -- what a subclass says ------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def read_split(self, split: Split) -> None:
+        """Reads and checks the rows of a split."""
+
+    @abc.abstractmethod
+    def start_stream(self) -> None:
+        """Makes the stream of training prompts and passes it to `start`."""
 
     @abc.abstractmethod
     def has(self, split: Split) -> bool:
@@ -43,6 +55,29 @@ class StreamedData(LightningDataModule, abc.ABC):
     @abc.abstractmethod
     def train_dataloader(self) -> TrainLoader:
         """Batches of `stream`."""
+
+    # -- reading the sources -------------------------------------------------------------------------------------
+
+    @override
+    def setup(self, stage: str) -> None:
+        """Reads and checks the sources that `stage` needs; Lightning calls it before weights are loaded.
+
+        Raises:
+            ValueError: a source is missing, or a row of it cannot be used.
+        """
+        required = SPLITS[stage][0]
+        if not self.sources[required]:
+            command = TrainerFn(stage).value  # Lightning's own stage prints as a member of an enum
+            raise ValueError(f"`{command}` reads data.{required}, which is not set; give it a file or a hub id")
+        self.read(SPLITS[stage])
+        if stage == "fit":
+            self.start_stream()
+
+    def read(self, splits: Sequence[Split]) -> None:
+        """Reads and checks those of the splits that are configured."""
+        for split in splits:
+            if self.sources[split]:
+                self.read_split(split)
 
     # -- loaders -------------------------------------------------------------------------------------------------
 
@@ -105,3 +140,10 @@ class StreamedData(LightningDataModule, abc.ABC):
             self._stream.load_state_dict(state_dict)
         else:
             self._state = state_dict
+
+
+def check_at_least(least: int, **options: int | None) -> None:
+    """Raises ValueError for an option of `data` that is set, and too small."""
+    for name, value in options.items():
+        if value is not None and value < least:
+            raise ValueError(f"data.{name} must be at least {least}, got {value}")
