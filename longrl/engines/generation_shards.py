@@ -68,7 +68,7 @@ class RolloutRequest:
     """Prompts and how to sample them."""
 
     prompts: Sequence[Prompt]
-    """Of the sequence-parallel group."""
+    """Those of the sequence-parallel group."""
     engine_prompts: Sequence[Prompt]
     """The same under the ids that decide their samples."""
     samplings: Sequence[SamplingParams]

@@ -168,13 +168,8 @@ def sample_tokens(logits: Tensor, sampling: SamplingParams, uniform: Tensor) -> 
         if sampling.top_p < 1:
             logits = TopPLogitsWarper(sampling.top_p)(None, logits)
     logp = logits.log_softmax(-1)
-    token = inverse_cdf(logp, uniform.to(logp.device))
-    return token, logp.gather(-1, token[:, None])[:, 0]
-
-
-def inverse_cdf(logp: Tensor, uniform: Tensor) -> Tensor:
-    """Draws from [B, V] log-probabilities with [B] numbers in [0, 1): the first token whose cumulated mass exceeds."""
+    # The first token whose cumulated mass exceeds the number; rounding: all of the mass is not 1 exactly.
     cumulated = logp.double().exp().cumsum(-1)  # [B, V]
-    threshold = (uniform[:, None] * cumulated[:, -1:]).contiguous()  # rounding: the mass is not 1 exactly
-    token = torch.searchsorted(cumulated, threshold, right=True)[:, 0]
-    return token.clamp_max(logp.shape[-1] - 1)
+    threshold = uniform.to(logp.device)[:, None] * cumulated[:, -1:]  # [B, 1]
+    token = torch.searchsorted(cumulated, threshold.contiguous(), right=True)[:, 0].clamp_max(logp.shape[-1] - 1)
+    return token, logp.gather(-1, token[:, None])[:, 0]

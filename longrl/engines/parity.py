@@ -156,7 +156,7 @@ class MismatchMonitor:
         self.last_mean: float | None = None
         """Mean difference of the last rollout."""
         self.metrics: dict[str, float] = {}
-        """Of the last rollout, `mismatch_mean` and the like."""
+        """Metrics of the last rollout: `mismatch_mean` and so on."""
         self._engine_logps: list[Tensor] = []
         self._trainer_logps: list[Tensor] = []
 

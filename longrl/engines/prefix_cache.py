@@ -115,9 +115,9 @@ class PrefixCache:
         # 3. Each completion on its own tokens.
         grouped = queries.unflatten(0, (len(keys), -1)).transpose(1, 2)  # [K, P * G, E, D]
         scores = (grouped @ keys.mT).float() * scale  # [K, P * G, E, S]
-        own_lse = scores.logsumexp(-1)  # [K, P * G, E]
-        own = torch.exp(scores - own_lse[..., None]).to(values.dtype) @ values  # [K, P * G, E, D]
-        merge_attention(output, lse, own.transpose(1, 2).flatten(0, 1), own_lse.transpose(1, 2).flatten(0, 1))
+        self_lse = scores.logsumexp(-1)  # [K, P * G, E]
+        self_output = torch.exp(scores - self_lse[..., None]).to(values.dtype) @ values  # [K, P * G, E, D]
+        merge_attention(output, lse, self_output.transpose(1, 2).flatten(0, 1), self_lse.transpose(1, 2).flatten(0, 1))
         return output.to(query.dtype).transpose(0, 1)[:, :, None]
 
     def _attend_padded_prompts(self, layer: int, query: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -126,8 +126,16 @@ class PrefixCache:
         longest = max(self.prompt_lengths)
         # 1. Keys and values padded to the longest prompt, once per layer.
         if layer not in self.padded:
-            keys, values = self.prompts[layer]  # [K, T, D]
-            self.padded[layer] = (self._pad_prompts(keys), self._pad_prompts(values))
+            keys, values = self.prompts[layer]  # [K, T of all prompts, D]
+            if min(self.prompt_lengths) == longest:  # nothing to pad: views
+                keys = keys.unflatten(1, (num_prompts, -1))
+                values = values.unflatten(1, (num_prompts, -1))
+            else:
+                keys_of_prompts = keys.transpose(0, 1).split(self.prompt_lengths)
+                values_of_prompts = values.transpose(0, 1).split(self.prompt_lengths)
+                keys = pad_sequence(keys_of_prompts, batch_first=True).permute(2, 0, 1, 3).contiguous()
+                values = pad_sequence(values_of_prompts, batch_first=True).permute(2, 0, 1, 3).contiguous()
+            self.padded[layer] = (keys, values)
         keys, values = self.padded[layer]  # [K, P, T, D]
         # 2. Queries of a prompt side by side, for they read the same keys.
         by_prompt = query.unflatten(0, (len(keys), -1)).unflatten(2, (num_prompts, -1))  # [K, E, P, G, D]
@@ -142,13 +150,6 @@ class PrefixCache:
         output = output.unflatten(2, (-1, self.num_generations)).transpose(1, 2)  # [K, E, P, G, D]
         lse = lse.unflatten(2, (-1, self.num_generations)).transpose(1, 2)  # [K, E, P, G]
         return output.flatten(0, 1).flatten(1, 2), lse.flatten(0, 1).flatten(1, 2)
-
-    def _pad_prompts(self, states: Tensor) -> Tensor:
-        """[K, T of all prompts, D] -> [K, P, T of the longest, D]."""
-        if min(self.prompt_lengths) == max(self.prompt_lengths):
-            return states.unflatten(1, (len(self.spans), -1))  # a view
-        prompts = states.transpose(0, 1).split(self.prompt_lengths)
-        return pad_sequence(list(prompts), batch_first=True).permute(2, 0, 1, 3).contiguous()
 
     def _attend_tiled_prompts(self, layer: int, query: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """[H, P * G, D] -> ([H, P * G, D], log-sum-exp [H, P * G]) over each completion's prompt, tile by tile."""

@@ -26,7 +26,7 @@ from longrl.engines.rollout_engine import RolloutEngine
 from longrl.engines.server_client import ServerClient
 from longrl.engines.server_protocol import model_sizes
 from longrl.engines.vllm_extension import write_shards
-from longrl.engines.vllm_options import VERSION, completion, sampling_arguments
+from longrl.engines.vllm_options import VERSION, make_completion, sampling_arguments
 from longrl.engines.weight_files import default_folder, new_folder
 from longrl.engines.weight_stream import engine_weights
 from longrl.models.base import CausalFamily
@@ -202,13 +202,9 @@ class VLLMServerEngine(RolloutEngine):
             ValueError: a prompt is too long for the server.
         """
         assert self._info is not None, "sync comes before generate"
-        check_lengths(
-            prompts,
-            sampling,
-            limit=self._info["max_model_len"],
-            option=f"--max_model_len of the server at {self.client.url}",
-        )
+        option = f"--max_model_len of the server at {self.client.url}"
+        check_lengths(prompts, sampling, limit=self._info["max_model_len"], option=option)
         params = [sampling_arguments(family, prompt, sampling, seed, first) for prompt in prompts]
         requests = [family.engine_request(prompt, features) for prompt in prompts]
         answers = self.client.generate(self._version, requests, params) if prompts else []
-        return [[completion(family, **output) for output in outputs] for outputs in answers]
+        return [[make_completion(family, **output) for output in outputs] for outputs in answers]

@@ -22,7 +22,7 @@ from longrl.models.base import CausalFamily
 PREFIX = "/v1/longrl"
 """Under /v1, so that vLLM's own check of the API key guards it."""
 NO_VERSION = "none"
-"""Of a server whose weights are random, or were half loaded."""
+"""Version of random weights, and of ones that were half loaded."""
 KEY_VARIABLE = "LONGRL_SERVER_KEY"
 """Environment variable of the API key, read by server and trainer; without it vLLM's own `VLLM_API_KEY`."""
 MISSING = 409

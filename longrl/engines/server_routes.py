@@ -45,21 +45,21 @@ class TensorStore:
 
     def find(self, names: Iterable[str], brought: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """Tensors that are here or were brought, and the names of those that are missing; what was brought is kept."""
-        found = {}
+        tensors = {}
         missing = []
         for name in names:
             tensor = brought.get(name, self._tensors.get(name))
             if tensor is None:
                 missing.append(name)
                 continue
-            found[name] = tensor
+            tensors[name] = tensor
             self._tensors[name] = tensor
             self._tensors.move_to_end(name)
         size = sum(tensor.nbytes for tensor in self._tensors.values())
         while size > self.max_bytes:
             _, oldest = self._tensors.popitem(last=False)
             size -= oldest.nbytes
-        return found, missing
+        return tensors, missing
 
 
 class RolloutRoutes:

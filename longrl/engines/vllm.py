@@ -1,8 +1,8 @@
 """Rollouts by vLLM in the trainer's process, fed with the features that the trainer has encoded.
 
-vLLM never sees a pixel: prompts go in as token ids with one placeholder per medium, videos as embeddings, so the vision
-encoder runs once per step whoever generates. Its weights are the trainer's, handed over tensor by tensor after every
-step, also from FSDP2 shards.
+vLLM never sees a pixel: prompts go in as token ids with one placeholder per media item, videos as embeddings, so the
+vision encoder runs once per step whoever generates. Its weights are the trainer's, handed over tensor by tensor after
+every step, also from FSDP2 shards.
 
 On a GPU engine and trainer take turns (`sleep`). Memory of a step, in order:
 
@@ -38,8 +38,8 @@ from longrl.engines.rollout_engine import RolloutEngine
 from longrl.engines.vllm_options import (
     INSTALL,
     VERSION,
-    completion,
     engine_arguments,
+    make_completion,
     sampling_arguments,
     token_logprobs,
 )
@@ -232,7 +232,10 @@ class VLLMEngine(RolloutEngine):
                 "max_num_seqs or max_model_len of VLLMEngine"
             ) from error
         return [
-            [completion(family, item.token_ids, token_logprobs(item), item.finish_reason) for item in output.outputs]
+            [
+                make_completion(family, item.token_ids, token_logprobs(item), item.finish_reason)
+                for item in output.outputs
+            ]
             for output in outputs
         ]
 
@@ -255,7 +258,7 @@ class VLLMEngine(RolloutEngine):
             (rendered,) = llm.renderer.render_cmpl([parsed], llm.renderer.default_cmpl_tok_params)
             request = llm.input_processor.process_inputs("rendered", rendered, vllm.SamplingParams(), ("generate",))
         specs = list(request.mm_features or [])
-        # 2. Features, if vLLM has one entry for each medium: some families hand media over in parts, or as embeddings.
+        # 2. Features, if vLLM has an entry for each media item: some families give it parts, or embeddings.
         rows = {}
         if len(specs) == len(prompt.media):
             specs_in_order = sorted(specs, key=lambda spec: spec.mm_position.offset)

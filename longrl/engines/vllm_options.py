@@ -1,4 +1,4 @@
-"""What every way of running vLLM is told and answers: in the trainer's process and as a server of its own."""
+"""Arguments and answers of vLLM, alike in the trainer's process and in a server of its own."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def token_logprobs(output: Any) -> list[float]:
     return [at[token].logprob for token, at in zip(output.token_ids, output.logprobs, strict=True)]
 
 
-def completion(
+def make_completion(
     family: CausalFamily, token_ids: Sequence[int], logprobs: Sequence[float], finish_reason: str
 ) -> Completion:
     """A completion from vLLM's answer."""

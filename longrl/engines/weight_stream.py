@@ -1,4 +1,4 @@
-"""What an engine with a model of its own is handed of the trainer's weights."""
+"""The trainer's weights as an engine with a model of its own is given them."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ logger = logging.getLogger(__name__)
 
 
 def engine_weights(family: CausalFamily, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The engine's names and the trainer's weights, one whole tensor at a time; every rank of the run must go through.
+    """The engine's names and the trainer's weights, one full tensor at a time; every rank of the run must go through.
 
     All that the engine computes with goes over, for vLLM fuses neighbours (q, k and v) and part of a group would leave
-    the rest undefined. `state_dict` has tied embeddings under both names, and vLLM wants both. A encoder stays here: it
-    never runs in an engine. Adapters are merged into the weights they belong to.
+    the rest undefined. `state_dict` has tied embeddings under both names, and vLLM wants both. An encoder stays here:
+    it never runs in an engine. Adapters are merged into the weights they belong to.
     """
     if family.lora is not None and family.dtype != "float32":
         _warn_of_rounding(family.dtype)
-    for name, whole in merged(model.state_dict(), family.lora):
-        known_as = family.engine_weight(name)
-        if known_as is not None:
-            yield known_as, family.engine_tensor(name, whole)
+    for name, weight in merged(model.state_dict(), family.lora):
+        engine_name = family.engine_weight(name)
+        if engine_name is not None:
+            yield engine_name, family.engine_tensor(name, weight)
 
 
 @functools.cache

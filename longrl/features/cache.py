@@ -1,6 +1,6 @@
 """Media features: each distinct image or video goes through the encoder once and serves everyone who needs it.
 
-Letters: N rows (media tokens) of a medium, D feature size.
+Letters: N rows (media tokens) of a media item, D feature size.
 """
 
 from __future__ import annotations

@@ -37,10 +37,10 @@ class DiskCache:
         self._files: dict[str, FeatureFiles] = {}
         """By the precision that is computed in: SFT encodes within the trainer's autocast, RL before it."""
         self._missed: list[tuple[str, frozenset[str]]] = []
-        """Of every rank its machine and the keys that the last `read` did not find there."""
+        """Machine of every rank, and the keys that the last `read` did not find there."""
         self._counts: defaultdict[str, float] = defaultdict(float)
         self._num_broken = 0
-        """Files that `take_counts` has told of."""
+        """Broken files that `take_counts` has counted."""
 
     def check_encoder(self, model: nn.Module) -> None:
         """Raises ValueError if the encoder changes during the run, or the folder cannot be used."""
@@ -79,16 +79,16 @@ class DiskCache:
         """
         # 1. What this rank finds.
         start = time.perf_counter()
-        found = {}
+        entries = {}
         if media:
             files = self.files(model)
-            found = {item.key: files.read(item.key) for item in media}
+            entries = {item.key: files.read(item.key) for item in media}
         # 2. What any rank lacks is encoded by all. Gathered also without media: a rank must not guess what others have.
-        missed = frozenset(key for key, entry in found.items() if entry is None)
+        missed = frozenset(key for key, entry in entries.items() if entry is None)
         self._missed = sp_group.gather((platform.node(), missed))
         missed_anywhere = frozenset[str]().union(*(keys for _, keys in self._missed))
         features = {}
-        for key, entry in found.items():
+        for key, entry in entries.items():
             if entry is not None and key not in missed_anywhere:
                 tensor, encode_s = entry
                 features[key] = tensor.to(self._device(model))
@@ -102,19 +102,19 @@ class DiskCache:
         return features
 
     def write(self, model: nn.Module, features: Mapping[str, Tensor], encode_s: float, sp_group: Axis) -> None:
-        """Stores what was encoded after the last `read`, each medium once per machine.
+        """Stores what was encoded after the last `read`, each media item once per machine.
 
         Args:
             model: has the encoder.
             features: {media key: [N, D]}.
-            encode_s: seconds of all of them together; a medium's part is that of its rows.
+            encode_s: seconds of all of them together; a media item's part is that of its rows.
             sp_group: the ranks that have read.
         """
         start = time.perf_counter()
         files = self.files(model)
         num_rows = sum(map(len, features.values()))
         for turn, (key, tensor) in enumerate(features.items()):
-            # Of the ranks of this machine that lack a medium they take turns; those that have it write nothing.
+            # The ranks of this machine that lack it take turns; those that have it write nothing.
             ranks = [rank for rank, (host, keys) in enumerate(self._missed) if host == platform.node() and key in keys]
             if ranks and ranks[turn % len(ranks)] == sp_group.rank:
                 self._counts["written_bytes"] += files.write(key, tensor, encode_s * len(tensor) / num_rows)

@@ -1,7 +1,9 @@
-"""Encoding: who encodes which temporal patches of a medium, how they become patches, how their features meet.
+"""Encoding: who encodes which temporal patches of a media item, how they become patches, how their features meet.
 
-The ranks of a sequence-parallel group encode each its shard of every medium and gather the features once (MR-SP stage
-1, arXiv:2507.07966). Letters: N rows of features (media tokens) of all media, n those of one rank, D feature size.
+The ranks of a sequence-parallel group encode each its shard of every media item and gather the features once (MR-SP
+stage 1, arXiv:2507.07966).
+
+Letters: N rows of features (media tokens) of all media, n those of one rank, D feature size.
 """
 
 from __future__ import annotations
@@ -26,35 +28,40 @@ def distinct_media(prompts: Iterable[Prompt]) -> list[Media]:
 def encode_shard(
     family: CausalFamily, model: nn.Module, media: Sequence[Media], parallel: Parallel, one_by_one: bool = False
 ) -> Tensor:
-    """[n, D] features of this rank's temporal patches, medium after medium.
+    """[n, D] features of this rank's temporal patches, item after item.
 
     Args:
         family: whose encoder encodes.
         model: has the encoder.
         media: with the patches of this rank's shard, or a source of their frames.
         parallel: says which shard that is.
-        one_by_one: a call of the encoder for every medium, or several for a large one; patches are made call by call.
+        one_by_one: a call of the encoder for every media item, or several for a large one, with patches made for each
+            call.
     """
     shard = FrameShard(parallel.sp_group.rank, parallel.sp_group.size)
-    local = []
+    features: list[Tensor] = []
+    together: list[Media] = []
     for item in media:
         count = len(shard.temporal_patches(item.grid_thw[0]))
-        if count:
-            local.append(item.part(count))
-    if not local:  # a sharded encoder needs all ranks: this one encodes a black image that nobody reads
+        if not count:  # few temporal patches, and other ranks have them
+            continue
+        local = item.part(count)
+        parts = [local] if local.source is None else patched_parts(family, local)
+        if not one_by_one:
+            together += parts
+            continue
+        for part in parts:
+            features += family.encode_media(model, [part])
+    if together:
+        features = family.encode_media(model, together)
+    if not features:  # a sharded encoder needs all ranks: this one encodes a black image that nobody reads
         pixels = torch.zeros(1, 3, 56, 56, dtype=torch.uint8)
         return family.encode_media(model, [family.patch(Frames("image", pixels, (0.0,), "black"))])[0][:0]
-    parts = (part for item in local for part in patched_parts(family, item))
-    if not one_by_one:
-        return torch.cat(family.encode_media(model, list(parts)))
-    features: list[Tensor] = []
-    for part in parts:
-        features += family.encode_media(model, [part])
     return torch.cat(features)
 
 
 def patched_parts(family: CausalFamily, item: Media) -> Iterator[Media]:
-    """A medium as the encoder is given it: as it is, or part by part while its frames are still being decoded.
+    """A media item as the encoder is given it: as it is, or part by part while its frames are still being decoded.
 
     Where patches were left out, a part has `family.temporal_patches_per_encode` temporal patches, however its source
     cuts the frames: a feature must not depend on that, and an encoder may round by the size of a call. No more than a
@@ -64,9 +71,7 @@ def patched_parts(family: CausalFamily, item: Media) -> Iterator[Media]:
         ValueError: the file has changed since.
         UnusableSample: it cannot be read any more.
     """
-    if item.source is None:
-        yield item
-        return
+    assert item.source is not None, "its patches are here"
     if item.kind == "audio":
         clip = next(item.source())
         yield replace(item, patches=_patch_same(family, clip, item).patches, source=None)
@@ -77,10 +82,10 @@ def patched_parts(family: CausalFamily, item: Media) -> Iterator[Media]:
 
 
 def _patch_same(family: CausalFamily, part: Frames | AudioClip, item: Media) -> Media:
-    """A part of a medium's file as patches, if that is still the file the medium was rendered from."""
+    """A part of a media item's file as patches, if that is still the file the media item was rendered from."""
     patched = family.patch(part)
     if patched.key != item.key:
-        raise ValueError("a medium changed while it was in use; leave data.media_root alone while a run reads it")
+        raise ValueError("a media item changed while it was in use; leave data.media_root alone while a run reads it")
     return patched
 
 

@@ -1,4 +1,4 @@
-"""Media features on disk: one safetensors file per medium, found by key and provenance, and checked when it is read.
+"""Media features on disk: a safetensors file per media item, found by key and provenance, and checked when it is read.
 
 A file is whole or it is not there (`atomic_write`). What is torn, altered, or of another key or provenance counts as
 absent, and is said. Any number of processes may share a folder.
@@ -65,7 +65,7 @@ class FeatureFiles:
             ) from error
 
     def path(self, key: str) -> Path:
-        """Where the features of a medium are, or would be."""
+        """Where the features of a media item are, or would be."""
         name = hashlib.sha256(f"{self.provenance}\n{key}".encode()).hexdigest()
         return self.folder / (name + SUFFIX)
 
@@ -80,7 +80,7 @@ class FeatureFiles:
     # -- reading and writing -------------------------------------------------------------------------------------
 
     def read(self, key: str) -> tuple[Tensor, float] | None:
-        """The [N, D] features of a medium and the seconds it took to make them, or None: then it is to be encoded."""
+        """[N, D] features of a media item and the seconds it took to make them, or None: then it is to be encoded."""
         path = self.path(key)
         try:
             features, encode_s = unpack_features(path.read_bytes(), {"key": key, "provenance": self.provenance})
@@ -186,7 +186,7 @@ def unpack_features(content: bytes, identity: dict[str, str]) -> tuple[Tensor, f
     """The inverse of `pack_features`: features on the CPU and the seconds it took to make them.
 
     Raises:
-        ValueError: it is another medium's or encoder's, or its checksum is wrong; a torn header raises other errors.
+        ValueError: it is of another media item or encoder, or its checksum is wrong; a torn header raises other errors.
     """
     from safetensors.torch import load
 

@@ -1,4 +1,4 @@
-"""Where features come from: a hash of all that decides them beside the medium and its key.
+"""Where features come from: a hash of all that decides them beside the media item and its key.
 
 Left out is what only rounds otherwise: the kind of GPU, the version of torch, and how many ranks share a video.
 """

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -53,7 +53,7 @@ def attention_forward(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    spans: Sequence[GroupSpan] | None = None,
+    spans: tuple[GroupSpan, ...] | None = None,
     sequence: SequenceParallel = NO_SEQUENCE_PARALLEL,
     layer_attention: LayerAttention | None = None,
     **kwargs: Any,
@@ -114,24 +114,6 @@ AttentionInterface.register(ATTENTION_NAME, attention_forward)
 AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
 
 
-def shared_prefix_attention(
-    query: Tensor, key: Tensor, value: Tensor, spans: Sequence[GroupSpan], scale: float
-) -> Tensor:
-    """Attention of packed groups with every prompt's keys used in place.
-
-    Args:
-        query: [H, L, D].
-        key: [K, L, D]; K divides H.
-        value: [K, L, D].
-        spans: where the groups lie, one behind the other from row 0; tokens behind the last one get zeros.
-        scale: factor on the scores.
-
-    Returns:
-        [H, L, D].
-    """
-    return _SharedPrefix.apply(query, key, value, tuple(spans), scale)
-
-
 def dense_mask(spans: Sequence[GroupSpan], length: int) -> Tensor:
     """The same layout as a [L, L] boolean mask, True where a query (row) may see a key (column): the test oracle."""
     allowed = torch.zeros(length, length, dtype=torch.bool)
@@ -190,7 +172,7 @@ def _layout(spans: tuple[GroupSpan, ...], length: int, heads_per_key: int) -> _L
 
 
 class _SharedPrefix(torch.autograd.Function):
-    """query [H, L, D], key and value [K, L, D] -> [H, L, D]."""
+    """query [H, L, D], key and value [K, L, D] -> [H, L, D]; see `shared_prefix_attention`."""
 
     @staticmethod
     def forward(
@@ -248,6 +230,22 @@ class _SharedPrefix(torch.autograd.Function):
         for grad in grads:
             grad[:, layout.stop :] = 0  # padding
         return *grads, None, None
+
+
+shared_prefix_attention: Callable[[Tensor, Tensor, Tensor, tuple[GroupSpan, ...], float], Tensor]
+shared_prefix_attention = _SharedPrefix.apply
+"""Attention of packed groups with every prompt's keys used in place.
+
+Args:
+    query: [H, L, D].
+    key: [K, L, D]; K divides H.
+    value: [K, L, D].
+    spans: where the groups lie, one behind the other from row 0; tokens behind the last one get zeros.
+    scale: factor on the scores.
+
+Returns:
+    [H, L, D].
+"""
 
 
 def attend_all(

@@ -242,7 +242,7 @@ class PerSequenceKernel(abc.ABC):
     ) -> tuple[Tensor, Tensor]:
         """See `Kernel.forward`."""
         output = torch.empty_like(query)  # [H, Q, D]
-        lse = query.new_empty(query.shape[:-1], dtype=_accumulator_dtype(query))  # [H, Q]
+        lse = query.new_empty(query.shape[:-1], dtype=torch.promote_types(query.dtype, torch.float32))  # [H, Q]
         heads = (len(key), -1)  # a view in which the E query heads of a key head lie side by side
         for rows, keys in batch.slices:
             queries = query[:, rows].unflatten(0, heads)  # [K, E, q, D]
@@ -323,7 +323,7 @@ class EagerKernel(PerSequenceKernel):
     @override
     def _backward(self, *states: Tensor, causal: bool, scale: float) -> Grads:
         grad_output, query, key, value, output, lse = states
-        dtype = _accumulator_dtype(query)
+        dtype = torch.promote_types(query.dtype, torch.float32)
         grad_query = torch.empty_like(query)
         grad_key = torch.zeros_like(key, dtype=dtype)
         grad_value = torch.zeros_like(value, dtype=dtype)
@@ -346,14 +346,10 @@ class EagerKernel(PerSequenceKernel):
 
 def _scores(query: Tensor, key: Tensor, rows: slice, causal: bool, scale: float) -> Tensor:
     """[K, E, slice, n] scaled scores in at least float32; causal counts query i and key i as the same token."""
-    dtype = _accumulator_dtype(query)
+    dtype = torch.promote_types(query.dtype, torch.float32)
     scores = (query[:, :, rows].to(dtype) @ key.to(dtype).mT) * scale
     if causal:
         positions = torch.arange(rows.start, rows.stop, device=query.device)
         later = torch.arange(key.shape[-2], device=query.device) > positions[:, None]  # [slice, n]
         scores.masked_fill_(later, float("-inf"))
     return scores
-
-
-def _accumulator_dtype(query: Tensor) -> torch.dtype:
-    return torch.float64 if query.dtype == torch.float64 else torch.float32

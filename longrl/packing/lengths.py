@@ -10,19 +10,9 @@ from collections.abc import Sequence
 
 from longrl.types import Prompt, SamplingParams
 
-SHORTER = "lower data.max_prompt_tokens or sampling.max_completion_tokens"
-"""What helps beside a higher limit."""
-
 
 def length_problem(
-    name: str,
-    prompt_tokens: int,
-    completion_tokens: int = 0,
-    *,
-    limit: int | None,
-    option: str,
-    ranks: int = 1,
-    remedy: str = SHORTER,
+    name: str, prompt_tokens: int, longest: int = 0, *, limit: int | None, option: str, ranks: int = 1, remedy: str = ""
 ) -> str | None:
     """Says why a prompt is too long, or None if it fits.
 
@@ -32,22 +22,23 @@ def length_problem(
     Args:
         name: whose length it is: `prompt 'a'`.
         prompt_tokens: of the prompt, media included.
-        completion_tokens: of its longest completion; 0 where prompts alone are limited.
+        longest: tokens of its longest completion; 0 where prompts alone are limited.
         limit: tokens on one rank; None is no limit.
         option: that sets the limit, with the one it belongs to: `max_model_len of VLLMEngine`.
         ranks: that share a sequence, each of which takes `limit` tokens.
-        remedy: what helps beside a higher limit.
+        remedy: what helps beside a higher limit; by default shorter prompts or completions.
 
     Example:
         `length_problem("prompt 'a'", 7, 5, limit=10, option="max_model_len of VLLMEngine")` is
         "prompt 'a' has 7 tokens, 12 with its longest completion, above 10, the max_model_len of VLLMEngine; raise that
         to 12, or lower ..."
     """
-    total = prompt_tokens + completion_tokens
+    total = prompt_tokens + longest
     if limit is None or total <= limit * ranks:
         return None
-    together = f", {total} with its longest completion" if completion_tokens else ""
+    together = f", {total} with its longest completion" if longest else ""
     shared = f" on each of {ranks} ranks" if ranks > 1 else ""
+    remedy = remedy or "lower data.max_prompt_tokens or sampling.max_completion_tokens"
     return (
         f"{name} has {prompt_tokens} tokens{together}, above {limit}{shared}, the {option}; raise that to "
         f"{-(-total // ranks)}, or {remedy}"
@@ -64,12 +55,8 @@ def check_lengths(prompts: Sequence[Prompt], sampling: SamplingParams, *, limit:
         option: that sets it, see `length_problem`.
     """
     for prompt in prompts:
-        problem = length_problem(
-            f"prompt {prompt.id!r}",
-            len(prompt.input_ids),
-            sampling.max_completion_tokens,
-            limit=limit,
-            option=option,
-        )
+        name = f"prompt {prompt.id!r}"
+        longest = sampling.max_completion_tokens
+        problem = length_problem(name, len(prompt.input_ids), longest, limit=limit, option=option)
         if problem:
             raise ValueError(problem)

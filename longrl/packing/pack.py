@@ -51,7 +51,10 @@ def pack(prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]], max
     num_tokens = 0
     for prompt, group in zip(prompts, completions, strict=True):
         # 1. A group that fits stays whole; a larger one is cut between completions.
-        parts = _split_group(prompt, group, num_completions, num_tokens, max_tokens)
+        num_new = sum(map(len, group))
+        parts = [_GroupPart(prompt, group, len(prompt.input_ids) + num_new, num_completions, num_tokens)]
+        if parts[0].num_tokens > max_tokens:
+            parts = _split_group(parts[0], max_tokens)
         # 2. In the order given, so that what is packed together does not depend on what comes later.
         for part in parts:
             if part.num_tokens > room:
@@ -60,7 +63,7 @@ def pack(prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]], max
             micro_batches[-1].append(part)
             room -= part.num_tokens
         num_completions += len(group)
-        num_tokens += sum(map(len, group))
+        num_tokens += num_new
     return [_lay_end_to_end(parts) for parts in micro_batches]
 
 
@@ -72,34 +75,29 @@ def dummy_micro_batch(num_axes: int) -> Packed:
     return pack([prompt], [[token]], max_tokens=2)[0]
 
 
-def _split_group(
-    prompt: Prompt, completions: Sequence[Tensor], first_completion: int, first_token: int, max_tokens: int
-) -> list[_GroupPart]:
-    """A group as parts within the budget, each with the whole prompt: one part unless the group is too large."""
-    prompt_tokens = len(prompt.input_ids)
-    lengths = [len(completion) for completion in completions]
-    problem = length_problem(
-        f"prompt {prompt.id!r}",
-        prompt_tokens,
-        max(lengths, default=0),
-        limit=max_tokens,
-        option="model.max_tokens_per_micro_batch",
-    )
+def _split_group(group: _GroupPart, max_tokens: int) -> list[_GroupPart]:
+    """A group that is too large as parts within the budget, each with the whole prompt."""
+    prompt_tokens = len(group.prompt.input_ids)
+    lengths = [len(completion) for completion in group.completions]
+    name = f"prompt {group.prompt.id!r}"
+    option = "model.max_tokens_per_micro_batch"
+    problem = length_problem(name, prompt_tokens, max(lengths, default=0), limit=max_tokens, option=option)
     if problem:
         raise ValueError(problem)
-    parts = []
+    parts: list[_GroupPart] = []
     start = 0  # the part's first completion within the group
-    num_tokens = prompt_tokens
-    for index, length in enumerate(lengths):
-        if num_tokens + length > max_tokens:
-            parts.append(
-                _GroupPart(prompt, completions[start:index], num_tokens, first_completion + start, first_token)
-            )
-            first_token += num_tokens - prompt_tokens
-            start = index
-            num_tokens = prompt_tokens
-        num_tokens += length
-    parts.append(_GroupPart(prompt, completions[start:], num_tokens, first_completion + start, first_token))
+    first_token = group.first_token
+    while start < len(lengths):
+        # As many completions as fit; the first one does, as was just checked.
+        stop = start
+        num_tokens = prompt_tokens
+        while stop < len(lengths) and num_tokens + lengths[stop] <= max_tokens:
+            num_tokens += lengths[stop]
+            stop += 1
+        completions = group.completions[start:stop]
+        parts.append(_GroupPart(group.prompt, completions, num_tokens, group.first_completion + start, first_token))
+        first_token += num_tokens - prompt_tokens
+        start = stop
     return parts
 
 

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from longrl.engines.hf import HFEngine, inverse_cdf
+from longrl.engines.hf import HFEngine, sample_tokens
 from longrl.features.cache import FeatureCache
 from longrl.packing.pack import pack
 from longrl.types import SamplingParams
@@ -79,14 +79,15 @@ def test_a_completion_ends_with_its_end_token():
         assert len(completion.logprobs) == len(completion.token_ids)
 
 
-def test_inverse_cdf_draws_the_distribution_and_never_a_masked_token():
+def test_tokens_are_drawn_from_the_distribution_and_never_a_masked_one():
     logp = torch.tensor([0.1, 0.0, 0.5, 0.4]).log().expand(20_000, -1)
     uniform = torch.rand(20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    counts = inverse_cdf(logp, uniform).bincount(minlength=4).tolist()
+    counts = sample_tokens(logp, SAMPLING, uniform)[0].bincount(minlength=4).tolist()
     assert counts[1] == 0
     for count, share in zip(counts, (0.1, 0.0, 0.5, 0.4), strict=True):  # within four standard deviations
         assert abs(count - 20_000 * share) <= 4 * (20_000 * share * (1 - share)) ** 0.5
-    assert inverse_cdf(logp[:2], torch.tensor([0.0, 1 - 1e-12], dtype=torch.float64)).tolist() == [0, 3]
+    ends = torch.tensor([0.0, 1 - 1e-12], dtype=torch.float64)
+    assert sample_tokens(logp[:2], SAMPLING, ends)[0].tolist() == [0, 3]
 
 
 @pytest.mark.parametrize("change", [{"top_k": 1}, {"top_p": 1e-4}])

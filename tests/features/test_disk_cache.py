@@ -223,5 +223,5 @@ def test_left_out_frames_are_read_when_the_file_proves_broken(tmp_path):
     assert all(torch.equal(found[key], fresh[key]) and torch.equal(again[key], fresh[key]) for key in fresh)
     files_in(tmp_path)[0].unlink()
     changed = dataclasses.replace(empty, source=lambda: iter([frames(4, key="other")]))
-    with pytest.raises(ValueError, match="a medium changed while it was in use"):
+    with pytest.raises(ValueError, match="a media item changed while it was in use"):
         features(family, tmp_path).get_or_encode(model, [dataclasses.replace(item, media=(changed,))])

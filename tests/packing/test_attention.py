@@ -65,7 +65,7 @@ def test_any_layout_equals_dense_mask(layout):
         spans.append(GroupSpan(start, prompt, tuple(completions)))
         start = spans[-1].stop
     inputs = tensors(length=start)
-    found, wanted = shared_prefix_attention(*inputs, spans, 0.3), dense(*inputs, spans, 0.3)
+    found, wanted = shared_prefix_attention(*inputs, tuple(spans), 0.3), dense(*inputs, spans, 0.3)
     torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-6)
 
 
