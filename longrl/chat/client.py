@@ -9,7 +9,6 @@ import random
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import httpx
@@ -55,13 +54,10 @@ class Spent:
 
     def exceeded(self, budget: Budget) -> str | None:
         """The limit that is reached; None while there is room for a call."""
-        for name, limit, used in (
-            ("max_calls", budget.max_calls, self.calls),
-            ("max_tokens", budget.max_tokens, self.tokens),
-            ("max_cost", budget.max_cost, self.cost),
-        ):
+        for name in ("calls", "tokens", "cost"):
+            limit, used = getattr(budget, f"max_{name}"), getattr(self, name)
             if limit is not None and used >= limit:
-                return f"budget.{name}={limit:g} is spent ({used:g} used)"
+                return f"budget.max_{name}={limit:g} is spent ({used:g} used)"
         return None
 
 
@@ -128,9 +124,7 @@ class ChatClient:
         )
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         for task in self._under_way.values():
             task.cancel()
         await asyncio.gather(*self._under_way.values(), return_exceptions=True)

@@ -52,15 +52,12 @@ class Endpoint:
             raise ValueError(f"url of an endpoint must begin with http:// or https://, got {self.url!r}")
         if not self.model:
             raise ValueError(f"an endpoint needs the name of its model, got {self.model!r}; `curl {self.url}/models`")
-        if self.concurrency < 1 or self.retries < 0:
-            raise ValueError(
-                f"concurrency must be at least 1 and retries at least 0, got {self.concurrency} and {self.retries}"
-            )
-        if not (self.timeout_s > 0 and self.backoff_s >= 0 and self.max_backoff_s >= 0):
-            raise ValueError(
-                f"timeout_s must be above 0 and backoff_s and max_backoff_s at least 0, got {self.timeout_s}, "
-                f"{self.backoff_s} and {self.max_backoff_s}"
-            )
+        limits = {"concurrency": 1, "retries": 0, "backoff_s": 0, "max_backoff_s": 0}
+        for name, least in limits.items():
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{name} of an endpoint must be at least {least}, got {getattr(self, name)}")
+        if not self.timeout_s > 0:
+            raise ValueError(f"timeout_s of an endpoint must be above 0, got {self.timeout_s}")
 
     @property
     def is_local(self) -> bool:

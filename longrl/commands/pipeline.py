@@ -32,21 +32,18 @@ def main(args: Sequence[str]) -> None:
         raise ValueError(f"unknown step {step!r} of `pipeline`; choose one of {', '.join(STEPS)}, all")
     values = parser.instantiate(parser.parse_args(rest))
     values.pop("config")
-    run_steps(PipelineConfig(**values.as_dict() if hasattr(values, "as_dict") else vars(values)), step)
+    config = PipelineConfig(**values.as_dict() if hasattr(values, "as_dict") else vars(values))
+    for name in STEPS if step == "all" else (step,):
+        run_step(config, name)
 
 
-def run_steps(config: PipelineConfig, step: str) -> list[StepReport]:
-    """Runs one step, or all.
+def run_step(config: PipelineConfig, step: str) -> StepReport:
+    """Runs a step with a progress bar, and shows and writes its report.
 
     Raises:
         ValueError: an earlier step is missing, an endpoint is not set or refuses every call, the budget is spent, or
             too much failed. What was answered until then is on disk.
     """
-    return [run_step(config, name) for name in (STEPS if step == "all" else (step,))]
-
-
-def run_step(config: PipelineConfig, step: str) -> StepReport:
-    """One step, with a progress bar, a summary and `reports/STEP.json`."""
     from longrl.chat.client import ReplyCache
     from longrl.pipeline import captions, dataset_export, difficulty, questions, splitting, validation
 

@@ -74,9 +74,8 @@ def rotate_options(options: Sequence[str], turns: int) -> list[str]:
 
 def with_options(question: str, options: Sequence[str]) -> str:
     """The problem as a model reads it."""
-    return "\n".join(
-        [question, *(f"{letter}. {option}" for letter, option in zip(DEFAULT_LETTERS, options, strict=False))]
-    )
+    lines = (f"{letter}. {option}" for letter, option in zip(DEFAULT_LETTERS, options, strict=False))
+    return "\n".join([question, *lines])
 
 
 def _scores(run: StepRun, records: Sequence[Record]) -> dict[tuple[str, bool], list[float | None]]:
@@ -122,9 +121,9 @@ def _answers(run: StepRun, items: Sequence[Record]) -> list[str | None]:
 
 def _choice_score(item: Record) -> float:
     """1.0 for the right option; an open-ended question without an answer has none either."""
-    listed = rotate_options(item["of"]["options"], item["n"])
-    chosen = chosen_option(lenient_text(item["text"]), dict(zip(DEFAULT_LETTERS, listed, strict=False)))
-    return float(chosen is not None and listed[DEFAULT_LETTERS.index(chosen)] == item["of"]["answer"])
+    options = dict(zip(DEFAULT_LETTERS, rotate_options(item["of"]["options"], item["n"]), strict=False))
+    letter = chosen_option(lenient_text(item["text"]), options)
+    return float(letter is not None and options[letter] == item["of"]["answer"])
 
 
 def _judgements(run: StepRun, items: Sequence[Record]) -> list[float | None]:

@@ -134,23 +134,21 @@ def _steps(reply: Mapping[str, Any]) -> Iterator[Step]:
     for step in listed:
         if not isinstance(step, dict):
             raise UnusableReply("bad schema", f"a step must be an object with start, end and text, got {step!r}")
-        yield Step(*_interval(step), _text_field(step, "text"))
-
-
-def _interval(step: Mapping[str, Any]) -> tuple[float, float]:
-    if "start" in step and "end" in step:
-        return seconds_of(step["start"]), seconds_of(step["end"])
-    intervals = parse_intervals(str(step.get("time", step.get("timestamp", ""))))
-    if len(intervals) != 1:
-        raise UnusableReply("bad times", f"a step needs start and end, got {dict(step)!r}"[:300])
-    return intervals[0].start_s, intervals[0].stop_s
+        if "start" in step and "end" in step:
+            start_s, end_s = seconds_of(step["start"]), seconds_of(step["end"])
+        else:
+            intervals = parse_intervals(str(step.get("time", step.get("timestamp", ""))))
+            if len(intervals) != 1:
+                raise UnusableReply("bad times", f"a step needs start and end, got {step!r}"[:300])
+            start_s, end_s = intervals[0].start_s, intervals[0].stop_s
+        yield Step(start_s, end_s, _text_field(step, "text"))
 
 
 def _box(value: object) -> tuple[tuple[float, ...] | None, float | None]:
     if value is None:
         return None, None
-    corners = value.get("corners") if isinstance(value, dict) else None
+    fields = value if isinstance(value, dict) else {}
+    corners = fields.get("corners")
     if not isinstance(corners, list) or len(corners) != 4 or not all(isinstance(c, int | float) for c in corners):
         raise UnusableReply("bad schema", f"'box' must have corners [x0, y0, x1, y1] and a time, got {value!r}")
-    assert isinstance(value, dict)
-    return tuple(float(corner) for corner in corners), seconds_of(value.get("time"))
+    return tuple(float(corner) for corner in corners), seconds_of(fields.get("time"))

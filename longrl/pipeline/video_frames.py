@@ -173,19 +173,14 @@ class FrameSet:
     indices: tuple[int, ...]
     max_side: int
 
-    @property
-    def seconds(self) -> list[float]:
-        """When each frame appears."""
-        times = frame_times(self.path)
-        return [times.start(index) for index in self.indices]
-
     def url(self, index: int) -> str:
         """Name of one frame in a request."""
         return frame_name(self.digest, index, self.max_side)
 
     def parts(self) -> list[MessagePart]:
         """Message parts: each frame behind its time."""
-        return frame_parts([self.url(index) for index in self.indices], self.seconds)
+        times = frame_times(self.path)
+        return frame_parts([self.url(index) for index in self.indices], [times.start(index) for index in self.indices])
 
     def load(self) -> Mapping[str, str]:
         """Name -> `data:` url of the frames that decode; the others are told to the model as broken.

@@ -83,7 +83,7 @@ def sample_story(rng: Random, *, num_scenes: int) -> Story:
         of_kind = [goal for goal in goals if any(scene.attributes[kind] == goal for scene in scenes)]
         if len(goals) > 1 and of_kind:
             goal = rng.choice(of_kind)
-            return Story(tuple(Scene(s.color, s.shape, s.position, goal in s.attributes) for s in scenes), goal)
+            return Story(tuple(replace(scene, visited=goal in scene.attributes) for scene in scenes), goal)
 
 
 def possible_goals(scenes: Iterable[Scene]) -> list[str]:
@@ -153,11 +153,8 @@ def _most_tempting(attributes: list[str], story: Story, rng: Random) -> list[str
     goals = possible_goals(story.scenes)
     unvisited = {attribute for scene in story.scenes if not scene.visited for attribute in scene.attributes}
     visited = {attribute for scene in story.scenes if scene.visited for attribute in scene.attributes}
-
-    def rank(attribute: str) -> tuple[bool, bool, bool]:
-        return attribute not in goals, attribute not in unvisited, attribute not in visited
-
-    return sorted(rng.sample(attributes, len(attributes)), key=rank)
+    shuffled = rng.sample(attributes, len(attributes))
+    return sorted(shuffled, key=lambda name: (name not in goals, name not in unvisited, name not in visited))
 
 
 def ask_plot(story: Story, rng: Random) -> Question:

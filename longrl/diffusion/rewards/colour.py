@@ -37,7 +37,23 @@ PLACES: tuple[Place, ...] = ("left", "right", "top", "bottom")
 
 
 @dataclass(frozen=True)
-class MeanColour:
+class ColourReward:
+    """Base of rewards that look for one colour."""
+
+    colour: str | None = None
+    """A name of `PALETTE`; None for the first one in the prompt."""
+
+    def __post_init__(self) -> None:
+        if self.colour is not None and self.colour not in PALETTE:
+            raise ValueError(f"the colour of a reward must be one of {', '.join(PALETTE)}, got {self.colour!r}")
+
+    def expected_colour(self, row: Row) -> str:
+        """The name of the colour that a sample should have; raises ValueError if its prompt names none."""
+        return self.colour or first_word(row, PALETTE)
+
+
+@dataclass(frozen=True)
+class MeanColour(ColourReward):
     """How close the mean colour is to a target: 1 - (mean over R, G, B of |mean pixel - target|) / 255.
 
     It changes with every pixel, so even a policy far from the colour has something to learn from.
@@ -46,12 +62,6 @@ class MeanColour:
         `MeanColour("red")`; `MeanColour()` takes the first colour that the prompt names.
     """
 
-    colour: str | None = None
-    """A name of `PALETTE`; None for the first one in the prompt."""
-
-    def __post_init__(self) -> None:
-        _check_colour(self.colour)
-
     def __call__(self, frames: Tensor, row: Row) -> float:
         """The reward of one sample, in [0, 1].
 
@@ -59,33 +69,27 @@ class MeanColour:
             frames: [F, 3, H, W] uint8 RGB.
             row: its prompt.
         """
-        target = PALETTE[self.colour or first_word(row, PALETTE)]
+        target = PALETTE[self.expected_colour(row)]
         sums = frames.sum(dim=(0, 2, 3)).tolist()  # of integers, exact
         count = frames.numel() // 3
         return 1 - sum(abs(total / count - value) for total, value in zip(sums, target, strict=True)) / 3 / 255
 
 
 @dataclass(frozen=True)
-class ColourShare:
+class ColourShare(ColourReward):
     """Share of the pixels that have a colour, in [0, 1]: no other colour of `PALETTE` is nearer in RGB.
 
     Example:
         `ColourShare("blue")`; `ColourShare()` takes the first colour that the prompt names.
     """
 
-    colour: str | None = None
-    """A name of `PALETTE`; None for the first one in the prompt."""
-
-    def __post_init__(self) -> None:
-        _check_colour(self.colour)
-
     def __call__(self, frames: Tensor, row: Row) -> float:
         """The reward of one sample; see `MeanColour.__call__`."""
-        return float(has_colour(frames, self.colour or first_word(row, PALETTE)).double().mean())
+        return float(has_colour(frames, self.expected_colour(row)).double().mean())
 
 
 @dataclass(frozen=True)
-class ColourPlace:
+class ColourPlace(ColourReward):
     """Whether a colour is where it should be: (1 + share in that half - share in the other half) / 2.
 
     1 for "red on the left" if the left half is red and the right one has none; 1/2 if it is nowhere, or everywhere.
@@ -95,17 +99,12 @@ class ColourPlace:
         names.
     """
 
-    colour: str | None = None
-    """A name of `PALETTE`; None for the first one in the prompt."""
     place: Place | None = None
     """Half of the picture; None for the first of `PLACES` in the prompt."""
 
-    def __post_init__(self) -> None:
-        _check_colour(self.colour)
-
     def __call__(self, frames: Tensor, row: Row) -> float:
         """The reward of one sample; see `MeanColour.__call__`."""
-        matches = has_colour(frames, self.colour or first_word(row, PALETTE)).double()  # [F, H, W]
+        matches = has_colour(frames, self.expected_colour(row)).double()  # [F, H, W]
         place = self.place or first_word(row, PLACES)
         lines = matches.mean(dim=(0, 2) if place in ("top", "bottom") else (0, 1))  # [H] or [W]
         size = len(lines) // 2  # of an odd number the middle line belongs to no half
@@ -134,8 +133,3 @@ def first_word(row: Row, known: dict[str, tuple[int, int, int]] | tuple[Place, .
     if word is None:
         raise ValueError(f"prompt {row.problem!r} names none of {', '.join(known)}; name one, or set it in the reward")
     return word
-
-
-def _check_colour(colour: str | None) -> None:
-    if colour is not None and colour not in PALETTE:
-        raise ValueError(f"the colour of a reward must be one of {', '.join(PALETTE)}, got {colour!r}")
