@@ -327,21 +327,22 @@ class Packed:
     media_kinds: tuple[MediaKind, ...] = ()
     """Their kinds."""
 
-    def padded(self, multiple: int) -> Packed:
-        """The same micro-batch with rows behind the last group, L a multiple of `multiple`; nothing attends to them."""
-        missing = -len(self.input_ids) % multiple
-        if not missing:
-            return self
-        from torch.nn.functional import pad
+    def to(self, device: torch.device, multiple: int = 1) -> Packed:
+        """The same micro-batch on `device`, with rows behind the last group that nothing attends to.
 
-        input_ids = pad(self.input_ids, (0, missing))
-        position_ids = pad(self.position_ids, (0, missing))
-        return replace(self, input_ids=input_ids, position_ids=position_ids)
-
-    def to(self, device: torch.device) -> Packed:
-        """The same micro-batch with its tensors on `device`."""
+        Args:
+            device: of all tensors.
+            multiple: L becomes a multiple of it.
+        """
         names = ("input_ids", "position_ids", "predict_from", "target_ids", "completion_index", "token_index")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+        tensors = {name: getattr(self, name).to(device) for name in names}
+        missing = -len(self.input_ids) % multiple
+        if missing:
+            from torch.nn.functional import pad
+
+            tensors["input_ids"] = pad(tensors["input_ids"], (0, missing))
+            tensors["position_ids"] = pad(tensors["position_ids"], (0, missing))
+        return replace(self, **tensors)
 
 
 class PolicyOutput(NamedTuple):

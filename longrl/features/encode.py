@@ -45,7 +45,7 @@ def encode_shard(
         count = len(shard.temporal_patches(item.grid_thw[0]))
         if not count:  # few temporal patches, and other ranks have them
             continue
-        local = item.part(count)
+        local = replace(item, grid_thw=(count, *item.grid_thw[1:]))
         parts = [local] if local.source is None else patched_parts(family, local)
         if not one_by_one:
             together += parts

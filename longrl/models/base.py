@@ -109,7 +109,7 @@ class TextStack(RendersPrompts):
             sequence: the ranks that share it.
         """
         # 1. The rows of this rank, padded so that every rank has as many.
-        packed = packed.padded(sequence.size).to(model.get_input_embeddings().weight.device)
+        packed = packed.to(model.get_input_embeddings().weight.device, multiple=sequence.size)
         rows = sequence.rows(len(packed.input_ids))
         positions = packed.position_ids[:, None, rows]  # [A, 1, l]
 

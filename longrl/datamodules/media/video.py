@@ -12,7 +12,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,8 @@ UNRELIABLE_CONTAINERS = {b"\x47": "MPEG transport stream", b"\x00\x00\x01\xba": 
 SEEK_FRAMES = 8
 """A key frame so many frames ahead is reached faster by a seek than by decoding what lies between."""
 MIB = 1 << 20
+_DIGESTS: dict[tuple[str, int, int], str] = {}
+"""Path, size and time of change of a file -> sha256 of its content."""
 REMUX = "copy it into another container with `ffmpeg -i IN -c copy OUT.mp4`"
 
 
@@ -144,7 +145,9 @@ class FramePosition:
     """
 
     def __init__(self, container: Any, stream: Any, index: FrameIndex) -> None:
-        self._container, self._stream, self._index = container, stream, index
+        self._container = container
+        self._stream = stream
+        self._index = index
         self._frames = container.decode(stream)
         self._next = 0
 
@@ -156,17 +159,14 @@ class FramePosition:
         self._next = index + 1
         for start in seeks:
             if start is not None:
-                self._seek(start)
+                self._container.seek(int(self._index.pts[start]), stream=self._stream)
+                self._frames = self._container.decode(self._stream)
             for frame in self._frames:
                 if frame.pts is not None and frame.pts >= pts:
                     if frame.pts == pts:
                         return frame
                     break
         return None
-
-    def _seek(self, key: int) -> None:
-        self._container.seek(int(self._index.pts[key]), stream=self._stream)
-        self._frames = self._container.decode(self._stream)
 
 
 @dataclass(frozen=True)
@@ -312,20 +312,17 @@ def decoder_errors(path: str | Path) -> Iterator[None]:
 
 
 def content_digest(path: str | Path) -> str:
-    """Sha256 of a file's content."""
+    """Sha256 of a file's content, read once per worker and version of the file: an hour of video may be gigabytes."""
     try:
         state = os.stat(path)
         if state.st_size == 0:
             raise UnusableSample(path, "the file is empty")
-        return _digest_of_version(os.path.abspath(path), state.st_size, state.st_mtime_ns)
+        version = (os.path.abspath(path), state.st_size, state.st_mtime_ns)
+        if version not in _DIGESTS:
+            with open(path, "rb") as file:
+                _DIGESTS[version] = hashlib.file_digest(file, "sha256").hexdigest()
+        return _DIGESTS[version]
     except FileNotFoundError as error:
         raise UnusableSample(path, f"the file does not exist (working folder: {os.getcwd()})") from error
     except OSError as error:
         raise UnusableSample(path, f"the file cannot be opened ({error.strerror})") from error
-
-
-@lru_cache(maxsize=65536)
-def _digest_of_version(path: str, size: int, mtime_ns: int) -> str:
-    """Read once per worker and version of the file: an hour of video may be gigabytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
