@@ -51,11 +51,6 @@ class DrawnSteps:
     ref_mean: Tensor | None = None
     """[R, D] under the reference policy."""
 
-    @property
-    def moved(self) -> Tensor:
-        """[R] mean((mean - old mean)^2) / (2 std^2), with gradient."""
-        return (self.mean - self.old_mean).square().mean(-1) / (2 * self.std.square())
-
 
 @dataclass(frozen=True)
 class Tokens:
@@ -187,7 +182,8 @@ def grpo_guard(tokens: Tokens, clip_low: float, clip_high: float) -> TokenLosses
         raise ValueError(
             "grpo_guard is for denoising steps, got tokens; set model.algorithm.surrogate to longrl.algorithms.clipped"
         )
-    centred = (tokens.logp - tokens.old_logp + steps.moved) * steps.std
+    moved = (steps.mean - steps.old_mean).square().mean(-1) / (2 * steps.std.square())  # [R], with gradient
+    centred = (tokens.logp - tokens.old_logp + moved) * steps.std
     result = clipped(tokens, clip_low, clip_high, centred.exp())
     return replace(result, loss=result.loss / steps.length)
 

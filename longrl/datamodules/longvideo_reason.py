@@ -133,7 +133,9 @@ class LongVideoReason(StreamedData):
         check_at_least(1, max_prompt_tokens=max_prompt_tokens, prefetch_prompts=prefetch_prompts)
         check_at_least(1, max_train_rows=max_train_rows, max_eval_rows=max_eval_rows)
         check_at_least(0, num_workers=num_workers, cached_media=cached_media)
-        _share(max_skipped_share=max_skipped_share, blind_share=blind_share)
+        for name, share in (("max_skipped_share", max_skipped_share), ("blind_share", blind_share)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"data.{name} must be between 0 and 1, got {share}")
         if "{problem}" not in question_template:
             raise ValueError(f"data.question_template must contain {{problem}}, got {question_template!r}")
         check_template("question_template", question_template, ("problem", "subtitles"))
@@ -198,21 +200,31 @@ class LongVideoReason(StreamedData):
     def read_split(self, split: Split) -> None:
         weights = self.weights if split == "train" else None
         by_source = first_rows(map(self._read_source, self.sources[split]), self.max_rows[split], of_each=bool(weights))
-        found = list(chain.from_iterable(by_source))
-        self._check_records(split, found)
-        rows = [row for row in found if isinstance(row, Row)]
+        results = list(chain.from_iterable(by_source))
+        self._check_records(split, results)
+        rows = [row for row in results if isinstance(row, Row)]
         self._sizes[split] = tuple(sum(isinstance(row, Row) for row in of_one) for of_one in by_source)
         self._skips[split] = skips = SkipLog(
-            Path(self._skipped_dir()) / "skipped.jsonl",
+            Path(self.skipped_dir or (self.trainer.default_root_dir if self.trainer else "."), "skipped.jsonl"),
             split=split,
-            num_rows=len(found),
+            num_rows=len(results),
             max_share=self.max_skipped_share,
             writes_known=self.trainer is None or self.trainer.is_global_zero,
             writes=self._parallel().sp_group.rank == 0,
         )
-        skips.add_known([*_bad_records(found), *(self._missing_files(rows) if self.check_files else [])])
+        # Records that gave no row have negative indices, apart from those of rows.
+        unusable = [
+            UnusableSample(None, str(error), -1 - index, f"record {index}")
+            for index, error in enumerate(results)
+            if isinstance(error, ValueError)
+        ]
+        if self.check_files:
+            unusable += self._missing_files(rows)
+        skips.add_known(unusable)
         self.datasets[split] = RenderedRows(rows, self._renderer(split))
-        self._log_targets(split)
+        without = sum(not row.reasoning for row in rows)
+        if self.renderer.stage == "sft" and without:
+            logger.info("%d of %d %s rows have no reasoning: they teach the answer alone", without, len(rows), split)
         log_subtitles(split, rows, self.renderer.subtitles)
 
     def _read_source(self, one: DataSource) -> list[Row | ValueError]:
@@ -221,12 +233,12 @@ class LongVideoReason(StreamedData):
             read_records(one.source), self.row_functions[one.row_function or self.row_function], media_root
         )
 
-    def _check_records(self, split: Split, found: Sequence[Row | ValueError]) -> None:
-        errors = [error for error in found if isinstance(error, ValueError)]
+    def _check_records(self, split: Split, results: Sequence[Row | ValueError]) -> None:
+        errors = [error for error in results if isinstance(error, ValueError)]
         if errors and self.bad_records == "error":
             names = ", ".join(one.source for one in self.sources[split])
             raise ValueError(
-                f"{len(errors)} of {len(found)} records of data.{split} ({names}) cannot be used; the first: "
+                f"{len(errors)} of {len(results)} records of data.{split} ({names}) cannot be used; the first: "
                 f"{errors[0]}. Or leave such records out with data.bad_records=skip"
             )
 
@@ -242,15 +254,6 @@ class LongVideoReason(StreamedData):
             for index, (row, path) in enumerate(zip(rows, lost, strict=True))
             if path is not None
         ]
-
-    def _log_targets(self, split: Split) -> None:
-        rows = self.datasets[split].rows
-        without = sum(not row.reasoning for row in rows)
-        if self.renderer.stage == "sft" and without:
-            logger.info("%d of %d %s rows have no reasoning: they teach the answer alone", without, len(rows), split)
-
-    def _skipped_dir(self) -> str:
-        return self.skipped_dir or (self.trainer.default_root_dir if self.trainer else ".")
 
     def skips(self, split: Split) -> SkipLog:
         """Which rows of a split that was read cannot be used."""
@@ -269,6 +272,7 @@ class LongVideoReason(StreamedData):
 
     @override
     def start_stream(self) -> None:
+        self.renderer.family.load_processing()
         rank, world_size = self.data_parallel()
         dataset = self.datasets["train"]
         order = RowOrder(len(dataset), self.seed, rank, world_size)
@@ -307,18 +311,3 @@ class LongVideoReason(StreamedData):
             options=replace(self.loader_options, prefetch_prompts=self.eval_prompts_per_batch),
             sp_group=self._parallel().sp_group,
         )
-
-
-def _bad_records(found: Sequence[Row | ValueError]) -> list[UnusableSample]:
-    """Records that gave no row. Their indices are negative, apart from those of rows."""
-    return [
-        UnusableSample(None, str(error), -1 - index, f"record {index}")
-        for index, error in enumerate(found)
-        if isinstance(error, ValueError)
-    ]
-
-
-def _share(**options: float) -> None:
-    for name, value in options.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"data.{name} must be between 0 and 1, got {value}")

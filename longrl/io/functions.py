@@ -42,7 +42,15 @@ def import_function(path: str, option: str) -> Callable[..., Any]:
     location, mark, name = path.rpartition(":" if ":" in path else ".")
     if not location:
         raise ValueError(f"{option} must be {EXAMPLES}, got {path!r}")
-    module = _import_file(location, path, option) if mark == ":" else _import_module(location, path, option)
+    if mark == ":":
+        file = Path(location).expanduser().resolve()
+        if file.suffix != ".py" or not file.is_file():
+            raise ValueError(
+                f"{option} {path!r}: there is no Python file {file}; give its path from the working folder"
+            )
+        module = _run_file(file)
+    else:
+        module = _import_module(location, path, option)
     if not hasattr(module, name):
         names = [key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")]
         near = difflib.get_close_matches(name, names) or names
@@ -86,13 +94,6 @@ def _import_module(location: str, path: str, option: str) -> ModuleType:
                 f"{option} {path!r}: there is no module {error.name!r}; give {EXAMPLES}, from the working folder"
             ) from error
         raise  # a module that the user's own imports
-
-
-def _import_file(location: str, path: str, option: str) -> ModuleType:
-    file = Path(location).expanduser().resolve()
-    if file.suffix != ".py" or not file.is_file():
-        raise ValueError(f"{option} {path!r}: there is no Python file {file}; give its path from the working folder")
-    return _run_file(file)
 
 
 @functools.cache

@@ -42,7 +42,7 @@ CAPABILITIES = {
         question="Which config and tokenizer does the folder or hub id hold?",
         asked_by="all",
         written_in="longrl.models.reading.PretrainedFolder",
-        defaults=("config", "read_config", "tokenizer", "text_folder"),
+        defaults=("config", "read_config", "tokenizer", "load_processing", "text_folder"),
     ),
     "patches media": Capability(
         question="What of an image, video or sound does the encoder read, and how many tokens is it?",

@@ -91,6 +91,11 @@ class Qwen2_5_VLFamily(CausalFamily):
         return AutoProcessor.from_pretrained(self._existing_path())
 
     @override
+    def load_processing(self) -> None:
+        super().load_processing()
+        _ = self.processor
+
+    @override
     def save_processing(self, folder: str | Path) -> None:
         self.processor.save_pretrained(folder)
 

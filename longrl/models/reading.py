@@ -55,6 +55,10 @@ class PretrainedFolder(abc.ABC):
 
         return AutoTokenizer.from_pretrained(self.text_folder())
 
+    def load_processing(self) -> None:
+        """Loads what `render` needs, before workers start: forked ones have it, and others load none of their own."""
+        _ = self.tokenizer
+
     def text_folder(self) -> str:
         """Folder or hub id of the text model alone: its config and tokenizer, and what an engine loads."""
         return self._existing_path()
@@ -205,8 +209,8 @@ class RendersPrompts(PatchesMedia):
         shown = [item for item in media if not item.is_video_track]
 
         # 2. The chat, with one placeholder token per media item.
-        ids = self.chat_ids(text, shown, row)
         tokens = self.media_token_ids()
+        ids = self.chat_ids(text, shown, row)
         indices = [index for index, token in enumerate(ids) if token in tokens.values()]
         if [ids[index] for index in indices] != [tokens[item.kind] for item in shown]:
             raise ValueError(

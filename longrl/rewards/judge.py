@@ -11,7 +11,7 @@ import asyncio
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING
@@ -77,10 +77,10 @@ def judge_score(reply: Reply) -> float:
     """
     if reply.refusal is not None or reply.finish_reason == "content_filter":
         raise JudgementFailed(f"the judge refused: {reply.refusal or reply.text[:200]!r}")
-    found = SCORE.findall(after_thinking(reply.text))
-    if not found or float(found[-1]) > 1.0:
+    scores = SCORE.findall(after_thinking(reply.text))
+    if not scores or float(scores[-1]) > 1.0:
         raise JudgementFailed(f"the judge's reply has no score in [0, 1]: {reply.text[-200:]!r}")
-    return float(found[-1])
+    return float(scores[-1])
 
 
 @dataclass(frozen=True)
@@ -120,11 +120,20 @@ class Judge(BatchReward["Completion"]):
 
     async def _score_all(self, completions: Sequence[Completion], rows: Sequence[Row]) -> list[float | Exception]:
         async with ChatClient(self.endpoint, _replies(self.cache_dir, self.budget)) as client:
-            found = await asyncio.gather(
+            results = await asyncio.gather(
                 *(self._score(client, *pair) for pair in zip(completions, rows, strict=True)), return_exceptions=True
             )
-        values = [_value_or_error(value) for value in found]
-        _warn_if_all_failed(values, self.endpoint)
+        values = []
+        for value in results:
+            if isinstance(value, BaseException) and not isinstance(value, Exception):
+                raise value
+            values.append(value)
+        errors = [value for value in values if isinstance(value, CallFailed | ValueError)]
+        if errors and len(errors) == len(values):
+            logger.warning(
+                "none of %d completions could be judged by %s at %s: nothing is learned from them. The first: %s",
+                len(values), self.endpoint.model, self.endpoint.url, errors[0],
+            )  # fmt: skip
         return values
 
     async def _score(self, client: ChatClient, completion: Completion, row: Row) -> float:
@@ -170,19 +179,3 @@ def _units(text: str) -> list[str]:
 def _replies(folder: str, budget: Budget) -> ReplyCache:
     """One cache per process and folder: what was judged in an earlier step is known."""
     return ReplyCache(folder, budget)
-
-
-def _value_or_error(value: float | BaseException) -> float | Exception:
-    if isinstance(value, BaseException) and not isinstance(value, Exception):
-        raise value
-    return value
-
-
-def _warn_if_all_failed(values: Iterable[float | Exception], endpoint: Endpoint) -> None:
-    values = list(values)
-    errors = [value for value in values if isinstance(value, CallFailed | ValueError)]
-    if errors and len(errors) == len(values):
-        logger.warning(
-            "none of %d completions could be judged by %s at %s: nothing is learned from them. The first: %s",
-            len(values), endpoint.model, endpoint.url, errors[0],
-        )  # fmt: skip

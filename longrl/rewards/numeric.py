@@ -38,8 +38,8 @@ def numeric_lenient(completion: Completion, row: Row) -> float:
     text = lenient_text(completion.text)
     if strict_text(completion.text):
         return _is_close(number(text), row)
-    found = numbers(text)
-    return _is_close(found[-1] if found else None, row)
+    values = numbers(text)
+    return _is_close(values[-1] if values else None, row)
 
 
 def mean_relative_accuracy(completion: Completion, row: Row) -> float:
@@ -58,8 +58,8 @@ def mean_relative_accuracy(completion: Completion, row: Row) -> float:
 
 def number(text: str) -> float | None:
     """The number a text gives; None when it gives none, or several different ones."""
-    found = set(numbers(text))
-    return found.pop() if len(found) == 1 else None
+    values = set(numbers(text))
+    return values.pop() if len(values) == 1 else None
 
 
 def numbers(text: str) -> list[float]:
@@ -68,16 +68,15 @@ def numbers(text: str) -> list[float]:
     Number words (zero to twenty) count only in a text without digits.
     """
     text = text.replace("\u2212", "-")
-    found = [_value(match) for match in _NUMBER.finditer(text)]
-    if found:
-        return found
+    values = []
+    for match in _NUMBER.finditer(text):
+        numerator = float(match[1].replace(",", ""))
+        denominator = float(match[2] or 1)
+        values.append(numerator / denominator if denominator else math.inf)
+    if values:
+        return values
     words = _WORDS.split()
     return [float(words.index(word)) for word in re.findall(r"[a-z]+", text.lower()) if word in words]
-
-
-def _value(match: re.Match[str]) -> float:
-    numerator, denominator = float(match[1].replace(",", "")), float(match[2] or 1)
-    return numerator / denominator if denominator else math.inf
 
 
 def gold_number(row: Row) -> float:

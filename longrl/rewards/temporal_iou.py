@@ -44,13 +44,13 @@ def interval_iou(first: list[Interval], second: list[Interval]) -> float:
 
 def gold_intervals(row: Row) -> list[Interval]:
     """The intervals of `row.answer`."""
-    found = parse_intervals(row.answer)
-    if not found:
+    intervals = parse_intervals(row.answer)
+    if not intervals:
         raise ValueError(
             f"row {row.id!r}: a temporal_iou answer must hold an interval whose end is after its start, "
             f"got {row.answer!r}; write it as '12.5 to 20 s' or '0:12-0:20'"
         )
-    return found
+    return intervals
 
 
 def _score(text: str, row: Row) -> float:
@@ -100,24 +100,18 @@ def parse_intervals(text: str) -> list[Interval]:
     "[12.5, 20]". A time without a unit takes the other's ("2 to 3 minutes"), else seconds. Intervals that do not end
     after they start are left out.
     """
-    found = []
+    intervals = []
     for match in _INTERVAL.finditer(text):
         start, stop = (
-            next(m for name, m in match.groupdict().items() if m and name.startswith(side)) for side in _SIDES
+            next(m for name, m in match.groupdict().items() if m and name.startswith(side))
+            for side in ("start", "stop")
         )
-        unit = _only_unit(stop) or "s"
+        units = re.findall(r"[a-z]+", stop.lower())
+        unit = units[0][0] if len(units) == 1 else "s"
         interval = Interval(_seconds(start, unit), _seconds(stop, "s"))
         if interval.start_s < interval.stop_s:
-            found.append(interval)
-    return found
-
-
-_SIDES = ("start", "stop")
-
-
-def _only_unit(time: str) -> str | None:
-    units = re.findall(r"[a-z]+", time.lower())
-    return units[0][0] if len(units) == 1 else None
+            intervals.append(interval)
+    return intervals
 
 
 def _seconds(time: str, default_unit: str) -> float:

@@ -156,20 +156,19 @@ class MixedOrder(RowOrder):
             )
 
     @override
-    def at(self, place: int) -> int:
-        source, turn = self.source_at(place)
-        epoch, turn = divmod(turn, self.sizes[source])
-        order = permutation(self.sizes[source], f"{self.seed}/{source}", epoch)
-        return sum(self.sizes[:source]) + order[turn]
-
-    def source_at(self, place: int) -> tuple[int, int]:
-        """Which source a place is, and how many places before are the same source's."""
-        number, inside = divmod(place, WINDOW)
+    def at(self, position: int) -> int:
+        # 1. Which source the position is.
+        number, inside = divmod(position, WINDOW)
         window = _window(self.weights, self.seed, number)
         source = window[inside]
+        # 2. How many positions before are the same source's.
         cycles, rest = divmod(number * WINDOW, sum(self.weights))
         before = cycles * self.weights[source] + _taken_before(self.weights)[rest][source]
-        return source, before + window[:inside].count(source)
+        before += window[:inside].count(source)
+        # 3. The source's row whose turn it is, behind the rows of the sources before it.
+        epoch, turn = divmod(before, self.sizes[source])
+        order = permutation(self.sizes[source], f"{self.seed}/{source}", epoch)
+        return sum(self.sizes[:source]) + order[turn]
 
     @override
     def identity(self) -> dict[str, Any]:

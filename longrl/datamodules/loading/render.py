@@ -180,7 +180,7 @@ class RowRenderer:
             )
         sound = read_sound(path, self.share)
         if self.stored is not None and self.stored.has(self.family.outline_media(sound).key):
-            return replace(without_samples(sound), source=FileSound(path, self.share))
+            return replace(sound, waveform=sound.waveform[:0], source=FileSound(path, self.share))
         return sound
 
     def _video(self, path: str, sampling: VideoSampling) -> Frames:
@@ -232,11 +232,6 @@ def without_media(row: Row) -> Row:
 def files_of(row: Row) -> tuple[str, ...]:
     """Paths of all media of a row."""
     return (*row.images, *row.videos, *row.audios)
-
-
-def without_samples(sound: AudioClip) -> AudioClip:
-    """The sound without its samples: enough for its key and length."""
-    return replace(sound, waveform=sound.waveform[:0])
 
 
 def ordered_media(row: Row) -> list[tuple[MediaKind, str]]:

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -91,17 +91,14 @@ def _decoded(container: InputContainer, path: str | Path) -> NDArray[np.float32]
         parts += [resampled.to_ndarray().mean(0) for resampled in resampler.resample(frame)]
     if start_s is None:
         raise UnusableSample(path, "its sound track is empty")
-    _refuse_torn(container, stream, length_s, path)
+    if stream.duration is not None and container.format.name not in ESTIMATED:
+        promised_s = float(stream.duration * (stream.time_base or 0))
+        if length_s < promised_s - MAX_MISSING_S:
+            raise UnusableSample(
+                path, f"its sound ends after {length_s:.1f} s, though it should last {promised_s:.1f} s"
+            )
     parts += [resampled.to_ndarray().mean(0) for resampled in resampler.resample(None)]
     return _from_first_frame(np.concatenate(parts), start_s, container)
-
-
-def _refuse_torn(container: InputContainer, stream: Any, length_s: float, path: str | Path) -> None:
-    if stream.duration is None or container.format.name in ESTIMATED:
-        return
-    promised_s = float(stream.duration * stream.time_base)
-    if length_s < promised_s - MAX_MISSING_S:
-        raise UnusableSample(path, f"its sound ends after {length_s:.1f} s, though it should last {promised_s:.1f} s")
 
 
 def _refuse_torn_wav(path: str | Path) -> None:

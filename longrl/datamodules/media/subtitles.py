@@ -98,15 +98,15 @@ def log_subtitles(split: str, rows: Sequence[Row], options: Subtitles) -> None:
     if options.source is None:
         return
     if options.source == "record":
-        found = sum(bool(row.metadata.get("subtitles")) for row in rows)
+        count = sum(bool(row.metadata.get("subtitles")) for row in rows)
     else:
-        found = sum(any(_file_of(video, options.source) for video in row.videos) for row in rows)
-    if not found:
+        count = sum(any(_file_of(video, options.source) for video in row.videos) for row in rows)
+    if not count:
         raise ValueError(
             f"none of the {len(rows)} rows of data.{split} has subtitles in data.subtitles.source={options.source}, "
             "which must have files of the videos' names; correct it, or set it to null"
         )
-    logger.info("%d of %d %s rows have subtitles", found, len(rows), split)
+    logger.info("%d of %d %s rows have subtitles", count, len(rows), split)
 
 
 def subtitle_files(row: Row, source: str | None) -> list[str]:
@@ -115,8 +115,8 @@ def subtitle_files(row: Row, source: str | None) -> list[str]:
         return []
     if source != "record":
         return [path for video in row.videos if (path := _file_of(video, source))]
-    told = row.metadata.get("subtitles") or []
-    listed = told if isinstance(told, list) else [told]
+    given = row.metadata.get("subtitles") or []
+    listed = given if isinstance(given, list) else [given]
     return [one for one in listed if isinstance(one, str) and _names_file(one)]
 
 
@@ -134,23 +134,22 @@ def _lines_of(row: Row, source: str) -> list[list[Line]]:
     if source != "record":
         paths = [_file_of(video, source) for video in row.videos or row.metadata.get("left_out_videos", ())]
         return [read_subtitles(path) if path else [] for path in paths]
-    told = row.metadata.get("subtitles") or []
-    several = isinstance(told, list) and all(isinstance(one, str) for one in told)
-    return [_told(one) for one in (told if several else [told])]
+    given = row.metadata.get("subtitles") or []
+    several = isinstance(given, list) and all(isinstance(item, str) for item in given)
+    by_video = []
+    for item in given if several else [given]:
+        if not isinstance(item, str):
+            by_video.append(_from_json(item))
+        elif _names_file(item):
+            by_video.append(read_subtitles(item))
+        else:  # a text, on show all the time
+            by_video.append([Line(0.0, float("inf"), text) for text in item.splitlines() if text.strip()])
+    return by_video
 
 
 def _file_of(video: str, folder: str) -> str | None:
     paths = [os.path.join(os.path.expanduser(folder), Path(video).stem + suffix) for suffix in SUFFIXES]
     return next((path for path in paths if os.path.isfile(path)), None)
-
-
-def _told(value: Any) -> list[Line]:
-    """What a record has: a file, lines, or a text, which is on show all the time."""
-    if not isinstance(value, str):
-        return _from_json(value)
-    if _names_file(value):
-        return read_subtitles(value)
-    return [Line(0.0, float("inf"), text) for text in value.splitlines() if text.strip()]
 
 
 def _names_file(value: str) -> bool:
@@ -164,11 +163,9 @@ def _chosen(lines: Sequence[Line], video: Frames | None, span: Sequence[float] |
     if video is not None and options.lines == "frames":
         shown = [line for line in shown if any(line.start_s <= time < line.end_s for time in video.timestamps)]
     shown = [next(same) for _, same in itertools.groupby(shown, key=lambda line: line.text)]
-    return [f"[{_clock(line.start_s)}] {line.text}" if options.times else line.text for line in shown]
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+    if not options.times:
+        return [line.text for line in shown]
+    return [f"[{int(line.start_s) // 60}:{int(line.start_s) % 60:02d}] {line.text}" for line in shown]
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
@@ -202,7 +199,11 @@ def _read(path: str, version: int) -> tuple[Line, ...]:
             lines = _from_json(json.loads(text))
         else:
             events = pysubs2.SSAFile.from_string(text, format_=path.rpartition(".")[2])
-            lines = [Line(one.start / 1000, one.end / 1000, _cue(one.plaintext, path)) for one in events]
+            lines = []
+            for event in events:
+                # A blank line ends a cue of WebVTT; what follows are notes and names, which pysubs2 leaves in.
+                cue = event.plaintext.partition("\n\n")[0] if path.endswith(".vtt") else event.plaintext
+                lines.append(Line(event.start / 1000, event.end / 1000, _plain(cue)))
     except (UnicodeDecodeError, ValueError, TypeError, KeyError, pysubs2.exceptions.Pysubs2Error) as error:
         raise UnusableSample(path, f"its subtitles cannot be read ({type(error).__name__}: {error})") from error
     if text.strip() and not lines:
@@ -210,21 +211,16 @@ def _read(path: str, version: int) -> tuple[Line, ...]:
     return tuple(sorted(lines, key=lambda line: line.start_s))
 
 
-def _cue(text: str, path: str) -> str:
-    # A blank line ends a cue of WebVTT; what follows are notes and names, which pysubs2 leaves in.
-    return _plain(text.partition("\n\n")[0] if path.endswith(".vtt") else text)
-
-
 def _plain(text: str) -> str:
     return " ".join(MARKUP.sub("", html.unescape(text)).split())
 
 
-def _from_json(told: Any) -> list[Line]:
-    told = told["segments"] if isinstance(told, Mapping) else told
-    if not isinstance(told, list):
-        raise ValueError(f"subtitles are a list of lines, got {type(told).__name__}")
+def _from_json(value: Any) -> list[Line]:
+    entries = value["segments"] if isinstance(value, Mapping) else value
+    if not isinstance(entries, list):
+        raise ValueError(f"subtitles are a list of lines, got {type(entries).__name__}")
     lines = []
-    for one in told:
+    for one in entries:
         start, end = one["timestamp"] if "timestamp" in one else (one["start"], one["end"])
         text = one["text"] if "text" in one else one["line"]
         lines.append(Line(_seconds(start), float("inf") if end is None else _seconds(end), _plain(str(text))))
@@ -234,4 +230,4 @@ def _from_json(told: Any) -> list[Line]:
 def _seconds(time: Any) -> float:
     """65.2 of 65.2, "65.2" and "00:01:05,2"."""
     parts = str(time).replace(",", ".").split(":")
-    return sum(float(part) * 60**place for place, part in enumerate(reversed(parts)))
+    return sum(float(part) * 60**power for power, part in enumerate(reversed(parts)))

@@ -31,21 +31,14 @@ def find_video(name: str, media_root: str | None) -> str:
         return path
     if folder and folder not in LAYOUTS:
         return path
-    found = [
-        os.path.join(place, match)
-        for place in _folders(root, LAYOUTS.get(folder, ""))
-        for match in _files(place, _version(place)).get(file, ())
-    ]
-    return found[0] if len(found) == 1 else path
-
-
-def _folders(root: str, prefix: str) -> list[str]:
-    """`root` and the folders in it that begin with `prefix`."""
-    place = root or "."
-    if not os.path.isdir(place):
-        return []
-    inside = [name for name in _subfolders(place, _version(place)) if name.startswith(prefix)]
-    return [root, *(os.path.join(root, name) for name in inside)]
+    # `root` and the folders in it that begin with a prefix.
+    folders: list[str] = []
+    if os.path.isdir(root or "."):
+        prefix = LAYOUTS.get(folder, "")
+        inside = [name for name in _subfolders(root or ".", _version(root)) if name.startswith(prefix)]
+        folders = [root, *(os.path.join(root, name) for name in inside)]
+    matches = [os.path.join(one, match) for one in folders for match in _files(one, _version(one)).get(file, ())]
+    return matches[0] if len(matches) == 1 else path
 
 
 @lru_cache(maxsize=16)
@@ -56,12 +49,12 @@ def _subfolders(root: str, version: int) -> tuple[str, ...]:
 @lru_cache(maxsize=256)
 def _files(folder: str, version: int) -> dict[str, tuple[str, ...]]:
     """File name, and stem of a video's, -> the files that it may mean. Listed once per state of the folder."""
-    found: dict[str, tuple[str, ...]] = {}
+    files: dict[str, tuple[str, ...]] = {}
     for name in sorted(os.listdir(folder or ".")):
         stem, suffix = os.path.splitext(name)
         for key in (name, stem) if suffix.lower() in VIDEO_SUFFIXES else (name,):
-            found[key] = (*found.get(key, ()), name)
-    return found
+            files[key] = (*files.get(key, ()), name)
+    return files
 
 
 def _version(folder: str) -> int:

@@ -64,10 +64,14 @@ def canonical_row(record: Record, index: int, media_root: str | None = None) -> 
     kind = str(record.get("problem_type") or "")
     task = kind if kind in TASKS else VIDEO_R1_TASKS.get(kind)
     extra = dict(record.get("metadata") or {})
-    if told := record.get("subtitles"):
-        listed = isinstance(told, list)
-        found = [_subtitle_path(one, media_root) for one in (told if listed else [told])]
-        extra["subtitles"] = found if listed else found[0]
+    given = record.get("subtitles")
+    if given:
+        # A file lies under media_root; lines and texts stay as they are.
+        subtitles = list(given) if isinstance(given, list) else [given]
+        for i, item in enumerate(subtitles):
+            if isinstance(item, str) and item.endswith(SUFFIXES) and "\n" not in item:
+                subtitles[i] = os.path.join(media_root or "", item)
+        extra["subtitles"] = subtitles if isinstance(given, list) else subtitles[0]
     return _question_row(
         record,
         index,
@@ -83,13 +87,6 @@ def canonical_row(record: Record, index: int, media_root: str | None = None) -> 
     )
 
 
-def _subtitle_path(told: object, media_root: str | None) -> object:
-    """A file's path; lines and texts as they are."""
-    if isinstance(told, str) and told.endswith(SUFFIXES) and "\n" not in told:
-        return os.path.join(media_root or "", told)
-    return told
-
-
 def lmms_eval_row(record: Record, index: int, media_root: str | None = None) -> Row:
     """A document of an lmms-eval task, or a line of its sample logs, whose document is in `doc`.
 
@@ -100,22 +97,22 @@ def lmms_eval_row(record: Record, index: int, media_root: str | None = None) -> 
     `task_type`, `question_category`, `type`.
     """
     doc = record["doc"] if isinstance(record.get("doc"), Mapping) else record
-    found = {**doc, "id": _first(doc, "question_id", "id", "qid", "doc_id", default=record.get("doc_id", index))}
+    fields = {**doc, "id": _first(doc, "question_id", "id", "qid", "doc_id", default=record.get("doc_id", index))}
     video = _first(doc, "video", "video_path", "video_name", "videoID", "video_id")
     if video is None:
         raise missing_field_error(
-            found, index, "video", ", and so are 'video_path', 'video_name', 'videoID' and 'video_id'"
+            fields, index, "video", ", and so are 'video_path', 'video_name', 'videoID' and 'video_id'"
         )
     return _question_row(
-        found,
+        fields,
         index,
-        question=text_field(found, "question" if "question" in found else "problem", index),
-        options=_options(found),
+        question=text_field(fields, "question" if "question" in fields else "problem", index),
+        options=_options(fields),
         answer=_first(doc, "answer", "correct_choice", "answer_number", "answer_id"),
         videos=(find_video(str(video), media_root),),
         category=str(_first(doc, "category", "problem_type", "task_type", "question_category", "type") or "general"),
         metadata={
-            "video_id": _first(doc, "videoID", "video_id", default=_stem(str(video))),
+            "video_id": _first(doc, "videoID", "video_id", default=Path(str(video)).stem),
             **{name: doc[name] for name in ("duration", "domain", "task_type") if name in doc},
         },
     )
@@ -174,20 +171,22 @@ def llava_video_rows(record: Record, index: int, media_root: str | None = None) 
     source, video = str(record.get("data_source") or ""), text_field(record, "video", index)
     duration = SECONDS.match(source)
 
-    def row(pair: tuple[Mapping[str, Any], Mapping[str, Any]], place: int) -> Row:
-        asked, told = pair
-        if (asked.get("from"), told.get("from")) != ("human", "gpt"):
-            raise ValueError(f"record {index}: turn {2 * place} of 'conversations' must be of human, the next of gpt")
-        question = DIRECTION.sub("", TEMPLATE_TAG.sub("", text_field(asked, "value", index)).rstrip())
+    def row(pair: tuple[Mapping[str, Any], Mapping[str, Any]], position: int) -> Row:
+        human, gpt = pair
+        if (human.get("from"), gpt.get("from")) != ("human", "gpt"):
+            raise ValueError(
+                f"record {index}: turn {2 * position} of 'conversations' must be of human, the next of gpt"
+            )
+        question = DIRECTION.sub("", TEMPLATE_TAG.sub("", text_field(human, "value", index)).rstrip())
         return _question_row(
             record,
             index,
-            name=f"{record_id(record, index)}-{place}",
+            name=f"{record_id(record, index)}-{position}",
             question=question.strip(),
-            answer=told.get("value"),
+            answer=gpt.get("value"),
             videos=(find_video(video, media_root),),
             category=source or "general",
-            metadata={"video_id": _stem(video), "duration": duration[0] if duration else None},
+            metadata={"video_id": Path(video).stem, "duration": duration[0] if duration else None},
         )
 
     return _each(list(zip(turns[::2], turns[1::2], strict=True)), row)
@@ -197,7 +196,7 @@ def next_qa_row(record: Record, index: int, media_root: str | None = None) -> Ro
     """A question of NExT-QA (arXiv:2105.08276): options `a0` to `a4`, `answer` the place of the right one; or open."""
     video, kind = text_field(record, "video", index), str(record.get("type") or "")
     options = [record[f"a{n}"] for n in range(5) if record.get(f"a{n}") is not None]
-    answer = _place(record, "answer", index) if options else record.get("answer")
+    answer = _option_index(record, "answer", index) if options else record.get("answer")
     return _question_row(
         record,
         index,
@@ -222,14 +221,14 @@ def perception_test_rows(record: Record, index: int, media_root: str | None = No
     if not video:
         raise missing_field_error(record, index, "video_name", ", and so is metadata's 'video_id'")
 
-    def row(item: Mapping[str, Any], place: int) -> Row:
+    def row(item: Mapping[str, Any], position: int) -> Row:
         return _question_row(
             item,
             index,
-            name=f"{video}-{_first(item, 'question_id', 'id', default=place)}",
+            name=f"{video}-{_first(item, 'question_id', 'id', default=position)}",
             question=text_field(item, "question", index),
             options=item.get("options"),
-            answer=_place(item, "answer_id", index),
+            answer=_option_index(item, "answer_id", index),
             task="multiple_choice",
             videos=(find_video(video, media_root),),
             category=str(item.get("area") or "general"),
@@ -247,16 +246,16 @@ def clevrer_rows(record: Record, index: int, media_root: str | None = None) -> l
     answer is the list of their numbers (`CHOOSE_ALL`).
     """
     video = text_field(record, "video_filename", index)
-    scene = str(record.get("scene_index", _stem(video)))
+    scene = str(record.get("scene_index", Path(video).stem))
 
-    def row(item: Mapping[str, Any], place: int) -> Row:
+    def row(item: Mapping[str, Any], position: int) -> Row:
         return _question_row(
             item,
             index,
-            name=f"{scene}-{item.get('question_id', place)}",
+            name=f"{scene}-{item.get('question_id', position)}",
             videos=(find_video(video, media_root),),
             category=text_field(item, "question_type", index),
-            **_clevrer_question(item, index, _stem(video)),
+            **_clevrer_question(item, index, Path(video).stem),
         )
 
     return _each(record.get("questions") or [], row)
@@ -360,15 +359,15 @@ def _question_row(
 def _each(items: Sequence[Any], row: Callable[[Any, int], Row]) -> list[Row | ValueError]:
     """A row of each item; what is wrong with one takes its place."""
     made: list[Row | ValueError] = []
-    for place, item in enumerate(items):
+    for position, item in enumerate(items):
         try:
-            made.append(row(item, place))
+            made.append(row(item, position))
         except ValueError as error:
             made.append(error)
     return made
 
 
-def _place(record: Mapping[str, Any], field: str, index: int) -> int:
+def _option_index(record: Mapping[str, Any], field: str, index: int) -> int:
     """Which option is right, counted from 0; tables have it as text."""
     value = text_field(record, field, index)
     try:
@@ -382,7 +381,3 @@ def _place(record: Mapping[str, Any], field: str, index: int) -> int:
 
 def _first(record: Mapping[str, Any], *names: str, default: Any = None) -> Any:
     return next((record[name] for name in names if record.get(name) is not None), default)
-
-
-def _stem(path: str) -> str:
-    return Path(path).stem

@@ -111,24 +111,20 @@ def geometry_row(record: Record, index: int, media_root: str | None = None) -> R
 
 def _write_image(image: Any, index: int, media_root: str | None) -> str:
     """The path, relative to `media_root`, of a file with the image; named by its content."""
-    content = _image_bytes(image)
-    if content is None:
+    if not isinstance(image, Mapping):
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        content = buffer.getvalue()
+    elif image.get("bytes") is None:
         return str(image["path"])
+    else:
+        content = image["bytes"]
     if media_root is None:
         raise ValueError(f"record {index} holds an image; set data.media_root to a folder where it may be written")
     path = Path(media_root, ".images", hashlib.sha256(content).hexdigest()[:32])
     if not path.exists():
         atomic_write(path, content)  # other ranks write the same file
     return str(path.relative_to(media_root))
-
-
-def _image_bytes(image: Any) -> bytes | None:
-    """An encoded image; None if it is a path only."""
-    if isinstance(image, Mapping):
-        return image.get("bytes")
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 VIDEO_R1_TASKS = {
@@ -216,15 +212,15 @@ def lettered_options(options: Iterable[object]) -> list[str]:
     """
     wordings = [str(option).strip() for option in options]
     letters = [LETTERED.match(wording) for wording in wordings]
-    if all(match and match[1] == chr(65 + place) for place, match in enumerate(letters)):
+    if all(match and match[1] == chr(65 + index) for index, match in enumerate(letters)):
         return wordings
-    return [f"{chr(65 + place)}. {wording}" for place, wording in enumerate(wordings)]
+    return [f"{chr(65 + index)}. {wording}" for index, wording in enumerate(wordings)]
 
 
 def plain_answer(text: str) -> str:
     """The content of the last `<answer>` tag, or the text."""
-    found = ANSWER_TAG.findall(text)
-    return (found[-1] if found else text).strip()
+    contents = ANSWER_TAG.findall(text)
+    return (contents[-1] if contents else text).strip()
 
 
 def option_letter(problem: str, answer: str) -> str:
@@ -248,8 +244,8 @@ def plain_reasoning(text: object) -> str | None:
     """Reasoning without `<think>` tags and a trailing answer tag; None when there is none."""
     if not isinstance(text, str):
         return None
-    found = THINK_TAG.search(text)
-    return (found[1] if found else ANSWER_TAG.sub("", text)).strip() or None
+    thinking = THINK_TAG.search(text)
+    return (thinking[1] if thinking else ANSWER_TAG.sub("", text)).strip() or None
 
 
 def text_field(record: Mapping[str, Any], field: str, index: int) -> str:
@@ -297,9 +293,9 @@ def check_media_tags(row: Row) -> None:
     from longrl.models.reading import MEDIA_TAG
 
     tags = MEDIA_TAG.findall(row.problem)
-    wanted = {"image": len(row.images), "video": len(row.videos), "audio": len(row.audios)}
-    if tags and any(tags.count(kind) != count for kind, count in wanted.items()):
-        media = " and ".join(f"{count} {kind}s" for kind, count in wanted.items() if count or kind != "audio")
+    expected = {"image": len(row.images), "video": len(row.videos), "audio": len(row.audios)}
+    if tags and any(tags.count(kind) != count for kind, count in expected.items()):
+        media = " and ".join(f"{count} {kind}s" for kind, count in expected.items() if count or kind != "audio")
         raise ValueError(
             f"row {row.id!r} has {media}, but its problem places "
             f"{', '.join(f'<{tag}>' for tag in tags)}; name every medium once, or none (then they come first)"
@@ -308,23 +304,20 @@ def check_media_tags(row: Row) -> None:
 
 def make_rows(records: Iterable[Record], row_function: RowFunction, media_root: str | None) -> list[Row | ValueError]:
     """The checked rows of all records; in the place of one that cannot be used, the error that says what is wrong."""
+    from longrl.rewards.reward_sum import check_answer
+
     rows: list[Row | ValueError] = []
     for index, record in enumerate(records):
         try:
             made = row_function(record, index, media_root)
         except ValueError as error:
             made = [error]
-        rows += map(_checked, [made] if isinstance(made, Row) else made)
+        for row in [made] if isinstance(made, Row) else made:
+            try:
+                if isinstance(row, Row):
+                    check_answer(row)
+                    check_media_tags(row)
+                rows.append(row)
+            except ValueError as error:
+                rows.append(error)
     return rows
-
-
-def _checked(row: Row | ValueError) -> Row | ValueError:
-    from longrl.rewards.reward_sum import check_answer
-
-    try:
-        if isinstance(row, Row):
-            check_answer(row)
-            check_media_tags(row)
-    except ValueError as error:
-        return error
-    return row

@@ -56,16 +56,13 @@ def _read_file(path: Path) -> list[Record]:
 
         return parquet.read_table(path).to_pylist()
     if path.suffix in (".csv", ".tsv"):
-        return _read_table(path, "," if path.suffix == ".csv" else "\t")
+        delimiter = "," if path.suffix == ".csv" else "\t"
+        try:
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                return list(csv.DictReader(file, delimiter=delimiter))
+        except csv.Error as error:
+            raise ValueError(f"{path} is no table: {error}; is every line cut by {delimiter!r}?") from error
     return _read_json(path) if path.suffix == ".json" else read_jsonl(path)
-
-
-def _read_table(path: Path, delimiter: str) -> list[Record]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return list(csv.DictReader(file, delimiter=delimiter))
-    except csv.Error as error:
-        raise ValueError(f"{path} is no table: {error}; is every line cut by {delimiter!r}?") from error
 
 
 def _read_json(path: Path) -> list[Record]:
