@@ -97,7 +97,7 @@ class Row:
 class UnusableSample(ValueError):
     """Why a sample cannot be used: a file that is missing or broken, a prompt that is too long.
 
-    Whoever finds out raises it; a loader hands it on in the place of the sample, and `SkipLog` lists it.
+    Whoever finds out raises it; a loader hands it on instead of the sample, and `SkipLog` lists it.
 
     Args:
         path: the file at fault; None where no file is.

@@ -41,7 +41,7 @@ class AppendLog:
         self.folder = Path(folder).expanduser()
         self.num_torn = 0
         """Lines that a killed process left half."""
-        self._places: dict[str, tuple[Path, int, int]] = {}
+        self._locations: dict[str, tuple[Path, int, int]] = {}
         self._file: BinaryIO | None = None
         self._lock = threading.Lock()
 
@@ -68,14 +68,14 @@ class AppendLog:
         return self
 
     def __contains__(self, key: str) -> bool:
-        return key in self._places
+        return key in self._locations
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._locations)
 
     def __getitem__(self, key: str) -> Entry:
         """What was recorded under a key."""
-        path, start, size = self._places[key]
+        path, start, size = self._locations[key]
         with path.open("rb") as file:
             file.seek(start)
             entry = _parsed(file.read(size))
@@ -109,7 +109,7 @@ class AppendLog:
 
     def _remember(self, entry: Entry, path: Path, start: int, size: int) -> None:
         if entry["key"] is not None:
-            self._places.setdefault(entry["key"], (path, start, size))
+            self._locations.setdefault(entry["key"], (path, start, size))
 
 
 def _parsed(line: bytes) -> Entry | None:

@@ -29,8 +29,8 @@ def _delimited(expression: str) -> str:
 
 def _is_sentence(answer: str) -> bool:
     """Whether the answer is one number among words ("12 apples"): math-verify finds the last number of a text."""
-    numbers = re.findall(r"\d+(?:[.,/]\d+)*", answer)
-    return len(set(numbers)) == 1 and "\\" not in answer and re.search(r"[A-Za-z]{3}\b(?!\()", answer) is not None
+    values = re.findall(r"\d+(?:[.,/]\d+)*", answer)
+    return len(set(values)) == 1 and "\\" not in answer and re.search(r"[A-Za-z]{3}\b(?!\()", answer) is not None
 
 
 def main() -> None:

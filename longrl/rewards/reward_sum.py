@@ -71,7 +71,7 @@ def check_answer(row: Row) -> None:
     """Checks that the ground truth of a row can be judged; for a data module, before anything is trained on it.
 
     Raises:
-        ValueError: an empty answer, a letter outside the options, or no number or interval where one is wanted.
+        ValueError: an empty answer, a letter outside the options, or no number or interval where one is needed.
     """
     if not row.answer.strip():
         raise ValueError(f"row {row.id!r}: the answer must not be empty; correct or drop the row")

@@ -3,8 +3,8 @@
 Rank r of W reads positions r, r + W, r + 2W, ... of one endless sequence. With n rows, its position c is row
 `permutation(epoch)[c mod n]` of epoch `c div n`. So the ranks share no row, every epoch has every row once, and the
 number of rows that each rank consumed says all about where the stream stands. Rows that cannot be used (broken media,
-a prompt too long) are consumed too, which keeps that number exact whatever is skipped; the rank's next row takes the
-place in the batch.
+a prompt too long) are consumed too, which keeps that number exact whatever is skipped; the rank's next row goes
+into the batch instead.
 
 The data module keeps the state. Lightning would also save and restore loaders that have a state of their own, but not
 when it resumes after the end of an epoch.
@@ -130,13 +130,13 @@ class IPCPayload:
         buffer = io.BytesIO()
         pickler = pickle.Pickler(buffer)
 
-        def place(value: object) -> int | None:
+        def share_tensor(value: object) -> int | None:
             if not isinstance(value, Tensor) or value.nbytes <= SHARED_BYTES:
                 return None
             shared.append(value)
             return len(shared) - 1
 
-        pickler.persistent_id = place  # type: ignore[method-assign]
+        pickler.persistent_id = share_tensor  # type: ignore[method-assign]
         pickler.dump(item)
         return cls(buffer.getvalue(), shared)
 
@@ -192,7 +192,7 @@ class PromptStream(Generic[Item]):
     Args:
         dataset: what to read.
         order: in which order; its rank and world size are the data-parallel ones.
-        skips: told of every row drawn.
+        skips: counts the rows that cannot be used.
         options: how rows are rendered.
         sp_group: the ranks that read the same rows, each its shard of the frames.
 
@@ -283,9 +283,9 @@ def _gather(position: int, order: RowOrder) -> list[int]:
     """Positions of all data-parallel ranks, in their order: ranks drift apart as they skip rows and refill."""
     if order.world_size == 1:
         return [position]
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, (order.rank, position))
-    positions = dict(found)  # ranks that share a sequence share their prompts too
+    pairs: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(pairs, (order.rank, position))
+    positions = dict(pairs)  # ranks that share a sequence share their prompts too
     return [positions[rank] for rank in range(order.world_size)]
 
 

@@ -71,14 +71,15 @@ def weights_of(option: str, sources: Sequence[DataSource]) -> tuple[int, ...] | 
     if not all(0 < weight < float("inf") for weight in given):
         raise ValueError(f"weights of data.{option} must be above 0, got {names}; leave a source out to not read it")
     fractions = [Fraction(str(weight)) for weight in given]
-    whole = [int(fraction * lcm(*(other.denominator for other in fractions))) for fraction in fractions]
-    whole = [number // gcd(*whole) for number in whole]
-    if sum(whole) > LONGEST_CYCLE:
+    multiple = lcm(*(fraction.denominator for fraction in fractions))
+    counts = [int(fraction * multiple) for fraction in fractions]
+    counts = [count // gcd(*counts) for count in counts]
+    if sum(counts) > LONGEST_CYCLE:
         raise ValueError(
             f"weights of data.{option} must come out even within {LONGEST_CYCLE} prompts, got {names}, which do within "
-            f"{sum(whole)}; give them fewer digits"
+            f"{sum(counts)}; give them fewer digits"
         )
-    return tuple(whole)
+    return tuple(counts)
 
 
 def first_rows(by_source: Iterable[list[T]], limit: int | None, *, of_each: bool) -> list[list[T]]:
@@ -95,22 +96,25 @@ def first_rows(by_source: Iterable[list[T]], limit: int | None, *, of_each: bool
 def cycle(weights: tuple[int, ...]) -> tuple[int, ...]:
     """Sources in an order in which each always has its share to within one: of two with weights 2 and 1, (0, 1, 0).
 
-    The k-th prompt of a source with weight w out of W comes at place k W / w or later and before (k + 1) W / w; taking
+    The k-th prompt of a source with weight w out of W comes at index k W / w or later and before (k + 1) W / w; taking
     of those that may come the one that must come first keeps all of these promises (Liu and Layland 1973).
 
     Args:
         weights: of the sources.
 
     Returns:
-        sum(weights) numbers of sources, each as often as its weight says.
+        sum(weights) indices of sources, each as often as its weight says.
     """
-    total, taken, order = sum(weights), [0] * len(weights), []
-    for place in range(total):
+    total = sum(weights)
+    taken = [0] * len(weights)
+    order: list[int] = []
+    for index in range(total):
+        # Until when the next prompt of each source must come, and from when on it may.
         spans = [
             (-(-(taken[source] + 1) * total // weight), taken[source] * total // weight, source)
             for source, weight in enumerate(weights)
         ]
-        _, _, source = min(span for span in spans if span[1] <= place)
+        _, _, source = min(span for span in spans if span[1] <= index)
         taken[source] += 1
         order.append(source)
     return tuple(order)
@@ -118,7 +122,7 @@ def cycle(weights: tuple[int, ...]) -> tuple[int, ...]:
 
 @functools.lru_cache(maxsize=4)
 def _taken_before(weights: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-    """[W][K] prompts of each source before each place of the cycle."""
+    """[W][K] prompts of each source before each index of the cycle."""
     taken, counts = [0] * len(weights), []
     for source in cycle(weights):
         counts.append(tuple(taken))
@@ -128,20 +132,20 @@ def _taken_before(weights: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
 
 @functools.lru_cache(maxsize=8)
 def _window(weights: tuple[int, ...], seed: int, number: int) -> tuple[int, ...]:
-    """Sources of the places from `number * WINDOW` on."""
+    """Sources of the positions from `number * WINDOW` on."""
     order = cycle(weights)
-    sources = [order[(number * WINDOW + place) % len(order)] for place in range(WINDOW)]
+    sources = [order[(number * WINDOW + offset) % len(order)] for offset in range(WINDOW)]
     random.Random(f"{seed}/mix/{number}").shuffle(sources)
     return tuple(sources)
 
 
 @dataclass(frozen=True)
 class MixedOrder(RowOrder):
-    """Which rows a rank reads where the sources have weights; a row's number follows from its place alone.
+    """Which rows a rank reads where the sources have weights; a row's index follows from its position alone.
 
-    Place c of the sequence that all ranks share is a source's: `cycle`, over and over, every eight places shuffled
-    among themselves. So it is the n-th place of its source, whose rows come in permutations of its own. Any number of
-    ranks reads the same sequence, and the number of rows consumed says all about where a rank stands.
+    Position c of the sequence that all ranks share is a source's: `cycle`, over and over, every eight places shuffled
+    among themselves. So it is the n-th position of its source, whose rows come in permutations of its own. Any number
+    of ranks reads the same sequence, and the number of rows consumed says all about where a rank stands.
     """
 
     sizes: tuple[int, ...] = ()

@@ -59,8 +59,8 @@ class SkipLog:
         self.drawn_unusable: dict[int, UnusableSample] = {}
         """Rows that were drawn and could not be used, by index."""
         self._listed: set[int] = set()
-        self._found = 0
-        self._drawn = 0
+        self._num_unusable = 0
+        self._num_drawn = 0
 
     def __len__(self) -> int:
         """Different rows skipped so far."""
@@ -95,7 +95,7 @@ class SkipLog:
             errors = [next(filter(None, of_ranks), None) for of_ranks in of_items]
         usable = []
         for item, error in zip(items, errors, strict=True):
-            self._drawn += 1
+            self._num_drawn += 1
             if error is not None:
                 self.add_drawn(error)
             elif not isinstance(item, UnusableSample):
@@ -108,11 +108,11 @@ class SkipLog:
         if error.index in self._listed:
             return
         self._listed.add(error.index)
-        self._found += 1
+        self._num_unusable += 1
         self._write([error])
-        expected = self.max_share * self._drawn
-        if self._found > GRACE_ROWS + expected + 4 * math.sqrt(expected):
-            raise self._too_many(f"{self._found} of the first {self._drawn}", error)
+        expected = self.max_share * self._num_drawn
+        if self._num_unusable > GRACE_ROWS + expected + 4 * math.sqrt(expected):
+            raise self._too_many(f"{self._num_unusable} of the first {self._num_drawn}", error)
         self._check_all(error)
 
     def _write(self, items: Sequence[UnusableSample]) -> None:

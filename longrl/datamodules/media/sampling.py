@@ -49,20 +49,13 @@ class VideoSampling:
         if self.span_s is not None and not 0 <= self.span_s[0] < self.span_s[1]:
             raise ValueError(f"span_s must be two increasing seconds from 0 on, got {self.span_s}")
 
-    def count(self, duration_s: float) -> int:
-        """Frames wanted of a video of this length, whether or not it has as many."""
-        if self.fps is None:
-            assert self.num_frames is not None
-            return self.num_frames
-        return min(max(round(duration_s * self.fps), self.min_frames), self.max_frames)
-
 
 def sample_indices(starts: Sequence[float] | NDArray[np.float64], end_s: float, sampling: VideoSampling) -> list[int]:
     """Indices of the frames on show at the middles of equal spans of time.
 
     Time decides, not the index: where the frame rate varies, a stretch with many frames gets no more than its share. A
     frame on show at several of those moments is taken once, so a video that stands still may give fewer frames than
-    `sampling.count`, yet never fewer than `num_frames` or `min_frames` while it has them.
+    `fps` asks for, yet never fewer than `num_frames` or `min_frames` while it has them.
 
     Args:
         starts: [N] increasing times in seconds at which the frames appear; N >= 1.
@@ -79,7 +72,8 @@ def sample_indices(starts: Sequence[float] | NDArray[np.float64], end_s: float, 
         inside = sample_indices(times[held], min(end_s, times[0] + last_s), replace(sampling, span_s=None))
         return [held.start + index for index in inside]
     duration_s = end_s - times[0]
-    count = sampling.count(duration_s)
+    count = sampling.num_frames or round(duration_s * (sampling.fps or 0.0))
+    count = min(max(count, sampling.min_frames), sampling.max_frames)
     if count >= len(times):
         return list(range(len(times)))
     # The thousandth keeps a moment that falls on a frame's start on one side of it, however times are rounded.

@@ -2,7 +2,7 @@
 
 Of every row `category` is the set's own main division, and `metadata` has what else the set says: `video_id` (rows on
 one video have one), `duration`, `domain`, `task_type`. Videos are found by `find_video`. A record with several
-questions gives a row of each, and an error in the place of one that cannot be used.
+questions gives a row of each, and an error instead of one that cannot be used.
 
 Questions that lack an answer (hidden test splits) or have one outside their options are errors that name record and
 field; `data.bad_records: skip` leaves them out, listed and counted.
@@ -57,7 +57,7 @@ def canonical_row(record: Record, index: int, media_root: str | None = None) -> 
     """`{id, video, question, options, answer, problem_type, subtitles, metadata}`, the form to write one's own set in.
 
     `video` (or `image`) is a path or a list of them. `options` may be absent or among the question's lines; `answer` is
-    a letter, a wording or the place of an option from 0 on. `problem_type` is a `Row.task`, a type of Video-R1 or, for
+    a letter, a wording or the index of an option from 0 on. `problem_type` is a `Row.task`, a type of Video-R1 or, for
     anything else, the category; `metadata["category"]` says it otherwise. `subtitles`, a file or the lines themselves,
     is what `data.subtitles.source: record` reads.
     """
@@ -92,7 +92,7 @@ def lmms_eval_row(record: Record, index: int, media_root: str | None = None) -> 
 
     Documents differ by task; the first of these names that is there counts. Question: `question`, `problem`. Options:
     `options`, `choices`, `candidates` (a list or a mapping by letter), or columns `a0`.., `option0`.. or `A`... Answer:
-    `answer`, `correct_choice`, `answer_number`, `answer_id`, a letter, a wording or, as an integer, a place from 0 on.
+    `answer`, `correct_choice`, `answer_number`, `answer_id`, a letter, a wording or, as an integer, an index from 0 on.
     Video: `video`, `video_path`, `video_name`, `videoID`, `video_id`. Category: `category`, `problem_type`,
     `task_type`, `question_category`, `type`.
     """
@@ -193,7 +193,7 @@ def llava_video_rows(record: Record, index: int, media_root: str | None = None) 
 
 
 def next_qa_row(record: Record, index: int, media_root: str | None = None) -> Row:
-    """A question of NExT-QA (arXiv:2105.08276): options `a0` to `a4`, `answer` the place of the right one; or open."""
+    """A question of NExT-QA (arXiv:2105.08276): options `a0` to `a4`, `answer` the index of the right one; or open."""
     video, kind = text_field(record, "video", index), str(record.get("type") or "")
     options = [record[f"a{n}"] for n in range(5) if record.get(f"a{n}") is not None]
     answer = _option_index(record, "answer", index) if options else record.get("answer")
@@ -214,7 +214,7 @@ def next_qa_row(record: Record, index: int, media_root: str | None = None) -> Ro
 def perception_test_rows(record: Record, index: int, media_root: str | None = None) -> list[Row | ValueError]:
     """Multiple choice of the Perception Test (arXiv:2305.13786), released by video (`mc_question`) or by question.
 
-    `answer_id` is the place of the right one of three `options`; the category is the skill area.
+    `answer_id` is the index of the right one of three `options`; the category is the skill area.
     """
     about = record.get("metadata") or {}
     video = str(record.get("video_name") or about.get("video_id") or "")
@@ -275,10 +275,10 @@ def _clevrer_question(item: Mapping[str, Any], index: int, video_id: str) -> dic
     if item["question_type"] == "predictive":
         known = {"question": question, "options": wordings, "task": "multiple_choice", "metadata": metadata}
         return known | {"answer": right[0] if len(right) == 1 else None}
-    numbers = [str(n + 1) for n in right]
-    metadata["aliases"] = [",".join(numbers), " and ".join(numbers)] if numbers else None
+    chosen = [str(n + 1) for n in right]
+    metadata["aliases"] = [",".join(chosen), " and ".join(chosen)] if chosen else None
     lines = [f"{n}) {wording}" for n, wording in enumerate(wordings, start=1)]
-    answer = ", ".join(numbers) or "none"
+    answer = ", ".join(chosen) or "none"
     return {
         "question": "\n".join([question, *lines, CHOOSE_ALL]),
         "answer": answer,

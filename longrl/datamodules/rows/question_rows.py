@@ -37,7 +37,7 @@ def longvideo_reason_row(record: Record, index: int, media_root: str | None = No
     Fields: `problem` and `answer` ("<answer>B</answer>" or plain) are needed; `problem_id`, `data_type`,
     `problem_type` (the category), `reasoning`, `videos`, `images` and `audios` (a path or a list of them) and `task`
     may be absent or null, and `metadata` (such as the `tolerance` of a number) too. A record whose `data_type` is
-    `video`, `image` or `audio` must name its medium.
+    `video`, `image` or `audio` must name a file.
 
     Raises:
         ValueError: a field is missing; the message names the record and the fields it has.
@@ -162,7 +162,7 @@ def audio_qa_row(record: Record, index: int, media_root: str | None = None) -> R
     """A question about a sound, or about a video and its sound, with its options apart (as in MMAU or AVQA).
 
     Fields: `question` (or `problem`); `options` or `choices`, a list of wordings; `answer`, a letter, a wording or, as
-    an integer, the place of an option from 0 on; `audio` or `audios`, `video` or `videos`, `image` or `images`, a path
+    an integer, the index of an option from 0 on; `audio` or `audios`, `video` or `videos`, `image` or `images`, a path
     or a list of them. `id`, `category` (or `task`) and `reasoning` may be absent. That a video's own track is heard is
     the family's `use_audio_in_video`.
     """

@@ -52,7 +52,7 @@ def _read_file(path: Path) -> list[Record]:
     if not path.is_file():
         raise ValueError(f"the data file {str(path)!r} does not exist (working folder: {Path.cwd()}); correct the path")
     if path.suffix == ".parquet":
-        from pyarrow import parquet  # type: ignore[import-untyped]
+        from pyarrow import parquet
 
         return parquet.read_table(path).to_pylist()
     if path.suffix in (".csv", ".tsv"):
