@@ -36,7 +36,7 @@ from longrl.datamodules.media.video import VideoReader
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.testing.drawing import Clip, write_video
 from longrl.testing.stories import sample_story
-from longrl.testing.synthetic import SyntheticConfig
+from longrl.testing.synthetic_videos import SyntheticConfig
 from longrl.testing.tiny import tiny_qwen2_5_vl
 
 

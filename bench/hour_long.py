@@ -39,7 +39,7 @@ from longrl import types
 from longrl.modules.trained import PhaseTimes
 from longrl.testing.drawing import Clip, write_video
 from longrl.testing.stories import sample_story
-from longrl.testing.synthetic import SyntheticConfig
+from longrl.testing.synthetic_videos import SyntheticConfig
 from longrl.testing.tiny import tiny_qwen2_5_vl
 from longrl.types import Batch, Completion
 

@@ -24,7 +24,7 @@ from lightning.pytorch import Callback
 
 from longrl.commands.main import main
 from longrl.models.base import CausalFamily
-from longrl.testing.synthetic import SyntheticConfig, generate_videos
+from longrl.testing.synthetic_videos import SyntheticConfig, generate_videos
 from tests.tiny import text_folder, vl_folder
 
 ROOT = Path(__file__).parents[1]

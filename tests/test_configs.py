@@ -26,7 +26,7 @@ from longrl.evaluation.benchmark import Evaluation
 from longrl.io.jsonl import read_jsonl
 from longrl.models.base import CausalFamily
 from longrl.rewards import RewardSum, SoftOverlong
-from longrl.testing.synthetic import SyntheticConfig, generate_videos
+from longrl.testing.synthetic_videos import SyntheticConfig, generate_videos
 from tests.distributed import run_distributed
 from tests.sounds import write_clip
 from tests.tiny import omni_folder, qwen3_vl_folder, text_folder, vila_folder, vl_folder

@@ -39,7 +39,7 @@ class BudgetSpent(ValueError):
 
 @dataclass
 class Spent:
-    """What a folder's calls took, those of earlier runs included."""
+    """Calls, tokens and cost of a folder, those of earlier runs included."""
 
     calls: int = 0
     """Answered or failed attempts."""
@@ -49,7 +49,7 @@ class Spent:
 
     @property
     def tokens(self) -> int:
-        """Of prompts and completions."""
+        """Tokens of prompts and completions."""
         return self.prompt_tokens + self.completion_tokens
 
     def exceeded(self, budget: Budget) -> str | None:
@@ -234,7 +234,7 @@ class _FailedAttempt:
 
 
 def _retry_after_s(reply: httpx.Response) -> float:
-    """What the server asks to wait; 0 where it says nothing, or names a date."""
+    """Seconds that the server asks to wait; 0 where it says nothing, or names a date."""
     try:
         return max(0.0, float(reply.headers.get("Retry-After", 0.0)))
     except ValueError:

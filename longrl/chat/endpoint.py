@@ -87,7 +87,7 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How a reply is drawn."""
+    """Options by which a reply is drawn."""
 
     temperature: float = 0.6
     max_tokens: int = 4096
@@ -104,7 +104,7 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Budget:
-    """Where a folder's calls end, over all runs on it; None is no limit.
+    """Limits of a folder's calls, over all runs on it; None is no limit.
 
     Calls are counted before they are made, so that limit is exact. What a call costs is known afterwards: calls that
     are under way when the limit of tokens or money is reached (`concurrency` at most) still come in.
@@ -135,7 +135,7 @@ class Request:
     extra: Mapping[str, Any] = field(default_factory=dict)
     load: Callable[[], Mapping[str, str]] | None = field(default=None, compare=False)
     """Gives the image urls of the messages their `data:` urls; called only when the call is made. An image that is
-    missing is told to the model as broken."""
+    missing becomes the text that it is broken."""
 
     @property
     def num_images(self) -> int:
@@ -168,7 +168,7 @@ class Request:
 
 
 def _shown_part(part: MessagePart, images: Mapping[str, str]) -> MessagePart:
-    """A message part with its image in the place of the image's name."""
+    """A message part with its image instead of the image's name."""
     if part["type"] != "image_url":
         return part
     name = part["image_url"]["url"]
@@ -177,7 +177,7 @@ def _shown_part(part: MessagePart, images: Mapping[str, str]) -> MessagePart:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model answered."""
+    """Answer of a model."""
 
     text: str
     """"" for a reply without text."""

@@ -9,7 +9,7 @@ def main(args: Sequence[str]) -> None:
     """Command line: `--out`, `--workers` and one flag per field of `SyntheticConfig`."""
     from jsonargparse import ArgumentParser
 
-    from longrl.testing.synthetic import SyntheticConfig, generate_videos
+    from longrl.testing.synthetic_videos import SyntheticConfig, generate_videos
 
     text = "Generate synthetic long videos with questions."
     parser = ArgumentParser(prog="python -m longrl synthetic", description=text)

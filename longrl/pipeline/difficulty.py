@@ -36,7 +36,7 @@ def filter_questions(run: StepRun) -> None:
 
 
 def reason_to_drop(seen: Sequence[float | None], blind: Sequence[float | None], options: FilterOptions) -> str | None:
-    """Why a question goes; None if it stays.
+    """Reason for which a question goes; None if it stays.
 
     Args:
         seen: scores of the answers with the video; None for one without score. [] if nobody was asked.

@@ -89,7 +89,7 @@ class StepReport:
 
 
 class Workspace:
-    """Where each step reads and writes.
+    """Folder in which each step reads and writes.
 
     Args:
         folder: `out` of the config; made if it is not there.

@@ -106,9 +106,9 @@ def find_faults(
     elif len(question.answer.split()) > options.max_answer_words:
         yield "answer too long", f"{len(question.answer.split())} words, validate.max_answer_words allows fewer"
     # A question that names the answer and another option is fair.
-    asked = f" {normalized_text(question.question)} "
+    words = f" {normalized_text(question.question)} "
     candidates = question.options or (question.answer,)
-    if [text for text in candidates if f" {normalized_text(text)} " in asked] == [question.answer]:
+    if [text for text in candidates if f" {normalized_text(text)} " in words] == [question.answer]:
         yield "answer in the question", f"{question.answer!r} stands in {question.question!r}"
     texts = [question.question, *question.options, question.answer]
     if TAGS.search(" ".join([*texts, *(step.text for step in question.steps)])):

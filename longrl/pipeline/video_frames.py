@@ -37,14 +37,14 @@ class BrokenVideo(ValueError):
 
 @dataclass(frozen=True)
 class Times:
-    """When the frames of a video are on show."""
+    """Times at which the frames of a video are on show."""
 
     pts: tuple[int, ...]
     """[N] increasing stamps."""
     starts: NDArray[np.float64]
     """[N] seconds at which each appears, 0 for the first."""
     end_s: float
-    """When the last one disappears."""
+    """Second at which the last one disappears."""
     key_pts: tuple[int, ...]
     """Stamps of the key frames."""
 
@@ -53,7 +53,7 @@ class Times:
         return int(np.searchsorted(self.starts, second - 1e-6, side="left"))
 
     def start(self, index: int) -> float:
-        """When frame `index` appears, in seconds; for N, the end."""
+        """Second at which frame `index` appears; for N, the end."""
         return float(self.starts[index]) if index < len(self.starts) else self.end_s
 
 
@@ -183,7 +183,7 @@ class FrameSet:
         return frame_parts([self.url(index) for index in self.indices], [times.start(index) for index in self.indices])
 
     def load(self) -> Mapping[str, str]:
-        """Name -> `data:` url of the frames that decode; the others are told to the model as broken.
+        """Name -> `data:` url of the frames that decode; the model reads that the others are broken.
 
         Raises:
             BrokenVideo: none decodes.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from longrl.testing.synthetic import Record, SyntheticConfig, make_records
+from longrl.testing.synthetic_videos import Record, SyntheticConfig, make_records
 from longrl.testing.tiny import tiny_qwen2_5_vl, tiny_tokenizer
 
 TEXT = {

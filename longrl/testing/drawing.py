@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from longrl.testing.stories import COLORS, Scene, Story
 
 if TYPE_CHECKING:
-    from longrl.testing.synthetic import SyntheticConfig
+    from longrl.testing.synthetic_videos import SyntheticConfig
 
 MOTION_FRAMES = 8
-"""An object circles once around its place in so many frames."""
+"""An object circles once around its position in so many frames."""
 
 Image = NDArray[np.uint8]
 
@@ -57,7 +57,7 @@ def draw_background(rng: Random, size: int) -> Image:
 
 
 def draw_scene(scene: Scene, background: Image, rng: Random) -> Iterator[Image]:
-    """The `MOTION_FRAMES` different frames of a scene: its object on a small circle around a jittered place."""
+    """The `MOTION_FRAMES` different frames of a scene: its object on a small circle around a jittered position."""
     size = len(background)
     unit = size / 112
     radius = round(rng.uniform(21.0, 24.0) * unit)

@@ -34,7 +34,7 @@ NOTHING = "nothing"
 
 @dataclass(frozen=True)
 class Scene:
-    """One object in one place, with or without the robot."""
+    """One object in one position, with or without the robot."""
 
     color: str
     shape: str
@@ -48,7 +48,7 @@ class Scene:
 
     @property
     def attributes(self) -> tuple[str, str]:
-        """What a collector may look for here, for example `("red objects", "circles")`."""
+        """Attributes that a collector may look for here, for example `("red objects", "circles")`."""
         return f"{self.color} objects", SHAPES[self.shape]
 
 
@@ -70,7 +70,7 @@ def describe_story(story: Story) -> str:
 
 
 def sample_story(rng: Random, *, num_scenes: int) -> Story:
-    """Draw a story whose goal cannot be told from the objects alone.
+    """Draw a story whose goal cannot be guessed from the objects alone.
 
     Objects are redrawn until at least two attributes could be the goal, one of them of the kind (colour or shape) drawn
     beforehand. So a colour is the goal as often as a shape, and all colours and all shapes are alike.
@@ -105,7 +105,7 @@ class Question:
 
 
 def ask_temporal(story: Story, rng: Random) -> Question:
-    """What comes right before or after an object; the options are other objects of the video.
+    """Question what comes right before or after an object; the options are other objects of the video.
 
     Four scenes leave only three other objects: `nothing` is the fourth option then, and right in one case of four. The
     object asked for is never an option, as it could be ruled out without the video.
@@ -126,7 +126,7 @@ def ask_temporal(story: Story, rng: Random) -> Question:
 
 
 def ask_spatial(story: Story, rng: Random) -> Question:
-    """Where an object is; the options are always the four quadrants."""
+    """Question where an object is; the options are always the four quadrants."""
     scene = rng.choice(story.scenes)
     distractors = [position for position in POSITIONS if position != scene.position]
     text, deduction = f"Where is the {scene.name}?", f"The {scene.name} is {scene.position}."
@@ -134,7 +134,7 @@ def ask_spatial(story: Story, rng: Random) -> Question:
 
 
 def ask_goal(story: Story, rng: Random) -> Question:
-    """What the robot looks for: two colours and two shapes, where possible such as other objects share."""
+    """Question what the robot looks for: two colours and two shapes, where possible such as other objects share."""
     visited = " and ".join(scene.name for scene in story.scenes if scene.visited)
     kinds = [[f"{color} objects" for color in COLORS], list(SHAPES.values())]
     same, other = kinds if story.goal in kinds[0] else kinds[::-1]
@@ -158,7 +158,7 @@ def _most_tempting(attributes: list[str], story: Story, rng: Random) -> list[str
 
 
 def ask_plot(story: Story, rng: Random) -> Question:
-    """How the story begins and ends: the pair, another that shares one of its objects, and both reversed."""
+    """Question how the story begins and ends: the pair, another that shares one of its objects, and both reversed."""
     names = [scene.name for scene in story.scenes]
     ends = (names[0], names[-1])
     pair = (rng.choice(ends), rng.choice(names[1:-1]))
@@ -177,7 +177,7 @@ CATEGORIES = tuple(ASK)
 
 
 def true_statements(story: Story, rng: Random) -> str:
-    """Some true sentences about a story, in random order: its ends, its goal, two neighbours and two places."""
+    """Some true sentences about a story, in random order: its ends, its goal, two neighbours and two positions."""
     kinds = rng.sample([ask_plot, ask_goal, ask_temporal, ask_temporal, ask_spatial, ask_spatial], 6)
     return " ".join(ask(story, rng).deduction for ask in kinds)
 

@@ -23,7 +23,7 @@ from longrl.rewards import RewardSum, RewardTerm
 from longrl.strategies.axis import Axis
 from longrl.strategies.fsdp import RootModule
 from longrl.strategies.parallel import Parallel
-from longrl.testing.synthetic import SyntheticConfig, generate_videos
+from longrl.testing.synthetic_videos import SyntheticConfig, generate_videos
 from longrl.types import Completion, Group, SamplingParams
 from tests.tiny import text_family, vl_family
 

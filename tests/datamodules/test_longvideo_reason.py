@@ -16,7 +16,7 @@ from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.datamodules.media.sampling import VideoSampling
 from longrl.datamodules.media.video import VideoReader
 from longrl.strategies.parallel import Parallel
-from longrl.testing.synthetic import SyntheticConfig, generate_videos
+from longrl.testing.synthetic_videos import SyntheticConfig, generate_videos
 from longrl.types import Row
 from tests.tiny import text_family, vl_family
 

@@ -16,7 +16,7 @@ from longrl.evaluation.answering import Answer, Policy, hash_json
 from longrl.evaluation.benchmark import Evaluation
 from longrl.evaluation.endpoint_policy import ChatReader
 from longrl.io.jsonl import read_jsonl
-from longrl.testing.synthetic import SyntheticConfig, generate_videos
+from longrl.testing.synthetic_videos import SyntheticConfig, generate_videos
 from longrl.types import Row
 
 

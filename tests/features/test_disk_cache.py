@@ -15,7 +15,7 @@ from longrl.features.provenance import encoder_provenance
 from longrl.modules.policy import PolicyModule
 from longrl.strategies.axis import Axis
 from longrl.strategies.parallel import Parallel
-from longrl.testing.synthetic import SyntheticConfig, generate_videos
+from longrl.testing.synthetic_videos import SyntheticConfig, generate_videos
 from longrl.types import FrameShard
 from tests.distributed import run_distributed
 from tests.tiny import frames, held, row, text_family, vl_family

@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 from longrl.commands.main import main
-from longrl.testing.synthetic import SyntheticConfig, generate_videos
+from longrl.testing.synthetic_videos import SyntheticConfig, generate_videos
 from tests.runs import ROOT, wait_for_group
 
 ROLES = ("captioner", "writer", "policy", "judge")

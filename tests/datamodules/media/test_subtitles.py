@@ -14,7 +14,7 @@ from longrl.datamodules.media.sampling import VideoSampling
 from longrl.datamodules.media.subtitles import Line, Subtitles, fitting, read_subtitles
 from longrl.datamodules.rows.published import canonical_row, video_mme_row
 from longrl.datamodules.rows.question_rows import make_rows
-from longrl.testing.synthetic import SyntheticConfig, generate_videos
+from longrl.testing.synthetic_videos import SyntheticConfig, generate_videos
 from longrl.types import Row, UnusableSample
 from tests.datamodules.rows import published_records as published
 from tests.tiny import vl_family

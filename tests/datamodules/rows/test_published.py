@@ -23,7 +23,7 @@ from longrl.datamodules.rows.published import (
 from longrl.datamodules.rows.question_rows import clevr_row, geometry_row, longvideo_reason_row, make_rows
 from longrl.datamodules.rows.sources import read_records
 from longrl.rewards.reward_sum import accuracy
-from longrl.testing.synthetic import SyntheticConfig, generate_videos
+from longrl.testing.synthetic_videos import SyntheticConfig, generate_videos
 from longrl.types import Completion, Row, UnusableSample
 from tests.datamodules.rows import published_records as published
 from tests.tiny import text_family, vl_family

@@ -17,7 +17,7 @@ from longrl.datamodules.rows.question_rows import (
 )
 from longrl.datamodules.rows.sources import media_root_of, read_records
 from longrl.rewards.reward_sum import check_answer
-from longrl.testing.synthetic import SyntheticConfig, make_records
+from longrl.testing.synthetic_videos import SyntheticConfig, make_records
 
 QUESTION = "What comes next?\nA. a cat\nB. a dog\nC. a car"
 

@@ -3,7 +3,7 @@
     python -m longrl synthetic --out data/synthetic --num_train_videos 400 --num_eval_videos 60
 
 writes `train.jsonl`, `eval.jsonl`, `pretrain.jsonl` (if asked for), `manifest.json` and `videos/`. What the videos
-show and what is asked is in stories.py; answer letters are dealt out evenly per split and category.
+show and the questions are in stories.py; answer letters are dealt out evenly per split and category.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class SyntheticConfig:
-    """What to generate. Equal configs give equal records and equal decoded pixels."""
+    """Options of the generator. Equal configs give equal records and equal decoded pixels."""
 
     num_train_videos: int = 400
     num_eval_videos: int = 60
@@ -140,7 +140,7 @@ def make_pretrain(config: SyntheticConfig, stories: list[Story]) -> tuple[list[R
     """Rows that teach a base model to describe videos and to read options, and neither the questions nor reasoning.
 
     `description` rows have a video of one or more scenes of a story and their listing as answer; `lookup` rows have no
-    video and four options, as the categories offer them, to be told with their letters in random order.
+    video and four options, as the categories offer them, to be listed with their letters in random order.
     """
     rng = Random(f"{config.seed}/pretrain/questions")
     clips = make_clips(config, "pretrain", [part_of(story, rng) for story in stories])
@@ -171,7 +171,7 @@ def make_clips(config: SyntheticConfig, split: str, stories: list[Story]) -> lis
 
 
 def make_records(config: SyntheticConfig) -> tuple[dict[str, list[Record]], list[Clip]]:
-    """All records by split and all clips, without drawing a single frame. Stories are disjoint between the splits."""
+    """Records by split and all clips, without drawing a single frame. Stories are disjoint between the splits."""
     taken: set[tuple[Scene, ...]] = set()
     records: dict[str, list[Record]] = {}
     clips: list[Clip] = []
@@ -219,7 +219,7 @@ def generate_videos(folder: str | Path, config: SyntheticConfig, *, workers: int
 
 
 def _read_fingerprint(folder: Path) -> str | None:
-    """What `folder`'s manifest says; None if there is no manifest of this generator."""
+    """Fingerprint in `folder`'s manifest; None if there is no manifest of this generator."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
     except (OSError, ValueError):

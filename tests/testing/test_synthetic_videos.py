@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from longrl.testing import synthetic
+from longrl.testing import synthetic_videos
 from longrl.testing.drawing import (
     Clip,
     draw_background,
@@ -26,7 +26,7 @@ from longrl.testing.stories import (
     possible_goals,
     sample_story,
 )
-from longrl.testing.synthetic import (
+from longrl.testing.synthetic_videos import (
     SyntheticConfig,
     generate_videos,
     make_records,
@@ -355,7 +355,7 @@ def test_an_interrupted_run_leaves_nothing_behind(tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(synthetic, "write_video", stop)
+    monkeypatch.setattr(synthetic_videos, "write_video", stop)
     with pytest.raises(KeyboardInterrupt):
         generate_videos(tmp_path / "data", SMALL)
     assert list(tmp_path.iterdir()) == []
