@@ -45,7 +45,7 @@ class FakeEngine(RolloutEngine):
     def sync(self, family, model, step):
         self.synced.append(step)
 
-    def generate_videos(self, family, model, prompts, features, sampling, seed, first=0):
+    def generate(self, family, model, prompts, features, sampling, seed, first=0):
         self.calls.append(SimpleNamespace(ids=[prompt.id for prompt in prompts], sampling=sampling, seed=seed))
         return [
             [
@@ -385,7 +385,7 @@ class Offset(RolloutEngine):
     def sync(self, family, model, step):
         pass
 
-    def generate_videos(self, *args, **kwargs):
+    def generate(self, *args, **kwargs):
         self.count += 1
         offset = self.offset if self.count > self.after else 0.0
         groups = self.engine.generate(*args, **kwargs)
