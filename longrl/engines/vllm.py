@@ -22,12 +22,10 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -315,11 +313,9 @@ def _unlink_shared_memory() -> None:
 @contextlib.contextmanager
 def _keep_random_states() -> Iterator[None]:
     """The global generators of Python, numpy and torch go on as they were: vLLM seeds them and draws from them."""
-    python_state = random.getstate()
-    numpy_state = np.random.get_state()
-    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
+    from lightning.pytorch.utilities.seed import isolate_rng
+
+    # Lightning's own way with CUDA would open all GPUs of the machine in every process.
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with isolate_rng(include_cuda=False), torch.random.fork_rng(devices):
+        yield
