@@ -1,7 +1,8 @@
-"""The policy of a flow model: one LightningModule for RL of pictures and videos on its own samples.
+"""The policy of a diffusion model: one LightningModule for RL of pictures and videos on its own samples.
 
 Letters: P prompts of a batch, G samples of each, C = P * G, W steps of a window, N = C * W rows of a rollout or
-mini-batch, R of a micro-batch. All are this rank's; sums over ranks are taken where a formula needs them.
+mini-batch, R of a micro-batch, D values of a latent. All are this rank's; sums over ranks are taken where a formula
+needs them.
 """
 
 from __future__ import annotations
@@ -16,15 +17,16 @@ from typing_extensions import override
 
 from longrl.algorithms import Algorithm, DrawnSteps, LossOutput
 from longrl.diffusion.diffusion_family import DiffusionFamily
+from longrl.diffusion.prompt_files import PromptBatch
 from longrl.diffusion.sampler import Trajectory
 from longrl.diffusion.step_mismatch import StepMismatchMonitor
-from longrl.diffusion.trajectory_rows import Rows, places_of, score, split
+from longrl.diffusion.trajectory_rows import RowBatch, score_rows, split_rows, trajectory_rows
 from longrl.models.lora import adapters_off
 from longrl.modules.initial_weights import plain_from
 from longrl.modules.mini_batches import MiniBatch, flatten_groups, make_mini_batches
 from longrl.modules.optimizer import OptimizerSettings
 from longrl.modules.trained import NOT_WEIGHTED, TrainedModule
-from longrl.types import Batch
+from longrl.types import TextPrompt
 
 
 class DiffusionModule(TrainedModule):
@@ -45,10 +47,11 @@ class DiffusionModule(TrainedModule):
         mini_batches_per_rollout: optimizer steps one rollout is cut into.
         epochs_per_rollout: how often a rollout is gone through.
         max_grad_norm: gradient norm limit; 0 switches it off.
-        max_mismatch: largest mean difference between the log-probabilities of a rollout's steps when they were drawn and in
-            its first update; above it the run ends. They are means over a latent, as what the algorithm clips, and the
-            default is ten of its usual ranges of 1e-4. In float32 the difference is about 1e-7; in bfloat16 kernels may
-            round otherwise in batches of another size, so raise it there if `train/mismatch_mean` comes near.
+        max_mismatch: largest mean difference between the log-probabilities of a rollout's steps when they were drawn
+            and in its first update; above it the run ends. They are means over a latent, as what the algorithm clips,
+            and the default is ten of its usual ranges of 1e-4. In float32 the difference is about 1e-7; in bfloat16
+            kernels may round otherwise in batches of another size, so raise it there if `train/mismatch_mean` comes
+            near.
     """
 
     family: DiffusionFamily
@@ -88,27 +91,28 @@ class DiffusionModule(TrainedModule):
         model = plain_from(self.family, self.init_from)
         if self.family.lora is not None:
             self.family.add_adapters(model)
-        if self.parallel.sp_group.size > 1:
-            self.family.share_tokens(model, self.parallel.degrees[self.parallel.sp_group.size])
+        size = self.parallel.sp_group.size
+        if size > 1:
+            self.family.shard_tokens(model, self.parallel.degrees[size])
         return model
 
     @override
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        self.family.place(self.device)
+        self.family.move_frozen_parts(self.device)
 
     @override
     def on_validation_start(self) -> None:
-        self.family.place(self.device)
+        self.family.move_frozen_parts(self.device)
 
     @override
     def on_test_start(self) -> None:
-        self.family.place(self.device)
+        self.family.move_frozen_parts(self.device)
 
     # -- sampling ------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def sampling(self) -> Iterator[None]:
+    def gathered_weights(self) -> Iterator[None]:
         """Inside, `policy(latents, timesteps, texts, guidance_scale)` reads the current weights, all of them.
 
         Ranks need not go in step meanwhile. Every rank of the run must enter.
@@ -117,14 +121,15 @@ class DiffusionModule(TrainedModule):
             yield
 
     @torch.no_grad()
-    def decode(self, trajectories: Sequence[Trajectory]) -> Tensor:
+    def decode_samples(self, trajectories: Sequence[Trajectory]) -> Tensor:
         """[B, F, 3, H, W] uint8 frames of samples, on the CPU."""
-        return self.family.decode(torch.stack([item.final for item in trajectories]).to(self.device)).cpu()
+        latents = torch.stack([trajectory.final for trajectory in trajectories]).to(self.device)  # [B, ...]
+        return self.family.decode_latents(latents).cpu()
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
     @override
-    def update_policy(self, batch: Batch) -> dict[str, float]:
+    def update_policy(self, batch: PromptBatch) -> dict[str, float]:
         """The optimizer steps on one rollout; metrics are the mean over them. No groups on any rank, no step."""
         groups = batch.groups
         if groups is None:
@@ -135,77 +140,75 @@ class DiffusionModule(TrainedModule):
         if dp.max(len(groups)) == 0:
             return {}
         flat = flatten_groups(groups, self.device)
-        count = self.mini_batches_per_rollout
-        mini_batches = make_mini_batches(flat, count, self.algorithm, dp, flat.sampler_logp, None)
+        mini_batches = make_mini_batches(
+            flat, self.mini_batches_per_rollout, self.algorithm, dp, old_logp=flat.sampler_logp, ref_logp=None
+        )
         totals: dict[str, float] = defaultdict(float)
         for number, mini_batch in enumerate(mini_batches * self.epochs_per_rollout):
-            for name, value in self._update(mini_batch, first=number == 0).items():
+            for name, value in self._update(mini_batch, is_first=number == 0).items():
                 totals[name] += value
-        num_updates = self.epochs_per_rollout * len(mini_batches)
+        num_updates = len(mini_batches) * self.epochs_per_rollout
         return {name: value / num_updates for name, value in totals.items()} | self.mismatch_monitor.metrics
 
-    def _update(self, mini_batch: MiniBatch, first: bool) -> dict[str, float]:
+    def _update(self, mini_batch: MiniBatch[TextPrompt, Trajectory], is_first: bool) -> dict[str, float]:
         """One optimizer step. The weights that sampled are those of the first: its ratios are 1 exactly."""
         # 1. Micro-batches of rows; as many on every rank, for sharded weights are gathered by all.
-        texts = [group.prompt.row.problem for group in mini_batch.groups]
-        trajectories = [group.completions for group in mini_batch.groups]
-        local = split(places_of(texts, trajectories), self.rows_per_micro_batch)
-        count = self.parallel.dp.max(len(local))
+        local = split_rows(trajectory_rows(mini_batch.groups), self.rows_per_micro_batch)
+        num_missing = self.parallel.dp.max(len(local)) - len(local)
 
         # 2. Forward and backward; gradients add up.
         totals: dict[str, float] = defaultdict(float)
-        for places in local:
-            result = self._loss(mini_batch, Rows.of(places, self.device), first)
+        for part in local:
+            result = self._rows_loss(mini_batch, RowBatch.from_rows(part, self.device), is_first)
             self.manual_backward(result.loss)
             totals["loss"] += result.loss.item()
             for name, value in result.metrics.items():
                 totals[name] += value.item()
-        for _ in range(count - len(local)):
-            self.manual_backward(self._idle() * 0)
+        for _ in range(num_missing):
+            self.manual_backward(self._idle_forward().sum() * 0)
 
-        # 3. Before the weights change: were the samples drawn as they are scored?
-        if first:
+        # 3. Before the weights change: are samples scored as they were drawn?
+        if is_first:
             self.mismatch_monitor.finish_rollout(self.parallel.world)
 
-        # 4. The step; every rank that shares a sample has counted it.
-        shared = self.parallel.sp_group.size
-        sums = self.parallel.world.sum_dict({name: value / shared for name, value in totals.items()})
+        # 4. Every rank that shares a sample has counted it; then the step.
+        sp_size = self.parallel.sp_group.size
+        sums = self.parallel.world.sum_dict({name: value / sp_size for name, value in totals.items()})
         metrics = {**sums, **self.optimizer_step_clipped()}
         # Below one with Dr.GRPO's constant, or with masked samples.
         weight_sum = metrics.pop("weight_sum", 0.0) or 1.0
         return {name: value if name in NOT_WEIGHTED else value / weight_sum for name, value in metrics.items()}
 
-    def _loss(self, mini_batch: MiniBatch, rows: Rows, first: bool) -> LossOutput:
-        """Of the rows of a micro-batch."""
-        reference = self._reference_mean(rows)  # [R, D]
-        scores = score(self.policy, rows)
-        logp = scores.logp  # [R]
-        index = rows.row_index  # [R]
-        if first:
-            self.mismatch_monitor.add_tokens(mini_batch.sampler_logp[index], logp)
-            old_logp = logp.detach()
-            old_mean = scores.mean.detach()
+    def _rows_loss(self, mini_batch: MiniBatch[TextPrompt, Trajectory], rows: RowBatch, is_first: bool) -> LossOutput:
+        """The algorithm's objective on a micro-batch."""
+        ref_mean = self._reference_mean(rows)  # [R, D]
+        scores = score_rows(self.policy, rows)
+        index = rows.row_index
+        if is_first:
+            self.mismatch_monitor.add_tokens(mini_batch.sampler_logp[index], scores.logp)
+            old_logp = scores.logp.detach()  # [R]
+            old_mean = scores.mean.detach()  # [R, D]
         else:
             assert mini_batch.old_logp is not None
             old_logp = mini_batch.old_logp[index]
             old_mean = rows.old_mean
-        steps = DrawnSteps(scores.mean, rows.std, rows.length, old_mean, reference)
+        steps = DrawnSteps(scores.mean, rows.std, rows.length, old_mean, ref_mean)
         advantages = mini_batch.advantages[index]  # [R]
-        weights = mini_batch.weights[rows.sample_index].to(logp.device)  # [R]
-        return self.algorithm.loss(logp, old_logp, None, None, advantages, weights, rows.sample_index, steps)
+        weights = mini_batch.weights[rows.sample_index].to(old_logp.device)  # [R]
+        return self.algorithm.loss(scores.logp, old_logp, None, None, advantages, weights, rows.sample_index, steps)
 
     @torch.no_grad()
-    def _reference_mean(self, rows: Rows) -> Tensor | None:
-        """[R, D] where the reference leads without noise, or None without KL penalty."""
+    def _reference_mean(self, rows: RowBatch) -> Tensor | None:
+        """[R, D] states behind the steps without noise, by the reference; None without KL penalty."""
         if self.reference is None:
             return None
         with adapters_off(self.family, self.reference.model):
-            mean = score(self.reference, rows).mean
+            mean = score_rows(self.reference, rows).mean
         self.reference.release_root()
         return mean
 
-    def _idle(self) -> Tensor:
-        """A forward pass of one row of nothing, for a rank that has fewer micro-batches than others."""
+    def _idle_forward(self) -> Tensor:
+        """Velocities of one row of nothing, for a rank that has fewer micro-batches than others."""
         latents = torch.zeros(1, *self.family.latent_shape(), device=self.device)
         timesteps = torch.zeros(1, device=self.device)
         texts = [self.family.negative_prompt]
@@ -213,19 +216,19 @@ class DiffusionModule(TrainedModule):
             with torch.no_grad(), adapters_off(self.family, self.reference.model):
                 self.reference(latents, timesteps, texts, 1.0)
             self.reference.release_root()
-        return self.policy(latents, timesteps, texts, 1.0).sum()
+        return self.policy(latents, timesteps, texts, 1.0)
 
     # -- evaluation ----------------------------------------------------------------------------------------------
 
     @override
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
         self._evaluate(batch, "val")
 
     @override
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: PromptBatch, batch_idx: int) -> None:
         self._evaluate(batch, "test")
 
-    def _evaluate(self, batch: Batch, stage: str) -> None:
+    def _evaluate(self, batch: PromptBatch, stage: str) -> None:
         """Adds up the reward and every part of it, also per category of prompts."""
         for group in batch.groups or []:
             self._eval_means.add_rewards(group, stage, by_category=True)

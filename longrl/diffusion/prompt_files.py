@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,7 @@ from longrl.types import Row
 if TYPE_CHECKING:
     import torch
 
-    from longrl.types import Group
+    from longrl.diffusion.trajectory_rows import TrajectoryGroup
 
 DEFAULT_ROW_FUNCTION = "longrl.diffusion.prompt_rows.prompt_row"
 
@@ -30,7 +29,7 @@ class PromptBatch:
     """The prompts of a step. The rollout callback fills `groups`, several samples of each."""
 
     prompts: list[Row]
-    groups: list[Group] | None = None
+    groups: list[TrajectoryGroup] | None = None
 
     def to(self, device: torch.device, non_blocking: bool = False) -> PromptBatch:
         """Lightning's device transfer: text has no device, and latents are where they were sampled."""
@@ -40,8 +39,8 @@ class PromptBatch:
 class PromptFiles(StreamedData):
     """Batches of prompts from text files, JSONL records or a hub data set.
 
-    Every epoch has an order of its own, which `seed` alone decides; the place in it is in the checkpoint, so a run goes
-    on with the prompt it would have had next. Data-parallel ranks read different prompts, ranks of a sequence-parallel
+    Every epoch has an order of its own, which `seed` alone decides; the position in it is in the checkpoint, so a
+    run goes on with the prompt it would have had next. Data-parallel ranks read different prompts, ranks of a sequence-parallel
     group the same.
 
     Args:
@@ -90,35 +89,37 @@ class PromptFiles(StreamedData):
     @override
     def read_split(self, split: Split) -> None:
         sources = self.sources[split]
-        found = list(chain.from_iterable(self._read_source(source, len(sources) > 1) for source in sources))
-        found = found[: self.max_rows[split]]
-        errors = [error for error in found if isinstance(error, ValueError)]
+        results: list[Row | ValueError] = []
+        for source in sources:
+            for result in read_prompts(source, self.row_function):
+                if len(sources) > 1 and isinstance(result, Row):
+                    # The noise of a sample follows from its prompt's id, so ids of several sources must differ.
+                    result = replace(result, id=f"{Path(source).stem}/{result.id}")
+                results.append(result)
+        results = results[: self.max_rows[split]]
+        errors = [result for result in results if isinstance(result, ValueError)]
         if errors:
             raise ValueError(
-                f"{len(errors)} of {len(found)} prompts of data.{split} cannot be used; the first: {errors[0]}. "
+                f"{len(errors)} of {len(results)} prompts of data.{split} cannot be used; the first: {errors[0]}. "
                 "Correct them, or choose the function of their schema with data.row_function"
             )
-        rows = [row for row in found if isinstance(row, Row)]
+        rows = [result for result in results if isinstance(result, Row)]
         name, count = Counter(row.id for row in rows).most_common(1)[0]
         if count > 1:
             raise ValueError(f"prompts of data.{split} must have different ids, but {count} have {name!r}; rename them")
         self.rows[split] = rows
-
-    def _read_source(self, source: str, among_others: bool) -> list[Row | ValueError]:
-        """Ids of several sources begin with their names, for the noise of a sample follows from its prompt's id."""
-        found = read_prompts(source, self.row_function)
-        if not among_others:
-            return found
-        return [replace(row, id=f"{Path(source).stem}/{row.id}") if isinstance(row, Row) else row for row in found]
 
     # -- loaders -------------------------------------------------------------------------------------------------
 
     @override
     def start_stream(self) -> None:
         rank, world_size = self.data_parallel()
-        rows = self.rows["train"]
-        order = RowOrder(len(rows), self.seed, rank, world_size)
-        self.start(PromptStream(RenderedRows(rows, _as_it_is), order, self._no_skips("train")))
+        order = RowOrder(len(self.rows["train"]), self.seed, rank, world_size)
+        self.start(PromptStream(self._rendered("train"), order, self._no_skips("train")))
+
+    def _rendered(self, split: Split) -> RenderedRows[Row]:
+        """Rows as they are: a prompt for a generator needs no rendering, its text encoders belong to the policy."""
+        return RenderedRows(self.rows[split], _same_row)
 
     def _no_skips(self, split: Split) -> SkipLog:
         """What loaders tell of rows they skip; prompts that were read can all be used."""
@@ -136,7 +137,7 @@ class PromptFiles(StreamedData):
     def eval_loader(self, split: Split) -> EvalLoader:
         rank, world_size = self.data_parallel()
         return EvalLoader(
-            RenderedRows(self.rows[split], _as_it_is),
+            self._rendered(split),
             self._no_skips(split),
             self.eval_prompts_per_batch,
             rank=rank,
@@ -145,8 +146,7 @@ class PromptFiles(StreamedData):
         )
 
 
-def _as_it_is(row: Row) -> Row:
-    """A prompt for a generator needs no rendering: its text encoders belong to the policy."""
+def _same_row(row: Row) -> Row:
     return row
 
 

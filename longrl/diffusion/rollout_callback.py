@@ -13,17 +13,19 @@ from typing_extensions import override
 
 from longrl.callbacks.rollout import MAX_EMPTY_STEPS
 from longrl.diffusion.diffusion_module import DiffusionModule
-from longrl.diffusion.sampler import DiffusionSampling, Trajectory, draw_seeded
-from longrl.diffusion.steps import Step
+from longrl.diffusion.prompt_files import PromptBatch
+from longrl.diffusion.sampler import DiffusionSampling, Trajectory, sample_trajectories
+from longrl.diffusion.steps import DenoisingStep
+from longrl.diffusion.trajectory_rows import TrajectoryGroup
 from longrl.engines.rollout_engine import prompt_seed, sampling_ids
 from longrl.modules.trained import reward_metrics
 from longrl.rewards import RewardSum
-from longrl.types import Batch, Group, Row, TextPrompt
+from longrl.types import Group, Row, TextPrompt
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """A sample as rewards and reports see it."""
+class DecodedSample:
+    """A sample as rewards see it."""
 
     frames: Tensor
     """[F, 3, H, W] uint8."""
@@ -32,7 +34,7 @@ class Decoded:
 class DiffusionRolloutCallback(Callback):
     """Samples with the module's own weights: `batch.prompts` become `batch.groups`.
 
-    A sample depends on the weights, the seed, the number of the rollout, its prompt's id and its place in the group,
+    A sample depends on the weights, the seed, the number of the rollout, its prompt's id and its index in the group,
     whatever rank or process it is drawn in; a prompt that comes again in a batch gets others. So a resumed run draws
     what the uninterrupted one would have drawn.
 
@@ -71,50 +73,60 @@ class DiffusionRolloutCallback(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, DiffusionModule)
         pl_module.family.latent_shape()  # a size that the model does not have is an error now
         if stage == "fit":
             pl_module.algorithm.validate_steps(self.sampling.num_generations, pl_module.steps_per_rollout)
             if not any(step.std for step in self._steps(pl_module, self.sampling)):
                 raise ValueError(
-                    "no denoising step draws noise, so there is nothing to train; set rollout.sampling.window "
-                    "to longrl.diffusion.windows.all_steps, and noise_level of its dynamics above 0"
+                    "no denoising step draws noise, so there is nothing to train; set rollout.sampling.window to "
+                    "longrl.diffusion.windows.all_steps, and noise_level of its dynamics above 0"
                 )
         self.reward.prepare()  # a missing package or folder is found before weights are loaded
 
     @override
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        found = self.sample(pl_module, batch.prompts, self.sampling, f"rollout {self._num_rollouts}")
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: PromptBatch, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, DiffusionModule)
+        dp = pl_module.parallel.dp
+        groups = self.sample_groups(pl_module, batch.prompts, self.sampling, f"rollout {self._num_rollouts}")
         if self._num_rollouts == 0:
-            self._check_rewards(pl_module, found)
+            self._check_rewards(pl_module, groups)
         self._num_rollouts += 1
-        batch.groups = pl_module.algorithm.select(found)
-        data = pl_module.parallel.dp
-        self._count_empty(data.max(sum(int(group.valid.any()) for group in batch.groups)))
-        means = {name: value / data.size for name, value in rollout_metrics(found).items()}
-        self._metrics = data.sum_dict(means | {"rollout/groups_kept": float(len(batch.groups))})
+        batch.groups = pl_module.algorithm.select(groups)
+        self._count_empty_steps(dp.max(num_useful_groups(batch.groups)))
+        local = {name: value / dp.size for name, value in reward_metrics(groups).items()}
+        local["rollout/first_scored_step"] = groups[0].completions[0].steps[0].index / dp.size
+        local["rollout/groups_kept"] = float(len(batch.groups))
+        self._metrics = dp.sum_dict(local)
 
     @override
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PromptBatch, batch_idx: int
     ) -> None:
+        assert isinstance(pl_module, DiffusionModule)
         seconds = {f"time/{name}": value for name, value in pl_module.phases.collect().items()}
         pl_module.log_dict(self._metrics | seconds, batch_size=1)
         pl_module.log("reward", self._metrics["reward/mean"], prog_bar=True, logger=False, batch_size=1)
 
     @override
     def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: Trainer, pl_module: LightningModule, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        batch.groups = self.sample(pl_module, batch.prompts, self.eval_sampling, "evaluation")
+        assert isinstance(pl_module, DiffusionModule)
+        batch.groups = self.sample_groups(pl_module, batch.prompts, self.eval_sampling, "evaluation")
 
     @override
     def on_test_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: Trainer, pl_module: LightningModule, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        batch.groups = self.sample(pl_module, batch.prompts, self.eval_sampling, "evaluation")
+        assert isinstance(pl_module, DiffusionModule)
+        batch.groups = self.sample_groups(pl_module, batch.prompts, self.eval_sampling, "evaluation")
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, DiffusionModule)
         pl_module.phases.collect()  # its seconds belong to no step
 
     @property
@@ -128,11 +140,94 @@ class DiffusionRolloutCallback(Callback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._num_rollouts, self._empty_steps = state_dict["num_rollouts"], state_dict["empty_steps"]
+        self._num_rollouts = state_dict["num_rollouts"]
+        self._empty_steps = state_dict["empty_steps"]
 
-    # -- work ----------------------------------------------------------------------------------------------------
+    # -- rollouts ------------------------------------------------------------------------------------------------
 
-    def _count_empty(self, num_useful: int) -> None:
+    def sample_groups(
+        self, module: DiffusionModule, rows: Sequence[Row], sampling: DiffusionSampling, name: str
+    ) -> list[TrajectoryGroup]:
+        """The groups of all prompts, scored; every rank of the run must call it.
+
+        Args:
+            module: has the weights.
+            rows: P prompts.
+            sampling: how to draw.
+            name: of the rollout; another one draws other samples.
+        """
+        # 1. Prompts: each distinct one is encoded once, before sampling needs the memory.
+        texts = [row.problem for row in rows]
+        with module.phases("encode"):
+            module.family.conditions.prepare([module.family.negative_prompt, *texts], module.device)
+
+        # 2. Samples, prompt after prompt, in batches of any prompts.
+        steps = self._steps(module, sampling)
+        count = sampling.num_generations
+        trajectories: list[Trajectory] = []
+        base_seed = prompt_seed(self.seed, name)
+        ids = sampling_ids([row.id for row in rows], module.parallel.dp)
+        requests = [(text, id_, index) for text, id_ in zip(texts, ids, strict=True) for index in range(count)]
+        with module.phases("generate"), module.gathered_weights():
+            for start in range(0, len(requests), self.samples_per_batch):
+                part = requests[start : start + self.samples_per_batch]
+                trajectories += self._draw(module, part, sampling, steps, base_seed)
+        groups = [
+            TrajectoryGroup(TextPrompt(row), trajectories[index * count : (index + 1) * count])
+            for index, row in enumerate(rows)
+        ]
+
+        # 3. Frames, which live until they are rewarded.
+        decoded: list[DecodedSample] = []
+        with module.phases("decode"):
+            for start in range(0, len(trajectories), self.samples_per_batch):
+                frames = module.decode_samples(trajectories[start : start + self.samples_per_batch])
+                decoded += [DecodedSample(sample) for sample in frames]  # [F, 3, H, W] each
+
+        # 4. Rewards.
+        self._errors = []
+        shown = [
+            Group(group.prompt, decoded[index * count : (index + 1) * count]) for index, group in enumerate(groups)
+        ]
+        with module.phases("reward"):
+            self.reward.score(shown, self._errors)
+        for group, scored in zip(groups, shown, strict=True):
+            group.rewards = scored.rewards
+            group.reward_parts = scored.reward_parts
+            group.valid = scored.valid
+        return groups
+
+    def _steps(self, module: DiffusionModule, sampling: DiffusionSampling) -> list[DenoisingStep]:
+        sigmas, timesteps = module.family.denoising_schedule(sampling.num_steps)
+        return sampling.steps(sigmas, timesteps, self._num_rollouts, self.seed)
+
+    def _draw(
+        self,
+        module: DiffusionModule,
+        requests: Sequence[tuple[str, str, int]],
+        sampling: DiffusionSampling,
+        steps: Sequence[DenoisingStep],
+        base_seed: int,
+    ) -> list[Trajectory]:
+        """One sample for each (text, id of the prompt, index in its group)."""
+        texts = [text for text, _, _ in requests]
+
+        def velocity(latents: Tensor, timesteps: Tensor) -> Tensor:
+            return module.policy(latents, timesteps, texts, sampling.guidance_scale)
+
+        return sample_trajectories(
+            velocity,
+            module.family.latent_shape(),
+            steps,
+            seeds=[prompt_seed(base_seed, f"{id_}/{index}") for _, id_, index in requests],
+            guidance_scale=sampling.guidance_scale,
+            device=module.device,
+            start_seeds=[prompt_seed(base_seed, id_) for _, id_, _ in requests] if sampling.same_start else None,
+        )
+
+    # -- runs without reward -------------------------------------------------------------------------------------
+
+    def _count_empty_steps(self, num_useful: int) -> None:
         """Ends a run that has nothing left to learn from."""
         self._empty_steps = 0 if num_useful else self._empty_steps + 1
         if self._empty_steps == MAX_EMPTY_STEPS:
@@ -142,86 +237,18 @@ class DiffusionRolloutCallback(Callback):
                 "set model.algorithm.select to longrl.algorithms.keep_all"
             )
 
-    def _check_rewards(self, policy: DiffusionModule, groups: Sequence[Group]) -> None:
+    def _check_rewards(self, module: DiffusionModule, groups: Sequence[TrajectoryGroup]) -> None:
         """Ends a run at once whose reward fails on everything that it sees."""
-        errors = [text for own in policy.parallel.world.gather(self._errors[:1]) for text in own]
-        if errors and not policy.parallel.world.max(sum(int(group.valid.any()) for group in groups)):
+        world = module.parallel.world
+        errors = [text for texts in world.gather(self._errors[:1]) for text in texts]
+        if errors and not world.max(num_useful_groups(groups)):
             raise ValueError(
                 f"the reward failed on every sample of the first rollout, first with {errors[0]}; for a diffusion "
                 "model a function gets frames [F, 3, H, W] and the row, so correct it, or take one for pictures and "
                 "videos (configs/reward/colour.yaml and its like) where it was made for texts (think_answer.yaml)"
             )
 
-    def sample(
-        self, policy: DiffusionModule, rows: Sequence[Row], sampling: DiffusionSampling, name: str
-    ) -> list[Group]:
-        """The groups of all prompts, scored; every rank of the run must call it.
 
-        Args:
-            policy: whose weights are read.
-            rows: P prompts.
-            sampling: how to draw.
-            name: of the rollout; another one draws other samples.
-        """
-        steps, count = self._steps(policy, sampling), sampling.num_generations
-        ids = sampling_ids([row.id for row in rows], policy.parallel.dp)
-        wanted = [(row, own, place) for row, own in zip(rows, ids, strict=True) for place in range(count)]
-        with policy.phases("encode"):
-            policy.family.conditions.prepare(
-                [policy.family.negative_prompt, *(row.problem for row in rows)], policy.device
-            )
-        with policy.phases("generate"), policy.sampling():
-            samples = self._draw(policy, wanted, sampling, steps, name)
-        samples = [dataclasses.replace(sample, decode=lambda one: policy.decode([one])[0]) for sample in samples]
-        groups = [
-            Group(TextPrompt(row), samples[index * count : (index + 1) * count])  # type: ignore[arg-type]
-            for index, row in enumerate(rows)
-        ]
-        self._score(policy, groups)
-        return groups
-
-    def _steps(self, policy: DiffusionModule, sampling: DiffusionSampling) -> list[Step]:
-        return sampling.steps(*policy.family.schedule(sampling.num_steps), self._num_rollouts, self.seed)
-
-    def _draw(
-        self,
-        policy: DiffusionModule,
-        wanted: Sequence[tuple[Row, str, int]],
-        sampling: DiffusionSampling,
-        steps: Sequence[Step],
-        name: str,
-    ) -> list[Trajectory]:
-        base, guidance, shape = prompt_seed(self.seed, name), sampling.guidance_scale, policy.family.latent_shape()
-        found: list[Trajectory] = []
-        for start in range(0, len(wanted), self.samples_per_batch):
-            part = wanted[start : start + self.samples_per_batch]
-            texts = [row.problem for row, _, _ in part]
-            seeds = [prompt_seed(base, f"{own}/{place}") for _, own, place in part]
-            starts = [prompt_seed(base, own) for _, own, _ in part] if sampling.same_start else None
-            found += draw_seeded(
-                lambda latents, timesteps, texts=texts: policy.policy(latents, timesteps, texts, guidance),
-                shape, steps, seeds, guidance, policy.device, starts,
-            )  # fmt: skip
-        return found
-
-    def _score(self, policy: DiffusionModule, groups: list[Group]) -> None:
-        """Fills rewards; frames live no longer than that."""
-        with policy.phases("decode"):
-            flat = [sample for group in groups for sample in group.completions]
-            parts = [flat[i : i + self.samples_per_batch] for i in range(0, len(flat), self.samples_per_batch)]
-            frames = [Decoded(frame) for part in parts for frame in policy.decode(part)]
-        with policy.phases("reward"):
-            count = len(groups[0].completions) if groups else 0
-            shown = [
-                dataclasses.replace(group, completions=frames[index * count : (index + 1) * count])
-                for index, group in enumerate(groups)
-            ]
-            self._errors = []
-            self.reward.score(shown, self._errors)
-        for group, scored in zip(groups, shown, strict=True):
-            group.rewards, group.reward_parts, group.valid = scored.rewards, scored.reward_parts, scored.valid
-
-
-def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """What the curves show of all that was sampled in a step, selected or not."""
-    return reward_metrics(groups) | {"rollout/first_scored_step": float(groups[0].completions[0].steps[0].index)}
+def num_useful_groups(groups: Sequence[TrajectoryGroup]) -> int:
+    """Groups of which some sample could be rewarded."""
+    return sum(group.valid is not None and bool(group.valid.any()) for group in groups)

@@ -1,4 +1,4 @@
-"""Draws samples of a flow model and keeps what is needed to score them again.
+"""Draws samples of a diffusion model and keeps what is needed to score them again.
 
 Letters: B samples drawn together, S steps of the schedule, W of them in the window. Latents are float32.
 """
@@ -12,7 +12,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from longrl.diffusion.steps import Dynamics, FlowSDE, Step, log_prob, make_step, mean_of, ode
+from longrl.diffusion.steps import (
+    DenoisingStep,
+    Dynamics,
+    FlowSDE,
+    make_step,
+    ode_step,
+    step_log_prob,
+    step_mean,
+)
 from longrl.diffusion.windows import Window, all_steps
 from longrl.engines.rollout_engine import prompt_seed
 
@@ -25,13 +33,14 @@ class DiffusionSampling:
     """How samples are drawn.
 
     Example:
-        `DiffusionSampling(num_generations=24, num_steps=10, guidance_scale=4.5)`; `window: null` in YAML is the plain ODE.
+        `DiffusionSampling(num_generations=24, num_steps=10, guidance_scale=4.5)`; `window: null` in YAML is the plain
+        ODE.
     """
 
     num_generations: int = 24
     """G, samples of a prompt."""
     num_steps: int = 10
-    """Of the schedule; fewer than for final pictures do in training (Flow-GRPO: 10 for 40)."""
+    """S of the schedule; fewer than for final pictures do in training (Flow-GRPO: 10 for 40)."""
     guidance_scale: float = 4.5
     """Classifier-free guidance (arXiv:2207.12598), in sampling and in training, at the price of two forward passes;
     1 does without."""
@@ -52,19 +61,22 @@ class DiffusionSampling:
         if self.guidance_scale < 1:
             raise ValueError(f"sampling.guidance_scale must be at least 1, which is none, got {self.guidance_scale}")
 
-    def steps(self, sigmas: Sequence[float], timesteps: Sequence[float], rollout: int, seed: int) -> list[Step]:
+    def steps(
+        self, sigmas: Sequence[float], timesteps: Sequence[float], rollout: int, seed: int
+    ) -> list[DenoisingStep]:
         """The steps of a rollout, those of its window drawn and the others by the ODE."""
         dynamics = self.dynamics or FlowSDE()
-        drawn: range | Sequence[int] = ()
+        window: Sequence[int] = ()
         if self.window is not None:
-            drawn = self.window(len(timesteps), rollout, seed)
-            if any(later - index != 1 for index, later in itertools.pairwise(drawn)):
+            window = self.window(len(timesteps), rollout, seed)
+            if any(later - index != 1 for index, later in itertools.pairwise(window)):
                 raise ValueError(
-                    f"a window must be neighbouring steps, got {list(drawn)}; set sampling.window of the "
-                    "DiffusionRolloutCallback to one of longrl/diffusion/windows.py"
+                    f"a window must be neighbouring steps, got {list(window)}; set rollout.sampling.window to one of "
+                    "longrl/diffusion/windows.py"
                 )
         return [
-            make_step(dynamics if index in drawn else ode, index, sigmas, timesteps) for index in range(len(timesteps))
+            make_step(dynamics if index in window else ode_step, index, sigmas, timesteps)
+            for index in range(len(timesteps))
         ]
 
 
@@ -76,34 +88,24 @@ class Trajectory:
     """[W + 1, ...] states before each step of the window, and behind the last."""
     logprobs: Tensor
     """[W] float32 of each step, under the policy that drew them."""
-    steps: tuple[Step, ...]
+    steps: tuple[DenoisingStep, ...]
     """The W steps."""
     final: Tensor
-    """[...] what is decoded."""
+    """[...] what is decoded; pictures are far larger and made of it when they are needed."""
     guidance_scale: float
     seed: int
     """Decides all noise of the sample."""
-    decode: Callable[[Trajectory], Tensor] | None = field(default=None, compare=False, repr=False)
-    """Gives its frames; latents are kept, for they are far smaller."""
 
-    @property
-    def frames(self) -> Tensor:
-        """[F, 3, H, W] uint8, decoded on every call."""
-        assert self.decode is not None, "a rollout says how its samples are decoded"
-        return self.decode(self)
-
-    def noise(self, place: int) -> Tensor:
-        """[...] the eps that step `steps[place]` drew, made anew."""
-        return noise_of(self.seed, self.steps[place].index + 1, self.final.shape)
-
-    def old_mean(self, place: int) -> Tensor:
-        """[...] where step `steps[place]` would have gone without noise."""
-        return self.latents[place + 1] - self.steps[place].std * self.noise(place)
+    def old_mean(self, index: int) -> Tensor:
+        """[...] the state behind `steps[index]` without its noise, which is drawn anew from the seed."""
+        step = self.steps[index]
+        noise = seeded_noise(self.seed, step.index + 1, self.final.shape)
+        return self.latents[index + 1] - step.std * noise
 
 
 @dataclass
-class Drawn:
-    """What `draw` returns of B samples."""
+class DenoisedLatents:
+    """The states of B samples on their way through a schedule."""
 
     final: Tensor
     """[B, ...]"""
@@ -113,35 +115,39 @@ class Drawn:
     """W tensors [B]"""
 
 
-def draw(velocity: Velocity, start: Tensor, steps: Sequence[Step], noise: Callable[[int], Tensor]) -> Drawn:
-    """Walks B samples through a schedule.
+def denoise_latents(
+    velocity: Velocity, start: Tensor, steps: Sequence[DenoisingStep], noise: Callable[[int], Tensor]
+) -> DenoisedLatents:
+    """Takes B samples through a schedule.
 
     Args:
         velocity: the model with its prompts.
         start: [B, ...] float32 noise at the first sigma.
         steps: all steps; those with noise are neighbours.
-        noise: place of a step -> [B, ...] noise for it; asked only where noise is drawn.
+        noise: index of a step -> [B, ...] noise for it; called only where noise is drawn.
     """
-    latents, found = start, Drawn(start)
+    state = start  # [B, ...]
+    denoised = DenoisedLatents(start)
     for step in steps:
-        timesteps = torch.full((len(latents),), step.timestep, dtype=torch.float32, device=latents.device)
-        mean = mean_of(latents, velocity(latents, timesteps), step.keep, step.move)
-        if step.std:
-            after = mean + step.std * noise(step.index)
-            std = torch.full((len(latents),), step.std, device=latents.device)
-            found.latents = [*(found.latents or [latents]), after]
-            found.logprobs.append(log_prob(after, mean, std))
-        else:
-            after = mean
-        latents = after
-    found.final = latents
-    return found
+        timesteps = torch.full((len(state),), step.timestep, dtype=torch.float32, device=state.device)
+        mean = step_mean(state, velocity(state, timesteps), step.state_coef, step.velocity_coef)
+        if not step.std:
+            state = mean
+            continue
+        if not denoised.latents:
+            denoised.latents.append(state)
+        state = mean + step.std * noise(step.index)
+        std = torch.full((len(state),), step.std, device=state.device)
+        denoised.latents.append(state)
+        denoised.logprobs.append(step_log_prob(state, mean, std))
+    denoised.final = state
+    return denoised
 
 
-def draw_seeded(
+def sample_trajectories(
     velocity: Velocity,
     shape: Sequence[int],
-    steps: Sequence[Step],
+    steps: Sequence[DenoisingStep],
     seeds: Sequence[int],
     guidance_scale: float,
     device: torch.device,
@@ -152,29 +158,32 @@ def draw_seeded(
     Args:
         velocity: the model with a prompt for each seed.
         shape: of one latent.
-        steps: as in `draw`.
-        seeds: B numbers.
+        steps: as in `denoise_latents`.
+        seeds: B of them.
         guidance_scale: what `velocity` applies, for the record.
         device: of the latents; trajectories are kept in host memory.
         start_seeds: of the initial noise, if others.
     """
 
-    def stacked(place: int, own: Sequence[int]) -> Tensor:
-        return torch.stack([noise_of(seed, place, shape) for seed in own]).to(device)
+    def stacked_noise(index: int, seeds: Sequence[int]) -> Tensor:  # [B, ...]
+        return torch.stack([seeded_noise(seed, index, shape) for seed in seeds]).to(device)
 
-    start = stacked(0, start_seeds or seeds)
-    found = draw(velocity, start, steps, lambda index: stacked(index + 1, seeds))
+    start = stacked_noise(0, start_seeds or seeds)
+    denoised = denoise_latents(velocity, start, steps, lambda index: stacked_noise(index + 1, seeds))
+    final = denoised.final.cpu()
+    latents = final[:, None]  # [B, W + 1, ...]
+    logprobs = torch.zeros(len(seeds), 0)  # [B, W]
     scored = tuple(step for step in steps if step.std)
-    latents = torch.stack(found.latents, 1).cpu() if scored else found.final[:, None].cpu()
-    logprobs = torch.stack(found.logprobs, 1).float().cpu() if scored else torch.zeros(len(seeds), 0)
-    final = found.final.cpu()
+    if scored:
+        latents = torch.stack(denoised.latents, 1).cpu()
+        logprobs = torch.stack(denoised.logprobs, 1).float().cpu()
     return [
         Trajectory(latents[row].clone(), logprobs[row].clone(), scored, final[row].clone(), guidance_scale, seed)
         for row, seed in enumerate(seeds)
     ]
 
 
-def noise_of(seed: int, place: int, shape: Sequence[int]) -> Tensor:
-    """Noise of a sample: place 0 is where it starts, place i + 1 is for step i. From the CPU, the same everywhere."""
-    generator = torch.Generator().manual_seed(prompt_seed(seed, f"noise {place}"))
+def seeded_noise(seed: int, index: int, shape: Sequence[int]) -> Tensor:
+    """Noise of a sample: 0 is where it starts, i + 1 is for step i. From the CPU, the same everywhere."""
+    generator = torch.Generator().manual_seed(prompt_seed(seed, f"noise {index}"))
     return torch.randn(tuple(shape), generator=generator)

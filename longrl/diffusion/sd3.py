@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
-from longrl.diffusion.diffusion_family import Condition, DiffusionFamily, to_uint8
+from longrl.diffusion.diffusion_family import Condition, DiffusionFamily, check_multiple, to_uint8
 
 
 class SD3Family(DiffusionFamily):
@@ -21,44 +21,33 @@ class SD3Family(DiffusionFamily):
 
     pipeline_class = "StableDiffusion3Pipeline"
     transformer_class = "SD3Transformer2DModel"
+    layer_list = "transformer_blocks"
 
     @override
-    def layers(self, model: nn.Module) -> list[nn.Module]:
-        return list(model.transformer_blocks)
-
-    @override
-    def encode(self, texts: Sequence[str], device: torch.device) -> Condition:
-        found, _, pooled, _ = self.pipeline.encode_prompt(
+    def encode_prompts(self, texts: Sequence[str], device: torch.device) -> Condition:
+        embeds, _, pooled, _ = self.pipeline.encode_prompt(
             list(texts), None, None, device=device, do_classifier_free_guidance=False,
             max_sequence_length=self.max_text_tokens,
         )  # fmt: skip
-        return {"encoder_hidden_states": found, "pooled_projections": pooled}
-
-    @override
-    def predict(self, model: nn.Module, latents: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
-        return model(hidden_states=latents, timestep=timesteps, **condition, return_dict=False)[0]
+        return {"encoder_hidden_states": embeds, "pooled_projections": pooled}
 
     @override
     def latent_shape(self) -> tuple[int, ...]:
-        multiple = self.pipeline.vae_scale_factor * self.config["patch_size"]
-        for name, size in (("height", self.height), ("width", self.width)):
-            if size < multiple or size % multiple:
-                raise ValueError(
-                    f"model.family.init_args.{name} must be a multiple of {multiple}, got {size}; "
-                    f"{max(1, size // multiple) * multiple} is near"
-                )
         scale = self.pipeline.vae_scale_factor
+        multiple = scale * self.config["patch_size"]
+        check_multiple("height", self.height, multiple)
+        check_multiple("width", self.width, multiple)
         return self.config["in_channels"], self.height // scale, self.width // scale
 
     @override
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode_latents(self, latents: Tensor) -> Tensor:
         vae = self.pipeline.vae
         latents = latents / vae.config.scaling_factor + vae.config.shift_factor
         return to_uint8(vae.decode(latents.to(vae.device, vae.dtype), return_dict=False)[0])[:, None]
 
     @override
-    def euler(self, tokens: int) -> Any:
+    def make_scheduler(self, num_tokens: int) -> tuple[Any, dict[str, Any]]:
         from diffusers import FlowMatchEulerDiscreteScheduler
         from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 
@@ -67,4 +56,4 @@ class SD3Family(DiffusionFamily):
         if not config.use_dynamic_shifting:
             return scheduler, {}
         limits = (config.base_image_seq_len, config.max_image_seq_len, config.base_shift, config.max_shift)
-        return scheduler, {"mu": calculate_shift(tokens, *limits)}
+        return scheduler, {"mu": calculate_shift(num_tokens, *limits)}

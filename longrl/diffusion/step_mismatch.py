@@ -1,4 +1,4 @@
-"""Does a flow model score its samples in the update as it did when it drew them?"""
+"""Does a diffusion model score its samples in the update as it did when it drew them?"""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from longrl.engines.parity import MismatchMonitor
 
 
 class StepMismatchMonitor(MismatchMonitor):
-    """`MismatchMonitor` of log-probabilities that are means over the numbers of a latent, far closer than those of tokens."""
+    """`MismatchMonitor` of denoising steps, whose log-probabilities are means over a latent: closer than tokens'."""
 
     @override
     def failure_message(self, metrics: str) -> str:
         return (
             f"sampling and update have parted: the log-probabilities of this rollout's denoising steps differ by "
             f"{metrics}, mean above model.max_mismatch={self.max_mismatch}; this step did not change the weights. Set "
-            "model.family.init_args.dtype to float32 and trainer.precision to 32-true, or raise model.max_mismatch if the "
-            "mean stays below the clip range (model.algorithm.clip_high)"
+            "model.family.init_args.dtype to float32 and trainer.precision to 32-true, or raise model.max_mismatch if "
+            "the mean stays below the clip range (model.algorithm.clip_high)"
         )

@@ -1,13 +1,13 @@
 """One denoising step as a Gaussian policy, and the log-probability of what it drew.
 
 A rectified flow mixes x_s = (1 - s) * data + s * noise, with s, `sigma`, going from 1 to 0; its model tells the
-velocity v = noise - data. So it knows both ends, data = x - s v and noise = x + (1 - s) v, and every way of stepping
+velocity v = noise - data. So it predicts both ends, data = x - s v and noise = x + (1 - s) v, and every way of stepping
 from s to the next sigma n is
 
-    x' = keep * x + move * v + std * eps,    eps ~ N(0, 1)
+    x' = state_coef * x + velocity_coef * v + std * eps,    eps ~ N(0, 1)
 
-with three numbers that depend on s and n alone. std = 0 is the ordinary differential equation (ODE); the others give
-each x' a density, which is what a policy gradient needs.
+with three coefficients that depend on s and n alone. std = 0 is the ordinary differential equation (ODE); the others
+give each x' a density, which is what a policy gradient needs.
 
 Letters: R rows (pairs of a sample and a step), the dots stand for the axes of a latent.
 """
@@ -15,7 +15,7 @@ Letters: R rows (pairs of a sample and a step), the dots stand for the axes of a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,21 +24,19 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Step:
+class DenoisingStep:
     """How one step is taken; plain numbers, so that the sampler and the trainer compute the same."""
 
     index: int
-    """Place in the schedule."""
+    """Of the step in the schedule."""
     timestep: float
-    """What the model is told, sigma * 1000 for the models released so far."""
+    """The model's input for sigma, sigma * 1000 for the models released so far."""
     sigma: float
     next_sigma: float
-    keep: float
-    """Factor of the state."""
-    move: float
-    """Factor of the velocity."""
+    state_coef: float
+    velocity_coef: float
     std: float
-    """Deviation of the noise; 0 for a step that draws nothing."""
+    """Standard deviation of the noise; 0 for a step that draws none."""
 
     @property
     def length(self) -> float:
@@ -46,12 +44,12 @@ class Step:
         return self.sigma - self.next_sigma
 
 
-# Any stands for (keep, move, std); see longrl/algorithms/algorithm.py.
+# Any stands for the tuple: jsonargparse takes a class that a function returns for the class to make.
 Dynamics = Callable[[float, float], Any]
-"""(sigma, next sigma) -> (keep, move, std)."""
+"""(sigma, next sigma) -> (state_coef, velocity_coef, std)."""
 
 
-def ode(sigma: float, next_sigma: float) -> tuple[float, float, float]:
+def ode_step(sigma: float, next_sigma: float) -> tuple[float, float, float]:
     """Euler's step of the ODE, x' = x + (n - s) v: diffusers' `FlowMatchEulerDiscreteScheduler`."""
     return 1.0, next_sigma - sigma, 0.0
 
@@ -75,13 +73,13 @@ class FlowSDE:
             raise ValueError(f"noise_level of FlowSDE must be at least 0, got {self.noise_level}; the paper has 0.7")
 
     def __call__(self, sigma: float, next_sigma: float) -> tuple[float, float, float]:
-        """(keep, move, std) of the step."""
+        """(state_coef, velocity_coef, std) of the step."""
         delta = next_sigma - sigma
         from_data = 1 - sigma if sigma < 1 else 1 - next_sigma
         variance_rate = self.noise_level**2 * sigma / from_data
-        keep = 1 + variance_rate / (2 * sigma) * delta
-        move = (1 + variance_rate * (1 - sigma) / (2 * sigma)) * delta
-        return keep, move, math.sqrt(variance_rate * -delta)
+        state_coef = 1 + variance_rate / (2 * sigma) * delta
+        velocity_coef = (1 + variance_rate * (1 - sigma) / (2 * sigma)) * delta
+        return state_coef, velocity_coef, math.sqrt(variance_rate * -delta)
 
 
 @dataclass(frozen=True)
@@ -103,38 +101,41 @@ class CPS:
             raise ValueError(f"noise_level of CPS must be between 0 and 1, got {self.noise_level}; 0.8 is usual")
 
     def __call__(self, sigma: float, next_sigma: float) -> tuple[float, float, float]:
-        """(keep, move, std) of the step."""
+        """(state_coef, velocity_coef, std) of the step."""
         if not self.noise_level:
-            return ode(sigma, next_sigma)
+            return ode_step(sigma, next_sigma)
         angle = self.noise_level * math.pi / 2
-        kept = next_sigma * math.cos(angle)
-        keep = (1 - next_sigma) + kept
-        move = kept * (1 - sigma) - (1 - next_sigma) * sigma
-        return keep, move, next_sigma * math.sin(angle)
+        old_noise = next_sigma * math.cos(angle)
+        state_coef = (1 - next_sigma) + old_noise
+        velocity_coef = old_noise * (1 - sigma) - (1 - next_sigma) * sigma
+        return state_coef, velocity_coef, next_sigma * math.sin(angle)
 
 
-def make_step(dynamics: Dynamics, index: int, sigmas: Tensor | list[float], timesteps: Tensor | list[float]) -> Step:
+def make_step(
+    dynamics: Dynamics, index: int, sigmas: Tensor | Sequence[float], timesteps: Tensor | Sequence[float]
+) -> DenoisingStep:
     """The step from `sigmas[index]` to the next."""
-    sigma, next_sigma = float(sigmas[index]), float(sigmas[index + 1])
-    return Step(index, float(timesteps[index]), sigma, next_sigma, *dynamics(sigma, next_sigma))
+    sigma = float(sigmas[index])
+    next_sigma = float(sigmas[index + 1])
+    return DenoisingStep(index, float(timesteps[index]), sigma, next_sigma, *dynamics(sigma, next_sigma))
 
 
-def per_row(values: list[float], like: Tensor) -> Tensor:
-    """[R] numbers as [R, 1, ...], to be multiplied with `like` [R, ...]."""
+def broadcast_rows(values: Sequence[float], like: Tensor) -> Tensor:
+    """[R] values as [R, 1, ...], to be multiplied with `like` [R, ...]."""
     column = torch.tensor(values, dtype=like.dtype, device=like.device)
     return column.view(-1, *[1] * (like.dim() - 1))
 
 
-def mean_of(latents: Tensor, velocity: Tensor, keep: Tensor | float, move: Tensor | float) -> Tensor:
-    """[R, ...] where a step goes without noise."""
-    return latents * keep + velocity * move
+def step_mean(latents: Tensor, velocity: Tensor, state_coef: Tensor | float, velocity_coef: Tensor | float) -> Tensor:
+    """[R, ...] states behind a step without its noise."""
+    return latents * state_coef + velocity * velocity_coef
 
 
-def log_prob(drawn: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """[R] log-density of N(mean, std^2) at `drawn`, the MEAN over the latent's numbers (Flow-GRPO's code, not a sum).
+def step_log_prob(drawn: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """[R] log-density of N(mean, std^2) at `drawn`, the MEAN over the latent's values (Flow-GRPO's code, not a sum).
 
-    Of a latent of thousands of numbers the sum would make every ratio 0 or infinite; its mean is the log-density's
-    share of one number, and clip ranges of 1e-5 to 1e-3 belong to it.
+    Of a latent of thousands of values the sum would make every ratio 0 or infinite; clip ranges of 1e-5 to 1e-3 are
+    meant for the mean.
 
     Args:
         drawn: [R, ...].

@@ -1,56 +1,60 @@
-"""Trajectories of an optimizer step as rows that a flow model scores, in micro-batches of any size.
+"""Trajectories of an optimizer step as rows that a diffusion model scores, in micro-batches of any size.
 
-Letters: P prompts, C samples of the step on this rank, N rows (pairs of a sample and a step of its window), R of a
-micro-batch. The dots stand for the axes of a latent, D for all of its numbers.
+Letters: P prompts, G samples of each, C = P * G, N rows (pairs of a sample and a step of its window), R of a
+micro-batch. The dots stand for the axes of a latent, D for all of its values.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from longrl.diffusion.sampler import Trajectory
-from longrl.diffusion.steps import log_prob, mean_of, per_row
-from longrl.strategies.fsdp import RootModule
+from longrl.diffusion.steps import broadcast_rows, step_log_prob, step_mean
+from longrl.types import Group, TextPrompt
+
+TrajectoryGroup = Group[TextPrompt, Trajectory]
+"""G samples of a prompt."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Which step a row is: `trajectory.steps[place]`."""
+class TrajectoryRow:
+    """One step of one sample: `trajectory.steps[step_index]`."""
 
     trajectory: Trajectory
-    place: int
+    step_index: int
     text: str
-    row: int
-    """Number of the row over the whole optimizer step."""
-    sample: int
-    """Number of its sample."""
+    row_index: int
+    """Of the row in the whole optimizer step."""
+    sample_index: int
+    """Of its sample there."""
 
 
-def places_of(texts: Sequence[str], samples: Sequence[Sequence[Trajectory]]) -> list[Place]:
-    """All rows of P prompts with G trajectories each, sample after sample."""
-    flat = [(text, trajectory) for text, own in zip(texts, samples, strict=True) for trajectory in own]
-    found = [
-        (trajectory, place, text, sample)
-        for sample, (text, trajectory) in enumerate(flat)
-        for place in range(len(trajectory.steps))
-    ]
-    return [Place(trajectory, place, text, row, sample) for row, (trajectory, place, text, sample) in enumerate(found)]
+def trajectory_rows(groups: Sequence[TrajectoryGroup]) -> list[TrajectoryRow]:
+    """All N rows of P groups, sample after sample."""
+    samples = [(group.prompt.row.problem, trajectory) for group in groups for trajectory in group.completions]
+    rows: list[TrajectoryRow] = []
+    for sample_index, (text, trajectory) in enumerate(samples):
+        for step_index in range(len(trajectory.steps)):
+            rows.append(TrajectoryRow(trajectory, step_index, text, len(rows), sample_index))
+    return rows
 
 
-def split(places: Sequence[Place], size: int) -> list[Sequence[Place]]:
+def split_rows(rows: Sequence[TrajectoryRow], size: int) -> list[Sequence[TrajectoryRow]]:
     """Micro-batches of at most `size` rows, as equal as they can be."""
-    count = -(-len(places) // size)
-    edges = [len(places) * part // count for part in range(count + 1)] if count else []
-    return [places[start:stop] for start, stop in itertools.pairwise(edges)]
+    if not rows:
+        return []
+    count = -(-len(rows) // size)
+    edges = [len(rows) * index // count for index in range(count + 1)]
+    return [rows[start:stop] for start, stop in itertools.pairwise(edges)]
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowBatch:
     """A micro-batch on the device."""
 
     latents: Tensor
@@ -58,12 +62,12 @@ class Rows:
     drawn: Tensor
     """[R, ...] states behind them."""
     old_mean: Tensor
-    """[R, D] where the sampler's weights lead without noise."""
+    """[R, D] states behind them without noise, by the weights that sampled."""
     timesteps: Tensor
     """[R]"""
-    keep: Tensor
+    state_coef: Tensor
     """[R, 1, ...]"""
-    move: Tensor
+    velocity_coef: Tensor
     """[R, 1, ...]"""
     std: Tensor
     """[R]"""
@@ -73,47 +77,48 @@ class Rows:
     """R prompts."""
     guidance_scale: float
     row_index: Tensor
-    """[R] number of the row over the whole optimizer step."""
+    """[R] of the row in the whole optimizer step."""
     sample_index: Tensor
-    """[R] number of its sample."""
+    """[R] of its sample there."""
 
     @classmethod
-    def of(cls, places: Sequence[Place], device: torch.device) -> Rows:
+    def from_rows(cls, rows: Sequence[TrajectoryRow], device: torch.device) -> RowBatch:
         """The micro-batch of these rows; all are guided alike, for they are of one rollout."""
-        steps = [item.trajectory.steps[item.place] for item in places]
-        latents = torch.stack([item.trajectory.latents[item.place] for item in places]).to(device)
-
-        def numbers(values: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.tensor(values, dtype=dtype, device=device)
-
+        steps = [row.trajectory.steps[row.step_index] for row in rows]
+        latents = torch.stack([row.trajectory.latents[row.step_index] for row in rows]).to(device)
         return cls(
             latents=latents,
-            drawn=torch.stack([item.trajectory.latents[item.place + 1] for item in places]).to(device),
-            old_mean=torch.stack([item.trajectory.old_mean(item.place).flatten() for item in places]).to(device),
-            timesteps=numbers([step.timestep for step in steps]),
-            keep=per_row([step.keep for step in steps], latents),
-            move=per_row([step.move for step in steps], latents),
-            std=numbers([step.std for step in steps]),
-            length=numbers([step.length for step in steps]),
-            texts=tuple(item.text for item in places),
-            guidance_scale=places[0].trajectory.guidance_scale,
-            row_index=numbers([item.row for item in places], torch.int64),
-            sample_index=numbers([item.sample for item in places], torch.int64),
+            drawn=torch.stack([row.trajectory.latents[row.step_index + 1] for row in rows]).to(device),
+            old_mean=torch.stack([row.trajectory.old_mean(row.step_index).flatten() for row in rows]).to(device),
+            timesteps=torch.tensor([step.timestep for step in steps], device=device),
+            state_coef=broadcast_rows([step.state_coef for step in steps], latents),
+            velocity_coef=broadcast_rows([step.velocity_coef for step in steps], latents),
+            std=torch.tensor([step.std for step in steps], device=device),
+            length=torch.tensor([step.length for step in steps], device=device),
+            texts=tuple(row.text for row in rows),
+            guidance_scale=rows[0].trajectory.guidance_scale,
+            row_index=torch.tensor([row.row_index for row in rows], device=device),
+            sample_index=torch.tensor([row.sample_index for row in rows], device=device),
         )
 
 
 @dataclass(frozen=True)
-class Scores:
+class RowScores:
     """What a policy says of the rows of a micro-batch."""
 
     logp: Tensor
-    """[R] log-probability of what was drawn, the mean over its numbers."""
+    """[R] log-probability of what was drawn, the mean over its values."""
     mean: Tensor
-    """[R, D] where the policy leads without noise."""
+    """[R, D] states behind the steps without noise."""
 
 
-def score(policy: RootModule, rows: Rows) -> Scores:
-    """The rows under a policy, with gradient where it is wanted."""
-    velocity = policy(rows.latents, rows.timesteps, rows.texts, rows.guidance_scale)  # [R, ...]
-    mean = mean_of(rows.latents, velocity, rows.keep, rows.move)  # [R, ...]
-    return Scores(log_prob(rows.drawn, mean, rows.std), mean.flatten(1))
+def score_rows(policy: Callable[[Tensor, Tensor, Sequence[str], float], Tensor], rows: RowBatch) -> RowScores:
+    """The rows under a policy, with gradient where it is on.
+
+    Args:
+        policy: (latents [R, ...], timesteps [R], texts, guidance scale) -> velocities [R, ...].
+        rows: a micro-batch.
+    """
+    velocity = policy(rows.latents, rows.timesteps, rows.texts, rows.guidance_scale)
+    mean = step_mean(rows.latents, velocity, rows.state_coef, rows.velocity_coef)  # [R, ...]
+    return RowScores(step_log_prob(rows.drawn, mean, rows.std), mean.flatten(1))

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from longrl.diffusion.diffusion_family import Condition, DiffusionFamily, to_uint8
-from longrl.diffusion.wan_sequence_parallel import share_tokens
+from longrl.diffusion.diffusion_family import Condition, DiffusionFamily, check_multiple, to_uint8
+from longrl.diffusion.wan_sequence_parallel import shard_tokens
 from longrl.strategies.sequence import SequenceParallel
 
 
@@ -32,6 +32,7 @@ class WanFamily(DiffusionFamily):
     supports_sequence_parallel = True
     pipeline_class = "WanPipeline"
     transformer_class = "WanTransformer3DModel"
+    layer_list = "blocks"
 
     def __init__(
         self,
@@ -46,53 +47,38 @@ class WanFamily(DiffusionFamily):
         self.num_frames = num_frames
 
     @override
-    def layers(self, model: nn.Module) -> list[nn.Module]:
-        return list(model.blocks)
-
-    @override
-    def encode(self, texts: Sequence[str], device: torch.device) -> Condition:
-        found, _ = self.pipeline.encode_prompt(
+    def encode_prompts(self, texts: Sequence[str], device: torch.device) -> Condition:
+        embeds, _ = self.pipeline.encode_prompt(
             list(texts), do_classifier_free_guidance=False, max_sequence_length=self.max_text_tokens, device=device
         )
-        return {"encoder_hidden_states": found}
-
-    @override
-    def predict(self, model: nn.Module, latents: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
-        return model(hidden_states=latents, timestep=timesteps, **condition, return_dict=False)[0]
+        return {"encoder_hidden_states": embeds}
 
     @override
     def latent_shape(self) -> tuple[int, ...]:
-        pipeline, (_, patch, _) = self.pipeline, self.config["patch_size"]
-        multiple = pipeline.vae_scale_factor_spatial * patch
-        for name, size in (("height", self.height), ("width", self.width)):
-            if size < multiple or size % multiple:
-                raise ValueError(
-                    f"model.family.init_args.{name} must be a multiple of {multiple}, got {size}; "
-                    f"{max(1, size // multiple) * multiple} is near"
-                )
-        cell = pipeline.vae_scale_factor_temporal
-        if self.num_frames < 1 or self.num_frames % cell != 1:
+        scale = self.pipeline.vae_scale_factor_spatial
+        time_scale = self.pipeline.vae_scale_factor_temporal
+        _, patch_size, _ = self.config["patch_size"]
+        check_multiple("height", self.height, scale * patch_size)
+        check_multiple("width", self.width, scale * patch_size)
+        if self.num_frames < 1 or self.num_frames % time_scale != 1:
             raise ValueError(
-                f"model.family.init_args.num_frames must be one above a multiple of {cell}, got {self.num_frames}; "
-                f"{max(0, self.num_frames // cell) * cell + 1} is near"
+                f"model.family.init_args.num_frames must be one above a multiple of {time_scale}, got "
+                f"{self.num_frames}; {max(0, self.num_frames // time_scale) * time_scale + 1} is near"
             )
-        scale = pipeline.vae_scale_factor_spatial
-        frames = (self.num_frames - 1) // cell + 1
-        return self.config["in_channels"], frames, self.height // scale, self.width // scale
+        num_frames = (self.num_frames - 1) // time_scale + 1  # the first frame has a latent of its own
+        return self.config["in_channels"], num_frames, self.height // scale, self.width // scale
 
     @override
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode_latents(self, latents: Tensor) -> Tensor:
         vae = self.pipeline.vae
-        mean, std = (
-            torch.tensor(values, device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1, 1)
-            for values in (vae.config.latents_mean, vae.config.latents_std)
-        )
+        mean = latents.new_tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1)  # [1, C, 1, 1, 1]
+        std = latents.new_tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
         videos = vae.decode((latents * std + mean).to(vae.device, vae.dtype), return_dict=False)[0]
         return to_uint8(videos).transpose(1, 2).contiguous()
 
     @override
-    def euler(self, tokens: int) -> Any:
+    def make_scheduler(self, num_tokens: int) -> tuple[Any, dict[str, Any]]:
         """Wan is released with UniPC, whose steps look back at earlier ones; a policy's may not, so it is Euler's."""
         from diffusers import FlowMatchEulerDiscreteScheduler
 
@@ -101,5 +87,5 @@ class WanFamily(DiffusionFamily):
         return FlowMatchEulerDiscreteScheduler(shift=shift, num_train_timesteps=config["num_train_timesteps"]), {}
 
     @override
-    def share_tokens(self, model: nn.Module, sequence: SequenceParallel) -> None:
-        share_tokens(model, sequence)
+    def shard_tokens(self, model: nn.Module, sequence: SequenceParallel) -> None:
+        shard_tokens(model, sequence)

@@ -9,24 +9,36 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Generic, Protocol
 
 import torch
 from torch import Tensor
+from typing_extensions import TypeVar
 
 from longrl.algorithms import Algorithm, LossOutput
 from longrl.engines.parity import MismatchMonitor
 from longrl.strategies.axis import Axis
-from longrl.types import Batch, Group, Packed, PolicyOutput
+from longrl.types import Batch, Completion, Group, Packed, PolicyOutput, PromptT
 
 # -- groups ------------------------------------------------------------------------------------------------------
 
 
+class ScoredSample(Protocol):
+    """A completion, or another sample whose steps are its tokens."""
+
+    @property
+    def logprobs(self) -> Tensor:
+        """[S] float32 log-probability of each token under the distribution it was sampled from."""
+
+
+ScoredT = TypeVar("ScoredT", bound=ScoredSample, default=Completion)
+
+
 @dataclass(frozen=True)
-class FlatGroups:
+class FlatGroups(Generic[PromptT, ScoredT]):
     """The groups of a rollout as flat tensors. A rank may have none while others have some."""
 
-    groups: Sequence[Group[Any, Any]]
+    groups: Sequence[Group[PromptT, ScoredT]]
     lengths: Tensor
     """[C] tokens of each completion."""
     rewards: Tensor
@@ -43,7 +55,7 @@ class FlatGroups:
     """P + 1 numbers: where each group's tokens begin, and the end."""
 
 
-def flatten_groups(groups: Sequence[Group[Any, Any]], device: torch.device) -> FlatGroups:
+def flatten_groups(groups: Sequence[Group[PromptT, ScoredT]], device: torch.device) -> FlatGroups[PromptT, ScoredT]:
     """The groups of a step with what algorithms read of them, on `device`."""
     lengths: list[int] = []
     sampler_logp = [torch.zeros(0)]
@@ -80,10 +92,10 @@ def flatten_groups(groups: Sequence[Group[Any, Any]], device: torch.device) -> F
 
 
 @dataclass(frozen=True)
-class MiniBatch:
+class MiniBatch(Generic[PromptT, ScoredT]):
     """The scored groups of one optimizer step."""
 
-    groups: Sequence[Group[Any, Any]]
+    groups: Sequence[Group[PromptT, ScoredT]]
     advantages: Tensor
     """[N]"""
     old_logp: Tensor | None
@@ -99,13 +111,13 @@ class MiniBatch:
 
 
 def make_mini_batches(
-    flat: FlatGroups,
+    flat: FlatGroups[PromptT, ScoredT],
     count: int,
     algorithm: Algorithm,
     dp: Axis,
     old_logp: Tensor | None,
     ref_logp: Tensor | None,
-) -> list[MiniBatch]:
+) -> list[MiniBatch[PromptT, ScoredT]]:
     """The groups of a rollout with their advantages, in mini-batches; every rank of the run must call it.
 
     Args:

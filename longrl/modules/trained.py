@@ -27,7 +27,7 @@ from longrl.modules.optimizer import OptimizerSettings
 from longrl.strategies.axis import Axis
 from longrl.strategies.fsdp import RootModule, ShardableFamily
 from longrl.strategies.parallel import Parallel, ParallelModule
-from longrl.types import Batch, Group
+from longrl.types import Group
 
 if TYPE_CHECKING:
     from longrl.datamodules.longvideo_reason import LongVideoReason
@@ -211,7 +211,7 @@ class TrainedModule(ParallelModule, abc.ABC):
         """The model with its initial weights, and adapters if it is to have any, on the CPU."""
 
     @abc.abstractmethod
-    def update_policy(self, batch: Batch) -> dict[str, float]:
+    def update_policy(self, batch: Any) -> dict[str, float]:
         """Takes the optimizer steps on a batch; returns their metrics, none without a step."""
 
     # -- building ------------------------------------------------------------------------------------------------
@@ -288,7 +288,7 @@ class TrainedModule(ParallelModule, abc.ABC):
     # -- steps ---------------------------------------------------------------------------------------------------
 
     @override
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
+    def training_step(self, batch: Any, batch_idx: int) -> None:
         """The optimizer steps on a batch, their metrics under `train/`, and the loss on the progress bar."""
         with self.phases("update"):
             metrics = self.update_policy(batch)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from longrl.diffusion.diffusion_family import to_uint8
-from longrl.diffusion.sampler import DiffusionSampling, draw_seeded, noise_of
+from longrl.diffusion.sampler import DiffusionSampling, sample_trajectories, seeded_noise
 from longrl.models.lora import LoRASettings, adapters_off, to_checkpoint
 from longrl.modules.initial_weights import plain_from
 from tests.diffusion.tiny import FAMILIES, sd3_family, wan_family
@@ -15,20 +15,20 @@ NAMES = list(FAMILIES)
 
 
 def sampled(family, model, texts, guidance, num_steps=4, seeds=(5, 6), window=None):
-    steps = DiffusionSampling(num_steps=num_steps, window=window).steps(*family.schedule(num_steps), 0, 0)
+    steps = DiffusionSampling(num_steps=num_steps, window=window).steps(*family.denoising_schedule(num_steps), 0, 0)
 
     def velocity(latents, timesteps):
         return family.forward(model, latents, timesteps, texts, guidance)
 
     with torch.no_grad():
-        return draw_seeded(velocity, family.latent_shape(), steps, seeds, guidance, CPU)
+        return sample_trajectories(velocity, family.latent_shape(), steps, seeds, guidance, CPU)
 
 
 def stock(family, folder=None):
     """The whole pipeline as diffusers loads it, with Euler's scheduler: Wan is released with another."""
     pipeline = getattr(diffusers, family.pipeline_class).from_pretrained(folder or family.model_path)
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.scheduler = family.euler(0)[0]
+    pipeline.scheduler = family.make_scheduler(0)[0]
     return pipeline
 
 
@@ -37,7 +37,7 @@ def stock_frames(pipeline, family, texts, guidance, num_steps, seeds):
     size = {"height": family.height, "width": family.width}
     if family.pipeline_class == "WanPipeline":
         size["num_frames"] = family.num_frames
-    latents = torch.stack([noise_of(seed, 0, family.latent_shape()) for seed in seeds])
+    latents = torch.stack([seeded_noise(seed, 0, family.latent_shape()) for seed in seeds])
     found = pipeline(
         texts, **size, num_inference_steps=num_steps, guidance_scale=guidance, latents=latents, output_type="pt",
         max_sequence_length=family.max_text_tokens,
@@ -50,7 +50,7 @@ def stock_frames(pipeline, family, texts, guidance, num_steps, seeds):
 def test_without_noise_samples_are_those_of_the_stock_pipeline(name, guidance):
     family, texts = FAMILIES[name](), ["a red picture", "a small cat"]
     samples = sampled(family, family.build().eval(), texts, guidance)
-    frames = family.decode(torch.stack([sample.final for sample in samples]))
+    frames = family.decode_latents(torch.stack([sample.final for sample in samples]))
     expected = stock_frames(stock(family), family, texts, guidance, 4, (5, 6))
     assert frames.dtype == torch.uint8
     assert frames.shape == expected.shape
@@ -60,7 +60,7 @@ def test_without_noise_samples_are_those_of_the_stock_pipeline(name, guidance):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_schedule_is_diffusers_with_the_released_shift_and_ends_at_zero(name):
-    sigmas, timesteps = FAMILIES[name]().schedule(10)
+    sigmas, timesteps = FAMILIES[name]().denoising_schedule(10)
     theirs = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     theirs.set_timesteps(10)
     assert sigmas == theirs.sigmas.tolist()
@@ -150,7 +150,7 @@ def test_a_folder_without_the_pipeline_is_refused(content, words, tmp_path):
         for name, text in content.items():
             (folder / name).write_text(text)
     for use in (lambda family: family.build(), lambda family: family.latent_shape()):
-        with pytest.raises(ValueError, match=f"a StableDiffusion3Pipeline of .* {words}; .*tiny_flow sd3"):
+        with pytest.raises(ValueError, match=f"a StableDiffusion3Pipeline of .* {words}; .*tiny_diffusion sd3"):
             use(sd3_family(str(folder)))
 
 
@@ -179,7 +179,7 @@ def test_gradient_checkpointing_changes_no_gradient(name):
     for on in (False, True):
         family = FAMILIES[name](gradient_checkpointing=on)
         model = family.build().train()
-        latents = noise_of(0, 0, family.latent_shape())[None]
+        latents = seeded_noise(0, 0, family.latent_shape())[None]
         family.forward(model, latents, torch.tensor([500.0]), ["a cat"], 2.0).square().sum().backward()
         found.append([parameter.grad for parameter in model.parameters()])
     for one, other in zip(*found, strict=True):

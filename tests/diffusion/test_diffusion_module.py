@@ -10,12 +10,13 @@ from longrl.algorithms import Algorithm, gaussian_mean, grpo_guard
 from longrl.diffusion.diffusion_module import DiffusionModule
 from longrl.diffusion.sampler import DiffusionSampling
 from longrl.diffusion.steps import CPS, FlowSDE
-from longrl.diffusion.trajectory_rows import Rows, places_of, score, split
+from longrl.diffusion.trajectory_rows import RowBatch, TrajectoryGroup, score_rows, split_rows, trajectory_rows
 from longrl.diffusion.windows import RandomWindow
 from longrl.models.lora import LoRASettings
 from longrl.modules.optimizer import OptimizerSettings
 from longrl.rewards import think_answer_format
 from longrl.strategies.fsdp import RootModule
+from longrl.types import Row, TextPrompt
 from tests.diffusion.test_diffusion_family import sampled, stock, stock_frames
 from tests.diffusion.tiny import FAMILIES, PromptRows, fit, sd3_family
 
@@ -54,13 +55,15 @@ def test_rows_of_any_samples_and_steps_score_as_sampled(name):
     model, texts = family.build().eval(), ["a red picture", "a small cat"]
     window = RandomWindow(2)
     samples = sampled(family, model, texts, 2.0, num_steps=5, window=window)
-    places = places_of(texts, [[sample] for sample in samples])
-    assert [len(part) for part in split(places, 3)] == [2, 2]
+    prompts = [TextPrompt(Row(text, text, "")) for text in texts]
+    groups = [TrajectoryGroup(prompt, [sample]) for prompt, sample in zip(prompts, samples, strict=True)]
+    rows = trajectory_rows(groups)
+    assert [len(part) for part in split_rows(rows, 3)] == [2, 2]
     with torch.no_grad():
-        scores = score(RootModule(family, model), Rows.of(places[::-1], CPU))
+        scores = score_rows(RootModule(family, model), RowBatch.from_rows(rows[::-1], CPU))
     expected = torch.cat([sample.logprobs for sample in samples]).flip(0)
     torch.testing.assert_close(scores.logp, expected, rtol=0, atol=1e-5)
-    old = Rows.of(places[::-1], CPU).old_mean
+    old = RowBatch.from_rows(rows[::-1], CPU).old_mean
     torch.testing.assert_close(scores.mean, old, rtol=1e-5, atol=1e-5)
 
 
@@ -104,8 +107,8 @@ def test_the_gradient_is_that_of_the_formula():
     rewards = torch.stack([one.rewards, two.rewards])
     advantages = (rewards - rewards.mean(1, keepdim=True)) / rewards.std(1, keepdim=True)
     model = family.build()
-    places = places_of([group.prompt.row.problem for group in (one, two)], [one.completions, two.completions])
-    logp = score(RootModule(family, model), Rows.of(places, CPU)).logp.view(2, 3, 3)
+    rows = RowBatch.from_rows(trajectory_rows([one, two]), CPU)
+    logp = score_rows(RootModule(family, model), rows).logp.view(2, 3, 3)
     (-advantages[..., None] * logp).mean().backward()
     for name, parameter in model.named_parameters():
         found = record.gradients[0].get(name)
@@ -133,10 +136,10 @@ def test_a_prompt_that_comes_again_in_a_batch_gets_other_samples():
 
 def test_a_sampler_that_parts_from_the_update_ends_the_run_before_its_step(monkeypatch):
     def stale(policy, rows):
-        found = score(policy, rows)
+        found = score_rows(policy, rows)
         return dataclasses.replace(found, logp=found.logp + 2e-3)
 
-    monkeypatch.setattr("longrl.diffusion.diffusion_module.score", stale)
+    monkeypatch.setattr("longrl.diffusion.diffusion_module.score_rows", stale)
     policy, before = module(), sd3_family().build().state_dict()
     with pytest.raises(RuntimeError, match=r"mean 0.002, .*model.max_mismatch=0.001"):
         fit(policy, SAMPLING)
@@ -178,9 +181,9 @@ def test_after_an_update_samples_change_and_equal_those_of_a_freshly_exported_st
     before = sampled(family, family.build().eval(), texts, 2.0, seeds=seeds)
     fit(policy, SAMPLING, steps=2)
     after = sampled(family, policy.model.eval(), texts, 2.0, seeds=seeds)
-    frames = [family.decode(torch.stack([sample.final for sample in own])).float() for own in (before, after)]
+    frames = [family.decode_latents(torch.stack([sample.final for sample in own])).float() for own in (before, after)]
     assert float((frames[0] - frames[1]).abs().max()) > 4
-    family.save_policy(policy.model.state_dict(), tmp_path / "exported")
+    family.export(policy.model, tmp_path / "exported")
     pipeline = stock(family, tmp_path / "exported")
     expected = stock_frames(pipeline, family, texts, 2.0, 4, seeds) * 255
     assert float((frames[1] - expected).abs().max()) <= 1.01

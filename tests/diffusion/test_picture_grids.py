@@ -11,7 +11,8 @@ import torch
 from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 
-from longrl.diffusion.picture_grids import PictureGrids, caption
+from longrl.diffusion.diffusion_module import DiffusionModule
+from longrl.diffusion.picture_grids import PictureGrids, sample_caption
 from longrl.rewards import RewardSum, RewardTerm
 from longrl.types import Row
 
@@ -45,6 +46,17 @@ def group(name: str, num_samples: int = 3, num_frames: int = 1):
     return made
 
 
+class Policy(DiffusionModule):
+    """Decodes what has its frames already."""
+
+    def __init__(self, steps_per_rollout: int = 1) -> None:
+        torch.nn.Module.__init__(self)
+        self.steps_per_rollout = steps_per_rollout
+
+    def decode_samples(self, samples):
+        return torch.stack([sample.frames for sample in samples])
+
+
 def trainer(folder: Path, *loggers, step: int = 0) -> SimpleNamespace:
     return SimpleNamespace(default_root_dir=str(folder), is_global_zero=True, global_step=step, loggers=list(loggers))
 
@@ -54,7 +66,7 @@ def names(folder: Path) -> list[str]:
 
 
 def train(callback: PictureGrids, run: SimpleNamespace, steps_per_rollout: int, until: int) -> None:
-    batch, policy = Batch([group("a")]), SimpleNamespace(steps_per_rollout=steps_per_rollout)
+    batch, policy = Batch([group("a")]), Policy(steps_per_rollout)
     while run.global_step < until:
         callback.on_train_batch_start(run, policy, batch, 0)
         run.global_step += steps_per_rollout
@@ -79,8 +91,8 @@ def test_a_validation_shows_the_first_prompts_of_its_batches(tmp_path):
     callback, run = PictureGrids(num_prompts=3, num_samples=2, tile=8), trainer(tmp_path, step=40)
     for first in ("ab", "cd"):
         callback.on_validation_batch_end(run, None, None, Batch([group(name) for name in first]), 0)
-    callback.on_validation_end(run, None)
-    callback.on_validation_end(run, None)  # nothing is kept for the next one
+    callback.on_validation_end(run, Policy())
+    callback.on_validation_end(run, Policy())  # nothing is kept for the next one
     assert names(tmp_path) == ["samples.jsonl", "val_000040.png"]
     lines = [json.loads(line) for line in (tmp_path / "pictures" / "samples.jsonl").read_text().splitlines()]
     assert [(line["id"], line["sample"]) for line in lines] == [(name, n) for name in "abc" for n in (0, 1)]
@@ -92,15 +104,15 @@ def test_a_validation_shows_the_first_prompts_of_its_batches(tmp_path):
 
 def test_a_caption_says_reward_and_parts_and_a_failure_is_no_zero():
     sample = {"reward": 0.5, "valid": True, "parts": {"colour": 0.25, "ocr": 1.0}}
-    assert caption(sample) == "0.500, colour 0.25, ocr 1.00"
-    assert caption(sample | {"parts": {"colour": 0.5}}) == "0.500"
-    assert caption(sample | {"valid": False}) == "reward failed"
+    assert sample_caption(sample) == "0.500, colour 0.25, ocr 1.00"
+    assert sample_caption(sample | {"parts": {"colour": 0.5}}) == "0.500"
+    assert sample_caption(sample | {"valid": False}) == "reward failed"
 
 
 def test_a_video_leaves_a_contact_sheet_and_an_animation(tmp_path):
     callback, run = PictureGrids(fps=4), trainer(tmp_path, step=7)
     callback.on_validation_batch_end(run, None, None, Batch([group("a", num_frames=3)]), 0)
-    callback.on_validation_end(run, None)
+    callback.on_validation_end(run, Policy())
     assert names(tmp_path) == ["samples.jsonl", "val_000007.png", "val_000007.webp"]
     with Image.open(tmp_path / "pictures" / "val_000007.webp") as animation:
         assert animation.n_frames == 3
@@ -110,9 +122,9 @@ def test_a_video_leaves_a_contact_sheet_and_an_animation(tmp_path):
 
 def test_batches_without_groups_leave_nothing(tmp_path):
     callback, run = PictureGrids(every_n_steps=1), trainer(tmp_path, step=1)
-    callback.on_train_batch_end(run, SimpleNamespace(steps_per_rollout=1), None, Batch(None), 0)
+    callback.on_train_batch_end(run, Policy(), None, Batch(None), 0)
     callback.on_validation_batch_end(run, None, None, Batch(None), 0)
-    callback.on_validation_end(run, None)
+    callback.on_validation_end(run, Policy())
     assert not (tmp_path / "pictures").exists()
 
 
@@ -130,7 +142,7 @@ def test_weights_and_biases_gets_the_grid_and_the_animation(tmp_path):
     logger = Wandb()
     callback, run = PictureGrids(), trainer(tmp_path, logger, step=7)
     callback.on_validation_batch_end(run, None, None, Batch([group("a", num_frames=3)]), 0)
-    callback.on_validation_end(run, None)
+    callback.on_validation_end(run, Policy())
     assert {name: step for name, (_, step) in logger.logged.items()} == {"pictures/val": 7, "videos/val": 7}
     ((picture,), _), ((video,), _) = logger.logged["pictures/val"], logger.logged["videos/val"]
     sheet = Image.open(tmp_path / "pictures" / "val_000007.png")

@@ -7,8 +7,8 @@ import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
 from longrl.algorithms import gaussian_mean
-from longrl.diffusion.sampler import DiffusionSampling, draw, draw_seeded, noise_of
-from longrl.diffusion.steps import CPS, FlowSDE, log_prob, make_step, mean_of, ode, per_row
+from longrl.diffusion.sampler import DiffusionSampling, denoise_latents, sample_trajectories, seeded_noise
+from longrl.diffusion.steps import CPS, FlowSDE, broadcast_rows, make_step, ode_step, step_log_prob, step_mean
 from longrl.diffusion.windows import RandomWindow, SlidingWindow, all_steps
 
 
@@ -35,7 +35,7 @@ def test_the_sde_step_is_the_papers_formula():
     d = n - s
     keep, move, std = FlowSDE(a)(s, n)
     expected = x * (1 + g**2 / (2 * s) * d) + v * (1 + g**2 * (1 - s) / (2 * s)) * d
-    torch.testing.assert_close(mean_of(x, v, keep, move), expected, rtol=1e-14, atol=0)
+    torch.testing.assert_close(step_mean(x, v, keep, move), expected, rtol=1e-14, atol=0)
     assert std == pytest.approx(g * math.sqrt(-d), rel=1e-14)
 
 
@@ -50,13 +50,13 @@ def test_the_cps_step_is_a_mixture_of_predicted_data_predicted_noise_and_new_noi
     keep, move, std = CPS(h)(s, n)
     data, noise = x - s * v, x + (1 - s) * v
     expected = (1 - n) * data + n * math.cos(h * math.pi / 2) * noise
-    torch.testing.assert_close(mean_of(x, v, keep, move), expected, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(step_mean(x, v, keep, move), expected, rtol=1e-12, atol=1e-14)
     assert std**2 + (n * math.cos(h * math.pi / 2)) ** 2 == pytest.approx(n**2)  # the noise that the model expects
 
 
 @pytest.mark.parametrize("dynamics", [FlowSDE(0.0), CPS(0.0)])
 def test_without_noise_a_step_is_eulers(dynamics):
-    assert dynamics(0.6, 0.5) == ode(0.6, 0.5)
+    assert dynamics(0.6, 0.5) == ode_step(0.6, 0.5)
 
 
 def test_log_probability_and_kl_are_those_of_gaussians_per_number():
@@ -64,7 +64,7 @@ def test_log_probability_and_kl_are_those_of_gaussians_per_number():
     drawn, mean, other = (torch.randn(3, 2, 4, 4, dtype=torch.float64, generator=generator) for _ in range(3))
     std = torch.tensor([0.1, 0.5, 2.0], dtype=torch.float64)
     policy, reference = (Independent(Normal(m, std.view(3, 1, 1, 1)), 3) for m in (mean, other))
-    torch.testing.assert_close(log_prob(drawn, mean, std), policy.log_prob(drawn) / 32, rtol=1e-13, atol=0)
+    torch.testing.assert_close(step_log_prob(drawn, mean, std), policy.log_prob(drawn) / 32, rtol=1e-13, atol=0)
     found = gaussian_mean(mean.flatten(1) / std[:, None], other.flatten(1) / std[:, None])
     torch.testing.assert_close(found, kl_divergence(policy, reference) / 32, rtol=1e-13, atol=0)
 
@@ -72,7 +72,7 @@ def test_log_probability_and_kl_are_those_of_gaussians_per_number():
 # ---- many steps ----
 
 
-@pytest.mark.parametrize("dynamics", [ode, FlowSDE(0.0), CPS(0.0)])
+@pytest.mark.parametrize("dynamics", [ode_step, FlowSDE(0.0), CPS(0.0)])
 def test_without_noise_the_sampler_is_diffusers_own_step_for_step_and_ends_at_zero(dynamics):
     theirs = schedule(10)
     steps = [make_step(dynamics, i, theirs.sigmas, theirs.timesteps) for i in range(10)]
@@ -82,22 +82,23 @@ def test_without_noise_the_sampler_is_diffusers_own_step_for_step_and_ends_at_ze
     for step, timestep in zip(steps, theirs.timesteps, strict=True):
         start = expected
         expected = theirs.step(model(start, timestep.expand(4)), timestep, start).prev_sample
-        assert torch.equal(draw(model, start, [step], lambda index: pytest.fail("no noise")).final, expected)
+        assert torch.equal(denoise_latents(model, start, [step], lambda index: pytest.fail("no noise")).final, expected)
 
 
 @pytest.mark.parametrize("dynamics", [FlowSDE(0.7), CPS(0.8)])
 def test_a_drawn_trajectory_scored_again_gives_the_samplers_log_probabilities(dynamics):
     theirs, seeds = schedule(10), [11, 12, 13]
     steps = DiffusionSampling(dynamics=dynamics).steps(theirs.sigmas, theirs.timesteps, 0, 0)
-    found = draw_seeded(model, (6,), steps, seeds, 1.0, torch.device("cpu"))
+    found = sample_trajectories(model, (6,), steps, seeds, 1.0, torch.device("cpu"))
     for sample in found:
         assert len(sample.steps) == 9
         rows = sample.latents[:-1]
-        column = per_row([step.timestep for step in sample.steps], rows)
-        keep, move = (per_row([getattr(step, name) for step in sample.steps], rows) for name in ("keep", "move"))
-        mean = mean_of(rows, model(rows, column), keep, move)
+        column = broadcast_rows([step.timestep for step in sample.steps], rows)
+        state_coef = broadcast_rows([step.state_coef for step in sample.steps], rows)
+        velocity_coef = broadcast_rows([step.velocity_coef for step in sample.steps], rows)
+        mean = step_mean(rows, model(rows, column), state_coef, velocity_coef)
         std = torch.tensor([step.std for step in sample.steps])
-        torch.testing.assert_close(log_prob(sample.latents[1:], mean, std), sample.logprobs, rtol=0, atol=1e-5)
+        torch.testing.assert_close(step_log_prob(sample.latents[1:], mean, std), sample.logprobs, rtol=0, atol=1e-5)
         old = torch.stack([sample.old_mean(place) for place in range(9)])
         torch.testing.assert_close(old, mean, rtol=1e-5, atol=1e-5)
 
@@ -105,18 +106,24 @@ def test_a_drawn_trajectory_scored_again_gives_the_samplers_log_probabilities(dy
 def test_a_sample_depends_on_its_seed_alone():
     theirs = schedule(6)
     steps = DiffusionSampling().steps(theirs.sigmas, theirs.timesteps, 0, 0)
-    together = draw_seeded(model, (6,), steps, [1, 2], 1.0, torch.device("cpu"))
-    (alone,) = draw_seeded(model, (6,), steps, [2], 1.0, torch.device("cpu"))
+    together = sample_trajectories(model, (6,), steps, [1, 2], 1.0, torch.device("cpu"))
+    (alone,) = sample_trajectories(model, (6,), steps, [2], 1.0, torch.device("cpu"))
     torch.testing.assert_close(together[1].final, alone.final)
     assert not torch.allclose(together[0].final, alone.final)
-    (other,) = draw_seeded(model, (6,), steps, [2], 1.0, torch.device("cpu"), start_seeds=[1])
+    (other,) = sample_trajectories(model, (6,), steps, [2], 1.0, torch.device("cpu"), start_seeds=[1])
     assert not torch.allclose(other.final, alone.final)
-    assert torch.equal(noise_of(3, 0, (4,)), noise_of(3, 0, (4,)))
+    assert torch.equal(seeded_noise(3, 0, (4,)), seeded_noise(3, 0, (4,)))
 
 
 @pytest.mark.parametrize(
     ("dynamics", "t", "num_steps"),
-    [(ode, 0.5, 400), (FlowSDE(0.7), 0.5, 400), (FlowSDE(1.2), 0.5, 400), (CPS(0.8), 0.0, 400), (CPS(0.8), 0.0, 6)],
+    [
+        (ode_step, 0.5, 400),
+        (FlowSDE(0.7), 0.5, 400),
+        (FlowSDE(1.2), 0.5, 400),
+        (CPS(0.8), 0.0, 400),
+        (CPS(0.8), 0.0, 6),
+    ],
 )
 def test_marginals_are_those_of_a_flow_with_a_known_solution(dynamics, t, num_steps):
     """Data N(m, t^2): x_s is N((1-s) m, (1-s)^2 t^2 + s^2), and E[noise - data | x_s] is linear in x."""
@@ -131,11 +138,11 @@ def test_marginals_are_those_of_a_flow_with_a_known_solution(dynamics, t, num_st
     sigmas, timesteps = theirs.sigmas.double(), theirs.timesteps.double()
     generator = torch.Generator().manual_seed(0)
     drawn = range(num_steps - 1)
-    steps = [make_step(dynamics if i in drawn else ode, i, sigmas, timesteps) for i in range(num_steps)]
+    steps = [make_step(dynamics if i in drawn else ode_step, i, sigmas, timesteps) for i in range(num_steps)]
     start = torch.randn(samples, 1, generator=generator)
     for stop in (num_steps * 2 // 3, num_steps):
         own = steps[:stop]
-        found = draw(exact, start, own, lambda index: torch.randn(samples, 1, generator=generator)).final
+        found = denoise_latents(exact, start, own, lambda index: torch.randn(samples, 1, generator=generator)).final
         s = own[-1].next_sigma
         variance = (1 - s) ** 2 * t**2 + s**2
         assert float(found.mean()) == pytest.approx((1 - s) * m, abs=5 * math.sqrt(variance / samples) + 4e-3)

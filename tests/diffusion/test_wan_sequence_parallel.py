@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from longrl.diffusion.sampler import noise_of
+from longrl.diffusion.sampler import seeded_noise
 from longrl.models.lora import LoRASettings
 from longrl.strategies.axis import Axis
 from longrl.strategies.sequence import SequenceParallel
@@ -27,10 +27,10 @@ def answer(folder, sizes, options):
                     parameter += 0.05
     axis = Axis.of(None) if torch.distributed.is_initialized() else Axis()
     if axis.size > 1:
-        family.share_tokens(model, SequenceParallel(axis))
-    latents = torch.stack([noise_of(seed, 0, family.latent_shape()) for seed in range(3)])
+        family.shard_tokens(model, SequenceParallel(axis))
+    latents = torch.stack([seeded_noise(seed, 0, family.latent_shape()) for seed in range(3)])
     velocity = family.forward(model, latents, torch.tensor([900.0, 500.0, 100.0]), TEXTS, 2.0)
-    (velocity * noise_of(9, 0, velocity.shape)).sum().backward()
+    (velocity * seeded_noise(9, 0, velocity.shape)).sum().backward()
     grads = {name: axis.sum(p.grad) for name, p in model.named_parameters() if p.grad is not None}
     return velocity.detach(), grads
 
@@ -55,4 +55,4 @@ def test_shared_tokens_give_the_velocities_and_all_gradients_of_one_rank(heads, 
 
 def test_a_family_without_sharing_says_so():
     with pytest.raises(ValueError, match="SD3Family cannot share a sample among 2 ranks; set sequence_parallel_size"):
-        sd3_family().share_tokens(None, SimpleNamespace(size=2))
+        sd3_family().shard_tokens(None, SimpleNamespace(size=2))

@@ -11,13 +11,14 @@ from lightning.pytorch import Callback, LightningDataModule, Trainer
 from torch import Tensor
 
 from longrl.diffusion.diffusion_module import DiffusionModule
+from longrl.diffusion.prompt_files import PromptBatch
 from longrl.diffusion.rollout_callback import DiffusionRolloutCallback
 from longrl.diffusion.sampler import DiffusionSampling
 from longrl.diffusion.sd3 import SD3Family
 from longrl.diffusion.wan import WanFamily
 from longrl.rewards import RewardSum, RewardTerm
 from longrl.testing.tiny_diffusion import tiny_sd3, tiny_wan
-from longrl.types import Batch, Row
+from longrl.types import Row
 
 
 @functools.cache
@@ -64,10 +65,10 @@ class PromptRows(LightningDataModule):
         super().__init__()
         self.rows, self.num_batches = rows(*texts), num_batches
 
-    def train_dataloader(self) -> list[Batch]:
+    def train_dataloader(self) -> list[PromptBatch]:
         return Batches(self.rows, self.num_batches)
 
-    def val_dataloader(self) -> list[Batch]:
+    def val_dataloader(self) -> list[PromptBatch]:
         return Batches(self.rows, 1)
 
 
@@ -78,9 +79,9 @@ class Batches:
     def __len__(self) -> int:
         return self.count
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[PromptBatch]:
         for _ in range(self.count):
-            yield Batch(prompts=list(self.rows))
+            yield PromptBatch(prompts=list(self.rows))
 
 
 class Record(Callback):
