@@ -40,8 +40,8 @@ class PromptFiles(StreamedData):
     """Batches of prompts from text files, JSONL records or a hub data set.
 
     Every epoch has an order of its own, which `seed` alone decides; the position in it is in the checkpoint, so a
-    run goes on with the prompt it would have had next. Data-parallel ranks read different prompts, ranks of a sequence-parallel
-    group the same.
+    run goes on with the prompt it would have had next. Data-parallel ranks read different prompts, ranks of a
+    sequence-parallel group the same.
 
     Args:
         train: source of the training prompts: a `.txt` file with one on each line, a `.jsonl` file with one record on
