@@ -2,58 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import pickle
-import tempfile
-import traceback
 from collections.abc import Callable
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
-
-TIMEOUT_S = 240
+from longrl.testing.gloo_ranks import run_on_ranks
 
 
 def run_distributed(function: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
-    """[function(*args) of every rank]; it must be at the top of its module, and its results picklable.
-
-    Raises:
-        AssertionError: a rank raised, with its traceback; or one did not end in time.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["longrl", "longrl.modules.policy", "longrl.models.qwen_vl", "tests.tiny"])
-    with tempfile.TemporaryDirectory() as folder:
-        ranks = [
-            context.Process(target=_rank, args=(function, rank, world_size, Path(folder), args), daemon=True)
-            for rank in range(world_size)
-        ]
-        for process in ranks:
-            process.start()
-        for process in ranks:
-            process.join(TIMEOUT_S)
-        alive = [rank for rank, process in enumerate(ranks) if process.is_alive()]
-        for rank in alive:
-            ranks[rank].kill()
-        files = [Path(folder, str(rank)) for rank in range(world_size)]
-        results = [pickle.loads(file.read_bytes()) if file.exists() else None for file in files]
-    errors = [result[1] for result in results if result is not None and result[0] == "error"]
-    assert not errors, "\n".join(errors)
-    assert not alive, f"ranks {alive} did not end within {TIMEOUT_S} s"
-    return [result[1] for result in results]
-
-
-def _rank(function: Callable[..., Any], rank: int, world_size: int, folder: Path, args: Any) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
-    try:
-        store = f"file://{folder}/store"
-        dist.init_process_group("gloo", store, timedelta(seconds=60), rank=rank, world_size=world_size)
-        result = ("result", function(*args))
-        dist.destroy_process_group()
-    except BaseException:
-        result = ("error", f"rank {rank}:\n{traceback.format_exc()}")
-    Path(folder, str(rank)).write_bytes(pickle.dumps(result))
+    """See `run_on_ranks`; with what most tests import loaded once."""
+    return run_on_ranks(function, world_size, *args, preload=("longrl.modules.policy", "tests.tiny"))

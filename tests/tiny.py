@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
 import tempfile
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from longrl.models.lora import peft_config
 from longrl.models.qwen3_vl import Qwen3VLFamily
@@ -17,9 +15,19 @@ from longrl.models.qwen_omni import QwenOmniFamily
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.models.text import LlamaFamily, TextFamily
 from longrl.models.vila import VilaFamily
+from longrl.testing import plain_forward
+from longrl.testing.plain_forward import assert_same_gradients, gradients, stock_model
+from longrl.testing.sample_prompts import (
+    local_frames as held,
+    noise_frames as frames,
+    noise_sound as sound,
+    random_completions,
+)
 from longrl.testing.tiny import tiny_qwen2_5_vl, tiny_qwen3_vl, tiny_qwen_omni, tiny_text, tiny_vila
 from longrl.types import FULL_SHARD, AudioClip, Frames, FrameShard, Prompt, Row
 from tests.models.plain_vila import PlainVila
+
+__all__ = ["assert_same_gradients", "frames", "gradients", "held", "random_completions", "sound"]
 
 
 @functools.cache
@@ -83,15 +91,6 @@ def omni_family(**kwargs: object) -> QwenOmniFamily:
     return QwenOmniFamily(omni_folder(), **{**defaults, **kwargs})
 
 
-def sound(seconds: float, key: str = "s", is_video_track: bool = False, share: FrameShard = FULL_SHARD) -> AudioClip:
-    """Noise around a tone; the key decides it."""
-    generator = torch.Generator().manual_seed(sum(map(ord, key)))
-    count = round(16_000 * seconds)
-    tone = torch.sin(torch.arange(count) * (0.02 + 0.01 * (sum(map(ord, key)) % 7)))
-    waveform = 0.5 * tone + 0.1 * torch.randn(count, generator=generator)
-    return AudioClip(waveform, count, key, is_video_track, share)
-
-
 def omni_prompts(family: QwenOmniFamily, share: FrameShard = FULL_SHARD) -> list[Prompt]:
     """Videos with a longer and a shorter track, an image and a sound in one prompt; a sound alone; text alone."""
 
@@ -127,23 +126,8 @@ def llama_family(**kwargs: object) -> LlamaFamily:
     return LlamaFamily(llama_folder(), **{"random_init": True, **kwargs})
 
 
-def frames(count: int, height: int = 56, width: int = 56, key: str = "v", kind: str = "video", spacing: float = 0.7):
-    """Random pixels; the key decides them."""
-    generator = torch.Generator().manual_seed(sum(map(ord, key)))
-    pixels = torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=generator)
-    return Frames(kind, pixels, tuple(spacing * i for i in range(count)), key, spacing * count)
-
-
 def row(name: str = "a", answer: str = "A", **kwargs: object) -> Row:
     return Row(id=name, problem="Which?\nA. one\nB. two\nC. three\nD. four", answer=answer, **kwargs)
-
-
-def held(whole: Frames, share: FrameShard, temporal_patch_size: int = 2) -> Frames:
-    """What a rank with this shard decodes of it."""
-    local = share.temporal_patches(1)
-    if whole.kind == "video":
-        local = share.frames(len(whole.timestamps), temporal_patch_size)
-    return dataclasses.replace(whole, pixels=whole.pixels[local.start : local.stop])
 
 
 def mixed_prompts(family: Qwen2_5_VLFamily | VilaFamily, share: FrameShard = FULL_SHARD) -> list[Prompt]:
@@ -158,20 +142,11 @@ def mixed_prompts(family: Qwen2_5_VLFamily | VilaFamily, share: FrameShard = FUL
     ]
 
 
-def random_completions(family: TextFamily, lengths: list[list[int]], seed: int = 0) -> list[list[Tensor]]:
-    generator = torch.Generator().manual_seed(seed)
-    size = len(family.tokenizer)
-    return [[torch.randint(0, size, (n,), generator=generator) for n in group] for group in lengths]
-
-
 def plain_model(model: torch.nn.Module, family: TextFamily) -> torch.nn.Module:
     """The same weights in a stock transformers model with eager attention, and VILA's parts joined by hand."""
     if isinstance(family, VilaFamily):
         return PlainVila.of(model, family)
-    config = copy.deepcopy(family.config)
-    plain = family.auto_class().from_config(config, attn_implementation="eager").to(next(model.parameters()).dtype)
-    plain.load_state_dict(model.state_dict())
-    return plain
+    return stock_model(model, family)
 
 
 def peft_model(model: torch.nn.Module, family: TextFamily) -> torch.nn.Module:
@@ -186,49 +161,9 @@ def peft_model(model: torch.nn.Module, family: TextFamily) -> torch.nn.Module:
 
 def separate_logps(plain: torch.nn.Module, prompts: list[Prompt], completions: list[list[Tensor]]) -> Tensor:
     """[N] float64 log-probabilities, one ordinary forward with pixels per completion."""
-    logps = []
-    for prompt, answers in zip(prompts, completions, strict=True):
-        for answer in answers:
-            ids = torch.cat([prompt.input_ids, answer])[None]
-            following = int(prompt.position_ids.max()) + 1
-            own = torch.arange(following, following + len(answer)).expand(len(prompt.position_ids), -1)
-            positions = torch.cat([prompt.position_ids, own], 1)
-            positions = positions[:, None] if len(positions) == 3 else positions
-            pixels = {"media": prompt.media} if isinstance(plain, PlainVila) else _pixels(prompt)
-            logits = plain(input_ids=ids, position_ids=positions, **pixels).logits[0]
-            rows = torch.log_softmax(logits.double(), -1)[len(prompt.input_ids) - 1 : -1]
-            logps.append(rows.gather(-1, answer[:, None])[:, 0])
-    return torch.cat(logps)
+    inputs = vila_media_inputs if isinstance(plain, PlainVila) else plain_forward.qwen_media_inputs
+    return plain_forward.separate_logps(plain, prompts, completions, inputs)
 
 
-def _pixels(prompt: Prompt) -> dict[str, Tensor]:
-    kwargs = {}
-    for kind, values, grid in (
-        ("video", "pixel_values_videos", "video_grid_thw"),
-        ("image", "pixel_values", "image_grid_thw"),
-    ):
-        media = [item for item in prompt.media if item.kind == kind]
-        if media:
-            kwargs[values] = torch.cat([item.patches for item in media])
-            kwargs[grid] = torch.tensor([item.grid_thw for item in media])
-    mels = [item.patches for item in prompt.media if item.kind == "audio"]
-    if mels:
-        lengths = torch.tensor([len(mel) for mel in mels])
-        kwargs["input_features"] = torch.nn.utils.rnn.pad_sequence(mels, batch_first=True).mT
-        kwargs["feature_attention_mask"] = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
-    return kwargs
-
-
-def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
-    grads = {name.removeprefix("base_model.model."): p.grad for name, p in model.named_parameters()}
-    grads = {name: grad for name, grad in grads.items() if grad is not None}
-    return {name: grad.full_tensor() if isinstance(grad, DTensor) else grad.clone() for name, grad in grads.items()}
-
-
-def assert_same_gradients(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float = 1e-5) -> None:
-    """Relative error of every parameter's gradient; where a gradient is rounding noise, relative to the largest."""
-    assert found.keys() == wanted.keys()
-    largest = max(float(grad.norm()) for grad in wanted.values())
-    for name, grad in wanted.items():
-        error = float((found[name] - grad).norm())
-        assert error <= tolerance * max(float(grad.norm()), 1e-4 * largest), (name, error, float(grad.norm()))
+def vila_media_inputs(prompt: Prompt) -> dict[str, object]:
+    return {"media": prompt.media}

@@ -35,7 +35,7 @@ class EncodesMedia(PatchesMedia):
     """How do patches become features?"""
 
     def media_encoders(self, model: Any) -> tuple[nn.Module, ...]:
-        """The modules that `encode_media` runs, each with its projector; the vision encoder is the first."""
+        """The modules that `encode_media` runs, the vision encoder first; a projector may be one of its own."""
         return ()
 
     def trained_encoders(self, model: Any) -> list[nn.Module]:
@@ -163,24 +163,25 @@ class TextStack(RendersPrompts):
         for span in packed.spans:
             in_prompt[span.start : span.start + span.prompt_tokens] = True
 
-        # Each kind fills its own placeholders in order, for a video's may stand among those of its sound track.
+        # Media of a token fill its placeholders in order: a video's may stand among those of its sound track.
+        tokens = self.media_token_ids()
         mask = torch.zeros_like(in_prompt[rows])
         indices: list[Tensor] = []
         parts: list[Tensor] = []
-        for kind, token in self.media_token_ids().items():
-            of_kind = in_prompt & (ids == token)  # [L]
+        for token in dict.fromkeys(tokens.values()):
+            is_placeholder = in_prompt & (ids == token)  # [L]
             keys = zip(packed.media_keys, packed.media_kinds, strict=True)
-            media = [features[key] for key, media_kind in keys if media_kind == kind]
+            media = [features[key] for key, kind in keys if tokens[kind] == token]
             num_features = sum(map(len, media))
-            num_placeholders = int(of_kind.sum())
+            num_placeholders = int(is_placeholder.sum())
             if num_features != num_placeholders:
                 raise ValueError(
-                    f"{num_placeholders} {kind} placeholders in the packed prompts, but {num_features} features"
+                    f"{num_placeholders} media placeholders in the packed prompts, but {num_features} features"
                 )
             if num_placeholders:
-                before = int(of_kind[: rows.start].sum())
-                index = of_kind[rows].nonzero()[:, 0]
-                mask |= of_kind[rows]
+                before = int(is_placeholder[: rows.start].sum())
+                index = is_placeholder[rows].nonzero()[:, 0]
+                mask |= is_placeholder[rows]
                 indices.append(index)
                 parts += rows_between(media, before, before + len(index))
         if not parts:
@@ -212,7 +213,9 @@ class TextStack(RendersPrompts):
 
     def attention_mask(self, model: Any) -> Any:
         """The `attention_mask` with which the text stack makes no mask: the attention function knows the layout."""
-        layer_types = self.backbone(model).config.layer_types
+        layer_types = getattr(self.backbone(model).config, "layer_types", None)
+        if layer_types is None:  # it takes no mapping, and hands a mask of four dimensions on as it is
+            return torch.empty(1, 1, 0, 0)
         return dict.fromkeys({"full_attention", *layer_types})
 
 

@@ -27,7 +27,7 @@ GridTHW = tuple[int, int, int]
 
 
 class PretrainedFolder(abc.ABC):
-    """Config and tokenizer of a Hugging Face folder or hub id."""
+    """Which config and tokenizer does the folder or hub id hold?"""
 
     model_path: str
     """The folder or hub id."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from torch import Tensor, empty
 from typing_extensions import override
 
 from longrl.models.base import CausalFamily
@@ -55,8 +54,3 @@ class LlamaFamily(TextFamily):
     """
 
     model_types = ("llama",)
-
-    @override
-    def attention_mask(self, model: Any) -> Tensor:
-        """An empty mask: this text stack takes no mapping, and hands a mask of four dimensions on as it is."""
-        return empty(1, 1, 0, 0)

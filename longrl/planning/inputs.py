@@ -100,8 +100,7 @@ class ModelSizes(TextSizes):
         layers = family.layers(model)
         encoder = None
         if vision is not None:
-            (module,) = family.media_encoders(model)
-            params = _count_values(module.parameters())
+            params = sum(_count_values(module.parameters()) for module in family.media_encoders(model))
             encoder = EncoderSizes(**vars(vision), params=params, trains=bool(family.trained_encoders(model)))
         layer_params = [_count_values(layer.parameters()) for layer in layers]
         other_params = _count_values(model.parameters()) - sum(layer_params)

@@ -149,7 +149,7 @@ class PlainVila(nn.Module):
         pooled = [sum(frames[n : n + pool]) / pool for n in range(0, len(frames), pool)]
         return torch.cat(pooled)
 
-    def forward(self, input_ids: Tensor, position_ids: Tensor, media: Any) -> Any:
+    def forward(self, input_ids: Tensor, media: Any, position_ids: Tensor | None = None) -> Any:
         """Logits of one sequence; completions must not contain media tokens."""
         (ids,) = input_ids
         places = [i for i, token in enumerate(ids.tolist()) if token in self.media_tokens]

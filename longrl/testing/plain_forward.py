@@ -1,0 +1,101 @@
+"""The same weights in a stock transformers model: one ordinary forward with all pixels for each completion."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from longrl.models.base import CausalFamily
+from longrl.types import Prompt
+
+MediaInputs = Callable[[Prompt], Mapping[str, Any]]
+"""Keywords by which a model's own forward takes the media of a prompt."""
+
+
+def stock_model(model: nn.Module, family: CausalFamily) -> nn.Module:
+    """A copy of the family's model as transformers builds it, with its own eager attention."""
+    config = copy.deepcopy(family.config)
+    dtype = next(model.parameters()).dtype
+    plain = family.auto_class().from_config(config, attn_implementation="eager").to(dtype)
+    plain.load_state_dict(model.state_dict())
+    return plain
+
+
+def qwen_media_inputs(prompt: Prompt) -> dict[str, Any]:
+    """The media of a prompt by the names that Qwen's models have for them: patches and grids, spectrograms."""
+    inputs: dict[str, Any] = {}
+    names = {"video": ("pixel_values_videos", "video_grid_thw"), "image": ("pixel_values", "image_grid_thw")}
+    for kind, (values, grid) in names.items():
+        media = [item for item in prompt.media if item.kind == kind]
+        if media:
+            inputs[values] = torch.cat([item.patches for item in media])
+            inputs[grid] = torch.tensor([item.grid_thw for item in media])
+    spectrograms = [item.patches for item in prompt.media if item.kind == "audio"]
+    if spectrograms:
+        lengths = torch.tensor([len(item) for item in spectrograms])
+        inputs["input_features"] = nn.utils.rnn.pad_sequence(spectrograms, batch_first=True).mT
+        inputs["feature_attention_mask"] = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+    return inputs
+
+
+def plain_logits(
+    plain: nn.Module, prompt: Prompt, completion: Tensor, media_inputs: MediaInputs = qwen_media_inputs
+) -> Tensor:
+    """[S, V] logits of a completion's tokens. Positions on one axis are the model's own, those on several the prompt's.
+
+    transformers counts some media otherwise than the models' released code, see `longrl.models.qwen_vl`.
+    """
+    inputs = dict(media_inputs(prompt))
+    num_axes = len(prompt.position_ids)
+    if num_axes > 1:
+        first = int(prompt.position_ids.max()) + 1
+        following = torch.arange(first, first + len(completion)).expand(num_axes, -1)
+        inputs["position_ids"] = torch.cat([prompt.position_ids, following], 1)[:, None]  # [A, 1, T + S]
+    ids = torch.cat([prompt.input_ids, completion])[None]
+    logits = plain(input_ids=ids, **inputs).logits[0]
+    return logits[len(prompt.input_ids) - 1 : -1]
+
+
+def separate_logps(
+    plain: nn.Module,
+    prompts: Sequence[Prompt],
+    completions: Sequence[Sequence[Tensor]],
+    media_inputs: MediaInputs = qwen_media_inputs,
+) -> Tensor:
+    """[N] float64 log-probabilities of all completions' tokens, a forward for each completion."""
+    logps = []
+    for prompt, group in zip(prompts, completions, strict=True):
+        for completion in group:
+            logp = plain_logits(plain, prompt, completion, media_inputs).double().log_softmax(-1)
+            logps.append(logp.gather(-1, completion[:, None])[:, 0])
+    return torch.cat(logps)
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    """Name -> gradient of all parameters that have one, by their names without peft's prefix."""
+    grads = {}
+    for name, parameter in model.named_parameters():
+        grad = parameter.grad
+        if grad is not None:
+            grad = grad.full_tensor() if isinstance(grad, DTensor) else grad.clone()
+            grads[name.removeprefix("base_model.model.")] = grad
+    return grads
+
+
+def assert_same_gradients(ours: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float = 1e-5) -> None:
+    """Compares every parameter's gradient by its relative error; where one is rounding noise, relative to the largest.
+
+    Raises:
+        AssertionError: with the first parameter that differs, or the names that only one side has.
+    """
+    assert ours.keys() == expected.keys(), f"gradients of one side alone: {sorted(ours.keys() ^ expected.keys())[:5]}"
+    largest = max(float(grad.norm()) for grad in expected.values())
+    for name, grad in expected.items():
+        norm = float(grad.norm())
+        error = float((ours[name] - grad).norm())
+        assert error <= tolerance * max(norm, 1e-4 * largest), f"gradient of {name} is off by {error:g} of {norm:g}"

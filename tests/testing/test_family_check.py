@@ -1,0 +1,111 @@
+"""`check_family` on families of longrl and on two from outside; a wrong hook is found, and named."""
+
+import pytest
+import torch
+
+from longrl.testing import check_family
+from longrl.testing.family_check import CLAIMS
+from tests.families import FAMILIES
+from tests.models.plain_vila import PlainVila
+from tests.testing.outside_families import (
+    InternVLFamily,
+    MistralFamily,
+    internvl_inputs,
+    tiny_internvl,
+    tiny_mistral,
+)
+from tests.tiny import vila_media_inputs
+
+
+def vila_options(name):
+    """VILA is no model of transformers: tests have one that joins its parts by hand."""
+    if "vila" not in name:
+        return {}
+    return {"plain_model": PlainVila.of, "media_inputs": vila_media_inputs}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_passes(name):
+    report = check_family(FAMILIES[name].make(), **vila_options(name))
+    assert report.checked.keys() | report.skipped.keys() == CLAIMS.keys()
+    reads_text = {"patches", "features", "cached features"}
+    assert report.skipped.keys() == (reads_text if not FAMILIES[name].make().media_token_ids() else set())
+
+
+@pytest.mark.parametrize("num_ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_language_model_from_outside_passes(tmp_path, num_ranks):
+    report = check_family(MistralFamily(str(tiny_mistral(tmp_path)), random_init=True), num_ranks=num_ranks)
+    assert report.skipped.keys() == {"patches", "features", "cached features"} | ({"SP"} if num_ranks == 1 else set())
+    assert "MistralFamily:\n  identity: plain values" in str(report)
+    assert "patches: not checked, it reads no images or videos" in str(report)
+
+
+@pytest.mark.parametrize("num_ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_vision_model_from_outside_passes(tmp_path, num_ranks):
+    family = InternVLFamily(str(tiny_internvl(tmp_path)), random_init=True)
+    report = check_family(family, media_inputs=internvl_inputs, num_ranks=num_ranks)
+    assert report.skipped.keys() == {"planning sizes"} | ({"SP"} if num_ranks == 1 else set())
+
+
+class WrongPositions(MistralFamily):
+    def position_ids(self, input_ids, media):
+        return super().position_ids(input_ids, media) * 2
+
+
+class OneName(MistralFamily):
+    def engine_weight(self, name):
+        return "weight"
+
+
+class AnyObject(MistralFamily):
+    def identity(self):
+        return super().identity() | {"option": object()}
+
+
+class NoEnd(MistralFamily):
+    def encode_response(self, response):
+        return super().encode_response(response)[:-1]
+
+
+class ForgetsWeights(MistralFamily):
+    def save_weights(self, model, folder):
+        with torch.no_grad():
+            model.lm_head.weight += 1
+            super().save_weights(model, folder)
+            model.lm_head.weight -= 1
+
+
+class MoreFeatures(InternVLFamily):
+    def num_features(self, media):
+        return super().num_features(media) + 1
+
+
+class NeedsPixels(InternVLFamily):
+    def grid(self, num_frames, height, width, **options):
+        return num_frames, height // 7, width // 7
+
+
+class EncodesOtherwise(InternVLFamily):
+    def encode_media(self, model, media):
+        return [2 * features for features in super().encode_media(model, media)]
+
+
+@pytest.mark.parametrize(
+    ("family", "message"),
+    [
+        (WrongPositions, r"fails 'same logits': .*\n  TextStack .*\n  RendersPrompts .* its own position_ids\n"),
+        (OneName, r"fails 'engine': two weights have one name.*\n  EngineAdapter .* its own engine_weight\n"),
+        (AnyObject, r"fails 'identity': .*JSON.*\n  RendersPrompts .* its own identity\n"),
+        (NoEnd, r"fails 'SFT': a response must end.*\n  RendersPrompts .* its own encode_response\n"),
+        (ForgetsWeights, r"fails 'export': .* other bits of .*\n  BuildsModel .* save_weights"),
+        (MoreFeatures, r"fails 'features': features of video .*\n(.*\n)*  PatchesMedia .* its own .*num_features"),
+        (NeedsPixels, r"fails 'features': features of video .*\n(.*\n)*  PatchesMedia .* its own grid"),
+        (EncodesOtherwise, r"fails 'same logits': .*\n(.*\n)*  EncodesMedia .* its own .*encode_media"),
+    ],
+)
+def test_a_wrong_hook_is_found_and_named(tmp_path, family, message):
+    folder = tiny_internvl(tmp_path) if issubclass(family, InternVLFamily) else tiny_mistral(tmp_path)
+    options = {"media_inputs": internvl_inputs} if issubclass(family, InternVLFamily) else {}
+    with pytest.raises(AssertionError, match=message):
+        check_family(family(str(folder), random_init=True), num_ranks=1, **options)
