@@ -228,6 +228,7 @@ class PromptStream(Generic[Item]):
             self._items = self.options.render(self.dataset, self.order.after(self.position))
         while len(prompts) < count:
             items = list(islice(self._items, count - len(prompts)))
+            # Unusable rows are consumed too; further rows come instead of them.
             self.position += len(items)
             prompts += self.skips.usable(items, self.sp_group)
         return prompts
@@ -264,6 +265,7 @@ class PromptStream(Generic[Item]):
         """Rows this rank has behind it when ranks that had consumed `positions` stopped."""
         if len(positions) == self.order.world_size:
             return positions[self.order.rank]
+        # Behind as many rows as all ranks together consumed, in equal parts.
         position = round(sum(positions) / self.order.world_size)
         first, last = min(positions) * len(positions), max(positions) * len(positions)
         displaced = max(last - position * self.order.world_size, position * self.order.world_size - first)

@@ -185,22 +185,29 @@ class RowRenderer:
 
     def _video(self, path: str, sampling: VideoSampling) -> Frames:
         """A video's frames at the encoder's size if they are few; else, or if features are stored, their source."""
+        # 1. Times and size alone give the key of the features, and the grid.
         temporal_patch_size = self.family.temporal_patch_size
         reader = VideoReader(path, sampling, self.share, temporal_patch_size)
         file = FileFrames(path, sampling, self.share, temporal_patch_size, self.decoding.chunk_frames)
         outline = replace(reader.outline, source=file)
-        item = self.family.outline_media(outline)  # times and size alone give its key and grid
+        item = self.family.outline_media(outline)
+
+        # 2. Nothing to decode: features are stored, the file was decoded before, or all frames are other ranks'.
         if outline.key in self._checked or (self.stored is not None and self.stored.has(item.key)):
             return outline
-        if not reader.indices:  # all frames are other ranks'
+        if not reader.indices:
             return reader.outline
+
+        # 3. Decoded once in any case, so that a broken frame shows here; held in memory if they are few.
         parts = map(self.family.resize, reader.chunks(self.decoding.chunk_frames))
         frames = hold_frames(parts, len(reader.indices), self.decoding.max_held_mib)
         if frames is None:
             self._checked.add(outline.key)
             return outline
+
+        # 4. What fits in one call of the encoder is patched here, more of it call by call.
         if len(self.share.temporal_patches(item.grid_thw[0])) <= self.family.temporal_patches_per_encode(item):
-            return frames  # patched by the loader
+            return frames
         return replace(outline, source=HeldFrames(frames))
 
 

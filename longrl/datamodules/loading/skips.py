@@ -89,10 +89,12 @@ class SkipLog:
         Raises:
             ValueError: too many rows were skipped.
         """
+        # 1. The first error of any rank counts for all.
         errors = [item if isinstance(item, UnusableSample) else None for item in items]
         if sp_group.size > 1:
             of_items = zip(*sp_group.gather(errors), strict=True)
             errors = [next(filter(None, of_ranks), None) for of_ranks in of_items]
+        # 2. Each draw is counted before its error, for the limit depends on the number of draws.
         usable = []
         for item, error in zip(items, errors, strict=True):
             self._num_drawn += 1

@@ -66,11 +66,13 @@ def sample_indices(starts: Sequence[float] | NDArray[np.float64], end_s: float, 
         Increasing indices without repeats.
     """
     times = np.asarray(starts, dtype=np.float64)
+    # A span is sampled as a video of its own.
     if sampling.span_s is not None:
         first, last_s = sampling.span_s
         held = slice(max(_shown_at(times, times[0] + first), 0), _shown_at(times, times[0] + last_s, "left") + 1)
         inside = sample_indices(times[held], min(end_s, times[0] + last_s), replace(sampling, span_s=None))
         return [held.start + index for index in inside]
+    # As many frames as the rate asks for, within the limits; all of them where the video has no more.
     duration_s = end_s - times[0]
     count = sampling.num_frames or round(duration_s * (sampling.fps or 0.0))
     count = min(max(count, sampling.min_frames), sampling.max_frames)

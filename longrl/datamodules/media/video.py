@@ -93,12 +93,14 @@ class VideoReader:
     ) -> None:
         import av
 
+        # 1. What the file is, and when its frames appear.
         digest = content_digest(path)
         index = _frame_index(path)
         duration_s = index.end_s - float(index.starts[0])
         if sampling.span_s is not None and sampling.span_s[0] >= duration_s:
             start_s = sampling.span_s[0]
             raise UnusableSample(path, f"it ends after {duration_s:.1f} s, before the part from {start_s:g} s on")
+        # 2. Which frames are sampled, and which of them are this rank's.
         indices = sample_indices(index.starts, index.end_s, sampling)
         held = share.frames(len(indices), temporal_patch_size)
         self.path = path
@@ -126,7 +128,7 @@ class VideoReader:
             position = FramePosition(container, stream, self._index)
             for start in range(0, len(self.indices), num_frames):
                 chunk = self.indices[start : start + num_frames]
-                pixels = np.empty((len(chunk), height, width, 3), np.uint8)
+                pixels = np.empty((len(chunk), height, width, 3), np.uint8)  # [F, H, W, 3]
                 for i, index in enumerate(chunk):
                     frame = position.advance_to(index)
                     if frame is None or frame.is_corrupt:
@@ -153,6 +155,7 @@ class FramePosition:
 
     def advance_to(self, index: int) -> Any | None:
         """The frame of that index, later than the last one; None if the file does not give it."""
+        # The key frame before the frame: a seek to it pays where it lies far ahead.
         pts = int(self._index.pts[index])
         key = int(self._index.keys[np.searchsorted(self._index.keys, index, side="right") - 1])
         seeks = [key, 0] if key - self._next > SEEK_FRAMES else [None]  # a seek may end behind the key frame
@@ -209,7 +212,7 @@ def hold_frames(parts: Iterator[Frames], num_frames: int, max_mib: int) -> Frame
         for _ in parts:  # a frame that breaks shows now
             pass
         return None
-    pixels = torch.empty(num_frames, *first.pixels.shape[1:], dtype=first.pixels.dtype)
+    pixels = torch.empty(num_frames, *first.pixels.shape[1:], dtype=first.pixels.dtype)  # [F, 3, H, W]
     pixels[: len(first.pixels)] = first.pixels
     done = len(first.pixels)
     for part in parts:
@@ -267,12 +270,14 @@ def _opened(path: str | Path) -> Iterator[tuple[Any, Any]]:
 
 
 def _frame_index(path: str | Path) -> FrameIndex:
+    # 1. Containers without an index are refused before FFmpeg guesses.
     with open(path, "rb") as file:
         head = file.read(189)
     for magic, name in UNRELIABLE_CONTAINERS.items():
         # a transport stream repeats its mark every 188 bytes; a lone 0x47 is only the letter G
         if head.startswith(magic) and (magic != b"\x47" or head[188:189] == magic):
             raise UnusableSample(path, f"frames cannot be found reliably in an {name}; {REMUX}")
+    # 2. Times and key frames from the packets alone.
     with _opened(path) as (container, stream):
         packets = [
             (packet.pts, packet.duration or 0, packet.is_keyframe)
@@ -286,6 +291,7 @@ def _frame_index(path: str | Path) -> FrameIndex:
         size, unit = (stream.height, stream.width), float(stream.time_base or 0)
     if timeless or any(pts is None for pts, _, _ in packets):
         raise _timeless(path)
+    # 3. Frames in the order shown, [N] each.
     pts, durations, is_key = (np.array(column) for column in zip(*sorted(packets), strict=True))
     starts = pts.astype(np.float64) * unit
     if unit <= 0 or starts[0] < 0 or (np.diff(pts) <= 0).any():
