@@ -1,6 +1,6 @@
 """Old names of what configs, run folders and command lines hold, understood for one release with a warning.
 
-Edit the tables here when a class, function or option that a user's YAML may name gets another name.
+The tables are in renamed.yaml beside this file.
 """
 
 from __future__ import annotations
@@ -8,49 +8,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import cache
+from importlib.resources import files
 from typing import Any
+
+import yaml
 
 logger = logging.getLogger(__name__)
 
-PATHS = {
-    "longrl.algorithms.corrections": "longrl.algorithms",
-    "longrl.algorithms.guarded": "longrl.algorithms.grpo_guard",
-    "longrl.algorithms.kl": "longrl.algorithms",
-    "longrl.algorithms.selection": "longrl.algorithms",
-    "longrl.algorithms.surrogates": "longrl.algorithms",
-    "longrl.algorithms.token_weights": "longrl.algorithms",
-    "longrl.algorithms.tokens": "longrl.algorithms",
-    "longrl.callbacks.flow_rollout.FlowRolloutCallback": "longrl.diffusion.rollout_callback.DiffusionRolloutCallback",
-    "longrl.callbacks.pictures.Pictures": "longrl.diffusion.picture_grids.PictureGrids",
-    "longrl.datamodules.prompt_rows": "longrl.diffusion.prompt_rows",
-    "longrl.datamodules.published": "longrl.datamodules.rows",
-    "longrl.evaluation.endpoint": "longrl.evaluation.endpoint_policy",
-    "longrl.evaluation.local": "longrl.evaluation.local_policy",
-    "longrl.flow.steps": "longrl.diffusion.steps",
-    "longrl.flow.windows": "longrl.diffusion.windows",
-    "longrl.models.sd3": "longrl.diffusion.sd3",
-    "longrl.models.wan": "longrl.diffusion.wan",
-    "longrl.rewards.answer_text": "longrl.rewards.answers",
-    "longrl.rewards.choice": "longrl.rewards.answers",
-    "longrl.rewards.clip": "longrl.diffusion.rewards.clip",
-    "longrl.rewards.colour": "longrl.diffusion.rewards.colour",
-    "longrl.rewards.generation": "longrl.diffusion.rewards.generation",
-    "longrl.rewards.ocr": "longrl.diffusion.rewards.ocr",
-    "longrl.rewards.quality": "longrl.diffusion.rewards.quality",
-    "longrl.rewards.tasks": "longrl.rewards.reward_sum",
-    "longrl.rollout.engine": "longrl.engines.hf",
-    "longrl.rollout.vllm_engine": "longrl.engines.vllm",
-    "longrl.rollout.vllm_server": "longrl.engines.server",
-}
+_TABLES = yaml.safe_load(files(__package__).joinpath("renamed.yaml").read_text())
+PATHS: dict[str, str] = _TABLES["paths"]
 """Import paths of modules, classes and functions: old to new. A module's entry counts for all that it defines."""
-
-OPTIONS = {
-    "freeze_tower": "freeze_vision_encoder",
-    "max_gap": "max_mismatch",
-    "max_mean_gap": "max_mean_mismatch",
-    "max_refills": "max_resample_rounds",
-    "trust_engine_below": "bypass_old_logp_below",
-}
+OPTIONS: dict[str, str] = _TABLES["options"]
 """Keys of configs and components of flags: old to new."""
 
 ROLLOUT_OPTIONS = frozenset(

@@ -1,17 +1,12 @@
 """Reward functions `(completion, row) -> float`, one idea each, and their weighted sum."""
 
-from longrl.rewards.answers import think_answer_format
-from longrl.rewards.length import CosineLength, SoftOverlong
-from longrl.rewards.reward_sum import RewardFn, RewardSum, RewardTerm, accuracy, accuracy_lenient, check_answer
-
-__all__ = [
-    "CosineLength",
-    "RewardFn",
-    "RewardSum",
-    "RewardTerm",
-    "SoftOverlong",
-    "accuracy",
-    "accuracy_lenient",
-    "check_answer",
-    "think_answer_format",
-]
+from longrl.rewards.answers import think_answer_format as think_answer_format
+from longrl.rewards.length import CosineLength as CosineLength, SoftOverlong as SoftOverlong
+from longrl.rewards.reward_sum import (
+    RewardFn as RewardFn,
+    RewardSum as RewardSum,
+    RewardTerm as RewardTerm,
+    accuracy as accuracy,
+    accuracy_lenient as accuracy_lenient,
+    check_answer as check_answer,
+)

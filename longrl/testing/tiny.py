@@ -7,6 +7,7 @@ weights: families build it with `random_init: true`.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -112,18 +113,7 @@ OMNI_TOKENS = {
     "audio_bos_token": "<|audio_bos|>", "audio_eos_token": "<|audio_eos|>",
 }  # fmt: skip
 """Qwen2.5-Omni's media marks, by the names its processor asks for."""
-OMNI_TEMPLATE = """{%- for message in messages -%}
-{% if loop.first and message['role'] != 'system' %}<|im_start|>system
-You are a helpful assistant.<|im_end|>
-{% endif %}<|im_start|>{{ message['role'] }}
-{% if message['content'] is string %}{{ message['content'] }}{% else %}{%- for part in message['content'] -%}
-{%- if part['type'] == 'image' -%}<|vision_bos|><|IMAGE|><|vision_eos|>
-{%- elif part['type'] == 'video' -%}<|vision_bos|><|VIDEO|><|vision_eos|>
-{%- elif part['type'] == 'audio' -%}<|audio_bos|><|AUDIO|><|audio_eos|>
-{%- else -%}{{ part['text'] }}{%- endif -%}{%- endfor -%}{% endif %}<|im_end|>
-{% endfor -%}
-{%- if add_generation_prompt -%}<|im_start|>assistant
-{% endif -%}"""
+OMNI_TEMPLATE = files(__package__).joinpath("tiny_omni.jinja").read_text()
 """The released template, without numbered media."""
 
 
