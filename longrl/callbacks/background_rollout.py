@@ -3,52 +3,34 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor
-
-from longrl.engines.generation_shards import GeneratedShards, RolloutRequest, generate_shards
-from longrl.engines.rollout_engine import RolloutEngine
+from longrl.engines.generation_shards import GeneratedShards, RolloutRequest
 from longrl.modules.policy import PolicyModule
 
 
+@dataclass(frozen=True)
 class BackgroundRollout:
-    """One call of `generate_shards` in a thread.
+    """A rollout under way."""
 
-    Args:
-        engine: generates.
-        module: the trainer, whose weights the engine has been handed.
-        request: see `generate_shards`.
-        features: see `generate_shards`.
-    """
+    module: PolicyModule
+    request: RolloutRequest
+    generated: Future[list[GeneratedShards]]
+    """What `generate_shards` will return."""
 
-    def __init__(
-        self,
-        engine: RolloutEngine,
-        module: PolicyModule,
-        request: RolloutRequest,
-        features: Mapping[str, Tensor],
-    ) -> None:
-        self.engine = engine
-        self.module = module
-        self.request = request
-        self.features = features
-        self.generated: Future[list[GeneratedShards]] = Future()
-        # A daemon does not keep a process alive which ends for another reason.
-        threading.Thread(target=self._run, daemon=True).start()
 
-    def _run(self) -> None:
-        module = self.module
+def run_in_background(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+    """Calls a function in a thread that does not keep a process alive which ends for another reason."""
+    future: Future[Any] = Future()
+
+    def run() -> None:
         try:
-            generated = generate_shards(
-                self.engine,
-                module.engine_family,
-                module.model,
-                self.request,
-                self.features,
-                module.parallel.sp_group,
-            )
-            self.generated.set_result(generated)
+            future.set_result(function(*arguments))
         except BaseException as error:
-            self.generated.set_exception(error)
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future

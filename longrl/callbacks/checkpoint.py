@@ -49,12 +49,23 @@ class Checkpoint(ModelCheckpoint):
             loop.epoch_loop.reset_restart_stage()
 
     @override
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
         self._steps_before = trainer.global_step
 
     @override
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         self._due |= self._is_due(trainer)
         if self._due and not trainer.is_last_batch and not _validation_follows(trainer):
@@ -69,7 +80,8 @@ class Checkpoint(ModelCheckpoint):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        epochs, every = trainer.current_epoch + 1, self._every_n_epochs
+        epochs = trainer.current_epoch + 1
+        every = self._every_n_epochs
         ends = trainer.should_stop or 0 < (trainer.max_epochs or 0) <= epochs
         if self._due or ends or (every > 0 and epochs % every == 0):
             self._save(trainer)
@@ -84,14 +96,23 @@ class Checkpoint(ModelCheckpoint):
         self._unlogged = state_dict["unlogged"]
 
     def _is_due(self, trainer: Trainer) -> bool:
-        every, interval, steps = self._every_n_train_steps, self._train_time_interval, trainer.global_step
-        if interval is not None and time.monotonic() - (self._last_time_checked or 0.0) >= interval.total_seconds():
+        steps = trainer.global_step
+        # 1. Time is up.
+        if self._train_time_interval is not None:
+            elapsed = time.monotonic() - (self._last_time_checked or 0.0)
+            if elapsed >= self._train_time_interval.total_seconds():
+                return True
+        # 2. The run ends.
+        if 0 < trainer.max_steps <= steps:
             return True
-        return 0 < trainer.max_steps <= steps or (every > 0 and steps // every > self._steps_before // every)
+        # 3. The batch has reached or passed a multiple.
+        every = self._every_n_train_steps
+        return every > 0 and steps // every > self._steps_before // every
 
     def _save(self, trainer: Trainer) -> None:
         self._due = False
         if not self._should_skip_saving_checkpoint(trainer):
+            # The two steps of Lightning's own hooks, which count by batches.
             candidates = self._monitor_candidates(trainer)
             self._save_topk_checkpoint(trainer, candidates)
             self._save_last_checkpoint(trainer, candidates)

@@ -26,7 +26,11 @@ class Generations(Callback):
     """
 
     def __init__(
-        self, every_n_steps: int = 10, num_prompts: int = 2, num_completions: int = 2, print_table: bool = False
+        self,
+        every_n_steps: int = 10,
+        num_prompts: int = 2,
+        num_completions: int = 2,
+        print_table: bool = False,
     ) -> None:
         if min(every_n_steps, num_prompts, num_completions) < 1:
             raise ValueError(
@@ -40,13 +44,25 @@ class Generations(Callback):
         self._steps_before = 0
 
     @override
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Batch,
+        batch_idx: int,
+    ) -> None:
         self._steps_before = trainer.global_step
 
     @override
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
     ) -> None:
+        # A rollout may take several optimizer steps and pass a multiple without reaching it.
         every = self.every_n_steps
         due = trainer.global_step // every > self._steps_before // every
         if not batch.groups or not trainer.is_global_zero or not due:
@@ -54,12 +70,14 @@ class Generations(Callback):
         rows: list[dict[str, Any]] = []
         for group in batch.groups[: self.num_prompts]:
             rows += group_samples(group, trainer.global_step, self.num_completions)
+        # Appended line by line: the file can be read while the run goes on.
         path = Path(trainer.default_root_dir) / "samples.jsonl"
         with path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.log_table("samples", list(COLUMNS), [[row[name] for name in COLUMNS] for row in rows])
+                cells = [[row[name] for name in COLUMNS] for row in rows]
+                logger.log_table("samples", list(COLUMNS), cells)
         if self.print_table:
             _print(rows)
 

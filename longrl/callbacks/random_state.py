@@ -41,8 +41,10 @@ class RandomState(Callback):
         version, internal, gauss = self._restored["python"]
         random.setstate((version, tuple(internal), gauss))
         name, keys, *rest = self._restored["numpy"]
-        np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+        keys = keys.numpy().astype(np.uint32)
+        np.random.set_state((name, keys, *rest))
         torch.set_rng_state(self._restored["torch"])
+        # A run may go on where there is no GPU, or another number of them.
         if self._restored["cuda"] is not None and torch.cuda.is_available():
             torch.cuda.set_rng_state(self._restored["cuda"])
         self._restored = None

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import wait
+from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from longrl.callbacks.background_rollout import BackgroundRollout
+from longrl.callbacks.background_rollout import BackgroundRollout, run_in_background
 from longrl.callbacks.rollout_checks import (
     check_engine_ranks,
-    check_old_logp,
-    check_overlap,
+    check_rollout_options,
     compare_engine,
     is_filtered,
     warn_of_lengths,
 )
-from longrl.callbacks.waiting_groups import items_of_rank, restored_group, saved_group
+from longrl.callbacks.waiting_groups import WaitingGroups
 from longrl.engines.generation_shards import GeneratedShards, RolloutRequest, gather_groups, generate_shards
 from longrl.engines.hf import HFEngine
 from longrl.engines.parity import MismatchMonitor
@@ -81,7 +80,8 @@ class RolloutCallback(Callback):
     ) -> None:
         self.reward = reward
         self.sampling = sampling or SamplingParams()
-        self.eval_sampling = eval_sampling or dataclasses.replace(
+        # Greedy, and one completion: every evaluation asks the same of the policy.
+        self.eval_sampling = eval_sampling or replace(
             self.sampling, num_generations=1, temperature=0.0, top_p=1.0, top_k=0
         )
         self.engine = engine or HFEngine()
@@ -99,14 +99,9 @@ class RolloutCallback(Callback):
         self._num_rollouts = 0
         self._empty_steps = 0
         self._metrics: dict[str, float] = {}
-        self._carried: list[Group] = []
-        """Groups too many for the last step."""
+        self._waiting = WaitingGroups()
         self._background: BackgroundRollout | None = None
         """Under way during the update, with `overlap`."""
-        self._ahead: list[Group] | None = None
-        """What came of it, until the next step takes it."""
-        self._restored: dict[str, list[dict[str, Any]]] = {}
-        """Groups of a checkpoint, until there is data to render their prompts."""
 
     # -- setup ---------------------------------------------------------------------------------------------------
 
@@ -118,18 +113,17 @@ class RolloutCallback(Callback):
         check_engine_ranks(self.engine, self._parallel.sp_group.size)
         self.engine.invalidate_weights()  # a stage may begin with other weights at the same step
         if stage == "fit" and pl_module.is_rl():
-            renderer = data_module_of(trainer).renderer
+            max_prompt_tokens = data_module_of(trainer).renderer.max_prompt_tokens
             pl_module.algorithm.validate(self.sampling, pl_module.steps_per_rollout)
             self.reward.validate(self.sampling.max_completion_tokens)
-            if self.overlap:
-                check_overlap(self.engine)
-            check_old_logp(pl_module, self.sampling, self.overlap, self.bypass_old_logp_below)
+            check_rollout_options(pl_module, self.engine, self.sampling, self.overlap, self.bypass_old_logp_below)
             if is_filtered(self.sampling):
+                # The engine's log-probabilities are of another distribution: a mismatch says nothing.
                 self._monitor.max_mismatch = math.inf
+            # The update scores by the distribution that was sampled from; greedy completions count as drawn at 1.
             pl_module.temperature = self.sampling.temperature or 1.0
             pl_module.mismatch_monitor = self._monitor
-            max_completion_tokens = self.sampling.max_completion_tokens
-            warn_of_lengths(pl_module, self.engine, renderer.max_prompt_tokens, max_completion_tokens)
+            warn_of_lengths(pl_module, self.engine, max_prompt_tokens, self.sampling.max_completion_tokens)
         self.reward.prepare()  # a missing package or folder is found before weights are loaded
 
     @override
@@ -140,7 +134,13 @@ class RolloutCallback(Callback):
     # -- a training step -----------------------------------------------------------------------------------------
 
     @override
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Batch,
+        batch_idx: int,
+    ) -> None:
         if batch.prompts[0].response_ids is not None:
             return  # SFT: the answers are in the batch
         assert isinstance(pl_module, PolicyModule)
@@ -153,18 +153,19 @@ class RolloutCallback(Callback):
 
         # 1. What waits: groups too many for the last step, and with `overlap` those sampled during its update. Then the
         #    prompts of this batch are sampled during the next one.
-        if self._restored:
-            self._render_restored(trainer)
+        waiting = self._waiting
+        if waiting.restored:
+            waiting.render_restored(data_module_of(trainer).renderer, dp)
         if self._background is not None:
-            self._ahead = self._finish_background(self._background)
-        groups = [dataclasses.replace(group, carried_over=True) for group in self._carried]
+            waiting.ahead = self._finish_background(self._background)
+        groups = [replace(group, carried_over=True) for group in waiting.carried]
         prompts: Sequence[Prompt] = batch.prompts
         upcoming: Sequence[Prompt] = ()
         fresh: list[Group] | None = None
-        if self._ahead is not None:
-            fresh = [dataclasses.replace(group, carried_over=True) for group in self._ahead]
+        if waiting.ahead is not None:
+            fresh = [replace(group, carried_over=True) for group in waiting.ahead]
             upcoming = batch.prompts
-            self._ahead = None
+            waiting.ahead = None
         elif self.overlap:
             upcoming = data_module_of(trainer).refill(num_groups)
 
@@ -201,8 +202,11 @@ class RolloutCallback(Callback):
                 len(groups), num_groups, num_rounds,
             )  # fmt: skip
         batch.groups = groups[:num_groups]
-        self._carried = groups[num_groups:]
-        num_useful = sum(group.valid is not None and bool(group.valid.any()) for group in groups)
+        waiting.carried = groups[num_groups:]
+        num_useful = 0
+        for group in groups:
+            assert group.valid is not None
+            num_useful += bool(group.valid.any())
         self._empty_steps = 0 if dp.max(num_useful) else self._empty_steps + 1
         if self._empty_steps == MAX_EMPTY_STEPS:
             self._end_run(sampled)
@@ -214,10 +218,12 @@ class RolloutCallback(Callback):
         if self.overlap:
             self._background = self._start_background(module, upcoming, step)
         self.engine.sleep()
-        metrics = {name: value / dp.size for name, value in rollout_metrics(sampled).items()}
+        metrics = rollout_metrics(sampled)
+        for name in metrics:
+            metrics[name] /= dp.size  # a mean over the ranks, once summed
         metrics["rollout/groups_kept"] = float(len(groups))
         metrics["rollout/prompts_drawn"] = float(len(sampled))
-        metrics["rollout/carried_over"] = float(len(self._carried))
+        metrics["rollout/carried_over"] = float(len(waiting.carried))
         self._metrics = dp.sum_dict(metrics)
         self._metrics["rollout/resample_rounds"] = float(num_rounds)
 
@@ -226,10 +232,13 @@ class RolloutCallback(Callback):
         self._num_rollouts += 1
         seed = prompt_seed(self.seed, f"rollout {self._num_rollouts}")
         ids = sampling_ids([prompt.id for prompt in prompts], module.parallel.dp)
-        engine_prompts = [dataclasses.replace(prompt, id=id_) for prompt, id_ in zip(prompts, ids, strict=True)]
+        engine_prompts = []
+        for prompt, sampling_id in zip(prompts, ids, strict=True):
+            engine_prompts.append(replace(prompt, id=sampling_id))
+        # ReMax: one greedy completion more of every prompt.
         samplings = [self.sampling]
         if module.algorithm.greedy_baseline:
-            samplings.append(dataclasses.replace(self.sampling, num_generations=1, temperature=0.0))
+            samplings.append(replace(self.sampling, num_generations=1, temperature=0.0))
         return RolloutRequest(prompts, engine_prompts, samplings, seed)
 
     def _generate(
@@ -272,7 +281,9 @@ class RolloutCallback(Callback):
 
     def _end_run(self, sampled: Sequence[Group]) -> None:
         """Ends a run that has nothing left to learn from."""
-        last = {name: round(value, 3) for name, value in rollout_metrics(sampled).items()}
+        last = rollout_metrics(sampled)
+        for name in last:
+            last[name] = round(last[name], 3)
         raise RuntimeError(
             f"in {MAX_EMPTY_STEPS} steps in a row no group was of use: every prompt is always or never right, or "
             f"every reward failed. The last rollout: {last}. Check the rewards, mix in other prompts, or set "
@@ -281,7 +292,12 @@ class RolloutCallback(Callback):
 
     @override
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
     ) -> None:
         pl_module.log_dict(self._metrics, batch_size=1)
         if "reward/mean" in self._metrics:
@@ -297,11 +313,14 @@ class RolloutCallback(Callback):
             features = module.features.get_or_encode(module.model, prompts)
         with module.phases("sync"):
             self.engine.sync(self._family, module.model, step)
-        return BackgroundRollout(self.engine, module, request, features)
+        sp_group = module.parallel.sp_group
+        arguments = (self.engine, self._family, module.model, request, features, sp_group)
+        generated = run_in_background(generate_shards, *arguments)
+        return BackgroundRollout(module, request, generated)
 
     def _finish_background(self, background: BackgroundRollout) -> list[Group]:
         """Waits for the rollout under way and has it scored. Every rank must call it."""
-        self._background = None
+        self._background = None  # first, for an error below must not be met again by a checkpoint
         module = background.module
         with module.phases("generate"), module.parallel.world.raise_on_any_rank():
             generated = background.generated.result()
@@ -318,7 +337,15 @@ class RolloutCallback(Callback):
             self.engine.sync(self._family, module.model, step)
         compare_engine(self.engine, module, prompts, features, self.max_mismatch)
 
-    def _evaluate(self, trainer: Trainer, pl_module: LightningModule, batch: Batch) -> None:
+    @override
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         """Groups by `eval_sampling`, by the same seed in every evaluation."""
         assert isinstance(pl_module, PolicyModule)
         module = pl_module
@@ -336,23 +363,8 @@ class RolloutCallback(Callback):
         batch.groups = self._reward(module, request, generated)
         batch.features = features
 
-    @override
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self._evaluate(trainer, pl_module, batch)
-
-    @override
-    def on_test_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self._evaluate(trainer, pl_module, batch)
-
-    @override
-    def on_predict_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self._evaluate(trainer, pl_module, batch)
+    on_test_batch_start = on_validation_batch_start
+    on_predict_batch_start = on_validation_batch_start
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -364,16 +376,10 @@ class RolloutCallback(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Every rank must call it: the groups of all that wait for a later step are saved."""
         if self._background is not None:
-            self._ahead = self._finish_background(self._background)
-        saved = {
-            "carried": [saved_group(group) for group in self._carried],
-            "ahead": [saved_group(group) for group in self._ahead or []],
-        }
-        for name, groups in self._restored.items():  # they wait for the first batch
-            saved[name] += groups
+            self._waiting.ahead = self._finish_background(self._background)
         return {
             "num_rollouts": self._num_rollouts,
-            "waiting": self._parallel.dp.gather(saved),
+            "waiting": self._parallel.dp.gather(self._waiting.save()),
             "empty_steps": self._empty_steps,
             "mismatch": self._monitor.last_mean,
         }
@@ -382,20 +388,6 @@ class RolloutCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._num_rollouts = state_dict["num_rollouts"]
         self._empty_steps = state_dict["empty_steps"]
-        for name in ("carried", "ahead"):
-            by_rank = [saved[name] for saved in state_dict["waiting"]]
-            self._restored[name] = items_of_rank(by_rank, self._parallel.dp)
+        self._waiting.load(state_dict["waiting"], self._parallel.dp)
         # Older checkpoints call it the gap.
-        self._monitor.last_mean = state_dict["mismatch"] if "mismatch" in state_dict else state_dict["gap"]
-
-    def _render_restored(self, trainer: Trainer) -> None:
-        """Waiting groups of a checkpoint hold rows; their prompts are rendered again, once data is set up."""
-        if not self._restored:
-            return
-        restored: dict[str, list[Group]] = {}
-        for name, groups in self._restored.items():
-            restored[name] = [restored_group(saved, data_module_of(trainer).renderer) for saved in groups]
-        self._restored = {}
-        self._carried += restored["carried"]
-        if self._parallel.dp.max(len(restored["ahead"])):  # on all ranks or none, though one may have got no group
-            self._ahead = restored["ahead"]
+        self._monitor.last_mean = state_dict["mismatch" if "mismatch" in state_dict else "gap"]

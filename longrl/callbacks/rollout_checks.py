@@ -29,27 +29,31 @@ def check_engine_ranks(engine: RolloutEngine, sp_group_size: int) -> None:
         )
 
 
-def check_overlap(engine: RolloutEngine) -> None:
-    """Raises ValueError if the engine cannot generate while the trainer updates."""
-    if not engine.is_remote:
-        raise ValueError(
-            f"rollout.overlap=true needs an engine in another process, got {type(engine).__name__}; use "
-            "longrl.engines.server.VLLMServerEngine, or rollout.overlap=false"
-        )
-
-
-def check_old_logp(module: PolicyModule, sampling: SamplingParams, overlap: bool, bypass_below: float) -> None:
-    """Checks what the engine's log-probabilities are used for.
+def check_rollout_options(
+    module: PolicyModule,
+    engine: RolloutEngine,
+    sampling: SamplingParams,
+    overlap: bool,
+    bypass_below: float,
+) -> None:
+    """Checks what the engine can do and what its log-probabilities are used for.
 
     Args:
         module: knows the updates per rollout.
+        engine: of the run.
         sampling: of training rollouts.
         overlap: the option `rollout.overlap`.
         bypass_below: the option `rollout.bypass_old_logp_below`.
 
     Raises:
-        ValueError: they are to stand for the old policy's, but are those of another distribution.
+        ValueError: the engine cannot generate beside the update, or its log-probabilities are to stand for the old
+            policy's, but are those of another distribution.
     """
+    if overlap and not engine.is_remote:
+        raise ValueError(
+            f"rollout.overlap=true needs an engine in another process, got {type(engine).__name__}; use "
+            "longrl.engines.server.VLLMServerEngine, or rollout.overlap=false"
+        )
     in_reward = module.algorithm.kl_coef > 0 and module.algorithm.kl_placement == "reward"
     if bypass_below and (module.steps_per_rollout == 1 or overlap or in_reward):
         logger.warning(
@@ -122,7 +126,14 @@ def compare_engine(
     # 2. A few greedy tokens of every prompt, scored by both.
     greedy = SamplingParams(num_generations=1, max_completion_tokens=PARITY_TOKENS, temperature=0.0)
     with module.parallel.world.raise_on_any_rank():
-        completions = engine.generate(family, module.model, prompts, features, greedy, seed=0)
+        completions = engine.generate(
+            family,
+            module.model,
+            prompts,
+            features,
+            greedy,
+            seed=0,
+        )
     engine.sleep()
     token_ids = [[completion.token_ids for completion in of_prompt] for of_prompt in completions]
     with module.trainer.precision_plugin.forward_context():

@@ -30,14 +30,26 @@ class Throughput(Callback):
         self._end_of_last = time.perf_counter()
 
     @override
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Batch,
+        batch_idx: int,
+    ) -> None:
         self._start = time.perf_counter()
 
     @override
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
     ) -> None:
         assert isinstance(pl_module, PolicyModule)
+        # What the step waited for its batch lies between the end of the last step and the start of this one.
         now = time.perf_counter()
         seconds = pl_module.phases.collect()
         seconds["data"] = self._start - self._end_of_last
@@ -45,6 +57,7 @@ class Throughput(Callback):
             pl_module.log(f"time/{name}", value, batch_size=1)
             if name in ON_PROGRESS_BAR:
                 pl_module.log(f"{name}_s", value, prog_bar=True, logger=False, batch_size=1)
+        # Ranks of a sequence-parallel group have the same tokens: counted once.
         tokens = pl_module.parallel.dp.sum_dict({"tokens": num_tokens(batch)})["tokens"]
         pl_module.log("throughput/tokens_per_s", tokens / (now - self._end_of_last), batch_size=1)
         pl_module.log("throughput/media_encoded", float(pl_module.features.num_encoded), batch_size=1)

@@ -35,10 +35,16 @@ class BuildableFamily(Protocol):
 def build_from(family: CausalFamily, source: str | None) -> nn.Module:
     """The policy's model: that of `plain_from`, with new adapters and chunked MLPs if the family asks for them."""
     model = plain_from(family, source)
-    return chunk_mlps(family, model if family.lora is None else add_adapters(family, model))
+    if family.lora is not None:
+        model = add_adapters(family, model)
+    return chunk_mlps(family, model)
 
 
-def plain_from(family: BuildableFamily, source: str | None, option: str = INIT_FROM) -> nn.Module:
+def plain_from(
+    family: BuildableFamily,
+    source: str | None,
+    option: str = INIT_FROM,
+) -> nn.Module:
     """The family's model with the weights of `source`, without adapters.
 
     Adapters of `source` are merged into its weights. So a run always begins at its source's policy, with adapters, if
@@ -96,12 +102,18 @@ def load_checkpoint_weights(model: nn.Module, checkpoint: Path, option: str = IN
     """Loads a Lightning checkpoint's weights, all of them and nothing else, its adapters merged."""
     state = model.state_dict()
     saved = saved_weights(checkpoint)
-    check_same_model(state, {plain_name(n): v for n, v in saved.items() if not is_adapter(n)}, str(checkpoint), option)
+    plain: dict[str, Tensor] = {}
+    targets: dict[str, Tensor] = {}
+    for name, value in saved.items():
+        if is_adapter(name):
+            targets[name] = torch.empty(value.shape)
+        else:
+            plain[plain_name(name)] = value
+    check_same_model(state, plain, str(checkpoint), option)
     if checkpoint.is_dir():
         # Shards are read into the model, and adapters beside it; each process that asks reads all of them.
-        targets = {}
-        for name, value in saved.items():
-            targets[name] = torch.empty(value.shape) if is_adapter(name) else state[plain_name(name)]
+        for name in saved.keys() - targets.keys():
+            targets[name] = state[plain_name(name)]
         saved = read_shards(checkpoint, targets)
     for name, value in merged(saved, saved_lora(checkpoint), torch.float32):  # rounded once, as it is copied
         state[name].copy_(value)
@@ -121,15 +133,19 @@ def read_adapters(source: str, option: str = INIT_FROM) -> dict[str, Tensor]:
             f"{option}={source!r} holds no LoRA adapters; name a run with {OPTION}, or one of its checkpoints"
         )
     if checkpoint.is_dir():
-        adapters = read_shards(checkpoint, {name: torch.empty(value.shape) for name, value in adapters.items()})
+        targets = {name: torch.empty(value.shape) for name, value in adapters.items()}
+        adapters = read_shards(checkpoint, targets)
     return {name: value.clone() for name, value in adapters.items()}
 
 
 def saved_weights(checkpoint: Path) -> dict[str, Tensor]:
     """Names and weights of the model in a checkpoint; of a sharded one, empty tensors of their shapes."""
     if not checkpoint.is_dir():
-        state = _load_file(checkpoint)["state_dict"]
-        return {name.removeprefix(MODEL_PREFIX): state[name] for name in state if name.startswith(MODEL_PREFIX)}
+        weights = {}
+        for name, value in _load_file(checkpoint)["state_dict"].items():
+            if name.startswith(MODEL_PREFIX):
+                weights[name.removeprefix(MODEL_PREFIX)] = value
+        return weights
     from torch.distributed.checkpoint import FileSystemReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
@@ -160,7 +176,10 @@ def _load_file(file: Path) -> dict[str, Any]:
 
 
 def check_same_model(
-    expected: Mapping[str, Tensor], saved: Mapping[str, Tensor], source: str, option: str = INIT_FROM
+    expected: Mapping[str, Tensor],
+    saved: Mapping[str, Tensor],
+    source: str,
+    option: str = INIT_FROM,
 ) -> None:
     """Raises ValueError if names or shapes differ, with the first few that do."""
     problems = [f"{name} is missing" for name in expected.keys() - saved.keys()]

@@ -58,34 +58,40 @@ class FlatGroups(Generic[PromptT, ScoredT]):
 def flatten_groups(groups: Sequence[Group[PromptT, ScoredT]], device: torch.device) -> FlatGroups[PromptT, ScoredT]:
     """The groups of a step with what algorithms read of them, on `device`."""
     lengths: list[int] = []
-    sampler_logp = [torch.zeros(0)]
+    offsets = [0]
+    sampler_logp = [torch.zeros(0)]  # a rank may have no group
     rewards: list[Tensor] = []
     valid: list[Tensor] = []
-    on_policy: list[bool] = []
-    tokens_of_groups: list[int] = []
+    on_policy = [torch.zeros(0, dtype=torch.bool)]
+    baselines: list[float] = []
     for group in groups:
         assert group.rewards is not None
         assert group.valid is not None
         of_group = [len(completion.logprobs) for completion in group.completions]
+        num_tokens = sum(of_group)
         lengths += of_group
-        tokens_of_groups.append(sum(of_group))
+        offsets.append(offsets[-1] + num_tokens)
         sampler_logp += [completion.logprobs for completion in group.completions]
         rewards.append(group.rewards)
         valid.append(group.valid)
-        on_policy.append(not group.carried_over)
-    num_tokens = torch.tensor(tokens_of_groups, dtype=torch.int64)
-    baselines = [group.baseline for group in groups if group.baseline is not None]
-    has_baselines = len(baselines) == len(groups)
+        on_policy.append(torch.full((num_tokens,), not group.carried_over))
+        if group.baseline is not None:
+            baselines.append(group.baseline)
     return FlatGroups(
         groups=groups,
         lengths=torch.tensor(lengths, dtype=torch.int64, device=device),
-        rewards=(torch.stack(rewards) if groups else torch.zeros(0, 1)).to(device),
-        valid=(torch.stack(valid) if groups else torch.zeros(0, 1, dtype=torch.bool)).to(device),
-        baselines=torch.tensor(baselines, dtype=torch.float32, device=device) if has_baselines else None,
+        rewards=_stack(rewards, torch.float32).to(device),
+        valid=_stack(valid, torch.bool).to(device),
+        baselines=torch.tensor(baselines, device=device) if len(baselines) == len(groups) else None,
         sampler_logp=torch.cat(sampler_logp).to(device),
-        on_policy=torch.tensor(on_policy, dtype=torch.bool).repeat_interleave(num_tokens).to(device),
-        offsets=list(itertools.accumulate(tokens_of_groups, initial=0)),
+        on_policy=torch.cat(on_policy).to(device),
+        offsets=offsets,
     )
+
+
+def _stack(rows: list[Tensor], dtype: torch.dtype) -> Tensor:
+    """[P, G] of P rows; [0, 1] of none."""
+    return torch.stack(rows) if rows else torch.zeros(0, 1, dtype=dtype)
 
 
 # -- mini-batches ------------------------------------------------------------------------------------------------
@@ -135,7 +141,12 @@ def make_mini_batches(
         penalty = algorithm.kl(old_logp, ref_logp)  # [N]
         ref_logp = None
     advantages = algorithm.token_advantages(  # [N]
-        flat.rewards, flat.valid, flat.lengths, kl=penalty, baseline=flat.baselines, all_reduce=dp.sum
+        flat.rewards,
+        flat.valid,
+        flat.lengths,
+        kl=penalty,
+        baseline=flat.baselines,
+        all_reduce=dp.sum,
     )
 
     # 2. Neighbouring groups, as equal in number as can be; a rank with few groups gets empty mini-batches.
@@ -145,8 +156,9 @@ def make_mini_batches(
     mini_batches = []
     for start, stop in itertools.pairwise(edges):
         tokens = slice(flat.offsets[start], flat.offsets[stop])
-        lengths = flat.lengths[start * num_generations : stop * num_generations]  # [C]
-        weights = algorithm.token_weights(lengths, flat.valid[start:stop].flatten(), dp.sum)  # [C]
+        completions = slice(start * num_generations, stop * num_generations)
+        valid = flat.valid[start:stop].flatten()  # [C]
+        weights = algorithm.token_weights(flat.lengths[completions], valid, dp.sum)  # [C]
         mini_batches.append(
             MiniBatch(
                 groups=flat.groups[start:stop],
@@ -202,9 +214,12 @@ class RolloutLoss:
         if self.monitor is not None:
             comparable = mini_batch.on_policy[rows] | self.monitor.one_step_off  # [R]
             self.monitor.add_tokens(sampler_logp[comparable], output.logp[comparable])
+        old_logp = output.logp.detach()  # [R], of the weights being updated unless others have sampled
+        if mini_batch.old_logp is not None:
+            old_logp = mini_batch.old_logp[rows]
         result = self.algorithm.loss(
             logp=output.logp,
-            old_logp=output.logp.detach() if mini_batch.old_logp is None else mini_batch.old_logp[rows],
+            old_logp=old_logp,
             ref_logp=None if mini_batch.ref_logp is None else mini_batch.ref_logp[rows],
             sampler_logp=sampler_logp,
             advantages=mini_batch.advantages[rows],

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 Kind = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
 
+HALF = (torch.bfloat16, torch.float16)
 SAMPLED = 1 << 16
 """Numbers of each weight that are asked whether a step would move them."""
 
@@ -70,8 +71,12 @@ class OptimizerSettings:
 
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         warn_of_lost_steps(parameters, self.lr)
-        make = self._class(parameters)
-        optimizer = make(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
+        optimizer = self._class(parameters)(
+            parameters,
+            lr=self.lr,
+            betas=self.betas,
+            weight_decay=self.weight_decay,
+        )
         schedule = "constant_with_warmup" if self.schedule == "constant" else self.schedule
         scheduler = get_scheduler(schedule, optimizer, self.warmup_steps, total_steps)
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
@@ -88,7 +93,7 @@ def warn_of_lost_steps(parameters: Sequence[nn.Parameter], lr: float) -> None:
 
     bfloat16 has 8 significant bits: a step below 2^-9 of a number, half the distance to the next, is rounded away.
     """
-    short = [parameter.detach() for parameter in parameters if parameter.dtype in (torch.bfloat16, torch.float16)]
+    short = [parameter.detach() for parameter in parameters if parameter.dtype in HALF]
     total = 0
     lost = 0
     for parameter in short:

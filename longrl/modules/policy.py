@@ -87,7 +87,13 @@ class PolicyModule(TrainedModule):
                 f"at least 1, got {max_tokens_per_micro_batch}, {mini_batches_per_rollout} and {epochs_per_rollout}"
             )
         super().__init__(
-            family, algorithm, optimizer, init_from, mini_batches_per_rollout, epochs_per_rollout, max_grad_norm
+            family,
+            algorithm,
+            optimizer,
+            init_from,
+            mini_batches_per_rollout,
+            epochs_per_rollout,
+            max_grad_norm,
         )
         self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
         self.temperature = 1.0
@@ -96,7 +102,9 @@ class PolicyModule(TrainedModule):
         """Compares engine and trainer in every step; the rollout callback sets it."""
         self.vision_encoder_trains = False
         """Whether features need gradients; known once there are weights."""
-        disk = DiskCache(family, feature_cache_dir, feature_cache_disk_bytes) if feature_cache_dir else None
+        disk = None
+        if feature_cache_dir:
+            disk = DiskCache(family, feature_cache_dir, feature_cache_disk_bytes)
         self.features = FeatureCache(family, feature_cache_bytes, disk=disk)
 
     # -- building ------------------------------------------------------------------------------------------------
@@ -127,7 +135,9 @@ class PolicyModule(TrainedModule):
         if disk is None or not self.family.media_encoders(self.model):
             return
         before = disk.files(self.model)
-        with contextlib.nullcontext() if self.is_rl() else self.trainer.precision_plugin.forward_context():
+        with contextlib.ExitStack() as stack:
+            if not self.is_rl():  # SFT encodes within the step
+                stack.enter_context(self.trainer.precision_plugin.forward_context())
             cache = disk.files(self.model)
         # In validation the rollout callback may encode before the precision of the step, or the step within it.
         data_module = data_module_of(self.trainer)
@@ -174,8 +184,9 @@ class PolicyModule(TrainedModule):
         totals: dict[str, float] = defaultdict(float)
         for mini_batch in mini_batches * self.epochs_per_rollout:
             prompts = [group.prompt for group in mini_batch.groups]
+            completions = token_ids_of(mini_batch.groups)
             loss = RolloutLoss(self.algorithm, mini_batch, monitor)
-            metrics = self._update(prompts, token_ids_of(mini_batch.groups), batch.features, loss, monitor)
+            metrics = self._update(prompts, completions, batch.features, loss, monitor)
             monitor = None
             # Weights add up to less than one with Dr.GRPO's constant, or with masked completions.
             weight_sum = metrics.pop("weight_sum", 0.0) or 1.0
@@ -190,8 +201,9 @@ class PolicyModule(TrainedModule):
     def _sft_step(self, batch: Batch) -> dict[str, float]:
         """One optimizer step on the negative log-likelihood per response token of the whole batch."""
         responses = response_targets(batch)
-        num_tokens = torch.tensor(sum(len(ids) for (ids,) in responses), device=self.device)
-        loss = SFTLoss(int(self.parallel.dp.sum(num_tokens)))
+        num_tokens = sum(len(ids) for (ids,) in responses)
+        all_tokens = self.parallel.dp.sum(torch.tensor(num_tokens, device=self.device))
+        loss = SFTLoss(int(all_tokens))
         features: dict[str, Tensor] = {}
         if not self.vision_encoder_trains:
             features = self.features.get_or_encode(self.model, batch.prompts)
@@ -238,13 +250,15 @@ class PolicyModule(TrainedModule):
             monitor.finish_rollout(self.parallel.world)
 
         # 4. Every rank that shares a sequence has counted its tokens.
-        sums = self.parallel.world.sum_dict({name: value / sequence.size for name, value in totals.items()})
+        for name in totals:
+            totals[name] /= sequence.size
+        sums = self.parallel.world.sum_dict(totals)
 
         # 5. The step; features of the encoder as it was are of no more use.
         step = self.optimizer_step_clipped()
         if self.vision_encoder_trains:
             self.features.clear()
-        return {**sums, **step}
+        return sums | step
 
     def _make_micro_batches(
         self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]]
@@ -257,16 +271,19 @@ class PolicyModule(TrainedModule):
         # 1. As few ranks share a sequence as the longest group allows: sharing costs time.
         longest = 1
         for prompt, answers in zip(prompts, completions, strict=True):
-            longest = max(longest, len(prompt.input_ids) + sum(len(ids) for ids in answers))
+            num_tokens = len(prompt.input_ids) + sum(map(len, answers))
+            longest = max(longest, num_tokens)
+        budget = self.max_tokens_per_micro_batch
         degrees = self.parallel.degrees
-        fitting = [degree for degree in degrees if degree * self.max_tokens_per_micro_batch >= longest]
+        fitting = [degree for degree in degrees if degree * budget >= longest]
         sequence = degrees[min(fitting) if fitting else max(degrees)]
 
         # 2. Parts of the sequence-parallel group that share a sequence take turns.
-        packed = pack(prompts, completions, self.max_tokens_per_micro_batch * sequence.size)
+        packed = pack(prompts, completions, budget * sequence.size)
         sp_group = self.parallel.sp_group
         num_parts = sp_group.size // sequence.size
-        local: list[Packed | None] = [*packed[sp_group.rank // sequence.size :: num_parts]]
+        part = sp_group.rank // sequence.size
+        local: list[Packed | None] = [*packed[part::num_parts]]
 
         # 3. As many on every rank.
         count = self.parallel.dp.max(-(-len(packed) // num_parts))
@@ -281,21 +298,27 @@ class PolicyModule(TrainedModule):
         """
         dp = self.parallel.dp
         in_reward = self.algorithm.kl_coef > 0 and self.algorithm.kl_placement == "reward"
-        any_carried = any(group.carried_over for group in flat.groups)
-        if self.steps_per_rollout == 1 and not in_reward and not dp.max(any_carried):
+        num_carried = sum(group.carried_over for group in flat.groups)
+        if self.steps_per_rollout == 1 and not in_reward and not dp.max(num_carried):
             return None
         is_known = flat.sampler_logp.isfinite()  # [N]
-        any_unknown = dp.max(not bool(is_known.all()))
-        any_on_policy = dp.max(any(not group.carried_over for group in flat.groups))
-        monitor = self.mismatch_monitor
-        is_trusted = monitor is not None and monitor.bypasses_old_logp and not in_reward
-        if not any_unknown and (is_trusted or not any_on_policy):
+        num_unknown = dp.max(int((~is_known).sum()))
+        num_on_policy = dp.max(len(flat.groups) - num_carried)
+        is_trusted = False
+        if self.mismatch_monitor is not None and not in_reward:
+            is_trusted = self.mismatch_monitor.bypasses_old_logp
+        if not num_unknown and (is_trusted or not num_on_policy):
             return flat.sampler_logp
         prompts = [group.prompt for group in flat.groups]
-        old_logp = self.score(self.policy, prompts, token_ids_of(flat.groups), features)  # [N]
+        completions = token_ids_of(flat.groups)
+        old_logp = self.score(self.policy, prompts, completions, features)  # [N]
         return torch.where(flat.on_policy | ~is_known, old_logp, flat.sampler_logp)
 
-    def _reference_logp(self, flat: FlatGroups, features: Mapping[str, Tensor]) -> Tensor | None:
+    def _reference_logp(
+        self,
+        flat: FlatGroups,
+        features: Mapping[str, Tensor],
+    ) -> Tensor | None:
         """[N] log-probabilities of the reference policy, or None without KL penalty."""
         reference = self.reference
         if reference is None:
@@ -304,8 +327,11 @@ class PolicyModule(TrainedModule):
         if self.vision_encoder_trains:  # the reference has the encoder it started with
             cache = FeatureCache(self.family, parallel=self.parallel)
             features = cache.get_or_encode(reference.model, prompts)
-        with adapters_off(self.family, reference.model) if self.family.lora else contextlib.nullcontext():
-            logp = self.score(reference, prompts, token_ids_of(flat.groups), features)
+        completions = token_ids_of(flat.groups)
+        with contextlib.ExitStack() as stack:
+            if self.family.lora is not None:  # the reference is the policy without what its adapters add
+                stack.enter_context(adapters_off(self.family, reference.model))
+            logp = self.score(reference, prompts, completions, features)
         reference.release_root()
         return logp
 
@@ -322,9 +348,10 @@ class PolicyModule(TrainedModule):
 
         `temperature` None is the one they were sampled with. Every rank of the run must call it.
         """
-        temperature = self.temperature if temperature is None else temperature
+        if temperature is None:
+            temperature = self.temperature
         micro_batches, sequence = self._make_micro_batches(prompts, completions)
-        num_tokens = sum(len(ids) for answers in completions for ids in answers)
+        num_tokens = sum(sum(map(len, answers)) for answers in completions)
         logp = torch.zeros(num_tokens, device=self.device)
         for packed in micro_batches:
             output: PolicyOutput = policy(
@@ -339,29 +366,30 @@ class PolicyModule(TrainedModule):
     # -- evaluation ----------------------------------------------------------------------------------------------
 
     @override
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch, "val")
-
-    @override
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch, "test")
-
-    @override
     def predict_step(self, batch: Batch, batch_idx: int) -> list[list[str]]:
         """Texts of each prompt's completions: all that Lightning keeps; `EvaluationReport` writes more of them."""
-        return [[completion.text for completion in group.completions] for group in batch.groups or []]
+        texts = []
+        for group in batch.groups or []:
+            texts.append([completion.text for completion in group.completions])
+        return texts
 
-    def _evaluate(self, batch: Batch, stage: str) -> None:
+    @override
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds up reward and parts, in validation per category too; of SFT batches the loss."""
+        stage = "test" if self.trainer.testing else "val"
         for group in batch.groups or []:
             # `test` reports categories with intervals: callbacks/evaluation.py
             self._eval_means.add_rewards(group, stage, by_category=stage == "val")
-        has_targets = bool(batch.prompts) and (batch.groups is None or batch.prompts[0].response_ids is not None)
+        has_targets = False
+        if batch.prompts:
+            has_targets = batch.groups is None or batch.prompts[0].response_ids is not None
         if self.parallel.dp.max(has_targets):  # a rank may have run out of prompts before others
             responses = response_targets(batch)
             features = self.features.get_or_encode(self.model, batch.prompts)
             logp = self.score(self.policy, batch.prompts, responses, features)
             self._eval_means.add(f"{stage}/loss", -float(logp.sum()), len(logp))
+
+    test_step = validation_step
 
 
 def token_ids_of(groups: Sequence[Group]) -> list[list[Tensor]]:

@@ -85,12 +85,13 @@ class MetricMeans:
     def add_rewards(self, group: Group[Any, Any], prefix: str, by_category: bool) -> None:
         """Adds reward and parts of the completions that could be rewarded, also under the row's category."""
         assert group.rewards is not None
+        category = group.prompt.row.category
         for name, values in {"reward": group.rewards, **group.reward_parts}.items():
             known = values[group.valid]
             total = float(known.sum())
             self.add(f"{prefix}/{name}", total, len(known))
             if by_category:
-                self.add(f"{prefix}/{name}/{group.prompt.row.category}", total, len(known))
+                self.add(f"{prefix}/{name}/{category}", total, len(known))
 
     def collect(self, axis: Axis) -> dict[str, float]:
         """The means, nan of no values, and a new start. Every rank of the axis must call it."""
@@ -98,7 +99,10 @@ class MetricMeans:
         counts = axis.sum_dict(self._counts)
         self._sums.clear()
         self._counts.clear()
-        return {name: total / counts[name] if counts[name] else math.nan for name, total in sums.items()}
+        means = {}
+        for name, total in sums.items():
+            means[name] = total / counts[name] if counts[name] else math.nan
+        return means
 
 
 def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
@@ -132,9 +136,11 @@ def reward_metrics(groups: Sequence[Group[Any, Any]]) -> dict[str, float]:
     valid = torch.cat(all_valid)  # [P * G]
     metrics = {
         "reward/mean": float(torch.cat(all_rewards)[valid].mean()),
-        "reward/std_in_group": float(torch.stack(spreads).mean()) if spreads else math.nan,
+        "reward/std_in_group": math.nan,
         "rollout/failed_rewards": float((~valid).float().mean()),
     }
+    if spreads:
+        metrics["reward/std_in_group"] = float(torch.stack(spreads).mean())
     for name in groups[0].reward_parts:
         values = torch.cat([group.reward_parts[name] for group in groups])  # [P * G]
         metrics[f"reward/{name}"] = float(values[valid].mean())
@@ -275,7 +281,8 @@ class TrainedModule(ParallelModule, abc.ABC):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         settings = self.optimizer_settings
         steps_per_batch = self.steps_per_rollout if self.is_rl() else 1
-        return settings.build(self.model, settings.end(self.trainer, steps_per_batch))
+        total_steps = settings.end(self.trainer, steps_per_batch)
+        return settings.build(self.model, total_steps)
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -293,7 +300,8 @@ class TrainedModule(ParallelModule, abc.ABC):
         with self.phases("update"):
             metrics = self.update_policy(batch)
         if metrics:
-            self.log_dict({f"train/{name}": value for name, value in metrics.items()}, batch_size=1)
+            named = {f"train/{name}": value for name, value in metrics.items()}
+            self.log_dict(named, batch_size=1)
             self.log("loss", metrics["loss"], prog_bar=True, logger=False, batch_size=1)
 
     def optimizer_step_clipped(self) -> dict[str, float]:
@@ -304,8 +312,13 @@ class TrainedModule(ParallelModule, abc.ABC):
         assert isinstance(scheduler, LRScheduler)
 
         # 1. One norm over all shards of all gradients.
-        parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
-        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        parameters = []
+        gradients = []
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                parameters.append(parameter)
+                gradients.append(parameter.grad)
+        norm = nn.utils.get_total_norm(gradients)
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
 
@@ -321,18 +334,13 @@ class TrainedModule(ParallelModule, abc.ABC):
 
     # -- evaluation ----------------------------------------------------------------------------------------------
 
-    def _log_evaluated(self) -> None:
+    @override
+    def on_validation_epoch_end(self) -> None:
         for name, mean in self._eval_means.collect(self.parallel.dp).items():
             # The same on all ranks already, which Lightning cannot know: without `sync_dist` it warns of every name.
             self.log(name, mean, prog_bar=name.endswith("/accuracy"), sync_dist=True)
 
-    @override
-    def on_validation_epoch_end(self) -> None:
-        self._log_evaluated()
-
-    @override
-    def on_test_epoch_end(self) -> None:
-        self._log_evaluated()
+    on_test_epoch_end = on_validation_epoch_end
 
 
 def data_module_of(trainer: Trainer) -> LongVideoReason:

@@ -22,7 +22,6 @@ from longrl.modules.policy import OptimizerSettings, PolicyModule
 from longrl.rewards import RewardSum, RewardTerm
 from longrl.strategies.axis import Axis
 from longrl.strategies.fsdp import RootModule
-from longrl.strategies.parallel import Parallel
 from longrl.testing.synthetic_videos import SyntheticConfig, generate_videos
 from longrl.types import Completion, Group, SamplingParams
 from tests.tiny import text_family, vl_family
@@ -299,7 +298,7 @@ def test_carried_over_groups_survive_a_checkpoint_also_before_the_first_batch(tm
     seen = train(tmp_path, second, DAPO, data=resumed)
     assert ids(seen.batches[0].groups) == [order[3], order[4]]
     assert [group.carried_over for group in seen.batches[0].groups] == [True, False]
-    assert ids(second._carried) == [order[5]]
+    assert ids(second._waiting.carried) == [order[5]]
 
 
 # ---- groups sampled ahead ----
@@ -355,10 +354,9 @@ def test_groups_sampled_ahead_need_no_pass_of_the_old_policy(tmp_path, monkeypat
 
 def test_a_rank_without_restored_groups_waits_for_the_others(tmp_path):
     rollouts = callback(Elsewhere(half_right), overlap=True)
-    rollouts._restored = {"carried": [], "ahead": []}
-    rollouts._parallel = Parallel(dp=OthersHaveOne())
-    rollouts._render_restored(None)
-    assert rollouts._ahead == []
+    rollouts._waiting.restored = {"carried": [], "ahead": []}
+    rollouts._waiting.render_restored(None, OthersHaveOne())
+    assert rollouts._waiting.ahead == []
 
 
 class OthersHaveOne(Axis):
