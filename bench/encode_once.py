@@ -8,7 +8,7 @@ The text model does the same work in both variants (longrl's shared-prefix packi
   1 encoding per video and step.
 - no reuse: what trainers without a feature cache do (verl, ms-swift, Long-RL's Qwen path). The rollout engine encodes
   a video once per prompt; old, reference and update pass each read every completion as a sample of its own, with its
-  own pixels: 1 + 3 G encodings per video and step. In its favour the encoder is frozen: encodings have no backward pass.
+  own pixels: 1 + 3 G encodings per video and step. In its favour the encoder is frozen: no encoding has a backward.
 
 A video token costs the encoder 0.7 of what it costs the text model's forward pass (Qwen2.5-VL-7B: 0.4, 3B: 0.9, from
 their weights alone). The variants alternate, and each reports its median. `encodes_per_video` is counted by a hook on

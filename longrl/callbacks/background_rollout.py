@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from longrl.engines.generation_shards import GeneratedShards, RolloutRequest
+from longrl.engines.rollout_engine import GeneratedShards, RolloutRequest
 from longrl.modules.policy import PolicyModule
 
 

@@ -23,10 +23,17 @@ from longrl.callbacks.rollout_checks import (
     warn_of_lengths,
 )
 from longrl.callbacks.waiting_groups import WaitingGroups
-from longrl.engines.generation_shards import GeneratedShards, RolloutRequest, gather_groups, generate_shards
 from longrl.engines.hf import HFEngine
 from longrl.engines.parity import MismatchMonitor
-from longrl.engines.rollout_engine import RolloutEngine, prompt_seed, sampling_ids
+from longrl.engines.rollout_engine import (
+    GeneratedShards,
+    RolloutEngine,
+    RolloutRequest,
+    gather_groups,
+    generate_shards,
+    prompt_seed,
+    sampling_ids,
+)
 from longrl.models.base import CausalFamily
 from longrl.modules.policy import PolicyModule
 from longrl.modules.trained import data_module_of, rollout_metrics

@@ -147,6 +147,8 @@ class CacheFiller:
         from longrl.types import UnusableSample
 
         rows, skips = self.data.datasets[split].rows, self.data.skips(split)
+        from longrl.datamodules.loading.loader import usable_items
+
         render = cast("RowRenderer", self.data.datasets[split].render)
         groups = rows_by_media(rows, render)[self.rank :: self.world_size]
         before = replace(self.counts)
@@ -158,13 +160,13 @@ class CacheFiller:
             again = []
             items = self.data.loader_options.render(self.data.datasets[split], [group[0] for group in groups])
             for group, item in zip(groups, items, strict=True):
-                skips.usable([item])
+                usable_items([item], skips)
                 if not isinstance(item, UnusableSample):
                     with self._precision(split):
                         self._store(item, cache)
                 elif item.path is not None:  # a broken file breaks all rows that show it
                     for index in group[1:]:
-                        skips.usable([item.of_row(index, rows[index].id)])
+                        usable_items([item.of_row(index, rows[index].id)], skips)
                 elif len(group) > 1:  # unusable for its own sake, too long say: another row with the same media is not
                     again.append(group[1:])
                     continue

@@ -207,6 +207,8 @@ class Evaluation:
         store: AnswerStore,
         skipped: dict[int, UnusableSample],
     ) -> None:
+        from longrl.datamodules.loading.loader import usable_items
+
         skips = self.data.skips("test")
         with item_progress() as progress:
             task = progress.add_task(condition.name, total=len(keys), completed=len(keys) - len(missing))
@@ -216,7 +218,7 @@ class Evaluation:
                 for index, item in answers.items():
                     if isinstance(item, UnusableSample):
                         skipped[index] = item
-                        skips.usable([item])
+                        usable_items([item], skips)
                 progress.advance(task, len(answers))
 
             def skip(item: UnusableSample) -> None:
@@ -230,7 +232,7 @@ class Evaluation:
         self, condition: Condition, missing: Sequence[int], skip: Callable[[UnusableSample], None]
     ) -> Iterator[list[Item]]:
         """Prompts of the missing rows; a batch's rows are neighbours in the file, whatever is missing."""
-        from longrl.datamodules.loading.loader import RenderedRows
+        from longrl.datamodules.loading.loader import RenderedRows, usable_items
 
         size, skips = self.data.eval_prompts_per_batch, self.data.skips("test")
         options = replace(self.data.loader_options, prefetch_prompts=size)
@@ -241,7 +243,7 @@ class Evaluation:
                 item = next(items)
                 if isinstance(item, UnusableSample):
                     skip(item)
-                batch += [(index, prompt) for prompt in skips.usable([item])]
+                batch += [(index, prompt) for prompt in usable_items([item], skips)]
             if batch:
                 yield batch
 

@@ -1,22 +1,26 @@
-"""Media features: each distinct image or video goes through the encoder once and serves everyone who needs it.
+"""Media features: each distinct media item goes through the encoder once and serves everyone who needs it.
 
-Letters: N rows (media tokens) of a media item, D feature size.
+The ranks of a sequence-parallel group encode each its shard of every media item and gather the features once (MR-SP
+stage 1, arXiv:2507.07966).
+
+Letters: N rows of features (media tokens) of all media, n those of one rank, D feature size.
 """
 
 from __future__ import annotations
 
 import time
 from collections import OrderedDict, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from longrl.features.disk_cache import DiskCache
-from longrl.features.encode import distinct_media, encode_shard, gather_rows, row_indices
 from longrl.models.base import CausalFamily
 from longrl.strategies.parallel import SINGLE_RANK_GRID, Parallel
-from longrl.types import Prompt
+from longrl.types import AudioClip, Frames, FrameShard, Media, Prompt
 
 MIB = 1 << 20
 
@@ -121,3 +125,132 @@ class FeatureCache:
     def clear(self) -> None:
         """Forgets everything: the encoder's weights have changed."""
         self._features.clear()
+
+
+def distinct_media(prompts: Iterable[Prompt]) -> list[Media]:
+    """The media of all prompts, each key once, in the order met."""
+    return list({media.key: media for prompt in prompts for media in prompt.media}.values())
+
+
+def encode_shard(
+    family: CausalFamily, model: nn.Module, media: Sequence[Media], parallel: Parallel, one_by_one: bool = False
+) -> Tensor:
+    """[n, D] features of this rank's temporal patches, item after item.
+
+    Args:
+        family: whose encoder encodes.
+        model: has the encoder.
+        media: with the patches of this rank's shard, or a source of their frames.
+        parallel: says which shard that is.
+        one_by_one: a call of the encoder for every media item, or several for a large one, with patches made for each
+            call.
+    """
+    shard = FrameShard(parallel.sp_group.rank, parallel.sp_group.size)
+    features: list[Tensor] = []
+    together: list[Media] = []
+    for item in media:
+        count = len(shard.temporal_patches(item.grid_thw[0]))
+        if not count:  # few temporal patches, and other ranks have them
+            continue
+        local = replace(item, grid_thw=(count, *item.grid_thw[1:]))
+        parts = [local] if local.source is None else patched_parts(family, local)
+        if not one_by_one:
+            together += parts
+            continue
+        for part in parts:
+            features += family.encode_media(model, [part])
+    if together:
+        features = family.encode_media(model, together)
+    if not features:  # a sharded encoder needs all ranks: this one encodes a black image that nobody reads
+        pixels = torch.zeros(1, 3, 56, 56, dtype=torch.uint8)
+        return family.encode_media(model, [family.patch(Frames("image", pixels, (0.0,), "black"))])[0][:0]
+    return torch.cat(features)
+
+
+def patched_parts(family: CausalFamily, item: Media) -> Iterator[Media]:
+    """A media item as the encoder is given it: as it is, or part by part while its frames are still being decoded.
+
+    Where patches were left out, a part has `family.temporal_patches_per_encode` temporal patches, however its source
+    cuts the frames: a feature must not depend on that, and an encoder may round by the size of a call. No more than a
+    part is held.
+
+    Raises:
+        ValueError: the file has changed since.
+        UnusableSample: it cannot be read any more.
+    """
+    assert item.source is not None, "its patches are here"
+    if item.kind == "audio":
+        clip = next(item.source())
+        yield replace(item, patches=_patch_same(family, clip, item).patches, source=None)
+        return
+    resized = (family.resize(frames) for frames in item.source() if isinstance(frames, Frames))
+    for frames in regroup_frames(resized, family.temporal_patches_per_encode(item) * item.temporal_patch_size):
+        yield _patch_same(family, frames, item).part(-(-len(frames.pixels) // item.temporal_patch_size))
+
+
+def _patch_same(family: CausalFamily, part: Frames | AudioClip, item: Media) -> Media:
+    """A part of a media item's file as patches, if that is still the file the media item was rendered from."""
+    patched = family.patch(part)
+    if patched.key != item.key:
+        raise ValueError("a media item changed while it was in use; leave data.media_root alone while a run reads it")
+    return patched
+
+
+def regroup_frames(parts: Iterator[Frames], num_frames: int) -> Iterator[Frames]:
+    """The same frames in parts of `num_frames`, the last one perhaps smaller."""
+    waiting: list[Tensor] = []
+    for part in parts:
+        left = part.pixels
+        while len(left):
+            room = num_frames - sum(map(len, waiting))
+            waiting.append(left[:room])
+            left = left[room:]
+            if room <= len(waiting[-1]):
+                yield replace(part, pixels=torch.cat(waiting) if len(waiting) > 1 else waiting[0])
+                waiting = []
+    if waiting:
+        yield replace(part, pixels=torch.cat(waiting))
+
+
+def row_indices(family: CausalFamily, media: Sequence[Media], num_ranks: int) -> list[Tensor]:
+    """For every rank of a sequence-parallel group the indices of its rows, all media laid end to end: [n] of N."""
+    indices = []
+    for rank in range(num_ranks):
+        shard = FrameShard(rank, num_ranks)
+        local = [torch.empty(0, dtype=torch.int64)]
+        offset = 0
+        for item in media:
+            num_rows = family.num_features(item)
+            rows_per_patch = family.num_features(item.part(1))
+            patches = shard.temporal_patches(item.grid_thw[0])
+            start = min(patches.start * rows_per_patch, num_rows)
+            stop = min(patches.stop * rows_per_patch, num_rows)  # the last window of a sound may be shorter
+            local.append(torch.arange(offset + start, offset + stop))
+            offset += num_rows
+        indices.append(torch.cat(local))
+    return indices
+
+
+def gather_rows(rows: Tensor, indices: Sequence[Tensor], parallel: Parallel) -> Tensor:
+    """[N, D] rows of all ranks of the sequence-parallel group.
+
+    They come in `parallel.num_gather_chunks` messages, which bounds what is in flight.
+
+    Args:
+        rows: [n, D] of this rank.
+        indices: for every rank those of its rows among the N, see `row_indices`.
+        parallel: the group and the number of messages.
+    """
+    gathered = rows.new_empty(sum(map(len, indices)), rows.shape[1])
+    longest = max(map(len, indices))
+    step = max(1, -(-longest // parallel.num_gather_chunks))
+    for start in range(0, longest, step):
+        sent = rows.new_zeros(step, rows.shape[1])  # padded: all ranks must send as much
+        local = rows[start : start + step]
+        sent[: len(local)] = local
+        received = [torch.empty_like(sent) for _ in indices]
+        dist.all_gather(received, sent, group=parallel.sp_group.group)
+        for part, of_rank in zip(received, indices, strict=True):
+            chunk = of_rank[start : start + step].to(gathered.device)
+            gathered[chunk] = part[: len(chunk)]
+    return gathered

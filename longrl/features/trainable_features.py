@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from longrl.features.encode import distinct_media, encode_shard, gather_rows, row_indices
+from longrl.features.cache import distinct_media, encode_shard, gather_rows, row_indices
 from longrl.models.base import CausalFamily
 from longrl.strategies.parallel import SINGLE_RANK_GRID, Parallel
 from longrl.types import Prompt

@@ -357,7 +357,7 @@ def feature_exchange(plan: Plan) -> float:
 
 
 def prefilled_prompts(plan: Plan) -> int:
-    """Prompts that one rank prefills together: engines/generation_shards.py and `HFEngine.max_sequences`."""
+    """Prompts that one rank prefills together: engines/rollout_engine.py and `HFEngine.max_sequences`."""
     return min(plan.local_prompts, max(1, plan.max_sequences // rank_completions(plan)))
 
 

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from longrl.engines.generation_shards import GenerationShard, gather_groups, generation_shards
+from longrl.engines.rollout_engine import GenerationShard, gather_groups, generation_shards
 from longrl.strategies.axis import SINGLE_RANK
 from longrl.types import Completion, Group
 from tests.tiny import row, text_family

@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from longrl.features.cache import FeatureCache
-from longrl.features.encode import distinct_media
+from longrl.features.cache import FeatureCache, distinct_media
 from tests.tiny import frames, row, text_family, vl_family
 
 

@@ -1,4 +1,4 @@
-from longrl.features.encode import distinct_media
+from longrl.features.cache import distinct_media
 from longrl.features.trainable_features import TrainableFeatures
 from longrl.packing.pack import pack
 from tests.tiny import assert_same_gradients, frames, gradients, random_completions, row, vl_family

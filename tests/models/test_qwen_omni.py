@@ -9,8 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from longrl.engines.hf import HFEngine
-from longrl.features.cache import FeatureCache
-from longrl.features.encode import encode_shard, row_indices
+from longrl.features.cache import FeatureCache, encode_shard, row_indices
 from longrl.models.qwen_omni import QwenOmniFamily, _chunks
 from longrl.packing.pack import pack
 from longrl.planning.inputs import ModelSizes

@@ -186,6 +186,33 @@ class RowOrder:
         return {"seed": self.seed, "number_of_rows": self.num_rows}
 
 
+def usable_items(items: Sequence[Item | UnusableSample], skips: SkipLog, sp_group: Axis = SINGLE_RANK) -> list[Item]:
+    """The usable ones of the items that were drawn, as all ranks of `sp_group` agree; notes the others.
+
+    Args:
+        items: of consecutive draws.
+        skips: is told of every draw.
+        sp_group: ranks that read shards of the same samples: what one of them could not read is skipped by all.
+
+    Raises:
+        ValueError: too many rows were skipped.
+    """
+    # 1. The first error of any rank counts for all.
+    errors = [item if isinstance(item, UnusableSample) else None for item in items]
+    if sp_group.size > 1:
+        of_items = zip(*sp_group.gather(errors), strict=True)
+        errors = [next(filter(None, of_ranks), None) for of_ranks in of_items]
+    # 2. Each draw is counted before its error, for the limit depends on the number of draws.
+    usable = []
+    for item, error in zip(items, errors, strict=True):
+        skips.num_drawn += 1
+        if error is not None:
+            skips.add_drawn(error)
+        elif not isinstance(item, UnusableSample):
+            usable.append(item)
+    return usable
+
+
 class PromptStream(Generic[Item]):
     """An endless stream of prompts. Its only state is the number of rows it consumed.
 
@@ -230,7 +257,7 @@ class PromptStream(Generic[Item]):
             items = list(islice(self._items, count - len(prompts)))
             # Unusable rows are consumed too; further rows come instead of them.
             self.position += len(items)
-            prompts += self.skips.usable(items, self.sp_group)
+            prompts += usable_items(items, self.skips, self.sp_group)
         return prompts
 
     def close(self) -> None:
@@ -366,6 +393,6 @@ class EvalLoader:
     def __iter__(self) -> Iterator[Any]:
         items = self.options.render(self.dataset, range(self.rank, len(self.dataset), self.world_size))
         for _ in range(len(self)):
-            prompts = self.skips.usable(list(islice(items, self.prompts_per_batch)), self.sp_group)
+            prompts = usable_items(list(islice(items, self.prompts_per_batch)), self.skips, self.sp_group)
             if prompts or self.world_size > 1:
                 yield self.make_batch(prompts)

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from longrl.strategies.axis import SINGLE_RANK, Axis
 from longrl.types import UnusableSample
 
 logger = logging.getLogger(__name__)
@@ -60,7 +59,8 @@ class SkipLog:
         """Rows that were drawn and could not be used, by index."""
         self._listed: set[int] = set()
         self._num_unusable = 0
-        self._num_drawn = 0
+        self.num_drawn = 0
+        """Rows drawn so far, usable or not."""
 
     def __len__(self) -> int:
         """Different rows skipped so far."""
@@ -79,31 +79,6 @@ class SkipLog:
         if items:
             self._check_all(items[-1])
 
-    def usable(self, items: Sequence[Item | UnusableSample], sp_group: Axis = SINGLE_RANK) -> list[Item]:
-        """The usable ones of the items that were drawn, as all ranks of `sp_group` agree; notes the others.
-
-        Args:
-            items: of consecutive draws.
-            sp_group: ranks that read shards of the same samples: what one of them could not read is skipped by all.
-
-        Raises:
-            ValueError: too many rows were skipped.
-        """
-        # 1. The first error of any rank counts for all.
-        errors = [item if isinstance(item, UnusableSample) else None for item in items]
-        if sp_group.size > 1:
-            of_items = zip(*sp_group.gather(errors), strict=True)
-            errors = [next(filter(None, of_ranks), None) for of_ranks in of_items]
-        # 2. Each draw is counted before its error, for the limit depends on the number of draws.
-        usable = []
-        for item, error in zip(items, errors, strict=True):
-            self._num_drawn += 1
-            if error is not None:
-                self.add_drawn(error)
-            elif not isinstance(item, UnusableSample):
-                usable.append(item)
-        return usable
-
     def add_drawn(self, error: UnusableSample) -> None:
         """Notes an unusable row that was drawn; raises ValueError if these are too many."""
         self.drawn_unusable[error.index] = error
@@ -112,9 +87,9 @@ class SkipLog:
         self._listed.add(error.index)
         self._num_unusable += 1
         self._write([error])
-        expected = self.max_share * self._num_drawn
+        expected = self.max_share * self.num_drawn
         if self._num_unusable > GRACE_ROWS + expected + 4 * math.sqrt(expected):
-            raise self._too_many(f"{self._num_unusable} of the first {self._num_drawn}", error)
+            raise self._too_many(f"{self._num_unusable} of the first {self.num_drawn}", error)
         self._check_all(error)
 
     def _write(self, items: Sequence[UnusableSample]) -> None:

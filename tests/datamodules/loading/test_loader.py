@@ -15,6 +15,7 @@ from longrl.datamodules.loading.loader import (
     RowOrder,
     TrainLoader,
     permutation,
+    usable_items,
 )
 from longrl.datamodules.loading.skips import SkipLog
 from longrl.types import Media, Prompt, Row, UnusableSample
@@ -188,7 +189,7 @@ def test_ranks_that_share_samples_skip_what_one_of_them_cannot_read(tmp_path):
             return [[None, bad, None], errors]
 
     skips = skip_log(tmp_path, 9)
-    assert skips.usable(["a", "c", "d"], TwoRanks()) == ["a", "d"]
+    assert usable_items(["a", "c", "d"], skips, TwoRanks()) == ["a", "d"]
     assert [line["id"] for line in listed(tmp_path)] == ["c"]
 
 

@@ -7,7 +7,7 @@ import torch
 from longrl.datamodules.loading.render import RowRenderer
 from longrl.datamodules.media.audio import read_sound
 from longrl.datamodules.media.sampling import VideoSampling
-from longrl.features.encode import patched_parts
+from longrl.features.cache import patched_parts
 from longrl.types import Row, UnusableSample
 from tests.sounds import tone, write_clip, write_sound
 from tests.tiny import omni_family, vl_family

@@ -10,8 +10,8 @@ import torch
 from hypothesis import assume, given, settings, strategies as st
 from PIL import Image
 
-from longrl.datamodules.media.sampling import VideoSampling, sample_indices
-from longrl.datamodules.media.video import read_image, read_video
+from longrl.datamodules.media.sampling import VideoSampling
+from longrl.datamodules.media.video import read_image, read_video, sample_indices
 from longrl.types import UnusableSample
 
 ALL = VideoSampling(fps=None, num_frames=768)

@@ -29,8 +29,7 @@ from longrl.datamodules.media.video import (
     hold_frames,
     read_video,
 )
-from longrl.features.cache import FeatureCache
-from longrl.features.encode import regroup_frames
+from longrl.features.cache import FeatureCache, regroup_frames
 from longrl.models.base import CausalFamily
 from longrl.strategies.axis import Axis
 from longrl.strategies.parallel import Parallel
@@ -217,7 +216,7 @@ def test_a_tower_that_trains_reads_streamed_frames_too(max_mib):
 @pytest.mark.parametrize("max_mib", [0, 9])
 @pytest.mark.parametrize("size", [2, 3, 40])
 def test_ranks_that_share_a_video_have_its_patches_between_them(max_mib, size):
-    from longrl.features.encode import patched_parts
+    from longrl.features.cache import patched_parts
 
     family = vl_family(freeze_vision_encoder=True)
     _, whole = rendered(family, clip("b_frames.mp4"))
