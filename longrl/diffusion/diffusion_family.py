@@ -121,7 +121,7 @@ class DiffusionFamily(abc.ABC):
     @functools.cached_property
     def pipeline(self) -> Any:
         """Text encoders, tokenizers, scheduler and autoencoder: diffusers' pipeline without a transformer."""
-        pipeline = self._pipeline_type().from_pretrained(
+        pipeline = _diffusers_class(self.pipeline_class).from_pretrained(
             self._folder(), transformer=None, dtype=getattr(torch, self.frozen_dtype)
         )
         for part in _frozen_parts(pipeline):
@@ -137,17 +137,7 @@ class DiffusionFamily(abc.ABC):
     @functools.cached_property
     def config(self) -> Mapping[str, Any]:
         """The transformer's config."""
-        return self._transformer_type().load_config(self._folder(), subfolder="transformer")
-
-    def _pipeline_type(self) -> Any:
-        import diffusers
-
-        return getattr(diffusers, self.pipeline_class)
-
-    def _transformer_type(self) -> Any:
-        import diffusers
-
-        return getattr(diffusers, self.transformer_class)
+        return _diffusers_class(self.transformer_class).load_config(self._folder(), subfolder="transformer")
 
     def _folder(self) -> str:
         """Where the pipeline is.
@@ -185,12 +175,13 @@ class DiffusionFamily(abc.ABC):
             weights: a pipeline's folder or hub id; None for random weights; by default what the family names.
         """
         dtype = getattr(torch, self.dtype)
+        transformer_type = _diffusers_class(self.transformer_class)
         if weights is None:
-            model = self._transformer_type().from_config(self.config)
+            model = transformer_type.from_config(self.config)
             _cast_like_diffusers(model, dtype)
         else:
             folder = self._folder() if weights == OWN_WEIGHTS else weights
-            model = self._transformer_type().from_pretrained(folder, subfolder="transformer", dtype=dtype)
+            model = transformer_type.from_pretrained(folder, subfolder="transformer", dtype=dtype)
         if self.gradient_checkpointing:
             model.enable_gradient_checkpointing()
         return model
@@ -306,7 +297,7 @@ class DiffusionFamily(abc.ABC):
     def export(self, model: nn.Module, folder: str | Path) -> None:
         """Writes a pipeline as diffusers loads it: this transformer, adapters merged, and all else as it was."""
         with torch.device("meta"):
-            transformer = self._transformer_type().from_config(self.config)
+            transformer = _diffusers_class(self.transformer_class).from_config(self.config)
         transformer.load_state_dict(dict(merged(model.state_dict(), self.lora)), assign=True)
         self.pipeline.register_modules(transformer=transformer)
         try:
@@ -317,10 +308,10 @@ class DiffusionFamily(abc.ABC):
     def export_adapters(self, adapters: Mapping[str, Tensor], folder: Path, base: str) -> None:
         """Writes `pytorch_lora_weights.safetensors`, which `load_lora_weights` of a pipeline from `base` reads."""
         with torch.device("meta"):
-            config = self._adapter_config(self._transformer_type().from_config(self.config))
+            config = self._adapter_config(_diffusers_class(self.transformer_class).from_config(self.config))
         config.base_model_name_or_path = base
         named = {name.replace(f".{ADAPTER}.", "."): value for name, value in adapters.items()}
-        self._pipeline_type().save_lora_weights(
+        _diffusers_class(self.pipeline_class).save_lora_weights(
             folder, transformer_lora_layers=named, transformer_lora_adapter_metadata=config.to_dict()
         )
 
@@ -378,6 +369,12 @@ def check_multiple(option: str, size: int, multiple: int) -> None:
             f"model.family.init_args.{option} must be a multiple of {multiple}, got {size}; "
             f"{max(1, size // multiple) * multiple} is near"
         )
+
+
+def _diffusers_class(name: str) -> Any:
+    import diffusers
+
+    return getattr(diffusers, name)
 
 
 def _frozen_parts(pipeline: Any) -> list[nn.Module]:

@@ -105,9 +105,7 @@ class DiffusionModule(TrainedModule):
     def on_validation_start(self) -> None:
         self.family.move_frozen_parts(self.device)
 
-    @override
-    def on_test_start(self) -> None:
-        self.family.move_frozen_parts(self.device)
+    on_test_start = on_validation_start
 
     # -- sampling ------------------------------------------------------------------------------------------------
 

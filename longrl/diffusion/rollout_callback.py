@@ -117,12 +117,7 @@ class DiffusionRolloutCallback(Callback):
         assert isinstance(pl_module, DiffusionModule)
         batch.groups = self.sample_groups(pl_module, batch.prompts, self.eval_sampling, "evaluation")
 
-    @override
-    def on_test_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        assert isinstance(pl_module, DiffusionModule)
-        batch.groups = self.sample_groups(pl_module, batch.prompts, self.eval_sampling, "evaluation")
+    on_test_batch_start = on_validation_batch_start
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -161,7 +156,7 @@ class DiffusionRolloutCallback(Callback):
         with module.phases("encode"):
             module.family.conditions.prepare([module.family.negative_prompt, *texts], module.device)
 
-        # 2. Samples, prompt after prompt, in batches of any prompts.
+        # 2. Samples, prompt after prompt, in batches of any prompts. Each has a seed of its own.
         steps = self._steps(module, sampling)
         count = sampling.num_generations
         trajectories: list[Trajectory] = []
@@ -171,7 +166,17 @@ class DiffusionRolloutCallback(Callback):
         with module.phases("generate"), module.gathered_weights():
             for start in range(0, len(requests), self.samples_per_batch):
                 part = requests[start : start + self.samples_per_batch]
-                trajectories += self._draw(module, part, sampling, steps, base_seed)
+                start_seeds = [prompt_seed(base_seed, id_) for _, id_, _ in part] if sampling.same_start else None
+                trajectories += sample_trajectories(
+                    module.policy,
+                    [text for text, _, _ in part],
+                    [prompt_seed(base_seed, f"{id_}/{index}") for _, id_, index in part],
+                    steps,
+                    shape=module.family.latent_shape(),
+                    guidance_scale=sampling.guidance_scale,
+                    device=module.device,
+                    start_seeds=start_seeds,
+                )
         groups = [
             TrajectoryGroup(TextPrompt(row), trajectories[index * count : (index + 1) * count])
             for index, row in enumerate(rows)
@@ -200,30 +205,6 @@ class DiffusionRolloutCallback(Callback):
     def _steps(self, module: DiffusionModule, sampling: DiffusionSampling) -> list[DenoisingStep]:
         sigmas, timesteps = module.family.denoising_schedule(sampling.num_steps)
         return sampling.steps(sigmas, timesteps, self._num_rollouts, self.seed)
-
-    def _draw(
-        self,
-        module: DiffusionModule,
-        requests: Sequence[tuple[str, str, int]],
-        sampling: DiffusionSampling,
-        steps: Sequence[DenoisingStep],
-        base_seed: int,
-    ) -> list[Trajectory]:
-        """One sample for each (text, id of the prompt, index in its group)."""
-        texts = [text for text, _, _ in requests]
-
-        def velocity(latents: Tensor, timesteps: Tensor) -> Tensor:
-            return module.policy(latents, timesteps, texts, sampling.guidance_scale)
-
-        return sample_trajectories(
-            velocity,
-            module.family.latent_shape(),
-            steps,
-            seeds=[prompt_seed(base_seed, f"{id_}/{index}") for _, id_, index in requests],
-            guidance_scale=sampling.guidance_scale,
-            device=module.device,
-            start_seeds=[prompt_seed(base_seed, id_) for _, id_, _ in requests] if sampling.same_start else None,
-        )
 
     # -- runs without reward -------------------------------------------------------------------------------------
 

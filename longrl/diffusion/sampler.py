@@ -12,20 +12,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from longrl.diffusion.steps import (
-    DenoisingStep,
-    Dynamics,
-    FlowSDE,
-    make_step,
-    ode_step,
-    step_log_prob,
-    step_mean,
-)
+from longrl.diffusion.steps import DenoisingStep, Dynamics, FlowSDE, make_step, ode_step, step_log_prob, step_mean
 from longrl.diffusion.windows import Window, all_steps
 from longrl.engines.rollout_engine import prompt_seed
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """(latents [B, ...], timesteps [B]) -> [B, ...]."""
+VelocityPolicy = Callable[[Tensor, Tensor, Sequence[str], float], Tensor]
+"""(latents [R, ...], timesteps [R], R prompts, guidance scale) -> velocities [R, ...]."""
 
 
 @dataclass(frozen=True)
@@ -145,22 +139,25 @@ def denoise_latents(
 
 
 def sample_trajectories(
-    velocity: Velocity,
-    shape: Sequence[int],
-    steps: Sequence[DenoisingStep],
+    policy: VelocityPolicy,
+    texts: Sequence[str],
     seeds: Sequence[int],
-    guidance_scale: float,
+    steps: Sequence[DenoisingStep],
+    *,
+    shape: Sequence[int],
+    guidance_scale: float = 1.0,
     device: torch.device,
     start_seeds: Sequence[int] | None = None,
 ) -> list[Trajectory]:
     """One sample per seed, the same whatever other samples are drawn beside it but for rounding.
 
     Args:
-        velocity: the model with a prompt for each seed.
-        shape: of one latent.
-        steps: as in `denoise_latents`.
+        policy: the model.
+        texts: B prompts.
         seeds: B of them.
-        guidance_scale: what `velocity` applies, for the record.
+        steps: as in `denoise_latents`.
+        shape: of one latent.
+        guidance_scale: of classifier-free guidance; 1 is none.
         device: of the latents; trajectories are kept in host memory.
         start_seeds: of the initial noise, if others.
     """
@@ -168,8 +165,12 @@ def sample_trajectories(
     def stacked_noise(index: int, seeds: Sequence[int]) -> Tensor:  # [B, ...]
         return torch.stack([seeded_noise(seed, index, shape) for seed in seeds]).to(device)
 
-    start = stacked_noise(0, start_seeds or seeds)
-    denoised = denoise_latents(velocity, start, steps, lambda index: stacked_noise(index + 1, seeds))
+    denoised = denoise_latents(
+        lambda latents, timesteps: policy(latents, timesteps, texts, guidance_scale),
+        stacked_noise(0, start_seeds or seeds),
+        steps,
+        lambda index: stacked_noise(index + 1, seeds),
+    )
     final = denoised.final.cpu()
     latents = final[:, None]  # [B, W + 1, ...]
     logprobs = torch.zeros(len(seeds), 0)  # [B, W]

@@ -7,13 +7,13 @@ micro-batch. The dots stand for the axes of a latent, D for all of its values.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from longrl.diffusion.sampler import Trajectory
+from longrl.diffusion.sampler import Trajectory, VelocityPolicy
 from longrl.diffusion.steps import broadcast_rows, step_log_prob, step_mean
 from longrl.types import Group, TextPrompt
 
@@ -112,13 +112,8 @@ class RowScores:
     """[R, D] states behind the steps without noise."""
 
 
-def score_rows(policy: Callable[[Tensor, Tensor, Sequence[str], float], Tensor], rows: RowBatch) -> RowScores:
-    """The rows under a policy, with gradient where it is on.
-
-    Args:
-        policy: (latents [R, ...], timesteps [R], texts, guidance scale) -> velocities [R, ...].
-        rows: a micro-batch.
-    """
+def score_rows(policy: VelocityPolicy, rows: RowBatch) -> RowScores:
+    """The rows of a micro-batch under a policy, with gradient where it is on."""
     velocity = policy(rows.latents, rows.timesteps, rows.texts, rows.guidance_scale)
     mean = step_mean(rows.latents, velocity, rows.state_coef, rows.velocity_coef)  # [R, ...]
     return RowScores(step_log_prob(rows.drawn, mean, rows.std), mean.flatten(1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -219,7 +220,4 @@ def largest_frames(plan: Plan, available_bytes: float, with_frames: FramesRule) 
         if high == MAX_FRAMES:
             return MAX_FRAMES
         low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+    return bisect.bisect_left(range(low + 1, high), True, key=lambda frames: not fits(frames)) + low

@@ -115,9 +115,7 @@ def plan_run(run: PlannedRun, options: PlanOptions, command: str) -> PlanReport:
     """
     machine = find_hardware(options.hardware, options.memory_gib, options.devices)
     family = shapes.find_config(run.model.family)
-    plan, notes = plan_from_run(run, family, machine, options)
-    with_frames = frames_rule(family, options)
-    plan = with_frames(plan, plan.frames) if plan.frames else with_needed_budget(plan)
+    plan, rule, notes = plan_from_run(run, family, machine, options)
     if plan.max_tokens_per_micro_batch > run.model.max_tokens_per_micro_batch:
         budget = f"model.max_tokens_per_micro_batch={plan.max_tokens_per_micro_batch}"
         notes += [f"a prompt and its completions need {budget}: planned with it"]
@@ -127,7 +125,6 @@ def plan_run(run: PlannedRun, options: PlanOptions, command: str) -> PlanReport:
     efficiency = flops.Efficiency(options.utilisation, options.bandwidth_utilisation)
     loading = run.data.loader_options
     prefetched = loading.prefetch_prompts if loading.num_workers else 0
-    rule = with_frames if plan.frames else None
     return PlanReport(
         command=command,
         model=family.model_path,
@@ -154,17 +151,19 @@ def verdict_before_start(run: PlannedRun, num_devices: int, available_bytes: flo
     """
     options = PlanOptions()
     machine = find_hardware(options.hardware, available_bytes / GIB, num_devices)
-    family = run.model.family
-    plan, _ = plan_from_run(run, family, machine, options)
-    with_frames = frames_rule(family, options)
-    plan = with_frames(plan, plan.frames) if plan.frames else with_needed_budget(plan)
-    return memory.fit_verdict(plan, available_bytes, with_frames if plan.frames else None)
+    plan, rule, _ = plan_from_run(run, run.model.family, machine, options)
+    return memory.fit_verdict(plan, available_bytes, rule)
 
 
 def plan_from_run(
     run: PlannedRun, family: CausalFamily, machine: Hardware, options: PlanOptions
-) -> tuple[Plan, list[str]]:
-    """The run as its config describes it, on the nodes of the options, and notes on what differs from the config."""
+) -> tuple[Plan, memory.FramesRule | None, list[str]]:
+    """The run as its config describes it, with its longest video and prompt on the nodes of the options.
+
+    Returns:
+        The plan, the same run with other numbers of frames (None without videos), and notes on what differs from the
+        config.
+    """
     model, data, strategy = run.model, run.data, run.strategy
     notes: list[str] = []
     if not isinstance(strategy, MRSPStrategy):
@@ -213,7 +212,10 @@ def plan_from_run(
     )
     if strategy.sequence_parallel_size == "auto" and not options.sp:
         plan = dataclasses.replace(plan, sequence_parallel_size=chosen_degree(plan))
-    return plan, notes
+    if not plan.frames:
+        return with_needed_budget(plan), None, notes
+    rule = frames_rule(family, options)
+    return rule(plan, plan.frames), rule, notes
 
 
 def chosen_degree(plan: Plan) -> int:

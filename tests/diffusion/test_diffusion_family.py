@@ -8,6 +8,7 @@ from longrl.diffusion.diffusion_family import to_uint8
 from longrl.diffusion.sampler import DiffusionSampling, sample_trajectories, seeded_noise
 from longrl.models.lora import LoRASettings, adapters_off, to_checkpoint
 from longrl.modules.initial_weights import plain_from
+from longrl.strategies.fsdp import RootModule
 from tests.diffusion.tiny import FAMILIES, sd3_family, wan_family
 
 CPU = torch.device("cpu")
@@ -17,11 +18,11 @@ NAMES = list(FAMILIES)
 def sampled(family, model, texts, guidance, num_steps=4, seeds=(5, 6), window=None):
     steps = DiffusionSampling(num_steps=num_steps, window=window).steps(*family.denoising_schedule(num_steps), 0, 0)
 
-    def velocity(latents, timesteps):
-        return family.forward(model, latents, timesteps, texts, guidance)
-
     with torch.no_grad():
-        return sample_trajectories(velocity, family.latent_shape(), steps, seeds, guidance, CPU)
+        return sample_trajectories(
+            RootModule(family, model), texts, seeds, steps, shape=family.latent_shape(), guidance_scale=guidance,
+            device=CPU,
+        )  # fmt: skip
 
 
 def stock(family, folder=None):

@@ -25,6 +25,14 @@ def model(latents, timesteps):
     return torch.sin(3 * latents) + timesteps.view(-1, 1) / 1000
 
 
+def drawn_from(seeds, steps, **options):
+    def policy(latents, timesteps, texts, guidance_scale):
+        return model(latents, timesteps)
+
+    texts = [""] * len(seeds)
+    return sample_trajectories(policy, texts, seeds, steps, shape=(6,), device=torch.device("cpu"), **options)
+
+
 # ---- one step ----
 
 
@@ -89,7 +97,7 @@ def test_without_noise_the_sampler_is_diffusers_own_step_for_step_and_ends_at_ze
 def test_a_drawn_trajectory_scored_again_gives_the_samplers_log_probabilities(dynamics):
     theirs, seeds = schedule(10), [11, 12, 13]
     steps = DiffusionSampling(dynamics=dynamics).steps(theirs.sigmas, theirs.timesteps, 0, 0)
-    found = sample_trajectories(model, (6,), steps, seeds, 1.0, torch.device("cpu"))
+    found = drawn_from(seeds, steps)
     for sample in found:
         assert len(sample.steps) == 9
         rows = sample.latents[:-1]
@@ -106,11 +114,11 @@ def test_a_drawn_trajectory_scored_again_gives_the_samplers_log_probabilities(dy
 def test_a_sample_depends_on_its_seed_alone():
     theirs = schedule(6)
     steps = DiffusionSampling().steps(theirs.sigmas, theirs.timesteps, 0, 0)
-    together = sample_trajectories(model, (6,), steps, [1, 2], 1.0, torch.device("cpu"))
-    (alone,) = sample_trajectories(model, (6,), steps, [2], 1.0, torch.device("cpu"))
+    together = drawn_from([1, 2], steps)
+    (alone,) = drawn_from([2], steps)
     torch.testing.assert_close(together[1].final, alone.final)
     assert not torch.allclose(together[0].final, alone.final)
-    (other,) = sample_trajectories(model, (6,), steps, [2], 1.0, torch.device("cpu"), start_seeds=[1])
+    (other,) = drawn_from([2], steps, start_seeds=[1])
     assert not torch.allclose(other.final, alone.final)
     assert torch.equal(seeded_noise(3, 0, (4,)), seeded_noise(3, 0, (4,)))
 
