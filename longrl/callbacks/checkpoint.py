@@ -33,45 +33,54 @@ class Checkpoint(ModelCheckpoint):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._unlogged is not None:
-            for logger in trainer.loggers:
-                logger.log_metrics(self._unlogged["metrics"], self._unlogged["step"])
+        unlogged = self._unlogged
         self._unlogged = None
+        if unlogged is None:
+            return
+        for logger in trainer.loggers:
+            logger.log_metrics(unlogged["metrics"], unlogged["step"])
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         loop = trainer.fit_loop
-        if loop.restarted_on_epoch_end:  # under max_steps Lightning 2.6 would end the saved epoch once more
+        # Under max_steps Lightning 2.6 would end the saved epoch once more.
+        if loop.restarted_on_epoch_end:
             loop.epoch_progress.increment_completed()
             loop.reset_restart_stage()
             loop.epoch_loop.restarting = False
             loop.epoch_loop.reset_restart_stage()
 
     @override
-    def on_train_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._steps_before = trainer.global_step
 
     @override
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._due |= self._is_due(trainer)
-        if self._due and not trainer.is_last_batch and not _validation_follows(trainer):
-            self._unlogged = _unlogged_metrics(trainer)
-            self._save(trainer)
-            self._unlogged = None
+        steps = trainer.global_step
+        every = self._every_n_train_steps
+        # A batch may take several steps: it counts when it passes a multiple without standing on it.
+        if every > 0 and steps // every > self._steps_before // every:
+            self._due = True
+        if 0 < trainer.max_steps <= steps:
+            self._due = True
+        interval = self._train_time_interval
+        if interval is not None:
+            waited = time.monotonic() - (self._last_time_checked or 0.0)
+            self._due |= waited >= interval.total_seconds()
+        if not self._due or trainer.is_last_batch:
+            return
+        loop = trainer.fit_loop
+        assert loop._data_fetcher is not None
+        # Validation that follows the batch belongs to it: the save waits for its end.
+        if loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
+            return
+        self._unlogged = _unlogged_metrics(trainer)
+        self._save(trainer)
+        # A later save, after validation, must not log this batch once more.
+        self._unlogged = None
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -82,8 +91,10 @@ class Checkpoint(ModelCheckpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epochs = trainer.current_epoch + 1
         every = self._every_n_epochs
-        ends = trainer.should_stop or 0 < (trainer.max_epochs or 0) <= epochs
-        if self._due or ends or (every > 0 and epochs % every == 0):
+        max_epochs = trainer.max_epochs or 0  # -1 is no limit
+        is_last = trainer.should_stop or 0 < max_epochs <= epochs
+        is_multiple = every > 0 and epochs % every == 0
+        if self._due or is_last or is_multiple:
             self._save(trainer)
 
     @override
@@ -95,34 +106,15 @@ class Checkpoint(ModelCheckpoint):
         super().load_state_dict(state_dict)
         self._unlogged = state_dict["unlogged"]
 
-    def _is_due(self, trainer: Trainer) -> bool:
-        steps = trainer.global_step
-        # 1. Time is up.
-        if self._train_time_interval is not None:
-            elapsed = time.monotonic() - (self._last_time_checked or 0.0)
-            if elapsed >= self._train_time_interval.total_seconds():
-                return True
-        # 2. The run ends.
-        if 0 < trainer.max_steps <= steps:
-            return True
-        # 3. The batch has reached or passed a multiple.
-        every = self._every_n_train_steps
-        return every > 0 and steps // every > self._steps_before // every
-
     def _save(self, trainer: Trainer) -> None:
         self._due = False
-        if not self._should_skip_saving_checkpoint(trainer):
-            # The two steps of Lightning's own hooks, which count by batches.
-            candidates = self._monitor_candidates(trainer)
-            self._save_topk_checkpoint(trainer, candidates)
-            self._save_last_checkpoint(trainer, candidates)
-            self._last_time_checked = time.monotonic()
-
-
-def _validation_follows(trainer: Trainer) -> bool:
-    loop = trainer.fit_loop
-    assert loop._data_fetcher is not None
-    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+        # Lightning's rule: none in a sanity check or a fast_dev_run, and none twice at one step.
+        if self._should_skip_saving_checkpoint(trainer):
+            return
+        candidates = self._monitor_candidates(trainer)
+        self._save_topk_checkpoint(trainer, candidates)
+        self._save_last_checkpoint(trainer, candidates)
+        self._last_time_checked = time.monotonic()
 
 
 def _unlogged_metrics(trainer: Trainer) -> dict[str, Any] | None:
@@ -130,9 +122,13 @@ def _unlogged_metrics(trainer: Trainer) -> dict[str, Any] | None:
     connector = trainer._logger_connector
     if not connector.should_update_logs:
         return None
-    values = {name: float(value) for name, value in connector.metrics["log"].items()}
+    logged = connector.metrics["log"]
+    # Plain numbers: a checkpoint with tensors of a GPU would not load without one.
+    values = {name: float(value) for name, value in logged.items()}
     values["epoch"] = trainer.current_epoch
-    return {"step": trainer.fit_loop.epoch_loop._batches_that_stepped, "metrics": values}
+    # Lightning's loggers count batches that stepped, not optimizer steps.
+    step = trainer.fit_loop.epoch_loop._batches_that_stepped
+    return {"step": step, "metrics": values}
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -143,6 +139,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        # A bucket has no rename; its own upload is seen whole or not at all.
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return

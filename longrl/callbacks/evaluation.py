@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.table import Table
 from typing_extensions import override
 
 from longrl.callbacks.rollout import RolloutCallback
-from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.evaluation.answering import Answer, make_answer, portable
 from longrl.evaluation.benchmark import BLIND, WITH_VIDEO
 from longrl.evaluation.local_policy import class_path, shown_name
@@ -18,6 +19,7 @@ from longrl.evaluation.metric import CategoryAccuracy, logged_values
 from longrl.evaluation.outcomes import Outcome, make_outcome
 from longrl.evaluation.records import Record, group_records, video_name
 from longrl.evaluation.result_files import describe_evaluation, write_evaluation, write_samples
+from longrl.evaluation.scores import Scores
 from longrl.modules.policy import PolicyModule
 from longrl.modules.trained import data_module_of
 from longrl.types import Batch, Row, UnusableSample
@@ -62,13 +64,16 @@ class EvaluationReport(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         for group in batch.groups or ():
-            self.metric.update(group_records(group.prompt.row, group, self.breakdowns))
+            records = group_records(group.prompt.row, group, self.breakdowns)
+            self.metric.update(records)
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         summary = self.metric.summary()
-        if summary is not None:  # SFT without rollouts answers nothing
-            pl_module.log_dict({f"val/{name}": value for name, value in logged_values(summary).items()})
+        if summary is None:  # SFT without rollouts answers nothing
+            return
+        values = logged_values(summary)
+        pl_module.log_dict({f"val/{name}": value for name, value in values.items()})
 
     # ---- test and predict ----
 
@@ -93,18 +98,21 @@ class EvaluationReport(Callback):
     @override
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         rows, description = self._gather(trainer, pl_module)
-        if self.outcome is None or self.outcome.summary is None:
+        outcome = self.outcome
+        if outcome is None or outcome.summary is None:
             raise ValueError("`test` needs at least one answered question, got none; is there a RolloutCallback?")
-        if trainer.is_global_zero:
+        if trainer.is_global_zero:  # all ranks have the same outcome
             folder = Path(trainer.default_root_dir)
-            write_evaluation(folder, description, rows, [self.outcome], num_cards=self.num_cards)
-            print_scores({folder.name: self.outcome.to_dict()["scores"]})
+            write_evaluation(folder, description, rows, [outcome], num_cards=self.num_cards)
+            scores = outcome.to_dict()["scores"]
+            print_scores({folder.name: scores})
 
     @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         rows, description = self._gather(trainer, pl_module)
         if trainer.is_global_zero and self.outcome is not None:
-            write_samples(Path(trainer.default_root_dir), description, rows, [self.outcome])
+            folder = Path(trainer.default_root_dir)
+            write_samples(folder, description, rows, [self.outcome])
 
     def _gather(self, trainer: Trainer, pl_module: LightningModule) -> tuple[list[Row], dict[str, Any]]:
         """Fills `outcome` with the questions of all ranks; all must call it.
@@ -114,56 +122,66 @@ class EvaluationReport(Callback):
         """
         assert isinstance(pl_module, PolicyModule)
         data = data_module_of(trainer)
+        dp = pl_module.parallel.dp
         rows = list(data.datasets["test"].rows)
-        indices: dict[tuple[str, str], list[int]] = {}  # an id may come twice
-        for index, row in enumerate(rows):
-            indices.setdefault((row.id, row.answer), []).append(index)
 
+        # 1. The index of each answer's row: a record knows its id and answer, and an id may come twice.
+        indices: dict[tuple[str, str], list[int]] = {}
+        for index, row in enumerate(rows):
+            same = indices.setdefault((row.id, row.answer), [])
+            same.append(index)
         answers: dict[int, Answer] = {}
         records: dict[int, list[Record]] = {}
-        for answer, judged in pl_module.parallel.dp.gather_list(self._questions):
-            index = indices[judged[0]["id"], judged[0]["answer"]].pop(0)
+        for answer, judged in dp.gather_list(self._questions):
+            first = judged[0]
+            key = (first["id"], first["answer"])
+            index = indices[key].pop(0)
             answers[index] = answer
             # A prompt that is shown without its video does not say which one it was.
-            records[index] = [{**record, "video": video_name(rows[index])} for record in judged]
+            video = {"video": video_name(rows[index])}
+            records[index] = [record | video for record in judged]
         skipped: dict[int, UnusableSample] = {}
-        for unusable in pl_module.parallel.dp.gather(data.skips("test").drawn_unusable):
+        skips = data.skips("test")
+        for unusable in dp.gather(skips.drawn_unusable):
             skipped |= unusable
 
-        condition = BLIND if data.renderer.blind else WITH_VIDEO
+        # 2. Scores.
         blind = data.renderer.blind
+        condition = BLIND if blind else WITH_VIDEO
         self.outcome = make_outcome(condition, rows, answers, records, skipped, breakdowns=self.breakdowns, blind=blind)
-        return rows, self._description(trainer, pl_module, data, condition)
 
-    def _description(
-        self, trainer: Trainer, policy: PolicyModule, data: LongVideoReason, condition: str
-    ) -> dict[str, Any]:
+        # 3. Who answered, and how.
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # which Lightning does not declare
         rollout = next(callback for callback in callbacks if isinstance(callback, RolloutCallback))
-        weights = trainer.ckpt_path or policy.init_from or policy.family.model_path
-        identity = {
+        family = pl_module.family
+        # A checkpoint that the command names wins over what the run began with.
+        weights = trainer.ckpt_path or pl_module.init_from or family.model_path
+        policy = {
             "model": shown_name(str(weights)),
             "revision": None,
-            "family": class_path(policy.family),
-            "settings": portable(policy.family.identity()),
+            "family": class_path(family),
+            "settings": portable(family.identity()),
             "engine": class_path(rollout.engine),
             "versions": rollout.engine.library_versions(),
         }
         name = Path(trainer.default_root_dir).name
         renderers = {condition: data.renderer}
-        return describe_evaluation(name, identity, rollout.eval_sampling, rollout.seed, data, renderers)
+        return rows, describe_evaluation(name, policy, rollout.eval_sampling, rollout.seed, data, renderers)
 
 
-def print_scores(runs: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+def print_scores(runs: Mapping[str, Scores]) -> None:
     """A table of runs against categories: accuracy and its 95% interval in percent, and the number of questions."""
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table("", *runs, title="accuracy, 95% interval")
+    # All runs answered the same questions, so the first one has all categories.
     for category in next(iter(runs.values())):
-        cells = [
-            f"{100 * s['accuracy']:.1f}  [{100 * s['low']:.1f}, {100 * s['high']:.1f}]  n={s['n']}"
-            for s in (scores[category] for scores in runs.values())
-        ]
+        cells = []
+        for scores in runs.values():
+            score = scores[category]
+            accuracy = 100 * score["accuracy"]
+            low = 100 * score["low"]
+            high = 100 * score["high"]
+            cells.append(f"{accuracy:.1f}  [{low:.1f}, {high:.1f}]  n={score['n']}")
         table.add_row(category, *cells)
-    Console(width=40 + 32 * len(runs)).print(table)
+    # Piped output has no width of its own: as wide as the columns need.
+    width = 40 + 32 * len(runs)
+    Console(width=width).print(table)

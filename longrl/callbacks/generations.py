@@ -8,6 +8,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
+from rich.console import Console
+from rich.table import Table
 from typing_extensions import override
 
 from longrl.types import Batch, Group
@@ -26,16 +28,12 @@ class Generations(Callback):
     """
 
     def __init__(
-        self,
-        every_n_steps: int = 10,
-        num_prompts: int = 2,
-        num_completions: int = 2,
-        print_table: bool = False,
+        self, every_n_steps: int = 10, num_prompts: int = 2, num_completions: int = 2, print_table: bool = False
     ) -> None:
-        if min(every_n_steps, num_prompts, num_completions) < 1:
+        counts = [every_n_steps, num_prompts, num_completions]
+        if min(counts) < 1:
             raise ValueError(
-                "every_n_steps, num_prompts and num_completions of Generations must be at least 1, "
-                f"got {every_n_steps}, {num_prompts} and {num_completions}"
+                f"every_n_steps, num_prompts and num_completions of Generations must be at least 1, got {counts}"
             )
         self.every_n_steps = every_n_steps
         self.num_prompts = num_prompts
@@ -44,42 +42,40 @@ class Generations(Callback):
         self._steps_before = 0
 
     @override
-    def on_train_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Batch,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         self._steps_before = trainer.global_step
 
     @override
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        # A rollout may take several optimizer steps and pass a multiple without reaching it.
+        step = trainer.global_step
+        # A batch may take several steps and pass a multiple without standing on it.
         every = self.every_n_steps
-        due = trainer.global_step // every > self._steps_before // every
-        if not batch.groups or not trainer.is_global_zero or not due:
+        is_due = step // every > self._steps_before // every
+        # SFT has no groups; of many ranks the first one's are enough to look at.
+        if not batch.groups or not trainer.is_global_zero or not is_due:
             return
-        rows: list[dict[str, Any]] = []
+        samples: list[dict[str, Any]] = []
         for group in batch.groups[: self.num_prompts]:
-            rows += group_samples(group, trainer.global_step, self.num_completions)
-        # Appended line by line: the file can be read while the run goes on.
-        path = Path(trainer.default_root_dir) / "samples.jsonl"
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            samples += group_samples(group, step, self.num_completions)
+        folder = Path(trainer.default_root_dir)
+        # One write of all lines: whoever reads the file meanwhile sees no half sample.
+        lines = [json.dumps(sample, ensure_ascii=False) for sample in samples]
+        text = "\n".join([*lines, ""])
+        with (folder / "samples.jsonl").open("a", encoding="utf-8") as file:
+            file.write(text)
+        cells = [[sample[name] for name in COLUMNS] for sample in samples]
+        columns = list(COLUMNS)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                cells = [[row[name] for name in COLUMNS] for row in rows]
-                logger.log_table("samples", list(COLUMNS), cells)
+                logger.log_table("samples", columns, cells)
         if self.print_table:
-            _print(rows)
+            # A completion takes many lines: rules between them show where one ends.
+            table = Table(*columns, title="samples", show_lines=True)
+            for row in cells:
+                table.add_row(*map(str, row))
+            Console().print(table)
 
 
 def group_samples(group: Group, step: int, count: int) -> list[dict[str, Any]]:
@@ -87,7 +83,9 @@ def group_samples(group: Group, step: int, count: int) -> list[dict[str, Any]]:
     assert group.rewards is not None
     row = group.prompt.row
     samples = []
+    # Rewards and their parts are [G], one value for each completion.
     for index, completion in enumerate(group.completions[:count]):
+        parts = {name: float(values[index]) for name, values in group.reward_parts.items()}
         sample = {
             "step": step,
             "id": group.prompt.id,
@@ -96,17 +94,7 @@ def group_samples(group: Group, step: int, count: int) -> list[dict[str, Any]]:
             "answer": row.answer,
             "completion": completion.text,
             "reward": float(group.rewards[index]),
-            "parts": {name: float(values[index]) for name, values in group.reward_parts.items()},
+            "parts": parts,
         }
         samples.append(sample)
     return samples
-
-
-def _print(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*COLUMNS, title="samples", show_lines=True)
-    for row in rows:
-        table.add_row(*(str(row[name]) for name in COLUMNS))
-    Console().print(table)

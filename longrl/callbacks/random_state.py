@@ -22,12 +22,17 @@ class RandomState(Callback):
         version, internal, gauss = random.getstate()
         name, keys, *position = np.random.get_state(legacy=True)
         assert isinstance(keys, np.ndarray)
+        # PyTorch has no uint32 tensors that every operation knows.
+        words = torch.from_numpy(keys.astype(np.int64))  # [624]
+        cuda_state = None
+        if torch.cuda.is_available():
+            cuda_state = torch.cuda.get_rng_state()
         return {
             # Plain values and tensors: `torch.load(weights_only=True)` reads nothing else.
             "python": [version, list(internal), gauss],
-            "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *position],
+            "numpy": [name, words, *position],
             "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+            "cuda": cuda_state,
         }
 
     @override
@@ -36,15 +41,17 @@ class RandomState(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._restored is None:
+        # Here and not when the state is loaded: building loaders and models draws numbers in between.
+        state = self._restored
+        if state is None:
             return
-        version, internal, gauss = self._restored["python"]
+        version, internal, gauss = state["python"]
         random.setstate((version, tuple(internal), gauss))
-        name, keys, *rest = self._restored["numpy"]
-        keys = keys.numpy().astype(np.uint32)
-        np.random.set_state((name, keys, *rest))
-        torch.set_rng_state(self._restored["torch"])
-        # A run may go on where there is no GPU, or another number of them.
-        if self._restored["cuda"] is not None and torch.cuda.is_available():
-            torch.cuda.set_rng_state(self._restored["cuda"])
+        name, words, *position = state["numpy"]
+        keys = words.numpy().astype(np.uint32)
+        np.random.set_state((name, keys, *position))
+        torch.set_rng_state(state["torch"])
+        cuda_state = state["cuda"]
+        if cuda_state is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(cuda_state)
         self._restored = None

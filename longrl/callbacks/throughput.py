@@ -56,11 +56,14 @@ class Throughput(Callback):
         for name, value in seconds.items():
             pl_module.log(f"time/{name}", value, batch_size=1)
             if name in ON_PROGRESS_BAR:
+                # The bar alone: loggers have the value under `time/`.
                 pl_module.log(f"{name}_s", value, prog_bar=True, logger=False, batch_size=1)
-        # Ranks of a sequence-parallel group have the same tokens: counted once.
-        tokens = pl_module.parallel.dp.sum_dict({"tokens": num_tokens(batch)})["tokens"]
-        pl_module.log("throughput/tokens_per_s", tokens / (now - self._end_of_last), batch_size=1)
-        pl_module.log("throughput/media_encoded", float(pl_module.features.num_encoded), batch_size=1)
+        # Ranks of one sequence-parallel group have the same batch: summed over data-parallel ranks it counts once.
+        totals = pl_module.parallel.dp.sum_dict({"tokens": num_tokens(batch)})
+        tokens_per_s = totals["tokens"] / (now - self._end_of_last)
+        pl_module.log("throughput/tokens_per_s", tokens_per_s, batch_size=1)
+        num_encoded = float(pl_module.features.num_encoded)
+        pl_module.log("throughput/media_encoded", num_encoded, batch_size=1)
         self._end_of_last = now
 
     @override
@@ -74,12 +77,13 @@ class Throughput(Callback):
 def num_tokens(batch: Batch) -> int:
     """Tokens of a step, a prompt counted once."""
     count = 0
-    if batch.groups is None:
+    if batch.groups is None:  # SFT
         for prompt in batch.prompts:
             count += len(prompt.input_ids)
             if prompt.response_ids is not None:
                 count += len(prompt.response_ids)
         return count
+    # The prompt is encoded once, whatever the number of its completions.
     for group in batch.groups:
         count += len(group.prompt.input_ids)
         count += sum(len(completion.token_ids) for completion in group.completions)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
 
 from longrl.evaluation.comparison import Comparison, compare_folders
 from longrl.evaluation.result_files import write_json
@@ -24,14 +28,11 @@ def main(args: Sequence[str]) -> None:
     comparisons = compare_folders(options.run_a, options.run_b)
     show_comparisons(comparisons)
     if options.out:
-        write_json(options.out, {name: comparison.to_dict() for name, comparison in comparisons.items()})
+        write_json(options.out, {name: dataclasses.asdict(comparison) for name, comparison in comparisons.items()})
 
 
 def show_comparisons(comparisons: dict[str, Comparison]) -> None:
     """Prints a table for each condition, and the questions that changed."""
-    from rich.console import Console
-    from rich.table import Table
-
     console = Console(width=110)
     for condition, item in comparisons.items():
         title = f"{item.second} minus {item.first} ({condition})"

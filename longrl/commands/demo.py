@@ -6,7 +6,6 @@ Every stage is an ordinary command, printed before it runs, so that each can be 
 from __future__ import annotations
 
 import json
-import random
 import shlex
 import subprocess
 import sys
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from longrl.evaluation.report_page import SampleCard
 
 CONFIGS = Path("configs/demo")
-CATEGORIES = ("temporal", "spatial", "goal and purpose", "plot and narrative")
 NUM_CARDS = 8
 
 
@@ -132,6 +130,8 @@ class _Demo:
         from longrl.evaluation.curves import find_metrics
         from longrl.evaluation.report_page import Report, write_report
 
+        command = ["git", "rev-parse", "--short", "HEAD"]
+        commit = subprocess.run(command, capture_output=True, text=True, check=False)
         seconds = {name: round(value, 1) for name, value in self.seconds.items()}
         atomic_write(self.out / "results.json", json.dumps({**self.scores, "seconds": seconds}, indent=2))
         report = Report(
@@ -142,32 +142,36 @@ class _Demo:
             curves={stage: find_metrics(self.out / stage) for stage in ("sft", "rl")},
             samples=self._cards(),
             chance=0.25,
-            facts={"command": "make demo", "commit": _commit()},
+            facts={"command": "make demo", "commit": commit.stdout.strip() or "unknown"},
         )
         path = write_report(self.out, report)
         print_scores(self.scores)
-        _say_answered(self.answered["blind"])
+        answered = self.answered["blind"]
+        if answered:
+            accuracy, low, high = (100 * answered[name] for name in ("accuracy", "low", "high"))
+            _say(
+                f"without video {answered['n']} answers name an option, and {accuracy:.1f}% [{low:.1f}, {high:.1f}] of "
+                "those are right (chance: 25%)"
+            )
         _say(f"report: {path}\nresults: {self.out / 'results.json'}")
 
     def _cards(self) -> list[SampleCard]:
         """Some held-out questions of every category, with what each run answered."""
         from longrl.datamodules.rows.question_rows import longvideo_reason_row, make_rows
         from longrl.datamodules.rows.sources import media_root_of, read_records
-        from longrl.evaluation.benchmark_report import sample_card
+        from longrl.evaluation.benchmark_report import cards
         from longrl.evaluation.samples import read_samples
+        from longrl.types import Row
 
         source = str(self.out / "data" / "eval.jsonl")
-        rows = make_rows(read_records(source), longvideo_reason_row, media_root_of(source))
-        lines = {}
+        made = make_rows(read_records(source), longvideo_reason_row, media_root_of(source))
+        rows = [row for row in made if isinstance(row, Row)]  # all of them: a malformed one is an error
+        lines = []
         for run in ("sft", "rl"):
             (of_run,) = read_samples(self.out / "evaluation" / run).values()
-            lines[run] = {line["doc_id"]: line for line in of_run if line["error"] is None}
-        answered = [index for index in lines["rl"] if index in lines["sft"]]
-        chosen, draw = [], random.Random(0)
-        for category in CATEGORIES:
-            of_category = [index for index in answered if lines["rl"][index]["category"] == category]
-            chosen += draw.sample(of_category, min(len(of_category), NUM_CARDS // len(CATEGORIES)))
-        return [sample_card(rows[index], {run: of_run[index] for run, of_run in lines.items()}) for index in chosen]
+            # Both runs have one condition of the same name; the cards show them under the runs' names.
+            lines += [line | {"condition": run} for line in of_run]
+        return cards(rows, lines, NUM_CARDS)
 
     def _run(self, *command: str) -> None:
         """Runs a longrl command in this process, printed as a user would type it."""
@@ -184,20 +188,6 @@ def _set_aside(folder: Path) -> None:
         while (aside := folder.with_name(f"{folder.name}.old{number}")).exists():
             number += 1
         folder.rename(aside)
-
-
-def _say_answered(score: dict[str, Any] | None) -> None:
-    if score:
-        accuracy, low, high = (100 * score[name] for name in ("accuracy", "low", "high"))
-        _say(
-            f"without video {score['n']} answers name an option, and {accuracy:.1f}% [{low:.1f}, {high:.1f}] of those "
-            "are right (chance: 25%)"
-        )
-
-
-def _commit() -> str:
-    result = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return result.stdout.strip() or "unknown"
 
 
 def _say(text: str) -> None:

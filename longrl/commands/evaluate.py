@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+from rich.table import Table
 
 from longrl.commands.compare import show_comparisons
 from longrl.commands.main import COMMAND_USAGE
+from longrl.commands.run_config import evaluation_config, set_config_reader
+from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.evaluation.benchmark import Evaluation, EvaluationConfig
 from longrl.evaluation.benchmark_report import percent, rates_table, remarks
-from longrl.evaluation.outcomes import Outcome
 from longrl.evaluation.result_files import RESULTS_FILE, EvaluationFiles
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from longrl.datamodules.longvideo_reason import LongVideoReason
 
 DESCRIPTION = """Evaluates a policy on a benchmark; configs/eval/ has examples. The same command goes on where it was
 killed: what was answered is not asked again."""
@@ -36,11 +35,6 @@ def main(args: Sequence[str]) -> None:
 
 def parse_evaluation(args: Sequence[str]) -> tuple[EvaluationConfig, LongVideoReason]:
     """What a command line describes; nothing is read or loaded yet."""
-    from jsonargparse import ArgumentParser
-
-    from longrl.commands.run_config import evaluation_config, set_config_reader
-    from longrl.datamodules.longvideo_reason import LongVideoReason
-
     set_config_reader(evaluation_config)
     usage = COMMAND_USAGE.format("python -m longrl", "evaluate")
     parser = ArgumentParser(prog="python -m longrl evaluate", usage=usage, description=DESCRIPTION)
@@ -54,9 +48,6 @@ def parse_evaluation(args: Sequence[str]) -> tuple[EvaluationConfig, LongVideoRe
 
 def show_evaluation(files: EvaluationFiles) -> None:
     """Prints an evaluation's tables, what to know before believing them, and where its files are."""
-    from rich.console import Console
-    from rich.table import Table
-
     console = Console(width=max(80, 36 + 22 * len(files.outcomes)))
     rates = rates_table(files.outcomes, files.results)
     table = Table(*rates.head, title=f"{files.results['benchmark']}, in percent")
@@ -64,24 +55,19 @@ def show_evaluation(files: EvaluationFiles) -> None:
         table.add_row(*map(str, row))
     console.print(table)
     for outcome in files.outcomes:
-        if outcome.summary is not None:
-            console.print(_category_table(outcome))
+        summary = outcome.summary
+        if summary is None:
+            continue
+        table = Table(outcome.name, "strict", "robust", "n")
+        for category, score in summary.scores.items():
+            table.add_row(category, percent(score), percent(summary.lenient_scores[category]), str(score.n))
+        for field, by_value in summary.breakdowns.items():
+            table.add_section()
+            for value, score in by_value.items():
+                table.add_row(f"{field}: {value}", percent(score), "", str(score.n))
+        console.print(table)
     for text in remarks(files.outcomes):
         console.print(text, highlight=False, soft_wrap=True)
     show_comparisons(files.comparisons)
     paths = f"report: {files.report}\nresults: {files.report.with_name(RESULTS_FILE)}"
     console.print(paths, highlight=False, soft_wrap=True)
-
-
-def _category_table(outcome: Outcome) -> Table:
-    from rich.table import Table
-
-    assert outcome.summary is not None
-    table = Table(outcome.name, "strict", "robust", "n")
-    for category, score in outcome.summary.scores.items():
-        table.add_row(category, percent(score), percent(outcome.summary.lenient_scores[category]), str(score.n))
-    for field, by_value in outcome.summary.breakdowns.items():
-        table.add_section()
-        for value, score in by_value.items():
-            table.add_row(f"{field}: {value}", percent(score), "", str(score.n))
-    return table

@@ -9,21 +9,18 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from longrl.datamodules.loading.render import KnowsFeatures, RowRenderer, files_of
 from longrl.datamodules.media.subtitles import subtitle_files
 from longrl.io.append_log import AppendLog
-from longrl.types import UnusableSample
+from longrl.models.base import CausalFamily
+from longrl.models.reading import RendersPrompts
+from longrl.types import Completion, Prompt, Row, SamplingParams, UnusableSample
 
-if TYPE_CHECKING:
-    from longrl.models.base import CausalFamily
-    from longrl.models.reading import RendersPrompts
-    from longrl.types import Completion, Prompt, Row, SamplingParams
-
-Item = tuple[int, "Prompt"]
+Item = tuple[int, Prompt]
 """Index of a row and its prompt."""
 
 
@@ -74,10 +71,8 @@ def make_answer(family: CausalFamily, prompt: Prompt, completions: Sequence[Comp
 class Policy(abc.ABC):
     """A model under evaluation: in this process, or behind an endpoint."""
 
-    @property
-    @abc.abstractmethod
-    def family(self) -> RendersPrompts:
-        """The family that reads rows for it."""
+    family: RendersPrompts
+    """The family that reads rows for it."""
 
     @abc.abstractmethod
     def prepare(self, folder: Path) -> None:
@@ -94,8 +89,7 @@ class Policy(abc.ABC):
     def close(self) -> None:  # noqa: B027  # by default there is nothing to do
         """The evaluation is over."""
 
-    @abc.abstractmethod
-    def check(self, sampling: SamplingParams) -> None:
+    def check(self, sampling: SamplingParams) -> None:  # noqa: B027  # by default it knows all
         """Raises ValueError for a way of sampling that it does not know."""
 
     @abc.abstractmethod
@@ -117,12 +111,12 @@ def doc_hash(row: Row) -> str:
     content = {**asdict(row), "metadata": portable(row.metadata)}
     for kind in ("videos", "images", "audios"):
         content[kind] = [Path(path).name for path in content[kind]]
-    return hash_json(content)
+    return hash_json(content, default=repr)  # metadata may hold anything, such as dates
 
 
-def hash_json(value: Any) -> str:
-    """Sha256 of a value as JSON."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=repr).encode()).hexdigest()
+def hash_json(value: Any, default: Callable[[Any], str] | None = None) -> str:
+    """Sha256 of a value as JSON; what JSON cannot hold is an error, or written by `default`."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=default).encode()).hexdigest()
 
 
 def portable(value: Any) -> Any:
@@ -157,7 +151,7 @@ def question_key(row: Row, identity: Mapping[str, Any], renderer: RowRenderer) -
     return hash_json([doc_hash(row), sizes, identity])
 
 
-class AnswerStore:
+class AnswerStore(dict[str, Answer]):
     """Answers on disk, under keys that name all that decided them. Killed at any moment it has all or none of a batch.
 
     Args:
@@ -165,23 +159,18 @@ class AnswerStore:
     """
 
     def __init__(self, folder: Path) -> None:
+        super().__init__()
         self._log = AppendLog(folder)
-        self._answers: dict[str, Answer] = {}
         for entry in self._log.read():
             for key, values in entry["answers"].items():
-                self._answers.setdefault(key, Answer(**values))
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._answers
-
-    def __getitem__(self, key: str) -> Answer:
-        return self._answers[key]
+                # Two processes may have answered one question: the first answer stays.
+                self.setdefault(key, Answer(**values))
 
     def add(self, answers: Mapping[str, Answer]) -> None:
         """Writes answers, in one line; they are on disk when it returns."""
         if answers:
             self._log.append(None, {"answers": {key: asdict(answer) for key, answer in answers.items()}})
-            self._answers.update(answers)
+            self.update(answers)
 
     def close(self) -> None:
         """Closes this process's file."""

@@ -10,24 +10,21 @@ import dataclasses
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from longrl.datamodules.loading.loader import RenderedRows
+from longrl.datamodules.loading.render import RowRenderer
+from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.evaluation.answering import Answer, AnswerStore, Item, Policy, portable, question_key
-from longrl.evaluation.outcomes import Outcome, judge_answers, make_outcome
+from longrl.evaluation.comparison import read_run
+from longrl.evaluation.outcomes import judge_answers, make_outcome
 from longrl.evaluation.records import check_breakdowns
 from longrl.evaluation.result_files import EvaluationFiles, check_extends, describe_evaluation, write_evaluation
 from longrl.io.progress import item_progress
 from longrl.rewards import RewardSum
-from longrl.types import SamplingParams, UnusableSample
-
-if TYPE_CHECKING:
-    from longrl.datamodules.loading.render import RowRenderer
-    from longrl.datamodules.longvideo_reason import LongVideoReason
-    from longrl.evaluation.comparison import RunRecords
-    from longrl.types import Row
+from longrl.types import Row, SamplingParams, UnusableSample
 
 logger = logging.getLogger(__name__)
 
@@ -109,8 +106,20 @@ class Evaluation:
         policy.check(config.sampling)
         if config.reward is not None:
             config.reward.prepare()
-        against = self._read_against()
-        self._read_rows()
+        against = None
+        if config.against is not None:
+            if Path(config.against).expanduser().resolve() == self.folder.resolve():
+                raise ValueError(
+                    f"--against={config.against} is the folder of --out, and a run is not compared with itself; give "
+                    "another --out"
+                )
+            # As it is now: this evaluation may take hours, and the other one may go on beside it.
+            against = config.against, read_run(config.against)
+        if not self.data.sources["test"]:
+            raise ValueError("`evaluate` reads data.test, which is not set; give it a file or a hub id")
+        self.data.skipped_dir = self.data.skipped_dir or str(self.folder)
+        self.data.read(("test",))
+        check_breakdowns(self.rows, config.breakdowns)
         self.folder.mkdir(parents=True, exist_ok=True)
         policy.prepare(self.folder)
 
@@ -134,30 +143,17 @@ class Evaluation:
             return None
 
         # 3. Score and report.
-        outcomes = [self._outcome(*each) for each in answered]
+        outcomes = []
+        for condition, answers, skipped in answered:
+            judged = judge_answers(self.rows, answers, config.breakdowns, config.reward)
+            outcome = make_outcome(
+                condition.name, self.rows, answers, judged, skipped, breakdowns=config.breakdowns,
+                num_frames=condition.num_frames, blind=condition.renderer.blind,
+            )  # fmt: skip
+            outcomes.append(outcome)
         return write_evaluation(
             self.folder, description, self.rows, outcomes, num_cards=config.num_cards, against=against
         )
-
-    def _read_against(self) -> tuple[str, RunRecords] | None:
-        """The run to compare with, as it is at the start."""
-        from longrl.evaluation.comparison import read_run
-
-        against = self.config.against
-        if against is None:
-            return None
-        if Path(against).expanduser().resolve() == self.folder.resolve():
-            raise ValueError(
-                f"--against={against} is the folder of --out, and a run is not compared with itself; give another --out"
-            )
-        return against, read_run(against)
-
-    def _read_rows(self) -> None:
-        if not self.data.sources["test"]:
-            raise ValueError("`evaluate` reads data.test, which is not set; give it a file or a hub id")
-        self.data.skipped_dir = self.data.skipped_dir or str(self.folder)
-        self.data.read(("test",))
-        check_breakdowns(self.rows, self.config.breakdowns)
 
     @property
     def rows(self) -> Sequence[Row]:
@@ -173,9 +169,14 @@ class Evaluation:
         blind = Condition(BLIND, replace(plain, blind=True, video=type(plain.video)()))
         if plain.blind:
             return [blind]
-        conditions = [
-            Condition(f"{count} frames", _with_frames(plain, count), count) for count in self.config.frames
-        ] or [Condition(WITH_VIDEO, plain)]
+        conditions = []
+        for count in self.config.frames:
+            # So many frames of every video, fewer only of one that has fewer: the data's limits give way.
+            least = min(plain.video.min_frames, count)
+            most = max(plain.video.max_frames, count)
+            video = replace(plain.video, fps=None, num_frames=count, min_frames=least, max_frames=most)
+            conditions.append(Condition(f"{count} frames", replace(plain, video=video), count))
+        conditions = conditions or [Condition(WITH_VIDEO, plain)]
         return [*conditions, blind] if self.config.blind_baseline else conditions
 
     # -- asking --------------------------------------------------------------------------------------------------
@@ -193,25 +194,13 @@ class Evaluation:
         local = (index for index in range(len(keys)) if index // size % self.num_parts == self.part)
         missing = [index for index in local if keys[index] not in store]
         skipped: dict[int, UnusableSample] = {}
-        if missing:
-            num_answered = len(keys) - len(missing)
-            logger.info("%s: %d of %d questions are answered already", condition.name, num_answered, len(keys))
-            self._ask(condition, keys, missing, store, skipped)
-        return {index: store[key] for index, key in enumerate(keys) if key in store}, skipped
-
-    def _ask(
-        self,
-        condition: Condition,
-        keys: Sequence[str],
-        missing: Sequence[int],
-        store: AnswerStore,
-        skipped: dict[int, UnusableSample],
-    ) -> None:
-        from longrl.datamodules.loading.loader import usable_items
-
         skips = self.data.skips("test")
+        if not missing:
+            return {index: store[key] for index, key in enumerate(keys) if key in store}, skipped
+        num_answered = len(keys) - len(missing)
+        logger.info("%s: %d of %d questions are answered already", condition.name, num_answered, len(keys))
         with item_progress() as progress:
-            task = progress.add_task(condition.name, total=len(keys), completed=len(keys) - len(missing))
+            task = progress.add_task(condition.name, total=len(keys), completed=num_answered)
 
             def save(answers: Mapping[int, Answer | UnusableSample]) -> None:
                 store.add({keys[index]: item for index, item in answers.items() if isinstance(item, Answer)})
@@ -221,50 +210,21 @@ class Evaluation:
                         usable_items([item], skips)
                 progress.advance(task, len(answers))
 
-            def skip(item: UnusableSample) -> None:
-                skipped[item.index] = item
-                progress.advance(task)
+            def batches() -> Iterator[list[Item]]:
+                """Prompts of the missing rows; a batch's rows are neighbours in the file, whatever is missing."""
+                options = replace(self.data.loader_options, prefetch_prompts=size)
+                items = options.render(RenderedRows(self.rows, condition.renderer), missing)
+                for _, indices in itertools.groupby(missing, key=lambda index: index // size):
+                    batch: list[Item] = []
+                    for index in indices:
+                        item = next(items)
+                        if isinstance(item, UnusableSample):
+                            skipped[index] = item
+                            progress.advance(task)
+                        # Raises where too many samples cannot be used.
+                        batch += [(index, prompt) for prompt in skips.usable([item])]
+                    if batch:
+                        yield batch
 
-            batches = self._batches(condition, missing, skip)
-            self.config.policy.answer(batches, self.config.sampling, self.config.seed, save)
-
-    def _batches(
-        self, condition: Condition, missing: Sequence[int], skip: Callable[[UnusableSample], None]
-    ) -> Iterator[list[Item]]:
-        """Prompts of the missing rows; a batch's rows are neighbours in the file, whatever is missing."""
-        from longrl.datamodules.loading.loader import RenderedRows, usable_items
-
-        size, skips = self.data.eval_prompts_per_batch, self.data.skips("test")
-        options = replace(self.data.loader_options, prefetch_prompts=size)
-        items = options.render(RenderedRows(self.rows, condition.renderer), missing)
-        for _, indices in itertools.groupby(missing, key=lambda index: index // size):
-            batch: list[Item] = []
-            for index in indices:
-                item = next(items)
-                if isinstance(item, UnusableSample):
-                    skip(item)
-                batch += [(index, prompt) for prompt in usable_items([item], skips)]
-            if batch:
-                yield batch
-
-    def _outcome(
-        self, condition: Condition, answers: Mapping[int, Answer], skipped: Mapping[int, UnusableSample]
-    ) -> Outcome:
-        breakdowns = self.config.breakdowns
-        return make_outcome(
-            condition.name,
-            self.rows,
-            answers,
-            judge_answers(self.rows, answers, breakdowns, self.config.reward),
-            skipped,
-            breakdowns=breakdowns,
-            num_frames=condition.num_frames,
-            blind=condition.renderer.blind,
-        )
-
-
-def _with_frames(renderer: RowRenderer, count: int) -> RowRenderer:
-    """The renderer that shows so many frames of every video, fewer only of one that has fewer."""
-    video = renderer.video
-    fewest, most = min(video.min_frames, count), max(video.max_frames, count)
-    return replace(renderer, video=replace(video, fps=None, num_frames=count, min_frames=fewest, max_frames=most))
+            self.config.policy.answer(batches(), self.config.sampling, self.config.seed, save)
+        return {index: store[key] for index, key in enumerate(keys) if key in store}, skipped

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+from matplotlib.figure import Figure
+
+from longrl.datamodules.media.sampling import VideoSampling
+from longrl.datamodules.media.video import read_video
 from longrl.evaluation.charts import plot_frame_sweep
 from longrl.evaluation.comparison import Comparison, points
 from longrl.evaluation.outcomes import Outcome
-from longrl.evaluation.report_page import (
-    CompletionCard,
-    PageTable,
-    Report,
-    SampleCard,
-    SectionPart,
-    score_table,
-    write_report,
-)
+from longrl.evaluation.report_page import PageTable, Report, SampleCard, SectionPart, score_table, write_report
 from longrl.evaluation.samples import SampleLine
 from longrl.evaluation.scores import OVERALL, Difference, Score
 from longrl.types import Row, UnusableSample
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 NOTE = (
     "Strict accuracy (only what stands in <answer>) in percent with its 95% interval: Wilson's, with questions about "
@@ -79,7 +75,13 @@ def write_benchmark_report(
         values = list(dict.fromkeys(value for by_value in by_run.values() for value in by_value))
         sections[f"By {field.replace('_', ' ')}"] = [score_table(by_run, values)]
     for comparison in comparisons.values():
-        sections.setdefault("Against another run", []).extend(_comparison_parts(comparison))
+        parts = sections.setdefault("Against another run", [])
+        parts.append(PageTable(["", "strict", "robust", "questions", "won", "lost"], comparison.table_rows()))
+        parts.append(
+            f"{comparison.second} minus {comparison.first}, in percentage points on the questions that both answered."
+        )
+        parts += [f"Won: {', '.join(comparison.won)}"] if comparison.won else []
+        parts += [f"Lost: {', '.join(comparison.lost)}"] if comparison.lost else []
 
     report = Report(
         title=results["benchmark"],
@@ -175,13 +177,6 @@ def _rates(outcome: Outcome, result: Mapping[str, Any]) -> dict[str, str]:
     return column
 
 
-def _comparison_parts(comparison: Comparison) -> list[SectionPart]:
-    table = PageTable(["", "strict", "robust", "questions", "won", "lost"], comparison.table_rows())
-    text = f"{comparison.second} minus {comparison.first}, in percentage points on the questions that both answered."
-    lists = [f"{name}: {', '.join(ids)}" for name, ids in (("Won", comparison.won), ("Lost", comparison.lost)) if ids]
-    return [table, text, *lists]
-
-
 def _facts(results: Mapping[str, Any]) -> dict[str, str]:
     policy, questions = results["policy"], results["questions"]
     readings = {name: condition["reading"] for name, condition in results["conditions"].items()}
@@ -214,20 +209,14 @@ def cards(rows: Sequence[Row], lines: Sequence[SampleLine], count: int) -> list[
     by_condition: dict[str, dict[int, SampleLine]] = {}
     for line in lines:
         by_condition.setdefault(line["condition"], {})[line["doc_id"]] = line
-    conditions = by_condition.values()
-    common = [
-        index
-        for index in range(len(rows))
-        if conditions and all(index in each and each[index]["error"] is None for each in conditions)
-    ]
+    counts = Counter(line["doc_id"] for line in lines if line["error"] is None)
+    common = sorted(index for index, count in counts.items() if count == len(by_condition))
     random.Random(0).shuffle(common)
     by_category: dict[str, list[int]] = {}
     for index in common:
         by_category.setdefault(rows[index].category, []).append(index)
-    chosen: list[int] = []
-    while len(chosen) < min(count, len(common)):
-        for waiting in by_category.values():
-            chosen += [waiting.pop()] if waiting and len(chosen) < count else []
+    rounds = itertools.zip_longest(*map(reversed, by_category.values()))
+    chosen = [index for one_of_each in rounds for index in one_of_each if index is not None][:count]
     return [sample_card(rows[index], {name: each[index] for name, each in by_condition.items()}) for index in chosen]
 
 
@@ -241,11 +230,6 @@ def sample_card(row: Row, lines: Mapping[str, SampleLine]) -> SampleCard:
     Raises:
         ValueError: a line is of another question.
     """
-    import numpy as np
-
-    from longrl.datamodules.media.sampling import VideoSampling
-    from longrl.datamodules.media.video import read_video
-
     ids = {run: line["id"] for run, line in lines.items()}
     if set(ids.values()) != {row.id}:
         raise ValueError(f"a sample card shows one question, {row.id!r}, got {ids}; pass each run's line of that id")
@@ -256,18 +240,8 @@ def sample_card(row: Row, lines: Mapping[str, SampleLine]) -> SampleCard:
         sampling = VideoSampling(fps=None, num_frames=NUM_CARD_FRAMES, span_s=tuple(span) if span else None)
         try:
             video = read_video(row.videos[0], sampling)
-            frames, timestamps = np.ascontiguousarray(video.pixels.permute(0, 2, 3, 1)), video.timestamps
+            frames = np.ascontiguousarray(video.pixels.permute(0, 2, 3, 1))  # [F, H, W, 3], as pictures are saved
+            timestamps = video.timestamps
         except UnusableSample:  # of an evaluation without video, or one that has ended long ago
             frames = None
-    completions = [
-        CompletionCard(
-            run=run,
-            text=line["resps"][0][0],
-            correct=line["correct"][0],
-            rewards=line["rewards"][0],
-            num_tokens=line["num_completion_tokens"][0],
-            finish_reason=line["finish_reason"][0],
-        )
-        for run, line in lines.items()
-    ]
-    return SampleCard(row.id, row.problem, row.answer, completions, row.category, frames, timestamps)
+    return SampleCard(row, lines, frames, timestamps)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from matplotlib.figure import Figure  # not pyplot: no global state, works in any thread
 
 from longrl.evaluation.curves import decorate
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from longrl.evaluation.scores import Scores
 
 RUN_COLORS: dict[str, str] = {
     "blind": "#d5dae0",
@@ -21,8 +20,6 @@ RUN_COLORS: dict[str, str] = {
 }
 _OTHER_COLORS = ("#3a9d7c", "#9466b8", "#c4527a", "#c9a227", "#4d82bc", "#7a5c3e", "#5fb0b7", "#39434d")
 
-Scores = Mapping[str, Mapping[str, Any]]
-"""Category -> {"accuracy", "low", "high", "n"}."""
 _BASELINE: dict[str, Any] = {
     "color": "#6b7681",
     "linewidth": 1,
@@ -51,7 +48,10 @@ def plot_accuracies(scores: Mapping[str, Scores], chance: float | None = None) -
     """
     categories = all_categories(scores)
     width = 0.8 / max(len(scores), 1)
-    figure, axes = _new_chart(max(5.0, 1.1 + 0.36 * len(scores) * len(categories) + 0.5 * len(categories)))
+    # Bars are as wide in every chart, with room between the categories.
+    chart_width = max(5.0, 1.1 + 0.36 * len(scores) * len(categories) + 0.5 * len(categories))
+    figure = Figure(figsize=(chart_width, 3.4), dpi=130, layout="constrained")
+    axes = figure.add_subplot()
     for position, (run, by_category) in enumerate(scores.items()):
         offset = width * (position - (len(scores) - 1) / 2)
         centers = [index + offset for index, name in enumerate(categories) if name in by_category]
@@ -77,7 +77,8 @@ def plot_frame_sweep(
         chance: accuracy of always giving the most frequent answer, a dashed line.
         blind: score without video, a line with its interval.
     """
-    figure, axes = _new_chart(6.4)
+    figure = Figure(figsize=(6.4, 3.4), dpi=130, layout="constrained")
+    axes = figure.add_subplot()
     frames = sorted(points)
     heights, errors = _bars([points[count] for count in frames])
     axes.errorbar(
@@ -98,13 +99,6 @@ def plot_frame_sweep(
     axes.set_ylim(bottom=0)
     figure.legend(loc="outside upper right", ncols=3, fontsize=8, frameon=False)
     return figure
-
-
-def _new_chart(width: float) -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure  # not pyplot: no global state, works in any thread
-
-    figure = Figure(figsize=(width, 3.4), dpi=130, layout="constrained")
-    return figure, figure.add_subplot()
 
 
 def _bars(scores: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[list[float]]]:

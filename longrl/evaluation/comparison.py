@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from longrl.evaluation.samples import SAMPLES_FILE, read_samples, records_of
-from longrl.evaluation.scores import OVERALL, Difference, Question, by_question, mean_of, paired_difference
+from longrl.evaluation.scores import OVERALL, Difference, Question, by_question, paired_difference, question_gains
 from longrl.io.jsonl import read_jsonl
 
 Records = Mapping[str, Question]
@@ -34,10 +33,6 @@ class Comparison:
     left_out: int
     """Questions that only one of them answered, or that are not the same under one id."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """The comparison as JSON."""
-        return asdict(self)
-
     def table_rows(self) -> list[list[str]]:
         """For each category: strict and robust difference, questions, won and lost ones."""
         return [
@@ -51,27 +46,22 @@ def points(difference: Difference) -> str:
     return f"{100 * difference.difference:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
 
 
-def compare_folders(first: str | Path, second: str | Path) -> dict[str, Comparison]:
+def compare_folders(first: str | Path, second: str | Path, before: RunRecords | None = None) -> dict[str, Comparison]:
     """Compares the conditions that two runs share by name; or the only ones.
+
+    Args:
+        first: folder of the first run.
+        second: folder of the second run.
+        before: `read_run` of the first, if it is read already.
+
+    Returns:
+        Condition -> comparison.
 
     Raises:
         ValueError: a folder without answers, or no question in common.
     """
-    return compare_runs(first, read_run(first), second, read_run(second))
-
-
-def compare_runs(first: str | Path, before: RunRecords, second: str | Path, after: RunRecords) -> dict[str, Comparison]:
-    """`compare_folders` of runs that are read already.
-
-    Args:
-        first: folder of the first run, for its name.
-        before: `read_run` of it.
-        second: folder of the second run.
-        after: `read_run` of that.
-
-    Returns:
-        Condition -> comparison.
-    """
+    before = read_run(first) if before is None else before
+    after = read_run(second)
     pairs = {name: (name, name) for name in before if name in after}
     if not pairs and len(before) == len(after) == 1:
         one, two = next(iter(before)), next(iter(after))
@@ -81,16 +71,12 @@ def compare_runs(first: str | Path, before: RunRecords, second: str | Path, afte
             f"no condition is in both runs: {first} has {', '.join(before)}, and {second} has {', '.join(after)}; "
             "evaluate both under one, such as the same --frames"
         )
-    name, other = _distinct_names(first, second)
-    return {condition: compare_records(name, before[one], other, after[two]) for condition, (one, two) in pairs.items()}
-
-
-def _distinct_names(first: str | Path, second: str | Path) -> list[str]:
-    """Shortest ends of two paths that differ: a/evaluation/mme and b/evaluation/mme as they are."""
+    # The runs go by the shortest ends of their paths that differ: a/evaluation/mme and b/evaluation/mme.
     parts = [Path(folder).expanduser().resolve().parts for folder in (first, second)]
     longest = max(map(len, parts))
     count = next((n for n in range(1, longest) if parts[0][-n:] != parts[1][-n:]), 1)
-    return ["/".join(part[-count:]) for part in parts]
+    name, other = ("/".join(part[-count:]) for part in parts)
+    return {condition: compare_records(name, before[one], other, after[two]) for condition, (one, two) in pairs.items()}
 
 
 def read_run(folder: str | Path) -> RunRecords:
@@ -123,38 +109,25 @@ def compare_records(first: str, before: Records, second: str, after: Records) ->
     Raises:
         ValueError: there are none.
     """
-    common = [name for name in before if name in after and _is_same(before[name][0], after[name][0])]
+    common = []
+    for name in before:
+        one, other = before[name][0], after.get(name, [{}])[0]
+        # Predictions of earlier releases have no hash.
+        field = "doc_hash" if "doc_hash" in one and "doc_hash" in other else "answer"
+        if one[field] == other.get(field):
+            common.append(name)
     if not common:
         raise ValueError(
             f"{first} and {second} have no question in common that both answered; evaluate both on one data set"
         )
-    categories = sorted({before[name][0]["category"] for name in common} - {OVERALL})
-    ids_of = {OVERALL: common}
-    ids_of |= {each: [name for name in common if before[name][0]["category"] == each] for each in categories}
+    strict, robust = {}, {}
+    for category in (OVERALL, *sorted({before[name][0]["category"] for name in common} - {OVERALL})):
+        ids = [name for name in common if category in (OVERALL, before[name][0]["category"])]
+        pair = [before[name] for name in ids], [after[name] for name in ids]
+        strict[category] = paired_difference(*pair)
+        robust[category] = paired_difference(*pair, "correct_lenient")
 
-    gains = {name: mean_of(after[name], "correct") - mean_of(before[name], "correct") for name in common}
-    return Comparison(
-        first,
-        second,
-        strict=_differences(before, after, ids_of, "correct"),
-        robust=_differences(before, after, ids_of, "correct_lenient"),
-        won=[name for name in common if gains[name] > 0],
-        lost=[name for name in common if gains[name] < 0],
-        left_out=len(before.keys() | after.keys()) - len(common),
-    )
-
-
-def _differences(
-    before: Records, after: Records, ids_of: Mapping[str, Sequence[str]], field: str
-) -> dict[str, Difference]:
-    differences = {}
-    for category, ids in ids_of.items():
-        first, second = ([record for name in ids for record in run[name]] for run in (before, after))
-        differences[category] = paired_difference(first, second, field)
-    return differences
-
-
-def _is_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """True if two questions of one id are one; old predictions have no hash."""
-    field = "doc_hash" if "doc_hash" in one and "doc_hash" in other else "answer"
-    return one[field] == other[field]
+    gains = question_gains([before[name] for name in common], [after[name] for name in common], "correct")
+    won = [name for name, gain in zip(common, gains, strict=True) if gain > 0]
+    lost = [name for name, gain in zip(common, gains, strict=True) if gain < 0]
+    return Comparison(first, second, strict, robust, won, lost, len(before.keys() | after.keys()) - len(common))

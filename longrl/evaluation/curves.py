@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import csv
 import math
+import posixpath
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure  # not pyplot: no global state, works in any thread
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 Metrics = Mapping[str, Mapping[int, float]]
 """Column -> step -> value."""
@@ -63,11 +65,8 @@ PANELS: tuple[Panel, ...] = (
 
 def find_metrics(folder: str | Path) -> list[Path]:
     """Finds all metrics.csv below a run's folder, version_0 before version_1 before version_10."""
-
-    def by_numbers(path: Path) -> list[str | int]:
-        return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))]
-
-    return sorted(Path(folder).rglob("metrics.csv"), key=by_numbers)
+    paths = Path(folder).rglob("metrics.csv")
+    return sorted(paths, key=lambda path: re.sub(r"\d+", lambda number: number[0].zfill(9), str(path)))
 
 
 def read_metrics(paths: str | Path | Iterable[str | Path]) -> dict[str, dict[int, float]]:
@@ -108,9 +107,6 @@ def plot_curves(metrics: Metrics) -> Figure | None:
     Returns:
         A figure to save with `figure.savefig(path)`; None when no panel has data.
     """
-    from matplotlib.figure import Figure  # not pyplot: no global state, works in any thread
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
     shown = [(panel, columns) for panel in PANELS if (columns := matching_columns(metrics, panel))]
     if not shown:
         return None
@@ -174,8 +170,6 @@ def decorate(axes: Axes, title: str, unit: str = "") -> None:
 
 def smoothed(values: Sequence[float]) -> list[float]:
     """Centred Gaussian average, so that a slope is not shifted; its width is a fortieth of the curve, at least 2."""
-    import numpy as np
-
     width = max(2.0, len(values) / 40)
     reach = min(round(3 * width), (len(values) - 1) // 2)
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / width) ** 2)
@@ -185,8 +179,5 @@ def smoothed(values: Sequence[float]) -> list[float]:
 
 def short_name(column: str, among: Iterable[str]) -> str:
     """The column without what all of them share: "train/time/encode_s" among its like is "encode"."""
-    parts = [name.split("/") for name in among]
-    shared = 0
-    while all(len(p) > shared + 1 and p[: shared + 1] == parts[0][: shared + 1] for p in parts):
-        shared += 1
-    return re.sub(r"_(step|epoch|s)$", "", "/".join(column.split("/")[shared:]))
+    shared = posixpath.commonpath([posixpath.dirname(name) for name in among])
+    return re.sub(r"_(step|epoch|s)$", "", column.removeprefix(shared).removeprefix("/"))

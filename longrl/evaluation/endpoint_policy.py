@@ -94,14 +94,10 @@ class EndpointPolicy(Policy):
         self.endpoint = endpoint
         self.revision = revision
         self.max_side = max_side
+        self.family = ChatReader(max_side)
         self.budget = budget
         self._replies: ReplyCache | None = None
         self._served: dict[str, Any] = {}
-
-    @property
-    @override
-    def family(self) -> RendersPrompts:
-        return ChatReader(self.max_side)
 
     @override
     def prepare(self, folder: Path) -> None:
@@ -110,7 +106,15 @@ class EndpointPolicy(Policy):
                 "the policy's revision is null: answers of another model that is served as %r later are taken for this "
                 "one's; set it to the commit or name of what runs", self.endpoint.model
             )  # fmt: skip
-        self._served = _remembered(folder / "served.json", self.endpoint)
+        # What the server said the last time counts as well: answers that are on disk are scored without it.
+        path = folder / "served.json"
+        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        name = f"{self.endpoint.model} at {self.endpoint.url}"
+        served = served_model(self.endpoint)
+        if served is not None:
+            known[name] = served
+            atomic_write(path, json.dumps(known, indent=2) + "\n")
+        self._served = known.get(name, {})
         # A folder of its own for every model: a request does not say which revision it is for.
         self._replies = ReplyCache(str(folder / "responses" / hash_json(self.identity())[:16]), self.budget)
 
@@ -211,54 +215,33 @@ def served_model(endpoint: Endpoint) -> dict[str, Any] | None:
     return {"id": model["id"]} | ({"root": root} if root else {})
 
 
-def _remembered(path: Path, endpoint: Endpoint) -> dict[str, Any]:
-    """`served_model`, or what it was the last time: answers that are on disk are scored without a server, too."""
-    model = served_model(endpoint)
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    name = f"{endpoint.model} at {endpoint.url}"
-    if model is None:
-        return known.get(name, {})
-    atomic_write(path, json.dumps(known | {name: model}, indent=2) + "\n")
-    return model
-
-
 def _content(prompt: ChatPrompt, max_side: int) -> list[MessagePart]:
     """Message parts: media where the text's tags place them, else before it."""
-    shown = [_media_parts(item, max_side) for item in prompt.media]
-    if not MEDIA_TAG.search(prompt.text):
-        return [*(part for parts in shown for part in parts), {"type": "text", "text": prompt.text}]
-    texts = MEDIA_TAG.split(prompt.text)[::2]
-    content = [{"type": "text", "text": texts[0]}]
-    for parts, text in zip(shown, texts[1:], strict=True):
-        content += [*parts, {"type": "text", "text": text}]
+    is_tagged = MEDIA_TAG.search(prompt.text) is not None
+    # With tags a text stands before the first media item and behind each; without, all of it behind the last.
+    texts = MEDIA_TAG.split(prompt.text)[::2] if is_tagged else ["" for _ in prompt.media] + [prompt.text]
+    content: list[MessagePart] = [{"type": "text", "text": texts[0]}]
+    for item, text in zip(prompt.media, texts[1:], strict=True):
+        names = [frame_name(item.key, index, max_side) for index in range(len(item.timestamps))]
+        if item.kind == "video":  # each frame behind its time
+            content += frame_parts(names, item.timestamps)
+        else:
+            content += [image_part(name) for name in names]
+        content.append({"type": "text", "text": text})
     return [part for part in content if part.get("text") != ""]
-
-
-def _media_parts(item: Media, max_side: int) -> list[MessagePart]:
-    """A video's frames, each behind its time; an image."""
-    names = [frame_name(item.key, index, max_side) for index in range(len(item.timestamps))]
-    return frame_parts(names, item.timestamps) if item.kind == "video" else [image_part(name) for name in names]
 
 
 def _images(prompt: ChatPrompt, max_side: int) -> dict[str, str]:
     """Name -> `data:` url of every frame."""
     urls = {}
+    reader = ChatReader(max_side)
     for item in prompt.media:
-        frames = (frame for pixels in _pixels(item, max_side) for frame in pixels)
-        for index, frame in enumerate(frames):
+        pieces: Iterable[Tensor] = [item.patches]  # [F, 3, H, W] each
+        if item.source is not None:  # of a long video the file is decoded again, part by part
+            pieces = (reader.resize(part).pixels for part in item.source() if isinstance(part, Frames))
+        for index, frame in enumerate(frame for piece in pieces for frame in piece):
             urls[frame_name(item.key, index, max_side)] = data_url(_image(frame))
     return urls
-
-
-def _pixels(item: Media, max_side: int) -> Iterator[Tensor]:
-    """[F, 3, H, W] of a media item, in one piece or as its file is decoded again."""
-    if item.source is None:
-        yield item.patches
-        return
-    reader = ChatReader(max_side)
-    for part in item.source():
-        assert isinstance(part, Frames)
-        yield reader.resize(part).pixels
 
 
 def _image(pixels: Tensor) -> Image.Image:

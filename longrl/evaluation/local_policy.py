@@ -55,7 +55,7 @@ class LocalPolicy(Policy):
         feature_cache_dir: str | None = None,
         feature_cache_disk_gib: float = 1024.0,
     ) -> None:
-        self._family = family
+        self.family: CausalFamily = family
         self.weights = weights
         self.engine = engine or HFEngine()
         self.device = _device(device)
@@ -66,19 +66,14 @@ class LocalPolicy(Policy):
         self.model: nn.Module | None = None
         self._identity: dict[str, Any] = {}
 
-    @property
-    @override
-    def family(self) -> CausalFamily:
-        return self._family
-
     @override
     def prepare(self, folder: Path) -> None:
-        plain = plain_from(self._family, self.weights, "--policy.init_args.weights")
-        model = chunk_mlps(self._family, plain).eval().requires_grad_(False)
-        source = self.weights or self._family.model_path
+        plain = plain_from(self.family, self.weights, "--policy.init_args.weights")
+        model = chunk_mlps(self.family, plain).eval().requires_grad_(False)
+        source = self.weights or self.family.model_path
         self._identity = {
-            "family": class_path(self._family),
-            "settings": portable(self._family.identity()),
+            "family": class_path(self.family),
+            "settings": portable(self.family.identity()),
             "model": shown_name(source),
             "revision": None if is_local(source) else getattr(model.config, "_commit_hash", None),
             "weights": weights_hash(model),
@@ -87,7 +82,7 @@ class LocalPolicy(Policy):
             "versions": self.engine.library_versions(),
         }
         # An engine with weights of its own leaves the encoder alone on the device.
-        parts = (model,) if self.engine.reads_policy_weights else self._family.media_encoders(model)
+        parts = (model,) if self.engine.reads_policy_weights else self.family.media_encoders(model)
         for part in parts:
             part.to(self.device)
         self.model = model
@@ -109,23 +104,15 @@ class LocalPolicy(Policy):
         return self._identity
 
     @override
-    def check(self, sampling: SamplingParams) -> None:
-        """Its engines know all ways."""
-
-    @override
     def answer(self, batches: Iterable[Sequence[Item]], sampling: SamplingParams, seed: int, save: SaveAnswers) -> None:
         assert self.model is not None, "prepare comes first"
-        self.engine.sync(self._family, self.model, step=0)
+        self.engine.sync(self.family, self.model, step=0)
         for batch in batches:
             prompts = [prompt for _, prompt in batch]
             features = self.features.get_or_encode(self.model, prompts)
-            groups = self.engine.generate(self._family, self.model, prompts, features, sampling, seed)
-            save(
-                {
-                    index: make_answer(self._family, prompt, completions)
-                    for (index, prompt), completions in zip(batch, groups, strict=True)
-                }
-            )
+            groups = self.engine.generate(self.family, self.model, prompts, features, sampling, seed)
+            answers = [make_answer(self.family, *pair) for pair in zip(prompts, groups, strict=True)]
+            save(dict(zip((index for index, _ in batch), answers, strict=True)))
 
 
 def _device(name: str) -> torch.device:

@@ -45,7 +45,7 @@ class CategoryAccuracy(Metric):
         # torchmetrics gathers tensors, and waits for ever for a rank without any; the axis gathers lines.
         super().__init__(sync_on_compute=False)
         self.axis = axis
-        self.lines = []
+        self.add_state("lines", [], dist_reduce_fx=None)
 
     def update(self, question: Sequence[Mapping[str, Any]]) -> None:
         """Adds the records (`longrl.evaluation.records`) of all completions of a question."""
@@ -64,11 +64,6 @@ class CategoryAccuracy(Metric):
         lines = sorted(line for of_rank in self.axis.gather(self.lines) for line in of_rank)
         records = [record for line in lines for record in json.loads(line)]
         return summarize(records) if records else None
-
-    def reset(self) -> None:
-        """Forgets all questions."""
-        super().reset()
-        self.lines = []
 
 
 def logged_values(summary: Summary) -> dict[str, float]:

@@ -6,18 +6,16 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from longrl.evaluation.answering import Answer
 from longrl.evaluation.metric import CategoryAccuracy
 from longrl.evaluation.records import Record, group_records
 from longrl.evaluation.scores import Difference, Score, Summary, paired_difference
-from longrl.types import Completion, FinishReason, Group, Prompt, Row, UnusableSample
-
-if TYPE_CHECKING:
-    from longrl.evaluation.answering import Answer
-    from longrl.rewards import RewardSum
+from longrl.rewards import RewardSum
+from longrl.types import Completion, Group, Prompt, Row, UnusableSample
 
 
 @dataclass(frozen=True)
@@ -67,19 +65,18 @@ def judge_answers(
         breakdowns: fields of the rows' metadata to score by.
         reward: judges tasks without a judge of their own.
     """
-    groups = {index: _group_of(rows[index], stored_completions(answer)) for index, answer in answers.items()}
+    groups = {}
+    for index, answer in answers.items():
+        completions = []
+        for text, count, reason in zip(answer.texts, answer.num_completion_tokens, answer.finish_reasons, strict=True):
+            # Of an answer's tokens the number alone is stored; servers have more words for an answer that is complete.
+            tokens = torch.zeros(count, dtype=torch.int64)
+            completion = Completion(tokens, torch.zeros(count), text, "length" if reason == "length" else "stop")
+            completions.append(completion)
+        groups[index] = _group_of(rows[index], completions)
     if reward is not None:
         reward.score(list(groups.values()))
     return {index: group_records(rows[index], group, breakdowns) for index, group in groups.items()}
-
-
-def stored_completions(answer: Answer) -> list[Completion]:
-    """An answer's texts as completions; of their tokens the number alone is known."""
-    made = []
-    for text, count, reason in zip(answer.texts, answer.num_completion_tokens, answer.finish_reasons, strict=True):
-        finish_reason: FinishReason = "length" if reason == "length" else "stop"
-        made.append(Completion(torch.zeros(count, dtype=torch.int64), torch.zeros(count), text, finish_reason))
-    return made
 
 
 def _group_of(row: Row, completions: list[Completion]) -> Group:
@@ -110,7 +107,11 @@ def make_outcome(
         num_frames: see `Outcome`.
         blind: see `Outcome`.
     """
-    failures = {index: failure_kind(item) for index, item in skipped.items()}
+    failures = {}
+    for index, item in skipped.items():
+        kind = "no reply" if item.reason.startswith("no reply") else "not usable"
+        # Only a sample of which a file could not be read names one.
+        failures[index] = kind if item.path is None else "decode"
     answered, everything = CategoryAccuracy(), CategoryAccuracy()
     for index, judged in records.items():
         if any(record["correct"] is None for record in judged):
@@ -119,20 +120,13 @@ def make_outcome(
             answered.update(judged)
             everything.update(judged)
     for index in failures:
+        # An empty answer has the question's category, breakdowns and video, and is wrong by any judge.
         empty = Completion(torch.empty(0, dtype=torch.int64), torch.empty(0), "", "stop")
         (record,) = group_records(rows[index], _group_of(rows[index], [empty]), breakdowns)
         everything.update([{**record, "correct": False, "correct_lenient": False}])
     total = everything.summary()
-    return Outcome(
-        name,
-        answers,
-        records,
-        failures,
-        answered.summary(),
-        total.scores if total else {},
-        num_frames=num_frames,
-        blind=blind,
-    )
+    as_wrong = total.scores if total else {}
+    return Outcome(name, answers, records, failures, answered.summary(), as_wrong, num_frames, blind)
 
 
 def gain_over(before: Outcome, after: Outcome) -> Difference | None:
@@ -141,12 +135,6 @@ def gain_over(before: Outcome, after: Outcome) -> Difference | None:
     common = [index for index in judged[0] if index in judged[1]]
     if not common:
         return None
-    first, second = ([{**record, "id": index} for index in common for record in side[index]] for side in judged)
+    # Questions of joined sources may have one id; their rows' indices keep them apart.
+    first, second = ([[{**record, "id": index} for record in side[index]] for index in common] for side in judged)
     return paired_difference(first, second)
-
-
-def failure_kind(item: UnusableSample) -> str:
-    """Kind of failure that a question without an answer is counted under."""
-    if item.path is not None:
-        return "decode"
-    return "no reply" if item.reason.startswith("no reply") else "not usable"

@@ -5,14 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from longrl.rewards.answers import answer_text, chosen_option, parse_options, strict_text, think_answer_format
-from longrl.rewards.reward_sum import ACCURACY, accuracy, accuracy_lenient
-
-if TYPE_CHECKING:
-    from longrl.rewards.reward_sum import RewardFn
-    from longrl.types import Completion, Group, Row
+from longrl.rewards.reward_sum import ACCURACY, RewardFn, accuracy, accuracy_lenient
+from longrl.types import Completion, Group, Row
 
 logger = logging.getLogger(__name__)
 

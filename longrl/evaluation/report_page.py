@@ -12,17 +12,19 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from longrl.evaluation.charts import Scores, all_categories, plot_accuracies, run_color, run_label
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+from matplotlib.figure import Figure
+from PIL import Image
+
+from longrl.evaluation.charts import all_categories, plot_accuracies, run_color, run_label
 from longrl.evaluation.curves import plot_curves, read_metrics
+from longrl.evaluation.scores import Scores
 from longrl.io.atomic import atomic_write
-
-if TYPE_CHECKING:
-    import numpy as np
-    from jinja2 import Environment
-    from markupsafe import Markup
-    from matplotlib.figure import Figure
+from longrl.types import Row
 
 MAX_FRAMES = 12
 """Evenly spaced frames that are shown of a longer video."""
@@ -58,28 +60,13 @@ SectionPart = str | PageTable | Picture
 
 
 @dataclass(frozen=True)
-class CompletionCard:
-    """One run's answer to a question."""
-
-    run: str
-    """Shown as its heading, e.g. "sft"."""
-    text: str
-    correct: bool | None = None
-    rewards: Mapping[str, float] = field(default_factory=dict)
-    """Part -> value."""
-    num_tokens: int | None = None
-    finish_reason: str = "stop"
-
-
-@dataclass(frozen=True)
 class SampleCard:
-    """One question with its video and what several runs said to it."""
+    """One question with its video and the first completion of several runs."""
 
-    id: str
-    problem: str
-    answer: str
-    completions: Sequence[CompletionCard]
-    category: str = ""
+    row: Row
+    """The question."""
+    lines: Mapping[str, Mapping[str, Any]]
+    """Run, shown as a heading, e.g. "sft" -> its line of samples.jsonl, in the order of their columns."""
     frames: np.ndarray | None = None
     """[F, H, W, 3] uint8 RGB."""
     timestamps: Sequence[float] = ()
@@ -129,9 +116,7 @@ def write_report(folder: str | Path, report: Report) -> Path:
         sections["Results"] = [scores, _saved_chart(folder, "accuracy", accuracies), report.note]
     for heading, parts in report.sections.items():
         name = heading.lower().replace(" ", "_")
-        sections[heading] = [
-            part if isinstance(part, SectionPart) else _saved_chart(folder, name, part) for part in parts
-        ]
+        sections[heading] = [_saved_chart(folder, name, part) if isinstance(part, Figure) else part for part in parts]
     for run, paths in report.curves.items():
         figure = plot_curves(read_metrics(paths))
         if figure is not None:
@@ -169,8 +154,6 @@ def _saved_chart(folder: Path, name: str, figure: Figure) -> Picture:
 
 @functools.cache
 def _environment() -> Environment:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     environment = Environment(
         loader=PackageLoader("longrl.evaluation"),
         autoescape=True,
@@ -212,14 +195,10 @@ def frame_strip(card: SampleCard) -> list[dict[str, str]]:
         raise ValueError(
             f"frames must be [F, H, W, 3] uint8, got shape {tuple(card.frames.shape)}; move the channels last"
         )
-    from PIL import Image
-
     figures = []
     for index in evenly_spaced(len(card.frames), MAX_FRAMES):
         image = Image.fromarray(card.frames[index])
-        if image.height > FRAME_HEIGHT:
-            width = max(1, round(image.width * FRAME_HEIGHT / image.height))
-            image = image.resize((width, FRAME_HEIGHT), Image.Resampling.LANCZOS)
+        image.thumbnail((image.width, FRAME_HEIGHT), Image.Resampling.LANCZOS, reducing_gap=None)
         buffer = io.BytesIO()
         image.save(buffer, format="JPEG", quality=88)
         caption = clock_time(card.timestamps[index]) if len(card.timestamps) else f"frame {index}"
@@ -235,18 +214,15 @@ def evenly_spaced(total: int, count: int) -> list[int]:
 
 def mark_question(card: SampleCard) -> Markup:
     """The question as the model reads it, the line of the right option set off."""
-    from markupsafe import Markup, escape
-
-    is_right = re.compile(rf"\s*\(?{re.escape(card.answer.strip())}\s?[).:]")
+    is_right = re.compile(rf"\s*\(?{re.escape(card.row.answer.strip())}\s?[).:]")
     gold = Markup('<span class="gold">{} \u2713</span>')
-    lines = [gold.format(line) if is_right.match(line) else escape(line) for line in card.problem.strip().splitlines()]
+    problem = card.row.problem.strip().splitlines()
+    lines = [gold.format(line) if is_right.match(line) else escape(line) for line in problem]
     return Markup("\n").join(lines)
 
 
 def mark_answer(text: str) -> Markup:
     """A completion with its tags faint and the answer strong."""
-    from markupsafe import Markup, escape
-
     said = r'\1<span class="said">\2</span>\3'
     marked = re.sub(r"(&lt;answer&gt;)(.*?)(&lt;/answer&gt;)", said, str(escape(text.strip())), flags=re.DOTALL)
     marked = re.sub(r"(&lt;/?(?:think|answer)&gt;)", r'<span class="tag">\1</span>', marked)

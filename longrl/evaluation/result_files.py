@@ -6,19 +6,17 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from longrl.datamodules.loading.render import RowRenderer
+from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.evaluation.answering import portable
-from longrl.evaluation.comparison import Comparison, RunRecords, compare_runs, read_run
+from longrl.evaluation.comparison import Comparison, RunRecords, compare_folders
 from longrl.evaluation.outcomes import Outcome, gain_over
 from longrl.evaluation.samples import SAMPLES_FILE, SampleLine, sample_lines
 from longrl.io.atomic import atomic_write
 from longrl.io.jsonl import write_jsonl
-
-if TYPE_CHECKING:
-    from longrl.datamodules.loading.render import RowRenderer
-    from longrl.datamodules.longvideo_reason import LongVideoReason
-    from longrl.types import Row, SamplingParams
+from longrl.types import Row, SamplingParams
 
 RESULTS_FILE = "results.json"
 MAX_CHANGES = 5
@@ -93,7 +91,7 @@ def write_evaluation(
         num_cards: questions that the report shows with what was answered.
         against: folder of another run and what `read_run` gave of it, to compare with.
     """
-    from longrl.evaluation.benchmark_report import write_benchmark_report
+    from longrl.evaluation.benchmark_report import write_benchmark_report  # matplotlib with it: not at a run's start
 
     lines = write_samples(folder, description, rows, outcomes)
     blind = next((outcome for outcome in outcomes if outcome.blind), None)
@@ -106,8 +104,8 @@ def write_evaluation(
     write_json(folder / RESULTS_FILE, results)
     comparisons = {}
     if against is not None:
-        comparisons = compare_runs(*against, folder, read_run(folder))
-        write_json(folder / "comparison.json", {name: each.to_dict() for name, each in comparisons.items()})
+        comparisons = compare_folders(against[0], folder, before=against[1])
+        write_json(folder / "comparison.json", {name: asdict(each) for name, each in comparisons.items()})
     report = write_benchmark_report(folder, results, outcomes, rows, lines, comparisons, num_cards)
     return EvaluationFiles(results, outcomes, comparisons, report)
 

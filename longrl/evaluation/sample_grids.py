@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+import matplotlib
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from longrl.evaluation.report_page import Picture, evenly_spaced
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-    from PIL.ImageFont import FreeTypeFont
-    from torch import Tensor
 
 INK, SOFT, PAPER = "#22303c", "#5b6773", "#ffffff"
 """Colours of the report's page: longrl/evaluation/templates/report.css.jinja."""
@@ -52,7 +51,7 @@ def is_video(rows: Sequence[PromptSamples]) -> bool:
     return any(row.num_frames > 1 for row in rows)
 
 
-def picture_grid(rows: Sequence[PromptSamples], *, tile: int = 160, max_frames: int = 6) -> Image:
+def picture_grid(rows: Sequence[PromptSamples], *, tile: int = 160, max_frames: int = 6) -> Image.Image:
     """One picture of all samples. Of videos it is a contact sheet: a sample per line, its frames from first to last.
 
     Prompts stand below each other; those with few pictures side by side, as long as a line has at most four.
@@ -63,17 +62,17 @@ def picture_grid(rows: Sequence[PromptSamples], *, tile: int = 160, max_frames: 
         max_frames: of a longer video so many evenly spaced frames are shown.
     """
     if is_video(rows):
-        return _page([_contact_sheet(row, tile, max_frames) for row in rows])
-    return _page([_side_by_side(row, 0, tile) for row in rows], _columns(rows))
+        return _page([_prompt_block(row, tile, "down", lambda n: evenly_spaced(n, max_frames)) for row in rows])
+    return _moment_grid(rows, 0, tile)
 
 
-def animated_grid(rows: Sequence[PromptSamples], *, tile: int = 160) -> list[Image]:
+def animated_grid(rows: Sequence[PromptSamples], *, tile: int = 160) -> list[Image.Image]:
     """The grid of every moment, all samples side by side; a video that has ended shows its last frame."""
     count = max((row.num_frames for row in rows), default=0)
-    return [_page([_side_by_side(row, moment, tile) for row in rows], _columns(rows)) for moment in range(count)]
+    return [_moment_grid(rows, moment, tile) for moment in range(count)]
 
 
-def encoded(images: Sequence[Image], kind: Literal["png", "webp", "gif"], *, fps: float = 8.0) -> bytes:
+def encoded(images: Sequence[Image.Image], kind: Literal["png", "webp", "gif"], *, fps: float = 8.0) -> bytes:
     """Images as the bytes of a file: one as PNG, or several as an animation that repeats for ever."""
     buffer = io.BytesIO()
     options: dict[str, Any] = {}
@@ -92,8 +91,6 @@ def saved_grids(run: str | Path, *, count: int = 3) -> list[Picture]:
         run: folder of the run.
         count: at most so many of each, evenly spaced from the first to the last.
     """
-    from PIL import Image
-
     pictures = []
     for stage, name in (("step", "Training"), ("val", "Validation")):
         files = sorted(Path(run, FOLDER).glob(f"{stage}_*.png"))
@@ -110,26 +107,28 @@ def saved_grids(run: str | Path, *, count: int = 3) -> list[Picture]:
 # ---- parts of a grid ----
 
 
-def _contact_sheet(row: PromptSamples, tile: int, max_frames: int) -> Image:
-    lines = []
-    for frames, caption in zip(row.samples, row.captions, strict=True):
-        shown = [frame_image(frames[index], tile) for index in evenly_spaced(len(frames), max_frames)]
-        lines.append(_captioned(_stacked(shown, "right"), caption))
-    return _headed(row.prompt, _stacked(lines, "down"))
+def _moment_grid(rows: Sequence[PromptSamples], moment: int, tile: int) -> Image.Image:
+    """All samples at one moment; as many prompts in a line as their samples leave room for."""
+    blocks = [_prompt_block(row, tile, "right", lambda n: [min(moment, n - 1)]) for row in rows]
+    return _page(blocks, max(1, LINE_SAMPLES // max((len(row.samples) for row in rows), default=1)))
 
 
-def _side_by_side(row: PromptSamples, moment: int, tile: int) -> Image:
+def _prompt_block(
+    row: PromptSamples, tile: int, direction: Literal["right", "down"], choose: Callable[[int], list[int]]
+) -> Image.Image:
+    """A prompt above its samples: of each the frames that `choose` picks out of F, and its caption below."""
     samples = []
     for frames, caption in zip(row.samples, row.captions, strict=True):
-        frame = frames[min(moment, len(frames) - 1)]
-        samples.append(_captioned(frame_image(frame, tile), caption))
-    return _headed(row.prompt, _stacked(samples, "right"))
+        shown = _stacked([frame_image(frames[index], tile) for index in choose(len(frames))], "right")
+        label = _label(caption, shown.width, CAPTION_SIZE, SOFT, bold=False)
+        samples.append(_stacked([shown, label], "down", gap=2))
+    block = _stacked(samples, direction)
+    heading = _label(row.prompt, block.width, PROMPT_SIZE, INK, bold=True)
+    return _stacked([heading, block], "down", gap=4)
 
 
-def frame_image(frame: Tensor, tile: int) -> Image:
+def frame_image(frame: Tensor, tile: int) -> Image.Image:
     """A frame [3, H, W] uint8 with a longer side of at most `tile` pixels."""
-    from PIL import Image
-
     image = Image.fromarray(frame.movedim(0, -1).contiguous().cpu().numpy())
     longer = max(image.size)
     if longer <= tile:  # pixels of a tiny model's pictures stay squares
@@ -139,22 +138,7 @@ def frame_image(frame: Tensor, tile: int) -> Image:
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
-def _captioned(image: Image, caption: str) -> Image:
-    return _stacked([image, _label(caption, image.width, CAPTION_SIZE, SOFT, bold=False)], "down", gap=2)
-
-
-def _headed(prompt: str, image: Image) -> Image:
-    return _stacked([_label(prompt, image.width, PROMPT_SIZE, INK, bold=True), image], "down", gap=4)
-
-
-def _columns(rows: Sequence[PromptSamples]) -> int:
-    """Prompts in a line."""
-    return max(1, LINE_SAMPLES // max((len(row.samples) for row in rows), default=1))
-
-
-def _page(parts: Sequence[Image], columns: int = 1) -> Image:
-    from PIL import Image
-
+def _page(parts: Sequence[Image.Image], columns: int = 1) -> Image.Image:
     lines = [_stacked(parts[start : start + columns], "right") for start in range(0, len(parts), columns)]
     image = _stacked(lines, "down", gap=2 * GAP)
     page = Image.new("RGB", (image.width + 2 * GAP, image.height + 2 * GAP), PAPER)
@@ -162,29 +146,21 @@ def _page(parts: Sequence[Image], columns: int = 1) -> Image:
     return page
 
 
-def _stacked(images: Sequence[Image], direction: Literal["right", "down"], gap: int = GAP) -> Image:
+def _stacked(images: Sequence[Image.Image], direction: Literal["right", "down"], gap: int = GAP) -> Image.Image:
     """One image of several, `gap` pixels between them."""
-    from PIL import Image
-
-    widths = [image.width for image in images]
-    heights = [image.height for image in images]
-    gaps = gap * max(0, len(images) - 1)
-    if direction == "right":
-        size = (max(1, sum(widths) + gaps), max(heights, default=1))
-    else:
-        size = (max(widths, default=1), max(1, sum(heights) + gaps))
-    page = Image.new("RGB", size, PAPER)
+    axis = 0 if direction == "right" else 1
+    size = [max((image.size[side] for image in images), default=1) for side in (0, 1)]
+    size[axis] = max(1, sum(image.size[axis] + gap for image in images) - gap)
+    page = Image.new("RGB", (size[0], size[1]), PAPER)
     start = 0
     for image in images:
         page.paste(image, (start, 0) if direction == "right" else (0, start))
-        start += gap + (image.width if direction == "right" else image.height)
+        start += image.size[axis] + gap
     return page
 
 
-def _label(text: str, width: int, size: int, ink: str, *, bold: bool) -> Image:
+def _label(text: str, width: int, size: int, ink: str, *, bold: bool) -> Image.Image:
     """A text on lines of at most `width` pixels, at most two: what is left out ends in dots."""
-    from PIL import Image, ImageDraw
-
     letter_width = _font(size, bold).getlength("abcdefghij mnopqr") / 17
     num_letters = max(8, int(width / letter_width))
     lines = textwrap.wrap(text, num_letters, max_lines=MAX_LINES, placeholder=" ...") or [""]
@@ -196,10 +172,7 @@ def _label(text: str, width: int, size: int, ink: str, *, bold: bool) -> Image:
 
 
 @cache
-def _font(size: int, bold: bool) -> FreeTypeFont:
+def _font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which matplotlib brings along: Latin, Greek, Cyrillic and more."""
-    import matplotlib
-    from PIL import ImageFont
-
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", name)), size)

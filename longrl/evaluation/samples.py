@@ -9,6 +9,7 @@ from typing import Any
 from longrl.evaluation.answering import doc_hash
 from longrl.evaluation.outcomes import Outcome
 from longrl.evaluation.records import Record, video_name
+from longrl.evaluation.scores import mean_of
 from longrl.io.jsonl import read_jsonl
 from longrl.types import Row
 
@@ -42,34 +43,28 @@ def sample_lines(outcome: Outcome, rows: Sequence[Row], shared: Mapping[str, Any
             "error": outcome.failures.get(index),
         }
         if index in outcome.records:
-            line |= _answer_fields(outcome, index)
+            answer = outcome.answers[index]
+            records = outcome.records[index]
+            is_judged = index not in outcome.failures
+            line |= {
+                "breakdowns": records[0]["breakdowns"],
+                "resps": [[record["prediction"] for record in records]],
+                "filtered_resps": [record["letter"] or record["prediction_answer"] for record in records],
+                "strict_accuracy": mean_of(records, "correct") if is_judged else None,
+                "robust_accuracy": mean_of(records, "correct_lenient") if is_judged else None,
+                **{name: [record[name] for record in records] for name in PER_COMPLETION},
+                "input": answer.input,
+                "prompt_hash": answer.prompt_hash,
+                "frame_indices": answer.frame_indices,
+                "timestamps": answer.frame_times,
+                "num_frames": sum(map(len, answer.frame_indices)),
+                "num_prompt_tokens": answer.num_prompt_tokens,
+                "num_media_tokens": answer.num_media_tokens,
+                "num_completion_tokens": answer.num_completion_tokens,
+                # The records say `stop` or `length` alone; a server may have another word.
+                "finish_reason_of_engine": answer.finish_reasons,
+            }
         yield line | dict(shared)
-
-
-def _answer_fields(outcome: Outcome, index: int) -> SampleLine:
-    answer, records = outcome.answers[index], outcome.records[index]
-    is_judged = index not in outcome.failures
-    return {
-        "breakdowns": records[0]["breakdowns"],
-        "resps": [[record["prediction"] for record in records]],
-        "filtered_resps": [record["letter"] or record["prediction_answer"] for record in records],
-        "strict_accuracy": _mean(records, "correct") if is_judged else None,
-        "robust_accuracy": _mean(records, "correct_lenient") if is_judged else None,
-        **{name: [record[name] for record in records] for name in PER_COMPLETION},
-        "input": answer.input,
-        "prompt_hash": answer.prompt_hash,
-        "frame_indices": answer.frame_indices,
-        "timestamps": answer.frame_times,
-        "num_frames": sum(map(len, answer.frame_indices)),
-        "num_prompt_tokens": answer.num_prompt_tokens,
-        "num_media_tokens": answer.num_media_tokens,
-        "num_completion_tokens": answer.num_completion_tokens,
-        "finish_reason_of_engine": answer.finish_reasons,
-    }
-
-
-def _mean(records: Sequence[Record], field: str) -> float:
-    return sum(record[field] for record in records) / len(records)
 
 
 def records_of(line: Mapping[str, Any]) -> list[Record]:

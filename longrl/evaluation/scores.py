@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 Record = Mapping[str, Any]
 Question = Sequence[Record]
 """The records of all completions of one question."""
+Scores = Mapping[str, Mapping[str, Any]]
+"""Category -> {"accuracy", "low", "high", "n"}, as in results.json."""
 OVERALL = "overall"
 
 
@@ -58,9 +60,9 @@ class Summary:
     format_rate: float
     truncation_rate: float
     """Share of completions cut off at the token limit."""
-    majority_letter: str | None
+    majority_letter: str | None = None
     """The answer that most multiple-choice questions have; None without such questions."""
-    majority_accuracy: float | None
+    majority_accuracy: float | None = None
     """Accuracy of always saying it on those questions."""
     answered: Score | None = None
     """Score of the multiple-choice answers that name an option; None without any. A model that knows nothing is at
@@ -130,14 +132,11 @@ def scores_by_category(records: Iterable[Record], field: str = "correct") -> dic
         records: dicts with `id`, `category`, `video`, the field and, with several completions per question, `sample`.
         field: "correct" (strict) or "correct_lenient".
     """
-    by_category: dict[str, list[Question]] = defaultdict(list)
-    for question in by_question(records):
-        category = question[0]["category"]
-        by_category[OVERALL].append(question)
-        if category != OVERALL:
-            by_category[str(category)].append(question)
-    names = [OVERALL, *sorted(name for name in by_category if name != OVERALL)]
-    return {name: _score_questions(by_category[name], field) for name in names}
+    questions = by_question(records)
+    scores = {OVERALL: _score_questions(questions, field)}
+    for name in sorted({str(question[0]["category"]) for question in questions} - {OVERALL}):
+        scores[name] = _score_questions([question for question in questions if question[0]["category"] == name], field)
+    return scores
 
 
 def by_question(records: Iterable[Record]) -> list[Question]:
@@ -155,89 +154,67 @@ def summarize(records: Sequence[Record]) -> Summary:
     """Everything reported of one run's records; at least one record."""
     if not records:
         raise ValueError("a summary needs at least one record, got none; check the evaluation data and its filters")
-    letter, share = majority_baseline(records)
-    return Summary(
+    questions = by_question(records)
+    by_value: dict[str, dict[str, list[Question]]] = defaultdict(lambda: defaultdict(list))
+    for question in questions:
+        for name, value in question[0].get("breakdowns", {}).items():
+            by_value[name][value].append(question)
+    summary = Summary(
         scores=scores_by_category(records),
         lenient_scores=scores_by_category(records, "correct_lenient"),
         format_rate=sum(bool(record["format"]) for record in records) / len(records),
         truncation_rate=sum(record["finish_reason"] == "length" for record in records) / len(records),
+        breakdowns={
+            name: {value: _score_questions(values[value], "correct") for value in sorted(values)}
+            for name, values in by_value.items()
+        },
+    )
+    choices = [question for question in questions if question[0]["task"] == "multiple_choice"]
+    if not choices:
+        return summary
+
+    # What always saying one letter would score: of equally frequent ones the first.
+    answers = Counter(str(question[0]["answer"]) for question in choices)
+    letter, count = min(answers.items(), key=lambda item: (-item[1], item[0]))
+    gains = [mean_of(question, "correct") - float(str(question[0]["answer"]) == letter) for question in choices]
+
+    # A question counts as answered by those of its completions that name an option.
+    completions = [record for question in choices for record in question]
+    named = [[record for record in question if record["letter"]] for question in choices]
+    letters = {
+        "answers": Counter(str(record["answer"]) for record in completions),
+        "predictions": Counter(record["letter"] or "none" for record in completions),
+    }
+    return replace(
+        summary,
         majority_letter=letter,
-        majority_accuracy=share,
-        answered=_score_answered(records),
-        breakdowns=_scores_by_breakdown(records),
-        letters=_letters(records),
-        over_majority=_over_majority(records, letter),
+        majority_accuracy=count / len(choices),
+        over_majority=difference(gains, [_cluster(question) for question in choices]),
+        answered=_score_questions([question for question in named if question], "correct") if any(named) else None,
+        letters={name: dict(sorted(counts.items())) for name, counts in letters.items()},
     )
 
 
-def _scores_by_breakdown(records: Sequence[Record]) -> dict[str, dict[str, Score]]:
-    grouped: dict[str, dict[str, list[Question]]] = defaultdict(lambda: defaultdict(list))
-    for question in by_question(records):
-        for name, value in question[0].get("breakdowns", {}).items():
-            grouped[name][value].append(question)
-    return {
-        name: {value: _score_questions(of_value[value], "correct") for value in sorted(of_value)}
-        for name, of_value in grouped.items()
-    }
-
-
-def _letters(records: Sequence[Record]) -> dict[str, dict[str, int]]:
-    choices = [record for record in records if record["task"] == "multiple_choice"]
-    if not choices:
-        return {}
-    counts = {
-        "answers": Counter(str(record["answer"]) for record in choices),
-        "predictions": Counter(record["letter"] or "none" for record in choices),
-    }
-    return {name: dict(sorted(count.items())) for name, count in counts.items()}
-
-
-def _over_majority(records: Sequence[Record], letter: str | None) -> Difference | None:
-    questions = [question for question in by_question(records) if question[0]["task"] == "multiple_choice"]
-    if not questions:
-        return None
-    gains = [mean_of(question, "correct") - float(str(question[0]["answer"]) == letter) for question in questions]
-    return difference(gains, [_cluster(question) for question in questions])
-
-
-def _score_answered(records: Sequence[Record]) -> Score | None:
-    named = [
-        [record for record in question if record["task"] == "multiple_choice" and record["letter"]]
-        for question in by_question(records)
-    ]
-    return _score_questions([question for question in named if question], "correct") if any(named) else None
-
-
-def majority_baseline(records: Iterable[Record]) -> tuple[str | None, float | None]:
-    """The most frequent answer of the multiple-choice questions and its share; (None, None) without such questions."""
-    first = [question[0] for question in by_question(records)]
-    answers = Counter(str(record["answer"]) for record in first if record["task"] == "multiple_choice")
-    if not answers:
-        return None, None
-    letter, count = min(answers.items(), key=lambda item: (-item[1], item[0]))
-    return letter, count / answers.total()
-
-
 def paired_difference(
-    first: Iterable[Record], second: Iterable[Record], field: str = "correct", z: float = 1.96
+    before: Sequence[Question], after: Sequence[Question], field: str = "correct", z: float = 1.96
 ) -> Difference:
     """Gain of a second run over a first on the same questions, much sharper than two separate intervals.
 
     Normal interval of the mean difference with the variance over clusters (videos); it has no width when all
     differences are equal.
 
-    Raises:
-        ValueError: the runs answered different questions, or two of a run's questions have one id.
+    Args:
+        before: [n] questions as the first run answered them.
+        after: [n] the same ones in the same order, as the second did.
+        field: `correct` or `correct_lenient`.
+        z: normal quantile, 1.96 for 95%.
     """
-    before, after = _by_id(first), _by_id(second)
-    if before.keys() != after.keys():
-        raise ValueError(
-            "a paired difference needs the same questions in both runs, "
-            f"{len(before.keys() - after.keys())} are only in the first and {len(after.keys() - before.keys())} "
-            "only in the second; evaluate both on one data set"
-        )
-    gains = [mean_of(after[key], field) - mean_of(before[key], field) for key in before]
-    return difference(gains, [_cluster(question) for question in before.values()], z)
+    return difference(question_gains(before, after, field), [_cluster(question) for question in before], z)
+
+
+def question_gains(before: Sequence[Question], after: Sequence[Question], field: str) -> list[float]:
+    """Gain of each question, [n] between -1 and 1, from one run to another."""
+    return [mean_of(second, field) - mean_of(first, field) for first, second in zip(before, after, strict=True)]
 
 
 def difference(gains: Sequence[float], clusters: Sequence[object], z: float = 1.96) -> Difference:
@@ -283,13 +260,3 @@ def _variance_of_mean(values: Sequence[float], clusters: Sequence[object]) -> fl
     if count < 2:
         return math.inf
     return count / (count - 1) * sum(d * d for d in deviations.values()) / len(values) ** 2
-
-
-def _by_id(records: Iterable[Record]) -> dict[str, Question]:
-    by_id: dict[str, Question] = {}
-    for question in by_question(records):
-        name = question[0]["id"]
-        if name in by_id:
-            raise ValueError(f"a run's questions need ids of their own, got id {name!r} twice; drop one of them")
-        by_id[name] = question
-    return by_id

@@ -306,13 +306,13 @@ def test_a_run_is_not_compared_with_itself(tmp_path):
 def test_the_comparison_is_with_what_was_there_at_the_start(tmp_path, monkeypatch):
     """Even if the other run is lost meanwhile."""
     evaluated(tmp_path / "a")
-    start = Evaluation._read_rows
+    conditions = Evaluation.conditions
 
     def then_lost(self):
         (tmp_path / "a" / "samples.jsonl").unlink()
-        start(self)
+        return conditions(self)
 
-    monkeypatch.setattr(Evaluation, "_read_rows", then_lost)
+    monkeypatch.setattr(Evaluation, "conditions", then_lost)
     evaluated(tmp_path / "b", f"--against={tmp_path / 'a'}", says="<answer>{gold}</answer>")
     (found,) = json.loads((tmp_path / "b" / "comparison.json").read_text()).values()
     assert (found["first"], found["second"]) == ("a", "b")

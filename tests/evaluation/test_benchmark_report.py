@@ -16,8 +16,8 @@ def line(name: str, text: str, **more) -> dict:
 def test_a_card_is_made_from_the_lines_of_several_runs(tmp_path):
     row = Row("1", "Which?", "B", category="spatial", videos=(str(tmp_path / "gone.mp4"),))
     card = sample_card(row, {"sft": line("1", "x"), "rl": line("1", "y")})
-    assert [(completion.run, completion.text) for completion in card.completions] == [("sft", "x"), ("rl", "y")]
-    assert (card.id, card.category, card.frames) == ("1", "spatial", None)
+    assert [(run, shown["resps"]) for run, shown in card.lines.items()] == [("sft", [["x"]]), ("rl", [["y"]])]
+    assert (card.row, card.frames) == (row, None)
     with pytest.raises(ValueError, match="shows one question, '1', got"):
         sample_card(row, {"sft": line("1", "x"), "rl": line("2", "y")})
 
@@ -30,6 +30,6 @@ def test_cards_are_of_questions_that_all_conditions_answered_one_of_each_categor
         for n in range(4)
     ]
     chosen = cards(rows, lines, 2)
-    assert sorted(card.category for card in chosen) == ["x", "y"]
-    assert "0" not in [card.id for card in cards(rows, lines, 9)]
+    assert sorted(card.row.category for card in chosen) == ["x", "y"]
+    assert "0" not in [card.row.id for card in cards(rows, lines, 9)]
     assert cards(rows, lines, 2) == chosen

@@ -51,6 +51,9 @@ def test_a_test_run_is_compared_by_its_predictions(tmp_path):
     evaluated(b, says="<answer>Z</answer>")
     found = compare_folders(a, b)["video"]
     assert found.strict["overall"].difference == -1.0
+    write_jsonl(a / "predictions.jsonl", 2 * predictions)
+    with pytest.raises(ValueError, match="is there twice"):
+        compare_folders(a, b)
 
 
 def test_one_number_of_frames_is_compared_with_another_if_there_is_no_other_choice(tmp_path):

@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 from longrl.evaluation.report_page import (
-    CompletionCard,
     PageTable,
     Picture,
     Report,
@@ -18,6 +17,7 @@ from longrl.evaluation.report_page import (
     write_report,
 )
 from longrl.evaluation.sample_grids import encoded
+from longrl.types import Row
 
 SCORE = {"accuracy": 0.625, "low": 0.5, "high": 0.75, "n": 48}
 RESULTS = {
@@ -27,11 +27,16 @@ RESULTS = {
 HOSTILE = "</style><script>alert('1')</script>&\""
 
 
+def line(text: str, correct: bool | None, rewards: dict[str, float], num_tokens: int) -> dict[str, list]:
+    return {
+        "resps": [[text]], "correct": [correct], "rewards": [rewards], "num_completion_tokens": [num_tokens],
+        "finish_reason": ["length"],
+    }  # fmt: skip
+
+
 def card(**fields: object) -> SampleCard:
-    completion = CompletionCard(
-        "rl", "<think>1 < 2 & so</think><answer>B</answer>", True, {"accuracy": 1.0}, 12, "length"
-    )
-    return SampleCard("q<1>", "Which?\nA. cat\nB. <dog>", "B", [completion], "spatial", **fields)
+    lines = {"rl": line("<think>1 < 2 & so</think><answer>B</answer>", True, {"accuracy": 1.0}, 12)}
+    return SampleCard(Row("q<1>", "Which?\nA. cat\nB. <dog>", "B", category="spatial"), lines, **fields)
 
 
 def frames(num_frames: int) -> np.ndarray:
@@ -80,8 +85,8 @@ def test_the_page_is_well_formed_and_loads_nothing(report):
 
 
 def test_every_text_of_a_report_is_escaped(tmp_path):
-    said = CompletionCard(HOSTILE, HOSTILE, None, {HOSTILE: 1.0}, 1, "length")
-    sample = SampleCard(HOSTILE, HOSTILE, HOSTILE, [said], HOSTILE)
+    row = Row(HOSTILE, HOSTILE, HOSTILE, category=HOSTILE)
+    sample = SampleCard(row, {HOSTILE: line(HOSTILE, None, {HOSTILE: 1.0}, 1)})
     picture = Picture(HOSTILE, b"x", 3, title=HOSTILE)
     sections = {HOSTILE: [HOSTILE, PageTable([HOSTILE], [[HOSTILE, SCORE, None]])]}
     report = Report(
