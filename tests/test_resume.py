@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from longrl.io.atomic import PARTIAL_SUFFIX
 from tests.runs import arguments, checkpoint, config, data_order, metrics, run, run_in_child, start, videos
 
 LAST = "checkpoints/last.ckpt"
@@ -246,9 +247,9 @@ def test_a_half_written_checkpoint_never_takes_the_place_of_a_whole_one(tmp_path
     folder = tmp_path / "run"
     assert run_in_child(folder, killed(values, 6, "saving")) == -signal.SIGKILL
     assert checkpoint(folder)["global_step"] == 3
-    assert [file.name for file in (folder / "checkpoints").iterdir() if file.name != "last.ckpt"] == [
-        ".last.ckpt.partial"
-    ]
+    (partial,) = [file.name for file in (folder / "checkpoints").iterdir() if file.name != "last.ckpt"]
+    assert partial.startswith(".last.ckpt.")
+    assert partial.endswith(PARTIAL_SUFFIX)
 
 
 def test_resuming_with_other_data_is_refused(tmp_path):

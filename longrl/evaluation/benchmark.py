@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from longrl.datamodules.loading.loader import RenderedRows
+from longrl.datamodules.loading.loader import RenderedRows, usable_items
 from longrl.datamodules.loading.render import RowRenderer
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.evaluation.answering import Answer, AnswerStore, Item, Policy, portable, question_key
@@ -222,7 +222,7 @@ class Evaluation:
                             skipped[index] = item
                             progress.advance(task)
                         # Raises where too many samples cannot be used.
-                        batch += [(index, prompt) for prompt in skips.usable([item])]
+                        batch += [(index, prompt) for prompt in usable_items([item], skips)]
                     if batch:
                         yield batch
 
