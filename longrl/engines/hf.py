@@ -98,7 +98,7 @@ class HFEngine(RolloutEngine):
         max_tokens = sampling.max_completion_tokens
         end_token = family.tokenizer.eos_token_id
         embed_tokens = model.get_input_embeddings()
-        lm_head = family.lm_head(model)  # [V, D]
+        lm_head = model.get_output_embeddings().weight  # [V, D]
         # 1. Every prompt once through the model, into the cache, in chunks that end anywhere.
         packed = pack(prompts, [[] for _ in prompts], NO_LIMIT)[0].to(lm_head.device)
         cache = PrefixCache(packed.spans, group_size, max_tokens)

@@ -15,7 +15,6 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import override
 
 from longrl.models.building import BuildsModel
 from longrl.models.engine_adapter import EngineAdapter
@@ -87,10 +86,6 @@ class TextStack(RendersPrompts):
         """What is sharded beside the layers, and gathered together: text stack and LM head."""
         return [self.backbone(model), model.get_output_embeddings()]
 
-    def lm_head(self, model: Any) -> Tensor:
-        """[V, D] weights of the output layer."""
-        return model.get_output_embeddings().weight
-
     def forward(
         self,
         model: Any,
@@ -127,7 +122,8 @@ class TextStack(RendersPrompts):
         num_scored = len(packed.target_ids)
         targets = packed.target_ids[sequence.share(num_scored)]  # [R / ranks]
         scored = sequence.scored(hidden[0], packed.predict_from)  # [R / ranks, D]
-        logp, entropy = chunked_logprobs(scored, self.lm_head(model), targets, temperature)
+        lm_head = model.get_output_embeddings().weight  # [V, D]
+        logp, entropy = chunked_logprobs(scored, lm_head, targets, temperature)
         return PolicyOutput(sequence.gather(logp, num_scored), sequence.gather(entropy, num_scored))
 
     def text_inputs(
@@ -203,20 +199,18 @@ class TextStack(RendersPrompts):
         Returns:
             [B, L, D].
         """
-        output = self.backbone(model)(
+        backbone = self.backbone(model)
+        # Masks that transformers hands on as they are, for the attention function knows the layout: nothing for each
+        # kind of layer, or an empty one of four dimensions where the stack takes no mapping.
+        layer_types = getattr(backbone.config, "layer_types", None)
+        no_mask = torch.empty(1, 1, 0, 0) if layer_types is None else dict.fromkeys({"full_attention", *layer_types})
+        output = backbone(
             position_ids=position_ids if self.num_axes > 1 else position_ids[0],
-            attention_mask=self.attention_mask(model),
+            attention_mask=no_mask,
             use_cache=False,
             **inputs,
         )
         return output.last_hidden_state
-
-    def attention_mask(self, model: Any) -> Any:
-        """The `attention_mask` with which the text stack makes no mask: the attention function knows the layout."""
-        layer_types = getattr(self.backbone(model).config, "layer_types", None)
-        if layer_types is None:  # it takes no mapping, and hands a mask of four dimensions on as it is
-            return torch.empty(1, 1, 0, 0)
-        return dict.fromkeys({"full_attention", *layer_types})
 
 
 class CausalFamily(TextStack, EncodesMedia, EngineAdapter, BuildsModel, HasPlanningSizes):
@@ -234,6 +228,8 @@ class CausalFamily(TextStack, EncodesMedia, EngineAdapter, BuildsModel, HasPlann
         chat_template_kwargs: passed to the chat template, e.g. `{enable_thinking: false}` for Qwen3.
         lora: train adapters of the text stack's linear layers and nothing else; `build` gives the model without them.
     """
+
+    answer_options: ClassVar[tuple[str, ...]] = ("dtype",)
 
     def __init__(
         self,
@@ -265,10 +261,6 @@ class CausalFamily(TextStack, EncodesMedia, EngineAdapter, BuildsModel, HasPlann
         self.lora = lora
         self.offload_checkpoints = offload_checkpoints
         self.mlp_chunk_tokens = mlp_chunk_tokens
-
-    @override
-    def identity(self) -> dict[str, Any]:
-        return super().identity() | {"dtype": self.dtype}
 
     def export_adapters(self, adapters: Mapping[str, Tensor], folder: Path, base: str) -> None:
         """Writes `adapter_config.json` and `adapter_model.safetensors`, for the weights that `base` names."""

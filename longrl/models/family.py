@@ -7,18 +7,18 @@ model it trains. A new one is a subclass of `longrl.models.base.CausalFamily`, w
         default         config, read_config, tokenizer, load_processing, text_folder
     PatchesMedia        what of an image, video or sound does the encoder read, and how many tokens is it?
         media           grid, pixel_patches, num_features
-        default         resize, patch, patch_all, outline_media, media_key, temporal_patch_size,
+        default         resize, patch, patch_all, outline_media, temporal_patch_size,
                         temporal_patches_per_encode, supports_audio, use_audio_in_video
     RendersPrompts      what does a row look like as token ids and positions?
         media           media_token_ids
         default         render, chat_ids, chat_content, system_prompt, placeholder_ids, position_ids, num_axes,
-                        encode_response, decode, identity
+                        encode_response, decode, identity, answer_options
     EncodesMedia        how do patches become features?
         media           media_encoders, encode_media
         default         trained_encoders, feature_size, encoder_settings
     TextStack           which log-probabilities has the model for the completions of a micro-batch?
         write           backbone
-        default         forward, text_inputs, media_rows, hidden_states, attention_mask, lm_head, layers, root_modules,
+        default         forward, text_inputs, media_rows, hidden_states, layers, root_modules,
                         supports_sequence_parallel, casts_inputs
     EngineAdapter       how do the trainer's weights and prompts look to an engine?
         default         engine_options, engine_weight, engine_tensor, engine_request
@@ -30,8 +30,8 @@ model it trains. A new one is a subclass of `longrl.models.base.CausalFamily`, w
         default         planning_sizes, time_tokens
 
 Every family writes the hooks behind `write`, one that reads images or videos also those behind `media`; the others are
-overridden where a model differs. What a hook gets and gives is said at its default. An option of a family's own that
-changes answers belongs into its `identity`.
+overridden where a model differs. What a hook gets and gives is said at its default. An option of a family that
+changes answers belongs into its `answer_options`.
 
 `longrl.testing.check_family` runs what README claims of a family on a tiny model of it, and names the capability and
 the family's own hooks behind what is wrong. Example, a language model of transformers:

@@ -44,6 +44,8 @@ class Qwen3VLFamily(Qwen2_5_VLFamily):
         `Qwen3VLFamily(model="Qwen/Qwen3-VL-8B-Instruct", dtype="bfloat16", max_pixels=128 * 32 * 32)`
     """
 
+    answer_options = ("outer_vision_marks",)
+
     def __init__(
         self,
         model: str,
@@ -55,10 +57,6 @@ class Qwen3VLFamily(Qwen2_5_VLFamily):
     ) -> None:
         super().__init__(model, min_pixels, max_pixels, max_video_pixels, **kwargs)
         self.outer_vision_marks = outer_vision_marks
-
-    @override
-    def identity(self) -> dict[str, Any]:
-        return super().identity() | {"outer_vision_marks": self.outer_vision_marks}
 
     # -- prompts -------------------------------------------------------------------------------------------------
 
@@ -123,14 +121,6 @@ class Qwen3VLFamily(Qwen2_5_VLFamily):
     @override
     def feature_size(self) -> int:
         return super().feature_size * (1 + len(self.config.vision_config.deepstack_visual_indexes))
-
-    @override
-    def output_features(self, output: Any) -> Tensor:
-        return torch.cat([output.pooler_output, *output.deepstack_features], -1)
-
-    @override
-    def attention_mask(self, model: Any) -> None:
-        """None: this text stack takes no mapping, and makes no mask where rows and keys are as many."""
 
     # -- files ---------------------------------------------------------------------------------------------------
 

@@ -54,6 +54,7 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
     """
 
     supports_audio = True
+    answer_options = ("use_audio_in_video", "system_prompt")
     ignored_weight_prefixes = ("talker.", "token2wav.")
 
     def __init__(
@@ -104,13 +105,6 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
         return super().encoder_settings() | {
             "feature_extractor": self.processor.feature_extractor.to_dict(),
             "audio_config": structure_of(self.config.audio_config),
-        }
-
-    @override
-    def identity(self) -> dict[str, Any]:
-        return super().identity() | {
-            "use_audio_in_video": self.use_audio_in_video,
-            "system_prompt": self.system_prompt,
         }
 
     # -- prompts -------------------------------------------------------------------------------------------------

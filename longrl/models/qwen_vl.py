@@ -10,7 +10,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,13 @@ class Qwen2_5_VLFamily(CausalFamily):
     """
 
     num_axes = 3
+    # The encoder rounds by the size of a call, so the last one counts too.
+    answer_options: ClassVar[tuple[str, ...]] = (
+        "min_pixels",
+        "max_pixels",
+        "max_video_pixels",
+        "max_patches_per_encode",
+    )
 
     def __init__(
         self,
@@ -98,15 +105,6 @@ class Qwen2_5_VLFamily(CausalFamily):
     @override
     def save_processing(self, folder: str | Path) -> None:
         self.processor.save_pretrained(folder)
-
-    @override
-    def identity(self) -> dict[str, Any]:
-        return super().identity() | {
-            "min_pixels": self.min_pixels,
-            "max_pixels": self.max_pixels,
-            "max_video_pixels": self.max_video_pixels,
-            "max_patches_per_encode": self.max_patches_per_encode,  # the encoder rounds by the size of a call
-        }
 
     # -- pixels --------------------------------------------------------------------------------------------------
 
@@ -229,12 +227,12 @@ class Qwen2_5_VLFamily(CausalFamily):
                 patches = torch.cat([item.patches for item in call]).to(encoder.device, encoder.dtype)
                 grids = torch.tensor([item.grid_thw for item in call], device=encoder.device)
                 output = encoder(patches, grid_thw=grids, return_dict=True)
-                features += self.output_features(output).split([self.num_features(item) for item in call])
+                rows = output.pooler_output  # [N, D]
+                levels = getattr(output, "deepstack_features", None)
+                if levels:  # Qwen3-VL's
+                    rows = torch.cat([rows, *levels], -1)
+                features += rows.split([self.num_features(item) for item in call])
         return features
-
-    def output_features(self, output: Any) -> Tensor:
-        """[N, D] features in what the encoder returns."""
-        return output.pooler_output
 
     @override
     def planning_sizes(self) -> tuple[TextSizes, VisionSizes | None]:

@@ -126,10 +126,6 @@ class PatchesMedia(PretrainedFolder):
         """
         return frames
 
-    def media_key(self, frames: Frames | AudioClip, grid: GridTHW) -> str:
-        """The name of a media item's features: what was decoded, and the size in which the encoder reads it."""
-        return f"{frames.key}-{grid[1]}x{grid[2]}"
-
     def outline_media(self, frames: Any) -> Media:
         """The media item of decoded `Frames` (or an `AudioClip`) without its patches; the pixels may be elsewhere."""
         kind = frames.kind
@@ -152,7 +148,7 @@ class PatchesMedia(PretrainedFolder):
             grid_thw=grid,
             seconds_per_temporal_patch=seconds,
             timestamps=tuple(statistics.fmean(times[start : start + num_together]) for start in starts),
-            key=self.media_key(frames, grid),
+            key=f"{frames.key}-{grid[1]}x{grid[2]}",  # names the features: what was decoded, and at which size
             temporal_patch_size=num_together,
         )
 
@@ -173,6 +169,8 @@ class RendersPrompts(PatchesMedia):
 
     num_axes: ClassVar[int] = 1
     """Position axes, A."""
+    answer_options: ClassVar[tuple[str, ...]] = ("chat_template_kwargs",)
+    """Options of this class, not of those it inherits from, that decide answers; `identity` has them all."""
     chat_template_kwargs: dict[str, Any]
     """Passed to the chat template."""
     system_prompt: str | None = None
@@ -281,10 +279,9 @@ class RendersPrompts(PatchesMedia):
         every process.
         """
         template = json.dumps(self.tokenizer.chat_template)
-        return {
-            "chat_template_kwargs": self.chat_template_kwargs,
-            "chat_template": hashlib.sha256(template.encode()).hexdigest(),
-        }
+        names = [name for part in type(self).__mro__ for name in vars(part).get("answer_options", ())]
+        options = {name: getattr(self, name) for name in names}
+        return options | {"chat_template": hashlib.sha256(template.encode()).hexdigest()}
 
 
 def is_local(source: str) -> bool:

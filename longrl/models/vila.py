@@ -52,6 +52,7 @@ class VilaFamily(CausalFamily):
     """
 
     text_part = "llm"
+    answer_options = ("pool_frames", "max_frames_per_encode")  # the encoder rounds by the size of a call
 
     def __init__(
         self,
@@ -89,7 +90,7 @@ class VilaFamily(CausalFamily):
 
     @override
     def read_config(self, source: str | Path) -> VilaConfig:
-        return VilaConfig.read(local_folder(source)).with_pool(self.pool_frames)
+        return VilaConfig(local_folder(source), self.pool_frames)
 
     @override
     def text_folder(self) -> str:
@@ -143,13 +144,6 @@ class VilaFamily(CausalFamily):
         if self.config.chat_template:
             (Path(folder) / str(template_file(self.config.values))).write_text(self.config.chat_template)
 
-    @override
-    def identity(self) -> dict[str, Any]:
-        return super().identity() | {
-            "pool_frames": self.pool_frames,
-            "max_frames_per_encode": self.max_frames_per_encode,  # the encoder rounds by the size of a call
-        }
-
     # -- pixels --------------------------------------------------------------------------------------------------
 
     @override
@@ -180,9 +174,15 @@ class VilaFamily(CausalFamily):
         return -(-num_frames // pool), pool * side, side
 
     @override
-    def media_key(self, frames: Frames | AudioClip, grid: GridTHW) -> str:
-        rows, columns = self._tiles(grid)
-        return f"{frames.key}-{self.config.size}-{rows}x{columns}"
+    def outline_media(self, frames: Any) -> Media:
+        return self._with_grid(super().outline_media(frames), frames)
+
+    def _with_grid(self, media: Media, frames: Frames, tiles: tuple[int, int] | None = None) -> Media:
+        """The item under the key of its squares, of which an image may have more than one."""
+        rows, columns = tiles or self._tiles(media.grid_thw)
+        side = self.config.patches_per_side
+        grid = (media.grid_thw[0], rows * side, columns * side)
+        return replace(media, grid_thw=grid, key=f"{frames.key}-{self.config.size}-{rows}x{columns}")
 
     @override
     def pixel_patches(self, frames: Frames) -> Tensor:
@@ -195,9 +195,7 @@ class VilaFamily(CausalFamily):
         size, scales = self.config.size, self.config.scales
         min_tiles, max_tiles = self.config.tile_range
         rows, columns = tile_grid(height, width, size, min_tiles=min_tiles, max_tiles=max_tiles)
-        side = self.config.patches_per_side
-        grid = (1, rows * side, columns * side)
-        media = replace(self.outline_media(frames), grid_thw=grid, key=self.media_key(frames, grid))
+        media = self._with_grid(self.outline_media(frames), frames, (rows, columns))
         if not len(frames.pixels):  # another rank has it
             return media
         if scales:

@@ -51,9 +51,9 @@ class Encoder:
     """Neighbours in height and width whose features are averaged."""
 
     @classmethod
-    def read(cls, found: str | dict[str, Any] | None) -> Encoder:
-        """From what a config holds: nothing, a dictionary, or one as text."""
-        values = dict(json.loads(found) if isinstance(found, str) else found or {})
+    def read(cls, saved: str | dict[str, Any] | None) -> Encoder:
+        """Reads what a config holds: nothing, a dictionary, or one as text."""
+        values = dict(json.loads(saved) if isinstance(saved, str) else saved or {})
         values = {name: None if value == "None" else value for name, value in values.items()}
         kind = values.pop("_target_", "BasicVideoEncoder").rpartition(".")[2]
         pools = values.pop("pool_sizes", None)
@@ -61,7 +61,7 @@ class Encoder:
         if kind not in ("BasicImageEncoder", "BasicVideoEncoder", "TSPVideoEncoder") or values.keys() - known:
             raise ValueError(
                 f"an encoder must be BasicImageEncoder, BasicVideoEncoder or TSPVideoEncoder with {sorted(known)} and "
-                f"pool_sizes, got {found}; use a model whose config.json has such image_encoder and video_encoder"
+                f"pool_sizes, got {saved}; use a model whose config.json has such image_encoder and video_encoder"
             )
         if pools is None:
             return cls(**values, frames=BY_LENGTH if kind == "TSPVideoEncoder" else ONE_FRAME)
@@ -74,57 +74,74 @@ class Encoder:
         return cls(**values, frames=TemporalPatchSize(time), pool=(height, width))
 
 
-@dataclass(frozen=True)
 class VilaConfig:
-    """What a VILA folder says.
+    """What a VILA folder says; a part without a `config.json` of its own is described by the top one.
+
+    Args:
+        folder: in the released layout.
+        pool_frames: neighbouring frames of a video that are averaged; None is what the folder says.
+
+    Raises:
+        ValueError: a part is missing, or something is not supported.
 
     Example:
-        `VilaConfig.read("models/NVILA-Lite-8B").tokens_per_frame` is 121.
+        `VilaConfig("models/NVILA-Lite-8B").tokens_per_frame` is 121.
     """
 
-    values: dict[str, Any]
-    """The top `config.json`."""
-    llm: Any
-    """Config of the language model."""
-    vision_encoder: Any
-    """Config of the vision encoder."""
-    projector: str
-    """Kind of the projector."""
-    preprocessor: dict[str, Any]
-    """Of the encoder."""
-    chat_template: str | None = None
-    """Instead of the tokenizer's own."""
-    pool_frames: PoolFrames = None
-    """Instead of the config's own."""
-
-    @classmethod
-    def read(cls, folder: str | Path) -> VilaConfig:
-        """Reads a folder; a part without a `config.json` of its own is described by the top one.
-
-        Raises:
-            ValueError: a part is missing, or something is not supported.
-        """
+    def __init__(self, folder: str | Path, pool_frames: PoolFrames = None) -> None:
         from transformers import CONFIG_MAPPING
 
+        # 1. The top config and the parts.
         folder = Path(folder)
         values = json.loads((folder / "config.json").read_text())
         llm, vision_encoder, projector = (_part(folder, values, name) for name in PARTS)
-        found = [llm.get("model_type"), vision_encoder.get("model_type"), projector.get("mm_projector_type")]
+        kinds = [llm.get("model_type"), vision_encoder.get("model_type"), projector.get("mm_projector_type")]
         allowed = [TextFamily.model_types, ("siglip_vision_model",), tuple(DOWNSAMPLING)]
-        for name, got, choice in zip(PARTS, found, allowed, strict=True):
+        for name, got, choice in zip(PARTS, kinds, allowed, strict=True):
             if got not in choice:
                 raise ValueError(f"{folder}: {name} must be {' or '.join(choice)}, got {got!r}; use another VILA model")
+        self.values: dict[str, Any] = values
+        self.llm: Any = CONFIG_MAPPING[llm["model_type"]].from_dict(llm)
+        self.vision_encoder: Any = CONFIG_MAPPING[vision_encoder["model_type"]].from_dict(vision_encoder)
+        self.projector: str = projector["mm_projector_type"]
         file = folder / "vision_tower" / "preprocessor_config.json"
-        config = cls(
-            values,
-            CONFIG_MAPPING[llm["model_type"]].from_dict(llm),
-            CONFIG_MAPPING[vision_encoder["model_type"]].from_dict(vision_encoder),
-            projector["mm_projector_type"],
-            json.loads(file.read_text()) if file.is_file() else {},
-            _chat_template(folder, values),
-        )
-        config._check(folder)
-        return config
+        self.preprocessor: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+        self.chat_template = _chat_template(folder, values)
+        """Instead of the tokenizer's; None leaves that."""
+
+        # 2. The encoder.
+        self.size: int = self.vision_encoder.image_size
+        """Pixels along its square image."""
+        self.patches_per_side = self.size // self.vision_encoder.patch_size
+        self.select_layer: int = values.get("mm_vision_select_layer") or -2
+        """Index among its hidden states, embeddings first."""
+        self.projected_side = math.ceil(self.patches_per_side / DOWNSAMPLING[self.projector])
+        """Tokens along one side of a frame or tile behind the projector, which pads with zeros."""
+
+        # 3. Tiles of a lone image, and scales whose features are put side by side.
+        self.aspect: str | None = values.get("image_aspect_ratio")
+        """How a lone image is cut."""
+        scales = values["s2_scales"] if values.get("dynamic_s2") else []
+        self.scales = sorted(map(int, scales.split(",") if isinstance(scales, str) else scales))
+        """In pixels; empty without dynamic S2."""
+        self.output_scale: int = values.get("s2_resize_output_to_scale_idx") or 0
+        """Index of the scale on whose grid the features of an image lie."""
+        min_tiles = (self.scales[-1] // self.scales[0]) ** 2 if self.scales else values.get("min_tiles") or 1
+        self.tile_range: tuple[int, int] = (min_tiles, values.get("max_tiles") or 12)
+        """Fewest and most tiles of an image; of dynamic S2 those of the largest scale."""
+        self.projector_input: int = self.vision_encoder.hidden_size * max(1, len(self.scales))
+        """Width of what the projector reads of a patch."""
+
+        # 4. Text around frames and tiles, and how frames become one.
+        self.image = Encoder.read(values.get("image_encoder"))
+        self.video = Encoder.read(values.get("video_encoder"))
+        self._check(folder)
+        if pool_frames is not None:
+            frames = BY_LENGTH if pool_frames == "by_length" else TemporalPatchSize(pool_frames)
+            self.video = replace(self.video, frames=frames)
+        height, width = self.video.pool
+        self.tokens_per_frame = self.projected_side**2 // (height * width)
+        """Features of one frame of a video, or of the frames pooled into one."""
 
     def _check(self, folder: Path) -> None:
         rules = {
@@ -147,83 +164,6 @@ class VilaConfig:
                 f"pool_sizes={[self.video.frames.fewest, height, width]} of video_encoder must divide the "
                 f"{side} x {side} features of a frame; correct {folder}/config.json"
             )
-
-    def with_pool(self, frames: PoolFrames) -> VilaConfig:
-        """The same model, whose videos pool so many frames."""
-        return replace(self, pool_frames=frames)
-
-    # -- the encoder -----------------------------------------------------------------------------------------------
-
-    @property
-    def size(self) -> int:
-        """Pixels along the encoder's square image."""
-        return self.vision_encoder.image_size
-
-    @property
-    def patches_per_side(self) -> int:
-        """Patches along one side of it."""
-        return self.size // self.vision_encoder.patch_size
-
-    @property
-    def select_layer(self) -> int:
-        """Index among the encoder's hidden states, embeddings first."""
-        return self.values.get("mm_vision_select_layer") or -2
-
-    @property
-    def projected_side(self) -> int:
-        """Tokens along one side of a frame or tile behind the projector, which pads with zeros."""
-        return math.ceil(self.patches_per_side / DOWNSAMPLING[self.projector])
-
-    @property
-    def scales(self) -> list[int]:
-        """Pixel sizes whose features are put side by side; empty without dynamic S2."""
-        if not self.values.get("dynamic_s2"):
-            return []
-        scales = self.values["s2_scales"]
-        return sorted(map(int, scales.split(",") if isinstance(scales, str) else scales))
-
-    @property
-    def output_scale(self) -> int:
-        """Index of the scale on whose grid the features of an image lie."""
-        return self.values.get("s2_resize_output_to_scale_idx") or 0
-
-    @property
-    def projector_input(self) -> int:
-        """Width of what the projector reads of a patch."""
-        return self.vision_encoder.hidden_size * max(1, len(self.scales))
-
-    # -- prompts -------------------------------------------------------------------------------------------------
-
-    @property
-    def aspect(self) -> str | None:
-        """How a lone image is cut."""
-        return self.values.get("image_aspect_ratio")
-
-    @property
-    def tile_range(self) -> tuple[int, int]:
-        """Fewest and most tiles of an image; of dynamic S2 those of the largest scale."""
-        fewest, most = self.values.get("min_tiles") or 1, self.values.get("max_tiles") or 12
-        return ((self.scales[-1] // self.scales[0]) ** 2 if self.scales else fewest), most
-
-    @property
-    def image(self) -> Encoder:
-        """How an image or tile is encoded."""
-        return Encoder.read(self.values.get("image_encoder"))
-
-    @property
-    def video(self) -> Encoder:
-        """How a video is encoded."""
-        encoder = Encoder.read(self.values.get("video_encoder"))
-        if self.pool_frames is None:
-            return encoder
-        frames = BY_LENGTH if self.pool_frames == "by_length" else TemporalPatchSize(self.pool_frames)
-        return replace(encoder, frames=frames)
-
-    @property
-    def tokens_per_frame(self) -> int:
-        """Features of one frame of a video, or of the frames pooled into one."""
-        height, width = self.video.pool
-        return self.projected_side**2 // (height * width)
 
     def get_text_config(self) -> Any:
         """The language model's, as transformers' configs give theirs."""
@@ -251,10 +191,10 @@ def _chat_template(folder: Path, values: dict[str, Any]) -> str | None:
 def _part(folder: Path, values: dict[str, Any], name: str) -> dict[str, Any]:
     """The config of a part: its own file, or what the top config holds."""
     file = folder / name / "config.json"
-    found = json.loads(file.read_text()) if file.is_file() else values.get(f"{name}_cfg")
-    if not isinstance(found, dict):
+    config = json.loads(file.read_text()) if file.is_file() else values.get(f"{name}_cfg")
+    if not isinstance(config, dict):
         raise ValueError(
             f"{folder} is no VILA folder: neither {name}/config.json nor {name}_cfg in config.json describes its "
             f"{name}; give a folder or hub id with {', '.join(PARTS)}, such as Efficient-Large-Model/NVILA-Lite-8B"
         )
-    return found
+    return config

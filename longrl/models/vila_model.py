@@ -172,7 +172,7 @@ class VilaModel(nn.Module):
         from transformers import AutoModel, AutoModelForCausalLM
 
         folder = local_folder(source)
-        config = VilaConfig.read(folder)
+        config = VilaConfig(folder)
         parts = []
         kinds: dict[str, Any] = {"llm": AutoModelForCausalLM, "vision_tower": AutoModel}
         for name, auto_class in kinds.items():

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -62,7 +63,7 @@ class Case:
     folder: Path
 
     @functools.cached_property
-    def model(self) -> nn.Module:
+    def model(self) -> Any:
         """Built once; checks leave no gradients on it."""
         return self.family.build()
 
@@ -101,8 +102,9 @@ def check_identity(case: Case) -> str:
     )
     worker = pickle.loads(pickle.dumps(family))
     assert worker.identity() == identity, "a worker's copy has another identity"
-    options = {name for part in type(family).__mro__ for name in signature(part.__init__).parameters}
-    shared = {*signature(CausalFamily.__init__).parameters, "args", "kwargs"}
+    own = [part for part in type(family).__mro__ if "__init__" in vars(part)]
+    options = {name for part in own for name in signature(part).parameters}
+    shared = {*signature(CausalFamily).parameters, "args", "kwargs"}
     left_out = sorted(options - shared - identity.keys())
     return "plain values, the same in a worker" + (f"; not part of it: {', '.join(left_out)}" if left_out else "")
 
@@ -159,7 +161,7 @@ def check_patches(case: Case) -> str:
 def check_planning_sizes(case: Case) -> str:
     """`planning_sizes` are those of the model that is built."""
     text, vision = case.family.planning_sizes()
-    vocabulary, hidden = case.family.lm_head(case.model).shape
+    vocabulary, hidden = case.model.get_output_embeddings().weight.shape
     assert (text.hidden, text.vocabulary) == (hidden, vocabulary), (
         f"{text} is not the LM head's [{vocabulary}, {hidden}]"
     )
@@ -202,7 +204,7 @@ def check_same_logits(case: Case) -> str:
             inputs = case.family.text_inputs(case.model, packed, features)
             positions = packed.position_ids[:, None]
             hidden = case.family.hidden_states(case.model, positions, spans=packed.spans, **inputs)[0]
-            logits = hidden[packed.predict_from] @ case.family.lm_head(case.model).T
+            logits = hidden[packed.predict_from] @ case.model.get_output_embeddings().weight.T
         error = float((logits - expected).norm() / expected.norm())
         assert error <= TOLERANCE, f"logits of prompt {prompt.id!r} are off by {error:.1e} of their norm"
         worst = max(worst, error)
@@ -372,7 +374,7 @@ def _on_a_rank(
 
 def score_and_differentiate(
     family: CausalFamily,
-    model: nn.Module,
+    model: Any,
     prompts: Sequence[Prompt],
     completions: Sequence[Sequence[Tensor]],
     weights: Tensor,

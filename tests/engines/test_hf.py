@@ -37,7 +37,7 @@ def test_greedy_tokens_are_the_plain_models_argmax_step_by_step():
             (packed,) = pack([prompt], [[completion.token_ids[: length + 1]]], 10_000)
             inputs = family.text_inputs(model, packed, features)
             hidden = family.hidden_states(model, packed.position_ids[:, None], spans=packed.spans, **inputs)[0]
-            logits = hidden[packed.predict_from[-1]] @ family.lm_head(model).T
+            logits = hidden[packed.predict_from[-1]] @ model.get_output_embeddings().weight.T
             assert logits.argmax() == completion.token_ids[length]
 
 

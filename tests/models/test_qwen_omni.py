@@ -159,7 +159,7 @@ def logits_of(family, model, prompt):
     (packed,) = pack([prompt], [[]], 10_000)
     inputs = family.text_inputs(model, packed, features)
     hidden = family.hidden_states(model, packed.position_ids[:, None], spans=packed.spans, **inputs)
-    return hidden[0] @ family.lm_head(model).T
+    return hidden[0] @ model.get_output_embeddings().weight.T
 
 
 @pytest.mark.parametrize("name", ["sound", "track", "longer track", "shorter track", "two tracks"])
