@@ -250,6 +250,8 @@ def test_a_half_written_checkpoint_never_takes_the_place_of_a_whole_one(tmp_path
     (partial,) = [file.name for file in (folder / "checkpoints").iterdir() if file.name != "last.ckpt"]
     assert partial.startswith(".last.ckpt.")
     assert partial.endswith(PARTIAL_SUFFIX)
+    run(folder, values, *resume(folder))
+    assert [file.name for file in (folder / "checkpoints").iterdir()] == ["last.ckpt"]
 
 
 def test_resuming_with_other_data_is_refused(tmp_path):

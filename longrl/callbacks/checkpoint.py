@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from typing_extensions import override
 
-from longrl.io.atomic import atomic_file
+from longrl.io.atomic import PARTIAL_SUFFIX, atomic_file
 
 
 class Checkpoint(ModelCheckpoint):
@@ -143,5 +144,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
+        path = Path(path)
+        for left in path.parent.glob(f".{path.name}.*{PARTIAL_SUFFIX}"):  # by a process that was killed while saving
+            left.unlink(missing_ok=True)
         with atomic_file(path) as file:
             torch.save(checkpoint, file)

@@ -60,8 +60,9 @@ def flatten_groups(groups: Sequence[Group[PromptT, ScoredT]], device: torch.devi
     lengths: list[int] = []
     offsets = [0]
     sampler_logp = [torch.zeros(0)]  # a rank may have no group
-    rewards: list[Tensor] = []
-    valid: list[Tensor] = []
+    num_generations = len(groups[0].completions) if groups else 1
+    rewards = [torch.zeros(0, num_generations)]
+    valid = [torch.zeros(0, num_generations, dtype=torch.bool)]
     on_policy = [torch.zeros(0, dtype=torch.bool)]
     baselines: list[float] = []
     for group in groups:
@@ -72,26 +73,21 @@ def flatten_groups(groups: Sequence[Group[PromptT, ScoredT]], device: torch.devi
         lengths += of_group
         offsets.append(offsets[-1] + num_tokens)
         sampler_logp += [completion.logprobs for completion in group.completions]
-        rewards.append(group.rewards)
-        valid.append(group.valid)
+        rewards.append(group.rewards[None])
+        valid.append(group.valid[None])
         on_policy.append(torch.full((num_tokens,), not group.carried_over))
         if group.baseline is not None:
             baselines.append(group.baseline)
     return FlatGroups(
         groups=groups,
         lengths=torch.tensor(lengths, dtype=torch.int64, device=device),
-        rewards=_stack(rewards, torch.float32).to(device),
-        valid=_stack(valid, torch.bool).to(device),
+        rewards=torch.cat(rewards).to(device),
+        valid=torch.cat(valid).to(device),
         baselines=torch.tensor(baselines, device=device) if len(baselines) == len(groups) else None,
         sampler_logp=torch.cat(sampler_logp).to(device),
         on_policy=torch.cat(on_policy).to(device),
         offsets=offsets,
     )
-
-
-def _stack(rows: list[Tensor], dtype: torch.dtype) -> Tensor:
-    """[P, G] of P rows; [0, 1] of none."""
-    return torch.stack(rows) if rows else torch.zeros(0, 1, dtype=dtype)
 
 
 # -- mini-batches ------------------------------------------------------------------------------------------------

@@ -93,6 +93,9 @@ class RootModule(nn.Module):
         For work in which ranks do not go in step, as generation is: inside, any number of forward passes of any part
         of the model may run. Every rank of the run must enter.
         """
+        if not isinstance(self, FSDPModule):
+            yield
+            return
         layers = [module for module in self.modules() if isinstance(module, FSDPModule) and module is not self]
         self.gather_root()
         for layer in layers:
