@@ -28,6 +28,8 @@ from longrl.types import Media, Packed, PolicyOutput
 logger = logging.getLogger(__name__)
 
 ALL_ROWS = slice(0, None)
+Features = Mapping[str, Tensor]
+"""Media key -> [N, D]."""
 
 
 class EncodesMedia(PatchesMedia):
@@ -41,14 +43,15 @@ class EncodesMedia(PatchesMedia):
         """The encoders whose features need gradients; with sharded weights, units of sharding."""
         encoders = []
         for encoder in self.media_encoders(model):
-            if any(parameter.requires_grad for parameter in encoder.parameters()):
+            trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+            if trained:
                 encoders.append(encoder)
         return encoders
 
     def encode_media(self, model: Any, media: Sequence[Media]) -> list[Tensor]:
         """[N_i, D] features of each media item, in the order given."""
-        if media:
-            raise ValueError(f"{type(self).__name__} reads text only, but got {len(media)} media")
+        for item in media:
+            self._refuse_media(item.kind)
         return []
 
     @property
@@ -90,7 +93,7 @@ class TextStack(RendersPrompts):
         self,
         model: Any,
         packed: Packed,
-        features: Mapping[str, Tensor],
+        features: Features,
         temperature: float = 1.0,
         sequence: SequenceParallel = NO_SEQUENCE_PARALLEL,
     ) -> PolicyOutput:
@@ -112,11 +115,13 @@ class TextStack(RendersPrompts):
         inputs = self.text_inputs(model, packed, features, rows)  # [1, l, D] and what else the layers read
 
         # 3. The layers. Attention alone looks beyond a rank's rows.
-        offload = self.offload_checkpoints and self.gradient_checkpointing
-        # torch's own hook: transformers' `offload` asks for pinned memory also where there is no GPU.
-        pinned = torch.cuda.is_available()
-        with torch.autograd.graph.save_on_cpu(pin_memory=pinned) if offload else contextlib.nullcontext():
-            hidden = self.hidden_states(model, positions, spans=packed.spans, sequence=sequence, **inputs)
+        layout = {"spans": packed.spans, "sequence": sequence}
+        offload: Any = contextlib.nullcontext()
+        if self.offload_checkpoints and self.gradient_checkpointing:
+            # torch's own hook: transformers' `offload` asks for pinned memory also where there is no GPU.
+            offload = torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available())
+        with offload:
+            hidden = self.hidden_states(model, positions, **inputs, **layout)
 
         # 4. Equal parts of the scored rows on every rank, wherever they lie; logits only for these.
         num_scored = len(packed.target_ids)
@@ -124,10 +129,16 @@ class TextStack(RendersPrompts):
         scored = sequence.scored(hidden[0], packed.predict_from)  # [R / ranks, D]
         lm_head = model.get_output_embeddings().weight  # [V, D]
         logp, entropy = chunked_logprobs(scored, lm_head, targets, temperature)
-        return PolicyOutput(sequence.gather(logp, num_scored), sequence.gather(entropy, num_scored))
+        logp = sequence.gather(logp, num_scored)  # [R]
+        entropy = sequence.gather(entropy, num_scored)
+        return PolicyOutput(logp, entropy)
 
     def text_inputs(
-        self, model: Any, packed: Packed, features: Mapping[str, Tensor], rows: slice = ALL_ROWS
+        self,
+        model: Any,
+        packed: Packed,
+        features: Features,
+        rows: slice = ALL_ROWS,
     ) -> dict[str, Any]:
         """What the text stack reads of these rows: `inputs_embeds` [1, rows, D], features in place of placeholders."""
         ids = packed.input_ids[rows]
@@ -139,14 +150,21 @@ class TextStack(RendersPrompts):
         missing = mask & (ids >= embeddings.num_embeddings)
         embeds = embeddings(ids.masked_fill(missing, 0))  # [rows, D]
         width = embeds.shape[1]
-        embeds = embeds.masked_scatter(mask[:, None], values[:, :width].to(embeds))
+        first = values[:, :width].to(embeds)
+        embeds = embeds.masked_scatter(mask[:, None], first)
         inputs: dict[str, Any] = {"inputs_embeds": embeds[None]}
         if values.shape[1] > width:  # further columns are added behind the first layers (DeepStack, arXiv:2406.04334)
+            levels = values[:, width:].split(width, -1)
             inputs["visual_pos_masks"] = mask[None]
-            inputs["deepstack_visual_embeds"] = list(values[:, width:].split(width, -1))
+            inputs["deepstack_visual_embeds"] = list(levels)
         return inputs
 
-    def media_rows(self, packed: Packed, features: Mapping[str, Tensor], rows: slice) -> tuple[Tensor, Tensor | None]:
+    def media_rows(
+        self,
+        packed: Packed,
+        features: Features,
+        rows: slice,
+    ) -> tuple[Tensor, Tensor | None]:
         """The rows of a micro-batch that are media placeholders, and the features that belong there.
 
         A placeholder token that a policy happens to sample is an ordinary token: media are in prompts.
@@ -155,9 +173,10 @@ class TextStack(RendersPrompts):
             [rows] bool; [true ones, D] in their order, None where no row is one.
         """
         ids = packed.input_ids
-        in_prompt = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+        in_prompt = torch.zeros_like(ids, dtype=torch.bool)  # [L]
         for span in packed.spans:
-            in_prompt[span.start : span.start + span.prompt_tokens] = True
+            stop = span.start + span.prompt_tokens
+            in_prompt[span.start : stop] = True
 
         # Media of a token fill its placeholders in order: a video's may stand among those of its sound track.
         tokens = self.media_token_ids()
@@ -166,25 +185,27 @@ class TextStack(RendersPrompts):
         parts: list[Tensor] = []
         for token in dict.fromkeys(tokens.values()):
             is_placeholder = in_prompt & (ids == token)  # [L]
+            num_placeholders = int(is_placeholder.sum())
             keys = zip(packed.media_keys, packed.media_kinds, strict=True)
             media = [features[key] for key, kind in keys if tokens[kind] == token]
             num_features = sum(map(len, media))
-            num_placeholders = int(is_placeholder.sum())
             if num_features != num_placeholders:
                 raise ValueError(
                     f"{num_placeholders} media placeholders in the packed prompts, but {num_features} features"
                 )
             if num_placeholders:
-                before = int(is_placeholder[: rows.start].sum())
-                index = is_placeholder[rows].nonzero()[:, 0]
-                mask |= is_placeholder[rows]
+                first = int(is_placeholder[: rows.start].sum())
+                here = is_placeholder[rows]
+                index = here.nonzero()[:, 0]
+                mask |= here
                 indices.append(index)
-                parts += rows_between(media, before, before + len(index))
+                parts += rows_between(media, first, first + len(index))
         if not parts:
             return mask, None
         values = torch.cat(parts)
         if len(indices) > 1:
-            values = values[torch.cat(indices).argsort()]
+            order = torch.cat(indices).argsort()
+            values = values[order]
         return mask, values
 
     def hidden_states(self, model: Any, position_ids: Tensor, **inputs: Any) -> Tensor:
@@ -203,9 +224,13 @@ class TextStack(RendersPrompts):
         # Masks that transformers hands on as they are, for the attention function knows the layout: nothing for each
         # kind of layer, or an empty one of four dimensions where the stack takes no mapping.
         layer_types = getattr(backbone.config, "layer_types", None)
-        no_mask = torch.empty(1, 1, 0, 0) if layer_types is None else dict.fromkeys({"full_attention", *layer_types})
+        no_mask: Any = torch.empty(1, 1, 0, 0)
+        if layer_types is not None:
+            no_mask = dict.fromkeys({"full_attention", *layer_types})
+        if self.num_axes == 1:
+            position_ids = position_ids[0]
         output = backbone(
-            position_ids=position_ids if self.num_axes > 1 else position_ids[0],
+            position_ids=position_ids,
             attention_mask=no_mask,
             use_cache=False,
             **inputs,
@@ -270,10 +295,11 @@ class CausalFamily(TextStack, EncodesMedia, EngineAdapter, BuildsModel, HasPlann
 def rows_between(parts: Sequence[Tensor], start: int, stop: int) -> list[Tensor]:
     """Rows start..stop of the parts laid end to end, without joining the others."""
     pieces = []
-    offset = 0
     for part in parts:
-        piece = part[max(start - offset, 0) : max(stop - offset, 0)]
+        piece = part[max(start, 0) : max(stop, 0)]
         if len(piece):
             pieces.append(piece)
-        offset += len(part)
+        # Counted from the next part's first row.
+        start -= len(part)
+        stop -= len(part)
     return pieces
