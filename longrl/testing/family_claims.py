@@ -193,6 +193,13 @@ def check_features(case: Case) -> str:
 # ---- log-probabilities ----
 
 
+def _compare(what: str, ours: Tensor, expected: Tensor) -> float:
+    """The relative error; raises AssertionError if it is more than rounding."""
+    error = float((ours.double() - expected.double()).norm() / expected.double().norm())
+    assert error <= TOLERANCE, f"{what} are off by {error:.1e} of their norm"
+    return error
+
+
 def check_same_logits(case: Case) -> str:
     """A prompt with one completion has the logits of a plain forward."""
     worst = 0.0
@@ -205,9 +212,7 @@ def check_same_logits(case: Case) -> str:
             positions = packed.position_ids[:, None]
             hidden = case.family.hidden_states(case.model, positions, spans=packed.spans, **inputs)[0]
             logits = hidden[packed.predict_from] @ case.model.get_output_embeddings().weight.T
-        error = float((logits - expected).norm() / expected.norm())
-        assert error <= TOLERANCE, f"logits of prompt {prompt.id!r} are off by {error:.1e} of their norm"
-        worst = max(worst, error)
+        worst = max(worst, _compare(f"logits of prompt {prompt.id!r}", logits, expected))
     return f"largest relative error {worst:.0e}"
 
 
@@ -227,8 +232,7 @@ def check_shared_prefix(case: Case) -> str:
         logps, ours = score_and_differentiate(
             case.family, case.model, case.prompts, case.completions, weights, max_tokens=max_tokens
         )
-        error = float(((logps.double() - expected).norm() / expected.norm()).detach())
-        assert error <= TOLERANCE, f"log-probabilities of packed groups are off by {error:.1e} of their norm"
+        _compare("log-probabilities of packed groups", logps, expected.detach())
         assert_same_gradients(ours, grads)
     return f"{len(weights)} log-probabilities and {len(grads)} gradients, packed and one by one"
 
@@ -347,8 +351,7 @@ def check_sequence_parallel(case: Case) -> str:
     logps, grads = score_and_differentiate(case.family, case.family.build(), case.prompts, case.completions, weights)
     results = run_on_ranks(_on_a_rank, case.num_ranks, case.family, case.make_prompts, case.completions, weights)
     for theirs, their_grads in results:
-        error = float((theirs - logps).norm() / logps.norm())
-        assert error <= TOLERANCE, f"log-probabilities of {case.num_ranks} ranks are off by {error:.1e} of their norm"
+        _compare(f"log-probabilities of {case.num_ranks} ranks", theirs, logps)
         assert_same_gradients(their_grads, grads)
     return f"{len(weights)} log-probabilities and {len(grads)} gradients on {case.num_ranks} ranks"
 
