@@ -24,7 +24,6 @@ from longrl.callbacks.rollout_checks import (
 )
 from longrl.callbacks.waiting_groups import WaitingGroups
 from longrl.engines.hf import HFEngine
-from longrl.engines.parity import MismatchMonitor
 from longrl.engines.rollout_engine import (
     GeneratedShards,
     RolloutEngine,
@@ -35,6 +34,7 @@ from longrl.engines.rollout_engine import (
     sampling_ids,
 )
 from longrl.models.base import CausalFamily
+from longrl.modules.mini_batches import MismatchMonitor
 from longrl.modules.policy import PolicyModule
 from longrl.modules.trained import data_module_of, rollout_metrics
 from longrl.rewards import RewardSum

@@ -5,13 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
-from longrl.engines.parity import Mismatch, check_mismatch, check_rendered_prompts, engine_logps
+from longrl.engines.parity import check_rendered_prompts
 from longrl.engines.rollout_engine import RolloutEngine
+from longrl.modules.mini_batches import Mismatch
 from longrl.modules.policy import PolicyModule
 from longrl.packing.lengths import length_problem
-from longrl.types import Prompt, SamplingParams
+from longrl.types import Completion, Prompt, SamplingParams
+
+NUM_SHOWN = 8
+"""Tokens in the message of a failed comparison."""
 
 logger = logging.getLogger(__name__)
 
@@ -142,3 +147,46 @@ def compare_engine(
     for name, value in mismatch.metrics().items():
         logger.info("engine against trainer before the first step: %s %.2e", name, value)
     check_mismatch(mismatch, prompts, completions, max_mismatch)
+
+
+def check_mismatch(
+    mismatch: Mismatch, prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]], max_mismatch: float
+) -> None:
+    """Raises RuntimeError with a table of the tokens that differ most if any differs by more than `max_mismatch`.
+
+    Args:
+        mismatch: of the completions' tokens, in their order.
+        prompts: P prompts.
+        completions: greedy ones of each prompt.
+        max_mismatch: largest difference of a log-probability that rounding explains.
+    """
+    difference = (mismatch.trainer_logp - mismatch.engine_logp).abs()  # [N]
+    if not len(difference) or float(difference.max()) <= max_mismatch:
+        return
+    tokens = [
+        (prompt.id, index, int(token))
+        for prompt, group in zip(prompts, completions, strict=True)
+        for completion in group
+        for index, token in enumerate(completion.token_ids)
+    ]
+    lines = []
+    for row in torch.topk(difference, min(NUM_SHOWN, len(difference))).indices.tolist():
+        prompt_id, index, token = tokens[row]
+        lines.append(
+            f"  prompt {prompt_id!r}, token {index} (id {token}): engine {float(mismatch.engine_logp[row]):.4f}, "
+            f"trainer {float(mismatch.trainer_logp[row]):.4f}"
+        )
+    lengths = ", ".join(f"{item.id!r} {len(item.input_ids)} tokens, {len(item.media)} media" for item in prompts)
+    raise RuntimeError(
+        f"engine and trainer disagree by up to {float(difference.max()):.4f} in the log-probability of a greedy token, "
+        f"more than max_mismatch={max_mismatch}; training would follow another model than the one that samples. "
+        "The tokens that differ most:\n" + "\n".join(lines) + f"\nPrompts: {lengths}. Check that "
+        "engine and family read the same folder and dtype (a difference of 0.1 is usual in bfloat16), or raise "
+        "rollout.max_mismatch"
+    )
+
+
+def engine_logps(completions: Sequence[Sequence[Completion]]) -> Tensor:
+    """[N] log-probabilities of all tokens, as the engine reported them."""
+    logps = [completion.logprobs for group in completions for completion in group]
+    return torch.cat([torch.zeros(0), *logps])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing_extensions import override
 
-from longrl.engines.parity import MismatchMonitor
+from longrl.modules.mini_batches import MismatchMonitor
 
 
 class StepMismatchMonitor(MismatchMonitor):

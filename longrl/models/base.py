@@ -15,13 +15,13 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from longrl.models.building import BuildsModel
 from longrl.models.engine_adapter import EngineAdapter
 from longrl.models.lora import LoRASettings, export_adapters
 from longrl.models.planning_sizes import HasPlanningSizes
 from longrl.models.reading import PatchesMedia, RendersPrompts
-from longrl.packing.logprobs import chunked_logprobs
 from longrl.strategies.sequence import NO_SEQUENCE_PARALLEL, SequenceParallel
 from longrl.types import Media, Packed, PolicyOutput
 
@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 ALL_ROWS = slice(0, None)
 Features = Mapping[str, Tensor]
 """Media key -> [N, D]."""
+MAX_LOGITS = 1 << 26
+"""Logits held at a time: 64M, 256 MiB in float32."""
 
 
 class EncodesMedia(PatchesMedia):
@@ -108,7 +110,7 @@ class TextStack(RendersPrompts):
         """
         # 1. The rows of this rank, padded so that every rank has as many.
         packed = packed.to(model.get_input_embeddings().weight.device, multiple=sequence.size)
-        rows = sequence.rows(len(packed.input_ids))
+        rows = ALL_ROWS if sequence.size == 1 else sequence.rows(len(packed.input_ids))
         positions = packed.position_ids[:, None, rows]  # [A, 1, l]
 
         # 2. Token embeddings, with features in place of the prompts' placeholders.
@@ -123,12 +125,15 @@ class TextStack(RendersPrompts):
         with offload:
             hidden = self.hidden_states(model, positions, **inputs, **layout)
 
-        # 4. Equal parts of the scored rows on every rank, wherever they lie; logits only for these.
-        num_scored = len(packed.target_ids)
-        targets = packed.target_ids[sequence.share(num_scored)]  # [R / ranks]
-        scored = sequence.scored(hidden[0], packed.predict_from)  # [R / ranks, D]
+        # 4. Logits for the scored rows only; several ranks take equal parts, wherever these rows lie.
         lm_head = model.get_output_embeddings().weight  # [V, D]
-        logp, entropy = chunked_logprobs(scored, lm_head, targets, temperature)
+        targets = packed.target_ids  # [R]
+        if sequence.size == 1:
+            scored = hidden[0][packed.predict_from]  # [R, D]
+            return PolicyOutput(*chunked_logprobs(scored, lm_head, targets, temperature))
+        num_scored = len(targets)
+        scored = sequence.scored(hidden[0], packed.predict_from)  # [R / ranks, D]
+        logp, entropy = chunked_logprobs(scored, lm_head, targets[sequence.share(num_scored)], temperature)
         logp = sequence.gather(logp, num_scored)  # [R]
         entropy = sequence.gather(entropy, num_scored)
         return PolicyOutput(logp, entropy)
@@ -303,3 +308,40 @@ def rows_between(parts: Sequence[Tensor], start: int, stop: int) -> list[Tensor]
         start -= len(part)
         stop -= len(part)
     return pieces
+
+
+def chunked_logprobs(
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0, max_logits: int = MAX_LOGITS
+) -> tuple[Tensor, Tensor]:
+    """Scores `targets` under softmax(hidden @ weight.T / temperature), a slice of rows at a time.
+
+    The backward pass computes a slice's logits again instead of keeping them.
+
+    Args:
+        hidden: [R, D] hidden states that predict the targets.
+        weight: [V, D] LM head.
+        targets: [R] token ids.
+        temperature: the one the completions were sampled with; 0 (greedy) counts as 1.
+        max_logits: how many logits one slice may hold.
+
+    Returns:
+        ([R] float32 log-probabilities, [R] float32 entropies in nats, without gradient).
+    """
+    step = max(1, max_logits // weight.shape[0])
+    logps, entropies = [hidden.new_zeros(0, dtype=torch.float32)], [hidden.new_zeros(0, dtype=torch.float32)]
+    for start in range(0, max(len(targets), 1), step):  # also without rows, for a rank's gradients to be zeros
+        rows = slice(start, start + step)
+        logp, entropy = checkpoint(_score, hidden[rows], weight, targets[rows], temperature or 1.0, use_reentrant=False)
+        logps.append(logp)
+        entropies.append(entropy)
+    return torch.cat(logps), torch.cat(entropies)
+
+
+def _score(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    logits = (hidden @ weight.T).float() / temperature
+    normaliser = logits.logsumexp(-1)
+    logp = logits.gather(-1, targets[:, None])[:, 0] - normaliser
+    with torch.no_grad():
+        # H = log Z - sum_v p_v logit_v
+        entropy = normaliser - (torch.exp(logits - normaliser[:, None]) * logits).sum(-1)
+    return logp, entropy

@@ -7,6 +7,7 @@ of a micro-batch. All are this rank's.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol
@@ -16,9 +17,119 @@ from torch import Tensor
 from typing_extensions import TypeVar
 
 from longrl.algorithms import Algorithm, LossOutput
-from longrl.engines.parity import MismatchMonitor
-from longrl.strategies.axis import Axis
+from longrl.strategies.axis import SINGLE_RANK, Axis
 from longrl.types import Batch, Completion, Group, Packed, PolicyOutput, PromptT
+
+METRICS = ("mean", "max", "k3", "effective_share")
+"""Names in `Mismatch.metrics`."""
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """How far apart engine and trainer are on the engine's own tokens."""
+
+    engine_logp: Tensor
+    """[N] log-probabilities the engine reported."""
+    trainer_logp: Tensor
+    """[N] of the same tokens under the trainer's forward pass."""
+
+    def metrics(self, world: Axis = SINGLE_RANK) -> dict[str, float]:
+        """Mean and largest absolute difference, k3 estimate of KL(engine || trainer), share of effective samples.
+
+        k3 is that of Schulman's note, exp(d) - 1 - d with d trainer less engine; the effective sample size is that of
+        importance weights exp(d) (Kong 1992), as a share of the number of tokens. Tokens without a finite score do not
+        count; without any token there are no metrics.
+
+        Args:
+            world: ranks whose tokens count together; all must call it.
+        """
+        difference = (self.trainer_logp - self.engine_logp).double()  # [N]
+        difference = difference[difference.isfinite()].clamp(-20, 20)  # one token must not make exp(d) infinite
+        distance = difference.abs()
+        weights = difference.exp()
+        sums = world.sum_dict(
+            {
+                "tokens": float(len(difference)),
+                "distance": float(distance.sum()),
+                "k3": float((weights - 1 - difference).sum()),
+                "weights": float(weights.sum()),
+                "squares": float(weights.square().sum()),
+            }
+        )
+        largest = max(world.gather(float(distance.max()) if len(distance) else 0.0))
+        tokens = sums["tokens"]
+        if not tokens:
+            return {}
+        return {
+            "mean": sums["distance"] / tokens,
+            "max": largest,
+            "k3": sums["k3"] / tokens,
+            "effective_share": sums["weights"] ** 2 / (sums["squares"] * tokens),
+        }
+
+
+class MismatchMonitor:
+    """Measures the mismatch in the first forward pass of every rollout; ends a run whose engine has left the trainer.
+
+    The first mini-batch is scored by the weights that sampled it, so measuring costs nothing.
+
+    Args:
+        max_mismatch: largest mean difference of a step; above it the run ends before its weights change.
+        bypass_below: while the mean of the last rollout is below it, the engine's log-probabilities serve as the old
+            policy's, and the pass that computes those is left out; 0 never.
+        one_step_off: completions come from weights one step older, and the step between is part of the mismatch.
+    """
+
+    def __init__(self, max_mismatch: float = 0.1, bypass_below: float = 0.0, one_step_off: bool = False) -> None:
+        self.max_mismatch = max_mismatch
+        self.bypass_below = bypass_below
+        self.one_step_off = one_step_off
+        self.last_mean: float | None = None
+        """Mean difference of the last rollout."""
+        self.metrics: dict[str, float] = {}
+        """Metrics of the last rollout: `mismatch_mean` and so on."""
+        self._engine_logps: list[Tensor] = []
+        self._trainer_logps: list[Tensor] = []
+
+    @property
+    def bypasses_old_logp(self) -> bool:
+        """Whether the engine's log-probabilities may stand for the old policy's."""
+        return self.last_mean is not None and self.last_mean < self.bypass_below
+
+    def add_tokens(self, engine_logp: Tensor, trainer_logp: Tensor) -> None:
+        """Some tokens of this rollout that the weights being updated have sampled, both [N]."""
+        self._engine_logps.append(engine_logp.detach())
+        self._trainer_logps.append(trainer_logp.detach())
+
+    def finish_rollout(self, world: Axis) -> None:
+        """Sets `metrics` from what was added on all ranks; a token may be counted by several of them, then all are.
+
+        Raises:
+            RuntimeError: the mean difference is above `max_mismatch`.
+        """
+        none = torch.zeros(0)  # a rank may have scored no token
+        engine_logp = torch.cat([none, *(logp.cpu() for logp in self._engine_logps)])
+        trainer_logp = torch.cat([none, *(logp.cpu() for logp in self._trainer_logps)])
+        self._engine_logps.clear()
+        self._trainer_logps.clear()
+        metrics = Mismatch(engine_logp, trainer_logp).metrics(world)
+        self.last_mean = metrics.get("mean", self.last_mean)
+        # Lightning goes on logging the last value of a metric that is left out.
+        self.metrics = {f"mismatch_{name}": metrics.get(name, math.nan) for name in METRICS}
+        if metrics and metrics["mean"] > self.max_mismatch:
+            raise RuntimeError(
+                self.failure_message(", ".join(f"{name} {value:.3g}" for name, value in metrics.items()))
+            )
+
+    def failure_message(self, metrics: str) -> str:
+        """What a run above `max_mismatch` ends with."""
+        return (
+            f"engine and trainer have parted: the log-probabilities of this step's tokens differ by {metrics}, "
+            f"mean above max_mean_mismatch={self.max_mismatch}; this step did not change the weights. Go on from the "
+            "last checkpoint with --ckpt_path RUN/checkpoints/last.ckpt: engine weights are handed over anew. If it "
+            "happens again raise rollout.max_mean_mismatch, or use longrl.engines.hf.HFEngine"
+        )
+
 
 # -- groups ------------------------------------------------------------------------------------------------------
 

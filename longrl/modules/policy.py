@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from longrl.algorithms import Algorithm
-from longrl.engines.parity import MismatchMonitor
 from longrl.features.cache import FeatureCache
 from longrl.features.disk_cache import DiskCache
 from longrl.features.trainable_features import TrainableFeatures
@@ -26,6 +25,7 @@ from longrl.models.lora import adapters_off
 from longrl.modules.initial_weights import build_from
 from longrl.modules.mini_batches import (
     FlatGroups,
+    MismatchMonitor,
     RolloutLoss,
     SFTLoss,
     TokenLoss,

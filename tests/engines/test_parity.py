@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from longrl.engines.parity import Mismatch, check_mismatch, engine_logps
+from longrl.callbacks.rollout_checks import check_mismatch, engine_logps
+from longrl.modules.mini_batches import Mismatch
 from longrl.types import Completion
 from tests.tiny import row, text_family
 

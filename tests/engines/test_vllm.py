@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 import torch
 
+from longrl.callbacks.rollout_checks import check_mismatch, engine_logps
 from longrl.engines.hf import HFEngine
-from longrl.engines.parity import Mismatch, check_mismatch, check_rendered_prompts, engine_logps
+from longrl.engines.parity import check_rendered_prompts
 from longrl.features.cache import FeatureCache
 from longrl.models.qwen3_vl import Qwen3VLFamily
 from longrl.models.qwen_omni import QwenOmniFamily
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.models.text import LlamaFamily, TextFamily
 from longrl.models.vila import VilaFamily
+from longrl.modules.mini_batches import Mismatch
 from longrl.packing.pack import pack
 from longrl.testing.tiny import tiny_qwen2_5_vl, tiny_qwen3_vl, tiny_qwen_omni, tiny_text, tiny_vila
 from longrl.types import SamplingParams
