@@ -111,13 +111,15 @@ def _lay_end_to_end(parts: Sequence[_GroupPart]) -> Packed:
     target_ids = [none]
     completion_index = [none]
     token_index = [none]
-    row = 0  # where the next token will lie
+    start = 0  # where the next part will lie
     for part in parts:
         prompt = part.prompt
-        spans.append(GroupSpan(row, len(prompt.input_ids), tuple(map(len, part.completions))))
+        span = GroupSpan(start, len(prompt.input_ids), tuple(map(len, part.completions)))
+        spans.append(span)
+        start = span.stop
         input_ids.append(prompt.input_ids)
         position_ids.append(prompt.position_ids)  # [A, T]
-        row += len(prompt.input_ids)
+        row = span.start + span.prompt_tokens  # where the next completion will lie
         last_of_prompt = row - 1
         next_position = int(prompt.position_ids.max()) + 1  # with M-RoPE a video takes fewer positions than tokens
         token = part.first_token
