@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+
+from longrl.io.atomic import atomic_write
 
 DESCRIPTION = "Memory and time of a run under MRSPStrategy, from its own config and without its weights."
 
@@ -17,29 +18,9 @@ def main(args: Sequence[str]) -> None:
     from longrl.planning.run_plan import PlanOptions, plan_run
 
     parts = RunParts("plan", args, DESCRIPTION, PlanOptions)
-    result = plan_run(parts.planned_run(), parts.options, " ".join(["python -m longrl plan", *args]))
-    show_plan(result)
+    report = plan_run(parts.planned_run(), parts.options, " ".join(["python -m longrl plan", *args]))
+    show_plan(report)
     if parts.options.json:
-        parts.options.json.parent.mkdir(parents=True, exist_ok=True)
-        parts.options.json.write_text(json.dumps(as_json(result), indent=2) + "\n")
-
-
-def as_json(result: Any) -> dict[str, Any]:
-    """What `--json` writes."""
-    return {
-        "command": result.command,
-        "model": result.model,
-        "hardware": asdict(result.hardware),
-        "plan": {key: value for key, value in asdict(result.plan).items() if key != "sizes"},
-        "sizes": asdict(result.plan.sizes),
-        "bytes_per_device": result.estimate.phases,
-        "host_bytes_per_node": result.host,
-        "peak_phase": result.estimate.peak_phase,
-        "fits": result.verdict.fits,
-        "verdict": result.verdict.text,
-        "notes": list(result.notes),
-        "operations": result.operations,
-        "times_s": {**asdict(result.times), "step": result.times.step},
-        "largest_frames": result.largest_frames,
-        "grid": [asdict(row) for row in result.grid],
-    }
+        content = asdict(report)
+        content["sizes"] = content["plan"].pop("sizes")
+        atomic_write(parts.options.json, json.dumps(content, indent=2) + "\n")

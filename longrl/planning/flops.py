@@ -26,22 +26,6 @@ class Efficiency:
     bandwidth: float = 0.6
 
 
-@dataclass(frozen=True)
-class StepTimes:
-    """Seconds of one step, by phase."""
-
-    encode: float
-    prefill: float
-    decode: float
-    score: float
-    update: float
-
-    @property
-    def step(self) -> float:
-        """All phases, one after the other."""
-        return self.encode + self.prefill + self.decode + self.score + self.update
-
-
 def encode_flops(plan: Plan) -> float:
     """One video: n (2 Q + 4 X window) in windowed layers, 4 X n (patches of a temporal patch) in full ones."""
     encoder = plan.sizes.vision_encoder
@@ -123,22 +107,26 @@ def scoring_passes(plan: Plan) -> int:
     return int(plan.mini_batches * plan.epochs > 1) + int(plan.reference)
 
 
-def step_times(plan: Plan, hardware: Hardware, efficiency: Efficiency) -> StepTimes:
-    """Seconds of a step's phases on the slowest rank; gathering weights overlaps with computing, exchanges do not."""
+def step_times(plan: Plan, hardware: Hardware, efficiency: Efficiency) -> dict[str, float]:
+    """Seconds of a step's phases on the slowest rank, and of the `step`: one phase after the other.
+
+    Gathering weights overlaps with computing, exchanges do not.
+    """
     peak = hardware.flops * efficiency.compute
     flops, batch = step_flops(plan), micro_batch(plan)
     gather, passes = gather_s(plan, hardware, efficiency), scoring_passes(plan)
     exchange = batch.count * exchange_s(plan, batch, hardware, efficiency)
     backward = 1 + BACKWARD / 2 + plan.gradient_checkpointing
-    return StepTimes(
-        encode=flops["encode"] / plan.sp_group / peak,
-        prefill=prefill_rounds(plan) * prefilled_prompts(plan) * prefill_flops(plan) / peak,
-        decode=decode_s(plan, hardware, efficiency),
-        score=max(flops["score"] / plan.sp_group / peak, passes * batch.count * gather) + passes * exchange,
-        update=max(flops["update"] / plan.sp_group / peak, plan.epochs * batch.count * 3 * gather)
+    seconds = {
+        "encode": flops["encode"] / plan.sp_group / peak,
+        "prefill": prefill_rounds(plan) * prefilled_prompts(plan) * prefill_flops(plan) / peak,
+        "decode": decode_s(plan, hardware, efficiency),
+        "score": max(flops["score"] / plan.sp_group / peak, passes * batch.count * gather) + passes * exchange,
+        "update": max(flops["update"] / plan.sp_group / peak, plan.epochs * batch.count * 3 * gather)
         + plan.epochs * backward * exchange
         + transfers_s(plan, hardware, efficiency.bandwidth),
-    )
+    }
+    return seconds | {"step": sum(seconds.values())}
 
 
 def prefill_rounds(plan: Plan) -> int:
@@ -159,10 +147,8 @@ def decode_s(plan: Plan, hardware: Hardware, efficiency: Efficiency) -> float:
 
 def gather_s(plan: Plan, hardware: Hardware, efficiency: Efficiency) -> float:
     """Gathering all sharded weights once: c Q (1 - 1 / m) over the slower of the two networks it crosses."""
-    inside = plan.shards <= hardware.devices
-    bandwidth = hardware.node_bandwidth if inside else hardware.network_bandwidth
     size = plan.gathered_bytes * plan.sizes.text_params * (1 - 1 / plan.shards)
-    return size / (bandwidth * efficiency.bandwidth)
+    return size / (hardware.bandwidth_among(plan.shards) * efficiency.bandwidth)
 
 
 def exchange_s(plan: Plan, batch: MicroBatch, hardware: Hardware, efficiency: Efficiency) -> float:
@@ -173,5 +159,4 @@ def exchange_s(plan: Plan, batch: MicroBatch, hardware: Hardware, efficiency: Ef
     rows = batch.tokens / sp
     width = sp * heads.per_rank * (2 * heads.size + 2) * sizes.head_size
     size = len(sizes.layer_params) * rows * width * plan.matmul_bytes * (1 - 1 / sp)
-    bandwidth = hardware.node_bandwidth if sp <= hardware.devices else hardware.network_bandwidth
-    return size / (bandwidth * efficiency.bandwidth)
+    return size / (hardware.bandwidth_among(sp) * efficiency.bandwidth)

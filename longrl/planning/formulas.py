@@ -24,7 +24,8 @@ MemoryParts = dict[str, float]
 
 def weight_memory(plan: Plan) -> float:
     """Shards of the policy, `fully_shard` in strategies/fsdp.py: w (text + trained encoder) / m; none with offload."""
-    return 0.0 if plan.offload else plan.weight_bytes * plan.sizes.sharded_params / plan.shards
+    sharded = plan.sizes.text_params + plan.sizes.encoder_params - plan.sizes.frozen_encoder_params
+    return 0.0 if plan.offload else plan.weight_bytes * sharded / plan.shards
 
 
 def adapter_memory(plan: Plan) -> float:
@@ -33,7 +34,7 @@ def adapter_memory(plan: Plan) -> float:
 
 
 def trained_memory(plan: Plan) -> float:
-    """Shards of what the optimizer changes: the adapters, if there are any, else all that is sharded."""
+    """Shards of what the optimizer changes, and of its gradients: the adapters, if any, else all that is sharded."""
     return adapter_memory(plan) if plan.sizes.adapter_params else weight_memory(plan)
 
 
@@ -55,11 +56,6 @@ def reference_memory(plan: Plan) -> float:
     return plan.weight_bytes * text + encoder + plan.gathered_bytes * plan.sizes.root_params
 
 
-def gradient_memory(plan: Plan) -> float:
-    """Shards of what trains, in its own precision: w / m per parameter; none with offload."""
-    return trained_memory(plan)
-
-
 def optimizer_memory(plan: Plan) -> float:
     """AdamW's two moments, in the precision of what trains or in 8 bits: 2 w / m; none with either offload."""
     if plan.optimizer_offload:
@@ -73,21 +69,17 @@ def feature_memory(plan: Plan) -> float:
     return float(plan.encoder_bytes * plan.prompts_per_batch * plan.media_tokens * plan.sizes.feature_size)
 
 
-def cached_feature_memory(plan: Plan) -> float:
-    """What `FeatureCache` keeps from earlier steps beside them: none if they alone are over its limit."""
-    if not plan.sizes.frozen_encoder_params:
-        return 0.0
-    return max(0.0, plan.feature_cache_bytes - feature_memory(plan))
-
-
 def standing_memory(plan: Plan) -> MemoryParts:
     """Kinds that are there in every phase."""
+    features = feature_memory(plan)
+    if plan.sizes.frozen_encoder_params:  # `FeatureCache` keeps those of earlier steps beside them, up to its limit
+        features += max(0.0, plan.feature_cache_bytes - features)
     return {
         "weights": weight_memory(plan) + adapter_memory(plan),
         "vision encoder": frozen_encoder_memory(plan),
         "reference": reference_memory(plan),
         "optimizer": optimizer_memory(plan),
-        "features": feature_memory(plan) + cached_feature_memory(plan),
+        "features": features,
         "workspace": float(plan.workspace_bytes),
     }
 
@@ -103,11 +95,6 @@ def gathered_root(plan: Plan) -> float:
 def gathered_layers(plan: Plan) -> float:
     """The layer at work and the message in which the next one arrives: 2 c of the largest layer."""
     return 2.0 * plan.gathered_bytes * max(plan.sizes.layer_params)
-
-
-def gathered_policy(plan: Plan) -> float:
-    """`RootModule.unsharded`: every layer on every rank for the time of a rollout: c (text)."""
-    return float(plan.gathered_bytes * plan.sizes.text_params)
 
 
 def layer_gradients(plan: Plan, *, before: bool) -> float:

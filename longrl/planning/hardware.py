@@ -38,6 +38,10 @@ class Hardware:
         """Of a device."""
         return self.memory_gib * GIB
 
+    def bandwidth_among(self, ranks: int) -> float:
+        """Bytes per second that a device sends to the others of so many."""
+        return self.node_bandwidth if ranks <= self.devices else self.network_bandwidth
+
 
 HARDWARE = {
     "A100": Hardware("A100-80G", 79.1, 312e12, 2_039 * GB, 300 * GB, 25 * GB, host_bandwidth=32 * GB),

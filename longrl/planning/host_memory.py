@@ -21,30 +21,20 @@ def host_memory(plan: Plan, prefetched_prompts: int) -> MemoryParts:
     encoder = plan.sizes.vision_encoder
     patches = plan.local_patches * encoder.patch_values * 4 if encoder else 0
     params = plan.sizes.text_params + plan.sizes.encoder_params
+    offloaded = 2 * f.trained_memory(plan) if plan.optimizer_offload else 0.0
+    if plan.offload:  # weights, gradients, moments and the reference
+        on_device = dataclasses.replace(plan, offload=False)
+        offloaded = f.weight_memory(on_device) + f.adapter_memory(on_device) + 3 * f.trained_memory(on_device)
+        has_reference = plan.reference and not plan.sizes.adapter_params
+        offloaded += plan.weight_bytes * plan.sizes.text_params / plan.shards if has_reference else 0.0
+    if plan.checkpoints_on_host:  # of one micro-batch; torch pins memory in powers of two
+        one = f.checkpoint_memory(plan, micro_batch(plan).local_rows(plan), 1)
+        offloaded += float(len(plan.sizes.layer_params) * 2 ** math.ceil(math.log2(max(one, 1))))
     return {
         "patches": float(num_ranks * patches * (plan.prompts_per_batch + prefetched_prompts)),
-        "offloaded": num_ranks * (offloaded_shards(plan) + offloaded_layer_inputs(plan)),
+        "offloaded": num_ranks * offloaded,
         "models while loading": float(num_ranks * plan.weight_bytes * params),
     }
-
-
-def offloaded_shards(plan: Plan) -> float:
-    """Weights, gradients, moments and the reference of one rank under `sharding.offload`; or the moments alone."""
-    if not plan.offload:
-        return 2 * f.trained_memory(plan) if plan.optimizer_offload else 0.0
-    on_device = dataclasses.replace(plan, offload=False)
-    policy = f.weight_memory(on_device) + f.adapter_memory(on_device) + 3 * f.trained_memory(on_device)
-    has_reference = plan.reference and not plan.sizes.adapter_params
-    reference = plan.weight_bytes * plan.sizes.text_params / plan.shards if has_reference else 0.0
-    return policy + reference
-
-
-def offloaded_layer_inputs(plan: Plan) -> float:
-    """Layer inputs of one rank while a micro-batch goes forward and backward; torch pins memory in powers of two."""
-    if not plan.checkpoints_on_host:
-        return 0.0
-    one = f.checkpoint_memory(plan, micro_batch(plan).local_rows(plan), 1)
-    return float(len(plan.sizes.layer_params) * 2 ** math.ceil(math.log2(max(one, 1))))
 
 
 def transfers_s(plan: Plan, hardware: Hardware, bandwidth: float) -> float:

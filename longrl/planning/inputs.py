@@ -64,11 +64,6 @@ class ModelSizes(TextSizes):
         return 0 if self.vision_encoder and self.vision_encoder.trains else self.encoder_params
 
     @property
-    def sharded_params(self) -> int:
-        """Text, and an encoder that trains."""
-        return self.text_params + self.encoder_params - self.frozen_encoder_params
-
-    @property
     def query_width(self) -> int:
         """A."""
         return self.num_heads * self.head_size
@@ -104,31 +99,30 @@ class ModelSizes(TextSizes):
             encoder = EncoderSizes(**vars(vision), params=params, trains=bool(family.trained_encoders(model)))
         layer_params = [_count_values(layer.parameters()) for layer in layers]
         other_params = _count_values(model.parameters()) - sum(layer_params)
-        adapter_params, adapter_inputs, adapter_mlp_inputs = _adapters(family)
         return cls(
             **vars(text),
+            **_count_adapters(family),
             layer_params=tuple(layer_params),
             root_params=other_params - (encoder.params if encoder else 0),
             head_norms=any("q_norm" in name for name, _ in layers[0].named_parameters()),
             feature_size=family.feature_size,
             vision_encoder=encoder,
-            adapter_params=adapter_params,
-            adapter_inputs=adapter_inputs,
-            adapter_mlp_inputs=adapter_mlp_inputs,
         )
 
 
-def _adapters(family: CausalFamily) -> tuple[int, int, int]:
-    """(LoRA's parameters in all layers, values per row that enter them in one layer, in its MLP); zeros without."""
+def _count_adapters(family: CausalFamily) -> dict[str, int]:
+    """The fields of `ModelSizes` that count LoRA; none without."""
     if family.lora is None:
-        return 0, 0, 0
+        return {}
     with torch.device("meta"):
         model = add_adapters(family, build_on_meta(family))
     first = family.layers(model)[0].named_parameters()
     inputs = {name: parameter.shape[1] for name, parameter in first if ".lora_A." in name}
-    in_mlp = sum(width for name, width in inputs.items() if name.startswith("mlp."))
-    trained = _count_values(parameter for parameter in model.parameters() if parameter.requires_grad)
-    return trained, sum(inputs.values()), in_mlp
+    return {
+        "adapter_params": _count_values(parameter for parameter in model.parameters() if parameter.requires_grad),
+        "adapter_inputs": sum(inputs.values()),
+        "adapter_mlp_inputs": sum(width for name, width in inputs.items() if name.startswith("mlp.")),
+    }
 
 
 def _count_values(parameters: Iterable[nn.Parameter]) -> int:
@@ -212,9 +206,7 @@ class Plan:
     @property
     def encoder_bytes(self) -> int:
         """Size of a value in the encoder and in its features."""
-        if self.sizes.frozen_encoder_params:
-            return min(self.weight_bytes, self.gathered_bytes)
-        return self.weight_bytes
+        return min(self.weight_bytes, self.gathered_bytes) if self.sizes.frozen_encoder_params else self.weight_bytes
 
     @property
     def local_prompts(self) -> int:

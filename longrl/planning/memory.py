@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from longrl.planning import formulas as f
 from longrl.planning.formulas import MemoryParts
 from longrl.planning.hardware import GIB
-from longrl.planning.inputs import Plan, micro_batch, needed_budget
+from longrl.planning.inputs import MicroBatch, Plan, micro_batch, needed_budget
 
 FramesRule = Callable[[Plan, int], Plan]
 """The same run with another number of frames per video."""
@@ -26,47 +27,57 @@ HELPFUL = 0.98
 # ------------------------------------------------------------------------------------------------------------ phases
 
 
-def encode_phase(plan: Plan) -> MemoryParts:
-    """The encoder's calls, or the gathering of features while those of the batch before are still there."""
-    activations, exchange = f.encoder_activations(plan), f.feature_exchange(plan)
-    largest = {"encoder activations": activations} if activations > exchange else {"feature exchange": exchange}
-    return f.standing_memory(plan) | largest
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes on one device."""
+
+    phases: dict[str, MemoryParts]
+    """{phase: {kind: bytes}}."""
+    peak_phase: str
+    """The phase that needs most."""
+    peak: float
+    """Bytes that a device must have."""
 
 
-def rollout_phase(plan: Plan) -> MemoryParts:
-    """Prefill and decoding."""
-    return f.standing_memory(plan) | {
-        "gathered weights": f.gathered_policy(plan),
-        "KV cache": f.kv_cache(plan),
-        "activations": max(f.prefill_memory(plan), f.decoding_memory(plan)),
-    }
+def estimate_memory(plan: Plan) -> MemoryEstimate:
+    """All phases of a step. Scoring is left out if there is nothing to score with.
 
-
-def score_phase(plan: Plan) -> MemoryParts:
-    """Old and reference log-probabilities, without gradient."""
+    Raises:
+        ValueError: a prompt with one completion is over the budget of a micro-batch.
+    """
     batch = micro_batch(plan)
-    rows = batch.local_rows(plan)
-    return f.standing_memory(plan) | {
-        "gathered weights": f.gathered_root(plan) + f.gathered_layers(plan),
-        "activations": f.forward_working_set(plan, rows),
-        "logits": f.logit_memory(plan, batch.scored, backward=False),
+    standing = f.standing_memory(plan)
+    # Encoding: the encoder's calls, or gathering features while those of the batch before are still there.
+    encoding = {"feature exchange": f.feature_exchange(plan), "encoder activations": f.encoder_activations(plan)}
+    largest = max(encoding, key=encoding.__getitem__)
+    phases = {
+        "encode": standing | {largest: encoding[largest]},
+        "rollout": standing
+        | {
+            "gathered weights": float(plan.gathered_bytes * plan.sizes.text_params),  # `RootModule.unsharded`
+            "KV cache": f.kv_cache(plan),
+            "activations": max(f.prefill_memory(plan), f.decoding_memory(plan)),
+        },
+        "update": max(update_moments(plan, batch, standing), key=lambda parts: sum(parts.values())),
     }
+    if plan.reference or plan.mini_batches * plan.epochs > 1:  # old and reference log-probabilities, without gradient
+        phases["score"] = standing | {
+            "gathered weights": f.gathered_root(plan) + f.gathered_layers(plan),
+            "activations": f.forward_working_set(plan, batch.local_rows(plan)),
+            "logits": f.logit_memory(plan, batch.scored, backward=False),
+        }
+    totals = {phase: sum(parts.values()) for phase, parts in phases.items()}
+    peak_phase = max(totals, key=totals.__getitem__)
+    return MemoryEstimate(phases, peak_phase, totals[peak_phase])
 
 
-def update_phase(plan: Plan) -> MemoryParts:
-    """The largest moment of forward, backward and optimizer step."""
-    return max(_update_moments(plan), key=lambda parts: sum(parts.values()))
-
-
-def _update_moments(plan: Plan) -> list[MemoryParts]:
+def update_moments(plan: Plan, batch: MicroBatch, standing: MemoryParts) -> list[MemoryParts]:
     """The LM head goes backward; the last layer; the one before; the root's gradients are summed; the optimizer.
 
     The first micro-batch of a step finds no gradients: they count before the end only if there are more.
     """
-    batch = micro_batch(plan)
     rows = batch.local_rows(plan)
-    standing = f.standing_memory(plan)
-    all_gradients = f.gradient_memory(plan)
+    all_gradients = f.trained_memory(plan)  # in the precision of what trains
     earlier = (all_gradients if batch.count > plan.mini_batches else 0.0) + f.head_gradient(plan)
     saved, ends = f.layers_saved(plan, rows), f.ends_saved(plan, rows)
     one_layer = saved / len(plan.sizes.layer_params)
@@ -83,45 +94,6 @@ def _update_moments(plan: Plan) -> list[MemoryParts]:
         {"gradients": all_gradients, "optimizer": standing["optimizer"] + f.optimizer_working_set(plan)},
     ]
     return [standing | moment for moment in moments]
-
-
-@dataclass(frozen=True)
-class MemoryEstimate:
-    """Bytes on one device, {phase: {kind: bytes}}."""
-
-    phases: dict[str, MemoryParts]
-
-    @property
-    def peak_phase(self) -> str:
-        """The phase that needs most."""
-        return max(self.phases, key=self.total)
-
-    @property
-    def peak(self) -> float:
-        """Bytes that a device must have."""
-        return self.total(self.peak_phase)
-
-    @property
-    def largest(self) -> str:
-        """The kind that takes most of the peak."""
-        parts = self.phases[self.peak_phase]
-        return max(parts, key=lambda kind: parts[kind])
-
-    def total(self, phase: str) -> float:
-        """Bytes of one phase."""
-        return sum(self.phases[phase].values())
-
-
-def estimate_memory(plan: Plan) -> MemoryEstimate:
-    """All phases of a step. Scoring is left out if there is nothing to score with.
-
-    Raises:
-        ValueError: a prompt with one completion is over the budget of a micro-batch.
-    """
-    phases = {"encode": encode_phase(plan), "rollout": rollout_phase(plan), "update": update_phase(plan)}
-    if plan.reference or plan.mini_batches * plan.epochs > 1:
-        phases["score"] = score_phase(plan)
-    return MemoryEstimate(phases)
 
 
 # -------------------------------------------------------------------------------------------- does it fit, and if not
@@ -145,16 +117,16 @@ def fit_verdict(plan: Plan, available_bytes: float, with_frames: FramesRule | No
         with_frames: lets the remedy name a number of frames.
     """
     need = estimate_memory(plan)
-    sizes = f"{need.peak / GIB:.1f} GiB of {available_bytes / GIB:.1f} GiB"
+    parts = need.phases[need.peak_phase]
+    largest = max(parts, key=parts.__getitem__)
+    text = (
+        f"needs {need.peak / GIB:.1f} GiB of {available_bytes / GIB:.1f} GiB; the largest part is {largest} "
+        f"({parts[largest] / GIB:.1f} GiB, in the {need.peak_phase} phase)"
+    )
     if need.peak <= available_bytes:
-        return FitVerdict(True, f"fits: needs {sizes}; the largest part is {_largest(need)}")
+        return FitVerdict(True, f"fits: {text}")
     remedy = "; ".join(find_remedies(plan, available_bytes, with_frames))
-    return FitVerdict(False, f"does not fit: needs {sizes}; the largest part is {_largest(need)}; remedy: {remedy}")
-
-
-def _largest(need: MemoryEstimate) -> str:
-    size = need.phases[need.peak_phase][need.largest]
-    return f"{need.largest} ({size / GIB:.1f} GiB, in the {need.peak_phase} phase)"
+    return FitVerdict(False, f"does not fit: {text}; remedy: {remedy}")
 
 
 def find_remedies(plan: Plan, available_bytes: float, with_frames: FramesRule | None = None) -> list[str]:
@@ -176,37 +148,40 @@ def find_remedies(plan: Plan, available_bytes: float, with_frames: FramesRule | 
     return [*(f"{name}={value}" for name, value in changed.items()), last]
 
 
-def _changes(plan: Plan) -> Iterator[tuple[str, object, Plan]]:
+def _changes(plan: Plan) -> list[tuple[str, object, Plan]]:
     """(Option, value, the run with it), those that cost least first."""
-    strategy, change = "trainer.strategy.init_args", dataclasses.replace
-    if not plan.gradient_checkpointing:
-        yield "model.family.init_args.gradient_checkpointing", "true", change(plan, gradient_checkpointing=True)
-    if plan.mlp_chunk_tokens is None:
-        yield "model.family.init_args.mlp_chunk_tokens", CHUNK, change(plan, mlp_chunk_tokens=CHUNK)
-    budget, count, prompts = needed_budget(plan), plan.num_generations, plan.prompts_per_batch // 2
-    if plan.max_tokens_per_micro_batch > budget:
-        yield "model.max_tokens_per_micro_batch", budget, change(plan, max_tokens_per_micro_batch=budget)
-    if f.prefilled_prompts(plan) > 1:
-        yield "the engine's max_sequences", count, change(plan, max_sequences=count)
-    if plan.prefill_chunk_tokens > LEAST_CHUNK:
-        yield "the engine's prefill_chunk_tokens", LEAST_CHUNK, change(plan, prefill_chunk_tokens=LEAST_CHUNK)
-    for sp in (2, 4, 8):
-        if sp > plan.sequence_parallel_size and plan.devices % sp == 0:
-            shared = change(plan, sequence_parallel_size=sp, sp_group_size=sp)
-            budget = max(needed_budget(shared), -(-plan.max_tokens_per_micro_batch * plan.sequence_parallel_size // sp))
-            yield f"{strategy}.sequence_parallel_size", sp, change(shared, max_tokens_per_micro_batch=budget)
-    if plan.gradient_checkpointing and not plan.offload_checkpoints:
-        yield "model.family.init_args.offload_checkpoints", "true", change(plan, offload_checkpoints=True)
-    if not plan.optimizer_offload and not plan.offload:
-        yield "model.optimizer.offload", "true", change(plan, optimizer_offload=True)
-    if plan.gathered_bytes > 2:
-        yield f"{strategy}.sharding.compute_dtype", "bfloat16", change(plan, gathered_bytes=2)
-    if prompts:
-        yield "data.prompts_per_batch", prompts, change(plan, prompts_per_batch=prompts)
-    if not plan.offload:
-        yield f"{strategy}.sharding.offload", "true", change(plan, offload=True)
-    if plan.reference:
-        yield "model.algorithm.kl_coef", 0, change(plan, reference=False)
+    family, strategy = "model.family.init_args", "trainer.strategy.init_args"
+    limit, budget, sp = plan.max_tokens_per_micro_batch, needed_budget(plan), plan.sequence_parallel_size
+    count, prompts, chunk = plan.num_generations, plan.prompts_per_batch // 2, LEAST_CHUNK
+    checkpoints_offloadable = plan.gradient_checkpointing and not plan.offload_checkpoints
+    moments_offloadable = not plan.optimizer_offload and not plan.offload
+    tokens = max(budget, limit) * sp  # of one micro-batch, however many ranks share it
+    sharing = [
+        (more > sp and plan.devices % more == 0, f"{strategy}.sequence_parallel_size", more, {
+            "sequence_parallel_size": more, "sp_group_size": more, "max_tokens_per_micro_batch": -(-tokens // more),
+        })
+        for more in (2, 4, 8)
+    ]  # fmt: skip
+    changes: list[tuple[bool, str, object, dict[str, Any]]] = [
+        (not plan.gradient_checkpointing, f"{family}.gradient_checkpointing", "true", {"gradient_checkpointing": True}),
+        (plan.mlp_chunk_tokens is None, f"{family}.mlp_chunk_tokens", CHUNK, {"mlp_chunk_tokens": CHUNK}),
+        (limit > budget, "model.max_tokens_per_micro_batch", budget, {"max_tokens_per_micro_batch": budget}),
+        (f.prefilled_prompts(plan) > 1, "the engine's max_sequences", count, {"max_sequences": count}),
+        (
+            plan.prefill_chunk_tokens > chunk,
+            "the engine's prefill_chunk_tokens",
+            chunk,
+            {"prefill_chunk_tokens": chunk},
+        ),
+        *sharing,
+        (checkpoints_offloadable, f"{family}.offload_checkpoints", "true", {"offload_checkpoints": True}),
+        (moments_offloadable, "model.optimizer.offload", "true", {"optimizer_offload": True}),
+        (plan.gathered_bytes > 2, f"{strategy}.sharding.compute_dtype", "bfloat16", {"gathered_bytes": 2}),
+        (prompts > 0, "data.prompts_per_batch", prompts, {"prompts_per_batch": prompts}),
+        (not plan.offload, f"{strategy}.sharding.offload", "true", {"offload": True}),
+        (plan.reference, "model.algorithm.kl_coef", 0, {"reference": False}),
+    ]
+    return [(name, value, dataclasses.replace(plan, **fields)) for applies, name, value, fields in changes if applies]
 
 
 def largest_frames(plan: Plan, available_bytes: float, with_frames: FramesRule) -> int:

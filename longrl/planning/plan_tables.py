@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.table import Table
 
+from longrl.io.tables import make_table
 from longrl.planning.hardware import GIB
 from longrl.planning.inputs import micro_batch
 from longrl.planning.memory import MAX_FRAMES
@@ -23,48 +23,32 @@ def show_plan(report: PlanReport) -> None:
         f"{plan.num_generations} completions of {plan.completion_tokens}, {plan.prompts_per_batch} prompts per group; "
         f"micro-batch of {batch.tokens} tokens on {plan.sequence_parallel_size} ranks"
     )
-    host = ", ".join(f"{kind} {size / GIB:.1f}" for kind, size in report.host.items())
+    host = ", ".join(f"{kind} {size / GIB:.1f}" for kind, size in report.host_bytes_per_node.items())
     lines = [f"host memory of a node in GiB: {host}", *(f"note: {note}" for note in report.notes)]
     if plan.frames:
         more = " and more: the family shrinks them" if report.largest_frames == MAX_FRAMES else ""
         lines.append(f"longest video that fits: {report.largest_frames} frames{more}")
     console.print(head, soft_wrap=True, highlight=False)
-    for table in (phase_table(report), time_table(report), grid_table(report)):
-        console.print(table)
-    console.print("\n".join([*lines, report.verdict.text]), soft_wrap=True, highlight=False)
-
-
-def phase_table(report: PlanReport) -> Table:
-    """GiB of a device by kind and phase."""
-    phases = report.estimate.phases
-    kinds = list(dict.fromkeys(kind for parts in phases.values() for kind, size in parts.items() if size))
-    table = Table("GiB per device", *phases, title="memory")
-    for kind in kinds:
-        table.add_row(kind, *(f"{parts.get(kind, 0) / GIB:.2f}" for parts in phases.values()))
-    table.add_row("all", *(f"{report.estimate.total(phase) / GIB:.2f}" for phase in phases))
-    return table
-
-
-def time_table(report: PlanReport) -> Table:
-    """Operations of a sequence-parallel group and seconds of a step by phase."""
-    table = Table("", *report.operations, "step", title="time, at the stated share of the peaks")
-    seconds = [getattr(report.times, phase) for phase in report.operations]
+    phases = report.bytes_per_device
+    kinds = dict.fromkeys(kind for parts in phases.values() for kind, size in parts.items() if size)
+    by_kind = {kind: [parts.get(kind, 0) for parts in phases.values()] for kind in kinds}
+    by_kind["all"] = [sum(parts.values()) for parts in phases.values()]
+    rows = [[kind, *(f"{size / GIB:.2f}" for size in sizes)] for kind, sizes in by_kind.items()]
+    console.print(make_table(["GiB per device", *phases], rows, title="memory"))
     work = [*report.operations.values(), sum(report.operations.values())]
-    table.add_row("PFLOP of a group", *(f"{value / 1e15:.1f}" for value in work))
-    table.add_row("s", *(f"{value:.1f}" for value in [*seconds, report.times.step]))
-    return table
-
-
-def grid_table(report: PlanReport) -> Table:
-    """Nodes down, degrees across: seconds of a step if it fits, else what it needs."""
+    rows = [
+        ["PFLOP of a group", *(f"{value / 1e15:.1f}" for value in work)],
+        ["s", *(f"{value:.1f}" for value in report.times_s.values())],
+    ]
+    console.print(make_table(["", *report.times_s], rows, title="time, at the stated share of the peaks"))
+    # Nodes down, degrees across: seconds of a step if it fits, else what it needs.
     degrees = sorted({row.sp for row in report.grid})
-    table = Table(
-        "nodes", *(f"sp {sp}" for sp in degrees), title="GiB needed; seconds per step (per prompt) if it fits"
-    )
-    for nodes in sorted({row.nodes for row in report.grid}):
-        rows = {row.sp: row for row in report.grid if row.nodes == nodes}
-        table.add_row(str(nodes), *(_grid_text(rows[sp]) if sp in rows else "" for sp in degrees))
-    return table
+    texts = {(row.nodes, row.sp): _grid_text(row) for row in report.grid}
+    nodes = sorted({row.nodes for row in report.grid})
+    rows = [[str(count), *(texts.get((count, sp), "") for sp in degrees)] for count in nodes]
+    title = "GiB needed; seconds per step (per prompt) if it fits"
+    console.print(make_table(["nodes", *(f"sp {sp}" for sp in degrees)], rows, title=title))
+    console.print("\n".join([*lines, report.verdict]), soft_wrap=True, highlight=False)
 
 
 def _grid_text(row: PlanGridRow) -> str:

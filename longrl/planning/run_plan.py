@@ -89,20 +89,22 @@ class PlanGridRow:
 
 @dataclass(frozen=True)
 class PlanReport:
-    """All that is known of a run before it starts."""
+    """All that is known of a run before it starts; `--json` writes these fields."""
 
     command: str
     model: str
     hardware: Hardware
     plan: Plan
-    estimate: memory.MemoryEstimate
-    verdict: memory.FitVerdict
-    host: MemoryParts
-    notes: tuple[str, ...]
+    bytes_per_device: dict[str, MemoryParts]
+    host_bytes_per_node: MemoryParts
+    peak_phase: str
+    fits: bool
+    verdict: str
+    notes: list[str]
     operations: dict[str, float]
-    times: flops.StepTimes
+    times_s: dict[str, float]
     largest_frames: int
-    grid: tuple[PlanGridRow, ...]
+    grid: list[PlanGridRow]
 
 
 def plan_run(run: PlannedRun, options: PlanOptions, command: str) -> PlanReport:
@@ -115,7 +117,7 @@ def plan_run(run: PlannedRun, options: PlanOptions, command: str) -> PlanReport:
     """
     machine = find_hardware(options.hardware, options.memory_gib, options.devices)
     family = shapes.find_config(run.model.family)
-    plan, rule, notes = plan_from_run(run, family, machine, options)
+    plan, notes, with_frames = plan_from_run(run, machine, options)
     if plan.max_tokens_per_micro_batch > run.model.max_tokens_per_micro_batch:
         budget = f"model.max_tokens_per_micro_batch={plan.max_tokens_per_micro_batch}"
         notes += [f"a prompt and its completions need {budget}: planned with it"]
@@ -124,20 +126,23 @@ def plan_run(run: PlannedRun, options: PlanOptions, command: str) -> PlanReport:
         notes += [f"data.max_prompt_tokens={limit} would skip prompts of {plan.prompt_tokens} tokens; raise it"]
     efficiency = flops.Efficiency(options.utilisation, options.bandwidth_utilisation)
     loading = run.data.loader_options
-    prefetched = loading.prefetch_prompts if loading.num_workers else 0
+    estimate = memory.estimate_memory(plan)
+    verdict = memory.fit_verdict(plan, machine.memory_bytes, with_frames)
     return PlanReport(
         command=command,
         model=family.model_path,
         hardware=machine,
         plan=plan,
-        estimate=memory.estimate_memory(plan),
-        verdict=memory.fit_verdict(plan, machine.memory_bytes, rule),
-        host=host_memory(plan, prefetched),
-        notes=(*notes, *head_notes(plan)),
+        bytes_per_device=estimate.phases,
+        host_bytes_per_node=host_memory(plan, loading.prefetch_prompts if loading.num_workers else 0),
+        peak_phase=estimate.peak_phase,
+        fits=verdict.fits,
+        verdict=verdict.text,
+        notes=[*notes, *head_notes(plan)],
         operations=flops.step_flops(plan),
-        times=flops.step_times(plan, machine, efficiency),
-        largest_frames=memory.largest_frames(plan, machine.memory_bytes, rule) if rule else 0,
-        grid=tuple(plan_grid(plan, machine, efficiency)),
+        times_s=flops.step_times(plan, machine, efficiency),
+        largest_frames=memory.largest_frames(plan, machine.memory_bytes, with_frames) if with_frames else 0,
+        grid=plan_grid(plan, machine, efficiency),
     )
 
 
@@ -151,20 +156,19 @@ def verdict_before_start(run: PlannedRun, num_devices: int, available_bytes: flo
     """
     options = PlanOptions()
     machine = find_hardware(options.hardware, available_bytes / GIB, num_devices)
-    plan, rule, _ = plan_from_run(run, run.model.family, machine, options)
-    return memory.fit_verdict(plan, available_bytes, rule)
+    plan, _, with_frames = plan_from_run(run, machine, options)
+    return memory.fit_verdict(plan, available_bytes, with_frames)
 
 
 def plan_from_run(
-    run: PlannedRun, family: CausalFamily, machine: Hardware, options: PlanOptions
-) -> tuple[Plan, memory.FramesRule | None, list[str]]:
-    """The run as its config describes it, with its longest video and prompt on the nodes of the options.
+    run: PlannedRun, machine: Hardware, options: PlanOptions
+) -> tuple[Plan, list[str], memory.FramesRule | None]:
+    """The run as its config describes it, on the nodes of the options, with a budget for its longest prompt.
 
     Returns:
-        The plan, the same run with other numbers of frames (None without videos), and notes on what differs from the
-        config.
+        The run, notes on what differs from the config, and for videos the rule for other numbers of frames.
     """
-    model, data, strategy = run.model, run.data, run.strategy
+    model, data, strategy, family = run.model, run.data, run.strategy, run.model.family
     notes: list[str] = []
     if not isinstance(strategy, MRSPStrategy):
         strategy = MRSPStrategy()
@@ -174,7 +178,16 @@ def plan_from_run(
     check_sizes(devices, sp_group, strategy.num_replicas)
     is_rl = data.renderer.stage == "rl"
     sampling = run.sampling if is_rl and run.sampling else SamplingParams(num_generations=1)
-    engine = run.engine or HFEngine()
+    by_name = {
+        name: getattr(options_of, name)
+        for options_of, names in (
+            (family, ("gradient_checkpointing", "offload_checkpoints", "mlp_chunk_tokens")),
+            (strategy, ("num_replicas", "num_gather_chunks")),
+            (run.engine or HFEngine(), ("max_sequences", "prefill_chunk_tokens")),
+        )
+        for name in names
+        if hasattr(options_of, name)
+    }
     weight_bytes = getattr(torch, family.dtype).itemsize
     compute = strategy.sharding.compute_dtype
     video = data.renderer.video
@@ -185,14 +198,10 @@ def plan_from_run(
         devices_per_node=machine.devices,
         sequence_parallel_size=sp_group,
         sp_group_size=sp_group,
-        num_replicas=strategy.num_replicas,
         weight_bytes=weight_bytes,
         gathered_bytes=weight_bytes if compute is None else getattr(torch, compute).itemsize,
         autocast=run.precision in ("bf16-mixed", "16-mixed"),
         offload=strategy.sharding.offload,
-        gradient_checkpointing=family.gradient_checkpointing,
-        offload_checkpoints=family.offload_checkpoints,
-        mlp_chunk_tokens=family.mlp_chunk_tokens,
         optimizer_offload=model.optimizer_settings.offload,
         moment_bytes=None if model.optimizer_settings.kind == "adamw" else MOMENT_BYTES,
         reference=is_rl and model.algorithm.kl_coef > 0,
@@ -204,25 +213,21 @@ def plan_from_run(
         max_tokens_per_micro_batch=model.max_tokens_per_micro_batch,
         mini_batches=model.mini_batches_per_rollout if is_rl else 1,
         epochs=model.epochs_per_rollout if is_rl else 1,
-        max_sequences=getattr(engine, "max_sequences", 256),
-        prefill_chunk_tokens=getattr(engine, "prefill_chunk_tokens", 16_384),
         feature_cache_bytes=model.features.max_bytes,
-        num_gather_chunks=strategy.num_gather_chunks,
         workspace_bytes=int(options.workspace_gib * GIB),
+        **by_name,
     )
     if strategy.sequence_parallel_size == "auto" and not options.sp:
-        plan = dataclasses.replace(plan, sequence_parallel_size=chosen_degree(plan))
+        # As `PolicyModule` chooses: the smallest degree whose budget holds the longest sequence.
+        length = plan.prompt_tokens + plan.num_generations * plan.completion_tokens
+        holds_all = [
+            sp for sp in range(1, sp_group) if sp_group % sp == 0 and sp * model.max_tokens_per_micro_batch >= length
+        ]
+        plan = dataclasses.replace(plan, sequence_parallel_size=min(holds_all, default=sp_group))
     if not plan.frames:
-        return with_needed_budget(plan), None, notes
-    rule = frames_rule(family, options)
-    return rule(plan, plan.frames), rule, notes
-
-
-def chosen_degree(plan: Plan) -> int:
-    """What `PolicyModule` chooses: the smallest degree whose budget holds the longest sequence."""
-    length = plan.prompt_tokens + plan.num_generations * plan.completion_tokens
-    degrees = [degree for degree in range(1, plan.sp_group + 1) if plan.sp_group % degree == 0]
-    return next((degree for degree in degrees if degree * plan.max_tokens_per_micro_batch >= length), plan.sp_group)
+        return with_needed_budget(plan), notes, None
+    with_frames = frames_rule(family, options)
+    return with_frames(plan, plan.frames), notes, with_frames
 
 
 def frames_rule(family: CausalFamily, options: PlanOptions) -> memory.FramesRule:
@@ -284,7 +289,7 @@ def plan_grid(plan: Plan, machine: Hardware, efficiency: flops.Efficiency) -> li
             other = dataclasses.replace(plan, devices=devices, sequence_parallel_size=sp, sp_group_size=sp)
             other = with_needed_budget(other)
             need = memory.estimate_memory(other).peak
-            seconds = flops.step_times(other, machine, efficiency).step
+            seconds = flops.step_times(other, machine, efficiency)["step"]
             prompts = devices // sp * other.prompts_per_batch
             rows.append(PlanGridRow(nodes, sp, need / GIB, need <= machine.memory_bytes, seconds, prompts))
     return rows

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 from torch import nn
@@ -16,11 +15,6 @@ from torch import nn
 from longrl.models.base import CausalFamily
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "shapes"
-
-
-def shipped_models() -> list[str]:
-    """Hub ids whose configs are in `configs/shapes`."""
-    return sorted(path.parent.relative_to(FOLDER).as_posix() for path in FOLDER.glob("*/*/config.json"))
 
 
 def find_config(family: CausalFamily) -> CausalFamily:
@@ -32,33 +26,32 @@ def find_config(family: CausalFamily) -> CausalFamily:
     Raises:
         ValueError: the config is neither here nor in `configs/shapes`.
     """
+    from transformers import AutoImageProcessor, AutoVideoProcessor
+
     folder = FOLDER / family.model_path
     if (Path(family.model_path).expanduser() / "config.json").is_file():
         return family
     if (folder / "config.json").is_file():
         family.config = family.read_config(folder)
         if (folder / "preprocessor_config.json").is_file():
-            vars(family)["processor"] = _read_processor(folder)  # in the place of what the family would load
+            # In the place of what the family would load; no tokenizer is needed to count patches.
+            vars(family)["processor"] = SimpleNamespace(
+                image_processor=AutoImageProcessor.from_pretrained(folder),
+                video_processor=AutoVideoProcessor.from_pretrained(folder),
+            )
         return family
     try:
         assert family.config is not None
     except (OSError, ValueError) as error:
+        shipped = ", ".join(
+            sorted(path.parent.relative_to(FOLDER).as_posix() for path in FOLDER.glob("*/*/config.json"))
+        )
         raise ValueError(
             f"plan needs the config of model.family.init_args.model={family.model_path!r}, which is no folder with a "
-            f"config.json, not in the hub's local copy and none of the shipped {', '.join(shipped_models())}; put its "
+            f"config.json, not in the hub's local copy and none of the shipped {shipped}; put its "
             f"config.json into {folder}"
         ) from error
     return family
-
-
-def _read_processor(folder: Path) -> Any:
-    """The image and video processor of a folder; its tokenizer is not needed to count patches."""
-    from transformers import AutoImageProcessor, AutoVideoProcessor
-
-    return SimpleNamespace(
-        image_processor=AutoImageProcessor.from_pretrained(folder),
-        video_processor=AutoVideoProcessor.from_pretrained(folder),
-    )
 
 
 def build_on_meta(family: CausalFamily) -> nn.Module:

@@ -72,7 +72,7 @@ def test_a_tower_that_trains_is_sharded_and_has_gradients():
     trains = dataclasses.replace(TINY, vision_encoder=dataclasses.replace(TINY.vision_encoder, trains=True))
     plan = changed(sizes=trains)
     assert formulas.frozen_encoder_memory(plan) == 0
-    assert formulas.gradient_memory(plan) == 4 * 280 / 2
+    assert formulas.trained_memory(plan) == 4 * 280 / 2
 
 
 def test_a_reference_has_shards_a_tower_and_a_root_that_stays_gathered():
@@ -84,7 +84,7 @@ def test_beside_adapters_nothing_else_has_gradients_optimizer_or_a_reference():
     plan = changed(sizes=adapted, weight_bytes=2, reference=True)
     parts = formulas.standing_memory(plan)
     assert parts["weights"] == (2 * 250 + 4 * 20) / 2  # adapters are float32
-    assert formulas.gradient_memory(plan) == 4 * 20 / 2
+    assert formulas.trained_memory(plan) == 4 * 20 / 2
     assert parts["optimizer"] == 2 * 4 * 20 / 2
     assert parts["reference"] == formulas.head_gradient(plan) == formulas.root_reduction(plan) == 0
     assert host_memory(dataclasses.replace(plan, offload=True), 0)["offloaded"] == 2 * 250 + 4 * 4 * 20  # both ranks
@@ -316,6 +316,6 @@ def test_hardware_is_named_or_customised():
 def test_more_ranks_per_sequence_shorten_a_step(seven_b):
     def seconds(sp):
         plan = with_needed_budget(dataclasses.replace(seven_b, sequence_parallel_size=sp))
-        return flops.step_times(plan, HARDWARE["H100"], flops.Efficiency()).step
+        return flops.step_times(plan, HARDWARE["H100"], flops.Efficiency())["step"]
 
     assert seconds(8) < seconds(4) < seconds(1)
