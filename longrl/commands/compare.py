@@ -7,10 +7,10 @@ import dataclasses
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.table import Table
 
 from longrl.evaluation.comparison import Comparison, compare_folders
 from longrl.evaluation.result_files import write_json
+from longrl.io.tables import make_table
 
 DESCRIPTION = """Compares two runs on the questions that both answered: the difference of their accuracies with its 95%
 interval, clustered by video, which is much sharper than two separate intervals. A run is the folder of `evaluate`, or
@@ -36,10 +36,7 @@ def show_comparisons(comparisons: dict[str, Comparison]) -> None:
     console = Console(width=110)
     for condition, item in comparisons.items():
         title = f"{item.second} minus {item.first} ({condition})"
-        table = Table("", "strict", "robust", "n", "won", "lost", title=title)
-        for row in item.table_rows():
-            table.add_row(*row)
-        console.print(table)
+        console.print(make_table(["", "strict", "robust", "n", "won", "lost"], item.table_rows(), title))
         for text, ids in (("won", item.won), ("lost", item.lost)):
             if ids:
                 more = f" and {len(ids) - MAX_LISTED} more" if len(ids) > MAX_LISTED else ""

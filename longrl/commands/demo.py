@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from longrl.evaluation.report_page import SampleCard
 
 CONFIGS = Path("configs/demo")
+COMMON = ("--config", str(CONFIGS / "common.yaml"))
 NUM_CARDS = 8
 
 
@@ -75,13 +76,8 @@ class _Demo:
         self.out.mkdir(parents=True, exist_ok=True)
 
     def make_data(self, num_train_videos: int, num_eval_videos: int) -> None:
-        self._run(
-            "synthetic",
-            f"--out={self.out / 'data'}",
-            f"--num_train_videos={num_train_videos}",
-            f"--num_eval_videos={num_eval_videos}",
-            "--fps=2",
-        )
+        counts = (f"--num_train_videos={num_train_videos}", f"--num_eval_videos={num_eval_videos}")
+        self._run("synthetic", f"--out={self.out / 'data'}", *counts, "--fps=2")
 
     def pretrain(self) -> Path:
         """Makes the base model anew, by the recipe of the one that ships."""
@@ -103,8 +99,8 @@ class _Demo:
 
     def _train(self, stage: str, config: str, *options: str) -> None:
         _set_aside(self.out / stage)
-        common = ("--config", str(CONFIGS / "common.yaml"), "--config", str(CONFIGS / config))
-        self._run("fit", *common, f"--run_dir={self.out / stage}", *options, *self.steps)
+        configs = (*COMMON, "--config", str(CONFIGS / config))
+        self._run("fit", *configs, f"--run_dir={self.out / stage}", *options, *self.steps)
 
     def evaluate(self, name: str, weights: Path, *options: str) -> None:
         """One answer to each held-out question."""
@@ -112,14 +108,8 @@ class _Demo:
 
         start = time.perf_counter()
         folder = self.out / "evaluation" / name
-        self._run(
-            "test",
-            *("--config", str(CONFIGS / "common.yaml")),
-            f"--run_dir={folder}",
-            f"--model.init_from={weights}",
-            f"--data.test={self.out / 'data' / 'eval.jsonl'}",
-            *options,
-        )
+        test_data = f"--data.test={self.out / 'data' / 'eval.jsonl'}"
+        self._run("test", *COMMON, f"--run_dir={folder}", f"--model.init_from={weights}", test_data, *options)
         self.seconds["evaluate"] += time.perf_counter() - start
         (summary,) = json.loads((folder / RESULTS_FILE).read_text())["conditions"].values()
         self.scores[name], self.answered[name] = summary["scores"], summary["answered"]

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from jsonargparse import ArgumentParser
 from rich.console import Console
-from rich.table import Table
 
 from longrl.commands.compare import show_comparisons
 from longrl.commands.main import COMMAND_USAGE
@@ -16,6 +15,7 @@ from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.evaluation.benchmark import Evaluation, EvaluationConfig
 from longrl.evaluation.benchmark_report import percent, rates_table, remarks
 from longrl.evaluation.result_files import RESULTS_FILE, EvaluationFiles
+from longrl.io.tables import make_table
 
 DESCRIPTION = """Evaluates a policy on a benchmark; configs/eval/ has examples. The same command goes on where it was
 killed: what was answered is not asked again."""
@@ -50,17 +50,14 @@ def show_evaluation(files: EvaluationFiles) -> None:
     """Prints an evaluation's tables, what to know before believing them, and where its files are."""
     console = Console(width=max(80, 36 + 22 * len(files.outcomes)))
     rates = rates_table(files.outcomes, files.results)
-    table = Table(*rates.head, title=f"{files.results['benchmark']}, in percent")
-    for row in rates.rows:
-        table.add_row(*map(str, row))
-    console.print(table)
+    console.print(make_table(rates.head, rates.rows, title=f"{files.results['benchmark']}, in percent"))
     for outcome in files.outcomes:
         summary = outcome.summary
         if summary is None:
             continue
-        table = Table(outcome.name, "strict", "robust", "n")
-        for category, score in summary.scores.items():
-            table.add_row(category, percent(score), percent(summary.lenient_scores[category]), str(score.n))
+        robust = summary.lenient_scores
+        rows = [(name, percent(score), percent(robust[name]), score.n) for name, score in summary.scores.items()]
+        table = make_table([outcome.name, "strict", "robust", "n"], rows)
         for field, by_value in summary.breakdowns.items():
             table.add_section()
             for value, score in by_value.items():

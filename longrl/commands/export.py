@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
+from longrl.commands.run_config import read_run_config
+from longrl.io.atomic import atomic_folder
 from longrl.io.hub import check_target, push
 
 if TYPE_CHECKING:
@@ -57,26 +57,24 @@ def export_run(
         check_target(push_to)
     if Path(out).exists():
         raise ValueError(f"--out={out} exists already; name a new folder")
-    with tempfile.TemporaryDirectory(dir=_parent(out)) as folder:
-        written = Path(folder) / "export"
+    with atomic_folder(out) as folder:
         write = _write_adapter if adapter else _write_model
-        write(run, checkpoint, written, dtype)
-        os.replace(written, out)
+        write(run, (run, "--run") if checkpoint is None else (checkpoint, "--checkpoint"), folder, dtype)
     logger.info("exported %s to %s", run, out)
     if push_to is not None:
         logger.info("pushed to %s", push(out, push_to, private))
 
 
-def _write_model(run: str, checkpoint: str | None, folder: Path, dtype: Precision | None) -> None:
+def _write_model(run: str, source: tuple[str, str], folder: Path, dtype: Precision | None) -> None:
     from longrl.modules.initial_weights import plain_from
 
     family = family_of(run)
     family.dtype = dtype or family.dtype  # adapters are merged in it
-    model = plain_from(family, *_source(run, checkpoint))
+    model = plain_from(family, *source)
     family.export(model, folder)
 
 
-def _write_adapter(run: str, checkpoint: str | None, folder: Path, dtype: Precision | None) -> None:
+def _write_adapter(run: str, source: tuple[str, str], folder: Path, dtype: Precision | None) -> None:
     """What peft, or of a flow model diffusers, loads onto the weights that the run began with."""
     import torch
 
@@ -87,20 +85,15 @@ def _write_adapter(run: str, checkpoint: str | None, folder: Path, dtype: Precis
     if family.lora is None:
         raise ValueError(f"--adapter=true needs a run with {OPTION}, which {run} is not; leave it out")
     precision = getattr(torch, dtype or "float32")
-    kept = {name: value.to(precision) for name, value in read_adapters(*_source(run, checkpoint)).items()}
+    kept = {name: value.to(precision) for name, value in read_adapters(*source).items()}
     family.export_adapters(kept, folder, base=_base(run))
-
-
-def _source(run: str, checkpoint: str | None) -> tuple[str, str]:
-    """What is exported, and the option that names it."""
-    return (run, "--run") if checkpoint is None else (checkpoint, "--checkpoint")
 
 
 def _base(run: str) -> str:
     """Folder or hub id of the weights that a run's adapters belong to: those it began with."""
     from longrl.modules.initial_weights import find_checkpoint
 
-    model = _model_config(run)
+    model = read_run_config(run)["model"]
     start = model.get("init_from") or model["family"]["init_args"]["model"]
     if model.get("init_from") and find_checkpoint(start) is not None:
         logger.warning(
@@ -119,17 +112,4 @@ def family_of(run: str) -> CausalFamily | DiffusionFamily:
 
     parser = ArgumentParser()
     parser.add_argument("--family", type=CausalFamily | DiffusionFamily)
-    return parser.instantiate(parser.parse_object({"family": _model_config(run)["family"]})).family
-
-
-def _model_config(run: str) -> dict[str, Any]:
-    """The options `model` of a run."""
-    from longrl.commands.run_config import read_run_config
-
-    return read_run_config(run)["model"]
-
-
-def _parent(out: str) -> Path:
-    parent = Path(out).resolve().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    return parent
+    return parser.instantiate(parser.parse_object({"family": read_run_config(run)["model"]["family"]})).family

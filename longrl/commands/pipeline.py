@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from longrl.io.progress import item_progress
+from longrl.io.tables import make_table
 from longrl.pipeline.config import PipelineConfig
 from longrl.pipeline.step_run import STEPS, StepReport, StepRun, Workspace
 
@@ -78,17 +79,10 @@ def run_step(config: PipelineConfig, step: str) -> StepReport:
 def show_report(report: StepReport) -> None:
     """The summary table of a step."""
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table("step " + report.step, "", title=None)
-    for name, value in (
-        ("items", report.items),
-        ("done", report.done),
-        ("failed", report.failed),
-        ("left (budget)", report.left),
-        *sorted(report.counts.items()),
-        *report.calls.items(),
-    ):
-        if value or name in ("items", "done"):
-            table.add_row(name, f"{value:g}")
-    Console().print(table)
+    always = {"items": report.items, "done": report.done}
+    others = (
+        {"failed": report.failed, "left (budget)": report.left} | dict(sorted(report.counts.items())) | report.calls
+    )
+    shown = always | {name: value for name, value in others.items() if value}
+    Console().print(make_table(["step " + report.step, ""], [(name, f"{value:g}") for name, value in shown.items()]))

@@ -52,17 +52,15 @@ def current_arguments(args: Sequence[str]) -> list[str]:
         name, equals, value = arg.partition("=")
         if name.startswith("--"):
             name = ".".join(_current_option(part) for part in name.split("."))
-            _refuse_position(name)
+            option = name.removeprefix("--trainer.callbacks.init_args.")
+            if option != name and option.partition(".")[0] in ROLLOUT_OPTIONS:
+                raise ValueError(
+                    f"trainer.callbacks.init_args.{option} is now rollout.{option}; write --rollout.{option}"
+                )
         else:
             name = _current_path(name)
         current.append(f"{name}{equals}{_current_path(value)}")
     return current
-
-
-def _refuse_position(flag: str) -> None:
-    before, found, option = flag.partition("--trainer.callbacks.init_args.")
-    if found and not before and option.partition(".")[0] in ROLLOUT_OPTIONS:
-        raise ValueError(f"trainer.callbacks.init_args.{option} is now rollout.{option}; write --rollout.{option}")
 
 
 def _current_option(name: Any) -> Any:

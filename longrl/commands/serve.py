@@ -115,17 +115,9 @@ def server_arguments(family: CausalFamily, options: ServerOptions) -> argparse.N
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     arguments = make_arg_parser(FlexibleArgumentParser()).parse_args([])
-    for name, value in _chosen(family, options).items():
-        if not hasattr(arguments, name):
-            raise ValueError(f"--options has {name!r}, which vllm's server does not know; see `vllm serve --help`")
-        setattr(arguments, name, value)
-    return arguments
-
-
-def _chosen(family: CausalFamily, options: ServerOptions) -> dict[str, Any]:
-    key = api_key()
     sizes = ("max_model_len", "max_num_seqs", "gpu_memory_utilization", "kv_cache_gib", "enforce_eager")
-    return {
+    key = api_key()
+    chosen = {
         **engine_arguments(family, **{name: getattr(options, name) for name in sizes}),
         "worker_extension_cls": EXTENSION,
         "host": options.host,
@@ -134,10 +126,11 @@ def _chosen(family: CausalFamily, options: ServerOptions) -> dict[str, Any]:
         **({"api_key": [key]} if key else {}),
         **options.options,
     }
-
-
-def _interrupted(*_: Any) -> None:
-    raise KeyboardInterrupt
+    for name, value in chosen.items():
+        if not hasattr(arguments, name):
+            raise ValueError(f"--options has {name!r}, which vllm's server does not know; see `vllm serve --help`")
+        setattr(arguments, name, value)
+    return arguments
 
 
 async def _serve(family: CausalFamily, options: ServerOptions, arguments: argparse.Namespace) -> None:
@@ -149,7 +142,7 @@ async def _serve(family: CausalFamily, options: ServerOptions, arguments: argpar
 
     from longrl.engines.server_routes import RolloutRoutes
 
-    signal.signal(signal.SIGTERM, _interrupted)  # while the engine starts; then serve_http takes over
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # while the engine starts; then serve_http takes over
     address, sock = setup_server(arguments, reuse_port=False)
     try:
         async with build_async_engine_client(arguments) as engine:

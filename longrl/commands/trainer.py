@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -71,7 +71,7 @@ class LongRLCLI(LightningCLI):
             save_config_callback=SaveRunConfig,
             seed_everything_default=0,
             auto_configure_optimizers=False,
-            parser_kwargs={"prog": cls.prog, **command_texts(cls.prog, cls.subcommands())},
+            parser_kwargs={"prog": cls.prog} | {name: command_texts(cls.prog, name) for name in cls.subcommands()},
             args=list(args),
         )
 
@@ -172,30 +172,20 @@ class LongRLCLI(LightningCLI):
         from longrl.planning.run_plan import PlannedRun
 
         trainer = self._get(self.config_init, "trainer")
+        strategy, precision, num_nodes = (trainer[name] for name in ("strategy", "precision", "num_nodes"))
         rollout = self.rollout_callback()
-        assert rollout is None or isinstance(rollout, RolloutCallback)
-        return PlannedRun(
-            self.model,
-            self.datamodule,
-            strategy=trainer["strategy"],
-            precision=str(trainer["precision"]),
-            num_nodes=trainer["num_nodes"] or 1,
-            sampling=None if rollout is None else rollout.sampling,
-            engine=None if rollout is None else rollout.engine,
-        )
+        return PlannedRun(self.model, self.datamodule, strategy, str(precision), num_nodes or 1, rollout)
 
     def _loggers(self) -> list[Logger]:
         run_dir, mode = self._get(self.config_init, "run_dir"), self._get(self.config_init, "wandb")
-        loggers: list[Logger] = [CSVLogger(run_dir, name="logs", flush_logs_every_n_steps=1)]
-        if mode != "off":
-            from lightning.pytorch.loggers import WandbLogger
+        csv = CSVLogger(run_dir, name="logs", flush_logs_every_n_steps=1)
+        if mode == "off":
+            return [csv]
+        from lightning.pytorch.loggers import WandbLogger
 
-            project = self._get(self.config_init, "wandb_project")
-            Path(run_dir).mkdir(parents=True, exist_ok=True)
-            loggers.append(
-                WandbLogger(project=project, name=Path(run_dir).name, save_dir=run_dir, offline=mode == "offline")
-            )
-        return loggers
+        project, name = self._get(self.config_init, "wandb_project"), Path(run_dir).name
+        Path(run_dir).mkdir(parents=True, exist_ok=True)
+        return [csv, WandbLogger(project=project, name=name, save_dir=run_dir, offline=mode == "offline")]
 
 
 def check_accelerator(name: str | None) -> None:
@@ -234,12 +224,7 @@ def _is_saved(path: Path) -> bool:
     return path.exists() or path.with_name(f".{path.name}.before").exists()
 
 
-def command_texts(prog: str, commands: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Usage and description of each command: an error begins with one line instead of a page of all options."""
-    return {
-        command: {
-            "usage": COMMAND_USAGE.format(prog, command),
-            "description": COMMAND_HELP.format(command, TRAINER_COMMANDS[command].partition(":")[0]),
-        }
-        for command in commands
-    }
+def command_texts(prog: str, command: str) -> dict[str, str]:
+    """Usage and description of a command: an error begins with one line instead of a page of all options."""
+    description = COMMAND_HELP.format(command, TRAINER_COMMANDS[command].partition(":")[0])
+    return {"usage": COMMAND_USAGE.format(prog, command), "description": description}

@@ -68,10 +68,8 @@ class PlannedRun:
     """The config's strategy: an `MRSPStrategy`, or what the plan puts one in place of."""
     precision: str
     num_nodes: int = 1
-    sampling: SamplingParams | None = None
-    """Of training rollouts; None without any."""
-    engine: Any = None
-    """Generates the rollouts."""
+    rollout: Any = None
+    """The `RolloutCallback`, of which sampling and engine count; None for a run without training rollouts."""
 
 
 @dataclass(frozen=True)
@@ -177,13 +175,13 @@ def plan_from_run(
     sp_group = sp_group_size_of(options.sp or strategy.sequence_parallel_size, machine.devices, devices)
     check_sizes(devices, sp_group, strategy.num_replicas)
     is_rl = data.renderer.stage == "rl"
-    sampling = run.sampling if is_rl and run.sampling else SamplingParams(num_generations=1)
+    sampling = run.rollout.sampling if is_rl and run.rollout else SamplingParams(num_generations=1)
     by_name = {
         name: getattr(options_of, name)
         for options_of, names in (
             (family, ("gradient_checkpointing", "offload_checkpoints", "mlp_chunk_tokens")),
             (strategy, ("num_replicas", "num_gather_chunks")),
-            (run.engine or HFEngine(), ("max_sequences", "prefill_chunk_tokens")),
+            (run.rollout.engine if run.rollout else HFEngine(), ("max_sequences", "prefill_chunk_tokens")),
         )
         for name in names
         if hasattr(options_of, name)
