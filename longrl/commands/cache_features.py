@@ -110,21 +110,17 @@ class CacheFiller:
 
     def run(self) -> Counts:
         """Everything, with a progress bar and a summary."""
-        splits = self._read_rows()
-        self._load_encoder()
-        with progress_bar(self.rank, self.world_size) as bar:
-            for split in splits:
-                self._fill(split, bar)
-        self._summary()
-        return self.counts
-
-    def _read_rows(self) -> list[Split]:
-        """The splits that are configured. Unusable rows are listed beside the features, not in the run's folder."""
+        # Unusable rows are listed beside the features, not in the run's folder.
         self.data.skipped_dir = self.data.skipped_dir or self.disk.folder
         self.data.read(("train", "val", "test"))
         if not self.data.datasets:
             raise ValueError("`cache-features` reads data.train, data.val and data.test, none of which is set")
-        return list(self.data.datasets)
+        self._load_encoder()
+        with progress_bar(self.rank, self.world_size) as bar:
+            for split in list(self.data.datasets):
+                self._fill(split, bar)
+        self._summary()
+        return self.counts
 
     def _load_encoder(self) -> None:
         """Weights in the run's precision; only what encodes goes to the device."""
@@ -144,12 +140,11 @@ class CacheFiller:
         return contextlib.nullcontext() if before_the_step else self.trainer.precision_plugin.forward_context()
 
     def _fill(self, split: Split, bar: Progress) -> None:
+        from longrl.datamodules.loading.loader import usable_items
         from longrl.types import UnusableSample
 
-        rows, skips = self.data.datasets[split].rows, self.data.skips(split)
-        from longrl.datamodules.loading.loader import usable_items
-
-        render = cast("RowRenderer", self.data.datasets[split].render)
+        dataset, skips = self.data.datasets[split], self.data.skips(split)
+        rows, render = dataset.rows, cast("RowRenderer", dataset.render)
         groups = rows_by_media(rows, render)[self.rank :: self.world_size]
         before = replace(self.counts)
         task = bar.add_task(split, total=len(groups), **self._shown(before))
@@ -158,7 +153,7 @@ class CacheFiller:
         self.data.skip_decoding_if_cached(cache, [split])
         while groups:
             again = []
-            items = self.data.loader_options.render(self.data.datasets[split], [group[0] for group in groups])
+            items = self.data.loader_options.render(dataset, [group[0] for group in groups])
             for group, item in zip(groups, items, strict=True):
                 usable_items([item], skips)
                 if not isinstance(item, UnusableSample):
@@ -192,12 +187,8 @@ class CacheFiller:
 
     def _shown(self, before: Counts) -> dict[str, Any]:
         """Of the split that began at `before`."""
-        counts = self.counts
-        return {
-            "hits": counts.hits - before.hits,
-            "encoded": counts.encoded - before.encoded,
-            "gib": (counts.num_bytes - before.num_bytes) / GIB,
-        }
+        hits, encoded = self.counts.hits - before.hits, self.counts.encoded - before.encoded
+        return {"hits": hits, "encoded": encoded, "gib": (self.counts.num_bytes - before.num_bytes) / GIB}
 
     def _summary(self) -> None:
         from rich.console import Console

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from longrl.planning import formulas as f
 from longrl.planning.formulas import is_mlp_chunked, prefilled_prompts, rank_completions
 from longrl.planning.hardware import Hardware
-from longrl.planning.host_memory import transfers_s
 from longrl.planning.inputs import MicroBatch, Plan, micro_batch
 
 BACKWARD = 2
@@ -160,3 +160,20 @@ def exchange_s(plan: Plan, batch: MicroBatch, hardware: Hardware, efficiency: Ef
     width = sp * heads.per_rank * (2 * heads.size + 2) * sizes.head_size
     size = len(sizes.layer_params) * rows * width * plan.matmul_bytes * (1 - 1 / sp)
     return size / (hardware.bandwidth_among(sp) * efficiency.bandwidth)
+
+
+def transfers_s(plan: Plan, hardware: Hardware, bandwidth: float) -> float:
+    """Seconds of a step in which a rank moves layer inputs and moments to the host and back, nothing overlapping.
+
+    Args:
+        plan: the run.
+        hardware: its devices.
+        bandwidth: share of the maker's peak that is reached.
+    """
+    batch = micro_batch(plan)
+    passes, steps = batch.count * plan.epochs, plan.mini_batches * plan.epochs
+    layers = 0.0
+    if plan.checkpoints_on_host:
+        layers = f.checkpoint_memory(plan, batch.local_rows(plan), len(plan.sizes.layer_params))
+    moments = 2 * f.trained_memory(plan) if plan.optimizer_offload else 0.0
+    return 2 * (passes * layers + steps * moments) / (hardware.host_bandwidth * bandwidth)

@@ -101,10 +101,11 @@ def layer_gradients(plan: Plan, *, before: bool) -> float:
     """Gradients of the layer at work, c each, and the message of the one before it, in the precision of the sum."""
     if plan.sizes.adapter_params:
         return plan.sizes.adapter_params / len(plan.sizes.layer_params) * ADAPTER_BYTES * (1 + before)
-    return max(plan.sizes.layer_params) * (plan.gathered_bytes + before * _reduced_bytes(plan))
+    return max(plan.sizes.layer_params) * (plan.gathered_bytes + before * reduced_bytes(plan))
 
 
-def _reduced_bytes(plan: Plan) -> int:
+def reduced_bytes(plan: Plan) -> int:
+    """Size of a value in the message that sums gradients: float32 where weights are gathered in less than theirs."""
     return max(plan.gathered_bytes, 4) if plan.gathered_bytes < plan.weight_bytes else plan.gathered_bytes
 
 
@@ -113,16 +114,15 @@ def weight_casts(plan: Plan) -> float:
 
     Of all layers, or with checkpointing of one. They are not sharded.
     """
-    if plan.matmul_bytes == plan.gathered_bytes:
-        return 0.0
+    cast = plan.matmul_bytes if plan.matmul_bytes != plan.gathered_bytes else 0
     layers = plan.sizes.layer_params
-    return float(plan.matmul_bytes * (max(layers) if plan.gradient_checkpointing else sum(layers)))
+    return float(cast * (max(layers) if plan.gradient_checkpointing else sum(layers)))
 
 
 # ------------------------------------------------------------------------------------------------------- activations
 
 
-def norm_saved(plan: Plan, width: int, bytes_in: int) -> float:
+def norm_saved(width: int, bytes_in: int) -> float:
     """Per row, RMSNorm: its input, that in float32 if it is not, and the normalised one: width (c + 4 [c < 4] + c)."""
     return width * (2 * bytes_in + (4 if bytes_in < 4 else 0))
 
@@ -150,9 +150,9 @@ def layer_saved(plan: Plan, rows: int) -> float:
     product: 2 norm + 2 l D b + attention + 4 l F b; the MLP's none in pieces. And what adapters add.
     """
     sizes, b = plan.sizes, plan.matmul_bytes
-    per_row = 2 * (norm_saved(plan, sizes.hidden, plan.gathered_bytes) + sizes.hidden * b)
+    per_row = 2 * (norm_saved(sizes.hidden, plan.gathered_bytes) + sizes.hidden * b)
     if sizes.head_norms:
-        per_row += norm_saved(plan, sizes.query_width + sizes.key_width, b)
+        per_row += norm_saved(sizes.query_width + sizes.key_width, b)
     return rows * per_row + attention_saved(plan, rows) + mlp_saved(plan, rows) + adapters_saved(plan, rows)
 
 
@@ -204,7 +204,7 @@ def checkpoint_memory(plan: Plan, rows: int, count: int) -> float:
 def ends_saved(plan: Plan, rows: int) -> float:
     """Input and normalised input of the final norm, cosine and sine of the positions: norm + 2 l d c."""
     sizes = plan.sizes
-    return rows * (norm_saved(plan, sizes.hidden, plan.gathered_bytes) + 2 * sizes.head_size * plan.gathered_bytes)
+    return rows * (norm_saved(sizes.hidden, plan.gathered_bytes) + 2 * sizes.head_size * plan.gathered_bytes)
 
 
 def backward_working_set(plan: Plan, rows: int) -> float:
@@ -278,10 +278,9 @@ def head_gradient(plan: Plan) -> float:
 
     None beside adapters.
     """
-    if plan.sizes.adapter_params:
-        return 0.0
     cast = plan.matmul_bytes if plan.matmul_bytes < plan.gathered_bytes else 0
-    return plan.sizes.vocabulary * plan.sizes.hidden * float(plan.gathered_bytes + cast)
+    values = 0 if plan.sizes.adapter_params else plan.sizes.vocabulary * plan.sizes.hidden
+    return values * float(plan.gathered_bytes + cast)
 
 
 def root_reduction(plan: Plan) -> float:
@@ -290,11 +289,9 @@ def root_reduction(plan: Plan) -> float:
     Gradients of head and embeddings, c V D each; then those of the root, as one, and the message that sums them. None
     beside adapters.
     """
-    if plan.sizes.adapter_params:
-        return 0.0
     sizes, c = plan.sizes, plan.gathered_bytes
     both = 2 * sizes.vocabulary * sizes.hidden * c
-    return float(max(both, sizes.root_params * (c + _reduced_bytes(plan))))
+    return 0.0 if sizes.adapter_params else float(max(both, sizes.root_params * (c + reduced_bytes(plan))))
 
 
 def optimizer_working_set(plan: Plan) -> float:
@@ -303,12 +300,10 @@ def optimizer_working_set(plan: Plan) -> float:
     Moments of 8 bits change where they lie. From host memory moments come one by one too: of the largest weight both
     and that root, 3 w max(V, F) D / m.
     """
+    largest = plan.weight_bytes * plan.sizes.hidden * max(plan.sizes.vocabulary, plan.sizes.mlp_width) / plan.shards
     if plan.offload or not plan.cuda or plan.moment_bytes:
         return 0.0
-    if not plan.optimizer_offload:
-        return trained_memory(plan)
-    largest = plan.weight_bytes * plan.sizes.hidden * max(plan.sizes.vocabulary, plan.sizes.mlp_width) / plan.shards
-    return 3.0 * min(largest, trained_memory(plan))
+    return 3.0 * min(largest, trained_memory(plan)) if plan.optimizer_offload else trained_memory(plan)
 
 
 # ---------------------------------------------------------------------------------------------- encoding and rollout
@@ -328,7 +323,7 @@ def encoder_activations(plan: Plan) -> float:
     mlp = (2 * x + 3 * vision_encoder.mlp_width) * w
     per_patch = vision_encoder.patch_values * w + max(rotary, mlp)
     if vision_encoder.trains:  # two norms and what follows, q, k, v, output, and four of the MLP, in every layer
-        norms = 2 * x * (3 * w + (4 if w < 4 else 0))
+        norms = 2 * (norm_saved(x, w) + x * w)
         per_patch += vision_encoder.num_layers * (norms + 5 * x * w + 4 * vision_encoder.mlp_width * w)
     return float(plan.local_patches * per_patch)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -96,6 +97,32 @@ def update_moments(plan: Plan, batch: MicroBatch, standing: MemoryParts) -> list
     return [standing | moment for moment in moments]
 
 
+def host_memory(plan: Plan, prefetched_prompts: int) -> MemoryParts:
+    """Bytes in the host memory of each node.
+
+    Patches in float32 of this batch and of the prompts rendered ahead, this rank's part of each; what is offloaded; and
+    at the start the model that every rank builds before it is sharded.
+    """
+    num_ranks = min(plan.devices, plan.devices_per_node)
+    encoder = plan.sizes.vision_encoder
+    patches = plan.local_patches * encoder.patch_values * 4 if encoder else 0
+    params = plan.sizes.text_params + plan.sizes.encoder_params
+    offloaded = 2 * f.trained_memory(plan) if plan.optimizer_offload else 0.0
+    if plan.offload:  # weights, gradients, moments and the reference
+        on_device = dataclasses.replace(plan, offload=False)
+        offloaded = f.weight_memory(on_device) + f.adapter_memory(on_device) + 3 * f.trained_memory(on_device)
+        has_reference = plan.reference and not plan.sizes.adapter_params
+        offloaded += plan.weight_bytes * plan.sizes.text_params / plan.shards if has_reference else 0.0
+    if plan.checkpoints_on_host:  # of one micro-batch; torch pins memory in powers of two
+        one = f.checkpoint_memory(plan, micro_batch(plan).local_rows(plan), 1)
+        offloaded += float(len(plan.sizes.layer_params) * 2 ** math.ceil(math.log2(max(one, 1))))
+    return {
+        "patches": float(num_ranks * patches * (plan.prompts_per_batch + prefetched_prompts)),
+        "offloaded": num_ranks * offloaded,
+        "models while loading": float(num_ranks * plan.weight_bytes * params),
+    }
+
+
 # -------------------------------------------------------------------------------------------- does it fit, and if not
 
 
@@ -150,7 +177,7 @@ def find_remedies(plan: Plan, available_bytes: float, with_frames: FramesRule | 
 
 def _changes(plan: Plan) -> list[tuple[str, object, Plan]]:
     """(Option, value, the run with it), those that cost least first."""
-    family, strategy = "model.family.init_args", "trainer.strategy.init_args"
+    family, strategy, engine = "model.family.init_args", "trainer.strategy.init_args", "the engine's"
     limit, budget, sp = plan.max_tokens_per_micro_batch, needed_budget(plan), plan.sequence_parallel_size
     count, prompts, chunk = plan.num_generations, plan.prompts_per_batch // 2, LEAST_CHUNK
     checkpoints_offloadable = plan.gradient_checkpointing and not plan.offload_checkpoints
@@ -166,13 +193,8 @@ def _changes(plan: Plan) -> list[tuple[str, object, Plan]]:
         (not plan.gradient_checkpointing, f"{family}.gradient_checkpointing", "true", {"gradient_checkpointing": True}),
         (plan.mlp_chunk_tokens is None, f"{family}.mlp_chunk_tokens", CHUNK, {"mlp_chunk_tokens": CHUNK}),
         (limit > budget, "model.max_tokens_per_micro_batch", budget, {"max_tokens_per_micro_batch": budget}),
-        (f.prefilled_prompts(plan) > 1, "the engine's max_sequences", count, {"max_sequences": count}),
-        (
-            plan.prefill_chunk_tokens > chunk,
-            "the engine's prefill_chunk_tokens",
-            chunk,
-            {"prefill_chunk_tokens": chunk},
-        ),
+        (f.prefilled_prompts(plan) > 1, f"{engine} max_sequences", count, {"max_sequences": count}),
+        (plan.prefill_chunk_tokens > chunk, f"{engine} prefill_chunk_tokens", chunk, {"prefill_chunk_tokens": chunk}),
         *sharing,
         (checkpoints_offloadable, f"{family}.offload_checkpoints", "true", {"offload_checkpoints": True}),
         (moments_offloadable, "model.optimizer.offload", "true", {"optimizer_offload": True}),

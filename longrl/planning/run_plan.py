@@ -17,7 +17,6 @@ from longrl.modules.policy import PolicyModule
 from longrl.planning import flops, memory, shapes
 from longrl.planning.formulas import MemoryParts
 from longrl.planning.hardware import GIB, Hardware, find_hardware
-from longrl.planning.host_memory import host_memory
 from longrl.planning.inputs import ModelSizes, Plan, needed_budget
 from longrl.strategies.mr_sp import MRSPStrategy, check_sizes, sp_group_size_of
 from longrl.types import Frames, Media, SamplingParams
@@ -132,7 +131,7 @@ def plan_run(run: PlannedRun, options: PlanOptions, command: str) -> PlanReport:
         hardware=machine,
         plan=plan,
         bytes_per_device=estimate.phases,
-        host_bytes_per_node=host_memory(plan, loading.prefetch_prompts if loading.num_workers else 0),
+        host_bytes_per_node=memory.host_memory(plan, loading.prefetch_prompts if loading.num_workers else 0),
         peak_phase=estimate.peak_phase,
         fits=verdict.fits,
         verdict=verdict.text,
@@ -269,10 +268,10 @@ def head_notes(plan: Plan) -> list[str]:
     if sp == 1:
         return []
     num_heads = sp * heads.per_rank * heads.size
-    num_padding = num_heads - sizes.num_heads
     return [
         f"{sizes.num_heads} query and {sizes.num_key_heads} key heads on {sp} ranks work: {heads.per_rank} part(s) of "
-        f"{heads.size} queries with their key head per rank; {num_padding} of {num_heads} query heads are padding"
+        f"{heads.size} queries with their key head per rank; {num_heads - sizes.num_heads} of {num_heads} query heads "
+        "are padding"
     ]
 
 

@@ -10,7 +10,6 @@ from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.models.text import LlamaFamily, TextFamily
 from longrl.planning import flops, formulas, memory, shapes
 from longrl.planning.hardware import HARDWARE, find_hardware
-from longrl.planning.host_memory import host_memory
 from longrl.planning.inputs import EncoderSizes, ModelSizes, Plan, micro_batch
 from longrl.planning.run_plan import video_outline, with_needed_budget
 
@@ -87,7 +86,9 @@ def test_beside_adapters_nothing_else_has_gradients_optimizer_or_a_reference():
     assert formulas.trained_memory(plan) == 4 * 20 / 2
     assert parts["optimizer"] == 2 * 4 * 20 / 2
     assert parts["reference"] == formulas.head_gradient(plan) == formulas.root_reduction(plan) == 0
-    assert host_memory(dataclasses.replace(plan, offload=True), 0)["offloaded"] == 2 * 250 + 4 * 4 * 20  # both ranks
+    assert (
+        memory.host_memory(dataclasses.replace(plan, offload=True), 0)["offloaded"] == 2 * 250 + 4 * 4 * 20
+    )  # both ranks
 
 
 def test_adapters_copy_their_input_into_their_own_precision_and_spare_the_frozen_layers():
@@ -121,7 +122,7 @@ def test_layer_inputs_in_host_memory_are_one_on_the_device():
     plan = changed(gradient_checkpointing=True, offload_checkpoints=True)
     assert formulas.layers_saved(plan, 10) == 10 * 8 * 4
     # two layers of 140 rows * 8 * 4 bytes, pinned as 8 KiB each, on both ranks
-    assert host_memory(plan, 0)["offloaded"] == 2 * 2 * 8192
+    assert memory.host_memory(plan, 0)["offloaded"] == 2 * 2 * 8192
     assert formulas.layers_saved(changed(offload_checkpoints=True), 10) == 2 * formulas.layer_saved(RUN, 10)
 
 
@@ -129,8 +130,10 @@ def test_moments_in_host_memory_visit_the_device_one_weight_at_a_time():
     plan = changed(optimizer_offload=True, cuda=True, sizes=dataclasses.replace(TINY, vocabulary=20))
     assert formulas.optimizer_memory(plan) == 0
     assert formulas.optimizer_working_set(plan) == 3 * 4 * 8 * 20 / 2  # the embeddings, wider than the MLP; two shards
-    assert host_memory(plan, 0)["offloaded"] == 2 * (2 * 4 * 250 / 2)
-    assert host_memory(changed(offload=True, optimizer_offload=True), 0) == host_memory(changed(offload=True), 0)
+    assert memory.host_memory(plan, 0)["offloaded"] == 2 * (2 * 4 * 250 / 2)
+    assert memory.host_memory(changed(offload=True, optimizer_offload=True), 0) == memory.host_memory(
+        changed(offload=True), 0
+    )
 
 
 def test_moments_of_8_bits():
