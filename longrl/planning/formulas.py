@@ -122,7 +122,7 @@ def weight_casts(plan: Plan) -> float:
 # ------------------------------------------------------------------------------------------------------- activations
 
 
-def norm_saved(width: int, bytes_in: int) -> float:
+def norm_saved(width: int, bytes_in: int) -> int:
     """Per row, RMSNorm: its input, that in float32 if it is not, and the normalised one: width (c + 4 [c < 4] + c)."""
     return width * (2 * bytes_in + (4 if bytes_in < 4 else 0))
 
