@@ -124,7 +124,7 @@ def sampling_ids(ids: Sequence[str], data: Axis) -> list[str]:
     Example:
         `sampling_ids(["a", "b", "a"], SINGLE_RANK)` is `["a", "b", "a (copy 1)"]`.
     """
-    ids_of_ranks = data.gather(list(ids))
+    ids_of_ranks = [list(ids)] if data.size == 1 else data.gather(list(ids))
     num_seen: Counter[str] = Counter()
     local_ids = []
     for turn in itertools.zip_longest(*ids_of_ranks):

@@ -327,21 +327,31 @@ def chunked_logprobs(
     Returns:
         ([R] float32 log-probabilities, [R] float32 entropies in nats, without gradient).
     """
-    step = max(1, max_logits // weight.shape[0])
-    logps, entropies = [hidden.new_zeros(0, dtype=torch.float32)], [hidden.new_zeros(0, dtype=torch.float32)]
-    for start in range(0, max(len(targets), 1), step):  # also without rows, for a rank's gradients to be zeros
+    vocabulary = weight.shape[0]
+    step = max(1, max_logits // vocabulary)
+    temperature = temperature or 1.0
+    none = hidden.new_zeros(0, dtype=torch.float32)
+    logps = [none]
+    entropies = [none]
+    num_rows = max(len(targets), 1)  # also without rows there is a slice, for a rank's gradients to be zeros
+    for start in range(0, num_rows, step):
         rows = slice(start, start + step)
-        logp, entropy = checkpoint(_score, hidden[rows], weight, targets[rows], temperature or 1.0, use_reentrant=False)
+        local = hidden[rows]
+        logp, entropy = checkpoint(_score, local, weight, targets[rows], temperature, use_reentrant=False)
         logps.append(logp)
         entropies.append(entropy)
     return torch.cat(logps), torch.cat(entropies)
 
 
 def _score(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    logits = (hidden @ weight.T).float() / temperature
-    normaliser = logits.logsumexp(-1)
-    logp = logits.gather(-1, targets[:, None])[:, 0] - normaliser
+    logits = hidden @ weight.T
+    logits = logits.float() / temperature  # [R, V]
+    normaliser = logits.logsumexp(-1)  # [R]
+    chosen = logits.gather(-1, targets[:, None])
+    logp = chosen[:, 0] - normaliser
     with torch.no_grad():
         # H = log Z - sum_v p_v logit_v
-        entropy = normaliser - (torch.exp(logits - normaliser[:, None]) * logits).sum(-1)
+        probabilities = torch.exp(logits - normaliser[:, None])
+        expected = (probabilities * logits).sum(-1)
+        entropy = normaliser - expected
     return logp, entropy

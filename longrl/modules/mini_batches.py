@@ -43,8 +43,9 @@ class Mismatch:
         Args:
             world: ranks whose tokens count together; all must call it.
         """
-        difference = (self.trainer_logp - self.engine_logp).double()  # [N]
-        difference = difference[difference.isfinite()].clamp(-20, 20)  # one token must not make exp(d) infinite
+        difference = self.trainer_logp - self.engine_logp  # [N]
+        difference = difference[difference.isfinite()].double()
+        difference = difference.clamp(-20, 20)  # one token must not make exp(d) infinite
         distance = difference.abs()
         weights = difference.exp()
         sums = world.sum_dict(
@@ -56,15 +57,17 @@ class Mismatch:
                 "squares": float(weights.square().sum()),
             }
         )
-        largest = max(world.gather(float(distance.max()) if len(distance) else 0.0))
+        local_largest = float(distance.max()) if len(distance) else 0.0
+        largest = max(world.gather(local_largest))
         tokens = sums["tokens"]
         if not tokens:
             return {}
+        effective_share = sums["weights"] ** 2 / (sums["squares"] * tokens)
         return {
             "mean": sums["distance"] / tokens,
             "max": largest,
             "k3": sums["k3"] / tokens,
-            "effective_share": sums["weights"] ** 2 / (sums["squares"] * tokens),
+            "effective_share": effective_share,
         }
 
 
@@ -179,11 +182,12 @@ def flatten_groups(groups: Sequence[Group[PromptT, ScoredT]], device: torch.devi
     for group in groups:
         assert group.rewards is not None
         assert group.valid is not None
-        of_group = [len(completion.logprobs) for completion in group.completions]
-        num_tokens = sum(of_group)
-        lengths += of_group
+        num_tokens = 0
+        for completion in group.completions:
+            lengths.append(len(completion.logprobs))
+            sampler_logp.append(completion.logprobs)
+            num_tokens += len(completion.logprobs)
         offsets.append(offsets[-1] + num_tokens)
-        sampler_logp += [completion.logprobs for completion in group.completions]
         rewards.append(group.rewards[None])
         valid.append(group.valid[None])
         on_policy.append(torch.full((num_tokens,), not group.carried_over))
