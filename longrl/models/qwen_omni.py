@@ -289,13 +289,12 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
         encoder = model.audio_tower
         features = []
         step = max(1, self.max_patches_per_encode // self._window_size) * self._window_size
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_audio_tower):
-            for item in media:
-                outputs = []
-                for piece in item.patches.to(encoder.device, encoder.dtype).split(step):
-                    length = torch.tensor([len(piece)], device=encoder.device)
-                    outputs.append(encoder(piece.T, feature_lens=length).last_hidden_state)
-                features.append(torch.cat(outputs))
+        for item in media:
+            outputs = []
+            for piece in item.patches.to(encoder.device, encoder.dtype).split(step):
+                length = torch.tensor([len(piece)], device=encoder.device)
+                outputs.append(encoder(piece.T, feature_lens=length).last_hidden_state)
+            features.append(torch.cat(outputs))
         return features
 
     # -- rollout engines -----------------------------------------------------------------------------------------

@@ -222,16 +222,15 @@ class Qwen2_5_VLFamily(CausalFamily):
 
         encoder: Any = self.media_encoders(model)[0]
         features: list[Tensor] = []
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_vision_encoder):
-            for call in calls:
-                patches = torch.cat([item.patches for item in call]).to(encoder.device, encoder.dtype)
-                grids = torch.tensor([item.grid_thw for item in call], device=encoder.device)
-                output = encoder(patches, grid_thw=grids, return_dict=True)
-                rows = output.pooler_output  # [N, D]
-                levels = getattr(output, "deepstack_features", None)
-                if levels:  # Qwen3-VL's
-                    rows = torch.cat([rows, *levels], -1)
-                features += rows.split([self.num_features(item) for item in call])
+        for call in calls:
+            patches = torch.cat([item.patches for item in call]).to(encoder.device, encoder.dtype)
+            grids = torch.tensor([item.grid_thw for item in call], device=encoder.device)
+            output = encoder(patches, grid_thw=grids, return_dict=True)
+            rows = output.pooler_output  # [N, D]
+            levels = getattr(output, "deepstack_features", None)
+            if levels:  # Qwen3-VL's
+                rows = torch.cat([rows, *levels], -1)
+            features += rows.split([self.num_features(item) for item in call])
         return features
 
     @override

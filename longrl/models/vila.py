@@ -270,9 +270,7 @@ class VilaFamily(CausalFamily):
     @override
     def encode_media(self, model: Any, media: Sequence[Media]) -> list[Tensor]:
         """[N_i, D] features of each media item. A frame or tile is encoded on its own, whatever else is in the call."""
-        frozen = self.freeze_vision_encoder and self.freeze_projector
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            return [self._features(model, item) for item in media]
+        return [self._features(model, item) for item in media]
 
     def _features(self, model: Any, media: Media) -> Tensor:
         size = self.config.size
