@@ -59,7 +59,7 @@ def tiny_sd3(folder: str | Path, seed: int = SEED, corpus: Iterable[str] = CORPU
             "text_encoder_3": _t5_encoder(t5),
         }  # fmt: skip
         _enliven(parts["vae"].decoder)
-    pipeline = StableDiffusion3Pipeline(
+    pipeline: Any = StableDiffusion3Pipeline(
         **parts, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), tokenizer=clip, tokenizer_2=clip, tokenizer_3=t5
     )
     pipeline.save_pretrained(folder)
@@ -89,7 +89,7 @@ def tiny_wan(folder: str | Path, seed: int = SEED, corpus: Iterable[str] = CORPU
             patch_size=(1, 2, 2), num_attention_heads=num_heads, attention_head_dim=12, in_channels=4, out_channels=4,
             text_dim=32, freq_dim=16, ffn_dim=48, num_layers=2, rope_max_seq_len=32,
         )  # fmt: skip
-        vae = AutoencoderKLWan(
+        vae: Any = AutoencoderKLWan(
             base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True],
             latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 1.0, 2.0, 1.2],
         )  # fmt: skip
@@ -97,7 +97,8 @@ def tiny_wan(folder: str | Path, seed: int = SEED, corpus: Iterable[str] = CORPU
     scheduler = UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, num_train_timesteps=1000
     )
-    pipeline = WanPipeline(tokenizer=t5, text_encoder=encoder, vae=vae, scheduler=scheduler, transformer=transformer)
+    parts = {"tokenizer": t5, "text_encoder": encoder, "vae": vae, "transformer": transformer}
+    pipeline: Any = WanPipeline(**parts, scheduler=scheduler)
     pipeline.save_pretrained(folder)
     return Path(folder)
 
@@ -156,7 +157,7 @@ def _clip_tokenizer(corpus: Iterable[str]) -> Any:
     )
     bpe.train_from_iterator([*corpus, " ".join(letters)], trainer)
     model = json.loads(bpe.to_str())["model"]
-    merges = [tuple(pair) for pair in model["merges"]]
+    merges: Any = [tuple(pair) for pair in model["merges"]]
     return CLIPTokenizer(vocab=model["vocab"], merges=merges, model_max_length=24)
 
 
