@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from longrl.models.building import OWN_WEIGHTS
-from longrl.models.lora import ADAPTER, LoRASettings, merged, put_adapters
+from longrl.models.lora import ADAPTER, LoRASettings, merged_weights, put_adapters
 from longrl.models.reading import is_local
 from longrl.strategies.sequence import SequenceParallel
 
@@ -298,7 +298,7 @@ class DiffusionFamily(abc.ABC):
         """Writes a pipeline as diffusers loads it: this transformer, adapters merged, and all else as it was."""
         with torch.device("meta"):
             transformer = _diffusers_class(self.transformer_class).from_config(self.config)
-        transformer.load_state_dict(dict(merged(model.state_dict(), self.lora)), assign=True)
+        transformer.load_state_dict(dict(merged_weights(model.state_dict(), self.lora)), assign=True)
         self.pipeline.register_modules(transformer=transformer)
         try:
             self.pipeline.save_pretrained(folder)

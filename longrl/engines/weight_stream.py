@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from longrl.models.base import CausalFamily
-from longrl.models.lora import merged
+from longrl.models.lora import merged_weights
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ def engine_weights(family: CausalFamily, model: nn.Module) -> Iterator[tuple[str
     """
     if family.lora is not None and family.dtype != "float32":
         _warn_of_rounding(family.dtype)
-    for name, weight in merged(model.state_dict(), family.lora):
+    for name, weight in merged_weights(model.state_dict(), family.lora):
         engine_name = family.engine_weight(name)
         if engine_name is not None:
             yield engine_name, family.engine_tensor(name, weight)

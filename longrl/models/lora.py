@@ -6,9 +6,9 @@ embeddings and LM head have none: the encoder's features are kept from step to s
 scoring reads it directly.
 
 Whoever needs an ordinary model (engines, exports, the start of another run) gets base + alpha / rank * B A under the
-original names, from `merged`. In a base of bfloat16 a change of less than half the distance to the next number is lost
-there, though not in training: of weights like a 7B model's (standard deviation 0.02, rank and alpha 32) 94% stay as
-they were while the numbers in B are 1e-4, half of them at 1e-3, 6% at 1e-2.
+original names, from `merged_weights`. In a base of bfloat16 a change of less than half the distance to the next number
+is lost there, though not in training: of weights like a 7B model's (standard deviation 0.02, rank and alpha 32) 94%
+stay as they were while the numbers in B are 1e-4, half of them at 1e-3, 6% at 1e-2.
 """
 
 from __future__ import annotations
@@ -119,19 +119,19 @@ def peft_config(family: CausalFamily, model: nn.Module) -> Any:
     )
 
 
-def _targets(family: CausalFamily, model: nn.Module, wanted: tuple[str, ...] | None) -> str:
+def _targets(family: CausalFamily, model: nn.Module, target_names: tuple[str, ...] | None) -> str:
     """A pattern of full names: encoders have layers of the same last names (`gate_proj`)."""
     backbone = family.backbone(model)
     linear = {name.rpartition(".")[2] for name, part in backbone.named_modules() if isinstance(part, nn.Linear)}
-    for name in wanted or ():
+    for name in target_names or ():
         if name not in linear:
             closest = difflib.get_close_matches(name, linear, n=1, cutoff=0.0)
             raise ValueError(
                 f"{OPTION}.target_modules must name linear layers of the text stack, got {name!r}; the closest is "
                 f"{closest[0]!r}, all are {', '.join(sorted(linear))}"
             )
-    (place,) = (name for name, part in model.named_modules() if part is backbone)
-    return rf"{re.escape(place)}\..*\.({'|'.join(sorted(wanted or linear))})"
+    (prefix,) = (name for name, part in model.named_modules() if part is backbone)
+    return rf"{re.escape(prefix)}\..*\.({'|'.join(sorted(target_names or linear))})"
 
 
 def adapters_off(family: AdaptedFamily, model: nn.Module) -> contextlib.AbstractContextManager[None]:
@@ -169,10 +169,10 @@ def plain_name(name: str) -> str:
     return name.replace(".base_layer.", ".")
 
 
-def merged(
+def merged_weights(
     state: Mapping[str, Tensor], settings: LoRASettings | None, dtype: torch.dtype | None = None
 ) -> Iterator[tuple[str, Tensor]]:
-    """Names and weights of the model without adapters that computes the same, one whole tensor at a time.
+    """Names and weights of the model without adapters that computes the same, one full tensor at a time.
 
     base + scaling * B A is summed in float32 and rounded once, as by peft's `merge_and_unload`.
 
@@ -184,9 +184,9 @@ def merged(
     for name, value in state.items():
         if is_adapter(name):
             continue
-        weight, layer = _whole(value), name.removesuffix(".base_layer.weight")
+        weight, layer = _full_tensor(value), name.removesuffix(".base_layer.weight")
         if settings is not None and layer != name and adapter_name(layer, "A") in state:
-            a, b = (_whole(state[adapter_name(layer, matrix)]).float() for matrix in "AB")
+            a, b = (_full_tensor(state[adapter_name(layer, matrix)]).float() for matrix in "AB")
             weight = (weight.float() + b @ a * settings.scaling).to(dtype or weight.dtype)
         yield plain_name(name), weight
 
@@ -215,7 +215,7 @@ def export_adapters(family: CausalFamily, adapters: Mapping[str, Tensor], folder
     save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def _whole(value: Tensor) -> Tensor:
+def _full_tensor(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 

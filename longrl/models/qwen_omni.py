@@ -166,7 +166,7 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
         return 2 * self.config.audio_config.n_window
 
     def _spectrogram(self, waveform: Tensor) -> Tensor:
-        """[frames, mel bins] of [S] samples, normalised over the whole sound.
+        """[frames, mel bins] of [S] samples, normalised over all of the sound.
 
         Zeros behind the end, one transform long, stand for the zeros up to 300 s that the processor pads with: further
         ones reach into no frame that counts.
@@ -181,7 +181,7 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
         return result["input_features"][0, :, : int(result["attention_mask"].sum())].T
 
     def num_features(self, media: Media) -> int:
-        """Tokens of a medium: of a sound half of every other frame of its spectrogram, about 25 per second."""
+        """Tokens of a media item: of a sound half of every other frame of its spectrogram, about 25 per second."""
         if media.kind != "audio":
             return super().num_features(media)
         num_windows, num_frames, _ = media.grid_thw

@@ -1,7 +1,7 @@
 """Qwen2.5-VL (arXiv:2502.13923): images and videos through a windowed vision transformer, M-RoPE positions.
 
-The family computes positions itself. Qwen's released code and vLLM go on after a medium at the largest position used so
-far plus one; transformers 5.19 goes on at max(h, w) only, which is another model after nearly every video.
+The family computes positions itself. Qwen's released code and vLLM go on after a media item at the largest position
+used so far plus one; transformers 5.19 goes on at max(h, w) only, which is another model after nearly every video.
 """
 
 from __future__ import annotations
@@ -313,7 +313,7 @@ def mrope_positions(
 ) -> Tensor:
     """Time, height and width position of every token, as Qwen2.5-VL's released code and vLLM count them.
 
-    Text advances by one on all axes. A medium starts where the text stopped; its time axis runs at
+    Text advances by one on all axes. A media item starts where the text stopped; its time axis runs at
     `tokens_per_second`, truncated to integers; text goes on at the largest position used so far plus one.
 
     Args:

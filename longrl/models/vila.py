@@ -25,7 +25,7 @@ from longrl.models.planning_sizes import TextSizes, VisionSizes
 from longrl.models.reading import GridTHW
 from longrl.models.vila_config import Encoder, PoolFrames, VilaConfig, template_file
 from longrl.models.vila_model import VilaModel, local_folder
-from longrl.models.vila_tiles import resized, tile_grid, with_scales, with_thumbnail
+from longrl.models.vila_tiles import resize_frames, tile_grid, with_scales, with_thumbnail
 from longrl.types import AudioClip, Frames, Media, MediaKind, Prompt, TemporalPatchSize
 
 MEDIA_TOKENS = {"image": "<image>", "video": "<vila/video>"}
@@ -158,7 +158,7 @@ class VilaFamily(CausalFamily):
     def resize(self, frames: Frames) -> Frames:
         if frames.resized or not len(frames.pixels):
             return frames
-        return replace(frames, pixels=resized(frames.pixels, self.config.size, self.config.size), resized=True)
+        return replace(frames, pixels=resize_frames(frames.pixels, self.config.size, self.config.size), resized=True)
 
     @override
     def temporal_patches_per_encode(self, media: Media) -> int:
@@ -281,7 +281,7 @@ class VilaFamily(CausalFamily):
         calls = pixels.split(self.max_frames_per_encode)
         frames = torch.cat([model.visual(call.to(device)) for call in calls])
         if media.kind == "video":
-            frames = pooled(frames, media.grid_thw[0], (media.temporal_patch_size, *self.config.video.pool))
+            frames = average_frames(frames, media.grid_thw[0], (media.temporal_patch_size, *self.config.video.pool))
         return frames.flatten(0, 1)
 
     @override
@@ -330,21 +330,21 @@ class VilaFamily(CausalFamily):
         }
 
 
-def pooled(frames: Tensor, cells: int, pool: tuple[int, int, int]) -> Tensor:
+def average_frames(frames: Tensor, num_pooled: int, pool: tuple[int, int, int]) -> Tensor:
     """Means over neighbours: `TSPVideoEncoder` of NVlabs/VILA.
 
     Args:
         frames: [F, side * side, D].
-        cells: T, the number of pooled frames; the last frame fills an incomplete one.
+        num_pooled: T, the number of pooled frames; the last frame fills an incomplete one.
         pool: neighbours in time, height and width.
 
     Returns:
         [T, N, D].
     """
     time, height, width = pool
-    missing = cells * time - len(frames)
+    missing = num_pooled * time - len(frames)
     if missing:
         frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1)])
     side = round(frames.shape[1] ** 0.5)
-    split = frames.view(cells, time, side // height, height, side // width, width, -1)
+    split = frames.view(num_pooled, time, side // height, height, side // width, width, -1)
     return split.mean((1, 3, 5)).flatten(1, 2)

@@ -44,7 +44,7 @@ class Encoder:
     end_tokens: str | None = "\n"
     """Behind a frame."""
     sep_tokens: str | None = None
-    """Behind a whole video."""
+    """Behind a video."""
     frames: TemporalPatchSize = ONE_FRAME
     """Neighbours in time whose features are averaged."""
     pool: tuple[int, int] = (1, 1)

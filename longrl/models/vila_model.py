@@ -92,8 +92,8 @@ class Visual(nn.Module):
             return self.mm_projector(features)
         if grid is None:  # frames and images that are not cut have one scale, taken for all
             return self.mm_projector(features.repeat(1, 1, len(self.scales)))
-        whole, grid = self._side_by_side(features, grid)
-        return _joined(self.mm_projector(_cut(whole, grid)), grid).flatten(2).transpose(1, 2)
+        merged, grid = self._side_by_side(features, grid)
+        return _joined(self.mm_projector(_cut(merged, grid)), grid).flatten(2).transpose(1, 2)
 
     def patch_features(self, pixels: Tensor) -> Tensor:
         """[F, 3, S, S] uint8 -> [F, P, C], of the selected layer; those behind it do not run."""
@@ -112,7 +112,7 @@ class Visual(nn.Module):
         squares = [(scale // self.scales[0],) * 2 for scale in self.scales[:-1]]
         grids = [*squares, grid]
         parts = features.split([rows * columns for rows, columns in grids])
-        maps = [_joined(part, own) for part, own in zip(parts, grids, strict=True)]
+        maps = [_joined(part, tiles) for part, tiles in zip(parts, grids, strict=True)]
         size = maps[self.output_scale].shape[-2:]
         resized = [nn.functional.interpolate(item.float(), size=size, mode="area").to(item) for item in maps]
         return torch.cat(resized, 1), grids[self.output_scale]
@@ -125,10 +125,10 @@ def _joined(tiles: Tensor, grid: tuple[int, int]) -> Tensor:
     return cut.permute(4, 0, 2, 1, 3).flatten(1, 2).flatten(2)[None]
 
 
-def _cut(whole: Tensor, grid: tuple[int, int]) -> Tensor:
+def _cut(image: Tensor, grid: tuple[int, int]) -> Tensor:
     """[1, C, H, W] -> [rows * columns, P, C]."""
     rows, columns = grid
-    cut = whole[0].unflatten(2, (columns, -1)).unflatten(1, (rows, -1))  # [C, rows, side, columns, side]
+    cut = image[0].unflatten(2, (columns, -1)).unflatten(1, (rows, -1))  # [C, rows, side, columns, side]
     return cut.permute(1, 3, 2, 4, 0).flatten(2, 3).flatten(0, 1)
 
 

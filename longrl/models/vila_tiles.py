@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 
-def resized(pixels: Tensor, width: int, height: int) -> Tensor:
+def resize_frames(pixels: Tensor, width: int, height: int) -> Tensor:
     """[F, 3, H, W] uint8 -> [F, 3, height, width] uint8."""
     if tuple(pixels.shape[-2:]) == (height, width):
         return pixels
-    return torch.stack([_resized_frame(frame, width, height) for frame in pixels])
+    return torch.stack([_resize_frame(frame, width, height) for frame in pixels])
 
 
-def _resized_frame(frame: Tensor, width: int, height: int) -> Tensor:
+def _resize_frame(frame: Tensor, width: int, height: int) -> Tensor:
     import numpy as np
     from PIL import Image
 
@@ -56,21 +56,21 @@ def tile_grid(height: int, width: int, size: int, *, min_tiles: int, max_tiles: 
     return best
 
 
-def tiles(image: Tensor, rows: int, columns: int, size: int) -> Tensor:
+def cut_tiles(image: Tensor, rows: int, columns: int, size: int) -> Tensor:
     """[1, 3, H, W] -> [rows * columns, 3, S, S], row after row."""
-    whole = resized(image, columns * size, rows * size)[0]
-    return whole.view(3, rows, size, columns, size).permute(1, 3, 0, 2, 4).flatten(0, 1)
+    resized = resize_frames(image, columns * size, rows * size)[0]
+    return resized.view(3, rows, size, columns, size).permute(1, 3, 0, 2, 4).flatten(0, 1)
 
 
 def with_thumbnail(image: Tensor, rows: int, columns: int, size: int) -> Tensor:
-    """`image_aspect_ratio: dynamic`: the tiles, and the whole image behind them if there is more than one."""
-    parts = [tiles(image, rows, columns, size)]
+    """`image_aspect_ratio: dynamic`: the tiles, and all of the image behind them if there is more than one."""
+    parts = [cut_tiles(image, rows, columns, size)]
     if rows * columns > 1:
-        parts.append(resized(image, size, size))
+        parts.append(resize_frames(image, size, size))
     return torch.cat(parts)
 
 
 def with_scales(image: Tensor, rows: int, columns: int, size: int, scales: Sequence[int]) -> Tensor:
     """`image_aspect_ratio: dynamic_s2`: squares of all scales but the last, then rows x columns tiles."""
     squares = [scale // scales[0] for scale in scales[:-1]]
-    return torch.cat([*(tiles(image, side, side, size) for side in squares), tiles(image, rows, columns, size)])
+    return torch.cat([*(cut_tiles(image, side, side, size) for side in squares), cut_tiles(image, rows, columns, size)])

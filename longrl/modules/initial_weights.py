@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from longrl.models.base import CausalFamily
 from longrl.models.building import OWN_WEIGHTS
 from longrl.models.chunked_mlp import chunk_mlps
-from longrl.models.lora import OPTION, LoRASettings, add_adapters, from_checkpoint, is_adapter, merged, plain_name
+from longrl.models.lora import (
+    OPTION,
+    LoRASettings,
+    add_adapters,
+    from_checkpoint,
+    is_adapter,
+    merged_weights,
+    plain_name,
+)
 from longrl.models.reading import is_local
 
 EXPORTED = ("config.json", "model_index.json")
@@ -115,7 +123,7 @@ def load_checkpoint_weights(model: nn.Module, checkpoint: Path, option: str = IN
         for name in saved.keys() - targets.keys():
             targets[name] = state[plain_name(name)]
         saved = read_shards(checkpoint, targets)
-    for name, value in merged(saved, saved_lora(checkpoint), torch.float32):  # rounded once, as it is copied
+    for name, value in merged_weights(saved, saved_lora(checkpoint), torch.float32):  # rounded once, as it is copied
         state[name].copy_(value)
 
 

@@ -7,7 +7,7 @@ import torch
 
 from longrl.algorithms import Algorithm, token_mean
 from longrl.engines.weight_stream import engine_weights
-from longrl.models.lora import LoRASettings, add_adapters, is_adapter, merged
+from longrl.models.lora import LoRASettings, add_adapters, is_adapter, merged_weights
 from longrl.modules.initial_weights import build_from
 from longrl.modules.mini_batches import flatten_groups
 from longrl.modules.policy import OptimizerSettings, token_ids_of
@@ -257,5 +257,5 @@ def test_dropout_is_for_sft():
 
 def test_a_model_without_adapters_is_handed_over_as_it_is():
     state = text_family().build().state_dict()
-    found = dict(merged(state, None))
+    found = dict(merged_weights(state, None))
     assert all(found[name] is value for name, value in state.items())
