@@ -1,4 +1,4 @@
-"""The client against a plain HTTP server that misbehaves, the request language, and the files of weights."""
+"""The client against a plain HTTP server that misbehaves."""
 
 from __future__ import annotations
 
@@ -14,11 +14,8 @@ from longrl.commands import serve
 from longrl.engines import server_client
 from longrl.engines.server import VLLMServerEngine
 from longrl.engines.server_client import ServerClient
-from longrl.engines.server_protocol import dump_requests, load_requests, model_sizes, pack_message, unpack_message
-from longrl.engines.vllm_extension import read_shards, write_shards
+from longrl.engines.server_protocol import dump_requests, model_sizes, unpack_message
 from longrl.engines.vllm_options import VERSION
-from longrl.engines.weight_files import new_folder
-from longrl.engines.weight_stream import engine_weights
 from longrl.types import SamplingParams
 from tests.tiny import row, text_family
 
@@ -204,76 +201,3 @@ def test_a_prompt_without_room_is_named_before_anything_is_sent(fake):
     prompt = family.render(row("long"), "word " * 100)
     with pytest.raises(ValueError, match="prompt 'long' has .* above 64, the --max_model_len of the server"):
         engine.generate(family, None, [prompt], {}, SamplingParams(1, 8), seed=0)
-
-
-# ---- what travels ----
-
-
-def test_a_request_comes_out_as_it_went_in():
-    whole = torch.arange(12, dtype=torch.bfloat16).view(4, 3)
-    request = {
-        "prompt_token_ids": [1, 2, 3],
-        "multi_modal_data": {"video": {"video_embeds": whole[1:3], "second_per_grid_ts": torch.tensor([0.7]).double()}},
-        "multi_modal_uuids": {"video": ["a|1.4"]},
-        "prompt_is_token_ids": [True, False],
-        "more": [whole[:1], whole[:1].clone(), None],
-    }
-    tensors = {}
-    text = dump_requests([request], tensors)
-    assert len(tensors) == 3  # equal content is one tensor
-    message, arrived = unpack_message(pack_message({"requests": text}, tensors))
-    assert arrived.keys() == tensors.keys()
-    (found,) = load_requests(message["requests"], arrived)
-    assert dump_requests([found], {}) == text
-    video = found["multi_modal_data"]["video"]
-    assert torch.equal(video["video_embeds"], whole[1:3])
-    assert video["second_per_grid_ts"].dtype == torch.float64
-    with pytest.raises(ValueError, match="no safetensors with a message"):
-        unpack_message(b"\x80\x04pickle")
-
-
-def test_the_server_keeps_tensors_up_to_its_memory():
-    pytest.importorskip("fastapi")
-    from longrl.engines.server_routes import TensorStore
-
-    store, kib = TensorStore(2048), torch.zeros(256)
-    assert store.find(["a", "b"], {"a": kib}) == ({"a": kib}, ["b"])
-    store.find(["b"], {"b": kib})
-    store.find(["a"], {})
-    found, missing = store.find(["c"], {"c": kib})
-    assert (list(found), missing) == (["c"], [])
-    assert store.find(["a", "c"], {})[1] == []
-    assert store.find(["b"], {})[1] == ["b"]  # used longest ago
-    found, _ = store.find(["d", "e", "f"], dict.fromkeys("def", kib))
-    assert list(found) == ["d", "e", "f"]  # of one request all, whatever their size
-
-
-def test_weights_come_out_of_files_as_they_went_in(tmp_path):
-    family = text_family()
-    model = family.build()
-    wanted = dict(engine_weights(family, model))
-    write_shards(engine_weights(family, model), tmp_path, max_bytes=1 << 14)
-    assert len(list(tmp_path.glob("*.safetensors"))) > 3
-    torch.testing.assert_close(dict(read_shards(tmp_path)), wanted, rtol=0, atol=0)
-
-
-def test_two_names_of_one_weight_both_arrive(tmp_path):
-    weight = torch.randn(3, 2)
-    write_shards([("embed", weight), ("head", weight), ("part", weight[1:])], tmp_path, max_bytes=1 << 20)
-    found = dict(read_shards(tmp_path))
-    assert torch.equal(found["embed"], weight)
-    assert torch.equal(found["head"], weight)
-    assert torch.equal(found["part"], weight[1:])
-
-
-def test_what_a_dead_run_left_goes(tmp_path):
-    import socket
-
-    dead = tmp_path / f"longrl-weights-{socket.gethostname()}-999999999-x_y"
-    dead.mkdir()
-    first = new_folder(tmp_path)
-    second = new_folder(tmp_path)
-    assert not dead.exists()
-    assert first.is_dir()
-    assert second.is_dir()
-    assert first != second
