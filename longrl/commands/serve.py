@@ -115,10 +115,9 @@ def server_arguments(family: CausalFamily, options: ServerOptions) -> argparse.N
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     arguments = make_arg_parser(FlexibleArgumentParser()).parse_args([])
-    sizes = ("max_model_len", "max_num_seqs", "gpu_memory_utilization", "kv_cache_gib", "enforce_eager")
     key = api_key()
     chosen = {
-        **engine_arguments(family, **{name: getattr(options, name) for name in sizes}),
+        **engine_arguments(family, options),
         "worker_extension_cls": EXTENSION,
         "host": options.host,
         "port": options.port,

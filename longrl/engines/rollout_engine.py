@@ -252,13 +252,7 @@ def gather_groups(
     for index, prompt in enumerate(prompts):
         shards = [fields for shard, *fields in received if shard.prompt == index]
         completions, rewards, reward_parts, valid = zip(*shards, strict=True)
-        groups.append(
-            Group(
-                prompt,
-                [completion for part in completions for completion in part],
-                torch.cat(rewards),
-                {name: torch.cat([part[name] for part in reward_parts]) for name in reward_parts[0]},
-                torch.cat(valid),
-            )
-        )
+        all_completions = list(itertools.chain.from_iterable(completions))
+        parts = {name: torch.cat([part[name] for part in reward_parts]) for name in reward_parts[0]}
+        groups.append(Group(prompt, all_completions, torch.cat(rewards), parts, torch.cat(valid)))
     return groups

@@ -15,29 +15,27 @@ import contextlib
 import logging
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import override
 
-from longrl.engines.rollout_engine import RolloutEngine
 from longrl.engines.server_client import ServerClient
 from longrl.engines.server_protocol import model_sizes
 from longrl.engines.vllm_extension import write_shards
-from longrl.engines.vllm_options import VERSION, make_completion, sampling_arguments
+from longrl.engines.vllm_options import VERSION, Fields, VLLMRollouts
 from longrl.engines.weight_files import default_folder, new_folder
 from longrl.engines.weight_stream import engine_weights
 from longrl.models.base import CausalFamily
-from longrl.packing.lengths import check_lengths
 from longrl.strategies.axis import world_axis
-from longrl.types import Completion, Prompt, SamplingParams
+from longrl.types import Prompt
 
 logger = logging.getLogger(__name__)
 
 
-class VLLMServerEngine(RolloutEngine):
+class VLLMServerEngine(VLLMRollouts):
     """Generates with servers that were started beside the run.
 
     Args:
@@ -71,8 +69,6 @@ class VLLMServerEngine(RolloutEngine):
         self.weights_folder = Path(weights_folder) if weights_folder else default_folder()
         self.shard_mib = shard_mib
         self.start_timeout_s = start_timeout_s
-        self.num_syncs = 0
-        """Times weights were handed over."""
         self._info: dict[str, Any] | None = None
         self._run = ""
         self._version = ""
@@ -80,10 +76,6 @@ class VLLMServerEngine(RolloutEngine):
     @override
     def identity(self) -> dict[str, Any]:
         return {}  # what decides answers is the server's, which must serve the same model by the same vLLM
-
-    @override
-    def library_versions(self) -> dict[str, str]:
-        return {**super().library_versions(), "vllm": VERSION}
 
     @property
     def client(self) -> ServerClient:
@@ -185,26 +177,10 @@ class VLLMServerEngine(RolloutEngine):
     # -- generation ----------------------------------------------------------------------------------------------
 
     @override
-    def generate(
-        self,
-        family: CausalFamily,
-        model: nn.Module,
-        prompts: Sequence[Prompt],
-        features: Mapping[str, Tensor],
-        sampling: SamplingParams,
-        seed: int,
-        first: int = 0,
-    ) -> list[list[Completion]]:
-        """See `RolloutEngine.generate`.
-
-        Raises:
-            ConnectionError: the server ended; the message says how the run goes on.
-            ValueError: a prompt is too long for the server.
-        """
+    def length_limit(self) -> tuple[int, str]:
         assert self._info is not None, "sync comes before generate"
-        option = f"--max_model_len of the server at {self.client.url}"
-        check_lengths(prompts, sampling, limit=self._info["max_model_len"], option=option)
-        params = [sampling_arguments(family, prompt, sampling, seed, first) for prompt in prompts]
-        requests = [family.engine_request(prompt, features) for prompt in prompts]
-        answers = self.client.generate(self._version, requests, params) if prompts else []
-        return [[make_completion(family, **output) for output in outputs] for outputs in answers]
+        return self._info["max_model_len"], f"--max_model_len of the server at {self.client.url}"
+
+    @override
+    def answer_requests(self, prompts: Sequence[Prompt], requests: Fields, params: Fields) -> list[Fields]:
+        return self.client.generate(self._version, requests, params)

@@ -12,15 +12,7 @@ from typing import Any
 import httpx
 from torch import Tensor
 
-from longrl.engines.server_protocol import (
-    KEY_VARIABLE,
-    MISSING,
-    OTHER_VERSION,
-    PREFIX,
-    api_key,
-    dump_requests,
-    pack_message,
-)
+from longrl.engines import server_protocol as protocol
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +43,7 @@ class ServerClient:
 
     @functools.cached_property
     def _http(self) -> httpx.Client:
-        key = api_key()
+        key = protocol.api_key()
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         timeout = httpx.Timeout(self.timeout_s, connect=CONNECT_S)
         return httpx.Client(timeout=timeout, headers=headers, trust_env=False)  # no proxy between node and server
@@ -97,11 +89,11 @@ class ServerClient:
         """
         # 1. Ask, and bring what the server lacks.
         tensors: dict[str, Tensor] = {}
-        text = dump_requests(requests, tensors)
+        text = protocol.dump_requests(requests, tensors)
         message = {"version": version, "requests": text, "tensors": list(tensors), "params": list(params)}
         brought: dict[str, Tensor] = {}
         while True:
-            answer = self._send("POST", "/generate", pack_message(message, brought), accepted=MISSING)
+            answer = self._send("POST", "/generate", protocol.pack_message(message, brought), accepted=protocol.MISSING)
             if "missing" not in answer:
                 break
             lacking = set(answer["missing"]) & (tensors.keys() - brought.keys())
@@ -127,32 +119,29 @@ class ServerClient:
     ) -> dict[str, Any]:
         """The JSON of an answer with status 200 or `accepted`; repeated while the server is busy or out of reach."""
         attempts = 1 + (self.retries if retries is None else retries)
-        failure: httpx.TransportError | None = None
         problem = ""
         for attempt in range(attempts):
             if attempt:
                 logger.warning("%s%s: %s; attempt %d of %d", self.url, path, problem, attempt + 1, attempts)
                 time.sleep(2.0 ** (attempt - 1))
-            failure = None
             try:
-                reply = self._http.request(method, self.url + PREFIX + path, content=body)
+                reply = self._http.request(method, self.url + protocol.PREFIX + path, content=body)
             except (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout) as error:
                 raise TimeoutError(
                     f"the server at {self.url} did not answer {path} within timeout_s={self.timeout_s:g}; raise "
                     f"timeout_s of VLLMServerEngine if rollouts take longer, or look into the server's log"
                 ) from error
             except httpx.TransportError as error:
-                failure = error
                 problem = repr(error)
-                continue
+                if attempt + 1 < attempts:
+                    continue
+                raise ConnectionError(
+                    f"the vLLM server at {self.url} cannot be reached, or died ({problem}, attempts: {attempts}); "
+                    f"its log says why. Check urls of VLLMServerEngine, or {RESUME}"
+                ) from error
             if reply.status_code not in BUSY:
                 break
             problem = f"busy, HTTP {reply.status_code}"
-        if failure is not None:
-            raise ConnectionError(
-                f"the vLLM server at {self.url} cannot be reached, or died ({failure!r}, attempts: {attempts}); "
-                f"its log says why. Check urls of VLLMServerEngine, or {RESUME}"
-            ) from failure
         if reply.status_code not in (200, accepted):
             raise self._refused(reply, path)
         try:
@@ -166,13 +155,13 @@ class ServerClient:
     def _refused(self, reply: httpx.Response, path: str) -> Exception:
         """The error that a status means."""
         message = f"the server at {self.url} refused {path} with HTTP {reply.status_code}: {_message(reply)}"
-        if reply.status_code == OTHER_VERSION:
+        if reply.status_code == protocol.OTHER_VERSION:
             return RuntimeError(
                 f"{message}. It was started anew in the middle of a step, or serves another run too: give every run a "
                 f"server of its own, then go on from the last checkpoint (--ckpt_path RUN_DIR/checkpoints/last.ckpt)"
             )
         if reply.status_code in (401, 403) and path != "/weights":
-            return PermissionError(f"{message}; set {KEY_VARIABLE} to the same key for server and trainer")
+            return PermissionError(f"{message}; set {protocol.KEY_VARIABLE} to the same key for server and trainer")
         if reply.status_code == 404 and path == "/info":
             return ValueError(
                 f"{message}. It has no routes of longrl: `vllm serve` does not take features and weights; start "

@@ -31,16 +31,8 @@ OTHER_VERSION = 412
 """HTTP status of a request for weights of another version than the server holds."""
 
 _MARK = "tensor:"
-_TEXT_SIZES = (
-    "model_type",
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "intermediate_size",
-    "tie_word_embeddings",
-)
+_HEADS = ("num_attention_heads", "num_key_value_heads")
+_TEXT_SIZES = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", *_HEADS, "intermediate_size")
 _VISION_SIZES = ("spatial_merge_size", "temporal_patch_size", "tokens_per_second")
 
 
@@ -106,7 +98,7 @@ def model_sizes(family: CausalFamily) -> dict[str, Any]:
     """What trainer and server must agree on, in plain values: a server may have been started from another recipe."""
     text = family.config.get_text_config()
     vision_encoder = getattr(family.config, "vision_config", None)
-    sizes = {name: getattr(text, name, None) for name in _TEXT_SIZES}
+    sizes = {name: getattr(text, name, None) for name in (*_TEXT_SIZES, "tie_word_embeddings")}
     if vision_encoder is not None:
         sizes |= {f"vision {name}": getattr(vision_encoder, name, None) for name in _VISION_SIZES}
     sizes |= {f"{kind} token": token for kind, token in family.media_token_ids().items()}

@@ -17,16 +17,8 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from torch import Tensor
 
-from longrl.engines.server_protocol import (
-    MISSING,
-    NO_VERSION,
-    OTHER_VERSION,
-    PREFIX,
-    load_requests,
-    model_sizes,
-    unpack_message,
-)
-from longrl.engines.vllm_options import token_logprobs
+from longrl.engines import server_protocol as protocol
+from longrl.engines.vllm_options import completion_fields
 from longrl.models.base import CausalFamily
 
 logger = logging.getLogger(__name__)
@@ -74,17 +66,17 @@ class RolloutRoutes:
 
     def __init__(self, engine: Any, family: CausalFamily, weights_folder: Path, store_bytes: int) -> None:
         self.engine = engine
-        self.sizes = model_sizes(family)
+        self.sizes = protocol.model_sizes(family)
         self.weights_folder = weights_folder.resolve()
         self.store = TensorStore(store_bytes)
         self.num_received = 0
         """Tensors that came with requests."""
-        self._version = NO_VERSION
+        self._version = protocol.NO_VERSION
         self._updating = asyncio.Lock()
 
     def router(self) -> APIRouter:
         """To be included in vLLM's app."""
-        router = APIRouter(prefix=PREFIX)
+        router = APIRouter(prefix=protocol.PREFIX)
         router.add_api_route("/info", self.info, methods=["GET"])
         router.add_api_route("/weights", self.weights, methods=["POST"])
         router.add_api_route("/generate", self.generate, methods=["POST"])
@@ -128,8 +120,8 @@ class RolloutRoutes:
         """Between pause and resume no token is sampled, and no cache keeps what older weights computed."""
         await self.engine.pause_generation(mode="wait")
         try:
-            self._version = NO_VERSION
-            await self.engine.update_weight_version(NO_VERSION)
+            self._version = protocol.NO_VERSION
+            await self.engine.update_weight_version(protocol.NO_VERSION)
             await self.engine.collective_rpc("longrl_load_weights", args=(folder,))
             if not await self.engine.reset_prefix_cache():
                 raise RuntimeError("vLLM kept keys and values of older weights; start the server again")
@@ -152,23 +144,23 @@ class RolloutRoutes:
 
     async def _generate(self, body: bytes, raw_request: Request) -> Response:
         # 1. Weights and tensors must be here.
-        message, brought = await asyncio.to_thread(unpack_message, body)
+        message, brought = await asyncio.to_thread(protocol.unpack_message, body)
         version = message["version"]
         if version != self._version:
             return self._refuse_version(version)
         self.num_received += len(brought)
         tensors, missing = self.store.find(message["tensors"], brought)
         if missing:
-            return _reply({"missing": missing}, MISSING)
+            return _reply({"missing": missing}, protocol.MISSING)
         # 2. All prompts at once: vLLM batches them.
-        requests = load_requests(message["requests"], tensors)
+        requests = protocol.load_requests(message["requests"], tensors)
         pairs = zip(requests, message["params"], strict=True)
         outputs = await asyncio.gather(*[self._complete(request, params) for request, params in pairs])
         # 3. Weights may have changed in between.
         versions = {span.version for group in outputs for output in group for span in output.weight_versions or ()}
         if versions - {version}:
             return self._refuse_version(version)
-        completions = [[_as_json(output) for output in group] for group in outputs]
+        completions = [[completion_fields(output) for output in group] for group in outputs]
         return _reply({"version": version, "completions": completions})
 
     async def _complete(self, request: dict[str, Any], params: dict[str, Any]) -> list[Any]:
@@ -179,15 +171,7 @@ class RolloutRoutes:
         return sorted(outputs[-1].outputs, key=lambda output: output.index)
 
     def _refuse_version(self, requested: str) -> Response:
-        return _refusal(OTHER_VERSION, f"the server holds weights {self._version!r}, asked for {requested!r}")
-
-
-def _as_json(output: Any) -> dict[str, Any]:
-    return {
-        "token_ids": list(output.token_ids),
-        "logprobs": token_logprobs(output),
-        "finish_reason": output.finish_reason,
-    }
+        return _refusal(protocol.OTHER_VERSION, f"the server holds weights {self._version!r}, asked for {requested!r}")
 
 
 def _reply(content: dict[str, Any], status: int = 200) -> Response:

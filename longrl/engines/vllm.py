@@ -31,23 +31,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from typing_extensions import override
 
+from longrl.engines import vllm_options
 from longrl.engines.parity import RenderedPrompt
-from longrl.engines.rollout_engine import RolloutEngine
-from longrl.engines.vllm_options import (
-    INSTALL,
-    VERSION,
-    engine_arguments,
-    make_completion,
-    sampling_arguments,
-    token_logprobs,
-)
+from longrl.engines.vllm_options import INSTALL, VERSION, Fields, VLLMRollouts
 from longrl.engines.weight_stream import engine_weights
 from longrl.models.base import CausalFamily
-from longrl.packing.lengths import check_lengths
-from longrl.types import Completion, Prompt, SamplingParams
+from longrl.types import Prompt
 
 
-class VLLMEngine(RolloutEngine):
+class VLLMEngine(VLLMRollouts):
     """An engine of its own on every rank, or one for several ranks that share a model too large for one.
 
     Args:
@@ -80,8 +72,6 @@ class VLLMEngine(RolloutEngine):
         self._sleeps = sleep and torch.cuda.is_available()
         self.ranks_per_engine = self.tensor_parallel_size = tensor_parallel_size
         self.options = options or {}
-        self.num_syncs = 0
-        """Times weights were handed over."""
         self._llm: Any = None
         self._step: int | None = None
         self._asleep = False
@@ -95,10 +85,6 @@ class VLLMEngine(RolloutEngine):
             "options": self.options,
         }
 
-    @override
-    def library_versions(self) -> dict[str, str]:
-        return {**super().library_versions(), "vllm": VERSION}
-
     # -- life ----------------------------------------------------------------------------------------------------
 
     def start(self, family: CausalFamily) -> None:
@@ -109,7 +95,12 @@ class VLLMEngine(RolloutEngine):
             RuntimeError: it does not know the model, or has too little memory.
         """
         LLM = _import_llm()
-        options = self._llm_options(family)
+        options = vllm_options.engine_arguments(family, self)
+        options["enable_sleep_mode"] = self._sleeps
+        if self.ranks_per_engine > 1:  # the trainer's ranks are the workers
+            options["tensor_parallel_size"] = self.ranks_per_engine
+            options["distributed_executor_backend"] = "external_launcher"
+        options |= self.options
         try:
             with _keep_random_states(), _drop_shared_memory_name(self.ranks_per_engine):
                 self._llm = LLM(**options)
@@ -120,23 +111,6 @@ class VLLMEngine(RolloutEngine):
                 "or max_num_seqs of VLLMEngine, or raise its gpu_memory_utilization (kv_cache_gib on a CPU)"
             ) from error
         atexit.register(self.close)  # last of all, for vLLM takes the process group along
-
-    def _llm_options(self, family: CausalFamily) -> dict[str, Any]:
-        options = engine_arguments(
-            family,
-            max_model_len=self.max_model_len,
-            max_num_seqs=self.max_num_seqs,
-            gpu_memory_utilization=self.gpu_memory_utilization,
-            kv_cache_gib=self.kv_cache_gib,
-            enforce_eager=self.enforce_eager,
-        )
-        options["enable_sleep_mode"] = self._sleeps
-        if self.ranks_per_engine > 1:  # the trainer's ranks are the workers
-            options |= {
-                "tensor_parallel_size": self.ranks_per_engine,
-                "distributed_executor_backend": "external_launcher",
-            }
-        return options | self.options
 
     @override
     def max_length(self) -> int:
@@ -202,40 +176,25 @@ class VLLMEngine(RolloutEngine):
     # -- generation ----------------------------------------------------------------------------------------------
 
     @override
-    def generate(
-        self,
-        family: CausalFamily,
-        model: nn.Module,
-        prompts: Sequence[Prompt],
-        features: Mapping[str, Tensor],
-        sampling: SamplingParams,
-        seed: int,
-        first: int = 0,
-    ) -> list[list[Completion]]:
+    def length_limit(self) -> tuple[int, str]:
+        return self.max_model_len, "max_model_len of VLLMEngine"
+
+    @override
+    def answer_requests(self, prompts: Sequence[Prompt], requests: Fields, params: Fields) -> list[Fields]:
         import vllm
 
-        check_lengths(prompts, sampling, limit=self.max_model_len, option="max_model_len of VLLMEngine")
-        params = [
-            vllm.SamplingParams(**sampling_arguments(family, prompt, sampling, seed, first)) for prompt in prompts
-        ]
-        requests = [family.engine_request(prompt, features) for prompt in prompts]
+        samplings = [vllm.SamplingParams(**each) for each in params]
+        longest = max(len(prompt.input_ids) for prompt in prompts)
         try:
             with _keep_random_states():
-                outputs = self._llm.generate(requests, params, use_tqdm=False)
+                outputs = self._llm.generate(requests, samplings, use_tqdm=False)
         except Exception as error:
             raise RuntimeError(
-                f"vLLM failed while answering {len(prompts)} prompts of up to "
-                f"{max(len(prompt.input_ids) for prompt in prompts)} tokens: {error}. The last checkpoint resumes the "
-                "run: the same command with --ckpt_path RUN/checkpoints/last.ckpt. If memory was short, lower "
-                "max_num_seqs or max_model_len of VLLMEngine"
+                f"vLLM failed while answering {len(requests)} prompts of up to {longest} tokens: {error}. The last "
+                "checkpoint resumes the run: the same command with --ckpt_path RUN/checkpoints/last.ckpt. If memory "
+                "was short, lower max_num_seqs or max_model_len of VLLMEngine"
             ) from error
-        return [
-            [
-                make_completion(family, item.token_ids, token_logprobs(item), item.finish_reason)
-                for item in output.outputs
-            ]
-            for output in outputs
-        ]
+        return [[vllm_options.completion_fields(item) for item in output.outputs] for output in outputs]
 
     @override
     def rendered_prompts(

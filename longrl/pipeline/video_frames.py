@@ -114,14 +114,11 @@ def decode_frames(path: str, indices: Iterable[int], times: Times) -> Iterator[t
 
     The decoder goes on from frame to frame, and jumps where a key frame lies between the last one and the next.
     """
-
-    def num_key_frames(index: int) -> int:
-        return bisect.bisect_right(times.key_pts, times.pts[index])
-
+    key_frames = {index: bisect.bisect_right(times.key_pts, times.pts[index]) for index in sorted(set(indices))}
     with _video_stream(path) as (container, stream):
         stream.codec_context.options = {"err_detect": "explode"}  # else what is broken is painted over
         # Frames behind the same key frame are one decoding.
-        for num_keys, run in itertools.groupby(sorted(set(indices)), num_key_frames):
+        for num_keys, run in itertools.groupby(key_frames, key_frames.__getitem__):
             start = times.key_pts[max(num_keys - 1, 0)] if times.key_pts else times.pts[0]
             container.seek(start, stream=stream)
             yield from _decode_run(container, stream, list(run), times)
