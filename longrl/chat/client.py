@@ -52,14 +52,6 @@ class Spent:
         """Tokens of prompts and completions."""
         return self.prompt_tokens + self.completion_tokens
 
-    def exceeded(self, budget: Budget) -> str | None:
-        """The limit that is reached; None while there is room for a call."""
-        for name in ("calls", "tokens", "cost"):
-            limit, used = getattr(budget, f"max_{name}"), getattr(self, name)
-            if limit is not None and used >= limit:
-                return f"budget.max_{name}={limit:g} is spent ({used:g} used)"
-        return None
-
 
 class ReplyCache:
     """The replies in a folder, what they cost, and the budget for more: several endpoints may share it.
@@ -82,8 +74,13 @@ class ReplyCache:
         Raises:
             BudgetSpent: there is no room for it.
         """
-        if reached := self.spent.exceeded(self.budget):
-            raise BudgetSpent(f"{reached}; raise it and run the same command: nothing that was answered is asked again")
+        for name in ("calls", "tokens", "cost"):
+            limit, used = getattr(self.budget, f"max_{name}"), getattr(self.spent, name)
+            if limit is not None and used >= limit:
+                raise BudgetSpent(
+                    f"budget.max_{name}={limit:g} is spent ({used:g} used); raise it and run the same command: nothing "
+                    "that was answered is asked again"
+                )
         self.spent.calls += 1
 
     def record(self, key: str | None, values: dict[str, Any]) -> None:
@@ -116,12 +113,11 @@ class ChatClient:
         self._slots = asyncio.Semaphore(endpoint.concurrency)
 
     async def __aenter__(self) -> ChatClient:
-        self._http = httpx.AsyncClient(
-            timeout=httpx.Timeout(self.endpoint.timeout_s, connect=CONNECT_S),
-            headers=self.endpoint.headers,
-            limits=httpx.Limits(max_connections=self.endpoint.concurrency),
-            trust_env=not self.endpoint.is_local,
-        )
+        endpoint = self.endpoint
+        timeout = httpx.Timeout(endpoint.timeout_s, connect=CONNECT_S)
+        limits = httpx.Limits(max_connections=endpoint.concurrency)
+        proxies = not endpoint.is_local
+        self._http = httpx.AsyncClient(timeout=timeout, headers=endpoint.headers, limits=limits, trust_env=proxies)
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -160,7 +156,8 @@ class ChatClient:
                 attempts += 1
                 if isinstance(outcome, Reply):
                     return outcome
-                if not outcome.again or attempts > self.endpoint.retries:
+                may_succeed = outcome.status is None or outcome.status >= 500 or outcome.status in AGAIN
+                if not may_succeed or attempts > self.endpoint.retries:
                     break
                 longest = min(self.endpoint.backoff_s * 2 ** (attempts - 1), self.endpoint.max_backoff_s)
                 jittered = random.uniform(longest / 2, longest)  # calls that failed together return one by one
@@ -226,11 +223,6 @@ class _FailedAttempt:
     text: str
     status: int | None = None
     retry_after_s: float = 0.0
-
-    @property
-    def again(self) -> bool:
-        """True if the same request may succeed."""
-        return self.status is None or self.status >= 500 or self.status in AGAIN
 
 
 def _retry_after_s(reply: httpx.Response) -> float:

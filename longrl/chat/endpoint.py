@@ -11,6 +11,8 @@ from typing import Any
 
 from longrl.chat.frames import MessagePart, image_part
 
+Content = str | list[MessagePart]
+ImageLoader = Callable[[], Mapping[str, str]]
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -65,11 +67,7 @@ class Endpoint:
         return self.url.split("//", 1)[1].startswith(LOOPBACK)
 
     def request(
-        self,
-        content: str | list[MessagePart],
-        decoding: Decoding,
-        sample: int = 0,
-        load: Callable[[], Mapping[str, str]] | None = None,
+        self, content: Content, decoding: Decoding, sample: int = 0, load: ImageLoader | None = None
     ) -> Request:
         """A request of one user message; see `Request` for the arguments."""
         return Request(self.model, ({"role": "user", "content": content},), decoding, sample, self.extra, load)
@@ -133,7 +131,7 @@ class Request:
     sample: int = 0
     """Number of the draw: another sample is another call, with another seed."""
     extra: Mapping[str, Any] = field(default_factory=dict)
-    load: Callable[[], Mapping[str, str]] | None = field(default=None, compare=False)
+    load: ImageLoader | None = field(default=None, compare=False)
     """Gives the image urls of the messages their `data:` urls; called only when the call is made. An image that is
     missing becomes the text that it is broken."""
 
@@ -153,7 +151,7 @@ class Request:
     def body(self, images: Mapping[str, str], send_seed: bool) -> dict[str, Any]:
         """The JSON that is sent, images included."""
 
-        def show(content: str | list[MessagePart]) -> str | list[MessagePart]:
+        def show(content: Content) -> Content:
             return content if isinstance(content, str) else [_shown_part(part, images) for part in content]
 
         return {
@@ -200,13 +198,9 @@ class Reply:
         try:
             choice = answer["choices"][0]
             message, usage = choice["message"], answer.get("usage") or {}
-            return cls(
-                text=message.get("content") or "",
-                finish_reason=choice.get("finish_reason") or "stop",
-                refusal=message.get("refusal"),
-                prompt_tokens=int(usage.get("prompt_tokens") or 0),
-                completion_tokens=int(usage.get("completion_tokens") or 0),
-                broken_images=broken_images,
-            )
+            reason = choice.get("finish_reason") or "stop"
+            tokens = {name: int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")}
+            text, refusal = message.get("content") or "", message.get("refusal")
+            return cls(text, reason, refusal, broken_images=broken_images, **tokens)
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise ValueError(f"it is no chat completion ({type(error).__name__}: {error})") from error

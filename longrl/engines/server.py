@@ -99,11 +99,9 @@ class VLLMServerEngine(VLLMRollouts):
                 raise ValueError(
                     f"the server at {url} runs vllm {info['vllm']}; install {VERSION} there, as longrl needs"
                 )
-            differing = [
-                f"{name} is {info['model'].get(name)!r} instead of {size!r}"
-                for name, size in model_sizes(family).items()
-                if info["model"].get(name) != size
-            ]
+            sizes, served = model_sizes(family), info["model"]
+            names = [name for name, size in sizes.items() if served.get(name) != size]
+            differing = [f"{name} is {served.get(name)!r} instead of {sizes[name]!r}" for name in names]
             if differing:
                 raise ValueError(
                     f"the server at {url} serves another model than model.family describes: {', '.join(differing)}; "

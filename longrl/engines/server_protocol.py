@@ -71,10 +71,8 @@ def pack_message(message: dict[str, Any], tensors: Mapping[str, Tensor]) -> byte
     from safetensors.torch import save
 
     # safetensors refuses tensors that share memory, as the slices of a video's features do
-    separate = {
-        name: tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
-        for name, tensor in tensors.items()
-    }
+    shared = {name for name, tensor in tensors.items() if tensor.untyped_storage().nbytes() != tensor.nbytes}
+    separate = {name: tensor.clone() if name in shared else tensor for name, tensor in tensors.items()}
     return save(separate, metadata={"message": json.dumps(message)})
 
 

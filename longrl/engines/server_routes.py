@@ -86,16 +86,9 @@ class RolloutRoutes:
         """What this server is and which weights it holds."""
         import vllm
 
-        return _reply(
-            {
-                "vllm": vllm.__version__,
-                "version": self._version,
-                "model": self.sizes,
-                "max_model_len": self.engine.model_config.max_model_len,
-                "weights_folder": str(self.weights_folder),
-                "num_received": self.num_received,
-            }
-        )
+        engine = {"vllm": vllm.__version__, "max_model_len": self.engine.model_config.max_model_len}
+        weights = {"version": self._version, "model": self.sizes, "weights_folder": str(self.weights_folder)}
+        return _reply({**engine, **weights, "num_received": self.num_received})
 
     # -- weights -------------------------------------------------------------------------------------------------
 

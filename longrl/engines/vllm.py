@@ -78,12 +78,8 @@ class VLLMEngine(VLLMRollouts):
 
     @override
     def identity(self) -> dict[str, Any]:
-        return {
-            "max_model_len": self.max_model_len,
-            "enforce_eager": self.enforce_eager,
-            "tensor_parallel_size": self.tensor_parallel_size,
-            "options": self.options,
-        }
+        names = ("max_model_len", "enforce_eager", "tensor_parallel_size", "options")
+        return {name: getattr(self, name) for name in names}
 
     # -- life ----------------------------------------------------------------------------------------------------
 

@@ -72,13 +72,12 @@ def completion_fields(output: Any) -> dict[str, Any]:
     return {"token_ids": list(output.token_ids), "logprobs": logprobs, "finish_reason": output.finish_reason}
 
 
-def make_completion(
-    family: CausalFamily, token_ids: Sequence[int], logprobs: Sequence[float], finish_reason: str
-) -> Completion:
-    """A completion from vLLM's answer."""
-    ids = torch.tensor(token_ids, dtype=torch.int64)
-    reason: Literal["stop", "length"] = "stop" if finish_reason == "stop" else "length"
-    return Completion(ids, torch.tensor(logprobs, dtype=torch.float32), family.decode(ids), reason)
+def make_completion(family: CausalFamily, output: Mapping[str, Any]) -> Completion:
+    """A completion from what `completion_fields` gives."""
+    ids = torch.tensor(output["token_ids"], dtype=torch.int64)
+    logprobs = torch.tensor(output["logprobs"], dtype=torch.float32)
+    reason: Literal["stop", "length"] = "stop" if output["finish_reason"] == "stop" else "length"
+    return Completion(ids, logprobs, family.decode(ids), reason)
 
 
 class VLLMRollouts(RolloutEngine):
@@ -113,7 +112,7 @@ class VLLMRollouts(RolloutEngine):
         params = [sampling_arguments(family, prompt, sampling, seed, first) for prompt in prompts]
         requests = [family.engine_request(prompt, features) for prompt in prompts]
         answers = self.answer_requests(prompts, requests, params) if prompts else []
-        return [[make_completion(family, **output) for output in outputs] for outputs in answers]
+        return [[make_completion(family, output) for output in outputs] for outputs in answers]
 
     @abc.abstractmethod
     def length_limit(self) -> tuple[int, str]:

@@ -136,11 +136,8 @@ async def _ask_one(client: ChatClient, item: Record, task: Task[Value], report: 
 
 
 def _add_calls(report: StepReport, client: ChatClient, spent_before: dict[str, float]) -> None:
-    calls = {
-        "calls": client.num_calls,
-        "replies from disk": client.num_cached,
-        "failed attempts": client.num_failed_attempts,
-    }
+    calls: dict[str, float] = {"calls": client.num_calls, "replies from disk": client.num_cached}
+    calls["failed attempts"] = client.num_failed_attempts
     spent = vars(client.replies.spent)
     calls |= {name: spent[name] - spent_before[name] for name in spent if name != "calls"}
     report.calls = {name: round(report.calls.get(name, 0) + value, 6) for name, value in calls.items()}

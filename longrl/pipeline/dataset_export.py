@@ -121,6 +121,5 @@ def _write_parquet(path: Path, rows: list[Record]) -> None:
             ("policy_right", number), ("policy_samples", pa.int64()), ("blind_right", number), ("video_sha256", text),
         ]
     )  # fmt: skip
-    names = ("problem_id", "problem", "data_type", "problem_type", "reasoning", "videos", "answer", "task")
-    schema = pa.schema([*((name, text) for name in names), ("metadata", metadata)])
+    schema = pa.schema([*((name, text) for name in rows[0] if name != "metadata"), ("metadata", metadata)])
     parquet.write_table(pa.Table.from_pylist(rows, schema=schema), path)

@@ -47,11 +47,11 @@ def write_questions(run: StepRun) -> None:
         return text
 
     texts = ask_all(run, items, Task(request, read, options.attempts), endpoint)
-    usable = (
-        {**{key: item[key] for key in ("id", "category", "kind")}, "video": item["of"]["video"], "text": text}
-        for item, text in zip(items, texts, strict=True)
-        if text is not None
-    )
+    usable = []
+    for item, text in zip(items, texts, strict=True):
+        if text is not None:
+            named = {key: item[key] for key in ("id", "category", "kind")}
+            usable.append({**named, "video": item["of"]["video"], "text": text})
     run.workspace.write("question", usable)
 
 

@@ -16,6 +16,8 @@ from longrl.pipeline.step_run import Record, StepReport, StepRun, Workspace
 from longrl.pipeline.video_frames import BrokenVideo, decode_frames, file_digest, frame_times
 
 SUFFIXES = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm")
+Cut = Record | BrokenVideo
+"""What came of a video."""
 VERSION = 1
 """Raise it when the same options cut elsewhere."""
 
@@ -31,7 +33,7 @@ def split_into_clips(run: StepRun) -> None:
     run.add_items(len(videos))
     log = AppendLog(run.workspace.path("splits")).open()
 
-    def cut_once(video: tuple[str, str]) -> Record | BrokenVideo:
+    def cut_once(video: tuple[str, str]) -> Cut:
         name, path = video
         try:
             digest = file_digest(path)
@@ -80,9 +82,7 @@ def find_videos(source: str) -> list[tuple[str, str]]:
     return videos
 
 
-def _clip_records(
-    videos: list[tuple[str, str]], results: list[Record | BrokenVideo], report: StepReport
-) -> Iterator[Record]:
+def _clip_records(videos: list[tuple[str, str]], results: list[Cut], report: StepReport) -> Iterator[Record]:
     first_with: dict[str, str] = {}
     for (name, path), result in zip(videos, results, strict=True):
         if isinstance(result, BrokenVideo):

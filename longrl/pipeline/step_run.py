@@ -68,17 +68,14 @@ class StepReport:
                 "tries them again"
             )
 
-    def to_dict(self) -> Record:
-        """Returns the report as JSON; problems in the order of their items."""
+    def to_json(self) -> str:
+        """Returns the report as a file holds it; problems in the order of their items."""
         listed = sorted(self.problems, key=lambda problem: (problem["item"], problem["kind"]))
         values = {name: getattr(self, name) for name in ("step", "items", "done", "failed", "left")}
-        return values | {
-            "counts": dict(sorted(self.counts.items())),
-            "calls": self.calls,
-            "seconds": round(time.time() - self.started, 1),
-            "num_problems": len(listed),
-            "problems": listed[:MAX_LISTED],
-        }
+        values |= {"counts": dict(sorted(self.counts.items())), "calls": self.calls}
+        values |= {"seconds": round(time.time() - self.started, 1), "num_problems": len(listed)}
+        values["problems"] = listed[:MAX_LISTED]
+        return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
 
 class Workspace:
@@ -118,7 +115,7 @@ class Workspace:
     def write_report(self, report: StepReport) -> Path:
         """`reports/STEP.json`."""
         path = self.path("reports") / f"{report.step}.json"
-        return atomic_write(path, json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        return atomic_write(path, report.to_json())
 
 
 @dataclass(frozen=True)

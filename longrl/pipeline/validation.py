@@ -70,11 +70,11 @@ def validate_questions(run: StepRun) -> None:
 
 def cut_steps_at(question: Question, duration_s: float) -> Question:
     """The question with steps that end up to `SLACK_S` behind the video cut at its end."""
-    steps = tuple(
-        replace(step, end_s=duration_s) if duration_s < step.end_s <= duration_s + SLACK_S else step
-        for step in question.steps
-    )
-    return replace(question, steps=steps)
+    steps = []
+    for step in question.steps:
+        is_behind = duration_s < step.end_s <= duration_s + SLACK_S
+        steps.append(replace(step, end_s=duration_s) if is_behind else step)
+    return replace(question, steps=tuple(steps))
 
 
 def find_faults(

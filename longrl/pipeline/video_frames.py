@@ -66,15 +66,12 @@ def frame_times(path: str) -> Times:
     """
     with _video_stream(path) as (container, stream):
         # Discarded packets are decoded for the sake of others, but never shown (edit lists).
-        packets = [
-            (packet.pts, packet.duration, packet.is_keyframe)
-            for packet in container.demux(stream)
-            if packet.size and not packet.is_discard
-        ]
+        packets = (packet for packet in container.demux(stream) if packet.size and not packet.is_discard)
+        stamped = [(packet.pts, packet.duration, packet.is_keyframe) for packet in packets]
         time_base = stream.time_base
-    if not packets or time_base is None or any(stamp is None for stamp, *_ in packets):
+    if not stamped or time_base is None or any(stamp is None for stamp, *_ in stamped):
         raise BrokenVideo(f"{path} has no frames with times, so none can be found by time; {REMUX}")
-    shown = {stamp: (duration, is_key) for stamp, duration, is_key in packets}
+    shown = {stamp: (duration, is_key) for stamp, duration, is_key in stamped}
     pts = tuple(sorted(shown))
     starts = np.array([float((stamp - pts[0]) * time_base) for stamp in pts])
     steps = np.diff(starts)
