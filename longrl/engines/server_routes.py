@@ -106,25 +106,22 @@ class RolloutRoutes:
             )
         async with self._updating:
             if self._version != order["version"]:
-                await self._load(str(folder), order["version"])
+                # Between pause and resume no token is sampled, and no cache keeps what older weights computed.
+                await self.engine.pause_generation(mode="wait")
+                try:
+                    self._version = protocol.NO_VERSION
+                    await self.engine.update_weight_version(protocol.NO_VERSION)
+                    await self.engine.collective_rpc("longrl_load_weights", args=(str(folder),))
+                    if not await self.engine.reset_prefix_cache():
+                        raise RuntimeError("vLLM kept keys and values of older weights; start the server again")
+                    await self.engine.reset_mm_cache()
+                    await self.engine.reset_encoder_cache()
+                    await self.engine.update_weight_version(order["version"])
+                    self._version = order["version"]
+                finally:
+                    await self.engine.resume_generation()
+                logger.info("holds weights %s", self._version)
         return _reply({"version": self._version})
-
-    async def _load(self, folder: str, version: str) -> None:
-        """Between pause and resume no token is sampled, and no cache keeps what older weights computed."""
-        await self.engine.pause_generation(mode="wait")
-        try:
-            self._version = protocol.NO_VERSION
-            await self.engine.update_weight_version(protocol.NO_VERSION)
-            await self.engine.collective_rpc("longrl_load_weights", args=(folder,))
-            if not await self.engine.reset_prefix_cache():
-                raise RuntimeError("vLLM kept keys and values of older weights; start the server again")
-            await self.engine.reset_mm_cache()
-            await self.engine.reset_encoder_cache()
-            await self.engine.update_weight_version(version)
-            self._version = version
-        finally:
-            await self.engine.resume_generation()
-        logger.info("holds weights %s", version)
 
     # -- generation ----------------------------------------------------------------------------------------------
 

@@ -97,7 +97,12 @@ def ask_all(run: StepRun, items: Sequence[Record], task: Task[Value], endpoint: 
             try:
                 await run_workers([work(client) for _ in range(min(endpoint.concurrency, len(items)))])
             finally:
-                _add_calls(run.report, client, spent_before)
+                spent = vars(replies.spent)
+                calls: dict[str, float] = {"calls": client.num_calls, "replies from disk": client.num_cached}
+                calls["failed attempts"] = client.num_failed_attempts
+                calls |= {name: spent[name] - spent_before[name] for name in spent if name != "calls"}
+                earlier = run.report.calls
+                run.report.calls = {name: round(earlier.get(name, 0) + value, 6) for name, value in calls.items()}
 
     if items:
         run_async(ask_in_parallel)
@@ -133,14 +138,6 @@ async def _ask_one(client: ChatClient, item: Record, task: Task[Value], report: 
     report.failed += 1
     report.add_problem(name, "given up", problem)
     return None
-
-
-def _add_calls(report: StepReport, client: ChatClient, spent_before: dict[str, float]) -> None:
-    calls: dict[str, float] = {"calls": client.num_calls, "replies from disk": client.num_cached}
-    calls["failed attempts"] = client.num_failed_attempts
-    spent = vars(client.replies.spent)
-    calls |= {name: spent[name] - spent_before[name] for name in spent if name != "calls"}
-    report.calls = {name: round(report.calls.get(name, 0) + value, 6) for name, value in calls.items()}
 
 
 def mostly_latin(text: str) -> bool:

@@ -114,8 +114,7 @@ class Workspace:
 
     def write_report(self, report: StepReport) -> Path:
         """`reports/STEP.json`."""
-        path = self.path("reports") / f"{report.step}.json"
-        return atomic_write(path, report.to_json())
+        return atomic_write(self.path("reports") / f"{report.step}.json", report.to_json())
 
 
 @dataclass(frozen=True)
