@@ -49,7 +49,7 @@ def test_copies_of_a_prompt_have_the_same_ids_over_any_number_of_ranks():
     for size in (2, 3, 4):
         shares = [stream[rank::size] for rank in range(size)]
         for rank, share in enumerate(shares):
-            axis = SimpleNamespace(rank=rank, gather=lambda own, shares=shares: shares)
+            axis = SimpleNamespace(rank=rank, size=size, gather=lambda own, shares=shares: shares)
             assert sampling_ids(share, axis) == wanted[rank::size]
 
 
