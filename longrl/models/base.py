@@ -59,7 +59,8 @@ class EncodesMedia(PatchesMedia):
     @property
     def feature_size(self) -> int:
         """Columns of a media item's features: the hidden size, and once more for each level of DeepStack."""
-        return self.config.get_text_config().hidden_size
+        text_config = self.config.get_text_config()
+        return text_config.hidden_size
 
     def encoder_settings(self) -> dict[str, Any]:
         """What decides patches beside pixels, and features beside weights: the feature cache on disk hashes it."""
@@ -89,7 +90,8 @@ class TextStack(RendersPrompts):
 
     def root_modules(self, model: Any) -> list[nn.Module]:
         """What is sharded beside the layers, and gathered together: text stack and LM head."""
-        return [self.backbone(model), model.get_output_embeddings()]
+        lm_head = model.get_output_embeddings()
+        return [self.backbone(model), lm_head]
 
     def forward(
         self,
@@ -109,7 +111,8 @@ class TextStack(RendersPrompts):
             sequence: the ranks that share it.
         """
         # 1. The rows of this rank, padded so that every rank has as many.
-        packed = packed.to(model.get_input_embeddings().weight.device, multiple=sequence.size)
+        device = model.get_input_embeddings().weight.device
+        packed = packed.to(device, multiple=sequence.size)
         rows = ALL_ROWS if sequence.size == 1 else sequence.rows(len(packed.input_ids))
         positions = packed.position_ids[:, None, rows]  # [A, 1, l]
 
@@ -130,10 +133,12 @@ class TextStack(RendersPrompts):
         targets = packed.target_ids  # [R]
         if sequence.size == 1:
             scored = hidden[0][packed.predict_from]  # [R, D]
-            return PolicyOutput(*chunked_logprobs(scored, lm_head, targets, temperature))
+            logp, entropy = chunked_logprobs(scored, lm_head, targets, temperature)
+            return PolicyOutput(logp, entropy)
         num_scored = len(targets)
+        local_targets = targets[sequence.share(num_scored)]  # [R / ranks]
         scored = sequence.scored(hidden[0], packed.predict_from)  # [R / ranks, D]
-        logp, entropy = chunked_logprobs(scored, lm_head, targets[sequence.share(num_scored)], temperature)
+        logp, entropy = chunked_logprobs(scored, lm_head, local_targets, temperature)
         logp = sequence.gather(logp, num_scored)  # [R]
         entropy = sequence.gather(entropy, num_scored)
         return PolicyOutput(logp, entropy)
@@ -191,9 +196,12 @@ class TextStack(RendersPrompts):
         for token in dict.fromkeys(tokens.values()):
             is_placeholder = in_prompt & (ids == token)  # [L]
             num_placeholders = int(is_placeholder.sum())
-            keys = zip(packed.media_keys, packed.media_kinds, strict=True)
-            media = [features[key] for key, kind in keys if tokens[kind] == token]
-            num_features = sum(map(len, media))
+            media: list[Tensor] = []
+            num_features = 0
+            for key, kind in zip(packed.media_keys, packed.media_kinds, strict=True):
+                if tokens[kind] == token:
+                    media.append(features[key])
+                    num_features += len(features[key])
             if num_features != num_placeholders:
                 raise ValueError(
                     f"{num_placeholders} media placeholders in the packed prompts, but {num_features} features"
@@ -301,7 +309,9 @@ def rows_between(parts: Sequence[Tensor], start: int, stop: int) -> list[Tensor]
     """Rows start..stop of the parts laid end to end, without joining the others."""
     pieces = []
     for part in parts:
-        piece = part[max(start, 0) : max(stop, 0)]
+        first = max(start, 0)
+        last = max(stop, 0)
+        piece = part[first:last]
         if len(piece):
             pieces.append(piece)
         # Counted from the next part's first row.

@@ -111,8 +111,10 @@ class MismatchMonitor:
             RuntimeError: the mean difference is above `max_mismatch`.
         """
         none = torch.zeros(0)  # a rank may have scored no token
-        engine_logp = torch.cat([none, *(logp.cpu() for logp in self._engine_logps)])
-        trainer_logp = torch.cat([none, *(logp.cpu() for logp in self._trainer_logps)])
+        engine_logps = [logp.cpu() for logp in self._engine_logps]
+        trainer_logps = [logp.cpu() for logp in self._trainer_logps]
+        engine_logp = torch.cat([none, *engine_logps])  # [N]
+        trainer_logp = torch.cat([none, *trainer_logps])  # [N]
         self._engine_logps.clear()
         self._trainer_logps.clear()
         metrics = Mismatch(engine_logp, trainer_logp).metrics(world)
@@ -193,12 +195,15 @@ def flatten_groups(groups: Sequence[Group[PromptT, ScoredT]], device: torch.devi
         on_policy.append(torch.full((num_tokens,), not group.carried_over))
         if group.baseline is not None:
             baselines.append(group.baseline)
+    baseline = None
+    if len(baselines) == len(groups):
+        baseline = torch.tensor(baselines, device=device)  # [P]
     return FlatGroups(
         groups=groups,
         lengths=torch.tensor(lengths, dtype=torch.int64, device=device),
         rewards=torch.cat(rewards).to(device),
         valid=torch.cat(valid).to(device),
-        baselines=torch.tensor(baselines, device=device) if len(baselines) == len(groups) else None,
+        baselines=baseline,
         sampler_logp=torch.cat(sampler_logp).to(device),
         on_policy=torch.cat(on_policy).to(device),
         offsets=offsets,

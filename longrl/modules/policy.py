@@ -196,7 +196,9 @@ class PolicyModule(TrainedModule):
         # 4. Metrics are means over the updates.
         num_updates = len(mini_batches) * self.epochs_per_rollout
         means = {name: total / num_updates for name, total in totals.items()}
-        return means if self.mismatch_monitor is None else means | self.mismatch_monitor.metrics
+        if self.mismatch_monitor is None:
+            return means
+        return means | self.mismatch_monitor.metrics
 
     def _sft_step(self, batch: Batch) -> dict[str, float]:
         """One optimizer step on the negative log-likelihood per response token of the whole batch."""
