@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Sequence
@@ -144,8 +145,8 @@ class LongVideoReason(StreamedData):
                 f"data.subtitles.source={subtitles.source} is shown where data.question_template says {{subtitles}}, "
                 f"got {question_template!r}; add it"
             )
-        for name, template in (("response_template", response_template), ("answer_template", answer_template)):
-            check_template(name, template, ("reasoning", "answer", "option"))
+        check_template("response_template", response_template, ("reasoning", "answer", "option"))
+        check_template("answer_template", answer_template, ("reasoning", "answer", "option"))
         if not num_workers and (prefetch_prompts or multiprocessing_context):
             logger.warning("data.prefetch_prompts and data.multiprocessing_context do nothing with data.num_workers=0")
         given: dict[Split, str | list[str | DataSource] | None] = {"train": train, "val": val, "test": test}
@@ -201,8 +202,14 @@ class LongVideoReason(StreamedData):
         weights = self.weights if split == "train" else None
         by_source = first_rows(map(self._read_source, self.sources[split]), self.max_rows[split], of_each=bool(weights))
         results = list(chain.from_iterable(by_source))
-        self._check_records(split, results)
         rows = [row for row in results if isinstance(row, Row)]
+        errors = [(index, error) for index, error in enumerate(results) if isinstance(error, ValueError)]
+        if errors and self.bad_records == "error":
+            names = ", ".join(one.source for one in self.sources[split])
+            raise ValueError(
+                f"{len(errors)} of {len(results)} records of data.{split} ({names}) cannot be used; the first: "
+                f"{errors[0][1]}. Or leave such records out with data.bad_records=skip"
+            )
         self._sizes[split] = tuple(sum(isinstance(row, Row) for row in of_one) for of_one in by_source)
         self._skips[split] = skips = SkipLog(
             Path(self.skipped_dir or (self.trainer.default_root_dir if self.trainer else "."), "skipped.jsonl"),
@@ -213,13 +220,9 @@ class LongVideoReason(StreamedData):
             writes=self._parallel().sp_group.rank == 0,
         )
         # Records that gave no row have negative indices, apart from those of rows.
-        unusable = [
-            UnusableSample(None, str(error), -1 - index, f"record {index}")
-            for index, error in enumerate(results)
-            if isinstance(error, ValueError)
-        ]
-        if self.check_files:
-            unusable += self._missing_files(rows)
+        unusable = [UnusableSample(None, str(error), -1 - index, f"record {index}") for index, error in errors]
+        if self.check_files and not self.renderer.blind:
+            unusable += _missing_files(rows)
         skips.add_known(unusable)
         self.datasets[split] = RenderedRows(rows, self._renderer(split))
         without = sum(not row.reasoning for row in rows)
@@ -229,31 +232,8 @@ class LongVideoReason(StreamedData):
 
     def _read_source(self, one: DataSource) -> list[Row | ValueError]:
         media_root = one.media_root or self.media_root or media_root_of(one.source)
-        return make_rows(
-            read_records(one.source), self.row_functions[one.row_function or self.row_function], media_root
-        )
-
-    def _check_records(self, split: Split, results: Sequence[Row | ValueError]) -> None:
-        errors = [error for error in results if isinstance(error, ValueError)]
-        if errors and self.bad_records == "error":
-            names = ", ".join(one.source for one in self.sources[split])
-            raise ValueError(
-                f"{len(errors)} of {len(results)} records of data.{split} ({names}) cannot be used; the first: "
-                f"{errors[0]}. Or leave such records out with data.bad_records=skip"
-            )
-
-    def _missing_files(self, rows: Sequence[Row]) -> list[UnusableSample]:
-        """Rows whose files do not exist. They stay in the order of the rows, and are skipped at their turn."""
-        if self.renderer.blind:
-            return []
-        paths = {path for row in rows for path in files_of(row)}
-        missing = {path for path in paths if not os.path.isfile(path)}
-        lost = [next((path for path in files_of(row) if path in missing), None) for row in rows]
-        return [
-            UnusableSample(path, "the file does not exist", index, row.id)
-            for index, (row, path) in enumerate(zip(rows, lost, strict=True))
-            if path is not None
-        ]
+        row_function = self.row_functions[one.row_function or self.row_function]
+        return make_rows(read_records(one.source), row_function, media_root)
 
     def skips(self, split: Split) -> SkipLog:
         """Which rows of a split that was read cannot be used."""
@@ -277,9 +257,7 @@ class LongVideoReason(StreamedData):
         dataset = self.datasets["train"]
         order = RowOrder(len(dataset), self.seed, rank, world_size)
         if self.weights:
-            order = MixedOrder(
-                len(dataset), self.seed, rank, world_size, sizes=self._sizes["train"], weights=self.weights
-            )
+            order = MixedOrder(len(dataset), self.seed, rank, world_size, self._sizes["train"], self.weights)
         sp_group = self._parallel().sp_group
         self.start(PromptStream(dataset, order, self._skips["train"], self.loader_options, sp_group))
 
@@ -296,18 +274,20 @@ class LongVideoReason(StreamedData):
         return TrainLoader(self.stream, self.prompts_per_batch)
 
     @override
-    def has(self, split: Split) -> bool:
-        return split in self.datasets
-
-    @override
     def eval_loader(self, split: Split) -> EvalLoader:
         rank, world_size = self.data_parallel()
-        return EvalLoader(
-            self.datasets[split],
-            self._skips[split],
-            self.eval_prompts_per_batch,
-            rank=rank,
-            world_size=world_size,
-            options=replace(self.loader_options, prefetch_prompts=self.eval_prompts_per_batch),
-            sp_group=self._parallel().sp_group,
-        )
+        prompts = self.eval_prompts_per_batch
+        options = replace(self.loader_options, prefetch_prompts=prompts)
+        dataset, skips, sp_group = self.datasets[split], self._skips[split], self._parallel().sp_group
+        return EvalLoader(dataset, skips, prompts, rank=rank, world_size=world_size, options=options, sp_group=sp_group)
+
+
+def _missing_files(rows: Sequence[Row]) -> list[UnusableSample]:
+    """Rows whose files do not exist. They stay in the order of the rows, and are skipped at their turn."""
+    is_file = functools.cache(os.path.isfile)  # many rows may ask about one video
+    missing = []
+    for index, row in enumerate(rows):
+        path = next((path for path in files_of(row) if not is_file(path)), None)
+        if path is not None:
+            missing.append(UnusableSample(path, "the file does not exist", index, row.id))
+    return missing

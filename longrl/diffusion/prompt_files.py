@@ -130,10 +130,6 @@ class PromptFiles(StreamedData):
         return TrainLoader(self.stream, self.prompts_per_batch, PromptBatch)
 
     @override
-    def has(self, split: Split) -> bool:
-        return split in self.rows
-
-    @override
     def eval_loader(self, split: Split) -> EvalLoader:
         rank, world_size = self.data_parallel()
         return EvalLoader(

@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from longrl.types import Completion, Row
+from longrl.types import Completion, Row
 
 DEFAULT_LETTERS = "ABCDEFGH"
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
-if TYPE_CHECKING:
-    from longrl.types import Row
+from longrl.types import Row
 
 Judged = TypeVar("Judged")
 """What is judged: a `Completion` of text, or the frames of a picture or video, [F, 3, H, W] uint8."""

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from typing import TYPE_CHECKING
 
 from longrl.rewards.answers import lenient_text, strict_text
-
-if TYPE_CHECKING:
-    from longrl.types import Completion, Row
+from longrl.types import Completion, Row
 
 
 def exact(completion: Completion, row: Row) -> float:

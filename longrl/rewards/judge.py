@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING
 
 from longrl.chat.client import CallFailed, ChatClient, ReplyCache
 from longrl.chat.endpoint import Budget, Decoding, Endpoint, Reply, Request
@@ -24,9 +23,7 @@ from longrl.rewards.answers import after_thinking, strict_text
 from longrl.rewards.batch import BatchReward
 from longrl.rewards.exact import normalized_text
 from longrl.rewards.reward_sum import accuracy
-
-if TYPE_CHECKING:
-    from longrl.types import Completion, Row
+from longrl.types import Completion, Row
 
 logger = logging.getLogger(__name__)
 
@@ -152,12 +149,9 @@ def shared_words(first: str, second: str) -> float:
 
 def _units(text: str) -> list[str]:
     """Words, or single characters of scripts that put no spaces between words (CJK, Thai, ...)."""
-    return re.findall(
-        r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]|[^\W_]+", normalized_text(text)
-    )
+    unspaced = r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]"
+    return re.findall(rf"{unspaced}|[^\W_]+", normalized_text(text))
 
 
-@cache
-def _replies(folder: str, budget: Budget) -> ReplyCache:
-    """One cache per process and folder: what was judged in an earlier step is known."""
-    return ReplyCache(folder, budget)
+_replies = cache(ReplyCache)
+"""One cache per process, folder and budget: what was judged in an earlier step is known."""

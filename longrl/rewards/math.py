@@ -16,12 +16,10 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from longrl.rewards.answers import after_thinking, answer_text
-
-if TYPE_CHECKING:
-    from longrl.types import Completion, Row
+from longrl.types import Completion, Row
 
 logger = logging.getLogger(__name__)
 

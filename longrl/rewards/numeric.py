@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING
 
 from longrl.rewards.answers import lenient_text, strict_text
-
-if TYPE_CHECKING:
-    from longrl.types import Completion, Row
+from longrl.types import Completion, Row
 
 DEFAULT_TOLERANCE = 0.005
 """Equal when rounded to two decimals, as Video-R1 (arXiv:2503.21776) scores; `row.metadata["tolerance"]` overrides."""
@@ -35,10 +32,9 @@ def numeric(completion: Completion, row: Row) -> float:
 
 def numeric_lenient(completion: Completion, row: Row) -> float:
     """As `numeric`; without an `<answer>` the last number after the thinking counts."""
-    text = lenient_text(completion.text)
     if strict_text(completion.text):
-        return _is_close(number(text), row)
-    values = numbers(text)
+        return numeric(completion, row)
+    values = numbers(lenient_text(completion.text))
     return _is_close(values[-1] if values else None, row)
 
 

@@ -55,16 +55,21 @@ def accuracy(completion: Completion, row: Row) -> float:
     Raises:
         ValueError: no judge for this task, or a ground truth that its judge cannot read.
     """
-    if row.task not in ACCURACY:
-        raise _unknown_task(row)
-    return ACCURACY[row.task](completion, row)
+    return _judge_of(ACCURACY, row)(completion, row)
 
 
 def accuracy_lenient(completion: Completion, row: Row) -> float:
     """As `accuracy`, reading the text after the thinking when there is no `<answer>`."""
-    if row.task not in LENIENT_ACCURACY:
-        raise _unknown_task(row)
-    return LENIENT_ACCURACY[row.task](completion, row)
+    return _judge_of(LENIENT_ACCURACY, row)(completion, row)
+
+
+def _judge_of(judges: dict[str, RewardFn], row: Row) -> RewardFn:
+    if row.task not in judges:
+        raise ValueError(
+            f"row {row.id!r}: accuracy knows the tasks {', '.join(judges)}, got {row.task!r}; correct the row's task, "
+            "or score it with a reward function of its own"
+        )
+    return judges[row.task]
 
 
 def check_answer(row: Row) -> None:
@@ -75,12 +80,12 @@ def check_answer(row: Row) -> None:
     """
     if not row.answer.strip():
         raise ValueError(f"row {row.id!r}: the answer must not be empty; correct or drop the row")
-    check = _CHECKS.get(row.task)
-    if check is not None:
-        check(row)
-
-
-def _check_choice(row: Row) -> None:
+    if row.task == "numeric":
+        gold_number(row)
+    if row.task == "temporal_iou":
+        gold_intervals(row)
+    if row.task != "multiple_choice":
+        return
     options = parse_options(row.problem)
     if not options:
         raise ValueError(
@@ -92,20 +97,6 @@ def _check_choice(row: Row) -> None:
             f"row {row.id!r}: the answer must be one of the options {', '.join(options)}, got {row.answer!r}; "
             "correct the row, or set another task"
         )
-
-
-_CHECKS: dict[str, Callable[[Row], object]] = {
-    "multiple_choice": _check_choice,
-    "numeric": gold_number,
-    "temporal_iou": gold_intervals,
-}
-
-
-def _unknown_task(row: Row) -> ValueError:
-    return ValueError(
-        f"row {row.id!r}: accuracy knows the tasks {', '.join(ACCURACY)}, got {row.task!r}; correct the row's task, "
-        "or score it with a reward function of its own"
-    )
 
 
 # ---- the sum ----

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from longrl.rewards.answers import lenient_text, strict_text
-
-if TYPE_CHECKING:
-    from longrl.types import Completion, Row
+from longrl.types import Completion, Row
 
 
 class Interval(NamedTuple):
@@ -26,19 +24,18 @@ def temporal_iou(completion: Completion, row: Row) -> float:
     Raises:
         ValueError: `row.answer` holds no interval.
     """
-    return _score(strict_text(completion.text), row)
+    return interval_iou(parse_intervals(strict_text(completion.text)), gold_intervals(row))
 
 
 def temporal_iou_lenient(completion: Completion, row: Row) -> float:
     """As `temporal_iou`; without an `<answer>` the text after the thinking is read instead."""
-    return _score(lenient_text(completion.text), row)
+    return interval_iou(parse_intervals(lenient_text(completion.text)), gold_intervals(row))
 
 
 def interval_iou(first: list[Interval], second: list[Interval]) -> float:
     """Length of the intersection over length of the union of two sets of intervals; 0.0 when both are empty."""
-    first, second = _merged(first), _merged(second)
-    union = _length(_merged(first + second))
-    overlap = _length(first) + _length(second) - union
+    union = _covered_s(first + second)
+    overlap = _covered_s(first) + _covered_s(second) - union
     return overlap / union if union else 0.0
 
 
@@ -53,22 +50,15 @@ def gold_intervals(row: Row) -> list[Interval]:
     return intervals
 
 
-def _score(text: str, row: Row) -> float:
-    return interval_iou(parse_intervals(text), gold_intervals(row))
-
-
-def _merged(intervals: list[Interval]) -> list[Interval]:
+def _covered_s(intervals: list[Interval]) -> float:
+    """Seconds in at least one of the intervals."""
     merged: list[Interval] = []
     for interval in sorted(intervals):
         if merged and interval.start_s <= merged[-1].stop_s:
             merged[-1] = Interval(merged[-1].start_s, max(merged[-1].stop_s, interval.stop_s))
         else:
             merged.append(interval)
-    return merged
-
-
-def _length(intervals: list[Interval]) -> float:
-    return sum(interval.stop_s - interval.start_s for interval in intervals)
+    return sum(interval.stop_s - interval.start_s for interval in merged)
 
 
 # ---- reading intervals ----
@@ -102,10 +92,8 @@ def parse_intervals(text: str) -> list[Interval]:
     """
     intervals = []
     for match in _INTERVAL.finditer(text):
-        start, stop = (
-            next(m for name, m in match.groupdict().items() if m and name.startswith(side))
-            for side in ("start", "stop")
-        )
+        # One of the patterns matched: its two groups.
+        start, stop = filter(None, match.groups())
         units = re.findall(r"[a-z]+", stop.lower())
         unit = units[0][0] if len(units) == 1 else "s"
         interval = Interval(_seconds(start, unit), _seconds(stop, "s"))

@@ -44,10 +44,6 @@ class StreamedData(LightningDataModule, abc.ABC):
         """Makes the stream of training prompts and passes it to `start`."""
 
     @abc.abstractmethod
-    def has(self, split: Split) -> bool:
-        """Whether the rows of a split have been read."""
-
-    @abc.abstractmethod
     def eval_loader(self, split: Split) -> EvalLoader:
         """This rank's part of a split, once."""
 
@@ -106,15 +102,13 @@ class StreamedData(LightningDataModule, abc.ABC):
 
     @override
     def val_dataloader(self) -> EvalLoader | list[EvalLoader]:
-        return self.eval_loader("val") if self.has("val") else []
+        return self.eval_loader("val") if self.sources["val"] else []
 
     @override
     def test_dataloader(self) -> EvalLoader:
         return self.eval_loader("test")
 
-    @override
-    def predict_dataloader(self) -> EvalLoader:
-        return self.eval_loader("test")
+    predict_dataloader = test_dataloader
 
     @override
     def teardown(self, stage: str) -> None:

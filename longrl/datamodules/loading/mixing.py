@@ -120,23 +120,15 @@ def cycle(weights: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(order)
 
 
-@functools.lru_cache(maxsize=4)
-def _taken_before(weights: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-    """[W][K] prompts of each source before each index of the cycle."""
-    taken, counts = [0] * len(weights), []
-    for source in cycle(weights):
-        counts.append(tuple(taken))
-        taken[source] += 1
-    return tuple(counts)
-
-
 @functools.lru_cache(maxsize=8)
-def _window(weights: tuple[int, ...], seed: int, number: int) -> tuple[int, ...]:
-    """Sources of the positions from `number * WINDOW` on."""
+def _window(weights: tuple[int, ...], seed: int, number: int) -> tuple[list[int], list[int]]:
+    """Sources of the positions from `number * WINDOW` on, and prompts of each source before them."""
     order = cycle(weights)
-    sources = [order[(number * WINDOW + offset) % len(order)] for offset in range(WINDOW)]
+    cycles, rest = divmod(number * WINDOW, len(order))
+    before = [cycles * weight + order[:rest].count(source) for source, weight in enumerate(weights)]
+    sources = [order[(rest + offset) % len(order)] for offset in range(WINDOW)]
     random.Random(f"{seed}/mix/{number}").shuffle(sources)
-    return tuple(sources)
+    return sources, before
 
 
 @dataclass(frozen=True)
@@ -163,12 +155,10 @@ class MixedOrder(RowOrder):
     def at(self, position: int) -> int:
         # 1. Which source the position is.
         number, inside = divmod(position, WINDOW)
-        window = _window(self.weights, self.seed, number)
+        window, before_window = _window(self.weights, self.seed, number)
         source = window[inside]
         # 2. How many positions before are the same source's.
-        cycles, rest = divmod(number * WINDOW, sum(self.weights))
-        before = cycles * self.weights[source] + _taken_before(self.weights)[rest][source]
-        before += window[:inside].count(source)
+        before = before_window[source] + window[:inside].count(source)
         # 3. The source's row whose turn it is, behind the rows of the sources before it.
         epoch, turn = divmod(before, self.sizes[source])
         order = permutation(self.sizes[source], f"{self.seed}/{source}", epoch)

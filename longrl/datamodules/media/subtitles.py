@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from longrl.types import Frames, Row, UnusableSample
 
@@ -58,8 +58,7 @@ class Subtitles:
             )
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """One line and when it is on show, in seconds from the video's start."""
 
     start_s: float
@@ -83,10 +82,8 @@ def subtitle_text(row: Row, options: Subtitles, videos: Sequence[Frames] | None)
     span = row.metadata.get("span_s")
     pairs = itertools.zip_longest(_lines_of(row, options.source), videos or ())
     by_video = [texts for lines, video in pairs if (texts := _chosen(lines or [], video, span, options))]
-    if not by_video:
-        return ""
     blocks = ["\n".join(fitting(texts, options.max_chars // len(by_video))) for texts in by_video]
-    return f"{options.heading}\n" + "\n\n".join(blocks) + "\n\n"
+    return "\n".join([options.heading, "\n\n".join(blocks), "", ""]) if blocks else ""
 
 
 def log_subtitles(split: str, rows: Sequence[Row], options: Subtitles) -> None:
@@ -97,10 +94,10 @@ def log_subtitles(split: str, rows: Sequence[Row], options: Subtitles) -> None:
     """
     if options.source is None:
         return
-    if options.source == "record":
-        count = sum(bool(row.metadata.get("subtitles")) for row in rows)
-    else:
-        count = sum(any(_file_of(video, options.source) for video in row.videos) for row in rows)
+    in_record = options.source == "record"
+    count = sum(
+        bool(row.metadata.get("subtitles") if in_record else subtitle_files(row, options.source)) for row in rows
+    )
     if not count:
         raise ValueError(
             f"none of the {len(rows)} rows of data.{split} has subtitles in data.subtitles.source={options.source}, "
@@ -117,7 +114,7 @@ def subtitle_files(row: Row, source: str | None) -> list[str]:
         return [path for video in row.videos if (path := _file_of(video, source))]
     given = row.metadata.get("subtitles") or []
     listed = given if isinstance(given, list) else [given]
-    return [one for one in listed if isinstance(one, str) and _names_file(one)]
+    return [one for one in listed if is_subtitle_file(one)]
 
 
 def fitting(texts: Sequence[str], max_chars: int) -> list[str]:
@@ -140,7 +137,7 @@ def _lines_of(row: Row, source: str) -> list[list[Line]]:
     for item in given if several else [given]:
         if not isinstance(item, str):
             by_video.append(_from_json(item))
-        elif _names_file(item):
+        elif is_subtitle_file(item):
             by_video.append(read_subtitles(item))
         else:  # a text, on show all the time
             by_video.append([Line(0.0, float("inf"), text) for text in item.splitlines() if text.strip()])
@@ -152,8 +149,9 @@ def _file_of(video: str, folder: str) -> str | None:
     return next((path for path in paths if os.path.isfile(path)), None)
 
 
-def _names_file(value: str) -> bool:
-    return value.endswith(SUFFIXES) and "\n" not in value
+def is_subtitle_file(value: object) -> bool:
+    """Whether a record's subtitles name a file, rather than being lines or a text."""
+    return isinstance(value, str) and value.endswith(SUFFIXES) and "\n" not in value
 
 
 def _chosen(lines: Sequence[Line], video: Frames | None, span: Sequence[float] | None, options: Subtitles) -> list[str]:
@@ -162,10 +160,11 @@ def _chosen(lines: Sequence[Line], video: Frames | None, span: Sequence[float] |
     shown = [line for line in lines if line.start_s < end and line.end_s > start and line.text]
     if video is not None and options.lines == "frames":
         shown = [line for line in shown if any(line.start_s <= time < line.end_s for time in video.timestamps)]
-    shown = [next(same) for _, same in itertools.groupby(shown, key=lambda line: line.text)]
-    if not options.times:
-        return [line.text for line in shown]
-    return [f"[{int(line.start_s) // 60}:{int(line.start_s) % 60:02d}] {line.text}" for line in shown]
+    texts = []
+    for text, same in itertools.groupby(shown, key=lambda line: line.text):
+        minutes, seconds = divmod(int(next(same).start_s), 60)
+        texts.append(f"[{minutes}:{seconds:02d}] {text}" if options.times else text)
+    return texts
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
@@ -193,14 +192,13 @@ def read_subtitles(path: str | Path) -> list[Line]:
 def _read(path: str, version: int) -> tuple[Line, ...]:
     import pysubs2
 
+    lines = []
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
         if path.endswith(".json"):
             lines = _from_json(json.loads(text))
         else:
-            events = pysubs2.SSAFile.from_string(text, format_=path.rpartition(".")[2])
-            lines = []
-            for event in events:
+            for event in pysubs2.SSAFile.from_string(text, format_=path.rpartition(".")[2]):
                 # A blank line ends a cue of WebVTT; what follows are notes and names, which pysubs2 leaves in.
                 cue = event.plaintext.partition("\n\n")[0] if path.endswith(".vtt") else event.plaintext
                 lines.append(Line(event.start / 1000, event.end / 1000, _plain(cue)))

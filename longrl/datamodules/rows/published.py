@@ -16,18 +16,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from longrl.datamodules.media.subtitles import SUFFIXES
+from longrl.datamodules.media.subtitles import is_subtitle_file
 from longrl.datamodules.rows.media_files import find_video
 from longrl.datamodules.rows.question_rows import (
     VIDEO_R1_TASKS,
-    infer_task,
-    lettered_options,
+    media_fields,
     missing_field_error,
-    option_letter,
-    path_field,
-    plain_answer,
-    plain_reasoning,
+    question_row,
     record_id,
+    row_or_error,
     text_field,
 )
 from longrl.datamodules.rows.sources import Record
@@ -67,24 +64,19 @@ def canonical_row(record: Record, index: int, media_root: str | None = None) -> 
     given = record.get("subtitles")
     if given:
         # A file lies under media_root; lines and texts stay as they are.
-        subtitles = list(given) if isinstance(given, list) else [given]
-        for i, item in enumerate(subtitles):
-            if isinstance(item, str) and item.endswith(SUFFIXES) and "\n" not in item:
-                subtitles[i] = os.path.join(media_root or "", item)
+        listed = given if isinstance(given, list) else [given]
+        subtitles = [os.path.join(media_root or "", item) if is_subtitle_file(item) else item for item in listed]
         extra["subtitles"] = subtitles if isinstance(given, list) else subtitles[0]
-    return _question_row(
-        record,
-        index,
-        question=text_field(record, "question", index),
-        options=record.get("options"),
-        answer=record.get("answer"),
-        videos=path_field({**record, "videos": record.get("video")}, "videos", index, media_root),
-        images=path_field({**record, "images": record.get("image")}, "images", index, media_root),
-        task=task,
-        category=str(extra.get("category") or (kind if kind and not task else "") or "general"),
-        reasoning=record.get("reasoning"),
-        metadata=extra,
-    )
+    files = {"videos": record.get("video"), "images": record.get("image"), "audios": None}
+    fields = {
+        "options": record.get("options"),
+        "task": task,
+        "category": extra.get("category") or (None if task else kind),
+        "reasoning": record.get("reasoning"),
+        "metadata": extra,
+        **media_fields(record | files, index, media_root),
+    }
+    return question_row(record, index, text_field(record, "question", index), fields)
 
 
 def lmms_eval_row(record: Record, index: int, media_root: str | None = None) -> Row:
@@ -97,25 +89,21 @@ def lmms_eval_row(record: Record, index: int, media_root: str | None = None) -> 
     `task_type`, `question_category`, `type`.
     """
     doc = record["doc"] if isinstance(record.get("doc"), Mapping) else record
-    fields = {**doc, "id": _first(doc, "question_id", "id", "qid", "doc_id", default=record.get("doc_id", index))}
+    named = {**doc, "id": _first(doc, "question_id", "id", "qid", "doc_id", default=record.get("doc_id", index))}
     video = _first(doc, "video", "video_path", "video_name", "videoID", "video_id")
     if video is None:
         raise missing_field_error(
-            fields, index, "video", ", and so are 'video_path', 'video_name', 'videoID' and 'video_id'"
+            named, index, "video", ", and so are 'video_path', 'video_name', 'videoID' and 'video_id'"
         )
-    return _question_row(
-        fields,
-        index,
-        question=text_field(fields, "question" if "question" in fields else "problem", index),
-        options=_options(fields),
-        answer=_first(doc, "answer", "correct_choice", "answer_number", "answer_id"),
-        videos=(find_video(str(video), media_root),),
-        category=str(_first(doc, "category", "problem_type", "task_type", "question_category", "type") or "general"),
-        metadata={
-            "video_id": _first(doc, "videoID", "video_id", default=Path(str(video)).stem),
-            **{name: doc[name] for name in ("duration", "domain", "task_type") if name in doc},
-        },
-    )
+    known = {name: doc[name] for name in ("duration", "domain", "task_type") if name in doc}
+    fields = {
+        "question": text_field(named, "question" if "question" in named else "problem", index),
+        "options": _options(doc),
+        "answer": _first(doc, "answer", "correct_choice", "answer_number", "answer_id"),
+        "category": _first(doc, "category", "problem_type", "task_type", "question_category", "type"),
+        "metadata": {"video_id": _first(doc, "videoID", "video_id", default=Path(str(video)).stem)} | known,
+    }
+    return _video_row(named, index, media_root, str(video), fields)
 
 
 def _options(doc: Mapping[str, Any]) -> Sequence[object]:
@@ -139,25 +127,13 @@ def video_mme_row(record: Record, index: int, media_root: str | None = None) -> 
 
     The category is the length of the video: short, medium or long.
     """
-    video = text_field(record, "videoID", index)
-    return _question_row(
-        record,
-        index,
-        name=text_field(record, "question_id", index),
-        question=text_field(record, "question", index),
-        options=record.get("options"),
-        answer=record.get("answer"),
-        task="multiple_choice",
-        videos=(find_video(video, media_root),),
-        category=text_field(record, "duration", index),
-        metadata={
-            "video_id": video,
-            "duration": record["duration"],
-            "domain": record.get("domain"),
-            "sub_category": record.get("sub_category"),
-            "task_type": record.get("task_type"),
-        },
-    )
+    fields = {
+        "id": text_field(record, "question_id", index),
+        "task": "multiple_choice",
+        "category": text_field(record, "duration", index),
+        "metadata": {name: record.get(name) for name in ("duration", "domain", "sub_category", "task_type")},
+    }
+    return _video_row(record, index, media_root, text_field(record, "videoID", index), fields)
 
 
 def llava_video_rows(record: Record, index: int, media_root: str | None = None) -> list[Row | ValueError]:
@@ -178,16 +154,14 @@ def llava_video_rows(record: Record, index: int, media_root: str | None = None) 
                 f"record {index}: turn {2 * position} of 'conversations' must be of human, the next of gpt"
             )
         question = DIRECTION.sub("", TEMPLATE_TAG.sub("", text_field(human, "value", index)).rstrip())
-        return _question_row(
-            record,
-            index,
-            name=f"{record_id(record, index)}-{position}",
-            question=question.strip(),
-            answer=gpt.get("value"),
-            videos=(find_video(video, media_root),),
-            category=source or "general",
-            metadata={"video_id": Path(video).stem, "duration": duration[0] if duration else None},
-        )
+        fields = {
+            "id": f"{record_id(record, index)}-{position}",
+            "question": question.strip(),
+            "answer": gpt.get("value"),
+            "category": source,
+            "metadata": {"duration": duration[0] if duration else None},
+        }
+        return _video_row(record, index, media_root, video, fields)
 
     return _each(list(zip(turns[::2], turns[1::2], strict=True)), row)
 
@@ -196,19 +170,15 @@ def next_qa_row(record: Record, index: int, media_root: str | None = None) -> Ro
     """A question of NExT-QA (arXiv:2105.08276): options `a0` to `a4`, `answer` the index of the right one; or open."""
     video, kind = text_field(record, "video", index), str(record.get("type") or "")
     options = [record[f"a{n}"] for n in range(5) if record.get(f"a{n}") is not None]
-    answer = _option_index(record, "answer", index) if options else record.get("answer")
-    return _question_row(
-        record,
-        index,
-        name=f"{video}-{record.get('qid', index)}",
-        question=text_field(record, "question", index),
-        options=options,
-        answer=answer,
-        task="multiple_choice" if options else "open_ended",
-        videos=(find_video(video, media_root),),
-        category=NEXT_QA_KINDS.get(kind[:1], "general"),
-        metadata={"video_id": video, "task_type": kind or None},
-    )
+    fields = {
+        "id": f"{video}-{record.get('qid', index)}",
+        "options": options,
+        "answer": _option_index(record, "answer", index) if options else record.get("answer"),
+        "task": "multiple_choice" if options else "open_ended",
+        "category": NEXT_QA_KINDS.get(kind[:1]),
+        "metadata": {"task_type": kind or None},
+    }
+    return _video_row(record, index, media_root, video, fields)
 
 
 def perception_test_rows(record: Record, index: int, media_root: str | None = None) -> list[Row | ValueError]:
@@ -222,18 +192,14 @@ def perception_test_rows(record: Record, index: int, media_root: str | None = No
         raise missing_field_error(record, index, "video_name", ", and so is metadata's 'video_id'")
 
     def row(item: Mapping[str, Any], position: int) -> Row:
-        return _question_row(
-            item,
-            index,
-            name=f"{video}-{_first(item, 'question_id', 'id', default=position)}",
-            question=text_field(item, "question", index),
-            options=item.get("options"),
-            answer=_option_index(item, "answer_id", index),
-            task="multiple_choice",
-            videos=(find_video(video, media_root),),
-            category=str(item.get("area") or "general"),
-            metadata={"video_id": video, "task_type": item.get("reasoning"), "tags": item.get("tag")},
-        )
+        fields = {
+            "id": f"{video}-{_first(item, 'question_id', 'id', default=position)}",
+            "answer": _option_index(item, "answer_id", index),
+            "task": "multiple_choice",
+            "category": item.get("area"),
+            "metadata": {"task_type": item.get("reasoning"), "tags": item.get("tag")},
+        }
+        return _video_row(item, index, media_root, video, fields)
 
     return _each(record.get("mc_question", [record]), row)
 
@@ -249,42 +215,39 @@ def clevrer_rows(record: Record, index: int, media_root: str | None = None) -> l
     scene = str(record.get("scene_index", Path(video).stem))
 
     def row(item: Mapping[str, Any], position: int) -> Row:
-        return _question_row(
-            item,
-            index,
-            name=f"{scene}-{item.get('question_id', position)}",
-            videos=(find_video(video, media_root),),
-            category=text_field(item, "question_type", index),
-            **_clevrer_question(item, index, Path(video).stem),
-        )
+        fields = {
+            "id": f"{scene}-{item.get('question_id', position)}",
+            "category": text_field(item, "question_type", index),
+            "metadata": {"task_type": item.get("question_subtype")},
+        }
+        return _video_row(item, index, media_root, video, fields | _clevrer_answer(item, index))
 
     return _each(record.get("questions") or [], row)
 
 
-def _clevrer_question(item: Mapping[str, Any], index: int, video_id: str) -> dict[str, Any]:
-    """Question, answer and task of one of the three forms."""
-    question = text_field(item, "question", index)
-    metadata: dict[str, Any] = {"video_id": video_id, "task_type": item.get("question_subtype")}
+def _clevrer_answer(item: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """Answer and task of one of the three forms; of the last also the question."""
     if not item.get("choices"):
         answer = text_field(item, "answer", index)
-        task = "numeric" if answer.isdigit() else "exact"
-        return {"question": question, "answer": answer, "task": task, "metadata": metadata}
-    choices = sorted(item["choices"], key=lambda choice: choice.get("choice_id", 0))
+        return {"answer": answer, "task": "numeric" if answer.isdigit() else "exact"}
+    choices = _in_order(item["choices"])
     wordings = [text_field(choice, "choice", index) for choice in choices]
     right = [n for n, choice in enumerate(choices) if text_field(choice, "answer", index) == "correct"]
     if item["question_type"] == "predictive":
-        known = {"question": question, "options": wordings, "task": "multiple_choice", "metadata": metadata}
-        return known | {"answer": right[0] if len(right) == 1 else None}
+        return {"options": wordings, "answer": right[0] if len(right) == 1 else None, "task": "multiple_choice"}
     chosen = [str(n + 1) for n in right]
-    metadata["aliases"] = [",".join(chosen), " and ".join(chosen)] if chosen else None
+    aliases = [",".join(chosen), " and ".join(chosen)] if chosen else None
     lines = [f"{n}) {wording}" for n, wording in enumerate(wordings, start=1)]
-    answer = ", ".join(chosen) or "none"
     return {
-        "question": "\n".join([question, *lines, CHOOSE_ALL]),
-        "answer": answer,
+        "question": "\n".join([text_field(item, "question", index), *lines, CHOOSE_ALL]),
+        "answer": ", ".join(chosen) or "none",
         "task": "exact",
-        "metadata": metadata,
+        "metadata": {"task_type": item.get("question_subtype"), "aliases": aliases},
     }
+
+
+def _in_order(choices: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return sorted(choices, key=lambda choice: choice.get("choice_id", 0))
 
 
 def star_row(record: Record, index: int, media_root: str | None = None) -> Row:
@@ -293,78 +256,38 @@ def star_row(record: Record, index: int, media_root: str | None = None) -> Row:
     `answer` is the wording of one of the `choices`; the category is the kind that `question_id` begins with:
     Interaction, Sequence, Prediction or Feasibility.
     """
-    name, video = text_field(record, "question_id", index), text_field(record, "video_id", index)
-    choices = sorted(record.get("choices") or [], key=lambda choice: choice.get("choice_id", 0))
+    name = text_field(record, "question_id", index)
     start, end = (float(text_field(record, field, index)) for field in ("start", "end"))
     if not 0 <= start < end:
         raise ValueError(
             f"record {index} (id {name!r}): 'start' must lie before 'end', got {start:g} and {end:g} s; correct it"
         )
-    return _question_row(
-        record,
-        index,
-        name=name,
-        question=text_field(record, "question", index),
-        options=[text_field(choice, "choice", index) for choice in choices],
-        answer=record.get("answer"),
-        task="multiple_choice",
-        videos=(find_video(video, media_root),),
-        category=name.partition("_")[0],
-        metadata={"video_id": video, "span_s": [start, end]},
-    )
+    fields = {
+        "id": name,
+        "options": [text_field(choice, "choice", index) for choice in _in_order(record.get("choices") or [])],
+        "task": "multiple_choice",
+        "category": name.partition("_")[0],
+        "metadata": {"span_s": [start, end]},
+    }
+    return _video_row(record, index, media_root, text_field(record, "video_id", index), fields)
 
 
 # --------------------------------------------------------------------------------------------------------- the parts
 
 
-def _question_row(
-    record: Mapping[str, Any],
-    index: int,
-    *,
-    question: str,
-    answer: object,
-    videos: tuple[str, ...],
-    category: str,
-    metadata: Mapping[str, Any],
-    images: tuple[str, ...] = (),
-    options: Iterable[object] | None = None,
-    name: str | None = None,
-    task: str | None = None,
-    reasoning: object = None,
+def _video_row(
+    record: Mapping[str, Any], index: int, media_root: str | None, video: str, fields: Mapping[str, Any]
 ) -> Row:
-    """A row with its options behind the question, each with its letter."""
-    wordings = list(options or ())
-    if task == "multiple_choice" and options is not None and not wordings:
-        raise missing_field_error(record, index, "options")
-    problem = "\n".join([question, *lettered_options(wordings)])
-    if isinstance(answer, int) and wordings:
-        answer = chr(65 + answer) if 0 <= answer < len(wordings) else f"option number {answer}"
-    text = plain_answer("" if answer is None else str(answer))
-    if not text:
-        raise missing_field_error(record, index, "answer")
-    task = task or infer_task(problem, text, has_media=bool(videos or images))
-    return Row(
-        id=name or record_id(record, index),
-        problem=problem,
-        answer=option_letter(problem, text) if task == "multiple_choice" else text,
-        task=task,
-        category=category,
-        videos=videos,
-        images=images,
-        reasoning=plain_reasoning(reasoning),
-        metadata={key: value for key, value in metadata.items() if value is not None},
-    )
+    """The row of a question on one video; question and options are the record's unless `fields` has others."""
+    known = {"options": record.get("options"), "videos": (find_video(video, media_root),)} | dict(fields)
+    known["metadata"] = {"video_id": Path(video).stem} | known["metadata"]
+    question = known.pop("question", None) or text_field(record, "question", index)
+    return question_row(record, index, question, known)
 
 
 def _each(items: Sequence[Any], row: Callable[[Any, int], Row]) -> list[Row | ValueError]:
     """A row of each item; what is wrong with one takes its place."""
-    made: list[Row | ValueError] = []
-    for position, item in enumerate(items):
-        try:
-            made.append(row(item, position))
-        except ValueError as error:
-            made.append(error)
-    return made
+    return [row_or_error(row, item, position) for position, item in enumerate(items)]
 
 
 def _option_index(record: Mapping[str, Any], field: str, index: int) -> int:

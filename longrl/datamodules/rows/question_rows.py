@@ -13,13 +13,14 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from longrl.datamodules.rows.media_files import find_video
 from longrl.datamodules.rows.sources import Record
 from longrl.io.atomic import atomic_write
 from longrl.types import Row
 
+Result = TypeVar("Result")
 RowFunction = Callable[[Record, int, str | None], Row | Sequence[Row | ValueError]]
 
 ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
@@ -42,39 +43,31 @@ def longvideo_reason_row(record: Record, index: int, media_root: str | None = No
     Raises:
         ValueError: a field is missing; the message names the record and the fields it has.
     """
-    problem, answer = text_field(record, "problem", index), plain_answer(text_field(record, "answer", index))
     data_type = str(record.get("data_type") or "")
-    videos, images, audios = (path_field(record, field, index, media_root) for field in ("videos", "images", "audios"))
-    has_media = bool(videos or images or audios)
-    if data_type in ("video", "image", "audio") and not has_media:
+    media = media_fields(record, index, media_root)
+    if data_type in ("video", "image", "audio") and not any(media.values()):
         raise missing_field_error(record, index, f"{data_type}s", f", though its data_type is {data_type!r}")
-    task = str(record.get("task") or infer_task(problem, answer, has_media=has_media))
-    return Row(
-        id=record_id(record, index),
-        problem=problem,
-        answer=option_letter(problem, answer) if task == "multiple_choice" else answer,
-        task=task,
-        category=str(record.get("problem_type") or data_type or "general"),
-        videos=videos,
-        images=images,
-        audios=audios,
-        reasoning=plain_reasoning(record.get("reasoning")),
-        metadata=record.get("metadata") or {},
-    )
+    fields = {
+        "task": record.get("task"),
+        "category": record.get("problem_type") or data_type,
+        "reasoning": record.get("reasoning"),
+        "metadata": record.get("metadata") or {},
+        **media,
+    }
+    return question_row(record, index, text_field(record, "problem", index), fields)
 
 
 def text_math_row(record: Record, index: int, media_root: str | None = None) -> Row:
     """A mathematics record: `problem` or `question`, and `answer`; GSM8K's "reasoning #### answer" is taken apart."""
-    problem = text_field(record, "problem" if "problem" in record else "question", index)
     reasoning, mark, answer = text_field(record, "answer", index).rpartition("####")
-    return Row(
-        id=record_id(record, index),
-        problem=problem,
-        answer=plain_answer(answer),
-        task="math",
-        category=str(record.get("problem_type") or record.get("type") or "math"),
-        reasoning=plain_reasoning(reasoning if mark else record.get("reasoning")),
-    )
+    fields = {
+        "answer": answer,
+        "task": "math",
+        "category": record.get("problem_type") or record.get("type") or "math",
+        "reasoning": reasoning if mark else record.get("reasoning"),
+    }
+    question = text_field(record, "problem" if "problem" in record else "question", index)
+    return question_row(record, index, question, fields)
 
 
 def image_row(record: Record, index: int, media_root: str | None = None) -> Row:
@@ -91,7 +84,7 @@ def image_row(record: Record, index: int, media_root: str | None = None) -> Row:
 
 def clevr_row(record: Record, index: int, media_root: str | None = None) -> Row:
     """A question about images of CLEVR (arXiv:1612.06890), counted or named; `solution` may stand for `answer`."""
-    answer = plain_answer(text_field(record, "answer" if record.get("answer") is not None else "solution", index))
+    answer = _answer_or_solution(record, index)
     task = "numeric" if answer.isdigit() else "exact"
     known = {"answer": answer, "task": task, "problem_type": record.get("problem_type") or "clevr"}
     return image_row(record | known, index, media_root)
@@ -102,11 +95,15 @@ def geometry_row(record: Record, index: int, media_root: str | None = None) -> R
 
     `images` may be any number, placed by `<image>` in `problem` or coming first; `solution` may stand for `answer`.
     """
-    problem = text_field(record, "problem", index)
-    answer = plain_answer(text_field(record, "answer" if record.get("answer") is not None else "solution", index))
-    task = "multiple_choice" if infer_task(problem, answer, has_media=True) == "multiple_choice" else "math"
+    answer = _answer_or_solution(record, index)
+    inferred = infer_task(text_field(record, "problem", index), answer, has_media=True)
+    task = inferred if inferred == "multiple_choice" else "math"
     known = {"answer": answer, "task": task, "problem_type": record.get("problem_type") or "geometry"}
     return image_row(record | known, index, media_root)
+
+
+def _answer_or_solution(record: Record, index: int) -> str:
+    return plain_answer(text_field(record, "answer" if record.get("answer") is not None else "solution", index))
 
 
 def _write_image(image: Any, index: int, media_root: str | None) -> str:
@@ -127,35 +124,27 @@ def _write_image(image: Any, index: int, media_root: str | None) -> str:
     return str(path.relative_to(media_root))
 
 
-VIDEO_R1_TASKS = {
-    "multiple choice": "multiple_choice",
-    "numerical": "numeric",
-    "regression": "numeric",
-    "OCR": "exact",
-    "free-form": "open_ended",
-}
+VIDEO_R1_TASKS = {"multiple choice": "multiple_choice", "OCR": "exact", "free-form": "open_ended"}
+VIDEO_R1_TASKS |= {"numerical": "numeric", "regression": "numeric"}
 
 
 def video_r1_row(record: Record, index: int, media_root: str | None = None) -> Row:
     """A Video-R1 record (arXiv:2503.21776): `options` apart, `solution` in a tag, `process`, and one `path`."""
     kind = str(record.get("data_type") or "video")
-    problem = "\n".join([text_field(record, "problem", index), *lettered_options(record.get("options") or ())])
-    answer = plain_answer(text_field(record, "solution", index))
     paths = path_field(record, "path", index, media_root)
     if not paths:
         raise missing_field_error(record, index, "path")
     problem_type = str(record.get("problem_type") or "general")
-    task = VIDEO_R1_TASKS.get(problem_type) or infer_task(problem, answer, has_media=True)
-    return Row(
-        id=record_id(record, index),
-        problem=problem,
-        answer=option_letter(problem, answer) if task == "multiple_choice" else answer,
-        task=task,
-        category=problem_type,
-        videos=paths if kind == "video" else (),
-        images=paths if kind == "image" else (),
-        reasoning=plain_reasoning(record.get("process")),
-    )
+    fields = {
+        "options": record.get("options"),
+        "answer": text_field(record, "solution", index),
+        "task": VIDEO_R1_TASKS.get(problem_type),
+        "category": problem_type,
+        "reasoning": record.get("process"),
+        "videos": paths if kind == "video" else (),
+        "images": paths if kind == "image" else (),
+    }
+    return question_row(record, index, text_field(record, "problem", index), fields)
 
 
 def audio_qa_row(record: Record, index: int, media_root: str | None = None) -> Row:
@@ -166,26 +155,60 @@ def audio_qa_row(record: Record, index: int, media_root: str | None = None) -> R
     or a list of them. `id`, `category` (or `task`) and `reasoning` may be absent. That a video's own track is heard is
     the family's `use_audio_in_video`.
     """
-    options = record.get("options") or record.get("choices") or ()
-    question = text_field(record, "question" if "question" in record else "problem", index)
-    answer = record.get("answer")
-    if isinstance(answer, int) and 0 <= answer < len(options):
-        answer = chr(65 + answer)
-    media = {f"{kind}s": record.get(f"{kind}s") or record.get(kind) for kind in ("video", "image", "audio")}
-    if not any(media.values()):
+    files = {f"{kind}s": record.get(f"{kind}s") or record.get(kind) for kind in ("video", "image", "audio")}
+    if not any(files.values()):
         raise missing_field_error(record, index, "audio", ", and so are 'video' and 'image'")
-    known = {
-        "problem_id": record.get("problem_id", record.get("id")),
-        "problem": "\n".join([question, *lettered_options(options)]),
-        "problem_type": record.get("category") or record.get("task"),
-        "answer": answer,
+    fields = {
+        "id": record_id({name: record.get(name) for name in ("problem_id", "id")}, index),
+        "options": record.get("options") or record.get("choices"),
+        "category": record.get("category") or record.get("task") or ("video" if files["videos"] else "audio"),
         "reasoning": record.get("reasoning"),
-        "data_type": "video" if media["videos"] else "audio",
+        **media_fields(record | files, index, media_root),
     }
-    return longvideo_reason_row(known | media, index, media_root)
+    question = text_field(record, "question" if "question" in record else "problem", index)
+    return question_row(record, index, question, fields)
 
 
 # --------------------------------------------------------------------------------------------------------- the parts
+
+
+def question_row(record: Mapping[str, Any], index: int, question: str, fields: Mapping[str, Any]) -> Row:
+    """A row with its options behind the question, each with its letter.
+
+    Args:
+        record: has the answer and the id where they are not among `fields`.
+        index: of the record.
+        question: without options that are apart from it.
+        fields: of the row, besides `options`: wordings, None where the question has none apart from its text. `answer`
+            may be an option's letter, its wording or, as an integer, its index from 0 on; `task` is inferred from
+            question and answer when None.
+    """
+    known = dict(fields)
+    task = known.pop("task", None)
+    options = known.pop("options", None)
+    wordings = list(options or ())
+    if task == "multiple_choice" and options is not None and not wordings:
+        raise missing_field_error(record, index, "options")
+    problem = "\n".join([question, *lettered_options(wordings)])
+    answer = known.pop("answer", record.get("answer"))
+    if isinstance(answer, int) and wordings:
+        answer = chr(65 + answer) if 0 <= answer < len(wordings) else f"option number {answer}"
+    answer = plain_answer("" if answer is None else str(answer))
+    if not answer:
+        raise missing_field_error(record, index, "answer")
+    has_media = any(known.get(name) for name in ("videos", "images", "audios"))
+    task = task or infer_task(problem, answer, has_media=has_media)
+    metadata = known.pop("metadata", {})
+    return Row(
+        id=known.pop("id", None) or record_id(record, index),
+        problem=problem,
+        answer=option_letter(problem, answer) if task == "multiple_choice" else answer,
+        task=task,
+        category=str(known.pop("category", None) or "general"),
+        reasoning=plain_reasoning(known.pop("reasoning", None)),
+        metadata={name: value for name, value in metadata.items() if value is not None},
+        **known,
+    )
 
 
 def infer_task(problem: str, answer: str, *, has_media: bool) -> str:
@@ -271,6 +294,11 @@ def path_field(record: Mapping[str, Any], field: str, index: int, media_root: st
     return tuple(os.path.join(media_root or "", os.path.expanduser(path)) for path in paths)
 
 
+def media_fields(record: Mapping[str, Any], index: int, media_root: str | None) -> dict[str, Any]:
+    """The media of a row, as `path_field` reads them."""
+    return {field: path_field(record, field, index, media_root) for field in ("videos", "images", "audios")}
+
+
 def record_id(record: Mapping[str, Any], index: int) -> str:
     """A record's own name, or its number."""
     names = ("problem_id", "id", "question_id", "qid")
@@ -288,10 +316,30 @@ def missing_field_error(record: Mapping[str, Any], index: int, field: str, why: 
     )
 
 
-def check_media_tags(row: Row) -> None:
-    """Raises ValueError if the problem has `<image>`, `<video>` or `<audio>` tags, but not one for each medium."""
-    from longrl.models.reading import MEDIA_TAG
+def row_or_error(make: Callable[..., Result], *args: Any) -> Result | ValueError:
+    """What a function makes of its arguments, or what is wrong with them."""
+    try:
+        return make(*args)
+    except ValueError as error:
+        return error
 
+
+def make_rows(records: Iterable[Record], row_function: RowFunction, media_root: str | None) -> list[Row | ValueError]:
+    """The checked rows of all records; in the place of one that cannot be used, the error that says what is wrong."""
+    rows: list[Row | ValueError] = []
+    for index, record in enumerate(records):
+        made = row_or_error(row_function, record, index, media_root)
+        several = [made] if isinstance(made, Row | ValueError) else made
+        rows += [row_or_error(_checked_row, row) if isinstance(row, Row) else row for row in several]
+    return rows
+
+
+def _checked_row(row: Row) -> Row:
+    """The row, or a ValueError: its answer cannot be judged, or its problem has tags, but not one per media item."""
+    from longrl.models.reading import MEDIA_TAG
+    from longrl.rewards.reward_sum import check_answer
+
+    check_answer(row)
     tags = MEDIA_TAG.findall(row.problem)
     expected = {"image": len(row.images), "video": len(row.videos), "audio": len(row.audios)}
     if tags and any(tags.count(kind) != count for kind, count in expected.items()):
@@ -300,24 +348,4 @@ def check_media_tags(row: Row) -> None:
             f"row {row.id!r} has {media}, but its problem places "
             f"{', '.join(f'<{tag}>' for tag in tags)}; name every medium once, or none (then they come first)"
         )
-
-
-def make_rows(records: Iterable[Record], row_function: RowFunction, media_root: str | None) -> list[Row | ValueError]:
-    """The checked rows of all records; in the place of one that cannot be used, the error that says what is wrong."""
-    from longrl.rewards.reward_sum import check_answer
-
-    rows: list[Row | ValueError] = []
-    for index, record in enumerate(records):
-        try:
-            made = row_function(record, index, media_root)
-        except ValueError as error:
-            made = [error]
-        for row in [made] if isinstance(made, Row) else made:
-            try:
-                if isinstance(row, Row):
-                    check_answer(row)
-                    check_media_tags(row)
-                rows.append(row)
-            except ValueError as error:
-                rows.append(error)
-    return rows
+    return row
