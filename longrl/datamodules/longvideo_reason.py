@@ -149,8 +149,7 @@ class LongVideoReason(StreamedData):
         check_template("answer_template", answer_template, ("reasoning", "answer", "option"))
         if not num_workers and (prefetch_prompts or multiprocessing_context):
             logger.warning("data.prefetch_prompts and data.multiprocessing_context do nothing with data.num_workers=0")
-        given: dict[Split, str | list[str | DataSource] | None] = {"train": train, "val": val, "test": test}
-        self.sources = {split: source_list(sources) for split, sources in given.items()}
+        self.sources = {"train": source_list(train), "val": source_list(val), "test": source_list(test)}
         self.weights = weights_of("train", self.sources["train"])
         for split in ("val", "test"):
             if weights_of(split, self.sources[split]):

@@ -63,7 +63,7 @@ def judge_score(reply: Reply) -> float:
 
 
 @dataclass(frozen=True)
-class Judge(BatchReward["Completion"]):
+class Judge(BatchReward[Completion]):
     """How right the answer is, in [0, 1]: open-ended ones as a model judges them, others as `accuracy` does.
 
     The model sees question, reference answer and the content of `<answer>`; a completion without one scores 0 unasked.

@@ -98,8 +98,7 @@ class _Worker:
     def ask(self, request: dict[str, Any]) -> dict[str, Any] | None:
         """The reply, or None when the process was killed because none came in time."""
         with self._lock:
-            process = self._started()
-            reply = self._exchange(process, request, TIMEOUT_S)
+            reply = self._exchange(self._started(), request, TIMEOUT_S)
             if reply is None:
                 self.stop()
             return reply

@@ -30,23 +30,20 @@ EVERY = re.compile(r"every ([1-9]\d*)")
 
 RewardFn = Callable[[Completion, Row], float]
 
-ACCURACY: dict[str, RewardFn] = {
-    "multiple_choice": multiple_choice,
-    "math": judge_math,
-    "numeric": numeric,
-    "exact": exact,
-    "temporal_iou": temporal_iou,
+_JUDGES: dict[str, tuple[RewardFn, RewardFn]] = {
+    "multiple_choice": (multiple_choice, multiple_choice_lenient),
+    "math": (judge_math, judge_math_lenient),
+    "numeric": (numeric, numeric_lenient),
+    "exact": (exact, exact_lenient),
+    "temporal_iou": (temporal_iou, temporal_iou_lenient),
 }
-"""`Row.task` -> strict judge: only an answer in its tag (or box) counts. A new kind of answer is one line here."""
+"""`Row.task` -> strict and lenient judge. A new kind of answer is one line here."""
 
-LENIENT_ACCURACY: dict[str, RewardFn] = {
-    "multiple_choice": multiple_choice_lenient,
-    "math": judge_math_lenient,
-    "numeric": numeric_lenient,
-    "exact": exact_lenient,
-    "temporal_iou": temporal_iou_lenient,
-}
-"""`Row.task` -> judge that reads the text after the thinking when there is no `<answer>`."""
+ACCURACY = {task: strict for task, (strict, _) in _JUDGES.items()}
+"""Strict judges: only an answer in its tag (or box) counts."""
+
+LENIENT_ACCURACY = {task: lenient for task, (_, lenient) in _JUDGES.items()}
+"""Judges that read the text after the thinking when there is no `<answer>`."""
 
 
 def accuracy(completion: Completion, row: Row) -> float:

@@ -110,11 +110,9 @@ def cycle(weights: tuple[int, ...]) -> tuple[int, ...]:
     order: list[int] = []
     for index in range(total):
         # Until when the next prompt of each source must come, and from when on it may.
-        spans = [
-            (-(-(taken[source] + 1) * total // weight), taken[source] * total // weight, source)
-            for source, weight in enumerate(weights)
-        ]
-        _, _, source = min(span for span in spans if span[1] <= index)
+        due = [-(-(count + 1) * total // weight) for count, weight in zip(taken, weights, strict=True)]
+        ready = [n for n, count in enumerate(taken) if count * total // weights[n] <= index]
+        source = min(ready, key=lambda n: (due[n], taken[n] * total // weights[n]))
         taken[source] += 1
         order.append(source)
     return tuple(order)

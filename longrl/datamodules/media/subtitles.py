@@ -108,10 +108,8 @@ def log_subtitles(split: str, rows: Sequence[Row], options: Subtitles) -> None:
 
 def subtitle_files(row: Row, source: str | None) -> list[str]:
     """The files that a row's subtitles are read from; those of its metadata whether or not they are there."""
-    if source is None:
-        return []
     if source != "record":
-        return [path for video in row.videos if (path := _file_of(video, source))]
+        return [path for video in row.videos if source and (path := _file_of(video, source))]
     given = row.metadata.get("subtitles") or []
     listed = given if isinstance(given, list) else [given]
     return [one for one in listed if is_subtitle_file(one)]
@@ -146,7 +144,7 @@ def _lines_of(row: Row, source: str) -> list[list[Line]]:
 
 def _file_of(video: str, folder: str) -> str | None:
     paths = [os.path.join(os.path.expanduser(folder), Path(video).stem + suffix) for suffix in SUFFIXES]
-    return next((path for path in paths if os.path.isfile(path)), None)
+    return next(filter(os.path.isfile, paths), None)
 
 
 def is_subtitle_file(value: object) -> bool:

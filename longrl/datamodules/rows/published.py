@@ -20,6 +20,7 @@ from longrl.datamodules.media.subtitles import is_subtitle_file
 from longrl.datamodules.rows.media_files import find_video
 from longrl.datamodules.rows.question_rows import (
     VIDEO_R1_TASKS,
+    first_field,
     media_fields,
     missing_field_error,
     question_row,
@@ -89,8 +90,8 @@ def lmms_eval_row(record: Record, index: int, media_root: str | None = None) -> 
     `task_type`, `question_category`, `type`.
     """
     doc = record["doc"] if isinstance(record.get("doc"), Mapping) else record
-    named = {**doc, "id": _first(doc, "question_id", "id", "qid", "doc_id", default=record.get("doc_id", index))}
-    video = _first(doc, "video", "video_path", "video_name", "videoID", "video_id")
+    named = {**doc, "id": first_field(doc, "question_id", "id", "qid", "doc_id", default=record.get("doc_id", index))}
+    video = first_field(doc, "video", "video_path", "video_name", "videoID", "video_id")
     if video is None:
         raise missing_field_error(
             named, index, "video", ", and so are 'video_path', 'video_name', 'videoID' and 'video_id'"
@@ -99,15 +100,15 @@ def lmms_eval_row(record: Record, index: int, media_root: str | None = None) -> 
     fields = {
         "question": text_field(named, "question" if "question" in named else "problem", index),
         "options": _options(doc),
-        "answer": _first(doc, "answer", "correct_choice", "answer_number", "answer_id"),
-        "category": _first(doc, "category", "problem_type", "task_type", "question_category", "type"),
-        "metadata": {"video_id": _first(doc, "videoID", "video_id", default=Path(str(video)).stem)} | known,
+        "answer": first_field(doc, "answer", "correct_choice", "answer_number", "answer_id"),
+        "category": first_field(doc, "category", "problem_type", "task_type", "question_category", "type"),
+        "metadata": {"video_id": first_field(doc, "videoID", "video_id", default=Path(str(video)).stem)} | known,
     }
     return _video_row(named, index, media_root, str(video), fields)
 
 
 def _options(doc: Mapping[str, Any]) -> Sequence[object]:
-    options = _first(doc, "options", "choices", "candidates")
+    options = first_field(doc, "options", "choices", "candidates")
     if isinstance(options, Mapping):
         return [options[key] for key in sorted(options)]
     if options is not None:
@@ -193,7 +194,7 @@ def perception_test_rows(record: Record, index: int, media_root: str | None = No
 
     def row(item: Mapping[str, Any], position: int) -> Row:
         fields = {
-            "id": f"{video}-{_first(item, 'question_id', 'id', default=position)}",
+            "id": f"{video}-{first_field(item, 'question_id', 'id', default=position)}",
             "answer": _option_index(item, "answer_id", index),
             "task": "multiple_choice",
             "category": item.get("area"),
@@ -300,7 +301,3 @@ def _option_index(record: Mapping[str, Any], field: str, index: int) -> int:
             f"record {index} (id {record_id(record, index)!r}): {field!r} must be the place of an option, counted from "
             f"0, got {value!r}; correct it, or choose the row function of its schema with data.row_function"
         ) from None
-
-
-def _first(record: Mapping[str, Any], *names: str, default: Any = None) -> Any:
-    return next((record[name] for name in names if record.get(name) is not None), default)

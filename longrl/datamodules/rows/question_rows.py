@@ -159,7 +159,7 @@ def audio_qa_row(record: Record, index: int, media_root: str | None = None) -> R
     if not any(files.values()):
         raise missing_field_error(record, index, "audio", ", and so are 'video' and 'image'")
     fields = {
-        "id": record_id({name: record.get(name) for name in ("problem_id", "id")}, index),
+        "id": str(first_field(record, "problem_id", "id", default=index)),
         "options": record.get("options") or record.get("choices"),
         "category": record.get("category") or record.get("task") or ("video" if files["videos"] else "audio"),
         "reasoning": record.get("reasoning"),
@@ -301,9 +301,12 @@ def media_fields(record: Mapping[str, Any], index: int, media_root: str | None) 
 
 def record_id(record: Mapping[str, Any], index: int) -> str:
     """A record's own name, or its number."""
-    names = ("problem_id", "id", "question_id", "qid")
-    value = next((record[name] for name in names if record.get(name) is not None), index)
-    return str(value)
+    return str(first_field(record, "problem_id", "id", "question_id", "qid", default=index))
+
+
+def first_field(record: Mapping[str, Any], *names: str, default: Any = None) -> Any:
+    """The first of these fields that the record has."""
+    return next((record[name] for name in names if record.get(name) is not None), default)
 
 
 def missing_field_error(record: Mapping[str, Any], index: int, field: str, why: str = "") -> ValueError:

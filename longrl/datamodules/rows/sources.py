@@ -70,8 +70,7 @@ def _read_json(path: Path) -> list[Record]:
         records = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is no JSON: {error}; name a file of one record per line .jsonl") from error
-    named = isinstance(records, dict) and len(records) > 0
-    listed = list(records.values()) if named else records
+    listed = list(records.values()) if isinstance(records, dict) and records else records
     if not isinstance(listed, list) or not all(isinstance(record, dict) for record in listed):
         raise ValueError(f"{path} must hold a list of records, or records by name, got {type(records).__name__}")
     return listed
