@@ -280,7 +280,7 @@ def _video_row(
     record: Mapping[str, Any], index: int, media_root: str | None, video: str, fields: Mapping[str, Any]
 ) -> Row:
     """The row of a question on one video; question and options are the record's unless `fields` has others."""
-    known = {"options": record.get("options"), "videos": (find_video(video, media_root),)} | dict(fields)
+    known: dict[str, Any] = {"options": record.get("options"), "videos": (find_video(video, media_root),), **fields}
     known["metadata"] = {"video_id": Path(video).stem} | known["metadata"]
     question = known.pop("question", None) or text_field(record, "question", index)
     return question_row(record, index, question, known)
