@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol, cast
 
 from typing_extensions import TypeVar
 
@@ -250,6 +250,8 @@ class PromptOfRow(Protocol):
         """What is asked for, and what rewards check answers by."""
 
 
+NOT_SCORED = cast("Tensor", None)
+"""What a group has before it is scored: None, which only those ask about who may get such a group."""
 PromptT = TypeVar("PromptT", bound=PromptOfRow, default=Prompt)
 SampleT = TypeVar("SampleT", default=Completion)
 """What is sampled: completions of text, or the trajectories of a diffusion model (longrl/diffusion/sampler.py)."""
@@ -261,11 +263,11 @@ class Group(Generic[PromptT, SampleT]):
 
     prompt: PromptT
     completions: list[SampleT]
-    rewards: Tensor | None = None
+    rewards: Tensor = NOT_SCORED
     """[G] float32 weighted sum of the parts."""
     reward_parts: dict[str, Tensor] = field(default_factory=dict)
     """name -> [G] float32, unweighted. `accuracy` is what dynamic sampling looks at, when present."""
-    valid: Tensor | None = None
+    valid: Tensor = NOT_SCORED
     """[G] bool; False masks a completion out of the loss (its reward raised, or it was cut off and is filtered)."""
     baseline: float | None = None
     """Reward of a greedy completion, for ReMax."""
@@ -383,3 +385,7 @@ class SamplingParams:
 
 
 Rows = Sequence[Row]
+Features = Mapping[str, "Tensor"]
+"""media key -> [N, D] features of a medium."""
+Metrics = dict[str, float]
+"""name -> value, as loggers take them."""

@@ -80,7 +80,6 @@ class Generations(Callback):
 
 def group_samples(group: Group, step: int, count: int) -> list[dict[str, Any]]:
     """One dict per completion, the parts of its reward included."""
-    assert group.rewards is not None
     row = group.prompt.row
     samples = []
     # Rewards and their parts are [G], one value for each completion.

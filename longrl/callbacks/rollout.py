@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import wait
 from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
 from typing_extensions import override
 
 from longrl.callbacks.background_rollout import BackgroundRollout, run_in_background
@@ -39,7 +38,7 @@ from longrl.modules.policy import PolicyModule
 from longrl.modules.trained import data_module_of, rollout_metrics
 from longrl.rewards import RewardSum
 from longrl.strategies.parallel import Parallel
-from longrl.types import Batch, Group, Prompt, SamplingParams
+from longrl.types import Batch, Features, Group, Metrics, Prompt, SamplingParams
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +104,7 @@ class RolloutCallback(Callback):
         """In the precision that the engine computes in; known from `setup` on."""
         self._num_rollouts = 0
         self._empty_steps = 0
-        self._metrics: dict[str, float] = {}
+        self._metrics: Metrics = {}
         self._waiting = WaitingGroups()
         self._background: BackgroundRollout | None = None
         """Under way during the update, with `overlap`."""
@@ -210,10 +209,7 @@ class RolloutCallback(Callback):
             )  # fmt: skip
         batch.groups = groups[:num_groups]
         waiting.carried = groups[num_groups:]
-        num_useful = 0
-        for group in groups:
-            assert group.valid is not None
-            num_useful += bool(group.valid.any())
+        num_useful = sum(bool(group.valid.any()) for group in groups)
         self._empty_steps = 0 if dp.max(num_useful) else self._empty_steps + 1
         if self._empty_steps == MAX_EMPTY_STEPS:
             self._end_run(sampled)
@@ -248,9 +244,7 @@ class RolloutCallback(Callback):
             samplings.append(replace(self.sampling, num_generations=1, temperature=0.0))
         return RolloutRequest(prompts, engine_prompts, samplings, seed)
 
-    def _generate(
-        self, module: PolicyModule, request: RolloutRequest, features: Mapping[str, Tensor]
-    ) -> list[GeneratedShards]:
+    def _generate(self, module: PolicyModule, request: RolloutRequest, features: Features) -> list[GeneratedShards]:
         """This rank's shards of the groups. An error of one rank is one of all: none waits for another."""
         reads_weights = self.engine.reads_policy_weights
         sp_group = module.parallel.sp_group
@@ -279,9 +273,6 @@ class RolloutCallback(Callback):
         groups = by_sampling[0]
         for greedy_groups in by_sampling[1:]:  # ReMax: the reward of a greedy completion is the group's baseline
             for group, greedy in zip(groups, greedy_groups, strict=True):
-                assert greedy.rewards is not None
-                assert greedy.valid is not None
-                assert group.valid is not None
                 group.baseline = float(greedy.rewards[0])
                 group.valid = group.valid & greedy.valid
         return groups

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from longrl.engines.rollout_engine import RolloutEngine
 from longrl.modules.mini_batches import Mismatch
 from longrl.modules.policy import PolicyModule
 from longrl.packing.lengths import length_problem
-from longrl.types import Completion, Prompt, SamplingParams
+from longrl.types import Completion, Features, Prompt, SamplingParams
 
 NUM_SHOWN = 8
 """Tokens in the message of a failed comparison."""
@@ -112,7 +112,7 @@ def compare_engine(
     engine: RolloutEngine,
     module: PolicyModule,
     prompts: Sequence[Prompt],
-    features: Mapping[str, Tensor],
+    features: Features,
     max_mismatch: float,
 ) -> None:
     """Raises RuntimeError unless engine and trainer read these prompts alike and score greedy tokens alike.
@@ -131,14 +131,7 @@ def compare_engine(
     # 2. A few greedy tokens of every prompt, scored by both.
     greedy = SamplingParams(num_generations=1, max_completion_tokens=PARITY_TOKENS, temperature=0.0)
     with module.parallel.world.raise_on_any_rank():
-        completions = engine.generate(
-            family,
-            module.model,
-            prompts,
-            features,
-            greedy,
-            seed=0,
-        )
+        completions = engine.generate(family, module.model, prompts, features, greedy, seed=0)
     engine.sleep()
     token_ids = [[completion.token_ids for completion in of_prompt] for of_prompt in completions]
     with module.trainer.precision_plugin.forward_context():

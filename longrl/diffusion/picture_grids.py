@@ -146,8 +146,6 @@ def sample_caption(sample: dict[str, Any]) -> str:
 
 def sample_records(group: TrajectoryGroup, count: int) -> list[dict[str, Any]]:
     """One dict for each of the first `count` samples of a scored group, the parts of its reward included."""
-    assert group.rewards is not None
-    assert group.valid is not None
     return [
         {
             "id": group.prompt.row.id,

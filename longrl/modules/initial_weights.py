@@ -122,7 +122,8 @@ def load_checkpoint_weights(model: nn.Module, checkpoint: Path, option: str = IN
         # Shards are read into the model, and adapters beside it; each process that asks reads all of them.
         for name in saved.keys() - targets.keys():
             targets[name] = state[plain_name(name)]
-        saved = read_shards(checkpoint, targets)
+        read_shards(checkpoint, targets)
+        saved = targets
     for name, value in merged_weights(saved, saved_lora(checkpoint), torch.float32):  # rounded once, as it is copied
         state[name].copy_(value)
 
@@ -141,8 +142,8 @@ def read_adapters(source: str, option: str = INIT_FROM) -> dict[str, Tensor]:
             f"{option}={source!r} holds no LoRA adapters; name a run with {OPTION}, or one of its checkpoints"
         )
     if checkpoint.is_dir():
-        targets = {name: torch.empty(value.shape) for name, value in adapters.items()}
-        adapters = read_shards(checkpoint, targets)
+        adapters = {name: torch.empty(value.shape) for name, value in adapters.items()}
+        read_shards(checkpoint, adapters)
     return {name: value.clone() for name, value in adapters.items()}
 
 
@@ -165,13 +166,12 @@ def saved_weights(checkpoint: Path) -> dict[str, Tensor]:
     return weights
 
 
-def read_shards(folder: Path, targets: dict[str, Tensor]) -> dict[str, Tensor]:
+def read_shards(folder: Path, targets: Mapping[str, Tensor]) -> None:
     """Fills `targets` with what the ranks of a run saved, however many they were."""
     from torch.distributed.checkpoint import FileSystemReader, load
 
     state = {"state_dict": {MODEL_PREFIX + name: value for name, value in targets.items()}}
     load(state, storage_reader=FileSystemReader(folder), no_dist=True)
-    return targets
 
 
 def saved_lora(checkpoint: Path) -> LoRASettings | None:

@@ -173,40 +173,25 @@ class FlatGroups(Generic[PromptT, ScoredT]):
 
 def flatten_groups(groups: Sequence[Group[PromptT, ScoredT]], device: torch.device) -> FlatGroups[PromptT, ScoredT]:
     """The groups of a step with what algorithms read of them, on `device`."""
-    lengths: list[int] = []
-    offsets = [0]
-    sampler_logp = [torch.zeros(0)]  # a rank may have no group
-    num_generations = len(groups[0].completions) if groups else 1
-    rewards = [torch.zeros(0, num_generations)]
-    valid = [torch.zeros(0, num_generations, dtype=torch.bool)]
-    on_policy = [torch.zeros(0, dtype=torch.bool)]
-    baselines: list[float] = []
-    for group in groups:
-        assert group.rewards is not None
-        assert group.valid is not None
-        num_tokens = 0
-        for completion in group.completions:
-            lengths.append(len(completion.logprobs))
-            sampler_logp.append(completion.logprobs)
-            num_tokens += len(completion.logprobs)
-        offsets.append(offsets[-1] + num_tokens)
-        rewards.append(group.rewards[None])
-        valid.append(group.valid[None])
-        on_policy.append(torch.full((num_tokens,), not group.carried_over))
-        if group.baseline is not None:
-            baselines.append(group.baseline)
+    num_generations = len(groups[0].completions) if groups else 1  # a rank may have no group
+    logprobs = [completion.logprobs for group in groups for completion in group.completions]
+    lengths = torch.tensor([len(logp) for logp in logprobs], dtype=torch.int64)  # [C]
+    num_tokens = lengths.view(-1, num_generations).sum(1)  # [P]
+    on_policy = torch.tensor([not group.carried_over for group in groups], dtype=torch.bool)  # [P]
+    no_rewards = torch.zeros(0, num_generations)
+    baselines = [group.baseline for group in groups if group.baseline is not None]
     baseline = None
     if len(baselines) == len(groups):
         baseline = torch.tensor(baselines, device=device)  # [P]
     return FlatGroups(
         groups=groups,
-        lengths=torch.tensor(lengths, dtype=torch.int64, device=device),
-        rewards=torch.cat(rewards).to(device),
-        valid=torch.cat(valid).to(device),
+        lengths=lengths.to(device),
+        rewards=torch.cat([no_rewards, *(group.rewards[None] for group in groups)]).to(device),
+        valid=torch.cat([no_rewards.bool(), *(group.valid[None] for group in groups)]).to(device),
         baselines=baseline,
-        sampler_logp=torch.cat(sampler_logp).to(device),
-        on_policy=torch.cat(on_policy).to(device),
-        offsets=offsets,
+        sampler_logp=torch.cat([torch.zeros(0), *logprobs]).to(device),
+        on_policy=on_policy.repeat_interleave(num_tokens).to(device),
+        offsets=[0, *num_tokens.cumsum(0).tolist()],
     )
 
 

@@ -10,7 +10,7 @@ import contextlib
 import copy
 import functools
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ from longrl.modules.trained import NOT_WEIGHTED, TrainedModule, data_module_of
 from longrl.packing.pack import dummy_micro_batch, pack
 from longrl.strategies.fsdp import RootModule
 from longrl.strategies.sequence import SequenceParallel
-from longrl.types import Batch, Group, Packed, PolicyOutput, Prompt
+from longrl.types import Batch, Features, Group, Metrics, Packed, PolicyOutput, Prompt
 
 
 class PolicyModule(TrainedModule):
@@ -159,7 +159,7 @@ class PolicyModule(TrainedModule):
     # -- steps ---------------------------------------------------------------------------------------------------
 
     @override
-    def update_policy(self, batch: Batch) -> dict[str, float]:
+    def update_policy(self, batch: Batch) -> Metrics:
         """The optimizer steps on one rollout; metrics are the mean over them. No groups on any rank, no step."""
         groups = batch.groups
         if groups is None:
@@ -181,7 +181,7 @@ class PolicyModule(TrainedModule):
 
         # 3. Updates. The weights of the first are those that sampled: there engine and trainer are compared.
         monitor = self.mismatch_monitor
-        totals: dict[str, float] = defaultdict(float)
+        totals: Metrics = defaultdict(float)
         for mini_batch in mini_batches * self.epochs_per_rollout:
             prompts = [group.prompt for group in mini_batch.groups]
             completions = token_ids_of(mini_batch.groups)
@@ -200,7 +200,7 @@ class PolicyModule(TrainedModule):
             return means
         return means | self.mismatch_monitor.metrics
 
-    def _sft_step(self, batch: Batch) -> dict[str, float]:
+    def _sft_step(self, batch: Batch) -> Metrics:
         """One optimizer step on the negative log-likelihood per response token of the whole batch."""
         responses = response_targets(batch)
         num_tokens = sum(len(ids) for (ids,) in responses)
@@ -218,10 +218,10 @@ class PolicyModule(TrainedModule):
         self,
         prompts: Sequence[Prompt],
         completions: Sequence[Sequence[Tensor]],
-        features: Mapping[str, Tensor],
+        features: Features,
         loss: TokenLoss,
         monitor: MismatchMonitor | None = None,
-    ) -> dict[str, float]:
+    ) -> Metrics:
         """One optimizer step: micro-batches, backward, clipping, scheduler. Returns metrics summed over all ranks."""
         # 1. Features of an encoder that trains are computed once, and micro-batches leave their gradients in them.
         trainable = None
@@ -230,7 +230,7 @@ class PolicyModule(TrainedModule):
             features = trainable.leaves
 
         # 2. Forward and backward, one micro-batch after the other; gradients add up.
-        totals: dict[str, float] = defaultdict(float)
+        totals: Metrics = defaultdict(float)
         micro_batches, sequence = self._make_micro_batches(prompts, completions)
         for packed in micro_batches:
             output: PolicyOutput = self.policy(
@@ -293,7 +293,7 @@ class PolicyModule(TrainedModule):
 
     # -- scores --------------------------------------------------------------------------------------------------
 
-    def _old_logp(self, flat: FlatGroups, features: Mapping[str, Tensor]) -> Tensor | None:
+    def _old_logp(self, flat: FlatGroups, features: Features) -> Tensor | None:
         """[N] log-probabilities before the update, or None if the first update is the only one.
 
         Groups carried over were sampled by older weights: theirs are the sampler's; so are all of a trusted engine.
@@ -319,7 +319,7 @@ class PolicyModule(TrainedModule):
     def _reference_logp(
         self,
         flat: FlatGroups,
-        features: Mapping[str, Tensor],
+        features: Features,
     ) -> Tensor | None:
         """[N] log-probabilities of the reference policy, or None without KL penalty."""
         reference = self.reference
@@ -343,7 +343,7 @@ class PolicyModule(TrainedModule):
         policy: RootModule,
         prompts: Sequence[Prompt],
         completions: Sequence[Sequence[Tensor]],
-        features: Mapping[str, Tensor],
+        features: Features,
         temperature: float | None = None,
     ) -> Tensor:
         """[N] log-probabilities of all completion tokens, under the policy or the reference.

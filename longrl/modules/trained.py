@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
@@ -27,7 +27,7 @@ from longrl.modules.optimizer import OptimizerSettings
 from longrl.strategies.axis import Axis
 from longrl.strategies.fsdp import RootModule, ShardableFamily
 from longrl.strategies.parallel import Parallel, ParallelModule
-from longrl.types import Group
+from longrl.types import Group, Metrics
 
 if TYPE_CHECKING:
     from longrl.datamodules.longvideo_reason import LongVideoReason
@@ -47,7 +47,7 @@ class PhaseTimes:
     """
 
     def __init__(self) -> None:
-        self._seconds: dict[str, float] = defaultdict(float)
+        self._seconds: Metrics = defaultdict(float)
 
     @contextlib.contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
@@ -58,7 +58,7 @@ class PhaseTimes:
         finally:
             self._seconds[phase] += time.perf_counter() - start
 
-    def collect(self) -> dict[str, float]:
+    def collect(self) -> Metrics:
         """The seconds of each phase; the next step starts at zero."""
         seconds = dict(self._seconds)
         self._seconds.clear()
@@ -74,7 +74,7 @@ class MetricMeans:
     """
 
     def __init__(self) -> None:
-        self._sums: dict[str, float] = defaultdict(float)
+        self._sums: Metrics = defaultdict(float)
         self._counts: Counter[str] = Counter()
 
     def add(self, name: str, total: float, count: int = 1) -> None:
@@ -84,7 +84,6 @@ class MetricMeans:
 
     def add_rewards(self, group: Group[Any, Any], prefix: str, by_category: bool) -> None:
         """Adds reward and parts of the completions that could be rewarded, also under the row's category."""
-        assert group.rewards is not None
         category = group.prompt.row.category
         for name, values in {"reward": group.rewards, **group.reward_parts}.items():
             known = values[group.valid]
@@ -93,7 +92,7 @@ class MetricMeans:
             if by_category:
                 self.add(f"{prefix}/{name}/{category}", total, len(known))
 
-    def collect(self, axis: Axis) -> dict[str, float]:
+    def collect(self, axis: Axis) -> Metrics:
         """The means, nan of no values, and a new start. Every rank of the axis must call it."""
         sums = axis.sum_dict(self._sums)
         counts = axis.sum_dict(self._counts)
@@ -105,7 +104,7 @@ class MetricMeans:
         return means
 
 
-def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
+def rollout_metrics(groups: Sequence[Group]) -> Metrics:
     """What the curves show of all that was sampled in a step, selected or not: rewards, parts, lengths, failures."""
     if not groups:  # a run that goes on with more ranks than groups were waiting
         return {}
@@ -121,21 +120,16 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     return metrics
 
 
-def reward_metrics(groups: Sequence[Group[Any, Any]]) -> dict[str, float]:
+def reward_metrics(groups: Sequence[Group[Any, Any]]) -> Metrics:
     """Rewards and parts, means over the completions that could be rewarded (nan if none), and the others' share."""
-    all_rewards: list[Tensor] = []
-    all_valid: list[Tensor] = []
-    spreads: list[Tensor] = []
+    rewards = torch.cat([group.rewards for group in groups])  # [P * G]
+    valid = torch.cat([group.valid for group in groups])  # [P * G]
+    spreads = []
     for group in groups:
-        assert group.rewards is not None
-        assert group.valid is not None
-        all_rewards.append(group.rewards)
-        all_valid.append(group.valid)
         if group.valid.any():
             spreads.append(group.rewards[group.valid].std(correction=0))
-    valid = torch.cat(all_valid)  # [P * G]
     metrics = {
-        "reward/mean": float(torch.cat(all_rewards)[valid].mean()),
+        "reward/mean": float(rewards[valid].mean()),
         "reward/std_in_group": math.nan,
         "rollout/failed_rewards": float((~valid).float().mean()),
     }
@@ -217,7 +211,7 @@ class TrainedModule(ParallelModule, abc.ABC):
         """The model with its initial weights, and adapters if it is to have any, on the CPU."""
 
     @abc.abstractmethod
-    def update_policy(self, batch: Any) -> dict[str, float]:
+    def update_policy(self, batch: Any) -> Metrics:
         """Takes the optimizer steps on a batch; returns their metrics, none without a step."""
 
     # -- building ------------------------------------------------------------------------------------------------
@@ -304,7 +298,7 @@ class TrainedModule(ParallelModule, abc.ABC):
             self.log_dict(named, batch_size=1)
             self.log("loss", metrics["loss"], prog_bar=True, logger=False, batch_size=1)
 
-    def optimizer_step_clipped(self) -> dict[str, float]:
+    def optimizer_step_clipped(self) -> Metrics:
         """Clips the summed gradients and takes the step; returns the norm they had and the rate of the step."""
         optimizer = self.optimizers()
         scheduler = self.lr_schedulers()
