@@ -19,7 +19,7 @@ class BackgroundRollout:
     module: PolicyModule
     request: RolloutRequest
     generated: Future[list[GeneratedShards]]
-    """What `generate_shards` will return."""
+    """Result of `generate_shards`, once there."""
 
 
 def run_in_background(function: Callable[..., Any], *arguments: Any) -> Future[Any]:

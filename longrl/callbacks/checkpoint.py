@@ -119,7 +119,7 @@ class Checkpoint(ModelCheckpoint):
 
 
 def _unlogged_metrics(trainer: Trainer) -> dict[str, Any] | None:
-    """What Lightning will log of the current batch."""
+    """Metrics of the current batch that Lightning will log."""
     connector = trainer._logger_connector
     if not connector.should_update_logs:
         return None

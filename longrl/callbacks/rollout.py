@@ -98,7 +98,7 @@ class RolloutCallback(Callback):
         self.bypass_old_logp_below = bypass_old_logp_below
         self._monitor = MismatchMonitor(max_mean_mismatch, bypass_old_logp_below, overlap)
         self._is_compared = self.engine.reads_policy_weights
-        """Whether engine and trainer are known to be one model."""
+        """True once engine and trainer are known to be one model."""
         self._parallel = Parallel()
         self._family: CausalFamily
         """In the precision that the engine computes in; known from `setup` on."""

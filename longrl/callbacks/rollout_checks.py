@@ -1,4 +1,4 @@
-"""What is checked before the first step of an RL run: options that contradict each other, lengths, and the engine."""
+"""Checks before the first step of an RL run: options that contradict each other, lengths, and the engine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NUM_SHOWN = 8
 logger = logging.getLogger(__name__)
 
 PARITY_TOKENS = 8
-"""Of each prompt of the first batch, to compare engine and trainer."""
+"""Greedy tokens of each prompt of the first batch by which engine and trainer are compared."""
 
 
 def check_engine_ranks(engine: RolloutEngine, sp_group_size: int) -> None:

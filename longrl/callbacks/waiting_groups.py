@@ -25,7 +25,7 @@ class WaitingGroups:
         self.ahead: list[Group] | None = None
         """Sampled during the last update; None if nothing was."""
         self.restored: dict[str, list[SavedGroup]] = {}
-        """Of a checkpoint, until they are rendered."""
+        """Groups of a checkpoint, until they are rendered."""
 
     def save(self) -> dict[str, list[SavedGroup]]:
         """All of them, by their kind."""

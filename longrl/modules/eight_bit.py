@@ -9,8 +9,8 @@ from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import Optimizer
 
 MOMENT_BYTES = 1 + 4 / 256
-"""Of a number of one moment: 8 bits, and a float32 scale for each block of 256. Weights of fewer than 4,096 numbers
-keep moments of 32 bits."""
+"""Bytes per parameter and moment: 8 bits, and a float32 scale for each block of 256. Weights of fewer than 4,096
+parameters keep moments of 32 bits."""
 
 
 def eight_bit(parameters: Sequence[nn.Parameter], paged: bool) -> type[Optimizer]:

@@ -24,13 +24,13 @@ from longrl.models.lora import (
 from longrl.models.reading import is_local
 
 EXPORTED = ("config.json", "model_index.json")
-"""What a folder of transformers or of a diffusers pipeline has."""
+"""Files by which a folder of transformers or of a diffusers pipeline is known."""
 MODEL_PREFIX = "model."
 """Where a PolicyModule keeps its model in a checkpoint."""
 INIT_FROM = "model.init_from"
 """The option of a training run that names its initial weights."""
 META = "meta.pt"
-"""What Lightning calls the file of a sharded checkpoint that holds all but tensors."""
+"""Lightning's name of the file of a sharded checkpoint that holds all but tensors."""
 
 
 class BuildableFamily(Protocol):

@@ -26,7 +26,7 @@ METRICS = ("mean", "max", "k3", "effective_share")
 
 @dataclass(frozen=True)
 class Mismatch:
-    """How far apart engine and trainer are on the engine's own tokens."""
+    """Difference of engine and trainer in the log-probabilities of the engine's tokens."""
 
     engine_logp: Tensor
     """[N] log-probabilities the engine reported."""
@@ -96,7 +96,7 @@ class MismatchMonitor:
 
     @property
     def bypasses_old_logp(self) -> bool:
-        """Whether the engine's log-probabilities may stand for the old policy's."""
+        """True while the engine's log-probabilities may stand for the old policy's."""
         return self.last_mean is not None and self.last_mean < self.bypass_below
 
     def add_tokens(self, engine_logp: Tensor, trainer_logp: Tensor) -> None:
@@ -127,7 +127,7 @@ class MismatchMonitor:
             )
 
     def failure_message(self, metrics: str) -> str:
-        """What a run above `max_mismatch` ends with."""
+        """Error message of a run above `max_mismatch`."""
         return (
             f"engine and trainer have parted: the log-probabilities of this step's tokens differ by {metrics}, "
             f"mean above max_mean_mismatch={self.max_mismatch}; this step did not change the weights. Go on from the "

@@ -101,7 +101,7 @@ class PolicyModule(TrainedModule):
         self.mismatch_monitor: MismatchMonitor | None = None
         """Compares engine and trainer in every step; the rollout callback sets it."""
         self.vision_encoder_trains = False
-        """Whether features need gradients; known once there are weights."""
+        """True if features need gradients; known once there are weights."""
         disk = None
         if feature_cache_dir:
             disk = DiskCache(family, feature_cache_dir, feature_cache_disk_bytes)

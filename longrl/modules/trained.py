@@ -1,4 +1,4 @@
-"""What every policy's LightningModule does alike: build and shard a model, step its optimizer, resume, log means."""
+"""Base of the policies' LightningModules: builds and shards a model, steps its optimizer, resumes, logs means."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class MetricMeans:
 
 
 def rollout_metrics(groups: Sequence[Group]) -> Metrics:
-    """What the curves show of all that was sampled in a step, selected or not: rewards, parts, lengths, failures."""
+    """Curves of all that was sampled in a step, selected or not: rewards, parts, lengths, failures."""
     if not groups:  # a run that goes on with more ranks than groups were waiting
         return {}
     lengths: list[float] = []
@@ -196,7 +196,7 @@ class TrainedModule(ParallelModule, abc.ABC):
         self.phases = PhaseTimes()
         self.parallel = Parallel()
         self.is_built = False
-        """Whether there are weights."""
+        """True once there are weights."""
         self._eval_means = MetricMeans()
         self._keep_unregistered("reference", None)
 
@@ -204,7 +204,7 @@ class TrainedModule(ParallelModule, abc.ABC):
 
     @abc.abstractmethod
     def is_rl(self) -> bool:
-        """Whether batches are rolled out."""
+        """True if batches are rolled out."""
 
     @abc.abstractmethod
     def build_model(self) -> nn.Module:

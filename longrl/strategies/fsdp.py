@@ -36,7 +36,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 class ShardableFamily(Protocol):
-    """What sharding asks of a model family: where the parts of its model are, and how it computes."""
+    """A model family as sharding sees it: where the parts of its model are, and how it computes."""
 
     @property
     def casts_inputs(self) -> bool:
@@ -50,7 +50,7 @@ class ShardableFamily(Protocol):
         """The repeated layers: one unit each."""
 
     def root_modules(self, model: nn.Module) -> Sequence[nn.Module]:
-        """What the forward pass reads beside the layers; they may contain the layers."""
+        """Modules that the forward pass reads beside the layers; they may contain the layers."""
 
     def media_encoders(self, model: nn.Module) -> Sequence[nn.Module]:
         """All encoders of media."""
@@ -59,7 +59,7 @@ class ShardableFamily(Protocol):
         """Those of them that train."""
 
     def forward(self, model: nn.Module, *inputs: Any, **options: Any) -> Any:
-        """What the policy says of a micro-batch."""
+        """Scores of a micro-batch under the policy."""
 
 
 class RootModule(nn.Module):
@@ -123,7 +123,7 @@ class RootModule(nn.Module):
 
 @dataclass(frozen=True)
 class ShardingOptions:
-    """What FSDP2 does beside sharding."""
+    """Precision and offload of sharded weights."""
 
     compute_dtype: Dtype | None = None
     """Precision of gathered weights, of activations and of a frozen encoder; None is that of the weights themselves.

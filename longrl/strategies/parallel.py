@@ -31,7 +31,7 @@ class Parallel:
     num_gather_chunks: int = 1
     """Messages in which features are gathered: more of them need less memory beside the result."""
     compute_dtype: Dtype | None = None
-    """What sharded weights are gathered in to compute with; None is what they are."""
+    """Precision in which sharded weights are gathered to compute with; None is their own."""
     wrap: Callable[[ShardableFamily, nn.Module], RootModule] = RootModule
     """Makes a model a policy, sharded over the ranks if there are several."""
 
