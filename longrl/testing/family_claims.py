@@ -25,6 +25,7 @@ from longrl.features.cache import FeatureCache
 from longrl.features.disk_cache import DiskCache
 from longrl.features.trainable_features import TrainableFeatures
 from longrl.models.base import CausalFamily
+from longrl.models.reading import RendersPrompts
 from longrl.packing.pack import pack
 from longrl.strategies.axis import Axis
 from longrl.strategies.parallel import SINGLE_RANK_GRID, Parallel
@@ -105,6 +106,8 @@ def check_identity(case: Case) -> str:
     own = [part for part in type(family).__mro__ if "__init__" in vars(part)]
     options = {name for part in own for name in signature(part).parameters}
     shared = {*signature(CausalFamily).parameters, "args", "kwargs"}
+    training = sorted(shared & identity.keys() - {*CausalFamily.answer_options, *RendersPrompts.answer_options})
+    assert not training, f"{', '.join(training)} must not be in identity(): stored answers would depend on training"
     left_out = sorted(options - shared - identity.keys())
     return "plain values, the same in a worker" + (f"; not part of it: {', '.join(left_out)}" if left_out else "")
 

@@ -79,32 +79,21 @@ def tiny_qwen2_5_vl(
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
     tokenizer = tokenizer or tiny_tokenizer()
-    text_config = _text_config(tokenizer) | (text or {})
-    head_size = text_config["hidden_size"] // text_config["num_attention_heads"]
-    text_config.setdefault(
-        "rope_parameters",
-        {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": _mrope_section(head_size)},
-    )
-    vision_config = {
-        "hidden_size": 32, "num_heads": 2, "depth": 2, "intermediate_size": 64, "fullatt_block_indexes": [1],
-        "window_size": 56, "out_hidden_size": text_config["hidden_size"], "tokens_per_second": 2,
-    } | (vision or {})  # fmt: skip
+    text_config = _mrope_text_config(tokenizer, text)
     config = Qwen2_5_VLConfig(
         text_config=text_config,
-        vision_config=vision_config,
+        vision_config=_windowed_vision(text_config, tokens_per_second=2) | (vision or {}),
         tie_word_embeddings=text_config["tie_word_embeddings"],
         **_media_tokens(tokenizer),
         architectures=["Qwen2_5_VLForConditionalGeneration"],
     )
-    config.save_pretrained(folder)
-    Qwen2_5_VLProcessor(
+    processor = Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(),
         video_processor=Qwen2VLVideoProcessor(cap_pixels_per_frame=False),
         tokenizer=tokenizer,
         chat_template=CHAT_TEMPLATE,
-    ).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return Path(folder)
+    )
+    return _save(folder, config, processor, tokenizer)
 
 
 OMNI_TOKENS = {
@@ -145,21 +134,15 @@ def tiny_qwen_omni(
     )
 
     tokenizer = _omni_tokenizer(tokenizer or tiny_tokenizer())
-    text_config = _text_config(tokenizer) | (text or {})
-    head_size, width = text_config["hidden_size"] // text_config["num_attention_heads"], text_config["hidden_size"]
-    rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": _mrope_section(head_size)}
-    text_config.setdefault("rope_parameters", rope)
-    vision_config = {
-        "hidden_size": 32, "num_heads": 2, "depth": 2, "intermediate_size": 64, "fullatt_block_indexes": [1],
-        "window_size": 56, "out_hidden_size": width, "tokens_per_second": 25,
-    } | (vision or {})  # fmt: skip
+    text_config = _mrope_text_config(tokenizer, text)
     audio_config = {
         "d_model": 32, "encoder_attention_heads": 2, "encoder_layers": 2, "encoder_ffn_dim": 64, "num_mel_bins": 32,
-        "output_dim": width,
+        "output_dim": text_config["hidden_size"],
     } | (audio or {})  # fmt: skip
     ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in OMNI_TOKENS.items()}
     thinker = {
-        "text_config": text_config, "vision_config": vision_config, "audio_config": audio_config,
+        "text_config": text_config, "audio_config": audio_config,
+        "vision_config": _windowed_vision(text_config, tokens_per_second=25) | (vision or {}),
         "image_token_index": ids["image_token"], "video_token_index": ids["video_token"],
         "audio_token_index": ids["audio_token"], "audio_start_token_id": ids["audio_bos_token"],
         "audio_end_token_id": ids["audio_eos_token"], "vision_start_token_id": ids["vision_bos_token"],
@@ -167,15 +150,15 @@ def tiny_qwen_omni(
         "tie_word_embeddings": text_config["tie_word_embeddings"],
         "architectures": ["Qwen2_5OmniThinkerForConditionalGeneration"],
     }  # fmt: skip
-    Qwen2_5OmniConfig(thinker_config=thinker, architectures=["Qwen2_5OmniModel"]).save_pretrained(folder)
-    Qwen2_5OmniProcessor(
+    config = Qwen2_5OmniConfig(thinker_config=thinker, architectures=["Qwen2_5OmniModel"])
+    processor = Qwen2_5OmniProcessor(
         image_processor=Qwen2VLImageProcessor(),
         video_processor=Qwen2VLVideoProcessor(cap_pixels_per_frame=False),
         feature_extractor=WhisperFeatureExtractor(feature_size=audio_config["num_mel_bins"], chunk_length=30),
         tokenizer=tokenizer,
         chat_template=OMNI_TEMPLATE,
-    ).save_pretrained(folder)
-    return Path(folder)
+    )
+    return _save(folder, config, processor)
 
 
 def _omni_tokenizer(tokenizer: Any) -> Any:
@@ -240,16 +223,14 @@ def tiny_qwen3_vl(
         **_media_tokens(tokenizer),
         architectures=[f"Qwen3VL{'Moe' if experts else ''}ForConditionalGeneration"],
     )
-    config.save_pretrained(folder)
     half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}  # of the released models, not of the classes
-    Qwen3VLProcessor(
+    processor = Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(patch_size=16, **half),
         video_processor=Qwen3VLVideoProcessor(cap_pixels_per_frame=False, **half),
         tokenizer=tokenizer,
         chat_template=CHAT_TEMPLATE,
-    ).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return Path(folder)
+    )
+    return _save(folder, config, processor, tokenizer)
 
 
 def tiny_vila(
@@ -319,9 +300,12 @@ def tiny_text(folder: str | Path, model_type: str = "qwen2", tokenizer: Any | No
     values = _text_config(tokenizer) | overrides
     values.setdefault("head_dim", values["hidden_size"] // values["num_attention_heads"])
     values.setdefault("architectures", [f"{model_type.capitalize()}ForCausalLM"])
-    config = AutoConfig.for_model(model_type, **values)
-    config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    return _save(folder, AutoConfig.for_model(model_type, **values), tokenizer)
+
+
+def _save(folder: str | Path, *parts: Any) -> Path:
+    for part in parts:
+        part.save_pretrained(folder)
     return Path(folder)
 
 
@@ -334,8 +318,17 @@ def _text_config(tokenizer: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _mrope_section(head_size: int) -> list[int]:
+def _mrope_text_config(tokenizer: Any, overrides: dict[str, Any] | None) -> dict[str, Any]:
     """Rotary frequencies for time, height and width in Qwen's proportion 16 : 24 : 24 of half the head size."""
-    half = head_size // 2
+    config = _text_config(tokenizer) | (overrides or {})
+    half = config["hidden_size"] // config["num_attention_heads"] // 2
     space = half * 3 // 8
-    return [half - 2 * space, space, space]
+    rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [half - 2 * space, space, space]}
+    return {"rope_parameters": rope} | config
+
+
+def _windowed_vision(text_config: dict[str, Any], tokens_per_second: int) -> dict[str, Any]:
+    return {
+        "hidden_size": 32, "num_heads": 2, "depth": 2, "intermediate_size": 64, "fullatt_block_indexes": [1],
+        "window_size": 56, "out_hidden_size": text_config["hidden_size"], "tokens_per_second": tokens_per_second,
+    }  # fmt: skip

@@ -63,6 +63,10 @@ class AnyObject(MistralFamily):
         return super().identity() | {"option": object()}
 
 
+class TrainingOption(MistralFamily):
+    answer_options = ("gradient_checkpointing",)
+
+
 class NoEnd(MistralFamily):
     def encode_response(self, response):
         return super().encode_response(response)[:-1]
@@ -97,6 +101,7 @@ class EncodesOtherwise(InternVLFamily):
         (WrongPositions, r"fails 'same logits': .*\n  TextStack .*\n  RendersPrompts .* its own position_ids\n"),
         (OneName, r"fails 'engine': two weights have one name.*\n  EngineAdapter .* its own engine_weight\n"),
         (AnyObject, r"fails 'identity': .*JSON.*\n  RendersPrompts .* its own identity\n"),
+        (TrainingOption, r"fails 'identity': gradient_checkpointing must not be in identity"),
         (NoEnd, r"fails 'SFT': a response must end.*\n  RendersPrompts .* its own encode_response\n"),
         (ForgetsWeights, r"fails 'export': .* other bits of .*\n  BuildsModel .* save_weights"),
         (MoreFeatures, r"fails 'features': features of video .*\n(.*\n)*  PatchesMedia .* its own .*num_features"),
