@@ -203,9 +203,10 @@ class TextStack(RendersPrompts):
                     media.append(features[key])
                     num_features += len(features[key])
             if num_features != num_placeholders:
-                kinds = " and ".join(kind for kind in tokens if tokens[kind] == token)
+                kinds = [kind for kind in tokens if tokens[kind] == token]
                 raise ValueError(
-                    f"{num_placeholders} {kinds} placeholders in the packed prompts, but {num_features} features"
+                    f"{num_placeholders} {' and '.join(kinds)} placeholders in the packed prompts, but {num_features} "
+                    "features"
                 )
             if num_placeholders:
                 first = int(is_placeholder[: rows.start].sum())
