@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import abc
-import contextlib
 import copy
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -59,7 +58,8 @@ class BuildsModel(PretrainedFolder):
         options = {"attn_implementation": self.attn_implementation(), "dtype": getattr(torch, self.dtype)}
         if source is None:
             config = copy.deepcopy(self.config)  # the model keeps it and sets its attention in it
-            with _seeded(self.init_seed):
+            with torch.random.fork_rng(devices=[]):  # the trainer's own random state stays
+                torch.manual_seed(self.init_seed)
                 model = self.auto_class().from_config(config, **options)
         else:
             self._check_same_architecture(source)
@@ -139,11 +139,3 @@ def check_loaded(
             f"{folder} does not hold the weights its config.json describes: {'; '.join(sorted(problems)[:5])} "
             f"({len(problems)} differences); fetch the folder again, or correct its config.json"
         )
-
-
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Random weights from `seed`, the trainer's own random state untouched."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield

@@ -10,7 +10,6 @@ The load-balancing loss of a mixture's router is not part of any objective here.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -150,11 +149,6 @@ class Qwen3VLFamily(Qwen2_5_VLFamily):
     @override
     def engine_times(self, videos: Sequence[Media]) -> dict[str, Any]:
         return {"timestamps": [torch.tensor(item.timestamps, dtype=torch.float64) for item in videos]}
-
-    @override
-    def engine_media_name(self, media: Media) -> str:
-        times = hashlib.sha256(repr(media.timestamps).encode()).hexdigest()[:16]
-        return f"{media.key}|{times}"
 
 
 def _without_marks(ids: list[int], config: Any) -> list[int]:

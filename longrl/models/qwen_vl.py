@@ -7,6 +7,7 @@ used so far plus one; transformers 5.19 goes on at max(h, w) only, which is anot
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -276,7 +277,10 @@ class Qwen2_5_VLFamily(CausalFamily):
             data[kind] = {f"{kind}_embeds": embeds, f"{kind}_grid_thw": grids}
             if kind == "video":
                 data[kind] |= self.engine_times(media)
-            names[kind] = [self.engine_media_name(item) for item in media]
+            names[kind] = []
+            for item in media:  # tells apart all that the model reads differently: features, and times
+                times = repr((item.seconds_per_temporal_patch, item.timestamps))
+                names[kind].append(f"{item.key}|{hashlib.sha256(times.encode()).hexdigest()[:16]}")
         request: dict[str, Any] = {"prompt_token_ids": self._compact(prompt)}
         return request | ({"multi_modal_data": data, "multi_modal_uuids": names} if data else {})
 
@@ -284,10 +288,6 @@ class Qwen2_5_VLFamily(CausalFamily):
         """What vLLM must know of the videos' times."""
         seconds = [item.seconds_per_temporal_patch for item in videos]
         return {"second_per_grid_ts": torch.tensor(seconds, dtype=torch.float64)}
-
-    def engine_media_name(self, media: Media) -> str:
-        """Tells apart all that the model reads differently: features, and times."""
-        return f"{media.key}|{media.seconds_per_temporal_patch}"
 
     def _compact(self, prompt: Prompt) -> list[int]:
         """The prompt's tokens with one placeholder per media item."""
