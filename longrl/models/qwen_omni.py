@@ -252,10 +252,8 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
         heard = _chunks(range(media.sound_tokens), size)
         pieces: list[tuple[str, slice]] = []
         for video, audio in itertools.zip_longest(seen, heard):
-            if video is not None:
-                pieces.append(("video", video))
-            if audio is not None:
-                pieces.append(("audio", audio))
+            pair = (("video", video), ("audio", audio))
+            pieces += [(kind, piece) for kind, piece in pair if piece is not None]
         return pieces
 
     # -- features ------------------------------------------------------------------------------------------------
@@ -279,10 +277,8 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
 
         left = {False: iter(seen), True: iter(heard)}
         features = [next(left[item.kind == "audio"]) for item in media]
-        if idle:
-            none = [rows[:0] for rows in idle]
-            features = [torch.cat([rows, *none]) for rows in features]
-        return features
+        none = [rows[:0] for rows in idle]
+        return [torch.cat([rows, *none]) for rows in features] if idle else features
 
     def _encode_sounds(self, model: Any, media: Sequence[Media]) -> list[Tensor]:
         """[N_i, D] of sounds. The encoder attends within a window, so cutting a long one between windows is exact."""
@@ -347,15 +343,12 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
         request: dict[str, Any] = {"prompt_token_ids": compact}
         if items:
             request["multi_modal_data"] = {kind: _stacked(kind, parts) for kind, parts in items.items()}
-            request["multi_modal_uuids"] = {kind: _item_names(prompt, kind, parts) for kind, parts in items.items()}
+            request["multi_modal_uuids"] = {}
+        for kind, parts in items.items():
+            keys = [item.key for item in prompt.media if item.kind == kind]
+            names = [f"{keys} {part['first']} {len(part['embeds'])} {part['positions'].tolist()}" for part in parts]
+            request["multi_modal_uuids"][kind] = [hashlib.sha256(name.encode()).hexdigest() for name in names]
         return request
-
-
-def _item_names(prompt: Prompt, kind: str, items: Sequence[Mapping[str, Any]]) -> list[str]:
-    """An id of each item: features of its kind, which of them, and where it stands."""
-    keys = [item.key for item in prompt.media if item.kind == kind]
-    names = [f"{keys} {item['first']} {len(item['embeds'])} {item['positions'].tolist()}" for item in items]
-    return [hashlib.sha256(name.encode()).hexdigest() for name in names]
 
 
 def _stacked(kind: str, items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:

@@ -198,10 +198,8 @@ class VilaFamily(CausalFamily):
         media = self._with_grid(self.outline_media(frames), frames, (rows, columns))
         if not len(frames.pixels):  # another rank has it
             return media
-        if scales:
-            tiles = with_scales(frames.pixels, rows, columns, size, scales)
-        else:
-            tiles = with_thumbnail(frames.pixels, rows, columns, size)
+        grid = (frames.pixels, rows, columns, size)
+        tiles = with_scales(*grid, scales) if scales else with_thumbnail(*grid)
         return replace(media, patches=tiles.flatten(1))
 
     @property
@@ -270,19 +268,19 @@ class VilaFamily(CausalFamily):
     @override
     def encode_media(self, model: Any, media: Sequence[Media]) -> list[Tensor]:
         """[N_i, D] features of each media item. A frame or tile is encoded on its own, whatever else is in the call."""
-        return [self._features(model, item) for item in media]
-
-    def _features(self, model: Any, media: Media) -> Tensor:
         size = self.config.size
         device = model.get_input_embeddings().weight.device
-        pixels = media.patches.view(-1, 3, size, size)
-        if self._by_scales(media):
-            return model.visual(pixels.to(device), self._tiles(media.grid_thw))[0]
-        calls = pixels.split(self.max_frames_per_encode)
-        frames = torch.cat([model.visual(call.to(device)) for call in calls])
-        if media.kind == "video":
-            frames = average_frames(frames, media.grid_thw[0], (media.temporal_patch_size, *self.config.video.pool))
-        return frames.flatten(0, 1)
+        features = []
+        for item in media:
+            pixels = item.patches.view(-1, 3, size, size)
+            if self._by_scales(item):
+                features.append(model.visual(pixels.to(device), self._tiles(item.grid_thw))[0])
+                continue
+            frames = torch.cat([model.visual(call.to(device)) for call in pixels.split(self.max_frames_per_encode)])
+            if item.kind == "video":
+                frames = average_frames(frames, item.grid_thw[0], (item.temporal_patch_size, *self.config.video.pool))
+            features.append(frames.flatten(0, 1))
+        return features
 
     @override
     def planning_sizes(self) -> tuple[TextSizes, VisionSizes | None]:

@@ -92,8 +92,10 @@ class Visual(nn.Module):
             return self.mm_projector(features)
         if grid is None:  # frames and images that are not cut have one scale, taken for all
             return self.mm_projector(features.repeat(1, 1, len(self.scales)))
-        merged, grid = self._side_by_side(features, grid)
-        return _joined(self.mm_projector(_cut(merged, grid)), grid).flatten(2).transpose(1, 2)
+        merged, (rows, columns) = self._side_by_side(features, grid)
+        cut = merged[0].unflatten(2, (columns, -1)).unflatten(1, (rows, -1))  # [C, rows, side, columns, side]
+        tiles = cut.permute(1, 3, 2, 4, 0).flatten(2, 3).flatten(0, 1)  # [rows * columns, P, C]
+        return _joined(self.mm_projector(tiles), (rows, columns)).flatten(2).transpose(1, 2)
 
     def patch_features(self, pixels: Tensor) -> Tensor:
         """[F, 3, S, S] uint8 -> [F, P, C], of the selected layer; those behind it do not run."""
@@ -123,13 +125,6 @@ def _joined(tiles: Tensor, grid: tuple[int, int]) -> Tensor:
     side = round(tiles.shape[1] ** 0.5)
     cut = tiles.view(*grid, side, side, -1)
     return cut.permute(4, 0, 2, 1, 3).flatten(1, 2).flatten(2)[None]
-
-
-def _cut(image: Tensor, grid: tuple[int, int]) -> Tensor:
-    """[1, C, H, W] -> [rows * columns, P, C]."""
-    rows, columns = grid
-    cut = image[0].unflatten(2, (columns, -1)).unflatten(1, (rows, -1))  # [C, rows, side, columns, side]
-    return cut.permute(1, 3, 2, 4, 0).flatten(2, 3).flatten(0, 1)
 
 
 class VilaModel(nn.Module):

@@ -17,16 +17,15 @@ def resize_frames(pixels: Tensor, width: int, height: int) -> Tensor:
     """[F, 3, H, W] uint8 -> [F, 3, height, width] uint8."""
     if tuple(pixels.shape[-2:]) == (height, width):
         return pixels
-    return torch.stack([_resize_frame(frame, width, height) for frame in pixels])
-
-
-def _resize_frame(frame: Tensor, width: int, height: int) -> Tensor:
     import numpy as np
     from PIL import Image
 
-    image = Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy())
-    array = np.array(image.resize((width, height), Image.Resampling.BICUBIC))
-    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+    resized = []
+    for frame in pixels:
+        image = Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy())
+        array = np.array(image.resize((width, height), Image.Resampling.BICUBIC))
+        resized.append(torch.from_numpy(array).permute(2, 0, 1).contiguous())
+    return torch.stack(resized)
 
 
 def tile_grid(height: int, width: int, size: int, *, min_tiles: int, max_tiles: int) -> tuple[int, int]:
@@ -42,11 +41,8 @@ def tile_grid(height: int, width: int, size: int, *, min_tiles: int, max_tiles: 
         min_tiles: the fewest.
         max_tiles: the most.
     """
-    grids = [
-        (rows, columns)
-        for rows, columns in itertools.product(range(1, max_tiles + 1), repeat=2)
-        if min_tiles <= rows * columns <= max_tiles
-    ]
+    pairs = itertools.product(range(1, max_tiles + 1), repeat=2)
+    grids = [grid for grid in pairs if min_tiles <= grid[0] * grid[1] <= max_tiles]
     nearest, best = float("inf"), (1, 1)
     for rows, columns in sorted(grids, key=lambda grid: grid[0] * grid[1]):
         distance = abs(width / height - columns / rows)

@@ -38,14 +38,13 @@ def shape_mask(shape: str, radius: int) -> NDArray[np.bool_]:
     """[2r+1, 2r+1] True where the shape is; all four have about the same extent."""
     axis = np.linspace(-1.0, 1.0, 2 * radius + 1)
     y, x = axis[:, None], axis[None, :]
-    if shape == "circle":
-        return x**2 + y**2 <= 1.0
-    if shape == "square":
-        return (abs(x) <= 0.92) & (abs(y) <= 0.92)
-    if shape == "triangle":
-        return abs(x) <= (y + 1.0) / 2
-    assert shape == "cross", shape
-    return (abs(x) <= 0.3) | (abs(y) <= 0.3)
+    masks = {
+        "circle": x**2 + y**2 <= 1.0,
+        "square": (abs(x) <= 0.92) & (abs(y) <= 0.92),
+        "triangle": abs(x) <= (y + 1.0) / 2,
+        "cross": (abs(x) <= 0.3) | (abs(y) <= 0.3),
+    }
+    return masks[shape]
 
 
 def draw_background(rng: Random, size: int) -> Image:

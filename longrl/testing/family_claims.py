@@ -36,7 +36,9 @@ from longrl.testing.plain_forward import (
     assert_same_gradients,
     gradients,
     plain_logits,
+    qwen_media_inputs,
     separate_logps,
+    stock_model,
 )
 from longrl.testing.sample_prompts import local_frames, noise_frames, random_completions
 from longrl.types import FULL_SHARD, FrameShard, MediaKind, Prompt, SamplingParams
@@ -62,6 +64,8 @@ class Case:
     media_inputs: MediaInputs
     num_ranks: int
     folder: Path
+    shard: FrameShard = FULL_SHARD
+    """The part of all media that this process decodes."""
 
     @functools.cached_property
     def model(self) -> Any:
@@ -75,8 +79,8 @@ class Case:
 
     @functools.cached_property
     def prompts(self) -> list[Prompt]:
-        """Rendered once, with all media."""
-        return self.make_prompts(self.family, FULL_SHARD)
+        """Rendered once, with this process's part of all media."""
+        return self.make_prompts(self.family, self.shard)
 
     @functools.cached_property
     def completions(self) -> list[list[Tensor]]:
@@ -90,6 +94,10 @@ class Case:
         num_tokens = sum(len(completion) for group in self.completions for completion in group)
         return torch.randn(num_tokens, generator=torch.Generator().manual_seed(1))
 
+    def features(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        """Features of all media in some prompts, by key."""
+        return FeatureCache(self.family).get_or_encode(self.model, prompts)
+
 
 # ---- what needs no weights ----
 
@@ -98,9 +106,8 @@ def check_identity(case: Case) -> str:
     """`identity` is made of plain values, and the same in a worker."""
     family = case.family
     identity = family.identity()
-    assert json.loads(json.dumps(identity)) == identity, (
-        "identity() must hold plain values: text, numbers, lists, dicts"
-    )
+    is_plain = json.loads(json.dumps(identity)) == identity
+    assert is_plain, "identity() must hold plain values: text, numbers, lists, dicts"
     worker = pickle.loads(pickle.dumps(family))
     assert worker.identity() == identity, "a worker's copy has another identity"
     own = [part for part in type(family).__mro__ if "__init__" in vars(part)]
@@ -209,9 +216,8 @@ def check_same_logits(case: Case) -> str:
     for prompt, (completion, *_) in zip(case.prompts, case.completions, strict=True):
         with torch.no_grad():
             expected = plain_logits(case.plain, prompt, completion, case.media_inputs)
-            features = FeatureCache(case.family).get_or_encode(case.model, [prompt])
             (packed,) = pack([prompt], [[completion]], NO_LIMIT)
-            inputs = case.family.text_inputs(case.model, packed, features)
+            inputs = case.family.text_inputs(case.model, packed, case.features([prompt]))
             positions = packed.position_ids[:, None]
             hidden = case.family.hidden_states(case.model, positions, spans=packed.spans, **inputs)[0]
             logits = hidden[packed.predict_from] @ case.model.get_output_embeddings().weight.T
@@ -227,14 +233,10 @@ def check_shared_prefix(case: Case) -> str:
     (expected * weights).sum().backward()
     trains = {name for name, parameter in case.model.named_parameters() if parameter.requires_grad}
     grads = {name: grad for name, grad in gradients(case.plain).items() if name in trains}
-    longest = max(
-        len(prompt.input_ids) + max(map(len, group))
-        for prompt, group in zip(case.prompts, case.completions, strict=True)
-    )
+    groups = zip(case.prompts, case.completions, strict=True)
+    longest = max(len(prompt.input_ids) + max(map(len, group)) for prompt, group in groups)
     for max_tokens in (longest, NO_LIMIT):
-        logps, ours = score_and_differentiate(
-            case.family, case.model, case.prompts, case.completions, weights, max_tokens=max_tokens
-        )
+        logps, ours = score_and_differentiate(case, max_tokens=max_tokens)
         _compare("log-probabilities of packed groups", logps, expected.detach())
         assert_same_gradients(ours, grads)
     return f"{len(weights)} log-probabilities and {len(grads)} gradients, packed and one by one"
@@ -242,31 +244,27 @@ def check_shared_prefix(case: Case) -> str:
 
 def check_sft(case: Case) -> str:
     """The loss of a response is the plain model's cross-entropy, and the response ends with the end token."""
-    prompts = [prompt for prompt in case.prompts if prompt.response_ids is not None]
-    if not prompts:
+    pairs = [(prompt, prompt.response_ids) for prompt in case.prompts if prompt.response_ids is not None]
+    if not pairs:
         raise DoesNotApply("no prompt has a response")
-    responses = [prompt.response_ids for prompt in prompts if prompt.response_ids is not None]
+    prompts, responses = zip(*pairs, strict=True)
     for ids in responses:
         assert int(ids[-1]) == case.family.tokenizer.eos_token_id, "a response must end with the tokenizer's end token"
     with torch.no_grad():
-        logits = [
-            plain_logits(case.plain, p, ids, case.media_inputs) for p, ids in zip(prompts, responses, strict=True)
-        ]
+        logits = [plain_logits(case.plain, prompt, ids, case.media_inputs) for prompt, ids in pairs]
         expected = float(nn.functional.cross_entropy(torch.cat(logits), torch.cat(responses)))
-        features = FeatureCache(case.family).get_or_encode(case.model, prompts)
         (packed,) = pack(prompts, [[ids] for ids in responses], NO_LIMIT)
-        loss = -float(case.family.forward(case.model, packed, features).logp.mean())
+        loss = -float(case.family.forward(case.model, packed, case.features(prompts)).logp.mean())
     assert abs(loss - expected) <= TOLERANCE * abs(expected), f"the loss is {loss} instead of {expected}"
     return f"loss {loss:.4f} of {len(responses)} responses"
 
 
 def check_generation(case: Case) -> str:
     """Greedy tokens are the plain model's argmax, step by step."""
-    features = FeatureCache(case.family).get_or_encode(case.model, case.prompts)
     greedy = SamplingParams(num_generations=1, max_completion_tokens=NUM_GREEDY_TOKENS, temperature=0.0)
     # Few tokens at a time, so that a chunk ends within a prompt.
     engine = HFEngine(prefill_chunk_tokens=17)
-    groups = engine.generate(case.family, case.model, case.prompts, features, greedy, seed=0)
+    groups = engine.generate(case.family, case.model, case.prompts, case.features(case.prompts), greedy, seed=0)
     for prompt, (completion,) in zip(case.prompts, groups, strict=True):
         ids = completion.token_ids
         with torch.no_grad():
@@ -309,7 +307,7 @@ def check_engine(case: Case) -> str:
     names = [name for name, _ in engine_weights(case.family, case.model)]
     assert names, "engine_weight() knows no weight of the model"
     assert len(names) == len({*names}), "two weights have one name in the engine"
-    features = FeatureCache(case.family).get_or_encode(case.model, case.prompts)
+    features = case.features(case.prompts)
     for prompt in case.prompts:
         request = case.family.engine_request(prompt, features)
         assert {"prompt_token_ids", "prompt_embeds"} & request.keys(), f"{prompt.id!r} makes the request {[*request]}"
@@ -350,45 +348,34 @@ def check_sequence_parallel(case: Case) -> str:
         raise DoesNotApply("supports_sequence_parallel is False")
     if case.num_ranks == 1:
         raise DoesNotApply("num_ranks is 1")
-    weights = case.loss_weights
-    logps, grads = score_and_differentiate(case.family, case.family.build(), case.prompts, case.completions, weights)
-    results = run_on_ranks(_on_a_rank, case.num_ranks, case.family, case.make_prompts, case.completions, weights)
-    for theirs, their_grads in results:
+    logps, grads = score_and_differentiate(case)
+    # Without what is built already, and without functions that ranks do not call.
+    bare = replace(case, plain_model=stock_model, media_inputs=qwen_media_inputs)
+    for theirs, their_grads in run_on_ranks(_on_a_rank, case.num_ranks, bare):
         _compare(f"log-probabilities of {case.num_ranks} ranks", theirs, logps)
         assert_same_gradients(their_grads, grads)
-    return f"{len(weights)} log-probabilities and {len(grads)} gradients on {case.num_ranks} ranks"
+    return f"{len(logps)} log-probabilities and {len(grads)} gradients on {case.num_ranks} ranks"
 
 
-def _on_a_rank(
-    family: CausalFamily,
-    make_prompts: Callable[[CausalFamily, FrameShard], list[Prompt]],
-    completions: Sequence[Sequence[Tensor]],
-    weights: Tensor,
-) -> tuple[Tensor, dict[str, Tensor]]:
+def _on_a_rank(case: Case) -> tuple[Tensor, dict[str, Tensor]]:
     axis = Axis.of(dist.group.WORLD)
     parallel = Parallel(world=axis, sp_group=axis)
-    prompts = make_prompts(family, FrameShard(axis.rank, axis.size))
-    model = family.build()
-    logps, grads = score_and_differentiate(
-        family, model, prompts, completions, weights, parallel, SequenceParallel(axis)
-    )
+    case = replace(case, shard=FrameShard(axis.rank, axis.size))
+    logps, grads = score_and_differentiate(case, parallel, SequenceParallel(axis))
     # A rank has the part that flowed through its rows; one without any of a weight has no gradient of it.
-    zeros = {name: torch.zeros_like(p) for name, p in model.named_parameters() if p.requires_grad}
+    zeros = {name: torch.zeros_like(p) for name, p in case.model.named_parameters() if p.requires_grad}
     total = {name: axis.sum(grads.get(name, zero)) for name, zero in zeros.items()}
     return logps, {name: grad for name, grad in total.items() if grad.any()}
 
 
 def score_and_differentiate(
-    family: CausalFamily,
-    model: Any,
-    prompts: Sequence[Prompt],
-    completions: Sequence[Sequence[Tensor]],
-    weights: Tensor,
+    case: Case,
     parallel: Parallel = SINGLE_RANK_GRID,
     sequence: SequenceParallel = NO_SEQUENCE_PARALLEL,
     max_tokens: int = NO_LIMIT,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """[N] log-probabilities of packed groups, and the gradients of their sum weighted by [N] `weights`."""
+    """[N] log-probabilities of packed groups, and the gradients of their sum weighted by the case's loss weights."""
+    family, model, prompts, weights = case.family, case.model, case.prompts, case.loss_weights
     trained = None
     if family.trained_encoders(model):
         trained = TrainableFeatures(family, model, prompts, parallel)
@@ -396,7 +383,7 @@ def score_and_differentiate(
     else:
         features = FeatureCache(family, parallel=parallel).get_or_encode(model, prompts)
     logps = torch.zeros(len(weights))
-    for packed in pack(prompts, completions, max_tokens):
+    for packed in pack(prompts, case.completions, max_tokens):
         output = family.forward(model, packed, features, 1.0, sequence)
         logps[packed.token_index] = output.logp.detach()
         (output.logp * weights[packed.token_index]).sum().backward()

@@ -40,11 +40,6 @@ def local_frames(frames: Frames, share: FrameShard, temporal_patch_size: int | T
     return replace(frames, pixels=frames.pixels[indices.start : indices.stop])
 
 
-def sample_row(name: str) -> Row:
-    """A question with a known answer."""
-    return Row(id=name, problem="Which?\nA. one\nB. two\nC. three\nD. four", answer="A")
-
-
 def sample_prompts(family: CausalFamily, share: FrameShard = FULL_SHARD) -> list[Prompt]:
     """Three prompts of different lengths, as a rank with this share of the media renders them.
 
@@ -61,18 +56,17 @@ def sample_prompts(family: CausalFamily, share: FrameShard = FULL_SHARD) -> list
     clips = {tag: clip for tag, clip in clips.items() if clip.kind in kinds}
     tags = " and".join(clips)
     lone = [noise_frames(6, 60, 60, "v3")] if "video" in kinds else []
-    asked: list[tuple[str, str, Sequence[Frames | AudioClip]]] = [
+    questions: list[tuple[str, str, Sequence[Frames | AudioClip]]] = [
         ("mixed", f"What comes first in {tags}?" if clips else "Which one?", list(clips.values())),
         ("video", "What? And then? " * (1 if lone else 5), lone),
         ("text", "no media here", []),
     ]
     prompts = []
-    for name, question, media in asked:
-        local = [
-            local_frames(clip, share, family.temporal_patch_size) if isinstance(clip, Frames) else clip
-            for clip in media
-        ]
-        prompts.append(family.render(sample_row(name), question, local, response="It is the first."))
+    patch_size = family.temporal_patch_size
+    for name, question, media in questions:
+        row = Row(id=name, problem="Which?\nA. one\nB. two\nC. three\nD. four", answer="A")
+        local = [local_frames(item, share, patch_size) if isinstance(item, Frames) else item for item in media]
+        prompts.append(family.render(row, question, local, response="It is the first."))
     return prompts
 
 

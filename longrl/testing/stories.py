@@ -117,12 +117,9 @@ def ask_temporal(story: Story, rng: Random) -> Question:
     following = [*order[index + 1 :], NOTHING] if open_end else order[index + 1 :]
     others = order[:index] + following[1:]
     comes = following[0] if following[0] == NOTHING else f"the {following[0]}"
-    return Question(
-        text=f"What comes right {word} the {order[index]}?",
-        correct=following[0],
-        distractors=rng.sample(others, 3),
-        deduction=f"{word.capitalize()} the {order[index]} comes {comes}.",
-    )
+    text = f"What comes right {word} the {order[index]}?"
+    deduction = f"{word.capitalize()} the {order[index]} comes {comes}."
+    return Question(text, following[0], rng.sample(others, 3), deduction)
 
 
 def ask_spatial(story: Story, rng: Random) -> Question:
@@ -140,12 +137,8 @@ def ask_goal(story: Story, rng: Random) -> Question:
     same, other = kinds if story.goal in kinds[0] else kinds[::-1]
     same = [attribute for attribute in same if attribute != story.goal]
     distractors = _most_tempting(same, story, rng)[:1] + _most_tempting(other, story, rng)[:2]
-    return Question(
-        text="What does the robot look for?",
-        correct=story.goal,
-        distractors=rng.sample(distractors, 3),
-        deduction=f"The robot is at {visited}. It looks for {story.goal}.",
-    )
+    deduction = f"The robot is at {visited}. It looks for {story.goal}."
+    return Question("What does the robot look for?", story.goal, rng.sample(distractors, 3), deduction)
 
 
 def _most_tempting(attributes: list[str], story: Story, rng: Random) -> list[str]:
