@@ -229,8 +229,7 @@ def to_checkpoint(settings: LoRASettings | None) -> dict[str, Any] | None:
 
 def from_checkpoint(saved: Mapping[str, Any]) -> LoRASettings | None:
     """The settings of a checkpoint's adapters, None if it has none."""
-    values = saved.get("lora")
-    return None if values is None else LoRASettings(**values)
+    return None if saved.get("lora") is None else LoRASettings(**saved["lora"])
 
 
 def check_resumed(settings: LoRASettings | None, saved: Mapping[str, Any]) -> None:

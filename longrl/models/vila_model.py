@@ -170,18 +170,13 @@ class VilaModel(nn.Module):
         config = VilaConfig(folder)
         parts = []
         kinds: dict[str, Any] = {"llm": AutoModelForCausalLM, "vision_tower": AutoModel}
+        options = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
         for name, auto_class in kinds.items():
-            part, info = auto_class.from_pretrained(
-                folder / name,
-                attn_implementation=attn_implementation[name],
-                dtype=dtype,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-            )
+            attention = attn_implementation[name]
+            part, info = auto_class.from_pretrained(folder / name, attn_implementation=attention, **options)
             check_loaded(folder / name, **info)
             parts.append(part)
-        llm, vision_encoder = parts
-        return cls(config, llm, vision_encoder, _load_projector(folder / "mm_projector", config).to(dtype))
+        return cls(config, *parts, _load_projector(folder / "mm_projector", config).to(dtype))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes the folder as released: weights and configs; `save_processing` of the family adds the rest."""

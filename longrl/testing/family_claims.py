@@ -133,9 +133,8 @@ def check_prompts(case: Case) -> str:
         for token in {*tokens.values()}:
             num_features = sum(family.num_features(item) for item in prompt.media if tokens[item.kind] == token)
             num_tokens = int((prompt.input_ids == token).sum())
-            assert num_tokens == num_features, (
-                f"prompt {prompt.id!r} has {num_tokens} media placeholders for {num_features} features"
-            )
+            error = f"prompt {prompt.id!r} has {num_tokens} media placeholders for {num_features} features"
+            assert num_tokens == num_features, error
         same = torch.equal(prompt.input_ids, other.input_ids) and torch.equal(prompt.position_ids, other.position_ids)
         assert same, f"a worker's copy renders {prompt.id!r} otherwise"
     return f"{len(case.prompts)} prompts, {sum(len(prompt.media) for prompt in case.prompts)} media"
@@ -171,10 +170,8 @@ def check_patches(case: Case) -> str:
 def check_planning_sizes(case: Case) -> str:
     """`planning_sizes` are those of the model that is built."""
     text, vision = case.family.planning_sizes()
-    vocabulary, hidden = case.model.get_output_embeddings().weight.shape
-    assert (text.hidden, text.vocabulary) == (hidden, vocabulary), (
-        f"{text} is not the LM head's [{vocabulary}, {hidden}]"
-    )
+    vocabulary, hidden = head = case.model.get_output_embeddings().weight.shape
+    assert (text.vocabulary, text.hidden) == head, f"{text} is not the LM head's {[*head]}"
     encoders = case.family.media_encoders(case.model)
     if not encoders:
         return f"hidden size {hidden}, vocabulary {vocabulary}, no encoder"

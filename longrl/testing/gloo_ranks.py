@@ -33,12 +33,11 @@ def run_on_ranks(function: Callable[..., Any], num_ranks: int, *args: Any, prelo
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["longrl.models.qwen_vl", *preload])
     with tempfile.TemporaryDirectory() as folder:
-        ranks = [
-            context.Process(target=_run_rank, args=(function, rank, num_ranks, Path(folder), args), daemon=True)
-            for rank in range(num_ranks)
-        ]
-        for process in ranks:
-            process.start()
+        ranks = []
+        for rank in range(num_ranks):
+            options = (function, rank, num_ranks, Path(folder), args)
+            ranks.append(context.Process(target=_run_rank, args=options, daemon=True))
+            ranks[rank].start()
         for process in ranks:
             process.join(TIMEOUT_S)
         alive = [rank for rank, process in enumerate(ranks) if process.is_alive()]

@@ -19,9 +19,8 @@ MediaInputs = Callable[[Prompt], Mapping[str, Any]]
 
 def stock_model(model: nn.Module, family: CausalFamily) -> nn.Module:
     """A copy of the family's model as transformers builds it, with its own eager attention."""
-    config = copy.deepcopy(family.config)
-    dtype = next(model.parameters()).dtype
-    plain = family.auto_class().from_config(config, attn_implementation="eager").to(dtype)
+    plain = family.auto_class().from_config(copy.deepcopy(family.config), attn_implementation="eager")
+    plain = plain.to(next(model.parameters()).dtype)
     plain.load_state_dict(model.state_dict())
     return plain
 

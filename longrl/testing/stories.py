@@ -18,13 +18,9 @@ from dataclasses import dataclass, replace
 from random import Random
 
 COLORS = {
-    "red": (215, 35, 35),
-    "green": (30, 165, 50),
-    "blue": (40, 85, 235),
-    "yellow": (240, 220, 40),
-    "purple": (155, 50, 200),
-    "white": (245, 245, 245),
-}
+    "red": (215, 35, 35), "green": (30, 165, 50), "blue": (40, 85, 235),
+    "yellow": (240, 220, 40), "purple": (155, 50, 200), "white": (245, 245, 245),
+}  # fmt: skip
 SHAPES = {"circle": "circles", "square": "squares", "triangle": "triangles", "cross": "crosses"}
 """Singular -> plural."""
 POSITIONS = ("top left", "top right", "bottom left", "bottom right")
@@ -144,10 +140,9 @@ def ask_goal(story: Story, rng: Random) -> Question:
 def _most_tempting(attributes: list[str], story: Story, rng: Random) -> list[str]:
     """Attributes that could be goals of this video first, then those of unvisited objects, of visited ones, others."""
     goals = possible_goals(story.scenes)
-    unvisited = {attribute for scene in story.scenes if not scene.visited for attribute in scene.attributes}
-    visited = {attribute for scene in story.scenes if scene.visited for attribute in scene.attributes}
+    seen = {(name, scene.visited) for scene in story.scenes for name in scene.attributes}
     shuffled = rng.sample(attributes, len(attributes))
-    return sorted(shuffled, key=lambda name: (name not in goals, name not in unvisited, name not in visited))
+    return sorted(shuffled, key=lambda name: (name not in goals, (name, False) not in seen, (name, True) not in seen))
 
 
 def ask_plot(story: Story, rng: Random) -> Question:
