@@ -176,7 +176,8 @@ class VilaModel(nn.Module):
             part, info = auto_class.from_pretrained(folder / name, attn_implementation=attention, **options)
             check_loaded(folder / name, **info)
             parts.append(part)
-        return cls(config, *parts, _load_projector(folder / "mm_projector", config).to(dtype))
+        llm, vision_encoder = parts
+        return cls(config, llm, vision_encoder, _load_projector(folder / "mm_projector", config).to(dtype))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes the folder as released: weights and configs; `save_processing` of the family adds the rest."""

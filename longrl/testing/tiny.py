@@ -212,7 +212,7 @@ def tiny_text(folder: str | Path, model_type: str = "qwen2", tokenizer: Any = No
     return Path(folder)
 
 
-def _token_ids(tokenizer: Any, names: str) -> dict[str, int]:
+def _token_ids(tokenizer: Any, names: str) -> dict[str, Any]:
     return {name: tokenizer.convert_tokens_to_ids(token) for name, token in SIZES[names].items()}
 
 

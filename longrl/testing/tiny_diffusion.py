@@ -56,7 +56,8 @@ def tiny_sd3(folder: str | Path, seed: int = SEED, corpus: Iterable[str] = CORPU
         _enliven(parts["vae"].decoder)
     parts |= {"tokenizer": clip, "tokenizer_2": clip, "tokenizer_3": t5}
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
-    diffusers.StableDiffusion3Pipeline(**parts, scheduler=scheduler).save_pretrained(folder)
+    pipeline: Any = diffusers.StableDiffusion3Pipeline(**parts, scheduler=scheduler)
+    pipeline.save_pretrained(folder)
     return Path(folder)
 
 
@@ -85,7 +86,8 @@ def tiny_wan(folder: str | Path, seed: int = SEED, corpus: Iterable[str] = CORPU
         }
         _enliven(parts["vae"].decoder)
     scheduler = diffusers.UniPCMultistepScheduler(**SIZES["wan_scheduler"])
-    diffusers.WanPipeline(**parts, scheduler=scheduler).save_pretrained(folder)
+    pipeline: Any = diffusers.WanPipeline(**parts, scheduler=scheduler)
+    pipeline.save_pretrained(folder)
     return Path(folder)
 
 
