@@ -12,7 +12,7 @@ given, names `as_features`. The import makes the class known to the vLLM of a pr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial, partialmethod
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -67,13 +67,18 @@ class FeatureParser(MultiModalDataParser):
         kind: {f"{kind}_{part}": role for part, role in PARTS.items()} for kind in KINDS
     }
 
+    def _parse_image_data(self, data: Any) -> Any:
+        return self._features(data, "image")
+
+    def _parse_video_data(self, data: Any) -> Any:
+        return self._features(data, "video")
+
+    def _parse_audio_data(self, data: Any) -> Any:
+        return self._features(data, "audio")
+
     def _features(self, data: Any, kind: str) -> Any:
         required, optional = self.embedding_field_sets(kind)
         return DictEmbeddingItems(data, kind, required, fields, optional)
-
-    _parse_image_data = partialmethod(_features, kind="image")
-    _parse_video_data = partialmethod(_features, kind="video")
-    _parse_audio_data = partialmethod(_features, kind="audio")
 
 
 class FeatureInfo(Qwen2_5OmniThinkerProcessingInfo):
