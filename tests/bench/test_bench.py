@@ -140,7 +140,7 @@ def test_gpu_runs_the_same_code_on_a_cpu_and_writes_rows_and_profile(bench, tmp_
     found = json.loads(path.read_text())
     assert found["command"] == "python bench/gpu.py --cpu --tiny --minutes 7.5"
     assert (found["gpu"], found["skipped"]) == ({}, [])
-    assert found["check"]["kernel"] == "CpuFlash"
+    assert found["check"]["kernel"] == "CpuFlashKernel"
     assert max(found["check"]["relative_errors"].values()) < script.MAX_ERROR
     assert [(row["phase"], row["variant"], row["tokens"]) for row in found["rows"]] == [
         *(("encode", "", 64), ("prefill", "", 64), ("decode", "", 64)),
@@ -194,7 +194,7 @@ def test_gpu_refuses_without_one(bench, argv, message, monkeypatch, capsys):
 def test_gpu_stops_where_the_kernel_is_wrong(bench, monkeypatch):
     script = bench("gpu")
     monkeypatch.setattr(script, "_flash", lambda query, *others: 1.1 * script._dense(query, *others))
-    with pytest.raises(RuntimeError, match="CpuFlash is wrong here"):
+    with pytest.raises(RuntimeError, match="CpuFlashKernel is wrong here"):
         script.check(script.TINY_SIZES, torch.device("cpu"))
 
 
