@@ -446,7 +446,9 @@ def test_the_flags_of_the_documents_go_together_with_a_callback_more(tmp_path):
     flags = {name: value for name, value in flags.items() if not name.endswith(".help")}
     flags |= {"--rollout.engine": "longrl.engines.server.VLLMServerEngine"}
     flags |= {name: str(ROOT / value) for name, value in flags.items() if value.startswith("configs/")}
+    (tmp_path / "my_sapo.py").write_text("def sapo(tokens, clip_low, clip_high):\n    return tokens\n")
     own = {
+        "--model.algorithm.surrogate": f"{tmp_path}/my_sapo.py:sapo",
         "--rollout.reward": CONFIGS / "reward" / "judge.yaml",
         "--data": CONFIGS / "data" / "videomme.yaml",
         "--data.subtitles.source": tmp_path,
