@@ -224,7 +224,7 @@ class VLLMEngine(VLLMRollouts):
         if request.prompt_is_token_ids is not None:
             ids = ids.where(torch.tensor(request.prompt_is_token_ids), -1)
 
-        def positions(model: nn.Module) -> Tensor | None:
+        def positions(model: Any) -> Tensor | None:
             return model.get_mrope_input_positions(ids.tolist(), specs)[0] if supports_mrope(model) else None
 
         return RenderedPrompt(ids, llm.apply_model(positions)[0], rows)
