@@ -19,6 +19,7 @@ from longrl.evaluation.metric import CategoryAccuracy, logged_values
 from longrl.evaluation.outcomes import Outcome, make_outcome
 from longrl.evaluation.records import Record, group_records, video_name
 from longrl.evaluation.result_files import describe_evaluation, write_evaluation, write_samples
+from longrl.evaluation.samples import TEST_FOLDER
 from longrl.evaluation.scores import Scores
 from longrl.modules.policy import PolicyModule
 from longrl.modules.trained import data_module_of
@@ -28,9 +29,10 @@ from longrl.types import Batch, Row, UnusableSample
 class EvaluationReport(Callback):
     """Collects the groups of validation, test and prediction batches.
 
-    `test` writes the files of `python -m longrl evaluate` to the run's folder (results.json, samples.jsonl,
-    report.html) and prints a table; `predict` writes samples.jsonl alone. A question with several completions scores
-    their mean. Validation logs the same scores as `val/strict_accuracy`, `val/robust_accuracy` and so on.
+    `test` writes the files of `python -m longrl evaluate` to `run_dir/test` (results.json, samples.jsonl, report.html)
+    and prints a table; `predict` writes samples.jsonl alone, to `run_dir/predict`. The run's own files stay as they are.
+    A question with several completions scores their mean. Validation logs the same scores as `val/strict_accuracy`,
+    `val/robust_accuracy` and so on.
 
     Args:
         breakdowns: fields of the rows' metadata by which `test` scores too, such as `duration` for VideoMME.
@@ -45,6 +47,11 @@ class EvaluationReport(Callback):
         """Of all ranks, at the end of `test` or `predict`."""
         self._questions: list[tuple[Answer, list[Record]]] = []
         """Of this rank; each answer with the records of its completions."""
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage in ("test", "predict"):
+            find_rollout_callback(trainer)
 
     # ---- validation ----
 
@@ -100,19 +107,22 @@ class EvaluationReport(Callback):
         rows, description = self._gather(trainer, pl_module)
         outcome = self.outcome
         if outcome is None or outcome.summary is None:
-            raise ValueError("`test` needs at least one answered question, got none; is there a RolloutCallback?")
+            raise ValueError(
+                "`test` needs at least one answered question, got none; look at trainer.limit_test_batches and at the "
+                "list of skipped rows"
+            )
         if trainer.is_global_zero:  # all ranks have the same outcome
-            folder = Path(trainer.default_root_dir)
-            write_evaluation(folder, description, rows, [outcome], num_cards=self.num_cards)
+            run_dir = Path(trainer.default_root_dir)
+            write_evaluation(run_dir / TEST_FOLDER, description, rows, [outcome], num_cards=self.num_cards)
             scores = outcome.to_dict()["scores"]
-            print_scores({folder.name: scores})
+            print_scores({run_dir.name: scores})
 
     @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         rows, description = self._gather(trainer, pl_module)
         if trainer.is_global_zero and self.outcome is not None:
-            folder = Path(trainer.default_root_dir)
-            write_samples(folder, description, rows, [self.outcome])
+            # Not the run's own samples.jsonl, to which `Generations` appends.
+            write_samples(Path(trainer.default_root_dir) / "predict", description, rows, [self.outcome])
 
     def _gather(self, trainer: Trainer, pl_module: LightningModule) -> tuple[list[Row], dict[str, Any]]:
         """Fills `outcome` with the questions of all ranks; all must call it.
@@ -151,8 +161,7 @@ class EvaluationReport(Callback):
         self.outcome = make_outcome(condition, rows, answers, records, skipped, breakdowns=self.breakdowns, blind=blind)
 
         # 3. Who answered, and how.
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # which Lightning does not declare
-        rollout = next(callback for callback in callbacks if isinstance(callback, RolloutCallback))
+        rollout = find_rollout_callback(trainer)
         family = pl_module.family
         # A checkpoint that the command names wins over what the run began with.
         weights = trainer.ckpt_path or pl_module.init_from or family.model_path
@@ -167,6 +176,22 @@ class EvaluationReport(Callback):
         name = Path(trainer.default_root_dir).name
         renderers = {condition: data.renderer}
         return rows, describe_evaluation(name, policy, rollout.eval_sampling, rollout.seed, data, renderers)
+
+
+def find_rollout_callback(trainer: Trainer) -> RolloutCallback:
+    """The callback that answers the questions of a run.
+
+    Raises:
+        ValueError: there is none.
+    """
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # which Lightning does not declare
+    for callback in callbacks:
+        if isinstance(callback, RolloutCallback):
+            return callback
+    raise ValueError(
+        "`test` and `predict` ask questions, and nothing answers them without rollout.reward; name one, for instance "
+        "--rollout.reward configs/reward/think_answer.yaml"
+    )
 
 
 def print_scores(runs: Mapping[str, Scores]) -> None:

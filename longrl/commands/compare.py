@@ -14,7 +14,7 @@ from longrl.io.tables import make_table
 
 DESCRIPTION = """Compares two runs on the questions that both answered: the difference of their accuracies with its 95%
 interval, clustered by video, which is much sharper than two separate intervals. A run is the folder of `evaluate`, or
-of `test`."""
+of a run that `test` evaluated."""
 MAX_LISTED = 20
 
 

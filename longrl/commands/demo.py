@@ -105,13 +105,14 @@ class _Demo:
     def evaluate(self, name: str, weights: Path, *options: str) -> None:
         """One answer to each held-out question."""
         from longrl.evaluation.result_files import RESULTS_FILE
+        from longrl.evaluation.samples import TEST_FOLDER
 
         start = time.perf_counter()
         folder = self.out / "evaluation" / name
         test_data = f"--data.test={self.out / 'data' / 'eval.jsonl'}"
         self._run("test", *COMMON, f"--run_dir={folder}", f"--model.init_from={weights}", test_data, *options)
         self.seconds["evaluate"] += time.perf_counter() - start
-        (summary,) = json.loads((folder / RESULTS_FILE).read_text())["conditions"].values()
+        (summary,) = json.loads((folder / TEST_FOLDER / RESULTS_FILE).read_text())["conditions"].values()
         self.scores[name], self.answered[name] = summary["scores"], summary["answered"]
 
     def report(self) -> None:
@@ -150,7 +151,7 @@ class _Demo:
         from longrl.datamodules.rows.question_rows import longvideo_reason_row, make_rows
         from longrl.datamodules.rows.sources import media_root_of, read_records
         from longrl.evaluation.benchmark_report import cards
-        from longrl.evaluation.samples import read_samples
+        from longrl.evaluation.samples import TEST_FOLDER, read_samples
         from longrl.types import Row
 
         source = str(self.out / "data" / "eval.jsonl")
@@ -158,7 +159,7 @@ class _Demo:
         rows = [row for row in made if isinstance(row, Row)]  # all of them: a malformed one is an error
         lines = []
         for run in ("sft", "rl"):
-            (of_run,) = read_samples(self.out / "evaluation" / run).values()
+            (of_run,) = read_samples(self.out / "evaluation" / run / TEST_FOLDER).values()
             # Both runs have one condition of the same name; the cards show them under the runs' names.
             lines += [line | {"condition": run} for line in of_run]
         return cards(rows, lines, NUM_CARDS)

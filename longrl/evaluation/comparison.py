@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from longrl.evaluation.samples import SAMPLES_FILE, read_samples, records_of
+from longrl.evaluation.samples import SAMPLES_FILE, TEST_FOLDER, read_samples, records_of
 from longrl.evaluation.scores import OVERALL, Difference, Question, by_question, paired_difference, question_gains
 from longrl.io.jsonl import read_jsonl
 
@@ -80,14 +80,18 @@ def compare_folders(first: str | Path, second: str | Path, before: RunRecords | 
 
 
 def read_run(folder: str | Path) -> RunRecords:
-    """The answered questions of a run's folder by condition.
+    """The answered questions of an evaluation by condition.
+
+    Args:
+        folder: of the evaluation, or of the training run that `test` evaluated.
 
     Raises:
         ValueError: it has no samples, or one id twice.
     """
     folder = Path(folder).expanduser()
-    if (folder / SAMPLES_FILE).is_file():
-        return {name: _by_id(map(records_of, lines)) for name, lines in read_samples(folder).items()}
+    for place in (folder, folder / TEST_FOLDER):
+        if (place / SAMPLES_FILE).is_file() and (conditions := read_samples(place)):
+            return {name: _by_id(map(records_of, lines)) for name, lines in conditions.items()}
     if (folder / OLD_PREDICTIONS).is_file():
         return {"video": _by_id(by_question(read_jsonl(folder / OLD_PREDICTIONS)))}
     raise ValueError(f"{folder} has no {SAMPLES_FILE} of `evaluate` or `test`; name a run that came to its end")

@@ -15,6 +15,8 @@ from longrl.types import Row
 
 SampleLine = dict[str, Any]
 SAMPLES_FILE = "samples.jsonl"
+TEST_FOLDER = "test"
+"""Folder in a run's where `test` leaves its files."""
 PER_COMPLETION = ("sample", "correct", "correct_lenient", "format", "letter", "finish_reason", "rewards", "reward")
 """Fields of a record that a line holds as a list, one value for each completion."""
 
@@ -79,8 +81,9 @@ def records_of(line: Mapping[str, Any]) -> list[Record]:
 
 
 def read_samples(folder: str | Path) -> dict[str, list[SampleLine]]:
-    """The lines of each condition of an evaluation."""
+    """The lines of each condition of an evaluation; none of a training run, whose samples have no condition."""
     conditions: dict[str, list[SampleLine]] = {}
     for line in read_jsonl(Path(folder) / SAMPLES_FILE):
-        conditions.setdefault(line["condition"], []).append(line)
+        if "condition" in line:
+            conditions.setdefault(line["condition"], []).append(line)
     return conditions

@@ -52,7 +52,7 @@ class Run:
         report.on_test_batch_end(self.trainer, self.module, None, batch, 0)
 
     def results(self):
-        (condition,) = json.loads((self.folder / "results.json").read_text())["conditions"].items()
+        (condition,) = json.loads((self.folder / "test" / "results.json").read_text())["conditions"].items()
         return condition
 
 
@@ -61,14 +61,14 @@ def test_all_completions_are_on_file_and_a_question_scores_their_mean(tmp_path, 
     run.add(report, group(run.rows[0], "B", "A"), group(run.rows[1], "B", "B"))
     run.add(report, group(run.rows[2], "A", "A"))
     report.on_test_end(run.trainer, run.module)
-    lines = read_samples(tmp_path)["video"]  # the fourth was not asked: limit_test_batches
+    lines = read_samples(tmp_path / "test")["video"]  # the fourth was not asked: limit_test_batches
     assert [(line["id"], line["sample"], line["correct"]) for line in lines] == [
         ("0", [0, 1], [True, False]), ("1", [0, 1], [True, True]), ("2", [0, 1], [False, False]),
     ]  # fmt: skip
     name, results = run.results()
     assert (name, results["num_questions"]) == ("video", 3)
     assert (results["scores"]["overall"]["accuracy"], results["scores"]["overall"]["n"]) == (0.5, 3)
-    assert Tags((tmp_path / "report.html").read_text()).open == []
+    assert Tags((tmp_path / "test" / "report.html").read_text()).open == []
     assert "accuracy, 95% interval" in capsys.readouterr().out
 
 
@@ -87,7 +87,7 @@ def test_questions_of_several_ranks_come_in_the_order_of_the_rows(tmp_path):
     run.module.parallel = SimpleNamespace(dp=TwoRanks())
     run.add(report, group(run.rows[0], "B", "B"), group(run.rows[2], "A", "A"))
     report.on_test_end(run.trainer, run.module)
-    assert [line["id"] for line in read_samples(tmp_path)["video"]] == ["0", "1", "2", "3"]
+    assert [line["id"] for line in read_samples(tmp_path / "test")["video"]] == ["0", "1", "2", "3"]
     _, results = run.results()
     assert results["scores"]["overall"]["accuracy"] == 2.5 / 4
 
@@ -110,7 +110,7 @@ def test_a_blind_test_is_the_condition_without_video_and_knows_which_video_it_wa
     report.on_test_end(run.trainer, run.module)
     name, results = run.results()
     assert (name, results["blind"]) == ("no video", True)
-    assert all(line["video_id"].endswith(".mp4") for line in read_samples(tmp_path)["no video"])
+    assert all(line["video_id"].endswith(".mp4") for line in read_samples(tmp_path / "test")["no video"])
 
 
 def test_test_validate_and_evaluate_give_the_same_numbers(tmp_path):
@@ -131,5 +131,14 @@ def test_test_validate_and_evaluate_give_the_same_numbers(tmp_path):
 
 def test_a_test_without_answers_says_what_is_missing(tmp_path):
     run = Run(tmp_path)
-    with pytest.raises(ValueError, match="needs at least one answered question, got none; is there a RolloutCallback"):
+    with pytest.raises(ValueError, match="needs at least one answered question, got none; look at trainer.limit_test"):
         EvaluationReport().on_test_end(run.trainer, run.module)
+
+
+@pytest.mark.parametrize("stage", ["test", "predict"])
+def test_questions_that_nothing_answers_end_the_run_before_it_begins(tmp_path, stage):
+    run = Run(tmp_path)
+    run.trainer.callbacks = []
+    with pytest.raises(ValueError, match=r"nothing answers them without rollout\.reward"):
+        EvaluationReport().setup(run.trainer, run.module, stage)
+    EvaluationReport().setup(run.trainer, run.module, "fit")

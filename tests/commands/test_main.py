@@ -393,11 +393,11 @@ def evaluated(values):
 def test_test_writes_the_files_of_evaluate(tmp_path, sft_run, capsys):
     values = evaluated(config("sft"))
     main(arguments(tmp_path / "run", values, f"--model.init_from={sft_run}", command="test"))
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    results = json.loads((tmp_path / "run" / "test" / "results.json").read_text())
     assert results["policy"]["model"] == sft_run.name
     assert results["conditions"]["video"]["scores"]["overall"]["n"] == 4
-    assert len((tmp_path / "run" / "samples.jsonl").read_text().splitlines()) == 4
-    assert (tmp_path / "run" / "report.html").is_file()
+    assert len((tmp_path / "run" / "test" / "samples.jsonl").read_text().splitlines()) == 4
+    assert (tmp_path / "run" / "test" / "report.html").is_file()
     assert "accuracy, 95% interval" in capsys.readouterr().out
 
 
@@ -405,5 +405,5 @@ def test_validate_and_predict(tmp_path, sft_run):
     checkpoint_flag = f"--ckpt_path={sft_run / 'checkpoints' / 'last.ckpt'}"
     main(arguments(tmp_path / "validate", evaluated(config("sft")), checkpoint_flag, command="validate"))
     assert (0, "val/accuracy") in {(step and 0, name) for step, name in metrics(tmp_path / "validate")}
-    main(arguments(tmp_path / "predict", evaluated(config("sft")), checkpoint_flag, command="predict"))
-    assert len((tmp_path / "predict" / "samples.jsonl").read_text().splitlines()) == 4
+    main(arguments(tmp_path / "run", evaluated(config("sft")), checkpoint_flag, command="predict"))
+    assert len((tmp_path / "run" / "predict" / "samples.jsonl").read_text().splitlines()) == 4

@@ -56,6 +56,20 @@ def test_a_test_run_is_compared_by_its_predictions(tmp_path):
         compare_folders(a, b)
 
 
+def test_samples_of_training_are_no_answers(tmp_path):
+    a, b, run = tmp_path / "a", tmp_path / "b", tmp_path / "run"
+    evaluated(a)
+    evaluated(b)
+    write_jsonl(run / "samples.jsonl", [{"step": 10, "id": "0", "completion": "C", "reward": 1.0}])
+    with pytest.raises(ValueError, match=r"has no samples\.jsonl of `evaluate` or `test`"):
+        compare_folders(a, run)
+    predictions = [record(str(item["problem_id"]), True, answer=item["answer"][8]) for item in records()]
+    write_jsonl(run / "predictions.jsonl", predictions)
+    assert compare_folders(a, run)["video"].strict["overall"].n == len(predictions)
+    b.rename(run / "test")
+    assert compare_folders(a, run)["video"].strict["overall"].difference == 0.0
+
+
 def test_one_number_of_frames_is_compared_with_another_if_there_is_no_other_choice(tmp_path):
     a, b = tmp_path / "a", tmp_path / "b"
     evaluated(a, "--frames=[2]")

@@ -56,7 +56,7 @@ def said(folder):
 
 
 def test_the_answers_are_those_of_test(tmp_path):
-    names = ("test", "evaluate")
+    names = ("run/test", "evaluate")
     values = config("rl")
     report = {"class_path": "longrl.callbacks.evaluation.EvaluationReport"}
     sampling = {"num_generations": 2, "max_completion_tokens": 6, "temperature": 1.0}
@@ -64,9 +64,9 @@ def test_the_answers_are_those_of_test(tmp_path):
     values["rollout"] = rollouts(sampling=sampling, eval_sampling=sampling)
     values["data"] |= {"test": str(questions()), "eval_prompts_per_batch": 3, "train": None}
     values["model"]["family"]["init_args"]["model"] = vl_folder()
-    run_test(tmp_path / "test", values)
+    run_test(tmp_path / "run", values)
     evaluation(tmp_path / "evaluate", "--sampling.temperature=1.0", "--sampling.num_generations=2").run()
-    assert len({text for texts in said(tmp_path / "test").values() for text in texts}) == 16
+    assert len({text for texts in said(tmp_path / "run" / "test").values() for text in texts}) == 16
     of_test, of_evaluate = (json.loads((tmp_path / name / "results.json").read_text()) for name in names)
     assert of_test["conditions"] == of_evaluate["conditions"]
     for name in ("sampling", "seed", "questions"):
@@ -78,7 +78,7 @@ def test_the_answers_are_those_of_test(tmp_path):
     for line, other in zip(lines, others, strict=True):
         assert line.keys() == other.keys()
         assert {name for name in line if line[name] != other[name]} <= of_reward_or_weights
-    assert (tmp_path / "test" / "report.html").is_file()
+    assert (tmp_path / "run" / "test" / "report.html").is_file()
 
 
 def run_test(folder, values):

@@ -144,7 +144,7 @@ def test_sft_trains_on_the_result_and_is_evaluated_on_the_eval_split(made, tmp_p
     values["trainer"]["callbacks"].append({"class_path": "longrl.callbacks.evaluation.EvaluationReport"})
     args = [*_given(tmp_path / "test", values), f"--run_dir={tmp_path / 'test'}"]
     main(["test", *args])
-    samples = lines(tmp_path / "test" / "samples.jsonl")
+    samples = lines(tmp_path / "test" / "test" / "samples.jsonl")
     assert {line["id"] for line in samples} == {row["problem_id"] for row in lines(out / "dataset" / "eval.jsonl")}
 
 
