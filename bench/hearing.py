@@ -112,7 +112,7 @@ def fit(sizes: Sizes, folder: Path, run: str, *more: str) -> Path:
          f"--run_dir={folder / run}", "--trainer.enable_model_summary=false",
          f"--model.family.init_args.model={folder / 'model'}", "--model.family.init_args.random_init=true",
          "--model.family.init_args.dtype=float32", "--model.family.init_args.gradient_checkpointing=false",
-         "--model.family.init_args.use_audio_in_video=false", "--model.family.init_args.freeze_audio_tower=false",
+         "--model.family.init_args.use_audio_in_video=false", "--model.family.init_args.freeze_audio_encoder=false",
          "--model.algorithm.kl_coef=0", "--data.val=null", "--data.test=null", "--data.num_workers=0",
          "--data.question_template={problem}", "--data.answer_template=<answer>{option}</answer>",
          f"--data.media_root={folder}", f"--data.prompts_per_batch={sizes.prompts}", "--data.cached_media=100000",

@@ -84,10 +84,10 @@ def omni_folder() -> str:
 
 def omni_family(**kwargs: object) -> QwenOmniFamily:
     """6 heads on 2 key heads, 2 layers; frames of 56 x 56 at most; sound in windows of 2 s, 50 tokens."""
-    encoders = {"freeze_vision_encoder": False, "freeze_audio_tower": False}
+    encoders = {"freeze_vision_encoder": False, "freeze_audio_encoder": False}
     defaults = {"random_init": True, **encoders, "max_pixels": 56 * 56, "min_pixels": 28 * 28}
     if "freeze_vision_encoder" in kwargs:
-        kwargs.setdefault("freeze_audio_tower", kwargs["freeze_vision_encoder"])
+        kwargs.setdefault("freeze_audio_encoder", kwargs["freeze_vision_encoder"])
     return QwenOmniFamily(omni_folder(), **{**defaults, **kwargs})
 
 

@@ -30,7 +30,7 @@ class EvaluationReport(Callback):
     """Collects the groups of validation, test and prediction batches.
 
     `test` writes the files of `python -m longrl evaluate` to `run_dir/test` (results.json, samples.jsonl, report.html)
-    and prints a table; `predict` writes samples.jsonl alone, to `run_dir/predict`. The run's own files stay as they are.
+    and prints a table; `predict` writes samples.jsonl alone, to `run_dir/predict`. The run's own files stay untouched.
     A question with several completions scores their mean. Validation logs the same scores as `val/strict_accuracy`,
     `val/robust_accuracy` and so on.
 

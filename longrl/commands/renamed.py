@@ -6,6 +6,7 @@ The tables are in renamed.yaml beside this file.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
@@ -18,55 +19,102 @@ logger = logging.getLogger(__name__)
 _TABLES = yaml.safe_load(files(__package__).joinpath("renamed.yaml").read_text())
 PATHS: dict[str, str] = _TABLES["paths"]
 """Import paths of modules, classes and functions: old to new. A module's entry counts for all that it defines."""
-OPTIONS: dict[str, str] = _TABLES["options"]
-"""Keys of configs and components of flags: old to new."""
+OPTIONS: dict[str, dict[str, str]] = _TABLES["options"]
+"""Group of a config -> its options, old to new. A user's own class may have an option of an old name."""
 
+ROLLOUT_CLASS = re.compile(r"(?<![\w.])(longrl\.([a-z]\w*\.)*)?(Flow|Diffusion)?RolloutCallback\b")
+"""Every spelling of the classes that the group `rollout` configures; once they were among `trainer.callbacks`."""
 ROLLOUT_OPTIONS = frozenset(
     ("reward", "sampling", "eval_sampling", "engine", "max_resample_rounds", "seed", "max_mismatch",
      "max_mean_mismatch", "bypass_old_logp_below", "overlap", "samples_per_batch")
 )  # fmt: skip
 """What flags once set by `--trainer.callbacks.init_args.X`, as options of the last callback."""
+MOVED = (
+    "the rollout callback has a group of its own: trainer.callbacks.init_args.X is now rollout.X; move its init_args "
+    "from trainer.callbacks to `rollout`"
+)
+CALLBACK_FLAGS = ("--trainer.callbacks", "--trainer.callbacks+", "--trainer.callbacks.class_path")
 
 
-def current_names(value: Any) -> Any:
+def current_names(value: Any, group: str = "") -> Any:
     """Replaces old import paths and option names in what a YAML text holds.
 
     Args:
         value: a mapping, list or scalar, with any of these inside.
+        group: that a mapping configures; options of others keep their names.
     """
-    if isinstance(value, dict):
-        return {_current_option(key): current_names(item) for key, item in value.items()}
     if isinstance(value, list):
         return [current_names(item) for item in value]
-    return _current_path(value) if isinstance(value, str) else value
+    if not isinstance(value, dict):
+        return _current_path(value) if isinstance(value, str) else value
+    class_path = str(value.get("class_path"))
+    if ROLLOUT_CLASS.fullmatch(class_path):
+        group = "rollout"
+    elif class_path.startswith("longrl.models."):
+        group = "family"
+    current = {}
+    for name, item in value.items():
+        current[_current_option(name, group)] = current_names(item, group if name == "init_args" else name)
+    return current
 
 
 def current_arguments(args: Sequence[str]) -> list[str]:
     """Replaces old import paths and option names in a command line.
 
     Raises:
-        ValueError: a flag sets an option of the rollout callback by its position among `trainer.callbacks`.
+        ValueError: a flag is gone: the rollout callback among `trainer.callbacks`, an option of it by its position
+            there, or `--policy` as the choice between kinds of models.
     """
-    current = []
-    for arg in args:
+    current: list[str] = []
+    names: list[str] = []
+    for arg, following in zip(args, [*args[1:], ""], strict=True):
         name, equals, value = arg.partition("=")
         if name.startswith("--"):
-            name = ".".join(_current_option(part) for part in name.split("."))
-            option = name.removeprefix("--trainer.callbacks.init_args.")
-            if option != name and option.partition(".")[0] in ROLLOUT_OPTIONS:
-                raise ValueError(
-                    f"trainer.callbacks.init_args.{option} is now rollout.{option}; write --rollout.{option}"
-                )
+            name = _current_flag(name)
+            _refuse_flag(name, value if equals else following, names)
+            names.append(name)
         else:
             name = _current_path(name)
         current.append(f"{name}{equals}{_current_path(value)}")
     return current
 
 
-def _current_option(name: Any) -> Any:
-    if name in OPTIONS:
-        _warn_once(name, OPTIONS[name])
-    return OPTIONS.get(name, name)
+def _current_flag(name: str) -> str:
+    """A flag's name with the current name of its option."""
+    groups, dot, option = name.rpartition(".")
+    group = groups.removeprefix("--").removesuffix(".init_args").rpartition(".")[2]
+    return groups + dot + _current_option(option, group)
+
+
+def _refuse_flag(name: str, value: str, before: Sequence[str]) -> None:
+    """Raises ValueError for what the flags of earlier releases said otherwise.
+
+    Args:
+        name: of the flag.
+        value: given with it.
+        before: flags that stand before it; a callback that one of them names may have options of any name.
+    """
+    if name in CALLBACK_FLAGS and ROLLOUT_CLASS.search(value):
+        raise ValueError(MOVED)
+    if name == "--policy" and value in ("flow", "causal"):
+        raise ValueError(
+            f"--policy={value} is gone: diffusion models have the commands python -m longrl diffusion fit, validate "
+            "and test, language models those without `diffusion`; leave the flag out"
+        )
+    if not name.startswith("--trainer.callbacks.") or set(CALLBACK_FLAGS) & set(before):
+        return
+    first, dot, rest = name.removeprefix("--trainer.callbacks.").removeprefix("init_args.").partition(".")
+    first = OPTIONS["rollout"].get(first, first)
+    if first in ROLLOUT_OPTIONS:
+        option = first + dot + rest
+        raise ValueError(f"trainer.callbacks.init_args.{option} is now rollout.{option}; write --rollout.{option}")
+
+
+def _current_option(name: Any, group: str) -> Any:
+    new = OPTIONS.get(group, {}).get(name, name)
+    if new != name:
+        _warn_once(name, new)
+    return new
 
 
 def _current_path(text: str) -> str:

@@ -9,13 +9,7 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader, set_loader
 
-from longrl.commands.renamed import current_names
-
-ROLLOUT_CALLBACKS = (
-    "longrl.callbacks.rollout.RolloutCallback",
-    "longrl.diffusion.rollout_callback.DiffusionRolloutCallback",
-)
-"""What the group `rollout` configures; once they were among `trainer.callbacks`."""
+from longrl.commands.renamed import MOVED, ROLLOUT_CLASS, current_names
 
 Config = dict[str, Any]
 ConfigCheck = Callable[[Config, Path], Config]
@@ -47,20 +41,27 @@ def language_config(values: Config, path: Path) -> Config:
     """A config of a run that trains a language model, in today's form.
 
     Raises:
-        ValueError: it is of a diffusion model.
+        ValueError: it is of a diffusion model, or has the rollout callback among `trainer.callbacks`.
     """
-    if values.pop("policy", "causal") == "flow":
+    if values.pop("policy", "causal") == "flow" or _family_path(values, path).startswith("longrl.diffusion."):
         raise ValueError(
-            f"--config {path} is of a diffusion model (policy: flow), whose commands are python -m longrl diffusion "
-            "fit, validate and test; leave the key `policy` out"
+            f"--config {path} is of a diffusion model, whose commands are python -m longrl diffusion fit, validate and "
+            "test"
         )
     return _current_form(values, path)
 
 
 def diffusion_config(values: Config, path: Path) -> Config:
-    """A config of a run that trains a diffusion model, in today's form."""
-    if values.get("policy") == "flow":
-        values.pop("policy")
+    """A config of a run that trains a diffusion model, in today's form.
+
+    Raises:
+        ValueError: it is of a language model, or has the rollout callback among `trainer.callbacks`.
+    """
+    if values.pop("policy", "flow") == "causal" or _family_path(values, path).startswith("longrl.models."):
+        raise ValueError(
+            f"--config {path} is of a language model, whose commands are those without `diffusion`: python -m longrl "
+            "fit, validate, test and predict"
+        )
     return _current_form(values, path)
 
 
@@ -92,21 +93,40 @@ def read_run_config(run: str) -> Config:
     return _current_form(values, path)
 
 
-def rollout_callbacks(trainer: Any) -> list[Any]:
-    """The rollout callbacks among `trainer.callbacks`, where they no longer belong."""
-    listed = trainer.get("callbacks") if hasattr(trainer, "get") else None
-    listed = listed if isinstance(listed, list) else [listed]
-    return [item for item in listed if hasattr(item, "get") and item.get("class_path") in ROLLOUT_CALLBACKS]
+def callback_list(trainer: Any) -> list[Any]:
+    """`trainer.callbacks` as a list, whether there are none, one or several."""
+    listed = trainer.get("callbacks") or []
+    return listed if isinstance(listed, list) else [listed]
+
+
+def _family_path(values: Config, path: Path) -> str:
+    """Import path of the class of `model.family`; empty where a config does not say it."""
+    model = values.get("model")
+    family = model.get("family") if isinstance(model, dict) else None
+    if isinstance(family, str) and family.endswith((".yaml", ".yml")):  # a file, found from this one
+        file = path.parent / family
+        family = current_names(yaml.safe_load(file.read_text())) if file.is_file() else None
+    return str(family.get("class_path")) if isinstance(family, dict) else str(family)
 
 
 def _current_form(values: Config, path: Path) -> Config:
     """Moves the rollout callback of a config that an earlier release saved with a run to the group `rollout`.
 
-    A user's own file is left as it is, and refused once it is parsed: it is to be edited.
+    A user's own file is left as it is, and refused: it is to be edited.
     """
-    saved = path.name == "config.yaml" and "wandb_project" in values
-    if saved and (found := rollout_callbacks(values["trainer"])):
-        callbacks = values["trainer"]["callbacks"]
-        values["trainer"]["callbacks"] = [item for item in callbacks if item not in found]
-        values["rollout"] = found[-1]["init_args"]
-    return values
+    trainer = values.get("trainer") or {}
+    callbacks = callback_list(trainer) if isinstance(trainer, dict) else []
+    others = [item for item in callbacks if not is_rollout_callback(item)]
+    if len(others) == len(callbacks):
+        return values
+    if path.name != "config.yaml" or "wandb_project" not in values:
+        raise ValueError(MOVED)
+    moved = [item for item in callbacks if is_rollout_callback(item)][-1]
+    trainer["callbacks"] = others
+    return values | {"rollout": moved["init_args"]}
+
+
+def is_rollout_callback(item: Any) -> bool:
+    """True of a class path, or a mapping with one, that names a rollout callback of longrl."""
+    class_path = item.get("class_path") if hasattr(item, "get") else item
+    return isinstance(class_path, str) and ROLLOUT_CLASS.fullmatch(class_path) is not None

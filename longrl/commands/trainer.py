@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import logging
 import warnings
 from collections.abc import Sequence
@@ -19,7 +20,8 @@ from longrl.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
 from longrl.callbacks.random_state import RandomState
 from longrl.callbacks.rollout import RolloutCallback
 from longrl.commands.main import COMMAND_USAGE, TRAINER_COMMANDS
-from longrl.commands.run_config import Config, language_config, rollout_callbacks, set_config_reader
+from longrl.commands.renamed import MOVED
+from longrl.commands.run_config import Config, callback_list, is_rollout_callback, language_config, set_config_reader
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.modules.policy import PolicyModule
 from longrl.rewards import RewardSum
@@ -116,11 +118,8 @@ class LongRLCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         check_checkpoints(self.subcommand, self._get(self.config, "run_dir"), self._get(self.config, "ckpt_path"))
         trainer = self._get(self.config, "trainer")
-        if rollout_callbacks(trainer):
-            raise ValueError(
-                "the rollout callback has a group of its own: trainer.callbacks.init_args.X is now rollout.X; move its "
-                "init_args from trainer.callbacks to `rollout`"
-            )
+        if any(map(is_rollout_callback, callback_list(trainer))):
+            raise ValueError(MOVED)
         by_batch = "data.prompts_per_batch and model.max_tokens_per_micro_batch"
         remedies = {"gradient_clip_val": (0, "model.max_grad_norm"), "accumulate_grad_batches": (1, by_batch)}
         for name, (neutral, instead) in remedies.items():
@@ -140,10 +139,11 @@ class LongRLCLI(LightningCLI):
         if self._get(self.config_init, "trainer.logger", True) in (None, True):
             kwargs.setdefault("logger", self._loggers())
         kwargs.setdefault("plugins", [*(self._get(self.config_init, "trainer.plugins") or []), AtomicCheckpointIO()])
-        listed = self._get(self.config_init, "trainer.callbacks") or []
+        listed = callback_list(self._get(self.config_init, "trainer"))
+        rollout = self.rollout_callback()
+        self.check_rollouts(listed, rollout)
         # The rollout callback comes behind those of the list: at a batch's end they read what the step before logged.
-        callbacks = [*(listed if isinstance(listed, list) else [listed]), self.rollout_callback()]
-        kwargs.setdefault("callbacks", [callback for callback in callbacks if callback is not None])
+        kwargs.setdefault("callbacks", [*listed, rollout] if rollout else listed)
         trainer = super().instantiate_trainer(**kwargs)
         trainer.callbacks.append(RandomState())  # type: ignore[attr-defined]  # Lightning does not declare it
         return trainer
@@ -152,6 +152,32 @@ class LongRLCLI(LightningCLI):
         """What the group `rollout` describes; None without a reward."""
         options = self._get(self.config_init, "rollout")
         return None if options["reward"] is None else self.rollout_class(**options)
+
+    def check_rollouts(self, listed: Sequence[Callback], rollout: Callback | None) -> None:
+        """Compares what rolls out with what the run needs, before weights are loaded.
+
+        Args:
+            listed: `trainer.callbacks`; one may be a rollout callback of the user's own.
+            rollout: of the group `rollout`.
+
+        Raises:
+            ValueError: two would roll out, or nothing does in RL.
+        """
+        others = [type(callback).__name__ for callback in listed if isinstance(callback, self.rollout_class)]
+        if others and rollout is not None:
+            raise ValueError(
+                f"rollout.reward makes a rollout callback, and trainer.callbacks has another one ({others[0]}); leave "
+                "either out"
+            )
+        if others or rollout is not None:
+            return
+        if self.subcommand == "fit" and self._get(self.config, "data").get("stage", "rl") == "rl":
+            raise ValueError("RL needs rollout.reward, which is not set; name one by --rollout.reward FILE.yaml")
+        defaults = inspect.signature(self.rollout_class).parameters
+        given = vars(self._get(self.config, "rollout"))
+        unused = [name for name in given if name != "reward" and given[name] != defaults[name].default]
+        if unused:
+            logger.warning("without rollout.reward these have no effect: rollout.%s", ", rollout.".join(unused))
 
     def before_fit(self) -> None:
         """Says before weights are loaded that the longest videos will not fit the GPUs, and what would help.

@@ -44,7 +44,7 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
 
     Args:
         model: folder or hub id; of a released one, talker and token2wav are not read.
-        freeze_audio_tower: leave the audio encoder as it is.
+        freeze_audio_encoder: leave the audio encoder as it is.
         use_audio_in_video: show every video with its sound track; a video without one is skipped and listed.
         system_prompt: system message; None leaves it to the chat template ("You are a helpful assistant.").
         kwargs: see `Qwen2_5_VLFamily`; `max_patches_per_encode` also bounds frames of the spectrogram in one call.
@@ -60,13 +60,13 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
     def __init__(
         self,
         model: str,
-        freeze_audio_tower: bool = True,
+        freeze_audio_encoder: bool = True,
         use_audio_in_video: bool = False,
         system_prompt: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(model, **kwargs)
-        self.freeze_audio_tower = freeze_audio_tower
+        self.freeze_audio_encoder = freeze_audio_encoder
         self.use_audio_in_video = use_audio_in_video
         self.system_prompt = system_prompt
 
@@ -89,7 +89,7 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
     @override
     def build(self, weights: str | None = OWN_WEIGHTS) -> Any:
         model = super().build(weights)
-        model.audio_tower.requires_grad_(not self.freeze_audio_tower)
+        model.audio_tower.requires_grad_(not self.freeze_audio_encoder)
         return model
 
     @override

@@ -168,6 +168,43 @@ def test_a_config_of_the_time_when_a_key_chose_diffusion_names_the_command_of_to
         main([command, "--config", str(file)])
 
 
+@pytest.mark.parametrize("command", ["fit", "validate", "plan"])
+@pytest.mark.parametrize("family", ["{class_path: longrl.diffusion.sd3.SD3Family}", "sd3.yaml"])
+def test_a_config_of_a_diffusion_model_names_its_commands(tmp_path, command, family):
+    (tmp_path / "sd3.yaml").write_text("class_path: longrl.models.sd3.SD3Family\n")
+    file = tmp_path / "recipe.yaml"
+    file.write_text(f"model: {{family: {family}}}\n")
+    with pytest.raises(ValueError, match="is of a diffusion model, whose commands are python -m longrl diffusion fit"):
+        main([command, "--config", str(file)])
+
+
+def test_a_config_of_a_language_model_is_none_of_diffusion(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    for text in ("model: {family: {class_path: longrl.models.text.TextFamily}}\n", "policy: causal\n"):
+        file.write_text(text)
+        with pytest.raises(ValueError, match="is of a language model, whose commands are those without `diffusion`"):
+            main(["diffusion", "fit", "--config", str(file)])
+
+
+@pytest.mark.parametrize("flag", [["--policy", "flow"], ["--policy=flow"], ["--policy=causal"]])
+def test_the_flag_that_chose_diffusion_names_the_commands_of_today(flag):
+    with pytest.raises(ValueError, match=r"--policy=\w+ is gone: diffusion models have the commands"):
+        main(["fit", *flag])
+
+
+def test_rl_without_a_reward_ends_before_anything_is_built(tmp_path):
+    values = config("rl")
+    del values["rollout"]["reward"]
+    with pytest.raises(ValueError, match=r"RL needs rollout\.reward, .* --rollout\.reward FILE\.yaml"):
+        run(tmp_path / "run", values)
+
+
+def test_options_of_rollouts_that_never_happen_get_a_warning(tmp_path, values, caplog):
+    values["rollout"] = {"seed": 3, "sampling": {"num_generations": 4}}
+    run(tmp_path / "run", values)
+    assert "without rollout.reward these have no effect: rollout.sampling, rollout.seed" in caplog.text
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_recipe_for_gpus_says_what_to_append_on_a_laptop(tmp_path, values):
     values["trainer"]["accelerator"] = "gpu"

@@ -21,7 +21,7 @@ from tests.engines.test_vllm import GREEDY, gap, prompts_of  # noqa: E402
 def test_the_server_is_the_trainer_after_every_step(tmp_path):
     """Videos with longer and shorter tracks, an image, a sound alone, text; both encoders train."""
     folder = tiny_qwen_omni(tmp_path / "model", text={"hidden_size": 192})
-    options = {"random_init": True, "freeze_vision_encoder": False, "freeze_audio_tower": False}
+    options = {"random_init": True, "freeze_vision_encoder": False, "freeze_audio_encoder": False}
     options |= {"min_pixels": 28 * 28, "max_pixels": 56 * 56}
     values = config("rl")
     described = {"class_path": "longrl.models.qwen_omni.QwenOmniFamily", "init_args": {"model": str(folder), **options}}

@@ -56,7 +56,7 @@ def family_of(kind: str, folder: Path):
         made = tiny_qwen_omni(folder, text=wide)
         sizes = {"min_pixels": 28 * 28, "max_pixels": 56 * 56}
         return QwenOmniFamily(
-            str(made), random_init=True, freeze_vision_encoder=False, freeze_audio_tower=False, **sizes
+            str(made), random_init=True, freeze_vision_encoder=False, freeze_audio_encoder=False, **sizes
         )
     if kind == "vila":
         made = tiny_vila(folder, text=wide, projector="mlp_downsample", **SCALES)

@@ -94,19 +94,19 @@ def test_qwen_omni(max_tokens, checkpointing):
     compare(family, omni_prompts(family), max_tokens)
 
 
-@pytest.mark.parametrize("frozen", ["freeze_vision_encoder", "freeze_audio_tower"])
+@pytest.mark.parametrize("frozen", ["freeze_vision_encoder", "freeze_audio_encoder"])
 def test_one_of_two_towers_is_frozen(frozen):
     """The other one's gradients are those of a model in which both train."""
     results = []
     for family in (
         omni_family(),
-        omni_family(**{"freeze_vision_encoder": False, "freeze_audio_tower": False, frozen: True}),
+        omni_family(**{"freeze_vision_encoder": False, "freeze_audio_encoder": False, frozen: True}),
     ):
         model, prompts = family.build(), omni_prompts(family)
         completions = random_completions(family, LENGTHS)
         packed_logps(family, model, prompts, completions, torch.ones(31), 10_000)
         results.append(gradients(model))
-    vision_encoder = {"freeze_vision_encoder": "visual.", "freeze_audio_tower": "audio_tower."}[frozen]
+    vision_encoder = {"freeze_vision_encoder": "visual.", "freeze_audio_encoder": "audio_tower."}[frozen]
     kept = {name: grad for name, grad in results[0].items() if not name.startswith(vision_encoder)}
     assert len(kept) < len(results[0])
     assert_same_gradients(results[1], kept, 1e-6)

@@ -315,7 +315,7 @@ def test_transformers_loads_what_is_written(tmp_path):
 
 def test_towers_are_frozen_each_on_its_own():
     for vision, audio in ((True, True), (True, False), (False, True), (False, False)):
-        family = omni_family(freeze_vision_encoder=vision, freeze_audio_tower=audio)
+        family = omni_family(freeze_vision_encoder=vision, freeze_audio_encoder=audio)
         model = family.build()
         trains = [
             all(part.requires_grad for part in vision_encoder.parameters())

@@ -42,7 +42,7 @@ def omni_config(stage, clips, **options):
 def test_sft_then_grpo_then_an_exported_folder(frozen, clips, tmp_path):
     from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
-    options = {"freeze_audio_tower": frozen}
+    options = {"freeze_audio_encoder": frozen}
     sft = run(tmp_path / "sft", omni_config("sft", clips, **options), "--trainer.max_steps=4")
     skipped = (sft / "skipped.jsonl").read_text()
     assert "3.mp4" in skipped

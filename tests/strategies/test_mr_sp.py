@@ -58,7 +58,7 @@ FAMILIES = {
     "qwen3-vl": qwen3_vl_family,
     "qwen2.5-omni": omni_family,
     "qwen2.5-omni, vision frozen": lambda freeze_vision_encoder, **kwargs: omni_family(
-        freeze_vision_encoder=True, freeze_audio_tower=freeze_vision_encoder, **kwargs
+        freeze_vision_encoder=True, freeze_audio_encoder=freeze_vision_encoder, **kwargs
     ),
     "qwen3-vl experts": functools.partial(qwen3_vl_family, experts=True),
     "nvila": lambda lora, offload_checkpoints, mlp_chunk_tokens, freeze_vision_encoder, **kwargs: nvila_family(
