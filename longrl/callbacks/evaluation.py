@@ -12,7 +12,7 @@ from rich.table import Table
 from typing_extensions import override
 
 from longrl.callbacks.rollout import RolloutCallback
-from longrl.evaluation.answering import Answer, make_answer, portable
+from longrl.evaluation.answering import Answer, make_answer, make_portable
 from longrl.evaluation.benchmark import BLIND, WITH_VIDEO
 from longrl.evaluation.local_policy import class_path, shown_name
 from longrl.evaluation.metric import CategoryAccuracy, logged_values
@@ -169,7 +169,7 @@ class EvaluationReport(Callback):
             "model": shown_name(str(weights)),
             "revision": None,
             "family": class_path(family),
-            "settings": portable(family.identity()),
+            "settings": make_portable(family.identity()),
             "engine": class_path(rollout.engine),
             "versions": rollout.engine.library_versions(),
         }

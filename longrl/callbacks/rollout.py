@@ -163,22 +163,22 @@ class RolloutCallback(Callback):
         if waiting.restored:
             waiting.render_restored(data_module_of(trainer).renderer, dp)
         if self._background is not None:
-            waiting.ahead = self._finish_background(self._background)
+            waiting.prefetched = self._finish_background(self._background)
         groups = [replace(group, carried_over=True) for group in waiting.carried]
         prompts: Sequence[Prompt] = batch.prompts
         upcoming: Sequence[Prompt] = ()
-        fresh: list[Group] | None = None
-        if waiting.ahead is not None:
-            fresh = [replace(group, carried_over=True) for group in waiting.ahead]
+        new_groups: list[Group] | None = None
+        if waiting.prefetched is not None:
+            new_groups = [replace(group, carried_over=True) for group in waiting.prefetched]
             upcoming = batch.prompts
-            waiting.ahead = None
+            waiting.prefetched = None
         elif self.overlap:
-            upcoming = data_module_of(trainer).refill(num_groups)
+            upcoming = data_module_of(trainer).draw_prompts(num_groups)
 
         sampled: list[Group] = []
         num_rounds = 0
         while True:
-            if fresh is None:
+            if new_groups is None:
                 request = self._next_request(module, prompts)
                 # 2. Encode the prompts' media: every rank its shard of the frames.
                 with module.phases("encode"):
@@ -189,16 +189,16 @@ class RolloutCallback(Callback):
                 # 4. Generate this rank's shards of the completions.
                 generated = self._generate(module, request, features)
                 # 5. Reward them, and gather the groups.
-                fresh = self._reward(module, request, generated)
-            sampled += fresh
+                new_groups = self._reward(module, request, generated)
+            sampled += new_groups
             # 6. Select the groups that have something to learn from.
-            groups += module.algorithm.select(fresh)
+            groups += module.algorithm.select(new_groups)
             # 7. Resample: all ranks go on as long as one lacks groups, for they gather weights together.
             if not dp.max(len(groups) < num_groups) or num_rounds == self.max_resample_rounds:
                 break
-            prompts = data_module_of(trainer).refill(num_groups)
+            prompts = data_module_of(trainer).draw_prompts(num_groups)
             num_rounds += 1
-            fresh = None
+            new_groups = None
 
         # 8. The step's groups. More of them wait for the next step; too few are a smaller step, none is a step lost.
         if len(groups) < num_groups:
@@ -226,7 +226,7 @@ class RolloutCallback(Callback):
             metrics[name] /= dp.size  # a mean over the ranks, once summed
         metrics["rollout/groups_kept"] = float(len(groups))
         metrics["rollout/prompts_drawn"] = float(len(sampled))
-        metrics["rollout/carried_over"] = float(len(waiting.carried))
+        metrics["rollout/surplus_groups"] = float(len(waiting.carried))
         self._metrics = dp.sum_dict(metrics)
         self._metrics["rollout/resample_rounds"] = float(num_rounds)
 
@@ -374,7 +374,7 @@ class RolloutCallback(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Every rank must call it: the groups of all that wait for a later step are saved."""
         if self._background is not None:
-            self._waiting.ahead = self._finish_background(self._background)
+            self._waiting.prefetched = self._finish_background(self._background)
         return {
             "num_rollouts": self._num_rollouts,
             "waiting": self._parallel.dp.gather(self._waiting.save()),

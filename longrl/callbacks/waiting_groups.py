@@ -22,7 +22,7 @@ class WaitingGroups:
     def __init__(self) -> None:
         self.carried: list[Group] = []
         """Too many for the step that sampled them."""
-        self.ahead: list[Group] | None = None
+        self.prefetched: list[Group] | None = None
         """Sampled during the last update; None if nothing was."""
         self.restored: dict[str, list[SavedGroup]] = {}
         """Groups of a checkpoint, until they are rendered."""
@@ -31,7 +31,7 @@ class WaitingGroups:
         """All of them, by their kind."""
         saved = {
             "carried": [saved_group(group) for group in self.carried],
-            "ahead": [saved_group(group) for group in self.ahead or []],
+            "ahead": [saved_group(group) for group in self.prefetched or []],
         }
         # A run that is saved again before its first batch keeps what it was restored with.
         for name, groups in self.restored.items():
@@ -56,7 +56,7 @@ class WaitingGroups:
         # Groups carried over come first: the oldest are trained on before others.
         self.carried += carried
         if dp.max(len(ahead)):  # on all ranks or none, though one may have got no group
-            self.ahead = ahead
+            self.prefetched = ahead
 
 
 def saved_group(group: Group) -> SavedGroup:

@@ -33,7 +33,7 @@ def main(args: Sequence[str]) -> None:
     from longrl.commands.run_parts import RunParts
 
     parts = RunParts("cache-features", args, DESCRIPTION)
-    settings = parts._get(parts.config, "trainer")
+    settings = parts.config["trainer"]
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     rollouts = parts.rollout_callback() is not None
     trainer = local_trainer(settings["accelerator"], settings["precision"])

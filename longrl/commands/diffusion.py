@@ -6,12 +6,10 @@ The commands are those of language models; `model` configures a `DiffusionModule
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
-from longrl.commands.run_config import Config, diffusion_config
 from longrl.commands.trainer import LongRLCLI
 from longrl.diffusion.diffusion_module import DiffusionModule
 from longrl.diffusion.prompt_files import PromptFiles
@@ -38,16 +36,13 @@ class DiffusionCLI(LongRLCLI):
     module_class = DiffusionModule
     data_class = PromptFiles
     rollout_class = DiffusionRolloutCallback
+    kind = "diffusion"
     prog = "python -m longrl diffusion"
 
     @staticmethod
     @override
     def subcommands() -> dict[str, set[str]]:
         return {name: skip for name, skip in LongRLCLI.subcommands().items() if name != "predict"}
-
-    @override
-    def current_config(self, values: Config, path: Path) -> Config:
-        return diffusion_config(values, path)
 
     @override
     def link_family(self, parser: LightningArgumentParser) -> None:

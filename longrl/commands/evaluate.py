@@ -13,7 +13,7 @@ from longrl.commands.main import COMMAND_USAGE
 from longrl.commands.run_config import evaluation_config, set_config_reader
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.evaluation.benchmark import Evaluation, EvaluationConfig
-from longrl.evaluation.benchmark_report import percent, rates_table, remarks
+from longrl.evaluation.benchmark_report import list_remarks, percent, rates_table
 from longrl.evaluation.result_files import RESULTS_FILE, EvaluationFiles
 from longrl.io.tables import make_table
 
@@ -63,7 +63,7 @@ def show_evaluation(files: EvaluationFiles) -> None:
             for value, score in by_value.items():
                 table.add_row(f"{field}: {value}", percent(score), "", str(score.n))
         console.print(table)
-    for text in remarks(files.outcomes):
+    for text in list_remarks(files.outcomes):
         console.print(text, highlight=False, soft_wrap=True)
     show_comparisons(files.comparisons)
     paths = f"report: {files.report}\nresults: {files.report.with_name(RESULTS_FILE)}"

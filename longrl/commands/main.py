@@ -61,7 +61,7 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         run_command(sys.argv[1:])
     except ValueError as error:
-        found = mistake(error)
+        found = find_mistake(error)
         if found is None or shows_traceback():
             raise
         sys.stderr.write(f"longrl: error: {found}\n")
@@ -85,7 +85,7 @@ def run_command(args: list[str]) -> None:
         sys.exit(f"longrl: unknown command {command!r}; choose one of {commands}")
 
 
-def mistake(error: BaseException | None) -> ValueError | None:
+def find_mistake(error: BaseException | None) -> ValueError | None:
     """The ValueError that longrl raised itself, in what others made of it (jsonargparse: a page); None without one."""
     while error is not None:
         modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from jsonargparse import get_loader, set_loader
 
 from longrl.commands.renamed import MOVED, ROLLOUT_CLASS, current_names
 
+ModelKind = Literal["language", "diffusion"]
+FAMILIES: dict[ModelKind, str] = {"language": "longrl.models.", "diffusion": "longrl.diffusion."}
+"""Packages of the model families."""
+POLICIES: dict[str, ModelKind] = {"causal": "language", "flow": "diffusion"}
+"""Values of the key `policy`, which once chose the kind."""
 Config = dict[str, Any]
 ConfigCheck = Callable[[Config, Path], Config]
 """Gets a config file's values and its path and gives the values to go on with; ValueError ends the command."""
@@ -37,31 +42,19 @@ def set_config_reader(check: ConfigCheck | None = None) -> None:
     set_loader("yaml", read, (yaml.YAMLError,))
 
 
-def language_config(values: Config, path: Path) -> Config:
-    """A config of a run that trains a language model, in today's form.
+def training_config(values: Config, path: Path, kind: ModelKind) -> Config:
+    """A config of a run that trains a model of one kind, in today's form.
 
     Raises:
-        ValueError: it is of a diffusion model, or has the rollout callback among `trainer.callbacks`.
+        ValueError: it is of the other kind, or has the rollout callback among `trainer.callbacks`.
     """
-    if values.pop("policy", "causal") == "flow" or _family_path(values, path).startswith("longrl.diffusion."):
-        raise ValueError(
-            f"--config {path} is of a diffusion model, whose commands are python -m longrl diffusion fit, validate and "
-            "test"
-        )
-    return _current_form(values, path)
-
-
-def diffusion_config(values: Config, path: Path) -> Config:
-    """A config of a run that trains a diffusion model, in today's form.
-
-    Raises:
-        ValueError: it is of a language model, or has the rollout callback among `trainer.callbacks`.
-    """
-    if values.pop("policy", "flow") == "causal" or _family_path(values, path).startswith("longrl.models."):
-        raise ValueError(
-            f"--config {path} is of a language model, whose commands are those without `diffusion`: python -m longrl "
-            "fit, validate, test and predict"
-        )
+    family = _family_path(values, path)
+    named = next((kind for kind, package in FAMILIES.items() if family.startswith(package)), kind)
+    found = POLICIES.get(str(values.pop("policy", "")), named)
+    if found != kind:
+        commands = "fit, validate and test" if found == "diffusion" else "fit, validate, test and predict"
+        command = "python -m longrl diffusion" if found == "diffusion" else "python -m longrl"
+        raise ValueError(f"--config {path} is of a {found} model, whose commands are {command} {commands}")
     return _current_form(values, path)
 
 

@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
 from longrl.commands.main import COMMAND_USAGE
-from longrl.commands.run_config import Config, language_config
+from longrl.commands.run_config import Config
 from longrl.commands.trainer import LongRLCLI
 
 FIT_ONLY = ("ckpt_path", "weights_only")
@@ -55,7 +55,7 @@ class RunParts(LongRLCLI):
 
     @override
     def current_config(self, values: Config, path: Path) -> Config:
-        return {name: value for name, value in language_config(values, path).items() if name not in FIT_ONLY}
+        return {name: value for name, value in super().current_config(values, path).items() if name not in FIT_ONLY}
 
     @override
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

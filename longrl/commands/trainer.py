@@ -21,7 +21,14 @@ from longrl.callbacks.random_state import RandomState
 from longrl.callbacks.rollout import RolloutCallback
 from longrl.commands.main import COMMAND_USAGE, TRAINER_COMMANDS
 from longrl.commands.renamed import MOVED
-from longrl.commands.run_config import Config, callback_list, is_rollout_callback, language_config, set_config_reader
+from longrl.commands.run_config import (
+    Config,
+    ModelKind,
+    callback_list,
+    is_rollout_callback,
+    set_config_reader,
+    training_config,
+)
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.modules.policy import PolicyModule
 from longrl.rewards import RewardSum
@@ -59,6 +66,7 @@ class LongRLCLI(LightningCLI):
     data_class: ClassVar[type[LightningDataModule]] = LongVideoReason
     rollout_class: ClassVar[type[Callback]] = RolloutCallback
     """What `model`, `data` and `rollout` configure."""
+    kind: ClassVar[ModelKind] = "language"
     prog: ClassVar[str] = "python -m longrl"
 
     @classmethod
@@ -90,7 +98,7 @@ class LongRLCLI(LightningCLI):
 
     def current_config(self, values: Config, path: Path) -> Config:
         """A config file's values in today's form."""
-        return language_config(values, path)
+        return training_config(values, path, self.kind)
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

@@ -15,7 +15,7 @@ from typing_extensions import override
 from longrl.diffusion.diffusion_module import DiffusionModule
 from longrl.diffusion.prompt_files import PromptBatch
 from longrl.diffusion.trajectory_rows import TrajectoryGroup
-from longrl.evaluation.sample_grids import FOLDER, PromptSamples, animated_grid, encoded, is_video, picture_grid
+from longrl.evaluation.sample_grids import FOLDER, PromptSamples, animated_grid, encode_images, is_video, picture_grid
 from longrl.io.atomic import atomic_write
 
 
@@ -118,9 +118,9 @@ class PictureGrids(Callback):
         moments = animated_grid(rows, tile=self.tile) if is_video(rows) else []
         folder = Path(trainer.default_root_dir, FOLDER)
         folder.mkdir(parents=True, exist_ok=True)
-        atomic_write(folder / f"{name}.png", encoded([grid], "png"))
+        atomic_write(folder / f"{name}.png", encode_images([grid], "png"))
         if moments:
-            atomic_write(folder / f"{name}.webp", encoded(moments, "webp", fps=self.fps))
+            atomic_write(folder / f"{name}.webp", encode_images(moments, "webp", fps=self.fps))
         with (folder / "samples.jsonl").open("a", encoding="utf-8") as file:
             for record in records:
                 line = {"file": f"{name}.png", "step": step, **record}
@@ -131,7 +131,7 @@ class PictureGrids(Callback):
             if isinstance(logger, WandbLogger):
                 logger.log_image(f"pictures/{stage}", [grid], step=step)
                 if moments:  # of animations Weights & Biases takes GIF alone
-                    gif = io.BytesIO(encoded(moments, "gif", fps=self.fps))
+                    gif = io.BytesIO(encode_images(moments, "gif", fps=self.fps))
                     logger.log_video(f"videos/{stage}", [gif], step=step, format=["gif"])
 
 

@@ -108,7 +108,7 @@ class Policy(abc.ABC):
 
 def doc_hash(row: Row) -> str:
     """Sha256 of a row: question, answer, kind, metadata and the names of its media, not their folders."""
-    content = {**asdict(row), "metadata": portable(row.metadata)}
+    content = {**asdict(row), "metadata": make_portable(row.metadata)}
     for kind in ("videos", "images", "audios"):
         content[kind] = [Path(path).name for path in content[kind]]
     return hash_json(content, default=repr)  # metadata may hold anything, such as dates
@@ -119,14 +119,14 @@ def hash_json(value: Any, default: Callable[[Any], str] | None = None) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=default).encode()).hexdigest()
 
 
-def portable(value: Any) -> Any:
+def make_portable(value: Any) -> Any:
     """A value as JSON in which files and folders go by their names: on another machine they lie elsewhere."""
     if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
     if isinstance(value, Mapping):
-        return {str(name): portable(item) for name, item in value.items()}
+        return {str(name): make_portable(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [portable(item) for item in value]
+        return [make_portable(item) for item in value]
     if isinstance(value, str) and os.sep in value and (os.path.isabs(value) or os.path.exists(value)):
         return Path(value).name
     return value

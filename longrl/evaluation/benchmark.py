@@ -17,7 +17,7 @@ from pathlib import Path
 from longrl.datamodules.loading.loader import RenderedRows, usable_items
 from longrl.datamodules.loading.render import RowRenderer
 from longrl.datamodules.longvideo_reason import LongVideoReason
-from longrl.evaluation.answering import Answer, AnswerStore, Item, Policy, portable, question_key
+from longrl.evaluation.answering import Answer, AnswerStore, Item, Policy, make_portable, question_key
 from longrl.evaluation.comparison import read_run
 from longrl.evaluation.outcomes import judge_answers, make_outcome
 from longrl.evaluation.records import check_breakdowns
@@ -187,7 +187,7 @@ class Evaluation:
             "policy": self.config.policy.identity(),
             "sampling": dataclasses.asdict(self.config.sampling),
             "seed": self.config.seed,
-            "reading": portable(condition.renderer.identity()),
+            "reading": make_portable(condition.renderer.identity()),
         }
         keys = [question_key(row, identity, condition.renderer) for row in self.rows]
         size = self.data.eval_prompts_per_batch

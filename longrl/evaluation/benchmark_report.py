@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from longrl.datamodules.media.sampling import VideoSampling
 from longrl.datamodules.media.video import read_video
 from longrl.evaluation.charts import plot_frame_sweep
-from longrl.evaluation.comparison import Comparison, points
+from longrl.evaluation.comparison import Comparison, format_points
 from longrl.evaluation.outcomes import Outcome
 from longrl.evaluation.report_page import PageTable, Report, SampleCard, SectionPart, score_table, write_report
 from longrl.evaluation.samples import SampleLine
@@ -69,7 +69,7 @@ def write_benchmark_report(
         blind = next((scores[outcome.name][OVERALL] for outcome in outcomes if outcome.blind and outcome.summary), None)
         sections["Frames"] = [plot_frame_sweep(by_num_frames, majority, blind)]
 
-    sections["Rates and baselines"] = [rates_table(outcomes, results), *remarks(outcomes)]
+    sections["Rates and baselines"] = [rates_table(outcomes, results), *list_remarks(outcomes)]
     for field in dict.fromkeys(field for summary in summaries.values() for field in summary.breakdowns):
         by_run = {run: _page_scores(summary.breakdowns[field]) for run, summary in summaries.items()}
         values = list(dict.fromkeys(value for by_value in by_run.values() for value in by_value))
@@ -96,7 +96,7 @@ def write_benchmark_report(
     return write_report(folder, report)
 
 
-def remarks(outcomes: Sequence[Outcome]) -> list[str]:
+def list_remarks(outcomes: Sequence[Outcome]) -> list[str]:
     """Sentences that a reader should know before believing a number."""
     texts = []
     for outcome in outcomes:
@@ -113,7 +113,7 @@ def remarks(outcomes: Sequence[Outcome]) -> list[str]:
             how = "worse than" if gain.high < 0 else "not shown to be better than"
             texts.append(
                 f"{outcome.name}: {how} always saying {summary.majority_letter}, which scores "
-                f"{100 * (summary.majority_accuracy or 0):.1f}% (difference in points {points(gain)})."
+                f"{100 * (summary.majority_accuracy or 0):.1f}% (difference in points {format_points(gain)})."
             )
         if summary.truncation_rate > MAX_TRUNCATED:
             texts.append(
@@ -171,9 +171,9 @@ def _rates(outcome: Outcome, result: Mapping[str, Any]) -> dict[str, str]:
     }
     if summary.over_majority is not None and summary.majority_accuracy is not None:
         column[f"always {summary.majority_letter}"] = f"{100 * summary.majority_accuracy:.1f}"
-        column["strict minus that, in points"] = points(summary.over_majority)
+        column["strict minus that, in points"] = format_points(summary.over_majority)
     if result["over_blind"]:
-        column["strict minus no video, in points"] = points(Difference(**result["over_blind"]))
+        column["strict minus no video, in points"] = format_points(Difference(**result["over_blind"]))
     return column
 
 

@@ -7,10 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longrl.evaluation.samples import SAMPLES_FILE, TEST_FOLDER, read_samples, records_of
-from longrl.evaluation.scores import OVERALL, Difference, Question, by_question, paired_difference, question_gains
+from longrl.evaluation.scores import (
+    OVERALL,
+    Difference,
+    QuestionRecords,
+    by_question,
+    paired_difference,
+    question_gains,
+)
 from longrl.io.jsonl import read_jsonl
 
-Records = Mapping[str, Question]
+Records = Mapping[str, QuestionRecords]
 """Question id -> the records of its completions."""
 RunRecords = Mapping[str, Records]
 """Condition -> its answered questions."""
@@ -35,13 +42,14 @@ class Comparison:
 
     def table_rows(self) -> list[list[str]]:
         """For each category: strict and robust difference, questions, won and lost ones."""
-        return [
-            [category, points(one), points(self.robust[category]), str(one.n), str(one.won), str(one.lost)]
-            for category, one in self.strict.items()
-        ]
+        rows = []
+        for category, one in self.strict.items():
+            gains = [format_points(one), format_points(self.robust[category])]
+            rows.append([category, *gains, *map(str, (one.n, one.won, one.lost))])
+        return rows
 
 
-def points(difference: Difference) -> str:
+def format_points(difference: Difference) -> str:
     """A difference in percentage points with its interval: "+3.1 [-0.4, +6.6]"."""
     return f"{100 * difference.difference:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
 
@@ -97,8 +105,8 @@ def read_run(folder: str | Path) -> RunRecords:
     raise ValueError(f"{folder} has no {SAMPLES_FILE} of `evaluate` or `test`; name a run that came to its end")
 
 
-def _by_id(questions: Iterable[Question]) -> Records:
-    by_id: dict[str, Question] = {}
+def _by_id(questions: Iterable[QuestionRecords]) -> Records:
+    by_id: dict[str, QuestionRecords] = {}
     for records in questions:
         if records and records[0]["id"] in by_id:
             raise ValueError(f"two runs are compared by their questions' ids, but {records[0]['id']!r} is there twice")

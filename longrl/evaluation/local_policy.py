@@ -16,7 +16,7 @@ from typing_extensions import override
 from longrl.datamodules.loading.render import KnowsFeatures
 from longrl.engines.hf import HFEngine
 from longrl.engines.rollout_engine import RolloutEngine
-from longrl.evaluation.answering import Item, Policy, SaveAnswers, make_answer, portable
+from longrl.evaluation.answering import Item, Policy, SaveAnswers, make_answer, make_portable
 from longrl.features.cache import FeatureCache
 from longrl.features.disk_cache import DiskCache
 from longrl.features.provenance import tensor_bytes
@@ -73,12 +73,12 @@ class LocalPolicy(Policy):
         source = self.weights or self.family.model_path
         self._identity = {
             "family": class_path(self.family),
-            "settings": portable(self.family.identity()),
+            "settings": make_portable(self.family.identity()),
             "model": shown_name(source),
             "revision": None if is_local(source) else getattr(model.config, "_commit_hash", None),
             "weights": weights_hash(model),
             "engine": class_path(self.engine),
-            "engine_options": portable(self.engine.identity()),
+            "engine_options": make_portable(self.engine.identity()),
             "versions": self.engine.library_versions(),
         }
         # An engine with weights of its own leaves the encoder alone on the device.

@@ -10,7 +10,7 @@ from typing import Any
 
 from longrl.datamodules.loading.render import RowRenderer
 from longrl.datamodules.longvideo_reason import LongVideoReason
-from longrl.evaluation.answering import portable
+from longrl.evaluation.answering import make_portable
 from longrl.evaluation.comparison import Comparison, RunRecords, compare_folders
 from longrl.evaluation.outcomes import Outcome, gain_over
 from longrl.evaluation.samples import SAMPLES_FILE, SampleLine, sample_lines
@@ -68,7 +68,7 @@ def describe_evaluation(
             "asked": len(dataset.rows),
             "fingerprint": dataset.fingerprint,
         },
-        "conditions": {name: {"reading": portable(each.identity())} for name, each in renderers.items()},
+        "conditions": {name: {"reading": make_portable(each.identity())} for name, each in renderers.items()},
     }
 
 

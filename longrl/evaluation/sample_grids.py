@@ -72,7 +72,7 @@ def animated_grid(rows: Sequence[PromptSamples], *, tile: int = 160) -> list[Ima
     return [_moment_grid(rows, moment, tile) for moment in range(count)]
 
 
-def encoded(images: Sequence[Image.Image], kind: Literal["png", "webp", "gif"], *, fps: float = 8.0) -> bytes:
+def encode_images(images: Sequence[Image.Image], kind: Literal["png", "webp", "gif"], *, fps: float = 8.0) -> bytes:
     """Images as the bytes of a file: one as PNG, or several as an animation that repeats for ever."""
     buffer = io.BytesIO()
     options: dict[str, Any] = {}

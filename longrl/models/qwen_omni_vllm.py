@@ -47,7 +47,7 @@ def as_features(config: Any) -> Any:
     return config
 
 
-def fields(data: Mapping[str, Any]) -> dict[str, MultiModalFieldConfig]:
+def media_fields(data: Mapping[str, Any]) -> dict[str, MultiModalFieldConfig]:
     """How each tensor is cut into items."""
     configs = {}
     for kind in KINDS:
@@ -78,7 +78,7 @@ class FeatureParser(MultiModalDataParser):
 
     def _features(self, data: Any, kind: str) -> Any:
         required, optional = self.embedding_field_sets(kind)
-        return DictEmbeddingItems(data, kind, required, fields, optional)
+        return DictEmbeddingItems(data, kind, required, media_fields, optional)
 
 
 class FeatureInfo(Qwen2_5OmniThinkerProcessingInfo):
@@ -114,7 +114,7 @@ class FeatureProcessor(BaseMultiModalProcessor[FeatureInfo]):
     """Puts as many placeholders as an item has rows in the place of one."""
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Any) -> Any:
-        return fields(hf_inputs)
+        return media_fields(hf_inputs)
 
     def _get_prompt_updates(self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any) -> Any:
         config, data = self.info.get_hf_config(), out_mm_kwargs.get_data()

@@ -1,4 +1,4 @@
-"""Options of the pipeline; `longvideo-reason/*.yaml` are examples."""
+"""Options of the pipeline; `longvideo-reason/configs/` has examples."""
 
 from __future__ import annotations
 

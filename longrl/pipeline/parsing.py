@@ -27,7 +27,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Question:
+class ParsedQuestion:
     """A question before its options have letters."""
 
     kind: Kind
@@ -42,7 +42,7 @@ class Question:
     box_at_s: float | None = None
 
 
-def parse_question(text: str, kind: Kind) -> Question:
+def parse_question(text: str, kind: Kind) -> ParsedQuestion:
     """The question that a reply holds.
 
     Raises:
@@ -57,7 +57,7 @@ def parse_question(text: str, kind: Kind) -> Question:
     if kind == "multiple_choice":
         answer = _chosen_option(answer, options)
     box, box_at_s = _box(reply.get("box"))
-    return Question(kind, question, options, answer, tuple(_steps(reply)), box, box_at_s)
+    return ParsedQuestion(kind, question, options, answer, tuple(_steps(reply)), box, box_at_s)
 
 
 def json_objects(text: str) -> Iterator[dict[str, Any]]:
@@ -88,7 +88,7 @@ def seconds_of(value: object) -> float:
     return 3600 * float(hours or 0) + 60 * float(minutes or 0) + float(seconds)
 
 
-def plain_text(text: str) -> str:
+def single_spaced(text: str) -> str:
     """NFKC, single-spaced."""
     return " ".join(unicodedata.normalize("NFKC", text).split())
 
@@ -96,9 +96,9 @@ def plain_text(text: str) -> str:
 def _text_field(item: Mapping[str, Any], field: str) -> str:
     value = item.get(field)
     value = str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
-    if not isinstance(value, str) or not plain_text(value):
+    if not isinstance(value, str) or not single_spaced(value):
         raise UnusableReply("bad schema", f"{field!r} must be a text, got {value!r}")
-    return plain_text(value)
+    return single_spaced(value)
 
 
 def _options(reply: Mapping[str, Any]) -> tuple[str, ...]:
@@ -106,7 +106,7 @@ def _options(reply: Mapping[str, Any]) -> tuple[str, ...]:
     listed = list(value.values()) if isinstance(value, dict) else value
     if not isinstance(listed, list) or not listed or not all(isinstance(item, str | int | float) for item in listed):
         raise UnusableReply("bad schema", f"'options' must be a list of texts, got {value!r}")
-    options = [plain_text(str(option)) for option in listed]
+    options = [single_spaced(str(option)) for option in listed]
     labels = [LABEL.match(option) for option in options]
     if all(label and label[1].upper() == chr(ord("A") + i) for i, label in enumerate(labels)):
         options = [LABEL.sub("", option, count=1) for option in options]

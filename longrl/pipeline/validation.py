@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 
 from longrl.pipeline.asking import UnusableReply, mostly_latin
 from longrl.pipeline.config import QuestionOptions, ValidateOptions
-from longrl.pipeline.parsing import Question, parse_question
+from longrl.pipeline.parsing import ParsedQuestion, parse_question
 from longrl.pipeline.step_run import Record, StepRun
 from longrl.rewards.exact import normalized_text
 
@@ -68,7 +68,7 @@ def validate_questions(run: StepRun) -> None:
     run.workspace.write_beside("validate", "rejected", rejected)
 
 
-def cut_steps_at(question: Question, duration_s: float) -> Question:
+def cut_steps_at(question: ParsedQuestion, duration_s: float) -> ParsedQuestion:
     """The question with steps that end up to `SLACK_S` behind the video cut at its end."""
     steps = []
     for step in question.steps:
@@ -78,7 +78,7 @@ def cut_steps_at(question: Question, duration_s: float) -> Question:
 
 
 def find_faults(
-    question: Question,
+    question: ParsedQuestion,
     duration_s: float,
     earlier: Sequence[str],
     expected: QuestionOptions,
@@ -131,7 +131,7 @@ def find_faults(
         yield "not English", question.question
 
 
-def _option_faults(question: Question, count: int, options: ValidateOptions) -> Iterator[Fault]:
+def _option_faults(question: ParsedQuestion, count: int, options: ValidateOptions) -> Iterator[Fault]:
     texts = question.options
     if len(texts) != count:
         yield "wrong number of options", f"{len(texts)} instead of {count}"

@@ -20,8 +20,8 @@ def show_plan(report: PlanReport) -> None:
     head = (
         f"{report.model} on {plan.devices} x {report.hardware.name}, sequence_parallel_size "
         f"{plan.sequence_parallel_size}: {plan.frames} frames, prompt of {plan.prompt_tokens} tokens, "
-        f"{plan.num_generations} completions of {plan.completion_tokens}, {plan.prompts_per_batch} prompts per group; "
-        f"micro-batch of {batch.tokens} tokens on {plan.sequence_parallel_size} ranks"
+        f"{plan.num_generations} completions of {plan.completion_tokens}, {plan.prompts_per_batch} prompts per "
+        f"sequence-parallel group; micro-batch of {batch.tokens} tokens on {plan.sequence_parallel_size} ranks"
     )
     host = ", ".join(f"{kind} {size / GIB:.1f}" for kind, size in report.host_bytes_per_node.items())
     lines = [f"host memory of a node in GiB: {host}", *(f"note: {note}" for note in report.notes)]
@@ -37,7 +37,7 @@ def show_plan(report: PlanReport) -> None:
     console.print(make_table(["GiB per device", *phases], rows, title="memory"))
     work = [*report.operations.values(), sum(report.operations.values())]
     rows = [
-        ["PFLOP of a group", *(f"{value / 1e15:.1f}" for value in work)],
+        ["PFLOP of a sequence-parallel group", *(f"{value / 1e15:.1f}" for value in work)],
         ["s", *(f"{value:.1f}" for value in report.times_s.values())],
     ]
     console.print(make_table(["", *report.times_s], rows, title="time, at the stated share of the peaks"))

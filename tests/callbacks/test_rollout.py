@@ -117,7 +117,7 @@ def order_of(folder, count, **options):
     """The ids in the order in which the data module hands them out."""
     data = data_module(folder, **options)
     data.setup("fit")
-    return [prompt.id for prompt in data.refill(count)]
+    return [prompt.id for prompt in data.draw_prompts(count)]
 
 
 def half_right(prompt_id, count):
@@ -149,7 +149,7 @@ def test_a_step_generates_rewards_trains_and_logs(tmp_path):
     assert seen.metrics[0]["reward/mean"] == seen.metrics[0]["reward/right_is_good"] == 0.5
     assert seen.metrics[0]["reward/std_in_group"] == 0.5
     assert seen.metrics[0]["rollout/prompts_drawn"] == 2
-    assert seen.metrics[0]["rollout/resample_rounds"] == seen.metrics[0]["rollout/carried_over"] == 0
+    assert seen.metrics[0]["rollout/resample_rounds"] == seen.metrics[0]["rollout/surplus_groups"] == 0
     assert not torch.equal(policy.model.get_input_embeddings().weight, before)
 
 
@@ -236,7 +236,7 @@ def test_groups_without_contrast_are_sampled_anew_and_the_surplus_is_carried_ove
     flags = [[group.carried_over for group in batch.groups] for batch in seen.batches]
     assert flags == [[False, False], [True, False], [False, False]]
     counts = [
-        [metrics[f"rollout/{name}"] for name in ("prompts_drawn", "resample_rounds", "carried_over")]
+        [metrics[f"rollout/{name}"] for name in ("prompts_drawn", "resample_rounds", "surplus_groups")]
         for metrics in seen.metrics
     ]
     assert counts == [[6, 2, 1], [2, 0, 0], [2, 0, 0]]
@@ -292,7 +292,7 @@ def test_carried_over_groups_survive_a_checkpoint_also_before_the_first_batch(tm
     assert [saved["prompt"]["id"] for saved in second.state_dict()["waiting"][0]["carried"]] == [order[3]]
     data = data_module(tmp_path)
     data.setup("fit")
-    data.refill(4)  # what the first run consumed
+    data.draw_prompts(4)  # what the first run consumed
     resumed = data_module(tmp_path)
     resumed.load_state_dict(data.state_dict())
     seen = train(tmp_path, second, DAPO, data=resumed)
@@ -331,7 +331,7 @@ def test_groups_sampled_ahead_survive_a_checkpoint(tmp_path):
     second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     data = data_module(tmp_path)
     data.setup("fit")
-    data.refill(4)  # what the first run consumed
+    data.draw_prompts(4)  # what the first run consumed
     resumed = data_module(tmp_path)
     resumed.load_state_dict(data.state_dict())
     seen = train(tmp_path, second, data=resumed)
@@ -531,7 +531,7 @@ def video_data(folder, prompts_per_batch, **family):
 def test_a_group_survives_a_checkpoint(tmp_path):
     data = video_data(tmp_path, prompts_per_batch=1)
     data.setup("fit")
-    (prompt,) = data.refill(1)
+    (prompt,) = data.draw_prompts(1)
     assert prompt.media
     completions = [
         Completion(torch.tensor([1, 2, 3]), torch.tensor([-0.1, -0.2, -0.3]), "a b c", "stop"),

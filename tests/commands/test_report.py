@@ -5,7 +5,7 @@ import torch
 
 from longrl.commands.main import main
 from longrl.commands.report import report_run
-from longrl.evaluation.sample_grids import PromptSamples, encoded, picture_grid
+from longrl.evaluation.sample_grids import PromptSamples, encode_images, picture_grid
 
 
 def test_curves_and_pictures_of_a_run_are_on_one_page(tmp_path):
@@ -17,7 +17,7 @@ def test_curves_and_pictures_of_a_run_are_on_one_page(tmp_path):
     (run / "pictures").mkdir()
     grid = picture_grid([PromptSamples("p", [torch.zeros(1, 3, 8, 8, dtype=torch.uint8)], ["0.5"])])
     for step in (0, 50, 100):
-        (run / "pictures" / f"val_{step:06}.png").write_bytes(encoded([grid], "png"))
+        (run / "pictures" / f"val_{step:06}.png").write_bytes(encode_images([grid], "png"))
     main(["report", "--run", str(run), "--num_sheets", "2"])
     text = (run / "report.html").read_text()
     assert "<h1>my_run</h1>" in text

@@ -182,7 +182,7 @@ def test_a_config_of_a_language_model_is_none_of_diffusion(tmp_path):
     file = tmp_path / "recipe.yaml"
     for text in ("model: {family: {class_path: longrl.models.text.TextFamily}}\n", "policy: causal\n"):
         file.write_text(text)
-        with pytest.raises(ValueError, match="is of a language model, whose commands are those without `diffusion`"):
+        with pytest.raises(ValueError, match="is of a language model, whose commands are python -m longrl fit"):
             main(["diffusion", "fit", "--config", str(file)])
 
 

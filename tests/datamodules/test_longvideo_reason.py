@@ -89,7 +89,7 @@ def test_rl_prompts_have_their_video_and_no_target(synthetic):
 def test_sft_targets_are_reasoning_and_answer(synthetic):
     module = clips(synthetic, stage="sft")
     module.setup("fit")
-    (prompt, *_) = module.refill(1)
+    (prompt, *_) = module.draw_prompts(1)
     text = module.renderer.family.decode(prompt.response_ids)
     assert text == f"<think>{prompt.row.reasoning}</think><answer>{prompt.row.answer}</answer>"
     assert prompt.response_ids[-1] == module.renderer.family.tokenizer.eos_token_id
@@ -110,7 +110,7 @@ def test_workers_render_the_same_prompts(synthetic, workers):
     module, inline = clips(synthetic, num_workers=workers), clips(synthetic)
     for one in (module, inline):
         one.setup("fit")
-    for found, wanted in zip(module.refill(5), inline.refill(5), strict=True):
+    for found, wanted in zip(module.draw_prompts(5), inline.draw_prompts(5), strict=True):
         assert found.id == wanted.id
         assert torch.equal(found.input_ids, wanted.input_ids)
         assert torch.equal(found.media[0].patches, wanted.media[0].patches)
@@ -120,7 +120,7 @@ def test_workers_render_the_same_prompts(synthetic, workers):
 def test_a_blind_model_gets_the_question_without_media(synthetic):
     module = clips(synthetic, blind=True, media_root="/nowhere")
     module.setup("fit")
-    (prompt,) = module.refill(1)
+    (prompt,) = module.draw_prompts(1)
     assert prompt.media == ()
     assert prompt.row.videos == ()
 
@@ -137,7 +137,7 @@ def test_images_and_videos_follow_the_tags_of_the_question(synthetic, tmp_path):
         question_template="{problem}",
     )
     module.setup("fit")
-    (prompt,) = module.refill(1)
+    (prompt,) = module.draw_prompts(1)
     assert [item.kind for item in prompt.media] == ["image", "video", "image"]
 
 
@@ -158,7 +158,7 @@ def test_a_worker_keeps_the_media_it_decoded_last(synthetic, monkeypatch):
         read.clear()
         module = clips(synthetic, cached_media=kept)
         module.setup("fit")
-        module.refill(12)
+        module.draw_prompts(12)
         assert len(read) == reads
 
 
@@ -208,7 +208,7 @@ def test_bad_records_may_be_left_out_and_are_listed(tmp_path):
     train = write(tmp_path, sums(4) + BAD)
     module = texts(tmp_path, train=train, bad_records="skip", skipped_dir=str(tmp_path / "run"))
     module.setup("fit")
-    assert sorted(prompt.id for prompt in module.refill(4)) == ["0", "1", "2", "3"]
+    assert sorted(prompt.id for prompt in module.draw_prompts(4)) == ["0", "1", "2", "3"]
     lines = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == ["record 4", "record 5"]
     assert "must be one of the options A, B, got 'C'" in lines[1]["reason"]
@@ -230,7 +230,7 @@ def test_broken_and_missing_videos_are_skipped_and_listed(synthetic, tmp_path, w
     module.setup("fit")
     whole = [str(number) for number in range(6)]
     for _ in range(2):
-        assert sorted(prompt.id for prompt in module.refill(6)) == whole
+        assert sorted(prompt.id for prompt in module.draw_prompts(6)) == whole
     assert sorted(prompt.id for batch in module.val_dataloader() for prompt in batch.prompts) == whole
     lines = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
     assert sorted((line["split"], line["id"]) for line in lines) == [
@@ -254,7 +254,7 @@ def test_too_many_broken_videos_are_an_error_in_training(synthetic, tmp_path):
     with pytest.raises(
         ValueError, match=r"data\.max_skipped_share=0\.05 of the train rows .* 4 of all 10 cannot be used"
     ):
-        module.refill(10)
+        module.draw_prompts(10)
 
 
 def test_prompts_over_the_limit_are_skipped_with_the_limit_as_reason(tmp_path):
@@ -262,7 +262,7 @@ def test_prompts_over_the_limit_are_skipped_with_the_limit_as_reason(tmp_path):
     records[2]["problem"] = "many words " * 100
     module = texts(tmp_path, train=write(tmp_path, records), max_prompt_tokens=200, skipped_dir=str(tmp_path))
     module.setup("fit")
-    assert "2" not in [prompt.id for prompt in module.refill(10)]
+    assert "2" not in [prompt.id for prompt in module.draw_prompts(10)]
     (line,) = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
     assert line["id"] == "2"
     assert "above 200, the data.max_prompt_tokens; raise that to" in line["reason"]
@@ -308,7 +308,7 @@ class Recorder(LightningModule):
 
     def training_step(self, batch, batch_idx):
         step = self.global_step
-        extra = self.trainer.datamodule.refill(step % 3 % 2)
+        extra = self.trainer.datamodule.draw_prompts(step % 3 % 2)
         self.seen[step] = [prompt.id for prompt in (*batch.prompts, *extra)]
         self.optimizers().step()
 
@@ -402,7 +402,7 @@ def test_validating_a_checkpoint_needs_no_training_data(whole_run, tmp_path):
 def test_a_state_loaded_before_setup_waits_for_it(tmp_path):
     first, again = texts(tmp_path), texts(tmp_path)
     first.setup("fit")
-    first.refill(4)
+    first.draw_prompts(4)
     again.load_state_dict(first.state_dict())
     again.setup("fit")
     assert ids(again.train_dataloader()) == ids(first.train_dataloader())

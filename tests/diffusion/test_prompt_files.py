@@ -162,7 +162,7 @@ def test_batches_hold_rows_in_an_order_that_the_seed_decides(tmp_path):
     assert problems(batches) == [wanted[0:2], wanted[2:4], wanted[4:6]]
     assert isinstance(first, PromptBatch)
     assert first.to(torch.device("cpu")) is first
-    assert [row.problem for row in data.refill(2)] == [wanted[6], f"p{permutation(7, 3, 1)[0] + 1}"]
+    assert [row.problem for row in data.draw_prompts(2)] == [wanted[6], f"p{permutation(7, 3, 1)[0] + 1}"]
 
 
 def test_sources_are_joined_with_ids_that_name_them(tmp_path):
@@ -199,7 +199,7 @@ class Recorder(LightningModule):
 
     def training_step(self, batch, batch_idx):
         step = self.global_step
-        extra = self.trainer.datamodule.refill(step % 3 % 2)
+        extra = self.trainer.datamodule.draw_prompts(step % 3 % 2)
         self.seen[step] = [row.problem for row in (*batch.prompts, *extra)]
         self.optimizers().step()
 

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from longrl.commands.evaluate import parse_evaluation
-from longrl.evaluation.answering import doc_hash, portable
+from longrl.evaluation.answering import doc_hash, make_portable
 from longrl.evaluation.benchmark import Evaluation
 from longrl.evaluation.benchmark_report import remarks
 from longrl.evaluation.outcomes import make_outcome
@@ -369,4 +369,4 @@ def test_a_data_set_has_the_same_hashes_wherever_it_lies(tmp_path):
         )
         hashes.append(doc_hash(row))
     assert hashes[0] == hashes[1] != doc_hash(Row("7", "Which?\nA. x\nB. y", "B", videos=("7.mp4",)))
-    assert portable({"a": (1, "b/c", f"{tmp_path}/here")}) == {"a": [1, "b/c", "here"]}
+    assert make_portable({"a": (1, "b/c", f"{tmp_path}/here")}) == {"a": [1, "b/c", "here"]}

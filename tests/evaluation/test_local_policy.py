@@ -15,7 +15,7 @@ from longrl.datamodules.loading.render import RowRenderer
 from longrl.datamodules.media.sampling import VideoSampling
 from longrl.engines.server import VLLMServerEngine
 from longrl.engines.vllm import VLLMEngine
-from longrl.evaluation.answering import hash_json, portable, question_key
+from longrl.evaluation.answering import hash_json, make_portable, question_key
 from longrl.evaluation.benchmark import Evaluation
 from longrl.evaluation.local_policy import LocalPolicy, shown_name, weights_hash
 from longrl.io.jsonl import read_jsonl
@@ -173,7 +173,7 @@ def test_options_of_vllm_that_may_change_answers_tell_engines_apart(tmp_path):
     """Such as further arguments of `vllm.LLM`, in which a folder goes by its name."""
     options = {"quantization": "fp8", "speculative_config": {"model": str(tmp_path / "draft")}}
     engine = VLLMEngine(max_num_seqs=4, sleep=False, tensor_parallel_size=2, options=options)
-    assert portable(engine.identity()) == {
+    assert make_portable(engine.identity()) == {
         "max_model_len": 32_768, "enforce_eager": False, "tensor_parallel_size": 2,
         "options": {"quantization": "fp8", "speculative_config": {"model": "draft"}},
     }  # fmt: skip
@@ -193,7 +193,7 @@ def first_key(**options):
     family = OwnFamily(str(ROOT / "configs" / "demo" / "base"), **options)
     row = Row("1", "Which?\nA. x\nB. y", "A")
     renderer = RowRenderer(family, VideoSampling())
-    identity = {"family": portable(family.identity()), "reading": portable(renderer.identity())}
+    identity = {"family": make_portable(family.identity()), "reading": make_portable(renderer.identity())}
     return question_key(row, identity, renderer)
 
 

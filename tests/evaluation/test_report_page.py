@@ -16,7 +16,7 @@ from longrl.evaluation.report_page import (
     duration,
     write_report,
 )
-from longrl.evaluation.sample_grids import encoded
+from longrl.evaluation.sample_grids import encode_images
 from longrl.types import Row
 
 SCORE = {"accuracy": 0.625, "low": 0.5, "high": 0.75, "n": 48}
@@ -69,7 +69,8 @@ def report(tmp_path_factory):
     samples = [card(frames=frames(40), timestamps=np.arange(40) * 100.0), card()]
     title = "after <1>"
     grids = [
-        Picture(title, encoded([Image.new("RGB", (30, 20))], kind), 30, kind, title=title) for kind in ("png", "webp")
+        Picture(title, encode_images([Image.new("RGB", (30, 20))], kind), 30, kind, title=title)
+        for kind in ("png", "webp")
     ]
     texts = {"subtitle": "sub", "facts": {"commit": "abc"}, "seconds": {"sft": 61.0, "rl": 125.0}}
     path = write_report(folder, Report("A <title>", RESULTS, {"rl": csv}, samples, chance=0.3, pictures=grids, **texts))

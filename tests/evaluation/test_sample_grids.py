@@ -14,7 +14,7 @@ from longrl.evaluation.sample_grids import (
     PROMPT_SIZE,
     PromptSamples,
     animated_grid,
-    encoded,
+    encode_images,
     frame_image,
     is_video,
     picture_grid,
@@ -116,7 +116,7 @@ def test_an_animation_shows_every_moment_and_the_last_frame_of_what_has_ended():
 
 @pytest.mark.parametrize("kind", ["webp", "gif"])
 def test_animations_hold_all_frames_at_their_rate(kind):
-    file = encoded(animated_grid([row(ramp(4))]), kind, fps=5)
+    file = encode_images(animated_grid([row(ramp(4))]), kind, fps=5)
     with Image.open(io.BytesIO(file)) as image:
         assert (image.format, image.n_frames, image.info["loop"]) == (kind.upper(), 4, 0)
         image.seek(3)
@@ -127,7 +127,7 @@ def test_animations_hold_all_frames_at_their_rate(kind):
 
 def test_a_png_holds_the_grid_to_the_last_bit():
     grid = picture_grid([row(level(3))])
-    assert np.array_equal(np.array(Image.open(io.BytesIO(encoded([grid], "png")))), np.array(grid))
+    assert np.array_equal(np.array(Image.open(io.BytesIO(encode_images([grid], "png")))), np.array(grid))
 
 
 # ---- in the report ----
@@ -138,7 +138,7 @@ def save(folder, *names: str) -> None:
     for number, name in enumerate(names):
         kind = name.rpartition(".")[2]
         grids = animated_grid([row(ramp(3))]) if kind == "webp" else [picture_grid([row(level(number))])]
-        (folder / "pictures" / name).write_bytes(encoded(grids, kind))
+        (folder / "pictures" / name).write_bytes(encode_images(grids, kind))
 
 
 def test_the_first_the_last_and_some_between_are_chosen_of_training_and_of_validation(tmp_path):

@@ -44,7 +44,7 @@ def rendered(folder, family, problem, row_function="geometry_row", names=None):
         question_template="{problem}\nAnswer with a number.", prompts_per_batch=1,
     )  # fmt: skip
     module.setup("fit")
-    return module.refill(1)[0]
+    return module.draw_prompts(1)[0]
 
 
 def theirs(folder, family, problem):

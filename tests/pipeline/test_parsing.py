@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 from longrl.chat.endpoint import Reply
 from longrl.pipeline.asking import UnusableReply, answered_text, mostly_latin
 from longrl.pipeline.config import QuestionOptions, ValidateOptions
-from longrl.pipeline.parsing import Question, Step, json_objects, parse_question, seconds_of
+from longrl.pipeline.parsing import ParsedQuestion, Step, json_objects, parse_question, seconds_of
 from longrl.pipeline.questions import check_rewriting
 from longrl.pipeline.validation import cut_steps_at, find_faults, triple_similarity
 
@@ -19,7 +19,7 @@ REPLY = {
     "answer": "pours tea",
     "reasoning": [{"start": 3, "end": "0:12", "text": "The kettle boils."}, {"start": 12.0, "end": 20, "text": "Tea."}],
 }
-GOOD = Question(
+GOOD = ParsedQuestion(
     "multiple_choice", REPLY["question"], tuple(REPLY["options"]), "pours tea",
     (Step(3.0, 12.0, "The kettle boils."), Step(12.0, 20.0, "Tea.")),
 )  # fmt: skip
@@ -30,7 +30,7 @@ def said(**changes) -> str:
     return json.dumps({**REPLY, **changes})
 
 
-def kinds(question: Question, *, duration_s=20.0, earlier=(), boxes=False, asked=None, **options) -> list[str]:
+def kinds(question: ParsedQuestion, *, duration_s=20.0, earlier=(), boxes=False, asked=None, **options) -> list[str]:
     found = find_faults(
         question, duration_s, earlier, asked or QuestionOptions(), ValidateOptions(**options), boxes
     )  # fmt: skip

@@ -96,7 +96,7 @@ class StreamedData(LightningDataModule, abc.ABC):
         kwargs = self.trainer.distributed_sampler_kwargs if self.trainer else None
         return (kwargs["rank"], kwargs["num_replicas"]) if kwargs else (0, 1)
 
-    def refill(self, count: int) -> list[Any]:
+    def draw_prompts(self, count: int) -> list[Any]:
         """`count` further training prompts, for dynamic sampling; they count as consumed."""
         return self.stream.take(count)
 

@@ -93,7 +93,7 @@ def first_rows(by_source: Iterable[list[T]], limit: int | None, *, of_each: bool
 
 
 @functools.lru_cache(maxsize=4)
-def cycle(weights: tuple[int, ...]) -> tuple[int, ...]:
+def source_cycle(weights: tuple[int, ...]) -> tuple[int, ...]:
     """Sources in an order in which each always has its share to within one: of two with weights 2 and 1, (0, 1, 0).
 
     The k-th prompt of a source with weight w out of W comes at index k W / w or later and before (k + 1) W / w; taking
@@ -121,7 +121,7 @@ def cycle(weights: tuple[int, ...]) -> tuple[int, ...]:
 @functools.lru_cache(maxsize=8)
 def _window(weights: tuple[int, ...], seed: int, number: int) -> tuple[list[int], list[int]]:
     """Sources of the positions from `number * WINDOW` on, and prompts of each source before them."""
-    order = cycle(weights)
+    order = source_cycle(weights)
     cycles, rest = divmod(number * WINDOW, len(order))
     before = [cycles * weight + order[:rest].count(source) for source, weight in enumerate(weights)]
     sources = [order[(rest + offset) % len(order)] for offset in range(WINDOW)]
@@ -133,9 +133,9 @@ def _window(weights: tuple[int, ...], seed: int, number: int) -> tuple[list[int]
 class MixedOrder(RowOrder):
     """Which rows a rank reads where the sources have weights; a row's index follows from its position alone.
 
-    Position c of the sequence that all ranks share is a source's: `cycle`, over and over, every eight places shuffled
-    among themselves. So it is the n-th position of its source, whose rows come in permutations of its own. Any number
-    of ranks reads the same sequence, and the number of rows consumed says all about where a rank stands.
+    Position c of the sequence that all ranks share is a source's: `source_cycle`, over and over, every eight places
+    shuffled among themselves. So it is the n-th position of its source, whose rows come in permutations of its own. Any
+    number of ranks reads the same sequence, and the number of rows consumed says all about where a rank stands.
     """
 
     sizes: tuple[int, ...] = ()

@@ -82,7 +82,7 @@ def subtitle_text(row: Row, options: Subtitles, videos: Sequence[Frames] | None)
     span = row.metadata.get("span_s")
     pairs = itertools.zip_longest(_lines_of(row, options.source), videos or ())
     by_video = [texts for lines, video in pairs if (texts := _chosen(lines or [], video, span, options))]
-    blocks = ["\n".join(fitting(texts, options.max_chars // len(by_video))) for texts in by_video]
+    blocks = ["\n".join(take_fitting(texts, options.max_chars // len(by_video))) for texts in by_video]
     return "\n".join([options.heading, "\n\n".join(blocks), "", ""]) if blocks else ""
 
 
@@ -115,7 +115,7 @@ def subtitle_files(row: Row, source: str | None) -> list[str]:
     return [one for one in listed if is_subtitle_file(one)]
 
 
-def fitting(texts: Sequence[str], max_chars: int) -> list[str]:
+def take_fitting(texts: Sequence[str], max_chars: int) -> list[str]:
     """Every n-th of the texts, with the smallest n for which their lines have at most so many characters."""
     for step in range(1, len(texts) + 1):
         kept = list(texts[::step])

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from longrl.datamodules.loading.loader import PromptStream, RenderedRows
-from longrl.datamodules.loading.mixing import DataSource, MixedOrder, cycle, first_rows, source_list, weights_of
+from longrl.datamodules.loading.mixing import DataSource, MixedOrder, first_rows, source_cycle, source_list, weights_of
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from tests.datamodules.loading.test_loader import FakeRender, rows, skip_log
 from tests.tiny import text_family
@@ -43,15 +43,15 @@ def test_weights_become_whole_numbers():
 
 
 def test_a_cycle_by_hand():
-    assert cycle((2, 1)) == (0, 1, 0)
-    assert cycle((1, 1)) == (0, 1)
-    assert cycle((3,)) == (0, 0, 0)
+    assert source_cycle((2, 1)) == (0, 1, 0)
+    assert source_cycle((1, 1)) == (0, 1)
+    assert source_cycle((3,)) == (0, 0, 0)
 
 
 @given(WEIGHTS)
 def test_a_cycle_has_every_share_to_within_one_all_the_way(weights):
     total, taken = sum(weights), [0] * len(weights)
-    for place, source in enumerate(cycle(weights), start=1):
+    for place, source in enumerate(source_cycle(weights), start=1):
         taken[source] += 1
         assert all(abs(count - place * weight / total) < 1 for count, weight in zip(taken, weights, strict=True))
     assert tuple(taken) == weights
@@ -188,7 +188,7 @@ def test_rows_with_and_without_reasoning_come_in_their_shares(sources):
     module = LongVideoReason(text_family(), train=sources, stage="sft", prompts_per_batch=8)
     module.setup("fit")
     family = module.renderer.family
-    for batch in (module.refill(8) for _ in range(5)):
+    for batch in (module.draw_prompts(8) for _ in range(5)):
         taught = [prompt for prompt in batch if prompt.id.startswith("t")]
         assert len(taught) == 6
         assert all("I count." in family.decode(prompt.response_ids) for prompt in taught)
@@ -204,16 +204,16 @@ def test_a_mixed_module_resumes_exactly(sources):
         return made
 
     first, again = module(), module()
-    first.refill(13)
+    first.draw_prompts(13)
     again.load_state_dict(first.state_dict())
-    assert [one.id for one in again.refill(30)] == [one.id for one in first.refill(30)]
+    assert [one.id for one in again.draw_prompts(30)] == [one.id for one in first.draw_prompts(30)]
 
 
 def test_sources_without_weights_are_read_as_one_each_by_its_own_function(sources):
     plain = [DataSource(one.source, None, one.row_function) for one in sources]
     module = LongVideoReason(text_family(), train=plain, prompts_per_batch=4, max_train_rows=22)
     module.setup("fit")
-    assert Counter(prompt.id[0] for prompt in module.refill(22)) == {"t": 20, "b": 2}
+    assert Counter(prompt.id[0] for prompt in module.draw_prompts(22)) == {"t": 20, "b": 2}
 
 
 def test_weights_belong_to_training(sources):

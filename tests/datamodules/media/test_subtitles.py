@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 from longrl.datamodules.loading.render import DEFAULT_QUESTION, RowRenderer, without_media
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.datamodules.media.sampling import VideoSampling
-from longrl.datamodules.media.subtitles import Line, Subtitles, fitting, read_subtitles
+from longrl.datamodules.media.subtitles import Line, Subtitles, read_subtitles, take_fitting
 from longrl.datamodules.rows.published import canonical_row, video_mme_row
 from longrl.datamodules.rows.question_rows import make_rows
 from longrl.testing.synthetic_videos import SyntheticConfig, generate_videos
@@ -128,17 +128,17 @@ def test_an_empty_file_has_no_lines_and_a_changed_one_is_read_again(tmp_path):
 
 def test_every_nth_line_is_kept_by_hand():
     texts = ["aaaa", "bbbb", "cccc", "dddd", "eeee"]
-    assert fitting(texts, 24) == texts  # five of four, and four line ends
-    assert fitting(texts, 23) == ["aaaa", "cccc", "eeee"]
-    assert fitting(texts, 13) == ["aaaa", "dddd"]
-    assert fitting(texts, 8) == ["aaaa"]
-    assert fitting(texts, 3) == ["aaa"]
-    assert fitting([], 3) == []
+    assert take_fitting(texts, 24) == texts  # five of four, and four line ends
+    assert take_fitting(texts, 23) == ["aaaa", "cccc", "eeee"]
+    assert take_fitting(texts, 13) == ["aaaa", "dddd"]
+    assert take_fitting(texts, 8) == ["aaaa"]
+    assert take_fitting(texts, 3) == ["aaa"]
+    assert take_fitting([], 3) == []
 
 
 @given(st.lists(st.text("ab", min_size=1, max_size=9), max_size=30), st.integers(1, 80))
 def test_what_is_kept_fits_and_is_spread_evenly(texts, max_chars):
-    kept = fitting(texts, max_chars)
+    kept = take_fitting(texts, max_chars)
     assert len("\n".join(kept)) <= max_chars
     assert kept in [texts[::step] for step in range(1, len(texts) + 1)] or kept == [
         text[:max_chars] for text in texts[:1]

@@ -311,7 +311,7 @@ def test_a_streamed_video_that_breaks_is_skipped_and_listed(tmp_path):
         decode_chunk_frames=4, prompts_per_batch=1, skipped_dir=str(tmp_path),
     )  # fmt: skip
     data.setup("fit")
-    assert len(data.refill(39)) == 39
+    assert len(data.draw_prompts(39)) == 39
     (line,) = (tmp_path / "skipped.jsonl").read_text().splitlines()
     assert json.loads(line)["path"].endswith("hole.mp4")
 
