@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,13 +63,7 @@ class EvaluationReport(Callback):
 
     @override
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, *args: Any, **kwargs: Any
     ) -> None:
         for group in batch.groups or ():
             records = group_records(group.prompt.row, group, self.breakdowns)
@@ -86,13 +81,7 @@ class EvaluationReport(Callback):
 
     @override
     def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, *args: Any, **kwargs: Any
     ) -> None:
         assert isinstance(pl_module, PolicyModule)
         for group in batch.groups or ():
@@ -136,10 +125,9 @@ class EvaluationReport(Callback):
         rows = list(data.datasets["test"].rows)
 
         # 1. The index of each answer's row: a record knows its id and answer, and an id may come twice.
-        indices: dict[tuple[str, str], list[int]] = {}
+        indices: dict[tuple[str, str], list[int]] = defaultdict(list)
         for index, row in enumerate(rows):
-            same = indices.setdefault((row.id, row.answer), [])
-            same.append(index)
+            indices[row.id, row.answer].append(index)
         answers: dict[int, Answer] = {}
         records: dict[int, list[Record]] = {}
         for answer, judged in dp.gather_list(self._questions):
@@ -184,8 +172,7 @@ def find_rollout_callback(trainer: Trainer) -> RolloutCallback:
     Raises:
         ValueError: there is none.
     """
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # which Lightning does not declare
-    for callback in callbacks:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning does not declare it
         if isinstance(callback, RolloutCallback):
             return callback
     raise ValueError(
@@ -202,9 +189,7 @@ def print_scores(runs: Mapping[str, Scores]) -> None:
         cells = []
         for scores in runs.values():
             score = scores[category]
-            accuracy = 100 * score["accuracy"]
-            low = 100 * score["low"]
-            high = 100 * score["high"]
+            accuracy, low, high = (100 * score[name] for name in ("accuracy", "low", "high"))
             cells.append(f"{accuracy:.1f}  [{low:.1f}, {high:.1f}]  n={score['n']}")
         table.add_row(category, *cells)
     # Piped output has no width of its own: as wide as the columns need.

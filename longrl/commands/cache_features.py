@@ -8,18 +8,22 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
-if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
-    from rich.progress import Progress
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from longrl.datamodules.loading.data_module import Split
-    from longrl.datamodules.loading.render import RowRenderer
-    from longrl.datamodules.longvideo_reason import LongVideoReason
-    from longrl.features.files import FeatureFiles
-    from longrl.modules.policy import PolicyModule
-    from longrl.types import Prompt, Row
+from longrl.commands.run_parts import RunParts
+from longrl.datamodules.loading.data_module import Split
+from longrl.datamodules.loading.loader import usable_items
+from longrl.datamodules.loading.render import RowRenderer
+from longrl.datamodules.longvideo_reason import LongVideoReason
+from longrl.features.files import FeatureFiles
+from longrl.modules.policy import PolicyModule
+from longrl.types import Prompt, Row, UnusableSample
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +34,6 @@ torchrun every process takes its part of the videos, on a GPU of its own."""
 
 def main(args: Sequence[str]) -> None:
     """Command line of `CacheFiller`."""
-    from longrl.commands.run_parts import RunParts
-
     parts = RunParts("cache-features", args, DESCRIPTION)
     settings = parts.config["trainer"]
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -42,10 +44,6 @@ def main(args: Sequence[str]) -> None:
 
 def local_trainer(accelerator: str, precision: Any) -> Trainer:
     """A trainer of this process alone, for its device and precision, whoever started the process."""
-    import torch
-    from lightning.pytorch import Trainer
-    from lightning.pytorch.plugins.environments import LightningEnvironment
-
     warnings.filterwarnings("ignore", ".*does not have many workers.*|.*GPU available but not used.*")
     on_gpu = accelerator != "cpu" and torch.cuda.is_available()
     if on_gpu:
@@ -140,11 +138,8 @@ class CacheFiller:
         return contextlib.nullcontext() if before_the_step else self.trainer.precision_plugin.forward_context()
 
     def _fill(self, split: Split, bar: Progress) -> None:
-        from longrl.datamodules.loading.loader import usable_items
-        from longrl.types import UnusableSample
-
         dataset, skips = self.data.datasets[split], self.data.skips(split)
-        rows, render = dataset.rows, cast("RowRenderer", dataset.render)
+        rows, render = dataset.rows, cast(RowRenderer, dataset.render)
         groups = rows_by_media(rows, render)[self.rank :: self.world_size]
         before = replace(self.counts)
         task = bar.add_task(split, total=len(groups), **self._shown(before))
@@ -191,8 +186,6 @@ class CacheFiller:
         return {"hits": hits, "encoded": encoded, "gib": (self.counts.num_bytes - before.num_bytes) / GIB}
 
     def _summary(self) -> None:
-        from rich.console import Console
-
         counts, cache = self.counts, self.disk.files(self.model)
         who = f"rank {self.rank} of {self.world_size}: " if self.world_size > 1 else ""
         lines = [
@@ -219,8 +212,6 @@ def rows_by_media(rows: Sequence[Row], render: RowRenderer) -> list[list[int]]:
 @contextlib.contextmanager
 def progress_bar(rank: int, world_size: int) -> Iterator[Progress]:
     """A bar for each split: videos done, hits, GiB written, time left. Rank 0 shows its own part for all."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     part = f" (rank 0 of {world_size})" if world_size > 1 else ""
     columns = (
         TextColumn(f"{{task.description}}{part}"),

@@ -12,12 +12,20 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from longrl.io.atomic import atomic_write
+from jsonargparse import auto_cli
 
-if TYPE_CHECKING:
-    from longrl.evaluation.report_page import SampleCard
+from longrl.callbacks.evaluation import print_scores
+from longrl.commands.main import main as run_command
+from longrl.datamodules.rows.question_rows import longvideo_reason_row, make_rows
+from longrl.datamodules.rows.sources import media_root_of, read_records
+from longrl.evaluation.benchmark_report import cards
+from longrl.evaluation.curves import find_metrics
+from longrl.evaluation.report_page import Report, SampleCard, write_report
+from longrl.evaluation.result_files import RESULTS_FILE, write_json
+from longrl.evaluation.samples import TEST_FOLDER, read_samples
+from longrl.types import Row
 
 CONFIGS = Path("configs/demo")
 COMMON = ("--config", str(CONFIGS / "common.yaml"))
@@ -26,8 +34,6 @@ NUM_CARDS = 8
 
 def main(args: Sequence[str]) -> None:
     """Command line of `run_demo`."""
-    from jsonargparse import auto_cli
-
     auto_cli(run_demo, args=list(args), as_positional=False, prog="python -m longrl demo")
 
 
@@ -104,9 +110,6 @@ class _Demo:
 
     def evaluate(self, name: str, weights: Path, *options: str) -> None:
         """One answer to each held-out question."""
-        from longrl.evaluation.result_files import RESULTS_FILE
-        from longrl.evaluation.samples import TEST_FOLDER
-
         start = time.perf_counter()
         folder = self.out / "evaluation" / name
         test_data = f"--data.test={self.out / 'data' / 'eval.jsonl'}"
@@ -117,14 +120,10 @@ class _Demo:
 
     def report(self) -> None:
         """`results.json`, `report.html` and the table on the console."""
-        from longrl.callbacks.evaluation import print_scores
-        from longrl.evaluation.curves import find_metrics
-        from longrl.evaluation.report_page import Report, write_report
-
         command = ["git", "rev-parse", "--short", "HEAD"]
         commit = subprocess.run(command, capture_output=True, text=True, check=False)
         seconds = {name: round(value, 1) for name, value in self.seconds.items()}
-        atomic_write(self.out / "results.json", json.dumps({**self.scores, "seconds": seconds}, indent=2))
+        write_json(self.out / RESULTS_FILE, {**self.scores, "seconds": seconds})
         report = Report(
             title="longrl demo",
             subtitle="A small Qwen2.5-VL learns to answer questions about videos: base, chain-of-thought SFT, GRPO.",
@@ -144,16 +143,10 @@ class _Demo:
                 f"without video {answered['n']} answers name an option, and {accuracy:.1f}% [{low:.1f}, {high:.1f}] of "
                 "those are right (chance: 25%)"
             )
-        _say(f"report: {path}\nresults: {self.out / 'results.json'}")
+        _say(f"report: {path}\nresults: {self.out / RESULTS_FILE}")
 
     def _cards(self) -> list[SampleCard]:
         """Some held-out questions of every category, with what each run answered."""
-        from longrl.datamodules.rows.question_rows import longvideo_reason_row, make_rows
-        from longrl.datamodules.rows.sources import media_root_of, read_records
-        from longrl.evaluation.benchmark_report import cards
-        from longrl.evaluation.samples import TEST_FOLDER, read_samples
-        from longrl.types import Row
-
         source = str(self.out / "data" / "eval.jsonl")
         made = make_rows(read_records(source), longvideo_reason_row, media_root_of(source))
         rows = [row for row in made if isinstance(row, Row)]  # all of them: a malformed one is an error
@@ -166,8 +159,6 @@ class _Demo:
 
     def _run(self, *command: str) -> None:
         """Runs a longrl command in this process, printed as a user would type it."""
-        from longrl.commands.main import main as run_command
-
         _say(f"\n$ python -m longrl {shlex.join(command)}")
         run_command(command)
 

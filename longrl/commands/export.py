@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+import torch
+from jsonargparse import ArgumentParser, auto_cli
 
 from longrl.commands.run_config import read_run_config
+from longrl.diffusion.diffusion_family import DiffusionFamily
 from longrl.io.atomic import atomic_folder
 from longrl.io.hub import check_target, push
-
-if TYPE_CHECKING:
-    from longrl.diffusion.diffusion_family import DiffusionFamily
-    from longrl.models.base import CausalFamily
+from longrl.models.base import CausalFamily
+from longrl.models.lora import OPTION
+from longrl.modules.initial_weights import find_checkpoint, plain_from, read_adapters
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +25,6 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 def main(args: Sequence[str]) -> None:
     """Command line of `export_run`."""
-    from jsonargparse import auto_cli
-
     auto_cli(export_run, args=list(args), as_positional=False, prog="python -m longrl export")
 
 
@@ -38,7 +39,7 @@ def export_run(
 ) -> None:
     """Writes weights, config, tokenizer and processor so that `from_pretrained` and vLLM load them.
 
-    Of a flow model a whole pipeline is written, which diffusers loads.
+    Of a diffusion model a whole pipeline is written, which diffusers loads.
 
     Adapters of a LoRA run are merged into the weights, exactly with `--dtype float32`: bfloat16 rounds small changes
     away.
@@ -66,8 +67,6 @@ def export_run(
 
 
 def _write_model(run: str, source: tuple[str, str], folder: Path, dtype: Precision | None) -> None:
-    from longrl.modules.initial_weights import plain_from
-
     family = family_of(run)
     family.dtype = dtype or family.dtype  # adapters are merged in it
     model = plain_from(family, *source)
@@ -75,12 +74,7 @@ def _write_model(run: str, source: tuple[str, str], folder: Path, dtype: Precisi
 
 
 def _write_adapter(run: str, source: tuple[str, str], folder: Path, dtype: Precision | None) -> None:
-    """What peft, or of a flow model diffusers, loads onto the weights that the run began with."""
-    import torch
-
-    from longrl.models.lora import OPTION
-    from longrl.modules.initial_weights import read_adapters
-
+    """What peft, or of a diffusion model diffusers, loads onto the weights that the run began with."""
     family = family_of(run)
     if family.lora is None:
         raise ValueError(f"--adapter=true needs a run with {OPTION}, which {run} is not; leave it out")
@@ -91,8 +85,6 @@ def _write_adapter(run: str, source: tuple[str, str], folder: Path, dtype: Preci
 
 def _base(run: str) -> str:
     """Folder or hub id of the weights that a run's adapters belong to: those it began with."""
-    from longrl.modules.initial_weights import find_checkpoint
-
     model = read_run_config(run)["model"]
     start = model.get("init_from") or model["family"]["init_args"]["model"]
     if model.get("init_from") and find_checkpoint(start) is not None:
@@ -105,11 +97,6 @@ def _base(run: str) -> str:
 
 def family_of(run: str) -> CausalFamily | DiffusionFamily:
     """The model family of a run, from its saved config."""
-    from jsonargparse import ArgumentParser
-
-    from longrl.diffusion.diffusion_family import DiffusionFamily
-    from longrl.models.base import CausalFamily
-
     parser = ArgumentParser()
     parser.add_argument("--family", type=CausalFamily | DiffusionFamily)
     return parser.instantiate(parser.parse_object({"family": read_run_config(run)["model"]["family"]})).family

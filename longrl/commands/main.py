@@ -97,9 +97,8 @@ def find_mistake(error: BaseException | None) -> ValueError | None:
 
 def shows_traceback() -> bool:
     """Whether to say where an error comes from: on demand, and in a run of several processes, to see what died."""
-    environment = os.environ
-    several = "LOCAL_RANK" in environment or environment.get("WORLD_SIZE", "1") != "1"
-    return several or environment.get("LONGRL_TRACEBACK", "0") not in ("", "0")
+    several = "LOCAL_RANK" in os.environ or os.environ.get("WORLD_SIZE", "1") != "1"
+    return several or os.environ.get("LONGRL_TRACEBACK", "0") not in ("", "0")
 
 
 def usage() -> str:

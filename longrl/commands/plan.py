@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from longrl.io.atomic import atomic_write
+from longrl.commands.run_parts import RunParts
+from longrl.evaluation.result_files import write_json
+from longrl.planning.plan_tables import show_plan
+from longrl.planning.run_plan import PlanOptions, plan_run
 
 DESCRIPTION = "Memory and time of a run under MRSPStrategy, from its own config and without its weights."
 
 
 def main(args: Sequence[str]) -> None:
     """Command line of the plan."""
-    from longrl.commands.run_parts import RunParts
-    from longrl.planning.plan_tables import show_plan
-    from longrl.planning.run_plan import PlanOptions, plan_run
-
     parts = RunParts("plan", args, DESCRIPTION, PlanOptions)
     report = plan_run(parts.planned_run(), parts.options, " ".join(["python -m longrl plan", *args]))
     show_plan(report)
     if parts.options.json:
         content = asdict(report)
         content["sizes"] = content["plan"].pop("sizes")
-        atomic_write(parts.options.json, json.dumps(content, indent=2) + "\n")
+        write_json(parts.options.json, content)

@@ -72,5 +72,5 @@ class RunParts(LongRLCLI):
         self.config_init = self.parser.instantiate(self.config)
         self.model, self.datamodule = self.config_init["model"], self.config_init["data"]
         if self.options_class is not None:
-            names = [field.name for field in dataclasses.fields(self.options_class)]
-            self.options = self.options_class(**{name: self.config_init[name] for name in names})
+            fields = dataclasses.fields(self.options_class)
+            self.options = self.options_class(**{field.name: self.config_init[field.name] for field in fields})

@@ -17,15 +17,14 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from longrl.commands.run_parts import RunParts
 from longrl.engines.server_protocol import KEY_VARIABLE, api_key
 from longrl.engines.vllm_options import INSTALL, VERSION, engine_arguments
 from longrl.engines.weight_files import default_folder
 from longrl.models.base import CausalFamily
-
-if TYPE_CHECKING:
-    from longrl.commands.run_parts import RunParts
+from longrl.strategies.mr_sp import MRSPStrategy
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +61,6 @@ class ServerOptions:
 
 def main(args: Sequence[str]) -> None:
     """Command line of the server."""
-    from longrl.commands.run_parts import RunParts
-
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ["VLLM_SERVER_DEV_MODE"] = "0"
     parts = RunParts("serve", args, DESCRIPTION, ServerOptions)
@@ -72,8 +69,6 @@ def main(args: Sequence[str]) -> None:
 
 def trainer_family(parts: RunParts) -> CausalFamily:
     """The family of a run, in the precision that its trainer computes in."""
-    from longrl.strategies.mr_sp import MRSPStrategy
-
     family, run = parts.model.family, parts.planned_run()
     computes = run.strategy.sharding.compute_dtype if isinstance(run.strategy, MRSPStrategy) else None
     mixed = "bfloat16" if run.precision == "bf16-mixed" else None

@@ -19,16 +19,10 @@ from typing_extensions import override
 from longrl.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
 from longrl.callbacks.random_state import RandomState
 from longrl.callbacks.rollout import RolloutCallback
+from longrl.commands import run_config
 from longrl.commands.main import COMMAND_USAGE, TRAINER_COMMANDS
 from longrl.commands.renamed import MOVED
-from longrl.commands.run_config import (
-    Config,
-    ModelKind,
-    callback_list,
-    is_rollout_callback,
-    set_config_reader,
-    training_config,
-)
+from longrl.commands.run_config import Config, ModelKind
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.modules.policy import PolicyModule
 from longrl.rewards import RewardSum
@@ -47,9 +41,6 @@ and so on, for instance --rollout.engine.help longrl.engines.vllm.VLLMEngine."""
 
 class SaveRunConfig(SaveConfigCallback):
     """Writes the composed config of a training run to `run_dir/config.yaml`."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
 
     @override
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -79,6 +70,7 @@ class LongRLCLI(LightningCLI):
             cls.module_class,
             cls.data_class,
             save_config_callback=SaveRunConfig,
+            save_config_kwargs={"save_to_log_dir": False},
             seed_everything_default=0,
             auto_configure_optimizers=False,
             parser_kwargs={"prog": cls.prog} | {name: command_texts(cls.prog, name) for name in cls.subcommands()},
@@ -93,12 +85,12 @@ class LongRLCLI(LightningCLI):
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        set_config_reader(self.current_config)
+        run_config.set_config_reader(self.current_config)
         super().parse_arguments(parser, args)
 
     def current_config(self, values: Config, path: Path) -> Config:
         """A config file's values in today's form."""
-        return training_config(values, path, self.kind)
+        return run_config.training_config(values, path, self.kind)
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -126,7 +118,7 @@ class LongRLCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         check_checkpoints(self.subcommand, self._get(self.config, "run_dir"), self._get(self.config, "ckpt_path"))
         trainer = self._get(self.config, "trainer")
-        if any(map(is_rollout_callback, callback_list(trainer))):
+        if any(map(run_config.is_rollout_callback, run_config.callback_list(trainer))):
             raise ValueError(MOVED)
         by_batch = "data.prompts_per_batch and model.max_tokens_per_micro_batch"
         remedies = {"gradient_clip_val": (0, "model.max_grad_norm"), "accumulate_grad_batches": (1, by_batch)}
@@ -147,7 +139,7 @@ class LongRLCLI(LightningCLI):
         if self._get(self.config_init, "trainer.logger", True) in (None, True):
             kwargs.setdefault("logger", self._loggers())
         kwargs.setdefault("plugins", [*(self._get(self.config_init, "trainer.plugins") or []), AtomicCheckpointIO()])
-        listed = callback_list(self._get(self.config_init, "trainer"))
+        listed = run_config.callback_list(self._get(self.config_init, "trainer"))
         rollout = self.rollout_callback()
         self.check_rollouts(listed, rollout)
         # The rollout callback comes behind those of the list: at a batch's end they read what the step before logged.

@@ -20,12 +20,7 @@ RUN_COLORS: dict[str, str] = {
 }
 _OTHER_COLORS = ("#3a9d7c", "#9466b8", "#c4527a", "#c9a227", "#4d82bc", "#7a5c3e", "#5fb0b7", "#39434d")
 
-_BASELINE: dict[str, Any] = {
-    "color": "#6b7681",
-    "linewidth": 1,
-    "linestyle": (0, (4, 3)),
-    "label": "majority answer",
-}
+_BASELINE: dict[str, Any] = {"color": "#6b7681", "linewidth": 1, "linestyle": (0, (4, 3)), "label": "majority answer"}
 """Look of a line at the accuracy of always giving the most frequent answer."""
 
 

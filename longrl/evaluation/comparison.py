@@ -7,17 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longrl.evaluation.samples import SAMPLES_FILE, TEST_FOLDER, read_samples, records_of
-from longrl.evaluation.scores import (
-    OVERALL,
-    Difference,
-    QuestionRecords,
-    by_question,
-    paired_difference,
-    question_gains,
-)
+from longrl.evaluation.scores import OVERALL, Difference, Responses, by_question, paired_difference, question_gains
 from longrl.io.jsonl import read_jsonl
 
-Records = Mapping[str, QuestionRecords]
+Records = Mapping[str, Responses]
 """Question id -> the records of its completions."""
 RunRecords = Mapping[str, Records]
 """Condition -> its answered questions."""
@@ -105,8 +98,8 @@ def read_run(folder: str | Path) -> RunRecords:
     raise ValueError(f"{folder} has no {SAMPLES_FILE} of `evaluate` or `test`; name a run that came to its end")
 
 
-def _by_id(questions: Iterable[QuestionRecords]) -> Records:
-    by_id: dict[str, QuestionRecords] = {}
+def _by_id(questions: Iterable[Responses]) -> Records:
+    by_id: dict[str, Responses] = {}
     for records in questions:
         if records and records[0]["id"] in by_id:
             raise ValueError(f"two runs are compared by their questions' ids, but {records[0]['id']!r} is there twice")

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 Record = Mapping[str, Any]
-QuestionRecords = Sequence[Record]
+Responses = Sequence[Record]
 """The records of all completions of one question."""
 Scores = Mapping[str, Mapping[str, Any]]
 """Category -> {"accuracy", "low", "high", "n"}, as in results.json."""
@@ -139,7 +139,7 @@ def scores_by_category(records: Iterable[Record], field: str = "correct") -> dic
     return scores
 
 
-def by_question(records: Iterable[Record]) -> list[QuestionRecords]:
+def by_question(records: Iterable[Record]) -> list[Responses]:
     """Records with one id and different `sample` belong together; another one with both the same is a new question."""
     seen: Counter[tuple[object, int]] = Counter()
     questions: dict[object, list[Record]] = defaultdict(list)
@@ -155,7 +155,7 @@ def summarize(records: Sequence[Record]) -> Summary:
     if not records:
         raise ValueError("a summary needs at least one record, got none; check the evaluation data and its filters")
     questions = by_question(records)
-    by_value: dict[str, dict[str, list[QuestionRecords]]] = defaultdict(lambda: defaultdict(list))
+    by_value: dict[str, dict[str, list[Responses]]] = defaultdict(lambda: defaultdict(list))
     for question in questions:
         for name, value in question[0].get("breakdowns", {}).items():
             by_value[name][value].append(question)
@@ -196,7 +196,7 @@ def summarize(records: Sequence[Record]) -> Summary:
 
 
 def paired_difference(
-    before: Sequence[QuestionRecords], after: Sequence[QuestionRecords], field: str = "correct", z: float = 1.96
+    before: Sequence[Responses], after: Sequence[Responses], field: str = "correct", z: float = 1.96
 ) -> Difference:
     """Gain of a second run over a first on the same questions, much sharper than two separate intervals.
 
@@ -212,7 +212,7 @@ def paired_difference(
     return mean_difference(question_gains(before, after, field), [_cluster(question) for question in before], z)
 
 
-def question_gains(before: Sequence[QuestionRecords], after: Sequence[QuestionRecords], field: str) -> list[float]:
+def question_gains(before: Sequence[Responses], after: Sequence[Responses], field: str) -> list[float]:
     """Gain of each question, [n] between -1 and 1, from one run to another."""
     return [mean_of(second, field) - mean_of(first, field) for first, second in zip(before, after, strict=True)]
 
@@ -231,7 +231,7 @@ def mean_difference(gains: Sequence[float], clusters: Sequence[object], z: float
     return Difference(mean, max(-1.0, mean - half), min(1.0, mean + half), len(gains), won, lost)
 
 
-def _score_questions(questions: Sequence[QuestionRecords], field: str) -> Score:
+def _score_questions(questions: Sequence[Responses], field: str) -> Score:
     unjudged = [str(record["id"]) for question in questions for record in question if record[field] is None]
     if unjudged:
         raise ValueError(
@@ -240,12 +240,12 @@ def _score_questions(questions: Sequence[QuestionRecords], field: str) -> Score:
     return score([mean_of(question, field) for question in questions], [_cluster(question) for question in questions])
 
 
-def mean_of(question: QuestionRecords, field: str) -> float:
+def mean_of(question: Responses, field: str) -> float:
     """Mean of a field over the completions of a question."""
     return sum(float(record[field]) for record in question) / len(question)
 
 
-def _cluster(question: QuestionRecords) -> str:
+def _cluster(question: Responses) -> str:
     record = question[0]
     return record["video"] or f"id:{record['id']}"  # a question without a video stands alone
 

@@ -150,11 +150,8 @@ def read_adapters(source: str, option: str = INIT_FROM) -> dict[str, Tensor]:
 def saved_weights(checkpoint: Path) -> dict[str, Tensor]:
     """Names and weights of the model in a checkpoint; of a sharded one, empty tensors of their shapes."""
     if not checkpoint.is_dir():
-        weights = {}
-        for name, value in _load_file(checkpoint)["state_dict"].items():
-            if name.startswith(MODEL_PREFIX):
-                weights[name.removeprefix(MODEL_PREFIX)] = value
-        return weights
+        saved = _load_file(checkpoint)["state_dict"]
+        return {name.removeprefix(MODEL_PREFIX): saved[name] for name in saved if name.startswith(MODEL_PREFIX)}
     from torch.distributed.checkpoint import FileSystemReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 

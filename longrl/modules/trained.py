@@ -98,10 +98,7 @@ class MetricMeans:
         counts = axis.sum_dict(self._counts)
         self._sums.clear()
         self._counts.clear()
-        means = {}
-        for name, total in sums.items():
-            means[name] = total / counts[name] if counts[name] else math.nan
-        return means
+        return {name: total / counts[name] if counts[name] else math.nan for name, total in sums.items()}
 
 
 def rollout_metrics(groups: Sequence[Group]) -> Metrics:
@@ -124,10 +121,7 @@ def reward_metrics(groups: Sequence[Group[Any, Any]]) -> Metrics:
     """Rewards and parts, means over the completions that could be rewarded (nan if none), and the others' share."""
     rewards = torch.cat([group.rewards for group in groups])  # [P * G]
     valid = torch.cat([group.valid for group in groups])  # [P * G]
-    spreads = []
-    for group in groups:
-        if group.valid.any():
-            spreads.append(group.rewards[group.valid].std(correction=0))
+    spreads = [group.rewards[group.valid].std(correction=0) for group in groups if group.valid.any()]
     metrics = {
         "reward/mean": float(rewards[valid].mean()),
         "reward/std_in_group": math.nan,

@@ -23,6 +23,11 @@ from longrl.types import Frames, Media, SamplingParams
 
 NODES = (1, 2, 4, 8, 16, 32, 64, 128)
 DEGREES = (1, 2, 4, 8, 16, 32)
+NAMED_ALIKE = frozenset(
+    ("gradient_checkpointing", "offload_checkpoints", "mlp_chunk_tokens", "num_replicas", "num_gather_chunks",
+     "max_sequences", "prefill_chunk_tokens")
+)  # fmt: skip
+"""Options of family, strategy and engine that a `Plan` has under the same name."""
 
 
 @dataclass(frozen=True)
@@ -175,16 +180,9 @@ def plan_from_run(
     check_sizes(devices, sp_group, strategy.num_replicas)
     is_rl = data.renderer.stage == "rl"
     sampling = run.rollout.sampling if is_rl and run.rollout else SamplingParams(num_generations=1)
-    by_name = {
-        name: getattr(options_of, name)
-        for options_of, names in (
-            (family, ("gradient_checkpointing", "offload_checkpoints", "mlp_chunk_tokens")),
-            (strategy, ("num_replicas", "num_gather_chunks")),
-            (run.rollout.engine if run.rollout else HFEngine(), ("max_sequences", "prefill_chunk_tokens")),
-        )
-        for name in names
-        if hasattr(options_of, name)
-    }
+    by_name: dict[str, Any] = {}
+    for part in (family, strategy, run.rollout.engine if run.rollout else HFEngine()):
+        by_name |= {name: getattr(part, name) for name in NAMED_ALIKE if hasattr(part, name)}
     weight_bytes = getattr(torch, family.dtype).itemsize
     compute = strategy.sharding.compute_dtype
     video = data.renderer.video
