@@ -14,10 +14,10 @@ VLLM_STAMP := $(VENV)/.vllm-stamp
 HALF_MADE := $(VENV)/.half-made
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint ruff mypy layers format lock clean
+.PHONY: help env demo test documents lint ruff mypy layers format lock clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 env: $(STAMP)  ## create or update .venv (PYTHON=python3.12 chooses the interpreter)
 
@@ -49,6 +49,9 @@ $(VLLM_STAMP): $(VLLM_LOCK) $(STAMP)
 
 test: env $(VLLM_STAMP)  ## run the tests (PYTEST_ARGS="tests/test_x.py -k word" to choose)
 	$(PY) -m pytest $(PYTEST_ARGS)
+
+documents: env  ## check the links and names in the documents
+	$(PY) -m pytest -n 0 tests/test_documents.py
 
 lint: ruff mypy layers  ## check style, layout, types and the direction of imports
 

@@ -1,4 +1,4 @@
-"""The documents: links lead somewhere, files and modules that are named exist."""
+"""The documents: links lead somewhere, files, modules and identifiers that are named exist."""
 
 import importlib.util
 import re
@@ -57,6 +57,36 @@ def test_modules_that_are_named_exist(document):
         return
     named = {module for code in CODE.findall(document.read_text()) for module in MODULE.findall(code)}
     assert sorted(module for module in named if not exists(module)) == []
+
+
+IDENTIFIER = re.compile(r"(?<![\w.])[A-Za-z_]\w{3,}")
+OF_OTHERS = {"CUDA_VISIBLE_DEVICES", "cu_seqlens", "mm_embeds"}
+"""Names that documents compare with ours."""
+
+
+@cache
+def known_words() -> set[str]:
+    """Every word of code, configs and scripts, and of the names of files."""
+    words = set()
+    for folder in ("longrl", "tests", "bench", "launch", "configs", "requirements", "longvideo-reason", ".github"):
+        for file in (ROOT / folder).rglob("*"):
+            words.update(re.findall(r"\w+", str(file.relative_to(ROOT))))
+            if file.suffix in (".py", ".yaml", ".yml", ".jinja", ".sh", ".sbatch", ".txt") and file != Path(__file__):
+                words.update(re.findall(r"\w+", file.read_text()))
+    for file in ("pyproject.toml", "Makefile"):
+        words.update(re.findall(r"\w+", (ROOT / file).read_text()))
+    return words
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_identifiers_that_are_named_exist(document):
+    if document.name == "CHANGELOG.md":
+        return
+    named = {word for code in CODE.findall(document.read_text()) for word in IDENTIFIER.findall(code)}
+    unknown = {word for word in named - known_words() - OF_OTHERS if not word.startswith("my_")}
+    # `_tokens` stands for all names that end so.
+    endings = {word for word in unknown if word[0] == "_" and any(known.endswith(word) for known in known_words())}
+    assert sorted(unknown - endings) == []
 
 
 def exists(dotted: str) -> bool:

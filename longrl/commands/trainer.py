@@ -142,7 +142,8 @@ class LongRLCLI(LightningCLI):
         listed = run_config.callback_list(self._get(self.config_init, "trainer"))
         rollout = self.rollout_callback()
         self.check_rollouts(listed, rollout)
-        # The rollout callback comes behind those of the list: at a batch's end they read what the step before logged.
+        # The rollout callback comes last, as it stood in the list once: at a batch's end those before it read what the
+        # step before logged, so that what they log and save stays the same.
         kwargs.setdefault("callbacks", [*listed, rollout] if rollout else listed)
         trainer = super().instantiate_trainer(**kwargs)
         trainer.callbacks.append(RandomState())  # type: ignore[attr-defined]  # Lightning does not declare it

@@ -12,7 +12,7 @@ On a GPU engine and trainer take turns (`sleep`). Memory of a step, in order:
     rest      vLLM's weights and cache are let go, then the allocator's free blocks
     update    trainer's weights, optimizer state, gradients and activations
 
-A refill of dynamic sampling encodes while vLLM is awake.
+Resampling (dynamic sampling) encodes while vLLM is awake.
 
 vLLM is imported here alone, and only once an engine starts.
 """
