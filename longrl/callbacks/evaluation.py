@@ -45,9 +45,9 @@ class EvaluationReport(Callback):
         self.num_cards = num_cards
         self.metric = CategoryAccuracy()
         self.outcome: Outcome | None = None
-        """Of all ranks, at the end of `test` or `predict`."""
+        """Outcome of all ranks, at the end of `test` or `predict`."""
         self._questions: list[tuple[Answer, list[Record]]] = []
-        """Of this rank; each answer with the records of its completions."""
+        """Questions of this rank; each answer with the records of its completions."""
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -176,8 +176,7 @@ def find_rollout_callback(trainer: Trainer) -> RolloutCallback:
         if isinstance(callback, RolloutCallback):
             return callback
     raise ValueError(
-        "`test` and `predict` ask questions, and nothing answers them without rollout.reward; name one, for instance "
-        "--rollout.reward configs/reward/think_answer.yaml"
+        "`test` and `predict` need rollout.reward to answer at all; name one by --rollout.reward FILE.yaml"
     )
 
 

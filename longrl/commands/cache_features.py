@@ -62,7 +62,7 @@ def local_trainer(accelerator: str, precision: Any) -> Trainer:
 
 @dataclass
 class Counts:
-    """What was done so far."""
+    """Counts of what was done so far."""
 
     videos: int = 0
     """Combinations of media looked at, one or several in a row of the data."""
@@ -181,7 +181,7 @@ class CacheFiller:
                 )
 
     def _shown(self, before: Counts) -> dict[str, Any]:
-        """Of the split that began at `before`."""
+        """Numbers on the bar of the split that began at `before`."""
         hits, encoded = self.counts.hits - before.hits, self.counts.encoded - before.encoded
         return {"hits": hits, "encoded": encoded, "gib": (self.counts.num_bytes - before.num_bytes) / GIB}
 

@@ -34,7 +34,7 @@ def main(args: Sequence[str]) -> None:
 
 
 def parse_evaluation(args: Sequence[str]) -> tuple[EvaluationConfig, LongVideoReason]:
-    """What a command line describes; nothing is read or loaded yet."""
+    """The evaluation and the data that a command line describes; nothing is read or loaded yet."""
     set_config_reader(evaluation_config)
     usage = COMMAND_USAGE.format("python -m longrl", "evaluate")
     parser = ArgumentParser(prog="python -m longrl evaluate", usage=usage, description=DESCRIPTION)

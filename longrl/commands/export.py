@@ -69,12 +69,11 @@ def export_run(
 def _write_model(run: str, source: tuple[str, str], folder: Path, dtype: Precision | None) -> None:
     family = family_of(run)
     family.dtype = dtype or family.dtype  # adapters are merged in it
-    model = plain_from(family, *source)
-    family.export(model, folder)
+    family.export(plain_from(family, *source), folder)
 
 
 def _write_adapter(run: str, source: tuple[str, str], folder: Path, dtype: Precision | None) -> None:
-    """What peft, or of a diffusion model diffusers, loads onto the weights that the run began with."""
+    """Adapters as peft, or of a diffusion model diffusers, loads them onto the weights that the run began with."""
     family = family_of(run)
     if family.lora is None:
         raise ValueError(f"--adapter=true needs a run with {OPTION}, which {run} is not; leave it out")

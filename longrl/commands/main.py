@@ -34,7 +34,7 @@ OTHER_COMMANDS = {
     "synthetic": ("longrl.commands.synthetic", "generate long videos with known stories"),
 }
 COMMAND_USAGE = "{} {} --config FILE.yaml [--config FILE.yaml ...] [--KEY VALUE ...]"
-"""Of one command that takes configs: an error begins with this line instead of a page of all options."""
+"""Usage of one command that takes configs: an error begins with this line instead of a page of all options."""
 USAGE = """usage: python -m longrl COMMAND [--config FILE.yaml ...] [--KEY VALUE ...]
 
 Reinforcement learning for vision-language models that reason over long videos.
@@ -96,12 +96,12 @@ def find_mistake(error: BaseException | None) -> ValueError | None:
 
 
 def shows_traceback() -> bool:
-    """Whether to say where an error comes from: on demand, and in a run of several processes, to see what died."""
+    """True if an error is to say where it comes from: on demand, and in runs of several processes to see what died."""
     several = "LOCAL_RANK" in os.environ or os.environ.get("WORLD_SIZE", "1") != "1"
     return several or os.environ.get("LONGRL_TRACEBACK", "0") not in ("", "0")
 
 
 def usage() -> str:
-    """What `python -m longrl --help` prints."""
+    """Text of `python -m longrl --help`."""
     texts = TRAINER_COMMANDS | {name: text for name, (_, text) in OTHER_COMMANDS.items()}
     return USAGE.format(commands="\n".join(f"  {name:<14} {text}" for name, text in texts.items()))

@@ -28,7 +28,7 @@ ROLLOUT_OPTIONS = frozenset(
     ("reward", "sampling", "eval_sampling", "engine", "max_resample_rounds", "seed", "max_mismatch",
      "max_mean_mismatch", "bypass_old_logp_below", "overlap", "samples_per_batch")
 )  # fmt: skip
-"""What flags once set by `--trainer.callbacks.init_args.X`, as options of the last callback."""
+"""Options that flags once set by `--trainer.callbacks.init_args.X`, those of the last callback."""
 MOVED = (
     "the rollout callback has a group of its own: trainer.callbacks.init_args.X is now rollout.X; move its init_args "
     "from trainer.callbacks to `rollout`"
@@ -52,10 +52,10 @@ def current_names(value: Any, group: str = "") -> Any:
         group = "rollout"
     elif class_path.startswith("longrl.models."):
         group = "family"
-    current = {}
-    for name, item in value.items():
-        current[_current_option(name, group)] = current_names(item, group if name == "init_args" else name)
-    return current
+    return {
+        _current_option(name, group): current_names(item, group if name == "init_args" else name)
+        for name, item in value.items()
+    }
 
 
 def current_arguments(args: Sequence[str]) -> list[str]:
@@ -97,10 +97,7 @@ def _refuse_flag(name: str, value: str, before: Sequence[str]) -> None:
     if name in CALLBACK_FLAGS and ROLLOUT_CLASS.search(value):
         raise ValueError(MOVED)
     if name == "--policy" and value in ("flow", "causal"):
-        raise ValueError(
-            f"--policy={value} is gone: diffusion models have the commands python -m longrl diffusion fit, validate "
-            "and test, language models those without `diffusion`; leave the flag out"
-        )
+        raise ValueError(f"--policy={value} is gone; leave it out, and train diffusion models by longrl diffusion fit")
     if not name.startswith("--trainer.callbacks.") or set(CALLBACK_FLAGS) & set(before):
         return
     first, dot, rest = name.removeprefix("--trainer.callbacks.").removeprefix("init_args.").partition(".")

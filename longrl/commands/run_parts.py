@@ -18,7 +18,7 @@ from longrl.commands.run_config import Config
 from longrl.commands.trainer import LongRLCLI
 
 FIT_ONLY = ("ckpt_path", "weights_only")
-"""What the config.yaml of a run says of the command `fit` alone."""
+"""Keys in the config.yaml of a run that the command `fit` alone knows."""
 
 
 class RunParts(LongRLCLI):

@@ -105,7 +105,7 @@ def run(family: CausalFamily, options: ServerOptions) -> None:
 
 
 def server_arguments(family: CausalFamily, options: ServerOptions) -> argparse.Namespace:
-    """What vLLM's own command line would have parsed."""
+    """Options as vLLM's own command line would have parsed them."""
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 

@@ -56,7 +56,7 @@ class LongRLCLI(LightningCLI):
     module_class: ClassVar[type[LightningModule]] = PolicyModule
     data_class: ClassVar[type[LightningDataModule]] = LongVideoReason
     rollout_class: ClassVar[type[Callback]] = RolloutCallback
-    """What `model`, `data` and `rollout` configure."""
+    """The classes that `model`, `data` and `rollout` configure."""
     kind: ClassVar[ModelKind] = "language"
     prog: ClassVar[str] = "python -m longrl"
 
@@ -66,6 +66,8 @@ class LongRLCLI(LightningCLI):
         # peft imports it where it is installed, and on a CPU it misses kernels in 4 bits, which nothing here uses.
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # it takes no part of a command line
+        usage = COMMAND_USAGE.format(cls.prog, "{" + ",".join(cls.subcommands()) + "}")
+        texts = {name: command_texts(cls.prog, name) for name in cls.subcommands()}
         return cls(
             cls.module_class,
             cls.data_class,
@@ -73,15 +75,9 @@ class LongRLCLI(LightningCLI):
             save_config_kwargs={"save_to_log_dir": False},
             seed_everything_default=0,
             auto_configure_optimizers=False,
-            parser_kwargs={"prog": cls.prog} | {name: command_texts(cls.prog, name) for name in cls.subcommands()},
+            parser_kwargs={"prog": cls.prog, "usage": usage, **texts},
             args=list(args),
         )
-
-    @override
-    def setup_parser(self, add_subcommands: bool, *args: Any) -> None:
-        super().setup_parser(add_subcommands, *args)
-        if add_subcommands:
-            self.parser.usage = COMMAND_USAGE.format(self.prog, "{" + ",".join(self.subcommands()) + "}")
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -150,7 +146,7 @@ class LongRLCLI(LightningCLI):
         return trainer
 
     def rollout_callback(self) -> Callback | None:
-        """What the group `rollout` describes; None without a reward."""
+        """The callback that the group `rollout` describes; None without a reward."""
         options = self._get(self.config_init, "rollout")
         return None if options["reward"] is None else self.rollout_class(**options)
 
@@ -166,10 +162,7 @@ class LongRLCLI(LightningCLI):
         """
         others = [type(callback).__name__ for callback in listed if isinstance(callback, self.rollout_class)]
         if others and rollout is not None:
-            raise ValueError(
-                f"rollout.reward makes a rollout callback, and trainer.callbacks has another one ({others[0]}); leave "
-                "either out"
-            )
+            raise ValueError(f"trainer.callbacks has {others[0]} beside the callback of rollout.reward; leave one out")
         if others or rollout is not None:
             return
         if self.subcommand == "fit" and self._get(self.config, "data").get("stage", "rl") == "rl":
@@ -195,7 +188,7 @@ class LongRLCLI(LightningCLI):
                 logger.warning("at the longest videos and prompts of its config this run %s", verdict.text)
 
     def planned_run(self) -> PlannedRun:
-        """What `longrl.planning` reads of this run."""
+        """The parts of this run that `longrl.planning` reads."""
         from longrl.planning.run_plan import PlannedRun
 
         trainer = self._get(self.config_init, "trainer")
@@ -247,7 +240,7 @@ def check_checkpoints(command: str | None, run_dir: str, ckpt_path: str | None) 
 
 
 def _is_saved(path: Path) -> bool:
-    """Whether a checkpoint is there, a file or a sharded folder, perhaps under the name it has while replaced."""
+    """True if a checkpoint is there, a file or a sharded folder, perhaps under the name it has while replaced."""
     return path.exists() or path.with_name(f".{path.name}.before").exists()
 
 

@@ -1,4 +1,4 @@
-"""Who answers the questions of an evaluation, what an answer is, and where answers wait until all are there."""
+"""Policies that answer an evaluation's questions, what an answer is, and where answers wait until all are there."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Policy(abc.ABC):
         """Returns what decides answers beside question, prompt and sampling: model, weights, engine. JSON, no paths."""
 
     def stored(self) -> KnowsFeatures | None:
-        """Who knows which videos need not be decoded, once it is prepared; None: all must be."""
+        """The store that knows which videos need not be decoded, once it is prepared; None: all must be."""
         return None
 
     def close(self) -> None:  # noqa: B027  # by default there is nothing to do

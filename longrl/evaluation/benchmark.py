@@ -35,7 +35,10 @@ BLIND = "no video"
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Who answers, how often, under which conditions, and how it is reported; the questions are `data`'s."""
+    """Options of an evaluation: who answers, how often, under which conditions, and how it is reported.
+
+    The questions are `data`'s.
+    """
 
     policy: Policy
     """`longrl.evaluation.local_policy.LocalPolicy` or `longrl.evaluation.endpoint_policy.EndpointPolicy`."""

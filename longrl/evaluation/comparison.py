@@ -35,11 +35,10 @@ class Comparison:
 
     def table_rows(self) -> list[list[str]]:
         """For each category: strict and robust difference, questions, won and lost ones."""
-        rows = []
-        for category, one in self.strict.items():
-            gains = [format_points(one), format_points(self.robust[category])]
-            rows.append([category, *gains, *map(str, (one.n, one.won, one.lost))])
-        return rows
+        return [
+            [category, format_points(one), format_points(self.robust[category]), *map(str, (one.n, one.won, one.lost))]
+            for category, one in self.strict.items()
+        ]
 
 
 def format_points(difference: Difference) -> str:

@@ -26,7 +26,7 @@ SAME_QUESTIONS = ("policy", "sampling", "seed", "questions")
 
 @dataclass(frozen=True)
 class EvaluationFiles:
-    """What an evaluation wrote."""
+    """Files that an evaluation wrote."""
 
     results: dict[str, Any]
     """The content of results.json."""
@@ -45,7 +45,7 @@ def describe_evaluation(
     data: LongVideoReason,
     renderers: Mapping[str, RowRenderer],
 ) -> dict[str, Any]:
-    """Who answers what, and how: the skeleton of results.json, known before a question is asked.
+    """Description of who answers what, and how: the skeleton of results.json, known before a question is asked.
 
     Args:
         name: of the benchmark.
@@ -98,8 +98,8 @@ def write_evaluation(
     conditions = {}
     for outcome in outcomes:
         gain = gain_over(blind, outcome) if blind is not None and not outcome.blind else None
-        gain_over_blind = {"over_blind": asdict(gain) if gain else None}
-        conditions[outcome.name] = description["conditions"][outcome.name] | outcome.to_dict() | gain_over_blind
+        conditions[outcome.name] = description["conditions"][outcome.name] | outcome.to_dict()
+        conditions[outcome.name]["over_blind"] = asdict(gain) if gain else None
     results = description | {"conditions": conditions}
     write_json(folder / RESULTS_FILE, results)
     comparisons = {}

@@ -370,10 +370,7 @@ class PolicyModule(TrainedModule):
     @override
     def predict_step(self, batch: Batch, batch_idx: int) -> list[list[str]]:
         """Texts of each prompt's completions: all that Lightning keeps; `EvaluationReport` writes more of them."""
-        texts = []
-        for group in batch.groups or []:
-            texts.append([completion.text for completion in group.completions])
-        return texts
+        return [[completion.text for completion in group.completions] for group in batch.groups or []]
 
     @override
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -136,7 +136,7 @@ class FilterOptions:
     max_side: int = 448
     decoding: Decoding = field(default_factory=lambda: Decoding(temperature=1.0, max_tokens=2048))
     open_ended: Literal["judge", "text_similarity"] = "judge"
-    """Who tells whether an open-ended answer is right."""
+    """Judge of open-ended answers."""
 
     def __post_init__(self) -> None:
         if self.num_samples < 0 or self.num_samples == 1 or self.blind_samples < 0:

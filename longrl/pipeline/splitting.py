@@ -17,7 +17,7 @@ from longrl.pipeline.video_frames import BrokenVideo, decode_frames, file_digest
 
 SUFFIXES = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm")
 Cut = Record | BrokenVideo
-"""What came of a video."""
+"""Result of a video."""
 VERSION = 1
 """Raise it when the same options cut elsewhere."""
 

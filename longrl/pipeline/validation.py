@@ -70,10 +70,10 @@ def validate_questions(run: StepRun) -> None:
 
 def cut_steps_at(question: ParsedQuestion, duration_s: float) -> ParsedQuestion:
     """The question with steps that end up to `SLACK_S` behind the video cut at its end."""
-    steps = []
-    for step in question.steps:
-        is_behind = duration_s < step.end_s <= duration_s + SLACK_S
-        steps.append(replace(step, end_s=duration_s) if is_behind else step)
+    last_s = duration_s + SLACK_S
+    steps = [
+        replace(step, end_s=min(step.end_s, duration_s)) if step.end_s <= last_s else step for step in question.steps
+    ]
     return replace(question, steps=tuple(steps))
 
 

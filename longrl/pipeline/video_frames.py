@@ -32,7 +32,7 @@ class BrokenVideo(ValueError):
     """A file without frames that can be found or decoded."""
 
     kind = "broken video"
-    """What it is counted under."""
+    """Name that it is counted under."""
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def head_flops(plan: Plan, batch: MicroBatch) -> float:
 
 
 def spared_flops(plan: Plan, batch: MicroBatch) -> float:
-    """What LoRA leaves out of a backward pass, gradients of frozen weights: 2 Q per row, 2 V D per scored row."""
+    """Part of a backward pass that LoRA leaves out, gradients of frozen weights: 2 Q per row, 2 V D per scored row."""
     if not plan.sizes.adapter_params:
         return 0.0
     return 2.0 * sum(plan.sizes.layer_params) * batch.tokens + head_flops(plan, batch)

@@ -157,7 +157,7 @@ def layer_saved(plan: Plan, rows: int) -> float:
 
 
 def is_mlp_chunked(plan: Plan, rows: int) -> bool:
-    """Whether an MLP computes its rows in several chunks (models/chunked_mlp.py)."""
+    """True if an MLP computes its rows in several chunks (models/chunked_mlp.py)."""
     return plan.mlp_chunk_tokens is not None and rows > plan.mlp_chunk_tokens
 
 
@@ -188,7 +188,7 @@ def adapter_copy_bytes(plan: Plan) -> int:
 
 
 def layers_saved(plan: Plan, rows: int) -> float:
-    """What all layers keep when the backward pass begins: N layers, or with checkpointing their inputs, N l D c.
+    """Tensors that all layers keep as the backward pass begins: N layers, or with checkpointing their inputs, N l D c.
 
     If their inputs are in host memory, the one that has come back: l D c.
     """
@@ -208,7 +208,7 @@ def ends_saved(plan: Plan, rows: int) -> float:
 
 
 def backward_working_set(plan: Plan, rows: int) -> float:
-    """What an MLP's backward pass needs beside the layer's saved tensors.
+    """Memory that an MLP's backward pass needs beside the layer's saved tensors.
 
     Gradients of product, activation and up less the product itself, and of the stream: 2 l F b + 2 l D c. In pieces of
     l' rows all of a piece, with what its adapters copy, and the gradients of the pieces before it: 6 l' F b + l D b.
@@ -223,7 +223,7 @@ def backward_working_set(plan: Plan, rows: int) -> float:
 
 
 def attention_exchange(plan: Plan, rows: int) -> float:
-    """What attention's backward pass needs beside the stream.
+    """Memory that attention's backward pass needs beside the stream.
 
     Gradients of h heads of output, query, key and value, the last three once more as a kernel returns them, with
     CUDA's sums in float32; with several ranks the message of the all-to-all, before and after: L h d (5 b + 4

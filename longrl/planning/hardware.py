@@ -19,7 +19,7 @@ class Hardware:
 
     name: str
     memory_gib: float
-    """Of a device, as torch reports it."""
+    """Memory of a device, as torch reports it."""
     flops: float
     """Dense bfloat16 operations per second of a device."""
     memory_bandwidth: float
@@ -29,13 +29,13 @@ class Hardware:
     network_bandwidth: float
     """Bytes per second that a device sends to other nodes."""
     devices: int = 8
-    """Of a node."""
+    """Devices of a node."""
     host_bandwidth: float = 64 * GB
     """Bytes per second between a device and its host's memory, one way."""
 
     @property
     def memory_bytes(self) -> float:
-        """Of a device."""
+        """Memory of a device."""
         return self.memory_gib * GIB
 
     def bandwidth_among(self, ranks: int) -> float:

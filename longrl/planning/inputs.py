@@ -1,4 +1,4 @@
-"""What a plan is made of: the sizes of a model, and of the run that trains it.
+"""Inputs of a plan: the sizes of a model, and of the run that trains it.
 
 Letters of this folder: N layers; D hidden size; A, C widths of all query and all key heads; F width of the MLP;
 V vocabulary; G completions of S tokens behind a prompt of T tokens; L rows of a micro-batch on one rank.
@@ -37,12 +37,12 @@ class ModelSizes(TextSizes):
     root_params: int
     """Embeddings, final norm and LM head; a shared weight counts once."""
     head_norms: bool
-    """Whether queries and keys are normalised per head, as in Qwen3."""
+    """True if queries and keys are normalised per head, as in Qwen3."""
     feature_size: int = 0
     """Values of a media token's features."""
     vision_encoder: EncoderSizes | None = None
     adapter_params: int = 0
-    """Of LoRA in all layers: if there are any, they alone train."""
+    """Parameters of LoRA in all layers: if there are any, they alone train."""
     adapter_inputs: int = 0
     """Values per row that enter the adapters of one layer."""
     adapter_mlp_inputs: int = 0
@@ -139,7 +139,7 @@ class Plan:
 
     sizes: ModelSizes
     devices: int = 1
-    """Of the run."""
+    """Number of them in the run."""
     devices_per_node: int = 8
     sequence_parallel_size: int = 1
     """Ranks that share a sequence."""
@@ -160,9 +160,9 @@ class Plan:
     moment_bytes: float | None = None
     """Size of a value of one of the optimizer's moments; None for that of what trains."""
     reference: bool = False
-    """Whether a reference policy is kept for the KL penalty."""
+    """True if a reference policy is kept for the KL penalty."""
     prompts_per_batch: int = 1
-    """Of each sequence-parallel group."""
+    """Prompts of each sequence-parallel group."""
     prompt_tokens: int = 1024
     """T, media and text."""
     media_tokens: int = 0
@@ -184,7 +184,7 @@ class Plan:
     feature_cache_bytes: int = 1 << 30
     num_gather_chunks: int = 1
     workspace_bytes: int = 0
-    """What the device needs beside tensors: CUDA context, NCCL, cuBLAS, fragmentation."""
+    """Memory that the device needs beside tensors: CUDA context, NCCL, cuBLAS, fragmentation."""
     cuda: bool = True
     """Kernels and optimizer of CUDA; False for those of the CPU."""
 
@@ -215,7 +215,7 @@ class Plan:
 
     @property
     def checkpoints_on_host(self) -> bool:
-        """Whether layer inputs wait in host memory for the backward pass."""
+        """True if layer inputs wait in host memory for the backward pass."""
         return self.gradient_checkpointing and self.offload_checkpoints
 
     @property
@@ -243,11 +243,11 @@ class MicroBatch:
 
     groups: int
     completions: int
-    """Of each group; fewer than G if the group is split."""
+    """Completions of each group; fewer than G if the group is split."""
     count: int
     """Micro-batches of a rank in one pass over the rollout."""
     tokens: int
-    """Of all ranks that share it."""
+    """Tokens of all ranks that share it."""
     scored: int
     """R of all ranks that share it."""
 
@@ -257,7 +257,7 @@ class MicroBatch:
 
 
 def micro_batch(plan: Plan) -> MicroBatch:
-    """What `longrl.packing.pack.pack` makes of prompts that are all alike.
+    """The micro-batch that `longrl.packing.pack.pack` makes of prompts that are all alike.
 
     Raises:
         ValueError: a prompt with one completion is over the budget.

@@ -128,7 +128,7 @@ def host_memory(plan: Plan, prefetched_prompts: int) -> MemoryParts:
 
 @dataclass(frozen=True)
 class FitVerdict:
-    """Whether a run fits its devices."""
+    """Answer to the question if a run fits its devices."""
 
     fits: bool
     text: str
@@ -136,7 +136,7 @@ class FitVerdict:
 
 
 def fit_verdict(plan: Plan, available_bytes: float, with_frames: FramesRule | None = None) -> FitVerdict:
-    """Whether the largest phase fits, what takes most, and what to change.
+    """Verdict on the largest phase: if it fits, what takes most, and what to change.
 
     Args:
         plan: the run.

@@ -32,7 +32,7 @@ NAMED_ALIKE = frozenset(
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What is planned beside the run's own config."""
+    """Options of a plan beside the run's own config."""
 
     hardware: str = "H100"
     """A100, H100 or H200: nodes of 8."""
@@ -78,7 +78,7 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class PlanGridRow:
-    """What one number of nodes needs with one degree of sequence parallelism."""
+    """Need of one number of nodes with one degree of sequence parallelism."""
 
     nodes: int
     sp: int
@@ -86,7 +86,7 @@ class PlanGridRow:
     fits: bool
     step_s: float
     prompts: int
-    """Of a step, over all sequence-parallel groups."""
+    """Prompts of a step, over all sequence-parallel groups."""
 
 
 @dataclass(frozen=True)

@@ -139,6 +139,6 @@ def test_a_test_without_answers_says_what_is_missing(tmp_path):
 def test_questions_that_nothing_answers_end_the_run_before_it_begins(tmp_path, stage):
     run = Run(tmp_path)
     run.trainer.callbacks = []
-    with pytest.raises(ValueError, match=r"nothing answers them without rollout\.reward"):
+    with pytest.raises(ValueError, match=r"need rollout\.reward to answer at all; name one by --rollout\.reward"):
         EvaluationReport().setup(run.trainer, run.module, stage)
     EvaluationReport().setup(run.trainer, run.module, "fit")

@@ -132,7 +132,7 @@ def test_a_rollout_callback_of_ones_own_stands_alone(tmp_path):
     values = config("rl")
     values["trainer"] |= {"max_steps": 1, "callbacks": [{"class_path": f"{__name__}.OwnRollout"}]}
     values["trainer"]["callbacks"][0]["init_args"] = values["rollout"]
-    with pytest.raises(ValueError, match=r"trainer.callbacks has another one \(OwnRollout\)"):
+    with pytest.raises(ValueError, match="trainer.callbacks has OwnRollout beside the callback of rollout.reward"):
         run(tmp_path / "two", values)
     values["rollout"] = {}
     assert checkpoint(run(tmp_path / "own", values))["global_step"] == 1

@@ -188,7 +188,9 @@ def test_a_config_of_a_language_model_is_none_of_diffusion(tmp_path):
 
 @pytest.mark.parametrize("flag", [["--policy", "flow"], ["--policy=flow"], ["--policy=causal"]])
 def test_the_flag_that_chose_diffusion_names_the_commands_of_today(flag):
-    with pytest.raises(ValueError, match=r"--policy=\w+ is gone: diffusion models have the commands"):
+    with pytest.raises(
+        ValueError, match=r"--policy=\w+ is gone; leave it out, and train diffusion models by longrl diffusion fit"
+    ):
         main(["fit", *flag])
 
 
