@@ -172,8 +172,7 @@ class CacheFiller:
         if missing:
             self.policy.features.get_or_encode(self.model, [prompt])
             self.counts.num_bytes += int(self.disk.take_counts()["written_bytes"])
-            lost = [key for key in missing if not cache.has(key)]
-            if lost:
+            if not all(cache.has(key) for key in missing):
                 raise ValueError(
                     f"features cannot be stored in model.feature_cache_dir={self.disk.folder}: the warning above "
                     "says why; free space, raise model.feature_cache_disk_bytes, or name another folder. What is "

@@ -67,7 +67,7 @@ def current_arguments(args: Sequence[str]) -> list[str]:
     """
     current: list[str] = []
     names: list[str] = []
-    for arg, following in zip(args, [*args[1:], ""], strict=True):
+    for arg, following in zip(args, [*args, ""][1:], strict=True):
         name, equals, value = arg.partition("=")
         if name.startswith("--"):
             name = _current_flag(name)

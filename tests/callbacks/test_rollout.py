@@ -356,7 +356,7 @@ def test_a_rank_without_restored_groups_waits_for_the_others(tmp_path):
     rollouts = callback(Elsewhere(half_right), overlap=True)
     rollouts._waiting.restored = {"carried": [], "ahead": []}
     rollouts._waiting.render_restored(None, OthersHaveOne())
-    assert rollouts._waiting.ahead == []
+    assert rollouts._waiting.prefetched == []
 
 
 class OthersHaveOne(Axis):

@@ -84,6 +84,7 @@ def test_an_option_of_the_last_callback_is_refused_with_its_new_name(option, for
 
 
 def test_other_callbacks_keep_their_options_by_position():
+    assert current_arguments([]) == []
     assert current_arguments(["--trainer.callbacks.init_args.every_n_steps=5"])
     assert current_arguments(["--trainer.callbacks+", "my.Callback", "--trainer.callbacks.init_args.seed=5"])
     flags = ["--trainer.callbacks=my.Watch", "--trainer.callbacks.max_gap=5"]
