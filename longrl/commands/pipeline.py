@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from longrl.commands.run_config import set_config_reader
 from longrl.io.progress import item_progress
 from longrl.io.tables import make_table
 from longrl.pipeline.config import PipelineConfig
@@ -23,7 +22,6 @@ def main(args: Sequence[str]) -> None:
     """Command line: a step, and the options of `PipelineConfig`."""
     from jsonargparse import ArgumentParser
 
-    set_config_reader()  # not that of a training run, if this process had one
     parser = ArgumentParser(prog="python -m longrl pipeline STEP", description=DESCRIPTION)
     parser.add_argument("--config", action="config", help="a YAML file; later ones win, key by key")
     parser.add_class_arguments(PipelineConfig)
@@ -34,8 +32,7 @@ def main(args: Sequence[str]) -> None:
     if step not in (*STEPS, "all"):
         raise ValueError(f"unknown step {step!r} of `pipeline`; choose one of {', '.join(STEPS)}, all")
     values = parser.instantiate(parser.parse_args(rest))
-    values.pop("config")
-    config = PipelineConfig(**vars(values))
+    config = PipelineConfig(**{name: value for name, value in vars(values).items() if name != "config"})
     for name in STEPS if step == "all" else (step,):
         run_step(config, name)
 

@@ -82,7 +82,10 @@ class LongRLCLI(LightningCLI):
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         run_config.set_config_reader(self.current_config)
-        super().parse_arguments(parser, args)
+        try:
+            super().parse_arguments(parser, args)
+        finally:  # other parsers of this process read other configs
+            run_config.set_config_reader()
 
     def current_config(self, values: Config, path: Path) -> Config:
         """A config file's values in today's form."""
