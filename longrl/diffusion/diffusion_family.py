@@ -247,6 +247,15 @@ class DiffusionFamily(abc.ABC):
             "MRSPStrategy to 1"
         )
 
+    def check_size(self, multiple: int) -> None:
+        """Raises ValueError if height or width is no multiple of what the model works in."""
+        for option, size in (("height", self.height), ("width", self.width)):
+            if size < multiple or size % multiple:
+                raise ValueError(
+                    f"model.family.init_args.{option} must be a multiple of {multiple}, got {size}; "
+                    f"{max(1, size // multiple) * multiple} is near"
+                )
+
     # -- velocities ----------------------------------------------------------------------------------------------
 
     def forward(
@@ -360,15 +369,6 @@ class ConditionCache:
 def to_uint8(pixels: Tensor) -> Tensor:
     """Pixels between -1 and 1, as decoders give them, as diffusers turns them into images."""
     return ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-
-
-def check_multiple(option: str, size: int, multiple: int) -> None:
-    """Raises ValueError if an option of the family is no multiple of what the model works in."""
-    if size < multiple or size % multiple:
-        raise ValueError(
-            f"model.family.init_args.{option} must be a multiple of {multiple}, got {size}; "
-            f"{max(1, size // multiple) * multiple} is near"
-        )
 
 
 def _diffusers_class(name: str) -> Any:

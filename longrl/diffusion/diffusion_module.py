@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -159,8 +160,7 @@ class DiffusionModule(TrainedModule):
         for part in local:
             result = self._rows_loss(mini_batch, RowBatch.from_rows(part, self.device), is_first)
             self.manual_backward(result.loss)
-            totals["loss"] += result.loss.item()
-            for name, value in result.metrics.items():
+            for name, value in {"loss": result.loss, **result.metrics}.items():
                 totals[name] += value.item()
         for _ in range(num_missing):
             self.manual_backward(self._idle_forward().sum() * 0)
@@ -179,7 +179,7 @@ class DiffusionModule(TrainedModule):
 
     def _rows_loss(self, mini_batch: MiniBatch[TextPrompt, Trajectory], rows: RowBatch, is_first: bool) -> LossOutput:
         """The algorithm's objective on a micro-batch."""
-        ref_mean = self._reference_mean(rows)  # [R, D]
+        ref_mean = None if self.reference is None else score_rows(self._reference_velocity, rows).mean  # [R, D]
         scores = score_rows(self.policy, rows)
         index = rows.row_index
         if is_first:
@@ -196,37 +196,29 @@ class DiffusionModule(TrainedModule):
         return self.algorithm.loss(scores.logp, old_logp, None, None, advantages, weights, rows.sample_index, steps)
 
     @torch.no_grad()
-    def _reference_mean(self, rows: RowBatch) -> Tensor | None:
-        """[R, D] states behind the steps without noise, by the reference; None without KL penalty."""
-        if self.reference is None:
-            return None
+    def _reference_velocity(self, *inputs: Any) -> Tensor:
+        """[R, ...] velocities by the reference, of what the policy reads."""
+        assert self.reference is not None
         with adapters_off(self.family, self.reference.model):
-            mean = score_rows(self.reference, rows).mean
+            velocity = self.reference(*inputs)
         self.reference.release_root()
-        return mean
+        return velocity
 
     def _idle_forward(self) -> Tensor:
         """Velocities of one row of nothing, for a rank that has fewer micro-batches than others."""
         latents = torch.zeros(1, *self.family.latent_shape(), device=self.device)
-        timesteps = torch.zeros(1, device=self.device)
-        texts = [self.family.negative_prompt]
+        inputs = (latents, torch.zeros(1, device=self.device), [self.family.negative_prompt], 1.0)
         if self.reference is not None:
-            with torch.no_grad(), adapters_off(self.family, self.reference.model):
-                self.reference(latents, timesteps, texts, 1.0)
-            self.reference.release_root()
-        return self.policy(latents, timesteps, texts, 1.0)
+            self._reference_velocity(*inputs)
+        return self.policy(*inputs)
 
     # -- evaluation ----------------------------------------------------------------------------------------------
 
     @override
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        self._evaluate(batch, "val")
-
-    @override
-    def test_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        self._evaluate(batch, "test")
-
-    def _evaluate(self, batch: PromptBatch, stage: str) -> None:
         """Adds up the reward and every part of it, also per category of prompts."""
+        stage = "test" if self.trainer.testing else "val"
         for group in batch.groups or []:
             self._eval_means.add_rewards(group, stage, by_category=True)
+
+    test_step = validation_step

@@ -177,10 +177,6 @@ class DiffusionRolloutCallback(Callback):
                     device=module.device,
                     start_seeds=start_seeds,
                 )
-        groups = [
-            TrajectoryGroup(TextPrompt(row), trajectories[index * count : (index + 1) * count])
-            for index, row in enumerate(rows)
-        ]
 
         # 3. Frames, which live until they are rewarded.
         decoded: list[DecodedSample] = []
@@ -191,15 +187,14 @@ class DiffusionRolloutCallback(Callback):
 
         # 4. Rewards.
         self._errors = []
-        shown = [
-            Group(group.prompt, decoded[index * count : (index + 1) * count]) for index, group in enumerate(groups)
+        parts = [slice(index * count, (index + 1) * count) for index in range(len(rows))]
+        groups: list[Group[TextPrompt, Any]] = [
+            Group(TextPrompt(row), decoded[part]) for row, part in zip(rows, parts, strict=True)
         ]
         with module.phases("reward"):
-            self.reward.score(shown, self._errors)
-        for group, scored in zip(groups, shown, strict=True):
-            group.rewards = scored.rewards
-            group.reward_parts = scored.reward_parts
-            group.valid = scored.valid
+            self.reward.score(groups, self._errors)
+        for group, part in zip(groups, parts, strict=True):
+            group.completions = trajectories[part]
         return groups
 
     def _steps(self, module: DiffusionModule, sampling: DiffusionSampling) -> list[DenoisingStep]:
@@ -232,4 +227,4 @@ class DiffusionRolloutCallback(Callback):
 
 def num_useful_groups(groups: Sequence[TrajectoryGroup]) -> int:
     """Groups of which some sample could be rewarded."""
-    return sum(group.valid is not None and bool(group.valid.any()) for group in groups)
+    return sum(bool(group.valid.any()) for group in groups)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from longrl.diffusion.diffusion_family import Condition, DiffusionFamily, check_multiple, to_uint8
+from longrl.diffusion.diffusion_family import Condition, DiffusionFamily, to_uint8
 
 
 class SD3Family(DiffusionFamily):
@@ -34,9 +34,7 @@ class SD3Family(DiffusionFamily):
     @override
     def latent_shape(self) -> tuple[int, ...]:
         scale = self.pipeline.vae_scale_factor
-        multiple = scale * self.config["patch_size"]
-        check_multiple("height", self.height, multiple)
-        check_multiple("width", self.width, multiple)
+        self.check_size(scale * self.config["patch_size"])
         return self.config["in_channels"], self.height // scale, self.width // scale
 
     @override

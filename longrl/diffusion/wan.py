@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from longrl.diffusion.diffusion_family import Condition, DiffusionFamily, check_multiple, to_uint8
+from longrl.diffusion.diffusion_family import Condition, DiffusionFamily, to_uint8
 from longrl.diffusion.wan_sequence_parallel import shard_tokens
 from longrl.strategies.sequence import SequenceParallel
 
@@ -58,8 +58,7 @@ class WanFamily(DiffusionFamily):
         scale = self.pipeline.vae_scale_factor_spatial
         time_scale = self.pipeline.vae_scale_factor_temporal
         _, patch_size, _ = self.config["patch_size"]
-        check_multiple("height", self.height, scale * patch_size)
-        check_multiple("width", self.width, scale * patch_size)
+        self.check_size(scale * patch_size)
         if self.num_frames < 1 or self.num_frames % time_scale != 1:
             raise ValueError(
                 f"model.family.init_args.num_frames must be one above a multiple of {time_scale}, got "

@@ -115,12 +115,11 @@ class ColourPlace(ColourReward):
 
 def has_colour(frames: Tensor, colour: str) -> Tensor:
     """[F, H, W] bool: which pixels of frames [F, 3, H, W] are nearer to `colour` than to all others of `PALETTE`."""
-    names = list(PALETTE)
-    palette = frames.new_tensor([PALETTE[name] for name in names]).float()  # [C, 3]
+    palette = frames.new_tensor(list(PALETTE.values())).float()  # [C, 3]
     squares = palette.square().sum(dim=1)
     # |pixel - c|^2 less |pixel|^2, which all colours share: integers below 2^24, so exact in float32.
     nearest = [(squares - 2 * frame.float().movedim(0, -1) @ palette.T).argmin(dim=-1) for frame in frames]  # [H, W]
-    return torch.stack(nearest) == names.index(colour)
+    return torch.stack(nearest) == list(PALETTE).index(colour)
 
 
 def first_word(row: Row, known: dict[str, tuple[int, int, int]] | tuple[Place, ...]) -> str:

@@ -49,8 +49,8 @@ def temporal_smoothness(frames: Tensor, row: Row) -> float:
         ValueError: fewer than three frames.
     """
     _check_num_frames(3, frames, "temporal_smoothness")
-    pixels = frames.short()  # differences of differences fit, and a long video takes no more than it must
-    return 1 - _mean_absolute(pixels[:-2] - 2 * pixels[1:-1] + pixels[2:]) / 510
+    # In 16 bits differences of differences fit, and a long video takes no more than it must.
+    return 1 - _mean_absolute(frames.short().diff(n=2, dim=0)) / 510
 
 
 def mean_motion(frames: Tensor) -> float:
@@ -60,8 +60,7 @@ def mean_motion(frames: Tensor) -> float:
         ValueError: fewer than two frames.
     """
     _check_num_frames(2, frames, "motion")
-    pixels = frames.short()
-    return _mean_absolute(pixels[1:] - pixels[:-1]) / 255
+    return _mean_absolute(frames.short().diff(dim=0)) / 255
 
 
 @dataclass(frozen=True)
