@@ -24,14 +24,17 @@ def shard_tokens(model: nn.Module, sequence: SequenceParallel) -> None:
     blocks = list(model.get_submodule("blocks").children())
     for block in blocks:
         attention: Any = block.get_submodule("attn1")
-        attention.set_processor(_ShardedAttention(shards))
+        attention.set_processor(shards)
     model.get_submodule("rope").register_forward_hook(shards.cut_positions)
     blocks[0].register_forward_pre_hook(shards.cut_tokens)
     model.get_submodule("proj_out").register_forward_hook(shards.join_tokens)
 
 
 class _TokenShards:
-    """How the tokens of the forward pass under way are shared; L need be no multiple of the ranks."""
+    """How the tokens of the forward pass under way are shared; L need be no multiple of the ranks.
+
+    Called, it is self-attention as diffusers' `WanAttnProcessor` computes it: over all tokens, for this rank's heads.
+    """
 
     def __init__(self, sequence: SequenceParallel) -> None:
         self.sequence = sequence
@@ -60,13 +63,6 @@ class _TokenShards:
         flat = self.sequence.gather(output.transpose(0, 1).reshape(-1), num_padded * batch * width)
         return flat.view(num_padded, batch, width).transpose(0, 1)[:, : self.length]
 
-
-class _ShardedAttention:
-    """Self-attention as diffusers' `WanAttnProcessor` computes it, over all tokens, for this rank's heads."""
-
-    def __init__(self, shards: _TokenShards) -> None:
-        self.shards = shards
-
     def __call__(
         self,
         attn: Any,
@@ -85,16 +81,15 @@ class _ShardedAttention:
 
         # 2. All tokens of this rank's heads, [h, L padded, B D] each.
         local = [part.permute(2, 1, 0, 3).flatten(2) for part in (query, key, value)]  # [H, l, B D]
-        *gathered, layout = self.shards.sequence.to_heads(*local)
+        *gathered, layout = self.sequence.to_heads(*local)
 
         # 3. Attention as of one sample after the other, the filled-up tokens left out.
-        length = self.shards.length
-        by_sample = [part.unflatten(2, (batch, -1))[:, :length].permute(2, 0, 1, 3) for part in gathered]
+        by_sample = [part.unflatten(2, (batch, -1))[:, : self.length].permute(2, 0, 1, 3) for part in gathered]
         attended = scaled_dot_product_attention(*by_sample).permute(1, 2, 0, 3)  # [h, L, B, D]
-        attended = pad(attended, (0, 0, 0, 0, 0, gathered[0].shape[1] - length))
+        attended = pad(attended, (0, 0, 0, 0, 0, gathered[0].shape[1] - self.length))
 
         # 4. Back to all heads of this rank's tokens.
-        output = self.shards.sequence.to_rows(attended.flatten(2), layout).unflatten(2, (batch, -1))
+        output = self.sequence.to_rows(attended.flatten(2), layout).unflatten(2, (batch, -1))
         return attn.to_out[1](attn.to_out[0](output.permute(2, 1, 0, 3).flatten(2)))
 
 
