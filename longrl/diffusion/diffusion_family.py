@@ -14,8 +14,7 @@ import abc
 import functools
 import json
 import math
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -334,7 +333,6 @@ class ConditionCache:
         self.family = family
         self.size = size
         self.num_encoded = 0
-        self._conditions: OrderedDict[str, Condition] = OrderedDict()
 
     def get(self, texts: Sequence[str], device: torch.device) -> Condition:
         """[number of texts, ...] conditions; each distinct new text is encoded once."""
@@ -346,24 +344,22 @@ class ConditionCache:
         """The condition of each text, in host memory; `device` is where new ones are encoded."""
         if self.family.text_encoders_on == "cpu":
             device = torch.device("cpu")
-        conditions = {text: self._conditions[text] for text in texts if text in self._conditions}
-        for text in dict.fromkeys(texts):
-            if text in conditions:
-                continue
+        return {text: self._encode(text, device) for text in dict.fromkeys(texts)}
+
+    @functools.cached_property
+    def _encode(self) -> Callable[[str, torch.device], Condition]:
+        @functools.lru_cache(self.size)
+        @torch.no_grad()
+        def encode(text: str, device: torch.device) -> Condition:
             # Alone, for the last bits depend on what is encoded beside, which a resumed run lacks.
-            with torch.no_grad():
-                encoded = self.family.encode_prompts([text], device)
-            conditions[text] = {name: value[0].cpu().clone() for name, value in encoded.items()}
+            encoded = self.family.encode_prompts([text], device)
             self.num_encoded += 1
-        for text, condition in conditions.items():
-            self._conditions[text] = condition
-            self._conditions.move_to_end(text)
-        while len(self._conditions) > self.size:
-            self._conditions.popitem(last=False)
-        return conditions
+            return {name: value[0].cpu().clone() for name, value in encoded.items()}
+
+        return encode
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_conditions": OrderedDict()}
+        return {name: value for name, value in self.__dict__.items() if name != "_encode"}
 
 
 def to_uint8(pixels: Tensor) -> Tensor:
