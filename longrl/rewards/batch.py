@@ -42,3 +42,21 @@ class BatchReward(ABC, Generic[Judged]):
         if isinstance(value, Exception):
             raise value
         return value
+
+
+class SampleReward(BatchReward[Judged]):
+    """A reward that loads something beforehand, and then judges each completion alone."""
+
+    @abstractmethod
+    def score_one(self, completion: Judged, row: Row) -> float:
+        """The value of one completion; raises an error for one that has none."""
+
+    def score_all(self, completions: Sequence[Judged], rows: Sequence[Row]) -> list[float | Exception]:
+        """See `BatchReward.score_all`."""
+        results: list[float | Exception] = []
+        for completion, row in zip(completions, rows, strict=True):
+            try:
+                results.append(self.score_one(completion, row))
+            except Exception as error:  # one sample must not mask the others
+                results.append(error)
+        return results

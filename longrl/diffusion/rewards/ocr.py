@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from longrl.diffusion.rewards.required_packages import require_packages
-from longrl.rewards.batch import BatchReward
+from longrl.rewards.batch import SampleReward
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +25,7 @@ QUOTED = re.compile(r'"([^"]+)"|\u201c([^\u201d]+)\u201d|\u00ab([^\u00bb]+)\u00b
 
 
 @dataclass(frozen=True)
-class OcrMatch(BatchReward["Tensor"]):
+class OcrMatch(SampleReward["Tensor"]):
     """max(1 - D / N, 0) (Flow-GRPO, arXiv:2505.05470, sec. 4), mean over frames.
 
     D is the least number of characters to insert, delete or replace between what is read and what was asked for, N the
@@ -54,20 +54,18 @@ class OcrMatch(BatchReward["Tensor"]):
         require_packages("rapidocr", "onnxruntime", reward="OcrMatch", extra="diffusion-rewards")
         _ = self._reader
 
-    def score_all(self, completions: Sequence[Tensor], rows: Sequence[Row]) -> list[float | Exception]:
-        """The reward of each sample [F, 3, H, W] uint8 RGB; an error for a prompt that asks for no text."""
-        results: list[float | Exception] = []
-        for frames, row in zip(completions, rows, strict=True):
-            try:
-                target = normalized_text(row.answer or quoted_text(row.problem))
-                if not target:
-                    raise ValueError(f"the text that prompt {row.problem!r} asks for has no characters")
-                texts = [normalized_text(self.read_text(frame)) for frame in frames]
-                scores = [text_similarity(text, target, anywhere=self.anywhere) for text in texts]
-                results.append(sum(scores) / len(scores))
-            except Exception as error:  # one sample must not mask the others
-                results.append(error)
-        return results
+    def score_one(self, completion: Tensor, row: Row) -> float:
+        """The reward of a sample [F, 3, H, W] uint8 RGB.
+
+        Raises:
+            ValueError: its prompt asks for no text.
+        """
+        target = normalized_text(row.answer or quoted_text(row.problem))
+        if not target:
+            raise ValueError(f"the text that prompt {row.problem!r} asks for has no characters")
+        texts = [normalized_text(self.read_text(frame)) for frame in completion]
+        scores = [text_similarity(text, target, anywhere=self.anywhere) for text in texts]
+        return sum(scores) / len(scores)
 
     def read_text(self, frame: Tensor) -> str:
         """All text in a frame [3, H, W] uint8 RGB, line by line from the top; empty if there is none."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from longrl.diffusion.rewards.required_packages import require_packages
-from longrl.rewards.batch import BatchReward
+from longrl.rewards.batch import SampleReward
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Brisque(BatchReward["Tensor"]):
+class Brisque(SampleReward["Tensor"]):
     """1 - clamp(BRISQUE, 0, 100) / 100, mean over frames: near 1 for a natural, undistorted picture.
 
     BRISQUE (Mittal et al., IEEE TIP 2012, doi:10.1109/TIP.2012.2214050) measures how the statistics of neighbouring
@@ -41,17 +41,10 @@ class Brisque(BatchReward["Tensor"]):
         require_packages("brisque", "cv2", reward="Brisque", extra="brisque")
         _ = self._score
 
-    def score_all(self, completions: Sequence[Tensor], rows: Sequence[Row]) -> list[float | Exception]:
-        """The reward of each sample [F, 3, H, W] uint8 RGB."""
-        results: list[float | Exception] = []
-        for frames in completions:
-            try:
-                scores = [self.score_frame(frame) for frame in frames]
-            except Exception as error:  # one sample must not mask the others
-                results.append(error)
-                continue
-            results.append(sum(1 - min(max(score, 0.0), 100.0) / 100 for score in scores) / len(scores))
-        return results
+    def score_one(self, completion: Tensor, row: Row) -> float:
+        """The reward of a sample [F, 3, H, W] uint8 RGB."""
+        scores = [self.score_frame(frame) for frame in completion]
+        return sum(1 - min(max(score, 0.0), 100.0) / 100 for score in scores) / len(scores)
 
     def score_frame(self, frame: Tensor) -> float:
         """BRISQUE of a frame [3, H, W] uint8 RGB: 0 is best, 100 bad, and values go beyond both.
