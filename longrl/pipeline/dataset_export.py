@@ -12,9 +12,8 @@ from longrl.io.atomic import atomic_folder, atomic_write
 from longrl.io.jsonl import write_jsonl
 from longrl.pipeline.config import ExportOptions
 from longrl.pipeline.dataset_card import dataset_card
-from longrl.pipeline.difficulty import with_options
 from longrl.pipeline.step_run import Record, StepRun
-from longrl.rewards.answers import DEFAULT_LETTERS
+from longrl.rewards.answers import DEFAULT_LETTERS, with_options
 
 SPLITS = ("sft", "rl", "eval")
 
@@ -58,10 +57,9 @@ def assign_splits(names: Sequence[str], videos: dict[str, Record], options: Expo
     draws = {name: hashlib.sha256(f"{options.seed}/{videos[name]['digest']}".encode()).hexdigest() for name in names}
     order = sorted(names, key=draws.__getitem__)
     num_eval = max(1, round(options.eval_share * len(order))) if options.eval_share and len(order) > 1 else 0
-    num_sft = round(options.sft_share * (len(order) - num_eval))
-    if not num_sft and options.sft_share and len(order) > num_eval:
-        num_sft = 1
-    splits = ["eval"] * num_eval + ["sft"] * num_sft + ["rl"] * (len(order) - num_eval - num_sft)
+    num_rest = len(order) - num_eval
+    num_sft = max(1, round(options.sft_share * num_rest)) if options.sft_share and num_rest else 0
+    splits = ["eval"] * num_eval + ["sft"] * num_sft + ["rl"] * (num_rest - num_sft)
     return dict(zip(order, splits, strict=True))
 
 

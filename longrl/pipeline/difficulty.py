@@ -10,7 +10,7 @@ from longrl.pipeline.asking import Task, UnusableReply, ask_all
 from longrl.pipeline.config import FilterOptions
 from longrl.pipeline.step_run import Record, StepRun
 from longrl.pipeline.video_frames import FrameSet, frame_times, middle_frames
-from longrl.rewards.answers import DEFAULT_LETTERS, chosen_option, lenient_text
+from longrl.rewards.answers import DEFAULT_LETTERS, chosen_option, lenient_text, with_options
 from longrl.rewards.judge import JudgementFailed, judge_request, judge_score, shared_words
 
 
@@ -70,12 +70,6 @@ def rotate_options(options: Sequence[str], turns: int) -> list[str]:
     """Options in another order: over all turns each stands everywhere, so that a love of letters tells nothing."""
     turns %= max(1, len(options))
     return [*options[turns:], *options[:turns]]
-
-
-def with_options(question: str, options: Sequence[str]) -> str:
-    """The problem as a model reads it."""
-    lines = (f"{letter}. {option}" for letter, option in zip(DEFAULT_LETTERS, options, strict=False))
-    return "\n".join([question, *lines])
 
 
 def _scores(run: StepRun, records: Sequence[Record]) -> dict[tuple[str, bool], list[float | None]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from longrl.types import Completion, Row
 
@@ -92,6 +92,12 @@ _MARKERS = (
     re.compile(r"(?<![\w(])\(([A-Z])\)[ \t]*"),  # (A) text (B) text
     re.compile(r"(?<!\S)([A-Z])[).:]\s+"),  # A. text B. text
 )
+
+
+def with_options(question: str, options: Iterable[str]) -> str:
+    """A question with a line for each of its options, as a model reads it."""
+    lines = (f"{letter}. {option}" for letter, option in zip(DEFAULT_LETTERS, options, strict=False))
+    return "\n".join([question, *lines])
 
 
 def parse_options(problem: str) -> dict[str, str]:

@@ -20,6 +20,7 @@ from typing import Any
 
 from longrl.io.atomic import atomic_folder
 from longrl.io.jsonl import write_jsonl
+from longrl.rewards.answers import with_options
 from longrl.testing.drawing import Clip, write_video
 from longrl.testing.stories import (
     ASK,
@@ -120,7 +121,7 @@ def make_split(config: SyntheticConfig, split: str, stories: list[Story]) -> tup
         records.append(
             {
                 "problem_id": index,
-                "problem": _problem_text(question.text, options),
+                "problem": with_options(question.text, options),
                 "data_type": "video",
                 "problem_type": category,
                 "reasoning": f"{describe_story(clip.story)} {question.deduction}",
@@ -129,11 +130,6 @@ def make_split(config: SyntheticConfig, split: str, stories: list[Story]) -> tup
             }
         )
     return records, clips
-
-
-def _problem_text(question: str, options: list[str]) -> str:
-    """The question line and a line for each option."""
-    return "\n".join([question, *(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=True))])
 
 
 def make_pretrain(config: SyntheticConfig, stories: list[Story]) -> tuple[list[Record], list[Clip]]:
@@ -152,7 +148,7 @@ def make_pretrain(config: SyntheticConfig, stories: list[Story]) -> tuple[list[R
         options = rng.sample([question.correct, *question.distractors], len(LETTERS))
         pairs = rng.sample(list(zip(options, LETTERS, strict=True)), len(LETTERS))
         answer = " ".join(f"{option} {letter}." for option, letter in pairs)
-        rows.append((_problem_text("Find the options.", options), "text", "lookup", None, answer))
+        rows.append((with_options("Find the options.", options), "text", "lookup", None, answer))
     for _ in range(len(clips) * config.readings_per_video):
         story = _draw_story(rng, config)
         rows.append((f"Read the story. {describe_story(story)}", "text", "reading", None, true_statements(story, rng)))
