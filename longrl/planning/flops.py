@@ -58,7 +58,7 @@ def forward_flops(plan: Plan, batch: MicroBatch) -> float:
     parts count as heads.
     """
     sizes, heads, sp = plan.sizes, plan.heads, plan.sequence_parallel_size
-    width = sp * heads.per_rank * heads.size * sizes.head_size if sp > 1 else sizes.query_width
+    width = sp * heads.per_rank * heads.size * sizes.head_size
     t, s = plan.prompt_tokens, plan.completion_tokens
     pairs = batch.groups * (t**2 + batch.completions * (2 * t * s + s**2))
     return 2.0 * sum(sizes.layer_params) * batch.tokens + 2.0 * len(sizes.layer_params) * width * pairs
@@ -154,8 +154,6 @@ def gather_s(plan: Plan, hardware: Hardware, efficiency: Efficiency) -> float:
 def exchange_s(plan: Plan, batch: MicroBatch, hardware: Hardware, efficiency: Efficiency) -> float:
     """The all-to-alls of one forward pass: N l (2 h + 2 k) d b sp per rank, of which 1 - 1 / sp travels."""
     sp, heads, sizes = plan.sequence_parallel_size, plan.heads, plan.sizes
-    if sp == 1:
-        return 0.0
     rows = batch.tokens / sp
     width = sp * heads.per_rank * (2 * heads.size + 2) * sizes.head_size
     size = len(sizes.layer_params) * rows * width * plan.matmul_bytes * (1 - 1 / sp)

@@ -177,7 +177,7 @@ def adapters_saved(plan: Plan, rows: int) -> float:
     inputs, counted = sizes.adapter_inputs, 2 * sizes.hidden + sizes.mlp_width
     if is_mlp_chunked(plan, rows):
         inputs, counted = inputs - sizes.adapter_mlp_inputs, sizes.hidden
-    return max(0.0, rows * (adapter_copy_bytes(plan) * inputs - counted * b)) if adapter_copy_bytes(plan) else 0.0
+    return max(0.0, rows * (adapter_copy_bytes(plan) * inputs - counted * b))
 
 
 def adapter_copy_bytes(plan: Plan) -> int:
@@ -218,7 +218,7 @@ def backward_working_set(plan: Plan, rows: int) -> float:
     if not is_mlp_chunked(plan, rows):
         return stream + rows * 2 * sizes.mlp_width * b
     copied = adapter_copy_bytes(plan) * sizes.adapter_mlp_inputs
-    adapters = max(0, copied - (sizes.hidden + sizes.mlp_width) * b) if copied else 0
+    adapters = max(0, copied - (sizes.hidden + sizes.mlp_width) * b)
     return stream + rows * sizes.hidden * b + (plan.mlp_chunk_tokens or 0) * (6 * sizes.mlp_width * b + adapters)
 
 
@@ -230,11 +230,9 @@ def attention_exchange(plan: Plan, rows: int) -> float:
     [CUDA]) + 2 L k d b + 2 L (h + 2 k) d b [sp > 1].
     """
     sizes, heads, b = plan.sizes, plan.heads, plan.matmul_bytes
-    queries, keys, message = sizes.query_width, sizes.key_width, 0
-    if plan.sequence_parallel_size > 1:
-        queries = heads.per_rank * heads.size * sizes.head_size
-        keys = heads.per_rank * sizes.head_size
-        message = 2 * (queries + 2 * keys) * b
+    queries = heads.per_rank * heads.size * sizes.head_size
+    keys = heads.per_rank * sizes.head_size
+    message = 2 * (queries + 2 * keys) * b if plan.sequence_parallel_size > 1 else 0
     in_float32 = 4 if plan.cuda else 0
     all_rows = rows * plan.sequence_parallel_size
     return all_rows * (queries * (5 * b + in_float32) + 2 * keys * b + message)

@@ -158,7 +158,7 @@ def fit_verdict(plan: Plan, available_bytes: float, with_frames: FramesRule | No
 
 def find_remedies(plan: Plan, available_bytes: float, with_frames: FramesRule | None = None) -> list[str]:
     """Options to set, so that the run fits: one if one is enough, else several, the cheapest that help first."""
-    changed: dict[str, object] = {}
+    changed: dict[str, str] = {}
     for _ in range(MAX_CHANGES):
         now = estimate_memory(plan).peak
         options = [(*option, estimate_memory(option[2]).peak) for option in _changes(plan)]
@@ -167,12 +167,12 @@ def find_remedies(plan: Plan, available_bytes: float, with_frames: FramesRule | 
         if not helpful:
             break
         name, value, plan, _ = helpful[0]
-        changed[name] = value
+        changed[name] = f"{name}={value}"
         if fitting:
-            return [f"{name}={value}" for name, value in changed.items()]
+            return [*changed.values()]
     frames = largest_frames(plan, available_bytes, with_frames) if with_frames else 0
     last = f"data.video.max_frames={frames}" if frames else "lower data.video.max_frames, or take larger devices"
-    return [*(f"{name}={value}" for name, value in changed.items()), last]
+    return [*changed.values(), last]
 
 
 def _changes(plan: Plan) -> list[tuple[str, object, Plan]]:

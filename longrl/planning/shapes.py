@@ -43,11 +43,10 @@ def find_config(family: CausalFamily) -> CausalFamily:
     try:
         assert family.config is not None
     except (OSError, ValueError) as error:
-        files = FOLDER.glob("*/*/config.json")
-        shipped = ", ".join(sorted(file.parent.relative_to(FOLDER).as_posix() for file in files))
+        shipped = sorted(path.parent.relative_to(FOLDER).as_posix() for path in FOLDER.glob("*/*/config.json"))
         raise ValueError(
             f"plan needs the config of model.family.init_args.model={family.model_path!r}, which is no folder with a "
-            f"config.json, not in the hub's local copy and none of the shipped {shipped}; put its "
+            f"config.json, not in the hub's local copy and none of the shipped {', '.join(shipped)}; put its "
             f"config.json into {folder}"
         ) from error
     return family
