@@ -98,13 +98,11 @@ def write_video(path: Path, clip: Clip, config: SyntheticConfig) -> None:
         stream.width = stream.height = config.size
         stream.pix_fmt = "yuv420p"
         stream.options = {"preset": "ultrafast", "crf": "20", "g": "64", "threads": "1"}
-        pts = 0
-        for scene in clip.story.scenes:
+        for number, scene in enumerate(clip.story.scenes):
             images = draw_scene(scene, background, rng)
             drawn = [av.VideoFrame.from_ndarray(image, "rgb24").reformat(format="yuv420p") for image in images]
             for step in range(frames_per_scene):
                 frame = drawn[step % MOTION_FRAMES]
-                frame.pts = pts
-                pts += 1
+                frame.pts = number * frames_per_scene + step
                 container.mux(stream.encode(frame))
         container.mux(stream.encode(None))

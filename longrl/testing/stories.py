@@ -13,7 +13,7 @@ story. What a reader of the TEXT alone can score is 1 in 4 by construction:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -82,9 +82,8 @@ def sample_story(rng: Random, *, num_scenes: int) -> Story:
             return Story(tuple(replace(scene, visited=goal in scene.attributes) for scene in scenes), goal)
 
 
-def possible_goals(scenes: Iterable[Scene]) -> list[str]:
+def possible_goals(scenes: Sequence[Scene]) -> list[str]:
     """Attributes of at least two but not all objects. Distinct objects that share one attribute differ in the other."""
-    scenes = list(scenes)
     counts = Counter(attribute for scene in scenes for attribute in scene.attributes)
     return [attribute for attribute, count in counts.items() if 2 <= count < len(scenes)]
 

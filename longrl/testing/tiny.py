@@ -63,13 +63,9 @@ def tiny_qwen2_5_vl(
     """
     tokenizer = tokenizer or tiny_tokenizer()
     text_config = _mrope_text_config(tokenizer, text)
-    config = transformers.Qwen2_5_VLConfig(
-        text_config=text_config,
-        vision_config=_vision_config("windowed_vision", text_config, vision, tokens_per_second=2),
-        tie_word_embeddings=text_config["tie_word_embeddings"],
-        **_token_ids(tokenizer, "qwen_token_ids"),
-        architectures=["Qwen2_5_VLForConditionalGeneration"],
-    )
+    vision_config = SIZES["windowed_vision"] | {"tokens_per_second": 2} | (vision or {})
+    parts = _model_config(tokenizer, "qwen_token_ids", text_config, vision_config)
+    config = transformers.Qwen2_5_VLConfig(**parts, architectures=["Qwen2_5_VLForConditionalGeneration"])
     return _save_model(folder, config, transformers.Qwen2_5_VLProcessor, tokenizer)
 
 
@@ -104,13 +100,10 @@ def tiny_qwen_omni(
     )
     text_config = _mrope_text_config(tokenizer, text)
     audio_config = SIZES["omni_audio"] | {"output_dim": text_config["hidden_size"]} | (audio or {})
-    thinker = {
-        "text_config": text_config,
+    vision_config = SIZES["windowed_vision"] | {"tokens_per_second": 25} | (vision or {})
+    thinker = _model_config(tokenizer, "omni_token_ids", text_config, vision_config) | {
         "audio_config": audio_config,
-        "vision_config": _vision_config("windowed_vision", text_config, vision, tokens_per_second=25),
-        **_token_ids(tokenizer, "omni_token_ids"),
         "pad_token_id": tokenizer.pad_token_id,
-        "tie_word_embeddings": text_config["tie_word_embeddings"],
         "architectures": ["Qwen2_5OmniThinkerForConditionalGeneration"],
     }
     config = transformers.Qwen2_5OmniConfig(thinker_config=thinker, architectures=["Qwen2_5OmniModel"])
@@ -146,12 +139,9 @@ def tiny_qwen3_vl(
     text_config.setdefault("rope_parameters", rope)
     if experts:
         text_config = SIZES["qwen3_experts"] | text_config
+    parts = _model_config(tokenizer, "qwen_token_ids", text_config, SIZES["qwen3_vision"] | (vision or {}))
     config = (transformers.Qwen3VLMoeConfig if experts else transformers.Qwen3VLConfig)(
-        text_config=text_config,
-        vision_config=_vision_config("qwen3_vision", text_config, vision),
-        tie_word_embeddings=text_config["tie_word_embeddings"],
-        **_token_ids(tokenizer, "qwen_token_ids"),
-        architectures=[f"Qwen3VL{'Moe' if experts else ''}ForConditionalGeneration"],
+        **parts, architectures=[f"Qwen3VL{'Moe' if experts else ''}ForConditionalGeneration"]
     )
     image = transformers.Qwen2VLImageProcessor(patch_size=16, **SIZES["pixels"])
     video = transformers.Qwen3VLVideoProcessor(cap_pixels_per_frame=False, **SIZES["pixels"])
@@ -212,8 +202,11 @@ def tiny_text(folder: str | Path, model_type: str = "qwen2", tokenizer: Any = No
     return Path(folder)
 
 
-def _token_ids(tokenizer: Any, names: str) -> dict[str, Any]:
-    return {name: tokenizer.convert_tokens_to_ids(token) for name, token in SIZES[names].items()}
+def _model_config(tokenizer: Any, token_ids: str, text: dict[str, Any], vision: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a config that all models of text and media have; `token_ids` are those of their media."""
+    vision = {"out_hidden_size": text["hidden_size"]} | vision
+    fields = {"text_config": text, "vision_config": vision, "tie_word_embeddings": text["tie_word_embeddings"]}
+    return fields | {name: tokenizer.convert_tokens_to_ids(token) for name, token in SIZES[token_ids].items()}
 
 
 def _save_model(
@@ -242,7 +235,3 @@ def _mrope_text_config(tokenizer: Any, overrides: Overrides) -> dict[str, Any]:
 
 def _rope(section: list[int]) -> dict[str, Any]:
     return {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": section}
-
-
-def _vision_config(kind: str, text_config: dict[str, Any], overrides: Overrides, **values: Any) -> dict[str, Any]:
-    return SIZES[kind] | {"out_hidden_size": text_config["hidden_size"]} | values | (overrides or {})
