@@ -187,14 +187,14 @@ class DiffusionRolloutCallback(Callback):
 
         # 4. Rewards.
         self._errors = []
-        parts = [slice(index * count, (index + 1) * count) for index in range(len(rows))]
+        spans = [slice(index * count, (index + 1) * count) for index in range(len(rows))]
         groups: list[Group[TextPrompt, Any]] = [
-            Group(TextPrompt(row), decoded[part]) for row, part in zip(rows, parts, strict=True)
+            Group(TextPrompt(row), decoded[span]) for row, span in zip(rows, spans, strict=True)
         ]
         with module.phases("reward"):
             self.reward.score(groups, self._errors)
-        for group, part in zip(groups, parts, strict=True):
-            group.completions = trajectories[part]
+        for group, span in zip(groups, spans, strict=True):
+            group.completions = trajectories[span]
         return groups
 
     def _steps(self, module: DiffusionModule, sampling: DiffusionSampling) -> list[DenoisingStep]:

@@ -39,7 +39,6 @@ def validate_questions(run: StepRun) -> None:
     by_video: dict[str, list[str]] = defaultdict(list)
     run.add_items(len(replies))
     for reply in replies:
-        report.items += 1
         video = reply["video"]
         question = None
         try:
@@ -57,7 +56,7 @@ def validate_questions(run: StepRun) -> None:
             by_video[video].append(question.question)
             accepted.append({**{key: reply[key] for key in ("id", "video", "category")}, **asdict(question)})
         run.finish_item()
-    report.done = len(replies)
+    report.items = report.done = len(replies)
     report.counts.update({"accepted": len(accepted), "rejected": len(rejected)})
     report.counts.update(f"accepted: {record['category']}, {record['kind']}" for record in accepted)
     # The accuracy of whoever always takes the longest option.
