@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from longrl.diffusion.trajectory_rows import TrajectoryGroup
 
-DEFAULT_ROW_FUNCTION = "longrl.diffusion.prompt_rows.prompt_row"
-
 
 @dataclass
 class PromptBatch:
@@ -65,7 +63,7 @@ class PromptFiles(StreamedData):
         train: str | list[str] | None = None,
         val: str | list[str] | None = None,
         test: str | list[str] | None = None,
-        row_function: str = DEFAULT_ROW_FUNCTION,
+        row_function: str = "longrl.diffusion.prompt_rows.prompt_row",
         prompts_per_batch: int = 8,
         eval_prompts_per_batch: int = 8,
         max_train_rows: int | None = None,

@@ -16,8 +16,6 @@ from longrl.datamodules.rows.sources import read_records
 from longrl.diffusion.rewards.ocr import quoted_text
 from longrl.types import Row
 
-TASK = "generation"
-
 
 def prompt_row(record: Record, index: int, media_root: str | None = None) -> Row:
     """A record with a `prompt`. `id`, `answer` (text that is to be seen, say) and `category` or `tag` may be absent.
@@ -35,7 +33,7 @@ def prompt_row(record: Record, index: int, media_root: str | None = None) -> Row
         id=str(record.get("id", index)),
         problem=prompt.strip(),
         answer=str(record.get("answer") or ""),
-        task=TASK,
+        task="generation",
         category=str(record.get("category") or record.get("tag") or "general"),
         metadata={name: value for name, value in record.items() if name not in named},
     )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -58,7 +57,7 @@ class DiffusionRolloutCallback(Callback):
             raise ValueError(f"rollout.samples_per_batch must be at least 1, got {samples_per_batch}")
         self.reward = reward
         self.sampling = sampling or DiffusionSampling()
-        self.eval_sampling = eval_sampling or dataclasses.replace(
+        self.eval_sampling = eval_sampling or replace(
             self.sampling, num_generations=1, window=None, num_steps=4 * self.sampling.num_steps
         )
         self.samples_per_batch = samples_per_batch

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 GB = 10**9
 GIB = 1 << 30
@@ -64,4 +63,4 @@ def find_hardware(name: str, memory_gib: float | None = None, devices: int | Non
     for option, value in (("memory_gib", memory_gib), ("devices", devices)):
         if value is not None and value <= 0:
             raise ValueError(f"--{option} must be positive, got {value}; leave it out for the one of {name}")
-    return dataclasses.replace(known, memory_gib=memory_gib or known.memory_gib, devices=devices or known.devices)
+    return replace(known, memory_gib=memory_gib or known.memory_gib, devices=devices or known.devices)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import bisect
-import dataclasses
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from longrl.planning import formulas as f
@@ -109,7 +108,7 @@ def host_memory(plan: Plan, prefetched_prompts: int) -> MemoryParts:
     params = plan.sizes.text_params + plan.sizes.encoder_params
     offloaded = 2 * f.trained_memory(plan) if plan.optimizer_offload else 0.0
     if plan.offload:  # weights, gradients, moments and the reference
-        on_device = dataclasses.replace(plan, offload=False)
+        on_device = replace(plan, offload=False)
         offloaded = f.weight_memory(on_device) + f.adapter_memory(on_device) + 3 * f.trained_memory(on_device)
         has_reference = plan.reference and not plan.sizes.adapter_params
         offloaded += plan.weight_bytes * plan.sizes.text_params / plan.shards if has_reference else 0.0
@@ -203,7 +202,7 @@ def _changes(plan: Plan) -> list[tuple[str, object, Plan]]:
         (not plan.offload, f"{strategy}.sharding.offload", "true", {"offload": True}),
         (plan.reference, "model.algorithm.kl_coef", 0, {"reference": False}),
     ]
-    return [(name, value, dataclasses.replace(plan, **fields)) for applies, name, value, fields in changes if applies]
+    return [(name, value, replace(plan, **fields)) for applies, name, value, fields in changes if applies]
 
 
 def largest_frames(plan: Plan, available_bytes: float, with_frames: FramesRule) -> int:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +217,7 @@ def plan_from_run(
         holds_all = [
             sp for sp in range(1, sp_group) if sp_group % sp == 0 and sp * model.max_tokens_per_micro_batch >= length
         ]
-        plan = dataclasses.replace(plan, sequence_parallel_size=min(holds_all, default=sp_group))
+        plan = replace(plan, sequence_parallel_size=min(holds_all, default=sp_group))
     if not plan.frames:
         return with_needed_budget(plan), notes, None
     with_frames = frames_rule(family, options)
@@ -234,7 +233,7 @@ def frames_rule(family: CausalFamily, options: PlanOptions) -> memory.FramesRule
         encoder = plan.sizes.vision_encoder
         media_tokens = family.num_features(item)
         time_tokens = family.time_tokens(range(0, frames, item.temporal_patch_size))
-        sized = dataclasses.replace(
+        sized = replace(
             plan,
             frames=frames,
             media_tokens=media_tokens,
@@ -257,7 +256,7 @@ def video_outline(family: CausalFamily, num_frames: int, height: int, width: int
 def with_needed_budget(plan: Plan) -> Plan:
     """The same run with a budget that holds a prompt and its completions, at least."""
     budget = max(plan.max_tokens_per_micro_batch, needed_budget(plan))
-    return dataclasses.replace(plan, max_tokens_per_micro_batch=budget)
+    return replace(plan, max_tokens_per_micro_batch=budget)
 
 
 def head_notes(plan: Plan) -> list[str]:
@@ -281,7 +280,7 @@ def plan_grid(plan: Plan, machine: Hardware, efficiency: flops.Efficiency) -> li
         for sp in DEGREES:
             if devices % sp or devices % plan.num_replicas:
                 continue
-            other = dataclasses.replace(plan, devices=devices, sequence_parallel_size=sp, sp_group_size=sp)
+            other = replace(plan, devices=devices, sequence_parallel_size=sp, sp_group_size=sp)
             other = with_needed_budget(other)
             need = memory.estimate_memory(other).peak
             seconds = flops.step_times(other, machine, efficiency)["step"]
