@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from longrl.io.old_hooks import OLD_HOOKS, RefusesOldHooks
 from longrl.models.building import OWN_WEIGHTS
 from longrl.models.lora import ADAPTER, LoRASettings, merged_weights, put_adapters
 from longrl.models.reading import is_local
@@ -33,7 +34,7 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "ad
 """Linear layers of attention, as diffusers names them: where adapters go by default (Flow-GRPO's list)."""
 
 
-class DiffusionFamily(abc.ABC):
+class DiffusionFamily(RefusesOldHooks, abc.ABC):
     """A diffusers pipeline whose transformer is trained.
 
     Args:
@@ -51,6 +52,7 @@ class DiffusionFamily(abc.ABC):
         lora: train adapters of the attention layers and nothing else; `target_modules` names others.
     """
 
+    _old_hooks = OLD_HOOKS["diffusion family"]
     supports_sequence_parallel: ClassVar[bool] = False
     """Whether ranks can share the tokens of a sample."""
     casts_inputs: ClassVar[bool] = False

@@ -22,17 +22,19 @@ import torch
 from torch import Tensor, nn
 
 from longrl.engines.parity import RenderedPrompt
+from longrl.io.old_hooks import OLD_HOOKS, RefusesOldHooks
 from longrl.models.base import CausalFamily
 from longrl.strategies.axis import Axis
 from longrl.types import Completion, Group, Prompt, SamplingParams
 
 
-class RolloutEngine(abc.ABC):
+class RolloutEngine(RefusesOldHooks, abc.ABC):
     """Generates completions with the trainer's weights.
 
     A step calls `sync`, `generate` for the prompts and for each round of resampling, then `sleep`.
     """
 
+    _old_hooks = OLD_HOOKS["engine"]
     reads_policy_weights: bool = False
     """Whether `generate` reads the trainer's model: sharded weights are then gathered around it."""
     is_remote: bool = False

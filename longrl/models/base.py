@@ -270,6 +270,10 @@ class CausalFamily(TextStack, EncodesMedia, EngineAdapter, BuildsModel, HasPlann
     """
 
     answer_options: ClassVar[tuple[str, ...]] = ("dtype",)
+    training_options = (
+        "model", "random_init", "init_seed", "gradient_checkpointing", "lora", "offload_checkpoints",
+        "mlp_chunk_tokens",
+    )  # fmt: skip
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ model it trains. A new one is a subclass of `longrl.models.base.CausalFamily`, w
     RendersPrompts      what does a row look like as token ids and positions?
         media           media_token_ids
         default         render, chat_ids, chat_content, system_prompt, placeholder_ids, position_ids, num_axes,
-                        encode_response, decode, identity, answer_options
+                        encode_response, decode, identity, answer_options, training_options
     EncodesMedia        how do patches become features?
         media           media_encoders, encode_media
         default         trained_encoders, feature_size, encoder_settings
@@ -30,8 +30,8 @@ model it trains. A new one is a subclass of `longrl.models.base.CausalFamily`, w
         default         planning_sizes, time_tokens
 
 Every family writes the hooks behind `write`, one that reads images or videos also those behind `media`; the others are
-overridden where a model differs. What a hook gets and gives is said at its default. An option of a family that
-changes answers belongs into its `answer_options`.
+overridden where a model differs. What a hook gets and gives is said at its default. An option of a family
+counts as one that changes answers unless `training_options` names it.
 
 `longrl.testing.check_family` runs what README claims of a family on a tiny model of it, and names the capability and
 the family's own hooks behind what is wrong. Example, a language model of transformers:

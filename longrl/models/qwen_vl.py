@@ -49,6 +49,7 @@ class Qwen2_5_VLFamily(CausalFamily):
         "max_video_pixels",
         "max_patches_per_encode",
     )
+    training_options = ("freeze_vision_encoder",)
 
     def __init__(
         self,

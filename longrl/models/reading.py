@@ -8,6 +8,7 @@ from __future__ import annotations
 import abc
 import functools
 import hashlib
+import inspect
 import json
 import re
 import statistics
@@ -19,6 +20,7 @@ from typing import Any, ClassVar, NoReturn
 import torch
 from torch import Tensor
 
+from longrl.io.old_hooks import OLD_HOOKS, RefusesOldHooks
 from longrl.types import AudioClip, Frames, Media, MediaKind, Prompt, Row, TemporalPatchSize
 
 MEDIA_TAG = re.compile(r"<(image|video|audio)>")
@@ -26,9 +28,10 @@ GridTHW = tuple[int, int, int]
 """Patches along time, height and width."""
 
 
-class PretrainedFolder(abc.ABC):
+class PretrainedFolder(RefusesOldHooks, abc.ABC):
     """Which config and tokenizer does the folder or hub id hold?"""
 
+    _old_hooks = OLD_HOOKS["family"]
     model_path: str
     """The folder or hub id."""
 
@@ -170,7 +173,9 @@ class RendersPrompts(PatchesMedia):
     num_axes: ClassVar[int] = 1
     """Position axes, A."""
     answer_options: ClassVar[tuple[str, ...]] = ("chat_template_kwargs",)
-    """Options of this class, not of those it inherits from, that decide answers; `identity` has them all."""
+    """Options of this class, not of those it inherits from, that decide answers; `identity` begins with them."""
+    training_options: ClassVar[tuple[str, ...]] = ()
+    """Options of this class, not of those it inherits from, that decide no answer: how weights are found or trained."""
     chat_template_kwargs: dict[str, Any]
     """Passed to the chat template."""
     system_prompt: str | None = None
@@ -275,13 +280,40 @@ class RendersPrompts(PatchesMedia):
     def identity(self) -> dict[str, Any]:
         """What decides, beside the weights, how the model answers a row: options by name, in plain values.
 
-        Options that change training alone are none of it. Stored answers are found by it, so it must be the same in
-        every process.
+        Those are `answer_options`, and all other options of constructors but `training_options`. Stored answers are
+        found by it, so it must be the same in every process.
+
+        Raises:
+            ValueError: an option is no attribute of its name, so nobody knows its value.
         """
+        # 1. What classes say, the most special first; then what they take and do not say anything of.
+        names: list[str] = []
+        training: set[str] = set()
+        options: list[str] = []
+        for part in type(self).__mro__:
+            names += vars(part).get("answer_options", ())
+            training |= {*vars(part).get("training_options", ())}
+            options += constructor_options(part)
+        names += [name for name in options if name not in training]
+
+        # 2. Their values.
+        for name in names:
+            if not hasattr(self, name):
+                raise ValueError(
+                    f"stored answers are told apart by {type(self).__name__}'s option {name!r}, which is no attribute; "
+                    f"set self.{name}, or name it in training_options if it decides no answer"
+                )
+        values = {name: getattr(self, name) for name in names}
         template = json.dumps(self.tokenizer.chat_template)
-        names = [name for part in type(self).__mro__ for name in vars(part).get("answer_options", ())]
-        options = {name: getattr(self, name) for name in names}
-        return options | {"chat_template": hashlib.sha256(template.encode()).hexdigest()}
+        return values | {"chat_template": hashlib.sha256(template.encode()).hexdigest()}
+
+
+def constructor_options(part: type) -> list[str]:
+    """Names of what a class's own constructor takes, without `*args` and `**kwargs`."""
+    if "__init__" not in vars(part):
+        return []
+    fixed = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [name for name, option in inspect.signature(part).parameters.items() if option.kind in fixed]
 
 
 def is_local(source: str) -> bool:

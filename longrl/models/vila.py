@@ -53,6 +53,7 @@ class VilaFamily(CausalFamily):
 
     text_part = "llm"
     answer_options = ("pool_frames", "max_frames_per_encode")  # the encoder rounds by the size of a call
+    training_options = ("freeze_vision_encoder", "freeze_projector")
 
     def __init__(
         self,

@@ -11,7 +11,6 @@ import json
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from longrl.features.cache import FeatureCache
 from longrl.features.disk_cache import DiskCache
 from longrl.features.trainable_features import TrainableFeatures
 from longrl.models.base import CausalFamily
-from longrl.models.reading import RendersPrompts
+from longrl.models.reading import constructor_options
 from longrl.packing.pack import pack
 from longrl.strategies.axis import Axis
 from longrl.strategies.parallel import SINGLE_RANK_GRID, Parallel
@@ -110,13 +109,15 @@ def check_identity(case: Case) -> str:
     assert is_plain, "identity() must hold plain values: text, numbers, lists, dicts"
     worker = pickle.loads(pickle.dumps(family))
     assert worker.identity() == identity, "a worker's copy has another identity"
-    own = [part for part in type(family).__mro__ if "__init__" in vars(part)]
-    options = {name for part in own for name in signature(part).parameters}
-    shared = {*signature(CausalFamily).parameters, "args", "kwargs"}
-    training = sorted(shared & identity.keys() - {*CausalFamily.answer_options, *RendersPrompts.answer_options})
-    assert not training, f"{', '.join(training)} must not be in identity(): stored answers would depend on training"
-    left_out = sorted(options - shared - identity.keys())
-    return "plain values, the same in a worker" + (f"; not part of it: {', '.join(left_out)}" if left_out else "")
+    parts = type(family).__mro__
+    training = {name for part in parts for name in vars(part).get("training_options", ())}
+    trained = sorted(training & identity.keys())
+    assert not trained, f"{', '.join(trained)} must not be in identity(): stored answers would depend on training"
+    left_out = sorted({name for part in parts for name in constructor_options(part)} - training - identity.keys())
+    assert not left_out, (
+        f"{', '.join(left_out)} must be in identity(), or in training_options if no answer depends on it"
+    )
+    return "plain values, the same in a worker"
 
 
 def check_prompts(case: Case) -> str:

@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from tests.families import FAMILIES, SEEING
+from longrl.models.text import TextFamily
+from tests.families import FAMILIES, SEEING, text_family
 from tests.tiny import frames
 
 
@@ -35,3 +36,31 @@ def test_identity_says_what_decides_answers_and_not_how_it_trains(name):
     assert json.loads(json.dumps(trained.identity())) == make().identity()
     assert make(chat_template_kwargs={"enable_thinking": False}).identity() != make().identity()
     assert make(dtype="bfloat16").identity() != make().identity()
+
+
+def tiny_text(base, **options):
+    return base(text_family("qwen2").model_path, random_init=True, **options)
+
+
+class Slow(TextFamily):
+    training_options = ("frozen_layers",)
+
+    def __init__(self, model, words=3, frozen_layers=0, **kwargs):
+        super().__init__(model, **kwargs)
+        self.words = words
+
+
+class Forgets(TextFamily):
+    def __init__(self, model, words=3, **kwargs):
+        super().__init__(model, **kwargs)
+
+
+def test_an_option_of_ones_own_decides_answers_unless_it_is_named_a_training_option():
+    default = tiny_text(Slow).identity()
+    assert tiny_text(Slow, words=4).identity() == default | {"words": 4}
+    assert tiny_text(Slow, frozen_layers=2).identity() == default
+
+
+def test_an_option_whose_value_nobody_knows_is_refused():
+    with pytest.raises(ValueError, match=r"Forgets's option 'words', which is no attribute; set self.words, or name"):
+        tiny_text(Forgets).identity()

@@ -67,6 +67,15 @@ class TrainingOption(MistralFamily):
     answer_options = ("gradient_checkpointing",)
 
 
+class LeftOut(MistralFamily):
+    def __init__(self, model, words=3, **kwargs):
+        super().__init__(model, **kwargs)
+        self.words = words
+
+    def identity(self):
+        return {name: value for name, value in super().identity().items() if name != "words"}
+
+
 class NoEnd(MistralFamily):
     def encode_response(self, response):
         return super().encode_response(response)[:-1]
@@ -102,6 +111,7 @@ class EncodesOtherwise(InternVLFamily):
         (OneName, r"fails 'engine': two weights have one name.*\n  EngineAdapter .* its own engine_weight\n"),
         (AnyObject, r"fails 'identity': .*JSON.*\n  RendersPrompts .* its own identity\n"),
         (TrainingOption, r"fails 'identity': gradient_checkpointing must not be in identity"),
+        (LeftOut, r"fails 'identity': words must be in identity\(\), or in training_options"),
         (NoEnd, r"fails 'SFT': a response must end.*\n  RendersPrompts .* its own encode_response\n"),
         (ForgetsWeights, r"fails 'export': .* other bits of .*\n  BuildsModel .* save_weights"),
         (MoreFeatures, r"fails 'features': features of video .*\n(.*\n)*  PatchesMedia .* its own .*num_features"),
