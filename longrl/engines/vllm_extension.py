@@ -46,6 +46,7 @@ def write_shards(weights: Iterable[tuple[str, Tensor]], folder: Path | None, max
     for shard in _split_weights(weights, max_bytes):
         files.append(f"{len(files):05d}.safetensors")
         save_file(shard, folder / files[-1])
+        shard.clear()  # before the next one is filled: the host holds one
     (folder / INDEX).write_text(json.dumps(files))
 
 
@@ -60,6 +61,7 @@ def _split_weights(weights: Iterable[tuple[str, Tensor]], max_bytes: int) -> Ite
         # safetensors refuses two names of one memory, which tied embeddings have
         storages = {other.untyped_storage().data_ptr() for other in shard.values()}
         shard[name] = tensor.clone() if tensor.untyped_storage().data_ptr() in storages else tensor
+        del tensor, value  # they would outlive their shard
     yield shard
 
 
