@@ -29,6 +29,12 @@ from longrl.types import SamplingParams
 logger = logging.getLogger(__name__)
 
 GIB = 1 << 30
+NAMES_IN_STORED_ANSWERS = {
+    "longrl.engines.hf.HFEngine": "longrl.rollout.engine.HFEngine",
+    "longrl.engines.vllm.VLLMEngine": "longrl.rollout.vllm_engine.VLLMEngine",
+    "longrl.engines.server.VLLMServerEngine": "longrl.rollout.vllm_server.VLLMServerEngine",
+}
+"""Classes that moved -> the import path by which keys and results of evaluations know them, from 0.1.0 on."""
 
 
 class LocalPolicy(Policy):
@@ -148,5 +154,6 @@ def shown_name(source: str) -> str:
 
 
 def class_path(value: object) -> str:
-    """The import path of a value's class, as a config names it."""
-    return f"{type(value).__module__}.{type(value).__qualname__}"
+    """The import path of a value's class, as stored answers have it."""
+    path = f"{type(value).__module__}.{type(value).__qualname__}"
+    return NAMES_IN_STORED_ANSWERS.get(path, path)

@@ -13,11 +13,12 @@ from longrl.commands.evaluate import parse_evaluation
 from longrl.commands.main import main
 from longrl.datamodules.loading.render import RowRenderer
 from longrl.datamodules.media.sampling import VideoSampling
+from longrl.engines.hf import HFEngine
 from longrl.engines.server import VLLMServerEngine
 from longrl.engines.vllm import VLLMEngine
 from longrl.evaluation.answering import hash_json, make_portable, question_key
 from longrl.evaluation.benchmark import Evaluation
-from longrl.evaluation.local_policy import LocalPolicy, shown_name, weights_hash
+from longrl.evaluation.local_policy import LocalPolicy, class_path, shown_name, weights_hash
 from longrl.io.jsonl import read_jsonl
 from longrl.models.lora import LoRASettings
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
@@ -167,6 +168,34 @@ def test_answers_of_an_engine_with_other_options_are_not_taken(tmp_path):
     with_options(prefill_chunk_tokens=16).run()
     lines = [json.loads(line) for path in (tmp_path / "answers").glob("*") for line in path.open()]
     assert sum(len(line["answers"]) for line in lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("engine", "stored"),
+    [
+        (HFEngine(), "longrl.rollout.engine.HFEngine"),
+        (VLLMEngine(sleep=False), "longrl.rollout.vllm_engine.VLLMEngine"),
+        (VLLMServerEngine("http://127.0.0.1:8000"), "longrl.rollout.vllm_server.VLLMServerEngine"),
+    ],
+)
+def test_engines_have_the_names_of_the_first_release_in_stored_answers(engine, stored):
+    assert class_path(engine) == stored
+
+
+def test_an_evaluation_that_the_first_release_began_goes_on(tmp_path):
+    """What is part of keys and of results.json has the form it had in 0.1.0."""
+    found = evaluation(tmp_path, "--data.max_eval_rows=1").run().results["policy"]
+    assert {name: value for name, value in found.items() if name not in ("weights", "versions", "model")} == {
+        "family": "longrl.models.qwen_vl.Qwen2_5_VLFamily",
+        "settings": {
+            "dtype": "float32", "chat_template_kwargs": {}, "min_pixels": 784, "max_pixels": 784,
+            "max_video_pixels": 115_200 * 784, "max_patches_per_encode": 1 << 16,
+            "chat_template": found["settings"]["chat_template"],
+        },
+        "revision": None,
+        "engine": "longrl.rollout.engine.HFEngine",
+        "engine_options": {"prefill_chunk_tokens": 16384},
+    }  # fmt: skip
 
 
 def test_options_of_vllm_that_may_change_answers_tell_engines_apart(tmp_path):
