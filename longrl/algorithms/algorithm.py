@@ -185,7 +185,9 @@ class Algorithm:
             function = getattr(self, field)
             for one in function.steps if isinstance(function, InOrder) else [function]:
                 name = getattr(one, "__name__", type(one).__name__)
-                yield field, name, getattr(one, "needs", Needs())
+                # Corrections compare a sampler's tokens with the trainer's, unless they say that they read anything.
+                default = Needs(rows="tokens" if field == "correction" else "any")
+                yield field, name, getattr(one, "needs", default)
 
     def _check_groups_and_updates(self, num_generations: int, mini_batches: int, instead: str) -> None:
         for field, name, need in self._needs():

@@ -252,6 +252,7 @@ def gaussian_mean(location: Tensor, ref_location: Tensor) -> Tensor:
 # "When speed kills stability", https://yingru.notion.site. Neither is on arXiv.
 
 
+@needs(rows="any")
 def no_correction(tokens: Tokens, cap: float) -> Tensor:
     """Factor 1, [R]: the sampler's log-probabilities are not looked at."""
     return torch.ones_like(tokens.old_logp)

@@ -25,7 +25,7 @@ class Needs:
     """Sampling without top_p and top_k, for it leaves groups to a later step, whose log-probabilities are then those
     of the filtered distribution."""
     rows: Literal["any", "tokens", "denoising steps"] = "any"
-    """What it can read."""
+    """What it can read. A correction that does not say so reads tokens alone."""
     max_completion_tokens: int | None = None
     """The sampling limit that it was set up for."""
 

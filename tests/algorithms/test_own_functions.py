@@ -110,3 +110,13 @@ def test_needs_of_every_kind_are_asked_for():
         Algorithm(surrogate=for_latents).validate(SamplingParams(2), 1)
     with pytest.raises(ValueError, match="scored apart"):
         Algorithm(correction=for_tokens).validate_steps(2, 1)
+
+
+def test_a_correction_that_does_not_say_what_it_reads_is_refused_for_denoising_steps():
+    def halved(tokens: Tokens, cap: float) -> torch.Tensor:
+        return torch.full_like(tokens.old_logp, 0.5)
+
+    Algorithm(correction=halved).validate(SamplingParams(2), 1)
+    with pytest.raises(ValueError, match="scored apart"):
+        Algorithm(correction=halved).validate_steps(2, 1)
+    Algorithm(correction=needs(rows="any")(halved)).validate_steps(2, 1)
