@@ -22,10 +22,12 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -268,9 +270,13 @@ def _unlink_shared_memory() -> None:
 @contextlib.contextmanager
 def _keep_random_states() -> Iterator[None]:
     """The global generators of Python, numpy and torch go on as they were: vLLM seeds them and draws from them."""
-    from lightning.pytorch.utilities.seed import isolate_rng
-
-    # Lightning's own way with CUDA would open all GPUs of the machine in every process.
+    # Lightning's own way with CUDA would open all GPUs of the machine in every process, and restores nothing after an
+    # error.
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with isolate_rng(include_cuda=False), torch.random.fork_rng(devices):
-        yield
+    state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(state)
+        np.random.set_state(numpy_state)

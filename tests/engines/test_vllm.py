@@ -31,7 +31,7 @@ from tests.tiny import LLAMA_ROPE, SCALES, frames, mixed_prompts, omni_prompts, 
 vllm_package = pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
 
-from longrl.engines.vllm import VLLMEngine  # noqa: E402
+from longrl.engines.vllm import VLLMEngine, _keep_random_states  # noqa: E402
 from longrl.engines.vllm_options import sampling_arguments  # noqa: E402
 
 WITH_A_TOWER = pytest.mark.parametrize("started", ["qwen2.5-vl"], indirect=True)
@@ -176,6 +176,15 @@ def test_the_trainers_random_numbers_are_left_alone(in_step):
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     vllm.generate(family, model, prompts, features, SamplingParams(2, 4), seed=1)
     vllm.rendered_prompts(family, prompts, features)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
+
+
+def test_random_numbers_go_on_as_they_were_after_an_error_too():
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    with pytest.raises(RuntimeError, match="vLLM's"), _keep_random_states():
+        random.seed(1), np.random.seed(1), torch.manual_seed(1)
+        raise RuntimeError("vLLM's")
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
 
