@@ -58,7 +58,7 @@ def export_run(
         check_target(push_to)
     if Path(out).exists():
         raise ValueError(f"--out={out} exists already; name a new folder")
-    with atomic_folder(out) as folder:
+    with atomic_folder(out, replace=False) as folder:
         write = _write_adapter if adapter else _write_model
         write(run, (run, "--run") if checkpoint is None else (checkpoint, "--checkpoint"), folder, dtype)
     logger.info("exported %s to %s", run, out)

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import secrets
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 PARTIAL_SUFFIX = ".tmp"
-"""Of files that are being written; one that is old was left by a process that was killed."""
+"""Of files and folders that are being written; one that is old was left by a process that was killed."""
+STALE_AFTER_S = 86_400.0
+"""A partial that nobody has written to for a day is such a one: no live writer pauses for so long."""
+OLD = "old"
+"""Folder within the partial of a folder, for what stood there before."""
 
 
 @contextlib.contextmanager
-def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
+def atomic_file(path: str | Path, *, clean: bool = True) -> Iterator[BinaryIO]:
     """Opens a new file beside `path`, which takes its place when the block ends; after an error nothing has changed.
 
-    The folder is made if missing. Several processes may write the same path: the last one to finish wins.
+    The folder is made if missing. Several processes may write the same path: the last one to finish wins. `clean`
+    looks through the folder for what killed writers of the path left, and removes it.
 
     Example:
         ```python
@@ -28,6 +36,8 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if clean:
+        _remove_stale(path)
     # Beside the target, since a rename is atomic on one file system only; a name of its own for every writer.
     partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}{PARTIAL_SUFFIX}")
     try:
@@ -42,14 +52,21 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
 
 def atomic_write(path: str | Path, content: str | bytes) -> Path:
     """Writes a file by `atomic_file`, text as UTF-8, and returns its path."""
-    with atomic_file(path) as file:
+    with atomic_file(path, clean=False) as file:  # over in no time, and there are folders with many files
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
     return Path(path)
 
 
 @contextlib.contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
+def atomic_folder(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
     """Makes an empty folder beside `path`, which takes its place when the block ends; after an error it is removed.
+
+    Args:
+        path: of the folder; what stands there stays as it is until then, also if the new one cannot take its place.
+        replace: False refuses to put it in the place of another, also of one that appears meanwhile.
+
+    Raises:
+        FileExistsError: there is something at `path`, which is not to be replaced.
 
     Example:
         ```python
@@ -59,10 +76,36 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
-        work, before = Path(scratch, "new"), Path(scratch, "old")
+    _remove_stale(path)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=PARTIAL_SUFFIX, dir=path.parent) as scratch:
+        work, before = Path(scratch, "new"), Path(scratch, OLD)
         work.mkdir()
         yield work
         if path.exists():
+            if not replace:
+                raise FileExistsError(f"{path} has appeared while it was being written; name a new folder")
             path.rename(before)  # no system renames onto a folder that has something in it
-        work.rename(path)
+        try:
+            work.rename(path)
+        except OSError:
+            if before.exists():
+                before.rename(path)
+            raise
+
+
+def _remove_stale(path: Path) -> None:
+    """Removes what killed writers of `path` left: partials that nobody has written to for long."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL_SUFFIX}"):
+        token = left.name[len(path.name) + 2 : -len(PARTIAL_SUFFIX)]
+        if "." in token:  # another path's, whose name begins like this one's
+            continue
+        with contextlib.suppress(FileNotFoundError):  # its writer, or another process that cleans up, was faster
+            newest = max(entry.stat().st_mtime for entry in (left, *left.rglob("*")))
+            if time.time() - newest < STALE_AFTER_S:
+                continue
+            if not path.exists() and (left / OLD).exists():  # killed between the two renames
+                (left / OLD).rename(path)
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink()
