@@ -37,7 +37,8 @@ def import_function(path: str, option: str) -> Callable[..., Any]:
         option: where the path was given, for errors: `data.row_function`.
 
     Raises:
-        ValueError: there is no such module, file or function; the message names the nearest ones.
+        ValueError: there is no such module, file or function, and the message names the nearest ones; or the file
+            imports what is not there, or is no Python.
     """
     location, mark, name = path.rpartition(":" if ":" in path else ".")
     if not location:
@@ -48,7 +49,13 @@ def import_function(path: str, option: str) -> Callable[..., Any]:
             raise ValueError(
                 f"{option} {path!r}: there is no Python file {file}; give its path from the working folder"
             )
-        module = _run_file(file)
+        try:
+            module = _run_file(file)
+        except (ImportError, SyntaxError) as error:
+            raise ValueError(
+                f"{option} {path!r}: {file} does not run ({type(error).__name__}: {error}); correct it, or install "
+                "what it imports"
+            ) from error
     else:
         module = _import_module(location, path, option)
     if not hasattr(module, name):

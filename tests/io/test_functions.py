@@ -69,6 +69,23 @@ def test_a_broken_import_inside_a_module_is_not_hidden(tmp_path, monkeypatch):
         import_function("broken_rewards.f", "reward")
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("import there_is_no_such_package\n", "ModuleNotFoundError: No module named 'there_is_no_such_package'"),
+        ("from math import no_such_name\n", "ImportError: cannot import name 'no_such_name'"),
+        ("def f(:\n", "SyntaxError: invalid syntax"),
+    ],
+)
+def test_a_file_that_does_not_run_is_named_with_its_option_in_one_line(tmp_path, text, problem):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=rf"^model.reward '\S+:f': \S+mine.py does not run \({problem}.*\); ") as error:
+        import_function(f"{path}:f", "model.reward")
+    assert "\n" not in str(error.value)
+    assert isinstance(error.value.__cause__, (ImportError, SyntaxError))
+
+
 def test_an_instance_that_can_be_called_is_a_function():
     check_function(SoftOverlong(max_completion_tokens=8, buffer_tokens=4), "given", "reward")
 
