@@ -153,12 +153,13 @@ class TextStack(RendersPrompts):
         """What the text stack reads of these rows: `inputs_embeds` [1, rows, D], features in place of placeholders."""
         ids = packed.input_ids[rows]
         embeddings = model.get_input_embeddings()
+        # Special tokens may lie behind the last row: NVILA-8B has 151648, and its video token is 151650. Placeholders
+        # are replaced below, and what a question spells out has no embedding.
+        behind = ids >= embeddings.num_embeddings
+        embeds = embeddings(ids.masked_fill(behind, 0))  # [rows, D]
         mask, values = self.media_rows(packed, features, rows)
         if values is None:
-            return {"inputs_embeds": embeddings(ids)[None]}
-        # Placeholders may lie behind the last row: NVILA-8B has 151648, and its video token is 151650.
-        missing = mask & (ids >= embeddings.num_embeddings)
-        embeds = embeddings(ids.masked_fill(missing, 0))  # [rows, D]
+            return {"inputs_embeds": embeds[None]}
         width = embeds.shape[1]
         first = values[:, :width].to(embeds)
         embeds = embeds.masked_scatter(mask[:, None], first)

@@ -277,6 +277,23 @@ def test_media_tokens_may_lie_behind_the_embedding(tmp_path):
     torch.testing.assert_close(logits, plain(prompt.input_ids[None], prompt.media).logits[0, -1])
 
 
+@pytest.mark.parametrize("clips", [0, 1])
+def test_a_special_token_behind_the_embedding_that_a_question_spells_out_is_read_as_token_0(tmp_path, clips):
+    folder = tiny_vila(tmp_path, text={"vocab_size": len(tiny_tokenizer())})
+    tiny_tokenizer().save_pretrained(folder / "llm")
+    family = VilaFamily(str(folder), random_init=True)
+    model = family.build()
+    prompt = family.render(row(), "what is <vila/sentinel>?", [frames(3)] * clips)
+    behind = len(tiny_tokenizer())
+    assert behind in prompt.input_ids
+    features = FeatureCache(family).get_or_encode(model, [prompt])
+    found = []
+    for ids in (prompt.input_ids, prompt.input_ids.where(prompt.input_ids != behind, 0)):
+        (packed,) = pack([dataclasses.replace(prompt, input_ids=ids)], [[torch.tensor([5, 6])]], 1 << 30)
+        found.append(family.forward(model, packed, features).logp)
+    assert torch.equal(*found)
+
+
 def test_the_text_between_frames_follows_the_current_weights():
     family = vila_family()
     model, prompt = family.build(), family.render(row(), "what?", [frames(3)])
