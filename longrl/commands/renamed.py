@@ -115,10 +115,11 @@ def _current_option(name: Any, group: str) -> Any:
 
 
 def _current_path(text: str) -> str:
-    if not text.startswith("longrl."):
-        return text
-    module, _, name = text.rpartition(".")
-    new = PATHS.get(text) or (f"{PATHS[module]}.{name}" if module in PATHS else text)
+    new, before = text, ""
+    while new != before and new.startswith("longrl."):  # a module may have moved, and what is in it have a new name
+        before = new
+        module, _, name = new.rpartition(".")
+        new = PATHS.get(new) or (f"{PATHS[module]}.{name}" if module in PATHS else new)
     if new != text:
         _warn_once(text, new)
     return new

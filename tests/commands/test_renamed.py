@@ -53,6 +53,31 @@ def test_options_of_a_users_own_classes_keep_their_names():
     assert current_arguments(flags) == flags
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("longrl.rewards.text.think_answer_format", "longrl.rewards.answers.think_answer_format"),
+        ("longrl.rewards.scoring.RewardSum", "longrl.rewards.reward_sum.RewardSum"),
+        ("longrl.rewards.tasks.accuracy_lenient", "longrl.rewards.reward_sum.accuracy_lenient"),
+        ("longrl.rewards.choice.multiple_choice", "longrl.rewards.answers.multiple_choice"),
+        ("longrl.algorithms.surrogates.clipped", "longrl.algorithms.clipped"),
+        ("longrl.algorithms.surrogates.guarded", "longrl.algorithms.grpo_guard"),
+        ("longrl.algorithms.guarded", "longrl.algorithms.grpo_guard"),
+        ("longrl.algorithms.corrections.truncated_token", "longrl.algorithms.truncated_token"),
+        ("longrl.flow.sampler.FlowSampling", "longrl.diffusion.sampler.DiffusionSampling"),
+        ("longrl.flow.steps.ode", "longrl.diffusion.steps.ode_step"),
+        ("longrl.datamodules.prompts.PromptFiles", "longrl.diffusion.prompt_files.PromptFiles"),
+        ("longrl.datamodules.mixing.DataSource", "longrl.datamodules.loading.mixing.DataSource"),
+        ("longrl.datamodules.video.VideoSampling", "longrl.datamodules.media.sampling.VideoSampling"),
+        ("longrl.datamodules.subtitles.Subtitles", "longrl.datamodules.media.subtitles.Subtitles"),
+    ],
+)
+def test_classes_and_functions_of_the_first_release_are_found(old, new):
+    assert current_names(old) == new
+    module, _, name = new.rpartition(".")
+    assert hasattr(importlib.import_module(module), name)
+
+
 def test_flags_are_replaced_and_their_values():
     old = ["fit", "--model.family.init_args.freeze_tower=false", "--rollout.engine", OLD_ENGINE, "--rollout.max_gap=1"]
     assert current_arguments(old) == [
