@@ -98,13 +98,13 @@ class RolloutEngine(RefusesOldHooks, abc.ABC):
 
     # By default there is nothing to do.
 
-    def invalidate_weights(self) -> None:  # noqa: B027
+    def invalidate_weights(self) -> None:
         """Has the next `sync` hand weights over whatever the step: the trainer's may have changed without one."""
 
-    def sleep(self) -> None:  # noqa: B027
+    def sleep(self) -> None:
         """Lets memory go to the update: the rollouts of a step are done."""
 
-    def close(self) -> None:  # noqa: B027
+    def close(self) -> None:
         """Ends the engine: the run is over."""
 
 

@@ -108,9 +108,10 @@ class PatchesMedia(PretrainedFolder):
         self._refuse_media(media.kind)
 
     def _refuse_media(self, kind: MediaKind) -> NoReturn:
+        readable = "text only" if type(self).grid is PatchesMedia.grid else f"no {kind}"
         raise ValueError(
-            f"{type(self).__name__} reads text only, but the row has a {kind}; use a vision family, or rows without "
-            "media"
+            f"{type(self).__name__} reads {readable}, but the row has a {kind}; use a family that reads it, or rows "
+            "without media"
         )
 
     @property
@@ -132,6 +133,8 @@ class PatchesMedia(PretrainedFolder):
     def outline_media(self, frames: Any) -> Media:
         """The media item of decoded `Frames` (or an `AudioClip`) without its patches; the pixels may be elsewhere."""
         kind = frames.kind
+        if kind == "audio":
+            self._refuse_media(kind)
         times = frames.timestamps
         num_frames = len(times)
         height, width = frames.pixels.shape[-2:]

@@ -7,7 +7,14 @@ from longrl.models.text import LlamaFamily, TextFamily
 from longrl.packing.pack import pack
 from longrl.testing.tiny import tiny_text
 from tests.families import FAMILIES, TEXT, every
-from tests.tiny import llama_family, plain_model, random_completions, row, text_family, text_folder
+from tests.tiny import frames, llama_family, plain_model, random_completions, row, sound, text_family, text_folder
+
+
+@pytest.mark.parametrize("media", [frames(2), sound(1.0)])
+def test_media_are_refused(media):
+    family = text_family()
+    with pytest.raises(ValueError, match=rf"^TextFamily reads text only, but the row has a {media.kind}; use a family"):
+        family.render(row(), "What is it?", [media])
 
 
 @every("same logits", TEXT)

@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 """What rows are made into: prompts, or for generators of pictures rows as they are."""
 
+REASON = ', "reason": '
+"""What stands between row and reason in a line."""
 GRACE_ROWS = 3
 """As many rows may be skipped whatever the share is: one bad file must not stop a small data set."""
 
@@ -96,10 +98,12 @@ class SkipLog:
         if not items or not self.writes:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        known = set(self.path.read_text("utf-8").splitlines()) if self.path.exists() else set()  # a resumed run
+        # A resumed run knows a row by all but the reason, whose wording may have changed with the release.
+        before = self.path.read_text("utf-8").splitlines() if self.path.exists() else []
+        known = {line.partition(REASON)[0] for line in before}
         rows = [{"split": self.split, "id": item.row_id, "path": item.path, "reason": str(item)} for item in items]
         with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(line + "\n" for line in map(json.dumps, rows) if line not in known)
+            file.writelines(line + "\n" for line in map(json.dumps, rows) if line.partition(REASON)[0] not in known)
         more = f" and {len(items) - 1} more" if len(items) > 1 else ""
         logger.warning("skipped %s row %s%s: %s; see %s", self.split, items[0].row_id, more, items[0], self.path)
 

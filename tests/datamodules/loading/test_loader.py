@@ -61,6 +61,16 @@ def listed(tmp_path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def test_a_row_that_an_earlier_release_listed_in_other_words_is_listed_once(tmp_path):
+    unusable = UnusableSample("a.mp4", "the file does not exist", 3, "r3")
+    skip_log(tmp_path, 9).add_known([unusable])
+    (line,) = listed(tmp_path)
+    old = json.dumps({**line, "reason": "the file a.mp4 does not exist"}) + "\n"
+    (tmp_path / "skipped.jsonl").write_text(old)
+    skip_log(tmp_path, 9).add_known([unusable, UnusableSample("b.mp4", "the file is empty", 4, "r4")])
+    assert [line["id"] for line in listed(tmp_path)] == ["r3", "r4"]
+
+
 # ---- the order ----
 
 
