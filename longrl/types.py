@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MediaKind = Literal["image", "video", "audio"]
 FinishReason = Literal["stop", "length"]
+Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,6 @@ class FrameShard:
 
 FULL_SHARD = FrameShard()
 """One rank has all."""
-EMPTY_SHARD = FrameShard(0, 1 << 62)
-"""No frame of any media item: enough for its size and times."""
 
 
 @dataclass(frozen=True)
@@ -386,6 +385,6 @@ class SamplingParams:
 
 Rows = Sequence[Row]
 Features = Mapping[str, "Tensor"]
-"""media key -> [N, D] features of a medium."""
+"""media key -> [N, D] features of a media item."""
 Metrics = dict[str, float]
 """name -> value, as loggers take them."""

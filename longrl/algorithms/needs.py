@@ -11,7 +11,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Needs:
-    """The needs of one function; the defaults are none. A callable class has them as its attribute `needs`."""
+    """The needs of one function; the defaults are none. A callable class has them as its attribute `needs`.
+
+    A reference policy is no need: `kl` alone is given one, and there is one whenever `kl_coef` is above 0.
+    """
 
     groups: bool = False
     """Two or more completions of a prompt, for it compares them."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 from jsonargparse import ArgumentParser, auto_cli
@@ -17,10 +16,9 @@ from longrl.io.hub import check_target, push
 from longrl.models.base import CausalFamily
 from longrl.models.lora import OPTION
 from longrl.modules.initial_weights import find_checkpoint, plain_from, read_adapters
+from longrl.types import Dtype
 
 logger = logging.getLogger(__name__)
-
-Precision = Literal["float32", "bfloat16", "float16"]
 
 
 def main(args: Sequence[str]) -> None:
@@ -32,7 +30,7 @@ def export_run(
     run: str,
     out: str,
     checkpoint: str | None = None,
-    dtype: Precision | None = None,
+    dtype: Dtype | None = None,
     adapter: bool = False,
     push_to: str | None = None,
     private: bool = True,
@@ -66,13 +64,13 @@ def export_run(
         logger.info("pushed to %s", push(out, push_to, private))
 
 
-def _write_model(run: str, source: tuple[str, str], folder: Path, dtype: Precision | None) -> None:
+def _write_model(run: str, source: tuple[str, str], folder: Path, dtype: Dtype | None) -> None:
     family = family_of(run)
     family.dtype = dtype or family.dtype  # adapters are merged in it
     family.export(plain_from(family, *source), folder)
 
 
-def _write_adapter(run: str, source: tuple[str, str], folder: Path, dtype: Precision | None) -> None:
+def _write_adapter(run: str, source: tuple[str, str], folder: Path, dtype: Dtype | None) -> None:
     """Adapters as peft, or of a diffusion model diffusers, loads them onto the weights that the run began with."""
     family = family_of(run)
     if family.lora is None:

@@ -26,10 +26,10 @@ from longrl.models.building import OWN_WEIGHTS
 from longrl.models.lora import ADAPTER, LoRASettings, merged_weights, put_adapters
 from longrl.models.reading import is_local
 from longrl.strategies.sequence import SequenceParallel
+from longrl.types import Dtype
 
 Condition = Mapping[str, Tensor]
 """A prompt as the transformer reads it, by the names of its arguments; [R, ...], or of one prompt without R."""
-Precision = Literal["float32", "bfloat16", "float16"]
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 """Linear layers of attention, as diffusers names them: where adapters go by default (Flow-GRPO's list)."""
 
@@ -68,8 +68,8 @@ class DiffusionFamily(RefusesOldHooks, abc.ABC):
         model: str,
         height: int = 512,
         width: int = 512,
-        dtype: Precision = "float32",
-        frozen_dtype: Precision = "float32",
+        dtype: Dtype = "float32",
+        frozen_dtype: Dtype = "float32",
         init_seed: int = 0,
         negative_prompt: str = "",
         max_text_tokens: int = 256,

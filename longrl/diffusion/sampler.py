@@ -15,6 +15,7 @@ from torch import Tensor
 from longrl.diffusion.steps import DenoisingStep, Dynamics, FlowSDE, make_step, ode_step, step_log_prob, step_mean
 from longrl.diffusion.windows import Window, all_steps
 from longrl.engines.rollout_engine import prompt_seed
+from longrl.io.functions import FunctionOrPath, resolve_function
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """(latents [B, ...], timesteps [B]) -> [B, ...]."""
@@ -38,15 +39,19 @@ class DiffusionSampling:
     guidance_scale: float = 4.5
     """Classifier-free guidance (arXiv:2207.12598), in sampling and in training, at the price of two forward passes;
     1 does without."""
-    dynamics: Dynamics | None = None
+    dynamics: FunctionOrPath[Dynamics] | None = None
     """How the steps of the window are taken: `FlowSDE` or `CPS` of longrl.diffusion.steps; None is `FlowSDE(0.7)`."""
-    window: Window | None = all_steps
+    window: FunctionOrPath[Window] | None = all_steps
     """Which steps draw noise and are trained: longrl/diffusion/windows.py; null is none."""
     same_start: bool = False
     """All samples of a prompt begin with the same noise, so that they differ by the noise of the window alone
     (DanceGRPO, arXiv:2505.07818)."""
 
     def __post_init__(self) -> None:
+        for name in ("dynamics", "window"):
+            if getattr(self, name) is not None:
+                function = resolve_function(getattr(self, name), f"rollout.sampling.{name}")
+                object.__setattr__(self, name, function)
         if self.num_generations < 1 or self.num_steps < 2:
             raise ValueError(
                 "sampling.num_generations must be at least 1 and sampling.num_steps at least 2, "

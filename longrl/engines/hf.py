@@ -1,7 +1,7 @@
 """Rollouts by the trainer's own transformers model, in the trainer's process.
 
 A prompt is prefilled once whatever the number of completions, in chunks that bound its memory, and its keys and values
-are shared while decoding (longrl/engines/hf.py): nothing is repeated G times.
+are shared while decoding: nothing is repeated G times.
 
 Letters: P prompts, G completions each, T tokens of all prompts, S completion tokens so far, A position axes, D hidden
 size, V vocabulary.

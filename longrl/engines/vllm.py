@@ -38,6 +38,7 @@ from longrl.engines.parity import RenderedPrompt
 from longrl.engines.vllm_options import INSTALL, VERSION, Fields, VLLMRollouts
 from longrl.engines.weight_stream import engine_weights
 from longrl.models.base import CausalFamily
+from longrl.models.engine_adapter import EngineAdapter
 from longrl.types import Prompt
 
 
@@ -201,7 +202,7 @@ class VLLMEngine(VLLMRollouts):
         """Prompts as vLLM's own processing leaves them, with its model's own positions."""
         return [self._rendered_prompt(family, prompt, features) for prompt in prompts]
 
-    def _rendered_prompt(self, family: CausalFamily, prompt: Prompt, features: Mapping[str, Tensor]) -> RenderedPrompt:
+    def _rendered_prompt(self, family: EngineAdapter, prompt: Prompt, features: Mapping[str, Tensor]) -> RenderedPrompt:
         import vllm
         from vllm.model_executor.models.interfaces import supports_mrope
         from vllm.renderers.inputs.preprocess import parse_model_prompt

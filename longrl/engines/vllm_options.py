@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from longrl.engines.rollout_engine import RolloutEngine, prompt_seed
 from longrl.models.base import CausalFamily
+from longrl.models.engine_adapter import EngineAdapter
 from longrl.packing.lengths import check_lengths
 from longrl.types import Completion, Prompt, SamplingParams
 
@@ -48,7 +49,7 @@ def engine_arguments(family: CausalFamily, sizes: Any) -> dict[str, Any]:
 
 
 def sampling_arguments(
-    family: CausalFamily, prompt: Prompt, sampling: SamplingParams, seed: int, first: int
+    family: EngineAdapter, prompt: Prompt, sampling: SamplingParams, seed: int, first: int
 ) -> dict[str, Any]:
     """Arguments of `vllm.SamplingParams` for completions `first` and following of a prompt."""
     return {
@@ -72,7 +73,7 @@ def completion_fields(output: Any) -> dict[str, Any]:
     return {"token_ids": list(output.token_ids), "logprobs": logprobs, "finish_reason": output.finish_reason}
 
 
-def make_completion(family: CausalFamily, output: Mapping[str, Any]) -> Completion:
+def make_completion(family: EngineAdapter, output: Mapping[str, Any]) -> Completion:
     """A completion from what `completion_fields` gives."""
     ids = torch.tensor(output["token_ids"], dtype=torch.int64)
     logprobs = torch.tensor(output["logprobs"], dtype=torch.float32)

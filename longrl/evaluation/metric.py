@@ -28,7 +28,7 @@ class CategoryAccuracy(Metric):
     sorted, so that the result has the same bits whatever the number of ranks and the order of questions.
 
     Args:
-        axis: the ranks that have other questions (`Parallel.data`); ranks that share a sequence share its questions.
+        axis: the ranks that have other questions (`Parallel.dp`); ranks that share a sequence share its questions.
 
     Example:
         ```python

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from longrl.features.disk_cache import DiskCache
-from longrl.models.base import CausalFamily
+from longrl.models.base import EncodesMedia
 from longrl.strategies.parallel import SINGLE_RANK_GRID, Parallel
 from longrl.types import AudioClip, Frames, FrameShard, Media, Prompt
 
@@ -37,7 +37,7 @@ class FeatureCache:
 
     def __init__(
         self,
-        family: CausalFamily,
+        family: EncodesMedia,
         max_bytes: int = 1 << 30,
         parallel: Parallel = SINGLE_RANK_GRID,
         disk: DiskCache | None = None,
@@ -133,7 +133,7 @@ def distinct_media(prompts: Iterable[Prompt]) -> list[Media]:
 
 
 def encode_shard(
-    family: CausalFamily, model: nn.Module, media: Sequence[Media], parallel: Parallel, one_by_one: bool = False
+    family: EncodesMedia, model: nn.Module, media: Sequence[Media], parallel: Parallel, one_by_one: bool = False
 ) -> Tensor:
     """[n, D] features of this rank's temporal patches, item after item.
 
@@ -167,7 +167,7 @@ def encode_shard(
     return torch.cat(features)
 
 
-def patched_parts(family: CausalFamily, item: Media) -> Iterator[Media]:
+def patched_parts(family: EncodesMedia, item: Media) -> Iterator[Media]:
     """A media item as the encoder is given it: as it is, or part by part while its frames are still being decoded.
 
     Where patches were left out, a part has `family.temporal_patches_per_encode` temporal patches, however its source
@@ -188,7 +188,7 @@ def patched_parts(family: CausalFamily, item: Media) -> Iterator[Media]:
         yield _patch_same(family, frames, item).part(-(-len(frames.pixels) // item.temporal_patch_size))
 
 
-def _patch_same(family: CausalFamily, part: Frames | AudioClip, item: Media) -> Media:
+def _patch_same(family: EncodesMedia, part: Frames | AudioClip, item: Media) -> Media:
     """A part of a media item's file as patches, if that is still the file the media item was rendered from."""
     patched = family.patch(part)
     if patched.key != item.key:
@@ -212,7 +212,7 @@ def regroup_frames(parts: Iterator[Frames], num_frames: int) -> Iterator[Frames]
         yield replace(part, pixels=torch.cat(waiting))
 
 
-def row_indices(family: CausalFamily, media: Sequence[Media], num_ranks: int) -> list[Tensor]:
+def row_indices(family: EncodesMedia, media: Sequence[Media], num_ranks: int) -> list[Tensor]:
     """For every rank of a sequence-parallel group the indices of its rows, all media laid end to end: [n] of N."""
     indices = []
     for rank in range(num_ranks):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from longrl.features.files import FeatureFiles
 from longrl.features.provenance import encoder_precision, encoder_provenance
-from longrl.models.base import CausalFamily
+from longrl.models.base import EncodesMedia
 from longrl.strategies.axis import Axis
 from longrl.types import Media
 
@@ -29,7 +29,7 @@ class DiskCache:
         max_bytes: see `FeatureFiles`.
     """
 
-    def __init__(self, family: CausalFamily, folder: str, max_bytes: int) -> None:
+    def __init__(self, family: EncodesMedia, folder: str, max_bytes: int) -> None:
         self.family = family
         self.folder = folder
         self.max_bytes = max_bytes

@@ -11,10 +11,10 @@ import json
 import torch
 from torch import Tensor, nn
 
-from longrl.models.base import CausalFamily
+from longrl.models.base import EncodesMedia
 
 
-def encoder_provenance(family: CausalFamily, model: nn.Module) -> str:
+def encoder_provenance(family: EncodesMedia, model: nn.Module) -> str:
     """Sha256 of family class, transformers version, settings, structure and every weight of the encoders.
 
     Args:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from longrl.features.cache import distinct_media, encode_shard, gather_rows, row_indices
-from longrl.models.base import CausalFamily
+from longrl.models.base import EncodesMedia
 from longrl.strategies.parallel import SINGLE_RANK_GRID, Parallel
 from longrl.types import Prompt
 
@@ -34,7 +34,7 @@ class TrainableFeatures:
     """
 
     def __init__(
-        self, family: CausalFamily, model: nn.Module, prompts: Sequence[Prompt], parallel: Parallel = SINGLE_RANK_GRID
+        self, family: EncodesMedia, model: nn.Module, prompts: Sequence[Prompt], parallel: Parallel = SINGLE_RANK_GRID
     ) -> None:
         media = distinct_media(prompts)
         self.leaves = {}

@@ -11,7 +11,7 @@ import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +23,11 @@ from longrl.models.lora import LoRASettings, export_adapters
 from longrl.models.planning_sizes import HasPlanningSizes
 from longrl.models.reading import PatchesMedia, RendersPrompts
 from longrl.strategies.sequence import NO_SEQUENCE_PARALLEL, SequenceParallel
-from longrl.types import Media, Packed, PolicyOutput
+from longrl.types import Dtype, Features, Media, Packed, PolicyOutput
 
 logger = logging.getLogger(__name__)
 
 ALL_ROWS = slice(0, None)
-Features = Mapping[str, Tensor]
-"""Media key -> [N, D]."""
 MAX_LOGITS = 1 << 26
 """Logits held at a time: 64M, 256 MiB in float32."""
 
@@ -271,7 +269,7 @@ class CausalFamily(TextStack, EncodesMedia, EngineAdapter, BuildsModel, HasPlann
     """
 
     answer_options: ClassVar[tuple[str, ...]] = ("dtype",)
-    training_options = (
+    training_options: ClassVar[tuple[str, ...]] = (
         "model", "random_init", "init_seed", "gradient_checkpointing", "lora", "offload_checkpoints",
         "mlp_chunk_tokens",
     )  # fmt: skip
@@ -279,7 +277,7 @@ class CausalFamily(TextStack, EncodesMedia, EngineAdapter, BuildsModel, HasPlann
     def __init__(
         self,
         model: str,
-        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        dtype: Dtype = "float32",
         random_init: bool = False,
         init_seed: int = 0,
         gradient_checkpointing: bool = False,

@@ -7,13 +7,14 @@ import copy
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from longrl.models.lora import LoRASettings
 from longrl.models.reading import PretrainedFolder
+from longrl.types import Dtype
 
 OWN_WEIGHTS = "<own>"
 """`build`'s default: the weights that the family itself names."""
@@ -27,7 +28,7 @@ class BuildsModel(PretrainedFolder):
     ignored_weight_prefixes: ClassVar[tuple[str, ...]] = ()
     """How the names of weights begin that a released folder holds for other models beside this one."""
 
-    dtype: Literal["float32", "bfloat16", "float16"]
+    dtype: Dtype
     random_init: bool
     init_seed: int
     gradient_checkpointing: bool

@@ -32,6 +32,8 @@ class ChunkedMLP(nn.Module):
         max_tokens: computed together.
     """
 
+    _mlp: nn.Module
+
     def __init__(self, mlp: nn.Module, max_tokens: int) -> None:
         super().__init__()
         if any(True for _ in mlp.parameters(recurse=False)):
@@ -40,12 +42,12 @@ class ChunkedMLP(nn.Module):
             )
         for name, child in mlp.named_children():
             self.add_module(name, child)
-        self._mlp = (mlp,)  # a tuple, so that it is no submodule
+        object.__setattr__(self, "_mlp", mlp)  # past nn.Module's registration
         self.max_tokens = max_tokens
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., L, D] -> [..., L, D]; the backward pass computes a piece again instead of keeping it."""
-        (mlp,) = self._mlp
+        mlp = self._mlp
         if hidden.shape[-2] <= self.max_tokens:
             return mlp(hidden)
         pieces = hidden.split(self.max_tokens, dim=-2)

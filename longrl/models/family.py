@@ -30,7 +30,8 @@ model it trains. A new one is a subclass of `longrl.models.base.CausalFamily`, w
         default         planning_sizes, time_tokens
 
 Every family writes the hooks behind `write`, one that reads images or videos also those behind `media`; the others are
-overridden where a model differs. What a hook gets and gives is said at its default. An option of a family
+overridden where a model differs. What a hook gets and gives is said at its default. `CausalFamily` itself has
+`export_adapters`, which writes what LoRA trained: it needs text stack and weights together. An option of a family
 counts as one that changes answers unless `training_options` names it.
 
 `longrl.testing.check_family` runs what README claims of a family on a tiny model of it, and names the capability and

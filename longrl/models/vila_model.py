@@ -133,18 +133,15 @@ class VilaModel(nn.Module):
     llm: Any
     vision_tower: Any
     mm_projector: Any
+    visual: Visual
+    """Encoder and projector as one."""
 
     def __init__(self, config: VilaConfig, llm: nn.Module, vision_encoder: nn.Module, projector: Projector) -> None:
         super().__init__()
         self.config = config
         self.llm, self.vision_tower, self.mm_projector = llm, vision_encoder, projector
-        # In a tuple, so that its names do not stand beside those of its parts.
-        self._visual = (Visual(vision_encoder, projector, config),)
-
-    @property
-    def visual(self) -> Visual:
-        """Encoder and projector as one."""
-        return self._visual[0]
+        # Past nn.Module's registration, so that its names do not stand beside those of its parts.
+        object.__setattr__(self, "visual", Visual(vision_encoder, projector, config))
 
     @classmethod
     def from_config(cls, config: VilaConfig, attn_implementation: dict[str, str], dtype: torch.dtype) -> VilaModel:

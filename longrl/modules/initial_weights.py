@@ -122,7 +122,7 @@ def load_checkpoint_weights(model: nn.Module, checkpoint: Path, option: str = IN
         # Shards are read into the model, and adapters beside it; each process that asks reads all of them.
         for name in saved.keys() - targets.keys():
             targets[name] = state[plain_name(name)]
-        read_shards(checkpoint, targets)
+        fill_from_shards(checkpoint, targets)
         saved = targets
     for name, value in merged_weights(saved, saved_lora(checkpoint), torch.float32):  # rounded once, as it is copied
         state[name].copy_(value)
@@ -143,7 +143,7 @@ def read_adapters(source: str, option: str = INIT_FROM) -> dict[str, Tensor]:
         )
     if checkpoint.is_dir():
         adapters = {name: torch.empty(value.shape) for name, value in adapters.items()}
-        read_shards(checkpoint, adapters)
+        fill_from_shards(checkpoint, adapters)
     return {name: value.clone() for name, value in adapters.items()}
 
 
@@ -163,7 +163,7 @@ def saved_weights(checkpoint: Path) -> dict[str, Tensor]:
     return weights
 
 
-def read_shards(folder: Path, targets: Mapping[str, Tensor]) -> None:
+def fill_from_shards(folder: Path, targets: Mapping[str, Tensor]) -> None:
     """Fills `targets` with what the ranks of a run saved, however many they were."""
     from torch.distributed.checkpoint import FileSystemReader, load
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -32,7 +32,7 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 
-Dtype = Literal["float32", "bfloat16", "float16"]
+from longrl.types import Dtype
 
 
 class ShardableFamily(Protocol):

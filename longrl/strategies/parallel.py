@@ -9,8 +9,9 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 from longrl.strategies.axis import SINGLE_RANK, Axis
-from longrl.strategies.fsdp import Dtype, RootModule, ShardableFamily
+from longrl.strategies.fsdp import RootModule, ShardableFamily
 from longrl.strategies.sequence import NO_SEQUENCE_PARALLEL, SequenceParallel
+from longrl.types import Dtype
 
 
 @dataclass(frozen=True)

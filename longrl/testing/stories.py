@@ -89,7 +89,7 @@ def possible_goals(scenes: Sequence[Scene]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Question:
+class StoryQuestion:
     """A question before its options have letters."""
 
     text: str
@@ -99,7 +99,7 @@ class Question:
     """The last step of the reasoning; it ends with the correct option."""
 
 
-def ask_temporal(story: Story, rng: Random) -> Question:
+def ask_temporal(story: Story, rng: Random) -> StoryQuestion:
     """Question what comes right before or after an object; the options are other objects of the video.
 
     Four scenes leave only three other objects: `nothing` is the fourth option then, and right in one case of four. The
@@ -114,18 +114,18 @@ def ask_temporal(story: Story, rng: Random) -> Question:
     comes = following[0] if following[0] == NOTHING else f"the {following[0]}"
     text = f"What comes right {word} the {order[index]}?"
     deduction = f"{word.capitalize()} the {order[index]} comes {comes}."
-    return Question(text, following[0], rng.sample(others, 3), deduction)
+    return StoryQuestion(text, following[0], rng.sample(others, 3), deduction)
 
 
-def ask_spatial(story: Story, rng: Random) -> Question:
+def ask_spatial(story: Story, rng: Random) -> StoryQuestion:
     """Question where an object is; the options are always the four quadrants."""
     scene = rng.choice(story.scenes)
     distractors = [position for position in POSITIONS if position != scene.position]
     text, deduction = f"Where is the {scene.name}?", f"The {scene.name} is {scene.position}."
-    return Question(text, scene.position, rng.sample(distractors, 3), deduction)
+    return StoryQuestion(text, scene.position, rng.sample(distractors, 3), deduction)
 
 
-def ask_goal(story: Story, rng: Random) -> Question:
+def ask_goal(story: Story, rng: Random) -> StoryQuestion:
     """Question what the robot looks for: two colours and two shapes, where possible such as other objects share."""
     visited = " and ".join(scene.name for scene in story.scenes if scene.visited)
     kinds = [[f"{color} objects" for color in COLORS], list(SHAPES.values())]
@@ -133,7 +133,7 @@ def ask_goal(story: Story, rng: Random) -> Question:
     same = [attribute for attribute in same if attribute != story.goal]
     distractors = _most_tempting(same, story, rng)[:1] + _most_tempting(other, story, rng)[:2]
     deduction = f"The robot is at {visited}. It looks for {story.goal}."
-    return Question("What does the robot look for?", story.goal, rng.sample(distractors, 3), deduction)
+    return StoryQuestion("What does the robot look for?", story.goal, rng.sample(distractors, 3), deduction)
 
 
 def _most_tempting(attributes: list[str], story: Story, rng: Random) -> list[str]:
@@ -144,17 +144,17 @@ def _most_tempting(attributes: list[str], story: Story, rng: Random) -> list[str
     return sorted(shuffled, key=lambda name: (name not in goals, (name, False) not in seen, (name, True) not in seen))
 
 
-def ask_plot(story: Story, rng: Random) -> Question:
+def ask_plot(story: Story, rng: Random) -> StoryQuestion:
     """Question how the story begins and ends: the pair, another that shares one of its objects, and both reversed."""
     names = [scene.name for scene in story.scenes]
     ends = (names[0], names[-1])
     pair = (rng.choice(ends), rng.choice(names[1:-1]))
     options = [" to ".join(p) for p in (ends, ends[::-1], pair, pair[::-1])]
     text, deduction = "How does the story begin and end?", f"The story goes {options[0]}."
-    return Question(text, options[0], rng.sample(options[1:], 3), deduction)
+    return StoryQuestion(text, options[0], rng.sample(options[1:], 3), deduction)
 
 
-ASK: dict[str, Callable[[Story, Random], Question]] = {
+ASK: dict[str, Callable[[Story, Random], StoryQuestion]] = {
     "temporal": ask_temporal,
     "spatial": ask_spatial,
     "goal and purpose": ask_goal,

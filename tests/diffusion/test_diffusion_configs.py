@@ -91,3 +91,14 @@ def test_a_config_that_still_says_policy_is_read_as_well(path, tmp_path):
 def test_a_diffusion_model_predicts_nothing():
     with pytest.raises(ValueError, match="use `test` or `validate`"):
         main(["diffusion", "predict"])
+
+
+def test_a_window_of_ones_own_is_named_by_its_file(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("def second(num_steps, rollout, seed):\n    return range(1, 2)\n")
+    recipe = next(path for path in RECIPES if "sd3" in path.name)
+    options = (f"--rollout.sampling.window={path}:second", "--rollout.eval_sampling.window=null")
+    cli = built("--config", recipe, ON_CPU, *alone(recipe), *options, cli=DiffusionCLI)
+    rollout = next(item for item in cli.trainer.callbacks if isinstance(item, DiffusionRolloutCallback))
+    assert rollout.sampling.window(10, 0, 0) == range(1, 2)
+    assert rollout.eval_sampling.window is None

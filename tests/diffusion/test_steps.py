@@ -214,3 +214,17 @@ def test_wrong_numbers_are_refused(make, words):
 def test_a_window_with_a_hole_is_refused():
     with pytest.raises(ValueError, match=r"neighbouring steps, got \[0, 2\]"):
         DiffusionSampling(window=lambda *args: [0, 2]).steps([1, 0.6, 0.3, 0], [1000, 600, 300], 0, 0)
+
+
+def test_window_and_dynamics_may_be_functions_in_a_file(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "def second(num_steps, rollout, seed):\n    return range(1, 2)\n"
+        "def half(sigma, next_sigma):\n    return 1.0, next_sigma - sigma, 0.5\n"
+    )
+    sampling = DiffusionSampling(window=f"{path}:second", dynamics=f"{path}:half")
+    steps = sampling.steps([1, 0.6, 0.3, 0], [1000, 600, 300], 0, 0)
+    assert [step.std for step in steps] == [0.0, 0.5, 0.0]
+    assert DiffusionSampling(window="longrl.diffusion.windows.all_steps").window is all_steps
+    with pytest.raises(ValueError, match=r"rollout.sampling.window '\S+:third': \S+ has no 'third'; it has second"):
+        DiffusionSampling(window=f"{path}:third")

@@ -37,11 +37,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from longrl.datamodules.loading.skips import Item, SkipLog
 from longrl.strategies.axis import SINGLE_RANK, Axis
-from longrl.types import Batch, Prompt, Row, UnusableSample
+from longrl.types import Batch, Row, UnusableSample
 
 logger = logging.getLogger(__name__)
-
-Render = Callable[[Row], Prompt]
 
 
 class RenderedRows(Dataset[Any], Generic[Item]):

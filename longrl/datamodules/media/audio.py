@@ -1,4 +1,4 @@
-"""Files to `Sound`: wav, mp3, flac and whatever else PyAV reads, and the sound tracks of videos.
+"""Files to `AudioClip`: wav, mp3, flac and whatever else PyAV reads, and the sound tracks of videos.
 
 Runs in loader workers. What cannot be read as it is raises `UnusableSample`; silence is never put in its place.
 """
@@ -33,7 +33,7 @@ MAX_MISSING_S = 1.0
 
 @dataclass(frozen=True)
 class FileSound:
-    """A `Sound.source` that decodes a file."""
+    """An `AudioClip.source` that decodes a file."""
 
     path: str
     share: FrameShard

@@ -60,10 +60,10 @@ class OcrMatch(SampleReward["Tensor"]):
         Raises:
             ValueError: its prompt asks for no text.
         """
-        target = normalized_text(row.answer or quoted_text(row.problem))
+        target = comparable_text(row.answer or quoted_text(row.problem))
         if not target:
             raise ValueError(f"the text that prompt {row.problem!r} asks for has no characters")
-        texts = [normalized_text(self.read_text(frame)) for frame in completion]
+        texts = [comparable_text(self.read_text(frame)) for frame in completion]
         scores = [text_similarity(text, target, anywhere=self.anywhere) for text in texts]
         return sum(scores) / len(scores)
 
@@ -93,7 +93,7 @@ def quoted_text(prompt: str) -> str:
     return " ".join(quotes)
 
 
-def normalized_text(text: str) -> str:
+def comparable_text(text: str) -> str:
     """Text as it is compared: one spelling of every character, lower case, without spaces."""
     return "".join(unicodedata.normalize("NFKC", text).casefold().split())
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from longrl.diffusion.rewards.ocr import OcrMatch, edit_distance, normalized_text, quoted_text, text_similarity
+from longrl.diffusion.rewards.ocr import OcrMatch, edit_distance, comparable_text, quoted_text, text_similarity
 from longrl.rewards import RewardSum, RewardTerm
 from longrl.types import Row
 
@@ -51,7 +51,7 @@ def test_similarity_never_falls_below_zero():
 
 
 def test_text_is_compared_without_case_spaces_and_width():
-    assert normalized_text(" Op En\n\uff12\uff14 \u00c9") == normalized_text("open24e\u0301")
+    assert comparable_text(" Op En\n\uff12\uff14 \u00c9") == comparable_text("open24e\u0301")
 
 
 def test_quotes_of_several_kinds_hold_the_text():
