@@ -174,11 +174,7 @@ def pack_features(identity: dict[str, str], features: Tensor, encode_s: float) -
     from safetensors.torch import save
 
     tensor = features.detach().cpu().contiguous()
-    metadata = identity | {
-        "shape": str(list(tensor.shape)),
-        "dtype": str(tensor.dtype),
-        "encode_s": f"{encode_s:.6f}",
-    }
+    metadata = identity | {"shape": str(list(tensor.shape)), "dtype": str(tensor.dtype), "encode_s": f"{encode_s:.6f}"}
     return save({"features": tensor}, metadata | {"sha256": _checksum(metadata, tensor)})
 
 

@@ -96,12 +96,10 @@ def atomic_folder(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
 def _remove_stale(path: Path) -> None:
     """Removes what killed writers of `path` left: partials that nobody has written to for long."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL_SUFFIX}"):
-        token = left.name[len(path.name) + 2 : -len(PARTIAL_SUFFIX)]
-        if "." in token:  # another path's, whose name begins like this one's
-            continue
+        is_anothers = left.name.count(".") > path.name.count(".") + 3  # of a name that begins like this one
         with contextlib.suppress(FileNotFoundError):  # its writer, or another process that cleans up, was faster
             newest = max(entry.stat().st_mtime for entry in (left, *left.rglob("*")))
-            if time.time() - newest < STALE_AFTER_S:
+            if is_anothers or time.time() - newest < STALE_AFTER_S:
                 continue
             if not path.exists() and (left / OLD).exists():  # killed between the two renames
                 (left / OLD).rename(path)

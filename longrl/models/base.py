@@ -270,8 +270,7 @@ class CausalFamily(TextStack, EncodesMedia, EngineAdapter, BuildsModel, HasPlann
 
     answer_options: ClassVar[tuple[str, ...]] = ("dtype",)
     training_options: ClassVar[tuple[str, ...]] = (
-        "model", "random_init", "init_seed", "gradient_checkpointing", "lora", "offload_checkpoints",
-        "mlp_chunk_tokens",
+        "model", "random_init", "init_seed", "gradient_checkpointing", "offload_checkpoints", "mlp_chunk_tokens", "lora",
     )  # fmt: skip
 
     def __init__(

@@ -290,33 +290,27 @@ class RendersPrompts(PatchesMedia):
             ValueError: an option is no attribute of its name, so nobody knows its value.
         """
         # 1. What classes say, the most special first; then what they take and do not say anything of.
-        names: list[str] = []
-        training: set[str] = set()
-        options: list[str] = []
-        for part in type(self).__mro__:
-            names += vars(part).get("answer_options", ())
-            training |= {*vars(part).get("training_options", ())}
-            options += constructor_options(part)
-        names += [name for name in options if name not in training]
+        parts = type(self).__mro__
+        training = {name for part in parts for name in vars(part).get("training_options", ())}
+        names = [name for part in parts for name in vars(part).get("answer_options", ())]
+        names += [name for part in parts for name in constructor_options(part) if name not in training]
 
         # 2. Their values.
-        for name in names:
-            if not hasattr(self, name):
-                raise ValueError(
-                    f"stored answers are told apart by {type(self).__name__}'s option {name!r}, which is no attribute; "
-                    f"set self.{name}, or name it in training_options if it decides no answer"
-                )
-        values = {name: getattr(self, name) for name in names}
+        try:
+            values = {name: getattr(self, name) for name in names}
+        except AttributeError as error:
+            raise ValueError(
+                f"stored answers are told apart by {type(self).__name__}'s option {error.name!r}, which is no "
+                f"attribute; set self.{error.name}, or name it in training_options if it decides no answer"
+            ) from error
         template = json.dumps(self.tokenizer.chat_template)
         return values | {"chat_template": hashlib.sha256(template.encode()).hexdigest()}
 
 
 def constructor_options(part: type) -> list[str]:
     """Names of what a class's own constructor takes, without `*args` and `**kwargs`."""
-    if "__init__" not in vars(part):
-        return []
-    fixed = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return [name for name, option in inspect.signature(part).parameters.items() if option.kind in fixed]
+    taken = inspect.signature(part).parameters if "__init__" in vars(part) else {}
+    return [name for name, option in taken.items() if option.kind not in (option.VAR_POSITIONAL, option.VAR_KEYWORD)]
 
 
 def is_local(source: str) -> bool:

@@ -1,4 +1,6 @@
-"""`check_family`: what README claims of a model family, on a tiny model of it.
+"""`check_family`: what README claims of a model family, as far as a tiny model of it can show that without data or vLLM.
+
+The report also names what it cannot show: training from YAML, RL, released files, vLLM itself.
 
     from longrl.testing import check_family
 
@@ -45,6 +47,13 @@ CLAIMS: dict[str, tuple[Callable[[Case], str], tuple[type, ...]]] = {
     "SP": (claims.check_sequence_parallel, (TextStack, PatchesMedia, EncodesMedia)),
 }
 """Claim -> its check, and the capabilities behind it; a check comes behind those that it builds on."""
+NOT_RUN = {
+    "training from YAML": "it needs data; train with your own by `python -m longrl fit --model.family YOURS`",
+    "RL": "it needs data and a reward; go on from an SFT run's checkpoint with a recipe of RL",
+    "released files": "the model is tiny; `plan` and the first step of `fit` with the released folder read them",
+    "vLLM": "it runs in a process of its own; rollouts by it are compared with the trainer before the first step",
+}
+"""What README claims of its families and `check_family` does not run -> why, and what shows it."""
 
 
 @dataclass
@@ -71,6 +80,8 @@ def check_family(
     num_ranks: int = 2,
 ) -> FamilyReport:
     """Checks every capability of a family against plain transformers, in float32 on a CPU.
+
+    Not everything that README's table has a column for: the report lists `NOT_RUN` as not checked.
 
     Args:
         family: of a tiny model.
@@ -100,6 +111,7 @@ def check_family(
                     f"{name} fails {claim!r}: {error or repr(error)}\n{_suspects(family, capabilities)}\n"
                     f"checked before: {', '.join(report.checked) or 'nothing'}"
                 ) from error
+    report.skipped |= NOT_RUN
     return report
 
 

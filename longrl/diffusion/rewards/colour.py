@@ -17,19 +17,11 @@ if TYPE_CHECKING:
     from longrl.types import Row
 
 PALETTE: dict[str, tuple[int, int, int]] = {
-    "black": (0, 0, 0),
-    "white": (255, 255, 255),
-    "grey": (128, 128, 128),
-    "red": (230, 30, 30),
-    "green": (30, 170, 60),
-    "blue": (30, 60, 230),
-    "yellow": (240, 220, 40),
-    "orange": (240, 140, 30),
-    "purple": (140, 50, 190),
-    "pink": (245, 150, 190),
-    "brown": (120, 75, 35),
-    "cyan": (40, 210, 220),
-}
+    "black": (0, 0, 0), "white": (255, 255, 255), "grey": (128, 128, 128),
+    "red": (230, 30, 30), "green": (30, 170, 60), "blue": (30, 60, 230),
+    "yellow": (240, 220, 40), "orange": (240, 140, 30), "purple": (140, 50, 190),
+    "pink": (245, 150, 190), "brown": (120, 75, 35), "cyan": (40, 210, 220),
+}  # fmt: skip
 """Name -> RGB from 0 to 255."""
 
 Place = Literal["left", "right", "top", "bottom"]

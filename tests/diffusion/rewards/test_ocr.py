@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from longrl.diffusion.rewards.ocr import OcrMatch, edit_distance, comparable_text, quoted_text, text_similarity
+from longrl.diffusion.rewards.ocr import OcrMatch, comparable_text, edit_distance, quoted_text, text_similarity
 from longrl.rewards import RewardSum, RewardTerm
 from longrl.types import Row
 
