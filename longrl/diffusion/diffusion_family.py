@@ -260,12 +260,7 @@ class DiffusionFamily(RefusesOldHooks, abc.ABC):
     # -- velocities ----------------------------------------------------------------------------------------------
 
     def forward(
-        self,
-        model: nn.Module,
-        latents: Tensor,
-        timesteps: Tensor,
-        texts: Sequence[str],
-        guidance_scale: float = 1.0,
+        self, model: nn.Module, latents: Tensor, timesteps: Tensor, texts: Sequence[str], guidance_scale: float = 1.0
     ) -> Tensor:
         """[R, ...] float32 velocities with classifier-free guidance (arXiv:2207.12598), also where gradients flow.
 

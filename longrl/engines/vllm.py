@@ -274,10 +274,7 @@ def _keep_random_states() -> Iterator[None]:
     # Lightning's own way with CUDA would open all GPUs of the machine in every process, and restores nothing after an
     # error.
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    state, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices):
-            yield
-    finally:
-        random.setstate(state)
-        np.random.set_state(numpy_state)
+    with torch.random.fork_rng(devices), contextlib.ExitStack() as after:
+        after.callback(random.setstate, random.getstate())
+        after.callback(np.random.set_state, np.random.get_state())
+        yield

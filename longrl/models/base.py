@@ -270,7 +270,8 @@ class CausalFamily(TextStack, EncodesMedia, EngineAdapter, BuildsModel, HasPlann
 
     answer_options: ClassVar[tuple[str, ...]] = ("dtype",)
     training_options: ClassVar[tuple[str, ...]] = (
-        "model", "random_init", "init_seed", "gradient_checkpointing", "offload_checkpoints", "mlp_chunk_tokens", "lora",
+        "model", "random_init", "init_seed", "lora", "gradient_checkpointing", "offload_checkpoints",
+        "mlp_chunk_tokens",
     )  # fmt: skip
 
     def __init__(

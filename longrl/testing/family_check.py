@@ -1,4 +1,4 @@
-"""`check_family`: what README claims of a model family, as far as a tiny model of it can show that without data or vLLM.
+"""`check_family`: what README claims of a model family, as far as a tiny model of it shows that.
 
 The report also names what it cannot show: training from YAML, RL, released files, vLLM itself.
 

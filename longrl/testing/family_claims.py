@@ -29,16 +29,8 @@ from longrl.packing.pack import pack
 from longrl.strategies.axis import Axis
 from longrl.strategies.parallel import SINGLE_RANK_GRID, Parallel
 from longrl.strategies.sequence import NO_SEQUENCE_PARALLEL, SequenceParallel
+from longrl.testing import plain_forward
 from longrl.testing.gloo_ranks import run_on_ranks
-from longrl.testing.plain_forward import (
-    MediaInputs,
-    assert_same_gradients,
-    gradients,
-    plain_logits,
-    qwen_media_inputs,
-    separate_logps,
-    stock_model,
-)
 from longrl.testing.sample_prompts import local_frames, noise_frames, random_completions
 from longrl.types import FULL_SHARD, FrameShard, MediaKind, Prompt, SamplingParams
 
@@ -60,7 +52,7 @@ class Case:
     family: CausalFamily
     make_prompts: Callable[[CausalFamily, FrameShard], list[Prompt]]
     plain_model: Callable[[nn.Module, CausalFamily], nn.Module]
-    media_inputs: MediaInputs
+    media_inputs: plain_forward.MediaInputs
     num_ranks: int
     folder: Path
     shard: FrameShard = FULL_SHARD
@@ -213,7 +205,7 @@ def check_same_logits(case: Case) -> str:
     worst = 0.0
     for prompt, (completion, *_) in zip(case.prompts, case.completions, strict=True):
         with torch.no_grad():
-            expected = plain_logits(case.plain, prompt, completion, case.media_inputs)
+            expected = plain_forward.plain_logits(case.plain, prompt, completion, case.media_inputs)
             (packed,) = pack([prompt], [[completion]], NO_LIMIT)
             inputs = case.family.text_inputs(case.model, packed, case.features([prompt]))
             positions = packed.position_ids[:, None]
@@ -226,17 +218,17 @@ def check_same_logits(case: Case) -> str:
 def check_shared_prefix(case: Case) -> str:
     """Packed groups have the log-probabilities and gradients of one forward for each completion."""
     weights = case.loss_weights
-    expected = separate_logps(case.plain, case.prompts, case.completions, case.media_inputs)
+    expected = plain_forward.separate_logps(case.plain, case.prompts, case.completions, case.media_inputs)
     case.plain.zero_grad()
     (expected * weights).sum().backward()
     trains = {name for name, parameter in case.model.named_parameters() if parameter.requires_grad}
-    grads = {name: grad for name, grad in gradients(case.plain).items() if name in trains}
+    grads = {name: grad for name, grad in plain_forward.gradients(case.plain).items() if name in trains}
     groups = zip(case.prompts, case.completions, strict=True)
     longest = max(len(prompt.input_ids) + max(map(len, group)) for prompt, group in groups)
     for max_tokens in (longest, NO_LIMIT):
         logps, ours = score_and_differentiate(case, max_tokens=max_tokens)
         _compare("log-probabilities of packed groups", logps, expected.detach())
-        assert_same_gradients(ours, grads)
+        plain_forward.assert_same_gradients(ours, grads)
     return f"{len(weights)} log-probabilities and {len(grads)} gradients, packed and one by one"
 
 
@@ -249,7 +241,7 @@ def check_sft(case: Case) -> str:
     for ids in responses:
         assert int(ids[-1]) == case.family.tokenizer.eos_token_id, "a response must end with the tokenizer's end token"
     with torch.no_grad():
-        logits = [plain_logits(case.plain, prompt, ids, case.media_inputs) for prompt, ids in pairs]
+        logits = [plain_forward.plain_logits(case.plain, prompt, ids, case.media_inputs) for prompt, ids in pairs]
         expected = float(nn.functional.cross_entropy(torch.cat(logits), torch.cat(responses)))
         (packed,) = pack(prompts, [[ids] for ids in responses], NO_LIMIT)
         loss = -float(case.family.forward(case.model, packed, case.features(prompts)).logp.mean())
@@ -266,7 +258,7 @@ def check_generation(case: Case) -> str:
     for prompt, (completion,) in zip(case.prompts, groups, strict=True):
         ids = completion.token_ids
         with torch.no_grad():
-            expected = plain_logits(case.plain, prompt, ids, case.media_inputs).argmax(-1)
+            expected = plain_forward.plain_logits(case.plain, prompt, ids, case.media_inputs).argmax(-1)
         assert torch.equal(ids, expected), f"{prompt.id!r} goes on with {ids.tolist()} instead of {expected.tolist()}"
         assert completion.text == case.family.decode(ids)
     return f"{sum(len(completion.token_ids) for (completion,) in groups)} tokens"
@@ -348,10 +340,10 @@ def check_sequence_parallel(case: Case) -> str:
         raise DoesNotApply("num_ranks is 1")
     logps, grads = score_and_differentiate(case)
     # Without what is built already, and without functions that ranks do not call.
-    bare = replace(case, plain_model=stock_model, media_inputs=qwen_media_inputs)
+    bare = replace(case, plain_model=plain_forward.stock_model, media_inputs=plain_forward.qwen_media_inputs)
     for theirs, their_grads in run_on_ranks(_on_a_rank, case.num_ranks, bare):
         _compare(f"log-probabilities of {case.num_ranks} ranks", theirs, logps)
-        assert_same_gradients(their_grads, grads)
+        plain_forward.assert_same_gradients(their_grads, grads)
     return f"{len(logps)} log-probabilities and {len(grads)} gradients on {case.num_ranks} ranks"
 
 
@@ -387,6 +379,6 @@ def score_and_differentiate(
         (output.logp * weights[packed.token_index]).sum().backward()
     if trained is not None:
         trained.backward()
-    grads = gradients(model)
+    grads = plain_forward.gradients(model)
     model.zero_grad()
     return logps, grads

@@ -70,11 +70,7 @@ def tiny_qwen2_5_vl(
 
 
 def tiny_qwen_omni(
-    folder: str | Path,
-    tokenizer: Any = None,
-    text: Overrides = None,
-    vision: Overrides = None,
-    audio: Overrides = None,
+    folder: str | Path, tokenizer: Any = None, text: Overrides = None, vision: Overrides = None, audio: Overrides = None
 ) -> Path:
     """Writes config, tokenizer and processor of a small Qwen2.5-Omni in the released layout: a thinker among others.
 
@@ -113,11 +109,7 @@ def tiny_qwen_omni(
 
 
 def tiny_qwen3_vl(
-    folder: str | Path,
-    tokenizer: Any = None,
-    text: Overrides = None,
-    vision: Overrides = None,
-    experts: bool = False,
+    folder: str | Path, tokenizer: Any = None, text: Overrides = None, vision: Overrides = None, experts: bool = False
 ) -> Path:
     """Writes config, tokenizer and processor of a small Qwen3-VL.
 
