@@ -138,7 +138,7 @@ class Frames:
     indices: tuple[int, ...] = ()
     """Index of each of the F frames in the file; () where nobody counted."""
     resized: bool = False
-    """Whether the pixels have the size already in which the encoder reads them; `CausalFamily.resize` makes it so."""
+    """True if the pixels have the size in which the encoder reads them; `CausalFamily.resize` makes it so."""
     source: Callable[[], Iterator[Frames]] | None = None
     """Gives the pixels, part by part, where they were left out: the video is large, or its features are on disk."""
 
@@ -183,7 +183,7 @@ class Media:
     is_video_track: bool = False
     """A sound that is the track of the video before it: its placeholders stand among the video's."""
     sound_tokens: int | None = None
-    """Of a video, the tokens of its track that stand among its own; None without a track."""
+    """Tokens of a video's track that stand among its own; None without a track."""
     temporal_patch_size: int = 1
     """Frames of a video behind one temporal patch."""
 
@@ -207,7 +207,7 @@ class Prompt:
     response_ids: Tensor | None = None
     """[S] int64, end token included: the SFT target; None for RL."""
     frame_indices: tuple[tuple[int, ...], ...] = ()
-    """Of each video or image, in the order of the media, the indices of its frames in the file."""
+    """Indices of the frames in the file, of each video or image in the order of the media."""
     frame_times: tuple[tuple[float, ...], ...] = ()
     """The same frames' times in seconds."""
 
@@ -238,22 +238,22 @@ class Completion:
 
 
 class PromptOfRow(Protocol):
-    """What all kinds of prompts have."""
+    """The common part of all kinds of prompts."""
 
     @property
     def id(self) -> str:
-        """Of the prompt's row."""
+        """The id of the prompt's row."""
 
     @property
     def row(self) -> Row:
-        """What is asked for, and what rewards check answers by."""
+        """The record: what is asked for, and what rewards check answers by."""
 
 
 NOT_SCORED = cast("Tensor", None)
-"""What a group has before it is scored: None, which only those ask about who may get such a group."""
+"""The rewards of a group before it is scored: None, which only those ask about who may get such a group."""
 PromptT = TypeVar("PromptT", bound=PromptOfRow, default=Prompt)
 SampleT = TypeVar("SampleT", default=Completion)
-"""What is sampled: completions of text, or the trajectories of a diffusion model (longrl/diffusion/sampler.py)."""
+"""A sample: completions of text, or the trajectories of a diffusion model (longrl/diffusion/sampler.py)."""
 
 
 @dataclass
@@ -276,7 +276,7 @@ class Group(Generic[PromptT, SampleT]):
 
 @dataclass
 class Batch:
-    """What a LightningModule step receives. The rollout callback fills `features` and `groups`."""
+    """The input of a LightningModule's step. The rollout callback fills `features` and `groups`."""
 
     prompts: list[Prompt]
     features: dict[str, Tensor] = field(default_factory=dict)
@@ -347,7 +347,7 @@ class Packed:
 
 
 class PolicyOutput(NamedTuple):
-    """What a policy says of the scored rows; a tuple, in which FSDP finds the tensors whose backward pass it awaits."""
+    """A policy's scores of the rows; a tuple, in which FSDP finds the tensors whose backward pass it awaits."""
 
     logp: Tensor
     """[R] float32 log-probability of each target."""

@@ -1,4 +1,4 @@
-"""What is taken from the groups of a rollout: which of them train, and what each completion was worth.
+"""Selections and advantages: which groups of a rollout train, and what each completion was worth.
 
 Letters: P prompts, G completions of each, C = P * G completions in the order p * G + g, N tokens of all of them,
 completion after completion.
@@ -94,7 +94,7 @@ def _valid(group: Group[Any, Any]) -> Tensor:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What a rollout earned.
+    """The earnings of a rollout.
 
     Example:
         `group_normalized(Outcomes(rewards=torch.tensor([[1.0, 0.0]]), valid=torch.ones(1, 2, dtype=torch.bool),

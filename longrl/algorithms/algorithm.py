@@ -69,9 +69,9 @@ class Algorithm:
     """
 
     advantage: FunctionOrPath[Advantage] = group_normalized
-    """What a completion was worth: advantages.py."""
+    """The worth of a completion: advantages.py."""
     surrogate: FunctionOrPath[Surrogate] = clipped
-    """What the loss of a token looks like: losses.py, as are the weights, KL estimators and corrections."""
+    """The loss of a token: losses.py, as are the weights, KL estimators and corrections."""
     token_weights: FunctionOrPath[TokenWeights] = sequence_mean
     """How much a token counts."""
     select: FunctionOrPath[Selection] = keep_all

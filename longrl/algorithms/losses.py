@@ -1,4 +1,4 @@
-"""What a token adds to the loss: surrogate, KL estimate and correction of each token, and the weights of their sum.
+"""The parts of the loss: surrogate, KL estimate and correction of each token, and the weights of their sum.
 
 Letters: R tokens of a micro-batch, whose log-probabilities are scored; C completions of an optimizer step; D numbers
 of a latent, where rows are denoising steps.
@@ -35,7 +35,7 @@ def single_rank(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class DrawnSteps:
-    """What is known of rows that are denoising steps: what was drawn is a latent of D numbers around a mean.
+    """Rows that are denoising steps: what was drawn is a latent of D numbers around a mean.
 
     Log-probabilities of such rows are means over the D numbers (longrl/diffusion/steps.py).
     """
@@ -66,7 +66,7 @@ class Tokens:
     sampler_logp: Tensor | None = None
     """As the rollout engine reported it."""
     steps: DrawnSteps | None = None
-    """Of a flow model's rows."""
+    """The steps behind a diffusion model's rows."""
 
     @cached_property
     def ratio(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""What functions of an algorithm need of a run: said where a function is defined, checked by `Algorithm.validate`."""
+"""Needs of an algorithm's functions: said where a function is defined, checked by `Algorithm.validate`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Needs:
     """Sampling without top_p and top_k, for it leaves groups to a later step, whose log-probabilities are then those
     of the filtered distribution."""
     rows: Literal["any", "tokens", "denoising steps"] = "any"
-    """What it can read. A correction that does not say so reads tokens alone."""
+    """The rows it can read. A correction that does not say so reads tokens alone."""
     max_completion_tokens: int | None = None
     """The sampling limit that it was set up for."""
 

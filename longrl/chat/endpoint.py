@@ -1,4 +1,4 @@
-"""What is said to a model behind an OpenAI-compatible endpoint, and what comes back."""
+"""Requests to a model behind an OpenAI-compatible endpoint, and its replies."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Endpoint:
     concurrency: int = 16
     """Calls under way at once."""
     timeout_s: float = 300.0
-    """Of one call."""
+    """Limit of one call, in seconds."""
     retries: int = 6
     """Further attempts after 429, 5xx, a timeout, a lost connection or a reply that is cut or no JSON."""
     backoff_s: float = 1.0
@@ -44,7 +44,7 @@ class Endpoint:
     output_price: float = 0.0
     """Money per million completion tokens."""
     send_seed: bool = True
-    """Whether to send `seed`, the number of a sample. Off for servers that refuse it, and for vLLM 0.32 on a CPU, which
+    """True sends `seed`, the number of a sample. Off for servers that refuse it, and for vLLM 0.32 on a CPU, which
     dies of a seeded request whose prompt is prefilled in parts; samples then differ as the server draws them."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Further fields of the request's body, e.g. `{"chat_template_kwargs": {"enable_thinking": false}}`."""
@@ -89,7 +89,7 @@ class Decoding:
 
     temperature: float = 0.6
     max_tokens: int = 4096
-    """Of a reply; one that reaches it counts as cut."""
+    """Limit of a reply; one that reaches it counts as cut."""
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
@@ -111,7 +111,7 @@ class Budget:
     max_calls: int | None = None
     """Answered or failed, each attempt is one."""
     max_tokens: int | None = None
-    """Of prompts and completions, as the servers count them."""
+    """Limit of prompts and completions, as the servers count them."""
     max_cost: float | None = None
     """In the currency of the endpoints' prices."""
 
@@ -182,7 +182,7 @@ class Reply:
     finish_reason: str
     """`stop`, `length` for one cut at max_tokens, `content_filter`, or the server's own."""
     refusal: str | None
-    """What the server itself marked as a refusal."""
+    """The text that the server itself marked as a refusal."""
     prompt_tokens: int
     completion_tokens: int
     broken_images: int = 0

@@ -54,11 +54,11 @@ class DiffusionFamily(RefusesOldHooks, abc.ABC):
 
     _old_hooks = OLD_HOOKS["diffusion family"]
     supports_sequence_parallel: ClassVar[bool] = False
-    """Whether ranks can share the tokens of a sample."""
+    """True if ranks can share the tokens of a sample."""
     casts_inputs: ClassVar[bool] = False
     """Sharded layers get rotary positions and times in float32, as they do without sharding."""
     pipeline_class: ClassVar[str]
-    """Of diffusers."""
+    """The name of diffusers' class."""
     transformer_class: ClassVar[str]
     layer_list: ClassVar[str]
     """Attribute of the transformer that holds its layers."""
@@ -226,7 +226,7 @@ class DiffusionFamily(RefusesOldHooks, abc.ABC):
         return list(model.get_submodule(self.layer_list).children())
 
     def root_modules(self, model: nn.Module) -> list[nn.Module]:
-        """What is sharded beside the layers, and gathered together."""
+        """Modules that are sharded beside the layers, and gathered together."""
         return [model]
 
     def media_encoders(self, model: nn.Module) -> tuple[nn.Module, ...]:

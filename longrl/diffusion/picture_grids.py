@@ -136,7 +136,7 @@ class PictureGrids(Callback):
 
 
 def sample_caption(sample: dict[str, Any]) -> str:
-    """What stands under a sample: its reward, and the parts if there are several."""
+    """The caption of a sample: its reward, and the parts if there are several."""
     if not sample["valid"]:
         return "reward failed"
     parts = sample["parts"]

@@ -80,7 +80,7 @@ class PromptFiles(StreamedData):
         self.eval_prompts_per_batch = eval_prompts_per_batch
         self.seed = seed
         self.rows: dict[Split, list[Row]] = {}
-        """What has been read so far."""
+        """Splits that have been read so far."""
 
     # -- reading the sources -------------------------------------------------------------------------------------
 
@@ -120,7 +120,7 @@ class PromptFiles(StreamedData):
         return RenderedRows(self.rows[split], _same_row)
 
     def _no_skips(self, split: Split) -> SkipLog:
-        """What loaders tell of rows they skip; prompts that were read can all be used."""
+        """Where loaders list rows they skip; prompts that were read can all be used."""
         return SkipLog("skipped.jsonl", split=split, num_rows=len(self.rows[split]), max_share=0.0, writes=False)
 
     @override

@@ -66,7 +66,7 @@ class DiffusionRolloutCallback(Callback):
         self._empty_steps = 0
         self._metrics: dict[str, float] = {}
         self._errors: list[str] = []
-        """Of the last rollout's rewards."""
+        """Errors of the last rollout's rewards."""
 
     # -- hooks ---------------------------------------------------------------------------------------------------
 

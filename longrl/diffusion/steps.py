@@ -28,7 +28,7 @@ class DenoisingStep:
     """How one step is taken; plain numbers, so that the sampler and the trainer compute the same."""
 
     index: int
-    """Of the step in the schedule."""
+    """Number of the step in the schedule."""
     timestep: float
     """The model's input for sigma, sigma * 1000 for the models released so far."""
     sigma: float

@@ -29,9 +29,9 @@ class TrajectoryRow:
     step_index: int
     text: str
     row_index: int
-    """Of the row in the whole optimizer step."""
+    """Number of the row in the whole optimizer step."""
     sample_index: int
-    """Of its sample there."""
+    """Number of its sample there."""
 
 
 def trajectory_rows(groups: Sequence[TrajectoryGroup]) -> list[TrajectoryRow]:
@@ -104,7 +104,7 @@ class RowBatch:
 
 @dataclass(frozen=True)
 class RowScores:
-    """What a policy says of the rows of a micro-batch."""
+    """Scores of the rows of a micro-batch by a policy."""
 
     logp: Tensor
     """[R] log-probability of what was drawn, the mean over its values."""

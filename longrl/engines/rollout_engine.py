@@ -1,4 +1,4 @@
-"""What a rollout engine is, what seeds its samples, and which rank has it generate which completions.
+"""Rollout engines: their interface, the seeds of their samples, and which rank generates which completions.
 
 Whatever the engine, equal seeds give equal completions: what seeds a prompt's samples is the seed of the rollout and an
 id of the prompt, never its batch, its rank or its device. Every prompt is prefilled by one rank, as long as there are
@@ -36,9 +36,9 @@ class RolloutEngine(RefusesOldHooks, abc.ABC):
 
     _old_hooks = OLD_HOOKS["engine"]
     reads_policy_weights: bool = False
-    """Whether `generate` reads the trainer's model: sharded weights are then gathered around it."""
+    """True if `generate` reads the trainer's model: sharded weights are then gathered around it."""
     is_remote: bool = False
-    """Whether it computes in another process, so that it can generate while the trainer updates."""
+    """True if it computes in another process, so that it can generate while the trainer updates."""
     ranks_per_engine: int = 1
     """How many neighbouring ranks of a sequence-parallel group are one engine: they are given the same prompts and
     return the same completions."""

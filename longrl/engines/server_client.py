@@ -68,7 +68,7 @@ class ServerClient:
             time.sleep(1.0)
 
     def get_info(self, retries: int | None = None) -> dict[str, Any]:
-        """What the server is and which weights it holds; `retries` instead of the client's."""
+        """The server's description and which weights it holds; `retries` instead of the client's."""
         answer = self._send("GET", "/info", retries=retries)
         if not {"vllm", "version", "model", "max_model_len"} <= answer.keys():
             raise RuntimeError(f"{self._garbage()} its /info has {sorted(answer)}")
@@ -178,7 +178,7 @@ class ServerClient:
 
 
 def _message(reply: httpx.Response) -> str:
-    """What an error's body says, in vLLM's spelling or FastAPI's, or its first characters."""
+    """The message in an error's body, in vLLM's spelling or FastAPI's, or its first characters."""
     try:
         body = reply.json()
     except ValueError:

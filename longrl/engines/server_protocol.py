@@ -62,7 +62,7 @@ def dump_requests(requests: Sequence[dict[str, Any]], tensors: dict[str, Tensor]
 
 
 def load_requests(text: str, tensors: Mapping[str, Tensor]) -> list[dict[str, Any]]:
-    """What `dump_requests` was given, from its JSON; a KeyError names a tensor that is missing."""
+    """The requests that `dump_requests` was given, from its JSON; a KeyError names a tensor that is missing."""
     return json.loads(text, object_hook=lambda item: tensors[item[_MARK]] if item.keys() == {_MARK} else item)
 
 
@@ -93,7 +93,7 @@ def unpack_message(body: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def model_sizes(family: CausalFamily) -> dict[str, Any]:
-    """What trainer and server must agree on, in plain values: a server may have been started from another recipe."""
+    """Facts that trainer and server agree on, in plain values: a server may have been started from another recipe."""
     text = family.config.get_text_config()
     vision_encoder = getattr(family.config, "vision_config", None)
     sizes = {name: getattr(text, name, None) for name in (*_TEXT_SIZES, "tie_word_embeddings")}

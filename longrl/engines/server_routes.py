@@ -83,7 +83,7 @@ class RolloutRoutes:
         return router
 
     async def info(self) -> Response:
-        """What this server is and which weights it holds."""
+        """The server's description, and which weights it holds."""
         import vllm
 
         engine = {"vllm": vllm.__version__, "max_model_len": self.engine.model_config.max_model_len}

@@ -1,4 +1,4 @@
-"""What longrl adds to the workers of a vLLM server: weights from files, in shards of bounded size.
+"""Methods that longrl adds to the workers of a vLLM server: weights from files, in shards of bounded size.
 
 vLLM itself names the class in `worker_extension_cls` and gives its methods to every worker; nothing is patched.
 Files are safetensors: nothing that is read can run code.

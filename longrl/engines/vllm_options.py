@@ -68,7 +68,7 @@ def sampling_arguments(
 
 
 def completion_fields(output: Any) -> dict[str, Any]:
-    """What `make_completion` reads of a `vllm.CompletionOutput`, as JSON can hold it."""
+    """The fields that `make_completion` reads of a `vllm.CompletionOutput`, as JSON can hold it."""
     logprobs = [at[token].logprob for token, at in zip(output.token_ids, output.logprobs, strict=True)]
     return {"token_ids": list(output.token_ids), "logprobs": logprobs, "finish_reason": output.finish_reason}
 
@@ -82,7 +82,7 @@ def make_completion(family: EngineAdapter, output: Mapping[str, Any]) -> Complet
 
 
 class VLLMRollouts(RolloutEngine):
-    """What the engine in the trainer's process and the one beside it share: requests in, completions out."""
+    """The common part of the engine in the trainer's process and the one beside it: requests in, completions out."""
 
     num_syncs = 0
     """Times weights were handed over."""

@@ -74,7 +74,7 @@ class AppendLog:
         return len(self._locations)
 
     def __getitem__(self, key: str) -> Entry:
-        """What was recorded under a key."""
+        """The value recorded under a key."""
         path, start, size = self._locations[key]
         with path.open("rb") as file:
             file.seek(start)

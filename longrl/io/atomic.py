@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 PARTIAL_SUFFIX = ".tmp"
-"""Of files and folders that are being written; one that is old was left by a process that was killed."""
+"""End of the names of files and folders being written; one that is old was left by a process that was killed."""
 STALE_AFTER_S = 86_400.0
 """A partial that nobody has written to for a day is such a one: no live writer pauses for so long."""
 OLD = "old"

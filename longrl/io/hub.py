@@ -9,7 +9,7 @@ REPO = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def check_target(repo: str) -> None:
-    """Whether a push to `repo` can begin, asked before anything else is done and without a request.
+    """Check that a push to `repo` can begin, made before anything else is done and without a request.
 
     Raises:
         ValueError: the name is no `owner/name`, the hub is switched off, or there is no token.

@@ -61,7 +61,7 @@ class EncodesMedia(PatchesMedia):
         return text_config.hidden_size
 
     def encoder_settings(self) -> dict[str, Any]:
-        """What decides patches beside pixels, and features beside weights: the feature cache on disk hashes it."""
+        """All that decides patches beside pixels, and features beside weights: the feature cache on disk hashes it."""
         raise ValueError(
             f"model.feature_cache_dir needs to know what decides the features of {type(self).__name__}; define its "
             "`encoder_settings`, or leave the option out"
@@ -72,9 +72,9 @@ class TextStack(RendersPrompts):
     """Which log-probabilities has the model for the completions of a micro-batch?"""
 
     supports_sequence_parallel: ClassVar[bool] = True
-    """Whether ranks can share a sequence."""
+    """True if ranks can share a sequence."""
     casts_inputs: ClassVar[bool] = True
-    """Whether sharded layers cast what they are given to the precision they compute in."""
+    """True if sharded layers cast what they are given to the precision they compute in."""
     gradient_checkpointing: bool
     offload_checkpoints: bool
 
@@ -87,7 +87,7 @@ class TextStack(RendersPrompts):
         return list(self.backbone(model).layers)
 
     def root_modules(self, model: Any) -> list[nn.Module]:
-        """What is sharded beside the layers, and gathered together: text stack and LM head."""
+        """Modules that are sharded beside the layers, and gathered together: text stack and LM head."""
         lm_head = model.get_output_embeddings()
         return [self.backbone(model), lm_head]
 
@@ -148,7 +148,7 @@ class TextStack(RendersPrompts):
         features: Features,
         rows: slice = ALL_ROWS,
     ) -> dict[str, Any]:
-        """What the text stack reads of these rows: `inputs_embeds` [1, rows, D], features in place of placeholders."""
+        """The text stack's inputs for these rows: `inputs_embeds` [1, rows, D], features in place of placeholders."""
         ids = packed.input_ids[rows]
         embeddings = model.get_input_embeddings()
         # Special tokens may lie behind the last row: NVILA-8B has 151648, and its video token is 151650. Placeholders

@@ -1,4 +1,4 @@
-"""What a rollout engine with a model of its own, as vLLM, must be told of a family."""
+"""The part of a family that a rollout engine with a model of its own, as vLLM, needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a family is asked, capability by capability, and which hooks answer.
+"""The capabilities of a family, what each is asked, and which hooks answer.
 
 A family is a light, picklable description of a model, chosen by class path in YAML; nothing else in longrl knows which
 model it trains. A new one is a subclass of `longrl.models.base.CausalFamily`, which has a class for each capability:

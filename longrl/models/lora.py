@@ -42,7 +42,7 @@ class LoRASettings:
     alpha: int = 32
     """The adapters' output counts alpha / rank times."""
     dropout: float = 0.0
-    """Of the adapters' input, in SFT only: in RL old and new log-probabilities would differ by chance."""
+    """Dropout of the adapters' input, in SFT only: in RL old and new log-probabilities would differ by chance."""
     target_modules: tuple[str, ...] | None = None
     """Last names of linear layers in the text stack, e.g. `[q_proj, v_proj]`; None is all of them."""
 
@@ -160,12 +160,12 @@ def refuse_dropout(settings: LoRASettings | None) -> None:
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a weight is a matrix A or B."""
+    """True for the name of a matrix A or B."""
     return ".lora_" in name
 
 
 def plain_name(name: str) -> str:
-    """What a weight is called in a model without adapters."""
+    """The name of a weight in a model without adapters."""
     return name.replace(".base_layer.", ".")
 
 
@@ -192,7 +192,7 @@ def merged_weights(
 
 
 def adapter_name(layer: str, matrix: str) -> str:
-    """Of a layer's matrix `A` or `B` in a `state_dict`."""
+    """The name of a layer's matrix `A` or `B` in a `state_dict`."""
     return f"{layer}.lora_{matrix}.{ADAPTER}.weight"
 
 
@@ -223,7 +223,7 @@ def _full_tensor(value: Tensor) -> Tensor:
 
 
 def to_checkpoint(settings: LoRASettings | None) -> dict[str, Any] | None:
-    """What a checkpoint says of its adapters: without alpha nobody could merge them."""
+    """Settings of adapters as a checkpoint holds them: without alpha nobody could merge them."""
     return None if settings is None else asdict(settings)
 
 

@@ -131,7 +131,7 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
 
     @override
     def patch(self, frames: Frames | AudioClip) -> Media:
-        """Of a sound the spectrogram of this rank's windows."""
+        """Patches; of a sound, the spectrogram of this rank's windows."""
         if not isinstance(frames, AudioClip):
             return super().patch(frames)
         outline = self.outline_media(frames)

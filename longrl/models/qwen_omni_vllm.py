@@ -34,7 +34,7 @@ KINDS = ("image", "video", "audio")
 PARTS: dict[str, Literal["values", "metadata"]] = {
     "embeds": "values", "counts": "metadata", "positions": "metadata", "reach": "metadata",
 }  # fmt: skip
-"""Of n items: [rows, D], [n] rows of each, [sum of reaches, 3] and [n] positions that each brings."""
+"""Fields of n items: [rows, D], [n] rows of each, [sum of reaches, 3] and [n] positions that each brings."""
 BEYOND = 2
 """Positions that an item brings of what is behind it; only those of the last one count."""
 
@@ -82,7 +82,7 @@ class FeatureParser(MultiModalDataParser):
 
 
 class FeatureInfo(Qwen2_5OmniThinkerProcessingInfo):
-    """What vLLM asks of a model with media."""
+    """The facts that vLLM asks of a model with media."""
 
     def get_data_parser(self) -> FeatureParser:
         """See `FeatureParser`."""
@@ -90,7 +90,7 @@ class FeatureInfo(Qwen2_5OmniThinkerProcessingInfo):
 
 
 class FeatureDummies(BaseDummyInputsBuilder[FeatureInfo]):
-    """What vLLM measures memory with: items of one row."""
+    """Inputs that vLLM measures memory with: items of one row."""
 
     def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
         """Placeholders."""

@@ -281,7 +281,7 @@ class Qwen2_5_VLFamily(CausalFamily):
         return request | ({"multi_modal_data": data, "multi_modal_uuids": names} if data else {})
 
     def engine_times(self, videos: Sequence[Media]) -> dict[str, Any]:
-        """What vLLM must know of the videos' times."""
+        """The videos' times as vLLM takes them."""
         seconds = [item.seconds_per_temporal_patch for item in videos]
         return {"second_per_grid_ts": torch.tensor(seconds, dtype=torch.float64)}
 

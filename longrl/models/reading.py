@@ -1,4 +1,4 @@
-"""How rows become prompts: config and tokenizer, pixels and patches, chat template, placeholders, positions.
+"""The way from rows to prompts: config and tokenizer, pixels and patches, chat template, placeholders, positions.
 
 Runs in loader workers and touches no weights. Letters: F frames, A position axes, T prompt tokens, S response tokens.
 """
@@ -81,9 +81,9 @@ class PatchesMedia(PretrainedFolder):
     """What of an image, video or sound does the encoder read, and how many tokens is it?"""
 
     supports_audio: bool = False
-    """Whether it reads sound."""
+    """True if it reads sound."""
     use_audio_in_video: bool = False
-    """Whether a video is shown with its sound track."""
+    """True if a video is shown with its sound track."""
 
     def grid(
         self, num_frames: int, height: int, width: int, *, kind: MediaKind = "video", resized: bool = False
@@ -281,7 +281,7 @@ class RendersPrompts(PatchesMedia):
         return self.tokenizer.decode(token_ids, skip_special_tokens=True)
 
     def identity(self) -> dict[str, Any]:
-        """What decides, beside the weights, how the model answers a row: options by name, in plain values.
+        """All that decides, beside the weights, how the model answers a row: options by name, in plain values.
 
         Those are `answer_options`, and all other options of constructors but `training_options`. Stored answers are
         found by it, so it must be the same in every process.
@@ -314,5 +314,5 @@ def constructor_options(part: type) -> list[str]:
 
 
 def is_local(source: str) -> bool:
-    """Whether `source` is meant as a path: `owner/name` asks the hub, unless `owner` is a folder here (`runs/sft`)."""
+    """True if `source` is meant as a path: `owner/name` asks the hub, unless `owner` is a folder here (`runs/sft`)."""
     return source.startswith((".", "/", "~")) or source.count("/") != 1 or Path(source).parent.is_dir()

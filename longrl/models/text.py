@@ -20,7 +20,7 @@ class TextFamily(CausalFamily):
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("qwen2", "qwen3")
-    """Of the configs it reads; Qwen2.5's is qwen2."""
+    """`model_type` of the configs it reads; Qwen2.5's is qwen2."""
 
     @override
     def build(self, weights: str | None = OWN_WEIGHTS) -> Any:

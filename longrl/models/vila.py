@@ -30,7 +30,7 @@ from longrl.types import AudioClip, Frames, Media, MediaKind, Prompt, TemporalPa
 
 MEDIA_TOKENS = {"image": "<image>", "video": "<vila/video>"}
 EXTRA_TOKENS = ("<vila/sentinel>", *MEDIA_TOKENS.values())
-"""What the released code adds to a tokenizer that lacks them, in this order."""
+"""Tokens that the released code adds to a tokenizer that lacks them, in this order."""
 
 
 class VilaFamily(CausalFamily):
@@ -214,7 +214,7 @@ class VilaFamily(CausalFamily):
         return grid[1] // side, grid[2] // side
 
     def _by_scales(self, media: Media) -> bool:
-        """Whether it is an image whose tiles are joined before the projector."""
+        """True for an image whose tiles are joined before the projector."""
         return media.kind == "image" and bool(self.config.scales) and self._tiles(media.grid_thw) != (1, 1)
 
     # -- prompts -------------------------------------------------------------------------------------------------

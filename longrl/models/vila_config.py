@@ -25,7 +25,7 @@ DOWNSAMPLING = {
 }  # fmt: skip
 """Projector kind -> patches along one side of the square that becomes a token."""
 ASPECTS = (None, "resize", "dynamic", "dynamic_s2")
-"""Of `image_aspect_ratio`. None leaves resizing to the processor of the encoder, which is the same for SigLIP."""
+"""Those of `image_aspect_ratio`. None leaves resizing to the processor of the encoder, which is the same for SigLIP."""
 
 
 PoolFrames = int | Literal["by_length"] | None
@@ -75,7 +75,7 @@ class Encoder:
 
 
 class VilaConfig:
-    """What a VILA folder says; a part without a `config.json` of its own is described by the top one.
+    """A VILA folder's description; a part without a `config.json` of its own is described by the top one.
 
     Args:
         folder: in the released layout.

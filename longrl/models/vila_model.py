@@ -203,7 +203,7 @@ class VilaModel(nn.Module):
         return self.llm.get_output_embeddings()
 
     def gradient_checkpointing_enable(self, **options: Any) -> None:
-        """Of both transformers models."""
+        """Gradient checkpointing of both transformers models."""
         self.llm.gradient_checkpointing_enable(**options)
         self.vision_tower.gradient_checkpointing_enable(**options)
 

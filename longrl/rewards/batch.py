@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 from longrl.types import Row
 
 Judged = TypeVar("Judged")
-"""What is judged: a `Completion` of text, or the frames of a picture or video, [F, 3, H, W] uint8."""
+"""A sample to judge: a `Completion` of text, or the frames of a picture or video, [F, 3, H, W] uint8."""
 
 
 class BatchReward(ABC, Generic[Judged]):

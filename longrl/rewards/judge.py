@@ -40,7 +40,7 @@ class JudgementFailed(ValueError):
 def judge_request(
     model: str, question: str, reference: str, answer: str, decoding: Decoding, prompt: str = PROMPT
 ) -> Request:
-    """What a judge is asked; nothing in the answer can close its tag."""
+    """The request to a judge; nothing in the answer can close its tag."""
     parts = {"question": question, "reference": reference, "answer": answer}
     parts = {name: TAGS.sub(" ", text).strip() for name, text in parts.items()}
     # One pass, so that braces and "{answer}" in a text stay what they are.

@@ -1,4 +1,4 @@
-"""What completions earn: how right an answer is for its kind of question, and the weighted sum of reward functions."""
+"""Rewards of completions: how right an answer is for its kind of question, and the weighted sum of reward functions."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class RewardTerm:
     of text, or the frames of a generated picture or video, [F, 3, H, W] uint8 RGB, and the `Row` it was made for."""
     weight: float = 1.0
     name: str | None = None
-    """Of the part in the logs; the function's own name when None."""
+    """The part's name in the logs; the function's own name when None."""
     frames_of: str = "all"
     """Which frames of a generated video the function sees: `all`, `first`, `last` or `every N`."""
 

@@ -53,12 +53,12 @@ NOT_RUN = {
     "released files": "the model is tiny; `plan` and the first step of `fit` with the released folder read them",
     "vLLM": "it runs in a process of its own; rollouts by it are compared with the trainer before the first step",
 }
-"""What README claims of its families and `check_family` does not run -> why, and what shows it."""
+"""Claims of README's table that `check_family` does not run -> why, and what shows it."""
 
 
 @dataclass
 class FamilyReport:
-    """What was compared, and what was not and why."""
+    """Claims that were compared, and those that were not and why."""
 
     family: str
     checked: dict[str, str] = field(default_factory=dict)

@@ -35,7 +35,7 @@ def noise_sound(
 
 
 def local_frames(frames: Frames, share: FrameShard, temporal_patch_size: int | TemporalPatchSize = 2) -> Frames:
-    """What a rank with this share decodes of an image or video."""
+    """The frames of an image or video that a rank with this shard decodes."""
     indices = share.frames(len(frames.timestamps), temporal_patch_size if frames.kind == "video" else 1)
     return replace(frames, pixels=frames.pixels[indices.start : indices.stop])
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ClipReward(BatchReward["Tensor"]):
-    """What the rewards of this file share: a CLIP model and how it embeds frames and prompts."""
+    """Base of the rewards of this file: a CLIP model and how it embeds frames and prompts."""
 
     folder: str
     """The model's files: config.json, model.safetensors, and the processor's files unless `processor` names others."""

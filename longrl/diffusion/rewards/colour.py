@@ -82,7 +82,7 @@ class ColourShare(ColourReward):
 
 @dataclass(frozen=True)
 class ColourPlace(ColourReward):
-    """Whether a colour is where it should be: (1 + share in that half - share in the other half) / 2.
+    """A colour's place, right or wrong: (1 + share in that half - share in the other half) / 2.
 
     1 for "red on the left" if the left half is red and the right one has none; 1/2 if it is nowhere, or everywhere.
 

@@ -1,4 +1,4 @@
-"""Whether a generated picture shows the text that its prompt asks for.
+"""Reward for a picture that shows the text its prompt asks for.
 
 The text is read by RapidOCR (PP-OCR models by ONNX Runtime), whose package brings its models along: nothing is
 downloaded. Extra: `diffusion-rewards`.
@@ -43,7 +43,7 @@ class OcrMatch(SampleReward["Tensor"]):
     """A picture whose shorter side has fewer pixels is enlarged to so many before text is searched. RapidOCR's own 736
     takes twice the time on pictures of 512 x 512 and read drawn words of 16 to 40 pixels no better."""
     num_threads: int = -1
-    """Of ONNX Runtime; -1 for all cores."""
+    """Threads of ONNX Runtime; -1 for all cores."""
 
     def prepare(self) -> None:
         """Loads the reader.
@@ -82,7 +82,7 @@ class OcrMatch(SampleReward["Tensor"]):
 
 
 def quoted_text(prompt: str) -> str:
-    """What stands in double quotes in a prompt, several joined by a space.
+    """The text in double quotes in a prompt, several joined by a space.
 
     Raises:
         ValueError: nothing does.
