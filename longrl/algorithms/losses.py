@@ -233,7 +233,7 @@ def gaussian_mean(location: Tensor, ref_location: Tensor) -> Tensor:
     """KL between two Gaussians of the same deviation, per number of a latent: mean(((mu - mu_ref) / std)^2) / 2. [R].
 
     Flow-GRPO, arXiv:2505.05470, eq. 12, with the step's own variance below the squares (its code leaves out the length
-    of the step). The gradient is that of KL(policy || reference), exactly. For flow models alone.
+    of the step). The gradient is that of KL(policy || reference), exactly. For diffusion models alone.
 
     Args:
         location: [R, D] means divided by the deviation.

@@ -341,7 +341,7 @@ def _tile_batch(prompt_lengths: tuple[int, ...], num_queries: int, tile_keys: in
 
 @functools.lru_cache(maxsize=64)  # all layers share one
 def _chunk_batches(spans: tuple[GroupSpan, ...], start: int, stop: int) -> tuple[VarlenBatch, range]:
-    """Rows start..stop of packed prompts by groups within their chunk, and the earlier rows that the first of them see."""
+    """Rows start..stop of packed prompts by groups in their chunk, and the earlier rows that the first of them see."""
     lengths = []
     earlier = range(0)
     for span in spans:

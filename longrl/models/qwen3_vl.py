@@ -80,7 +80,7 @@ class Qwen3VLFamily(Qwen2_5_VLFamily):
 
     @override
     def time_tokens(self, timestamps: Sequence[float]) -> int:
-        """Tokens by Qwen's tokenizer, which has one for every digit, and for `<`, `.`, ` seconds`, `>`; and two marks."""
+        """Number by Qwen's tokenizer, which has a token for every digit, `<`, `.`, ` seconds`, `>`; and two marks."""
         return sum(len(f"{time:.1f}") + 5 for time in timestamps)
 
     @override

@@ -44,7 +44,7 @@ def sample_prompts(family: CausalFamily, share: FrameShard = FULL_SHARD) -> list
     """Three prompts of different lengths, as a rank with this share of the media renders them.
 
     Two videos and an image in one prompt, a video alone, text alone, where the family reads them; sound beside the
-    image if it hears.
+    image if it reads sound.
     """
     kinds = family.media_token_ids()
     clips: dict[str, Frames | AudioClip] = {
