@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +43,10 @@ class Qwen2_5_VLFamily(CausalFamily):
 
     num_axes = 3
     # The encoder rounds by the size of a call, so the last one counts too.
-    answer_options = ("min_pixels", "max_pixels", "max_video_pixels", "max_patches_per_encode")
-    training_options = ("freeze_vision_encoder",)
+    answer_options: ClassVar[tuple[str, ...]] = (
+        "min_pixels", "max_pixels", "max_video_pixels", "max_patches_per_encode",
+    )  # fmt: skip
+    training_options: ClassVar[tuple[str, ...]] = ("freeze_vision_encoder",)
 
     def __init__(
         self,
