@@ -233,9 +233,9 @@ class Step:
             features = encode(policy, self.sizes.completions)
         return policy(packed, features, 1.0, self.sequence).logp
 
-    def _prompt(self, name: str, num_frames: int, share: FrameShard) -> types.Prompt:
+    def _prompt(self, name: str, num_frames: int, shard: FrameShard) -> types.Prompt:
         size, generator = self.sizes.model.frame_size, torch.Generator().manual_seed(sum(map(ord, name)))
-        held = share.frames(num_frames, self.family.temporal_patch_size)
+        held = shard.frames(num_frames, self.family.temporal_patch_size)
         pixels = torch.randint(0, 256, (len(held), 3, size, size), dtype=torch.uint8, generator=generator)
         frames = types.Frames("video", pixels, tuple(map(float, range(num_frames))), name, float(num_frames))
         return self.family.render(types.Row(id=name, problem="", answer=""), "What happens?", [frames])

@@ -155,7 +155,7 @@ class AudioClip:
     """Hash of the file's content and of everything that decided which samples these are."""
     is_video_track: bool = False
     """The track of the video before it, not a media item that the prompt places."""
-    share: FrameShard = FULL_SHARD
+    shard: FrameShard = FULL_SHARD
     """Which part of its features this rank encodes."""
     source: Callable[[], Iterator[AudioClip]] | None = None
     """Gives the sound where the samples were left out, as `Frames.source` does."""

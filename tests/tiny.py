@@ -91,17 +91,17 @@ def omni_family(**kwargs: object) -> QwenOmniFamily:
     return QwenOmniFamily(omni_folder(), **{**defaults, **kwargs})
 
 
-def omni_prompts(family: QwenOmniFamily, share: FrameShard = FULL_SHARD) -> list[Prompt]:
+def omni_prompts(family: QwenOmniFamily, shard: FrameShard = FULL_SHARD) -> list[Prompt]:
     """Videos with a longer and a shorter track, an image and a sound in one prompt; a sound alone; text alone."""
 
     def clip(count: int, name: str, seconds: float) -> list[Frames | AudioClip]:
-        return [held(frames(count, 60, 90, name), share), sound(seconds, f"{name} track", True, share)]
+        return [held(frames(count, 60, 90, name), shard), sound(seconds, f"{name} track", True, shard)]
 
-    media = [*clip(6, "v1", 5.3), sound(0.53, "beep", share=share), held(frames(1, 40, 40, "i", "image"), share)]
+    media = [*clip(6, "v1", 5.3), sound(0.53, "beep", shard=shard), held(frames(1, 40, 40, "i", "image"), shard)]
     media += clip(9, "v2", 3.1)
     return [
         family.render(row("mixed"), "What <video> and <audio> is <image> then <video>?", media),
-        family.render(row("sound"), "What?", [sound(6.77, "long", share=share)]),
+        family.render(row("sound"), "What?", [sound(6.77, "long", shard=shard)]),
         family.render(row("text"), "no media here"),
     ]
 
@@ -130,14 +130,14 @@ def row(name: str = "a", answer: str = "A", **kwargs: object) -> Row:
     return Row(id=name, problem="Which?\nA. one\nB. two\nC. three\nD. four", answer=answer, **kwargs)
 
 
-def mixed_prompts(family: Qwen2_5_VLFamily | VilaFamily, share: FrameShard = FULL_SHARD) -> list[Prompt]:
+def mixed_prompts(family: Qwen2_5_VLFamily | VilaFamily, shard: FrameShard = FULL_SHARD) -> list[Prompt]:
     """Two videos and an image in one prompt, one video, and text only; all of different length."""
     cell = family.temporal_patch_size
     media = [frames(5, 60, 90, "v1"), frames(1, 40, 40, "i1", "image"), frames(8, 87, 113, "v2")]
-    media = [held(item, share, cell) for item in media]
+    media = [held(item, shard, cell) for item in media]
     return [
         family.render(row("mixed"), "What comes <video> and <image> then <video>?", media),
-        family.render(row("video"), "What?", [held(frames(6, 60, 60, "v3"), share, cell)]),
+        family.render(row("video"), "What?", [held(frames(6, 60, 60, "v3"), shard, cell)]),
         family.render(row("text"), "no media here"),
     ]
 

@@ -36,7 +36,7 @@ from longrl.datamodules.loading.render import (
 from longrl.datamodules.loading.skips import SkipLog
 from longrl.datamodules.media.sampling import VideoSampling
 from longrl.datamodules.media.subtitles import Subtitles, log_subtitles
-from longrl.datamodules.media.video import Decoding
+from longrl.datamodules.media.video import DecodeLimits
 from longrl.datamodules.rows.question_rows import make_rows
 from longrl.datamodules.rows.sources import media_root_of, read_records
 from longrl.io.functions import import_function
@@ -84,7 +84,7 @@ class LongVideoReason(StreamedData):
         multiprocessing_context: how workers start: `fork`, `spawn` or `forkserver`; None for the platform's default.
         cached_media: decoded videos and images that each worker keeps, for sources that ask often about the same ones.
         decode_chunk_frames: frames of a video that are in memory in the file's own size at once.
-        max_held_mib: a video whose frames, this rank's share and at the encoder's size, take more is not handed over in
+        max_held_mib: a video whose frames, this rank's shard and at the encoder's size, take more is not handed over in
             memory: the loader decodes it to see that it can be, and it is decoded again while it is encoded.
         bad_records: what happens to a record that lacks a field, has an answer outside its options or places media that
             it lacks: `error`, before weights are loaded, or `skip`, listed and counted like a broken video.
@@ -179,10 +179,10 @@ class LongVideoReason(StreamedData):
             max_prompt_tokens=max_prompt_tokens,
             subtitles=subtitles,
             cached_media=cached_media,
-            decoding=Decoding(decode_chunk_frames, max_held_mib),
+            decoding=DecodeLimits(decode_chunk_frames, max_held_mib),
         )
         self.datasets: dict[Split, RenderedRows] = {}
-        """What has been read so far."""
+        """Splits that have been read so far."""
         self._sizes: dict[Split, tuple[int, ...]] = {}
         """Rows of each source."""
         self._skips: dict[Split, SkipLog] = {}
@@ -193,7 +193,7 @@ class LongVideoReason(StreamedData):
     def setup(self, stage: str) -> None:
         """Reads as `StreamedData.setup`; ranks of a sequence-parallel group decode their own frames."""
         sp_group = self._parallel().sp_group
-        self.renderer.share = FrameShard(sp_group.rank, sp_group.size)
+        self.renderer.shard = FrameShard(sp_group.rank, sp_group.size)
         super().setup(stage)
 
     @override

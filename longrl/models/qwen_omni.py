@@ -135,7 +135,7 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
         if not isinstance(frames, AudioClip):
             return super().patch(frames)
         outline = self.outline_media(frames)
-        held = frames.share.temporal_patches(outline.grid_thw[0])
+        held = frames.shard.temporal_patches(outline.grid_thw[0])
         if not len(frames.waveform) or not held:
             return outline
         size = self._window_size

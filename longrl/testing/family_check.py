@@ -85,7 +85,7 @@ def check_family(
 
     Args:
         family: of a tiny model.
-        prompts: made for it, three or more; the share says which part of the media a rank decodes.
+        prompts: made for it, three or more; the shard says which part of the media a rank decodes.
         plain_model: a model with the same weights that is called as transformers models are; by default transformers'
             own class with eager attention.
         media_inputs: keywords by which that model takes the media of a prompt; by default those of Qwen's models.

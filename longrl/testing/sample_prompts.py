@@ -24,24 +24,24 @@ def noise_frames(
 
 
 def noise_sound(
-    seconds: float, key: str = "s", is_video_track: bool = False, share: FrameShard = FULL_SHARD
+    seconds: float, key: str = "s", is_video_track: bool = False, shard: FrameShard = FULL_SHARD
 ) -> AudioClip:
     """A sound of noise around a tone; the key decides it."""
     generator = torch.Generator().manual_seed(sum(map(ord, key)))
     count = round(SAMPLE_RATE * seconds)
     tone = torch.sin(torch.arange(count) * (0.02 + 0.01 * (sum(map(ord, key)) % 7)))
     waveform = 0.5 * tone + 0.1 * torch.randn(count, generator=generator)
-    return AudioClip(waveform, count, key, is_video_track, share)
+    return AudioClip(waveform, count, key, is_video_track, shard)
 
 
-def local_frames(frames: Frames, share: FrameShard, temporal_patch_size: int | TemporalPatchSize = 2) -> Frames:
+def local_frames(frames: Frames, shard: FrameShard, temporal_patch_size: int | TemporalPatchSize = 2) -> Frames:
     """The frames of an image or video that a rank with this shard decodes."""
-    indices = share.frames(len(frames.timestamps), temporal_patch_size if frames.kind == "video" else 1)
+    indices = shard.frames(len(frames.timestamps), temporal_patch_size if frames.kind == "video" else 1)
     return replace(frames, pixels=frames.pixels[indices.start : indices.stop])
 
 
-def sample_prompts(family: CausalFamily, share: FrameShard = FULL_SHARD) -> list[Prompt]:
-    """Three prompts of different lengths, as a rank with this share of the media renders them.
+def sample_prompts(family: CausalFamily, shard: FrameShard = FULL_SHARD) -> list[Prompt]:
+    """Three prompts of different lengths, as a rank with this shard of the media renders them.
 
     Two videos and an image in one prompt, a video alone, text alone, where the family reads them; sound beside the
     image if it reads sound.
@@ -50,7 +50,7 @@ def sample_prompts(family: CausalFamily, share: FrameShard = FULL_SHARD) -> list
     clips: dict[str, Frames | AudioClip] = {
         "<video>": noise_frames(5, 60, 90, "v1"),
         "<image>": noise_frames(1, 40, 40, "i1", "image"),
-        "<audio>": noise_sound(0.53, "a1", share=share),
+        "<audio>": noise_sound(0.53, "a1", shard=shard),
         " <video>": noise_frames(8, 87, 113, "v2"),
     }
     clips = {tag: clip for tag, clip in clips.items() if clip.kind in kinds}
@@ -65,7 +65,7 @@ def sample_prompts(family: CausalFamily, share: FrameShard = FULL_SHARD) -> list
     patch_size = family.temporal_patch_size
     for name, question, media in questions:
         row = Row(id=name, problem="Which?\nA. one\nB. two\nC. three\nD. four", answer="A")
-        local = [local_frames(item, share, patch_size) if isinstance(item, Frames) else item for item in media]
+        local = [local_frames(item, shard, patch_size) if isinstance(item, Frames) else item for item in media]
         prompts.append(family.render(row, question, local, response="It is the first."))
     return prompts
 

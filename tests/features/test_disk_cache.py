@@ -26,9 +26,9 @@ def files_in(folder):
     return sorted(path for path in folder.iterdir() if path.suffix == ".safetensors")
 
 
-def prompt(family, *keys, size=56, count=4, share=None):
+def prompt(family, *keys, size=56, count=4, shard=None):
     media = [frames(count, size, size, key) for key in keys]
-    return family.render(row("+".join(keys)), "What?", [held(item, share) for item in media] if share else media)
+    return family.render(row("+".join(keys)), "What?", [held(item, shard) for item in media] if shard else media)
 
 
 def features(family, folder, **options):
@@ -128,7 +128,7 @@ def in_a_team(folders, keys):
     disk = DiskCache(family, str(folders[sp_group.rank]), LARGE)
     cache = FeatureCache(family, parallel=Parallel(world=sp_group, sp_group=sp_group), disk=disk)
     found = cache.get_or_encode(
-        model, [prompt(family, key, share=FrameShard(sp_group.rank, sp_group.size)) for key in keys]
+        model, [prompt(family, key, shard=FrameShard(sp_group.rank, sp_group.size)) for key in keys]
     )
     return {key: value.clone() for key, value in found.items()}, len(calls), cache.num_encoded
 

@@ -220,7 +220,7 @@ def test_ranks_share_a_sound_by_windows(seconds, size):
     (wanted,) = family.encode_media(model, [family.patch(whole)])
     parts = []
     for rank in range(size):
-        media = family.patch(dataclasses.replace(whole, share=FrameShard(rank, size)))
+        media = family.patch(dataclasses.replace(whole, shard=FrameShard(rank, size)))
         count = len(FrameShard(rank, size).temporal_patches(media.grid_thw[0]))
         parts += family.encode_media(model, [media.part(count)]) if count else []
     assert len(wanted) == family.num_features(family.patch(whole))

@@ -356,9 +356,9 @@ def test_a_rank_without_pixels_renders_the_same_prompt(values):
     family = vila_family(vila_folder(**values), pool_frames=2)
     media = [frames(5, 60, 90, "v"), frames(1, 60, 200, "i", "image")]
     whole = family.render(row(), "see <video> and <image>", media)
-    for share in (FrameShard(0, 2), FrameShard(1, 2)):
-        part = family.render(row(), "see <video> and <image>", [held(item, share, 2) for item in media])
+    for shard in (FrameShard(0, 2), FrameShard(1, 2)):
+        part = family.render(row(), "see <video> and <image>", [held(item, shard, 2) for item in media])
         assert torch.equal(part.input_ids, whole.input_ids)
         for mine, theirs in zip(part.media, whole.media, strict=True):
             assert (mine.key, mine.grid_thw, mine.timestamps) == (theirs.key, theirs.grid_thw, theirs.timestamps)
-        assert [len(item.patches) > 0 for item in part.media] == [True, share.rank == 1]
+        assert [len(item.patches) > 0 for item in part.media] == [True, shard.rank == 1]

@@ -61,9 +61,9 @@ class Case:
             lora=LoRASettings(rank=8) if self.lora else None, mlp_chunk_tokens=self.mlp_chunk,
         )  # fmt: skip
 
-    def prompt(self, family: Qwen2_5_VLFamily, share: FrameShard, name: str = "v") -> Prompt:
+    def prompt(self, family: Qwen2_5_VLFamily, shard: FrameShard, name: str = "v") -> Prompt:
         video = frames(2 * self.cells, SIDE, SIDE, name)
-        return family.render(row("a"), "What?", [held(video, share)])
+        return family.render(row("a"), "What?", [held(video, shard)])
 
 
 def wide_folder(vocabulary: int, hidden: int) -> str:

@@ -109,29 +109,29 @@ class Case:
     def algorithm(self):
         return Algorithm(token_weights=token_mean, kl_coef=0.3 if self.kl else 0.0)
 
-    def groups(self, share=FULL_SHARD):
+    def groups(self, shard=FULL_SHARD):
         family = self.family()
-        return sampled(family, PROMPTS[self.prompts](family, share))
+        return sampled(family, PROMPTS[self.prompts](family, shard))
 
 
-def text_prompts(family, share):
+def text_prompts(family, shard):
     return [family.render(row(str(i)), "Which one? " * (1 + 2 * i)) for i in range(3)]
 
 
-def one_video(family, share):
+def one_video(family, shard):
     """Four questions on one video of one temporal cell, shorter than most teams are large."""
-    clip = held(frames(2, 60, 90, "short"), share)
+    clip = held(frames(2, 60, 90, "short"), shard)
     return [family.render(row(str(i)), "What? " * i, [clip]) for i in range(3)]
 
 
-def single(family, share):
+def single(family, shard):
     """Fewer prompts than teams: a rank has nothing at all."""
-    return mixed_prompts(family, share)[:1]
+    return mixed_prompts(family, shard)[:1]
 
 
-def omni_sound(family, share):
+def omni_sound(family, shard):
     """No rank has a picture; a sound of four windows and a text."""
-    return omni_prompts(family, share)[1:]
+    return omni_prompts(family, shard)[1:]
 
 
 PROMPTS = {
@@ -183,8 +183,8 @@ def one_step(case: Case, devices: int) -> tuple[dict[str, float], dict[str, torc
     return seen.metrics[-1], seen.gradients[-1]
 
 
-def case_prompts(case: Case, share: FrameShard):
-    return PROMPTS[case.prompts](case.family(), share)
+def case_prompts(case: Case, shard: FrameShard):
+    return PROMPTS[case.prompts](case.family(), shard)
 
 
 def disturb_sharded(policy):

@@ -180,7 +180,7 @@ class RowOrder:
             yield self.at(turn * self.world_size + self.rank)
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same for a position to mean the same row."""
+        """Facts that must be the same for a position to mean the same row."""
         return {"seed": self.seed, "number_of_rows": self.num_rows}
 
 
@@ -317,7 +317,7 @@ def _gather(position: int, order: RowOrder) -> list[int]:
 
 
 class TrainLoader:
-    """What Lightning iterates over in `fit`: as many batches per Lightning epoch as one pass over the rows has.
+    """Batches that Lightning iterates over in `fit`: as many batches per Lightning epoch as one pass over the rows has.
 
     It is no torch `DataLoader`, so Lightning puts no sampler into it; and it is sized, so Lightning asks for no batch
     before the one in hand has been trained on. A Lightning epoch takes up where the last one ended in the stream; with

@@ -14,7 +14,7 @@ import av
 from longrl.datamodules.media.audio import FileSound, read_sound
 from longrl.datamodules.media.sampling import VideoSampling
 from longrl.datamodules.media.subtitles import Subtitles, subtitle_text
-from longrl.datamodules.media.video import Decoding, FileFrames, HeldFrames, VideoReader, hold_frames, read_image
+from longrl.datamodules.media.video import DecodeLimits, FileFrames, HeldFrames, VideoReader, hold_frames, read_image
 from longrl.models.reading import MEDIA_TAG, RendersPrompts
 from longrl.packing.lengths import length_problem
 from longrl.rewards.answers import parse_options
@@ -27,15 +27,15 @@ DEFAULT_QUESTION = (
 )
 DEFAULT_RESPONSE = "<think>{reasoning}</think><answer>{answer}</answer>"
 
-DEFAULT_DECODING = Decoding()
+DEFAULT_LIMITS = DecodeLimits()
 NO_SUBTITLES = Subtitles()
 
 
 class KnowsFeatures(Protocol):
-    """Whoever can tell whether the features of a medium are there already."""
+    """Whoever can tell whether the features of a media item are there already."""
 
     def has(self, key: str) -> bool:
-        """Whether they are."""
+        """True if they are."""
 
 
 @dataclass
@@ -53,9 +53,9 @@ class RowRenderer:
     max_prompt_tokens: int | None = None
     subtitles: Subtitles = NO_SUBTITLES
     cached_media: int = 0
-    decoding: Decoding = DEFAULT_DECODING
-    share: FrameShard = FULL_SHARD
-    """Which part of every medium this rank decodes."""
+    decoding: DecodeLimits = DEFAULT_LIMITS
+    shard: FrameShard = FULL_SHARD
+    """Which part of every media item this rank decodes."""
     stored: KnowsFeatures | None = None
     """Videos that it knows are not decoded; should their features prove unusable, `Media.source` decodes them."""
     _cache: OrderedDict[tuple[object, ...], Frames | AudioClip] = field(default_factory=OrderedDict, repr=False)
@@ -118,7 +118,7 @@ class RowRenderer:
         )
 
     def identity(self) -> dict[str, Any]:
-        """What decides, beside row and family, what a model is shown: options by name, in values that JSON can hold.
+        """All that decides, beside row and family, what is shown: options by name, in values that JSON can hold.
 
         Stored answers are found by it. Options that change training targets, or only where and when media are decoded,
         are none of it.
@@ -132,7 +132,7 @@ class RowRenderer:
         }
 
     def drops_media(self, row: Row) -> bool:
-        """Whether a row is shown without its media: all are, or it is one of `blind_share` of the training rows."""
+        """True for a row shown without its media: all are, or it is one of `blind_share` of the training rows."""
         drawn = int.from_bytes(hashlib.sha256(row.id.encode()).digest()[:4], "big") / 2**32
         return self.blind or drawn < self.blind_share
 
@@ -161,7 +161,7 @@ class RowRenderer:
             return self._cache[known]
         item: Frames | AudioClip
         if kind == "image":
-            item = read_image(path, self.share)
+            item = read_image(path, self.shard)
         elif kind == "video":
             item = self._video(path, sampling)
         else:
@@ -178,17 +178,17 @@ class RowRenderer:
                 f"{type(self.family).__name__} reads no sound, but a row has {path}; use a family that does, as "
                 "longrl.models.qwen_omni.QwenOmniFamily, or rows without `audios`"
             )
-        sound = read_sound(path, self.share)
+        sound = read_sound(path, self.shard)
         if self.stored is not None and self.stored.has(self.family.outline_media(sound).key):
-            return replace(sound, waveform=sound.waveform[:0], source=FileSound(path, self.share))
+            return replace(sound, waveform=sound.waveform[:0], source=FileSound(path, self.shard))
         return sound
 
     def _video(self, path: str, sampling: VideoSampling) -> Frames:
         """A video's frames at the encoder's size if they are few; else, or if features are stored, their source."""
         # 1. Times and size alone give the key of the features, and the grid.
         temporal_patch_size = self.family.temporal_patch_size
-        reader = VideoReader(path, sampling, self.share, temporal_patch_size)
-        file = FileFrames(path, sampling, self.share, temporal_patch_size, self.decoding.chunk_frames)
+        reader = VideoReader(path, sampling, self.shard, temporal_patch_size)
+        file = FileFrames(path, sampling, self.shard, temporal_patch_size, self.decoding.chunk_frames)
         outline = replace(reader.outline, source=file)
         item = self.family.outline_media(outline)
 
@@ -206,7 +206,7 @@ class RowRenderer:
             return outline
 
         # 4. What fits in one call of the encoder is patched here, more of it call by call.
-        if len(self.share.temporal_patches(item.grid_thw[0])) <= self.family.temporal_patches_per_encode(item):
+        if len(self.shard.temporal_patches(item.grid_thw[0])) <= self.family.temporal_patches_per_encode(item):
             return frames
         return replace(outline, source=HeldFrames(frames))
 
@@ -242,7 +242,7 @@ def files_of(row: Row) -> tuple[str, ...]:
 
 
 def ordered_media(row: Row) -> list[tuple[MediaKind, str]]:
-    """Kind and path of each medium, in the order of the problem's tags; else images, videos, sounds."""
+    """Kind and path of each media item, in the order of the problem's tags; else images, videos, sounds."""
     media: list[tuple[MediaKind, str]] = [("image", path) for path in row.images]
     media += [("video", path) for path in row.videos]
     media += [("audio", path) for path in row.audios]

@@ -14,10 +14,10 @@ from longrl.types import UnusableSample
 logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
-"""What rows are made into: prompts, or for generators of pictures rows as they are."""
+"""The product of a row: a prompt, or for generators of pictures rows as they are."""
 
 REASON = ', "reason": '
-"""What stands between row and reason in a line."""
+"""The text between row and reason in a line."""
 GRACE_ROWS = 3
 """As many rows may be skipped whatever the share is: one bad file must not stop a small data set."""
 

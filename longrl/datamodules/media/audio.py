@@ -36,14 +36,14 @@ class FileSound:
     """An `AudioClip.source` that decodes a file."""
 
     path: str
-    share: FrameShard
+    shard: FrameShard
 
     def __call__(self) -> Iterator[AudioClip]:
         """The sound, whole."""
-        yield read_sound(self.path, self.share)
+        yield read_sound(self.path, self.shard)
 
 
-def read_sound(path: str | Path, share: FrameShard = FULL_SHARD) -> AudioClip:
+def read_sound(path: str | Path, shard: FrameShard = FULL_SHARD) -> AudioClip:
     """The first sound track of a file, as one channel at 16 kHz.
 
     Time 0 is the video's first frame if the file has a video: a track that starts later begins with silence, one that
@@ -51,7 +51,7 @@ def read_sound(path: str | Path, share: FrameShard = FULL_SHARD) -> AudioClip:
 
     Args:
         path: a file of any format that PyAV reads: wav, mp3, flac, ogg, m4a, mp4, mkv.
-        share: which part of its features this rank encodes; all ranks decode the whole.
+        shard: which part of its features this rank encodes; all ranks decode the whole.
 
     Raises:
         UnusableSample: no such file, no sound track, a torn one, or less than 0.1 s of it.
@@ -71,7 +71,7 @@ def read_sound(path: str | Path, share: FrameShard = FULL_SHARD) -> AudioClip:
     if len(samples) < MIN_SECONDS * SAMPLING_RATE:
         raise UnusableSample(path, f"it has {len(samples) / SAMPLING_RATE:.3f} s of sound, less than {MIN_SECONDS} s")
     key = hashlib.sha256(f"audio {digest} PyAV {av.__version__} {SAMPLING_RATE}".encode()).hexdigest()
-    return AudioClip(torch.from_numpy(samples), len(samples), key, share=share)
+    return AudioClip(torch.from_numpy(samples), len(samples), key, shard=shard)
 
 
 def _decoded(container: InputContainer, path: str | Path) -> NDArray[np.float32]:

@@ -19,7 +19,7 @@ from longrl.types import Frames, Row, UnusableSample
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".srt", ".vtt", ".json")
-"""Of subtitle files, the first that a folder has for a video counts."""
+"""Endings of subtitle files; the first that a folder has for a video counts."""
 MARKUP = re.compile(r"</?[A-Za-z][^<>]*>|<[\d:.]+>")
 """Tags of speakers, fonts and the times of words; also media tags, which would place media."""
 
@@ -46,7 +46,7 @@ class Subtitles:
     heading: str = "The video's subtitles:"
     """Line above them."""
     when_blind: Literal["drop", "keep"] = "drop"
-    """What becomes of them where a question is asked without its video; kept, they are all lines."""
+    """Their treatment where a question is asked without its video; kept, they are all lines."""
 
     def __post_init__(self) -> None:
         if self.max_chars < 1:
@@ -67,7 +67,7 @@ class Line(NamedTuple):
 
 
 def subtitle_text(row: Row, options: Subtitles, videos: Sequence[Frames] | None) -> str:
-    """What stands in place of `{subtitles}` in a row's question.
+    """The text in place of `{subtitles}` in a row's question.
 
     Args:
         row: with its videos, whether or not they are shown.
@@ -125,7 +125,7 @@ def take_fitting(texts: Sequence[str], max_chars: int) -> list[str]:
 
 
 def _lines_of(row: Row, source: str) -> list[list[Line]]:
-    """Of each of a row's videos."""
+    """Subtitles of each of a row's videos."""
     if source != "record":
         paths = [_file_of(video, source) for video in row.videos or row.metadata.get("left_out_videos", ())]
         return [read_subtitles(path) if path else [] for path in paths]
@@ -148,7 +148,7 @@ def _file_of(video: str, folder: str) -> str | None:
 
 
 def is_subtitle_file(value: object) -> bool:
-    """Whether a record's subtitles name a file, rather than being lines or a text."""
+    """True if a record's subtitles name a file, rather than being lines or a text."""
     return isinstance(value, str) and value.endswith(SUFFIXES) and "\n" not in value
 
 

@@ -33,7 +33,7 @@ REMUX = "copy it into another container with `ffmpeg -i IN -c copy OUT.mp4`"
 
 
 @dataclass(frozen=True)
-class Decoding:
+class DecodeLimits:
     """How much of a video is in memory."""
 
     chunk_frames: int = 32
@@ -74,7 +74,7 @@ class VideoReader:
         path: a file of any format that FFmpeg reads and finds frames in (mp4, mov, mkv, webm, avi); sound is not
             looked at.
         sampling: which frames.
-        share: which of them to decode; the others only count.
+        shard: which of them to decode; the others only count.
         temporal_patch_size: frames that stay together when a video is split over ranks.
 
     Raises:
@@ -88,7 +88,7 @@ class VideoReader:
         self,
         path: str | Path,
         sampling: VideoSampling,
-        share: FrameShard = FULL_SHARD,
+        shard: FrameShard = FULL_SHARD,
         temporal_patch_size: int | TemporalPatchSize = 1,
     ) -> None:
         import av
@@ -102,7 +102,7 @@ class VideoReader:
             raise UnusableSample(path, f"it ends after {duration_s:.1f} s, before the part from {start_s:g} s on")
         # 2. Which frames are sampled, and which of them are this rank's.
         indices = sample_indices(index.starts, index.end_s, sampling)
-        held = share.frames(len(indices), temporal_patch_size)
+        held = shard.frames(len(indices), temporal_patch_size)
         self.path = path
         self._index = index
         self.indices = indices[held.start : held.stop]
@@ -189,13 +189,13 @@ class FileFrames:
 
     path: str
     sampling: VideoSampling
-    share: FrameShard
+    shard: FrameShard
     temporal_patch_size: int | TemporalPatchSize
     chunk_frames: int
 
     def __call__(self) -> Iterator[Frames]:
         """The shard's frames in chunks."""
-        reader = VideoReader(self.path, self.sampling, self.share, self.temporal_patch_size)
+        reader = VideoReader(self.path, self.sampling, self.shard, self.temporal_patch_size)
         return reader.chunks(self.chunk_frames)
 
 
@@ -224,23 +224,23 @@ def hold_frames(parts: Iterator[Frames], num_frames: int, max_mib: int) -> Frame
 def read_video(
     path: str | Path,
     sampling: VideoSampling,
-    share: FrameShard = FULL_SHARD,
+    shard: FrameShard = FULL_SHARD,
     temporal_patch_size: int | TemporalPatchSize = 1,
 ) -> Frames:
     """The sampled frames of a video file, all of them in memory; see `VideoReader` for arguments and errors.
 
     Returns:
-        Frames with pixels [F, 3, H, W] of the share in the file's own size, and times of all frames from the container,
+        Frames with pixels [F, 3, H, W] of the shard in the file's own size, and times of all frames from the container,
         0 at its first one.
     """
-    reader = VideoReader(path, sampling, share, temporal_patch_size)
+    reader = VideoReader(path, sampling, shard, temporal_patch_size)
     return next(reader.chunks(max(len(reader.indices), 1)), reader.outline)
 
 
-def read_image(path: str | Path, share: FrameShard = FULL_SHARD) -> Frames:
+def read_image(path: str | Path, shard: FrameShard = FULL_SHARD) -> Frames:
     """An image file as one RGB frame [1, 3, H, W], turned upright as its EXIF orientation says.
 
-    A rank whose share it is not gets [0, 3, H, W].
+    A rank whose shard it is not gets [0, 3, H, W].
 
     Raises:
         UnusableSample: no such file, or it cannot be decoded.
@@ -251,7 +251,7 @@ def read_image(path: str | Path, share: FrameShard = FULL_SHARD) -> Frames:
     with decoder_errors(path), Image.open(path) as image:
         pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
     key = hashlib.sha256(f"image {digest} Pillow {__version__}".encode()).hexdigest()
-    held = len(share.temporal_patches(1))
+    held = len(shard.temporal_patches(1))
     frame = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # [1, 3, H, W]
     return Frames("image", frame[:held], timestamps=(0.0,), key=key, indices=(0,))
 

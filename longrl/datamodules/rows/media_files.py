@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov")
-"""Of files that an id without one may mean; capitals count alike."""
+"""Endings of files that an id without one may mean; capitals count alike."""
 LAYOUTS = {"longvila_videos": "longvideo_eval_subset"}
 """Folder that a data set's records name -> first letters of those that its archives unpack to."""
 

@@ -212,7 +212,7 @@ def question_row(record: Mapping[str, Any], index: int, question: str, fields: M
 
 
 def infer_task(problem: str, answer: str, *, has_media: bool) -> str:
-    """What kind of answer is wanted, for records that do not say.
+    """The kind of answer that is wanted, for records that do not say.
 
     A letter or one of the problem's options, or any answer about media to a problem with options: `multiple_choice`. A
     number: `numeric` about media, `math` in text. Anything else: `open_ended`.
@@ -320,7 +320,7 @@ def missing_field_error(record: Mapping[str, Any], index: int, field: str, why: 
 
 
 def row_or_error(make: Callable[..., Result], *args: Any) -> Result | ValueError:
-    """What a function makes of its arguments, or what is wrong with them."""
+    """The result of a function for its arguments, or what is wrong with them."""
     try:
         return make(*args)
     except ValueError as error:

@@ -20,7 +20,7 @@ from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.datamodules.media import video
 from longrl.datamodules.media.sampling import VideoSampling
 from longrl.datamodules.media.video import (
-    Decoding,
+    DecodeLimits,
     FileFrames,
     FrameIndex,
     FramePosition,
@@ -77,15 +77,15 @@ def pictures(name):
     data=st.data(),
 )
 def test_chunks_are_the_frames_that_a_plain_decoder_gives(name, num_frames, chunk, size, per_cell, data):
-    share = FrameShard(data.draw(st.integers(0, size - 1)), size)
+    shard = FrameShard(data.draw(st.integers(0, size - 1)), size)
     sampling = VideoSampling(fps=None, num_frames=num_frames, min_frames=1)
-    reader = VideoReader(clip(name), sampling, share, per_cell)
+    reader = VideoReader(clip(name), sampling, shard, per_cell)
     parts = list(reader.chunks(chunk))
     assert all(len(part.pixels) == chunk for part in parts[:-1])
     assert {(part.key, part.timestamps) for part in parts} <= {(reader.outline.key, reader.outline.timestamps)}
     found = torch.cat([reader.outline.pixels, *(part.pixels for part in parts)])
     assert torch.equal(found, pictures(name)[reader.indices])
-    assert len(found) == len(share.frames(len(reader.outline.timestamps), per_cell))
+    assert len(found) == len(shard.frames(len(reader.outline.timestamps), per_cell))
 
 
 @pytest.mark.parametrize("name", sorted(KINDS))
@@ -164,10 +164,10 @@ def test_a_family_resizes_a_chunk_as_it_resizes_the_whole(make):
             assert torch.equal(torch.cat([part.patches for part in made]), wanted.patches)
 
 
-def rendered(family: CausalFamily, path, share=FULL_SHARD, **decoding):
+def rendered(family: CausalFamily, path, shard=FULL_SHARD, **decoding):
     """A prompt about a video, and its one medium."""
     sampling = VideoSampling(fps=None, num_frames=21)
-    renderer = RowRenderer(family, sampling, decoding=Decoding(**decoding), share=share)
+    renderer = RowRenderer(family, sampling, decoding=DecodeLimits(**decoding), shard=shard)
     prompt = renderer(row("a", videos=(str(path),)))
     return prompt, prompt.media[0]
 
@@ -320,7 +320,7 @@ def test_a_large_video_is_looked_through_once(monkeypatch):
     decoded = []
     real = VideoReader.chunks
     monkeypatch.setattr(VideoReader, "chunks", lambda reader, count: decoded.append(count) or real(reader, count))
-    renderer = RowRenderer(vl_family(), VideoSampling(), decoding=Decoding(max_held_mib=0))
+    renderer = RowRenderer(vl_family(), VideoSampling(), decoding=DecodeLimits(max_held_mib=0))
     for _ in range(3):
         assert renderer(row("a", videos=(str(clip("plain.mp4")),))).media[0].source
     assert decoded == [32]
@@ -359,7 +359,7 @@ def growth_mib(path):
     family = vl_family(freeze_vision_encoder=True, max_patches_per_encode=16 * 64)
     model = family.build()
     sampling = VideoSampling(fps=None, num_frames=100_000, max_frames=100_000)
-    renderer = RowRenderer(family, sampling, decoding=Decoding(max_held_mib=0, chunk_frames=16))
+    renderer = RowRenderer(family, sampling, decoding=DecodeLimits(max_held_mib=0, chunk_frames=16))
     small = renderer(row("a", videos=(str(clip("plain.mp4")),)))
     FeatureCache(family).get_or_encode(model, [small])
     before = peak_mib()
