@@ -9,18 +9,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from longrl.algorithms import losses
 from longrl.algorithms.advantages import InOrder, Outcomes, Selection, group_normalized, keep_all
-from longrl.algorithms.losses import (
-    AllReduce,
-    DrawnSteps,
-    TokenLosses,
-    Tokens,
-    clipped,
-    k3,
-    no_correction,
-    sequence_mean,
-    single_rank,
-)
+from longrl.algorithms.losses import AllReduce, Tokens, single_rank
 from longrl.algorithms.needs import Needs
 from longrl.io.functions import FunctionOrPath, resolve_function
 from longrl.types import SamplingParams
@@ -70,13 +61,13 @@ class Algorithm:
 
     advantage: FunctionOrPath[Advantage] = group_normalized
     """The worth of a completion: advantages.py."""
-    surrogate: FunctionOrPath[Surrogate] = clipped
+    surrogate: FunctionOrPath[Surrogate] = losses.clipped
     """The loss of a token: losses.py, as are the weights, KL estimators and corrections."""
-    token_weights: FunctionOrPath[TokenWeights] = sequence_mean
+    token_weights: FunctionOrPath[TokenWeights] = losses.sequence_mean
     """How much a token counts."""
     select: FunctionOrPath[Selection] = keep_all
     """Which groups train: advantages.py."""
-    kl: FunctionOrPath[Estimator] = k3
+    kl: FunctionOrPath[Estimator] = losses.k3
     """Estimator of the distance to the reference policy."""
     kl_coef: float = 0.0
     """0 needs no reference policy."""
@@ -86,7 +77,7 @@ class Algorithm:
     """The ratio is clipped below 1 - clip_low."""
     clip_high: float = 0.2
     """The ratio is clipped above 1 + clip_high."""
-    correction: FunctionOrPath[Correction] = no_correction
+    correction: FunctionOrPath[Correction] = losses.no_correction
     """Importance weights between the engine that sampled and the trainer."""
     correction_cap: float = 2.0
     """Where importance weights are truncated or masked."""
@@ -253,7 +244,7 @@ class Algorithm:
         advantages: Tensor,
         weights: Tensor,
         completion_index: Tensor,
-        steps: DrawnSteps | None = None,
+        steps: losses.DrawnSteps | None = None,
     ) -> LossOutput:
         """The weighted sum over the tokens of a micro-batch; the gradient flows through `logp` alone.
 
@@ -283,23 +274,23 @@ class Algorithm:
 
         # 2. Each row's loss.
         weights = weights.detach()
-        surrogate: TokenLosses = self.surrogate(tokens, self.clip_low, self.clip_high)
+        surrogate: losses.TokenLosses = self.surrogate(tokens, self.clip_low, self.clip_high)
         correction = self.correction(tokens, self.correction_cap).detach()
-        losses = correction * surrogate.loss
+        row_losses = correction * surrogate.loss  # [R]
         metrics = {
             "clip_fraction_low": surrogate.clipped_low,
             "clip_fraction_high": surrogate.clipped_high,
             "ratio_mean": tokens.ratio,
-            "approx_kl": k3(tokens.old_logp, tokens.logp),
+            "approx_kl": losses.k3(tokens.old_logp, tokens.logp),
             "correction_mean": correction,
             "weight_sum": weights.new_ones(()),
         }
         if sampler_logp is not None:
-            metrics["sampler_kl"] = k3(sampler_logp, tokens.old_logp).where(sampler_logp.isfinite(), 0.0)
+            metrics["sampler_kl"] = losses.k3(sampler_logp, tokens.old_logp).where(sampler_logp.isfinite(), 0.0)
         if reference is not None:
             metrics["kl_ref"] = self.kl(current, reference.detach())
             if self.kl_placement == "loss":
-                losses = losses + self.kl_coef * metrics["kl_ref"]
+                row_losses = row_losses + self.kl_coef * metrics["kl_ref"]
         elif self.kl_placement == "loss" and self.kl_coef > 0:
             raise ValueError(
                 f"kl_coef={self.kl_coef} in the loss needs the reference's log-probabilities, got none; "
@@ -308,7 +299,7 @@ class Algorithm:
 
         # 3. Sums over the rows.
         sums = {name: (weights * values.detach()).sum() for name, values in metrics.items()}
-        return LossOutput((weights * losses).sum(), sums)
+        return LossOutput((weights * row_losses).sum(), sums)
 
 
 def _check_limit(field: str, name: str, divisor: int, sampled: int) -> None:

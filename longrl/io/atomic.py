@@ -97,13 +97,11 @@ def _remove_stale(path: Path) -> None:
     """Removes what killed writers of `path` left: partials that nobody has written to for long."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL_SUFFIX}"):
         is_anothers = left.name.count(".") > path.name.count(".") + 3  # of a name that begins like this one
-        with contextlib.suppress(FileNotFoundError):  # its writer, or another process that cleans up, was faster
+        with contextlib.suppress(OSError):  # its writer, or another process that cleans up, was faster
             newest = max(entry.stat().st_mtime for entry in (left, *left.rglob("*")))
             if is_anothers or time.time() - newest < STALE_AFTER_S:
                 continue
             if not path.exists() and (left / OLD).exists():  # killed between the two renames
                 (left / OLD).rename(path)
-            if left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
-            else:
-                left.unlink()
+            shutil.rmtree(left, ignore_errors=True)  # a folder
+            left.unlink(missing_ok=True)  # a file

@@ -22,15 +22,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.distributed import fsdp
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import (
-    CPUOffloadPolicy,
-    FSDPModule,
-    MixedPrecisionPolicy,
-    OffloadPolicy,
-    fully_shard,
-    register_fsdp_forward_method,
-)
 
 from longrl.types import Dtype
 
@@ -93,10 +86,10 @@ class RootModule(nn.Module):
         For work in which ranks do not go in step, as generation is: inside, any number of forward passes of any part
         of the model may run. Every rank of the run must enter.
         """
-        if not isinstance(self, FSDPModule):
+        if not isinstance(self, fsdp.FSDPModule):
             yield
             return
-        layers = [module for module in self.modules() if isinstance(module, FSDPModule) and module is not self]
+        layers = [module for module in self.modules() if isinstance(module, fsdp.FSDPModule) and module is not self]
         self.gather_root()
         for layer in layers:
             layer.set_reshard_after_forward(False, recurse=False)
@@ -117,7 +110,7 @@ class RootModule(nn.Module):
 
     def release_root(self) -> None:
         """Lets go of the root's gathered weights, which otherwise stay for the backward pass of a training step."""
-        if isinstance(self, FSDPModule):
+        if isinstance(self, fsdp.FSDPModule):
             self.reshard()
 
 
@@ -146,32 +139,32 @@ def shard_policy(family: ShardableFamily, model: nn.Module, mesh: DeviceMesh, op
     # 1. Precision: gradients are summed in float32 whatever the layers compute in.
     dtype = None if options.compute_dtype is None else getattr(torch, options.compute_dtype)
     reduce_dtype = None if dtype is None else torch.float32
-    offload = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if options.offload else OffloadPolicy()
-    of_layers = MixedPrecisionPolicy(dtype, reduce_dtype, cast_forward_inputs=family.casts_inputs)
+    offload = fsdp.CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if options.offload else fsdp.OffloadPolicy()
+    of_layers = fsdp.MixedPrecisionPolicy(dtype, reduce_dtype, cast_forward_inputs=family.casts_inputs)
     # The root is given a micro-batch and features, which the family casts where it needs them.
-    of_root = MixedPrecisionPolicy(dtype, reduce_dtype, cast_forward_inputs=False)
+    of_root = fsdp.MixedPrecisionPolicy(dtype, reduce_dtype, cast_forward_inputs=False)
 
     # 2. Layers first: what has a unit already does not belong to the root's.
     layers = list(family.layers(model))
     for layer in layers:
-        fully_shard(layer, mesh=mesh, mp_policy=of_layers, offload_policy=offload)
+        fsdp.fully_shard(layer, mesh=mesh, mp_policy=of_layers, offload_policy=offload)
 
     # 3. The root keeps its weights from the forward to the backward pass: it is needed last and then first.
     policy = RootModule(family, model)
-    root = fully_shard(policy, mesh=mesh, reshard_after_forward=False, mp_policy=of_root, offload_policy=offload)
-    register_fsdp_forward_method(policy, "gather_root")
+    root = fsdp.fully_shard(policy, mesh=mesh, reshard_after_forward=False, mp_policy=of_root, offload_policy=offload)
+    fsdp.register_fsdp_forward_method(policy, "gather_root")
 
     # 4. Encoders: a frozen one stays in full on every rank, in the precision of the features.
     encoders = list(family.trained_encoders(model))
     for encoder in encoders:
-        fully_shard(encoder, mesh=mesh, reshard_after_forward=False, mp_policy=of_layers, offload_policy=offload)
+        fsdp.fully_shard(encoder, mesh=mesh, reshard_after_forward=False, mp_policy=of_layers, offload_policy=offload)
     for encoder in family.media_encoders(model):
         if dtype is not None and all(encoder is not sharded for sharded in encoders):
             encoder.to(dtype)
 
     # 5. Sums instead of means.
     for unit in (*layers, root, *encoders):
-        assert isinstance(unit, FSDPModule)
+        assert isinstance(unit, fsdp.FSDPModule)
         unit.set_gradient_divide_factor(1.0)
         unit.set_force_sum_reduction_for_comms(True)  # gloo has no other
     return policy
