@@ -55,7 +55,7 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
 
     supports_audio = True
     answer_options = ("use_audio_in_video", "system_prompt")
-    training_options = ("freeze_audio_tower",)
+    training_options = ("freeze_audio_encoder",)
     ignored_weight_prefixes = ("talker.", "token2wav.")
 
     def __init__(
