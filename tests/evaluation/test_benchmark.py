@@ -8,7 +8,7 @@ import pytest
 from longrl.commands.evaluate import parse_evaluation
 from longrl.evaluation.answering import doc_hash, make_portable
 from longrl.evaluation.benchmark import Evaluation
-from longrl.evaluation.benchmark_report import remarks
+from longrl.evaluation.benchmark_report import list_remarks
 from longrl.evaluation.outcomes import make_outcome
 from longrl.evaluation.records import check_breakdowns
 from longrl.io.jsonl import read_jsonl
@@ -354,7 +354,7 @@ def test_without_questions_the_error_names_the_option(tmp_path):
 
 
 def test_remarks_say_that_nothing_was_answered():
-    assert remarks([make_outcome("video", [], {}, {}, {})]) == ["video: no question was answered."]
+    assert list_remarks([make_outcome("video", [], {}, {}, {})]) == ["video: no question was answered."]
 
 
 def test_a_data_set_has_the_same_hashes_wherever_it_lies(tmp_path):
