@@ -81,14 +81,14 @@ def atomic_folder(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
         work, before = Path(scratch, "new"), Path(scratch, OLD)
         work.mkdir()
         yield work
-        if path.exists():
-            if not replace:
-                raise FileExistsError(f"{path} has appeared while it was being written; name a new folder")
-            path.rename(before)  # no system renames onto a folder that has something in it
         try:
+            if path.exists():
+                if not replace:
+                    raise FileExistsError(f"{path} has appeared while it was being written; name a new folder")
+                path.rename(before)  # no system renames onto a folder that has something in it
             work.rename(path)
-        except OSError:
-            if before.exists():
+        except BaseException:  # an interrupt too: the scratch folder is deleted, and what stood there with it
+            if before.exists() and not path.exists():
                 before.rename(path)
             raise
 

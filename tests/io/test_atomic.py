@@ -68,18 +68,19 @@ def test_a_folder_takes_the_place_of_the_old_one_when_it_is_complete(tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
 
 
-def test_the_old_folder_is_put_back_when_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_the_old_folder_is_put_back_when_the_new_one_cannot_take_its_place(tmp_path, monkeypatch, error):
     with atomic_folder(tmp_path / "out") as work:
         (work / "file").write_text("old")
     rename = Path.rename
 
     def fails_for_new(self, target):
         if self.name == "new":
-            raise OSError("disk full")
+            raise error
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", fails_for_new)
-    with pytest.raises(OSError, match="disk full"), atomic_folder(tmp_path / "out") as work:
+    with pytest.raises(type(error)), atomic_folder(tmp_path / "out") as work:
         (work / "file").write_text("new")
     assert content(tmp_path / "out") == {"file": "old"}
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
