@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from longrl.rewards.answers import answer_text, chosen_option, parse_options, strict_text, think_answer_format
+from longrl.rewards.answers import answer_text, strict_text, think_answer_format
+from longrl.rewards.option_choice import chosen_option
+from longrl.rewards.options import parse_options
 from longrl.rewards.reward_sum import ACCURACY, RewardFn, accuracy, accuracy_lenient
 from longrl.types import Completion, Group, Row
 

@@ -13,7 +13,7 @@ from longrl.io.jsonl import write_jsonl
 from longrl.pipeline.config import ExportOptions
 from longrl.pipeline.dataset_card import dataset_card
 from longrl.pipeline.step_run import Record, StepRun
-from longrl.rewards.answers import DEFAULT_LETTERS, with_options
+from longrl.rewards.options import DEFAULT_LETTERS, with_options
 
 SPLITS = ("sft", "rl", "eval")
 

@@ -10,8 +10,10 @@ from longrl.pipeline.asking import Task, UnusableReply, ask_all
 from longrl.pipeline.config import FilterOptions
 from longrl.pipeline.step_run import Record, StepRun
 from longrl.pipeline.video_frames import FrameSet, frame_times, middle_frames
-from longrl.rewards.answers import DEFAULT_LETTERS, chosen_option, lenient_text, with_options
+from longrl.rewards.answers import lenient_text
 from longrl.rewards.judge import JudgementFailed, judge_request, judge_score, shared_words
+from longrl.rewards.option_choice import chosen_option
+from longrl.rewards.options import DEFAULT_LETTERS, with_options
 
 
 def filter_questions(run: StepRun) -> None:

@@ -12,11 +12,12 @@ from functools import cached_property
 from typing import Any
 
 from longrl.io.functions import FunctionOrPath, resolve_function
-from longrl.rewards.answers import multiple_choice, multiple_choice_lenient, parse_options
+from longrl.rewards.answers import multiple_choice, multiple_choice_lenient
 from longrl.rewards.batch import BatchReward
 from longrl.rewards.exact import exact, exact_lenient
 from longrl.rewards.math import math as judge_math, math_lenient as judge_math_lenient
 from longrl.rewards.numeric import gold_number, numeric, numeric_lenient
+from longrl.rewards.options import parse_options
 from longrl.rewards.temporal_iou import gold_intervals, temporal_iou, temporal_iou_lenient
 from longrl.types import Completion, Group, Row
 
@@ -87,7 +88,7 @@ def check_answer(row: Row) -> None:
     if not options:
         raise ValueError(
             f"row {row.id!r}: a multiple_choice problem must list its options from A on, found none in "
-            f"{row.problem[-200:]!r}; write each on its own line as 'A. text', or set another task"
+            f"{row.problem[-200:]!r}; write each on its own line as 'A. text' or '1. text', or set another task"
         )
     if row.answer.strip().upper() not in options:
         raise ValueError(

@@ -20,7 +20,7 @@ from typing import Any
 
 from longrl.io.atomic import atomic_folder
 from longrl.io.jsonl import write_jsonl
-from longrl.rewards.answers import with_options
+from longrl.rewards.options import with_options
 from longrl.testing.drawing import Clip, write_video
 from longrl.testing.stories import (
     ASK,

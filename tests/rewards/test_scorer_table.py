@@ -10,15 +10,15 @@ import pytest
 from math_verify import parse, verify
 
 from longrl.rewards.answers import (
-    chosen_option,
     lenient_text,
     multiple_choice,
     multiple_choice_lenient,
-    parse_options,
     strict_text,
     think_answer_format,
 )
 from longrl.rewards.numeric import numeric
+from longrl.rewards.option_choice import chosen_option
+from longrl.rewards.options import parse_options
 from longrl.types import Completion, Row
 
 PROBLEM = (

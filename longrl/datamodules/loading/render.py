@@ -17,7 +17,7 @@ from longrl.datamodules.media.subtitles import Subtitles, subtitle_text
 from longrl.datamodules.media.video import DecodeLimits, FileFrames, HeldFrames, VideoReader, hold_frames, read_image
 from longrl.models.reading import MEDIA_TAG, RendersPrompts
 from longrl.packing.lengths import length_problem
-from longrl.rewards.answers import parse_options
+from longrl.rewards.options import parse_options
 from longrl.types import FULL_SHARD, AudioClip, Frames, FrameShard, MediaKind, Prompt, Row, UnusableSample
 
 Stage = Literal["sft", "rl"]

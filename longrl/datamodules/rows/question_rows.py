@@ -26,7 +26,8 @@ RowFunction = Callable[[Record, int, str | None], Row | Sequence[Row | ValueErro
 ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 THINK_TAG = re.compile(r"<think>(.*?)</think>", re.DOTALL | re.IGNORECASE)
 LETTER = re.compile(r"\(?([A-Za-z])[).:]?")
-LETTERED = re.compile(r"\(?([A-Z])[).:]\s")
+LABEL = re.compile(r"\(?([A-Za-z]{1,2}|\d{1,2})[).:]?")
+LABELLED = re.compile(r"\(?([A-Z]{1,2})[).:]\s")
 
 
 # ------------------------------------------------------------------------------------------------------ row functions
@@ -183,6 +184,8 @@ def question_row(record: Mapping[str, Any], index: int, question: str, fields: M
             may be an option's letter, its wording or, as an integer, its index from 0 on; `task` is inferred from
             question and answer when None.
     """
+    from longrl.rewards.options import option_label
+
     known = dict(fields)
     task = known.pop("task", None)
     options = known.pop("options", None)
@@ -192,7 +195,7 @@ def question_row(record: Mapping[str, Any], index: int, question: str, fields: M
     problem = "\n".join([question, *lettered_options(wordings)])
     answer = known.pop("answer", record.get("answer"))
     if isinstance(answer, int) and wordings:
-        answer = chr(65 + answer) if 0 <= answer < len(wordings) else f"option number {answer}"
+        answer = option_label(answer) if 0 <= answer < len(wordings) else f"option number {answer}"
     answer = plain_answer("" if answer is None else str(answer))
     if not answer:
         raise missing_field_error(record, index, "answer")
@@ -215,13 +218,19 @@ def infer_task(problem: str, answer: str, *, has_media: bool) -> str:
     """The kind of answer that is wanted, for records that do not say.
 
     A letter or one of the problem's options, or any answer about media to a problem with options: `multiple_choice`. A
-    number: `numeric` about media, `math` in text. Anything else: `open_ended`.
+    number: `numeric` about media, `math` in text. Anything else: `open_ended`. A numbered list may be what is asked
+    about: it counts as options about media, for an answer that is one of them.
     """
-    from longrl.rewards.answers import parse_options
     from longrl.rewards.numeric import number
+    from longrl.rewards.options import parse_options
 
-    is_letter = LETTER.fullmatch(option_letter(problem, answer)) is not None
-    if (is_letter or has_media) if parse_options(problem) else (is_letter and has_media):
+    options, label = parse_options(problem), option_letter(problem, answer)
+    is_letter = label in options or LETTER.fullmatch(label) is not None
+    if "1" in options:
+        is_choice = has_media and label in options
+    else:
+        is_choice = (is_letter or has_media) if options else (is_letter and has_media)
+    if is_choice:
         return "multiple_choice"
     if number(answer) is not None and not re.search(r"[^\W\d_]{2}", answer):
         return "numeric" if has_media else "math"
@@ -231,13 +240,15 @@ def infer_task(problem: str, answer: str, *, has_media: bool) -> str:
 def lettered_options(options: Iterable[object]) -> list[str]:
     """The wordings of a question's options, each with its letter: ["cat", "dog"] gives ["A. cat", "B. dog"].
 
-    They stay as they are if all have their letters already: ["A. cat", "(B) dog"].
+    AA follows Z. They stay as they are if all have their letters already: ["A. cat", "(B) dog"].
     """
+    from longrl.rewards.options import option_label
+
     wordings = [str(option).strip() for option in options]
-    letters = [LETTERED.match(wording) for wording in wordings]
-    if all(match and match[1] == chr(65 + index) for index, match in enumerate(letters)):
+    labels = [LABELLED.match(wording) for wording in wordings]
+    if all(match and match[1] == option_label(index) for index, match in enumerate(labels)):
         return wordings
-    return [f"{chr(65 + index)}. {wording}" for index, wording in enumerate(wordings)]
+    return [f"{option_label(index)}. {wording}" for index, wording in enumerate(wordings)]
 
 
 def plain_answer(text: str) -> str:
@@ -249,14 +260,17 @@ def plain_answer(text: str) -> str:
 def option_letter(problem: str, answer: str) -> str:
     """The letter that an answer means: "(b)." is B, and so are "B. dog" and "dog" if that is option B.
 
+    Where a problem's options are numbered, their numbers are meant alike.
+
     Returns:
         The answer as it is, if it means none.
     """
-    from longrl.rewards.answers import parse_options
+    from longrl.rewards.options import parse_options
 
-    options, letter = parse_options(problem), LETTER.fullmatch(answer)
-    if letter and (not options or letter[1].upper() in options):
-        return letter[1].upper()
+    options = parse_options(problem)
+    label = (LABEL if options else LETTER).fullmatch(answer)
+    if label and (not options or label[1].upper() in options):
+        return label[1].upper()
     for option, wording in options.items():
         if answer in (wording, f"{option}. {wording}", f"{option}) {wording}", f"({option}) {wording}"):
             return option

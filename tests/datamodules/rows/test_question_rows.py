@@ -12,6 +12,7 @@ from longrl.datamodules.rows.question_rows import (
     make_rows,
     plain_answer,
     plain_reasoning,
+    question_row,
     text_math_row,
     video_r1_row,
 )
@@ -20,6 +21,7 @@ from longrl.rewards.reward_sum import check_answer
 from longrl.testing.synthetic_videos import SyntheticConfig, make_records
 
 QUESTION = "What comes next?\nA. a cat\nB. a dog\nC. a car"
+NUMBERED = "What comes next?\n1. cat\n2. dog\n3. car"
 
 
 def record(**changes):
@@ -165,10 +167,29 @@ def test_a_record_that_lacks_a_field_says_which_and_what_it_has(changes, message
         (QUESTION, "a dog", False, "multiple_choice"),
         (QUESTION, "a horse", True, "multiple_choice"),  # to be refused
         (QUESTION, "a dog B. a cat A. a car C.", False, "open_ended"),
+        (NUMBERED, "2", True, "multiple_choice"),
+        (NUMBERED, "dog", True, "multiple_choice"),
+        (NUMBERED, "7", True, "numeric"),  # the list is what is asked about
+        (NUMBERED, "2", False, "math"),
     ],
 )
 def test_the_task_follows_from_problem_and_answer(problem, answer, has_media, task):
     assert infer_task(problem, answer, has_media=has_media) == task
+
+
+@pytest.mark.parametrize("answer", ["2", "(2)", "2. dog", "dog", "<answer>2</answer>"])
+def test_a_numbered_option_may_be_spelled_out(answer):
+    assert longvideo_reason_row(record(problem=NUMBERED, answer=answer), 0).answer == "2"
+
+
+def test_options_behind_z_have_two_letters():
+    fields = {"options": [f"thing {number}" for number in range(30)], "answer": 27, "videos": ("a.mp4",)}
+    row = question_row({"id": "1"}, 0, "Which?", fields)
+    assert row.problem.splitlines()[26:29] == ["Z. thing 25", "AA. thing 26", "AB. thing 27"]
+    assert (row.answer, row.task) == ("AB", "multiple_choice")
+    check_answer(row)
+    same = question_row({"id": "1"}, 0, row.problem, {"answer": "thing 27", "videos": ("a.mp4",)})
+    assert same.answer == "AB"
 
 
 def test_a_record_may_name_its_task():
