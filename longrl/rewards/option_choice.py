@@ -1,10 +1,10 @@
 """The option that an answer settles on.
 
 An answer can name several options ("C because A and B are wrong"), and one in many ways. What settles it is read in
-this order: a letter that is all of it, a wording that is all of it, the letters it names, the wordings it names. Where
-it names several, each is taken as the text means it (`option_stance.py`), from left to right: what is called the answer
-counts before what is only named, the later before the earlier, and two that are offered together count for none, since
-hedging must not pay.
+this order, first behind the last "Answer:", then everywhere: a letter that is all of it, a wording that is all of it,
+the letters it names, the wordings it names. Where it names several, each is taken as the text means it
+(`option_stance.py`), from left to right: what is called the answer counts before what is only named, the later before
+the earlier, and two that are offered together count for none, since hedging must not pay.
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ from longrl.rewards.plain_text import plain_text
 
 _WRONG_MARK = re.compile(words("wrong_mark"))
 _ALONE = re.compile(rf"\W*(?:{words('naming')}\W+)?(?P<label>[A-Z]{{1,2}}|\d{{1,2}})[^\w+#]*", re.IGNORECASE)
-
-
 _LEAD_IN = re.compile(
     r"(?:(?:^|\n)\W*(?:the |my )?(?:(?:final|correct|best|right) )*(?:answer|ans)(?: is)?|^Q:[^\n]*\bA)\s*[:=.\n]\s*",
     re.IGNORECASE,
