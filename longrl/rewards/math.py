@@ -11,6 +11,7 @@ import atexit
 import json
 import logging
 import os
+import re
 import select
 import subprocess
 import sys
@@ -19,6 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from longrl.rewards.answers import after_thinking, answer_text
+from longrl.rewards.math_statements import compare_statements
+from longrl.rewards.math_text import is_absurd, plain_formula
+from longrl.rewards.plain_numbers import end_of_text, last_boxed
 from longrl.types import Completion, Row
 
 logger = logging.getLogger(__name__)
@@ -27,8 +31,13 @@ TIMEOUT_S = 10.0
 """For one comparison; an answer that takes longer to evaluate counts as wrong."""
 START_TIMEOUT_S = 120.0
 """For the process to import sympy."""
-MAX_ANSWER_CHARS = 2000
-"""Of a longer answer only the end is read."""
+MAX_ANSWER_CHARS = 1000
+"""Of a longer answer only the end is read, as text: for a number, not for a formula, of which a part is another one."""
+MAX_FORMULA_CHARS = 300
+"""A longer formula is wrong unasked: math-verify takes seconds for some of a few thousand characters."""
+
+MAX_PROSE_CHARS = 200
+"""Of running text so much of the end is searched for a formula."""
 
 
 def math(completion: Completion, row: Row) -> float:
@@ -50,25 +59,13 @@ def math_lenient(completion: Completion, row: Row) -> float:
     return float(is_equal(row.answer, text))
 
 
-def last_boxed(text: str) -> str | None:
-    r"""Content of the last `\boxed{..}` with balanced braces; None when there is none."""
-    start = text.rfind("\\boxed{")
-    if start < 0:
-        return None
-    depth = 0
-    for end in range(start + len("\\boxed"), len(text)):
-        depth += (text[end] == "{") - (text[end] == "}")
-        if depth == 0:
-            return text[start + len("\\boxed{") : end].strip() or None
-    return None
-
-
 def is_equal(gold: str, answer: str, *, prose: bool = False) -> bool:
     """Whether two expressions in LaTeX or plain notation have one value; callable from any thread.
 
     Args:
         gold: the ground truth.
-        answer: an expression, which may stand in a few words; one that offers two values ("12 or 13") is not equal.
+        answer: an expression, which may stand in a few words; one that offers two values ("12 or 13"), denies its value
+            ("not 12") or bounds it ("at least 12") is not equal, and neither is an equation that is untrue ("4=5").
         prose: `answer` is running text, whose last expression counts.
 
     Raises:
@@ -76,7 +73,20 @@ def is_equal(gold: str, answer: str, *, prose: bool = False) -> bool:
     """
     if gold.strip() == answer.strip():
         return True
-    reply = _WORKER.ask({"gold": gold, "answer": answer[-MAX_ANSWER_CHARS:], "prose": prose})
+    # 1. Numbers and words need no algebra.
+    is_whole = len(answer) <= MAX_ANSWER_CHARS
+    answer = end_of_text(answer, MAX_ANSWER_CHARS)
+    verdict = compare_statements(gold, answer, prose=prose)
+    if verdict is not None:
+        return verdict
+    # 2. Formulas do.
+    truth = plain_formula(gold)
+    said = end_of_text(answer, MAX_PROSE_CHARS) if prose else plain_formula(answer)
+    if "," in truth or r"\pm" in truth:
+        said = re.sub(r"\s+or\s+", ", ", said)
+    if not (is_whole or prose) or len(said) > max(MAX_FORMULA_CHARS, 2 * len(truth)) or (is_absurd(said) and not is_absurd(truth)):
+        return False
+    reply = _WORKER.ask({"gold": truth or gold, "answer": said, "prose": prose})
     if reply is None:
         logger.warning("math answer took over %g s to evaluate and counts as wrong: %r", TIMEOUT_S, answer[-200:])
         return False

@@ -2,40 +2,31 @@
 
 from __future__ import annotations
 
-import math
-import re
-
 from longrl.rewards.answers import lenient_text, strict_text
+from longrl.rewards.number_readings import Reading, last_number, read_numbers, settled_number
+from longrl.rewards.plain_numbers import plain_number_text
 from longrl.types import Completion, Row
 
 DEFAULT_TOLERANCE = 0.005
 """Equal when rounded to two decimals, as Video-R1 (arXiv:2503.21776) scores; `row.metadata["tolerance"]` overrides."""
 
-_NUMBER = re.compile(
-    r"(?<![\w.])([-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|[-+]?\.\d+)"
-    r"(?:\s*/\s*(\d+(?:\.\d+)?))?"
-)
-_WORDS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen twenty"
-)
-
 
 def numeric(completion: Completion, row: Row) -> float:
-    """1.0 when the only number in `<answer>` is within the tolerance of `row.answer`, else 0.0.
+    """1.0 when the number that `<answer>` gives is within the tolerance of `row.answer`, else 0.0.
+
+    Where one of the two is a percentage, 50% is right for 50 and for 0.5.
 
     Raises:
         ValueError: `row.answer` is not one number.
     """
-    return _is_close(number(strict_text(completion.text)), row)
+    return _is_close(settled_number(strict_text(completion.text)), row)
 
 
 def numeric_lenient(completion: Completion, row: Row) -> float:
-    """As `numeric`; without an `<answer>` the last number after the thinking counts."""
+    """As `numeric`; without an `<answer>` the number that the text after the thinking gives, else its last one."""
     if strict_text(completion.text):
         return numeric(completion, row)
-    values = numbers(lenient_text(completion.text))
-    return _is_close(values[-1] if values else None, row)
+    return _is_close(last_number(lenient_text(completion.text)), row)
 
 
 def mean_relative_accuracy(completion: Completion, row: Row) -> float:
@@ -53,40 +44,51 @@ def mean_relative_accuracy(completion: Completion, row: Row) -> float:
 
 
 def number(text: str) -> float | None:
-    """The number a text gives; None when it gives none, or several different ones."""
-    values = set(numbers(text))
-    return values.pop() if len(values) == 1 else None
+    """The number a text gives; None when it gives none, several, or one that is not understood as a whole.
 
+    Digits with separators of thousands or decimals, words ("one hundred and five", "three quarters", "a dozen"),
+    fractions and mixed numbers, powers, multipliers ("3k", "1.2 million"), LaTeX, equations, and numerals of Chinese.
+    A unit or a percent sign is left out.
 
-def numbers(text: str) -> list[float]:
-    """All numbers in order: "1,234", "-0.5", "3/4", "1e-3"; a unit or a percent sign is left out.
-
-    Number words (zero to twenty) count only in a text without digits.
+    Example:
+        "1,234 people" is 1234, "3 and a half" 3.5, "2 + 2 = 4" is 4, "3 red and 2 blue, 5 in total" is 5; "40-42", "3 or
+        4", "more than 5", "1:30", "not 5", "4 2" and "5 of 7" are None.
     """
-    text = text.replace("\u2212", "-")
-    values = []
-    for match in _NUMBER.finditer(text):
-        numerator = float(match[1].replace(",", ""))
-        denominator = float(match[2] or 1)
-        values.append(numerator / denominator if denominator else math.inf)
-    if values:
-        return values
-    words = _WORDS.split()
-    return [float(words.index(word)) for word in re.findall(r"[a-z]+", text.lower()) if word in words]
+    reading = settled_number(text)
+    return None if reading is None else reading.value
+
+
+def numbers(text: str) -> list[float | None]:
+    """All numbers of a text in order; None where one is not understood."""
+    return [reading.value for reading in read_numbers(plain_number_text(text))]
 
 
 def gold_number(row: Row) -> float:
     """`row.answer` as a number."""
-    gold = number(row.answer)
-    if gold is None:
+    return _gold_reading(row)[0]
+
+
+def _gold_reading(row: Row) -> tuple[float, bool]:
+    """`row.answer` as a number, and whether it is a percentage."""
+    gold = settled_number(row.answer)
+    if gold is None or gold.value is None:
         raise ValueError(
             f"row {row.id!r}: the answer of a numeric question must be one number, got {row.answer!r}; "
             "correct the row or give it task='exact'"
         )
-    return gold
+    return gold.value, gold.is_percent
 
 
-def _is_close(said: float | None, row: Row) -> float:
-    tolerance = float(row.metadata.get("tolerance", DEFAULT_TOLERANCE))
-    gold = gold_number(row)
-    return float(said is not None and abs(said - gold) <= tolerance + 1e-9)  # 3.145 - 3.14 is a hair over
+def _is_close(said: Reading | None, row: Row) -> float:
+    gold, gold_is_percent = _gold_reading(row)
+    if said is None or said.value is None:
+        return 0.0
+    tolerance = float(row.metadata.get("tolerance", DEFAULT_TOLERANCE)) + 1e-9  # 3.145 - 3.14 is a hair over
+    golds = [gold]
+    if said.is_percent and not gold_is_percent:
+        golds.append(100 * gold)
+    value = said.value
+    is_right = any(abs(value - each) <= tolerance for each in golds)
+    if gold_is_percent and not said.is_percent:
+        is_right = is_right or abs(100 * value - gold) <= tolerance
+    return float(is_right)
