@@ -11,7 +11,7 @@ from typing import Any
 
 from longrl.pipeline.asking import UnusableReply
 from longrl.pipeline.config import Kind
-from longrl.rewards.temporal_iou import parse_intervals
+from longrl.rewards.time_intervals import parse_intervals
 
 LABEL = re.compile(r"\s*\(?([A-Ha-h])\s?[).:]\s+")
 CLOCK = re.compile(r"\s*(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d+)?)\s*(?:s|sec|secs|seconds?)?\.?\s*", re.IGNORECASE)

@@ -3,7 +3,8 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from longrl.rewards.temporal_iou import Interval, interval_iou, parse_intervals, temporal_iou, temporal_iou_lenient
+from longrl.rewards.temporal_iou import interval_iou, temporal_iou, temporal_iou_lenient
+from longrl.rewards.time_intervals import Interval, parse_intervals
 from longrl.types import Completion, Row
 
 
