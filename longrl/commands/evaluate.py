@@ -13,8 +13,10 @@ from longrl.commands.main import COMMAND_USAGE
 from longrl.commands.run_config import evaluation_config, set_config_reader
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.evaluation.benchmark import Evaluation, EvaluationConfig
-from longrl.evaluation.benchmark_report import list_remarks, percent, rates_table
+from longrl.evaluation.benchmark_report import list_remarks, rates_table
+from longrl.evaluation.graded_tables import graded_tables
 from longrl.evaluation.result_files import RESULTS_FILE, EvaluationFiles
+from longrl.evaluation.scores import percent
 from longrl.io.tables import make_table
 
 DESCRIPTION = """Evaluates a policy on a benchmark; configs/eval/ has examples. The same command goes on where it was
@@ -63,6 +65,8 @@ def show_evaluation(files: EvaluationFiles) -> None:
             for value, score in by_value.items():
                 table.add_row(f"{field}: {value}", percent(score), "", str(score.n))
         console.print(table)
+        for graded in graded_tables(outcome.name, summary):
+            console.print(graded)
     for text in list_remarks(files.outcomes):
         console.print(text, highlight=False, soft_wrap=True)
     show_comparisons(files.comparisons)

@@ -20,7 +20,7 @@ from longrl.evaluation.comparison import Comparison, format_points
 from longrl.evaluation.outcomes import Outcome
 from longrl.evaluation.report_page import PageTable, Report, SampleCard, SectionPart, score_table, write_report
 from longrl.evaluation.samples import SampleLine
-from longrl.evaluation.scores import OVERALL, Difference, Score
+from longrl.evaluation.scores import OVERALL, Difference, Score, percent
 from longrl.types import Row, UnusableSample
 
 NOTE = (
@@ -74,6 +74,11 @@ def write_benchmark_report(
         by_run = {run: _page_scores(summary.breakdowns[field]) for run, summary in summaries.items()}
         values = list(dict.fromkeys(value for by_value in by_run.values() for value in by_value))
         sections[f"By {field.replace('_', ' ')}"] = [score_table(by_run, values)]
+    for run, summary in summaries.items():
+        for task, measures in summary.graded.items():
+            by_measure = {name: _page_scores(by_category) for name, by_category in measures.items()}
+            categories = list(next(iter(measures.values())))
+            sections[f"{run}: {task}"] = [score_table(by_measure, categories)]
     for comparison in comparisons.values():
         parts = sections.setdefault("Against another run", [])
         parts.append(PageTable(["", "strict", "robust", "questions", "won", "lost"], comparison.table_rows()))
@@ -123,23 +128,11 @@ def list_remarks(outcomes: Sequence[Outcome]) -> list[str]:
     return texts
 
 
-def percent(score: Score) -> str:
-    """A score with its clustered interval: "61.2 [55.0, 67.1]"."""
-    low, high = _interval(score)
-    return f"{100 * score.accuracy:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def _interval(score: Score) -> tuple[float, float]:
-    if score.cluster_low is None or score.cluster_high is None:
-        return score.low, score.high
-    return score.cluster_low, score.cluster_high
-
-
 def _page_scores(scores: Mapping[str, Score]) -> dict[str, dict[str, Any]]:
     """Scores as page and charts read them, with the clustered interval."""
     shown = {}
     for name, score in scores.items():
-        low, high = _interval(score)
+        low, high = score.interval
         shown[name] = {**asdict(score), "low": low, "high": high}
     return shown
 

@@ -15,7 +15,7 @@ from longrl.strategies.axis import SINGLE_RANK, Axis
 
 KEPT = (
     "id", "sample", "task", "category", "breakdowns", "video", "answer", "letter", "correct", "correct_lenient",
-    "format", "finish_reason",
+    "accuracy", "accuracy_lenient", "format", "finish_reason",
 )  # fmt: skip
 """Fields of a record that scores are made from; texts stay where they are."""
 
@@ -75,4 +75,9 @@ def logged_values(summary: Summary) -> dict[str, float]:
         "truncation_rate": summary.truncation_rate,
     }
     by_category = {name: score.accuracy for name, score in summary.scores.items() if name != OVERALL}
-    return main | {f"strict_accuracy/{name}": value for name, value in by_category.items()}
+    graded = {
+        f"{task}/{name}": scores[OVERALL].accuracy
+        for task, measures in summary.graded.items()
+        for name, scores in measures.items()
+    }
+    return main | graded | {f"strict_accuracy/{name}": value for name, value in by_category.items()}

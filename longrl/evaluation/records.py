@@ -10,7 +10,7 @@ from typing import Any
 from longrl.rewards.answers import answer_text, strict_text, think_answer_format
 from longrl.rewards.option_choice import chosen_option
 from longrl.rewards.options import parse_options
-from longrl.rewards.reward_sum import ACCURACY, RewardFn, accuracy, accuracy_lenient
+from longrl.rewards.reward_sum import ACCURACY, OPEN_TASKS, RewardFn, accuracy, accuracy_lenient
 from longrl.types import Completion, Group, Row
 
 logger = logging.getLogger(__name__)
@@ -25,8 +25,8 @@ def group_records(row: Row, group: Group[Any, Completion], breakdowns: Sequence[
 
     Args:
         row: the question.
-        group: its answers; rewards, if filled, are recorded too. "accuracy" among their parts judges tasks that have
-            no judge of their own; where a reward failed, such an answer is neither right nor wrong, but None.
+        group: its answers; rewards, if filled, are recorded too. "accuracy" among their parts judges open answers, if
+            it is there; where a reward failed, such an answer is neither right nor wrong, but None.
         breakdowns: fields of the row's metadata to score by; a row without one counts as "none" there.
     """
     records = []
@@ -34,7 +34,7 @@ def group_records(row: Row, group: Group[Any, Completion], breakdowns: Sequence[
         rewards = {name: float(part[index]) for name, part in group.reward_parts.items()}
         is_scored = group.valid is None or bool(group.valid[index])
         strict = lenient = rewards.get("accuracy") if is_scored else None
-        if row.task in ACCURACY:
+        if row.task in ACCURACY and not (row.task in OPEN_TASKS and strict is not None):
             strict, lenient = _judge(accuracy, completion, row), _judge(accuracy_lenient, completion, row)
         letter = None
         if row.task == "multiple_choice":
@@ -52,6 +52,7 @@ def group_records(row: Row, group: Group[Any, Completion], breakdowns: Sequence[
                 "prediction_answer": answer_text(completion.text),
                 "letter": letter,
                 "accuracy": strict,
+                "accuracy_lenient": lenient,
                 "correct": None if strict is None else strict >= CORRECT_FROM,
                 "correct_lenient": None if lenient is None else lenient >= CORRECT_FROM,
                 "format": bool(think_answer_format(completion, row)),

@@ -17,7 +17,10 @@ SampleLine = dict[str, Any]
 SAMPLES_FILE = "samples.jsonl"
 TEST_FOLDER = "test"
 """Folder in a run's where `test` leaves its files."""
-PER_COMPLETION = ("sample", "correct", "correct_lenient", "format", "letter", "finish_reason", "rewards", "reward")
+PER_COMPLETION = (
+    "sample", "correct", "correct_lenient", "accuracy", "accuracy_lenient", "format", "letter", "finish_reason",
+    "rewards", "reward",
+)  # fmt: skip
 """Fields of a record that a line holds as a list, one value for each completion."""
 
 

@@ -18,6 +18,15 @@ Responses = Sequence[Record]
 Scores = Mapping[str, Mapping[str, Any]]
 """Category -> {"accuracy", "low", "high", "n"}, as in results.json."""
 OVERALL = "overall"
+GRADED: Mapping[str, tuple[str, tuple[float, ...]]] = {
+    "temporal_iou": ("mIoU", (0.3, 0.5, 0.7)),
+    "box_iou": ("mIoU", (0.3, 0.5, 0.7)),
+    "regression": ("mean", ()),
+    "ocr": ("mean", ()),
+    "free_form": ("mean", ()),
+}
+"""Tasks whose answers are right by degrees -> the name of their mean, and the degrees k of R@k, from which an answer
+counts (as Charades-STA, ActivityNet Captions and QVHighlights are reported)."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,13 @@ class Score:
     cluster_low: float | None = None
     """The same with questions on one video taken as one cluster; never narrower than the plain one."""
     cluster_high: float | None = None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The clustered interval if there is one, else the plain one."""
+        if self.cluster_low is None or self.cluster_high is None:
+            return self.low, self.high
+        return self.cluster_low, self.cluster_high
 
 
 @dataclass(frozen=True)
@@ -75,6 +91,10 @@ class Summary:
     over_majority: Difference | None = None
     """Strict accuracy minus that of always saying `majority_letter`, on those questions: a policy that always says the
     same gains nothing."""
+    graded: dict[str, dict[str, dict[str, Score]]] = field(default_factory=dict)
+    """Task whose answers are right by degrees -> "R@0.5", "mIoU" or "mean" -> `overall`, category -> strict score."""
+    lenient_graded: dict[str, dict[str, dict[str, Score]]] = field(default_factory=dict)
+    """The same with the text after the thinking where there is no tag."""
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain dicts, for JSON."""
@@ -150,6 +170,35 @@ def by_question(records: Iterable[Record]) -> list[Responses]:
     return list(questions.values())
 
 
+def graded_scores(records: Sequence[Record], field: str = "accuracy") -> dict[str, dict[str, dict[str, Score]]]:
+    """What is reported of answers that are right by degrees, see `GRADED`; tasks without a record are left out.
+
+    Args:
+        records: as for `scores_by_category`.
+        field: "accuracy" (strict) or "accuracy_lenient".
+
+    Returns:
+        Task -> "R@0.3", .., "mIoU" or "mean" -> `overall` and each category -> score.
+    """
+    graded: dict[str, dict[str, dict[str, Score]]] = {}
+    for task, (name, degrees) in GRADED.items():
+        own = [record for record in records if record["task"] == task and record.get(field) is not None]
+        if not own:
+            continue
+        graded[task] = {}
+        for degree in degrees:
+            reached = [{**record, "reached": record[field] >= degree} for record in own]
+            graded[task][f"R@{degree:g}"] = scores_by_category(reached, "reached")
+        graded[task][name] = scores_by_category(own, field)
+    return graded
+
+
+def percent(score: Score) -> str:
+    """A score with its clustered interval: "61.2 [55.0, 67.1]"."""
+    low, high = score.interval
+    return f"{100 * score.accuracy:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
 def summarize(records: Sequence[Record]) -> Summary:
     """Everything reported of one run's records; at least one record."""
     if not records:
@@ -168,6 +217,8 @@ def summarize(records: Sequence[Record]) -> Summary:
             name: {value: _score_questions(values[value], "correct") for value in sorted(values)}
             for name, values in by_value.items()
         },
+        graded=graded_scores(records),
+        lenient_graded=graded_scores(records, "accuracy_lenient"),
     )
     choices = [question for question in questions if question[0]["task"] == "multiple_choice"]
     if not choices:

@@ -29,6 +29,12 @@ def normalized_text(text: str) -> str:
     return " ".join(word for word in words if word not in ("a", "an", "the")) or folded.strip()
 
 
+MAX_EXACT_CHARS = 2000
+"""A longer text is equal to none, unless an accepted one is about as long."""
+
+
 def _is_equal(text: str, row: Row) -> float:
     accepted = (row.answer, *row.metadata.get("aliases", ()))
+    if len(text) > max(MAX_EXACT_CHARS, 4 * max(map(len, accepted))):
+        return 0.0
     return float(bool(text) and normalized_text(text) in {normalized_text(answer) for answer in accepted})

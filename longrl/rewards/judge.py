@@ -1,8 +1,9 @@
 """Open-ended answers: judged by a model behind an OpenAI-compatible endpoint, or by the words they share.
 
-`Judge` and `TextSimilarity` take the place of `longrl.rewards.accuracy` for data with open-ended questions; rows of
-other tasks keep their rule. A judgement that fails makes its completion invalid (it is left out of the loss); it is
-never a 0. Nothing falls back to the text similarity by itself: it is chosen, as the class of the reward.
+`Judge` and `TextSimilarity` take the place of `longrl.rewards.accuracy` for data with open-ended questions, Video-R1's
+free-form ones included; rows of other tasks keep their rule. A judgement that fails makes its completion invalid (it
+is left out of the loss); it is never a 0. Nothing falls back to the text similarity by itself: it is chosen, as the
+class of the reward.
 """
 
 from __future__ import annotations
@@ -22,12 +23,11 @@ from longrl.chat.event_loop import run_async
 from longrl.rewards.answers import after_thinking, strict_text
 from longrl.rewards.batch import BatchReward
 from longrl.rewards.exact import normalized_text
-from longrl.rewards.reward_sum import accuracy
+from longrl.rewards.reward_sum import OPEN_TASKS, accuracy
 from longrl.types import Completion, Row
 
 logger = logging.getLogger(__name__)
 
-OPEN_ENDED = "open_ended"
 PROMPT = files(__package__).joinpath("judge_prompt.txt").read_text()
 SCORE = re.compile(r"SCORE\W{0,4}([01](?:\.\d+)?)(?![\d.]*\d)", re.IGNORECASE)
 TAGS = re.compile(r"</?\s*(?:question|reference_answer|answer_to_grade)\s*>", re.IGNORECASE)
@@ -116,7 +116,7 @@ class Judge(BatchReward[Completion]):
         return values
 
     async def _score(self, client: ChatClient, completion: Completion, row: Row) -> float:
-        if row.task != OPEN_ENDED:
+        if row.task not in OPEN_TASKS:
             return accuracy(completion, row)
         answer = strict_text(completion.text)
         if not answer:
@@ -135,7 +135,7 @@ class TextSimilarity:
 
     def __call__(self, completion: Completion, row: Row) -> float:
         """The value of one completion."""
-        if row.task != OPEN_ENDED:
+        if row.task not in OPEN_TASKS:
             return accuracy(completion, row)
         return shared_words(strict_text(completion.text), row.answer)
 

@@ -84,7 +84,11 @@ def is_equal(gold: str, answer: str, *, prose: bool = False) -> bool:
     said = end_of_text(answer, MAX_PROSE_CHARS) if prose else plain_formula(answer)
     if "," in truth or r"\pm" in truth:
         said = re.sub(r"\s+or\s+", ", ", said)
-    if not (is_whole or prose) or len(said) > max(MAX_FORMULA_CHARS, 2 * len(truth)) or (is_absurd(said) and not is_absurd(truth)):
+    if (
+        not (is_whole or prose)
+        or len(said) > max(MAX_FORMULA_CHARS, 2 * len(truth))
+        or (is_absurd(said) and not is_absurd(truth))
+    ):
         return False
     reply = _WORKER.ask({"gold": truth or gold, "answer": said, "prose": prose})
     if reply is None:

@@ -6,7 +6,7 @@ import math
 import re
 
 from longrl.rewards.math_text import plain_formula
-from longrl.rewards.number_expressions import Reading, read_quantity
+from longrl.rewards.number_expressions import ROUNDING, Reading, read_quantity
 from longrl.rewards.number_readings import settled_number
 from longrl.rewards.plain_numbers import last_boxed, plain_number_text
 
@@ -15,15 +15,19 @@ EXACTNESS = 1e-9
 _WORDS = re.compile(r"[^\W\d_]+(?:[ -]+[^\W\d_]+)*")
 _LETTER = re.compile(r"\(?([A-Ha-h])\)?")
 _PROSE = re.compile(
-    r"(?<![\\A-Za-z])(?!(?:sin|cos|tan|cot|sec|csc|log|exp|sqrt|frac|arc\w+|mod|gcd|lcm|max|min)\b)(?:[A-Za-z]{3,}|is|it|so|we|of|to)\b(?!\()|[\u3040-\u9fff\uac00-\ud7af]",
+    r"(?<![\\A-Za-z])(?!(?:sin|cos|tan|cot|sec|csc|log|exp|sqrt|frac|arc\w+|mod|gcd|lcm|max|min)\b)"
+    r"(?:[A-Za-z]{3,}|is|it|so|we|of|to)\b(?!\()"
+    r"|[\u3040-\u9fff\uac00-\ud7af]",
     re.IGNORECASE,
 )
 _HEDGE = re.compile(
-    r"\b(?:or|not|never|neither|nor|either|between|isn't|aren't|wasn't|can't|cannot|than|at least|at most|up to|except|without|about"
-    r"|maybe|perhaps)\b|n't\b",
+    r"\b(?:or|not|never|neither|nor|either|between|cannot|than|at least|at most|up to|except|without|about|maybe"
+    r"|perhaps)\b|n't\b",
     re.IGNORECASE,
 )
-_RELATION = re.compile(r"\\(?:leq?|geq?|leqslant|geqslant|neq?|lt|gt|pm|mp)(?![A-Za-z])|[<>\u2264\u2265\u2260\u00b1]|!=")
+_RELATION = re.compile(
+    r"\\(?:leq?|geq?|leqslant|geqslant|neq?|lt|gt|pm|mp)(?![A-Za-z])|[<>\u2264\u2265\u2260\u00b1]|!="
+)
 _LIST = re.compile(r"\d,\d{1,2}(?!\d)|,\s")
 """In mathematics "1,2" is a list; as an answer to 1.2 it is a decimal comma."""
 _RATIO = re.compile(r"\d+(?:\s*:\s*\d+)+")
@@ -49,7 +53,7 @@ def compare_statements(gold: str, answer: str, *, prose: bool = False) -> bool |
     # 2. An untrue equation.
     sides = [_quantity(side) for side in _EQUALS.split(said)]
     values = [side.value for side in sides if side is not None and side.value is not None]
-    if len(sides) > 1 and values and not all(math.isclose(values[0], value, rel_tol=0.02) for value in values):
+    if len(sides) > 1 and values and not all(math.isclose(values[0], value, rel_tol=ROUNDING) for value in values):
         return False
     # 3. Numbers.
     number = None if _LIST.search(truth) else _quantity(gold)

@@ -35,7 +35,6 @@ _REWRITES = tuple(
         (r"\\varnothing(?![A-Za-z])", r"\\emptyset"),
         (r"\\[()\[\]]|\\\$|\$", " "),
         (r"\{,\}", ","),
-        (r"(?<=\d)[ ](?=\d{3}(?!\d))(?<=(?<!\d)\d[ ])|(?<=(?<!\d)\d\d)[ ](?=\d{3}(?!\d))|(?<=\d{3})[ ](?=\d{3}(?!\d))", ""),
         (r"(?<!\\)\bsqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
         (r"(?<![\\A-Za-z])sqrt\s*(\d+(?:\.\d+)?)", r"\\sqrt{\1}"),
         (r"\u221a\s*\(([^()]*)\)", r"\\sqrt{\1}"),
@@ -53,6 +52,7 @@ _REWRITES = tuple(
         (r"(?<![\w.\\])(\d+(?:\.\d+)?)[eE]([+-]?\d{1,3})(?![\w.])", r"\1\\times 10^{\2}"),
     )
 )
+_THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?: \d{3})+(?!\d)")
 _LEAD_IN = re.compile(
     r"^\W*(?:(?:so|thus|therefore|hence)\W+)?(?:the\s+)?(?:(?:final|correct)\s+)?answer(?:\s+(?:is|equals)\b)?\s*[:=]?\s*",
     re.IGNORECASE,
@@ -66,12 +66,15 @@ _ENDS = " \t\n\r.,;:\"'"
 def plain_formula(text: str) -> str:
     r"""A formula in LaTeX without Markdown, delimiters, text macros, a lead-in ("The answer is") and punctuation."""
     text = _SUPERSCRIPT.sub(lambda match: f"^{{{unicodedata.normalize('NFKC', match[0])}}}", text)
-    text = _FRACTION.sub(lambda match: _latex_fraction(Fraction(unicodedata.numeric(match[0])).limit_denominator(10)), text)
+    text = _FRACTION.sub(
+        lambda match: _latex_fraction(Fraction(unicodedata.numeric(match[0])).limit_denominator(10)), text
+    )
     text = unicodedata.normalize("NFKC", "".join(_SYMBOLS.get(character, character) for character in text))
     text = end_of_text(text, MAX_CHARS)  # of one character NFKC makes up to 18
     text = "".join(_SYMBOLS.get(character, character) for character in text)
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
+    text = _THOUSANDS.sub(lambda match: match[0].replace(" ", ""), text)
     for pattern in (_REPEATING, _AND_SO_ON):
         text = pattern.sub(lambda match: _latex_fraction(_repeating_decimal(*match.groups())), text)
     text = _LEAD_IN.sub("", re.sub(r"\s+", " ", text))

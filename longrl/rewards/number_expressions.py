@@ -10,15 +10,16 @@ import math
 import re
 from dataclasses import dataclass, replace
 
-from longrl.rewards.number_atoms import Term, read_cjk, read_numeral, read_words
-from longrl.rewards.number_tokens import TokenLine, parse_numeral, tokenize
+from longrl.rewards.cjk_numbers import read_cjk
+from longrl.rewards.number_atoms import read_numeral, read_words
+from longrl.rewards.number_tokens import Term, TokenLine, parse_numeral, tokenize, word_set
 
 MAX_DEPTH = 8
 """Of parentheses within parentheses."""
 MAX_VALUE = 1e300
 ROUNDING = 0.02
 """Relative; how far the last side of an equation may be from what the first one works out to: 1/3 = 0.33."""
-_FUNCTIONS = frozenset("log ln lg sin cos tan cot exp arcsin arccos arctan sinh cosh tanh mod".split())
+_FUNCTIONS = word_set("log ln lg sin cos tan cot exp arcsin arccos arctan sinh cosh tanh mod")
 _PI = ("\\pi", "\u03c0", "pi")
 _CJK_MINUS = "\u8d1f"
 _TAILS = frozenset(("squared", "cubed", "factorial"))
@@ -104,7 +105,7 @@ class ExpressionParser:
     # ---- equations, sums, products ----
 
     def parse_equation(self, index: int) -> Term | None:
-        """ "2 + 2 = 4": its last side; not understood when the sides differ."""
+        """The last side of "2 + 2 = 4"; not understood when the sides differ."""
         side = self.parse_sum(index)
         is_equation = False
         while side is not None:
@@ -267,11 +268,11 @@ class ExpressionParser:
         return replace(part, value=whole.value + part.value)
 
     def parse_frac(self, index: int, depth: int) -> Term:
-        r""" `\frac{1}{2}`, `\frac12` and `\frac1{2}`."""
+        r"""`\frac{1}{2}`, `\frac12` and `\frac1{2}`."""
         line = self.line
         if re.fullmatch(r"\d\d", line.text(index + 1)):
-            first, second = line.text(index + 1)
-            return Term(_combine(float(first), float(second), "/"), index + 2, is_compound=True)
+            digits = line.text(index + 1)
+            return Term(_combine(float(digits[0]), float(digits[1]), "/"), index + 2, is_compound=True)
         numerator = self.parse_argument(index + 1, depth)
         denominator = self.parse_argument(numerator.end, depth) if numerator else None
         if numerator is None or denominator is None:
@@ -279,7 +280,7 @@ class ExpressionParser:
         return Term(_combine(numerator.value, denominator.value, "/"), denominator.end, is_compound=True)
 
     def parse_root(self, index: int, depth: int) -> Term:
-        r""" `\sqrt{2}`, `\sqrt[3]{8}` and `sqrt(2)`."""
+        r"""`\sqrt{2}`, `\sqrt[3]{8}` and `sqrt(2)`."""
         line = self.line
         degree: float | None = 2.0
         start = index + 1

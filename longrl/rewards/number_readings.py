@@ -7,79 +7,31 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
+from longrl.rewards.number_contexts import (
+    ANSWER_BEFORE,
+    BOUNDED_AFTER,
+    BOUNDED_BEFORE,
+    CONCLUSION_BEFORE,
+    DENIED_BEFORE,
+    HEDGE,
+    LABEL_BEFORE,
+    MONTH_AFTER,
+    MONTH_BEFORE,
+    NUMBER_SIGN_BEFORE,
+    PAIRED,
+    PAIRED_BEFORE,
+    RANGE,
+    RESULT_BEFORE,
+    SENTENCE_END,
+    SHARE,
+    TOTAL_AFTER,
+)
 from longrl.rewards.number_expressions import Reading, read_expressions
 from longrl.rewards.plain_numbers import MAX_NUMBER_CHARS, end_of_text, last_boxed, plain_number_text
 
 REACH = 60
 """Characters before and after a number that can tell how it is meant."""
 
-# ---- what stands around one number ----
-
-_SOFT = r"(?:just|only|exactly|really|quite|the|a|an|equal to|about|simply|necessarily|number|be)"
-_DENIED = re.compile(
-    rf"(?:\b(?:not|cannot|never|no|nor|neither|without|(?:anything|all|everything) but|except(?: for)?|other than|rather than|instead of|unlike)|n't|n\u2019t)\s+"
-    rf"(?:{_SOFT}\s+){{0,3}}$|!=\s*$|(?:\u4e0d\u662f|\u5e76\u975e|\u800c\u975e)\s*$",
-    re.IGNORECASE,
-)
-_BOUNDED_BEFORE = re.compile(
-    r"(?:\b(?:less|fewer|more|greater|larger|smaller|higher|lower|longer|shorter|bigger|older|younger|better|other) than"
-    r"(?: or equal to)?"
-    r"|\bat (?:least|most)|\bup to|\b(?:over|under|above|below|beyond|within|exceed(?:s|ing)?|fewer|past)"
-    r"|\b(?:minimum|maximum|min|max)(?: of)?|\bas (?:many|much|few|little|high|low|long) as|\bplus or minus"
-    r"|\b(?:square|cube|cubic|fourth) root of|\b(?:root|square|cube|logarithm|log|half|double|twice|triple|factorial) of"
-    r"|\b(?:twice|double|triple))\s+(?:(?:the|a|an|about|roughly)\s+){0,2}$"
-    r"|(?:[<>]=?|\u00b1|\+/-)\s*$"
-    r"|(?:\u4e0d\u5230|\u5c11\u4e8e|\u591a\u4e8e|\u8d85\u8fc7|\u5927\u4e8e|\u5c0f\u4e8e|\u81f3\u5c11|\u6700\u591a|\u81f3\u591a|\u4e0d\u8d85\u8fc7"
-    r"|\u4e0d\u8db3|\u6700\u5c11)\s*$",
-    re.IGNORECASE,
-)
-_BOUNDED_AFTER = re.compile(
-    r"\s+(?:[^\W\d]+\s+){0,2}?(?:or (?:more|less|fewer|greater|above|below|over|under|higher|lower)\b"
-    r"|and (?:above|below|over|under|up)\b|(?:at (?:least|most)|minimum|maximum|plus)\b)"
-    r"|\s*(?:\u00b1|\+/-|[<>]|\u2030)"
-    r"|\s*\S{0,3}?(?:\u4ee5\u4e0a|\u4ee5\u4e0b|\u4ee5\u5185|\u672a\u6e80|\u672a\u6ee1|\s?\uc774\uc0c1|\s?\uc774\ud558|\s?\ubbf8\ub9cc|\s?\ucd08\uacfc)",
-    re.IGNORECASE,
-)
-_MONTH = r"\b(?:jan|feb|mar|apr|may|june?|july?|aug|sept?|oct|nov|dec)(?:uary|ruary|ch|il|e|y|ust|tember|ober|ember)?\b\.?"
-_MONTH_BEFORE = re.compile(rf"(?-i:(?=[A-Z]))?{_MONTH}\s+(?:the\s+)?$", re.IGNORECASE)
-_MONTH_AFTER = re.compile(rf"\s*(?:of\s+)?(?=[A-Z])(?i:{_MONTH})")
-_LABEL = re.compile(
-    r"\b(?:scene|frame|question|step|figure|fig\.?|table|page|chapter|part|section|video|clip|image|picture|room|level|"
-    r"round|season|episode|lesson|line|player|option|choice|phase|stage|case|example|q)\s*#?\s*$",
-    re.IGNORECASE,
-)
-
-# ---- what stands between two numbers ----
-
-_UNIT = r"(?:[^\W\d][\w/]*\s+){0,2}?"
-_RANGE = re.compile(
-    rf"\s*[%\u00b0]?\s*{_UNIT}(?:-+|~|\.{{2,}}|\bto\b|\bthrough\b|\buntil\b|\btill\b|\bup to\b|\bpast\b|\bby\b|\bversus\b|\bvs\b\.?"
-    rf"|\band/or\b|\bor\b|\u5230|\u81f3|\u6216|\u6bd4)\s*(?:(?:maybe|perhaps|even|possibly|the|a|about)\s+)*",
-    re.IGNORECASE,
-)
-_BETWEEN = re.compile(r"\b(?:between|from|either|both)\s+(?:the\s+)?$", re.IGNORECASE)
-_AND = re.compile(rf"\s*[%\u00b0]?\s*{_UNIT}(?:and|&|or|to)\s+", re.IGNORECASE)
-_OF = re.compile(rf"\s*{_UNIT}(?:out\s+)?(?:of|in|among|per|/)\s+(?:(?:the|these|those|all|its|every)\s+)?", re.IGNORECASE)
-_NOTHING = re.compile(r"\s*\u00b0?\s*")
-
-# ---- what concludes ----
-
-_FIRM = re.compile(
-    r"(?:\b(?:answer|final|conclude|conclusion|result)\b|\\boxed|=>|->|\u7b54\u6848|\u7b54\u3048|\uc815\ub2f5|\ub2f5)[^.;!?\n]*$",
-    re.IGNORECASE,
-)
-_SOFT_CONCLUSION = re.compile(
-    r"(?:\b(?:total(?:s|ling|ing)?|sum|count|altogether|overall|in all|so|thus|therefore|hence|which (?:is|makes|gives)|makes?|making"
-    r"|gives?|giving|equals?|leaves|leaving)\b|\u603b\u5171|\u4e00\u5171|\u5171|\u6240\u4ee5|\u56e0\u6b64|\u5408\u8a08|\ucd1d)[^.;!?\n]*$",
-    re.IGNORECASE,
-)
-_RESULT_IS = re.compile(r"\b(?:sum|total|product|difference|number|count)\b[^.;!?\n]* (?:is|are|was)\s+$", re.IGNORECASE)
-_IN_TOTAL = re.compile(
-    r"[ ,]*(?:[^\W\d]+ ){0,3}?(?:in total|in all|altogether|all together|total|overall|combined)\b(?!\s*[:=])",
-    re.IGNORECASE,
-)
-_SENTENCE_END = re.compile(r"[.;:!?]\s|[.;:!?]$|\n")
-_HEDGE = re.compile(r"\b(?:or|maybe|perhaps|possibly|either)\b", re.IGNORECASE)
 _ROMAN = re.compile(r"(?:answer\s*(?:is|:)?\s*)?(?=[IVX]{2})(X{0,3})(IX|IV|V?I{0,3})\.?", re.ASCII)
 _ROMAN_ONES = ("", "I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX")
 
@@ -134,13 +86,13 @@ def read_numbers(plain: str) -> list[Reading]:
     readings = []
     for index, reading in enumerate(joined):
         before, after = _surroundings(plain, joined, index)
-        if _DENIED.search(before) and not re.search(r"\bno\.\s*$", before, re.IGNORECASE):
+        if DENIED_BEFORE.search(before) and not NUMBER_SIGN_BEFORE.search(before):
             continue
-        is_date = _MONTH_BEFORE.search(before) or _MONTH_AFTER.match(after)
-        is_bounded = _BOUNDED_BEFORE.search(before) or _BOUNDED_AFTER.match(after)
+        is_date = MONTH_BEFORE.search(before) or MONTH_AFTER.match(after)
+        is_bounded = BOUNDED_BEFORE.search(before) or BOUNDED_AFTER.match(after)
         if is_bounded or is_date:
             reading = replace(reading, value=None)
-        elif _LABEL.search(before):
+        elif LABEL_BEFORE.search(before):
             reading = replace(reading, is_weak=True)
         readings.append(reading)
     return readings
@@ -160,12 +112,12 @@ def _are_one(plain: str, first: Reading, second: Reading) -> bool:
     if len(gap) > REACH:
         return False
     is_same = _is_same(first, second)
-    if _RANGE.fullmatch(gap) or _NOTHING.fullmatch(gap):
+    if RANGE.fullmatch(gap):
         return not is_same
     before = plain[max(0, first.start - REACH) : first.start]
-    if _AND.fullmatch(gap) and _BETWEEN.search(before):
+    if PAIRED.fullmatch(gap) and PAIRED_BEFORE.search(before):
         return not is_same
-    return _OF.fullmatch(gap) is not None
+    return SHARE.fullmatch(gap) is not None
 
 
 def _is_same(first: Reading, second: Reading) -> bool:
@@ -188,7 +140,7 @@ def _outside_parentheses(plain: str, readings: Sequence[Reading]) -> list[Readin
         is_remark = closing >= 0 and counted and counted[0].start < opening
         if is_remark:
             content = plain[opening + 1 : closing]
-            is_remark = content.strip() != plain[reading.start : reading.end] and not _HEDGE.search(content)
+            is_remark = content.strip() != plain[reading.start : reading.end] and not HEDGE.search(content)
         (remarks if is_remark else counted).append(reading)
     return counted
 
@@ -199,11 +151,11 @@ def _concluded(plain: str, readings: Sequence[Reading]) -> Reading | None:
     for index in range(len(readings) - 1, -1, -1):
         reading = readings[index]
         before, after = _surroundings(plain, readings, index)
-        if _FIRM.search(before) or _IN_TOTAL.match(after):
+        if ANSWER_BEFORE.search(before) or TOTAL_AFTER.match(after):
             return reading
-        is_last = index == len(readings) - 1 or _SENTENCE_END.search(plain[reading.end : readings[index + 1].start])
+        is_last = index == len(readings) - 1 or SENTENCE_END.search(plain[reading.end : readings[index + 1].start])
         statement = plain[max(0, reading.start - 2 * REACH) : reading.start]
-        if soft is None and is_last and (_SOFT_CONCLUSION.search(before) or _RESULT_IS.search(statement)):
+        if soft is None and is_last and (CONCLUSION_BEFORE.search(before) or RESULT_BEFORE.search(statement)):
             soft = reading
     return soft
 

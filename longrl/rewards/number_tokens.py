@@ -8,9 +8,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
 
-from longrl.rewards.number_words import CJK_DIGITS, CJK_PLACES, NUMBER_WORDS
+from longrl.rewards.number_words import NUMBER_WORDS
 
 Kind = Literal["numeral", "word", "name", "cjk_numeral", "cjk", "command", "sign"]
+
+
+def word_set(words: str) -> frozenset[str]:
+    """Words apart by spaces, as a set."""
+    return frozenset(words.split())
 
 
 class Token(NamedTuple):
@@ -22,9 +27,13 @@ class Token(NamedTuple):
     end: int
 
 
+CJK_DIGITS = "\u96f6\u4e00\u4e8c\u4e09\u56db\u4e94\u516d\u4e03\u516b\u4e5d\u3007\u58f9\u4e24"
+"""Chinese characters for 0 to 9, then other ones for 0, 1 and 2."""
+CJK_PLACES = {"\u5341": 10.0, "\u767e": 100.0, "\u5343": 1000.0, "\ubc31": 100.0, "\ucc9c": 1000.0}
+CJK_MYRIADS = {"\u4e07": 1e4, "\u842c": 1e4, "\u4ebf": 1e8, "\u5104": 1e8, "\ub9cc": 1e4, "\uc5b5": 1e8}
 LATIN = "A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0370-\u03ff\u0400-\u052f"
 CJK = "\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
-_CJK_NUMERAL = f"[{CJK_DIGITS}{CJK_PLACES}]"
+_CJK_NUMERAL = f"[{CJK_DIGITS}{''.join((*CJK_PLACES, *CJK_MYRIADS))}]"
 _CURRENCY = r"(?:USD|EUR|GBP|INR|CNY|RMB|JPY|HKD|Rs\.?|RM)(?=\d)"
 _TOKEN = re.compile(
     rf"(?P<currency>(?<![{LATIN}]){_CURRENCY})"
@@ -50,6 +59,23 @@ def tokenize(text: str) -> list[Token]:
         if kind != "currency":
             tokens.append(Token(kind, match[0], match.start(), match.end()))  # type: ignore[arg-type]
     return tokens
+
+
+@dataclass(frozen=True)
+class Term:
+    """A number of a line of tokens, or a part of an expression."""
+
+    value: float | None
+    """None: there is a number, but it is not understood."""
+    end: int
+    """Index of the token behind it."""
+    is_weak: bool = False
+    """A word that may be meant as a number or not: "first", "the one", "both"."""
+    is_percent: bool = False
+    is_compound: bool = False
+    """Worked out from several numbers."""
+    is_doubtful: bool = False
+    """No calculation unless "=" follows: "40-42", "3 x 4"."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +139,9 @@ class TokenLine:
 
 
 MAX_UNIT_WORDS = 4
-NO_UNIT = frozenset(
+NO_UNIT = word_set(
     "and or to of out in is are was were equals equal makes make gives give plus minus times x by than more less fewer "
-    "not but so total until till through between from with a an the squared cubed pi".split()
+    "not but so total until till through between from with a an the squared cubed pi"
 )
 """Words that are not what a number counts."""
 

@@ -1,4 +1,4 @@
-"""Numbers in words: English, and the numerals of Chinese, Japanese and Korean.
+"""English numbers in words.
 
 A phrase is understood as a whole or not at all: "nineteen eighty-four" is neither 19 nor 84 here.
 """
@@ -6,25 +6,22 @@ A phrase is understood as a whole or not at all: "nineteen eighty-four" is neith
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-# ---- English ----
 
 _ONES = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen"
-).split()
-UNITS = {word: float(value) for value, word in enumerate(_ONES)} | {"nil": 0.0, "nought": 0.0}
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-TENS = {word: 10.0 * value for value, word in enumerate(_TENS, start=2)} | {"fourty": 40.0}
+)
+UNITS = {word: float(value) for value, word in enumerate(_ONES.split())} | {"nil": 0.0, "nought": 0.0}
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+TENS = {word: 10.0 * value for value, word in enumerate(_TENS.split(), start=2)} | {"fourty": 40.0}
 SCALES = {"thousand": 1e3, "lakh": 1e5, "million": 1e6, "crore": 1e7, "billion": 1e9, "trillion": 1e12}
 _ORDINALS = (
     "zeroth first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth "
     "fifteenth sixteenth seventeenth eighteenth nineteenth"
-).split()
-ORDINALS = {word: float(value) for value, word in enumerate(_ORDINALS)}
+)
+ORDINALS = {word: float(value) for value, word in enumerate(_ORDINALS.split())}
 ORDINALS |= {word.replace("y", "ieth"): value for word, value in TENS.items()} | {"hundredth": 100.0}
 FRACTIONS = {word: value for word, value in ORDINALS.items() if value > 2} | {"half": 2.0, "quarter": 4.0}
 """Name of a part -> how many make a whole."""
@@ -96,13 +93,13 @@ def _special(words: Sequence[Word]) -> Phrase | None:
         return Phrase(TENS[str(first)] + ORDINALS[str(second)], 2, is_ordinal=True)
     if first in ORDINALS:
         return Phrase(ORDINALS[str(first)], 1, is_ordinal=True)
-    if first in ("couple", "pair", "dozen"):
+    if first in COUNTS:
         return Phrase(COUNTS[str(first)], 1)
     return None
 
 
 def _fraction(words: Sequence[Word]) -> Phrase | None:
-    """ "two thirds", "a quarter", "half", "two and a half", "one and a half million"."""
+    """Parts of one, with a whole number or without: "two thirds", "half", "two and a half", "half a million"."""
     part = _part(words)
     if part is not None:
         return part
@@ -136,7 +133,7 @@ def _part(words: Sequence[Word]) -> Phrase | None:
 
 
 def _cardinal(words: Sequence[Word]) -> Phrase | None:
-    """ "one hundred and five", "5 thousand", "two dozen", "three point one four"."""
+    """A number that counts: "one hundred and five", "5 thousand", "two dozen", "three point one four"."""
     value, length = _whole(words)
     if length == 0 and words[:1] != ["point"]:
         return None
@@ -178,7 +175,7 @@ def _whole(words: Sequence[Word]) -> tuple[float, int]:
 
 
 def _below_thousand(words: Sequence[Word]) -> tuple[float, int]:
-    """ "five", "twenty one", "a hundred", "three hundred and forty-two", or a number in digits."""
+    """The part of a number before its next scale, and its words: "five", "a hundred", "three hundred and forty-two"."""
     first = words[0] if words else ""
     second = words[1] if len(words) > 1 else ""
     if isinstance(first, float):
@@ -205,46 +202,3 @@ def _below_hundred(words: Sequence[Word]) -> tuple[float, int]:
     if 1 <= UNITS.get(second, 0) <= 9:
         return TENS[first] + UNITS[second], 2
     return TENS[first], 1
-
-
-# ---- Chinese, Japanese, Korean ----
-
-CJK_DIGITS = "\u96f6\u4e00\u4e8c\u4e09\u56db\u4e94\u516d\u4e03\u516b\u4e5d" "\u3007\u58f9\u4e24"
-"""0 to 9, then another 0, 1 and 2."""
-_DIGITS = {character: float(value % 10) for value, character in enumerate(CJK_DIGITS)}
-_PLACES = {"\u5341": 10.0, "\u767e": 100.0, "\u5343": 1000.0, "\ubc31": 100.0, "\ucc9c": 1000.0}
-_MYRIADS = {"\u4e07": 1e4, "\u842c": 1e4, "\u4ebf": 1e8, "\u5104": 1e8, "\ub9cc": 1e4, "\uc5b5": 1e8}
-CJK_PLACES = "".join((*_PLACES, *_MYRIADS))
-_CJK_ITEM = re.compile(r"\d+(?:\.\d+)?|\D")
-CJK_WORDS = {
-    "\ud558\ub098": 1, "\ub458": 2, "\uc14b": 3, "\ub137": 4, "\ub2e4\uc12f": 5, "\uc5ec\uc12f": 6, "\uc77c\uacf1": 7,
-    "\uc5ec\ub35f": 8, "\uc544\ud649": 9, "\uc5f4": 10, "\ud55c": 1, "\ub450": 2, "\uc138": 3, "\ub124": 4,
-    "\u3072\u3068\u3064": 1, "\u3075\u305f\u3064": 2, "\u307f\u3063\u3064": 3, "\u3088\u3063\u3064": 4,
-    "\u3044\u3064\u3064": 5, "\u3080\u3063\u3064": 6, "\u306a\u306a\u3064": 7, "\u3084\u3063\u3064": 8,
-    "\u3053\u3053\u306e\u3064": 9, "\u4fe9": 2, "\u4ee8": 3,
-}  # fmt: skip
-"""Korean and Japanese words for one to ten, and Chinese ones for "the two" and "the three"."""
-
-
-def read_cjk_numeral(text: str) -> float | None:
-    """The value of a numeral of Chinese characters, digits or both: "3\u4e075\u5343" is 35,000; None if it is none."""
-    items = _CJK_ITEM.findall(text)
-    if len(items) > 1 and all(item in _DIGITS for item in items):
-        # Digit by digit, as years are; "\u4e09\u56db" in a row is "three or four".
-        return None if len(items) < 4 else float("".join(str(int(_DIGITS[item])) for item in items))
-    total, section, digit = 0.0, 0.0, None
-    place = myriad = math.inf
-    for item in items:
-        if item in _DIGITS or item[0].isdigit():
-            if digit not in (None, 0.0):
-                return None
-            digit = _DIGITS[item] if item in _DIGITS else float(item)
-        elif item in _PLACES and _PLACES[item] < place:
-            place = _PLACES[item]
-            section, digit = section + (1.0 if digit is None else digit) * place, None
-        elif item in _MYRIADS and _MYRIADS[item] < myriad and (section or digit):
-            myriad = _MYRIADS[item]
-            total, section, digit, place = total + (section + (digit or 0.0)) * myriad, 0.0, None, math.inf
-        else:
-            return None
-    return total + section + (digit or 0.0)

@@ -43,6 +43,21 @@ def mean_relative_accuracy(completion: Completion, row: Row) -> float:
     return sum(error < 0.5 - 0.05 * step for step in range(10)) / 10
 
 
+def regression_accuracy(completion: Completion, row: Row) -> float:
+    """1 - the relative error of the number in `<answer>`, at least 0: Video-R1's graded regression (arXiv:2503.21776).
+
+    At a ground truth of 0 only 0 is right; the released code gives nothing to it either.
+    """
+    return _relative_accuracy(settled_number(strict_text(completion.text)), row)
+
+
+def regression_accuracy_lenient(completion: Completion, row: Row) -> float:
+    """As `regression_accuracy`; without an `<answer>` the number of the text after the thinking, or its last."""
+    if strict_text(completion.text):
+        return regression_accuracy(completion, row)
+    return _relative_accuracy(last_number(lenient_text(completion.text)), row)
+
+
 def number(text: str) -> float | None:
     """The number a text gives; None when it gives none, several, or one that is not understood as a whole.
 
@@ -51,8 +66,8 @@ def number(text: str) -> float | None:
     A unit or a percent sign is left out.
 
     Example:
-        "1,234 people" is 1234, "3 and a half" 3.5, "2 + 2 = 4" is 4, "3 red and 2 blue, 5 in total" is 5; "40-42", "3 or
-        4", "more than 5", "1:30", "not 5", "4 2" and "5 of 7" are None.
+        "1,234 people" is 1234, "3 and a half" 3.5, "2 + 2 = 4" is 4, "3 red and 2 blue, 5 in total" is 5; "40-42",
+        "3 or 4", "more than 5", "1:30", "not 5", "4 2" and "5 of 7" are None.
     """
     reading = settled_number(text)
     return None if reading is None else reading.value
@@ -77,6 +92,15 @@ def _gold_reading(row: Row) -> tuple[float, bool]:
             "correct the row or give it task='exact'"
         )
     return gold.value, gold.is_percent
+
+
+def _relative_accuracy(said: Reading | None, row: Row) -> float:
+    gold = gold_number(row)
+    if said is None or said.value is None:
+        return 0.0
+    if gold == 0:
+        return float(said.value == 0)
+    return max(0.0, 1.0 - abs(said.value - gold) / abs(gold))
 
 
 def _is_close(said: Reading | None, row: Row) -> float:

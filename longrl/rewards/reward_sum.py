@@ -14,11 +14,25 @@ from typing import Any
 from longrl.io.functions import FunctionOrPath, resolve_function
 from longrl.rewards.answers import multiple_choice, multiple_choice_lenient
 from longrl.rewards.batch import BatchReward
+from longrl.rewards.box_iou import box_iou, box_iou_lenient, gold_boxes
 from longrl.rewards.exact import exact, exact_lenient
 from longrl.rewards.math import math as judge_math, math_lenient as judge_math_lenient
-from longrl.rewards.numeric import gold_number, numeric, numeric_lenient
+from longrl.rewards.numeric import (
+    gold_number,
+    numeric,
+    numeric_lenient,
+    regression_accuracy,
+    regression_accuracy_lenient,
+)
 from longrl.rewards.options import parse_options
 from longrl.rewards.temporal_iou import gold_intervals, temporal_iou, temporal_iou_lenient
+from longrl.rewards.text_overlap import (
+    check_reference,
+    free_form_accuracy,
+    free_form_accuracy_lenient,
+    transcription_accuracy,
+    transcription_accuracy_lenient,
+)
 from longrl.types import Completion, Group, Row
 
 logger = logging.getLogger(__name__)
@@ -37,8 +51,16 @@ _JUDGES: dict[str, tuple[RewardFn, RewardFn]] = {
     "numeric": (numeric, numeric_lenient),
     "exact": (exact, exact_lenient),
     "temporal_iou": (temporal_iou, temporal_iou_lenient),
+    "box_iou": (box_iou, box_iou_lenient),
+    "regression": (regression_accuracy, regression_accuracy_lenient),
+    "ocr": (transcription_accuracy, transcription_accuracy_lenient),
+    "free_form": (free_form_accuracy, free_form_accuracy_lenient),
 }
 """`Row.task` -> strict and lenient judge. A new kind of answer is one line here."""
+
+OPEN_TASKS = ("open_ended", "free_form")
+"""Answers in one's own words: no rule judges the first, and one that counts words the second; `longrl.rewards.judge`
+has judges of both."""
 
 ACCURACY = {task: strict for task, (strict, _) in _JUDGES.items()}
 """Strict judges: only an answer in its tag (or box) counts."""
@@ -74,12 +96,16 @@ def check_answer(row: Row) -> None:
     """Checks that the ground truth of a row can be judged; for a data module, before anything is trained on it.
 
     Raises:
-        ValueError: an empty answer, a letter outside the options, or no number or interval where one is needed.
+        ValueError: an empty answer, a letter outside the options, or no number, interval or box where one is needed.
     """
     if not row.answer.strip():
         raise ValueError(f"row {row.id!r}: the answer must not be empty; correct or drop the row")
-    if row.task == "numeric":
+    if row.task in ("numeric", "regression"):
         gold_number(row)
+    if row.task == "box_iou":
+        gold_boxes(row)
+    if row.task == "free_form":
+        check_reference(row)
     if row.task == "temporal_iou":
         gold_intervals(row)
     if row.task != "multiple_choice":

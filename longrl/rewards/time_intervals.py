@@ -33,12 +33,15 @@ class Time(NamedTuple):
 def parse_intervals(text: str) -> list[Interval]:
     """All intervals a text states, in order, in seconds.
 
-    Reads "12.5 to 20 s", "12-20", "0:12-0:20", "1:02:03 - 1:04:00", "00:00:12,000 --> 00:00:20,500" (SRT), "2 min 5 s to 3
-    min", "between 12 and 20", "[12.5, 20]", `[[12, 20], [30, 40]]`, `{"start": 12, "end": 20}`, "starts at 12 s and ends
-    at 20 s", "from 12 s for 8 s", "<12.0 seconds> to <20.0 seconds>" (the time marks of Qwen3-VL), "From <t>12.0</t>s to
-    <t>20.0</t>s" (Open-o3-Video), and "12 and 20" or "12, 20" if nothing else is there. A time without a unit takes the
-    other's ("2 to 3 minutes"), else seconds. Frame numbers, percentages and dates are no times. Intervals that do not
-    end after they start are left out.
+    - "12.5 to 20 s", "12-20", "0:12-0:20", "2 min 5 s to 3 min", "between 12 and 20";
+    - "00:00:12,000 --> 00:00:20,500" (SRT);
+    - "[12.5, 20]", `[[12, 20], [30, 40]]`, `{"start": 12, "end": 20}` and other JSON;
+    - "starts at 12 s and ends at 20 s", "from 12 s until 20 s", "from 12 s for 8 s";
+    - "<12.0 seconds> to <20.0 seconds>" (Qwen3-VL's time marks), "From <t>12.0</t>s to <t>20.0</t>s" (Open-o3-Video);
+    - "12 and 20" and "12, 20" where no other time stands.
+
+    A time without a unit takes the other's ("2 to 3 minutes"), else seconds. Frame numbers, percentages and dates are
+    no times. Intervals that do not end after they start are left out.
     """
     plain = end_of_text(plain_characters(end_of_text(text, MAX_INTERVAL_CHARS)), MAX_INTERVAL_CHARS)
     times = read_times(plain)
@@ -77,10 +80,12 @@ _TIME = re.compile(
 _PART = re.compile(rf"({_AMOUNT})(?:\s*|-)({_HOUR}|{_MINUTE}|{_SECOND})", re.IGNORECASE)
 _SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "\u5206": 60.0, "\u79d2": 1.0}
 _NO_TIME_BEFORE = re.compile(
-    r"(?:\b(?:frames?|scene|event|step|question|shot|segment|part|person|player|number|no\.|iou)\s*|#|[$\u20ac\u00a3])$", re.IGNORECASE
+    r"(?:\b(?:frames?|scene|event|step|question|shot|segment|part|person|player|number|no\.|iou)\s*|#|[$\u20ac\u00a3])$",
+    re.IGNORECASE,
 )
 _NO_TIME_AFTER = re.compile(
-    r"\s*(?:%|percent\b|frames?\b|fps\b|people\b|persons?\b|men\b|women\b|times\b|years?\b|days?\b|meters?\b|cm\b|km\b)", re.IGNORECASE
+    r"\s*(?:%|percent\b|frames?\b|fps\b|people\b|persons?\b|men\b|women\b|times\b|years?\b|days?\b|meters?\b|cm\b|km\b)",
+    re.IGNORECASE,
 )
 
 
@@ -160,7 +165,7 @@ def _bare(gap: str) -> str:
 
 
 def _labelled(before: str, gap: str) -> Relation | None:
-    """ "start: 12, end: 20", in either order, and "starts at 12 and lasts 8"."""
+    """What words say of two times: "start: 12, end: 20", in either order, or "starts at 12 and lasts 8"."""
     before, gap = _CAMEL.sub(" ", before).lower(), _CAMEL.sub(" ", gap).lower()
     starts, stops = list(_START.finditer(before)), list(_STOP.finditer(before))
     last_start = starts[-1].start() if starts else -1

@@ -45,7 +45,10 @@ CHOOSE_ALL = (
     "Any number of these statements may be right. Answer with the numbers of all that are, in order, as in '1, 3', or "
     "with 'none'."
 )
-TASKS = ("multiple_choice", "math", "numeric", "exact", "temporal_iou", "open_ended")
+TASKS = (
+    "multiple_choice", "math", "numeric", "exact", "temporal_iou", "box_iou", "regression", "ocr", "free_form",
+    "open_ended",
+)  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------------------- any benchmark

@@ -125,8 +125,11 @@ def _write_image(image: Any, index: int, media_root: str | None) -> str:
     return str(path.relative_to(media_root))
 
 
-VIDEO_R1_TASKS = {"multiple choice": "multiple_choice", "OCR": "exact", "free-form": "open_ended"}
-VIDEO_R1_TASKS |= {"numerical": "numeric", "regression": "numeric"}
+VIDEO_R1_TASKS = {
+    "multiple choice": "multiple_choice", "numerical": "numeric", "regression": "regression", "OCR": "ocr",
+    "free-form": "free_form",
+}  # fmt: skip
+"""`problem_type` of Video-R1 -> the task whose judge is that of its released code."""
 
 
 def video_r1_row(record: Record, index: int, media_root: str | None = None) -> Row:
