@@ -59,7 +59,8 @@ _CLASSIFIERS = frozenset(
 """Characters that count things: a numeral of Chinese before another one is a part of a word ("altogether")."""
 _NO_NUMERAL_BEFORE = re.compile("[\u7edf\u7d71\u552f\u4e4b\u540c\u4e13\u5355\u51e0\u5e7e]$")
 _VAGUE_BEFORE = re.compile("[\u51e0\u5e7e\u6570\u6578]$")
-_VAGUE_AFTER = re.compile("[\u591a\u4f59\u9918\u51e0\u5e7e]")
+_VAGUE_AFTER = re.compile(".?[\u591a\u4f59\u9918\u51e0\u5e7e]")
+_CONNECTIVES = "\u5230\u81f3\u6216\u548c\u4e0e\u52a0\u6bd4\u662f"
 _NOBODY = ("\u6ca1\u6709", "\u6ca1\u6709\u4eba", "\u6ca1\u4eba")
 _POINT = ("\u70b9", "\u9ede")
 _PARTS = "\u5206\u4e4b"
@@ -106,7 +107,13 @@ def _stands_alone(line: TokenLine, index: int, text: str, before: str, after: st
         return False
     if text == "\u5341" and after.startswith("\u5206"):
         return len(after) > 1  # "very" without a unit behind it
-    return not after or after[0] in _CLASSIFIERS or after.startswith(_PARTS) or _VAGUE_AFTER.match(after) is not None
+    return (
+        not after
+        or after[0] in _CLASSIFIERS
+        or after[0] in _CONNECTIVES
+        or after.startswith(_PARTS)
+        or _VAGUE_AFTER.match(after) is not None
+    )
 
 
 def _cjk_fraction(line: TokenLine, index: int, end: int, text: str, numeral: float | None) -> Term | None:

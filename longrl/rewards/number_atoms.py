@@ -146,7 +146,7 @@ def word_run(line: TokenLine, index: int) -> tuple[list[Word], list[int]]:
 def read_words(line: TokenLine, index: int) -> Term | None:
     """The number in words that begins at an index; None when none does."""
     word, before, after = line.word(index), line.word(index - 1), line.word(index + 1)
-    if word in ("no", *_ZERO):
+    if word in ("no", "nothing", *_ZERO):
         return _read_zero(line, index)
     if word in ("a", "an") and line.word(index + 2) == "and":
         return _with_half(line, index + 1, 1.0)  # an hour and a half
@@ -156,7 +156,7 @@ def read_words(line: TokenLine, index: int) -> Term | None:
     if is_unit or word not in (*NUMBER_WORDS, "a", "an", "point", "single"):
         return None
     if word == "single":
-        return Term(1.0, index + 1) if before == "a" else None
+        return Term(1.0, index + 1) if before == "a" and after != "one" else None
     words, indices = word_run(line, index)
     phrase = read_phrase(words)
     if phrase is None:
@@ -178,6 +178,8 @@ def _read_zero(line: TokenLine, index: int) -> Term | None:
     if word in _ZERO:
         is_other = word == "none" and after == "of" and line.word(index + 2) in _NOT_NONE_OF
         return None if is_other else Term(0.0, index + 1, is_weak=True)
+    if word == "nothing":
+        return Term(0.0, index + 1, is_weak=True) if index == 0 and len(line.tokens) == 1 else None
     if after == "one":
         return Term(0.0, index + 2, is_weak=True)
     is_there = line.word(index - 1) in ("is", "are", "was", "were") and line.word(index - 2) == "there"

@@ -24,7 +24,9 @@ _DENIALS = _one_of(
     "not, cannot, never, no, nor, neither, without, anything but, all but, everything but, except, except for, "
     "other than, rather than, instead of, unlike"
 )
-_SOFTENERS = _one_of("just, only, exactly, really, quite, the, a, an, equal to, about, simply, necessarily, number, be")
+_SOFTENERS = _one_of(
+    "just, only, exactly, really, quite, the, a, an, single, equal to, about, simply, necessarily, number, be"
+)
 _DENIALS_CJK = _one_of("\u4e0d\u662f, \u5e76\u975e, \u800c\u975e")
 DENIED_BEFORE = _pattern(rf"(?:(?:\b{_DENIALS}|n't)\s+(?:{_SOFTENERS}\s+){{0,3}}|(?:!=|{_DENIALS_CJK})\s*)$")
 NUMBER_SIGN_BEFORE = _pattern(r"\bno\.\s*$")
@@ -74,6 +76,10 @@ LABEL_BEFORE = _pattern(
     + r"\s*#?\s*$"
 )
 
+CUT_BEFORE = re.compile(r"(?:^|\s)(?:[/^\\]|[-+]{2,})$|\d\\$")
+CUT_AFTER = re.compile(r"\s*(?:[+*/^]|-+)\s*$|\\\d?")
+"""Signs without their other side."""
+
 # ---- between two numbers ----
 
 _UNIT = r"\s*[%\u00b0]?\s*(?:[^\W\d][\w/]*\s+){0,2}?"
@@ -84,7 +90,9 @@ RANGE = _pattern(rf"{_UNIT}(?:-+|~|\.{{2,}}|\b{_TO}(?!\w)|{_TO_CJK})\s*{_MAYBE}|
 """Also nothing at all: "4 2"."""
 PAIRED_BEFORE = _pattern(r"\b(?:between|from|either|both)\s+(?:the\s+)?$")
 PAIRED = _pattern(rf"{_UNIT}(?:and|&|or|to)\s+")
-SHARE = _pattern(rf"{_UNIT}(?:out\s+)?(?:of|in|among|per|/)\s+(?:(?:the|these|those|all|its|every)\s+)?")
+_ALL = r"(?:(?:the|these|those|all|its|every)\s+)?"
+SHARE = _pattern(rf"(?:{_UNIT}(?:out\s+)?of|\s*(?:in|among|per))\s+{_ALL}")
+"""3 people out of the 5, 1 in 4."""
 
 # ---- among several numbers ----
 

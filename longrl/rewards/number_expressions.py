@@ -180,6 +180,8 @@ class ExpressionParser:
         if line.text(left.end) in ("\\sqrt", "\u221a", *_PI):
             return "*", left.end - 1
         sign = left.end if line.text(left.end) in ("*", "\u00d7", "/") else line.skip_unit(left.end)
+        if line.word(sign) == "divided" and line.word(sign + 1) == "by":
+            return "/", sign + 1
         name = {"x": "\u00d7", "times": "\u00d7"}.get(line.word(sign), line.text(sign))
         return (name, sign) if name in ("*", "\u00d7", "/") else ("", sign)
 

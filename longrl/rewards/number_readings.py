@@ -12,6 +12,8 @@ from longrl.rewards.number_contexts import (
     BOUNDED_AFTER,
     BOUNDED_BEFORE,
     CONCLUSION_BEFORE,
+    CUT_AFTER,
+    CUT_BEFORE,
     DENIED_BEFORE,
     HEDGE,
     LABEL_BEFORE,
@@ -90,7 +92,8 @@ def read_numbers(plain: str) -> list[Reading]:
             continue
         is_date = MONTH_BEFORE.search(before) or MONTH_AFTER.match(after)
         is_bounded = BOUNDED_BEFORE.search(before) or BOUNDED_AFTER.match(after)
-        if is_bounded or is_date:
+        is_cut = CUT_BEFORE.search(before) or (CUT_AFTER.match(after) and not plain[reading.end :].strip(" -+*/^\\"))
+        if is_bounded or is_date or is_cut:
             reading = replace(reading, value=None)
         elif LABEL_BEFORE.search(before):
             reading = replace(reading, is_weak=True)

@@ -22,12 +22,12 @@ _ORDINALS = (
     "fifteenth sixteenth seventeenth eighteenth nineteenth"
 )
 ORDINALS = {word: float(value) for value, word in enumerate(_ORDINALS.split())}
-ORDINALS |= {word.replace("y", "ieth"): value for word, value in TENS.items()} | {"hundredth": 100.0}
+ORDINALS |= {word.replace("y", "ieth"): value for word, value in TENS.items()} | {"hundredth": 100.0, "thousandth": 1e3}
 FRACTIONS = {word: value for word, value in ORDINALS.items() if value > 2} | {"half": 2.0, "quarter": 4.0}
 """Name of a part -> how many make a whole."""
 PLURAL_FRACTIONS = {f"{word}s": value for word, value in FRACTIONS.items()} | {"halves": 2.0}
 FREQUENCIES = {"once": 1.0, "twice": 2.0, "thrice": 3.0}
-COUNTS = {"couple": 2.0, "pair": 2.0, "dozen": 12.0}
+COUNTS = {"couple": 2.0, "pair": 2.0, "duo": 2.0, "trio": 3.0, "dozen": 12.0}
 """Names of a number of things, after "a"."""
 VAGUE = frozenset(f"{word}s" for word in ("hundred", "dozen", "ten", *SCALES))
 """Of unknown size: "hundreds of people"."""

@@ -30,7 +30,8 @@ def transcription_accuracy_lenient(completion: Completion, row: Row) -> float:
 def free_form_accuracy(completion: Completion, row: Row) -> float:
     """Mean of ROUGE-1, 2 and L of the content of `<answer>` with `row.answer`, in [0, 1] (Video-R1, arXiv:2503.21776).
 
-    It counts words in common, not meaning: "not a cat" is close to "a cat". `longrl.rewards.judge.Judge` asks a model.
+    It counts words in common, not meaning: "not a cat" is close to "a cat", and of one word, which has no pairs, the
+    right answer earns 2/3. `longrl.rewards.judge.Judge` asks a model.
     """
     return mean_rouge(row.answer, strict_text(completion.text))
 

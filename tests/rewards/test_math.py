@@ -68,11 +68,35 @@ def test_it_works_outside_the_main_thread_and_leaves_no_alarm():
 
 def test_an_answer_that_takes_too_long_is_wrong_and_the_next_one_is_judged(monkeypatch, caplog):
     monkeypatch.setattr(math_reward, "TIMEOUT_S", 0.3)
+    monkeypatch.setattr(math_reward, "is_absurd", lambda formula: False)
     with caplog.at_level("WARNING"):
         assert not is_equal("5", "9^{9^{9^{9}}}")
     assert "counts as wrong" in caplog.text
     monkeypatch.setattr(math_reward, "TIMEOUT_S", 10.0)
     assert is_equal("0.5", "1/2")
+
+
+@pytest.mark.parametrize(
+    "answer", ["9^{9^{9^{9}}}", "2^{100000}", "((9^9)^9)^9", "99999!", "(9!)!", "(x+y+z)^{999}", "9" * 200, "x+" * 400]
+)
+def test_what_would_take_for_ever_is_refused_unasked(answer, monkeypatch):
+    monkeypatch.setattr(math_reward._WORKER, "ask", lambda request: pytest.fail("asked"))
+    assert not is_equal("x^2", answer)
+
+
+def test_numbers_and_words_need_no_algebra(monkeypatch):
+    monkeypatch.setattr(math_reward._WORKER, "ask", lambda request: pytest.fail("asked"))
+    assert is_equal("42", "**42 cm**")
+    assert is_equal(r"\frac{1}{2}", "0.5")
+    assert is_equal(r"\text{Yes}", "yes.")
+    assert not is_equal("42", "at least 42")
+    assert not is_equal("5", "4=5")
+
+
+def test_of_a_long_answer_a_number_is_read_from_the_end_but_no_formula():
+    words = "we count on and on, " * 200
+    assert is_equal("42", f"{words}so the answer is 42")
+    assert not is_equal("x^2", f"{words}x^2")
 
 
 def test_an_unreadable_ground_truth_is_an_error():
