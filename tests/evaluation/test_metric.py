@@ -66,6 +66,15 @@ def test_numbers_by_hand():
     }
 
 
+def test_overlaps_are_counted_under_their_task():
+    row = Row("1", "When?", "0 to 10 s", task="temporal_iou")
+    texts = "<answer>0 to 6 s</answer>", "0 to 10 s"
+    completions = [Completion(torch.zeros(1), torch.zeros(1), text, "stop") for text in texts]
+    found = {name: float(value) for name, value in counted([(row, completions)]).compute().items()}
+    assert found["temporal_iou/mIoU"] == pytest.approx(0.3)
+    assert (found["temporal_iou/R@0.5"], found["temporal_iou/R@0.7"]) == (0.5, 0.0)
+
+
 def test_the_order_of_questions_changes_no_bit():
     questions = answered()
     other = list(questions)

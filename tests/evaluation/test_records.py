@@ -39,6 +39,7 @@ def test_a_record_holds_what_was_asked_said_and_scored():
             "prediction_answer": "dog",
             "letter": "B",
             "accuracy": 1.0,
+            "accuracy_lenient": 1.0,
             "correct": True,
             "correct_lenient": True,
             "format": True,
@@ -71,6 +72,14 @@ def test_a_task_without_a_judge_takes_the_accuracy_of_the_rewards_or_stays_unjud
     assert group_records(row, judged)[0]["correct"] is None
     judged.reward_parts = {"accuracy": torch.tensor([1.0])}
     assert group_records(row, judged)[0]["correct"] is True
+
+
+def test_a_judge_of_free_answers_goes_before_the_rule_that_counts_words():
+    row = Row(id="q1", problem="Why?", answer="because he is tired", task="free_form")
+    answers = group("<answer>since he is weary</answer>", row=row)
+    assert 0 < group_records(row, answers)[0]["accuracy"] < 0.5
+    answers.reward_parts = {"accuracy": torch.tensor([1.0])}
+    assert group_records(row, answers)[0]["accuracy"] == 1.0
 
 
 def test_a_row_that_cannot_be_judged_counts_as_wrong_and_is_logged(caplog):

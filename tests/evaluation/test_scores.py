@@ -9,6 +9,7 @@ from hypothesis import given, strategies as st
 from longrl.evaluation.scores import (
     Score,
     by_question,
+    graded_scores,
     paired_difference,
     score,
     scores_by_category,
@@ -127,6 +128,38 @@ def test_summary_holds_strict_lenient_and_rates():
     assert summary.to_dict()["scores"]["overall"]["n"] == 4
     with pytest.raises(ValueError, match="at least one record"):
         summarize([])
+
+
+def test_grounding_reports_recall_at_degrees_and_the_mean_overlap_by_category():
+    overlaps = {"1": 0.2, "2": 0.35, "3": 0.5, "4": 0.9}
+    records = [
+        record(name, overlap >= 0.5, category="short" if name < "3" else "long", task="temporal_iou", answer="0-10",
+               accuracy=overlap, accuracy_lenient=1.0)
+        for name, overlap in overlaps.items()
+    ]  # fmt: skip
+    summary = summarize([*records, record("5", True)])
+    measures = summary.graded["temporal_iou"]
+    assert list(measures) == ["R@0.3", "R@0.5", "R@0.7", "mIoU"]
+    assert [measures[name]["overall"].accuracy for name in measures] == pytest.approx([0.75, 0.5, 0.25, 1.95 / 4])
+    assert [measures[name]["long"].accuracy for name in measures] == pytest.approx([1.0, 1.0, 0.5, 0.7])
+    assert measures["mIoU"]["overall"].n == 4
+    assert summary.lenient_graded["temporal_iou"]["mIoU"]["overall"].accuracy == 1.0
+    assert list(summary.graded) == ["temporal_iou"]
+
+
+def test_a_question_with_several_answers_counts_once_in_every_measure():
+    records = [
+        record("1", False, task="temporal_iou", sample=n, accuracy=overlap, accuracy_lenient=overlap)
+        for n, overlap in enumerate((0.2, 0.6))
+    ]
+    measures = graded_scores(records)["temporal_iou"]
+    assert [measures[name]["overall"].accuracy for name in measures] == pytest.approx([0.5, 0.5, 0.0, 0.4])
+
+
+def test_other_answers_that_are_right_by_degrees_have_their_mean():
+    records = [record(str(n), False, task="regression", accuracy=n / 4, accuracy_lenient=1.0) for n in range(4)]
+    assert graded_scores(records)["regression"]["mean"]["overall"].accuracy == pytest.approx(0.375)
+    assert graded_scores([record("1", True)]) == {}
 
 
 def test_answers_that_name_no_option_are_left_out_of_what_was_answered():

@@ -308,6 +308,10 @@ RIGHT = {
     "numeric": ("?", "3", "three"),
     "exact": ("?", "Paris", "paris."),
     "temporal_iou": ("?", "0:10-0:20", "10 to 20 s"),
+    "box_iou": ("?", '{"time": 3, "bbox_2d": [1, 2, 30, 40]}', '{"3.0": [1, 2, 30, 40]}'),
+    "regression": ("?", "2.5 m", "2.50"),
+    "ocr": ("?", "OPEN 24 hours", "OPEN 24 hours"),
+    "free_form": ("?", "The man runs", "the man run"),
 }
 
 
@@ -339,7 +343,10 @@ def test_an_unknown_task_is_an_error_that_names_the_known_ones():
         (Row(id="7", problem="Which?", answer="A"), r"must list its options from A on.*'A\. text'"),
         (Row(id="7", problem=CHOICES, answer=" "), r"must not be empty"),
         (Row(id="7", problem="?", answer="many", task="numeric"), r"must be one number, got 'many'"),
+        (Row(id="7", problem="?", answer="3 to 5", task="regression"), r"must be one number, got '3 to 5'"),
         (Row(id="7", problem="?", answer="noon", task="temporal_iou"), r"must hold an interval .*got 'noon'"),
+        (Row(id="7", problem="?", answer="left", task="box_iou"), r"must hold boxes .*got 'left'"),
+        (Row(id="7", problem="?", answer="\u732b", task="free_form"), r"needs words of a to z"),
     ],
 )
 def test_a_ground_truth_that_cannot_be_judged_is_refused(row, message):

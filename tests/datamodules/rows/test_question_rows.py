@@ -304,7 +304,7 @@ def test_a_video_r1_record_becomes_a_row():
     assert (row.problem, row.answer, row.task) == ("What moves?\nA. cat\nB. dog", "B", "multiple_choice")
     assert (row.videos, row.reasoning) == (("/media/./v/1.mp4",), "The cat sleeps.")
     image = video_r1_row({**found, "data_type": "image", "problem_type": "regression", "options": []}, 0)
-    assert (image.images, image.videos, image.task) == (("./v/1.mp4",), (), "numeric")
+    assert (image.images, image.videos, image.task) == (("./v/1.mp4",), (), "regression")
 
 
 # ---- questions about sound ----
