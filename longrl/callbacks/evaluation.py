@@ -15,7 +15,7 @@ from typing_extensions import override
 from longrl.callbacks.rollout import RolloutCallback
 from longrl.evaluation.answering import Answer, make_answer, make_portable
 from longrl.evaluation.benchmark import BLIND, WITH_VIDEO
-from longrl.evaluation.graded_tables import graded_tables
+from longrl.evaluation.graded_tables import TABLE_WIDTH, graded_tables
 from longrl.evaluation.local_policy import class_path, shown_name
 from longrl.evaluation.metric import CategoryAccuracy, logged_values
 from longrl.evaluation.outcomes import Outcome, make_outcome
@@ -107,7 +107,7 @@ class EvaluationReport(Callback):
             scores = outcome.to_dict()["scores"]
             print_scores({run_dir.name: scores})
             for table in graded_tables(run_dir.name, outcome.summary):
-                Console(width=120).print(table)
+                Console(width=TABLE_WIDTH).print(table)
 
     @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

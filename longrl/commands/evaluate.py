@@ -14,7 +14,7 @@ from longrl.commands.run_config import evaluation_config, set_config_reader
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.evaluation.benchmark import Evaluation, EvaluationConfig
 from longrl.evaluation.benchmark_report import list_remarks, rates_table
-from longrl.evaluation.graded_tables import graded_tables
+from longrl.evaluation.graded_tables import TABLE_WIDTH, graded_tables
 from longrl.evaluation.result_files import RESULTS_FILE, EvaluationFiles
 from longrl.evaluation.scores import percent
 from longrl.io.tables import make_table
@@ -66,7 +66,7 @@ def show_evaluation(files: EvaluationFiles) -> None:
                 table.add_row(f"{field}: {value}", percent(score), "", str(score.n))
         console.print(table)
         for graded in graded_tables(outcome.name, summary):
-            console.print(graded)
+            console.print(graded, width=TABLE_WIDTH)
     for text in list_remarks(files.outcomes):
         console.print(text, highlight=False, soft_wrap=True)
     show_comparisons(files.comparisons)

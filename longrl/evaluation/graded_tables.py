@@ -11,6 +11,9 @@ from longrl.io.tables import make_table
 if TYPE_CHECKING:
     from rich.table import Table
 
+TABLE_WIDTH = 120
+"""Columns of text that four measures with their intervals need."""
+
 
 def graded_tables(name: str, summary: Summary) -> Iterator[Table]:
     """A table for each such task, in percent: a row for each category, strict, with `overall` also robust.

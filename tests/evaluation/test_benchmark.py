@@ -176,6 +176,23 @@ def test_open_ended_answers_are_judged_by_the_reward_and_else_left_out(tmp_path)
     assert results["majority_letter"] is None
 
 
+def test_grounding_is_reported_by_recall_and_mean_overlap_in_results_and_page(tmp_path):
+    changed = [
+        {**record, "problem": "When?", "task": "temporal_iou", "answer": f"0 to {10 + n} s", "problem_type": "ab"[n % 2]}
+        for n, record in enumerate(records())
+    ]
+    results = evaluated(tmp_path, test=benchmark(tmp_path, changed), says="<answer>0 to 6 s</answer>")
+    graded = results["conditions"]["video"]["graded"]["temporal_iou"]
+    overlaps = [6 / (10 + n) for n in range(8)]
+    assert graded["mIoU"]["overall"]["accuracy"] == pytest.approx(sum(overlaps) / 8)
+    assert graded["mIoU"]["b"]["accuracy"] == pytest.approx(sum(overlaps[1::2]) / 4)
+    assert [graded[name]["overall"]["accuracy"] for name in ("R@0.3", "R@0.5", "R@0.7")] == [1.0, 3 / 8, 0.0]
+    assert lines(tmp_path)[0]["accuracy"] == [pytest.approx(0.6)]
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "video: temporal_iou" in page
+    assert "mIoU" in page
+
+
 # ---- the files ----
 
 
