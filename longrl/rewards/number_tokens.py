@@ -140,8 +140,8 @@ class TokenLine:
 
 MAX_UNIT_WORDS = 4
 NO_UNIT = word_set(
-    "and or to of out in is are was were equals equal makes make gives give plus minus times divided x by than more less "
-    "fewer not but so total until till through between from with a an the squared cubed pi"
+    "and or to of out in is are was were equals equal makes make gives give plus minus times divided x by than more "
+    "less fewer not but so total until till through between from with a an the squared cubed pi"
 )
 """Words that are not what a number counts."""
 

@@ -178,7 +178,13 @@ def test_open_ended_answers_are_judged_by_the_reward_and_else_left_out(tmp_path)
 
 def test_grounding_is_reported_by_recall_and_mean_overlap_in_results_and_page(tmp_path):
     changed = [
-        {**record, "problem": "When?", "task": "temporal_iou", "answer": f"0 to {10 + n} s", "problem_type": "ab"[n % 2]}
+        {
+            **record,
+            "problem": "When?",
+            "task": "temporal_iou",
+            "answer": f"0 to {10 + n} s",
+            "problem_type": "ab"[n % 2],
+        }
         for n, record in enumerate(records())
     ]
     results = evaluated(tmp_path, test=benchmark(tmp_path, changed), says="<answer>0 to 6 s</answer>")

@@ -71,7 +71,9 @@ def test_lenient_reads_the_text_after_the_thinking():
     assert (box_iou(bare, row), box_iou_lenient(bare, row)) == (0.0, 1.0)
 
 
-@pytest.mark.parametrize("answer", ["left", "[10, 10, 0, 0]", '[{"time": 1, "bbox_2d": [0, 0, 1, 1]}, {"bbox_2d": [0, 0, 1, 1]}]'])
+@pytest.mark.parametrize(
+    "answer", ["left", "[10, 10, 0, 0]", '[{"time": 1, "bbox_2d": [0, 0, 1, 1]}, {"bbox_2d": [0, 0, 1, 1]}]']
+)
 def test_a_row_without_proper_boxes_is_an_error_with_the_remedy(answer):
     with pytest.raises(ValueError, match=r"row '9'.*must hold boxes.*write each as"):
         gold_boxes(Row("9", "Where?", answer, task="box_iou"))

@@ -1,7 +1,7 @@
 """A corpus of answers that hold numbers, formulas and intervals, with what a reader says each means.
 
-`numeric` and `math`: the answer is right or wrong for `gold`. `numeric_value`: the number of the text, null if a careful
-reader would not name one. `temporal_intervals`: all intervals of the text in seconds.
+`numeric` and `math`: the answer is right or wrong for `gold`. `numeric_value`: the number of the text, null if a
+careful reader would not name one. `temporal_intervals`: all intervals of the text in seconds.
 """
 
 import json
@@ -61,6 +61,8 @@ def test_a_strict_answer_is_right_for_the_lenient_judge_too():
     for case in CORPUS:
         if case.get("right") == 1:
             row = Row("1", "?", case["gold"], task=case["task"])
-            strict, lenient = {"numeric": (numeric, numeric_lenient), "math": (math_accuracy, math_lenient)}[case["task"]]
+            strict, lenient = {"numeric": (numeric, numeric_lenient), "math": (math_accuracy, math_lenient)}[
+                case["task"]
+            ]
             answer = said(f"<answer>{case['answer_text']}</answer>")
             assert lenient(answer, row) == strict(answer, row)

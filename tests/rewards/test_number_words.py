@@ -6,11 +6,13 @@ from hypothesis import given, strategies as st
 from longrl.rewards.number_words import read_phrase
 from longrl.rewards.numeric import number
 
-ONES = (
+SMALL = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen"
-).split()
-TENS = "- - twenty thirty forty fifty sixty seventy eighty ninety".split()
+)
+ONES = SMALL.split()
+LARGE = "- - twenty thirty forty fifty sixty seventy eighty ninety"
+TENS = LARGE.split()
 
 
 def spell(value: int, conjunction: str = "and ", hyphen: str = "-") -> str:

@@ -67,8 +67,8 @@ def test_any_text_gives_a_finite_number_or_none(text):
 
 
 @given(st.integers(1, 999), st.integers(1, 999), st.sampled_from(
-    ["{a}-{b}", "{a} to {b}", "between {a} and {b}", "{a} or {b}", "{a}, {b}", "{a} of {b}", "{a} out of {b}", "{a}:{b}",
-     "{a} x {b}", "{a} by {b}", "{a} \u00b1 {b}", "from {a} until {b}", "{a} {b}a", "either {a} or {b}"]
+    ["{a}-{b}", "{a} to {b}", "between {a} and {b}", "{a} or {b}", "{a}, {b}", "{a} of {b}", "{a} out of {b}",
+     "{a}:{b}", "{a} x {b}", "{a} by {b}", "{a} \u00b1 {b}", "from {a} until {b}", "{a} {b}a", "either {a} or {b}"]
 ))  # fmt: skip
 def test_two_numbers_are_never_read_as_one(a, b, form):
     if a != b:
@@ -76,8 +76,8 @@ def test_two_numbers_are_never_read_as_one(a, b, form):
 
 
 @given(st.floats(0.01, 1e6), st.sampled_from(
-    ["not {}", "less than {}", "more than {}", "at least {}", "at most {}", "{}+", "over {}", "up to {}", "< {}", "{} or more",
-     "no more than {}", "other than {}", "the square root of {}", "{}e", "{}ab", "log {}"]
+    ["not {}", "less than {}", "more than {}", "at least {}", "at most {}", "{}+", "over {}", "up to {}", "< {}",
+     "{} or more", "no more than {}", "other than {}", "the square root of {}", "{}e", "{}ab", "log {}"]
 ))  # fmt: skip
 def test_a_number_that_is_denied_bounded_or_cut_is_none(value, form):
     assert number(form.format(round(value, 2))) is None

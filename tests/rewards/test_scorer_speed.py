@@ -24,14 +24,14 @@ GOLDS = {
     "box_iou": ", ".join(f'{{"time": {n}.0, "bbox_2d": [{n}, 2, 30, 40]}}' for n in range(1, 30)),
 }
 FRAGMENTS = (
-    "1", "1 ", "1,", "1.", "1:", "-1", "- 1 ", "1-", "1/2 ", "2^", "10^", "(1+", "(", "((", "|1", "{", "[1,", "[[1, 2], ",
-    r"\frac{", r"\frac", r"\sqrt{", r"\text{", r"\boxed{", r"\boxed{1}", r"\left(", "x=1 ", "1=", "x+", "x^2", "sin(", "$",
-    "one ", "one hundred and ", "twenty-", "half ", "not 1 ", "so 1 ", "answer is 1 ", "1 in total ", "1 of ", "no ",
-    "**", "**1** ", "`", "<", "<a>", "<a", "#\n", "\n# 1", "'", '"', "_a", "a", "aa ", "a1", "running ", "1e5", "3k",
-    "12 to 20 ", "starts at 1 ", "ends at 2 ", '{"start": 1, ', '"end": 2}', "00:00:12,000 --> ", "<1.0 seconds>",
-    "[1,2,3,4] ", '{"time": 1.0, "bbox_2d": [1,2,3,4]}, ', '"12": [', "at<t>1</t>s ", "<answer>", "</answer>", "<think>",
-    "\ufdfa", "\ufdfa ", "\u00bd", "\u00b2", "\u3300", "\u4e00", "\u4e00\u5341", "3\u4e07", "\u534a", "\u221a", "\u3000",
-    " ", "\t", "\u200b",
+    "1", "1 ", "1,", "1.", "1:", "-1", "- 1 ", "1-", "1/2 ", "2^", "10^", "(1+", "(", "((", "|1", "{", "[1,",
+    "[[1, 2], ", r"\frac{", r"\frac", r"\sqrt{", r"\text{", r"\boxed{", r"\boxed{1}", r"\left(", "x=1 ", "1=",
+    "x+", "x^2", "sin(", "$", "one ", "one hundred and ", "twenty-", "half ", "not 1 ", "so 1 ", "answer is 1 ",
+    "1 in total ", "1 of ", "no ", "**", "**1** ", "`", "<", "<a>", "<a", "#\n", "\n# 1", "'", '"', "_a", "a", "aa ",
+    "a1", "running ", "1e5", "3k", "12 to 20 ", "starts at 1 ", "ends at 2 ", '{"start": 1, ', '"end": 2}',
+    "00:00:12,000 --> ", "<1.0 seconds>", "[1,2,3,4] ", '{"time": 1.0, "bbox_2d": [1,2,3,4]}, ', '"12": [',
+    "at<t>1</t>s ", "<answer>", "</answer>", "<think>", "\ufdfa", "\ufdfa ", "\u00bd", "\u00b2", "\u3300", "\u4e00",
+    "\u4e00\u5341", "3\u4e07", "\u534a", "\u221a", "\u3000", " ", "\t", "\u200b",
 )  # fmt: skip
 """Pieces that rules look for; U+FDFA is 18 characters after NFKC, U+3300 four."""
 

@@ -45,12 +45,16 @@ def completion(answer: str) -> Completion:
 
 @pytest.mark.parametrize(("gold", "answer", "reward"), RELEASED_OCR)
 def test_transcriptions_earn_what_the_released_code_gives(gold, answer, reward):
-    assert transcription_accuracy(completion(answer), Row("1", "?", gold, task="ocr")) == pytest.approx(reward, abs=1e-6)
+    assert transcription_accuracy(completion(answer), Row("1", "?", gold, task="ocr")) == pytest.approx(
+        reward, abs=1e-6
+    )
 
 
 @pytest.mark.parametrize(("gold", "answer", "reward"), RELEASED_FREE_FORM)
 def test_free_answers_earn_what_the_released_code_gives(gold, answer, reward):
-    assert free_form_accuracy(completion(answer), Row("1", "?", gold, task="free_form")) == pytest.approx(reward, abs=1e-6)
+    assert free_form_accuracy(completion(answer), Row("1", "?", gold, task="free_form")) == pytest.approx(
+        reward, abs=1e-6
+    )
 
 
 def test_without_a_tag_only_the_lenient_judges_read():

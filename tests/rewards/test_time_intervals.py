@@ -97,4 +97,5 @@ def test_frames_shares_and_dates_are_no_times(text):
 
 
 def test_times_have_the_unit_they_are_given_in():
-    assert [time.seconds for time in read_times("1 h 2 min; 3 s; 500 ms; 1:02; 2'05\"; 7")] == [3720, 3, 0.5, 62, 125, 7]
+    times = read_times("1 h 2 min; 3 s; 500 ms; 1:02; 2'05\"; 7")
+    assert [time.seconds for time in times] == [3720, 3, 0.5, 62, 125, 7]
