@@ -65,6 +65,7 @@ _NOBODY = ("\u6ca1\u6709", "\u6ca1\u6709\u4eba", "\u6ca1\u4eba")
 _POINT = ("\u70b9", "\u9ede")
 _PARTS = "\u5206\u4e4b"
 _HUNDREDTHS = "\u767e"
+_HALVED = "\u534a"
 _HALF = re.compile("(?!\u70b9|\u9ede|\u6642|\u65f6).?\u534a")
 _CJK_PLAIN = re.compile(rf"[{CJK_DIGITS}\u5341]")
 
@@ -72,36 +73,48 @@ _CJK_PLAIN = re.compile(rf"[{CJK_DIGITS}\u5341]")
 def read_cjk(line: TokenLine, index: int) -> Term | None:
     """A number with characters of Chinese, Japanese or Korean at an index; None where they are parts of other words."""
     before = line.text(index - 1) if line.is_glued(index) else ""
-    if line.text(index) in CJK_WORDS:
-        return Term(float(CJK_WORDS[line.text(index)]), index + 1, is_weak=True)
-    if line.text(index) in _NOBODY:
-        return Term(0.0, index + 1, is_weak=True)
-    if line.text(index).startswith("\u534a"):  # half
-        return None if before else Term(0.5, index + 1)
     if line.kind(index) == "cjk":
-        return None
+        return _read_word(line.text(index), before, index + 1)
+    # 1. The numeral, of digits and Chinese characters in a row.
     end = index
     while line.kind(end) in ("numeral", "cjk_numeral") and (end == index or line.is_glued(end)):
         end += 1
     run = line.tokens[index:end]
     text = "".join(token.text for token in run)
-    numeral = parse_numeral(text) if end == index + 1 and run[0].kind == "numeral" else read_cjk_numeral(text)
+    in_digits = line.kind(index) == "numeral"
+    numeral = parse_numeral(text) if in_digits and len(run) == 1 else read_cjk_numeral(text)
+    # 2. Whether it is one: characters are parts of words too, and numbers may be vague.
     after = line.text(end) if line.is_glued(end) and line.kind(end) == "cjk" else ""
-    in_digits = run[0].kind == "numeral"
-    if not in_digits and not _stands_alone(line, index, text, before, after):
+    if not in_digits and not _stands_alone(text, before, after):
         return None
     if _VAGUE_BEFORE.search(before) or _VAGUE_AFTER.match(after):
         return Term(None, end)
-    term = _cjk_fraction(line, index, end, text, numeral) or Term(numeral, end)
+    # 3. What comes behind it.
+    return _cjk_fraction(line, end, text, numeral) or _with_half(numeral, after, end) or Term(numeral, end)
+
+
+def _read_word(word: str, before: str, end: int) -> Term | None:
+    """Words that are a number: one to ten in Korean and Japanese, nobody, half."""
+    if word in CJK_WORDS:
+        return Term(float(CJK_WORDS[word]), end, is_weak=True)
+    if word in _NOBODY:
+        return Term(0.0, end, is_weak=True)
+    if word.startswith(_HALVED) and not before:
+        return Term(0.5, end)
+    return None
+
+
+def _with_half(numeral: float | None, after: str, end: int) -> Term | None:
+    """A numeral and a half: a classifier stands between, and without one "one half" is 0.5."""
     half = _HALF.match(after)
-    if term.end == end and half and numeral is not None:
-        is_whole = half[0] != "\u534a"  # "one and a half" has a classifier between, "one half" has none
-        value = numeral + 0.5 if is_whole else 0.5 if numeral == 1 else None
-        term = Term(value, end + 1)
-    return term
+    if half is None or numeral is None:
+        return None
+    if half[0] != _HALVED:
+        return Term(numeral + 0.5, end + 1)
+    return Term(0.5 if numeral == 1 else None, end + 1)
 
 
-def _stands_alone(line: TokenLine, index: int, text: str, before: str, after: str) -> bool:
+def _stands_alone(text: str, before: str, after: str) -> bool:
     """Whether Chinese characters are a numeral, and not a part of a word."""
     if _NO_NUMERAL_BEFORE.search(before) or not _CJK_PLAIN.search(text + "\u5341" * (text == _HUNDREDTHS)):
         return False
@@ -116,7 +129,7 @@ def _stands_alone(line: TokenLine, index: int, text: str, before: str, after: st
     )
 
 
-def _cjk_fraction(line: TokenLine, index: int, end: int, text: str, numeral: float | None) -> Term | None:
+def _cjk_fraction(line: TokenLine, end: int, text: str, numeral: float | None) -> Term | None:
     """A decimal fraction, or "two of three parts" for 2/3; None where there is none."""
     sign = line.text(end)
     if line.kind(end + 1) not in ("numeral", "cjk_numeral") or not line.is_glued(end + 1):

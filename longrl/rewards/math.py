@@ -2,7 +2,8 @@
 
 math-verify guards itself by SIGALRM, which works in a main thread only and cannot stop one long integer power. So it
 runs in a process of its own, which is asked over a pipe and killed when it does not answer in time. That also keeps
-sympy out of the trainer's memory.
+sympy out of the trainer's memory. What needs no algebra (`math_statements.py`) never gets there, and neither does what
+would take for ever (`math_text.is_absurd`).
 """
 
 from __future__ import annotations
@@ -35,7 +36,6 @@ MAX_ANSWER_CHARS = 1000
 """Of a longer answer only the end is read, as text: for a number, not for a formula, of which a part is another one."""
 MAX_FORMULA_CHARS = 300
 """A longer formula is wrong unasked: math-verify takes seconds for some of a few thousand characters."""
-
 MAX_PROSE_CHARS = 200
 """Of running text so much of the end is searched for a formula."""
 
@@ -84,11 +84,8 @@ def is_equal(gold: str, answer: str, *, prose: bool = False) -> bool:
     said = end_of_text(answer, MAX_PROSE_CHARS) if prose else plain_formula(answer)
     if "," in truth or r"\pm" in truth:
         said = re.sub(r"\s+or\s+", ", ", said)
-    if (
-        not (is_whole or prose)
-        or len(said) > max(MAX_FORMULA_CHARS, 2 * len(truth))
-        or (is_absurd(said) and not is_absurd(truth))
-    ):
+    is_long = len(said) > max(MAX_FORMULA_CHARS, 2 * len(truth)) or not (is_whole or prose)
+    if is_long or (is_absurd(said) and not is_absurd(truth)):
         return False
     reply = _WORKER.ask({"gold": truth or gold, "answer": said, "prose": prose})
     if reply is None:

@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 
 from longrl.rewards.cjk_numbers import read_cjk
-from longrl.rewards.number_tokens import THOUSANDS, Term, TokenLine, parse_numeral, word_set
+from longrl.rewards.number_tokens import Term, TokenLine, has_decimal_comma, parse_numeral, word_set
 from longrl.rewards.number_words import COUNTS, NUMBER_WORDS, ORDINALS, SCALES, Word, read_phrase
 
 # ---- numerals ----
@@ -20,7 +20,6 @@ _UNITS = word_set(
 )
 """What may be written right behind a numeral; other letters make a name of it: "12ab"."""
 _OPENING, _CLOSING = frozenset("([{"), frozenset(")]}")
-"""Of pairs: "(3,5)" is none 3.5."""
 _LONG_WORD = re.compile(r"[a-z]{4,}")
 _UNIT_POWER = re.compile(r"(?:[kcmd]?m|in|ft|yd)[23]")
 
@@ -28,8 +27,8 @@ _UNIT_POWER = re.compile(r"(?:[kcmd]?m|in|ft|yd)[23]")
 def read_numeral(line: TokenLine, index: int) -> Term:
     """The number that begins with the numeral at an index."""
     value, end = parse_numeral(line.text(index)), index + 1
-    is_pair = "," in line.text(index) and line.text(index - 1) in _OPENING and line.text(end) in _CLOSING
-    if value is None or (is_pair and not THOUSANDS.fullmatch(line.text(index))):
+    is_enclosed = line.text(index - 1) in _OPENING and line.text(end) in _CLOSING
+    if value is None or (is_enclosed and has_decimal_comma(line.text(index))):  # (3,5) is a pair
         return Term(None, _name_end(line, end))
     if line.text(end) == ":" and line.kind(end + 1) == "numeral" and not _is_label(line, end):
         return _clock_or_ratio(line, end)

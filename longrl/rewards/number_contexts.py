@@ -76,9 +76,9 @@ LABEL_BEFORE = _pattern(
     + r"\s*#?\s*$"
 )
 
-CUT_BEFORE = re.compile(r"(?:^|\s)(?:[/^\\]|[-+]{2,})$|\d\\$")
-CUT_AFTER = re.compile(r"\s*(?:[+*/^]|-+)\s*$|\\\d?")
-"""Signs without their other side."""
+CUT_BEFORE = re.compile(r"\s*(?:[/^\\]|[-+]{2,})\s*")
+CUT_AFTER = re.compile(r"\s*[-+*/^]+\s*")
+"""Signs without their other side, all that the text has there."""
 
 # ---- between two numbers ----
 

@@ -92,7 +92,7 @@ def read_numbers(plain: str) -> list[Reading]:
             continue
         is_date = MONTH_BEFORE.search(before) or MONTH_AFTER.match(after)
         is_bounded = BOUNDED_BEFORE.search(before) or BOUNDED_AFTER.match(after)
-        is_cut = CUT_BEFORE.search(before) or (CUT_AFTER.match(after) and not plain[reading.end :].strip(" -+*/^\\"))
+        is_cut = CUT_BEFORE.fullmatch(before) or CUT_AFTER.fullmatch(after)
         if is_bounded or is_date or is_cut:
             reading = replace(reading, value=None)
         elif LABEL_BEFORE.search(before):
@@ -131,7 +131,6 @@ def _is_same(first: Reading, second: Reading) -> bool:
 
 def _outside_parentheses(plain: str, readings: Sequence[Reading]) -> list[Reading]:
     """Numbers that are no remark: of "5 (3 red and 2 blue)" the 5; of "5 (or 6)" and "(5)" all."""
-    remarks: list[Reading] = []
     counted: list[Reading] = []
     opening, closing = -1, -1
     for reading in readings:
@@ -144,7 +143,8 @@ def _outside_parentheses(plain: str, readings: Sequence[Reading]) -> list[Readin
         if is_remark:
             content = plain[opening + 1 : closing]
             is_remark = content.strip() != plain[reading.start : reading.end] and not HEDGE.search(content)
-        (remarks if is_remark else counted).append(reading)
+        if not is_remark:
+            counted.append(reading)
     return counted
 
 

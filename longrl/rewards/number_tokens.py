@@ -107,27 +107,28 @@ class TokenLine:
 
     def skip_unit(self, index: int) -> int:
         """Index behind a unit or a few words: of "m/s^2", "km/h", "red balls" or "%"; the same index without any."""
-        num_words = 0
-        if self.text(index) == "^" and self.kind(index - 1) == "word":
+        if self.text(index) == "^" and self.kind(index - 1) == "word":  # 7cm^2
             index = self.skip_exponent(index)
-        while num_words < MAX_UNIT_WORDS:
-            if self.text(index) in ("%", "\u00b0", "'", "~") or (self.text(index) == "." and self.is_glued(index)):
-                if self.text(index) == "~" and self.kind(index + 1) != "word":
-                    break
-                if self.text(index) == "." and self.text(index + 1) not in ("=", "+"):
-                    break
-                index += 1
-                continue
-            start = index + (self.text(index) in ("/", "*", "-") and bool(num_words or self.is_glued(index)))
+        for num_words in range(MAX_UNIT_WORDS):
+            index = self._skip_mark(index)
+            is_joined = self.text(index) in ("/", "*", "-") and (num_words > 0 or self.is_glued(index))
+            start = index + is_joined
             word = self.word(start)
             is_unit = word and word not in NO_UNIT and word not in NUMBER_WORDS
             if not is_unit and self.kind(start) not in ("name", "cjk"):
                 break
             index = start + 1
-            num_words += 1
             if self.text(index) == "^":
                 index = self.skip_exponent(index)
         return index
+
+    def _skip_mark(self, index: int) -> int:
+        """Index behind signs of percent, degrees and feet, a space of LaTeX, and the point of an abbreviated unit."""
+        while self.text(index) in ("%", "\u00b0", "'"):
+            index += 1
+        is_space = self.text(index) == "~" and self.kind(index + 1) == "word"
+        is_point = self.text(index) == "." and self.is_glued(index) and self.text(index + 1) in ("=", "+")
+        return index + (is_space or is_point)
 
     def skip_exponent(self, index: int) -> int:
         """Index behind "^2", "^{2}" or "^-2" that no number is raised to."""
@@ -147,9 +148,13 @@ NO_UNIT = word_set(
 
 # ---- numerals ----
 
-THOUSANDS = re.compile(r"[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?")
 _GROUPED = re.compile(r"[1-9]\d{0,2}(?P<separator>[,. '_])\d{3}(?:(?P=separator)\d{3})*")
 _LAKHS = re.compile(r"[1-9]\d?(?:,\d{2})+,\d{3}")
+
+
+def has_decimal_comma(text: str) -> bool:
+    """Whether the last comma of a numeral is no separator of thousands: "3,5", "1.234,5"."""
+    return "," in text and not _GROUPED.fullmatch(text.partition(".")[0]) and not _LAKHS.fullmatch(text)
 
 
 def parse_numeral(text: str) -> float | None:

@@ -4,6 +4,7 @@ import logging
 import math
 import re
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -166,3 +167,9 @@ def test_text_similarity_reads_the_answer_tag_and_leaves_other_tasks_to_their_ru
     assert similar(completions[0], OPEN) == pytest.approx(2 / 3)
     assert similar(completions[1], OPEN) == 0.0
     assert similar(completions[2], CHOICE) == 1.0
+
+
+def test_free_form_answers_of_video_r1_are_judged_here_too():
+    row = replace(OPEN, task="free_form")
+    answer = Completion((), (), "<answer>green tea</answer>", "stop")
+    assert TextSimilarity()(answer, row) == TextSimilarity()(answer, OPEN) == 1.0
