@@ -119,6 +119,12 @@ class UnusableSample(ValueError):
     def __str__(self) -> str:
         return self.reason if self.path is None else f"{self.path}: {self.reason}"
 
+    @classmethod
+    def because(cls, error: Exception, what: str, path: str | os.PathLike[str] | None = None) -> UnusableSample:
+        """The sample that an error makes unusable; `what` cannot be done with it."""
+        first_line = next(iter(str(error).splitlines()), "no message")
+        return cls(path, f"{what} ({type(error).__name__}: {first_line[:300]})")
+
     def of_row(self, index: int, row_id: str) -> UnusableSample:
         """The same of a row."""
         return UnusableSample(self.path, self.reason, index, row_id)
@@ -138,6 +144,8 @@ class Frames:
     duration_s: float = 0.0
     indices: tuple[int, ...] = ()
     """Index of each of the F frames in the file; () where nobody counted."""
+    missing_s: float = 0.0
+    """Seconds of the video that its file lacks at the end, where what is there is shown (`VideoSampling.torn`)."""
     resized: bool = False
     """True if the pixels have the size in which the encoder reads them; `CausalFamily.resize` makes it so."""
     source: Callable[[], Iterator[Frames]] | None = None
@@ -211,6 +219,8 @@ class Prompt:
     """Indices of the frames in the file, of each video or image in the order of the media."""
     frame_times: tuple[tuple[float, ...], ...] = ()
     """The same frames' times in seconds."""
+    torn_videos: tuple[str, ...] = ()
+    """Files that were cut off, and of which what is there is shown."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from longrl.callbacks.rollout_checks import (
     check_rollout_options,
     compare_engine,
     is_filtered,
-    warn_of_lengths,
+    training_limits,
 )
 from longrl.callbacks.waiting_groups import WaitingGroups
 from longrl.engines.hf import HFEngine
@@ -119,7 +119,6 @@ class RolloutCallback(Callback):
         check_engine_ranks(self.engine, self._parallel.sp_group.size)
         self.engine.invalidate_weights()  # a stage may begin with other weights at the same step
         if stage == "fit" and pl_module.is_rl():
-            max_prompt_tokens = data_module_of(trainer).renderer.max_prompt_tokens
             pl_module.algorithm.validate(self.sampling, pl_module.steps_per_rollout)
             self.reward.validate(self.sampling.max_completion_tokens)
             check_rollout_options(pl_module, self.engine, self.sampling, self.overlap, self.bypass_old_logp_below)
@@ -129,7 +128,17 @@ class RolloutCallback(Callback):
             # The update scores by the distribution that was sampled from; greedy completions count as drawn at 1.
             pl_module.temperature = self.sampling.temperature or 1.0
             pl_module.mismatch_monitor = self._monitor
-            warn_of_lengths(pl_module, self.engine, max_prompt_tokens, self.sampling.max_completion_tokens)
+            data = data_module_of(trainer)
+            limits = training_limits(
+                pl_module,
+                self.engine,
+                data.renderer.max_prompt_tokens,
+                self.sampling,
+            )
+            data.limit_lengths(limits, ("train",))
+        eval_limits = self.engine.length_limits(self.eval_sampling)
+        if eval_limits:  # known now, a prompt that is too long for the engine is skipped instead of ending the run
+            data_module_of(trainer).limit_lengths(eval_limits, ("val", "test"))
         self.reward.prepare()  # a missing package or folder is found before weights are loaded
 
     @override
@@ -161,7 +170,7 @@ class RolloutCallback(Callback):
         #    prompts of this batch are sampled during the next one.
         waiting = self._waiting
         if waiting.restored:
-            waiting.render_restored(data_module_of(trainer).renderer, dp)
+            waiting.render_restored(data_module_of(trainer).renderer, dp, module.parallel.sp_group)
         if self._background is not None:
             waiting.prefetched = self._finish_background(self._background)
         groups = [replace(group, carried_over=True) for group in waiting.carried]

@@ -12,7 +12,7 @@ from longrl.engines.parity import check_rendered_prompts
 from longrl.engines.rollout_engine import RolloutEngine
 from longrl.modules.mini_batches import Mismatch
 from longrl.modules.policy import PolicyModule
-from longrl.packing.lengths import length_problem
+from longrl.packing.lengths import LengthLimit, length_problem, micro_batch_limit
 from longrl.types import Completion, Features, Prompt, SamplingParams
 
 NUM_SHOWN = 8
@@ -86,26 +86,36 @@ def is_filtered(sampling: SamplingParams) -> bool:
     return sampling.top_p < 1 or sampling.top_k > 0
 
 
-def warn_of_lengths(
-    module: PolicyModule, engine: RolloutEngine, max_prompt_tokens: int | None, max_completion_tokens: int
-) -> None:
-    """Warns before weights are loaded of prompts that update or engine would refuse in the middle of the run."""
-    max_ranks = max(module.parallel.degrees)
-    limits = (
-        (module.max_tokens_per_micro_batch, "model.max_tokens_per_micro_batch", max_ranks),
-        (engine.max_length(), f"max_model_len of {type(engine).__name__}", 1),
+def training_limits(
+    module: PolicyModule, engine: RolloutEngine, max_prompt_tokens: int | None, sampling: SamplingParams
+) -> tuple[LengthLimit, ...]:
+    """What update and engine take: longer prompts are skipped; warned of where `data.max_prompt_tokens` lets them in.
+
+    Args:
+        module: does the update.
+        engine: samples.
+        max_prompt_tokens: the option of the data.
+        sampling: of training rollouts; every completion may become as long as it allows.
+    """
+    of_update = micro_batch_limit(
+        module.max_tokens_per_micro_batch,
+        module.parallel.degrees,
+        sampling.max_completion_tokens,
     )
-    for limit, option, ranks in limits:
+    of_engine = engine.length_limits(sampling)
+    limits = (of_update, *of_engine)
+    for limit in limits:
         problem = length_problem(
             "the longest prompt of data.max_prompt_tokens",
             max_prompt_tokens or 0,
-            max_completion_tokens,
-            limit=limit,
-            option=option,
-            ranks=ranks,
+            limit.longest,
+            limit=limit.tokens,
+            option=limit.option,
+            ranks=limit.ranks,
         )
         if problem:
-            logger.warning("%s; the first such prompt would end the run", problem)
+            logger.warning("%s; longer prompts are skipped", problem)
+    return limits
 
 
 def compare_engine(

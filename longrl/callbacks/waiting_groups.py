@@ -6,11 +6,14 @@ Pixels are not saved: a prompt is the row that it came from, and is rendered aga
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from longrl.strategies.axis import Axis
-from longrl.types import Completion, Group, Prompt, Row
+from longrl.strategies.axis import SINGLE_RANK, Axis
+from longrl.types import Completion, Group, Prompt, Row, UnusableSample
+
+logger = logging.getLogger(__name__)
 
 SavedGroup = dict[str, Any]
 """A group as tensors and plain values."""
@@ -48,10 +51,13 @@ class WaitingGroups:
                 groups = all_groups[dp.rank :: dp.size]
             self.restored[name] = groups
 
-    def render_restored(self, render: Callable[[Row], Prompt], dp: Axis) -> None:
-        """Makes groups of those of a checkpoint. Every rank must call it."""
-        carried = [restored_group(saved, render) for saved in self.restored["carried"]]
-        ahead = [restored_group(saved, render) for saved in self.restored["ahead"]]
+    def render_restored(self, render: Callable[[Row], Prompt], dp: Axis, sp_group: Axis = SINGLE_RANK) -> None:
+        """Makes groups of those of a checkpoint. Every rank must call it.
+
+        A file that is gone since costs its groups, on all ranks of `sp_group` alike, and not the run.
+        """
+        carried = restored_groups(self.restored["carried"], render, sp_group)
+        ahead = restored_groups(self.restored["ahead"], render, sp_group)
         self.restored = {}
         # Groups carried over come first: the oldest are trained on before others.
         self.carried += carried
@@ -70,6 +76,23 @@ def saved_group(group: Group) -> SavedGroup:
     saved["prompt"] = row
     saved["completions"] = [dataclasses.asdict(completion) for completion in group.completions]
     return saved
+
+
+def restored_groups(saved: Sequence[SavedGroup], render: Callable[[Row], Prompt], sp_group: Axis) -> list[Group]:
+    """Those of the saved groups whose rows all ranks of a sequence-parallel group can still render."""
+    groups = []
+    for one in saved:
+        group = None
+        try:
+            group = restored_group(one, render)
+        except UnusableSample as error:
+            row_id = one["prompt"]["id"]
+            logger.warning("a group of row %r that a step left over is dropped: %s", row_id, error)
+        # What one rank cannot read is dropped by all: they share its frames.
+        num_lost = sp_group.max(group is None)
+        if group is not None and not num_lost:
+            groups.append(group)
+    return groups
 
 
 def restored_group(saved: SavedGroup, render: Callable[[Row], Prompt]) -> Group:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
@@ -31,16 +29,18 @@ from longrl.datamodules.loading.render import (
     RowRenderer,
     Stage,
     check_template,
-    files_of,
 )
+from longrl.datamodules.loading.row_checks import unusable_rows
 from longrl.datamodules.loading.skips import SkipLog
+from longrl.datamodules.media.remote import RemoteMedia, default_folder
 from longrl.datamodules.media.sampling import VideoSampling
+from longrl.datamodules.media.sources import DecodeLimits
 from longrl.datamodules.media.subtitles import Subtitles, log_subtitles
-from longrl.datamodules.media.video import DecodeLimits
 from longrl.datamodules.rows.question_rows import make_rows
 from longrl.datamodules.rows.sources import media_root_of, read_records
 from longrl.io.functions import import_function
 from longrl.models.reading import RendersPrompts
+from longrl.packing.lengths import LengthLimit
 from longrl.strategies.parallel import Parallel
 from longrl.types import FrameShard, Row, UnusableSample
 
@@ -89,6 +89,9 @@ class LongVideoReason(StreamedData):
         bad_records: what happens to a record that lacks a field, has an answer outside its options or places media that
             it lacks: `error`, before weights are loaded, or `skip`, listed and counted like a broken video.
         check_files: look in `setup` whether all media exist; off for slow file systems.
+        allow_remote_media: fetch media that a row names by URL (`https://`, `s3://`, `gs://`, `hf://`, whatever fsspec
+            reads) when they are first needed; otherwise such rows are skipped, and nothing is ever fetched.
+        media_cache_dir: where they are kept, for all runs; by default `~/.cache/longrl/media`. Nothing deletes them.
         skipped_dir: folder of `skipped.jsonl`, which lists skipped rows; by default the run's, `default_root_dir`.
         max_skipped_share: share of a source's rows that may be skipped; see `longrl.datamodules.loading.skips.SkipLog`.
 
@@ -126,6 +129,8 @@ class LongVideoReason(StreamedData):
         max_held_mib: int = 2048,
         bad_records: Literal["error", "skip"] = "error",
         check_files: bool = True,
+        allow_remote_media: bool = False,
+        media_cache_dir: str | None = None,
         skipped_dir: str | None = None,
         max_skipped_share: float = 0.05,
     ) -> None:
@@ -180,12 +185,17 @@ class LongVideoReason(StreamedData):
             subtitles=subtitles,
             cached_media=cached_media,
             decoding=DecodeLimits(decode_chunk_frames, max_held_mib),
+            remote=RemoteMedia((media_cache_dir or default_folder()) if allow_remote_media else None),
         )
+        if media_cache_dir and not allow_remote_media:
+            logger.warning("data.media_cache_dir does nothing without data.allow_remote_media=true")
         self.datasets: dict[Split, RenderedRows] = {}
         """Splits that have been read so far."""
         self._sizes: dict[Split, tuple[int, ...]] = {}
         """Rows of each source."""
         self._skips: dict[Split, SkipLog] = {}
+        self._limits: dict[Split, tuple[LengthLimit, ...]] = {}
+        """What update and engine take, of those who said so."""
 
     # -- reading the sources -------------------------------------------------------------------------------------
 
@@ -220,9 +230,11 @@ class LongVideoReason(StreamedData):
         )
         # Records that gave no row have negative indices, apart from those of rows.
         unusable = [UnusableSample(None, str(error), -1 - index, f"record {index}") for index, error in errors]
-        if self.check_files and not self.renderer.blind:
-            unusable += _missing_files(rows)
+        if not self.renderer.blind:
+            unusable += unusable_rows(rows, self.renderer, self.check_files)
         skips.add_known(unusable)
+        self.renderer.try_options(rows)
+        self._limits[split] = ()
         self.datasets[split] = RenderedRows(rows, self._renderer(split))
         without = sum(not row.reasoning for row in rows)
         if self.renderer.stage == "sft" and without:
@@ -244,8 +256,16 @@ class LongVideoReason(StreamedData):
             if split in self.datasets:
                 self.datasets[split].render = replace(self._renderer(split), stored=stored)
 
+    def limit_lengths(self, limits: Sequence[LengthLimit], splits: Sequence[Split]) -> None:
+        """From now on, longer prompts of these splits are skipped: update or engine could not take them."""
+        for split in splits:
+            if split in self.datasets:
+                self._limits[split] = (*self._limits[split], *limits)
+                self.datasets[split].render = self._renderer(split)
+
     def _renderer(self, split: Split) -> RowRenderer:
-        return self.renderer if split == "train" else replace(self.renderer, blind_share=0.0)
+        blind_share = self.renderer.blind_share if split == "train" else 0.0
+        return replace(self.renderer, blind_share=blind_share, limits=self._limits[split])
 
     # -- loaders -------------------------------------------------------------------------------------------------
 
@@ -279,14 +299,3 @@ class LongVideoReason(StreamedData):
         options = replace(self.loader_options, prefetch_prompts=prompts)
         dataset, skips, sp_group = self.datasets[split], self._skips[split], self._parallel().sp_group
         return EvalLoader(dataset, skips, prompts, rank=rank, world_size=world_size, options=options, sp_group=sp_group)
-
-
-def _missing_files(rows: Sequence[Row]) -> list[UnusableSample]:
-    """Rows whose files do not exist. They stay in the order of the rows, and are skipped at their turn."""
-    is_file = functools.cache(os.path.isfile)  # many rows may ask about one video
-    missing = []
-    for index, row in enumerate(rows):
-        path = next((path for path in files_of(row) if not is_file(path)), None)
-        if path is not None:
-            missing.append(UnusableSample(path, "the file does not exist", index, row.id))
-    return missing

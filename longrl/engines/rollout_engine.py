@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from longrl.engines.parity import RenderedPrompt
 from longrl.io.old_hooks import OLD_HOOKS, RefusesOldHooks
 from longrl.models.base import CausalFamily
+from longrl.packing.lengths import LengthLimit
 from longrl.strategies.axis import Axis
 from longrl.types import Completion, Group, Prompt, SamplingParams
 
@@ -95,6 +96,12 @@ class RolloutEngine(RefusesOldHooks, abc.ABC):
     def max_length(self) -> int | None:
         """Tokens of the longest prompt and completion together, as far as is known before the engine starts."""
         return None
+
+    def length_limits(self, sampling: SamplingParams) -> tuple[LengthLimit, ...]:
+        """What `max_length` means for prompts that are sampled so; none where nothing limits them."""
+        limit = self.max_length()
+        option = f"max_model_len of {type(self).__name__}"
+        return () if limit is None else (LengthLimit(limit, option, sampling.max_completion_tokens),)
 
     # By default there is nothing to do.
 

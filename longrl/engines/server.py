@@ -175,6 +175,16 @@ class VLLMServerEngine(VLLMRollouts):
     # -- generation ----------------------------------------------------------------------------------------------
 
     @override
+    def max_length(self) -> int | None:
+        """The server's, if it answers already."""
+        if self._info is None:
+            try:
+                return int(self.client.get_info(retries=0)["max_model_len"])
+            except (ConnectionError, TimeoutError):
+                return None
+        return int(self._info["max_model_len"])
+
+    @override
     def length_limit(self) -> tuple[int, str]:
         assert self._info is not None, "sync comes before generate"
         return self._info["max_model_len"], f"--max_model_len of the server at {self.client.url}"

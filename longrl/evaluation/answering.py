@@ -14,10 +14,12 @@ from typing import Any
 import torch
 
 from longrl.datamodules.loading.render import KnowsFeatures, RowRenderer, files_of
+from longrl.datamodules.media.frame_lists import frame_files
 from longrl.datamodules.media.subtitles import subtitle_files
 from longrl.io.append_log import AppendLog
 from longrl.models.base import CausalFamily
 from longrl.models.reading import RendersPrompts
+from longrl.packing.lengths import LengthLimit
 from longrl.types import Completion, Prompt, Row, SamplingParams, UnusableSample
 
 Item = tuple[int, Prompt]
@@ -46,6 +48,8 @@ class Answer:
     """Indices of the frames in the file, for each video or image."""
     frame_times: list[list[float]]
     """The same frames' times in seconds."""
+    num_torn: int = 0
+    """Videos whose files were cut off, and of which what is there was shown."""
 
 
 SaveAnswers = Callable[[Mapping[int, Answer | UnusableSample]], None]
@@ -65,6 +69,7 @@ def make_answer(family: CausalFamily, prompt: Prompt, completions: Sequence[Comp
         prompt_hash=hash_json([prompt.input_ids.tolist(), [item.key for item in prompt.media]]),
         frame_indices=[list(indices) for indices in prompt.frame_indices],
         frame_times=[list(times) for times in prompt.frame_times],
+        num_torn=len(prompt.torn_videos),
     )
 
 
@@ -85,6 +90,10 @@ class Policy(abc.ABC):
     def stored(self) -> KnowsFeatures | None:
         """The store that knows which videos need not be decoded, once it is prepared; None: all must be."""
         return None
+
+    def length_limits(self, sampling: SamplingParams) -> tuple[LengthLimit, ...]:
+        """What limits prompts that are answered so; longer ones are skipped. By default it is not known here."""
+        return ()
 
     def close(self) -> None:  # noqa: B027  # by default there is nothing to do
         """The evaluation is over."""
@@ -146,7 +155,7 @@ def question_key(row: Row, identity: Mapping[str, Any], renderer: RowRenderer) -
     if renderer.blind:
         paths = paths if renderer.subtitles.when_blind == "keep" else []
     else:
-        paths += files_of(row)
+        paths += [file for path in files_of(row) for file in frame_files(path)]
     sizes = [os.path.getsize(path) if os.path.exists(path) else None for path in paths]
     return hash_json([doc_hash(row), sizes, identity])
 

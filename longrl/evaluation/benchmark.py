@@ -165,7 +165,10 @@ class Evaluation:
 
     def conditions(self) -> list[Condition]:
         """Conditions of the config: so many frames each, or `data.video` as it is; last, without media."""
-        plain = replace(self.data.renderer, blind_share=0.0, stored=self.config.policy.stored())
+        policy, sampling = self.config.policy, self.config.sampling
+        plain = replace(
+            self.data.renderer, blind_share=0.0, stored=policy.stored(), limits=policy.length_limits(sampling)
+        )
         if plain.blind and self.config.frames:
             raise ValueError(f"--frames={self.config.frames} shows frames and data.blind none; set one of them")
         # Whatever the rule for frames is, a blind policy is shown none.

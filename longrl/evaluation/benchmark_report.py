@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from longrl.datamodules.media.sampling import VideoSampling
-from longrl.datamodules.media.video import read_video
+from longrl.datamodules.media.sampling import VideoSampling, read_span
+from longrl.datamodules.media.sources import read_video
 from longrl.evaluation.charts import plot_frame_sweep
 from longrl.evaluation.comparison import Comparison, format_points
 from longrl.evaluation.outcomes import Outcome
 from longrl.evaluation.report_page import PageTable, Report, SampleCard, SectionPart, score_table, write_report
 from longrl.evaluation.samples import SampleLine
 from longrl.evaluation.scores import OVERALL, Difference, Score, percent
-from longrl.types import Row, UnusableSample
+from longrl.types import Row
 
 NOTE = (
     "Strict accuracy (only what stands in <answer>) in percent with its 95% interval: Wilson's, with questions about "
@@ -109,6 +109,8 @@ def list_remarks(outcomes: Sequence[Outcome]) -> list[str]:
         if summary is None:
             texts.append(f"{outcome.name}: no question was answered.")
             continue
+        if outcome.num_torn:
+            texts.append(f"{outcome.name}: of {outcome.num_torn} torn videos only what is there was shown.")
         predictions = summary.letters.get("predictions", {})
         letters = [letter for letter in predictions if letter != "none"]
         if len(letters) == 1 and sum(predictions.values()) > 1:
@@ -230,11 +232,12 @@ def sample_card(row: Row, lines: Mapping[str, SampleLine]) -> SampleCard:
     timestamps: Sequence[float] = ()
     if row.videos:
         span = row.metadata.get("span_s")
-        sampling = VideoSampling(fps=None, num_frames=NUM_CARD_FRAMES, span_s=tuple(span) if span else None)
         try:
+            part = read_span(span) if span else None
+            sampling = VideoSampling(fps=None, num_frames=NUM_CARD_FRAMES, span_s=part, torn="keep")
             video = read_video(row.videos[0], sampling)
             frames = np.ascontiguousarray(video.pixels.permute(0, 2, 3, 1))  # [F, H, W, 3], as pictures are saved
             timestamps = video.timestamps
-        except UnusableSample:  # of an evaluation without video, or one that has ended long ago
+        except ValueError:  # also `UnusableSample`: of an evaluation without video, or one that has ended long ago
             frames = None
     return SampleCard(row, lines, frames, timestamps)

@@ -25,7 +25,7 @@ from longrl.chat.frames import JPEG_QUALITY, MessagePart, data_url, frame_name, 
 from longrl.evaluation.answering import Answer, Item, Policy, SaveAnswers, hash_json
 from longrl.io.atomic import atomic_write
 from longrl.models.reading import MEDIA_TAG, RendersPrompts
-from longrl.types import AudioClip, Frames, Media, Prompt, Row, SamplingParams, UnusableSample
+from longrl.types import AudioClip, Frames, Media, MediaKind, Prompt, Row, SamplingParams, UnusableSample
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,10 @@ class ChatReader(RendersPrompts):
 
     def __init__(self, max_side: int) -> None:
         self.max_side = max_side
+
+    @override
+    def reads_media(self, kind: MediaKind) -> bool:
+        return kind != "audio"
 
     @override
     def resize(self, frames: Frames) -> Frames:
@@ -186,6 +190,7 @@ class EndpointPolicy(Policy):
             prompt_hash=hash_json(requests[0].messages),
             frame_indices=[list(indices) for indices in prompt.frame_indices],
             frame_times=[list(times) for times in prompt.frame_times],
+            num_torn=len(prompt.torn_videos),
         )
 
 

@@ -24,6 +24,7 @@ from longrl.models.base import CausalFamily
 from longrl.models.chunked_mlp import chunk_mlps
 from longrl.models.reading import is_local
 from longrl.modules.initial_weights import plain_from
+from longrl.packing.lengths import LengthLimit
 from longrl.types import SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -99,6 +100,10 @@ class LocalPolicy(Policy):
     def stored(self) -> KnowsFeatures | None:
         assert self.model is not None, "prepare comes first"
         return None if self.features.disk is None else self.features.disk.files(self.model)
+
+    @override
+    def length_limits(self, sampling: SamplingParams) -> tuple[LengthLimit, ...]:
+        return self.engine.length_limits(sampling)
 
     @override
     def close(self) -> None:

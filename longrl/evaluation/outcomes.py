@@ -12,7 +12,7 @@ import torch
 
 from longrl.evaluation.answering import Answer
 from longrl.evaluation.metric import CategoryAccuracy
-from longrl.evaluation.records import Record, group_records
+from longrl.evaluation.records import Record, group_records, video_name
 from longrl.evaluation.scores import Difference, Score, Summary, paired_difference
 from longrl.rewards import RewardSum
 from longrl.types import Completion, Group, Prompt, Row, UnusableSample
@@ -36,6 +36,8 @@ class Outcome:
     num_frames: int | None = None
     """Asked for of every video; None where the data's own rule decides, or nothing is shown."""
     blind: bool = False
+    num_torn: int = 0
+    """Different videos of which only a part was shown, for their files were cut off."""
 
     @property
     def judged(self) -> dict[int, Sequence[Record]]:
@@ -49,6 +51,7 @@ class Outcome:
             "blind": self.blind,
             "num_questions": len(self.records.keys() | self.failures.keys()),
             "failures": dict(sorted(Counter(self.failures.values()).items())),
+            "videos_used_in_part": self.num_torn,
             "scores_with_failures_as_wrong": {name: dataclasses.asdict(score) for name, score in self.as_wrong.items()},
             **(self.summary.to_dict() if self.summary else {"scores": {}}),
         }
@@ -126,7 +129,8 @@ def make_outcome(
         everything.update([{**record, "correct": False, "correct_lenient": False}])
     total = everything.summary()
     as_wrong = total.scores if total else {}
-    return Outcome(name, answers, records, failures, answered.summary(), as_wrong, num_frames, blind)
+    torn = {video_name(rows[index]) for index, answer in answers.items() if answer.num_torn}
+    return Outcome(name, answers, records, failures, answered.summary(), as_wrong, num_frames, blind, len(torn))
 
 
 def gain_over(before: Outcome, after: Outcome) -> Difference | None:

@@ -51,9 +51,9 @@ def atomic_file(path: str | Path, *, clean: bool = True) -> Iterator[BinaryIO]:
 
 
 def atomic_write(path: str | Path, content: str | bytes) -> Path:
-    """Writes a file by `atomic_file`, text as UTF-8, and returns its path."""
+    """Writes a file by `atomic_file` and returns its path. Text is UTF-8, lone surrogates are written as escapes."""
     with atomic_file(path, clean=False) as file:  # over in no time, and there are folders with many files
-        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+        file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
     return Path(path)
 
 

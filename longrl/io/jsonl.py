@@ -14,7 +14,8 @@ def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> Path:
     """Writes one JSON object per line; readers see the old file or all of the new one, never a part."""
     with atomic_file(path) as file:
         for record in records:
-            file.write(json.dumps(record, ensure_ascii=False).encode("utf-8") + b"\n")
+            # A lone surrogate becomes its escape, by which it is read again.
+            file.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
     return Path(path)
 
 

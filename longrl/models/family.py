@@ -11,8 +11,8 @@ model it trains. A new one is a subclass of `longrl.models.base.CausalFamily`, w
                         temporal_patches_per_encode, supports_audio, use_audio_in_video
     RendersPrompts      what does a row look like as token ids and positions?
         media           media_token_ids
-        default         render, chat_ids, chat_content, system_prompt, placeholder_ids, position_ids, num_axes,
-                        encode_response, decode, identity, answer_options, training_options
+        default         reads_media, render, chat_ids, chat_content, system_prompt, placeholder_ids, position_ids,
+                        num_axes, encode_response, decode, identity, answer_options, training_options
     EncodesMedia        how do patches become features?
         media           media_encoders, encode_media
         default         trained_encoders, feature_size, encoder_settings

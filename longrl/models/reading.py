@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from longrl.io.old_hooks import OLD_HOOKS, RefusesOldHooks
-from longrl.types import AudioClip, Frames, Media, MediaKind, Prompt, Row, TemporalPatchSize
+from longrl.types import AudioClip, Frames, Media, MediaKind, Prompt, Row, TemporalPatchSize, UnusableSample
 
 MEDIA_TAG = re.compile(r"<(image|video|audio)>")
 GridTHW = tuple[int, int, int]
@@ -109,9 +109,10 @@ class PatchesMedia(PretrainedFolder):
 
     def _refuse_media(self, kind: MediaKind) -> NoReturn:
         readable = "text only" if type(self).grid is PatchesMedia.grid else f"no {kind}"
-        raise ValueError(
+        raise UnusableSample(
+            None,
             f"{type(self).__name__} reads {readable}, but the row has a {kind}; use a family that reads it, or rows "
-            "without media"
+            "without media",
         )
 
     @property
@@ -188,6 +189,10 @@ class RendersPrompts(PatchesMedia):
         """Placeholder token of each media kind; empty for text models."""
         return {}
 
+    def reads_media(self, kind: MediaKind) -> bool:
+        """Whether a prompt may show such media. Rows with others are skipped, which is known before a run begins."""
+        return kind in self.media_token_ids()
+
     def placeholder_ids(self, media: Media) -> list[int]:
         """The token ids that stand for a media item, without the template's start and end tokens."""
         return [self.media_token_ids()[media.kind]] * self.num_features(media)
@@ -208,7 +213,7 @@ class RendersPrompts(PatchesMedia):
             response: the SFT target.
 
         Raises:
-            ValueError: tags and media differ, or the text holds placeholder tokens of the model.
+            UnusableSample: tags and media differ, or the text holds placeholder tokens of the model.
         """
         # 1. Media as the encoder reads them. A sound track stands among the placeholders of the video before it.
         media = tuple(self.patch_all(frames))
@@ -219,9 +224,10 @@ class RendersPrompts(PatchesMedia):
         ids = self.chat_ids(text, shown, row)
         indices = [index for index, token in enumerate(ids) if token in tokens.values()]
         if [ids[index] for index in indices] != [tokens[item.kind] for item in shown]:
-            raise ValueError(
+            raise UnusableSample(
+                None,
                 f"row {row.id!r} renders to {len(indices)} media placeholders for {len(shown)} media; its text must "
-                "not contain the model's own placeholder tokens"
+                "not contain the model's own placeholder tokens",
             )
 
         # 3. As many of them as the item has features. From behind, so that the indices before stay right.
@@ -244,9 +250,10 @@ class RendersPrompts(PatchesMedia):
         kinds = [item.kind for item in media]
         tags = MEDIA_TAG.findall(text)
         if tags and tags != kinds:
-            raise ValueError(
+            raise UnusableSample(
+                None,
                 f"row {row.id!r} has media {kinds} but its text places {tags}; name every medium once, in order, or "
-                "none"
+                "none",
             )
         if not tags:
             text = "".join(f"<{kind}>" for kind in kinds) + text

@@ -35,6 +35,7 @@ from longrl.modules.mini_batches import (
 )
 from longrl.modules.optimizer import OptimizerSettings
 from longrl.modules.trained import NOT_WEIGHTED, TrainedModule, data_module_of
+from longrl.packing.lengths import micro_batch_limit
 from longrl.packing.pack import dummy_micro_batch, pack
 from longrl.strategies.fsdp import RootModule
 from longrl.strategies.sequence import SequenceParallel
@@ -53,15 +54,13 @@ class PolicyModule(TrainedModule):
         optimizer: AdamW and its schedule.
         init_from: initial weights: a Lightning checkpoint or run folder, an exported folder or a hub id. Also the
             reference policy of the KL penalty. To go on with an interrupted run use `--ckpt_path` instead.
-        max_tokens_per_micro_batch: token budget of one forward pass on one rank; with N ranks sharing a sequence it
-            may have N times as many. Bounds memory, changes no gradient.
+        max_tokens_per_micro_batch: tokens of one forward pass on one rank, N times as many on N that share a sequence.
         mini_batches_per_rollout: optimizer steps one rollout is cut into.
         epochs_per_rollout: how often a rollout is gone through.
         max_grad_norm: gradient norm limit; 0 switches it off.
         feature_cache_bytes: features of a frozen encoder kept between steps.
-        feature_cache_dir: folder in which features of a frozen encoder are kept for later steps and runs; None for
-            none. `python -m longrl cache-features` fills it beforehand. In `fit` videos whose features are there are
-            not decoded.
+        feature_cache_dir: folder in which features of a frozen encoder outlive the run, if there is one. `python -m
+            longrl cache-features` fills it beforehand. In `fit` videos whose features are there are not decoded.
         feature_cache_disk_bytes: what all files in that folder may take; the least recently used go first.
     """
 
@@ -112,6 +111,13 @@ class PolicyModule(TrainedModule):
     @override
     def is_rl(self) -> bool:
         return data_module_of(self.trainer).renderer.stage == "rl"
+
+    @override
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit" and not self.is_rl():  # the rollout callback knows how long completions of RL may become
+            limit = micro_batch_limit(self.max_tokens_per_micro_batch, self.parallel.degrees)
+            data_module_of(self.trainer).limit_lengths([limit], ("train", "val"))
 
     @override
     def build_model(self) -> nn.Module:
@@ -279,14 +285,12 @@ class PolicyModule(TrainedModule):
         degrees = self.parallel.degrees
         fitting = [degree for degree in degrees if degree * budget >= longest]
         sequence = degrees[min(fitting) if fitting else max(degrees)]
-
         # 2. Parts of the sequence-parallel group that share a sequence take turns.
         packed = pack(prompts, completions, budget * sequence.size)
         sp_group = self.parallel.sp_group
         num_parts = sp_group.size // sequence.size
         part = sp_group.rank // sequence.size
         local: list[Packed | None] = [*packed[part::num_parts]]
-
         # 3. As many on every rank.
         count = self.parallel.dp.max(-(-len(packed) // num_parts))
         return local + [None] * (count - len(local)), sequence

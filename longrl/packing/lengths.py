@@ -6,9 +6,35 @@ so that every message says the same: the lengths, the limit, its option, the val
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from longrl.types import Prompt, SamplingParams
+
+
+@dataclass(frozen=True)
+class LengthLimit:
+    """A limit that is known before a run, so that rows above it are skipped instead of ending it."""
+
+    tokens: int
+    """Of a prompt and what follows it, on one rank."""
+    option: str
+    """That sets it, see `length_problem`."""
+    longest: int = 0
+    """Tokens of the longest completion that may follow; an SFT target counts with its own."""
+    ranks: int = 1
+    """That share a sequence."""
+
+
+def micro_batch_limit(max_tokens: int, degrees: Iterable[int], longest: int = 0) -> LengthLimit:
+    """The limit that micro-batches of so many tokens on each rank set.
+
+    Args:
+        max_tokens: `model.max_tokens_per_micro_batch`.
+        degrees: numbers of ranks that may share a sequence.
+        longest: tokens of the longest completion that is sampled.
+    """
+    return LengthLimit(max_tokens, "model.max_tokens_per_micro_batch", longest, max(degrees))
 
 
 def length_problem(

@@ -18,7 +18,7 @@ from longrl.rewards import RewardSum, RewardTerm
 from longrl.types import Batch, Completion, Group, Prompt, UnusableSample
 from tests.evaluation.scripted import benchmark, records
 from tests.evaluation.test_report_page import Tags
-from tests.tiny import text_family
+from tests.tiny import vl_family
 
 
 def group(row, *letters):
@@ -33,7 +33,7 @@ class Run:
 
     def __init__(self, folder, **options):
         questions = [{**record, "answer": "B", "problem_id": str(n)} for n, record in enumerate(records()[:4])]
-        family = text_family()
+        family = vl_family()
         self.data = LongVideoReason(family, test=str(benchmark(folder, questions)), skipped_dir=str(folder), **options)
         self.data.read(("test",))
         self.rows = self.data.datasets["test"].rows

@@ -594,6 +594,18 @@ def test_every_video_is_encoded_once_for_all_its_questions_completions_and_passe
     assert sum(count) == 2
 
 
+@pytest.mark.parametrize("num_generations", [2, 8])
+def test_pixels_are_held_once_whatever_the_number_of_completions(tmp_path, num_generations):
+    data = video_data(tmp_path, prompts_per_batch=4)
+    sampling = dataclasses.replace(SAMPLING, num_generations=num_generations)
+    (batch,) = train(tmp_path, callback(HFEngine(), sampling=sampling), data=data).batches
+    assert all(len(group.completions) == num_generations for group in batch.groups)
+    held = {item.patches.data_ptr(): item.patches.nbytes for group in batch.groups for item in group.prompt.media}
+    assert sum(held.values()) == sum(item.patches.nbytes for prompt in batch.prompts for item in prompt.media)
+    fields = {name for group in batch.groups for completion in group.completions for name in vars(completion)}
+    assert fields == {"token_ids", "logprobs", "text", "finish_reason"}
+
+
 def test_a_frozen_towers_features_are_kept_for_later_steps(tmp_path):
     data = video_data(tmp_path, prompts_per_batch=2, freeze_vision_encoder=True)
     policy = PolicyModule(data.renderer.family, optimizer=OptimizerSettings(lr=1e-3))

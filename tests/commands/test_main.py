@@ -205,7 +205,7 @@ def test_a_prompt_longer_than_a_micro_batch_says_what_to_raise(rows, tmp_path):
     values = text_config(rows)
     values["model"]["max_tokens_per_micro_batch"] = 10
     with pytest.raises(
-        ValueError, match=r"above 10, the model\.max_tokens_per_micro_batch; raise that to \d+, or lower data"
+        ValueError, match=r"above 10, the model\.max_tokens_per_micro_batch; raise that to \d+, or take fewer frames"
     ):
         run(tmp_path / "run", values)
 
@@ -323,7 +323,7 @@ def exported(tmp_path_factory, sft_run):
 
 def chat(processor):
     from longrl.datamodules.media.sampling import VideoSampling
-    from longrl.datamodules.media.video import read_video
+    from longrl.datamodules.media.sources import read_video
 
     video = next((videos() / "videos").glob("train*.mp4"))
     content = [{"type": "video"}, {"type": "text", "text": "What comes next?"}]

@@ -67,6 +67,7 @@ class Scripted(Policy):
         return Answer(
             [text], [reason], [len(text)], 10, None, prompt.text, hash_json(prompt.text),
             [list(indices) for indices in prompt.frame_indices], [list(times) for times in prompt.frame_times],
+            len(prompt.torn_videos),
         )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from longrl.datamodules.media.sampling import VideoSampling
-from longrl.datamodules.media.video import read_video
+from longrl.datamodules.media.sources import read_video
 from longrl.features.cache import FeatureCache
 from longrl.features.disk_cache import DiskCache
 from longrl.modules.policy import PolicyModule

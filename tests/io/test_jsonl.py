@@ -6,10 +6,10 @@ from longrl.io.jsonl import read_jsonl, write_jsonl
 
 
 def test_records_are_written_and_read_back(tmp_path):
-    records = [{"id": "1", "nested": {"a": [1.5, None]}}, {"id": "\u00e9\n\u2028"}]
+    records = [{"id": "1", "nested": {"a": [1.5, None]}}, {"id": "\u00e9\n\u2028"}, {"half a character": "\ud800"}]
     path = write_jsonl(tmp_path / "new" / "samples.jsonl", records)
     assert read_jsonl(path) == records
-    assert len(path.read_text(encoding="utf-8").split("\n")) == 3
+    assert len(path.read_text(encoding="utf-8").split("\n")) == 4
     json.loads(path.read_text(encoding="utf-8").split("\n")[0])
 
 

@@ -2,9 +2,8 @@
 
 Rank r of W reads positions r, r + W, r + 2W, ... of one endless sequence. With n rows, its position c is row
 `permutation(epoch)[c mod n]` of epoch `c div n`. So the ranks share no row, every epoch has every row once, and the
-number of rows that each rank consumed says all about where the stream stands. Rows that cannot be used (broken media,
-a prompt too long) are consumed too, which keeps that number exact whatever is skipped; the rank's next row goes
-into the batch instead.
+number of rows that each rank consumed says all about where the stream stands. Rows that cannot be used are consumed
+too, which keeps that number exact whatever is skipped; the rank's next row goes into the batch instead.
 
 The data module keeps the state. Lightning would also save and restore loaders that have a state of their own, but not
 when it resumes after the end of an epoch.
@@ -35,11 +34,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from longrl.datamodules.loading.skips import Item, SkipLog
+from longrl.datamodules.loading.skips import CODE_ERRORS, Item, SkipLog
 from longrl.strategies.axis import SINGLE_RANK, Axis
-from longrl.types import Batch, Row, UnusableSample
+from longrl.types import Batch, Prompt, Row, UnusableSample
 
 logger = logging.getLogger(__name__)
+SHARED_BYTES = 1 << 20
+"""A worker hands larger tensors over in shared memory, where nothing copies them."""
 
 
 class RenderedRows(Dataset[Any], Generic[Item]):
@@ -58,6 +59,11 @@ class RenderedRows(Dataset[Any], Generic[Item]):
             return self.render(row)
         except UnusableSample as error:
             return error.of_row(index, row.id)
+        except CODE_ERRORS:
+            raise
+        except Exception as error:  # of a processor, a tokenizer or a template: whoever met what the row holds
+            logger.info("row %r cannot be rendered", row.id, exc_info=True)
+            return UnusableSample.because(error, "it cannot be rendered").of_row(index, row.id)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -108,10 +114,6 @@ def end_with_trainer(worker: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-SHARED_BYTES = 1 << 20
-"""A worker hands larger tensors over in shared memory, where nothing copies them."""
 
 
 @dataclass(frozen=True)
@@ -208,6 +210,8 @@ def usable_items(items: Sequence[Item | UnusableSample], skips: SkipLog, sp_grou
             skips.add_drawn(error)
         elif not isinstance(item, UnusableSample):
             usable.append(item)
+            if isinstance(item, Prompt) and item.torn_videos:
+                skips.add_torn(item.id, item.torn_videos)
     return usable
 
 

@@ -5,20 +5,35 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import av
+import torch
 
-from longrl.datamodules.media.audio import FileSound, read_sound
-from longrl.datamodules.media.sampling import VideoSampling
+from longrl.datamodules.loading.skips import CODE_ERRORS
+from longrl.datamodules.media.audio import SAMPLING_RATE, FileSound, read_sound
+from longrl.datamodules.media.frame_lists import FRAME_LIST_SUFFIX, FrameListReader
+from longrl.datamodules.media.images import read_image
+from longrl.datamodules.media.remote import NO_REMOTE, RemoteMedia
+from longrl.datamodules.media.sampling import VideoSampling, read_span
+from longrl.datamodules.media.sources import DecodeLimits, FileFrames, HeldFrames
 from longrl.datamodules.media.subtitles import Subtitles, subtitle_text
-from longrl.datamodules.media.video import DecodeLimits, FileFrames, HeldFrames, VideoReader, hold_frames, read_image
+from longrl.datamodules.media.video import VideoReader, hold_frames
 from longrl.models.reading import MEDIA_TAG, RendersPrompts
-from longrl.packing.lengths import length_problem
+from longrl.packing.lengths import LengthLimit, length_problem
 from longrl.rewards.options import parse_options
-from longrl.types import FULL_SHARD, AudioClip, Frames, FrameShard, MediaKind, Prompt, Row, UnusableSample
+from longrl.types import (
+    FULL_SHARD,
+    AudioClip,
+    Frames,
+    FrameShard,
+    MediaKind,
+    Prompt,
+    Row,
+    UnusableSample,
+)
 
 Stage = Literal["sft", "rl"]
 DEFAULT_QUESTION = (
@@ -29,6 +44,16 @@ DEFAULT_RESPONSE = "<think>{reasoning}</think><answer>{answer}</answer>"
 
 DEFAULT_LIMITS = DecodeLimits()
 NO_SUBTITLES = Subtitles()
+BLANKS: dict[MediaKind, Frames | AudioClip] = {
+    "image": Frames("image", torch.zeros(1, 3, 224, 224, dtype=torch.uint8), (0.0,), "black"),
+    "video": Frames("video", torch.zeros(4, 3, 224, 224, dtype=torch.uint8), (0.0, 0.5, 1.0, 1.5), "black"),
+    "audio": AudioClip(torch.zeros(SAMPLING_RATE), SAMPLING_RATE, "silence"),
+}
+"""One of each kind, in the order in which a prompt shows them."""
+PIXEL_RULES = 2
+"""Raised when a file gives other pixels than before. 2: videos stand upright, transparent pixels lie on white."""
+AUDIO_FAMILY = "use a family that does, as longrl.models.qwen_omni.QwenOmniFamily, or rows without `audios`"
+SHORTER = "take fewer frames or smaller ones"
 
 
 class KnowsFeatures(Protocol):
@@ -54,8 +79,12 @@ class RowRenderer:
     subtitles: Subtitles = NO_SUBTITLES
     cached_media: int = 0
     decoding: DecodeLimits = DEFAULT_LIMITS
+    remote: RemoteMedia = NO_REMOTE
+    """Where media that lie elsewhere are copied to, if they may be fetched."""
+    limits: tuple[LengthLimit, ...] = ()
+    """Of the update and the engine, beside `max_prompt_tokens`."""
     shard: FrameShard = FULL_SHARD
-    """Which part of every media item this rank decodes."""
+    """Which part of every medium this rank decodes."""
     stored: KnowsFeatures | None = None
     """Videos that it knows are not decoded; should their features prove unusable, `Media.source` decodes them."""
     _cache: OrderedDict[tuple[object, ...], Frames | AudioClip] = field(default_factory=OrderedDict, repr=False)
@@ -68,21 +97,25 @@ class RowRenderer:
 
         Raises:
             UnusableSample: a media file or its subtitles are missing or broken, or the prompt is too long.
+            Exception: whatever else the row makes a processor or tokenizer raise; see `RenderedRows`.
         """
-        # 1. Which media are shown, and which part of a video.
+        # 1. Which media are shown, and which part of a video. No file can hold half a character (a lone surrogate).
+        "".join((row.id, row.problem, row.answer, row.reasoning or "")).encode()
         blind = (self.blind or self.blind_share > 0) and self.drops_media(row)
         shown = without_media(row) if blind else row
         span = row.metadata.get("span_s")
-        sampling = replace(self.video, span_s=tuple(span)) if span else self.video
+        sampling = replace(self.video, span_s=read_span(span)) if span else self.video
 
         # 2. Decoded media, or where to get them; a video's sound track comes right after its frames.
         media: list[Frames | AudioClip] = []
+        torn = []
         for kind, path in ordered_media(shown):
-            if kind == "video" and self.family.use_audio_in_video:
-                track = self._sound_track(path, sampling)
-                media += [self._read(kind, path, sampling), track]
-            else:
-                media.append(self._read(kind, path, sampling))
+            has_track = kind == "video" and self.family.use_audio_in_video
+            tracks = [self._sound_track(path, sampling)] if has_track else []
+            item = self._read(kind, path, sampling)
+            media += [item, *tracks]
+            if isinstance(item, Frames) and item.missing_s:
+                torn.append(path)
 
         # 3. The question as text.
         subtitles = ""
@@ -100,10 +133,15 @@ class RowRenderer:
                 len(prompt.input_ids),
                 limit=self.max_prompt_tokens,
                 option="data.max_prompt_tokens",
-                remedy="take fewer frames or smaller ones",
+                remedy=SHORTER,
             )
             if problem:
                 raise UnusableSample(None, problem)
+        num_prompt_tokens = len(prompt.input_ids)
+        for limit in self.limits:
+            longest = limit.longest if prompt.response_ids is None else max(limit.longest, len(prompt.response_ids))
+            if num_prompt_tokens + longest > limit.tokens * limit.ranks:
+                raise UnusableSample(None, _too_long(num_prompt_tokens, longest, limit))
 
         # 5. Where left-out pixels come from, and which frames are shown.
         items = prompt.media
@@ -115,7 +153,21 @@ class RowRenderer:
             media=items,
             frame_indices=tuple(item.indices for item in frames),
             frame_times=tuple(item.timestamps for item in frames),
+            torn_videos=tuple(torn),
         )
+
+    def try_options(self, rows: Sequence[Row]) -> None:
+        """Renders a row with black media of the kinds that the rows have.
+
+        What fails here is an option or the family, for the row is harmless: the error is raised as it is, before a run
+        begins. What fails later depends on a row, which is skipped.
+        """
+        shown = [row for row in rows if not self.drops_media(row)]
+        kinds = {kind for row in shown for kind, _ in ordered_media(row) if self.family.reads_media(kind)}
+        media = [black for kind, black in BLANKS.items() if kind in kinds]
+        text = fill_template(self.question_template, problem="What is this?", subtitles="")
+        row = Row("harmless", "What is this?", "A", reasoning="It is black.")
+        self.family.render(row, text, media, self.response(row) if self.stage == "sft" else None)
 
     def identity(self) -> dict[str, Any]:
         """All that decides, beside row and family, what is shown: options by name, in values that JSON can hold.
@@ -129,11 +181,12 @@ class RowRenderer:
             "blind": self.blind,
             "subtitles": asdict(self.subtitles),
             "decoder": f"PyAV {av.__version__}",
+            "pixel_rules": PIXEL_RULES,
         }
 
     def drops_media(self, row: Row) -> bool:
         """True for a row shown without its media: all are, or it is one of `blind_share` of the training rows."""
-        drawn = int.from_bytes(hashlib.sha256(row.id.encode()).digest()[:4], "big") / 2**32
+        drawn = int.from_bytes(hashlib.sha256(row.id.encode("utf-8", "surrogatepass")).digest()[:4], "big") / 2**32
         return self.blind or drawn < self.blind_share
 
     def response(self, row: Row) -> str:
@@ -149,6 +202,10 @@ class RowRenderer:
                 "a part of its video is asked about (span_s), but a sound track is heard as a whole; set "
                 "model.family.init_args.use_audio_in_video to false",
             )
+        if path.endswith(FRAME_LIST_SUFFIX):
+            raise UnusableSample(
+                path, "single frames have no sound track; set model.family.init_args.use_audio_in_video to false"
+            )
         sound = self._read("audio", path, sampling)
         assert isinstance(sound, AudioClip)
         return replace(sound, is_video_track=True)
@@ -159,36 +216,52 @@ class RowRenderer:
         if known in self._cache:
             self._cache.move_to_end(known)
             return self._cache[known]
+        if "://" in path:
+            return self._read_remote(kind, path, sampling)
         item: Frames | AudioClip
-        if kind == "image":
-            item = read_image(path, self.shard)
-        elif kind == "video":
-            item = self._video(path, sampling)
-        else:
-            item = self._sound(path)
+        try:
+            if kind == "image":
+                item = read_image(path, self.shard)
+                self.family.outline_media(item)
+            elif kind == "video":
+                item = self._video(path, sampling)
+            else:
+                item = self._sound(path)
+        except (UnusableSample, *CODE_ERRORS):
+            raise
+        except Exception as error:  # the family's: too thin a picture, say
+            raise UnusableSample.because(error, "the model cannot be shown it", path) from error
         self._cache[known] = item
         while len(self._cache) > self.cached_media:
             self._cache.popitem(last=False)
         return item
 
+    def _read_remote(self, kind: MediaKind, url: str, sampling: VideoSampling) -> Frames | AudioClip:
+        """The same of a medium that lies elsewhere, from its local copy."""
+        try:
+            return self._read(kind, self.remote.local_path(url), sampling)
+        except UnusableSample as error:
+            raise UnusableSample(url, error.reason) from error
+
     def _sound(self, path: str) -> AudioClip:
         """A file's sound. Its length takes decoding; where its features are stored, the samples are let go of."""
         if not self.family.supports_audio:
-            raise ValueError(
-                f"{type(self.family).__name__} reads no sound, but a row has {path}; use a family that does, as "
-                "longrl.models.qwen_omni.QwenOmniFamily, or rows without `audios`"
-            )
-        sound = read_sound(path, self.shard)
+            raise UnusableSample(path, f"{type(self.family).__name__} reads no sound; {AUDIO_FAMILY}")
+        sound = read_sound(path, self.shard, self.video.torn)
         if self.stored is not None and self.stored.has(self.family.outline_media(sound).key):
-            return replace(sound, waveform=sound.waveform[:0], source=FileSound(path, self.shard))
+            return replace(sound, waveform=sound.waveform[:0], source=FileSound(path, self.shard, self.video.torn))
         return sound
 
     def _video(self, path: str, sampling: VideoSampling) -> Frames:
         """A video's frames at the encoder's size if they are few; else, or if features are stored, their source."""
         # 1. Times and size alone give the key of the features, and the grid.
         temporal_patch_size = self.family.temporal_patch_size
-        reader = VideoReader(path, sampling, self.shard, temporal_patch_size)
-        file = FileFrames(path, sampling, self.shard, temporal_patch_size, self.decoding.chunk_frames)
+        reader: VideoReader | FrameListReader
+        if path.endswith(FRAME_LIST_SUFFIX):
+            reader = FrameListReader(path, sampling, self.shard, temporal_patch_size, self.remote.local_path)
+        else:
+            reader = VideoReader(path, sampling, self.shard, temporal_patch_size)
+        file = FileFrames(path, sampling, self.shard, temporal_patch_size, self.decoding.chunk_frames, self.remote)
         outline = replace(reader.outline, source=file)
         item = self.family.outline_media(outline)
 
@@ -209,6 +282,16 @@ class RowRenderer:
         if len(self.shard.temporal_patches(item.grid_thw[0])) <= self.family.temporal_patches_per_encode(item):
             return frames
         return replace(outline, source=HeldFrames(frames))
+
+
+def _too_long(num_prompt_tokens: int, longest: int, limit: LengthLimit) -> str:
+    """Why a prompt and what follows it do not fit."""
+    problem = length_problem(
+        "its prompt", num_prompt_tokens, longest, limit=limit.tokens, option=limit.option, ranks=limit.ranks,
+        remedy=f"{SHORTER}, or shorter completions",
+    )  # fmt: skip
+    assert problem is not None, "the caller has compared them"
+    return problem
 
 
 def fill_template(template: str, **values: str) -> str:

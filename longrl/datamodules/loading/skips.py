@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,6 +16,10 @@ logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 """The product of a row: a prompt, or for generators of pictures rows as they are."""
 
+CODE_ERRORS = (NameError, AttributeError, ImportError, AssertionError, NotImplementedError, MemoryError)
+"""Errors that code or machine is at fault for: they end a run. Any other that making a prompt of one row meets depends
+on what the row holds, whoever raises it, and makes it an `UnusableSample`: options are tried before a row is read."""
+TORN = "it is torn, and what is there was used"
 REASON = ', "reason": '
 """The text between row and reason in a line."""
 GRACE_ROWS = 3
@@ -33,7 +37,8 @@ class SkipLog:
       decode end a run at once, not after s n rows.
 
     Args:
-        path: JSONL file to append to, made when the first row is skipped; a line has split, id, path and reason.
+        path: JSONL file to append to, made when the first row is skipped; a line has split, id, path and reason. Rows
+            that are shown a torn video in part are listed there too; their lines have `used`: "in part".
         split: name of the rows in lines and messages.
         num_rows: rows in the split.
         max_share: share of them that may be skipped.
@@ -59,6 +64,8 @@ class SkipLog:
         self.writes = writes
         self.drawn_unusable: dict[int, UnusableSample] = {}
         """Rows that were drawn and could not be used, by index."""
+        self.torn_videos: set[str] = set()
+        """Files that were cut off, and that rows were shown in part; see `VideoSampling.torn`."""
         self._listed: set[int] = set()
         self._num_unusable = 0
         self.num_drawn = 0
@@ -94,16 +101,32 @@ class SkipLog:
             raise self._too_many(f"{self._num_unusable} of the first {self.num_drawn}", error)
         self._check_all(error)
 
-    def _write(self, items: Sequence[UnusableSample]) -> None:
-        if not items or not self.writes:
+    def add_torn(self, row_id: str, paths: Iterable[str]) -> None:
+        """Lists torn videos of which a row was shown what is there, each once. They do not count as skipped."""
+        new = [path for path in paths if path not in self.torn_videos]
+        self.torn_videos.update(new)
+        lines = [self._line(UnusableSample(path, TORN, row_id=row_id)) | {"used": "in part"} for path in new]
+        self._append(lines)
+        for path in new:
+            logger.info("%s row %s: %s: %s", self.split, row_id, path, TORN)
+
+    def _line(self, item: UnusableSample) -> dict[str, str | None]:
+        return {"split": self.split, "id": item.row_id, "path": item.path, "reason": str(item)}
+
+    def _append(self, lines: Sequence[Mapping[str, str | None]]) -> None:
+        if not lines or not self.writes:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # A resumed run knows a row by all but the reason, whose wording may have changed with the release.
         before = self.path.read_text("utf-8").splitlines() if self.path.exists() else []
         known = {line.partition(REASON)[0] for line in before}
-        rows = [{"split": self.split, "id": item.row_id, "path": item.path, "reason": str(item)} for item in items]
         with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(line + "\n" for line in map(json.dumps, rows) if line.partition(REASON)[0] not in known)
+            file.writelines(line + "\n" for line in map(json.dumps, lines) if line.partition(REASON)[0] not in known)
+
+    def _write(self, items: Sequence[UnusableSample]) -> None:
+        if not items or not self.writes:
+            return
+        self._append(list(map(self._line, items)))
         more = f" and {len(items) - 1} more" if len(items) > 1 else ""
         logger.warning("skipped %s row %s%s: %s; see %s", self.split, items[0].row_id, more, items[0], self.path)
 

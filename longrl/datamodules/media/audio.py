@@ -9,12 +9,13 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from longrl.datamodules.media.frame_index import MAX_MISSING_S
 from longrl.datamodules.media.video import content_digest, decoder_errors
 from longrl.types import FULL_SHARD, AudioClip, FrameShard, UnusableSample
 
@@ -27,8 +28,6 @@ MIN_SECONDS = 0.1
 """Less gives a model no token, or one."""
 ESTIMATED = {"mp3", "aac"}
 """Containers without an index: their duration is a guess from the bit rate."""
-MAX_MISSING_S = 1.0
-"""A sound that ends so much earlier than its container says is torn."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +36,14 @@ class FileSound:
 
     path: str
     shard: FrameShard
+    torn: Literal["skip", "keep"] = "skip"
 
     def __call__(self) -> Iterator[AudioClip]:
         """The sound, whole."""
-        yield read_sound(self.path, self.shard)
+        yield read_sound(self.path, self.shard, self.torn)
 
 
-def read_sound(path: str | Path, shard: FrameShard = FULL_SHARD) -> AudioClip:
+def read_sound(path: str | Path, shard: FrameShard = FULL_SHARD, torn: Literal["skip", "keep"] = "skip") -> AudioClip:
     """The first sound track of a file, as one channel at 16 kHz.
 
     Time 0 is the video's first frame if the file has a video: a track that starts later begins with silence, one that
@@ -52,6 +52,7 @@ def read_sound(path: str | Path, shard: FrameShard = FULL_SHARD) -> AudioClip:
     Args:
         path: a file of any format that PyAV reads: wav, mp3, flac, ogg, m4a, mp4, mkv.
         shard: which part of its features this rank encodes; all ranks decode the whole.
+        torn: `keep` takes a file that was cut off for as long as it is, as `VideoSampling.torn`.
 
     Raises:
         UnusableSample: no such file, no sound track, a torn one, or less than 0.1 s of it.
@@ -59,7 +60,8 @@ def read_sound(path: str | Path, shard: FrameShard = FULL_SHARD) -> AudioClip:
     import av
 
     digest = content_digest(path)
-    _refuse_torn_wav(path)
+    if torn == "skip":
+        _refuse_torn_wav(path)
     with decoder_errors(path), av.open(str(path)) as container:
         if not container.streams.audio:
             raise UnusableSample(
@@ -67,14 +69,14 @@ def read_sound(path: str | Path, shard: FrameShard = FULL_SHARD) -> AudioClip:
                 "it has no sound track; leave such videos out, or show videos without theirs: "
                 "model.family.init_args.use_audio_in_video=false",
             )
-        samples = _decoded(container, path)
+        samples = _decoded(container, path, torn == "keep")
     if len(samples) < MIN_SECONDS * SAMPLING_RATE:
         raise UnusableSample(path, f"it has {len(samples) / SAMPLING_RATE:.3f} s of sound, less than {MIN_SECONDS} s")
     key = hashlib.sha256(f"audio {digest} PyAV {av.__version__} {SAMPLING_RATE}".encode()).hexdigest()
     return AudioClip(torch.from_numpy(samples), len(samples), key, shard=shard)
 
 
-def _decoded(container: InputContainer, path: str | Path) -> NDArray[np.float32]:
+def _decoded(container: InputContainer, path: str | Path, keeps_torn: bool) -> NDArray[np.float32]:
     """[S] samples of the first sound track."""
     import av
 
@@ -82,7 +84,8 @@ def _decoded(container: InputContainer, path: str | Path) -> NDArray[np.float32]
     resampler = av.AudioResampler(format="fltp", rate=SAMPLING_RATE)
     parts: list[NDArray[np.float32]] = []
     start_s, length_s = None, 0.0
-    for frame in container.decode(stream):
+    packets = (packet for packet in container.demux(stream) if not (keeps_torn and packet.is_corrupt))
+    for frame in (frame for packet in packets for frame in packet.decode()):
         if start_s is None:
             start_s = frame.time or 0.0
         length_s += frame.samples / frame.sample_rate
@@ -91,7 +94,7 @@ def _decoded(container: InputContainer, path: str | Path) -> NDArray[np.float32]
         parts += [resampled.to_ndarray().mean(0) for resampled in resampler.resample(frame)]
     if start_s is None:
         raise UnusableSample(path, "its sound track is empty")
-    if stream.duration is not None and container.format.name not in ESTIMATED:
+    if not keeps_torn and stream.duration is not None and container.format.name not in ESTIMATED:
         promised_s = float(stream.duration * (stream.time_base or 0))
         if length_s < promised_s - MAX_MISSING_S:
             raise UnusableSample(

@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from longrl.datamodules.media.sampling import read_span
 from longrl.types import Frames, Row, UnusableSample
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ def subtitle_text(row: Row, options: Subtitles, videos: Sequence[Frames] | None)
     """
     if options.source is None or (videos is None and options.when_blind == "drop"):
         return ""
-    span = row.metadata.get("span_s")
+    span = read_span(row.metadata["span_s"]) if row.metadata.get("span_s") else None
     pairs = itertools.zip_longest(_lines_of(row, options.source), videos or ())
     by_video = [texts for lines, video in pairs if (texts := _chosen(lines or [], video, span, options))]
     blocks = ["\n".join(take_fitting(texts, options.max_chars // len(by_video))) for texts in by_video]
@@ -134,7 +135,10 @@ def _lines_of(row: Row, source: str) -> list[list[Line]]:
     by_video = []
     for item in given if several else [given]:
         if not isinstance(item, str):
-            by_video.append(_from_json(item))
+            try:
+                by_video.append(_from_json(item))
+            except (ValueError, TypeError, LookupError, AttributeError) as error:
+                raise UnusableSample.because(error, "its own subtitles cannot be read") from error
         elif is_subtitle_file(item):
             by_video.append(read_subtitles(item))
         else:  # a text, on show all the time

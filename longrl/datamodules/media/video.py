@@ -1,78 +1,53 @@
-"""Files to `Frames`: reading the sampled frames of a video (PyAV), and images (Pillow).
+"""Video files to `Frames`: which frames are sampled, and their pixels, decoded by PyAV.
 
 Runs in loader workers. What cannot be read as it is raises `UnusableSample`; nothing is ever put in its place. A video
-is decoded frame by frame, so what is in memory is what the caller asks for at once (bench/decode.py). Until the encoder
-reads them, frames of a large video stay in memory at its size (`HeldFrames`), or in their file (`FileFrames`).
+is decoded frame by frame, so what is in memory is what the caller asks for at once (bench/decode.py).
 """
 
 from __future__ import annotations
 
 import hashlib
+import operator
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import av
 import numpy as np
 import torch
+from av.sidedata.sidedata import Type as SideData
 from numpy.typing import NDArray
 
-from longrl.datamodules.media.sampling import VideoSampling
+from longrl.datamodules.media.frame_index import (
+    BROADCASTS,
+    ENCODE_ANEW,
+    MAX_MISSING_S,
+    TIMELESS,
+    FrameIndex,
+    PacketScan,
+    PacketTimes,
+    missing_tail_s,
+    trim_broadcast,
+)
+from longrl.datamodules.media.orientation import UPRIGHT, orientation_of
+from longrl.datamodules.media.sampling import VideoSampling, fill_gaps, shown_at
 from longrl.types import FULL_SHARD, Frames, FrameShard, TemporalPatchSize, UnusableSample
 
-UNRELIABLE_CONTAINERS = {b"\x47": "MPEG transport stream", b"\x00\x00\x01\xba": "MPEG program stream", b"FLV": "FLV"}
-"""First bytes -> container without an index, in which a seek may end elsewhere than at the key frame asked for."""
 SEEK_FRAMES = 8
 """A key frame so many frames ahead is reached faster by a seek than by decoding what lies between."""
 MIB = 1 << 20
 _DIGESTS: dict[tuple[str, int, int], str] = {}
 """Path, size and time of change of a file -> sha256 of its content."""
-REMUX = "copy it into another container with `ffmpeg -i IN -c copy OUT.mp4`"
-
-
-@dataclass(frozen=True)
-class DecodeLimits:
-    """How much of a video is in memory."""
-
-    chunk_frames: int = 32
-    """Frames that are there in the file's own size at once."""
-    max_held_mib: int = 2048
-    """Frames at the encoder's size that a loader hands over in memory. A larger shard of a video is decoded twice: by
-    the loader, to see that it can be, and again, chunk by chunk, while the encoder encodes it."""
-
-    def __post_init__(self) -> None:
-        for option, value, least in (
-            ("decode_chunk_frames", self.chunk_frames, 1),
-            ("max_held_mib", self.max_held_mib, 0),
-        ):
-            if value < least:
-                raise ValueError(f"data.{option} must be at least {least}, got {value}")
-
-
-@dataclass(frozen=True)
-class FrameIndex:
-    """When the frames of a file appear, from its packets alone: nothing is decoded. N frames in the order shown."""
-
-    pts: NDArray[np.int64]
-    """[N] increasing times in the file's own unit; they name a frame."""
-    starts: NDArray[np.float64]
-    """[N] the same in seconds."""
-    end_s: float
-    """When the last frame disappears."""
-    keys: NDArray[np.int64]
-    """Numbers of the frames at which decoding can begin."""
-    size: tuple[int, int]
-    """Height and width."""
 
 
 class VideoReader:
     """The sampled frames of a video file, of a rank's shard.
 
     Args:
-        path: a file of any format that FFmpeg reads and finds frames in (mp4, mov, mkv, webm, avi); sound is not
-            looked at.
+        path: a file of any format in which FFmpeg finds frames; sound is not looked at.
         sampling: which frames.
         shard: which of them to decode; the others only count.
         temporal_patch_size: frames that stay together when a video is split over ranks.
@@ -91,12 +66,19 @@ class VideoReader:
         shard: FrameShard = FULL_SHARD,
         temporal_patch_size: int | TemporalPatchSize = 1,
     ) -> None:
-        import av
-
         # 1. What the file is, and when its frames appear.
         digest = content_digest(path)
-        index = _frame_index(path)
+        index = read_frame_index(path)
         duration_s = index.end_s - float(index.starts[0])
+        if index.missing_s and sampling.torn == "skip":
+            raise UnusableSample(
+                path,
+                f"it is torn: it ends after {duration_s:.1f} s, and the last {index.missing_s:.1f} s are missing; "
+                "data.video.torn=keep uses what is there",
+            )
+        if index.missing_s or index.key_bytes is not None:  # cut off anywhere, also within a frame
+            index = _without_damaged_end(path, index)
+            duration_s = index.end_s - float(index.starts[0])
         if sampling.span_s is not None and sampling.span_s[0] >= duration_s:
             start_s = sampling.span_s[0]
             raise UnusableSample(path, f"it ends after {duration_s:.1f} s, before the part from {start_s:g} s on")
@@ -107,13 +89,17 @@ class VideoReader:
         self._index = index
         self.indices = indices[held.start : held.stop]
         """Those of the shard's frames in the file."""
+        is_plain = index.orientation == UPRIGHT and not index.has_alpha
+        size = index.size if is_plain else index.orientation.size(*index.size)
+        self._rule = "" if is_plain else index.pixel_rule  # without one, keys are those of before there were any
         self.outline = Frames(
             kind="video",
-            pixels=torch.empty(0, 3, *index.size, dtype=torch.uint8),
+            pixels=torch.empty(0, 3, *size, dtype=torch.uint8),
             timestamps=tuple((index.starts[indices] - index.starts[0]).tolist()),
-            key=hashlib.sha256(f"video {digest} PyAV {av.__version__} {indices}".encode()).hexdigest(),
+            key=hashlib.sha256(f"video {digest} PyAV {av.__version__} {indices}{self._rule}".encode()).hexdigest(),
             duration_s=duration_s,
             indices=tuple(indices),
+            missing_s=index.missing_s,
         )
         """Times, key and size, without a frame."""
 
@@ -124,79 +110,112 @@ class VideoReader:
             UnusableSample: a frame of the chunk cannot be decoded exactly.
         """
         height, width = self._index.size
-        with _opened(self.path) as (container, stream):
+        with opened_video(self.path) as (container, stream):
             position = FramePosition(container, stream, self._index)
             for start in range(0, len(self.indices), num_frames):
                 chunk = self.indices[start : start + num_frames]
-                pixels = np.empty((len(chunk), height, width, 3), np.uint8)  # [F, H, W, 3]
+                pixels = np.empty((len(chunk), *self.outline.pixels.shape[2:], 3), np.uint8)  # [F, H, W, 3]
                 for i, index in enumerate(chunk):
                     frame = position.advance_to(index)
-                    if frame is None or frame.is_corrupt:
+                    if frame is None:
                         raise UnusableSample(self.path, f"it cannot be decoded (frame {index} is damaged or missing)")
-                    pixels[i] = frame.reformat(width=width, height=height, format="rgb24").to_ndarray()
+                    if self._rule:
+                        pixels[i] = self._index.rgb_pixels(frame)
+                    else:
+                        pixels[i] = frame.reformat(width=width, height=height, format="rgb24").to_ndarray()
                 yield replace(self.outline, pixels=torch.from_numpy(pixels).permute(0, 3, 1, 2))
 
 
 class FramePosition:
     """Where decoding stands in a file: it goes on from frame to frame, or from a key frame if that is nearer.
 
-    Args:
-        container: of PyAV, just opened.
-        stream: of PyAV.
-        index: of the file.
+    Whatever the container makes of a seek, a frame is given only if decoding began at a key frame of the index at or
+    before it, or at the file's beginning, and met no error since.
     """
 
     def __init__(self, container: Any, stream: Any, index: FrameIndex) -> None:
         self._container = container
         self._stream = stream
         self._index = index
-        self._frames = container.decode(stream)
+        self._frames = _decoded(container, stream, index, None if index.key_bytes is None else len(index.pts))
         self._next = 0
+        self._can_jump = not index.in_order
+        self._can_restart = not index.in_order
+        self._lost_key = -1
+        """Number of a key frame behind which something is damaged; frames that rest on it are not tried again."""
 
     def advance_to(self, index: int) -> Any | None:
-        """The frame of that index, later than the last one; None if the file does not give it."""
-        # The key frame before the frame: a seek to it pays where it lies far ahead.
+        """The frame of that index, later than the last one; None if it is damaged or missing."""
         pts = int(self._index.pts[index])
-        key = int(self._index.keys[np.searchsorted(self._index.keys, index, side="right") - 1])
-        seeks = [key, 0] if key - self._next > SEEK_FRAMES else [None]  # a seek may end behind the key frame
+        nth = int(np.searchsorted(self._index.keys, index, side="right")) - 1
+        if nth == self._lost_key:
+            return None
+        # 1. Going on, or a jump to a key frame far ahead. A seek may fail, and an open GOP may need what is before it.
+        is_far = self._can_jump and int(self._index.keys[nth]) - self._next > SEEK_FRAMES
+        starts: list[int | None] = [] if is_far else [None]
+        if self._can_jump:
+            starts += [nth, nth - 1] if self._index.key_bytes is not None and nth > 1 else [nth]
+        starts.append(0)
         self._next = index + 1
-        for start in seeks:
-            if start is not None:
-                self._container.seek(int(self._index.pts[start]), stream=self._stream)
-                self._frames = self._container.decode(self._stream)
-            for frame in self._frames:
-                if frame.pts is not None and frame.pts >= pts:
-                    if frame.pts == pts:
+        # 2. The frame of that time, from the first start that leads to it.
+        for start in starts:
+            if start == 0 and not self._can_restart:
+                continue
+            try:
+                if start is not None:
+                    self._jump(start, index)
+                for frame in self._frames:
+                    if frame.pts is not None and frame.pts >= pts:
+                        if frame.pts > pts or frame.is_corrupt:
+                            break
+                        # From here on in turn, if only the beginning leads to a frame.
+                        self._can_jump = self._can_jump and (start != 0 or nth == 0)
                         return frame
-                    break
+            except av.FFmpegError:  # damaged, or begun too late
+                pass
+            self._can_restart = self._can_restart and start != 0
+        self._lost_key = nth
         return None
 
+    def _jump(self, nth: int, index: int) -> None:
+        """Has decoding begin at the nth key frame, or at one between that and a frame."""
+        if self._index.key_bytes is not None:
+            position = int(self._index.key_bytes[nth]) if nth else 0
+            self._container.seek(position, stream=self._stream, unsupported_byte_offset=True)
+            last: int | None = index
+        else:
+            self._container.seek(int(self._index.pts[self._index.keys[nth]]), stream=self._stream)
+            last = index if nth else None  # nothing is before the first one
+        self._frames = _decoded(self._container, self._stream, self._index, last)
 
-@dataclass(frozen=True)
-class HeldFrames:
-    """A `Frames.source` in memory."""
 
-    frames: Frames
+def _decoded(container: Any, stream: Any, index: FrameIndex, last: int | None) -> Iterator[Any]:
+    """Frames from where a container stands to a damaged packet.
 
-    def __call__(self) -> Iterator[Frames]:
-        """All frames at once."""
-        yield self.frames
-
-
-@dataclass(frozen=True)
-class FileFrames:
-    """A `Frames.source` that decodes a rank's shard of a file, a chunk of full-size frames at a time."""
-
-    path: str
-    sampling: VideoSampling
-    shard: FrameShard
-    temporal_patch_size: int | TemporalPatchSize
-    chunk_frames: int
-
-    def __call__(self) -> Iterator[Frames]:
-        """The shard's frames in chunks."""
-        reader = VideoReader(self.path, self.sampling, self.shard, self.temporal_patch_size)
-        return reader.chunks(self.chunk_frames)
+    Decoding begins at the first key frame of the index, which must not be later than frame `last`; at once if that is
+    None.
+    """
+    shown = index.pts
+    limit, is_waiting = len(shown) if last is None else last, last is not None
+    num_frames = 0
+    for packet in container.demux(stream):
+        if is_waiting:
+            if packet.pts is None or not packet.is_keyframe:
+                continue
+            number = int(np.searchsorted(shown, packet.pts))
+            if number > limit:
+                return
+            if number == len(shown) or shown[number] != packet.pts:
+                continue
+            is_waiting = False
+        if packet.is_corrupt:
+            yield from stream.decode(None)  # what the decoder holds is whole
+            return
+        for frame in packet.decode():
+            if index.in_order and num_frames < len(shown):
+                frame.pts = int(shown[num_frames])
+            num_frames += 1
+            yield frame
 
 
 def hold_frames(parts: Iterator[Frames], num_frames: int, max_mib: int) -> Frames | None:
@@ -221,84 +240,101 @@ def hold_frames(parts: Iterator[Frames], num_frames: int, max_mib: int) -> Frame
     return replace(first, pixels=pixels)
 
 
-def read_video(
-    path: str | Path,
-    sampling: VideoSampling,
-    shard: FrameShard = FULL_SHARD,
-    temporal_patch_size: int | TemporalPatchSize = 1,
-) -> Frames:
-    """The sampled frames of a video file, all of them in memory; see `VideoReader` for arguments and errors.
-
-    Returns:
-        Frames with pixels [F, 3, H, W] of the shard in the file's own size, and times of all frames from the container,
-        0 at its first one.
-    """
-    reader = VideoReader(path, sampling, shard, temporal_patch_size)
-    return next(reader.chunks(max(len(reader.indices), 1)), reader.outline)
-
-
-def read_image(path: str | Path, shard: FrameShard = FULL_SHARD) -> Frames:
-    """An image file as one RGB frame [1, 3, H, W], turned upright as its EXIF orientation says.
-
-    A rank whose shard it is not gets [0, 3, H, W].
-
-    Raises:
-        UnusableSample: no such file, or it cannot be decoded.
-    """
-    from PIL import Image, ImageOps, __version__
-
-    digest = content_digest(path)
-    with decoder_errors(path), Image.open(path) as image:
-        pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    key = hashlib.sha256(f"image {digest} Pillow {__version__}".encode()).hexdigest()
-    held = len(shard.temporal_patches(1))
-    frame = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # [1, 3, H, W]
-    return Frames("image", frame[:held], timestamps=(0.0,), key=key, indices=(0,))
-
-
 @contextmanager
-def _opened(path: str | Path) -> Iterator[tuple[Any, Any]]:
-    """A file's container and its video stream. One thread: loader workers are many."""
-    import av
-
+def opened_video(path: str | Path) -> Iterator[tuple[Any, Any]]:
+    """A file's container and its video stream; what goes wrong inside is `UnusableSample`. Loader workers are many."""
     with decoder_errors(path), av.open(str(path)) as container:
         stream = container.streams.best("video")
         if stream is None:
             raise UnusableSample(path, "it cannot be decoded (there is no video in it)")
         stream.codec_context.thread_count = 1
+        stream.codec_context.options = {"err_detect": "explode"}  # else what is damaged is painted over
         yield container, stream
 
 
-def _frame_index(path: str | Path) -> FrameIndex:
-    # 1. Containers without an index are refused before FFmpeg guesses.
-    with open(path, "rb") as file:
-        head = file.read(189)
-    for magic, name in UNRELIABLE_CONTAINERS.items():
-        # a transport stream repeats its mark every 188 bytes; a lone 0x47 is only the letter G
-        if head.startswith(magic) and (magic != b"\x47" or head[188:189] == magic):
-            raise UnusableSample(path, f"frames cannot be found reliably in an {name}; {REMUX}")
-    # 2. Times and key frames from the packets alone.
-    with _opened(path) as (container, stream):
-        packets = [
-            (packet.pts, packet.duration or 0, packet.is_keyframe)
-            for packet in container.demux(stream)
-            if packet.size and not packet.is_discard
-        ]
-        if not packets:
-            raise UnusableSample(path, "it cannot be decoded (there are no frames in it)")
-        # An AVI stores frames in decoding order and no times at all.
-        timeless = container.format.name == "avi" and stream.codec_context.has_b_frames
-        size, unit = (stream.height, stream.width), float(stream.time_base or 0)
-    if timeless or any(pts is None for pts, _, _ in packets):
-        raise _timeless(path)
-    # 3. Frames in the order shown, [N] each.
-    pts, durations, is_key = (np.array(column) for column in zip(*sorted(packets), strict=True))
-    starts = pts.astype(np.float64) * unit
-    if unit <= 0 or starts[0] < 0 or (np.diff(pts) <= 0).any():
-        raise _timeless(path)
+def read_frame_index(path: str | Path) -> FrameIndex:
+    """The times of a file's frames, from its packets, and how they stand, from its first frame.
+
+    Raises:
+        UnusableSample: there are none, or they cannot be found by time.
+    """
+    # 1. The packets that are whole; of a broadcast, from the first key frame on.
+    scan = _scan_packets(path)
+    packets = scan.packets
+    is_torn = bool(packets) and packets[-1].is_corrupt
+    while packets and packets[-1].is_corrupt:
+        packets.pop()
+    try:
+        packets = trim_broadcast(packets) if scan.is_broadcast else packets
+        orientation = UPRIGHT if scan.display_matrix is None else orientation_of(scan.display_matrix)
+    except ValueError as error:
+        raise UnusableSample(path, f"{error}; {ENCODE_ANEW}") from error
+    if not packets:
+        raise UnusableSample(path, "it cannot be decoded (there are no frames in it)")
+    if scan.unit_s <= 0 or any(packet.pts is None for packet in packets):
+        raise UnusableSample(path, f"{TIMELESS}; {ENCODE_ANEW}")
+
+    # 2. In the order shown, [N] each.
+    packets.sort(key=operator.attrgetter("pts"))
+    pts, durations, is_key, _, _, positions = (np.array(column) for column in zip(*packets, strict=True))
+    if (np.diff(pts) <= 0).any():
+        raise UnusableSample(path, f"{TIMELESS}; {ENCODE_ANEW}")
+    starts = pts.astype(np.float64) * scan.unit_s
     is_key[0] = True  # there is nothing before it
-    last_s = durations[-1] * unit or (float(np.median(np.diff(starts))) if len(pts) > 1 else 0.0)
-    return FrameIndex(pts, starts, float(starts[-1] + last_s), np.flatnonzero(is_key), size)
+    keys = np.flatnonzero(is_key)
+    last_s = durations[-1] * scan.unit_s or (float(np.median(np.diff(starts))) if len(pts) > 1 else 0.0)
+    end_s = float(starts[-1] + last_s)
+
+    # 3. What a torn file lacks.
+    missing_s = 0.0
+    is_short = scan.num_packets < scan.num_declared or end_s - starts[0] < scan.declared_s - MAX_MISSING_S
+    if not scan.is_broadcast and (is_torn or is_short):
+        with decoder_errors(path):
+            missing_s = missing_tail_s(path)
+    key_bytes = positions[keys] if scan.is_broadcast else None
+    return FrameIndex(
+        pts, starts, end_s, keys, scan.size, orientation, scan.has_alpha, key_bytes, scan.in_order, missing_s
+    )
+
+
+def _scan_packets(path: str | Path) -> PacketScan:
+    """One pass over a file, in which the decoder is asked for one frame."""
+    packets: list[PacketTimes] = []
+    first, num_packets = None, -1  # the last packet is empty
+    with opened_video(path) as (container, stream):
+        for packet in container.demux(stream):
+            num_packets += 1
+            if packet.size and not packet.is_discard:
+                flags = packet.is_keyframe, packet.is_corrupt
+                packets.append(PacketTimes(packet.pts, packet.duration or 0, *flags, packet.dts, packet.pos or 0))
+            if first is None:
+                with suppress(av.FFmpegError):  # what is damaged shows when it is sampled
+                    first = next(iter(packet.decode()), None)
+        unit_s = float(stream.time_base or 0)
+        matrix = None if first is None else first.side_data.get(SideData.DISPLAYMATRIX)
+        return PacketScan(
+            packets=packets,
+            num_packets=num_packets,
+            num_declared=stream.frames,
+            declared_s=stream.duration * unit_s if stream.duration else (container.duration or 0) / av.time_base,
+            unit_s=unit_s,
+            size=(stream.height, stream.width),
+            display_matrix=None if matrix is None else bytes(matrix),
+            has_alpha=first is not None and any(part.is_alpha for part in first.format.components),
+            is_broadcast=container.format.name in BROADCASTS,
+            # An AVI stores frames in decoding order and no times at all.
+            in_order=container.format.name == "avi" and bool(stream.codec_context.has_b_frames),
+        )
+
+
+def _without_damaged_end(path: str | Path, index: FrameIndex) -> FrameIndex:
+    """The index without the frames of the last two GOPs from the first one on that does not decode."""
+    # Two, for what is damaged takes along frames before it that the decoder still holds.
+    first, num_frames = int(index.keys[-2:][0]), len(index.pts)
+    with opened_video(path) as (container, stream):
+        position = FramePosition(container, stream, index)
+        damaged = (number for number in range(first, num_frames) if position.advance_to(number) is None)
+        return index.first_frames(next(damaged, num_frames))
 
 
 def sample_indices(starts: Sequence[float] | NDArray[np.float64], end_s: float, sampling: VideoSampling) -> list[int]:
@@ -320,7 +356,7 @@ def sample_indices(starts: Sequence[float] | NDArray[np.float64], end_s: float, 
     # A span is sampled as a video of its own.
     if sampling.span_s is not None:
         first, last_s = sampling.span_s
-        held = slice(max(_shown_at(times, times[0] + first), 0), _shown_at(times, times[0] + last_s, "left") + 1)
+        held = slice(max(shown_at(times, times[0] + first), 0), shown_at(times, times[0] + last_s, "left") + 1)
         inside = sample_indices(times[held], min(end_s, times[0] + last_s), replace(sampling, span_s=None))
         return [held.start + index for index in inside]
     # As many frames as the rate asks for, within the limits; all of them where the video has no more.
@@ -333,27 +369,7 @@ def sample_indices(starts: Sequence[float] | NDArray[np.float64], end_s: float, 
     moments = times[0] + (np.arange(count) + 0.501) * duration_s / count
     chosen = np.unique(np.searchsorted(times, moments, side="right") - 1)
     at_least = sampling.num_frames or sampling.min_frames
-    return chosen.tolist() if len(chosen) >= at_least else _fill_gaps(times, chosen.tolist(), at_least)
-
-
-def _shown_at(times: NDArray[np.float64], moment: float, side: Literal["left", "right"] = "right") -> int:
-    """Index of the frame on show at a moment, and with "left" right before it."""
-    return int(np.searchsorted(times, moment, side=side)) - 1
-
-
-def _fill_gaps(times: NDArray[np.float64], chosen: list[int], at_least: int) -> list[int]:
-    """Adds the frame farthest in time from all chosen ones until there are `at_least`."""
-    distance = np.abs(times[:, None] - times[chosen]).min(axis=1)  # [N]
-    chosen = list(chosen)
-    while len(chosen) < at_least:
-        distance[chosen] = -1.0
-        chosen.append(int(distance.argmax()))
-        distance = np.minimum(distance, np.abs(times - times[chosen[-1]]))
-    return sorted(chosen)
-
-
-def _timeless(path: str | Path) -> UnusableSample:
-    return UnusableSample(path, f"its frames have no increasing times, so none can be found by time; {REMUX}")
+    return chosen.tolist() if len(chosen) >= at_least else fill_gaps(times, chosen.tolist(), at_least)
 
 
 @contextmanager
@@ -364,8 +380,7 @@ def decoder_errors(path: str | Path) -> Iterator[None]:
     except (UnusableSample, MemoryError):
         raise
     except Exception as error:
-        first_line = next(iter(str(error).splitlines()), "no message")
-        raise UnusableSample(path, f"it cannot be decoded ({type(error).__name__}: {first_line[:200]})") from error
+        raise UnusableSample.because(error, "it cannot be decoded", path) from error
 
 
 def content_digest(path: str | Path) -> str:

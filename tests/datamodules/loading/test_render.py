@@ -1,9 +1,16 @@
-"""Templates and shares that a data module refuses."""
+"""What a data module refuses, and how long a prompt is."""
+
+from dataclasses import replace
 
 import pytest
+from PIL import Image
 
+from longrl.datamodules.loading.render import RowRenderer
 from longrl.datamodules.longvideo_reason import LongVideoReason
-from tests.tiny import text_family
+from longrl.datamodules.media.sampling import VideoSampling
+from longrl.types import UnusableSample
+from tests.datamodules.media.test_video import write
+from tests.tiny import omni_family, qwen3_vl_family, row, text_family, vila_family, vl_family
 
 
 @pytest.mark.parametrize(
@@ -32,3 +39,17 @@ def test_other_braces_are_text():
 def test_a_blind_share_is_between_0_and_1(share):
     with pytest.raises(ValueError, match=rf"data\.blind_share must be between 0 and 1, got {share}"):
         LongVideoReason(text_family(), blind_share=share)
+
+
+@pytest.mark.parametrize("make", [vl_family, qwen3_vl_family, vila_family, omni_family])
+def test_the_limit_counts_the_tokens_that_the_model_reads_whatever_its_patches(tmp_path, make):
+    Image.new("RGB", (150, 90)).save(tmp_path / "i.png")
+    family = make()
+    renderer = RowRenderer(family, VideoSampling(fps=None, num_frames=6))
+    asked = row("a", videos=(str(write(tmp_path / "v.mp4", 8)),), images=(str(tmp_path / "i.png"),))
+    prompt = renderer(asked)
+    placeholders = sum(family.num_features(item) for item in prompt.media)
+    assert len(prompt.input_ids) > placeholders > 0
+    replace(renderer, max_prompt_tokens=len(prompt.input_ids))(asked)
+    with pytest.raises(UnusableSample, match=f"has {len(prompt.input_ids)} tokens, above {len(prompt.input_ids) - 1}"):
+        replace(renderer, max_prompt_tokens=len(prompt.input_ids) - 1)(asked)

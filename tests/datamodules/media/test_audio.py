@@ -121,7 +121,7 @@ def test_a_video_without_a_track_is_skipped_where_tracks_are_asked_for(tmp_path)
 
 def test_a_family_that_reads_no_sound_refuses_it(tmp_path):
     path = write_sound(tmp_path / "a.wav", tone(1.0))
-    with pytest.raises(ValueError, match="Qwen2_5_VLFamily reads no sound, but a row has .*QwenOmniFamily"):
+    with pytest.raises(UnusableSample, match="Qwen2_5_VLFamily reads no sound; use .*QwenOmniFamily"):
         renderer(vl_family())(Row("a", "Which?", "A", audios=(str(path),)))
 
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import multiprocessing
 import tempfile
+import types
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -18,17 +19,10 @@ from hypothesis import given, settings, strategies as st
 from longrl.datamodules.loading.render import RowRenderer
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.datamodules.media import video
+from longrl.datamodules.media.frame_index import FrameIndex
 from longrl.datamodules.media.sampling import VideoSampling
-from longrl.datamodules.media.video import (
-    DecodeLimits,
-    FileFrames,
-    FrameIndex,
-    FramePosition,
-    HeldFrames,
-    VideoReader,
-    hold_frames,
-    read_video,
-)
+from longrl.datamodules.media.sources import DecodeLimits, FileFrames, HeldFrames, read_video
+from longrl.datamodules.media.video import FramePosition, VideoReader, hold_frames
 from longrl.features.cache import FeatureCache, regroup_frames
 from longrl.models.base import CausalFamily
 from longrl.strategies.axis import Axis
@@ -46,6 +40,13 @@ KINDS = {
     "uneven.mp4": {"count": len(UNEVEN_MS), "times_ms": UNEVEN_MS, "g": "10"},
     "uneven.mkv": {"count": len(UNEVEN_MS), "times_ms": UNEVEN_MS, "g": "10", "bf": "2"},
     "vp9.webm": {"count": 25, "codec": "libvpx-vp9"},
+    "broadcast.ts": {"count": 60, "bf": "2", "g": "12", "rate": 25, "noise": True},
+    "open_gops.ts": {"count": 60, "bf": "3", "g": "15", "rate": 25, "flags": "-cgop", "x264_params": "open-gop=1"},
+    "program.mpg": {"count": 60, "bf": "2", "g": "12", "rate": 25, "codec": "mpeg2video", "noise": True},
+    "flash.flv": {"count": 60, "bf": "2", "g": "12", "noise": True},
+    "b_frames.avi": {"count": 60, "bf": "3", "g": "12", "noise": True},
+    "mpeg4_b_frames.avi": {"count": 60, "bf": "2", "g": "12", "codec": "mpeg4", "noise": True},
+    "windows.wmv": {"count": 60, "g": "12", "codec": "wmv2", "noise": True},
 }
 
 
@@ -57,7 +58,7 @@ def clip(name):
 
 @functools.cache
 def pictures(name):
-    """All frames of a file, decoded in turn by PyAV alone: [N, 3, H, W] in the order shown."""
+    """All frames of a file, decoded in turn by PyAV alone: [N, 3, H, W] in the order shown, which is that of output."""
     with av.open(str(clip(name))) as container:
         return torch.from_numpy(
             np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
@@ -97,27 +98,42 @@ def test_seeking_and_going_on_give_the_same(name, seek_frames, monkeypatch):
         assert torch.equal(next(reader.chunks(100)).pixels, pictures(name)[reader.indices])
 
 
+class LateSeeks:
+    """A container whose seeks end three frames late, unless they go to the beginning; every frame is a packet."""
+
+    def __init__(self):
+        self.start, self.seeks = 0, 0
+
+    def seek(self, pts, stream):
+        self.start, self.seeks = pts + 3 if pts else 0, self.seeks + 1
+
+    def demux(self, stream):
+        for pts in range(self.start, 100):
+            frame = types.SimpleNamespace(pts=pts, is_corrupt=False)
+            yield types.SimpleNamespace(
+                pts=pts, is_keyframe=pts % 20 == 0, is_corrupt=False, decode=lambda frame=frame: [frame]
+            )
+
+
 def test_a_seek_that_ends_behind_the_frame_is_made_good():
-    class Container:
-        """Its seeks end three frames late, unless they go to the beginning."""
-
-        def __init__(self):
-            self.start, self.seeks = 0, 0
-
-        def seek(self, pts, stream):
-            self.start, self.seeks = pts + 3 if pts else 0, self.seeks + 1
-
-        def decode(self, stream):
-            return (dataclasses.make_dataclass("Frame", ["pts"])(pts) for pts in range(self.start, 100))
-
     numbers = np.arange(100)
-    container = Container()
-    index = FrameIndex(numbers, numbers.astype(float), 100.0, np.array([0, 20, 40, 60]), (2, 2))
+    container = LateSeeks()
+    index = FrameIndex(numbers, numbers.astype(float), 100.0, np.array([0, 20, 40, 60, 80]), (2, 2))
     position = FramePosition(container, None, index)
     assert [position.advance_to(number).pts for number in (1, 41, 50, 64)] == [1, 41, 50, 64]
-    assert container.seeks == 3  # 41 needs a second one, 64 does not
+    assert container.seeks == 2  # 41 needs a second one, to the beginning; from then on nothing is left out
     index.pts[70] = 1000
     assert position.advance_to(70) is None
+
+
+def test_an_open_gop_that_needs_what_is_before_it_is_decoded_in_turn(monkeypatch):
+    monkeypatch.setattr(video, "SEEK_FRAMES", 0)
+    seeks = []
+    real = FramePosition._jump
+    monkeypatch.setattr(FramePosition, "_jump", lambda position, *at: seeks.append(at[0]) or real(position, *at))
+    reader = VideoReader(clip("open_gops.mp4"), VideoSampling(fps=None, num_frames=10))
+    assert torch.equal(next(reader.chunks(100)).pixels, pictures("open_gops.mp4")[reader.indices])
+    assert seeks.count(0) <= 1
 
 
 @settings(deadline=None)

@@ -26,7 +26,7 @@ from longrl.rewards.reward_sum import accuracy
 from longrl.testing.synthetic_videos import SyntheticConfig, generate_videos
 from longrl.types import Completion, Row, UnusableSample
 from tests.datamodules.rows import published_records as published
-from tests.tiny import text_family, vl_family
+from tests.tiny import vl_family
 
 
 def touch(root: Path, *names: str) -> str:
@@ -112,9 +112,9 @@ def test_malformed_records_are_an_error_by_default_and_counted_when_skipped(tmp_
     source = write(tmp_path, published.longvideo_reason_test())
     touch(tmp_path, *(f"longvila_videos/{name}" for name in ("1.mp4", "2.webm", "3.mkv", "4.mp4")))
     with pytest.raises(ValueError, match=r"5 of 10 records of data\.test .* the first: row '147': .*bad_records=skip"):
-        LongVideoReason(text_family(), test=source).read(["test"])
+        LongVideoReason(vl_family(), test=source).read(["test"])
     module = LongVideoReason(
-        text_family(), test=source, bad_records="skip", max_skipped_share=0.5, skipped_dir=str(tmp_path)
+        vl_family(), test=source, bad_records="skip", max_skipped_share=0.5, skipped_dir=str(tmp_path)
     )
     module.read(["test"])
     assert len(module.datasets["test"]) == 5
