@@ -7,18 +7,13 @@ another function in any module: nothing is registered. A record with several que
 
 from __future__ import annotations
 
-import hashlib
-import io
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
-from longrl.datamodules.rows.media_files import find_video
+from longrl.datamodules.rows.record_media import RecordMedia
 from longrl.datamodules.rows.sources import Record
-from longrl.io.atomic import atomic_write
-from longrl.types import Row
+from longrl.types import MediaKind, Row
 
 Result = TypeVar("Result")
 RowFunction = Callable[[Record, int, str | None], Row | Sequence[Row | ValueError]]
@@ -37,9 +32,9 @@ def longvideo_reason_row(record: Record, index: int, media_root: str | None = No
     """A record of LongVideo-Reason (arXiv:2507.07966), of the synthetic data, or of other media in the same schema.
 
     Fields: `problem` and `answer` ("<answer>B</answer>" or plain) are needed; `problem_id`, `data_type`,
-    `problem_type` (the category), `reasoning`, `videos`, `images` and `audios` (a path or a list of them) and `task`
-    may be absent or null, and `metadata` (such as the `tolerance` of a number) too. A record whose `data_type` is
-    `video`, `image` or `audio` must name a file.
+    `problem_type` (the category), `reasoning`, `videos`, `images` and `audios` (`record_media.py` says in which forms)
+    and `task` may be absent or null, and `metadata` (such as the `tolerance` of a number) too. A record whose
+    `data_type` is `video`, `image` or `audio` must have one.
 
     Raises:
         ValueError: a field is missing; the message names the record and the fields it has.
@@ -72,15 +67,9 @@ def text_math_row(record: Record, index: int, media_root: str | None = None) -> 
 
 
 def image_row(record: Record, index: int, media_root: str | None = None) -> Row:
-    """A question about images: as `longvideo_reason_row`, but `images` (or `image`) must not be empty.
-
-    Images inside the record, as `datasets` and parquet files hold them (`{"bytes", "path"}` or a PIL image), are
-    written to `media_root/.images`, each once.
-    """
+    """A question about images: as `longvideo_reason_row`, but `images` (or `image`) must not be empty."""
     images = record.get("images") or record.get("image") or []
-    images = list(images) if isinstance(images, (list, tuple)) else [images]
-    paths = [item if isinstance(item, str) else _write_image(item, index, media_root) for item in images]
-    return longvideo_reason_row({**record, "images": paths, "data_type": "image"}, index, media_root)
+    return longvideo_reason_row({**record, "images": images, "data_type": "image"}, index, media_root)
 
 
 def clevr_row(record: Record, index: int, media_root: str | None = None) -> Row:
@@ -107,24 +96,6 @@ def _answer_or_solution(record: Record, index: int) -> str:
     return plain_answer(text_field(record, "answer" if record.get("answer") is not None else "solution", index))
 
 
-def _write_image(image: Any, index: int, media_root: str | None) -> str:
-    """The path, relative to `media_root`, of a file with the image; named by its content."""
-    if not isinstance(image, Mapping):
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG")
-        content = buffer.getvalue()
-    elif image.get("bytes") is None:
-        return str(image["path"])
-    else:
-        content = image["bytes"]
-    if media_root is None:
-        raise ValueError(f"record {index} holds an image; set data.media_root to a folder where it may be written")
-    path = Path(media_root, ".images", hashlib.sha256(content).hexdigest()[:32])
-    if not path.exists():
-        atomic_write(path, content)  # other ranks write the same file
-    return str(path.relative_to(media_root))
-
-
 VIDEO_R1_TASKS = {
     "multiple choice": "multiple_choice", "numerical": "numeric", "regression": "regression", "OCR": "ocr",
     "free-form": "free_form",
@@ -134,8 +105,8 @@ VIDEO_R1_TASKS = {
 
 def video_r1_row(record: Record, index: int, media_root: str | None = None) -> Row:
     """A Video-R1 record (arXiv:2503.21776): `options` apart, `solution` in a tag, `process`, and one `path`."""
-    kind = str(record.get("data_type") or "video")
-    paths = path_field(record, "path", index, media_root)
+    kind: MediaKind = "image" if record.get("data_type") == "image" else "video"
+    paths = media_field(record, "path", kind, index, media_root)
     if not paths:
         raise missing_field_error(record, index, "path")
     problem_type = str(record.get("problem_type") or "general")
@@ -145,8 +116,7 @@ def video_r1_row(record: Record, index: int, media_root: str | None = None) -> R
         "task": VIDEO_R1_TASKS.get(problem_type),
         "category": problem_type,
         "reasoning": record.get("process"),
-        "videos": paths if kind == "video" else (),
-        "images": paths if kind == "image" else (),
+        f"{kind}s": paths,
     }
     return question_row(record, index, text_field(record, "problem", index), fields)
 
@@ -205,6 +175,11 @@ def question_row(record: Mapping[str, Any], index: int, question: str, fields: M
     has_media = any(known.get(name) for name in ("videos", "images", "audios"))
     task = task or infer_task(problem, answer, has_media=has_media)
     metadata = known.pop("metadata", {})
+    if not isinstance(metadata, Mapping):
+        raise ValueError(
+            f"record {index} (id {record_id(record, index)!r}): 'metadata' must be fields by name, got "
+            f"{type(metadata).__name__}; correct it, or leave it out"
+        )
     return Row(
         id=known.pop("id", None) or record_id(record, index),
         problem=problem,
@@ -296,24 +271,20 @@ def text_field(record: Mapping[str, Any], field: str, index: int) -> str:
     return str(value).strip()
 
 
-def path_field(record: Mapping[str, Any], field: str, index: int, media_root: str | None) -> tuple[str, ...]:
-    """Paths of a field that holds one, several or none; relative ones start at `media_root`."""
-    value = record.get(field) or ()
-    paths = [value] if isinstance(value, str) else list(value)
-    if not all(isinstance(path, str) and path for path in paths):
-        kinds = sorted({type(path).__name__ for path in paths})
-        raise ValueError(
-            f"record {index} (id {record_id(record, index)!r}): {field!r} must hold file paths, got {', '.join(kinds)}"
-            "; name files, or use data.row_function=longrl.datamodules.rows.image_row for images inside the records"
-        )
-    if field == "videos":
-        return tuple(find_video(path, media_root) for path in paths)
-    return tuple(os.path.join(media_root or "", os.path.expanduser(path)) for path in paths)
+def media_field(
+    record: Mapping[str, Any], field: str, kind: MediaKind, index: int, media_root: str | None
+) -> tuple[str, ...]:
+    """Files of a field with media, in whichever form it has them; see `record_media.py`."""
+    try:
+        return RecordMedia(kind, media_root).paths(record.get(field), record)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"record {index} (id {record_id(record, index)!r}): {field!r} {error}") from error
 
 
 def media_fields(record: Mapping[str, Any], index: int, media_root: str | None) -> dict[str, Any]:
-    """The media of a row, as `path_field` reads them."""
-    return {field: path_field(record, field, index, media_root) for field in ("videos", "images", "audios")}
+    """The media of a row, as `media_field` reads them."""
+    kinds: tuple[MediaKind, ...] = ("video", "image", "audio")
+    return {f"{kind}s": media_field(record, f"{kind}s", kind, index, media_root) for kind in kinds}
 
 
 def record_id(record: Mapping[str, Any], index: int) -> str:
@@ -337,11 +308,13 @@ def missing_field_error(record: Mapping[str, Any], index: int, field: str, why: 
 
 
 def row_or_error(make: Callable[..., Result], *args: Any) -> Result | ValueError:
-    """The result of a function for its arguments, or what is wrong with them."""
+    """The result of a function for a record, or what is wrong with that: a field of another type may raise anything."""
     try:
         return make(*args)
     except ValueError as error:
         return error
+    except (TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        return ValueError(f"it cannot be read ({type(error).__name__}: {error}): {str(args[0])[:200]}")
 
 
 def make_rows(records: Iterable[Record], row_function: RowFunction, media_root: str | None) -> list[Row | ValueError]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,13 @@ from longrl.io.jsonl import read_jsonl
 Record = dict[str, Any]
 
 FILE_SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".tsv")
+RECORDS_PER_BATCH = 64
+"""Records of a parquet file that are in memory at once."""
 HUB_SOURCE = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?::(?P<split>[\w.\[\]%+:-]+))?")
 
 
-def read_records(source: str | Path) -> list[Record]:
-    """All records of a source.
+def read_records(source: str | Path) -> Sequence[Record]:
+    """All records of a source; those of parquet files and hub data sets are read as they are asked for.
 
     Args:
         source: a file or a hub id. Files: `.json` (a list of records, or records by name, of which the names are not
@@ -37,7 +41,7 @@ def read_records(source: str | Path) -> list[Record]:
         raise ValueError(
             f"a data source is a {', '.join(FILE_SUFFIXES)} file or a hub id owner/name:split, got {str(source)!r}"
         )
-    if not records:
+    if not len(records):
         raise ValueError(f"{source} holds no record; give a source with at least one")
     return records
 
@@ -48,13 +52,11 @@ def media_root_of(source: str | Path) -> str | None:
     return str(path.parent) if path.suffix in FILE_SUFFIXES else None
 
 
-def _read_file(path: Path) -> list[Record]:
+def _read_file(path: Path) -> Sequence[Record]:
     if not path.is_file():
         raise ValueError(f"the data file {str(path)!r} does not exist (working folder: {Path.cwd()}); correct the path")
     if path.suffix == ".parquet":
-        from pyarrow import parquet
-
-        return parquet.read_table(path).to_pylist()
+        return ParquetRecords(path)
     if path.suffix in (".csv", ".tsv"):
         delimiter = "," if path.suffix == ".csv" else "\t"
         try:
@@ -76,7 +78,7 @@ def _read_json(path: Path) -> list[Record]:
     return listed
 
 
-def _read_hub(name: str, config: str | None, split: str) -> list[Record]:
+def _read_hub(name: str, config: str | None, split: str) -> Sequence[Record]:
     import datasets
 
     try:
@@ -87,4 +89,48 @@ def _read_hub(name: str, config: str | None, split: str) -> list[Record]:
             f"the data set {name!r}{part} with split {split!r} could not be loaded: {error}; give a local "
             f"{', '.join(FILE_SUFFIXES)} file, or check the name and the network"
         ) from error
-    return list(rows.with_format(None))
+    rows = rows.with_format(None)
+    for column, feature in rows.features.items():
+        undecoded = _undecoded(feature)
+        if undecoded != feature:
+            rows = rows.cast_column(column, undecoded)
+    return rows
+
+
+def _undecoded(feature: Any) -> Any:
+    """A feature of `datasets` by which videos and sounds come as they are stored, not as another library's decoders."""
+    import datasets
+
+    if isinstance(feature, (datasets.Video, datasets.Audio)):
+        return dataclasses.replace(feature, decode=False)
+    if isinstance(feature, dict):
+        return {name: _undecoded(each) for name, each in feature.items()}
+    if isinstance(feature, (datasets.List, datasets.LargeList)):
+        return dataclasses.replace(feature, feature=_undecoded(feature.feature))
+    return feature
+
+
+class ParquetRecords(Sequence[Record]):
+    """The records of a parquet file, read when they are iterated over: they may hold the content of media.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from pyarrow import ArrowException, parquet
+
+        try:
+            self._file = parquet.ParquetFile(path)
+        except (ArrowException, OSError) as error:
+            raise ValueError(f"{path} is no parquet file: {error}; is it cut off?") from error
+
+    def __len__(self) -> int:
+        return self._file.metadata.num_rows
+
+    def __iter__(self) -> Iterator[Record]:
+        for batch in self._file.iter_batches(RECORDS_PER_BATCH):
+            yield from batch.to_pylist()
+
+    def __getitem__(self, index: Any) -> Any:
+        return list(self)[index]

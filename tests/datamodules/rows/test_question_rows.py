@@ -60,7 +60,7 @@ def test_a_file_of_any_kind_gives_the_same_records(tmp_path, suffix):
         path.write_text(
             "".join(json.dumps(record, ensure_ascii=False) + "\n\n" for record in RECORDS), encoding="utf-8"
         )
-    assert read_records(path) == RECORDS
+    assert list(read_records(path)) == RECORDS
     assert media_root_of(path) == str(tmp_path)
 
 
@@ -74,9 +74,9 @@ def test_a_hub_id_is_read_with_its_split(monkeypatch):
         return datasets.Dataset.from_list(RECORDS)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert read_records("LongVideo-Reason/longvideo-reason:validation[:2]") == RECORDS
-    assert read_records("openai/gsm8k") == RECORDS
-    assert read_records("lmms-lab/NExTQA/MC:test") == RECORDS
+    assert list(read_records("LongVideo-Reason/longvideo-reason:validation[:2]")) == RECORDS
+    assert list(read_records("openai/gsm8k")) == RECORDS
+    assert list(read_records("lmms-lab/NExTQA/MC:test")) == RECORDS
     assert asked == [
         ("LongVideo-Reason/longvideo-reason", None, "validation[:2]"),
         ("openai/gsm8k", None, "train"),
@@ -96,6 +96,7 @@ def test_a_hub_id_is_read_with_its_split(monkeypatch):
         ("empty.jsonl", "\n", "holds no record"),
         ("rows.txt", "a,b\n", "hub id owner/name:split, got"),
         ("names.json", '{"a": 1}', "must hold a list of records, or records by name, got dict"),
+        ("rows.parquet", "PAR1 and then nothing", "is no parquet file: .*is it cut off"),
     ],
 )
 def test_a_source_that_cannot_be_read_says_why(tmp_path, source, content, message):
@@ -145,7 +146,9 @@ def test_optional_fields_may_be_absent_or_null():
         ({"videos": ...}, r"needs 'videos', which is missing, though its data_type is 'video'"),
         ({"videos": []}, r"needs 'videos', which is empty"),
         ({"data_type": "image", "videos": None}, r"needs 'images', which is missing"),
-        ({"videos": [b"bytes"]}, r"'videos' must hold file paths, got bytes"),
+        ({"videos": [b"bytes"]}, r"'videos' holds the content of a video; set data.media_root"),
+        ({"videos": [7]}, r"'videos' must hold file paths or media, got int '7'"),
+        ({"metadata": [1]}, r"'metadata' must be fields by name, got list"),
     ],
 )
 def test_a_record_that_lacks_a_field_says_which_and_what_it_has(changes, message):
