@@ -28,8 +28,9 @@ def caption_clips(run: StepRun) -> None:
     boxes = prompts.text("caption_boxes") if options.boxes else ""
 
     def request(clip: Record, attempt: int) -> Request:
-        indices = middle_frames(frame_times(clip["path"]), clip["first"], clip["stop"], options.frames)
-        frames = FrameSet(clip["path"], clip["digest"], tuple(indices), options.max_side)
+        times = frame_times(clip["path"])
+        indices = middle_frames(times, clip["first"], clip["stop"], options.frames)
+        frames = FrameSet(clip["path"], clip["digest"], tuple(indices), options.max_side, times.index.pixel_rule)
         text = prompts.text("caption", seconds=f"{clip['end_s'] - clip['start_s']:.1f}", boxes=boxes).strip()
         content = [*frames.parts(), {"type": "text", "text": text}]
         return endpoint.request(content, options.decoding, attempt, frames.load)

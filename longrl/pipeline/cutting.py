@@ -38,12 +38,12 @@ def cut_clips(times: Times, clip_s: float, min_clip_s: float, scenes: Sequence[i
         distance, edge = min(distances, default=(math.inf, 0))
         if distance > clip_s / 2 + 1e-6:  # no scene near enough
             edge = max(times.at(target), edges[-1] + 1)
-        if edge >= len(times.pts):
+        if edge >= len(times.starts):
             break
         edges.append(edge)
     if len(edges) > 1 and times.end_s - times.start(edges[-1]) < min_clip_s - 1e-6:
         edges.pop()
-    return list(zip(edges, [*edges[1:], len(times.pts)], strict=True))
+    return list(zip(edges, [*edges[1:], len(times.starts)], strict=True))
 
 
 def scene_starts(path: str, times: Times, threshold: float) -> list[int]:
@@ -57,7 +57,7 @@ def scene_starts(path: str, times: Times, threshold: float) -> list[int]:
     """
     kept, changes = [], []
     before: NDArray[np.int16] | None = None
-    for index, frame in decode_frames(path, range(len(times.pts)), times):
+    for index, frame in decode_frames(path, range(len(times.starts)), times):
         grey = frame.reformat(width=SIDE, height=SIDE, format="gray").to_ndarray().astype(np.int16)
         if before is not None:
             kept.append(index)

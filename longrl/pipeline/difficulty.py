@@ -107,8 +107,8 @@ def _answers(run: StepRun, items: Sequence[Record]) -> list[str | None]:
             return endpoint.request(text, options.decoding, item["n"])
         video = videos[record["video"]]
         times = frame_times(video["path"])
-        indices = middle_frames(times, 0, len(times.pts), options.num_frames)
-        frames = FrameSet(video["path"], video["digest"], tuple(indices), options.max_side)
+        indices = middle_frames(times, 0, len(times.starts), options.num_frames)
+        frames = FrameSet(video["path"], video["digest"], tuple(indices), options.max_side, times.index.pixel_rule)
         content = [*frames.parts(), {"type": "text", "text": text}]
         return endpoint.request(content, options.decoding, item["n"], frames.load)
 

@@ -44,7 +44,8 @@ def split_into_clips(run: StepRun) -> None:
                 scenes = scene_starts(path, times, options.scene_threshold) if options.scenes else []
                 spans = cut_clips(times, options.clip_s, options.min_clip_s, scenes)
                 clips = [[times.start(first), times.start(stop), first, stop] for first, stop in spans]
-                log.append(key, {"video": name, "digest": digest, "duration_s": times.end_s, "clips": clips})
+                cut = {"video": name, "digest": digest, "duration_s": times.end_s, "clips": clips}
+                log.append(key, cut | {"missing_s": times.index.missing_s})
             return log[key]
         except BrokenVideo as error:
             return error
@@ -93,6 +94,8 @@ def _clip_records(videos: list[tuple[str, str]], results: list[Cut], report: Ste
         if twin != name:
             report.add_problem(name, "same content as another video", f"it is {twin} again, and left out")
             continue
+        if result.get("missing_s"):
+            report.add_problem(name, "torn", f"its last {result['missing_s']:.1f} s are missing; what is there is cut")
         report.done += 1
         report.counts["clips"] += len(result["clips"])
         video = {"video": name, "path": path, "digest": result["digest"], "duration_s": result["duration_s"]}
@@ -102,7 +105,7 @@ def _clip_records(videos: list[tuple[str, str]], results: list[Cut], report: Ste
 
 
 def _write_file(workspace: Workspace, clip: Record) -> None:
-    """A clip as an mp4 file in `clips/`, encoded anew: copying would cut at key frames only."""
+    """A clip as an mp4 file in `clips/`, encoded anew and upright: copying would cut at key frames only."""
     import av
 
     path = workspace.path("clips") / f"{clip['id'].replace('/', '__')}.mp4"
@@ -119,7 +122,7 @@ def _write_file(workspace: Workspace, clip: Record) -> None:
                 stream.pix_fmt = "yuv420p"
                 stream.codec_context.time_base = frame.time_base
             picture = frame.reformat(stream.width, stream.height, "yuv420p")
-            picture.pts = times.pts[index] - times.pts[clip["first"]]
+            picture.pts = int(times.index.pts[index] - times.index.pts[clip["first"]])
             container.mux(stream.encode(picture))
         if stream is not None:
             container.mux(stream.encode(None))

@@ -1,31 +1,31 @@
 """Times and pixels of single frames, by the container's own time stamps: no index is ever turned into a time.
 
-PyAV reads the packets of a whole file without decoding it, so that times are exact and a header without duration
-(webm) does no harm. Frames are found by their stamp, from the key frame before them.
+Files are read as in training (`longrl.datamodules.media.video`): times from the packets alone, frames upright. What
+does not decode is left out here, and the rest used.
 """
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import hashlib
-import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import av
 import numpy as np
 from numpy.typing import NDArray
 
 from longrl.chat.frames import MessagePart, data_url, frame_name, frame_parts
+from longrl.datamodules.media.frame_index import FrameIndex
+from longrl.datamodules.media.video import FramePosition, opened_video, read_frame_index
+from longrl.types import UnusableSample
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-REMUX = "copy it into another container with `ffmpeg -i IN -c copy OUT.mp4`"
 
 
 class BrokenVideo(ValueError):
@@ -39,14 +39,12 @@ class BrokenVideo(ValueError):
 class Times:
     """Times at which the frames of a video are on show."""
 
-    pts: tuple[int, ...]
-    """[N] increasing stamps."""
     starts: NDArray[np.float64]
     """[N] seconds at which each appears, 0 for the first."""
     end_s: float
     """Second at which the last one disappears."""
-    key_pts: tuple[int, ...]
-    """Stamps of the key frames."""
+    index: FrameIndex
+    """Where they are found."""
 
     def at(self, second: float) -> int:
         """Index of the first frame that appears at a time or later (to the microsecond); N if none does."""
@@ -64,35 +62,19 @@ def frame_times(path: str) -> Times:
     Raises:
         BrokenVideo: no such file, no video in it, or packets without times.
     """
-    with _video_stream(path) as (container, stream):
-        # Discarded packets are decoded for the sake of others, but never shown (edit lists).
-        packets = (packet for packet in container.demux(stream) if packet.size and not packet.is_discard)
-        stamped = [(packet.pts, packet.duration, packet.is_keyframe) for packet in packets]
-        time_base = stream.time_base
-    if not stamped or time_base is None or any(stamp is None for stamp, *_ in stamped):
-        raise BrokenVideo(f"{path} has no frames with times, so none can be found by time; {REMUX}")
-    shown = {stamp: (duration, is_key) for stamp, duration, is_key in stamped}
-    pts = tuple(sorted(shown))
-    starts = np.array([float((stamp - pts[0]) * time_base) for stamp in pts])
-    steps = np.diff(starts)
-    last = shown[pts[-1]][0]
-    last_s = float(last * time_base) if last else float(np.median(steps)) if len(steps) else 0.0
-    keys = tuple(stamp for stamp in pts if shown[stamp][1])
-    return Times(pts, starts.round(6), round(float(starts[-1]) + last_s, 6), keys)
+    with _broken_videos():
+        index = read_frame_index(path)
+    starts = index.starts - index.starts[0]
+    return Times(starts.round(6), round(index.end_s - float(index.starts[0]), 6), index)
 
 
 @contextlib.contextmanager
-def _video_stream(path: str) -> Iterator[tuple[Any, Any]]:
-    """PyAV's container and first video stream of a file; errors inside the block become `BrokenVideo`."""
-    import av
-
+def _broken_videos() -> Iterator[None]:
+    """Turns `UnusableSample` into `BrokenVideo`."""
     try:
-        with av.open(path) as container:
-            if not container.streams.video:
-                raise BrokenVideo(f"{path} has no video stream")
-            yield container, container.streams.video[0]
-    except (av.FFmpegError, OSError) as error:
-        raise BrokenVideo(f"{path} cannot be read ({type(error).__name__}: {error})") from error
+        yield
+    except UnusableSample as error:
+        raise BrokenVideo(f"{error.path} cannot be read: {error.reason}") from error
 
 
 def middle_frames(times: Times, first: int, stop: int, count: int) -> list[int]:
@@ -107,41 +89,22 @@ def middle_frames(times: Times, first: int, stop: int, count: int) -> list[int]:
 
 
 def decode_frames(path: str, indices: Iterable[int], times: Times) -> Iterator[tuple[int, Any]]:
-    """(index, PyAV frame) of those of the requested frames that decode, in order.
+    """(index, PyAV frame) of those of the requested frames that decode, in order and upright.
 
     The decoder goes on from frame to frame, and jumps where a key frame lies between the last one and the next.
     """
-    key_frames = {index: bisect.bisect_right(times.key_pts, times.pts[index]) for index in sorted(set(indices))}
-    with _video_stream(path) as (container, stream):
-        stream.codec_context.options = {"err_detect": "explode"}  # else what is broken is painted over
-        # Frames behind the same key frame are one decoding.
-        for num_keys, run in itertools.groupby(key_frames, key_frames.__getitem__):
-            start = times.key_pts[max(num_keys - 1, 0)] if times.key_pts else times.pts[0]
-            container.seek(start, stream=stream)
-            yield from _decode_run(container, stream, list(run), times)
+    with _broken_videos(), opened_video(path) as (container, stream):
+        position = FramePosition(container, stream, times.index)
+        for index in sorted(set(indices)):
+            frame = position.advance_to(index)
+            if frame is not None:
+                yield index, _as_seen(frame, times.index) if times.index.pixel_rule else frame
 
 
-def _decode_run(container: Any, stream: Any, run: Sequence[int], times: Times) -> Iterator[tuple[int, Any]]:
-    import av
-
-    rest = {times.pts[index]: index for index in run}
-    span = times.pts[-1] - times.pts[0]
-    latest = 64 * max(1, span // max(1, len(times.pts) - 1))  # stamps after which a frame does not come any more
-    broken = False
-    for packet in container.demux(stream):
-        try:
-            frames = packet.decode()
-        except av.FFmpegError:  # frames behind it rest on it, up to the next key frame
-            broken = True
-            continue
-        for frame in frames:
-            broken = broken and not frame.key_frame
-            index = rest.pop(frame.pts, None)
-            if index is not None and not (broken or frame.is_corrupt):
-                yield index, frame
-        # B frames come up to 16 frames late
-        if not rest or (packet.dts is not None and packet.dts > max(rest) + latest):
-            return
+def _as_seen(frame: Any, index: FrameIndex) -> Any:
+    seen = av.VideoFrame.from_ndarray(np.ascontiguousarray(index.rgb_pixels(frame)), "rgb24")
+    seen.time_base = frame.time_base
+    return seen
 
 
 def read_images(path: str, indices: Iterable[int], times: Times, max_side: int) -> dict[int, Image]:
@@ -166,10 +129,15 @@ class FrameSet:
     """Sha256 of the file."""
     indices: tuple[int, ...]
     max_side: int
+    pixel_rule: str = ""
+    """Of the file's `FrameIndex`."""
 
     def url(self, index: int) -> str:
-        """Name of one frame in a request."""
-        return frame_name(self.digest, index, self.max_side)
+        """Name of one frame in a request; another one than before there was a rule for its pixels."""
+        digest = self.digest
+        if self.pixel_rule:
+            digest = hashlib.sha256(f"{digest}{self.pixel_rule}".encode()).hexdigest()
+        return frame_name(digest, index, self.max_side)
 
     def parts(self) -> list[MessagePart]:
         """Message parts: each frame behind its time."""

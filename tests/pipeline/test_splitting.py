@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from longrl.commands.main import main
+from longrl.datamodules.media.frame_index import FrameIndex
 from longrl.io.jsonl import read_jsonl
 from longrl.pipeline.cutting import cut_clips, scene_starts
 from longrl.pipeline.splitting import find_videos
@@ -20,6 +21,7 @@ from longrl.pipeline.video_frames import (
     middle_frames,
     read_images,
 )
+from tests.datamodules.media.test_video import display_matrix
 
 
 def noise(level):
@@ -32,12 +34,14 @@ def grey(level):
     return av.VideoFrame.from_ndarray(np.full((64, 64, 3), level, np.uint8), "rgb24").reformat(format="yuv420p")
 
 
-def write(path, levels, *, fps=4, codec="libx264", stamps=None, bframes=0, keys=8, options=(), draw=grey):
+def write(path, levels, *, fps=4, codec="libx264", stamps=None, bframes=0, keys=8, options=(), draw=grey, matrix=None):
     """A video whose frame i is grey of level `levels[i]`."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=fps)
         stream.width = stream.height = 64
         stream.pix_fmt = "yuv420p"
+        if matrix is not None:
+            stream.set_display_matrix(display_matrix(*matrix))
         if codec == "libx264":
             stream.options = {"g": str(keys), "bf": str(bframes), "crf": "5", **dict(options)}
         for i, level in enumerate(levels):
@@ -54,7 +58,8 @@ def levels(path, indices):
 
 
 def times(starts, end_s):
-    return Times(tuple(range(len(starts))), np.array(starts, dtype=float), end_s, (0,))
+    seconds = np.array(starts, dtype=float)
+    return Times(seconds, end_s, FrameIndex(np.arange(len(starts)), seconds, end_s, np.array([0]), (64, 64)))
 
 
 # ---- times and pixels ----
@@ -68,6 +73,10 @@ def times(starts, end_s):
         ("late.mkv", {"stamps": [i + 40 for i in range(40)]}),
         ("vp9.webm", {"codec": "libvpx-vp9"}),
         ("old.avi", {"codec": "mpeg4"}),
+        ("b_frames.avi", {"bframes": 3, "keys": 20}),
+        ("broadcast.ts", {"bframes": 2}),
+        ("flash.flv", {"bframes": 2}),
+        ("open_gops.mp4", {"bframes": 3, "options": {"x264-params": "open-gop=1:scenecut=0"}.items()}),
     ],
 )
 def test_times_and_pixels_are_those_of_the_frame_that_was_asked_for(tmp_path, name, options):
@@ -186,7 +195,55 @@ def test_scene_changes_are_found_to_the_frame_and_cut_at(tmp_path):
     assert cut_clips(shown, 10.0, 5.0) == [(0, 40), (40, 80), (80, 120)]
 
 
+# ---- upright ----
+
+CLOCKWISE = (0, 1, -1, 0)
+
+
+def bright_top(level):
+    """A frame whose upper half is bright."""
+    pixels = np.full((64, 64, 3), level, np.uint8)
+    pixels[:32] = 240
+    return av.VideoFrame.from_ndarray(pixels, "rgb24").reformat(format="yuv420p")
+
+
+def test_frames_of_a_turned_video_are_read_upright_and_have_names_of_their_own(tmp_path):
+    path = write(tmp_path / "phone.mp4", [20] * 20, draw=bright_top, matrix=CLOCKWISE)
+    shown = frame_times(path)
+    image = np.asarray(read_images(path, [7], shown, 64)[7])
+    assert image[:, 40:].mean() > 220  # the top has come to the right
+    assert image[:, :24].mean() < 40
+    frames = FrameSet(path, file_digest(path), (7,), 64, shown.index.pixel_rule)
+    assert frames.url(7) != FrameSet(path, file_digest(path), (7,), 64).url(7)
+    assert list(frames.load()) == [frames.url(7)]
+
+
+def test_clips_of_a_turned_video_are_written_upright(tmp_path):
+    (tmp_path / "videos").mkdir()
+    write(tmp_path / "videos" / "phone.mp4", [20] * 60, draw=bright_top, matrix=CLOCKWISE)
+    main(["pipeline", "split", f"--videos={tmp_path / 'videos'}", f"--out={tmp_path / 'out'}",
+          "--split.write_files=true"])  # fmt: skip
+    first, _ = sorted((tmp_path / "out" / "clips").iterdir())
+    with av.open(str(first)) as container:
+        frame = next(container.decode(video=0))
+    assert frame.rotation == 0
+    assert frame.to_ndarray(format="rgb24")[:, 40:].mean() > 220
+
+
 # ---- the step ----
+
+
+def test_a_torn_video_is_cut_as_far_as_it_goes_and_listed(tmp_path):
+    (tmp_path / "videos").mkdir()
+    path = write(tmp_path / "videos" / "torn.mkv", range(100), draw=noise)
+    content = (tmp_path / "videos" / "torn.mkv").read_bytes()
+    (tmp_path / "videos" / "torn.mkv").write_bytes(content[: len(content) // 2])
+    frame_times.cache_clear()
+    main(["pipeline", "split", f"--videos={tmp_path / 'videos'}", f"--out={tmp_path / 'out'}"])
+    clips = read_jsonl(tmp_path / "out" / "1_clips.jsonl")
+    assert clips[-1]["end_s"] == pytest.approx(frame_times(path).end_s)
+    assert 10 < clips[-1]["end_s"] < 14
+    assert "torn" in (tmp_path / "out" / "reports" / "split.json").read_text()
 
 
 def test_the_step_lists_broken_videos_and_twins_and_goes_on(tmp_path, capsys):
@@ -212,7 +269,7 @@ def test_the_step_lists_broken_videos_and_twins_and_goes_on(tmp_path, capsys):
     assert "it is a.mp4 again" in report
     written = sorted((tmp_path / "out" / "clips").iterdir())
     assert [path.name for path in written][:2] == ["a.mp4#0000.mp4", "a.mp4#0001.mp4"]
-    assert [len(frame_times(str(path)).pts) for path in written] == [40, 40, 20] * 2
+    assert [len(frame_times(str(path)).starts) for path in written] == [40, 40, 20] * 2
 
 
 def test_a_list_of_videos_is_read_relative_to_itself(tmp_path):
