@@ -108,7 +108,7 @@ class SkipLog:
         lines = [self._line(UnusableSample(path, TORN, row_id=row_id)) | {"used": "in part"} for path in new]
         self._append(lines)
         for path in new:
-            logger.info("%s row %s: %s: %s", self.split, row_id, path, TORN)
+            logger.info("%s row %r: %s: %s", self.split, row_id, path, TORN)
 
     def _line(self, item: UnusableSample) -> dict[str, str | None]:
         return {"split": self.split, "id": item.row_id, "path": item.path, "reason": str(item)}
@@ -128,7 +128,7 @@ class SkipLog:
             return
         self._append(list(map(self._line, items)))
         more = f" and {len(items) - 1} more" if len(items) > 1 else ""
-        logger.warning("skipped %s row %s%s: %s; see %s", self.split, items[0].row_id, more, items[0], self.path)
+        logger.warning("skipped %s row %r%s: %s; see %s", self.split, items[0].row_id, more, items[0], self.path)
 
     def _check_all(self, last: UnusableSample) -> None:
         allowed = max(GRACE_ROWS, self.max_share * self.num_rows) if self.max_share > 0 else 0
