@@ -27,9 +27,13 @@ from longrl.rewards.plain_text import plain_text
 _WRONG_MARK = re.compile(words("wrong_mark"))
 _ALONE = re.compile(rf"\W*(?:{words('naming')}\W+)?(?P<label>[A-Z]{{1,2}}|\d{{1,2}})[^\w+#]*", re.IGNORECASE)
 _LEAD_IN = re.compile(
-    r"(?:(?:^|\n)\W*(?:the |my )?(?:(?:final|correct|best|right) )*(?:answer|ans)(?: is)?|^Q:[^\n]*\bA)\s*[:=.\n]\s*",
+    r"(?:(?:^|\n)[^\w\n]*(?:the |my )?(?:(?:final|correct|best|right) )*(?:answer|ans)(?: is)?|^Q:[^\n]*\bA)\s*[:=.\n]\s*",
     re.IGNORECASE,
 )
+_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
+_POSITION = rf"(?P<ordinal>{'|'.join(_ORDINALS)}|last)"
+_BY_POSITION = re.compile(rf"(?<!\bmy )\b(?:the )?{_POSITION} (?:option|alternative)(?!\w)", re.IGNORECASE)
+_POSITION_ALONE = re.compile(rf"\W*(?:the )?{_POSITION}(?: one| choice)?\W*", re.IGNORECASE)
 _LIST = r"[\s,;/&|+().'\[\]-]*"
 
 
@@ -46,7 +50,7 @@ def chosen_option(text: str, options: Mapping[str, str]) -> str | None:
         "A man is walking. So the answer is C" -> C; "A. No wait, B" -> B; "A or B" -> None.
     """
     options = options or dict.fromkeys(DEFAULT_LETTERS, "")
-    plain = plain_text(text)
+    plain = _with_letters(plain_text(text), options)
     # What follows the last "Answer:" speaks for all, unless it says nothing.
     lead_ins = list(_LEAD_IN.finditer(plain))
     for part in [plain[match.end() :] for match in lead_ins[-1:]] + [plain]:
@@ -54,6 +58,22 @@ def chosen_option(text: str, options: Mapping[str, str]) -> str | None:
         if named:
             return named[0] if len(named) == 1 and named[0] in options else None
     return None
+
+
+def _with_letters(plain: str, options: Mapping[str, str]) -> str:
+    """A text with "option B" for "the second option", unless options speak of first and last themselves."""
+    labels = list(options)
+
+    def letter(match: re.Match[str]) -> str:
+        ordinal = match["ordinal"].lower()
+        position = len(labels) - 1 if ordinal == "last" else _ORDINALS.index(ordinal)
+        return f"option {labels[position]}" if position < len(labels) else match[0]
+
+    speak_of_it = any(re.search(_POSITION, wording, re.IGNORECASE) for wording in options.values())
+    if speak_of_it or not all(label.isalpha() for label in labels):
+        return plain
+    alone = _POSITION_ALONE.fullmatch(plain)
+    return letter(alone) if alone else _BY_POSITION.sub(letter, plain)
 
 
 def _named_options(plain: str, options: Mapping[str, str]) -> tuple[str, ...]:

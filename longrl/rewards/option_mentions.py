@@ -42,6 +42,7 @@ _NUMBERS = {
     "sixteen": "16", "seventeen": "17", "eighteen": "18", "nineteen": "19", "twenty": "20",
 }  # fmt: skip
 """But for "one", which is a pronoun too."""
+_SAME_WORDS = {**_NUMBERS, "yeah": "yes", "yep": "yes", "yup": "yes", "nope": "no", "nah": "no"}
 _ARTICLE_FIRST = re.compile(r"\W*(?:an?|the)\b", re.IGNORECASE)
 _ARTICLE_LAST = re.compile(r"(?<!\w)(?:an?|the) $", re.IGNORECASE)
 _OF_THE_ABOVE = ("these", "them", "those", "options", "choices")
@@ -68,7 +69,7 @@ def read_tokens(plain: str) -> list[Token]:
             continue
         if text in _OF_THE_ABOVE and tokens and tokens[-1].text == "of":
             text = "above"
-        tokens.append(Token(_NUMBERS.get(text, text), *match.span()))
+        tokens.append(Token(_SAME_WORDS.get(text, text), *match.span()))
     return tokens
 
 

@@ -252,7 +252,7 @@ FRAGMENTS = [
     "A quickly ", "the answer is ", "answer: ", "it is ", "best ", "player A ", "a man ", "a man is ", "cats and ",
     "cats and dogs ", "| A | no |\n", "[ ] ", "[x] ", "\u2717 A ", "\\boxed{", "\\text{", "<b>", "<answer>",
     "</answer>", "<think>", "</think>", "&amp;", "&#", "~~", "\u0301\u0316", "\ufdfa", "\u3300", "\u4e0d\u662f",
-    "\u9009A", "A\u548c", "\U0001f600", "\x00",
+    "\u9009A", "A\u548c", "\U0001f600", "\x00", "-\n", "*\n\n", "-", "\n", "\n ",
 ]  # fmt: skip
 LENGTH = 50_000
 LIMIT_S = 0.2
@@ -277,3 +277,25 @@ def seconds_of(text: str) -> float:
     start = time.process_time()
     chosen_option(text, OPTIONS)
     return time.process_time() - start
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("the second option", "B"),
+        ("The first option is wrong, the third option fits", "C"),
+        ("The last one.", "D"),
+        ("second", "B"),
+        ("the fifth option", None),
+        ("B happens first", "B"),
+        ("My first option was A, but it is C", "C"),
+    ],
+)
+def test_options_may_be_named_by_their_place(text, letter):
+    assert chosen_option(text, dict(zip("ABCD", ("cat", "dog", "hen", "fox"), strict=True))) == letter
+
+
+def test_places_of_events_are_no_places_of_options():
+    options = {"A": "The dog comes first", "B": "The cat comes first", "C": "The last one", "D": "Both"}
+    assert chosen_option("the last one", options) == "C"
+    assert chosen_option("the first option", options) is None
