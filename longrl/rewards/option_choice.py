@@ -27,7 +27,8 @@ from longrl.rewards.plain_text import plain_text
 _WRONG_MARK = re.compile(words("wrong_mark"))
 _ALONE = re.compile(rf"\W*(?:{words('naming')}\W+)?(?P<label>[A-Z]{{1,2}}|\d{{1,2}})[^\w+#]*", re.IGNORECASE)
 _LEAD_IN = re.compile(
-    r"(?:(?:^|\n)[^\w\n]*(?:the |my )?(?:(?:final|correct|best|right) )*(?:answer|ans)(?: is)?|^Q:[^\n]*\bA)\s*[:=.\n]\s*",
+    r"(?:(?:^|\n)[^\w\n]*(?:the |my )?(?:(?:final|correct|best|right) )*(?:answer|ans)(?: is)?|^Q:[^\n]*\bA)"
+    r"\s*[:=.\n]\s*",
     re.IGNORECASE,
 )
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
