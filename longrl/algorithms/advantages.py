@@ -175,6 +175,22 @@ def group_normalized(outcomes: Outcomes, eps: float = 1e-6) -> Tensor:
 
 
 @needs(groups=True)
+def group_centered_global_std(outcomes: Outcomes, eps: float = 1e-4) -> Tensor:
+    """A = (r - mean(r of the group)) / (std(all rewards of the rollout) + eps): Flow-GRPO's `global_std`. [P, G].
+
+    The deviation is that of the rewards themselves, over all groups of all ranks, divided by their number, and eps is
+    the released code's. Groups whose rewards hardly differ are not blown up: 0.01 of noise among equal pictures stays
+    0.01 of the spread of the rollout. A group with equal rewards gets exact zeros.
+    """
+    valid = outcomes.valid
+    returns = outcomes.returns
+    count, total = outcomes.all_reduce(torch.stack([valid.double().sum(), returns.sum()]))
+    deviations = (returns - total / count.clamp(min=1)).where(valid, 0.0)
+    variance = outcomes.all_reduce(deviations.square().sum()) / count.clamp(min=1)
+    return group_centered(outcomes) / (variance.sqrt() + eps)
+
+
+@needs(groups=True)
 def leave_one_out(outcomes: Outcomes) -> Tensor:
     """A_i = r_i - mean(r_j, j != i): RLOO, arXiv:2402.14740, written as (r_i - mean(r)) * G / (G - 1). [P, G]."""
     num_valid = outcomes.valid.sum(1, keepdim=True)  # [P, 1]

@@ -157,8 +157,8 @@ class Algorithm:
                 if self.kl_coef > 0 and misplaced:
                     raise ValueError(
                         f"the KL penalty of denoising steps is gaussian_mean in the loss, got {name} in the "
-                        f"{self.kl_placement}; set model.algorithm.kl to longrl.algorithms.gaussian_mean and "
-                        "kl_placement to loss, or kl_coef to 0"
+                        f"{self.kl_placement}; set model.algorithm.kl to longrl.algorithms.gaussian_mean or "
+                        "gaussian_mean_rate and kl_placement to loss, or kl_coef to 0"
                     )
             elif need.rows == "tokens" or self.greedy_baseline:
                 raise ValueError(
@@ -263,14 +263,15 @@ class Algorithm:
             `approx_kl` (k3 of old against new policy), `correction_mean`; with a reference `kl_ref`, with a sampler
             `sampler_kl` (k3 of sampler against old policy); and `weight_sum`, 1 over a step but for `Constant`.
         """
-        # 1. What the KL estimator compares: log-probabilities, or means in units of the deviation.
+        # 1. What the KL estimator compares: log-probabilities, or means in units of the noise.
         tokens = Tokens(logp, old_logp.detach(), advantages.detach(), completion_index, sampler_logp, steps)
         current = logp
         reference = ref_logp
         if steps is not None:
-            std = steps.std[:, None]  # [R, 1]
-            current = steps.mean / std
-            reference = None if steps.ref_mean is None else steps.ref_mean / std
+            needs_rate = getattr(self.kl, "needs", Needs()).noise_rate
+            unit = (steps.std / steps.length.sqrt() if needs_rate else steps.std)[:, None]  # [R, 1]
+            current = steps.mean / unit
+            reference = None if steps.ref_mean is None else steps.ref_mean / unit
 
         # 2. Each row's loss.
         weights = weights.detach()

@@ -45,7 +45,7 @@ class DrawnSteps:
     std: Tensor
     """[R] deviation of the noise."""
     length: Tensor
-    """[R] how far sigma falls in the step."""
+    """[R] how far sigma falls in the step, above 0."""
     old_mean: Tensor
     """[R, D] under the policy before the updates."""
     ref_mean: Tensor | None = None
@@ -232,14 +232,29 @@ def k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
 def gaussian_mean(location: Tensor, ref_location: Tensor) -> Tensor:
     """KL between two Gaussians of the same deviation, per number of a latent: mean(((mu - mu_ref) / std)^2) / 2. [R].
 
-    Flow-GRPO, arXiv:2505.05470, eq. 12, with the step's own variance below the squares (its code leaves out the length
-    of the step). The gradient is that of KL(policy || reference), exactly. For diffusion models alone.
+    Flow-GRPO, arXiv:2505.05470, eq. 12, with the step's own variance below the squares, as its code has it for Wan (for
+    SD3 see `gaussian_mean_rate`). The gradient is that of KL(policy || reference), exactly. For diffusion models alone.
 
     Args:
         location: [R, D] means divided by the deviation.
         ref_location: [R, D] of the reference, divided by the same.
     """
     return (location - ref_location).square().mean(-1) / 2
+
+
+@needs(rows="denoising steps", noise_rate=True)
+def gaussian_mean_rate(location: Tensor, ref_location: Tensor) -> Tensor:
+    """`gaussian_mean` times the step's length in sigma: the KL term of Flow-GRPO's released code for SD3. [R].
+
+    That code divides by the variance of the noise per unit of sigma, std^2 / length, so a short step counts for less.
+    Over the 9 steps that train of SD3's 10 the mean of 1 / length is 13.02: where all of them add alike, the released
+    coefficient 0.04 is 0.04 / 13.02 = 0.0031 of `gaussian_mean`. Of CPS that code takes `gaussian_mean`.
+
+    Args:
+        location: [R, D] means divided by std / sqrt(length).
+        ref_location: [R, D] of the reference, divided by the same.
+    """
+    return gaussian_mean(location, ref_location)
 
 
 # ---- corrections: did the engine that sampled agree with the trainer? ----

@@ -29,6 +29,8 @@ class Needs:
     of the filtered distribution."""
     rows: Literal["any", "tokens", "denoising steps"] = "any"
     """The rows it can read. A correction that does not say so reads tokens alone."""
+    noise_rate: bool = False
+    """Means in units of std / sqrt(length), the noise's rate, in place of the step's deviation."""
     max_completion_tokens: int | None = None
     """The sampling limit that it was set up for."""
 
@@ -41,6 +43,7 @@ def needs(
     kl_in_reward: bool = False,
     full_distribution: bool = False,
     rows: Literal["any", "tokens", "denoising steps"] = "any",
+    noise_rate: bool = False,
 ) -> Callable[[Function], Function]:
     """Marks a function with the `Needs` that the arguments name.
 
@@ -51,7 +54,7 @@ def needs(
             return (outcomes.rewards == outcomes.rewards.amax(1, keepdim=True)).double()
         ```
     """
-    declared = Needs(groups, greedy_baseline, one_update, kl_in_reward, full_distribution, rows)
+    declared = Needs(groups, greedy_baseline, one_update, kl_in_reward, full_distribution, rows, noise_rate)
 
     def mark(function: Function) -> Function:
         vars(function)["needs"] = declared

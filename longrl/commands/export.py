@@ -15,6 +15,7 @@ from longrl.io.atomic import atomic_folder
 from longrl.io.hub import check_target, push
 from longrl.models.base import CausalFamily
 from longrl.models.lora import OPTION
+from longrl.modules.ema import holds_ema
 from longrl.modules.initial_weights import find_checkpoint, plain_from, read_adapters
 from longrl.types import Dtype
 
@@ -32,12 +33,15 @@ def export_run(
     checkpoint: str | None = None,
     dtype: Dtype | None = None,
     adapter: bool = False,
+    raw_weights: bool = False,
     push_to: str | None = None,
     private: bool = True,
 ) -> None:
     """Writes weights, config, tokenizer and processor so that `from_pretrained` and vLLM load them.
 
     Of a diffusion model a whole pipeline is written, which diffusers loads.
+
+    Of a run with `model.ema` the moving averages are written, which its validation read.
 
     Adapters of a LoRA run are merged into the weights, exactly with `--dtype float32`: bfloat16 rounds small changes
     away.
@@ -48,6 +52,7 @@ def export_run(
         checkpoint: which checkpoint; None is `checkpoints/last.ckpt`.
         dtype: precision to save in; None keeps the run's.
         adapter: write a LoRA run's adapters alone, as peft's `PeftModel.from_pretrained` reads them.
+        raw_weights: write the last step's weights, not their moving averages, of a run with `model.ema`.
         push_to: repository of a Hugging Face hub, `owner/name`, that the written folder is uploaded to; made if
             missing. Nothing is uploaded by default.
         private: of a repository that `push_to` makes; false shows it to everyone.
@@ -57,26 +62,37 @@ def export_run(
     if Path(out).exists():
         raise ValueError(f"--out={out} exists already; name a new folder")
     with atomic_folder(out, replace=False) as folder:
+        source = (run, "--run") if checkpoint is None else (checkpoint, "--checkpoint")
+        averaged = not raw_weights and _says_averaged(*source)
         write = _write_adapter if adapter else _write_model
-        write(run, (run, "--run") if checkpoint is None else (checkpoint, "--checkpoint"), folder, dtype)
+        write(run, source, folder, dtype, averaged)
     logger.info("exported %s to %s", run, out)
     if push_to is not None:
         logger.info("pushed to %s", push(out, push_to, private))
 
 
-def _write_model(run: str, source: tuple[str, str], folder: Path, dtype: Dtype | None) -> None:
+def _says_averaged(source: str, option: str) -> bool:
+    """True, and said, if a checkpoint has moving averages."""
+    checkpoint = find_checkpoint(source, option)
+    if checkpoint is None or not holds_ema(checkpoint):
+        return False
+    logger.info("these are the moving averages (EMA) of the trained weights; --raw_weights true writes the weights")
+    return True
+
+
+def _write_model(run: str, source: tuple[str, str], folder: Path, dtype: Dtype | None, averaged: bool) -> None:
     family = family_of(run)
     family.dtype = dtype or family.dtype  # adapters are merged in it
-    family.export(plain_from(family, *source), folder)
+    family.export(plain_from(family, *source, averaged), folder)
 
 
-def _write_adapter(run: str, source: tuple[str, str], folder: Path, dtype: Dtype | None) -> None:
+def _write_adapter(run: str, source: tuple[str, str], folder: Path, dtype: Dtype | None, averaged: bool) -> None:
     """Adapters as peft, or of a diffusion model diffusers, loads them onto the weights that the run began with."""
     family = family_of(run)
     if family.lora is None:
         raise ValueError(f"--adapter=true needs a run with {OPTION}, which {run} is not; leave it out")
     precision = getattr(torch, dtype or "float32")
-    kept = {name: value.to(precision) for name, value in read_adapters(*source).items()}
+    kept = {name: value.to(precision) for name, value in read_adapters(*source, averaged).items()}
     family.export_adapters(kept, folder, base=_base(run))
 
 

@@ -111,7 +111,7 @@ class DiffusionFamily(RefusesOldHooks, abc.ABC):
 
     @abc.abstractmethod
     def make_scheduler(self, num_tokens: int) -> tuple[Any, dict[str, Any]]:
-        """A `FlowMatchEulerDiscreteScheduler` with the pipeline's shift, and keywords for its `set_timesteps`.
+        """A scheduler with the pipeline's sigmas and timesteps, and keywords for its `set_timesteps`.
 
         Args:
             num_tokens: that the transformer makes of a latent.
@@ -290,7 +290,7 @@ class DiffusionFamily(RefusesOldHooks, abc.ABC):
         return model(hidden_states=latents, timestep=timesteps, **condition, return_dict=False)[0]
 
     def denoising_schedule(self, num_steps: int) -> tuple[list[float], list[float]]:
-        """S + 1 sigmas from 1 to 0 and the transformer's S timesteps, by diffusers' own scheduler."""
+        """S + 1 sigmas from 1 to 0 and the transformer's S timesteps, by the pipeline's scheduler."""
         patch = self.config["patch_size"]
         patch_area = patch * patch if isinstance(patch, int) else math.prod(patch)
         scheduler, options = self.make_scheduler(math.prod(self.latent_shape()[1:]) // patch_area)

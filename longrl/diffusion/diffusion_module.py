@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from longrl.diffusion.sampler import Trajectory
 from longrl.diffusion.step_mismatch import StepMismatchMonitor
 from longrl.diffusion.trajectory_rows import RowBatch, score_rows, split_rows, trajectory_rows
 from longrl.models.lora import adapters_off
+from longrl.modules.ema import EMA_PREFIX, EMASettings, EMAWeights, holds_ema
 from longrl.modules.initial_weights import plain_from
 from longrl.modules.mini_batches import MiniBatch, flatten_groups, make_mini_batches
 from longrl.modules.optimizer import OptimizerSettings
@@ -53,9 +55,13 @@ class DiffusionModule(TrainedModule):
             and the default is ten of its usual ranges of 1e-4. In float32 the difference is about 1e-7; in bfloat16
             kernels may round otherwise in batches of another size, so raise it there if `train/mismatch_mean` comes
             near.
+        ema: keep a moving average of the trained weights: validation, test and `export` take it, training and
+            `init_from` of another run the weights themselves. None keeps none; the recipes do, as the released ones.
     """
 
     family: DiffusionFamily
+    ema_weights: EMAWeights | None
+    """The averages, once there are weights; saved in checkpoints."""
 
     def __init__(
         self,
@@ -68,6 +74,7 @@ class DiffusionModule(TrainedModule):
         epochs_per_rollout: int = 1,
         max_grad_norm: float = 1.0,
         max_mismatch: float = 1e-3,
+        ema: EMASettings | None = None,
     ) -> None:
         if min(rows_per_micro_batch, mini_batches_per_rollout, epochs_per_rollout) < 1:
             raise ValueError(
@@ -78,6 +85,8 @@ class DiffusionModule(TrainedModule):
             family, algorithm, optimizer, init_from, mini_batches_per_rollout, epochs_per_rollout, max_grad_norm
         )
         self.rows_per_micro_batch = rows_per_micro_batch
+        self.ema = ema
+        self.ema_weights = None
         self.mismatch_monitor = StepMismatchMonitor(max_mismatch)
         """Compares the sampler's log-probabilities with those of the first update of every rollout."""
 
@@ -98,13 +107,39 @@ class DiffusionModule(TrainedModule):
         return model
 
     @override
+    def configure_model(self) -> None:
+        if self.is_built:
+            return
+        super().configure_model()
+        # A checkpoint without averages is read into a module without: they will begin with its weights.
+        checkpoint = self.trainer.ckpt_path
+        if self.ema is not None and (checkpoint is None or "://" in str(checkpoint) or holds_ema(Path(checkpoint))):
+            self.ema_weights = EMAWeights(self.model, self.ema)
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        state = checkpoint.get("state_dict", {})  # of a sharded one the weights have been read already
+        averages = [name for name in state if name.startswith(EMA_PREFIX)]
+        if state and not averages:
+            self.ema_weights = None
+        if self.ema_weights is None:  # a run that goes on without averages
+            for name in averages:
+                del state[name]
+
+    @override
     def on_fit_start(self) -> None:
         super().on_fit_start()
         self.family.move_frozen_parts(self.device)
+        if self.ema is not None and self.ema_weights is None:
+            self.ema_weights = EMAWeights(self.model, self.ema)
 
     @override
     def on_validation_start(self) -> None:
         self.family.move_frozen_parts(self.device)
+        if self.ema_weights is not None:
+            self.policy.release_root()  # gathered weights are of before
+            self.ema_weights.swap_in()
 
     on_test_start = on_validation_start
 
@@ -172,7 +207,10 @@ class DiffusionModule(TrainedModule):
         # 4. Every rank that shares a sample has counted it; then the step.
         sp_size = self.parallel.sp_group.size
         sums = self.parallel.world.sum_dict({name: value / sp_size for name, value in totals.items()})
+        steps_before = self.trainer.global_step
         metrics = {**sums, **self.optimizer_step_clipped()}
+        if self.ema_weights is not None and self.trainer.global_step > steps_before:
+            self.ema_weights.update(self.trainer.global_step)
         # Below one with Dr.GRPO's constant, or with masked samples.
         weight_sum = metrics.pop("weight_sum", 0.0) or 1.0
         return {name: value if name in NOT_WEIGHTED else value / weight_sum for name, value in metrics.items()}
@@ -222,3 +260,12 @@ class DiffusionModule(TrainedModule):
             self._eval_means.add_rewards(group, stage, by_category=True)
 
     test_step = validation_step
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        super().on_validation_epoch_end()
+        if self.ema_weights is not None:  # before the end of validation, where checkpoints are saved
+            self.policy.release_root()
+            self.ema_weights.swap_out()
+
+    on_test_epoch_end = on_validation_epoch_end

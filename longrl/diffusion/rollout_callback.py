@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from typing_extensions import override
 
@@ -20,6 +22,11 @@ from longrl.engines.rollout_engine import prompt_seed, sampling_ids
 from longrl.modules.trained import reward_metrics
 from longrl.rewards import RewardSum
 from longrl.types import Group, Row, TextPrompt
+
+logger = logging.getLogger(__name__)
+
+MAX_GAIN = 5.0
+"""Deviations that a step's mean may move by for a velocity that changes by 1: more than three times FlowSDE's most."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,7 @@ class DiffusionRolloutCallback(Callback):
         self.seed = seed
         self._num_rollouts = 0
         self._empty_steps = 0
+        self._warned_of_faint = False
         self._metrics: dict[str, float] = {}
         self._errors: list[str] = []
         """Errors of the last rollout's rewards."""
@@ -198,7 +206,12 @@ class DiffusionRolloutCallback(Callback):
 
     def _steps(self, module: DiffusionModule, sampling: DiffusionSampling) -> list[DenoisingStep]:
         sigmas, timesteps = module.family.denoising_schedule(sampling.num_steps)
-        return sampling.steps(sigmas, timesteps, self._num_rollouts, self.seed)
+        steps = sampling.steps(sigmas, timesteps, self._num_rollouts, self.seed)
+        faint = [step for step in steps if step.gain > MAX_GAIN]
+        if faint and not self._warned_of_faint:
+            self._warned_of_faint = True
+            warn_of_faint_step(faint[0])
+        return steps
 
     # -- runs without reward -------------------------------------------------------------------------------------
 
@@ -222,6 +235,19 @@ class DiffusionRolloutCallback(Callback):
                 "model a function gets frames [F, 3, H, W] and the row, so correct it, or take one for pictures and "
                 "videos (configs/reward/colour.yaml and its like) where it was made for texts (think_answer.yaml)"
             )
+
+
+@rank_zero_only
+def warn_of_faint_step(step: DenoisingStep) -> None:
+    """Says which step draws too little noise for how far it moves, as late ones of CPS do."""
+    logger.warning(
+        "denoising step %d ends at sigma %.3g with noise of deviation %.2g, and a velocity that changes by 1 moves it "
+        "%.0f deviations (at most %g are sound): its ratios are clipped at once and its KL outweighs other steps'. "
+        "With CPS train earlier steps alone, --rollout.sampling.window longrl.diffusion.windows.RandomWindow with "
+        "init_args.end %d or less (the released recipes: half of the steps), or set rollout.sampling.dynamics to "
+        "longrl.diffusion.steps.FlowSDE",
+        step.index, step.next_sigma, step.std, step.gain, MAX_GAIN, step.index,
+    )  # fmt: skip
 
 
 def num_useful_groups(groups: Sequence[TrajectoryGroup]) -> int:

@@ -78,12 +78,18 @@ class WanFamily(DiffusionFamily):
 
     @override
     def make_scheduler(self, num_tokens: int) -> tuple[Any, dict[str, Any]]:
-        """Wan is released with UniPC, whose steps look back at earlier ones; a policy's may not, so it is Euler's."""
-        from diffusers import FlowMatchEulerDiscreteScheduler
+        """The pipeline's own, UniPC in what is released: its sigmas and times alone are read.
 
-        config = self.pipeline.scheduler.config
-        shift = config["flow_shift"] if "flow_shift" in config else config["shift"]
-        return FlowMatchEulerDiscreteScheduler(shift=shift, num_train_timesteps=config["num_train_timesteps"]), {}
+        UniPC's steps look back at earlier ones, which a policy's may not: longrl/diffusion/steps.py takes them.
+        """
+        scheduler = self.pipeline.scheduler
+        return scheduler.from_config(scheduler.config), {}
+
+    @override
+    def denoising_schedule(self, num_steps: int) -> tuple[list[float], list[float]]:
+        sigmas, timesteps = super().denoising_schedule(num_steps)
+        # UniPC begins at 1 - 1e-6 to take a logarithm; 1 - sigma of that would give the first step endless noise.
+        return [round(sigmas[0], 5), *sigmas[1:]], timesteps
 
     @override
     def shard_tokens(self, model: nn.Module, sequence: SequenceParallel) -> None:

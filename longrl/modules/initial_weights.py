@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from longrl.models.lora import (
     plain_name,
 )
 from longrl.models.reading import is_local
+from longrl.modules.ema import EMA_PREFIX, model_names
 
 EXPORTED = ("config.json", "model_index.json")
 """Files by which a folder of transformers or of a diffusers pipeline is known."""
@@ -52,6 +53,7 @@ def plain_from(
     family: BuildableFamily,
     source: str | None,
     option: str = INIT_FROM,
+    averaged: bool = False,
 ) -> nn.Module:
     """The family's model with the weights of `source`, without adapters.
 
@@ -63,6 +65,7 @@ def plain_from(
         source: None for the family's own weights; a Lightning checkpoint, or a run's folder with
             `checkpoints/last.ckpt`; a folder with Hugging Face weights; a hub id.
         option: what the user calls `source`, for errors.
+        averaged: take the moving averages of trained weights where a checkpoint has them.
 
     Raises:
         ValueError: `source` does not exist, or holds another model.
@@ -73,7 +76,7 @@ def plain_from(
     if checkpoint is None:
         return family.build(weights=source)
     model = family.build(weights=None)
-    load_checkpoint_weights(model, checkpoint, option)
+    load_checkpoint_weights(model, checkpoint, option, averaged)
     return model
 
 
@@ -106,10 +109,12 @@ def find_checkpoint(source: str, option: str = INIT_FROM) -> Path | None:
     return None
 
 
-def load_checkpoint_weights(model: nn.Module, checkpoint: Path, option: str = INIT_FROM) -> None:
+def load_checkpoint_weights(
+    model: nn.Module, checkpoint: Path, option: str = INIT_FROM, averaged: bool = False
+) -> None:
     """Loads a Lightning checkpoint's weights, all of them and nothing else, its adapters merged."""
     state = model.state_dict()
-    saved = saved_weights(checkpoint)
+    saved = saved_weights(checkpoint, averaged)
     plain: dict[str, Tensor] = {}
     targets: dict[str, Tensor] = {}
     for name, value in saved.items():
@@ -122,20 +127,20 @@ def load_checkpoint_weights(model: nn.Module, checkpoint: Path, option: str = IN
         # Shards are read into the model, and adapters beside it; each process that asks reads all of them.
         for name in saved.keys() - targets.keys():
             targets[name] = state[plain_name(name)]
-        fill_from_shards(checkpoint, targets)
+        fill_from_shards(checkpoint, targets, averaged)
         saved = targets
     for name, value in merged_weights(saved, saved_lora(checkpoint), torch.float32):  # rounded once, as it is copied
         state[name].copy_(value)
 
 
-def read_adapters(source: str, option: str = INIT_FROM) -> dict[str, Tensor]:
+def read_adapters(source: str, option: str = INIT_FROM, averaged: bool = False) -> dict[str, Tensor]:
     """The adapters in the Lightning checkpoint that `source` names, under their names in the model.
 
     Raises:
         ValueError: it names none, or one without adapters.
     """
     checkpoint = find_checkpoint(source, option)
-    saved = {} if checkpoint is None else saved_weights(checkpoint)
+    saved = {} if checkpoint is None else saved_weights(checkpoint, averaged)
     adapters = {name: value for name, value in saved.items() if is_adapter(name)}
     if checkpoint is None or not adapters:
         raise ValueError(
@@ -143,32 +148,50 @@ def read_adapters(source: str, option: str = INIT_FROM) -> dict[str, Tensor]:
         )
     if checkpoint.is_dir():
         adapters = {name: torch.empty(value.shape) for name, value in adapters.items()}
-        fill_from_shards(checkpoint, adapters)
+        fill_from_shards(checkpoint, adapters, averaged)
     return {name: value.clone() for name, value in adapters.items()}
 
 
-def saved_weights(checkpoint: Path) -> dict[str, Tensor]:
-    """Names and weights of the model in a checkpoint; of a sharded one, empty tensors of their shapes."""
-    if not checkpoint.is_dir():
-        saved = _load_file(checkpoint)["state_dict"]
-        return {name.removeprefix(MODEL_PREFIX): saved[name] for name in saved if name.startswith(MODEL_PREFIX)}
-    from torch.distributed.checkpoint import FileSystemReader
-    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+def saved_weights(checkpoint: Path, averaged: bool = False) -> dict[str, Tensor]:
+    """Names and weights of the model in a checkpoint; of a sharded one, empty tensors of their shapes.
 
-    prefix = f"state_dict.{MODEL_PREFIX}"
-    weights = {}
-    for name, entry in FileSystemReader(checkpoint).read_metadata().state_dict_metadata.items():
-        if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata):
-            weights[name.removeprefix(prefix)] = torch.empty(entry.size, device="meta")
+    Args:
+        checkpoint: a file, or a folder of shards.
+        averaged: take the moving averages of those that have one.
+    """
+    saved = _saved_shapes(checkpoint) if checkpoint.is_dir() else _load_file(checkpoint)["state_dict"]
+    weights = {name.removeprefix(MODEL_PREFIX): saved[name] for name in saved if name.startswith(MODEL_PREFIX)}
+    if averaged:
+        weights |= {name: saved[average] for name, average in _averages(saved).items()}
     return weights
 
 
-def fill_from_shards(folder: Path, targets: Mapping[str, Tensor]) -> None:
-    """Fills `targets` with what the ranks of a run saved, however many they were."""
+def fill_from_shards(folder: Path, targets: Mapping[str, Tensor], averaged: bool = False) -> None:
+    """Fills `targets` with what the ranks of a run saved, however many they were; `averaged` as in `saved_weights`."""
     from torch.distributed.checkpoint import FileSystemReader, load
 
-    state = {"state_dict": {MODEL_PREFIX + name: value for name, value in targets.items()}}
+    averages = _averages(_saved_shapes(folder)) if averaged else {}
+    state = {"state_dict": {averages.get(name, MODEL_PREFIX + name): value for name, value in targets.items()}}
     load(state, storage_reader=FileSystemReader(folder), no_dist=True)
+
+
+def _saved_shapes(folder: Path) -> dict[str, Tensor]:
+    """Empty tensors by the names that they have in a sharded checkpoint's state."""
+    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    prefix = "state_dict."
+    shapes = {}
+    for name, entry in FileSystemReader(folder).read_metadata().state_dict_metadata.items():
+        if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata):
+            shapes[name.removeprefix(prefix)] = torch.empty(entry.size, device="meta")
+    return shapes
+
+
+def _averages(saved: Iterable[str]) -> dict[str, str]:
+    """The names of averages in a checkpoint's state, by those of their weights in the model."""
+    names = [name.removeprefix(EMA_PREFIX) for name in saved if name.startswith(EMA_PREFIX)]
+    return {name: EMA_PREFIX + average for name, average in model_names(names).items()}
 
 
 def saved_lora(checkpoint: Path) -> LoRASettings | None:
