@@ -111,15 +111,19 @@ class DiffusionModule(TrainedModule):
         if self.is_built:
             return
         super().configure_model()
-        # A checkpoint without averages is read into a module without: they will begin with its weights.
-        checkpoint = self.trainer.ckpt_path
-        if self.ema is not None and (checkpoint is None or "://" in str(checkpoint) or holds_ema(Path(checkpoint))):
+        if self.ema is not None:
             self.ema_weights = EMAWeights(self.model, self.ema)
+
+    @override
+    def before_load(self, checkpoint: Path) -> None:
+        # A checkpoint without averages is read into a module without: they will begin with its weights.
+        if not holds_ema(checkpoint):
+            self.ema_weights = None
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        state = checkpoint.get("state_dict", {})  # of a sharded one the weights have been read already
+        state = checkpoint.get("state_dict", {})  # MRSPStrategy has read the weights already
         averages = [name for name in state if name.startswith(EMA_PREFIX)]
         if state and not averages:
             self.ema_weights = None

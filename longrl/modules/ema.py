@@ -104,10 +104,7 @@ def model_names(averages: Iterable[str]) -> dict[str, str]:
 
 
 def holds_ema(checkpoint: Path) -> bool:
-    """True if averages are saved in a Lightning checkpoint, a file or a folder of shards on this machine's disks."""
-    before = checkpoint.with_name(f".{checkpoint.name}.before")  # where MRSPStrategy keeps one that it replaces
-    if before.exists() and not checkpoint.exists():
-        checkpoint = before
+    """True if averages are saved in a Lightning checkpoint, a file or a folder of shards."""
     if not checkpoint.is_dir():
         saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
         return any(name.startswith(EMA_PREFIX) for name in saved)

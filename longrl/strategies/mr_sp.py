@@ -188,6 +188,8 @@ class MRSPStrategy(ModelParallelStrategy):
         if self.is_global_zero and before.exists() and not path.exists():  # killed between the two renames
             os.rename(before, path)
         self.barrier()
+        assert isinstance(self.lightning_module, ParallelModule)
+        self.lightning_module.before_load(path)
         return super().load_checkpoint(path, weights_only)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from lightning.pytorch import LightningModule
 from torch import nn
@@ -48,3 +49,6 @@ class ParallelModule(LightningModule):
     """Describes the model."""
     parallel: Parallel
     """The grid; a strategy sets it before weights are loaded."""
+
+    def before_load(self, checkpoint: Path) -> None:
+        """`MRSPStrategy` calls it before it reads a checkpoint, all of whose names must then be in the module."""

@@ -15,6 +15,7 @@ from longrl.algorithms import (
     greedy_centered,
     group_centered,
     group_centered_batch_normalized,
+    group_centered_global_std,
     group_normalized,
     keep_all,
     leave_one_out,
@@ -24,7 +25,7 @@ from longrl.algorithms import (
 )
 from longrl.types import Completion, Group, Prompt, Row
 
-GROUP_FUNCTIONS = [group_normalized, group_centered, leave_one_out]
+GROUP_FUNCTIONS = [group_normalized, group_centered, group_centered_global_std, leave_one_out]
 
 
 def outcomes(rewards, valid=None, lengths=None, **kwargs) -> Outcomes:
@@ -39,6 +40,26 @@ def close(actual, expected, atol=1e-6):
 
 
 # ---- by hand ----
+
+
+def test_the_global_deviation_is_flow_grpos():
+    """Figures of the released `PerPromptStatTracker(global_std=True)`: uniform groups get 0, others the rollout's scale."""
+    rewards = [[0.2, 0.9, 0.4, 0.5], [1.0, 1.0, 1.0, 1.0], [0.0, 0.3, 0.31, 0.29]]
+    expected = [[-0.831101, 1.108135, -0.277034, 0], [0, 0, 0, 0], [-0.623326, 0.207775, 0.235479, 0.180072]]
+    close(group_centered_global_std(outcomes(rewards)), expected, atol=2e-6)
+
+
+def test_the_global_deviation_is_of_the_valid_rewards_of_all_ranks():
+    mine, other = outcomes([[0.0, 1.0, 9.0]], [[True, True, False]]), outcomes([[2.0, 4.0, 6.0]])
+    sums = iter([torch.tensor([5.0, 13.0]), torch.tensor(23.2)])  # count and total, then sum of squares around 2.6
+    found = group_centered_global_std(
+        outcomes([[0.0, 1.0, 9.0]], [[True, True, False]], all_reduce=lambda _: next(sums))
+    )
+    spread = math.sqrt(23.2 / 5) + 1e-4
+    close(found, [[-0.5 / spread, 0.5 / spread, 0.0]])
+    assert float(
+        (mine.returns[mine.valid] - 2.6).square().sum() + (other.returns - 2.6).square().sum()
+    ) == pytest.approx(23.2)
 
 
 def test_group_normalized_divides_by_the_unbiased_deviation_of_the_group():
@@ -190,7 +211,7 @@ ROLLOUTS = st.integers(1, 4).flatmap(
 
 def reference(name: str, groups: list, penalties: list[float]) -> list[float]:
     """Advantages per token, by loops; a group is a list of (reward, valid, length)."""
-    start, per_token, ok = 0, [], []
+    start, per_token, ok, all_scores = 0, [], [], []
     for group in groups:
         returns = []  # [G][t]
         for reward, valid, length in group:
@@ -199,6 +220,7 @@ def reference(name: str, groups: list, penalties: list[float]) -> list[float]:
             to_go = [reward - sum(mine[t:]) for t in range(length)]
             returns.append((reward - sum(mine), to_go))
         scores = [score for (score, _), (_, valid, _) in zip(returns, group, strict=True) if valid]
+        all_scores += scores
         mean = sum(scores) / len(scores) if scores else 0.0
         spread = math.sqrt(sum((s - mean) ** 2 for s in scores) / (len(scores) - 1)) if len(scores) > 1 else 0.0
         for (score, to_go), (_, valid, length) in zip(returns, group, strict=True):
@@ -206,6 +228,7 @@ def reference(name: str, groups: list, penalties: list[float]) -> list[float]:
             value = {
                 "group_centered": [score - mean] * length,
                 "group_normalized": [(score - mean) / (spread + 1e-6)] * length,
+                "group_centered_global_std": [score - mean] * length,
                 "leave_one_out": [score - (sum(scores) - score) / others if others > 0 else 0.0] * length,
                 "raw": [score] * length,
                 "batch_normalized": to_go,
@@ -213,6 +236,10 @@ def reference(name: str, groups: list, penalties: list[float]) -> list[float]:
             }[name]
             per_token += value if valid else [0.0] * length
             ok += [valid] * length
+    if "global" in name:
+        mean = sum(all_scores) / max(len(all_scores), 1)
+        spread = math.sqrt(sum((s - mean) ** 2 for s in all_scores) / max(len(all_scores), 1))
+        per_token = [value / (spread + 1e-4) for value in per_token]
     if "batch" in name:
         kept = [v for v, valid in zip(per_token, ok, strict=True) if valid]
         mean = sum(kept) / max(len(kept), 1)

@@ -57,10 +57,25 @@ EXPECTED = {
         "kl_coef": 1e-3,
     },
     "flow_grpo": {
-        "kl": algorithms.gaussian_mean,
+        "kl": algorithms.gaussian_mean_rate,
         "kl_coef": 0.04,
         "clip_low": 1e-4,
         "clip_high": 1e-4,
+        "advantage_limit": 5.0,
+    },
+    "flow_grpo_global_std": {
+        "advantage": algorithms.group_centered_global_std,
+        "kl": algorithms.gaussian_mean_rate,
+        "kl_coef": 0.04,
+        "clip_low": 1e-4,
+        "clip_high": 1e-4,
+        "advantage_limit": 5.0,
+    },
+    "flow_grpo_wan": {
+        "kl": algorithms.gaussian_mean,
+        "kl_coef": 0.004,
+        "clip_low": 1e-3,
+        "clip_high": 1e-3,
         "advantage_limit": 5.0,
     },
     "flow_grpo_guard": {

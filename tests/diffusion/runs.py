@@ -68,6 +68,7 @@ def config(folder: Path, name: str = "sd3", **family: Any) -> dict[str, Any]:
             "rows_per_micro_batch": 4,
             "mini_batches_per_rollout": 2,
             "epochs_per_rollout": 2,
+            "ema": {"decay": 0.9, "every_n_steps": 3},
         },
         "data": {"train": prompt_file(folder), "val": prompt_file(folder), "prompts_per_batch": 2},
         "checkpoint": {"every_n_train_steps": 4},

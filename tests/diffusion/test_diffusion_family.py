@@ -26,10 +26,12 @@ def sampled(family, model, texts, guidance, num_steps=4, seeds=(5, 6), window=No
 
 
 def stock(family, folder=None):
-    """The whole pipeline as diffusers loads it, with Euler's scheduler: Wan is released with another."""
+    """The whole pipeline as diffusers loads it; Wan's UniPC without what it takes from earlier steps is Euler's step."""
     pipeline = getattr(diffusers, family.pipeline_class).from_pretrained(folder or family.model_path)
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.scheduler = family.make_scheduler(0)[0]
+    if family.pipeline_class == "WanPipeline":
+        first_order = {"solver_order": 1, "disable_corrector": list(range(100))}
+        pipeline.scheduler = pipeline.scheduler.from_config(pipeline.scheduler.config, **first_order)
     return pipeline
 
 
@@ -60,13 +62,27 @@ def test_without_noise_samples_are_those_of_the_stock_pipeline(name, guidance):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_schedule_is_diffusers_with_the_released_shift_and_ends_at_zero(name):
-    sigmas, timesteps = FAMILIES[name]().denoising_schedule(10)
-    theirs = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+def test_the_schedule_is_that_of_the_released_pipeline(name):
+    family = FAMILIES[name]()
+    sigmas, timesteps = family.denoising_schedule(10)
+    theirs = stock(family).scheduler
     theirs.set_timesteps(10)
-    assert sigmas == theirs.sigmas.tolist()
+    assert sigmas == pytest.approx(theirs.sigmas.tolist(), abs=1.1e-6)  # UniPC begins at 1 - 1e-6
     assert timesteps == theirs.timesteps.tolist()
     assert (sigmas[0], sigmas[-1]) == (1.0, 0.0)
+
+
+UNIPC_20 = [
+    1.0, 0.9827765, 0.9643240, 0.9445062, 0.9231657, 0.9001200, 0.8751562, 0.8480245, 0.8184296, 0.7860203, 0.7503748,
+    0.7109831, 0.6672218, 0.6183213, 0.5633196, 0.5009990, 0.4297945, 0.3476608, 0.2518722, 0.1387150, 0.0,
+]  # fmt: skip
+
+
+def test_wans_sigmas_are_unipcs_to_the_last_but_one():
+    """Figures of `WanPipeline` with flow_shift 3 and 20 steps. Euler's scheduler would have 0.1498 and 0.0089 there."""
+    sigmas, timesteps = wan_family().denoising_schedule(20)
+    assert sigmas == pytest.approx(UNIPC_20, abs=1e-6)
+    assert (timesteps[0], timesteps[1], timesteps[-1]) == (999, 982, 138)
 
 
 def test_pixels_become_numbers_as_in_diffusers():

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from longrl.commands.diffusion import DiffusionCLI
+from longrl.modules.initial_weights import read_adapters
 from tests.diffusion.runs import config, run
 from tests.diffusion.tiny import sd3_folder, wan_folder
 from tests.distributed import run_distributed
-from tests.runs import checkpoint, metrics, run_in_child
+from tests.runs import arguments, checkpoint, metrics, run_in_child
 from tests.test_resume import LAST, differences, killed
 
 pytestmark = [
@@ -49,7 +51,7 @@ def test_the_demo_learns_its_colours(name, folder, rise, tmp_path, monkeypatch):
 # ---- export ----
 
 
-def test_a_run_is_exported_as_a_pipeline_and_its_adapters_for_diffusers(tmp_path):
+def test_a_run_is_exported_as_a_pipeline_and_its_adapters_for_diffusers(tmp_path, caplog):
     from diffusers import StableDiffusion3Pipeline
 
     from longrl.commands.export import family_of
@@ -59,10 +61,18 @@ def test_a_run_is_exported_as_a_pipeline_and_its_adapters_for_diffusers(tmp_path
     values = config(tmp_path, lora={"rank": 2, "alpha": 4})
     values["trainer"]["max_steps"], values["model"]["optimizer"] = 4, {"lr": 0.03}
     folder = str(run(tmp_path / "run", values))
-    expected = plain_from(family_of(folder), folder).state_dict()
+    expected = plain_from(family_of(folder), folder, averaged=True).state_dict()
+    weights = plain_from(family_of(folder), folder).state_dict()
     start = family_of(folder).build().state_dict()
     assert any(not torch.equal(expected[name], value) for name, value in start.items())
-    main(["export", f"--run={folder}", f"--out={tmp_path / 'whole'}"])
+    assert any(not torch.equal(expected[name], value) for name, value in weights.items())
+    with caplog.at_level("INFO"):
+        main(["export", f"--run={folder}", f"--out={tmp_path / 'raw'}", "--raw_weights=true"])
+        assert "moving averages" not in caplog.text
+        main(["export", f"--run={folder}", f"--out={tmp_path / 'whole'}"])
+        assert "these are the moving averages (EMA) of the trained weights" in caplog.text
+    raw = StableDiffusion3Pipeline.from_pretrained(tmp_path / "raw").transformer.state_dict()
+    assert all(torch.equal(raw[name], value) for name, value in weights.items())
     whole = StableDiffusion3Pipeline.from_pretrained(tmp_path / "whole").transformer.state_dict()
     assert all(torch.equal(whole[name], value) for name, value in expected.items())
     main(["export", f"--run={folder}", f"--out={tmp_path / 'lora'}", "--adapter=true"])
@@ -73,6 +83,72 @@ def test_a_run_is_exported_as_a_pipeline_and_its_adapters_for_diffusers(tmp_path
     for name, value in expected.items():
         layer = name.replace(".weight", ".base_layer.weight").replace(".bias", ".base_layer.bias")
         torch.testing.assert_close(fused.get(name, fused.get(layer)), value, rtol=1e-5, atol=1e-6)
+
+
+# ---- averages ----
+
+
+def averages(folder: Path) -> dict[str, torch.Tensor]:
+    """The averages in a run's last checkpoint, by the names of their weights."""
+    state = checkpoint(folder)["state_dict"]
+    found = {name.removeprefix("ema_weights."): value for name, value in state.items() if name.startswith("ema_")}
+    return {f"model.{name.replace('/', '.')}": value for name, value in found.items()}
+
+
+def test_validation_reads_the_averages_and_training_the_weights(reference, tmp_path):
+    """`validate` of the last checkpoint gives the reward that the run had there, and another one without averages."""
+    values = config(tmp_path)
+    values["data"] |= {name: checkpoint_prompts(reference) for name in ("train", "val")}
+    found = {}
+    for name, ema in {"averages": values["model"]["ema"], "weights": None}.items():
+        values["model"]["ema"] = ema
+        args = arguments(tmp_path / name, values, f"--ckpt_path={reference / LAST}", command="validate")
+        found[name] = float(DiffusionCLI.run(args).trainer.callback_metrics["val/reward"])
+    last = max(step for step, name in metrics(reference) if name == "val/reward")
+    assert found["averages"] == pytest.approx(float(metrics(reference)[last, "val/reward"]), abs=1e-7)
+    assert abs(found["weights"] - found["averages"]) > 1e-5
+
+
+def test_a_run_without_averages_goes_on_with_them_and_the_other_way_round(tmp_path):
+    values = config(tmp_path, lora={"rank": 2, "alpha": 4})
+    values["trainer"] |= {"max_steps": 4, "val_check_interval": 9}
+    every = values["model"].pop("ema") | {"every_n_steps": 100}
+    folder = run(tmp_path / "run", values)
+    before = checkpoint(folder)["state_dict"]
+    assert averages(folder) == {}
+    for steps, ema in ((8, every), (12, None)):
+        values["trainer"]["max_steps"], values["model"]["ema"] = steps, ema
+        run(folder, values, f"--ckpt_path={folder / LAST}")
+        found = averages(folder)
+        assert set(found) == ({name for name in before if ".lora_" in name} if ema else set())
+        assert all(torch.equal(value, before[name]) for name, value in found.items())  # no update is due yet
+    assert checkpoint(folder)["global_step"] == 12
+
+
+def resumed_over_ranks(folder: Path, values, old) -> None:
+    """Two steps at once, one and one more; and a run without averages that goes on with them."""
+    run(folder / "whole", values)
+    for first, name in ((values, "resumed"), (old, "old")):
+        run(folder / name, {**first, "trainer": first["trainer"] | {"max_steps": 1}})
+        run(folder / name, values, f"--ckpt_path={folder / name / LAST}")
+
+
+def test_shards_of_averages_resume_to_the_last_bit_and_are_exported(tmp_path):
+    values = on_ranks(config(tmp_path, lora={"rank": 2, "alpha": 4}), 2, 1, 1)
+    values["trainer"] |= {"max_steps": 2, "val_check_interval": 9}
+    values["model"] |= {"mini_batches_per_rollout": 1, "epochs_per_rollout": 1, "ema": {"every_n_steps": 1}}
+    values["checkpoint"]["every_n_train_steps"] = 1
+    run_distributed(resumed_over_ranks, 2, tmp_path, values, {**values, "model": {**values["model"], "ema": None}})
+    whole, resumed, old = (tmp_path / name / LAST for name in ("whole", "resumed", "old"))
+    adapters = {}
+    for path in (whole, resumed, old):
+        adapters[path] = [read_adapters(str(path), averaged=averaged) for averaged in (False, True)]
+    for one, other in zip(adapters[whole], adapters[resumed], strict=True):
+        assert all(torch.equal(value, other[name]) for name, value in one.items())
+    weights, means = adapters[whole]
+    assert any(not torch.equal(value, means[name]) for name, value in weights.items())
+    assert all(torch.equal(value, weights[name]) for name, value in adapters[old][0].items())
+    assert any(not torch.equal(value, means[name]) for name, value in adapters[old][1].items())  # it began later
 
 
 # ---- resuming ----

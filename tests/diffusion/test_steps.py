@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
-from longrl.algorithms import gaussian_mean
+from longrl.algorithms import DrawnSteps, gaussian_mean
 from longrl.diffusion.sampler import DiffusionSampling, denoise_latents, sample_trajectories, seeded_noise
 from longrl.diffusion.steps import CPS, FlowSDE, broadcast_rows, make_step, ode_step, step_log_prob, step_mean
 from longrl.diffusion.windows import RandomWindow, SlidingWindow, all_steps
+from tests.algorithms.test_algorithm_yaml import CONFIGS, parse
+from tests.diffusion.tiny import sd3_family, wan_family
 
 
 def schedule(num_steps: int, shift: float = 3.0):
@@ -75,6 +77,56 @@ def test_log_probability_and_kl_are_those_of_gaussians_per_number():
     torch.testing.assert_close(step_log_prob(drawn, mean, std), policy.log_prob(drawn) / 32, rtol=1e-13, atol=0)
     found = gaussian_mean(mean.flatten(1) / std[:, None], other.flatten(1) / std[:, None])
     torch.testing.assert_close(found, kl_divergence(policy, reference) / 32, rtol=1e-13, atol=0)
+
+
+RELEASED_SD3 = [
+    1.2935e-07, 2.87471e-07, 9.29638e-07, 2.37892e-06, 5.79249e-06, 1.44692e-05, 3.93855e-05, 1.27098e-04, 5.94870e-04,
+]  # fmt: skip
+RELEASED_WAN = [
+    6.05409e-08, 1.02297e-07, 2.31927e-07, 3.96631e-07, 6.06748e-07, 8.76255e-07, 1.22434e-06, 1.67774e-06, 2.27445e-06,
+    3.06963e-06, 4.14532e-06, 5.62725e-06, 7.71509e-06, 1.07400e-05, 1.52821e-05, 2.24344e-05, 3.44695e-05, 5.68557e-05,
+    1.06321e-04,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "family", "num_steps", "released"),
+    [
+        ("flow_grpo", sd3_family, 10, RELEASED_SD3),
+        ("flow_grpo_global_std", sd3_family, 10, RELEASED_SD3),
+        ("flow_grpo_wan", wan_family, 20, RELEASED_WAN),
+    ],
+)
+def test_the_kl_term_of_every_step_is_the_released_one(config, family, num_steps, released):
+    """Figures of the released code: coefficient times KL of velocities that differ by (0.1, -0.3), noise level 0.7."""
+    algorithm = parse(f"--model.algorithm={CONFIGS / config}.yaml")
+    steps = DiffusionSampling(num_steps=num_steps).steps(*family().denoising_schedule(num_steps), 0, 0)[:-1]
+    velocity = torch.tensor([[0.1, -0.3]])
+    found = []
+    for step in steps:
+        mean = velocity * step.velocity_coef
+        drawn = DrawnSteps(mean, torch.tensor([step.std]), torch.tensor([step.length]), mean, torch.zeros(1, 2))
+        one, zero = torch.ones(1), torch.zeros(1)
+        found.append(float(algorithm.loss(zero, zero, None, None, zero, one, zero.long(), drawn).loss))
+    assert found == pytest.approx(released, rel=2e-5)
+
+
+def test_the_released_coefficient_is_a_thirteenth_where_the_length_is_left_out():
+    theirs = schedule(10)
+    steps = [make_step(FlowSDE(), index, theirs.sigmas, theirs.timesteps) for index in range(9)]
+    inverse = sum(1 / step.length for step in steps) / 9
+    assert inverse == pytest.approx(13.02, abs=0.005)
+    assert 0.04 / inverse == pytest.approx(0.00307, abs=5e-6)
+
+
+def test_late_steps_of_cps_are_many_deviations_long_and_those_of_the_sde_are_not():
+    theirs = schedule(10)
+    gains = {}
+    for dynamics in (FlowSDE(0.7), CPS(0.8)):
+        steps = [make_step(dynamics, index, theirs.sigmas, theirs.timesteps) for index in range(10)]
+        gains[type(dynamics)] = [round(step.gain, 2) for step in steps]
+    assert gains[FlowSDE][:9] == [0.06, 0.08, 0.13, 0.19, 0.26, 0.37, 0.54, 0.82, 1.49]
+    assert gains[CPS] == [0.04, 0.08, 0.13, 0.19, 0.28, 0.4, 0.6, 1.1, 32.22, 0.0]
 
 
 # ---- many steps ----

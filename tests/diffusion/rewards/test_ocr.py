@@ -50,6 +50,35 @@ def test_similarity_never_falls_below_zero():
     assert text_similarity("a very long other text", "open") == 0.0
 
 
+@pytest.mark.parametrize(
+    ("read", "released", "paper"),
+    [
+        ("hello world", 1.0, 1.0),
+        ("say hello world now", 1.0, 0.4),
+        ("hello wor", 0.8, 0.8),
+        ("xhello worx", 0.7, 0.7),
+        ("a poster with a great many other words", 0.0, 0.0),
+        ("", 0.0, 0.0),
+    ],
+)
+def test_a_picture_that_holds_the_text_earns_one_by_the_released_rule(read, released, paper):
+    """Figures of the released `OcrScorer` for the prompt 'a sign with "Hello World"'."""
+    wanted = comparable_text(quoted_text('a sign with "Hello World"'))
+    assert text_similarity(comparable_text(read), wanted, contained=True) == pytest.approx(released)
+    assert text_similarity(comparable_text(read), wanted) == pytest.approx(paper)
+
+
+def test_videos_may_earn_the_mean_of_the_frames_that_earn_anything(monkeypatch):
+    """Figures of the released `OcrScorer_video_or_image`."""
+    monkeypatch.setattr(OcrMatch, "read_text", lambda self, frame: "open" if frame.any() else "something else")
+    frames = torch.zeros(4, 3, 1, 1, dtype=torch.uint8)
+    frames[1] = 1
+    wanted = row('a neon sign "OPENS"')
+    assert OcrMatch()(frames, wanted) == pytest.approx(0.8 / 4)
+    assert OcrMatch(contained=False, earning_frames=True)(frames, wanted) == pytest.approx(0.8)
+    assert OcrMatch(earning_frames=True)(torch.zeros(2, 3, 1, 1, dtype=torch.uint8), wanted) == 0.0
+
+
 def test_text_is_compared_without_case_spaces_and_width():
     assert comparable_text(" Op En\n\uff12\uff14 \u00c9") == comparable_text("open24e\u0301")
 
@@ -71,9 +100,10 @@ def reward() -> OcrMatch:
 def test_a_drawn_sign_is_read(reward):
     frames = drawn("Hello", "World")
     assert reward(frames, row('a sign with "hello world" on it')) == 1.0
-    assert reward(frames, row("a sign", answer="Hello")) == 0.0  # 5 characters too many of 5
+    assert reward(frames, row("a sign", answer="Hello")) == 1.0
+    assert OcrMatch(contained=False, num_threads=1)(frames, row("", answer="Hello")) == 0.0  # 5 too many of 5
     assert reward(frames, row('a sign that says "Help"')) < 0.5
-    assert OcrMatch(anywhere=True, num_threads=1)(frames, row("", answer="world")) == 1.0
+    assert OcrMatch(contained=False, anywhere=True, num_threads=1)(frames, row("", answer="world")) == 1.0
 
 
 @has_reader
