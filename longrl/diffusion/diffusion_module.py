@@ -135,6 +135,10 @@ class DiffusionModule(TrainedModule):
     def on_fit_start(self) -> None:
         super().on_fit_start()
         self.family.move_frozen_parts(self.device)
+
+    @override
+    def on_train_start(self) -> None:
+        super().on_train_start()
         if self.ema is not None and self.ema_weights is None:
             self.ema_weights = EMAWeights(self.model, self.ema)
 

@@ -26,7 +26,7 @@ def sampled(family, model, texts, guidance, num_steps=4, seeds=(5, 6), window=No
 
 
 def stock(family, folder=None):
-    """The whole pipeline as diffusers loads it; Wan's UniPC without what it takes from earlier steps is Euler's step."""
+    """The whole pipeline as diffusers loads it; without what it takes from earlier steps Wan's UniPC is Euler's."""
     pipeline = getattr(diffusers, family.pipeline_class).from_pretrained(folder or family.model_path)
     pipeline.set_progress_bar_config(disable=True)
     if family.pipeline_class == "WanPipeline":
