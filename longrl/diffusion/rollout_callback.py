@@ -243,9 +243,9 @@ def warn_of_faint_step(step: DenoisingStep) -> None:
     logger.warning(
         "denoising step %d ends at sigma %.3g with noise of deviation %.2g, and a velocity that changes by 1 moves it "
         "%.0f deviations (at most %g are sound): its ratios are clipped at once and its KL outweighs other steps'. "
-        "With CPS train earlier steps alone, --rollout.sampling.window longrl.diffusion.windows.RandomWindow with "
-        "init_args.end %d or less (the released recipes: half of the steps), or set rollout.sampling.dynamics to "
-        "longrl.diffusion.steps.FlowSDE",
+        "With CPS train earlier steps alone, by rollout.sampling.window with class_path "
+        "longrl.diffusion.windows.RandomWindow and init_args.end %d or less (the released recipes: half of the steps), "
+        "or give rollout.sampling.dynamics the class_path longrl.diffusion.steps.FlowSDE",
         step.index, step.next_sigma, step.std, step.gain, MAX_GAIN, step.index,
     )  # fmt: skip
 

@@ -29,4 +29,4 @@ def test_steps_that_draw_too_little_noise_are_named_once(name, dynamics, window,
     fit(module, sampling, steps=2)
     found = [record.message for record in caplog.records if FAINT in record.message]
     assert [text.split(" with noise")[0] for text in found] == faint
-    assert all("RandomWindow with init_args.end 2 or less" in text for text in found)
+    assert all("RandomWindow and init_args.end 2 or less" in text for text in found)
