@@ -22,8 +22,8 @@ from typing import Any
 import torch
 
 from longrl.datamodules.media.images import image_size, read_image
-from longrl.datamodules.media.sampling import VideoSampling
-from longrl.datamodules.media.video import content_digest, sample_indices
+from longrl.datamodules.media.sampling import VideoSampling, sample_indices
+from longrl.datamodules.media.video import content_digest
 from longrl.types import FULL_SHARD, Frames, FrameShard, TemporalPatchSize, UnusableSample
 
 FRAME_LIST_SUFFIX = ".frames.json"

@@ -1,12 +1,13 @@
-"""Which frames of a video are read: so many per second or in all, at even times."""
+"""Which frames of a video are read: so many per second or in all, at even times or at even steps."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 
@@ -28,6 +29,13 @@ class VideoSampling:
     """Longer videos are sampled more thinly."""
     span_s: tuple[float, float] | None = None
     """Only what is on show between these seconds of a video; a row's `metadata["span_s"]` takes its place."""
+    moments: Literal["middles", "ends"] = "middles"
+    """Frames on show at the middles of equal spans of time, or frames at equal steps of their number, of which one is
+    the first and one the last: `linspace(0, N - 1, n)`, as lmms-eval, VILA and Qwen sample."""
+    rounding: Literal["down", "nearest"] = "down"
+    """Of `ends`, where a step falls between two frames: the earlier (lmms-eval, VILA) or the nearer one (Qwen)."""
+    multiple_of: int = 1
+    """Number that divides the number of frames, which is rounded down; Qwen's is 2, for a token is of two frames."""
     torn: Literal["skip", "keep"] = "skip"
     """What becomes of a video whose file was cut off, as half a download: its row is skipped and listed, or what is
     there is sampled as a shorter video, as other harnesses do; then the row is listed as used in part."""
@@ -49,10 +57,90 @@ class VideoSampling:
                 f"num_frames={self.num_frames} must lie between min_frames={self.min_frames} and "
                 f"max_frames={self.max_frames}; change one of the three"
             )
-        if self.torn not in ("skip", "keep"):
-            raise ValueError(f"torn must be skip or keep, got {self.torn!r}")
+        choices = {"torn": ("skip", "keep"), "moments": ("middles", "ends"), "rounding": ("down", "nearest")}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be {' or '.join(allowed)}, got {getattr(self, name)!r}")
+        if self.moments == "middles" and self.rounding != "down":
+            raise ValueError(
+                f"rounding={self.rounding} is of frames at equal steps, and moments=middles goes by time; set moments "
+                "to ends"
+            )
+        counts = (self.num_frames or 0, self.min_frames, self.max_frames)
+        if self.multiple_of < 1 or any(count % self.multiple_of for count in counts):
+            raise ValueError(
+                f"multiple_of must be at least 1 and divide num_frames, min_frames and max_frames, got "
+                f"{self.multiple_of} for {self.num_frames}, {self.min_frames} and {self.max_frames}"
+            )
         if self.span_s is not None and not 0 <= self.span_s[0] < self.span_s[1]:
             raise ValueError(f"span_s must be two increasing seconds from 0 on, got {self.span_s}")
+
+
+def sample_indices(starts: Sequence[float] | NDArray[np.float64], end_s: float, sampling: VideoSampling) -> list[int]:
+    """Indices of the frames on show at the middles of equal spans of time, or at equal steps (`moments: ends`).
+
+    At middles time decides, not the index: where the frame rate varies, a stretch with many frames gets no more than
+    its share. A frame on show at several of those moments is taken once, so a video that stands still may give fewer
+    frames than `fps` asks for, yet never fewer than `num_frames` or `min_frames` while it has them.
+
+    Args:
+        starts: [N] increasing times in seconds at which the frames appear; N >= 1.
+        end_s: when the last frame disappears.
+        sampling: how many.
+
+    Returns:
+        Increasing indices without repeats.
+    """
+    times = np.asarray(starts, dtype=np.float64)
+    # A span is sampled as a video of its own.
+    if sampling.span_s is not None:
+        first, last_s = sampling.span_s
+        held = slice(max(shown_at(times, times[0] + first), 0), shown_at(times, times[0] + last_s, "left") + 1)
+        inside = sample_indices(times[held], min(end_s, times[0] + last_s), replace(sampling, span_s=None))
+        return [held.start + index for index in inside]
+    # As many frames as the rate asks for, within the limits; all of them where the video has no more.
+    duration_s = end_s - times[0]
+    count = count_frames(len(times), duration_s, sampling)
+    if count >= len(times):
+        return list(range(len(times)))
+    if sampling.moments == "ends":
+        return spread_indices(len(times), count, sampling.rounding)
+    # The thousandth keeps a moment that falls on a frame's start on one side of it, however times are rounded.
+    moments = times[0] + (np.arange(count) + 0.501) * duration_s / count
+    chosen = np.unique(np.searchsorted(times, moments, side="right") - 1)
+    at_least = count if sampling.num_frames or sampling.multiple_of > 1 else sampling.min_frames
+    return chosen.tolist() if len(chosen) >= at_least else fill_gaps(times, chosen.tolist(), at_least)
+
+
+def count_frames(num_frames: int, duration_s: float, sampling: VideoSampling) -> int:
+    """How many frames of a video are sampled, at least one.
+
+    Args:
+        num_frames: that it has.
+        duration_s: of the video.
+        sampling: a rate is rounded to the nearest number of frames, or down to one that `multiple_of` divides.
+    """
+    asked = float(sampling.num_frames or duration_s * (sampling.fps or 0.0))
+    step = sampling.multiple_of
+    if step == 1:
+        asked = round(asked)
+    # The millionth keeps a whole number that sums of times have missed by a little.
+    count = int(min(max(asked, sampling.min_frames), sampling.max_frames, num_frames) + 1e-6)
+    return max(count // step * step, min(step, num_frames))
+
+
+def spread_indices(num_frames: int, count: int, rounding: Literal["down", "nearest"]) -> list[int]:
+    """Indices at equal steps from the first frame to the last, `count` of `num_frames`; of one the first.
+
+    Args:
+        num_frames: of the video, at least `count`.
+        count: how many.
+        rounding: `down` as lmms-eval's `np.linspace(0, N - 1, n, dtype=int)`; `nearest` as qwen-vl-utils'
+            `torch.linspace(0, N - 1, n).round()`, whose single precision decides where two frames are equally near.
+    """
+    if rounding == "nearest":
+        return torch.linspace(0, num_frames - 1, count).round().long().tolist()
+    return np.linspace(0, num_frames - 1, count, dtype=int).tolist()
 
 
 def read_span(span: object) -> tuple[float, float]:

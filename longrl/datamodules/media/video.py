@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import operator
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,6 @@ import av
 import numpy as np
 import torch
 from av.sidedata.sidedata import Type as SideData
-from numpy.typing import NDArray
 
 from longrl.datamodules.media.frame_index import (
     BROADCASTS,
@@ -33,7 +32,7 @@ from longrl.datamodules.media.frame_index import (
     trim_broadcast,
 )
 from longrl.datamodules.media.orientation import UPRIGHT, orientation_of
-from longrl.datamodules.media.sampling import VideoSampling, fill_gaps, shown_at
+from longrl.datamodules.media.sampling import VideoSampling, sample_indices
 from longrl.types import FULL_SHARD, Frames, FrameShard, TemporalPatchSize, UnusableSample
 
 SEEK_FRAMES = 8
@@ -335,41 +334,6 @@ def _without_damaged_end(path: str | Path, index: FrameIndex) -> FrameIndex:
         position = FramePosition(container, stream, index)
         damaged = (number for number in range(first, num_frames) if position.advance_to(number) is None)
         return index.first_frames(next(damaged, num_frames))
-
-
-def sample_indices(starts: Sequence[float] | NDArray[np.float64], end_s: float, sampling: VideoSampling) -> list[int]:
-    """Indices of the frames on show at the middles of equal spans of time.
-
-    Time decides, not the index: where the frame rate varies, a stretch with many frames gets no more than its share. A
-    frame on show at several of those moments is taken once, so a video that stands still may give fewer frames than
-    `fps` asks for, yet never fewer than `num_frames` or `min_frames` while it has them.
-
-    Args:
-        starts: [N] increasing times in seconds at which the frames appear; N >= 1.
-        end_s: when the last frame disappears.
-        sampling: how many.
-
-    Returns:
-        Increasing indices without repeats.
-    """
-    times = np.asarray(starts, dtype=np.float64)
-    # A span is sampled as a video of its own.
-    if sampling.span_s is not None:
-        first, last_s = sampling.span_s
-        held = slice(max(shown_at(times, times[0] + first), 0), shown_at(times, times[0] + last_s, "left") + 1)
-        inside = sample_indices(times[held], min(end_s, times[0] + last_s), replace(sampling, span_s=None))
-        return [held.start + index for index in inside]
-    # As many frames as the rate asks for, within the limits; all of them where the video has no more.
-    duration_s = end_s - times[0]
-    count = sampling.num_frames or round(duration_s * (sampling.fps or 0.0))
-    count = min(max(count, sampling.min_frames), sampling.max_frames)
-    if count >= len(times):
-        return list(range(len(times)))
-    # The thousandth keeps a moment that falls on a frame's start on one side of it, however times are rounded.
-    moments = times[0] + (np.arange(count) + 0.501) * duration_s / count
-    chosen = np.unique(np.searchsorted(times, moments, side="right") - 1)
-    at_least = sampling.num_frames or sampling.min_frames
-    return chosen.tolist() if len(chosen) >= at_least else fill_gaps(times, chosen.tolist(), at_least)
 
 
 @contextmanager

@@ -2,18 +2,15 @@ import contextlib
 import os
 import pickle
 import random
-from dataclasses import replace
 from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings, strategies as st
 
 from longrl.datamodules.media.sampling import VideoSampling
 from longrl.datamodules.media.sources import read_video
-from longrl.datamodules.media.video import sample_indices
 from longrl.types import UnusableSample
 
 ALL = VideoSampling(fps=None, num_frames=768)
@@ -62,91 +59,7 @@ def shown(frames):
     return ((levels - 10) / 3).round().int().tolist()
 
 
-# --------------------------------------------------------------------------------------------------------- sampling
-
-
-def samplings():
-    def by_fps(fps, low, more):
-        return VideoSampling(fps=fps, min_frames=low, max_frames=low + more)
-
-    def by_count(count):
-        return VideoSampling(fps=None, num_frames=count, min_frames=1)
-
-    few = st.integers(1, 40)
-    return st.builds(by_fps, st.floats(0.05, 60), few, st.integers(0, 40)) | st.builds(by_count, few)
-
-
-@settings(deadline=None)
-@given(steps=st.lists(st.floats(0.001, 30), min_size=1, max_size=150), start=st.floats(0, 9), sampling=samplings())
-def test_indices_increase_and_are_as_many_as_asked_for_at_any_frame_rate(steps, start, sampling):
-    *starts, end_s = (start + np.concatenate([[0], np.cumsum(steps)])).tolist()
-    indices = sample_indices(starts, end_s, sampling)
-    assert indices == sorted(set(indices))
-    assert 0 <= indices[0] <= indices[-1] < len(starts)
-    assert len(indices) >= min(sampling.num_frames or sampling.min_frames, len(starts))
-    assert len(indices) <= (sampling.num_frames or sampling.max_frames)
-
-
-@settings(deadline=None)
-@given(count=st.integers(1, 400), fps=st.sampled_from([1, 4, 10, 24, 25, 30000 / 1001, 60]), sampling=samplings())
-def test_a_constant_frame_rate_is_sampled_in_even_steps(count, fps, sampling):
-    starts = (np.arange(count) / fps).astype(np.float32).astype(np.float64)  # coarse, as some files have them
-    indices = sample_indices(starts, count / fps, sampling)
-    by_rate = sampling.num_frames or round(count / fps * sampling.fps)
-    assert len(indices) == min(max(by_rate, sampling.min_frames), sampling.max_frames, count)
-    gaps = np.diff(indices)
-    assert gaps.size == 0 or gaps.max() - gaps.min() <= 1
-    assert abs(indices[0] - (count - 1 - indices[-1])) <= 1
-
-
-def test_half_the_frame_rate_takes_every_second_frame():
-    for fps in (4, 30):
-        starts = np.arange(40 * fps) / fps
-        indices = sample_indices(starts, 40.0, VideoSampling(fps=fps / 2, max_frames=2000))
-        assert np.diff(indices).tolist() == [2] * (20 * fps - 1)
-
-
-def test_time_decides_where_the_frame_rate_varies():
-    starts = [0.0, 1.0, 2.0, 3.0, *(4 + 0.1 * i for i in range(40))]  # 1 fps for 4 s, then 10 fps for 4 s
-    indices = sample_indices(starts, 8.0, VideoSampling(fps=None, num_frames=8))
-    assert indices == [0, 1, 2, 3, 9, 19, 29, 39]  # half a second into each second
-
-
-def test_a_frame_that_stands_still_is_taken_once_and_missing_ones_are_added_where_the_gap_is_widest():
-    starts = [0.0, 90.0, 91.0, 92.0, 98.0]
-    assert sample_indices(starts, 100.0, VideoSampling(fps=None, num_frames=2, min_frames=1)) == [0, 4]
-    assert sample_indices(starts, 100.0, VideoSampling(fps=0.03, min_frames=1)) == [0]
-    assert sample_indices(starts, 100.0, VideoSampling(fps=0.03, min_frames=3)) == [0, 1, 4]
-
-
-def test_a_video_shorter_than_the_minimum_gives_all_its_frames():
-    assert sample_indices([0.0, 0.5], 1.0, VideoSampling(fps=1.0, min_frames=4)) == [0, 1]
-    assert sample_indices([0.0], 0.0, VideoSampling()) == [0]
-
-
-def test_of_a_span_the_frames_on_show_in_it_are_sampled_as_a_video_of_their_own():
-    starts = np.arange(40) / 4  # 10 s at 4 frames per second
-    sampling = VideoSampling(fps=2.0, min_frames=1, span_s=(2.0, 5.0))
-    assert sample_indices(starts, 10.0, sampling) == [index + 8 for index in sample_indices(np.arange(12) / 4, 3.0,
-                                                      VideoSampling(fps=2.0, min_frames=1))]  # fmt: skip
-    every = VideoSampling(fps=None, num_frames=768, span_s=(2.1, 3.1))
-    assert sample_indices(starts, 10.0, every) == [8, 9, 10, 11, 12]  # frame 8 is on show from 2.0 to 2.25 s
-    assert sample_indices(starts + 5, 15.0, every) == [8, 9, 10, 11, 12]  # counted from the first frame
-    late = VideoSampling(fps=None, num_frames=768, span_s=(9.6, 99.0))
-    assert sample_indices(starts, 10.0, late) == [38, 39]
-
-
-@given(
-    count=st.integers(1, 100), start=st.floats(0, 9), length=st.floats(0.01, 20), fps=st.sampled_from([1, 4, 25]),
-    sampling=samplings(),
-)  # fmt: skip
-def test_no_frame_outside_a_span_is_taken(count, start, length, fps, sampling):
-    starts = np.arange(count) / fps
-    assume(start < count / fps)
-    indices = sample_indices(starts, count / fps, replace(sampling, span_s=(start, start + length)))
-    assert indices
-    assert indices == sorted(set(indices))
-    assert all(starts[i] < start + length and starts[i] + 1 / fps > start - 1e-9 for i in indices)
+# ---------------------------------------------------------------------------------------------------------- reading
 
 
 def test_a_span_is_decoded_with_its_own_times_and_key(tmp_path):
@@ -159,31 +72,6 @@ def test_a_span_is_decoded_with_its_own_times_and_key(tmp_path):
         read_video(path, VideoSampling(span_s=(5.0, 6.0)))
     with pytest.raises(ValueError, match="span_s must be two increasing seconds from 0 on"):
         VideoSampling(span_s=(3.0, 1.0))
-
-
-def test_an_hour_is_thinned_to_the_maximum():
-    indices = sample_indices(np.arange(3600 * 25) / 25, 3600.0, VideoSampling(fps=2.0, max_frames=768))
-    assert len(indices) == 768
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"num_frames": 8}, "set either fps or num_frames, got fps=2.0 and num_frames=8"),
-        ({"fps": None}, "set either fps or num_frames"),
-        ({"fps": 0.0}, "fps must be above 0, got 0.0"),
-        ({"fps": float("nan")}, "fps must be above 0"),
-        ({"min_frames": 0}, "1 <= min_frames <= max_frames, got 0"),
-        ({"min_frames": 9, "max_frames": 8}, "got 9 and 8"),
-        ({"fps": None, "num_frames": 1000}, "num_frames=1000 must lie between min_frames=4 and max_frames=768"),
-    ],
-)
-def test_contradictory_values_are_refused(wrong, message):
-    with pytest.raises(ValueError, match=message):
-        VideoSampling(**wrong)
-
-
-# ---------------------------------------------------------------------------------------------------------- reading
 
 
 def test_pixels_and_times_are_those_of_the_sampled_frames(tmp_path):
