@@ -32,7 +32,7 @@ def main(args: Sequence[str]) -> None:
 
 
 def show_comparisons(comparisons: dict[str, Comparison]) -> None:
-    """Prints a table for each condition, and the questions that changed."""
+    """Prints a table for each condition, the questions that changed, and what was not asked alike."""
     console = Console(width=110)
     for condition, item in comparisons.items():
         title = f"{item.second} minus {item.first} ({condition})"
@@ -41,5 +41,7 @@ def show_comparisons(comparisons: dict[str, Comparison]) -> None:
             if ids:
                 more = f" and {len(ids) - MAX_LISTED} more" if len(ids) > MAX_LISTED else ""
                 console.print(f"{text}: {', '.join(ids[:MAX_LISTED])}{more}", highlight=False)
+        for text in item.differences:
+            console.print(f"not asked alike: {text}", highlight=False, soft_wrap=True)
         if item.left_out:
             console.print(f"{item.left_out} questions are left out: only one run answered them, or they differ")

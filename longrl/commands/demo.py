@@ -23,8 +23,8 @@ from longrl.datamodules.rows.sources import media_root_of, read_records
 from longrl.evaluation.benchmark_report import cards
 from longrl.evaluation.curves import find_metrics
 from longrl.evaluation.report_page import Report, SampleCard, write_report
-from longrl.evaluation.result_files import RESULTS_FILE, write_json
-from longrl.evaluation.samples import TEST_FOLDER, read_samples
+from longrl.evaluation.result_files import write_json
+from longrl.evaluation.samples import RESULTS_FILE, TEST_FOLDER, read_samples
 from longrl.types import Row
 
 CONFIGS = Path("configs/demo")

@@ -15,7 +15,9 @@ from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.evaluation.benchmark import Evaluation, EvaluationConfig
 from longrl.evaluation.benchmark_report import list_remarks, rates_table
 from longrl.evaluation.graded_tables import TABLE_WIDTH, graded_tables
-from longrl.evaluation.result_files import RESULTS_FILE, EvaluationFiles
+from longrl.evaluation.protocol import list_protocol_facts
+from longrl.evaluation.result_files import EvaluationFiles
+from longrl.evaluation.samples import RESULTS_FILE
 from longrl.evaluation.scores import percent
 from longrl.io.tables import make_table
 
@@ -58,15 +60,22 @@ def show_evaluation(files: EvaluationFiles) -> None:
         if summary is None:
             continue
         robust = summary.lenient_scores
-        rows = [(name, percent(score), percent(robust[name]), score.n) for name, score in summary.scores.items()]
-        table = make_table([outcome.name, "strict", "robust", "n"], rows)
+        by_rule = summary.protocol_scores
+        rows = [
+            [name, percent(score), percent(robust[name]), *([percent(by_rule[name])] if by_rule else []), str(score.n)]
+            for name, score in summary.scores.items()
+        ]
+        second = [str(files.results["protocol"]["rule_name"])] if by_rule else []
+        table = make_table([outcome.name, "strict", "robust", *second, "n"], rows)
         for field, by_value in summary.breakdowns.items():
             table.add_section()
             for value, score in by_value.items():
-                table.add_row(f"{field}: {value}", percent(score), "", str(score.n))
+                table.add_row(f"{field}: {value}", percent(score), *[""] * (1 + len(second)), str(score.n))
         console.print(table)
         for graded in graded_tables(outcome.name, summary):
             console.print(graded, width=TABLE_WIDTH)
+    for name, text in list_protocol_facts(files.results).items():
+        console.print(f"{name}: {text}", highlight=False, soft_wrap=True)
     for text in list_remarks(files.outcomes):
         console.print(text, highlight=False, soft_wrap=True)
     show_comparisons(files.comparisons)

@@ -20,6 +20,7 @@ from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.evaluation.answering import Answer, AnswerStore, Item, Policy, make_portable, question_key
 from longrl.evaluation.comparison import read_run
 from longrl.evaluation.outcomes import judge_answers, make_outcome
+from longrl.evaluation.protocol import OWN_PROTOCOL, PublishedProtocol
 from longrl.evaluation.records import check_breakdowns
 from longrl.evaluation.result_files import EvaluationFiles, check_extends, describe_evaluation, write_evaluation
 from longrl.io.progress import item_progress
@@ -47,6 +48,8 @@ class EvaluationConfig:
     an evaluation goes on in its folder and may add conditions, but does not replace another's results."""
     name: str = "evaluation"
     """Name of the benchmark, for the report."""
+    protocol: PublishedProtocol = OWN_PROTOCOL
+    """Whose way of asking this is, and its own scoring as a second score; configs/eval/ has published ones."""
     sampling: SamplingParams = GREEDY
     """Greedy by default; leave room for the reasoning, or `truncation_rate` says what was cut off."""
     seed: int = 0
@@ -107,6 +110,7 @@ class Evaluation:
         # 1. What may be wrong is found before hours of work.
         config, policy = self.config, self.config.policy
         policy.check(config.sampling)
+        rule = config.protocol.scoring_rule()
         if config.reward is not None:
             config.reward.prepare()
         against = None
@@ -132,7 +136,7 @@ class Evaluation:
             conditions = self.conditions()
             renderers = {condition.name: condition.renderer for condition in conditions}
             description = describe_evaluation(
-                config.name, policy.identity(), config.sampling, config.seed, self.data, renderers
+                config.name, policy.identity(), config.sampling, config.seed, self.data, renderers, config.protocol
             )
             check_extends(self.folder, description)
             answered = [(condition, *self._answers(condition, store)) for condition in conditions]
@@ -148,7 +152,7 @@ class Evaluation:
         # 3. Score and report.
         outcomes = []
         for condition, answers, skipped in answered:
-            judged = judge_answers(self.rows, answers, config.breakdowns, config.reward)
+            judged = judge_answers(self.rows, answers, config.breakdowns, config.reward, rule)
             outcome = make_outcome(
                 condition.name, self.rows, answers, judged, skipped, breakdowns=config.breakdowns,
                 num_frames=condition.num_frames, blind=condition.renderer.blind,

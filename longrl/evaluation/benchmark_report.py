@@ -18,6 +18,7 @@ from longrl.datamodules.media.sources import read_video
 from longrl.evaluation.charts import plot_frame_sweep
 from longrl.evaluation.comparison import Comparison, format_points
 from longrl.evaluation.outcomes import Outcome
+from longrl.evaluation.protocol import list_protocol_facts
 from longrl.evaluation.report_page import PageTable, Report, SampleCard, SectionPart, score_table, write_report
 from longrl.evaluation.samples import SampleLine
 from longrl.evaluation.scores import OVERALL, Difference, Score, percent
@@ -70,6 +71,10 @@ def write_benchmark_report(
         sections["Frames"] = [plot_frame_sweep(by_num_frames, majority, blind)]
 
     sections["Rates and baselines"] = [rates_table(outcomes, results), *list_remarks(outcomes)]
+    if any(summary.protocol_scores for summary in summaries.values()):
+        by_rule = {name: _page_scores(summary.protocol_scores) for name, summary in summaries.items()}
+        categories = list(next(scores for scores in by_rule.values() if scores))
+        sections[f"By the protocol's own rule: {results['protocol']['rule_name']}"] = [score_table(by_rule, categories)]
     for field in dict.fromkeys(field for summary in summaries.values() for field in summary.breakdowns):
         by_run = {run: _page_scores(summary.breakdowns[field]) for run, summary in summaries.items()}
         values = list(dict.fromkeys(value for by_value in by_run.values() for value in by_value))
@@ -87,6 +92,7 @@ def write_benchmark_report(
         )
         parts += [f"Won: {', '.join(comparison.won)}"] if comparison.won else []
         parts += [f"Lost: {', '.join(comparison.lost)}"] if comparison.lost else []
+        parts += [f"Not asked alike: {text}." for text in comparison.differences]
 
     report = Report(
         title=results["benchmark"],
@@ -141,13 +147,14 @@ def _page_scores(scores: Mapping[str, Score]) -> dict[str, dict[str, Any]]:
 
 def rates_table(outcomes: Sequence[Outcome], results: Mapping[str, Any]) -> PageTable:
     """A table with a column for each condition, in percent."""
-    columns = [_rates(outcome, results["conditions"][outcome.name]) for outcome in outcomes]
+    rule_name = results["protocol"]["rule_name"]
+    columns = [_rates(outcome, results["conditions"][outcome.name], rule_name) for outcome in outcomes]
     names = dict.fromkeys(name for column in columns for name in column)
     rows = [[name, *(column.get(name, "-") for column in columns)] for name in names]
     return PageTable(["", *(outcome.name for outcome in outcomes)], rows)
 
 
-def _rates(outcome: Outcome, result: Mapping[str, Any]) -> dict[str, str]:
+def _rates(outcome: Outcome, result: Mapping[str, Any], rule_name: str | None) -> dict[str, str]:
     """Names and values that are shown of one condition beside its categories."""
     failures = ", ".join(f"{count} {kind}" for kind, count in result["failures"].items()) or "none"
     unanswered = {"questions without answer": failures}
@@ -159,6 +166,7 @@ def _rates(outcome: Outcome, result: Mapping[str, Any]) -> dict[str, str]:
     column = {
         "strict: what stands in <answer>": percent(summary.scores[OVERALL]),
         "robust: the whole answer": percent(summary.lenient_scores[OVERALL]),
+        **({f"protocol: {rule_name}": percent(summary.protocol_scores[OVERALL])} if summary.protocol_scores else {}),
         "questions": str(summary.scores[OVERALL].n),
         "with the think-answer form": f"{100 * summary.format_rate:.1f}",
         "cut off": f"{100 * summary.truncation_rate:.1f}",
@@ -174,26 +182,19 @@ def _rates(outcome: Outcome, result: Mapping[str, Any]) -> dict[str, str]:
 
 def _facts(results: Mapping[str, Any]) -> dict[str, str]:
     policy, questions = results["policy"], results["questions"]
-    readings = {name: condition["reading"] for name, condition in results["conditions"].items()}
-    first = next(iter(readings.values()))
-    frames = [f"{name}: {_listed(each['video'])}" for name, each in readings.items() if not each["blind"]]
+    first = next(condition["reading"] for condition in results["conditions"].values())
     facts = {
         "model": policy["model"],
         "revision": policy["revision"],
         "weights": policy.get("weights"),
         "engine": policy["engine"],
-        "sampling": _listed(results["sampling"]),
-        "frames": "; ".join(frames),
+        **list_protocol_facts(results),
         "question": first["question_template"],
         "questions": f"{questions['asked']} of {questions['records']} records; {questions['malformed']} malformed",
         "data": questions["fingerprint"],
         "decoder": first["decoder"],
     }
     return {name: str(value) for name, value in facts.items() if value is not None}
-
-
-def _listed(options: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in options.items() if value is not None)
 
 
 # ---- cards ----

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from longrl.evaluation.samples import SAMPLES_FILE, TEST_FOLDER, read_samples, records_of
+from longrl.evaluation.samples import RESULTS_FILE, SAMPLES_FILE, TEST_FOLDER, read_samples, records_of
 from longrl.evaluation.scores import OVERALL, Difference, Responses, by_question, paired_difference, question_gains
 from longrl.io.jsonl import read_jsonl
 
@@ -32,6 +34,8 @@ class Comparison:
     lost: list[str]
     left_out: int
     """Questions that only one of them answered, or that are not the same under one id."""
+    differences: list[str] = field(default_factory=list)
+    """What the two were not asked alike in: protocol, sampling, frames, budget, prompts."""
 
     def table_rows(self) -> list[list[str]]:
         """For each category: strict and robust difference, questions, won and lost ones."""
@@ -76,7 +80,12 @@ def compare_folders(first: str | Path, second: str | Path, before: RunRecords | 
     longest = max(map(len, parts))
     count = next((n for n in range(1, longest) if parts[0][-n:] != parts[1][-n:]), 1)
     name, other = ("/".join(part[-count:]) for part in parts)
-    return {condition: compare_records(name, before[one], other, after[two]) for condition, (one, two) in pairs.items()}
+    results = read_results(first), read_results(second)
+    compared = {}
+    for condition, (one, two) in pairs.items():
+        comparison = compare_records(name, before[one], other, after[two])
+        compared[condition] = replace(comparison, differences=protocol_differences(*results, one, two))
+    return compared
 
 
 def read_run(folder: str | Path) -> RunRecords:
@@ -95,6 +104,48 @@ def read_run(folder: str | Path) -> RunRecords:
     if (folder / OLD_PREDICTIONS).is_file():
         return {"video": _by_id(by_question(read_jsonl(folder / OLD_PREDICTIONS)))}
     raise ValueError(f"{folder} has no {SAMPLES_FILE} of `evaluate` or `test`; name a run that came to its end")
+
+
+def read_results(folder: str | Path) -> dict[str, Any]:
+    """The content of an evaluation's results.json; empty where there is none yet."""
+    folder = Path(folder).expanduser()
+    files = [place / RESULTS_FILE for place in (folder, folder / TEST_FOLDER)]
+    found = next((file for file in files if (file.parent / SAMPLES_FILE).is_file() and file.is_file()), None)
+    return {} if found is None else json.loads(found.read_text(encoding="utf-8"))
+
+
+def protocol_differences(before: Mapping[str, Any], after: Mapping[str, Any], one: str, two: str) -> list[str]:
+    """What two evaluations did not ask alike, in words: a difference of their scores may come from it.
+
+    Args:
+        before: results.json of the first; what an earlier release did not write is not compared.
+        after: results.json of the second.
+        one: condition of the first.
+        two: condition of the second.
+    """
+    sides = []
+    for results, condition in ((before, one), (after, two)):
+        asked = results.get("conditions", {}).get(condition, {})
+        shown = asked.get("shown", {})
+        fields = {"protocol": results.get("protocol", {}).get("name"), "sampling": results.get("sampling")}
+        fields |= {"budget": results.get("budget"), "reading": asked.get("reading"), "frames": shown.get("frames")}
+        sides.append({**fields, "prompt": {shown.get("prompt_of"): shown.get("prompt_sha256")} if shown else None})
+    first, second = sides
+    known = [name for name in first if first[name] is not None and second[name] is not None]
+    if "prompt" in known and first["prompt"].keys() != second["prompt"].keys():
+        known.remove("prompt")  # of different questions
+    return [text for name in known for text in changed_values(name, first[name], second[name])]
+
+
+def changed_values(name: str, before: Any, now: Any) -> Iterator[str]:
+    """Where two values of JSON differ, by the dotted names of their parts."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            yield from changed_values(f"{name}.{key}", before.get(key), now.get(key))
+    elif before != now:
+        texts = [json.dumps(value, ensure_ascii=False) for value in (before, now)]
+        one, other = (text if len(text) <= 60 else f"{text[:57]}..." for text in texts)
+        yield f"{name} was {one}, is {other}"
 
 
 def _by_id(questions: Iterable[Responses]) -> Records:

@@ -15,6 +15,7 @@ from longrl.evaluation.metric import CategoryAccuracy
 from longrl.evaluation.records import Record, group_records, video_name
 from longrl.evaluation.scores import Difference, Score, Summary, paired_difference
 from longrl.rewards import RewardSum
+from longrl.rewards.reward_sum import RewardFn
 from longrl.types import Completion, Group, Prompt, Row, UnusableSample
 
 
@@ -58,7 +59,11 @@ class Outcome:
 
 
 def judge_answers(
-    rows: Sequence[Row], answers: Mapping[int, Answer], breakdowns: Sequence[str] = (), reward: RewardSum | None = None
+    rows: Sequence[Row],
+    answers: Mapping[int, Answer],
+    breakdowns: Sequence[str] = (),
+    reward: RewardSum | None = None,
+    rule: RewardFn | None = None,
 ) -> dict[int, list[Record]]:
     """The records of stored answers, by the index of their row.
 
@@ -67,6 +72,7 @@ def judge_answers(
         answers: by the index of their row.
         breakdowns: fields of the rows' metadata to score by.
         reward: judges tasks without a judge of their own.
+        rule: a published protocol's own scoring.
     """
     groups = {}
     for index, answer in answers.items():
@@ -79,7 +85,7 @@ def judge_answers(
         groups[index] = _group_of(rows[index], completions)
     if reward is not None:
         reward.score(list(groups.values()))
-    return {index: group_records(rows[index], group, breakdowns) for index, group in groups.items()}
+    return {index: group_records(rows[index], group, breakdowns, rule) for index, group in groups.items()}
 
 
 def _group_of(row: Row, completions: list[Completion]) -> Group:

@@ -20,7 +20,9 @@ CORRECT_FROM = 0.5
 """An answer counts as right from this accuracy on: for temporal IoU, the usual R@0.5."""
 
 
-def group_records(row: Row, group: Group[Any, Completion], breakdowns: Sequence[str] = ()) -> list[Record]:
+def group_records(
+    row: Row, group: Group[Any, Completion], breakdowns: Sequence[str] = (), rule: RewardFn | None = None
+) -> list[Record]:
     """One record for each completion of a group, whoever sampled it.
 
     Args:
@@ -28,6 +30,7 @@ def group_records(row: Row, group: Group[Any, Completion], breakdowns: Sequence[
         group: its answers; rewards, if filled, are recorded too. "accuracy" among their parts judges open answers, if
             it is there; where a reward failed, such an answer is neither right nor wrong, but None.
         breakdowns: fields of the row's metadata to score by; a row without one counts as "none" there.
+        rule: a published protocol's own scoring, of which 1 is right; a second score.
     """
     records = []
     for index, completion in enumerate(group.completions):
@@ -55,6 +58,7 @@ def group_records(row: Row, group: Group[Any, Completion], breakdowns: Sequence[
                 "accuracy_lenient": lenient,
                 "correct": None if strict is None else strict >= CORRECT_FROM,
                 "correct_lenient": None if lenient is None else lenient >= CORRECT_FROM,
+                "correct_by_rule": None if rule is None else _judge(rule, completion, row) >= CORRECT_FROM,
                 "format": bool(think_answer_format(completion, row)),
                 "rewards": rewards,
                 "reward": None if group.rewards is None else float(group.rewards[index]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,14 @@ from typing import Any
 from longrl.datamodules.loading.render import RowRenderer
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.evaluation.answering import make_portable
-from longrl.evaluation.comparison import Comparison, RunRecords, compare_folders
+from longrl.evaluation.comparison import Comparison, RunRecords, changed_values, compare_folders
 from longrl.evaluation.outcomes import Outcome, gain_over
-from longrl.evaluation.samples import SAMPLES_FILE, SampleLine, sample_lines
+from longrl.evaluation.protocol import OWN_PROTOCOL, PublishedProtocol, describe_shown, list_limits
+from longrl.evaluation.samples import RESULTS_FILE, SAMPLES_FILE, SampleLine, sample_lines
 from longrl.io.atomic import atomic_write
 from longrl.io.jsonl import write_jsonl
 from longrl.types import Row, SamplingParams
 
-RESULTS_FILE = "results.json"
 MAX_CHANGES = 5
 SAME_QUESTIONS = ("policy", "sampling", "seed", "questions")
 """Fields of results.json that two evaluations of one folder share; how answers are scored and shown may change."""
@@ -44,6 +44,7 @@ def describe_evaluation(
     seed: int,
     data: LongVideoReason,
     renderers: Mapping[str, RowRenderer],
+    protocol: PublishedProtocol = OWN_PROTOCOL,
 ) -> dict[str, Any]:
     """Description of who answers what, and how: the skeleton of results.json, known before a question is asked.
 
@@ -54,14 +55,17 @@ def describe_evaluation(
         seed: of the sampling.
         data: has read the questions.
         renderers: condition -> how questions are shown.
+        protocol: that is followed.
     """
     num_records = data.skips("test").num_rows
     dataset = data.datasets["test"]
     return {
         "benchmark": name,
+        "protocol": protocol.to_dict(),
         "policy": dict(policy),
         "sampling": asdict(sampling),
         "seed": seed,
+        "budget": list_limits(policy, data.renderer.max_prompt_tokens, sampling.max_completion_tokens),
         "questions": {
             "records": num_records,
             "malformed": num_records - len(dataset.rows),
@@ -98,7 +102,9 @@ def write_evaluation(
     conditions = {}
     for outcome in outcomes:
         gain = gain_over(blind, outcome) if blind is not None and not outcome.blind else None
-        conditions[outcome.name] = description["conditions"][outcome.name] | outcome.to_dict()
+        known = description["conditions"][outcome.name]
+        shown = describe_shown(outcome, rows, known["reading"])
+        conditions[outcome.name] = known | {"shown": shown} | outcome.to_dict()
         conditions[outcome.name]["over_blind"] = asdict(gain) if gain else None
     results = description | {"conditions": conditions}
     write_json(folder / RESULTS_FILE, results)
@@ -151,26 +157,15 @@ def check_extends(folder: Path, description: Mapping[str, Any]) -> None:
     if not path.is_file():
         return
     before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(description))
-    changed = [text for name in SAME_QUESTIONS for text in _changes(name, before[name], now[name])]
+    changed = [text for name in SAME_QUESTIONS for text in changed_values(name, before[name], now[name])]
     for name, condition in before["conditions"].items():
         if name not in now["conditions"]:
             changed.append(f"{name!r} is not asked")
         else:
-            changed += _changes(f"{name!r} reading", condition["reading"], now["conditions"][name]["reading"])
+            changed += changed_values(f"{name!r} reading", condition["reading"], now["conditions"][name]["reading"])
     if changed:
         more = f" and {len(changed) - MAX_CHANGES} more" if len(changed) > MAX_CHANGES else ""
         raise ValueError(
             f"--out={folder} has the results of another evaluation ({'; '.join(changed[:MAX_CHANGES])}{more}); give "
             f"this one a folder of its own by --out, or delete {path} to replace them (answers that are there stay)"
         )
-
-
-def _changes(name: str, before: Any, now: Any) -> Iterator[str]:
-    """Where two values of JSON differ, by the dotted names of their parts."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in sorted(before.keys() | now.keys()):
-            yield from _changes(f"{name}.{key}", before.get(key), now.get(key))
-    elif before != now:
-        texts = [json.dumps(value, ensure_ascii=False) for value in (before, now)]
-        one, other = (text if len(text) <= 60 else f"{text[:57]}..." for text in texts)
-        yield f"{name} was {one}, is {other}"

@@ -15,11 +15,12 @@ from longrl.types import Row
 
 SampleLine = dict[str, Any]
 SAMPLES_FILE = "samples.jsonl"
+RESULTS_FILE = "results.json"
 TEST_FOLDER = "test"
 """Folder in a run's where `test` leaves its files."""
 PER_COMPLETION = (
-    "sample", "correct", "correct_lenient", "accuracy", "accuracy_lenient", "format", "letter", "finish_reason",
-    "rewards", "reward",
+    "sample", "correct", "correct_lenient", "correct_by_rule", "accuracy", "accuracy_lenient", "format", "letter",
+    "finish_reason", "rewards", "reward",
 )  # fmt: skip
 """Fields of a record that a line holds as a list, one value for each completion."""
 

@@ -18,6 +18,8 @@ Responses = Sequence[Record]
 Scores = Mapping[str, Mapping[str, Any]]
 """Category -> {"accuracy", "low", "high", "n"}, as in results.json."""
 OVERALL = "overall"
+RULE = "correct_by_rule"
+"""Field of a record that the rule of a published protocol decides."""
 GRADED: Mapping[str, tuple[str, tuple[float, ...]]] = {
     "temporal_iou": ("mIoU", (0.3, 0.5, 0.7)),
     "box_iou": ("mIoU", (0.3, 0.5, 0.7)),
@@ -95,6 +97,8 @@ class Summary:
     """Task whose answers are right by degrees -> "R@0.5", "mIoU" or "mean" -> `overall`, category -> strict score."""
     lenient_graded: dict[str, dict[str, dict[str, Score]]] = field(default_factory=dict)
     """The same with the text after the thinking where there is no tag."""
+    protocol_scores: dict[str, Score] = field(default_factory=dict)
+    """By the rule of a published protocol: `overall` and one entry per category; empty without one."""
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain dicts, for JSON."""
@@ -150,7 +154,7 @@ def scores_by_category(records: Iterable[Record], field: str = "correct") -> dic
 
     Args:
         records: dicts with `id`, `category`, `video`, the field and, with several completions per question, `sample`.
-        field: "correct" (strict) or "correct_lenient".
+        field: "correct" (strict), "correct_lenient" or "correct_by_rule".
     """
     questions = by_question(records)
     scores = {OVERALL: _score_questions(questions, field)}
@@ -219,6 +223,9 @@ def summarize(records: Sequence[Record]) -> Summary:
         },
         graded=graded_scores(records),
         lenient_graded=graded_scores(records, "accuracy_lenient"),
+        protocol_scores=scores_by_category(records, RULE)
+        if all(record.get(RULE) is not None for record in records)
+        else {},
     )
     choices = [question for question in questions if question[0]["task"] == "multiple_choice"]
     if not choices:

@@ -91,3 +91,32 @@ def test_runs_whose_folders_end_alike_are_told_by_what_differs(tmp_path):
         evaluated(tmp_path / name / "evaluation" / "mme")
     found = compare_folders(*(tmp_path / name / "evaluation" / "mme" for name in "ab"))["video"]
     assert (found.first, found.second) == ("a/evaluation/mme", "b/evaluation/mme")
+
+
+def test_two_runs_that_were_not_asked_alike_say_so(tmp_path, capsys):
+    a, b, c = tmp_path / "a", tmp_path / "b", tmp_path / "c"
+    evaluated(a)
+    command(b, f"--against={a}", "--protocol.name=other", "--data.video.moments=ends", "--sampling.top_p=0.9",
+            "--data.max_prompt_tokens=50", "--data.question_template={problem} Say it.")  # fmt: skip
+    assert 'not asked alike: protocol was "longrl", is "other"' in capsys.readouterr().out
+    found = compare_folders(a, b)["video"].differences
+    assert [text.partition(" was ")[0] for text in found if not text.startswith("prompt.")] == [
+        "protocol", "sampling.top_p", "budget.max_prompt_tokens", "reading.question_template", "reading.video.moments",
+    ]  # fmt: skip
+    assert [text for text in found if text.startswith("prompt.")]
+    assert "Not asked alike: reading.video.moments was" in (b / "report.html").read_text()
+    assert json.loads((b / "comparison.json").read_text())["video"]["differences"] == found
+    evaluated(c)
+    assert compare_folders(a, c)["video"].differences == []
+
+
+def test_a_run_of_an_earlier_release_is_compared_in_what_it_wrote(tmp_path):
+    a, b = tmp_path / "a", tmp_path / "b"
+    evaluated(a)
+    evaluated(b, "--sampling.top_p=0.9", "--protocol.name=other")
+    results = json.loads((a / "results.json").read_text())
+    for name in ("protocol", "budget"):
+        del results[name]
+    del results["conditions"]["video"]["shown"]
+    (a / "results.json").write_text(json.dumps(results))
+    assert compare_folders(a, b)["video"].differences == ["sampling.top_p was 1.0, is 0.9"]

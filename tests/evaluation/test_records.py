@@ -42,6 +42,7 @@ def test_a_record_holds_what_was_asked_said_and_scored():
             "accuracy_lenient": 1.0,
             "correct": True,
             "correct_lenient": True,
+            "correct_by_rule": None,
             "format": True,
             "rewards": {"accuracy": 1.0},
             "reward": 2.0,
