@@ -33,7 +33,7 @@ class Qwen3VLFamily(Qwen2_5_VLFamily):
         model: folder or hub id.
         min_pixels: a frame or image is enlarged to at least this many pixels.
         max_pixels: a frame or image is shrunk to at most this many pixels.
-        max_video_pixels: budget over all frames of a video; long videos get smaller frames, down to `min_pixels`.
+        max_video_pixels: budget over all frames of a video; see `Qwen2_5_VLFamily`, also for `max_video_tokens`.
         outer_vision_marks: keep the chat template's vision start and end around all temporal patches of a video, as
             transformers does since 5.10. In the code the models were released with (transformers 4.57) the patches
             replace them.
@@ -112,7 +112,7 @@ class Qwen3VLFamily(Qwen2_5_VLFamily):
         """Least and most pixels of all frames of a video together: the `size` of transformers' video processor."""
         frames = max(num_frames, self.temporal_patch_size)
         least = self.min_pixels * frames
-        return least, max(least, min(self.max_pixels * frames, self.max_video_pixels))
+        return least, max(least, min(self.max_pixels * frames, self.video_pixels()))
 
     # -- DeepStack -----------------------------------------------------------------------------------------------
 

@@ -31,7 +31,10 @@ class Qwen2_5_VLFamily(CausalFamily):
         model: folder or hub id.
         min_pixels: a frame or image is enlarged to at least this many pixels.
         max_pixels: a frame or image is shrunk to at most this many pixels.
-        max_video_pixels: budget over all frames of a video; long videos get smaller frames, down to `min_pixels`.
+        max_video_pixels: budget over all frames of a video; long videos get smaller frames, down to `min_pixels`. The
+            frames of a temporal patch count each: it is twice the `total_pixels` of qwen-vl-utils.
+        max_video_tokens: the same budget in tokens, in the place of `max_video_pixels`; as Qwen counts, the two frames
+            of a temporal patch are one.
         freeze_vision_encoder: leave the vision encoder as it is; its features are then encoded once per step, without
             gradient.
         max_patches_per_encode: patches the encoder reads in one call, which bounds its memory.
@@ -44,7 +47,7 @@ class Qwen2_5_VLFamily(CausalFamily):
     num_axes = 3
     # The encoder rounds by the size of a call, so the last one counts too.
     answer_options: ClassVar[tuple[str, ...]] = (
-        "min_pixels", "max_pixels", "max_video_pixels", "max_patches_per_encode",
+        "min_pixels", "max_pixels", "max_video_pixels", "max_video_tokens", "max_patches_per_encode",
     )  # fmt: skip
     training_options: ClassVar[tuple[str, ...]] = ("freeze_vision_encoder",)
 
@@ -56,6 +59,7 @@ class Qwen2_5_VLFamily(CausalFamily):
         max_video_pixels: int = 115_200 * 28 * 28,
         freeze_vision_encoder: bool = True,
         max_patches_per_encode: int = 1 << 16,
+        max_video_tokens: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(model, **kwargs)
@@ -63,7 +67,13 @@ class Qwen2_5_VLFamily(CausalFamily):
             raise ValueError(f"min_pixels={min_pixels} must be positive and at most max_pixels={max_pixels}")
         self.min_pixels = min_pixels
         self.max_pixels = max_pixels
+        if max_video_tokens is not None and max_video_tokens < 1:
+            raise ValueError(
+                f"model.family.init_args.max_video_tokens must be at least 1, got {max_video_tokens}; Qwen3-VL's is "
+                "229376, null leaves the budget to max_video_pixels"
+            )
         self.max_video_pixels = max_video_pixels
+        self.max_video_tokens = max_video_tokens
         self.freeze_vision_encoder = freeze_vision_encoder
         self.max_patches_per_encode = max_patches_per_encode
 
@@ -134,9 +144,16 @@ class Qwen2_5_VLFamily(CausalFamily):
 
         max_pixels = self.max_pixels
         if kind == "video":  # the limit of a frame that keeps all of them within their budget
-            max_pixels = max(self.min_pixels, min(max_pixels, self.max_video_pixels // num_frames))
+            max_pixels = max(self.min_pixels, min(max_pixels, self.video_pixels() // num_frames))
         factor = processor.patch_size * processor.merge_size
         return smart_resize(height, width, factor, min_pixels=self.min_pixels, max_pixels=max_pixels)
+
+    def video_pixels(self) -> int:
+        """The budget over all frames of a video, each counted: `max_video_tokens` in pixels, or `max_video_pixels`."""
+        if self.max_video_tokens is None:
+            return self.max_video_pixels
+        processor = self.processor.video_processor
+        return self.max_video_tokens * (processor.patch_size * processor.merge_size) ** 2 * self.temporal_patch_size
 
     @override
     def resize(self, frames: Frames) -> Frames:

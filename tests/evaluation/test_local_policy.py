@@ -189,7 +189,7 @@ def test_an_evaluation_that_the_first_release_began_goes_on(tmp_path):
         "family": "longrl.models.qwen_vl.Qwen2_5_VLFamily",
         "settings": {
             "dtype": "float32", "chat_template_kwargs": {}, "min_pixels": 784, "max_pixels": 784,
-            "max_video_pixels": 115_200 * 784, "max_patches_per_encode": 1 << 16,
+            "max_video_pixels": 115_200 * 784, "max_video_tokens": None, "max_patches_per_encode": 1 << 16,
             "chat_template": found["settings"]["chat_template"],
         },
         "revision": None,

@@ -88,6 +88,25 @@ def test_a_ranks_frames_are_patched_as_in_the_whole_video(ranks):
     assert {(part.grid_thw, part.key) for part in parts} == {(whole.grid_thw, whole.key)}
 
 
+@pytest.mark.parametrize(
+    ("num_frames", "size", "expected"),
+    [
+        (4, (720, 1280), (640, 1152)),
+        (120, (480, 640), (480, 640)),
+        (768, (1080, 1920), (576, 1024)),
+        (2048, (720, 1280), (352, 608)),
+        (2048, (480, 640), (384, 544)),
+        (2048, (1280, 720), (608, 352)),
+    ],
+)
+def test_a_budget_in_tokens_gives_the_sizes_of_qwen_vl_utils(num_frames, size, expected):
+    """Figures of its `fetch_video` (0.0.14) with total_pixels=224*1024*32*32: at most so many tokens of pairs."""
+    tokens = 224 * 1024
+    family = qwen3_vl_family(min_pixels=128 * 1024, max_pixels=768 * 1024, max_video_tokens=tokens)
+    assert family.frame_size(num_frames, *size) == expected
+    assert num_frames // 2 * expected[0] * expected[1] // 1024 <= tokens
+
+
 def test_the_pixel_budget_is_the_processors_over_the_whole_video():
     """So with max_video_pixels=25165824 and no other limit the sizes are the released processor's."""
     budget = 16 * 96 * 96

@@ -91,6 +91,21 @@ def test_a_video_budget_shrinks_frames_but_not_below_the_minimum():
     assert grids == [(1, 8, 8), (4, 4, 4), (50, 2, 2)]
 
 
+@pytest.mark.parametrize(
+    ("num_frames", "size", "expected"),
+    [(4, (1080, 1920), (560, 1008)), (120, (480, 640), (476, 644)), (768, (720, 1280), (336, 644)),
+     (768, (480, 640), (420, 560))],
+)  # fmt: skip
+def test_a_budget_in_tokens_gives_the_sizes_of_qwen_vl_utils(num_frames, size, expected):
+    """Figures of its `fetch_video` (0.0.14) with total_pixels=115200*28*28, which pairs of frames share."""
+    family = vl_family(min_pixels=128 * 784, max_pixels=768 * 784, max_video_tokens=115_200)
+    assert family.frame_size(num_frames, *size) == expected
+    twice = vl_family(min_pixels=128 * 784, max_pixels=768 * 784, max_video_pixels=2 * 115_200 * 784)
+    assert twice.frame_size(num_frames, *size) == expected
+    with pytest.raises(ValueError, match="max_video_tokens must be at least 1, got 0"):
+        vl_family(max_video_tokens=0)
+
+
 def test_text_with_the_models_own_placeholder_is_refused():
     with pytest.raises(ValueError, match="row 'a' renders to 2 media placeholders for 1 media"):
         vl_family().render(row(), "look: <|video_pad|>", [frames(4)])
