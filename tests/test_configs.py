@@ -329,8 +329,14 @@ def benchmark(tmp_path, monkeypatch, videos):
     (folder / "questions.jsonl").write_text("".join(json.dumps(record) + "\n" for record in asked))
     own = [{"id": one["question_id"], "video": "abc.mp4", **one} for one in asked]
     (folder / "own.jsonl").write_text("".join(json.dumps(record) + "\n" for record in own))
-    mme = dict.fromkeys(("video_mme", "video_mme_subtitles"), folder / "questions.jsonl")
-    return {"longvideo_reason": videos, "demo": videos, "jsonl": folder / "own.jsonl", **mme}
+    mme = {path.stem: folder / "questions.jsonl" for path in EVALUATIONS if "video_mme" in path.stem}
+    return {
+        "longvideo_reason": videos,
+        "long_rl_longvideo_reason": videos,
+        "demo": videos,
+        "jsonl": folder / "own.jsonl",
+        **mme,
+    }
 
 
 @files(PIECES["policy"])
@@ -378,12 +384,15 @@ def test_an_evaluation_runs_with_a_tiny_model(path, tmp_path, benchmark):
             "--sampling.max_completion_tokens=3",
         ])
     ).run().results  # fmt: skip
-    assert len(results["conditions"]) == max(1, len(raw(path).get("frames", []))) + 1
+    values = raw(path)
+    num_conditions = max(1, len(values.get("frames", []))) + values.get("blind_baseline", False)
+    assert len(results["conditions"]) == num_conditions
+    assert results["protocol"]["name"] == values.get("protocol", {}).get("name", "longrl")
     assert all(of["scores"]["overall"]["n"] == 4 for of in results["conditions"].values())
     for line in read_jsonl(tmp_path / "out" / "samples.jsonl"):
-        shown = path.stem == "video_mme_subtitles" and line["condition"] != "no video"
+        shown = path.stem.endswith("video_mme_subtitles") and line["condition"] != "no video"
         assert ("A robot hums." in line["input"]) == shown
-    if path.stem.startswith("video_mme"):
+    if "video_mme" in path.stem:
         found = results["conditions"]["video"]["breakdowns"]
         assert {name: list(of) for name, of in found.items()} == {
             "duration": ["short"], "domain": ["Knowledge"], "task_type": ["Counting"]

@@ -46,6 +46,10 @@ class Subtitles:
     """Write the time before each line: [1:05]."""
     heading: str = "The video's subtitles:"
     """Line above them."""
+    ending: str = "\n\n"
+    """What stands between the last of them and what follows."""
+    absent: str | None = None
+    """Line in their place where a video has none; null leaves the heading out as well."""
     when_blind: Literal["drop", "keep"] = "drop"
     """Their treatment where a question is asked without its video; kept, they are all lines."""
 
@@ -84,7 +88,9 @@ def subtitle_text(row: Row, options: Subtitles, videos: Sequence[Frames] | None)
     pairs = itertools.zip_longest(_lines_of(row, options.source), videos or ())
     by_video = [texts for lines, video in pairs if (texts := _chosen(lines or [], video, span, options))]
     blocks = ["\n".join(take_fitting(texts, options.max_chars // len(by_video))) for texts in by_video]
-    return "\n".join([options.heading, "\n\n".join(blocks), "", ""]) if blocks else ""
+    if not blocks and options.absent is not None:
+        blocks = [options.absent]
+    return "\n".join([options.heading, "\n\n".join(blocks)]) + options.ending if blocks else ""
 
 
 def log_subtitles(split: str, rows: Sequence[Row], options: Subtitles) -> None:

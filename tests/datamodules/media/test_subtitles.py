@@ -209,6 +209,13 @@ def test_a_video_without_subtitles_leaves_nothing_in_the_prompt(clip):
     assert asked(clip, other) == asked(clip, source=None) == "Who speaks?"
 
 
+def test_what_stands_behind_them_or_in_their_place_may_be_said(clip):
+    assert asked(clip, lines="all", max_chars=5, ending="\n") == "Spoken:\nwe li\nWho speaks?"
+    other = question(clip, videos=(str(clip / "videos" / "eval_000000.mp4"),))
+    assert asked(clip, other, ending="\n", absent="None.") == "Spoken:\nNone.\nWho speaks?"
+    assert asked(clip, other, source=None, absent="None.") == "Who speaks?"
+
+
 def test_a_blind_question_drops_them_or_keeps_all_of_them(clip):
     assert asked(clip, blind=True) == "Who speaks?"
     kept = asked(clip, blind=True, when_blind="keep")
