@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from longrl.chat.frames import MessagePart, image_part
+from longrl.chat.frames import MessagePart
 
 Content = str | list[MessagePart]
 ImageLoader = Callable[[], Mapping[str, str]]
+MEDIA_PARTS = {"image_url": "(this frame is broken)", "video_url": "(this video is broken)"}
+"""Kind of a part that names what it shows -> the text in the place of what cannot be shown."""
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -126,20 +128,20 @@ class Request:
 
     model: str
     messages: tuple[Mapping[str, Any], ...]
-    """OpenAI's; an image part's url is `frame:` and a name that its content decides."""
+    """OpenAI's; an image part's url is `frame:`, a video part's `video:`, and a name that its content decides."""
     decoding: Decoding
     sample: int = 0
     """Number of the draw: another sample is another call, with another seed."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     load: ImageLoader | None = field(default=None, compare=False)
-    """Gives the image urls of the messages their `data:` urls; called only when the call is made. An image that is
-    missing becomes the text that it is broken."""
+    """Gives the urls of image and video parts those that are sent; called only when the call is made. What is missing
+    becomes the text that it is broken."""
 
     @property
     def num_images(self) -> int:
-        """Images that the messages name."""
+        """Images and videos that the messages name."""
         listed = [message["content"] for message in self.messages if isinstance(message["content"], list)]
-        return sum(part["type"] == "image_url" for parts in listed for part in parts)
+        return sum(part["type"] in MEDIA_PARTS for parts in listed for part in parts)
 
     @property
     def key(self) -> str:
@@ -166,11 +168,14 @@ class Request:
 
 
 def _shown_part(part: MessagePart, images: Mapping[str, str]) -> MessagePart:
-    """A message part with its image instead of the image's name."""
-    if part["type"] != "image_url":
+    """A message part with its image or video instead of a name."""
+    kind = part["type"]
+    if kind not in MEDIA_PARTS:
         return part
-    name = part["image_url"]["url"]
-    return image_part(images[name]) if name in images else {"type": "text", "text": "(this frame is broken)"}
+    name = part[kind]["url"]
+    return (
+        {"type": kind, kind: {"url": images[name]}} if name in images else {"type": "text", "text": MEDIA_PARTS[kind]}
+    )
 
 
 @dataclass(frozen=True)

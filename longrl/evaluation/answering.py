@@ -78,6 +78,8 @@ class Policy(abc.ABC):
 
     family: RendersPrompts
     """The family that reads rows for it."""
+    samples_frames: bool = True
+    """False where whole videos are handed over, of which somebody else samples frames."""
 
     @abc.abstractmethod
     def prepare(self, folder: Path) -> None:

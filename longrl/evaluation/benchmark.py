@@ -110,6 +110,11 @@ class Evaluation:
         # 1. What may be wrong is found before hours of work.
         config, policy = self.config, self.config.policy
         policy.check(config.sampling)
+        if config.frames and not policy.samples_frames:
+            raise ValueError(
+                f"--frames={config.frames} samples frames here, and the policy's video_as=video leaves that to its "
+                "server; set video_as to frames, or tell the server by endpoint.extra"
+            )
         rule = config.protocol.scoring_rule()
         if config.reward is not None:
             config.reward.prepare()

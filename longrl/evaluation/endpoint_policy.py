@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import numpy as np
@@ -19,15 +19,32 @@ from torch import Tensor
 from typing_extensions import override
 
 from longrl.chat.client import AGAIN, CONNECT_S, BudgetSpent, CallFailed, ChatClient, ReplyCache
-from longrl.chat.endpoint import Budget, Decoding, Endpoint
+from longrl.chat.endpoint import Budget, Content, Decoding, Endpoint
 from longrl.chat.event_loop import run_async, run_workers
-from longrl.chat.frames import JPEG_QUALITY, MessagePart, data_url, frame_name, frame_parts, image_part
+from longrl.chat.frames import (
+    JPEG_QUALITY,
+    MessagePart,
+    data_url,
+    frame_name,
+    frame_parts,
+    image_part,
+    video_data_url,
+    video_name,
+    video_part,
+)
+from longrl.datamodules.loading.render import KnowsFeatures
+from longrl.datamodules.media.frame_lists import FRAME_LIST_SUFFIX
+from longrl.datamodules.media.sources import FileFrames
+from longrl.datamodules.media.video import content_digest, decoder_errors
 from longrl.evaluation.answering import Answer, Item, Policy, SaveAnswers, hash_json
 from longrl.io.atomic import atomic_write
 from longrl.models.reading import MEDIA_TAG, RendersPrompts
 from longrl.types import AudioClip, Frames, Media, MediaKind, Prompt, Row, SamplingParams, UnusableSample
 
 logger = logging.getLogger(__name__)
+
+VideoAs = Literal["frames", "video"]
+SENT_WHOLE = "video_as=video sends whole files; set the policy's video_as to frames"
 
 
 @dataclass(frozen=True)
@@ -43,10 +60,12 @@ class ChatReader(RendersPrompts):
 
     Args:
         max_side: longest side of a frame that is sent, in pixels.
+        video_as: `video` leaves a video as it is, in its file.
     """
 
-    def __init__(self, max_side: int) -> None:
+    def __init__(self, max_side: int, video_as: VideoAs = "frames") -> None:
         self.max_side = max_side
+        self.video_as = video_as
 
     @override
     def reads_media(self, kind: MediaKind) -> bool:
@@ -74,13 +93,31 @@ class ChatReader(RendersPrompts):
     def render(
         self, row: Row, text: str, frames: Sequence[Frames | AudioClip] = (), response: str | None = None
     ) -> ChatPrompt:
-        """The prompt of a row."""
+        """The prompt of a row.
+
+        Raises:
+            UnusableSample: of a video that is sent whole only a part is asked about, or it is a list of frames.
+        """
+        for item in frames if self.video_as == "video" else ():
+            source = item.source
+            if isinstance(source, FileFrames) and source.sampling.span_s is not None:
+                raise UnusableSample(source.path, f"a part of it is asked about (span_s), and {SENT_WHOLE}")
+            if isinstance(source, FileFrames) and source.path.endswith(FRAME_LIST_SUFFIX):
+                raise UnusableSample(source.path, f"it is a list of frames, and {SENT_WHOLE}")
         none = torch.empty(0, dtype=torch.int64)
         return ChatPrompt(row.id, none, none[None], tuple(map(self.outline_media, frames)), row, text=text)
 
 
+class SentFiles:
+    """Knows that no video need be decoded: the server gets its file."""
+
+    def has(self, key: str) -> bool:
+        """True for every video."""
+        return True
+
+
 class EndpointPolicy(Policy):
-    """A model that a server runs: vLLM, or a hosted one. Frames are sent as JPEG, each behind its time.
+    """A model that a server runs: vLLM, or a hosted one. Frames are sent as JPEG, each behind its time, or files whole.
 
     Every reply is kept in `responses/` of the evaluation's folder, and no call that was answered is made again.
 
@@ -90,15 +127,32 @@ class EndpointPolicy(Policy):
             models that are served under one name are told apart by this, and by the `root` that vLLM tells, alone.
         max_side: longest side of a frame in pixels.
         budget: over all calls of this model and revision in the evaluation's folder.
+        video_as: `frames` sends those that `data.video` samples, as pictures; `video` the file, as `video_url`, which
+            vLLM takes: the server samples it by what `endpoint.extra` tells it, and `data.video` decides nothing.
+        video_url: of a file, the content itself (`data`), or its path (`file`), for a server that may read it
+            (vLLM's `--allowed-local-media-path`).
     """
 
     def __init__(
-        self, endpoint: Endpoint, revision: str | None = None, max_side: int = 448, budget: Budget | None = None
+        self,
+        endpoint: Endpoint,
+        revision: str | None = None,
+        max_side: int = 448,
+        budget: Budget | None = None,
+        video_as: VideoAs = "frames",
+        video_url: Literal["data", "file"] = "data",
     ) -> None:
+        if video_as not in ("frames", "video") or video_url not in ("data", "file"):
+            raise ValueError(
+                f"video_as must be frames or video and video_url data or file, got {video_as!r} and {video_url!r}"
+            )
         self.endpoint = endpoint
         self.revision = revision
         self.max_side = max_side
-        self.family = ChatReader(max_side)
+        self.video_as = video_as
+        self.video_url = video_url
+        self.samples_frames = video_as == "frames"
+        self.family = ChatReader(max_side, video_as)
         self.budget = budget
         self._replies: ReplyCache | None = None
         self._served: dict[str, Any] = {}
@@ -124,14 +178,21 @@ class EndpointPolicy(Policy):
 
     @override
     def identity(self) -> dict[str, Any]:
+        sent = {"frames": f"JPEG {JPEG_QUALITY}, at most {self.max_side} pixels"}
+        if self.video_as == "video":
+            sent = {"frames": "sampled by the server", "video_as": "video"}
         return {
             "model": self.endpoint.model,
             "revision": self.revision,
             "served": self._served,
             "engine": "endpoint",
             "extra": dict(self.endpoint.extra),
-            "frames": f"JPEG {JPEG_QUALITY}, at most {self.max_side} pixels",
+            **sent,
         }
+
+    @override
+    def stored(self) -> KnowsFeatures | None:
+        return SentFiles() if self.video_as == "video" else None
 
     @override
     def check(self, sampling: SamplingParams) -> None:
@@ -171,15 +232,22 @@ class EndpointPolicy(Policy):
         self, client: ChatClient, index: int, prompt: Prompt, sampling: SamplingParams, seed: int
     ) -> Answer | UnusableSample:
         assert isinstance(prompt, ChatPrompt)
-        content = _content(prompt, self.max_side) if prompt.media else prompt.text
         decoding = Decoding(sampling.temperature, sampling.max_completion_tokens, sampling.top_p)
-        load = functools.partial(_images, prompt, self.max_side) if prompt.media else None
-        seeds = range(seed, seed + sampling.num_generations)
-        requests = [self.endpoint.request(content, decoding, sample, load) for sample in seeds]
+        load = functools.partial(_media_urls, prompt, self.max_side, self.video_as, self.video_url)
         try:
+            content: Content = prompt.text
+            if prompt.media:
+                content = await asyncio.to_thread(_content, prompt, self.max_side, self.video_as)
+            requests = [
+                self.endpoint.request(content, decoding, sample, load if prompt.media else None)
+                for sample in range(seed, seed + sampling.num_generations)
+            ]
             replies = [await client.ask(request) for request in requests]
         except CallFailed as error:
             return UnusableSample(None, f"no reply: {error}", index, prompt.id)
+        except UnusableSample as error:  # a video's file is gone
+            return error.of_row(index, prompt.id)
+        is_seen = self.samples_frames
         return Answer(
             texts=[reply.text for reply in replies],
             finish_reasons=[reply.finish_reason for reply in replies],
@@ -188,8 +256,8 @@ class EndpointPolicy(Policy):
             num_media_tokens=None,
             input=prompt.text,
             prompt_hash=hash_json(requests[0].messages),
-            frame_indices=[list(indices) for indices in prompt.frame_indices],
-            frame_times=[list(times) for times in prompt.frame_times],
+            frame_indices=[list(indices) for indices in prompt.frame_indices] if is_seen else [],
+            frame_times=[list(times) for times in prompt.frame_times] if is_seen else [],
             num_torn=len(prompt.torn_videos),
         )
 
@@ -220,7 +288,7 @@ def served_model(endpoint: Endpoint) -> dict[str, Any] | None:
     return {"id": model["id"]} | ({"root": root} if root else {})
 
 
-def _content(prompt: ChatPrompt, max_side: int) -> list[MessagePart]:
+def _content(prompt: ChatPrompt, max_side: int, video_as: VideoAs) -> list[MessagePart]:
     """Message parts: media where the text's tags place them, else before it."""
     is_tagged = MEDIA_TAG.search(prompt.text) is not None
     # With tags a text stands before the first media item and behind each; without, all of it behind the last.
@@ -228,7 +296,9 @@ def _content(prompt: ChatPrompt, max_side: int) -> list[MessagePart]:
     content: list[MessagePart] = [{"type": "text", "text": texts[0]}]
     for item, text in zip(prompt.media, texts[1:], strict=True):
         names = [frame_name(item.key, index, max_side) for index in range(len(item.timestamps))]
-        if item.kind == "video":  # each frame behind its time
+        if item.kind == "video" and video_as == "video":
+            content.append(video_part(video_name(content_digest(_file_of(item)))))
+        elif item.kind == "video":  # each frame behind its time
             content += frame_parts(names, item.timestamps)
         else:
             content += [image_part(name) for name in names]
@@ -236,11 +306,29 @@ def _content(prompt: ChatPrompt, max_side: int) -> list[MessagePart]:
     return [part for part in content if part.get("text") != ""]
 
 
-def _images(prompt: ChatPrompt, max_side: int) -> dict[str, str]:
-    """Name -> `data:` url of every frame."""
+def _file_of(item: Media) -> str:
+    """Path of the file that a video was not decoded from."""
+    assert isinstance(item.source, FileFrames), "the renderer leaves sent files where they are"
+    return item.source.path
+
+
+def _media_urls(
+    prompt: ChatPrompt, max_side: int, video_as: VideoAs, video_url: Literal["data", "file"]
+) -> dict[str, str]:
+    """Name -> url of every frame or video.
+
+    Raises:
+        UnusableSample: a video's file cannot be read any more.
+    """
     urls = {}
     reader = ChatReader(max_side)
     for item in prompt.media:
+        if item.kind == "video" and video_as == "video":
+            path = _file_of(item)
+            with decoder_errors(path):
+                url = video_data_url(path) if video_url == "data" else Path(path).resolve().as_uri()
+            urls[video_name(content_digest(path))] = url
+            continue
         pieces: Iterable[Tensor] = [item.patches]  # [F, 3, H, W] each
         if item.source is not None:  # of a long video the file is decoded again, part by part
             pieces = (reader.resize(part).pixels for part in item.source() if isinstance(part, Frames))

@@ -10,11 +10,13 @@ import time
 import pytest
 from PIL import Image
 
+from longrl.chat.endpoint import Endpoint
 from longrl.commands.evaluate import parse_evaluation
 from longrl.evaluation.benchmark import Evaluation
+from longrl.evaluation.endpoint_policy import EndpointPolicy
 from longrl.io.jsonl import read_jsonl
 from tests.chat.server import Server, completion
-from tests.evaluation.scripted import questions
+from tests.evaluation.scripted import benchmark, questions
 from tests.pipeline.running import Scripted, join, kill, start_child, videos
 
 
@@ -188,6 +190,77 @@ def test_a_server_that_lists_no_models_is_known_by_name_and_revision(tmp_path, c
 def test_top_k_is_no_option_of_an_endpoint(tmp_path):
     with pytest.raises(ValueError, match=r"sampling\.top_k=5 is no option of OpenAI's chat completions"):
         evaluated(tmp_path, "http://127.0.0.1:9/v1", "--sampling.top_k=5")
+
+
+# ---- videos sent whole ----
+
+
+def videos_of(body):
+    return [part["video_url"]["url"] for part in parts(body) if part["type"] == "video_url"]
+
+
+def as_video(out, url, *more, **policy):
+    extra = {"media_io_kwargs": {"video": {"fps": 2.0, "num_frames": 64}}}
+    policy = {"video_as": "video", **policy}
+    return evaluated(out, url, "--data.max_eval_rows=2", *more, policy=policy, extra=extra)
+
+
+def test_a_video_is_sent_as_its_file_and_the_server_is_told_how_to_sample_it(tmp_path):
+    with Server(completion("<answer>B</answer>")) as server:
+        results = as_video(tmp_path, server.url, "--blind_baseline=true")
+        bodies = list(server.bodies)
+    record = json.loads(questions().read_text().splitlines()[0])
+    content = (questions().parent / record["videos"]).read_bytes()
+    sent = [body for body in bodies if videos_of(body)]
+    assert len(sent) == 2
+    for body in sent:
+        assert [part["type"] for part in parts(body)] == ["video_url", "text"]
+        (url,) = videos_of(body)
+        head, _, data = url.partition("base64,")
+        assert head == "data:video/mp4;"
+        assert base64.b64decode(data) == content
+        assert body["media_io_kwargs"] == {"video": {"fps": 2.0, "num_frames": 64}}
+    assert results["policy"]["frames"] == results["budget"]["frames"] == "sampled by the server"
+    assert results["conditions"]["video"]["shown"]["frames"] is None
+    assert "video: sampled by the server" in (tmp_path / "report.html").read_text()
+    assert lines(tmp_path)[0]["frame_indices"] == []
+    assert content not in b"".join(path.read_bytes() for path in (tmp_path / "responses").rglob("*") if path.is_file())
+
+
+def test_a_server_on_this_machine_may_read_the_file_itself(tmp_path):
+    with Server(completion("<answer>B</answer>")) as server:
+        as_video(tmp_path, server.url, video_url="file")
+        record = json.loads(questions().read_text().splitlines()[0])
+        path = (questions().parent / record["videos"]).resolve()
+        assert {url for body in server.bodies for url in videos_of(body)} == {path.as_uri()}
+        # Answers are found by what is shown, not by how it is handed over.
+        as_video(tmp_path, server.url, video_url="data")
+        assert len(server.bodies) == 2
+
+
+def test_frames_and_files_are_different_answers(tmp_path):
+    with Server(completion("<answer>B</answer>")) as server:
+        as_video(tmp_path, server.url)
+        with pytest.raises(ValueError, match=r"policy\.video_as was "):
+            as_video(tmp_path, server.url, video_as="frames")
+
+
+def test_a_part_of_a_video_is_not_sent_whole(tmp_path):
+    record = json.loads(questions().read_text().splitlines()[0])
+    changed = [record, {**record, "problem_id": "part", "metadata": {"span_s": [0, 1]}}]
+    test = benchmark(tmp_path, changed)
+    with Server(completion("<answer>B</answer>")) as server:
+        results = as_video(tmp_path / "out", server.url, f"--data.test={test}", "--data.max_skipped_share=0.6")
+        assert len(server.bodies) == 1
+    assert results["conditions"]["video"]["failures"] == {"decode": 1}
+    assert "video_as=video sends whole files" in (tmp_path / "out" / "skipped.jsonl").read_text()
+
+
+def test_numbers_of_frames_are_not_for_a_server_that_samples(tmp_path):
+    with pytest.raises(ValueError, match=r"--frames=\[4\] samples frames here.*video_as=video"):
+        as_video(tmp_path, "http://127.0.0.1:9/v1", "--frames=[4]")
+    with pytest.raises(ValueError, match="video_as must be frames or video"):
+        EndpointPolicy(Endpoint("x"), video_as="pictures")
 
 
 # ---- a server that looks at the frames ----
