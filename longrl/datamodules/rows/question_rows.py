@@ -162,11 +162,13 @@ def question_row(record: Mapping[str, Any], index: int, question: str, fields: M
     known = dict(fields)
     task = known.pop("task", None)
     options = known.pop("options", None)
-    wordings = list(options or ())
+    wordings = given_options(options or (), record, index)
     if task == "multiple_choice" and options is not None and not wordings:
         raise missing_field_error(record, index, "options")
     problem = "\n".join([question, *lettered_options(wordings)])
     answer = known.pop("answer", record.get("answer"))
+    if isinstance(answer, float) and answer.is_integer() and wordings:  # a table's column of numbers with gaps
+        answer = int(answer)
     if isinstance(answer, int) and wordings:
         answer = option_label(answer) if 0 <= answer < len(wordings) else f"option number {answer}"
     answer = plain_answer("" if answer is None else str(answer))
@@ -187,9 +189,31 @@ def question_row(record: Mapping[str, Any], index: int, question: str, fields: M
         task=task,
         category=str(known.pop("category", None) or "general"),
         reasoning=plain_reasoning(known.pop("reasoning", None)),
-        metadata={name: value for name, value in metadata.items() if value is not None},
+        metadata={name: value for name, value in metadata.items() if not is_null(value)},
         **known,
     )
+
+
+def given_options(options: Iterable[Any], record: Mapping[str, Any], index: int) -> list[Any]:
+    """The wordings of a question's options, without the empty places behind them, as tables fill them up.
+
+    Raises:
+        ValueError: a place before another option is empty, so that nobody knows what the letters behind it mean.
+    """
+    wordings = list(options)
+    while wordings and is_null(wordings[-1]):
+        wordings.pop()
+    if any(is_null(wording) for wording in wordings):
+        raise ValueError(
+            f"record {index} (id {record_id(record, index)!r}): an option before the last is null, got {wordings}; "
+            "correct it"
+        )
+    return wordings
+
+
+def is_null(value: object) -> bool:
+    """True for what stands where a table has nothing: None, or the NaN that a column of numbers has for it."""
+    return value is None or (isinstance(value, float) and value != value)
 
 
 def infer_task(problem: str, answer: str, *, has_media: bool) -> str:
@@ -266,7 +290,7 @@ def plain_reasoning(text: object) -> str | None:
 def text_field(record: Mapping[str, Any], field: str, index: int) -> str:
     """A field that must say something, as text."""
     value = record.get(field)
-    if value is None or not str(value).strip():
+    if is_null(value) or not str(value).strip():
         raise missing_field_error(record, index, field)
     return str(value).strip()
 
@@ -294,7 +318,7 @@ def record_id(record: Mapping[str, Any], index: int) -> str:
 
 def first_field(record: Mapping[str, Any], *names: str, default: Any = None) -> Any:
     """The first of these fields that the record has."""
-    return next((record[name] for name in names if record.get(name) is not None), default)
+    return next((record[name] for name in names if not is_null(record.get(name))), default)
 
 
 def missing_field_error(record: Mapping[str, Any], index: int, field: str, why: str = "") -> ValueError:

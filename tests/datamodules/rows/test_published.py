@@ -359,3 +359,47 @@ def test_documents_of_lmms_eval_tasks(name):
 def test_a_document_without_a_video_is_refused():
     message = error_of({"question": "?", "options": ["x", "y"], "answer": 0}, lmms_eval_row)
     assert "needs 'video', which is missing, and so are 'video_path'" in message
+
+
+MLVU = {
+    "video_name": "surveil_8.mp4", "duration": None, "question": "What is missing?", "candidates": ["Cat", "Dog", None],
+    "answer": "Dog", "task_type": None, "question_id": None,
+}  # fmt: skip
+LONG_VIDEO_BENCH = {
+    "video_id": "86CxyhFV9MI", "id": "86CxyhFV9MI_0", "video_path": "86CxyhFV9MI.mp4", "subtitle_path": None,
+    "correct_choice": 1, "question": "Where is it?", "option0": "here", "option1": "there", "option2": "nowhere",
+    "option3": "N/A", "option4": "N/A", "duration": 189.16, "duration_group": 600, "question_category": "S2E",
+    "topic_category": "KS", "starting_timestamp_for_subtitles": None,
+}  # fmt: skip
+
+
+def test_fields_of_mlvu_may_be_null():
+    row = only([MLVU], lmms_eval_row, "/m")
+    assert (row.problem, row.answer) == ("What is missing?\nA. Cat\nB. Dog", "B")
+    assert (row.category, row.id, row.metadata) == ("general", "0", {"video_id": "surveil_8"})
+    inline = {**MLVU, "question": "What?\n(A) Cat\n(B) Dog", "candidates": None, "answer": "A", "task_type": "needle"}
+    row = only([inline], lmms_eval_row, "/m")
+    assert (row.answer, row.task, row.category) == ("A", "multiple_choice", "needle")
+    released = {"video": "1.mp4", "question": None, "problem": "What?", "candidates": ["Cat", "Dog"], "answer": "Cat",
+                "question_type": "plotQA", "duration": float("nan")}  # fmt: skip
+    row = only([released], lmms_eval_row, "/m")
+    assert (row.problem, row.answer, row.category) == ("What?\nA. Cat\nB. Dog", "A", "plotQA")
+    assert row.metadata == {"video_id": "1"}
+    assert "needs 'answer', which is empty" in error_of({**MLVU, "answer": None}, lmms_eval_row)
+    assert "needs 'question'" in error_of({**MLVU, "question": None}, lmms_eval_row)
+
+
+def test_options_that_longvideobench_has_not_are_none():
+    row = only([LONG_VIDEO_BENCH], lmms_eval_row, "/m")
+    assert (row.problem, row.answer) == ("Where is it?\nA. here\nB. there\nC. nowhere", "B")
+    assert (row.category, row.metadata) == ("S2E", {"video_id": "86CxyhFV9MI", "duration": 189.16})
+    table = {**LONG_VIDEO_BENCH, "correct_choice": 2.0, "option3": float("nan"), "option4": None, "candidates": []}
+    assert only([table], lmms_eval_row, "/m").answer == "C"
+    gap = {**LONG_VIDEO_BENCH, "option1": None}
+    assert "an option before the last is null" in error_of(gap, lmms_eval_row)
+
+
+def test_own_records_may_have_nulls_behind_their_options():
+    record = {"id": "x", "video": "v.mp4", "question": "?", "options": ["a", "b", None, None], "answer": 1}
+    assert only([record], canonical_row, "/m").problem == "?\nA. a\nB. b"
+    assert "an option before the last is null" in error_of({**record, "options": ["a", None, "b"]}, canonical_row)
