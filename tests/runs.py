@@ -24,6 +24,7 @@ from lightning.pytorch import Callback
 
 from longrl.commands.main import main
 from longrl.models.base import CausalFamily
+from longrl.models.lora import add_adapters, to_checkpoint
 from longrl.testing.synthetic_videos import SyntheticConfig, generate_videos
 from tests.tiny import text_folder, vl_folder
 
@@ -180,14 +181,17 @@ def start(*args: str) -> subprocess.Popen[str]:
 
 
 def saved_run(folder: Path, family: CausalFamily) -> Path:
-    """As much of a run as `export` reads: its config, and a checkpoint of the family's model."""
+    """As much of a run as `export` reads: its config, and a checkpoint of the family's model, adapters included."""
     names = inspect.signature(type(family)).parameters.keys() & {"freeze_vision_encoder", "freeze_projector"}
     options = {"model": family.model_path, "random_init": True, **{name: getattr(family, name) for name in names}}
+    if family.lora is not None:
+        options["lora"] = to_checkpoint(family.lora)
     described = {"class_path": f"{type(family).__module__}.{type(family).__name__}", "init_args": options}
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump({"model": {"family": described}}))
-    state = {f"model.{name}": value for name, value in family.build().state_dict().items()}
-    torch.save({"state_dict": state}, folder / "checkpoints" / "last.ckpt")
+    model = family.build() if family.lora is None else add_adapters(family, family.build())
+    state = {f"model.{name}": value for name, value in model.state_dict().items()}
+    torch.save({"state_dict": state, "lora": to_checkpoint(family.lora)}, folder / "checkpoints" / "last.ckpt")
     return folder
 
 

@@ -306,8 +306,12 @@ class CausalFamily(TextStack, EncodesMedia, EngineAdapter, BuildsModel, HasPlann
         self.mlp_chunk_tokens = mlp_chunk_tokens
 
     def export_adapters(self, adapters: Mapping[str, Tensor], folder: Path, base: str) -> None:
-        """Writes `adapter_config.json` and `adapter_model.safetensors`, for the weights that `base` names."""
+        """Writes `adapter_config.json` and `adapter_model.safetensors`, for the weights that `base` names.
+
+        The model's own generation_config.json lies beside them.
+        """
         export_adapters(self, adapters, folder, base)
+        self.copy_generation_config(folder)
 
 
 def rows_between(parts: Sequence[Tensor], start: int, stop: int) -> list[Tensor]:

@@ -14,6 +14,7 @@ from torch import nn
 
 from longrl.models.lora import LoRASettings
 from longrl.models.reading import PretrainedFolder
+from longrl.models.remote_code import copy_named_code
 from longrl.types import Dtype
 
 OWN_WEIGHTS = "<own>"
@@ -103,16 +104,21 @@ class BuildsModel(PretrainedFolder):
         self.tokenizer.save_pretrained(folder)
 
     def export(self, model: nn.Module, folder: Path) -> None:
-        """Writes weights, configs, tokenizer and processor."""
-        from transformers.utils import cached_file
-
+        """Writes weights, configs, tokenizer and processor, and the code that these name."""
         self.save_weights(model, folder)
         self.save_processing(folder)
-        # The folder's own in place of what transformers makes up for a model that is built from a checkpoint.
+        # The folders' own in place of what transformers makes up for a model that is built from a checkpoint.
+        self.copy_generation_config(folder / self.text_part)
+        copy_named_code(self._existing_path(), folder)
+
+    def copy_generation_config(self, folder: Path) -> None:
+        """Copies the model's own generation_config.json, if it has one: the end tokens and sampling it was made for."""
+        from transformers.utils import cached_file
+
         options = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-        generation_config = cached_file(self.text_folder(), "generation_config.json", **options)
-        if generation_config is not None:
-            shutil.copyfile(generation_config, folder / self.text_part / "generation_config.json")
+        found = cached_file(self.text_folder(), "generation_config.json", **options)
+        if found is not None:
+            shutil.copyfile(found, folder / "generation_config.json")
 
 
 def check_loaded(
