@@ -30,10 +30,11 @@ def copy_named_code(source: str, folder: Path) -> None:
     if not _missing(folder):
         return
     code = _code_of(source)
-    for file in code.rglob("*.py") if code is not None else ():
-        target = folder / file.relative_to(code)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, target)
+    if code is not None:
+        for file in code.rglob("*.py"):
+            target = folder / file.relative_to(code)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
     missing = _missing(folder)
     if missing:
         logger.warning(
