@@ -52,7 +52,7 @@ def parse_evaluation(args: Sequence[str]) -> tuple[EvaluationConfig, LongVideoRe
 
 def show_evaluation(files: EvaluationFiles) -> None:
     """Prints an evaluation's tables, what to know before believing them, and where its files are."""
-    console = Console(width=max(80, 36 + 22 * len(files.outcomes)))
+    console = Console(width=max(TABLE_WIDTH, 36 + 22 * len(files.outcomes)))
     rates = rates_table(files.outcomes, files.results)
     console.print(make_table(rates.head, rates.rows, title=f"{files.results['benchmark']}, in percent"))
     for outcome in files.outcomes:

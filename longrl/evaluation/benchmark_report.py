@@ -92,7 +92,8 @@ def write_benchmark_report(
         )
         parts += [f"Won: {', '.join(comparison.won)}"] if comparison.won else []
         parts += [f"Lost: {', '.join(comparison.lost)}"] if comparison.lost else []
-        parts += [f"Not asked alike: {text}." for text in comparison.differences]
+        if comparison.differences:
+            parts.append(PageTable(["not asked alike"], [[text] for text in comparison.differences]))
 
     report = Report(
         title=results["benchmark"],

@@ -128,8 +128,12 @@ def protocol_differences(before: Mapping[str, Any], after: Mapping[str, Any], on
         asked = results.get("conditions", {}).get(condition, {})
         shown = asked.get("shown", {})
         fields = {"protocol": results.get("protocol", {}).get("name"), "sampling": results.get("sampling")}
-        fields |= {"budget": results.get("budget"), "reading": asked.get("reading"), "frames": shown.get("frames")}
-        sides.append({**fields, "prompt": {shown.get("prompt_of"): shown.get("prompt_sha256")} if shown else None})
+        limits = results.get("budget")
+        if limits is not None:  # the limit of answers is one of sampling, too
+            limits = {name: value for name, value in limits.items() if name != "max_completion_tokens"}
+        fields |= {"budget": limits, "reading": asked.get("reading"), "frames": shown.get("frames")}
+        prompt = {f"question {shown['prompt_of']}": shown["prompt_sha256"]} if shown.get("prompt_sha256") else None
+        sides.append({**fields, "prompt": prompt})
     first, second = sides
     known = [name for name in first if first[name] is not None and second[name] is not None]
     if "prompt" in known and first["prompt"].keys() != second["prompt"].keys():

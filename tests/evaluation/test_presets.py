@@ -51,6 +51,8 @@ def asked(tmp_path, monkeypatch):
         row = data.row_functions[data.row_function](record, 0, str(folder))
         prompt = replace(data.renderer, family=ChatReader(64))(row)
         (indices,) = prompt.frame_indices
+        (times,) = prompt.frame_times
+        assert times == pytest.approx([index / 25 for index in indices])  # as released code counts them
         return config, data, prompt.text, list(indices)
 
     return ask
