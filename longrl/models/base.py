@@ -311,7 +311,7 @@ class CausalFamily(TextStack, EncodesMedia, EngineAdapter, BuildsModel, HasPlann
         The model's own generation_config.json lies beside them.
         """
         export_adapters(self, adapters, folder, base)
-        self.copy_generation_config(folder)
+        self._copy_generation_config(folder)
 
 
 def rows_between(parts: Sequence[Tensor], start: int, stop: int) -> list[Tensor]:

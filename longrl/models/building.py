@@ -108,10 +108,10 @@ class BuildsModel(PretrainedFolder):
         self.save_weights(model, folder)
         self.save_processing(folder)
         # The folders' own in place of what transformers makes up for a model that is built from a checkpoint.
-        self.copy_generation_config(folder / self.text_part)
+        self._copy_generation_config(folder / self.text_part)
         copy_named_code(self._existing_path(), folder)
 
-    def copy_generation_config(self, folder: Path) -> None:
+    def _copy_generation_config(self, folder: Path) -> None:
         """Copies the model's own generation_config.json, if it has one: the end tokens and sampling it was made for."""
         from transformers.utils import cached_file
 
