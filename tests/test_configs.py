@@ -387,6 +387,7 @@ def test_an_evaluation_runs_with_a_tiny_model(path, tmp_path, benchmark):
     values = raw(path)
     num_conditions = max(1, len(values.get("frames", []))) + values.get("blind_baseline", False)
     assert len(results["conditions"]) == num_conditions
+    assert results["budget"]["max_pixels"] == 784
     assert results["protocol"]["name"] == values.get("protocol", {}).get("name", "longrl")
     assert all(of["scores"]["overall"]["n"] == 4 for of in results["conditions"].values())
     for line in read_jsonl(tmp_path / "out" / "samples.jsonl"):

@@ -97,7 +97,7 @@ def write_benchmark_report(
 
     report = Report(
         title=results["benchmark"],
-        subtitle=f"{results['policy']['model']}: {len(rows)} questions",
+        subtitle=f"{results['policy']['model']}: {len(rows)} questions, protocol of {results['protocol']['name']}",
         results=scores,
         samples=cards(rows, lines, num_cards),
         chance=majority,

@@ -196,10 +196,10 @@ class EndpointPolicy(Policy):
 
     @override
     def check(self, sampling: SamplingParams) -> None:
-        if sampling.top_k:
+        if sampling.top_k and self.endpoint.extra.get("top_k") != sampling.top_k:
             raise ValueError(
                 f"sampling.top_k={sampling.top_k} is no option of OpenAI's chat completions; set it to 0, or give it "
-                'by the policy\'s endpoint.extra to a server that knows it: {"top_k": 20}'
+                f'by the policy\'s endpoint.extra as well, to a server that knows it: {{"top_k": {sampling.top_k}}}'
             )
 
     @override

@@ -187,9 +187,12 @@ def test_a_server_that_lists_no_models_is_known_by_name_and_revision(tmp_path, c
     assert "revision is null" not in caplog.text
 
 
-def test_top_k_is_no_option_of_an_endpoint(tmp_path):
-    with pytest.raises(ValueError, match=r"sampling\.top_k=5 is no option of OpenAI's chat completions"):
+def test_top_k_is_no_option_of_an_endpoint_unless_it_is_told_so(tmp_path):
+    with pytest.raises(ValueError, match=r'sampling\.top_k=5 is no option of OpenAI.*as well.*\{"top_k": 5\}'):
         evaluated(tmp_path, "http://127.0.0.1:9/v1", "--sampling.top_k=5")
+    with Server(completion("<answer>B</answer>")) as server:
+        evaluated(tmp_path, server.url, "--sampling.top_k=5", "--data.max_eval_rows=1", extra={"top_k": 5})
+        assert server.bodies[0]["top_k"] == 5
 
 
 # ---- videos sent whole ----

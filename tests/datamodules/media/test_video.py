@@ -92,6 +92,18 @@ def test_frames_are_exact_with_b_frames_in_the_usual_containers(tmp_path, name):
         assert (pixels.permute(1, 2, 0).numpy() == expected[index]).all()
 
 
+def test_frames_at_equal_steps_are_decoded_under_a_key_of_their_own(tmp_path):
+    path = write(tmp_path / "v.mp4", 20)
+    middles = read_video(path, VideoSampling(fps=None, num_frames=4))
+    ends = read_video(path, VideoSampling(fps=None, num_frames=4, moments="ends"))
+    assert (shown(middles), shown(ends)) == ([2, 7, 12, 17], [0, 6, 12, 19])
+    assert ends.timestamps == pytest.approx((0.0, 0.6, 1.2, 1.9))
+    assert ends.key != middles.key
+    # Features go by the frames, whatever rule chose them.
+    nearest = VideoSampling(fps=None, num_frames=20, moments="ends", rounding="nearest")
+    assert read_video(path, nearest).key == read_video(path, ALL).key
+
+
 def test_channels_are_red_green_blue(tmp_path):
     with av.open(str(tmp_path / "v.mp4"), "w") as container:
         stream = container.add_stream("libx264", rate=1)
