@@ -10,3 +10,4 @@ from longrl.rewards.reward_sum import (
     accuracy_lenient as accuracy_lenient,
     check_answer as check_answer,
 )
+from longrl.rewards.signatures import ColumnReward as ColumnReward

@@ -23,16 +23,16 @@ class BatchReward(ABC, Generic[Judged]):
         """
 
     @abstractmethod
-    def score_all(self, completions: Sequence[Judged], rows: Sequence[Row]) -> list[float | Exception]:
-        """The value of each completion, or the error that makes it invalid.
+    def score_all(self, completions: Sequence[Judged], rows: Sequence[Row]) -> list[float | Exception | None]:
+        """The value of each completion, None where the reward does not apply, or the error that makes it invalid.
 
         Args:
             completions: of any number of prompts.
             rows: what each of them answers.
         """
 
-    def __call__(self, completion: Judged, row: Row) -> float:
-        """The value of one completion.
+    def __call__(self, completion: Judged, row: Row) -> float | None:
+        """The value of one completion, None where the reward does not apply.
 
         Raises:
             Exception: it has none.
@@ -48,12 +48,12 @@ class SampleReward(BatchReward[Judged]):
     """A reward that loads something beforehand, and then judges each completion alone."""
 
     @abstractmethod
-    def score_one(self, completion: Judged, row: Row) -> float:
+    def score_one(self, completion: Judged, row: Row) -> float | None:
         """The value of one completion; raises an error for one that has none."""
 
-    def score_all(self, completions: Sequence[Judged], rows: Sequence[Row]) -> list[float | Exception]:
+    def score_all(self, completions: Sequence[Judged], rows: Sequence[Row]) -> list[float | Exception | None]:
         """See `BatchReward.score_all`."""
-        results: list[float | Exception] = []
+        results: list[float | Exception | None] = []
         for completion, row in zip(completions, rows, strict=True):
             try:
                 results.append(self.score_one(completion, row))

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
+from typing import ClassVar
 
 from longrl.chat.client import CallFailed, ChatClient, ReplyCache
 from longrl.chat.endpoint import Budget, Decoding, Endpoint, Reply, Request
@@ -23,7 +24,7 @@ from longrl.chat.event_loop import run_async
 from longrl.rewards.answers import after_thinking, strict_text
 from longrl.rewards.batch import BatchReward
 from longrl.rewards.exact import normalized_text
-from longrl.rewards.reward_sum import OPEN_TASKS, accuracy
+from longrl.rewards.reward_sum import OPEN_TASKS, RULE_TASKS, accuracy
 from longrl.types import Completion, Row
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ class Judge(BatchReward[Completion]):
         ```
     """
 
+    tasks: ClassVar[frozenset[str]] = RULE_TASKS.union(OPEN_TASKS)
     endpoint: Endpoint
     cache_dir: str
     """Folder of all replies; ranks and runs may share it."""
@@ -132,6 +134,8 @@ class TextSimilarity:
     No model is asked, and no meaning understood: "not a cat" is close to "a cat". Scripts without spaces are compared
     by characters.
     """
+
+    tasks: ClassVar[frozenset[str]] = RULE_TASKS.union(OPEN_TASKS)
 
     def __call__(self, completion: Completion, row: Row) -> float:
         """The value of one completion."""

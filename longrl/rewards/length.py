@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
-from longrl.rewards.reward_sum import accuracy
+from longrl.rewards.reward_sum import RULE_TASKS, accuracy
 from longrl.types import Completion, Row
 
 
@@ -49,6 +50,7 @@ class CosineLength:
     the paper's default scaled by 1/2 (right) and 1/10 (wrong), so that they lie in [-1, 1].
     """
 
+    tasks: ClassVar[frozenset[str]] = RULE_TASKS
     max_completion_tokens: int
     right_short: float = 1.0
     right_full: float = 0.5

@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import math
 import re
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from longrl.io.functions import FunctionOrPath, resolve_function
 from longrl.rewards.answers import multiple_choice, multiple_choice_lenient
 from longrl.rewards.batch import BatchReward
 from longrl.rewards.box_iou import box_iou, box_iou_lenient, gold_boxes
 from longrl.rewards.exact import exact, exact_lenient
+from longrl.rewards.failures import Failure, failure_of, log_failures, log_unjudged
+from longrl.rewards.frame_choice import frame_indices
 from longrl.rewards.math import math as judge_math, math_lenient as judge_math_lenient
 from longrl.rewards.numeric import (
     gold_number,
@@ -25,6 +26,7 @@ from longrl.rewards.numeric import (
     regression_accuracy_lenient,
 )
 from longrl.rewards.options import parse_options
+from longrl.rewards.signatures import ColumnReward, as_reward, name_of
 from longrl.rewards.temporal_iou import gold_intervals, temporal_iou, temporal_iou_lenient
 from longrl.rewards.text_overlap import (
     check_reference,
@@ -33,13 +35,13 @@ from longrl.rewards.text_overlap import (
     transcription_accuracy,
     transcription_accuracy_lenient,
 )
+from longrl.rewards.user_rewards import TimedReward, is_own
 from longrl.types import Completion, Group, Row
 
 logger = logging.getLogger(__name__)
 
 ACCURACY_NAME = "accuracy"
 """The part that dynamic sampling looks at."""
-EVERY = re.compile(r"every ([1-9]\d*)")
 
 # ---- which function judges which kind of answer ----
 
@@ -75,21 +77,28 @@ def accuracy(completion: Completion, row: Row) -> float:
     Raises:
         ValueError: no judge for this task, or a ground truth that its judge cannot read.
     """
-    return _judge_of(ACCURACY, row)(completion, row)
+    return ACCURACY.get(row.task, _no_judge)(completion, row)
 
 
 def accuracy_lenient(completion: Completion, row: Row) -> float:
     """As `accuracy`, reading the text after the thinking when there is no `<answer>`."""
-    return _judge_of(LENIENT_ACCURACY, row)(completion, row)
+    return LENIENT_ACCURACY.get(row.task, _no_judge)(completion, row)
 
 
-def _judge_of(judges: dict[str, RewardFn], row: Row) -> RewardFn:
-    if row.task not in judges:
-        raise ValueError(
-            f"row {row.id!r}: accuracy knows the tasks {', '.join(judges)}, got {row.task!r}; correct the row's task, "
-            "or score it with a reward function of its own"
-        )
-    return judges[row.task]
+def _no_judge(completion: Completion, row: Row) -> float:
+    raise ValueError(
+        f"row {row.id!r}: accuracy knows the tasks {', '.join(_JUDGES)}, got {row.task!r}; correct the row's task, "
+        f"or score it with {OTHER_JUDGES}"
+    )
+
+
+RULE_TASKS = frozenset(_JUDGES)
+"""Tasks that `accuracy` judges."""
+OTHER_JUDGES = (
+    "configs/reward/judge.yaml or text_similarity.yaml, which judge open_ended, or a reward function of its own"
+)
+for _function in (accuracy, accuracy_lenient):
+    vars(_function)["tasks"] = RULE_TASKS  # see `RewardTerm.tasks`
 
 
 def check_answer(row: Row) -> None:
@@ -144,15 +153,18 @@ class RewardTerm:
     """The part's name in the logs; the function's own name when None."""
     frames_of: str = "all"
     """Which frames of a generated video the function sees: `all`, `first`, `last` or `every N`."""
+    tasks: list[str] | Literal["every"] | None = None
+    """The tasks whose answers the function judges: of rows of other tasks it is left out of the sum. `every` says that
+    it judges them all. None is what the function says itself by an attribute `tasks`; one that says nothing is called
+    for every row, and taken for a judge of the answer if no other term is."""
 
     def __post_init__(self) -> None:
         frame_indices(1, self.frames_of)
-        function = resolve_function(self.function, "reward")
+        function = as_reward(resolve_function(self.function, "reward"))
         if not math.isfinite(self.weight):
             raise ValueError(f"the weight of reward {self.function!r} must be a finite number, got {self.weight}")
         object.__setattr__(self, "function", function)
-        name = getattr(function, "__name__", None) or type(function).__name__
-        name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()  # SoftOverlong -> soft_overlong
+        name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name_of(function)).lower()  # SoftOverlong -> soft_overlong
         object.__setattr__(self, "name", self.name or name)
         if function is accuracy and self.name != ACCURACY_NAME:
             raise ValueError(
@@ -162,10 +174,24 @@ class RewardTerm:
 
 
 @dataclass(frozen=True)
+class RewardPart:
+    """A term as it is called."""
+
+    term: RewardTerm
+    function: Callable[[Any, Row], Any]
+    tasks: frozenset[str] | None
+    """Of the rows that it is called for; None is all."""
+
+
+@dataclass(frozen=True)
 class RewardSum:
     """Reward = sum of weight * function(completion, row), each part kept for the logs.
 
+    A function that returns None does not apply to the row: its part is left out of the sum, whose weights stay as they
+    are, and of the part's mean. A completion to which none applies is left out of the loss.
+
     Of a completion that is no text but has `.frames`, a generated picture or video, functions get these frames.
+    docs/rewards.md says which forms a function may have, and what becomes of one that fails or hangs.
 
     Example:
         ```python
@@ -175,6 +201,9 @@ class RewardSum:
     """
 
     terms: list[RewardTerm]
+    time_limit_s: float = 60.0
+    """Seconds that a function of yours may take for one completion; for all of a rollout together, where it judges them
+    so, five times as many. A completion that takes longer counts as failed. 0 is no limit."""
 
     def __post_init__(self) -> None:
         if not self.terms:
@@ -183,11 +212,28 @@ class RewardSum:
             raise ValueError(
                 f"the parts of a RewardSum must have different names, got {self.names}; set `name` of a term"
             )
+        if not 0 <= self.time_limit_s < math.inf:
+            raise ValueError(f"rollout.reward.time_limit_s must be at least 0, which is none, got {self.time_limit_s}")
 
     @cached_property
     def names(self) -> list[str]:
         """Names of the parts, in order."""
         return [str(term.name) for term in self.terms]
+
+    @cached_property
+    def parts(self) -> list[RewardPart]:
+        """What is called for each term: functions of the user's own under the time limit."""
+        declared = [term_tasks(term) for term in self.terms]
+        parts = []
+        for term, tasks in zip(self.terms, declared, strict=True):
+            function: Any = term.function
+            if not is_own(function):
+                function = TimedReward(function, self.time_limit_s)
+            # `accuracy` raises an error for a task that it does not know, unless it is another's to judge.
+            is_only_judge = term.tasks is None and sum(map(bool, declared)) == 1
+            limited = None if tasks == "every" or is_only_judge else tasks
+            parts.append(RewardPart(term, function, limited))
+        return parts
 
     def validate(self, max_completion_tokens: int) -> None:
         """Warns of parts that were set up for another `max_completion_tokens` than the run's."""
@@ -200,115 +246,138 @@ class RewardSum:
                     term.name, limit, max_completion_tokens,
                 )  # fmt: skip
 
+    def check_rows(self, rows: Sequence[Row], split: str) -> None:
+        """Checks that every row has a judge, before weights are loaded.
+
+        Args:
+            rows: of a split whose completions are to be rewarded.
+            split: its name, for the message.
+
+        Raises:
+            ValueError: no part judges the task of some rows, or a function of TRL asks for a column that they lack.
+        """
+        for term in self.terms:
+            if isinstance(term.function, ColumnReward):
+                term.function.check_rows(rows)
+        declared = [tasks for tasks in map(term_tasks, self.terms) if tasks]
+        if not declared or "every" in declared:
+            return
+        known = frozenset().union(*declared)
+        without: dict[str, list[Row]] = {}
+        for row in rows:
+            if row.task not in known:
+                without.setdefault(row.task, []).append(row)
+        for task, of_task in without.items():
+            raise ValueError(
+                f"{len(of_task)} of {len(rows)} rows of data.{split} have the task {task!r}, which no reward judges (the "
+                f"first is row {of_task[0].id!r}; rollout.reward judges {', '.join(sorted(known))}); set rollout.reward "
+                f"to {OTHER_JUDGES} whose term says `tasks: [{task}]` or `tasks: every`, or correct the rows' task"
+            )
+
     def prepare(self) -> None:
         """Loads the models that rewards ask, before the first rollout rather than after it.
 
         Raises:
             ValueError: a package or folder is missing.
         """
-        for term in self.terms:
-            if isinstance(term.function, BatchReward):
-                term.function.prepare()
+        for part in self.parts:
+            if isinstance(part.function, BatchReward):
+                part.function.prepare()
 
-    def score(self, groups: Sequence[Group[Any, Any]], errors: list[str] | None = None) -> int:
+    def score(self, groups: Sequence[Group[Any, Any]], failures: list[Failure] | None = None) -> int:
         """Fills `rewards`, `reward_parts` and `valid` of every group.
 
-        A function that raises, or whose value is not a finite number, is logged with its sample; that completion gets
-        reward 0 and is not valid, and the other parts keep their values.
+        A function that raises, takes too long or gives no finite number is logged with its samples; such a completion
+        gets reward 0 and is not valid, and the other parts keep their values. A part that does not apply is NaN.
 
         Args:
             groups: with completions.
-            errors: gets a line about each failure.
+            failures: gets what failed.
 
         Returns:
-            Number of completions with a failed part.
+            Number of completions with a failed part, or without any.
         """
         import torch
 
-        errors = [] if errors is None else errors
-        # 1. Every part of every completion; NaN after a failure.
+        # 1. Every part of every completion: infinite after a failure, NaN where it does not apply.
         samples = [(group, completion) for group in groups for completion in group.completions]
-        columns = [_values_of(term, samples, errors) for term in self.terms]
+        failed: list[Failure] = []
+        columns = [_values_of(part, samples, failed) for part in self.parts]
         values = torch.tensor(columns, dtype=torch.float32).reshape(len(self.terms), len(samples))
         values = values.T.contiguous()  # [C, number of terms], C completions of all groups
-        # 2. A completion counts if all its parts do.
-        all_valid = values.isfinite().all(dim=1)  # [C]
+        if failed:
+            log_failures(failed, len(samples))
+        if failures is not None:
+            failures += failed
+        # 2. A completion counts if no part failed, and some applies.
+        all_valid = ~values.isinf().any(dim=1) & ~values.isnan().all(dim=1)  # [C]
+        values = values.masked_fill(values.isinf(), 0.0)
         weights = torch.tensor([term.weight for term in self.terms])
         start = 0
         for group in groups:
             rows = slice(start, start + len(group.completions))
             start = rows.stop
-            parts = values[rows].nan_to_num(nan=0.0)  # [G, number of terms]
+            parts = values[rows]  # [G, number of terms]
             group.valid = all_valid[rows].clone()
-            group.rewards = (parts @ weights).where(group.valid, 0.0)
+            group.rewards = (parts.nan_to_num(nan=0.0) @ weights).where(group.valid, 0.0)
             group.reward_parts = {name: parts[:, i].clone() for i, name in enumerate(self.names)}
+        if values.isnan().all(dim=1).any():
+            log_unjudged(groups)
         return int((~all_valid).sum())
 
 
-def frame_indices(num_frames: int, frames_of: str) -> list[int]:
-    """Indices of the frames of a generated video that a reward sees, the same ones whenever it looks.
-
-    Args:
-        num_frames: F of the video; a picture has one.
-        frames_of: `all`, `first`, `last`, or `every N`: frames 0, N, 2N and so on.
-
-    Raises:
-        ValueError: another choice.
-
-    Example:
-        `frame_indices(10, "every 4")` is `[0, 4, 8]`.
-    """
-    if frames_of in ("first", "last"):
-        return [0 if frames_of == "first" else num_frames - 1]
-    every = EVERY.fullmatch(frames_of)
-    if not every and frames_of != "all":
-        raise ValueError(f"frames_of of a reward must be all, first, last or 'every N' with N >= 1, got {frames_of!r}")
-    return list(range(0, num_frames, int(every[1]) if every else 1))
+def term_tasks(term: RewardTerm) -> frozenset[str] | Literal["every"] | None:
+    """The tasks whose answers a term judges, as its config or its function says; None where neither does."""
+    tasks = getattr(term.function, "tasks", None) if term.tasks is None else term.tasks
+    if tasks is None:
+        # What dynamic sampling looks at is the judgement of the answer.
+        return "every" if term.name == ACCURACY_NAME else None
+    return tasks if tasks == "every" else frozenset(tasks)
 
 
-def _values_of(term: RewardTerm, samples: Sequence[tuple[Group[Any, Any], Any]], errors: list[str]) -> list[float]:
-    """One part of all completions; NaN after a failure, which is logged and kept."""
-    function = term.function
+def _values_of(
+    part: RewardPart, samples: Sequence[tuple[Group[Any, Any], Any]], failures: list[Failure]
+) -> list[float]:
+    """One part of all completions: infinite after a failure, NaN where it does not apply."""
+    term, function = part.term, part.function
+    values = [math.nan] * len(samples)
     # 1. What the function gets: a completion of text as it is, of any other kind its frames.
     judged = []
-    for _, completion in samples:
+    for position, (group, completion) in enumerate(samples):
+        if part.tasks is not None and group.prompt.row.task not in part.tasks:
+            continue
         if not isinstance(completion, Completion):
             frames = completion.frames
-            judged.append(frames[frame_indices(len(frames), term.frames_of)])
+            sample = frames[frame_indices(len(frames), term.frames_of)]
         elif term.frames_of == "all":
-            judged.append(completion)
+            sample = completion
         else:
             raise ValueError(
-                f"frames_of={term.frames_of!r} of reward {term.name!r} chooses frames of pictures and videos, but the "
-                "completions are text; leave frames_of out"
+                f"frames_of={term.frames_of!r} of reward {term.name!r} chooses frames of pictures and videos, but "
+                "the completions are text; leave frames_of out"
             )
+        judged.append((position, sample, group.prompt.row))
     # 2. Some judge all together.
     results: Sequence[Any] = ()
     if isinstance(function, BatchReward):
         function.prepare()
         try:
-            results = function.score_all(judged, [group.prompt.row for group, _ in samples])
+            results = function.score_all([sample for _, sample, _ in judged], [row for _, _, row in judged])
         except Exception as error:
-            results = [error] * len(samples)
-    # 3. A finite number of each, or an error.
-    values = []
-    for i, (group, completion) in enumerate(samples):
+            results = [error] * len(judged)
+    # 3. A finite number of each, None, or an error.
+    for number, (position, sample, row) in enumerate(judged):
         try:
-            result = results[i] if isinstance(function, BatchReward) else function(judged[i], group.prompt.row)
+            result = results[number] if isinstance(function, BatchReward) else function(sample, row)
             if isinstance(result, Exception):
                 raise result
-            value = float(result)
-            if not abs(value) < 1e30:  # finite, in float32 too
-                raise ValueError(f"a reward must be a finite number, got {value}")
+            if result is None:
+                continue
+            values[position] = float(result)
+            if not abs(values[position]) < 1e30:  # finite, in float32 too
+                raise ValueError(f"a reward must be a finite number, got {values[position]}")
         except Exception as error:
-            errors.append(f"{type(error).__name__}: {error}")
-            frame = traceback.extract_tb(error.__traceback__)[-1]
-            text = completion.text if isinstance(completion, Completion) else f"({len(completion.frames)} frames)"
-            logger.warning(
-                "reward %r failed on prompt %r (%s: %s, in %s line %d); the completion is left out of the loss. "
-                "Its text: %r",
-                term.name, group.prompt.id, type(error).__name__, error, frame.filename, frame.lineno, text,
-            )  # fmt: skip
-            value = math.nan
-        values.append(value)
+            text = sample.text if isinstance(sample, Completion) else f"({len(sample)} frames)"
+            failures.append(failure_of(error, str(term.name), term.function, row.id, text))
+            values[position] = math.inf
     return values

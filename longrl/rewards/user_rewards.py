@@ -1,0 +1,109 @@
+"""Rewards that a user brings: any function or `BatchReward`, called under a time limit; an async one, all at once."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from longrl.chat.event_loop import run_async
+from longrl.rewards.batch import BatchReward, SampleReward
+from longrl.rewards.failures import module_of
+from longrl.rewards.time_limit import TimeIsUp, call_within
+from longrl.types import Row
+
+MAX_HANGS_OF_ROW = 2
+"""After so many completions of a row that took too long, its others are not tried in this rollout."""
+MAX_HUNG_S = 300.0
+"""After so many seconds lost in a rollout none is: other ranks wait, and their collectives give up after 600."""
+LIMITS_OF_BATCH = 5
+"""Judging all completions together may take so many times as long as judging one."""
+
+Value = float | Exception | None
+
+
+class TookTooLong(TimeoutError):
+    """A reward was stopped."""
+
+
+@dataclass(frozen=True)
+class TimedReward(BatchReward[Any]):
+    """A user's reward under a time limit."""
+
+    reward: Callable[..., Any] | BatchReward[Any]
+    time_limit_s: float
+    """Of judging one completion; 0 is none."""
+
+    def prepare(self) -> None:
+        """See `BatchReward.prepare`."""
+        if isinstance(self.reward, BatchReward):
+            self.reward.prepare()
+
+    def score_all(self, completions: Sequence[Any], rows: Sequence[Row]) -> list[Value]:
+        """See `BatchReward.score_all`; what took too long is a `TookTooLong`."""
+        if is_async(self.reward):
+            return self._score_together(self._await_all, completions, rows)
+        if isinstance(self.reward, SampleReward):
+            return self._score_one_by_one(self.reward.score_one, completions, rows)
+        if isinstance(self.reward, BatchReward):
+            return self._score_together(self.reward.score_all, completions, rows)
+        return self._score_one_by_one(self.reward, completions, rows)
+
+    def _score_one_by_one(
+        self, judge: Callable[..., Any], completions: Sequence[Any], rows: Sequence[Row]
+    ) -> list[Value]:
+        values: list[Value] = []
+        num_hangs: Counter[str] = Counter()
+        for completion, row in zip(completions, rows, strict=True):
+            if num_hangs[row.id] >= MAX_HANGS_OF_ROW or num_hangs.total() * self.time_limit_s > MAX_HUNG_S:
+                values.append(TookTooLong(f"not tried, for it took too long {num_hangs.total()} times in this rollout"))
+                continue
+            try:
+                values.append(call_within(self.time_limit_s, judge, completion, row))
+            except TimeIsUp as stop:
+                num_hangs[row.id] += 1
+                values.append(self._took_too_long(self.time_limit_s, stop))
+            except Exception as error:  # whatever somebody's function raises is this completion's alone
+                values.append(error)
+        return values
+
+    def _score_together(
+        self, judge: Callable[..., list[Value]], completions: Sequence[Any], rows: Sequence[Row]
+    ) -> list[Value]:
+        if not completions:
+            return []
+        seconds = self.time_limit_s * min(len(completions), LIMITS_OF_BATCH)
+        try:
+            return call_within(seconds, judge, completions, rows)
+        except TimeIsUp as stop:
+            return [self._took_too_long(seconds, stop)] * len(completions)
+
+    def _await_all(self, completions: Sequence[Any], rows: Sequence[Row]) -> list[Value]:
+        async def await_one(completion: Any, row: Row) -> Any:
+            try:
+                async with asyncio.timeout(self.time_limit_s or None) as limit:
+                    return await self.reward(completion, row)
+            except Exception as error:
+                return self._took_too_long(self.time_limit_s, error) if limit.expired() else error
+
+        async def gather() -> list[Value]:
+            return await asyncio.gather(*map(await_one, completions, rows))
+
+        return run_async(gather)
+
+    def _took_too_long(self, seconds: float, stop: BaseException) -> TookTooLong:
+        error = TookTooLong(f"no value within {seconds:g} s (rollout.reward.time_limit_s={self.time_limit_s:g})")
+        return error.with_traceback(stop.__traceback__)
+
+
+def is_async(function: object) -> bool:
+    """True for a coroutine function, and an object that is called as one."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))
+
+
+def is_own(function: object) -> bool:
+    """True for what this package brings, which bounds its own time."""
+    return module_of(function).startswith("longrl.")
