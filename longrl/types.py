@@ -276,7 +276,8 @@ class Group(Generic[PromptT, SampleT]):
     rewards: Tensor = NOT_SCORED
     """[G] float32 weighted sum of the parts."""
     reward_parts: dict[str, Tensor] = field(default_factory=dict)
-    """name -> [G] float32, unweighted. `accuracy` is what dynamic sampling looks at, when present."""
+    """name -> [G] float32, unweighted, NaN where a part does not apply. `accuracy` is what dynamic sampling looks at,
+    when present."""
     valid: Tensor = NOT_SCORED
     """[G] bool; False masks a completion out of the loss (its reward raised, or it was cut off and is filtered)."""
     baseline: float | None = None

@@ -41,13 +41,15 @@ def drop_uniform(groups: list[Group[Any, Any]]) -> list[Group[Any, Any]]:
     """Dynamic sampling: drops groups all right or all wrong. DAPO, arXiv:2503.14476, sec. 3.2: 0 < #right < G.
 
     Looked at is the reward part `accuracy`, or the reward if there is none, of the valid completions: a group stays if
-    it has two that differ. (EasyR1 and Long-RL keep 0.01 < mean < 0.99 of the whole reward, where a format reward lets
-    all-wrong groups pass.)
+    it has two that differ. Where accuracy does not apply to the row, the reward counts. (EasyR1 and Long-RL keep 0.01 <
+    mean < 0.99 of the whole reward, where a format reward lets all-wrong groups pass.)
     """
     contrasting = []
     for group in groups:
         values = group.reward_parts.get("accuracy", group.rewards)  # [G]
         assert values is not None, "groups are selected after they were rewarded"
+        if values.isnan().any():  # it does not apply to the row
+            values = group.rewards
         values = values[_valid(group)]
         if (values != values[:1]).any():
             contrasting.append(group)
@@ -75,7 +77,7 @@ class InOrder:
     steps: list[FunctionOrPath[Selection]]
 
     def __post_init__(self) -> None:
-        steps = [resolve_function(step, "model.algorithm.select") for step in self.steps]
+        steps = [resolve_function(step, "model.algorithm.select", ("groups",)) for step in self.steps]
         object.__setattr__(self, "steps", steps)
 
     def __call__(self, groups: list[Group[Any, Any]]) -> list[Group[Any, Any]]:

@@ -26,7 +26,15 @@ TokenWeights = Callable[[Tensor, Tensor, AllReduce], Any]  # (lengths [C], valid
 Estimator = Callable[[Tensor, Tensor], Any]  # (logp [R], ref_logp [R]) -> Tensor [R]
 Correction = Callable[[Tokens, float], Any]  # (tokens, cap) -> Tensor [R]
 
-FUNCTIONS = ("advantage", "surrogate", "token_weights", "select", "kl", "correction")
+FUNCTIONS = {
+    "advantage": ("outcomes",),
+    "surrogate": ("tokens", "clip_low", "clip_high"),
+    "token_weights": ("lengths", "valid", "all_reduce"),
+    "select": ("groups",),
+    "kl": ("logp", "ref_logp"),
+    "correction": ("tokens", "cap"),
+}
+"""Fields with a function -> what it is called with."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +95,8 @@ class Algorithm:
     """Sample one greedy completion more per prompt, whose reward is the baseline of `greedy_centered`."""
 
     def __post_init__(self) -> None:
-        for name in FUNCTIONS:
-            function = resolve_function(getattr(self, name), f"model.algorithm.{name}")
+        for name, arguments in FUNCTIONS.items():
+            function = resolve_function(getattr(self, name), f"model.algorithm.{name}", arguments)
             object.__setattr__(self, name, function)
         for name in ("kl_coef", "clip_low", "clip_high", "correction_cap"):
             if not getattr(self, name) >= 0:
@@ -276,6 +284,11 @@ class Algorithm:
         # 2. Each row's loss.
         weights = weights.detach()
         surrogate: losses.TokenLosses = self.surrogate(tokens, self.clip_low, self.clip_high)
+        if not isinstance(surrogate, losses.TokenLosses):
+            raise ValueError(
+                "the function of model.algorithm.surrogate must return longrl.algorithms.TokenLosses(loss, "
+                f"clipped_low, clipped_high), got a {type(surrogate).__name__}"
+            )
         correction = self.correction(tokens, self.correction_cap).detach()
         row_losses = correction * surrogate.loss  # [R]
         metrics = {

@@ -84,7 +84,8 @@ def group_samples(group: Group, step: int, count: int) -> list[dict[str, Any]]:
     samples = []
     # Rewards and their parts are [G], one value for each completion.
     for index, completion in enumerate(group.completions[:count]):
-        parts = {name: float(values[index]) for name, values in group.reward_parts.items()}
+        # A part that does not apply to the row is NaN, which is no JSON.
+        parts = {name: float(values[index]) for name, values in group.reward_parts.items() if not values[index].isnan()}
         sample = {
             "step": step,
             "id": group.prompt.id,

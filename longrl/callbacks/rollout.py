@@ -14,8 +14,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from longrl.callbacks.background_rollout import BackgroundRollout, run_in_background
+from longrl.callbacks.reward_watch import RewardWatch
 from longrl.callbacks.rollout_checks import (
     check_engine_ranks,
+    check_judges,
     check_rollout_options,
     compare_engine,
     is_filtered,
@@ -37,6 +39,7 @@ from longrl.modules.mini_batches import MismatchMonitor
 from longrl.modules.policy import PolicyModule
 from longrl.modules.trained import data_module_of, rollout_metrics
 from longrl.rewards import RewardSum
+from longrl.rewards.failures import Failure
 from longrl.strategies.parallel import Parallel
 from longrl.types import Batch, Features, Group, Metrics, Prompt, SamplingParams
 
@@ -67,6 +70,8 @@ class RolloutCallback(Callback):
         overlap: sample the next step's groups during the update, by weights one step older; their importance ratios
             are to the weights that sampled, and a step's change is part of the mismatch. Needs an engine in another
             process.
+        warn_without_signal_after: warn once after so many steps in a row in which no group had anything to learn from,
+            with the likely causes; 0 never.
         seed: of the sampling; together with the number of the rollout and the prompt's id (and, of a prompt
             that comes again in a batch, which copy it is) it decides every completion.
     """
@@ -83,6 +88,7 @@ class RolloutCallback(Callback):
         max_mean_mismatch: float = 0.1,
         bypass_old_logp_below: float = 0.0,
         overlap: bool = False,
+        warn_without_signal_after: int = 10,
     ) -> None:
         self.reward = reward
         self.sampling = sampling or SamplingParams()
@@ -105,6 +111,9 @@ class RolloutCallback(Callback):
         self._num_rollouts = 0
         self._empty_steps = 0
         self._metrics: Metrics = {}
+        self._watch = RewardWatch(warn_without_signal_after)
+        self._sampled: list[Group] = []
+        """Groups drawn for this step, selected or not."""
         self._waiting = WaitingGroups()
         self._background: BackgroundRollout | None = None
         """Under way during the update, with `overlap`."""
@@ -129,16 +138,12 @@ class RolloutCallback(Callback):
             pl_module.temperature = self.sampling.temperature or 1.0
             pl_module.mismatch_monitor = self._monitor
             data = data_module_of(trainer)
-            limits = training_limits(
-                pl_module,
-                self.engine,
-                data.renderer.max_prompt_tokens,
-                self.sampling,
-            )
+            limits = training_limits(pl_module, self.engine, data.renderer.max_prompt_tokens, self.sampling)
             data.limit_lengths(limits, ("train",))
         eval_limits = self.engine.length_limits(self.eval_sampling)
         if eval_limits:  # known now, a prompt that is too long for the engine is skipped instead of ending the run
             data_module_of(trainer).limit_lengths(eval_limits, ("val", "test"))
+        check_judges(self.reward, data_module_of(trainer), stage, pl_module.is_rl())
         self.reward.prepare()  # a missing package or folder is found before weights are loaded
 
     @override
@@ -149,13 +154,7 @@ class RolloutCallback(Callback):
     # -- a training step -----------------------------------------------------------------------------------------
 
     @override
-    def on_train_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Batch,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         if batch.prompts[0].response_ids is not None:
             return  # SFT: the answers are in the batch
         assert isinstance(pl_module, PolicyModule)
@@ -198,7 +197,7 @@ class RolloutCallback(Callback):
                 # 4. Generate this rank's shards of the completions.
                 generated = self._generate(module, request, features)
                 # 5. Reward them, and gather the groups.
-                new_groups = self._reward(module, request, generated)
+                new_groups = self._reward(module, request, generated, self._watch.failures)
             sampled += new_groups
             # 6. Select the groups that have something to learn from.
             groups += module.algorithm.select(new_groups)
@@ -219,9 +218,12 @@ class RolloutCallback(Callback):
         batch.groups = groups[:num_groups]
         waiting.carried = groups[num_groups:]
         num_useful = sum(bool(group.valid.any()) for group in groups)
+        self._sampled = sampled
         self._empty_steps = 0 if dp.max(num_useful) else self._empty_steps + 1
-        if self._empty_steps == MAX_EMPTY_STEPS:
-            self._end_run(sampled)
+        if self._empty_steps:
+            self._end_if_useless(module.parallel)
+        else:
+            self._watch.is_rewarded = True
         with module.phases("encode"):  # again, for the cache may have let go of what carried-over groups need
             step_prompts = [group.prompt for group in batch.groups]
             batch.features = module.features.get_or_encode(module.model, step_prompts, counted=False)
@@ -230,13 +232,12 @@ class RolloutCallback(Callback):
         if self.overlap:
             self._background = self._start_background(module, upcoming, step)
         self.engine.sleep()
-        metrics = rollout_metrics(sampled)
-        for name in metrics:
-            metrics[name] /= dp.size  # a mean over the ranks, once summed
-        metrics["rollout/groups_kept"] = float(len(groups))
-        metrics["rollout/prompts_drawn"] = float(len(sampled))
-        metrics["rollout/surplus_groups"] = float(len(waiting.carried))
-        self._metrics = dp.sum_dict(metrics)
+        counts = {
+            "rollout/groups_kept": float(len(groups)),
+            "rollout/prompts_drawn": float(len(sampled)),
+            "rollout/surplus_groups": float(len(waiting.carried)),
+        }
+        self._metrics = rollout_metrics(sampled, dp) | dp.sum_dict(counts)
         self._metrics["rollout/resample_rounds"] = float(num_rounds)
 
     def _next_request(self, module: PolicyModule, prompts: Sequence[Prompt]) -> RolloutRequest:
@@ -266,9 +267,13 @@ class RolloutCallback(Callback):
             return generate_shards(self.engine, self._family, module.model, request, features, sp_group)
 
     def _reward(
-        self, module: PolicyModule, request: RolloutRequest, generated: Sequence[GeneratedShards]
+        self,
+        module: PolicyModule,
+        request: RolloutRequest,
+        generated: Sequence[GeneratedShards],
+        failures: list[Failure] | None = None,
     ) -> list[Group]:
-        """The groups of all prompts, scored: every rank rewards its shards."""
+        """The groups of all prompts, scored: every rank rewards its shards. `failures` gets its own."""
         parallel = module.parallel
         sp_group = parallel.sp_group
         is_first_of_engine = sp_group.rank % self.engine.ranks_per_engine == 0
@@ -277,7 +282,7 @@ class RolloutCallback(Callback):
             for shards in generated:
                 local = shards if is_first_of_engine else []  # ranks of one engine have the same completions
                 with parallel.world.raise_on_any_rank():
-                    self.reward.score([group for _, group in local])
+                    self.reward.score([group for _, group in local], failures)
                 by_sampling.append(gather_groups(request.prompts, local, sp_group, parallel.num_gather_chunks))
         groups = by_sampling[0]
         for greedy_groups in by_sampling[1:]:  # ReMax: the reward of a greedy completion is the group's baseline
@@ -286,30 +291,26 @@ class RolloutCallback(Callback):
                 group.valid = group.valid & greedy.valid
         return groups
 
-    def _end_run(self, sampled: Sequence[Group]) -> None:
-        """Ends a run that has nothing left to learn from."""
-        last = rollout_metrics(sampled)
-        for name in last:
-            last[name] = round(last[name], 3)
-        raise RuntimeError(
-            f"in {MAX_EMPTY_STEPS} steps in a row no group was of use: every prompt is always or never right, or "
-            f"every reward failed. The last rollout: {last}. Check the rewards, mix in other prompts, or set "
-            "model.algorithm.select to longrl.algorithms.keep_all"
-        )
+    def _end_if_useless(self, parallel: Parallel) -> None:
+        """Ends a run that has nothing to learn from; every rank must call it."""
+        self._watch.end_if_hopeless(self._sampled, parallel)
+        if self._empty_steps >= MAX_EMPTY_STEPS:
+            metrics = rollout_metrics(self._sampled, parallel.dp)
+            last = {name: round(value, 3) for name, value in metrics.items()}
+            raise RuntimeError(self._watch.uselessness(MAX_EMPTY_STEPS, f"The last rollout: {last}"))
 
     @override
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         pl_module.log_dict(self._metrics, batch_size=1)
         if "reward/mean" in self._metrics:
             pl_module.log("reward", self._metrics["reward/mean"], prog_bar=True, logger=False, batch_size=1)
         self._metrics = {}
+        assert isinstance(pl_module, PolicyModule)
+        if batch.groups is not None:
+            self._watch.end_step(pl_module.algorithm, batch.groups, self._sampled, pl_module.parallel.dp)
+        self._sampled = []
 
     # -- groups sampled during the update ------------------------------------------------------------------------
 
@@ -331,7 +332,7 @@ class RolloutCallback(Callback):
         module = background.module
         with module.phases("generate"), module.parallel.world.raise_on_any_rank():
             generated = background.generated.result()
-        return self._reward(module, background.request, generated)
+        return self._reward(module, background.request, generated, self._watch.failures)
 
     # -- the first batch, and evaluation -------------------------------------------------------------------------
 
@@ -346,12 +347,7 @@ class RolloutCallback(Callback):
 
     @override
     def on_validation_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Groups by `eval_sampling`, by the same seed in every evaluation."""
         assert isinstance(pl_module, PolicyModule)

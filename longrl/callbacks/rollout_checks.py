@@ -8,11 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.engines.parity import check_rendered_prompts
 from longrl.engines.rollout_engine import RolloutEngine
 from longrl.modules.mini_batches import Mismatch
 from longrl.modules.policy import PolicyModule
 from longrl.packing.lengths import LengthLimit, length_problem, micro_batch_limit
+from longrl.rewards import RewardSum
 from longrl.types import Completion, Features, Prompt, SamplingParams
 
 NUM_SHOWN = 8
@@ -79,6 +81,16 @@ def check_rollout_options(
         "and importance corrections are biased, and rollout.max_mean_mismatch is not applied; set "
         "rollout.sampling.top_p to 1 and rollout.sampling.top_k to 0"
     )
+
+
+def check_judges(reward: RewardSum, data: LongVideoReason, stage: str, is_rl: bool) -> None:
+    """Raises ValueError if rows whose completions are to be rewarded have a task that no reward judges.
+
+    Rows of `test` may have one: its report counts them as not judged.
+    """
+    for split in ("train", "val") if stage == "fit" and is_rl else ("val",):
+        if split in data.datasets and stage in ("fit", "validate"):
+            reward.check_rows(data.datasets[split].rows, split)
 
 
 def is_filtered(sampling: SamplingParams) -> bool:

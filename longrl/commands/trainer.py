@@ -169,7 +169,15 @@ class LongRLCLI(LightningCLI):
         if others or rollout is not None:
             return
         if self.subcommand == "fit" and self._get(self.config, "data").get("stage", "rl") == "rl":
-            raise ValueError("RL needs rollout.reward, which is not set; name one by --rollout.reward FILE.yaml")
+            packages = ("longrl.", "lightning.")
+            own = [type(one).__name__ for one in listed if not type(one).__module__.startswith(packages)]
+            hint = ""
+            if own:
+                hint = (
+                    f". If {', '.join(own)} of trainer.callbacks is to roll out, make it a subclass of "
+                    f"{self.rollout_class.__module__}.{self.rollout_class.__name__}: no other callback is taken for one"
+                )
+            raise ValueError(f"RL needs rollout.reward, which is not set; name one by --rollout.reward FILE.yaml{hint}")
         defaults = inspect.signature(self.rollout_class).parameters
         given = vars(self._get(self.config, "rollout"))
         unused = [name for name in given if name != "reward" and given[name] != defaults[name].default]

@@ -36,7 +36,7 @@ from longrl.datamodules.media.remote import RemoteMedia, default_folder
 from longrl.datamodules.media.sampling import VideoSampling
 from longrl.datamodules.media.sources import DecodeLimits
 from longrl.datamodules.media.subtitles import Subtitles, log_subtitles
-from longrl.datamodules.rows.question_rows import make_rows
+from longrl.datamodules.rows.question_rows import ROW_ARGUMENTS, make_rows
 from longrl.datamodules.rows.sources import media_root_of, read_records
 from longrl.io.functions import import_function
 from longrl.models.reading import RendersPrompts
@@ -162,7 +162,7 @@ class LongVideoReason(StreamedData):
         self.max_rows: dict[Split, int | None] = {"train": max_train_rows, "val": max_eval_rows, "test": max_eval_rows}
         self.media_root = media_root
         named = {row_function, *(one.row_function for one in chain(*self.sources.values()) if one.row_function)}
-        self.row_functions = {path: import_function(path, "data.row_function") for path in named}
+        self.row_functions = {path: import_function(path, "data.row_function", ROW_ARGUMENTS) for path in named}
         self.row_function = row_function
         self.prompts_per_batch = prompts_per_batch
         self.eval_prompts_per_batch = eval_prompts_per_batch

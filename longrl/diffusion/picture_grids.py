@@ -153,7 +153,9 @@ def sample_records(group: TrajectoryGroup, count: int) -> list[dict[str, Any]]:
             "sample": index,
             "reward": float(group.rewards[index]),
             "valid": bool(group.valid[index]),
-            "parts": {name: float(values[index]) for name, values in group.reward_parts.items()},
+            "parts": {
+                name: float(values[index]) for name, values in group.reward_parts.items() if not values[index].isnan()
+            },
         }
         for index in range(min(count, len(group.completions)))
     ]

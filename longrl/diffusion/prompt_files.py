@@ -12,6 +12,7 @@ from typing_extensions import override
 from longrl.datamodules.loading.data_module import Split, StreamedData, check_at_least
 from longrl.datamodules.loading.loader import EvalLoader, PromptStream, RenderedRows, RowOrder, TrainLoader
 from longrl.datamodules.loading.skips import SkipLog
+from longrl.datamodules.rows.question_rows import ROW_ARGUMENTS
 from longrl.diffusion.prompt_rows import read_prompts
 from longrl.io.functions import import_function
 from longrl.types import Row
@@ -75,7 +76,7 @@ class PromptFiles(StreamedData):
         check_at_least(1, max_train_rows=max_train_rows, max_eval_rows=max_eval_rows)
         self.sources = {"train": _listed(train), "val": _listed(val), "test": _listed(test)}
         self.max_rows: dict[Split, int | None] = {"train": max_train_rows, "val": max_eval_rows, "test": max_eval_rows}
-        self.row_function = import_function(row_function, "data.row_function")
+        self.row_function = import_function(row_function, "data.row_function", ROW_ARGUMENTS)
         self.prompts_per_batch = prompts_per_batch
         self.eval_prompts_per_batch = eval_prompts_per_batch
         self.seed = seed

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from typing_extensions import override
 
+from longrl.callbacks.reward_watch import RewardWatch
 from longrl.callbacks.rollout import MAX_EMPTY_STEPS
 from longrl.diffusion.diffusion_module import DiffusionModule
 from longrl.diffusion.prompt_files import PromptBatch
@@ -19,8 +20,9 @@ from longrl.diffusion.sampler import DiffusionSampling, Trajectory, sample_traje
 from longrl.diffusion.steps import DenoisingStep
 from longrl.diffusion.trajectory_rows import TrajectoryGroup
 from longrl.engines.rollout_engine import prompt_seed, sampling_ids
-from longrl.modules.trained import reward_metrics
+from longrl.modules.trained import mean_over_ranks, reward_values
 from longrl.rewards import RewardSum
+from longrl.rewards.failures import Failure
 from longrl.types import Group, Row, TextPrompt
 
 logger = logging.getLogger(__name__)
@@ -50,6 +52,8 @@ class DiffusionRolloutCallback(Callback):
         eval_sampling: of validation and test; None is the plain ODE, one sample of each prompt, four times the steps.
         samples_per_batch: drawn and decoded together; bounds memory.
         seed: of all noise, and of windows that are drawn.
+        warn_without_signal_after: warn once after so many steps in a row in which no group had anything to learn from,
+            with the likely causes; 0 never.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class DiffusionRolloutCallback(Callback):
         eval_sampling: DiffusionSampling | None = None,
         samples_per_batch: int = 8,
         seed: int = 0,
+        warn_without_signal_after: int = 10,
     ) -> None:
         if samples_per_batch < 1:
             raise ValueError(f"rollout.samples_per_batch must be at least 1, got {samples_per_batch}")
@@ -73,8 +78,9 @@ class DiffusionRolloutCallback(Callback):
         self._empty_steps = 0
         self._warned_of_faint = False
         self._metrics: dict[str, float] = {}
-        self._errors: list[str] = []
-        """Errors of the last rollout's rewards."""
+        self._watch = RewardWatch(warn_without_signal_after)
+        self._sampled: list[TrajectoryGroup] = []
+        """Groups drawn for this step, selected or not."""
 
     # -- hooks ---------------------------------------------------------------------------------------------------
 
@@ -97,16 +103,16 @@ class DiffusionRolloutCallback(Callback):
     ) -> None:
         assert isinstance(pl_module, DiffusionModule)
         dp = pl_module.parallel.dp
-        groups = self.sample_groups(pl_module, batch.prompts, self.sampling, f"rollout {self._num_rollouts}")
-        if self._num_rollouts == 0:
-            self._check_rewards(pl_module, groups)
+        name = f"rollout {self._num_rollouts}"
+        groups = self.sample_groups(pl_module, batch.prompts, self.sampling, name, self._watch.failures)
+        self._sampled = groups
+        self._watch.end_if_hopeless(groups, pl_module.parallel)
         self._num_rollouts += 1
         batch.groups = pl_module.algorithm.select(groups)
         self._count_empty_steps(dp.max(num_useful_groups(batch.groups)))
-        local = {name: value / dp.size for name, value in reward_metrics(groups).items()}
-        local["rollout/first_scored_step"] = groups[0].completions[0].steps[0].index / dp.size
-        local["rollout/groups_kept"] = float(len(batch.groups))
-        self._metrics = dp.sum_dict(local)
+        first_step = groups[0].completions[0].steps[0].index
+        counts = {"rollout/first_scored_step": first_step / dp.size, "rollout/groups_kept": float(len(batch.groups))}
+        self._metrics = mean_over_ranks(reward_values(groups), dp) | dp.sum_dict(counts)
 
     @override
     def on_train_batch_end(
@@ -116,6 +122,8 @@ class DiffusionRolloutCallback(Callback):
         seconds = {f"time/{name}": value for name, value in pl_module.phases.collect().items()}
         pl_module.log_dict(self._metrics | seconds, batch_size=1)
         pl_module.log("reward", self._metrics["reward/mean"], prog_bar=True, logger=False, batch_size=1)
+        self._watch.end_step(pl_module.algorithm, batch.groups or [], self._sampled, pl_module.parallel.dp)
+        self._sampled = []
 
     @override
     def on_validation_batch_start(
@@ -148,7 +156,12 @@ class DiffusionRolloutCallback(Callback):
     # -- rollouts ------------------------------------------------------------------------------------------------
 
     def sample_groups(
-        self, module: DiffusionModule, rows: Sequence[Row], sampling: DiffusionSampling, name: str
+        self,
+        module: DiffusionModule,
+        rows: Sequence[Row],
+        sampling: DiffusionSampling,
+        name: str,
+        failures: list[Failure] | None = None,
     ) -> list[TrajectoryGroup]:
         """The groups of all prompts, scored; every rank of the run must call it.
 
@@ -157,6 +170,7 @@ class DiffusionRolloutCallback(Callback):
             rows: P prompts.
             sampling: how to draw.
             name: of the rollout; another one draws other samples.
+            failures: gets what could not be rewarded.
         """
         # 1. Prompts: each distinct one is encoded once, before sampling needs the memory.
         texts = [row.problem for row in rows]
@@ -193,13 +207,12 @@ class DiffusionRolloutCallback(Callback):
                 decoded += [DecodedSample(sample) for sample in frames]  # [F, 3, H, W] each
 
         # 4. Rewards.
-        self._errors = []
         spans = [slice(index * count, (index + 1) * count) for index in range(len(rows))]
         groups: list[Group[TextPrompt, Any]] = [
             Group(TextPrompt(row), decoded[span]) for row, span in zip(rows, spans, strict=True)
         ]
         with module.phases("reward"):
-            self.reward.score(groups, self._errors)
+            self.reward.score(groups, failures)
         for group, span in zip(groups, spans, strict=True):
             group.completions = trajectories[span]
         return groups
@@ -219,22 +232,7 @@ class DiffusionRolloutCallback(Callback):
         """Ends a run that has nothing left to learn from."""
         self._empty_steps = 0 if num_useful else self._empty_steps + 1
         if self._empty_steps == MAX_EMPTY_STEPS:
-            raise RuntimeError(
-                f"in {MAX_EMPTY_STEPS} steps in a row no group was of use: every reward failed, or "
-                "model.algorithm.select dropped every group. Check the rewards (warnings above say what failed), or "
-                "set model.algorithm.select to longrl.algorithms.keep_all"
-            )
-
-    def _check_rewards(self, module: DiffusionModule, groups: Sequence[TrajectoryGroup]) -> None:
-        """Ends a run at once whose reward fails on everything that it sees."""
-        world = module.parallel.world
-        errors = [text for texts in world.gather(self._errors[:1]) for text in texts]
-        if errors and not world.max(num_useful_groups(groups)):
-            raise ValueError(
-                f"the reward failed on every sample of the first rollout, first with {errors[0]}; for a diffusion "
-                "model a function gets frames [F, 3, H, W] and the row, so correct it, or take one for pictures and "
-                "videos (configs/reward/colour.yaml and its like) where it was made for texts (think_answer.yaml)"
-            )
+            raise RuntimeError(self._watch.uselessness(MAX_EMPTY_STEPS, "Warnings above say what failed"))
 
 
 @rank_zero_only

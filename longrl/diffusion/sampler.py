@@ -48,9 +48,10 @@ class DiffusionSampling:
     (DanceGRPO, arXiv:2505.07818)."""
 
     def __post_init__(self) -> None:
-        for name in ("dynamics", "window"):
+        called_with = {"dynamics": ("sigma", "next_sigma"), "window": ("num_steps", "rollout", "seed")}
+        for name, arguments in called_with.items():
             if getattr(self, name) is not None:
-                function = resolve_function(getattr(self, name), f"rollout.sampling.{name}")
+                function = resolve_function(getattr(self, name), f"rollout.sampling.{name}", arguments)
                 object.__setattr__(self, name, function)
         if self.num_generations < 1 or self.num_steps < 2:
             raise ValueError(

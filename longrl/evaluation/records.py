@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from longrl.rewards.answers import answer_text, strict_text, think_answer_format
+from longrl.rewards.failures import tells_of_dead_worker
 from longrl.rewards.option_choice import chosen_option
 from longrl.rewards.options import parse_options
 from longrl.rewards.reward_sum import ACCURACY, OPEN_TASKS, RewardFn, accuracy, accuracy_lenient
@@ -34,7 +36,8 @@ def group_records(
     """
     records = []
     for index, completion in enumerate(group.completions):
-        rewards = {name: float(part[index]) for name, part in group.reward_parts.items()}
+        parts = {name: float(part[index]) for name, part in group.reward_parts.items()}
+        rewards = {name: value for name, value in parts.items() if not math.isnan(value)}  # without what does not apply
         is_scored = group.valid is None or bool(group.valid[index])
         strict = lenient = rewards.get("accuracy") if is_scored else None
         if row.task in ACCURACY and not (row.task in OPEN_TASKS and strict is not None):
@@ -95,6 +98,10 @@ def check_breakdowns(rows: Sequence[Row], breakdowns: Sequence[str]) -> None:
 def _judge(judge: RewardFn, completion: Completion, row: Row) -> float:
     try:
         return judge(completion, row)
-    except Exception:  # one bad row must not end an evaluation of hours; check_answer finds most of them before
+    except (
+        Exception
+    ) as error:  # one bad row must not end an evaluation of hours; check_answer finds most of them before
+        if tells_of_dead_worker(error):
+            raise
         logger.warning("row %r cannot be judged and counts as wrong", row.id, exc_info=True)
         return 0.0

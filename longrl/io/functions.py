@@ -9,7 +9,7 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -29,16 +29,17 @@ else:
 EXAMPLES = "an import path like longrl.rewards.accuracy, or file.py:function"
 
 
-def import_function(path: str, option: str) -> Callable[..., Any]:
+def import_function(path: str, option: str, called_with: Sequence[str] = ()) -> Callable[..., Any]:
     """Finds the function at an import path or in a file; relative files lie in the working folder.
 
     Args:
         path: `package.module.function` or `folder/file.py:function`.
         option: where the path was given, for errors: `data.row_function`.
+        called_with: names of what it will be called with, by position; () where that is not known.
 
     Raises:
         ValueError: there is no such module, file or function, and the message names the nearest ones; or the file
-            imports what is not there, or is no Python.
+            imports what is not there, or is no Python; or the function takes other arguments.
     """
     location, mark, name = path.rpartition(":" if ":" in path else ".")
     if not location:
@@ -64,13 +65,15 @@ def import_function(path: str, option: str) -> Callable[..., Any]:
         raise ValueError(f"{option} {path!r}: {location} has no {name!r}; it has {', '.join(near) or 'no functions'}")
     function: Any = getattr(module, name)
     check_function(function, path, option)
+    check_arguments(function, option, called_with)
     return function
 
 
-def resolve_function(function: Function | str, option: str) -> Function:
-    """The function itself, or the one at a path; raises ValueError as `import_function`."""
+def resolve_function(function: Function | str, option: str, called_with: Sequence[str] = ()) -> Function:
+    """The function itself, or the one at a path; arguments and errors are those of `import_function`."""
     resolved: Any = import_function(function, option) if isinstance(function, str) else function
     check_function(resolved, function, option)
+    check_arguments(resolved, option, called_with)
     return resolved
 
 
@@ -83,6 +86,23 @@ def check_function(function: object, given: object, option: str) -> None:
         )
     if not callable(function):
         raise ValueError(f"{option} must be a function, got {given!r}, a {type(function).__name__}; give {EXAMPLES}")
+
+
+def check_arguments(function: Callable[..., Any], option: str, called_with: Sequence[str]) -> None:
+    """Raises ValueError if a function cannot be called with so many arguments by position."""
+    try:
+        signature = inspect.signature(function)
+    except (ValueError, TypeError):  # written in C: a call will tell
+        return
+    try:
+        if called_with:
+            signature.bind(*called_with)
+    except TypeError as error:
+        name = getattr(function, "__name__", type(function).__name__)
+        raise ValueError(
+            f"{option} is called as ({', '.join(called_with)}), but {name} takes {signature} ({error}); give it these "
+            "parameters, whatever their names"
+        ) from error
 
 
 def search_working_folder() -> None:

@@ -7,14 +7,14 @@ import contextlib
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
@@ -86,7 +86,7 @@ class MetricMeans:
         """Adds reward and parts of the completions that could be rewarded, also under the row's category."""
         category = group.prompt.row.category
         for name, values in {"reward": group.rewards, **group.reward_parts}.items():
-            known = values[group.valid]
+            known = values[group.valid & ~values.isnan()]  # a part that does not apply is NaN
             total = float(known.sum())
             self.add(f"{prefix}/{name}", total, len(known))
             if by_category:
@@ -101,38 +101,44 @@ class MetricMeans:
         return {name: total / counts[name] if counts[name] else math.nan for name, total in sums.items()}
 
 
-def rollout_metrics(groups: Sequence[Group]) -> Metrics:
-    """Curves of all that was sampled in a step, selected or not: rewards, parts, lengths, failures."""
-    if not groups:  # a run that goes on with more ranks than groups were waiting
-        return {}
-    lengths: list[float] = []
-    num_cut = 0
+def rollout_metrics(groups: Sequence[Group], dp: Axis) -> Metrics:
+    """Curves of all that was sampled in a step, selected or not: rewards, parts, lengths, failures.
+
+    Every rank of the axis must call it; one may have no group.
+    """
+    completions = [completion for group in groups for completion in group.completions]
+    values = reward_values(groups)
+    values["rollout/completion_tokens"] = torch.tensor([len(completion.token_ids) for completion in completions])
+    values["rollout/cut_off"] = torch.tensor([completion.finish_reason == "length" for completion in completions])
+    return mean_over_ranks(values, dp)
+
+
+def reward_values(groups: Sequence[Group[Any, Any]]) -> dict[str, Tensor]:
+    """Rewards and parts of the completions that could be rewarded, their spread in each group, and who could not be.
+
+    Of a part, [n] values of the n completions that it applies to; of the others [C], and [P] of groups.
+    """
+    values: dict[str, list[Tensor]] = defaultdict(list)
     for group in groups:
-        for completion in group.completions:
-            lengths.append(float(len(completion.token_ids)))
-            num_cut += completion.finish_reason == "length"
-    metrics = reward_metrics(groups)
-    metrics["rollout/completion_tokens"] = float(torch.tensor(lengths).mean())
-    metrics["rollout/cut_off"] = num_cut / len(lengths)
-    return metrics
+        valid = group.valid
+        values["reward/mean"].append(group.rewards[valid])
+        if valid.any():
+            values["reward/std_in_group"].append(group.rewards[valid].std(correction=0)[None])
+        values["rollout/failed_rewards"].append(~valid)
+        for name, part in group.reward_parts.items():
+            values[f"reward/{name}"].append(part[valid & ~part.isnan()])
+    return {name: torch.cat(parts) for name, parts in values.items()}
 
 
-def reward_metrics(groups: Sequence[Group[Any, Any]]) -> Metrics:
-    """Rewards and parts, means over the completions that could be rewarded (nan if none), and the others' share."""
-    rewards = torch.cat([group.rewards for group in groups])  # [P * G]
-    valid = torch.cat([group.valid for group in groups])  # [P * G]
-    spreads = [group.rewards[group.valid].std(correction=0) for group in groups if group.valid.any()]
-    metrics = {
-        "reward/mean": float(rewards[valid].mean()),
-        "reward/std_in_group": math.nan,
-        "rollout/failed_rewards": float((~valid).float().mean()),
-    }
-    if spreads:
-        metrics["reward/std_in_group"] = float(torch.stack(spreads).mean())
-    for name in groups[0].reward_parts:
-        values = torch.cat([group.reward_parts[name] for group in groups])  # [P * G]
-        metrics[f"reward/{name}"] = float(values[valid].mean())
-    return metrics
+def mean_over_ranks(values: Mapping[str, Tensor], axis: Axis) -> Metrics:
+    """The mean of all ranks' values of each name, nan of none. Every rank of the axis must call it."""
+    local: Metrics = {}
+    for name, numbers in values.items():
+        local[name] = float(numbers.double().sum())
+        local[f"number of {name}"] = len(numbers)
+    totals = axis.sum_dict(local)
+    names = [name for name in totals if f"number of {name}" in totals]
+    return {name: totals[name] / (totals[f"number of {name}"] or math.nan) for name in names}
 
 
 class TrainableFamily(ShardableFamily, Protocol):

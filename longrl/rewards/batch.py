@@ -23,7 +23,7 @@ class BatchReward(ABC, Generic[Judged]):
         """
 
     @abstractmethod
-    def score_all(self, completions: Sequence[Judged], rows: Sequence[Row]) -> list[float | Exception | None]:
+    def score_all(self, completions: Sequence[Judged], rows: Sequence[Row]) -> Sequence[float | Exception | None]:
         """The value of each completion, None where the reward does not apply, or the error that makes it invalid.
 
         Args:

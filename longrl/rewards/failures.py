@@ -28,8 +28,9 @@ HINTS: tuple[tuple[str, str], ...] = (
      "ground truth is row.answer, the question row.problem, and what else a record says row.metadata"),
     (r"string indices must be integers|'str' object has no attribute '(get|items)'", "completions are texts, unless "
      "the function is named as class_path longrl.rewards.ColumnReward with conversational: true"),
-    (r"'Tensor' object|not '?Tensor", "of pictures and videos a reward gets frames [F, 3, H, W] and the row; "
-     "configs/reward/colour.yaml and its like are for them, think_answer.yaml and its like for texts"),
+    (r"'Tensor' object|not '?Tensor", "for a diffusion model a function gets frames [F, 3, H, W] and the row, so "
+     "take one for pictures and videos (configs/reward/colour.yaml and its like) where it was made for texts "
+     "(think_answer.yaml)"),
     (r"required positional argument|unexpected keyword|takes \d+ positional", "a reward is called as (completion, "
      "row), of pictures and videos as (frames, row)"),
     (r"accuracy knows the tasks", "configs/reward/judge.yaml and text_similarity.yaml judge open-ended answers"),
@@ -88,7 +89,7 @@ def failure_of(error: Exception, reward: str, function: object, row_id: str, tex
 
 
 def tells_of_dead_worker(error: BaseException | None) -> bool:
-    """True for torch's error about a loader worker that was killed, also where somebody caught it and raised another."""
+    """True for torch's error about a loader worker that was killed, also where another was raised in its place."""
     while error is not None:
         if isinstance(error, RuntimeError) and WORKER_DIED.match(str(error)):
             return True
@@ -123,11 +124,12 @@ def log_failures(failures: Sequence[Failure], num_completions: int) -> None:
     """
     for alike in failures_by_kind(failures):
         first = alike[0]
+        rows = named_ids(failure.row_id for failure in alike)
         hint = f"; {first.hint}" if first.hint else ""
         logger.warning(
             "reward %r failed on %d of %d completions, of row %s (%s)%s; they are left out of the loss. The first "
             "one's text: %r",
-            first.reward, len(alike), num_completions, named_ids(failure.row_id for failure in alike), first.what, hint, first.text[:500],
+            first.reward, len(alike), num_completions, rows, first.what, hint, first.text[:500],
         )  # fmt: skip
 
 
@@ -174,9 +176,10 @@ def hopeless_message(failures: Sequence[Failure], num_completions: int) -> str |
         first = alike[0]
         if len(alike) < num_completions or len({failure.row_id for failure in alike}) < 2:
             continue
+        place = f", in {first.place}" if first.place else ""
         remedy = first.hint or "correct it; one completion and its row are enough to try it by hand"
         return (
             f"reward {first.reward!r} failed on every one of the {num_completions} completions so far, of row "
-            f"{named_ids(failure.row_id for failure in alike)}, first with {first.what}; {remedy}"
+            f"{named_ids(failure.row_id for failure in alike)}{place}, first with {first.error}; {remedy}"
         )
     return None

@@ -269,9 +269,9 @@ class RewardSum:
                 without.setdefault(row.task, []).append(row)
         for task, of_task in without.items():
             raise ValueError(
-                f"{len(of_task)} of {len(rows)} rows of data.{split} have the task {task!r}, which no reward judges (the "
-                f"first is row {of_task[0].id!r}; rollout.reward judges {', '.join(sorted(known))}); set rollout.reward "
-                f"to {OTHER_JUDGES} whose term says `tasks: [{task}]` or `tasks: every`, or correct the rows' task"
+                f"{len(of_task)} of {len(rows)} rows of data.{split} have the task {task!r}, which no reward judges, "
+                f"first row {of_task[0].id!r}; rollout.reward judges {', '.join(sorted(known))}. Set rollout.reward to "
+                f"{OTHER_JUDGES} whose term says `tasks: [{task}]` or `tasks: every`, or correct the rows' task"
             )
 
     def prepare(self) -> None:

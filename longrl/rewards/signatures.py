@@ -15,8 +15,8 @@ from longrl.types import Completion, Row
 
 VERL_NAMES = ("data_source", "solution_str", "ground_truth", "extra_info")
 KNOWN_FORMS = (
-    "(completion, row) -> float, for pictures and videos (frames, row) -> float; TRL's (prompts, completions, **columns) "
-    "-> list; verl's (data_source, solution_str, ground_truth, extra_info) -> float"
+    "(completion, row) -> float, for pictures and videos (frames, row) -> float; TRL's "
+    "(prompts, completions, **columns) -> list; verl's (data_source, solution_str, ground_truth, extra_info) -> float"
 )
 
 

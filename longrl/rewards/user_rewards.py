@@ -33,7 +33,8 @@ class TookTooLong(TimeoutError):
 class TimedReward(BatchReward[Any]):
     """A user's reward under a time limit."""
 
-    reward: Callable[..., Any] | BatchReward[Any]
+    reward: Callable[..., Any]
+    """A function, or a `BatchReward`."""
     time_limit_s: float
     """Of judging one completion; 0 is none."""
 
@@ -71,15 +72,20 @@ class TimedReward(BatchReward[Any]):
         return values
 
     def _score_together(
-        self, judge: Callable[..., list[Value]], completions: Sequence[Any], rows: Sequence[Row]
+        self, judge: Callable[..., Sequence[Value]], completions: Sequence[Any], rows: Sequence[Row]
     ) -> list[Value]:
         if not completions:
             return []
         seconds = self.time_limit_s * min(len(completions), LIMITS_OF_BATCH)
         try:
-            return call_within(seconds, judge, completions, rows)
+            values = list(call_within(seconds, judge, completions, rows))
         except TimeIsUp as stop:
             return [self._took_too_long(seconds, stop)] * len(completions)
+        if len(values) != len(completions):
+            raise ValueError(
+                f"score_all must return a value of each of the {len(completions)} completions, got {len(values)}"
+            )
+        return values
 
     def _await_all(self, completions: Sequence[Any], rows: Sequence[Row]) -> list[Value]:
         async def await_one(completion: Any, row: Row) -> Any:
@@ -101,7 +107,7 @@ class TimedReward(BatchReward[Any]):
 
 def is_async(function: object) -> bool:
     """True for a coroutine function, and an object that is called as one."""
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
 def is_own(function: object) -> bool:

@@ -16,6 +16,7 @@ from longrl.datamodules.rows.question_rows import (
     geometry_row as geometry_row,
     image_row as image_row,
     longvideo_reason_row as longvideo_reason_row,
+    open_ended_row as open_ended_row,
     text_math_row as text_math_row,
     video_r1_row as video_r1_row,
 )

@@ -17,6 +17,7 @@ from longrl.types import MediaKind, Row
 
 Result = TypeVar("Result")
 RowFunction = Callable[[Record, int, str | None], Row | Sequence[Row | ValueError]]
+ROW_ARGUMENTS = ("record", "index", "media_root")
 
 ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 THINK_TAG = re.compile(r"<think>(.*?)</think>", re.DOTALL | re.IGNORECASE)
@@ -51,6 +52,11 @@ def longvideo_reason_row(record: Record, index: int, media_root: str | None = No
         **media,
     }
     return question_row(record, index, text_field(record, "problem", index), fields)
+
+
+def open_ended_row(record: Record, index: int, media_root: str | None = None) -> Row:
+    """As `longvideo_reason_row` of a record whose answer is a text, also where it looks like a number or a letter."""
+    return longvideo_reason_row({**record, "task": "open_ended"}, index, media_root)
 
 
 def text_math_row(record: Record, index: int, media_root: str | None = None) -> Row:

@@ -1,0 +1,178 @@
+"""Watches what rewards say over the steps of a run: whether they judge at all, and whether anything can be learned."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from longrl.algorithms import Algorithm, Outcomes
+from longrl.rewards.failures import Failure, hopeless_message
+from longrl.strategies.axis import Axis
+from longrl.strategies.parallel import Parallel
+from longrl.types import Group
+
+logger = logging.getLogger(__name__)
+
+SMALLEST_ADVANTAGE = 1e-6
+"""What is smaller is rounding."""
+REMEDIES = {
+    "all wrong": "take easier prompts, or train by SFT first, so that some answers are right",
+    "all right": "take harder prompts",
+    "equal in reward": "check that the reward tells good completions from bad ones, and that "
+    "rollout.sampling.temperature lets them differ",
+    "without any reward": "see the warnings about failed rewards above",
+}
+"""Why a group has no signal -> what helps."""
+
+
+class RewardWatch:
+    """Ends a run whose rewards judge nothing, and warns of steps without signal.
+
+    Args:
+        warn_after: steps in a row without a signal, after which it warns; 0 never.
+    """
+
+    def __init__(self, warn_after: int) -> None:
+        if warn_after < 0:
+            raise ValueError(f"rollout.warn_without_signal_after must be at least 0, which is never, got {warn_after}")
+        self.warn_after = warn_after
+        self.is_rewarded = False
+        """True once some completion of this run had a reward."""
+        self.failures: list[Failure] = []
+        """Of this step; until some completion has a reward, of all steps."""
+        self._num_sampled = 0
+        self._num_silent = 0
+        """Steps in a row without signal."""
+        self._causes: Counter[str] = Counter()
+        """Why the groups of those steps have none."""
+        self._unmet: dict[str, int] = {}
+        """For each part about the form, completions of those steps; a part that some met is gone."""
+
+    # -- rewards that judge nothing ------------------------------------------------------------------------------
+
+    def end_if_hopeless(self, groups: Sequence[Group[Any, Any]], parallel: Parallel) -> None:
+        """Ends a run of which no completion had a reward so far, where one reward is to blame.
+
+        Every rank of the run must call it.
+
+        Raises:
+            ValueError: the reward failed in one way on all completions of several rows.
+        """
+        if parallel.world.max(sum(bool(group.valid.any()) for group in groups)):
+            self.is_rewarded = True
+        if self.is_rewarded:
+            return
+        self._num_sampled += sum(len(group.valid) for group in groups)
+        failures = [failure for of_rank in parallel.world.gather(self.failures) for failure in of_rank]
+        message = hopeless_message(failures, sum(parallel.dp.gather(self._num_sampled)))
+        if message:
+            raise ValueError(message)
+
+    def uselessness(self, num_steps: int, said: str) -> str:
+        """The message of a run that ends because so many steps in a row had no group of use."""
+        failed = ""
+        if self.failures:
+            last = self.failures[-1]
+            hint = f" ({last.hint})" if last.hint else ""
+            failed = f"Reward {last.reward!r} failed last on row {last.row_id!r}, with {last.what}{hint}. "
+        return (
+            f"in {num_steps} steps in a row no group was of use: every prompt is always or never right, every reward "
+            f"failed, or model.algorithm.select dropped every group. {said}. {failed}Check the rewards, mix in other "
+            "prompts, or set model.algorithm.select to longrl.algorithms.keep_all; --ckpt_path "
+            "RUN/checkpoints/last.ckpt goes on from the last checkpoint"
+        )
+
+    # -- steps without signal ------------------------------------------------------------------------------------
+
+    def end_step(
+        self, algorithm: Algorithm, groups: Sequence[Group[Any, Any]], sampled: Sequence[Group[Any, Any]], dp: Axis
+    ) -> None:
+        """Warns, once in a stretch, that several steps in a row had nothing to learn from; every rank must call it.
+
+        Args:
+            algorithm: says what a completion was worth.
+            groups: of this rank, which the step learned from.
+            sampled: all that were drawn for it.
+            dp: ranks with other groups.
+        """
+        if self.is_rewarded:
+            self.failures.clear()
+        if not self.warn_after:
+            return
+        if dp.max(has_signal(algorithm, groups, dp)):
+            self._num_silent = 0
+            self._causes.clear()
+            self._unmet.clear()
+            return
+        self._num_silent += 1
+        for group in sampled:
+            self._causes[why_silent(group)] += 1
+        self._count_unmet(sampled)
+        if self._num_silent == self.warn_after:
+            causes: Counter[str] = Counter()
+            for of_rank in dp.gather(self._causes):
+                causes += of_rank
+            logger.warning(silence_message(self._num_silent, causes, self._unmet))
+
+    def _count_unmet(self, sampled: Sequence[Group[Any, Any]]) -> None:
+        for group in sampled:
+            for name, values in group.reward_parts.items():
+                if "format" not in name:
+                    continue
+                is_met = bool((values[group.valid] > 0).any())
+                if self._num_silent == 1 and name not in self._unmet:
+                    self._unmet[name] = 0
+                if is_met:
+                    self._unmet[name] = -1
+                elif self._unmet.get(name, -1) >= 0:
+                    self._unmet[name] += int(group.valid.sum())
+
+
+def has_signal(algorithm: Algorithm, groups: Sequence[Group[Any, Any]], dp: Axis) -> bool:
+    """True if some completion has an advantage, by its reward alone; every rank of the axis must call it."""
+    if not dp.max(len(groups)):
+        return False
+    num_generations = len(groups[0].valid) if groups else 1
+    none = torch.zeros(0, num_generations)
+    rewards = torch.cat([none, *(group.rewards[None] for group in groups)])  # [P, G]
+    valid = torch.cat([none.bool(), *(group.valid[None] for group in groups)])  # [P, G]
+    baselines = [group.baseline for group in groups if group.baseline is not None]
+    baseline = torch.tensor(baselines) if len(baselines) == len(groups) else None
+    lengths = torch.ones(rewards.numel(), dtype=torch.int64)  # [C]: of a token each
+    advantages: Tensor = algorithm.advantage(Outcomes(rewards, valid, lengths, None, baseline, dp.sum))
+    return bool((advantages.flatten()[valid.flatten()].abs() > SMALLEST_ADVANTAGE).any())
+
+
+def why_silent(group: Group[Any, Any]) -> str:
+    """Why a group has nothing to learn from: one of `REMEDIES`, or "unequal" where it alone is not to blame."""
+    if not group.valid.any():
+        return "without any reward"
+    accuracy = group.reward_parts.get("accuracy", group.rewards)[group.valid]
+    if "accuracy" in group.reward_parts and (accuracy == accuracy[:1]).all():
+        if accuracy[0] <= 0:
+            return "all wrong"
+        if accuracy[0] >= 1:
+            return "all right"
+    rewards = group.rewards[group.valid]
+    return "equal in reward" if (rewards == rewards[:1]).all() else "unequal"
+
+
+def silence_message(num_steps: int, causes: Counter[str], unmet: dict[str, int]) -> str:
+    """The warning after a stretch of steps without signal."""
+    counts = ", ".join(f"{count} {cause}" for cause, count in causes.most_common())
+    forms = "".join(
+        f"; {name} was met by none of {count} completions (train the form by SFT first, or ask for it in "
+        "data.question_template)"
+        for name, count in unmet.items()
+        if count > 0
+    )
+    helps = "; ".join(REMEDIES[cause] for cause, _ in causes.most_common() if cause in REMEDIES)
+    return (
+        f"in {num_steps} steps in a row no group had a signal: all advantages were 0, and nothing was learned. Of "
+        f"{causes.total()} groups: {counts}{forms}. {helps[:1].upper()}{helps[1:]}"
+    )
