@@ -63,8 +63,9 @@ class RewardWatch:
         Raises:
             ValueError: the reward failed in one way on all completions of several rows.
         """
-        if parallel.world.max(sum(bool(group.valid.any()) for group in groups)):
-            self.is_rewarded = True
+        if self.is_rewarded:
+            return
+        self.is_rewarded = bool(parallel.world.max(sum(bool(group.valid.any()) for group in groups)))
         if self.is_rewarded:
             return
         self._num_sampled += sum(len(group.valid) for group in groups)

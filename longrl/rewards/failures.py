@@ -21,25 +21,34 @@ MAX_ERROR_CHARS = 500
 NUM_NAMED = 5
 """Rows that a line names."""
 
-HINTS: tuple[tuple[str, str], ...] = (
-    (r"'Completion' object|, got '?Completion|not '?Completion", "a reward gets a Completion: its text is "
-     "completion.text, and the ground truth row.answer"),
-    (r"'Row' object|KeyError: '(answer|solution|ground_truth|problem|question|prompt)'", "a reward gets a Row: its "
-     "ground truth is row.answer, the question row.problem, and what else a record says row.metadata"),
-    (r"string indices must be integers|'str' object has no attribute '(get|items)'", "completions are texts, unless "
-     "the function is named as class_path longrl.rewards.ColumnReward with conversational: true"),
-    (r"'Tensor' object|not '?Tensor", "for a diffusion model a function gets frames [F, 3, H, W] and the row, so "
-     "take one for pictures and videos (configs/reward/colour.yaml and its like) where it was made for texts "
-     "(think_answer.yaml)"),
-    (r"required positional argument|unexpected keyword|takes \d+ positional", "a reward is called as (completion, "
-     "row), of pictures and videos as (frames, row)"),
-    (r"accuracy knows the tasks", "configs/reward/judge.yaml and text_similarity.yaml judge open-ended answers"),
-    (r"TookTooLong", "give its calls a timeout of their own, or raise rollout.reward.time_limit_s"),
-    (r"CallFailed|refuses every call|ConnectionError|ConnectError", "see that the server of the judge runs at the url "
-     "of its endpoint; nothing that it answered is asked again"),
-    (r"must be a finite number|float\(\)|could not convert", "a reward returns one finite number for each completion, "
-     "or None where it does not apply"),
-)  # fmt: skip
+HINTS = {
+    r"'Completion' object|(type|got|not) ['\"]?Completion\b": (
+        "a reward gets a Completion: its text is completion.text, and the ground truth row.answer"
+    ),
+    r"'Row' object|(type|got|not) ['\"]?Row\b|KeyError: '(answer|solution|ground_truth|problem|question|prompt)'": (
+        "a reward gets a Row: its ground truth is row.answer, the question row.problem, and what else a record says "
+        "row.metadata"
+    ),
+    r"string indices must be integers|'str' object has no attribute '(get|items)'": (
+        "completions are texts, unless the function is named as class_path longrl.rewards.ColumnReward with "
+        "conversational: true"
+    ),
+    r"'Tensor' object|(type|got|not) ['\"]?Tensor\b": (
+        "for a diffusion model a function gets frames [F, 3, H, W] and the row, so take one for pictures and videos "
+        "(configs/reward/colour.yaml and its like) where it was made for texts (think_answer.yaml)"
+    ),
+    r"required positional argument|unexpected keyword|takes \d+ positional": (
+        "a reward is called as (completion, row), of pictures and videos as (frames, row)"
+    ),
+    r"accuracy knows the tasks": "configs/reward/judge.yaml and text_similarity.yaml judge open-ended answers",
+    r"TookTooLong": "give its calls a timeout of their own, or raise rollout.reward.time_limit_s",
+    r"CallFailed|refuses every call|ConnectionError|ConnectError": (
+        "see that the server of the judge runs at the url of its endpoint; nothing that it answered is asked again"
+    ),
+    r"must be a finite number|float\(\)|could not convert": (
+        "a reward returns one finite number for each completion, or None where it does not apply"
+    ),
+}
 """What an error says -> what was probably meant; the first that fits counts."""
 
 
@@ -72,7 +81,7 @@ class Failure:
     @property
     def hint(self) -> str:
         """What the mistake probably is; "" where nothing is known."""
-        return next((hint for pattern, hint in HINTS if re.search(pattern, self.error)), "")
+        return next((hint for pattern, hint in HINTS.items() if re.search(pattern, self.error)), "")
 
 
 def failure_of(error: Exception, reward: str, function: object, row_id: str, text: str) -> Failure:

@@ -93,7 +93,9 @@ class TimedReward(BatchReward[Any]):
                 async with asyncio.timeout(self.time_limit_s or None) as limit:
                     return await self.reward(completion, row)
             except Exception as error:
-                return self._took_too_long(self.time_limit_s, error) if limit.expired() else error
+                if not limit.expired():
+                    return error
+                return self._took_too_long(self.time_limit_s, error.__cause__ or error)  # the cause knows the line
 
         async def gather() -> list[Value]:
             return await asyncio.gather(*map(await_one, completions, rows))

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import math
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -515,6 +516,78 @@ def test_a_reward_that_raises_masks_its_completion_and_the_run_goes_on(tmp_path,
     without = train(tmp_path, callback(FakeEngine(half_right)))
     assert seen.metrics[0]["train/loss"] == pytest.approx(without.metrics[0]["train/loss"], rel=1e-5)
     assert seen.metrics[0]["train/grad_norm"] == pytest.approx(without.metrics[0]["train/grad_norm"], rel=1e-5)
+
+
+# ---- rewards that judge nothing ----
+
+
+def lowers(completion, row):
+    return float(completion.lower() == row.answer)
+
+
+def of_trl(prompts, completions, answer, **kwargs):
+    return [float(text == "right") for text in completions]
+
+
+def test_a_reward_that_fails_on_everything_ends_the_run_in_its_first_step_with_the_hint(tmp_path, caplog):
+    rollouts = callback(FakeEngine(half_right), reward=RewardSum([RewardTerm(lowers)]))
+    with pytest.raises(ValueError, match=(
+        r"reward 'lowers' failed on every one of the 4 completions so far, of row .*, in .*test_rollout\.py line \d+, "
+        r"first with AttributeError: 'Completion' object has no attribute 'lower'; .*completion\.text"
+    )):  # fmt: skip
+        train(tmp_path, rollouts, steps=9)
+    assert len([record for record in caplog.records if "reward 'lowers' failed" in record.getMessage()]) == 1
+
+
+def test_rollouts_of_one_row_are_given_a_second_one(tmp_path):
+    rollouts = callback(FakeEngine(half_right), reward=RewardSum([RewardTerm(lowers)]))
+    with pytest.raises(ValueError, match="failed on every one of the 4 completions so far"):
+        train(tmp_path, rollouts, steps=9, data=data_module(tmp_path, prompts_per_batch=1))
+
+
+def test_one_reward_of_two_that_fails_ends_the_run_too(tmp_path):
+    rollouts = callback(FakeEngine(half_right), reward=RewardSum([RewardTerm(right_is_good), RewardTerm(lowers)]))
+    with pytest.raises(ValueError, match="reward 'lowers' failed on every one"):
+        train(tmp_path, rollouts, steps=9)
+
+
+def test_a_reward_that_hangs_on_a_row_costs_that_row_and_the_run_ends_normally(tmp_path, caplog):
+    def hangs(completion, row):
+        if row.answer == "1":
+            time.sleep(600)
+        return float(completion.text == "right")
+
+    rollouts = callback(FakeEngine(half_right), reward=RewardSum([RewardTerm(hangs)], time_limit_s=0.1))
+    seen = train(tmp_path, rollouts, steps=6)
+    assert len(seen.batches) == 6
+    hung = [group for batch in seen.batches for group in batch.groups if group.prompt.row.answer == "1"]
+    assert [group.valid.tolist() for group in hung] == [[False, False]]
+    assert caplog.text.count("TookTooLong: no value within 0.1 s") == 1
+
+
+def test_a_function_of_trl_trains(tmp_path):
+    seen = train(tmp_path, callback(FakeEngine(half_right), reward=RewardSum([RewardTerm(of_trl)])))
+    assert [group.rewards.tolist() for group in seen.batches[0].groups] == [[1.0, 0.0]] * 2
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_task_without_a_judge_is_missed_before_weights_are_loaded(tmp_path, split):
+    data = data_module(tmp_path)
+    other = tmp_path / "open.jsonl"
+    records = [{"problem": "Why?", "answer": "because of tea"}, {"problem": "1 + 1?", "answer": "2"}]
+    other.write_text("".join(json.dumps(record) + "\n" for record in records))
+    data.sources[split] = [*data.sources[split], dataclasses.replace(data.sources[split][0], source=str(other))]
+    policy = PolicyModule(data.renderer.family)
+    rollouts = callback(FakeEngine(half_right), reward=RewardSum([RewardTerm("longrl.rewards.accuracy")]))
+    with pytest.raises(ValueError, match=rf"1 of 14 rows of data\.{split} have the task 'open_ended', which no reward"):
+        train(tmp_path, rollouts, policy=policy, data=data, limit_val_batches=1)
+    assert not policy.is_built
+
+
+def test_steps_without_signal_are_told_once(tmp_path, caplog):
+    rollouts = callback(FakeEngine(lambda prompt_id, count: ["wrong"] * count), warn_without_signal_after=2)
+    train(tmp_path, rollouts, steps=5)
+    assert caplog.text.count("in 2 steps in a row no group had a signal") == 1
 
 
 # ---- groups on disk ----

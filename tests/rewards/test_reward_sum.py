@@ -9,7 +9,12 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 
+from longrl.algorithms import drop_uniform
+from longrl.callbacks.generations import group_samples
+from longrl.evaluation.records import group_records
+from longrl.modules.trained import MetricMeans, mean_over_ranks, reward_values
 from longrl.rewards import (
+    CosineLength,
     RewardSum,
     RewardTerm,
     SoftOverlong,
@@ -19,7 +24,9 @@ from longrl.rewards import (
     think_answer_format,
 )
 from longrl.rewards.batch import BatchReward
+from longrl.rewards.judge import TextSimilarity
 from longrl.rewards.reward_sum import ACCURACY, LENIENT_ACCURACY
+from longrl.strategies.axis import SINGLE_RANK
 from longrl.types import Completion, Group, Prompt, Row
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "reward"
@@ -356,3 +363,152 @@ def test_a_ground_truth_that_cannot_be_judged_is_refused(row, message):
 
 def test_open_ended_rows_pass_the_check():
     check_answer(Row(id="7", problem="Why?", answer="Because.", task="open_ended"))
+
+
+# ---- parts that do not apply ----
+
+
+def of_numbers(completion, row):
+    return 1.0 if row.task == "numeric" else None
+
+
+def never(completion, row):
+    return None
+
+
+def row_group(row: Row, *texts: str) -> Group:
+    made = group(*texts)
+    return Group(Prompt(row.id, made.prompt.input_ids, made.prompt.position_ids, (), row), made.completions)
+
+
+NUMBER = Row("n", "?", "3", "numeric")
+OPEN = Row("o", "Why?", "because", "open_ended")
+
+
+def test_none_leaves_the_part_out_of_the_sum_and_keeps_the_weights():
+    reward = RewardSum([RewardTerm(of_numbers, 0.7), RewardTerm(think_answer_format, 0.2)])
+    groups = [row_group(NUMBER, GOOD, BARE), row_group(OPEN, GOOD, BARE)]
+    assert reward.score(groups) == 0
+    torch.testing.assert_close(groups[0].rewards, torch.tensor([0.9, 0.7]))
+    torch.testing.assert_close(groups[1].rewards, torch.tensor([0.2, 0.0]))
+    assert groups[1].reward_parts["of_numbers"].isnan().all()
+    assert groups[1].valid.all()
+
+
+def test_a_completion_to_which_nothing_applies_is_masked_and_said_in_one_line(caplog):
+    groups = [row_group(NUMBER, GOOD, BARE), row_group(OPEN, GOOD, BARE)]
+    with caplog.at_level(logging.WARNING):
+        assert RewardSum([RewardTerm(of_numbers), RewardTerm(never)]).score(groups) == 2
+    assert [one.valid.tolist() for one in groups] == [[True, True], [False, False]]
+    assert groups[1].rewards.tolist() == [0.0, 0.0]
+    assert [record.getMessage() for record in caplog.records] == [
+        "no reward applies to 2 completions, of row 'o'; they are left out of the loss"
+    ]
+
+
+def test_logged_means_are_of_the_completions_that_have_the_part():
+    groups = [row_group(NUMBER, GOOD, BARE), row_group(OPEN, GOOD)]
+    RewardSum([RewardTerm(of_numbers), RewardTerm(never), RewardTerm(think_answer_format)]).score(groups)
+    metrics = mean_over_ranks(reward_values(groups), SINGLE_RANK)
+    assert metrics["reward/of_numbers"] == 1.0
+    assert math.isnan(metrics["reward/never"])
+    assert metrics["reward/think_answer_format"] == pytest.approx(2 / 3)
+    assert metrics["rollout/failed_rewards"] == 0.0
+    means = MetricMeans()
+    for one in groups:
+        means.add_rewards(one, "val", by_category=False)
+    assert means.collect(SINGLE_RANK)["val/of_numbers"] == 1.0
+
+
+def test_dynamic_sampling_looks_at_the_reward_where_accuracy_does_not_apply():
+    terms = [RewardTerm(of_numbers, name="accuracy"), RewardTerm(think_answer_format)]
+    groups = [row_group(NUMBER, GOOD, BARE), row_group(OPEN, GOOD, BARE)]
+    RewardSum(terms).score(groups)
+    assert drop_uniform(groups) == [groups[1]]
+
+
+def test_records_and_samples_leave_out_what_does_not_apply():
+    made = row_group(NUMBER, GOOD)
+    RewardSum([RewardTerm(of_numbers), RewardTerm(never)]).score([made])
+    (record,) = group_records(NUMBER, made)
+    assert record["rewards"] == {"of_numbers": 1.0}
+    assert group_samples(made, 1, 1)[0]["parts"] == {"of_numbers": 1.0}
+
+
+# ---- who judges which task ----
+
+
+def judges_open(completion, row):
+    assert row.task == "open_ended"
+    return 0.5
+
+
+def test_a_term_with_tasks_is_asked_about_those_and_accuracy_about_the_others():
+    reward = RewardSum([RewardTerm(accuracy), RewardTerm(judges_open, tasks=["open_ended"])])
+    choice = group(GOOD)
+    groups = [choice, row_group(OPEN, GOOD)]
+    assert reward.score(groups) == 0
+    assert [one.rewards.tolist() for one in groups] == [[1.0], [0.5]]
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        [RewardTerm(accuracy)],
+        [RewardTerm(accuracy), RewardTerm(think_answer_format)],
+        [RewardTerm(accuracy_lenient), RewardTerm(never)],
+        [RewardTerm(judges_open, tasks=["ocr"])],
+        [RewardTerm(CosineLength(9))],
+    ],
+)
+def test_a_task_without_a_judge_is_missed_before_the_run(terms):
+    rows = [NUMBER] * 3 + [OPEN, OPEN] if terms[0].tasks is None else [OPEN, OPEN]
+    with pytest.raises(ValueError, match=(
+        rf"2 of {len(rows)} rows of data\.val have the task 'open_ended', which no reward judges, first row 'o'; "
+        r".*configs/reward/judge\.yaml or text_similarity\.yaml.*`tasks: every`"
+    )):  # fmt: skip
+        RewardSum(terms).check_rows(rows, "val")
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        [RewardTerm(never)],
+        [RewardTerm(think_answer_format)],
+        [RewardTerm(never, name="accuracy")],
+        [RewardTerm(accuracy), RewardTerm(judges_open, tasks=["open_ended"])],
+        [RewardTerm(accuracy), RewardTerm(judges_open, tasks="every")],
+        [RewardTerm(TextSimilarity(), name="accuracy")],
+    ],
+)
+def test_rows_with_a_judge_pass(terms):
+    RewardSum(terms).check_rows([NUMBER, OPEN], "train")
+
+
+def test_a_function_says_itself_what_it_judges():
+    def judge(completion, row):
+        return 1.0
+
+    judge.tasks = "every"
+    RewardSum([RewardTerm(accuracy), RewardTerm(judge)]).check_rows([NUMBER, OPEN], "train")
+    judge.tasks = ["numeric"]
+    with pytest.raises(ValueError, match="'open_ended', which no reward judges"):
+        RewardSum([RewardTerm(judge)]).check_rows([NUMBER, OPEN], "train")
+
+
+def test_tasks_and_the_time_limit_are_read_from_yaml(tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "consumer:\n  reward:\n    time_limit_s: 5\n    terms:\n    - function: longrl.rewards.accuracy\n"
+        "    - {function: longrl.rewards.think_answer_format, tasks: every}\n"
+        "    - {function: longrl.rewards.think_answer_format, tasks: [ocr, math], name: other}\n"
+    )
+    reward, _ = parsed([f"--config={config}"])
+    assert [term.tasks for term in reward.terms] == [None, "every", ["ocr", "math"]]
+    assert reward.time_limit_s == 5.0
+
+
+@pytest.mark.parametrize("name", ["judge", "text_similarity"])
+def test_the_remedies_that_are_named_judge_every_task(name):
+    reward, _ = parsed([f"--consumer.reward={CONFIGS / name}.yaml"])
+    reward.check_rows([Row(task, "?", "x", task) for task in [*RIGHT, "open_ended"]], "train")

@@ -1,0 +1,96 @@
+"""Steps without signal are told once in a stretch, with their likely causes."""
+
+import logging
+
+import pytest
+import torch
+
+from longrl.algorithms import Algorithm, batch_normalized, greedy_centered, group_centered_batch_normalized, raw
+from longrl.callbacks.reward_watch import RewardWatch, has_signal
+from longrl.strategies.axis import SINGLE_RANK
+from longrl.types import Completion, Group, Prompt, Row
+
+NO_TOKENS = torch.zeros(0, dtype=torch.long)
+
+
+def group(*rewards: float, accuracy: list[float] | None = None, valid: bool = True, **parts: list[float]) -> Group:
+    row = Row("q", "?", "1", "numeric")
+    answers = [Completion(NO_TOKENS, torch.zeros(0), "", "stop") for _ in rewards]
+    made = Group(Prompt("q", NO_TOKENS, NO_TOKENS[None], (), row), answers, torch.tensor(rewards))
+    made.valid = torch.full((len(rewards),), valid)
+    if accuracy is not None:
+        parts["accuracy"] = accuracy
+    made.reward_parts = {name: torch.tensor(values) for name, values in parts.items()}
+    return made
+
+
+WRONG, RIGHT, CONTRAST = (
+    group(0.0, 0.0, accuracy=[0.0, 0.0], think_answer_format=[0.0, 0.0]),
+    group(1.0, 1.0, accuracy=[1.0, 1.0], think_answer_format=[0.0, 0.0]),
+    group(1.0, 0.0, accuracy=[1.0, 0.0], think_answer_format=[0.0, 1.0]),
+)
+
+
+def told(steps: list[list[Group]], warn_after: int, caplog) -> list[str]:
+    watch = RewardWatch(warn_after)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        for groups in steps:
+            watch.end_step(Algorithm(), groups, groups, SINGLE_RANK)
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_a_stretch_without_signal_is_told_once_with_its_causes(caplog):
+    (said,) = told([[WRONG, RIGHT], [WRONG, WRONG], [WRONG, group(0.5, 0.5)], [WRONG, WRONG]], 3, caplog)
+    assert "in 3 steps in a row no group had a signal" in said
+    assert "Of 6 groups: 4 all wrong, 1 all right, 1 equal in reward" in said
+    assert "think_answer_format was met by none of 10 completions" in said
+    assert "Take easier prompts, or train by SFT first" in said
+
+
+def test_a_step_with_signal_begins_a_new_stretch(caplog):
+    assert told([[WRONG], [WRONG, CONTRAST], [WRONG]], 2, caplog) == []
+    assert len(told([[WRONG]] * 2 + [[CONTRAST]] + [[WRONG]] * 3, 2, caplog)) == 2
+    assert told([[WRONG]] * 9, 0, caplog) == []
+
+
+def test_a_form_that_some_met_is_no_cause(caplog):
+    met = group(0.5, 0.5, think_answer_format=[1.0, 1.0])
+    (said,) = told([[WRONG], [met], [WRONG]], 3, caplog)
+    assert "was met by none" not in said
+
+
+def test_steps_without_any_group_and_failed_ones_are_silent_too(caplog):
+    (said,) = told([[], [group(0.0, 0.0, valid=False)]], 2, caplog)
+    assert "Of 1 groups: 1 without any reward" in said
+
+
+def test_a_negative_number_of_steps_is_refused():
+    with pytest.raises(
+        ValueError, match=r"rollout\.warn_without_signal_after must be at least 0, which is never, got -1"
+    ):
+        RewardWatch(-1)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "groups", "expected"),
+    [
+        (Algorithm(), [group(0.1, 0.1), group(0.7, 0.7)], False),
+        (Algorithm(), [group(0.1, 0.1), group(0.7, 0.6)], True),
+        (Algorithm(advantage=raw), [group(0.0, 0.0)], False),
+        (Algorithm(advantage=raw), [group(1.0, 1.0)], True),
+        (Algorithm(advantage=batch_normalized), [group(0.1, 0.1), group(0.1, 0.1)], False),
+        (Algorithm(advantage=batch_normalized), [group(0.1, 0.1), group(0.7, 0.7)], True),
+        (Algorithm(advantage=group_centered_batch_normalized), [group(0.1, 0.1), group(0.7, 0.7)], False),
+        (Algorithm(), [], False),
+    ],
+)
+def test_a_signal_is_an_advantage_that_is_not_zero(algorithm, groups, expected):
+    assert has_signal(algorithm, groups, SINGLE_RANK) is expected
+
+
+@pytest.mark.parametrize(("baseline", "expected"), [(1.0, False), (0.0, True)])
+def test_a_greedy_baseline_counts(baseline, expected):
+    made = group(1.0, 1.0)
+    made.baseline = baseline
+    assert has_signal(Algorithm(advantage=greedy_centered, greedy_baseline=True), [made], SINGLE_RANK) is expected
