@@ -156,6 +156,26 @@ def test_the_mix_has_a_row_function_and_a_weight_for_every_source():
     assert len(data.row_functions) == 6
 
 
+def test_the_open_ended_split_is_read_and_needs_a_judge(tmp_path):
+    record = {
+        "problem_id": "1", "problem": "Why does she turn back?", "data_type": "video", "problem_type": "goal",
+        "reasoning": "She forgot her keys.", "videos": ["longvila_videos/1.mp4"], "answer": "<answer>3 keys</answer>",
+    }  # fmt: skip
+    (tmp_path / "openended.jsonl").write_text(json.dumps(record) + "\n")
+    data = built(
+        "--config", VIDEO, ON_CPU, "--data", CONFIGS / "data" / "longvideo_reason_openended.yaml",
+        f"--model.family.init_args.model={vl_folder()}", f"--data.train={tmp_path / 'openended.jsonl'}",
+        "--data.check_files=false", f"--data.skipped_dir={tmp_path}",
+    ).datamodule  # fmt: skip
+    data.read_split("train")
+    (row,) = data.datasets["train"].rows
+    assert (row.task, row.answer) == ("open_ended", "3 keys")
+    for name in ("judge", "text_similarity"):
+        piece(CONFIGS / "reward" / f"{name}.yaml").check_rows([row], "train")
+    with pytest.raises(ValueError, match=r"task 'open_ended', which no reward judges, first row '1'.*judge\.yaml"):
+        piece(CONFIGS / "reward" / "think_answer.yaml").check_rows([row], "train")
+
+
 def test_subtitles_are_switched_on_by_one_option(tmp_path):
     data = built(
         "--config", VIDEO, ON_CPU, "--data", CONFIGS / "data" / "videomme.yaml", f"--data.subtitles.source={tmp_path}"

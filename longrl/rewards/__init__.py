@@ -1,4 +1,4 @@
-"""Reward functions `(completion, row) -> float`, one idea each, and their weighted sum."""
+"""Reward functions `(completion, row) -> float`, one idea each, and their weighted sum: docs/rewards.md."""
 
 from longrl.rewards.answers import think_answer_format as think_answer_format
 from longrl.rewards.length import CosineLength as CosineLength, SoftOverlong as SoftOverlong

@@ -120,3 +120,27 @@ def test_a_correction_that_does_not_say_what_it_reads_is_refused_for_denoising_s
     with pytest.raises(ValueError, match="scored apart"):
         Algorithm(correction=halved).validate_steps(2, 1)
     Algorithm(correction=needs(rows="any")(halved)).validate_steps(2, 1)
+
+
+@pytest.mark.parametrize(
+    ("field", "called"),
+    [
+        ("surrogate", "tokens, clip_low, clip_high"),
+        ("advantage", "outcomes"),
+        ("token_weights", "lengths, valid, all_reduce"),
+        ("select", "groups"),
+        ("kl", "logp, ref_logp"),
+        ("correction", "tokens, cap"),
+    ],
+)
+def test_a_function_with_other_parameters_is_refused_at_the_start(folder, field, called):
+    (folder / "wrong.py").write_text("def mine(a, b, c, d):\n    return a\n")
+    with pytest.raises(ValueError, match=rf"model\.algorithm\.{field} is called as \({called}\), but mine takes"):
+        Algorithm(**{field: "wrong.py:mine"})
+
+
+def test_a_surrogate_that_returns_a_tensor_is_told_what_to_return():
+    algorithm = Algorithm(surrogate=lambda tokens, clip_low, clip_high: -tokens.advantages * tokens.ratio)
+    numbers = torch.zeros(2)
+    with pytest.raises(ValueError, match=r"model\.algorithm\.surrogate must return .*TokenLosses.*, got a Tensor"):
+        algorithm.loss(numbers, numbers, None, None, numbers, numbers, torch.tensor([0, 1]))

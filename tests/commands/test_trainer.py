@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from longrl.commands.main import main
 from longrl.commands.trainer import check_checkpoints
@@ -198,6 +199,21 @@ def test_rl_without_a_reward_ends_before_anything_is_built(tmp_path):
     values = config("rl")
     del values["rollout"]["reward"]
     with pytest.raises(ValueError, match=r"RL needs rollout\.reward, .* --rollout\.reward FILE\.yaml"):
+        run(tmp_path / "run", values)
+
+
+class OwnRollouts(Callback):
+    """Rolls out, but is no RolloutCallback."""
+
+
+def test_rl_with_a_callback_that_is_no_rollout_callback_says_what_it_must_be(tmp_path):
+    values = config("rl")
+    del values["rollout"]["reward"]
+    values["trainer"]["callbacks"] = ["tests.commands.test_trainer.OwnRollouts"]
+    with pytest.raises(ValueError, match=(
+        r"RL needs rollout\.reward.*OwnRollouts of trainer\.callbacks is to roll out, make it a subclass of "
+        r"longrl\.callbacks\.rollout\.RolloutCallback"
+    )):  # fmt: skip
         run(tmp_path / "run", values)
 
 

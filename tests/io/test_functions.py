@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from longrl.io.functions import check_function, import_function
+from longrl.io.functions import check_function, import_function, resolve_function
 from longrl.rewards import SoftOverlong, accuracy
 
 FILE = "def brevity(completion, row):\n    return 1.0\n\n\ndef _private():\n    pass\n"
@@ -104,3 +104,25 @@ def test_the_installed_command_searches_the_working_folder(tmp_path):
     environment = {"PYTHONPATH": str(root), "PATH": ""}
     done = subprocess.run([sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "1.0", done.stderr
+
+
+@pytest.mark.parametrize("function", [lambda a, b: 1, lambda *args: 1, lambda a, b, c=3: 1, max])
+def test_a_function_that_takes_the_arguments_passes(function):
+    assert resolve_function(function, "model.algorithm.kl", ("logp", "ref_logp")) is function
+
+
+@pytest.mark.parametrize(
+    ("text", "taken"),
+    [
+        ("def f(a):", r"\(a\)"),
+        ("def f(a, b, c):", r"\(a, b, c\)"),
+        ("def f(a, *, b):", r"\(a, \*, b\)"),
+        ("def f():", r"\(\)"),
+    ],
+)
+def test_a_function_that_takes_other_arguments_is_refused_with_those_it_gets(tmp_path, text, taken):
+    file = tmp_path / "mine.py"
+    file.write_text(f"{text}\n    return 1\n")
+    message = rf"model\.algorithm\.kl is called as \(logp, ref_logp\), but f takes {taken} \(.*\); give it these"
+    with pytest.raises(ValueError, match=message):
+        import_function(f"{file}:f", "model.algorithm.kl", ("logp", "ref_logp"))

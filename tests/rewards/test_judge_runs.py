@@ -1,10 +1,18 @@
 """A policy learns what a judge prefers, in real runs: SFT on two answers, then GRPO judged over HTTP, with faults."""
 
 import json
+import math
 
+import pytest
 import torch
 
+from longrl.callbacks.rollout import RolloutCallback
 from longrl.chat.endpoint import Endpoint
+from longrl.datamodules.loading.mixing import DataSource
+from longrl.rewards import RewardSum, RewardTerm
+from longrl.rewards.judge import Judge
+from longrl.types import SamplingParams
+from tests.callbacks.test_rollout import FakeEngine, data_module, train
 from tests.chat.server import Server
 from tests.rewards.test_judge import by_content
 from tests.runs import metrics, rollouts, run, text_config
@@ -69,3 +77,42 @@ def test_a_policy_learns_what_the_judge_prefers(tmp_path):
     asked = [json.dumps(body["messages"]) for body in server.bodies]
     assert len(asked) - len(set(asked)) == 2  # no answer is paid for twice, but for those two errors
     assert torch.isfinite(torch.tensor(curve(found, "train/loss"))).all()
+
+
+# ---- a judge that is away ----
+
+
+def judged_run(folder, server, answers, steps):
+    """A run whose policy says `answers(prompt id)`, judged by a server; what each step trained on."""
+    data = data_module(folder)
+    data.sources["train"] = [DataSource(str(folder / "open.jsonl"))]
+    rows = [{"problem": f"What is {n}?", "answer": "green tea", "task": "open_ended"} for n in range(12)]
+    (folder / "open.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    endpoint = Endpoint("j", server.url, backoff_s=0.01, retries=1, timeout_s=2.0)
+    reward = RewardSum([RewardTerm(Judge(endpoint, str(folder / "replies")), name="accuracy")])
+    engine = FakeEngine(lambda prompt_id, count: [f"<answer>{answers(prompt_id, n)}</answer>" for n in range(count)])
+    rollouts = RolloutCallback(reward, SamplingParams(2, 4), engine=engine, max_mean_mismatch=math.inf)
+    return train(folder, rollouts, data=data, steps=steps)
+
+
+def test_a_judge_that_was_never_there_ends_the_run_in_its_first_step_and_says_so(tmp_path):
+    with Server(by_content) as server:
+        pass
+    with pytest.raises(ValueError, match=(
+        r"reward 'accuracy' failed on every one of the 4 completions so far, .* first with CallFailed: http.*; see "
+        r"that the server of the judge runs at the url of its endpoint"
+    )):  # fmt: skip
+        judged_run(tmp_path, server, lambda prompt_id, n: f"{prompt_id} {n}", 5)
+
+
+def test_a_judge_that_is_away_for_a_rollout_costs_that_rollout(tmp_path):
+    calls = []
+
+    def away(body):
+        calls.append(body)
+        return 503 if 4 < len(calls) <= 12 else by_content(body)  # the second rollout: 4 answers, asked twice
+
+    with Server(away) as server:
+        seen = judged_run(tmp_path, server, lambda prompt_id, n: f"green tea {prompt_id} {n}", 4)
+    assert [metrics["rollout/failed_rewards"] for metrics in seen.metrics] == [0.0, 1.0, 0.0, 0.0]
+    assert not any(group.valid.any() for group in seen.batches[1].groups)

@@ -10,6 +10,7 @@ from longrl.datamodules.rows.question_rows import (
     infer_task,
     longvideo_reason_row,
     make_rows,
+    open_ended_row,
     plain_answer,
     plain_reasoning,
     question_row,
@@ -343,3 +344,19 @@ def test_tags_of_sounds_are_counted():
     record = {"problem": "<audio><audio>?", "answer": "very noisy", "audios": "a.wav"}
     (error,) = make_rows([record], longvideo_reason_row, None)
     assert "0 images and 0 videos and 1 audios, but its problem places <audio>, <audio>" in str(error)
+
+
+def test_an_open_ended_row_is_one_whatever_its_answer_looks_like():
+    record = {
+        "problem_id": "lv-7", "problem": "What is written on the door?", "data_type": "video",
+        "problem_type": "plot and narrative", "reasoning": "<think>A sign.</think>",
+        "videos": ["longvila_videos/7.mp4"],
+    }  # fmt: skip
+    for answer in ("<answer>The number 3</answer>", "<answer>3</answer>", "<answer>A</answer>"):
+        row = open_ended_row(record | {"answer": answer}, 0, "data")
+        assert row.task == "open_ended"
+        assert row.answer == answer.removeprefix("<answer>").removesuffix("</answer>")
+    assert (row.id, row.category, row.reasoning) == ("lv-7", "plot and narrative", "A sign.")
+    assert row.videos == ("data/longvila_videos/7.mp4",)
+    with pytest.raises(ValueError, match="needs 'answer'"):
+        open_ended_row(record, 0, "data")
