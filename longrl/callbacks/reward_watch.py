@@ -7,19 +7,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from longrl.algorithms import Algorithm, Outcomes
+from longrl.modules.trained import TrainedModule
 from longrl.rewards.failures import Failure, hopeless_message
-from longrl.strategies.axis import Axis
 from longrl.strategies.parallel import Parallel
 from longrl.types import Group
 
 logger = logging.getLogger(__name__)
 
-SMALLEST_ADVANTAGE = 1e-6
-"""What is smaller is rounding."""
 REMEDIES = {
     "all wrong": "take easier prompts, or train by SFT first, so that some answers are right",
     "all right": "take harder prompts",
@@ -90,22 +84,21 @@ class RewardWatch:
 
     # -- steps without signal ------------------------------------------------------------------------------------
 
-    def end_step(
-        self, algorithm: Algorithm, groups: Sequence[Group[Any, Any]], sampled: Sequence[Group[Any, Any]], dp: Axis
-    ) -> None:
+    def end_step(self, module: TrainedModule, sampled: Sequence[Group[Any, Any]]) -> None:
         """Warns, once in a stretch, that several steps in a row had nothing to learn from; every rank must call it.
 
         Args:
-            algorithm: says what a completion was worth.
-            groups: of this rank, which the step learned from.
-            sampled: all that were drawn for it.
-            dp: ranks with other groups.
+            module: knows whether the step had advantages.
+            sampled: all groups that were drawn for it.
         """
         if self.is_rewarded:
             self.failures.clear()
         if not self.warn_after:
             return
-        if dp.max(has_signal(algorithm, groups, dp)):
+        dp = module.parallel.dp
+        had_signal = dp.max(module.has_signal)
+        module.has_signal = False
+        if had_signal:
             self._num_silent = 0
             self._causes.clear()
             self._unmet.clear()
@@ -132,21 +125,6 @@ class RewardWatch:
                     self._unmet[name] = -1
                 elif self._unmet.get(name, -1) >= 0:
                     self._unmet[name] += int(group.valid.sum())
-
-
-def has_signal(algorithm: Algorithm, groups: Sequence[Group[Any, Any]], dp: Axis) -> bool:
-    """True if some completion has an advantage, by its reward alone; every rank of the axis must call it."""
-    if not dp.max(len(groups)):
-        return False
-    num_generations = len(groups[0].valid) if groups else 1
-    none = torch.zeros(0, num_generations)
-    rewards = torch.cat([none, *(group.rewards[None] for group in groups)])  # [P, G]
-    valid = torch.cat([none.bool(), *(group.valid[None] for group in groups)])  # [P, G]
-    baselines = [group.baseline for group in groups if group.baseline is not None]
-    baseline = torch.tensor(baselines) if len(baselines) == len(groups) else None
-    lengths = torch.ones(rewards.numel(), dtype=torch.int64)  # [C]: of a token each
-    advantages: Tensor = algorithm.advantage(Outcomes(rewards, valid, lengths, None, baseline, dp.sum))
-    return bool((advantages.flatten()[valid.flatten()].abs() > SMALLEST_ADVANTAGE).any())
 
 
 def why_silent(group: Group[Any, Any]) -> str:

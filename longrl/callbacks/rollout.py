@@ -309,7 +309,7 @@ class RolloutCallback(Callback):
         self._metrics = {}
         assert isinstance(pl_module, PolicyModule)
         if batch.groups is not None:
-            self._watch.end_step(pl_module.algorithm, batch.groups, self._sampled, pl_module.parallel.dp)
+            self._watch.end_step(pl_module, self._sampled)
         self._sampled = []
 
     # -- groups sampled during the update ------------------------------------------------------------------------

@@ -122,7 +122,7 @@ class DiffusionRolloutCallback(Callback):
         seconds = {f"time/{name}": value for name, value in pl_module.phases.collect().items()}
         pl_module.log_dict(self._metrics | seconds, batch_size=1)
         pl_module.log("reward", self._metrics["reward/mean"], prog_bar=True, logger=False, batch_size=1)
-        self._watch.end_step(pl_module.algorithm, batch.groups or [], self._sampled, pl_module.parallel.dp)
+        self._watch.end_step(pl_module, self._sampled)
         self._sampled = []
 
     @override

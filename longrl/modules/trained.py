@@ -197,6 +197,8 @@ class TrainedModule(ParallelModule, abc.ABC):
         self.parallel = Parallel()
         self.is_built = False
         """True once there are weights."""
+        self.has_signal = False
+        """True once some advantage was not zero; the rollout callback asks after each step."""
         self._eval_means = MetricMeans()
         self._keep_unregistered("reference", None)
 

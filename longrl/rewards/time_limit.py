@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import signal
 import threading
 import time
 from collections.abc import Callable
 from types import FrameType
 from typing import ParamSpec, TypeVar
+
+logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -18,6 +22,13 @@ REPEAT_S = 1.0
 
 class TimeIsUp(BaseException):
     """Raised within a call that took too long; no Exception, so that `except Exception` lets it pass."""
+
+
+@functools.cache
+def _warn_of_no_limit() -> None:
+    logger.warning(
+        "rollout.reward.time_limit_s is not kept outside the main thread: Python handles signals there alone"
+    )
 
 
 def call_within(seconds: float, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -31,7 +42,10 @@ def call_within(seconds: float, function: Callable[P, T], /, *args: P.args, **kw
     Raises:
         TimeIsUp: the time is over; its traceback tells where.
     """
-    if not seconds or threading.current_thread() is not threading.main_thread():
+    if not seconds:
+        return function(*args, **kwargs)
+    if threading.current_thread() is not threading.main_thread():
+        _warn_of_no_limit()
         return function(*args, **kwargs)
     is_armed = True
 
@@ -49,7 +63,7 @@ def call_within(seconds: float, function: Callable[P, T], /, *args: P.args, **kw
             is_armed = False  # at once: an alarm from here on would leave the next lines out
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, handler)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL if handler is None else handler)  # None: not written in Python
         if others_delay:  # an alarm that somebody had set before: it rings when it should, or now
             left = max(others_delay - (time.monotonic() - started), 1e-3)
             signal.setitimer(signal.ITIMER_REAL, left, others_interval)

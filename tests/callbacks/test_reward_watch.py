@@ -1,13 +1,13 @@
 """Steps without signal are told once in a stretch, with their likely causes."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from longrl.algorithms import Algorithm, batch_normalized, greedy_centered, group_centered_batch_normalized, raw
-from longrl.callbacks.reward_watch import RewardWatch, has_signal
-from longrl.strategies.axis import SINGLE_RANK
+from longrl.callbacks.reward_watch import RewardWatch
+from longrl.strategies.parallel import Parallel
 from longrl.types import Completion, Group, Prompt, Row
 
 NO_TOKENS = torch.zeros(0, dtype=torch.long)
@@ -36,7 +36,9 @@ def told(steps: list[list[Group]], warn_after: int, caplog) -> list[str]:
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         for groups in steps:
-            watch.end_step(Algorithm(), groups, groups, SINGLE_RANK)
+            watch.end_step(
+                SimpleNamespace(parallel=Parallel(), has_signal=any(one is CONTRAST for one in groups)), groups
+            )
     return [record.getMessage() for record in caplog.records]
 
 
@@ -70,27 +72,3 @@ def test_a_negative_number_of_steps_is_refused():
         ValueError, match=r"rollout\.warn_without_signal_after must be at least 0, which is never, got -1"
     ):
         RewardWatch(-1)
-
-
-@pytest.mark.parametrize(
-    ("algorithm", "groups", "expected"),
-    [
-        (Algorithm(), [group(0.1, 0.1), group(0.7, 0.7)], False),
-        (Algorithm(), [group(0.1, 0.1), group(0.7, 0.6)], True),
-        (Algorithm(advantage=raw), [group(0.0, 0.0)], False),
-        (Algorithm(advantage=raw), [group(1.0, 1.0)], True),
-        (Algorithm(advantage=batch_normalized), [group(0.1, 0.1), group(0.1, 0.1)], False),
-        (Algorithm(advantage=batch_normalized), [group(0.1, 0.1), group(0.7, 0.7)], True),
-        (Algorithm(advantage=group_centered_batch_normalized), [group(0.1, 0.1), group(0.7, 0.7)], False),
-        (Algorithm(), [], False),
-    ],
-)
-def test_a_signal_is_an_advantage_that_is_not_zero(algorithm, groups, expected):
-    assert has_signal(algorithm, groups, SINGLE_RANK) is expected
-
-
-@pytest.mark.parametrize(("baseline", "expected"), [(1.0, False), (0.0, True)])
-def test_a_greedy_baseline_counts(baseline, expected):
-    made = group(1.0, 1.0)
-    made.baseline = baseline
-    assert has_signal(Algorithm(advantage=greedy_centered, greedy_baseline=True), [made], SINGLE_RANK) is expected

@@ -11,7 +11,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from longrl.algorithms import Algorithm, drop_uniform, greedy_centered
+from longrl.algorithms import Algorithm, batch_normalized, drop_uniform, greedy_centered, group_normalized, raw
 from longrl.callbacks.rollout import RolloutCallback
 from longrl.callbacks.waiting_groups import restored_group, saved_group
 from longrl.datamodules.longvideo_reason import LongVideoReason
@@ -584,9 +584,26 @@ def test_a_task_without_a_judge_is_missed_before_weights_are_loaded(tmp_path, sp
     assert not policy.is_built
 
 
-def test_steps_without_signal_are_told_once(tmp_path, caplog):
-    rollouts = callback(FakeEngine(lambda prompt_id, count: ["wrong"] * count), warn_without_signal_after=2)
-    train(tmp_path, rollouts, steps=5)
+@pytest.mark.parametrize(
+    ("advantage", "said", "told"),
+    [
+        (group_normalized, ["wrong", "wrong"], 1),
+        (group_normalized, ["right", "right"], 1),
+        (group_normalized, ["right", "wrong"], 0),
+        (batch_normalized, ["right", "right"], 1),
+        (raw, ["wrong", "wrong"], 1),
+        (raw, ["right", "right"], 0),
+    ],
+)
+def test_steps_without_signal_are_told_once(tmp_path, caplog, advantage, said, told):
+    rollouts = callback(FakeEngine(lambda prompt_id, count: said), warn_without_signal_after=2)
+    train(tmp_path, rollouts, Algorithm(advantage=advantage), steps=5)
+    assert caplog.text.count("in 2 steps in a row no group had a signal") == told
+
+
+def test_steps_of_which_no_group_is_kept_have_no_signal(tmp_path, caplog):
+    engine = FakeEngine(lambda prompt_id, count: ["wrong"] * count)
+    train(tmp_path, callback(engine, warn_without_signal_after=2, max_resample_rounds=0), DAPO, steps=3)
     assert caplog.text.count("in 2 steps in a row no group had a signal") == 1
 
 
