@@ -107,14 +107,12 @@ def tells_of_dead_worker(error: BaseException | None) -> bool:
 
 
 def place_in(function: object, error: BaseException) -> str:
-    """The last line of the reward's own file that an error passed, or of all; "" for one that nobody raised."""
-    frames = traceback.extract_tb(error.__traceback__)
-    if not frames:
-        return ""
+    """The last line of the reward's own file that an error passed, or of any behind whoever called it; "" without."""
+    _, *frames = traceback.extract_tb(error.__traceback__)
     module = sys.modules.get(module_of(function))
     own_file = getattr(module, "__file__", None)
-    frame = ([frame for frame in frames if frame.filename == own_file] or frames)[-1]
-    return f"{frame.filename} line {frame.lineno}"
+    own = [frame for frame in frames if frame.filename == own_file]
+    return "".join(f"{frame.filename} line {frame.lineno}" for frame in (own or frames)[-1:])
 
 
 def module_of(function: object) -> str:

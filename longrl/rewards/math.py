@@ -109,7 +109,11 @@ class _Worker:
     def ask(self, request: dict[str, Any]) -> dict[str, Any] | None:
         """The reply, or None when the process was killed because none came in time."""
         with self._lock:
-            reply = self._exchange(self._started(), request, TIMEOUT_S)
+            try:
+                reply = self._exchange(self._started(), request, TIMEOUT_S)
+            except BaseException:  # stopped while it waited: the reply would be taken for the next request's
+                self.stop()
+                raise
             if reply is None:
                 self.stop()
             return reply

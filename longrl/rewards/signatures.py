@@ -13,7 +13,10 @@ from longrl.io.functions import FunctionOrPath, resolve_function
 from longrl.rewards.batch import BatchReward
 from longrl.types import Completion, Row
 
-VERL_NAMES = ("data_source", "solution_str", "ground_truth", "extra_info")
+TEXT_NAMES = ("solution_str", "predict_str")
+"""The text in verl's functions, and in those of EasyR1 and Long-RL."""
+SCORE_NAMES = ("score", "overall")
+"""The value in a dict that they return."""
 KNOWN_FORMS = (
     "(completion, row) -> float, for pictures and videos (frames, row) -> float; TRL's "
     "(prompts, completions, **columns) -> list; verl's (data_source, solution_str, ground_truth, extra_info) -> float"
@@ -65,7 +68,8 @@ class ColumnReward(BatchReward[Any]):
             if missing:
                 raise ValueError(
                     f"reward {self.__name__!r} needs the column {missing[0]!r}, which row {row.id!r} does not have; it "
-                    f"has {', '.join(sorted(has))}. Add it to metadata of the records, or give it a default"
+                    f"has {', '.join(sorted(has))}. Add it to metadata of the records, or give it a default; a "
+                    "function of one completion and its row has no parameter named completions"
                 )
 
     def score_all(self, completions: Sequence[Any], rows: Sequence[Row]) -> list[Any]:
@@ -108,10 +112,10 @@ async def _awaited(values: Any) -> Any:
 
 @dataclass(frozen=True)
 class ComputeScore:
-    """A function of verl: `compute_score(data_source, solution_str, ground_truth, extra_info)`, or with some of these.
+    """A function of verl, `compute_score(data_source, solution_str, ground_truth, extra_info)`, or with some of these.
 
-    It gets `data_source` of the row's metadata, or its task; the text; `row.answer`; and the metadata with `id`,
-    `question` and `task`. A dict that it returns must have `score`.
+    It gets `data_source` of the row's metadata, or its task; the text, as `predict_str` too (EasyR1, Long-RL);
+    `row.answer`; and the metadata with `id`, `question` and `task`. A dict that it returns has `score` or `overall`.
     """
 
     function: Callable[..., Any]
@@ -124,15 +128,21 @@ class ComputeScore:
     def __call__(self, completion: Completion, row: Row) -> Any:
         """The value of one completion."""
         extra_info = {**row.metadata, "id": row.id, "question": row.problem, "task": row.task}
-        values = (row.metadata.get("data_source", row.task), completion.text, row.answer, extra_info)
-        known = dict(zip(VERL_NAMES, values, strict=True))
+        known = dict.fromkeys(TEXT_NAMES, completion.text) | {
+            "data_source": row.metadata.get("data_source", row.task),
+            "ground_truth": row.answer,
+            "extra_info": extra_info,
+        }
         parameters = inspect.signature(self.function).parameters
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
             known = {name: value for name, value in known.items() if name in parameters}
         result = self.function(**known)
         if inspect.isawaitable(result):
             result = run_async(lambda: _awaited(result))
-        return result["score"] if isinstance(result, dict) else result
+        if not isinstance(result, dict):
+            return result
+        name = next((name for name in SCORE_NAMES if name in result), SCORE_NAMES[0])
+        return result[name]
 
 
 def row_columns(row: Row) -> dict[str, Any]:
@@ -158,7 +168,7 @@ def as_reward(function: Any) -> Any:
     names = signature.parameters
     if "completions" in names:
         return ColumnReward(function)
-    if "solution_str" in names:
+    if any(name in names for name in TEXT_NAMES):
         return ComputeScore(function)
     try:
         signature.bind(None, None)

@@ -1,14 +1,20 @@
 """Steps without signal are told once in a stretch, with their likely causes."""
 
 import logging
+import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from longrl.callbacks.reward_watch import RewardWatch
+from longrl.modules.trained import mean_over_ranks
+from longrl.rewards.failures import Failure
+from longrl.strategies.axis import world_axis
 from longrl.strategies.parallel import Parallel
 from longrl.types import Completion, Group, Prompt, Row
+from tests.distributed import run_distributed
 
 NO_TOKENS = torch.zeros(0, dtype=torch.long)
 
@@ -72,3 +78,31 @@ def test_a_negative_number_of_steps_is_refused():
         ValueError, match=r"rollout\.warn_without_signal_after must be at least 0, which is never, got -1"
     ):
         RewardWatch(-1)
+
+
+# ---- several ranks ----
+
+
+def judged_on_two_ranks() -> None:
+    axis = world_axis()
+    parallel = replace(Parallel(), world=axis, dp=axis)
+    # 1. Means are of all completions that have the part, however they are dealt.
+    values = torch.tensor([1.0, 1.0, 0.0] if axis.rank == 0 else [])
+    means = mean_over_ranks({"reward/part": values, "reward/none": torch.zeros(0)}, axis)
+    assert means["reward/part"] == pytest.approx(2 / 3)
+    assert math.isnan(means["reward/none"])
+    # 2. A rank on which everything fails ends nothing, as long as another has a reward.
+    failed = Failure("mine", f"q{axis.rank}", "KeyError: 'x'", "mine.py line 3", "")
+    watch = RewardWatch(0)
+    watch.failures = [failed, failed] if axis.rank == 0 else []
+    watch.end_if_hopeless([group(0.0, 0.0, valid=axis.rank == 1)], parallel)
+    assert watch.is_rewarded
+    # 3. What fails on all ends the run on all: each rank had one row, both together two.
+    watch = RewardWatch(0)
+    watch.failures = [failed, failed]
+    with pytest.raises(ValueError, match="failed on every one of the 4 completions so far, of row 'q0', 'q1'"):
+        watch.end_if_hopeless([group(0.0, 0.0, valid=False)], parallel)
+
+
+def test_two_ranks_judge_as_one():
+    run_distributed(judged_on_two_ranks, 2)

@@ -1,11 +1,14 @@
 """Equality in value, through the math-verify process."""
 
+import select
 import threading
+import time
 
 import pytest
 
 from longrl.rewards import math as math_reward
 from longrl.rewards.math import is_equal, last_boxed, math, math_lenient
+from longrl.rewards.time_limit import TimeIsUp, call_within
 from longrl.types import Completion, Row
 
 
@@ -102,3 +105,13 @@ def test_of_a_long_answer_a_number_is_read_from_the_end_but_no_formula():
 def test_an_unreadable_ground_truth_is_an_error():
     with pytest.raises(ValueError, match=r"ground truth '\$\$'.*correct the row"):
         is_equal("$$", "5")
+
+
+def test_a_comparison_that_is_stopped_leaves_no_reply_for_the_next(monkeypatch):
+    assert is_equal("x^2 - 1", "(x-1)(x+1)")
+    waits = select.select
+    monkeypatch.setattr("select.select", lambda *args: time.sleep(60))
+    with pytest.raises(TimeIsUp):
+        call_within(0.1, is_equal, "y^2 - 1", "(y-1)(y+1)")
+    monkeypatch.setattr("select.select", waits)
+    assert not is_equal("x^2 - 1", "(x-1)(x+2)")

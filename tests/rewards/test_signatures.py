@@ -129,7 +129,12 @@ async def async_score(data_source, solution_str, ground_truth, extra_info):
     return float(data_source == "sums")
 
 
+def long_rl_score(predict_str, ground_truth, format_weight=0.1):
+    return {"overall": float(predict_str == ground_truth), "format": format_weight}
+
+
 def test_a_function_of_verl_is_called_by_its_names():
+    assert rewards_of(long_rl_score) == [[1.0, 0.0], [1.0, 0.0]]
     assert rewards_of(compute_score) == rewards_of(plain_score) == [[1.0, 0.0], [1.0, 0.0]]
     assert rewards_of(async_score) == [[0.0, 0.0], [1.0, 1.0]]
     assert isinstance(as_reward(compute_score), ComputeScore)
