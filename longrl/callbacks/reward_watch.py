@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from longrl.modules.trained import TrainedModule
+from longrl.modules.trained import TrainedModule, rollout_metrics
 from longrl.rewards.failures import Failure, hopeless_message
 from longrl.strategies.parallel import Parallel
 from longrl.types import Group
@@ -44,8 +44,10 @@ class RewardWatch:
         """Steps in a row without signal."""
         self._causes: Counter[str] = Counter()
         """Why the groups of those steps have none."""
-        self._unmet: dict[str, int] = {}
-        """For each part about the form, completions of those steps; a part that some met is gone."""
+        self._unmet: Counter[str] = Counter()
+        """For each part about the form, completions of those steps."""
+        self._met: set[str] = set()
+        """Parts about the form that some of them met."""
 
     # -- rewards that judge nothing ------------------------------------------------------------------------------
 
@@ -68,6 +70,33 @@ class RewardWatch:
         if message:
             raise ValueError(message)
 
+    def end_if_useless(
+        self,
+        groups: Sequence[Group[Any, Any]],
+        parallel: Parallel,
+        num_steps: int,
+        max_steps: int,
+    ) -> None:
+        """Ends a run after a step without a group of use; every rank must call it.
+
+        Args:
+            groups: all that were sampled for the step.
+            parallel: the ranks.
+            num_steps: so many such steps in a row, this one included.
+            max_steps: so many end the run.
+
+        Raises:
+            ValueError: a reward is to blame, see `end_if_hopeless`.
+            RuntimeError: there were `max_steps`.
+        """
+        self.end_if_hopeless(groups, parallel)
+        if num_steps < max_steps:
+            return
+        last = {}
+        for name, value in rollout_metrics(groups, parallel.dp).items():
+            last[name] = round(value, 3)
+        raise RuntimeError(self.uselessness(num_steps, f"The last rollout: {last}"))
+
     def uselessness(self, num_steps: int, said: str) -> str:
         """The message of a run that ends because so many steps in a row had no group of use."""
         failed = ""
@@ -76,9 +105,9 @@ class RewardWatch:
             hint = f" ({last.hint})" if last.hint else ""
             failed = f"Reward {last.reward!r} failed last on row {last.row_id!r}, with {last.what}{hint}. "
         return (
-            f"in {num_steps} steps in a row no group was of use: every prompt is always or never right, every reward "
-            f"failed, or model.algorithm.select dropped every group. {said}. {failed}Check the rewards, mix in other "
-            "prompts, or set model.algorithm.select to longrl.algorithms.keep_all; --ckpt_path "
+            f"in {num_steps} steps in a row no group was of use: every prompt is always or never right, every "
+            f"reward failed, or model.algorithm.select dropped every group. {said}. {failed}Check the rewards, mix in "
+            "other prompts, or set model.algorithm.select to longrl.algorithms.keep_all; --ckpt_path "
             "RUN/checkpoints/last.ckpt goes on from the last checkpoint"
         )
 
@@ -102,29 +131,34 @@ class RewardWatch:
             self._num_silent = 0
             self._causes.clear()
             self._unmet.clear()
+            self._met.clear()
             return
         self._num_silent += 1
         for group in sampled:
             self._causes[why_silent(group)] += 1
         self._count_unmet(sampled)
-        if self._num_silent == self.warn_after:
-            causes: Counter[str] = Counter()
-            for of_rank in dp.gather(self._causes):
-                causes += of_rank
-            logger.warning(silence_message(self._num_silent, causes, self._unmet))
+        if self._num_silent != self.warn_after:
+            return
+        causes: Counter[str] = Counter()
+        unmet: Counter[str] = Counter()
+        # What any rank has met is no cause.
+        for of_rank, unmet_of_rank, met in dp.gather((self._causes, self._unmet, self._met)):
+            causes += of_rank
+            unmet += unmet_of_rank
+            self._met |= met
+        for name in self._met:
+            del unmet[name]
+        logger.warning(silence_message(self._num_silent, causes, unmet))
 
     def _count_unmet(self, sampled: Sequence[Group[Any, Any]]) -> None:
         for group in sampled:
             for name, values in group.reward_parts.items():
                 if "format" not in name:
                     continue
-                is_met = bool((values[group.valid] > 0).any())
-                if self._num_silent == 1 and name not in self._unmet:
-                    self._unmet[name] = 0
-                if is_met:
-                    self._unmet[name] = -1
-                elif self._unmet.get(name, -1) >= 0:
-                    self._unmet[name] += int(group.valid.sum())
+                known = values[group.valid]
+                if (known > 0).any():
+                    self._met.add(name)
+                self._unmet[name] += len(known)
 
 
 def why_silent(group: Group[Any, Any]) -> str:
@@ -141,17 +175,24 @@ def why_silent(group: Group[Any, Any]) -> str:
     return "equal in reward" if (rewards == rewards[:1]).all() else "unequal"
 
 
-def silence_message(num_steps: int, causes: Counter[str], unmet: dict[str, int]) -> str:
-    """The warning after a stretch of steps without signal."""
+def silence_message(num_steps: int, causes: Counter[str], unmet: Counter[str]) -> str:
+    """The warning after a stretch of steps without signal.
+
+    Args:
+        num_steps: of the stretch.
+        causes: why groups have no signal -> number of groups.
+        unmet: parts about the form that no completion met -> number of completions.
+    """
     counts = ", ".join(f"{count} {cause}" for cause, count in causes.most_common())
-    forms = "".join(
-        f"; {name} was met by none of {count} completions (train the form by SFT first, or ask for it in "
-        "data.question_template)"
-        for name, count in unmet.items()
-        if count > 0
-    )
-    helps = "; ".join(REMEDIES[cause] for cause, _ in causes.most_common() if cause in REMEDIES)
+    helps = []
+    for cause, _ in causes.most_common():
+        if cause in REMEDIES:
+            helps.append(REMEDIES[cause])
+    for name, count in unmet.items():
+        counts += f"; {name} was met by none of {count} completions"
+        helps.append(f"for {name} train by SFT first, or ask for the form in data.question_template")
+    remedies = "; ".join(helps)
     return (
-        f"in {num_steps} steps in a row no group had a signal: all advantages were 0, and nothing was learned. Of "
-        f"{causes.total()} groups: {counts}{forms}. {helps[:1].upper()}{helps[1:]}"
+        f"in {num_steps} steps in a row no group had a signal: all advantages were 0, and nothing was learned. "
+        f"Of {causes.total()} groups: {counts}. What helps: {remedies}"
     )

@@ -154,7 +154,13 @@ class RolloutCallback(Callback):
     # -- a training step -----------------------------------------------------------------------------------------
 
     @override
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Batch,
+        batch_idx: int,
+    ) -> None:
         if batch.prompts[0].response_ids is not None:
             return  # SFT: the answers are in the batch
         assert isinstance(pl_module, PolicyModule)
@@ -219,11 +225,12 @@ class RolloutCallback(Callback):
         waiting.carried = groups[num_groups:]
         num_useful = sum(bool(group.valid.any()) for group in groups)
         self._sampled = sampled
-        self._empty_steps = 0 if dp.max(num_useful) else self._empty_steps + 1
-        if self._empty_steps:
-            self._end_if_useless(module.parallel)
-        else:
+        if dp.max(num_useful):
+            self._empty_steps = 0
             self._watch.is_rewarded = True
+        else:
+            self._empty_steps += 1
+            self._watch.end_if_useless(sampled, module.parallel, self._empty_steps, MAX_EMPTY_STEPS)
         with module.phases("encode"):  # again, for the cache may have let go of what carried-over groups need
             step_prompts = [group.prompt for group in batch.groups]
             batch.features = module.features.get_or_encode(module.model, step_prompts, counted=False)
@@ -291,14 +298,6 @@ class RolloutCallback(Callback):
                 group.valid = group.valid & greedy.valid
         return groups
 
-    def _end_if_useless(self, parallel: Parallel) -> None:
-        """Ends a run that has nothing to learn from; every rank must call it."""
-        self._watch.end_if_hopeless(self._sampled, parallel)
-        if self._empty_steps >= MAX_EMPTY_STEPS:
-            metrics = rollout_metrics(self._sampled, parallel.dp)
-            last = {name: round(value, 3) for name, value in metrics.items()}
-            raise RuntimeError(self._watch.uselessness(MAX_EMPTY_STEPS, f"The last rollout: {last}"))
-
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -347,7 +346,12 @@ class RolloutCallback(Callback):
 
     @override
     def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Groups by `eval_sampling`, by the same seed in every evaluation."""
         assert isinstance(pl_module, PolicyModule)

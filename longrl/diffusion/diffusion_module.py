@@ -185,7 +185,9 @@ class DiffusionModule(TrainedModule):
         mini_batches = make_mini_batches(
             flat, self.mini_batches_per_rollout, self.algorithm, dp, old_logp=flat.sampler_logp, ref_logp=None
         )
-        self.has_signal |= any(bool((part.advantages.abs() > 1e-6).any()) for part in mini_batches)
+        for part in mini_batches:
+            is_learned = part.advantages.abs() > 1e-6  # what is smaller is rounding
+            self.has_signal |= bool(is_learned.any())
         totals: dict[str, float] = defaultdict(float)
         for number, mini_batch in enumerate(mini_batches * self.epochs_per_rollout):
             for name, value in self._update(mini_batch, is_first=number == 0).items():

@@ -184,7 +184,9 @@ class PolicyModule(TrainedModule):
         mini_batches = make_mini_batches(
             flat, self.mini_batches_per_rollout, self.algorithm, self.parallel.dp, old_logp, ref_logp
         )
-        self.has_signal |= any(bool((part.advantages.abs() > 1e-6).any()) for part in mini_batches)
+        for part in mini_batches:
+            is_learned = part.advantages.abs() > 1e-6  # what is smaller is rounding
+            self.has_signal |= bool(is_learned.any())
 
         # 3. Updates. The weights of the first are those that sampled: there engine and trainer are compared.
         monitor = self.mismatch_monitor

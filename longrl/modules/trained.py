@@ -106,10 +106,15 @@ def rollout_metrics(groups: Sequence[Group], dp: Axis) -> Metrics:
 
     Every rank of the axis must call it; one may have no group.
     """
-    completions = [completion for group in groups for completion in group.completions]
+    lengths = []
+    is_cut = []
+    for group in groups:
+        for completion in group.completions:
+            lengths.append(len(completion.token_ids))
+            is_cut.append(completion.finish_reason == "length")
     values = reward_values(groups)
-    values["rollout/completion_tokens"] = torch.tensor([len(completion.token_ids) for completion in completions])
-    values["rollout/cut_off"] = torch.tensor([completion.finish_reason == "length" for completion in completions])
+    values["rollout/completion_tokens"] = torch.tensor(lengths)
+    values["rollout/cut_off"] = torch.tensor(is_cut)
     return mean_over_ranks(values, dp)
 
 
@@ -121,24 +126,38 @@ def reward_values(groups: Sequence[Group[Any, Any]]) -> dict[str, Tensor]:
     values: dict[str, list[Tensor]] = defaultdict(list)
     for group in groups:
         valid = group.valid
-        values["reward/mean"].append(group.rewards[valid])
-        if valid.any():
-            values["reward/std_in_group"].append(group.rewards[valid].std(correction=0)[None])
+        rewards = group.rewards[valid]
+        values["reward/mean"].append(rewards)
+        if len(rewards):
+            spread = rewards.std(correction=0, keepdim=True)
+            values["reward/std_in_group"].append(spread)
         values["rollout/failed_rewards"].append(~valid)
         for name, part in group.reward_parts.items():
-            values[f"reward/{name}"].append(part[valid & ~part.isnan()])
+            # A part that does not apply is NaN.
+            known = part[valid & ~part.isnan()]
+            values[f"reward/{name}"].append(known)
     return {name: torch.cat(parts) for name, parts in values.items()}
 
 
 def mean_over_ranks(values: Mapping[str, Tensor], axis: Axis) -> Metrics:
     """The mean of all ranks' values of each name, nan of none. Every rank of the axis must call it."""
+    # 1. Sums and counts: ranks may have different numbers of values.
     local: Metrics = {}
     for name, numbers in values.items():
         local[name] = float(numbers.double().sum())
         local[f"number of {name}"] = len(numbers)
     totals = axis.sum_dict(local)
-    names = [name for name in totals if f"number of {name}" in totals]
-    return {name: totals[name] / (totals[f"number of {name}"] or math.nan) for name in names}
+
+    # 2. Means of what any rank has.
+    means: Metrics = {}
+    for name, total in totals.items():
+        count = totals.get(f"number of {name}")
+        if count is None:
+            continue
+        means[name] = math.nan
+        if count:
+            means[name] = total / count
+    return means
 
 
 class TrainableFamily(ShardableFamily, Protocol):

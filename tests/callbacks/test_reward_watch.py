@@ -53,7 +53,7 @@ def test_a_stretch_without_signal_is_told_once_with_its_causes(caplog):
     assert "in 3 steps in a row no group had a signal" in said
     assert "Of 6 groups: 4 all wrong, 1 all right, 1 equal in reward" in said
     assert "think_answer_format was met by none of 10 completions" in said
-    assert "Take easier prompts, or train by SFT first" in said
+    assert "What helps: take easier prompts, or train by SFT first" in said
 
 
 def test_a_step_with_signal_begins_a_new_stretch(caplog):
