@@ -279,11 +279,13 @@ class Group(Generic[PromptT, SampleT]):
     """name -> [G] float32, unweighted, NaN where a part does not apply. `accuracy` is what dynamic sampling looks at,
     when present."""
     valid: Tensor = NOT_SCORED
-    """[G] bool; False masks a completion out of the loss (its reward raised, or it was cut off and is filtered)."""
+    """[G] bool; False masks a completion out of everything (its reward raised, or it was cut off and is filtered)."""
     baseline: float | None = None
     """Reward of a greedy completion, for ReMax."""
     carried_over: bool = False
     """Sampled by the weights of an earlier step, so its old log-probabilities are the sampler's."""
+    in_loss: Tensor | None = None
+    """[G] bool, of valid ones those in the loss: others count in their group's mean alone. None is all of them."""
 
 
 @dataclass
@@ -336,9 +338,8 @@ class Packed:
     token_index: Tensor
     """[R] number of the row's token, over the whole step."""
     media_keys: tuple[str, ...]
-    """Keys of the media in the order of their placeholders."""
+    """In the order of their placeholders."""
     media_kinds: tuple[MediaKind, ...] = ()
-    """Their kinds."""
 
     def to(self, device: torch.device, multiple: int = 1) -> Packed:
         """The same micro-batch on `device`, with rows behind the last group that nothing attends to.
@@ -359,12 +360,10 @@ class Packed:
 
 
 class PolicyOutput(NamedTuple):
-    """A policy's scores of the rows; a tuple, in which FSDP finds the tensors whose backward pass it awaits."""
+    """A policy's scores of the rows, [R] float32 each; in a tuple FSDP finds the tensors whose backward it awaits."""
 
     logp: Tensor
-    """[R] float32 log-probability of each target."""
-    entropy: Tensor
-    """[R] float32, no gradient."""
+    entropy: Tensor  # without gradient
 
 
 @dataclass(frozen=True)

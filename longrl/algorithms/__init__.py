@@ -18,11 +18,13 @@ from longrl.algorithms.advantages import (
     keep_all as keep_all,
     leave_one_out as leave_one_out,
     mask_truncated as mask_truncated,
+    mask_truncated_loss as mask_truncated_loss,
     raw as raw,
 )
 from longrl.algorithms.algorithm import Algorithm as Algorithm, LossOutput as LossOutput
 from longrl.algorithms.losses import (
     AllReduce as AllReduce,
+    BoundedK3 as BoundedK3,
     Constant as Constant,
     DrawnSteps as DrawnSteps,
     DualClipped as DualClipped,
@@ -36,6 +38,7 @@ from longrl.algorithms.losses import (
     k1 as k1,
     k2 as k2,
     k3 as k3,
+    k3_unbiased as k3_unbiased,
     masked_sequence as masked_sequence,
     masked_token as masked_token,
     no_correction as no_correction,

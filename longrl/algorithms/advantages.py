@@ -57,13 +57,31 @@ def drop_uniform(groups: list[Group[Any, Any]]) -> list[Group[Any, Any]]:
 
 
 def mask_truncated(groups: list[Group]) -> list[Group]:
-    """Overlong filtering: completions cut off by the limit are no longer valid. DAPO, arXiv:2503.14476, sec. 3.4."""
+    """Overlong filtering, stricter than the paper's: completions cut off by the limit are no longer valid.
+
+    They leave the loss, as in DAPO, arXiv:2503.14476, sec. 3.4, and beyond that mean, deviation and contrast of their
+    group. `mask_truncated_loss` is the paper's.
+    """
     masked = []
     for group in groups:
-        valid = _valid(group)
-        finished = [completion.finish_reason != "length" for completion in group.completions]
-        masked.append(replace(group, valid=valid & torch.tensor(finished, dtype=torch.bool, device=valid.device)))
+        masked.append(replace(group, valid=_valid(group) & _finished(group)))
     return masked
+
+
+def mask_truncated_loss(groups: list[Group]) -> list[Group]:
+    """Overlong filtering: completions cut off by the limit leave the loss. DAPO, arXiv:2503.14476, sec. 3.4.
+
+    Their rewards still count in mean, deviation and contrast of their group, as with `mask_truncated_completions` of
+    TRL; their tokens count in no weight. (Under `sequence_mean` TRL divides by the number of all completions, here by
+    that of those in the loss.)
+    """
+    return [replace(group, in_loss=_valid(group) & _finished(group)) for group in groups]
+
+
+def _finished(group: Group) -> Tensor:
+    """[G] bool: not cut off by the limit."""
+    finished = [completion.finish_reason != "length" for completion in group.completions]
+    return torch.tensor(finished, dtype=torch.bool)
 
 
 @dataclass(frozen=True)

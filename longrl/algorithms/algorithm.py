@@ -12,7 +12,7 @@ from torch import Tensor
 from longrl.algorithms import losses
 from longrl.algorithms.advantages import InOrder, Outcomes, Selection, group_normalized, keep_all
 from longrl.algorithms.losses import AllReduce, Tokens, single_rank
-from longrl.algorithms.needs import Needs
+from longrl.algorithms.needs import NO_NEEDS, Needs
 from longrl.io.functions import FunctionOrPath, resolve_function
 from longrl.types import SamplingParams
 
@@ -93,6 +93,9 @@ class Algorithm:
     """Advantages are held within +- this (Flow-GRPO's code: 5); None leaves them."""
     greedy_baseline: bool = False
     """Sample one greedy completion more per prompt, whose reward is the baseline of `greedy_centered`."""
+    fp32_lm_head: bool = False
+    """Compute the LM head in float32 in trainer and engine alike, of weights of any precision (MiniMax-M1,
+    arXiv:2506.13585, sec. 3.2): logits in bfloat16 make ratios of engine and trainer differ by percents."""
 
     def __post_init__(self) -> None:
         for name, arguments in FUNCTIONS.items():
@@ -106,12 +109,16 @@ class Algorithm:
                 f"model.algorithm.advantage_limit must be above 0, or null for none, got {self.advantage_limit}"
             )
 
-    def validate(self, sampling: SamplingParams, mini_batches: int) -> None:
+    def validate(
+        self, sampling: SamplingParams, mini_batches: int, overlap: bool = False, resamples: bool = True
+    ) -> None:
         """Checks the algorithm against a run whose policy writes tokens, before weights are loaded.
 
         Args:
             sampling: of the training rollouts.
             mini_batches: optimizer steps per rollout.
+            overlap: groups are sampled during the update before, by weights one step older.
+            resamples: further prompts are drawn while groups are missing, and the surplus is left to the next step.
 
         Raises:
             ValueError: it could not learn; the message has rule, value and remedy.
@@ -155,7 +162,9 @@ class Algorithm:
                 "set model.algorithm.advantage to longrl.algorithms.greedy_centered, or greedy_baseline to false"
             )
         instead = "use configs/algorithm/reinforce_pp.yaml or remax.yaml"
-        self._check_groups_and_updates(sampling.num_generations, mini_batches, instead)
+        self._check_groups(sampling.num_generations, instead)
+        leaves_groups = resamples and any(need.full_distribution for _, _, need in self._needs())
+        self._check_own_samples(mini_batches, overlap, leaves_groups)
 
     def validate_steps(self, num_generations: int, mini_batches: int) -> None:
         """Checks the algorithm against a run whose policy takes denoising steps; as `validate`."""
@@ -175,8 +184,10 @@ class Algorithm:
                     "longrl.algorithms.clipped, correction to longrl.algorithms.no_correction and greedy_baseline to "
                     "false"
                 )
-        instead = "set model.algorithm.advantage to longrl.algorithms.raw"
-        self._check_groups_and_updates(num_generations, mini_batches, instead)
+        if self.fp32_lm_head:
+            raise ValueError("a diffusion model has no LM head; set model.algorithm.fp32_lm_head to false")
+        self._check_groups(num_generations, "set model.algorithm.advantage to longrl.algorithms.raw")
+        self._check_own_samples(mini_batches, overlap=False, leaves_groups=False)
 
     def _needs(self) -> Iterator[tuple[str, str, Needs]]:
         """Field, name and needs of every function."""
@@ -188,19 +199,35 @@ class Algorithm:
                 default = Needs(rows="tokens" if field == "correction" else "any")
                 yield field, name, getattr(one, "needs", default)
 
-    def _check_groups_and_updates(self, num_generations: int, mini_batches: int, instead: str) -> None:
-        for field, name, need in self._needs():
+    def _check_groups(self, num_generations: int, instead: str) -> None:
+        for _, name, need in self._needs():
             if need.groups and num_generations < 2:
                 raise ValueError(
                     f"{name} compares the completions of a prompt and needs num_generations >= 2, "
                     f"got {num_generations}; raise rollout.sampling.num_generations, or {instead}"
                 )
-            if need.one_update and mini_batches > 1:
-                logger.warning(
-                    "the %s %s has no importance ratio, and %d updates per rollout make it off-policy; "
-                    "set model.algorithm.surrogate to longrl.algorithms.clipped, or one update per rollout",
-                    field, name, mini_batches,
-                )  # fmt: skip
+
+    def _check_own_samples(self, mini_batches: int, overlap: bool, leaves_groups: bool) -> None:
+        """Refuses functions without importance ratio where other weights than those of a step have sampled for it."""
+        problems = []
+        if mini_batches > 1:
+            problems.append(
+                f"{mini_batches} updates per rollout (model.mini_batches_per_rollout times model.epochs_per_rollout)"
+            )
+        if overlap:
+            problems.append("rollout.overlap=true")
+        if leaves_groups:
+            problems.append(
+                "a model.algorithm.select that leaves groups to the next step (rollout.max_resample_rounds)"
+            )
+        for field, name, need in self._needs():
+            if need.one_update and problems:
+                raise ValueError(
+                    f"the {field} {name} has no importance ratio, and with {' and '.join(problems)} it would take "
+                    "samples of other weights for its own; set model.algorithm.surrogate to "
+                    "longrl.algorithms.reinforce or clipped, or one update per rollout, rollout.overlap to false and "
+                    "rollout.max_resample_rounds to 0"
+                )
 
     def token_advantages(
         self,
@@ -303,6 +330,8 @@ class Algorithm:
             metrics["sampler_kl"] = losses.k3(sampler_logp, tokens.old_logp).where(sampler_logp.isfinite(), 0.0)
         if reference is not None:
             metrics["kl_ref"] = self.kl(current, reference.detach())
+            if getattr(self.kl, "needs", NO_NEEDS).importance_ratio:
+                metrics["kl_ref"] = tokens.ratio * metrics["kl_ref"]
             if self.kl_placement == "loss":
                 row_losses = row_losses + self.kl_coef * metrics["kl_ref"]
         elif self.kl_placement == "loss" and self.kl_coef > 0:

@@ -49,7 +49,7 @@ class DrawnSteps:
     old_mean: Tensor
     """[R, D] under the policy before the updates."""
     ref_mean: Tensor | None = None
-    """[R, D] under the reference policy."""
+    """Likewise under the reference policy."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,8 @@ class Tokens:
 # ---- surrogates ----
 # With rho = policy / old policy at a token, A its advantage and sg stop-gradient. A surrogate is
 # `(tokens, clip_low, clip_high) -> TokenLosses`. On the first update after a rollout rho is 1, nothing is clipped, and
-# the gradient of every surrogate here is that of `reinforce`.
+# the gradient of every surrogate here is that of `reinforce`. Later updates, groups that were carried over and those of
+# `rollout.overlap` have another rho: one of your own that does not read it must say so, `@needs(one_update=True)`.
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class TokenLosses:
     clipped_low: Tensor
     """[R] bool: the ratio was below the range, and clipping changed the gradient."""
     clipped_high: Tensor
-    """[R] bool: likewise above."""
+    """Likewise above."""
 
 
 def clipped(tokens: Tokens, clip_low: float, clip_high: float, ratio: Tensor | None = None) -> TokenLosses:
@@ -118,7 +119,8 @@ class DualClipped:
     """Dual-clip PPO, arXiv:1912.09729: for A < 0 the objective is max(min(rho A, clip(rho) A), c A), c = 3.
 
     So a bad token of a far too high ratio gets no gradient (counted in `clipped_high`); for A >= 0 this is `clipped`.
-    TRL's `delta` is another thing: it caps rho for both signs.
+    TRL's `delta` (arXiv:2505.07291), a cap on rho before the minimum, is c where delta >= 1 + clip_high; below, it
+    lowers the upper clip, too.
     """
 
     bound: float = 3.0
@@ -143,8 +145,8 @@ def sequence_clipped(tokens: Tokens, clip_low: float, clip_high: float) -> Token
 
     In the stop-gradient form of its sec. 4.3 (GSPO-token): each token has s_t = sg(s) * policy / sg(policy), whose
     value is s. Where the tokens of a completion share advantage and weight, value and gradient equal those of plain
-    GSPO; where they do not, each token keeps its own. A completion is kept or clipped as a whole. Meant for
-    `sequence_mean`: under other weights a sequence counts by its length.
+    GSPO; where they do not, each token keeps its own. A completion is kept or clipped as a whole. For `sequence_mean`:
+    under other weights a sequence counts by its length.
     """
     log_rho = log_ratio(tokens.logp, tokens.old_logp).detach()
     log_s = tokens.completion_sum(log_rho) / tokens.completion_sum(torch.ones_like(log_rho))
@@ -188,11 +190,16 @@ def grpo_guard(tokens: Tokens, clip_low: float, clip_high: float) -> TokenLosses
     return replace(result, loss=result.loss / steps.length)
 
 
-@needs(one_update=True)
 def reinforce(tokens: Tokens, clip_low: float, clip_high: float) -> TokenLosses:
-    """L = -A log policy: REINFORCE (Williams 1992), RLOO and ReMax; no ratio, so it is for one update per rollout."""
-    never = torch.zeros_like(tokens.advantages, dtype=torch.bool)
-    return TokenLosses(-tokens.advantages * tokens.logp, never, never)
+    """L = -sg(min(rho, 1 + clip_high)) A log policy: REINFORCE (Williams 1992), RLOO and ReMax.
+
+    The papers take one step on what its own weights have sampled: there rho is 1 exactly. In later updates, and for
+    groups of older weights, it is each token's importance weight, truncated. `clip_low` is not read.
+    """
+    ratio = tokens.ratio.detach()
+    weight = ratio.clamp(max=1 + clip_high)
+    never = torch.zeros_like(ratio, dtype=torch.bool)
+    return TokenLosses(-weight * tokens.advantages * tokens.logp, never, ratio > 1 + clip_high)
 
 
 # ---- estimates of KL(policy || reference) from one sampled token, by the names of Schulman's note ----
@@ -205,7 +212,7 @@ def reinforce(tokens: Tokens, clip_low: float, clip_high: float) -> TokenLosses:
 def k1(logp: Tensor, ref_logp: Tensor) -> Tensor:
     """k1 = x = logp - ref_logp, [R]; unbiased, may be negative. For `kl_placement: reward`.
 
-    In the loss it does nothing: its gradient is that of logp, whose expectation under the policy is zero.
+    In the loss it does nothing: the expectation of its gradient, that of logp, is zero.
     """
     return log_ratio(logp, ref_logp)
 
@@ -226,6 +233,33 @@ def k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
     """
     difference = log_ratio(logp, ref_logp)
     return (-difference).exp() - 1 + difference
+
+
+@dataclass(frozen=True)
+class BoundedK3:
+    """min(k3, limit), [R]: `low_var_kl` of verl, EasyR1 and Long-RL. Beyond the limit a token has no gradient."""
+
+    limit: float = 10.0
+    """10 is where the reference finds a token 14 times as likely, or 11 nats less likely."""
+
+    def __post_init__(self) -> None:
+        if not self.limit > 0:
+            raise ValueError(f"the limit of BoundedK3 must be above 0, got {self.limit}; verl has 10")
+
+    def __call__(self, logp: Tensor, ref_logp: Tensor) -> Tensor:
+        """The estimates of tokens [R]."""
+        return k3(logp, ref_logp).clamp(max=self.limit)
+
+
+@needs(importance_ratio=True)
+def k3_unbiased(logp: Tensor, ref_logp: Tensor) -> Tensor:
+    """k3, which `Algorithm` multiplies by rho = policy / old policy: DeepSeek-V3.2, arXiv:2512.02556, eq. 7. [R].
+
+    The old policy drew the tokens, so the product is unbiased in later updates too; and as rho carries gradient, that
+    of the product, rho * x * grad logp, is in expectation that of KL(policy || reference), also at rho = 1. TRL's
+    `use_bias_correction_kl`. As part of the reward it is k3.
+    """
+    return k3(logp, ref_logp)
 
 
 @needs(rows="denoising steps")
@@ -260,11 +294,12 @@ def gaussian_mean_rate(location: Tensor, ref_location: Tensor) -> Tensor:
 # ---- corrections: did the engine that sampled agree with the trainer? ----
 # With q = old policy / sampler at a token, two policies of the same weights but of different kernels and precision (or,
 # for asynchronous rollouts, of older weights), the surrogate loss of a token is multiplied by a detached factor; the KL
-# term is not. Factors change no normalisation: a dropped token still counts in the weights. A token whose sampler
-# log-probability is not finite is dropped (factor 0), and left out of its completion's product.
+# term is not. Factors change no normalisation: a dropped token still counts in the weights, as in TRL and verl. A token
+# whose sampler log-probability is not finite is dropped (factor 0), and left out of its completion's product. Where OLD
+# ones are not finite the whole completion goes (longrl/modules/mini_batches.py).
 #
 # Truncated: Yao et al. 2025, https://fengyao.notion.site/off-policy-rl; masked and sequence level: Liu et al. 2025,
-# "When speed kills stability", https://yingru.notion.site. Neither is on arXiv.
+# https://yingru.notion.site.
 
 
 @needs(rows="any")
@@ -351,10 +386,8 @@ def token_mean(lengths: Tensor, valid: Tensor, all_reduce: AllReduce = single_ra
 class Constant:
     """1 / (number of completions * max_completion_tokens): Dr.GRPO, arXiv:2503.20783, without length bias.
 
-    Every token counts the same in every step, whatever the lengths; the weights add up to mean length / maximum.
-
-    Example:
-        `Constant(max_completion_tokens=1024)`; in YAML `class_path: longrl.algorithms.Constant` with `init_args`.
+    Every token counts the same in every step; the weights add up to mean length / maximum. In YAML it is
+    `class_path: longrl.algorithms.Constant` with `init_args: {max_completion_tokens: 1024}`.
     """
 
     max_completion_tokens: int

@@ -21,18 +21,25 @@ class Needs:
     greedy_baseline: bool = False
     """The reward of a greedy completion of every prompt."""
     one_update: bool = False
-    """One optimizer step per rollout, for it has no importance ratio."""
+    """Samples of the weights that it updates, for it has no importance ratio: one optimizer step per rollout, no
+    `rollout.overlap`, and no selection that leaves groups to a later step."""
     kl_in_reward: bool = False
     """`kl_placement: reward`, for as a term of the loss it has no effect."""
     full_distribution: bool = False
     """Sampling without top_p and top_k, for it leaves groups to a later step, whose log-probabilities are then those
     of the filtered distribution."""
+    importance_ratio: bool = False
+    """Of a KL estimator: that its estimates are multiplied by policy / old policy, with gradient."""
     rows: Literal["any", "tokens", "denoising steps"] = "any"
     """The rows it can read. A correction that does not say so reads tokens alone."""
     noise_rate: bool = False
     """Means in units of std / sqrt(length), the noise's rate, in place of the step's deviation."""
     max_completion_tokens: int | None = None
     """The sampling limit that it was set up for."""
+
+
+NO_NEEDS = Needs()
+"""Of a function that says nothing."""
 
 
 def needs(
@@ -42,6 +49,7 @@ def needs(
     one_update: bool = False,
     kl_in_reward: bool = False,
     full_distribution: bool = False,
+    importance_ratio: bool = False,
     rows: Literal["any", "tokens", "denoising steps"] = "any",
     noise_rate: bool = False,
 ) -> Callable[[Function], Function]:
@@ -54,7 +62,9 @@ def needs(
             return (outcomes.rewards == outcomes.rewards.amax(1, keepdim=True)).double()
         ```
     """
-    declared = Needs(groups, greedy_baseline, one_update, kl_in_reward, full_distribution, rows, noise_rate)
+    declared = Needs(
+        groups, greedy_baseline, one_update, kl_in_reward, full_distribution, importance_ratio, rows, noise_rate
+    )
 
     def mark(function: Function) -> Function:
         vars(function)["needs"] = declared

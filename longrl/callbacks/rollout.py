@@ -128,7 +128,8 @@ class RolloutCallback(Callback):
         check_engine_ranks(self.engine, self._parallel.sp_group.size)
         self.engine.invalidate_weights()  # a stage may begin with other weights at the same step
         if stage == "fit" and pl_module.is_rl():
-            pl_module.algorithm.validate(self.sampling, pl_module.steps_per_rollout)
+            resamples = self.max_resample_rounds > 0
+            pl_module.algorithm.validate(self.sampling, pl_module.steps_per_rollout, self.overlap, resamples)
             self.reward.validate(self.sampling.max_completion_tokens)
             check_rollout_options(pl_module, self.engine, self.sampling, self.overlap, self.bypass_old_logp_below)
             if is_filtered(self.sampling):
@@ -223,7 +224,7 @@ class RolloutCallback(Callback):
             )  # fmt: skip
         batch.groups = groups[:num_groups]
         waiting.carried = groups[num_groups:]
-        num_useful = sum(bool(group.valid.any()) for group in groups)
+        num_useful = sum(bool((group.valid if group.in_loss is None else group.in_loss).any()) for group in groups)
         self._sampled = sampled
         if dp.max(num_useful):
             self._empty_steps = 0

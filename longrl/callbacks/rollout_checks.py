@@ -61,6 +61,17 @@ def check_rollout_options(
             f"rollout.overlap=true needs an engine in another process, got {type(engine).__name__}; use "
             "longrl.engines.server.VLLMServerEngine, or rollout.overlap=false"
         )
+    if module.family.fp32_lm_head and not engine.supports_fp32_lm_head:
+        raise ValueError(
+            f"model.algorithm.fp32_lm_head=true has trainer and engine compute logits in float32, and "
+            f"{type(engine).__name__} does not say that it can (`supports_fp32_lm_head`); use "
+            "longrl.engines.hf.HFEngine or a vLLM engine, or set model.algorithm.fp32_lm_head to false"
+        )
+    if overlap and is_filtered(sampling):
+        logger.warning(
+            "with top_p or top_k the old log-probabilities of groups sampled ahead (rollout.overlap) are those of the "
+            "filtered distribution, and their ratios a little low; set both off, or rollout.overlap to false"
+        )
     in_reward = module.algorithm.kl_coef > 0 and module.algorithm.kl_placement == "reward"
     if bypass_below and (module.steps_per_rollout == 1 or overlap or in_reward):
         logger.warning(

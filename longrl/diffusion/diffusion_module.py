@@ -8,6 +8,7 @@ needs them.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from longrl.diffusion.diffusion_family import DiffusionFamily
 from longrl.diffusion.prompt_files import PromptBatch
 from longrl.diffusion.sampler import Trajectory
 from longrl.diffusion.step_mismatch import StepMismatchMonitor
-from longrl.diffusion.trajectory_rows import RowBatch, score_rows, split_rows, trajectory_rows
+from longrl.diffusion.trajectory_rows import RowBatch, score_rows, split_rows, trajectory_record, trajectory_rows
 from longrl.models.lora import adapters_off
 from longrl.modules.ema import EMA_PREFIX, EMASettings, EMAWeights, holds_ema
 from longrl.modules.initial_weights import plain_from
@@ -50,6 +51,8 @@ class DiffusionModule(TrainedModule):
         mini_batches_per_rollout: optimizer steps one rollout is cut into.
         epochs_per_rollout: how often a rollout is gone through.
         max_grad_norm: gradient norm limit; 0 switches it off.
+        max_nonfinite_steps: so many optimizer steps in a row whose loss or gradient norm is not finite end the run; a
+            single one is left out, and its batch kept in `run_dir/nonfinite_steps`.
         max_mismatch: largest mean difference between the log-probabilities of a rollout's steps when they were drawn
             and in its first update; above it the run ends. They are means over a latent, as what the algorithm clips,
             and the default is ten of its usual ranges of 1e-4. In float32 the difference is about 1e-7; in bfloat16
@@ -73,6 +76,7 @@ class DiffusionModule(TrainedModule):
         mini_batches_per_rollout: int = 1,
         epochs_per_rollout: int = 1,
         max_grad_norm: float = 1.0,
+        max_nonfinite_steps: int = 3,
         max_mismatch: float = 1e-3,
         ema: EMASettings | None = None,
     ) -> None:
@@ -82,8 +86,9 @@ class DiffusionModule(TrainedModule):
                 f"least 1, got {rows_per_micro_batch}, {mini_batches_per_rollout} and {epochs_per_rollout}"
             )
         super().__init__(
-            family, algorithm, optimizer, init_from, mini_batches_per_rollout, epochs_per_rollout, max_grad_norm
-        )
+            family, algorithm, optimizer, init_from, mini_batches_per_rollout, epochs_per_rollout, max_grad_norm,
+            max_nonfinite_steps,
+        )  # fmt: skip
         self.rows_per_micro_batch = rows_per_micro_batch
         self.ema = ema
         self.ema_weights = None
@@ -193,7 +198,10 @@ class DiffusionModule(TrainedModule):
             for name, value in self._update(mini_batch, is_first=number == 0).items():
                 totals[name] += value
         num_updates = len(mini_batches) * self.epochs_per_rollout
-        return {name: value / num_updates for name, value in totals.items()} | self.mismatch_monitor.metrics
+        means = {name: value / num_updates for name, value in totals.items()}
+        num_nonfinite = torch.stack([part.num_nonfinite for part in mini_batches]).sum()
+        means["nonfinite_completions"] = float(dp.sum(num_nonfinite))
+        return means | self.mismatch_monitor.metrics
 
     def _update(self, mini_batch: MiniBatch[TextPrompt, Trajectory], is_first: bool) -> dict[str, float]:
         """One optimizer step. The weights that sampled are those of the first: its ratios are 1 exactly."""
@@ -219,7 +227,8 @@ class DiffusionModule(TrainedModule):
         sp_size = self.parallel.sp_group.size
         sums = self.parallel.world.sum_dict({name: value / sp_size for name, value in totals.items()})
         steps_before = self.trainer.global_step
-        metrics = {**sums, **self.optimizer_step_clipped()}
+        step = self.optimizer_step_clipped(sums["loss"], functools.partial(trajectory_record, mini_batch))
+        metrics = {**sums, **step}
         if self.ema_weights is not None and self.trainer.global_step > steps_before:
             self.ema_weights.update(self.trainer.global_step)
         # Below one with Dr.GRPO's constant, or with masked samples.

@@ -6,15 +6,19 @@ micro-batch. The dots stand for the axes of a latent, D for all of its values.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from longrl.diffusion.sampler import Trajectory, VelocityPolicy
 from longrl.diffusion.steps import broadcast_rows, step_log_prob, step_mean
+from longrl.modules.mini_batches import MiniBatch
+from longrl.modules.skipped_steps import StepRecord
 from longrl.types import Group, TextPrompt
 
 TrajectoryGroup = Group[TextPrompt, Trajectory]
@@ -42,6 +46,19 @@ def trajectory_rows(groups: Sequence[TrajectoryGroup]) -> list[TrajectoryRow]:
         for step_index in range(len(trajectory.steps)):
             rows.append(TrajectoryRow(trajectory, step_index, text, len(rows), sample_index))
     return rows
+
+
+def trajectory_record(mini_batch: MiniBatch[TextPrompt, Trajectory]) -> StepRecord:
+    """The record of an optimizer step on samples; prompts are rows, steps and seeds facts."""
+    tensors = mini_batch.tensors()
+    samples = [trajectory for group in mini_batch.groups for trajectory in group.completions]
+    for number, trajectory in enumerate(samples):
+        tensors[f"latents.{number}"] = trajectory.latents
+    facts: dict[str, Any] = {"seeds": [trajectory.seed for trajectory in samples]}
+    if samples:
+        facts["guidance_scale"] = samples[0].guidance_scale
+        facts["steps"] = [dataclasses.asdict(step) for step in samples[0].steps]
+    return StepRecord([group.prompt.row for group in mini_batch.groups], tensors, facts)
 
 
 def split_rows(rows: Sequence[TrajectoryRow], size: int) -> list[Sequence[TrajectoryRow]]:

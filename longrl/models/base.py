@@ -77,6 +77,9 @@ class TextStack(RendersPrompts):
     """True if sharded layers cast what they are given to the precision they compute in."""
     gradient_checkpointing: bool
     offload_checkpoints: bool
+    fp32_lm_head: bool = False
+    """Compute logits in float32 whatever the precision of the layers, in engines too: `model.algorithm.fp32_lm_head`,
+    which `PolicyModule` sets here. Takes a float32 copy of the LM head while it is used."""
 
     @abc.abstractmethod
     def backbone(self, model: Any) -> Any:
@@ -131,12 +134,12 @@ class TextStack(RendersPrompts):
         targets = packed.target_ids  # [R]
         if sequence.size == 1:
             scored = hidden[0][packed.predict_from]  # [R, D]
-            logp, entropy = chunked_logprobs(scored, lm_head, targets, temperature)
+            logp, entropy = chunked_logprobs(scored, lm_head, targets, temperature, fp32=self.fp32_lm_head)
             return PolicyOutput(logp, entropy)
         num_scored = len(targets)
         local_targets = targets[sequence.share(num_scored)]  # [R / ranks]
         scored = sequence.scored(hidden[0], packed.predict_from)  # [R / ranks, D]
-        logp, entropy = chunked_logprobs(scored, lm_head, local_targets, temperature)
+        logp, entropy = chunked_logprobs(scored, lm_head, local_targets, temperature, fp32=self.fp32_lm_head)
         logp = sequence.gather(logp, num_scored)  # [R]
         entropy = sequence.gather(entropy, num_scored)
         return PolicyOutput(logp, entropy)
@@ -330,7 +333,12 @@ def rows_between(parts: Sequence[Tensor], start: int, stop: int) -> list[Tensor]
 
 
 def chunked_logprobs(
-    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0, max_logits: int = MAX_LOGITS
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    temperature: float = 1.0,
+    max_logits: int = MAX_LOGITS,
+    fp32: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Scores `targets` under softmax(hidden @ weight.T / temperature), a slice of rows at a time.
 
@@ -342,6 +350,7 @@ def chunked_logprobs(
         targets: [R] token ids.
         temperature: the one the completions were sampled with; 0 (greedy) counts as 1.
         max_logits: how many logits one slice may hold.
+        fp32: multiply in float32, also where autocast would not.
 
     Returns:
         ([R] float32 log-probabilities, [R] float32 entropies in nats, without gradient).
@@ -356,14 +365,18 @@ def chunked_logprobs(
     for start in range(0, num_rows, step):
         rows = slice(start, start + step)
         local = hidden[rows]
-        logp, entropy = checkpoint(_score, local, weight, targets[rows], temperature, use_reentrant=False)
+        logp, entropy = checkpoint(_score, local, weight, targets[rows], temperature, fp32, use_reentrant=False)
         logps.append(logp)
         entropies.append(entropy)
     return torch.cat(logps), torch.cat(entropies)
 
 
-def _score(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    logits = hidden @ weight.T
+def _score(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, fp32: bool) -> tuple[Tensor, Tensor]:
+    if fp32:
+        with torch.autocast(hidden.device.type, enabled=False):
+            logits = hidden.float() @ weight.float().T
+    else:
+        logits = hidden @ weight.T
     logits = logits.float() / temperature  # [R, V]
     normaliser = logits.logsumexp(-1)  # [R]
     chosen = logits.gather(-1, targets[:, None])

@@ -20,8 +20,7 @@ from longrl.algorithms import Algorithm, LossOutput
 from longrl.strategies.axis import SINGLE_RANK, Axis
 from longrl.types import Batch, Completion, Group, Packed, PolicyOutput, PromptT
 
-METRICS = ("mean", "max", "k3", "effective_share")
-"""Names in `Mismatch.metrics`."""
+METRICS = ("mean", "max", "k3", "effective_share")  # of `Mismatch.metrics`
 
 
 @dataclass(frozen=True)
@@ -36,9 +35,9 @@ class Mismatch:
     def metrics(self, world: Axis = SINGLE_RANK) -> dict[str, float]:
         """Mean and largest absolute difference, k3 estimate of KL(engine || trainer), share of effective samples.
 
-        k3 is that of Schulman's note, exp(d) - 1 - d with d trainer less engine; the effective sample size is that of
-        importance weights exp(d) (Kong 1992), as a share of the number of tokens. Tokens without a finite score do not
-        count; without any token there are no metrics.
+        k3 is exp(d) - 1 - d with d trainer less engine; the effective sample size is that of importance weights exp(d)
+        (Kong 1992), as a share of the number of tokens. Tokens without a finite score do not count; without any token
+        there are no metrics.
 
         Args:
             world: ranks whose tokens count together; all must call it.
@@ -58,7 +57,7 @@ class Mismatch:
             }
         )
         local_largest = float(distance.max()) if len(distance) else 0.0
-        largest = max(world.gather(local_largest))
+        largest = world.max(local_largest)
         tokens = sums["tokens"]
         if not tokens:
             return {}
@@ -161,6 +160,8 @@ class FlatGroups(Generic[PromptT, ScoredT]):
     """[P, G]"""
     valid: Tensor
     """[P, G] bool."""
+    in_loss: Tensor
+    """[P, G] bool: valid, and not left out of the loss alone."""
     baselines: Tensor | None
     """[P] rewards of greedy completions, if the groups have them."""
     sampler_logp: Tensor
@@ -179,6 +180,7 @@ def flatten_groups(groups: Sequence[Group[PromptT, ScoredT]], device: torch.devi
     num_tokens = lengths.view(-1, num_generations).sum(1)  # [P]
     on_policy = torch.tensor([not group.carried_over for group in groups], dtype=torch.bool)  # [P]
     no_rewards = torch.zeros(0, num_generations)
+    in_loss = [group.valid if group.in_loss is None else group.in_loss for group in groups]
     baselines = [group.baseline for group in groups if group.baseline is not None]
     baseline = None
     if len(baselines) == len(groups):
@@ -188,6 +190,7 @@ def flatten_groups(groups: Sequence[Group[PromptT, ScoredT]], device: torch.devi
         lengths=lengths.to(device),
         rewards=torch.cat([no_rewards, *(group.rewards[None] for group in groups)]).to(device),
         valid=torch.cat([no_rewards.bool(), *(group.valid[None] for group in groups)]).to(device),
+        in_loss=torch.cat([no_rewards.bool(), *(mask[None] for mask in in_loss)]).to(device),
         baselines=baseline,
         sampler_logp=torch.cat([torch.zeros(0), *logprobs]).to(device),
         on_policy=on_policy.repeat_interleave(num_tokens).to(device),
@@ -215,6 +218,25 @@ class MiniBatch(Generic[PromptT, ScoredT]):
     """[N] bool, True for tokens sampled by the weights of this step."""
     weights: Tensor
     """[C] weight of every token of a completion."""
+    rewards: Tensor
+    """[P, G]"""
+    valid: Tensor
+    """[P, G] bool."""
+    num_nonfinite: Tensor
+    """[] completions that are left out, for a score or advantage of theirs is not finite."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that the loss reads beside tokens, by name."""
+        named = {
+            "advantages": self.advantages,
+            "old_logp": self.old_logp,
+            "ref_logp": self.ref_logp,
+            "sampler_logp": self.sampler_logp,
+            "weights": self.weights,
+            "rewards": self.rewards,
+            "valid": self.valid,
+        }
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
 def make_mini_batches(
@@ -235,7 +257,19 @@ def make_mini_batches(
         old_logp: [N] log-probabilities before the update, or None where it is the first.
         ref_logp: [N] of the reference policy, or None without KL penalty.
     """
-    # 1. Advantages of the whole rollout; a KL penalty is part of the reward, or left for the loss.
+    # 1. A completion with a score that is not finite is not valid: it enters no mean. Its tokens get scores without
+    #    meaning, for 0 * nan would be nan.
+    finite = torch.ones_like(flat.sampler_logp)  # [N]
+    if old_logp is not None:
+        finite = finite * old_logp.isfinite()
+        old_logp = old_logp.where(old_logp.isfinite(), 0.0)
+    if ref_logp is not None:
+        finite = finite * ref_logp.isfinite()
+        ref_logp = ref_logp.where(ref_logp.isfinite(), 0.0)
+    has_scores = torch.segment_reduce(finite, "min", lengths=flat.lengths, initial=1.0).bool()  # [C]
+    valid = flat.valid & has_scores.view_as(flat.valid)  # [P, G]
+
+    # 2. Advantages of the whole rollout; a KL penalty is part of the reward, or left for the loss.
     penalty = None
     if ref_logp is not None and algorithm.kl_placement == "reward":
         assert old_logp is not None
@@ -243,14 +277,19 @@ def make_mini_batches(
         ref_logp = None
     advantages = algorithm.token_advantages(  # [N]
         flat.rewards,
-        flat.valid,
+        valid,
         flat.lengths,
         kl=penalty,
         baseline=flat.baselines,
         all_reduce=dp.sum,
     )
+    finite = advantages.isfinite().to(finite.dtype)  # [N]; those of a function of the user's may not be
+    advantages = advantages.where(advantages.isfinite(), 0.0)
+    has_advantage = torch.segment_reduce(finite, "min", lengths=flat.lengths, initial=1.0).bool()  # [C]
+    in_loss = flat.in_loss.flatten()  # [C]
+    kept = in_loss & has_scores & has_advantage  # [C]
 
-    # 2. Neighbouring groups, as equal in number as can be; a rank with few groups gets empty mini-batches.
+    # 3. Neighbouring groups, as equal in number as can be; a rank with few groups gets empty mini-batches.
     num_groups, num_generations = flat.rewards.shape
     count = min(count, dp.max(num_groups))
     edges = [num_groups * index // count for index in range(count + 1)]
@@ -258,8 +297,7 @@ def make_mini_batches(
     for start, stop in itertools.pairwise(edges):
         tokens = slice(flat.offsets[start], flat.offsets[stop])
         completions = slice(start * num_generations, stop * num_generations)
-        valid = flat.valid[start:stop].flatten()  # [C]
-        weights = algorithm.token_weights(flat.lengths[completions], valid, dp.sum)  # [C]
+        weights = algorithm.token_weights(flat.lengths[completions], kept[completions], dp.sum)  # [C]
         mini_batches.append(
             MiniBatch(
                 groups=flat.groups[start:stop],
@@ -269,6 +307,9 @@ def make_mini_batches(
                 sampler_logp=flat.sampler_logp[tokens],
                 on_policy=flat.on_policy[tokens],
                 weights=weights,
+                rewards=flat.rewards[start:stop],
+                valid=flat.valid[start:stop],
+                num_nonfinite=(in_loss & ~kept)[completions].sum(),
             )
         )
     return mini_batches
@@ -283,6 +324,9 @@ class TokenLoss(Protocol):
     def __call__(self, packed: Packed, output: PolicyOutput) -> LossOutput:
         """Sums over the rows of one micro-batch."""
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All that the loss reads beside tokens, by name."""
+
 
 @dataclass(frozen=True)
 class SFTLoss:
@@ -295,6 +339,10 @@ class SFTLoss:
         """See `TokenLoss`."""
         loss = -output.logp.sum() / self.num_tokens
         return LossOutput(loss, {"entropy": output.entropy.sum() / self.num_tokens})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See `TokenLoss`."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -329,6 +377,10 @@ class RolloutLoss:
         )
         entropy = (output.entropy * weights).sum()
         return LossOutput(result.loss, {"entropy": entropy, **result.metrics})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See `TokenLoss`."""
+        return self.mini_batch.tensors()
 
 
 def response_targets(batch: Batch) -> list[list[Tensor]]:

@@ -34,6 +34,7 @@ from longrl.modules.mini_batches import (
     response_targets,
 )
 from longrl.modules.optimizer import OptimizerSettings
+from longrl.modules.skipped_steps import text_record
 from longrl.modules.trained import NOT_WEIGHTED, TrainedModule, data_module_of
 from longrl.packing.lengths import micro_batch_limit
 from longrl.packing.pack import dummy_micro_batch, pack
@@ -58,6 +59,9 @@ class PolicyModule(TrainedModule):
         mini_batches_per_rollout: optimizer steps one rollout is cut into.
         epochs_per_rollout: how often a rollout is gone through.
         max_grad_norm: gradient norm limit; 0 switches it off.
+        max_nonfinite_steps: so many optimizer steps in a row whose loss or gradient norm is not finite end the run. A
+            single one is left out: weights and optimizer stay as they were, and its batch is kept in
+            `run_dir/nonfinite_steps`.
         feature_cache_bytes: features of a frozen encoder kept between steps.
         feature_cache_dir: folder in which features of a frozen encoder outlive the run, if there is one. `python -m
             longrl cache-features` fills it beforehand. In `fit` videos whose features are there are not decoded.
@@ -76,6 +80,7 @@ class PolicyModule(TrainedModule):
         mini_batches_per_rollout: int = 1,
         epochs_per_rollout: int = 1,
         max_grad_norm: float = 1.0,
+        max_nonfinite_steps: int = 3,
         feature_cache_bytes: int = 1 << 30,
         feature_cache_dir: str | None = None,
         feature_cache_disk_bytes: int = 1 << 40,
@@ -86,14 +91,10 @@ class PolicyModule(TrainedModule):
                 f"at least 1, got {max_tokens_per_micro_batch}, {mini_batches_per_rollout} and {epochs_per_rollout}"
             )
         super().__init__(
-            family,
-            algorithm,
-            optimizer,
-            init_from,
-            mini_batches_per_rollout,
-            epochs_per_rollout,
-            max_grad_norm,
-        )
+            family, algorithm, optimizer, init_from, mini_batches_per_rollout, epochs_per_rollout, max_grad_norm,
+            max_nonfinite_steps,
+        )  # fmt: skip
+        family.fp32_lm_head = self.algorithm.fp32_lm_head
         self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
         self.temperature = 1.0
         """The one completions are sampled with; the rollout callback sets it."""
@@ -101,9 +102,7 @@ class PolicyModule(TrainedModule):
         """Compares engine and trainer in every step; the rollout callback sets it."""
         self.vision_encoder_trains = False
         """True if features need gradients; known once there are weights."""
-        disk = None
-        if feature_cache_dir:
-            disk = DiskCache(family, feature_cache_dir, feature_cache_disk_bytes)
+        disk = DiskCache(family, feature_cache_dir, feature_cache_disk_bytes) if feature_cache_dir else None
         self.features = FeatureCache(family, feature_cache_bytes, disk=disk)
 
     # -- building ------------------------------------------------------------------------------------------------
@@ -115,7 +114,7 @@ class PolicyModule(TrainedModule):
     @override
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        if stage == "fit" and not self.is_rl():  # the rollout callback knows how long completions of RL may become
+        if stage == "fit" and not self.is_rl():  # in RL the rollout callback knows how long completions may become
             limit = micro_batch_limit(self.max_tokens_per_micro_batch, self.parallel.degrees)
             data_module_of(self.trainer).limit_lengths([limit], ("train", "val"))
 
@@ -205,6 +204,8 @@ class PolicyModule(TrainedModule):
         # 4. Metrics are means over the updates.
         num_updates = len(mini_batches) * self.epochs_per_rollout
         means = {name: total / num_updates for name, total in totals.items()}
+        num_nonfinite = torch.stack([part.num_nonfinite for part in mini_batches]).sum()
+        means["nonfinite_completions"] = float(self.parallel.dp.sum(num_nonfinite))
         if self.mismatch_monitor is None:
             return means
         return means | self.mismatch_monitor.metrics
@@ -266,7 +267,9 @@ class PolicyModule(TrainedModule):
         sums = self.parallel.world.sum_dict(totals)
 
         # 5. The step; features of the encoder as it was are of no more use.
-        step = self.optimizer_step_clipped()
+        facts = {"temperature": self.temperature, "epoch": self.current_epoch}
+        record = functools.partial(text_record, prompts, completions, loss, **facts)
+        step = self.optimizer_step_clipped(sums["loss"], record)
         if self.vision_encoder_trains:
             self.features.clear()
         return sums | step
@@ -323,11 +326,7 @@ class PolicyModule(TrainedModule):
         old_logp = self.score(self.policy, prompts, completions, features)  # [N]
         return torch.where(flat.on_policy | ~is_known, old_logp, flat.sampler_logp)
 
-    def _reference_logp(
-        self,
-        flat: FlatGroups,
-        features: Features,
-    ) -> Tensor | None:
+    def _reference_logp(self, flat: FlatGroups, features: Features) -> Tensor | None:
         """[N] log-probabilities of the reference policy, or None without KL penalty."""
         reference = self.reference
         if reference is None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import logging
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -24,6 +26,7 @@ from longrl.algorithms import Algorithm
 from longrl.models.lora import LoRASettings, check_resumed, refuse_dropout, to_checkpoint
 from longrl.modules.host_adamw import offload_state
 from longrl.modules.optimizer import OptimizerSettings
+from longrl.modules.skipped_steps import SkippedSteps, StepRecord
 from longrl.strategies.axis import Axis
 from longrl.strategies.fsdp import RootModule, ShardableFamily
 from longrl.strategies.parallel import Parallel, ParallelModule
@@ -32,6 +35,8 @@ from longrl.types import Group, Metrics
 if TYPE_CHECKING:
     from longrl.datamodules.longvideo_reason import LongVideoReason
 
+
+logger = logging.getLogger(__name__)
 
 NOT_WEIGHTED = ("loss", "grad_norm", "lr")
 """Metrics of a step that are no weighted sums over tokens."""
@@ -179,6 +184,7 @@ class TrainedModule(ParallelModule, abc.ABC):
         mini_batches_per_rollout: optimizer steps one rollout is cut into.
         epochs_per_rollout: how often a rollout is gone through.
         max_grad_norm: gradient norm limit; 0 switches it off.
+        max_nonfinite_steps: so many optimizer steps in a row whose loss or gradient norm is not finite end the run.
     """
 
     family: TrainableFamily
@@ -198,6 +204,7 @@ class TrainedModule(ParallelModule, abc.ABC):
         mini_batches_per_rollout: int,
         epochs_per_rollout: int,
         max_grad_norm: float,
+        max_nonfinite_steps: int,
     ) -> None:
         super().__init__()
         if max_grad_norm < 0:
@@ -212,6 +219,7 @@ class TrainedModule(ParallelModule, abc.ABC):
         self.steps_per_rollout = mini_batches_per_rollout * epochs_per_rollout
         """Optimizer steps on one rollout."""
         self.max_grad_norm = max_grad_norm
+        self.skipped_steps = SkippedSteps(max_nonfinite_steps)
         self.phases = PhaseTimes()
         self.parallel = Parallel()
         self.is_built = False
@@ -302,10 +310,12 @@ class TrainedModule(ParallelModule, abc.ABC):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["lora"] = to_checkpoint(self.family.lora)
+        checkpoint["skipped_steps"] = self.skipped_steps.state_dict()
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_resumed(self.family.lora, checkpoint)
+        self.skipped_steps.load_state_dict(checkpoint.get("skipped_steps", {}))
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
@@ -315,12 +325,30 @@ class TrainedModule(ParallelModule, abc.ABC):
         with self.phases("update"):
             metrics = self.update_policy(batch)
         if metrics:
+            if metrics.get("nonfinite_completions"):
+                logger.warning(
+                    "%d completions of the last rollout are in no loss and no mean: an old or reference "
+                    "log-probability of theirs, or an advantage, is not a finite number",
+                    metrics["nonfinite_completions"],
+                )
             named = {f"train/{name}": value for name, value in metrics.items()}
+            named["train/nonfinite_steps"] = float(self.skipped_steps.count)
             self.log_dict(named, batch_size=1)
             self.log("loss", metrics["loss"], prog_bar=True, logger=False, batch_size=1)
 
-    def optimizer_step_clipped(self) -> Metrics:
-        """Clips the summed gradients and takes the step; returns the norm they had and the rate of the step."""
+    def optimizer_step_clipped(self, loss: float, record: Callable[[], StepRecord]) -> Metrics:
+        """Clips the summed gradients and takes the step, unless a number is not finite.
+
+        Args:
+            loss: the sum over all ranks.
+            record: makes the record of this rank's part of a step that is left out.
+
+        Returns:
+            The norm the gradients had and the rate of the step.
+
+        Raises:
+            RuntimeError: the last of `max_nonfinite_steps` steps in a row was left out.
+        """
         optimizer = self.optimizers()
         scheduler = self.lr_schedulers()
         assert isinstance(optimizer, LightningOptimizer)
@@ -337,15 +365,25 @@ class TrainedModule(ParallelModule, abc.ABC):
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
 
-        # 2. Clip; without a limit the factor is 1 exactly.
+        # 2. Loss and norm are the same on all ranks, and so is what follows from them. (There is no GradScaler, whose
+        #    own way to leave steps out would have to be told apart: `setup` refuses 16-mixed.)
+        lr = optimizer.param_groups[0]["lr"]
+        grad_norm = float(norm)
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            optimizer.zero_grad()
+            facts = {"global_step": self.global_step, "rank": self.global_rank, "loss": loss, "grad_norm": grad_norm}
+            self.skipped_steps.add(Path(self.trainer.default_root_dir), record, facts)
+            return {"grad_norm": grad_norm, "lr": lr}
+        self.skipped_steps.in_a_row = 0
+
+        # 3. Clip; without a limit the factor is 1 exactly.
         nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm or math.inf, norm)
 
-        # 3. Step; the rate logged is the one that this step had.
-        lr = optimizer.param_groups[0]["lr"]
+        # 4. Step; the rate logged is the one that this step had.
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
-        return {"grad_norm": float(norm), "lr": lr}
+        return {"grad_norm": grad_norm, "lr": lr}
 
     # -- evaluation ----------------------------------------------------------------------------------------------
 

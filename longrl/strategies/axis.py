@@ -6,11 +6,13 @@ import contextlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+NumberT = TypeVar("NumberT", int, float)
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,13 @@ class Axis:
         dist.all_reduce(total, dist.ReduceOp.SUM, group=self.group)
         return total
 
-    def max(self, number: int) -> int:
-        """Largest number on the axis."""
+    def max(self, number: NumberT) -> NumberT:
+        """Largest number on the axis; an integer is below 2^53."""
         if self.size == 1:
             return number
-        largest = torch.tensor(number, device=self._device())
+        largest = torch.tensor(number, dtype=torch.float64, device=self._device())
         dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.group)
-        return int(largest)
+        return type(number)(largest.item())
 
     def sum_dict(self, values: Mapping[str, float]) -> dict[str, float]:
         """Sums of named numbers; a name that another rank lacks counts 0 there."""
