@@ -20,6 +20,7 @@ from longrl.algorithms import (
     keep_all,
     leave_one_out,
     mask_truncated,
+    mask_truncated_loss,
     raw,
     single_rank,
 )
@@ -344,6 +345,19 @@ def test_mask_truncated_makes_cut_off_completions_invalid_and_leaves_its_argumen
     assert before[0].valid.tolist() == [True, True, False]
     assert before[1].valid is None
     assert after[0].completions is before[0].completions
+
+
+def test_mask_truncated_loss_leaves_rewards_in_their_group():
+    before = [
+        group([1.0, 0.0, 1.0], valid=[True, True, False], finish=["stop", "length", "stop"]),
+        group([1.0, 0.0], finish=["length", "length"]),
+    ]
+    after = mask_truncated_loss(before)
+    assert [g.valid for g in after] == [g.valid for g in before]
+    assert [g.in_loss.tolist() for g in after] == [[True, False, False], [False, False]]
+    assert before[0].in_loss is None
+    contrast = group([1.0, 1.0, 0.0], finish=["stop", "stop", "length"])
+    assert len(InOrder([mask_truncated_loss, drop_uniform])([contrast])) == 1
 
 
 def test_in_order_looks_for_contrast_among_what_was_not_cut_off():

@@ -13,6 +13,7 @@ from longrl.algorithms import (
     Constant,
     DualClipped,
     InOrder,
+    TokenLosses,
     cispo,
     clipped,
     drop_uniform,
@@ -27,6 +28,7 @@ from longrl.algorithms import (
     leave_one_out,
     mask_truncated,
     masked_sequence,
+    needs,
     raw,
     reinforce,
     sequence_clipped,
@@ -100,6 +102,7 @@ def test_loss_and_gradient_of_reinforce_with_kl_and_correction_equal_the_formula
     loss, gradients, kl_ref = 0.0, [], 0.0
     for p, o, f, s, a, w in zip(*(t.tolist() for t in (logp, old, ref, sampler, advantages, weights)), strict=True):
         q = 1.0 if correction is None else min(math.exp(o - s), 1.1)
+        q *= min(math.exp(p - o), 1.2)  # the truncated importance weight
         loss += w * (-q * a * p + 0.5 * value(p - f))
         gradients.append(w * (-q * a + 0.5 * slope(p - f)))
         kl_ref += w * value(p - f)
@@ -295,13 +298,31 @@ def test_k1_in_the_loss_is_warned_about(caplog):
     assert "k1 in the loss has no effect" in caplog.text
 
 
-def test_several_updates_of_reinforce_are_warned_about(caplog):
-    with caplog.at_level(logging.WARNING):
-        Algorithm(surrogate=reinforce).validate(SamplingParams(2), 1)
-        Algorithm().validate(SamplingParams(2), 4)
-        assert not caplog.records
-        Algorithm(surrogate=reinforce).validate(SamplingParams(2), 4)
-    assert "4 updates per rollout make it off-policy" in caplog.text
+@needs(one_update=True)
+def without_ratio(tokens, clip_low, clip_high):
+    """As a user may write REINFORCE."""
+    never = torch.zeros_like(tokens.advantages, dtype=torch.bool)
+    return TokenLosses(-tokens.advantages * tokens.logp, never, never)
+
+
+@pytest.mark.parametrize(
+    ("select", "run", "problem"),
+    [
+        (keep_all, {"mini_batches": 4}, r"4 updates per rollout"),
+        (keep_all, {"mini_batches": 1, "overlap": True}, r"rollout\.overlap=true"),
+        (drop_uniform, {"mini_batches": 1}, r"select that leaves groups to the next step"),
+    ],
+)
+def test_samples_of_other_weights_are_refused_where_nothing_reads_the_ratio(select, run, problem):
+    with pytest.raises(ValueError, match=f"surrogate without_ratio has no importance ratio.*{problem}"):
+        Algorithm(surrogate=without_ratio, select=select).validate(SamplingParams(2), **run)
+    for surrogate in SURROGATES:
+        Algorithm(surrogate=surrogate, select=select).validate(SamplingParams(2), **run)
+
+
+def test_its_own_samples_are_no_matter():
+    Algorithm(surrogate=without_ratio).validate(SamplingParams(2), 1)
+    Algorithm(surrogate=without_ratio, select=drop_uniform).validate(SamplingParams(2), 1, resamples=False)
 
 
 @pytest.mark.parametrize("name", ["kl_coef", "clip_low", "clip_high", "correction_cap"])

@@ -7,7 +7,7 @@ import torch
 from jsonargparse import ArgumentError, ArgumentParser
 
 from longrl import algorithms
-from longrl.algorithms import Algorithm, Constant, DualClipped, InOrder
+from longrl.algorithms import Algorithm, BoundedK3, Constant, DualClipped, InOrder
 from longrl.types import SamplingParams
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "algorithm"
@@ -20,7 +20,7 @@ EXPECTED = {
     "dapo": {"token_weights": algorithms.token_mean, "select": algorithms.drop_uniform, "clip_high": 0.28},
     "dapo_overlong_filter": {
         "token_weights": algorithms.token_mean,
-        "select": InOrder([algorithms.mask_truncated, algorithms.drop_uniform]),
+        "select": InOrder([algorithms.mask_truncated_loss, algorithms.drop_uniform]),
         "clip_high": 0.28,
     },
     "gspo": {"surrogate": algorithms.sequence_clipped, "clip_low": 3e-4, "clip_high": 4e-4},
@@ -29,10 +29,12 @@ EXPECTED = {
         "token_weights": algorithms.token_mean,
         "clip_low": 1.0,
         "clip_high": 4.0,
+        "fp32_lm_head": True,
     },
     "rloo": {
         "advantage": algorithms.leave_one_out,
         "surrogate": algorithms.reinforce,
+        "clip_high": 1.0,
         "token_weights": algorithms.token_mean,
         "kl": algorithms.k1,
         "kl_coef": 0.03,
@@ -41,6 +43,7 @@ EXPECTED = {
     "reinforce": {
         "advantage": algorithms.raw,
         "surrogate": algorithms.reinforce,
+        "clip_high": 1.0,
         "token_weights": algorithms.token_mean,
     },
     "reinforce_pp": {
@@ -55,6 +58,13 @@ EXPECTED = {
         "token_weights": algorithms.token_mean,
         "kl": algorithms.k2,
         "kl_coef": 1e-3,
+    },
+    "long_rl": {
+        "surrogate": DualClipped(3.0),
+        "token_weights": algorithms.token_mean,
+        "kl": BoundedK3(10.0),
+        "kl_coef": 0.01,
+        "clip_high": 0.3,
     },
     "flow_grpo": {
         "kl": algorithms.gaussian_mean_rate,
@@ -88,6 +98,7 @@ EXPECTED = {
     "remax": {
         "advantage": algorithms.greedy_centered,
         "surrogate": algorithms.reinforce,
+        "clip_high": 1.0,
         "token_weights": algorithms.token_mean,
         "kl": algorithms.k1,
         "kl_coef": 0.05,
@@ -188,3 +199,27 @@ def test_every_algorithm_prefers_the_better_completion(name):
     assert (logp.grad[:2] < 0).all()
     assert (logp.grad[2:5] > 0).all()
     assert (logp.grad[5:] == 0).all()
+
+
+def test_long_rl_gives_the_numbers_of_its_released_code():
+    """`compute_grpo_outcome_advantage`, `compute_policy_loss` and `compute_kl` of NVlabs/Long-RL (97abc84), run once.
+
+    Two completions of three tokens; ratios on both sides of every clip, one beyond 3, and two KL estimates beyond 10.
+    """
+    algorithm = Algorithm(**EXPECTED["long_rl"])
+    lengths, valid = torch.tensor([3, 3]), torch.ones(1, 2, dtype=torch.bool)
+    logp = torch.tensor([-1.0, -2.0, -0.5, -3.0, -0.2, -12.0], dtype=torch.float64, requires_grad=True)
+    old = logp.detach() - torch.tensor([1.5, 0.5, 1.0, 4.0, 0.7, 1.1], dtype=torch.float64).log()
+    ref = torch.tensor([-1.5, -1.0, -0.5, -0.3, -0.2, -0.5], dtype=torch.float64)
+    advantages = algorithm.token_advantages(torch.tensor([[1.0, 0.2]]), valid, lengths).double()
+    index = torch.tensor([0, 0, 0, 1, 1, 1])
+    weights = algorithm.token_weights(lengths, valid.flatten(), algorithms.single_rank)[index]
+    output = algorithm.loss(logp, old, ref, None, advantages, weights, index)
+    assert output.loss.item() == pytest.approx(0.28219497911786584, rel=1e-6)
+    output.loss.backward()
+    gradients = [0.0006557822925969958, -0.0617892578969543, -0.11785090943403938, 0.0, 0.0, 0.1296360113049616]
+    assert logp.grad.tolist() == pytest.approx(gradients, rel=1e-5)
+    # Of its metrics, `pg_clipfrac_higher` is a third of the tokens and `pg_clipfrac_lower` a sixth; the first counts
+    # both sides of the clip, the second the dual clip.
+    clipped = output.metrics["clip_fraction_low"] + output.metrics["clip_fraction_high"]
+    assert clipped.item() == pytest.approx(1 / 3 + 1 / 6)

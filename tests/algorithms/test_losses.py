@@ -8,6 +8,7 @@ from hypothesis import given, strategies as st
 
 from longrl.algorithms import (
     Algorithm,
+    BoundedK3,
     Constant,
     DrawnSteps,
     DualClipped,
@@ -19,6 +20,7 @@ from longrl.algorithms import (
     k1,
     k2,
     k3,
+    k3_unbiased,
     masked_sequence,
     masked_token,
     no_correction,
@@ -98,10 +100,42 @@ def test_cispo_with_clip_low_one_has_no_lower_bound():
     check(cispo, given_, losses, gradients, low=1.0, high=4.0, clipped_high=[2])
 
 
-def test_reinforce_has_no_ratio_and_no_clip():
-    given_ = tokens([0.1, 10.0], [2.0, -3.0], old=-4.0)
+@pytest.mark.parametrize("clip_high", [0.3, 3.0])
+def test_on_its_own_samples_reinforce_has_no_factor_at_all(clip_high):
+    given_ = tokens([1.0, 1.0], [2.0, -3.0], old=-4.0)
+    check(reinforce, given_, [8, -12], [-2, 3], high=clip_high)
+
+
+def test_reinforce_weighs_samples_of_other_weights_by_their_truncated_ratio():
+    given_ = tokens([0.1, 1.5, 10.0], [2.0, 1.0, -3.0], old=-4.0)
     logp = given_.logp.tolist()
-    check(reinforce, given_, [-2 * logp[0], 3 * logp[1]], [-2, 3])
+    gradients = [-0.2, -1.5, 6.0]
+    losses = [gradient * value for gradient, value in zip(gradients, logp, strict=True)]
+    check(reinforce, given_, losses, gradients, high=1.0, clipped_high=[2])
+
+
+def test_importance_weights_make_the_expected_gradient_that_of_own_samples():
+    """Over a whole vocabulary, tokens drawn from an older policy."""
+    logits, old = distributions()
+    advantages = torch.linspace(-1, 2, 7, dtype=torch.float64)
+    logp = logits.log_softmax(0)
+    own = (logp.detach().exp() * -advantages * logp).sum()
+    stale = (old.exp() * reinforce(Tokens(logp, old, advantages, torch.arange(7)), 0.2, 1e9).loss).sum()
+    (expected,) = torch.autograd.grad(own, logits, retain_graph=True)
+    (actual,) = torch.autograd.grad(stale, logits)
+    torch.testing.assert_close(actual, expected)
+
+
+RATIOS = [0.5, 1.0, 1.25, 2.0, 4.0, 10.0]
+
+
+@pytest.mark.parametrize("delta", [1.3, 3.0])
+def test_the_delta_of_trl_above_the_clip_is_the_bound_of_the_dual_clip(delta):
+    """Its formula, -min(min(rho, delta) A, clip(rho, 0.8, 1.3) A), by hand for both signs."""
+    for sign in (2.0, -2.0):
+        losses = [-min(min(rho, delta) * sign, min(max(rho, 0.8), 1.3) * sign) for rho in RATIOS]
+        output = DualClipped(delta)(tokens(RATIOS, [sign] * len(RATIOS)), 0.2, 0.3)
+        torch.testing.assert_close(output.loss, torch.tensor(losses, dtype=torch.float64))
 
 
 # ---- GSPO ----
@@ -245,6 +279,51 @@ def test_far_apart_policies_give_finite_values_and_gradients(estimator, distance
     torch.testing.assert_close(estimate, estimator(torch.tensor([math.copysign(20.0, distance)]), torch.zeros(1)))
     estimate.sum().backward()
     assert logp.grad.item() == 0
+
+
+BOUNDED = {-0.9: 0.559603, -2.0: 4.389056, -2.7: 10.0, 11.5: 10.0, 10.5: 9.500028}
+
+
+def test_the_bounded_k3_stops_at_its_limit_and_has_no_gradient_there():
+    logp = torch.tensor(list(BOUNDED), dtype=torch.float64, requires_grad=True)
+    estimate = BoundedK3()(logp, torch.zeros(5, dtype=torch.float64))
+    torch.testing.assert_close(estimate, torch.tensor(list(BOUNDED.values()), dtype=torch.float64), rtol=0, atol=1e-6)
+    estimate.sum().backward()
+    gradients = [1 - math.exp(0.9), 1 - math.exp(2.0), 0, 0, 1 - math.exp(-10.5)]
+    torch.testing.assert_close(logp.grad, torch.tensor(gradients, dtype=torch.float64))
+    with pytest.raises(ValueError, match="the limit of BoundedK3 must be above 0, got 0"):
+        BoundedK3(0)
+
+
+def kl_in_the_loss(estimator, logp, old, ref, weights):
+    zeros = torch.zeros_like(old)
+    return Algorithm(kl=estimator, kl_coef=1.0).loss(logp, old, ref, None, zeros, weights, torch.arange(len(old)))
+
+
+def test_the_unbiased_k3_is_multiplied_by_the_ratio_by_hand():
+    """rho * (exp(-x) - 1 + x), whose gradient is rho * x: at rho 2 and x 1, at rho 0.5 and x -1, at rho 1 and x 0.5."""
+    logp = torch.tensor([-1.0, -2.0, -0.5], dtype=torch.float64, requires_grad=True)
+    old = torch.tensor([-1.0 - math.log(2), -2.0 + math.log(2), -0.5], dtype=torch.float64)
+    ref = torch.tensor([-2.0, -1.0, -1.0], dtype=torch.float64)
+    output = kl_in_the_loss(k3_unbiased, logp, old, ref, torch.ones(3, dtype=torch.float64))
+    expected = 2 * math.exp(-1) + 0.5 * (math.e - 2) + math.exp(-0.5) - 0.5
+    torch.testing.assert_close(output.loss.item(), expected)
+    torch.testing.assert_close(output.metrics["kl_ref"].item(), expected)
+    output.loss.backward()
+    torch.testing.assert_close(logp.grad, torch.tensor([2.0, -0.5, 0.5], dtype=torch.float64))
+
+
+def test_the_unbiased_k3_has_value_and_gradient_of_the_divergence_whoever_drew_the_tokens():
+    logits, ref = distributions()
+    logp = logits.log_softmax(0)
+    old = torch.linspace(-1, 1, 7, dtype=torch.float64).log_softmax(0)
+    divergence = (logp.exp() * (logp - ref)).sum()
+    for drawn_by in (old, logp.detach()):
+        estimate = kl_in_the_loss(k3_unbiased, logp, drawn_by, ref, drawn_by.exp()).loss
+        torch.testing.assert_close(estimate, divergence)
+        (actual,) = torch.autograd.grad(estimate, logits, retain_graph=True)
+        (expected,) = torch.autograd.grad(divergence, logits, retain_graph=True)
+        torch.testing.assert_close(actual, expected)
 
 
 # ---- corrections between engine and trainer ----
