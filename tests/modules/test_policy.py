@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -23,8 +24,10 @@ from longrl.algorithms import (
     sequence_mean,
     token_mean,
 )
+from longrl.modules.mini_batches import flatten_groups, make_mini_batches
 from longrl.modules.policy import OptimizerSettings, PolicyModule
 from longrl.packing.pack import pack
+from longrl.strategies.axis import SINGLE_RANK
 from longrl.types import Batch, Completion, Group, SamplingParams
 from tests.tiny import (
     assert_same_gradients,
@@ -197,7 +200,7 @@ def loss_by_hand(
         if surrogate == "cispo":
             losses = -ratio.detach().clamp(low, high) * a * logp[part]
         if surrogate == "reinforce":
-            losses = -a * logp[part]
+            losses = -ratio.detach().clamp(max=high) * a * logp[part]
         if reference is not None:
             difference = reference[part] - logp[part]
             losses = losses + kl_coef * (difference.exp() - 1 - difference)
@@ -313,7 +316,7 @@ def test_any_split_into_micro_batches_gives_the_gradient_by_hand(weights, surrog
     if expected is not None and surrogate not in ("reinforce", "cispo"):
         assert found[-1][0] == pytest.approx(loss, rel=1e-5)
     clipped_sides = sum(seen.metrics[0][f"train/clip_fraction_{side}"] > 0 for side in ("low", "high"))
-    assert clipped_sides >= {"reinforce": 0, "gspo": 1}.get(surrogate, 2)
+    assert clipped_sides >= {"reinforce": 1, "gspo": 1}.get(surrogate, 2)
 
 
 def test_the_first_update_needs_no_old_log_probabilities(monkeypatch):
@@ -356,6 +359,56 @@ def test_masked_completions_do_not_count_at_all():
         group.rewards, group.valid = group.rewards[::2], group.valid[::2]
     without = train(policy, batch_of(policy, groups))
     assert_same_gradients(masked.gradients[0], without.gradients[0], 1e-6)
+
+
+def test_completions_out_of_the_loss_alone_still_count_in_their_group():
+    """Advantages are those of all, weights and loss those of the others."""
+    family = text_family()
+    policy = policy_of(family)
+    groups = sampled(family, text_prompts(family))
+    in_loss = torch.tensor([True, False, True])
+    for group in groups:
+        group.in_loss = in_loss
+    flat = flatten_groups(groups, torch.device("cpu"))
+    (part,) = make_mini_batches(flat, 1, Algorithm(), SINGLE_RANK, None, None)
+    (every,) = make_mini_batches(dataclasses.replace(flat, in_loss=flat.valid), 1, Algorithm(), SINGLE_RANK, None, None)
+    assert torch.equal(part.advantages, every.advantages)
+    lengths = flat.lengths
+    assert torch.equal(part.weights, torch.where(in_loss.repeat(3), 1 / (6 * lengths), 0.0))
+    seen = train(policy, batch_of(policy, groups))
+    assert seen.metrics[0]["train/nonfinite_completions"] == 0
+
+
+@pytest.mark.parametrize("bad", ["old_logp", "ref_logp", "advantage"])
+def test_a_completion_with_a_number_that_is_not_finite_is_as_if_it_were_masked(bad):
+    """The second of nine completions: nothing of it reaches the mean, the weights or the loss of others."""
+    groups = sampled(text_family(), text_prompts(text_family()))
+    flat = flatten_groups(groups, torch.device("cpu"))
+    size = int(flat.lengths.sum())
+    scores = {"old_logp": torch.full((size,), -1.0), "ref_logp": torch.full((size,), -1.5)}
+    broken = dict(scores)
+    algorithm = Algorithm(kl_coef=0.1)
+    if bad == "advantage":
+        algorithm = Algorithm(kl_coef=0.1, advantage=nan_for_rewards_below_a_tenth)
+    else:
+        broken[bad] = scores[bad].clone()
+        broken[bad][4] = math.nan if bad == "old_logp" else -math.inf
+    (found,) = make_mini_batches(flat, 1, algorithm, SINGLE_RANK, **broken)
+    assert found.num_nonfinite == (3 if bad == "advantage" else 1)
+    valid = flat.rewards > 0.1 if bad == "advantage" else flat.valid.clone()
+    if bad != "advantage":
+        valid[0, 1] = False
+    masked = dataclasses.replace(flat, valid=valid, in_loss=valid)
+    (wanted,) = make_mini_batches(masked, 1, algorithm, SINGLE_RANK, **scores)
+    assert torch.equal(found.weights, wanted.weights)
+    assert torch.equal(found.advantages, wanted.advantages)
+    for values in (found.advantages, found.old_logp, found.ref_logp):
+        assert values.isfinite().all()
+
+
+def nan_for_rewards_below_a_tenth(outcomes):
+    """An advantage of a user's, undefined for some completions."""
+    return outcomes.returns.where(outcomes.rewards > 0.1, math.nan).where(outcomes.valid, 0.0)
 
 
 def test_nothing_valid_is_a_step_without_gradient():
