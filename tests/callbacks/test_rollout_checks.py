@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import pytest
 
+from longrl.algorithms import Algorithm
+from longrl.callbacks.rollout_checks import check_rollout_options
 from longrl.datamodules.loading.render import RowRenderer
 from longrl.datamodules.media.sampling import VideoSampling
 from longrl.engines.hf import HFEngine
@@ -37,6 +39,20 @@ class ShortEngine(HFEngine):
     def generate(self, family, model, prompts, features, sampling, seed, first=0):
         assert all(len(prompt.input_ids) + sampling.max_completion_tokens <= self.limit for prompt in prompts)
         return super().generate(family, model, prompts, features, sampling, seed, first)
+
+
+class OwnEngine(HFEngine):
+    """A user's, which knows nothing of precision."""
+
+    supports_fp32_lm_head = False
+
+
+def test_an_engine_that_cannot_compute_the_head_in_float32_is_refused_before_weights_load(tmp_path):
+    policy = PolicyModule(text_family(), Algorithm(fp32_lm_head=True))
+    assert policy.family.fp32_lm_head
+    check_rollout_options(policy, HFEngine(), SAMPLING, overlap=False, bypass_below=0.0)
+    with pytest.raises(ValueError, match=r"OwnEngine does not say that it can .*set model\.algorithm\.fp32_lm_head"):
+        check_rollout_options(policy, OwnEngine(), SAMPLING, overlap=False, bypass_below=0.0)
 
 
 def with_a_long_row(folder, **options):

@@ -14,6 +14,7 @@ from longrl.diffusion.trajectory_rows import RowBatch, TrajectoryGroup, score_ro
 from longrl.diffusion.windows import RandomWindow
 from longrl.models.lora import LoRASettings
 from longrl.modules.optimizer import OptimizerSettings
+from longrl.modules.skipped_steps import FOLDER, load_step_record
 from longrl.rewards import think_answer_format
 from longrl.strategies.fsdp import RootModule
 from longrl.types import Row, TextPrompt
@@ -30,6 +31,26 @@ def module(name="sd3", lr=1e-3, **kwargs):
     family = kwargs.pop("family", None) or FAMILIES[name]()
     settings = {"optimizer": OptimizerSettings(lr=lr), "algorithm": Algorithm(clip_low=1e-4, clip_high=1e-4)}
     return DiffusionModule(family, **{**settings, **kwargs})
+
+
+# ---- steps left out ----
+
+
+def test_a_step_whose_gradient_is_not_finite_moves_nothing_and_is_recorded(tmp_path):
+    policy = module(max_nonfinite_steps=2, mini_batches_per_rollout=1)
+    policy.configure_model()
+    start = {name: value.clone() for name, value in policy.model.state_dict().items()}
+    next(policy.model.parameters()).register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(RuntimeError, match="of 2 optimizer steps in a row was not finite"):
+        fit(policy, SAMPLING, data=PromptRows(num_batches=3), default_root_dir=tmp_path)
+    assert all(torch.equal(value, start[name]) for name, value in policy.model.state_dict().items())
+    files = sorted((tmp_path / FOLDER).iterdir())
+    assert len(files) == 2
+    record = load_step_record(files[0])
+    assert [row.problem for row in record.rows] == ["a red picture", "a small cat"]
+    assert len(record.facts["seeds"]) == 6
+    assert len(record.facts["steps"]) + 1 == len(record.tensors["latents.5"])
+    assert record.tensors["rewards"].shape == (2, 3)
 
 
 # ---- scores ----

@@ -5,9 +5,11 @@ import torch
 
 from longrl.engines.hf import HFEngine, sample_tokens
 from longrl.features.cache import FeatureCache
+from longrl.models.text import TextFamily
 from longrl.packing.pack import pack
+from longrl.testing.tiny import tiny_text
 from longrl.types import SamplingParams
-from tests.tiny import mixed_prompts, plain_model, separate_logps, text_family, vl_family
+from tests.tiny import mixed_prompts, plain_model, row, separate_logps, text_family, vl_family
 
 SAMPLING = SamplingParams(num_generations=3, max_completion_tokens=7)
 
@@ -51,6 +53,31 @@ def test_a_prompts_completions_do_not_depend_on_its_batch_or_on_slices():
         assert texts[0] == texts[1] == texts[2]
     other = HFEngine().generate(family, model, prompts, features, SAMPLING, seed=6)
     assert other[0][0].token_ids.tolist() != together[0][0].token_ids.tolist()
+
+
+def test_an_lm_head_in_float32_brings_engine_and_trainer_together(tmp_path):
+    """In bfloat16 an engine decodes what the trainer packs: hidden states differ a little, rounded logits much more."""
+    folder = str(tiny_text(tmp_path, tie_word_embeddings=False))
+    distances = []
+    for fp32 in (False, True):
+        family = TextFamily(folder, random_init=True, dtype="bfloat16")
+        family.fp32_lm_head = fp32
+        model = family.build()
+        with torch.no_grad():
+            model.lm_head.weight.normal_(0, 0.8, generator=torch.Generator().manual_seed(2))
+            for layer in model.model.layers:  # what layers add is small, so that the head is what rounds
+                layer.self_attn.o_proj.weight *= 0.1
+                layer.mlp.down_proj.weight *= 0.1
+        prompts = [family.render(row(str(i)), "Which one? " * (1 + 2 * i)) for i in range(3)]
+        groups = HFEngine().generate(family, model, prompts, {}, SamplingParams(8, 24), seed=1)
+        (packed,) = pack(prompts, [[c.token_ids for c in group] for group in groups], 1 << 30)
+        with torch.no_grad():
+            trainer = family.forward(model, packed, {}).logp
+        engine = torch.cat([completion.logprobs for group in groups for completion in group])
+        distances.append((trainer - engine).abs())
+    rounded, exact = distances
+    assert exact.mean() < 0.8 * rounded.mean()
+    assert exact.max() < rounded.max()
 
 
 def test_generation_leaves_random_state_and_mode_alone():

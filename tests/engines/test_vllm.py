@@ -55,9 +55,11 @@ def family_of(kind: str, folder: Path):
     if kind == "qwen2.5-omni":
         made = tiny_qwen_omni(folder, text=wide)
         sizes = {"min_pixels": 28 * 28, "max_pixels": 56 * 56}
-        return QwenOmniFamily(
+        omni = QwenOmniFamily(
             str(made), random_init=True, freeze_vision_encoder=False, freeze_audio_encoder=False, **sizes
         )
+        omni.fp32_lm_head = True  # in float32 no difference; the family changes the engine's config, too
+        return omni
     if kind == "vila":
         made = tiny_vila(folder, text=wide, projector="mlp_downsample", **SCALES)
         return VilaFamily(str(made), random_init=True, freeze_vision_encoder=False, freeze_projector=False)

@@ -229,12 +229,18 @@ class PoisonFrom(Callback):
         weight.register_hook(lambda gradient: gradient * (NAN if trainer.global_step >= self.step else 1.0))
 
 
+@pytest.fixture
+def sums(tmp_path):
+    """Twelve rows of text."""
+    file = tmp_path / "rows.jsonl"
+    line = '{"problem": "Which? A. one B. two", "answer": "A", "reasoning": "One.", "problem_id": "%d"}\n'
+    file.write_text("".join(line % number for number in range(12)))
+    return file
+
+
 @pytest.mark.parametrize("stage", ["sft", "rl"])
-def test_a_run_ends_before_a_checkpoint_and_keeps_the_last_good_one(stage, tmp_path):
-    rows = tmp_path / "rows.jsonl"
-    problem = '{"problem": "Which? A. one B. two", "answer": "A", "reasoning": "One.", "problem_id": "%d"}\n'
-    rows.write_text("".join(problem % number for number in range(12)))
-    values = text_config(rows, stage)
+def test_a_run_ends_before_a_checkpoint_and_keeps_the_last_good_one(stage, tmp_path, sums):
+    values = text_config(sums, stage)
     if stage == "rl":
         values["rollout"] = rollouts(sampling={"num_generations": 2, "max_completion_tokens": 3})
         values["model"]["mini_batches_per_rollout"] = 2
@@ -250,6 +256,36 @@ def test_a_run_ends_before_a_checkpoint_and_keeps_the_last_good_one(stage, tmp_p
     assert len(list((tmp_path / "run" / FOLDER).iterdir())) == 3
     logged = [value for (_, name), value in metrics(tmp_path / "run").items() if name == "train/nonfinite_steps"]
     assert float(logged[0]) == 0
+
+
+class PoisonBatch(Callback):
+    """The gradients of one batch overflow."""
+
+    is_bad = False
+
+    def on_train_start(self, trainer, pl_module):
+        weight = pl_module.model.get_input_embeddings().weight
+        weight.register_hook(lambda gradient: gradient * (NAN if self.is_bad else 1.0))
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.is_bad = batch_idx == 1
+
+
+def test_a_resumed_run_counts_as_the_uninterrupted_one(tmp_path, sums):
+    values = text_config(sums)
+    values["trainer"]["callbacks"].append({"class_path": "tests.modules.test_skipped_steps.PoisonBatch"})
+    values["trainer"]["max_steps"] = 4
+    values["checkpoint"] = {"every_n_train_steps": 2}
+    whole = run(tmp_path / "whole", values)
+    values["trainer"]["max_steps"] = 2
+    parts = run(tmp_path / "parts", values)
+    values["trainer"]["max_steps"] = 4
+    run(parts, values, f"--ckpt_path={parts / 'checkpoints' / 'last.ckpt'}")
+    one, two = checkpoint(whole), checkpoint(parts)
+    assert one["global_step"] == two["global_step"] == 4
+    assert one["skipped_steps"] == two["skipped_steps"] == {"count": 1, "in_a_row": 0}
+    assert all(torch.equal(value, two["state_dict"][name]) for name, value in one["state_dict"].items())
+    assert metrics(whole) == metrics(parts)
 
 
 # ---- several ranks ----
