@@ -21,7 +21,7 @@ from typing import Any
 
 from longrl.commands.run_parts import RunParts
 from longrl.engines.server_protocol import KEY_VARIABLE, api_key
-from longrl.engines.vllm_options import INSTALL, VERSION, check_head_dtype, engine_arguments
+from longrl.engines.vllm_options import INSTALL, VERSION, check_head_dtypes, engine_arguments
 from longrl.engines.weight_files import default_folder
 from longrl.models.base import CausalFamily
 from longrl.strategies.mr_sp import MRSPStrategy
@@ -140,7 +140,9 @@ async def _serve(family: CausalFamily, options: ServerOptions, arguments: argpar
     address, sock = setup_server(arguments, reuse_port=False)
     try:
         async with build_async_engine_client(arguments) as engine:
-            check_head_dtype(family, engine.model_config)
+            if family.fp32_lm_head:
+                dtypes = await engine.collective_rpc("longrl_head_dtypes")
+                check_head_dtypes(family, dtypes[0])
             tasks = await engine.get_supported_tasks()
             app = build_app(arguments, tasks, engine.model_config)
             await init_app_state(engine, app.state, arguments, tasks)

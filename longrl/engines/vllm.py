@@ -35,6 +35,7 @@ from typing_extensions import override
 
 from longrl.engines import vllm_options
 from longrl.engines.parity import RenderedPrompt
+from longrl.engines.vllm_extension import head_dtypes
 from longrl.engines.vllm_options import INSTALL, VERSION, Fields, VLLMRollouts
 from longrl.engines.weight_stream import engine_weights
 from longrl.models.base import CausalFamily
@@ -109,8 +110,9 @@ class VLLMEngine(VLLMRollouts):
                 "longrl.engines.hf.HFEngine, which generates without vLLM; if memory is short, lower max_model_len "
                 "or max_num_seqs of VLLMEngine, or raise its gpu_memory_utilization (kv_cache_gib on a CPU)"
             ) from error
-        vllm_options.check_head_dtype(family, self._llm.model_config)
         atexit.register(self.close)  # last of all, for vLLM takes the process group along
+        if family.fp32_lm_head:
+            vllm_options.check_head_dtypes(family, self._llm.apply_model(head_dtypes)[0])
 
     @override
     def max_length(self) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 INDEX = "index.json"
 """Written last: a folder that has it is complete."""
@@ -22,9 +22,20 @@ class WeightSync:
 
     model_runner: Any
 
+    def longrl_head_dtypes(self) -> list[str]:
+        """The precisions in which the worker computes logits."""
+        return head_dtypes(self.model_runner.model)
+
     def longrl_load_weights(self, folder: str) -> None:
         """Takes over all weights of a folder that `write_shards` wrote."""
         self.model_runner.reload_weights(weights_iterator=read_shards(Path(folder)))
+
+
+def head_dtypes(model: nn.Module) -> list[str]:
+    """The precisions in which a model of vLLM computes logits."""
+    from vllm.model_executor.layers.logits_processor import LogitsProcessor
+
+    return [str(part.head_dtype) for part in model.modules() if isinstance(part, LogitsProcessor)]
 
 
 def write_shards(weights: Iterable[tuple[str, Tensor]], folder: Path | None, max_bytes: int) -> None:

@@ -54,17 +54,32 @@ def engine_arguments(family: CausalFamily, sizes: Any) -> dict[str, Any]:
 def with_fp32_head(override: Callable[[Any], Any] | None, config: Any) -> Any:
     """A model's config that tells vLLM to compute logits in float32, after what its family changes in it."""
     config = config if override is None else override(config)
-    config.head_dtype = "float32"  # read by vllm.config.ModelConfig.head_dtype
+    _ask_for_fp32_head(config)
     return config
 
 
-def check_head_dtype(family: CausalFamily, model_config: Any) -> None:
-    """Raises ValueError if a vLLM that has started computes logits in another precision than the run asks for."""
-    if family.fp32_lm_head and model_config.head_dtype != torch.float32:
+def _ask_for_fp32_head(config: Any) -> None:
+    config.head_dtype = "float32"  # read by vllm.config.ModelConfig.head_dtype
+    for name in config.sub_configs:  # Omni's thinker reads its own
+        part = getattr(config, name, None)
+        if part is not None:
+            _ask_for_fp32_head(part)
+
+
+def check_head_dtypes(family: CausalFamily, dtypes: Sequence[str]) -> None:
+    """Raises ValueError if a vLLM that has started computes logits in another precision than the run asks for.
+
+    Args:
+        family: of the run.
+        dtypes: `head_dtypes` (longrl/engines/vllm_extension.py) of the model it has loaded.
+    """
+    others = sorted(set(dtypes) - {"torch.float32"})
+    if family.fp32_lm_head and (others or not dtypes):
         raise ValueError(
             f"model.algorithm.fp32_lm_head=true needs logits in float32, but vLLM computes them in "
-            f"{model_config.head_dtype} (`hf_overrides` among the engine's options, or a device that cannot); leave "
-            "that option out, use longrl.engines.hf.HFEngine, or set model.algorithm.fp32_lm_head to false"
+            f"{', '.join(others) or 'no LogitsProcessor'} (`hf_overrides` among the engine's options, a device or a "
+            "model class that cannot); leave that option out, use longrl.engines.hf.HFEngine, or set "
+            "model.algorithm.fp32_lm_head to false"
         )
 
 

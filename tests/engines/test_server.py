@@ -43,15 +43,18 @@ def server(model_folder, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LONGRL_SERVER_KEY", KEY)
         values = config("rl", freeze_vision_encoder=False, model=str(model_folder))
+        values["model"]["algorithm"] = {"fp32_lm_head": True}  # which the server asks its worker about
         running = RunningServer(tmp_path_factory.mktemp("server"), values, KEY)
         yield running
         running.close()
 
 
 def family_of(folder):
-    return Qwen2_5_VLFamily(
+    family = Qwen2_5_VLFamily(
         str(folder), random_init=True, freeze_vision_encoder=False, min_pixels=28 * 28, max_pixels=56 * 56
     )
+    family.fp32_lm_head = True
+    return family
 
 
 def engine_of(server, **options):

@@ -2,15 +2,13 @@
 
 import copy
 import pickle
-from types import SimpleNamespace
 
 import pytest
-import torch
 
 from longrl.engines.server import VLLMServerEngine
 from longrl.engines.server_protocol import model_sizes
 from longrl.engines.vllm import VLLMEngine
-from longrl.engines.vllm_options import check_head_dtype, engine_arguments
+from longrl.engines.vllm_options import check_head_dtypes, engine_arguments
 from tests.tiny import omni_family, text_family
 
 ENGINE = VLLMEngine()
@@ -28,18 +26,19 @@ def test_the_head_in_float32_is_asked_for_beside_what_a_family_changes(make):
     before = engine_arguments(family, ENGINE).get("hf_overrides")
     family.fp32_lm_head = True
     found = config_of(family)
-    assert found.head_dtype == "float32"
+    assert found.head_dtype == found.get_text_config().head_dtype == "float32"
     if before is not None:
         assert found.architectures == before(copy.deepcopy(family.config)).architectures
 
 
 def test_a_head_in_another_precision_than_the_runs_is_refused():
     family = text_family()
-    check_head_dtype(family, SimpleNamespace(head_dtype=torch.bfloat16))
+    check_head_dtypes(family, ["torch.bfloat16"])
     family.fp32_lm_head = True
-    check_head_dtype(family, SimpleNamespace(head_dtype=torch.float32))
-    with pytest.raises(ValueError, match=r"fp32_lm_head=true needs logits in float32, but vLLM .* torch\.bfloat16"):
-        check_head_dtype(family, SimpleNamespace(head_dtype=torch.bfloat16))
+    check_head_dtypes(family, ["torch.float32"])
+    for found, named in ((["torch.float32", "torch.bfloat16"], r"torch\.bfloat16"), ([], "no LogitsProcessor")):
+        with pytest.raises(ValueError, match=f"fp32_lm_head=true needs logits in float32, but vLLM .* {named}"):
+            check_head_dtypes(family, found)
 
 
 def test_a_server_says_how_it_computes_the_head_and_the_engines_can():
