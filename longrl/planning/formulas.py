@@ -264,11 +264,20 @@ def logit_memory(plan: Plan, scored: int, *, backward: bool) -> float:
     """Logits of a chunk of scored rows, models/base.py.
 
     A chunk has r' = min(r, MAX_LOGITS / V) rows in float32: logits and the two temporaries of the entropy, 12 r' V;
-    in the backward pass logits and three gradients, 16 r' V. The head's input: r D b.
+    in the backward pass logits and three gradients, 16 r' V. The head's input: r D b. A head in float32 of less precise
+    weights is a copy of them, in the backward pass with its gradient: 4 V D, 8 V D.
     """
     local = math.ceil(scored / plan.sequence_parallel_size)
     chunk = min(local, max(1, MAX_LOGITS // plan.sizes.vocabulary))
-    return chunk * plan.sizes.vocabulary * (16 if backward else 12) + local * plan.sizes.hidden * plan.matmul_bytes
+    copies = (8 if backward else 4) * fp32_head_values(plan)
+    logits = chunk * plan.sizes.vocabulary * (16 if backward else 12)
+    return logits + copies + local * plan.sizes.hidden * plan.matmul_bytes
+
+
+def fp32_head_values(plan: Plan) -> int:
+    """Numbers of an LM head that is computed in float32 from a copy: V D, or none."""
+    has_copy = plan.fp32_lm_head and plan.gathered_bytes < 4
+    return plan.sizes.vocabulary * plan.sizes.hidden if has_copy else 0
 
 
 def head_gradient(plan: Plan) -> float:
@@ -366,9 +375,9 @@ def decoding_memory(plan: Plan) -> float:
 
     Scores on their own tokens, twice in float32 and once in b, and of n tiles of the prompt queries, those in the
     kernel's order, outputs and their weighted sum: G H S (8 + b) + G n A (3 b + 4). Of sampling, three copies of the
-    distribution in float64: 28 G V.
+    distribution in float64: 28 G V. A head in float32: 4 V D.
     """
     sizes, sequences = plan.sizes, prefilled_prompts(plan) * rank_completions(plan)
     scores = sizes.num_heads * plan.completion_tokens * (8 + plan.matmul_bytes)
     tiles = math.ceil(plan.prompt_tokens / TILE_KEYS) * sizes.query_width * (3 * plan.matmul_bytes + 4)
-    return float(sequences * (scores + tiles + 28 * sizes.vocabulary))
+    return float(sequences * (scores + tiles + 28 * sizes.vocabulary) + 4 * fp32_head_values(plan))

@@ -199,6 +199,7 @@ def plan_from_run(
         optimizer_offload=model.optimizer_settings.offload,
         moment_bytes=None if model.optimizer_settings.kind == "adamw" else MOMENT_BYTES,
         reference=is_rl and model.algorithm.kl_coef > 0,
+        fp32_lm_head=model.algorithm.fp32_lm_head,
         prompts_per_batch=data.prompts_per_batch,
         prompt_tokens=options.prompt_tokens or data.renderer.max_prompt_tokens or options.text_tokens,
         frames=(options.frames or video.num_frames or video.max_frames) if sizes.vision_encoder else 0,

@@ -43,11 +43,14 @@ class SoftOverlong:
 
 @dataclass(frozen=True)
 class CosineLength:
-    """Cosine length reward (Yeo et al., arXiv:2502.03373, sec. 4.1): short is better when right, long when wrong.
+    """Cosine length reward (Yeo et al., arXiv:2502.03373, app. C.1): short is better when right, long when wrong.
 
     reward = full + (short - full) * (1 + cos(pi * |y| / M)) / 2, with M = max_completion_tokens, `short` the value of
-    an empty completion and `full` that of one of M tokens; a wrong completion beyond M gets `exceeded`. The values are
-    the paper's default scaled by 1/2 (right) and 1/10 (wrong), so that they lie in [-1, 1].
+    an empty completion and `full` what one of M tokens comes near; a completion of M tokens, or cut off, gets
+    `exceeded`, be it right or wrong. The authors' code begins that 16 tokens earlier, and takes a penalty for repeated
+    n-grams off wrong completions, which is not in here. Its values are 2 to 1 (right), -10 to 0 (wrong) and -10
+    (exceeded); here halves of the former and tenths of the others, so that all lie in [-1, 1]: beside a right answer a
+    wrong one counts a fifth of what it does there.
     """
 
     tasks: ClassVar[frozenset[str]] = RULE_TASKS
@@ -65,7 +68,7 @@ class CosineLength:
     def __call__(self, completion: Completion, row: Row) -> float:
         """Reward of one completion; it is right when `accuracy` is at least 0.5."""
         num_tokens = len(completion.token_ids)
-        if num_tokens > self.max_completion_tokens or completion.finish_reason == "length":
+        if num_tokens >= self.max_completion_tokens or completion.finish_reason == "length":
             return self.exceeded
         right = accuracy(completion, row) >= 0.5
         short, full = (self.right_short, self.right_full) if right else (self.wrong_short, self.wrong_full)

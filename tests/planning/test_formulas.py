@@ -206,6 +206,12 @@ def test_decoding_holds_scores_of_own_tokens_and_one_output_per_tile_of_the_prom
 def test_logits_come_in_chunks(monkeypatch):
     monkeypatch.setattr(formulas, "MAX_LOGITS", 64)  # two rows
     assert formulas.logit_memory(RUN, 40, backward=True) == 2 * 32 * 16 + 40 * 8 * 4
+    half = changed(gathered_bytes=2)
+    for backward, copies in ((False, 4), (True, 8)):  # of a head of 32 x 8 that is computed in float32
+        without = formulas.logit_memory(half, 40, backward=backward)
+        with_copy = formulas.logit_memory(dataclasses.replace(half, fp32_lm_head=True), 40, backward=backward)
+        assert with_copy == without + copies * 32 * 8
+    assert formulas.logit_memory(changed(fp32_lm_head=True), 40, backward=True) == 2 * 32 * 16 + 40 * 8 * 4
 
 
 def test_micro_batches_are_those_of_pack():
