@@ -94,7 +94,8 @@ class PolicyModule(TrainedModule):
             family, algorithm, optimizer, init_from, mini_batches_per_rollout, epochs_per_rollout, max_grad_norm,
             max_nonfinite_steps,
         )  # fmt: skip
-        family.fp32_lm_head = self.algorithm.fp32_lm_head
+        if self.algorithm.fp32_lm_head:
+            family.fp32_lm_head = True
         self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
         self.temperature = 1.0
         """The one completions are sampled with; the rollout callback sets it."""

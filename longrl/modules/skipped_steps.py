@@ -2,6 +2,7 @@
 
 Loss and norm are sums over all ranks, so all ranks leave the same steps out. Weights, optimizer, scheduler and the
 trainer's `global_step` stay as they were: a step left out is none, and a resumed run counts as the uninterrupted one.
+What follows every step that is taken, as a mean of weights, belongs behind `optimizer.step` of `TrainedModule`.
 """
 
 from __future__ import annotations
