@@ -18,7 +18,7 @@ from typing_extensions import TypeVar
 
 from longrl.algorithms import Algorithm, LossOutput
 from longrl.strategies.axis import SINGLE_RANK, Axis
-from longrl.types import Batch, Completion, Group, Packed, PolicyOutput, PromptT
+from longrl.types import Completion, Group, Packed, PolicyOutput, PromptT
 
 METRICS = ("mean", "max", "k3", "effective_share")  # of `Mismatch.metrics`
 
@@ -180,7 +180,12 @@ def flatten_groups(groups: Sequence[Group[PromptT, ScoredT]], device: torch.devi
     num_tokens = lengths.view(-1, num_generations).sum(1)  # [P]
     on_policy = torch.tensor([not group.carried_over for group in groups], dtype=torch.bool)  # [P]
     no_rewards = torch.zeros(0, num_generations)
-    in_loss = [group.valid if group.in_loss is None else group.in_loss for group in groups]
+    rewards = [group.rewards[None] for group in groups]  # [1, G] each
+    valid = [group.valid[None] for group in groups]
+    in_loss = []
+    for group in groups:
+        mask = group.valid if group.in_loss is None else group.in_loss
+        in_loss.append(mask[None])
     baselines = [group.baseline for group in groups if group.baseline is not None]
     baseline = None
     if len(baselines) == len(groups):
@@ -188,9 +193,9 @@ def flatten_groups(groups: Sequence[Group[PromptT, ScoredT]], device: torch.devi
     return FlatGroups(
         groups=groups,
         lengths=lengths.to(device),
-        rewards=torch.cat([no_rewards, *(group.rewards[None] for group in groups)]).to(device),
-        valid=torch.cat([no_rewards.bool(), *(group.valid[None] for group in groups)]).to(device),
-        in_loss=torch.cat([no_rewards.bool(), *(mask[None] for mask in in_loss)]).to(device),
+        rewards=torch.cat([no_rewards, *rewards]).to(device),
+        valid=torch.cat([no_rewards.bool(), *valid]).to(device),
+        in_loss=torch.cat([no_rewards.bool(), *in_loss]).to(device),
         baselines=baseline,
         sampler_logp=torch.cat([torch.zeros(0), *logprobs]).to(device),
         on_policy=on_policy.repeat_interleave(num_tokens).to(device),
@@ -218,10 +223,6 @@ class MiniBatch(Generic[PromptT, ScoredT]):
     """[N] bool, True for tokens sampled by the weights of this step."""
     weights: Tensor
     """[C] weight of every token of a completion."""
-    rewards: Tensor
-    """[P, G]"""
-    valid: Tensor
-    """[P, G] bool."""
     num_nonfinite: Tensor
     """[] completions that are left out, for a score or advantage of theirs is not finite."""
 
@@ -229,14 +230,17 @@ class MiniBatch(Generic[PromptT, ScoredT]):
         """All that the loss reads beside tokens, by name."""
         named = {
             "advantages": self.advantages,
-            "old_logp": self.old_logp,
-            "ref_logp": self.ref_logp,
             "sampler_logp": self.sampler_logp,
             "weights": self.weights,
-            "rewards": self.rewards,
-            "valid": self.valid,
         }
-        return {name: tensor for name, tensor in named.items() if tensor is not None}
+        if self.old_logp is not None:
+            named["old_logp"] = self.old_logp
+        if self.ref_logp is not None:
+            named["ref_logp"] = self.ref_logp
+        if self.groups:
+            named["rewards"] = torch.stack([group.rewards for group in self.groups])
+            named["valid"] = torch.stack([group.valid for group in self.groups])
+        return named
 
 
 def make_mini_batches(
@@ -257,17 +261,14 @@ def make_mini_batches(
         old_logp: [N] log-probabilities before the update, or None where it is the first.
         ref_logp: [N] of the reference policy, or None without KL penalty.
     """
-    # 1. A completion with a score that is not finite is not valid: it enters no mean. Its tokens get scores without
+    # 1. A completion with a score that is not finite is not valid: it enters no mean. The score becomes one without
     #    meaning, for 0 * nan would be nan.
-    finite = torch.ones_like(flat.sampler_logp)  # [N]
-    if old_logp is not None:
-        finite = finite * old_logp.isfinite()
-        old_logp = old_logp.where(old_logp.isfinite(), 0.0)
-    if ref_logp is not None:
-        finite = finite * ref_logp.isfinite()
-        ref_logp = ref_logp.where(ref_logp.isfinite(), 0.0)
-    has_scores = torch.segment_reduce(finite, "min", lengths=flat.lengths, initial=1.0).bool()  # [C]
+    has_scores = finite_completions(flat.lengths, old_logp, ref_logp)  # [C]
     valid = flat.valid & has_scores.view_as(flat.valid)  # [P, G]
+    if old_logp is not None:
+        old_logp = old_logp.nan_to_num(0.0, 0.0, 0.0)
+    if ref_logp is not None:
+        ref_logp = ref_logp.nan_to_num(0.0, 0.0, 0.0)
 
     # 2. Advantages of the whole rollout; a KL penalty is part of the reward, or left for the loss.
     penalty = None
@@ -283,11 +284,10 @@ def make_mini_batches(
         baseline=flat.baselines,
         all_reduce=dp.sum,
     )
-    finite = advantages.isfinite().to(finite.dtype)  # [N]; those of a function of the user's may not be
-    advantages = advantages.where(advantages.isfinite(), 0.0)
-    has_advantage = torch.segment_reduce(finite, "min", lengths=flat.lengths, initial=1.0).bool()  # [C]
+    # A function of the user's may give advantages that are not finite.
     in_loss = flat.in_loss.flatten()  # [C]
-    kept = in_loss & has_scores & has_advantage  # [C]
+    kept = in_loss & has_scores & finite_completions(flat.lengths, advantages)
+    advantages = advantages.nan_to_num(0.0, 0.0, 0.0)
 
     # 3. Neighbouring groups, as equal in number as can be; a rank with few groups gets empty mini-batches.
     num_groups, num_generations = flat.rewards.shape
@@ -307,12 +307,31 @@ def make_mini_batches(
                 sampler_logp=flat.sampler_logp[tokens],
                 on_policy=flat.on_policy[tokens],
                 weights=weights,
-                rewards=flat.rewards[start:stop],
-                valid=flat.valid[start:stop],
                 num_nonfinite=(in_loss & ~kept)[completions].sum(),
             )
         )
     return mini_batches
+
+
+def finite_completions(lengths: Tensor, *scores: Tensor | None) -> Tensor:
+    """Completions all of whose tokens have finite scores.
+
+    Args:
+        lengths: [C] tokens of each.
+        scores: [N] each, or None.
+
+    Returns:
+        [C] bool.
+    """
+    finite = lengths >= 0
+    for values in scores:
+        if values is None:
+            continue
+        # `unsafe` leaves checks out for which a GPU would be waited for.
+        known = values.isfinite().float()
+        lowest = torch.segment_reduce(known, "min", lengths=lengths, initial=1.0, unsafe=True)
+        finite = finite & lowest.bool()
+    return finite
 
 
 # -- losses ------------------------------------------------------------------------------------------------------
@@ -326,23 +345,6 @@ class TokenLoss(Protocol):
 
     def tensors(self) -> dict[str, Tensor]:
         """All that the loss reads beside tokens, by name."""
-
-
-@dataclass(frozen=True)
-class SFTLoss:
-    """Negative log-likelihood per response token of the whole batch."""
-
-    num_tokens: int
-    """Response tokens of all ranks."""
-
-    def __call__(self, packed: Packed, output: PolicyOutput) -> LossOutput:
-        """See `TokenLoss`."""
-        loss = -output.logp.sum() / self.num_tokens
-        return LossOutput(loss, {"entropy": output.entropy.sum() / self.num_tokens})
-
-    def tensors(self) -> dict[str, Tensor]:
-        """See `TokenLoss`."""
-        return {}
 
 
 @dataclass(frozen=True)
@@ -381,20 +383,3 @@ class RolloutLoss:
     def tensors(self) -> dict[str, Tensor]:
         """See `TokenLoss`."""
         return self.mini_batch.tensors()
-
-
-def response_targets(batch: Batch) -> list[list[Tensor]]:
-    """The SFT target of each prompt.
-
-    Raises:
-        ValueError: the prompts have none, for they are meant to be answered by a rollout callback.
-    """
-    targets = []
-    for prompt in batch.prompts:
-        if prompt.response_ids is None:
-            raise ValueError(
-                "data.stage=rl gives prompts without targets, and no RolloutCallback is there to answer them; set "
-                "rollout.reward (configs/reward/), or data.stage to sft"
-            )
-        targets.append([prompt.response_ids])
-    return targets

@@ -27,13 +27,12 @@ from longrl.modules.mini_batches import (
     FlatGroups,
     MismatchMonitor,
     RolloutLoss,
-    SFTLoss,
     TokenLoss,
     flatten_groups,
     make_mini_batches,
-    response_targets,
 )
 from longrl.modules.optimizer import OptimizerSettings
+from longrl.modules.sft_loss import SFTLoss, response_targets
 from longrl.modules.skipped_steps import text_record
 from longrl.modules.trained import NOT_WEIGHTED, TrainedModule, data_module_of
 from longrl.packing.lengths import micro_batch_limit

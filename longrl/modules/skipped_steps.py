@@ -78,23 +78,35 @@ class SkippedSteps:
         Raises:
             RuntimeError: `limit` steps in a row were left out. No checkpoint follows.
         """
+        # 1. The counts are those of all ranks; a record is this rank's.
         self.count += 1
         self.in_a_row += 1
-        loss, grad_norm = facts["loss"], facts["grad_norm"]
-        path = folder / FOLDER / f"step_{facts['global_step']:08d}_{self.count}_rank_{facts['rank']}.safetensors"
         made = record()
+        step = facts["global_step"]
+        name = f"step_{step:08d}_{self.count}_rank_{facts['rank']}.safetensors"
+        path = folder / FOLDER / name
         kept = "not kept, for there are enough"
         if self.count <= MAX_RECORDS:
             kept = f"kept in {path}"
             try:
-                write_step_record(path, dataclasses.replace(made, facts={**made.facts, **facts}))
+                write_step_record(path, made, facts)
             except OSError as error:  # a full disk must not part this rank from the others
                 kept = f"lost ({error})"
+
+        # 2. Which rows they were is what the user asks first.
+        loss = facts["loss"]
+        grad_norm = facts["grad_norm"]
+        row_ids = [row.id for row in made.rows]
         logger.warning(
             "the optimizer step after %d steps is left out, number %d of the run: its loss is %g and its gradient norm "
             "%g. Rows %s; their batch is %s",
-            facts["global_step"], self.count, loss, grad_norm, [row.id for row in made.rows], kept,
-        )  # fmt: skip
+            step,
+            self.count,
+            loss,
+            grad_norm,
+            row_ids,
+            kept,
+        )
         if self.in_a_row >= self.limit:
             raise RuntimeError(
                 f"loss or gradient norm of {self.in_a_row} optimizer steps in a row was not finite (the last: loss "
@@ -118,25 +130,50 @@ class SkippedSteps:
 
 
 def text_record(
-    prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]], loss: TokenLoss, **facts: Any
+    prompts: Sequence[Prompt],
+    completions: Sequence[Sequence[Tensor]],
+    loss: TokenLoss,
+    **facts: Any,
 ) -> StepRecord:
-    """The record of a step on text: P prompts, the token ids of G completions of each, and what their loss reads."""
-    named = loss.tensors()
+    """The record of a step on text.
+
+    Args:
+        prompts: P of them.
+        completions: token ids of G completions of each.
+        loss: of their tokens; says what else it reads.
+        facts: kept as they are.
+    """
+    tensors = loss.tensors()
+    rows = []
+    num_completions = 0
     for number, prompt in enumerate(prompts):
-        named[f"input_ids.{number}"] = prompt.input_ids
-    answers = [ids for of_prompt in completions for ids in of_prompt]
-    for number, ids in enumerate(answers):
-        named[f"completions.{number}"] = ids
-    return StepRecord([prompt.row for prompt in prompts], named, {"num_completions": len(answers), **facts})
+        rows.append(prompt.row)
+        tensors[f"input_ids.{number}"] = prompt.input_ids
+        for ids in completions[number]:
+            tensors[f"completions.{num_completions}"] = ids
+            num_completions += 1
+    facts["num_completions"] = num_completions
+    return StepRecord(rows, tensors, facts)
 
 
-def write_step_record(path: Path, record: StepRecord) -> None:
-    """Writes a safetensors file, whole or not at all; rows and facts are JSON in its header."""
+def write_step_record(path: Path, record: StepRecord, facts: Mapping[str, Any]) -> None:
+    """Writes a safetensors file, whole or not at all; rows, facts and further `facts` are JSON in its header."""
     from safetensors.torch import save
 
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in record.tensors.items()}
-    rows = [dataclasses.asdict(row) | {"metadata": dict(row.metadata)} for row in record.rows]
-    header = {"rows": json.dumps(rows, default=str), "facts": json.dumps(record.facts, default=str)}
+    tensors = {}
+    for name, tensor in record.tensors.items():
+        local = tensor.detach().cpu()
+        tensors[name] = local.contiguous().clone()  # safetensors refuses views of one memory
+    rows = []
+    for row in record.rows:
+        fields = dataclasses.asdict(row)
+        fields["metadata"] = dict(row.metadata)
+        rows.append(fields)
+    all_facts = {**record.facts, **facts}
+    header = {
+        "rows": json.dumps(rows, default=str),
+        "facts": json.dumps(all_facts, default=str),
+    }
     atomic_write(path, save(tensors, header))
 
 
@@ -149,13 +186,16 @@ def load_step_record(path: str | Path) -> StepRecord:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+        names = sorted(file.keys())
+        tensors = {name: file.get_tensor(name) for name in names}
         header = file.metadata()
     rows = []
     for fields in json.loads(header["rows"]):
-        media = {name: tuple(fields[name]) for name in ("videos", "images", "audios")}
-        rows.append(Row(**{**fields, **media}))
-    return StepRecord(rows, tensors, json.loads(header["facts"]))
+        for name in ("videos", "images", "audios"):
+            fields[name] = tuple(fields[name])
+        rows.append(Row(**fields))
+    facts = json.loads(header["facts"])
+    return StepRecord(rows, tensors, facts)
 
 
 def replay_batch(record: StepRecord, render: Callable[[Row], Prompt]) -> Batch:
@@ -174,15 +214,27 @@ def replay_batch(record: StepRecord, render: Callable[[Row], Prompt]) -> Batch:
     """
     tensors = record.tensors
     prompts = [render(row) for row in record.rows]
-    answers = [tensors[f"completions.{number}"] for number in range(record.facts["num_completions"])]
-    if "rewards" not in tensors:  # SFT: one answer of each
-        pairs = zip(prompts, answers, strict=True)
-        return Batch([dataclasses.replace(prompt, response_ids=ids) for prompt, ids in pairs])
-    sampled = tensors["sampler_logp"].split([len(ids) for ids in answers])
-    completions = [Completion(ids, logp, "", "stop") for ids, logp in zip(answers, sampled, strict=True)]
-    size = tensors["rewards"].shape[1]
+    num_completions = record.facts["num_completions"]
+    answers = [tensors[f"completions.{number}"] for number in range(num_completions)]
+    # 1. SFT: one answer of each.
+    if "rewards" not in tensors:
+        taught = []
+        for prompt, ids in zip(prompts, answers, strict=True):
+            taught.append(dataclasses.replace(prompt, response_ids=ids))
+        return Batch(taught)
+    # 2. RL: G answers with what the sampler said of their tokens.
+    lengths = [len(ids) for ids in answers]
+    sampled = tensors["sampler_logp"].split(lengths)
+    completions = []
+    for ids, logp in zip(answers, sampled, strict=True):
+        completions.append(Completion(ids, logp, "", "stop"))
+    rewards = tensors["rewards"]
+    valid = tensors["valid"]
+    size = rewards.shape[1]
     groups = []
     for number, prompt in enumerate(prompts):
-        own = completions[number * size : (number + 1) * size]
-        groups.append(Group(prompt, own, tensors["rewards"][number], {}, tensors["valid"][number]))
+        first = number * size
+        own = completions[first : first + size]
+        group = Group(prompt, own, rewards[number], {}, valid[number])
+        groups.append(group)
     return Batch(prompts, groups=groups)

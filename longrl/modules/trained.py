@@ -325,11 +325,12 @@ class TrainedModule(ParallelModule, abc.ABC):
         with self.phases("update"):
             metrics = self.update_policy(batch)
         if metrics:
-            if metrics.get("nonfinite_completions"):
+            num_nonfinite = metrics.get("nonfinite_completions")
+            if num_nonfinite:
                 logger.warning(
                     "%d completions of the last rollout are in no loss and no mean: an old or reference "
                     "log-probability of theirs, or an advantage, is not a finite number",
-                    metrics["nonfinite_completions"],
+                    num_nonfinite,
                 )
             named = {f"train/{name}": value for name, value in metrics.items()}
             named["train/nonfinite_steps"] = float(self.skipped_steps.count)
@@ -371,8 +372,14 @@ class TrainedModule(ParallelModule, abc.ABC):
         grad_norm = float(norm)
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             optimizer.zero_grad()
-            facts = {"global_step": self.global_step, "rank": self.global_rank, "loss": loss, "grad_norm": grad_norm}
-            self.skipped_steps.add(Path(self.trainer.default_root_dir), record, facts)
+            facts = {
+                "global_step": self.global_step,
+                "rank": self.global_rank,
+                "loss": loss,
+                "grad_norm": grad_norm,
+            }
+            folder = Path(self.trainer.default_root_dir)
+            self.skipped_steps.add(folder, record, facts)
             return {"grad_norm": grad_norm, "lr": lr}
         self.skipped_steps.in_a_row = 0
 
