@@ -14,8 +14,8 @@ from longrl.diffusion.diffusion_family import DiffusionFamily
 from longrl.io.atomic import atomic_folder
 from longrl.io.hub import check_target, push
 from longrl.models.base import CausalFamily
+from longrl.models.ema import holds_ema
 from longrl.models.lora import OPTION
-from longrl.modules.ema import holds_ema
 from longrl.modules.initial_weights import find_checkpoint, plain_from, read_adapters
 from longrl.types import Dtype
 

@@ -24,8 +24,8 @@ from longrl.diffusion.prompt_files import PromptBatch
 from longrl.diffusion.sampler import Trajectory
 from longrl.diffusion.step_mismatch import StepMismatchMonitor
 from longrl.diffusion.trajectory_rows import RowBatch, score_rows, split_rows, trajectory_record, trajectory_rows
+from longrl.models.ema import EMA_PREFIX, EMASettings, EMAWeights, holds_ema
 from longrl.models.lora import adapters_off
-from longrl.modules.ema import EMA_PREFIX, EMASettings, EMAWeights, holds_ema
 from longrl.modules.initial_weights import plain_from
 from longrl.modules.mini_batches import MiniBatch, flatten_groups, make_mini_batches
 from longrl.modules.optimizer import OptimizerSettings

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from longrl.models.base import CausalFamily
 from longrl.models.building import OWN_WEIGHTS
 from longrl.models.chunked_mlp import chunk_mlps
+from longrl.models.ema import averages_by_weight
 from longrl.models.lora import (
     OPTION,
     LoRASettings,
@@ -22,7 +23,6 @@ from longrl.models.lora import (
     plain_name,
 )
 from longrl.models.reading import is_local
-from longrl.modules.ema import EMA_PREFIX, model_names
 
 EXPORTED = ("config.json", "model_index.json")
 """Files by which a folder of transformers or of a diffusers pipeline is known."""
@@ -160,9 +160,13 @@ def saved_weights(checkpoint: Path, averaged: bool = False) -> dict[str, Tensor]
         averaged: take the moving averages of those that have one.
     """
     saved = _saved_shapes(checkpoint) if checkpoint.is_dir() else _load_file(checkpoint)["state_dict"]
-    weights = {name.removeprefix(MODEL_PREFIX): saved[name] for name in saved if name.startswith(MODEL_PREFIX)}
+    weights = {}
+    for name, value in saved.items():
+        if name.startswith(MODEL_PREFIX):
+            weights[name.removeprefix(MODEL_PREFIX)] = value
     if averaged:
-        weights |= {name: saved[average] for name, average in _averages(saved).items()}
+        for name, average in averages_by_weight(saved).items():
+            weights[name] = saved[average]
     return weights
 
 
@@ -170,9 +174,14 @@ def fill_from_shards(folder: Path, targets: Mapping[str, Tensor], averaged: bool
     """Fills `targets` with what the ranks of a run saved, however many they were; `averaged` as in `saved_weights`."""
     from torch.distributed.checkpoint import FileSystemReader, load
 
-    averages = _averages(_saved_shapes(folder)) if averaged else {}
-    state = {"state_dict": {averages.get(name, MODEL_PREFIX + name): value for name, value in targets.items()}}
-    load(state, storage_reader=FileSystemReader(folder), no_dist=True)
+    averages: dict[str, str] = {}
+    if averaged:
+        averages = averages_by_weight(_saved_shapes(folder))
+    state = {}
+    for name, value in targets.items():
+        saved_name = averages.get(name, MODEL_PREFIX + name)
+        state[saved_name] = value
+    load({"state_dict": state}, storage_reader=FileSystemReader(folder), no_dist=True)
 
 
 def _saved_shapes(folder: Path) -> dict[str, Tensor]:
@@ -186,12 +195,6 @@ def _saved_shapes(folder: Path) -> dict[str, Tensor]:
         if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata):
             shapes[name.removeprefix(prefix)] = torch.empty(entry.size, device="meta")
     return shapes
-
-
-def _averages(saved: Iterable[str]) -> dict[str, str]:
-    """The names of averages in a checkpoint's state, by those of their weights in the model."""
-    names = [name.removeprefix(EMA_PREFIX) for name in saved if name.startswith(EMA_PREFIX)]
-    return {name: EMA_PREFIX + average for name, average in model_names(names).items()}
 
 
 def saved_lora(checkpoint: Path) -> LoRASettings | None:

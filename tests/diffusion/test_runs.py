@@ -126,23 +126,19 @@ def test_a_run_without_averages_goes_on_with_them_and_the_other_way_round(tmp_pa
 
 
 def resumed_over_ranks(folder: Path, values) -> None:
-    """A step without averages, then two with them: at once in `whole`, and one by one in `resumed`."""
-
-    def run_to(step: int, name: str, ema, after: str | None) -> None:
-        options = {"trainer": values["trainer"] | {"max_steps": step}, "model": values["model"] | {"ema": ema}}
-        run(folder / name, values | options, *([f"--ckpt_path={folder / after / LAST}"] if after else []))
-
-    ema = {"every_n_steps": 1}
-    run_to(1, "old", None, None)
-    run_to(3, "whole", ema, "old")
-    run_to(2, "resumed", ema, "old")
-    run_to(3, "resumed", ema, "resumed")
+    """A step without averages, then two with them; the second of these once more from the checkpoint before."""
+    old = {"trainer": values["trainer"] | {"max_steps": 1}, "model": values["model"] | {"ema": None}}
+    run(folder / "old", values | old)
+    run(folder / "whole", values, f"--ckpt_path={folder / 'old' / LAST}")
+    (second,) = (folder / "whole").glob("checkpoints/*step=2.ckpt")
+    run(folder / "resumed", values, f"--ckpt_path={second}")
 
 
 def test_shards_of_averages_resume_to_the_last_bit_and_are_exported(tmp_path):
     values = on_ranks(config(tmp_path, lora={"rank": 2, "alpha": 4}), 2, 1, 1)
     values["trainer"] |= {"val_check_interval": 9}
-    values["model"] |= {"mini_batches_per_rollout": 1, "epochs_per_rollout": 1}
+    values["model"] |= {"mini_batches_per_rollout": 1, "epochs_per_rollout": 1, "ema": {"every_n_steps": 1}}
+    values["checkpoint"] = {"every_n_train_steps": 1, "save_top_k": -1}
     run_distributed(resumed_over_ranks, 2, tmp_path, values)
     weights, means = (
         [read_adapters(str(tmp_path / name), averaged=averaged) for name in ("old", "whole", "resumed")]

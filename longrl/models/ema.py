@@ -76,10 +76,14 @@ class EMAWeights(nn.Module):
         decay = self.settings.decay_at(step)
         if decay is None:
             return
-        averages = [_local(average) for average in self.buffers()]
-        weights = [_local(parameter.detach()) for _, parameter in _trained(self.model)]
-        weights = [weight.to(average) for weight, average in zip(weights, averages, strict=True)]
-        get_ema_multi_avg_fn(decay)(averages, weights, None)
+        averages = []
+        weights = []
+        for (_, parameter), buffer in zip(_trained(self.model), self.buffers(), strict=True):
+            average = _local(buffer)
+            averages.append(average)
+            weights.append(_local(parameter.detach()).to(average))  # its precision, and its device under offload
+        follow = get_ema_multi_avg_fn(decay)
+        follow(averages, weights, None)
 
     @torch.no_grad()
     def swap_in(self) -> None:
@@ -98,9 +102,14 @@ class EMAWeights(nn.Module):
         self._raw = None
 
 
-def model_names(averages: Iterable[str]) -> dict[str, str]:
-    """Names of averages, as checkpoints have them behind `EMA_PREFIX`, by those of their weights in the model."""
-    return {name.replace("/", "."): name for name in averages}
+def averages_by_weight(saved: Iterable[str]) -> dict[str, str]:
+    """The names of averages in a checkpoint's state, by those of their weights in the model."""
+    averages = {}
+    for name in saved:
+        if name.startswith(EMA_PREFIX):
+            weight = name.removeprefix(EMA_PREFIX).replace("/", ".")
+            averages[weight] = name
+    return averages
 
 
 def holds_ema(checkpoint: Path) -> bool:
@@ -115,7 +124,8 @@ def holds_ema(checkpoint: Path) -> bool:
 
 
 def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    named = model.named_parameters()
+    return [(name, parameter) for name, parameter in named if parameter.requires_grad]
 
 
 def _escape(name: str) -> str:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from longrl.modules.ema import EMASettings, EMAWeights, holds_ema
+from longrl.models.ema import EMASettings, EMAWeights, holds_ema
 
 
 def model(dtype=torch.float32) -> nn.Module:
