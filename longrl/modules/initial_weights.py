@@ -176,7 +176,8 @@ def fill_from_shards(folder: Path, targets: Mapping[str, Tensor], averaged: bool
 
     averages: dict[str, str] = {}
     if averaged:
-        averages = averages_by_weight(_saved_shapes(folder))
+        shapes = _saved_shapes(folder)
+        averages = averages_by_weight(shapes)
     state = {}
     for name, value in targets.items():
         saved_name = averages.get(name, MODEL_PREFIX + name)
@@ -191,7 +192,8 @@ def _saved_shapes(folder: Path) -> dict[str, Tensor]:
 
     prefix = "state_dict."
     shapes = {}
-    for name, entry in FileSystemReader(folder).read_metadata().state_dict_metadata.items():
+    metadata = FileSystemReader(folder).read_metadata()
+    for name, entry in metadata.state_dict_metadata.items():
         if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata):
             shapes[name.removeprefix(prefix)] = torch.empty(entry.size, device="meta")
     return shapes
