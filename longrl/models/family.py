@@ -19,7 +19,7 @@ model it trains. A new one is a subclass of `longrl.models.base.CausalFamily`, w
     TextStack           which log-probabilities has the model for the completions of a micro-batch?
         write           backbone
         default         forward, text_inputs, media_rows, hidden_states, layers, root_modules,
-                        supports_sequence_parallel, casts_inputs
+                        supports_sequence_parallel, casts_inputs, fp32_lm_head
     EngineAdapter       how do the trainer's weights and prompts look to an engine?
         default         engine_options, engine_weight, engine_tensor, engine_request
     BuildsModel         how do weights become a model, and a trained model a folder that others load?
