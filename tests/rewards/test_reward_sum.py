@@ -30,7 +30,7 @@ from longrl.strategies.axis import SINGLE_RANK
 from longrl.types import Completion, Group, Prompt, Row
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "reward"
-PICTURES = ("colour", "compressibility", "ocr", "pickscore", "video_quality")
+PICTURES = ("colour", "compressibility", "ocr", "pickscore", "video_ocr", "video_quality")
 """Configs of rewards for generated pictures and videos; the others judge text."""
 GOOD, WRONG, BARE = "<think>x</think><answer>B</answer>", "<think>x</think><answer>A</answer>", "B"
 
@@ -284,6 +284,7 @@ def test_the_terms_of_the_picture_configs():
         "compressibility": [("compressibility", 1.0, "all")],
         "ocr": [("ocr_match", 1.0, "all")],
         "pickscore": [("pick_score", 1 / 26, "all")],
+        "video_ocr": [("ocr_match", 1.0, "every 4")],
         "video_quality": [
             ("brisque", 0.5, "every 4"), ("temporal_smoothness", 0.25, "all"), ("motion_amount", 0.25, "all")
         ],
