@@ -92,6 +92,11 @@ class Row:
     reasoning: str | None = None
     """Chain of thought for SFT; None for rows that only serve RL."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    messages: tuple[Mapping[str, Any], ...] = ()
+    """Of a conversation all but the last answer: `role`, and `content` as a list of `{"type": "text", "text": ..}` and
+    of `{"type": "video"}` and the like, in whose places the media stand. Shown as they are, instead of `problem`."""
+    response: str | None = None
+    """The last answer of a conversation: its SFT target."""
 
 
 class UnusableSample(ValueError):
@@ -244,7 +249,7 @@ class Completion:
     logprobs: Tensor
     """[S] float32 log-probability of each token under the distribution it was sampled from."""
     text: str
-    """Without special tokens."""
+    """What rewards read: without end token, behind the `<think>` with which the prompt ends, if it does."""
     finish_reason: FinishReason
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from longrl.io.old_hooks import OLD_HOOKS, RefusesOldHooks
 from longrl.models.building import OWN_WEIGHTS
 from longrl.models.lora import ADAPTER, LoRASettings, merged_weights, put_adapters
-from longrl.models.reading import is_local
+from longrl.models.pretrained_folder import is_local
 from longrl.strategies.sequence import SequenceParallel
 from longrl.types import Dtype
 

@@ -101,13 +101,13 @@ class HFEngine(RolloutEngine):
         """Completions of prompts that are decoded together, drawn with [P * G, S] numbers in [0, 1)."""
         group_size = sampling.num_generations
         max_tokens = sampling.max_completion_tokens
-        end_token = family.tokenizer.eos_token_id
         embed_tokens = model.get_input_embeddings()
         lm_head = model.get_output_embeddings().weight  # [V, D]
         precision: Any = contextlib.nullcontext()
         if family.fp32_lm_head:  # also where layers compute in another precision by autocast
             lm_head = lm_head.float()
             precision = torch.autocast(lm_head.device.type, enabled=False)
+        end_tokens = torch.tensor(family.end_token_ids, device=lm_head.device)
         # 1. Every prompt once through the model, into the cache, in chunks that end anywhere.
         packed = pack(prompts, [[] for _ in prompts], NO_LIMIT)[0].to(lm_head.device)
         cache = PrefixCache(packed.spans, group_size, max_tokens)
@@ -135,7 +135,7 @@ class HFEngine(RolloutEngine):
             token, logp = sample_tokens(logits, sampling, uniform[:, cache.length])
             tokens.append(token)
             logps.append(logp)
-            finished |= token == end_token
+            finished |= torch.isin(token, end_tokens)
             if finished.all() or len(tokens) == max_tokens:
                 break
             embeds = embed_tokens(token)[:, None]  # [P * G, 1, D]
@@ -145,7 +145,7 @@ class HFEngine(RolloutEngine):
         # 3. What follows a completion's end was sampled for the others' sake.
         completions = []
         for ids, logp in zip(torch.stack(tokens, 1).cpu(), torch.stack(logps, 1).cpu(), strict=True):
-            ends = (ids == end_token).nonzero()
+            ends = torch.isin(ids, end_tokens.cpu()).nonzero()
             count = int(ends[0]) + 1 if len(ends) else len(ids)
             reason: FinishReason = "stop" if len(ends) else "length"
             completions.append(

@@ -101,4 +101,4 @@ def model_sizes(family: CausalFamily) -> dict[str, Any]:
         sizes |= {f"vision {name}": getattr(vision_encoder, name, None) for name in _VISION_SIZES}
     sizes |= {f"{kind} token": token for kind, token in family.media_token_ids().items()}
     sizes["LM head in float32"] = family.fp32_lm_head
-    return {**sizes, "dtype": family.dtype, "end token": family.tokenizer.eos_token_id}
+    return {**sizes, "dtype": family.dtype, "end tokens": list(family.end_token_ids)}

@@ -97,7 +97,7 @@ def sampling_arguments(
         "seed": None if sampling.temperature == 0 else prompt_seed(seed, prompt.id) % (1 << 31) + first,
         "logprobs": 0,
         "ignore_eos": True,
-        "stop_token_ids": [family.tokenizer.eos_token_id],
+        "stop_token_ids": list(family.end_token_ids),
         "detokenize": False,
     }
 

@@ -122,6 +122,8 @@ def doc_hash(row: Row) -> str:
     content = {**asdict(row), "metadata": make_portable(row.metadata)}
     for kind in ("videos", "images", "audios"):
         content[kind] = [Path(path).name for path in content[kind]]
+    if not row.messages:  # no conversation: the hash is that of releases before 0.2
+        del content["messages"], content["response"]
     return hash_json(content, default=repr)  # metadata may hold anything, such as dates
 
 

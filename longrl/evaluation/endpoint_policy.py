@@ -6,7 +6,7 @@ import asyncio
 import functools
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from longrl.chat.client import AGAIN, CONNECT_S, BudgetSpent, CallFailed, ChatClient, ReplyCache
-from longrl.chat.endpoint import Budget, Content, Decoding, Endpoint
+from longrl.chat.endpoint import Budget, Decoding, Endpoint
 from longrl.chat.event_loop import run_async, run_workers
 from longrl.chat.frames import (
     JPEG_QUALITY,
@@ -38,7 +38,8 @@ from longrl.datamodules.media.sources import FileFrames
 from longrl.datamodules.media.video import content_digest, decoder_errors
 from longrl.evaluation.answering import Answer, Item, Policy, SaveAnswers, hash_json
 from longrl.io.atomic import atomic_write
-from longrl.models.reading import MEDIA_TAG, RendersPrompts
+from longrl.models.chat_tokens import MEDIA_TAG, NO_TOKENIZER, literal_text
+from longrl.models.reading import RendersPrompts
 from longrl.types import AudioClip, Frames, Media, MediaKind, Prompt, Row, SamplingParams, UnusableSample
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,11 @@ class ChatReader(RendersPrompts):
     Args:
         max_side: longest side of a frame that is sent, in pixels.
         video_as: `video` leaves a video as it is, in its file.
+
+    What a question spells of control tokens is sent as it is: whether it is control or text is the server's affair.
     """
+
+    chat = NO_TOKENIZER
 
     def __init__(self, max_side: int, video_as: VideoAs = "frames") -> None:
         self.max_side = max_side
@@ -235,13 +240,13 @@ class EndpointPolicy(Policy):
         decoding = Decoding(sampling.temperature, sampling.max_completion_tokens, sampling.top_p)
         load = functools.partial(_media_urls, prompt, self.max_side, self.video_as, self.video_url)
         try:
-            content: Content = prompt.text
-            if prompt.media:
-                content = await asyncio.to_thread(_content, prompt, self.max_side, self.video_as)
+            messages = await asyncio.to_thread(_messages, prompt, self.max_side, self.video_as)  # reads a video's file
             requests = [
-                self.endpoint.request(content, decoding, sample, load if prompt.media else None)
+                self.endpoint.request(messages[-1]["content"], decoding, sample, load if prompt.media else None)
                 for sample in range(seed, seed + sampling.num_generations)
             ]
+            if len(messages) > 1:
+                requests = [replace(request, messages=messages) for request in requests]
             replies = [await client.ask(request) for request in requests]
         except CallFailed as error:
             return UnusableSample(None, f"no reply: {error}", index, prompt.id)
@@ -249,12 +254,12 @@ class EndpointPolicy(Policy):
             return error.of_row(index, prompt.id)
         is_seen = self.samples_frames
         return Answer(
-            texts=[reply.text for reply in replies],
+            texts=[_with_opening(reply.text) for reply in replies],
             finish_reasons=[reply.finish_reason for reply in replies],
             num_completion_tokens=[reply.completion_tokens for reply in replies],
             num_prompt_tokens=replies[0].prompt_tokens,
             num_media_tokens=None,
-            input=prompt.text,
+            input=literal_text(prompt.text),
             prompt_hash=hash_json(requests[0].messages),
             frame_indices=[list(indices) for indices in prompt.frame_indices] if is_seen else [],
             frame_times=[list(times) for times in prompt.frame_times] if is_seen else [],
@@ -288,13 +293,35 @@ def served_model(endpoint: Endpoint) -> dict[str, Any] | None:
     return {"id": model["id"]} | ({"root": root} if root else {})
 
 
-def _content(prompt: ChatPrompt, max_side: int, video_as: VideoAs) -> list[MessagePart]:
-    """Message parts: media where the text's tags place them, else before it."""
+def _messages(prompt: ChatPrompt, max_side: int, video_as: VideoAs) -> tuple[dict[str, Any], ...]:
+    """OpenAI's messages: all of a conversation, else the question with its media."""
+    media = iter(prompt.media)
+    if prompt.row.messages:
+        return tuple(
+            {**message, "content": _content(message["content"], media, max_side, video_as)}
+            for message in prompt.row.messages
+        )
+    if not prompt.media:
+        return ({"role": "user", "content": literal_text(prompt.text)},)
+    # Media stand where the text's tags place them, else before it.
     is_tagged = MEDIA_TAG.search(prompt.text) is not None
-    # With tags a text stands before the first media item and behind each; without, all of it behind the last.
-    texts = MEDIA_TAG.split(prompt.text)[::2] if is_tagged else ["" for _ in prompt.media] + [prompt.text]
-    content: list[MessagePart] = [{"type": "text", "text": texts[0]}]
-    for item, text in zip(prompt.media, texts[1:], strict=True):
+    text = prompt.text if is_tagged else "".join(f"<{item.kind}>" for item in prompt.media) + prompt.text
+    parts = []
+    for index, part in enumerate(MEDIA_TAG.split(text)):  # kinds of media lie at odd indices between texts
+        parts.append({"type": part} if index % 2 else {"type": "text", "text": literal_text(part)})
+    return ({"role": "user", "content": _content(parts, media, max_side, video_as)},)
+
+
+def _content(
+    parts: Sequence[Mapping[str, str]], media: Iterator[Media], max_side: int, video_as: VideoAs
+) -> list[MessagePart]:
+    """Message parts with the next media in their places; a video is its frames, each behind its time."""
+    content: list[MessagePart] = []
+    for part in parts:
+        if part["type"] == "text":
+            content.append({"type": "text", "text": part["text"]})
+            continue
+        item = next(media)
         names = [frame_name(item.key, index, max_side) for index in range(len(item.timestamps))]
         if item.kind == "video" and video_as == "video":
             content.append(video_part(video_name(content_digest(_file_of(item)))))
@@ -302,8 +329,16 @@ def _content(prompt: ChatPrompt, max_side: int, video_as: VideoAs) -> list[Messa
             content += frame_parts(names, item.timestamps)
         else:
             content += [image_part(name) for name in names]
-        content.append({"type": "text", "text": text})
     return [part for part in content if part.get("text") != ""]
+
+
+def _with_opening(text: str) -> str:
+    """A reply with the `<think>` that the server's chat template has written before it.
+
+    Only a reply that ends its thinking tells; one that was cut before reads like one without.
+    """
+    thinking, closing, _ = text.partition("</think>")
+    return f"<think>{text}" if closing and "<think>" not in thinking else text
 
 
 def _file_of(item: Media) -> str:

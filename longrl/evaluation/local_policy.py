@@ -22,7 +22,7 @@ from longrl.features.disk_cache import DiskCache
 from longrl.features.provenance import tensor_bytes
 from longrl.models.base import CausalFamily
 from longrl.models.chunked_mlp import chunk_mlps
-from longrl.models.reading import is_local
+from longrl.models.pretrained_folder import is_local
 from longrl.modules.initial_weights import plain_from
 from longrl.packing.lengths import LengthLimit
 from longrl.types import SamplingParams

@@ -155,7 +155,7 @@ class TextStack(RendersPrompts):
         ids = packed.input_ids[rows]
         embeddings = model.get_input_embeddings()
         # Special tokens may lie behind the last row: NVILA-8B has 151648, and its video token is 151650. Placeholders
-        # are replaced below, and what a question spells out has no embedding.
+        # are replaced below.
         behind = ids >= embeddings.num_embeddings
         embeds = embeddings(ids.masked_fill(behind, 0))  # [rows, D]
         mask, values = self.media_rows(packed, features, rows)
@@ -269,12 +269,15 @@ class CausalFamily(TextStack, EncodesMedia, EngineAdapter, BuildsModel, HasPlann
             no result, for one more forward pass of the MLPs per update.
         chat_template_kwargs: passed to the chat template, e.g. `{enable_thinking: false}` for Qwen3.
         lora: train adapters of the text stack's linear layers and nothing else; `build` gives the model without them.
+        chat_template: file of a Jinja chat template; None is the folder's own, which base models may lack.
+        keep_special_tokens: leave special tokens (boxes, points, tokens of your own) in the text that rewards and
+            evaluations read; the end token goes in any case.
     """
 
     answer_options: ClassVar[tuple[str, ...]] = ("dtype",)
     training_options: ClassVar[tuple[str, ...]] = (
         "model", "random_init", "init_seed", "lora", "gradient_checkpointing", "offload_checkpoints",
-        "mlp_chunk_tokens",
+        "mlp_chunk_tokens", "chat_template",  # the text of a template counts, see `identity`, and not where it lies
     )  # fmt: skip
 
     def __init__(
@@ -288,6 +291,8 @@ class CausalFamily(TextStack, EncodesMedia, EngineAdapter, BuildsModel, HasPlann
         lora: LoRASettings | None = None,
         offload_checkpoints: bool = False,
         mlp_chunk_tokens: int | None = None,
+        chat_template: str | None = None,
+        keep_special_tokens: bool = False,
     ) -> None:
         if mlp_chunk_tokens is not None and mlp_chunk_tokens < 1:
             raise ValueError(
@@ -307,6 +312,8 @@ class CausalFamily(TextStack, EncodesMedia, EngineAdapter, BuildsModel, HasPlann
         self.lora = lora
         self.offload_checkpoints = offload_checkpoints
         self.mlp_chunk_tokens = mlp_chunk_tokens
+        self.chat_template = chat_template
+        self.keep_special_tokens = keep_special_tokens
 
     def export_adapters(self, adapters: Mapping[str, Tensor], folder: Path, base: str) -> None:
         """Writes `adapter_config.json` and `adapter_model.safetensors`, for the weights that `base` names.

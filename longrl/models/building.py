@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from longrl.models.lora import LoRASettings
-from longrl.models.reading import PretrainedFolder
+from longrl.models.pretrained_folder import PretrainedFolder
 from longrl.models.remote_code import copy_named_code
 from longrl.types import Dtype
 

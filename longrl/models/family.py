@@ -4,15 +4,17 @@ A family is a light, picklable description of a model, chosen by class path in Y
 model it trains. A new one is a subclass of `longrl.models.base.CausalFamily`, which has a class for each capability:
 
     PretrainedFolder    which config and tokenizer does the folder or hub id hold?
-        default         config, read_config, tokenizer, load_processing, text_folder
+        default         config, read_config, tokenizer, read_tokenizer, chat_template,
+                        load_processing, text_folder
     PatchesMedia        what of an image, video or sound does the encoder read, and how many tokens is it?
         media           grid, pixel_patches, num_features
         default         resize, patch, patch_all, outline_media, temporal_patch_size,
                         temporal_patches_per_encode, supports_audio, use_audio_in_video
     RendersPrompts      what does a row look like as token ids and positions?
         media           media_token_ids
-        default         reads_media, render, chat_ids, chat_content, system_prompt, placeholder_ids, position_ids,
-                        num_axes, encode_response, decode, identity, answer_options, training_options
+        default         reads_media, render, chat, chat_ids, row_messages, chat_content, system_prompt,
+                        placeholder_ids, position_ids, num_axes, encode_response, encode_last_turn, end_token_ids,
+                        decode, keep_special_tokens, identity, answer_options, training_options
     EncodesMedia        how do patches become features?
         media           media_encoders, encode_media
         default         trained_encoders, feature_size, encoder_settings
@@ -49,7 +51,8 @@ from longrl.models.base import CausalFamily, EncodesMedia, TextStack
 from longrl.models.building import BuildsModel
 from longrl.models.engine_adapter import EngineAdapter
 from longrl.models.planning_sizes import HasPlanningSizes
-from longrl.models.reading import PatchesMedia, PretrainedFolder, RendersPrompts
+from longrl.models.pretrained_folder import PretrainedFolder
+from longrl.models.reading import PatchesMedia, RendersPrompts
 
 CAPABILITIES: tuple[type, ...] = (
     PretrainedFolder, PatchesMedia, RendersPrompts, EncodesMedia, TextStack, EngineAdapter, BuildsModel,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from longrl.models.reading import PretrainedFolder
+from longrl.models.pretrained_folder import PretrainedFolder
 
 
 @dataclass(frozen=True, kw_only=True)

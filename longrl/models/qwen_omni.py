@@ -17,7 +17,6 @@ long. transformers' processor cuts sound after 300 s without a word; here none i
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import itertools
 import math
@@ -110,8 +109,8 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
 
     # -- prompts -------------------------------------------------------------------------------------------------
 
-    @functools.cached_property
-    def tokenizer(self) -> Any:
+    @override
+    def read_tokenizer(self) -> Any:
         """The processor's, with its chat template if the tokenizer's own files have none."""
         tokenizer = self.processor.tokenizer
         tokenizer.chat_template = tokenizer.chat_template or self.processor.chat_template

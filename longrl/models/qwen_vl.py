@@ -107,6 +107,14 @@ class Qwen2_5_VLFamily(CausalFamily):
         return AutoProcessor.from_pretrained(self._existing_path())
 
     @override
+    def read_tokenizer(self) -> Any:
+        """The folder's, with the processor's chat template where the tokenizer's own files have none."""
+        tokenizer = super().read_tokenizer()
+        if tokenizer.chat_template is None:
+            tokenizer.chat_template = self.processor.chat_template
+        return tokenizer
+
+    @override
     def load_processing(self) -> None:
         super().load_processing()
         _ = self.processor
@@ -114,6 +122,8 @@ class Qwen2_5_VLFamily(CausalFamily):
     @override
     def save_processing(self, folder: str | Path) -> None:
         self.processor.save_pretrained(folder)
+        if self.chat_template is not None:
+            self.tokenizer.save_pretrained(folder)
 
     # -- pixels --------------------------------------------------------------------------------------------------
 

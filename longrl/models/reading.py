@@ -1,16 +1,14 @@
-"""The way from rows to prompts: config and tokenizer, pixels and patches, chat template, placeholders, positions.
+"""The way from rows to prompts: pixels and patches, chat template, placeholders, positions.
 
 Runs in loader workers and touches no weights. Letters: F frames, A position axes, T prompt tokens, S response tokens.
 """
 
 from __future__ import annotations
 
-import abc
 import functools
 import hashlib
 import inspect
 import json
-import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,61 +18,19 @@ from typing import Any, ClassVar, NoReturn
 import torch
 from torch import Tensor
 
-from longrl.io.old_hooks import OLD_HOOKS, RefusesOldHooks
+from longrl.models.chat_tokens import (
+    BREAK,
+    MEDIA_TAG as MEDIA_TAG,
+    ChatTokens,
+    Message,
+    break_token,
+    end_token_ids,
+)
+from longrl.models.pretrained_folder import PretrainedFolder
 from longrl.types import AudioClip, Frames, Media, MediaKind, Prompt, Row, TemporalPatchSize, UnusableSample
 
-MEDIA_TAG = re.compile(r"<(image|video|audio)>")
 GridTHW = tuple[int, int, int]
 """Patches along time, height and width."""
-
-
-class PretrainedFolder(RefusesOldHooks, abc.ABC):
-    """Which config and tokenizer does the folder or hub id hold?"""
-
-    _old_hooks = OLD_HOOKS["family"]
-    model_path: str
-    """The folder or hub id."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Fields without what a loader worker reads for itself."""
-        cached = {"config", "tokenizer", "processor"}
-        return {name: value for name, value in self.__dict__.items() if name not in cached}
-
-    @functools.cached_property
-    def config(self) -> Any:
-        """The model's transformers config."""
-        return self.read_config(self._existing_path())
-
-    def read_config(self, source: str | Path) -> Any:
-        """The config of a folder or hub id."""
-        from transformers import AutoConfig
-
-        return AutoConfig.from_pretrained(source)
-
-    @functools.cached_property
-    def tokenizer(self) -> Any:
-        """The model's transformers tokenizer."""
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(self.text_folder())
-
-    def load_processing(self) -> None:
-        """Loads what `render` needs, before workers start: forked ones have it, and others load none of their own."""
-        _ = self.tokenizer
-
-    def text_folder(self) -> str:
-        """Folder or hub id of the text model alone: its config and tokenizer, and what an engine loads."""
-        return self._existing_path()
-
-    def _existing_path(self) -> str:
-        """The folder or hub id; a string that looks like a path must exist, so that a typo never asks the hub."""
-        path = Path(self.model_path).expanduser()
-        if is_local(self.model_path) and not (path / "config.json").is_file():
-            raise ValueError(
-                f"model.family's model={self.model_path!r} is no folder with a config.json; give an exported Hugging "
-                "Face folder or a hub id such as Qwen/Qwen2.5-VL-7B-Instruct"
-            )
-        return str(path) if path.exists() else self.model_path
 
 
 class PatchesMedia(PretrainedFolder):
@@ -182,8 +138,29 @@ class RendersPrompts(PatchesMedia):
     """Options of this class, not of those it inherits from, that decide no answer: how weights are found or trained."""
     chat_template_kwargs: dict[str, Any]
     """Passed to the chat template."""
+    keep_special_tokens: bool = False
+    """True if the text of completions keeps special tokens, but for the end token."""
     system_prompt: str | None = None
     """A message before the user's; None leaves it to the chat template."""
+
+    @functools.cached_property
+    def chat(self) -> ChatTokens:
+        """The chat template, and which tokens are control tokens."""
+        return ChatTokens(self.tokenizer, self.chat_template_kwargs)
+
+    @functools.cached_property
+    def end_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end a completion, whichever comes: of generation_config.json, config, tokenizer and template."""
+        from transformers.utils import cached_file
+
+        options = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+        file = cached_file(self.text_folder(), "generation_config.json", **options)
+        generation = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
+        configs = (self.config, self.config.get_text_config())
+        of_configs = [getattr(config, "eos_token_id", None) for config in configs]
+        return end_token_ids(
+            self.tokenizer.eos_token_id, self.chat.turn_end, generation.get("eos_token_id"), *of_configs
+        )
 
     def media_token_ids(self) -> dict[str, int]:
         """Placeholder token of each media kind; empty for text models."""
@@ -212,8 +189,11 @@ class RendersPrompts(PatchesMedia):
             frames: decoded media, in the order of the tags.
             response: the SFT target.
 
+        Of a row that is a conversation (`row.messages`) these are shown as they are, in the place of `text`. Special
+        tokens in either are text.
+
         Raises:
-            UnusableSample: tags and media differ, or the text holds placeholder tokens of the model.
+            UnusableSample: tags and media differ, or the text spells control tokens that cannot be read as text.
         """
         # 1. Media as the encoder reads them. A sound track stands among the placeholders of the video before it.
         media = tuple(self.patch_all(frames))
@@ -226,66 +206,119 @@ class RendersPrompts(PatchesMedia):
         if [ids[index] for index in indices] != [tokens[item.kind] for item in shown]:
             raise UnusableSample(
                 None,
-                f"row {row.id!r} renders to {len(indices)} media placeholders for {len(shown)} media; its text must "
-                "not contain the model's own placeholder tokens",
+                f"row {row.id!r} renders to {len(indices)} media placeholders for {len(shown)} media; the chat "
+                "template must write one for each",
             )
 
         # 3. As many of them as the item has features. From behind, so that the indices before stay right.
         for index, item in reversed(list(zip(indices, shown, strict=True))):
             ids[index : index + 1] = self.placeholder_ids(item)
 
-        # 4. Positions.
+        # 4. Positions, and the answer.
         input_ids = torch.tensor(ids)  # [T]
+        response_ids = None
+        if response is not None:
+            response_ids = self.encode_last_turn(row, response) if row.messages else self.encode_response(response)
         return Prompt(
             id=row.id,
             input_ids=input_ids,
             position_ids=self.position_ids(input_ids, media),  # [A, T]
             media=media,
             row=row,
-            response_ids=None if response is None else self.encode_response(response),
+            response_ids=response_ids,
         )
 
     def chat_ids(self, text: str, media: Sequence[Media], row: Row) -> list[int]:
         """Token ids of the chat with one placeholder token per media item."""
-        kinds = [item.kind for item in media]
-        tags = MEDIA_TAG.findall(text)
-        if tags and tags != kinds:
-            raise UnusableSample(
-                None,
-                f"row {row.id!r} has media {kinds} but its text places {tags}; name every medium once, in order, or "
-                "none",
-            )
-        if not tags:
-            text = "".join(f"<{kind}>" for kind in kinds) + text
+        # 1. The messages. What text spells of special tokens is text.
+        if row.messages:
+            messages = self.row_messages(row)
+        else:
+            kinds = [item.kind for item in media]
+            tags = MEDIA_TAG.findall(text)
+            if tags and tags != kinds:
+                raise UnusableSample(
+                    None,
+                    f"row {row.id!r} has media {kinds} but its text places {tags}; name every medium once, in order, "
+                    "or none",
+                )
+            if not tags:
+                text = "".join(f"<{kind}>" for kind in kinds) + text
 
-        # Split at a group, kinds of media lie at odd indices between texts.
-        content = []
-        for index, part in enumerate(MEDIA_TAG.split(text)):
-            if index % 2:
-                content.append({"type": part})
-            elif part:
-                content.append({"type": "text", "text": part})
+            # Split at a group, kinds of media lie at odd indices between texts.
+            content = []
+            for index, part in enumerate(MEDIA_TAG.split(text)):
+                if index % 2:
+                    content.append({"type": part})
+                elif part:
+                    content.append({"type": "text", "text": self.chat.special.sub(break_token, part)})
+            plain = "".join(part.get("text", "") for part in content)
+            messages = [{"role": "user", "content": self.chat_content(content) if media else plain}]
+            if self.system_prompt is not None:
+                messages.insert(0, {"role": "system", "content": self.system_prompt})
 
-        messages: list[dict[str, Any]] = [{"role": "user", "content": self.chat_content(content) if media else text}]
-        if self.system_prompt is not None:
-            messages.insert(0, {"role": "system", "content": self.system_prompt})
-        chat = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, **self.chat_template_kwargs
-        )
+        # 2. What the template writes, as ids.
+        chat = self.chat.apply(messages, add_generation_prompt=True)
+        if BREAK in chat:
+            return self.chat.encode(chat)
         return self.tokenizer(chat, add_special_tokens=False)["input_ids"]
+
+    def row_messages(self, row: Row) -> list[Message]:
+        """The messages of a conversation as the template reads them, special tokens in them being text.
+
+        What the assistant said before may have declared tokens that are not special, such as `</think>`: they are its
+        own way to write, by which templates leave earlier thinking out.
+        """
+        messages: list[Message] = []
+        if self.system_prompt is not None and row.messages[0]["role"] != "system":
+            messages.append({"role": "system", "content": self.system_prompt})
+        for message in row.messages:
+            role = message["role"]
+            tokens = self.chat.special if role == "assistant" else self.chat.declared_and_tags
+            content = []
+            for part in message["content"]:
+                is_text = part["type"] == "text"
+                content.append({"type": "text", "text": tokens.sub(break_token, part["text"])} if is_text else part)
+            shows_media = any(part["type"] != "text" for part in content)
+            plain = "".join(part.get("text", "") for part in content)
+            messages.append({"role": role, "content": self.chat_content(content) if shows_media else plain})
+        return messages
 
     def chat_content(self, content: list[dict[str, str]]) -> Any:
         """A message as the template reads it, from its texts and media: `{"type": "video"}` and the like."""
         return content
 
     def encode_response(self, response: str) -> Tensor:
-        """[S] token ids of an SFT target, with the end token."""
-        ids = self.tokenizer(response, add_special_tokens=False)["input_ids"]
-        return torch.tensor([*ids, self.tokenizer.eos_token_id])
+        """[S] token ids of an SFT target, with the end token; a `<think>` that the prompt has opened is left out."""
+        text = self.chat.special.sub(break_token, response)
+        ids = self.chat.encode(self.chat.continue_opening(text))
+        return torch.tensor([*ids, self.chat.turn_end])
+
+    def encode_last_turn(self, row: Row, response: str) -> Tensor:
+        """[S] token ids of a conversation's last answer as the chat template writes it behind the prompt.
+
+        A template that leaves a part of it out, as DeepSeek-R1's does with thinking, has no say: the answer is then
+        taught to the letter, as by `encode_response`.
+        """
+        messages = self.row_messages(row)
+        answer = self.chat.special.sub(break_token, response)
+        prompt = self.chat.apply(messages, add_generation_prompt=True)
+        whole = self.chat.apply([*messages, {"role": "assistant", "content": answer}])
+        written = self.chat.written_answer(prompt, whole, answer)
+        if written is None:
+            return self.encode_response(response)
+        return torch.tensor(self.chat.encode(written))
 
     def decode(self, token_ids: Tensor) -> str:
-        """Text of a completion, without special tokens."""
-        return self.tokenizer.decode(token_ids, skip_special_tokens=True)
+        """Text of a completion, behind the `<think>` that the prompt has opened for it, if it did.
+
+        Without end token, and without other special tokens unless `keep_special_tokens` is true.
+        """
+        ids = token_ids.tolist()
+        if ids and ids[-1] in self.end_token_ids:
+            ids.pop()
+        text = self.tokenizer.decode(ids, skip_special_tokens=not self.keep_special_tokens)
+        return self.chat.opening + text
 
     def identity(self) -> dict[str, Any]:
         """All that decides, beside the weights, how the model answers a row: options by name, in plain values.
@@ -318,8 +351,3 @@ def constructor_options(part: type) -> list[str]:
     """Names of what a class's own constructor takes, without `*args` and `**kwargs`."""
     taken = inspect.signature(part).parameters if "__init__" in vars(part) else {}
     return [name for name, option in taken.items() if option.kind not in (option.VAR_POSITIONAL, option.VAR_KEYWORD)]
-
-
-def is_local(source: str) -> bool:
-    """True if `source` is meant as a path: `owner/name` asks the hub, unless `owner` is a folder here (`runs/sft`)."""
-    return source.startswith((".", "/", "~")) or source.count("/") != 1 or Path(source).parent.is_dir()

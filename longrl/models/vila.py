@@ -7,7 +7,6 @@ the current weights, and features are the encoder's rows alone. Positions count 
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -98,12 +97,10 @@ class VilaFamily(CausalFamily):
         """The language model's, for vLLM knows no VILA."""
         return str(local_folder(self._existing_path()) / self.text_part)
 
-    @functools.cached_property
-    def tokenizer(self) -> Any:
+    @override
+    def read_tokenizer(self) -> Any:
         """The language model's, with VILA's own tokens."""
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(self.text_folder())
+        tokenizer = super().read_tokenizer()
         known = tokenizer.get_vocab()
         tokenizer.add_tokens([token for token in EXTRA_TOKENS if token not in known], special_tokens=True)
         tokenizer.chat_template = self.config.chat_template or tokenizer.chat_template

@@ -22,7 +22,7 @@ from longrl.models.lora import (
     merged_weights,
     plain_name,
 )
-from longrl.models.reading import is_local
+from longrl.models.pretrained_folder import is_local
 
 EXPORTED = ("config.json", "model_index.json")
 """Files by which a folder of transformers or of a diffusers pipeline is known."""

@@ -71,7 +71,9 @@ class RenderedRows(Dataset[Any], Generic[Item]):
         digest = hashlib.sha256()
         for row in self.rows:
             media = [Path(path).name for path in (*row.videos, *row.images, *row.audios)]
-            digest.update(json.dumps([row.id, row.problem, row.answer, row.task, row.reasoning, media]).encode())
+            said = [row.id, row.problem, row.answer, row.task, row.reasoning, media]
+            said += [row.messages, row.response] if row.messages else []
+            digest.update(json.dumps(said).encode())
         return digest.hexdigest()
 
 

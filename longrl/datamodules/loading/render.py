@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
@@ -21,7 +22,8 @@ from longrl.datamodules.media.sampling import VideoSampling, read_span
 from longrl.datamodules.media.sources import DecodeLimits, FileFrames, HeldFrames
 from longrl.datamodules.media.subtitles import Subtitles, subtitle_text
 from longrl.datamodules.media.video import VideoReader, hold_frames
-from longrl.models.reading import MEDIA_TAG, RendersPrompts
+from longrl.models.chat_tokens import MEDIA_TAG, break_token
+from longrl.models.reading import RendersPrompts
 from longrl.packing.lengths import LengthLimit, length_problem
 from longrl.rewards.options import parse_options
 from longrl.types import (
@@ -100,7 +102,10 @@ class RowRenderer:
             Exception: whatever else the row makes a processor or tokenizer raise; see `RenderedRows`.
         """
         # 1. Which media are shown, and which part of a video. No file can hold half a character (a lone surrogate).
-        "".join((row.id, row.problem, row.answer, row.reasoning or "")).encode()
+        said = json.dumps(
+            (row.id, row.problem, row.answer, row.reasoning, row.messages, row.response), ensure_ascii=False
+        )
+        said.encode()
         blind = (self.blind or self.blind_share > 0) and self.drops_media(row)
         shown = without_media(row) if blind else row
         span = row.metadata.get("span_s")
@@ -117,12 +122,15 @@ class RowRenderer:
             if isinstance(item, Frames) and item.missing_s:
                 torn.append(path)
 
-        # 3. The question as text.
+        # 3. The question as text: what it spells of control tokens is text, and subtitles place no media either.
+        chat = self.family.chat
+        problem = chat.declared.sub(break_token, shown.problem)
         subtitles = ""
         if self.subtitles.source is not None:
             videos = [item for item in media if isinstance(item, Frames) and item.kind == "video"]
-            subtitles = subtitle_text(row, self.subtitles, None if blind else videos)
-        text = fill_template(self.question_template, problem=shown.problem, subtitles=subtitles)
+            lines = subtitle_text(row, self.subtitles, None if blind else videos)
+            subtitles = chat.declared_and_tags.sub(break_token, lines)
+        text = fill_template(self.question_template, problem=problem, subtitles=subtitles)
 
         # 4. Token ids, at most so many.
         response = self.response(shown) if self.stage == "sft" else None
@@ -190,10 +198,18 @@ class RowRenderer:
         return self.blind or drawn < self.blind_share
 
     def response(self, row: Row) -> str:
-        """The SFT target of a row: reasoning and answer, or the answer alone where there is no reasoning."""
+        """The SFT target of a row: reasoning and answer, or the answer alone where there is no reasoning.
+
+        Of a conversation its last answer. What reasoning and answer spell of control tokens is text.
+        """
+        if row.response is not None:
+            return row.response
         template = self.response_template if row.reasoning else self.answer_template
         option = parse_options(row.problem).get(row.answer, row.answer)
-        return fill_template(template, reasoning=row.reasoning or "", answer=row.answer, option=option)
+        tokens = self.family.chat.declared_and_tags
+        values = {"reasoning": row.reasoning or "", "answer": row.answer, "option": option}
+        values = {name: tokens.sub(break_token, value) for name, value in values.items()}
+        return fill_template(template, **values)
 
     def _sound_track(self, path: str, sampling: VideoSampling) -> AudioClip:
         if sampling.span_s is not None:
@@ -315,8 +331,13 @@ def check_template(option: str, template: str, names: Collection[str]) -> None:
 def without_media(row: Row) -> Row:
     """The row as a blind model is asked it. Which videos it had stays known, for their subtitles (`when_blind`)."""
     metadata = {**row.metadata, "left_out_videos": [*row.videos]} if row.videos else row.metadata
-    problem = MEDIA_TAG.sub("", row.problem).strip()
-    return replace(row, videos=(), images=(), audios=(), reasoning=None, problem=problem, metadata=metadata)
+    problem = row.problem if row.messages else MEDIA_TAG.sub("", row.problem).strip()
+    messages = []
+    for message in row.messages:
+        texts = [part for part in message["content"] if part["type"] == "text"]
+        messages.append({**message, "content": texts})
+    blind = replace(row, videos=(), images=(), audios=(), reasoning=None, problem=problem, metadata=metadata)
+    return replace(blind, messages=tuple(messages), response=None)
 
 
 def files_of(row: Row) -> tuple[str, ...]:
@@ -325,11 +346,16 @@ def files_of(row: Row) -> tuple[str, ...]:
 
 
 def ordered_media(row: Row) -> list[tuple[MediaKind, str]]:
-    """Kind and path of each media item, in the order of the problem's tags; else images, videos, sounds."""
+    """Kind and path of each media item, in the order of the problem's tags; else images, videos, sounds.
+
+    Of a conversation in the order of its messages.
+    """
     media: list[tuple[MediaKind, str]] = [("image", path) for path in row.images]
     media += [("video", path) for path in row.videos]
     media += [("audio", path) for path in row.audios]
     tags = MEDIA_TAG.findall(row.problem)
+    if row.messages:
+        tags = [part["type"] for message in row.messages for part in message["content"] if part["type"] != "text"]
     if sorted(tags) != sorted(kind for kind, _ in media):
         return media  # no tags, or tags that the family will refuse
     kinds = [kind for kind, _ in media]

@@ -12,6 +12,7 @@ from longrl.datamodules.rows.published import (
 )
 from longrl.datamodules.rows.question_rows import (
     audio_qa_row as audio_qa_row,
+    chat_row as chat_row,
     clevr_row as clevr_row,
     geometry_row as geometry_row,
     image_row as image_row,

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from longrl.datamodules.rows.conversations import is_conversation, read_conversation
 from longrl.datamodules.rows.record_media import RecordMedia
 from longrl.datamodules.rows.sources import Record
 from longrl.types import MediaKind, Row
@@ -35,11 +36,13 @@ def longvideo_reason_row(record: Record, index: int, media_root: str | None = No
     Fields: `problem` and `answer` ("<answer>B</answer>" or plain) are needed; `problem_id`, `data_type`,
     `problem_type` (the category), `reasoning`, `videos`, `images` and `audios` (`record_media.py` says in which forms)
     and `task` may be absent or null, and `metadata` (such as the `tolerance` of a number) too. A record whose
-    `data_type` is `video`, `image` or `audio` must have one.
+    `data_type` is `video`, `image` or `audio` must have one. A record of `messages` is read by `chat_row`.
 
     Raises:
         ValueError: a field is missing; the message names the record and the fields it has.
     """
+    if "problem" not in record and is_conversation(record):
+        return chat_row(record, index, media_root)
     data_type = str(record.get("data_type") or "")
     media = media_fields(record, index, media_root)
     if data_type in ("video", "image", "audio") and not any(media.values()):
@@ -57,6 +60,36 @@ def longvideo_reason_row(record: Record, index: int, media_root: str | None = No
 def open_ended_row(record: Record, index: int, media_root: str | None = None) -> Row:
     """As `longvideo_reason_row` of a record whose answer is a text, also where it looks like a number or a letter."""
     return longvideo_reason_row({**record, "task": "open_ended"}, index, media_root)
+
+
+def chat_row(record: Record, index: int, media_root: str | None = None) -> Row:
+    """A conversation, shown as it is: `messages`, or TRL's `prompt` and `completion`; see `conversations.py`.
+
+    The assistant's last message is the SFT target. `answer`, `solution` or `ground_truth` is what RL and evaluation
+    judge by; without one it is the target's own answer, and the task `open_ended` unless `task` says which. Of the
+    templates of `data` none is used.
+    """
+    from longrl.rewards.answers import lenient_text
+
+    try:
+        chat = read_conversation(record, media_root)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"record {index} (id {record_id(record, index)!r}) {error}") from error
+    answer = first_field(record, "answer", "solution", "ground_truth")
+    task = record.get("task")
+    if answer is None and chat.response is not None:
+        answer = lenient_text(chat.response) or chat.response
+        task = task or "open_ended"
+    fields = {
+        "answer": answer,
+        "task": task,
+        "category": first_field(record, "problem_type", "category"),
+        "metadata": record.get("metadata") or {},
+        "messages": chat.messages,
+        "response": chat.response,
+        **chat.media,
+    }
+    return question_row(record, index, chat.question, fields)
 
 
 def text_math_row(record: Record, index: int, media_root: str | None = None) -> Row:
@@ -359,10 +392,12 @@ def make_rows(records: Iterable[Record], row_function: RowFunction, media_root: 
 
 def _checked_row(row: Row) -> Row:
     """The row, or a ValueError: its answer cannot be judged, or its problem has tags, but not one per media item."""
-    from longrl.models.reading import MEDIA_TAG
+    from longrl.models.chat_tokens import MEDIA_TAG
     from longrl.rewards.reward_sum import check_answer
 
     check_answer(row)
+    if row.messages:  # their media have places of their own
+        return row
     tags = MEDIA_TAG.findall(row.problem)
     expected = {"image": len(row.images), "video": len(row.videos), "audio": len(row.audios)}
     if tags and any(tags.count(kind) != count for kind, count in expected.items()):

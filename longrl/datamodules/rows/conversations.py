@@ -1,0 +1,227 @@
+"""Conversations in records: OpenAI's and Hugging Face's `messages`, TRL's `prompt` and `completion`.
+
+A message has a `role` and a `content`, which is text or a list of parts. Parts are
+`{"type": "text", "text": ..}` and media, whose source may stand under any of the usual names:
+
+    {"type": "image", "image": SOURCE}, {"type": "video", "video": SOURCE}, {"type": "audio", "audio": SOURCE}
+    {"type": "image", "path" | "url" | "base64" | "bytes": SOURCE}
+    {"type": "image_url", "image_url": {"url": SOURCE}}, `video_url` and `audio_url` alike
+    {"type": "input_audio", "input_audio": {"data": BASE64, "format": "wav"}}
+    {"type": "image"}                       the next one of the record's `images`
+
+SOURCE is whatever a record's own fields with media may hold (`record_media.py`). In a content that is text `<image>`,
+`<video>` and `<audio>` place the record's `images`, `videos` and `audios`, and there must be as many tags as media; media
+that nothing places come first in the first message of the user. Without such media a tag is text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from longrl.datamodules.rows.record_media import RecordMedia
+from longrl.models.chat_tokens import MEDIA_TAG
+from longrl.types import MediaKind
+
+ROLES = {"human": "user", "gpt": "assistant"} | {
+    role: role for role in ("system", "developer", "user", "assistant", "tool")
+}
+"""What records call a speaker -> what chat templates do; ShareGPT's names are the first two."""
+KINDS: dict[str, MediaKind] = {
+    "image": "image", "image_url": "image", "input_image": "image", "video": "video", "video_url": "video",
+    "audio": "audio", "audio_url": "audio", "input_audio": "audio",
+}  # fmt: skip
+"""Types of parts that are media."""
+Part = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What is said before the last answer, that answer, and the media in their order."""
+
+    messages: tuple[dict[str, Any], ...]
+    """As `Row.messages`."""
+    response: str | None
+    """None where the last message is not the assistant's."""
+    media: dict[str, tuple[str, ...]]
+    """`images`, `videos`, `audios` -> files."""
+
+    @property
+    def question(self) -> str:
+        """Text of the user's last message."""
+        asked = [message for message in self.messages if message["role"] == "user"]
+        parts = asked[-1]["content"] if asked else []
+        return "".join(part.get("text", "") for part in parts).strip()
+
+
+def is_conversation(record: Mapping[str, Any]) -> bool:
+    """True if `messages` or `prompt` of a record is a list of messages."""
+    return any(_is_chat(record.get(name)) for name in ("messages", "prompt"))
+
+
+def _is_chat(value: Any) -> bool:
+    listed = _decoded(value)
+    return isinstance(listed, Sequence) and bool(listed) and isinstance(listed[0], Mapping) and "role" in listed[0]
+
+
+def _decoded(value: Any) -> Any:
+    """A list of messages that a column holds as JSON text."""
+    if isinstance(value, str) and value.lstrip().startswith("[{"):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
+
+
+def read_conversation(record: Mapping[str, Any], media_root: str | None) -> Conversation:
+    """The conversation of a record, with its media as files.
+
+    Raises:
+        ValueError: a message has no known role or content, or places media that are not there.
+    """
+    # 1. All messages, and who speaks last.
+    names = ("messages", "conversations", "prompt", "completion")
+    listed = [message for name in names for message in _messages(record, name)]
+    response = None
+    if listed and listed[-1]["role"] == "assistant":
+        response = _response(listed.pop())
+    if not listed:
+        raise ValueError("needs a message before the last answer; add the question")
+
+    # 2. Media of the record's own fields, which parts without a source and tags take in order.
+    fields = _media_fields(record, media_root)
+    waiting = {kind: iter(paths) for kind, paths in fields.items()}
+    places = Counter(kind for message in listed for kind in _places(message["content"]))
+    available = {kind: len(paths) for kind, paths in fields.items()}
+    if places and any(available.values()) and any(places[kind] != count for kind, count in available.items()):
+        raise ValueError(
+            f"has messages that place {dict(places)} of its media, but it has {available}; name every medium once, or "
+            "none"
+        )
+
+    # 3. Contents as parts.
+    files: dict[MediaKind, list[str]] = {"image": [], "video": [], "audio": []}
+    has_fields = any(available.values())
+    messages = []
+    for message in listed:
+        parts = list(_parts(message["content"], waiting, files, media_root, tags=has_fields))
+        messages.append({"role": message["role"], "content": parts})
+
+    # 4. Media that nothing places come first.
+    if has_fields and not places:
+        if any(files.values()):
+            raise ValueError("has messages with media of their own, and fields with others; leave out the fields")
+        first = [{"type": kind} for kind, paths in fields.items() for _ in paths]
+        files = {kind: list(paths) for kind, paths in fields.items()}
+        asked = next((message for message in messages if message["role"] == "user"), messages[0])
+        asked["content"] = [*first, *asked["content"]]
+    return Conversation(tuple(messages), response, {f"{kind}s": tuple(paths) for kind, paths in files.items()})
+
+
+def _messages(record: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
+    """The messages of a field, under the names of chat templates."""
+    if name == "conversations" and record.get("messages") is not None:
+        return
+    listed = _decoded(record.get(name))
+    if listed is None:
+        return
+    if isinstance(listed, str) or not isinstance(listed, Sequence):
+        raise ValueError(f"has {name!r}, which must be a list of messages, got {type(listed).__name__} {listed!r:.60}")
+    for message in listed:
+        role = message.get("role") or message.get("from")
+        if role not in ROLES:
+            raise ValueError(f"has a message whose role must be one of {', '.join(ROLES)}, got {role!r}")
+        if message.get("tool_calls"):
+            raise ValueError("has a message with tool_calls, which are not read; write them as text, or leave it out")
+        content = message.get("content")
+        content = message.get("value") if content is None else content
+        if not isinstance(content, (str, list, tuple)):
+            raise ValueError(f"has a message whose content must be text or a list of parts, got {content!r:.60}")
+        thinking = message.get("reasoning_content") or message.get("reasoning")
+        yield {"role": ROLES[role], "content": content, "thinking": thinking}
+
+
+def _response(message: Mapping[str, Any]) -> str:
+    """The text of an answer; thinking that stands apart comes first, in its tag."""
+    content = message["content"]
+    if not isinstance(content, str):
+        if any(part.get("type", "text") != "text" for part in content):
+            raise ValueError("has media in its last answer, which must be text; leave it out")
+        content = "".join(str(part.get("text") or "") for part in content)
+    thinking = message["thinking"]
+    text = f"<think>\n{str(thinking).strip()}\n</think>\n\n{content.lstrip()}" if thinking else content
+    if not text.strip():
+        raise ValueError("has an empty last answer; correct it, or leave it out")
+    return text
+
+
+def _media_fields(record: Mapping[str, Any], media_root: str | None) -> dict[MediaKind, tuple[str, ...]]:
+    kinds: tuple[MediaKind, ...] = ("image", "video", "audio")
+    fields = {}
+    for kind in kinds:
+        value = record.get(f"{kind}s")
+        fields[kind] = RecordMedia(kind, media_root).paths(record.get(kind) if value is None else value, record)
+    return fields
+
+
+def _places(content: Any) -> list[MediaKind]:
+    """Kinds of the media that a content takes from the record's own fields."""
+    if isinstance(content, str):
+        return [KINDS[tag] for tag in MEDIA_TAG.findall(content)]
+    return [KINDS[part["type"]] for part in content if part.get("type") in KINDS and _source(part) is None]
+
+
+def _parts(
+    content: Any,
+    waiting: Mapping[MediaKind, Iterator[str]],
+    files: Mapping[MediaKind, list[str]],
+    media_root: str | None,
+    *,
+    tags: bool,
+) -> Iterator[Part]:
+    """Texts and media of a content; the files of its media are added to `files`.
+
+    Args:
+        content: text or parts.
+        waiting: files of the record's own fields that nothing took yet.
+        files: of the media so far.
+        media_root: see `RecordMedia`.
+        tags: in texts `<image>` and the like place media.
+    """
+    if isinstance(content, str):
+        pieces = MEDIA_TAG.split(content) if tags else [content]
+        content = [{"type": piece} if index % 2 else {"text": piece} for index, piece in enumerate(pieces)]
+    for part in content:
+        kind = KINDS.get(str(part.get("type")))
+        if kind is None:
+            if part.get("type", "text") not in ("text", "input_text") or not isinstance(part.get("text"), str):
+                raise ValueError(f"has a part that must be text or one of {', '.join(KINDS)}, got {str(part)[:80]}")
+            if part["text"]:
+                yield {"type": "text", "text": part["text"]}
+            continue
+        source = _source(part)
+        paths = (next(waiting[kind], None),) if source is None else RecordMedia(kind, media_root).paths(source, part)
+        if len(paths) != 1 or paths[0] is None:
+            raise ValueError(f"has a part that must be one {kind}, got {str(part)[:80]}; name its file, or add {kind}s")
+        files[kind].append(paths[0])
+        yield {"type": kind}
+
+
+def _source(part: Mapping[str, Any]) -> Any:
+    """Where the medium of a part is; None where the part does not say."""
+    value = part.get(str(part["type"]))
+    if value is None:
+        value = next((part[name] for name in (KINDS[part["type"]], "path", "url", "bytes") if part.get(name)), None)
+    if value is None and part.get("base64"):
+        value = {"data": part["base64"]}
+    if not isinstance(value, Mapping):
+        return value
+    if value.get("data"):
+        return f"data:{KINDS[part['type']]}/{value.get('format') or 'x'};base64,{value['data']}"
+    if value.get("url"):
+        return value["url"]
+    return value

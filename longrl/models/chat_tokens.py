@@ -1,0 +1,222 @@
+r"""Which tokens of a chat are control tokens? Those that its template writes, and none that a row's text spells.
+
+A tokenizer finds the tokens that it declares (`<|im_end|>`, `<|image_pad|>`, `</think>`) wherever their letters stand,
+in a question too. So text of a row has a noncharacter before each letter of such a token while the template is filled;
+what is whole afterwards is the template's. Then the noncharacters go, and the chat is tokenized as a whole, by the
+tokenizer's own rules, declared tokens being found under other names, which no text has. Chats without such text are
+tokenized as ever.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NoReturn
+
+from longrl.types import UnusableSample
+
+logger = logging.getLogger(__name__)
+
+BREAK = "\ufdd0"
+"""Before each letter of a token that is text. Unicode promises that no text has U+FDD0 or U+FDD1."""
+ALIAS = "\ufdd1"
+"""Before the name under which a declared token is found in a chat with such text."""
+NOTHING = re.compile(r"(?!)")
+MEDIA_TAG = re.compile(r"<(image|video|audio)>")
+OPENED_THINKING = re.compile(r"<think>\s*\Z")
+OPENING_TAG = re.compile(r"\s*<think>")
+CLOSED_AT_ONCE = "\n</think>\n\n"
+"""What stands between an opened `<think>` and an answer without reasoning, as in Qwen3's own template."""
+PROBE = "one-two-three"
+Message = Mapping[str, Any]
+"""`role` and `content`, as chat templates read them."""
+
+
+def break_token(match: re.Match[str]) -> str:
+    """A token's letters as text: for `re.sub`."""
+    return "".join(BREAK + letter for letter in match[0])
+
+
+def literal_text(text: str) -> str:
+    """The text that a reader sees, without the noncharacters of `break_token`."""
+    return text.replace(BREAK, "")
+
+
+class ChatTokens:
+    """A tokenizer's declared tokens and its chat template.
+
+    Args:
+        tokenizer: of transformers; None for a model whose tokenizer is elsewhere: then media tags alone can be text.
+        template_kwargs: passed to the chat template.
+    """
+
+    def __init__(self, tokenizer: Any, template_kwargs: Mapping[str, Any] | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.ids: dict[str, int] = {}
+        """Declared tokens, but those of white space alone (Gemma's, GPT-NeoX's): these are text."""
+        special: set[str] = set()
+        if tokenizer is not None:
+            special = {*tokenizer.all_special_tokens}
+            for token_id, token in tokenizer.added_tokens_decoder.items():
+                if token.content.strip():
+                    self.ids[token.content] = token_id
+                    special |= {token.content} if token.special else set()
+        tags = {f"<{kind}>" for kind in ("image", "video", "audio")}
+        self.special = one_of(special)
+        """Special ones: text in whatever a row or an option says."""
+        self.declared = one_of({*self.ids, *special} - tags)
+        """All of them, but media tags: text in a question, in which tags place media."""
+        self.declared_and_tags = one_of({*self.ids, *special, *tags})
+        """Text in a value that places no media."""
+        self.apply: Callable[..., str] = self._refuse
+        """Fills the chat template: `apply(messages, add_generation_prompt=True)`."""
+        if tokenizer is not None and tokenizer.chat_template is not None:
+            self.apply = functools.partial(tokenizer.apply_chat_template, tokenize=False, **(template_kwargs or {}))
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise ValueError(
+            "the model's folder has no chat template, neither of its tokenizer nor of its processor; name a Jinja file "
+            "by model.family.init_args.chat_template, that of the model's instruct version for instance"
+        )
+
+    # -- what the template says of answers -----------------------------------------------------------------------
+
+    @functools.cached_property
+    def opening(self) -> str:
+        """What the template has already written of an answer: `<think>` and white space, or nothing."""
+        written = self._behind_probe(["user"], add_generation_prompt=True)
+        match = OPENED_THINKING.search(written)
+        return match[0] if match else ""
+
+    @functools.cached_property
+    def turn_end(self) -> int:
+        """The token that the template writes behind an answer; the tokenizer's end token where it writes none."""
+        match = self._unbroken.search(self._behind_probe(["user", "assistant"]))
+        return self.tokenizer.eos_token_id if match is None else self.ids[match[0]]
+
+    def _behind_probe(self, roles: Sequence[str], **options: Any) -> str:
+        """What the template writes behind the last of some messages; "" where it leaves their text out."""
+        if self.tokenizer.chat_template is None:
+            return ""
+        for content in (PROBE, [{"type": "text", "text": PROBE}]):
+            try:
+                chat = self.apply([{"role": role, "content": content} for role in roles], **options)
+            except Exception as error:  # a template may refuse one form of content by whatever fails first
+                logger.debug("the chat template refuses %r: %r", content, error)
+                continue
+            if PROBE in chat:
+                return chat.rpartition(PROBE)[2]
+        return ""
+
+    def continue_opening(self, response: str) -> str:
+        """A response as it goes on where the template stopped, which may have opened its `<think>`."""
+        if not self.opening:
+            return response
+        match = OPENING_TAG.match(response)
+        if match is None:
+            return response if "</think>" in response else CLOSED_AT_ONCE + response
+        space = self.opening.removeprefix("<think>")
+        return response[match.end() :].removeprefix(space)
+
+    def written_answer(self, prompt: str, whole: str, response: str) -> str | None:
+        """What a template writes of the last answer behind its prompt, up to the end token.
+
+        Args:
+            prompt: the chat before the answer.
+            whole: the chat with it.
+            response: the answer.
+
+        Returns:
+            None where the template does not go on from the prompt, or leaves out a part of the answer.
+        """
+        if not whole.startswith(prompt):
+            return None
+        written = whole.removeprefix(prompt)
+        ends = [match.end() for match in self._unbroken.finditer(written) if self.ids[match[0]] == self.turn_end]
+        if not ends or "".join(self.continue_opening(response).split()) not in "".join(written.split()):
+            return None
+        return written[: ends[-1]]
+
+    # -- token ids -----------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def _unbroken(self) -> re.Pattern[str]:
+        """Declared tokens that are no text."""
+        return re.compile(f"(?<!{BREAK})(?:{one_of(self.ids).pattern})")  # a template's are spelled exactly
+
+    @functools.cached_property
+    def _aliased(self) -> Any:
+        """The tokenizer's rules, with declared tokens under their aliases."""
+        from tokenizers import AddedToken, Tokenizer
+
+        rules = self.tokenizer.backend_tokenizer
+        aliased = Tokenizer(rules.model)
+        for part in ("normalizer", "pre_tokenizer"):
+            if getattr(rules, part) is not None:
+                setattr(aliased, part, getattr(rules, part))
+        for token in self.tokenizer.added_tokens_decoder.values():
+            name = ALIAS + token.content if token.content in self.ids else token.content
+            flags = {flag: getattr(token, flag) for flag in ("single_word", "lstrip", "rstrip", "normalized")}
+            aliased.add_tokens([AddedToken(name, **flags)])
+        return aliased
+
+    def encode(self, chat: str) -> list[int]:
+        """Token ids of a chat or a part of one, `break_token`'s being text.
+
+        Raises:
+            UnusableSample: the tokenizer has no rules to do so by, or finds control tokens in text all the same.
+        """
+        if BREAK not in chat:
+            return self.tokenizer(chat, add_special_tokens=False)["input_ids"]
+        if not self.tokenizer.is_fast:
+            raise UnusableSample(
+                None,
+                f"it spells control tokens of the model, and {type(self.tokenizer).__name__} cannot read them as text; "
+                "use a tokenizer with a tokenizer.json, or leave such rows out",
+            )
+        # 1. No text has an alias, whatever it spells.
+        chat = chat.replace(ALIAS, BREAK)
+        wanted = [self.ids[match[0]] for match in self._unbroken.finditer(chat)]
+        chat = literal_text(self._unbroken.sub(lambda match: ALIAS + match[0], chat))
+
+        # 2. Ids of aliases are those of their tokens; declared white space may have got another id, too.
+        names = {self._aliased.token_to_id(ALIAS + token): token_id for token, token_id in self.ids.items()}
+        for token_id, token in self.tokenizer.added_tokens_decoder.items():
+            if token.content not in self.ids:
+                names[self._aliased.token_to_id(token.content)] = token_id
+        encoding = self._aliased.encode(chat, add_special_tokens=False)
+        ids = [names.get(token_id, token_id) for token_id in encoding.ids]
+
+        # 3. A vocabulary may know such a token by itself.
+        declared = {*self.ids.values()}
+        if [token_id for token_id in ids if token_id in declared] != wanted:
+            raise UnusableSample(
+                None, "it spells control tokens of the model, which its tokenizer cannot read as text; leave it out"
+            )
+        return ids
+
+
+def one_of(tokens: Collection[str]) -> re.Pattern[str]:
+    """Finds the longest of some tokens; upper and lower case alike, for a tokenizer may not tell them apart."""
+    longest_first = sorted(tokens, key=lambda token: (-len(token), token))
+    return re.compile("|".join(map(re.escape, longest_first)), re.IGNORECASE) if tokens else NOTHING
+
+
+def end_token_ids(*named: Any) -> tuple[int, ...]:
+    """All tokens that end a completion, each once.
+
+    Args:
+        named: ids, lists of ids, or None, as configs have them.
+    """
+    ids: dict[int, None] = {}
+    for value in named:
+        for token_id in value if isinstance(value, (list, tuple)) else [value]:
+            if token_id is not None:
+                ids[int(token_id)] = None
+    return tuple(ids)
+
+
+NO_TOKENIZER = ChatTokens(None)
+"""Of models whose tokenizer is a server's."""
