@@ -45,8 +45,6 @@ REASONS = {
     "subtitles in no file": "the file does not exist",
     "half a character": "surrogates not allowed",
     "\ud800": "surrogates not allowed",
-    "placeholder": "its text must not contain the model's own placeholder tokens",
-    "placeholder beside a video": "its text must not contain the model's own placeholder tokens",
     "long": "above 2000, the data.max_prompt_tokens",
 }
 
@@ -83,13 +81,14 @@ def records(folder):
         "subtitles in no file": {"videos": video, "metadata": {"subtitles": "none.srt"}},
         "half a character": {"problem": "What is \ud800?"},
         "\ud800": {},
-        "placeholder": {"problem": "What does <|image_pad|> mean?"},
-        "placeholder beside a video": {"problem": "What does <|video_pad|> mean?", "videos": video},
         "long": {"problem": "word " * 1500},
     }
     assert list(fields) == list(REASONS)
     unusable = [{"problem_id": name, "problem": "What?", **rest} for name, rest in fields.items()]
-    usable = [{"problem_id": f"fine {n}", "problem": "What?", "images": "fine.png"} for n in range(len(unusable))]
+    problems = ["What?", "What does <|im_end|> mean?", "Is <|image_pad|> or <|video_pad|> an <|IMAGE|>?"]
+    usable = [
+        {"problem_id": f"fine {n}", "problem": problems[n % 3], "images": "fine.png"} for n in range(len(unusable))
+    ]
     mixed = [record for pair in zip(unusable, usable, strict=True) for record in pair]
     return [{"answer": "x", "task": "exact", **record} for record in mixed]
 
@@ -132,14 +131,14 @@ def test_every_reason_is_listed_and_the_other_rows_are_used(tmp_path, family, nu
 
 @pytest.mark.parametrize("family", [vila_family, omni_family])
 def test_other_families_refuse_what_they_cannot_show(tmp_path, family):
-    """Another shape is fine for VILA's squares, and other words are placeholders."""
+    """Another shape is fine for VILA's squares."""
     data = data_module(tmp_path, family())
     data.read(["test"])
     prompts = [prompt for batch in data.eval_loader("test") for prompt in batch.prompts]
     reasons = skipped(tmp_path)
     assert_listed(reasons, {name: REASONS[name] for name in reasons})
     assert len(prompts) + len(reasons) == 2 * len(REASONS)
-    assert REASONS.keys() - reasons.keys() <= {"thin", "placeholder", "placeholder beside a video"}
+    assert REASONS.keys() - reasons.keys() <= {"thin"}
 
 
 def test_media_that_a_family_does_not_read_are_known_before_a_run(tmp_path):
@@ -249,7 +248,7 @@ def test_an_evaluation_counts_them_and_says_how_many_videos_were_shown_in_part(t
     results = evaluated(tmp_path / "skip", *options, test=file)["conditions"]["video"]
     reasons = skipped(tmp_path / "skip")
     # Nobody's tokens are here, and an endpoint takes any shape and length.
-    assert REASONS.keys() - reasons.keys() == {"thin", "placeholder", "placeholder beside a video", "long"}
+    assert REASONS.keys() - reasons.keys() == {"thin", "long"}
     assert sum(results["failures"].values()) == len(reasons)
     assert results["videos_used_in_part"] == 0
     results = evaluated(tmp_path / "keep", *options, "--data.video.torn=keep", test=file)["conditions"]["video"]

@@ -123,7 +123,8 @@ def wilson_interval(correct: float, n: float, z: float = 1.96) -> tuple[float, f
     share, pull = correct / n, z * z / n
     center = (share + pull / 2) / (1 + pull)
     half = z * math.sqrt(share * (1 - share) / n + pull / (4 * n)) / (1 + pull)
-    return max(0.0, center - half), min(1.0, center + half)
+    # The share lies within, whatever the rounding: charts draw what is between.
+    return max(0.0, min(share, center - half)), min(1.0, max(share, center + half))
 
 
 def score(values: Sequence[float], clusters: Sequence[object] | None = None) -> Score:

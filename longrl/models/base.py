@@ -269,7 +269,7 @@ class CausalFamily(TextStack, EncodesMedia, EngineAdapter, BuildsModel, HasPlann
             no result, for one more forward pass of the MLPs per update.
         chat_template_kwargs: passed to the chat template, e.g. `{enable_thinking: false}` for Qwen3.
         lora: train adapters of the text stack's linear layers and nothing else; `build` gives the model without them.
-        chat_template: file of a Jinja chat template; None is the folder's own, which base models may lack.
+        chat_template_file: file of a Jinja chat template; None is the folder's own, which base models may lack.
         keep_special_tokens: leave special tokens (boxes, points, tokens of your own) in the text that rewards and
             evaluations read; the end token goes in any case.
     """
@@ -277,7 +277,7 @@ class CausalFamily(TextStack, EncodesMedia, EngineAdapter, BuildsModel, HasPlann
     answer_options: ClassVar[tuple[str, ...]] = ("dtype",)
     training_options: ClassVar[tuple[str, ...]] = (
         "model", "random_init", "init_seed", "lora", "gradient_checkpointing", "offload_checkpoints",
-        "mlp_chunk_tokens", "chat_template",  # the text of a template counts, see `identity`, and not where it lies
+        "mlp_chunk_tokens", "chat_template_file",  # the template itself is in `identity`
     )  # fmt: skip
 
     def __init__(
@@ -291,7 +291,7 @@ class CausalFamily(TextStack, EncodesMedia, EngineAdapter, BuildsModel, HasPlann
         lora: LoRASettings | None = None,
         offload_checkpoints: bool = False,
         mlp_chunk_tokens: int | None = None,
-        chat_template: str | None = None,
+        chat_template_file: str | None = None,
         keep_special_tokens: bool = False,
     ) -> None:
         if mlp_chunk_tokens is not None and mlp_chunk_tokens < 1:
@@ -312,7 +312,7 @@ class CausalFamily(TextStack, EncodesMedia, EngineAdapter, BuildsModel, HasPlann
         self.lora = lora
         self.offload_checkpoints = offload_checkpoints
         self.mlp_chunk_tokens = mlp_chunk_tokens
-        self.chat_template = chat_template
+        self.chat_template_file = chat_template_file
         self.keep_special_tokens = keep_special_tokens
 
     def export_adapters(self, adapters: Mapping[str, Tensor], folder: Path, base: str) -> None:

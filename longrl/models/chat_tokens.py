@@ -20,10 +20,11 @@ from longrl.types import UnusableSample
 logger = logging.getLogger(__name__)
 
 BREAK = "\ufdd0"
-"""Before each letter of a token that is text. Unicode promises that no text has U+FDD0 or U+FDD1."""
+"""Before each letter of a token that is text. Unicode promises that no text has it, nor the next two."""
 ALIAS = "\ufdd1"
 """Before the name under which a declared token is found in a chat with such text."""
-NOTHING = re.compile(r"(?!)")
+LEFT_OUT = "\ufdd2"
+"""In the place of one of the three that a text has all the same."""
 MEDIA_TAG = re.compile(r"<(image|video|audio)>")
 OPENED_THINKING = re.compile(r"<think>\s*\Z")
 OPENING_TAG = re.compile(r"\s*<think>")
@@ -35,13 +36,18 @@ Message = Mapping[str, Any]
 
 
 def break_token(match: re.Match[str]) -> str:
-    """A token's letters as text: for `re.sub`."""
-    return "".join(BREAK + letter for letter in match[0])
+    """A token's letters as text, for `re.sub`: twice is as once. It never ends in a `BREAK`, for a token may follow."""
+    found = match[0]
+    if len(found) == 2 and found.startswith(BREAK):
+        return found
+    if found in (BREAK, ALIAS, LEFT_OUT):
+        return BREAK + LEFT_OUT
+    return "".join(BREAK + letter for letter in found)
 
 
 def literal_text(text: str) -> str:
     """The text that a reader sees, without the noncharacters of `break_token`."""
-    return text.replace(BREAK, "")
+    return text.replace(BREAK, "").replace(LEFT_OUT, "")
 
 
 class ChatTokens:
@@ -64,11 +70,11 @@ class ChatTokens:
                     self.ids[token.content] = token_id
                     special |= {token.content} if token.special else set()
         tags = {f"<{kind}>" for kind in ("image", "video", "audio")}
-        self.special = one_of(special)
+        self.special = spelled(special)
         """Special ones: text in whatever a row or an option says."""
-        self.declared = one_of({*self.ids, *special} - tags)
+        self.declared = spelled({*self.ids, *special} - tags)
         """All of them, but media tags: text in a question, in which tags place media."""
-        self.declared_and_tags = one_of({*self.ids, *special, *tags})
+        self.declared_and_tags = spelled({*self.ids, *special, *tags})
         """Text in a value that places no media."""
         self.apply: Callable[..., str] = self._refuse
         """Fills the chat template: `apply(messages, add_generation_prompt=True)`."""
@@ -78,7 +84,7 @@ class ChatTokens:
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise ValueError(
             "the model's folder has no chat template, neither of its tokenizer nor of its processor; name a Jinja file "
-            "by model.family.init_args.chat_template, that of the model's instruct version for instance"
+            "by model.family.init_args.chat_template_file, that of the model's instruct version for instance"
         )
 
     # -- what the template says of answers -----------------------------------------------------------------------
@@ -144,7 +150,7 @@ class ChatTokens:
     @functools.cached_property
     def _unbroken(self) -> re.Pattern[str]:
         """Declared tokens that are no text."""
-        return re.compile(f"(?<!{BREAK})(?:{one_of(self.ids).pattern})")  # a template's are spelled exactly
+        return re.compile(f"(?<!{BREAK})(?:{_longest_first(self.ids)})")
 
     @functools.cached_property
     def _aliased(self) -> Any:
@@ -176,8 +182,7 @@ class ChatTokens:
                 f"it spells control tokens of the model, and {type(self.tokenizer).__name__} cannot read them as text; "
                 "use a tokenizer with a tokenizer.json, or leave such rows out",
             )
-        # 1. No text has an alias, whatever it spells.
-        chat = chat.replace(ALIAS, BREAK)
+        # 1. The template's tokens get their aliases, which no text has, whatever it spells.
         wanted = [self.ids[match[0]] for match in self._unbroken.finditer(chat)]
         chat = literal_text(self._unbroken.sub(lambda match: ALIAS + match[0], chat))
 
@@ -198,10 +203,18 @@ class ChatTokens:
         return ids
 
 
-def one_of(tokens: Collection[str]) -> re.Pattern[str]:
-    """Finds the longest of some tokens; upper and lower case alike, for a tokenizer may not tell them apart."""
-    longest_first = sorted(tokens, key=lambda token: (-len(token), token))
-    return re.compile("|".join(map(re.escape, longest_first)), re.IGNORECASE) if tokens else NOTHING
+def spelled(tokens: Collection[str]) -> re.Pattern[str]:
+    """Finds what `break_token` takes: some tokens, broken letters, noncharacters.
+
+    Upper and lower case are alike, for a tokenizer may not tell them apart.
+    """
+    return re.compile(f"{BREAK}[^{BREAK}{ALIAS}]|[{BREAK}{ALIAS}{LEFT_OUT}]|{_longest_first(tokens)}", re.IGNORECASE)
+
+
+def _longest_first(tokens: Collection[str]) -> str:
+    """A pattern of these tokens; of none, one that finds nothing."""
+    in_order = sorted(tokens, key=lambda token: (-len(token), token))
+    return "|".join(map(re.escape, in_order)) or "(?!)"
 
 
 def end_token_ids(*named: Any) -> tuple[int, ...]:

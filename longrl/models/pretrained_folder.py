@@ -16,7 +16,7 @@ class PretrainedFolder(RefusesOldHooks, abc.ABC):
     _old_hooks = OLD_HOOKS["family"]
     model_path: str
     """The folder or hub id."""
-    chat_template: str | None = None
+    chat_template_file: str | None = None
     """File of the chat template; None is the folder's own."""
 
     def __getstate__(self) -> dict[str, Any]:
@@ -39,8 +39,8 @@ class PretrainedFolder(RefusesOldHooks, abc.ABC):
     def tokenizer(self) -> Any:
         """The model's transformers tokenizer, with the chat template of the option if there is one."""
         tokenizer = self.read_tokenizer()
-        if self.chat_template is not None:
-            tokenizer.chat_template = read_template(self.chat_template)
+        if self.chat_template_file is not None:
+            tokenizer.chat_template = read_template(self.chat_template_file)
         return tokenizer
 
     def read_tokenizer(self) -> Any:
@@ -82,6 +82,7 @@ def read_template(path: str) -> str:
     file = Path(path).expanduser()
     if not file.is_file():
         raise ValueError(
-            f"model.family.init_args.chat_template must be a file with a Jinja template, got {path!r}; correct the path"
+            f"model.family.init_args.chat_template_file must be a file with a Jinja template, got {path!r}; correct "
+            "the path"
         )
     return file.read_text(encoding="utf-8")

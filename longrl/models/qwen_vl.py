@@ -122,7 +122,7 @@ class Qwen2_5_VLFamily(CausalFamily):
     @override
     def save_processing(self, folder: str | Path) -> None:
         self.processor.save_pretrained(folder)
-        if self.chat_template is not None:
+        if self.chat_template_file is not None:
             self.tokenizer.save_pretrained(folder)
 
     # -- pixels --------------------------------------------------------------------------------------------------

@@ -140,7 +140,7 @@ class VilaFamily(CausalFamily):
         file = Path(folder) / "vision_tower" / "preprocessor_config.json"
         file.write_text(json.dumps(self.config.preprocessor, indent=2) + "\n")
         if self.config.chat_template:
-            (Path(folder) / str(template_file(self.config.values))).write_text(self.config.chat_template)
+            (Path(folder) / str(template_file(self.config.values))).write_text(self.tokenizer.chat_template)
 
     # -- pixels --------------------------------------------------------------------------------------------------
 

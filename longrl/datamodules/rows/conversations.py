@@ -9,9 +9,9 @@ A message has a `role` and a `content`, which is text or a list of parts. Parts 
     {"type": "input_audio", "input_audio": {"data": BASE64, "format": "wav"}}
     {"type": "image"}                       the next one of the record's `images`
 
-SOURCE is whatever a record's own fields with media may hold (`record_media.py`). In a content that is text `<image>`,
-`<video>` and `<audio>` place the record's `images`, `videos` and `audios`, and there must be as many tags as media; media
-that nothing places come first in the first message of the user. Without such media a tag is text.
+SOURCE is whatever a record's own fields with media may hold (`record_media.py`). In a content that is text the tags
+`<image>`, `<video>` and `<audio>` place the record's `images`, `videos` and `audios`, and there must be as many tags as
+media; media that nothing places come first in the first message of the user. Without such media a tag is text.
 """
 
 from __future__ import annotations
