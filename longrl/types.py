@@ -93,10 +93,10 @@ class Row:
     """Chain of thought for SFT; None for rows that only serve RL."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     messages: tuple[Mapping[str, Any], ...] = ()
-    """Of a conversation all but the last answer: `role`, and `content` as a list of `{"type": "text", "text": ..}` and
-    of `{"type": "video"}` and the like, in whose places the media stand. Shown as they are, instead of `problem`."""
+    """A conversation but for its last answer, shown instead of `problem`: `role` and `content`, a list of parts
+    `{"type": "text", "text": ..}` and, where media stand, `{"type": "video"}` and the like."""
     response: str | None = None
-    """The last answer of a conversation: its SFT target."""
+    """That answer: the SFT target."""
 
 
 class UnusableSample(ValueError):
@@ -109,9 +109,6 @@ class UnusableSample(ValueError):
         reason: what is wrong, for people.
         index: of the row among its split's; records that gave no row count from -1 down.
         row_id: the row's name.
-
-    Example:
-        `UnusableSample("clips/7.mp4", "the file does not exist")`
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, reason: str, index: int = -1, row_id: str = "") -> None:

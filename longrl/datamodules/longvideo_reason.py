@@ -236,7 +236,7 @@ class LongVideoReason(StreamedData):
         self.renderer.try_options(rows)
         self._limits[split] = ()
         self.datasets[split] = RenderedRows(rows, self._renderer(split))
-        without = sum(not row.reasoning for row in rows)
+        without = sum(not row.reasoning and row.response is None for row in rows)
         if self.renderer.stage == "sft" and without:
             logger.info("%d of %d %s rows have no reasoning: they teach the answer alone", without, len(rows), split)
         log_subtitles(split, rows, self.renderer.subtitles)

@@ -272,6 +272,8 @@ class CausalFamily(TextStack, EncodesMedia, EngineAdapter, BuildsModel, HasPlann
         chat_template_file: file of a Jinja chat template; None is the folder's own, which base models may lack.
         keep_special_tokens: leave special tokens (boxes, points, tokens of your own) in the text that rewards and
             evaluations read; the end token goes in any case.
+        answer_tokens: special tokens that SFT targets hold, e.g. `[<|box_start|>, <|box_end|>]`; others that a row
+            spells are text.
     """
 
     answer_options: ClassVar[tuple[str, ...]] = ("dtype",)
@@ -293,6 +295,7 @@ class CausalFamily(TextStack, EncodesMedia, EngineAdapter, BuildsModel, HasPlann
         mlp_chunk_tokens: int | None = None,
         chat_template_file: str | None = None,
         keep_special_tokens: bool = False,
+        answer_tokens: list[str] | None = None,
     ) -> None:
         if mlp_chunk_tokens is not None and mlp_chunk_tokens < 1:
             raise ValueError(
@@ -314,6 +317,7 @@ class CausalFamily(TextStack, EncodesMedia, EngineAdapter, BuildsModel, HasPlann
         self.mlp_chunk_tokens = mlp_chunk_tokens
         self.chat_template_file = chat_template_file
         self.keep_special_tokens = keep_special_tokens
+        self.answer_tokens = answer_tokens or []
 
     def export_adapters(self, adapters: Mapping[str, Tensor], folder: Path, base: str) -> None:
         """Writes `adapter_config.json` and `adapter_model.safetensors`, for the weights that `base` names.

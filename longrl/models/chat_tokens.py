@@ -56,9 +56,18 @@ class ChatTokens:
     Args:
         tokenizer: of transformers; None for a model whose tokenizer is elsewhere: then media tags alone can be text.
         template_kwargs: passed to the chat template.
+        answer_tokens: special ones that answers may hold.
+
+    Raises:
+        ValueError: one of `answer_tokens` is none of the tokenizer's.
     """
 
-    def __init__(self, tokenizer: Any, template_kwargs: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        template_kwargs: Mapping[str, Any] | None = None,
+        answer_tokens: Collection[str] = (),
+    ) -> None:
         self.tokenizer = tokenizer
         self.ids: dict[str, int] = {}
         """Declared tokens, but those of white space alone (Gemma's, GPT-NeoX's): these are text."""
@@ -70,12 +79,22 @@ class ChatTokens:
                     self.ids[token.content] = token_id
                     special |= {token.content} if token.special else set()
         tags = {f"<{kind}>" for kind in ("image", "video", "audio")}
+        unknown = [token for token in answer_tokens if token not in self.ids]
+        if unknown:
+            raise ValueError(
+                f"model.family.init_args.answer_tokens names {unknown[0]!r}, which is no token that the tokenizer "
+                "declares; correct the name, or add it to the tokenizer"
+            )
         self.special = spelled(special)
         """Special ones: text in whatever a row or an option says."""
         self.declared = spelled({*self.ids, *special} - tags)
         """All of them, but media tags: text in a question, in which tags place media."""
         self.declared_and_tags = spelled({*self.ids, *special, *tags})
         """Text in a value that places no media."""
+        self.special_in_answers = spelled(special - {*answer_tokens})
+        """Text in whatever the assistant says."""
+        self.text_in_answers = spelled({*self.ids, *special, *tags} - {*answer_tokens})
+        """Text in reasoning and answer that fill a template."""
         self.apply: Callable[..., str] = self._refuse
         """Fills the chat template: `apply(messages, add_generation_prompt=True)`."""
         if tokenizer is not None and tokenizer.chat_template is not None:
@@ -212,9 +231,12 @@ def spelled(tokens: Collection[str]) -> re.Pattern[str]:
 
 
 def _longest_first(tokens: Collection[str]) -> str:
-    """A pattern of these tokens; of none, one that finds nothing."""
+    """A pattern of these tokens; of none, one that finds nothing. First letters first: Gemma declares thousands."""
+    if not tokens:
+        return "(?!)"
+    first = "".join(sorted({re.escape(token[0]) for token in tokens}))
     in_order = sorted(tokens, key=lambda token: (-len(token), token))
-    return "|".join(map(re.escape, in_order)) or "(?!)"
+    return f"(?=[{first}])(?:{'|'.join(map(re.escape, in_order))})"
 
 
 def end_token_ids(*named: Any) -> tuple[int, ...]:

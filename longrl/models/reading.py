@@ -140,13 +140,20 @@ class RendersPrompts(PatchesMedia):
     """Passed to the chat template."""
     keep_special_tokens: bool = False
     """True if the text of completions keeps special tokens, but for the end token."""
+    answer_tokens: Sequence[str] = ()
+    """Special tokens that targets and earlier answers may hold; others are text there."""
     system_prompt: str | None = None
     """A message before the user's; None leaves it to the chat template."""
+
+    def load_processing(self) -> None:
+        """As `PretrainedFolder.load_processing`, and what completions are read by."""
+        super().load_processing()
+        _ = self.end_token_ids, self.chat.opening
 
     @functools.cached_property
     def chat(self) -> ChatTokens:
         """The chat template, and which tokens are control tokens."""
-        return ChatTokens(self.tokenizer, self.chat_template_kwargs)
+        return ChatTokens(self.tokenizer, self.chat_template_kwargs, self.answer_tokens)
 
     @functools.cached_property
     def end_token_ids(self) -> tuple[int, ...]:
@@ -274,7 +281,7 @@ class RendersPrompts(PatchesMedia):
             messages.append({"role": "system", "content": self.system_prompt})
         for message in row.messages:
             role = message["role"]
-            tokens = self.chat.special if role == "assistant" else self.chat.declared_and_tags
+            tokens = self.chat.special_in_answers if role == "assistant" else self.chat.declared_and_tags
             content = []
             for part in message["content"]:
                 is_text = part["type"] == "text"
@@ -290,7 +297,7 @@ class RendersPrompts(PatchesMedia):
 
     def encode_response(self, response: str) -> Tensor:
         """[S] token ids of an SFT target, with the end token; a `<think>` that the prompt has opened is left out."""
-        text = self.chat.special.sub(break_token, response)
+        text = self.chat.special_in_answers.sub(break_token, response)
         ids = self.chat.encode(self.chat.continue_opening(text))
         return torch.tensor([*ids, self.chat.turn_end])
 
@@ -301,7 +308,7 @@ class RendersPrompts(PatchesMedia):
         taught to the letter, as by `encode_response`.
         """
         messages = self.row_messages(row)
-        answer = self.chat.special.sub(break_token, response)
+        answer = self.chat.special_in_answers.sub(break_token, response)
         prompt = self.chat.apply(messages, add_generation_prompt=True)
         whole = self.chat.apply([*messages, {"role": "assistant", "content": answer}])
         written = self.chat.written_answer(prompt, whole, answer)

@@ -299,3 +299,24 @@ def test_kill_9_at_random_moments_changes_nothing_and_repeats_no_reply_that_came
     seen = json.loads((whole / "results.json").read_text())["conditions"]["10 frames"]
     assert seen["scores"]["overall"]["n"] == 12
     assert seen["over_blind"]["low"] > 0  # it does see
+
+
+def test_a_conversation_is_sent_as_it_is_and_thinking_that_the_server_opened_is_read(tmp_path):
+    Image.new("RGB", (8, 8), (255, 0, 0)).save(tmp_path / "a.png")
+    asked = "What is <|im_end|> or <image>?"
+    messages = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": [{"type": "image", "image": "a.png"}, {"type": "text", "text": "Hi"}]},
+        {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": asked},
+    ]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"messages": messages, "answer": "B", "task": "exact"}) + "\n")
+    with Server(completion("x</think><answer>B</answer>")) as server:
+        results = evaluated(tmp_path / "out", server.url, f"--data.test={rows}")["conditions"]["video"]
+        (body,) = server.bodies
+    assert [message["role"] for message in body["messages"]] == ["system", "user", "assistant", "user"]
+    assert [part["type"] for part in body["messages"][1]["content"]] == ["image_url", "text"]
+    assert body["messages"][3]["content"] == [{"type": "text", "text": asked}]
+    assert (results["format_rate"], results["scores"]["overall"]["accuracy"]) == (1.0, 1.0)
+    assert lines(tmp_path / "out")[0]["resps"] == [["<think>x</think><answer>B</answer>"]]

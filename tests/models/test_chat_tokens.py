@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from hypothesis import HealthCheck, example, given, settings, strategies as st
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from longrl.models.chat_tokens import ChatTokens, break_token
 from longrl.testing.tiny import tiny_text, tiny_tokenizer
@@ -109,6 +109,52 @@ def test_a_tokenizer_that_adds_words_later_is_obeyed_too():
     assert family.chat.encode("plain") == family.tokenizer("plain")["input_ids"]
 
 
+def metaspace(scheme, normalizer=None):
+    """Rules of SentencePiece, as Llama 2 has them."""
+    rules = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
+    rules.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    if normalizer is not None:
+        rules.normalizer = normalizer
+    letters = ["<unk>", *"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ<>|_/?.\u2581"]
+    corpus = ["what does the end mean here", "What does <|end|> mean to <|user|> ?"] * 4
+    trainer = trainers.BpeTrainer(
+        vocab_size=120, special_tokens=letters[:1], initial_alphabet=letters[1:], show_progress=False
+    )
+    rules.train_from_iterator(corpus, trainer)
+    return rules
+
+
+RULES = {
+    "byte level": lambda: tiny_tokenizer().backend_tokenizer,
+    "metaspace, first": lambda: metaspace("first"),
+    "metaspace, always": lambda: metaspace("always"),
+    "lower case": lambda: metaspace("never", normalizers.Lowercase()),
+}
+
+
+@pytest.mark.parametrize("make", RULES.values(), ids=RULES)
+@pytest.mark.parametrize("flags", [{}, {"lstrip": True}, {"rstrip": True}, {"normalized": True}])
+@PROPERTY
+@given(
+    st.lists(st.sampled_from(["<|end|>", "<|user|>", "<|END|>", "end", " ", "mean", "?", "<|", "|>"]), max_size=5),
+    st.sampled_from(["", " "]),
+)
+def test_spelled_tokens_have_the_ids_of_a_tokenizer_that_does_not_declare_them(make, flags, words, space):
+    """With spaces, prefixes and merges around them, whatever the tokenizer's rules."""
+    text = "What " + "".join(words)
+    chat = f"<|user|>{space}%s{space}<|stop|>"
+    declared = [AddedToken(name, **flags) for name in ("<|user|>", "<|stop|>", "<|end|>")]
+    ours = transformers.PreTrainedTokenizerFast(tokenizer_object=make())
+    ours.add_tokens(declared)
+    tokens = ChatTokens(ours)
+    ids = tokens.encode(chat % tokens.declared.sub(break_token, text))
+    rules = make()
+    rules.add_tokens([AddedToken(name, **flags) for name in ("\ufdd1<|user|>", "\ufdd1<|stop|>")])
+    theirs = rules.encode(chat.replace("<|", "\ufdd1<|") % text, add_special_tokens=False).ids
+    names = {rules.token_to_id(f"\ufdd1{name}"): ours.convert_tokens_to_ids(name) for name in ("<|user|>", "<|stop|>")}
+    assert ids == [names.get(token, token) for token in theirs]
+
+
 def test_a_tokenizer_without_such_rules_makes_the_row_unusable():
     class Slow:
         all_special_tokens = ("<s>",)
@@ -160,6 +206,17 @@ def test_special_tokens_stay_if_asked_for_and_the_end_token_never_does():
         assert family.decode(torch.tensor([*ids, end])) == "<|vision_start|>cat"
         assert family_of("base model's tokenizer").decode(torch.tensor([*ids, end])) == "cat"
     assert family.decode(torch.tensor([], dtype=torch.int64)) == ""
+
+
+def test_answers_may_hold_the_special_tokens_that_an_option_names():
+    family = family_of("chatml", answer_tokens=("<|vision_start|>",))
+    start = family.tokenizer.convert_tokens_to_ids("<|vision_start|>")
+    prompt = family.render(row(), "A <|vision_start|>?", (), "<|vision_start|>cat<|vision_end|>")
+    assert start not in prompt.input_ids.tolist()
+    assert prompt.response_ids.tolist().count(start) == 1
+    assert family.tokenizer.convert_tokens_to_ids("<|vision_end|>") not in prompt.response_ids.tolist()
+    with pytest.raises(ValueError, match=r"answer_tokens names '<box>', which is no token"):
+        family_of("chatml", answer_tokens=("<box>",)).render(row(), "x")
 
 
 def test_end_tokens_of_generation_config_end_too(tmp_path):

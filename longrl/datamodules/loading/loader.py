@@ -25,7 +25,6 @@ import random
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Generic
 
@@ -71,9 +70,8 @@ class RenderedRows(Dataset[Any], Generic[Item]):
         digest = hashlib.sha256()
         for row in self.rows:
             media = [Path(path).name for path in (*row.videos, *row.images, *row.audios)]
-            said = [row.id, row.problem, row.answer, row.task, row.reasoning, media]
-            said += [row.messages, row.response] if row.messages else []
-            digest.update(json.dumps(said).encode())
+            chat = [row.messages, row.response] if row.messages else []
+            digest.update(json.dumps([row.id, row.problem, row.answer, row.task, row.reasoning, media, *chat]).encode())
         return digest.hexdigest()
 
 
@@ -258,7 +256,7 @@ class PromptStream(Generic[Item]):
         if self._items is None:
             self._items = self.options.render(self.dataset, self.order.after(self.position))
         while len(prompts) < count:
-            items = list(islice(self._items, count - len(prompts)))
+            items = list(itertools.islice(self._items, count - len(prompts)))
             # Unusable rows are consumed too; further rows come instead of them.
             self.position += len(items)
             prompts += usable_items(items, self.skips, self.sp_group)
@@ -397,6 +395,6 @@ class EvalLoader:
     def __iter__(self) -> Iterator[Any]:
         items = self.options.render(self.dataset, range(self.rank, len(self.dataset), self.world_size))
         for _ in range(len(self)):
-            prompts = usable_items(list(islice(items, self.prompts_per_batch)), self.skips, self.sp_group)
+            prompts = usable_items(list(itertools.islice(items, self.prompts_per_batch)), self.skips, self.sp_group)
             if prompts or self.world_size > 1:
                 yield self.make_batch(prompts)

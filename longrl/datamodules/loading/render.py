@@ -206,7 +206,7 @@ class RowRenderer:
             return row.response
         template = self.response_template if row.reasoning else self.answer_template
         option = parse_options(row.problem).get(row.answer, row.answer)
-        tokens = self.family.chat.declared_and_tags
+        tokens = self.family.chat.text_in_answers
         values = {"reasoning": row.reasoning or "", "answer": row.answer, "option": option}
         values = {name: tokens.sub(break_token, value) for name, value in values.items()}
         return fill_template(template, **values)
