@@ -71,8 +71,7 @@ class Row:
     """One record of a dataset, in one spelling whatever its source.
 
     Example:
-        `Row(id="7", problem="What comes next? A. ...", answer="B", task="multiple_choice", category="temporal",
-        videos=("clips/7.mp4",), reasoning="First ...")`
+        `Row("7", "What comes next? A. ...", "B", category="temporal", videos=("clips/7.mp4",), reasoning="First ...")`
     """
 
     id: str

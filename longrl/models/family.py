@@ -12,7 +12,7 @@ model it trains. A new one is a subclass of `longrl.models.base.CausalFamily`, w
                         temporal_patches_per_encode, supports_audio, use_audio_in_video
     RendersPrompts      what does a row look like as token ids and positions?
         media           media_token_ids
-        default         reads_media, render, chat, chat_ids, row_messages, chat_content, system_prompt,
+        default         load_processing, reads_media, render, chat, chat_ids, row_messages, chat_content, system_prompt,
                         placeholder_ids, position_ids, num_axes, encode_response, encode_last_turn, end_token_ids,
                         decode, keep_special_tokens, answer_tokens, identity, answer_options, training_options
     EncodesMedia        how do patches become features?

@@ -262,7 +262,8 @@ class RendersPrompts(PatchesMedia):
             plain = "".join(part.get("text", "") for part in content)
             messages = [{"role": "user", "content": self.chat_content(content) if media else plain}]
             if self.system_prompt is not None:
-                messages.insert(0, {"role": "system", "content": self.system_prompt})
+                system = self.chat.special.sub(break_token, self.system_prompt)
+                messages.insert(0, {"role": "system", "content": system})
 
         # 2. What the template writes, as ids.
         chat = self.chat.apply(messages, add_generation_prompt=True)
@@ -277,8 +278,8 @@ class RendersPrompts(PatchesMedia):
         own way to write, by which templates leave earlier thinking out.
         """
         messages: list[Message] = []
-        if self.system_prompt is not None and row.messages[0]["role"] != "system":
-            messages.append({"role": "system", "content": self.system_prompt})
+        if self.system_prompt is not None and row.messages[0]["role"] not in ("system", "developer"):
+            messages.append({"role": "system", "content": self.chat.special.sub(break_token, self.system_prompt)})
         for message in row.messages:
             role = message["role"]
             tokens = self.chat.special_in_answers if role == "assistant" else self.chat.declared_and_tags
