@@ -136,15 +136,15 @@ class RowRenderer:
         response = self.response(shown) if self.stage == "sft" else None
         prompt = self.family.render(shown, text, media, response)
         if self.max_prompt_tokens is not None:
-            problem = length_problem(
+            too_long = length_problem(
                 "its prompt",
                 len(prompt.input_ids),
                 limit=self.max_prompt_tokens,
                 option="data.max_prompt_tokens",
                 remedy=SHORTER,
             )
-            if problem:
-                raise UnusableSample(None, problem)
+            if too_long:
+                raise UnusableSample(None, too_long)
         num_prompt_tokens = len(prompt.input_ids)
         for limit in self.limits:
             longest = limit.longest if prompt.response_ids is None else max(limit.longest, len(prompt.response_ids))
