@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
-from jsonargparse import ArgumentParser
+import yaml
+from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
 from longrl.commands.compare import show_comparisons
 from longrl.commands.main import COMMAND_USAGE
-from longrl.commands.run_config import evaluation_config, set_config_reader
+from longrl.commands.renamed import current_names
+from longrl.commands.run_config import Config, evaluation_config, set_config_reader
+from longrl.commands.run_settings import SHOWN_BY_DATA, RunSettings, options_of, read_settings, tell_differences
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.evaluation.benchmark import Evaluation, EvaluationConfig
 from longrl.evaluation.benchmark_report import list_remarks, rates_table
@@ -21,8 +28,16 @@ from longrl.evaluation.samples import RESULTS_FILE
 from longrl.evaluation.scores import percent
 from longrl.io.tables import make_table
 
+logger = logging.getLogger(__name__)
+
 DESCRIPTION = """Evaluates a policy on a benchmark; configs/eval/ has examples. The same command goes on where it was
-killed: what was answered is not asked again."""
+killed: what was answered is not asked again. Weights of a run, or of its export, are asked as the run was: family,
+pixels, frames and question template are the run's; options of the command line win, and a config file with a
+data.question_template of its own."""
+FILE_OPTIONS = ("--config", "--policy", "--data")
+WEIGHTS = ("policy", "init_args", "weights")
+ConfigFile = tuple[Path, Config]
+"""A config file of a command line and its values."""
 NOT_HERE = frozenset(
     ("family", "train", "val", "stage", "response_template", "answer_template", "blind_share", "prompts_per_batch",
      "max_train_rows", "seed", "prefetch_prompts")
@@ -45,9 +60,100 @@ def parse_evaluation(args: Sequence[str]) -> tuple[EvaluationConfig, LongVideoRe
     parser.add_argument("--config", action="config", help="a YAML file; later ones win, key by key")
     parser.add_class_arguments(EvaluationConfig, sub_configs=True)
     parser.add_class_arguments(LongVideoReason, "data", skip=set(NOT_HERE), instantiate=False, sub_configs=True)
-    values = parser.instantiate(parser.parse_args(list(args)))
+    files = list(_read_files(args))
+    settings = read_settings(_weights(args, files))
+    if settings is not None:
+        args = with_run_settings(args, files, settings)
+    parsed = parser.parse_args(list(args))
+    if settings is not None:
+        tell_differences(settings, _asked(parsed))
+    values = parser.instantiate(parsed)
     config = EvaluationConfig(**{item.name: values[item.name] for item in dataclasses.fields(EvaluationConfig)})
     return config, LongVideoReason(config.policy.family, **vars(values.data))
+
+
+def with_run_settings(args: Sequence[str], files: Sequence[ConfigFile], settings: RunSettings) -> list[str]:
+    """A command line of `evaluate` that asks as a run did, where neither it nor a file with its own template differs.
+
+    Args:
+        args: the command line.
+        files: that it names.
+        settings: of the run whose weights it names.
+    """
+    # 1. What the files say of how questions are shown.
+    of_data = [part["data"] for _, part in files if isinstance(part.get("data"), dict)]
+    is_protocol = any("question_template" in part for part in of_data)
+    sampled = any("sampling" in part for _, part in files) or any(arg.startswith("--sampling") for arg in args)
+
+    # 2. The run's family, in the place of any that a file names; a protocol's own limits of pixels stay.
+    family = settings.family
+    if is_protocol:
+        for path, part in files:
+            named = _value_in(path, part, "policy", "init_args", "family")
+            if isinstance(named, dict) and named.get("class_path") == family["class_path"]:
+                own = {name: value for name, value in (named.get("init_args") or {}).items() if name != "model"}
+                family = family | {"init_args": family["init_args"] | own}
+    given = [f"--policy.init_args.family={json.dumps(family)}"]
+
+    # 3. Its frames, template and sampling. Behind all files, before the options that win.
+    if not is_protocol:
+        given += [f"--data.{name}={_as_text(value)}" for name, value in settings.data.items()]
+    if settings.sampling and not sampled:
+        given += [f"--sampling={json.dumps(settings.sampling)}"]
+    if not is_protocol and any(name in part for part in of_data for name in SHOWN_BY_DATA):
+        logger.warning("frames and template are those of %s, not of the config files", settings.source)
+    last = max((at for at, arg in enumerate(args) if arg.partition("=")[0] in FILE_OPTIONS), default=-1)
+    end = last + 1 if last < 0 or "=" in args[last] else last + 2
+    return [*args[:end], *given, *args[end:]]
+
+
+def _read_files(args: Sequence[str]) -> Iterator[ConfigFile]:
+    """The config files of a command line. One of a part, or its values in JSON, counts as a config with that part."""
+    for option in FILE_OPTIONS:
+        for text in options_of(args, option):
+            path = Path(text)
+            is_file = path.suffix in (".yaml", ".yml", ".json") and path.is_file()
+            values = _read_yaml(path.read_text(encoding="utf-8") if is_file else text)
+            if isinstance(values, dict):
+                yield path, values if option == "--config" else {option.removeprefix("--"): values}
+
+
+def _read_yaml(text: str) -> Any:
+    """What a YAML text holds; None of one that is no YAML, which the parser will say."""
+    try:
+        return current_names(yaml.safe_load(text))
+    except yaml.YAMLError:
+        return None
+
+
+def _weights(args: Sequence[str], files: Sequence[ConfigFile]) -> str | None:
+    """The weights of the policy: the last option that names them, or the last file."""
+    given = options_of(args, f"--{'.'.join(WEIGHTS)}", "--policy.weights")
+    named = [*(_value_in(*file, *WEIGHTS) for file in files), *given]
+    known = [value for value in named if isinstance(value, str)]
+    return known[-1] if known else None
+
+
+def _value_in(path: Path, values: Any, *keys: str) -> Any:
+    """A value of a config file, in it or in files that it names; None where it says nothing."""
+    for key in keys:
+        values = values.get(key) if isinstance(values, dict) else None
+        if isinstance(values, str) and values.endswith((".yaml", ".yml")):
+            path = path.parent / values
+            values = _read_yaml(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return values
+
+
+def _asked(parsed: Namespace) -> dict[str, Any]:
+    """What a parsed command line asks, as `RunSettings` has it."""
+    values = parsed.as_dict()
+    data = {name: values["data"][name] for name in SHOWN_BY_DATA}
+    return {"family": values["policy"]["init_args"]["family"], "data": data, "sampling": values["sampling"]}
+
+
+def _as_text(value: Any) -> str:
+    """A value as the command line has it."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def show_evaluation(files: EvaluationFiles) -> None:

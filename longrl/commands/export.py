@@ -10,6 +10,7 @@ import torch
 from jsonargparse import ArgumentParser, auto_cli
 
 from longrl.commands.run_config import read_run_config
+from longrl.commands.run_settings import write_record
 from longrl.diffusion.diffusion_family import DiffusionFamily
 from longrl.io.atomic import atomic_folder
 from longrl.io.hub import check_target, push
@@ -84,6 +85,8 @@ def _write_model(run: str, source: tuple[str, str], folder: Path, dtype: Dtype |
     family = family_of(run)
     family.dtype = dtype or family.dtype  # adapters are merged in it
     family.export(plain_from(family, *source, averaged), folder)
+    if isinstance(family, CausalFamily):
+        write_record(folder, run)
 
 
 def _write_adapter(run: str, source: tuple[str, str], folder: Path, dtype: Dtype | None, averaged: bool) -> None:

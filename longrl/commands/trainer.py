@@ -23,6 +23,8 @@ from longrl.commands import run_config
 from longrl.commands.main import COMMAND_USAGE, TRAINER_COMMANDS
 from longrl.commands.renamed import MOVED
 from longrl.commands.run_config import Config, ModelKind
+from longrl.commands.run_folders import EVALUATING, check_checkpoints, check_tested_weights, checkpoint_folder
+from longrl.commands.run_settings import SHOWN_BY_DATA, read_settings, tell_differences, with_run_config
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.modules.policy import PolicyModule
 from longrl.rewards import RewardSum
@@ -76,7 +78,7 @@ class LongRLCLI(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             parser_kwargs={"prog": cls.prog, "usage": usage, **texts},
-            args=list(args),
+            args=with_run_config(args) if args else [],
         )
 
     @override
@@ -94,6 +96,12 @@ class LongRLCLI(LightningCLI):
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run_dir", type=str, default="runs/default", help="folder of everything a run leaves")
+        parser.add_argument(
+            "--base_weights",
+            type=bool,
+            default=False,
+            help="validate, test, predict: evaluate the family's own weights on purpose, into a run_dir of their own",
+        )
         parser.add_argument("--wandb", type=WandbMode, default="off", help="log to Weights & Biases as well")
         parser.add_argument("--wandb_project", type=str, default="longrl")
         # Without a reward there is no rollout callback, as for SFT that does not generate: hence no required option.
@@ -115,7 +123,7 @@ class LongRLCLI(LightningCLI):
 
     @override
     def before_instantiate_classes(self) -> None:
-        check_checkpoints(self.subcommand, self._get(self.config, "run_dir"), self._get(self.config, "ckpt_path"))
+        self.check_weights()
         trainer = self._get(self.config, "trainer")
         if any(map(run_config.is_rollout_callback, run_config.callback_list(trainer))):
             raise ValueError(MOVED)
@@ -127,6 +135,31 @@ class LongRLCLI(LightningCLI):
                     f"trainer.{name}={trainer.get(name)} has no effect, for longrl optimizes manually; "
                     f"set {instead} instead"
                 )
+
+    def check_weights(self) -> None:
+        """Raises ValueError if a run would be replaced, or evaluated with weights that are not its own."""
+        run_dir, ckpt_path = (self._get(self.config, name) for name in ("run_dir", "ckpt_path"))
+        base_weights = self._get(self.config, "base_weights")
+        config = self.config.get(str(self.subcommand), self.config)
+        dumped = self._parser(self.subcommand).dump(config, skip_none=False) if self.subcommand == "fit" else ""
+        check_checkpoints(self.subcommand, run_dir, ckpt_path, dumped)
+        if self.subcommand in EVALUATING:
+            init_from = self._get(self.config, "model").get("init_from")
+            check_tested_weights(self.subcommand, run_dir, ckpt_path, init_from, base_weights)
+            self.tell_departures(ckpt_path or init_from)
+        elif base_weights:
+            raise ValueError(
+                "--base_weights=true is of validate, test and predict; `fit` begins with the family's own weights "
+                "where model.init_from is not set: leave it out"
+            )
+
+    def tell_departures(self, weights: str | None) -> None:
+        """Says where an evaluation does not ask as the run whose weights it reads."""
+        settings = read_settings(weights) if self.kind == "language" else None
+        if settings is not None:
+            config = self.config[str(self.subcommand)].as_dict()
+            data = {name: config["data"][name] for name in SHOWN_BY_DATA}
+            tell_differences(settings, {"family": config["model"]["family"], "data": data})
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -226,33 +259,6 @@ def check_accelerator(name: str | None) -> None:
             f"trainer.accelerator={name}, but torch sees no GPU here; append --trainer configs/trainer/cpu.yaml for a "
             "CPU, or look at the driver by nvidia-smi"
         )
-
-
-def checkpoint_folder(run_dir: str) -> str:
-    """Where a run keeps its checkpoints."""
-    return str(Path(run_dir) / "checkpoints")
-
-
-def check_checkpoints(command: str | None, run_dir: str, ckpt_path: str | None) -> None:
-    """Raises ValueError, before anything is written, if `fit` would replace a run or `ckpt_path` is not there."""
-    last = Path(checkpoint_folder(run_dir), "last.ckpt")
-    if command == "fit" and ckpt_path is None and _is_saved(last):
-        raise ValueError(
-            f"--run_dir={run_dir} holds a run already, which `fit` does not replace; go on with it by "
-            f"--ckpt_path {last}, or name another --run_dir or delete that folder to start anew"
-        )
-    if ckpt_path is None or ckpt_path in ("last", "best", "hpc") or ":" in ckpt_path:  # known to Lightning alone
-        return
-    if not _is_saved(Path(ckpt_path)):
-        raise ValueError(
-            f"--ckpt_path={ckpt_path} does not exist (working folder: {Path.cwd()}); name a checkpoint such as "
-            f"{last}, or leave the option out"
-        )
-
-
-def _is_saved(path: Path) -> bool:
-    """True if a checkpoint is there, a file or a sharded folder, perhaps under the name it has while replaced."""
-    return path.exists() or path.with_name(f".{path.name}.before").exists()
 
 
 def command_texts(prog: str, command: str) -> dict[str, str]:

@@ -42,7 +42,8 @@ class LocalPolicy(Policy):
     """Weights of a run, a folder or the hub, in this process.
 
     Args:
-        family: describes the model; `dtype` is what everything is computed in.
+        family: describes the model; `dtype` is what everything is computed in. The command `evaluate` takes it from the
+            run or the exported folder that `weights` names, unless an option says otherwise.
         weights: as `model.init_from` of a run: its folder, a checkpoint, an exported folder or a hub id; None for those
             that the family names.
         engine: generates: `longrl.engines.hf.HFEngine` or `longrl.engines.vllm.VLLMEngine`.

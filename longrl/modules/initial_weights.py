@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,12 +26,16 @@ from longrl.models.lora import (
 )
 from longrl.models.pretrained_folder import is_local
 
+logger = logging.getLogger(__name__)
+
 EXPORTED = ("config.json", "model_index.json")
 """Files by which a folder of transformers or of a diffusers pipeline is known."""
 MODEL_PREFIX = "model."
 """Where a PolicyModule keeps its model in a checkpoint."""
 INIT_FROM = "model.init_from"
 """The option of a training run that names its initial weights."""
+SIGNAL_CHECKPOINT = re.compile(r"hpc_ckpt_(\d+)\.ckpt")
+"""Lightning's name of a checkpoint that it writes into a run's folder when SLURM sends a signal."""
 META = "meta.pt"
 """Lightning's name of the file of a sharded checkpoint that holds all but tensors."""
 
@@ -63,7 +69,7 @@ def plain_from(
     Args:
         family: describes the model.
         source: None for the family's own weights; a Lightning checkpoint, or a run's folder with
-            `checkpoints/last.ckpt`; a folder with Hugging Face weights; a hub id.
+            `checkpoints/last.ckpt` or else a signal's checkpoint; a folder with Hugging Face weights; a hub id.
         option: what the user calls `source`, for errors.
         averaged: take the moving averages of trained weights where a checkpoint has them.
 
@@ -102,11 +108,27 @@ def find_checkpoint(source: str, option: str = INIT_FROM) -> Path | None:
     if last.exists():
         return last
     if path.is_dir() and not any((path / name).exists() for name in EXPORTED):
+        saved = saved_checkpoints(path)
+        if saved and SIGNAL_CHECKPOINT.fullmatch(saved[0].name):
+            logger.warning("%s=%s has no last.ckpt; %s is used, which a signal left", option, source, saved[0])
+            return saved[0]
+        others = f"; it has {', '.join(map(str, saved[:3]))}, one of which may be named" if saved else ""
         raise ValueError(
             f"{option}={source!r} holds neither checkpoints/last.ckpt (a run) nor config.json (an export); "
-            "give a checkpoint file, a run's folder, an exported folder or a hub id"
+            f"give a checkpoint file, a run's folder, an exported folder or a hub id{others}"
         )
     return None
+
+
+def saved_checkpoints(run: Path) -> list[Path]:
+    """The checkpoints in a run's folder, the one to go on with first: last.ckpt, a signal's last one, any other."""
+    last = run / "checkpoints" / "last.ckpt"
+    numbered = [(match, path) for path in run.glob("*.ckpt") if (match := SIGNAL_CHECKPOINT.fullmatch(path.name))]
+    of_signals = [path for match, path in sorted(numbered, key=lambda found: -int(found[0][1]))]
+    others = sorted(path for path in run.glob("checkpoints/*.ckpt") if path != last)
+    # While it is replaced, a checkpoint has another name for a moment.
+    is_there = last.exists() or last.with_name(f".{last.name}.before").exists()
+    return [*([last] if is_there else []), *of_signals, *others]
 
 
 def load_checkpoint_weights(

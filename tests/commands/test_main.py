@@ -401,6 +401,24 @@ def test_test_writes_the_files_of_evaluate(tmp_path, sft_run, capsys):
     assert "accuracy, 95% interval" in capsys.readouterr().out
 
 
+def test_a_runs_checkpoint_is_all_that_test_needs_to_be_told(tmp_path, sft_run, caplog):
+    given = [f"--data.test={videos() / 'eval.jsonl'}", "--rollout.reward.terms=[{function: longrl.rewards.accuracy}]"]
+    report = "--trainer.callbacks+=longrl.callbacks.evaluation.EvaluationReport"
+    shown = ["--data.video.fps=2", f"--run_dir={tmp_path / 'run'}"]
+    main(["test", f"--ckpt_path={sft_run / 'checkpoints' / 'last.ckpt'}", *given, report, *shown])
+    results = json.loads((tmp_path / "run" / "test" / "results.json").read_text())
+    assert results["policy"]["model"] == sft_run.name
+    assert results["conditions"]["video"]["reading"]["video"]["fps"] == 2.0
+    assert "asked in training: data.video.fps is 2.0 (the run: 1.0)" in caplog.text
+
+
+def test_weights_that_nobody_named_are_not_tested_under_a_runs_name(sft_run):
+    before = sorted(sft_run.rglob("*"))
+    with pytest.raises(ValueError, match=r"is not told which weights .*last\.ckpt is there"):
+        main(["test", f"--run_dir={sft_run}"])
+    assert sorted(sft_run.rglob("*")) == before
+
+
 def test_validate_and_predict(tmp_path, sft_run):
     checkpoint_flag = f"--ckpt_path={sft_run / 'checkpoints' / 'last.ckpt'}"
     main(arguments(tmp_path / "validate", evaluated(config("sft")), checkpoint_flag, command="validate"))

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback
 
 from longrl.commands.main import main
-from longrl.commands.trainer import check_checkpoints
+from longrl.commands.run_folders import check_checkpoints
 from tests.runs import arguments, config, rollouts, run, text_config
 
 

@@ -85,7 +85,7 @@ def test_the_answers_are_those_of_test(tmp_path):
 def run_test(folder, values):
     from tests.runs import arguments as of_run
 
-    main(of_run(folder, values, command="test"))
+    main(of_run(folder, values, "--base_weights=true", command="test"))
 
 
 def test_a_sample_line_counts_tokens_and_names_the_weights(tmp_path):
