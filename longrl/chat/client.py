@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,27 @@ class ChatClient:
             task.cancel()
         await asyncio.gather(*self._under_way.values(), return_exceptions=True)
         await self._http.aclose()
+
+    def attempts(self, make: Callable[[int], Request], form: str, limit: int) -> Iterator[Request]:
+        """Requests to make in turn until a reply is usable: those in the log, and then so many more.
+
+        So a command that is given again goes on asking where the one before gave up, instead of reading its replies.
+
+        Args:
+            make: number of the attempt -> request, each with another sample.
+            form: what a usable reply looks like; every new attempt but the first says it.
+            limit: attempts that are not in the log.
+        """
+        attempt = 0
+        while limit > 0:
+            request = make(attempt)
+            # An earlier release asked again without saying the form.
+            if attempt and request.key not in self.replies.log:
+                request = request.again(form)
+            if request.key not in self.replies.log:
+                limit -= 1
+            attempt += 1
+            yield request
 
     async def ask(self, request: Request) -> Reply:
         """The reply to a request.

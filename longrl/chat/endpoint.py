@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from longrl.chat.frames import MessagePart
@@ -149,6 +149,14 @@ class Request:
         d = self.decoding
         parts = [self.model, self.messages, d.temperature, d.max_tokens, d.top_p, self.sample, dict(self.extra)]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
+    def again(self, form: str) -> Request:
+        """The request once more, with the form that a reply to it did not have."""
+        text = f"An earlier reply to this could not be used. Reply in this form: {form}"
+        *before, last = self.messages
+        content = last["content"]
+        content = f"{content}\n\n{text}" if isinstance(content, str) else [*content, {"type": "text", "text": text}]
+        return replace(self, messages=(*before, {**last, "content": content}))
 
     def body(self, images: Mapping[str, str], send_seed: bool) -> dict[str, Any]:
         """The JSON that is sent, images included."""

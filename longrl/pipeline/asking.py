@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -56,14 +57,17 @@ class Task(Generic[Value]):
     """Request for each item, and how its reply is read.
 
     Example:
-        `Task(make_request, lambda reply, clip: answered_text(reply), attempts=3)`
+        `Task(make_request, lambda reply, clip: answered_text(reply), form="one paragraph of text", attempts=3)`
     """
 
     request: Callable[[Record, int], Request]
     """The request for an item and the number of the attempt."""
     read: Callable[[Reply, Record], Value]
     """The value of a reply for an item; raises `UnusableReply` to ask again."""
+    form: str = "text"
+    """What a usable reply looks like: said when it is asked for again, and in the report."""
     attempts: int = 1
+    """Of a command, beside the replies that are on disk."""
     name_suffix: str = ""
     """Behind an item's id in reports."""
 
@@ -113,14 +117,18 @@ def ask_all(run: StepRun, items: Sequence[Record], task: Task[Value], endpoint: 
 async def _ask_one(client: ChatClient, item: Record, task: Task[Value], report: StepReport) -> Value | None:
     name, problem = f"{item['id']}{task.name_suffix}", ""
     report.items += 1
-    for attempt in range(task.attempts):
+    attempts = client.attempts(functools.partial(task.request, item), task.form, task.attempts)
+    while True:
         try:
-            request = await asyncio.to_thread(task.request, item, attempt)  # may read a file
+            request = await asyncio.to_thread(next, attempts, None)  # may read a file
+            if request is None:
+                break
             reply = await client.ask(request)
             value = task.read(reply, item)
         except UnusableReply as error:
             report.add_problem(name, error.kind, str(error))
-            problem = f"no usable reply in {task.attempts} attempts, the last: {error}"
+            report.forms.add(task.form)
+            problem = f"no usable reply, wanted is {task.form}; the last: {error}"
             continue
         except (CallFailed, BrokenVideo) as error:
             report.add_problem(name, error.kind, str(error))

@@ -14,6 +14,7 @@ from longrl.pipeline.video_frames import FrameSet, frame_times, middle_frames
 
 ENTRY_CHARS = 800
 """Desired length of a condensed entry."""
+CAPTION_FORM = "a description in plain text, not empty and no refusal"
 LABEL_CHARS = 32
 """Room for the times of an entry."""
 
@@ -35,7 +36,12 @@ def caption_clips(run: StepRun) -> None:
         content = [*frames.parts(), {"type": "text", "text": text}]
         return endpoint.request(content, options.decoding, attempt, frames.load)
 
-    texts = ask_all(run, clips, Task(request, _one_line, options.attempts), endpoint)
+    texts = ask_all(
+        run,
+        clips,
+        Task(request, _one_line, CAPTION_FORM, options.attempts),
+        endpoint,
+    )
     run.workspace.write("caption", ({**clip, "caption": text} for clip, text in zip(clips, texts, strict=True)))
 
 
@@ -120,7 +126,12 @@ def _condense(run: StepRun, groups: list[Record]) -> list[str | None]:
         text = prompts.text("condense", timeline=entries, limit=str(group["limit"]))
         return endpoint.request(text, options.decoding, attempt)
 
-    return ask_all(run, groups, Task(request, _one_line, options.attempts), endpoint)
+    return ask_all(
+        run,
+        groups,
+        Task(request, _one_line, CAPTION_FORM, options.attempts),
+        endpoint,
+    )
 
 
 def _entry(group: Record, text: str | None, report: StepReport) -> Record:

@@ -186,6 +186,8 @@ class PipelineConfig:
     judge: Endpoint | None = None
     """Compares open-ended answers: step filter."""
     judge_decoding: Decoding = field(default_factory=lambda: Decoding(temperature=0.0, max_tokens=512))
+    judge_attempts: int = 3
+    """Times a judge is asked about an answer, until its reply has a score."""
     budget: Budget = field(default_factory=Budget)
     """Over all steps and runs in `out`."""
     max_failed_share: float = 0.1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from longrl.chat.endpoint import Reply, Request
 from longrl.datamodules.loading.render import DEFAULT_QUESTION, fill_template
@@ -11,7 +12,7 @@ from longrl.pipeline.config import FilterOptions
 from longrl.pipeline.step_run import Record, StepRun
 from longrl.pipeline.video_frames import FrameSet, frame_times, middle_frames
 from longrl.rewards.answers import lenient_text
-from longrl.rewards.judge import JudgementFailed, judge_request, judge_score, shared_words
+from longrl.rewards.judge import SCORE_FORM, JudgementFailed, judge_request, judge_score, shared_words
 from longrl.rewards.option_choice import chosen_option
 from longrl.rewards.options import DEFAULT_LETTERS, with_options
 
@@ -133,9 +134,11 @@ def _judgements(run: StepRun, items: Sequence[Record]) -> list[float | None]:
     def request(item: Record, attempt: int) -> Request:
         question, reference = item["of"]["question"], item["of"]["answer"]
         answer = lenient_text(item["text"])
-        return judge_request(endpoint.model, question, reference, answer, run.config.judge_decoding)
+        asked = judge_request(endpoint.model, question, reference, answer, run.config.judge_decoding)
+        return replace(asked, sample=attempt)
 
-    return ask_all(run, items, Task(request, _read_score, name_suffix="#judged"), endpoint)
+    task = Task(request, _read_score, SCORE_FORM, run.config.judge_attempts, name_suffix="#judged")
+    return ask_all(run, items, task, endpoint)
 
 
 def _read_score(reply: Reply, item: Record) -> float:

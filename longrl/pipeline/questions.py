@@ -13,6 +13,14 @@ from longrl.pipeline.validation import NAMES_LETTER, SPEAKS_OF_SOURCE, TAGS
 MIN_LENGTH_RATIO, MAX_LENGTH_RATIO = 0.3, 4.0
 """A rewritten reasoning may have so many times the characters of the steps, and room for a sentence more."""
 SENTENCE_CHARS = 200
+QUESTION_FORM = (
+    'one JSON object with "question", "answer" and "reasoning" (a list of {"start", "end", "text"}, in seconds); where '
+    'the question has options, also "options", one of which is the answer word for word'
+)
+REWRITING_FORM = (
+    "the reasoning as plain text of about the length of its steps, without tags, letters of options or words about "
+    "captions"
+)
 
 
 def write_questions(run: StepRun) -> None:
@@ -37,8 +45,9 @@ def write_questions(run: StepRun) -> None:
             timeline=timeline_text(shown_entries(video)),
             seconds=f"{video['duration_s']:.1f}",
         )
-        # No two questions of a kind are the same draw, however often each is asked again.
-        sample = item["n"] * options.attempts + attempt
+        # No two questions of a kind are the same draw, however often each is asked again, by later commands too.
+        first, later = divmod(attempt, options.attempts)
+        sample = (first * options.per_video + item["n"]) * options.attempts + later
         return endpoint.request(text, options.decoding, sample)
 
     def read(reply: Reply, item: Record) -> str:
@@ -46,7 +55,7 @@ def write_questions(run: StepRun) -> None:
         parse_question(text, item["kind"])
         return text
 
-    texts = ask_all(run, items, Task(request, read, options.attempts), endpoint)
+    texts = ask_all(run, items, Task(request, read, QUESTION_FORM, options.attempts), endpoint)
     usable = []
     for item, text in zip(items, texts, strict=True):
         if text is not None:
@@ -71,7 +80,7 @@ def rewrite_reasoning(run: StepRun) -> None:
     def read(reply: Reply, record: Record) -> str:
         return check_rewriting(answered_text(reply), record)
 
-    texts = ask_all(run, records, Task(request, read, options.attempts), endpoint)
+    texts = ask_all(run, records, Task(request, read, REWRITING_FORM, options.attempts), endpoint)
     run.report.counts["without reasoning, for RL alone"] = sum(text is None for text in texts)
     run.workspace.write("rewrite", ({**record, "reasoning": text} for record, text in zip(records, texts, strict=True)))
 

@@ -43,6 +43,8 @@ class StepReport:
     """Which item had which problem."""
     calls: dict[str, float] = field(default_factory=dict)
     """Calls, replies from disk, failed attempts, tokens and cost."""
+    forms: set[str] = field(default_factory=set)
+    """What the replies that could not be used should have been."""
     started: float = field(default_factory=time.time)
 
     def add_problem(self, item: str, kind: str, text: str) -> None:
@@ -65,14 +67,19 @@ class StepReport:
             raise ValueError(
                 f"{self.failed} of {self.items} items of step {self.step} failed, which is more than "
                 f"--max_failed_share={self.max_failed_share:g}; reports/{self.step}.json lists them. The same command "
-                "tries them again"
+                f"tries them again{self._wanted()}"
             )
+
+    def _wanted(self) -> str:
+        """The forms that replies did not have, as the end of a sentence."""
+        return f", asking anew; a usable reply is {' or '.join(sorted(self.forms))}" if self.forms else ""
 
     def to_json(self) -> str:
         """Returns the report as a file holds it; problems in the order of their items."""
         listed = sorted(self.problems, key=lambda problem: (problem["item"], problem["kind"]))
         values = {name: getattr(self, name) for name in ("step", "items", "done", "failed", "left")}
         values |= {"counts": dict(sorted(self.counts.items())), "calls": self.calls}
+        values |= {"wanted": sorted(self.forms)} if self.forms else {}
         values |= {"seconds": round(time.time() - self.started, 1), "num_problems": len(listed)}
         values["problems"] = listed[:MAX_LISTED]
         return json.dumps(values, indent=2, ensure_ascii=False) + "\n"

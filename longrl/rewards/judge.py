@@ -13,7 +13,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from typing import ClassVar
@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 PROMPT = files(__package__).joinpath("judge_prompt.txt").read_text()
 SCORE = re.compile(r"SCORE\W{0,4}([01](?:\.\d+)?)(?![\d.]*\d)", re.IGNORECASE)
+SCORE_FORM = 'a last line "SCORE: x", with x from 0 (wrong) to 1 (right)'
+"""What a judge's reply must end with."""
 TAGS = re.compile(r"</?\s*(?:question|reference_answer|answer_to_grade)\s*>", re.IGNORECASE)
 
 
@@ -59,7 +61,7 @@ def judge_score(reply: Reply) -> float:
         raise JudgementFailed(f"the judge refused: {reply.refusal or reply.text[:200]!r}")
     scores = SCORE.findall(after_thinking(reply.text))
     if not scores or float(scores[-1]) > 1.0:
-        raise JudgementFailed(f"the judge's reply has no score in [0, 1]: {reply.text[-200:]!r}")
+        raise JudgementFailed(f"the judge's reply has no score; wanted is {SCORE_FORM}, got {reply.text[-200:]!r}")
     return float(scores[-1])
 
 
@@ -89,11 +91,15 @@ class Judge(BatchReward[Completion]):
     """Over all calls recorded in `cache_dir`; beyond it judgements fail."""
     prompt: str = PROMPT
     """With `{question}`, `{reference}` and `{answer}`; the reply must end with "SCORE: x"."""
+    attempts: int = 3
+    """Times a judge is asked about an answer, beside the replies in `cache_dir`, until one has a score."""
 
     def __post_init__(self) -> None:
         missing = [name for name in ("{question}", "{reference}", "{answer}") if name not in self.prompt]
         if missing:
             raise ValueError(f"the prompt of a judge must contain {', '.join(missing)}, got {self.prompt[:200]!r}")
+        if self.attempts < 1:
+            raise ValueError(f"attempts of a judge must be at least 1, got {self.attempts}")
 
     def score_all(self, completions: Sequence[Completion], rows: Sequence[Row]) -> list[float | Exception]:
         """Values of any number of completions, judged at once."""
@@ -124,7 +130,13 @@ class Judge(BatchReward[Completion]):
         if not answer:
             return 0.0
         request = judge_request(self.endpoint.model, row.problem, row.answer, answer, self.decoding, self.prompt)
-        return judge_score(await client.ask(request))
+        failure = JudgementFailed("the judge was not asked")
+        for attempt in client.attempts(lambda sample: replace(request, sample=sample), SCORE_FORM, self.attempts):
+            try:
+                return judge_score(await client.ask(attempt))
+            except JudgementFailed as error:
+                failure = error
+        raise failure
 
 
 @dataclass(frozen=True)

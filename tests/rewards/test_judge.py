@@ -173,3 +173,16 @@ def test_free_form_answers_of_video_r1_are_judged_here_too():
     row = replace(OPEN, task="free_form")
     answer = Completion((), (), "<answer>green tea</answer>", "stop")
     assert TextSimilarity()(answer, row) == TextSimilarity()(answer, OPEN) == 1.0
+
+
+def test_a_reply_without_a_score_is_asked_for_again_also_in_the_next_run(tmp_path):
+    pair = [Completion(torch.zeros(4), torch.zeros(4), tagged("coffee"), "stop")], [OPEN]
+    with Server(completion("quite right")) as server:
+        asked = judge(server, tmp_path, attempts=2)
+        (error,) = asked.score_all(*pair)
+        assert "wanted is a last line" in str(error)
+        assert len(server.bodies) == 2
+        assert server.bodies[1]["messages"][-1]["content"].endswith("with x from 0 (wrong) to 1 (right)")
+        server.outcomes = [completion("SCORE: 0.5")]
+        assert asked.score_all(*pair) == [0.5]
+        assert len(server.bodies) == 3
