@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,12 +21,26 @@ from longrl.evaluation.local_policy import class_path, shown_name
 from longrl.evaluation.metric import CategoryAccuracy, logged_values
 from longrl.evaluation.outcomes import Outcome, make_outcome
 from longrl.evaluation.records import Record, group_records, video_name
-from longrl.evaluation.result_files import describe_evaluation, write_evaluation, write_samples
+from longrl.evaluation.result_files import (
+    DESCRIPTION_FILE,
+    check_extends,
+    describe_evaluation,
+    write_evaluation,
+    write_json,
+    write_samples,
+)
 from longrl.evaluation.samples import TEST_FOLDER
 from longrl.evaluation.scores import Scores
+from longrl.io.fingerprint import files_fingerprint
+from longrl.modules.initial_weights import find_checkpoint
 from longrl.modules.policy import PolicyModule
 from longrl.modules.trained import data_module_of
 from longrl.types import Batch, Row, UnusableSample
+
+logger = logging.getLogger(__name__)
+
+PREDICT_FOLDER = "predict"
+"""Folder in a run's where `predict` leaves its answers."""
 
 
 class EvaluationReport(Callback):
@@ -81,6 +96,18 @@ class EvaluationReport(Callback):
     # ---- test and predict ----
 
     @override
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        folder = Path(trainer.default_root_dir) / TEST_FOLDER
+        if check_extends(folder, self._describe(trainer, pl_module), "--run_dir"):
+            logger.warning("%s has the results of this evaluation already; they are made again", folder)
+
+    @override
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        folder = Path(trainer.default_root_dir) / PREDICT_FOLDER
+        if check_extends(folder, self._describe(trainer, pl_module), "--run_dir", DESCRIPTION_FILE):
+            logger.warning("%s has these answers already; they are made again", folder)
+
+    @override
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, *args: Any, **kwargs: Any
     ) -> None:
@@ -114,7 +141,9 @@ class EvaluationReport(Callback):
         rows, description = self._gather(trainer, pl_module)
         if trainer.is_global_zero and self.outcome is not None:
             # Not the run's own samples.jsonl, to which `Generations` appends.
-            write_samples(Path(trainer.default_root_dir) / "predict", description, rows, [self.outcome])
+            folder = Path(trainer.default_root_dir) / PREDICT_FOLDER
+            write_samples(folder, description, rows, [self.outcome])
+            write_json(folder / DESCRIPTION_FILE, description)
 
     def _gather(self, trainer: Trainer, pl_module: LightningModule) -> tuple[list[Row], dict[str, Any]]:
         """Fills `outcome` with the questions of all ranks; all must call it.
@@ -150,8 +179,13 @@ class EvaluationReport(Callback):
         blind = data.renderer.blind
         condition = BLIND if blind else WITH_VIDEO
         self.outcome = make_outcome(condition, rows, answers, records, skipped, breakdowns=self.breakdowns, blind=blind)
+        return rows, self._describe(trainer, pl_module)
 
-        # 3. Who answered, and how.
+    def _describe(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """Who answers, and how: known before a question is asked."""
+        assert isinstance(pl_module, PolicyModule)
+        data = data_module_of(trainer)
+        condition = BLIND if data.renderer.blind else WITH_VIDEO
         rollout = find_rollout_callback(trainer)
         family = pl_module.family
         # A checkpoint that the command names wins over what the run began with.
@@ -159,6 +193,7 @@ class EvaluationReport(Callback):
         policy = {
             "model": shown_name(str(weights)),
             "revision": None,
+            "weights": weights_fingerprint(str(weights)),
             "family": class_path(family),
             "settings": make_portable(family.identity()),
             "engine": class_path(rollout.engine),
@@ -166,7 +201,25 @@ class EvaluationReport(Callback):
         }
         name = Path(trainer.default_root_dir).name
         renderers = {condition: data.renderer}
-        return rows, describe_evaluation(name, policy, rollout.eval_sampling, rollout.seed, data, renderers)
+        description = describe_evaluation(name, policy, rollout.eval_sampling, rollout.seed, data, renderers)
+        for stage, limit in (("test", trainer.limit_test_batches), ("predict", trainer.limit_predict_batches)):
+            # Of a part of the questions, not to be taken for all of them; 1 is one batch, 1.0 all of them.
+            if isinstance(limit, int) or limit < 1.0:
+                description["questions"][f"limit_{stage}_batches"] = limit
+        return description
+
+
+def weights_fingerprint(source: str) -> str | None:
+    """What tells the values of weights apart, of a file or folder; None of a hub id or an address.
+
+    Args:
+        source: a checkpoint, a run's folder, an exported folder, or a hub id.
+    """
+    path = Path(source).expanduser()
+    if not path.exists():
+        return None
+    found = find_checkpoint(source) or path
+    return files_fingerprint(found)
 
 
 def find_rollout_callback(trainer: Trainer) -> RolloutCallback:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from longrl.evaluation.comparison import Comparison, compare_folders
-from longrl.evaluation.result_files import write_json
+from longrl.evaluation.result_files import write_new_json
 from longrl.io.tables import make_table
 
 DESCRIPTION = """Compares two runs on the questions that both answered: the difference of their accuracies with its 95%
@@ -28,7 +28,8 @@ def main(args: Sequence[str]) -> None:
     comparisons = compare_folders(options.run_a, options.run_b)
     show_comparisons(comparisons)
     if options.out:
-        write_json(options.out, {name: dataclasses.asdict(comparison) for name, comparison in comparisons.items()})
+        content = {name: dataclasses.asdict(comparison) for name, comparison in comparisons.items()}
+        write_new_json(options.out, content, "--out")
 
 
 def show_comparisons(comparisons: dict[str, Comparison]) -> None:

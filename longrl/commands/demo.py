@@ -25,6 +25,7 @@ from longrl.evaluation.curves import find_metrics
 from longrl.evaluation.report_page import Report, SampleCard, write_report
 from longrl.evaluation.result_files import write_json
 from longrl.evaluation.samples import RESULTS_FILE, TEST_FOLDER, read_samples
+from longrl.io.atomic import set_aside
 from longrl.types import Row
 
 CONFIGS = Path("configs/demo")
@@ -112,6 +113,7 @@ class _Demo:
         """One answer to each held-out question."""
         start = time.perf_counter()
         folder = self.out / "evaluation" / name
+        _set_aside(folder)
         test_data = f"--data.test={self.out / 'data' / 'eval.jsonl'}"
         self._run("test", *COMMON, f"--run_dir={folder}", f"--model.init_from={weights}", test_data, *options)
         self.seconds["evaluate"] += time.perf_counter() - start
@@ -122,6 +124,8 @@ class _Demo:
         """`results.json`, `report.html` and the table on the console."""
         command = ["git", "rev-parse", "--short", "HEAD"]
         commit = subprocess.run(command, capture_output=True, text=True, check=False)
+        for name in (RESULTS_FILE, "report.html"):
+            _set_aside(self.out / name)
         seconds = {name: round(value, 1) for name, value in self.seconds.items()}
         write_json(self.out / RESULTS_FILE, {**self.scores, "seconds": seconds})
         report = Report(
@@ -163,13 +167,10 @@ class _Demo:
         run_command(command)
 
 
-def _set_aside(folder: Path) -> None:
+def _set_aside(path: Path) -> None:
     """Keeps an earlier result under another name, so that curves and checkpoints of two runs never mix."""
-    if folder.exists():
-        number = 1
-        while (aside := folder.with_name(f"{folder.name}.old{number}")).exists():
-            number += 1
-        folder.rename(aside)
+    if path.exists():
+        _say(f"{path} of an earlier demo is {set_aside(path)} now")
 
 
 def _say(text: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from longrl.commands.run_parts import RunParts
-from longrl.evaluation.result_files import write_json
+from longrl.evaluation.result_files import write_new_json
 from longrl.planning.plan_tables import show_plan
 from longrl.planning.run_plan import PlanOptions, plan_run
 
@@ -21,4 +21,4 @@ def main(args: Sequence[str]) -> None:
     if parts.options.json:
         content = asdict(report)
         content["sizes"] = content["plan"].pop("sizes")
-        write_json(parts.options.json, content)
+        write_new_json(parts.options.json, content, "--json")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from longrl.evaluation.curves import find_metrics
 from longrl.evaluation.report_page import Report, write_report
+from longrl.evaluation.samples import RESULTS_FILE
 from longrl.evaluation.sample_grids import saved_grids
 
 
@@ -37,6 +38,11 @@ def report_run(run: str, title: str | None = None, num_sheets: int = 3) -> Path:
     pictures = saved_grids(run, count=num_sheets)
     if not metrics and not pictures:
         raise ValueError(f"--run={run} holds neither a metrics.csv nor pictures; name the run_dir of a training run")
+    if (Path(run) / RESULTS_FILE).is_file():
+        raise ValueError(
+            f"--run={run} holds the results of an evaluation ({RESULTS_FILE}), whose report.html would be replaced; "
+            "move them to a folder of their own"
+        )
     name = Path(run).resolve().name
     curves = {name: metrics} if metrics else {}
     return write_report(run, Report(title or name, curves=curves, pictures=pictures, facts={"run": run}))

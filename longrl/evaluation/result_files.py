@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,13 @@ from longrl.io.atomic import atomic_write
 from longrl.io.jsonl import write_jsonl
 from longrl.types import Row, SamplingParams
 
+logger = logging.getLogger(__name__)
+
 MAX_CHANGES = 5
 SAME_QUESTIONS = ("policy", "sampling", "seed", "questions")
 """Fields of results.json that two evaluations of one folder share; how answers are scored and shown may change."""
+DESCRIPTION_FILE = "description.json"
+"""What `predict` leaves beside its samples, which have no results: `describe_evaluation`."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,7 @@ def write_evaluation(
     comparisons = {}
     if against is not None:
         comparisons = compare_folders(against[0], folder, before=against[1])
+        _tell_replaced(folder / "comparison.json", comparisons)
         write_json(folder / "comparison.json", {name: asdict(each) for name, each in comparisons.items()})
     report = write_benchmark_report(folder, results, outcomes, rows, lines, comparisons, num_cards)
     return EvaluationFiles(results, outcomes, comparisons, report)
@@ -140,10 +147,29 @@ def write_json(path: str | Path, value: Any) -> None:
     atomic_write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def write_new_json(path: str | Path, value: Any, option: str) -> None:
+    """Writes JSON where nothing is, or the same already.
+
+    Args:
+        path: the file.
+        value: its content.
+        option: that names the file.
+
+    Raises:
+        ValueError: something else is there.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    if Path(path).exists() and Path(path).read_text(encoding="utf-8") != text:
+        raise ValueError(f"{option}={path} exists and holds another result; name another file, or delete that one")
+    atomic_write(path, text)
+
+
 # ---- results that are there already ----
 
 
-def check_extends(folder: Path, description: Mapping[str, Any]) -> None:
+def check_extends(
+    folder: Path, description: Mapping[str, Any], option: str = "--out", file: str = RESULTS_FILE
+) -> bool:
     """Raises ValueError if `folder` has results that an evaluation would replace instead of extend.
 
     It extends results of the same policy, sampling, seed and questions whose conditions it asks as well, in the same
@@ -152,10 +178,16 @@ def check_extends(folder: Path, description: Mapping[str, Any]) -> None:
     Args:
         folder: of the evaluation.
         description: `describe_evaluation`.
+        option: of the command, that names another folder.
+        file: in `folder`, that holds the description of what is there.
+
+    Returns:
+        True if there are results, which the evaluation extends or repeats.
     """
-    path = folder / RESULTS_FILE
+    path = folder / file
     if not path.is_file():
-        return
+        _check_no_other_samples(folder, option, file)
+        return False
     before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(description))
     changed = [text for name in SAME_QUESTIONS for text in changed_values(name, before[name], now[name])]
     for name, condition in before["conditions"].items():
@@ -166,6 +198,34 @@ def check_extends(folder: Path, description: Mapping[str, Any]) -> None:
     if changed:
         more = f" and {len(changed) - MAX_CHANGES} more" if len(changed) > MAX_CHANGES else ""
         raise ValueError(
-            f"--out={folder} has the results of another evaluation ({'; '.join(changed[:MAX_CHANGES])}{more}); give "
-            f"this one a folder of its own by --out, or delete {path} to replace them (answers that are there stay)"
+            f"{option}={folder} has the results of another evaluation ({'; '.join(changed[:MAX_CHANGES])}{more}); give "
+            f"this one a folder of its own by {option}, or delete {path} to replace them (answers that are there stay)"
         )
+    return True
+
+
+def _check_no_other_samples(folder: Path, option: str, file: str) -> None:
+    """Raises ValueError for samples that are not known to be of an evaluation that may be gone on with."""
+    is_run = (folder / "config.yaml").is_file() or (folder / "checkpoints").is_dir()
+    lines = (folder / SAMPLES_FILE).open(encoding="utf-8") if (folder / SAMPLES_FILE).is_file() else ()
+    of_training = any("condition" not in json.loads(line) for line in islice(lines, 1))
+    if is_run or of_training:
+        raise ValueError(
+            f"{option}={folder} holds a training run, whose samples and report results would replace; name a folder of "
+            f"their own, such as {folder}/evaluation"
+        )
+    if file != RESULTS_FILE and lines:
+        raise ValueError(
+            f"{option}={folder} has a {SAMPLES_FILE} that does not say what answered ({file} is not there); name "
+            f"another folder by {option}, or delete that file"
+        )
+
+
+def _tell_replaced(path: Path, comparisons: Mapping[str, Comparison]) -> None:
+    """Says that a comparison with another evaluation takes the place of the one that is there."""
+    if not path.is_file():
+        return
+    before = {item["first"] for item in json.loads(path.read_text(encoding="utf-8")).values()}
+    now = {item.first for item in comparisons.values()}
+    if before != now:
+        logger.warning("%s compared with %s before, now with %s", path, ", ".join(before), ", ".join(now))

@@ -93,6 +93,14 @@ def atomic_folder(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
             raise
 
 
+def set_aside(path: Path) -> Path:
+    """Gives a file or folder another name in its folder, `NAME.old1` and so on, so that another takes its place."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.old{number}")).exists():
+        number += 1
+    return path.rename(aside)
+
+
 def _remove_stale(path: Path) -> None:
     """Removes what killed writers of `path` left: partials that nobody has written to for long."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL_SUFFIX}"):

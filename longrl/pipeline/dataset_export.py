@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
-from longrl.io.atomic import atomic_folder, atomic_write
+from longrl.io.atomic import atomic_folder, atomic_write, set_aside
+from longrl.io.fingerprint import files_fingerprint
 from longrl.io.jsonl import write_jsonl
 from longrl.pipeline.config import ExportOptions
 from longrl.pipeline.dataset_card import dataset_card
 from longrl.pipeline.step_run import Record, StepRun
 from longrl.rewards.options import DEFAULT_LETTERS, with_options
 
+logger = logging.getLogger(__name__)
+
 SPLITS = ("sft", "rl", "eval")
 
 
 def export_dataset(run: StepRun) -> None:
-    """Writes `dataset/`: JSONL and parquet of each split, and README.md. The folder is replaced as a whole."""
+    """Writes `dataset/`: JSONL and parquet of each split, and README.md.
+
+    The folder is replaced as a whole; one that holds something else is kept under another name.
+    """
     records, options, report = run.workspace.read("filter"), run.config.export, run.report
     videos = {video["video"]: video for video in run.workspace.read("timeline")}
     run.add_items(len(records))
@@ -46,6 +53,8 @@ def export_dataset(run: StepRun) -> None:
                 _write_parquet(work / f"{split}.parquet", part)
         write_jsonl(work / "unused.jsonl", unused)
         atomic_write(work / "README.md", dataset_card(rows, run.config))
+        if folder.is_dir() and files_fingerprint(folder) != files_fingerprint(work):
+            logger.warning("%s is another data set now; the earlier one is %s", folder, set_aside(folder).name)
     for _ in records:
         run.finish_item()
     report.items, report.done = len(records), len(records) - len(unused)

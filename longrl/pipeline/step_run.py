@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from longrl.chat.client import ReplyCache
-from longrl.io.atomic import atomic_write
+from longrl.io.atomic import atomic_write, set_aside
 from longrl.io.jsonl import read_jsonl, write_jsonl
 from longrl.pipeline.config import PipelineConfig
+
+logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 STEPS = ("split", "caption", "timeline", "question", "validate", "rewrite", "filter", "export")
@@ -112,16 +115,29 @@ class Workspace:
         return read_jsonl(path)
 
     def write(self, step: str, records: Iterable[Mapping[str, Any]]) -> Path:
-        """The whole result of a step, in place of an earlier one."""
-        return write_jsonl(self.path(FILES[step]), records)
+        """The whole result of a step; see `_replace`."""
+        return self._replace(self.path(FILES[step]), records)
 
     def write_beside(self, step: str, what: str, records: Iterable[Mapping[str, Any]]) -> Path:
         """Writes what a step left out, such as `5_questions.rejected.jsonl`."""
-        return write_jsonl(self.path(FILES[step]).with_suffix(f".{what}.jsonl"), records)
+        return self._replace(self.path(FILES[step]).with_suffix(f".{what}.jsonl"), records)
+
+    def _replace(self, path: Path, records: Iterable[Mapping[str, Any]]) -> Path:
+        """Writes a file in place of an earlier one, which keeps another name if it has lines that the new one lacks."""
+        new = write_jsonl(path.with_name(f".{path.name}.new"), records)
+        if path.is_file() and not _has_lines_of(new, path):
+            logger.warning("%s has another result now; the earlier one is %s", path, set_aside(path).name)
+        return new.replace(path)
 
     def write_report(self, report: StepReport) -> Path:
         """`reports/STEP.json`."""
         return atomic_write(self.path("reports") / f"{report.step}.json", report.to_json())
+
+
+def _has_lines_of(new: Path, earlier: Path) -> bool:
+    """True if every line of the earlier file is in the new one, in any order."""
+    with new.open("rb") as now, earlier.open("rb") as before:
+        return set(before) <= set(now)
 
 
 @dataclass(frozen=True)

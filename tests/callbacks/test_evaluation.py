@@ -45,6 +45,8 @@ class Run:
             datamodule=self.data,
             callbacks=[RolloutCallback(RewardSum([RewardTerm("longrl.rewards.accuracy")]))],
             ckpt_path=None,
+            limit_test_batches=1.0,
+            limit_predict_batches=1.0,
         )
 
     def add(self, report, *groups):
@@ -70,6 +72,41 @@ def test_all_completions_are_on_file_and_a_question_scores_their_mean(tmp_path, 
     assert (results["scores"]["overall"]["accuracy"], results["scores"]["overall"]["n"]) == (0.5, 3)
     assert Tags((tmp_path / "test" / "report.html").read_text()).open == []
     assert "accuracy, 95% interval" in capsys.readouterr().out
+
+
+def test_results_of_other_weights_or_of_more_questions_are_not_replaced(tmp_path, caplog):
+    run, report = Run(tmp_path), EvaluationReport(num_cards=0)
+    report.on_test_start(run.trainer, run.module)
+    run.add(report, group(run.rows[0], "B"))
+    report.on_test_end(run.trainer, run.module)
+    before = {path: path.read_bytes() for path in (tmp_path / "test").iterdir()}
+
+    report.on_test_start(run.trainer, run.module)
+    assert "has the results of this evaluation already; they are made again" in caplog.text
+    run.trainer.limit_test_batches = 1
+    with pytest.raises(ValueError, match=r"--run_dir=\S+ has the results .*limit_test_batches was null, is 1"):
+        report.on_test_start(run.trainer, run.module)
+    run.trainer.limit_test_batches = 1.0
+    (tmp_path / "step=5.ckpt").write_bytes(b"others")
+    run.trainer.ckpt_path = str(tmp_path / "step=5.ckpt")
+    with pytest.raises(ValueError, match=r"policy\.weights was .*folder of its own by --run_dir"):
+        report.on_test_start(run.trainer, run.module)
+    assert {path: path.read_bytes() for path in (tmp_path / "test").iterdir()} == before
+
+
+def test_predictions_are_not_replaced_by_others_either(tmp_path, caplog):
+    run, report = Run(tmp_path), EvaluationReport()
+    report.on_predict_start(run.trainer, run.module)
+    run.add(report, group(run.rows[0], "B"))
+    report.on_predict_end(run.trainer, run.module)
+    report.on_predict_start(run.trainer, run.module)
+    assert "has these answers already; they are made again" in caplog.text
+    run.trainer.callbacks[0].seed = 5
+    with pytest.raises(ValueError, match="seed was 0, is 5"):
+        report.on_predict_start(run.trainer, run.module)
+    (tmp_path / "predict" / "description.json").unlink()  # as an earlier release left it
+    with pytest.raises(ValueError, match="does not say what answered"):
+        report.on_predict_start(run.trainer, run.module)
 
 
 def test_questions_of_several_ranks_come_in_the_order_of_the_rows(tmp_path):

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from longrl.commands.main import main
 from longrl.evaluation.comparison import compare_folders
 from tests.evaluation.scripted import evaluated
@@ -19,3 +21,9 @@ def test_the_gain_is_printed_and_written(tmp_path, capsys):
     found = compare_folders(a, b)["video"]
     assert json.loads((tmp_path / "c.json").read_text())["video"]["won"] == found.won
     assert f"won: {', '.join(found.won)}" in printed
+
+    # The same once more is no loss, another one would be.
+    main(["compare", str(a), str(b), "--out", str(tmp_path / "c.json")])
+    with pytest.raises(ValueError, match=r"^--out=\S+c\.json exists and holds another result; name another file"):
+        main(["compare", str(b), str(a), "--out", str(tmp_path / "c.json")])
+    assert json.loads((tmp_path / "c.json").read_text())["video"]["won"] == found.won

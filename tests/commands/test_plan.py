@@ -16,6 +16,7 @@ VIDEO = str(ROOT / "configs" / "qwen2_5_vl_7b_longvideo_grpo.yaml")
 
 
 def plan(tmp_path, *args):
+    (tmp_path / "plan.json").unlink(missing_ok=True)
     main(["plan", "--config", VIDEO, "--json", str(tmp_path / "plan.json"), *args])
     return json.loads((tmp_path / "plan.json").read_text())
 

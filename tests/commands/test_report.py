@@ -28,6 +28,14 @@ def test_curves_and_pictures_of_a_run_are_on_one_page(tmp_path):
     assert (run / "curves_my_run.png").exists()
 
 
+def test_the_page_of_an_evaluation_is_not_replaced(tmp_path):
+    (tmp_path / "logs" / "version_0").mkdir(parents=True)
+    (tmp_path / "logs" / "version_0" / "metrics.csv").write_text("step,reward/mean\n0,0.1\n")
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"holds the results of an evaluation \(results\.json\), whose report\.html"):
+        report_run(str(tmp_path))
+
+
 def test_a_folder_without_a_run_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="holds neither a metrics.csv nor pictures; name the run_dir"):
         report_run(str(tmp_path))

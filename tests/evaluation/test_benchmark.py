@@ -317,6 +317,24 @@ def test_conditions_are_added_and_never_dropped(tmp_path):
     evaluated(tmp_path, *more, "--num_cards=0", "--name=renamed")  # how it is shown may change
 
 
+@pytest.mark.parametrize("left", ["samples.jsonl", "config.yaml"])
+def test_a_training_runs_folder_is_none_for_an_evaluation(tmp_path, left):
+    """Its samples.jsonl and report.html have the names of an evaluation's."""
+    (tmp_path / left).write_text('{"step": 1, "prompt": "x"}\n')
+    with pytest.raises(ValueError, match=r"--out=\S+ holds a training run.* such as \S+/evaluation$"):
+        evaluated(tmp_path)
+    assert (tmp_path / left).read_text() == '{"step": 1, "prompt": "x"}\n'
+
+
+def test_a_comparison_with_another_evaluation_is_told(tmp_path, caplog):
+    for name in "abc":
+        evaluated(tmp_path / name)
+    evaluated(tmp_path / "c", f"--against={tmp_path / 'a'}")
+    assert "compared with" not in caplog.text
+    evaluated(tmp_path / "c", f"--against={tmp_path / 'b'}")
+    assert "comparison.json compared with a before, now with b" in caplog.text
+
+
 def test_a_run_is_not_compared_with_itself(tmp_path):
     out = tmp_path / "out"
     evaluated(out)

@@ -84,3 +84,17 @@ def test_replies_to_the_wording_of_an_earlier_release_are_taken(tmp_path):
         replies.log.close()
         values, _ = ask(tmp_path, server, "a", attempts=2)
     assert (values, server.bodies) == ([0.25], [])
+
+
+# ---- results of steps ----
+
+
+def test_a_step_with_another_result_keeps_the_earlier_one_and_says_so(tmp_path, caplog):
+    space = Workspace(tmp_path)
+    space.write("filter", [{"id": "a"}])
+    space.write("filter", [{"id": "b"}, {"id": "a"}])  # more than there was
+    assert "another result" not in caplog.text
+    space.write("filter", [{"id": "b"}])
+    assert "7_filtered.jsonl has another result now; the earlier one is 7_filtered.jsonl.old1" in caplog.text
+    assert space.read("filter") == [{"id": "b"}]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["7_filtered.jsonl", "7_filtered.jsonl.old1"]
