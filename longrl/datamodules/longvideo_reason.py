@@ -36,7 +36,8 @@ from longrl.datamodules.media.remote import RemoteMedia, default_folder
 from longrl.datamodules.media.sampling import VideoSampling
 from longrl.datamodules.media.sources import DecodeLimits
 from longrl.datamodules.media.subtitles import Subtitles, log_subtitles
-from longrl.datamodules.rows.question_rows import ROW_ARGUMENTS, make_rows
+from longrl.datamodules.rows.other_schemas import suggest_row_function
+from longrl.datamodules.rows.question_rows import ROW_ARGUMENTS, RowFunction, make_rows
 from longrl.datamodules.rows.sources import media_root_of, read_records
 from longrl.io.functions import import_function
 from longrl.models.reading import RendersPrompts
@@ -213,12 +214,17 @@ class LongVideoReason(StreamedData):
         results = list(chain.from_iterable(by_source))
         rows = [row for row in results if isinstance(row, Row)]
         errors = [(index, error) for index, error in enumerate(results) if isinstance(error, ValueError)]
-        if errors and self.bad_records == "error":
+        if errors:
             names = ", ".join(one.source for one in self.sources[split])
-            raise ValueError(
+            suggestion = self._suggestion(split)
+            problem = (
                 f"{len(errors)} of {len(results)} records of data.{split} ({names}) cannot be used; the first: "
-                f"{errors[0][1]}. Or leave such records out with data.bad_records=skip"
+                f"{errors[0][1]}{suggestion}"
             )
+            if self.bad_records == "error":
+                raise ValueError(f"{problem}. Or leave such records out with data.bad_records=skip")
+            if suggestion:
+                logger.warning("%s", problem)
         self._sizes[split] = tuple(sum(isinstance(row, Row) for row in of_one) for of_one in by_source)
         self._skips[split] = skips = SkipLog(
             Path(self.skipped_dir or (self.trainer.default_root_dir if self.trainer else "."), "skipped.jsonl"),
@@ -242,9 +248,20 @@ class LongVideoReason(StreamedData):
         log_subtitles(split, rows, self.renderer.subtitles)
 
     def _read_source(self, one: DataSource) -> list[Row | ValueError]:
-        media_root = one.media_root or self.media_root or media_root_of(one.source)
+        return make_rows(read_records(one.source), *self._reading(one))
+
+    def _reading(self, one: DataSource) -> tuple[RowFunction, str | None]:
+        """Row function and media root of a source."""
         row_function = self.row_functions[one.row_function or self.row_function]
-        return make_rows(read_records(one.source), row_function, media_root)
+        return row_function, one.media_root or self.media_root or media_root_of(one.source)
+
+    def _suggestion(self, split: Split) -> str:
+        """What would read records that cannot be used, as the end of a sentence."""
+        suggestions = (
+            suggest_row_function(read_records(one.source), *self._reading(one)) for one in self.sources[split]
+        )
+        found = next(filter(None, suggestions), None)
+        return f"; {found}" if found else ""
 
     def skips(self, split: Split) -> SkipLog:
         """Which rows of a split that was read cannot be used."""

@@ -1,5 +1,6 @@
 import json
 import pickle
+import re
 import warnings
 from pathlib import Path
 
@@ -202,6 +203,67 @@ def test_bad_records_are_an_error_in_setup(tmp_path):
         ValueError, match=r"2 of 6 records of data\.train .* the first: record 4 .* needs 'answer'.*=skip"
     ):
         texts(tmp_path, train=train).setup("fit")
+
+
+def spelled(number: int) -> dict:
+    """A question in one of the spellings that users have."""
+    answer = ["B", "a dog", 1, "(B) a dog", "b."][number % 5]
+    return {"question": "What is it?", "options": ["a cat", "a dog"], "answer": answer, "video": "clip.mp4"}
+
+
+@pytest.mark.parametrize("bad_records", ["error", "skip"])
+def test_records_of_another_schema_name_the_row_function_that_would_read_them(tmp_path, bad_records, caplog):
+    train = write(tmp_path, sums(2) + [spelled(number) for number in range(40)])
+    module = texts(tmp_path, train=train, bad_records=bad_records, max_skipped_share=1.0, skipped_dir=str(tmp_path))
+    told = (
+        r"40 of 42 records .* needs 'problem'.*; 40 of the first 40 of them would be read by --data\.row_function "
+        r"longrl\.datamodules\.rows\.canonical_row"
+    )
+    if bad_records == "error":
+        with pytest.raises(ValueError, match=told):
+            module.setup("fit")
+    else:
+        module.setup("fit")
+        assert re.search(told, caplog.text)
+
+
+@pytest.mark.parametrize(
+    ("record", "name"),
+    [
+        ({"question": "1 + 1?", "answer": "2"}, "canonical_row"),
+        ({"doc": {"question": "Which?", "a0": "x", "a1": "y", "answer": 1, "video_name": "c"}}, "lmms_eval_row"),
+        ({"problem": "How many?", "solution": "<answer>3</answer>", "path": "c.mp4"}, "video_r1_row"),
+    ],
+)
+def test_each_schema_is_recognised(tmp_path, record, name):
+    with pytest.raises(ValueError, match=rf"this record would be read by .*\.{name}\. Or leave"):
+        texts(tmp_path, train=write(tmp_path, [*sums(4), record])).setup("fit")
+
+
+def test_a_function_that_would_drop_the_media_or_read_nothing_is_not_named(tmp_path):
+    for record in ({"question": "1 + 1?", "answer": "2", "videos": "clip.mp4"}, {"ask": "?"}):
+        with pytest.raises(ValueError, match="needs 'problem'") as error:
+            texts(tmp_path, train=write(tmp_path, [*sums(4), record])).setup("fit")
+        assert "would be read" not in str(error.value)
+
+
+def test_a_clip_that_exists_twice_is_told_with_both_paths(synthetic, tmp_path):
+    clip = (synthetic / "videos" / "train_000000.mp4").read_bytes()
+    for place in ("a/twin.mp4", "b/twin.mp4", "two.mp4", "two.mkv", "alone.mp4"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / place).write_bytes(clip)
+    names = ["alone", "twin.mp4", "two"]
+    records = [{"problem": "How many?", "answer": "3", "data_type": "video", "videos": name} for name in names]
+    module = clips(synthetic, train=write(tmp_path, records), skipped_dir=str(tmp_path), max_skipped_share=1.0)
+    module.setup("fit")
+    module.draw_prompts(1)
+    reasons = {json.loads(line)["id"]: json.loads(line)["reason"] for line in (tmp_path / "skipped.jsonl").open()}
+    assert reasons.keys() == {"1", "2"}
+    for number, places in (("1", ("a/twin.mp4", "b/twin.mp4")), ("2", ("two.mkv", "two.mp4"))):
+        one, other = (tmp_path / place for place in places)
+        assert (
+            f"it exists 2 times, as {one} and {other}; write the one that is meant with its folder" in reasons[number]
+        )
 
 
 def test_bad_records_may_be_left_out_and_are_listed(tmp_path):

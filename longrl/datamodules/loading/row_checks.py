@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from longrl.datamodules.loading.render import RowRenderer, files_of, ordered_media
 from longrl.datamodules.media.frame_lists import frame_files
 from longrl.datamodules.media.remote import NOT_ALLOWED, check_access, is_remote
+from longrl.datamodules.rows.media_files import copies_of
 from longrl.types import Row, UnusableSample
 
 
@@ -52,4 +53,14 @@ def _check_files(
             if renderer.remote.folder is None:
                 raise UnusableSample(path, NOT_ALLOWED)
         elif is_file is not None and not is_file(path):
-            raise UnusableSample(path, "the file does not exist")
+            raise UnusableSample(path, _why_missing(path))
+
+
+def _why_missing(path: str) -> str:
+    copies = copies_of(path)
+    if not copies:
+        return "the file does not exist"
+    return (
+        f"it exists {len(copies)} times, as {' and '.join(copies)}; write the one that is meant with its folder and "
+        "suffix, or keep one of them alone below media_root"
+    )

@@ -17,8 +17,8 @@ def find_video(name: str, media_root: str | None) -> str:
 
     A name with a folder is that path under `media_root`; if there is no such file and the folder's archives are known
     to unpack elsewhere (`LAYOUTS`), the file of this name there. A bare name, with or without suffix, is the one such
-    file in `media_root` or in a folder of it. What is not found, or found several times, stays as it is named: the data
-    module lists it as missing. Nothing ever stands for another video.
+    file in `media_root` or in a folder of it. What is not found, or found several times (`copies_of`), stays as it is
+    named: the data module lists it with the reason. Nothing ever stands for another video.
 
     Args:
         name: as the record has it, "longvila_videos/x.webm" or "fFjv93ACGo8".
@@ -26,19 +26,35 @@ def find_video(name: str, media_root: str | None) -> str:
     """
     root = os.path.expanduser(media_root or "")
     path = os.path.join(root, os.path.expanduser(name))
-    folder, file = os.path.split(name)
+    folder = os.path.dirname(name)
     if os.path.isabs(name) or os.path.isfile(path):
         return path
     if folder and folder not in LAYOUTS:
         return path
+    matches = _matches(name, root)
+    return matches[0] if len(matches) == 1 else path
+
+
+def copies_of(path: str) -> list[str]:
+    """The files that a path which does not exist may mean, as `find_video` left it because they are several."""
+    root, file = os.path.split(path)
+    above, folder = os.path.split(root)
+    if folder in LAYOUTS:
+        root, file = above, os.path.join(folder, file)
+    matches = _matches(file, root)
+    return matches if len(matches) > 1 else []
+
+
+def _matches(name: str, root: str) -> list[str]:
+    """All files in a folder, or in folders of it, that a bare name or one of `LAYOUTS` may mean."""
+    folder, file = os.path.split(name)
     # `root` and the folders in it that begin with a prefix.
     folders: list[str] = []
     if os.path.isdir(root or "."):
         prefix = LAYOUTS.get(folder, "")
         inside = [name for name in _subfolders(root or ".", _version(root)) if name.startswith(prefix)]
         folders = [root, *(os.path.join(root, name) for name in inside)]
-    matches = [os.path.join(one, match) for one in folders for match in _files(one, _version(one)).get(file, ())]
-    return matches[0] if len(matches) == 1 else path
+    return [os.path.join(one, match) for one in folders for match in _files(one, _version(one)).get(file, ())]
 
 
 @lru_cache(maxsize=16)

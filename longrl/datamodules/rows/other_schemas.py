@@ -1,0 +1,56 @@
+"""Which row function would read records that do not fit the one that is configured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from typing import Any
+
+from longrl.datamodules.rows.published import canonical_row, lmms_eval_row
+from longrl.datamodules.rows.question_rows import RowFunction, make_rows, text_math_row, video_r1_row
+from longrl.datamodules.rows.sources import Record
+from longrl.types import Row
+
+TRIED: tuple[RowFunction, ...] = (canonical_row, lmms_eval_row, video_r1_row, text_math_row)
+"""Those that read records of many spellings, the most general one first."""
+MAX_TRIED = 100
+"""Records that are tried; a set has few schemas."""
+MAX_PASSED = 10_000
+"""Records of which those that do not fit are looked for."""
+MEDIA_FIELDS = ("video", "videos", "image", "images", "audio", "audios", "path", "video_path", "video_name")
+
+
+def suggest_row_function(records: Iterable[Record], row_function: RowFunction, media_root: str | None) -> str | None:
+    """A sentence that names the function which would read records that `row_function` does not; None without any.
+
+    Args:
+        records: of a source; those that fit are passed over.
+        row_function: the configured one.
+        media_root: of the source.
+    """
+    first = islice(records, MAX_PASSED)
+    misfits = list(islice((record for record in first if not _reads(row_function, record, media_root)), MAX_TRIED))
+    counts = {
+        function: sum(_reads(function, record, media_root) for record in misfits)
+        for function in TRIED
+        if function is not row_function
+    }
+    best = max(counts, key=lambda function: counts[function])
+    if not counts[best]:
+        return None
+    name = getattr(best, "__name__", str(best))
+    fits = f"{counts[best]} of the first {len(misfits)} of them" if len(misfits) > 1 else "this record"
+    return f"{fits} would be read by --data.row_function longrl.datamodules.rows.{name}"
+
+
+def _reads(function: RowFunction, record: Record, media_root: str | None) -> bool:
+    """True if a function makes usable rows of a record, and does not leave its media out."""
+    rows = make_rows([record], function, media_root)
+    has_media = any(_is_given(record.get(name)) for name in MEDIA_FIELDS)
+    return bool(rows) and all(
+        isinstance(row, Row) and (not has_media or bool(row.videos or row.images or row.audios)) for row in rows
+    )
+
+
+def _is_given(value: Any) -> bool:
+    return value is not None and (not hasattr(value, "__len__") or len(value) > 0)
