@@ -5,6 +5,7 @@ chosen place); one test goes through `python -m longrl` and a kill from outside 
 """
 
 import copy
+import json
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 from longrl.io.atomic import PARTIAL_SUFFIX
-from tests.runs import arguments, checkpoint, config, data_order, metrics, run, run_in_child, start, videos
+from tests.runs import arguments, checkpoint, config, data_order, metrics, run, run_in_child, start, text_config, videos
 
 LAST = "checkpoints/last.ckpt"
 SFT_STEPS = 18
@@ -224,6 +225,21 @@ def test_a_run_stopped_by_max_steps_goes_on_with_more(tmp_path, sft_reference):
     assert data_order(folder) == data_order(sft_reference)
     assert metrics(folder) == metrics(sft_reference)
     assert differences(checkpoint(folder)["state_dict"], checkpoint(sft_reference)["state_dict"]) == []
+
+
+@pytest.mark.parametrize(("limits", "steps"), [((3, 5), 5), ((2, 9), 4)], ids=["max_steps", "max_epochs"])
+def test_a_run_that_ended_with_an_epoch_goes_on_under_both_limits(tmp_path, limits, steps):
+    """Its checkpoint lies at the end of an epoch: a resumed run must neither end there nor count the epoch twice."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"problem": f"{n} + 1?", "answer": str(n + 1)}) + "\n" for n in range(4)))
+    values = text_config(rows)
+    values["trainer"] |= {"max_epochs": 1}
+    folder = run(tmp_path / "run", values)
+    assert checkpoint(folder)["global_step"] == 2
+    values["trainer"] |= dict(zip(("max_epochs", "max_steps"), limits, strict=True))
+    run(folder, values, *resume(folder))
+    assert checkpoint(folder)["global_step"] == steps
+    assert [step for step, *_ in data_order(folder)] == list(range(1, steps + 1))
 
 
 def test_rollouts_of_several_steps_are_saved_when_they_pass_a_multiple(tmp_path):

@@ -257,11 +257,11 @@ class LongVideoReason(StreamedData):
 
     def _suggestion(self, split: Split) -> str:
         """What would read records that cannot be used, as the end of a sentence."""
-        suggestions = (
-            suggest_row_function(read_records(one.source), *self._reading(one)) for one in self.sources[split]
-        )
-        found = next(filter(None, suggestions), None)
-        return f"; {found}" if found else ""
+        for one in self.sources[split]:
+            suggestion = suggest_row_function(read_records(one.source), *self._reading(one))
+            if suggestion:
+                return f"; {suggestion}"
+        return ""
 
     def skips(self, split: Split) -> SkipLog:
         """Which rows of a split that was read cannot be used."""

@@ -81,6 +81,17 @@ def test_a_prompt_that_the_engine_cannot_take_is_skipped_not_the_end_of_the_run(
     assert f"above {limit}, the max_model_len of ShortEngine; raise that to" in line["reason"]
 
 
+def test_a_prompt_as_long_as_the_engines_limit_leaves_no_room_for_a_token_and_is_known_before_a_step(tmp_path):
+    data = data_module(tmp_path)
+    limit = longest_sum(tmp_path)
+    data.max_skipped_share = 1.0
+    data.setup("fit")
+    (known,) = ShortEngine(limit).length_limits(replace(SAMPLING, max_completion_tokens=1))
+    data.limit_lengths([known], ("train",))
+    lengths = [len(prompt.input_ids) for prompt in data.draw_prompts(2)]
+    assert max(lengths) < limit
+
+
 def test_the_same_holds_for_the_update(tmp_path):
     limit = longest_sum(tmp_path) + SAMPLING.max_completion_tokens
     policy = PolicyModule(text_family(), optimizer=OptimizerSettings(lr=1e-3), max_tokens_per_micro_batch=limit)

@@ -46,13 +46,13 @@ def grid(values: dict[str, Any], devices: int, sp: int | str, steps: int, **stra
 
 
 def rl() -> dict[str, Any]:
-    """6 steps in 2 epochs, KL, validation."""
+    """6 steps in 2 epochs, KL, validation on 3 rows one by one: one of two ranks has none in the last batch."""
     values = config("rl", freeze_vision_encoder=False)
     values["rollout"] = rollouts(sampling={"num_generations": 3, "max_completion_tokens": 5})
     values["trainer"] |= {"val_check_interval": 3, "max_epochs": 9}
     values["model"]["algorithm"] = {"kl_coef": 0.1}
     values["model"] |= {"mini_batches_per_rollout": 2, "optimizer": {"lr": 1e-3}}
-    values["data"]["val"] = str(videos() / "eval.jsonl")
+    values["data"] |= {"val": str(videos() / "eval.jsonl"), "max_eval_rows": 3, "eval_prompts_per_batch": 1}
     return values
 
 

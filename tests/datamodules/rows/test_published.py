@@ -344,6 +344,21 @@ DOCUMENTS = {
     "PerceptionTest": (published.perception_test_question(answer_id=1), "B", "video_1580"),
     "a mapping": ({"question": "?", "options": {"A": "x", "B": "y"}, "answer": "y", "video_path": "v/z.mkv"}, "B", "z"),
     "columns": ({"question": "?", "A": "x", "B": "y", "C": None, "answer": "A", "video": "z.mp4"}, "A", "z"),
+    "null fields": (
+        {
+            "video_name": "z.mp4",
+            "duration": None,
+            "question": "?",
+            "candidates": ["x", "y"],
+            "answer": "y",
+            "question_type": None,
+            "question_id": None,
+            "options": None,
+            "category": None,
+        },
+        "B",
+        "z",
+    ),
     "a sample": ({"doc_id": 3, "doc": published.video_mme(), "target": "C", "resps": [["C"]]}, "C", "fFjv93ACGo8"),
 }
 
