@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from longrl.rewards.failures import tells_of_dead_worker
 from longrl.rewards.option_choice import chosen_option
 from longrl.rewards.options import parse_options
 from longrl.rewards.reward_sum import ACCURACY, OPEN_TASKS, RewardFn, accuracy, accuracy_lenient
+from longrl.rewards.time_limit import TimeIsUp, call_within
 from longrl.types import Completion, Group, Row
 
 logger = logging.getLogger(__name__)
@@ -20,6 +21,8 @@ logger = logging.getLogger(__name__)
 Record = dict[str, Any]
 CORRECT_FROM = 0.5
 """An answer counts as right from this accuracy on: for temporal IoU, the usual R@0.5."""
+MAX_SCORING_S = 10.0
+"""Seconds for reading or judging one answer: answers are on disk, so one that hangs would do so in every run."""
 
 
 def group_records(
@@ -44,7 +47,7 @@ def group_records(
             strict, lenient = _judge(accuracy, completion, row), _judge(accuracy_lenient, completion, row)
         letter = None
         if row.task == "multiple_choice":
-            letter = chosen_option(strict_text(completion.text), parse_options(row.problem))
+            letter = _read(lambda text: chosen_option(strict_text(text), parse_options(row.problem)), completion, row)
         records.append(
             {
                 "id": row.id,
@@ -55,14 +58,14 @@ def group_records(
                 "video": video_name(row),
                 "answer": row.answer,
                 "prediction": completion.text,
-                "prediction_answer": answer_text(completion.text),
+                "prediction_answer": _read(answer_text, completion, row) or "",
                 "letter": letter,
                 "accuracy": strict,
                 "accuracy_lenient": lenient,
                 "correct": None if strict is None else strict >= CORRECT_FROM,
                 "correct_lenient": None if lenient is None else lenient >= CORRECT_FROM,
                 "correct_by_rule": None if rule is None else _judge(rule, completion, row) >= CORRECT_FROM,
-                "format": bool(think_answer_format(completion, row)),
+                "format": bool(_judge(think_answer_format, completion, row)),
                 "rewards": rewards,
                 "reward": None if group.rewards is None else float(group.rewards[index]),
                 "finish_reason": completion.finish_reason,
@@ -97,11 +100,22 @@ def check_breakdowns(rows: Sequence[Row], breakdowns: Sequence[str]) -> None:
 
 def _judge(judge: RewardFn, completion: Completion, row: Row) -> float:
     try:
-        return judge(completion, row)
-    except (
-        Exception
-    ) as error:  # one bad row must not end an evaluation of hours; check_answer finds most of them before
+        return call_within(MAX_SCORING_S, judge, completion, row)
+    except TimeIsUp:
+        logger.warning("row %r takes more than %g s to judge and counts as wrong", row.id, MAX_SCORING_S)
+        return 0.0
+    # One bad row must not end an evaluation of hours; `check_answer` finds most of them before.
+    except Exception as error:
         if tells_of_dead_worker(error):
             raise
         logger.warning("row %r cannot be judged and counts as wrong", row.id, exc_info=True)
         return 0.0
+
+
+def _read(reader: Callable[[str], str | None], completion: Completion, row: Row) -> str | None:
+    """What a reader makes of an answer; None of one that it fails at or takes too long for."""
+    try:
+        return call_within(MAX_SCORING_S, reader, completion.text)
+    except (Exception, TimeIsUp):
+        logger.warning("an answer to row %r cannot be read", row.id, exc_info=True)
+        return None

@@ -320,3 +320,31 @@ def test_a_conversation_is_sent_as_it_is_and_thinking_that_the_server_opened_is_
     assert body["messages"][3]["content"] == [{"type": "text", "text": asked}]
     assert (results["format_rate"], results["scores"]["overall"]["accuracy"]) == (1.0, 1.0)
     assert lines(tmp_path / "out")[0]["resps"] == [["<think>x</think><answer>B</answer>"]]
+
+
+def test_replies_that_break_the_scorers_or_hang_them_end_no_run_and_are_not_asked_again(tmp_path, monkeypatch, caplog):
+    """They are on disk: the same command would meet them again and again."""
+
+    def accuracy(completion, row):
+        if "hang" in completion.text:
+            time.sleep(60.0)
+        if "break" in completion.text:
+            raise RecursionError("too deep")
+        return float("B" in completion.text)
+
+    def chosen_option(text, options):
+        return {}[text] if "break" in text else None
+
+    for name, made in (("accuracy", accuracy), ("chosen_option", chosen_option), ("MAX_SCORING_S", 0.2)):
+        monkeypatch.setattr(f"longrl.evaluation.records.{name}", made)
+    texts = ["<answer>hang</answer>", "<answer>break</answer>", "\ud800 \0 \x1b[2J <answer>B</answer>", "B"]
+    replies = [completion(text) for text in texts]
+    with Server(*replies) as server:
+        results = evaluated(tmp_path, server.url)
+        again = evaluated(tmp_path, server.url, "--name=again")
+        assert len(server.bodies) == 8
+    assert results["conditions"] == again["conditions"]
+    assert results["conditions"]["video"]["scores"]["overall"]["accuracy"] == 6 / 8
+    assert "takes more than 0.2 s to judge" in caplog.text
+    assert "an answer to row" in caplog.text
+    assert (tmp_path / "report.html").is_file()
