@@ -16,7 +16,7 @@ from longrl.commands.run_folders import EVALUATING, run_of
 
 logger = logging.getLogger(__name__)
 
-EXPORT_RECORD = "longrl.yaml"
+EXPORT_RECORD = "longrl_settings.yaml"
 """File of an exported folder that says how its model was asked."""
 SHOWN_BY_DATA = ("video", "question_template")
 """Options of the data module that decide what a model is shown of a question."""

@@ -96,7 +96,7 @@ def test_an_export_is_asked_as_its_run_was_wherever_it_lies(tmp_path, run):
     config, data = parsed(tmp_path, tmp_path / "moved")
     assert (config.policy.family.model_path, config.policy.family.max_pixels) == (str(tmp_path / "moved"), 2500)
     assert (data.renderer.video.fps, data.renderer.question_template) == (0.5, TEMPLATE)
-    assert str(run) not in (tmp_path / "moved" / "longrl.yaml").read_text()
+    assert str(run) not in (tmp_path / "moved" / "longrl_settings.yaml").read_text()
 
 
 def test_without_a_family_weights_must_say_it(run, capsys):
