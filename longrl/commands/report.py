@@ -8,8 +8,8 @@ from pathlib import Path
 
 from longrl.evaluation.curves import find_metrics
 from longrl.evaluation.report_page import Report, write_report
-from longrl.evaluation.samples import RESULTS_FILE
 from longrl.evaluation.sample_grids import saved_grids
+from longrl.evaluation.samples import RESULTS_FILE
 
 
 def main(args: Sequence[str]) -> None:
