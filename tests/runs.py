@@ -220,7 +220,8 @@ class Kill(Callback):
 
     Args:
         step: optimizer steps that are to be done.
-        where: a callback hook; `saving` for the middle of writing a checkpoint, `saved` for right after one.
+        where: a callback hook; `saving` for the middle of writing a checkpoint, `saved` for right after one, `pruning`
+            for before the one that it replaces is deleted.
     """
 
     def __init__(self, step: int, where: str) -> None:
@@ -235,6 +236,8 @@ class Kill(Callback):
             self._break_save(trainer)
         if self.where == "saved":
             self._break_after_save(trainer)
+        if self.where == "pruning":
+            self._break_pruning(trainer)
 
     def _break_save(self, trainer) -> None:
         """Half of the file's bytes are written wherever the checkpoint goes first, then the process dies."""
@@ -260,6 +263,15 @@ class Kill(Callback):
             self._die(trainer)
 
         trainer.save_checkpoint = then_die
+
+    def _break_pruning(self, trainer) -> None:
+        remove = trainer.strategy.remove_checkpoint
+
+        def die_first(path):
+            self._die(trainer)
+            remove(path)
+
+        trainer.strategy.remove_checkpoint = die_first
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if self.where == "on_train_batch_start":

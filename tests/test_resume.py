@@ -270,6 +270,28 @@ def test_a_half_written_checkpoint_never_takes_the_place_of_a_whole_one(tmp_path
     assert [file.name for file in (folder / "checkpoints").iterdir()] == ["last.ckpt"]
 
 
+def test_a_run_killed_between_saving_and_deleting_goes_on_and_keeps_what_it_should(tmp_path):
+    """Nothing looks for the highest number: another run's checkpoint in the folder is neither read nor deleted."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"problem": "1 + 1?", "answer": "2"}\n' * 8)
+    values = text_config(rows)
+    values["trainer"] |= {"max_steps": 6}
+    values["checkpoint"] = {"every_n_train_steps": 2, "save_top_k": 1, "filename": "{step}"}
+    folder = tmp_path / "run"
+    assert run_in_child(folder, killed(values, 4, "pruning")) == -signal.SIGKILL
+    assert names_of_checkpoints(folder) == ["last.ckpt", "step=2.ckpt", "step=4.ckpt"]
+    assert checkpoint(folder)["global_step"] == 2
+    (folder / "checkpoints" / "step=900.ckpt").write_bytes(b"another run's")
+    run(folder, values, *resume(folder))
+    assert names_of_checkpoints(folder) == ["last.ckpt", "step=6.ckpt", "step=900.ckpt"]
+    assert checkpoint(folder)["global_step"] == 6
+    assert [step for step, *_ in data_order(folder)] == [1, 2, 3, 4, 5, 6]
+
+
+def names_of_checkpoints(folder):
+    return sorted(file.name for file in (folder / "checkpoints").iterdir())
+
+
 def test_resuming_with_other_data_is_refused(tmp_path):
     values = sft(max_epochs=1)
     folder = run(tmp_path / "run", values)

@@ -162,12 +162,13 @@ class MRSPStrategy(ModelParallelStrategy):
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Writes beside the target and renames: whoever is killed while saving still has the one before."""
         path = Path(self.broadcast(filepath))
-        partial = path.with_name(f".{path.name}.partial")
+        partial = _partial(path)
         before = path.with_name(f".{path.name}.before")
 
-        # 1. All ranks write beside the target.
+        # 1. All ranks write beside the target. What killed runs left half written or half deleted goes first.
         if self.is_global_zero:
-            _remove(partial)
+            for left in path.parent.glob(_partial(Path("*")).name):
+                _remove(left)
         self.barrier()
         super().save_checkpoint(checkpoint, partial, storage_options)
         self.barrier()
@@ -180,6 +181,16 @@ class MRSPStrategy(ModelParallelStrategy):
             os.rename(partial, path)
             _remove(before)
         self.barrier()
+
+    @override
+    def remove_checkpoint(self, filepath: Any) -> None:
+        """Renames before it deletes: whoever is killed meanwhile leaves no half of a checkpoint under its name."""
+        path = Path(filepath)
+        if self.is_global_zero and path.exists():
+            partial = _partial(path)
+            _remove(partial)
+            os.rename(path, partial)
+            _remove(partial)
 
     @override
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
@@ -222,6 +233,11 @@ def sequence_degrees(sp_group: Axis, world_size: int) -> dict[int, SequenceParal
                 axis = Axis.of(group)
         degrees[degree] = SequenceParallel(axis)
     return degrees
+
+
+def _partial(path: Path) -> Path:
+    """Where a checkpoint is while it is written or deleted."""
+    return path.with_name(f".{path.name}.partial")
 
 
 def _remove(path: Path) -> None:

@@ -169,6 +169,22 @@ def test_a_token_the_sampler_did_not_score_has_no_policy_gradient_and_no_sampler
     torch.testing.assert_close(output.metrics["sampler_kl"], (x.exp() - 1 - x).sum())
 
 
+@pytest.mark.parametrize("rule", WEIGHTS, ids=lambda r: getattr(r, "__name__", "constant"))
+def test_an_empty_completion_enters_no_sequence_ratio_and_no_weight(rule):
+    """GSPO's ratio is a mean over the tokens of a completion: none has no ratio, and no padding stands for it."""
+    found = []
+    for lengths in ([2, 0, 5], [2, 5]):
+        (logp, old, _, _, advantages), _ = rows([2, 5])
+        index = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+        weights = rule(torch.tensor(lengths), torch.ones(len(lengths), dtype=torch.bool))[index].double()
+        logp.requires_grad_()
+        output = Algorithm(surrogate=sequence_clipped).loss(logp, old, None, None, advantages, weights, index)
+        output.loss.backward()
+        found.append((output.loss.detach(), logp.grad))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+    assert found[0][1].abs().sum() > 0
+
+
 # ---- micro-batches ----
 
 

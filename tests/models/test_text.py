@@ -67,7 +67,7 @@ def test_the_other_text_family_is_named():
         LlamaFamily(text_folder("qwen2"), random_init=True).build()
 
 
-@pytest.mark.parametrize("model_type", ["llama", "granite", "olmo2", "phi"])
+@pytest.mark.parametrize("model_type", ["llama", "granite", "olmo2", "phi", "qwen3_next", "qwen3_5_text"])
 def test_another_model_is_refused_before_it_is_built(tmp_path, monkeypatch, model_type):
     family = TextFamily(str(tiny_text(tmp_path, model_type)), random_init=True)
     monkeypatch.setattr(TextFamily, "auto_class", lambda self: pytest.fail("the model was built"))
