@@ -52,6 +52,14 @@ def test_files_that_are_named_exist(document):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_tests_that_are_named_exist(document):
+    if document.name == "CHANGELOG.md":
+        return
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", document.read_text())
+    assert [(file, test) for file, test in named if f"def {test}(" not in (ROOT / file).read_text()] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
 def test_modules_that_are_named_exist(document):
     if document.name == "CHANGELOG.md":
         return

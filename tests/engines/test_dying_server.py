@@ -16,7 +16,7 @@ from longrl.types import SamplingParams
 from tests.callbacks.test_rollout import callback, train
 from tests.tiny import text_family
 
-SERVER = '''
+SERVER = """
 import json, os, re, signal, sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -54,7 +54,7 @@ class Handler(BaseHTTPRequestHandler):
 server = HTTPServer(("127.0.0.1", 0), Handler)
 print(server.server_port, flush=True)
 server.serve_forever()
-'''
+"""
 """Answers so many rollouts, then dies as by `kill -9` while the next one is asked for."""
 
 
