@@ -55,6 +55,8 @@ def lengths_differ(prompt_id: str, num_generations: int) -> list[str]:
 
 
 def short(completion: Any, row: Any) -> float:
+    if completion.text == "w":
+        raise RuntimeError("this reward cannot judge")
     return float(len(completion.text) < 6)
 
 
