@@ -140,6 +140,10 @@ class Case:
             (-logp.sum() / (len(answers) * self.sizes.response_tokens)).backward()
 
 
+def _no_text(ids: Sequence[int], **options: Any) -> str:
+    return ""
+
+
 def built(name: str, sizes: Sizes, device: torch.device, folder: str) -> Case:
     """The model with random weights, made on the device."""
     options: dict[str, Any] = {"dtype": "bfloat16", "random_init": True, "gradient_checkpointing": True}
@@ -147,7 +151,9 @@ def built(name: str, sizes: Sizes, device: torch.device, folder: str) -> Case:
         family = Qwen2_5_VLFamily(str(tiny_qwen2_5_vl(folder)), **options)
     else:
         family = shapes.find_config(Qwen2_5_VLFamily(name, **options))
-    family.tokenizer = SimpleNamespace(eos_token_id=-1, decode=lambda ids, **options: "")  # no text is wanted
+    family.tokenizer = SimpleNamespace(  # no text is wanted
+        eos_token_id=-1, all_special_tokens=(), added_tokens_decoder={}, chat_template=None, decode=_no_text
+    )
     with torch.device(device):
         model = family.build()
     return Case(sizes, family, model.to(device).train(), device)
