@@ -136,6 +136,8 @@ class RendersPrompts(PatchesMedia):
     """Options of this class, not of those it inherits from, that decide answers; `identity` begins with them."""
     training_options: ClassVar[tuple[str, ...]] = ()
     """Options of this class, not of those it inherits from, that decide no answer: how weights are found or trained."""
+    later_options: ClassVar[tuple[str, ...]] = ("keep_special_tokens", "answer_tokens")
+    """Options that decide answers and count where they are set: answers stored before there were any are found."""
     chat_template_kwargs: dict[str, Any]
     """Passed to the chat template."""
     keep_special_tokens: bool = False
@@ -331,17 +333,18 @@ class RendersPrompts(PatchesMedia):
     def identity(self) -> dict[str, Any]:
         """All that decides, beside the weights, how the model answers a row: options by name, in plain values.
 
-        Those are `answer_options`, and all other options of constructors but `training_options`. Stored answers are
-        found by it, so it must be the same in every process.
+        Those are `answer_options`, those of `later_options` that are set, and all other options of constructors but
+        `training_options`. Stored answers are found by it, so it must be the same in every process.
 
         Raises:
             ValueError: an option is no attribute of its name, so nobody knows its value.
         """
         # 1. What classes say, the most special first; then what they take and do not say anything of.
         parts = type(self).__mro__
-        training = {name for part in parts for name in vars(part).get("training_options", ())}
+        others = {name for part in parts for name in vars(part).get("training_options", ())} | {*self.later_options}
         names = [name for part in parts for name in vars(part).get("answer_options", ())]
-        names += [name for part in parts for name in constructor_options(part) if name not in training]
+        names += [name for part in parts for name in constructor_options(part) if name not in others]
+        names += [name for name in self.later_options if getattr(self, name)]
 
         # 2. Their values.
         try:

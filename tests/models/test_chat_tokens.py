@@ -320,6 +320,10 @@ def test_without_a_template_the_option_is_named_and_helps(tmp_path):
     named = base(str(folder), chat_template_file=str(tmp_path / "chat.jinja"))
     assert named.chat_ids("Which?", (), row()) == family_of("chatml").chat_ids("Which?", (), row())
     assert named.identity() == family_of("chatml").identity()
+    assert base(str(folder), chat_template_file=str(tmp_path / "chat.jinja"), keep_special_tokens=True).identity() == {
+        **named.identity(),
+        "keep_special_tokens": True,
+    }
     with pytest.raises(ValueError, match=r"chat_template_file must be a file with a Jinja template, got 'no\.jinja'"):
         base(str(folder), chat_template_file="no.jinja").render(row(), "Which?")
 

@@ -106,9 +106,18 @@ def test_a_budget_in_tokens_gives_the_sizes_of_qwen_vl_utils(num_frames, size, e
         vl_family(max_video_tokens=0)
 
 
-def test_text_with_the_models_own_placeholder_is_refused():
+def test_the_models_own_placeholder_is_text_in_a_question():
+    family = vl_family()
+    prompt = family.render(row(), "look: <|video_pad|>", [frames(4)])
+    assert int((prompt.input_ids == family.config.video_token_id).sum()) == family.num_features(prompt.media[0])
+    assert "look: <|video_pad|><|im_end|>" in family.tokenizer.decode(prompt.input_ids)
+
+
+def test_a_template_that_writes_a_placeholder_too_many_is_refused():
+    family = vl_family()
+    family.tokenizer.chat_template += "<|video_pad|>"
     with pytest.raises(ValueError, match="row 'a' renders to 2 media placeholders for 1 media"):
-        vl_family().render(row(), "look: <|video_pad|>", [frames(4)])
+        family.render(row(), "look", [frames(4)])
 
 
 def test_tags_must_name_the_media_in_order():

@@ -124,13 +124,13 @@ class RowRenderer:
 
         # 3. The question as text: what it spells of control tokens is text, and subtitles place no media either.
         chat = self.family.chat
-        problem = chat.declared.sub(break_token, shown.problem)
+        question = chat.declared.sub(break_token, shown.problem)
         subtitles = ""
         if self.subtitles.source is not None:
             videos = [item for item in media if isinstance(item, Frames) and item.kind == "video"]
             lines = subtitle_text(row, self.subtitles, None if blind else videos)
             subtitles = chat.declared_and_tags.sub(break_token, lines)
-        text = fill_template(self.question_template, problem=problem, subtitles=subtitles)
+        text = fill_template(self.question_template, problem=question, subtitles=subtitles)
 
         # 4. Token ids, at most so many.
         response = self.response(shown) if self.stage == "sft" else None
