@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import random
 import sys
@@ -155,6 +156,18 @@ def test_log_probabilities_are_those_of_the_distribution_that_was_sampled(in_ste
     found = vllm.generate(family, model, prompts, features, sampling, seed=5)
     assert [len(own) for own in found] == [3] * len(prompts)
     assert gap(family, model, prompts, features, found, temperature=0.7) < 1e-4
+
+
+def test_any_end_token_ends_a_completion(in_step):
+    """Another one than the tokenizer's, which is one that the model is known to sample."""
+    family, vllm, model, prompts, features = in_step
+    ((plain,), *_) = vllm.generate(family, model, prompts, features, GREEDY, seed=0)
+    ids = plain.token_ids.tolist()
+    twice = copy.copy(family)
+    twice.end_token_ids = (family.tokenizer.eos_token_id, ids[-1])
+    ((ended,), *_) = vllm.generate(twice, model, prompts, features, GREEDY, seed=0)
+    assert ended.token_ids.tolist() == ids[: ids.index(ids[-1]) + 1]
+    assert ended.finish_reason == "stop"
 
 
 def test_completions_depend_on_seed_and_number_alone(in_step):
