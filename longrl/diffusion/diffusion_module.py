@@ -29,6 +29,7 @@ from longrl.models.lora import adapters_off
 from longrl.modules.initial_weights import plain_from
 from longrl.modules.mini_batches import MiniBatch, flatten_groups, make_mini_batches
 from longrl.modules.optimizer import OptimizerSettings
+from longrl.modules.skipped_steps import count_nonfinite
 from longrl.modules.trained import NOT_WEIGHTED, TrainedModule
 from longrl.types import TextPrompt
 
@@ -199,8 +200,7 @@ class DiffusionModule(TrainedModule):
                 totals[name] += value
         num_updates = len(mini_batches) * self.epochs_per_rollout
         means = {name: value / num_updates for name, value in totals.items()}
-        num_nonfinite = torch.stack([part.num_nonfinite for part in mini_batches]).sum()
-        means["nonfinite_completions"] = float(dp.sum(num_nonfinite))
+        means["nonfinite_completions"] = count_nonfinite(mini_batches, dp)
         return means | self.mismatch_monitor.metrics
 
     def _update(self, mini_batch: MiniBatch[TextPrompt, Trajectory], is_first: bool) -> dict[str, float]:

@@ -223,8 +223,8 @@ class MiniBatch(Generic[PromptT, ScoredT]):
     """[N] bool, True for tokens sampled by the weights of this step."""
     weights: Tensor
     """[C] weight of every token of a completion."""
-    num_nonfinite: Tensor
-    """[] completions that are left out, for a score or advantage of theirs is not finite."""
+    nonfinite: Tensor
+    """[C] bool, True for completions that are left out, for a score or advantage of theirs is not finite."""
 
     def tensors(self) -> dict[str, Tensor]:
         """All that the loss reads beside tokens, by name."""
@@ -307,7 +307,7 @@ def make_mini_batches(
                 sampler_logp=flat.sampler_logp[tokens],
                 on_policy=flat.on_policy[tokens],
                 weights=weights,
-                num_nonfinite=(in_loss & ~kept)[completions].sum(),
+                nonfinite=(in_loss & ~kept)[completions],
             )
         )
     return mini_batches

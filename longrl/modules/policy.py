@@ -33,7 +33,7 @@ from longrl.modules.mini_batches import (
 )
 from longrl.modules.optimizer import OptimizerSettings
 from longrl.modules.sft_loss import SFTLoss, response_targets
-from longrl.modules.skipped_steps import text_record
+from longrl.modules.skipped_steps import count_nonfinite, text_record
 from longrl.modules.trained import NOT_WEIGHTED, TrainedModule, data_module_of
 from longrl.packing.lengths import micro_batch_limit
 from longrl.packing.pack import dummy_micro_batch, pack
@@ -204,8 +204,7 @@ class PolicyModule(TrainedModule):
         # 4. Metrics are means over the updates.
         num_updates = len(mini_batches) * self.epochs_per_rollout
         means = {name: total / num_updates for name, total in totals.items()}
-        num_nonfinite = torch.stack([part.num_nonfinite for part in mini_batches]).sum()
-        means["nonfinite_completions"] = float(self.parallel.dp.sum(num_nonfinite))
+        means["nonfinite_completions"] = count_nonfinite(mini_batches, self.parallel.dp)
         if self.mismatch_monitor is None:
             return means
         return means | self.mismatch_monitor.metrics

@@ -325,13 +325,6 @@ class TrainedModule(ParallelModule, abc.ABC):
         with self.phases("update"):
             metrics = self.update_policy(batch)
         if metrics:
-            num_nonfinite = metrics.get("nonfinite_completions")
-            if num_nonfinite:
-                logger.warning(
-                    "%d completions of the last rollout are in no loss and no mean: an old or reference "
-                    "log-probability of theirs, or an advantage, is not a finite number",
-                    num_nonfinite,
-                )
             named = {f"train/{name}": value for name, value in metrics.items()}
             named["train/nonfinite_steps"] = float(self.skipped_steps.count)
             self.log_dict(named, batch_size=1)
