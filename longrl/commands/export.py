@@ -62,11 +62,12 @@ def export_run(
         check_target(push_to)
     if Path(out).exists():
         raise ValueError(f"--out={out} exists already; name a new folder")
+    family = family_of(run)
     with atomic_folder(out, replace=False) as folder:
         source = (run, "--run") if checkpoint is None else (checkpoint, "--checkpoint")
         averaged = not raw_weights and _says_averaged(*source)
         write = _write_adapter if adapter else _write_model
-        write(run, source, folder, dtype, averaged)
+        write(family, run, source, folder, dtype, averaged)
     logger.info("exported %s to %s", run, out)
     if push_to is not None:
         logger.info("pushed to %s", push(out, push_to, private))
@@ -81,17 +82,29 @@ def _says_averaged(source: str, option: str) -> bool:
     return True
 
 
-def _write_model(run: str, source: tuple[str, str], folder: Path, dtype: Dtype | None, averaged: bool) -> None:
-    family = family_of(run)
+def _write_model(
+    family: CausalFamily | DiffusionFamily,
+    run: str,
+    source: tuple[str, str],
+    folder: Path,
+    dtype: Dtype | None,
+    averaged: bool,
+) -> None:
     family.dtype = dtype or family.dtype  # adapters are merged in it
     family.export(plain_from(family, *source, averaged), folder)
     if isinstance(family, CausalFamily):
         write_record(folder, run)
 
 
-def _write_adapter(run: str, source: tuple[str, str], folder: Path, dtype: Dtype | None, averaged: bool) -> None:
+def _write_adapter(
+    family: CausalFamily | DiffusionFamily,
+    run: str,
+    source: tuple[str, str],
+    folder: Path,
+    dtype: Dtype | None,
+    averaged: bool,
+) -> None:
     """Adapters as peft, or of a diffusion model diffusers, loads them onto the weights that the run began with."""
-    family = family_of(run)
     if family.lora is None:
         raise ValueError(f"--adapter=true needs a run with {OPTION}, which {run} is not; leave it out")
     precision = getattr(torch, dtype or "float32")
