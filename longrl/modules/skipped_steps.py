@@ -216,7 +216,7 @@ def load_step_record(path: str | Path) -> StepRecord:
         header = file.metadata()
     rows = []
     for fields in json.loads(header["rows"]):
-        for name in ("videos", "images", "audios"):
+        for name in ("videos", "images", "audios", "messages"):
             fields[name] = tuple(fields[name])
         rows.append(Row(**fields))
     facts = json.loads(header["facts"])
