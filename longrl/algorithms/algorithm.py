@@ -303,7 +303,7 @@ class Algorithm:
         current = logp
         reference = ref_logp
         if steps is not None:
-            needs_rate = getattr(self.kl, "needs", Needs()).noise_rate
+            needs_rate = getattr(self.kl, "needs", NO_NEEDS).noise_rate
             unit = (steps.std / steps.length.sqrt() if needs_rate else steps.std)[:, None]  # [R, 1]
             current = steps.mean / unit
             reference = None if steps.ref_mean is None else steps.ref_mean / unit

@@ -155,10 +155,11 @@ class RewardWatch:
             for name, values in group.reward_parts.items():
                 if "format" not in name:
                     continue
-                known = values[group.valid]
+                known = values[group.valid & ~values.isnan()]  # a part that does not apply is NaN
                 if (known > 0).any():
                     self._met.add(name)
-                self._unmet[name] += len(known)
+                if len(known):
+                    self._unmet[name] += len(known)
 
 
 def why_silent(group: Group[Any, Any]) -> str:

@@ -35,6 +35,9 @@ killed: what was answered is not asked again. Weights of a run, or of its export
 pixels, frames and question template are the run's; options of the command line win, and a config file with a
 data.question_template of its own."""
 FILE_OPTIONS = ("--config", "--policy", "--data")
+FILE_ENDINGS = (".yaml", ".yml", ".json")
+LIMITS = ("min_", "max_")
+"""Beginnings of the names of a family's options that bound what it shows of a picture or video."""
 WEIGHTS = ("policy", "init_args", "weights")
 ConfigFile = tuple[Path, Config]
 """A config file of a command line and its values."""
@@ -81,28 +84,37 @@ def with_run_settings(args: Sequence[str], files: Sequence[ConfigFile], settings
         settings: of the run whose weights it names.
     """
     # 1. What the files say of how questions are shown.
-    of_data = [part["data"] for _, part in files if isinstance(part.get("data"), dict)]
-    is_protocol = any("question_template" in part for part in of_data)
+    of_data = [(file, shown) for file in files if isinstance(shown := _value_in(*file, "data"), dict)]
+    protocols = [file for file, shown in of_data if "question_template" in shown]
     sampled = any("sampling" in part for _, part in files) or any(arg.startswith("--sampling") for arg in args)
 
     # 2. The run's family, in the place of any that a file names; a protocol's own limits of pixels stay.
     family = settings.family
-    if is_protocol:
-        for path, part in files:
-            named = _value_in(path, part, "policy", "init_args", "family")
-            if isinstance(named, dict) and named.get("class_path") == family["class_path"]:
-                own = {name: value for name, value in (named.get("init_args") or {}).items() if name != "model"}
-                family = family | {"init_args": family["init_args"] | own}
-    given = [f"--policy.init_args.family={json.dumps(family)}"]
+    for file in protocols:
+        named = _value_in(*file, "policy", "init_args", "family")
+        if isinstance(named, dict) and named.get("class_path") == family["class_path"]:
+            options = named.get("init_args") or {}
+            own = {name: value for name, value in options.items() if name.startswith(LIMITS)}
+            family = family | {"init_args": family["init_args"] | own}
+    of_family = [f"--policy.init_args.family={json.dumps(family)}"]
 
-    # 3. Its frames, template and sampling. Behind all files, before the options that win.
-    if not is_protocol:
-        given += [f"--data.{name}={_as_text(value)}" for name, value in settings.data.items()]
+    # 3. Its frames, template and sampling.
+    shown_by_run = []
+    if not protocols:
+        shown_by_run += [f"--data.{name}={_as_text(value)}" for name, value in settings.data.items()]
     if settings.sampling and not sampled:
-        given += [f"--sampling={json.dumps(settings.sampling)}"]
-    if not is_protocol and any(name in part for part in of_data for name in SHOWN_BY_DATA):
+        shown_by_run += [f"--sampling={json.dumps(settings.sampling)}"]
+    if not protocols and any(name in shown for _, shown in of_data for name in SHOWN_BY_DATA):
         logger.warning("frames and template are those of %s, not of the config files", settings.source)
-    last = max((at for at, arg in enumerate(args) if arg.partition("=")[0] in FILE_OPTIONS), default=-1)
+
+    # 4. Each behind the files that it replaces, before the options that win.
+    args = _insert_behind(("--config", "--policy", "--policy.class_path"), args, of_family)
+    return _insert_behind(("--config", "--data"), args, shown_by_run)
+
+
+def _insert_behind(options: Sequence[str], args: Sequence[str], given: Sequence[str]) -> list[str]:
+    """A command line with further options behind the last of `options`, or in front of all."""
+    last = max((at for at, arg in enumerate(args) if arg.partition("=")[0] in options), default=-1)
     end = last + 1 if last < 0 or "=" in args[last] else last + 2
     return [*args[:end], *given, *args[end:]]
 
@@ -112,7 +124,7 @@ def _read_files(args: Sequence[str]) -> Iterator[ConfigFile]:
     for option in FILE_OPTIONS:
         for text in options_of(args, option):
             path = Path(text)
-            is_file = path.suffix in (".yaml", ".yml", ".json") and path.is_file()
+            is_file = path.suffix in FILE_ENDINGS and path.is_file()
             values = _read_yaml(path.read_text(encoding="utf-8") if is_file else text)
             if isinstance(values, dict):
                 yield path, values if option == "--config" else {option.removeprefix("--"): values}
@@ -138,7 +150,7 @@ def _value_in(path: Path, values: Any, *keys: str) -> Any:
     """A value of a config file, in it or in files that it names; None where it says nothing."""
     for key in keys:
         values = values.get(key) if isinstance(values, dict) else None
-        if isinstance(values, str) and values.endswith((".yaml", ".yml")):
+        if isinstance(values, str) and values.endswith(FILE_ENDINGS):
             path = path.parent / values
             values = _read_yaml(path.read_text(encoding="utf-8")) if path.is_file() else None
     return values

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
-from longrl.modules.initial_weights import SIGNAL_CHECKPOINT, saved_checkpoints
+from longrl.modules.initial_weights import META, SIGNAL_CHECKPOINT, saved_checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,10 @@ def check_checkpoints(command: str | None, run_dir: str, ckpt_path: str | None, 
             f"--ckpt_path={ckpt_path} does not exist (working folder: {Path.cwd()}); name a checkpoint such as "
             f"{saved[0] if saved else last}, or leave the option out"
         )
+    if path.is_dir() and not (path / META).is_file():
+        inside = saved_checkpoints(path)
+        remedy = f"name one in it, such as {inside[0]}" if inside else "name an exported folder by --model.init_from"
+        raise ValueError(f"--ckpt_path={ckpt_path} is a folder and no checkpoint; {remedy}")
 
 
 def _check_unused(folder: Path, saved: list[Path], config: str) -> None:
@@ -148,7 +152,8 @@ def check_tested_weights(
         raise ValueError(
             f"`{command}` is not told which weights to evaluate: --run_dir={run_dir} says where results go{found}. "
             f"Name a checkpoint by --ckpt_path {saved[0] if saved else 'FILE'}; a run, an export or a hub id by "
-            "--model.init_from; the family's own weights by --base_weights=true and a --run_dir of their own"
+            "--model.init_from; the family's own weights by --base_weights=true and a --run_dir of their own. "
+            "Options in front of --config are replaced by its values: put them behind it"
         )
 
     # 2. Results of other weights in the folder of a run.

@@ -42,6 +42,18 @@ def test_weights_that_nobody_named_are_refused_with_what_is_there(run, command):
         check(run, command=command)
 
 
+@pytest.mark.parametrize("command", ["fit", "test"])
+def test_a_folder_is_no_checkpoint_and_the_one_in_it_is_named(run, tmp_path, command):
+    with pytest.raises(
+        ValueError, match=r"is a folder and no checkpoint; name one in it, such as \S*run/checkpoints/last"
+    ):
+        check_checkpoints(command, str(tmp_path / "new"), str(run))
+    with pytest.raises(ValueError, match=r"is a folder and no checkpoint; .* by --model\.init_from"):
+        check_checkpoints(command, str(tmp_path / "new"), str(tmp_path))
+    touch(tmp_path / "sharded.ckpt" / "meta.pt")
+    check_checkpoints(command, str(tmp_path / "new"), str(tmp_path / "sharded.ckpt"))
+
+
 @pytest.mark.parametrize("left", [None, "config.yaml"])
 def test_a_run_without_a_checkpoint_or_no_run_at_all_is_refused_too(tmp_path, left):
     if left:

@@ -23,7 +23,7 @@ def run(tmp_path_factory):
     folder = saved_run(tmp_path_factory.mktemp("of") / "run", Qwen2_5_VLFamily(vl_folder(), random_init=True))
     config = yaml.safe_load((folder / "config.yaml").read_text())
     config["model"]["family"]["init_args"] |= {
-        "max_pixels": 2500, "min_pixels": 784, "chat_template_kwargs": {"enable_thinking": False}, "lora": {"rank": 4},
+        "dtype": "float32", "max_pixels": 2500, "min_pixels": 784, "chat_template_kwargs": {"enable_thinking": False}, "lora": {"rank": 4},
     }  # fmt: skip
     config["data"] = {
         "video": {"fps": 0.5, "num_frames": None, "min_frames": 2, "max_frames": 9, "span_s": None, "torn": "skip"},
@@ -87,6 +87,37 @@ def test_a_file_with_frames_alone_gives_way_and_one_with_its_own_wording_does_no
     )  # fmt: skip
     assert (data.renderer.video.num_frames, data.renderer.question_template) == (3, "Q: {problem}")
     assert (config.policy.family.model_path, config.policy.family.max_pixels) == (vl_folder(), 3136)
+
+
+def test_a_protocols_limits_stay_behind_another_policy_and_the_precision_is_the_runs(tmp_path, run):
+    limits = {"model": "x/y", "max_pixels": 3136, "dtype": "bfloat16"}
+    family = {"class_path": "longrl.models.qwen_vl.Qwen2_5_VLFamily", "init_args": limits}
+    local = {"class_path": "longrl.evaluation.local_policy.LocalPolicy", "init_args": {"family": family}}
+    other = {**local, "init_args": {"family": {**family, "init_args": {"model": "x/z", "max_pixels": 50176}}}}
+    (tmp_path / "eval.yaml").write_text(
+        yaml.safe_dump({"data": {"question_template": "Q: {problem}"}, "policy": local})
+    )
+    (tmp_path / "hf.yaml").write_text(yaml.safe_dump(other))
+    config, _ = parse_evaluation(
+        [f"--config={tmp_path / 'eval.yaml'}", f"--policy={tmp_path / 'hf.yaml'}", f"--data.test={questions()}",
+         f"--policy.init_args.weights={run}", "--policy.init_args.device=cpu", "--out=somewhere"]
+    )  # fmt: skip
+    assert (config.policy.family.max_pixels, config.policy.family.dtype) == (3136, "float32")
+
+
+def test_a_wording_in_a_file_that_the_config_names_is_its_own_too(tmp_path, run):
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump({"question_template": "Q: {problem}"}))
+    _, data = parsed(tmp_path, run, config={"data": "data.yaml"})
+    assert data.renderer.question_template == "Q: {problem}"
+
+
+@pytest.mark.parametrize("name", ["--policy", "--policy.class_path"])
+def test_an_option_wins_in_front_of_the_policy_too(run, name):
+    config, data = parse_evaluation(
+        ["--data.video.fps=1", f"{name}=longrl.evaluation.local_policy.LocalPolicy", f"--data.test={questions()}",
+         f"--policy.init_args.weights={run}", "--policy.init_args.device=cpu", "--out=somewhere"]
+    )  # fmt: skip
+    assert (data.renderer.video.fps, config.policy.family.max_pixels) == (1.0, 2500)
 
 
 def test_an_export_is_asked_as_its_run_was_wherever_it_lies(tmp_path, run):
