@@ -22,6 +22,11 @@ from longrl.algorithms.advantages import (
     raw as raw,
 )
 from longrl.algorithms.algorithm import Algorithm as Algorithm, LossOutput as LossOutput
+from longrl.algorithms.denoising import (
+    gaussian_mean as gaussian_mean,
+    gaussian_mean_rate as gaussian_mean_rate,
+    grpo_guard as grpo_guard,
+)
 from longrl.algorithms.losses import (
     AllReduce as AllReduce,
     BoundedK3 as BoundedK3,
@@ -32,9 +37,6 @@ from longrl.algorithms.losses import (
     Tokens as Tokens,
     cispo as cispo,
     clipped as clipped,
-    gaussian_mean as gaussian_mean,
-    gaussian_mean_rate as gaussian_mean_rate,
-    grpo_guard as grpo_guard,
     k1 as k1,
     k2 as k2,
     k3 as k3,

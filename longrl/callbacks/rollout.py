@@ -155,13 +155,7 @@ class RolloutCallback(Callback):
     # -- a training step -----------------------------------------------------------------------------------------
 
     @override
-    def on_train_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Batch,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         if batch.prompts[0].response_ids is not None:
             return  # SFT: the answers are in the batch
         assert isinstance(pl_module, PolicyModule)

@@ -29,7 +29,6 @@ from longrl.models.lora import adapters_off
 from longrl.modules.initial_weights import plain_from
 from longrl.modules.mini_batches import MiniBatch, flatten_groups, make_mini_batches
 from longrl.modules.optimizer import OptimizerSettings
-from longrl.modules.skipped_steps import count_nonfinite
 from longrl.modules.trained import NOT_WEIGHTED, TrainedModule
 from longrl.types import TextPrompt
 
@@ -151,11 +150,26 @@ class DiffusionModule(TrainedModule):
     @override
     def on_validation_start(self) -> None:
         self.family.move_frozen_parts(self.device)
+        self._read_averages()
+
+    on_test_start = on_validation_start
+
+    @override
+    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        self._read_averages()  # on with them, if a signal has saved the weights meanwhile
+
+    on_test_batch_end = on_validation_batch_end
+
+    def _read_averages(self) -> None:
         if self.ema_weights is not None:
             self.policy.release_root()  # gathered weights are of before
             self.ema_weights.swap_in()
 
-    on_test_start = on_validation_start
+    @override
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        if self.ema_weights is not None:  # a signal may save amid a validation: the weights, not their averages
+            self.ema_weights.swap_out()
+        return super().state_dict(*args, **kwargs)
 
     # -- sampling ------------------------------------------------------------------------------------------------
 
@@ -191,17 +205,13 @@ class DiffusionModule(TrainedModule):
         mini_batches = make_mini_batches(
             flat, self.mini_batches_per_rollout, self.algorithm, dp, old_logp=flat.sampler_logp, ref_logp=None
         )
-        for part in mini_batches:
-            is_learned = part.advantages.abs() > 1e-6  # what is smaller is rounding
-            self.has_signal |= bool(is_learned.any())
         totals: dict[str, float] = defaultdict(float)
         for number, mini_batch in enumerate(mini_batches * self.epochs_per_rollout):
             for name, value in self._update(mini_batch, is_first=number == 0).items():
                 totals[name] += value
         num_updates = len(mini_batches) * self.epochs_per_rollout
         means = {name: value / num_updates for name, value in totals.items()}
-        means["nonfinite_completions"] = count_nonfinite(mini_batches, dp)
-        return means | self.mismatch_monitor.metrics
+        return means | self.watch_batches(mini_batches) | self.mismatch_monitor.metrics
 
     def _update(self, mini_batch: MiniBatch[TextPrompt, Trajectory], is_first: bool) -> dict[str, float]:
         """One optimizer step. The weights that sampled are those of the first: its ratios are 1 exactly."""

@@ -87,7 +87,9 @@ class EMAWeights(nn.Module):
 
     @torch.no_grad()
     def swap_in(self) -> None:
-        """Gives the model the averages, until `swap_out`."""
+        """Gives the model the averages, until `swap_out`; does nothing if it has them."""
+        if self._raw is not None:
+            return
         parameters = [_local(parameter.detach()) for _, parameter in _trained(self.model)]
         self._raw = [parameter.clone() for parameter in parameters]
         for parameter, average in zip(parameters, self.buffers(), strict=True):
@@ -95,8 +97,9 @@ class EMAWeights(nn.Module):
 
     @torch.no_grad()
     def swap_out(self) -> None:
-        """Gives the model its own weights back, to the last bit."""
-        assert self._raw is not None
+        """Gives the model its own weights back, to the last bit; does nothing if it has them."""
+        if self._raw is None:
+            return
         for (_, parameter), raw in zip(_trained(self.model), self._raw, strict=True):
             _local(parameter.detach()).copy_(raw)
         self._raw = None

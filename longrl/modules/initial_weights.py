@@ -123,8 +123,14 @@ def find_checkpoint(source: str, option: str = INIT_FROM) -> Path | None:
 def saved_checkpoints(run: Path) -> list[Path]:
     """The checkpoints in a run's folder, the one to go on with first: last.ckpt, a signal's last one, any other."""
     last = run / "checkpoints" / "last.ckpt"
-    numbered = [(match, path) for path in run.glob("*.ckpt") if (match := SIGNAL_CHECKPOINT.fullmatch(path.name))]
-    of_signals = [path for match, path in sorted(numbered, key=lambda found: -int(found[0][1]))]
+    numbered = []
+    for path in run.glob("*.ckpt"):
+        match = SIGNAL_CHECKPOINT.fullmatch(path.name)
+        if match:
+            number = int(match[1])
+            numbered.append((number, path))
+    numbered.sort(reverse=True)
+    of_signals = [path for _, path in numbered]
     others = sorted(path for path in run.glob("checkpoints/*.ckpt") if path != last)
     # While it is replaced, a checkpoint has another name for a moment.
     is_there = last.exists() or last.with_name(f".{last.name}.before").exists()

@@ -33,7 +33,7 @@ from longrl.modules.mini_batches import (
 )
 from longrl.modules.optimizer import OptimizerSettings
 from longrl.modules.sft_loss import SFTLoss, response_targets
-from longrl.modules.skipped_steps import count_nonfinite, text_record
+from longrl.modules.skipped_steps import text_record
 from longrl.modules.trained import NOT_WEIGHTED, TrainedModule, data_module_of
 from longrl.packing.lengths import micro_batch_limit
 from longrl.packing.pack import dummy_micro_batch, pack
@@ -183,9 +183,6 @@ class PolicyModule(TrainedModule):
         mini_batches = make_mini_batches(
             flat, self.mini_batches_per_rollout, self.algorithm, self.parallel.dp, old_logp, ref_logp
         )
-        for part in mini_batches:
-            is_learned = part.advantages.abs() > 1e-6  # what is smaller is rounding
-            self.has_signal |= bool(is_learned.any())
 
         # 3. Updates. The weights of the first are those that sampled: there engine and trainer are compared.
         monitor = self.mismatch_monitor
@@ -204,7 +201,7 @@ class PolicyModule(TrainedModule):
         # 4. Metrics are means over the updates.
         num_updates = len(mini_batches) * self.epochs_per_rollout
         means = {name: total / num_updates for name, total in totals.items()}
-        means["nonfinite_completions"] = count_nonfinite(mini_batches, self.parallel.dp)
+        means |= self.watch_batches(mini_batches)
         if self.mismatch_monitor is None:
             return means
         return means | self.mismatch_monitor.metrics

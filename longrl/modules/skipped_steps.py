@@ -15,12 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from longrl.io.atomic import atomic_write
 from longrl.modules.mini_batches import MiniBatch, TokenLoss
-from longrl.strategies.axis import Axis
 from longrl.types import Batch, Completion, Group, Prompt, Row
 
 logger = logging.getLogger(__name__)
@@ -128,27 +126,20 @@ class SkippedSteps:
         self.in_a_row = state.get("in_a_row", 0)
 
 
-def count_nonfinite(mini_batches: Sequence[MiniBatch[Any, Any]], dp: Axis) -> float:
-    """Completions of a rollout that are in no loss, on all ranks, for a number of theirs is not finite.
-
-    Says in a line of which rows this rank's are.
-    """
-    count = torch.stack([part.nonfinite.sum() for part in mini_batches]).sum()
-    total = float(dp.sum(count))
-    if not total:
-        return total
+def tell_nonfinite(mini_batches: Sequence[MiniBatch[Any, Any]], count: float) -> None:
+    """Says in a line how many completions are in no loss, on all ranks, and of which rows this rank's are."""
     row_ids = []
     for part in mini_batches:
-        for group, left_out in zip(part.groups, part.nonfinite.tensor_split(len(part.groups) or 1), strict=False):
+        masks = part.nonfinite.tensor_split(len(part.groups) or 1)
+        for group, left_out in zip(part.groups, masks, strict=False):
             if left_out.any():
                 row_ids.append(group.prompt.id)
     logger.warning(
         "%d completions of a rollout are in no loss and no mean: an old or reference log-probability of theirs, or an "
         "advantage, is not a finite number. Rows of this rank: %s",
-        total,
+        count,
         row_ids,
     )
-    return total
 
 
 # -- records -----------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import math
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,8 +25,10 @@ from typing_extensions import override
 from longrl.algorithms import Algorithm
 from longrl.models.lora import LoRASettings, check_resumed, refuse_dropout, to_checkpoint
 from longrl.modules.host_adamw import offload_state
+from longrl.modules.metric_means import MetricMeans
+from longrl.modules.mini_batches import MiniBatch
 from longrl.modules.optimizer import OptimizerSettings
-from longrl.modules.skipped_steps import SkippedSteps, StepRecord
+from longrl.modules.skipped_steps import SkippedSteps, StepRecord, tell_nonfinite
 from longrl.strategies.axis import Axis
 from longrl.strategies.fsdp import RootModule, ShardableFamily
 from longrl.strategies.parallel import Parallel, ParallelModule
@@ -68,42 +70,6 @@ class PhaseTimes:
         seconds = dict(self._seconds)
         self._seconds.clear()
         return seconds
-
-
-class MetricMeans:
-    """Means of named values over many batches and over ranks, whose names may differ from rank to rank.
-
-    Example:
-        means.add("val/loss", total, count=7)
-        means.collect(axis)  # {"val/loss": total / 7}, on all ranks of the axis
-    """
-
-    def __init__(self) -> None:
-        self._sums: Metrics = defaultdict(float)
-        self._counts: Counter[str] = Counter()
-
-    def add(self, name: str, total: float, count: int = 1) -> None:
-        """Adds the sum of `count` values."""
-        self._sums[name] += total
-        self._counts[name] += count
-
-    def add_rewards(self, group: Group[Any, Any], prefix: str, by_category: bool) -> None:
-        """Adds reward and parts of the completions that could be rewarded, also under the row's category."""
-        category = group.prompt.row.category
-        for name, values in {"reward": group.rewards, **group.reward_parts}.items():
-            known = values[group.valid & ~values.isnan()]  # a part that does not apply is NaN
-            total = float(known.sum())
-            self.add(f"{prefix}/{name}", total, len(known))
-            if by_category:
-                self.add(f"{prefix}/{name}/{category}", total, len(known))
-
-    def collect(self, axis: Axis) -> Metrics:
-        """The means, nan of no values, and a new start. Every rank of the axis must call it."""
-        sums = axis.sum_dict(self._sums)
-        counts = axis.sum_dict(self._counts)
-        self._sums.clear()
-        self._counts.clear()
-        return {name: total / counts[name] if counts[name] else math.nan for name, total in sums.items()}
 
 
 def rollout_metrics(groups: Sequence[Group], dp: Axis) -> Metrics:
@@ -384,6 +350,21 @@ class TrainedModule(ParallelModule, abc.ABC):
         scheduler.step()
         optimizer.zero_grad()
         return {"grad_norm": grad_norm, "lr": lr}
+
+    def watch_batches(self, mini_batches: Sequence[MiniBatch[Any, Any]]) -> Metrics:
+        """Notes whether a rollout had anything to learn from, and counts the completions that are in no loss of it.
+
+        Every rank must call it, behind the updates, for here a GPU is waited for.
+        """
+        left_out = torch.zeros((), device=self.device)
+        for part in mini_batches:
+            is_learned = part.advantages.abs() > 1e-6  # what is smaller is rounding
+            self.has_signal |= bool(is_learned.any())
+            left_out += part.nonfinite.sum()
+        count = float(self.parallel.dp.sum(left_out))
+        if count:
+            tell_nonfinite(mini_batches, count)
+        return {"nonfinite_completions": count}
 
     # -- evaluation ----------------------------------------------------------------------------------------------
 

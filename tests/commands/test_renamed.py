@@ -63,6 +63,7 @@ def test_options_of_a_users_own_classes_keep_their_names():
         ("longrl.algorithms.surrogates.clipped", "longrl.algorithms.clipped"),
         ("longrl.algorithms.surrogates.guarded", "longrl.algorithms.grpo_guard"),
         ("longrl.algorithms.guarded", "longrl.algorithms.grpo_guard"),
+        ("longrl.algorithms.losses.gaussian_mean", "longrl.algorithms.gaussian_mean"),
         ("longrl.algorithms.corrections.truncated_token", "longrl.algorithms.truncated_token"),
         ("longrl.flow.sampler.FlowSampling", "longrl.diffusion.sampler.DiffusionSampling"),
         ("longrl.flow.steps.ode", "longrl.diffusion.steps.ode_step"),

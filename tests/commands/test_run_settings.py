@@ -23,7 +23,8 @@ def run(tmp_path_factory):
     folder = saved_run(tmp_path_factory.mktemp("of") / "run", Qwen2_5_VLFamily(vl_folder(), random_init=True))
     config = yaml.safe_load((folder / "config.yaml").read_text())
     config["model"]["family"]["init_args"] |= {
-        "dtype": "float32", "max_pixels": 2500, "min_pixels": 784, "chat_template_kwargs": {"enable_thinking": False}, "lora": {"rank": 4},
+        "dtype": "float32", "max_pixels": 2500, "min_pixels": 784, "lora": {"rank": 4},
+        "chat_template_kwargs": {"enable_thinking": False},
     }  # fmt: skip
     config["data"] = {
         "video": {"fps": 0.5, "num_frames": None, "min_frames": 2, "max_frames": 9, "span_s": None, "torn": "skip"},

@@ -12,6 +12,7 @@ from longrl.diffusion.sampler import DiffusionSampling
 from longrl.diffusion.steps import CPS, FlowSDE
 from longrl.diffusion.trajectory_rows import RowBatch, TrajectoryGroup, score_rows, split_rows, trajectory_rows
 from longrl.diffusion.windows import RandomWindow
+from longrl.models.ema import EMASettings
 from longrl.models.lora import LoRASettings
 from longrl.modules.optimizer import OptimizerSettings
 from longrl.modules.skipped_steps import FOLDER, load_step_record
@@ -51,6 +52,26 @@ def test_a_step_whose_gradient_is_not_finite_moves_nothing_and_is_recorded(tmp_p
     assert len(record.facts["seeds"]) == 6
     assert len(record.facts["steps"]) + 1 == len(record.tensors["latents.5"])
     assert record.tensors["rewards"].shape == (2, 3)
+
+
+# ---- averages ----
+
+
+def test_weights_saved_amid_a_validation_are_no_averages_and_the_validation_goes_on_with_them():
+    policy = module(ema=EMASettings())
+    policy.configure_model()
+    averages = [value.clone() for value in policy.ema_weights.buffers()]
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            parameter += 1.0
+    weights = {name: value.clone() for name, value in policy.model.state_dict().items()}
+    policy.on_validation_start()
+    trained = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
+    assert all(map(torch.equal, trained, averages))
+    saved = policy.state_dict()  # as a signal's checkpoint
+    assert all(torch.equal(saved[f"model.{name}"], value) for name, value in weights.items())
+    policy.on_validation_batch_end(None, None, 0)
+    assert all(map(torch.equal, trained, averages))
 
 
 # ---- scores ----

@@ -12,7 +12,8 @@ from jsonargparse import ArgumentParser
 from longrl.algorithms import drop_uniform
 from longrl.callbacks.generations import group_samples
 from longrl.evaluation.records import group_records
-from longrl.modules.trained import MetricMeans, mean_over_ranks, reward_values
+from longrl.modules.metric_means import MetricMeans
+from longrl.modules.trained import mean_over_ranks, reward_values
 from longrl.rewards import (
     CosineLength,
     RewardSum,

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from longrl.modules.trained import MetricMeans
+from longrl.modules.metric_means import MetricMeans
 from longrl.strategies.axis import SINGLE_RANK
 from longrl.types import Completion, Group, Prompt, Row
 
