@@ -22,7 +22,7 @@ from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.evaluation.benchmark import Evaluation, EvaluationConfig
 from longrl.evaluation.benchmark_report import list_remarks, rates_table
 from longrl.evaluation.graded_tables import TABLE_WIDTH, graded_tables
-from longrl.evaluation.protocol import list_protocol_facts
+from longrl.evaluation.protocol import is_limit, list_protocol_facts
 from longrl.evaluation.result_files import EvaluationFiles
 from longrl.evaluation.samples import RESULTS_FILE
 from longrl.evaluation.scores import percent
@@ -36,8 +36,6 @@ pixels, frames and question template are the run's; options of the command line 
 data.question_template of its own."""
 FILE_OPTIONS = ("--config", "--policy", "--data")
 FILE_ENDINGS = (".yaml", ".yml", ".json")
-LIMITS = ("min_", "max_")
-"""Beginnings of the names of a family's options that bound what it shows of a picture or video."""
 WEIGHTS = ("policy", "init_args", "weights")
 ConfigFile = tuple[Path, Config]
 """A config file of a command line and its values."""
@@ -94,7 +92,7 @@ def with_run_settings(args: Sequence[str], files: Sequence[ConfigFile], settings
         named = _value_in(*file, "policy", "init_args", "family")
         if isinstance(named, dict) and named.get("class_path") == family["class_path"]:
             options = named.get("init_args") or {}
-            own = {name: value for name, value in options.items() if name.startswith(LIMITS)}
+            own = {name: value for name, value in options.items() if is_limit(name)}
             family = family | {"init_args": family["init_args"] | own}
     of_family = [f"--policy.init_args.family={json.dumps(family)}"]
 

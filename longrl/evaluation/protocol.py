@@ -13,9 +13,6 @@ from longrl.io.functions import import_function
 from longrl.rewards.reward_sum import RewardFn
 from longrl.types import Row
 
-LIMITS = ("pixels", "tokens", "frames")
-"""Ends of the names of a family's options that bound what it shows of a video."""
-
 
 @dataclass(frozen=True)
 class PublishedProtocol:
@@ -56,6 +53,11 @@ class PublishedProtocol:
 OWN_PROTOCOL = PublishedProtocol()
 
 
+def is_limit(option: str) -> bool:
+    """True of the name of a family's option that bounds what it shows: `max_pixels`, `max_video_tokens`."""
+    return option.startswith(("min_", "max_")) and option.endswith(("pixels", "tokens", "frames"))
+
+
 def list_limits(policy: Mapping[str, Any], max_prompt_tokens: int | None, max_completion_tokens: int) -> dict[str, Any]:
     """All that bounds what a policy is shown and says: pixels, frames and tokens, by the names of their options.
 
@@ -65,7 +67,7 @@ def list_limits(policy: Mapping[str, Any], max_prompt_tokens: int | None, max_co
         max_completion_tokens: `sampling.max_completion_tokens`.
     """
     settings = policy.get("settings", {})
-    known = {name: value for name, value in settings.items() if name.endswith(LIMITS) and value is not None}
+    known = {name: value for name, value in settings.items() if is_limit(name) and value is not None}
     sent = {"frames": policy["frames"]} if "frames" in policy else {}
     given = {"max_prompt_tokens": max_prompt_tokens, "max_completion_tokens": max_completion_tokens}
     return known | sent | given
