@@ -297,10 +297,10 @@ def checkpoint(folder: Path) -> dict[str, Any]:
     return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
 
 
-def metrics(folder: Path) -> dict[tuple[int, str], str]:
+def metrics(folder: Path, logs: str = "logs") -> dict[tuple[int, str], str]:
     """{(step, metric): value as written}, of all that the parts of a run logged; what a later part says counts."""
     found = {}
-    files = folder.glob("logs/version_*/metrics.csv")
+    files = folder.glob(f"{logs}/version_*/metrics.csv")
     for file in sorted(files, key=lambda file: int(file.parent.name.removeprefix("version_"))):
         with file.open() as lines:
             for row in csv.DictReader(lines):

@@ -242,7 +242,9 @@ class LongRLCLI(LightningCLI):
 
     def _loggers(self) -> list[Logger]:
         run_dir, mode = self._get(self.config_init, "run_dir"), self._get(self.config_init, "wandb")
-        csv = CSVLogger(run_dir, name="logs", flush_logs_every_n_steps=1)
+        # Curves are of training: what a later `validate` or `test` logs at step 0 lies beside them.
+        name = "logs" if self.subcommand == "fit" else f"{self.subcommand}_logs"
+        csv = CSVLogger(run_dir, name=name, flush_logs_every_n_steps=1)
         if mode == "off":
             return [csv]
         from lightning.pytorch.loggers import WandbLogger

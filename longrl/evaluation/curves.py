@@ -64,8 +64,9 @@ PANELS: tuple[Panel, ...] = (
 
 
 def find_metrics(folder: str | Path) -> list[Path]:
-    """Finds all metrics.csv below a run's folder, version_0 before version_1 before version_10."""
-    paths = Path(folder).rglob("metrics.csv")
+    """Finds all metrics.csv of a run's training, or below any other folder, version_1 before version_10."""
+    logs = Path(folder, "logs")
+    paths = (logs if logs.is_dir() else Path(folder)).rglob("metrics.csv")
     return sorted(paths, key=lambda path: re.sub(r"\d+", lambda number: number[0].zfill(9), str(path)))
 
 

@@ -422,6 +422,6 @@ def test_weights_that_nobody_named_are_not_tested_under_a_runs_name(sft_run):
 def test_validate_and_predict(tmp_path, sft_run):
     checkpoint_flag = f"--ckpt_path={sft_run / 'checkpoints' / 'last.ckpt'}"
     main(arguments(tmp_path / "validate", evaluated(config("sft")), checkpoint_flag, command="validate"))
-    assert (0, "val/accuracy") in {(step and 0, name) for step, name in metrics(tmp_path / "validate")}
+    assert (0, "val/accuracy") in {(step and 0, name) for step, name in metrics(tmp_path / "validate", "validate_logs")}
     main(arguments(tmp_path / "run", evaluated(config("sft")), checkpoint_flag, command="predict"))
     assert len((tmp_path / "run" / "predict" / "samples.jsonl").read_text().splitlines()) == 4

@@ -43,6 +43,7 @@ def test_fit_does_not_replace_a_run(tmp_path, values):
 @pytest.mark.parametrize("name", ["last.ckpt", ".last.ckpt.before"])
 def test_a_sharded_checkpoint_is_a_run_too(tmp_path, name):
     (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    (tmp_path / "checkpoints" / name / "meta.pt").touch()
     with pytest.raises(ValueError, match="holds a run already"):
         check_checkpoints("fit", str(tmp_path), None)
     check_checkpoints("test", str(tmp_path), None)
