@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from longrl.datamodules.media.images import image_size, read_image
+from longrl.datamodules.media.images import read_image
 from longrl.datamodules.media.sampling import VideoSampling, sample_indices
 from longrl.datamodules.media.video import content_digest
 from longrl.types import FULL_SHARD, Frames, FrameShard, TemporalPatchSize, UnusableSample
@@ -143,7 +143,7 @@ class FrameListReader:
         self._files = [local_path(frames.paths[index]) for index in indices]
         self._held = range(held.start, held.stop)
         digests = [content_digest(file) for file in self._files]
-        height, width = image_size(self._files[0])
+        height, width = read_image(self._files[0]).pixels.shape[-2:]
         self.outline = Frames(
             kind="video",
             pixels=torch.empty(0, 3, height, width, dtype=torch.uint8),

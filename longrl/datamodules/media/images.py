@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 MOVING = ("GIF", "WEBP", "PNG", "AVIF")
 """Pillow's names of formats that may hold an animation. Further pictures of a JPEG are previews and depths."""
-ORIENTATION_TAG = 0x0112
-"""Of EXIF; from 5 on height and width change places."""
+READ_AS_VIDEOS = ("GIF", "AVIF")
+"""Those that may be named as videos: FFmpeg reads no animated WebP, and a list of one PNG is a video of one frame."""
 
 
 def read_image(path: str | Path, shard: FrameShard = FULL_SHARD) -> Frames:
@@ -33,12 +33,13 @@ def read_image(path: str | Path, shard: FrameShard = FULL_SHARD) -> Frames:
     from PIL import Image, ImageOps, __version__
 
     digest = content_digest(path)
-    with decoder_errors(path), Image.open(path) as image:
+    # Given a path, Pillow maps plain TIFFs into memory, and turns them twice.
+    with decoder_errors(path), open(path, "rb") as file, Image.open(file) as image:
         num_pictures = getattr(image, "n_frames", 1)  # formats of one picture do not have it
         if image.format in MOVING and num_pictures > 1:
-            raise UnusableSample(
-                path, f"it is an animation of {num_pictures} pictures, not an image; name it in `videos`"
-            )
+            is_video = image.format in READ_AS_VIDEOS
+            remedy = "name it in `videos`" if is_video else "save its pictures, and name these in `videos` with `fps`"
+            raise UnusableSample(path, f"it is an animation of {num_pictures} pictures, not an image; {remedy}")
         pixels, rule = rgb_pixels(ImageOps.exif_transpose(image), path)
     # Files that need no rule keep the keys that they had before there was one.
     key = hashlib.sha256(f"image {digest} Pillow {__version__}{rule}".encode()).hexdigest()
@@ -77,18 +78,3 @@ def rgb_pixels(image: Image, path: str | Path) -> tuple[NDArray[np.uint8], str]:
         background.paste(image, mask=image.getchannel("A"))
         return np.array(background), " on white"
     return np.array(image.convert("RGB")), ""
-
-
-def image_size(path: str | Path) -> tuple[int, int]:
-    """Height and width of an image that stands upright, from its header.
-
-    Raises:
-        UnusableSample: no such file, or no image.
-    """
-    from PIL import Image
-
-    content_digest(path)
-    with decoder_errors(path), Image.open(path) as image:
-        is_turned = image.getexif().get(ORIENTATION_TAG, 1) >= 5
-        width, height = image.size
-    return (width, height) if is_turned else (height, width)

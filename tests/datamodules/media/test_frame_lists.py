@@ -72,9 +72,10 @@ def test_frames_are_made_upright_and_opaque_as_images_are(tmp_path):
     exif = image.getexif()
     exif[0x0112] = 6
     image.save(tmp_path / "b.png", exif=exif)
-    (tmp_path / "v.frames.json").write_text(json.dumps({"frames": ["a.png", "b.png"], "fps": 1}))
+    image.save(tmp_path / "c.tif", exif=exif)
+    (tmp_path / "v.frames.json").write_text(json.dumps({"frames": ["c.tif", "a.png", "b.png"], "fps": 1}))
     pixels = read_video(tmp_path / "v.frames.json", VideoSampling()).pixels
-    assert tuple(pixels.shape) == (2, 3, 4, 6)
+    assert tuple(pixels.shape) == (3, 3, 4, 6)
     assert pixels.unique().tolist() == [255]
 
 
