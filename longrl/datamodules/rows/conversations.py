@@ -6,6 +6,7 @@ A message has a `role` and a `content`, which is text or a list of parts. Parts 
     {"type": "image", "image": SOURCE}, {"type": "video", "video": SOURCE}, {"type": "audio", "audio": SOURCE}
     {"type": "image", "path" | "url" | "base64" | "bytes": SOURCE}
     {"type": "image_url", "image_url": {"url": SOURCE}}, `video_url` and `audio_url` alike
+    {"type": "input_image", "image_url": SOURCE}
     {"type": "input_audio", "input_audio": {"data": BASE64, "format": "wav"}}
     {"type": "image"}                       the next one of the record's `images`
 
@@ -35,6 +36,7 @@ KINDS: dict[str, MediaKind] = {
     "audio": "audio", "audio_url": "audio", "input_audio": "audio",
 }  # fmt: skip
 """Types of parts that are media."""
+TEXTS = ("text", "input_text", "output_text")
 Part = dict[str, str]
 
 
@@ -69,7 +71,7 @@ def _is_chat(value: Any) -> bool:
 
 def _decoded(value: Any) -> Any:
     """A list of messages that a column holds as JSON text."""
-    if isinstance(value, str) and value.lstrip().startswith("[{"):
+    if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             return json.loads(value)
         except ValueError:
@@ -139,7 +141,8 @@ def _messages(record: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
             raise ValueError("has a message with tool_calls, which are not read; write them as text, or leave it out")
         content = message.get("content")
         content = message.get("value") if content is None else content
-        if not isinstance(content, (str, list, tuple)):
+        is_listed = isinstance(content, (list, tuple)) and all(isinstance(part, Mapping) for part in content)
+        if not (isinstance(content, str) or is_listed):
             raise ValueError(f"has a message whose content must be text or a list of parts, got {content!r:.60}")
         thinking = message.get("reasoning_content") or message.get("reasoning")
         yield {"role": ROLES[role], "content": content, "thinking": thinking}
@@ -149,7 +152,7 @@ def _response(message: Mapping[str, Any]) -> str:
     """The text of an answer; thinking that stands apart comes first, in its tag."""
     content = message["content"]
     if not isinstance(content, str):
-        if any(part.get("type", "text") != "text" for part in content):
+        if any(part.get("type", "text") not in TEXTS for part in content):
             raise ValueError("has media in its last answer, which must be text; leave it out")
         content = "".join(str(part.get("text") or "") for part in content)
     thinking = message["thinking"]
@@ -198,7 +201,7 @@ def _parts(
     for part in content:
         kind = KINDS.get(str(part.get("type")))
         if kind is None:
-            if part.get("type", "text") not in ("text", "input_text") or not isinstance(part.get("text"), str):
+            if part.get("type", "text") not in TEXTS or not isinstance(part.get("text"), str):
                 raise ValueError(f"has a part that must be text or one of {', '.join(KINDS)}, got {str(part)[:80]}")
             if part["text"]:
                 yield {"type": "text", "text": part["text"]}
@@ -215,7 +218,8 @@ def _source(part: Mapping[str, Any]) -> Any:
     """Where the medium of a part is; None where the part does not say."""
     value = part.get(str(part["type"]))
     if value is None:
-        value = next((part[name] for name in (KINDS[part["type"]], "path", "url", "bytes") if part.get(name)), None)
+        kind = KINDS[part["type"]]
+        value = next((part[name] for name in (kind, f"{kind}_url", "path", "url", "bytes") if part.get(name)), None)
     if value is None and part.get("base64"):
         value = {"data": part["base64"]}
     if not isinstance(value, Mapping):

@@ -4,9 +4,10 @@ A field holds one item, a list of them, or nothing. What an item may be:
 
 - a path, from `media_root` on, `file://`, or a URL (`https://`, `s3://`; read if `data.allow_remote_media` is true);
 - its content: bytes, base64, a data URI, `{"bytes", "path"}` as parquet files and `datasets` have it, or a PIL image;
+- either of these under the name of its kind, `{"video": ...}`, as verl's records have it;
 - of a video, its frames: a list of such images, a folder, or `{"frames": [...], "fps": 3}` with `times` in the place of
-  `fps` where they are not even. A list of image files alone is one video. Beside the field, `fps` or `frame_times`
-  (seconds; of several videos a list for each) say when frames are on show.
+  `fps` where they are not even. A list of nothing but what says that it is an image (by suffix or type) is one video.
+  Beside the field, `fps` or `frame_times` (seconds; of several videos a list for each) say when frames are on show.
 
 Content and lists of frames are written below `media_root`, named by what they hold, each once.
 """
@@ -33,6 +34,7 @@ from longrl.types import MediaKind
 
 FOLDERS: dict[MediaKind, str] = {"video": ".videos", "image": ".images", "audio": ".audios"}
 """Below `media_root`."""
+PICTURE_URI = re.compile(r"data:image/(?!gif|avif)")
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 DATA_URI = re.compile(r"data:(?P<mime>[\w.+-]+/[\w.+-]+)?(?P<flags>(;[\w.+=-]+)*),")
 BASE64 = re.compile(r"[A-Za-z0-9+/\s]{256,}={0,2}\s*")
@@ -97,6 +99,8 @@ class RecordMedia:
                 return self._write(bytes(item["bytes"]), Path(str(item.get("path") or "")).suffix)
             if item.get("path"):
                 return self._path_of_text(str(item["path"]), timing)
+            if item.get(self.kind) is not None:
+                return self._path(item[self.kind], timing)
         if isinstance(item, (bytes, bytearray, memoryview)) and len(item):
             return self._write(bytes(item), "")
         if self.kind == "video" and isinstance(item, (list, tuple)) and item:
@@ -159,7 +163,12 @@ class RecordMedia:
 
 
 def _is_picture(item: Any) -> bool:
-    return isinstance(item, str) and urlsplit(item).path.lower().endswith(PICTURE_SUFFIXES)
+    """Whether an item says that it is an image."""
+    if isinstance(item, Mapping):
+        return _is_picture(item.get("path") or item.get("image"))
+    if not isinstance(item, str):
+        return hasattr(item, "save")  # a PIL image
+    return PICTURE_URI.match(item) is not None or urlsplit(item).path.lower().endswith(PICTURE_SUFFIXES)
 
 
 def _natural_order(name: str) -> list[Any]:

@@ -42,6 +42,7 @@ def text(words="Which?"):
         {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}},
         {"type": "image_url", "image_url": "https://example.com/a.png"},
         {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{ENCODED}"}},
+        {"type": "input_image", "image_url": f"data:image/png;base64,{ENCODED}"},
         {"type": "image", "base64": ENCODED},
         {"type": "image", "bytes": png()},
         {"type": "image", "image": {"bytes": png(), "path": None}},
@@ -97,7 +98,16 @@ def test_trl_openai_and_sharegpt_say_the_same():
     rows = [
         chat_row({"messages": [asked, TARGET]}, 0),
         longvideo_reason_row({"prompt": [asked], "completion": [TARGET]}, 0),
-        longvideo_reason_row({"messages": json.dumps([asked, TARGET])}, 0),
+        longvideo_reason_row({"messages": json.dumps([asked, TARGET], indent=1)}, 0),
+        chat_row(
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "input_text", "text": "Which?"}]},
+                    {"role": "assistant", "content": [{"type": "output_text", "text": TARGET["content"]}]},
+                ]
+            },
+            0,
+        ),
         chat_row(
             {"conversations": [{"from": "human", "value": "Which?"}, {"from": "gpt", "value": TARGET["content"]}]}, 0
         ),
@@ -131,6 +141,7 @@ def test_earlier_turns_and_system_messages_stay():
             {"messages": [{"role": "user", "content": None}, TARGET]},
             "content must be text or a list of parts, got None",
         ),
+        (of_user("Which?"), r"content must be text or a list of parts, got \['Which\?'\]"),
         ({"messages": [{"role": "user", "content": "Which?"}]}, "needs 'answer', which is missing"),
         ({"messages": [{"role": "user", "content": "x"}, {**TARGET, "content": " "}]}, "an empty last answer"),
         ({"messages": [{"role": "user", "content": "x"}, {**TARGET, "tool_calls": [1]}]}, "tool_calls"),

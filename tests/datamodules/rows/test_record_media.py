@@ -124,6 +124,20 @@ def test_a_list_of_image_files_is_one_video_with_the_records_rate(tmp_path):
     assert [Path(file).resolve() for file in frames.paths] == [(tmp_path / name).resolve() for name in names]
 
 
+def test_a_list_of_images_with_their_content_is_one_video_too(tmp_path):
+    frame_files(tmp_path)
+    uri = f"data:image/png;base64,{base64.b64encode(png(1)).decode()}"
+    for frame in (uri, {"path": "frames/1.png", "bytes": None}, {"bytes": png(1), "path": "1.png"}, {"image": uri},
+                  Image.open(tmp_path / "frames" / "1.png")):  # fmt: skip
+        (path,) = videos([frame, frame], tmp_path, fps=2)
+        assert len(read_frame_list(path).paths) == 2
+
+
+def test_an_item_may_stand_under_the_name_of_its_kind(tmp_path, mp4):
+    assert videos([{"type": "video", "video": "file:///a.mp4"}], tmp_path) == ("/a.mp4",)
+    assert videos([{"video": mp4}], tmp_path) == videos([mp4], tmp_path)
+
+
 def test_times_may_be_uneven_and_each_video_has_its_own(tmp_path):
     names = frame_files(tmp_path)
     first, second = videos([names[:2], names[2:]], tmp_path, frame_times=[[0, 3.5], [1, 2]])
