@@ -30,6 +30,9 @@ def read_numeral(line: TokenLine, index: int) -> Term:
     is_enclosed = line.text(index - 1) in _OPENING and line.text(end) in _CLOSING
     if value is None or (is_enclosed and has_decimal_comma(line.text(index))):  # (3,5) is a pair
         return Term(None, _name_end(line, end))
+    period = end + (line.text(end) == ".")
+    if _is_period(line, index, period):
+        return Term(None, period + 3)
     if line.text(end) == ":" and line.kind(end + 1) == "numeral" and not _is_label(line, end):
         return _clock_or_ratio(line, end)
     if line.is_glued(end) and line.kind(end) in ("word", "name"):
@@ -49,6 +52,14 @@ def _name_end(line: TokenLine, index: int) -> int:
     while line.is_glued(index) and line.kind(index) in ("word", "name", "numeral", "cjk_numeral"):
         index += 1
     return index
+
+
+def _is_period(line: TokenLine, index: int, opening: int) -> bool:
+    """Whether digits in parentheses hang on a decimal fraction: 0.1(6), 3.(3)."""
+    is_decimal = opening > index + 1 or "." in line.text(index)
+    is_glued = all(map(line.is_glued, range(index + 1, opening + 3)))
+    is_enclosed = line.text(opening) == "(" and line.kind(opening + 1) == "numeral" and line.text(opening + 2) == ")"
+    return is_decimal and is_enclosed and is_glued
 
 
 def _is_label(line: TokenLine, colon: int) -> bool:

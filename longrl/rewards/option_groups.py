@@ -119,7 +119,8 @@ def _members_by_stance(
         return [(run[:-1], ahead), (last, behind)]  # "not A, B is right", "it is C and A is wrong"
     if rest and ahead is Stance.CHOSEN and behind is Stance.REJECTED:
         return [(first, ahead), (rest, behind)]  # "it is C, A and B are wrong"
-    if len(rest) == 1 and ahead is Stance.REJECTED and not _CONJUNCTION.search(joints[0]):
+    is_headed = plain[: run[0].start].endswith((":", ": "))  # "Wrong: A, B"
+    if len(rest) == 1 and ahead is Stance.REJECTED and not is_headed and not _CONJUNCTION.search(joints[0]):
         return [(first, ahead), (rest, behind)]  # "not A, B"
     return [(run, behind if ahead is Stance.NAMED or behind is Stance.REJECTED else ahead)]
 

@@ -98,7 +98,8 @@ _EXCEPT = _compile(
 )
 _NOTHING_BUT = _compile(r"\b(?:none|nothing|no)\b")
 _CALLED_WRONG = _compile(
-    r"(?<!\w)(?:(?:incorrect|wrong|false)(?: (?:one|answer|option|choice)s?)?(?: is| are|\s?[:(])|not|nope)[\s:(\[]*$"
+    r"(?<!\w)(?:(?:(?:incorrect|wrong|false)(?: (?:one|answer|option|choice)s?)?|distractors?)(?: is| are|\s?[:(])|not|"
+    r"nope)[\s:(\[]*$"
 )
 _WRONG_MARK = _compile(rf"{words('wrong_mark')}[\s(\[]*$")
 _RIGHT_MARK = _compile(rf"{words('right_mark')}[\s(\[]*$")
@@ -152,7 +153,9 @@ _NOT_WRONG = _compile(rf"[)\]]?{_LINK}*\s*{words('not_behind')}{_LINK}*\s*{words
 _WRONG = _compile(
     # "B is not", "B isn't", "B does not"; a bare "not" may belong to what follows: "B not C"
     rf"[)\]]?(?:{_LINK}+\s*{words('not_behind')}|\s?\w+n't\b|{unspaced_words('not_behind')}|"
-    rf"\s{spaced_words('not_behind')}\s(?!the |any |an? |los |les |die )\w|{_LINK}*\s*{words('wrong')})|"
+    rf"\s{spaced_words('not_behind')}\s(?!the |any |an? |los |les |die )\w|{_LINK}+\s*{words('wrong')}|"
+    # "B incorrect"; in a line of its own it may head what follows: "B\nIncorrect: A"
+    rf" ?{words('wrong')})|"
     # "B: wrong", "B (no)"
     rf"{_BREAK}(?:{_LINK}*\s?{words('wrong')}{_ENDS_OR_WHY}|{words('says_no')}{_ENDS}|{words('wrong_mark')}|"
     rf"not {words('shown')}|(?:no|not) (?:wait|evidence|such))|"

@@ -36,19 +36,22 @@ def parse_intervals(text: str) -> list[Interval]:
     - "12.5 to 20 s", "12-20", "0:12-0:20", "2 min 5 s to 3 min", "between 12 and 20";
     - "00:00:12,000 --> 00:00:20,500" (SRT);
     - "[12.5, 20]", `[[12, 20], [30, 40]]`, `{"start": 12, "end": 20}` and other JSON;
-    - "starts at 12 s and ends at 20 s", "from 12 s until 20 s", "from 12 s for 8 s";
+    - "starts at 12 s and ends at 20 s", "from 12 s until 20 s", "from 12 s for 8 s", "the 12th to the 20th second";
     - "<12.0 seconds> to <20.0 seconds>" (Qwen3-VL's time marks), "From <t>12.0</t>s to <t>20.0</t>s" (Open-o3-Video);
     - "12 and 20" and "12, 20" where no other time stands.
 
     A time without a unit takes the other's ("2 to 3 minutes"), else seconds. Frame numbers, percentages and dates are
-    no times. Intervals that do not end after they start are left out.
+    no times, and neither is what stands behind a decimal comma: of "12,5 to 20,5 s" nothing is read. Intervals that do
+    not end after they start are left out.
     """
     plain = end_of_text(plain_characters(end_of_text(text, MAX_INTERVAL_CHARS)), MAX_INTERVAL_CHARS)
     times = read_times(plain)
     intervals = []
-    index = 0
+    index = num_used = 0
     while index + 1 < len(times):
         relation = _relation(plain, times, index)
+        if index > num_used and plain[times[index - 1].end : times[index].start] == ",":  # 12,5
+            relation = None
         if relation is None and len(times) == 2 and _GLUE.fullmatch(_bare(plain[times[0].end : times[1].start])):
             relation = "start to stop"
         if relation is None:
@@ -57,7 +60,7 @@ def parse_intervals(text: str) -> list[Interval]:
         interval = _interval(times[index], times[index + 1], relation)
         if interval.start_s < interval.stop_s:
             intervals.append(interval)
-        index += 2
+        index = num_used = index + 2
     return intervals
 
 
@@ -66,18 +69,19 @@ def parse_intervals(text: str) -> list[Interval]:
 _HOUR, _MINUTE = r"(?:hours?|hrs?|h)(?![a-z])", r"(?:minutes?|mins?|m|\u5206\u949f|\u5206)(?![a-z])"
 _SECOND = r"(?:milliseconds?|msecs?|ms|seconds?|secs?|s|\u79d2)(?![a-z])"
 _AMOUNT = r"\d{1,7}(?:\.\d{1,6})?"
+_NTH = r"(?:(?:st|nd|rd|th)(?![a-z]))?"
 _MORE = rf"[\s,]*(?:and\s+)?{_AMOUNT}\s*"
 _TIME = re.compile(
     r"(?<![A-Za-z0-9_])(?<!\d[.:])(?:"
     r"(?P<clock>(?:\d{1,3}:)?\d{1,3}:\d{2}(?:[.,]\d{1,6})?(?![\d:]))"
     r"""|(?P<prime>\d{1,3}'\d{2}(?:\.\d+)?")"""
-    rf"|(?P<units>{_AMOUNT}(?:\s*|-)"
+    rf"|(?P<units>{_AMOUNT}{_NTH}(?:\s*|-)"
     rf"(?:{_HOUR}(?:{_MORE}{_MINUTE})?(?:{_MORE}{_SECOND})?|{_MINUTE}(?:{_MORE}{_SECOND})?|{_SECOND}))"
-    rf"|(?P<plain>{_AMOUNT})(?![A-Za-z0-9_:%]|\.\d|,\d{{3}})"
+    rf"|(?P<plain>{_AMOUNT}){_NTH}(?![A-Za-z0-9_:%]|\.\d|,\d{{3}})"
     r")",
     re.IGNORECASE,
 )
-_PART = re.compile(rf"({_AMOUNT})(?:\s*|-)({_HOUR}|{_MINUTE}|{_SECOND})", re.IGNORECASE)
+_PART = re.compile(rf"({_AMOUNT}){_NTH}(?:\s*|-)({_HOUR}|{_MINUTE}|{_SECOND})", re.IGNORECASE)
 _SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "\u5206": 60.0, "\u79d2": 1.0}
 _NO_TIME_BEFORE = re.compile(
     r"(?:\b(?:frames?|scene|event|step|question|shot|segment|part|person|player|number|no\.|iou)\s*|#|[$\u20ac\u00a3])$",

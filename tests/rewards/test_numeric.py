@@ -49,6 +49,9 @@ def row(answer: str, task: str = "numeric", **metadata: object) -> Row:
         ("none", [0]),
         ("no idea", []),
         ("1/0", [None]),
+        ("3.(3)", [None]),
+        ("0.1(6)", [None]),
+        ("12. (Or so)", [12]),
     ],
 )
 def test_numbers_are_read(text, values):

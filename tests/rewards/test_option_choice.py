@@ -84,6 +84,11 @@ def test_a_stated_letter_is_found(text, letter):
         ("The answer is A. Wait: the answer is B.", "B"),
         ("A) cat\nB) dog\nC) cow\nAnswer: B", "B"),
         ("The man picks up a cup. A and C do not mention it, B does.", "B"),
+        ("Correct answer: B\nIncorrect: A, C, D", "B"),
+        ("Correct: B\nWrong: A, C", "B"),
+        ("My pick: B\nRuled out: A, C, D", "B"),
+        ("Answer: B. Distractors: A, C and D", "B"),
+        ("B; A is a distractor", "B"),
     ],
 )
 def test_other_letters_in_the_text_do_not_distract(text, letter):

@@ -24,19 +24,24 @@ from longrl.rewards.time_intervals import parse_intervals, read_times
         ("2 min 5 s to 3 min", (125, 180)),
         ("1 h 2 min to 1 h 3 min", (3720, 3780)),
         ("0:50 to 70 s", (50, 70)),
+        ("from the 12th second to the 20th second", (12, 20)),
+        ("from the 1st to the 3rd minute", (60, 180)),
     ],
 )
 def test_an_interval_is_read_in_seconds(text, interval):
     assert parse_intervals(f"It happens {text}.") == [interval]
 
 
-@pytest.mark.parametrize("text", ["", "12", "20 to 12", "12 to 12", "at 12 s", "A to B", "twelve to twenty"])
+@pytest.mark.parametrize(
+    "text", ["", "12", "20 to 12", "12,5 to 20,5 s", "12 to 12", "at 12 s", "A to B", "twelve to twenty"]
+)
 def test_what_is_no_interval_is_left_out(text):
     assert parse_intervals(text) == []
 
 
 def test_several_intervals_are_read_in_order():
     assert parse_intervals("0:12-0:20 and 30 to 40 s") == [(12, 20), (30, 40)]
+    assert parse_intervals("12-20,30-40,50 to 60") == [(12, 20), (30, 40), (50, 60)]
 
 
 @given(st.text(alphabet="0123456789:.-, tosmin[]()") | st.text())
