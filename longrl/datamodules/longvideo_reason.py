@@ -195,8 +195,6 @@ class LongVideoReason(StreamedData):
         self._sizes: dict[Split, tuple[int, ...]] = {}
         """Rows of each source."""
         self._skips: dict[Split, SkipLog] = {}
-        self._limits: dict[Split, tuple[LengthLimit, ...]] = {}
-        """What update and engine take, of those who said so."""
 
     # -- reading the sources -------------------------------------------------------------------------------------
 
@@ -240,8 +238,8 @@ class LongVideoReason(StreamedData):
             unusable += unusable_rows(rows, self.renderer, self.check_files)
         skips.add_known(unusable)
         self.renderer.try_options(rows)
-        self._limits[split] = ()
-        self.datasets[split] = RenderedRows(rows, self._renderer(split))
+        blind_share = self.renderer.blind_share if split == "train" else 0.0
+        self.datasets[split] = RenderedRows(rows, replace(self.renderer, blind_share=blind_share))
         without = sum(not row.reasoning and row.response is None for row in rows)
         if self.renderer.stage == "sft" and without:
             logger.info("%d of %d %s rows have no reasoning: they teach the answer alone", without, len(rows), split)
@@ -269,20 +267,21 @@ class LongVideoReason(StreamedData):
 
     def skip_decoding_if_cached(self, stored: KnowsFeatures, splits: Sequence[Split]) -> None:
         """From now on, videos of these splits are not decoded if their features are stored."""
-        for split in splits:
-            if split in self.datasets:
-                self.datasets[split].render = replace(self._renderer(split), stored=stored)
+        for split in self.datasets.keys() & splits:
+            self.datasets[split].render = replace(self._renderer(split), stored=stored)
 
     def limit_lengths(self, limits: Sequence[LengthLimit], splits: Sequence[Split]) -> None:
         """From now on, longer prompts of these splits are skipped: update or engine could not take them."""
-        for split in splits:
-            if split in self.datasets:
-                self._limits[split] = (*self._limits[split], *limits)
-                self.datasets[split].render = self._renderer(split)
+        for split in self.datasets.keys() & splits:
+            renderer = self._renderer(split)
+            known = dict.fromkeys((*renderer.limits, *limits))  # a second stage says the same again
+            self.datasets[split].render = replace(renderer, limits=tuple(known))
 
     def _renderer(self, split: Split) -> RowRenderer:
-        blind_share = self.renderer.blind_share if split == "train" else 0.0
-        return replace(self.renderer, blind_share=blind_share, limits=self._limits[split])
+        """What makes prompts of a split that was read."""
+        renderer = self.datasets[split].render
+        assert isinstance(renderer, RowRenderer)
+        return renderer
 
     # -- loaders -------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from longrl.datamodules.loading.render import RowRenderer
 from longrl.datamodules.media.sampling import VideoSampling
 from longrl.engines.hf import HFEngine
 from longrl.evaluation.local_policy import LocalPolicy
+from longrl.features.cache import FeatureCache
 from longrl.modules.optimizer import OptimizerSettings
 from longrl.modules.policy import PolicyModule
 from longrl.packing.lengths import LengthLimit, micro_batch_limit
@@ -87,7 +88,11 @@ def test_a_prompt_as_long_as_the_engines_limit_leaves_no_room_for_a_token_and_is
     data.max_skipped_share = 1.0
     data.setup("fit")
     (known,) = ShortEngine(limit).length_limits(replace(SAMPLING, max_completion_tokens=1))
-    data.limit_lengths([known], ("train",))
+    data.skip_decoding_if_cached(FeatureCache(text_family()), ("train",))
+    for _ in range(2):  # as in a second stage
+        data.limit_lengths([known], ("train",))
+    assert data.datasets["train"].render.limits == (known,)
+    assert data.datasets["train"].render.stored is not None
     lengths = [len(prompt.input_ids) for prompt in data.draw_prompts(2)]
     assert max(lengths) < limit
 
