@@ -101,17 +101,17 @@ class RowRenderer:
             UnusableSample: a media file or its subtitles are missing or broken, or the prompt is too long.
             Exception: whatever else the row makes a processor or tokenizer raise; see `RenderedRows`.
         """
-        # 1. Which media are shown, and which part of a video. No file can hold half a character (a lone surrogate).
-        said = json.dumps(
-            (row.id, row.problem, row.answer, row.reasoning, row.messages, row.response), ensure_ascii=False
-        )
-        said.encode()
+        # 1. No file can hold half a character (a lone surrogate), so no run may go on with one.
+        said = (row.id, row.problem, row.answer, row.reasoning, row.messages, row.response)
+        json.dumps(said, ensure_ascii=False).encode()
+
+        # 2. Which media are shown, and which part of a video.
         blind = (self.blind or self.blind_share > 0) and self.drops_media(row)
         shown = without_media(row) if blind else row
         span = row.metadata.get("span_s")
         sampling = replace(self.video, span_s=read_span(span)) if span else self.video
 
-        # 2. Decoded media, or where to get them; a video's sound track comes right after its frames.
+        # 3. Decoded media, or where to get them; a video's sound track comes right after its frames.
         media: list[Frames | AudioClip] = []
         torn = []
         for kind, path in ordered_media(shown):
@@ -122,34 +122,11 @@ class RowRenderer:
             if isinstance(item, Frames) and item.missing_s:
                 torn.append(path)
 
-        # 3. The question as text: what it spells of control tokens is text, and subtitles place no media either.
-        chat = self.family.chat
-        question = chat.declared.sub(break_token, shown.problem)
-        subtitles = ""
-        if self.subtitles.source is not None:
-            videos = [item for item in media if isinstance(item, Frames) and item.kind == "video"]
-            lines = subtitle_text(row, self.subtitles, None if blind else videos)
-            subtitles = chat.declared_and_tags.sub(break_token, lines)
-        text = fill_template(self.question_template, problem=question, subtitles=subtitles)
-
         # 4. Token ids, at most so many.
+        text = self._question_text(shown, None if blind else media)
         response = self.response(shown) if self.stage == "sft" else None
         prompt = self.family.render(shown, text, media, response)
-        if self.max_prompt_tokens is not None:
-            too_long = length_problem(
-                "its prompt",
-                len(prompt.input_ids),
-                limit=self.max_prompt_tokens,
-                option="data.max_prompt_tokens",
-                remedy=SHORTER,
-            )
-            if too_long:
-                raise UnusableSample(None, too_long)
-        num_prompt_tokens = len(prompt.input_ids)
-        for limit in self.limits:
-            longest = limit.longest if prompt.response_ids is None else max(limit.longest, len(prompt.response_ids))
-            if num_prompt_tokens + longest > limit.tokens * limit.ranks:
-                raise UnusableSample(None, _too_long(num_prompt_tokens, longest, limit))
+        self._check_length(prompt)
 
         # 5. Where left-out pixels come from, and which frames are shown.
         items = prompt.media
@@ -163,6 +140,36 @@ class RowRenderer:
             frame_times=tuple(item.timestamps for item in frames),
             torn_videos=tuple(torn),
         )
+
+    def _question_text(self, shown: Row, media: Sequence[Frames | AudioClip] | None) -> str:
+        """The question as text: what it spells of control tokens is text, and subtitles place no media either.
+
+        Args:
+            shown: the row, without media where it is shown blind.
+            media: None then.
+        """
+        chat = self.family.chat
+        question = chat.declared.sub(break_token, shown.problem)
+        subtitles = ""
+        if self.subtitles.source is not None:
+            videos = None
+            if media is not None:
+                videos = [item for item in media if isinstance(item, Frames) and item.kind == "video"]
+            lines = subtitle_text(shown, self.subtitles, videos)
+            subtitles = chat.declared_and_tags.sub(break_token, lines)
+        return fill_template(self.question_template, problem=question, subtitles=subtitles)
+
+    def _check_length(self, prompt: Prompt) -> None:
+        """Raises UnusableSample for a prompt that is too long for the data's own limit, the update or the engine."""
+        num_tokens = len(prompt.input_ids)
+        if self.max_prompt_tokens is not None and num_tokens > self.max_prompt_tokens:
+            own = LengthLimit(self.max_prompt_tokens, "data.max_prompt_tokens")
+            raise UnusableSample(None, _too_long(num_tokens, 0, own))
+        num_target_tokens = 0 if prompt.response_ids is None else len(prompt.response_ids)
+        for limit in self.limits:
+            longest = max(limit.longest, num_target_tokens)
+            if num_tokens + longest > limit.tokens * limit.ranks:
+                raise UnusableSample(None, _too_long(num_tokens, longest, limit))
 
     def try_options(self, rows: Sequence[Row]) -> None:
         """Renders a row with black media of the kinds that the rows have.
@@ -304,7 +311,7 @@ def _too_long(num_prompt_tokens: int, longest: int, limit: LengthLimit) -> str:
     """Why a prompt and what follows it do not fit."""
     problem = length_problem(
         "its prompt", num_prompt_tokens, longest, limit=limit.tokens, option=limit.option, ranks=limit.ranks,
-        remedy=f"{SHORTER}, or shorter completions",
+        remedy=f"{SHORTER}, or shorter completions" if longest else SHORTER,
     )  # fmt: skip
     assert problem is not None, "the caller has compared them"
     return problem
