@@ -8,7 +8,7 @@ N media tokens, D hidden size.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol, cast
 
@@ -62,8 +62,7 @@ class FrameShard:
         return range(min(patches.start * size, num_frames), min(patches.stop * size, num_frames))
 
 
-FULL_SHARD = FrameShard()
-"""One rank has all."""
+FULL_SHARD = FrameShard()  # one rank has all
 
 
 @dataclass(frozen=True)
@@ -395,7 +394,6 @@ class SamplingParams:
             )
 
 
-Rows = Sequence[Row]
 Features = Mapping[str, "Tensor"]
 """media key -> [N, D] features of a media item."""
 Metrics = dict[str, float]

@@ -9,6 +9,7 @@ from longrl.datamodules.rows.published import (
     perception_test_rows as perception_test_rows,
     star_row as star_row,
     video_mme_row as video_mme_row,
+    video_r1_row as video_r1_row,
 )
 from longrl.datamodules.rows.question_rows import (
     audio_qa_row as audio_qa_row,
@@ -19,5 +20,4 @@ from longrl.datamodules.rows.question_rows import (
     longvideo_reason_row as longvideo_reason_row,
     open_ended_row as open_ended_row,
     text_math_row as text_math_row,
-    video_r1_row as video_r1_row,
 )

@@ -19,9 +19,9 @@ from typing import Any
 from longrl.datamodules.media.subtitles import is_subtitle_file
 from longrl.datamodules.rows.media_files import find_video
 from longrl.datamodules.rows.question_rows import (
-    VIDEO_R1_TASKS,
     first_field,
     is_null,
+    media_field,
     media_fields,
     missing_field_error,
     question_row,
@@ -30,7 +30,7 @@ from longrl.datamodules.rows.question_rows import (
     text_field,
 )
 from longrl.datamodules.rows.sources import Record
-from longrl.types import Row
+from longrl.types import MediaKind, Row
 
 DIRECTION = re.compile(
     r"\n\s*(?:please (?:respond|provide|answer|select|reply)|answer with|respond with only|select the)[^\n]*\s*\Z",
@@ -50,6 +50,11 @@ TASKS = (
     "multiple_choice", "math", "numeric", "exact", "temporal_iou", "box_iou", "regression", "ocr", "free_form",
     "open_ended",
 )  # fmt: skip
+VIDEO_R1_TASKS = {
+    "multiple choice": "multiple_choice", "numerical": "numeric", "regression": "regression", "OCR": "ocr",
+    "free-form": "free_form",
+}  # fmt: skip
+"""`problem_type` of Video-R1 -> the task whose judge is that of its released code."""
 
 
 # ----------------------------------------------------------------------------------------------------- any benchmark
@@ -143,6 +148,24 @@ def video_mme_row(record: Record, index: int, media_root: str | None = None) -> 
         "metadata": {name: record.get(name) for name in ("duration", "domain", "sub_category", "task_type")},
     }
     return _video_row(record, index, media_root, text_field(record, "videoID", index), fields)
+
+
+def video_r1_row(record: Record, index: int, media_root: str | None = None) -> Row:
+    """A Video-R1 record (arXiv:2503.21776): `options` apart, `solution` in a tag, `process`, and one `path`."""
+    kind: MediaKind = "image" if record.get("data_type") == "image" else "video"
+    paths = media_field(record, "path", kind, index, media_root)
+    if not paths:
+        raise missing_field_error(record, index, "path")
+    problem_type = str(record.get("problem_type") or "general")
+    fields = {
+        "options": record.get("options"),
+        "answer": text_field(record, "solution", index),
+        "task": VIDEO_R1_TASKS.get(problem_type),
+        "category": problem_type,
+        "reasoning": record.get("process"),
+        f"{kind}s": paths,
+    }
+    return question_row(record, index, text_field(record, "problem", index), fields)
 
 
 def llava_video_rows(record: Record, index: int, media_root: str | None = None) -> list[Row | ValueError]:

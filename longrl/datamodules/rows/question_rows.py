@@ -135,31 +135,6 @@ def _answer_or_solution(record: Record, index: int) -> str:
     return plain_answer(text_field(record, "answer" if record.get("answer") is not None else "solution", index))
 
 
-VIDEO_R1_TASKS = {
-    "multiple choice": "multiple_choice", "numerical": "numeric", "regression": "regression", "OCR": "ocr",
-    "free-form": "free_form",
-}  # fmt: skip
-"""`problem_type` of Video-R1 -> the task whose judge is that of its released code."""
-
-
-def video_r1_row(record: Record, index: int, media_root: str | None = None) -> Row:
-    """A Video-R1 record (arXiv:2503.21776): `options` apart, `solution` in a tag, `process`, and one `path`."""
-    kind: MediaKind = "image" if record.get("data_type") == "image" else "video"
-    paths = media_field(record, "path", kind, index, media_root)
-    if not paths:
-        raise missing_field_error(record, index, "path")
-    problem_type = str(record.get("problem_type") or "general")
-    fields = {
-        "options": record.get("options"),
-        "answer": text_field(record, "solution", index),
-        "task": VIDEO_R1_TASKS.get(problem_type),
-        "category": problem_type,
-        "reasoning": record.get("process"),
-        f"{kind}s": paths,
-    }
-    return question_row(record, index, text_field(record, "problem", index), fields)
-
-
 def audio_qa_row(record: Record, index: int, media_root: str | None = None) -> Row:
     """A question about a sound, or about a video and its sound, with its options apart (as in MMAU or AVQA).
 

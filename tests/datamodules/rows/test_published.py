@@ -19,10 +19,11 @@ from longrl.datamodules.rows.published import (
     perception_test_rows,
     star_row,
     video_mme_row,
+    video_r1_row,
 )
 from longrl.datamodules.rows.question_rows import clevr_row, geometry_row, longvideo_reason_row, make_rows
 from longrl.datamodules.rows.sources import read_records
-from longrl.rewards.reward_sum import accuracy
+from longrl.rewards.reward_sum import accuracy, check_answer
 from longrl.testing.synthetic_videos import SyntheticConfig, generate_videos
 from longrl.types import Completion, Row, UnusableSample
 from tests.datamodules.rows import published_records as published
@@ -418,3 +419,22 @@ def test_own_records_may_have_nulls_behind_their_options():
     record = {"id": "x", "video": "v.mp4", "question": "?", "options": ["a", "b", None, None], "answer": 1}
     assert only([record], canonical_row, "/m").problem == "?\nA. a\nB. b"
     assert "an option before the last is null" in error_of({**record, "options": ["a", None, "b"]}, canonical_row)
+
+
+def test_a_video_r1_record_becomes_a_row():
+    found = {
+        "problem_id": 1,
+        "problem": "What moves?",
+        "options": ["A. cat", "B. dog"],
+        "data_type": "video",
+        "problem_type": "multiple choice",
+        "process": "<think>The cat sleeps.</think>",
+        "solution": "<answer>B</answer>",
+        "path": "./v/1.mp4",
+    }
+    row = video_r1_row(found, 0, "/media")
+    check_answer(row)
+    assert (row.problem, row.answer, row.task) == ("What moves?\nA. cat\nB. dog", "B", "multiple_choice")
+    assert (row.videos, row.reasoning) == (("/media/./v/1.mp4",), "The cat sleeps.")
+    image = video_r1_row({**found, "data_type": "image", "problem_type": "regression", "options": []}, 0)
+    assert (image.images, image.videos, image.task) == (("./v/1.mp4",), (), "regression")

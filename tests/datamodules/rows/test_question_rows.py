@@ -15,7 +15,6 @@ from longrl.datamodules.rows.question_rows import (
     plain_reasoning,
     question_row,
     text_math_row,
-    video_r1_row,
 )
 from longrl.datamodules.rows.sources import media_root_of, read_records
 from longrl.rewards.reward_sum import check_answer
@@ -290,25 +289,6 @@ def test_images_inside_records_are_written_once(tmp_path):
     assert len(list((tmp_path / ".images").iterdir())) == 1
     with pytest.raises(ValueError, match=r"set data\.media_root"):
         image_row(decoded, 0)
-
-
-def test_a_video_r1_record_becomes_a_row():
-    found = {
-        "problem_id": 1,
-        "problem": "What moves?",
-        "options": ["A. cat", "B. dog"],
-        "data_type": "video",
-        "problem_type": "multiple choice",
-        "process": "<think>The cat sleeps.</think>",
-        "solution": "<answer>B</answer>",
-        "path": "./v/1.mp4",
-    }
-    row = video_r1_row(found, 0, "/media")
-    check_answer(row)
-    assert (row.problem, row.answer, row.task) == ("What moves?\nA. cat\nB. dog", "B", "multiple_choice")
-    assert (row.videos, row.reasoning) == (("/media/./v/1.mp4",), "The cat sleeps.")
-    image = video_r1_row({**found, "data_type": "image", "problem_type": "regression", "options": []}, 0)
-    assert (image.images, image.videos, image.task) == (("./v/1.mp4",), (), "regression")
 
 
 # ---- questions about sound ----

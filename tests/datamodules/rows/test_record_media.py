@@ -9,8 +9,8 @@ from hypothesis import given, strategies as st
 from PIL import Image
 
 from longrl.datamodules.media.frame_lists import read_frame_list
-from longrl.datamodules.rows.published import canonical_row
-from longrl.datamodules.rows.question_rows import image_row, longvideo_reason_row, make_rows, video_r1_row
+from longrl.datamodules.rows.published import canonical_row, video_r1_row
+from longrl.datamodules.rows.question_rows import image_row, longvideo_reason_row, make_rows
 from longrl.datamodules.rows.record_media import RecordMedia
 from longrl.datamodules.rows.sources import read_records
 from tests.datamodules.media.test_video import write
