@@ -31,7 +31,8 @@ def copy_named_code(source: str, folder: Path) -> None:
         return
     code = _code_of(source)
     if code is not None:
-        for file in code.rglob("*.py"):
+        here = folder.resolve()  # which may lie in the model's folder
+        for file in [file for file in code.rglob("*.py") if here not in file.resolve().parents]:
             target = folder / file.relative_to(code)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)

@@ -30,6 +30,14 @@ def test_all_python_files_of_the_model_come_along_in_their_folders(tmp_path):
     ]  # fmt: skip
 
 
+def test_an_export_within_the_models_folder_is_not_copied_into_itself(tmp_path):
+    (tmp_path / "modeling_x.py").write_text(CODE)
+    out = exported(tmp_path / "out", config={"AutoModel": "modeling_x.X", "AutoConfig": "lost.X"})
+    for _ in range(2):
+        copy_named_code(str(tmp_path), out)
+    assert sorted(path.name for path in out.rglob("*")) == ["config.json", "modeling_x.py"]
+
+
 def test_tokenizers_and_processors_name_code_too(tmp_path, caplog):
     out = exported(
         tmp_path / "out", tokenizer_config={"AutoTokenizer": ["tokenization_x.Slow", None]},
