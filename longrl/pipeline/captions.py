@@ -36,12 +36,7 @@ def caption_clips(run: StepRun) -> None:
         content = [*frames.parts(), {"type": "text", "text": text}]
         return endpoint.request(content, options.decoding, attempt, frames.load)
 
-    texts = ask_all(
-        run,
-        clips,
-        Task(request, _one_line, CAPTION_FORM, options.attempts),
-        endpoint,
-    )
+    texts = ask_all(run, clips, Task(request, _one_line, CAPTION_FORM, options.attempts), endpoint)
     run.workspace.write("caption", ({**clip, "caption": text} for clip, text in zip(clips, texts, strict=True)))
 
 
@@ -126,12 +121,7 @@ def _condense(run: StepRun, groups: list[Record]) -> list[str | None]:
         text = prompts.text("condense", timeline=entries, limit=str(group["limit"]))
         return endpoint.request(text, options.decoding, attempt)
 
-    return ask_all(
-        run,
-        groups,
-        Task(request, _one_line, CAPTION_FORM, options.attempts),
-        endpoint,
-    )
+    return ask_all(run, groups, Task(request, _one_line, CAPTION_FORM, options.attempts), endpoint)
 
 
 def _entry(group: Record, text: str | None, report: StepReport) -> Record:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import logging
 import os
@@ -10,7 +11,6 @@ from pathlib import Path
 from random import Random
 
 from longrl.io.atomic import atomic_folder, atomic_write, set_aside
-from longrl.io.fingerprint import files_fingerprint
 from longrl.io.jsonl import write_jsonl
 from longrl.pipeline.config import ExportOptions
 from longrl.pipeline.dataset_card import dataset_card
@@ -53,12 +53,18 @@ def export_dataset(run: StepRun) -> None:
                 _write_parquet(work / f"{split}.parquet", part)
         write_jsonl(work / "unused.jsonl", unused)
         atomic_write(work / "README.md", dataset_card(rows, run.config))
-        if folder.is_dir() and files_fingerprint(folder) != files_fingerprint(work):
+        if folder.is_dir() and not _has_same_files(folder, work):
             logger.warning("%s is another data set now; the earlier one is %s", folder, set_aside(folder).name)
     for _ in records:
         run.finish_item()
     report.items, report.done = len(records), len(records) - len(unused)
     report.counts["unused, without reasoning"] = len(unused)
+
+
+def _has_same_files(first: Path, second: Path) -> bool:
+    names = {path.name for folder in (first, second) for path in folder.iterdir()}
+    _, changed, absent = filecmp.cmpfiles(first, second, names, shallow=False)
+    return not changed and not absent
 
 
 def assign_splits(names: Sequence[str], videos: dict[str, Record], options: ExportOptions) -> dict[str, str]:

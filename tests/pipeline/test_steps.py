@@ -20,7 +20,7 @@ from longrl.pipeline.config import (
     SplitOptions,
     TimelineOptions,
 )
-from longrl.pipeline.dataset_export import assign_splits
+from longrl.pipeline.dataset_export import _has_same_files, assign_splits
 from longrl.pipeline.difficulty import reason_to_drop, rotate_options
 from longrl.pipeline.prompt_folder import Prompts
 from longrl.pipeline.step_run import Workspace
@@ -258,3 +258,29 @@ def test_clips_with_broken_frames_and_odd_captions_are_counted_and_the_rest_goes
     assert len(server.bodies) == 2  # nothing is paid for a clip that nobody can see
     parts = [part for body in server.bodies for part in body["messages"][0]["content"]]
     assert sum(part.get("text") == "(this frame is broken)" for part in parts) == 4
+
+
+# ---- export ----
+
+
+def test_a_data_set_of_other_files_is_kept(tmp_path, caplog):
+    workspace = Workspace(tmp_path)
+    for step in ("filter", "timeline"):
+        workspace.write(step, [])
+    run_step(config(tmp_path), "export")
+    run_step(config(tmp_path), "export")
+    assert not caplog.text
+    (tmp_path / "dataset" / "mine.txt").touch()
+    run_step(config(tmp_path), "export")
+    assert "is another data set now; the earlier one is dataset.old1" in caplog.text
+
+
+def test_data_sets_of_equal_sizes_are_told_apart_by_one_letter(tmp_path):
+    lines = bytearray(b'{"answer": "A"}\n' * 500_000)
+    for name in ("first", "second", "third"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "rl.jsonl").write_bytes(lines)
+        if name == "second":
+            lines[5_000_012] = ord("B")
+    assert _has_same_files(tmp_path / "first", tmp_path / "second")
+    assert not _has_same_files(tmp_path / "first", tmp_path / "third")
