@@ -81,7 +81,7 @@ def _with_suffix(line: TokenLine, index: int, value: float) -> Term:
         return Term(None, _name_end(line, end))
     if suffix in _MULTIPLIERS:
         return Term(value * _MULTIPLIERS[suffix], end)
-    if suffix.lower() in _ORDINAL_ENDINGS and value == int(value):
+    if suffix.lower() in _ORDINAL_ENDINGS and value.is_integer():
         return Term(value, end, is_weak=True)
     if is_unit:
         term = _with_words(line, index + 1, value)
@@ -95,7 +95,7 @@ def _mixed_number(line: TokenLine, end: int, whole: float) -> Term | None:
     if [line.kind(start), line.text(start + 1), line.kind(start + 2)] != ["numeral", "/", "numeral"]:
         return None
     numerator, denominator = parse_numeral(line.text(start)), parse_numeral(line.text(start + 2))
-    if numerator is None or not denominator or whole != int(whole) or not 0 < numerator < denominator:
+    if numerator is None or not denominator or not whole.is_integer() or not 0 < numerator < denominator:
         return Term(None, start + 3) if start == end else None
     return Term(whole + numerator / denominator, start + 3, is_compound=True)
 
@@ -177,7 +177,7 @@ def read_words(line: TokenLine, index: int) -> Term | None:
     is_pronoun = word == "one" and phrase.length == 1 and (before in _PRONOUN_BEFORE or after in _PRONOUN_AFTER)
     is_pair = word in COUNTS and word != "dozen"
     is_weak = phrase.is_ordinal or is_pronoun or is_pair or word == "once"
-    if is_weak or phrase.value != int(phrase.value):
+    if is_weak or not phrase.value.is_integer():
         return Term(phrase.value, end, is_weak=is_weak)
     return replace(_with_words(line, end, phrase.value), is_weak=False)
 

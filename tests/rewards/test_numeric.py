@@ -58,6 +58,12 @@ def test_numbers_are_read(text, values):
     assert numbers(text) == values
 
 
+@pytest.mark.parametrize("tail", ["", " 1/2", " and 1/2", "th", "k", " fifths", "/2", " million", "\u4e07"])
+def test_a_number_beyond_all_floats_is_none(tail):
+    assert number("9" * 400 + tail) is None
+    assert number("million " * 60 + tail) is None
+
+
 @given(st.floats(allow_nan=False, allow_infinity=False, min_value=-1e9, max_value=1e9))
 def test_a_written_number_is_read_back(value):
     assert number(f"about {value!r} s") == pytest.approx(value)
