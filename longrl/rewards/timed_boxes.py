@@ -25,13 +25,16 @@ class TimedBox(NamedTuple):
 def parse_boxes(text: str) -> list[TimedBox]:
     """All boxes a text states, in order.
 
-    A box is `[x1, y1, x2, y2]`, `(x1, y1), (x2, y2)` or an object with `xmin`, `ymin`, `xmax` and `ymax`. Its time is
+    A box is `[x1, y1, x2, y2]`, four numbers and nothing else, `(x1, y1), (x2, y2)` or an object with `xmin`, `ymin`,
+    `xmax` and `ymax`. Its time is
 
     - a field of its object: `{"time": 1.0, "bbox_2d": [...], "label": "dog"}` (Qwen3-VL);
     - the key it stands under, several boxes perhaps: `{"12": [...], "13": [[...], [...]]}` (V-STAR);
     - beside it: `<obj>dog</obj><box>[...]</box>at<t>12.0</t>s` (Open-o3-Video), "at 12.0 s: [...]", `[12.0, [...]]`.
     """
     text = end_of_text(text, MAX_BOX_CHARS)
+    if _BARE.fullmatch(text):
+        text = f"[{text}]"
     matches = list(_BOX.finditer(text))
     boxes: list[TimedBox] = []
     for index, match in enumerate(matches):
@@ -54,6 +57,7 @@ def parse_boxes(text: str) -> list[TimedBox]:
 _REACH = 120
 _N = r"-?\d{1,6}(?:\.\d{1,9})?"
 _NUMBER = re.compile(_N)
+_BARE = re.compile(rf"\s*{_N}(?:\s*,\s*{_N}){{3}}\s*")
 _KEY = re.compile(r"[xy]_?(?:min|max|[12])")
 _FIELDS = ("x_?(?:min|1)", "y_?(?:min|1)", "x_?(?:max|2)", "y_?(?:max|2)")
 _BOX = re.compile(
