@@ -144,8 +144,9 @@ class HFEngine(RolloutEngine):
             cache.length += 1
         # 3. What follows a completion's end was sampled for the others' sake.
         completions = []
+        end_tokens = end_tokens.cpu()
         for ids, logp in zip(torch.stack(tokens, 1).cpu(), torch.stack(logps, 1).cpu(), strict=True):
-            ends = torch.isin(ids, end_tokens.cpu()).nonzero()
+            ends = torch.isin(ids, end_tokens).nonzero()
             count = int(ends[0]) + 1 if len(ends) else len(ids)
             reason: FinishReason = "stop" if len(ends) else "length"
             completions.append(
