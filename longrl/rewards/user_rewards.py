@@ -63,7 +63,7 @@ class TimedReward(BatchReward[Any]):
                 values.append(TookTooLong(f"not tried, for it took too long {num_hangs.total()} times in this rollout"))
                 continue
             try:
-                values.append(call_within(self.time_limit_s, judge, completion, row))
+                values.append(_call_within(self.time_limit_s, judge, completion, row))
             except TimeIsUp as stop:
                 num_hangs[row.id] += 1
                 values.append(self._took_too_long(self.time_limit_s, stop))
@@ -78,7 +78,7 @@ class TimedReward(BatchReward[Any]):
             return []
         seconds = self.time_limit_s * min(len(completions), LIMITS_OF_BATCH)
         try:
-            values = list(call_within(seconds, judge, completions, rows))
+            values = list(_call_within(seconds, judge, completions, rows))
         except TimeIsUp as stop:
             return [self._took_too_long(seconds, stop)] * len(completions)
         if len(values) != len(completions):
@@ -105,6 +105,14 @@ class TimedReward(BatchReward[Any]):
     def _took_too_long(self, seconds: float, stop: BaseException) -> TookTooLong:
         error = TookTooLong(f"no value within {seconds:g} s (rollout.reward.time_limit_s={self.time_limit_s:g})")
         return error.with_traceback(stop.__traceback__)
+
+
+def _call_within(seconds: float, judge: Callable[..., Any], *args: Any) -> Any:
+    """As `call_within`; a reward that ends the program, as a script would, has failed."""
+    try:
+        return call_within(seconds, judge, *args)
+    except SystemExit as stop:
+        raise RuntimeError(f"it called sys.exit({stop.code!r})").with_traceback(stop.__traceback__) from None
 
 
 def is_async(function: object) -> bool:

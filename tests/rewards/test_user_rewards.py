@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import logging
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -178,6 +179,15 @@ class ShorterThan:
 
 def shorter_than(limit: int, completion: Completion, row: Row) -> float:
     return float(len(completion.text) < limit)
+
+
+def test_a_reward_that_ends_the_program_has_failed(caplog):
+    def leaving(completion, row):
+        sys.exit("no model there")
+
+    assert scored(leaving, group(ROWS[0], "a", "b"))[0] == [[False, False]]
+    assert "it called sys.exit('no model there')" in caplog.text
+    assert "test_user_rewards.py" in caplog.text
 
 
 def test_a_partial_has_its_functions_name_and_two_need_names():
