@@ -138,7 +138,7 @@ def test_a_judge_without_sense_masks_and_does_not_score(vllm, tmp_path):
     scored = group(OPEN, tagged("tea"), tagged("milk"), tagged("tea"))
     assert RewardSum([RewardTerm(judge, 1.0, "accuracy")]).score([scored]) == 3
     entries = list(AppendLog(tmp_path).read())
-    assert len(entries) == 2  # one per distinct answer
+    assert len(entries) == 2 * 3  # two distinct answers, and a judge whose reply has no use is asked three times
     assert all("choices" in entry["response"] for entry in entries)
     assert scored.valid.tolist() == [False] * 3
 
