@@ -66,8 +66,13 @@ def export_run(
     with atomic_folder(out, replace=False) as folder:
         source = (run, "--run") if checkpoint is None else (checkpoint, "--checkpoint")
         averaged = not raw_weights and _says_averaged(*source)
-        write = _write_adapter if adapter else _write_model
-        write(family, run, source, folder, dtype, averaged)
+        if adapter:
+            _write_adapter(family, run, source, folder, dtype, averaged)
+        else:
+            family.dtype = dtype or family.dtype  # adapters are merged in it
+            family.export(plain_from(family, *source, averaged), folder)
+            if isinstance(family, CausalFamily):
+                write_record(folder, run)
     logger.info("exported %s to %s", run, out)
     if push_to is not None:
         logger.info("pushed to %s", push(out, push_to, private))
@@ -80,20 +85,6 @@ def _says_averaged(source: str, option: str) -> bool:
         return False
     logger.info("these are the moving averages (EMA) of the trained weights; --raw_weights true writes the weights")
     return True
-
-
-def _write_model(
-    family: CausalFamily | DiffusionFamily,
-    run: str,
-    source: tuple[str, str],
-    folder: Path,
-    dtype: Dtype | None,
-    averaged: bool,
-) -> None:
-    family.dtype = dtype or family.dtype  # adapters are merged in it
-    family.export(plain_from(family, *source, averaged), folder)
-    if isinstance(family, CausalFamily):
-        write_record(folder, run)
 
 
 def _write_adapter(
