@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from longrl.commands.run_parts import RunParts
-from longrl.engines.server_protocol import KEY_VARIABLE, api_key
+from longrl.engines.server_key import KEY_VARIABLE, LOOPBACK, MIN_KEY_CHARACTERS, environment_key, key_file, server_key
 from longrl.engines.vllm_options import INSTALL, VERSION, check_head_dtypes, engine_arguments
 from longrl.engines.weight_files import default_folder
 from longrl.models.base import CausalFamily
@@ -29,8 +29,8 @@ from longrl.strategies.mr_sp import MRSPStrategy
 logger = logging.getLogger(__name__)
 
 DESCRIPTION = """A vLLM server for the rollouts of a run, with the model of the run's own config.
-With LONGRL_SERVER_KEY in the environment of server and trainer, requests without that key are refused."""
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+Every request needs the server's key: LONGRL_SERVER_KEY in the environment of server and trainer, or without it one that
+the server makes and a trainer of the same user on the same machine finds."""
 EXTENSION = "longrl.engines.vllm_extension.WeightSync"
 
 
@@ -53,6 +53,8 @@ class ServerOptions:
     """No CUDA graphs: quicker start, slower decoding."""
     feature_cache_gib: float = 8.0
     """Host memory for features."""
+    max_request_gib: float = 8.0
+    """Largest request that is read: the prompts and new features of a rank's rollout."""
     weights_folder: Path = field(default_factory=default_folder)
     """Weights are read below it."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -81,15 +83,9 @@ def run(family: CausalFamily, options: ServerOptions) -> None:
 
     Raises:
         ImportError: vLLM is not installed.
-        ValueError: an option that vLLM does not know, or a server for other machines without a key.
+        ValueError: an option that vLLM does not know, or a server for others without a good key.
     """
-    if "host" in options.options:
-        raise ValueError("--options has 'host'; use --host, so that a server open to others gets a key")
-    if options.host not in LOOPBACK and api_key() is None:
-        raise ValueError(
-            f"--host={options.host} opens the server to other machines; set {KEY_VARIABLE} for server and trainer, or "
-            "leave --host at 127.0.0.1"
-        )
+    check_access(options)
     try:
         import uvloop
         import vllm
@@ -101,23 +97,49 @@ def run(family: CausalFamily, options: ServerOptions) -> None:
     if vllm.__version__.split("+")[0] != VERSION:
         logger.warning("this is vllm %s; longrl's server was written for %s", vllm.__version__, VERSION)
     cli_env_setup()
-    uvloop.run(_serve(family, options, server_arguments(family, options)))
+    with server_key(options.port) as key:
+        if environment_key() is None:
+            logger.info("the server's key is in %s, for trainers of this user on this machine", key_file(options.port))
+        uvloop.run(_serve(family, options, server_arguments(family, options, key), key))
 
 
-def server_arguments(family: CausalFamily, options: ServerOptions) -> argparse.Namespace:
+def check_access(options: ServerOptions) -> None:
+    """Raises ValueError if a server were open to more than those who have its key, or its key to others."""
+    for name in ("host", "port"):
+        if name in options.options:
+            raise ValueError(f"--options has {name!r}; use --{name}, by which server and trainer agree on a key")
+    if "api_key" in options.options:
+        raise ValueError(
+            f"--options has 'api_key', and a command line can be read by everyone on this machine; set {KEY_VARIABLE} "
+            "in the environment of server and trainer"
+        )
+    if options.max_request_gib <= 0:
+        raise ValueError(f"--max_request_gib must be positive, got {options.max_request_gib}; leave it out for 8")
+    if options.host in LOOPBACK:
+        return
+    key = environment_key()
+    if key is None or len(key) < MIN_KEY_CHARACTERS:
+        problem = "no key" if key is None else f"a key of {len(key)} characters"
+        raise ValueError(
+            f"--host={options.host} opens the server to other machines, and there is {problem}; set {KEY_VARIABLE} for "
+            f"server and trainer to at least {MIN_KEY_CHARACTERS} characters (openssl rand -hex 32), or leave --host "
+            "at 127.0.0.1"
+        )
+
+
+def server_arguments(family: CausalFamily, options: ServerOptions, key: str) -> argparse.Namespace:
     """Options as vLLM's own command line would have parsed them."""
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     arguments = make_arg_parser(FlexibleArgumentParser()).parse_args([])
-    key = api_key()
     chosen = {
         **engine_arguments(family, options),
         "worker_extension_cls": EXTENSION,
         "host": options.host,
         "port": options.port,
         "disable_uvicorn_access_log": True,
-        **({"api_key": [key]} if key else {}),
+        "api_key": [key],  # else vLLM would want the one of VLLM_API_KEY beside ours
         **options.options,
     }
     for name, value in chosen.items():
@@ -127,13 +149,14 @@ def server_arguments(family: CausalFamily, options: ServerOptions) -> argparse.N
     return arguments
 
 
-async def _serve(family: CausalFamily, options: ServerOptions, arguments: argparse.Namespace) -> None:
+async def _serve(family: CausalFamily, options: ServerOptions, arguments: argparse.Namespace, key: str) -> None:
     """VLLM's `run_server` with our routes added to its app."""
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
     from vllm.entrypoints.launchers.app import build_app
     from vllm.entrypoints.launchers.launcher import serve_http, setup_server
 
+    from longrl.engines.server_guard import ServerGuard
     from longrl.engines.server_routes import RolloutRoutes
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # while the engine starts; then serve_http takes over
@@ -148,6 +171,8 @@ async def _serve(family: CausalFamily, options: ServerOptions, arguments: argpar
             await init_app_state(engine, app.state, arguments, tasks)
             store = int(options.feature_cache_gib * (1 << 30))
             app.include_router(RolloutRoutes(engine, family, options.weights_folder, store).router())
+            # vLLM's own check guards some of its routes only, and lets OPTIONS through.
+            app.add_middleware(ServerGuard, key=key, max_body_bytes=int(options.max_request_gib * (1 << 30)))
             logger.info("serving %s at %s", family.model_path, address)
             ended = await serve_http(
                 app, sock=sock, host=arguments.host, port=arguments.port, log_level="warning", access_log=False

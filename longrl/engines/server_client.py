@@ -8,11 +8,13 @@ import logging
 import time
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 from torch import Tensor
 
 from longrl.engines import server_protocol as protocol
+from longrl.engines.server_key import KEY_VARIABLE, client_key, key_file
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +45,8 @@ class ServerClient:
 
     @functools.cached_property
     def _http(self) -> httpx.Client:
-        key = protocol.api_key()
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
         timeout = httpx.Timeout(self.timeout_s, connect=CONNECT_S)
-        return httpx.Client(timeout=timeout, headers=headers, trust_env=False)  # no proxy between node and server
+        return httpx.Client(timeout=timeout, trust_env=False)  # no proxy between node and server
 
     def close(self) -> None:
         """Closes connections."""
@@ -112,6 +112,11 @@ class ServerClient:
             raise RuntimeError(f"{self._garbage()} completions per prompt: {counts}")
         return completions
 
+    def _headers(self) -> dict[str, str]:
+        """Made for each request: a server that was started anew has another key in its file."""
+        key = client_key(self.url)
+        return {"Authorization": f"Bearer {key}"} if key else {}
+
     # -- transport -----------------------------------------------------------------------------------------------
 
     def _send(
@@ -125,7 +130,8 @@ class ServerClient:
                 logger.warning("%s%s: %s; attempt %d of %d", self.url, path, problem, attempt + 1, attempts)
                 time.sleep(2.0 ** (attempt - 1))
             try:
-                reply = self._http.request(method, self.url + protocol.PREFIX + path, content=body)
+                address = self.url + protocol.PREFIX + path
+                reply = self._http.request(method, address, content=body, headers=self._headers())
             except (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout) as error:
                 raise TimeoutError(
                     f"the server at {self.url} did not answer {path} within timeout_s={self.timeout_s:g}; raise "
@@ -160,8 +166,11 @@ class ServerClient:
                 f"{message}. It was started anew in the middle of a step, or serves another run too: give every run a "
                 f"server of its own, then go on from the last checkpoint (--ckpt_path RUN_DIR/checkpoints/last.ckpt)"
             )
-        if reply.status_code in (401, 403) and path != "/weights":
-            return PermissionError(f"{message}; set {protocol.KEY_VARIABLE} to the same key for server and trainer")
+        if reply.status_code == 401:
+            return PermissionError(
+                f"{message}; set {KEY_VARIABLE} to the same key for server and trainer. Without it a server of this "
+                f"machine and user leaves its key in {key_file(urlsplit(self.url).port or 80)}"
+            )
         if reply.status_code == 404 and path == "/info":
             return ValueError(
                 f"{message}. It has no routes of longrl: `vllm serve` does not take features and weights; start "

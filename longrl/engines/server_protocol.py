@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -20,25 +20,39 @@ from longrl.features.provenance import tensor_bytes
 from longrl.models.base import CausalFamily
 
 PREFIX = "/v1/longrl"
-"""Under /v1, so that vLLM's own check of the API key guards it."""
+"""Under /v1, as vLLM's own routes."""
 NO_VERSION = "none"
 """Version of random weights, and of ones that were half loaded."""
-KEY_VARIABLE = "LONGRL_SERVER_KEY"
-"""Environment variable of the API key, read by server and trainer; without it vLLM's own `VLLM_API_KEY`."""
 MISSING = 409
 """HTTP status of a request whose tensors the server lacks; the answer names them."""
 OTHER_VERSION = 412
 """HTTP status of a request for weights of another version than the server holds."""
 
+SAMPLING = frozenset(
+    (
+        "n",
+        "temperature",
+        "top_p",
+        "top_k",
+        "max_tokens",
+        "seed",
+        "logprobs",
+        "ignore_eos",
+        "stop_token_ids",
+        "detokenize",
+    )
+)
+"""Arguments of vLLM's `SamplingParams` that a request may set: those of `sampling_arguments`."""
+MAX_COMPLETIONS = 1 << 16
+"""Of one request, over all its prompts."""
+EMBEDS = ("embeds", "image_embeds", "video_embeds", "prompt_embeds")
+"""Keys of a request under which features stand."""
+
 _MARK = "tensor:"
+_NAME = re.compile(r"[0-9a-f]{32}")
 _HEADS = ("num_attention_heads", "num_key_value_heads")
 _TEXT_SIZES = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", *_HEADS, "intermediate_size")
 _VISION_SIZES = ("spatial_merge_size", "temporal_patch_size", "tokens_per_second")
-
-
-def api_key() -> str | None:
-    """The key that requests must bring, from the environment: never on a command line, where others could read it."""
-    return os.environ.get(KEY_VARIABLE) or os.environ.get("VLLM_API_KEY") or None
 
 
 def dump_requests(requests: Sequence[dict[str, Any]], tensors: dict[str, Tensor]) -> str:
@@ -53,17 +67,64 @@ def dump_requests(requests: Sequence[dict[str, Any]], tensors: dict[str, Tensor]
         if not isinstance(value, Tensor):
             raise TypeError(f"a request holds tensors and plain values, got {type(value).__name__}")
         tensor = value.detach().to("cpu").contiguous()
-        content = hashlib.blake2b(f"{tensor.dtype} {tuple(tensor.shape)}".encode(), digest_size=16)
-        content.update(tensor_bytes(tensor))
-        tensors.setdefault(content.hexdigest(), tensor)
-        return {_MARK: content.hexdigest()}
+        name = content_name(tensor)
+        tensors.setdefault(name, tensor)
+        return {_MARK: name}
 
     return json.dumps(requests, default=replace_tensor)
 
 
-def load_requests(text: str, tensors: Mapping[str, Tensor]) -> list[dict[str, Any]]:
-    """The requests that `dump_requests` was given, from its JSON; a KeyError names a tensor that is missing."""
-    return json.loads(text, object_hook=lambda item: tensors[item[_MARK]] if item.keys() == {_MARK} else item)
+def content_name(tensor: Tensor) -> str:
+    """The hash of a contiguous CPU tensor's content, which is its name."""
+    content = hashlib.blake2b(f"{tensor.dtype} {tuple(tensor.shape)}".encode(), digest_size=16)
+    content.update(tensor_bytes(tensor))
+    return content.hexdigest()
+
+
+def load_requests(text: str, tensors: Mapping[str, Tensor], width: int | None = None) -> list[dict[str, Any]]:
+    """The requests that `dump_requests` was given, from its JSON.
+
+    Args:
+        text: of `dump_requests`.
+        tensors: {hash: tensor}.
+        width: size of a feature; None is any.
+
+    Raises:
+        ValueError: the text is something else, a tensor is missing, or features have another width.
+    """
+
+    def put_tensor(item: dict[str, Any]) -> Any:
+        return tensors[item[_MARK]] if item.keys() == {_MARK} else item
+
+    try:
+        requests = json.loads(text, object_hook=put_tensor)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"the requests are no JSON with the tensors of the message: {error!r}"[:500]) from error
+    if not isinstance(requests, list) or not all(isinstance(request, dict) for request in requests):
+        raise ValueError("the requests must be a list of mappings")
+    for name, features in _features_in(requests):
+        if width is not None and (
+            features.dim() != 2 or features.shape[1] != width or not features.is_floating_point()
+        ):
+            raise ValueError(
+                f"{name} is [{', '.join(map(str, features.shape))}] of {features.dtype}, but the model's features are "
+                f"[N, {width}]; start server and trainer with the same config"
+            )
+    return requests
+
+
+def _features_in(value: Any) -> Iterator[tuple[str, Tensor]]:
+    """The features of requests and their keys."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _features_in(item)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            if isinstance(item, Tensor):
+                if name in EMBEDS:
+                    yield name, item
+            else:
+                yield from _features_in(item)
 
 
 def pack_message(message: dict[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
@@ -80,16 +141,42 @@ def unpack_message(body: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The message and the tensors of `pack_message`.
 
     Raises:
-        ValueError: the bytes are something else.
+        ValueError: the bytes are something else, or a tensor is not what its name says.
     """
     from safetensors.torch import load
 
     try:
         length = int.from_bytes(body[:8], "little")
         message = json.loads(json.loads(body[8 : 8 + length])["__metadata__"]["message"])
-        return message, load(body)
+        tensors = load(body)
     except Exception as error:
-        raise ValueError(f"the request's body is no safetensors with a message: {error!r}") from error
+        raise ValueError(f"the request's body is no safetensors with a message: {error!r}"[:500]) from error
+    for name, tensor in tensors.items():
+        if name != content_name(tensor):
+            raise ValueError(f"tensor {name[:40]!r} of the request is not what its name says; send it again")
+    return message, tensors
+
+
+def check_message(message: Any) -> None:
+    """Raises ValueError if a message of `generate` has other fields, types or options than the trainer's have."""
+    kinds = {"version": str, "requests": str, "tensors": list, "params": list}
+    if not isinstance(message, dict) or message.keys() != kinds.keys():
+        raise ValueError(f"a message must have {', '.join(kinds)}")
+    for name, kind in kinds.items():
+        if not isinstance(message[name], kind):
+            raise ValueError(f"{name} of a message must be a {kind.__name__}, got a {type(message[name]).__name__}")
+    for name in message["tensors"]:
+        if not isinstance(name, str) or _NAME.fullmatch(name) is None:
+            raise ValueError(f"tensors of a message must be hashes of 32 digits, got {str(name)[:40]!r}")
+    for params in message["params"]:
+        others = sorted(map(str, params.keys() - SAMPLING)) if isinstance(params, dict) else ["no mapping"]
+        if others:
+            raise ValueError(f"params of a message may have {', '.join(sorted(SAMPLING))}; got {others[0][:40]!r}")
+    counts = [params.get("n", 1) for params in message["params"]]
+    if not all(type(count) is int and count > 0 for count in counts) or sum(counts) > MAX_COMPLETIONS:
+        raise ValueError(
+            f"n of params must be positive, and {MAX_COMPLETIONS} at most over all prompts, got {counts[:5]}"
+        )
 
 
 def model_sizes(family: CausalFamily) -> dict[str, Any]:

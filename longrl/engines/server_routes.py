@@ -19,6 +19,7 @@ from torch import Tensor
 
 from longrl.engines import server_protocol as protocol
 from longrl.engines.vllm_options import completion_fields
+from longrl.engines.weight_checks import check_weights, expected_weights
 from longrl.models.base import CausalFamily
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,8 @@ class RolloutRoutes:
 
     def __init__(self, engine: Any, family: CausalFamily, weights_folder: Path, store_bytes: int) -> None:
         self.engine = engine
+        self.expected = expected_weights(family)
+        self.feature_size = family.feature_size
         self.sizes = protocol.model_sizes(family)
         self.weights_folder = weights_folder.resolve()
         self.store = TensorStore(store_bytes)
@@ -94,16 +97,24 @@ class RolloutRoutes:
 
     async def weights(self, raw_request: Request) -> Response:
         """Takes over the weights of `folder` as `version`, once what is being generated is done."""
-        order = await raw_request.json()
-        folder = Path(order["folder"]).resolve()
+        try:
+            order = _read_order(await raw_request.body())
+            folder = Path(order["folder"]).resolve()
+            is_folder = folder.is_dir()
+        except (ValueError, OSError) as error:
+            return _refusal(400, str(error))
         if not folder.is_relative_to(self.weights_folder):
             return _refusal(
                 403, f"{folder} is not below {self.weights_folder}; give server and engine the same --weights_folder"
             )
-        if not folder.is_dir():
+        if not is_folder:
             return _refusal(
                 404, f"the server finds no {folder}; name a --weights_folder that trainer and server both see"
             )
+        try:
+            await asyncio.to_thread(check_weights, folder, self.expected)
+        except ValueError as error:
+            return _refusal(400, str(error))
         async with self._updating:
             if self._version != order["version"]:
                 # Between pause and resume no token is sampled, and no cache keeps what older weights computed.
@@ -134,7 +145,11 @@ class RolloutRoutes:
 
     async def _generate(self, body: bytes, raw_request: Request) -> Response:
         # 1. Weights and tensors must be here.
-        message, brought = await asyncio.to_thread(protocol.unpack_message, body)
+        try:
+            message, brought = await asyncio.to_thread(protocol.unpack_message, body)
+            protocol.check_message(message)
+        except ValueError as error:
+            return _refusal(400, str(error))
         version = message["version"]
         if version != self._version:
             return self._refuse_version(version)
@@ -143,8 +158,11 @@ class RolloutRoutes:
         if missing:
             return _reply({"missing": missing}, protocol.MISSING)
         # 2. All prompts at once: vLLM batches them.
-        requests = protocol.load_requests(message["requests"], tensors)
-        pairs = zip(requests, message["params"], strict=True)
+        try:
+            requests = protocol.load_requests(message["requests"], tensors, self.feature_size)
+            pairs = list(zip(requests, message["params"], strict=True))
+        except ValueError as error:
+            return _refusal(400, str(error))
         outputs = await asyncio.gather(*[self._complete(request, params) for request, params in pairs])
         # 3. Weights may have changed in between.
         versions = {span.version for group in outputs for output in group for span in output.weight_versions or ()}
@@ -162,6 +180,17 @@ class RolloutRoutes:
 
     def _refuse_version(self, requested: str) -> Response:
         return _refusal(protocol.OTHER_VERSION, f"the server holds weights {self._version!r}, asked for {requested!r}")
+
+
+def _read_order(body: bytes) -> dict[str, str]:
+    """Folder and version of a weight push."""
+    try:
+        order = json.loads(body)
+    except (ValueError, RecursionError):
+        order = None
+    if not isinstance(order, dict) or any(not isinstance(order.get(name), str) for name in ("folder", "version")):
+        raise ValueError('a weight push must be {"folder": "...", "version": "..."}')
+    return order
 
 
 def _reply(content: dict[str, Any], status: int = 200) -> Response:
