@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers import Logger
 from typing_extensions import override
 
 from longrl.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
+from longrl.callbacks.csv_log import CSVLog
 from longrl.callbacks.random_state import RandomState
 from longrl.callbacks.rollout import RolloutCallback
 from longrl.commands import run_config
@@ -243,8 +244,8 @@ class LongRLCLI(LightningCLI):
     def _loggers(self) -> list[Logger]:
         run_dir, mode = self._get(self.config_init, "run_dir"), self._get(self.config_init, "wandb")
         # Curves are of training: what a later `validate` or `test` logs at step 0 lies beside them.
-        name = "logs" if self.subcommand == "fit" else f"{self.subcommand}_logs"
-        csv = CSVLogger(run_dir, name=name, flush_logs_every_n_steps=1)
+        is_fit = self.subcommand == "fit"
+        csv = CSVLog(run_dir, "logs" if is_fit else f"{self.subcommand}_logs", continues=is_fit)
         if mode == "off":
             return [csv]
         from lightning.pytorch.loggers import WandbLogger

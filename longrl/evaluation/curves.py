@@ -1,4 +1,4 @@
-"""Learning curves from the metrics.csv files of Lightning's CSVLogger."""
+"""Learning curves from the metrics.csv files of a run (longrl/callbacks/csv_log.py), or of Lightning's CSVLogger."""
 
 from __future__ import annotations
 
