@@ -8,7 +8,7 @@ import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -17,7 +17,6 @@ from lightning.pytorch.loggers import Logger
 from typing_extensions import override
 
 from longrl.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
-from longrl.callbacks.csv_log import CSVLog
 from longrl.callbacks.random_state import RandomState
 from longrl.callbacks.rollout import RolloutCallback
 from longrl.commands import run_config
@@ -25,6 +24,7 @@ from longrl.commands.main import COMMAND_USAGE, TRAINER_COMMANDS
 from longrl.commands.renamed import MOVED
 from longrl.commands.run_config import Config, ModelKind
 from longrl.commands.run_folders import EVALUATING, check_checkpoints, check_tested_weights, checkpoint_folder
+from longrl.commands.run_loggers import WandbMode, make_loggers
 from longrl.commands.run_settings import SHOWN_BY_DATA, read_settings, tell_differences, with_run_config
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.modules.policy import PolicyModule
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from longrl.planning.run_plan import PlannedRun
 
 logger = logging.getLogger(__name__)
-
-WandbMode = Literal["off", "offline", "online"]
 
 COMMAND_HELP = """{}: {}. The options of a class are listed by --model.family.help CLASS, --trainer.callbacks.help CLASS
 and so on, for instance --rollout.engine.help longrl.engines.vllm.VLLMEngine."""
@@ -105,6 +103,7 @@ class LongRLCLI(LightningCLI):
         )
         parser.add_argument("--wandb", type=WandbMode, default="off", help="log to Weights & Biases as well")
         parser.add_argument("--wandb_project", type=str, default="longrl")
+        parser.add_argument("--tensorboard", type=bool, default=False, help="log to run_dir/tensorboard as well")
         # Without a reward there is no rollout callback, as for SFT that does not generate: hence no required option.
         parser.add_class_arguments(self.rollout_class, "rollout", skip={"reward"}, instantiate=False, sub_configs=True)
         parser.add_argument(
@@ -242,17 +241,8 @@ class LongRLCLI(LightningCLI):
         return PlannedRun(self.model, self.datamodule, strategy, str(precision), num_nodes or 1, rollout)
 
     def _loggers(self) -> list[Logger]:
-        run_dir, mode = self._get(self.config_init, "run_dir"), self._get(self.config_init, "wandb")
-        # Curves are of training: what a later `validate` or `test` logs at step 0 lies beside them.
-        is_fit = self.subcommand == "fit"
-        csv = CSVLog(run_dir, "logs" if is_fit else f"{self.subcommand}_logs", continues=is_fit)
-        if mode == "off":
-            return [csv]
-        from lightning.pytorch.loggers import WandbLogger
-
-        project, name = self._get(self.config_init, "wandb_project"), Path(run_dir).name
-        Path(run_dir).mkdir(parents=True, exist_ok=True)
-        return [csv, WandbLogger(project=project, name=name, save_dir=run_dir, offline=mode == "offline")]
+        options = [self._get(self.config_init, name) for name in ("wandb", "wandb_project", "tensorboard")]
+        return make_loggers(self._get(self.config_init, "run_dir"), self.subcommand, *options)
 
 
 def check_accelerator(name: str | None) -> None:

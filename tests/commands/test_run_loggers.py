@@ -1,0 +1,93 @@
+"""The loggers of a run, and of the same run once it goes on."""
+
+import sys
+from types import ModuleType
+
+import pytest
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+
+from longrl.commands import run_loggers
+from longrl.commands.run_loggers import ContinuedTensorBoard, make_loggers
+
+
+def wandb_of(folder, command="fit"):
+    return next(one for one in make_loggers(str(folder), command, wandb="offline") if isinstance(one, WandbLogger))
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """What W&B keeps goes below the run's folder, and nothing is sent."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+
+
+def test_a_run_that_goes_on_is_the_same_one_for_wandb(tmp_path, offline):
+    import wandb
+
+    ids = []
+    for step in range(2):
+        logger = wandb_of(tmp_path / "run")
+        logger.log_metrics({"reward/mean": 0.5}, step)
+        ids.append(logger.experiment.id)
+        wandb.finish()
+    assert ids[0] == ids[1] == (tmp_path / "run" / "wandb_id").read_text()
+    kept = [path.name.rpartition("-")[2] for path in (tmp_path / "run" / "wandb").glob("offline-run-*")]
+    assert set(kept) == {ids[0]}
+
+
+def test_other_runs_and_evaluations_have_ids_of_their_own(tmp_path):
+    one, other = (wandb_of(tmp_path / name)._wandb_init for name in ("one", "other"))
+    assert one["id"] != other["id"]
+    assert one["resume"] == "allow"
+    assert one["name"] == "one"
+    assert wandb_of(tmp_path / "one", "test")._wandb_init["id"] is None
+
+
+def test_ranks_other_than_0_leave_the_id_to_rank_0(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_loggers.rank_zero_only, "rank", 1)
+    assert wandb_of(tmp_path / "run")._wandb_init["id"] is None
+    assert not (tmp_path / "run" / "wandb_id").exists()
+
+
+def test_tensorboard_that_is_not_installed_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_loggers, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="needs the package tensorboard.*pip install tensorboard"):
+        make_loggers(str(tmp_path), "fit", tensorboard=True)
+
+
+class Writer:
+    """Stands for SummaryWriter."""
+
+    made: tuple = ()
+
+    def __init__(self, log_dir, **options):
+        type(self).made += ((log_dir, options),)
+
+    def add_scalar(self, name, value, step):
+        type(self).made += ((name, value, step),)
+
+
+def test_a_later_part_of_a_run_tells_tensorboard_from_where_it_repeats(tmp_path, monkeypatch):
+    """The package is no dependency: what is asserted is what its writer is given."""
+    module = ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = Writer
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    for base in TensorBoardLogger.__mro__:
+        for name in ("_TENSORBOARD_AVAILABLE", "_TENSORBOARDX_AVAILABLE"):
+            if hasattr(sys.modules[base.__module__], name):
+                monkeypatch.setattr(sys.modules[base.__module__], name, name == "_TENSORBOARD_AVAILABLE")
+    monkeypatch.setattr(run_loggers, "find_spec", lambda name: object())
+    for first in (0, 7):
+        logger = make_loggers(str(tmp_path), "fit", tensorboard=True)[-1]
+        assert isinstance(logger, ContinuedTensorBoard)
+        logger.log_metrics({"loss": 0.5}, first)
+        logger.log_metrics({"loss": 0.25}, first + 1)
+    folder = str(tmp_path / "tensorboard") + "/"
+    assert Writer.made == (
+        (folder, {}),
+        ("loss", 0.5, 0),
+        ("loss", 0.25, 1),
+        (folder, {"purge_step": 7}),
+        ("loss", 0.5, 7),
+        ("loss", 0.25, 8),
+    )
