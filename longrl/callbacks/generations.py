@@ -12,8 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from typing_extensions import override
 
+from longrl.io.jsonl import drop_records
 from longrl.types import Batch, Group
 
+FILE = "samples.jsonl"
 COLUMNS = ("step", "id", "category", "problem", "answer", "completion", "reward")
 
 
@@ -42,6 +44,14 @@ class Generations(Callback):
         self._steps_before = 0
 
     @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes out what a run that goes on will show again: samples of steps after its checkpoint."""
+        done = trainer.global_step
+        if trainer.is_global_zero:
+            path = Path(trainer.default_root_dir, FILE)
+            drop_records(path, lambda sample: sample.get("step", 0) > done)
+
+    @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         self._steps_before = trainer.global_step
 
@@ -63,7 +73,7 @@ class Generations(Callback):
         # One write of all lines: whoever reads the file meanwhile sees no half sample.
         lines = [json.dumps(sample, ensure_ascii=False) for sample in samples]
         text = "\n".join([*lines, ""])
-        with (folder / "samples.jsonl").open("a", encoding="utf-8") as file:
+        with (folder / FILE).open("a", encoding="utf-8") as file:
             file.write(text)
         cells = [[sample[name] for name in COLUMNS] for sample in samples]
         columns = list(COLUMNS)

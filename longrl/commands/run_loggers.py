@@ -63,7 +63,7 @@ def make_loggers(
 
 def wandb_id(folder: Path) -> str | None:
     """The id in a run's folder, made if there is none; None on ranks other than 0, which log nothing there."""
-    if rank_zero_only.rank:
+    if getattr(rank_zero_only, "rank", 0):
         return None
     path = folder / WANDB_ID
     if not path.is_file():

@@ -17,6 +17,7 @@ from longrl.diffusion.prompt_files import PromptBatch
 from longrl.diffusion.trajectory_rows import TrajectoryGroup
 from longrl.evaluation.sample_grids import FOLDER, PromptSamples, animated_grid, encode_images, is_video, picture_grid
 from longrl.io.atomic import atomic_write
+from longrl.io.jsonl import drop_records
 
 
 class PictureGrids(Callback):
@@ -62,6 +63,19 @@ class PictureGrids(Callback):
         self._validated: list[TrajectoryGroup] = []
 
     # -- hooks ---------------------------------------------------------------------------------------------------
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes out records that a run that goes on will write again; pictures are replaced by their like."""
+        done = trainer.global_step
+
+        def is_repeated(record: dict[str, Any]) -> bool:
+            # The step of training samples is that before the update, validation belongs to the update before it.
+            step = record.get("step", 0)
+            return step > done or (step == done and str(record.get("file")).startswith("step_"))
+
+        if trainer.is_global_zero:
+            drop_records(Path(trainer.default_root_dir, FOLDER, "samples.jsonl"), is_repeated)
 
     @override
     def on_train_batch_start(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,3 +38,31 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
                 raise ValueError(f"line {number} of {path} must hold a record, got {type(record).__name__}")
             records.append(record)
     return records
+
+
+def drop_records(path: str | Path, is_repeated: Callable[[dict[str, Any]], bool]) -> int:
+    """Takes records out of a file, and lines that a killed process left half; other lines stay as they are.
+
+    Args:
+        path: one that is not there stays so.
+        is_repeated: True of a record that goes.
+
+    Returns:
+        How many lines went.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return 0
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:  # also of bytes that are no text
+            continue
+        if isinstance(record, dict) and not is_repeated(record) and line.endswith(b"\n"):
+            kept.append(line)
+    if len(kept) < len(lines):
+        with atomic_file(path) as file:
+            file.writelines(kept)
+    return len(lines) - len(kept)

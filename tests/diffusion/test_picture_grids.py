@@ -102,6 +102,21 @@ def test_a_validation_shows_the_first_prompts_of_its_batches(tmp_path):
     }  # fmt: skip
 
 
+def test_a_run_that_goes_on_repeats_no_record(tmp_path):
+    """Killed after 4 rollouts, resumed from the checkpoint of 2 that was saved behind their validation."""
+    for first, last in ((0, 4), (2, 5)):
+        callback, run = PictureGrids(every_n_steps=1, num_samples=1, tile=8), trainer(tmp_path, step=first)
+        callback.on_train_start(run, Policy())
+        while run.global_step < last:
+            train(callback, run, 1, until=run.global_step + 1)
+            callback.on_validation_batch_end(run, None, None, Batch([group("a")]), 0)
+            callback.on_validation_end(run, Policy())
+    lines = [json.loads(line) for line in (tmp_path / "pictures" / "samples.jsonl").read_text().splitlines()]
+    assert [line["file"] for line in lines] == [
+        f"{stage}_{step:06}.png" for done in range(5) for stage, step in (("step", done), ("val", done + 1))
+    ]
+
+
 def test_a_caption_says_reward_and_parts_and_a_failure_is_no_zero():
     sample = {"reward": 0.5, "valid": True, "parts": {"colour": 0.25, "ocr": 1.0}}
     assert sample_caption(sample) == "0.500, colour 0.25, ocr 1.00"

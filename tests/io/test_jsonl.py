@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from longrl.io.jsonl import read_jsonl, write_jsonl
+from longrl.io.jsonl import drop_records, read_jsonl, write_jsonl
 
 
 def test_records_are_written_and_read_back(tmp_path):
@@ -30,3 +30,14 @@ def test_a_bad_line_is_an_error_with_its_number(tmp_path, line, message):
     path.write_text(f'{{"id": 1}}\n\n{line}\n')
     with pytest.raises(ValueError, match=message):
         read_jsonl(path)
+
+
+def test_records_are_taken_out_and_others_keep_their_bytes(tmp_path):
+    path = tmp_path / "samples.jsonl"
+    path.write_bytes(b'{"step":1,  "x": "\xc3\xa4"}\n{"step": 3}\n\x00\x00\n{"step": 2}\n{"step": 2, "x": "ha')
+    assert drop_records(path, lambda record: record["step"] > 2) == 3
+    assert path.read_bytes() == b'{"step":1,  "x": "\xc3\xa4"}\n{"step": 2}\n'
+    before = path.stat().st_ino
+    assert drop_records(path, lambda record: record["step"] > 2) == 0
+    assert path.stat().st_ino == before
+    assert drop_records(tmp_path / "none.jsonl", lambda record: True) == 0
