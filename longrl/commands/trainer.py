@@ -19,6 +19,7 @@ from typing_extensions import override
 from longrl.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
 from longrl.callbacks.random_state import RandomState
 from longrl.callbacks.rollout import RolloutCallback
+from longrl.callbacks.run_watch import RunWatch
 from longrl.commands import run_config
 from longrl.commands.main import COMMAND_USAGE, TRAINER_COMMANDS
 from longrl.commands.renamed import MOVED
@@ -176,10 +177,22 @@ class LongRLCLI(LightningCLI):
         self.check_rollouts(listed, rollout)
         # The rollout callback comes last, as it stood in the list once: at a batch's end those before it read what the
         # step before logged, so that what they log and save stays the same.
-        kwargs.setdefault("callbacks", [*listed, rollout] if rollout else listed)
+        callbacks = [*listed, rollout] if rollout else listed
+        kwargs.setdefault("callbacks", self.watched(callbacks))
         trainer = super().instantiate_trainer(**kwargs)
         trainer.callbacks.append(RandomState())  # type: ignore[attr-defined]  # Lightning does not declare it
         return trainer
+
+    def watched(self, callbacks: Sequence[Callback]) -> list[Callback]:
+        """The callbacks of a run with those that look on, which come behind all that logs: `fit` has curves and alerts.
+
+        Checkpoints hold what the watch knows; Lightning saves them behind all other callbacks.
+        """
+        if self.subcommand != "fit":
+            return list(callbacks)
+        listed = [one for one in callbacks if isinstance(one, RunWatch)]
+        others = [one for one in callbacks if not isinstance(one, RunWatch)]
+        return [*others, *(listed or [RunWatch()])]
 
     def rollout_callback(self) -> Callback | None:
         """The callback that the group `rollout` describes; None without a reward."""
