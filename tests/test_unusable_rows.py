@@ -29,7 +29,7 @@ pytestmark = [
 REASONS = {
     "thin": "the model cannot be shown it (ValueError: absolute aspect ratio must be smaller than 200, got 300.0)",
     "deep": "its pixels are floats, of which nothing says what is white",
-    "moving": "it is an animation of 3 pictures",
+    "moving": "it is an animation, not an image",
     "torn": "it is torn: it ends after",
     "sideways": "turned by 45 degrees",
     "no video": "it cannot be decoded",

@@ -32,6 +32,7 @@ from longrl.datamodules.loading.render import (
 )
 from longrl.datamodules.loading.row_checks import unusable_rows
 from longrl.datamodules.loading.skips import SkipLog
+from longrl.datamodules.media.opening import DEFAULT_MEDIA_LIMITS, MediaLimits
 from longrl.datamodules.media.remote import RemoteMedia, default_folder
 from longrl.datamodules.media.sampling import VideoSampling
 from longrl.datamodules.media.sources import DecodeLimits
@@ -84,9 +85,11 @@ class LongVideoReason(StreamedData):
         prefetch_prompts: training prompts rendered ahead by the workers; by default one batch.
         multiprocessing_context: how workers start: `fork`, `spawn` or `forkserver`; None for the platform's default.
         cached_media: decoded videos and images that each worker keeps, for sources that ask often about the same ones.
-        decode_chunk_frames: frames of a video that are in memory in the file's own size at once.
+        decode_chunk_frames: frames of a video that are in memory in the file's own size at once; fewer of large ones.
         max_held_mib: a video whose frames, this rank's shard and at the encoder's size, take more is not handed over in
             memory: the loader decodes it to see that it can be, and it is decoded again while it is encoded.
+        media_limits: what one file may cost: pixels of a picture, seconds of length, seconds of decoding. A row with
+            one above them is skipped.
         bad_records: what happens to a record that lacks a field, has an answer outside its options or places media that
             it lacks: `error`, before weights are loaded, or `skip`, listed and counted like a broken video.
         check_files: look in `setup` whether all media exist; off for slow file systems.
@@ -128,6 +131,7 @@ class LongVideoReason(StreamedData):
         cached_media: int = 0,
         decode_chunk_frames: int = 32,
         max_held_mib: int = 2048,
+        media_limits: MediaLimits = DEFAULT_MEDIA_LIMITS,
         bad_records: Literal["error", "skip"] = "error",
         check_files: bool = True,
         allow_remote_media: bool = False,
@@ -185,7 +189,7 @@ class LongVideoReason(StreamedData):
             max_prompt_tokens=max_prompt_tokens,
             subtitles=subtitles,
             cached_media=cached_media,
-            decoding=DecodeLimits(decode_chunk_frames, max_held_mib),
+            decoding=DecodeLimits(decode_chunk_frames, max_held_mib, media_limits),
             remote=RemoteMedia((media_cache_dir or default_folder()) if allow_remote_media else None),
         )
         if media_cache_dir and not allow_remote_media:

@@ -34,8 +34,9 @@ from longrl.chat.frames import (
 )
 from longrl.datamodules.loading.render import KnowsFeatures
 from longrl.datamodules.media.frame_lists import FRAME_LIST_SUFFIX
+from longrl.datamodules.media.opening import decoder_errors
 from longrl.datamodules.media.sources import FileFrames
-from longrl.datamodules.media.video import content_digest, decoder_errors
+from longrl.datamodules.media.video import content_digest
 from longrl.evaluation.answering import Answer, Item, Policy, SaveAnswers, hash_json
 from longrl.io.atomic import atomic_write
 from longrl.models.chat_tokens import MEDIA_TAG, NO_TOKENIZER, literal_text

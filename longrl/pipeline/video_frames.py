@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from longrl.chat.frames import MessagePart, data_url, frame_name, frame_parts
 from longrl.datamodules.media.frame_index import FrameIndex
+from longrl.datamodules.media.opening import DEFAULT_MEDIA_LIMITS, DecodeClock
 from longrl.datamodules.media.video import FramePosition, opened_video, read_frame_index
 from longrl.types import UnusableSample
 
@@ -94,7 +95,7 @@ def decode_frames(path: str, indices: Iterable[int], times: Times) -> Iterator[t
     The decoder goes on from frame to frame, and jumps where a key frame lies between the last one and the next.
     """
     with _broken_videos(), opened_video(path) as (container, stream):
-        position = FramePosition(container, stream, times.index)
+        position = FramePosition(container, stream, times.index, DecodeClock(path, DEFAULT_MEDIA_LIMITS))
         for index in sorted(set(indices)):
             frame = position.advance_to(index)
             if frame is not None:

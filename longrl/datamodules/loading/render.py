@@ -15,13 +15,13 @@ import torch
 
 from longrl.datamodules.loading.skips import CODE_ERRORS
 from longrl.datamodules.media.audio import SAMPLING_RATE, FileSound, read_sound
-from longrl.datamodules.media.frame_lists import FRAME_LIST_SUFFIX, FrameListReader
+from longrl.datamodules.media.frame_lists import FRAME_LIST_SUFFIX
 from longrl.datamodules.media.images import read_image
 from longrl.datamodules.media.remote import NO_REMOTE, RemoteMedia
 from longrl.datamodules.media.sampling import VideoSampling, read_span
-from longrl.datamodules.media.sources import DecodeLimits, FileFrames, HeldFrames
+from longrl.datamodules.media.sources import DecodeLimits, FileFrames, HeldFrames, open_video
 from longrl.datamodules.media.subtitles import Subtitles, subtitle_text
-from longrl.datamodules.media.video import VideoReader, hold_frames
+from longrl.datamodules.media.video import hold_frames
 from longrl.models.chat_tokens import MEDIA_TAG, break_token
 from longrl.models.reading import RendersPrompts
 from longrl.packing.lengths import LengthLimit, length_problem
@@ -244,7 +244,7 @@ class RowRenderer:
         item: Frames | AudioClip
         try:
             if kind == "image":
-                item = read_image(path, self.shard)
+                item = read_image(path, self.shard, self.decoding.media)
                 self.family.outline_media(item)
             elif kind == "video":
                 item = self._video(path, sampling)
@@ -270,21 +270,19 @@ class RowRenderer:
         """A file's sound. Its length takes decoding; where its features are stored, the samples are let go of."""
         if not self.family.supports_audio:
             raise UnusableSample(path, f"{type(self.family).__name__} reads no sound; {AUDIO_FAMILY}")
-        sound = read_sound(path, self.shard, self.video.torn)
+        options = self.shard, self.video.torn, self.decoding.media
+        sound = read_sound(path, *options)
         if self.stored is not None and self.stored.has(self.family.outline_media(sound).key):
-            return replace(sound, waveform=sound.waveform[:0], source=FileSound(path, self.shard, self.video.torn))
+            return replace(sound, waveform=sound.waveform[:0], source=FileSound(path, *options))
         return sound
 
     def _video(self, path: str, sampling: VideoSampling) -> Frames:
         """A video's frames at the encoder's size if they are few; else, or if features are stored, their source."""
         # 1. Times and size alone give the key of the features, and the grid.
         temporal_patch_size = self.family.temporal_patch_size
-        reader: VideoReader | FrameListReader
-        if path.endswith(FRAME_LIST_SUFFIX):
-            reader = FrameListReader(path, sampling, self.shard, temporal_patch_size, self.remote.local_path)
-        else:
-            reader = VideoReader(path, sampling, self.shard, temporal_patch_size)
-        file = FileFrames(path, sampling, self.shard, temporal_patch_size, self.decoding.chunk_frames, self.remote)
+        limits = self.decoding
+        reader = open_video(path, sampling, self.shard, temporal_patch_size, self.remote, limits.media)
+        file = FileFrames(path, sampling, self.shard, temporal_patch_size, limits, self.remote)
         outline = replace(reader.outline, source=file)
         item = self.family.outline_media(outline)
 
@@ -295,8 +293,8 @@ class RowRenderer:
             return reader.outline
 
         # 3. Decoded once in any case, so that a broken frame shows here; held in memory if they are few.
-        parts = map(self.family.resize, reader.chunks(self.decoding.chunk_frames))
-        frames = hold_frames(parts, len(reader.indices), self.decoding.max_held_mib)
+        parts = map(self.family.resize, reader.chunks(limits.frames_at_once(reader.outline)))
+        frames = hold_frames(parts, len(reader.indices), limits.max_held_mib)
         if frames is None:
             self._checked.add(outline.key)
             return outline

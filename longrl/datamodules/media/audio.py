@@ -16,7 +16,14 @@ import torch
 from numpy.typing import NDArray
 
 from longrl.datamodules.media.frame_index import MAX_MISSING_S
-from longrl.datamodules.media.video import content_digest, decoder_errors
+from longrl.datamodules.media.opening import (
+    DEFAULT_MEDIA_LIMITS,
+    DecodeClock,
+    MediaLimits,
+    decoder_errors,
+    open_container,
+)
+from longrl.datamodules.media.video import content_digest
 from longrl.types import FULL_SHARD, AudioClip, FrameShard, UnusableSample
 
 if TYPE_CHECKING:
@@ -37,13 +44,19 @@ class FileSound:
     path: str
     shard: FrameShard
     torn: Literal["skip", "keep"] = "skip"
+    limits: MediaLimits = DEFAULT_MEDIA_LIMITS
 
     def __call__(self) -> Iterator[AudioClip]:
         """The sound, whole."""
-        yield read_sound(self.path, self.shard, self.torn)
+        yield read_sound(self.path, self.shard, self.torn, self.limits)
 
 
-def read_sound(path: str | Path, shard: FrameShard = FULL_SHARD, torn: Literal["skip", "keep"] = "skip") -> AudioClip:
+def read_sound(
+    path: str | Path,
+    shard: FrameShard = FULL_SHARD,
+    torn: Literal["skip", "keep"] = "skip",
+    limits: MediaLimits = DEFAULT_MEDIA_LIMITS,
+) -> AudioClip:
     """The first sound track of a file, as one channel at 16 kHz.
 
     Time 0 is the video's first frame if the file has a video: a track that starts later begins with silence, one that
@@ -53,30 +66,31 @@ def read_sound(path: str | Path, shard: FrameShard = FULL_SHARD, torn: Literal["
         path: a file of any format that PyAV reads: wav, mp3, flac, ogg, m4a, mp4, mkv.
         shard: which part of its features this rank encodes; all ranks decode the whole.
         torn: `keep` takes a file that was cut off for as long as it is, as `VideoSampling.torn`.
+        limits: what the file may cost.
 
     Raises:
-        UnusableSample: no such file, no sound track, a torn one, or less than 0.1 s of it.
+        UnusableSample: no such file, no sound track, a torn one, less than 0.1 s of it, or more than the limits allow.
     """
     import av
 
     digest = content_digest(path)
     if torn == "skip":
         _refuse_torn_wav(path)
-    with decoder_errors(path), av.open(str(path)) as container:
+    with decoder_errors(path), open_container(path, limits) as container:
         if not container.streams.audio:
             raise UnusableSample(
                 path,
                 "it has no sound track; leave such videos out, or show videos without theirs: "
                 "model.family.init_args.use_audio_in_video=false",
             )
-        samples = _decoded(container, path, torn == "keep")
+        samples = _decoded(container, path, torn == "keep", limits)
     if len(samples) < MIN_SECONDS * SAMPLING_RATE:
         raise UnusableSample(path, f"it has {len(samples) / SAMPLING_RATE:.3f} s of sound, less than {MIN_SECONDS} s")
     key = hashlib.sha256(f"audio {digest} PyAV {av.__version__} {SAMPLING_RATE}".encode()).hexdigest()
     return AudioClip(torch.from_numpy(samples), len(samples), key, shard=shard)
 
 
-def _decoded(container: InputContainer, path: str | Path, keeps_torn: bool) -> NDArray[np.float32]:
+def _decoded(container: InputContainer, path: str | Path, keeps_torn: bool, limits: MediaLimits) -> NDArray[np.float32]:
     """[S] samples of the first sound track."""
     import av
 
@@ -84,11 +98,14 @@ def _decoded(container: InputContainer, path: str | Path, keeps_torn: bool) -> N
     resampler = av.AudioResampler(format="fltp", rate=SAMPLING_RATE)
     parts: list[NDArray[np.float32]] = []
     start_s, length_s = None, 0.0
+    clock = DecodeClock(path, limits)
     packets = (packet for packet in container.demux(stream) if not (keeps_torn and packet.is_corrupt))
     for frame in (frame for packet in packets for frame in packet.decode()):
         if start_s is None:
             start_s = frame.time or 0.0
         length_s += frame.samples / frame.sample_rate
+        clock.check()
+        limits.check_length(path, length_s)
         frame.pts = None  # samples follow one another; gaps in the time stamps are not filled
         # the mean, as in qwen-omni-utils and vLLM; FFmpeg's own mono is louder
         parts += [resampled.to_ndarray().mean(0) for resampled in resampler.resample(frame)]

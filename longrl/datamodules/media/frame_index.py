@@ -14,6 +14,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from longrl.datamodules.media.opening import DEFAULT_MEDIA_LIMITS, DecodeClock, MediaLimits, open_container
 from longrl.datamodules.media.orientation import UPRIGHT, Orientation
 
 BROADCASTS = ("mpegts", "mpeg")
@@ -140,19 +141,21 @@ def trim_broadcast(packets: Sequence[PacketTimes]) -> list[PacketTimes]:
     return [packet for packet in packets[first:] if packet.pts is None or start is None or packet.pts >= start]
 
 
-def missing_tail_s(path: str | Path) -> float:
+def missing_tail_s(path: str | Path, limits: MediaLimits = DEFAULT_MEDIA_LIMITS) -> float:
     """Seconds of video that a file says it has and lacks at its end; 0.0 where it is whole.
 
     An index that names every frame decides (mp4, mov); else the number of frames (avi), the stream's own duration
     (Matroska), or the container's, which is that of its longest stream. Containers that say nothing count as whole.
     """
-    with av.open(str(path)) as container:
+    clock = DecodeClock(path, limits)
+    with open_container(path, limits) as container:
         # 1. How far the video goes, and how far anything does.
         video = container.streams.best("video")
         assert video is not None, "its frames are known"
         num_whole, ends_torn = 0, False
         ends = {stream.index: Fraction(0) for stream in container.streams}
         for packet in container.demux():
+            clock.check()
             if not packet.size or packet.pts is None:
                 continue
             if packet.stream_index == video.index:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from longrl.datamodules.media.images import read_image
+from longrl.datamodules.media.opening import DEFAULT_MEDIA_LIMITS, MediaLimits
 from longrl.datamodules.media.sampling import VideoSampling, sample_indices
 from longrl.datamodules.media.video import content_digest
 from longrl.types import FULL_SHARD, Frames, FrameShard, TemporalPatchSize, UnusableSample
@@ -111,6 +112,7 @@ class FrameListReader:
         shard: which of them to decode; the others only count.
         temporal_patch_size: frames that stay together when a video is split over ranks.
         local_path: gives the local file of a frame that lies elsewhere.
+        limits: what each frame may cost.
 
     Raises:
         UnusableSample: the list or a frame that was sampled is missing.
@@ -123,6 +125,7 @@ class FrameListReader:
         shard: FrameShard = FULL_SHARD,
         temporal_patch_size: int | TemporalPatchSize = 1,
         local_path: Callable[[str], str] = str,
+        limits: MediaLimits = DEFAULT_MEDIA_LIMITS,
     ) -> None:
         from PIL import __version__
 
@@ -141,9 +144,10 @@ class FrameListReader:
         self.indices = indices[held.start : held.stop]
         """Those of the shard's frames in the list."""
         self._files = [local_path(frames.paths[index]) for index in indices]
+        self._limits = limits
         self._held = range(held.start, held.stop)
         digests = [content_digest(file) for file in self._files]
-        height, width = read_image(self._files[0]).pixels.shape[-2:]
+        height, width = read_image(self._files[0], limits=limits).pixels.shape[-2:]
         self.outline = Frames(
             kind="video",
             pixels=torch.empty(0, 3, height, width, dtype=torch.uint8),
@@ -164,7 +168,7 @@ class FrameListReader:
         for start in range(0, len(self._held), num_frames):
             images = []
             for position in self._held[start : start + num_frames]:
-                image = read_image(self._files[position]).pixels  # [1, 3, H, W]
+                image = read_image(self._files[position], limits=self._limits).pixels  # [1, 3, H, W]
                 if tuple(image.shape[1:]) != size:
                     has, expected = tuple(image.shape[2:]), size[1:]
                     raise UnusableSample(

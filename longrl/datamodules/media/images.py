@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from longrl.datamodules.media.video import content_digest, decoder_errors
+from longrl.datamodules.media.opening import DEFAULT_MEDIA_LIMITS, MediaLimits, decoder_errors, picture_formats
+from longrl.datamodules.media.video import content_digest
 from longrl.types import FULL_SHARD, Frames, FrameShard, UnusableSample
 
 if TYPE_CHECKING:
@@ -22,24 +23,25 @@ READ_AS_VIDEOS = ("GIF", "AVIF")
 """Those that may be named as videos: FFmpeg reads no animated WebP, and a list of one PNG is a video of one frame."""
 
 
-def read_image(path: str | Path, shard: FrameShard = FULL_SHARD) -> Frames:
+def read_image(path: str | Path, shard: FrameShard = FULL_SHARD, limits: MediaLimits = DEFAULT_MEDIA_LIMITS) -> Frames:
     """An image file as one RGB frame [1, 3, H, W], turned upright as its EXIF orientation says.
 
     A rank whose shard it is not gets [0, 3, H, W]. See `rgb_pixels` for what is not 8-bit RGB.
 
     Raises:
-        UnusableSample: no such file, it cannot be decoded, or its pixels have no meaning in 8 bits.
+        UnusableSample: no such file, it cannot be decoded, is too large, or its pixels have no meaning in 8 bits.
     """
     from PIL import Image, ImageOps, __version__
 
     digest = content_digest(path)
     # Given a path, Pillow maps plain TIFFs into memory, and turns them twice.
-    with decoder_errors(path), open(path, "rb") as file, Image.open(file) as image:
-        num_pictures = getattr(image, "n_frames", 1)  # formats of one picture do not have it
-        if image.format in MOVING and num_pictures > 1:
+    with decoder_errors(path), open(path, "rb") as file, Image.open(file, formats=picture_formats()) as image:
+        limits.check_size(path, *image.size)
+        # Pictures are not counted: of a GIF that takes reading them all.
+        if image.format in MOVING and getattr(image, "is_animated", False):
             is_video = image.format in READ_AS_VIDEOS
             remedy = "name it in `videos`" if is_video else "save its pictures, and name these in `videos` with `fps`"
-            raise UnusableSample(path, f"it is an animation of {num_pictures} pictures, not an image; {remedy}")
+            raise UnusableSample(path, f"it is an animation, not an image; {remedy}")
         pixels, rule = rgb_pixels(ImageOps.exif_transpose(image), path)
     # Files that need no rule keep the keys that they had before there was one.
     key = hashlib.sha256(f"image {digest} Pillow {__version__}{rule}".encode()).hexdigest()

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from longrl.datamodules.media.frame_lists import FRAME_LIST_SUFFIX, FrameListReader
+from longrl.datamodules.media.opening import DEFAULT_MEDIA_LIMITS, MediaLimits
 from longrl.datamodules.media.remote import NO_REMOTE, RemoteMedia
 from longrl.datamodules.media.sampling import VideoSampling
 from longrl.datamodules.media.video import VideoReader
 from longrl.types import FULL_SHARD, Frames, FrameShard, TemporalPatchSize
+
+MAX_CHUNK_BYTES = 256 << 20
+"""Pixels of a video that are in memory in the file's own size at once: 43 frames of 1920 x 1080, 5 of 4096 x 4096."""
 
 
 @dataclass(frozen=True)
@@ -18,10 +23,12 @@ class DecodeLimits:
     """How much of a video is in memory."""
 
     chunk_frames: int = 32
-    """Frames that are there in the file's own size at once."""
+    """Frames that are there in the file's own size at once, at most; fewer of large ones."""
     max_held_mib: int = 2048
     """Frames at the encoder's size that a loader hands over in memory. A larger shard of a video is decoded twice: by
     the loader, to see that it can be, and again, chunk by chunk, while the encoder encodes it."""
+    media: MediaLimits = DEFAULT_MEDIA_LIMITS
+    """What one file may cost."""
 
     def __post_init__(self) -> None:
         for option, value, least in (
@@ -30,6 +37,11 @@ class DecodeLimits:
         ):
             if value < least:
                 raise ValueError(f"data.{option} must be at least {least}, got {value}")
+
+    def frames_at_once(self, outline: Frames) -> int:
+        """How many frames of a video are read at once."""
+        frame_bytes = max(math.prod(outline.pixels.shape[1:]), 1)
+        return max(min(self.chunk_frames, MAX_CHUNK_BYTES // frame_bytes), 1)
 
 
 @dataclass(frozen=True)
@@ -51,13 +63,15 @@ class FileFrames:
     sampling: VideoSampling
     shard: FrameShard
     temporal_patch_size: int | TemporalPatchSize
-    chunk_frames: int
+    limits: DecodeLimits
     remote: RemoteMedia = NO_REMOTE
 
     def __call__(self) -> Iterator[Frames]:
         """The shard's frames in chunks."""
-        reader = open_video(self.path, self.sampling, self.shard, self.temporal_patch_size, self.remote)
-        return reader.chunks(self.chunk_frames)
+        reader = open_video(
+            self.path, self.sampling, self.shard, self.temporal_patch_size, self.remote, self.limits.media
+        )
+        return reader.chunks(self.limits.frames_at_once(reader.outline))
 
 
 def open_video(
@@ -66,11 +80,12 @@ def open_video(
     shard: FrameShard = FULL_SHARD,
     temporal_patch_size: int | TemporalPatchSize = 1,
     remote: RemoteMedia = NO_REMOTE,
+    limits: MediaLimits = DEFAULT_MEDIA_LIMITS,
 ) -> VideoReader | FrameListReader:
     """The reader of a video file or of a list of frames; see `VideoReader` for arguments and errors."""
     if str(path).endswith(FRAME_LIST_SUFFIX):
-        return FrameListReader(path, sampling, shard, temporal_patch_size, remote.local_path)
-    return VideoReader(path, sampling, shard, temporal_patch_size)
+        return FrameListReader(path, sampling, shard, temporal_patch_size, remote.local_path, limits)
+    return VideoReader(path, sampling, shard, temporal_patch_size, limits)
 
 
 def read_video(
@@ -78,6 +93,7 @@ def read_video(
     sampling: VideoSampling,
     shard: FrameShard = FULL_SHARD,
     temporal_patch_size: int | TemporalPatchSize = 1,
+    limits: MediaLimits = DEFAULT_MEDIA_LIMITS,
 ) -> Frames:
     """The sampled frames of a video, all of them in memory; see `VideoReader` for arguments and errors.
 
@@ -85,5 +101,5 @@ def read_video(
         Frames with pixels [F, 3, H, W] of the shard in the file's own size, and times of all frames from the container,
         0 at its first one.
     """
-    reader = open_video(path, sampling, shard, temporal_patch_size)
+    reader = open_video(path, sampling, shard, temporal_patch_size, limits=limits)
     return next(reader.chunks(max(len(reader.indices), 1)), reader.outline)

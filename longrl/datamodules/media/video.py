@@ -31,6 +31,14 @@ from longrl.datamodules.media.frame_index import (
     missing_tail_s,
     trim_broadcast,
 )
+from longrl.datamodules.media.opening import (
+    DEFAULT_MEDIA_LIMITS,
+    DecodeClock,
+    MediaLimits,
+    decoder_errors,
+    open_container,
+    open_decoder,
+)
 from longrl.datamodules.media.orientation import UPRIGHT, orientation_of
 from longrl.datamodules.media.sampling import VideoSampling, sample_indices
 from longrl.types import FULL_SHARD, Frames, FrameShard, TemporalPatchSize, UnusableSample
@@ -50,9 +58,10 @@ class VideoReader:
         sampling: which frames.
         shard: which of them to decode; the others only count.
         temporal_patch_size: frames that stay together when a video is split over ranks.
+        limits: what the file may cost.
 
     Raises:
-        UnusableSample: no such file, or one in which frames cannot be found by time.
+        UnusableSample: no such file, one in which frames cannot be found by time, or one above the limits.
 
     Example:
         `for frames in VideoReader("clip.mp4", VideoSampling(fps=1.0)).chunks(32): ...`
@@ -64,10 +73,11 @@ class VideoReader:
         sampling: VideoSampling,
         shard: FrameShard = FULL_SHARD,
         temporal_patch_size: int | TemporalPatchSize = 1,
+        limits: MediaLimits = DEFAULT_MEDIA_LIMITS,
     ) -> None:
         # 1. What the file is, and when its frames appear.
         digest = content_digest(path)
-        index = read_frame_index(path)
+        index = read_frame_index(path, limits)
         duration_s = index.end_s - float(index.starts[0])
         if index.missing_s and sampling.torn == "skip":
             raise UnusableSample(
@@ -76,7 +86,7 @@ class VideoReader:
                 "data.video.torn=keep uses what is there",
             )
         if index.missing_s or index.key_bytes is not None:  # cut off anywhere, also within a frame
-            index = _without_damaged_end(path, index)
+            index = _without_damaged_end(path, index, limits)
             duration_s = index.end_s - float(index.starts[0])
         if sampling.span_s is not None and sampling.span_s[0] >= duration_s:
             start_s = sampling.span_s[0]
@@ -85,6 +95,7 @@ class VideoReader:
         indices = sample_indices(index.starts, index.end_s, sampling)
         held = shard.frames(len(indices), temporal_patch_size)
         self.path = path
+        self._limits = limits
         self._index = index
         self.indices = indices[held.start : held.stop]
         """Those of the shard's frames in the file."""
@@ -109,8 +120,9 @@ class VideoReader:
             UnusableSample: a frame of the chunk cannot be decoded exactly.
         """
         height, width = self._index.size
-        with opened_video(self.path) as (container, stream):
-            position = FramePosition(container, stream, self._index)
+        with opened_video(self.path, self._limits) as (container, stream):
+            clock = DecodeClock(self.path, self._limits)
+            position = FramePosition(container, stream, self._index, clock)
             for start in range(0, len(self.indices), num_frames):
                 chunk = self.indices[start : start + num_frames]
                 pixels = np.empty((len(chunk), *self.outline.pixels.shape[2:], 3), np.uint8)  # [F, H, W, 3]
@@ -132,11 +144,12 @@ class FramePosition:
     before it, or at the file's beginning, and met no error since.
     """
 
-    def __init__(self, container: Any, stream: Any, index: FrameIndex) -> None:
+    def __init__(self, container: Any, stream: Any, index: FrameIndex, clock: DecodeClock) -> None:
         self._container = container
         self._stream = stream
         self._index = index
-        self._frames = _decoded(container, stream, index, None if index.key_bytes is None else len(index.pts))
+        self._clock = clock
+        self._frames = _decoded(container, stream, index, clock, None if index.key_bytes is None else len(index.pts))
         self._next = 0
         self._can_jump = not index.in_order
         self._can_restart = not index.in_order
@@ -144,7 +157,12 @@ class FramePosition:
         """Number of a key frame behind which something is damaged; frames that rest on it are not tried again."""
 
     def advance_to(self, index: int) -> Any | None:
-        """The frame of that index, later than the last one; None if it is damaged or missing."""
+        """The frame of that index, later than the last one; None if it is damaged or missing.
+
+        Raises:
+            UnusableSample: decoding takes longer than the limits allow.
+        """
+        self._clock.start()
         pts = int(self._index.pts[index])
         nth = int(np.searchsorted(self._index.keys, index, side="right")) - 1
         if nth == self._lost_key:
@@ -185,10 +203,10 @@ class FramePosition:
         else:
             self._container.seek(int(self._index.pts[self._index.keys[nth]]), stream=self._stream)
             last = index if nth else None  # nothing is before the first one
-        self._frames = _decoded(self._container, self._stream, self._index, last)
+        self._frames = _decoded(self._container, self._stream, self._index, self._clock, last)
 
 
-def _decoded(container: Any, stream: Any, index: FrameIndex, last: int | None) -> Iterator[Any]:
+def _decoded(container: Any, stream: Any, index: FrameIndex, clock: DecodeClock, last: int | None) -> Iterator[Any]:
     """Frames from where a container stands to a damaged packet.
 
     Decoding begins at the first key frame of the index, which must not be later than frame `last`; at once if that is
@@ -198,6 +216,7 @@ def _decoded(container: Any, stream: Any, index: FrameIndex, last: int | None) -
     limit, is_waiting = len(shown) if last is None else last, last is not None
     num_frames = 0
     for packet in container.demux(stream):
+        clock.check()
         if is_waiting:
             if packet.pts is None or not packet.is_keyframe:
                 continue
@@ -240,25 +259,24 @@ def hold_frames(parts: Iterator[Frames], num_frames: int, max_mib: int) -> Frame
 
 
 @contextmanager
-def opened_video(path: str | Path) -> Iterator[tuple[Any, Any]]:
-    """A file's container and its video stream; what goes wrong inside is `UnusableSample`. Loader workers are many."""
-    with decoder_errors(path), av.open(str(path)) as container:
+def opened_video(path: str | Path, limits: MediaLimits = DEFAULT_MEDIA_LIMITS) -> Iterator[tuple[Any, Any]]:
+    """A file's container and its video stream; what goes wrong inside is `UnusableSample`."""
+    with decoder_errors(path), open_container(path, limits) as container:
         stream = container.streams.best("video")
         if stream is None:
             raise UnusableSample(path, "it cannot be decoded (there is no video in it)")
-        stream.codec_context.thread_count = 1
-        stream.codec_context.options = {"err_detect": "explode"}  # else what is damaged is painted over
+        open_decoder(path, stream, limits)
         yield container, stream
 
 
-def read_frame_index(path: str | Path) -> FrameIndex:
+def read_frame_index(path: str | Path, limits: MediaLimits = DEFAULT_MEDIA_LIMITS) -> FrameIndex:
     """The times of a file's frames, from its packets, and how they stand, from its first frame.
 
     Raises:
-        UnusableSample: there are none, or they cannot be found by time.
+        UnusableSample: there are none, they cannot be found by time, or they are more than the limits allow.
     """
     # 1. The packets that are whole; of a broadcast, from the first key frame on.
-    scan = _scan_packets(path)
+    scan = _scan_packets(path, limits)
     packets = scan.packets
     is_torn = bool(packets) and packets[-1].is_corrupt
     while packets and packets[-1].is_corrupt:
@@ -283,26 +301,30 @@ def read_frame_index(path: str | Path) -> FrameIndex:
     keys = np.flatnonzero(is_key)
     last_s = durations[-1] * scan.unit_s or (float(np.median(np.diff(starts))) if len(pts) > 1 else 0.0)
     end_s = float(starts[-1] + last_s)
+    limits.check_length(path, end_s - float(starts[0]))
 
     # 3. What a torn file lacks.
     missing_s = 0.0
     is_short = scan.num_packets < scan.num_declared or end_s - starts[0] < scan.declared_s - MAX_MISSING_S
     if not scan.is_broadcast and (is_torn or is_short):
         with decoder_errors(path):
-            missing_s = missing_tail_s(path)
+            missing_s = missing_tail_s(path, limits)
     key_bytes = positions[keys] if scan.is_broadcast else None
     return FrameIndex(
         pts, starts, end_s, keys, scan.size, orientation, scan.has_alpha, key_bytes, scan.in_order, missing_s
     )
 
 
-def _scan_packets(path: str | Path) -> PacketScan:
+def _scan_packets(path: str | Path, limits: MediaLimits) -> PacketScan:
     """One pass over a file, in which the decoder is asked for one frame."""
     packets: list[PacketTimes] = []
     first, num_packets = None, -1  # the last packet is empty
-    with opened_video(path) as (container, stream):
+    with opened_video(path, limits) as (container, stream):
+        clock = DecodeClock(path, limits)
         for packet in container.demux(stream):
+            clock.check()
             num_packets += 1
+            limits.check_count(path, num_packets)
             if packet.size and not packet.is_discard:
                 flags = packet.is_keyframe, packet.is_corrupt
                 packets.append(PacketTimes(packet.pts, packet.duration or 0, *flags, packet.dts, packet.pos or 0))
@@ -326,25 +348,14 @@ def _scan_packets(path: str | Path) -> PacketScan:
         )
 
 
-def _without_damaged_end(path: str | Path, index: FrameIndex) -> FrameIndex:
+def _without_damaged_end(path: str | Path, index: FrameIndex, limits: MediaLimits) -> FrameIndex:
     """The index without the frames of the last two GOPs from the first one on that does not decode."""
     # Two, for what is damaged takes along frames before it that the decoder still holds.
     first, num_frames = int(index.keys[-2:][0]), len(index.pts)
-    with opened_video(path) as (container, stream):
-        position = FramePosition(container, stream, index)
+    with opened_video(path, limits) as (container, stream):
+        position = FramePosition(container, stream, index, DecodeClock(path, limits))
         damaged = (number for number in range(first, num_frames) if position.advance_to(number) is None)
         return index.first_frames(next(damaged, num_frames))
-
-
-@contextmanager
-def decoder_errors(path: str | Path) -> Iterator[None]:
-    """Turns whatever a decoder raises into `UnusableSample`."""
-    try:
-        yield
-    except (UnusableSample, MemoryError):
-        raise
-    except Exception as error:
-        raise UnusableSample.because(error, "it cannot be decoded", path) from error
 
 
 def content_digest(path: str | Path) -> str:

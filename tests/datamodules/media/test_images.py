@@ -148,7 +148,7 @@ def test_an_animation_is_no_image(tmp_path, name):
     first.save(tmp_path / name, save_all=True, append_images=others, duration=100)
     is_video = name in ("i.gif", "i.avif")
     remedy = "name it in `videos`" if is_video else "save its pictures, and name these in `videos` with `fps`"
-    with pytest.raises(UnusableSample, match=f"an animation of 3 pictures, not an image; {remedy}"):
+    with pytest.raises(UnusableSample, match=f"an animation, not an image; {remedy}"):
         read_image(tmp_path / name)
     if is_video:
         assert len(read_video(tmp_path / name, VideoSampling()).pixels) == 3

@@ -20,6 +20,7 @@ from longrl.datamodules.loading.render import RowRenderer
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.datamodules.media import video
 from longrl.datamodules.media.frame_index import FrameIndex
+from longrl.datamodules.media.opening import DecodeClock, MediaLimits
 from longrl.datamodules.media.sampling import VideoSampling
 from longrl.datamodules.media.sources import DecodeLimits, FileFrames, HeldFrames, read_video
 from longrl.datamodules.media.video import FramePosition, VideoReader, hold_frames
@@ -119,7 +120,7 @@ def test_a_seek_that_ends_behind_the_frame_is_made_good():
     numbers = np.arange(100)
     container = LateSeeks()
     index = FrameIndex(numbers, numbers.astype(float), 100.0, np.array([0, 20, 40, 60, 80]), (2, 2))
-    position = FramePosition(container, None, index)
+    position = FramePosition(container, None, index, DecodeClock("x.mp4", MediaLimits()))
     assert [position.advance_to(number).pts for number in (1, 41, 50, 64)] == [1, 41, 50, 64]
     assert container.seeks == 2  # 41 needs a second one, to the beginning; from then on nothing is left out
     index.pts[70] = 1000
