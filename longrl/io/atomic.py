@@ -46,6 +46,7 @@ def atomic_file(path: str | Path, *, clean: bool = True) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())  # else a power cut may keep the rename and lose the content
         partial.replace(path)
+        sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -81,16 +82,38 @@ def atomic_folder(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
         work, before = Path(scratch, "new"), Path(scratch, OLD)
         work.mkdir()
         yield work
+        sync_files(work)
         try:
             if path.exists():
                 if not replace:
                     raise FileExistsError(f"{path} has appeared while it was being written; name a new folder")
                 path.rename(before)  # no system renames onto a folder that has something in it
             work.rename(path)
+            sync_folder(path.parent)
         except BaseException:  # an interrupt too: the scratch folder is deleted, and what stood there with it
             if before.exists() and not path.exists():
                 before.rename(path)
             raise
+
+
+def sync_folder(folder: str | Path) -> None:
+    """Has the system put a folder's own entries on the disk: a rename that is not there is lost by a power cut."""
+    with contextlib.suppress(OSError):  # some network file systems have no such thing
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def sync_files(folder: Path) -> None:
+    """Has the system put on the disk what other libraries wrote into a folder and below it."""
+    for path in [folder, *folder.rglob("*")]:
+        if path.is_dir():
+            sync_folder(path)
+        elif path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
 
 
 def set_aside(path: Path) -> Path:
