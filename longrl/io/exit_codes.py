@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 MISTAKE = 2
-"""The command line, a config or a file that the user gave is wrong: one line says what; another start changes nothing."""
+"""The command line, a config or a file that the user gave is wrong: a line says what; another start changes nothing."""
 HUNG = 70
 """A phase, rank, worker or server went past its limit, and the watchdog ended the run; `--resume auto` goes on."""
 STOPPED = 75
