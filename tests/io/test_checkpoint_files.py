@@ -76,6 +76,18 @@ def test_no_changed_byte_changes_what_is_loaded(tmp_path):
     assert {index for index in tried if begin <= index < begin + 160} <= found
 
 
+def test_a_tensor_that_calls_itself_a_folder_is_found(tmp_path):
+    """torch would return memory as it was before, and no error."""
+    path = tmp_path / "last.ckpt"
+    torch.save({"state_dict": {"a": torch.arange(40.0)}}, path)
+    content = bytearray(path.read_bytes())
+    name = content.rindex(b"last/data/0")  # in the directory; 8 bytes before it are the entry's attributes
+    content[name - 8] ^= 0x10
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="the content of last/data/0 is not what was written"):
+        check_checkpoint(path)
+
+
 @pytest.mark.parametrize("content", [{}, [1], torch.ones(3), {"state_dict": 3}, {"state_dict": {"a": "b"}}])
 def test_a_file_of_something_else_is_no_checkpoint(tmp_path, content):
     torch.save(content, tmp_path / "other.ckpt")
