@@ -8,10 +8,11 @@ import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar as BaseProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
 from typing_extensions import override
@@ -20,6 +21,8 @@ from longrl.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
 from longrl.callbacks.random_state import RandomState
 from longrl.callbacks.rollout import RolloutCallback
 from longrl.callbacks.run_watch import RunWatch
+from longrl.callbacks.terminal_view import TerminalView
+from longrl.callbacks.throughput import ProgressBar
 from longrl.commands import run_config
 from longrl.commands.main import COMMAND_USAGE, TRAINER_COMMANDS
 from longrl.commands.renamed import MOVED
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
     from longrl.planning.run_plan import PlannedRun
 
 logger = logging.getLogger(__name__)
+
+View = Literal["auto", "live", "plain", "off"]
 
 COMMAND_HELP = """{}: {}. The options of a class are listed by --model.family.help CLASS, --trainer.callbacks.help CLASS
 and so on, for instance --rollout.engine.help longrl.engines.vllm.VLLMEngine."""
@@ -105,6 +110,12 @@ class LongRLCLI(LightningCLI):
         parser.add_argument("--wandb", type=WandbMode, default="off", help="log to Weights & Biases as well")
         parser.add_argument("--wandb_project", type=str, default="longrl")
         parser.add_argument("--tensorboard", type=bool, default=False, help="log to run_dir/tensorboard as well")
+        parser.add_argument(
+            "--view",
+            type=View,
+            default="auto",
+            help="of fit: a screen (live), a line every few steps (plain), or nothing; auto is live on a terminal",
+        )
         # Without a reward there is no rollout callback, as for SFT that does not generate: hence no required option.
         parser.add_class_arguments(self.rollout_class, "rollout", skip={"reward"}, instantiate=False, sub_configs=True)
         parser.add_argument(
@@ -178,21 +189,34 @@ class LongRLCLI(LightningCLI):
         # The rollout callback comes last, as it stood in the list once: at a batch's end those before it read what the
         # step before logged, so that what they log and save stays the same.
         callbacks = [*listed, rollout] if rollout else listed
-        kwargs.setdefault("callbacks", self.watched(callbacks))
+        callbacks = self.with_onlookers(callbacks)
+        kwargs.setdefault("callbacks", callbacks)
+        if not any(isinstance(one, BaseProgressBar) for one in callbacks):
+            kwargs.setdefault("enable_progress_bar", False)  # Lightning would add a bar of its own
         trainer = super().instantiate_trainer(**kwargs)
         trainer.callbacks.append(RandomState())  # type: ignore[attr-defined]  # Lightning does not declare it
         return trainer
 
-    def watched(self, callbacks: Sequence[Callback]) -> list[Callback]:
-        """The callbacks of a run with those that look on, which come behind all that logs: `fit` has curves and alerts.
+    def with_onlookers(self, callbacks: Sequence[Callback]) -> list[Callback]:
+        """The callbacks of a run with those that look on, which come behind all that logs.
 
         Checkpoints hold what the watch knows; Lightning saves them behind all other callbacks.
         """
+        view = self.view(callbacks)
+        views = [] if view is None else [view]
         if self.subcommand != "fit":
-            return list(callbacks)
+            return [*callbacks, *views]
         listed = [one for one in callbacks if isinstance(one, RunWatch)]
         others = [one for one in callbacks if not isinstance(one, RunWatch)]
-        return [*others, *(listed or [RunWatch()])]
+        return [*others, *(listed or [RunWatch()]), *views]
+
+    def view(self, callbacks: Sequence[Callback]) -> Callback | None:
+        """What shows how far the command is, unless nothing is to be shown or `trainer.callbacks` has such a thing."""
+        mode = self._get(self.config_init, "view")
+        is_listed = any(isinstance(one, BaseProgressBar) for one in callbacks)
+        if mode == "off" or is_listed or self._get(self.config_init, "trainer.enable_progress_bar") is False:
+            return None
+        return TerminalView(mode) if self.subcommand == "fit" else ProgressBar()
 
     def rollout_callback(self) -> Callback | None:
         """The callback that the group `rollout` describes; None without a reward."""

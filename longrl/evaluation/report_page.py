@@ -24,6 +24,7 @@ from longrl.evaluation.charts import all_categories, plot_accuracies, run_color,
 from longrl.evaluation.curves import plot_curves, read_metrics
 from longrl.evaluation.scores import Scores
 from longrl.io.atomic import atomic_write
+from longrl.io.progress import duration
 from longrl.types import Row
 
 MAX_FRAMES = 12
@@ -169,15 +170,6 @@ def _environment() -> Environment:
 def data_uri(image: bytes, kind: str) -> str:
     """Image bytes as the `src` of an <img>, so that the page needs no other file; kind is "png", "jpeg" or "webp"."""
     return f"data:image/{kind};base64,{base64.b64encode(image).decode('ascii')}"
-
-
-def duration(seconds: float) -> str:
-    """How long something took: "8.2 s", "3 min 20 s", "2 h 5 min"."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 def clock_time(seconds: float) -> str:

@@ -55,14 +55,18 @@ class PhaseTimes:
 
     def __init__(self) -> None:
         self._seconds: Metrics = defaultdict(float)
+        self.now: tuple[str, float] | None = None
+        """The phase under way and when it began (`time.perf_counter`), for whoever looks on; None between phases."""
 
     @contextlib.contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
         """Adds the seconds spent inside to `phase`."""
         start = time.perf_counter()
+        self.now = (phase, start)
         try:
             yield
         finally:
+            self.now = None
             self._seconds[phase] += time.perf_counter() - start
 
     def collect(self) -> Metrics:
