@@ -138,21 +138,30 @@ def run_in_child(folder: Path, values: dict[str, Any], *more: str, command: str 
     Returns its exit status, or minus the signal that ended it, once all processes that it started have ended too.
     """
     sys.stdout.flush()
+    child = start_in_child(folder, values, *more, command=command)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    wait_for_session(child)
+    return status
+
+
+def start_in_child(folder: Path, values: dict[str, Any], *more: str, command: str = "fit") -> int:
+    """Starts a run in a forked process, the leader of a session of its own; returns the process."""
+    sys.stdout.flush()
     child = os.fork()
     if child == 0:
-        os.setpgid(0, 0)
+        os.setsid()
         status = 1
         try:
             run(folder, values, *more, command=command)
             status = 0
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 1
         except BaseException:
             traceback.print_exc()
         finally:
             sys.stderr.flush()
             os._exit(status)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    wait_for_group(child)
-    return status
+    return child
 
 
 def wait_for_group(leader: int, timeout_s: float = 20.0) -> None:
@@ -165,6 +174,28 @@ def wait_for_group(leader: int, timeout_s: float = 20.0) -> None:
             return
         assert time.monotonic() < deadline, f"processes of group {leader} outlive the one that started them"
         time.sleep(0.02)
+
+
+def wait_for_session(leader: int, timeout_s: float = 20.0) -> None:
+    """Returns when no process of a session is left; loader workers are in process groups of their own."""
+    deadline = time.monotonic() + timeout_s
+    while left := session_members(leader):
+        assert time.monotonic() < deadline, f"processes {left} outlive {leader}, which started them"
+        time.sleep(0.02)
+
+
+def session_members(leader: int) -> list[int]:
+    """Processes of a session that have not ended."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            text = stat.read_text()
+        except OSError:  # it has ended meanwhile
+            continue
+        state, _, _, session = text.rpartition(")")[2].split()[:4]
+        if int(session) == leader and state not in "ZX":
+            found.append(int(stat.parent.name))
+    return found
 
 
 PORTS = itertools.count(20_000 + 1_000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]))
@@ -216,20 +247,24 @@ class FirstWeights(Callback):
 
 
 class Kill(Callback):
-    """Ends its process as `kill -9` does, at a certain place of the first step that reaches `step` optimizer steps.
+    """Sends its process a signal at a certain place of the first step that reaches `step` optimizer steps.
 
     Args:
         step: optimizer steps that are to be done.
         where: a callback hook; `saving` for the middle of writing a checkpoint, `saved` for right after one, `pruning`
             for before the one that it replaces is deleted.
+        sends: the signal; one that does not end the process is sent once.
     """
 
-    def __init__(self, step: int, where: str) -> None:
+    def __init__(self, step: int, where: str, sends: str = "SIGKILL") -> None:
         self.step, self.where = step, where
+        self.sends = signal.Signals[sends]
+        self.is_sent = False
 
     def _die(self, trainer) -> None:
-        if trainer.global_step >= self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if trainer.global_step >= self.step and not self.is_sent:
+            self.is_sent = True
+            os.kill(os.getpid(), self.sends)
 
     def on_fit_start(self, trainer, pl_module):
         if self.where == "saving":

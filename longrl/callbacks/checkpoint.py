@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from typing_extensions import override
 
 from longrl.io.atomic import PARTIAL_SUFFIX, atomic_file
+from longrl.io.stop_signals import StopRun, current_signals
+from longrl.strategies.axis import world_axis
 
 
 class Checkpoint(ModelCheckpoint):
@@ -25,12 +28,41 @@ class Checkpoint(ModelCheckpoint):
       run logs them first.
     - At the end of an epoch everything is saved in `on_train_epoch_end`: from a checkpoint of `on_train_batch_end`
       Lightning 2.6 loses count of the epochs, and a second interruption changes the run.
+    - A signal that asks the run to end (`longrl.io.stop_signals`) has the batch saved as any other one, and the run
+      ends there, on all ranks: `StopRun`.
+
+    Args:
+        every_n_minutes: save also after the batch with which so many minutes have passed since the last save.
+        stop_within_s: seconds after a signal in which the step must have ended and been saved; else the process ends
+            where it is, and what is kept is the last checkpoint. None waits for the step, however long it takes.
+        **options: those of Lightning's `ModelCheckpoint`.
     """
 
     _due = False
+    _stops = False
+    """A signal asked the run to end with this batch."""
     _steps_before = 0
     _unlogged: dict[str, Any] | None = None
     """Step and metrics of the batch that is being saved."""
+
+    def __init__(
+        self,
+        every_n_minutes: float | None = None,
+        stop_within_s: float | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        limits = {"every_n_minutes": every_n_minutes, "stop_within_s": stop_within_s}
+        for name, value in limits.items():
+            if value is not None and not value > 0:
+                raise ValueError(f"checkpoint.{name} must be above 0, got {value}; leave it out to do without")
+        self._stop_within_s = stop_within_s
+        self._interval_s = math.inf
+        """Longest time between two saves."""
+        if self._train_time_interval is not None:
+            self._interval_s = self._train_time_interval.total_seconds()
+        if every_n_minutes is not None:
+            self._interval_s = min(self._interval_s, 60 * every_n_minutes)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -44,6 +76,10 @@ class Checkpoint(ModelCheckpoint):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
+        signals = current_signals()
+        if signals is not None:
+            # Lightning has just taken SIGTERM: its handler talks to other ranks wherever this one is.
+            signals.defer(self._stop_within_s)
         loop = trainer.fit_loop
         # Under max_steps Lightning 2.6 would end the saved epoch once more.
         if loop.restarted_on_epoch_end:
@@ -65,12 +101,13 @@ class Checkpoint(ModelCheckpoint):
         # A batch may take several steps: it counts when it passes a multiple without standing on it.
         if every > 0 and steps // every > self._steps_before // every:
             self._due = True
-        if 0 < trainer.max_steps <= steps:
+        is_last = 0 < trainer.max_steps <= steps
+        if is_last:
             self._due = True
-        interval = self._train_time_interval
-        if interval is not None:
-            waited = time.monotonic() - (self._last_time_checked or 0.0)
-            self._due |= waited >= interval.total_seconds()
+        # Ranks have clocks of their own, and a signal may reach one of them alone.
+        wish = world_axis().max(self._wish())
+        self._due |= wish > 0
+        self._stops = wish > 1 and not is_last
         if not self._due or trainer.is_last_batch:
             return
         loop = trainer.fit_loop
@@ -82,11 +119,13 @@ class Checkpoint(ModelCheckpoint):
         self._save(trainer)
         # A later save, after validation, must not log this batch once more.
         self._unlogged = None
+        self._end_if_asked(trainer)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._due and not trainer.is_last_batch:
             self._save(trainer)
+            self._end_if_asked(trainer)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -97,6 +136,8 @@ class Checkpoint(ModelCheckpoint):
         is_multiple = every > 0 and epochs % every == 0
         if self._due or is_last or is_multiple:
             self._save(trainer)
+        if not is_last:
+            self._end_if_asked(trainer)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -106,6 +147,19 @@ class Checkpoint(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self._unlogged = state_dict["unlogged"]
+
+    def _wish(self) -> int:
+        """What this rank wants of a batch that has ended: 0 nothing, 1 a checkpoint, 2 one and the end of the run."""
+        signals = current_signals()
+        if signals is not None and signals.requested:
+            return 2
+        waited = time.monotonic() - (self._last_time_checked or 0.0)
+        return int(waited >= self._interval_s)
+
+    def _end_if_asked(self, trainer: Trainer) -> None:
+        """Raises StopRun on all ranks if a signal reached one of them."""
+        if self._stops:
+            raise StopRun(trainer.global_step)
 
     def _save(self, trainer: Trainer) -> None:
         self._due = False

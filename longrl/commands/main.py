@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from longrl.commands.renamed import current_arguments
 from longrl.io.functions import search_working_folder
+from longrl.io.stop_signals import interruptible
 
 TRAINER_COMMANDS = {
     "fit": "train by SFT or RL: python -m longrl fit --config configs/demo/sft.yaml",
@@ -33,6 +34,17 @@ OTHER_COMMANDS = {
     "demo": ("longrl.commands.demo", "the whole path on one laptop: data, SFT, RL, evaluation, report"),
     "synthetic": ("longrl.commands.synthetic", "generate long videos with known stories"),
 }
+KEPT = {
+    "evaluate": "what was answered is kept: the same command goes on",
+    "pipeline": "what was answered is kept: the same command goes on",
+    "cache-features": "features written so far are kept: the same command goes on",
+    "demo": "stages that ended are kept: the same command goes on",
+    "test": "nothing is kept of it: the same command asks again",
+    "predict": "nothing is kept of it: the same command asks again",
+}
+"""What there is of a command that a signal interrupts, and how to go on."""
+WITH_OWN_SIGNALS = ("serve",)
+"""Commands whose server handles signals itself."""
 COMMAND_USAGE = "{} {} --config FILE.yaml [--config FILE.yaml ...] [--KEY VALUE ...]"
 """Usage of one command that takes configs: an error begins with this line instead of a page of all options."""
 USAGE = """usage: python -m longrl COMMAND [--config FILE.yaml ...] [--KEY VALUE ...]
@@ -42,7 +54,7 @@ Reinforcement learning for vision-language models that reason over long videos.
 {commands}
 
 `python -m longrl COMMAND --help` lists every option of a command. Several --config compose: later ones win.
-Chain two stages by --model.init_from RUN; go on with an interrupted run by --ckpt_path RUN/checkpoints/last.ckpt.
+Chain two stages by --model.init_from RUN; go on with an interrupted run by the same command and --resume auto.
 With LONGRL_TRACEBACK=1 in the environment an error comes with its traceback.
 """
 
@@ -72,6 +84,15 @@ def run_command(args: list[str]) -> None:
     """Runs the command that `args` begins with."""
     args = current_arguments(args)
     command = args[0] if args else "--help"
+    if command in WITH_OWN_SIGNALS:
+        dispatch(command, args)
+        return
+    with interruptible(command, KEPT.get(command, "")):
+        dispatch(command, args)
+
+
+def dispatch(command: str, args: list[str]) -> None:
+    """Calls a command, `args` with its name first."""
     if command in ("-h", "--help"):
         sys.stdout.write(usage())
     elif command in TRAINER_COMMANDS:

@@ -24,7 +24,9 @@ def checkpoint_folder(run_dir: str) -> str:
     return str(Path(run_dir) / "checkpoints")
 
 
-def check_checkpoints(command: str | None, run_dir: str, ckpt_path: str | None, config: str = "") -> None:
+def check_checkpoints(
+    command: str | None, run_dir: str, ckpt_path: str | None, config: str = "", resumes: bool = False
+) -> None:
     """Raises ValueError, before anything is written, if `fit` would replace a run or `ckpt_path` is not there.
 
     Args:
@@ -32,12 +34,13 @@ def check_checkpoints(command: str | None, run_dir: str, ckpt_path: str | None, 
         run_dir: the run's folder.
         ckpt_path: checkpoint that the command names.
         config: as `fit` would write it to config.yaml.
+        resumes: `fit` is to go on with the run, or to begin it.
     """
     folder = Path(run_dir)
     last = Path(checkpoint_folder(run_dir), "last.ckpt")
     saved = saved_checkpoints(folder)
     if command == "fit" and ckpt_path is None:
-        _check_unused(folder, saved, config)
+        _check_unused(folder, saved, config, resumes)
     if ckpt_path == "last" and command in EVALUATING and not (saved and _is_last(saved[0])):
         # Lightning would go on with the weights that the run began with.
         raise ValueError(f"--ckpt_path=last, but there is no {last}; name a checkpoint that is there by --ckpt_path")
@@ -55,7 +58,7 @@ def check_checkpoints(command: str | None, run_dir: str, ckpt_path: str | None, 
         raise ValueError(f"--ckpt_path={ckpt_path} is a folder and no checkpoint; {remedy}")
 
 
-def _check_unused(folder: Path, saved: list[Path], config: str) -> None:
+def _check_unused(folder: Path, saved: list[Path], config: str, resumes: bool) -> None:
     """Raises ValueError if `fit` would begin the run in `folder` anew; under SLURM Lightning may go on with it."""
     signal = signal_checkpoint(saved)
     if signal is not None and _is_newest(signal, saved):
@@ -63,16 +66,23 @@ def _check_unused(folder: Path, saved: list[Path], config: str) -> None:
         return
     if saved:
         raise ValueError(
-            f"--run_dir={folder} holds a run already, which `fit` does not replace; go on with it by "
-            f"--ckpt_path {saved[0]}, or name another --run_dir or delete that folder to start anew"
+            f"--run_dir={folder} holds a run already, which `fit` does not replace; --resume auto goes on from its "
+            f"last good checkpoint. Else go on with it by --ckpt_path {saved[0]}, or name another --run_dir or delete "
+            "that folder to start anew"
         )
     is_begun = (folder / "samples.jsonl").is_file() or any(map(_has_values, folder.glob("logs/version_*/metrics.csv")))
-    if is_begun and _same_run(folder / "config.yaml", config):
+    is_same = _same_run(folder / "config.yaml", config)
+    if is_begun and is_same:
         logger.warning("the run in %s ended before its first checkpoint; it begins anew beside what it left", folder)
     elif is_begun:
         raise ValueError(
             f"--run_dir={folder} holds the metrics or samples of another run, which ended before its first checkpoint; "
             "they would mix with this one's. Name another --run_dir, or delete that folder to start anew"
+        )
+    elif (folder / "config.yaml").is_file() and not is_same and not resumes:
+        raise ValueError(
+            f"--run_dir={folder} has the config.yaml of another run, which ended before its first step. --resume auto "
+            "begins this run there and keeps that file under another name; or name another --run_dir"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import logging
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar as BaseProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from typing_extensions import override
 
@@ -25,12 +26,18 @@ from longrl.callbacks.terminal_view import TerminalView
 from longrl.callbacks.throughput import ProgressBar
 from longrl.commands import run_config
 from longrl.commands.main import COMMAND_USAGE, TRAINER_COMMANDS
+from longrl.commands.ranks import cluster_plugins, is_first_rank
 from longrl.commands.renamed import MOVED
+from longrl.commands.resuming import last_good_checkpoint
 from longrl.commands.run_config import Config, ModelKind
+from longrl.commands.run_ending import advice, ending_of_run, resume_command
 from longrl.commands.run_folders import EVALUATING, check_checkpoints, check_tested_weights, checkpoint_folder
 from longrl.commands.run_loggers import WandbMode, make_loggers
 from longrl.commands.run_settings import SHOWN_BY_DATA, read_settings, tell_differences, with_run_config
+from longrl.commands.saved_config import SaveRunConfig
 from longrl.datamodules.longvideo_reason import LongVideoReason
+from longrl.io.folder_lock import FolderLock
+from longrl.io.stop_signals import stop_signals
 from longrl.modules.policy import PolicyModule
 from longrl.rewards import RewardSum
 from longrl.strategies.mr_sp import MRSPStrategy
@@ -40,21 +47,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Resume = Literal["auto"]
 View = Literal["auto", "live", "plain", "off"]
 
 COMMAND_HELP = """{}: {}. The options of a class are listed by --model.family.help CLASS, --trainer.callbacks.help CLASS
 and so on, for instance --rollout.engine.help longrl.engines.vllm.VLLMEngine."""
-
-
-class SaveRunConfig(SaveConfigCallback):
-    """Writes the composed config of a training run to `run_dir/config.yaml`."""
-
-    @override
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            path = Path(trainer.default_root_dir) / "config.yaml"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(self.parser.dump(self.config, skip_none=False))
 
 
 class LongRLCLI(LightningCLI):
@@ -66,6 +63,20 @@ class LongRLCLI(LightningCLI):
     """The classes that `model`, `data` and `rollout` configure."""
     kind: ClassVar[ModelKind] = "language"
     prog: ClassVar[str] = "python -m longrl"
+    lock: FolderLock | None = None
+    """Keeps other runs out of the folder of this one."""
+    given: Sequence[str] = ()
+    """The command line."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        with stop_signals() as signals:
+            try:
+                super().__init__(*args, **kwargs)  # Lightning runs the command here
+            finally:
+                if self.lock is not None:
+                    self.lock.release()
+                if signals is not None:
+                    signals.interrupt()
 
     @classmethod
     def run(cls, args: Sequence[str]) -> LongRLCLI:
@@ -88,6 +99,7 @@ class LongRLCLI(LightningCLI):
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.given = [] if args is None else list(args)
         run_config.set_config_reader(self.current_config)
         try:
             super().parse_arguments(parser, args)
@@ -101,6 +113,12 @@ class LongRLCLI(LightningCLI):
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run_dir", type=str, default="runs/default", help="folder of everything a run leaves")
+        parser.add_argument(
+            "--resume",
+            type=Resume | None,
+            default=None,
+            help="fit: `auto` goes on from the last good checkpoint in run_dir, or begins where there is none",
+        )
         parser.add_argument(
             "--base_weights",
             type=bool,
@@ -135,7 +153,14 @@ class LongRLCLI(LightningCLI):
 
     @override
     def before_instantiate_classes(self) -> None:
+        run_dir = self._get(self.config, "run_dir")
+        is_there = Path(run_dir).exists()
+        if is_there:
+            self.lock_run(run_dir)
+        self.find_checkpoint(run_dir)
         self.check_weights()
+        if not is_there:  # made only if nothing speaks against the run
+            self.lock_run(run_dir)
         trainer = self._get(self.config, "trainer")
         if any(map(run_config.is_rollout_callback, run_config.callback_list(trainer))):
             raise ValueError(MOVED)
@@ -148,13 +173,29 @@ class LongRLCLI(LightningCLI):
                     f"set {instead} instead"
                 )
 
+    def lock_run(self, run_dir: str) -> None:
+        """Has no other process train into `run_dir`; evaluations may read there."""
+        if self.subcommand == "fit" and is_first_rank():
+            self.lock = FolderLock(run_dir, "--run_dir")
+
+    def find_checkpoint(self, run_dir: str) -> None:
+        """`--resume auto`: names the checkpoint to go on from, if there is one."""
+        if self._get(self.config, "resume") is None or self.subcommand is None:
+            return
+        if self.subcommand != "fit":
+            raise ValueError(f"--resume=auto is of `fit`; name what `{self.subcommand}` reads by --ckpt_path")
+        found = last_good_checkpoint(run_dir)
+        if found is not None:
+            logger.info("the run goes on from %s", found)
+            self.config[self.subcommand]["ckpt_path"] = str(found)
+
     def check_weights(self) -> None:
         """Raises ValueError if a run would be replaced, or evaluated with weights that are not its own."""
         run_dir, ckpt_path = (self._get(self.config, name) for name in ("run_dir", "ckpt_path"))
         base_weights = self._get(self.config, "base_weights")
         config = self.config.get(str(self.subcommand), self.config)
         dumped = self._parser(self.subcommand).dump(config, skip_none=False) if self.subcommand == "fit" else ""
-        check_checkpoints(self.subcommand, run_dir, ckpt_path, dumped)
+        check_checkpoints(self.subcommand, run_dir, ckpt_path, dumped, self._get(self.config, "resume") is not None)
         if self.subcommand in EVALUATING:
             init_from = self._get(self.config, "model").get("init_from")
             check_tested_weights(self.subcommand, run_dir, ckpt_path, init_from, base_weights)
@@ -182,7 +223,8 @@ class LongRLCLI(LightningCLI):
             kwargs.setdefault("strategy", getattr(importlib.import_module(module), name)())
         if self._get(self.config_init, "trainer.logger", True) in (None, True):
             kwargs.setdefault("logger", self._loggers())
-        kwargs.setdefault("plugins", [*(self._get(self.config_init, "trainer.plugins") or []), AtomicCheckpointIO()])
+        plugins = self._get(self.config_init, "trainer.plugins") or []
+        kwargs.setdefault("plugins", [*plugins, *cluster_plugins(plugins), AtomicCheckpointIO()])
         listed = run_config.callback_list(self._get(self.config_init, "trainer"))
         rollout = self.rollout_callback()
         self.check_rollouts(listed, rollout)
@@ -253,6 +295,13 @@ class LongRLCLI(LightningCLI):
         unused = [name for name in given if name != "reward" and given[name] != defaults[name].default]
         if unused:
             logger.warning("without rollout.reward these have no effect: rollout.%s", ", rollout.".join(unused))
+
+    def fit(self, model: LightningModule, **options: Any) -> None:
+        """`Trainer.fit`, whose end is that of all ranks of the run: Lightning calls it in its place."""
+        command = resume_command(self.prog, self.given)
+        how_to_go_on = functools.partial(advice, command, self._get(self.config, "run_dir"))
+        with ending_of_run(self.trainer, how_to_go_on):
+            self.trainer.fit(model, **options)
 
     def before_fit(self) -> None:
         """Says before weights are loaded that the longest videos will not fit the GPUs, and what would help.

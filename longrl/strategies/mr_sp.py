@@ -155,7 +155,8 @@ class MRSPStrategy(ModelParallelStrategy):
     @override
     def on_exception(self, exception: BaseException) -> None:
         """Says what failed while this rank still can: the others notice at once, and the launcher then ends it."""
-        if self.world_size > 1:
+        is_failure = isinstance(exception, Exception)  # else a signal ends the run, on all ranks
+        if self.world_size > 1 and is_failure:
             logger.error("rank %d failed", self.global_rank, exc_info=exception)
 
     @override
