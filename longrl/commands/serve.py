@@ -171,8 +171,9 @@ async def _serve(family: CausalFamily, options: ServerOptions, arguments: argpar
             await init_app_state(engine, app.state, arguments, tasks)
             store = int(options.feature_cache_gib * (1 << 30))
             app.include_router(RolloutRoutes(engine, family, options.weights_folder, store).router())
-            # vLLM's own check guards some of its routes only, and lets OPTIONS through.
-            app.add_middleware(ServerGuard, key=key, max_body_bytes=int(options.max_request_gib * (1 << 30)))
+            # Around all of vLLM's middleware, whose own check guards some of its routes only and lets OPTIONS through.
+            stack = app.middleware_stack or app.build_middleware_stack()
+            app.middleware_stack = ServerGuard(stack, key, int(options.max_request_gib * (1 << 30)))
             logger.info("serving %s at %s", family.model_path, address)
             ended = await serve_http(
                 app, sock=sock, host=arguments.host, port=arguments.port, log_level="warning", access_log=False

@@ -262,6 +262,11 @@ def test_vllms_own_routes_are_there_but_not_those_of_developers(in_step, server)
             urllib.request.urlopen(f"{server.url}/{route}")
 
 
+def test_the_key_is_in_no_log(in_step, server):
+    assert "serving" in (server.folder / "log").read_text()
+    assert KEY not in (server.folder / "log").read_text()
+
+
 def test_a_server_that_died_is_an_error_and_one_started_anew_gets_the_weights(in_step, server):
     family, _, model, prompts, features = in_step
     remote = engine_of(server, retries=1)
