@@ -27,7 +27,7 @@ def test_it_ends_with_a_process_that_is_killed_though_a_forked_worker_lives_on(t
     script = (
         "import os, sys, time; from longrl.io.folder_lock import FolderLock; lock = FolderLock(sys.argv[1], 'x')\n"
         "worker = os.fork()\n"
-        "if worker: print(worker, flush=True)\n"
+        "if not worker: print(os.getpid(), flush=True)\n"  # it has left the lock to its parent by then
         "time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
