@@ -7,13 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from typing_extensions import override
 
-from longrl.io.atomic import PARTIAL_SUFFIX, atomic_file
+from longrl.io.atomic import PARTIAL_SUFFIX
+from longrl.io.checkpoint_files import check_files, explained_failure, load_state, save_file
 from longrl.io.stop_signals import StopRun, current_signals
 from longrl.strategies.axis import world_axis
 
@@ -201,5 +201,23 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         for left in path.parent.glob(f".{path.name}.*{PARTIAL_SUFFIX}"):  # by a process that was killed while saving
             left.unlink(missing_ok=True)
-        with atomic_file(path) as file:
-            torch.save(checkpoint, file)
+        with explained_failure(path):
+            save_file(checkpoint, path)
+
+    @override
+    def load_checkpoint(
+        self,
+        path: Any,
+        map_location: Any = None,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        if "://" in str(path):
+            return super().load_checkpoint(path, map_location, weights_only)
+        path = Path(path)
+        if path.is_dir():
+            raise ValueError(
+                f"{path} is a checkpoint of several ranks, which one without them does not read; set trainer.strategy "
+                "to longrl.strategies.mr_sp.MRSPStrategy, also on one device"
+            )
+        check_files(path)
+        return load_state(path)

@@ -8,7 +8,8 @@ from pathlib import Path
 import yaml
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
-from longrl.modules.initial_weights import META, SIGNAL_CHECKPOINT, saved_checkpoints
+from longrl.io.checkpoint_files import META
+from longrl.modules.initial_weights import SIGNAL_CHECKPOINT, saved_checkpoints
 
 logger = logging.getLogger(__name__)
 

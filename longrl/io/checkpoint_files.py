@@ -8,9 +8,12 @@ module. Files of `torch.save` are read by torch's unpickler with a list of what 
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
-import logging
 import pickle
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +24,8 @@ from torch.distributed.checkpoint.planner import ReadItem
 from torch.serialization import get_unsafe_globals_in_checkpoint
 from typing_extensions import override
 
-from longrl.io.checksums import COPY_AGAIN, check_folder, check_zip
-
-logger = logging.getLogger(__name__)
+from longrl.io.atomic import atomic_file
+from longrl.io.checksums import COPY_AGAIN, SummedFile, check_folder, check_zip
 
 META = "meta.pt"
 """Lightning's name of the file of a sharded checkpoint that holds all but tensors."""
@@ -149,6 +151,46 @@ def load_file(path: Path) -> Any:
         raise ValueError(f"{path} is damaged or no checkpoint ({_first_line(error)}); {COPY_AGAIN}") from error
 
 
+def save_file(content: Any, path: Path) -> None:
+    """Writes a checkpoint beside `path`, whole and on the disk, and renames: whoever is killed has the one before.
+
+    Raises:
+        OSError: the file could not be written; what stood there is as it was.
+    """
+    with atomic_file(path) as file:
+        summed = SummedFile(file)
+        try:
+            torch.save(content, summed)
+        except RuntimeError as error:  # of a full disk torch says "unexpected pos"
+            raise summed.error or error from error
+        file.flush()
+        check_zip(Path(file.name), contents=False)
+
+
+@contextlib.contextmanager
+def explained_failure(path: Path) -> Iterator[None]:
+    """Says of what the system refuses which checkpoint it was, and what is to be done, in one line.
+
+    Raises:
+        ValueError: instead of an OSError inside the block.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(_not_written(path, error)) from error
+
+
+def _not_written(path: Path, error: OSError) -> str:
+    said = error.strerror or str(error)
+    remedy = "make the folder writable, or name another --run_dir"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = "free some space, or name a --run_dir on another disk"
+        with contextlib.suppress(OSError):
+            said += f", {shutil.disk_usage(path.parent).free / 2**30:.1f} GiB are left"
+    kept = f"; the one before is kept: go on with --ckpt_path {path}" if path.exists() else ""
+    return f"the checkpoint {path} could not be written ({said}); {remedy}{kept}"
+
+
 def refusal(path: Path, error: Exception, content: io.BytesIO | None = None) -> str:
     """Says what a file of `torch.save` names that may not be read, or that it is damaged.
 
@@ -257,6 +299,11 @@ def load_shards(state: dict[str, Any], folder: Path, *, alone: bool = False) -> 
         (cause, _), *_ = error.failures.values()
         if isinstance(cause, ValueError) and str(cause).startswith(str(folder)):
             raise ValueError(str(cause)) from error
+        if isinstance(cause, RuntimeError | ValueError) and str(cause).startswith(("Missing key", "Size mismatch")):
+            raise ValueError(
+                f"{folder} holds another model or optimizer than this run has ({_first_line(cause)}); go on with the "
+                "config that it was saved with"
+            ) from error
         raise ValueError(f"{folder} cannot be read ({_first_line(cause)}); {COPY_AGAIN}") from error
 
 

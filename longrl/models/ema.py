@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from longrl.io.checkpoint_files import load_state, read_metadata
+
 EMA_PREFIX = "ema_weights."
 """Where a module keeps the averages in a checkpoint, beside `model.`."""
 
@@ -118,11 +120,9 @@ def averages_by_weight(saved: Iterable[str]) -> dict[str, str]:
 def holds_ema(checkpoint: Path) -> bool:
     """True if averages are saved in a Lightning checkpoint, a file or a folder of shards."""
     if not checkpoint.is_dir():
-        saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+        saved = load_state(checkpoint)["state_dict"]
         return any(name.startswith(EMA_PREFIX) for name in saved)
-    from torch.distributed.checkpoint import FileSystemReader
-
-    saved = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    saved = read_metadata(checkpoint).state_dict_metadata
     return any(name.startswith(f"state_dict.{EMA_PREFIX}") for name in saved)
 
 

@@ -6,11 +6,13 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from longrl.io.checkpoint_files import META, check_files, load_file, load_shards, load_state, read_metadata
 from longrl.models.base import CausalFamily
 from longrl.models.building import OWN_WEIGHTS
 from longrl.models.chunked_mlp import chunk_mlps
@@ -36,8 +38,6 @@ INIT_FROM = "model.init_from"
 """The option of a training run that names its initial weights."""
 SIGNAL_CHECKPOINT = re.compile(r"hpc_ckpt_(\d+)\.ckpt")
 """Lightning's name of a checkpoint that it writes into a run's folder when SLURM sends a signal."""
-META = "meta.pt"
-"""Lightning's name of the file of a sharded checkpoint that holds all but tensors."""
 
 
 class BuildableFamily(Protocol):
@@ -81,6 +81,7 @@ def plain_from(
     checkpoint = find_checkpoint(source, option)
     if checkpoint is None:
         return family.build(weights=source)
+    check_files(checkpoint)
     model = family.build(weights=None)
     load_checkpoint_weights(model, checkpoint, option, averaged)
     return model
@@ -168,7 +169,10 @@ def read_adapters(source: str, option: str = INIT_FROM, averaged: bool = False) 
         ValueError: it names none, or one without adapters.
     """
     checkpoint = find_checkpoint(source, option)
-    saved = {} if checkpoint is None else saved_weights(checkpoint, averaged)
+    saved = {}
+    if checkpoint is not None:
+        check_files(checkpoint)
+        saved = saved_weights(checkpoint, averaged)
     adapters = {name: value for name, value in saved.items() if is_adapter(name)}
     if checkpoint is None or not adapters:
         raise ValueError(
@@ -187,7 +191,7 @@ def saved_weights(checkpoint: Path, averaged: bool = False) -> dict[str, Tensor]
         checkpoint: a file, or a folder of shards.
         averaged: take the moving averages of those that have one.
     """
-    saved = _saved_shapes(checkpoint) if checkpoint.is_dir() else _load_file(checkpoint)["state_dict"]
+    saved = _saved_shapes(checkpoint) if checkpoint.is_dir() else load_state(checkpoint)["state_dict"]
     weights = {}
     for name, value in saved.items():
         if name.startswith(MODEL_PREFIX):
@@ -200,8 +204,6 @@ def saved_weights(checkpoint: Path, averaged: bool = False) -> dict[str, Tensor]
 
 def fill_from_shards(folder: Path, targets: Mapping[str, Tensor], averaged: bool = False) -> None:
     """Fills `targets` with what the ranks of a run saved, however many they were; `averaged` as in `saved_weights`."""
-    from torch.distributed.checkpoint import FileSystemReader, load
-
     averages: dict[str, str] = {}
     if averaged:
         shapes = _saved_shapes(folder)
@@ -210,17 +212,14 @@ def fill_from_shards(folder: Path, targets: Mapping[str, Tensor], averaged: bool
     for name, value in targets.items():
         saved_name = averages.get(name, MODEL_PREFIX + name)
         state[saved_name] = value
-    load({"state_dict": state}, storage_reader=FileSystemReader(folder), no_dist=True)
+    load_shards({"state_dict": state}, folder, alone=True)
 
 
 def _saved_shapes(folder: Path) -> dict[str, Tensor]:
     """Empty tensors by the names that they have in a sharded checkpoint's state."""
-    from torch.distributed.checkpoint import FileSystemReader
-    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-
     prefix = "state_dict."
     shapes = {}
-    metadata = FileSystemReader(folder).read_metadata()
+    metadata = read_metadata(folder)
     for name, entry in metadata.state_dict_metadata.items():
         if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata):
             shapes[name.removeprefix(prefix)] = torch.empty(entry.size, device="meta")
@@ -229,11 +228,7 @@ def _saved_shapes(folder: Path) -> dict[str, Tensor]:
 
 def saved_lora(checkpoint: Path) -> LoRASettings | None:
     """The settings of a checkpoint's adapters, None if it has none."""
-    return from_checkpoint(_load_file(checkpoint / META if checkpoint.is_dir() else checkpoint))
-
-
-def _load_file(file: Path) -> dict[str, Any]:
-    return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    return from_checkpoint(load_file(checkpoint / META if checkpoint.is_dir() else checkpoint))
 
 
 def check_same_model(

@@ -21,10 +21,13 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.device_mesh import init_device_mesh
 from typing_extensions import override
 
-from longrl.strategies.axis import SINGLE_RANK, Axis
+from longrl.io.atomic import sync_folder
+from longrl.io.checkpoint_files import check_files, explained_failure, is_trusted, load_state
+from longrl.strategies.axis import SINGLE_RANK, Axis, world_axis
 from longrl.strategies.fsdp import ShardingOptions, shard_policy
 from longrl.strategies.parallel import Parallel, ParallelModule
 from longrl.strategies.sequence import SequenceParallel
+from longrl.strategies.shards import read_shards, save_shards
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +174,11 @@ class MRSPStrategy(ModelParallelStrategy):
             for left in path.parent.glob(_partial(Path("*")).name):
                 _remove(left)
         self.barrier()
-        super().save_checkpoint(checkpoint, partial, storage_options)
+        with explained_failure(path):
+            if self._save_distributed_checkpoint:
+                save_shards(checkpoint, partial, world_axis())
+            else:
+                super().save_checkpoint(checkpoint, partial, storage_options)
         self.barrier()
 
         # 2. Rank 0 puts it in place. No folder is replaced in one go: the old one stays until the new one is there.
@@ -180,6 +187,7 @@ class MRSPStrategy(ModelParallelStrategy):
             if path.exists():
                 os.rename(path, before)
             os.rename(partial, path)
+            sync_folder(path.parent)
             _remove(before)
         self.barrier()
 
@@ -201,8 +209,16 @@ class MRSPStrategy(ModelParallelStrategy):
             os.rename(before, path)
         self.barrier()
         assert isinstance(self.lightning_module, ParallelModule)
+        world = world_axis()
+        with world.raise_on_any_rank():
+            is_read = path.is_dir() or world.rank == 0  # one file is read by one rank, of shards each reads a part
+            check_files(path, contents=is_read, part=world.rank, num_parts=world.size)
         self.lightning_module.before_load(path)
-        return super().load_checkpoint(path, weights_only)
+        if path.is_dir():
+            assert self.model is not None
+            return read_shards(self.model, self.optimizers, path, strict=self.lightning_module.strict_loading)
+        load_state(path)
+        return super().load_checkpoint(path, weights_only=not is_trusted())
 
 
 def sp_group_size_of(sequence_parallel_size: int | Literal["auto"], num_processes: int, world_size: int) -> int:
