@@ -15,6 +15,7 @@ from typing_extensions import override
 from longrl.io.atomic import PARTIAL_SUFFIX
 from longrl.io.checkpoint_files import check_files, explained_failure, load_state, save_file
 from longrl.io.stop_signals import StopRun, current_signals
+from longrl.modules.trained import TrainedModule
 from longrl.strategies.axis import world_axis
 
 
@@ -166,9 +167,12 @@ class Checkpoint(ModelCheckpoint):
         # Lightning's rule: none in a sanity check or a fast_dev_run, and none twice at one step.
         if self._should_skip_saving_checkpoint(trainer):
             return
+        module = trainer.lightning_module
+        assert isinstance(module, TrainedModule)
         candidates = self._monitor_candidates(trainer)
-        self._save_topk_checkpoint(trainer, candidates)
-        self._save_last_checkpoint(trainer, candidates)
+        with module.phases("save"):
+            self._save_topk_checkpoint(trainer, candidates)
+            self._save_last_checkpoint(trainer, candidates)
         self._last_time_checked = time.monotonic()
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from longrl.commands.renamed import current_arguments
 from longrl.io.functions import search_working_folder
+from longrl.io.processes import end_with_parent
 from longrl.io.stop_signals import interruptible
 
 TRAINER_COMMANDS = {
@@ -70,6 +71,7 @@ def main(args: Sequence[str] | None = None) -> None:
     if args is not None:
         run_command(list(args))
         return
+    end_with_parent()
     try:
         run_command(sys.argv[1:])
     except ValueError as error:

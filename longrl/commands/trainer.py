@@ -24,6 +24,7 @@ from longrl.callbacks.rollout import RolloutCallback
 from longrl.callbacks.run_watch import RunWatch
 from longrl.callbacks.terminal_view import TerminalView
 from longrl.callbacks.throughput import ProgressBar
+from longrl.callbacks.watchdog import Watchdog
 from longrl.commands import run_config
 from longrl.commands.main import COMMAND_USAGE, TRAINER_COMMANDS
 from longrl.commands.ranks import cluster_plugins, is_first_rank
@@ -143,6 +144,7 @@ class LongRLCLI(LightningCLI):
         parser.set_defaults({"checkpoint.save_last": True, "checkpoint.save_top_k": 0})
         # Without a counter `last.ckpt` is always the last one, also in a run that was moved or started anew.
         parser.set_defaults({"checkpoint.every_n_train_steps": 50, "checkpoint.enable_version_counter": False})
+        parser.add_lightning_class_args(Watchdog, "watchdog")
         parser.link_arguments("run_dir", "trainer.default_root_dir")
         parser.link_arguments("run_dir", "checkpoint.dirpath", compute_fn=checkpoint_folder)
         self.link_family(parser)

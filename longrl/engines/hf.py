@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import override
 
 from longrl.engines.rollout_engine import RolloutEngine, prompt_seed
+from longrl.io.pulse import PULSE
 from longrl.models.base import CausalFamily
 from longrl.packing.attention import attend_all, merge_attention
 from longrl.packing.kernels import VarlenBatch, kernel_for
@@ -130,6 +131,7 @@ class HFEngine(RolloutEngine):
         logps: list[Tensor] = []
         finished = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
         while True:
+            PULSE.beats += 1
             with precision:
                 logits = hidden.to(lm_head.dtype) @ lm_head.T  # [P * G, V]
             token, logp = sample_tokens(logits, sampling, uniform[:, cache.length])

@@ -20,6 +20,7 @@ from longrl.algorithms import Algorithm
 from longrl.features.cache import FeatureCache
 from longrl.features.disk_cache import DiskCache
 from longrl.features.trainable_features import TrainableFeatures
+from longrl.io.pulse import PULSE
 from longrl.models.base import CausalFamily
 from longrl.models.lora import adapters_off
 from longrl.modules.initial_weights import build_from
@@ -239,6 +240,7 @@ class PolicyModule(TrainedModule):
         totals: Metrics = defaultdict(float)
         micro_batches, sequence = self._make_micro_batches(prompts, completions)
         for packed in micro_batches:
+            PULSE.beats += 1
             output: PolicyOutput = self.policy(
                 packed or dummy_micro_batch(self.family.num_axes), features, self.temperature, sequence
             )
@@ -358,6 +360,7 @@ class PolicyModule(TrainedModule):
         num_tokens = sum(sum(map(len, answers)) for answers in completions)
         logp = torch.zeros(num_tokens, device=self.device)
         for packed in micro_batches:
+            PULSE.beats += 1
             output: PolicyOutput = policy(
                 packed or dummy_micro_batch(self.family.num_axes), features, temperature, sequence
             )

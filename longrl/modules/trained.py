@@ -23,6 +23,7 @@ from torch.optim.optimizer import Optimizer
 from typing_extensions import override
 
 from longrl.algorithms import Algorithm
+from longrl.io.pulse import PULSE
 from longrl.models.lora import LoRASettings, check_resumed, refuse_dropout, to_checkpoint
 from longrl.modules.host_adamw import offload_state
 from longrl.modules.metric_means import MetricMeans
@@ -45,7 +46,7 @@ NOT_WEIGHTED = ("loss", "grad_norm", "lr")
 
 
 class PhaseTimes:
-    """Seconds that a training step spends in each phase: encode, sync, generate, reward, update.
+    """Seconds that a training step spends in each phase: encode, sync, generate, reward, update, save.
 
     Example:
         with phases("generate"):
@@ -61,6 +62,9 @@ class PhaseTimes:
     @contextlib.contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
         """Adds the seconds spent inside to `phase`."""
+        outer = PULSE.phase
+        PULSE.phase = phase
+        PULSE.beats += 1
         start = time.perf_counter()
         self.now = (phase, start)
         try:
@@ -68,6 +72,8 @@ class PhaseTimes:
         finally:
             self.now = None
             self._seconds[phase] += time.perf_counter() - start
+            PULSE.phase = outer
+            PULSE.beats += 1
 
     def collect(self) -> Metrics:
         """The seconds of each phase; the next step starts at zero."""

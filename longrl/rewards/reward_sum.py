@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from longrl.io.functions import FunctionOrPath, resolve_function
+from longrl.io.pulse import PULSE
 from longrl.rewards.answers import multiple_choice, multiple_choice_lenient
 from longrl.rewards.batch import BatchReward
 from longrl.rewards.box_iou import box_iou, box_iou_lenient, gold_boxes
@@ -367,6 +368,8 @@ def _values_of(
             results = [error] * len(judged)
     # 3. A finite number of each, None, or an error.
     for number, (position, sample, row) in enumerate(judged):
+        PULSE.sample = row.id
+        PULSE.beats += 1
         try:
             result = results[number] if isinstance(function, BatchReward) else function(sample, row)
             if isinstance(result, Exception):
@@ -380,4 +383,5 @@ def _values_of(
             text = sample.text if isinstance(sample, Completion) else f"({len(sample)} frames)"
             failures.append(failure_of(error, str(term.name), term.function, row.id, text))
             values[position] = math.inf
+    PULSE.sample = ""
     return values

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from longrl.chat.event_loop import run_async
+from longrl.io.pulse import PULSE
 from longrl.rewards.batch import BatchReward, SampleReward
 from longrl.rewards.failures import module_of
 from longrl.rewards.time_limit import TimeIsUp, call_within
@@ -59,6 +60,8 @@ class TimedReward(BatchReward[Any]):
         values: list[Value] = []
         num_hangs: Counter[str] = Counter()
         for completion, row in zip(completions, rows, strict=True):
+            PULSE.sample = row.id
+            PULSE.beats += 1
             if num_hangs[row.id] >= MAX_HANGS_OF_ROW or num_hangs.total() * self.time_limit_s > MAX_HUNG_S:
                 values.append(TookTooLong(f"not tried, for it took too long {num_hangs.total()} times in this rollout"))
                 continue
