@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from longrl.io.processes import lost_worker_in
 from longrl.rewards.answers import answer_text, strict_text, think_answer_format
-from longrl.rewards.failures import tells_of_dead_worker
 from longrl.rewards.option_choice import chosen_option
 from longrl.rewards.options import parse_options
 from longrl.rewards.reward_sum import ACCURACY, OPEN_TASKS, RewardFn, accuracy, accuracy_lenient
@@ -106,7 +106,7 @@ def _judge(judge: RewardFn, completion: Completion, row: Row) -> float:
         return 0.0
     # One bad row must not end an evaluation of hours; `check_answer` finds most of them before.
     except Exception as error:
-        if tells_of_dead_worker(error):
+        if lost_worker_in(error):
             raise
         logger.warning("row %r cannot be judged and counts as wrong", row.id, exc_info=True)
         return 0.0
@@ -116,6 +116,8 @@ def _read(reader: Callable[[str], str | None], completion: Completion, row: Row)
     """What a reader makes of an answer; None of one that it fails at or takes too long for."""
     try:
         return call_within(MAX_SCORING_S, reader, completion.text)
-    except (Exception, TimeIsUp):
+    except (Exception, TimeIsUp) as error:
+        if lost_worker_in(error):
+            raise
         logger.warning("an answer to row %r cannot be read", row.id, exc_info=True)
         return None

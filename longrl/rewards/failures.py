@@ -11,12 +11,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from longrl.io.processes import lost_worker_in
 from longrl.rewards.signatures import ColumnReward, ComputeScore
 from longrl.types import Group
 
 logger = logging.getLogger(__name__)
 
-WORKER_DIED = re.compile(r"DataLoader worker \(pid")
 MAX_ERROR_CHARS = 500
 NUM_NAMED = 5
 """Rows that a line names."""
@@ -91,19 +91,10 @@ def failure_of(error: Exception, reward: str, function: object, row_id: str, tex
         RuntimeError: the exception has nothing to do with the reward: torch tells of a loader worker that died by one
             in whatever the main thread is doing.
     """
-    if tells_of_dead_worker(error):
+    if lost_worker_in(error):
         raise error
     error_text = f"{type(error).__name__}: {error}"[:MAX_ERROR_CHARS]
     return Failure(reward, row_id, error_text, place_in(function, error), text)
-
-
-def tells_of_dead_worker(error: BaseException | None) -> bool:
-    """True for torch's error about a loader worker that was killed, also where another was raised in its place."""
-    while error is not None:
-        if isinstance(error, RuntimeError) and WORKER_DIED.match(str(error)):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def place_in(function: object, error: BaseException) -> str:

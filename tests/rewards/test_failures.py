@@ -6,8 +6,9 @@ import re
 import pytest
 import torch
 
+from longrl.io.processes import lost_worker_in
 from longrl.rewards import RewardSum, RewardTerm, accuracy
-from longrl.rewards.failures import Failure, hopeless_message, tells_of_dead_worker
+from longrl.rewards.failures import Failure, hopeless_message
 from longrl.types import Completion, Group, Prompt, Row
 
 NO_TOKENS = torch.zeros(0, dtype=torch.long)
@@ -126,7 +127,7 @@ def in_columns(completions, **columns):
 def test_a_dead_loader_worker_is_no_failure_of_the_reward(function):
     with pytest.raises((RuntimeError, ValueError, KeyError)) as error:
         failures_of(function, *ROWS)
-    assert tells_of_dead_worker(error.value)
+    assert lost_worker_in(error.value)
 
 
 def test_another_runtime_error_is_the_rewards_own():

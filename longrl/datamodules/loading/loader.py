@@ -13,16 +13,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import io
 import itertools
 import json
 import logging
 import math
-import multiprocessing
-import os
-import pickle
 import random
-import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,16 +26,16 @@ from typing import Any, Generic
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from longrl.datamodules.loading.skips import CODE_ERRORS, Item, SkipLog
+from longrl.datamodules.loading.workers import IPCPayload, end_with_trainer, items_of_workers
+from longrl.io.processes import lost_worker_in
+from longrl.io.pulse import PULSE
 from longrl.strategies.axis import SINGLE_RANK, Axis
 from longrl.types import Batch, Prompt, Row, UnusableSample
 
 logger = logging.getLogger(__name__)
-SHARED_BYTES = 1 << 20
-"""A worker hands larger tensors over in shared memory, where nothing copies them."""
 
 
 class RenderedRows(Dataset[Any], Generic[Item]):
@@ -54,6 +50,8 @@ class RenderedRows(Dataset[Any], Generic[Item]):
 
     def __getitem__(self, index: int) -> Item | UnusableSample:
         row = self.rows[index]
+        PULSE.sample = row.id
+        PULSE.beats += 1
         try:
             return self.render(row)
         except UnusableSample as error:
@@ -61,6 +59,8 @@ class RenderedRows(Dataset[Any], Generic[Item]):
         except CODE_ERRORS:
             raise
         except Exception as error:  # of a processor, a tokenizer or a template: whoever met what the row holds
+            if lost_worker_in(error):  # which happens to be told of here
+                raise
             logger.info("row %r cannot be rendered", row.id, exc_info=True)
             return UnusableSample.because(error, "it cannot be rendered").of_row(index, row.id)
 
@@ -90,61 +90,25 @@ class LoaderOptions:
         """The rows at `indices`, in that order. Draws from no global random state: a trainer's stays as it is."""
         if not self.num_workers:
             return (dataset[index] for index in indices)
+        drawn: deque[int] = deque()
+
+        def draw() -> Iterator[int]:
+            for index in indices:
+                drawn.append(index)
+                yield index
+
         parcels = DataLoader(
             dataset,
             batch_size=None,
-            sampler=indices,
-            collate_fn=IPCPayload.pack,  # of single items, for there is no batch_size
+            sampler=draw(),
+            collate_fn=IPCPayload.pack_shared,  # of single items, for there is no batch_size
             num_workers=self.num_workers,
             worker_init_fn=end_with_trainer,
             prefetch_factor=math.ceil(self.prefetch_prompts / self.num_workers),
             multiprocessing_context=self.multiprocessing_context,
             generator=torch.Generator(),
         )
-        return map(IPCPayload.unpack, parcels)
-
-
-def end_with_trainer(worker: int) -> None:
-    """In a worker: leave when the trainer is killed. PyTorch's own check ends no worker that writes to a full pipe."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-@dataclass(frozen=True)
-class IPCPayload:
-    """An item on its way from a worker. Every shared tensor keeps a file open, so small ones travel in the pickle."""
-
-    pickled: bytes
-    shared: list[Tensor]
-
-    @classmethod
-    def pack(cls, item: object) -> IPCPayload:
-        """In the worker."""
-        shared: list[Tensor] = []
-        buffer = io.BytesIO()
-        pickler = pickle.Pickler(buffer)
-
-        def share_tensor(value: object) -> int | None:
-            if not isinstance(value, Tensor) or value.nbytes <= SHARED_BYTES:
-                return None
-            shared.append(value)
-            return len(shared) - 1
-
-        pickler.persistent_id = share_tensor  # type: ignore[method-assign]
-        pickler.dump(item)
-        return cls(buffer.getvalue(), shared)
-
-    def unpack(self) -> Any:
-        """In the trainer's process."""
-        unpickler = pickle.Unpickler(io.BytesIO(self.pickled))
-        unpickler.persistent_load = self.shared.__getitem__  # type: ignore[method-assign]
-        return unpickler.load()
+        return items_of_workers(parcels, dataset.rows, drawn)
 
 
 # ----------------------------------------------------------------------------------------------------------- training
@@ -253,13 +217,18 @@ class PromptStream(Generic[Item]):
             ValueError: too many rows on the way cannot be used.
         """
         prompts: list[Item] = []
+        outer = PULSE.phase
+        PULSE.phase = "data"
         if self._items is None:
             self._items = self.options.render(self.dataset, self.order.after(self.position))
         while len(prompts) < count:
             items = list(itertools.islice(self._items, count - len(prompts)))
+            PULSE.sample = ""
             # Unusable rows are consumed too; further rows come instead of them.
             self.position += len(items)
             prompts += usable_items(items, self.skips, self.sp_group)
+        PULSE.phase = outer
+        PULSE.beats += 1
         return prompts
 
     def close(self) -> None:

@@ -8,7 +8,6 @@ from hypothesis import given, settings, strategies as st
 
 from longrl.datamodules.loading.loader import (
     EvalLoader,
-    IPCPayload,
     LoaderOptions,
     PromptStream,
     RenderedRows,
@@ -18,6 +17,7 @@ from longrl.datamodules.loading.loader import (
     usable_items,
 )
 from longrl.datamodules.loading.skips import SkipLog
+from longrl.datamodules.loading.workers import IPCPayload
 from longrl.types import Media, Prompt, Row, UnusableSample
 
 

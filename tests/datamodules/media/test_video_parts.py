@@ -273,7 +273,8 @@ def test_two_ranks_that_stream_a_video_have_the_features_of_one(tmp_path):
 
 
 def test_held_frames_travel_from_workers_in_shared_memory():
-    from longrl.datamodules.loading.loader import IPCPayload, LoaderOptions, RenderedRows
+    from longrl.datamodules.loading.loader import LoaderOptions, RenderedRows
+    from longrl.datamodules.loading.workers import IPCPayload
 
     path = clip("b_frames.mp4")
     family = vl_family(

@@ -1,0 +1,166 @@
+"""Processes that render rows for a loader: what they hand over and how, and what happens when they cannot."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import pickle
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from longrl.io.processes import LostWorker, lost_worker_in
+from longrl.io.pulse import PULSE
+from longrl.types import Row
+
+SHARED_BYTES = 1 << 20
+"""A worker hands larger tensors over in shared memory, where nothing copies them."""
+SHARED_FOLDER = Path("/dev/shm")
+WAIT_FOR_ROOM_S = 30.0
+"""So long a worker waits for room in shared memory, which the trainer makes as it reads."""
+MIB = 1 << 20
+
+
+class SharedMemoryFull(ValueError):
+    """A worker cannot hand over what it rendered."""
+
+
+def end_with_trainer(worker: int) -> None:
+    """In a worker: leave when the trainer is killed. PyTorch's own check ends no worker that writes to a full pipe."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@dataclass(frozen=True)
+class IPCPayload:
+    """An item on its way from a worker. Every shared tensor keeps a file open, so small ones travel in the pickle."""
+
+    pickled: bytes
+    shared: list[Tensor]
+
+    @classmethod
+    def pack(cls, item: object) -> IPCPayload:
+        """In the worker."""
+        shared: list[Tensor] = []
+        buffer = io.BytesIO()
+        pickler = pickle.Pickler(buffer)
+
+        def share_tensor(value: object) -> int | None:
+            if not isinstance(value, Tensor) or value.nbytes <= SHARED_BYTES:
+                return None
+            shared.append(value)
+            return len(shared) - 1
+
+        pickler.persistent_id = share_tensor  # type: ignore[method-assign]
+        pickler.dump(item)
+        return cls(buffer.getvalue(), shared)
+
+    @classmethod
+    def pack_shared(cls, item: object) -> IPCPayload:
+        """In the worker: packs, and puts into shared memory what goes there; an error about it goes instead.
+
+        PyTorch would do it in a thread of the queue, which drops what does not fit, and the trainer waits for ever.
+        """
+        payload = cls.pack(item)
+        try:
+            for tensor in payload.shared:
+                put_into_shared_memory(tensor)
+        except SharedMemoryFull as error:
+            return cls.pack(error)
+        return payload
+
+    def unpack(self) -> Any:
+        """In the trainer's process.
+
+        Raises:
+            SharedMemoryFull: the worker had no room for it.
+        """
+        unpickler = pickle.Unpickler(io.BytesIO(self.pickled))
+        unpickler.persistent_load = self.shared.__getitem__  # type: ignore[method-assign]
+        item = unpickler.load()
+        if isinstance(item, SharedMemoryFull):
+            raise item
+        return item
+
+
+def put_into_shared_memory(tensor: Tensor) -> None:
+    """Moves a tensor there, once there is room.
+
+    Raises:
+        SharedMemoryFull: there is none in time.
+    """
+    deadline = time.monotonic() + WAIT_FOR_ROOM_S
+    while tensor.nbytes > free_shared_bytes():  # a page that finds no room kills the process (SIGBUS)
+        if time.monotonic() > deadline:
+            raise SharedMemoryFull(_full_message(tensor.nbytes))
+        time.sleep(0.05)
+    try:
+        tensor.share_memory_()
+    except RuntimeError as error:
+        raise SharedMemoryFull(f"{_full_message(tensor.nbytes)} ({str(error).splitlines()[0]})") from error
+
+
+def free_shared_bytes() -> float:
+    """Room in shared memory; without end where it is not a folder."""
+    return shutil.disk_usage(SHARED_FOLDER).free if SHARED_FOLDER.is_dir() else float("inf")
+
+
+def _full_message(num_bytes: int) -> str:
+    size = shutil.disk_usage(SHARED_FOLDER).total if SHARED_FOLDER.is_dir() else 0
+    return (
+        f"a loader worker has {num_bytes / MIB:.0f} MiB to hand over, but shared memory ({SHARED_FOLDER}, "
+        f"{size / MIB:.0f} MiB) has {free_shared_bytes() / MIB:.0f} MiB free; enlarge it (docker run --shm-size=16g or "
+        "--ipc=host), lower data.num_workers, data.prefetch_prompts or data.max_held_mib, or set data.num_workers=0, "
+        "which needs none"
+    )
+
+
+def items_of_workers(parcels: DataLoader[Any], rows: Sequence[Row], drawn: deque[int]) -> Iterator[Any]:
+    """What workers hand over, in the order drawn; as long as it is read the watchdog sees that they live.
+
+    Args:
+        parcels: of `IPCPayload`.
+        rows: of the data set.
+        drawn: rows that were drawn and not handed over yet; the first one is waited for.
+
+    Raises:
+        LostWorker: a worker died.
+        SharedMemoryFull: a worker found no room.
+    """
+    iterator = iter(parcels)
+    names = {process.pid: f"loader worker {number}" for number, process in enumerate(iterator._workers)}  # type: ignore[attr-defined]
+    PULSE.workers |= names
+    try:
+        while True:
+            if drawn:
+                PULSE.sample = rows[drawn[0]].id
+            try:
+                payload = next(iterator)
+            except StopIteration:
+                return
+            drawn.popleft()
+            PULSE.beats += 1
+            yield payload.unpack()
+    except RuntimeError as error:
+        lost = lost_worker_in(error)
+        if lost is None:
+            raise
+        raise LostWorker(lost) from error
+    finally:
+        for pid in names:
+            PULSE.workers.pop(pid, None)
