@@ -97,7 +97,7 @@ def command(
     sys.stderr.flush()
     child = os.fork()
     if child == 0:
-        _become_command(args, printed, before)
+        become_command(args, printed, before)
     deadline = time.monotonic() + limit_s
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
@@ -113,7 +113,7 @@ def command(
     return Ended(os.waitstatus_to_exitcode(status), output + ("\nprocesses outlived the command" if left else ""))
 
 
-def _become_command(args: list[str], printed: Path, before: Callable[[], None] | None) -> None:
+def become_command(args: list[str], printed: Path, before: Callable[[], None] | None) -> None:
     """Runs the command and ends this process with its status."""
     os.setpgid(0, 0)
     file = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
