@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from longrl.callbacks.watch_thread import FAILED, WatchLimits, WatchThread, say
+from longrl.callbacks.watch_thread import FAILED, Trouble, WatchLimits, WatchThread, say
 from longrl.io.exit_codes import HUNG
 from longrl.io.heartbeats import FOLDER, Heartbeats
 from longrl.io.processes import kill_descendants, lost_worker_in
@@ -106,9 +106,10 @@ class Watchdog(Callback):
             return
         lost = lost_worker_in(exception)
         what = lost or f"rank {trainer.global_rank} failed: {type(exception).__name__}: {exception}"
-        code = HUNG if lost else FAILED
+        if lost and trainer.world_size > 1:
+            thread.end(Trouble(lost))
         if trainer.world_size > 1:
-            thread.beats.end_all(what[:2000], code)
+            thread.beats.end_all(what[:2000], FAILED)
         self._stop()
         if lost:
             say(f"{lost}; the run ends with status {HUNG}")
