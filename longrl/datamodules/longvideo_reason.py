@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -32,6 +32,7 @@ from longrl.datamodules.loading.render import (
 )
 from longrl.datamodules.loading.row_checks import unusable_rows
 from longrl.datamodules.loading.skips import SkipLog
+from longrl.datamodules.media.media_roots import ANYWHERE, MediaRoots
 from longrl.datamodules.media.opening import DEFAULT_MEDIA_LIMITS, MediaLimits
 from longrl.datamodules.media.remote import RemoteMedia, default_folder
 from longrl.datamodules.media.sampling import VideoSampling
@@ -92,6 +93,8 @@ class LongVideoReason(StreamedData):
             one above them is skipped.
         bad_records: what happens to a record that lacks a field, has an answer outside its options or places media that
             it lacks: `error`, before weights are loaded, or `skip`, listed and counted like a broken video.
+        allow_outside_paths: read media that rows name outside `media_root`, or outside the source's folder where there
+            is none; without it such rows are skipped, wherever links and `..` lead.
         check_files: look in `setup` whether all media exist; off for slow file systems.
         allow_remote_media: fetch media that a row names by URL (`https://`, `s3://`, `gs://`, `hf://`, whatever fsspec
             reads) when they are first needed; otherwise such rows are skipped, and nothing is ever fetched.
@@ -133,6 +136,7 @@ class LongVideoReason(StreamedData):
         max_held_mib: int = 2048,
         media_limits: MediaLimits = DEFAULT_MEDIA_LIMITS,
         bad_records: Literal["error", "skip"] = "error",
+        allow_outside_paths: bool = False,
         check_files: bool = True,
         allow_remote_media: bool = False,
         media_cache_dir: str | None = None,
@@ -175,6 +179,8 @@ class LongVideoReason(StreamedData):
         self.loader_options = LoaderOptions(num_workers, prefetch_prompts or prompts_per_batch, multiprocessing_context)
         self.bad_records = bad_records
         self.check_files = check_files
+        self.allow_outside_paths = allow_outside_paths
+        cache_dir = media_cache_dir or default_folder()
         self.skipped_dir = skipped_dir
         self.max_skipped_share = max_skipped_share
         self.renderer = RowRenderer(
@@ -190,7 +196,11 @@ class LongVideoReason(StreamedData):
             subtitles=subtitles,
             cached_media=cached_media,
             decoding=DecodeLimits(decode_chunk_frames, max_held_mib, media_limits),
-            remote=RemoteMedia((media_cache_dir or default_folder()) if allow_remote_media else None),
+            remote=RemoteMedia(
+                cache_dir if allow_remote_media else None,
+                # Frames of a list that was copied lie where the copies are.
+                self._roots(chain(*self.sources.values()), [cache_dir] if allow_remote_media else []),
+            ),
         )
         if media_cache_dir and not allow_remote_media:
             logger.warning("data.media_cache_dir does nothing without data.allow_remote_media=true")
@@ -239,7 +249,9 @@ class LongVideoReason(StreamedData):
         # Records that gave no row have negative indices, apart from those of rows.
         unusable = [UnusableSample(None, str(error), -1 - index, f"record {index}") for index, error in errors]
         if not self.renderer.blind:
-            unusable += unusable_rows(rows, self.renderer, self.check_files)
+            of_sources = zip(self.sources[split], self._sizes[split], strict=True)
+            roots = [one_root for one, size in of_sources for one_root in [self._roots([one])] * size]
+            unusable += unusable_rows(rows, self.renderer, self.check_files, roots, skips.allowed)
         skips.add_known(unusable)
         self.renderer.try_options(rows)
         blind_share = self.renderer.blind_share if split == "train" else 0.0
@@ -256,6 +268,12 @@ class LongVideoReason(StreamedData):
         """Row function and media root of a source."""
         row_function = self.row_functions[one.row_function or self.row_function]
         return row_function, one.media_root or self.media_root or media_root_of(one.source)
+
+    def _roots(self, sources: Iterable[DataSource], others: Sequence[str] = ()) -> MediaRoots:
+        """Where media of these sources' rows may lie."""
+        if self.allow_outside_paths:
+            return ANYWHERE
+        return MediaRoots.below([*(self._reading(one)[1] for one in sources), *others])
 
     def _suggestion(self, split: Split) -> str:
         """What would read records that cannot be used, as the end of a sentence."""

@@ -62,7 +62,9 @@ def texts(folder: Path, count: int = 7, **options) -> LongVideoReason:
 def clips(folder: Path, **options) -> LongVideoReason:
     sampling = VideoSampling(fps=1.0)
     train = {"train": str(folder / "train.jsonl"), "val": str(folder / "eval.jsonl")}
-    return LongVideoReason(vl_family(), **{**train, "video": sampling, "prompts_per_batch": 4, **options})
+    return LongVideoReason(
+        vl_family(), **{**train, "video": sampling, "prompts_per_batch": 4, "allow_outside_paths": True, **options}
+    )
 
 
 def ids(batches) -> list[list[str]]:
@@ -136,6 +138,7 @@ def test_images_and_videos_follow_the_tags_of_the_question(synthetic, tmp_path):
         train=write(tmp_path, [{**record, "videos": video}]),
         prompts_per_batch=1,
         question_template="{problem}",
+        allow_outside_paths=True,
     )
     module.setup("fit")
     (prompt,) = module.draw_prompts(1)

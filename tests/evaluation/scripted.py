@@ -122,7 +122,8 @@ def arguments(out: Path, *more: str, policy: str = "Scripted", test: Path | None
     given = {"class_path": f"tests.evaluation.scripted.{policy}", "init_args": options}
     return [
         f"--policy={json.dumps(given)}", f"--out={out}", f"--data.test={test or questions()}",
-        "--data.video.fps=1.0", "--data.eval_prompts_per_batch=3", "--num_cards=2", *more,
+        "--data.video.fps=1.0", "--data.allow_outside_paths=true",
+        "--data.eval_prompts_per_batch=3", "--num_cards=2", *more,
     ]  # fmt: skip
 
 

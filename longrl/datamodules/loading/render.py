@@ -20,7 +20,7 @@ from longrl.datamodules.media.images import read_image
 from longrl.datamodules.media.remote import NO_REMOTE, RemoteMedia
 from longrl.datamodules.media.sampling import VideoSampling, read_span
 from longrl.datamodules.media.sources import DecodeLimits, FileFrames, HeldFrames, open_video
-from longrl.datamodules.media.subtitles import Subtitles, subtitle_text
+from longrl.datamodules.media.subtitles import Subtitles, subtitle_files, subtitle_text
 from longrl.datamodules.media.video import hold_frames
 from longrl.models.chat_tokens import MEDIA_TAG, break_token
 from longrl.models.reading import RendersPrompts
@@ -155,6 +155,8 @@ class RowRenderer:
             videos = None
             if media is not None:
                 videos = [item for item in media if isinstance(item, Frames) and item.kind == "video"]
+            for path in subtitle_files(shown, self.subtitles.source) if self.subtitles.source == "record" else ():
+                self.remote.roots.check(path)
             lines = subtitle_text(shown, self.subtitles, videos)
             subtitles = chat.declared_and_tags.sub(break_token, lines)
         return fill_template(self.question_template, problem=question, subtitles=subtitles)
@@ -239,6 +241,7 @@ class RowRenderer:
         if known in self._cache:
             self._cache.move_to_end(known)
             return self._cache[known]
+        self.remote.roots.check(path)
         if "://" in path:
             return self._read_remote(kind, path, sampling)
         item: Frames | AudioClip

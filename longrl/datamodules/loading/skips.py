@@ -75,6 +75,11 @@ class SkipLog:
         """Different rows skipped so far."""
         return len(self._listed)
 
+    @property
+    def allowed(self) -> float:
+        """Rows that may be skipped."""
+        return max(GRACE_ROWS, self.max_share * self.num_rows) if self.max_share > 0 else 0
+
     def add_known(self, items: Iterable[UnusableSample]) -> None:
         """Lists rows that were found unusable before any was drawn.
 
@@ -131,8 +136,7 @@ class SkipLog:
         logger.warning("skipped %s row %r%s: %s; see %s", self.split, items[0].row_id, more, items[0], self.path)
 
     def _check_all(self, last: UnusableSample) -> None:
-        allowed = max(GRACE_ROWS, self.max_share * self.num_rows) if self.max_share > 0 else 0
-        if len(self) > allowed or len(self) == self.num_rows:
+        if len(self) > self.allowed or len(self) == self.num_rows:
             raise self._too_many(f"{len(self)} of all {self.num_rows}", last)
 
     def _too_many(self, count: str, last: UnusableSample) -> ValueError:

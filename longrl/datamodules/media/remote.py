@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from longrl.datamodules.media.media_roots import ANYWHERE, MediaRoots
 from longrl.io.atomic import atomic_file
 from longrl.types import UnusableSample
 
@@ -42,14 +43,17 @@ class RemoteMedia:
 
     folder: str | None = None
     """Where copies are kept; None where nothing may be fetched."""
+    roots: MediaRoots = ANYWHERE
+    """Where local media may lie."""
 
     def local_path(self, path: str) -> str:
         """The path of a local file: the same, or a copy, made now if there is none yet.
 
         Raises:
-            UnusableSample: remote media are not allowed, or this one cannot be read.
+            UnusableSample: remote media are not allowed, or this one cannot be read; a local one is outside the roots.
             OSError: the folder cannot be written.
         """
+        self.roots.check(path)
         if not is_remote(path):
             return path
         if self.folder is None:

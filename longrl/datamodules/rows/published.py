@@ -10,19 +10,18 @@ field; `data.bad_records: skip` leaves them out, listed and counted.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from longrl.datamodules.media.subtitles import is_subtitle_file
 from longrl.datamodules.rows.media_files import find_video
 from longrl.datamodules.rows.question_rows import (
     first_field,
     is_null,
     media_field,
     media_fields,
+    metadata_field,
     missing_field_error,
     question_row,
     record_id,
@@ -70,13 +69,7 @@ def canonical_row(record: Record, index: int, media_root: str | None = None) -> 
     """
     kind = str(record.get("problem_type") or "")
     task = kind if kind in TASKS else VIDEO_R1_TASKS.get(kind)
-    extra = dict(record.get("metadata") or {})
-    given = record.get("subtitles")
-    if given:
-        # A file lies under media_root; lines and texts stay as they are.
-        listed = given if isinstance(given, list) else [given]
-        subtitles = [os.path.join(media_root or "", item) if is_subtitle_file(item) else item for item in listed]
-        extra["subtitles"] = subtitles if isinstance(given, list) else subtitles[0]
+    extra = metadata_field(record, index, media_root, record.get("subtitles"))
     files = {"videos": record.get("video"), "images": record.get("image"), "audios": None}
     fields = {
         "options": record.get("options"),

@@ -7,10 +7,12 @@ another function in any module: nothing is registered. A record with several que
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from longrl.datamodules.media.subtitles import is_subtitle_file
 from longrl.datamodules.rows.conversations import is_conversation, read_conversation
 from longrl.datamodules.rows.record_media import RecordMedia
 from longrl.datamodules.rows.sources import Record
@@ -51,7 +53,7 @@ def longvideo_reason_row(record: Record, index: int, media_root: str | None = No
         "task": record.get("task"),
         "category": record.get("problem_type") or data_type,
         "reasoning": record.get("reasoning"),
-        "metadata": record.get("metadata") or {},
+        "metadata": metadata_field(record, index, media_root),
         **media,
     }
     return question_row(record, index, text_field(record, "problem", index), fields)
@@ -84,7 +86,7 @@ def chat_row(record: Record, index: int, media_root: str | None = None) -> Row:
         "answer": answer,
         "task": task,
         "category": first_field(record, "problem_type", "category"),
-        "metadata": record.get("metadata") or {},
+        "metadata": metadata_field(record, index, media_root),
         "messages": chat.messages,
         "response": chat.response,
         **chat.media,
@@ -191,11 +193,6 @@ def question_row(record: Mapping[str, Any], index: int, question: str, fields: M
     has_media = any(known.get(name) for name in ("videos", "images", "audios"))
     task = task or infer_task(problem, answer, has_media=has_media)
     metadata = known.pop("metadata", {})
-    if not isinstance(metadata, Mapping):
-        raise ValueError(
-            f"record {index} (id {record_id(record, index)!r}): 'metadata' must be fields by name, got "
-            f"{type(metadata).__name__}; correct it, or leave it out"
-        )
     return Row(
         id=known.pop("id", None) or record_id(record, index),
         problem=problem,
@@ -323,6 +320,33 @@ def media_fields(record: Mapping[str, Any], index: int, media_root: str | None) 
     """The media of a row, as `media_field` reads them."""
     kinds: tuple[MediaKind, ...] = ("video", "image", "audio")
     return {f"{kind}s": media_field(record, f"{kind}s", kind, index, media_root) for kind in kinds}
+
+
+def metadata_field(
+    record: Mapping[str, Any], index: int, media_root: str | None, subtitles: Any = None
+) -> dict[str, Any]:
+    """The metadata of a row, in which files of subtitles lie under `media_root`, as its media do.
+
+    Args:
+        record: its `metadata` may be absent or null.
+        index: of the record.
+        media_root: where relative paths start.
+        subtitles: those of the record, instead of its metadata's.
+    """
+    given = record.get("metadata")
+    if not (given is None or isinstance(given, Mapping)):
+        raise ValueError(
+            f"record {index} (id {record_id(record, index)!r}): 'metadata' must be fields by name, got "
+            f"{type(given).__name__}; correct it, or leave it out"
+        )
+    metadata = dict(given or {})
+    lines = subtitles or metadata.get("subtitles")
+    if lines:
+        listed = lines if isinstance(lines, list) else [lines]
+        # Lines and texts stay as they are.
+        listed = [os.path.join(media_root or "", item) if is_subtitle_file(item) else item for item in listed]
+        metadata["subtitles"] = listed if isinstance(lines, list) else listed[0]
+    return metadata
 
 
 def record_id(record: Mapping[str, Any], index: int) -> str:

@@ -326,7 +326,7 @@ def test_a_streamed_video_that_breaks_is_skipped_and_listed(tmp_path):
     source.write_text("".join(json.dumps(record) + "\n" for record in records))
     data = LongVideoReason(
         vl_family(), train=str(source), video=VideoSampling(fps=None, num_frames=20), max_held_mib=0,
-        decode_chunk_frames=4, prompts_per_batch=1, skipped_dir=str(tmp_path),
+        decode_chunk_frames=4, prompts_per_batch=1, skipped_dir=str(tmp_path), allow_outside_paths=True,
     )  # fmt: skip
     data.setup("fit")
     assert len(data.draw_prompts(39)) == 39
