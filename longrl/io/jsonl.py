@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from longrl.io.atomic import atomic_file
+from longrl.io.text_files import utf8_file
 
 
 def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> Path:
@@ -26,7 +27,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
         ValueError: a line is no JSON object; the message says which.
     """
     records = []
-    with Path(path).open(encoding="utf-8") as file:
+    with utf8_file(path) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue

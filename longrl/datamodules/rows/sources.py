@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from longrl.io.jsonl import read_jsonl
+from longrl.io.text_files import read_utf8, utf8_file
 
 Record = dict[str, Any]
 
@@ -60,7 +61,7 @@ def _read_file(path: Path) -> Sequence[Record]:
     if path.suffix in (".csv", ".tsv"):
         delimiter = "," if path.suffix == ".csv" else "\t"
         try:
-            with path.open(encoding="utf-8-sig", newline="") as file:
+            with utf8_file(path, newline="") as file:
                 return list(csv.DictReader(file, delimiter=delimiter))
         except csv.Error as error:
             raise ValueError(f"{path} is no table: {error}; is every line cut by {delimiter!r}?") from error
@@ -69,7 +70,7 @@ def _read_file(path: Path) -> Sequence[Record]:
 
 def _read_json(path: Path) -> list[Record]:
     try:
-        records = json.loads(path.read_text(encoding="utf-8"))
+        records = json.loads(read_utf8(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is no JSON: {error}; name a file of one record per line .jsonl") from error
     listed = list(records.values()) if isinstance(records, dict) and records else records
@@ -110,6 +111,10 @@ def _undecoded(feature: Any) -> Any:
     return feature
 
 
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
 class ParquetRecords(Sequence[Record]):
     """The records of a parquet file, read when they are iterated over: they may hold the content of media.
 
@@ -120,17 +125,33 @@ class ParquetRecords(Sequence[Record]):
     def __init__(self, path: Path) -> None:
         from pyarrow import ArrowException, parquet
 
+        self._path = path
         try:
             self._file = parquet.ParquetFile(path)
         except (ArrowException, OSError) as error:
-            raise ValueError(f"{path} is no parquet file: {error}; is it cut off?") from error
+            raise ValueError(f"{path} is no parquet file: {_one_line(error)}; is it cut off?") from error
 
     def __len__(self) -> int:
         return self._file.metadata.num_rows
 
     def __iter__(self) -> Iterator[Record]:
-        for batch in self._file.iter_batches(RECORDS_PER_BATCH):
-            yield from batch.to_pylist()
+        from pyarrow import ArrowException
+
+        batches = self._file.iter_batches(RECORDS_PER_BATCH)
+        first = 0
+        while True:
+            try:
+                batch = next(batches, None)
+                records = [] if batch is None else batch.to_pylist()
+            except (ArrowException, OSError, ValueError) as error:
+                raise ValueError(
+                    f"{self._path} is damaged: its records from {first} on cannot be read ({_one_line(error)}); make "
+                    "or fetch it anew"
+                ) from error
+            if batch is None:
+                return
+            yield from records
+            first += len(records)
 
     def __getitem__(self, index: Any) -> Any:
         return list(self)[index]
