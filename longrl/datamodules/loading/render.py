@@ -52,6 +52,8 @@ BLANKS: dict[MediaKind, Frames | AudioClip] = {
     "audio": AudioClip(torch.zeros(SAMPLING_RATE), SAMPLING_RATE, "silence"),
 }
 """One of each kind, in the order in which a prompt shows them."""
+LONGEST_TOKEN = 256
+"""Characters of a token, at most: vocabularies have runs of 128 blanks."""
 PIXEL_RULES = 2
 """Raised when a file gives other pixels than before. 2: videos stand upright, transparent pixels lie on white."""
 AUDIO_FAMILY = "use a family that does, as longrl.models.qwen_omni.QwenOmniFamily, or rows without `audios`"
@@ -104,6 +106,8 @@ class RowRenderer:
         # 1. No file can hold half a character (a lone surrogate), so no run may go on with one.
         said = (row.id, row.problem, row.answer, row.reasoning, row.messages, row.response)
         json.dumps(said, ensure_ascii=False).encode()
+
+        self._check_characters(row)
 
         # 2. Which media are shown, and which part of a video.
         blind = (self.blind or self.blind_share > 0) and self.drops_media(row)
@@ -160,6 +164,20 @@ class RowRenderer:
             lines = subtitle_text(shown, self.subtitles, videos)
             subtitles = chat.declared_and_tags.sub(break_token, lines)
         return fill_template(self.question_template, problem=question, subtitles=subtitles)
+
+    def _check_characters(self, row: Row) -> None:
+        """Raises UnusableSample for a text that is too long whatever its tokens are: to make them takes minutes."""
+        limits = [limit.tokens * limit.ranks for limit in self.limits]
+        if self.max_prompt_tokens is not None:
+            limits.append(self.max_prompt_tokens)
+        texts = [row.problem, *(part.get("text", "") for message in row.messages for part in message["content"])]
+        num_tokens = sum(map(len, texts)) // LONGEST_TOKEN
+        if limits and num_tokens > min(limits):
+            raise UnusableSample(
+                None,
+                f"its text has {sum(map(len, texts))} characters, at least {num_tokens} tokens: more than "
+                f"{min(limits)}, the limit of prompts; shorten it, or leave the row out",
+            )
 
     def _check_length(self, prompt: Prompt) -> None:
         """Raises UnusableSample for a prompt that is too long for the data's own limit, the update or the engine."""

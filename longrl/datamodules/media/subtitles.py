@@ -162,6 +162,13 @@ def is_subtitle_file(value: object) -> bool:
     return isinstance(value, str) and value.endswith(SUFFIXES) and "\n" not in value
 
 
+def subtitles_below(given: Any, media_root: str | None) -> Any:
+    """A record's subtitles with the paths of files from the working folder on; lines and texts stay as they are."""
+    if isinstance(given, list):
+        return [subtitles_below(item, media_root) if isinstance(item, str) else item for item in given]
+    return os.path.join(media_root or "", given) if is_subtitle_file(given) else given
+
+
 def _chosen(lines: Sequence[Line], video: Frames | None, span: Sequence[float] | None, options: Subtitles) -> list[str]:
     """The lines to show, without repeats one after another (captions that roll up say everything twice)."""
     start, end = span or (0.0, video.duration_s if video else float("inf"))

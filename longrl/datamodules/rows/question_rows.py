@@ -7,12 +7,11 @@ another function in any module: nothing is registered. A record with several que
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from longrl.datamodules.media.subtitles import is_subtitle_file
+from longrl.datamodules.media.subtitles import subtitles_below
 from longrl.datamodules.rows.conversations import is_conversation, read_conversation
 from longrl.datamodules.rows.record_media import RecordMedia
 from longrl.datamodules.rows.sources import Record
@@ -177,6 +176,8 @@ def question_row(record: Mapping[str, Any], index: int, question: str, fields: M
 
     known = dict(fields)
     task = known.pop("task", None)
+    if not (task is None or isinstance(task, str)):
+        raise ValueError(f"record {index} (id {record_id(record, index)!r}): 'task' must be a text, got {task!r:.60}")
     options = known.pop("options", None)
     wordings = given_options(options or (), record, index)
     if task == "multiple_choice" and options is not None and not wordings:
@@ -341,12 +342,7 @@ def metadata_field(
         )
     metadata = dict(given or {})
     lines = subtitles or metadata.get("subtitles")
-    if lines:
-        listed = lines if isinstance(lines, list) else [lines]
-        # Lines and texts stay as they are.
-        listed = [os.path.join(media_root or "", item) if is_subtitle_file(item) else item for item in listed]
-        metadata["subtitles"] = listed if isinstance(lines, list) else listed[0]
-    return metadata
+    return metadata | {"subtitles": subtitles_below(lines, media_root)} if lines else metadata
 
 
 def record_id(record: Mapping[str, Any], index: int) -> str:
@@ -375,8 +371,9 @@ def row_or_error(make: Callable[..., Result], *args: Any) -> Result | ValueError
         return make(*args)
     except ValueError as error:
         return error
-    except (TypeError, LookupError, AttributeError, ArithmeticError) as error:
-        return ValueError(f"it cannot be read ({type(error).__name__}: {error}): {str(args[0])[:200]}")
+    except (TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        which = f"record {args[1]} " if len(args) > 1 else ""
+        return ValueError(f"{which}cannot be read ({type(error).__name__}: {error}): {str(args[0])[:200]}")
 
 
 def make_rows(records: Iterable[Record], row_function: RowFunction, media_root: str | None) -> list[Row | ValueError]:

@@ -53,3 +53,9 @@ def test_the_limit_counts_the_tokens_that_the_model_reads_whatever_its_patches(t
     replace(renderer, max_prompt_tokens=len(prompt.input_ids))(asked)
     with pytest.raises(UnusableSample, match=f"has {len(prompt.input_ids)} tokens, above {len(prompt.input_ids) - 1}"):
         replace(renderer, max_prompt_tokens=len(prompt.input_ids) - 1)(asked)
+
+
+def test_a_text_of_megabytes_is_refused_before_it_is_tokenized():
+    renderer = RowRenderer(text_family(), VideoSampling(), max_prompt_tokens=1000)
+    with pytest.raises(UnusableSample, match=r"5000000 characters, at least 19531 tokens: more than 1000"):
+        renderer(replace(row("a"), problem="words " * 833_333 + "wo"))
