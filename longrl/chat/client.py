@@ -16,6 +16,7 @@ import httpx
 
 from longrl.chat.endpoint import Budget, Endpoint, Reply, Request
 from longrl.io.append_log import AppendLog
+from longrl.io.secrets import mask_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -231,7 +232,7 @@ class ChatClient:
             status = response.status_code
             return _FailedAttempt(f"http {status}", f"HTTP {status}: {response.text}", status, _retry_after_s(response))
         try:
-            answer = response.json()
+            answer = mask_secrets(response.json())  # a server may tell what it was sent
             return answer, Reply.of(answer)
         except ValueError as error:
             return _FailedAttempt("garbled", f"{error}: {response.text}")
@@ -245,6 +246,9 @@ class _FailedAttempt:
     text: str
     status: int | None = None
     retry_after_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", mask_secrets(self.text))  # it goes to journals and logs
 
 
 def _retry_after_s(reply: httpx.Response) -> float:

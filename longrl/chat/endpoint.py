@@ -5,17 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from longrl.chat.frames import MessagePart
+from longrl.io.secrets import check_no_password
 
 Content = str | list[MessagePart]
 ImageLoader = Callable[[], Mapping[str, str]]
 MEDIA_PARTS = {"image_url": "(this frame is broken)", "video_url": "(this video is broken)"}
 """Kind of a part that names what it shows -> the text in the place of what cannot be shown."""
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+SECRET = re.compile(r"api_?key|authorization|password|secret|access_?token", re.IGNORECASE)
+"""Names of fields that hold keys, which would be in the config of the run and in its journal."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,17 @@ class Endpoint:
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
             raise ValueError(f"url of an endpoint must begin with http:// or https://, got {self.url!r}")
+        check_no_password(self.url, "url of an endpoint")
+        if VARIABLE.fullmatch(self.key_variable) is None:  # what is there may be a key: it is not said
+            raise ValueError(
+                "key_variable of an endpoint must be the name of an environment variable, not the key itself"
+            )
+        for name in self.extra:
+            if SECRET.search(name):
+                raise ValueError(
+                    f"extra of an endpoint must hold no key, has {name!r}; set it in the environment variable that "
+                    "key_variable names"
+                )
         if not self.model:
             raise ValueError(f"an endpoint needs the name of its model, got {self.model!r}; `curl {self.url}/models`")
         limits = {"concurrency": 1, "retries": 0, "backoff_s": 0, "max_backoff_s": 0}

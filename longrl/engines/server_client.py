@@ -15,6 +15,7 @@ from torch import Tensor
 
 from longrl.engines import server_protocol as protocol
 from longrl.engines.server_key import KEY_VARIABLE, client_key, key_file
+from longrl.io.secrets import check_no_password, mask_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class ServerClient:
     def __init__(self, url: str, timeout_s: float, retries: int) -> None:
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"urls of VLLMServerEngine must begin with http:// or https://, got {url!r}")
+        check_no_password(url, "urls of VLLMServerEngine")
         self.url = url.rstrip("/")
         self.timeout_s = timeout_s
         self.retries = retries
@@ -191,6 +193,6 @@ def _message(reply: httpx.Response) -> str:
     try:
         body = reply.json()
     except ValueError:
-        return repr(reply.text[:500])
+        return repr(mask_secrets(reply.text[:500]))
     error = body.get("error", body.get("detail", body)) if isinstance(body, dict) else body
-    return str(error.get("message", error)) if isinstance(error, dict) else str(error)
+    return mask_secrets(str(error.get("message", error)) if isinstance(error, dict) else str(error))

@@ -179,3 +179,16 @@ def test_images_are_loaded_for_a_call_only_and_named_by_content(tmp_path):
 def test_impossible_endpoints_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Endpoint(**{"model": "m", **options})
+
+
+def test_a_server_that_tells_the_key_it_was_sent_does_not_bring_it_into_the_journal(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-canary-0123456789")
+    told = "you sent sk-canary-0123456789"
+    with Server(completion(told)) as server:
+        (reply,) = ask(server, tmp_path)
+    with Server((401, {"error": told})) as server:
+        (refused,) = ask(server, tmp_path / "refused")
+    assert reply.text == "you sent [a key]"
+    assert "you sent [a key]" in str(refused)
+    for file in tmp_path.rglob("*"):
+        assert file.is_dir() or b"canary" not in file.read_bytes()
