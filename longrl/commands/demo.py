@@ -18,6 +18,7 @@ from jsonargparse import auto_cli
 
 from longrl.callbacks.evaluation import print_scores
 from longrl.commands.main import main as run_command
+from longrl.commands.parsers import ShortErrors
 from longrl.datamodules.rows.question_rows import longvideo_reason_row, make_rows
 from longrl.datamodules.rows.sources import media_root_of, read_records
 from longrl.evaluation.benchmark_report import cards
@@ -35,7 +36,7 @@ NUM_CARDS = 8
 
 def main(args: Sequence[str]) -> None:
     """Command line of `run_demo`."""
-    auto_cli(run_demo, args=list(args), as_positional=False, prog="python -m longrl demo")
+    auto_cli(run_demo, args=list(args), as_positional=False, parser_class=ShortErrors, prog="python -m longrl demo")
 
 
 def run_demo(

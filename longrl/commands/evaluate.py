@@ -10,14 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from rich.console import Console
 
 from longrl.commands.compare import show_comparisons
+from longrl.commands.failures import keep_tracebacks_in
 from longrl.commands.main import COMMAND_USAGE
+from longrl.commands.parsers import ShortErrors
 from longrl.commands.renamed import current_names
 from longrl.commands.run_config import Config, evaluation_config, set_config_reader
-from longrl.commands.run_settings import SHOWN_BY_DATA, RunSettings, options_of, read_settings, tell_differences
+from longrl.commands.run_settings import (
+    SHOWN_BY_DATA,
+    RunSettings,
+    check_settings,
+    options_of,
+    read_settings,
+    tell_differences,
+)
+from longrl.commands.run_trust import OPTION, TRUST_HELP, is_trusted
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.evaluation.benchmark import Evaluation, EvaluationConfig
 from longrl.evaluation.benchmark_report import list_remarks, rates_table
@@ -48,7 +58,9 @@ NOT_HERE = frozenset(
 
 def main(args: Sequence[str]) -> None:
     """Command line of `evaluate`."""
-    files = Evaluation(*parse_evaluation(args)).run()
+    config, data = parse_evaluation(args)
+    keep_tracebacks_in(config.out)
+    files = Evaluation(config, data).run()
     if files is not None:
         show_evaluation(files)
 
@@ -57,13 +69,15 @@ def parse_evaluation(args: Sequence[str]) -> tuple[EvaluationConfig, LongVideoRe
     """The evaluation and the data that a command line describes; nothing is read or loaded yet."""
     set_config_reader(evaluation_config)
     usage = COMMAND_USAGE.format("python -m longrl", "evaluate")
-    parser = ArgumentParser(prog="python -m longrl evaluate", usage=usage, description=DESCRIPTION)
+    parser = ShortErrors(prog="python -m longrl evaluate", usage=usage, description=DESCRIPTION)
     parser.add_argument("--config", action="config", help="a YAML file; later ones win, key by key")
+    parser.add_argument(OPTION, type=bool, default=False, help=TRUST_HELP)
     parser.add_class_arguments(EvaluationConfig, sub_configs=True)
     parser.add_class_arguments(LongVideoReason, "data", skip=set(NOT_HERE), instantiate=False, sub_configs=True)
     files = list(_read_files(args))
     settings = read_settings(_weights(args, files))
     if settings is not None:
+        check_settings(settings, is_trusted(args))
         args = with_run_settings(args, files, settings)
     parsed = parser.parse_args(list(args))
     if settings is not None:

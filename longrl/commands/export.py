@@ -9,8 +9,10 @@ from pathlib import Path
 import torch
 from jsonargparse import ArgumentParser, auto_cli
 
+from longrl.commands.parsers import ShortErrors
 from longrl.commands.run_config import read_run_config
 from longrl.commands.run_settings import write_record
+from longrl.commands.run_trust import check_run_config
 from longrl.diffusion.diffusion_family import DiffusionFamily
 from longrl.io.atomic import atomic_folder
 from longrl.io.hub import check_target, push
@@ -25,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 def main(args: Sequence[str]) -> None:
     """Command line of `export_run`."""
-    auto_cli(export_run, args=list(args), as_positional=False, prog="python -m longrl export")
+    auto_cli(export_run, args=list(args), as_positional=False, parser_class=ShortErrors, prog="python -m longrl export")
 
 
 def export_run(
@@ -37,6 +39,7 @@ def export_run(
     raw_weights: bool = False,
     push_to: str | None = None,
     private: bool = True,
+    trust_run_config: bool = False,
 ) -> None:
     """Writes weights, config, tokenizer and processor so that `from_pretrained` and vLLM load them.
 
@@ -57,12 +60,13 @@ def export_run(
         push_to: repository of a Hugging Face hub, `owner/name`, that the written folder is uploaded to; made if
             missing. Nothing is uploaded by default.
         private: of a repository that `push_to` makes; false shows it to everyone.
+        trust_run_config: the run's config may name a family of any module, whose code then runs.
     """
     if push_to is not None:
         check_target(push_to)
     if Path(out).exists():
         raise ValueError(f"--out={out} exists already; name a new folder")
-    family = family_of(run)
+    family = family_of(run, trust_run_config)
     with atomic_folder(out, replace=False) as folder:
         source = (run, "--run") if checkpoint is None else (checkpoint, "--checkpoint")
         averaged = not raw_weights and _says_averaged(*source)
@@ -115,8 +119,14 @@ def _base(run: str) -> str:
     return start
 
 
-def family_of(run: str) -> CausalFamily | DiffusionFamily:
-    """The model family of a run, from its saved config."""
+def family_of(run: str, trusted: bool = False) -> CausalFamily | DiffusionFamily:
+    """The model family of a run, from its saved config.
+
+    Raises:
+        ValueError: it names a class of others, which the user does not trust.
+    """
+    named = read_run_config(run)["model"]["family"]
+    check_run_config({"model": {"family": named}}, Path(run) / "config.yaml", trusted)
     parser = ArgumentParser()
     parser.add_argument("--family", type=CausalFamily | DiffusionFamily)
-    return parser.instantiate(parser.parse_object({"family": read_run_config(run)["model"]["family"]})).family
+    return parser.instantiate(parser.parse_object({"family": named})).family

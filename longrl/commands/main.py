@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
-import traceback
 from collections.abc import Sequence
 
+from longrl.commands.failures import keep_tracebacks_in, tell_error
 from longrl.commands.renamed import current_arguments
 from longrl.io.functions import search_working_folder
 from longrl.io.processes import end_with_parent
@@ -56,7 +55,7 @@ Reinforcement learning for vision-language models that reason over long videos.
 
 `python -m longrl COMMAND --help` lists every option of a command. Several --config compose: later ones win.
 Chain two stages by --model.init_from RUN; go on with an interrupted run by the same command and --resume auto.
-With LONGRL_TRACEBACK=1 in the environment an error comes with its traceback.
+An unexpected error leaves RUN/traceback.txt; with LONGRL_TRACEBACK=1 every error prints its traceback.
 """
 
 
@@ -64,22 +63,19 @@ def main(args: Sequence[str] | None = None) -> None:
     """Runs one command.
 
     Args:
-        args: the command and its options; an error is raised. None takes them from the command line, where a user's
-            mistake ends the process with one line and status 2.
+        args: the command and its options; an error is raised. None takes them from the command line, where an error
+            ends the process with one line: status 2 is a user's mistake, 1 anything else, with its traceback in a file.
     """
     search_working_folder()  # for functions and classes that a config names
     if args is not None:
         run_command(list(args))
         return
     end_with_parent()
+    keep_tracebacks_in(None)
     try:
         run_command(sys.argv[1:])
-    except ValueError as error:
-        found = find_mistake(error)
-        if found is None or shows_traceback():
-            raise
-        sys.stderr.write(f"longrl: error: {found}\n")
-        sys.exit(2)
+    except Exception as error:
+        sys.exit(tell_error(error))
 
 
 def run_command(args: list[str]) -> None:
@@ -106,22 +102,6 @@ def dispatch(command: str, args: list[str]) -> None:
     else:
         commands = ", ".join([*TRAINER_COMMANDS, *OTHER_COMMANDS])
         sys.exit(f"longrl: unknown command {command!r}; choose one of {commands}")
-
-
-def find_mistake(error: BaseException | None) -> ValueError | None:
-    """The ValueError that longrl raised itself, in what others made of it (jsonargparse: a page); None without one."""
-    while error is not None:
-        modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
-        if isinstance(error, ValueError) and modules and modules[-1].startswith("longrl."):
-            return error
-        error = error.__cause__
-    return None
-
-
-def shows_traceback() -> bool:
-    """True if an error is to say where it comes from: on demand, and in runs of several processes to see what died."""
-    several = "LOCAL_RANK" in os.environ or os.environ.get("WORLD_SIZE", "1") != "1"
-    return several or os.environ.get("LONGRL_TRACEBACK", "0") not in ("", "0")
 
 
 def usage() -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from longrl.commands.failures import keep_tracebacks_in
+from longrl.commands.main import COMMAND_USAGE
 from longrl.io.progress import item_progress
 from longrl.io.tables import make_table
 from longrl.pipeline.config import PipelineConfig
@@ -20,9 +22,10 @@ WITHOUT_MODEL = ("split", "validate", "export")
 
 def main(args: Sequence[str]) -> None:
     """Command line: a step, and the options of `PipelineConfig`."""
-    from jsonargparse import ArgumentParser
+    from longrl.commands.parsers import ShortErrors
 
-    parser = ArgumentParser(prog="python -m longrl pipeline STEP", description=DESCRIPTION)
+    usage = COMMAND_USAGE.format("python -m longrl", "pipeline STEP")
+    parser = ShortErrors(usage=usage, prog="python -m longrl pipeline STEP", description=DESCRIPTION)
     parser.add_argument("--config", action="config", help="a YAML file; later ones win, key by key")
     parser.add_class_arguments(PipelineConfig)
     if not args or args[0] in ("-h", "--help"):
@@ -33,6 +36,7 @@ def main(args: Sequence[str]) -> None:
         raise ValueError(f"unknown step {step!r} of `pipeline`; choose one of {', '.join(STEPS)}, all")
     values = parser.instantiate(parser.parse_args(rest))
     config = PipelineConfig(**{name: value for name, value in vars(values).items() if name != "config"})
+    keep_tracebacks_in(config.out)
     for name in STEPS if step == "all" else (step,):
         run_step(config, name)
 

@@ -16,7 +16,11 @@ def main(args: Sequence[str]) -> None:
     """Command line of `report_run`."""
     from jsonargparse import auto_cli
 
-    path = auto_cli(report_run, args=list(args), as_positional=False, prog="python -m longrl report")
+    from longrl.commands.parsers import ShortErrors
+
+    path = auto_cli(
+        report_run, args=list(args), as_positional=False, parser_class=ShortErrors, prog="python -m longrl report"
+    )
     sys.stdout.write(f"report: {path}\n")
 
 

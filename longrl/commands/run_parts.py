@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
 from longrl.commands.main import COMMAND_USAGE
+from longrl.commands.parsers import RunParser
 from longrl.commands.run_config import Config
 from longrl.commands.trainer import LongRLCLI
 
@@ -42,6 +43,7 @@ class RunParts(LongRLCLI):
             self.module_class,
             self.data_class,
             save_config_callback=None,
+            parser_class=RunParser,
             seed_everything_default=0,
             auto_configure_optimizers=False,
             run=False,

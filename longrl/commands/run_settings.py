@@ -13,6 +13,7 @@ import yaml
 from longrl.commands.renamed import current_names
 from longrl.commands.run_config import Config, read_run_config
 from longrl.commands.run_folders import EVALUATING, run_of
+from longrl.commands.run_trust import check_run_config, is_trusted
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,8 @@ class RunSettings:
     """Those of `SHOWN_BY_DATA` that are known."""
     sampling: Config | None = None
     """Of `validate` and `test`; None where nothing was sampled."""
+    file: Path = Path()
+    """What it was read from."""
 
     def differences(self, others: Mapping[str, Any]) -> list[str]:
         """Where other settings depart from these, in words; options that either leaves out are its defaults.
@@ -56,7 +59,7 @@ def read_settings(weights: str | None) -> RunSettings | None:
     if run is not None and (run / "config.yaml").is_file():
         config = read_run_config(str(run))
         family = config.get("model", {}).get("family")
-        return None if not isinstance(family, dict) else _of_config(str(run), config)
+        return None if not isinstance(family, dict) else _of_config(run, config)
     record = Path(weights or "").expanduser() / EXPORT_RECORD
     if weights is None or not record.is_file():
         return None
@@ -64,7 +67,13 @@ def read_settings(weights: str | None) -> RunSettings | None:
     family = known["family"]
     # The folder has config, tokenizer and processor: it stands on its own.
     family = family | {"init_args": (family.get("init_args") or {}) | {"model": str(weights)}}
-    return RunSettings(str(weights), family, known.get("data") or {}, known.get("sampling"))
+    return RunSettings(str(weights), family, known.get("data") or {}, known.get("sampling"), record)
+
+
+def check_settings(settings: RunSettings, trusted: bool) -> None:
+    """Raises ValueError if settings of a run name what a stranger could run code by, unless the user trusts them."""
+    values = {"model": {"family": settings.family}, "data": settings.data, "sampling": settings.sampling}
+    check_run_config(values, settings.file, trusted)
 
 
 def write_record(folder: Path, run: str) -> None:
@@ -103,6 +112,9 @@ def with_run_config(args: Sequence[str]) -> list[str]:
 
     Args:
         args: the command and its options.
+
+    Raises:
+        ValueError: the run's config names what a stranger could run code by, see `check_run_config`.
     """
     command, *options = args
     if command not in EVALUATING or options_of(options, "--config", "-c"):
@@ -112,11 +124,12 @@ def with_run_config(args: Sequence[str]) -> list[str]:
     run = next((run for run in runs if run is not None and (run / "config.yaml").is_file()), None)
     if run is None:
         return list(args)
+    check_run_config(read_run_config(str(run)), run / "config.yaml", is_trusted(options))
     start = ["--config", str(run / "config.yaml"), f"--run_dir={run}", "--ckpt_path=null", "--model.init_from=null"]
     return [command, *start, *options]
 
 
-def _of_config(source: str, config: Config) -> RunSettings:
+def _of_config(run: Path, config: Config) -> RunSettings:
     data = config.get("data") or {}
     rollout = config.get("rollout") or {}
     sampling = rollout.get("eval_sampling")
@@ -124,7 +137,7 @@ def _of_config(source: str, config: Config) -> RunSettings:
         # What the rollout callback makes of it.
         sampling = rollout["sampling"] | {"num_generations": 1, "temperature": 0.0, "top_p": 1.0, "top_k": 0}
     shown = {name: data[name] for name in SHOWN_BY_DATA if data.get(name) is not None}
-    return RunSettings(source, config["model"]["family"], shown, sampling)
+    return RunSettings(str(run), config["model"]["family"], shown, sampling, run / "config.yaml")
 
 
 def _plain_family(family: Mapping[str, Any]) -> Config:

@@ -26,7 +26,9 @@ from longrl.callbacks.terminal_view import TerminalView
 from longrl.callbacks.throughput import ProgressBar
 from longrl.callbacks.watchdog import Watchdog
 from longrl.commands import run_config
+from longrl.commands.failures import keep_tracebacks_in
 from longrl.commands.main import COMMAND_USAGE, TRAINER_COMMANDS
+from longrl.commands.parsers import RunParser
 from longrl.commands.ranks import cluster_plugins, is_first_rank
 from longrl.commands.renamed import MOVED
 from longrl.commands.resuming import last_good_checkpoint
@@ -35,6 +37,7 @@ from longrl.commands.run_ending import advice, ending_of_run, resume_command
 from longrl.commands.run_folders import EVALUATING, check_checkpoints, check_tested_weights, checkpoint_folder
 from longrl.commands.run_loggers import WandbMode, make_loggers
 from longrl.commands.run_settings import SHOWN_BY_DATA, read_settings, tell_differences, with_run_config
+from longrl.commands.run_trust import OPTION, TRUST_HELP
 from longrl.commands.saved_config import SaveRunConfig
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.io.folder_lock import FolderLock
@@ -91,6 +94,7 @@ class LongRLCLI(LightningCLI):
             cls.module_class,
             cls.data_class,
             save_config_callback=SaveRunConfig,
+            parser_class=RunParser,
             save_config_kwargs={"save_to_log_dir": False},
             seed_everything_default=0,
             auto_configure_optimizers=False,
@@ -126,6 +130,7 @@ class LongRLCLI(LightningCLI):
             default=False,
             help="validate, test, predict: evaluate the family's own weights on purpose, into a run_dir of their own",
         )
+        parser.add_argument(OPTION, type=bool, default=False, help=f"validate, test, predict: {TRUST_HELP}")
         parser.add_argument("--wandb", type=WandbMode, default="off", help="log to Weights & Biases as well")
         parser.add_argument("--wandb_project", type=str, default="longrl")
         parser.add_argument("--tensorboard", type=bool, default=False, help="log to run_dir/tensorboard as well")
@@ -156,6 +161,7 @@ class LongRLCLI(LightningCLI):
     @override
     def before_instantiate_classes(self) -> None:
         run_dir = self._get(self.config, "run_dir")
+        keep_tracebacks_in(run_dir)
         is_there = Path(run_dir).exists()
         if is_there:
             self.lock_run(run_dir)

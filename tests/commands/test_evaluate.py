@@ -16,13 +16,10 @@ def test_a_finished_evaluation_is_shown_with_its_tables_and_files(tmp_path, caps
     assert f"results: {tmp_path / 'b' / 'results.json'}" in printed
 
 
-def test_a_parsers_error_is_a_few_lines(tmp_path, capsys):
+def test_a_parsers_error_is_one_line_with_the_nearest_option(tmp_path, capsys):
     with pytest.raises(SystemExit):
         parse_evaluation([*scripted.arguments(tmp_path), "--num_crads=3"])
-    error = capsys.readouterr().err
-    assert error.startswith("usage: python -m longrl evaluate --config FILE.yaml")
-    assert "num_crads" in error
-    assert len(error.splitlines()) <= 4
+    assert capsys.readouterr().err == "longrl: error: there is no option num_crads; did you mean num_cards?\n"
 
 
 @pytest.mark.parametrize("recipe", ["demo/sft.yaml", "demo/grpo.yaml"])

@@ -404,7 +404,8 @@ def test_test_writes_the_files_of_evaluate(tmp_path, sft_run, capsys):
 def test_a_runs_checkpoint_is_all_that_test_needs_to_be_told(tmp_path, sft_run, caplog):
     given = [f"--data.test={videos() / 'eval.jsonl'}", "--rollout.reward.terms=[{function: longrl.rewards.accuracy}]"]
     report = "--trainer.callbacks+=longrl.callbacks.evaluation.EvaluationReport"
-    shown = ["--data.video.fps=2", f"--run_dir={tmp_path / 'run'}"]
+    # The run's own config names a callback of the tests.
+    shown = ["--data.video.fps=2", f"--run_dir={tmp_path / 'run'}", "--trust_run_config=true"]
     main(["test", f"--ckpt_path={sft_run / 'checkpoints' / 'last.ckpt'}", *given, report, *shown])
     results = json.loads((tmp_path / "run" / "test" / "results.json").read_text())
     assert results["policy"]["model"] == sft_run.name
@@ -415,7 +416,7 @@ def test_a_runs_checkpoint_is_all_that_test_needs_to_be_told(tmp_path, sft_run, 
 def test_weights_that_nobody_named_are_not_tested_under_a_runs_name(sft_run):
     before = sorted(sft_run.rglob("*"))
     with pytest.raises(ValueError, match=r"is not told which weights .*last\.ckpt is there"):
-        main(["test", f"--run_dir={sft_run}"])
+        main(["test", f"--run_dir={sft_run}", "--trust_run_config=true"])
     assert sorted(sft_run.rglob("*")) == before
 
 

@@ -1,0 +1,153 @@
+"""Parsers of jsonargparse whose errors are one line: which option, what it may be, and in which line of which file."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import ArgumentParser
+from lightning.pytorch.cli import LightningArgumentParser
+
+from longrl.commands.failures import find_mistake, one_line
+from longrl.io.exit_codes import MISTAKE
+
+UNKNOWN = re.compile(
+    r"(?:Option|option) '([^']+)' is not accepted|does not accept option '([^']+)'|unrecognized arguments: --([^\s=]+)"
+)
+"""How jsonargparse says that there is no such option."""
+KEY = re.compile(r'Parser key "([^"]+)"')
+CLASS = re.compile(r"class_path '([\w.]+)'")
+FILLER = (
+    "Does not validate against any", "Subtypes:", "Errors:", "Given value", "- Expected a <class 'NoneType'>",
+    "Parser key", "Problem with given class_path", "- Problem with given class_path",
+)  # fmt: skip
+"""How lines begin that say nothing of what is wrong."""
+PASSED_OVER = ("init_args", "dict_kwargs")
+"""Keys of a config that stand between an option and its group."""
+MAX_DEPTH = 40
+
+
+class ShortErrors(ArgumentParser):
+    """A parser that ends the command with one line."""
+
+    given: Sequence[str] = ()
+    """The command line."""
+
+    def parse_args(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:  # type: ignore[override]
+        """As that of jsonargparse."""
+        self.given = list(sys.argv[1:] if args is None else args)
+        return super().parse_args(args, *more, **options)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Says what is wrong and ends the process with status 2; within another parser it raises."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        found = find_mistake(ex)
+        text = str(found) if found is not None else explain(message, self.given, self._option_names())
+        if UNKNOWN.search(message) is None and "required" in message:
+            text = f"{text}; {' '.join(self.format_usage().split())}"
+        sys.stderr.write(f"longrl: error: {one_line(text)}\n")
+        sys.exit(MISTAKE)
+
+    def _option_names(self) -> list[str]:
+        """Dotted names of the options, of the subcommand's where there is one."""
+        parsers = [self, *_subparsers(self, self.given)]
+        return [flag[2:] for parser in parsers for action in parser._actions for flag in action.option_strings]
+
+
+class RunParser(ShortErrors, LightningArgumentParser):
+    """The parser of commands that take the config of a run."""
+
+
+def explain(message: str, given: Sequence[str], options: Iterable[str]) -> str:
+    """An error of jsonargparse in one line.
+
+    Args:
+        message: its own, of one line or many.
+        given: the command line.
+        options: dotted names of those that there are.
+    """
+    group = ".".join(KEY.findall(message))
+    unknown = [next(filter(None, match.groups())) for match in UNKNOWN.finditer(message)]
+    if not unknown:
+        lines = [line.strip() for line in message.splitlines()]
+        said = [line.removeprefix("- ") for line in lines if not line.startswith(FILLER)]
+        text = re.sub(r"<class '([\w.]+)'>", r"\1", " ".join(said)) or message
+        return _located(group, given, f"{group}: {text}" if group else text)
+    name = ".".join(filter(None, [group, unknown[-1]]))
+    nearest = _nearest(name, CLASS.findall(message), options)
+    remedy = f"; did you mean {nearest}?" if nearest else "; --help lists all that there are"
+    return _located(name, given, f"there is no option {name}{remedy}")
+
+
+def _nearest(name: str, class_paths: Sequence[str], options: Iterable[str]) -> str:
+    """The option that a name is most like: of the innermost class that the error names, else of the parser."""
+    group, _, last = name.rpartition(".")
+    known = [f"{group}.{option}" for option in _parameters(class_paths[-1])] if class_paths else [*options]
+    siblings = {option.rpartition(".")[2]: option for option in known if option.rpartition(".")[0] == group}
+    near = difflib.get_close_matches(last, siblings, n=1)
+    if near:
+        return siblings[near[0]]
+    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.75)), "")
+
+
+def _parameters(class_path: str) -> list[str]:
+    """Names of what a class that is already imported takes."""
+    module, _, name = class_path.rpartition(".")
+    found = getattr(sys.modules.get(module), name, None)
+    return list(inspect.signature(found).parameters) if inspect.isclass(found) else []
+
+
+def _located(name: str, given: Sequence[str], text: str) -> str:
+    """A text with the file and line in front of it that an option stands in, if it is not on the command line."""
+    if not name or any(arg.partition("=")[0] == f"--{name}" for arg in given):
+        return text
+    for arg, following in reversed(list(zip(given, [*given, ""][1:], strict=True))):
+        option, equals, value = arg.partition("=")
+        path = Path(value if equals else following)
+        if option in ("--config", "-c") and path.is_file():
+            line = find_line(path.read_text(encoding="utf-8", errors="replace"), name)
+            if line is not None:
+                return f"{path}, line {line}: {text}"
+    return text
+
+
+def find_line(text: str, name: str) -> int | None:
+    """The line of a YAML text, from 1, that a dotted key stands in; None if it has no such key."""
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, RecursionError):
+        return None
+    return next(_lines_of(root, name.split("."), MAX_DEPTH), None)
+
+
+def _lines_of(node: yaml.Node | None, path: list[str], depth: int) -> Iterator[int]:
+    """Lines of the keys that a path leads to, through lists and `init_args`."""
+    if depth == 0:  # anchors can make circles
+        return
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _lines_of(item, path, depth - 1)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for key, value in node.value:
+        if key.value == path[0] and len(path) == 1:
+            yield key.start_mark.line + 1
+        elif key.value == path[0]:
+            yield from _lines_of(value, path[1:], depth - 1)
+        elif key.value in PASSED_OVER:
+            yield from _lines_of(value, path, depth - 1)
+
+
+def _subparsers(parser: Any, given: Sequence[str]) -> Iterator[Any]:
+    """The parser of the subcommand that a command line begins with."""
+    for action in parser._actions:
+        choices = action.choices
+        if hasattr(choices, "keys") and given[:1] and given[0] in choices:
+            yield choices[given[0]]

@@ -1,0 +1,93 @@
+"""Errors of options: one line with the nearest name, and the line of the config."""
+
+import pytest
+
+from longrl.commands.main import main
+from longrl.commands.parsers import explain, find_line
+from tests.commands.test_main import typo
+from tests.runs import arguments, config
+
+YAML = """
+model:
+  family:
+    class_path: a.B
+    init_args: {x: 1, y: [1, 2]}
+list:
+- {first: 1}
+- second: 2
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [("model", 2), ("model.family", 3), ("model.family.y", 5), ("list.second", 8), ("model.x", None), ("z", None)],
+)
+def test_the_line_of_a_key_is_found_through_lists_and_init_args(name, line):
+    assert find_line(YAML, name) == line
+
+
+@pytest.mark.parametrize("text", ["&a [*a]", "a: &a {a: *a}", "[" * 100_000, "\0", "a: b: c", "", "7"])
+def test_a_hostile_yaml_has_no_line(text):
+    assert find_line(text, "a.b.c") is None
+
+
+@pytest.mark.parametrize(
+    ("where", "nearest"),
+    [
+        ("modell", "model"),
+        ("model.max_gradd_norm", "model.max_grad_norm"),
+        ("model.optimizer.learning_rate", "model.optimizer.lr"),
+        ("model.family.init_args.max_pixel", "model.family.max_pixels"),
+        ("data.video.fpss", "data.video.fps"),
+        ("rollout.sampling.num_generation", "rollout.sampling.num_generations"),
+        ("rollout.reward.terms.0.weigth", "rollout.reward.terms.weight"),
+    ],
+)
+def test_a_typo_names_file_line_and_nearest_option(tmp_path, capsys, where, nearest):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments(tmp_path / "run", typo(where)))
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"longrl: error: {tmp_path / 'run' / 'given.yaml'}, line ")
+    assert line.endswith(f"; did you mean {nearest}?")
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["fit", "--model.max_gradd_norm=1"], "did you mean model.max_grad_norm?"),
+        (["plan", "--devicse=1"], "there is no option devicse; did you mean devices?"),
+        (["serve", "--max_modl_len=1"], "there is no option max_modl_len; did you mean max_model_len?"),
+        (["pipeline", "split", "--videos=a", "--out=b", "--split.clip_z=1"], "split.clip_s"),
+        (["export", "--runn=a", "--out=b"], "there is no option runn; did you mean run?"),
+        (["report", "--run=a", "--titel=b"], "there is no option titel; did you mean title?"),
+        (["demo", "--otu=a"], "there is no option otu; did you mean out?"),
+    ],
+)  # fmt: skip
+def test_every_command_knows_the_nearest_flag(capsys, args, said):
+    with pytest.raises(SystemExit) as stop:
+        main(args)
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("longrl: error: ")
+    assert said in line
+
+
+def test_a_value_of_a_wrong_type_names_option_file_and_line(tmp_path, capsys):
+    values = config("sft")
+    values["data"]["prompts_per_batch"] = "many"
+    with pytest.raises(SystemExit):
+        main(arguments(tmp_path, values))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"longrl: error: {tmp_path / 'given.yaml'}, line ")
+    assert line.endswith("data.prompts_per_batch: Expected a int. Got value: many")
+
+
+def test_the_values_of_a_group_are_not_said():
+    message = """Parser key "a":
+  Does not validate against any of the Union subtypes
+  Errors:
+    - Expected a <class 'int'>
+  Given value type: <class 'dict'>
+  Given value: {'api_key': 'canary'}"""
+    assert explain(message, [], []) == "a: Expected a int"
