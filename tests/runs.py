@@ -29,7 +29,7 @@ from longrl.testing.synthetic_videos import SyntheticConfig, generate_videos
 from tests.tiny import text_folder, vl_folder
 
 ROOT = Path(__file__).parents[1]
-TIMINGS = ("time/", "throughput/")
+TIMINGS = ("time/", "throughput/", "memory/")
 """Metrics that differ from run to run."""
 
 

@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from longrl.callbacks.background_rollout import BackgroundRollout, run_in_background
+from longrl.callbacks.group_metrics import group_metrics
 from longrl.callbacks.reward_watch import RewardWatch
 from longrl.callbacks.rollout_checks import (
     check_engine_ranks,
@@ -297,11 +298,13 @@ class RolloutCallback(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
+        assert isinstance(pl_module, PolicyModule)
+        if self._metrics:
+            self._metrics |= group_metrics(self._sampled, pl_module.parallel.dp)
         pl_module.log_dict(self._metrics, batch_size=1)
         if "reward/mean" in self._metrics:
             pl_module.log("reward", self._metrics["reward/mean"], prog_bar=True, logger=False, batch_size=1)
         self._metrics = {}
-        assert isinstance(pl_module, PolicyModule)
         if batch.groups is not None:
             self._watch.end_step(pl_module, self._sampled)
         self._sampled = []

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from typing_extensions import override
 
+from longrl.models.step_flops import GroupTokens, TextCost, peak_flops
 from longrl.modules.policy import PolicyModule
-from longrl.types import Batch
+from longrl.types import Batch, Metrics
 
 ON_PROGRESS_BAR = ("encode", "generate", "reward", "update")
 
 
 class Throughput(Callback):
-    """Logs seconds per phase (`time/encode`, `generate`, `reward`, `update`, `data`), tokens per second and encodes.
+    """Logs seconds and memory of each phase, tokens per second, and how busy GPUs are: docs/metrics.md has all names.
 
     The phases come from `PolicyModule.phases`; `data` is what the step waited for its batch.
     """
@@ -24,6 +27,21 @@ class Throughput(Callback):
     def __init__(self) -> None:
         self._start = 0.0
         self._end_of_last = 0.0
+        self._cost: TextCost | None = None
+        self._peak: float | None = None
+        """Operations per second of this rank's GPU, if it is known."""
+        self._passes = 0
+        self._requested = 0
+        self._encoded = 0
+        """Of these the module had counted so many at the end of the last step."""
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, PolicyModule)
+        self._cost = TextCost.of(pl_module.family, pl_module.model)
+        device = pl_module.device
+        if device.type == "cuda":
+            self._peak = peak_flops(torch.cuda.get_device_name(device))
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -40,43 +58,113 @@ class Throughput(Callback):
         assert isinstance(pl_module, PolicyModule)
         # What the step waited for its batch lies between the end of the last step and the start of this one.
         now = time.perf_counter()
+        step_s = now - self._end_of_last
         seconds = pl_module.phases.collect()
         seconds["data"] = self._start - self._end_of_last
+        seconds["step"] = step_s
+        self._end_of_last = now
+        metrics: Metrics = {}
         for name, value in seconds.items():
-            pl_module.log(f"time/{name}", value, batch_size=1)
+            metrics[f"time/{name}"] = value
             if name in ON_PROGRESS_BAR:
                 # The bar alone: loggers have the value under `time/`.
                 pl_module.log(f"{name}_s", value, prog_bar=True, logger=False, batch_size=1)
-        # Ranks of one sequence-parallel group have the same batch: summed over data-parallel ranks it counts once.
-        totals = pl_module.parallel.dp.sum_dict({"tokens": num_tokens(batch)})
-        tokens_per_s = totals["tokens"] / (now - self._end_of_last)
-        pl_module.log("throughput/tokens_per_s", tokens_per_s, batch_size=1)
-        num_encoded = float(pl_module.features.num_encoded)
-        pl_module.log("throughput/media_encoded", num_encoded, batch_size=1)
-        self._end_of_last = now
+        world = pl_module.parallel.world
+        peaks = pl_module.phases.memory.collect()
+        metrics |= largest_by_phase(world.gather(peaks))
+        update_s = seconds.get("update", 0.0)
+        metrics |= self._rates(pl_module, batch, step_s, update_s)
+        pl_module.log_dict(metrics, batch_size=1)
+
+    def _rates(
+        self,
+        module: PolicyModule,
+        batch: Batch,
+        step_s: float,
+        update_s: float,
+    ) -> Metrics:
+        """What all ranks did per second; all must call it."""
+        # 1. This rank's numbers since the end of the last step.
+        features = module.features
+        passes = module.num_scoring_passes - self._passes
+        local: Metrics = {
+            "tokens": num_tokens(batch),
+            "flops": self._update_flops(module, batch, passes),
+            "requested": features.num_requested - self._requested,
+            "encoded": features.num_encoded - self._encoded,
+            "all_requested": features.num_requested,
+        }
+        self._passes = module.num_scoring_passes
+        self._requested = features.num_requested
+        self._encoded = features.num_encoded
+
+        # 2. Ranks of one sequence-parallel group have the same batch: summed over data-parallel ranks it counts once.
+        totals = module.parallel.dp.sum_dict(local)
+        rates: Metrics = {
+            "throughput/tokens_per_s": totals["tokens"] / step_s,
+            "throughput/media_encoded": float(features.num_encoded),
+        }
+        if totals["all_requested"] and not features.disk:  # a cache on disk logs its own
+            requested = totals["requested"] or 1.0
+            missed = totals["encoded"] / requested
+            rates["throughput/feature_hit_rate"] = 1 - missed
+        if self._cost is not None and update_s:
+            num_devices = module.parallel.world.size
+            per_device = totals["flops"] / num_devices / update_s
+            rates["throughput/update_tflops"] = per_device / 1e12
+            if self._peak is not None:
+                rates["throughput/mfu"] = per_device / self._peak
+        return rates
+
+    def _update_flops(self, module: PolicyModule, batch: Batch, passes: int) -> float:
+        """Operations of the update of this batch, and of the passes that scored it before."""
+        if self._cost is None:
+            return 0.0
+        groups = group_tokens(batch)
+        epochs = module.epochs_per_rollout
+        if batch.groups is None:
+            epochs = 1
+        scoring = self._cost.forward_flops(groups)
+        update = self._cost.update_flops(groups)
+        return epochs * update + passes * scoring
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validation uses the same phases; its seconds belong to no step."""
         assert isinstance(pl_module, PolicyModule)
         pl_module.phases.collect()
+        pl_module.phases.memory.collect()
+        self._passes = pl_module.num_scoring_passes
         self._end_of_last = time.perf_counter()
 
 
-def num_tokens(batch: Batch) -> int:
-    """Tokens of a step, a prompt counted once."""
-    count = 0
-    if batch.groups is None:  # SFT
+def largest_by_phase(of_ranks: Sequence[Metrics]) -> Metrics:
+    """GiB of each phase on the rank that takes most."""
+    largest: Metrics = {}
+    for peaks in of_ranks:
+        for phase, size in peaks.items():
+            name = f"memory/{phase}"
+            largest[name] = max(size, largest.get(name, 0.0))
+    return largest
+
+
+def group_tokens(batch: Batch) -> list[GroupTokens]:
+    """Tokens of each prompt and of each of its completions; of SFT its answer."""
+    tokens: list[GroupTokens] = []
+    if batch.groups is None:
         for prompt in batch.prompts:
-            count += len(prompt.input_ids)
-            if prompt.response_ids is not None:
-                count += len(prompt.response_ids)
-        return count
-    # The prompt is encoded once, whatever the number of its completions.
+            answer = [] if prompt.response_ids is None else [len(prompt.response_ids)]
+            tokens.append((len(prompt.input_ids), answer))
+        return tokens
     for group in batch.groups:
-        count += len(group.prompt.input_ids)
-        count += sum(len(completion.token_ids) for completion in group.completions)
-    return count
+        lengths = [len(completion.token_ids) for completion in group.completions]
+        tokens.append((len(group.prompt.input_ids), lengths))
+    return tokens
+
+
+def num_tokens(batch: Batch) -> int:
+    """Tokens of a step; a prompt, encoded once whatever the number of its completions, counts once."""
+    return sum(prompt + sum(lengths) for prompt, lengths in group_tokens(batch))
 
 
 class ProgressBar(RichProgressBar):

@@ -229,6 +229,10 @@ class DiffusionFamily(RefusesOldHooks, abc.ABC):
         """Modules that are sharded beside the layers, and gathered together."""
         return [model]
 
+    def model_parts(self, model: nn.Module) -> dict[str, Sequence[nn.Module]]:
+        """Parts whose gradients are measured apart: the model is one."""
+        return {}
+
     def media_encoders(self, model: nn.Module) -> tuple[nn.Module, ...]:
         """None of the transformer's parts: text encoders and autoencoder stand apart."""
         return ()

@@ -39,6 +39,10 @@ class EncodesMedia(PatchesMedia):
         """The modules that `encode_media` runs, the vision encoder first; a projector may be one of its own."""
         return ()
 
+    def projectors(self, model: Any) -> tuple[nn.Module, ...]:
+        """The parts of the encoders, or beside them, that lead from their width to the language model's."""
+        return ()
+
     def trained_encoders(self, model: Any) -> list[nn.Module]:
         """The encoders whose features need gradients; with sharded weights, units of sharding."""
         encoders = []
@@ -318,6 +322,16 @@ class CausalFamily(TextStack, EncodesMedia, EngineAdapter, BuildsModel, HasPlann
         self.chat_template_file = chat_template_file
         self.keep_special_tokens = keep_special_tokens
         self.answer_tokens = answer_tokens or []
+
+    def model_parts(self, model: Any) -> dict[str, Sequence[nn.Module]]:
+        """Parts of a model whose gradients are measured apart; a projector within an encoder is its own, not that's."""
+        lm_head = model.get_output_embeddings()
+        is_tied = lm_head.weight is model.get_input_embeddings().weight
+        return {
+            "projector": self.projectors(model),
+            "vision_encoder": self.media_encoders(model),
+            "lm_head": () if is_tied else (lm_head,),
+        }
 
     def export_adapters(self, adapters: Mapping[str, Tensor], folder: Path, base: str) -> None:
         """Writes `adapter_config.json` and `adapter_model.safetensors`, for the weights that `base` names.

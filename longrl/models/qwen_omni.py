@@ -101,6 +101,10 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
         return model.visual, model.audio_tower
 
     @override
+    def projectors(self, model: Any) -> tuple[nn.Module, ...]:
+        return *super().projectors(model), model.audio_tower.proj
+
+    @override
     def encoder_settings(self) -> dict[str, Any]:
         return super().encoder_settings() | {
             "feature_extractor": self.processor.feature_extractor.to_dict(),

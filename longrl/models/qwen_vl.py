@@ -226,6 +226,12 @@ class Qwen2_5_VLFamily(CausalFamily):
         return (model.model.visual,)
 
     @override
+    def projectors(self, model: Any) -> tuple[nn.Module, ...]:
+        visual = self.media_encoders(model)[0]
+        levels = getattr(visual, "deepstack_merger_list", ())  # Qwen3-VL's
+        return (visual.merger, *levels)
+
+    @override
     def encoder_settings(self) -> dict[str, Any]:
         return {
             "image_processor": self.processor.image_processor.to_dict(),

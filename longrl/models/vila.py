@@ -122,6 +122,10 @@ class VilaFamily(CausalFamily):
         return (model.visual,)
 
     @override
+    def projectors(self, model: Any) -> tuple[nn.Module, ...]:
+        return (model.mm_projector,)
+
+    @override
     def encoder_settings(self) -> dict[str, Any]:
         config = self.config
         return {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Protocol
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from typing_extensions import TypeVar
 
 from longrl.algorithms import Algorithm, LossOutput
+from longrl.modules.step_statistics import completion_means
 from longrl.strategies.axis import SINGLE_RANK, Axis
 from longrl.types import Completion, Group, Packed, PolicyOutput, PromptT
 
@@ -89,7 +90,7 @@ class MismatchMonitor:
         self.last_mean: float | None = None
         """Mean difference of the last rollout."""
         self.metrics: dict[str, float] = {}
-        """Metrics of the last rollout: `mismatch_mean` and so on."""
+        """Of the last rollout: `mismatch_mean`, `mismatch_max`, `mismatch_k3`, `mismatch_effective_share`."""
         self._engine_logps: list[Tensor] = []
         self._trainer_logps: list[Tensor] = []
 
@@ -355,6 +356,8 @@ class RolloutLoss:
     mini_batch: MiniBatch
     monitor: MismatchMonitor | None = None
     """Also told of every token's log-probability, in the first update on a rollout."""
+    entropies: list[Tensor] = field(default_factory=list)
+    """Gets the mean entropies of each micro-batch's completions."""
 
     def __call__(self, packed: Packed, output: PolicyOutput) -> LossOutput:
         """See `TokenLoss`."""
@@ -377,6 +380,8 @@ class RolloutLoss:
             weights=weights,
             completion_index=packed.completion_index,
         )
+        of_completions = completion_means(output.entropy, packed.completion_index)
+        self.entropies.append(of_completions)
         entropy = (output.entropy * weights).sum()
         return LossOutput(result.loss, {"entropy": entropy, **result.metrics})
 

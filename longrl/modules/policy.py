@@ -35,6 +35,7 @@ from longrl.modules.mini_batches import (
 from longrl.modules.optimizer import OptimizerSettings
 from longrl.modules.sft_loss import SFTLoss, response_targets
 from longrl.modules.skipped_steps import text_record
+from longrl.modules.step_statistics import lowest_over_ranks
 from longrl.modules.trained import NOT_WEIGHTED, TrainedModule, data_module_of
 from longrl.packing.lengths import micro_batch_limit
 from longrl.packing.pack import dummy_micro_batch, pack
@@ -103,6 +104,8 @@ class PolicyModule(TrainedModule):
         """Compares engine and trainer in every step; the rollout callback sets it."""
         self.vision_encoder_trains = False
         """True if features need gradients; known once there are weights."""
+        self.num_scoring_passes = 0
+        """Forward passes without gradient over a batch so far."""
         disk = DiskCache(family, feature_cache_dir, feature_cache_disk_bytes) if feature_cache_dir else None
         self.features = FeatureCache(family, feature_cache_bytes, disk=disk)
 
@@ -188,10 +191,11 @@ class PolicyModule(TrainedModule):
         # 3. Updates. The weights of the first are those that sampled: there engine and trainer are compared.
         monitor = self.mismatch_monitor
         totals: Metrics = defaultdict(float)
+        entropies: list[Tensor] = []
         for mini_batch in mini_batches * self.epochs_per_rollout:
             prompts = [group.prompt for group in mini_batch.groups]
             completions = token_ids_of(mini_batch.groups)
-            loss = RolloutLoss(self.algorithm, mini_batch, monitor)
+            loss = RolloutLoss(self.algorithm, mini_batch, monitor, entropies)
             metrics = self._update(prompts, completions, batch.features, loss, monitor)
             monitor = None
             # Weights add up to less than one with Dr.GRPO's constant, or with masked completions.
@@ -202,6 +206,7 @@ class PolicyModule(TrainedModule):
         # 4. Metrics are means over the updates.
         num_updates = len(mini_batches) * self.epochs_per_rollout
         means = {name: total / num_updates for name, total in totals.items()}
+        means["entropy_min"] = lowest_over_ranks(entropies, self.parallel.world)
         means |= self.watch_batches(mini_batches)
         if self.mismatch_monitor is None:
             return means
@@ -356,6 +361,7 @@ class PolicyModule(TrainedModule):
         """
         if temperature is None:
             temperature = self.temperature
+        self.num_scoring_passes += 1
         micro_batches, sequence = self._make_micro_batches(prompts, completions)
         num_tokens = sum(sum(map(len, answers)) for answers in completions)
         logp = torch.zeros(num_tokens, device=self.device)

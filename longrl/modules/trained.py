@@ -29,7 +29,9 @@ from longrl.modules.host_adamw import offload_state
 from longrl.modules.metric_means import MetricMeans
 from longrl.modules.mini_batches import MiniBatch
 from longrl.modules.optimizer import OptimizerSettings
+from longrl.modules.phase_memory import PhaseMemory
 from longrl.modules.skipped_steps import SkippedSteps, StepRecord, tell_nonfinite
+from longrl.modules.step_statistics import PARTS, advantage_metrics, advantage_sums, gradient_norms
 from longrl.strategies.axis import Axis
 from longrl.strategies.fsdp import RootModule, ShardableFamily
 from longrl.strategies.parallel import Parallel, ParallelModule
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-NOT_WEIGHTED = ("loss", "grad_norm", "lr")
+NOT_WEIGHTED = ("loss", "grad_norm", "lr", *(f"grad_norm_{part}" for part in PARTS))
 """Metrics of a step that are no weighted sums over tokens."""
 
 
@@ -58,6 +60,7 @@ class PhaseTimes:
         self._seconds: Metrics = defaultdict(float)
         self.now: tuple[str, float] | None = None
         """The phase under way and when it began (`time.perf_counter`), for whoever looks on; None between phases."""
+        self.memory = PhaseMemory()
 
     @contextlib.contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
@@ -65,6 +68,7 @@ class PhaseTimes:
         outer = PULSE.phase
         PULSE.phase = phase
         PULSE.beats += 1
+        self.memory.begin()
         start = time.perf_counter()
         self.now = (phase, start)
         try:
@@ -74,6 +78,7 @@ class PhaseTimes:
             self._seconds[phase] += time.perf_counter() - start
             PULSE.phase = outer
             PULSE.beats += 1
+            self.memory.end(phase)
 
     def collect(self) -> Metrics:
         """The seconds of each phase; the next step starts at zero."""
@@ -147,6 +152,9 @@ class TrainableFamily(ShardableFamily, Protocol):
     @property
     def lora(self) -> LoRASettings | None:
         """The adapters that train, if they are all that trains."""
+
+    def model_parts(self, model: nn.Module) -> Mapping[str, Sequence[nn.Module]]:
+        """Parts whose gradients are measured apart."""
 
 
 class TrainedModule(ParallelModule, abc.ABC):
@@ -314,7 +322,7 @@ class TrainedModule(ParallelModule, abc.ABC):
             record: makes the record of this rank's part of a step that is left out.
 
         Returns:
-            The norm the gradients had and the rate of the step.
+            The norm the gradients had, in all and by part of the model, and the rate of the step.
 
         Raises:
             RuntimeError: the last of `max_nonfinite_steps` steps in a row was left out.
@@ -334,11 +342,14 @@ class TrainedModule(ParallelModule, abc.ABC):
         norm = nn.utils.get_total_norm(gradients)
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
+        parts = self.family.model_parts(self.model)
+        norms = gradient_norms(self.model, parts)
 
         # 2. Loss and norm are the same on all ranks, and so is what follows from them. (There is no GradScaler, whose
         #    own way to leave steps out would have to be told apart: `setup` refuses 16-mixed.)
         lr = optimizer.param_groups[0]["lr"]
         grad_norm = float(norm)
+        metrics = {"grad_norm": grad_norm, "lr": lr, **norms}
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             optimizer.zero_grad()
             facts = {
@@ -349,7 +360,7 @@ class TrainedModule(ParallelModule, abc.ABC):
             }
             folder = Path(self.trainer.default_root_dir)
             self.skipped_steps.add(folder, record, facts)
-            return {"grad_norm": grad_norm, "lr": lr}
+            return metrics
         self.skipped_steps.in_a_row = 0
 
         # 3. Clip; without a limit the factor is 1 exactly.
@@ -359,22 +370,25 @@ class TrainedModule(ParallelModule, abc.ABC):
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
-        return {"grad_norm": grad_norm, "lr": lr}
+        return metrics
 
     def watch_batches(self, mini_batches: Sequence[MiniBatch[Any, Any]]) -> Metrics:
-        """Notes whether a rollout had anything to learn from, and counts the completions that are in no loss of it.
+        """Notes whether a rollout had anything to learn from, and how: advantages, completions that are in no loss.
 
         Every rank must call it, behind the updates, for here a GPU is waited for.
         """
-        left_out = torch.zeros((), device=self.device)
-        for part in mini_batches:
-            is_learned = part.advantages.abs() > 1e-6  # what is smaller is rounding
-            self.has_signal |= bool(is_learned.any())
-            left_out += part.nonfinite.sum()
-        count = float(self.parallel.dp.sum(left_out))
+        advantages = torch.cat([part.advantages for part in mini_batches])
+        left_out = torch.cat([part.nonfinite for part in mini_batches])
+        local = advantage_sums(advantages)
+        self.has_signal |= local["zeros"] < local["count"]
+        local["left_out"] = float(left_out.sum())
+        sums = self.parallel.dp.sum_dict(local)
+        count = sums["left_out"]
         if count:
             tell_nonfinite(mini_batches, count)
-        return {"nonfinite_completions": count}
+        metrics = advantage_metrics(sums)
+        metrics["nonfinite_completions"] = count
+        return metrics
 
     # -- evaluation ----------------------------------------------------------------------------------------------
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from longrl.models.step_flops import PEAK_FLOPS
+
 GB = 10**9
 GIB = 1 << 30
 
@@ -43,9 +45,9 @@ class Hardware:
 
 
 HARDWARE = {
-    "A100": Hardware("A100-80G", 79.1, 312e12, 2_039 * GB, 300 * GB, 25 * GB, host_bandwidth=32 * GB),
-    "H100": Hardware("H100-80G", 79.1, 989e12, 3_350 * GB, 450 * GB, 50 * GB),
-    "H200": Hardware("H200-141G", 139.7, 989e12, 4_800 * GB, 450 * GB, 50 * GB),
+    "A100": Hardware("A100-80G", 79.1, PEAK_FLOPS["A100"], 2_039 * GB, 300 * GB, 25 * GB, host_bandwidth=32 * GB),
+    "H100": Hardware("H100-80G", 79.1, PEAK_FLOPS["H100"], 3_350 * GB, 450 * GB, 50 * GB),
+    "H200": Hardware("H200-141G", 139.7, PEAK_FLOPS["H200"], 4_800 * GB, 450 * GB, 50 * GB),
 }
 """SXM boards with NVLink; between nodes one 200 or 400 Gbit/s port per device; to the host PCIe 4 or 5, 16 lanes."""
 

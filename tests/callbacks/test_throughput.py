@@ -3,11 +3,12 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from longrl.callbacks import throughput
-from longrl.callbacks.throughput import Throughput
+from longrl.callbacks.throughput import Throughput, largest_by_phase
 from longrl.modules.policy import PolicyModule
-from longrl.types import Batch
+from longrl.types import Batch, Completion, Group, Prompt, Row
 from tests.tiny import text_family
 
 
@@ -19,6 +20,7 @@ def test_the_seconds_of_a_validation_belong_to_no_step(monkeypatch):
     logged = {}
     module = PolicyModule(text_family())
     monkeypatch.setattr(module, "log", lambda name, value, **options: logged.update({name: value}))
+    monkeypatch.setattr(module, "log_dict", lambda values, **options: logged.update(values))
 
     def spend(phase, seconds):
         with module.phases(phase):
@@ -42,4 +44,67 @@ def test_the_seconds_of_a_validation_belong_to_no_step(monkeypatch):
     assert {name: value for name, value in logged.items() if name.startswith("time/")} == {
         "time/generate": pytest.approx(2.0),
         "time/data": pytest.approx(0.25),
+        "time/step": pytest.approx(2.25),
     }
+    assert [name for name in logged if name.startswith("memory/")] == ["memory/generate"]
+
+
+# ---- rates ----
+
+
+def rates(cost, batch, peak=None, disk=None, **counted):
+    """What is logged of a step of 4 s, 2 s of them the update, on two devices that have the batch each."""
+    module = SimpleNamespace(
+        features=SimpleNamespace(num_requested=0, num_encoded=0, disk=disk),
+        num_scoring_passes=1,
+        epochs_per_rollout=3,
+        parallel=SimpleNamespace(
+            dp=SimpleNamespace(sum_dict=lambda values: {name: 2 * value for name, value in values.items()}),
+            world=SimpleNamespace(size=2),
+        ),
+    )
+    vars(module.features).update(counted)
+    callback = Throughput()
+    callback._cost, callback._peak = cost, peak
+    return callback._rates(module, batch, step_s=4.0, update_s=2.0)
+
+
+def rollout():
+    """One group: a prompt of 5 tokens, completions of 2 and 1."""
+    completions = [Completion(torch.zeros(n), torch.zeros(n), "", "stop") for n in (2, 1)]
+    prompt = Prompt("1", torch.zeros(5), torch.zeros(1, 5), (), Row("1", "", ""))
+    return Batch([prompt], groups=[Group(prompt, completions)])
+
+
+class Cost:
+    def forward_flops(self, groups):
+        assert groups == [(5, [2, 1])]
+        return 1e12
+
+    def update_flops(self, groups):
+        return 3e12
+
+
+def test_operations_are_those_of_all_epochs_and_scoring_passes_per_device_and_second():
+    """(3 epochs of 3e12 and a pass of 1e12) on each of 2 devices, in 2 s."""
+    found = rates(Cost(), rollout(), peak=50e12)
+    assert found["throughput/update_tflops"] == pytest.approx(5.0)
+    assert found["throughput/mfu"] == pytest.approx(0.1)
+    assert found["throughput/tokens_per_s"] == pytest.approx(2 * 8 / 4.0)
+
+
+def test_what_is_unknown_is_not_logged():
+    assert set(rates(None, rollout())) == {"throughput/tokens_per_s", "throughput/media_encoded"}
+    assert "throughput/mfu" not in rates(Cost(), rollout())
+
+
+def test_hits_are_media_asked_for_and_not_encoded():
+    found = rates(None, rollout(), num_requested=4, num_encoded=1)
+    assert found["throughput/feature_hit_rate"] == pytest.approx(0.75)
+    assert found["throughput/media_encoded"] == 1.0
+    assert "throughput/feature_hit_rate" not in rates(None, rollout(), num_requested=4, disk=object())
+
+
+def test_memory_is_that_of_the_rank_with_most():
+    found = largest_by_phase([{"update": 1.0, "encode": 3.0}, {"update": 2.0}])
+    assert found == {"memory/update": 2.0, "memory/encode": 3.0}

@@ -1,0 +1,92 @@
+"""Operations of an update of the text stack, and what devices can do: how busy a run keeps its GPUs.
+
+Letters: Q parameters of all layers, l layers, A width of all query heads, V vocabulary, D hidden size; T tokens of a
+prompt, S of a completion. A product with Q parameters is 2 Q operations per row. The encoder does not count, nor what
+is computed again in the backward pass.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from longrl.models.base import CausalFamily
+
+PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
+"""The makers' dense bfloat16 operations per second of boards with NVLink."""
+
+GroupTokens = tuple[int, Sequence[int]]
+"""Tokens of a prompt, and of each of its completions."""
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Operations per second of a GPU, as `torch.cuda.get_device_name` calls it; None of one not in the table."""
+    if re.search(r"PCIe|NVL|MIG", device_name) and "A100" not in device_name:
+        return None  # slower than the boards of that name
+    for name, flops in PEAK_FLOPS.items():
+        if re.search(rf"\b{name}\b", device_name):
+            return flops
+    return None
+
+
+@dataclass(frozen=True)
+class TextCost:
+    """What one row costs in the text stack of a model whose layers use all their weights."""
+
+    layer_params: int
+    """Q, adapters included."""
+    trained_params: int
+    """Those of them that get gradients."""
+    num_layers: int
+    query_width: int
+    """A."""
+    head_params: int
+    """V D."""
+    head_trains: bool
+
+    @classmethod
+    def of(cls, family: CausalFamily, model: Any) -> TextCost | None:
+        """Counted on a model; None for mixtures of experts, of whose weights a token uses some."""
+        sizes, _ = family.planning_sizes()
+        if sizes.num_experts:
+            return None
+        layers = nn.ModuleList(family.layers(model))
+        parameters = list(layers.parameters())
+        head = model.get_output_embeddings().weight
+        return cls(
+            layer_params=sum(one.numel() for one in parameters),
+            trained_params=sum(one.numel() for one in parameters if one.requires_grad),
+            num_layers=len(layers),
+            query_width=sizes.num_heads * sizes.head_size,
+            head_params=sizes.vocabulary * sizes.hidden,
+            head_trains=head.requires_grad,
+        )
+
+    def forward_flops(self, groups: Sequence[GroupTokens]) -> float:
+        """One forward pass: 2 Q per row, 4 A per layer and pair of rows that see each other, 2 V D per scored row."""
+        tokens, pairs, scored = count_rows(groups)
+        attention = 4.0 * self.num_layers * self.query_width * pairs
+        return 2.0 * self.layer_params * tokens + attention + 2.0 * self.head_params * scored
+
+    def update_flops(self, groups: Sequence[GroupTokens]) -> float:
+        """Forward and backward pass: gradients of inputs cost a forward pass, those of weights where they train."""
+        tokens, pairs, scored = count_rows(groups)
+        weights = 2.0 * self.trained_params * tokens + 2.0 * self.head_params * scored * self.head_trains
+        attention = 4.0 * self.num_layers * self.query_width * pairs  # of its two inputs: one forward pass more
+        return 2 * self.forward_flops(groups) + weights + attention
+
+
+def count_rows(groups: Sequence[GroupTokens]) -> tuple[int, float, int]:
+    """Rows, pairs of a query and a key, and scored rows; a prompt counts once, and attention is causal."""
+    tokens = scored = 0
+    pairs = 0.0
+    for prompt, completions in groups:
+        tokens += prompt + sum(completions)
+        scored += sum(completions)
+        pairs += prompt**2 / 2
+        pairs += sum(prompt * length + length**2 / 2 for length in completions)
+    return tokens, pairs, scored

@@ -1,0 +1,128 @@
+"""Numbers about a training step that are no sums over tokens: norms of gradients by part, advantages, entropies.
+
+Letters: N tokens of a rollout, R scored rows of a micro-batch, c completions in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from longrl.strategies.axis import Axis
+from longrl.types import Metrics
+
+PARTS = ("vision_encoder", "projector", "language_model", "lm_head")
+"""Of a model, as norms of gradients are logged."""
+ZERO_ADVANTAGE = 1e-6
+"""What is not larger is rounding."""
+
+
+def gradient_norms(model: nn.Module, parts: Mapping[str, Sequence[nn.Module]]) -> Metrics:
+    """The norm of each part's gradients, `grad_norm_NAME`; none of a part without gradients, none without parts.
+
+    Every rank of the run must call it, for gradients may be sharded.
+
+    Args:
+        model: the whole.
+        parts: modules by name; of a parameter in several parts the first counts, what is in none is the language
+            model's.
+    """
+    if not parts:
+        return {}
+    # 1. The part of each parameter. Sharding has replaced them since the model was built: they are looked up anew.
+    part_of: dict[int, str] = {}
+    for name, modules in parts.items():
+        together = nn.ModuleList(modules)
+        for parameter in together.parameters():
+            part_of.setdefault(id(parameter), name)
+    gradients: dict[str, list[Tensor]] = defaultdict(list)
+    for parameter in model.parameters():
+        gradient = parameter.grad
+        if gradient is None:
+            continue
+        name = part_of.get(id(parameter), "language_model")
+        gradients[name].append(gradient)
+
+    # 2. Norms over all shards; a GPU is waited for once.
+    norms = []
+    for tensors in gradients.values():
+        norm = nn.utils.get_total_norm(tensors)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        norms.append(norm)
+    if not norms:
+        return {}
+    values = torch.stack(norms).tolist()
+    names = [f"grad_norm_{name}" for name in gradients]
+    return dict(zip(names, values, strict=True))
+
+
+def advantage_sums(advantages: Tensor) -> Metrics:
+    """What `advantage_metrics` reads of a rank's advantages [N]; it adds up over ranks."""
+    values = advantages.cpu().double()
+    size = values.abs()
+    is_zero = size <= ZERO_ADVANTAGE
+    sums = {
+        "size": size.sum(),
+        "total": values.sum(),
+        "squares": values.square().sum(),
+        "zeros": is_zero.sum(),
+    }
+    named = {name: float(value) for name, value in sums.items()}
+    named["count"] = float(len(values))
+    return named
+
+
+def advantage_metrics(sums: Mapping[str, float]) -> Metrics:
+    """Mean absolute advantage, standard deviation and share of zeros; nan without a token.
+
+    Args:
+        sums: `advantage_sums`, over all ranks.
+    """
+    count = sums["count"] or math.nan
+    mean = sums["total"] / count
+    variance = sums["squares"] / count - mean**2
+    if variance < 0:  # rounding
+        variance = 0.0
+    return {
+        "advantage_abs": sums["size"] / count,
+        "advantage_std": math.sqrt(variance),
+        "advantage_zero": sums["zeros"] / count,
+    }
+
+
+def completion_means(values: Tensor, completion_index: Tensor) -> Tensor:
+    """[c] mean over the rows of each completion.
+
+    Args:
+        values: [R]
+        completion_index: [R] which completion a row belongs to.
+    """
+    _, place, counts = completion_index.unique(
+        return_inverse=True,
+        return_counts=True,
+    )
+    sums = values.new_zeros(len(counts))
+    sums.index_add_(0, place, values)
+    return sums / counts
+
+
+def lowest_over_ranks(values: Sequence[Tensor], world: Axis) -> float:
+    """The smallest of all ranks' numbers, nan of none. Every rank of the axis must call it.
+
+    Args:
+        values: [c] each.
+        world: the ranks.
+    """
+    lowest = math.inf
+    if values:
+        lowest = float(torch.cat(list(values)).min())
+    lowest = -world.max(-lowest)
+    if math.isinf(lowest):
+        return math.nan
+    return lowest

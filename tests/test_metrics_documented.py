@@ -1,0 +1,64 @@
+"""docs/metrics.md names what a run logs: no more, no less."""
+
+import re
+
+import pytest
+
+from tests.runs import ROOT, config, rollouts, run
+
+NOT_HERE = {"throughput/mfu", "train/grad_norm_lm_head"}
+"""Of known devices alone, and of an LM head with weights of its own, which the tiny model does not have."""
+
+
+def documented() -> set[str]:
+    """Names in the first cells of the page's tables."""
+    names: set[str] = set()
+    for line in (ROOT / "docs" / "metrics.md").read_text().splitlines():
+        if line.startswith("| `") and "/" in line.split("|")[1]:
+            names |= set(re.findall(r"`((?:train|reward|rollout|time|memory|throughput)/\w+)`", line.split("|")[1]))
+    return names
+
+
+def logged(folder) -> set[str]:
+    header = (folder / "logs" / "version_0" / "metrics.csv").read_text().splitlines()[0]
+    return set(header.split(",")) - {"step", "epoch"}
+
+
+def rl(tmp_path, **family):
+    """One step with a KL penalty and a reward with the parts `accuracy` and `format`."""
+    values = config("rl", **family)
+    terms = [{"function": "tests.runs.rare", "name": name} for name in ("accuracy", "format")]
+    values["rollout"] = rollouts() | {"reward": {"terms": terms}}
+    values["trainer"] |= {"max_steps": 1}
+    values["model"]["algorithm"] = {"kl_coef": 0.1}
+    return values
+
+
+@pytest.fixture(scope="module")
+def names(tmp_path_factory):
+    """Of a run whose encoder trains, of one with features on disk, and of SFT."""
+    folder = tmp_path_factory.mktemp("runs")
+    trained = run(folder / "trained", rl(folder, freeze_vision_encoder=False))
+    cached = rl(folder)
+    cached["model"]["feature_cache_dir"] = str(folder / "features")
+    kept = run(folder / "cached", cached)
+    sft = config("sft")
+    sft["trainer"] |= {"max_steps": 1}
+    return logged(trained), logged(kept), logged(run(folder / "sft", sft))
+
+
+def test_an_rl_run_logs_exactly_the_documented_names(names):
+    trained, cached, _ = names
+    wanted = documented() - NOT_HERE - {"reward/NAME"} | {"reward/accuracy", "reward/format"}
+    assert trained | cached == wanted
+
+
+def test_what_a_name_depends_on_is_documented(names):
+    trained, cached, sft = names
+    of_cache = {name for name in documented() if "feature" in name}
+    of_encoder = {"train/grad_norm_vision_encoder", "train/grad_norm_projector"}
+    assert cached - trained == of_cache - {"throughput/feature_hit_rate"}
+    assert trained - cached == of_encoder
+    assert sft < documented()
+    assert {"train/loss", "train/grad_norm_language_model", "time/step", "memory/update"} < sft
+    assert not any(name.startswith(("rollout/", "reward/")) for name in sft)
