@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import math
 import posixpath
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TextIO
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -51,6 +52,8 @@ PANELS: tuple[Panel, ...] = (
     Panel("Entropy", r"(^|/)entropy(/mean|_mean)?$", unit="nats"),
     Panel("KL to the reference", r"(^|/)(ref_)?kl(_ref)?(/mean|_mean)?$", unit="nats"),
     Panel("Completion length", r"(^|/)(completion|response)_(tokens|length)(/mean|_mean)?$", unit="tokens"),
+    Panel("Mismatch of engine and trainer", r"(^|/)mismatch_mean$", unit="nats"),
+    Panel("Groups without signal", r"(^|/)groups_without_signal$", unit="share of groups"),
     Panel("Gradient norm", r"(^|/)grad(ient)?_norm$"),
     Panel("Learning rate", r"(^|/)(lr|learning_rate)\b|^lr-", kind="exact"),
     Panel(
@@ -84,14 +87,20 @@ def read_metrics(paths: str | Path | Iterable[str | Path]) -> dict[str, dict[int
     """
     merged: dict[str, dict[int, float]] = {}
     for path in [paths] if isinstance(paths, (str, Path)) else paths:
-        with Path(path).open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
+        with Path(path).open(newline="", encoding="utf-8", errors="replace") as file:
+            for row in _rows(file):
                 step = _number(row.get("step"))
                 for column, cell in row.items():
                     value = _number(cell)
                     if step is not None and value is not None and column not in (None, "step", "epoch"):
                         merged.setdefault(column, {})[int(step)] = value
     return {column: dict(sorted(values.items())) for column, values in merged.items()}
+
+
+def _rows(file: TextIO) -> Iterator[dict[str | Any, str | Any]]:
+    """Lines of a table until one that is none, as a machine leaves it that loses its power."""
+    with contextlib.suppress(csv.Error):
+        yield from csv.DictReader(file)
 
 
 def _number(cell: object) -> float | None:

@@ -45,6 +45,8 @@ class Picture:
     kind: Literal["png", "webp"] = "png"
     title: str = ""
     """Text above it."""
+    is_chart: bool = False
+    """Dark on white; a page on a dark screen shows it the other way round."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class PageTable:
     head: Sequence[str]
     rows: Sequence[Sequence[str | Mapping[str, Any] | None]]
     """Cells: a text, a score with `accuracy`, `low` and `high`, or None for nothing."""
+    wraps: bool = False
+    """Cells are texts of several lines."""
 
 
 SectionPart = str | PageTable | Picture
@@ -147,7 +151,7 @@ def _saved_chart(folder: Path, name: str, figure: Figure) -> Picture:
     png = buffer.getvalue()
     atomic_write(folder / f"{name}.png", png)
     width = int.from_bytes(png[16:20], "big")  # of the file's header
-    return Picture(name.replace("_", " "), png, width // 3 * 2)
+    return Picture(name.replace("_", " "), png, width // 3 * 2, is_chart=True)
 
 
 # ---- what the template asks for ----
