@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # not pyplot: no global state, works in any thread
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
 
 from longrl.evaluation.curves import (
     COLORS,
@@ -44,7 +45,7 @@ def plot_overlaid(runs: Mapping[str, Metrics]) -> Figure | None:
     size = (PANEL_WIDTH * num_columns, PANEL_HEIGHT * num_rows + 0.3)
     figure = Figure(figsize=size, dpi=130, layout=layout)
     looks = dict(zip(runs, itertools.product(DASHES, COLORS), strict=False))
-    labelled: dict[str, object] = {}
+    labelled: dict[str, Line2D] = {}
     for number, (title, (unit, lines)) in enumerate(charts.items(), start=1):
         axes = figure.add_subplot(num_rows, num_columns, number)
         for name, points in lines.items():
@@ -66,6 +67,7 @@ def overlaid_charts(runs: Mapping[str, Metrics]) -> dict[str, tuple[str, dict[st
         by_run = {name: matching_columns(metrics, panel) for name, metrics in runs.items()}
         columns = list(dict.fromkeys(column for names in by_run.values() for column in names))
         if panel.kind == "stacked":
+            sums: dict[str, Mapping[int, float]]
             sums = {name: phase_sums(runs[name], found) for name, found in by_run.items() if found}
             if sums:
                 charts[panel.title] = (panel.unit, sums)
@@ -77,7 +79,7 @@ def overlaid_charts(runs: Mapping[str, Metrics]) -> dict[str, tuple[str, dict[st
     return charts
 
 
-def _draw_line(axes: Axes, points: Mapping[int, float], color: str, dash: str, *, is_smooth: bool) -> object:
+def _draw_line(axes: Axes, points: Mapping[int, float], color: str, dash: str, *, is_smooth: bool) -> Line2D:
     steps: Sequence[int] = list(points)
     values = list(points.values())
     if is_smooth and len(values) >= SMOOTH_FROM:

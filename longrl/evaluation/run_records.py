@@ -88,7 +88,7 @@ def read_settings(path: Path) -> dict[str, str]:
 
 def _flattened(value: Any, name: str) -> dict[str, str]:
     if isinstance(value, dict) and value:
-        found = {}
+        found: dict[str, str] = {}
         for key, below in value.items():
             found |= _flattened(below, f"{name}.{key}" if name else str(key))
         return found
