@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from longrl.chat.endpoint import Budget, Endpoint, Reply, Request
+from longrl.chat.endpoint import Budget, Endpoint, Reply, Request, read_reply
 from longrl.io.append_log import AppendLog
 from longrl.io.secrets import mask_secrets
 
@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 CONNECT_S = 10.0
 AGAIN = (408, 409, 425, 429)
 """HTTP statuses below 500 after which the same request may succeed."""
+MAX_SPENT = 1e15
+"""No call has cost so much, or taken so many tokens."""
 SETUP = (401, 403, 404)
 """HTTP statuses that every call would get."""
 
@@ -93,9 +95,9 @@ class ReplyCache:
 
     def _add(self, values: dict[str, Any]) -> None:
         self.spent.calls += 1
-        self.spent.prompt_tokens += values.get("prompt_tokens", 0)
-        self.spent.completion_tokens += values.get("completion_tokens", 0)
-        self.spent.cost += values.get("cost", 0.0)
+        self.spent.prompt_tokens += int(_number(values.get("prompt_tokens")))
+        self.spent.completion_tokens += int(_number(values.get("completion_tokens")))
+        self.spent.cost += _number(values.get("cost"))
 
 
 class ChatClient:
@@ -232,8 +234,7 @@ class ChatClient:
             status = response.status_code
             return _FailedAttempt(f"http {status}", f"HTTP {status}: {response.text}", status, _retry_after_s(response))
         try:
-            answer = mask_secrets(response.json())  # a server may tell what it was sent
-            return answer, Reply.of(answer)
+            return read_reply(response.content)
         except ValueError as error:
             return _FailedAttempt("garbled", f"{error}: {response.text}")
 
@@ -249,6 +250,12 @@ class _FailedAttempt:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "text", mask_secrets(self.text))  # it goes to journals and logs
+
+
+def _number(value: object) -> float:
+    """A number of a journal that others may have written to; 0 for anything else."""
+    is_number = isinstance(value, int | float) and abs(value) < MAX_SPENT
+    return value if is_number else 0
 
 
 def _retry_after_s(reply: httpx.Response) -> float:

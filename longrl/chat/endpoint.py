@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from longrl.chat.frames import MessagePart
-from longrl.io.secrets import check_no_password
+from longrl.io.jsonl import parse_json
+from longrl.io.secrets import check_no_password, mask_secrets
 
 Content = str | list[MessagePart]
 ImageLoader = Callable[[], Mapping[str, str]]
@@ -229,7 +230,27 @@ class Reply:
             message, usage = choice["message"], answer.get("usage") or {}
             reason = choice.get("finish_reason") or "stop"
             tokens = {name: int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")}
-            text, refusal = message.get("content") or "", message.get("refusal")
-            return cls(text, reason, refusal, broken_images=broken_images, **tokens)
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            text, refusal = _text_of(message.get("content")), message.get("refusal")
+            refusal = None if refusal is None else str(refusal)
+            return cls(text, str(reason), refusal, broken_images=broken_images, **tokens)
+        except (KeyError, IndexError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"it is no chat completion ({type(error).__name__}: {error})") from error
+
+
+def _text_of(content: Any) -> str:
+    """The text of a message, whose content may be a list of parts."""
+    if isinstance(content, list):
+        content = "".join(part["text"] for part in content if part.get("type", "text") == "text")
+    if not isinstance(content, str | None):
+        raise TypeError(f"its content must be text, got {type(content).__name__}")
+    return content or ""
+
+
+def read_reply(content: bytes) -> tuple[Any, Reply]:
+    """The JSON of a server's answer, and the reply in it.
+
+    Raises:
+        ValueError: it is no chat completion.
+    """
+    answer = mask_secrets(parse_json(content))  # a server may tell what it was sent
+    return answer, Reply.of(answer)

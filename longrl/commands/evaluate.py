@@ -36,6 +36,7 @@ from longrl.evaluation.protocol import is_limit, list_protocol_facts
 from longrl.evaluation.result_files import EvaluationFiles
 from longrl.evaluation.samples import RESULTS_FILE
 from longrl.evaluation.scores import percent
+from longrl.io.plain_yaml import load_yaml
 from longrl.io.tables import make_table
 
 logger = logging.getLogger(__name__)
@@ -145,7 +146,7 @@ def _read_files(args: Sequence[str]) -> Iterator[ConfigFile]:
 def _read_yaml(text: str) -> Any:
     """What a YAML text holds; None of one that is no YAML, which the parser will say."""
     try:
-        return current_names(yaml.safe_load(text))
+        return current_names(load_yaml(text))
     except yaml.YAMLError:
         return None
 

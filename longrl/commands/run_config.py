@@ -10,6 +10,7 @@ import yaml
 from jsonargparse import get_loader, set_loader
 
 from longrl.commands.renamed import MOVED, ROLLOUT_CLASS, current_names
+from longrl.io.plain_yaml import load_yaml
 
 ModelKind = Literal["language", "diffusion"]
 FAMILIES: dict[ModelKind, str] = {"language": "longrl.models.", "diffusion": "longrl.diffusion."}
@@ -32,7 +33,7 @@ def set_config_reader(check: ConfigCheck | None = None) -> None:
 
     def read(text: str, path: str = "") -> Any:
         try:
-            values = current_names(_load_plain_yaml(text))
+            values = current_names(load_yaml(text, _load_plain_yaml))
         except yaml.YAMLError as error:
             if not path:  # a value of the command line may be plain text
                 raise
@@ -81,7 +82,7 @@ def read_run_config(run: str) -> Config:
     path = Path(run) / "config.yaml"
     if not path.is_file():
         raise ValueError(f"--run={run} has no config.yaml; name the folder of a training run (its --run_dir)")
-    values = current_names(yaml.safe_load(path.read_text()))
+    values = current_names(load_yaml(path.read_text()))
     values.pop("policy", None)
     return _current_form(values, path)
 
@@ -98,7 +99,7 @@ def _family_path(values: Config, path: Path) -> str:
     family = model.get("family") if isinstance(model, dict) else None
     if isinstance(family, str) and family.endswith((".yaml", ".yml")):  # a file, found from this one
         file = path.parent / family
-        family = current_names(yaml.safe_load(file.read_text())) if file.is_file() else None
+        family = current_names(load_yaml(file.read_text())) if file.is_file() else None
     return str(family.get("class_path")) if isinstance(family, dict) else str(family)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from longrl.datamodules.rows.question_rows import Record, RowFunction
 from longrl.datamodules.rows.sources import read_records
 from longrl.diffusion.rewards.ocr import quoted_text
+from longrl.io.jsonl import parse_json
 from longrl.types import Row
 
 
@@ -112,7 +113,7 @@ def _text_record(line: bytes) -> Record:
 
 def _json_record(line: bytes) -> Record:
     try:
-        record: Any = json.loads(_decoded(line))
+        record: Any = parse_json(_decoded(line))
     except json.JSONDecodeError as error:
         raise ValueError(f"no JSON: {error}; a file of plain prompts is named .txt") from error
     if not isinstance(record, dict):

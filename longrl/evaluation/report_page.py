@@ -220,6 +220,9 @@ def mark_question(card: SampleCard) -> Markup:
 def mark_answer(text: str) -> Markup:
     """A completion with its tags faint and the answer strong."""
     said = r'\1<span class="said">\2</span>\3'
-    marked = re.sub(r"(&lt;answer&gt;)(.*?)(&lt;/answer&gt;)", said, str(escape(text.strip())), flags=re.DOTALL)
+    # An answer ends at the next tag that opens one: so no tag is searched from more than once.
+    content = r"((?:(?!&lt;answer&gt;).)*?)"
+    answer = rf"(&lt;answer&gt;){content}(&lt;/answer&gt;)"
+    marked = re.sub(answer, said, str(escape(text.strip())), flags=re.DOTALL)
     marked = re.sub(r"(&lt;/?(?:think|answer)&gt;)", r'<span class="tag">\1</span>', marked)
     return Markup(marked or "(empty)")

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from longrl.io.jsonl import parse_json
+
 logger = logging.getLogger(__name__)
 
 SUFFIX = ".jsonl"
@@ -117,7 +119,9 @@ def _parsed(line: bytes) -> Entry | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        entry = json.loads(line)
+        entry = parse_json(line)
     except ValueError:
         return None
-    return entry if isinstance(entry, dict) and "key" in entry else None
+    if not isinstance(entry, dict):
+        return None
+    return entry if isinstance(entry.get("key", 0), str | None) else None

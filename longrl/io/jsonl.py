@@ -1,4 +1,4 @@
-"""Files of one JSON object per line."""
+"""JSON of others, and files of one object per line."""
 
 from __future__ import annotations
 
@@ -9,6 +9,40 @@ from typing import Any
 
 from longrl.io.atomic import atomic_file
 from longrl.io.text_files import utf8_file
+
+MAX_DEPTH = 100
+"""Levels of lists and objects in each other; much deeper ones end in errors of recursion wherever they are handled."""
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text that anyone may have written.
+
+    Raises:
+        json.JSONDecodeError: it is no JSON, is nested too deeply, or has an integer of thousands of digits.
+    """
+    deep = json.JSONDecodeError(f"more than {MAX_DEPTH} lists and objects in each other", "", 0)
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except RecursionError:
+        raise deep from None
+    except ValueError as error:  # digits, or bytes in no encoding
+        raise json.JSONDecodeError(str(error), "", 0) from error
+    openings = (b"[", b"{") if isinstance(text, bytes) else ("[", "{")
+    if sum(map(text.count, openings)) > MAX_DEPTH and _is_deep(value):  # type: ignore[arg-type]
+        raise deep
+    return value
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        parts = [part.values() if isinstance(part, dict) else part for part in level]
+        level = [item for part in parts for item in part if isinstance(item, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> Path:
@@ -32,7 +66,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
             if not line.strip():
                 continue
             try:
-                record = json.loads(line)
+                record = parse_json(line)
             except json.JSONDecodeError as error:
                 raise ValueError(f"line {number} of {path} is no JSON: {error}; is the file cut off?") from error
             if not isinstance(record, dict):

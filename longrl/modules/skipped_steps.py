@@ -198,19 +198,27 @@ def load_step_record(path: str | Path) -> StepRecord:
 
     Raises:
         FileNotFoundError: there is no such file.
+        ValueError: it is no record.
     """
     from safetensors import safe_open
 
-    with safe_open(path, framework="pt") as file:
-        names = sorted(file.keys())
-        tensors = {name: file.get_tensor(name) for name in names}
-        header = file.metadata()
-    rows = []
-    for fields in json.loads(header["rows"]):
-        for name in ("videos", "images", "audios", "messages"):
-            fields[name] = tuple(fields[name])
-        rows.append(Row(**fields))
-    facts = json.loads(header["facts"])
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = sorted(file.keys())
+            tensors = {name: file.get_tensor(name) for name in names}
+            header = file.metadata()
+        rows = []
+        for fields in json.loads(header["rows"]):
+            for name in ("videos", "images", "audios", "messages"):
+                fields[name] = tuple(fields[name])
+            rows.append(Row(**fields))
+        facts = dict(json.loads(header["facts"]))
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # what a damaged header raises has many types
+        raise ValueError(
+            f"{path} is no record of an optimizer step ({type(error).__name__}: {error}); name a file in RUN/{FOLDER}"
+        ) from error
     return StepRecord(rows, tensors, facts)
 
 

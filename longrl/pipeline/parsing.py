@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import sys
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from longrl.pipeline.asking import UnusableReply
 from longrl.pipeline.config import Kind
 from longrl.rewards.time_intervals import parse_intervals
 
+FUTILE_CHARS = 100_000
+"""Read in vain in search of an object, besides ten times the text's length."""
+OBJECT = re.compile(r'\{\s*["}]')
+"""How an object begins, and no brace of prose or LaTeX."""
 LABEL = re.compile(r"\s*\(?([A-Ha-h])\s?[).:]\s+")
 CLOCK = re.compile(r"\s*(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d+)?)\s*(?:s|sec|secs|seconds?)?\.?\s*", re.IGNORECASE)
 
@@ -61,12 +67,21 @@ def parse_question(text: str, kind: Kind) -> ParsedQuestion:
 
 
 def json_objects(text: str) -> Iterator[dict[str, Any]]:
-    """Yields all outermost JSON objects in a text, whatever stands around them."""
+    """Yields all outermost JSON objects in a text, whatever stands around them.
+
+    It stops once it has read many times the text's length in vain, as in one of braces alone.
+    """
     decoder, start = json.JSONDecoder(strict=False), 0
-    while (start := text.find("{", start)) >= 0:
+    left = 10 * len(text) + FUTILE_CHARS
+    while left > 0 and (opening := OBJECT.search(text, start)):
+        start = opening.start()
         try:
             value, start = decoder.raw_decode(text, start)
-        except (ValueError, RecursionError):
+        except json.JSONDecodeError as error:
+            left -= error.pos - start + error.pos // 20  # it counts the lines before it
+            start += 1
+        except (ValueError, RecursionError):  # an integer of thousands of digits, thousands of braces
+            left -= FUTILE_CHARS // 10
             start += 1
         else:
             if isinstance(value, dict):
@@ -79,13 +94,21 @@ def seconds_of(value: object) -> float:
     Raises:
         UnusableReply: it is none of them.
     """
-    if isinstance(value, int | float) and not isinstance(value, bool) and value == value:
+    if _is_number(value):
         return float(value)
     match = CLOCK.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         raise UnusableReply("bad times", f"{value!r} is no time")
     hours, minutes, seconds = match.groups()
-    return 3600 * float(hours or 0) + 60 * float(minutes or 0) + float(seconds)
+    time = 3600 * float(hours or 0) + 60 * float(minutes or 0) + float(seconds)
+    if math.isinf(time):
+        raise UnusableReply("bad times", f"a time of {len(match[0])} digits")
+    return time
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    """Whether JSON held a number that a float can hold: no flag, not NaN, and no integer of hundreds of digits."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def single_spaced(text: str) -> str:
@@ -149,6 +172,6 @@ def _box(value: object) -> tuple[tuple[float, ...] | None, float | None]:
         return None, None
     fields = value if isinstance(value, dict) else {}
     corners = fields.get("corners")
-    if not isinstance(corners, list) or len(corners) != 4 or not all(isinstance(c, int | float) for c in corners):
+    if not isinstance(corners, list) or len(corners) != 4 or not all(map(_is_number, corners)):
         raise UnusableReply("bad schema", f"'box' must have corners [x0, y0, x1, y1] and a time, got {value!r}")
     return tuple(float(corner) for corner in corners), seconds_of(fields.get("time"))

@@ -1,10 +1,11 @@
 import asyncio
+import json
 import time
 
 import pytest
 
 from longrl.chat.client import BudgetSpent, CallFailed, ChatClient, ReplyCache
-from longrl.chat.endpoint import Budget, Decoding, Endpoint, Request
+from longrl.chat.endpoint import Budget, Decoding, Endpoint, Request, read_reply
 from longrl.io.append_log import AppendLog
 from tests.chat.server import Server, completion
 
@@ -192,3 +193,33 @@ def test_a_server_that_tells_the_key_it_was_sent_does_not_bring_it_into_the_jour
     assert "you sent [a key]" in str(refused)
     for file in tmp_path.rglob("*"):
         assert file.is_dir() or b"canary" not in file.read_bytes()
+
+
+def chat(**message) -> bytes:
+    return json.dumps({"choices": [{"message": message}]}).encode()
+
+
+def test_a_content_in_parts_is_their_text():
+    parts = [{"type": "text", "text": "SCORE"}, {"type": "image_url"}, {"type": "text", "text": ": 1"}]
+    assert read_reply(chat(content=parts))[1].text == "SCORE: 1"
+    assert read_reply(chat(content=None))[1].text == ""
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        chat(content={"text": "1"}), chat(content=3), chat(content=[3]), chat(content=[{"text": 3}]), b"[" * 100_000,
+        b'{"choices": [{"message": {}}], "usage": {"prompt_tokens": 1e999}}', b"{}", b'"x"', b"\xff\xfe",
+    ],
+)  # fmt: skip
+def test_what_is_no_chat_completion_is_a_value_error(content):
+    with pytest.raises(ValueError, match=r"no chat completion|Expecting|decode|more than 100"):
+        read_reply(content)
+
+
+def test_a_journal_that_somebody_wrote_into_costs_nothing(tmp_path):
+    values = {"prompt_tokens": "many", "completion_tokens": [1], "cost": 10**400}
+    AppendLog(tmp_path).append("a", values)
+    AppendLog(tmp_path).append("b", {"prompt_tokens": 3, "completion_tokens": None, "cost": 0.5})
+    spent = ReplyCache(tmp_path).spent
+    assert (spent.calls, spent.tokens, spent.cost) == (2, 3, 0.5)

@@ -62,3 +62,15 @@ def test_what_append_returned_from_survives_kill_9(tmp_path):
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
     assert len(AppendLog(tmp_path).open()["a"]["text"]) == 100_000
+
+
+def test_lines_of_others_are_not_read(tmp_path):
+    log = AppendLog(tmp_path)
+    log.append("a", {"n": 1})
+    (path,) = tmp_path.iterdir()
+    with path.open("ab") as file:
+        for line in (b'{"key": ' * 50_000, b'{"key": [1], "n": 2}', b'{"n": 3}', b"[1]", b"\xff\xfe{}"):
+            file.write(line + b"\n")
+    found = AppendLog(tmp_path)
+    assert [entry["n"] for entry in found.read()] == [1]
+    assert found.num_torn == 5

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from longrl.io.jsonl import drop_records, read_jsonl, write_jsonl
+from longrl.io.jsonl import drop_records, parse_json, read_jsonl, write_jsonl
 
 
 def test_records_are_written_and_read_back(tmp_path):
@@ -23,7 +23,13 @@ def test_a_failed_write_leaves_the_old_file_and_no_remains(tmp_path):
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [('{"id": ', r"line 3 of .* is no JSON"), ("[1]", r"line 3 of .* must hold a record, got list")],
+    [
+        ('{"id": ', r"line 3 of .* is no JSON"),
+        ("[1]", r"line 3 of .* must hold a record, got list"),
+        ('{"a":' * 100_000, r"line 3 of .* is no JSON: more than 100 lists and objects"),
+        ('{"a":' + "[" * 200 + "]" * 200 + "}", r"line 3 of .* is no JSON: more than 100 lists and objects"),
+        ('{"a": ' + "9" * 5000 + "}", r"line 3 of .* is no JSON: Exceeds the limit"),
+    ],
 )
 def test_a_bad_line_is_an_error_with_its_number(tmp_path, line, message):
     path = tmp_path / "bad.jsonl"
@@ -41,3 +47,13 @@ def test_records_are_taken_out_and_others_keep_their_bytes(tmp_path):
     assert drop_records(path, lambda record: record["step"] > 2) == 0
     assert path.stat().st_ino == before
     assert drop_records(tmp_path / "none.jsonl", lambda record: True) == 0
+
+
+def test_many_values_beside_each_other_are_not_deep():
+    assert parse_json("[" + "[[1]]," * 300 + "{}]")[-1] == {}
+    assert parse_json(b'{"a": [' + b"{}," * 300 + b"1]}")["a"][-1] == 1
+
+
+def test_bytes_in_no_encoding_are_no_json():
+    with pytest.raises(json.JSONDecodeError):
+        parse_json(b'{"a": "\xff\xfe\xfa"}')

@@ -6,11 +6,20 @@ import math
 import pytest
 import torch
 from lightning.pytorch import Callback
+from safetensors.torch import save
 
 from longrl.algorithms import Algorithm
 from longrl.models.lora import LoRASettings
 from longrl.modules.optimizer import OptimizerSettings
-from longrl.modules.skipped_steps import FOLDER, MAX_RECORDS, SkippedSteps, StepRecord, load_step_record, replay_batch
+from longrl.modules.skipped_steps import (
+    FOLDER,
+    MAX_RECORDS,
+    SkippedSteps,
+    StepRecord,
+    load_step_record,
+    replay_batch,
+    write_step_record,
+)
 from longrl.strategies.mr_sp import MRSPStrategy
 from longrl.types import Batch
 from tests.distributed import run_distributed
@@ -180,6 +189,26 @@ def test_a_record_holds_all_that_the_step_read_and_replays_it(tmp_path):
     seen = train(policy_of(text_family(), algorithm=algorithm), again, default_root_dir=tmp_path)
     assert seen.metrics[0]["train/loss"] == pytest.approx(record.facts["loss"], rel=1e-6)
     assert seen.steps == 1
+
+
+def damaged_records(file):
+    """Bytes that are no record: none, text, a cut file, another file of tensors, and one of another header."""
+    whole = file.read_bytes()
+    foreign = save({"a": torch.ones(2)})
+    return b"", b"hello", whole[:-1], whole[:50], foreign, whole.replace(b"videos", b"vidoes")
+
+
+def test_a_file_that_is_no_record_is_a_mistake_of_the_user(tmp_path):
+    file = tmp_path / "step.safetensors"
+    write_step_record(file, StepRecord([row("1")], {"weights": torch.ones(1)}), {"global_step": 3})
+    assert load_step_record(file).facts == {"global_step": 3}
+    for content in damaged_records(file):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=r"step.safetensors is no record of an optimizer step"):
+            load_step_record(file)
+        write_step_record(file, StepRecord([row("1")], {"weights": torch.ones(1)}), {"global_step": 3})
+    with pytest.raises(FileNotFoundError):
+        load_step_record(tmp_path / "none.safetensors")
 
 
 def test_an_sft_step_replays_too_and_its_row_is_named(tmp_path, caplog):

@@ -1,6 +1,7 @@
 """Replies in every wrapping, and every fault a question can have."""
 
 import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -80,7 +81,11 @@ def test_options_that_begin_with_a_letter_by_themselves_stay_whole():
         (said(answer="F"), "answer outside the options"), (said(answer=["pours tea"]), "bad schema"),
         (said(reasoning=[{"start": "soon", "end": 3, "text": "x"}]), "bad times"),
         (said(reasoning=[{"text": "x"}]), "bad times"), (said(reasoning=[{"start": 0, "end": 1}]), "bad schema"),
-        (said(box=[1, 2]), "bad schema"),
+        (said(box=[1, 2]), "bad schema"), (said(box={"corners": [1, 2, 3, 10**400], "time": 1}), "bad schema"),
+        (said(reasoning=[{"start": 0, "end": 10**400, "text": "x"}]), "bad times"),
+        (said(reasoning=[{"start": 0, "end": float("inf"), "text": "x"}]), "bad times"),
+        (said(reasoning=[{"start": 0, "end": "9" * 400, "text": "x"}]), "bad times"),
+        ('{"question": ' + "[" * 100_000, "no json"),
     ],
 )  # fmt: skip
 def test_what_is_no_question_says_why(text, kind):
@@ -127,6 +132,15 @@ def test_any_text_is_a_question_or_unusable(text):
     list(json_objects(text))
     with pytest.raises(UnusableReply):
         parse_question(text.replace("question", ""), "open_ended")
+
+
+@pytest.mark.parametrize(
+    "text", ["{" * 100_000, '{"a":' * 20_000, '{"' * 50_000, '{"a": 1, ' * 400 + '"' + "x" * 60_000]
+)
+def test_objects_are_searched_in_linear_time(text):
+    start = time.process_time()
+    assert list(json_objects(text)) == []
+    assert time.process_time() - start < 2.0  # 50 ms; up to 20 s if each brace is tried
 
 
 def squeezed(text: str) -> str:

@@ -25,6 +25,7 @@ from longrl.datamodules.media.images import read_image
 from longrl.datamodules.media.opening import DEFAULT_MEDIA_LIMITS, MediaLimits
 from longrl.datamodules.media.sampling import VideoSampling, sample_indices
 from longrl.datamodules.media.video import content_digest
+from longrl.io.jsonl import parse_json
 from longrl.types import FULL_SHARD, Frames, FrameShard, TemporalPatchSize, UnusableSample
 
 FRAME_LIST_SUFFIX = ".frames.json"
@@ -86,12 +87,12 @@ def frame_files(path: str) -> tuple[str, ...]:
 @functools.lru_cache(maxsize=64)  # a list is read by the check of its files, for its size, and for its frames
 def _read(path: str, digest: str) -> FrameList:
     try:
-        fields = json.loads(Path(path).read_text(encoding="utf-8"))
+        fields = parse_json(Path(path).read_text(encoding="utf-8"))
         names = fields["frames"]
         if not names or not all(isinstance(name, str) and name for name in names):
             raise ValueError("`frames` must be a list of file names")
         times, end_s = frame_times(len(names), fields.get("fps"), fields.get("times"))
-    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, OSError) as error:
         raise UnusableSample.because(error, "it is no list of frames", path) from error
     folder = os.path.dirname(path)
     paths = tuple(name if "://" in name else os.path.join(folder, os.path.expanduser(name)) for name in names)

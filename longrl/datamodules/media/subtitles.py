@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import html
 import itertools
-import json
 import logging
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from longrl.datamodules.media.sampling import read_span
+from longrl.io.jsonl import parse_json
 from longrl.types import Frames, Row, UnusableSample
 
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".srt", ".vtt", ".json")
 """Endings of subtitle files; the first that a folder has for a video counts."""
+UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, OverflowError)
+"""What JSON of another form raises."""
 MARKUP = re.compile(r"</?[A-Za-z][^<>]*>|<[\d:.]+>")
 """Tags of speakers, fonts and the times of words; also media tags, which would place media."""
 
@@ -143,7 +146,7 @@ def _lines_of(row: Row, source: str) -> list[list[Line]]:
         if not isinstance(item, str):
             try:
                 by_video.append(_from_json(item))
-            except (ValueError, TypeError, LookupError, AttributeError) as error:
+            except UNREADABLE as error:
                 raise UnusableSample.because(error, "its own subtitles cannot be read") from error
         elif is_subtitle_file(item):
             by_video.append(read_subtitles(item))
@@ -211,13 +214,13 @@ def _read(path: str, version: int) -> tuple[Line, ...]:
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
         if path.endswith(".json"):
-            lines = _from_json(json.loads(text))
+            lines = _from_json(parse_json(text))
         else:
             for event in pysubs2.SSAFile.from_string(text, format_=path.rpartition(".")[2]):
                 # A blank line ends a cue of WebVTT; what follows are notes and names, which pysubs2 leaves in.
                 cue = event.plaintext.partition("\n\n")[0] if path.endswith(".vtt") else event.plaintext
                 lines.append(Line(event.start / 1000, event.end / 1000, _plain(cue)))
-    except (UnicodeDecodeError, ValueError, TypeError, KeyError, pysubs2.exceptions.Pysubs2Error) as error:
+    except (*UNREADABLE, pysubs2.exceptions.Pysubs2Error) as error:
         raise UnusableSample(path, f"its subtitles cannot be read ({type(error).__name__}: {error})") from error
     if text.strip() and not lines:
         raise UnusableSample(path, "there are no subtitles in it")
@@ -243,4 +246,9 @@ def _from_json(value: Any) -> list[Line]:
 def _seconds(time: Any) -> float:
     """65.2 of 65.2, "65.2" and "00:01:05,2"."""
     parts = str(time).replace(",", ".").split(":")
-    return sum(float(part) * 60**power for power, part in enumerate(reversed(parts)))
+    seconds = 0.0
+    for part in parts:
+        seconds = 60 * seconds + float(part)
+    if not math.isfinite(seconds):
+        raise ValueError(f"a time must be a number of seconds, got {str(time)[:60]!r}")
+    return seconds

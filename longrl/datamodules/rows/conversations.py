@@ -17,13 +17,13 @@ media; media that nothing places come first in the first message of the user. Wi
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from longrl.datamodules.rows.record_media import RecordMedia
+from longrl.io.jsonl import parse_json
 from longrl.models.chat_tokens import MEDIA_TAG
 from longrl.types import MediaKind
 
@@ -73,7 +73,7 @@ def _decoded(value: Any) -> Any:
     """A list of messages that a column holds as JSON text."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
-            return json.loads(value)
+            return parse_json(value)
         except ValueError:
             return value
     return value

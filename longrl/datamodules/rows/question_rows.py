@@ -15,14 +15,13 @@ from longrl.datamodules.media.subtitles import subtitles_below
 from longrl.datamodules.rows.conversations import is_conversation, read_conversation
 from longrl.datamodules.rows.record_media import RecordMedia
 from longrl.datamodules.rows.sources import Record
+from longrl.io.tags import tagged_parts, without_tagged
 from longrl.types import MediaKind, Row
 
 Result = TypeVar("Result")
 RowFunction = Callable[[Record, int, str | None], Row | Sequence[Row | ValueError]]
 ROW_ARGUMENTS = ("record", "index", "media_root")
 
-ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
-THINK_TAG = re.compile(r"<think>(.*?)</think>", re.DOTALL | re.IGNORECASE)
 LETTER = re.compile(r"\(?([A-Za-z])[).:]?")
 LABEL = re.compile(r"\(?([A-Za-z]{1,2}|\d{1,2})[).:]?")
 LABELLED = re.compile(r"\(?([A-Z]{1,2})[).:]\s")
@@ -267,7 +266,7 @@ def lettered_options(options: Iterable[object]) -> list[str]:
 
 def plain_answer(text: str) -> str:
     """The content of the last `<answer>` tag, or the text."""
-    contents = ANSWER_TAG.findall(text)
+    contents = [part.content for part in tagged_parts(text, "answer")]
     return (contents[-1] if contents else text).strip()
 
 
@@ -295,8 +294,8 @@ def plain_reasoning(text: object) -> str | None:
     """Reasoning without `<think>` tags and a trailing answer tag; None when there is none."""
     if not isinstance(text, str):
         return None
-    thinking = THINK_TAG.search(text)
-    return (thinking[1] if thinking else ANSWER_TAG.sub("", text)).strip() or None
+    thinking = next(tagged_parts(text, "think"), None)
+    return (thinking.content if thinking else without_tagged(text, "answer")).strip() or None
 
 
 def text_field(record: Mapping[str, Any], field: str, index: int) -> str:

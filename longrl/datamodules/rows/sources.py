@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from longrl.io.jsonl import read_jsonl
+from longrl.io.jsonl import parse_json, read_jsonl
 from longrl.io.text_files import read_utf8, utf8_file
 
 Record = dict[str, Any]
@@ -70,7 +70,7 @@ def _read_file(path: Path) -> Sequence[Record]:
 
 def _read_json(path: Path) -> list[Record]:
     try:
-        records = json.loads(read_utf8(path))
+        records = parse_json(read_utf8(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is no JSON: {error}; name a file of one record per line .jsonl") from error
     listed = list(records.values()) if isinstance(records, dict) and records else records

@@ -88,6 +88,8 @@ def test_frames_are_made_upright_and_opaque_as_images_are(tmp_path):
         ('{"frames": ["a.png"], "fps": [1]}', "no list of frames .TypeError"),
         ("[1, 2]", "no list of frames .TypeError"),
         ("not json", "no list of frames .JSONDecodeError"),
+        ("[" * 100_000, "no list of frames .JSONDecodeError"),
+        ('{"frames": ["a.png"], "fps": 1' + "0" * 400 + "}", "no list of frames .OverflowError"),
     ],
 )
 def test_a_file_that_is_no_list_says_why(tmp_path, content, message):

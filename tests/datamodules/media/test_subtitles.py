@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 from longrl.datamodules.loading.render import DEFAULT_QUESTION, RowRenderer, without_media
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.datamodules.media.sampling import VideoSampling
-from longrl.datamodules.media.subtitles import Line, Subtitles, read_subtitles, take_fitting
+from longrl.datamodules.media.subtitles import Line, Subtitles, read_subtitles, subtitle_text, take_fitting
 from longrl.datamodules.rows.published import canonical_row, video_mme_row
 from longrl.datamodules.rows.question_rows import make_rows
 from longrl.testing.synthetic_videos import SyntheticConfig, generate_videos
@@ -103,6 +103,9 @@ def test_json_in_the_usual_forms(tmp_path, told):
         ),
         ("a.json", b"[{", r"cannot be read \(JSONDecodeError"),
         ("a.json", b'{"a": 1}', r"cannot be read \(KeyError: 'segments'"),
+        ("a.json", b"[" * 100_000, r"cannot be read \(JSONDecodeError: more than"),
+        ("a.json", b'[{"start": 1e999, "end": 2, "text": "x"}]', r"cannot be read \(ValueError: a time must be"),
+        ("a.json", b'[{"start": 1' + b"0" * 400 + b', "end": 2, "text": "x"}]', r"cannot be read \(ValueError: a time"),
         ("a.json", b'[{"start": 1}]', r"cannot be read \(KeyError: 'end'"),
         ("a.json", b'{"segments": "x"}', r"subtitles are a list of lines, got str"),
         ("missing.srt", None, "the file does not exist"),
@@ -290,3 +293,10 @@ def test_videomme_finds_the_subtitles_of_its_videos_by_their_ids(tmp_path):
     (row,) = make_rows([published.video_mme()], video_mme_row, str(tmp_path))
     write(tmp_path, "fFjv93ACGo8.srt", SRT)
     assert asked(tmp_path, row, source=str(tmp_path), blind=True, when_blind="keep").startswith("Spoken:\nwe light")
+
+
+@pytest.mark.parametrize("start", [float("inf"), float("nan"), 10**400, "1:" + "9" * 400])
+def test_lines_at_no_time_make_a_row_unusable(start):
+    row = Row("1", "Who?", "x", metadata={"subtitles": [{"start": start, "end": None, "text": "a"}]})
+    with pytest.raises(UnusableSample, match="its own subtitles cannot be read"):
+        subtitle_text(row, Subtitles(source="record", lines="all", times=True, when_blind="keep"), None)
