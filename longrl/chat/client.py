@@ -254,8 +254,9 @@ class _FailedAttempt:
 
 def _number(value: object) -> float:
     """A number of a journal that others may have written to; 0 for anything else."""
-    is_number = isinstance(value, int | float) and abs(value) < MAX_SPENT
-    return value if is_number else 0
+    if not isinstance(value, int | float) or not abs(value) < MAX_SPENT:
+        return 0.0
+    return value
 
 
 def _retry_after_s(reply: httpx.Response) -> float:
