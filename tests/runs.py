@@ -156,6 +156,8 @@ def start_in_child(folder: Path, values: dict[str, Any], *more: str, command: st
             status = 0
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else 1
+        except KeyboardInterrupt:  # once the command has given the signals back
+            status = 128 + signal.SIGINT
         except BaseException:
             traceback.print_exc()
         finally:

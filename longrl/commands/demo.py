@@ -5,12 +5,13 @@ Every stage is an ordinary command, printed before it runs, so that each can be 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from longrl.evaluation.curves import find_metrics
 from longrl.evaluation.report_page import Report, SampleCard, write_report
 from longrl.evaluation.result_files import write_json
 from longrl.evaluation.samples import RESULTS_FILE, TEST_FOLDER, read_samples
-from longrl.io.atomic import set_aside
+from longrl.io.atomic import atomic_write, set_aside
+from longrl.io.stop_signals import Interrupted, StopRun, current_signals
 from longrl.types import Row
 
 CONFIGS = Path("configs/demo")
@@ -36,7 +38,11 @@ NUM_CARDS = 8
 
 def main(args: Sequence[str]) -> None:
     """Command line of `run_demo`."""
-    auto_cli(run_demo, args=list(args), as_positional=False, parser_class=ShortErrors, prog="python -m longrl demo")
+    try:
+        auto_cli(run_demo, args=list(args), as_positional=False, parser_class=ShortErrors, prog="python -m longrl demo")
+    except StopRun:
+        _say("the demo goes on with this stage by the same `python -m longrl demo` command")
+        raise
 
 
 def run_demo(
@@ -49,6 +55,8 @@ def run_demo(
 ) -> None:
     """Trains and evaluates: base, chain-of-thought SFT, RL, and RL without seeing the video.
 
+    A demo that was interrupted goes on where it was, by the same command.
+
     Args:
         out: folder of everything; the result is `results.json` and `report.html` in it.
         num_train_videos: generated videos to train on, with four questions each.
@@ -59,7 +67,14 @@ def run_demo(
     """
     if not CONFIGS.is_dir():
         raise ValueError(f"the demo reads {CONFIGS}/, which is not here; run it from the project's folder")
-    demo = _Demo(Path(out), max_steps)
+    options = {
+        "num_train_videos": num_train_videos,
+        "num_eval_videos": num_eval_videos,
+        "pretrain": pretrain,
+        "max_steps": max_steps,
+        "engine": engine,
+    }
+    demo = _Demo(Path(out), max_steps, options)
     demo.make_data(num_train_videos, num_eval_videos)
     base = demo.pretrain() if pretrain else CONFIGS / "base"
     demo.fit("sft", "sft.yaml", f"--model.init_from={base}")
@@ -75,8 +90,9 @@ def run_demo(
 class _Demo:
     """The stages, and how long each took."""
 
-    def __init__(self, out: Path, max_steps: int | None = None) -> None:
+    def __init__(self, out: Path, max_steps: int | None = None, options: Mapping[str, Any] | None = None) -> None:
         self.out = out
+        self.stages = _Stages(out / "unfinished.json", options)
         self.steps = [] if max_steps is None else [f"--trainer.max_steps={max_steps}"]
         self.seconds = {"pretrain": 0.0, "sft": 0.0, "rl": 0.0, "evaluate": 0.0}
         self.scores: dict[str, dict[str, Any]] = {}
@@ -84,12 +100,16 @@ class _Demo:
         self.out.mkdir(parents=True, exist_ok=True)
 
     def make_data(self, num_train_videos: int, num_eval_videos: int) -> None:
-        counts = (f"--num_train_videos={num_train_videos}", f"--num_eval_videos={num_eval_videos}")
-        self._run("synthetic", f"--out={self.out / 'data'}", *counts, "--fps=2")
+        if self.stages.begin("data"):
+            counts = (f"--num_train_videos={num_train_videos}", f"--num_eval_videos={num_eval_videos}")
+            self._run("synthetic", f"--out={self.out / 'data'}", *counts, "--fps=2")
+            self.stages.end("data")
 
     def pretrain(self) -> Path:
         """Makes the base model anew, by the recipe of the one that ships."""
         data, run, base = (self.out / name for name in ("pretrain_data", "pretrain", "base"))
+        if not self.stages.begin("base"):
+            return base
         start = time.perf_counter()
         _set_aside(base)
         counts = ("--num_train_videos=0", "--num_eval_videos=0", "--num_pretrain_videos=4000")
@@ -97,6 +117,7 @@ class _Demo:
         self._train("pretrain", "pretrain.yaml", f"--data.train={data / 'pretrain.jsonl'}")
         self._run("export", f"--run={run}", f"--out={base}", "--dtype=bfloat16")
         self.seconds["pretrain"] = time.perf_counter() - start
+        self.stages.end("base")
         return base
 
     def fit(self, stage: str, config: str, *options: str) -> None:
@@ -106,17 +127,24 @@ class _Demo:
         self.seconds[stage] = time.perf_counter() - start
 
     def _train(self, stage: str, config: str, *options: str) -> None:
-        _set_aside(self.out / stage)
+        goes_on = self.stages.is_begun(stage)
+        if not self.stages.begin(stage):
+            return
+        if not goes_on:
+            _set_aside(self.out / stage)
         configs = (*COMMON, "--config", str(CONFIGS / config))
-        self._run("fit", *configs, f"--run_dir={self.out / stage}", *options, *self.steps)
+        self._run("fit", *configs, f"--run_dir={self.out / stage}", *options, *self.steps, "--resume=auto")
+        self.stages.end(stage)
 
     def evaluate(self, name: str, weights: Path, *options: str) -> None:
         """One answer to each held-out question."""
         start = time.perf_counter()
         folder = self.out / "evaluation" / name
-        _set_aside(folder)
-        test_data = f"--data.test={self.out / 'data' / 'eval.jsonl'}"
-        self._run("test", *COMMON, f"--run_dir={folder}", f"--model.init_from={weights}", test_data, *options)
+        if self.stages.begin(f"evaluation of {name}"):
+            _set_aside(folder)
+            test_data = f"--data.test={self.out / 'data' / 'eval.jsonl'}"
+            self._run("test", *COMMON, f"--run_dir={folder}", f"--model.init_from={weights}", test_data, *options)
+            self.stages.end(f"evaluation of {name}")
         self.seconds["evaluate"] += time.perf_counter() - start
         (summary,) = json.loads((folder / TEST_FOLDER / RESULTS_FILE).read_text())["conditions"].values()
         self.scores[name], self.answered[name] = summary["scores"], summary["answered"]
@@ -148,6 +176,7 @@ class _Demo:
                 f"without video {answered['n']} answers name an option, and {accuracy:.1f}% [{low:.1f}, {high:.1f}] of "
                 "those are right (chance: 25%)"
             )
+        self.stages.finish()
         _say(f"report: {path}\nresults: {self.out / RESULTS_FILE}")
 
     def _cards(self) -> list[SampleCard]:
@@ -166,6 +195,52 @@ class _Demo:
         """Runs a longrl command in this process, printed as a user would type it."""
         _say(f"\n$ python -m longrl {shlex.join(command)}")
         run_command(command)
+        signals = current_signals()
+        if signals is not None and signals.requested:  # while a run that had ended put its things away
+            raise Interrupted
+
+
+class _Stages:
+    """Which stages have begun and ended, on disk until all have, so that an interrupted demo goes on.
+
+    Args:
+        path: of the file.
+        options: of the demo; one with others begins anew. None keeps nothing on disk.
+    """
+
+    def __init__(self, path: Path, options: Mapping[str, Any] | None) -> None:
+        self.path = path
+        self.state: dict[str, Any] = {"options": options, "begun": [], "ended": []}
+        if options is None:
+            return
+        with contextlib.suppress(OSError, ValueError):
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if found.keys() == self.state.keys() and found["options"] == options:
+                self.state = found
+                _say(f"{path.parent} holds an interrupted demo, which goes on; delete {path} to begin anew")
+
+    def is_begun(self, stage: str) -> bool:
+        return stage in self.state["begun"]
+
+    def begin(self, stage: str) -> bool:
+        """False of a stage that has ended."""
+        if stage in self.state["ended"]:
+            return False
+        self._add("begun", stage)
+        return True
+
+    def end(self, stage: str) -> None:
+        self._add("ended", stage)
+
+    def finish(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+    def _add(self, key: str, stage: str) -> None:
+        if stage not in self.state[key]:
+            self.state[key].append(stage)
+        if self.state["options"] is None:
+            return
+        atomic_write(self.path, json.dumps(self.state, indent=2) + "\n")
 
 
 def _set_aside(path: Path) -> None:

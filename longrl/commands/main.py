@@ -10,7 +10,7 @@ from longrl.commands.failures import keep_tracebacks_in, tell_error
 from longrl.commands.renamed import current_arguments
 from longrl.io.functions import search_working_folder
 from longrl.io.processes import end_with_parent
-from longrl.io.stop_signals import interruptible
+from longrl.io.stop_signals import StopRun, ignore_signals, interruptible
 
 TRAINER_COMMANDS = {
     "fit": "train by SFT or RL: python -m longrl fit --config configs/demo/sft.yaml",
@@ -75,6 +75,9 @@ def main(args: Sequence[str] | None = None) -> None:
     keep_tracebacks_in(None)
     try:
         run_command(sys.argv[1:])
+    except StopRun:
+        ignore_signals()  # srun ends the other ranks of a step as soon as one has ended with another code than 0
+        raise
     except Exception as error:
         sys.exit(tell_error(error))
 

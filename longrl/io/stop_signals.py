@@ -72,6 +72,7 @@ class StopSignals:
         self._deadline: float | None = None
         self._is_noted = False
         self._is_told = False
+        self._is_closing = False
         self._interrupted_at: float | None = None
         self._before: dict[int, Any] = {}
         self._ears, self._mouth = socket.socketpair()
@@ -88,6 +89,7 @@ class StopSignals:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._is_closing = True
         _ACTIVE.remove(self)
         signal.set_wakeup_fd(self._fd_before)
         for number, handler in self._before.items():
@@ -140,8 +142,10 @@ class StopSignals:
     # -- signals -------------------------------------------------------------------------------------------------
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        is_first = self.requested is None
         self.requested = self.requested or signal.Signals(number)
-        if not self._deferred:
+        # Once: what cleans up is not interrupted, and the thread ends what does not come to an end.
+        if is_first and not self._deferred and not self._is_closing:
             raise Interrupted
 
     def _listen(self) -> None:
@@ -245,6 +249,12 @@ def interruptible(command: str, kept: str = "") -> Iterator[None]:
                 raise
             signals.tell(f"{signals.requested.name}: `{command}` is interrupted{kept and f'; {kept}'}")
             raise SystemExit(signals.code) from error
+
+
+def ignore_signals() -> None:
+    """The process is about to end with a code that no further signal is to change."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _leave_child() -> None:

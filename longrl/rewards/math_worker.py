@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
 
 
@@ -25,6 +26,9 @@ def _delimited(expression: str) -> str:
 
 def main() -> None:
     """Answers until standard input ends, which it does when the parent process dies."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):  # meant for the run, which ends at a point of its own
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     logging.disable()  # an answer that math-verify cannot read is no news
     for line in sys.stdin:
         try:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from longrl.commands.demo import _Demo, run_demo
+from longrl.io.stop_signals import StopRun
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,3 +51,33 @@ def test_files_and_commands_that_the_readme_names_exist():
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for target in re.findall(r"make (env|demo|test|lint)\b", text):
         assert target in targets
+
+
+def test_an_interrupted_demo_goes_on_with_the_stage_that_it_was_in(tmp_path, monkeypatch):
+    """By the same command; with other options it begins anew."""
+    commands = []
+
+    def run(self, *command):
+        commands.append(command)
+        if command[0] == "fit":
+            (tmp_path / "sft").mkdir(exist_ok=True)
+        if len(commands) == 2:
+            raise StopRun(3)
+
+    monkeypatch.setattr(_Demo, "_run", run)
+
+    def stages(**options):
+        commands_before = len(commands)
+        demo = _Demo(tmp_path, options=options)
+        demo.make_data(1, 1)
+        demo.fit("sft", "sft.yaml")
+        return [command[0] for command in commands[commands_before:]]
+
+    with pytest.raises(StopRun):
+        stages(pretrain=False)
+    assert stages(pretrain=False) == ["fit"]
+    assert commands[-1][-1] == "--resume=auto"
+    assert not (tmp_path / "sft.old1").exists()
+    assert stages(pretrain=False) == []
+    assert stages(pretrain=True) == ["synthetic", "fit"]
+    assert (tmp_path / "sft.old1").exists()
