@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import gzip
+import itertools
 import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,10 +20,13 @@ from unittest import mock
 from lightning.pytorch import Callback
 
 from fault_cases.fault import Fault, Outcome
-from fault_cases.small_runs import Config, Ended, become_command, fit, kept_checkpoint, steps_lost, text_run
+from fault_cases.small_runs import Config, Ended, become_command, fit, kept_checkpoint, steps_lost, text_rows, text_run
 from longrl.datamodules.loading import workers
 from longrl.io.exit_codes import HUNG, MISTAKE
 from longrl.io.pulse import PULSE
+from longrl.rewards.judge import Judge
+from longrl.types import Completion, Row
+from tests.chat.server import Dripping, Server, completion
 from tests.runs import arguments, rollouts
 
 FAILED = 1
@@ -133,6 +140,81 @@ def small_shared_memory(folder: Path) -> Outcome:
     return outcome(folder, found, "shared memory")
 
 
+# ---- judges and servers ----
+
+
+class AskAlways(Judge):
+    """A judge that is asked about any completion: those of a random model have no answer in its tag."""
+
+    def score_all(self, completions: Sequence[Completion], rows: Sequence[Row]) -> list[float | Exception]:
+        """See `Judge`."""
+        tagged = [replace(completion, text=f"<answer>{completion.text}</answer>") for completion in completions]
+        return super().score_all(tagged, rows)
+
+
+class Odd(Server):
+    """Answers as a judge does, but for one question: there the body is sent in pieces without an end."""
+
+    def __init__(self, pieces: Callable[[], Iterator[bytes]], packing: str = "identity") -> None:
+        super().__init__(lambda body: completion("odd" if "What is 3 and 3?" in str(body) else "SCORE: 1"))
+        self.pieces, self.packing = pieces, packing
+
+    def send(self, handler: Any, status: int, content: bytes) -> None:
+        """The reply to a request."""
+        if b'"odd"' not in content:
+            return super().send(handler, status, content)
+        handler.send_response(200)
+        handler.send_header("Content-Encoding", self.packing)
+        handler.end_headers()
+        with contextlib.suppress(OSError):  # who asked has hung up
+            for piece in self.pieces():
+                handler.wfile.write(piece)
+        return None
+
+
+def drops() -> Iterator[bytes]:
+    """A byte now and then."""
+    while True:
+        time.sleep(0.05)
+        yield b" "
+
+
+def floods() -> Iterator[bytes]:
+    """As much as fits the line."""
+    return itertools.repeat(b" " * (1 << 20))
+
+
+def bomb() -> Iterator[bytes]:
+    """A few kilobytes that are 64 MiB unpacked, and the same again."""
+    return itertools.repeat(gzip.compress(bytes(64 << 20)))
+
+
+def odd_judge(pieces: Callable[[], Iterator[bytes]], packing: str = "identity") -> Callable[[Path], Outcome]:
+    """A run whose judge is odd about one row."""
+
+    def does(folder: Path) -> Outcome:
+        values = text_run(folder, "rl", [row | {"task": "open_ended"} for row in text_rows()])
+        with Odd(pieces, packing) as server:
+            endpoint = {"model": "j", "url": server.url, "timeout_s": 1.0, "max_reply_mib": 4, "retries": 0}
+            options = {"endpoint": endpoint, "cache_dir": str(folder / "judge")}
+            function = {"class_path": "fault_cases.hangs.AskAlways", "init_args": options}
+            values["rollout"] = rollouts()
+            values["rollout"]["reward"] = {"terms": [{"function": function, "name": "accuracy"}]}
+            return outcome(folder, fit(folder, values, *WATCHED), "CallFailed")
+
+    return does
+
+
+def dripping_engine(folder: Path) -> Outcome:
+    """A rollout server that answers a byte at a time."""
+    values = text_run(folder, "rl")
+    values["rollout"] = rollouts()
+    with Dripping(models=None, pause_s=0.05, endless=b" ") as server:
+        options = {"urls": [server.url.removesuffix("/v1")], "timeout_s": 1.0, "start_timeout_s": 2.0}
+        values["rollout"]["engine"] = {"class_path": "longrl.engines.server.VLLMServerEngine", "init_args": options}
+        return outcome(folder, fit(folder, values, *WATCHED), "did not answer")
+
+
 # ---- ranks ----
 
 
@@ -183,6 +265,7 @@ FAULTS = [
         does=ended(run_of(loops, 0.3), "TookTooLong"),
         exit_code=0,
         seen="TookTooLong: no value within 0.3 s.*q3|q3.*TookTooLong: no value within 0.3 s",
+        quick=False,
     ),
     Fault(
         kind="rewards",
@@ -206,6 +289,7 @@ FAULTS = [
         does=ended(run_of(kills_a_worker, 0), "the run ends", "--data.num_workers=2"),
         exit_code=HUNG,
         seen=r"loader worker \d \(pid \d+\) is dead",
+        quick=False,
     ),
     Fault(
         kind="workers",
@@ -214,6 +298,7 @@ FAULTS = [
         exit_code=HUNG,
         seen=r"loader worker \d \(pid \d+\) is dead",
         lost_steps=2,
+        quick=False,
     ),
     Fault(
         kind="workers",
@@ -245,6 +330,7 @@ FAULTS = [
         exit_code=-signal.SIGKILL,
         seen=r"rank 0 \(pid \d+ on .*\) has given no sign of life.*ended with 70",
         lost_steps=2,
+        quick=False,
     ),
     Fault(
         kind="ranks",
@@ -253,5 +339,37 @@ FAULTS = [
         exit_code=FAILED,
         seen="ended with -9",
         lost_steps=2,
+        quick=False,
+    ),
+    Fault(
+        kind="judges",
+        fault="a judge that drips",
+        does=odd_judge(drops),
+        exit_code=0,
+        seen="of row 'q3' .*no answer within timeout_s=1",
+    ),
+    Fault(
+        kind="judges",
+        fault="a judge whose reply has no end",
+        does=odd_judge(floods),
+        exit_code=0,
+        seen="of row 'q3' .*larger than 4 MiB",
+        quick=False,
+    ),
+    Fault(
+        kind="judges",
+        fault="a judge that sends a packed bomb",
+        does=odd_judge(bomb, "gzip"),
+        exit_code=0,
+        seen="of row 'q3' .*larger than 4 MiB",
+        quick=False,
+    ),
+    Fault(
+        kind="engines",
+        fault="a rollout server that drips",
+        does=dripping_engine,
+        exit_code=FAILED,
+        seen="did not answer /info within timeout_s=1; raise timeout_s of VLLMServerEngine",
+        quick=False,
     ),
 ]

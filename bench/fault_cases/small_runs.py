@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -122,6 +123,7 @@ def become_command(args: list[str], printed: Path, before: Callable[[], None] | 
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     sys.argv = ["longrl", *args]
+    logging.getLogger().handlers.clear()  # pytest's own keep what is to be seen here
     status = 1
     try:
         if before is not None:

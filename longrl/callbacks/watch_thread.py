@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import logging
 import os
 import signal
 import sys
@@ -27,14 +26,12 @@ from longrl.io.heartbeats import Beat, Heartbeats
 from longrl.io.processes import kill_descendants, lost_worker_message, trouble_of
 from longrl.io.pulse import PULSE
 
-logger = logging.getLogger(__name__)
-
 TICK_S = 1.0
 """Seconds between two looks at this process."""
 BEAT_S = 5.0
 """Seconds between two heartbeats, and two looks at another rank."""
 SAY_S = 5.0
-"""Seconds that a log may take: the thread that hangs may do so while it writes there."""
+"""Seconds that the last words may take."""
 WORKER_LOOKS = 3
 """Looks after which a loader worker is taken for lost: one that ends as it should is dead for a moment."""
 STDERR = 2
@@ -250,8 +247,13 @@ class WatchThread(threading.Thread):
 
 
 def say(message: str) -> None:
-    """Logs an error, unless that takes long."""
-    thread = threading.Thread(target=logger.error, args=("%s", message), daemon=True)
+    """One line on stderr, past the locks of streams and loggers; nobody waits long for a pipe that is full."""
+
+    def write() -> None:
+        with contextlib.suppress(OSError):
+            os.write(STDERR, f"longrl: {message}\n".encode(errors="replace"))
+
+    thread = threading.Thread(target=write, daemon=True)
     thread.start()
     thread.join(SAY_S)
 

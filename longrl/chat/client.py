@@ -16,6 +16,8 @@ import httpx
 
 from longrl.chat.endpoint import Budget, Endpoint, Reply, Request, read_reply
 from longrl.io.append_log import AppendLog
+from longrl.io.http_replies import ACCEPT, ReplyRefused, read_body_async
+from longrl.io.pulse import PULSE
 from longrl.io.secrets import mask_secrets
 
 logger = logging.getLogger(__name__)
@@ -121,7 +123,8 @@ class ChatClient:
         timeout = httpx.Timeout(endpoint.timeout_s, connect=CONNECT_S)
         limits = httpx.Limits(max_connections=endpoint.concurrency)
         proxies = not endpoint.is_local
-        self._http = httpx.AsyncClient(timeout=timeout, headers=endpoint.headers, limits=limits, trust_env=proxies)
+        headers = endpoint.headers | ACCEPT
+        self._http = httpx.AsyncClient(timeout=timeout, headers=headers, limits=limits, trust_env=proxies)
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -182,6 +185,7 @@ class ChatClient:
                 if isinstance(outcome, Reply):
                     return outcome
                 may_succeed = outcome.status is None or outcome.status >= 500 or outcome.status in AGAIN
+                may_succeed &= outcome.kind != "too large"
                 if not may_succeed or attempts > self.endpoint.retries:
                     break
                 longest = min(self.endpoint.backoff_s * 2 ** (attempts - 1), self.endpoint.max_backoff_s)
@@ -203,13 +207,18 @@ class ChatClient:
         started = time.monotonic()
         try:
             outcome = await self._post(body, key)
-        except httpx.TimeoutException as error:
+        except (httpx.TimeoutException, TimeoutError) as error:
             outcome = _FailedAttempt("timeout", f"no answer within timeout_s={self.endpoint.timeout_s:g} ({error!r})")
+        except ReplyRefused as error:
+            outcome = _FailedAttempt(
+                "too large", f"{error} (max_reply_mib={self.endpoint.max_reply_mib} of the endpoint)"
+            )
         except httpx.TransportError as error:
             outcome = _FailedAttempt("connection", repr(error))
         except asyncio.CancelledError:
             self.replies.record(None, {"failed": key, "kind": "cancelled"})
             raise
+        PULSE.beats += 1
         common = {"seconds": round(time.monotonic() - started, 3), "model": request.model}
         if isinstance(outcome, _FailedAttempt):
             self.num_failed_attempts += 1
@@ -229,7 +238,13 @@ class ChatClient:
     async def _post(self, body: dict[str, Any], key: str) -> tuple[Any, Reply] | _FailedAttempt:
         url = self.endpoint.url.rstrip("/") + "/chat/completions"
         # A gateway that knows the header answers a call from its memory if the reply to it was lost.
-        response = await self._http.post(url, json=body, headers={"Idempotency-Key": key})
+        headers = {"Idempotency-Key": key}
+        # httpx's own limit is one of each piece: a server that sends a byte a second would be waited for for ever.
+        async with (
+            asyncio.timeout(self.endpoint.timeout_s),
+            self._http.stream("POST", url, json=body, headers=headers) as streamed,
+        ):
+            response = await read_body_async(streamed, self.endpoint.max_reply_mib << 20)
         if response.status_code != 200:
             status = response.status_code
             return _FailedAttempt(f"http {status}", f"HTTP {status}: {response.text}", status, _retry_after_s(response))

@@ -41,7 +41,9 @@ class Endpoint:
     concurrency: int = 16
     """Calls under way at once."""
     timeout_s: float = 300.0
-    """Limit of one call, in seconds."""
+    """Limit of one call, in seconds, until all of its reply has come."""
+    max_reply_mib: int = 16
+    """Limit of a reply, unpacked; of a larger one no more is read."""
     retries: int = 6
     """Further attempts after 429, 5xx, a timeout, a lost connection or a reply that is cut or no JSON."""
     backoff_s: float = 1.0
@@ -73,7 +75,7 @@ class Endpoint:
                 )
         if not self.model:
             raise ValueError(f"an endpoint needs the name of its model, got {self.model!r}; `curl {self.url}/models`")
-        limits = {"concurrency": 1, "retries": 0, "backoff_s": 0, "max_backoff_s": 0}
+        limits = {"concurrency": 1, "max_reply_mib": 1, "retries": 0, "backoff_s": 0, "max_backoff_s": 0}
         for name, least in limits.items():
             if not getattr(self, name) >= least:
                 raise ValueError(f"{name} of an endpoint must be at least {least}, got {getattr(self, name)}")

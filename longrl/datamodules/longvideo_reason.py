@@ -32,6 +32,7 @@ from longrl.datamodules.loading.render import (
 )
 from longrl.datamodules.loading.row_checks import unusable_rows
 from longrl.datamodules.loading.skips import SkipLog
+from longrl.datamodules.loading.workers import MIB, warn_of_small_shared_memory
 from longrl.datamodules.media.media_roots import ANYWHERE, MediaRoots
 from longrl.datamodules.media.opening import DEFAULT_MEDIA_LIMITS, MediaLimits
 from longrl.datamodules.media.remote import RemoteMedia, default_folder
@@ -312,11 +313,24 @@ class LongVideoReason(StreamedData):
         self.renderer.family.load_processing()
         rank, world_size = self.data_parallel()
         dataset = self.datasets["train"]
+        num_workers = self.loader_options.num_workers
+        if num_workers and any(row.videos for row in dataset.rows):
+            per_worker = -(-self.loader_options.prefetch_prompts // num_workers)
+            warn_of_small_shared_memory(num_workers * per_worker, self._most_held_bytes())
         order = RowOrder(len(dataset), self.seed, rank, world_size)
         if self.weights:
             order = MixedOrder(len(dataset), self.seed, rank, world_size, self._sizes["train"], self.weights)
         sp_group = self._parallel().sp_group
         self.start(PromptStream(dataset, order, self._skips["train"], self.loader_options, sp_group))
+
+    def _most_held_bytes(self) -> float:
+        """Most that the frames of a video may take in a loader's memory, three bytes a pixel."""
+        limit = self.renderer.decoding.max_held_mib * MIB
+        pixels = getattr(self.renderer.family, "max_pixels", None)
+        if pixels is None:
+            return limit
+        num_frames = self.renderer.video.num_frames or self.renderer.video.max_frames
+        return min(limit, 3 * pixels * num_frames)
 
     def _parallel(self) -> Parallel:
         """The ranks of the run, as its strategy told the module that is trained."""

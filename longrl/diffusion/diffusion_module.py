@@ -24,6 +24,7 @@ from longrl.diffusion.prompt_files import PromptBatch
 from longrl.diffusion.sampler import Trajectory
 from longrl.diffusion.step_mismatch import StepMismatchMonitor
 from longrl.diffusion.trajectory_rows import RowBatch, score_rows, split_rows, trajectory_record, trajectory_rows
+from longrl.io.pulse import PULSE
 from longrl.models.ema import EMA_PREFIX, EMASettings, EMAWeights, holds_ema
 from longrl.models.lora import adapters_off
 from longrl.modules.initial_weights import plain_from
@@ -222,6 +223,7 @@ class DiffusionModule(TrainedModule):
         # 2. Forward and backward; gradients add up.
         totals: dict[str, float] = defaultdict(float)
         for part in local:
+            PULSE.beats += 1
             result = self._rows_loss(mini_batch, RowBatch.from_rows(part, self.device), is_first)
             self.manual_backward(result.loss)
             for name, value in {"loss": result.loss, **result.metrics}.items():

@@ -16,6 +16,7 @@ from longrl.diffusion.steps import DenoisingStep, Dynamics, FlowSDE, make_step, 
 from longrl.diffusion.windows import Window, all_steps
 from longrl.engines.rollout_engine import prompt_seed
 from longrl.io.functions import FunctionOrPath, resolve_function
+from longrl.io.pulse import PULSE
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """(latents [B, ...], timesteps [B]) -> [B, ...]."""
@@ -129,6 +130,7 @@ def denoise_latents(
     state = start  # [B, ...]
     denoised = DenoisedLatents(start)
     for step in steps:
+        PULSE.beats += 1
         timesteps = torch.full((len(state),), step.timestep, dtype=torch.float32, device=state.device)
         mean = step_mean(state, velocity(state, timesteps), step.state_coef, step.velocity_coef)
         if not step.std:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from longrl.engines import server_protocol as protocol
 from longrl.engines.server_key import KEY_VARIABLE, client_key, key_file
+from longrl.io.http_replies import ACCEPT, ReplyRefused, read_body
 from longrl.io.secrets import check_no_password, mask_secrets
 
 logger = logging.getLogger(__name__)
@@ -22,6 +23,8 @@ logger = logging.getLogger(__name__)
 BUSY = (429, 502, 503, 504)
 """HTTP statuses of a server that may answer later."""
 CONNECT_S = 10.0
+MAX_ANSWER_BYTES = 1 << 30
+"""Limit of an answer: 10 million tokens with their log-probabilities take about 300 MB."""
 RESUME = (
     "start the server again (python -m longrl serve --config ... --port ...), then the run from its last checkpoint: "
     "the same command with --ckpt_path RUN_DIR/checkpoints/last.ckpt"
@@ -33,7 +36,7 @@ class ServerClient:
 
     Args:
         url: e.g. `http://127.0.0.1:8000`.
-        timeout_s: of one answer; a request that takes longer is an error.
+        timeout_s: of one answer, all of it; a request that takes longer is an error.
         retries: further attempts where the server cannot be reached or is busy, after 1, 2, 4... seconds.
     """
 
@@ -117,7 +120,7 @@ class ServerClient:
     def _headers(self) -> dict[str, str]:
         """Made for each request: a server that was started anew has another key in its file."""
         key = client_key(self.url)
-        return {"Authorization": f"Bearer {key}"} if key else {}
+        return ACCEPT | ({"Authorization": f"Bearer {key}"} if key else {})
 
     # -- transport -----------------------------------------------------------------------------------------------
 
@@ -133,12 +136,15 @@ class ServerClient:
                 time.sleep(2.0 ** (attempt - 1))
             try:
                 address = self.url + protocol.PREFIX + path
-                reply = self._http.request(method, address, content=body, headers=self._headers())
+                with self._http.stream(method, address, content=body, headers=self._headers()) as streamed:
+                    reply = read_body(streamed, self.timeout_s, MAX_ANSWER_BYTES)
             except (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout) as error:
                 raise TimeoutError(
                     f"the server at {self.url} did not answer {path} within timeout_s={self.timeout_s:g}; raise "
                     f"timeout_s of VLLMServerEngine if rollouts take longer, or look into the server's log"
                 ) from error
+            except ReplyRefused as error:
+                raise RuntimeError(f"{self._garbage()} {error}") from error
             except httpx.TransportError as error:
                 problem = repr(error)
                 if attempt + 1 < attempts:

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from longrl.features.disk_cache import DiskCache
+from longrl.io.pulse import PULSE
 from longrl.models.base import EncodesMedia
 from longrl.strategies.parallel import SINGLE_RANK_GRID, Parallel
 from longrl.types import AudioClip, Frames, FrameShard, Media, Prompt
@@ -158,6 +159,7 @@ def encode_shard(
             together += parts
             continue
         for part in parts:
+            PULSE.beats += 1
             features += family.encode_media(model, [part])
     if together:
         features = family.encode_media(model, together)

@@ -93,6 +93,8 @@ class Judge(BatchReward[Completion]):
     """With `{question}`, `{reference}` and `{answer}`; the reply must end with "SCORE: x"."""
     attempts: int = 3
     """Times a judge is asked about an answer, beside the replies in `cache_dir`, until one has a score."""
+    time_limit_s: float = 1200.0
+    """For all judgements of a step together, with what is tried again; those that are not there by then fail."""
 
     def __post_init__(self) -> None:
         missing = [name for name in ("{question}", "{reference}", "{answer}") if name not in self.prompt]
@@ -100,6 +102,8 @@ class Judge(BatchReward[Completion]):
             raise ValueError(f"the prompt of a judge must contain {', '.join(missing)}, got {self.prompt[:200]!r}")
         if self.attempts < 1:
             raise ValueError(f"attempts of a judge must be at least 1, got {self.attempts}")
+        if not self.time_limit_s > 0:
+            raise ValueError(f"time_limit_s of a judge must be above 0, got {self.time_limit_s}")
 
     def score_all(self, completions: Sequence[Completion], rows: Sequence[Row]) -> list[float | Exception]:
         """Values of any number of completions, judged at once."""
@@ -108,7 +112,8 @@ class Judge(BatchReward[Completion]):
     async def _score_all(self, completions: Sequence[Completion], rows: Sequence[Row]) -> list[float | Exception]:
         async with ChatClient(self.endpoint, _replies(self.cache_dir, self.budget)) as client:
             results = await asyncio.gather(
-                *(self._score(client, *pair) for pair in zip(completions, rows, strict=True)), return_exceptions=True
+                *(self._score_in_time(client, *pair) for pair in zip(completions, rows, strict=True)),
+                return_exceptions=True,
             )
         values = []
         for value in results:
@@ -122,6 +127,15 @@ class Judge(BatchReward[Completion]):
                 len(values), self.endpoint.model, self.endpoint.url, errors[0],
             )  # fmt: skip
         return values
+
+    async def _score_in_time(self, client: ChatClient, completion: Completion, row: Row) -> float:
+        try:
+            async with asyncio.timeout(self.time_limit_s):
+                return await self._score(client, completion, row)
+        except TimeoutError as error:
+            raise JudgementFailed(
+                f"the judge has not answered within its time_limit_s={self.time_limit_s:g}"
+            ) from error
 
     async def _score(self, client: ChatClient, completion: Completion, row: Row) -> float:
         if row.task not in OPEN_TASKS:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import subprocess
@@ -240,13 +239,13 @@ def test_a_run_that_is_asked_to_end_says_nothing(tmp_path, error):
     assert Heartbeats(tmp_path, run, 1, 2).verdict() is None
 
 
-def test_a_lost_worker_ends_the_run_as_hung(tmp_path, monkeypatch, caplog):
+def test_a_lost_worker_ends_the_run_as_hung(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr("longrl.callbacks.watchdog.kill_descendants", lambda: None)
     dog, trainer = started(tmp_path)
-    with pytest.raises(SystemExit) as ending, caplog.at_level(logging.ERROR):
+    with pytest.raises(SystemExit) as ending:
         dog.on_exception(trainer, None, LostWorker("loader worker 0 (pid 3) is dead"))
     assert ending.value.code == HUNG
-    assert "loader worker 0 (pid 3) is dead; the run ends with status 70" in caplog.text
+    assert "loader worker 0 (pid 3) is dead; the run ends with status 70" in capfd.readouterr().err
 
 
 # ---- processes ----

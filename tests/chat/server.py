@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import threading
 import time
@@ -79,3 +81,25 @@ class Server:
     def __exit__(self, *_):
         self.http.shutdown()
         self.http.server_close()
+
+
+class Dripping(Server):
+    """Sends its replies a byte at a time, or a reply that has no end."""
+
+    def __init__(self, *outcomes, pause_s: float = 0.05, endless: bytes = b"", headers=()) -> None:
+        super().__init__(*outcomes, headers=headers)
+        self.pause_s, self.endless = pause_s, endless
+        self.num_sent = 0
+
+    def send(self, handler, status: int, content: bytes) -> None:
+        handler.send_response(status)
+        for name, value in self.headers.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        pieces = itertools.repeat(self.endless) if self.endless else (content[i : i + 1] for i in range(len(content)))
+        with contextlib.suppress(OSError):  # who asked has hung up
+            for piece in pieces:
+                handler.wfile.write(piece)
+                handler.wfile.flush()
+                self.num_sent += len(piece)
+                time.sleep(self.pause_s)

@@ -7,7 +7,7 @@ import pytest
 from longrl.chat.client import BudgetSpent, CallFailed, ChatClient, ReplyCache
 from longrl.chat.endpoint import Budget, Decoding, Endpoint, Request, read_reply
 from longrl.io.append_log import AppendLog
-from tests.chat.server import Server, completion
+from tests.chat.server import Dripping, Server, completion
 
 HELLO = ({"role": "user", "content": "Hello"},)
 
@@ -223,3 +223,23 @@ def test_a_journal_that_somebody_wrote_into_costs_nothing(tmp_path):
     AppendLog(tmp_path).append("b", {"prompt_tokens": 3, "completion_tokens": None, "cost": 0.5})
     spent = ReplyCache(tmp_path).spent
     assert (spent.calls, spent.tokens, spent.cost) == (2, 3, 0.5)
+
+
+def test_a_reply_that_drips_is_over_at_the_time_limit(tmp_path):
+    """httpx's own limit is one of each byte."""
+    with Dripping(completion("a" * 200)) as server:
+        (error,) = ask(server, tmp_path, request(), timeout_s=0.3, retries=0)
+    assert isinstance(error, CallFailed)
+    assert error.kind == "timeout"
+    assert "timeout_s=0.3" in str(error)
+    assert server.num_sent < 30
+
+
+def test_a_reply_without_end_is_read_to_its_limit_once(tmp_path):
+    with Dripping(completion("a"), pause_s=0.0, endless=b"x" * (1 << 20)) as server:
+        (error,) = ask(server, tmp_path, request(), max_reply_mib=2, retries=3)
+    assert isinstance(error, CallFailed)
+    assert error.kind == "too large"
+    assert "larger than 2 MiB" in str(error)
+    assert "max_reply_mib=2" in str(error)
+    assert len(server.bodies) == 1

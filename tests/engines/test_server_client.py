@@ -123,6 +123,13 @@ def test_a_slow_answer_names_the_option(fake):
         client_of(fake((200, 1.5)), timeout_s=0.3).generate("v", REQUEST, PARAMS)
 
 
+def test_an_answer_without_end_is_let_go_of(fake, monkeypatch):
+    monkeypatch.setattr(server_client, "MAX_ANSWER_BYTES", 1 << 20)
+    client = client_of(fake((200, {"completions": "x" * (2 << 20)})))
+    with pytest.raises(RuntimeError, match="larger than 1 MiB"):
+        client.generate("v", REQUEST, PARAMS)
+
+
 @pytest.mark.parametrize("answer", [b"<html>", b"[]", b"\xff\x00", {"version": "v"}, {**GOOD, "completions": [[]]}])
 def test_garbage_is_told_from_a_server(fake, answer):
     with pytest.raises(RuntimeError, match="is not this version's `python -m longrl serve`"):

@@ -13,7 +13,7 @@ from longrl.chat.endpoint import Budget, Decoding, Endpoint, Reply
 from longrl.rewards import RewardSum, RewardTerm, think_answer_format
 from longrl.rewards.judge import Judge, JudgementFailed, TextSimilarity, judge_request, judge_score, shared_words
 from longrl.types import Completion, Group, Prompt, Row
-from tests.chat.server import Server, completion
+from tests.chat.server import Dripping, Server, completion
 
 OPEN = Row(id="q", problem="What does he pour?", answer="green tea", task="open_ended")
 CHOICE = Row(id="c", problem="Which?\nA. cat\nB. dog", answer="B")
@@ -186,3 +186,30 @@ def test_a_reply_without_a_score_is_asked_for_again_also_in_the_next_run(tmp_pat
         server.outcomes = [completion("SCORE: 0.5")]
         assert asked.score_all(*pair) == [0.5]
         assert len(server.bodies) == 3
+
+
+def test_judgements_that_take_too_long_together_fail_and_the_others_stand(tmp_path):
+    """Each attempt is within its limit, and there are many of them."""
+
+    def now_and_then(body: dict) -> dict | int:
+        return (
+            completion("SCORE: 1") if "green tea" in body["messages"][0]["content"].split("answer_to_grade")[1] else 500
+        )
+
+    with Server(now_and_then) as server:
+        endpoint = Endpoint("j", server.url, backoff_s=0.1, max_backoff_s=0.1, retries=10_000)
+        reward = Judge(endpoint, str(tmp_path), time_limit_s=0.5)
+        completions = group(OPEN, tagged("green tea"), tagged("coffee")).completions
+        right, late = reward.score_all(completions, [OPEN, OPEN])
+    assert right == 1.0
+    assert isinstance(late, JudgementFailed)
+    assert "time_limit_s=0.5" in str(late)
+
+
+def test_a_judge_that_drips_masks_its_completions(tmp_path, caplog):
+    with Dripping(completion("SCORE: 1" + " " * 300)) as server:
+        reward = RewardSum([RewardTerm(Judge(Endpoint("j", server.url, retries=0, timeout_s=0.2), str(tmp_path)))])
+        (one,) = groups = [group(OPEN, tagged("green tea"))]
+        assert reward.score(groups) == 1
+    assert not one.valid.any()
+    assert "no answer within timeout_s=0.2" in caplog.text

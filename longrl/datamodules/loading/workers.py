@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import multiprocessing
 import os
 import pickle
@@ -22,12 +23,18 @@ from longrl.io.processes import LostWorker, lost_worker_in
 from longrl.io.pulse import PULSE
 from longrl.types import Row
 
+logger = logging.getLogger(__name__)
+
 SHARED_BYTES = 1 << 20
 """A worker hands larger tensors over in shared memory, where nothing copies them."""
 SHARED_FOLDER = Path("/dev/shm")
 WAIT_FOR_ROOM_S = 30.0
 """So long a worker waits for room in shared memory, which the trainer makes as it reads."""
 MIB = 1 << 20
+REMEDY = (
+    "Enlarge it (docker run --shm-size=16g or --ipc=host), lower data.num_workers, data.prefetch_prompts or "
+    "data.max_held_mib, or set data.num_workers=0, which needs none"
+)
 
 
 class SharedMemoryFull(ValueError):
@@ -120,13 +127,28 @@ def free_shared_bytes() -> float:
     return shutil.disk_usage(SHARED_FOLDER).free if SHARED_FOLDER.is_dir() else float("inf")
 
 
+def warn_of_small_shared_memory(num_items: int, item_bytes: float) -> None:
+    """Says before the first step that shared memory may be too small: videos may all be shorter than the config allows.
+
+    Args:
+        num_items: that workers may hold at once.
+        item_bytes: of the largest one.
+    """
+    needed = num_items * item_bytes
+    if needed <= free_shared_bytes():
+        return
+    logger.warning(
+        "loader workers hold up to %d prompts of at most %.0f MiB in shared memory (%s), which has %.0f of these %.0f "
+        "MiB free; if the longest videos come together the run ends. %s",
+        num_items, item_bytes / MIB, SHARED_FOLDER, free_shared_bytes() / MIB, needed / MIB, REMEDY,
+    )  # fmt: skip
+
+
 def _full_message(num_bytes: int) -> str:
     size = shutil.disk_usage(SHARED_FOLDER).total if SHARED_FOLDER.is_dir() else 0
     return (
         f"a loader worker has {num_bytes / MIB:.0f} MiB to hand over, but shared memory ({SHARED_FOLDER}, "
-        f"{size / MIB:.0f} MiB) has {free_shared_bytes() / MIB:.0f} MiB free; enlarge it (docker run --shm-size=16g or "
-        "--ipc=host), lower data.num_workers, data.prefetch_prompts or data.max_held_mib, or set data.num_workers=0, "
-        "which needs none"
+        f"{size / MIB:.0f} MiB) has {free_shared_bytes() / MIB:.0f} MiB free. {REMEDY}"
     )
 
 

@@ -19,6 +19,8 @@ NOT_ALLOWED = "it lies elsewhere, and nothing is fetched unless data.allow_remot
 CHUNK_BYTES = 1 << 20
 ATTEMPTS = 3
 GONE = (404, 410)
+FETCH_S = 1200.0
+"""Limit of fetching one file, with all attempts: other ranks wait meanwhile."""
 NUM_PROBES = 3
 """Files of a protocol that are asked for before a run begins; one that answers is enough."""
 
@@ -61,6 +63,7 @@ class RemoteMedia:
         # The suffix stays, for it says that a file is a list of frames, and helps FFmpeg.
         name = os.path.basename(urlsplit(path).path).partition(".")
         copy = Path(self.folder, hashlib.sha256(path.encode()).hexdigest()[:32] + name[1] + name[2][-16:])
+        deadline = time.monotonic() + FETCH_S
         for attempt in range(1, ATTEMPTS + 1):
             if copy.is_file():
                 break
@@ -68,8 +71,10 @@ class RemoteMedia:
                 with atomic_file(copy) as file:  # readers see all of it or nothing
                     for chunk in _remote_bytes(path):
                         file.write(chunk)
+                        if time.monotonic() > deadline:
+                            raise UnusableSample(path, f"it cannot be fetched within {FETCH_S:g} s")
             except UnusableSample as error:
-                if attempt == ATTEMPTS or error.reason == "the file does not exist":
+                if attempt == ATTEMPTS or time.monotonic() > deadline or error.reason == "the file does not exist":
                     raise
                 time.sleep(2.0 ** (attempt - 1))
         return str(copy)
