@@ -107,12 +107,13 @@ class LongVideoReason(StreamedData):
         `LongVideoReason(family, train="data/synthetic/train.jsonl", val="data/synthetic/eval.jsonl", stage="sft")`
     """
 
+    # `Path` keeps the command line from reading a data file as YAML, which takes minutes and believes what is in it.
     def __init__(
         self,
         family: RendersPrompts,
-        train: str | list[str | DataSource] | None = None,
-        val: str | list[str | DataSource] | None = None,
-        test: str | list[str | DataSource] | None = None,
+        train: str | list[str | DataSource] | Path | None = None,
+        val: str | list[str | DataSource] | Path | None = None,
+        test: str | list[str | DataSource] | Path | None = None,
         media_root: str | None = None,
         row_function: str = DEFAULT_ROW_FUNCTION,
         stage: Stage = "rl",

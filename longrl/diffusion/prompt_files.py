@@ -61,9 +61,9 @@ class PromptFiles(StreamedData):
 
     def __init__(
         self,
-        train: str | list[str] | None = None,
-        val: str | list[str] | None = None,
-        test: str | list[str] | None = None,
+        train: str | list[str] | Path | None = None,
+        val: str | list[str] | Path | None = None,
+        test: str | list[str] | Path | None = None,
         row_function: str = "longrl.diffusion.prompt_rows.prompt_row",
         prompts_per_batch: int = 8,
         eval_prompts_per_batch: int = 8,
@@ -145,5 +145,5 @@ def _same_row(row: Row) -> Row:
     return row
 
 
-def _listed(source: str | list[str] | None) -> list[str]:
-    return [source] if isinstance(source, str) else list(source or [])
+def _listed(source: str | list[str] | Path | None) -> list[str]:
+    return [str(source)] if isinstance(source, str | Path) else list(source or [])

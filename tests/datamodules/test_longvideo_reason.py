@@ -1,3 +1,4 @@
+import copy
 import json
 import pickle
 import re
@@ -6,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -504,3 +506,16 @@ def test_a_target_may_name_the_option_instead_of_its_letter():
     assert renderer.response(row) == "<think>It barks.</think><answer>a dog</answer>"
     free = Row("2", "Why?", "because", task="open_ended", reasoning="So.")
     assert renderer.response(free) == "<think>So.</think><answer>because</answer>"
+
+
+def test_the_command_line_reads_no_data_file_as_a_config(tmp_path):
+    """It would take minutes for megabytes, and an empty file would be no file."""
+    parser = ArgumentParser()
+    parser.add_class_arguments(LongVideoReason, "data", skip={"family"}, sub_configs=True, instantiate=False)
+    for content in ("", "[]", '["other.jsonl"]', '[{"source": "other.jsonl"}]'):
+        file = tmp_path / "rows.json"
+        file.write_text(content)
+        given = [{"source": "a.jsonl", "weight": 2.0}]
+        config = parser.parse_object({"data": {"train": str(file), "val": [str(file)], "test": copy.deepcopy(given)}})
+        written = yaml.safe_load(parser.dump(config))["data"]
+        assert (written["train"], written["val"], written["test"]) == (str(file), [str(file)], given)

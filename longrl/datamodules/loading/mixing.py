@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import gcd, lcm
+from pathlib import Path
 from typing import Any, TypeVar
 
 from typing_extensions import override
@@ -46,9 +47,9 @@ class DataSource:
     """Instead of `data.media_root`."""
 
 
-def source_list(sources: str | Sequence[str | DataSource] | None) -> list[DataSource]:
+def source_list(sources: str | Path | Sequence[str | DataSource] | None) -> list[DataSource]:
     """The sources of a split, each as a `DataSource`."""
-    listed = [sources] if isinstance(sources, str) else list(sources or ())
+    listed = [str(sources)] if isinstance(sources, str | Path) else list(sources or ())
     return [DataSource(one) if isinstance(one, str) else one for one in listed]
 
 
