@@ -64,9 +64,7 @@ class Endpoint:
             raise ValueError(f"url of an endpoint must begin with http:// or https://, got {self.url!r}")
         check_no_password(self.url, "url of an endpoint")
         if VARIABLE.fullmatch(self.key_variable) is None:  # what is there may be a key: it is not said
-            raise ValueError(
-                "key_variable of an endpoint must be the name of an environment variable, not the key itself"
-            )
+            raise ValueError("key_variable of an endpoint must name an environment variable: it is not the key itself")
         for name in self.extra:
             if SECRET.search(name):
                 raise ValueError(

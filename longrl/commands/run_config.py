@@ -37,7 +37,8 @@ def set_config_reader(check: ConfigCheck | None = None) -> None:
         except yaml.YAMLError as error:
             if not path:  # a value of the command line may be plain text
                 raise
-            raise ValueError(f"--config {path} is no YAML: {' '.join(str(error).split())}") from error
+            said = " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
+            raise ValueError(f"--config {path} is no YAML: {said}") from error
         return check(values, Path(path)) if check and path and isinstance(values, dict) else values
 
     set_loader("yaml", read, (yaml.YAMLError,))

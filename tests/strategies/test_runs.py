@@ -179,7 +179,8 @@ def test_a_rank_that_dies_ends_the_others(tmp_path, rank, kill):
     assert process.returncode != 0
     if not kill:
         assert "this rank is broken" in output
-        assert "Traceback" in output
+        name = f"rank{rank}.traceback.txt" if rank else "traceback.txt"
+        assert f"the traceback is in {tmp_path / 'run' / name}" in output
     assert not run_processes(tmp_path)
 
 
