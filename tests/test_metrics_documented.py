@@ -25,11 +25,12 @@ def logged(folder) -> set[str]:
 
 
 def rl(tmp_path, **family):
-    """One step with a KL penalty and a reward with the parts `accuracy` and `format`."""
+    """Two steps, each with a checkpoint, with a KL penalty and a reward with the parts `accuracy` and `format`."""
     values = config("rl", **family)
     terms = [{"function": "tests.runs.rare", "name": name} for name in ("accuracy", "format")]
     values["rollout"] = rollouts() | {"reward": {"terms": terms}}
-    values["trainer"] |= {"max_steps": 1}
+    values["trainer"] |= {"max_steps": 2}
+    values["checkpoint"] = {"every_n_train_steps": 1}
     values["model"]["algorithm"] = {"kl_coef": 0.1}
     return values
 

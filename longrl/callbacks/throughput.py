@@ -30,6 +30,8 @@ class Throughput(Callback):
         self._cost: TextCost | None = None
         self._peak: float | None = None
         """Operations per second of this rank's GPU, if it is known."""
+        self._phases: set[str] = set()
+        """Those of any step: Lightning goes on logging the last value of a name that a step leaves out."""
         self._passes = 0
         self._requested = 0
         self._encoded = 0
@@ -60,6 +62,11 @@ class Throughput(Callback):
         now = time.perf_counter()
         step_s = now - self._end_of_last
         seconds = pl_module.phases.collect()
+        self._phases |= seconds.keys()
+        peaks = pl_module.phases.memory.collect()
+        for phase in self._phases - seconds.keys():
+            seconds[phase] = 0.0
+            peaks[phase] = 0.0
         seconds["data"] = self._start - self._end_of_last
         seconds["step"] = step_s
         self._end_of_last = now
@@ -70,7 +77,6 @@ class Throughput(Callback):
                 # The bar alone: loggers have the value under `time/`.
                 pl_module.log(f"{name}_s", value, prog_bar=True, logger=False, batch_size=1)
         world = pl_module.parallel.world
-        peaks = pl_module.phases.memory.collect()
         metrics |= largest_by_phase(world.gather(peaks))
         update_s = seconds.get("update", 0.0)
         metrics |= self._rates(pl_module, batch, step_s, update_s)
@@ -144,7 +150,7 @@ def largest_by_phase(of_ranks: Sequence[Metrics]) -> Metrics:
     for peaks in of_ranks:
         for phase, size in peaks.items():
             name = f"memory/{phase}"
-            largest[name] = max(size, largest.get(name, 0.0))
+            largest[name] = max(largest.get(name, 0.0), size)
     return largest
 
 

@@ -49,6 +49,24 @@ def test_the_seconds_of_a_validation_belong_to_no_step(monkeypatch):
     assert [name for name in logged if name.startswith("memory/")] == ["memory/generate"]
 
 
+def test_a_phase_that_a_step_leaves_out_took_no_time(monkeypatch):
+    """Lightning would log the checkpoint of the first step with every later one."""
+    module = PolicyModule(text_family())
+    logged = []
+    monkeypatch.setattr(module, "log", lambda name, value, **options: None)
+    monkeypatch.setattr(module, "log_dict", lambda values, **options: logged.append(dict(values)))
+    callback = Throughput()
+    for phases in (["update", "save"], ["update"]):
+        for phase in phases:
+            with module.phases(phase):
+                pass
+        callback.on_train_batch_end(None, module, None, Batch([]), 0)
+    assert logged[0]["time/save"] > 0
+    assert logged[1]["time/save"] == 0
+    assert logged[1]["memory/save"] == 0
+    assert logged[1]["memory/update"] > 0
+
+
 # ---- rates ----
 
 
