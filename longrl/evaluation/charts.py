@@ -99,8 +99,9 @@ def plot_frame_sweep(
 def _bars(scores: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[list[float]]]:
     """Accuracies in percent, and how far their intervals reach below and above."""
     heights = [100 * score["accuracy"] for score in scores]
-    below = [100 * (score["accuracy"] - score["low"]) for score in scores]
-    above = [100 * (score["high"] - score["accuracy"]) for score in scores]
+    # Results of before may lie beside their interval by a rounding, and matplotlib refuses bars of less than 0.
+    below = [max(0.0, 100 * (score["accuracy"] - score["low"])) for score in scores]
+    above = [max(0.0, 100 * (score["high"] - score["accuracy"])) for score in scores]
     return heights, [below, above]
 
 

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from longrl.evaluation.charts import plot_accuracies
+from longrl.evaluation.charts import _bars, plot_accuracies, plot_frame_sweep
 from longrl.evaluation.curves import (
     PANELS,
     Panel,
@@ -15,6 +15,7 @@ from longrl.evaluation.curves import (
     short_name,
     smoothed,
 )
+from longrl.evaluation.scores import wilson_interval
 
 
 def write(path, text):
@@ -122,3 +123,17 @@ def test_bars_have_the_height_and_the_interval_of_the_scores():
     axes = plot_accuracies(scores, chance=0.25).axes[0]
     assert [round(patch.get_height(), 6) for patch in axes.patches] == [40.0, 80.0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["overall", "spatial"]
+
+
+def test_a_category_that_is_all_right_or_all_wrong_is_drawn_whatever_its_size():
+    """Rounding put the share of 309 of these sizes beside its interval, and matplotlib refuses bars of less than 0."""
+    for n in range(1, 1001):
+        for correct in (0, n // 2, n):
+            low, high = wilson_interval(correct, n)
+            _, (below, above) = _bars([{"accuracy": correct / n, "low": low, "high": high}])
+            assert below[0] >= 0
+            assert above[0] >= 0
+    # A result file of the release before that was mended, and the mean of clusters.
+    odd = {"accuracy": 1.0, "low": 1.0000000000000002, "high": 0.9999999999999999, "n": 5}
+    plot_accuracies({"rl": {"overall": odd}})
+    plot_frame_sweep({8: odd, 16: odd})
