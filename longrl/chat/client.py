@@ -163,15 +163,25 @@ class ChatClient:
             ValueError: the server refuses every call: no such model, a wrong key or url.
         """
         key = request.key
-        if key in self.replies.log:
+        known = self._known_reply(key)
+        if known is not None:
             self.num_cached += 1
-            entry = self.replies.log[key]
-            return Reply.of(entry["response"], entry.get("broken_images", 0))
+            return known
         if key not in self._under_way:
             task = asyncio.create_task(self._call(request, key))
             self._under_way[key] = task
             task.add_done_callback(lambda _: self._under_way.pop(key, None))
         return await asyncio.shield(self._under_way[key])
+
+    def _known_reply(self, key: str) -> Reply | None:
+        """The reply in the log; None without one, or where an earlier release wrote down one that cannot be read."""
+        if key not in self.replies.log:
+            return None
+        entry = self.replies.log[key]
+        try:
+            return Reply.of(entry["response"], entry.get("broken_images", 0))
+        except (KeyError, ValueError):
+            return None
 
     async def _call(self, request: Request, key: str) -> Reply:
         async with self._slots:

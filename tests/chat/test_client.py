@@ -243,3 +243,18 @@ def test_a_reply_without_end_is_read_to_its_limit_once(tmp_path):
     assert "larger than 2 MiB" in str(error)
     assert "max_reply_mib=2" in str(error)
     assert len(server.bodies) == 1
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"response": {"choices": []}}, {"response": None}, {"response": "text"}, {},
+        {"response": {"choices": [{"message": {"content": [7]}}]}},
+    ],
+)  # fmt: skip
+def test_a_reply_on_disk_that_cannot_be_read_is_asked_for_again(tmp_path, written):
+    AppendLog(tmp_path).append(request().key, written)  # as an earlier release, or somebody else, left it
+    with Server(completion("Hi")) as server:
+        (reply,) = ask(server, tmp_path)
+    assert reply.text == "Hi"
+    assert len(server.bodies) == 1

@@ -213,3 +213,26 @@ def test_a_judge_that_drips_masks_its_completions(tmp_path, caplog):
         assert reward.score(groups) == 1
     assert not one.valid.any()
     assert "no answer within timeout_s=0.2" in caplog.text
+
+
+def replied(content) -> dict:
+    return {"choices": [{"message": {"role": "assistant", "content": content}, "finish_reason": "stop"}]}
+
+
+@pytest.mark.parametrize(
+    ("content", "score"),
+    [
+        ([{"type": "text", "text": "Compared. SCORE: "}, {"type": "text", "text": "0.5"}], 0.5),
+        ([], None), (None, None), (7, None), ({"score": 1}, None), ([["SCORE: 1"]], None), (True, None),
+    ],
+)  # fmt: skip
+def test_a_content_that_is_no_text_costs_its_completion_and_no_later_step(tmp_path, content, score):
+    with Server(replied(content)) as server:
+        first = judge(server, tmp_path).score_all(group(OPEN, tagged("green tea")).completions, [OPEN])
+    with Server(completion("SCORE: 1")) as server:  # the same command again, and a judge that is well
+        again = judge(server, tmp_path).score_all(group(OPEN, tagged("green tea")).completions, [OPEN])
+    if score is None:
+        assert isinstance(first[0], Exception)
+        assert again == [1.0]
+    else:
+        assert first == again == [score]
