@@ -40,7 +40,7 @@ from longrl.datamodules.media.subtitles import Subtitles, read_subtitles, subtit
 from longrl.datamodules.rows.question_rows import RowFunction, make_rows
 from longrl.datamodules.rows.sources import read_records
 from longrl.diffusion.prompt_rows import geneval_row, ocr_row, prompt_row, read_prompts
-from longrl.engines.server_protocol import pack_message, unpack_message
+from longrl.engines.server_protocol import check_message, dump_requests, load_requests, pack_message, unpack_message
 from longrl.evaluation import published_rules
 from longrl.evaluation.curves import read_metrics
 from longrl.evaluation.report_page import mark_answer
@@ -347,6 +347,18 @@ def config_seeds() -> list[str]:
 # ---- binary files ----
 
 
+def server_message(body: bytes) -> object:
+    """The requests of a message."""
+    message, tensors = unpack_message(body)
+    check_message(message)
+    return load_requests(message["requests"], tensors)
+
+
+def server_request(content: bytes) -> object:
+    """Requests without tensors."""
+    return load_requests(content.decode("latin-1"), {}, 4)
+
+
 def packed_files(folder: Path) -> tuple[bytes, bytes, bytes, bytes]:
     """A whole file of features, of a step, of a checkpoint and of a server's message."""
     tensor = torch.arange(12.0).reshape(3, 4)
@@ -356,7 +368,10 @@ def packed_files(folder: Path) -> tuple[bytes, bytes, bytes, bytes]:
     write_step_record(step, StepRecord([ROWS["exact"]], tensors, {"num_completions": 1}), {"global_step": 1})
     checkpoint = folder / "whole.ckpt"
     torch.save({"state_dict": {"model.a": tensor, "model.b": tensor[0]}, "global_step": 3}, checkpoint)
-    message = pack_message({"requests": [], "version": "run:3"}, {"a": tensor})
+    tensors = {}
+    requests = dump_requests([{"prompt_token_ids": [1, 2], "multi_modal_data": {"video": tensor}}], tensors)
+    fields = {"version": "run:3", "requests": requests, "tensors": list(tensors), "params": [{"n": 2}]}
+    message = pack_message(fields, tensors)
     return features, step.read_bytes(), checkpoint.read_bytes(), message
 
 
@@ -409,7 +424,8 @@ def all_parsers(folder: Path) -> Iterable[Parser]:
         Parser("feature headers", binary(features), files.features),
         Parser("checkpoint headers", binary(checkpoint), files.checkpoint, (ValueError,)),
         Parser("step records", binary(step), files.step_record, (ValueError,)),
-        Parser("server messages", binary(message), unpack_message, (ValueError,)),
+        Parser("server messages", binary(message), server_message, (ValueError,)),
+        Parser("server requests", valued([{"a": [1], "b": {"tensor:": "c"}}]), server_request, (ValueError,)),
         Parser("judge replies", judge_reply, judge, (ValueError,)),
         Parser("pipeline replies", question_reply, question, (ValueError,)),
         Parser("configs", lambda rng: config_text(rng, seeds), read_config, (ValueError,)),

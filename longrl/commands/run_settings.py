@@ -14,6 +14,7 @@ from longrl.commands.renamed import current_names
 from longrl.commands.run_config import Config, read_run_config
 from longrl.commands.run_folders import EVALUATING, run_of
 from longrl.commands.run_trust import check_run_config, is_trusted
+from longrl.io.plain_yaml import load_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def read_settings(weights: str | None) -> RunSettings | None:
     record = Path(weights or "").expanduser() / EXPORT_RECORD
     if weights is None or not record.is_file():
         return None
-    known = current_names(yaml.safe_load(record.read_text(encoding="utf-8")))
+    known = current_names(load_yaml(record.read_text(encoding="utf-8")))
     family = known["family"]
     # The folder has config, tokenizer and processor: it stands on its own.
     family = family | {"init_args": (family.get("init_args") or {}) | {"model": str(weights)}}

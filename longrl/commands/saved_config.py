@@ -7,12 +7,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from typing_extensions import override
 
 from longrl.io.atomic import atomic_write, set_aside
+from longrl.io.plain_yaml import load_yaml
 from longrl.modules.initial_weights import saved_checkpoints
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def _same_config(path: Path, text: str) -> bool:
 
 
 def _content(text: str) -> Any:
-    values = yaml.safe_load(text)
+    values = load_yaml(text)
     if not isinstance(values, dict):
         return values
     return {name: value for name, value in values.items() if name not in OF_THE_START}

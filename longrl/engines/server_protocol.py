@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from longrl.features.provenance import tensor_bytes
+from longrl.io.jsonl import parse_json
 from longrl.models.base import CausalFamily
 
 PREFIX = "/v1/longrl"
@@ -97,6 +98,7 @@ def load_requests(text: str, tensors: Mapping[str, Tensor], width: int | None = 
         return tensors[item[_MARK]] if item.keys() == {_MARK} else item
 
     try:
+        parse_json(text)  # not nested without end
         requests = json.loads(text, object_hook=put_tensor)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"the requests are no JSON with the tensors of the message: {error!r}"[:500]) from error

@@ -92,7 +92,7 @@ def drop_records(path: str | Path, is_repeated: Callable[[dict[str, Any]], bool]
     kept = []
     for line in lines:
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError:  # also of bytes that are no text
             continue
         if isinstance(record, dict) and not is_repeated(record) and line.endswith(b"\n"):

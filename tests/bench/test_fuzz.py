@@ -18,7 +18,7 @@ def fuzz(monkeypatch):
 
 def test_no_parser_lets_an_error_escape(fuzz, tmp_path):
     path = tmp_path / "out.json"
-    rows = fuzz.main(["--inputs", "60", "--only", "^(?!math|checkpoint)", "--json", str(path)])
+    rows = fuzz.main(["--inputs", "60", "--only", "^(?!math)", "--json", str(path)])
     assert len(rows) >= 25
     assert [row["parser"] for row in rows if row["uncaught"]] == []
     hangs = [row for row in rows if row["slowest_ms_per_10kb"] > 1000]  # a busy machine slows all down
