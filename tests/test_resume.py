@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from longrl.engines.hf import HFEngine
+from longrl.engines.parity import RenderedPrompt
 from longrl.io.atomic import PARTIAL_SUFFIX
 from tests.runs import arguments, checkpoint, config, data_order, metrics, run, run_in_child, start, text_config, videos
 
@@ -308,6 +310,48 @@ def test_a_run_that_goes_on_replaces_last_ckpt(tmp_path):
     first, again = checkpoint(folder), checkpoint(run(folder, values, *resume(folder)))
     assert [file.name for file in (folder / "checkpoints").iterdir()] == ["last.ckpt"]
     assert differences(first["state_dict"], again["state_dict"]) != []
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_with_workers(tmp_path, sft_reference):
+    """Where the loader was is a number of rows, whoever renders them."""
+    folder = tmp_path / "run"
+    assert run_in_child(folder, killed(sft(), 8, "on_train_batch_end")) == -signal.SIGKILL
+    values = sft()
+    values["data"] |= {"num_workers": 2, "prefetch_prompts": 6}
+    run(folder, values, *resume(folder))
+    assert_same_end(folder, sft_reference)
+
+
+class OwnWeights(HFEngine):
+    """Samples from a copy that `sync` makes, as an engine in another process does."""
+
+    reads_policy_weights = False
+
+    def sync(self, family, model, step):
+        self.weights = copy.deepcopy(model)
+
+    def rendered_prompts(self, family, prompts, features):
+        return [RenderedPrompt(prompt.input_ids, prompt.position_ids) for prompt in prompts]
+
+    def generate(self, family, model, *args, **options):
+        with torch.no_grad():
+            return super().generate(family, self.weights, *args, **options)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_with_another_engine(tmp_path, dapo_reference):
+    """Groups carried over were sampled by the engine before; the numbers drawn belong to the run."""
+    folder = tmp_path / "run"
+    assert run_in_child(folder, killed(dapo(), 8, "saved")) == -signal.SIGKILL
+    assert len(carried(folder)) > 0
+    values = dapo()
+    values["rollout"]["engine"] = {"class_path": "tests.test_resume.OwnWeights"}
+    run(folder, values, *resume(folder))
+    assert data_order(folder) == data_order(dapo_reference)
+    saved, wanted = (checkpoint(one)["state_dict"] for one in (folder, dapo_reference))
+    for name, value in wanted.items():
+        torch.testing.assert_close(saved[name], value, rtol=0, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -135,6 +135,33 @@ def test_a_run_saved_on_4_ranks_goes_on_on_2_and_on_1(tmp_path, one_rank):
     assert_same_run(folder, one_rank)
 
 
+@pytest.mark.slow
+def test_a_run_of_one_process_goes_on_on_two_ranks_and_its_shards_on_one(tmp_path, one_rank):
+    """A single file is read by ranks that shard, and their shards by one rank under the strategy."""
+    values = grid(rl(), 1, 1, 4)
+    del values["trainer"]["strategy"]
+    folder = run(tmp_path / "run", values)
+    assert (folder / LAST).is_file()
+    resume = f"--ckpt_path={folder / LAST}"
+    everywhere(grid(rl(), 2, 1, 8), 2, folder, resume)
+    assert (folder / LAST).is_dir()
+    values["trainer"]["max_steps"] = 12
+    with pytest.raises(ValueError, match=r"several ranks.*MRSPStrategy"):
+        run(folder, values, resume)
+    everywhere(grid(rl(), 1, 1, 12), 1, folder, resume)
+    assert_same_run(folder, one_rank)
+
+
+@pytest.mark.slow
+def test_one_file_of_two_ranks_goes_on_without_the_strategy(tmp_path, one_rank):
+    folder = everywhere(grid(rl(), 2, 2, 4, save_distributed_checkpoint=False), 2, tmp_path / "run")
+    moved = folder.rename(tmp_path / "elsewhere")
+    values = grid(rl(), 1, 1, 12)
+    del values["trainer"]["strategy"]
+    run(moved, values, f"--ckpt_path={moved / LAST}")
+    assert_same_run(moved, one_rank)
+
+
 def test_one_file_for_all_ranks(tmp_path, one_rank):
     values = grid(rl(), 2, 2, 4, save_distributed_checkpoint=False)
     folder = everywhere(values, 2, tmp_path / "run")
