@@ -14,20 +14,19 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-import json
 import logging
 import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Generic
 
 import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset
 
+from longrl.datamodules.loading.row_fingerprint import fingerprint_without, row_number, row_text
 from longrl.datamodules.loading.skips import CODE_ERRORS, Item, SkipLog
 from longrl.datamodules.loading.workers import IPCPayload, end_with_trainer, items_of_workers
 from longrl.io.processes import lost_worker_in
@@ -36,6 +35,8 @@ from longrl.strategies.axis import SINGLE_RANK, Axis
 from longrl.types import Batch, Prompt, Row, UnusableSample
 
 logger = logging.getLogger(__name__)
+FINGERPRINT, USABLE_FINGERPRINT, UNUSABLE = "fingerprint_of_the_rows", "fingerprint_of_usable_rows", "unusable_rows"
+"""In a stream's state: of all rows; of all but those that were drawn and could not be used; which these are."""
 
 
 class RenderedRows(Dataset[Any], Generic[Item]):
@@ -64,15 +65,22 @@ class RenderedRows(Dataset[Any], Generic[Item]):
             logger.info("row %r cannot be rendered", row.id, exc_info=True)
             return UnusableSample.because(error, "it cannot be rendered").of_row(index, row.id)
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str:
-        """Hash of what the rows say, in their order. Folders of media do not count: a data set may be moved."""
-        digest = hashlib.sha256()
-        for row in self.rows:
-            media = [Path(path).name for path in (*row.videos, *row.images, *row.audios)]
-            chat = [row.messages, row.response] if row.messages else []
-            digest.update(json.dumps([row.id, row.problem, row.answer, row.task, row.reasoning, media, *chat]).encode())
-        return digest.hexdigest()
+        """Hash of what the rows say, in their order."""
+        return self._hash_and_sum[0]
+
+    def fingerprint_without(self, left_out: Iterable[int]) -> str:
+        """The same of all rows but those of some indices."""
+        return fingerprint_without(self.rows, self._hash_and_sum[1], left_out)
+
+    @functools.cached_property
+    def _hash_and_sum(self) -> tuple[str, int]:
+        digest, total = hashlib.sha256(), 0
+        for index, text in enumerate(map(row_text, self.rows)):
+            digest.update(text)
+            total += row_number(index, text)
+        return digest.hexdigest(), total
 
 
 @dataclass(frozen=True)
@@ -208,6 +216,8 @@ class PromptStream(Generic[Item]):
         self.options = options or LoaderOptions()
         self.position = 0
         """Rows handed out or skipped on this rank; what workers rendered ahead does not count."""
+        self._unusable: set[int] = set()
+        """Rows that could not be used before the run was resumed."""
         self._items: Iterator[Item | UnusableSample] | None = None
 
     def take(self, count: int) -> list[Item]:
@@ -237,7 +247,14 @@ class PromptStream(Generic[Item]):
 
     def state_dict(self) -> dict[str, Any]:
         """Where all ranks stand. Under data parallelism every rank must call it at the same time."""
-        return {"positions": _gather(self.position, self.order), **self._identity()}
+        of_ranks = _gather((self.position, sorted({*self._unusable, *self.skips.drawn_unusable})), self.order)
+        unusable = sorted({index for _, indices in of_ranks for index in indices})
+        return {
+            "positions": [position for position, _ in of_ranks],
+            UNUSABLE: unusable,
+            USABLE_FINGERPRINT: self.dataset.fingerprint_without(unusable),
+            **self._identity(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where `state` was taken, with any number of data-parallel ranks.
@@ -249,6 +266,11 @@ class PromptStream(Generic[Item]):
             ValueError: the state belongs to other rows or another seed.
         """
         here = self._identity()
+        if self._is_repaired(state):
+            logger.warning("some of the %d rows that could not be used say something else now", len(state[UNUSABLE]))
+            state = {**state, FINGERPRINT: here[FINGERPRINT]}
+        self._unusable = set(state.get(UNUSABLE, ()))
+        state = {name: value for name, value in state.items() if name not in (UNUSABLE, USABLE_FINGERPRINT)}
         for name in [*here, *(state.keys() - here.keys() - {"positions"})]:
             if state.get(name) != here.get(name):
                 raise ValueError(
@@ -258,6 +280,12 @@ class PromptStream(Generic[Item]):
                 )
         self.close()
         self.position = self._position_after(state["positions"])
+
+    def _is_repaired(self, state: dict[str, Any]) -> bool:
+        """Whether only rows differ that could not be used, as far as the checkpoint knows."""
+        if state.get(FINGERPRINT) == self.dataset.fingerprint or UNUSABLE not in state:
+            return False
+        return state[USABLE_FINGERPRINT] == self.dataset.fingerprint_without(state[UNUSABLE])
 
     def _position_after(self, positions: Sequence[int]) -> int:
         """Rows this rank has behind it when ranks that had consumed `positions` stopped."""
@@ -276,17 +304,17 @@ class PromptStream(Generic[Item]):
         return position
 
     def _identity(self) -> dict[str, Any]:
-        return self.order.identity() | {"fingerprint_of_the_rows": self.dataset.fingerprint}
+        return self.order.identity() | {FINGERPRINT: self.dataset.fingerprint}
 
 
-def _gather(position: int, order: RowOrder) -> list[int]:
-    """Positions of all data-parallel ranks, in their order: ranks drift apart as they skip rows and refill."""
+def _gather(state: Item, order: RowOrder) -> list[Item]:
+    """What all data-parallel ranks have, in their order: ranks drift apart as they skip rows and refill."""
     if order.world_size == 1:
-        return [position]
+        return [state]
     pairs: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(pairs, (order.rank, position))
-    positions = dict(pairs)  # ranks that share a sequence share their prompts too
-    return [positions[rank] for rank in range(order.world_size)]
+    dist.all_gather_object(pairs, (order.rank, state))
+    states = dict(pairs)  # ranks that share a sequence share their prompts too
+    return [states[rank] for rank in range(order.world_size)]
 
 
 class TrainLoader:

@@ -356,3 +356,35 @@ def test_evaluation_ranks_read_all_rows_once_in_equally_many_batches(tmp_path_fa
 def test_too_many_broken_rows_end_an_evaluation_too(tmp_path):
     with pytest.raises(ValueError, match="of the train rows may be skipped, but"):
         list(EvalLoader(dataset(40, range(20)), skip_log(tmp_path, 40, max_share=0.05), 8))
+
+
+def test_a_repaired_row_is_no_other_data_and_any_other_change_is(tmp_path):
+    first = stream(tmp_path, broken=(2, 5))
+    first.take(6)  # a whole epoch and more
+    state = json.loads(json.dumps(first.state_dict()))
+    assert state["unusable_rows"] == [2, 5]
+
+    def resumed(*changed: int) -> PromptStream:
+        again = stream(tmp_path)
+        for number in changed:
+            again.dataset.rows[number] = replace(again.dataset.rows[number], problem="repaired")
+        again.load_state_dict(state)
+        return again
+
+    for changed in ((), (2,), (2, 5)):
+        again = resumed(*changed)
+        assert again.position == first.position
+        assert again.state_dict()["unusable_rows"] == [2, 5]
+    for changed in ((3,), (2, 3)):
+        with pytest.raises(ValueError, match="fingerprint of the rows"):
+            resumed(*changed)
+
+
+def test_a_checkpoint_of_before_repaired_rows_were_known_is_resumed(tmp_path):
+    first = stream(tmp_path)
+    first.take(3)
+    state = first.state_dict()
+    old = {name: state[name] for name in ("positions", "seed", "number_of_rows", "fingerprint_of_the_rows")}
+    again = stream(tmp_path)
+    again.load_state_dict(old)
+    assert again.position == 3

@@ -1,0 +1,36 @@
+"""What tells whether rows are those of a checkpoint, also where some that could not be used have been repaired."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from longrl.types import Row
+
+MODULUS = 1 << 256
+
+
+def row_text(row: Row) -> bytes:
+    """What a row says. Folders of media do not count: a data set may be moved."""
+    media = [Path(path).name for path in (*row.videos, *row.images, *row.audios)]
+    chat = [row.messages, row.response] if row.messages else []
+    return json.dumps([row.id, row.problem, row.answer, row.task, row.reasoning, media, *chat]).encode()
+
+
+def fingerprint_without(rows: Sequence[Row], whole: int, left_out: Iterable[int]) -> str:
+    """Of all rows but some: a sum, from which single rows can be taken.
+
+    Args:
+        rows: all.
+        whole: sum of their `row_number`.
+        left_out: indices of rows that may say something else.
+    """
+    rest = whole - sum(row_number(index, row_text(rows[index])) for index in left_out if index < len(rows))
+    return f"{rest % MODULUS:064x}"
+
+
+def row_number(index: int, text: bytes) -> int:
+    """The part of a row in a sum: other rows, or the same in another order, have another sum."""
+    return int.from_bytes(hashlib.sha256(b"%d " % index + text).digest(), "big")
