@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from longrl.io.atomic import PARTIAL_SUFFIX
 from longrl.io.checkpoint_files import check_files, explained_failure, load_state, save_file
+from longrl.io.disk_space import GIB, tell_missing_space
 from longrl.io.stop_signals import StopRun, current_signals
 from longrl.modules.trained import TrainedModule
 from longrl.strategies.axis import world_axis
+
+LESS_SPACE = "lower --checkpoint.save_top_k"
 
 
 class Checkpoint(ModelCheckpoint):
@@ -43,6 +48,8 @@ class Checkpoint(ModelCheckpoint):
     _stops = False
     """A signal asked the run to end with this batch."""
     _steps_before = 0
+    _size = 0
+    """Bytes that a checkpoint takes, about."""
     _unlogged: dict[str, Any] | None = None
     """Step and metrics of the batch that is being saved."""
 
@@ -81,6 +88,9 @@ class Checkpoint(ModelCheckpoint):
         if signals is not None:
             # Lightning has just taken SIGTERM: its handler talks to other ranks wherever this one is.
             signals.defer(self._stop_within_s)
+        self._size = estimated_bytes(pl_module, trainer.optimizers)
+        if trainer.is_global_zero and self.dirpath is not None:
+            self._tell_space_of_run(Path(self.dirpath))
         loop = trainer.fit_loop
         # Under max_steps Lightning 2.6 would end the saved epoch once more.
         if loop.restarted_on_epoch_end:
@@ -167,6 +177,9 @@ class Checkpoint(ModelCheckpoint):
         # Lightning's rule: none in a sanity check or a fast_dev_run, and none twice at one step.
         if self._should_skip_saving_checkpoint(trainer):
             return
+        if trainer.is_global_zero and self.dirpath is not None:
+            folder = Path(self.dirpath)
+            tell_missing_space(folder, self._size, "the next checkpoint", LESS_SPACE)
         module = trainer.lightning_module
         assert isinstance(module, TrainedModule)
         candidates = self._monitor_candidates(trainer)
@@ -174,6 +187,28 @@ class Checkpoint(ModelCheckpoint):
             self._save_topk_checkpoint(trainer, candidates)
             self._save_last_checkpoint(trainer, candidates)
         self._last_time_checked = time.monotonic()
+
+    def _tell_space_of_run(self, folder: Path) -> None:
+        """Warns before the first step if the checkpoints that the run will keep do not fit."""
+        kept = int(bool(self.save_last))
+        kept += max(self.save_top_k, 1 if self.save_top_k else 0)
+        # One more, for the old one stays until the new one is whole; those that are there are replaced.
+        there = len(list(folder.glob("*.ckpt")))
+        missing = max(kept + 1 - there, 1)
+        size = f"{missing} checkpoints of {self._size / GIB:.1f} GiB, of which one is there only while it is replaced"
+        tell_missing_space(folder, missing * self._size, size, LESS_SPACE)
+
+
+def estimated_bytes(module: LightningModule, optimizers: Sequence[Optimizer]) -> int:
+    """Size of a checkpoint of all ranks: weights, and two moments of those that train, also before there are any."""
+    total = 0
+    for value in module.state_dict().values():
+        total += value.numel() * value.element_size()
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                total += 2 * parameter.numel() * parameter.element_size()
+    return total
 
 
 def _unlogged_metrics(trainer: Trainer) -> dict[str, Any] | None:

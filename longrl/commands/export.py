@@ -15,7 +15,9 @@ from longrl.commands.run_settings import write_record
 from longrl.commands.run_trust import check_run_config
 from longrl.diffusion.diffusion_family import DiffusionFamily
 from longrl.io.atomic import atomic_folder
+from longrl.io.checkpoint_files import trust_checkpoints
 from longrl.io.hub import check_target, push
+from longrl.io.weight_folder import write_weight_checksums
 from longrl.models.base import CausalFamily
 from longrl.models.ema import holds_ema
 from longrl.models.lora import OPTION
@@ -37,6 +39,7 @@ def export_run(
     dtype: Dtype | None = None,
     adapter: bool = False,
     raw_weights: bool = False,
+    trust_checkpoint: bool = False,
     push_to: str | None = None,
     private: bool = True,
     trust_run_config: bool = False,
@@ -57,6 +60,7 @@ def export_run(
         dtype: precision to save in; None keeps the run's.
         adapter: write a LoRA run's adapters alone, as peft's `PeftModel.from_pretrained` reads them.
         raw_weights: write the last step's weights, not their moving averages, of a run with `model.ema`.
+        trust_checkpoint: read a checkpoint also if it names functions and classes, which may run any code.
         push_to: repository of a Hugging Face hub, `owner/name`, that the written folder is uploaded to; made if
             missing. Nothing is uploaded by default.
         private: of a repository that `push_to` makes; false shows it to everyone.
@@ -66,6 +70,7 @@ def export_run(
         check_target(push_to)
     if Path(out).exists():
         raise ValueError(f"--out={out} exists already; name a new folder")
+    trust_checkpoints(trust_checkpoint)
     family = family_of(run, trust_run_config)
     with atomic_folder(out, replace=False) as folder:
         source = (run, "--run") if checkpoint is None else (checkpoint, "--checkpoint")
@@ -77,6 +82,7 @@ def export_run(
             family.export(plain_from(family, *source, averaged), folder)
             if isinstance(family, CausalFamily):
                 write_record(folder, run)
+        write_weight_checksums(folder)
     logger.info("exported %s to %s", run, out)
     if push_to is not None:
         logger.info("pushed to %s", push(out, push_to, private))

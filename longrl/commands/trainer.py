@@ -40,6 +40,8 @@ from longrl.commands.run_settings import SHOWN_BY_DATA, read_settings, tell_diff
 from longrl.commands.run_trust import OPTION, TRUST_HELP
 from longrl.commands.saved_config import SaveRunConfig
 from longrl.datamodules.longvideo_reason import LongVideoReason
+from longrl.io.checkpoint_files import trust_checkpoints
+from longrl.io.disk_space import check_writable
 from longrl.io.folder_lock import FolderLock
 from longrl.io.stop_signals import stop_signals
 from longrl.modules.policy import PolicyModule
@@ -111,6 +113,10 @@ class LongRLCLI(LightningCLI):
         finally:  # other parsers of this process read other configs
             run_config.set_config_reader()
 
+    @override
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning would read all of a checkpoint here for options that ours do not have."""
+
     def current_config(self, values: Config, path: Path) -> Config:
         """A config file's values in today's form."""
         return run_config.training_config(values, path, self.kind)
@@ -131,6 +137,12 @@ class LongRLCLI(LightningCLI):
             help="validate, test, predict: evaluate the family's own weights on purpose, into a run_dir of their own",
         )
         parser.add_argument(OPTION, type=bool, default=False, help=f"validate, test, predict: {TRUST_HELP}")
+        parser.add_argument(
+            "--trust_checkpoint",
+            type=bool,
+            default=False,
+            help="read checkpoints also if they name functions and classes, which may run any code",
+        )
         parser.add_argument("--wandb", type=WandbMode, default="off", help="log to Weights & Biases as well")
         parser.add_argument("--wandb_project", type=str, default="longrl")
         parser.add_argument("--tensorboard", type=bool, default=False, help="log to run_dir/tensorboard as well")
@@ -160,6 +172,7 @@ class LongRLCLI(LightningCLI):
 
     @override
     def before_instantiate_classes(self) -> None:
+        trust_checkpoints(self._get(self.config, "trust_checkpoint"))
         run_dir = self._get(self.config, "run_dir")
         keep_tracebacks_in(run_dir)
         is_there = Path(run_dir).exists()
@@ -183,6 +196,8 @@ class LongRLCLI(LightningCLI):
 
     def lock_run(self, run_dir: str) -> None:
         """Has no other process train into `run_dir`; evaluations may read there."""
+        if self.subcommand == "fit":
+            check_writable(run_dir)
         if self.subcommand == "fit" and is_first_rank():
             self.lock = FolderLock(run_dir, "--run_dir")
 

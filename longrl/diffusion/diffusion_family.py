@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from longrl.io.old_hooks import OLD_HOOKS, RefusesOldHooks
+from longrl.io.weight_folder import check_weight_files
 from longrl.models.building import OWN_WEIGHTS
 from longrl.models.lora import ADAPTER, LoRASettings, merged_weights, put_adapters
 from longrl.models.pretrained_folder import is_local
@@ -182,6 +183,7 @@ class DiffusionFamily(RefusesOldHooks, abc.ABC):
             _cast_like_diffusers(model, dtype)
         else:
             folder = self._folder() if weights == OWN_WEIGHTS else weights
+            check_weight_files(Path(folder) / "transformer")
             model = transformer_type.from_pretrained(folder, subfolder="transformer", dtype=dtype)
         if self.gradient_checkpointing:
             model.enable_gradient_checkpointing()

@@ -8,7 +8,6 @@ import os
 import secrets
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -126,13 +125,22 @@ def set_aside(path: Path) -> Path:
 
 def _remove_stale(path: Path) -> None:
     """Removes what killed writers of `path` left: partials that nobody has written to for long."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL_SUFFIX}"):
+    partials = list(path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL_SUFFIX}"))
+    now = _file_time(path.parent) if partials else 0.0
+    for left in partials:
         is_anothers = left.name.count(".") > path.name.count(".") + 3  # of a name that begins like this one
         with contextlib.suppress(OSError):  # its writer, or another process that cleans up, was faster
             newest = max(entry.stat().st_mtime for entry in (left, *left.rglob("*")))
-            if is_anothers or time.time() - newest < STALE_AFTER_S:
+            if is_anothers or now - newest < STALE_AFTER_S:
                 continue
             if not path.exists() and (left / OLD).exists():  # killed between the two renames
                 (left / OLD).rename(path)
             shutil.rmtree(left, ignore_errors=True)  # a folder
             left.unlink(missing_ok=True)  # a file
+
+
+def _file_time(folder: Path) -> float:
+    """Now, by the clock that dates files there: this machine's own may have been set, or be another than a server's."""
+    with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=folder) as file:
+        return os.fstat(file.fileno()).st_mtime
+    return 0.0

@@ -79,16 +79,17 @@ def file_checksum(path: Path) -> Checksum:
     return Checksum(size, f"{crc:08x}")
 
 
-def write_checksums(folder: Path, known: Mapping[str, Checksum] | None = None) -> None:
-    """Writes `checksums.json` of all files in a folder and below it.
+def write_checksums(folder: Path, known: Mapping[str, Checksum] | None = None, pattern: str = "*") -> None:
+    """Writes `checksums.json` of the files in a folder and below it.
 
     Args:
         folder: whose files are complete.
         known: sums from when files were written, by their names in the folder; the others are read.
+        pattern: of the names of those that count.
     """
     known = known or {}
     sums = {}
-    for file in sorted(folder.rglob("*")):
+    for file in sorted(folder.rglob(pattern)):
         name = file.relative_to(folder).as_posix()
         if file.is_file() and name != CHECKSUMS:
             sums[name] = asdict(known.get(name) or file_checksum(file))

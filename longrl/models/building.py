@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from longrl.io.weight_folder import check_weight_files
 from longrl.models.lora import LoRASettings
 from longrl.models.pretrained_folder import PretrainedFolder
 from longrl.models.remote_code import copy_named_code
@@ -64,6 +65,7 @@ class BuildsModel(PretrainedFolder):
                 torch.manual_seed(self.init_seed)
                 model = self.auto_class().from_config(config, **options)
         else:
+            check_weight_files(source)
             self._check_same_architecture(source)
             model = self.load_weights(source, **options)
         if self.gradient_checkpointing:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from longrl.io.old_hooks import OLD_HOOKS, RefusesOldHooks
+from longrl.io.weight_folder import FETCH_AGAIN, read_json_object
 
 
 class PretrainedFolder(RefusesOldHooks, abc.ABC):
@@ -33,7 +34,15 @@ class PretrainedFolder(RefusesOldHooks, abc.ABC):
         """The config of a folder or hub id."""
         from transformers import AutoConfig
 
-        return AutoConfig.from_pretrained(source)
+        file = Path(source, "config.json")
+        if not file.is_file():
+            return AutoConfig.from_pretrained(source)
+        read_json_object(file)
+        try:
+            return AutoConfig.from_pretrained(source)
+        except Exception as error:  # whatever foreign values lead to in the config's class
+            said = str(error).strip().partition("\n")[0][:300] or type(error).__name__
+            raise ValueError(f"{file} describes no model that transformers knows ({said}); {FETCH_AGAIN}") from error
 
     @functools.cached_property
     def tokenizer(self) -> Any:

@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -192,10 +192,7 @@ def saved_weights(checkpoint: Path, averaged: bool = False) -> dict[str, Tensor]
         averaged: take the moving averages of those that have one.
     """
     saved = _saved_shapes(checkpoint) if checkpoint.is_dir() else load_state(checkpoint)["state_dict"]
-    weights = {}
-    for name, value in saved.items():
-        if name.startswith(MODEL_PREFIX):
-            weights[name.removeprefix(MODEL_PREFIX)] = value
+    weights = _of_model(saved)
     if averaged:
         for name, average in averages_by_weight(saved).items():
             weights[name] = saved[average]
@@ -250,3 +247,27 @@ def check_same_model(
             f"{option}={source!r} holds another model than the family describes: "
             f"{'; '.join(sorted(problems)[:5])} ({len(problems)} differences); use the family it was made with"
         )
+
+
+def check_resumed_weights(state: Mapping[str, Tensor], checkpoint: Mapping[str, Any], path: str) -> None:
+    """Raises ValueError if a checkpoint of one file has another model than the module that goes on with it.
+
+    Args:
+        state: the module's.
+        checkpoint: Lightning's; of shards it has no weights, and the strategy compares them.
+        path: of the checkpoint.
+    """
+    saved = checkpoint.get("state_dict")
+    if saved is None:
+        return
+    ours = _of_model(state)
+    theirs = _of_model(saved)
+    check_same_model(ours, theirs, path, "--ckpt_path")
+
+
+def _of_model(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    weights = {}
+    for name, value in state.items():
+        if name.startswith(MODEL_PREFIX):
+            weights[name.removeprefix(MODEL_PREFIX)] = value
+    return weights

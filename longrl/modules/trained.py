@@ -26,6 +26,7 @@ from longrl.algorithms import Algorithm
 from longrl.io.pulse import PULSE
 from longrl.models.lora import LoRASettings, check_resumed, refuse_dropout, to_checkpoint
 from longrl.modules.host_adamw import offload_state
+from longrl.modules.initial_weights import check_resumed_weights
 from longrl.modules.metric_means import MetricMeans
 from longrl.modules.mini_batches import MiniBatch
 from longrl.modules.optimizer import OptimizerSettings
@@ -299,6 +300,8 @@ class TrainedModule(ParallelModule, abc.ABC):
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_resumed(self.family.lora, checkpoint)
+        path = str(self.trainer.ckpt_path)
+        check_resumed_weights(self.state_dict(), checkpoint, path)
         self.skipped_steps.load_state_dict(checkpoint.get("skipped_steps", {}))
 
     # -- steps ---------------------------------------------------------------------------------------------------
