@@ -7,6 +7,7 @@ N media tokens, D hidden size.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -387,7 +388,7 @@ class SamplingParams:
                 "num_generations and max_completion_tokens must be at least 1, "
                 f"got {self.num_generations} and {self.max_completion_tokens}"
             )
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+        if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1 or self.top_k < 0:
             raise ValueError(
                 "temperature must be >= 0, top_p in (0, 1] and top_k >= 0, "
                 f"got {self.temperature}, {self.top_p} and {self.top_k}"

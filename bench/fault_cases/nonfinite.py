@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fault_cases.fault import Fault, Outcome
-from fault_cases.small_runs import Config, command, fit, kept_checkpoint, steps_lost, text_run
 from lightning.pytorch import Callback
 
+from fault_cases.fault import Fault, Outcome
+from fault_cases.small_runs import Config, command, fit, kept_checkpoint, steps_lost, text_run
 from longrl.modules.skipped_steps import FOLDER
 from tests.runs import rollouts
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from fault_cases.fault import Fault, Outcome
 from fault_cases.small_runs import command, fit, text_rows, text_run
-
 from longrl.chat.endpoint import read_reply
 from longrl.io.append_log import AppendLog
 from longrl.rewards.reward_sum import LENIENT_ACCURACY

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ from typing import Any
 
 from longrl.chat.frames import MessagePart
 from longrl.io.jsonl import parse_json
+from longrl.io.number_ranges import NOT_NEGATIVE, check_ranges
 from longrl.io.secrets import check_no_password, mask_secrets
 
 Content = str | list[MessagePart]
@@ -77,6 +79,7 @@ class Endpoint:
         for name, least in limits.items():
             if not getattr(self, name) >= least:
                 raise ValueError(f"{name} of an endpoint must be at least {least}, got {getattr(self, name)}")
+        check_ranges(self, input_price=NOT_NEGATIVE, output_price=NOT_NEGATIVE)
         if not self.timeout_s > 0:
             raise ValueError(f"timeout_s of an endpoint must be above 0, got {self.timeout_s}")
 
@@ -112,7 +115,7 @@ class Decoding:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.max_tokens < 1 or not 0 < self.top_p <= 1:
+        if not 0 <= self.temperature < math.inf or self.max_tokens < 1 or not 0 < self.top_p <= 1:
             raise ValueError(
                 "temperature must be at least 0, max_tokens at least 1 and top_p in (0, 1], got "
                 f"{self.temperature}, {self.max_tokens} and {self.top_p}"
@@ -133,6 +136,9 @@ class Budget:
     """Limit of prompts and completions, as the servers count them."""
     max_cost: float | None = None
     """In the currency of the endpoints' prices."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "budget.", max_calls=NOT_NEGATIVE, max_tokens=NOT_NEGATIVE, max_cost=NOT_NEGATIVE)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from longrl.commands.run_parts import RunParts
 from longrl.engines.server_key import KEY_VARIABLE, LOOPBACK, MIN_KEY_CHARACTERS, environment_key, key_file, server_key
 from longrl.engines.vllm_options import INSTALL, VERSION, check_head_dtypes, engine_arguments
 from longrl.engines.weight_files import default_folder
+from longrl.io.number_ranges import COUNT, NOT_NEGATIVE, check_ranges
 from longrl.models.base import CausalFamily
 from longrl.strategies.mr_sp import MRSPStrategy
 
@@ -59,6 +60,11 @@ class ServerOptions:
     """Weights are read below it."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further options of vLLM's server, e.g. {"tensor_parallel_size": 4}."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "--", port=(1, 65_535), max_model_len=COUNT, max_num_seqs=COUNT)
+        check_ranges(self, "--", gpu_memory_utilization=(0.01, 1), kv_cache_gib=NOT_NEGATIVE)
+        check_ranges(self, "--", feature_cache_gib=NOT_NEGATIVE, max_request_gib=(1e-6, 1e6))
 
 
 def main(args: Sequence[str]) -> None:
@@ -113,8 +119,6 @@ def check_access(options: ServerOptions) -> None:
             f"--options has 'api_key', and a command line can be read by everyone on this machine; set {KEY_VARIABLE} "
             "in the environment of server and trainer"
         )
-    if options.max_request_gib <= 0:
-        raise ValueError(f"--max_request_gib must be positive, got {options.max_request_gib}; leave it out for 8")
     if options.host in LOOPBACK:
         return
     key = environment_key()

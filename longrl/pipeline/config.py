@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from longrl.chat.endpoint import Budget, Decoding, Endpoint
+from longrl.io.number_ranges import COUNT, NOT_NEGATIVE, SHARE, check_ranges
 
 Kind = Literal["multiple_choice", "open_ended"]
 CATEGORIES = ("temporal", "goal and purpose", "spatial", "plot and narrative")
@@ -30,6 +31,7 @@ class SplitOptions:
     """Videos that are read at once."""
 
     def __post_init__(self) -> None:
+        check_ranges(self, "split.", clip_s=NOT_NEGATIVE, scene_threshold=NOT_NEGATIVE)
         if not 0 <= self.min_clip_s <= self.clip_s or self.clip_s <= 0 or self.workers < 1:
             raise ValueError(
                 "split needs 0 <= min_clip_s <= clip_s, clip_s above 0 and workers of at least 1, got "
@@ -51,6 +53,9 @@ class CaptionOptions:
     attempts: int = 3
     """Times a clip is asked about, each with another seed, until the reply is usable."""
 
+    def __post_init__(self) -> None:
+        check_ranges(self, "caption.", frames=COUNT, max_side=COUNT, attempts=COUNT)
+
 
 @dataclass(frozen=True)
 class TimelineOptions:
@@ -64,6 +69,7 @@ class TimelineOptions:
     attempts: int = 3
 
     def __post_init__(self) -> None:
+        check_ranges(self, "timeline.", max_missing_share=SHARE, attempts=COUNT)
         if self.max_chars < 200:
             raise ValueError(f"timeline.max_chars must be at least 200, got {self.max_chars}")
 
@@ -84,6 +90,7 @@ class QuestionOptions:
     attempts: int = 3
 
     def __post_init__(self) -> None:
+        check_ranges(self, "question.", attempts=COUNT)
         if not 2 <= self.num_options <= 8 or self.per_video < 1 or not self.categories or not self.kinds:
             raise ValueError(
                 "question needs num_options of 2 to 8, per_video of at least 1, and a category and a kind, got "
@@ -108,6 +115,10 @@ class ValidateOptions:
     english_only: bool = False
     """Reject questions that are mostly in another script than Latin."""
 
+    def __post_init__(self) -> None:
+        zero = {"length_slack": NOT_NEGATIVE, "min_steps": NOT_NEGATIVE, "max_answer_words": NOT_NEGATIVE}
+        check_ranges(self, "validate.", max_length_ratio=NOT_NEGATIVE, max_similarity=NOT_NEGATIVE, **zero)
+
 
 @dataclass(frozen=True)
 class RewriteOptions:
@@ -117,6 +128,9 @@ class RewriteOptions:
     """Keep the times in the reasoning that SFT learns."""
     decoding: Decoding = field(default_factory=lambda: Decoding(temperature=0.7, max_tokens=2048))
     attempts: int = 3
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "rewrite.", attempts=COUNT)
 
 
 @dataclass(frozen=True)
@@ -139,6 +153,7 @@ class FilterOptions:
     """Judge of open-ended answers."""
 
     def __post_init__(self) -> None:
+        check_ranges(self, "filter.", max_blind_share=SHARE, right_from=SHARE, num_frames=COUNT, max_side=COUNT)
         if self.num_samples < 0 or self.num_samples == 1 or self.blind_samples < 0:
             raise ValueError(
                 "filter.num_samples must be 0 or at least 2 (one answer is always all right or all wrong), and "

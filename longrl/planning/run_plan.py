@@ -10,6 +10,7 @@ import torch
 
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.engines.hf import HFEngine
+from longrl.io.number_ranges import COUNT, NOT_NEGATIVE, check_ranges
 from longrl.models.base import CausalFamily
 from longrl.modules.eight_bit import MOMENT_BYTES
 from longrl.modules.policy import PolicyModule
@@ -59,6 +60,11 @@ class PlanOptions:
     """Memory of CUDA, NCCL, cuBLAS and gaps."""
     json: Path | None = None
     """Write the plan to this file as well."""
+
+    def __post_init__(self) -> None:
+        counts = dict.fromkeys(("devices", "nodes", "sp", "frames", "prompt_tokens"), COUNT)
+        check_ranges(self, "--", **counts, memory_gib=(1e-3, 1e6), text_tokens=NOT_NEGATIVE)
+        check_ranges(self, "--", utilisation=(1e-6, 1), bandwidth_utilisation=(1e-6, 1), workspace_gib=NOT_NEGATIVE)
 
 
 @dataclass(frozen=True)
