@@ -18,7 +18,8 @@ CLASSES = [
     (Endpoint, {"model": "m"}), (Decoding, {}), (Budget, {}), (ServerOptions, {}), (PlanOptions, {}), (EMASettings, {}),
     (LoRASettings, {}), (Algorithm, {}), (SamplingParams, {}), (pipeline.SplitOptions, {}),
     (pipeline.CaptionOptions, {}), (pipeline.TimelineOptions, {}), (pipeline.QuestionOptions, {}),
-    (pipeline.ValidateOptions, {}), (pipeline.RewriteOptions, {}), (pipeline.FilterOptions, {}), (pipeline.ExportOptions, {}),
+    (pipeline.ValidateOptions, {}), (pipeline.RewriteOptions, {}), (pipeline.FilterOptions, {}),
+    (pipeline.ExportOptions, {}),
 ]  # fmt: skip
 ANY_SEED = ("seed", "init_seed")
 OPTIONS = [
