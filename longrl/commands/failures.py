@@ -10,6 +10,7 @@ import traceback
 from pathlib import Path
 
 from longrl.io.exit_codes import MISTAKE
+from longrl.io.one_line import one_line
 from longrl.io.secrets import mask_secrets
 
 TRACEBACK_FILE = "traceback.txt"
@@ -41,7 +42,7 @@ def tell_error(error: BaseException) -> int:
         if os.environ.get("LONGRL_TRACEBACK", "0") not in ("", "0"):
             sys.stderr.write(mask_secrets("".join(traceback.format_exception(error))))
         said_by = "longrl: error" if rank is None else f"longrl: error on rank {rank}"
-        sys.stderr.write(f"{said_by}: {one_line(mask_secrets(text))}{where}\n")
+        sys.stderr.write(f"{said_by}: {one_line(mask_secrets(text), MAX_CHARACTERS)}{where}\n")
         sys.stderr.flush()
     return MISTAKE if found is not None else FAILED
 
@@ -54,13 +55,6 @@ def find_mistake(error: BaseException | None) -> ValueError | None:
             return error
         error = error.__cause__
     return None
-
-
-def one_line(text: str) -> str:
-    """A text without line breaks and control characters, which would act on a terminal, and of bounded length."""
-    words = " ".join(text.split())
-    shown = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in words)
-    return shown if len(shown) <= MAX_CHARACTERS else f"{shown[:MAX_CHARACTERS]}..."
 
 
 def own_rank() -> int | None:

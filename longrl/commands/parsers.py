@@ -14,8 +14,9 @@ import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
 
-from longrl.commands.failures import find_mistake, one_line
+from longrl.commands.failures import MAX_CHARACTERS, find_mistake
 from longrl.io.exit_codes import MISTAKE
+from longrl.io.one_line import one_line
 
 UNKNOWN = re.compile(
     r"(?:Option|option) '([^']+)' is not accepted|does not accept option '([^']+)'|unrecognized arguments: --([^\s=]+)"
@@ -52,7 +53,7 @@ class ShortErrors(ArgumentParser):
         text = str(found) if found is not None else explain(message, self.given, self._option_names())
         if UNKNOWN.search(message) is None and "required" in message:
             text = f"{text}; {' '.join(self.format_usage().split())}"
-        sys.stderr.write(f"longrl: error: {one_line(text)}\n")
+        sys.stderr.write(f"longrl: error: {one_line(text, MAX_CHARACTERS)}\n")
         sys.exit(MISTAKE)
 
     def _option_names(self) -> list[str]:

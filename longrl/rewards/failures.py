@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from longrl.io.one_line import one_line
 from longrl.io.processes import lost_worker_in
 from longrl.rewards.signatures import ColumnReward, ComputeScore
 from longrl.types import Group
@@ -93,7 +94,7 @@ def failure_of(error: Exception, reward: str, function: object, row_id: str, tex
     """
     if lost_worker_in(error):
         raise error
-    error_text = f"{type(error).__name__}: {error}"[:MAX_ERROR_CHARS]
+    error_text = one_line(f"{type(error).__name__}: {error}"[:MAX_ERROR_CHARS])
     return Failure(reward, row_id, error_text, place_in(function, error), text)
 
 

@@ -72,6 +72,14 @@ def test_the_last_line_of_the_rewards_own_file_is_named(tmp_path):
     assert failure.error.startswith("JSONDecodeError: ")
 
 
+def test_what_an_error_says_cannot_act_on_a_terminal():
+    def fails(completion, row):
+        raise ValueError("\x1b[2J gone\nand more")
+
+    (failure, *_) = failures_of(fails, ROWS[0])
+    assert failure.error == "ValueError: \\x1b[2J gone and more"
+
+
 def test_failures_of_one_kind_are_one_line_with_their_number(caplog):
     def judge(completion, row):
         if completion.text == "b":
