@@ -185,8 +185,8 @@ def floods() -> Iterator[bytes]:
 
 
 def bomb() -> Iterator[bytes]:
-    """A few kilobytes that are 64 MiB unpacked, and the same again."""
-    return itertools.repeat(gzip.compress(bytes(64 << 20)))
+    """A few kilobytes that are 16 MiB unpacked, and the same again."""
+    return itertools.repeat(gzip.compress(bytes(16 << 20)))
 
 
 def odd_judge(pieces: Callable[[], Iterator[bytes]], packing: str = "identity") -> Callable[[Path], Outcome]:
@@ -195,7 +195,8 @@ def odd_judge(pieces: Callable[[], Iterator[bytes]], packing: str = "identity") 
     def does(folder: Path) -> Outcome:
         values = text_run(folder, "rl", [row | {"task": "open_ended"} for row in text_rows()])
         with Odd(pieces, packing) as server:
-            endpoint = {"model": "j", "url": server.url, "timeout_s": 1.0, "max_reply_mib": 4, "retries": 0}
+            timeout_s = 1.0 if pieces is drops else 20.0
+            endpoint = {"model": "j", "url": server.url, "timeout_s": timeout_s, "max_reply_mib": 4, "retries": 0}
             options = {"endpoint": endpoint, "cache_dir": str(folder / "judge")}
             function = {"class_path": "fault_cases.hangs.AskAlways", "init_args": options}
             values["rollout"] = rollouts()
@@ -209,7 +210,7 @@ def dripping_engine(folder: Path) -> Outcome:
     """A rollout server that answers a byte at a time."""
     values = text_run(folder, "rl")
     values["rollout"] = rollouts()
-    with Dripping(models=None, pause_s=0.05, endless=b" ") as server:
+    with Dripping(404, endless=b" ") as server:
         options = {"urls": [server.url.removesuffix("/v1")], "timeout_s": 1.0, "start_timeout_s": 2.0}
         values["rollout"]["engine"] = {"class_path": "longrl.engines.server.VLLMServerEngine", "init_args": options}
         return outcome(folder, fit(folder, values, *WATCHED), "did not answer")
@@ -347,6 +348,8 @@ FAULTS = [
         does=odd_judge(drops),
         exit_code=0,
         seen="of row 'q3' .*no answer within timeout_s=1",
+        limit_s=180,
+        quick=False,
     ),
     Fault(
         kind="judges",
@@ -354,6 +357,7 @@ FAULTS = [
         does=odd_judge(floods),
         exit_code=0,
         seen="of row 'q3' .*larger than 4 MiB",
+        limit_s=180,
         quick=False,
     ),
     Fault(
@@ -362,6 +366,7 @@ FAULTS = [
         does=odd_judge(bomb, "gzip"),
         exit_code=0,
         seen="of row 'q3' .*larger than 4 MiB",
+        limit_s=180,
         quick=False,
     ),
     Fault(
