@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Sequence
 
 from rich.console import Console
 
+from longrl.commands.parsers import ShortErrors
 from longrl.evaluation.comparison import Comparison, compare_folders
 from longrl.evaluation.result_files import write_new_json
 from longrl.io.tables import make_table
@@ -20,7 +20,7 @@ MAX_LISTED = 20
 
 def main(args: Sequence[str]) -> None:
     """Command line of `compare`."""
-    parser = argparse.ArgumentParser(prog="python -m longrl compare", description=DESCRIPTION, allow_abbrev=False)
+    parser = ShortErrors(prog="python -m longrl compare", description=DESCRIPTION)
     parser.add_argument("run_a", help="folder of the first run")
     parser.add_argument("run_b", help="folder of the second, whose gain is shown")
     parser.add_argument("--out", help="write everything to this JSON file too")

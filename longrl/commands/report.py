@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import re
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from longrl.commands.parsers import ShortErrors
 from longrl.evaluation.curves import PANELS, find_metrics, matching_columns
 from longrl.evaluation.overlaid_curves import plot_overlaid
 from longrl.evaluation.report_page import PageTable, Picture, Report, SectionPart, write_report
@@ -28,7 +28,7 @@ Sections = dict[str, Sequence[SectionPart | Figure]]
 
 def main(args: Sequence[str]) -> None:
     """Command line of `report_run` and `compare_runs`."""
-    parser = argparse.ArgumentParser(prog="python -m longrl report", description=DESCRIPTION, allow_abbrev=False)
+    parser = ShortErrors(prog="python -m longrl report", description=DESCRIPTION)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="folder of a training run")
     parser.add_argument("--run", action="append", default=[], help="the same")
     parser.add_argument("--title", help="of the page; the names of the runs when left out")
