@@ -161,7 +161,7 @@ def with_broken_video(tmp_path, shared):
             record | {name: str(tmp_path / "broken.mp4"), "id": f"bad{number}", "problem_id": f"bad{number}"}
         )
     (tmp_path / "rows.jsonl").write_text("\n".join([*lines, *map(json.dumps, records)]) + "\n")
-    return {"train": str(tmp_path / "rows.jsonl"), "media_root": str(videos())}
+    return {"train": str(tmp_path / "rows.jsonl"), "media_root": str(videos()), "allow_outside_paths": True}
 
 
 def test_broken_videos_are_listed_beside_the_features_and_the_others_are_stored(tmp_path, capsys):
