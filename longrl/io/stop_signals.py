@@ -99,6 +99,8 @@ class StopSignals:
     def handle(self) -> None:
         """Takes the signals, also from a library that has taken them since."""
         for number in STOP_SIGNALS:
+            if number == signal.SIGHUP and self._before.get(number) == signal.SIG_IGN:
+                continue  # nohup: the run is to outlive its terminal
             signal.signal(number, self._on_signal)
 
     def defer(self, limit_s: float | None = None) -> None:

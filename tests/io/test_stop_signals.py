@@ -218,3 +218,19 @@ def test_a_forked_worker_outlives_what_is_meant_for_the_run():
     code, text = ended(child, reader)
     assert code == 0
     assert text.endswith("alive (0, 0) ended -15 noted SIGTERM")
+
+
+def test_a_run_under_nohup_outlives_its_terminal():
+    def train(say):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        busy_training(say, ends=True)
+
+    child, reader = forked(train)
+    wait_for(reader, "ready")
+    os.kill(child, signal.SIGHUP)
+    time.sleep(0.3)
+    assert os.waitpid(child, os.WNOHANG) == (0, 0)
+    os.kill(child, signal.SIGTERM)
+    code, text = ended(child, reader)
+    assert code == STOPPED
+    assert "SIGHUP" not in text
