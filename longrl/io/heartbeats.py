@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from longrl.io.processes import started_at
+from longrl.io.processes import machine, started_at
 
 FOLDER = "heartbeats"
 VERDICT = "ended.json"
@@ -29,6 +29,8 @@ class Beat:
     """Name that the ranks of one start of a run share; files of another start count for nothing."""
     rank: int
     host: str
+    machine: str
+    """On which `pid` is a process of this rank."""
     pid: int
     started_at: float | None
     """Of the process, by which it is told from a later one with its id."""
@@ -72,12 +74,22 @@ class Heartbeats:
         self._count = 0
         self._started_at = started_at(os.getpid())
         self._host = socket.gethostname()
+        self._machine = machine()
 
     def write(self, phase: str, sample: str, for_s: float) -> None:
         """Says that this rank lives. A full disk does not end a run here: the time of the file says it, too."""
         self._count += 1
         beat = Beat(
-            self.run, self.rank, self._host, os.getpid(), self._started_at, phase, sample, round(for_s, 1), self._count
+            run=self.run,
+            rank=self.rank,
+            host=self._host,
+            machine=self._machine,
+            pid=os.getpid(),
+            started_at=self._started_at,
+            phase=phase,
+            sample=sample,
+            for_s=round(for_s, 1),
+            count=self._count,
         )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -116,11 +128,14 @@ class Heartbeats:
 
     def is_here(self, beat: Beat) -> bool:
         """True if a rank's process is on this machine, and still the one that wrote the beat."""
-        return beat.host == self._host and beat.started_at is not None and started_at(beat.pid) == beat.started_at
+        return self._knows(beat) and started_at(beat.pid) == beat.started_at
 
     def is_gone(self, beat: Beat) -> bool:
         """True if a rank's process was on this machine, and is there no more."""
-        return beat.host == self._host and beat.started_at is not None and started_at(beat.pid) != beat.started_at
+        return self._knows(beat) and started_at(beat.pid) != beat.started_at
+
+    def _knows(self, beat: Beat) -> bool:
+        return beat.machine == self._machine and beat.started_at is not None
 
     def close(self) -> None:
         """Removes this rank's file, so that nobody waits for it."""

@@ -16,7 +16,7 @@ from longrl.callbacks.watch_thread import WatchLimits, WatchThread
 from longrl.callbacks.watchdog import Watchdog
 from longrl.io.exit_codes import HUNG
 from longrl.io.heartbeats import Heartbeats
-from longrl.io.processes import LostWorker, kill_descendants
+from longrl.io.processes import LostWorker, kill_descendants, machine
 from longrl.io.pulse import PULSE
 
 LIMITS = {"data": 10.0, "reward": 20.0}
@@ -124,6 +124,17 @@ def test_a_rank_whose_process_is_gone_is_missed_at_once(tmp_path):
     (message,) = messages(watch(tmp_path, 0, 2), 1)
     assert message.startswith(f"rank 1 (pid {child.pid} on ")
     assert "has died without a word" in message
+
+
+def test_a_clock_that_is_set_and_process_ids_of_another_container_make_no_rank_dead(tmp_path, monkeypatch):
+    other = Heartbeats(tmp_path, "run", 1, 2)
+    other.write("update", "", 0.0)
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: 1000.0)
+    assert messages(watch(tmp_path, 0, 2), 1) == []
+    path = tmp_path / "heartbeats" / "rank1.json"
+    of_container = {"pid": 2**22 + 1, "machine": f"{machine().rpartition(' ')[0]} pid:[17]"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | of_container))
+    assert messages(watch(tmp_path, 0, 2), 1) == []
 
 
 def test_what_a_rank_says_last_ends_the_others_with_its_code(tmp_path):
