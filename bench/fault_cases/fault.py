@@ -47,7 +47,7 @@ class Fault:
     exit_code: int | tuple[int, ...]
     seen: str
     lost_steps: int = 0
-    limit_s: float = 60.0
+    limit_s: float = 180.0
     quick: bool = True
 
 

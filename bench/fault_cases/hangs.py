@@ -237,7 +237,7 @@ def two_ranks(make: Callable[[Path], Config], words: str) -> Callable[[Path], Ou
         other = os.fork()
         if other == 0:
             become_command(args, folder / "rank1.txt", lambda: place(1))
-        found = fit(folder, values, *RANKS_WATCHED, before=lambda: place(0), limit_s=40)
+        found = fit(folder, values, *RANKS_WATCHED, before=lambda: place(0), limit_s=120)
         status = end_of(other)
         found = Ended(found.exit_code, found.output + "\n" + (folder / "rank1.txt").read_text())
         seen = outcome(folder, found, words)
@@ -246,7 +246,7 @@ def two_ranks(make: Callable[[Path], Config], words: str) -> Callable[[Path], Ou
     return does
 
 
-def end_of(process: int, limit_s: float = 15.0) -> int | str:
+def end_of(process: int, limit_s: float = 60.0) -> int | str:
     """Exit code of a child; what is left after so long is killed."""
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:

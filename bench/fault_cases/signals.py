@@ -141,7 +141,7 @@ STOPPING = [
         does=functools.partial(lambda folder, numbers: stopped_then_resumed(folder, *numbers), numbers=numbers),
         exit_code=STOPPED,
         seen=rf"stopped at step \d; checkpoint: .*--resume auto \({EQUAL}\)",
-        limit_s=120.0,  # three runs
+        limit_s=180.0,  # three runs
     )
     for numbers in ((signal.SIGTERM,), (signal.SIGINT,), (signal.SIGHUP,), (signal.SIGUSR1, signal.SIGTERM))
 ]
@@ -155,7 +155,7 @@ FAULTS = [
         exit_code=INTERRUPTED,
         seen=r"ended at once; checkpoint: .*; go on by: python -m longrl fit",
         lost_steps=1,
-        limit_s=90.0,
+        limit_s=180.0,
     ),
     Fault(
         kind="signals",
@@ -164,7 +164,7 @@ FAULTS = [
         exit_code=STOPPED,
         seen=r"did not end within checkpoint\.stop_within_s=0\.5 and is abandoned; checkpoint: ",
         lost_steps=1,
-        limit_s=90.0,
+        limit_s=180.0,
     ),
     Fault(
         kind="signals",
@@ -172,7 +172,7 @@ FAULTS = [
         does=before_the_first_step,
         exit_code=128 + signal.SIGTERM,
         seen="SIGTERM: `fit` is interrupted",
-        limit_s=90.0,
+        limit_s=180.0,
     ),
     Fault(
         kind="signals",
@@ -194,6 +194,6 @@ FAULTS = [
         does=last_checkpoint_torn,
         exit_code=0,
         seen=r"--resume auto skips .*last\.ckpt.*; it goes on from .*step=4\.ckpt",
-        limit_s=120.0,  # two runs
+        limit_s=180.0,  # two runs
     ),
 ]

@@ -81,7 +81,7 @@ def command(
     *,
     before: Callable[[], None] | None = None,
     meanwhile: Callable[[int], bool] | None = None,
-    limit_s: float = 60.0,
+    limit_s: float = 150.0,
 ) -> Ended:
     """`python -m longrl ARGS` in a forked process, as a user types it.
 
