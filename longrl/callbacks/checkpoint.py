@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,6 +72,12 @@ class Checkpoint(ModelCheckpoint):
             self._interval_s = self._train_time_interval.total_seconds()
         if every_n_minutes is not None:
             self._interval_s = min(self._interval_s, 60 * every_n_minutes)
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            check_same_start(trainer.ckpt_path)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -197,6 +204,18 @@ class Checkpoint(ModelCheckpoint):
         missing = max(kept + 1 - there, 1)
         size = f"{missing} checkpoints of {self._size / GIB:.1f} GiB, of which one is there only while it is replaced"
         tell_missing_space(folder, missing * self._size, size, LESS_SPACE)
+
+
+def check_same_start(checkpoint: Any) -> None:
+    """Raises ValueError, on all ranks, if some go on from a checkpoint that others do not see."""
+    begins = checkpoint is None
+    of_ranks = world_axis().gather((begins, socket.gethostname()))
+    blind = sorted({host for begins, host in of_ranks if begins})
+    if blind and not all(begins for begins, _ in of_ranks):
+        raise ValueError(
+            f"there is a checkpoint to go on from, which ranks on {', '.join(blind)} do not see; name a --run_dir on a "
+            "disk that all nodes share"
+        )
 
 
 def estimated_bytes(module: LightningModule, optimizers: Sequence[Optimizer]) -> int:

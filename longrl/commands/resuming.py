@@ -12,15 +12,19 @@ from longrl.modules.initial_weights import SIGNAL_CHECKPOINT, saved_checkpoints
 logger = logging.getLogger(__name__)
 
 
-def last_good_checkpoint(run_dir: str) -> Path | None:
+def last_good_checkpoint(run_dir: str, *, reads: bool = True) -> Path | None:
     """The checkpoint that a run goes on from, the last one that can be read; None if the folder has none at all.
+
+    Args:
+        run_dir: the run's folder.
+        reads: look at all of their bytes. One rank does, whose choice counts: many that do are slow.
 
     Raises:
         ValueError: there are checkpoints, and all of them are damaged.
     """
     problems: list[str] = []
     for path in candidates(Path(run_dir)):
-        problem = problem_of(path)
+        problem = problem_of(path, reads)
         if problem is None:
             for other in problems:
                 logger.warning("--resume auto skips %s; it goes on from %s", other, path)
@@ -53,10 +57,10 @@ def _is_newer(path: Path, others: list[Path]) -> bool:
     return all(path.stat().st_mtime >= other.stat().st_mtime for other in others)
 
 
-def problem_of(checkpoint: Path) -> str | None:
+def problem_of(checkpoint: Path, reads: bool) -> str | None:
     """What keeps a checkpoint from being read: torn, incomplete or damaged; None if nothing does."""
     try:
-        check_checkpoint(checkpoint)
+        check_checkpoint(checkpoint, contents=reads)
     except ValueError as error:
         return str(error)
     return None

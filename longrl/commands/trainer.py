@@ -207,7 +207,7 @@ class LongRLCLI(LightningCLI):
             return
         if self.subcommand != "fit":
             raise ValueError(f"--resume=auto is of `fit`; name what `{self.subcommand}` reads by --ckpt_path")
-        found = last_good_checkpoint(run_dir)
+        found = last_good_checkpoint(run_dir, reads=is_first_rank())
         if found is not None:
             logger.info("the run goes on from %s", found)
             self.config[self.subcommand]["ckpt_path"] = str(found)

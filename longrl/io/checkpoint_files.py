@@ -67,11 +67,12 @@ def is_trusted() -> bool:
     return _trusts
 
 
-def check_checkpoint(path: str | Path) -> None:
+def check_checkpoint(path: str | Path, *, contents: bool = True) -> None:
     """Reads a checkpoint through: all of its files are there, hold what was written, and name no code.
 
     Args:
         path: a file of one rank, or a folder of shards.
+        contents: as of `check_files`.
 
     Raises:
         ValueError: it cannot be loaded; the message says why in one line.
@@ -80,7 +81,7 @@ def check_checkpoint(path: str | Path) -> None:
         `check_checkpoint("runs/demo/checkpoints/last.ckpt")`
     """
     path = Path(path)
-    check_files(path)
+    check_files(path, contents=contents)
     if path.is_dir():
         load_file(path / META)
         read_metadata(path)

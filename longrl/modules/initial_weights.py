@@ -27,6 +27,8 @@ from longrl.models.lora import (
     plain_name,
 )
 from longrl.models.pretrained_folder import is_local
+from longrl.strategies.axis import world_axis
+from longrl.strategies.shards import check_by_ranks
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +75,8 @@ def plain_from(
         option: what the user calls `source`, for errors.
         averaged: take the moving averages of trained weights where a checkpoint has them.
 
+    In a run of several ranks all of them must call it.
+
     Raises:
         ValueError: `source` does not exist, or holds another model.
     """
@@ -81,7 +85,7 @@ def plain_from(
     checkpoint = find_checkpoint(source, option)
     if checkpoint is None:
         return family.build(weights=source)
-    check_files(checkpoint)
+    check_by_ranks(checkpoint, world_axis())
     model = family.build(weights=None)
     load_checkpoint_weights(model, checkpoint, option, averaged)
     return model

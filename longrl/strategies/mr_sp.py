@@ -22,12 +22,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from typing_extensions import override
 
 from longrl.io.atomic import sync_folder
-from longrl.io.checkpoint_files import check_files, explained_failure, is_trusted, load_state
+from longrl.io.checkpoint_files import explained_failure, is_trusted, load_state
 from longrl.strategies.axis import SINGLE_RANK, Axis, world_axis
 from longrl.strategies.fsdp import ShardingOptions, shard_policy
 from longrl.strategies.parallel import Parallel, ParallelModule
 from longrl.strategies.sequence import SequenceParallel
-from longrl.strategies.shards import read_shards, save_shards
+from longrl.strategies.shards import check_by_ranks, read_shards, save_shards
 
 logger = logging.getLogger(__name__)
 
@@ -209,10 +209,7 @@ class MRSPStrategy(ModelParallelStrategy):
             os.rename(before, path)
         self.barrier()
         assert isinstance(self.lightning_module, ParallelModule)
-        world = world_axis()
-        with world.raise_on_any_rank():
-            is_read = path.is_dir() or world.rank == 0  # one file is read by one rank, of shards each reads a part
-            check_files(path, contents=is_read, part=world.rank, num_parts=world.size)
+        check_by_ranks(path, world_axis())
         self.lightning_module.before_load(path)
         if path.is_dir():
             assert self.model is not None

@@ -28,6 +28,17 @@ from longrl.io.checksums import Checksum, SummedFile, write_checksums
 from longrl.strategies.axis import Axis
 
 
+def check_by_ranks(path: Path, world: Axis) -> None:
+    """`check_files` by all ranks: each reads a part of the shards, the first one a single file.
+
+    Raises:
+        ValueError: on all of them, whoever found something missing, torn or damaged.
+    """
+    with world.raise_on_any_rank():
+        reads = path.is_dir() or world.rank == 0
+        check_files(path, contents=reads, part=world.rank, num_parts=world.size)
+
+
 def save_shards(checkpoint: dict[str, Any], folder: Path, world: Axis) -> None:
     """Writes a checkpoint's tensors by all ranks and the rest by the first; all is on the disk when it returns.
 

@@ -3,11 +3,13 @@
 import json
 import logging
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
+from longrl.callbacks.checkpoint import check_same_start
 from longrl.commands.resuming import last_good_checkpoint
 from longrl.commands.run_folders import check_checkpoints
 from longrl.commands.saved_config import write_config
@@ -49,6 +51,23 @@ def test_a_damaged_one_is_skipped_for_the_newest_other(tmp_path, damage, caplog)
     last.write_bytes({"cut": content[:-300], "flip": flipped, "empty": b"", "text": b"no checkpoint"}[damage])
     assert last_good_checkpoint(str(tmp_path)) == other
     assert f"skips {last}" in caplog.text
+
+
+def test_only_the_rank_whose_choice_counts_reads_all(tmp_path, monkeypatch):
+    last = save(tmp_path / "checkpoints" / "last.ckpt")
+    monkeypatch.setattr("zipfile.ZipFile.testzip", lambda archive: "a tensor")
+    assert last_good_checkpoint(str(tmp_path), reads=False) == last
+    with pytest.raises(ValueError, match="a tensor"):
+        last_good_checkpoint(str(tmp_path))
+
+
+def test_ranks_of_which_some_see_no_checkpoint_say_so_instead_of_waiting(monkeypatch):
+    check_same_start(None)
+    check_same_start("last.ckpt")
+    seen = [(False, "node1"), (True, "node2")]
+    monkeypatch.setattr("longrl.callbacks.checkpoint.world_axis", lambda: SimpleNamespace(gather=lambda _: seen))
+    with pytest.raises(ValueError, match="ranks on node2 do not see; name a --run_dir on a disk that all nodes share"):
+        check_same_start("last.ckpt")
 
 
 def test_where_all_are_damaged_nothing_is_begun_over_them(tmp_path):
