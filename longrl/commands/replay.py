@@ -14,7 +14,10 @@ from torch import Tensor, nn
 
 from longrl.commands.cache_features import local_trainer
 from longrl.commands.first_nonfinite import Finding, NonfiniteWatch, counted
+from longrl.commands.parsers import ShortErrors
+from longrl.commands.run_config import read_run_config
 from longrl.commands.run_parts import RunParts
+from longrl.commands.run_trust import check_run_config
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.modules.initial_weights import saved_checkpoints
 from longrl.modules.mini_batches import MiniBatch, RolloutLoss, TokenLoss
@@ -28,7 +31,7 @@ def main(args: Sequence[str]) -> None:
     """Command line of `replay_step`."""
     from jsonargparse import auto_cli
 
-    replay = auto_cli(replay_step, args=list(args), prog="python -m longrl replay")
+    replay = auto_cli(replay_step, args=list(args), parser_class=ShortErrors, prog="python -m longrl replay")
     sys.stdout.write(f"{replay}\n")
 
 
@@ -63,7 +66,9 @@ class Replay:
         )
 
 
-def replay_step(record: str, weights: str | None = None, accelerator: str | None = None) -> Replay:
+def replay_step(
+    record: str, weights: str | None = None, accelerator: str | None = None, trust_run_config: bool = False
+) -> Replay:
     """Takes a step again that a run has left out, and says where its first number is that is not finite.
 
     A record of one of several ranks has that rank's part, which is replayed alone.
@@ -73,9 +78,11 @@ def replay_step(record: str, weights: str | None = None, accelerator: str | None
         weights: what to replay with: a checkpoint, a run or an exported folder; None is the run's last checkpoint, or
             what it began with.
         accelerator: `cpu` or `gpu`; None is the run's.
+        trust_run_config: the run's config may name classes and functions of any module, which then run.
 
     Raises:
-        ValueError: it is no record, of a diffusion model, or its run's config.yaml is not beside its folder.
+        ValueError: it is no record, of a diffusion model, or its run's config.yaml is not beside its folder or names
+            what a stranger could run code by.
     """
     path = Path(record)
     if not path.is_file():
@@ -88,6 +95,8 @@ def replay_step(record: str, weights: str | None = None, accelerator: str | None
     run = path.resolve().parent.parent
     if not (run / "config.yaml").is_file():
         raise ValueError(f"{run} has no config.yaml, which says how to replay {record}; leave it in its run's folder")
+
+    check_run_config(read_run_config(str(run)), run / "config.yaml", trust_run_config)
 
     # 1. The run's own model, on one device.
     parts = RunParts("replay", ["--config", str(run / "config.yaml")])

@@ -10,7 +10,7 @@ import yaml
 from jsonargparse import get_loader, set_loader
 
 from longrl.commands.renamed import MOVED, ROLLOUT_CLASS, current_names
-from longrl.io.plain_yaml import load_yaml
+from longrl.io.plain_yaml import MAX_CONFIG_CHARACTERS, load_yaml
 
 ModelKind = Literal["language", "diffusion"]
 FAMILIES: dict[ModelKind, str] = {"language": "longrl.models.", "diffusion": "longrl.diffusion."}
@@ -32,6 +32,10 @@ def set_config_reader(check: ConfigCheck | None = None) -> None:
     """
 
     def read(text: str, path: str = "") -> Any:
+        if len(text) > MAX_CONFIG_CHARACTERS:
+            raise ValueError(
+                f"{path or 'a value'} has {len(text)} characters, and is no config: those have a few thousand"
+            )
         try:
             values = current_names(load_yaml(text, _load_plain_yaml))
         except yaml.YAMLError as error:

@@ -6,6 +6,7 @@ it lies in may name classes and functions of longrl, and classes of the librarie
 
 from __future__ import annotations
 
+import codecs
 import importlib.machinery
 import re
 import sys
@@ -13,11 +14,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from longrl.commands.parsers import find_line
+from longrl.io.plain_yaml import MAX_CONFIG_CHARACTERS, load_yaml
 
 OPTION = "--trust_run_config"
 TRUST_HELP = "the config in the run's folder may name classes and functions of any module, which then run"
 OWN = "longrl"
+PROCESSES = ("Popen", "Process", "Pool")
+"""Classes that start programs or functions; a few modules of libraries have them under their own names."""
 LIBRARIES = ("lightning", "torch", "transformers", "diffusers")
 """Packages whose classes may be named, but no functions: `torch.hub.load` is one."""
 CLASS_KEYS = ("class_path",)
@@ -30,8 +36,9 @@ DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 FILE_FUNCTION = re.compile(r".*\.py:[A-Za-z_]\w*", re.DOTALL)
 DATA_ENDINGS = ("jsonl", "json", "csv", "tsv", "parquet", "txt", "mp4", "ckpt", "safetensors", "jinja", "html", "png")
 """Ends of names of files, which look like import paths: `train.jsonl`."""
+DATA_KEYS = ("train", "val", "test", "source")
+"""Options that name files of rows, which no parser reads as configs."""
 CONFIG_ENDINGS = (".yaml", ".yml")
-MAX_CONFIG_BYTES = 1 << 20
 MAX_DEPTH = 100
 
 
@@ -56,6 +63,11 @@ def check_run_config(values: Any, path: Path, trusted: bool = False) -> None:
     """
     if trusted:
         return
+    if isinstance(values, dict) and values.get("trust_checkpoint"):
+        raise ValueError(
+            f"{path} has trust_checkpoint: true, which the command line alone may say: such a checkpoint may run any "
+            f"code. If the folder is yours, add {OPTION} true"
+        )
     for key, text in _texts(values, ".", MAX_DEPTH):
         problem = _problem(key.rpartition(".")[2], text, path)
         if problem:
@@ -69,11 +81,14 @@ def check_run_config(values: Any, path: Path, trusted: bool = False) -> None:
 
 
 def _texts(value: Any, key: str, depth: int) -> Iterator[tuple[str, str]]:
-    """Every text of a config with its dotted key, names of options included."""
+    """Every text of a config with its dotted key; of one that is YAML itself, which a parser would read, its texts."""
     if depth == 0:
         raise ValueError(f"{key[:100]} of a run's config is nested too deeply; write the config anew")
     if isinstance(value, str):
         yield key, value
+        inner = _container(value)
+        if inner is not None:
+            yield from _texts(inner, key, depth - 1)
     elif isinstance(value, dict):
         for name, item in value.items():
             yield from _texts(item, f"{key}.{name}", depth - 1)
@@ -86,23 +101,40 @@ def _problem(option: str, text: str, path: Path) -> str:
     """What is wrong with a text; empty if nothing."""
     if FILE_FUNCTION.fullmatch(text):
         return "names the file"
-    if "class_path" in text:  # a config in a string, which the parser would read
-        return "holds the config"
-    if text.endswith(CONFIG_ENDINGS) or _is_config(text, path):
+    if text.endswith(CONFIG_ENDINGS) or (option not in DATA_KEYS and _is_config(text, path)):
         return "names the further config"
     if option in CLASS_KEYS:
         return "" if _is_allowed(text, functions=False) else "names"
     if option in FUNCTION_KEYS:
         return "" if "." not in text or _is_allowed(text, functions=True) else "names"
+    return "names" if _names_other(text) else ""
+
+
+def _names_other(text: str) -> bool:
+    """True of an import path that leads out of what may be named."""
     is_path = DOTTED.fullmatch(text) is not None and not text.endswith(DATA_ENDINGS)
-    return "names" if is_path and _exists(text) and not _is_allowed(text, functions=True) else ""
+    return is_path and _exists(text) and not _is_allowed(text, functions=True)
 
 
 def _is_allowed(import_path: str, *, functions: bool) -> bool:
-    root, _, rest = import_path.partition(".")
-    name = rest.rpartition(".")[2]
-    is_class = name[:1].isupper()
-    return (root == OWN and (functions or is_class)) or (root in LIBRARIES and is_class)
+    *modules, name = import_path.split(".")
+    is_class = name[:1].isupper() and name not in PROCESSES
+    root = modules[0] if modules else ""
+    is_named = (root == OWN and (functions or is_class)) or (root in LIBRARIES and is_class)
+    return is_named and _is_module(modules)
+
+
+def _is_module(names: Sequence[str]) -> bool:
+    """True if import paths lead to a module's own file; `torch.hub.os` is what another module imports."""
+    folders: Sequence[str] | None = None
+    for depth in range(len(names)):
+        if depth and folders is None:
+            return False
+        spec = importlib.machinery.PathFinder.find_spec(".".join(names[: depth + 1]), folders)
+        if spec is None:
+            return False
+        folders = spec.submodule_search_locations
+    return True
 
 
 def _exists(import_path: str) -> bool:
@@ -115,13 +147,34 @@ def _exists(import_path: str) -> bool:
 
 
 def _is_config(text: str, path: Path) -> bool:
-    """True if a text names a JSON file with class paths."""
-    if not text.endswith(".json"):
-        return False
-    for file in (path.parent / text, Path(text)):
-        try:
-            with file.open("rb") as opened:
-                return b"class_path" in opened.read(MAX_CONFIG_BYTES)
-        except (OSError, ValueError):
-            continue
-    return False
+    """True if a text names a file, of whatever ending, that a parser would read as a config or a list of classes."""
+    files = [path.parent / text, Path(text)]
+    return any(_is_config_text(_start(file), path) for file in files)
+
+
+def _is_config_text(content: str, path: Path) -> bool:
+    if len(content) > MAX_CONFIG_CHARACTERS or _container(content) is not None:
+        return True
+    lines = [line.strip() for line in content.splitlines()]
+    return any(_names_other(line) or _start(path.parent / line) or _start(Path(line)) for line in lines if line)
+
+
+def _start(file: Path) -> str:
+    """The start of a file of text, enough to see that it is too long for a config; empty of another, or of none."""
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(4 * MAX_CONFIG_CHARACTERS + 4)
+        return codecs.getincrementaldecoder("utf-8")().decode(content)
+    except (OSError, ValueError):
+        return ""
+
+
+def _container(text: str) -> Any:
+    """The mapping or list that a text is in YAML; None of any other."""
+    if len(text) > MAX_CONFIG_CHARACTERS or not set(text) & set(":-[{"):
+        return None
+    try:
+        value = load_yaml(text)
+    except yaml.YAMLError:
+        return None
+    return value if isinstance(value, dict | list) else None

@@ -11,6 +11,8 @@ MAX_DEPTH = 100
 """Levels of lists and mappings in each other. PyYAML's C part crashes the process at some ten thousand."""
 MAX_VALUES = 1_000_000
 """Values of a text once every alias stands for its anchor: ten lines can mean billions."""
+MAX_CONFIG_CHARACTERS = 1 << 20
+"""Of a config, or of a value in one."""
 _SHORT = 100
 """No text of so few characters is nested too deeply, and most values of a command line are shorter."""
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -12,6 +12,7 @@ from longrl.modules.skipped_steps import FOLDER
 from tests.modules.test_skipped_steps import NAN
 from tests.runs import rollouts, run, text_config
 
+TRUST = "--trust_run_config=true"  # the config names classes of these tests
 POISON = {"class_path": "tests.modules.test_skipped_steps.PoisonFrom", "init_args": {"step": 1}}
 
 
@@ -48,7 +49,7 @@ def planted(run_dir, folder, name: str, change) -> str:
 
 def test_a_step_that_is_finite_now_says_so(record, capsys):
     run_dir, file = record
-    main(["replay", str(file)])
+    main(["replay", TRUST, str(file)])
     said = capsys.readouterr().out
     assert "the step after 1 steps, rank 0: loss" in said
     assert "gradient norm nan then" in said
@@ -60,7 +61,7 @@ def test_a_weight_that_is_no_number_is_named(record, tmp_path, capsys):
     run_dir, file = record
     name = "model.layers.1.mlp.down_proj"
     weights = planted(run_dir, tmp_path, f"{name}.weight", lambda weight: weight[3, 2].fill_(NAN))
-    main(["replay", str(file), "--weights", weights])
+    main(["replay", TRUST, str(file), "--weights", weights])
     said = capsys.readouterr().out
     assert "not finite before anything ran, weights: the value (1 nan and 0 infinite of" in said
     assert "first number that is not finite, forward: the output (" in said
@@ -73,7 +74,7 @@ def test_activations_that_overflow_are_named(record, tmp_path, capsys):
     run_dir, file = record
     name = "model.layers.0.mlp.up_proj"
     weights = planted(run_dir, tmp_path, f"{name}.weight", lambda weight: weight.fill_(3e38))
-    main(["replay", str(file), "--weights", weights])
+    main(["replay", TRUST, str(file), "--weights", weights])
     said = capsys.readouterr().out
     assert "not finite before" not in said
     assert f"of {name}\n" in said

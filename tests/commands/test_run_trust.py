@@ -3,7 +3,9 @@
 import sys
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 
 from longrl.commands.evaluate import parse_evaluation
 from longrl.commands.export import export_run
@@ -48,6 +50,9 @@ HOSTILE = {
     "a callable option": {"model": {"optimizer": {"lr_lambda": "os.system"}}},
     "a further config": {"model": {"family": "other.yaml"}},
     "a config in a text": {"model": {"family": '{"class_path": "hostile_module.Family"}'}},
+    "a config in an escaped text": {"model": {"family": '{"class\\u005fpath": "hostile_module.Family"}'}},
+    "what a module imports": {"trainer": {"logger": {"class_path": "torch.utils.collect_env.subprocess.Popen"}}},
+    "what our own module imports": {"rollout": {"reward": {"terms": [{"function": "longrl.io.atomic.os.system"}]}}},
     "an ending of a file": {"trainer": {"strategy": {"class_path": "hostile_module.yaml"}}},
 }
 
@@ -72,6 +77,50 @@ def test_a_further_config_in_json_is_refused(tmp_path, module):
     folder = run_folder(tmp_path, model={"family": "other.json"}, data={"train": "rows.json"})
     with pytest.raises(ValueError, match=r"model\.family names the further config 'other\.json'"):
         main(["test", f"--run_dir={folder}", "--base_weights=true"])
+
+
+@pytest.mark.parametrize("name", ["weights", "weights.txt", "weights.jsonl"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "class_path: hostile_module.Family",
+        "[hostile_module.Family]",
+        "hostile_module.Family\n",
+        "terms:\n- function: hostile_module.fn\n",
+        "other.jsonl",
+        "#" * (1 << 20) + "\nclass_path: hostile_module.Family",
+    ],
+    ids=["class", "list", "lines", "reward", "nested", "padded"],
+)
+def test_a_further_config_is_refused_whatever_its_file_is_called(tmp_path, module, name, content):
+    (tmp_path / name).write_text(content)
+    (tmp_path / "other.jsonl").write_text("class_path: hostile_module.Family")
+    with pytest.raises(ValueError, match=f"trainer.callbacks names the further config '{name}'"):
+        check_run_config({"trainer": {"callbacks": [name]}}, tmp_path / "run" / "config.yaml")
+
+
+def test_files_that_are_no_configs_may_be_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.json").write_text('[{"problem": "os.system"}]')
+    (tmp_path / "head.bin").write_bytes(b"\xff\xfeclass_path: os.system")
+    (tmp_path / "chat.jinja").write_text("{% for message in messages %}{{ message.content }}{% endfor %}")
+    values = {"data": {"train": "rows.json"}, "init_from": "head.bin", "chat_template": "chat.jinja"}
+    check_run_config(values, tmp_path / "config.yaml")
+
+
+def test_a_config_cannot_trust_its_own_checkpoint(tmp_path):
+    with pytest.raises(ValueError, match="trust_checkpoint: true, which the command line alone may say"):
+        check_run_config({"trust_checkpoint": True}, tmp_path / "config.yaml")
+
+
+def test_replay_checks_the_run_of_its_record(tmp_path, module):
+    folder = run_folder(tmp_path, trainer={"callbacks": [{"class_path": "hostile_module.Family"}]})
+    (folder / "nonfinite_steps").mkdir()
+    file = folder / "nonfinite_steps" / "step.safetensors"
+    save_file({"a": torch.zeros(1)}, file, {"rows": "[]", "facts": "{}"})
+    with pytest.raises(ValueError, match=r"trainer\.callbacks\.class_path names 'hostile_module\.Family'"):
+        main(["replay", str(file)])
+    assert not (tmp_path / "RUN").exists()
 
 
 POLICY = '--policy={"class_path": "longrl.evaluation.local_policy.LocalPolicy"}'
