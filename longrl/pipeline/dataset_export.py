@@ -7,7 +7,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from random import Random
 
 from longrl.io.atomic import atomic_folder, atomic_write, set_aside
@@ -20,10 +20,11 @@ from longrl.rewards.options import DEFAULT_LETTERS, with_options
 logger = logging.getLogger(__name__)
 
 SPLITS = ("sft", "rl", "eval")
+VIDEOS = PurePosixPath("videos")
 
 
 def export_dataset(run: StepRun) -> None:
-    """Writes `dataset/`: JSONL and parquet of each split, and README.md.
+    """Writes `dataset/`: JSONL and parquet of each split, README.md, and hard links to the videos.
 
     The folder is replaced as a whole; one that holds something else is kept under another name.
     """
@@ -40,13 +41,18 @@ def export_dataset(run: StepRun) -> None:
         else:
             by_split[split].append(record)
     folder = run.workspace.path("dataset")
-    rows: dict[str, list[Record]] = {}
-    for split, part in by_split.items():
-        letters = _deal_letters(part, split, options)
-        rows[split] = [_row(record, letters.get(record["id"]), videos[record["video"]], folder) for record in part]
-        report.counts[f"{split}: questions"] = len(part)
-        report.counts[f"{split}: videos"] = len({record["video"] for record in part})
     with atomic_folder(folder) as work:
+        shown = sorted({record["video"] for part in by_split.values() for record in part})
+        paths = {name: link_video(videos[name], work, folder) for name in shown}
+        rows: dict[str, list[Record]] = {}
+        for split, part in by_split.items():
+            letters = _deal_letters(part, split, options)
+            rows[split] = [
+                _row(record, letters.get(record["id"]), videos[record["video"]], paths[record["video"]])
+                for record in part
+            ]
+            report.counts[f"{split}: questions"] = len(part)
+            report.counts[f"{split}: videos"] = len({record["video"] for record in part})
         for split, part in rows.items():
             write_jsonl(work / f"{split}.jsonl", part)
             if part:
@@ -55,14 +61,45 @@ def export_dataset(run: StepRun) -> None:
         atomic_write(work / "README.md", dataset_card(rows, run.config))
         if folder.is_dir() and not _has_same_files(folder, work):
             logger.warning("%s is another data set now; the earlier one is %s", folder, set_aside(folder).name)
+    outside = sum(not path.startswith(f"{VIDEOS}/") for path in paths.values())
+    if outside:
+        report.counts["videos that cannot be linked"] = outside
+        logger.warning(
+            "%d videos cannot be linked into %s (another disk, or not yours): to train on them copy them to it, or set "
+            "data.allow_outside_paths=true",
+            outside,
+            folder / VIDEOS,
+        )
     for _ in records:
         run.finish_item()
     report.items, report.done = len(records), len(records) - len(unused)
     report.counts["unused, without reasoning"] = len(unused)
 
 
+def link_video(video: Record, work: Path, folder: Path) -> str:
+    """Path of a video in the data set, whose rows may name nothing outside its folder when a run reads them.
+
+    A hard link takes no space. Where there can be none the video stays where it is.
+
+    Args:
+        video: with name, path and digest.
+        work: the folder while it is made.
+        folder: that it becomes.
+    """
+    name = PurePosixPath(video["video"])
+    if name.is_absolute() or ".." in name.parts or name.parts[0] == "~":
+        name = PurePosixPath(video["digest"][:16], name.name)
+    link = work / VIDEOS / name
+    try:
+        link.parent.mkdir(parents=True, exist_ok=True)
+        os.link(os.path.realpath(video["path"]), link)
+    except OSError:
+        return Path(os.path.relpath(video["path"], folder)).as_posix()
+    return str(VIDEOS / name)
+
+
 def _has_same_files(first: Path, second: Path) -> bool:
-    names = {path.name for folder in (first, second) for path in folder.iterdir()}
+    names = {path.name for folder in (first, second) for path in folder.iterdir() if path.is_file()}
     _, changed, absent = filecmp.cmpfiles(first, second, names, shallow=False)
     return not changed and not absent
 
@@ -93,7 +130,7 @@ def _deal_letters(records: Sequence[Record], split: str, options: ExportOptions)
     return dealt
 
 
-def _row(record: Record, letter: str | None, video: Record, folder: Path) -> Record:
+def _row(record: Record, letter: str | None, video: Record, path: str) -> Record:
     """One record in the published schema."""
     problem, answer = record["question"], record["answer"]
     if letter is not None:
@@ -107,7 +144,7 @@ def _row(record: Record, letter: str | None, video: Record, folder: Path) -> Rec
         "data_type": "video",
         "problem_type": record["category"],
         "reasoning": record["reasoning"],
-        "videos": Path(os.path.relpath(video["path"], folder)).as_posix(),
+        "videos": path,
         "answer": f"<answer>{answer}</answer>",
         "task": record["kind"],
         "metadata": {

@@ -11,6 +11,7 @@ from typing import Any
 
 from longrl.io.append_log import AppendLog
 from longrl.io.atomic import atomic_file
+from longrl.io.text_files import read_utf8
 from longrl.pipeline.cutting import cut_clips, scene_starts
 from longrl.pipeline.step_run import Record, StepReport, StepRun, Workspace
 from longrl.pipeline.video_frames import BrokenVideo, decode_frames, file_digest, frame_times
@@ -74,7 +75,7 @@ def find_videos(source: str) -> list[tuple[str, str]]:
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
         videos = [(file.relative_to(path).as_posix(), str(file)) for file in files]
     elif path.is_file():
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in read_utf8(path).splitlines()]
         videos = [(line, str(path.parent / Path(line).expanduser())) for line in dict.fromkeys(lines) if line]
     else:
         raise ValueError(f"--videos={source} does not exist (working folder: {Path.cwd()}); name a folder or a list")

@@ -77,7 +77,7 @@ def arguments(step: str, out: Path, url: str, source: Path, **options: object) -
 
 def files(folder: Path) -> dict[str, bytes]:
     """Content of all files of a data set."""
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def start_child(args: list[str]) -> int:

@@ -118,7 +118,6 @@ def test_the_data_module_loads_every_split_as_it_is(made, suffix):
     module = LongVideoReason(
         vl_family(),
         **{name: str(out / "dataset" / f"{split}.{suffix}") for name, split in sources.items()},
-        allow_outside_paths=True,  # videos stay where they are
     )
     module.setup("fit")
     for name, split in sources.items():
@@ -138,13 +137,12 @@ def test_sft_trains_on_the_result_and_is_evaluated_on_the_eval_split(made, tmp_p
     values["data"] |= {
         "train": str(out / "dataset" / "sft.parquet"),
         "video": {"fps": 1.0},
-        "allow_outside_paths": True,
     }
     folder = run(tmp_path / "sft", values)
     assert checkpoint(folder)["global_step"] == 2
     values = config("rl")
     values["model"]["init_from"] = str(folder)
-    values["data"] |= {"test": str(out / "dataset" / "eval.jsonl"), "allow_outside_paths": True}
+    values["data"] |= {"test": str(out / "dataset" / "eval.jsonl")}
     reward = {"class_path": "longrl.rewards.judge.TextSimilarity"}
     values["rollout"]["reward"] = {"terms": [{"function": reward, "name": "accuracy"}]}
     values["trainer"]["callbacks"].append({"class_path": "longrl.callbacks.evaluation.EvaluationReport"})

@@ -20,7 +20,7 @@ from longrl.pipeline.config import (
     SplitOptions,
     TimelineOptions,
 )
-from longrl.pipeline.dataset_export import _has_same_files, assign_splits
+from longrl.pipeline.dataset_export import _has_same_files, assign_splits, link_video
 from longrl.pipeline.difficulty import reason_to_drop, rotate_options
 from longrl.pipeline.prompt_folder import Prompts
 from longrl.pipeline.step_run import Workspace
@@ -284,3 +284,23 @@ def test_data_sets_of_equal_sizes_are_told_apart_by_one_letter(tmp_path):
             lines[5_000_012] = ord("B")
     assert _has_same_files(tmp_path / "first", tmp_path / "second")
     assert not _has_same_files(tmp_path / "first", tmp_path / "third")
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [("a/b.mp4", "videos/a/b.mp4"), ("../b.mp4", "videos/0123/b.mp4"), ("/x/b.mp4", "videos/0123/b.mp4")],
+)
+def test_a_data_set_holds_links_to_its_videos(tmp_path, name, path):
+    (tmp_path / "b.mp4").write_text("frames")
+    video = {"video": name, "path": str(tmp_path / "b.mp4"), "digest": "0123"}
+    assert link_video(video, tmp_path / "work", tmp_path / "dataset") == path
+    assert (tmp_path / "work" / path).samefile(tmp_path / "b.mp4")
+
+
+def test_a_video_that_cannot_be_linked_stays_where_it_is(tmp_path, monkeypatch):
+    def another_disk(source, link):
+        raise OSError("Invalid cross-device link")
+
+    monkeypatch.setattr("os.link", another_disk)
+    video = {"video": "b.mp4", "path": str(tmp_path / "b.mp4"), "digest": "0123"}
+    assert link_video(video, tmp_path / "work", tmp_path / "dataset") == "../b.mp4"
