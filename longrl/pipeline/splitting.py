@@ -29,7 +29,7 @@ def split_into_clips(run: StepRun) -> None:
     A video is cut once; clips of a file with the same content and options come from the log in `splits/`.
     """
     options, report = run.config.split, run.report
-    videos = find_videos(run.config.videos)
+    videos = find_videos(run.config.videos, run.workspace.folder)
     report.items = len(videos)
     run.add_items(len(videos))
     log = AppendLog(run.workspace.path("splits")).open()
@@ -64,8 +64,12 @@ def split_into_clips(run: StepRun) -> None:
     run.workspace.write("split", clips)
 
 
-def find_videos(source: str) -> list[tuple[str, str]]:
+def find_videos(source: str, made: Path | None = None) -> list[tuple[str, str]]:
     """(name, path) of all videos: the name is relative to the folder, or the path as listed.
+
+    Args:
+        source: a folder, or a file that lists videos.
+        made: a folder in it of what the pipeline made, which holds links to videos and parts of them.
 
     Raises:
         ValueError: nothing there, or no video in it.
@@ -73,6 +77,8 @@ def find_videos(source: str) -> list[tuple[str, str]]:
     path = Path(source).expanduser()
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        if made is not None and made.resolve().is_relative_to(path.resolve()) and made.resolve() != path.resolve():
+            files = [file for file in files if not file.resolve().is_relative_to(made.resolve())]
         videos = [(file.relative_to(path).as_posix(), str(file)) for file in files]
     elif path.is_file():
         lines = [line.strip() for line in read_utf8(path).splitlines()]

@@ -279,3 +279,10 @@ def test_a_list_of_videos_is_read_relative_to_itself(tmp_path):
     ]  # fmt: skip
     with pytest.raises(ValueError, match=r"--videos=.*has no video"):
         find_videos(str((tmp_path / "empty").mkdir() or tmp_path / "empty"))
+
+
+def test_what_the_pipeline_made_among_the_videos_is_no_video(tmp_path):
+    (tmp_path / "out" / "dataset" / "videos").mkdir(parents=True)
+    for name in ("a.mp4", "out/dataset/videos/a.mp4"):
+        (tmp_path / name).touch()
+    assert [name for name, _ in find_videos(str(tmp_path), tmp_path / "out")] == ["a.mp4"]
