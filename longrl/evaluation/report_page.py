@@ -18,6 +18,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from longrl.evaluation.charts import all_categories, plot_accuracies, run_color, run_label
@@ -147,6 +148,8 @@ def score_table(runs: Mapping[str, Scores], categories: Sequence[str]) -> PageTa
 def _saved_chart(folder: Path, name: str, figure: Figure) -> Picture:
     """A chart as `NAME.png` in the folder, and on the page at two thirds of its pixels, sharp on any screen."""
     buffer = io.BytesIO()
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # a category or a run may be called $\x$, which is no formula
     figure.savefig(buffer, format="png", facecolor="white")
     png = buffer.getvalue()
     atomic_write(folder / f"{name}.png", png)

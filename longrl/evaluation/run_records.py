@@ -17,6 +17,7 @@ import yaml
 
 from longrl.evaluation.alerts import Alert, alerts_of
 from longrl.evaluation.curves import Metrics, find_metrics, read_metrics
+from longrl.io.plain_yaml import load_yaml
 
 LAST = 10
 """Points whose mean is a final value."""
@@ -78,10 +79,10 @@ def short_names(folders: Sequence[str | Path]) -> list[str]:
 
 
 def read_settings(path: Path) -> dict[str, str]:
-    """The settings of a config.yaml; none where it is missing or no YAML."""
+    """The settings of a config.yaml; none where it is missing, no YAML, or aliases make it endless."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8", errors="replace"))
-    except (OSError, yaml.YAMLError, RecursionError):
+        values = load_yaml(path.read_text(encoding="utf-8", errors="replace"))
+    except (OSError, yaml.YAMLError):
         return {}
     return _flattened(values, "") if isinstance(values, dict) else {}
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from longrl.evaluation.overlaid_curves import plot_overlaid
 from longrl.evaluation.report_page import (
     PageTable,
     Picture,
@@ -20,6 +21,7 @@ from longrl.evaluation.sample_grids import encode_images
 from longrl.types import Row
 
 SCORE = {"accuracy": 0.625, "low": 0.5, "high": 0.75, "n": 48}
+CURVE = {"train/loss": {0: 1.0, 1: 0.5}}
 RESULTS = {
     "base": {"overall": SCORE},
     "rl": {"overall": SCORE, "plot and narrative": SCORE},
@@ -101,6 +103,12 @@ def test_every_text_of_a_report_is_escaped(tmp_path):
     assert "<script" not in page
     assert page.count("&lt;script&gt;") >= 20
     assert page.count("</style>") == 1
+
+
+def test_names_in_charts_are_text_and_no_formulas(tmp_path):
+    name = r"$\no$"
+    report = Report("r", {name: {"overall": SCORE, name: SCORE}}, sections={"Curves": [plot_overlaid({name: CURVE})]})
+    assert write_report(tmp_path, report).is_file()
 
 
 def test_results_intervals_times_and_facts_are_on_it(report):

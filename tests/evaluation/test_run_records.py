@@ -1,5 +1,6 @@
 """What is read of runs that were killed, go on, or are odd."""
 
+import itertools
 import json
 import math
 
@@ -43,6 +44,14 @@ def test_a_config_that_is_none_has_no_settings(tmp_path, content):
     (tmp_path / "config.yaml").write_bytes(content)
     assert read_settings(tmp_path / "config.yaml") == {}
     assert read_settings(tmp_path / "none.yaml") == {}
+
+
+def test_aliases_that_mean_millions_of_settings_are_not_followed(tmp_path):
+    lines = ["a: &a {k: 1}"]
+    for before, name in itertools.pairwise("abcdefgh"):
+        lines.append(f"{name}: &{name} {{{', '.join(f'k{number}: *{before}' for number in range(9))}}}")
+    (tmp_path / "config.yaml").write_text("\n".join(lines))
+    assert read_settings(tmp_path / "config.yaml") == {}
 
 
 def test_settings_are_named_by_dots(tmp_path):
