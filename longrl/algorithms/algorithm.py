@@ -14,6 +14,7 @@ from longrl.algorithms.advantages import InOrder, Outcomes, Selection, group_nor
 from longrl.algorithms.losses import AllReduce, Tokens, single_rank
 from longrl.algorithms.needs import NO_NEEDS, Needs
 from longrl.io.functions import FunctionOrPath, resolve_function
+from longrl.io.number_ranges import NOT_NEGATIVE, check_ranges
 from longrl.types import SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -101,7 +102,8 @@ class Algorithm:
         for name, arguments in FUNCTIONS.items():
             function = resolve_function(getattr(self, name), f"model.algorithm.{name}", arguments)
             object.__setattr__(self, name, function)
-        for name in ("kl_coef", "clip_low", "clip_high", "correction_cap"):
+        check_ranges(self, "model.algorithm.", kl_coef=NOT_NEGATIVE)
+        for name in ("clip_low", "clip_high", "correction_cap"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"model.algorithm.{name} must be a number >= 0, got {getattr(self, name)}")
         if self.advantage_limit is not None and not self.advantage_limit > 0:

@@ -18,6 +18,7 @@ from typing_extensions import override
 from longrl.io.atomic import PARTIAL_SUFFIX
 from longrl.io.checkpoint_files import check_files, explained_failure, load_state, save_file
 from longrl.io.disk_space import GIB, tell_missing_space
+from longrl.io.number_ranges import SECONDS, check_ranges
 from longrl.io.stop_signals import StopRun, current_signals
 from longrl.modules.trained import TrainedModule
 from longrl.strategies.axis import world_axis
@@ -65,6 +66,7 @@ class Checkpoint(ModelCheckpoint):
         for name, value in limits.items():
             if value is not None and not value > 0:
                 raise ValueError(f"checkpoint.{name} must be above 0, got {value}; leave it out to do without")
+        check_ranges(limits, "checkpoint.", stop_within_s=SECONDS)
         self._stop_within_s = stop_within_s
         self._interval_s = math.inf
         """Longest time between two saves."""

@@ -32,6 +32,7 @@ from longrl.evaluation.result_files import (
 from longrl.evaluation.samples import TEST_FOLDER
 from longrl.evaluation.scores import Scores
 from longrl.io.fingerprint import files_fingerprint
+from longrl.io.number_ranges import NOT_NEGATIVE, check_ranges
 from longrl.modules.initial_weights import find_checkpoint
 from longrl.modules.policy import PolicyModule
 from longrl.modules.trained import data_module_of
@@ -57,6 +58,7 @@ class EvaluationReport(Callback):
     """
 
     def __init__(self, breakdowns: list[str] | None = None, num_cards: int = 8) -> None:
+        check_ranges(locals(), num_cards=NOT_NEGATIVE)
         self.breakdowns = breakdowns or []
         self.num_cards = num_cards
         self.metric = CategoryAccuracy()

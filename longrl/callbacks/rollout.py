@@ -35,6 +35,7 @@ from longrl.engines.rollout_engine import (
     prompt_seed,
     sampling_ids,
 )
+from longrl.io.number_ranges import LIMIT_OR_ZERO, NOT_NEGATIVE, check_ranges
 from longrl.models.base import CausalFamily
 from longrl.modules.mini_batches import MismatchMonitor
 from longrl.modules.policy import PolicyModule
@@ -91,6 +92,14 @@ class RolloutCallback(Callback):
         overlap: bool = False,
         warn_without_signal_after: int = 10,
     ) -> None:
+        check_ranges(
+            locals(),
+            "rollout.",
+            max_resample_rounds=NOT_NEGATIVE,
+            max_mismatch=LIMIT_OR_ZERO,
+            max_mean_mismatch=LIMIT_OR_ZERO,
+            bypass_old_logp_below=LIMIT_OR_ZERO,
+        )
         self.reward = reward
         self.sampling = sampling or SamplingParams()
         # Greedy, and one completion: every evaluation asks the same of the policy.

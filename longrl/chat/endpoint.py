@@ -13,7 +13,7 @@ from typing import Any
 
 from longrl.chat.frames import MessagePart
 from longrl.io.jsonl import parse_json
-from longrl.io.number_ranges import NOT_NEGATIVE, check_ranges
+from longrl.io.number_ranges import NOT_NEGATIVE, SECONDS, SECONDS_OR_ZERO, check_ranges
 from longrl.io.secrets import check_no_password, mask_secrets
 
 Content = str | list[MessagePart]
@@ -75,13 +75,12 @@ class Endpoint:
                 )
         if not self.model:
             raise ValueError(f"an endpoint needs the name of its model, got {self.model!r}; `curl {self.url}/models`")
-        limits = {"concurrency": 1, "max_reply_mib": 1, "retries": 0, "backoff_s": 0, "max_backoff_s": 0}
+        limits = {"concurrency": 1, "max_reply_mib": 1, "retries": 0}
         for name, least in limits.items():
             if not getattr(self, name) >= least:
                 raise ValueError(f"{name} of an endpoint must be at least {least}, got {getattr(self, name)}")
         check_ranges(self, input_price=NOT_NEGATIVE, output_price=NOT_NEGATIVE)
-        if not self.timeout_s > 0:
-            raise ValueError(f"timeout_s of an endpoint must be above 0, got {self.timeout_s}")
+        check_ranges(self, timeout_s=SECONDS, backoff_s=SECONDS_OR_ZERO, max_backoff_s=SECONDS_OR_ZERO)
 
     @property
     def is_local(self) -> bool:

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from longrl.io.number_ranges import COUNT, check_ranges
 from longrl.io.old_hooks import OLD_HOOKS, RefusesOldHooks
 from longrl.io.weight_folder import check_weight_files
 from longrl.models.building import OWN_WEIGHTS
@@ -91,6 +92,7 @@ class DiffusionFamily(RefusesOldHooks, abc.ABC):
         self.gradient_checkpointing = gradient_checkpointing
         self.lora = lora
         self.conditions = ConditionCache(self, cached_prompts)
+        check_ranges(self, "model.family.init_args.", height=COUNT, width=COUNT, max_text_tokens=COUNT)
 
     # -- what a subclass says ------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from longrl.diffusion.prompt_files import PromptBatch
 from longrl.diffusion.sampler import Trajectory
 from longrl.diffusion.step_mismatch import StepMismatchMonitor
 from longrl.diffusion.trajectory_rows import RowBatch, score_rows, split_rows, trajectory_record, trajectory_rows
+from longrl.io.number_ranges import LIMIT_OR_ZERO, check_ranges
 from longrl.io.pulse import PULSE
 from longrl.models.ema import EMA_PREFIX, EMASettings, EMAWeights, holds_ema
 from longrl.models.lora import adapters_off
@@ -86,6 +87,7 @@ class DiffusionModule(TrainedModule):
                 "model.rows_per_micro_batch, model.mini_batches_per_rollout and model.epochs_per_rollout must be at "
                 f"least 1, got {rows_per_micro_batch}, {mini_batches_per_rollout} and {epochs_per_rollout}"
             )
+        check_ranges(locals(), "model.", max_mismatch=LIMIT_OR_ZERO)
         super().__init__(
             family, algorithm, optimizer, init_from, mini_batches_per_rollout, epochs_per_rollout, max_grad_norm,
             max_nonfinite_steps,

@@ -18,6 +18,7 @@ from longrl.diffusion.trajectory_rows import TrajectoryGroup
 from longrl.evaluation.sample_grids import FOLDER, PromptSamples, animated_grid, encode_images, is_video, picture_grid
 from longrl.io.atomic import atomic_write
 from longrl.io.jsonl import drop_records
+from longrl.io.number_ranges import check_ranges
 
 
 class PictureGrids(Callback):
@@ -57,6 +58,7 @@ class PictureGrids(Callback):
         self.num_samples = num_samples
         self.tile = tile
         self.max_frames = max_frames
+        check_ranges(locals(), "PictureGrids: ", fps=(1, 1000))
         self.fps = fps
         self._step = 0
         """Optimizer steps done when the rollout was drawn."""

@@ -59,7 +59,7 @@ class DiffusionSampling:
                 "sampling.num_generations must be at least 1 and sampling.num_steps at least 2, "
                 f"got {self.num_generations} and {self.num_steps}"
             )
-        if self.guidance_scale < 1:
+        if not 1 <= self.guidance_scale < float("inf"):
             raise ValueError(f"sampling.guidance_scale must be at least 1, which is none, got {self.guidance_scale}")
 
     def steps(

@@ -77,7 +77,7 @@ class FlowSDE:
     """The paper's a; 0 is the ODE."""
 
     def __post_init__(self) -> None:
-        if self.noise_level < 0:
+        if not 0 <= self.noise_level < math.inf:
             raise ValueError(f"noise_level of FlowSDE must be at least 0, got {self.noise_level}; the paper has 0.7")
 
     def __call__(self, sigma: float, next_sigma: float) -> tuple[float, float, float]:

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from longrl.diffusion.diffusion_family import Condition, DiffusionFamily, to_uint8
 from longrl.diffusion.wan_sequence_parallel import shard_tokens
+from longrl.io.number_ranges import COUNT, check_ranges
 from longrl.strategies.sequence import SequenceParallel
 
 
@@ -45,6 +46,7 @@ class WanFamily(DiffusionFamily):
     ) -> None:
         super().__init__(model, height, width, max_text_tokens=max_text_tokens, **kwargs)
         self.num_frames = num_frames
+        check_ranges(self, "model.family.init_args.", num_frames=COUNT)
 
     @override
     def encode_prompts(self, texts: Sequence[str], device: torch.device) -> Condition:

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from longrl.io.number_ranges import COUNT, check_ranges
+
 Window = Callable[[int, int, int], Any]  # -> range
 
 
@@ -33,6 +35,7 @@ class RandomWindow:
     def __post_init__(self) -> None:
         if self.size < 1:
             raise ValueError(f"size of RandomWindow must be at least 1, got {self.size}; 1 or 2 is usual")
+        check_ranges(self, "RandomWindow: ", end=COUNT)
 
     def __call__(self, num_steps: int, rollout: int, seed: int) -> range:
         """The window of a rollout."""

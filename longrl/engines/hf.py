@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import override
 
 from longrl.engines.rollout_engine import RolloutEngine, prompt_seed
+from longrl.io.number_ranges import COUNT, check_ranges
 from longrl.io.pulse import PULSE
 from longrl.models.base import CausalFamily
 from longrl.packing.attention import attend_all, merge_attention
@@ -50,6 +51,7 @@ class HFEngine(RolloutEngine):
                 f"the engine's prefill_chunk_tokens must be at least 1, got {prefill_chunk_tokens}; leave it out for "
                 "16384, or take one larger than every prompt to prefill in one go"
             )
+        check_ranges(locals(), "the engine's ", max_sequences=COUNT)
         self.max_sequences = max_sequences
         self.prefill_chunk_tokens = prefill_chunk_tokens
 

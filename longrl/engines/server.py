@@ -28,6 +28,7 @@ from longrl.engines.vllm_extension import write_shards
 from longrl.engines.vllm_options import VERSION, Fields, VLLMRollouts
 from longrl.engines.weight_files import default_folder, new_folder
 from longrl.engines.weight_stream import engine_weights
+from longrl.io.number_ranges import COUNT, NOT_NEGATIVE, SECONDS, SECONDS_OR_ZERO, check_ranges
 from longrl.models.base import CausalFamily
 from longrl.strategies.axis import world_axis
 from longrl.types import Prompt
@@ -62,6 +63,8 @@ class VLLMServerEngine(VLLMRollouts):
         start_timeout_s: float = 600.0,
         retries: int = 4,
     ) -> None:
+        times = {"timeout_s": SECONDS, "start_timeout_s": SECONDS_OR_ZERO}
+        check_ranges(locals(), "the engine's ", **times, shard_mib=COUNT, retries=NOT_NEGATIVE)
         addresses = [urls] if isinstance(urls, str) else list(urls)
         if not addresses:
             raise ValueError("urls of VLLMServerEngine must name a server, got none; e.g. http://127.0.0.1:8000")

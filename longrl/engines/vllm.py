@@ -38,6 +38,7 @@ from longrl.engines.parity import RenderedPrompt
 from longrl.engines.vllm_extension import head_dtypes
 from longrl.engines.vllm_options import INSTALL, VERSION, Fields, VLLMRollouts
 from longrl.engines.weight_stream import engine_weights
+from longrl.io.number_ranges import COUNT, NOT_NEGATIVE, check_ranges
 from longrl.models.base import CausalFamily
 from longrl.models.engine_adapter import EngineAdapter
 from longrl.types import Prompt
@@ -68,6 +69,8 @@ class VLLMEngine(VLLMRollouts):
         tensor_parallel_size: int = 1,
         options: dict[str, Any] | None = None,
     ) -> None:
+        counts = {"max_model_len": COUNT, "max_num_seqs": COUNT, "tensor_parallel_size": COUNT}
+        check_ranges(locals(), "the engine's ", **counts, gpu_memory_utilization=(0.01, 1), kv_cache_gib=NOT_NEGATIVE)
         self.max_model_len = max_model_len
         self.max_num_seqs = max_num_seqs
         self.gpu_memory_utilization = gpu_memory_utilization

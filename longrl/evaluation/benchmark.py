@@ -23,6 +23,7 @@ from longrl.evaluation.outcomes import judge_answers, make_outcome
 from longrl.evaluation.protocol import OWN_PROTOCOL, PublishedProtocol
 from longrl.evaluation.records import check_breakdowns
 from longrl.evaluation.result_files import EvaluationFiles, check_extends, describe_evaluation, write_evaluation
+from longrl.io.number_ranges import NOT_NEGATIVE, check_ranges
 from longrl.io.progress import item_progress
 from longrl.rewards import RewardSum
 from longrl.types import Row, SamplingParams, UnusableSample
@@ -68,6 +69,7 @@ class EvaluationConfig:
     """Questions that the report shows with what was answered."""
 
     def __post_init__(self) -> None:
+        check_ranges(self, "--", num_cards=NOT_NEGATIVE)
         if len(set(self.frames)) < len(self.frames) or any(count < 1 for count in self.frames):
             raise ValueError(f"--frames must be different numbers of at least 1, got {self.frames}")
 

@@ -39,6 +39,7 @@ from longrl.datamodules.media.sources import FileFrames
 from longrl.datamodules.media.video import content_digest
 from longrl.evaluation.answering import Answer, Item, Policy, SaveAnswers, hash_json
 from longrl.io.atomic import atomic_write
+from longrl.io.number_ranges import COUNT, check_ranges
 from longrl.models.chat_tokens import MEDIA_TAG, NO_TOKENIZER, literal_text
 from longrl.models.reading import RendersPrompts
 from longrl.types import AudioClip, Frames, Media, MediaKind, Prompt, Row, SamplingParams, UnusableSample
@@ -152,6 +153,7 @@ class EndpointPolicy(Policy):
             raise ValueError(
                 f"video_as must be frames or video and video_url data or file, got {video_as!r} and {video_url!r}"
             )
+        check_ranges(locals(), "policy.init_args.", max_side=COUNT)
         self.endpoint = endpoint
         self.revision = revision
         self.max_side = max_side

@@ -20,6 +20,7 @@ from longrl.evaluation.answering import Item, Policy, SaveAnswers, make_answer, 
 from longrl.features.cache import FeatureCache
 from longrl.features.disk_cache import DiskCache
 from longrl.features.provenance import tensor_bytes
+from longrl.io.number_ranges import NOT_NEGATIVE, check_ranges
 from longrl.models.base import CausalFamily
 from longrl.models.chunked_mlp import chunk_mlps
 from longrl.models.pretrained_folder import is_local
@@ -63,6 +64,8 @@ class LocalPolicy(Policy):
         feature_cache_dir: str | None = None,
         feature_cache_disk_gib: float = 1024.0,
     ) -> None:
+        sizes = {"feature_cache_gib": NOT_NEGATIVE, "feature_cache_disk_gib": NOT_NEGATIVE}
+        check_ranges(locals(), "policy.init_args.", **sizes)
         self.family: CausalFamily = family
         self.weights = weights
         self.engine = engine or HFEngine()

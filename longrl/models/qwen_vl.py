@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from longrl.io.number_ranges import COUNT, check_ranges
 from longrl.models.base import CausalFamily
 from longrl.models.building import OWN_WEIGHTS
 from longrl.models.planning_sizes import TextSizes, VisionSizes
@@ -63,6 +64,7 @@ class Qwen2_5_VLFamily(CausalFamily):
         **kwargs: Any,
     ) -> None:
         super().__init__(model, **kwargs)
+        check_ranges(locals(), "model.family.init_args.", max_video_pixels=COUNT, max_patches_per_encode=COUNT)
         if not 0 < min_pixels <= max_pixels:
             raise ValueError(f"min_pixels={min_pixels} must be positive and at most max_pixels={max_pixels}")
         self.min_pixels = min_pixels

@@ -15,6 +15,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import Optimizer
 
+from longrl.io.number_ranges import COUNT, NOT_NEGATIVE, check_ranges
 from longrl.modules.eight_bit import eight_bit
 from longrl.modules.host_adamw import HostAdamW
 
@@ -46,6 +47,16 @@ class OptimizerSettings:
     memory when the device is full. Both change the steps a little."""
 
     def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            "model.optimizer.",
+            lr=NOT_NEGATIVE,
+            weight_decay=NOT_NEGATIVE,
+            warmup_steps=NOT_NEGATIVE,
+            total_steps=COUNT,
+        )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"model.optimizer.betas must be at least 0 and below 1, got {self.betas}")
         if self.offload and self.kind != "adamw":
             raise ValueError(
                 f"model.optimizer.offload keeps AdamW's own moments on the host, got kind={self.kind}; set "

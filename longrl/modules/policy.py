@@ -20,6 +20,7 @@ from longrl.algorithms import Algorithm
 from longrl.features.cache import FeatureCache
 from longrl.features.disk_cache import DiskCache
 from longrl.features.trainable_features import TrainableFeatures
+from longrl.io.number_ranges import NOT_NEGATIVE, check_ranges
 from longrl.io.pulse import PULSE
 from longrl.models.base import CausalFamily
 from longrl.models.lora import adapters_off
@@ -91,6 +92,12 @@ class PolicyModule(TrainedModule):
                 "model.max_tokens_per_micro_batch, model.mini_batches_per_rollout and model.epochs_per_rollout must be "
                 f"at least 1, got {max_tokens_per_micro_batch}, {mini_batches_per_rollout} and {epochs_per_rollout}"
             )
+        check_ranges(
+            locals(),
+            "model.",
+            feature_cache_bytes=NOT_NEGATIVE,
+            feature_cache_disk_bytes=NOT_NEGATIVE,
+        )
         super().__init__(
             family, algorithm, optimizer, init_from, mini_batches_per_rollout, epochs_per_rollout, max_grad_norm,
             max_nonfinite_steps,

@@ -192,7 +192,7 @@ class TrainedModule(ParallelModule, abc.ABC):
         max_nonfinite_steps: int,
     ) -> None:
         super().__init__()
-        if max_grad_norm < 0:
+        if not max_grad_norm >= 0:
             raise ValueError(f"model.max_grad_norm must be at least 0, got {max_grad_norm}; 0 switches clipping off")
         self.automatic_optimization = False
         self.family = family

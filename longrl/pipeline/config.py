@@ -216,6 +216,9 @@ class PipelineConfig:
     filter: FilterOptions = field(default_factory=FilterOptions)
     export: ExportOptions = field(default_factory=ExportOptions)
 
+    def __post_init__(self) -> None:
+        check_ranges(self, "--", judge_attempts=COUNT, max_failed_share=SHARE)
+
     def endpoint(self, role: Literal["captioner", "writer", "policy", "judge"]) -> Endpoint:
         """The endpoint of a role.
 

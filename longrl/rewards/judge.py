@@ -21,6 +21,7 @@ from typing import ClassVar
 from longrl.chat.client import CallFailed, ChatClient, ReplyCache
 from longrl.chat.endpoint import Budget, Decoding, Endpoint, Reply, Request
 from longrl.chat.event_loop import run_async
+from longrl.io.number_ranges import COUNT, SECONDS, check_ranges
 from longrl.rewards.answers import after_thinking, strict_text
 from longrl.rewards.batch import BatchReward
 from longrl.rewards.exact import normalized_text
@@ -100,10 +101,7 @@ class Judge(BatchReward[Completion]):
         missing = [name for name in ("{question}", "{reference}", "{answer}") if name not in self.prompt]
         if missing:
             raise ValueError(f"the prompt of a judge must contain {', '.join(missing)}, got {self.prompt[:200]!r}")
-        if self.attempts < 1:
-            raise ValueError(f"attempts of a judge must be at least 1, got {self.attempts}")
-        if not self.time_limit_s > 0:
-            raise ValueError(f"time_limit_s of a judge must be above 0, got {self.time_limit_s}")
+        check_ranges(self, "the judge's ", attempts=COUNT, time_limit_s=SECONDS)
 
     def score_all(self, completions: Sequence[Completion], rows: Sequence[Row]) -> list[float | Exception]:
         """Values of any number of completions, judged at once."""

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+from longrl.io.number_ranges import COUNT, FINITE, check_ranges
 from longrl.rewards.reward_sum import RULE_TASKS, accuracy
 from longrl.types import Completion, Row
 
@@ -62,8 +63,8 @@ class CosineLength:
     exceeded: float = -1.0
 
     def __post_init__(self) -> None:
-        if self.max_completion_tokens < 1:
-            raise ValueError(f"max_completion_tokens must be at least 1, got {self.max_completion_tokens}")
+        values = dict.fromkeys(("right_short", "right_full", "wrong_short", "wrong_full", "exceeded"), FINITE)
+        check_ranges(self, "CosineLength: ", max_completion_tokens=COUNT, **values)
 
     def __call__(self, completion: Completion, row: Row) -> float:
         """Reward of one completion; it is right when `accuracy` is at least 0.5."""

@@ -213,8 +213,10 @@ class RewardSum:
             raise ValueError(
                 f"the parts of a RewardSum must have different names, got {self.names}; set `name` of a term"
             )
-        if not 0 <= self.time_limit_s < math.inf:
-            raise ValueError(f"rollout.reward.time_limit_s must be at least 0, which is none, got {self.time_limit_s}")
+        if not 0 <= self.time_limit_s <= 1e9:
+            raise ValueError(
+                f"rollout.reward.time_limit_s must be at least 0, which is none, got {self.time_limit_s}; 60 is usual"
+            )
 
     @cached_property
     def names(self) -> list[str]:

@@ -23,6 +23,7 @@ from typing_extensions import override
 
 from longrl.io.atomic import sync_folder
 from longrl.io.checkpoint_files import explained_failure, is_trusted, load_state
+from longrl.io.number_ranges import check_ranges
 from longrl.strategies.axis import SINGLE_RANK, Axis, world_axis
 from longrl.strategies.fsdp import ShardingOptions, shard_policy
 from longrl.strategies.parallel import Parallel, ParallelModule
@@ -70,6 +71,7 @@ class MRSPStrategy(ModelParallelStrategy):
         timeout_s: float = 1800.0,
         process_group_backend: str | None = None,
     ) -> None:
+        check_ranges(locals(), "trainer.strategy.init_args.", timeout_s=(1e-3, 1e9))
         if process_group_backend is None and sharding.offload and torch.cuda.is_available():
             process_group_backend = "cpu:gloo,cuda:nccl"
         super().__init__(

@@ -344,7 +344,7 @@ def test_its_own_samples_are_no_matter():
 @pytest.mark.parametrize("name", ["kl_coef", "clip_low", "clip_high", "correction_cap"])
 @pytest.mark.parametrize("value", [-0.1, math.nan])
 def test_negative_constants_are_refused(name, value):
-    with pytest.raises(ValueError, match=rf"algorithm\.{name} must be a number >= 0, got"):
+    with pytest.raises(ValueError, match=rf"algorithm\.{name} must be .*0, got"):
         Algorithm(**{name: value})
 
 

@@ -174,7 +174,7 @@ def test_images_are_loaded_for_a_call_only_and_named_by_content(tmp_path):
         ({"url": "localhost:8000"}, "must begin with http"),
         ({"model": ""}, "needs the name of its model"),
         ({"concurrency": 0}, "concurrency of an endpoint must be at least 1"),
-        ({"timeout_s": 0.0}, "timeout_s of an endpoint must be above 0"),
+        ({"timeout_s": 0.0}, "timeout_s must be above 0"),
     ],
 )
 def test_impossible_endpoints_are_refused(options, message):

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longrl.io.number_ranges import COUNT, check_ranges
 from longrl.rewards.batch import BatchReward
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ class ClipReward(BatchReward["Tensor"]):
     """None is the rank's GPU if there is one, else the CPU."""
     batch_size: int = 32
     """Frames embedded together."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, f"{type(self).__name__}: ", batch_size=COUNT)
 
     def prepare(self) -> None:
         """Loads the model.

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from longrl.diffusion.rewards.required_packages import require_packages
+from longrl.io.number_ranges import COUNT, check_ranges
 from longrl.rewards.batch import SampleReward
 
 if TYPE_CHECKING:
@@ -52,6 +53,11 @@ class OcrMatch(SampleReward["Tensor"]):
     takes twice the time on pictures of 512 x 512 and read drawn words of 16 to 40 pixels no better."""
     num_threads: int = -1
     """Threads of ONNX Runtime; -1 for all cores."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "OcrMatch: ", detection_side=COUNT)
+        if self.num_threads < 1 and self.num_threads != -1:
+            raise ValueError(f"OcrMatch: num_threads must be at least 1, or -1 for all cores, got {self.num_threads}")
 
     def prepare(self) -> None:
         """Loads the reader.
