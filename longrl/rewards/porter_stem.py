@@ -7,7 +7,6 @@ change, while NLTK brings packages of its own; tested against stems by NLTK.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
@@ -32,9 +31,16 @@ _STEP_4 = (
 )  # fmt: skip
 
 
-@lru_cache(maxsize=65536)
+MAX_KEPT_CHARS = 40
+"""The stem of a longer word is not kept: it is a model's invention, and may have thousands."""
+
+
 def stem_word(word: str) -> str:
     """The stem of a word in lower case: "running" gives "run", "happily" "happili"."""
+    return _kept_stem(word) if len(word) <= MAX_KEPT_CHARS else _stem(word)
+
+
+def _stem(word: str) -> str:
     if word in _IRREGULAR:
         return _IRREGULAR[word]
     if len(word) <= 2:
@@ -44,6 +50,9 @@ def stem_word(word: str) -> str:
     word = _replace_first(word, _STEP_3, lambda stem, _: _measure(stem) > 0)
     word = _replace_first(word, [(suffix, "") for suffix in _STEP_4], _is_long)
     return _final_l(_final_e(word))
+
+
+_kept_stem = lru_cache(maxsize=65536)(_stem)
 
 
 def _shape(word: str) -> str:
@@ -57,7 +66,7 @@ def _shape(word: str) -> str:
 
 def _measure(stem: str) -> int:
     """How often vowels are followed by consonants."""
-    return len(re.findall("v+c+", _shape(stem)))
+    return _shape(stem).count("vc")
 
 
 def _ends_cvc(word: str) -> bool:
