@@ -35,7 +35,8 @@ WARM_UP = 0.2
 """Share of the steps that do not count."""
 LIMIT_MIB = 1.0
 """Per 100 steps."""
-VLLM = {"max_model_len": 1024, "max_num_seqs": 16, "kv_cache_gib": 0.0625, "enforce_eager": True}
+VLLM = {"max_model_len": 1024, "max_num_seqs": 16, "kv_cache_gib": 1 / 128, "enforce_eager": True}
+"""A cache of keys that all steps soon have touched: until then memory grows."""
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, int | float | str]]:
@@ -118,7 +119,7 @@ def vllm(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def server(folder: Path) -> Iterator[dict[str, Any]]:
-    """A vLLM server of its own, whose processes are not counted."""
+    """A vLLM server that the run starts, whose processes count too."""
     from longrl.testing.tiny import tiny_qwen2_5_vl
     from tests.servers import RunningServer
 
@@ -160,11 +161,15 @@ def row_of(name: str, samples: Sequence[dict[str, float]]) -> dict[str, int | fl
     """A run's line of the table; of what should not change, its values at the end of the warm-up and of the run."""
     steps = samples[-1][POLICY_STEPS]
     counted = [sample for sample in samples if sample[POLICY_STEPS] > WARM_UP * steps]
-    slope, _ = np.polyfit([sample[POLICY_STEPS] for sample in counted], [sample["rss_mib"] for sample in counted], 1)
+    at = [sample[POLICY_STEPS] for sample in counted]
+    slope, own_slope = (
+        np.polyfit(at, [sample[name] for sample in counted], 1)[0] for name in ("rss_mib", "own_rss_mib")
+    )
     row: dict[str, int | float | str] = {
         "steps": int(steps),
         "engine": name,
         "rss_slope_mib_per_100": round(100 * float(slope), 3),
+        "own_slope_mib_per_100": round(100 * float(own_slope), 3),
         "rss_first_mib": round(counted[0]["rss_mib"], 1),
         "rss_last_mib": round(counted[-1]["rss_mib"], 1),
     }

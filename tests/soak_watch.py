@@ -48,6 +48,7 @@ def usage(root: int) -> dict[str, float]:
             total["fds"] += len(os.listdir(f"/proc/{pid}/fd"))
             total["processes"] += 1
             shared |= shared_files(pid)
+    total["own_rss_mib"] = int(Path(f"/proc/{root}/statm").read_text().split()[1]) * PAGE_MIB
     return {**total, "shm_bytes": sum(shared.values())}
 
 

@@ -20,7 +20,16 @@ def soak(monkeypatch):
 
 
 def sample(step, rss_mib, **values):
-    return {"step": step, "rss_mib": rss_mib, "fds": 9, "threads": 2, "processes": 1, "shm_bytes": 0, **values}
+    return {
+        "step": step,
+        "rss_mib": rss_mib,
+        "own_rss_mib": 90,
+        "fds": 9,
+        "threads": 2,
+        "processes": 1,
+        "shm_bytes": 0,
+        **values,
+    }
 
 
 def test_the_slope_is_that_behind_the_warm_up(soak):
