@@ -253,7 +253,13 @@ def test_a_part_of_a_video_is_not_sent_whole(tmp_path):
     changed = [record, {**record, "problem_id": "part", "metadata": {"span_s": [0, 1]}}]
     test = benchmark(tmp_path, changed)
     with Server(completion("<answer>B</answer>")) as server:
-        results = as_video(tmp_path / "out", server.url, f"--data.test={test}", "--data.max_skipped_share=0.6")
+        results = as_video(
+            tmp_path / "out",
+            server.url,
+            f"--data.test={test}",
+            "--data.allow_outside_paths=true",
+            "--data.max_skipped_share=0.6",
+        )
         assert len(server.bodies) == 1
     assert results["conditions"]["video"]["failures"] == {"decode": 1}
     assert "video_as=video sends whole files" in (tmp_path / "out" / "skipped.jsonl").read_text()
