@@ -18,7 +18,7 @@ model it trains. A new one is a subclass of `longrl.models.base.CausalFamily`, w
                         later_options
     EncodesMedia        how do patches become features?
         media           media_encoders, encode_media
-        default         trained_encoders, feature_size, encoder_settings
+        default         trained_encoders, projectors, feature_size, encoder_settings
     TextStack           which log-probabilities has the model for the completions of a micro-batch?
         write           backbone
         default         forward, text_inputs, media_rows, hidden_states, layers, root_modules,

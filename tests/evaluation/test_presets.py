@@ -47,7 +47,9 @@ def asked(tmp_path, monkeypatch):
     def ask(preset, record, subtitles=None):
         if subtitles:
             (folder / "subtitle" / "abc.srt").write_text(subtitles)
-        config, data = parse_evaluation([f"--config={ROOT / 'configs' / 'eval' / preset}.yaml"])
+        config, data = parse_evaluation(
+            [f"--config={ROOT / 'configs' / 'eval' / preset}.yaml", f"--data.media_root={folder}"]
+        )
         row = data.row_functions[data.row_function](record, 0, str(folder))
         prompt = replace(data.renderer, family=ChatReader(64))(row)
         (indices,) = prompt.frame_indices

@@ -56,4 +56,7 @@ def test_a_capabilitys_docstring_is_its_question():
 
 def test_a_family_has_no_public_name_beside_its_capabilities():
     listed = {name for capability in CAPABILITIES for name in hooks_of(capability)}
-    assert {name for name in dir(CausalFamily) if not name.startswith("_")} - listed == {"export_adapters"}
+    assert {name for name in dir(CausalFamily) if not name.startswith("_")} - listed == {
+        "export_adapters",
+        "model_parts",
+    }
