@@ -19,6 +19,7 @@ from longrl.io.pulse import PULSE
 
 FACTORS = {"start": 4.0, "generate": 2.0, "save": 2.0}
 """Phases that may take so many times as long as others: weights are loaded, answers are long, disks are slow."""
+LIMIT_S = 1800.0
 PHASES = (*FACTORS, "data", "encode", "sync", "decode", "reward", "update", "validate", "step")
 
 
@@ -27,7 +28,8 @@ class Watchdog(Callback):
 
     Args:
         limit_s: seconds in which a phase must get something done: a row, a micro-batch, a token, or its end. Start and
-            checkpoint-saving have several times as long, and so has generating. 0 switches the watchdog off.
+            checkpoint-saving have several times as long, and so has generating. 0 switches the watchdog off. None is
+            1800, or as long as the strategy lets ranks wait for each other if that is longer.
         limits_s: seconds for single phases instead: start, data, encode, sync, generate, decode, reward, update,
             validate, save, step (what lies between them); 0 is no limit.
         silent_s: a rank whose heartbeat stands still for so long is taken for stopped: the others end, and it is
@@ -36,9 +38,9 @@ class Watchdog(Callback):
 
     def __init__(
         self,
-        limit_s: float = 1800.0,
+        limit_s: float | None = None,
         limits_s: dict[str, float] | None = None,
-        silent_s: float = 120.0,
+        silent_s: float = 300.0,
     ) -> None:
         limits = dict(limits_s or {})
         unknown = limits.keys() - set(PHASES)
@@ -46,6 +48,9 @@ class Watchdog(Callback):
             raise ValueError(
                 f"watchdog.limits_s knows the phases {', '.join(PHASES)}, got {', '.join(sorted(unknown))}"
             )
+        self._is_usual = limit_s is None
+        if limit_s is None:
+            limit_s = LIMIT_S
         values = {"limit_s": limit_s, "silent_s": silent_s, **limits}
         for name, value in values.items():
             if not value >= 0:
@@ -71,6 +76,10 @@ class Watchdog(Callback):
         """Starts watching: the ranks know each other from here on."""
         if not self.limit_s:
             return
+        timeout = getattr(trainer.strategy, "_timeout", None)
+        if self._is_usual and trainer.world_size > 1 and timeout is not None:
+            # A rank that waits is not ended before its collective would be.
+            self.limit_s = max(LIMIT_S, timeout.total_seconds())
         PULSE.enter("start")
         run = f"{socket.gethostname()} {os.getpid()} {time.time_ns()}"
         run = trainer.strategy.broadcast(run)
@@ -117,6 +126,10 @@ class Watchdog(Callback):
             raise SystemExit(HUNG) from exception
 
     # -- phases that nobody else names ---------------------------------------------------------------------------
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        PULSE.beats += 1  # weights are there; the reference's and a checkpoint's may take as long
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

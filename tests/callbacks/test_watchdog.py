@@ -8,12 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from longrl.callbacks.watch_thread import WatchLimits, WatchThread
 from longrl.callbacks.watchdog import Watchdog
+from longrl.io.checkpoint_files import save_file
+from longrl.io.checksums import check_zip, file_checksum
 from longrl.io.exit_codes import HUNG
 from longrl.io.heartbeats import Heartbeats
 from longrl.io.processes import LostWorker, kill_descendants, machine
@@ -211,14 +215,14 @@ def test_limits_of_phases():
     assert dog.limit_of("save") == float("inf")
 
 
-def started(folder, world_size=1):
+def started(folder, world_size=1, limit_s=1000.0):
     trainer = SimpleNamespace(
-        strategy=SimpleNamespace(broadcast=lambda run: run),
+        strategy=SimpleNamespace(broadcast=lambda run: run, _timeout=timedelta(hours=2)),
         default_root_dir=str(folder),
         global_rank=0,
         world_size=world_size,
     )
-    dog = Watchdog(limit_s=1000.0)
+    dog = Watchdog(limit_s=limit_s)
     dog.setup(trainer, None, "fit")
     return dog, trainer
 
@@ -232,6 +236,26 @@ def test_the_thread_lives_from_setup_to_teardown(tmp_path):
     dog = Watchdog(limit_s=0)
     dog.setup(trainer, None, "fit")
     assert dog._thread is None
+
+
+@pytest.mark.parametrize(("world_size", "limit_s", "expected"), [(1, None, 1800), (2, None, 7200), (2, 100.0, 100)])
+def test_ranks_may_wait_for_each_other_as_long_as_the_strategy_lets_them(tmp_path, world_size, limit_s, expected):
+    dog, trainer = started(tmp_path, world_size, limit_s)
+    dog.teardown(trainer, None, "fit")
+    assert dog.limit_of("update") == expected
+
+
+def test_a_file_that_is_written_or_read_for_long_gets_something_done(tmp_path, monkeypatch):
+    monkeypatch.setattr("longrl.io.checksums.CHUNK_BYTES", 1024)
+    path = tmp_path / "last.ckpt"
+    save_file({"state_dict": {"weight": torch.ones(1024)}}, path)
+    written = PULSE.beats
+    assert written > 0
+    check_zip(path)
+    read = PULSE.beats - written
+    assert read > 4
+    file_checksum(path)
+    assert PULSE.beats - written - read > 4
 
 
 def test_an_error_is_told_to_the_other_ranks(tmp_path):
