@@ -74,7 +74,9 @@ def _check_unused(folder: Path, saved: list[Path], config: str, resumes: bool) -
     is_begun = (folder / "samples.jsonl").is_file() or any(map(_has_values, folder.glob("logs/version_*/metrics.csv")))
     is_same = _same_run(folder / "config.yaml", config)
     if is_begun and is_same:
-        logger.warning("the run in %s ended before its first checkpoint; it begins anew beside what it left", folder)
+        logger.warning(
+            "the run in %s ended before its first checkpoint; it begins anew, over its metrics and samples", folder
+        )
     elif is_begun:
         raise ValueError(
             f"--run_dir={folder} holds the metrics or samples of another run, which ended before its first checkpoint; "

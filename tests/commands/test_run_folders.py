@@ -155,7 +155,7 @@ def test_fit_does_not_mix_with_a_run_that_ended_before_its_first_checkpoint(tmp_
     with pytest.raises(ValueError, match="another run, which ended before its first checkpoint"):
         check_checkpoints("fit", str(tmp_path), None, "model: {a: 1}\ndata: {b: 3}\n")
     check_checkpoints("fit", str(tmp_path), None, "model: {a: 1}\ndata: {b: 2}\n")
-    assert "it begins anew beside what it left" in caplog.text
+    assert "it begins anew, over its metrics and samples" in caplog.text
     check_checkpoints("fit", str(tmp_path), "last")
 
 
