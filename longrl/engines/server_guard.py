@@ -53,7 +53,7 @@ class ServerGuard:
         """Status and message of the answer to a request that goes no further."""
         headers = dict(scope["headers"])  # names in lower case; of two of a name the last counts
         method = scope.get("method", "GET")
-        if scope["path"] in OPEN and method == "GET":
+        if scope["path"] in OPEN and (scope["type"], method) == ("http", "GET"):
             return None
         if not self._has_key(headers.get(b"authorization", b"")):
             self._warn(scope)
@@ -63,7 +63,7 @@ class ServerGuard:
         length = headers.get(b"content-length", b"")
         if not length.isdigit() or b"transfer-encoding" in headers:
             return 411, "a request must say its length (Content-Length)"
-        if int(length[:20]) > self.max_body_bytes:
+        if int(length.lstrip(b"0")[:20] or b"0") > self.max_body_bytes:
             return 413, f"a request may have {self.max_body_bytes} bytes; raise --max_request_gib of the server"
         return None
 

@@ -240,3 +240,22 @@ def test_features_must_be_what_their_name_says_and_as_wide_as_the_models(routes,
     assert status == 400
     assert "is not what its name says" in answer["error"]["message"]
     assert routes.store.find([name], {})[1] == []  # the true one, which came before
+
+
+@pytest.mark.parametrize(
+    ("scope", "refused"),
+    [
+        ({"type": "http", "method": "POST", "headers": [(b"content-length", b"0" * 30 + b"99999999")]}, True),
+        ({"type": "http", "method": "POST", "headers": [(b"content-length", b"0" * 30 + b"9")]}, False),
+        ({"type": "websocket", "headers": []}, False),
+    ],
+)
+def test_a_length_with_zeros_in_front_is_its_number(scope, refused):
+    keyed = scope | {"path": "/health", "headers": [*scope["headers"], (b"authorization", f"Bearer {KEY}".encode())]}
+    assert (ServerGuard(None, KEY, 4096)._refusal(keyed) is not None) is refused
+
+
+def test_health_is_open_to_get_alone():
+    guard = ServerGuard(None, KEY, 4096)
+    assert guard._refusal({"type": "http", "method": "GET", "path": "/health", "headers": []}) is None
+    assert guard._refusal({"type": "websocket", "path": "/health", "headers": []}) is not None
