@@ -38,6 +38,7 @@ from longrl.evaluation.samples import RESULTS_FILE
 from longrl.evaluation.scores import percent
 from longrl.io.plain_yaml import load_yaml
 from longrl.io.tables import make_table
+from longrl.io.text_files import read_utf8
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ def _read_files(args: Sequence[str]) -> Iterator[ConfigFile]:
         for text in options_of(args, option):
             path = Path(text)
             is_file = path.suffix in FILE_ENDINGS and path.is_file()
-            values = _read_yaml(path.read_text(encoding="utf-8") if is_file else text)
+            values = _read_yaml(read_utf8(path) if is_file else text)
             if isinstance(values, dict):
                 yield path, values if option == "--config" else {option.removeprefix("--"): values}
 

@@ -17,6 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from longrl.commands.failures import MAX_CHARACTERS, find_mistake
 from longrl.io.exit_codes import MISTAKE
 from longrl.io.one_line import one_line
+from longrl.io.text_files import read_utf8
 
 UNKNOWN = re.compile(
     r"(?:Option|option) '([^']+)' is not accepted|does not accept option '([^']+)'|unrecognized arguments: --([^\s=]+)"
@@ -43,7 +44,11 @@ class ShortErrors(ArgumentParser):
     def parse_args(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:  # type: ignore[override]
         """As that of jsonargparse."""
         self.given = list(sys.argv[1:] if args is None else args)
-        return super().parse_args(args, *more, **options)
+        try:
+            return super().parse_args(args, *more, **options)
+        except UnicodeDecodeError as error:
+            _tell_encoding(self.given)
+            raise ValueError(f"a file that a config names is no UTF-8: {error}; save it anew") from error
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Says what is wrong and ends the process with status 2; within another parser it raises."""
@@ -117,6 +122,14 @@ def _located(name: str, given: Sequence[str], text: str) -> str:
             if line is not None:
                 return f"{path}, line {line}: {text}"
     return text
+
+
+def _tell_encoding(given: Sequence[str]) -> None:
+    """Raises ValueError for the first config of a command line that is no UTF-8."""
+    for arg, following in zip(given, [*given, ""][1:], strict=True):
+        path = Path(arg.partition("=")[2] or following)
+        if arg.startswith("-") and path.is_file():
+            read_utf8(path)
 
 
 def find_line(text: str, name: str) -> int | None:

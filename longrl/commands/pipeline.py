@@ -23,7 +23,9 @@ WITHOUT_MODEL = ("split", "validate", "export")
 def main(args: Sequence[str]) -> None:
     """Command line: a step, and the options of `PipelineConfig`."""
     from longrl.commands.parsers import ShortErrors
+    from longrl.commands.run_config import set_config_reader
 
+    set_config_reader()
     usage = COMMAND_USAGE.format("python -m longrl", "pipeline STEP")
     parser = ShortErrors(usage=usage, prog="python -m longrl pipeline STEP", description=DESCRIPTION)
     parser.add_argument("--config", action="config", help="a YAML file; later ones win, key by key")

@@ -43,7 +43,9 @@ def set_config_reader(check: ConfigCheck | None = None) -> None:
                 raise
             said = " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
             raise ValueError(f"--config {path} is no YAML: {said}") from error
-        return check(values, Path(path)) if check and path and isinstance(values, dict) else values
+        if path and not (isinstance(values, dict) and all(isinstance(name, str) for name in values)):
+            raise ValueError(f"--config {path} must hold options by name, as `data:`, got {str(values)[:100]!r}")
+        return check(values, Path(path)) if check and path else values
 
     set_loader("yaml", read, (yaml.YAMLError,))
 

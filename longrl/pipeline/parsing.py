@@ -17,6 +17,7 @@ from longrl.rewards.time_intervals import parse_intervals
 
 FUTILE_CHARS = 100_000
 """Read in vain in search of an object, besides ten times the text's length."""
+MAX_CLOCK_CHARS = 400
 OBJECT = re.compile(r'\{\s*["}]')
 """How an object begins, and no brace of prose or LaTeX."""
 LABEL = re.compile(r"\s*\(?([A-Ha-h])\s?[).:]\s+")
@@ -96,9 +97,10 @@ def seconds_of(value: object) -> float:
     """
     if _is_number(value):
         return float(value)
-    match = CLOCK.fullmatch(value) if isinstance(value, str) else None
+    # Of many blanks the pattern would try every share; no time is so long.
+    match = CLOCK.fullmatch(value) if isinstance(value, str) and len(value) <= MAX_CLOCK_CHARS else None
     if match is None:
-        raise UnusableReply("bad times", f"{value!r} is no time")
+        raise UnusableReply("bad times", f"{str(value)[:MAX_CLOCK_CHARS]!r} is no time")
     hours, minutes, seconds = match.groups()
     time = 3600 * float(hours or 0) + 60 * float(minutes or 0) + float(seconds)
     if math.isinf(time):

@@ -1,5 +1,7 @@
 """Errors of options: one line with the nearest name, and the line of the config."""
 
+import re
+
 import pytest
 
 from longrl.commands.main import main
@@ -91,3 +93,32 @@ def test_the_values_of_a_group_are_not_said():
   Given value type: <class 'dict'>
   Given value: {'api_key': 'canary'}"""
     assert explain(message, [], []) == "a: Expected a int"
+
+
+BOMB = "n0: &n0 [1, 2]\n" + "".join(f"n{n + 1}: &n{n + 1} [{', '.join([f'*n{n}'] * 4)}]\n" for n in range(12))
+
+
+@pytest.mark.parametrize("command", [["fit"], ["evaluate"], ["pipeline", "split"], ["diffusion", "fit"]])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("data: {}\n".encode("utf-16"), "is UTF-16, and must be UTF-8"),
+        (b"a: 1\n# caf\xe9\n", "line 2 of .* is no UTF-8"),
+        (b"- a\n", "must hold options by name"),
+        (b"", "must hold options by name"),
+        (b"1: 2\n", "must hold options by name"),
+        (BOMB.encode(), "more than 1000000 values"),
+    ],
+)
+def test_a_config_that_is_none_is_refused_in_one_line(tmp_path, capsys, command, content, said):
+    path = tmp_path / "x.yaml"
+    path.write_bytes(content)
+    try:
+        main([*command, f"--config={path}"])
+    except ValueError as error:
+        text = str(error)
+    except SystemExit:
+        text = capsys.readouterr().err.strip()
+    assert re.search(said, text)
+    assert str(path.name) in text
+    assert "\n" not in text

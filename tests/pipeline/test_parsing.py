@@ -83,6 +83,7 @@ def test_options_that_begin_with_a_letter_by_themselves_stay_whole():
         (said(reasoning=[{"text": "x"}]), "bad times"), (said(reasoning=[{"start": 0, "end": 1}]), "bad schema"),
         (said(box=[1, 2]), "bad schema"), (said(box={"corners": [1, 2, 3, 10**400], "time": 1}), "bad schema"),
         (said(reasoning=[{"start": 0, "end": 10**400, "text": "x"}]), "bad times"),
+        (said(reasoning=[{"start": 0, "end": "1" + " " * 20_000 + "!", "text": "x"}]), "bad times"),
         (said(reasoning=[{"start": 0, "end": float("inf"), "text": "x"}]), "bad times"),
         (said(reasoning=[{"start": 0, "end": "9" * 400, "text": "x"}]), "bad times"),
         ('{"question": ' + "[" * 100_000, "no json"),
