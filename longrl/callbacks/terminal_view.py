@@ -19,6 +19,7 @@ from typing_extensions import override
 from longrl.callbacks.live_display import LiveDisplay
 from longrl.callbacks.run_watch import RunWatch
 from longrl.evaluation.screen import Progress, Sample, plain_line, screen
+from longrl.io.stop_signals import current_signals
 from longrl.modules.trained import TrainedModule
 
 ViewMode = Literal["auto", "live", "plain"]
@@ -187,6 +188,7 @@ class TerminalView(ProgressBar):
         phase, since = now or ("", 0.0)
         phase_s = time.perf_counter() - since if phase else 0.0
         watch = self._watch
+        signals = current_signals()
         return Progress(
             run=self._run,
             step=self._step,
@@ -199,6 +201,7 @@ class TerminalView(ProgressBar):
             curves=dict(watch.curves) if watch else {},
             alerts=watch.alerts.active if watch else (),
             sample=self._sample,
+            notice=signals.notice if signals else "",
         )
 
     def _picture(self, console: Console) -> Text:

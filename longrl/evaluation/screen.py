@@ -62,6 +62,8 @@ class Progress:
     """Metric -> its values, in the order in which they are shown."""
     alerts: Sequence[Alert] = ()
     sample: Sample | None = None
+    notice: str = ""
+    """That a signal ends the run, say."""
 
     @property
     def left_s(self) -> float | None:
@@ -134,6 +136,8 @@ def screen(progress: Progress, width: int = 80, height: int = 24, encoding: str 
     width = max(width, MIN_WIDTH)
     is_ascii = not encoding.lower().replace("-", "").startswith("utf")
     head = [_title(progress, width, encoding), _bar(progress, width, is_ascii), _now(progress)]
+    if progress.notice:
+        head.append(Text(progress.notice, "bold yellow"))
     curves = [
         _curve(LABELS.get(name, name), curve, width, ASCII_BLOCKS if is_ascii else BLOCKS)
         for name, curve in progress.curves.items()

@@ -61,6 +61,8 @@ class StopSignals:
         self.speaks = speaks
         self.requested: signal.Signals | None = None
         """The first signal that asked to end."""
+        self.notice = ""
+        """What a run that is to end says of it, for a screen that would draw over the line."""
         self.children: Callable[[], Sequence[subprocess.Popen[Any]]] = tuple
         """Gives the ranks that this process started: they end with it."""
         self.is_launched = False
@@ -175,7 +177,8 @@ class StopSignals:
             return
         self._is_noted = True
         if self._deferred:
-            self.say(f"{number.name}: the run stops after this step, with a checkpoint (a second Ctrl-C: at once)")
+            self.notice = f"{number.name}: the run stops after this step, with a checkpoint (a second Ctrl-C: at once)"
+            self.say(self.notice)
         limit_s = self._limit_s if self._deferred else GRACE_S
         if limit_s is not None:
             self._deadline = now + limit_s

@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import signal
 import sys
 import time
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from rich.console import Console
 from longrl.callbacks.live_display import LiveDisplay
 from longrl.callbacks.run_watch import RunWatch
 from longrl.callbacks.terminal_view import TerminalView, _write_line, first_sample, total_steps
+from longrl.io.stop_signals import stop_signals
 from longrl.modules.policy import PolicyModule
 from longrl.types import Batch, Completion, Group, Prompt, Row
 from tests.runs import run, text_config
@@ -61,6 +63,18 @@ def train(view, fake, module, steps, per_batch=1):
         fake.global_step += per_batch
         for callback in fake.callbacks:
             callback.on_train_batch_end(fake, module, None, batch(), 0)
+
+
+def test_a_signal_is_told_on_the_screen_which_draws_over_its_line():
+    view = TerminalView("plain")
+    with stop_signals(speaks=False) as signals:
+        signals.defer()
+        os.kill(os.getpid(), signal.SIGINT)
+        deadline = time.monotonic() + 10
+        while not view.progress().notice and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert view.progress().notice.startswith("SIGINT: the run stops after this step")
+    assert view.progress().notice == ""
 
 
 # ---- lines ----

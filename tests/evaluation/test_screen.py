@@ -86,6 +86,10 @@ def test_the_remedy_of_a_single_alert_is_whole():
     assert RULES[0].knob in text
 
 
+def test_a_run_that_is_to_end_says_so_below_what_it_does():
+    assert screen(run(notice="SIGINT: the run stops"), 80, 23).plain.split("\n")[3] == "SIGINT: the run stops"
+
+
 def test_without_an_end_there_is_no_time_left_and_without_figures_no_error():
     assert Progress("r", 3, None, 1.0).left_s is None
     assert "step 0" in screen(Progress("r")).plain
