@@ -1,6 +1,7 @@
 """Every YAML of configs/ as the command line reads it: nothing is downloaded, and recipes train tiny models."""
 
 import dataclasses
+import functools
 import inspect
 import json
 import re
@@ -12,6 +13,7 @@ import pytest
 import yaml
 from jsonargparse import ArgumentParser
 
+from longrl import algorithms, rewards
 from longrl.algorithms import Algorithm, Constant
 from longrl.callbacks.rollout import RolloutCallback
 from longrl.commands.diffusion import DiffusionCLI
@@ -22,6 +24,7 @@ from longrl.datamodules.longvideo_reason import DEFAULT_ROW_FUNCTION
 from longrl.diffusion.diffusion_family import DiffusionFamily
 from longrl.diffusion.prompt_files import PromptFiles
 from longrl.engines.rollout_engine import RolloutEngine
+from longrl.evaluation.alerts import RULES
 from longrl.evaluation.benchmark import Evaluation
 from longrl.io.jsonl import read_jsonl
 from longrl.models.base import CausalFamily
@@ -529,3 +532,18 @@ def test_a_misspelt_piece_is_an_error_that_names_it(tmp_path, capsys):
     with pytest.raises(SystemExit):
         built("--config", VIDEO, "--config", typo, ON_CPU)
     assert "algorithm/gpro.yaml" in capsys.readouterr().err
+
+
+def test_alerts_and_the_page_about_them_name_options_that_exist(parsers):
+    said = (ROOT / "docs" / "watching_runs.md").read_text() + " ".join(rule.knob for rule in RULES)
+    parser = parsers[LongRLCLI]
+    values = yaml.safe_load(parser.dump(parser.parse_args([f"--config={TEXT}"]), skip_unset=False))
+    named = set(re.findall(r"(?<![\w.])(?:model|data|rollout)\.[a-z0-9_.]*[a-z0-9_]", said))
+    assert len(named) > 10
+    for name in named:
+        group, _, option = name.rpartition(".")
+        assert option in functools.reduce(dict.__getitem__, group.split("."), values), name
+    for name in re.findall(r"longrl\.(?:algorithms|rewards)\.(\w+)", said):
+        assert hasattr(algorithms, name) or hasattr(rewards, name), name
+    for name in re.findall(r"configs/[\w/]+\.yaml", said):
+        assert (ROOT / name).is_file(), name
