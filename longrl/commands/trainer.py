@@ -55,9 +55,27 @@ logger = logging.getLogger(__name__)
 
 Resume = Literal["auto"]
 View = Literal["auto", "live", "plain", "off"]
+NOISE = (
+    "LightningCLI's args parameter",  # it takes no part of a command line
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # its own affair
+    r"Total length of `\w+` across ranks is zero",  # of loaders for validation: most runs have none
+)
+"""How its warnings begin that are none."""
 
 COMMAND_HELP = """{}: {}. The options of a class are listed by --model.family.help CLASS, --trainer.callbacks.help CLASS
 and so on, for instance --rollout.engine.help longrl.engines.vllm.VLLMEngine."""
+
+
+def quiet_lightning() -> None:
+    """Leaves out what Lightning says in every run, and nobody can do anything about: advertisements among it."""
+    for text in NOISE:
+        warnings.filterwarnings("ignore", text)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(is_no_advertisement)
+
+
+def is_no_advertisement(record: logging.LogRecord) -> bool:
+    """True of log lines that recommend no further package of Lightning's maker."""
+    return "Tip: For seamless" not in record.getMessage()
 
 
 class LongRLCLI(LightningCLI):
@@ -89,7 +107,7 @@ class LongRLCLI(LightningCLI):
         """Parses `args`, the command first, and runs it."""
         # peft imports it where it is installed, and on a CPU it misses kernels in 4 bits, which nothing here uses.
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-        warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # it takes no part of a command line
+        quiet_lightning()
         usage = COMMAND_USAGE.format(cls.prog, "{" + ",".join(cls.subcommands()) + "}")
         texts = {name: command_texts(cls.prog, name) for name in cls.subcommands()}
         return cls(
