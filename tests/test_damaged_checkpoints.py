@@ -5,15 +5,17 @@ import logging
 import os
 import pickle
 import random
+import shutil
 
 import pytest
 import torch
 from torch.distributed import checkpoint as dcp
 
 from longrl.callbacks import checkpoint as saving
+from longrl.commands.evaluate import main as evaluate
 from longrl.commands.export import export_run
 from longrl.io import disk_space
-from longrl.io.checkpoint_files import META, METADATA
+from longrl.io.checkpoint_files import META, METADATA, trust_checkpoints
 from tests.runs import run, text_config
 
 LAST = "checkpoints/last.ckpt"
@@ -62,8 +64,16 @@ DAMAGES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("option", ["--ckpt_path", "--model.init_from"])
+@pytest.mark.parametrize(
+    ("option", "damage"),
+    [
+        ("--ckpt_path", "half"),
+        ("--ckpt_path", "flipped"),
+        ("--model.init_from", "zero"),
+        ("--model.init_from", "last byte"),
+        ("--model.init_from", "garbage"),
+    ],
+)
 def test_a_damaged_file_is_refused_by_name(trained, tmp_path, values, option, damage):
     change, message = DAMAGES[damage]
     path = damaged(trained, tmp_path, change)
@@ -71,7 +81,7 @@ def test_a_damaged_file_is_refused_by_name(trained, tmp_path, values, option, da
         run(tmp_path / "run", values, f"{option}={path}")
 
 
-@pytest.mark.parametrize("option", ["--ckpt_path", "--model.init_from"])
+@pytest.mark.parametrize("option", ["--ckpt_path", pytest.param("--model.init_from", marks=pytest.mark.slow)])
 def test_another_models_checkpoint_is_refused(trained, tmp_path, values, option):
     saved = torch.load(trained / LAST, weights_only=True)
     name = next(iter(saved["state_dict"]))
@@ -97,8 +107,19 @@ def hostile_shards(trained, tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("make", [hostile_file, hostile_shards])
-@pytest.mark.parametrize("reader", ["--ckpt_path", "--model.init_from", "export", "--resume"])
+@pytest.mark.parametrize(
+    ("reader", "make"),
+    [
+        ("export", hostile_file),
+        ("export", hostile_shards),
+        ("evaluate", hostile_file),
+        ("evaluate", hostile_shards),
+        ("--ckpt_path", hostile_shards),
+        ("--model.init_from", hostile_file),
+        ("--resume", hostile_file),
+        pytest.param("--resume", hostile_shards, marks=pytest.mark.slow),
+    ],
+)
 def test_a_hostile_checkpoint_runs_nothing(trained, tmp_path, values, make, reader):
     path = make(trained, tmp_path)
     refused = pytest.raises(
@@ -107,6 +128,9 @@ def test_a_hostile_checkpoint_runs_nothing(trained, tmp_path, values, make, read
     if reader == "export":
         with refused:
             export_run(str(trained), str(tmp_path / "out"), checkpoint=str(path))
+    elif reader == "evaluate":
+        with refused:
+            evaluate(evaluation(tmp_path, values, path))
     elif reader == "--resume":
         (tmp_path / "run" / "checkpoints").mkdir(parents=True)
         path.rename(tmp_path / "run" / LAST)
@@ -118,6 +142,21 @@ def test_a_hostile_checkpoint_runs_nothing(trained, tmp_path, values, make, read
     assert not (tmp_path / "sentinel").exists()
 
 
+def evaluation(tmp_path, values, path):
+    """Arguments of `evaluate` for the weights of a checkpoint."""
+    family = json.dumps(values["model"]["family"])
+    policy = ["--policy=longrl.evaluation.local_policy.LocalPolicy", f"--policy.init_args.family={family}"]
+    shown = ["--sampling.num_generations=1", "--sampling.max_completion_tokens=2", f"--out={tmp_path / 'answers'}"]
+    return [*policy, f"--policy.init_args.weights={path}", f"--data.test={values['data']['train']}", *shown]
+
+
+def test_an_evaluation_reads_one_that_is_trusted(trained, tmp_path, values):
+    evaluate([*evaluation(tmp_path, values, hostile_file(trained, tmp_path)), "--trust_checkpoint=true"])
+    trust_checkpoints(False)
+    assert (tmp_path / "sentinel").exists()
+    assert (tmp_path / "answers" / "results.json").exists()
+
+
 def test_one_that_is_trusted_is_read(trained, tmp_path, values):
     path = hostile_file(trained, tmp_path)
     export_run(str(trained), str(tmp_path / "out"), checkpoint=str(path), trust_checkpoint=True)
@@ -125,9 +164,15 @@ def test_one_that_is_trusted_is_read(trained, tmp_path, values):
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 
-def test_an_export_with_a_changed_byte_is_refused(trained, tmp_path, values):
-    out = tmp_path / "out"
-    export_run(str(trained), str(out))
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, trained):
+    folder = tmp_path_factory.mktemp("exported") / "out"
+    export_run(str(trained), str(folder))
+    return folder
+
+
+def test_an_export_with_a_changed_byte_is_refused(exported, tmp_path, values):
+    out = shutil.copytree(exported, tmp_path / "out")
     run(tmp_path / "before", values, f"--model.init_from={out}")
     content = (out / "model.safetensors").read_bytes()
     (out / "model.safetensors").write_bytes(content[:-5] + bytes([content[-5] ^ 1]) + content[-4:])
@@ -137,11 +182,10 @@ def test_an_export_with_a_changed_byte_is_refused(trained, tmp_path, values):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("", "is no JSON"), ("[]", "must be a JSON object"), ('{"model_type": "nothing"}', "describes no model")],
+    [("", "is no JSON"), ('{"model_type": "nothing"}', "describes no model")],
 )
-def test_a_config_that_is_none_is_named(trained, tmp_path, values, content, message):
-    out = tmp_path / "out"
-    export_run(str(trained), str(out))
+def test_a_config_that_is_none_is_named(exported, tmp_path, values, content, message):
+    out = shutil.copytree(exported, tmp_path / "out")
     (out / "config.json").write_text(content)
     with pytest.raises(ValueError, match=f"config.json {message}"):
         run(tmp_path / "run", values, f"--model.init_from={out}")

@@ -27,7 +27,7 @@ from longrl.commands.run_settings import (
     read_settings,
     tell_differences,
 )
-from longrl.commands.run_trust import OPTION, TRUST_HELP, is_trusted
+from longrl.commands.run_trust import CHECKPOINT_HELP, CHECKPOINT_OPTION, OPTION, TRUST_HELP, is_trusted
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.evaluation.benchmark import Evaluation, EvaluationConfig
 from longrl.evaluation.benchmark_report import list_remarks, rates_table
@@ -36,6 +36,7 @@ from longrl.evaluation.protocol import is_limit, list_protocol_facts
 from longrl.evaluation.result_files import EvaluationFiles
 from longrl.evaluation.samples import RESULTS_FILE
 from longrl.evaluation.scores import percent
+from longrl.io.checkpoint_files import trust_checkpoints
 from longrl.io.plain_yaml import load_yaml
 from longrl.io.tables import make_table
 from longrl.io.text_files import read_utf8
@@ -74,6 +75,7 @@ def parse_evaluation(args: Sequence[str]) -> tuple[EvaluationConfig, LongVideoRe
     parser = ShortErrors(prog="python -m longrl evaluate", usage=usage, description=DESCRIPTION)
     parser.add_argument("--config", action="config", help="a YAML file; later ones win, key by key")
     parser.add_argument(OPTION, type=bool, default=False, help=TRUST_HELP)
+    parser.add_argument(CHECKPOINT_OPTION, type=bool, default=False, help=CHECKPOINT_HELP)
     parser.add_class_arguments(EvaluationConfig, sub_configs=True)
     parser.add_class_arguments(LongVideoReason, "data", skip=set(NOT_HERE), instantiate=False, sub_configs=True)
     files = list(_read_files(args))
@@ -84,6 +86,7 @@ def parse_evaluation(args: Sequence[str]) -> tuple[EvaluationConfig, LongVideoRe
     parsed = parser.parse_args(list(args))
     if settings is not None:
         tell_differences(settings, _asked(parsed))
+    trust_checkpoints(parsed.trust_checkpoint)
     values = parser.instantiate(parsed)
     config = EvaluationConfig(**{item.name: values[item.name] for item in dataclasses.fields(EvaluationConfig)})
     return config, LongVideoReason(config.policy.family, **vars(values.data))

@@ -21,6 +21,8 @@ from longrl.io.plain_yaml import MAX_CONFIG_CHARACTERS, load_yaml
 
 OPTION = "--trust_run_config"
 TRUST_HELP = "the config in the run's folder may name classes and functions of any module, which then run"
+CHECKPOINT_OPTION = "--trust_checkpoint"
+CHECKPOINT_HELP = "read checkpoints also if they name functions and classes, which may run any code"
 OWN = "longrl"
 PROCESSES = ("Popen", "Process", "Pool")
 """Classes that start programs or functions; a few modules of libraries have them under their own names."""

@@ -37,7 +37,7 @@ from longrl.commands.run_ending import advice, ending_of_run, resume_command
 from longrl.commands.run_folders import EVALUATING, check_checkpoints, check_tested_weights, checkpoint_folder
 from longrl.commands.run_loggers import WandbMode, make_loggers
 from longrl.commands.run_settings import SHOWN_BY_DATA, read_settings, tell_differences, with_run_config
-from longrl.commands.run_trust import OPTION, TRUST_HELP
+from longrl.commands.run_trust import CHECKPOINT_HELP, CHECKPOINT_OPTION, OPTION, TRUST_HELP
 from longrl.commands.saved_config import SaveRunConfig
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.io.checkpoint_files import trust_checkpoints
@@ -155,12 +155,7 @@ class LongRLCLI(LightningCLI):
             help="validate, test, predict: evaluate the family's own weights on purpose, into a run_dir of their own",
         )
         parser.add_argument(OPTION, type=bool, default=False, help=f"validate, test, predict: {TRUST_HELP}")
-        parser.add_argument(
-            "--trust_checkpoint",
-            type=bool,
-            default=False,
-            help="read checkpoints also if they name functions and classes, which may run any code",
-        )
+        parser.add_argument(CHECKPOINT_OPTION, type=bool, default=False, help=CHECKPOINT_HELP)
         parser.add_argument("--wandb", type=WandbMode, default="off", help="log to Weights & Biases as well")
         parser.add_argument("--wandb_project", type=str, default="longrl")
         parser.add_argument("--tensorboard", type=bool, default=False, help="log to run_dir/tensorboard as well")

@@ -14,8 +14,8 @@ COUNT: Range = (1, MOST)
 NOT_NEGATIVE: Range = (0, MOST)
 SHARE: Range = (0, 1)
 FINITE: Range = (-MOST, MOST)
-"""Infinite is no limit."""
 LIMIT_OR_ZERO: Range = (0, math.inf)
+"""Infinite is no limit."""
 SECONDS: Range = (LEAST, 1e9)
 """That something waits for: the system's clocks take no more."""
 SECONDS_OR_ZERO: Range = (0, 1e9)
