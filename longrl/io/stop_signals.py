@@ -23,6 +23,8 @@ STOP_SIGNALS = tuple(
 """SIGUSR1 is SLURM's warning that a job's time is nearly over."""
 REPEAT_S = 1.0
 """One Ctrl-C may arrive twice, from the terminal and from a launcher: a second one comes later than that."""
+POKE_S = 0.5
+"""The main thread is woken again after so long: a signal that came just before it began to wait did not end that."""
 GRACE_S = 10.0
 """How long a command that does not train may take to end in good order."""
 SHOW_CURSOR = "\x1b[?25h"
@@ -165,6 +167,12 @@ class StopSignals:
             for number in numbers:
                 if number in STOP_SIGNALS:
                     self._note(signal.Signals(number))
+
+    def _wake_main_thread(self) -> None:
+        """Ends what the main thread waits for, so that it handles the signal that it has got."""
+        main_thread = threading.main_thread().ident
+        if main_thread is not None:
+            signal.pthread_kill(main_thread, signal.SIGTERM)
 
     def _note(self, number: signal.Signals) -> None:
         now = time.monotonic()

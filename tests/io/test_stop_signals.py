@@ -141,6 +141,21 @@ def test_another_command_is_interrupted_with_one_line(number, code):
     )
 
 
+def test_a_signal_that_does_not_wake_the_main_thread_ends_its_wait():
+    """As one that comes just before it begins to wait: Python handles it when the wait is over."""
+
+    def command(say):
+        with interruptible("evaluate"):
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # it goes to the other thread
+            say("ready")
+            time.sleep(30)
+
+    child, reader = forked(command)
+    wait_for(reader, "ready")
+    os.kill(child, signal.SIGINT)
+    assert ended(child, reader) == (INTERRUPTED, "longrl: SIGINT: `evaluate` is interrupted\n")
+
+
 def test_a_command_that_does_not_end_by_itself_is_ended(monkeypatch):
     monkeypatch.setattr("longrl.io.stop_signals.GRACE_S", 0.2)
 
