@@ -19,6 +19,7 @@ from typing_extensions import override
 from longrl.callbacks.live_display import LiveDisplay
 from longrl.callbacks.run_watch import RunWatch
 from longrl.evaluation.screen import Progress, Sample, plain_line, screen
+from longrl.io.pulse import PULSE
 from longrl.io.stop_signals import current_signals
 from longrl.modules.trained import TrainedModule
 
@@ -26,6 +27,8 @@ ViewMode = Literal["auto", "live", "plain"]
 SPEED_OF = 20
 """Steps whose median is the speed: one that validates or saves does not count."""
 PHASES = ("data", "encode", "sync", "generate", "reward", "update")
+SHOWN_PHASES = (*PHASES, "decode", "save")
+"""What a run may be in when it is looked at."""
 
 
 class TerminalView(ProgressBar):
@@ -51,7 +54,6 @@ class TerminalView(ProgressBar):
         self._console = console
         self._is_enabled = True
         self._display: LiveDisplay | None = None
-        self._module: TrainedModule | None = None
         self._watch: RunWatch | None = None
         self._run = ""
         self._step = 0
@@ -85,7 +87,6 @@ class TerminalView(ProgressBar):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, TrainedModule)
-        self._module = pl_module
         for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning does not declare it
             if isinstance(callback, RunWatch):
                 self._watch = callback
@@ -184,9 +185,10 @@ class TerminalView(ProgressBar):
 
     def progress(self) -> Progress:
         """Where the run is now."""
-        now = self._module.phases.now if self._module else None
-        phase, since = now or ("", 0.0)
-        phase_s = time.perf_counter() - since if phase else 0.0
+        phase = PULSE.phase
+        if phase not in SHOWN_PHASES:
+            phase = ""
+        phase_s = time.perf_counter() - PULSE.since if phase else 0.0
         watch = self._watch
         signals = current_signals()
         return Progress(

@@ -11,6 +11,8 @@ class Pulse:
 
     phase: str = "start"
     """start, data, encode, sync, generate, reward, update, validate, save; what lies between those is `step`."""
+    since: float = 0.0
+    """When a phase of a step began (`time.perf_counter`)."""
     sample: str = ""
     """Id of the row that is worked on; "" where it is none alone."""
     beats: int = 0

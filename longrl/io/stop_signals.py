@@ -77,6 +77,7 @@ class StopSignals:
         self._is_noted = False
         self._is_told = False
         self._is_closing = False
+        self._has_raised = False
         self._interrupted_at: float | None = None
         self._before: dict[int, Any] = {}
         self._ears, self._mouth = socket.socketpair()
@@ -148,18 +149,23 @@ class StopSignals:
     # -- signals -------------------------------------------------------------------------------------------------
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        is_first = self.requested is None
         self.requested = self.requested or signal.Signals(number)
         # Once: what cleans up is not interrupted, and the thread ends what does not come to an end.
-        if is_first and not self._deferred and not self._is_closing:
+        if not (self._has_raised or self._deferred or self._is_closing):
+            self._has_raised = True
             raise Interrupted
 
     def _listen(self) -> None:
         while True:
             left = None if self._deadline is None else max(self._deadline - time.monotonic(), 0.0)
-            ready, _, _ = select.select([self._ears], [], [], left)
+            is_waiting = self._is_noted and not (self._has_raised or self._deferred or self._is_closing)
+            ready, _, _ = select.select([self._ears], [], [], POKE_S if is_waiting else left)
             if not ready:
-                self._give_up()
+                if self._deadline is not None and time.monotonic() >= self._deadline:
+                    self._give_up()
+                if is_waiting:
+                    self._wake_main_thread()
+                continue
             numbers = self._ears.recv(64)
             if not numbers:
                 self._ears.close()
@@ -169,7 +175,10 @@ class StopSignals:
                     self._note(signal.Signals(number))
 
     def _wake_main_thread(self) -> None:
-        """Ends what the main thread waits for, so that it handles the signal that it has got."""
+        """Ends what the main thread waits for, so that it handles the signal that it has got.
+
+        By another signal than Ctrl-C's, of which a second one would end the process at once.
+        """
         main_thread = threading.main_thread().ident
         if main_thread is not None:
             signal.pthread_kill(main_thread, signal.SIGTERM)

@@ -59,8 +59,6 @@ class PhaseTimes:
 
     def __init__(self) -> None:
         self._seconds: Metrics = defaultdict(float)
-        self.now: tuple[str, float] | None = None
-        """The phase under way and when it began (`time.perf_counter`), for whoever looks on; None between phases."""
         self.memory = PhaseMemory()
 
     @contextlib.contextmanager
@@ -71,11 +69,10 @@ class PhaseTimes:
         PULSE.beats += 1
         self.memory.begin()
         start = time.perf_counter()
-        self.now = (phase, start)
+        PULSE.since = start
         try:
             yield
         finally:
-            self.now = None
             self._seconds[phase] += time.perf_counter() - start
             PULSE.phase = outer
             PULSE.beats += 1

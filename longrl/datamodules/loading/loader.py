@@ -17,6 +17,7 @@ import itertools
 import logging
 import math
 import random
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -229,6 +230,7 @@ class PromptStream(Generic[Item]):
         prompts: list[Item] = []
         outer = PULSE.phase
         PULSE.phase = "data"
+        PULSE.since = time.perf_counter()
         if self._items is None:
             self._items = self.options.render(self.dataset, self.order.after(self.position))
         while len(prompts) < count:
