@@ -25,13 +25,15 @@ STOP_WITHIN_S = 10.0
 def is_first_rank() -> bool:
     """True of the one process of a run that writes into its folder, before ranks have met.
 
-    torchrun sets RANK and SLURM's srun SLURM_PROCID; Lightning numbers the processes that it starts on a node.
+    torchrun sets RANK. Lightning numbers nodes and the processes that it starts on one, and these have also what the
+    shell they come from was given: SLURM numbers the shell of an interactive job, too.
     """
     if "RANK" in os.environ:
         return os.environ["RANK"] == "0"
-    if "SLURM_NTASKS" in os.environ and "SLURM_PROCID" in os.environ:
-        return os.environ["SLURM_PROCID"] == "0"
-    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK"))
+    numbers = ["LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "JSM_NAMESPACE_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK"]
+    if "SLURM_NTASKS" in os.environ:
+        numbers.append("SLURM_PROCID")
+    return all(os.environ.get(name, "0") == "0" for name in numbers)
 
 
 def started_ranks(trainer: Trainer) -> Sequence[subprocess.Popen[Any]]:

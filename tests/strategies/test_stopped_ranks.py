@@ -98,6 +98,9 @@ def test_ranks_of_a_run_that_has_failed_are_ended_by_force_if_need_be(monkeypatc
         ({"RANK": "8", "LOCAL_RANK": "0"}, False),
         ({"SLURM_NTASKS": "2", "SLURM_PROCID": "1"}, False),
         ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, True),
+        ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "LOCAL_RANK": "3"}, False),  # started from an interactive job
+        ({"RANK": "0", "LOCAL_RANK": "0", "SLURM_NTASKS": "2", "SLURM_PROCID": "1"}, True),  # torchrun below srun
+        ({"OMPI_COMM_WORLD_RANK": "1"}, False),
     ],
 )
 def test_one_process_of_all_writes(monkeypatch, environment, first):
