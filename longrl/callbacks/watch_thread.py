@@ -25,6 +25,7 @@ from longrl.io.exit_codes import HUNG
 from longrl.io.heartbeats import Beat, Heartbeats
 from longrl.io.processes import kill_descendants, lost_worker_message, trouble_of
 from longrl.io.pulse import PULSE
+from longrl.io.stop_signals import SHOW_CURSOR
 
 TICK_S = 1.0
 """Seconds between two looks at this process."""
@@ -215,6 +216,8 @@ class WatchThread(threading.Thread):
         if is_own:
             self.beats.end_all(trouble.message, trouble.exit_code)
         if is_own or self.beats.rank == 0:
+            if sys.stderr is not None and sys.stderr.isatty():
+                ending += SHOW_CURSOR  # a live view has hidden it
             say(trouble.message + ending)
         self._let_others_end(trouble)
         # Not before: a launcher that sees a rank end kills rank 0, whose exit code is the command's.
