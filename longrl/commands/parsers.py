@@ -23,7 +23,7 @@ UNKNOWN = re.compile(
     r"(?:Option|option) '([^']+)' is not accepted|does not accept option '([^']+)'|unrecognized arguments: --([^\s=]+)"
 )
 """How jsonargparse says that there is no such option."""
-KEY = re.compile(r'Parser key "([^"]+)"')
+KEY = re.compile(r'Parser key "([^"]+)"|^Group \'([^\']+)\' does not')
 CLASS = re.compile(r"class_path '([\w.]+)'")
 FILLER = (
     "Does not validate against any", "Subtypes:", "Errors:", "Given value", "- Expected a <class 'NoneType'>",
@@ -79,7 +79,7 @@ def explain(message: str, given: Sequence[str], options: Iterable[str]) -> str:
         given: the command line.
         options: dotted names of those that there are.
     """
-    group = ".".join(KEY.findall(message))
+    group = ".".join(key or of_group for key, of_group in KEY.findall(message))
     unknown = [next(filter(None, match.groups())) for match in UNKNOWN.finditer(message)]
     if not unknown:
         lines = [line.strip() for line in message.splitlines()]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import yaml
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from longrl.io.checkpoint_files import META
+from longrl.io.plain_yaml import load_yaml
 from longrl.modules.initial_weights import SIGNAL_CHECKPOINT, saved_checkpoints
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def _check_unused(folder: Path, saved: list[Path], config: str, resumes: bool) -
 
 def _same_run(path: Path, config: str) -> bool:
     """True if a config.yaml says of model, data and rollouts what `config` says."""
-    before, now = ((yaml.safe_load(text) or {}) for text in (path.read_text() if path.is_file() else "", config))
+    before, now = ((load_yaml(text) or {}) for text in (path.read_text() if path.is_file() else "", config))
     return all(before.get(name) == now.get(name) for name in DECIDES_RUN)
 
 

@@ -66,10 +66,14 @@ PANELS: tuple[Panel, ...] = (
 """Panels of the report, in order; one without a column in the file is left out."""
 
 
+MAX_STEP = 1e12
+"""No run has so many; charts cannot have more."""
+
+
 def find_metrics(folder: str | Path) -> list[Path]:
     """Finds all metrics.csv of a run's training, or below any other folder, version_1 before version_10."""
     logs = Path(folder, "logs")
-    paths = (logs if logs.is_dir() else Path(folder)).rglob("metrics.csv")
+    paths = [path for path in (logs if logs.is_dir() else Path(folder)).rglob("metrics.csv") if path.is_file()]
     return sorted(paths, key=lambda path: re.sub(r"\d+", lambda number: number[0].zfill(9), str(path)))
 
 
@@ -90,9 +94,16 @@ def read_metrics(paths: str | Path | Iterable[str | Path]) -> dict[str, dict[int
         with Path(path).open(newline="", encoding="utf-8", errors="replace") as file:
             for row in _rows(file):
                 step = _number(row.get("step"))
+                if step is None or abs(step) > MAX_STEP:
+                    continue
                 for column, cell in row.items():
                     value = _number(cell)
-                    if step is not None and value is not None and column not in (None, "step", "epoch"):
+                    if (
+                        step is not None
+                        and abs(step) < MAX_STEP
+                        and value is not None
+                        and column not in (None, "step", "epoch")
+                    ):
                         merged.setdefault(column, {})[int(step)] = value
     return {column: dict(sorted(values.items())) for column, values in merged.items()}
 

@@ -1,7 +1,7 @@
 """Checksums of files: one changed byte of weights is found when they are read, not in the curves of a run.
 
 The sum is CRC-32. It has to find damage (a disk, a copy that broke off, two writers of one file), not an attacker, who
-could write the sums anew; and it costs a fifth of blake2b: 5 GB/s on one core, more than disks deliver. The zip files
+could write the sums anew; and it costs a third of blake2b: about 3 GB/s on one core here. The zip files
 that `torch.save` writes carry it of every tensor already, so a file of one checkpoint needs nothing beside it.
 """
 

@@ -63,6 +63,7 @@ def test_a_typo_names_file_line_and_nearest_option(tmp_path, capsys, where, near
         (["pipeline", "split", "--videos=a", "--out=b", "--split.clip_z=1"], "split.clip_s"),
         (["export", "--runn=a", "--out=b"], "there is no option runn; did you mean run?"),
         (["report", "--run=a", "--titel=b"], "there is no option titel; did you mean title?"),
+        (["compare", "a", "b", "--otu=c"], "there is no option otu; did you mean out?"),
         (["demo", "--otu=a"], "there is no option otu; did you mean out?"),
     ],
 )  # fmt: skip
@@ -122,3 +123,26 @@ def test_a_config_that_is_none_is_refused_in_one_line(tmp_path, capsys, command,
     assert re.search(said, text)
     assert str(path.name) in text
     assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("command", "text", "said"),
+    [
+        (["evaluate"], "data:\n  tset: 1\n", "line 2: there is no option data.tset; did you mean data.test?"),
+        (
+            ["evaluate"],
+            "data:\n  video:\n    ffps: 1\n",
+            "line 3: there is no option data.video.ffps; did you",
+        ),
+        (
+            ["pipeline", "split"],
+            "budget:\n  max_call: 1\n",
+            "line 2: there is no option budget.max_call; did you mean",
+        ),
+    ],
+)
+def test_a_typo_in_a_group_of_a_config_names_the_nearest(tmp_path, capsys, command, text, said):
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(SystemExit):
+        main([*command, f"--config={tmp_path / 'x.yaml'}"])
+    assert said in capsys.readouterr().err

@@ -119,3 +119,13 @@ def test_more_runs_than_colours_differ_in_their_dashes():
     figure = plot_overlaid({f"run {number}": {"reward/mean": {0: 0.0, 1: 1.0}} for number in range(9)})
     looks = [(line.get_color(), line.get_linestyle()) for line in figure.axes[0].get_lines()]
     assert len(set(looks)) == 9
+
+
+def test_a_hostile_run_costs_nothing(tmp_path):
+    text = "n0: &n0 [1, 2]\n" + "".join(f"n{n + 1}: &n{n + 1} [{', '.join([f'*n{n}'] * 4)}]\n" for n in range(20))
+    (tmp_path / "config.yaml").write_text(text)
+    (tmp_path / "below" / "metrics.csv").mkdir(parents=True)
+    (tmp_path / "metrics.csv").write_text("step,loss\n1,2\n1e300,3\n99999999999999999999,4\n")
+    found = read_run(tmp_path)
+    assert found.settings == {}
+    assert found.metrics == {"loss": {1: 2.0}}
