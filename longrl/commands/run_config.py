@@ -11,6 +11,7 @@ from jsonargparse import get_loader, set_loader
 
 from longrl.commands.renamed import MOVED, ROLLOUT_CLASS, current_names
 from longrl.io.plain_yaml import MAX_CONFIG_CHARACTERS, load_yaml
+from longrl.io.text_files import read_utf8
 
 ModelKind = Literal["language", "diffusion"]
 FAMILIES: dict[ModelKind, str] = {"language": "longrl.models.", "diffusion": "longrl.diffusion."}
@@ -84,12 +85,17 @@ def read_run_config(run: str) -> Config:
     """The config.yaml in the folder of a training run, in today's form.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or it is no config.
     """
     path = Path(run) / "config.yaml"
     if not path.is_file():
         raise ValueError(f"--run={run} has no config.yaml; name the folder of a training run (its --run_dir)")
-    values = current_names(load_yaml(path.read_text()))
+    try:
+        values = current_names(load_yaml(read_utf8(path)))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold options by name, got {str(values)[:100]!r}; name the folder of a run")
     values.pop("policy", None)
     return _current_form(values, path)
 

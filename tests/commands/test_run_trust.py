@@ -189,3 +189,10 @@ def test_a_nest_without_end_is_refused(tmp_path):
     values.append(values)
     with pytest.raises(ValueError, match="nested too deeply"):
         check_run_config({"a": values}, tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize("content", ["a: 1".encode("utf-16"), b"- a", b"", b"a: [", b"a: " + b"[" * 20_000])
+def test_a_runs_config_that_is_none_is_one_line(tmp_path, content):
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(ValueError, match=r"^\S*config\.yaml [^\n]*$"):
+        main(["test", f"--run_dir={tmp_path}", "--base_weights=true"])
