@@ -30,7 +30,7 @@ OTHER_COMMANDS = {
     "pipeline": ("longrl.commands.pipeline", "make a data set of questions with reasoning from videos, step by step"),
     "evaluate": ("longrl.commands.evaluate", "a policy on a benchmark, here or behind an endpoint, with a report"),
     "compare": ("longrl.commands.compare", "what one evaluation gains over another, question by question"),
-    "report": ("longrl.commands.report", "curves of a training run and the pictures it generated, as HTML"),
+    "report": ("longrl.commands.report", "curves, alerts and samples of training runs, side by side, as HTML"),
     "replay": ("longrl.commands.replay", "where the first number of a step that was left out is not finite"),
     "demo": ("longrl.commands.demo", "the whole path on one laptop: data, SFT, RL, evaluation, report"),
     "synthetic": ("longrl.commands.synthetic", "generate long videos with known stories"),

@@ -131,7 +131,8 @@ def _sections(runs: Sequence[RunRecord]) -> Sections:
     if final:
         sections["Final values"] = [PageTable(["metric", *head], final), "Mean of the last ten values of each."]
     if speed:
-        sections["Speed"] = [PageTable(["", *head], speed), "Of a step the median, of phases the mean."]
+        note = "Of a step the median, of all else the mean; memory in GiB."
+        sections["Speed and memory"] = [PageTable(["", *head], speed), note]
     if len(runs) > 1:
         rows = differences(runs)
         table = PageTable(["setting", *head], rows, wraps=True)
@@ -164,8 +165,9 @@ def _final_rows(runs: Sequence[RunRecord]) -> list[list[str | None]]:
 def _speed_rows(runs: Sequence[RunRecord]) -> list[list[str | None]]:
     rows: list[list[str | None]] = [["last step", *(str(run.num_steps) for run in runs)]]
     rows.append(["seconds per step", *(_cell(seconds_per_step(run.metrics)) for run in runs)])
-    times = dict.fromkeys(name for run in runs for name in run.metrics if re.match(r"time/(?!step$)|throughput/", name))
-    rows += [[name, *(_cell(mean(run.metrics.get(name, {}))) for run in runs)] for name in times]
+    shown = re.compile(r"time/(?!step$)|throughput/|memory/")
+    names = dict.fromkeys(name for run in runs for name in run.metrics if shown.match(name))
+    rows += [[name, *(_cell(mean(run.metrics.get(name, {}))) for run in runs)] for name in names]
     return [row for row in rows if any(cell is not None for cell in row[1:])]
 
 

@@ -66,7 +66,7 @@ def test_several_runs_are_compared_on_one_page(tmp_path, capsys):
     assert "<h1>a/rl and b/rl</h1>" in text
     headings = re.findall("<h2>(.*?)</h2>", text)
     assert headings == [
-        "Learning curves", "Alerts", "Final values", "Speed", "What differs in the configs", "Last samples",
+        "Learning curves", "Alerts", "Final values", "Speed and memory", "What differs in the configs", "Last samples",
         "How this was made",
     ]  # fmt: skip
     assert "entropy collapse: token entropy is 0.05 of its start" in text
@@ -90,7 +90,7 @@ def test_the_page_of_several_runs_lies_in_the_first_and_leaves_its_report(tmp_pa
 def test_one_run_has_its_alerts_too(tmp_path):
     text = report_run(a_run(tmp_path / "one", 60, 0.05)).read_text()
     assert re.findall("<h2>(.*?)</h2>", text) == [
-        "Alerts", "Final values", "Speed", "Last samples", "Learning curves: one", "How this was made",
+        "Alerts", "Final values", "Speed and memory", "Last samples", "Learning curves: one", "How this was made",
     ]  # fmt: skip
 
 
