@@ -121,10 +121,11 @@ def vllm(folder: Path) -> Iterator[dict[str, Any]]:
 def server(folder: Path) -> Iterator[dict[str, Any]]:
     """A vLLM server that the run starts, whose processes count too."""
     from longrl.testing.tiny import tiny_qwen2_5_vl
-    from tests.servers import RunningServer
+    from tests import servers
 
     values = runs.config("rl", model=str(tiny_qwen2_5_vl(folder / "model", text={"hidden_size": 192})))
-    running = RunningServer(folder / "server", values)
+    servers.SMALL = [f"--kv_cache_gib={VLLM['kv_cache_gib']}" if "kv_cache" in one else one for one in servers.SMALL]
+    running = servers.RunningServer(folder / "server", values)
     options = {"urls": [running.url], "weights_folder": str(running.weights), "start_timeout_s": 180}
     values["rollout"] = runs.rollouts(REWARD)
     values["rollout"]["engine"] = {"class_path": "longrl.engines.server.VLLMServerEngine", "init_args": options}
