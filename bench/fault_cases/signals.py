@@ -156,7 +156,6 @@ FAULTS = [
         seen=r"ended at once; checkpoint: .*; go on by: python -m longrl fit",
         lost_steps=1,
         limit_s=180.0,
-        quick=False,  # its moments are those of an idle machine
     ),
     Fault(
         kind="signals",
@@ -166,7 +165,6 @@ FAULTS = [
         seen=r"did not end within checkpoint\.stop_within_s=0\.5 and is abandoned; checkpoint: ",
         lost_steps=1,
         limit_s=180.0,
-        quick=False,  # its moments are those of an idle machine
     ),
     Fault(
         kind="signals",
