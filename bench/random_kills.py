@@ -68,7 +68,7 @@ def make_config(kind: str, rows: Path) -> dict[str, Any]:
     if kind == "two ranks":
         listed = values["trainer"]["callbacks"]
         values["trainer"]["callbacks"] = [one for one in listed if "DataOrder" not in one["class_path"]]
-        options = {"sequence_parallel_size": 1, "timeout_s": 60.0}
+        options = {"sequence_parallel_size": 1, "timeout_s": 600.0}
         strategy = {"class_path": "longrl.strategies.mr_sp.MRSPStrategy", "init_args": options}
         values["trainer"] |= {"devices": 2, "strategy": strategy}
         values["data"]["prompts_per_batch"] = 1

@@ -41,7 +41,9 @@ class RunningServer:
 
     def start(self) -> None:
         command = [sys.executable, "-m", "longrl", "serve", f"--config={self.config}", f"--port={self.port}"]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)} | ({"LONGRL_SERVER_KEY": self.key} if self.key else {})
+        # An engine in this process may have set variables for itself that a server is not to inherit.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")}
+        environment |= {"PYTHONPATH": str(ROOT)} | ({"LONGRL_SERVER_KEY": self.key} if self.key else {})
         with (self.folder / "log").open("a") as log:
             self.process = subprocess.Popen(
                 [*command, *SMALL, OPTIONS, f"--weights_folder={self.weights}"],

@@ -205,7 +205,8 @@ def test_an_adapter_is_exported_for_peft(tmp_path, adapted):
 
     out, family = tmp_path / "adapter", family_of(str(adapted))
     main(["export", "--run", str(adapted), "--out", str(out), "--adapter", "true"])
-    assert {file.name for file in out.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    written = {"adapter_config.json", "adapter_model.safetensors", "checksums.json"}
+    assert {file.name for file in out.iterdir()} == written
     described = json.loads((out / "adapter_config.json").read_text())
     assert (described["r"], described["lora_alpha"]) == (4, 8)
     assert described["base_model_name_or_path"] == family.model_path

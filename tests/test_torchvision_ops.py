@@ -34,7 +34,7 @@ for name in ("nms", "qnms"):
 def python(*args, cwd=ROOT, **environment):
     """A fresh Python; `environment` is added to this process's."""
     command = [sys.executable, *args]
-    return subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from tests.runs import arguments, rollouts
 FAILED = 1
 LIMIT_S = 4.0
 WATCHED = (f"--watchdog.limit_s={LIMIT_S:g}", "--watchdog.silent_s=2")
-RANKS_WATCHED = ("--watchdog.limit_s=60", "--watchdog.silent_s=2")
+RANKS_WATCHED = ("--watchdog.limit_s=120", "--watchdog.silent_s=4")
 NAP_S = 1000
 
 
@@ -224,7 +224,7 @@ def two_ranks(make: Callable[[Path], Config], words: str) -> Callable[[Path], Ou
 
     def does(folder: Path) -> Outcome:
         values = make(folder)
-        strategy = {"class_path": "longrl.strategies.mr_sp.MRSPStrategy", "init_args": {"timeout_s": 60.0}}
+        strategy = {"class_path": "longrl.strategies.mr_sp.MRSPStrategy", "init_args": {"timeout_s": 600.0}}
         values["trainer"] |= {"devices": 2, "strategy": strategy}
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -237,7 +237,7 @@ def two_ranks(make: Callable[[Path], Config], words: str) -> Callable[[Path], Ou
         other = os.fork()
         if other == 0:
             become_command(args, folder / "rank1.txt", lambda: place(1))
-        found = fit(folder, values, *RANKS_WATCHED, before=lambda: place(0), limit_s=120)
+        found = fit(folder, values, *RANKS_WATCHED, before=lambda: place(0), limit_s=300)
         status = end_of(other)
         found = Ended(found.exit_code, found.output + "\n" + (folder / "rank1.txt").read_text())
         seen = outcome(folder, found, words)

@@ -97,8 +97,8 @@ class WatchThread(threading.Thread):
         """Seconds for which nothing has been done."""
         self._until_beat_s = 0.0
         self._heard: tuple[Beat, int] | None = None
-        self._silent_s: float | None = None
-        """Seconds since the other rank's heartbeat changed; None until it has, once."""
+        self._silent_s = 0.0
+        """Seconds since the other rank's heartbeat changed."""
         self._lost: Counter[int] = Counter()
         """Loader worker -> looks in a row at which it was lost."""
 
@@ -178,7 +178,7 @@ class WatchThread(threading.Thread):
             return None
         heard = self.beats.neighbour()
         if heard is None:
-            self._heard = self._silent_s = None
+            self._heard = None
             return None
         beat = heard[0]
         name = f"rank {beat.rank} (pid {beat.pid} on {beat.host})"
@@ -186,10 +186,9 @@ class WatchThread(threading.Thread):
         if self.beats.is_gone(beat):
             return Trouble(f"{name} has died without a word, as when memory runs out (dmesg says so); {doing}")
         if heard != self._heard:
-            # One beat may be old; that it changes shows that the rank lives.
-            self._silent_s = None if self._heard is None else 0.0
+            self._silent_s = 0.0
             self._heard = heard
-        elif self._silent_s is not None:
+        else:
             self._silent_s += self.limits.beat_s
             if self._silent_s > self.limits.silent_s:
                 return self._give_up(beat, name, doing)

@@ -18,6 +18,7 @@ from torch.optim.optimizer import Optimizer
 from longrl.io.number_ranges import COUNT, NOT_NEGATIVE, check_ranges
 from longrl.modules.eight_bit import eight_bit
 from longrl.modules.host_adamw import HostAdamW
+from longrl.modules.lr_schedule import Schedule, lr_scheduler
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class OptimizerSettings:
     lr: float = 1e-6
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    schedule: Schedule = "constant"
     warmup_steps: int = 0
     """Steps of growing rate; the first of them has rate 0, as in transformers' schedules."""
     total_steps: int | None = None
@@ -78,8 +79,6 @@ class OptimizerSettings:
 
     def build(self, model: nn.Module, total_steps: int | None) -> OptimizerLRSchedulerConfig:
         """Optimizer and scheduler as Lightning wants them."""
-        from transformers import get_scheduler
-
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         warn_of_lost_steps(parameters, self.lr)
         optimizer = self._class(parameters)(
@@ -88,8 +87,7 @@ class OptimizerSettings:
             betas=self.betas,
             weight_decay=self.weight_decay,
         )
-        schedule = "constant_with_warmup" if self.schedule == "constant" else self.schedule
-        scheduler = get_scheduler(schedule, optimizer, self.warmup_steps, total_steps)
+        scheduler = lr_scheduler(self.schedule, optimizer, self.warmup_steps, total_steps)
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def _class(self, parameters: Sequence[nn.Parameter]) -> Callable[..., Optimizer]:

@@ -89,9 +89,10 @@ def test_who_waits_for_others_lets_them_speak_first(tmp_path, monkeypatch):
 # ---- ranks ----
 
 
-def test_a_silent_rank_is_named_and_one_that_beats_is_not(tmp_path):
+@pytest.mark.parametrize("beats", [0, 20], ids=["stopped after its first beat", "after many"])
+def test_a_silent_rank_is_named_and_one_that_beats_is_not(tmp_path, beats):
     thread, other = watch(tmp_path, 0, 2), watch(tmp_path, 1, 2)
-    for _ in range(20):
+    for _ in range(beats):
         assert thread.look(1.0) is None
         other.look(1.0)
         PULSE.beats += 1

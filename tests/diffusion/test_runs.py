@@ -209,7 +209,7 @@ def on_ranks(values, devices, sp, prompts_per_batch):
         "max_steps": 3,
         "strategy": {
             "class_path": "longrl.strategies.mr_sp.MRSPStrategy",
-            "init_args": {"sequence_parallel_size": sp, "timeout_s": 60.0},
+            "init_args": {"sequence_parallel_size": sp, "timeout_s": 600.0},
         },
     }
     values["data"]["prompts_per_batch"] = prompts_per_batch

@@ -30,7 +30,7 @@ def test_the_server_is_the_trainer_after_every_step(tmp_path):
     model, prompts = family.build(), prompts_of(family)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     server = RunningServer(tmp_path / "server", values)
-    remote = VLLMServerEngine(server.url, weights_folder=str(server.weights), start_timeout_s=180)
+    remote = VLLMServerEngine(server.url, weights_folder=str(server.weights), start_timeout_s=600)
     try:
         for step in range(2):
             features = FeatureCache(family).get_or_encode(model, prompts)

@@ -33,7 +33,7 @@ def server(tmp_path_factory):
 
 
 def engine_at(server):
-    options = {"urls": [server.url], "weights_folder": str(server.weights), "start_timeout_s": 180}
+    options = {"urls": [server.url], "weights_folder": str(server.weights), "start_timeout_s": 600}
     return {"class_path": "longrl.engines.server.VLLMServerEngine", "init_args": options}
 
 

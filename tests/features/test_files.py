@@ -154,7 +154,7 @@ def test_eight_writers_at_once_leave_whole_files(tmp_path, max_bytes):
     workers = [SPAWN.Process(target=write_and_read, args=(tmp_path, n, max_bytes, results)) for n in range(8)]
     for worker in workers:
         worker.start()
-    found = [results.get(timeout=120) for _ in workers]
+    found = [results.get(timeout=600) for _ in workers]
     for worker in workers:
         worker.join(30)
     assert found == [(0, 0, 0.0)] * 8

@@ -346,7 +346,7 @@ def on_every_rank(sp, folder):
                 self.same = all(torch.equal(value, after[name]) for name, value in before.items())
 
     first = AfterFirst()
-    strategy = MRSPStrategy(sp, timeout_s=60)
+    strategy = MRSPStrategy(sp, timeout_s=600)
     seen = train(
         policy, *batches, before=start, strategy=strategy, devices=2, callbacks=[first], default_root_dir=folder
     )

@@ -171,7 +171,7 @@ def one_step(case: Case, devices: int) -> tuple[dict[str, float], dict[str, torc
         max_tokens_per_micro_batch=case.budget,
         mini_batches_per_rollout=case.mini_batches,
     )
-    strategy = MRSPStrategy(case.sp, num_replicas=case.replicas, num_gather_chunks=case.chunks, timeout_s=60)
+    strategy = MRSPStrategy(case.sp, num_replicas=case.replicas, num_gather_chunks=case.chunks, timeout_s=600)
     seen = train(
         policy,
         batch,

@@ -35,7 +35,7 @@ def grid(values: dict[str, Any], devices: int, sp: int | str, steps: int, **stra
         "max_steps": steps,
         "strategy": {
             "class_path": "longrl.strategies.mr_sp.MRSPStrategy",
-            "init_args": {"sequence_parallel_size": sp, "timeout_s": 60.0, **strategy},
+            "init_args": {"sequence_parallel_size": sp, "timeout_s": 600.0, **strategy},
         },
     }
     values["trainer"]["callbacks"] = [c for c in values["trainer"]["callbacks"] if "DataOrder" not in c["class_path"]]
@@ -202,7 +202,7 @@ def test_a_rank_that_dies_ends_the_others(tmp_path, rank, kill):
     breaks = {"class_path": "tests.strategies.test_runs.Break", "init_args": {"rank": rank, "kill": kill}}
     values["trainer"]["callbacks"].append(breaks)
     process = start(*arguments(tmp_path / "run", values))
-    output, _ = process.communicate(timeout=100)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode != 0
     if not kill:
         assert "this rank is broken" in output
@@ -235,6 +235,6 @@ def test_two_nodes_on_loopback(tmp_path, one_rank):
         )
         for rank in range(2)
     ]
-    outputs = [node.communicate(timeout=150)[0] for node in nodes]
+    outputs = [node.communicate(timeout=600)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], "\n".join(outputs)
     assert_same_run(tmp_path / "run", one_rank)

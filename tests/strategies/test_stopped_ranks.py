@@ -26,7 +26,7 @@ def values(tmp_path, *callbacks):
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"problem": f"{n} + 1?", "answer": str(n + 1)}) + "\n" for n in range(8)))
     found = text_config(rows)
-    strategy = {"class_path": "longrl.strategies.mr_sp.MRSPStrategy", "init_args": {"timeout_s": 60.0}}
+    strategy = {"class_path": "longrl.strategies.mr_sp.MRSPStrategy", "init_args": {"timeout_s": 600.0}}
     found["trainer"] |= {"devices": 2, "strategy": strategy, "callbacks": [{"class_path": name} for name in callbacks]}
     found["checkpoint"] = {"every_n_train_steps": 1000}
     return found
@@ -39,13 +39,13 @@ def test_a_signal_to_the_command_stops_both_ranks_with_a_checkpoint(tmp_path):
     folder = tmp_path / "run"
     process = start(*arguments(folder, config, "--resume=auto"))
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while sum(file.read_text().count("\n") for file in folder.glob("logs/*/metrics.csv")) < 3:
             assert process.poll() is None, process.stdout.read()
             assert time.monotonic() < deadline
             time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=600)
     finally:
         process.kill()
     assert process.returncode == STOPPED, output
@@ -59,7 +59,7 @@ def test_a_rank_that_fails_last_is_no_success(tmp_path):
     config = values(tmp_path, "tests.strategies.test_stopped_ranks.FailsOnRank1")
     config["trainer"]["max_steps"] = 1
     process = start(*arguments(tmp_path / "run", config))
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode not in (0, None), output
     assert "rank 1 failed" in output
 

@@ -27,7 +27,7 @@ TEXTS = ["right", "wrong", "right and longer", "w", "wrong and longer still", "r
 
 
 def strategy(is_shared: bool, sp: int = 1) -> dict[str, Any]:
-    return {"strategy": MRSPStrategy(sp, timeout_s=60), "devices": 2} if is_shared else {}
+    return {"strategy": MRSPStrategy(sp, timeout_s=600), "devices": 2} if is_shared else {}
 
 
 # ---- what the ranks do, and one process ----
