@@ -334,8 +334,14 @@ def checkpoint(folder: Path) -> dict[str, Any]:
     return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
 
 
-def metrics(folder: Path, logs: str = "logs") -> dict[tuple[int, str], str]:
-    """{(step, metric): value as written}, of all that the parts of a run logged; what a later part says counts."""
+def metrics(folder: Path, logs: str = "logs", timings: bool = False) -> dict[tuple[int, str], str]:
+    """{(step, metric): value as written}, of all that the parts of a run logged; what a later part says counts.
+
+    Args:
+        folder: of the run.
+        logs: folder in it.
+        timings: also what no two runs have alike.
+    """
     found = {}
     files = folder.glob(f"{logs}/version_*/metrics.csv")
     for file in sorted(files, key=lambda file: int(file.parent.name.removeprefix("version_"))):
@@ -344,7 +350,7 @@ def metrics(folder: Path, logs: str = "logs") -> dict[tuple[int, str], str]:
                 found |= {
                     (int(row["step"]), name): value
                     for name, value in row.items()
-                    if value != "" and name != "step" and not name.startswith(TIMINGS)
+                    if value != "" and name != "step" and (timings or not name.startswith(TIMINGS))
                 }
     return found
 

@@ -95,6 +95,18 @@ def test_it_stops_after_the_step_wherever_the_signal_arrives_and_goes_on_bit_equ
     assert_same_end(folder, reference)
 
 
+def test_with_shards_every_step_is_logged_and_none_has_waited_since_the_machine_started(tmp_path):
+    config = values(tmp_path)
+    strategy = "longrl.strategies.mr_sp.MRSPStrategy"
+    config["trainer"] |= {"devices": 1, "strategy": strategy, "max_epochs": 2}
+    folder = tmp_path / "run"
+    assert run_in_child(folder, asked(config, 2, "on_train_batch_end"), "--resume=auto") == STOPPED
+    assert run_in_child(folder, config, "--resume=auto") == 0
+    logged = metrics(folder, timings=True)
+    assert [step for step, name in logged if name == "train/loss"] == [0, 1, 2, 3, 4, 5]
+    assert all(0 <= float(value) < 3600 for (_, name), value in logged.items() if name.startswith("time/"))
+
+
 def test_in_the_last_step_it_ends_as_ever(tmp_path, reference):
     folder = tmp_path / "run"
     assert run_in_child(folder, asked(values(tmp_path), 9, "on_train_batch_end")) == 0

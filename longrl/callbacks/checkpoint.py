@@ -82,17 +82,9 @@ class Checkpoint(ModelCheckpoint):
             check_same_start(trainer.ckpt_path)
 
     @override
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        unlogged = self._unlogged
-        self._unlogged = None
-        if unlogged is None:
-            return
-        for logger in trainer.loggers:
-            logger.log_metrics(unlogged["metrics"], unlogged["step"])
-
-    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
+        self._log_batch_before(trainer)
         signals = current_signals()
         if signals is not None:
             # Lightning has just taken SIGTERM: its handler talks to other ranks wherever this one is.
@@ -107,6 +99,10 @@ class Checkpoint(ModelCheckpoint):
             loop.reset_restart_stage()
             loop.epoch_loop.restarting = False
             loop.epoch_loop.reset_restart_stage()
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._log_batch_before(trainer)  # in a run that had ended, and has trained nothing now
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -167,6 +163,15 @@ class Checkpoint(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self._unlogged = state_dict["unlogged"]
+
+    def _log_batch_before(self, trainer: Trainer) -> None:
+        """Logs the batch of the checkpoint that the run goes on from. Shards are read behind `on_fit_start`."""
+        unlogged = self._unlogged
+        self._unlogged = None
+        if unlogged is None:
+            return
+        for logger in trainer.loggers:
+            logger.log_metrics(unlogged["metrics"], unlogged["step"])
 
     def _wish(self) -> int:
         """What this rank wants of a batch that has ended: 0 nothing, 1 a checkpoint, 2 one and the end of the run."""

@@ -44,6 +44,7 @@ class Throughput(Callback):
         device = pl_module.device
         if device.type == "cuda":
             self._peak = peak_flops(torch.cuda.get_device_name(device))
+        self._end_of_last = time.perf_counter()  # a run that goes on within an epoch does not start one
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
