@@ -1,7 +1,9 @@
 # Everything runs from .venv, which `make env` builds from the pinned list in requirements/cpu.lock.
 PYTHON ?= python3
 # -n 2: two worker processes; the tests pin one thread each. `make test PYTEST_ARGS=` runs them in one process.
-PYTEST_ARGS ?= -n 2
+PYTEST_ARGS ?= -n 2 --dist worksteal
+# What a tensor gives back stays with the process: to fetch pages anew may take longer than what is computed in them.
+KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -48,7 +50,7 @@ $(VLLM_STAMP): $(VLLM_LOCK) $(STAMP)
 	@touch $@
 
 test: env $(VLLM_STAMP)  ## run the tests (PYTEST_ARGS="tests/test_x.py -k word" to choose)
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(KEEP_MEMORY) $(PY) -m pytest $(PYTEST_ARGS)
 
 documents: env  ## check the links and names in the documents
 	$(PY) -m pytest -n 0 tests/test_documents.py

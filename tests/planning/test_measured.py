@@ -16,8 +16,6 @@ CASES = {
     ),
     "2k tokens with checkpointing and a reference": Case(cells=96, checkpointing=True, kl=True),
     "2k tokens with adapters, the reference under them": Case(cells=96, lora=True, kl=True),
-    "2k tokens with adapters and checkpointing": Case(cells=96, lora=True, checkpointing=True),
-    "2k tokens with MLPs in pieces": Case(cells=96, mlp_chunk=256),
     "2k tokens with checkpointing and MLPs in pieces": Case(cells=96, mlp_chunk=256, checkpointing=True),
     "2k tokens with adapters and MLPs in pieces": Case(cells=96, mlp_chunk=256, lora=True),
     "2k tokens on 2 ranks": Case(cells=112, sp=2),
