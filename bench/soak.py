@@ -1,7 +1,7 @@
 """Many steps of a tiny run with each engine: memory, descriptors, threads, processes and shared memory stay flat.
 
-All are of the run's process and of those that it started. The slope of the resident memory is a least-squares line
-through the steps behind the first fifth, in which caches fill.
+All are of the run's process and of those that it started. The slope of the resident memory (without pages of files and
+of /dev/shm) is a least-squares line through the steps behind the first fifth, in which caches fill.
 
     python bench/soak.py --steps 1000 --json bench/results/soak.json
 """
@@ -159,7 +159,7 @@ def soaked(name: str, steps: int, folder: str) -> list[dict[str, float]]:
 
 
 def row_of(name: str, samples: Sequence[dict[str, float]]) -> dict[str, int | float | str]:
-    """A run's line of the table; of what should not change, its values at the end of the warm-up and of the run."""
+    """A run's line of the table; of what should not change, the second half's median and what that grew by."""
     steps = samples[-1][POLICY_STEPS]
     counted = [sample for sample in samples if sample[POLICY_STEPS] > WARM_UP * steps]
     at = [sample[POLICY_STEPS] for sample in counted]

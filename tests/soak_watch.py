@@ -38,18 +38,28 @@ def odd(completion, row):
 
 
 def usage(root: int) -> dict[str, float]:
-    """Memory, descriptors, threads, processes and shared memory of a process and of all below it."""
+    """Memory, descriptors, threads, processes and shared memory of a process and of all below it.
+
+    Memory is what a process has of its own. Pages of files in /dev/shm that it has touched, as by and by those of
+    vLLM's ring of messages, are in `shm_bytes` with the size that they may reach.
+    """
     total = {"rss_mib": 0.0, "fds": 0, "threads": 0, "processes": 0}
     shared = {}
     for pid in processes_below(root):
         with contextlib.suppress(OSError, IndexError, ValueError):  # it ended just now
-            total["rss_mib"] += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_MIB
+            total["rss_mib"] += own_mib(pid)
             total["threads"] += len(os.listdir(f"/proc/{pid}/task"))
             total["fds"] += len(os.listdir(f"/proc/{pid}/fd"))
             total["processes"] += 1
             shared |= shared_files(pid)
-    total["own_rss_mib"] = int(Path(f"/proc/{root}/statm").read_text().split()[1]) * PAGE_MIB
+    total["own_rss_mib"] = own_mib(root)
     return {**total, "shm_bytes": sum(shared.values())}
+
+
+def own_mib(pid: int) -> float:
+    """Resident memory of a process without pages of files."""
+    resident, of_files = map(int, Path(f"/proc/{pid}/statm").read_text().split()[1:3])
+    return (resident - of_files) * PAGE_MIB
 
 
 def processes_below(root: int) -> list[int]:

@@ -105,7 +105,7 @@ def dispatch(command: str, args: list[str]) -> None:
         importlib.import_module(OTHER_COMMANDS[command][0]).main(args[1:])
     else:
         commands = ", ".join([*TRAINER_COMMANDS, *OTHER_COMMANDS])
-        sys.exit(f"longrl: unknown command {command!r}; choose one of {commands}")
+        raise ValueError(f"unknown command {command!r}; choose one of {commands}")
 
 
 def usage() -> str:

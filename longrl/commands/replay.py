@@ -19,6 +19,7 @@ from longrl.commands.run_config import read_run_config
 from longrl.commands.run_parts import RunParts
 from longrl.commands.run_trust import check_run_config
 from longrl.datamodules.longvideo_reason import LongVideoReason
+from longrl.io.checkpoint_files import trust_checkpoints
 from longrl.modules.initial_weights import saved_checkpoints
 from longrl.modules.mini_batches import MiniBatch, RolloutLoss, TokenLoss
 from longrl.modules.policy import PolicyModule
@@ -67,7 +68,11 @@ class Replay:
 
 
 def replay_step(
-    record: str, weights: str | None = None, accelerator: str | None = None, trust_run_config: bool = False
+    record: str,
+    weights: str | None = None,
+    accelerator: str | None = None,
+    trust_run_config: bool = False,
+    trust_checkpoint: bool = False,
 ) -> Replay:
     """Takes a step again that a run has left out, and says where its first number is that is not finite.
 
@@ -79,11 +84,13 @@ def replay_step(
             what it began with.
         accelerator: `cpu` or `gpu`; None is the run's.
         trust_run_config: the run's config may name classes and functions of any module, which then run.
+        trust_checkpoint: read a checkpoint also if it names functions and classes, which may run any code.
 
     Raises:
         ValueError: it is no record, of a diffusion model, or its run's config.yaml is not beside its folder or names
             what a stranger could run code by.
     """
+    trust_checkpoints(trust_checkpoint)
     path = Path(record)
     if not path.is_file():
         raise ValueError(f"there is no {record}; name a file in RUN/{FOLDER}")
