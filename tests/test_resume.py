@@ -252,6 +252,18 @@ def test_rollouts_of_several_steps_are_saved_when_they_pass_a_multiple(tmp_path)
     assert saved == [8, 12, 16, 20, 24]  # rollouts end at 4, 8, ..., 24
 
 
+def test_a_batch_that_no_validation_follows_is_saved_at_once(tmp_path):
+    """Without rows to validate, `val_check_interval` of a recipe is a number without a meaning."""
+    values = sft(val_check_interval=2)
+    values["data"].pop("val", None)
+    values["trainer"].pop("limit_val_batches", None)
+    values["checkpoint"] = {"every_n_train_steps": 2, "save_top_k": -1, "filename": "{step}"}
+    values["trainer"]["max_steps"] = 5
+    folder = run(tmp_path / "run", values)
+    saved = sorted(int(file.stem.split("=")[1]) for file in (folder / "checkpoints").glob("step=*.ckpt"))
+    assert saved[:2] == [2, 4]
+
+
 def test_checkpoints_by_time_count_also_under_manual_optimization(tmp_path):
     values = sft(limit_val_batches=0)
     values["checkpoint"] = {"every_n_train_steps": None, "train_time_interval": "00:00:00"}  # after every batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import socket
 import time
@@ -16,7 +17,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from longrl.io.atomic import PARTIAL_SUFFIX
-from longrl.io.checkpoint_files import check_files, explained_failure, load_state, save_file
+from longrl.io.checkpoint_files import check_files, explained_failure, is_trusted, load_state, save_file
 from longrl.io.disk_space import GIB, tell_missing_space
 from longrl.io.number_ranges import SECONDS, check_ranges
 from longrl.io.stop_signals import StopRun, current_signals
@@ -129,7 +130,8 @@ class Checkpoint(ModelCheckpoint):
         loop = trainer.fit_loop
         assert loop._data_fetcher is not None
         # Validation that follows the batch belongs to it: the save waits for its end.
-        if loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
+        validates = not loop.epoch_loop.val_loop.skip  # it is skipped without rows
+        if validates and loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
             return
         self._unlogged = _unlogged_metrics(trainer)
         self._save(trainer)
@@ -276,8 +278,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         map_location: Any = None,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        if "://" in str(path):
-            return super().load_checkpoint(path, map_location, weights_only)
+        if "://" in str(path):  # of an address Lightning would unpickle anything
+            return super().load_checkpoint(path, map_location, weights_only=not is_trusted())
         path = Path(path)
         if path.is_dir():
             raise ValueError(
@@ -285,4 +287,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 "to longrl.strategies.mr_sp.MRSPStrategy, also on one device"
             )
         check_files(path)
-        return load_state(path)
+        state = load_state(path)
+        # What stays in use is copied: tensors in the file keep its place on the disk when a later one replaces it.
+        return {name: value if name == "state_dict" else copy.deepcopy(value) for name, value in state.items()}

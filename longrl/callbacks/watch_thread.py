@@ -21,11 +21,11 @@ from pathlib import Path
 
 from typing_extensions import override
 
-from longrl.io.exit_codes import HUNG
+from longrl.io.exit_codes import HUNG, STOPPED
 from longrl.io.heartbeats import Beat, Heartbeats
 from longrl.io.processes import kill_descendants, lost_worker_message, trouble_of
 from longrl.io.pulse import PULSE
-from longrl.io.stop_signals import SHOW_CURSOR
+from longrl.io.stop_signals import SHOW_CURSOR, is_asked_to_stop
 
 TICK_S = 1.0
 """Seconds between two looks at this process."""
@@ -162,6 +162,8 @@ class WatchThread(threading.Thread):
         )
 
     def _find_lost_worker(self) -> Trouble | None:
+        if is_asked_to_stop():  # whoever asked may have asked the workers, too; the main thread meets their end
+            return None
         workers = dict(PULSE.workers)
         for pid, name in workers.items():
             kind = trouble_of(pid)
@@ -206,7 +208,7 @@ class WatchThread(threading.Thread):
     def end(self, trouble: Trouble) -> None:
         """Ends this process and all that it started, and has the other ranks end."""
         is_own = trouble.found_by is None
-        if trouble.exit_code == FAILED and self._stopping.wait(2 * self.limits.beat_s):
+        if trouble.exit_code in (FAILED, STOPPED) and self._stopping.wait(2 * self.limits.beat_s):
             return  # the main thread has met the other rank's end by itself, and says what it knows
         written = self._write_stacks(trouble.message)
         ending = f"; the run ends with status {trouble.exit_code}"

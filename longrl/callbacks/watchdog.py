@@ -12,10 +12,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from longrl.callbacks.watch_thread import FAILED, Trouble, WatchLimits, WatchThread, say
-from longrl.io.exit_codes import HUNG
+from longrl.io.exit_codes import HUNG, STOPPED
 from longrl.io.heartbeats import FOLDER, Heartbeats
 from longrl.io.processes import kill_descendants, lost_worker_in
 from longrl.io.pulse import PULSE
+from longrl.io.stop_signals import is_asked_to_stop
 
 FACTORS = {"start": 4.0, "generate": 2.0, "save": 2.0}
 """Phases that may take so many times as long as others: weights are loaded, answers are long, disks are slow."""
@@ -111,6 +112,11 @@ class Watchdog(Callback):
         """
         thread = self._thread
         if thread is None or not isinstance(exception, Exception):
+            self._stop()
+            return
+        if is_asked_to_stop():  # the signal has reached a worker or an engine, too: the others end as this one does
+            if trainer.world_size > 1:
+                thread.beats.end_all(f"rank {trainer.global_rank} abandoned its step", STOPPED)
             self._stop()
             return
         lost = lost_worker_in(exception)

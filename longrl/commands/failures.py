@@ -15,7 +15,6 @@ from longrl.io.secrets import mask_secrets
 
 TRACEBACK_FILE = "traceback.txt"
 """In the folder of a run; of another rank than the first `rankN.traceback.txt`."""
-RANK_VARIABLES = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
 MAX_CHARACTERS = 2000
 FAILED = 1
 """Status of an error that is no mistake of the user's."""
@@ -59,9 +58,14 @@ def find_mistake(error: BaseException | None) -> ValueError | None:
 
 def own_rank() -> int | None:
     """This process's number in a run of several processes; None in a run of one."""
-    if "LOCAL_RANK" not in os.environ and os.environ.get("WORLD_SIZE", "1") == "1":
+    names = []
+    if "LOCAL_RANK" in os.environ or os.environ.get("WORLD_SIZE", "1") != "1":
+        names = ["RANK", "LOCAL_RANK"]  # of torchrun; of Lightning, also in the shell of an interactive job
+    if os.environ.get("SLURM_NTASKS", "1") != "1":
+        names.append("SLURM_PROCID")
+    if not names:
         return None
-    named = (os.environ.get(name, "") for name in RANK_VARIABLES)
+    named = (os.environ.get(name, "") for name in names)
     return next((int(text) for text in named if text.isdigit()), 0)
 
 

@@ -11,13 +11,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
 from longrl.commands.failures import MAX_CHARACTERS, find_mistake
 from longrl.io.exit_codes import MISTAKE
 from longrl.io.one_line import one_line
 from longrl.io.text_files import read_utf8
+
+# Lightning has its parsers read configs from addresses, and jsonargparse makes objects of whatever names a class where
+# any value may stand: what comes from a stranger could fetch more, and run it.
+set_parsing_settings(config_read_mode_fsspec_enabled=False, instantiate_subclass_spec_in_any=False)
 
 UNKNOWN = re.compile(
     r"(?:Option|option) '([^']+)' is not accepted|does not accept option '([^']+)'|unrecognized arguments: --([^\s=]+)"

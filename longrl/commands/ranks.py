@@ -41,6 +41,18 @@ def started_ranks(trainer: Trainer) -> Sequence[subprocess.Popen[Any]]:
     return getattr(trainer.strategy.launcher, "procs", ())
 
 
+def take_ranks(trainer: Trainer) -> Sequence[subprocess.Popen[Any]]:
+    """As `started_ranks`, and takes them from the launcher.
+
+    Its observer kills this process as soon as one of them has failed, whatever is still to be said, and its exit code.
+    """
+    listed = started_ranks(trainer)
+    ranks = list(listed)
+    if isinstance(listed, list):
+        listed.clear()
+    return ranks
+
+
 def is_started_rank(trainer: Trainer) -> bool:
     """True if another process of the run started this one by Lightning, and ends with the code of the run."""
     environment = trainer.strategy.cluster_environment if hasattr(trainer.strategy, "cluster_environment") else None

@@ -11,7 +11,14 @@ from pathlib import Path
 
 from lightning.pytorch import Trainer
 
-from longrl.commands.ranks import is_first_rank, is_started_rank, started_ranks, stop_ranks, wait_for_ranks
+from longrl.commands.ranks import (
+    is_first_rank,
+    is_started_rank,
+    started_ranks,
+    stop_ranks,
+    take_ranks,
+    wait_for_ranks,
+)
 from longrl.io.stop_signals import StopRun, StopSignals, current_signals
 from longrl.modules.initial_weights import saved_checkpoints
 
@@ -56,16 +63,19 @@ def ending_of_run(trainer: Trainer, how_to_go_on: Callable[[], str]) -> Iterator
         yield
     except BaseException as error:
         is_asked = signals is not None and signals.is_deferred
+        ranks = take_ranks(trainer)
+        if signals is not None:
+            signals.children = lambda: ranks
         if isinstance(error, StopRun):
-            wait_for_ranks(started_ranks(trainer))
+            wait_for_ranks(ranks)
         else:
-            stop_ranks(started_ranks(trainer))
+            stop_ranks(ranks)
         if signals is None or not is_asked or not told(signals, error, how_to_go_on):
             raise
         if signals.is_launched:
-            raise SystemExit(0) from error
+            raise StopRun(trainer.global_step, code=0) from error
         raise StopRun(trainer.global_step) from error
-    problem = wait_for_ranks(started_ranks(trainer))
+    problem = wait_for_ranks(take_ranks(trainer))
     if problem:
         raise SystemExit(f"longrl: error: {problem}")
 

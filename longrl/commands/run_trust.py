@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import codecs
 import importlib.machinery
+import os.path
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -41,6 +43,11 @@ DATA_ENDINGS = ("jsonl", "json", "csv", "tsv", "parquet", "txt", "mp4", "ckpt", 
 DATA_KEYS = ("train", "val", "test", "source")
 """Options that name files of rows, which no parser reads as configs."""
 CONFIG_ENDINGS = (".yaml", ".yml")
+SERVER_KEYS = ("url", "urls")
+"""Options that name servers, which are sent a key of the user's environment."""
+THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
+UNSAFE_OPTIONS = ("trust_remote_code", "model", "tokenizer", "hf_config_path", "hf_overrides", "worker_extension_cls")
+"""Of an engine's `options`, by which vLLM runs code of its caller's."""
 MAX_DEPTH = 100
 
 
@@ -71,14 +78,15 @@ def check_run_config(values: Any, path: Path, trusted: bool = False) -> None:
             f"code. If the folder is yours, add {OPTION} true"
         )
     for key, text in _texts(values, ".", MAX_DEPTH):
-        problem = _problem(key.rpartition(".")[2], text, path)
+        problem = _problem(key, text, path)
         if problem:
             name = key.removeprefix("..").replace("init_args.", "")
             line = find_line(path.read_text(encoding="utf-8", errors="replace"), name) if path.is_file() else None
             raise ValueError(
                 f"{path}{f', line {line}' if line else ''}: {name} {problem} {text[:200]!r}, and the config in a run's "
-                f"folder may name only what belongs to {OWN}, and classes of {', '.join(LIBRARIES)}: it would be run. "
-                f"If the folder is yours, add {OPTION} true, or name a config of your own by --config"
+                f"folder may name only what belongs to {OWN}, and classes of {', '.join(LIBRARIES)}, and servers of "
+                f"this machine: it would be run, or be sent your keys. If the folder is yours, add {OPTION} true, or "
+                "name a config of your own by --config"
             )
 
 
@@ -94,13 +102,20 @@ def _texts(value: Any, key: str, depth: int) -> Iterator[tuple[str, str]]:
     elif isinstance(value, dict):
         for name, item in value.items():
             yield from _texts(item, f"{key}.{name}", depth - 1)
+            if key.endswith(".options") and not isinstance(item, str):
+                yield f"{key}.{name}", str(item)
     elif isinstance(value, list):
         for item in value:
             yield from _texts(item, key, depth - 1)
 
 
-def _problem(option: str, text: str, path: Path) -> str:
-    """What is wrong with a text; empty if nothing."""
+def _problem(key: str, text: str, path: Path) -> str:
+    """What is wrong with the text of a dotted key; empty if nothing."""
+    *_, group, option = key.rsplit(".", 2)
+    if group == "options" and option in UNSAFE_OPTIONS:
+        return "is an engine's option,"
+    if option in SERVER_KEYS and _is_elsewhere(text):
+        return "names the server"
     if FILE_FUNCTION.fullmatch(text):
         return "names the file"
     if text.endswith(CONFIG_ENDINGS) or (option not in DATA_KEYS and _is_config(text, path)):
@@ -110,6 +125,14 @@ def _problem(option: str, text: str, path: Path) -> str:
     if option in FUNCTION_KEYS:
         return "" if "." not in text or _is_allowed(text, functions=True) else "names"
     return "names" if _names_other(text) else ""
+
+
+def _is_elsewhere(url: str) -> bool:
+    """True unless an address is of this machine."""
+    try:
+        return urlsplit(url).hostname not in THIS_MACHINE
+    except ValueError:
+        return True
 
 
 def _names_other(text: str) -> bool:
@@ -150,15 +173,20 @@ def _exists(import_path: str) -> bool:
 
 def _is_config(text: str, path: Path) -> bool:
     """True if a text names a file, of whatever ending, that a parser would read as a config or a list of classes."""
-    files = [path.parent / text, Path(text)]
-    return any(_is_config_text(_start(file), path) for file in files)
+    return any(_is_config_text(content, path) for content in _starts(text, path))
 
 
 def _is_config_text(content: str, path: Path) -> bool:
     if len(content) > MAX_CONFIG_CHARACTERS or _container(content) is not None:
         return True
     lines = [line.strip() for line in content.splitlines()]
-    return any(_names_other(line) or _start(path.parent / line) or _start(Path(line)) for line in lines if line)
+    return any(_names_other(line) or any(_starts(line, path)) for line in lines if line)
+
+
+def _starts(text: str, path: Path) -> list[str]:
+    """The starts of the files that a parser would take a text for, beside the config and in the working folder."""
+    name = os.path.expanduser(re.sub("^file:/*", "/", text))
+    return [_start(path.parent / name), _start(Path(name))]
 
 
 def _start(file: Path) -> str:

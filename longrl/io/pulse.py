@@ -10,7 +10,7 @@ class Pulse:
     """The phase a process is in. Its fields are set where the work is done, for a call would cost more than they do."""
 
     phase: str = "start"
-    """start, data, encode, sync, generate, decode, reward, update, validate, save; what lies between those is `step`."""
+    """start, data, encode, sync, generate, decode, reward, update, validate, save; `step` lies between them."""
     since: float = 0.0
     """When a phase of a step began (`time.perf_counter`)."""
     sample: str = ""

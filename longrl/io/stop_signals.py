@@ -39,10 +39,11 @@ class StopRun(SystemExit):
 
     Args:
         step: optimizer steps taken.
+        code: of the process.
     """
 
-    def __init__(self, step: int) -> None:
-        super().__init__(STOPPED)
+    def __init__(self, step: int, code: int = STOPPED) -> None:
+        super().__init__(code)
         self.step = step
 
 
@@ -115,6 +116,8 @@ class StopSignals:
             limit_s: seconds after a signal in which it must have ended; else the process ends where it is.
         """
         self._limit_s = limit_s
+        # A signal that an earlier part of the command has swallowed counts for the run.
+        self._deadline = None if limit_s is None or not self._is_noted else time.monotonic() + limit_s
         self._deferred = True
         self.handle()
 
@@ -236,6 +239,12 @@ _ACTIVE: list[StopSignals] = []
 def current_signals() -> StopSignals | None:
     """Those of the command that runs."""
     return _ACTIVE[-1] if _ACTIVE else None
+
+
+def is_asked_to_stop() -> bool:
+    """True in a training run once a signal has reached this process."""
+    signals = current_signals()
+    return signals is not None and signals.is_deferred and signals.requested is not None
 
 
 @contextlib.contextmanager

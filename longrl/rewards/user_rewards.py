@@ -19,7 +19,7 @@ from longrl.types import Row
 MAX_HANGS_OF_ROW = 2
 """After so many completions of a row that took too long, its others are not tried in this rollout."""
 MAX_HUNG_S = 300.0
-"""After so many seconds lost in a rollout none is: other ranks wait, and their collectives give up after `timeout_s`."""
+"""After so many seconds lost in a rollout none is: other ranks wait, and give up after `timeout_s`."""
 LIMITS_OF_BATCH = 5
 """Judging all completions together may take so many times as long as judging one."""
 

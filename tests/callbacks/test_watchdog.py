@@ -18,10 +18,11 @@ from longrl.callbacks.watch_thread import WatchLimits, WatchThread
 from longrl.callbacks.watchdog import Watchdog
 from longrl.io.checkpoint_files import save_file
 from longrl.io.checksums import check_zip, file_checksum
-from longrl.io.exit_codes import HUNG
+from longrl.io.exit_codes import HUNG, STOPPED
 from longrl.io.heartbeats import Heartbeats
 from longrl.io.processes import LostWorker, kill_descendants, machine
 from longrl.io.pulse import PULSE
+from longrl.io.stop_signals import StopSignals
 
 LIMITS = {"data": 10.0, "reward": 20.0}
 
@@ -265,6 +266,20 @@ def test_an_error_is_told_to_the_other_ranks(tmp_path):
     dog.on_exception(trainer, None, ValueError("no good"))
     verdict = Heartbeats(tmp_path, run, 1, 2).verdict()
     assert (verdict.message, verdict.exit_code) == ("rank 0 failed: ValueError: no good", 1)
+
+
+def test_a_step_that_fails_after_a_signal_ends_all_ranks_as_stopped(tmp_path):
+    dog, trainer = started(tmp_path, world_size=2)
+    beats = dog._thread.beats
+    with StopSignals(speaks=False) as signals:
+        signals.defer()
+        signals.requested = signal.SIGTERM
+        PULSE.workers[2**22 + 1] = "loader worker 0"  # gone, for it got the signal too
+        for _ in range(5):
+            assert dog._thread._find_lost_worker() is None
+        dog.on_exception(trainer, None, RuntimeError("a worker is gone"))
+    verdict = Heartbeats(tmp_path, beats.run, 1, 2).verdict()
+    assert (verdict.message, verdict.exit_code) == ("rank 0 abandoned its step", STOPPED)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(75)])

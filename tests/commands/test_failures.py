@@ -15,7 +15,7 @@ LONG_LINE = 4000
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch, tmp_path):
-    for name in (*failures.RANK_VARIABLES, "WORLD_SIZE", "LONGRL_TRACEBACK"):
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS", "WORLD_SIZE", "LONGRL_TRACEBACK"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(failures.tempfile, "tempdir", str(tmp_path / "tmp"))
@@ -62,6 +62,22 @@ def test_a_rank_says_which_it_is_and_has_a_file_of_its_own(monkeypatch, capsys, 
     assert status == 1
     assert said.startswith("longrl: error on rank 3: RuntimeError: gloo broke (")
     assert said.endswith(f"{tmp_path / 'rank3.traceback.txt'}\n")
+
+
+@pytest.mark.parametrize(
+    ("environment", "rank"),
+    [
+        ({}, None),
+        ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, None),
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "5"}, 5),
+        ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "LOCAL_RANK": "3"}, 3),  # started from an interactive job
+        ({"WORLD_SIZE": "2"}, 0),
+    ],
+)
+def test_ranks_of_torchrun_lightning_and_slurm_are_told_apart(monkeypatch, environment, rank):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert failures.own_rank() == rank
 
 
 def test_a_mistake_in_a_run_of_several_ranks_leaves_its_traceback_too(monkeypatch, capsys, tmp_path):

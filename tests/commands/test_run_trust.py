@@ -1,7 +1,10 @@
 """A folder of a run that a stranger made: nothing that its config.yaml names is imported unless the user says so."""
 
+import calendar
 import sys
+from typing import Any
 
+import fsspec
 import pytest
 import torch
 import yaml
@@ -10,6 +13,7 @@ from safetensors.torch import save_file
 from longrl.commands.evaluate import parse_evaluation
 from longrl.commands.export import export_run
 from longrl.commands.main import main
+from longrl.commands.parsers import ShortErrors
 from longrl.commands.run_trust import check_run_config, is_trusted
 
 FAMILY = {"class_path": "longrl.models.qwen_vl.Qwen2_5_VLFamily", "init_args": {"model": "Qwen/Qwen2.5-VL-7B"}}
@@ -53,6 +57,10 @@ HOSTILE = {
     "a config in an escaped text": {"model": {"family": '{"class\\u005fpath": "hostile_module.Family"}'}},
     "what a module imports": {"trainer": {"logger": {"class_path": "torch.utils.collect_env.subprocess.Popen"}}},
     "what our own module imports": {"rollout": {"reward": {"terms": [{"function": "longrl.io.atomic.os.system"}]}}},
+    "code of a model's folder": {"rollout": {"engine": {"init_args": {"options": {"trust_remote_code": True}}}}},
+    "a model that an engine loads": {"rollout": {"engine": {"init_args": {"options": {"model": "a/b"}}}}},
+    "a judge elsewhere": {"rollout": {"reward": {"terms": [{"endpoint": {"url": "https://evil.example/v1"}}]}}},
+    "an engine elsewhere": {"rollout": {"engine": {"init_args": {"urls": ["http://10.0.0.1:8000"]}}}},
     "an ending of a file": {"trainer": {"strategy": {"class_path": "hostile_module.yaml"}}},
 }
 
@@ -97,6 +105,33 @@ def test_a_further_config_is_refused_whatever_its_file_is_called(tmp_path, modul
     (tmp_path / "other.jsonl").write_text("class_path: hostile_module.Family")
     with pytest.raises(ValueError, match=f"trainer.callbacks names the further config '{name}'"):
         check_run_config({"trainer": {"callbacks": [name]}}, tmp_path / "run" / "config.yaml")
+
+
+@pytest.mark.parametrize("prefix", ["file://", "file:///", "~/"])
+def test_a_further_config_is_refused_by_whatever_name_a_parser_finds_it(tmp_path, module, monkeypatch, prefix):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "more").write_text("class_path: hostile_module.Family\n")
+    name = f"{prefix}more" if prefix == "~/" else f"{prefix}{tmp_path}/more"
+    folder = run_folder(tmp_path, trainer={"callbacks": name})
+    with pytest.raises(ValueError, match="trainer.callbacks names the further config"):
+        check_run_config(yaml.safe_load((folder / "config.yaml").read_text()), folder / "config.yaml")
+
+
+def test_no_parser_reads_a_config_from_an_address(capsys):
+    fsspec.filesystem("memory").pipe("/more.yaml", b"number: 3")
+    parser = ShortErrors()
+    parser.add_argument("--config", action="config")
+    parser.add_argument("--number", type=int)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--config=memory://more.yaml"])
+    assert "memory://more.yaml" in capsys.readouterr().err
+
+
+def test_no_parser_makes_objects_where_any_value_may_stand():
+    parser = ShortErrors()
+    parser.add_argument("--options", type=dict[str, Any])
+    given = parser.parse_args(['--options={"x": {"class_path": "calendar.Calendar"}}'])
+    assert not isinstance(parser.instantiate(given).options["x"], calendar.Calendar)
 
 
 def test_files_that_are_no_configs_may_be_named(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Signals that ask a command to end; every process here is a fork of the test's."""
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -115,6 +116,24 @@ def test_the_limit_is_kept_while_the_main_thread_is_in_a_call_into_c():
             say("ready")
             hashlib.pbkdf2_hmac("sha256", b"", b"", 30_000_000)  # many seconds in which no handler of Python's runs
 
+    child, reader = forked(step)
+    wait_for(reader, "ready")
+    os.kill(child, signal.SIGTERM)
+    assert ended(child, reader)[0] == STOPPED
+
+
+def test_a_signal_that_was_swallowed_before_training_leaves_the_step_its_time(monkeypatch):
+    def step(say):
+        with stop_signals() as signals:
+            say("ready")
+            with contextlib.suppress(Interrupted):
+                threading.Event().wait(60)
+            signals.defer()
+            time.sleep(1)
+            assert signals.requested
+            raise StopRun(1)
+
+    monkeypatch.setattr("longrl.io.stop_signals.GRACE_S", 0.5)
     child, reader = forked(step)
     wait_for(reader, "ready")
     os.kill(child, signal.SIGTERM)

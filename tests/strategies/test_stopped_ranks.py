@@ -5,11 +5,13 @@ import os
 import signal
 import subprocess
 import time
+from types import SimpleNamespace
 
 import pytest
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch import Callback
 
-from longrl.commands.ranks import is_first_rank, stop_ranks, wait_for_ranks
+from longrl.commands.ranks import is_first_rank, stop_ranks, take_ranks, wait_for_ranks
 from longrl.io.exit_codes import STOPPED
 from tests.runs import arguments, start, text_config
 
@@ -79,6 +81,18 @@ def test_the_ranks_that_failed_are_named():
     assert wait_for_ranks([]) is None
     assert wait_for_ranks([Ended(0), Ended(0)]) is None
     assert wait_for_ranks([Ended(0), Ended(-9)]) == "rank 2 ended with exit code -9"
+
+
+def test_ranks_that_are_waited_for_are_no_more_observed_by_lightning():
+    failed, stuck = subprocess.Popen(["false"]), subprocess.Popen(["sleep", "60"])
+    trainer = SimpleNamespace(strategy=SimpleNamespace(launcher=SimpleNamespace(procs=[failed, stuck])))
+    observer = _ChildProcessObserver(main_pid=0, child_processes=trainer.strategy.launcher.procs)
+    assert take_ranks(trainer) == [failed, stuck]
+    failed.wait()
+    assert observer._run() is True
+    assert stuck.poll() is None
+    stuck.kill()
+    assert take_ranks(SimpleNamespace(strategy=SimpleNamespace(launcher=None))) == []
 
 
 def test_ranks_of_a_run_that_has_failed_are_ended_by_force_if_need_be(monkeypatch):
