@@ -1,6 +1,7 @@
 """What every test runs under: no network, one thread, no display; `gpu` and `vllm` tests only where they can run."""
 
 import os
+from collections.abc import Iterator
 from importlib.util import find_spec
 
 import hypothesis
@@ -17,6 +18,22 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 # No deadline: a busy machine is no failure. CI repeats the same examples, a developer's run looks for new ones.
 hypothesis.settings.register_profile("longrl", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("longrl")
+
+
+@pytest.fixture(autouse=True)
+def _of_no_run() -> Iterator[None]:
+    """Removes the rank that Lightning's launcher leaves in the environment.
+
+    What a test starts would take it for its own, and wait for ranks that nobody starts.
+    """
+    _forget_rank()  # of a fixture of the module
+    yield
+    _forget_rank()
+
+
+def _forget_rank() -> None:
+    for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE"):
+        os.environ.pop(name, None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
