@@ -40,8 +40,8 @@ def odd(completion, row):
 def usage(root: int) -> dict[str, float]:
     """Memory, descriptors, threads, processes and shared memory of a process and of all below it.
 
-    Memory is what a process has of its own. Pages of files in /dev/shm that it has touched, as by and by those of
-    vLLM's ring of messages, are in `shm_bytes` with the size that they may reach.
+    Memory is what a process has of its own. Pages of files in /dev/shm that it has touched, as those of
+    vLLM's ring of messages, count in `shm_bytes`, with the size that they may reach.
     """
     total = {"rss_mib": 0.0, "fds": 0, "threads": 0, "processes": 0}
     shared = {}
