@@ -229,8 +229,10 @@ def started(folder, world_size=1, limit_s=1000.0):
     return dog, trainer
 
 
-def test_the_thread_lives_from_setup_to_teardown(tmp_path):
+def test_the_thread_lives_from_setup_to_teardown_and_the_first_beat_does_not_wait_for_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(WatchThread, "run", lambda thread: thread._stopping.wait())
     dog, trainer = started(tmp_path)
+    assert (tmp_path / "heartbeats" / "rank0.json").exists()
     thread = dog._thread
     assert thread.is_alive()
     dog.teardown(trainer, None, "fit")

@@ -125,15 +125,15 @@ def test_the_limit_is_kept_while_the_main_thread_is_in_a_call_into_c():
 def test_a_signal_that_was_swallowed_before_training_leaves_the_step_its_time(monkeypatch):
     def step(say):
         with stop_signals() as signals:
-            say("ready")
             with contextlib.suppress(Interrupted):
+                say("ready")
                 threading.Event().wait(60)
             signals.defer()
-            time.sleep(1)
+            time.sleep(2)
             assert signals.requested
             raise StopRun(1)
 
-    monkeypatch.setattr("longrl.io.stop_signals.GRACE_S", 0.5)
+    monkeypatch.setattr("longrl.io.stop_signals.GRACE_S", 1.5)
     child, reader = forked(step)
     wait_for(reader, "ready")
     os.kill(child, signal.SIGTERM)
