@@ -18,12 +18,13 @@ from longrl.io.exit_codes import INTERRUPTED, MISTAKE, STOPPED
 from longrl.io.folder_lock import FolderLock
 
 LAST = "checkpoints/last.ckpt"
+BEGUN = "slow_step_begun"
 SLOW_STEP = "fault_cases.signals.SlowStep"
 EQUAL = "resumed with 0, undisturbed 0, weights equal: True"
 
 
 class SlowStep(Callback):
-    """Steps long enough for a signal to meet them."""
+    """Steps long enough for a signal to meet them; the file `BEGUN` says that one has begun."""
 
     def __init__(self, seconds: float, from_step: int = 0) -> None:
         self.seconds = seconds
@@ -31,6 +32,7 @@ class SlowStep(Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.global_step >= self.from_step:
+            Path(trainer.default_root_dir, BEGUN).touch()
             time.sleep(self.seconds)
 
 
@@ -54,6 +56,18 @@ def sender(*numbers: int, pause_s: float = 0.0) -> Callable[[int], None]:
     return send
 
 
+def in_slow_step(folder: Path, act: Callable[[int], None]) -> Callable[[int], bool]:
+    """For `command(meanwhile=...)`: `act(pid)` once the run is in a slow step."""
+
+    def look(process: int) -> bool:
+        if not (folder / "run" / BEGUN).exists():
+            return False
+        act(process)
+        return True
+
+    return look
+
+
 def stopped_then_resumed(folder: Path, *numbers: int) -> Outcome:
     """Signals in the third step; the run goes on and is compared with one that nobody disturbed."""
     values = slow_run(folder)
@@ -70,7 +84,7 @@ def stopped_then_resumed(folder: Path, *numbers: int) -> Outcome:
 def a_second_ctrl_c(folder: Path) -> Outcome:
     values = slow_run(folder, 300.0, from_step=3, every_n_train_steps=2)
     twice = sender(signal.SIGINT, signal.SIGINT, pause_s=1.2)
-    ended = fit(folder, values, meanwhile=at_step(folder, 3, twice))
+    ended = fit(folder, values, meanwhile=in_slow_step(folder, twice))
     return Outcome(
         ended.line_with("second Ctrl-C: ended"), ended.exit_code, kept_checkpoint(folder), steps_lost(folder)
     )
@@ -79,7 +93,7 @@ def a_second_ctrl_c(folder: Path) -> Outcome:
 def a_step_without_end(folder: Path) -> Outcome:
     values = slow_run(folder, 300.0, from_step=3, every_n_train_steps=2)
     values["checkpoint"]["stop_within_s"] = 0.5
-    ended = fit(folder, values, meanwhile=at_step(folder, 3, sender(signal.SIGUSR1)))
+    ended = fit(folder, values, meanwhile=in_slow_step(folder, sender(signal.SIGUSR1)))
     return Outcome(ended.line_with("abandoned"), ended.exit_code, kept_checkpoint(folder), steps_lost(folder))
 
 

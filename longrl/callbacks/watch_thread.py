@@ -103,6 +103,12 @@ class WatchThread(threading.Thread):
         """Loader worker -> looks in a row at which it was lost."""
 
     @override
+    def start(self) -> None:
+        """Begins to look. The first heartbeat does not wait: a rank may stop, or the lock be kept, before a look."""
+        self._beat()
+        super().start()
+
+    @override
     def run(self) -> None:
         last = time.monotonic()
         while not self._stopping.wait(self.limits.tick_s):
@@ -133,11 +139,14 @@ class WatchThread(threading.Thread):
         self._until_beat_s -= seconds
         trouble = None
         if self._until_beat_s <= 0:
-            self._until_beat_s = self.limits.beat_s
-            self._arm_last_gasp()
-            self.beats.write(PULSE.phase, PULSE.sample, self._idle_s)
+            self._beat()
             trouble = self._hear_others()
         return trouble or self._find_hung_phase() or self._find_lost_worker()
+
+    def _beat(self) -> None:
+        self._until_beat_s = self.limits.beat_s
+        self._arm_last_gasp()
+        self.beats.write(PULSE.phase, PULSE.sample, self._idle_s)
 
     def _arm_last_gasp(self) -> None:
         """Unless this is called again in time, the stacks are written to stderr and the process ends with status 1."""

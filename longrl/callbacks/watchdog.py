@@ -91,7 +91,6 @@ class Watchdog(Callback):
         limits = WatchLimits(self.limit_of, max(finite), self.silent_s)
         stacks = Path(folder, FOLDER, f"stacks_rank{rank}.txt")
         self._stop()
-        beats.write(PULSE.phase, PULSE.sample, 0.0)  # a rank that stops before its thread looks is missed, too
         self._thread = WatchThread(limits, beats, stacks)
         self._thread.start()
 

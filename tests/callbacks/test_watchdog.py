@@ -230,9 +230,12 @@ def started(folder, world_size=1, limit_s=1000.0):
 
 
 def test_the_thread_lives_from_setup_to_teardown_and_the_first_beat_does_not_wait_for_it(tmp_path, monkeypatch):
+    armed = []
+    monkeypatch.setattr("faulthandler.dump_traceback_later", lambda seconds, **options: armed.append(seconds))
     monkeypatch.setattr(WatchThread, "run", lambda thread: thread._stopping.wait())
     dog, trainer = started(tmp_path)
     assert (tmp_path / "heartbeats" / "rank0.json").exists()
+    assert armed == [2 * 4 * 1000.0]
     thread = dog._thread
     assert thread.is_alive()
     dog.teardown(trainer, None, "fit")
