@@ -22,6 +22,9 @@ from typing import Any
 
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # before torch: one thread suits the tiny models
     os.environ.setdefault(variable, "1")
+# oneDNN keeps what it compiles for each shape of a batch, 256 KiB at a time and 1,024 of them by itself: vLLM on a CPU
+# would meet new ones throughout a thousand steps.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tiny runs are those of the tests
 
 import numpy as np  # noqa: E402
