@@ -20,7 +20,7 @@ from pathlib import Path
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # before torch: one thread suits the tiny models
     os.environ.setdefault(variable, "1")
 
-from common import console, parse_arguments, report  # noqa: E402
+from common import ROOT, console, parse_arguments, report  # noqa: E402
 from fault_cases.fault import Fault, try_out  # noqa: E402
 
 CASES = Path(__file__).with_name("fault_cases")
@@ -55,10 +55,8 @@ def run_in_folder(fault: Fault) -> dict[str, int | float | str | bool]:
     with tempfile.TemporaryDirectory(prefix="longrl-fault-", ignore_cleanup_errors=True) as folder:
         row = try_out(fault, Path(folder))
     # What is published names no folder of the machine that it ran on.
-    return row | {
-        "seen": str(row["seen"]).replace(folder, "FOLDER"),
-        "kept": str(row["kept"]).replace(folder, "FOLDER"),
-    }
+    named = {name: str(row[name]).replace(folder, "FOLDER").replace(f"{ROOT}/", "") for name in ("seen", "kept")}
+    return row | named
 
 
 if __name__ == "__main__":
