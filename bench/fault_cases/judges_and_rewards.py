@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,28 +164,31 @@ def row(kind: str, fault: str, does: Callable[[Path], Outcome], seen: str = SAID
     return Fault(kind, fault, does, exit_code, seen)
 
 
-FAULTS = [
+QUICK = [
     row("rewards", "a reward raises on one row", rewarded(raises), r"row 'q3' \(KeyError"),
     row("rewards", "a reward raises on every row", rewarded(raises_always, "failed on every one"), "KeyError", MISTAKE),
     row("rewards", "a reward is None on one row", rewarded(says_none), "no reward applies"),
+    row("rewards", "a reward recurses without end", rewarded(recurses), "RecursionError"),
+    row("rewards", "a reward takes longer than time_limit_s", rewarded(sleeps), "time_limit_s"),
+    row("judges", "a judge's server errs (500)", judged(500), "HTTP 500"),
+    row("judges", "a judge's reply is nested 100,000 times", judged(b"[" * 100_000)),
+    row("judges", "a judge's content is a list of numbers", judged(content([1]))),
+    row("judges", "a judge closes the connection", judged(closes)),
+]
+MORE = [
     row("rewards", "a reward is infinite", rewarded(says_inf)),
     row("rewards", "a reward is nan", rewarded(says_nan)),
     row("rewards", "a reward is beyond float32", rewarded(says_huge)),
     row("rewards", "a reward is a list", rewarded(says_list)),
     row("rewards", "a reward is complex", rewarded(says_complex)),
-    row("rewards", "a reward recurses without end", rewarded(recurses), "RecursionError"),
     row("rewards", "a reward runs out of memory", rewarded(fills_memory), "MemoryError"),
     row("rewards", "a reward asserts, with an escape sequence in its text", rewarded(asserts), "AssertionError"),
-    row("rewards", "a reward takes longer than time_limit_s", rewarded(sleeps), "time_limit_s"),
-    row("judges", "a judge's server errs (500)", judged(500), "HTTP 500"),
     row("judges", "a judge's server refuses the key (401)", judged(401), "HTTP 401"),
     row("judges", "a judge's server is busy (429)", judged(429), "HTTP 429"),
     row("judges", "a judge's reply is cut", judged(b'{"choices": [{"mess')),
     row("judges", "a judge's reply is a web page", judged(b"<html><script>alert(1)</script></html>")),
-    row("judges", "a judge's reply is nested 100,000 times", judged(b"[" * 100_000)),
     row("judges", "a judge's reply is no UTF-8", judged(b'{"choices": "\xff\xfe"}')),
-    row("judges", "a judge's content is a list of numbers", judged(content([1]))),
     row("judges", "a judge's content is null", judged(content(None)), "has no score"),
     row("judges", "a judge's score is nan", judged(completion("SCORE: nan")), "has no score"),
-    row("judges", "a judge closes the connection", judged(closes)),
 ]
+FAULTS = [*QUICK, *(replace(fault, quick=False) for fault in MORE)]
