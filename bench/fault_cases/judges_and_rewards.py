@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fault_cases.fault import Fault, Outcome
-from fault_cases.small_runs import ROOT, Config, Ended, command, fit, kept_checkpoint, steps_lost, text_rows, text_run
+from fault_cases.small_runs import Config, Ended, command, fit, kept_checkpoint, steps_lost, text_rows, text_run
 from longrl.io.exit_codes import MISTAKE
 from longrl.rewards import judge
 from tests.chat.server import Server, completion
@@ -108,8 +108,7 @@ def rewarded(reward: Callable[..., Any], words: str = SAID) -> Callable[[Path], 
 
 def outcome(folder: Path, ended: Ended, words: str) -> Outcome:
     """What a run led to, by the line with the words."""
-    seen = ended.line_with(words).replace(f"{ROOT}/", "")
-    return Outcome(seen, ended.exit_code, kept_checkpoint(folder), steps_lost(folder))
+    return Outcome(ended.line_with(words), ended.exit_code, kept_checkpoint(folder), steps_lost(folder))
 
 
 # ---- judges ----

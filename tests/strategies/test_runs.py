@@ -183,30 +183,31 @@ def test_a_run_killed_while_it_renames_has_its_last_checkpoint(tmp_path, one_ran
 
 
 class Break(Callback):
-    """Rank 1 fails, or is killed, in its third step."""
+    """One rank fails, or is killed, in its third step."""
 
-    def __init__(self, kill: bool) -> None:
-        self.kill = kill
+    def __init__(self, rank: int, kill: bool) -> None:
+        self.rank, self.kill = rank, kill
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if trainer.global_rank == 1 and trainer.global_step >= 2:
+        if trainer.global_rank == self.rank and trainer.global_step >= 2:
             if self.kill:
                 os.kill(os.getpid(), signal.SIGKILL)
             raise RuntimeError("this rank is broken")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kill", [False, True])
-def test_a_rank_that_dies_ends_the_others(tmp_path, kill):
+@pytest.mark.parametrize(("rank", "kill"), [(0, False), (1, False), (1, True)])
+def test_a_rank_that_dies_ends_the_others(tmp_path, rank, kill):
     values = grid(rl(), 2, 2, 12)
-    breaks = {"class_path": "tests.strategies.test_runs.Break", "init_args": {"kill": kill}}
+    breaks = {"class_path": "tests.strategies.test_runs.Break", "init_args": {"rank": rank, "kill": kill}}
     values["trainer"]["callbacks"].append(breaks)
     process = start(*arguments(tmp_path / "run", values))
     output, _ = process.communicate(timeout=600)
     assert process.returncode != 0
     if not kill:
         assert "this rank is broken" in output
-        assert f"the traceback is in {tmp_path / 'run' / 'rank1.traceback.txt'}" in output
+        name = f"rank{rank}.traceback.txt" if rank else "traceback.txt"
+        assert f"the traceback is in {tmp_path / 'run' / name}" in output
     assert not run_processes(tmp_path)
 
 
