@@ -36,6 +36,7 @@ from typing_extensions import override
 from longrl.engines import vllm_options
 from longrl.engines.parity import RenderedPrompt
 from longrl.engines.vllm_extension import head_dtypes
+from longrl.engines.vllm_launch import launcher_environment, launcher_options
 from longrl.engines.vllm_options import INSTALL, VERSION, Fields, VLLMRollouts
 from longrl.engines.weight_stream import engine_weights
 from longrl.io.number_ranges import COUNT, NOT_NEGATIVE, check_ranges
@@ -100,12 +101,10 @@ class VLLMEngine(VLLMRollouts):
         LLM = _import_llm()
         options = vllm_options.engine_arguments(family, self)
         options["enable_sleep_mode"] = self._sleeps
-        if self.ranks_per_engine > 1:  # the trainer's ranks are the workers
-            options["tensor_parallel_size"] = self.ranks_per_engine
-            options["distributed_executor_backend"] = "external_launcher"
+        options |= launcher_options(self.ranks_per_engine)
         options |= self.options
         try:
-            with _keep_random_states(), _drop_shared_memory_name(self.ranks_per_engine):
+            with _keep_random_states(), launcher_environment(), _drop_shared_memory_name(self.ranks_per_engine):
                 self._llm = LLM(**options)
         except Exception as error:
             raise RuntimeError(

@@ -131,13 +131,15 @@ class LocalPolicy(Policy):
 
 
 def _device(name: str) -> torch.device:
-    """Under torchrun every process has a GPU of its own."""
-    if name != "auto":
-        return torch.device(name)
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    return torch.device("cuda", torch.cuda.current_device())
+    """Under torchrun every process has a GPU of its own. It becomes the current one: engines compute there."""
+    if name == "auto":
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    device = torch.device(name)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    return device
 
 
 def weights_hash(model: nn.Module) -> str:
