@@ -136,6 +136,9 @@ class RolloutCallback(Callback):
         self._parallel = pl_module.parallel
         self._family = pl_module.family if self.engine.reads_policy_weights else pl_module.engine_family
         check_engine_ranks(self.engine, self._parallel.sp_group.size)
+        max_prompt_tokens = data_module_of(trainer).renderer.max_prompt_tokens
+        longest = max(self.sampling.max_completion_tokens, self.eval_sampling.max_completion_tokens)
+        self.engine.fit_lengths(max_prompt_tokens, longest)
         self.engine.invalidate_weights()  # a stage may begin with other weights at the same step
         if stage == "fit" and pl_module.is_rl():
             resamples = self.max_resample_rounds > 0
@@ -149,7 +152,7 @@ class RolloutCallback(Callback):
             pl_module.temperature = self.sampling.temperature or 1.0
             pl_module.mismatch_monitor = self._monitor
             data = data_module_of(trainer)
-            limits = training_limits(pl_module, self.engine, data.renderer.max_prompt_tokens, self.sampling)
+            limits = training_limits(pl_module, self.engine, max_prompt_tokens, self.sampling)
             data.limit_lengths(limits, ("train",))
         eval_limits = self.engine.length_limits(self.eval_sampling)
         if eval_limits:  # known now, a prompt that is too long for the engine is skipped instead of ending the run

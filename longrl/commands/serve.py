@@ -15,13 +15,13 @@ import logging
 import os
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from longrl.commands.run_parts import RunParts
 from longrl.engines.server_key import KEY_VARIABLE, LOOPBACK, MIN_KEY_CHARACTERS, environment_key, key_file, server_key
-from longrl.engines.vllm_options import INSTALL, VERSION, check_head_dtypes, engine_arguments
+from longrl.engines.vllm_options import INSTALL, VERSION, check_head_dtypes, engine_arguments, model_length
 from longrl.engines.weight_files import default_folder
 from longrl.io.number_ranges import COUNT, NOT_NEGATIVE, check_ranges
 from longrl.models.base import CausalFamily
@@ -42,8 +42,9 @@ class ServerOptions:
     host: str = "127.0.0.1"
     """Address to listen at; the default is for this machine only."""
     port: int = 8000
-    max_model_len: int = 32_768
-    """Tokens of prompt and completion."""
+    max_model_len: int | None = None
+    """Tokens of prompt and completion; by default those of data.max_prompt_tokens and sampling.max_completion_tokens,
+    or 32768 where prompts are not limited."""
     max_num_seqs: int = 256
     """Completions decoded together."""
     gpu_memory_utilization: float = 0.9
@@ -72,7 +73,17 @@ def main(args: Sequence[str]) -> None:
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ["VLLM_SERVER_DEV_MODE"] = "0"
     parts = RunParts("serve", args, DESCRIPTION, ServerOptions)
-    run(trainer_family(parts), parts.options)
+    run(trainer_family(parts), fit_lengths(parts, parts.options))
+
+
+def fit_lengths(parts: RunParts, options: ServerOptions) -> ServerOptions:
+    """The options with room for the longest prompt and completion of the run, unless they say how much there is."""
+    if options.max_model_len is not None:
+        return options
+    rollout = parts.planned_run().rollout
+    longest = 0 if rollout is None else rollout.sampling.max_completion_tokens
+    max_model_len = model_length(parts.datamodule.renderer.max_prompt_tokens, longest)
+    return replace(options, max_model_len=max_model_len)
 
 
 def trainer_family(parts: RunParts) -> CausalFamily:
@@ -144,7 +155,6 @@ def server_arguments(family: CausalFamily, options: ServerOptions, key: str) -> 
         "port": options.port,
         "disable_uvicorn_access_log": True,
         "api_key": [key],  # else vLLM would want the one of VLLM_API_KEY beside ours
-        **options.options,
     }
     for name, value in chosen.items():
         if not hasattr(arguments, name):

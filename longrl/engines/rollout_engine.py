@@ -107,6 +107,14 @@ class RolloutEngine(RefusesOldHooks, abc.ABC):
 
     # By default there is nothing to do.
 
+    def fit_lengths(self, max_prompt_tokens: int | None, max_completion_tokens: int) -> None:
+        """Has sizes that were left open hold the prompts and completions of a run; called before the first `sync`.
+
+        Args:
+            max_prompt_tokens: of the longest prompt, media included; None if it is not limited.
+            max_completion_tokens: of the longest completion.
+        """
+
     def invalidate_weights(self) -> None:
         """Has the next `sync` hand weights over whatever the step: the trainer's may have changed without one."""
 

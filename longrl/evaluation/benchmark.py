@@ -135,6 +135,7 @@ class Evaluation:
         self.data.read(("test",))
         check_breakdowns(self.rows, config.breakdowns)
         self.folder.mkdir(parents=True, exist_ok=True)
+        policy.fit_lengths(self.data.renderer.max_prompt_tokens, config.sampling)
         policy.prepare(self.folder)
 
         # 2. Ask what is not answered yet.

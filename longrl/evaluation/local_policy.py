@@ -106,6 +106,10 @@ class LocalPolicy(Policy):
         return None if self.features.disk is None else self.features.disk.files(self.model)
 
     @override
+    def fit_lengths(self, max_prompt_tokens: int | None, sampling: SamplingParams) -> None:
+        self.engine.fit_lengths(max_prompt_tokens, sampling.max_completion_tokens)
+
+    @override
     def length_limits(self, sampling: SamplingParams) -> tuple[LengthLimit, ...]:
         return self.engine.length_limits(sampling)
 

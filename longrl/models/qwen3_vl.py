@@ -139,7 +139,9 @@ class Qwen3VLFamily(Qwen2_5_VLFamily):
                 f"vLLM on a CPU goes wrong when a mixture of experts gets new weights, and {self.model_path!r} has "
                 f"{experts} experts; use engine: longrl.engines.hf.HFEngine"
             )
-        return super().engine_options()
+        # vLLM adds features to deeper layers only beside an encoder of its own: it is built, but never measured or run.
+        limits = dict.fromkeys(("image", "video"), 64)
+        return {**super().engine_options(), "limit_mm_per_prompt": limits, "skip_mm_profiling": True}
 
     @override
     def engine_tensor(self, name: str, weight: Tensor) -> Tensor:

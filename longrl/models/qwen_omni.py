@@ -304,10 +304,9 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
         from longrl.models.qwen_omni_vllm import as_features
 
         kinds = self.media_token_ids()
-        # Every chunk of a video and of its track is an item; encoders never run, so nothing of them is to be measured.
-        limits = dict.fromkeys(kinds, 4096)
-        options = {"enable_mm_embeds": True, "limit_mm_per_prompt": limits, "skip_mm_profiling": True}
-        return {**options, "hf_overrides": as_features}
+        # No media but features: vLLM builds no encoder, and measures none.
+        limits = dict.fromkeys(kinds, 0)
+        return {"enable_mm_embeds": True, "limit_mm_per_prompt": limits, "hf_overrides": as_features}
 
     @override
     def engine_weight(self, name: str) -> str | None:

@@ -2,8 +2,8 @@
 
 vLLM 0.32's own class takes no features of sound, gives those of images and videos back in one piece, which its runner
 refuses, and counts positions of interleaved sound in another way than transformers. So this is a model class of our own
-beside it: every run of placeholders is an item with its rows and the positions from the run before to its end. Encoders
-are there, random and never called.
+beside it: every run of placeholders is an item with its rows and the positions from the run before to its end. There
+are no encoders.
 
 It is imported only by a process that is about to start vLLM, and by those that vLLM starts: its config, which they are
 given, names `as_features`. The import makes the class known to the vLLM of a process.

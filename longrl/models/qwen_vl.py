@@ -287,7 +287,8 @@ class Qwen2_5_VLFamily(CausalFamily):
 
     @override
     def engine_options(self) -> dict[str, Any]:
-        return {"enable_mm_embeds": True, "limit_mm_per_prompt": dict.fromkeys(("image", "video"), 64)}
+        # No media but features: vLLM builds no vision encoder, and measures none.
+        return {"enable_mm_embeds": True, "limit_mm_per_prompt": dict.fromkeys(("image", "video"), 0)}
 
     @override
     def engine_weight(self, name: str) -> str | None:

@@ -42,6 +42,18 @@ class ShortEngine(HFEngine):
         return super().generate(family, model, prompts, features, sampling, seed, first)
 
 
+class SizedEngine(HFEngine):
+    """As vLLM without a max_model_len: it takes what the run needs."""
+
+    limit = 0
+
+    def fit_lengths(self, max_prompt_tokens, max_completion_tokens):
+        self.limit = max_prompt_tokens + max_completion_tokens
+
+    def max_length(self):
+        return self.limit
+
+
 class OwnEngine(HFEngine):
     """A user's, which knows nothing of precision."""
 
@@ -132,6 +144,17 @@ def test_a_limit_on_prompts_that_lets_longer_ones_in_is_warned_of(tmp_path, capl
     assert "the longest prompt of data.max_prompt_tokens has 5000 tokens" in caplog.text
     assert "above 4000, the max_model_len of ShortEngine" in caplog.text
     assert "longer prompts are skipped" in caplog.text
+
+
+def test_an_engine_without_a_limit_holds_what_the_run_samples(tmp_path, caplog):
+    """Validation may sample more tokens than training does."""
+    engine = SizedEngine()
+    longer = replace(SAMPLING, max_completion_tokens=SAMPLING.max_completion_tokens + 5)
+    with caplog.at_level(logging.WARNING):
+        rollout = callback(engine, eval_sampling=longer)
+        train(tmp_path, rollout, data=data_module(tmp_path, max_prompt_tokens=500), steps=1)
+    assert engine.limit == 505 + SAMPLING.max_completion_tokens
+    assert "max_model_len" not in caplog.text
 
 
 def test_ranks_that_share_a_sequence_take_more_together():

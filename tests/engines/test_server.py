@@ -234,7 +234,7 @@ def test_a_trainer_that_hangs_up_ends_its_rollouts(in_step, server):
 
 
 def test_an_option_that_vllm_does_not_know_is_named(model_folder):
-    options = serve.ServerOptions(options={"no_such": 1})
+    options = serve.ServerOptions(max_model_len=64, options={"no_such": 1})
     with pytest.raises(ValueError, match="--options has 'no_such', which vllm's server does not know"):
         serve.server_arguments(family_of(model_folder), options, KEY)
 

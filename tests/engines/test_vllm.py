@@ -47,8 +47,8 @@ GREEDY = SamplingParams(1, 24, temperature=0.0)
 
 
 def family_of(kind: str, folder: Path):
-    """Heads of 32, the smallest that vLLM's CPU kernels know."""
-    wide = {"hidden_size": 192}
+    """Heads of 32, the smallest that vLLM's CPU kernels know; fewer positions in the config than prompts have."""
+    wide = {"hidden_size": 192, "max_position_embeddings": 256}
     if kind == "qwen2.5-vl":
         made = tiny_qwen2_5_vl(folder, text=wide)
         sizes = {"min_pixels": 28 * 28, "max_pixels": 56 * 56}
@@ -349,7 +349,7 @@ def test_features_in_equals_pixels_in(tmp_path):
     prompt = family.render(row("clip"), "What?", [clip])
     features = FeatureCache(family).get_or_encode(model, [prompt])
     vllm = engine()
-    vllm.options["load_format"] = "auto"
+    vllm.options |= {"load_format": "auto", "limit_mm_per_prompt": {"video": 1}}  # with its own encoder
     vllm.start(family)
     (wanted,) = vllm.generate(family, model, [prompt], features, GREEDY, seed=0)
     times = clip.timestamps
@@ -397,6 +397,7 @@ def test_starting_leaves_the_trainers_random_numbers_alone(tmp_path):
 
 def test_a_model_vllm_does_not_know_is_named(tmp_path):
     family = family_of("qwen2", tmp_path)
+    assert family.config  # as every run has read it
     config = tmp_path / "config.json"
     config.write_text(config.read_text().replace("Qwen2ForCausalLM", "NobodysModel").replace('"qwen2"', '"nobody"'))
     with pytest.raises(RuntimeError, match=r"(?s)vLLM could not start for .*nobody.*HFEngine") as error:
@@ -440,7 +441,7 @@ class Loaded(Qwen3VLFamily):
     """Of an engine that reads its weights from files and never gets others."""
 
     def engine_options(self):
-        return Qwen2_5_VLFamily.engine_options(self)
+        return {**Qwen2_5_VLFamily.engine_options(self), "limit_mm_per_prompt": {"image": 64, "video": 64}}
 
 
 def gap_of_experts(folder: str) -> float:

@@ -73,7 +73,7 @@ def test_the_environment_is_as_it_was_after_an_engine_that_does_not_start(monkey
 
 
 def told_ranks(ranks_per_engine: int):
-    """What a rank's engine is told where nobody has set torchrun's variables, as under Lightning's launcher or SLURM."""
+    """What a rank's engine is told where nobody has set torchrun's variables: Lightning's launcher, SLURM."""
     for name in TORCHRUN:
         os.environ.pop(name, None)
     with pytest.MonkeyPatch.context() as patch:

@@ -2,16 +2,91 @@
 
 import copy
 import pickle
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from longrl.commands import serve
 from longrl.engines.server import VLLMServerEngine
 from longrl.engines.server_protocol import model_sizes
 from longrl.engines.vllm import VLLMEngine
 from longrl.engines.vllm_options import check_head_dtypes, engine_arguments
-from tests.tiny import omni_family, text_family
+from longrl.types import SamplingParams
+from tests.tiny import omni_family, qwen3_vl_family, text_family, vl_family
 
-ENGINE = VLLMEngine()
+ENGINE = VLLMEngine(max_model_len=64)
+HOUR = 262_144
+"""Tokens of 3,600 frames and a question."""
+
+
+@pytest.fixture
+def on_gpu(monkeypatch):
+    """A machine that has one, as far as the arguments are concerned."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+
+
+def sized(max_prompt_tokens, **options):
+    engine = VLLMEngine(**options)
+    engine.fit_lengths(max_prompt_tokens, 1024)
+    return engine
+
+
+def test_an_hour_enters(on_gpu):
+    """The whole video must fit the encoder's cache, which is as large as what vLLM computes together."""
+    engine = sized(HOUR)
+    told = engine_arguments(vl_family(), engine)
+    assert engine.max_length() == told["max_model_len"] == HOUR + 1024
+    assert told["max_num_batched_tokens"] == HOUR + 1024
+    assert engine.length_limits(SamplingParams(8, 1024))[0].tokens == HOUR + 1024
+
+
+@pytest.mark.parametrize(("max_prompt_tokens", "given", "wanted"), [(None, None, 32_768), (HOUR, 4096, 4096)])
+def test_lengths_that_are_given_or_unlimited_stay(max_prompt_tokens, given, wanted):
+    assert sized(max_prompt_tokens, max_model_len=given).max_length() == wanted
+
+
+def test_text_is_computed_in_chunks_of_vllms_choice(on_gpu):
+    assert "max_num_batched_tokens" not in engine_arguments(text_family(), sized(HOUR))
+
+
+def test_a_video_longer_than_the_encoders_cache_is_refused_before_the_start(on_gpu):
+    engine = sized(HOUR, options={"max_num_batched_tokens": 16_384})
+    with pytest.raises(ValueError, match=r"max_num_batched_tokens=16384 .* below its max_model_len=263168.*leave"):
+        engine_arguments(vl_family(), engine)
+
+
+def test_no_vision_encoder_is_built_beside_features():
+    assert set(engine_arguments(vl_family(), ENGINE)["limit_mm_per_prompt"].values()) == {0}
+    assert engine_arguments(qwen3_vl_family(), ENGINE)["skip_mm_profiling"]
+
+
+def test_positions_beyond_the_configs_are_asked_for():
+    """The trainer's model reads them; vLLM refuses them."""
+    family = vl_family()
+    known = family.config.get_text_config().max_position_embeddings
+    engine = sized(known)
+    override = pickle.loads(pickle.dumps(engine_arguments(family, engine)["hf_overrides"]))
+    assert override(copy.deepcopy(family.config)).get_text_config().max_position_embeddings == known + 1024
+    assert "hf_overrides" not in engine_arguments(family, sized(known, max_model_len=known))
+
+
+def test_rotary_embeddings_that_change_with_the_length_are_not_stretched():
+    family = text_family()
+    family.config.rope_parameters = {**family.config.rope_parameters, "rope_type": "dynamic", "factor": 2.0}
+    with pytest.raises(ValueError, match=r"max_model_len=1001024 .* rotary embeddings \(dynamic\) .*HFEngine"):
+        engine_arguments(family, sized(1_000_000))
+
+
+def test_a_servers_lengths_are_those_of_its_run():
+    renderer = SimpleNamespace(max_prompt_tokens=HOUR)
+    rollout = SimpleNamespace(sampling=SamplingParams(8, 512))
+    parts = SimpleNamespace(
+        datamodule=SimpleNamespace(renderer=renderer), planned_run=lambda: SimpleNamespace(rollout=rollout)
+    )
+    assert serve.fit_lengths(parts, serve.ServerOptions()).max_model_len == HOUR + 512
+    assert serve.fit_lengths(parts, serve.ServerOptions(max_model_len=77)).max_model_len == 77
 
 
 def config_of(family):
