@@ -11,15 +11,16 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 from unittest import mock
 
 import torch
+import transformers
 from rich.console import Console
 from rich.table import Table
 
+import longrl
 from longrl.io.atomic import atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,12 +87,19 @@ def provenance(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+            **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
         },
         "versions": {
             "python": platform.python_version(),
-            **{package: version(package) for package in ("longrl", "torch", "transformers")},
+            # Of the modules, not of what is installed: longrl may be there by PYTHONPATH alone.
+            **{module.__name__: str(module.__version__) for module in (longrl, torch, transformers)},
         },
     }
+
+
+def import_path() -> str:
+    """PYTHONPATH of a process that is to find longrl, installed or not, and what a benchmark's config names."""
+    return os.pathsep.join(filter(None, [str(ROOT / "bench"), str(ROOT), os.environ.get("PYTHONPATH")]))
 
 
 def in_fresh_process(function: Callable[..., Result], *arguments: Any) -> Result:

@@ -14,6 +14,7 @@ skipped, and what memory does not as `out of memory`. Needs no network, no weigh
 
     python bench/gpu.py --json bench/results/gpu.json --profile update.txt
     python bench/gpu.py --cpu --tiny     # the same code in seconds, to try it; its numbers mean nothing
+    python bench/gpu.py --quick          # the tiny model, on a GPU if there is one
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Report:
             })  # fmt: skip
 
     def _command(self) -> str:
-        given = [f"--{name}" for name in ("cpu", "tiny") if getattr(self.arguments, name)]
+        given = [f"--{name}" for name in ("cpu", "tiny", "quick") if getattr(self.arguments, name)]
         return " ".join(["python bench/gpu.py", *given, f"--minutes {self.arguments.minutes:g}"])
 
     def _gpu(self) -> dict[str, Any]:
@@ -254,7 +255,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=7.5, help="rows that would end later are skipped")
     parser.add_argument("--cpu", action="store_true", help="on the CPU; needs --tiny")
     parser.add_argument("--tiny", action="store_true", help="a model of a few thousand parameters")
+    parser.add_argument("--quick", action="store_true", help="--tiny, and --cpu where there is no GPU")
     arguments = parser.parse_args(argv)
+    if arguments.quick:
+        arguments.tiny = True
+        arguments.cpu = arguments.cpu or not torch.cuda.is_available()
     if not arguments.cpu and not torch.cuda.is_available():
         parser.error(
             f"bench/gpu.py needs a GPU, but torch {torch.__version__} sees none; run it where there is one, or try its "
@@ -268,7 +273,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None, sizes: Sizes | None = None) -> None:
     """The command; `sizes` replaces what `--tiny` or its absence choose."""
     arguments = parse(argv)
-    arguments.quick = False
     sizes = sizes or (TINY_SIZES if arguments.tiny else FULL)
     device = torch.device("cpu" if arguments.cpu else "cuda:0")
     report = Report(arguments, device, arguments.minutes)

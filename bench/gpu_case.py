@@ -146,7 +146,9 @@ def _no_text(ids: Sequence[int], **options: Any) -> str:
 
 def built(name: str, sizes: Sizes, device: torch.device, folder: str) -> Case:
     """The model with random weights, made on the device."""
-    options: dict[str, Any] = {"dtype": "bfloat16", "random_init": True, "gradient_checkpointing": True}
+    options: dict[str, Any] = {
+        "dtype": "bfloat16", "random_init": True, "init_device": str(device), "gradient_checkpointing": True,
+    }  # fmt: skip
     if name == TINY:
         family = Qwen2_5_VLFamily(str(tiny_qwen2_5_vl(folder)), **options)
     else:
@@ -154,6 +156,4 @@ def built(name: str, sizes: Sizes, device: torch.device, folder: str) -> Case:
     family.tokenizer = SimpleNamespace(  # no text is wanted
         eos_token_id=-1, all_special_tokens=(), added_tokens_decoder={}, chat_template=None, decode=_no_text
     )
-    with torch.device(device):
-        model = family.build()
-    return Case(sizes, family, model.to(device).train(), device)
+    return Case(sizes, family, family.build().to(device).train(), device)

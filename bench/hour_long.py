@@ -31,7 +31,7 @@ from random import Random
 from typing import Any
 
 import yaml
-from common import Row, parse_arguments, peak_memory_mib, report
+from common import Row, import_path, parse_arguments, peak_memory_mib, report
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
@@ -188,7 +188,7 @@ def measure(folder: Path, sizes: Sizes, num_frames: int, sp: int) -> list[Row]:
     config.write_text(yaml.safe_dump(config_of(folder, sizes, num_frames, sp)))
     threads = str(max(1, sizes.threads // sp))
     environment = {
-        "OMP_NUM_THREADS": threads, "MALLOC_MMAP_THRESHOLD_": str(1 << 16), "PYTHONPATH": str(Path(__file__).parent)
+        "OMP_NUM_THREADS": threads, "MALLOC_MMAP_THRESHOLD_": str(1 << 16), "PYTHONPATH": import_path()
     }  # fmt: skip
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={sp}", "-m", "longrl"]
     done = subprocess.run(

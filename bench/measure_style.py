@@ -178,7 +178,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("paths", nargs="*", type=Path, default=[ROOT / "longrl"], help="folders and files")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write what is printed")
-    arguments = parser.parse_args(argv, argparse.Namespace(quick=False))
+    parser.add_argument("--quick", action="store_true", help="changes nothing: all of it takes seconds")
+    arguments = parser.parse_args(argv)
     paths = [path.resolve() for path in arguments.paths]
     rows = [row for path in paths for row in rows_of(path)]
     packages = [packages_of(path) for path in paths if path.is_dir()]

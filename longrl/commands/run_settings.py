@@ -22,7 +22,7 @@ EXPORT_RECORD = "longrl_settings.yaml"
 """File of an exported folder that says how its model was asked."""
 SHOWN_BY_DATA = ("video", "question_template")
 """Options of the data module that decide what a model is shown of a question."""
-OF_TRAINING = ("model", "random_init", "init_seed", "lora", "gradient_checkpointing")
+OF_TRAINING = ("model", "random_init", "init_seed", "init_device", "lora", "gradient_checkpointing")
 """Options of a family that say where weights come from or how they are trained, not what is asked of them."""
 MAX_TOLD = 6
 

@@ -91,6 +91,10 @@ HINTS = {
         "the kernel kills one where memory runs out (dmesg says so): lower data.num_workers, data.prefetch_prompts or "
         "data.max_held_mib"
     ),
+    "out of shared memory": (
+        "another process filled /dev/shm meanwhile; enlarge it (docker run --shm-size=16g or --ipc=host), or set "
+        "data.num_workers=0, which needs none"
+    ),
     "stopped": "a signal has stopped it (SIGSTOP, a debugger)",
 }
 
@@ -100,7 +104,7 @@ class LostWorker(RuntimeError):
 
 
 def lost_worker_message(name: str, pid: int, kind: str) -> str:
-    """What is said of a loader worker that is `dead` or `stopped`."""
+    """What is said of a loader worker that is `dead`, `stopped` or `out of shared memory`."""
     return f"{name} (pid {pid}) is {kind}: {HINTS[kind]}"
 
 
@@ -117,6 +121,7 @@ def lost_worker_in(error: BaseException | None) -> str | None:
             pid = int(found[1])
             name = PULSE.workers.get(pid, "a loader worker")
             first_line = str(error).splitlines()[0].strip()
-            return f"{lost_worker_message(name, pid, 'dead')} (PyTorch: {first_line})"
+            kind = "out of shared memory" if "Bus error" in first_line else "dead"  # a page that found no room
+            return f"{lost_worker_message(name, pid, kind)} (PyTorch: {first_line})"
         error = error.__cause__ or error.__context__
     return None

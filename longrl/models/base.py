@@ -267,6 +267,8 @@ class CausalFamily(TextStack, EncodesMedia, EngineAdapter, BuildsModel, HasPlann
         dtype: precision of the weights.
         random_init: build from the config with random weights instead of loading; for tiny models and pretraining.
         init_seed: seed of the random weights.
+        init_device: where random weights are made, e.g. `cuda`: seconds for billions of them, minutes on a CPU; None is
+            the CPU. The numbers depend on it.
         gradient_checkpointing: recompute layers in the backward pass.
         offload_checkpoints: keep what they are recomputed from, their inputs, in pinned host memory meanwhile.
         mlp_chunk_tokens: tokens that an MLP of the text stack computes together; None is all. Bounds memory, changes
@@ -282,7 +284,7 @@ class CausalFamily(TextStack, EncodesMedia, EngineAdapter, BuildsModel, HasPlann
 
     answer_options: ClassVar[tuple[str, ...]] = ("dtype",)
     training_options: ClassVar[tuple[str, ...]] = (
-        "model", "random_init", "init_seed", "lora", "gradient_checkpointing", "offload_checkpoints",
+        "model", "random_init", "init_seed", "init_device", "lora", "gradient_checkpointing", "offload_checkpoints",
         "mlp_chunk_tokens", "chat_template_file",  # the template itself is in `identity`
     )  # fmt: skip
 
@@ -300,6 +302,7 @@ class CausalFamily(TextStack, EncodesMedia, EngineAdapter, BuildsModel, HasPlann
         chat_template_file: str | None = None,
         keep_special_tokens: bool = False,
         answer_tokens: list[str] | None = None,
+        init_device: str | None = None,
     ) -> None:
         if mlp_chunk_tokens is not None and mlp_chunk_tokens < 1:
             raise ValueError(
@@ -314,6 +317,7 @@ class CausalFamily(TextStack, EncodesMedia, EngineAdapter, BuildsModel, HasPlann
         self.dtype = dtype
         self.random_init = random_init
         self.init_seed = init_seed
+        self.init_device = init_device
         self.gradient_checkpointing = gradient_checkpointing
         self.chat_template_kwargs = chat_template_kwargs or {}
         self.lora = lora

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import copy
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,6 +34,7 @@ class BuildsModel(PretrainedFolder):
     dtype: Dtype
     random_init: bool
     init_seed: int
+    init_device: str | None
     gradient_checkpointing: bool
     lora: LoRASettings | None
 
@@ -47,7 +49,7 @@ class BuildsModel(PretrainedFolder):
         return ATTENTION_NAME
 
     def build(self, weights: str | None = OWN_WEIGHTS) -> Any:
-        """The model on the CPU, in training precision, without adapters.
+        """The model in training precision, without adapters; on the CPU, random weights where `init_device` says.
 
         Args:
             weights: a Hugging Face folder or hub id; None for random weights; by default what the family names.
@@ -61,8 +63,7 @@ class BuildsModel(PretrainedFolder):
         options = {"attn_implementation": self.attn_implementation(), "dtype": getattr(torch, self.dtype)}
         if source is None:
             config = copy.deepcopy(self.config)  # the model keeps it and sets its attention in it
-            with torch.random.fork_rng(devices=[]):  # the trainer's own random state stays
-                torch.manual_seed(self.init_seed)
+            with self._seeded_place():
                 model = self.auto_class().from_config(config, **options)
         else:
             check_weight_files(source)
@@ -71,6 +72,16 @@ class BuildsModel(PretrainedFolder):
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return model
+
+    @contextlib.contextmanager
+    def _seeded_place(self) -> Iterator[None]:
+        """Where and from which seed random weights are made; the trainer's own random state stays."""
+        is_placed = torch.get_default_device().type != "cpu"  # by `plan`, which builds without a byte
+        place = None if is_placed or self.init_device is None else torch.device(self.init_device)
+        on_cuda = place is not None and place.type == "cuda"
+        with torch.random.fork_rng(devices=[place] if on_cuda else []), place or contextlib.nullcontext():
+            torch.manual_seed(self.init_seed)
+            yield
 
     def _check_same_architecture(self, source: str) -> None:
         """Raises ValueError before any weight is read if `source` holds a model of other sizes."""

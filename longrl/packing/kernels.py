@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import abc
 import functools
-import importlib.util
 import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
 import torch
@@ -108,12 +108,28 @@ def _available_kernels(device: torch.device, dtype: torch.dtype, head_size: int)
         # What both flash kernels ask for; ROCm's give the log-sum-exp another shape.
         fits = dtype in (torch.float16, torch.bfloat16) and head_size % 8 == 0 and head_size <= 256
         if fits and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0):
-            if importlib.util.find_spec("flash_attn"):
+            if _has_flash_attn_2():
                 kernels["flash_attn"] = FlashAttnKernel
             if torch.backends.cuda.is_flash_attention_available():
                 kernels["torch_flash"] = TorchFlashKernel
     kernels["eager"] = EagerKernel
     return kernels
+
+
+def _has_flash_attn_2() -> bool:
+    """True if flash-attn is installed in a version whose interface `FlashAttnKernel` knows.
+
+    A module `flash_attn` says nothing: flash-attn-4 is a distribution of its own that puts `flash_attn.cute` there.
+    """
+    try:
+        found = version("flash-attn")
+    except PackageNotFoundError:
+        return False
+    major, minor = (int(number) for number in found.split(".")[:2])
+    if major == 2 and minor >= 7:
+        return True
+    logger.warning("flash-attn %s is not used: longrl calls the interface of 2.7 and newer, below 3", found)
+    return False
 
 
 # -------------------------------------------------------------------------------------- all sequences in one call, CUDA
@@ -176,7 +192,7 @@ class TorchFlashKernel(VarlenKernel):
 
 
 class FlashAttnKernel(VarlenKernel):
-    """The flash-attn package, 2.7 or newer.
+    """The flash-attn package, 2.7 or newer and below 3.
 
     Args:
         forward_op: `_flash_attn_varlen_forward`, or what stands in for it in a test.

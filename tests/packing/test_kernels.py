@@ -1,5 +1,7 @@
 """Which kernel is chosen, and what CUDA's are called with: dense stand-ins take the place of their operators."""
 
+from importlib.metadata import PackageNotFoundError
+
 import pytest
 import torch
 
@@ -225,15 +227,54 @@ def test_a_kernel_can_be_forced_and_one_that_cannot_run_is_an_error(monkeypatch)
 @pytest.mark.parametrize(
     ("dtype", "size", "capability", "package", "names"),
     [
-        (torch.bfloat16, 128, (9, 0), True, ["flash_attn", "torch_flash", "eager"]),
-        (torch.bfloat16, 128, (8, 0), False, ["torch_flash", "eager"]),
-        (torch.float32, 128, (9, 0), True, ["eager"]),
-        (torch.bfloat16, 12, (9, 0), True, ["eager"]),
-        (torch.float16, 128, (7, 5), True, ["eager"]),
+        (torch.bfloat16, 128, (9, 0), "2.8.3.post2", ["flash_attn", "torch_flash", "eager"]),
+        (torch.bfloat16, 128, (8, 0), None, ["torch_flash", "eager"]),
+        (torch.float32, 128, (9, 0), "2.8.3", ["eager"]),
+        (torch.bfloat16, 12, (9, 0), "2.8.3", ["eager"]),
+        (torch.float16, 128, (7, 5), "2.8.3", ["eager"]),
     ],
 )
 def test_flash_needs_half_precision_ampere_and_heads_in_eights(dtype, size, capability, package, names, monkeypatch):
+    on_cuda(monkeypatch, capability)
+    installed(monkeypatch, {"flash-attn": package} if package else {})
+    assert list(kernels._available_kernels(torch.device("cuda"), dtype, size)) == names
+
+
+def on_cuda(monkeypatch, capability=(9, 0)):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
-    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: object() if package else None)
-    assert list(kernels._available_kernels(torch.device("cuda"), dtype, size)) == names
+
+
+def installed(monkeypatch, versions):
+    """Stands for the distributions of an environment."""
+
+    def version(name):
+        if name not in versions:
+            raise PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(kernels, "version", version)
+
+
+def test_flash_attn_4_is_not_taken_for_flash_attn_2(monkeypatch, tmp_path):
+    """Its wheel has `flash_attn/cute` and no `flash_attn/__init__.py`: a namespace package of the same name."""
+    (tmp_path / "flash_attn" / "cute").mkdir(parents=True)
+    info = tmp_path / "flash_attn_4-4.0.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: flash-attn-4\nVersion: 4.0.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    on_cuda(monkeypatch)
+    assert list(kernels._available_kernels(torch.device("cuda"), torch.bfloat16, 128)) == ["torch_flash", "eager"]
+
+
+@pytest.mark.parametrize(
+    ("version", "taken"), [("2.6.3", False), ("2.7.0.post2", True), ("2.10", True), ("3.0", False)]
+)
+def test_flash_attn_of_another_interface_is_left_alone_and_said(version, taken, monkeypatch, caplog):
+    on_cuda(monkeypatch)
+    installed(monkeypatch, {"flash-attn": version})
+    found = kernels._available_kernels(torch.device("cuda"), torch.bfloat16, 128)
+    assert ("flash_attn" in found) == taken
+    assert [record.message for record in caplog.records] == (
+        [] if taken else [f"flash-attn {version} is not used: longrl calls the interface of 2.7 and newer, below 3"]
+    )

@@ -24,17 +24,19 @@ class Labels:
     completion: Tensor
 
     @classmethod
-    def of(cls, spans: Sequence[GroupSpan], length: int) -> Labels:
-        group, completion = torch.full((length,), -1), torch.full((length,), -1)
+    def of(cls, spans: Sequence[GroupSpan], length: int, device: torch.device) -> Labels:
+        group, completion = torch.full((2, length), -1, device=device)
         for number, span in enumerate(spans):
             group[span.start : span.stop] = number
-            counts = torch.tensor([span.prompt_tokens, *span.completion_tokens])
-            completion[span.start : span.stop] = torch.arange(len(counts)).repeat_interleave(counts)
+            counts = torch.tensor([span.prompt_tokens, *span.completion_tokens], device=device)
+            numbers = torch.arange(len(counts), device=device)
+            completion[span.start : span.stop] = numbers.repeat_interleave(counts)
         return cls(group, completion)
 
     def mask(self, rows: range, keys: range) -> Tensor:
         """[rows, keys] True where a query may see a key."""
-        row, key = torch.arange(rows.start, rows.stop)[:, None], torch.arange(keys.start, keys.stop)[None]
+        places = torch.arange(max(rows.stop, keys.stop), device=self.group.device)
+        row, key = places[rows.start : rows.stop, None], places[None, keys.start : keys.stop]
         group = self.group[row]
         same = (group == self.group[key]) & (group >= 0)
         own = (self.completion[row] == self.completion[key]) | (self.completion[key] == 0)
@@ -45,8 +47,8 @@ def attention(
     query: Tensor, key: Tensor, value: Tensor, grad_output: Tensor, spans: Sequence[GroupSpan], scale: float,
     tile: int = 2048,
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:  # fmt: skip
-    """Output [H, L, D] and gradients of query [H, L, D], key and value [K, L, D], all in float64."""
-    repeat, labels = query.shape[0] // key.shape[0], Labels.of(spans, query.shape[1])
+    """Output [H, L, D] and gradients of query [H, L, D], key and value [K, L, D], in float64 where these lie."""
+    repeat, labels = query.shape[0] // key.shape[0], Labels.of(spans, query.shape[1], query.device)
     query, grad_output = query.detach().double(), grad_output.double()
     keys, values = (x.detach().double().repeat_interleave(repeat, 0) for x in (key, value))
     largest = query.new_full(query.shape[:-1], -1e300)
