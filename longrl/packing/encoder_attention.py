@@ -156,15 +156,13 @@ def equal_lengths_attention(query: Tensor, key: Tensor, value: Tensor, cu_seqlen
     order = torch.cat(groups)  # [N]
     states = [rows.index_select(0, order) for rows in states]
 
-    # 2. A call for each length.
+    # 2. A call for each length, and every row back to its place.
+    output = torch.empty_like(value)
     sizes = [len(rows) for rows in groups]
-    by_length = zip(distinct, *(rows.split(sizes) for rows in states), strict=True)
-    outputs = [_attend(parts, length, scale) for length, *parts in by_length]
-
-    # 3. Every row back to its place.
-    places = torch.empty_like(order)
-    places[order] = torch.arange(len(order), device=order.device, dtype=order.dtype)
-    return torch.cat(outputs).index_select(0, places)
+    by_length = zip(distinct, groups, *(rows.split(sizes) for rows in states), strict=True)
+    for length, places, *parts in by_length:
+        output.index_copy_(0, places, _attend(parts, length, scale))
+    return output
 
 
 def _attend(states: list[Tensor], length: int, scale: float) -> Tensor:
