@@ -55,6 +55,7 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
     supports_audio = True
     answer_options = ("use_audio_in_video", "system_prompt")
     training_options = ("freeze_audio_encoder",)
+    encoder_configs = ("vision_config", "audio_config")
     ignored_weight_prefixes = ("talker.", "token2wav.")
 
     def __init__(
@@ -81,10 +82,6 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
     @override
     def load_weights(self, source: str, **options: Any) -> Any:
         return super().load_weights(source, config=self.read_config(source), **options)
-
-    @override
-    def attn_implementation(self) -> dict[str, str]:
-        return {**super().attn_implementation(), "audio_config": "sdpa"}
 
     @override
     def build(self, weights: str | None = OWN_WEIGHTS) -> Any:

@@ -51,6 +51,8 @@ class Qwen2_5_VLFamily(CausalFamily):
         "min_pixels", "max_pixels", "max_video_pixels", "max_video_tokens", "max_patches_per_encode",
     )  # fmt: skip
     training_options: ClassVar[tuple[str, ...]] = ("freeze_vision_encoder",)
+    encoder_configs: ClassVar[tuple[str, ...]] = ("vision_config",)
+    """Sub-configs of the encoders whose sequences lie end to end: each layer attends in one call."""
 
     def __init__(
         self,
@@ -89,11 +91,15 @@ class Qwen2_5_VLFamily(CausalFamily):
 
     @override
     def attn_implementation(self) -> dict[str, str]:
-        return {"text_config": str(super().attn_implementation()), "vision_config": "sdpa"}
+        return {"text_config": str(super().attn_implementation()), **dict.fromkeys(self.encoder_configs, "sdpa")}
 
     @override
     def build(self, weights: str | None = OWN_WEIGHTS) -> Any:
+        from longrl.packing.encoder_attention import ENCODER_ATTENTION_NAME
+
         model = super().build(weights)
+        # Not when it is built: a name with "flash" in it would then be looked for among the kernels of the hub.
+        model.set_attn_implementation(dict.fromkeys(self.encoder_configs, ENCODER_ATTENTION_NAME))
         self.media_encoders(model)[0].requires_grad_(not self.freeze_vision_encoder)
         return model
 

@@ -147,7 +147,7 @@ class VarlenKernel(abc.ABC):
     ) -> tuple[Tensor, Tensor]:
         """See `Kernel.forward`."""
         states = [x.transpose(0, 1) for x in (query, key, value)]
-        output, lse = self._forward(states, _cu_seqlens(batch, query.device), batch.causal, scale)
+        output, lse = self.forward_rows(states, _cu_seqlens(batch, query.device), batch.causal, scale)
         return output.transpose(0, 1), lse
 
     def backward(self, *states: Tensor, batch: VarlenBatch, scale: float) -> Grads:
@@ -156,15 +156,15 @@ class VarlenKernel(abc.ABC):
         by_row = [x.transpose(0, 1) for x in by_head]
         by_row = [x if x.stride(-1) == 1 else x.contiguous() for x in by_row]
         seqlens = _cu_seqlens(batch, lse.device)
-        query, key, value = self._backward([*by_row, lse.contiguous()], seqlens, batch.causal, scale)
+        query, key, value = self.backward_rows([*by_row, lse.contiguous()], seqlens, batch.causal, scale)
         return query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1)
 
     @abc.abstractmethod
-    def _forward(self, states: list[Tensor], seqlens: SeqLens, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    def forward_rows(self, states: list[Tensor], seqlens: SeqLens, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
         """Query [Q, H, D], key and value [N, K, D] -> ([Q, H, D], [H, Q])."""
 
     @abc.abstractmethod
-    def _backward(self, states: list[Tensor], seqlens: SeqLens, causal: bool, scale: float) -> Grads:
+    def backward_rows(self, states: list[Tensor], seqlens: SeqLens, causal: bool, scale: float) -> Grads:
         """Output's gradient [Q, H, D], query, key, value, output, log-sum-exp [H, Q] -> gradients."""
 
 
@@ -181,12 +181,12 @@ class TorchFlashKernel(VarlenKernel):
         self.backward_op = backward_op or torch.ops.aten._flash_attention_backward
 
     @override
-    def _forward(self, states: list[Tensor], seqlens: SeqLens, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    def forward_rows(self, states: list[Tensor], seqlens: SeqLens, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
         output, lse, *_ = self.forward_op(*states, *seqlens, NO_DROPOUT, causal, False, scale=scale)
         return output, lse
 
     @override
-    def _backward(self, states: list[Tensor], seqlens: SeqLens, causal: bool, scale: float) -> Grads:
+    def backward_rows(self, states: list[Tensor], seqlens: SeqLens, causal: bool, scale: float) -> Grads:
         unused = torch.zeros(2, dtype=torch.uint64, device=states[0].device)  # the state of the dropout
         return self.backward_op(*states, *seqlens, NO_DROPOUT, causal, unused, unused[0], scale=scale)
 
@@ -209,12 +209,12 @@ class FlashAttnKernel(VarlenKernel):
         self.backward_op = backward_op
 
     @override
-    def _forward(self, states: list[Tensor], seqlens: SeqLens, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    def forward_rows(self, states: list[Tensor], seqlens: SeqLens, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
         output, lse, *_ = self.forward_op(*states, *seqlens, NO_DROPOUT, scale, causal)
         return output, lse
 
     @override
-    def _backward(self, states: list[Tensor], seqlens: SeqLens, causal: bool, scale: float) -> Grads:
+    def backward_rows(self, states: list[Tensor], seqlens: SeqLens, causal: bool, scale: float) -> Grads:
         query, key, value = states[1:4]
         grads = (torch.empty_like(query), torch.empty_like(key), torch.empty_like(value))
         self.backward_op(

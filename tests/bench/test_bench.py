@@ -67,6 +67,21 @@ def test_encode_once_counts_every_encoding_without_reuse(bench, tmp_path):
     assert step.encodes == sizes.videos * (1 + 3 * 3)
 
 
+def test_tower_counts_a_call_per_window_and_one_per_length(bench, tmp_path):
+    script = bench("tower")
+    vision = {"depth": 3, "fullatt_block_indexes": [1], "window_size": 56}
+    sizes = dataclasses.replace(script.FULL, frames=(2, 4), repeats=1, height=112, width=140, vision=vision)
+    rows = written_by(script, sizes, tmp_path)["rows"]
+    assert [row["frames"] for row in rows] == [2, 4]
+    for row in rows:
+        assert list(row) == ["frames", "calls_loop", "calls_varlen", "loop_s", "varlen_s", "max_difference"]
+        pictures = row["frames"] // 2
+        # 8 x 10 patches in windows of 4 x 4: six of 4 x 4 and two of 4 x 2, and all of them in the full layer
+        assert (row["calls_loop"], row["calls_varlen"]) == ((2 * 6 + 1) * pictures, 2 * 2 + 1)
+        assert min(row["loop_s"], row["varlen_s"]) > 0
+        assert row["max_difference"] < 1e-5
+
+
 def test_decode_reads_the_same_frames_by_every_method(bench, tmp_path, monkeypatch):
     pytest.importorskip("decord")
     script = bench("decode")
