@@ -56,6 +56,7 @@ PROMPT_FILES = [path for path in PIECES["data"] if path.stem in ("geneval", "ocr
 TYPES = {"algorithm": Algorithm, "family": CausalFamily, "reward": RewardSum, "rollout": RolloutEngine}
 """Of the pieces that are values; the others are groups of options."""
 ON_CPU = f"--trainer={CONFIGS / 'trainer' / 'cpu.yaml'}"
+BY_TRAINER = f"--rollout.engine={CONFIGS / 'rollout' / 'hf.yaml'}"
 TEXT, VIDEO = CONFIGS / "qwen2_5_text_math_grpo.yaml", CONFIGS / "qwen2_5_vl_7b_longvideo_grpo.yaml"
 
 
@@ -313,7 +314,7 @@ def test_a_recipe_takes_a_step_with_a_tiny_model(path, tmp_path, videos, sums, c
     else:
         tiny = [f"--model.family.init_args.model={text_folder(path.stem.split('_')[0][:5])}"]
     args = [
-        "fit", f"--config={path}", ON_CPU, f"--run_dir={tmp_path}", *tiny,
+        "fit", f"--config={path}", ON_CPU, BY_TRAINER, f"--run_dir={tmp_path}", *tiny,
         "--model.family.init_args.random_init=true", "--model.init_from=null",
         f"--data.train={videos if has_video else sums}", "--data.val=null", "--data.test=null",
         "--data.num_workers=0", "--data.prompts_per_batch=4", "--trainer.max_steps=1",
