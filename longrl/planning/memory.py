@@ -256,7 +256,8 @@ def _engine_changes(plan: Plan, engine: str) -> list[tuple[bool, str, object, di
             (plan.prefill_chunk_tokens > chunk, f"{engine}.prefill_chunk_tokens", chunk, {"prefill_chunk_tokens": chunk}),
         ]
     least = v.least_utilization(plan)
-    takes_share = vllm.kv_cache_bytes is None and least <= 1 and least != vllm.gpu_memory_utilization
+    has_room = sum(f.standing_memory(plan).values()) + least * vllm.device_bytes <= vllm.device_bytes
+    takes_share = vllm.kv_cache_bytes is None and has_room and least != vllm.gpu_memory_utilization
     utilization = {"vllm": replace(vllm, gpu_memory_utilization=least)}
     changes: list[tuple[bool, str, object, dict[str, Any]]] = [
         (takes_share, f"{engine}.gpu_memory_utilization", least, utilization)
