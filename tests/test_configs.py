@@ -446,12 +446,12 @@ def test_a_later_config_and_then_the_command_line_change_single_keys_of_a_piece(
 
 def test_the_command_line_reaches_into_the_rollout_callback():
     cli = built(
-        "--config", TEXT, ON_CPU, "--rollout.sampling.num_generations=2", "--rollout.engine.init_args.max_sequences=5",
+        "--config", TEXT, ON_CPU, "--rollout.sampling.num_generations=2", "--rollout.engine.init_args.max_num_seqs=5",
         f"--rollout.reward={CONFIGS / 'reward' / 'think_answer.yaml'}",
     )  # fmt: skip
     rollout = rollouts(cli)
     assert (rollout.sampling.num_generations, rollout.sampling.max_completion_tokens) == (2, 1024)
-    assert rollout.engine.max_sequences == 5
+    assert rollout.engine.max_num_seqs == 5
     assert rollout.reward.names == ["accuracy", "think_answer_format"]
 
 

@@ -369,7 +369,7 @@ class LongRLCLI(LightningCLI):
 
 
 def device_count(devices: list[int] | int | str) -> int | None:
-    """How many devices `trainer.devices` names: a number, a list of them, or either as text; None if the machine says."""
+    """How many devices `trainer.devices` names, by number or as a list, also as text; None if the machine decides."""
     if isinstance(devices, list):
         return len(devices)
     text = str(devices)

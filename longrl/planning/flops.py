@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from longrl.planning import formulas as f
-from longrl.planning import launches
+from longrl.planning import formulas as f, launches
 from longrl.planning.formulas import is_mlp_chunked
 from longrl.planning.hardware import Hardware
 from longrl.planning.inputs import MicroBatch, Plan, micro_batch
@@ -136,9 +135,7 @@ def step_times(plan: Plan, hardware: Hardware, efficiency: Efficiency) -> dict[s
         "prefill": prefill_s(plan, hardware, efficiency),
         "decode": decode_s(plan, hardware, efficiency),
         "score": scoring + passes * exchange,
-        "update": updating
-        + plan.epochs * backward * exchange
-        + transfers_s(plan, hardware, efficiency.bandwidth),
+        "update": updating + plan.epochs * backward * exchange + transfers_s(plan, hardware, efficiency.bandwidth),
     }
     return seconds | {"step": sum(seconds.values())}
 

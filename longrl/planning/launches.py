@@ -34,7 +34,7 @@ def decoded_prompts(plan: Plan) -> int:
 
 
 def decode_launch_s(plan: Plan, launch_s: float) -> float:
-    """A token of all sequences of a round: 65 N kernels; of vLLM 12 N in a graph, or one by one with `enforce_eager`."""
+    """A token of all sequences of a round: 65 N kernels; vLLM's 12 N in a graph, or one by one with `enforce_eager`."""
     layers = len(plan.sizes.layer_params)
     if plan.vllm is None:
         return layers * DECODE_KERNELS * launch_s

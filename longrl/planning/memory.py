@@ -8,8 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from longrl.planning import formulas as f
-from longrl.planning import vllm_formulas as v
+from longrl.planning import formulas as f, vllm_formulas as v
 from longrl.planning.formulas import MemoryParts
 from longrl.planning.hardware import GIB
 from longrl.planning.inputs import MicroBatch, Plan, micro_batch, needed_budget
@@ -182,8 +181,8 @@ def fit_verdict(plan: Plan, available_bytes: float, with_frames: FramesRule | No
     )
     if v.cache_shortfall(plan):
         text += (
-            f"; vLLM takes {v.awake_memory(plan) / GIB:.1f} GiB, and what its weights and activations leave of it lacks "
-            f"{v.cache_shortfall(plan) / GIB:.1f} GiB for keys and values of {v.model_length(plan)} tokens"
+            f"; vLLM takes {v.awake_memory(plan) / GIB:.1f} GiB, and what its weights and activations leave of it "
+            f"lacks {v.cache_shortfall(plan) / GIB:.1f} GiB for keys and values of {v.model_length(plan)} tokens"
         )
     if missing_memory(plan, available_bytes) == 0:
         return FitVerdict(True, f"fits: {text}")
@@ -247,13 +246,13 @@ def _changes(plan: Plan) -> list[tuple[str, object, Plan]]:
 
 def _engine_changes(plan: Plan, engine: str) -> list[tuple[bool, str, object, dict[str, Any]]]:
     """Those of whatever generates on the trainer's devices."""
-    count, chunk, vllm = plan.num_generations, LEAST_CHUNK, plan.vllm
+    count, chunk, vllm = plan.num_generations, {"prefill_chunk_tokens": LEAST_CHUNK}, plan.vllm
     if plan.generates_elsewhere:
         return []
     if vllm is None:
         return [
             (f.prefilled_prompts(plan) > 1, f"{engine}.max_sequences", count, {"max_sequences": count}),
-            (plan.prefill_chunk_tokens > chunk, f"{engine}.prefill_chunk_tokens", chunk, {"prefill_chunk_tokens": chunk}),
+            (plan.prefill_chunk_tokens > LEAST_CHUNK, f"{engine}.prefill_chunk_tokens", LEAST_CHUNK, chunk),
         ]
     least = v.least_utilization(plan)
     has_room = sum(f.standing_memory(plan).values()) + least * vllm.device_bytes <= vllm.device_bytes

@@ -199,6 +199,7 @@ def plan_from_run(
     is_rl = data.renderer.stage == "rl"
     sampling = run.rollout.sampling if is_rl and run.rollout else SamplingParams(num_generations=1)
     engine = run.rollout.engine if run.rollout else HFEngine()
+    resample_rounds = run.rollout.max_resample_rounds if run.rollout else 0
     by_name: dict[str, Any] = {}
     for part in (family, strategy, engine):
         by_name |= {name: getattr(part, name) for name in NAMED_ALIKE if hasattr(part, name)}
@@ -222,7 +223,7 @@ def plan_from_run(
         fp32_lm_head=model.algorithm.fp32_lm_head,
         prompts_per_batch=data.prompts_per_batch,
         eval_prompts=data.eval_prompts_per_batch,
-        resamples=is_rl and model.algorithm.select is not keep_all and bool(run.rollout and run.rollout.max_resample_rounds),
+        resamples=is_rl and model.algorithm.select is not keep_all and resample_rounds > 0,
         prompt_tokens=options.prompt_tokens or data.renderer.max_prompt_tokens or options.text_tokens,
         frames=(options.frames or video.num_frames or video.max_frames) if sizes.vision_encoder else 0,
         num_generations=sampling.num_generations,

@@ -78,7 +78,7 @@ def without_cache(plan: Plan) -> float:
 
 
 def awake_memory(plan: Plan) -> float:
-    """Between the first `sync` and `sleep`: `gpu_memory_utilization` of the device, or what `kv_cache_gib` adds up to."""
+    """From `sync` to `sleep`: `gpu_memory_utilization` of the device, or what `kv_cache_gib` adds up to."""
     share = share_of(plan)
     if share.kv_cache_bytes is not None:
         return without_cache(plan) + share.kv_cache_bytes
@@ -104,7 +104,7 @@ def asleep_memory(plan: Plan) -> float:
 
 
 def handed_over(plan: Plan) -> float:
-    """Largest tensor of a `sync`, gathered from its shards and in vLLM's precision: D max(V, F) (w [m > 1] + b [b < w])."""
+    """Largest tensor of a `sync`, gathered from shards and in vLLM's precision: D max(V, F) (w [m > 1] + b [b < w])."""
     values = plan.sizes.hidden * max(plan.sizes.vocabulary, plan.sizes.mlp_width)
     gathered = plan.weight_bytes if plan.shards > 1 else 0
     cast = plan.matmul_bytes if plan.matmul_bytes < plan.weight_bytes else 0

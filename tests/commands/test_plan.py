@@ -84,7 +84,8 @@ def test_launching_kernels_takes_time(tmp_path):
 
 
 def test_too_long_a_video_gets_a_remedy_and_notes(tmp_path):
-    pixels = BY_TRAINER, "--model.family.init_args.max_pixels=112896", "--model.family.init_args.max_video_pixels=406425600"
+    pixels = "--model.family.init_args.max_pixels=112896", "--model.family.init_args.max_video_pixels=406425600"
+    pixels = BY_TRAINER, *pixels
     found = plan(tmp_path, "--frames=3600", "--frame_size=720x720", "--data.prompts_per_batch=1", *pixels)
     assert not found["fits"]
     assert found["verdict"].endswith("remedy: trainer.strategy.init_args.sequence_parallel_size=4")

@@ -6,7 +6,7 @@ import pytest
 
 from longrl.planning import memory, vllm_formulas
 from longrl.planning.inputs import VLLMShare
-from tests.planning.test_formulas import RUN, TINY
+from tests.planning.test_formulas import RUN
 
 SHARE = VLLMShare(device_bytes=4e9, gpu_memory_utilization=0.5, max_num_seqs=8)
 BESIDE = dataclasses.replace(RUN, vllm=SHARE, gathered_bytes=2, eval_prompts=2)
