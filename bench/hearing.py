@@ -117,7 +117,8 @@ def fit(sizes: Sizes, folder: Path, run: str, *more: str) -> Path:
          "--data.question_template={problem}", "--data.answer_template=<answer>{option}</answer>",
          f"--data.media_root={folder}", f"--data.prompts_per_batch={sizes.prompts}", "--data.cached_media=100000",
          f"--rollout.sampling.num_generations={sizes.generations}",
-         "--rollout.sampling.max_completion_tokens=6", "--rollout.engine.init_args.max_sequences=1024",
+         "--rollout.sampling.max_completion_tokens=6", f"--rollout.engine={ROOT / 'configs' / 'rollout' / 'hf.yaml'}",
+         "--rollout.engine.init_args.max_sequences=1024",
          '--rollout.reward={"terms": [{"function": "longrl.rewards.accuracy"}]}', *more]
     )  # fmt: skip
     return folder / run

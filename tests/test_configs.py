@@ -56,6 +56,7 @@ PROMPT_FILES = [path for path in PIECES["data"] if path.stem in ("geneval", "ocr
 TYPES = {"algorithm": Algorithm, "family": CausalFamily, "reward": RewardSum, "rollout": RolloutEngine}
 """Of the pieces that are values; the others are groups of options."""
 ON_CPU = f"--trainer={CONFIGS / 'trainer' / 'cpu.yaml'}"
+BY_TRAINER = f"--rollout.engine={CONFIGS / 'rollout' / 'hf.yaml'}"
 TEXT, VIDEO = CONFIGS / "qwen2_5_text_math_grpo.yaml", CONFIGS / "qwen2_5_vl_7b_longvideo_grpo.yaml"
 
 
@@ -314,7 +315,7 @@ def test_a_recipe_takes_a_step_with_a_tiny_model(path, tmp_path, videos, sums, c
     else:
         tiny = [f"--model.family.init_args.model={text_folder(path.stem.split('_')[0][:5])}"]
     args = [
-        "fit", f"--config={path}", ON_CPU, f"--run_dir={tmp_path}", *tiny,
+        "fit", f"--config={path}", ON_CPU, BY_TRAINER, f"--run_dir={tmp_path}", *tiny,
         "--model.family.init_args.random_init=true", "--model.init_from=null",
         f"--data.train={videos if has_video else sums}", "--data.val=null", "--data.test=null",
         "--data.num_workers=0", "--data.prompts_per_batch=4", "--trainer.max_steps=1",
@@ -446,12 +447,12 @@ def test_a_later_config_and_then_the_command_line_change_single_keys_of_a_piece(
 
 def test_the_command_line_reaches_into_the_rollout_callback():
     cli = built(
-        "--config", TEXT, ON_CPU, "--rollout.sampling.num_generations=2", "--rollout.engine.init_args.max_sequences=5",
+        "--config", TEXT, ON_CPU, "--rollout.sampling.num_generations=2", "--rollout.engine.init_args.max_num_seqs=5",
         f"--rollout.reward={CONFIGS / 'reward' / 'think_answer.yaml'}",
     )  # fmt: skip
     rollout = rollouts(cli)
     assert (rollout.sampling.num_generations, rollout.sampling.max_completion_tokens) == (2, 1024)
-    assert rollout.engine.max_sequences == 5
+    assert rollout.engine.max_num_seqs == 5
     assert rollout.reward.names == ["accuracy", "think_answer_format"]
 
 

@@ -359,12 +359,23 @@ class LongRLCLI(LightningCLI):
 
         trainer = self._get(self.config_init, "trainer")
         strategy, precision, num_nodes = (trainer[name] for name in ("strategy", "precision", "num_nodes"))
+        num_devices = device_count(trainer["devices"])
         rollout = self.rollout_callback()
-        return PlannedRun(self.model, self.datamodule, strategy, str(precision), num_nodes or 1, rollout)
+        return PlannedRun(self.model, self.datamodule, strategy, str(precision), num_nodes or 1, num_devices, rollout)
 
     def _loggers(self) -> list[Logger]:
         options = [self._get(self.config_init, name) for name in ("wandb", "wandb_project", "tensorboard")]
         return make_loggers(self._get(self.config_init, "run_dir"), self.subcommand, *options)
+
+
+def device_count(devices: list[int] | int | str) -> int | None:
+    """How many devices `trainer.devices` names, by number or as a list, also as text; None if the machine decides."""
+    if isinstance(devices, list):
+        return len(devices)
+    text = str(devices)
+    if "," in text:
+        return len([part for part in text.split(",") if part.strip()])
+    return int(text) if text.isdecimal() and int(text) else None
 
 
 def check_accelerator(name: str | None) -> None:
@@ -372,7 +383,7 @@ def check_accelerator(name: str | None) -> None:
     if name in ("gpu", "cuda") and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
         raise ValueError(
             f"trainer.accelerator={name}, but torch sees no GPU here; append --trainer configs/trainer/cpu.yaml for a "
-            "CPU, or look at the driver by nvidia-smi"
+            "CPU, and --rollout.engine configs/rollout/hf.yaml where a recipe generates by vLLM; or look at the driver by nvidia-smi"
         )
 
 

@@ -80,6 +80,7 @@ class VLLMEngine(VLLMRollouts):
         self.gpu_memory_utilization = gpu_memory_utilization
         self.kv_cache_gib = kv_cache_gib
         self.enforce_eager = enforce_eager
+        self.sleeps = sleep
         self._sleeps = sleep and torch.cuda.is_available()
         self.ranks_per_engine = self.tensor_parallel_size = tensor_parallel_size
         self.options = options or {}

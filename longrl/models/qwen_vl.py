@@ -51,6 +51,7 @@ class Qwen2_5_VLFamily(CausalFamily):
         "min_pixels", "max_pixels", "max_video_pixels", "max_video_tokens", "max_patches_per_encode",
     )  # fmt: skip
     training_options: ClassVar[tuple[str, ...]] = ("freeze_vision_encoder",)
+    media_enter_whole = True
     encoder_configs: ClassVar[tuple[str, ...]] = ("vision_config",)
     """Sub-configs of the encoders whose sequences lie end to end: each layer attends in one call."""
 

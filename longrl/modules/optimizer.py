@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import Optimizer
 
@@ -81,11 +81,13 @@ class OptimizerSettings:
         """Optimizer and scheduler as Lightning wants them."""
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         warn_of_lost_steps(parameters, self.lr)
+        options = {"fused": True} if self.kind == "adamw" and not self.offload and are_on_gpu(parameters) else {}
         optimizer = self._class(parameters)(
             parameters,
             lr=self.lr,
             betas=self.betas,
             weight_decay=self.weight_decay,
+            **options,
         )
         scheduler = lr_scheduler(self.schedule, optimizer, self.warmup_steps, total_steps)
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
@@ -94,6 +96,27 @@ class OptimizerSettings:
         if self.kind != "adamw":
             return eight_bit(parameters, paged=self.kind == "paged_adamw_8bit")
         return HostAdamW if self.offload else torch.optim.AdamW
+
+
+def are_on_gpu(parameters: Sequence[Tensor]) -> bool:
+    """True if AdamW can take the whole step in one kernel: its default on a GPU makes a copy of all second moments."""
+    return bool(parameters) and all(parameter.device.type == "cuda" for parameter in parameters)
+
+
+def fuse_by_device(optimizer: Optimizer) -> None:
+    """Has a restored `torch.optim.AdamW` step as one that is built here; a checkpoint brings the flag of its own run.
+
+    Runs on a CPU stay bit for bit what they were. The count of steps lies beside fused weights, else on the CPU.
+    """
+    if type(optimizer) is not torch.optim.AdamW:
+        return
+    for group in optimizer.param_groups:
+        fused = are_on_gpu(group["params"])
+        group["fused"] = fused or None
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter, {})
+            if "step" in state:
+                state["step"] = state["step"].to(parameter.device if fused else "cpu")
 
 
 @rank_zero_only

@@ -29,7 +29,7 @@ from longrl.modules.host_adamw import offload_state
 from longrl.modules.initial_weights import check_resumed_weights
 from longrl.modules.metric_means import MetricMeans
 from longrl.modules.mini_batches import MiniBatch
-from longrl.modules.optimizer import OptimizerSettings
+from longrl.modules.optimizer import OptimizerSettings, fuse_by_device
 from longrl.modules.phase_memory import PhaseMemory
 from longrl.modules.skipped_steps import SkippedSteps, StepRecord, tell_nonfinite
 from longrl.modules.step_statistics import PARTS, advantage_metrics, advantage_sums, gradient_norms
@@ -281,6 +281,7 @@ class TrainedModule(ParallelModule, abc.ABC):
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, Optimizer)
         offload_state(optimizer)
+        fuse_by_device(optimizer)
 
     @override
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from longrl.planning import formulas as f
-from longrl.planning.formulas import is_mlp_chunked, prefilled_prompts, rank_completions
+from longrl.planning import formulas as f, launches
+from longrl.planning.formulas import is_mlp_chunked
 from longrl.planning.hardware import Hardware
 from longrl.planning.inputs import MicroBatch, Plan, micro_batch
+from longrl.planning.launches import decoded_prompts
 
 BACKWARD = 2
 """A backward pass is twice its forward pass."""
@@ -20,10 +21,12 @@ BACKWARD = 2
 
 @dataclass(frozen=True)
 class Efficiency:
-    """Fractions of the makers' peaks that are reached."""
+    """Fractions of the makers' peaks that are reached, and what no peak bounds."""
 
     compute: float = 0.4
     bandwidth: float = 0.6
+    launch_s: float = 7e-6
+    """Seconds from one kernel that Python launches to the next."""
 
 
 def encode_flops(plan: Plan) -> float:
@@ -110,39 +113,60 @@ def scoring_passes(plan: Plan) -> int:
 def step_times(plan: Plan, hardware: Hardware, efficiency: Efficiency) -> dict[str, float]:
     """Seconds of a step's phases on the slowest rank, and of the `step`: one phase after the other.
 
-    Gathering weights overlaps with computing, exchanges do not.
+    Gathering weights and launching kernels overlap with computing, exchanges do not.
     """
-    peak = hardware.flops * efficiency.compute
+    peak, launch_s = hardware.flops * efficiency.compute, efficiency.launch_s
     flops, batch = step_flops(plan), micro_batch(plan)
     gather, passes = gather_s(plan, hardware, efficiency), scoring_passes(plan)
     exchange = batch.count * exchange_s(plan, batch, hardware, efficiency)
     backward = 1 + BACKWARD / 2 + plan.gradient_checkpointing
+    scoring = max(
+        flops["score"] / plan.sp_group / peak,
+        passes * batch.count * gather,
+        passes * launches.score_launch_s(plan, batch, launch_s),
+    )
+    updating = max(
+        flops["update"] / plan.sp_group / peak,
+        plan.epochs * batch.count * 3 * gather,
+        launches.update_launch_s(plan, batch, launch_s),
+    )
     seconds = {
-        "encode": flops["encode"] / plan.sp_group / peak,
-        "prefill": prefill_rounds(plan) * prefilled_prompts(plan) * prefill_flops(plan) / peak,
+        "encode": max(flops["encode"] / plan.sp_group / peak, launches.encode_launch_s(plan, launch_s)),
+        "prefill": prefill_s(plan, hardware, efficiency),
         "decode": decode_s(plan, hardware, efficiency),
-        "score": max(flops["score"] / plan.sp_group / peak, passes * batch.count * gather) + passes * exchange,
-        "update": max(flops["update"] / plan.sp_group / peak, plan.epochs * batch.count * 3 * gather)
-        + plan.epochs * backward * exchange
-        + transfers_s(plan, hardware, efficiency.bandwidth),
+        "score": scoring + passes * exchange,
+        "update": updating + plan.epochs * backward * exchange + transfers_s(plan, hardware, efficiency.bandwidth),
     }
     return seconds | {"step": sum(seconds.values())}
 
 
 def prefill_rounds(plan: Plan) -> int:
-    """Calls of the decoder on one rank."""
-    return math.ceil(plan.local_prompts / prefilled_prompts(plan))
+    """Calls of the decoder of one engine; none if another process generates."""
+    return 0 if plan.generates_elsewhere else math.ceil(plan.local_prompts / decoded_prompts(plan))
+
+
+def prefill_s(plan: Plan, hardware: Hardware, efficiency: Efficiency) -> float:
+    """The prompts of each round by their operations, which vLLM's ranks share; or by launching their kernels."""
+    ranks = plan.vllm.ranks if plan.vllm else 1
+    computing = decoded_prompts(plan) * prefill_flops(plan) / ranks / (hardware.flops * efficiency.compute)
+    return prefill_rounds(plan) * max(computing, launches.prefill_launch_s(plan, efficiency.launch_s))
 
 
 def decode_s(plan: Plan, hardware: Hardware, efficiency: Efficiency) -> float:
-    """S steps of each round, each reading all text weights and the keys and values so far; or the products' time."""
-    sizes, sequences = plan.sizes, prefilled_prompts(plan) * rank_completions(plan)
-    cached = 2 * len(sizes.layer_params) * sizes.key_width * plan.matmul_bytes
-    seen = prefilled_prompts(plan) * plan.prompt_tokens + sequences * plan.completion_tokens / 2
-    read = plan.gathered_bytes * sizes.text_params + cached * seen
+    """S steps of each round, each reading all text weights and the keys and values so far; or the products' time.
+
+    Or the time in which their kernels are launched. Ranks that share an engine share the reading and the products.
+    """
+    sizes, sequences = plan.sizes, decoded_prompts(plan) * plan.rank_completions
+    ranks = plan.vllm.ranks if plan.vllm else 1
+    weight_bytes = plan.matmul_bytes if plan.vllm else plan.gathered_bytes
+    cached = 2 * len(sizes.layer_params) * sizes.key_width * plan.matmul_bytes / min(ranks, sizes.num_key_heads)
+    seen = decoded_prompts(plan) * plan.prompt_tokens + sequences * plan.completion_tokens / 2
+    read = weight_bytes * sizes.text_params / ranks + cached * seen
     by_memory = plan.completion_tokens * read / (hardware.memory_bandwidth * efficiency.bandwidth)
-    by_compute = sequences * decode_flops(plan) / (hardware.flops * efficiency.compute)
-    return prefill_rounds(plan) * max(by_memory, by_compute)
+    by_compute = sequences * decode_flops(plan) / ranks / (hardware.flops * efficiency.compute)
+    by_launches = plan.completion_tokens * launches.decode_launch_s(plan, efficiency.launch_s)
+    return prefill_rounds(plan) * max(by_memory, by_compute, by_launches)
 
 
 def gather_s(plan: Plan, hardware: Hardware, efficiency: Efficiency) -> float:

@@ -302,22 +302,21 @@ def root_reduction(plan: Plan) -> float:
 
 
 def optimizer_working_set(plan: Plan) -> float:
-    """CUDA's AdamW takes the square root of all second moments at once: w / m per parameter. The CPU's, one by one.
+    """A fused AdamW and one of 8 bits change moments where they lie, and the CPU's takes weights one by one: nothing.
 
-    Moments of 8 bits change where they lie. From host memory moments come one by one too: of the largest weight both
-    and that root, 3 w max(V, F) D / m.
+    From host memory moments come one by one: of the largest weight both and a square root, 3 w max(V, F) D / m.
     """
-    largest = plan.weight_bytes * plan.sizes.hidden * max(plan.sizes.vocabulary, plan.sizes.mlp_width) / plan.shards
-    if plan.offload or not plan.cuda or plan.moment_bytes:
+    if plan.offload or not plan.cuda or not plan.optimizer_offload:
         return 0.0
-    return 3.0 * min(largest, trained_memory(plan)) if plan.optimizer_offload else trained_memory(plan)
+    largest = plan.weight_bytes * plan.sizes.hidden * max(plan.sizes.vocabulary, plan.sizes.mlp_width) / plan.shards
+    return 3.0 * min(largest, trained_memory(plan))
 
 
 # ---------------------------------------------------------------------------------------------- encoding and rollout
 
 
 def encoder_activations(plan: Plan) -> float:
-    """One call of the encoder on this rank's temporal patches of one video, n patches of width X.
+    """One call of the encoder: n patches of width X, this rank's of one video or as many as it reads together.
 
     Patches, positions and, at its widest, rotary embeddings in float32: n (3 Y w + 5 X w + 16 X), or the MLP: n (2
     X + 3 F) w.
@@ -332,7 +331,10 @@ def encoder_activations(plan: Plan) -> float:
     if vision_encoder.trains:  # two norms and what follows, q, k, v, output, and four of the MLP, in every layer
         norms = 2 * (norm_saved(x, w) + x * w)
         per_patch += vision_encoder.num_layers * (norms + 5 * x * w + 4 * vision_encoder.mlp_width * w)
-    return float(plan.local_patches * per_patch)
+    together = plan.local_patches
+    if plan.encoded_together is not None:
+        together = min(together, plan.encoded_together * plan.spatial_patches)
+    return float(together * per_patch)
 
 
 def feature_exchange(plan: Plan) -> float:
@@ -346,21 +348,14 @@ def feature_exchange(plan: Plan) -> float:
 
 
 def prefilled_prompts(plan: Plan) -> int:
-    """Prompts that one rank prefills together: engines/rollout_engine.py and `HFEngine.max_sequences`."""
-    return min(plan.local_prompts, max(1, plan.max_sequences // rank_completions(plan)))
-
-
-def rank_completions(plan: Plan) -> int:
-    """Completions of a prompt that one rank samples: all, unless there are more ranks than prompts."""
-    if plan.prompts_per_batch >= plan.sp_group:
-        return plan.num_generations
-    return min(plan.num_generations, math.ceil(plan.prompts_per_batch * plan.num_generations / plan.sp_group))
+    """Prompts that one rank decodes together: engines/rollout_engine.py and `HFEngine.max_sequences`."""
+    return min(plan.local_prompts, max(1, plan.max_sequences // plan.rank_completions))
 
 
 def kv_cache(plan: Plan) -> float:
     """`PrefixCache`: keys of a prompt once, of its completions apart: 2 N C b prompts (T + G S)."""
     sizes = plan.sizes
-    tokens = plan.prompt_tokens + rank_completions(plan) * plan.completion_tokens
+    tokens = plan.prompt_tokens + plan.rank_completions * plan.completion_tokens
     width = 2 * len(sizes.layer_params) * sizes.key_width
     return float(width * plan.matmul_bytes * prefilled_prompts(plan) * tokens)
 
@@ -377,7 +372,7 @@ def decoding_memory(plan: Plan) -> float:
     kernel's order, outputs and their weighted sum: G H S (8 + b) + G n A (3 b + 4). Of sampling, three copies of the
     distribution in float64: 28 G V. A head in float32: 4 V D.
     """
-    sizes, sequences = plan.sizes, prefilled_prompts(plan) * rank_completions(plan)
+    sizes, sequences = plan.sizes, prefilled_prompts(plan) * plan.rank_completions
     scores = sizes.num_heads * plan.completion_tokens * (8 + plan.matmul_bytes)
     tiles = math.ceil(plan.prompt_tokens / TILE_KEYS) * sizes.query_width * (3 * plan.matmul_bytes + 4)
     return float(sequences * (scores + tiles + 28 * sizes.vocabulary) + 4 * fp32_head_values(plan))

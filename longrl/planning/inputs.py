@@ -80,11 +80,7 @@ class ModelSizes(TextSizes):
         Raises:
             ValueError: its layers are mixtures of experts, or it reads sound.
         """
-        if family.supports_audio:
-            raise ValueError(
-                f"plan counts text, images and videos, but {type(family).__name__} also has an audio encoder and reads "
-                "sound; plan the vision-language model of the same size, and leave room for both"
-            )
+        check_countable(family)
         text, vision = family.planning_sizes()
         if text.num_experts:
             raise ValueError(
@@ -110,6 +106,15 @@ class ModelSizes(TextSizes):
         )
 
 
+def check_countable(family: CausalFamily) -> None:
+    """Raises ValueError if the family has parts that no formula here counts."""
+    if family.supports_audio:
+        raise ValueError(
+            f"plan counts text, images and videos, but {type(family).__name__} also has an audio encoder and reads "
+            "sound; plan the vision-language model of the same size, and leave room for both"
+        )
+
+
 def _count_adapters(family: CausalFamily) -> dict[str, int]:
     """The fields of `ModelSizes` that count LoRA; none without."""
     if family.lora is None:
@@ -127,6 +132,24 @@ def _count_adapters(family: CausalFamily) -> dict[str, int]:
 
 def _count_values(parameters: Iterable[nn.Parameter]) -> int:
     return sum(parameter.numel() for parameter in parameters)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VLLMShare:
+    """vLLM in the trainer's process, with the names of `VLLMEngine`."""
+
+    device_bytes: float
+    """Memory of a device."""
+    gpu_memory_utilization: float = 0.45
+    kv_cache_bytes: float | None = None
+    max_model_len: int = 0
+    media_enter_whole: bool = True
+    """Of the family: media bound the largest batch from below."""
+    max_num_seqs: int = 256
+    enforce_eager: bool = False
+    sleeps: bool = True
+    ranks: int = 1
+    """`tensor_parallel_size`."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +188,10 @@ class Plan:
     """`model.algorithm.fp32_lm_head`."""
     prompts_per_batch: int = 1
     """Prompts of each sequence-parallel group."""
+    eval_prompts: int = 1
+    """The same of a batch of validation."""
+    resamples: bool = False
+    """True if a step may draw further prompts, which are encoded while the engine is awake."""
     prompt_tokens: int = 1024
     """T, media and text."""
     media_tokens: int = 0
@@ -172,6 +199,8 @@ class Plan:
     frames: int = 0
     spatial_patches: int = 0
     """Patches of one temporal patch: height times width of the grid."""
+    encoded_together: int | None = None
+    """Temporal patches that the encoder reads in one call; None for all."""
     pooled_frames: int = 1
     """Frames whose features are averaged into one behind the encoder."""
     num_generations: int = 8
@@ -179,6 +208,10 @@ class Plan:
     max_tokens_per_micro_batch: int = 16_384
     mini_batches: int = 1
     epochs: int = 1
+    vllm: VLLMShare | None = None
+    """vLLM on the trainer's devices; without it the trainer's own model generates, unless another process does."""
+    generates_elsewhere: bool = False
+    """Completions come from another process, on other devices."""
     max_sequences: int = 256
     """`HFEngine`'s: completions decoded together."""
     prefill_chunk_tokens: int = 16_384
@@ -211,9 +244,22 @@ class Plan:
         return min(self.weight_bytes, self.gathered_bytes) if self.sizes.frozen_encoder_params else self.weight_bytes
 
     @property
+    def num_engines(self) -> int:
+        """Engines of a sequence-parallel group: one on every rank, or vLLM's over several."""
+        return max(1, self.sp_group // (self.vllm.ranks if self.vllm else 1))
+
+    @property
     def local_prompts(self) -> int:
-        """Prompts of a batch that one rank samples completions of."""
-        return max(1, math.ceil(self.prompts_per_batch / self.sp_group))
+        """Prompts of a batch that one engine samples completions of."""
+        return max(1, math.ceil(self.prompts_per_batch / self.num_engines))
+
+    @property
+    def rank_completions(self) -> int:
+        """Completions of a prompt that one engine samples: all, unless there are more engines than prompts."""
+        if self.prompts_per_batch >= self.num_engines:
+            return self.num_generations
+        shared = math.ceil(self.prompts_per_batch * self.num_generations / self.num_engines)
+        return min(self.num_generations, shared)
 
     @property
     def checkpoints_on_host(self) -> bool:

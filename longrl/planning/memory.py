@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from longrl.planning import formulas as f
+from longrl.planning import formulas as f, vllm_formulas as v
 from longrl.planning.formulas import MemoryParts
 from longrl.planning.hardware import GIB
 from longrl.planning.inputs import MicroBatch, Plan, micro_batch, needed_budget
@@ -47,28 +47,58 @@ def estimate_memory(plan: Plan) -> MemoryEstimate:
     """
     batch = micro_batch(plan)
     standing = f.standing_memory(plan)
-    # Encoding: the encoder's calls, or gathering features while those of the batch before are still there.
-    encoding = {"feature exchange": f.feature_exchange(plan), "encoder activations": f.encoder_activations(plan)}
-    largest = max(encoding, key=encoding.__getitem__)
+    asleep = {"vLLM": v.asleep_memory(plan)} if plan.vllm else {}
     phases = {
-        "encode": standing | {largest: encoding[largest]},
-        "rollout": standing
-        | {
-            "gathered weights": float(plan.gathered_bytes * plan.sizes.text_params),  # `RootModule.unsharded`
-            "KV cache": f.kv_cache(plan),
-            "activations": max(f.prefill_memory(plan), f.decoding_memory(plan)),
-        },
-        "update": max(update_moments(plan, batch, standing), key=lambda parts: sum(parts.values())),
+        "encode": encoding(plan, awake=plan.resamples),
+        **generation_phases(plan, standing),
+        "update": max(update_moments(plan, batch, standing | asleep), key=lambda parts: sum(parts.values())),
     }
+    if plan.sizes.vision_encoder:  # all batches but the first are encoded beside an engine that is awake
+        phases["validate"] = encoding(replace(plan, prompts_per_batch=plan.eval_prompts), awake=True)
     if plan.reference or plan.mini_batches * plan.epochs > 1:  # old and reference log-probabilities, without gradient
-        phases["score"] = standing | {
-            "gathered weights": f.gathered_root(plan) + f.gathered_layers(plan),
-            "activations": f.forward_working_set(plan, batch.local_rows(plan)),
-            "logits": f.logit_memory(plan, batch.scored, backward=False),
-        }
+        phases["score"] = (
+            standing
+            | asleep
+            | {
+                "gathered weights": f.gathered_root(plan) + f.gathered_layers(plan),
+                "activations": f.forward_working_set(plan, batch.local_rows(plan)),
+                "logits": f.logit_memory(plan, batch.scored, backward=False),
+            }
+        )
     totals = {phase: sum(parts.values()) for phase, parts in phases.items()}
     peak_phase = max(totals, key=totals.__getitem__)
     return MemoryEstimate(phases, peak_phase, totals[peak_phase])
+
+
+def encoding(plan: Plan, *, awake: bool) -> MemoryParts:
+    """The encoder's calls, or gathering features while those of the batch before are still there."""
+    parts = {"feature exchange": f.feature_exchange(plan), "encoder activations": f.encoder_activations(plan)}
+    largest = max(parts, key=parts.__getitem__)
+    held = f.standing_memory(plan) | {largest: parts[largest]}
+    if plan.vllm:
+        held["vLLM"] = v.awake_memory(plan) if awake else v.asleep_memory(plan)
+    return held
+
+
+def generation_phases(plan: Plan, standing: MemoryParts) -> dict[str, MemoryParts]:
+    """Between encoding and the update: by the trainer's own model, by vLLM on its devices, or elsewhere.
+
+    vLLM wakes up twice: first for its weights, while they are handed over tensor by tensor, then for its cache.
+    """
+    if plan.generates_elsewhere:
+        largest = plan.weight_bytes * plan.sizes.hidden * max(plan.sizes.vocabulary, plan.sizes.mlp_width)
+        return {"sync": standing | {"gathered weights": float(largest)}}
+    if plan.vllm:
+        woken = {"vLLM": v.asleep_memory(plan) + v.engine_weights(plan)}
+        handed_over = {"gathered weights": v.handed_over(plan)}
+        generating = {"vLLM": v.awake_memory(plan), "vLLM's features": v.engine_features(plan)}
+        return {"sync": standing | woken | handed_over, "generate": standing | generating}
+    rollout = {
+        "gathered weights": float(plan.gathered_bytes * plan.sizes.text_params),  # `RootModule.unsharded`
+        "KV cache": f.kv_cache(plan),
+        "activations": max(f.prefill_memory(plan), f.decoding_memory(plan)),
+    }
+    return {"rollout": standing | rollout}
 
 
 def update_moments(plan: Plan, batch: MicroBatch, standing: MemoryParts) -> list[MemoryParts]:
@@ -149,20 +179,30 @@ def fit_verdict(plan: Plan, available_bytes: float, with_frames: FramesRule | No
         f"needs {need.peak / GIB:.1f} GiB of {available_bytes / GIB:.1f} GiB; the largest part is {largest} "
         f"({parts[largest] / GIB:.1f} GiB, in the {need.peak_phase} phase)"
     )
-    if need.peak <= available_bytes:
+    if v.cache_shortfall(plan):
+        text += (
+            f"; vLLM takes {v.awake_memory(plan) / GIB:.1f} GiB, and what its weights and activations leave of it "
+            f"lacks {v.cache_shortfall(plan) / GIB:.1f} GiB for keys and values of {v.model_length(plan)} tokens"
+        )
+    if missing_memory(plan, available_bytes) == 0:
         return FitVerdict(True, f"fits: {text}")
     remedy = "; ".join(find_remedies(plan, available_bytes, with_frames))
     return FitVerdict(False, f"does not fit: {text}; remedy: {remedy}")
+
+
+def missing_memory(plan: Plan, available_bytes: float) -> float:
+    """Bytes that a device lacks, and those that vLLM's share of it lacks; 0 if the run fits."""
+    return max(0.0, estimate_memory(plan).peak - available_bytes) + v.cache_shortfall(plan)
 
 
 def find_remedies(plan: Plan, available_bytes: float, with_frames: FramesRule | None = None) -> list[str]:
     """Options to set, so that the run fits: one if one is enough, else several, the cheapest that help first."""
     changed: dict[str, str] = {}
     for _ in range(MAX_CHANGES):
-        now = estimate_memory(plan).peak
-        options = [(*option, estimate_memory(option[2]).peak) for option in _changes(plan)]
-        fitting = [option for option in options if option[3] <= available_bytes]
-        helpful = fitting or [option for option in options if option[3] < HELPFUL * now]
+        enough = missing_memory(plan, available_bytes) - (1 - HELPFUL) * estimate_memory(plan).peak
+        options = [(*option, missing_memory(option[2], available_bytes)) for option in _changes(plan)]
+        fitting = [option for option in options if option[3] == 0]
+        helpful = fitting or [option for option in options if option[3] < enough]
         if not helpful:
             break
         name, value, plan, _ = helpful[0]
@@ -176,9 +216,9 @@ def find_remedies(plan: Plan, available_bytes: float, with_frames: FramesRule | 
 
 def _changes(plan: Plan) -> list[tuple[str, object, Plan]]:
     """(Option, value, the run with it), those that cost least first."""
-    family, strategy, engine = "model.family.init_args", "trainer.strategy.init_args", "the engine's"
+    family, strategy, engine = "model.family.init_args", "trainer.strategy.init_args", "rollout.engine.init_args"
     limit, budget, sp = plan.max_tokens_per_micro_batch, needed_budget(plan), plan.sequence_parallel_size
-    count, prompts, chunk = plan.num_generations, plan.prompts_per_batch // 2, LEAST_CHUNK
+    prompts = plan.prompts_per_batch // 2
     checkpoints_offloadable = plan.gradient_checkpointing and not plan.offload_checkpoints
     moments_offloadable = not plan.optimizer_offload and not plan.offload
     tokens = max(budget, limit) * sp  # of one micro-batch, however many ranks share it
@@ -192,8 +232,7 @@ def _changes(plan: Plan) -> list[tuple[str, object, Plan]]:
         (not plan.gradient_checkpointing, f"{family}.gradient_checkpointing", "true", {"gradient_checkpointing": True}),
         (plan.mlp_chunk_tokens is None, f"{family}.mlp_chunk_tokens", CHUNK, {"mlp_chunk_tokens": CHUNK}),
         (limit > budget, "model.max_tokens_per_micro_batch", budget, {"max_tokens_per_micro_batch": budget}),
-        (f.prefilled_prompts(plan) > 1, f"{engine} max_sequences", count, {"max_sequences": count}),
-        (plan.prefill_chunk_tokens > chunk, f"{engine} prefill_chunk_tokens", chunk, {"prefill_chunk_tokens": chunk}),
+        *_engine_changes(plan, engine),
         *sharing,
         (checkpoints_offloadable, f"{family}.offload_checkpoints", "true", {"offload_checkpoints": True}),
         (moments_offloadable, "model.optimizer.offload", "true", {"optimizer_offload": True}),
@@ -205,11 +244,34 @@ def _changes(plan: Plan) -> list[tuple[str, object, Plan]]:
     return [(name, value, replace(plan, **fields)) for applies, name, value, fields in changes if applies]
 
 
+def _engine_changes(plan: Plan, engine: str) -> list[tuple[bool, str, object, dict[str, Any]]]:
+    """Those of whatever generates on the trainer's devices."""
+    count, chunk, vllm = plan.num_generations, {"prefill_chunk_tokens": LEAST_CHUNK}, plan.vllm
+    if plan.generates_elsewhere:
+        return []
+    if vllm is None:
+        return [
+            (f.prefilled_prompts(plan) > 1, f"{engine}.max_sequences", count, {"max_sequences": count}),
+            (plan.prefill_chunk_tokens > LEAST_CHUNK, f"{engine}.prefill_chunk_tokens", LEAST_CHUNK, chunk),
+        ]
+    least = v.least_utilization(plan)
+    has_room = sum(f.standing_memory(plan).values()) + least * vllm.device_bytes <= vllm.device_bytes
+    takes_share = vllm.kv_cache_bytes is None and has_room and least != vllm.gpu_memory_utilization
+    utilization = {"vllm": replace(vllm, gpu_memory_utilization=least)}
+    changes: list[tuple[bool, str, object, dict[str, Any]]] = [
+        (takes_share, f"{engine}.gpu_memory_utilization", least, utilization)
+    ]
+    for ranks in (2, 4, 8):
+        splits = ranks > vllm.ranks and plan.sp_group % ranks == 0 and plan.sizes.num_heads % ranks == 0
+        changes.append((splits, f"{engine}.tensor_parallel_size", ranks, {"vllm": replace(vllm, ranks=ranks)}))
+    return changes
+
+
 def largest_frames(plan: Plan, available_bytes: float, with_frames: FramesRule) -> int:
     """The longest video, in frames, with which the run still fits; 0 if none does."""
 
     def fits(frames: int) -> bool:
-        return estimate_memory(with_frames(plan, frames)).peak <= available_bytes
+        return missing_memory(with_frames(plan, frames), available_bytes) == 0
 
     low, high = 0, 1
     while fits(high):  # upwards, for far beyond the pixel budget of a video rounding makes longer ones smaller

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from longrl.algorithms import keep_all
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.engines.hf import HFEngine
+from longrl.engines.rollout_engine import RolloutEngine
+from longrl.engines.vllm import VLLMEngine
 from longrl.io.number_ranges import COUNT, NOT_NEGATIVE, check_ranges
 from longrl.models.base import CausalFamily
 from longrl.modules.eight_bit import MOMENT_BYTES
@@ -17,7 +21,7 @@ from longrl.modules.policy import PolicyModule
 from longrl.planning import flops, memory, shapes
 from longrl.planning.formulas import MemoryParts
 from longrl.planning.hardware import GIB, Hardware, find_hardware
-from longrl.planning.inputs import ModelSizes, Plan, needed_budget
+from longrl.planning.inputs import ModelSizes, Plan, VLLMShare, check_countable, needed_budget
 from longrl.strategies.mr_sp import MRSPStrategy, check_sizes, sp_group_size_of
 from longrl.types import Frames, Media, SamplingParams
 
@@ -39,7 +43,7 @@ class PlanOptions:
     memory_gib: float | None = None
     """Memory of a device, instead of the hardware's."""
     devices: int | None = None
-    """Devices of a node, instead of the hardware's 8."""
+    """Devices of a node; by default the config's trainer.devices, or the hardware's 8 if that names no number."""
     nodes: int | None = None
     """By default the config's trainer.num_nodes."""
     sp: int | None = None
@@ -56,6 +60,8 @@ class PlanOptions:
     """Share of the peak FLOP/s reached."""
     bandwidth_utilisation: float = 0.6
     """Share of the bandwidth of memory and networks reached."""
+    launch_us: float = 7.0
+    """Microseconds from one kernel that Python launches to the next."""
     workspace_gib: float = 3.0
     """Memory of CUDA, NCCL, cuBLAS and gaps."""
     json: Path | None = None
@@ -65,6 +71,7 @@ class PlanOptions:
         counts = dict.fromkeys(("devices", "nodes", "sp", "frames", "prompt_tokens"), COUNT)
         check_ranges(self, "--", **counts, memory_gib=(1e-3, 1e6), text_tokens=NOT_NEGATIVE)
         check_ranges(self, "--", utilisation=(1e-6, 1), bandwidth_utilisation=(1e-6, 1), workspace_gib=NOT_NEGATIVE)
+        check_ranges(self, "--", launch_us=NOT_NEGATIVE)
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,8 @@ class PlannedRun:
     """The config's strategy: an `MRSPStrategy`, or what the plan puts one in place of."""
     precision: str
     num_nodes: int = 1
+    num_devices: int | None = None
+    """Devices of a node; None if the config leaves that to the machine."""
     rollout: Any = None
     """The `RolloutCallback`, of which sampling and engine count; None for a run without training rollouts."""
 
@@ -122,7 +131,9 @@ def plan_run(run: PlannedRun, options: PlanOptions, command: str) -> PlanReport:
         options: hardware, and what is to be different from the config.
         command: that asked for it, for the result.
     """
-    machine = find_hardware(options.hardware, options.memory_gib, options.devices)
+    check_countable(run.model.family)
+    node = find_hardware(options.hardware, options.memory_gib, options.devices)
+    machine = replace(node, devices=options.devices or run.num_devices or node.devices)
     family = shapes.find_config(run.model.family)
     plan, notes, with_frames = plan_from_run(run, machine, options)
     if plan.max_tokens_per_micro_batch > run.model.max_tokens_per_micro_batch:
@@ -131,7 +142,7 @@ def plan_run(run: PlannedRun, options: PlanOptions, command: str) -> PlanReport:
     limit = run.data.renderer.max_prompt_tokens
     if limit is not None and plan.prompt_tokens > limit:
         notes += [f"data.max_prompt_tokens={limit} would skip prompts of {plan.prompt_tokens} tokens; raise it"]
-    efficiency = flops.Efficiency(options.utilisation, options.bandwidth_utilisation)
+    efficiency = flops.Efficiency(options.utilisation, options.bandwidth_utilisation, options.launch_us * 1e-6)
     loading = run.data.loader_options
     estimate = memory.estimate_memory(plan)
     verdict = memory.fit_verdict(plan, machine.memory_bytes, with_frames)
@@ -149,7 +160,7 @@ def plan_run(run: PlannedRun, options: PlanOptions, command: str) -> PlanReport:
         operations=flops.step_flops(plan),
         times_s=flops.step_times(plan, machine, efficiency),
         largest_frames=memory.largest_frames(plan, machine.memory_bytes, with_frames) if with_frames else 0,
-        grid=plan_grid(plan, machine, efficiency),
+        grid=plan_grid(plan, node, efficiency),
     )
 
 
@@ -185,8 +196,10 @@ def plan_from_run(
     check_sizes(devices, sp_group, strategy.num_replicas)
     is_rl = data.renderer.stage == "rl"
     sampling = run.rollout.sampling if is_rl and run.rollout else SamplingParams(num_generations=1)
+    engine = run.rollout.engine if run.rollout else HFEngine()
+    resample_rounds = run.rollout.max_resample_rounds if run.rollout else 0
     by_name: dict[str, Any] = {}
-    for part in (family, strategy, run.rollout.engine if run.rollout else HFEngine()):
+    for part in (family, strategy, engine):
         by_name |= {name: getattr(part, name) for name in NAMED_ALIKE if hasattr(part, name)}
     weight_bytes = getattr(torch, family.dtype).itemsize
     compute = strategy.sharding.compute_dtype
@@ -207,6 +220,8 @@ def plan_from_run(
         reference=is_rl and model.algorithm.kl_coef > 0,
         fp32_lm_head=model.algorithm.fp32_lm_head,
         prompts_per_batch=data.prompts_per_batch,
+        eval_prompts=data.eval_prompts_per_batch,
+        resamples=is_rl and model.algorithm.select is not keep_all and resample_rounds > 0,
         prompt_tokens=options.prompt_tokens or data.renderer.max_prompt_tokens or options.text_tokens,
         frames=(options.frames or video.num_frames or video.max_frames) if sizes.vision_encoder else 0,
         num_generations=sampling.num_generations,
@@ -214,6 +229,8 @@ def plan_from_run(
         max_tokens_per_micro_batch=model.max_tokens_per_micro_batch,
         mini_batches=model.mini_batches_per_rollout if is_rl else 1,
         epochs=model.epochs_per_rollout if is_rl else 1,
+        vllm=vllm_share(engine, family, machine.memory_bytes, data.renderer.max_prompt_tokens, sampling),
+        generates_elsewhere=engine.is_remote,
         feature_cache_bytes=model.features.max_bytes,
         workspace_bytes=int(options.workspace_gib * GIB),
         **by_name,
@@ -231,6 +248,30 @@ def plan_from_run(
     return with_frames(plan, plan.frames), notes, with_frames
 
 
+def vllm_share(
+    engine: RolloutEngine,
+    family: CausalFamily,
+    device_bytes: float,
+    max_prompt_tokens: int | None,
+    sampling: SamplingParams,
+) -> VLLMShare | None:
+    """What vLLM takes of the trainer's devices; None if the engine is another."""
+    if not isinstance(engine, VLLMEngine):
+        return None
+    engine.fit_lengths(max_prompt_tokens, sampling.max_completion_tokens)  # as a run does
+    return VLLMShare(
+        device_bytes=device_bytes,
+        gpu_memory_utilization=engine.gpu_memory_utilization,
+        kv_cache_bytes=None if engine.kv_cache_gib is None else engine.kv_cache_gib * GIB,
+        max_model_len=engine.max_model_len,
+        media_enter_whole=family.media_enter_whole,
+        max_num_seqs=engine.max_num_seqs,
+        enforce_eager=engine.enforce_eager,
+        sleeps=engine.sleeps,
+        ranks=engine.tensor_parallel_size,
+    )
+
+
 def frames_rule(family: CausalFamily, options: PlanOptions) -> memory.FramesRule:
     """The same run with another number of frames: tokens follow from frames by the family's own pixel rule."""
     width, height = map(int, options.frame_size.split("x"))
@@ -245,6 +286,7 @@ def frames_rule(family: CausalFamily, options: PlanOptions) -> memory.FramesRule
             frames=frames,
             media_tokens=media_tokens,
             spatial_patches=item.grid_thw[1] * item.grid_thw[2],
+            encoded_together=family.temporal_patches_per_encode(item),
             pooled_frames=item.temporal_patch_size // encoder.frames_per_patch if encoder else 1,
             prompt_tokens=options.prompt_tokens or media_tokens + time_tokens + options.text_tokens,
         )
@@ -279,6 +321,11 @@ def head_notes(plan: Plan) -> list[str]:
     ]
 
 
+def shared_by(vllm: VLLMShare | None, sp: int) -> VLLMShare | None:
+    """The same vLLM over ranks that share prompts: no more of them than `sp`."""
+    return vllm and replace(vllm, ranks=math.gcd(vllm.ranks, sp))
+
+
 def plan_grid(plan: Plan, machine: Hardware, efficiency: flops.Efficiency) -> list[PlanGridRow]:
     """The run on 1 to 128 nodes, with every degree of sequence parallelism."""
     rows = []
@@ -287,10 +334,12 @@ def plan_grid(plan: Plan, machine: Hardware, efficiency: flops.Efficiency) -> li
         for sp in DEGREES:
             if devices % sp or devices % plan.num_replicas:
                 continue
-            other = replace(plan, devices=devices, sequence_parallel_size=sp, sp_group_size=sp)
+            other = replace(plan, devices=devices, devices_per_node=machine.devices, sequence_parallel_size=sp)
+            other = replace(other, sp_group_size=sp, vllm=shared_by(other.vllm, sp))
             other = with_needed_budget(other)
             need = memory.estimate_memory(other).peak
+            fits = memory.missing_memory(other, machine.memory_bytes) == 0
             seconds = flops.step_times(other, machine, efficiency)["step"]
             prompts = devices // sp * other.prompts_per_batch
-            rows.append(PlanGridRow(nodes, sp, need / GIB, need <= machine.memory_bytes, seconds, prompts))
+            rows.append(PlanGridRow(nodes, sp, need / GIB, fits, seconds, prompts))
     return rows

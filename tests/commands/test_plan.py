@@ -15,9 +15,13 @@ from tests.tiny import vl_folder
 VIDEO = str(ROOT / "configs" / "qwen2_5_vl_7b_longvideo_grpo.yaml")
 
 
-def plan(tmp_path, *args):
+ENGINES = ROOT / "configs" / "rollout"
+BY_TRAINER = f"--rollout.engine={ENGINES / 'hf.yaml'}"
+
+
+def plan(tmp_path, *args, devices="--devices=8"):
     (tmp_path / "plan.json").unlink(missing_ok=True)
-    main(["plan", "--config", VIDEO, "--json", str(tmp_path / "plan.json"), *args])
+    main(["plan", "--config", VIDEO, "--json", str(tmp_path / "plan.json"), *([devices] if devices else []), *args])
     return json.loads((tmp_path / "plan.json").read_text())
 
 
@@ -28,14 +32,60 @@ def test_a_recipe_is_planned_without_weights_and_later_options_win(tmp_path, cap
     assert found["plan"]["reference"]
     assert found["fits"]
     assert {row["nodes"] for row in found["grid"]} == {1, 2, 4, 8, 16, 32, 64, 128}
-    assert set(found["bytes_per_device"]) == {"encode", "rollout", "update", "score"}
+    assert set(found["bytes_per_device"]) == {"encode", "sync", "generate", "update", "validate", "score"}
     shown = capsys.readouterr().out
     assert shown.splitlines()[-1] == found["verdict"]
     assert found["verdict"].startswith("fits: needs ")
 
 
+@pytest.mark.parametrize(
+    ("args", "devices"),
+    [
+        ([], 1),  # one H100 was planned as a node of eight
+        (["--trainer.devices=4"], 4),
+        (["--trainer.devices=[0,3]"], 2),
+        (["--trainer.devices=2", "--trainer.num_nodes=3"], 6),
+        (["--trainer.devices=auto"], 8),
+        (["--trainer.devices=4", "--devices=2"], 2),
+    ],
+)
+def test_the_devices_are_those_of_the_config_unless_given(tmp_path, args, devices):
+    assert plan(tmp_path, *args, devices=None)["plan"]["devices"] == devices
+
+
+def test_vllm_takes_its_share_of_the_whole_gpu(tmp_path):
+    found = plan(tmp_path, devices=None)
+    by_phase = found["bytes_per_device"]
+    share = 0.35 * found["hardware"]["memory_gib"] * 2**30
+    assert by_phase["generate"]["vLLM"] == by_phase["validate"]["vLLM"] == pytest.approx(share)
+    assert by_phase["update"]["vLLM"] == by_phase["encode"]["vLLM"] < 0.1 * share  # asleep
+    assert by_phase["sync"]["vLLM"] > 14 * 2**30  # its weights, before its cache
+    assert found["fits"]
+    larger = plan(tmp_path, "--rollout.engine.init_args.gpu_memory_utilization=0.6", devices=None)
+    assert larger["verdict"].startswith("does not fit: needs ")
+    assert larger["verdict"].endswith("remedy: rollout.engine.init_args.gpu_memory_utilization=0.26")
+    smaller = plan(tmp_path, "--rollout.engine.init_args.gpu_memory_utilization=0.2", devices=None)
+    assert "for keys and values of 21504 tokens" in smaller["verdict"]
+    assert smaller["verdict"].endswith("remedy: rollout.engine.init_args.gpu_memory_utilization=0.26")
+
+
+def test_completions_of_a_server_cost_its_devices_nothing(tmp_path):
+    server = "--rollout.engine=longrl.engines.server.VLLMServerEngine", "--rollout.engine.urls=http://127.0.0.1:8000"
+    found = plan(tmp_path, *server, devices=None)
+    assert set(found["bytes_per_device"]) == {"encode", "sync", "update", "validate", "score"}
+    assert found["times_s"]["prefill"] == found["times_s"]["decode"] == 0
+
+
+def test_launching_kernels_takes_time(tmp_path):
+    slow, fast = (plan(tmp_path, BY_TRAINER, f"--launch_us={us}", devices=None)["times_s"] for us in (20, 0))
+    assert slow["decode"] > fast["decode"]
+    rounds, tokens, layers, kernels = 8, 1024, 28, 65  # 2 of 16 prompts together
+    assert slow["decode"] == pytest.approx(rounds * tokens * layers * kernels * 20e-6)
+
+
 def test_too_long_a_video_gets_a_remedy_and_notes(tmp_path):
     pixels = "--model.family.init_args.max_pixels=112896", "--model.family.init_args.max_video_pixels=406425600"
+    pixels = BY_TRAINER, *pixels
     found = plan(tmp_path, "--frames=3600", "--frame_size=720x720", "--data.prompts_per_batch=1", *pixels)
     assert not found["fits"]
     assert found["verdict"].endswith("remedy: trainer.strategy.init_args.sequence_parallel_size=4")
@@ -91,11 +141,11 @@ def test_a_run_says_before_it_starts_what_will_not_fit(tmp_path, monkeypatch, ca
 
 @pytest.mark.parametrize(
     ("recipe", "devices", "gib"),
-    [("qwen2_5_vl_3b_hour_grpo", 8, 40), ("qwen2_5_vl_7b_hour_grpo", 8, 70), ("qwen2_5_vl_3b_hour_grpo_lora", 1, 55)],
+    [("qwen2_5_vl_3b_hour_grpo", 8, 50), ("qwen2_5_vl_7b_hour_grpo", 8, 70), ("qwen2_5_vl_3b_hour_grpo_lora", 1, 60)],
 )
 def test_an_hour_fits_the_hardware_that_its_recipe_names(tmp_path, recipe, devices, gib):
     file = ROOT / "configs" / f"{recipe}.yaml"
-    main(["plan", "--config", str(file), f"--devices={devices}", "--json", str(tmp_path / "plan.json")])
+    main(["plan", "--config", str(file), "--json", str(tmp_path / "plan.json")])
     found = json.loads((tmp_path / "plan.json").read_text())
     assert (found["plan"]["frames"], found["plan"]["media_tokens"]) == (3600, 259_200)
     assert found["plan"]["sequence_parallel_size"] == devices
@@ -107,8 +157,8 @@ def test_an_hour_fits_the_hardware_that_its_recipe_names(tmp_path, recipe, devic
 def test_what_waits_in_host_memory_and_mlps_in_pieces_count(tmp_path):
     family = "--model.family.init_args"
     options = f"{family}.offload_checkpoints=true", f"{family}.mlp_chunk_tokens=512", "--model.optimizer.offload=true"
-    size = "--hardware=A100", "--frames=128", "--data.prompts_per_batch=4"
-    plain, found = plan(tmp_path, *size), plan(tmp_path, *size, *options)
+    size = "--hardware=A100", "--frames=128", "--data.prompts_per_batch=4", BY_TRAINER
+    plain, found = plan(tmp_path, *size, "--model.optimizer.offload=false"), plan(tmp_path, *size, *options)
     assert found["plan"]["offload_checkpoints"]
     assert (found["plan"]["mlp_chunk_tokens"], found["plan"]["optimizer_offload"]) == (512, True)
     assert found["host_bytes_per_node"]["offloaded"] > plain["host_bytes_per_node"]["offloaded"] == 0

@@ -81,6 +81,7 @@ def fit(folder: Path, recipe: str, name: str, data: Path, *more: str) -> Path:
     args = [
         "fit", f"--config={CONFIGS / recipe}.yaml", f"--model.family={CONFIGS / 'family' / STAGES[name].family}.yaml",
         f"--trainer={CONFIGS / 'trainer' / 'cpu.yaml'}", f"--run_dir={folder}", "--trainer.max_steps=2",
+        "--trainer.strategy=auto", f"--rollout.engine={CONFIGS / 'rollout' / 'hf.yaml'}",
         f"--model.family.init_args.model={made.model_path}", "--model.family.init_args.random_init=true",
         "--model.family.init_args.dtype=float32", "--model.optimizer.lr=1e-3", "--model.optimizer.warmup_steps=0",
         *(f"--model.family.init_args.{key}={value}" for key, value in pixels.items() if value is not None),

@@ -6,9 +6,10 @@ import logging
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from longrl.modules.host_adamw import MOMENTS, HostAdamW, offload_state
-from longrl.modules.optimizer import OptimizerSettings, warn_of_lost_steps
+from longrl.modules.optimizer import OptimizerSettings, fuse_by_device, warn_of_lost_steps
 from longrl.strategies.fsdp import ShardingOptions
 from longrl.strategies.mr_sp import MRSPStrategy
 from longrl.types import Batch
@@ -53,6 +54,52 @@ def test_restored_moments_go_back_to_the_host(monkeypatch):
     offload_state(optimizer)
     assert len(moved) == len(SHAPES) * len(MOMENTS)
     offload_state(torch.optim.AdamW([nn.Parameter(torch.zeros(1))]))  # others stay as they are
+
+
+# ---- one kernel for the whole step ----
+
+
+def on(device):
+    """A model whose weight says that it is there."""
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.zeros(2, 3, device=device))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("device", "options", "fused"),
+    [
+        ("cuda", {}, True),
+        ("cpu", {}, None),
+        ("cuda", {"offload": True}, None),
+    ],
+)
+def test_adamw_on_a_gpu_makes_no_copies_of_its_moments(device, options, fused):
+    """By default its step is `foreach`, with the square roots of all second moments at once."""
+    with FakeTensorMode():
+        optimizer = OptimizerSettings(**options).build(on(device), None)["optimizer"]
+    assert [group["fused"] for group in optimizer.param_groups] == [fused]
+
+
+def test_a_fused_step_asks_for_nothing_of_the_weights_size():
+    with FakeTensorMode():
+        model = on("cuda")
+        optimizer = OptimizerSettings().build(model, None)["optimizer"]
+        model.weight.grad = torch.ones_like(model.weight)
+        optimizer.step()  # torch refuses what cannot be fused
+        assert optimizer.state[model.weight]["step"].device.type == "cuda"
+
+
+@pytest.mark.parametrize(("written", "device", "fused"), [(True, "cpu", None), (None, "cuda", True)])
+def test_a_checkpoint_of_another_device_does_not_decide_how_a_step_is_taken(written, device, fused):
+    with FakeTensorMode():
+        weight = nn.Parameter(torch.zeros(2, 3, device=device))
+        optimizer = torch.optim.AdamW([weight])
+        optimizer.param_groups[0]["fused"] = written
+        optimizer.state[weight] = {"step": torch.zeros((), device="cuda" if written else "cpu")}
+        fuse_by_device(optimizer)
+        assert optimizer.param_groups[0]["fused"] is fused
+        assert optimizer.state[weight]["step"].device.type == device
 
 
 def sft(**optimizer):

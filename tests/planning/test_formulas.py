@@ -136,6 +136,17 @@ def test_moments_in_host_memory_visit_the_device_one_weight_at_a_time():
     )
 
 
+def test_a_step_of_adamw_makes_no_copies():
+    """`foreach`, torch's own choice on a GPU, took the square roots of all second moments at once."""
+    assert formulas.optimizer_working_set(changed(cuda=True)) == formulas.optimizer_working_set(RUN) == 0
+
+
+def test_the_encoder_reads_so_many_temporal_patches_in_a_call():
+    whole = formulas.encoder_activations(RUN)  # 320 patches in cells of 16, on one rank of two
+    assert formulas.encoder_activations(changed(encoded_together=1)) == whole / 20
+    assert formulas.encoder_activations(changed(encoded_together=99)) == whole
+
+
 def test_moments_of_8_bits():
     plan = changed(moment_bytes=1 + 1 / 64, cuda=True)
     assert formulas.optimizer_memory(plan) == pytest.approx(formulas.optimizer_memory(RUN) * (1 + 1 / 64) / 4)
