@@ -179,8 +179,8 @@ class Plan:
     max_tokens_per_micro_batch: int = 16_384
     mini_batches: int = 1
     epochs: int = 1
-    max_sequences: int = 256
-    """`HFEngine`'s: completions decoded together."""
+    max_sequences: int | None = 256
+    """`HFEngine`'s: completions decoded together; None for as many as fit, of one prompt at least."""
     prefill_chunk_tokens: int = 16_384
     """`HFEngine`'s: prompt tokens that go through the model together."""
     feature_cache_bytes: int = 1 << 30
