@@ -50,7 +50,7 @@ class StepProfile(Callback):
             if torch.cuda.is_available():
                 activities.append(torch.profiler.ProfilerActivity.CUDA)
                 torch.cuda.memory._record_memory_history(max_entries=MEMORY_EVENTS)
-            self._profiler = torch.profiler.profile(activities=activities, acc_events=True)
+            self._profiler = torch.profiler.profile(activities=activities)
             self._profiler.start()
         self._num_begun += 1
 

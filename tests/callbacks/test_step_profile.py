@@ -68,7 +68,7 @@ def log(monkeypatch):
     log = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda.memory, "_record_memory_history", lambda **options: log.append(options))
-    monkeypatch.setattr(torch.profiler, "profile", lambda activities, acc_events: Profiler(log, activities))
+    monkeypatch.setattr(torch.profiler, "profile", lambda activities: Profiler(log, activities))
     monkeypatch.setattr(step_profile, "write_profile", lambda profiler, folder: (folder / "written").touch())
     return log
 
