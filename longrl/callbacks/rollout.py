@@ -206,8 +206,7 @@ class RolloutCallback(Callback):
                 with module.phases("encode"):
                     features = module.features.get_or_encode(module.model, prompts)
                 # 3. Sync: hand the weights of this step over, unless the engine has them.
-                with module.phases("sync"):
-                    self.engine.sync(self._family, module.model, step)
+                self._sync(module, step)
                 # 4. Generate this rank's shards of the completions.
                 generated = self._generate(module, request, features)
                 # 5. Reward them, and gather the groups.
@@ -269,6 +268,13 @@ class RolloutCallback(Callback):
             samplings.append(replace(self.sampling, num_generations=1, temperature=0.0))
         return RolloutRequest(prompts, engine_prompts, samplings, seed)
 
+    def _sync(self, module: PolicyModule, step: int) -> None:
+        """Hands the weights of a step over, unless the engine has them. Every rank must call it."""
+        before = self.engine.num_synced_bytes
+        with module.phases("sync"):
+            self.engine.sync(self._family, module.model, step)
+        module.num_synced_bytes += self.engine.num_synced_bytes - before
+
     def _generate(self, module: PolicyModule, request: RolloutRequest, features: Features) -> list[GeneratedShards]:
         """This rank's shards of the groups. An error of one rank is one of all: none waits for another."""
         reads_weights = self.engine.reads_policy_weights
@@ -328,8 +334,7 @@ class RolloutCallback(Callback):
         request = self._next_request(module, prompts)
         with module.phases("encode"):
             features = module.features.get_or_encode(module.model, prompts)
-        with module.phases("sync"):
-            self.engine.sync(self._family, module.model, step)
+        self._sync(module, step)
         sp_group = module.parallel.sp_group
         arguments = (self.engine, self._family, module.model, request, features, sp_group)
         generated = run_in_background(generate_shards, *arguments)
@@ -350,8 +355,7 @@ class RolloutCallback(Callback):
         self._is_compared = True
         with module.phases("encode"):
             features = module.features.get_or_encode(module.model, prompts)
-        with module.phases("sync"):
-            self.engine.sync(self._family, module.model, step)
+        self._sync(module, step)
         compare_engine(self.engine, module, prompts, features, self.max_mismatch)
 
     @override
@@ -374,8 +378,7 @@ class RolloutCallback(Callback):
         request = RolloutRequest(batch.prompts, batch.prompts, [self.eval_sampling], self.seed)
         with module.phases("encode"):
             features = module.features.get_or_encode(module.model, batch.prompts)
-        with module.phases("sync"):
-            self.engine.sync(self._family, module.model, step)
+        self._sync(module, step)
         generated = self._generate(module, request, features)
         batch.groups = self._reward(module, request, generated)
         batch.features = features

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -11,30 +12,42 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from typing_extensions import override
 
+from longrl.io.number_ranges import check_ranges
 from longrl.models.step_flops import GroupTokens, TextCost, peak_flops
 from longrl.modules.policy import PolicyModule
 from longrl.types import Batch, Metrics
 
+logger = logging.getLogger(__name__)
+
+MIB = 1 << 20
 ON_PROGRESS_BAR = ("encode", "generate", "reward", "update")
 
 
 class Throughput(Callback):
-    """Logs seconds and memory of each phase, tokens per second, and how busy GPUs are: docs/metrics.md has all names.
+    """Logs seconds and memory of each phase, tokens per second, how busy devices are and what moved between them.
 
-    The phases come from `PolicyModule.phases`; `data` is what the step waited for its batch.
+    docs/metrics.md has all names. The phases come from `PolicyModule.phases`; `data` is what the step waited for its
+    batch.
+
+    Args:
+        peak_tflops: of a device, dense, in the precision of the products: what `throughput/mfu` is a share of. None is
+            the maker's number for bfloat16 where it is known, as of A100, H100 and H200.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, peak_tflops: float | None = None) -> None:
+        check_ranges(locals(), "the throughput callback's ", peak_tflops=(1e-6, 1e9))
         self._start = 0.0
         self._end_of_last = 0.0
         self._cost: TextCost | None = None
-        self._peak: float | None = None
-        """Operations per second of this rank's GPU, if it is known."""
+        self._peak = None if peak_tflops is None else peak_tflops * 1e12
+        """Operations per second of this rank's device, if it is known."""
         self._phases: set[str] = set()
         """Those of any step: Lightning goes on logging the last value of a name that a step leaves out."""
         self._passes = 0
         self._requested = 0
         self._encoded = 0
+        self._encoded_bytes = 0
+        self._synced_bytes = 0
         """Of these the module had counted so many at the end of the last step."""
 
     @override
@@ -42,8 +55,11 @@ class Throughput(Callback):
         assert isinstance(pl_module, PolicyModule)
         self._cost = TextCost.of(pl_module.family, pl_module.model)
         device = pl_module.device
-        if device.type == "cuda":
-            self._peak = peak_flops(torch.cuda.get_device_name(device))
+        if self._peak is None and device.type == "cuda":
+            name = torch.cuda.get_device_name(device)
+            self._peak = peak_flops(name)
+            if self._peak is None and trainer.is_global_zero:
+                logger.info("throughput/mfu is not logged, for the peak of %s is not known; set peak_tflops", name)
         self._end_of_last = time.perf_counter()  # a run that goes on within an epoch does not start one
 
     @override
@@ -100,17 +116,24 @@ class Throughput(Callback):
             "requested": features.num_requested - self._requested,
             "encoded": features.num_encoded - self._encoded,
             "all_requested": features.num_requested,
+            "encoded_bytes": features.num_encoded_bytes - self._encoded_bytes,
         }
+        synced_bytes = module.num_synced_bytes - self._synced_bytes
         self._passes = module.num_scoring_passes
         self._requested = features.num_requested
         self._encoded = features.num_encoded
+        self._encoded_bytes = features.num_encoded_bytes
+        self._synced_bytes = module.num_synced_bytes
 
         # 2. Ranks of one sequence-parallel group have the same batch: summed over data-parallel ranks it counts once.
         totals = module.parallel.dp.sum_dict(local)
         rates: Metrics = {
             "throughput/tokens_per_s": totals["tokens"] / step_s,
             "throughput/media_encoded": float(features.num_encoded),
+            "throughput/encoded_mib": totals["encoded_bytes"] / MIB,
         }
+        if batch.groups is not None:
+            rates["throughput/sync_mib"] = synced_bytes / MIB
         if totals["all_requested"] and not features.disk:  # a cache on disk logs its own
             requested = totals["requested"] or 1.0
             missed = totals["encoded"] / requested
@@ -142,6 +165,8 @@ class Throughput(Callback):
         pl_module.phases.collect()
         pl_module.phases.memory.collect()
         self._passes = pl_module.num_scoring_passes
+        self._encoded_bytes = pl_module.features.num_encoded_bytes
+        self._synced_bytes = pl_module.num_synced_bytes
         self._end_of_last = time.perf_counter()
 
 

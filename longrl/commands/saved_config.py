@@ -17,8 +17,8 @@ from longrl.modules.initial_weights import saved_checkpoints
 
 logger = logging.getLogger(__name__)
 
-OF_THE_START = ("ckpt_path", "resume")
-"""Keys that say where a command begins, and not what it does."""
+OF_THE_START = ("ckpt_path", "resume", "profile")
+"""Keys that say where a command begins and how it is watched, and not what it does."""
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -32,7 +32,9 @@ class SaveRunConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
             config = self.config.clone()
-            config["resume"] = None  # another command with this file as its config says itself whether it resumes
+            # Another command with this file as its config says itself whether it resumes, or is profiled.
+            config["resume"] = None
+            config["profile"] = None
             text = self.parser.dump(config, skip_none=False)
             write_config(Path(trainer.default_root_dir), text)
 

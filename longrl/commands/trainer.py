@@ -22,6 +22,7 @@ from longrl.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
 from longrl.callbacks.random_state import RandomState
 from longrl.callbacks.rollout import RolloutCallback
 from longrl.callbacks.run_watch import RunWatch
+from longrl.callbacks.step_profile import StepProfile
 from longrl.callbacks.terminal_view import TerminalView
 from longrl.callbacks.throughput import ProgressBar
 from longrl.callbacks.watchdog import Watchdog
@@ -165,6 +166,13 @@ class LongRLCLI(LightningCLI):
             default="auto",
             help="of fit: a screen (live), a line every few steps (plain), or nothing; auto is live on a terminal",
         )
+        parser.add_argument(
+            "--profile",
+            type=str | None,
+            default=None,
+            metavar="DIR",
+            help="of fit: write the trace, the slowest operators and the GPU's memory of one step to this folder",
+        )
         # Without a reward there is no rollout callback, as for SFT that does not generate: hence no required option.
         parser.add_class_arguments(self.rollout_class, "rollout", skip={"reward"}, instantiate=False, sub_configs=True)
         parser.add_argument(
@@ -211,6 +219,8 @@ class LongRLCLI(LightningCLI):
         """Has no other process train into `run_dir`; evaluations may read there."""
         if self.subcommand == "fit":
             check_writable(run_dir)
+            if self._get(self.config, "profile") is not None:
+                check_writable(self._get(self.config, "profile"), "--profile")
         if self.subcommand == "fit" and is_first_rank():
             self.lock = FolderLock(run_dir, "--run_dir")
 
@@ -268,6 +278,9 @@ class LongRLCLI(LightningCLI):
         # step before logged, so that what they log and save stays the same.
         callbacks = [*listed, rollout] if rollout else listed
         callbacks = self.with_onlookers(callbacks)
+        profile = self._get(self.config_init, "profile")
+        if profile is not None and self.subcommand == "fit":
+            callbacks = [StepProfile(profile), *callbacks]
         kwargs.setdefault("callbacks", callbacks)
         if not any(isinstance(one, BaseProgressBar) for one in callbacks):
             kwargs.setdefault("enable_progress_bar", False)  # Lightning would add a bar of its own

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import override
 
+from longrl.engines.decoding_memory import DecodingMemory, free_bytes
 from longrl.engines.rollout_engine import RolloutEngine, prompt_seed
 from longrl.io.number_ranges import COUNT, check_ranges
 from longrl.io.pulse import PULSE
@@ -29,15 +31,22 @@ from longrl.packing.kernels import VarlenBatch, kernel_for
 from longrl.packing.pack import pack
 from longrl.types import Completion, FinishReason, GroupSpan, Prompt, SamplingParams
 
+logger = logging.getLogger(__name__)
+
 NO_LIMIT = 1 << 62
-"""Tokens that are packed together for a rollout: chunks of prefilling bound the memory, not this."""
+"""Tokens packed together for a rollout: chunks of prefilling bound the memory, not this."""
+SEQUENCES_ON_CPU = 256
+"""`max_sequences` where free memory is not known."""
+GIB = 1 << 30
 
 
 class HFEngine(RolloutEngine):
     """Generates with the trainer's own model, so there is nothing to sync.
 
     Args:
-        max_sequences: completions decoded together; fewer need less memory.
+        max_sequences: completions decoded together; fewer need less memory. None is as many as fit into the GPU's free
+            memory, whole groups, and 256 on a CPU. How many that are decides the last bits of a GPU's products: give a
+            number for runs that are to be repeated to the bit.
         prefill_chunk_tokens: prompt tokens that go through the model together; beside keys and values, which all stay,
             a prompt of any length needs the memory of so many.
     """
@@ -45,7 +54,7 @@ class HFEngine(RolloutEngine):
     reads_policy_weights = True
     supports_fp32_lm_head = True
 
-    def __init__(self, max_sequences: int = 256, prefill_chunk_tokens: int = 16_384) -> None:
+    def __init__(self, max_sequences: int | None = None, prefill_chunk_tokens: int = 16_384) -> None:
         if prefill_chunk_tokens < 1:
             raise ValueError(
                 f"the engine's prefill_chunk_tokens must be at least 1, got {prefill_chunk_tokens}; leave it out for "
@@ -54,6 +63,7 @@ class HFEngine(RolloutEngine):
         check_ranges(locals(), "the engine's ", max_sequences=COUNT)
         self.max_sequences = max_sequences
         self.prefill_chunk_tokens = prefill_chunk_tokens
+        self._has_told = False
 
     @override
     def identity(self) -> dict[str, Any]:
@@ -79,9 +89,9 @@ class HFEngine(RolloutEngine):
         model.eval()
         try:
             groups: list[list[Completion]] = []
-            num_prompts = max(1, self.max_sequences // sampling.num_generations)
-            for start in range(0, len(prompts), num_prompts):
-                together = prompts[start : start + num_prompts]
+            while len(groups) < len(prompts):
+                remaining = prompts[len(groups) :]
+                together = remaining[: self._num_prompts(family, model, remaining, sampling)]
                 # Random numbers depend on seed, prompt and completion alone: neither on the batch nor on the device.
                 # Other ranks sample the completions before `first`.
                 shape = (first + sampling.num_generations, sampling.max_completion_tokens)
@@ -91,6 +101,25 @@ class HFEngine(RolloutEngine):
             return groups
         finally:
             model.train(was_training)
+
+    def _num_prompts(
+        self, family: CausalFamily, model: Any, prompts: Sequence[Prompt], sampling: SamplingParams
+    ) -> int:
+        """How many of the prompts, the first of them first, are decoded together."""
+        free = None if self.max_sequences else free_bytes(model.get_input_embeddings().weight.device)
+        if free is None:
+            return max(1, (self.max_sequences or SEQUENCES_ON_CPU) // sampling.num_generations)
+        tiles = {"max_scores": MAX_SCORES, "tile_keys": TILE_KEYS}
+        memory = DecodingMemory.of(family, model, sampling, chunk_tokens=self.prefill_chunk_tokens, **tiles)
+        lengths = [len(prompt.input_ids) for prompt in prompts]
+        count = memory.num_prompts(lengths, free)
+        logger.log(
+            logging.DEBUG if self._has_told else logging.INFO,
+            "%d of %d prompts are decoded together, with %d completions each: about %.1f GiB of %.1f GiB free",
+            count, len(prompts), sampling.num_generations, memory.needed(lengths[:count]) / GIB, free / GIB,
+        )  # fmt: skip
+        self._has_told = True
+        return count
 
     def _decode(
         self,
@@ -110,10 +139,12 @@ class HFEngine(RolloutEngine):
         if family.fp32_lm_head:  # also where layers compute in another precision by autocast
             lm_head = lm_head.float()
             precision = torch.autocast(lm_head.device.type, enabled=False)
+        # What every token of a completion needs goes to the device here, once: a copy from a list waits for the GPU.
         end_tokens = torch.tensor(family.end_token_ids, device=lm_head.device)
+        uniform = uniform.to(lm_head.device)
         # 1. Every prompt once through the model, into the cache, in chunks that end anywhere.
         packed = pack(prompts, [[] for _ in prompts], NO_LIMIT)[0].to(lm_head.device)
-        cache = PrefixCache(packed.spans, group_size, max_tokens)
+        cache = PrefixCache(packed.spans, group_size, max_tokens, lm_head.device)
         total = len(packed.input_ids)
         last_states = []  # of the prompts' last tokens, which predict the first ones of their completions
         for start in range(0, total, self.prefill_chunk_tokens):
@@ -140,7 +171,7 @@ class HFEngine(RolloutEngine):
             tokens.append(token)
             logps.append(logp)
             finished |= torch.isin(token, end_tokens)
-            if finished.all() or len(tokens) == max_tokens:
+            if len(tokens) == max_tokens or finished.all():  # the one wait for the GPU of a token
                 break
             embeds = embed_tokens(token)[:, None]  # [P * G, 1, D]
             positions = (following + cache.length).expand(len(packed.position_ids), -1, -1)  # [A, P * G, 1]
@@ -165,7 +196,7 @@ def sample_tokens(logits: Tensor, sampling: SamplingParams, uniform: Tensor) -> 
     Args:
         logits: [B, V].
         sampling: temperature, top-k and top-p.
-        uniform: [B] numbers in [0, 1) that decide the draw.
+        uniform: [B] numbers in [0, 1) that decide the draw, on the device of the logits.
 
     Returns:
         ([B] tokens, [B] their log-probabilities under the distribution they were drawn from).
@@ -186,7 +217,7 @@ def sample_tokens(logits: Tensor, sampling: SamplingParams, uniform: Tensor) -> 
     logp = logits.log_softmax(-1)
     # The first token whose cumulated mass exceeds the number; rounding: all of the mass is not 1 exactly.
     cumulated = logp.double().exp().cumsum(-1)  # [B, V]
-    threshold = uniform.to(logp.device)[:, None] * cumulated[:, -1:]  # [B, 1]
+    threshold = uniform[:, None] * cumulated[:, -1:]  # [B, 1]
     token = torch.searchsorted(cumulated, threshold.contiguous(), right=True)[:, 0].clamp_max(logp.shape[-1] - 1)
     return token, logp.gather(-1, token[:, None])[:, 0]
 
@@ -205,15 +236,21 @@ class PrefixCache:
         spans: the prompts, one behind the other.
         num_generations: G.
         max_tokens: the longest completion.
+        device: of keys and values.
     """
 
-    def __init__(self, spans: tuple[GroupSpan, ...], num_generations: int, max_tokens: int) -> None:
+    def __init__(
+        self, spans: tuple[GroupSpan, ...], num_generations: int, max_tokens: int, device: torch.device
+    ) -> None:
         self.spans = spans
         self.num_generations = num_generations
         self.max_tokens = max_tokens
         self.length = 0
         """Completion tokens held, S."""
         self.prompt_lengths = tuple(span.prompt_tokens for span in spans)
+        lengths = torch.tensor(self.prompt_lengths, device=device)
+        self.padding = torch.arange(max(self.prompt_lengths), device=device) >= lengths[:, None]
+        """[P, T of the longest prompt], True behind the end of a shorter one; all layers and tokens share it."""
         self.prompts: dict[int, KeysValues] = {}
         """layer -> keys and values [K, T, D]."""
         self.completions: dict[int, KeysValues] = {}
@@ -294,11 +331,10 @@ class PrefixCache:
     def _attend_padded_prompts(self, layer: int, query: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """[H, P * G, D] -> ([H, P * G, D], log-sum-exp [H, P * G]) over each completion's prompt, in one product."""
         num_prompts = len(self.spans)
-        longest = max(self.prompt_lengths)
         # 1. Keys and values padded to the longest prompt, once per layer.
         if layer not in self.padded:
             keys, values = self.prompts[layer]  # [K, T of all prompts, D]
-            if min(self.prompt_lengths) == longest:  # nothing to pad: views
+            if len(set(self.prompt_lengths)) == 1:  # nothing to pad: views
                 keys = keys.unflatten(1, (num_prompts, -1))
                 values = values.unflatten(1, (num_prompts, -1))
             else:
@@ -312,9 +348,7 @@ class PrefixCache:
         by_prompt = query.unflatten(0, (len(keys), -1)).unflatten(2, (num_prompts, -1))  # [K, E, P, G, D]
         rows = by_prompt.transpose(1, 2).flatten(2, 3)  # [K, P, E * G, D]
         scores = (rows @ keys.mT).float() * scale  # [K, P, E * G, T]
-        lengths = torch.tensor(self.prompt_lengths, device=scores.device)
-        padding = torch.arange(longest, device=scores.device) >= lengths[:, None]  # [P, T]
-        scores = scores.masked_fill(padding[:, None], float("-inf"))
+        scores = scores.masked_fill(self.padding[:, None], float("-inf"))
         lse = scores.logsumexp(-1)  # [K, P, E * G]
         output = torch.exp(scores - lse[..., None]).to(values.dtype) @ values  # [K, P, E * G, D]
         # 3. Back to completion after completion.

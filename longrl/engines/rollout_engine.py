@@ -14,7 +14,7 @@ import hashlib
 import itertools
 import operator
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,6 +45,8 @@ class RolloutEngine(RefusesOldHooks, abc.ABC):
     ranks_per_engine: int = 1
     """How many neighbouring ranks of a sequence-parallel group are one engine: they are given the same prompts and
     return the same completions."""
+    num_synced_bytes: int = 0
+    """Of weights that went through `counted` so far."""
 
     @abc.abstractmethod
     def sync(self, family: CausalFamily, model: nn.Module, step: int) -> None:
@@ -104,6 +106,12 @@ class RolloutEngine(RefusesOldHooks, abc.ABC):
         limit = self.max_length()
         option = f"max_model_len of {type(self).__name__}"
         return () if limit is None else (LengthLimit(limit, option, sampling.max_completion_tokens),)
+
+    def counted(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """The same weights, on their way to the engine."""
+        for name, weight in weights:
+            self.num_synced_bytes += weight.nbytes
+            yield name, weight
 
     # By default there is nothing to do.
 

@@ -145,7 +145,7 @@ class VLLMServerEngine(VLLMRollouts):
         if all(world.gather(has_weights)):
             return
         with self._shared_folder() as folder:
-            weights = engine_weights(family, model)
+            weights = self.counted(engine_weights(family, model))
             with world.raise_on_any_rank():
                 try:
                     write_shards(weights, folder if world.rank == 0 else None, self.shard_mib << 20)

@@ -162,7 +162,8 @@ class VLLMEngine(VLLMRollouts):
         if self._step == step:
             return
         self._wake("weights")
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": engine_weights(family, model)})
+        weights = self.counted(engine_weights(family, model))
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         self._wake("kv_cache")
         self._asleep = False
         self.reset_caches(features=bool(family.trained_encoders(model)))

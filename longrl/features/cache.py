@@ -49,6 +49,8 @@ class FeatureCache:
         self.disk = disk
         self.num_encoded = 0
         """Media sent through the encoder so far."""
+        self.num_encoded_bytes = 0
+        """Of their features, on this rank."""
         self.num_requested = 0
         """Distinct media asked for, summed over calls."""
         self._features: OrderedDict[str, Tensor] = OrderedDict()
@@ -87,6 +89,7 @@ class FeatureCache:
                 if rows.is_cuda:
                     torch.cuda.synchronize(rows.device)  # GPUs compute on after a call returns
                 self.disk.write(model, encoded, time.perf_counter() - start, sp_group)
+            self.num_encoded_bytes += sum(part.nbytes for part in encoded.values())
         self.num_encoded += len(missing)
         self.num_requested += len(media) if counted else len(missing)
         # 3. The least recently used go first; those of this call stay whatever their size.

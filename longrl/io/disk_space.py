@@ -41,14 +41,19 @@ def tell_missing_space(folder: Path, needed: int, reason: str, remedy: str) -> b
     return True
 
 
-def check_writable(folder: str) -> None:
-    """Raises ValueError, before anything is loaded, if a run could not write into its folder; makes the folder."""
+def check_writable(folder: str, option: str = "--run_dir") -> None:
+    """Raises ValueError, before anything is loaded, if a run could not write into a folder; makes the folder.
+
+    Args:
+        folder: that the option names.
+        option: of the command line.
+    """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"0")
     except OSError as error:
         raise ValueError(
-            f"--run_dir={folder} cannot be written ({error.strerror or error}); name another one, free some space, or "
+            f"{option}={folder} cannot be written ({error.strerror or error}); name another one, free some space, or "
             "change its permissions"
         ) from error

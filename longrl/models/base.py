@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from longrl.models.building import BuildsModel
+from longrl.models.checkpoint_offload import OffloadedCheckpoints
 from longrl.models.engine_adapter import EngineAdapter
 from longrl.models.lora import LoRASettings, export_adapters
 from longrl.models.planning_sizes import HasPlanningSizes
@@ -128,8 +129,7 @@ class TextStack(RendersPrompts):
         layout = {"spans": packed.spans, "sequence": sequence}
         offload: Any = contextlib.nullcontext()
         if self.offload_checkpoints and self.gradient_checkpointing:
-            # torch's own hook: transformers' `offload` asks for pinned memory also where there is no GPU.
-            offload = torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available())
+            offload = OffloadedCheckpoints()
         with offload:
             hidden = self.hidden_states(model, positions, **inputs, **layout)
 

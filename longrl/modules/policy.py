@@ -113,6 +113,8 @@ class PolicyModule(TrainedModule):
         """True if features need gradients; known once there are weights."""
         self.num_scoring_passes = 0
         """Forward passes without gradient over a batch so far."""
+        self.num_synced_bytes = 0
+        """Of weights that this rank has handed to the engine so far; the rollout callback counts them."""
         disk = DiskCache(family, feature_cache_dir, feature_cache_disk_bytes) if feature_cache_dir else None
         self.features = FeatureCache(family, feature_cache_bytes, disk=disk)
 

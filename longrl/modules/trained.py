@@ -71,7 +71,8 @@ class PhaseTimes:
         start = time.perf_counter()
         PULSE.since = start
         try:
-            yield
+            with torch.profiler.record_function(phase):
+                yield
         finally:
             self._seconds[phase] += time.perf_counter() - start
             PULSE.phase = outer

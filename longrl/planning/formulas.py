@@ -348,7 +348,12 @@ def feature_exchange(plan: Plan) -> float:
 
 
 def prefilled_prompts(plan: Plan) -> int:
-    """Prompts that one rank decodes together: engines/rollout_engine.py and `HFEngine.max_sequences`."""
+    """Prompts that one rank decodes together: engines/rollout_engine.py and `HFEngine.max_sequences`.
+
+    An engine that takes what is free needs room for one.
+    """
+    if plan.max_sequences is None:
+        return 1
     return min(plan.local_prompts, max(1, plan.max_sequences // plan.rank_completions))
 
 

@@ -212,8 +212,8 @@ class Plan:
     """vLLM on the trainer's devices; without it the trainer's own model generates, unless another process does."""
     generates_elsewhere: bool = False
     """Completions come from another process, on other devices."""
-    max_sequences: int = 256
-    """`HFEngine`'s: completions decoded together."""
+    max_sequences: int | None = 256
+    """`HFEngine`'s: completions decoded together; None for as many as fit, of one prompt at least."""
     prefill_chunk_tokens: int = 16_384
     """`HFEngine`'s: prompt tokens that go through the model together."""
     feature_cache_bytes: int = 1 << 30

@@ -733,3 +733,23 @@ def test_the_reward_of_a_toy_task_rises(tmp_path):
     assert len(rewards) == 20
     assert max(rewards[:3]) < 0.1
     assert min(rewards[-3:]) > 0.4
+
+
+def test_the_bytes_of_weights_that_the_engine_was_handed_are_counted_on_the_module():
+    """Of engines that are given weights, and only in the steps in which they are."""
+
+    class Handed(FakeEngine):
+        def sync(self, family, model, step):
+            if step not in self.synced:
+                list(self.counted([("weight", torch.zeros(2, 3))]))
+            super().sync(family, model, step)
+
+    reward = RewardSum([RewardTerm(right_is_good)])
+    callback = RolloutCallback(reward=reward, engine=Handed(None), sampling=SAMPLING)
+    module = PolicyModule(text_family())
+    module.model = None
+    callback._family = module.family
+    for step in (0, 0, 1):
+        callback._sync(module, step)
+    assert module.num_synced_bytes == 2 * 24
+    assert set(module.phases.collect()) == {"sync"}

@@ -7,6 +7,7 @@ import torch
 
 from longrl.callbacks import throughput
 from longrl.callbacks.throughput import Throughput, largest_by_phase
+from longrl.engines.hf import HFEngine
 from longrl.modules.policy import PolicyModule
 from longrl.types import Batch, Completion, Group, Prompt, Row
 from tests.tiny import text_family
@@ -73,8 +74,9 @@ def test_a_phase_that_a_step_leaves_out_took_no_time(monkeypatch):
 def rates(cost, batch, peak=None, disk=None, **counted):
     """What is logged of a step of 4 s, 2 s of them the update, on two devices that have the batch each."""
     module = SimpleNamespace(
-        features=SimpleNamespace(num_requested=0, num_encoded=0, disk=disk),
+        features=SimpleNamespace(num_requested=0, num_encoded=0, num_encoded_bytes=0, disk=disk),
         num_scoring_passes=1,
+        num_synced_bytes=3 << 20,
         epochs_per_rollout=3,
         parallel=SimpleNamespace(
             dp=SimpleNamespace(sum_dict=lambda values: {name: 2 * value for name, value in values.items()}),
@@ -112,7 +114,9 @@ def test_operations_are_those_of_all_epochs_and_scoring_passes_per_device_and_se
 
 
 def test_what_is_unknown_is_not_logged():
-    assert set(rates(None, rollout())) == {"throughput/tokens_per_s", "throughput/media_encoded"}
+    always = {"throughput/tokens_per_s", "throughput/media_encoded", "throughput/encoded_mib"}
+    assert set(rates(None, rollout())) == always | {"throughput/sync_mib"}
+    assert set(rates(None, Batch([]))) == always
     assert "throughput/mfu" not in rates(Cost(), rollout())
 
 
@@ -121,6 +125,46 @@ def test_hits_are_media_asked_for_and_not_encoded():
     assert found["throughput/feature_hit_rate"] == pytest.approx(0.75)
     assert found["throughput/media_encoded"] == 1.0
     assert "throughput/feature_hit_rate" not in rates(None, rollout(), num_requested=4, disk=object())
+
+
+def test_bytes_are_those_since_the_last_step():
+    """Of weights on this rank, which is one of two with the same engine; of features on both."""
+    found = rates(None, rollout(), num_encoded_bytes=2 << 20)
+    assert found["throughput/sync_mib"] == 3.0
+    assert found["throughput/encoded_mib"] == 4.0
+
+
+@pytest.mark.parametrize(
+    ("device", "name", "peak", "found", "said"),
+    [
+        ("cuda", "NVIDIA H100 80GB HBM3", None, 989e12, False),
+        ("cuda", "NVIDIA GeForce RTX 4090", None, None, True),
+        ("cuda", "NVIDIA GeForce RTX 4090", 165.0, 165e12, False),
+        ("cuda", "NVIDIA H100 80GB HBM3", 500.0, 500e12, False),
+        ("cpu", None, None, None, False),
+        ("cpu", None, 0.5, 5e11, False),
+    ],
+)
+def test_a_peak_that_is_given_wins_and_one_that_is_unknown_is_said(
+    monkeypatch, caplog, device, name, peak, found, said
+):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    monkeypatch.setattr(throughput.TextCost, "of", lambda family, model: None)
+    module = PolicyModule(text_family())
+    module.model = torch.nn.Identity()
+    monkeypatch.setattr(PolicyModule, "device", SimpleNamespace(type=device))
+    callback = Throughput(peak)
+    with caplog.at_level("INFO", logger="longrl"):
+        callback.on_train_start(SimpleNamespace(is_global_zero=True), module)
+    assert callback._peak == found
+    assert (f"the peak of {name} is not known; set peak_tflops" in caplog.text) == said
+
+
+def test_weights_are_counted_on_their_way_to_the_engine():
+    engine = HFEngine()
+    weights = [("a", torch.zeros(3)), ("b", torch.zeros(2, 2, dtype=torch.bfloat16))]
+    assert list(engine.counted(weights)) == weights
+    assert engine.num_synced_bytes == 12 + 8
 
 
 def test_memory_is_that_of_the_rank_with_most():

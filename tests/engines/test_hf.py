@@ -1,8 +1,11 @@
 import dataclasses
+from collections import Counter
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from longrl.engines import hf
 from longrl.engines.hf import HFEngine, sample_tokens
 from longrl.features.cache import FeatureCache
 from longrl.models.text import TextFamily
@@ -123,3 +126,37 @@ def test_top_k_and_top_p_report_the_renormalised_distribution(change):
     sampling = dataclasses.replace(SAMPLING, **change)
     completion = HFEngine().generate(family, model, prompts, features, sampling, seed=1)[0][0]
     assert (completion.logprobs == 0).all()  # one token is left, with all the mass
+
+
+class HostTraffic(TorchDispatchMode):
+    """Counts what would be a copy between host and GPU, or wait for one: tensors from lists, numbers from tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        self.counts[name] += name in ("lift_fresh", "_local_scalar_dense", "nonzero", "masked_select")
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("lengths", ["equal", "padded", "tiled"])
+def test_a_token_waits_for_the_device_once_whatever_the_number_of_layers(lengths, monkeypatch):
+    """The question whether all completions have ended; on a GPU a tensor made of a list in every layer is a wait."""
+    if lengths == "tiled":
+        monkeypatch.setattr(hf, "TILE_KEYS", 5)
+        monkeypatch.setattr(hf, "MAX_SCORES", 0)
+    family = text_family("qwen3")
+    model = family.build()
+    texts = ["one two", "three"] if lengths == "padded" else ["one", "two"]
+    prompts = [family.render(row(str(i)), text) for i, text in enumerate(texts)]
+    traffic = []
+    for length in (3, 9):
+        sampling = SamplingParams(num_generations=2, max_completion_tokens=length)
+        with HostTraffic() as counted:
+            HFEngine().generate(family, model, prompts, {}, sampling, seed=1)
+        traffic.append(counted.counts)
+    longer, shorter = traffic[1], traffic[0]
+    longer.subtract(shorter)
+    assert {name: count for name, count in longer.items() if count} == {"_local_scalar_dense": 6}

@@ -1,10 +1,9 @@
 """Options of a family that bound memory: what the backward pass keeps, and where; names stay those of a plain model."""
 
-from typing import ClassVar
-
 import pytest
 import torch
 
+from longrl.models.checkpoint_offload import OffloadedCheckpoints
 from longrl.models.chunked_mlp import ChunkedMLP
 from longrl.models.lora import LoRASettings
 from longrl.modules.initial_weights import build_from
@@ -23,28 +22,22 @@ def update(family, dtype=torch.float32):
     return model, len(packed.input_ids)
 
 
-class Host(torch.autograd.graph.saved_tensors_hooks):
-    """`save_on_cpu`, counting."""
-
-    shapes: ClassVar[list[tuple[int, ...]]] = []
-
-    def __init__(self, pin_memory):
-        def pack_to_host(tensor):
-            Host.shapes.append(tuple(tensor.shape))
-            return tensor.clone()
-
-        super().__init__(pack_to_host, lambda tensor: tensor)
-
-
 def test_only_layer_inputs_and_the_final_norm_go_to_the_host(monkeypatch):
-    monkeypatch.setattr(Host, "shapes", [])
-    monkeypatch.setattr(torch.autograd.graph, "save_on_cpu", Host)
+    shapes = []
+    keep = OffloadedCheckpoints._keep
+
+    def note(self, tensor):
+        kept = keep(self, tensor)
+        if kept is not tensor:
+            shapes.append(tuple(tensor.shape))
+        return kept
+
+    monkeypatch.setattr(OffloadedCheckpoints, "_keep", note)
     model, length = update(text_family(**OPTIONS))
     plain, _ = update(text_family())
-    wide = [shape for shape in Host.shapes if len(shape) == 3]
-    layers, width = len(model.model.layers), model.config.hidden_size
-    assert wide.count((1, length, width)) == len([shape for shape in wide if shape[-1] > 1])
-    assert layers <= wide.count((1, length, width)) <= layers + 3  # the norm's input, its copy and the normalised one
+    layers = len(model.model.layers)
+    assert set(shapes) == {(1, length, model.config.hidden_size)}
+    assert layers <= len(shapes) <= layers + 3  # the norm's input, its copy and the normalised one
     assert_same_gradients(gradients(model), gradients(plain), 1e-6)
 
 
