@@ -97,7 +97,9 @@ def make_inputs(folder: Path, sizes: Sizes) -> None:
     seconds = max(step.frames for step in sizes.steps)
     story = sample_story(Random(0), num_scenes=4)
     write_video(
-        folder / "hour.mp4", Clip("hour", story, "0"), SyntheticConfig(scene_s=seconds / 4, fps=1, size=sizes.frame_size)
+        folder / "hour.mp4",
+        Clip("hour", story, "0"),
+        SyntheticConfig(scene_s=seconds / 4, fps=1, size=sizes.frame_size),
     )
     record = {"problem": "What happens first? A. a circle B. a square", "answer": "A", "videos": ["hour.mp4"]}
     (folder / "train.jsonl").write_text(json.dumps(record) + "\n")

@@ -104,8 +104,8 @@ def longer_positions(family: CausalFamily, max_model_len: int) -> int | None:
     if kind not in CONTEXT_FREE_ROPE:
         raise ValueError(
             f"the engine's max_model_len={max_model_len} is above the {known} positions of {family.model_path!r}, "
-            f"whose rotary embeddings ({kind}) change with that number; lower max_model_len or data.max_prompt_tokens, or "
-            "use longrl.engines.hf.HFEngine"
+            f"whose rotary embeddings ({kind}) change with that number; lower max_model_len or data.max_prompt_tokens, "
+            "or use longrl.engines.hf.HFEngine"
         )
     return max_model_len
 

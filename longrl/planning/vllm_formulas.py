@@ -14,7 +14,7 @@ from longrl.engines.vllm_options import MIN_BATCHED_TOKENS
 from longrl.planning.inputs import Plan, VLLMShare
 
 BATCHED_TOKENS = 16_384
-"""Rows of one batch where nothing sets them: vLLM's `max_num_batched_tokens` for `LLM` on GPUs of 70 GiB and more (engine/arg_utils.py)."""
+"""Rows of one batch where nothing sets them: vLLM's own for `LLM` on GPUs of 70 GiB and more (engine/arg_utils.py)."""
 GRAPH_BYTES = 1 << 30
 """CUDA graphs, which stay while vLLM sleeps. Assumed: its own test of sleep only asks for less than 7 GiB."""
 

@@ -22,22 +22,24 @@ def test_weights_are_the_text_stacks_in_the_precision_of_products():
 
 
 def test_activations_are_those_of_the_largest_batch_or_of_sampling():
-    assert vllm_formulas.engine_activations(BESIDE) == 16_384 * (3 * 8 + 3 * 16) * 2
-    assert vllm_formulas.engine_activations(changed(ranks=2)) == 16_384 * (3 * 8 + 3 * 16 / 2) * 2
+    assert vllm_formulas.engine_activations(BESIDE) == 8192 * (3 * 8 + 3 * 16) * 2
+    assert vllm_formulas.engine_activations(changed(ranks=2)) == 8192 * (3 * 8 + 3 * 16 / 2) * 2
     assert vllm_formulas.engine_activations(changed(max_num_seqs=1 << 20)) == 12 * 32 * (1 << 20)
 
 
 def test_a_prompt_with_media_goes_into_one_batch():
     """vLLM keeps features of as many tokens as its largest batch has."""
-    assert vllm_formulas.batched_tokens(BESIDE) == 16_384
+    assert vllm_formulas.batched_tokens(BESIDE) == 8192
     hour = dataclasses.replace(BESIDE, prompt_tokens=260_000)
-    assert vllm_formulas.batched_tokens(hour) == 260_000
+    assert vllm_formulas.batched_tokens(hour) == 260_000 + BESIDE.completion_tokens
     assert vllm_formulas.batched_tokens(dataclasses.replace(hour, media_tokens=0)) == 16_384
-    assert vllm_formulas.batched_tokens(changed(max_model_len=50_010)) == 50_000
+    in_chunks = dataclasses.replace(SHARE, media_enter_whole=False)
+    assert vllm_formulas.batched_tokens(dataclasses.replace(hour, vllm=in_chunks)) == 16_384
+    assert vllm_formulas.batched_tokens(changed(max_model_len=50_010)) == 50_010
 
 
 def test_the_share_is_of_the_whole_device_and_the_cache_its_rest():
-    weights, activations, graphs = 2 * 250, 16_384 * 72 * 2, 1 << 30
+    weights, activations, graphs = 2 * 250, 8192 * 72 * 2, 1 << 30
     assert vllm_formulas.awake_memory(BESIDE) == 2e9
     assert vllm_formulas.engine_cache(BESIDE) == 2e9 - weights - activations - graphs
     assert vllm_formulas.engine_cache(changed(enforce_eager=True)) == 2e9 - weights - activations
