@@ -35,14 +35,18 @@ def model_length(plan: Plan) -> int:
 
 
 def batched_tokens(plan: Plan) -> int:
-    """Rows of vLLM's largest batch. Its cache of features holds so many as well, so a whole prompt with media."""
-    longest_prompt = model_length(plan) - plan.completion_tokens
-    return max(BATCHED_TOKENS, longest_prompt if plan.media_tokens else 0)
+    """Rows of vLLM's largest batch: with media the longest sequence, for its cache of features holds as many."""
+    return max(BATCHED_TOKENS, model_length(plan) if plan.media_tokens else 0)
 
 
 def engine_weights(plan: Plan) -> float:
-    """The text stack alone, for encoders never run in it: b text / r."""
-    return plan.matmul_bytes * plan.sizes.text_params / share_of(plan).ranks
+    """The text stack, b text / r; and the encoder, b each, which never runs, if features go to deeper layers as well.
+
+    Beside other features vLLM builds none.
+    """
+    sizes = plan.sizes
+    encoder = sizes.encoder_params if sizes.feature_size > sizes.hidden else 0
+    return plan.matmul_bytes * (sizes.text_params / share_of(plan).ranks + encoder)
 
 
 def engine_activations(plan: Plan) -> float:
