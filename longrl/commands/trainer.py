@@ -383,7 +383,8 @@ def check_accelerator(name: str | None) -> None:
     if name in ("gpu", "cuda") and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
         raise ValueError(
             f"trainer.accelerator={name}, but torch sees no GPU here; append --trainer configs/trainer/cpu.yaml for a "
-            "CPU, and --rollout.engine configs/rollout/hf.yaml where a recipe generates by vLLM; or look at the driver by nvidia-smi"
+            "CPU, and --rollout.engine configs/rollout/hf.yaml where a recipe generates by vLLM; or look at the driver "
+            "by nvidia-smi"
         )
 
 
