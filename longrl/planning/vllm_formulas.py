@@ -43,8 +43,13 @@ def batched_tokens(plan: Plan) -> int:
 
 
 def engine_weights(plan: Plan) -> float:
-    """The text stack alone, for encoders never run in it: b text / r."""
-    return plan.matmul_bytes * plan.sizes.text_params / share_of(plan).ranks
+    """The text stack, b text / r; and the encoder, b each, which never runs, if features go to deeper layers as well.
+
+    Beside other features vLLM builds none.
+    """
+    sizes = plan.sizes
+    encoder = sizes.encoder_params if sizes.feature_size > sizes.hidden else 0
+    return plan.matmul_bytes * (sizes.text_params / share_of(plan).ranks + encoder)
 
 
 def engine_activations(plan: Plan) -> float:

@@ -6,7 +6,7 @@ import pytest
 
 from longrl.planning import memory, vllm_formulas
 from longrl.planning.inputs import VLLMShare
-from tests.planning.test_formulas import RUN
+from tests.planning.test_formulas import RUN, TINY
 
 SHARE = VLLMShare(device_bytes=4e9, gpu_memory_utilization=0.5, max_num_seqs=8)
 BESIDE = dataclasses.replace(RUN, vllm=SHARE, gathered_bytes=2, eval_prompts=2)
@@ -19,6 +19,8 @@ def changed(**share):
 def test_weights_are_the_text_stacks_in_the_precision_of_products():
     assert vllm_formulas.engine_weights(BESIDE) == 2 * 250
     assert vllm_formulas.engine_weights(changed(ranks=2)) == 2 * 250 / 2
+    deeper = dataclasses.replace(BESIDE, sizes=dataclasses.replace(TINY, feature_size=16))  # Qwen3-VL's features
+    assert vllm_formulas.engine_weights(deeper) == 2 * (250 + 30)
 
 
 def test_activations_are_those_of_the_largest_batch_or_of_sampling():
