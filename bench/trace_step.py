@@ -241,7 +241,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             console.print(line, soft_wrap=True, highlight=False, markup=False)
     if arguments.json:
         origin = provenance("trace_step", arguments)
-        write_json(arguments.json, {**origin, "command": " ".join([origin["command"], *overrides]), "rows": rows, **result})
+        write_json(
+            arguments.json, {**origin, "command": " ".join([origin["command"], *overrides]), "rows": rows, **result}
+        )
 
 
 if __name__ == "__main__":
