@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
-# The first quarter of an hour on a GPU: one H100 or H200 with torch 2.11 to 2.14, transformers, lightning and pytest; no
-# network, no vllm, no flash-attn, and longrl not installed.
+# The first quarter of an hour on a GPU: one H100 or H200 with torch 2.11 to 2.14, transformers, lightning, peft, pytest and
+# hypothesis; no network, no vllm, no flash-attn, and longrl not installed.
 #
-#   bash bench/gpu_slot.sh             # all of it: about 14 minutes
+#   bash bench/gpu_slot.sh             # all of it: 15 minutes at most
 #   bash bench/gpu_slot.sh 1           # kernels against the float64 oracle; encode, prefill, decode, update: 8 minutes
 #   bash bench/gpu_slot.sh 2           # one step of fit on 131k tokens, FSDP2 over NCCL, sharding.offload: 6 minutes
 #   bash bench/gpu_slot.sh --cpu --tiny    # the same code in a minute or two, to try it; its numbers mean nothing
 #
-# Results go to $OUT (runs/gpu_slot), written after every row. $WHEELS is a folder of wheels of what that machine lacks;
-# they are unpacked beside the results and installed nowhere (bench/README.md says which). A step that fails or runs out
-# of time does not end the others; the exit status is that of the worst.
+# Results go to $OUT (runs/gpu_slot), written after every row. $WHEELS is a folder of wheels of what that machine lacks,
+# which are unpacked beside the results and installed nowhere. Fill it with the Python of that machine's version, e.g.
+#   python3.12 -m pip download --no-deps -d wheels antlr4-python3-runtime av datasets dill docstring-parser jsonargparse \
+#       latex2sympy2-extended math-verify multiprocess pysubs2 typeshed-client
+# A step that fails or runs out of time does not end the others; the exit status is then 1.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
