@@ -1,14 +1,15 @@
 """One GRPO step of `fit` on one GPU, on a long video, with Qwen2.5-VL-3B's true shapes and random weights.
 
-configs/qwen2_5_vl_3b_hour_grpo_lora.yaml as it is, but for the weights (random, made on the GPU), the data (one generated
-mp4, one question, no KL) and 64 new tokens:
+configs/qwen2_5_vl_3b_hour_grpo_lora.yaml as it is, but for the weights (random, made on the GPU), the data (one
+generated mp4, one question, no KL) and 64 new tokens:
 
 - lora: 1,820 frames, 131k tokens; adapters under autocast, layer inputs on the host.
-- sharded: 224 frames, 16k tokens; all weights trained, MRSPStrategy (FSDP2 over NCCL, float32 weights, bfloat16 compute).
+- sharded: 224 frames, 16k tokens; all weights trained, float32 sharded by MRSPStrategy (FSDP2 over NCCL), computed in
+  bfloat16.
 - offload: the same strategy with `sharding.offload`, a tiny model.
 
-Each is a command of its own: what fails or runs out of time is a row too, and the file is written after every row. Needs
-no network, no weights, no vllm and no flash-attn.
+Each is a command of its own: what fails or runs out of time is a row too, and the file is written after every row.
+Needs no network, no weights, no vllm and no flash-attn.
 
     python bench/hour_step.py --json bench/results/hour_step.json
     python bench/hour_step.py --cpu --tiny     # the same code, to try it; its numbers mean nothing
@@ -85,7 +86,7 @@ TINY = Sizes(
         Step("sharded", 16, 120, is_sharded=True, is_tiny=True),
         Step("offload", 16, 120, is_sharded=True, is_offloaded=True, is_tiny=True),
     ),
-    frame_size=56, completions=2, new_tokens=4,
+    frame_size=56, new_tokens=4,
 )  # fmt: skip
 
 

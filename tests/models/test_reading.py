@@ -32,7 +32,9 @@ def test_grid_and_key_need_no_pixels(name, count, height, width):
 def test_identity_says_what_decides_answers_and_not_how_it_trains(name):
     """The same in every process, and for every way to train."""
     make = FAMILIES[name].make
-    trained = make(gradient_checkpointing=True, offload_checkpoints=True, mlp_chunk_tokens=8, init_seed=3)
+    trained = make(
+        gradient_checkpointing=True, offload_checkpoints=True, mlp_chunk_tokens=8, init_seed=3, init_device="cpu"
+    )
     assert json.loads(json.dumps(trained.identity())) == make().identity()
     assert make(chat_template_kwargs={"enable_thinking": False}).identity() != make().identity()
     assert make(dtype="bfloat16").identity() != make().identity()
