@@ -9,6 +9,7 @@ from longrl.packing.kernels import (
     CpuFlashKernel,
     EagerKernel,
     FlashAttnKernel,
+    TorchFlash3Kernel,
     TorchFlashKernel,
     VarlenBatch,
     kernel_for,
@@ -225,15 +226,36 @@ def test_a_kernel_can_be_forced_and_one_that_cannot_run_is_an_error(monkeypatch)
 @pytest.mark.parametrize(
     ("dtype", "size", "capability", "package", "names"),
     [
-        (torch.bfloat16, 128, (9, 0), True, ["flash_attn", "torch_flash", "eager"]),
-        (torch.bfloat16, 128, (8, 0), False, ["torch_flash", "eager"]),
-        (torch.float32, 128, (9, 0), True, ["eager"]),
-        (torch.bfloat16, 12, (9, 0), True, ["eager"]),
-        (torch.float16, 128, (7, 5), True, ["eager"]),
+        (torch.bfloat16, 128, (9, 0), "flash_attn", ["flash_attn", "torch_flash", "eager"]),
+        (torch.bfloat16, 128, (8, 0), None, ["torch_flash", "eager"]),
+        (torch.float32, 128, (9, 0), "flash_attn", ["eager"]),
+        (torch.bfloat16, 12, (9, 0), "flash_attn", ["eager"]),
+        (torch.float16, 128, (7, 5), "flash_attn", ["eager"]),
+        (torch.bfloat16, 80, (9, 0), "flash_attn_interface", ["torch_flash3", "torch_flash", "eager"]),
+        (torch.float32, 80, (9, 0), "flash_attn_interface", ["eager"]),
+        (torch.bfloat16, 80, (8, 6), "flash_attn_interface", ["torch_flash", "eager"]),
+        (torch.bfloat16, 80, (10, 0), "flash_attn_interface", ["torch_flash", "eager"]),
     ],
 )
 def test_flash_needs_half_precision_ampere_and_heads_in_eights(dtype, size, capability, package, names, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
-    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: object() if package else None)
+    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: object() if name == package else None)
     assert list(kernels._available_kernels(torch.device("cuda"), dtype, size)) == names
+
+
+def test_flash_attention_3_is_switched_on_in_torch_once_and_said(caplog, monkeypatch):
+    """The switch puts its kernels behind the operators that are called anyway."""
+    switched = []
+    monkeypatch.setattr(torch.nn.attention, "activate_flash_attention_impl", switched.append)
+    monkeypatch.setattr(kernels, "_available_kernels", lambda *states: {"torch_flash3": TorchFlash3Kernel})
+    monkeypatch.delenv(kernels.VARIABLE, raising=False)
+    kernels._select_kernel.cache_clear()
+    with caplog.at_level("INFO", kernels.logger.name):
+        first, second = kernel_for(torch.zeros(1, 1, 16)), kernel_for(torch.zeros(2, 1, 16))
+    kernels._select_kernel.cache_clear()
+    assert switched == ["FA3"]
+    assert first is second
+    assert first.forward_op is torch.ops.aten._flash_attention_forward
+    assert first.backward_op is torch.ops.aten._flash_attention_backward
+    assert caplog.messages == ["attention on cpu in torch.float32 with heads of size 16: torch_flash3"]

@@ -92,6 +92,7 @@ class Case:
     model: str = "qwen2.5-vl"
     offload: bool = False
     mlp_chunk: int | None = None
+    compiled: bool = False
 
     def family(self):
         if self.vila_pool is not None:
@@ -103,6 +104,8 @@ class Case:
             )
         lora = LoRASettings(rank=3) if self.lora else None  # fewer rows than some ranks
         memory = {"offload_checkpoints": self.offload, "mlp_chunk_tokens": self.mlp_chunk}
+        if self.compiled:
+            memory["compile_layers"] = True
         make = FAMILIES[self.model]
         return make(freeze_vision_encoder=self.freeze, gradient_checkpointing=self.checkpointing, lora=lora, **memory)
 
@@ -382,6 +385,16 @@ def test_what_saves_memory_changes_no_gradient(devices):
         )
     ]
     check(cases, devices)
+
+
+@pytest.mark.slow
+def test_compiled_layers_change_no_gradient():
+    """By torch's compiler for CPUs: in shards, recomputed, in pieces, with adapters, and in the reference's pass."""
+    cases = [
+        Case(sp=2, compiled=True, freeze=True, checkpointing=True, budget=57, kl=True),
+        Case(sp=1, compiled=True, mlp_chunk=7, checkpointing=True, offload=True, lora=True, freeze=True, kl=True),
+    ]
+    check(cases, 2)
 
 
 # ---- bad input ----
