@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from longrl.models.chunked_mlp import ChunkedMLP
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+MAX_GRAPHS = 64
+"""Of one function."""
+
 
 def compile_layers(family: CausalFamily, model: nn.Module) -> nn.Module:
     """Has every layer of the text stack compiled when it first runs, in place, if the family asks for it.
@@ -32,6 +36,9 @@ def compile_layers(family: CausalFamily, model: nn.Module) -> nn.Module:
     """
     if not family.compile_layers:
         return model
+    # Behind torch's own limit of 8 a function runs as it is written. A layer's graphs differ by whether it records
+    # gradients, trains, has adapters on, and is given a view, as from FSDP's hooks and not when it is recomputed.
+    torch._dynamo.config.recompile_limit = max(MAX_GRAPHS, torch._dynamo.config.recompile_limit)
     layers = family.layers(model)
     for layer in layers:
         layer.compile(dynamic=True)
