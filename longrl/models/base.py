@@ -273,6 +273,8 @@ class CausalFamily(TextStack, EncodesMedia, EngineAdapter, BuildsModel, HasPlann
         offload_checkpoints: keep what they are recomputed from, their inputs, in pinned host memory meanwhile.
         mlp_chunk_tokens: tokens that an MLP of the text stack computes together; None is all. Bounds memory, changes
             no result, for one more forward pass of the MLPs per update.
+        compile_layers: have torch fuse what lies between the matrix products of the text stack's layers, when they
+            first run; for training on GPUs. Rounds otherwise.
         chat_template_kwargs: passed to the chat template, e.g. `{enable_thinking: false}` for Qwen3.
         lora: train adapters of the text stack's linear layers and nothing else; `build` gives the model without them.
         chat_template_file: file of a Jinja chat template; None is the folder's own, which base models may lack.
@@ -285,7 +287,7 @@ class CausalFamily(TextStack, EncodesMedia, EngineAdapter, BuildsModel, HasPlann
     answer_options: ClassVar[tuple[str, ...]] = ("dtype",)
     training_options: ClassVar[tuple[str, ...]] = (
         "model", "random_init", "init_seed", "init_device", "lora", "gradient_checkpointing", "offload_checkpoints",
-        "mlp_chunk_tokens", "chat_template_file",  # the template itself is in `identity`
+        "mlp_chunk_tokens", "compile_layers", "chat_template_file",  # the template itself is in `identity`
     )  # fmt: skip
 
     def __init__(
@@ -303,6 +305,7 @@ class CausalFamily(TextStack, EncodesMedia, EngineAdapter, BuildsModel, HasPlann
         keep_special_tokens: bool = False,
         answer_tokens: list[str] | None = None,
         init_device: str | None = None,
+        compile_layers: bool = False,
     ) -> None:
         if mlp_chunk_tokens is not None and mlp_chunk_tokens < 1:
             raise ValueError(
@@ -326,6 +329,7 @@ class CausalFamily(TextStack, EncodesMedia, EngineAdapter, BuildsModel, HasPlann
         self.chat_template_file = chat_template_file
         self.keep_special_tokens = keep_special_tokens
         self.answer_tokens = answer_tokens or []
+        self.compile_layers = compile_layers
 
     def model_parts(self, model: Any) -> dict[str, Sequence[nn.Module]]:
         """Parts of a model whose gradients are measured apart; a projector within an encoder is its own, not that's."""

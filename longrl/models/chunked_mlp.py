@@ -9,11 +9,12 @@ A weight's gradient is then the sum of those of the pieces, in the precision of 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from typing_extensions import override
 
 if TYPE_CHECKING:
     from longrl.models.base import CausalFamily
@@ -45,6 +46,13 @@ class ChunkedMLP(nn.Module):
         object.__setattr__(self, "_mlp", mlp)  # past nn.Module's registration
         self.max_tokens = max_tokens
 
+    @override
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Has the MLP compiled that computes a piece, not the loop over pieces."""
+        self._mlp.compile(*args, **kwargs)
+
+    @torch.compiler.disable  # a layer that is compiled would be so for every number of pieces anew
+    @override
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., L, D] -> [..., L, D]; the backward pass computes a piece again instead of keeping it."""
         mlp = self._mlp

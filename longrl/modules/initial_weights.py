@@ -16,6 +16,7 @@ from longrl.io.checkpoint_files import META, check_files, load_file, load_shards
 from longrl.models.base import CausalFamily
 from longrl.models.building import OWN_WEIGHTS
 from longrl.models.chunked_mlp import chunk_mlps
+from longrl.models.compiled_layers import compile_layers
 from longrl.models.ema import averages_by_weight
 from longrl.models.lora import (
     OPTION,
@@ -50,11 +51,11 @@ class BuildableFamily(Protocol):
 
 
 def build_from(family: CausalFamily, source: str | None) -> nn.Module:
-    """The policy's model: that of `plain_from`, with new adapters and chunked MLPs if the family asks for them."""
+    """The policy's model: that of `plain_from`, with the adapters, chunked MLPs and compiled layers of the family."""
     model = plain_from(family, source)
     if family.lora is not None:
         model = add_adapters(family, model)
-    return chunk_mlps(family, model)
+    return compile_layers(family, chunk_mlps(family, model))
 
 
 def plain_from(

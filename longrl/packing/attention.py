@@ -45,6 +45,7 @@ class LayerAttention(Protocol):
         """[B, H, L, D], [B, K, L, D], [B, K, L, D] -> [B, H, L, D]."""
 
 
+@torch.compiler.disable  # a layer that is compiled would be so for every layout anew
 def attention_forward(
     module: Any,
     query: Tensor,

@@ -66,12 +66,12 @@ def encoder_attention_forward(
         raise ValueError(f"encoders need attention_dropout=0, got {dropout}; set it so in the model's config")
     scale = scaling if scaling is not None else 1 / math.sqrt(query.shape[-1])
     # [N, H, D], which is how the layer laid them out; under autocast rotary embeddings may return float32.
-    rows = [states[0].transpose(0, 1).to(value.dtype) for states in (query, key, value)]
-    kernel = kernel_for(rows[0])
+    query, key, value = (states[0].transpose(0, 1).to(value.dtype) for states in (query, key, value))
+    kernel = kernel_for(query)
     if isinstance(kernel, VarlenKernel):
-        output = varlen_attention(*rows, cu_seq_lens_q.to(torch.int32), max_length_q, scale, kernel)
+        output = varlen_attention(query, key, value, cu_seq_lens_q.to(torch.int32), max_length_q, scale, kernel)
     else:
-        output = equal_lengths_attention(*rows, cu_seq_lens_q, scale)
+        output = equal_lengths_attention(query, key, value, cu_seq_lens_q, scale)
     return output[None], None
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import abc
 import functools
+import importlib.util
 import logging
 import os
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from typing_extensions import override
 logger = logging.getLogger(__name__)
 
 VARIABLE = "LONGRL_ATTENTION"
-"""Environment variable that forces a kernel: `auto`, `flash_attn`, `torch_flash`, `cpu_flash` or `eager`."""
+"""Environment variable that forces a kernel: `auto`, or a name of those that run, from `torch_flash3` to `eager`."""
 FORMER_NAMES = {"portable": "eager"}
 """Names that the variable may still hold."""
 NO_DROPOUT = 0.0
@@ -108,6 +109,9 @@ def _available_kernels(device: torch.device, dtype: torch.dtype, head_size: int)
         # What both flash kernels ask for; ROCm's give the log-sum-exp another shape.
         fits = dtype in (torch.float16, torch.bfloat16) and head_size % 8 == 0 and head_size <= 256
         if fits and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0):
+            on_hopper = torch.cuda.get_device_capability(device)[0] == 9
+            if on_hopper and importlib.util.find_spec("flash_attn_interface"):  # FlashAttention-3's module
+                kernels["torch_flash3"] = TorchFlash3Kernel
             if _has_flash_attn_2():
                 kernels["flash_attn"] = FlashAttnKernel
             if torch.backends.cuda.is_flash_attention_available():
@@ -189,6 +193,21 @@ class TorchFlashKernel(VarlenKernel):
     def backward_rows(self, states: list[Tensor], seqlens: SeqLens, causal: bool, scale: float) -> Grads:
         unused = torch.zeros(2, dtype=torch.uint64, device=states[0].device)  # the state of the dropout
         return self.backward_op(*states, *seqlens, NO_DROPOUT, causal, unused, unused[0], scale=scale)
+
+
+class TorchFlash3Kernel(TorchFlashKernel):
+    """torch's operators with FlashAttention-3 behind them (package flash_attn_interface), for the whole process.
+
+    `scaled_dot_product_attention` takes it from then on too.
+
+    Args:
+        forward_op: see `TorchFlashKernel`.
+        backward_op: likewise.
+    """
+
+    def __init__(self, forward_op: Any = None, backward_op: Any = None) -> None:
+        torch.nn.attention.activate_flash_attention_impl("FA3")
+        super().__init__(forward_op, backward_op)
 
 
 class FlashAttnKernel(VarlenKernel):

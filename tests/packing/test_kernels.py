@@ -1,5 +1,6 @@
 """Which kernel is chosen, and what CUDA's are called with: dense stand-ins take the place of their operators."""
 
+import importlib.util
 from importlib.metadata import PackageNotFoundError
 
 import pytest
@@ -11,6 +12,7 @@ from longrl.packing.kernels import (
     CpuFlashKernel,
     EagerKernel,
     FlashAttnKernel,
+    TorchFlash3Kernel,
     TorchFlashKernel,
     VarlenBatch,
     kernel_for,
@@ -278,3 +280,36 @@ def test_flash_attn_of_another_interface_is_left_alone_and_said(version, taken, 
     assert [record.message for record in caplog.records] == (
         [] if taken else [f"flash-attn {version} is not used: longrl calls the interface of 2.7 and newer, below 3"]
     )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size", "capability", "names"),
+    [
+        (torch.bfloat16, 80, (9, 0), ["torch_flash3", "torch_flash", "eager"]),
+        (torch.float32, 80, (9, 0), ["eager"]),
+        (torch.bfloat16, 80, (8, 6), ["torch_flash", "eager"]),
+        (torch.bfloat16, 80, (10, 0), ["torch_flash", "eager"]),
+    ],
+)
+def test_flash_attention_3_needs_hopper(dtype, size, capability, names, monkeypatch):
+    on_cuda(monkeypatch, capability)
+    installed(monkeypatch, {})
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == "flash_attn_interface" else None)
+    assert list(kernels._available_kernels(torch.device("cuda"), dtype, size)) == names
+
+
+def test_flash_attention_3_is_switched_on_in_torch_once_and_said(caplog, monkeypatch):
+    """The switch puts its kernels behind the operators that are called anyway."""
+    switched = []
+    monkeypatch.setattr(torch.nn.attention, "activate_flash_attention_impl", switched.append)
+    monkeypatch.setattr(kernels, "_available_kernels", lambda *states: {"torch_flash3": TorchFlash3Kernel})
+    monkeypatch.delenv(kernels.VARIABLE, raising=False)
+    kernels._select_kernel.cache_clear()
+    with caplog.at_level("INFO", kernels.logger.name):
+        first, second = kernel_for(torch.zeros(1, 1, 16)), kernel_for(torch.zeros(2, 1, 16))
+    kernels._select_kernel.cache_clear()
+    assert switched == ["FA3"]
+    assert first is second
+    assert first.forward_op is torch.ops.aten._flash_attention_forward
+    assert first.backward_op is torch.ops.aten._flash_attention_backward
+    assert caplog.messages == ["attention on cpu in torch.float32 with heads of size 16: torch_flash3"]

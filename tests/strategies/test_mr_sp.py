@@ -92,6 +92,7 @@ class Case:
     model: str = "qwen2.5-vl"
     offload: bool = False
     mlp_chunk: int | None = None
+    compiled: bool = False
 
     def family(self):
         if self.vila_pool is not None:
@@ -103,6 +104,8 @@ class Case:
             )
         lora = LoRASettings(rank=3) if self.lora else None  # fewer rows than some ranks
         memory = {"offload_checkpoints": self.offload, "mlp_chunk_tokens": self.mlp_chunk}
+        if self.compiled:
+            memory["compile_layers"] = True
         make = FAMILIES[self.model]
         return make(freeze_vision_encoder=self.freeze, gradient_checkpointing=self.checkpointing, lora=lora, **memory)
 
@@ -165,6 +168,8 @@ def one_step(case: Case, devices: int) -> tuple[dict[str, float], dict[str, torc
         batch = Batch(with_targets(case_prompts(case, FrameShard(rank % sp_group, sp_group)))[data::of])
     else:
         batch = Batch(prompts, groups=groups)
+    if case.compiled:
+        torch.compile = functools.partial(torch.compile, backend="eager")  # in this rank's process alone
     policy = policy_of(
         case.family(),
         algorithm=case.algorithm(),
@@ -382,6 +387,13 @@ def test_what_saves_memory_changes_no_gradient(devices):
         )
     ]
     check(cases, devices)
+
+
+@pytest.mark.slow
+def test_compiled_layers_change_no_gradient():
+    """In shards, on shared sequences, recomputed and in pieces; traced and run as they are, for that takes seconds."""
+    options = {"checkpointing": True, "offload": True, "mlp_chunk": 7}
+    check([Case(sp=2, model="qwen2.5 text", prompts="text", compiled=True, **options)], 2)
 
 
 # ---- bad input ----

@@ -1,0 +1,46 @@
+"""How a policy is sharded: the precision of what it computes in, and of what ranks sum."""
+
+import types
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+
+from longrl.strategies.fsdp import ShardingOptions, shard_policy
+from tests.distributed import run_distributed
+
+
+def two_weights():
+    """A family of two layers of one weight each, the second one in the root, that multiplies what it is given."""
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
+    nn.init.ones_(model[0].weight)
+    nn.init.ones_(model[1].weight)
+    family = types.SimpleNamespace(
+        casts_inputs=True,
+        layers=lambda model: [model[0]],
+        root_modules=lambda model: [model[1]],
+        media_encoders=lambda model: [],
+        trained_encoders=lambda model: [],
+        forward=lambda model, states: model(states),
+    )
+    return family, model
+
+
+def gradients_of(rank_values):
+    """(precision of the output, gradients of both weights) after a backward pass of each rank on its value."""
+    family, model = two_weights()
+    mesh = init_device_mesh("cpu", (len(rank_values),))
+    policy = shard_policy(family, model, mesh, ShardingOptions(compute_dtype="bfloat16"))
+    value = rank_values[torch.distributed.get_rank()]
+    output = policy(torch.full((1, 1), value, dtype=torch.bfloat16))
+    output.sum().backward()
+    return output.dtype, [layer.weight.grad.full_tensor() for layer in model]
+
+
+def test_gradients_of_bfloat16_layers_are_summed_in_float32():
+    """256 + 1 is no number of bfloat16, whose next one is 258."""
+    for dtype, grads in run_distributed(gradients_of, 2, [256.0, 1.0]):
+        assert dtype == torch.bfloat16
+        for grad in grads:
+            assert grad.dtype == torch.float32
+            assert grad.item() == 257
