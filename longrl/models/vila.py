@@ -271,7 +271,7 @@ class VilaFamily(CausalFamily):
     def encode_media(self, model: Any, media: Sequence[Media]) -> list[Tensor]:
         """[N_i, D] features of each media item. A frame or tile is encoded on its own, whatever else is in the call."""
         size = self.config.size
-        device = model.get_input_embeddings().weight.device
+        device = next(model.visual.parameters()).device  # the text stack's shards may be in host memory
         features = []
         for item in media:
             pixels = item.patches.view(-1, 3, size, size)

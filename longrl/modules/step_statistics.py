@@ -22,44 +22,59 @@ ZERO_ADVANTAGE = 1e-6
 """What is not larger is rounding."""
 
 
-def gradient_norms(model: nn.Module, parts: Mapping[str, Sequence[nn.Module]]) -> Metrics:
-    """The norm of each part's gradients, `grad_norm_NAME`; none of a part without gradients, none without parts.
+def tensor_norms(gradients: Sequence[Tensor]) -> Tensor:
+    """[n] norm of each of n gradients over all its shards, on the device that ranks talk from.
 
-    Every rank of the run must call it, for gradients may be sharded.
+    Squares are summed in float32 whatever the gradients' precision: bfloat16 has two to three digits. Every rank of the
+    run must call it.
+    """
+    if not gradients:
+        return torch.zeros(0)
+    norms = torch.stack([torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients])
+    if not isinstance(norms, DTensor):
+        return norms
+    device = norms.device_mesh.device_type  # under offload shards are in host memory
+    return norms.to(device).full_tensor()
+
+
+def total_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """[] norm of all gradients as one vector. Every rank of the run must call it."""
+    return torch.linalg.vector_norm(tensor_norms(gradients))
+
+
+def gradient_norms(model: nn.Module, parts: Mapping[str, Sequence[nn.Module]]) -> tuple[Tensor, Metrics]:
+    """[] norm of all gradients, and as metrics: `grad_norm`, and `grad_norm_NAME` of each part that has any.
+
+    Every rank of the run must call it, for gradients may be sharded; a GPU is waited for once.
 
     Args:
         model: the whole.
         parts: modules by name; of a parameter in several parts the first counts, what is in none is the language
             model's.
     """
-    if not parts:
-        return {}
     # 1. The part of each parameter. Sharding has replaced them since the model was built: they are looked up anew.
     part_of: dict[int, str] = {}
     for name, modules in parts.items():
         together = nn.ModuleList(modules)
         for parameter in together.parameters():
             part_of.setdefault(id(parameter), name)
-    gradients: dict[str, list[Tensor]] = defaultdict(list)
+    gradients: list[Tensor] = []
+    places: dict[str, list[int]] = defaultdict(list)
     for parameter in model.parameters():
         gradient = parameter.grad
         if gradient is None:
             continue
-        name = part_of.get(id(parameter), "language_model")
-        gradients[name].append(gradient)
+        if parts:
+            name = part_of.get(id(parameter), "language_model")
+            places[f"grad_norm_{name}"].append(len(gradients))
+        gradients.append(gradient)
 
-    # 2. Norms over all shards; a GPU is waited for once.
-    norms = []
-    for tensors in gradients.values():
-        norm = nn.utils.get_total_norm(tensors)
-        if isinstance(norm, DTensor):
-            norm = norm.full_tensor()
-        norms.append(norm)
-    if not norms:
-        return {}
-    values = torch.stack(norms).tolist()
-    names = [f"grad_norm_{name}" for name in gradients]
-    return dict(zip(names, values, strict=True))
+    # 2. Every gradient is read once; what follows are norms of a few numbers.
+    norms = tensor_norms(gradients)
+    total = torch.linalg.vector_norm(norms)
+    values = [total, *(torch.linalg.vector_norm(norms[of_part]) for of_part in places.values())]
+    names = ["grad_norm", *places]
+    return total, dict(zip(names, torch.stack(values).tolist(), strict=True))
 
 
 def advantage_sums(advantages: Tensor) -> Metrics:

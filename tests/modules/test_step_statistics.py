@@ -13,6 +13,7 @@ from longrl.modules.step_statistics import (
     completion_means,
     gradient_norms,
     lowest_over_ranks,
+    total_norm,
 )
 from longrl.strategies.axis import SINGLE_RANK
 from tests.tiny import text_family, vl_family
@@ -21,7 +22,7 @@ from tests.tiny import text_family, vl_family
 def with_gradients(model):
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
-        parameter.grad = torch.randn(parameter.shape, generator=generator)
+        parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
     return model
 
 
@@ -36,7 +37,8 @@ def test_norms_of_the_parts_of_a_vision_language_model_are_torchs():
     model = family.build()
     model.lm_head = nn.Linear(model.lm_head.in_features, model.lm_head.out_features, bias=False)  # the tiny one is tied
     model = with_gradients(model)
-    found = gradient_norms(model, family.model_parts(model))
+    total, found = gradient_norms(model, family.model_parts(model))
+    assert found.pop("grad_norm") == float(total)
     is_merger = lambda name: ".visual.merger." in name  # noqa: E731
     wanted = {
         "grad_norm_projector": plain_norm(model, is_merger),
@@ -47,15 +49,35 @@ def test_norms_of_the_parts_of_a_vision_language_model_are_torchs():
     assert found == pytest.approx(wanted, rel=1e-5)
     every = plain_norm(model, lambda name: True)
     assert math.hypot(*found.values()) == pytest.approx(every, rel=1e-5)
+    assert float(total) == float(nn.utils.get_total_norm([p.grad for p in model.parameters()]))  # to the last bit
+
+
+def test_norms_of_gradients_in_bfloat16_are_summed_in_float32():
+    family = text_family()
+    model = with_gradients(family.build().bfloat16())
+    wanted = plain_norm(model, lambda name: True)
+    total, found = gradient_norms(model, family.model_parts(model))
+    assert total.dtype == torch.float32
+    assert found["grad_norm"] == found["grad_norm_language_model"] == pytest.approx(wanted, rel=1e-6)
+    assert float(total_norm([p.grad for p in model.parameters()])) == float(total)
+    in_bfloat16 = nn.utils.get_total_norm([p.grad for p in model.parameters()])
+    assert float(in_bfloat16) != pytest.approx(wanted, rel=1e-4)  # what this is for
+    nn.utils.clip_grads_with_norm_(model.parameters(), 1.0, total)
+    assert plain_norm(model, lambda name: True) == pytest.approx(1.0, rel=1e-3)
+
+
+def test_no_gradients_have_norm_zero():
+    assert float(total_norm([])) == 0
 
 
 def test_a_part_without_gradients_has_no_norm():
     family = text_family()
     model = with_gradients(family.build())
-    assert gradient_norms(model, family.model_parts(model)).keys() == {"grad_norm_language_model"}  # its head is tied
-    assert gradient_norms(model, {}) == {}
+    _, found = gradient_norms(model, family.model_parts(model))
+    assert found.keys() == {"grad_norm", "grad_norm_language_model"}  # its head is tied
+    assert gradient_norms(model, {})[1].keys() == {"grad_norm"}
     model.zero_grad(set_to_none=True)
-    assert gradient_norms(model, family.model_parts(model)) == {}
+    assert gradient_norms(model, family.model_parts(model))[1] == {"grad_norm": 0.0}
 
 
 def test_a_parameter_counts_in_the_first_of_its_parts():
@@ -63,7 +85,9 @@ def test_a_parameter_counts_in_the_first_of_its_parts():
     outer = nn.Sequential(nn.Linear(2, 2, bias=False), inner)
     outer[0].weight.grad = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
     inner.weight.grad = torch.tensor([[5.0, 12.0]])
-    assert gradient_norms(outer, {"inner": [inner], "outer": [outer]}) == {
+    _, found = gradient_norms(outer, {"inner": [inner], "outer": [outer]})
+    assert found == {
+        "grad_norm": pytest.approx(math.hypot(5, 13)),
         "grad_norm_outer": 5.0,
         "grad_norm_inner": 13.0,
     }
