@@ -178,8 +178,9 @@ class Media:
 
     kind: MediaKind
     patches: Tensor
-    """[number of patches, values of a patch] float32, or uint8 where the encoder scales pixels; of a rank that has a
-    shard of a video, those of its temporal patches. Of a sound, its spectrogram: [frames, mel bins]."""
+    """[number of patches, values of a patch] in float32 or the encoder's precision, or uint8 where the encoder scales
+    pixels; of a rank that has a shard of a video, those of its temporal patches. Of a sound, its spectrogram:
+    [frames, mel bins]."""
     grid_thw: tuple[int, int, int]
     """Patches of all of it along time, height and width; of a sound (windows, frames of the spectrogram, 1)."""
     seconds_per_temporal_patch: float
@@ -196,6 +197,10 @@ class Media:
     """Tokens of a video's track that stand among its own; None without a track."""
     temporal_patch_size: int = 1
     """Frames of a video behind one temporal patch."""
+
+    def with_patches_in(self, dtype: torch.dtype) -> Media:
+        """The same, scaled pixels rounded to a precision; of bytes nothing changes."""
+        return replace(self, patches=self.patches.to(dtype)) if self.patches.is_floating_point() else self
 
     def part(self, num_patches: int) -> Media:
         """The temporal patches that are here, as a media item of its own."""
@@ -222,6 +227,10 @@ class Prompt:
     """The same frames' times in seconds."""
     torn_videos: tuple[str, ...] = ()
     """Files that were cut off, and of which what is there is shown."""
+
+    def pin_memory(self) -> Prompt:
+        """The same with patches in pinned memory, from where a copy to a GPU is not waited for."""
+        return replace(self, media=tuple(replace(item, patches=item.patches.pin_memory()) for item in self.media))
 
 
 @dataclass(frozen=True)

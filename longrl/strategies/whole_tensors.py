@@ -63,7 +63,9 @@ def _shard_group(tensor: Tensor) -> dist.ProcessGroup | None:
     for axis, placement in enumerate(tensor.placements):
         if tensor.device_mesh.size(axis) == 1 or isinstance(placement, Replicate):
             continue
-        assert type(placement) is Shard and placement.dim == 0 and group is None, f"{placement}: FSDP2 cuts rows, once"
+        cuts_rows = type(placement) is Shard and placement.dim == 0
+        assert cuts_rows, f"FSDP2 cuts rows, got {placement}"
+        assert group is None, "FSDP2 cuts once"
         group = tensor.device_mesh.get_group(axis)
     return group
 
@@ -82,7 +84,7 @@ def _gather(bucket: Sequence[Tensor], group: dist.ProcessGroup | None) -> Iterat
     rooms = [-(-size // ALIGNMENT) * ALIGNMENT for size in sizes[:-1]] + sizes[-1:]
     starts = [0, *itertools.accumulate(rooms)]
 
-    # 2. One message, in place: what is sent lies where it is to be received. Under offload shards come from host memory.
+    # 2. One message, in place: what is sent lies where it is received. Under offload shards come from host memory.
     device = bucket[is_shard.index(True)].device_mesh.device_type  # type: ignore[attr-defined]
     received = torch.empty(num_ranks * starts[-1], dtype=torch.uint8, device=device)
     by_rank = received.view(num_ranks, -1)  # [ranks, bytes]
