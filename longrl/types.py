@@ -350,6 +350,8 @@ class Packed:
     media_keys: tuple[str, ...]
     """In the order of their placeholders."""
     media_kinds: tuple[MediaKind, ...] = ()
+    host_ids: Tensor | None = None
+    """[L] `input_ids` of what has left the host, which need not wait for a device to read them."""
 
     def to(self, device: torch.device, multiple: int = 1) -> Packed:
         """The same micro-batch on `device`, with rows behind the last group that nothing attends to.
@@ -359,13 +361,15 @@ class Packed:
             multiple: L becomes a multiple of it.
         """
         names = ("input_ids", "position_ids", "predict_from", "target_ids", "completion_index", "token_index")
-        tensors = {name: getattr(self, name).to(device) for name in names}
+        # Nobody waits: what comes from the host is copied before the call returns, or is pinned.
+        tensors = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
+        tensors["host_ids"] = self.input_ids if self.host_ids is None else self.host_ids
         missing = -len(self.input_ids) % multiple
         if missing:
             from torch.nn.functional import pad
 
-            tensors["input_ids"] = pad(tensors["input_ids"], (0, missing))
-            tensors["position_ids"] = pad(tensors["position_ids"], (0, missing))
+            for name in ("input_ids", "position_ids", "host_ids"):
+                tensors[name] = pad(tensors[name], (0, missing))
         return replace(self, **tensors)
 
 

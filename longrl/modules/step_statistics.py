@@ -1,10 +1,11 @@
 """Numbers about a training step that are no sums over tokens: norms of gradients by part, advantages, entropies.
 
-Letters: N tokens of a rollout, R scored rows of a micro-batch, c completions in it.
+Letters: N tokens of a rollout, R scored rows of a micro-batch, C completions of a step.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,41 @@ PARTS = ("vision_encoder", "projector", "language_model", "lm_head")
 """Of a model, as norms of gradients are logged."""
 ZERO_ADVANTAGE = 1e-6
 """What is not larger is rounding."""
+
+
+class StepSums:
+    """Sums of named numbers over the micro-batches of a step, brought from the device at once.
+
+    The host may be one micro-batch ahead of a GPU, which then has work while the host makes the next one ready; no
+    further, so that the watchdog sees micro-batches end, and not the whole step after them.
+
+    Example:
+        sums = StepSums()
+        sums.add({"loss": result.loss, **result.metrics})  # after each micro-batch
+        sums.collect()  # {"loss": 0.7, ...}
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[Tensor]] = defaultdict(list)
+        self._last: torch.cuda.Event | None = None
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Adds numbers [] of a micro-batch, whose work is queued."""
+        for name, value in values.items():
+            self._values[name].append(value.detach())
+        if any(value.is_cuda for value in values.values()):
+            if self._last is not None:
+                self._last.synchronize()
+            self._last = torch.cuda.Event()
+            self._last.record()
+
+    def collect(self) -> Metrics:
+        """The sums, added up in float64 in the order in which the numbers came."""
+        if not self._values:
+            return {}
+        together = [value.double() for of_name in self._values.values() for value in of_name]
+        numbers = iter(torch.stack(together).tolist())
+        return {name: sum(itertools.islice(numbers, len(of_name))) for name, of_name in self._values.items()}
 
 
 def tensor_norms(gradients: Sequence[Tensor]) -> Tensor:
@@ -111,27 +147,24 @@ def advantage_metrics(sums: Mapping[str, float]) -> Metrics:
     }
 
 
-def completion_means(values: Tensor, completion_index: Tensor) -> Tensor:
-    """[c] mean over the rows of each completion.
+def completion_means(values: Tensor, completion_index: Tensor, num_completions: int) -> Tensor:
+    """[C] mean over the rows of each completion, infinite of one without rows here; a GPU is not waited for.
 
     Args:
         values: [R]
         completion_index: [R] which completion a row belongs to.
+        num_completions: C of the step.
     """
-    _, place, counts = completion_index.unique(
-        return_inverse=True,
-        return_counts=True,
-    )
-    sums = values.new_zeros(len(counts))
-    sums.index_add_(0, place, values)
-    return sums / counts
+    sums = values.new_zeros(num_completions).index_add(0, completion_index, values)
+    counts = values.new_zeros(num_completions).index_add(0, completion_index, torch.ones_like(values))
+    return torch.where(counts > 0, sums / counts, math.inf)
 
 
 def lowest_over_ranks(values: Sequence[Tensor], world: Axis) -> float:
-    """The smallest of all ranks' numbers, nan of none. Every rank of the axis must call it.
+    """The smallest of all ranks' numbers, nan of none that is below infinity. Every rank of the axis must call it.
 
     Args:
-        values: [c] each.
+        values: [C] each.
         world: the ranks.
     """
     lowest = math.inf

@@ -8,6 +8,7 @@ from torch import nn
 
 from longrl.modules.phase_memory import PhaseMemory, resident_bytes
 from longrl.modules.step_statistics import (
+    StepSums,
     advantage_metrics,
     advantage_sums,
     completion_means,
@@ -110,10 +111,25 @@ def test_without_a_token_advantages_are_nan():
 
 def test_entropies_are_means_of_completions_and_the_lowest_counts():
     index = torch.tensor([4, 4, 7, 7, 7, 9])
-    means = completion_means(torch.tensor([1.0, 3.0, 0.0, 1.0, 2.0, 5.0]), index)
-    assert means.tolist() == [2.0, 1.0, 5.0]
+    means = completion_means(torch.tensor([1.0, 3.0, 0.0, 1.0, 2.0, 5.0]), index, 10)
+    none = math.inf
+    assert means.tolist() == [none, none, none, none, 2.0, none, none, 1.0, none, 5.0]
     assert lowest_over_ranks([means, torch.tensor([1.5])], SINGLE_RANK) == 1.0
     assert math.isnan(lowest_over_ranks([], SINGLE_RANK))
+    assert math.isnan(lowest_over_ranks([torch.tensor([none])], SINGLE_RANK))
+
+
+def test_sums_of_a_step_are_those_of_numbers_taken_one_by_one():
+    values = [{"loss": torch.rand(()), "b": torch.rand((), dtype=torch.float64)} for _ in range(7)]
+    values[3] = {"c": torch.rand(()), **values[3]}
+    wanted = dict.fromkeys(("loss", "b", "c"), 0.0)
+    sums = StepSums()
+    for each in values:
+        sums.add(each)
+        for name, value in each.items():
+            wanted[name] += value.item()
+    assert sums.collect() == wanted  # to the last bit
+    assert StepSums().collect() == {}
 
 
 def test_memory_of_a_phase_is_its_largest_of_the_step(monkeypatch):
