@@ -149,9 +149,7 @@ def main(argv: Sequence[str] | None = None, sizes: Sizes | None = None) -> None:
     sizes = sizes or (QUICK if arguments.quick else FULL)
     rows = measure(sizes)
     before, *buckets = (float(row["seconds"]) for row in rows)
-    notes = [
-        f"the fastest takes {min(buckets) / before:.2f} of the time of one at a time; all bits are the same"
-    ]
+    notes = [f"the fastest takes {min(buckets) / before:.2f} of the time of one at a time; all bits are the same"]
     report(__file__, arguments, rows, notes)
 
 

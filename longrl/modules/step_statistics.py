@@ -69,8 +69,9 @@ def tensor_norms(gradients: Sequence[Tensor]) -> Tensor:
     norms = torch.stack([torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients])
     if not isinstance(norms, DTensor):
         return norms
-    device = norms.device_mesh.device_type  # under offload shards are in host memory
-    return norms.to(device).full_tensor()
+    moved = norms.to(norms.device_mesh.device_type)  # under offload shards are in host memory
+    assert isinstance(moved, DTensor)
+    return moved.full_tensor()
 
 
 def total_norm(gradients: Sequence[Tensor]) -> Tensor:
