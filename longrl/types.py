@@ -178,8 +178,9 @@ class Media:
 
     kind: MediaKind
     patches: Tensor
-    """[number of patches, values of a patch] float32, or uint8 where the encoder scales pixels; of a rank that has a
-    shard of a video, those of its temporal patches. Of a sound, its spectrogram: [frames, mel bins]."""
+    """[number of patches, values of a patch] in float32 or the encoder's precision, or uint8 where the encoder scales
+    pixels; of a rank that has a shard of a video, those of its temporal patches. Of a sound, its spectrogram:
+    [frames, mel bins]."""
     grid_thw: tuple[int, int, int]
     """Patches of all of it along time, height and width; of a sound (windows, frames of the spectrogram, 1)."""
     seconds_per_temporal_patch: float
@@ -196,6 +197,10 @@ class Media:
     """Tokens of a video's track that stand among its own; None without a track."""
     temporal_patch_size: int = 1
     """Frames of a video behind one temporal patch."""
+
+    def with_patches_in(self, dtype: torch.dtype) -> Media:
+        """The same, scaled pixels rounded to a precision; of bytes nothing changes."""
+        return replace(self, patches=self.patches.to(dtype)) if self.patches.is_floating_point() else self
 
     def part(self, num_patches: int) -> Media:
         """The temporal patches that are here, as a media item of its own."""
@@ -222,6 +227,10 @@ class Prompt:
     """The same frames' times in seconds."""
     torn_videos: tuple[str, ...] = ()
     """Files that were cut off, and of which what is there is shown."""
+
+    def pin_memory(self) -> Prompt:
+        """The same with patches in pinned memory, from where a copy to a GPU is not waited for."""
+        return replace(self, media=tuple(replace(item, patches=item.patches.pin_memory()) for item in self.media))
 
 
 @dataclass(frozen=True)
@@ -341,6 +350,8 @@ class Packed:
     media_keys: tuple[str, ...]
     """In the order of their placeholders."""
     media_kinds: tuple[MediaKind, ...] = ()
+    host_ids: Tensor | None = None
+    """[L] `input_ids` of what has left the host, which need not wait for a device to read them."""
 
     def to(self, device: torch.device, multiple: int = 1) -> Packed:
         """The same micro-batch on `device`, with rows behind the last group that nothing attends to.
@@ -350,13 +361,15 @@ class Packed:
             multiple: L becomes a multiple of it.
         """
         names = ("input_ids", "position_ids", "predict_from", "target_ids", "completion_index", "token_index")
-        tensors = {name: getattr(self, name).to(device) for name in names}
+        # Nobody waits: what comes from the host is copied before the call returns, or is pinned.
+        tensors = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
+        tensors["host_ids"] = self.input_ids if self.host_ids is None else self.host_ids
         missing = -len(self.input_ids) % multiple
         if missing:
             from torch.nn.functional import pad
 
-            tensors["input_ids"] = pad(tensors["input_ids"], (0, missing))
-            tensors["position_ids"] = pad(tensors["position_ids"], (0, missing))
+            for name in ("input_ids", "position_ids", "host_ids"):
+                tensors[name] = pad(tensors[name], (0, missing))
         return replace(self, **tensors)
 
 

@@ -75,10 +75,17 @@ class Tokens:
 
     def completion_sum(self, values: Tensor) -> Tensor:
         """Each row gets the sum over the rows of its completion."""
-        ids, index = torch.unique(self.completion_index, return_inverse=True)  # [completions], [R]
         # float64: the order in which a GPU adds does not show after rounding
-        sums = values.new_zeros(len(ids), dtype=torch.float64).index_add(0, index, values.double())
-        return sums[index].to(values.dtype)
+        sums = torch.zeros_like(values, dtype=torch.float64).index_add(0, self._place, values.double())
+        return sums[self._place].to(values.dtype)
+
+    @cached_property
+    def _place(self) -> Tensor:
+        """[R] numbers from 0 on instead of the completions'. `unique` would have a GPU waited for."""
+        ids, order = self.completion_index.sort()
+        is_next = torch.ones_like(ids)
+        is_next[1:] = ids[1:] != ids[:-1]
+        return torch.empty_like(ids).scatter(0, order, is_next.cumsum(0) - 1)
 
 
 # ---- surrogates ----

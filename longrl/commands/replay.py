@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from longrl.commands.cache_features import local_trainer
 from longrl.commands.first_nonfinite import Finding, NonfiniteWatch, counted
@@ -25,6 +25,7 @@ from longrl.modules.mini_batches import MiniBatch, RolloutLoss, TokenLoss
 from longrl.modules.policy import PolicyModule
 from longrl.modules.sft_loss import SFTLoss
 from longrl.modules.skipped_steps import FOLDER, StepRecord, load_step_record
+from longrl.modules.step_statistics import total_norm
 from longrl.types import Prompt
 
 
@@ -125,7 +126,7 @@ def replay_step(
     watch = NonfiniteWatch(row_names=completion_names(step))
     with watch.watching(policy.model), trainer.precision_plugin.forward_context():
         loss = take_step(policy, step, prompts, watch)
-    grad_norm = float(nn.utils.get_total_norm([p.grad for p in policy.model.parameters() if p.grad is not None]))
+    grad_norm = float(total_norm([p.grad for p in policy.model.parameters() if p.grad is not None]))
     if watch.finding is None and not math.isfinite(grad_norm):
         watch.note(Finding("gradient", "all weights", "each gradient is finite, the norm overflows: that"))
     remarks += [f"not finite before anything ran, {finding}" for finding in watch.weights[:4]]

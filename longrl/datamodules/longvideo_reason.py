@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
+import torch
 from typing_extensions import override
 
 from longrl.datamodules.loading.data_module import Split, StreamedData, check_at_least
@@ -217,8 +218,13 @@ class LongVideoReason(StreamedData):
     @override
     def setup(self, stage: str) -> None:
         """Reads as `StreamedData.setup`; ranks of a sequence-parallel group decode their own frames."""
-        sp_group = self._parallel().sp_group
+        parallel = self._parallel()
+        sp_group = parallel.sp_group
         self.renderer.shard = FrameShard(sp_group.rank, sp_group.size)
+        self.renderer.patch_dtype = getattr(torch, parallel.compute_dtype or self.renderer.family.dtype)
+        if self.trainer is not None:
+            on_gpu = self.trainer.strategy.root_device.type == "cuda"
+            self.loader_options = replace(self.loader_options, pin_memory=on_gpu)
         super().setup(stage)
 
     @override

@@ -31,6 +31,7 @@ from longrl.models.lora import adapters_off
 from longrl.modules.initial_weights import plain_from
 from longrl.modules.mini_batches import MiniBatch, flatten_groups, make_mini_batches
 from longrl.modules.optimizer import OptimizerSettings
+from longrl.modules.step_statistics import StepSums
 from longrl.modules.trained import NOT_WEIGHTED, TrainedModule
 from longrl.types import TextPrompt
 
@@ -223,13 +224,12 @@ class DiffusionModule(TrainedModule):
         num_missing = self.parallel.dp.max(len(local)) - len(local)
 
         # 2. Forward and backward; gradients add up.
-        totals: dict[str, float] = defaultdict(float)
+        step_sums = StepSums()
         for part in local:
             PULSE.beats += 1
             result = self._rows_loss(mini_batch, RowBatch.from_rows(part, self.device), is_first)
             self.manual_backward(result.loss)
-            for name, value in {"loss": result.loss, **result.metrics}.items():
-                totals[name] += value.item()
+            step_sums.add({"loss": result.loss, **result.metrics})
         for _ in range(num_missing):
             self.manual_backward(self._idle_forward().sum() * 0)
 
@@ -239,6 +239,7 @@ class DiffusionModule(TrainedModule):
 
         # 4. Every rank that shares a sample has counted it; then the step.
         sp_size = self.parallel.sp_group.size
+        totals = step_sums.collect()
         sums = self.parallel.world.sum_dict({name: value / sp_size for name, value in totals.items()})
         steps_before = self.trainer.global_step
         step = self.optimizer_step_clipped(sums["loss"], functools.partial(trajectory_record, mini_batch))

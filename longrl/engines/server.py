@@ -44,6 +44,7 @@ class VLLMServerEngine(VLLMRollouts):
         weights_folder: for weights on their way, seen by server and trainer under this name (`--weights_folder` of the
             server); None is shared memory, for a server on rank 0's machine. It needs room for one set of weights.
         shard_mib: size of its files, which bounds the host memory of a sync.
+        bucket_mib: of whole weights that ranks gather in one message.
         timeout_s: of one answer; a rollout of all prompts of a rank is one.
         start_timeout_s: how long the first contact waits for a server that is still starting.
         retries: further attempts where a server cannot be reached or is busy, after 1, 2, 4... seconds.
@@ -59,18 +60,20 @@ class VLLMServerEngine(VLLMRollouts):
         urls: Sequence[str] | str,
         weights_folder: str | None = None,
         shard_mib: int = 1024,
+        bucket_mib: int = 512,
         timeout_s: float = 1800.0,
         start_timeout_s: float = 600.0,
         retries: int = 4,
     ) -> None:
         times = {"timeout_s": SECONDS, "start_timeout_s": SECONDS_OR_ZERO}
-        check_ranges(locals(), "the engine's ", **times, shard_mib=COUNT, retries=NOT_NEGATIVE)
+        check_ranges(locals(), "the engine's ", **times, shard_mib=COUNT, bucket_mib=COUNT, retries=NOT_NEGATIVE)
         addresses = [urls] if isinstance(urls, str) else list(urls)
         if not addresses:
             raise ValueError("urls of VLLMServerEngine must name a server, got none; e.g. http://127.0.0.1:8000")
         self.clients = [ServerClient(url, timeout_s, retries) for url in addresses]
         self.weights_folder = Path(weights_folder) if weights_folder else default_folder()
         self.shard_mib = shard_mib
+        self.bucket_mib = bucket_mib
         self.start_timeout_s = start_timeout_s
         self._info: dict[str, Any] | None = None
         self._run = ""
@@ -145,7 +148,7 @@ class VLLMServerEngine(VLLMRollouts):
         if all(world.gather(has_weights)):
             return
         with self._shared_folder() as folder:
-            weights = self.counted(engine_weights(family, model))
+            weights = self.counted(engine_weights(family, model, self.bucket_mib << 20))
             with world.raise_on_any_rank():
                 try:
                     write_shards(weights, folder if world.rank == 0 else None, self.shard_mib << 20)

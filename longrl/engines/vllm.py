@@ -1,13 +1,13 @@
 """Rollouts by vLLM in the trainer's process, fed with the features that the trainer has encoded.
 
 vLLM never sees a pixel: prompts go in as token ids with one placeholder per media item, videos as embeddings, so the
-vision encoder runs once per step whoever generates. Its weights are the trainer's, handed over tensor by tensor after
-every step, also from FSDP2 shards.
+vision encoder runs once per step whoever generates. Its weights are the trainer's, handed over after every step, also
+from FSDP2 shards, many tensors in one message (`bucket_mib`).
 
 On a GPU engine and trainer take turns (`sleep`). Memory of a step, in order:
 
     encode    trainer's weights and optimizer state, the encoder's activations
-    sync      + vLLM's weights, + the largest tensor, whole
+    sync      + vLLM's weights, + a bucket and one whole tensor of it, or the largest tensor, if that is more
     generate  + vLLM's cache of keys and values
     rest      vLLM's weights and cache are let go, then the allocator's free blocks
     update    trainer's weights, optimizer state, gradients and activations
@@ -57,6 +57,7 @@ class VLLMEngine(VLLMRollouts):
         kv_cache_gib: size of the cache instead of what is left of that share; needed on a CPU.
         enforce_eager: no CUDA graphs: a quicker start, slower decoding.
         sleep: let go of the cache and of vLLM's weights between rollouts (GPU only).
+        bucket_mib: of whole weights that are gathered in one message when they are handed over.
         tensor_parallel_size: neighbouring ranks over which vLLM splits the model; they must share sequences, too.
         options: further arguments of `vllm.LLM`.
     """
@@ -69,10 +70,11 @@ class VLLMEngine(VLLMRollouts):
         kv_cache_gib: float | None = None,
         enforce_eager: bool = False,
         sleep: bool = True,
+        bucket_mib: int = 512,
         tensor_parallel_size: int = 1,
         options: dict[str, Any] | None = None,
     ) -> None:
-        counts = {"max_model_len": COUNT, "max_num_seqs": COUNT, "tensor_parallel_size": COUNT}
+        counts = dict.fromkeys(("max_model_len", "max_num_seqs", "bucket_mib", "tensor_parallel_size"), COUNT)
         check_ranges(locals(), "the engine's ", **counts, gpu_memory_utilization=(0.01, 1), kv_cache_gib=NOT_NEGATIVE)
         self.max_model_len = max_model_len or vllm_options.DEFAULT_MODEL_LEN
         self._fits_lengths = max_model_len is None
@@ -81,6 +83,7 @@ class VLLMEngine(VLLMRollouts):
         self.kv_cache_gib = kv_cache_gib
         self.enforce_eager = enforce_eager
         self.sleeps = sleep
+        self.bucket_mib = bucket_mib
         self._sleeps = sleep and torch.cuda.is_available()
         self.ranks_per_engine = self.tensor_parallel_size = tensor_parallel_size
         self.options = options or {}
@@ -162,7 +165,7 @@ class VLLMEngine(VLLMRollouts):
         if self._step == step:
             return
         self._wake("weights")
-        weights = self.counted(engine_weights(family, model))
+        weights = self.counted(engine_weights(family, model, self.bucket_mib << 20))
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         self._wake("kv_cache")
         self._asleep = False

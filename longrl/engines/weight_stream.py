@@ -9,21 +9,33 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from longrl.models.base import CausalFamily
-from longrl.models.lora import merged_weights
+from longrl.models.lora import is_adapter, merged_weights, plain_name
+from longrl.strategies.whole_tensors import BUCKET_BYTES
 
 logger = logging.getLogger(__name__)
 
 
-def engine_weights(family: CausalFamily, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The engine's names and the trainer's weights, one full tensor at a time; every rank of the run must go through.
+def engine_weights(
+    family: CausalFamily, model: nn.Module, bucket_bytes: int = BUCKET_BYTES
+) -> Iterator[tuple[str, Tensor]]:
+    """The engine's names and the trainer's weights, one whole tensor after the other; every rank must go through.
 
     All that the engine computes with goes over, for vLLM fuses neighbours (q, k and v) and part of a group would leave
     the rest undefined. `state_dict` has tied embeddings under both names, and vLLM wants both. An encoder stays here:
     it never runs in an engine. Adapters are merged into the weights they belong to.
+
+    Args:
+        family: says what the engine calls its weights.
+        model: perhaps in shards.
+        bucket_bytes: of whole tensors that are gathered in one message; about as much is held beside the shards.
     """
     if family.lora is not None and family.dtype != "float32":
         _warn_of_rounding(family.dtype)
-    for name, weight in merged_weights(model.state_dict(), family.lora):
+    needed = {}
+    for name, value in model.state_dict().items():
+        if is_adapter(name) or family.engine_weight(plain_name(name)) is not None:
+            needed[name] = value
+    for name, weight in merged_weights(needed, family.lora, bucket_bytes=bucket_bytes):
         engine_name = family.engine_weight(name)
         if engine_name is not None:
             yield engine_name, family.engine_tensor(name, weight)

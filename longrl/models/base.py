@@ -188,7 +188,9 @@ class TextStack(RendersPrompts):
         Returns:
             [rows] bool; [true ones, D] in their order, None where no row is one.
         """
-        ids = packed.input_ids
+        # Asked of the ids on the host: a GPU would be waited for.
+        device = packed.input_ids.device
+        ids = packed.input_ids if packed.host_ids is None else packed.host_ids
         in_prompt = torch.zeros_like(ids, dtype=torch.bool)  # [L]
         for span in packed.spans:
             stop = span.start + span.prompt_tokens
@@ -221,12 +223,13 @@ class TextStack(RendersPrompts):
                 mask |= here
                 indices.append(index)
                 parts += rows_between(media, first, first + len(index))
+        mask = mask.to(device, non_blocking=True)
         if not parts:
             return mask, None
         values = torch.cat(parts)
         if len(indices) > 1:
             order = torch.cat(indices).argsort()
-            values = values[order]
+            values = values[order.to(values.device, non_blocking=True)]
         return mask, values
 
     def hidden_states(self, model: Any, position_ids: Tensor, **inputs: Any) -> Tensor:

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+
+from longrl.strategies.whole_tensors import BUCKET_BYTES, whole_tensors
 
 if TYPE_CHECKING:
     from longrl.models.base import CausalFamily
@@ -170,9 +171,12 @@ def plain_name(name: str) -> str:
 
 
 def merged_weights(
-    state: Mapping[str, Tensor], settings: LoRASettings | None, dtype: torch.dtype | None = None
+    state: Mapping[str, Tensor],
+    settings: LoRASettings | None,
+    dtype: torch.dtype | None = None,
+    bucket_bytes: int = BUCKET_BYTES,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Names and weights of the model without adapters that computes the same, one full tensor at a time.
+    """Names and weights of the model without adapters that computes the same, one full tensor after the other.
 
     base + scaling * B A is summed in float32 and rounded once, as by peft's `merge_and_unload`.
 
@@ -180,13 +184,28 @@ def merged_weights(
         state: a `state_dict`, with adapters or without, perhaps in shards; then every rank must go through.
         settings: those that the adapters were made with.
         dtype: precision of the sums; None is the base's.
+        bucket_bytes: of whole tensors that are gathered together, see `whole_tensors`.
     """
+    # 1. What is read: of an adapted layer the base, then A and B.
+    tensors: list[Tensor] = []
+    adapted: dict[str, bool] = {}
     for name, value in state.items():
         if is_adapter(name):
             continue
-        weight, layer = _full_tensor(value), name.removesuffix(".base_layer.weight")
-        if settings is not None and layer != name and adapter_name(layer, "A") in state:
-            a, b = (_full_tensor(state[adapter_name(layer, matrix)]).float() for matrix in "AB")
+        tensors.append(value)
+        layer = name.removesuffix(".base_layer.weight")
+        adapted[name] = settings is not None and layer != name and adapter_name(layer, "A") in state
+        if adapted[name]:
+            tensors += [state[adapter_name(layer, matrix)] for matrix in "AB"]
+
+    # 2. In that order, whole.
+    whole = whole_tensors(tensors, bucket_bytes)
+    for name, has_adapters in adapted.items():
+        weight = next(whole)
+        if has_adapters:
+            assert settings is not None
+            a = next(whole).float()
+            b = next(whole).float()
             weight = (weight.float() + b @ a * settings.scaling).to(dtype or weight.dtype)
         yield plain_name(name), weight
 
@@ -213,10 +232,6 @@ def export_adapters(family: CausalFamily, adapters: Mapping[str, Tensor], folder
     config.save_pretrained(folder)
     named = {f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": value for name, value in adapters.items()}
     save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-
-
-def _full_tensor(value: Tensor) -> Tensor:
-    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 # ---- in a checkpoint ----

@@ -288,7 +288,7 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
         step = max(1, self.max_patches_per_encode // self._window_size) * self._window_size
         for item in media:
             outputs = []
-            for piece in item.patches.to(encoder.device, encoder.dtype).split(step):
+            for piece in item.patches.to(encoder.device, encoder.dtype, non_blocking=True).split(step):
                 length = torch.tensor([len(piece)], device=encoder.device)
                 outputs.append(encoder(piece.T, feature_lens=length).last_hidden_state)
             features.append(torch.cat(outputs))

@@ -264,7 +264,8 @@ class Qwen2_5_VLFamily(CausalFamily):
         encoder: Any = self.media_encoders(model)[0]
         features: list[Tensor] = []
         for call in calls:
-            patches = torch.cat([item.patches for item in call]).to(encoder.device, encoder.dtype)
+            parts = [item.patches.to(encoder.device, encoder.dtype, non_blocking=True) for item in call]
+            patches = torch.cat(parts) if len(parts) > 1 else parts[0]
             grids = torch.tensor([item.grid_thw for item in call], device=encoder.device)
             output = encoder(patches, grid_thw=grids, return_dict=True)
             rows = output.pooler_output  # [N, D]

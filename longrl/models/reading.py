@@ -27,7 +27,7 @@ from longrl.models.chat_tokens import (
     end_token_ids,
 )
 from longrl.models.pretrained_folder import PretrainedFolder
-from longrl.types import AudioClip, Frames, Media, MediaKind, Prompt, Row, TemporalPatchSize, UnusableSample
+from longrl.types import AudioClip, Dtype, Frames, Media, MediaKind, Prompt, Row, TemporalPatchSize, UnusableSample
 
 GridTHW = tuple[int, int, int]
 """Patches along time, height and width."""
@@ -40,6 +40,8 @@ class PatchesMedia(PretrainedFolder):
     """True if it reads sound."""
     use_audio_in_video: bool = False
     """True if a video is shown with its sound track."""
+    dtype: Dtype = "float32"
+    """Precision of the encoder's weights, in which it reads patches."""
 
     def grid(
         self, num_frames: int, height: int, width: int, *, kind: MediaKind = "video", resized: bool = False

@@ -271,14 +271,16 @@ class VilaFamily(CausalFamily):
     def encode_media(self, model: Any, media: Sequence[Media]) -> list[Tensor]:
         """[N_i, D] features of each media item. A frame or tile is encoded on its own, whatever else is in the call."""
         size = self.config.size
-        device = model.get_input_embeddings().weight.device
+        device = next(model.visual.parameters()).device  # the text stack's shards may be in host memory
         features = []
         for item in media:
             pixels = item.patches.view(-1, 3, size, size)
             if self._by_scales(item):
-                features.append(model.visual(pixels.to(device), self._tiles(item.grid_thw))[0])
+                pixels = pixels.to(device, non_blocking=True)
+                features.append(model.visual(pixels, self._tiles(item.grid_thw))[0])
                 continue
-            frames = torch.cat([model.visual(call.to(device)) for call in pixels.split(self.max_frames_per_encode)])
+            calls = pixels.split(self.max_frames_per_encode)
+            frames = torch.cat([model.visual(call.to(device, non_blocking=True)) for call in calls])
             if item.kind == "video":
                 frames = average_frames(frames, item.grid_thw[0], (item.temporal_patch_size, *self.config.video.pool))
             features.append(frames.flatten(0, 1))

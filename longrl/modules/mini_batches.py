@@ -100,7 +100,7 @@ class MismatchMonitor:
         return self.last_mean is not None and self.last_mean < self.bypass_below
 
     def add_tokens(self, engine_logp: Tensor, trainer_logp: Tensor) -> None:
-        """Some tokens of this rollout that the weights being updated have sampled, both [N]."""
+        """Some tokens of this rollout, both [N]; of those that other weights have sampled the engine's is nan."""
         self._engine_logps.append(engine_logp.detach())
         self._trainer_logps.append(trainer_logp.detach())
 
@@ -110,11 +110,9 @@ class MismatchMonitor:
         Raises:
             RuntimeError: the mean difference is above `max_mismatch`.
         """
-        none = torch.zeros(0)  # a rank may have scored no token
-        engine_logps = [logp.cpu() for logp in self._engine_logps]
-        trainer_logps = [logp.cpu() for logp in self._trainer_logps]
-        engine_logp = torch.cat([none, *engine_logps])  # [N]
-        trainer_logp = torch.cat([none, *trainer_logps])  # [N]
+        none = [torch.zeros(0)]  # a rank may have scored no token
+        engine_logp = torch.cat(self._engine_logps or none).cpu()  # [N]
+        trainer_logp = torch.cat(self._trainer_logps or none).cpu()  # [N]
         self._engine_logps.clear()
         self._trainer_logps.clear()
         metrics = Mismatch(engine_logp, trainer_logp).metrics(world)
@@ -367,7 +365,8 @@ class RolloutLoss:
         sampler_logp = mini_batch.sampler_logp[rows]  # [R]
         if self.monitor is not None:
             comparable = mini_batch.on_policy[rows] | self.monitor.one_step_off  # [R]
-            self.monitor.add_tokens(sampler_logp[comparable], output.logp[comparable])
+            # Without a score a token does not count; to take it out, a GPU would be waited for.
+            self.monitor.add_tokens(sampler_logp.where(comparable, math.nan), output.logp)
         old_logp = output.logp.detach()  # [R], of the weights being updated unless others have sampled
         if mini_batch.old_logp is not None:
             old_logp = mini_batch.old_logp[rows]
@@ -380,7 +379,7 @@ class RolloutLoss:
             weights=weights,
             completion_index=packed.completion_index,
         )
-        of_completions = completion_means(output.entropy, packed.completion_index)
+        of_completions = completion_means(output.entropy, packed.completion_index, len(mini_batch.weights))
         self.entropies.append(of_completions)
         entropy = (output.entropy * weights).sum()
         return LossOutput(result.loss, {"entropy": entropy, **result.metrics})

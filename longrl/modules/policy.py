@@ -36,7 +36,7 @@ from longrl.modules.mini_batches import (
 from longrl.modules.optimizer import OptimizerSettings
 from longrl.modules.sft_loss import SFTLoss, response_targets
 from longrl.modules.skipped_steps import text_record
-from longrl.modules.step_statistics import lowest_over_ranks
+from longrl.modules.step_statistics import StepSums, lowest_over_ranks
 from longrl.modules.trained import NOT_WEIGHTED, TrainedModule, data_module_of
 from longrl.packing.lengths import micro_batch_limit
 from longrl.packing.pack import dummy_micro_batch, pack
@@ -251,21 +251,18 @@ class PolicyModule(TrainedModule):
             features = trainable.leaves
 
         # 2. Forward and backward, one micro-batch after the other; gradients add up.
-        totals: Metrics = defaultdict(float)
+        local = StepSums()
         micro_batches, sequence = self._make_micro_batches(prompts, completions)
         for packed in micro_batches:
             PULSE.beats += 1
-            output: PolicyOutput = self.policy(
-                packed or dummy_micro_batch(self.family.num_axes), features, self.temperature, sequence
-            )
+            here = (packed or dummy_micro_batch(self.family.num_axes)).to(self.device)
+            output: PolicyOutput = self.policy(here, features, self.temperature, sequence)
             if packed is None:  # this rank only helps the others to gather weights and to sum gradients
                 self.manual_backward(output.logp.sum() * 0)
                 continue
-            result = loss(packed.to(self.device), output)
+            result = loss(here, output)
             self.manual_backward(result.loss)
-            totals["loss"] += result.loss.item()
-            for name, value in result.metrics.items():
-                totals[name] += value.item()
+            local.add({"loss": result.loss, **result.metrics})
         if trainable is not None:
             trainable.backward()
 
@@ -274,6 +271,7 @@ class PolicyModule(TrainedModule):
             monitor.finish_rollout(self.parallel.world)
 
         # 4. Every rank that shares a sequence has counted its tokens.
+        totals = local.collect()
         for name in totals:
             totals[name] /= sequence.size
         sums = self.parallel.world.sum_dict(totals)
@@ -376,11 +374,10 @@ class PolicyModule(TrainedModule):
         logp = torch.zeros(num_tokens, device=self.device)
         for packed in micro_batches:
             PULSE.beats += 1
-            output: PolicyOutput = policy(
-                packed or dummy_micro_batch(self.family.num_axes), features, temperature, sequence
-            )
+            here = (packed or dummy_micro_batch(self.family.num_axes)).to(self.device)
+            output: PolicyOutput = policy(here, features, temperature, sequence)
             if packed is not None:
-                logp[packed.token_index.to(self.device)] = output.logp
+                logp[here.token_index] = output.logp
         if sequence.size < self.parallel.sp_group.size:  # other ranks of the group had the other micro-batches
             logp = self.parallel.sp_group.sum(logp) / sequence.size
         return logp

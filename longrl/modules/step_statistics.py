@@ -1,10 +1,11 @@
 """Numbers about a training step that are no sums over tokens: norms of gradients by part, advantages, entropies.
 
-Letters: N tokens of a rollout, R scored rows of a micro-batch, c completions in it.
+Letters: N tokens of a rollout, R scored rows of a micro-batch, C completions of a step.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -22,44 +23,95 @@ ZERO_ADVANTAGE = 1e-6
 """What is not larger is rounding."""
 
 
-def gradient_norms(model: nn.Module, parts: Mapping[str, Sequence[nn.Module]]) -> Metrics:
-    """The norm of each part's gradients, `grad_norm_NAME`; none of a part without gradients, none without parts.
+class StepSums:
+    """Sums of named numbers over the micro-batches of a step, brought from the device at once.
 
-    Every rank of the run must call it, for gradients may be sharded.
+    The host may be one micro-batch ahead of a GPU, which then has work while the host makes the next one ready; no
+    further, so that the watchdog sees micro-batches end, and not the whole step after them.
+
+    Example:
+        sums = StepSums()
+        sums.add({"loss": result.loss, **result.metrics})  # after each micro-batch
+        sums.collect()  # {"loss": 0.7, ...}
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[Tensor]] = defaultdict(list)
+        self._last: torch.cuda.Event | None = None
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Adds numbers [] of a micro-batch, whose work is queued."""
+        for name, value in values.items():
+            self._values[name].append(value.detach())
+        if any(value.is_cuda for value in values.values()):
+            if self._last is not None:
+                self._last.synchronize()
+            self._last = torch.cuda.Event()
+            self._last.record()
+
+    def collect(self) -> Metrics:
+        """The sums, added up in float64 in the order in which the numbers came."""
+        if not self._values:
+            return {}
+        together = [value.double() for of_name in self._values.values() for value in of_name]
+        numbers = iter(torch.stack(together).tolist())
+        return {name: sum(itertools.islice(numbers, len(of_name))) for name, of_name in self._values.items()}
+
+
+def tensor_norms(gradients: Sequence[Tensor]) -> Tensor:
+    """[n] norm of each of n gradients over all its shards, on the device that ranks talk from.
+
+    Squares are summed in float32 whatever the gradients' precision: bfloat16 has two to three digits. Every rank of the
+    run must call it.
+    """
+    if not gradients:
+        return torch.zeros(0)
+    norms = torch.stack([torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients])
+    if not isinstance(norms, DTensor):
+        return norms
+    moved = norms.to(norms.device_mesh.device_type)  # under offload shards are in host memory
+    assert isinstance(moved, DTensor)
+    return moved.full_tensor()
+
+
+def total_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """[] norm of all gradients as one vector. Every rank of the run must call it."""
+    return torch.linalg.vector_norm(tensor_norms(gradients))
+
+
+def gradient_norms(model: nn.Module, parts: Mapping[str, Sequence[nn.Module]]) -> tuple[Tensor, Metrics]:
+    """[] norm of all gradients, and as metrics: `grad_norm`, and `grad_norm_NAME` of each part that has any.
+
+    Every rank of the run must call it, for gradients may be sharded; a GPU is waited for once.
 
     Args:
         model: the whole.
         parts: modules by name; of a parameter in several parts the first counts, what is in none is the language
             model's.
     """
-    if not parts:
-        return {}
     # 1. The part of each parameter. Sharding has replaced them since the model was built: they are looked up anew.
     part_of: dict[int, str] = {}
     for name, modules in parts.items():
         together = nn.ModuleList(modules)
         for parameter in together.parameters():
             part_of.setdefault(id(parameter), name)
-    gradients: dict[str, list[Tensor]] = defaultdict(list)
+    gradients: list[Tensor] = []
+    places: dict[str, list[int]] = defaultdict(list)
     for parameter in model.parameters():
         gradient = parameter.grad
         if gradient is None:
             continue
-        name = part_of.get(id(parameter), "language_model")
-        gradients[name].append(gradient)
+        if parts:
+            name = part_of.get(id(parameter), "language_model")
+            places[f"grad_norm_{name}"].append(len(gradients))
+        gradients.append(gradient)
 
-    # 2. Norms over all shards; a GPU is waited for once.
-    norms = []
-    for tensors in gradients.values():
-        norm = nn.utils.get_total_norm(tensors)
-        if isinstance(norm, DTensor):
-            norm = norm.full_tensor()
-        norms.append(norm)
-    if not norms:
-        return {}
-    values = torch.stack(norms).tolist()
-    names = [f"grad_norm_{name}" for name in gradients]
-    return dict(zip(names, values, strict=True))
+    # 2. Every gradient is read once; what follows are norms of a few numbers.
+    norms = tensor_norms(gradients)
+    total = torch.linalg.vector_norm(norms)
+    values = [total, *(torch.linalg.vector_norm(norms[of_part]) for of_part in places.values())]
+    names = ["grad_norm", *places]
+    return total, dict(zip(names, torch.stack(values).tolist(), strict=True))
 
 
 def advantage_sums(advantages: Tensor) -> Metrics:
@@ -96,27 +148,24 @@ def advantage_metrics(sums: Mapping[str, float]) -> Metrics:
     }
 
 
-def completion_means(values: Tensor, completion_index: Tensor) -> Tensor:
-    """[c] mean over the rows of each completion.
+def completion_means(values: Tensor, completion_index: Tensor, num_completions: int) -> Tensor:
+    """[C] mean over the rows of each completion, infinite of one without rows here; a GPU is not waited for.
 
     Args:
         values: [R]
         completion_index: [R] which completion a row belongs to.
+        num_completions: C of the step.
     """
-    _, place, counts = completion_index.unique(
-        return_inverse=True,
-        return_counts=True,
-    )
-    sums = values.new_zeros(len(counts))
-    sums.index_add_(0, place, values)
-    return sums / counts
+    sums = values.new_zeros(num_completions).index_add(0, completion_index, values)
+    counts = values.new_zeros(num_completions).index_add(0, completion_index, torch.ones_like(values))
+    return torch.where(counts > 0, sums / counts, math.inf)
 
 
 def lowest_over_ranks(values: Sequence[Tensor], world: Axis) -> float:
-    """The smallest of all ranks' numbers, nan of none. Every rank of the axis must call it.
+    """The smallest of all ranks' numbers, nan of none that is below infinity. Every rank of the axis must call it.
 
     Args:
-        values: [c] each.
+        values: [C] each.
         world: the ranks.
     """
     lowest = math.inf

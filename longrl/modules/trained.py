@@ -17,7 +17,6 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 from typing_extensions import override
@@ -34,7 +33,7 @@ from longrl.modules.phase_memory import PhaseMemory
 from longrl.modules.skipped_steps import SkippedSteps, StepRecord, tell_nonfinite
 from longrl.modules.step_statistics import PARTS, advantage_metrics, advantage_sums, gradient_norms
 from longrl.strategies.axis import Axis
-from longrl.strategies.fsdp import RootModule, ShardableFamily
+from longrl.strategies.fsdp import RootModule, ShardableFamily, move_unsharded
 from longrl.strategies.parallel import Parallel, ParallelModule
 from longrl.types import Group, Metrics
 
@@ -46,6 +45,9 @@ logger = logging.getLogger(__name__)
 
 NOT_WEIGHTED = ("loss", "grad_norm", "lr", *(f"grad_norm_{part}" for part in PARTS))
 """Metrics of a step that are no weighted sums over tokens."""
+PRECISIONS = ("32-true", "bf16-mixed")
+"""Of Lightning's the two that change neither losses nor batches. 16-mixed scales losses, and gradients would be clipped
+before they are scaled back; the others convert all numbers of a batch, log-probabilities and advantages included."""
 
 
 class PhaseTimes:
@@ -231,10 +233,11 @@ class TrainedModule(ParallelModule, abc.ABC):
     @override
     def setup(self, stage: str) -> None:
         """Refuses what would train wrongly; Lightning calls it before weights are loaded."""
-        if self.trainer.precision == "16-mixed":
+        if self.trainer.precision not in PRECISIONS:
             raise ValueError(
-                "trainer.precision=16-mixed scales losses, and gradients would be clipped before they are scaled back; "
-                "set it to bf16-mixed, or to 32-true with model.family.init_args.dtype=bfloat16"
+                f"trainer.precision must be {' or '.join(PRECISIONS)}, got {self.trainer.precision}; set it to "
+                "bf16-mixed to compute in bfloat16, or to 32-true with model.family.init_args.dtype=bfloat16 to have "
+                "the weights in it, too"
             )
         if self.trainer.world_size > 1 and self.parallel.world.size == 1:
             raise ValueError(
@@ -269,7 +272,7 @@ class TrainedModule(ParallelModule, abc.ABC):
             return self.policy
         model = self.build_model().eval().requires_grad_(False)
         reference = self.parallel.wrap(self.family, model)
-        model.to(self.device)
+        move_unsharded(model, self.device)
         return reference
 
     def _keep_unregistered(self, name: str, module: RootModule | None) -> None:
@@ -335,22 +338,13 @@ class TrainedModule(ParallelModule, abc.ABC):
         assert isinstance(scheduler, LRScheduler)
 
         # 1. One norm over all shards of all gradients.
-        parameters = []
-        gradients = []
-        for parameter in self.model.parameters():
-            if parameter.grad is not None:
-                parameters.append(parameter)
-                gradients.append(parameter.grad)
-        norm = nn.utils.get_total_norm(gradients)
-        if isinstance(norm, DTensor):
-            norm = norm.full_tensor()
         parts = self.family.model_parts(self.model)
-        norms = gradient_norms(self.model, parts)
+        norm, norms = gradient_norms(self.model, parts)
 
         # 2. Loss and norm are the same on all ranks, and so is what follows from them. (There is no GradScaler, whose
         #    own way to leave steps out would have to be told apart: `setup` refuses 16-mixed.)
         lr = optimizer.param_groups[0]["lr"]
-        grad_norm = float(norm)
+        grad_norm = norms["grad_norm"]
         metrics = {"grad_norm": grad_norm, "lr": lr, **norms}
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             optimizer.zero_grad()
@@ -366,7 +360,8 @@ class TrainedModule(ParallelModule, abc.ABC):
         self.skipped_steps.in_a_row = 0
 
         # 3. Clip; without a limit the factor is 1 exactly.
-        nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm or math.inf, norm)
+        limit = self.max_grad_norm or math.inf
+        nn.utils.clip_grads_with_norm_(self.model.parameters(), limit, norm)
 
         # 4. Step; the rate logged is the one that this step had.
         optimizer.step()

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 from torch.distributed import fsdp
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 
 from longrl.types import Dtype
 
@@ -112,6 +113,25 @@ class RootModule(nn.Module):
         """Lets go of the root's gathered weights, which otherwise stay for the backward pass of a training step."""
         if isinstance(self, fsdp.FSDPModule):
             self.reshard()
+
+
+def move_unsharded(module: nn.Module, device: torch.device) -> None:
+    """Moves what is no shard, in place: buffers, and the weights of a frozen encoder.
+
+    Shards stay where they are kept: on the device already, or in host memory, from where FSDP's offload brings them.
+    """
+    tensors = [*module.parameters(), *module.buffers()]
+    if not any(isinstance(tensor, DTensor) for tensor in tensors):
+        module.to(device)
+        return
+    for child in module.children():
+        move_unsharded(child, device)
+    for name, buffer in module.named_buffers(recurse=False):
+        if not isinstance(buffer, DTensor):
+            setattr(module, name, buffer.to(device))
+    for parameter in module.parameters(recurse=False):
+        if not isinstance(parameter, DTensor):
+            parameter.data = parameter.data.to(device)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from longrl.io.atomic import sync_folder
 from longrl.io.checkpoint_files import explained_failure, is_trusted, load_state
 from longrl.io.number_ranges import check_ranges
 from longrl.strategies.axis import SINGLE_RANK, Axis, world_axis
-from longrl.strategies.fsdp import ShardingOptions, shard_policy
+from longrl.strategies.fsdp import ShardingOptions, move_unsharded, shard_policy
 from longrl.strategies.parallel import Parallel, ParallelModule
 from longrl.strategies.sequence import SequenceParallel
 from longrl.strategies.shards import check_by_ranks, read_shards, save_shards
@@ -146,6 +146,7 @@ class MRSPStrategy(ModelParallelStrategy):
         else:
             degrees = {sp_group.size: SequenceParallel(sp_group)}
         return Parallel(
+            device=self.root_device,
             world=Axis.of(None),
             dp=Axis.of(grid.get_group("data_parallel")),
             sp_group=sp_group,
@@ -154,6 +155,12 @@ class MRSPStrategy(ModelParallelStrategy):
             compute_dtype=self.sharding.compute_dtype,
             wrap=functools.partial(shard_policy, mesh=shards, options=self.sharding),
         )
+
+    @override
+    def model_to_device(self) -> None:
+        """Lightning moves all that is left on the CPU; under offload that would be the shards, which FSDP refuses."""
+        assert self.model is not None
+        move_unsharded(self.model, self.root_device)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 

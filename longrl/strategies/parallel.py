@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from lightning.pytorch import LightningModule
 from torch import nn
+from typing_extensions import override
 
 from longrl.strategies.axis import SINGLE_RANK, Axis
 from longrl.strategies.fsdp import RootModule, ShardableFamily
@@ -23,6 +25,8 @@ class Parallel:
     sequence; of one with short sequences, where the degree is chosen per batch, smaller parts of the group take turns.
     """
 
+    device: torch.device | None = None
+    """What this rank computes on, also where offload keeps its weights in host memory; None is where they are."""
     world: Axis = SINGLE_RANK
     dp: Axis = SINGLE_RANK
     """Data parallelism: one rank of each sequence-parallel group; they have other prompts."""
@@ -49,6 +53,12 @@ class ParallelModule(LightningModule):
     """Describes the model."""
     parallel: Parallel
     """The grid; a strategy sets it before weights are loaded."""
+
+    @property
+    @override
+    def device(self) -> torch.device:
+        """What this rank computes on."""
+        return self.parallel.device or super().device
 
     def before_load(self, checkpoint: Path) -> None:
         """`MRSPStrategy` calls it before it reads a checkpoint, all of whose names must then be in the module."""

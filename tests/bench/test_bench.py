@@ -122,6 +122,20 @@ def test_mr_sp_has_the_promised_fields(bench, tmp_path):
     assert step["stage_1_speedup"] == pytest.approx(step["no_reuse_s"] / step["stage_1_s"])
 
 
+def test_weight_sync_brings_all_weights_in_few_messages(bench, tmp_path):
+    script = bench("weight_sync")
+    sizes = dataclasses.replace(
+        script.FULL, buckets_mib=(0, 1, 512), repeats=1, hidden_size=64, num_layers=2, vocab_size=640
+    )
+    rows = written_by(script, sizes, tmp_path)["rows"]
+    assert [list(row) for row in rows] == [["ranks", "bucket_mib", "tensors", "collectives", "seconds"]] * 3
+    assert [(row["ranks"], row["bucket_mib"], row["tensors"]) for row in rows] == [
+        (2, size, 27) for size in (0, 1, 512)
+    ]
+    assert [row["collectives"] for row in rows] == [27, 1, 1]
+    assert all(row["seconds"] > 0 for row in rows)
+
+
 @pytest.mark.vllm
 @pytest.mark.slow
 def test_rollout_has_a_row_for_every_source_and_encodes_where_it_must(bench, tmp_path):

@@ -4,6 +4,7 @@ import pickle
 import re
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -356,6 +357,41 @@ def test_a_data_module_travels_to_spawned_workers(synthetic):
     module.setup("fit")
     dataset = pickle.loads(pickle.dumps(module.datasets["train"]))
     assert torch.equal(dataset[0].input_ids, module.datasets["train"][0].input_ids)
+
+
+@pytest.mark.parametrize(
+    ("weights", "compute", "wanted"),
+    [
+        ("float32", None, torch.float32),
+        ("bfloat16", None, torch.bfloat16),
+        ("float32", "bfloat16", torch.bfloat16),
+        ("bfloat16", "float32", torch.float32),  # nothing is rounded that the encoder would not round
+    ],
+)
+def test_patches_leave_the_loader_in_the_precision_that_the_encoder_computes_in(
+    synthetic, monkeypatch, weights, compute, wanted
+):
+    module = clips(synthetic, num_workers=1)
+    module.renderer.family = vl_family(dtype=weights)
+    monkeypatch.setattr(module, "_parallel", lambda: Parallel(compute_dtype=compute))
+    module.setup("fit")
+    (batch, *_) = module.train_dataloader()
+    assert {item.patches.dtype for prompt in batch.prompts for item in prompt.media} == {wanted}
+
+
+def test_patches_are_pinned_for_a_gpu_alone(synthetic):
+    for device in ("cpu", "cuda"):
+        module = clips(synthetic, num_workers=1)
+        strategy = SimpleNamespace(root_device=torch.device(device))
+        module.trainer = SimpleNamespace(
+            strategy=strategy,
+            distributed_sampler_kwargs=None,
+            lightning_module=SimpleNamespace(parallel=Parallel()),
+            default_root_dir=".",
+            is_global_zero=False,
+        )
+        module.setup("fit")
+        assert module.stream.options.pin_memory == (device == "cuda")
 
 
 # ---- resuming a Lightning run ----

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
-from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.plugins import HalfPrecision, MixedPrecision
 
 from longrl.algorithms import (
     Algorithm,
@@ -672,10 +672,24 @@ def test_a_negative_gradient_limit_is_refused():
         policy_of(text_family(), max_grad_norm=-1)
 
 
-def test_scaled_losses_are_refused():
+REFUSED = ("16-mixed", "bf16-true", "16-true", "64-true", "transformer-engine")
+
+
+@pytest.mark.parametrize("precision", REFUSED)
+def test_a_precision_that_changes_losses_or_batches_is_refused(precision):
     policy = policy_of(text_family())
-    with pytest.raises(ValueError, match=r"trainer\.precision=16-mixed scales losses"):
-        train(policy, Batch(with_targets(text_prompts(policy.family))), plugins=[MixedPrecision("16-mixed", "cpu")])
+    policy._trainer = SimpleNamespace(precision=precision, world_size=1, strategy=object())
+    with pytest.raises(ValueError, match=f"precision must be 32-true or bf16-mixed, got {precision}; set it to bf16-"):
+        policy.setup("fit")
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-mixed"])
+def test_a_run_in_another_precision_ends_before_it_loads_weights(precision):
+    policy = policy_of(text_family())
+    policy.build_model = None  # a call would fail
+    plugins = [MixedPrecision(precision, "cpu")] if "mixed" in precision else [HalfPrecision(precision)]
+    with pytest.raises(ValueError, match=r"trainer\.precision must be 32-true or bf16-mixed"):
+        train(policy, Batch(with_targets(text_prompts(policy.family))), plugins=plugins)
 
 
 def test_several_devices_need_the_strategy():

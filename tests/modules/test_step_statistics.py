@@ -8,11 +8,13 @@ from torch import nn
 
 from longrl.modules.phase_memory import PhaseMemory, resident_bytes
 from longrl.modules.step_statistics import (
+    StepSums,
     advantage_metrics,
     advantage_sums,
     completion_means,
     gradient_norms,
     lowest_over_ranks,
+    total_norm,
 )
 from longrl.strategies.axis import SINGLE_RANK
 from tests.tiny import text_family, vl_family
@@ -21,7 +23,7 @@ from tests.tiny import text_family, vl_family
 def with_gradients(model):
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
-        parameter.grad = torch.randn(parameter.shape, generator=generator)
+        parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
     return model
 
 
@@ -36,7 +38,8 @@ def test_norms_of_the_parts_of_a_vision_language_model_are_torchs():
     model = family.build()
     model.lm_head = nn.Linear(model.lm_head.in_features, model.lm_head.out_features, bias=False)  # the tiny one is tied
     model = with_gradients(model)
-    found = gradient_norms(model, family.model_parts(model))
+    total, found = gradient_norms(model, family.model_parts(model))
+    assert found.pop("grad_norm") == float(total)
     is_merger = lambda name: ".visual.merger." in name  # noqa: E731
     wanted = {
         "grad_norm_projector": plain_norm(model, is_merger),
@@ -47,15 +50,35 @@ def test_norms_of_the_parts_of_a_vision_language_model_are_torchs():
     assert found == pytest.approx(wanted, rel=1e-5)
     every = plain_norm(model, lambda name: True)
     assert math.hypot(*found.values()) == pytest.approx(every, rel=1e-5)
+    assert float(total) == float(nn.utils.get_total_norm([p.grad for p in model.parameters()]))  # to the last bit
+
+
+def test_norms_of_gradients_in_bfloat16_are_summed_in_float32():
+    family = text_family()
+    model = with_gradients(family.build().bfloat16())
+    wanted = plain_norm(model, lambda name: True)
+    total, found = gradient_norms(model, family.model_parts(model))
+    assert total.dtype == torch.float32
+    assert found["grad_norm"] == found["grad_norm_language_model"] == pytest.approx(wanted, rel=1e-6)
+    assert float(total_norm([p.grad for p in model.parameters()])) == float(total)
+    in_bfloat16 = nn.utils.get_total_norm([p.grad for p in model.parameters()])
+    assert float(in_bfloat16) != pytest.approx(wanted, rel=1e-4)  # what this is for
+    nn.utils.clip_grads_with_norm_(model.parameters(), 1.0, total)
+    assert plain_norm(model, lambda name: True) == pytest.approx(1.0, rel=1e-3)
+
+
+def test_no_gradients_have_norm_zero():
+    assert float(total_norm([])) == 0
 
 
 def test_a_part_without_gradients_has_no_norm():
     family = text_family()
     model = with_gradients(family.build())
-    assert gradient_norms(model, family.model_parts(model)).keys() == {"grad_norm_language_model"}  # its head is tied
-    assert gradient_norms(model, {}) == {}
+    _, found = gradient_norms(model, family.model_parts(model))
+    assert found.keys() == {"grad_norm", "grad_norm_language_model"}  # its head is tied
+    assert gradient_norms(model, {})[1].keys() == {"grad_norm"}
     model.zero_grad(set_to_none=True)
-    assert gradient_norms(model, family.model_parts(model)) == {}
+    assert gradient_norms(model, family.model_parts(model))[1] == {"grad_norm": 0.0}
 
 
 def test_a_parameter_counts_in_the_first_of_its_parts():
@@ -63,7 +86,9 @@ def test_a_parameter_counts_in_the_first_of_its_parts():
     outer = nn.Sequential(nn.Linear(2, 2, bias=False), inner)
     outer[0].weight.grad = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
     inner.weight.grad = torch.tensor([[5.0, 12.0]])
-    assert gradient_norms(outer, {"inner": [inner], "outer": [outer]}) == {
+    _, found = gradient_norms(outer, {"inner": [inner], "outer": [outer]})
+    assert found == {
+        "grad_norm": pytest.approx(math.hypot(5, 13)),
         "grad_norm_outer": 5.0,
         "grad_norm_inner": 13.0,
     }
@@ -86,10 +111,25 @@ def test_without_a_token_advantages_are_nan():
 
 def test_entropies_are_means_of_completions_and_the_lowest_counts():
     index = torch.tensor([4, 4, 7, 7, 7, 9])
-    means = completion_means(torch.tensor([1.0, 3.0, 0.0, 1.0, 2.0, 5.0]), index)
-    assert means.tolist() == [2.0, 1.0, 5.0]
+    means = completion_means(torch.tensor([1.0, 3.0, 0.0, 1.0, 2.0, 5.0]), index, 10)
+    none = math.inf
+    assert means.tolist() == [none, none, none, none, 2.0, none, none, 1.0, none, 5.0]
     assert lowest_over_ranks([means, torch.tensor([1.5])], SINGLE_RANK) == 1.0
     assert math.isnan(lowest_over_ranks([], SINGLE_RANK))
+    assert math.isnan(lowest_over_ranks([torch.tensor([none])], SINGLE_RANK))
+
+
+def test_sums_of_a_step_are_those_of_numbers_taken_one_by_one():
+    values = [{"loss": torch.rand(()), "b": torch.rand((), dtype=torch.float64)} for _ in range(7)]
+    values[3] = {"c": torch.rand(()), **values[3]}
+    wanted = dict.fromkeys(("loss", "b", "c"), 0.0)
+    sums = StepSums()
+    for each in values:
+        sums.add(each)
+        for name, value in each.items():
+            wanted[name] += value.item()
+    assert sums.collect() == wanted  # to the last bit
+    assert StepSums().collect() == {}
 
 
 def test_memory_of_a_phase_is_its_largest_of_the_step(monkeypatch):

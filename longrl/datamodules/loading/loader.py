@@ -94,6 +94,8 @@ class LoaderOptions:
     """Prompts rendered ahead, over all workers."""
     multiprocessing_context: str | None = None
     """How workers start: `fork`, `spawn` or `forkserver`; None for the platform's default."""
+    pin_memory: bool = False
+    """Put what workers hand over into pinned memory, for a GPU."""
 
     def render(self, dataset: RenderedRows[Item], indices: Iterable[int]) -> Iterator[Item | UnusableSample]:
         """The rows at `indices`, in that order. Draws from no global random state: a trainer's stays as it is."""
@@ -113,6 +115,7 @@ class LoaderOptions:
             collate_fn=IPCPayload.pack_shared,  # of single items, for there is no batch_size
             num_workers=self.num_workers,
             worker_init_fn=end_with_trainer,
+            pin_memory=self.pin_memory,
             prefetch_factor=math.ceil(self.prefetch_prompts / self.num_workers),
             multiprocessing_context=self.multiprocessing_context,
             generator=torch.Generator(),

@@ -89,6 +89,8 @@ class RowRenderer:
     """Of the update and the engine, beside `max_prompt_tokens`."""
     shard: FrameShard = FULL_SHARD
     """Which part of every medium this rank decodes."""
+    patch_dtype: torch.dtype = torch.float32
+    """Precision in which patches are handed over: that of the encoder, which would round them to it anyway."""
     stored: KnowsFeatures | None = None
     """Videos that it knows are not decoded; should their features prove unusable, `Media.source` decodes them."""
     _cache: OrderedDict[tuple[object, ...], Frames | AudioClip] = field(default_factory=OrderedDict, repr=False)
@@ -133,7 +135,7 @@ class RowRenderer:
         self._check_length(prompt)
 
         # 5. Where left-out pixels come from, and which frames are shown.
-        items = prompt.media
+        items = tuple(item.with_patches_in(self.patch_dtype) for item in prompt.media)
         if any(item.source for item in media):
             items = tuple(replace(item, source=read.source) for item, read in zip(items, media, strict=True))
         frames = [item for item in media if isinstance(item, Frames)]

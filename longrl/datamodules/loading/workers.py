@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from longrl.io.processes import LostWorker, lost_worker_in
 from longrl.io.pulse import PULSE
-from longrl.types import Row
+from longrl.types import Prompt, Row
 
 logger = logging.getLogger(__name__)
 
@@ -91,18 +91,36 @@ class IPCPayload:
             return cls.pack(error)
         return payload
 
+    def pin_memory(self) -> PinnedItem:
+        """In the trainer's process, where it has a GPU; PyTorch's loader calls it in a thread of its own."""
+        item = self._load()
+        return PinnedItem(item.pin_memory() if isinstance(item, Prompt) else item)
+
     def unpack(self) -> Any:
         """In the trainer's process.
 
         Raises:
             SharedMemoryFull: the worker had no room for it.
         """
+        return PinnedItem(self._load()).unpack()
+
+    def _load(self) -> Any:
         unpickler = pickle.Unpickler(io.BytesIO(self.pickled))
         unpickler.persistent_load = self.shared.__getitem__  # type: ignore[method-assign]
-        item = unpickler.load()
-        if isinstance(item, SharedMemoryFull):
-            raise item
-        return item
+        return unpickler.load()
+
+
+@dataclass(frozen=True)
+class PinnedItem:
+    """An item that has arrived; patches of a prompt are in pinned memory."""
+
+    item: Any
+
+    def unpack(self) -> Any:
+        """As of `IPCPayload`."""
+        if isinstance(self.item, SharedMemoryFull):
+            raise self.item
+        return self.item
 
 
 def put_into_shared_memory(tensor: Tensor) -> None:
@@ -156,7 +174,7 @@ def items_of_workers(parcels: DataLoader[Any], rows: Sequence[Row], drawn: deque
     """What workers hand over, in the order drawn; as long as it is read the watchdog sees that they live.
 
     Args:
-        parcels: of `IPCPayload`.
+        parcels: of `IPCPayload` or `PinnedItem`.
         rows: of the data set.
         drawn: rows that were drawn and not handed over yet; the first one is waited for.
 

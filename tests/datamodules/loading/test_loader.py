@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+from longrl.datamodules.loading import loader
 from longrl.datamodules.loading.loader import (
     EvalLoader,
     LoaderOptions,
@@ -17,7 +18,7 @@ from longrl.datamodules.loading.loader import (
     usable_items,
 )
 from longrl.datamodules.loading.skips import SkipLog
-from longrl.datamodules.loading.workers import IPCPayload
+from longrl.datamodules.loading.workers import IPCPayload, SharedMemoryFull
 from longrl.types import Media, Prompt, Row, UnusableSample
 
 
@@ -223,6 +224,30 @@ def test_tensors_of_any_size_arrive_from_workers_as_they_were():
     assert replace(found, input_ids=0, position_ids=0, media=()) == replace(
         prompt, input_ids=0, position_ids=0, media=()
     )
+
+
+def test_patches_of_workers_are_pinned_where_they_go_to_a_gpu(monkeypatch):
+    """By PyTorch's loader, which does so only where it finds a GPU: here its part is played."""
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor.data_ptr()) or tensor.clone())
+    patches = torch.rand(300, 1000)
+    media = (Media("video", patches, (1, 2, 2), 1.0, (0.0,), "key"),)
+    prompt = replace(FakeRender()(rows(1)[0]), media=media)
+    found = IPCPayload.pack(prompt).pin_memory().unpack()
+    assert pinned == [patches.data_ptr()]
+    assert found.media[0].patches.data_ptr() != patches.data_ptr()
+    assert torch.equal(found.media[0].patches, patches)
+    broken = UnusableSample("a.mp4", "no such stream")
+    assert str(IPCPayload.pack(broken).pin_memory().unpack()) == str(broken)
+    with pytest.raises(SharedMemoryFull, match="no room"):
+        IPCPayload.pack(SharedMemoryFull("no room")).pin_memory().unpack()
+
+    made = []
+    monkeypatch.setattr(loader, "DataLoader", lambda *args, **options: made.append(options["pin_memory"]))
+    monkeypatch.setattr(loader, "items_of_workers", lambda *args: iter(()))
+    for pin_memory in (False, True):
+        LoaderOptions(num_workers=1, pin_memory=pin_memory).render(RenderedRows([prompt.row], FakeRender()), [0])
+    assert made == [False, True]
 
 
 # ---- skipping ----

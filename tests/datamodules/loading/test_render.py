@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from PIL import Image
 
 from longrl.datamodules.loading.render import RowRenderer
@@ -59,3 +60,34 @@ def test_a_text_of_megabytes_is_refused_before_it_is_tokenized():
     renderer = RowRenderer(text_family(), VideoSampling(), max_prompt_tokens=1000)
     with pytest.raises(UnusableSample, match=r"5000000 characters, at least 19531 tokens: more than 1000"):
         renderer(replace(row("a"), problem="words " * 833_333 + "wo"))
+
+
+@pytest.mark.parametrize("make", [vl_family, qwen3_vl_family, vila_family, omni_family])
+def test_patches_in_the_encoders_precision_give_the_same_features_to_the_last_bit(tmp_path, monkeypatch, make):
+    """And an encoder asks for them without waiting: from pinned memory a copy to a GPU then goes on by itself."""
+    Image.new("RGB", (150, 90), "teal").save(tmp_path / "i.png")
+    family = make(dtype="bfloat16")
+    model = family.build()
+    plain = RowRenderer(family, VideoSampling(fps=None, num_frames=6))
+    asked = row("a", videos=(str(write(tmp_path / "v.mp4", 8)),), images=(str(tmp_path / "i.png"),))
+    wanted = plain(asked).media
+    found = replace(plain, patch_dtype=torch.bfloat16)(asked).media
+    of_bytes = make is vila_family
+    assert {item.patches.dtype for item in wanted} == {torch.uint8 if of_bytes else torch.float32}
+    assert {item.patches.dtype for item in found} == {torch.uint8 if of_bytes else torch.bfloat16}
+
+    waited = []
+    to = torch.Tensor.to
+
+    def noted(tensor, *args, **options):
+        if any(tensor.untyped_storage().data_ptr() == item.patches.untyped_storage().data_ptr() for item in found):
+            waited.append(not options.get("non_blocking"))
+        return to(tensor, *args, **options)
+
+    with torch.no_grad():
+        features = family.encode_media(model, wanted)
+        monkeypatch.setattr(torch.Tensor, "to", noted)
+        same = family.encode_media(model, found)
+    assert waited
+    assert not waited[0]
+    assert all(torch.equal(one, other) for one, other in zip(features, same, strict=True))
