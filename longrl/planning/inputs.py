@@ -19,6 +19,7 @@ from longrl.models.lora import add_adapters
 from longrl.models.planning_sizes import TextSizes, VisionSizes
 from longrl.planning.shapes import build_on_meta
 from longrl.strategies.sequence import HeadLayout
+from longrl.strategies.whole_tensors import BUCKET_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +146,8 @@ class VLLMShare:
     max_model_len: int = 0
     media_enter_whole: bool = True
     """Of the family: media bound the largest batch from below."""
+    bucket_bytes: int = BUCKET_BYTES
+    """Weights that are gathered in one message."""
     max_num_seqs: int = 256
     enforce_eager: bool = False
     sleeps: bool = True

@@ -265,6 +265,7 @@ def vllm_share(
         kv_cache_bytes=None if engine.kv_cache_gib is None else engine.kv_cache_gib * GIB,
         max_model_len=engine.max_model_len,
         media_enter_whole=family.media_enter_whole,
+        bucket_bytes=engine.bucket_mib << 20,
         max_num_seqs=engine.max_num_seqs,
         enforce_eager=engine.enforce_eager,
         sleeps=engine.sleeps,

@@ -111,11 +111,19 @@ def asleep_memory(plan: Plan) -> float:
 
 
 def handed_over(plan: Plan) -> float:
-    """Largest tensor of a `sync`, gathered from shards and in vLLM's precision: D max(V, F) (w [m > 1] + b [b < w])."""
-    values = plan.sizes.hidden * max(plan.sizes.vocabulary, plan.sizes.mlp_width)
-    gathered = plan.weight_bytes if plan.shards > 1 else 0
-    cast = plan.matmul_bytes if plan.matmul_bytes < plan.weight_bytes else 0
-    return float(values * (gathered + cast))
+    """Whole tensors of a `sync`: a bucket gathered from shards, its largest tensor, and that in vLLM's precision.
+
+    The largest has D max(V, F) values; one that is larger than a bucket is a bucket of its own.
+    """
+    sizes = plan.sizes
+    values = sizes.hidden * max(sizes.vocabulary, sizes.mlp_width)
+    largest = plan.weight_bytes * values
+    cast = plan.matmul_bytes * values if plan.matmul_bytes < plan.weight_bytes else 0
+    if plan.shards == 1:
+        return float(cast)
+    bucket = min(share_of(plan).bucket_bytes, plan.weight_bytes * sizes.text_params)
+    gathered = largest if largest >= bucket else bucket + largest
+    return float(gathered + cast)
 
 
 def engine_features(plan: Plan) -> float:

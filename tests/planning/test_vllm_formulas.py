@@ -70,7 +70,7 @@ def test_vllm_does_not_start_without_room_for_the_longest_sequence():
 
 
 def test_it_wakes_up_twice():
-    """First its weights, while the largest tensor is there whole, in float32 and in bfloat16; then its cache."""
+    """First its weights, while a bucket is there whole, and of it a tensor in float32 and bfloat16; then its cache."""
     phases = memory.estimate_memory(BESIDE).phases
     asleep = vllm_formulas.asleep_memory(BESIDE)
     assert phases["sync"]["vLLM"] == asleep + 2 * 250
@@ -78,6 +78,17 @@ def test_it_wakes_up_twice():
     assert phases["generate"]["vLLM"] == phases["validate"]["vLLM"] == 2e9
     assert phases["update"]["vLLM"] == phases["encode"]["vLLM"] == asleep
     assert "rollout" not in phases
+
+
+@pytest.mark.parametrize(
+    ("bucket", "held"),
+    [(512, 8 * 32 * 4), (4096, 4096 + 8 * 32 * 4), (1 << 20, 2050 * 4 + 8 * 32 * 4)],
+)
+def test_a_sync_holds_a_bucket_and_a_tensor_of_it(bucket, held):
+    """A tensor larger than a bucket is one itself; a bucket holds no more than the model."""
+    sizes = dataclasses.replace(RUN.sizes, layer_params=(1000, 1000))
+    plan = dataclasses.replace(changed(bucket_bytes=bucket), sizes=sizes)
+    assert vllm_formulas.handed_over(plan) == held + 8 * 32 * 2
 
 
 def test_resampling_encodes_while_it_is_awake():
