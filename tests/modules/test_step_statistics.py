@@ -67,6 +67,29 @@ def test_norms_of_gradients_in_bfloat16_are_summed_in_float32():
     assert plain_norm(model, lambda name: True) == pytest.approx(1.0, rel=1e-3)
 
 
+def test_the_host_is_one_micro_batch_ahead_of_a_gpu(monkeypatch):
+    seen = []
+
+    class Event:
+        def __init__(self):
+            self.number = len([one for one in seen if one[0] == "queued"])
+
+        def record(self):
+            seen.append(("queued", self.number))
+
+        def synchronize(self):
+            seen.append(("awaited", self.number))
+
+    class OnGPU(torch.Tensor):
+        is_cuda = True
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    sums = StepSums()
+    for _ in range(3):
+        sums.add({"loss": torch.zeros(()).as_subclass(OnGPU)})
+    assert seen == [("queued", 0), ("awaited", 0), ("queued", 1), ("awaited", 1), ("queued", 2)]
+
+
 def test_no_gradients_have_norm_zero():
     assert float(total_norm([])) == 0
 
