@@ -1,7 +1,7 @@
 """One GRPO step of `fit` on one GPU, on a long video, with Qwen2.5-VL-3B's true shapes and random weights.
 
 configs/qwen2_5_vl_3b_hour_grpo_lora.yaml as it is, but for the weights (random, made on the GPU), the data (one
-generated mp4, one question, no KL) and 64 new tokens:
+generated mp4, one question, no KL), the engine (the trainer's own model, not vLLM) and 64 new tokens:
 
 - lora: 1,820 frames, 131k tokens; adapters under autocast, layer inputs on the host.
 - sharded: 224 frames, 16k tokens; all weights trained, float32 sharded by MRSPStrategy (FSDP2 over NCCL), computed in
@@ -137,6 +137,7 @@ def changes_of(step: Step, sizes: Sizes, folder: Path, is_cpu: bool) -> dict[str
         "rollout": {
             "reward": {"terms": [{"function": "hour_long.is_odd"}]},
             "sampling": {"num_generations": sizes.completions, "max_completion_tokens": sizes.new_tokens},
+            "engine": {"class_path": "longrl.engines.hf.HFEngine", "init_args": {"max_sequences": sizes.completions}},
         },
         "checkpoint": {"save_last": False},
         "model": {"family": {"init_args": family}, "algorithm": {"kl_coef": 0.0}},

@@ -103,6 +103,7 @@ def test_steps_on_a_gpu_take_the_recipe_with_random_weights_made_there(bench, tm
     for changes in (lora, sharded, offload):
         assert changes["model"]["family"]["init_args"]["init_device"] == "cuda"
         assert changes["trainer"]["accelerator"] == "gpu"
+        assert changes["rollout"]["engine"]["class_path"] == "longrl.engines.hf.HFEngine"  # there is no vLLM
     assert script.FULL.steps[0].frames // 2 * 144 == 131_040
     assert (lora["trainer"]["precision"], "strategy" in lora["trainer"]) == ("bf16-mixed", False)
     assert sharded["model"]["family"]["init_args"]["dtype"] == "float32"
