@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -218,11 +218,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def main(argv: Sequence[str] | None = None, sizes: Sizes | None = None) -> list[Mapping[str, Any]]:
+def main(argv: Sequence[str] | None = None, sizes: Sizes | None = None) -> list[dict[str, Any]]:
     """The command; `sizes` replaces what `--tiny` or its absence choose. Exits with 1 if a step failed."""
     arguments = parse(argv)
     sizes = sizes or (TINY if arguments.tiny else FULL)
-    rows: list[Mapping[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     given = [f"--{name}" for name in ("cpu", "tiny", "quick") if getattr(arguments, name)]
     origin = provenance("hour_step", arguments) | {"command": " ".join(["python bench/hour_step.py", *given])}
     with tempfile.TemporaryDirectory(prefix="longrl-hour-step-", ignore_cleanup_errors=True) as name:
@@ -233,7 +233,8 @@ def main(argv: Sequence[str] | None = None, sizes: Sizes | None = None) -> list[
                 console.print(rows[-1], soft_wrap=True, highlight=False, markup=False)
                 if arguments.json:
                     write_json(arguments.json, {**origin, "rows": rows})
-    print_table("hour_step", [{key: "" if value is None else value for key, value in row.items()} for row in rows])
+    shown = [row | {"status": row["status"][:60]} for row in rows]  # the whole is printed above, and in the file
+    print_table("hour_step", [{key: "" if value is None else value for key, value in row.items()} for row in shown])
     failed = [row["case"] for row in rows if row["status"] != "ok"]
     if failed and argv is None:
         sys.exit(f"failed: {', '.join(failed)}")

@@ -1,6 +1,6 @@
 """Hand-over of sharded weights to an engine: many tensors in one message, against one tensor at a time.
 
-A Qwen2 model with as many tensors as a 7B's (28 layers, 338 of them) and random weights is sharded by FSDP2 over two
+A Qwen2 model with as many tensors as a 7B's (28 layers, 339 names) and random weights is sharded by FSDP2 over two
 ranks, each a process with one thread; they talk over gloo. Both variants bring every weight, whole, to every rank and
 copy it into a tensor of the same size, as vLLM does:
 

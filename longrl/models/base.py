@@ -24,7 +24,7 @@ from longrl.models.lora import LoRASettings, export_adapters
 from longrl.models.planning_sizes import HasPlanningSizes
 from longrl.models.reading import PatchesMedia, RendersPrompts
 from longrl.strategies.sequence import NO_SEQUENCE_PARALLEL, SequenceParallel
-from longrl.types import Dtype, Features, Media, Packed, PolicyOutput
+from longrl.types import Dtype, Features, GroupSpan, Media, Packed, PolicyOutput
 
 logger = logging.getLogger(__name__)
 
@@ -126,12 +126,11 @@ class TextStack(RendersPrompts):
         inputs = self.text_inputs(model, packed, features, rows)  # [1, l, D] and what else the layers read
 
         # 3. The layers. Attention alone looks beyond a rank's rows.
-        layout = {"spans": packed.spans, "sequence": sequence}
         offload: Any = contextlib.nullcontext()
         if self.offload_checkpoints and self.gradient_checkpointing:
             offload = OffloadedCheckpoints()
         with offload:
-            hidden = self.hidden_states(model, positions, **inputs, **layout)
+            hidden = self.hidden_states(model, positions, packed.spans, sequence=sequence, **inputs)
 
         # 4. Logits for the scored rows only; several ranks take equal parts, wherever these rows lie.
         lm_head = model.get_output_embeddings().weight  # [V, D]
@@ -232,18 +231,25 @@ class TextStack(RendersPrompts):
             values = values[order.to(values.device, non_blocking=True)]
         return mask, values
 
-    def hidden_states(self, model: Any, position_ids: Tensor, **inputs: Any) -> Tensor:
+    def hidden_states(
+        self, model: Any, position_ids: Tensor, spans: tuple[GroupSpan, ...] | None = None, **inputs: Any
+    ) -> Tensor:
         """Last hidden states of the text stack.
 
         Args:
             model: made by `build`.
             position_ids: [A, B, L].
-            inputs: those of `text_inputs`; `spans`, `sequence` and `layer_attention` reach the attention function in
-                every layer.
+            spans: layout of a packed sequence.
+            inputs: those of `text_inputs`; `sequence` and `layer_attention`, which with the layout reach the attention
+                function in every layer.
 
         Returns:
             [B, L, D].
         """
+        if spans is not None:
+            from longrl.packing.attention import PackedLayout
+
+            inputs["layout"] = PackedLayout(spans)
         backbone = self.backbone(model)
         # Masks that transformers hands on as they are, for the attention function knows the layout: nothing for each
         # kind of layer, or an empty one of four dimensions where the stack takes no mapping.

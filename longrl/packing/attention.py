@@ -38,6 +38,19 @@ from longrl.types import GroupSpan
 ATTENTION_NAME = "longrl_shared_prefix"
 
 
+class PackedLayout:
+    """Where the groups of a packed sequence lie, on the way through the layers.
+
+    A plain object: torch's compiler (2.11) reads a tuple of dataclasses in full, and compiles layers for each anew.
+
+    Args:
+        spans: of the groups.
+    """
+
+    def __init__(self, spans: tuple[GroupSpan, ...]) -> None:
+        self.spans = spans
+
+
 class LayerAttention(Protocol):
     """Replaces attention in every layer of one forward pass: the rollout engine's decoding is one."""
 
@@ -54,7 +67,7 @@ def attention_forward(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    spans: tuple[GroupSpan, ...] | None = None,
+    layout: PackedLayout | None = None,
     sequence: SequenceParallel = NO_SEQUENCE_PARALLEL,
     layer_attention: LayerAttention | None = None,
     **kwargs: Any,
@@ -69,7 +82,7 @@ def attention_forward(
         attention_mask: used only without a layout.
         scaling: factor on the scores.
         dropout: must be 0 with a layout.
-        spans: layout of a packed sequence (B = 1), as an extra keyword of the model's forward.
+        layout: of a packed sequence (B = 1), as an extra keyword of the model's forward.
         sequence: the ranks that share the sequence; this one has `L / sequence.size` of its rows.
         layer_attention: takes the call over altogether.
         kwargs: whatever else transformers passes.
@@ -81,7 +94,7 @@ def attention_forward(
         ValueError: the layer has dropout or a sliding window.
     """
     # 1. The model is used as transformers would: nothing is packed.
-    if spans is None and layer_attention is None:
+    if layout is None and layer_attention is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
@@ -100,14 +113,15 @@ def attention_forward(
     if layer_attention is not None:
         output = layer_attention(module.layer_idx, query, key, value, scale)  # [B, H, L, D]
         return output.transpose(1, 2), None
-    assert spans is not None
+    assert layout is not None
+    spans = layout.spans
     if sequence.size == 1:
         output = shared_prefix_attention(query[0], key[0], value[0], spans, scale)  # [H, L, D]
     else:
         # Attention needs all rows, so ranks exchange their rows of all heads for all rows of some heads, and back.
-        query, key, value, layout = sequence.to_heads(query[0], key[0], value[0])  # [heads of this rank, L, D]
+        query, key, value, heads = sequence.to_heads(query[0], key[0], value[0])  # [heads of this rank, L, D]
         output = shared_prefix_attention(query, key, value, spans, scale)
-        output = sequence.to_rows(output, layout)  # [H, L / ranks, D]
+        output = sequence.to_rows(output, heads)  # [H, L / ranks, D]
     return output[None].transpose(1, 2), None
 
 

@@ -129,12 +129,12 @@ def update_moments(plan: Plan, batch: MicroBatch, standing: MemoryParts) -> list
 def host_memory(plan: Plan, prefetched_prompts: int) -> MemoryParts:
     """Bytes in the host memory of each node.
 
-    Patches in float32 of this batch and of the prompts rendered ahead, this rank's part of each; what is offloaded; and
+    Patches in the precision of computing of this batch and of the prompts rendered ahead, this rank's part of each; what is offloaded; and
     at the start the model that every rank builds before it is sharded.
     """
     num_ranks = min(plan.devices, plan.devices_per_node)
     encoder = plan.sizes.vision_encoder
-    patches = plan.local_patches * encoder.patch_values * 4 if encoder else 0
+    patches = plan.local_patches * encoder.patch_values * plan.gathered_bytes if encoder else 0
     params = plan.sizes.text_params + plan.sizes.encoder_params
     offloaded = 2 * f.trained_memory(plan) if plan.optimizer_offload else 0.0
     if plan.offload:  # weights, gradients, moments and the reference

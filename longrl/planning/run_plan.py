@@ -213,7 +213,7 @@ def plan_from_run(
         sp_group_size=sp_group,
         weight_bytes=weight_bytes,
         gathered_bytes=weight_bytes if compute is None else getattr(torch, compute).itemsize,
-        autocast=run.precision in ("bf16-mixed", "16-mixed"),
+        autocast=run.precision == "bf16-mixed",
         offload=strategy.sharding.offload,
         optimizer_offload=model.optimizer_settings.offload,
         moment_bytes=None if model.optimizer_settings.kind == "adamw" else MOMENT_BYTES,

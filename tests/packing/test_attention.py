@@ -86,10 +86,10 @@ def test_sliding_windows_and_dropout_are_refused():
     module.layer_idx, module.sliding_window = 3, 64
     states = [x[None].detach() for x in tensors()]
     with pytest.raises(ValueError, match="layer 3 uses one of 64 tokens"):
-        attention.attention_forward(module, *states, None, spans=SPANS)
+        attention.attention_forward(module, *states, None, layout=attention.PackedLayout(SPANS))
     module.sliding_window = None
     with pytest.raises(ValueError, match=r"attention_dropout=0, got 0\.1"):
-        attention.attention_forward(module, *states, None, spans=SPANS, dropout=0.1)
+        attention.attention_forward(module, *states, None, layout=attention.PackedLayout(SPANS), dropout=0.1)
 
 
 def test_without_layout_it_is_plain_causal_attention():

@@ -63,19 +63,10 @@ class IPCPayload:
     @classmethod
     def pack(cls, item: object) -> IPCPayload:
         """In the worker."""
-        shared: list[Tensor] = []
         buffer = io.BytesIO()
-        pickler = pickle.Pickler(buffer)
-
-        def share_tensor(value: object) -> int | None:
-            if not isinstance(value, Tensor) or value.nbytes <= SHARED_BYTES:
-                return None
-            shared.append(value)
-            return len(shared) - 1
-
-        pickler.persistent_id = share_tensor  # type: ignore[method-assign]
+        pickler = _Pickler(buffer)
         pickler.dump(item)
-        return cls(buffer.getvalue(), shared)
+        return cls(buffer.getvalue(), pickler.shared)
 
     @classmethod
     def pack_shared(cls, item: object) -> IPCPayload:
@@ -105,9 +96,7 @@ class IPCPayload:
         return PinnedItem(self._load()).unpack()
 
     def _load(self) -> Any:
-        unpickler = pickle.Unpickler(io.BytesIO(self.pickled))
-        unpickler.persistent_load = self.shared.__getitem__  # type: ignore[method-assign]
-        return unpickler.load()
+        return _Unpickler(self.pickled, self.shared).load()
 
 
 @dataclass(frozen=True)
@@ -121,6 +110,31 @@ class PinnedItem:
         if isinstance(self.item, SharedMemoryFull):
             raise self.item
         return self.item
+
+
+class _Pickler(pickle.Pickler):
+    """Leaves large tensors out, as numbers of `shared`. By a method: Python 3.13.0 lets no instance be given one."""
+
+    def __init__(self, buffer: io.BytesIO) -> None:
+        super().__init__(buffer)
+        self.shared: list[Tensor] = []
+
+    def persistent_id(self, value: object) -> int | None:
+        if not isinstance(value, Tensor) or value.nbytes <= SHARED_BYTES:
+            return None
+        self.shared.append(value)
+        return len(self.shared) - 1
+
+
+class _Unpickler(pickle.Unpickler):
+    """Puts them back."""
+
+    def __init__(self, pickled: bytes, shared: list[Tensor]) -> None:
+        super().__init__(io.BytesIO(pickled))
+        self.shared = shared
+
+    def persistent_load(self, number: int) -> Tensor:
+        return self.shared[number]
 
 
 def put_into_shared_memory(tensor: Tensor) -> None:
