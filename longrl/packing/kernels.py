@@ -262,7 +262,7 @@ def _cu_seqlens(batch: VarlenBatch, device: torch.device) -> SeqLens:
     starts = []
     for lengths in (batch.query_lengths, batch.key_lengths):
         ends = torch.tensor((0, *lengths), dtype=torch.int64).cumsum(0)
-        starts.append(ends.to(torch.int32).to(device))
+        starts.append(ends.to(torch.int32).to(device, non_blocking=True))  # else a GPU would be waited for
     return starts[0], starts[1], max(2, *batch.query_lengths), max(2, *batch.key_lengths)
 
 

@@ -18,6 +18,8 @@ from longrl.models.building import BuildsModel
 from longrl.modules.mini_batches import MiniBatch, MismatchMonitor, RolloutLoss
 from longrl.modules.policy import PolicyModule
 from longrl.modules.sft_loss import SFTLoss
+from longrl.packing import kernels
+from longrl.packing.kernels import VarlenBatch
 from longrl.packing.pack import pack
 from longrl.types import Batch, PolicyOutput
 from tests.modules.test_policy import batch_of, policy_of, sampled, text_prompts, tokens_of, train, with_targets
@@ -77,6 +79,28 @@ def waits_of_updates(monkeypatch, micro_batch_tokens: int, stage: str, **options
         policy.mismatch_monitor = MismatchMonitor(max_mismatch=1e9)
         train(policy, batch_of(policy, sampled(policy.family, prompts)))
     return counts, micro_batches
+
+
+class BlockingCopies(TorchDispatchMode):
+    """Counts copies from the host for which all that is queued on a GPU would be waited for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        leaves = function is torch.ops.aten._to_copy.default and args[0].device != kwargs.get("device", args[0].device)
+        self.count += leaves and not kwargs.get("non_blocking", False)
+        return function(*args, **kwargs)
+
+
+def test_the_layout_of_a_micro_batch_leaves_the_host_without_waiting():
+    family = text_family()
+    prompts = text_prompts(family)
+    (packed,) = pack(prompts, tokens_of(sampled(family, prompts)), 1 << 30)
+    with BlockingCopies() as copies:
+        packed.to(META, multiple=4)
+        kernels._cu_seqlens(VarlenBatch((3, 4), (3, 4), causal=True), META)
+    assert copies.count == 0
 
 
 SEQUENCES = {"surrogate": algorithms.sequence_clipped, "correction": algorithms.truncated_sequence}
