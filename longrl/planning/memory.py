@@ -129,8 +129,8 @@ def update_moments(plan: Plan, batch: MicroBatch, standing: MemoryParts) -> list
 def host_memory(plan: Plan, prefetched_prompts: int) -> MemoryParts:
     """Bytes in the host memory of each node.
 
-    Patches in the precision of computing of this batch and of the prompts rendered ahead, this rank's part of each; what is offloaded; and
-    at the start the model that every rank builds before it is sharded.
+    Patches of this batch and of the prompts rendered ahead, this rank's part of each, in the precision of computing;
+    what is offloaded; and at the start the model that every rank builds before it is sharded.
     """
     num_ranks = min(plan.devices, plan.devices_per_node)
     encoder = plan.sizes.vision_encoder
