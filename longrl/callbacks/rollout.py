@@ -135,6 +135,7 @@ class RolloutCallback(Callback):
         assert isinstance(pl_module, PolicyModule)
         self._parallel = pl_module.parallel
         self._family = pl_module.family if self.engine.reads_policy_weights else pl_module.engine_family
+        self.engine.check_installed()
         check_engine_ranks(self.engine, self._parallel.sp_group.size)
         max_prompt_tokens = data_module_of(trainer).renderer.max_prompt_tokens
         longest = max(self.sampling.max_completion_tokens, self.eval_sampling.max_completion_tokens)

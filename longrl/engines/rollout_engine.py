@@ -115,6 +115,9 @@ class RolloutEngine(RefusesOldHooks, abc.ABC):
 
     # By default there is nothing to do.
 
+    def check_installed(self) -> None:
+        """Raises ImportError, before weights are loaded, if a package that it computes with is missing."""
+
     def fit_lengths(self, max_prompt_tokens: int | None, max_completion_tokens: int) -> None:
         """Has sizes that were left open hold the prompts and completions of a run; called before the first `sync`.
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib.util
 import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,6 +44,8 @@ from longrl.io.number_ranges import COUNT, NOT_NEGATIVE, check_ranges
 from longrl.models.base import CausalFamily
 from longrl.models.engine_adapter import EngineAdapter
 from longrl.types import Prompt
+
+REMEDY = f"install {VERSION} ({INSTALL}), or generate without it: --rollout.engine longrl.engines.hf.HFEngine"
 
 
 class VLLMEngine(VLLMRollouts):
@@ -121,6 +124,11 @@ class VLLMEngine(VLLMRollouts):
         atexit.register(self.close)  # last of all, for vLLM takes the process group along
         if family.fp32_lm_head:
             vllm_options.check_head_dtypes(family, self._llm.apply_model(head_dtypes)[0])
+
+    @override
+    def check_installed(self) -> None:
+        if importlib.util.find_spec("vllm") is None:
+            raise ImportError(f"VLLMEngine needs vllm, which is not installed; {REMEDY}")
 
     @override
     def fit_lengths(self, max_prompt_tokens: int | None, max_completion_tokens: int) -> None:
@@ -254,13 +262,12 @@ def _import_llm() -> Any:
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # in this process, or weights could not be handed over
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # else lines in every step, through the progress bar
-    remedy = f"install {VERSION} ({INSTALL}), or use longrl.engines.hf.HFEngine"
     try:
         import vllm
     except Exception as error:  # beside the wrong torch it is an OSError or a RuntimeError
-        raise ImportError(f"VLLMEngine needs vllm, which cannot be imported ({error}); {remedy}") from error
+        raise ImportError(f"VLLMEngine needs vllm, which cannot be imported ({error}); {REMEDY}") from error
     if vllm.__version__.split("+")[0] != VERSION:
-        raise ImportError(f"VLLMEngine is written for vllm {VERSION}, got {vllm.__version__}; {remedy}")
+        raise ImportError(f"VLLMEngine is written for vllm {VERSION}, got {vllm.__version__}; {REMEDY}")
     return vllm.LLM
 
 

@@ -107,6 +107,7 @@ class LocalPolicy(Policy):
 
     @override
     def fit_lengths(self, max_prompt_tokens: int | None, sampling: SamplingParams) -> None:
+        self.engine.check_installed()
         self.engine.fit_lengths(max_prompt_tokens, sampling.max_completion_tokens)
 
     @override

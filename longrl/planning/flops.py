@@ -113,7 +113,7 @@ def scoring_passes(plan: Plan) -> int:
 def step_times(plan: Plan, hardware: Hardware, efficiency: Efficiency) -> dict[str, float]:
     """Seconds of a step's phases on the slowest rank, and of the `step`: one phase after the other.
 
-    Gathering weights and launching kernels overlap with computing, exchanges do not.
+    Gathering weights, launching kernels and moving layer inputs overlap with computing, exchanges and moments do not.
     """
     peak, launch_s = hardware.flops * efficiency.compute, efficiency.launch_s
     flops, batch = step_flops(plan), micro_batch(plan)
@@ -129,13 +129,14 @@ def step_times(plan: Plan, hardware: Hardware, efficiency: Efficiency) -> dict[s
         flops["update"] / plan.sp_group / peak,
         plan.epochs * batch.count * 3 * gather,
         launches.update_launch_s(plan, batch, launch_s),
+        layer_inputs_s(plan, batch, hardware, efficiency),
     )
     seconds = {
         "encode": max(flops["encode"] / plan.sp_group / peak, launches.encode_launch_s(plan, launch_s)),
         "prefill": prefill_s(plan, hardware, efficiency),
         "decode": decode_s(plan, hardware, efficiency),
         "score": scoring + passes * exchange,
-        "update": updating + plan.epochs * backward * exchange + transfers_s(plan, hardware, efficiency.bandwidth),
+        "update": updating + plan.epochs * backward * exchange + moments_s(plan, hardware, efficiency),
     }
     return seconds | {"step": sum(seconds.values())}
 
@@ -184,18 +185,17 @@ def exchange_s(plan: Plan, batch: MicroBatch, hardware: Hardware, efficiency: Ef
     return size / (hardware.bandwidth_among(sp) * efficiency.bandwidth)
 
 
-def transfers_s(plan: Plan, hardware: Hardware, bandwidth: float) -> float:
-    """Seconds of a step in which a rank moves layer inputs and moments to the host and back, nothing overlapping.
+def layer_inputs_s(plan: Plan, batch: MicroBatch, hardware: Hardware, efficiency: Efficiency) -> float:
+    """Seconds in which a rank's layer inputs move to the host and back in a step, beside computing."""
+    if not plan.checkpoints_on_host:
+        return 0.0
+    size = f.checkpoint_memory(plan, batch.local_rows(plan), len(plan.sizes.layer_params))
+    return 2 * batch.count * plan.epochs * size / (hardware.host_bandwidth * efficiency.bandwidth)
 
-    Args:
-        plan: the run.
-        hardware: its devices.
-        bandwidth: share of the maker's peak that is reached.
-    """
-    batch = micro_batch(plan)
-    passes, steps = batch.count * plan.epochs, plan.mini_batches * plan.epochs
-    layers = 0.0
-    if plan.checkpoints_on_host:
-        layers = f.checkpoint_memory(plan, batch.local_rows(plan), len(plan.sizes.layer_params))
-    moments = 2 * f.trained_memory(plan) if plan.optimizer_offload else 0.0
-    return 2 * (passes * layers + steps * moments) / (hardware.host_bandwidth * bandwidth)
+
+def moments_s(plan: Plan, hardware: Hardware, efficiency: Efficiency) -> float:
+    """Seconds in which a rank's moments move to the GPU and back in a step, behind computing."""
+    if not plan.optimizer_offload:
+        return 0.0
+    size = 2 * f.trained_memory(plan)
+    return 2 * plan.mini_batches * plan.epochs * size / (hardware.host_bandwidth * efficiency.bandwidth)

@@ -190,9 +190,9 @@ def adapter_copy_bytes(plan: Plan) -> int:
 def layers_saved(plan: Plan, rows: int) -> float:
     """Tensors that all layers keep as the backward pass begins: N layers, or with checkpointing their inputs, N l D c.
 
-    If their inputs are in host memory, the one that has come back: l D c.
+    If their inputs are in host memory, the one in use and the one on its way back: 2 l D c.
     """
-    count = 1 if plan.checkpoints_on_host else len(plan.sizes.layer_params)
+    count = 2 if plan.checkpoints_on_host else len(plan.sizes.layer_params)
     return checkpoint_memory(plan, rows, count) if plan.gradient_checkpointing else count * layer_saved(plan, rows)
 
 

@@ -83,7 +83,7 @@ def encoding(plan: Plan, *, awake: bool) -> MemoryParts:
 def generation_phases(plan: Plan, standing: MemoryParts) -> dict[str, MemoryParts]:
     """Between encoding and the update: by the trainer's own model, by vLLM on its devices, or elsewhere.
 
-    vLLM wakes up twice: first for its weights, while they are handed over bucket by bucket, then for its cache.
+    vLLM wakes up twice: first for its weights, while they are handed over tensor by tensor, then for its cache.
     """
     if plan.generates_elsewhere:
         largest = plan.weight_bytes * plan.sizes.hidden * max(plan.sizes.vocabulary, plan.sizes.mlp_width)
@@ -129,7 +129,7 @@ def update_moments(plan: Plan, batch: MicroBatch, standing: MemoryParts) -> list
 def host_memory(plan: Plan, prefetched_prompts: int) -> MemoryParts:
     """Bytes in the host memory of each node.
 
-    Patches in the precision of computing, of this batch and of the prompts rendered ahead, this rank's part of each;
+    Patches of this batch and of the prompts rendered ahead, this rank's part of each, in the precision of computing;
     what is offloaded; and at the start the model that every rank builds before it is sharded.
     """
     num_ranks = min(plan.devices, plan.devices_per_node)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import sys
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from longrl.callbacks.rollout_checks import check_rollout_options
 from longrl.datamodules.loading.render import RowRenderer
 from longrl.datamodules.media.sampling import VideoSampling
 from longrl.engines.hf import HFEngine
+from longrl.engines.vllm import VLLMEngine
 from longrl.evaluation.local_policy import LocalPolicy
 from longrl.features.cache import FeatureCache
 from longrl.modules.optimizer import OptimizerSettings
@@ -52,6 +54,15 @@ class SizedEngine(HFEngine):
 
     def max_length(self):
         return self.limit
+
+
+def test_a_missing_vllm_is_known_before_weights_load(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    policy = PolicyModule(text_family(), optimizer=OptimizerSettings(lr=1e-3))
+    monkeypatch.setattr(policy.family, "build", lambda *args: pytest.fail("weights were loaded"))
+    missing = r"VLLMEngine needs vllm, which is not installed; install .*\[vllm\].*--rollout.engine longrl.*HFEngine"
+    with pytest.raises(ImportError, match=missing):
+        train(tmp_path, callback(VLLMEngine()), policy=policy, data=data_module(tmp_path))
 
 
 class OwnEngine(HFEngine):

@@ -118,12 +118,26 @@ def test_checkpointing_keeps_the_input_of_each_layer():
     assert formulas.layers_saved(RUN, 10) == 2 * formulas.layer_saved(RUN, 10)
 
 
-def test_layer_inputs_in_host_memory_are_one_on_the_device():
+def test_layer_inputs_in_host_memory_are_two_on_the_device():
+    """One that a layer is computed from, and one on its way."""
     plan = changed(gradient_checkpointing=True, offload_checkpoints=True)
-    assert formulas.layers_saved(plan, 10) == 10 * 8 * 4
+    assert formulas.layers_saved(plan, 10) == 2 * 10 * 8 * 4
     # two layers of 140 rows * 8 * 4 bytes, pinned as 8 KiB each, on both ranks
     assert memory.host_memory(plan, 0)["offloaded"] == 2 * 2 * 8192
     assert formulas.layers_saved(changed(offload_checkpoints=True), 10) == 2 * formulas.layer_saved(RUN, 10)
+
+
+def test_layer_inputs_travel_beside_computing_and_moments_behind_it():
+    plan = changed(gradient_checkpointing=True, offload_checkpoints=True, optimizer_offload=True)
+    slow_host = dataclasses.replace(HARDWARE["H100"], host_bandwidth=1.0)
+    efficiency = flops.Efficiency()
+    update = flops.step_times(plan, slow_host, efficiency)["update"]
+    inputs = flops.layer_inputs_s(plan, memory.micro_batch(plan), slow_host, efficiency)
+    moments = flops.moments_s(plan, slow_host, efficiency)
+    no_host = flops.step_times(changed(gradient_checkpointing=True), slow_host, efficiency)["update"]
+    assert inputs > 100 * no_host
+    assert update == pytest.approx(inputs + moments, rel=1e-2)
+    assert moments == 2 * 2 * (4 * 250 / 2) / efficiency.bandwidth
 
 
 def test_moments_in_host_memory_visit_the_device_one_weight_at_a_time():
