@@ -83,7 +83,7 @@ def encoding(plan: Plan, *, awake: bool) -> MemoryParts:
 def generation_phases(plan: Plan, standing: MemoryParts) -> dict[str, MemoryParts]:
     """Between encoding and the update: by the trainer's own model, by vLLM on its devices, or elsewhere.
 
-    vLLM wakes up twice: first for its weights, while they are handed over tensor by tensor, then for its cache.
+    vLLM wakes up twice: first for its weights, while they are handed over bucket by bucket, then for its cache.
     """
     if plan.generates_elsewhere:
         largest = plan.weight_bytes * plan.sizes.hidden * max(plan.sizes.vocabulary, plan.sizes.mlp_width)
