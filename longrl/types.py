@@ -352,6 +352,8 @@ class Packed:
     media_kinds: tuple[MediaKind, ...] = ()
     host_ids: Tensor | None = None
     """[L] `input_ids` of what has left the host, which need not wait for a device to read them."""
+    host_predict_from: Tensor | None = None
+    """[R] `predict_from` likewise."""
 
     def to(self, device: torch.device, multiple: int = 1) -> Packed:
         """The same micro-batch on `device`, with rows behind the last group that nothing attends to.
@@ -361,9 +363,9 @@ class Packed:
             multiple: L becomes a multiple of it.
         """
         names = ("input_ids", "position_ids", "predict_from", "target_ids", "completion_index", "token_index")
-        # Nobody waits: what comes from the host is copied before the call returns, or is pinned.
-        tensors = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
+        tensors = {name: to_device(getattr(self, name), device) for name in names}
         tensors["host_ids"] = self.input_ids if self.host_ids is None else self.host_ids
+        tensors["host_predict_from"] = self.predict_from if self.host_predict_from is None else self.host_predict_from
         missing = -len(self.input_ids) % multiple
         if missing:
             from torch.nn.functional import pad
@@ -371,6 +373,20 @@ class Packed:
             for name in ("input_ids", "position_ids", "host_ids"):
                 tensors[name] = pad(tensors[name], (0, missing))
         return replace(self, **tensors)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device, without waiting for what is queued there.
+
+    It is pinned for that: a copy from other memory of the host may wait.
+
+    Args:
+        tensor: of any shape.
+        device: where to; one that is there already is returned.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 class PolicyOutput(NamedTuple):

@@ -24,7 +24,7 @@ from longrl.models.lora import LoRASettings, export_adapters
 from longrl.models.planning_sizes import HasPlanningSizes
 from longrl.models.reading import PatchesMedia, RendersPrompts
 from longrl.strategies.sequence import NO_SEQUENCE_PARALLEL, SequenceParallel
-from longrl.types import Dtype, Features, GroupSpan, Media, Packed, PolicyOutput
+from longrl.types import Dtype, Features, GroupSpan, Media, Packed, PolicyOutput, to_device
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +141,8 @@ class TextStack(RendersPrompts):
             return PolicyOutput(logp, entropy)
         num_scored = len(targets)
         local_targets = targets[sequence.share(num_scored)]  # [R / ranks]
-        scored = sequence.scored(hidden[0], packed.predict_from)  # [R / ranks, D]
+        assert packed.host_predict_from is not None  # since 1.
+        scored = sequence.scored(hidden[0], packed.host_predict_from)  # [R / ranks, D]
         logp, entropy = chunked_logprobs(scored, lm_head, local_targets, temperature, fp32=self.fp32_lm_head)
         logp = sequence.gather(logp, num_scored)  # [R]
         entropy = sequence.gather(entropy, num_scored)
@@ -222,13 +223,13 @@ class TextStack(RendersPrompts):
                 mask |= here
                 indices.append(index)
                 parts += rows_between(media, first, first + len(index))
-        mask = mask.to(device, non_blocking=True)
+        mask = to_device(mask, device)
         if not parts:
             return mask, None
         values = torch.cat(parts)
         if len(indices) > 1:
             order = torch.cat(indices).argsort()
-            values = values[order.to(values.device, non_blocking=True)]
+            values = values[to_device(order, values.device)]
         return mask, values
 
     def hidden_states(

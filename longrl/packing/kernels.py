@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from longrl.types import to_device
+
 logger = logging.getLogger(__name__)
 
 VARIABLE = "LONGRL_ATTENTION"
@@ -262,7 +264,7 @@ def _cu_seqlens(batch: VarlenBatch, device: torch.device) -> SeqLens:
     starts = []
     for lengths in (batch.query_lengths, batch.key_lengths):
         ends = torch.tensor((0, *lengths), dtype=torch.int64).cumsum(0)
-        starts.append(ends.to(torch.int32).to(device, non_blocking=True))  # else a GPU would be waited for
+        starts.append(to_device(ends.to(torch.int32), device))
     return starts[0], starts[1], max(2, *batch.query_lengths), max(2, *batch.key_lengths)
 
 

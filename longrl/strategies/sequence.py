@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from longrl.strategies.axis import SINGLE_RANK, Axis
+from longrl.types import to_device
 
 
 @dataclass(frozen=True)
@@ -143,26 +144,28 @@ class SequenceParallel:
 
         Args:
             hidden: [L / ranks, D] this rank's rows.
-            positions: [R] rows of the whole sequence; a row may occur more than once.
+            positions: [R] rows of the whole sequence, on the host; a row may occur more than once.
 
         Returns:
             [rows of `share(R)`, D].
         """
         if self.size == 1:
-            return hidden[positions]
+            return hidden[to_device(positions, hidden.device)]
         owners = positions // len(hidden)  # [R] rank that has the row
 
         # 1. What this rank sends: its rows, in the order of the ranks that score them.
         is_local = owners == self.axis.rank  # [R]
         edges = self._edges(len(positions))
         send = [int(is_local[start:stop].sum()) for start, stop in itertools.pairwise(edges)]
-        sent = hidden[positions[is_local] - self.axis.rank * len(hidden)]
+        local_rows = positions[is_local] - self.axis.rank * len(hidden)
+        sent = hidden[to_device(local_rows, hidden.device)]
 
         # 2. What it receives: rank after rank, hence the permutation back to the order of the scored rows.
         senders = owners[self.share(len(positions))]
         receive = torch.bincount(senders, minlength=self.size).tolist()
         received = _AllToAll.apply(sent, self.axis.group, send, receive)
-        return received[senders.argsort(stable=True).argsort()]
+        order = senders.argsort(stable=True).argsort()
+        return received[to_device(order, hidden.device)]
 
     def gather(self, values: Tensor, count: int) -> Tensor:
         """[rows of `share(count)`] -> [count], on every rank.

@@ -6,6 +6,7 @@ The device `meta` has no numbers: whatever needs one to go on fails there. So wh
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +22,9 @@ from longrl.modules.sft_loss import SFTLoss
 from longrl.packing import kernels
 from longrl.packing.kernels import VarlenBatch
 from longrl.packing.pack import pack
-from longrl.types import Batch, PolicyOutput
+from longrl.strategies import sequence as sequence_module
+from longrl.strategies.sequence import SequenceParallel
+from longrl.types import Batch, PolicyOutput, to_device
 from tests.modules.test_policy import batch_of, policy_of, sampled, text_prompts, tokens_of, train, with_targets
 from tests.tiny import (
     frames,
@@ -101,6 +104,31 @@ def test_the_layout_of_a_micro_batch_leaves_the_host_without_waiting():
         packed.to(META, multiple=4)
         kernels._cu_seqlens(VarlenBatch((3, 4), (3, 4), causal=True), META)
     assert copies.count == 0
+
+
+def test_ranks_that_share_a_sequence_know_on_the_host_what_they_exchange(monkeypatch):
+    def exchanged(tensor, group, send, receive):
+        assert sum(send) == len(tensor)
+        return tensor.new_empty(sum(receive), *tensor.shape[1:])
+
+    monkeypatch.setattr(sequence_module, "_exchange", exchanged)
+    axis = SimpleNamespace(size=2, rank=1, group=None)
+    hidden = torch.empty(6, 3, device=META)  # rows 6 to 11
+    scored = SequenceParallel(axis).scored(hidden, torch.tensor([0, 5, 6, 11, 11]))
+    assert scored.shape == (3, 3)
+    assert scored.device == META
+
+
+def test_what_leaves_for_a_gpu_is_pinned(monkeypatch):
+    done = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: done.append("pinned") or tensor)
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *args, **options: done.append((*args, options)) or tensor)
+    gpu = torch.device("cuda")
+    to_device(torch.zeros(1), gpu)
+    assert done == ["pinned", (gpu, {"non_blocking": True})]
+    done.clear()
+    to_device(torch.zeros(1), META)
+    assert done == [(META, {"non_blocking": True})]
 
 
 SEQUENCES = {"surrogate": algorithms.sequence_clipped, "correction": algorithms.truncated_sequence}
