@@ -2,9 +2,9 @@
 # The first quarter of an hour on a GPU: one H100 or H200 with torch 2.11 to 2.14, transformers, lightning, peft, pytest and
 # hypothesis; no network, no vllm, no flash-attn, and longrl not installed.
 #
-#   bash bench/gpu_slot.sh             # all of it: 15 minutes at most
-#   bash bench/gpu_slot.sh 1           # kernels against the float64 oracle; encode, prefill, decode, update: 8 minutes
-#   bash bench/gpu_slot.sh 2           # one step of fit on 131k tokens, FSDP2 over NCCL, sharding.offload: 6 minutes
+#   bash bench/gpu_slot.sh             # all of it: 14 minutes at most
+#   bash bench/gpu_slot.sh 1           # kernels against the float64 oracle; encode, prefill, decode, update: 7 minutes
+#   bash bench/gpu_slot.sh 2           # sharding.offload, one step of fit on 131k tokens, FSDP2 over NCCL: 7 minutes
 #   bash bench/gpu_slot.sh --cpu --tiny    # the same code in a minute or two, to try it; its numbers mean nothing
 #
 # Results go to $OUT (runs/gpu_slot), written after every row. $WHEELS is a folder of wheels of what that machine lacks,
@@ -44,11 +44,11 @@ if [[ " ${FLAGS[*]:-} " != *" --cpu "* ]]; then
 fi
 if [ "$PART" != 2 ]; then
   mapfile -t GPU_TESTS < <(grep -rlE '^@pytest\.mark\.gpu' tests --include='test_*.py')
-  step 150 tests "$PYTHON" -m pytest "${GPU_TESTS[@]}" -m gpu -q --maxfail 8 -p no:cacheprovider
-  step 330 gpu "$PYTHON" bench/gpu.py --minutes 4.7 --json "$OUT/gpu.json" --profile "$OUT/update.txt" "${FLAGS[@]}"
+  step 130 tests "$PYTHON" -m pytest "${GPU_TESTS[@]}" -m gpu -q --maxfail 8 -p no:cacheprovider
+  step 310 gpu "$PYTHON" bench/gpu.py --minutes 4.5 --json "$OUT/gpu.json" --profile "$OUT/update.txt" "${FLAGS[@]}"
 fi
 if [ "$PART" != 1 ]; then
-  step 420 hour_step "$PYTHON" bench/hour_step.py --json "$OUT/hour_step.json" "${FLAGS[@]}"
+  step 390 hour_step "$PYTHON" bench/hour_step.py --json "$OUT/hour_step.json" "${FLAGS[@]}"
 fi
 echo "=== $(date +%T) done, status $STATUS; results in $OUT"
 exit "$STATUS"

@@ -138,8 +138,7 @@ class RolloutCallback(Callback):
         self.engine.check_installed()
         check_engine_ranks(self.engine, self._parallel.sp_group.size)
         max_prompt_tokens = data_module_of(trainer).renderer.max_prompt_tokens
-        longest = max(self.sampling.max_completion_tokens, self.eval_sampling.max_completion_tokens)
-        self.engine.fit_lengths(max_prompt_tokens, longest)
+        self.fit_lengths(max_prompt_tokens)
         self.engine.invalidate_weights()  # a stage may begin with other weights at the same step
         if stage == "fit" and pl_module.is_rl():
             resamples = self.max_resample_rounds > 0
@@ -160,6 +159,15 @@ class RolloutCallback(Callback):
             data_module_of(trainer).limit_lengths(eval_limits, ("val", "test"))
         check_judges(self.reward, data_module_of(trainer), stage, pl_module.is_rl())
         self.reward.prepare()  # a missing package or folder is found before weights are loaded
+
+    def fit_lengths(self, max_prompt_tokens: int | None) -> None:
+        """Has the engine hold the data's longest prompt and the longest completion of the run."""
+        self.engine.fit_lengths(max_prompt_tokens, self.longest_completion)
+
+    @property
+    def longest_completion(self) -> int:
+        """Tokens of the longest completion, of training or evaluation."""
+        return max(self.sampling.max_completion_tokens, self.eval_sampling.max_completion_tokens)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

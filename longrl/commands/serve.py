@@ -81,7 +81,7 @@ def fit_lengths(parts: RunParts, options: ServerOptions) -> ServerOptions:
     if options.max_model_len is not None:
         return options
     rollout = parts.planned_run().rollout
-    longest = 0 if rollout is None else rollout.sampling.max_completion_tokens
+    longest = 0 if rollout is None else rollout.longest_completion
     max_model_len = model_length(parts.datamodule.renderer.max_prompt_tokens, longest)
     return replace(options, max_model_len=max_model_len)
 

@@ -96,8 +96,10 @@ class VLLMEngine(VLLMRollouts):
 
     @override
     def identity(self) -> dict[str, Any]:
-        names = ("max_model_len", "enforce_eager", "tensor_parallel_size", "options")
-        return {name: getattr(self, name) for name in names}
+        names = ("enforce_eager", "tensor_parallel_size", "options")
+        # A length that follows the data is the data's, which an evaluation says of itself.
+        length = vllm_options.DEFAULT_MODEL_LEN if self._fits_lengths else self.max_model_len
+        return {"max_model_len": length, **{name: getattr(self, name) for name in names}}
 
     # -- life ----------------------------------------------------------------------------------------------------
 

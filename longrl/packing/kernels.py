@@ -14,6 +14,7 @@ import functools
 import importlib.util
 import logging
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -91,15 +92,24 @@ def kernel_for(query: Tensor) -> Kernel:
 @functools.cache
 def _select_kernel(device: torch.device, dtype: torch.dtype, head_size: int, requested: str) -> Kernel:
     available = _available_kernels(device, dtype, head_size)
-    name = next(iter(available)) if requested == "auto" else FORMER_NAMES.get(requested, requested)
-    if name not in available:
+    names = list(available) if requested == "auto" else [FORMER_NAMES.get(requested, requested)]
+    if names[0] not in available:
         raise ValueError(
             f"{VARIABLE} must be auto or a kernel that runs on {dtype} heads of size {head_size} on {device.type}, "
             f"which are {', '.join(available)}; got {requested!r}: unset it, or use bfloat16 on a GPU with flash-attn "
             "installed"
         )
-    logger.info("attention on %s in %s with heads of size %d: %s", device.type, dtype, head_size, name)
-    return available[name]()
+    for name in names:
+        try:
+            kernel = available[name]()
+        except KernelNotUsable as error:
+            if requested != "auto":
+                raise
+            logger.warning("attention by %s is not possible: %s", name, error)
+            continue
+        logger.info("attention on %s in %s with heads of size %d: %s", device.type, dtype, head_size, name)
+        return kernel
+    raise AssertionError("plain tensor operations are always possible")
 
 
 def _available_kernels(device: torch.device, dtype: torch.dtype, head_size: int) -> dict[str, Callable[[], Kernel]]:
@@ -131,7 +141,7 @@ def _has_flash_attn_2() -> bool:
         found = version("flash-attn")
     except PackageNotFoundError:
         return False
-    major, minor = (int(number) for number in found.split(".")[:2])
+    major, minor = (int(number) for number in re.findall(r"\d+", found)[:2])
     if major == 2 and minor >= 7:
         return True
     logger.warning("flash-attn %s is not used: longrl calls the interface of 2.7 and newer, below 3", found)
@@ -197,6 +207,10 @@ class TorchFlashKernel(VarlenKernel):
         return self.backward_op(*states, *seqlens, NO_DROPOUT, causal, unused, unused[0], scale=scale)
 
 
+class KernelNotUsable(RuntimeError):
+    """A kernel's package is there and does not work."""
+
+
 class TorchFlash3Kernel(TorchFlashKernel):
     """torch's operators with FlashAttention-3 behind them (package flash_attn_interface), for the whole process.
 
@@ -208,7 +222,14 @@ class TorchFlash3Kernel(TorchFlashKernel):
     """
 
     def __init__(self, forward_op: Any = None, backward_op: Any = None) -> None:
-        torch.nn.attention.activate_flash_attention_impl("FA3")
+        try:
+            torch.nn.attention.activate_flash_attention_impl("FA3")
+        except (
+            ImportError,
+            OSError,
+            RuntimeError,
+        ) as error:  # built for another torch, or without backward pass
+            raise KernelNotUsable(f"flash_attn_interface does not load ({error})") from error
         super().__init__(forward_op, backward_op)
 
 

@@ -146,8 +146,6 @@ class VLLMShare:
     max_model_len: int = 0
     media_enter_whole: bool = True
     """Of the family: media bound the largest batch from below."""
-    bucket_bytes: int = BUCKET_BYTES
-    """Weights that are gathered in one message."""
     max_num_seqs: int = 256
     enforce_eager: bool = False
     sleeps: bool = True
@@ -213,6 +211,8 @@ class Plan:
     epochs: int = 1
     vllm: VLLMShare | None = None
     """vLLM on the trainer's devices; without it the trainer's own model generates, unless another process does."""
+    bucket_bytes: int = BUCKET_BYTES
+    """Weights that are gathered in one message for an engine of its own."""
     generates_elsewhere: bool = False
     """Completions come from another process, on other devices."""
     max_sequences: int | None = 256

@@ -86,8 +86,7 @@ def generation_phases(plan: Plan, standing: MemoryParts) -> dict[str, MemoryPart
     vLLM wakes up twice: first for its weights, while they are handed over bucket by bucket, then for its cache.
     """
     if plan.generates_elsewhere:
-        largest = plan.weight_bytes * plan.sizes.hidden * max(plan.sizes.vocabulary, plan.sizes.mlp_width)
-        return {"sync": standing | {"gathered weights": float(largest)}}
+        return {"sync": standing | {"gathered weights": v.gathered_bucket(plan)}}
     if plan.vllm:
         woken = {"vLLM": v.asleep_memory(plan) + v.engine_weights(plan)}
         handed_over = {"gathered weights": v.handed_over(plan)}
@@ -126,6 +125,11 @@ def update_moments(plan: Plan, batch: MicroBatch, standing: MemoryParts) -> list
     return [standing | moment for moment in moments]
 
 
+def pinned(size: float) -> int:
+    """Bytes of pinned host memory for a tensor of so many: torch takes powers of two."""
+    return 2 ** math.ceil(math.log2(max(size, 1)))
+
+
 def host_memory(plan: Plan, prefetched_prompts: int) -> MemoryParts:
     """Bytes in the host memory of each node.
 
@@ -142,9 +146,11 @@ def host_memory(plan: Plan, prefetched_prompts: int) -> MemoryParts:
         offloaded = f.weight_memory(on_device) + f.adapter_memory(on_device) + 3 * f.trained_memory(on_device)
         has_reference = plan.reference and not plan.sizes.adapter_params
         offloaded += plan.weight_bytes * plan.sizes.text_params / plan.shards if has_reference else 0.0
-    if plan.checkpoints_on_host:  # of one micro-batch; torch pins memory in powers of two
+    if plan.checkpoints_on_host:  # of one micro-batch
         one = f.checkpoint_memory(plan, micro_batch(plan).local_rows(plan), 1)
-        offloaded += float(len(plan.sizes.layer_params) * 2 ** math.ceil(math.log2(max(one, 1))))
+        offloaded += float(len(plan.sizes.layer_params) * pinned(one))
+    if plan.cuda and patches:
+        patches = pinned(patches)
     return {
         "patches": float(num_ranks * patches * (plan.prompts_per_batch + prefetched_prompts)),
         "offloaded": num_ranks * offloaded,

@@ -13,6 +13,7 @@ from longrl.algorithms import keep_all
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.engines.hf import HFEngine
 from longrl.engines.rollout_engine import RolloutEngine
+from longrl.engines.server import VLLMServerEngine
 from longrl.engines.vllm import VLLMEngine
 from longrl.io.number_ranges import COUNT, NOT_NEGATIVE, check_ranges
 from longrl.models.base import CausalFamily
@@ -198,6 +199,8 @@ def plan_from_run(
     sampling = run.rollout.sampling if is_rl and run.rollout else SamplingParams(num_generations=1)
     engine = run.rollout.engine if run.rollout else HFEngine()
     resample_rounds = run.rollout.max_resample_rounds if run.rollout else 0
+    if run.rollout:
+        run.rollout.fit_lengths(data.renderer.max_prompt_tokens)
     by_name: dict[str, Any] = {}
     for part in (family, strategy, engine):
         by_name |= {name: getattr(part, name) for name in NAMED_ALIKE if hasattr(part, name)}
@@ -229,8 +232,9 @@ def plan_from_run(
         max_tokens_per_micro_batch=model.max_tokens_per_micro_batch,
         mini_batches=model.mini_batches_per_rollout if is_rl else 1,
         epochs=model.epochs_per_rollout if is_rl else 1,
-        vllm=vllm_share(engine, family, machine.memory_bytes, data.renderer.max_prompt_tokens, sampling),
+        vllm=vllm_share(engine, family, machine.memory_bytes),
         generates_elsewhere=engine.is_remote,
+        bucket_bytes=engine.bucket_mib << 20 if isinstance(engine, VLLMEngine | VLLMServerEngine) else 0,
         feature_cache_bytes=model.features.max_bytes,
         workspace_bytes=int(options.workspace_gib * GIB),
         **by_name,
@@ -248,24 +252,16 @@ def plan_from_run(
     return with_frames(plan, plan.frames), notes, with_frames
 
 
-def vllm_share(
-    engine: RolloutEngine,
-    family: CausalFamily,
-    device_bytes: float,
-    max_prompt_tokens: int | None,
-    sampling: SamplingParams,
-) -> VLLMShare | None:
+def vllm_share(engine: RolloutEngine, family: CausalFamily, device_bytes: float) -> VLLMShare | None:
     """What vLLM takes of the trainer's devices; None if the engine is another."""
     if not isinstance(engine, VLLMEngine):
         return None
-    engine.fit_lengths(max_prompt_tokens, sampling.max_completion_tokens)  # as a run does
     return VLLMShare(
         device_bytes=device_bytes,
         gpu_memory_utilization=engine.gpu_memory_utilization,
         kv_cache_bytes=None if engine.kv_cache_gib is None else engine.kv_cache_gib * GIB,
         max_model_len=engine.max_model_len,
         media_enter_whole=family.media_enter_whole,
-        bucket_bytes=engine.bucket_mib << 20,
         max_num_seqs=engine.max_num_seqs,
         enforce_eager=engine.enforce_eager,
         sleeps=engine.sleeps,

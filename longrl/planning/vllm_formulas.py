@@ -111,19 +111,23 @@ def asleep_memory(plan: Plan) -> float:
 
 
 def handed_over(plan: Plan) -> float:
-    """Whole tensors of a `sync`: a bucket gathered from shards, its largest tensor, and that in vLLM's precision.
+    """Whole tensors of a `sync`: `gathered_bucket`, and its largest tensor in vLLM's precision."""
+    cast = plan.matmul_bytes if plan.matmul_bytes < plan.weight_bytes else 0
+    return gathered_bucket(plan) + float(cast * largest_weight(plan))
 
-    The largest has D max(V, F) values; one that is larger than a bucket is a bucket of its own.
-    """
-    sizes = plan.sizes
-    values = sizes.hidden * max(sizes.vocabulary, sizes.mlp_width)
-    largest = plan.weight_bytes * values
-    cast = plan.matmul_bytes * values if plan.matmul_bytes < plan.weight_bytes else 0
+
+def gathered_bucket(plan: Plan) -> float:
+    """A bucket gathered from shards and its largest tensor; one that is larger is a bucket of its own."""
     if plan.shards == 1:
-        return float(cast)
-    bucket = min(share_of(plan).bucket_bytes, plan.weight_bytes * sizes.text_params)
-    gathered = largest if largest >= bucket else bucket + largest
-    return float(gathered + cast)
+        return 0.0
+    largest = plan.weight_bytes * largest_weight(plan)
+    bucket = min(plan.bucket_bytes, plan.weight_bytes * plan.sizes.text_params)
+    return float(largest if largest >= bucket else bucket + largest)
+
+
+def largest_weight(plan: Plan) -> int:
+    """Numbers of the largest weight: D max(V, F)."""
+    return plan.sizes.hidden * max(plan.sizes.vocabulary, plan.sizes.mlp_width)
 
 
 def engine_features(plan: Plan) -> float:

@@ -29,8 +29,9 @@ all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_te
 
 
 def whole_tensors(tensors: Iterable[Tensor], bucket_bytes: int = BUCKET_BYTES) -> Iterator[Tensor]:
-    """The tensors in their order, whole, on the device that their ranks talk from; every rank must go through them.
+    """The tensors in their order, whole; every rank must go through them.
 
+    Gathered ones are on the device that their ranks talk from, others where they were.
     Memory beside the shards: a bucket and the tensor that was given last. One that is larger than a bucket has a bucket
     of its own, which is itself the whole tensor.
 

@@ -81,7 +81,7 @@ def test_rotary_embeddings_that_change_with_the_length_are_not_stretched():
 
 def test_a_servers_lengths_are_those_of_its_run():
     renderer = SimpleNamespace(max_prompt_tokens=HOUR)
-    rollout = SimpleNamespace(sampling=SamplingParams(8, 512))
+    rollout = SimpleNamespace(longest_completion=512)
     parts = SimpleNamespace(
         datamodule=SimpleNamespace(renderer=renderer), planned_run=lambda: SimpleNamespace(rollout=rollout)
     )

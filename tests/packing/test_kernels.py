@@ -270,7 +270,8 @@ def test_flash_attn_4_is_not_taken_for_flash_attn_2(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("version", "taken"), [("2.6.3", False), ("2.7.0.post2", True), ("2.10", True), ("3.0", False)]
+    ("version", "taken"),
+    [("2.6.3", False), ("2.7.0.post2", True), ("2.8rc1", True), ("2.10", True), ("3.0", False)],
 )
 def test_flash_attn_of_another_interface_is_left_alone_and_said(version, taken, monkeypatch, caplog):
     on_cuda(monkeypatch)
@@ -296,6 +297,24 @@ def test_flash_attention_3_needs_hopper(dtype, size, capability, names, monkeypa
     installed(monkeypatch, {})
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == "flash_attn_interface" else None)
     assert list(kernels._available_kernels(torch.device("cuda"), dtype, size)) == names
+
+
+def test_flash_attention_3_that_does_not_load_is_said_and_left(caplog, monkeypatch):
+    """A wheel for another torch or CUDA; it is asked for by name, or found."""
+
+    def fails(name):
+        raise RuntimeError("Module 'flash_attn_interface' does not expose FA3 backward kernels")
+
+    monkeypatch.setattr(torch.nn.attention, "activate_flash_attention_impl", fails)
+    available = {"torch_flash3": TorchFlash3Kernel, "eager": EagerKernel}
+    monkeypatch.setattr(kernels, "_available_kernels", lambda *states: available)
+    states = (torch.device("cpu"), torch.float32, 16)
+    kernels._select_kernel.cache_clear()
+    assert isinstance(kernels._select_kernel(*states, "auto"), EagerKernel)
+    assert "attention by torch_flash3 is not possible: flash_attn_interface does not load" in caplog.text
+    with pytest.raises(kernels.KernelNotUsable, match="backward kernels"):
+        kernels._select_kernel(*states, "torch_flash3")
+    kernels._select_kernel.cache_clear()
 
 
 def test_flash_attention_3_is_switched_on_in_torch_once_and_said(caplog, monkeypatch):

@@ -87,7 +87,7 @@ def test_it_wakes_up_twice():
 def test_a_sync_holds_a_bucket_and_a_tensor_of_it(bucket, held):
     """A tensor larger than a bucket is one itself; a bucket holds no more than the model."""
     sizes = dataclasses.replace(RUN.sizes, layer_params=(1000, 1000))
-    plan = dataclasses.replace(changed(bucket_bytes=bucket), sizes=sizes)
+    plan = dataclasses.replace(BESIDE, bucket_bytes=bucket, sizes=sizes)
     assert vllm_formulas.handed_over(plan) == held + 8 * 32 * 2
 
 
