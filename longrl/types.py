@@ -363,7 +363,7 @@ class Packed:
             multiple: L becomes a multiple of it.
         """
         names = ("input_ids", "position_ids", "predict_from", "target_ids", "completion_index", "token_index")
-        tensors = {name: to_device(getattr(self, name), device) for name in names}
+        tensors: dict[str, Any] = {name: to_device(getattr(self, name), device) for name in names}
         tensors["host_ids"] = self.input_ids if self.host_ids is None else self.host_ids
         tensors["host_predict_from"] = self.predict_from if self.host_predict_from is None else self.host_predict_from
         missing = -len(self.input_ids) % multiple
