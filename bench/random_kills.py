@@ -204,7 +204,8 @@ def undisturbed_run(kind: str, folder: Path, values: dict[str, Any]) -> tuple[Pa
     undisturbed = folder / f"undisturbed {kind}"
     codes = end_part(start_part(kind, undisturbed, values))
     if any(codes):
-        raise RuntimeError(f"the undisturbed run ended with {codes}; see {undisturbed}.log")
+        said = Path(f"{undisturbed}.log").read_text()[-2000:]
+        raise RuntimeError(f"the undisturbed run ended with {codes}; it said:\n{said}")
     return undisturbed, time.monotonic() - started
 
 

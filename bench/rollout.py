@@ -79,7 +79,7 @@ class Rollouts:
         self.pixels = [self._pixels(*pair, known) for pair in zip(self.prompts, self.clips, strict=True)]
         self.vllm = VLLMEngine(
             max_model_len=4096, max_num_seqs=sizes.videos * max(sizes.completions), kv_cache_gib=1.0,
-            enforce_eager=True, options={"load_format": "auto", "block_size": 32},
+            enforce_eager=True, options={"load_format": "auto", "block_size": 32, "limit_mm_per_prompt": {"video": 1}},
         )  # fmt: skip
         self.vllm.start(self.family)
         self.family.media_encoders(self.model)[0].register_forward_hook(self._count, with_kwargs=True)

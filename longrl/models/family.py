@@ -9,7 +9,7 @@ model it trains. A new one is a subclass of `longrl.models.base.CausalFamily`, w
     PatchesMedia        what of an image, video or sound does the encoder read, and how many tokens is it?
         media           grid, pixel_patches, num_features
         default         resize, patch, patch_all, outline_media, temporal_patch_size,
-                        temporal_patches_per_encode, supports_audio, use_audio_in_video
+                        temporal_patches_per_encode, supports_audio, use_audio_in_video, dtype
     RendersPrompts      what does a row look like as token ids and positions?
         media           media_token_ids
         default         load_processing, reads_media, render, chat, chat_ids, row_messages, chat_content, system_prompt,
@@ -24,7 +24,7 @@ model it trains. A new one is a subclass of `longrl.models.base.CausalFamily`, w
         default         forward, text_inputs, media_rows, hidden_states, layers, root_modules,
                         supports_sequence_parallel, casts_inputs, fp32_lm_head
     EngineAdapter       how do the trainer's weights and prompts look to an engine?
-        default         engine_options, engine_weight, engine_tensor, engine_request
+        default         engine_options, engine_weight, engine_tensor, engine_request, media_enter_whole
     BuildsModel         how do weights become a model, and a trained model a folder that others load?
         write           auto_class
         default         build, attn_implementation, load_weights, save_weights, save_processing, export, text_part,

@@ -319,7 +319,7 @@ def encoder_activations(plan: Plan) -> float:
     """One call of the encoder: n patches of width X, this rank's of one video or as many as it reads together.
 
     Patches, positions and, at its widest, rotary embeddings in float32: n (3 Y w + 5 X w + 16 X), or the MLP: n (2
-    X + 3 F) w.
+    X + 3 F) w. On a CPU the patches are the loader's, which the host holds anyway.
     """
     vision_encoder = plan.sizes.vision_encoder
     if vision_encoder is None:
@@ -327,7 +327,8 @@ def encoder_activations(plan: Plan) -> float:
     w, x = plan.encoder_bytes, vision_encoder.width
     rotary = 5 * x * w + 16 * x
     mlp = (2 * x + 3 * vision_encoder.mlp_width) * w
-    per_patch = vision_encoder.patch_values * w + max(rotary, mlp)
+    patches = vision_encoder.patch_values * w if plan.cuda else 0
+    per_patch = patches + max(rotary, mlp)
     if vision_encoder.trains:  # two norms and what follows, q, k, v, output, and four of the MLP, in every layer
         norms = 2 * (norm_saved(x, w) + x * w)
         per_patch += vision_encoder.num_layers * (norms + 5 * x * w + 4 * vision_encoder.mlp_width * w)
