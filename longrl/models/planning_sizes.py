@@ -40,6 +40,14 @@ class VisionSizes:
     """Frames that the encoder itself reads as one; a family may average more of them."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class AudioSizes:
+    """A transformer over a sound, four frames of whose spectrogram are a token and two a state of its layers."""
+
+    width: int
+    mlp_width: int
+
+
 class HasPlanningSizes(PretrainedFolder):
     """How large is the model? `longrl plan` asks before a weight is read."""
 
@@ -56,6 +64,18 @@ class HasPlanningSizes(PretrainedFolder):
             num_experts=getattr(text, "num_experts", None) or 0,
         )
         return sizes, None
+
+    def audio_sizes(self) -> AudioSizes | None:
+        """Sizes of the audio encoder, None without one."""
+        return None
+
+    def sound_tokens(self, seconds: float) -> int:
+        """Tokens of the track of a video of so many seconds, if it is shown with its sound."""
+        return 0
+
+    def sound_tokens_per_encode(self) -> int | None:
+        """Tokens of a sound that are encoded at once; None for all."""
+        return None
 
     def time_tokens(self, timestamps: Sequence[float]) -> int:
         """Tokens that say when a video's temporal patches were, beside its features."""

@@ -31,10 +31,13 @@ from typing_extensions import override
 
 from longrl.models.base import rows_between
 from longrl.models.building import OWN_WEIGHTS
+from longrl.models.planning_sizes import AudioSizes
 from longrl.models.qwen_vl import Qwen2_5_VLFamily, grid_positions, structure_of
 from longrl.types import AudioClip, Frames, Media, Prompt
 
 BLACK = Frames("image", torch.zeros(1, 3, 56, 56, dtype=torch.uint8), (0.0,), "black")
+SPECTROGRAM_HZ = 100
+"""Frames of a spectrogram in a second: steps of 160 samples at 16 kHz."""
 SILENCE = AudioClip(torch.zeros(1600), 1600, "silence")
 
 
@@ -293,6 +296,26 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
                 outputs.append(encoder(piece.T, feature_lens=length).last_hidden_state)
             features.append(torch.cat(outputs))
         return features
+
+    # -- planning ------------------------------------------------------------------------------------------------
+
+    @override
+    def audio_sizes(self) -> AudioSizes:
+        audio = self.config.audio_config
+        return AudioSizes(width=audio.d_model, mlp_width=audio.encoder_ffn_dim)
+
+    @override
+    def sound_tokens(self, seconds: float) -> int:
+        if not self.use_audio_in_video:
+            return 0
+        num_frames = math.ceil(seconds * SPECTROGRAM_HZ)
+        num_windows = math.ceil(num_frames / self._window_size)
+        sound = Media("audio", torch.empty(0, 0), (num_windows, num_frames, 1), 0.0, (), "")
+        return self.num_features(sound) + 2  # start and end of the track
+
+    @override
+    def sound_tokens_per_encode(self) -> int:
+        return max(1, self.max_patches_per_encode // self._window_size) * self._window_size // 4
 
     # -- rollout engines -----------------------------------------------------------------------------------------
 

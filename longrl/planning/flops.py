@@ -30,14 +30,19 @@ class Efficiency:
 
 
 def encode_flops(plan: Plan) -> float:
-    """One video: n (2 Q + 4 X window) in windowed layers, 4 X n (patches of a temporal patch) in full ones."""
+    """One video: n (2 Q + 4 X window) in windowed layers, 4 X n (patches of a temporal patch) in full ones.
+
+    And its sound: 2 Q for each of two states per token; attention within two seconds is left out.
+    """
     encoder = plan.sizes.vision_encoder
     if encoder is None or not plan.patches:
         return 0.0
     num_windowed = encoder.num_layers - encoder.num_full_layers
     seen = num_windowed * min(encoder.window_patches, plan.spatial_patches)
     seen += encoder.num_full_layers * plan.spatial_patches
-    return float(plan.patches * (2 * encoder.params + 4 * encoder.width * seen))
+    sees = plan.patches * (2 * (encoder.params - encoder.audio_params) + 4 * encoder.width * seen)
+    hears = 2 * plan.sound_tokens * 2 * encoder.audio_params
+    return float(sees + hears)
 
 
 def prefill_flops(plan: Plan) -> float:

@@ -66,7 +66,7 @@ def optimizer_memory(plan: Plan) -> float:
 
 def feature_memory(plan: Plan) -> float:
     """Features of all prompts of the batch, on every rank of the sequence-parallel group: w P M B."""
-    return float(plan.encoder_bytes * plan.prompts_per_batch * plan.media_tokens * plan.sizes.feature_size)
+    return float(plan.encoder_bytes * plan.prompts_per_batch * plan.feature_tokens * plan.sizes.feature_size)
 
 
 def standing_memory(plan: Plan) -> MemoryParts:
@@ -316,7 +316,28 @@ def optimizer_working_set(plan: Plan) -> float:
 
 
 def encoder_activations(plan: Plan) -> float:
-    """One call of the encoder: n patches of width X, this rank's of one video or as many as it reads together.
+    """One call of an encoder, of what is seen or heard: whichever needs more."""
+    return max(vision_activations(plan), audio_activations(plan))
+
+
+def audio_activations(plan: Plan) -> float:
+    """One call of the audio encoder, of t tokens, of width X.
+
+    Its convolution has four rows of a token in, out and activated, 12 t X w; its MLP two, 2 t (2 X + 3 F) w. Nothing is
+    counted for a backward pass through it.
+    """
+    audio = plan.sizes.audio_encoder
+    if audio is None:
+        return 0.0
+    tokens = math.ceil(plan.sound_tokens / plan.sp_group)
+    if plan.sound_together is not None:
+        tokens = min(tokens, plan.sound_together)
+    widest = max(12 * audio.width, 2 * (2 * audio.width + 3 * audio.mlp_width))
+    return float(tokens * widest * plan.encoder_bytes)
+
+
+def vision_activations(plan: Plan) -> float:
+    """One call of the vision encoder: n patches of width X, this rank's of one video or as many as it reads together.
 
     Patches, positions and, at its widest, rotary embeddings in float32: n (3 Y w + 5 X w + 16 X), or the MLP: n (2
     X + 3 F) w. On a CPU the patches are the loader's, which the host holds anyway.

@@ -16,7 +16,7 @@ from torch import nn
 
 from longrl.models.base import CausalFamily
 from longrl.models.lora import add_adapters
-from longrl.models.planning_sizes import TextSizes, VisionSizes
+from longrl.models.planning_sizes import AudioSizes, TextSizes, VisionSizes
 from longrl.planning.shapes import build_on_meta
 from longrl.strategies.sequence import HeadLayout
 from longrl.strategies.whole_tensors import BUCKET_BYTES
@@ -27,7 +27,10 @@ class EncoderSizes(VisionSizes):
     """A vision encoder with its weights counted."""
 
     params: int
+    """Of all media encoders."""
     trains: bool
+    audio_params: int = 0
+    """Those of them that hear."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,7 @@ class ModelSizes(TextSizes):
     feature_size: int = 0
     """Values of a media token's features."""
     vision_encoder: EncoderSizes | None = None
+    audio_encoder: AudioSizes | None = None
     adapter_params: int = 0
     """Parameters of LoRA in all layers: if there are any, they alone train."""
     adapter_inputs: int = 0
@@ -79,9 +83,8 @@ class ModelSizes(TextSizes):
         """Counts the family's model on the meta device; `shapes.find_config` comes first.
 
         Raises:
-            ValueError: its layers are mixtures of experts, or it reads sound.
+            ValueError: its layers are mixtures of experts.
         """
-        check_countable(family)
         text, vision = family.planning_sizes()
         if text.num_experts:
             raise ValueError(
@@ -92,8 +95,9 @@ class ModelSizes(TextSizes):
         layers = family.layers(model)
         encoder = None
         if vision is not None:
-            params = sum(_count_values(module.parameters()) for module in family.media_encoders(model))
-            encoder = EncoderSizes(**vars(vision), params=params, trains=bool(family.trained_encoders(model)))
+            sees, *hears = (_count_values(module.parameters()) for module in family.media_encoders(model))
+            trains = bool(family.trained_encoders(model))
+            encoder = EncoderSizes(**vars(vision), params=sees + sum(hears), trains=trains, audio_params=sum(hears))
         layer_params = [_count_values(layer.parameters()) for layer in layers]
         other_params = _count_values(model.parameters()) - sum(layer_params)
         return cls(
@@ -104,15 +108,7 @@ class ModelSizes(TextSizes):
             head_norms=any("q_norm" in name for name, _ in layers[0].named_parameters()),
             feature_size=family.feature_size,
             vision_encoder=encoder,
-        )
-
-
-def check_countable(family: CausalFamily) -> None:
-    """Raises ValueError if the family has parts that no formula here counts."""
-    if family.supports_audio:
-        raise ValueError(
-            f"plan counts text, images and videos, but {type(family).__name__} also has an audio encoder and reads "
-            "sound; plan the vision-language model of the same size, and leave room for both"
+            audio_encoder=family.audio_sizes(),
         )
 
 
@@ -196,7 +192,11 @@ class Plan:
     prompt_tokens: int = 1024
     """T, media and text."""
     media_tokens: int = 0
-    """Features of a prompt."""
+    """Features of what is seen of a prompt."""
+    sound_tokens: int = 0
+    """Features of what is heard of it."""
+    sound_together: int | None = None
+    """Of which so many are encoded at once; None for all of a rank."""
     frames: int = 0
     spatial_patches: int = 0
     """Patches of one temporal patch: height times width of the grid."""
@@ -268,6 +268,11 @@ class Plan:
     def checkpoints_on_host(self) -> bool:
         """True if layer inputs wait in host memory for the backward pass."""
         return self.gradient_checkpointing and self.offload_checkpoints
+
+    @property
+    def feature_tokens(self) -> int:
+        """Features of a prompt's media."""
+        return self.media_tokens + self.sound_tokens
 
     @property
     def patches(self) -> int:

@@ -22,7 +22,7 @@ from longrl.modules.policy import PolicyModule
 from longrl.planning import flops, memory, shapes
 from longrl.planning.formulas import MemoryParts
 from longrl.planning.hardware import GIB, Hardware, find_hardware
-from longrl.planning.inputs import ModelSizes, Plan, VLLMShare, check_countable, needed_budget
+from longrl.planning.inputs import ModelSizes, Plan, VLLMShare, needed_budget
 from longrl.strategies.mr_sp import MRSPStrategy, check_sizes, sp_group_size_of
 from longrl.types import Frames, Media, SamplingParams
 
@@ -132,7 +132,6 @@ def plan_run(run: PlannedRun, options: PlanOptions, command: str) -> PlanReport:
         options: hardware, and what is to be different from the config.
         command: that asked for it, for the result.
     """
-    check_countable(run.model.family)
     node = find_hardware(options.hardware, options.memory_gib, options.devices)
     machine = replace(node, devices=options.devices or run.num_devices or node.devices)
     family = shapes.find_config(run.model.family)
@@ -248,7 +247,7 @@ def plan_from_run(
         plan = replace(plan, sequence_parallel_size=min(holds_all, default=sp_group))
     if not plan.frames:
         return with_needed_budget(plan), notes, None
-    with_frames = frames_rule(family, options)
+    with_frames = frames_rule(family, options, video.fps or 1.0)
     return with_frames(plan, plan.frames), notes, with_frames
 
 
@@ -269,23 +268,32 @@ def vllm_share(engine: RolloutEngine, family: CausalFamily, device_bytes: float)
     )
 
 
-def frames_rule(family: CausalFamily, options: PlanOptions) -> memory.FramesRule:
-    """The same run with another number of frames: tokens follow from frames by the family's own pixel rule."""
+def frames_rule(family: CausalFamily, options: PlanOptions, fps: float) -> memory.FramesRule:
+    """The same run with another number of frames: tokens follow from frames by the family's own pixel rule.
+
+    Args:
+        family: counts them.
+        options: pixels of a frame, and what was given instead.
+        fps: frames of a second of video, by which a track is as long as its video.
+    """
     width, height = map(int, options.frame_size.split("x"))
 
     def with_frames(plan: Plan, frames: int) -> Plan:
         item = video_outline(family, frames, height, width)
         encoder = plan.sizes.vision_encoder
         media_tokens = family.num_features(item)
+        sound_tokens = family.sound_tokens(frames / fps)
         time_tokens = family.time_tokens(range(0, frames, item.temporal_patch_size))
         sized = replace(
             plan,
             frames=frames,
             media_tokens=media_tokens,
+            sound_tokens=sound_tokens,
+            sound_together=family.sound_tokens_per_encode(),
             spatial_patches=item.grid_thw[1] * item.grid_thw[2],
             encoded_together=family.temporal_patches_per_encode(item),
             pooled_frames=item.temporal_patch_size // encoder.frames_per_patch if encoder else 1,
-            prompt_tokens=options.prompt_tokens or media_tokens + time_tokens + options.text_tokens,
+            prompt_tokens=options.prompt_tokens or media_tokens + sound_tokens + time_tokens + options.text_tokens,
         )
         return with_needed_budget(sized)
 

@@ -132,7 +132,7 @@ def largest_weight(plan: Plan) -> int:
 
 def engine_features(plan: Plan) -> float:
     """Features of the prompts at work, beside vLLM's share: it does not count them where no encoder is to be run."""
-    tokens = min(batched_tokens(plan), plan.local_prompts * plan.media_tokens)
+    tokens = min(batched_tokens(plan), plan.local_prompts * plan.feature_tokens)
     return float(tokens * plan.sizes.feature_size * plan.matmul_bytes)
 
 

@@ -10,9 +10,11 @@ from safetensors.torch import load_file, save_file
 
 from longrl.engines.hf import HFEngine
 from longrl.features.cache import FeatureCache, encode_shard, row_indices
+from longrl.models.planning_sizes import AudioSizes
 from longrl.models.qwen_omni import QwenOmniFamily, _chunks
 from longrl.packing.pack import pack
-from longrl.planning.inputs import ModelSizes
+from longrl.planning import formulas
+from longrl.planning.inputs import ModelSizes, Plan
 from longrl.types import AudioClip, Frames, FrameShard, Media, Prompt, SamplingParams
 from tests.families import proves
 from tests.tiny import frames, held, omni_family, omni_folder, omni_prompts, plain_model, row, sound
@@ -334,9 +336,26 @@ def test_a_family_travels_to_workers():
     assert "helpful assistant" in omni_family().tokenizer.decode(omni_family().render(row(), "x").input_ids)
 
 
-def test_a_plan_says_that_it_counts_no_sound():
-    with pytest.raises(ValueError, match="QwenOmniFamily also has an audio encoder and reads sound; plan the vision"):
-        ModelSizes.from_family(omni_family())
+@pytest.mark.parametrize("seconds", [0.3, 1.98, 2.0, 5.3])
+def test_a_plan_counts_the_tokens_of_a_track(seconds):
+    family = omni_family(use_audio_in_video=True)
+    assert family.sound_tokens(seconds) == family.num_features(family.patch(sound(seconds))) + 2
+    assert omni_family().sound_tokens(seconds) == 0
+
+
+def test_a_plan_counts_both_encoders():
+    family = omni_family(use_audio_in_video=True)
+    sizes = ModelSizes.from_family(family)
+    audio = family.build().audio_tower
+    own = sum(parameter.numel() for parameter in audio.parameters())
+    assert sizes.vision_encoder.audio_params == own < sizes.vision_encoder.params
+    config = family.config.audio_config
+    assert sizes.audio_encoder == AudioSizes(width=config.d_model, mlp_width=config.encoder_ffn_dim)
+    plan = Plan(sizes, sound_tokens=100, sound_together=40, weight_bytes=2, gathered_bytes=2)
+    widest = max(12 * config.d_model, 4 * config.d_model + 6 * config.encoder_ffn_dim)
+    assert formulas.audio_activations(plan) == 40 * widest * 2
+    assert formulas.audio_activations(dataclasses.replace(plan, sp_group_size=4)) == 25 * widest * 2
+    assert formulas.feature_memory(plan) == 2 * plan.prompts_per_batch * 100 * sizes.feature_size
 
 
 def test_gathered_rows_lie_where_the_whole_has_them():
