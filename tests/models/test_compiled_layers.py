@@ -1,6 +1,7 @@
 """Layers that torch compiles: the results of plain ones, and no graph more for further layers, layouts and lengths."""
 
 import functools
+import shutil
 from itertools import chain
 
 import pytest
@@ -87,6 +88,7 @@ def test_pieces_of_an_mlp_are_compiled_and_their_number_is_not(options, compiled
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
 @pytest.mark.parametrize("make", [text_family, qwen3_vl_family])
 def test_fused_kernels_round_and_nothing_else(make, compiled_by):
     """torch's own compiler, here for CPUs; Qwen3-VL adds features behind its first layers."""
