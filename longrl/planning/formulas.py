@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 
-from longrl.engines.hf import TILE_KEYS
-from longrl.models.base import MAX_LOGITS
+from longrl.engines.prefix_cache import TILE_KEYS
+from longrl.models.chunked_logprobs import MAX_LOGITS
 from longrl.planning.inputs import Plan
 
 ADAPTER_BYTES = 4
@@ -261,7 +261,7 @@ def forward_working_set(plan: Plan, rows: int) -> float:
 
 
 def logit_memory(plan: Plan, scored: int, *, backward: bool) -> float:
-    """Logits of a chunk of scored rows, models/base.py.
+    """Logits of a chunk of scored rows, models/chunked_logprobs.py.
 
     A chunk has r' = min(r, MAX_LOGITS / V) rows in float32: logits and the two temporaries of the entropy, 12 r' V;
     in the backward pass logits and three gradients, 16 r' V. The head's input: r D b. A head in float32 of less precise

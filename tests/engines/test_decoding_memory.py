@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from longrl.engines import decoding_memory, hf
+from longrl.engines import decoding_memory, hf, prefix_cache
 from longrl.engines.decoding_memory import DecodingMemory, free_bytes
 from longrl.engines.hf import HFEngine
 from longrl.types import SamplingParams
@@ -43,12 +43,12 @@ def test_keys_and_values_of_the_model_are_what_the_cache_holds(monkeypatch):
     prompts = [family.render(row(str(i)), "word " * 9 * (i + 1)) for i in range(2)]
     caches = []
 
-    class Cache(hf.PrefixCache):
+    class Cache(prefix_cache.PrefixCache):
         def __init__(self, *args):
             super().__init__(*args)
             caches.append(self)
 
-    monkeypatch.setattr(hf, "PrefixCache", Cache)
+    monkeypatch.setattr(prefix_cache, "PrefixCache", Cache)
     HFEngine().generate(family, model, prompts, {}, SAMPLING, seed=1)
     (cache,) = caches
     held = [tensor.nbytes for pair in (*cache.prompts.values(), *cache.completions.values()) for tensor in pair]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from longrl.engines import hf
+from longrl.engines import prefix_cache
 from longrl.engines.hf import HFEngine, sample_tokens
 from longrl.features.cache import FeatureCache
 from longrl.models.text import TextFamily
@@ -145,8 +145,8 @@ class HostTraffic(TorchDispatchMode):
 def test_a_token_waits_for_the_device_once_whatever_the_number_of_layers(lengths, monkeypatch):
     """The question whether all completions have ended; on a GPU a tensor made of a list in every layer is a wait."""
     if lengths == "tiled":
-        monkeypatch.setattr(hf, "TILE_KEYS", 5)
-        monkeypatch.setattr(hf, "MAX_SCORES", 0)
+        monkeypatch.setattr(prefix_cache, "TILE_KEYS", 5)
+        monkeypatch.setattr(prefix_cache, "MAX_SCORES", 0)
     family = text_family("qwen3")
     model = family.build()
     texts = ["one two", "three"] if lengths == "padded" else ["one", "two"]

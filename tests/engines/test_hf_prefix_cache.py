@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from longrl.engines import hf
+from longrl.engines import prefix_cache
 from longrl.engines.hf import HFEngine
 from longrl.features.cache import FeatureCache
 from longrl.packing.kernels import VarlenBatch
@@ -60,8 +60,8 @@ def test_chunked_prefill_has_the_logprobs_of_the_plain_model(given):
 def test_greedy_tokens_do_not_depend_on_chunks_or_tiles(given, monkeypatch):
     greedy = dataclasses.replace(SAMPLING, num_generations=1, temperature=0.0)
     wanted, _ = tokens_and_logps(generate(given, greedy, prefill_chunk_tokens=FULL_SHARD))
-    monkeypatch.setattr(hf, "TILE_KEYS", 5)
-    monkeypatch.setattr(hf, "MAX_SCORES", 0)
+    monkeypatch.setattr(prefix_cache, "TILE_KEYS", 5)
+    monkeypatch.setattr(prefix_cache, "MAX_SCORES", 0)
     found, _ = tokens_and_logps(generate(given, greedy, prefill_chunk_tokens=9))
     assert found == wanted
 
@@ -69,8 +69,8 @@ def test_greedy_tokens_do_not_depend_on_chunks_or_tiles(given, monkeypatch):
 @pytest.mark.parametrize("tile", [1, 4, 9])
 def test_decoding_in_tiles_is_exact(given, tile, monkeypatch):
     wanted, wanted_logps = tokens_and_logps(generate(given))  # short prompts, in one padded product
-    monkeypatch.setattr(hf, "TILE_KEYS", tile)
-    monkeypatch.setattr(hf, "MAX_SCORES", 0)
+    monkeypatch.setattr(prefix_cache, "TILE_KEYS", tile)
+    monkeypatch.setattr(prefix_cache, "MAX_SCORES", 0)
     found, logps = tokens_and_logps(generate(given))
     assert found == wanted
     torch.testing.assert_close(logps, wanted_logps, rtol=1e-5, atol=1e-5)
@@ -90,16 +90,16 @@ def test_no_activation_has_more_rows_than_a_chunk(given):
 
 
 def test_tiles_are_as_many_for_every_prompt_and_never_empty():
-    tiles, batch = hf._tile_batch((10, 2), num_queries=3, tile_keys=4)
+    tiles, batch = prefix_cache._tile_batch((10, 2), num_queries=3, tile_keys=4)
     assert tiles == 2  # three of at most 4 keys would leave one of the short prompt's empty
     assert (batch.key_lengths, batch.query_lengths) == ((5, 5, 1, 1), (3, 3, 3, 3))
 
 
 def test_a_chunk_sees_itself_and_what_its_first_prompt_had_before():
     spans = (GroupSpan(0, 10, ()), GroupSpan(10, 3, ()), GroupSpan(13, 9, ()))
-    assert hf._chunk_batches(spans, 0, 8) == (VarlenBatch((8,), (8,), True), range(0))
-    assert hf._chunk_batches(spans, 8, 16) == (VarlenBatch((2, 3, 3), (2, 3, 3), True), range(0, 8))
-    assert hf._chunk_batches(spans, 16, 22) == (VarlenBatch((6,), (6,), True), range(13, 16))
+    assert prefix_cache._chunk_batches(spans, 0, 8) == (VarlenBatch((8,), (8,), True), range(0))
+    assert prefix_cache._chunk_batches(spans, 8, 16) == (VarlenBatch((2, 3, 3), (2, 3, 3), True), range(0, 8))
+    assert prefix_cache._chunk_batches(spans, 16, 22) == (VarlenBatch((6,), (6,), True), range(13, 16))
 
 
 def test_a_chunk_without_tokens_is_an_error():

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from longrl.models.base import chunked_logprobs
+from longrl.models.chunked_logprobs import chunked_logprobs
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

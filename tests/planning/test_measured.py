@@ -2,7 +2,7 @@
 
 import pytest
 
-from longrl.models.base import MAX_LOGITS
+from longrl.models.chunked_logprobs import MAX_LOGITS
 from longrl.planning import memory
 from longrl.planning.inputs import ModelSizes, Plan
 from longrl.types import FULL_SHARD
