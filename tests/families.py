@@ -23,6 +23,8 @@ from tests.tiny import (
     nvila_family,
     omni_family,
     omni_prompts,
+    qwen3_5_family,
+    qwen3_5_text_family,
     qwen3_vl_family,
     row,
     text_family,
@@ -68,11 +70,14 @@ FAMILIES = {
     "qwen2.5-vl": Tested("Qwen2.5-VL", vl_family, mixed_prompts),
     "qwen3-vl": Tested("Qwen3-VL", qwen3_vl_family, mixed_prompts),
     "qwen3-vl-moe": Tested("Qwen3-VL, experts", functools.partial(qwen3_vl_family, experts=True), mixed_prompts),
+    "qwen3.5": Tested("Qwen3.5", qwen3_5_family, mixed_prompts),
+    "qwen3.5-moe": Tested("Qwen3.5, experts", functools.partial(qwen3_5_family, experts=True), mixed_prompts),
+    "qwen3.5-text": Tested("Qwen3.5 text", qwen3_5_text_family, text_prompts),
     "qwen2.5-omni": Tested("Qwen2.5-Omni thinker", omni_family, omni_prompts),
     "nvila": Tested("NVILA", nvila_family, mixed_prompts),
     "longvila-r1": Tested("LongVILA-R1", functools.partial(vila_family, pool_frames="by_length"), mixed_prompts),
 }
-TEXT = ("qwen2.5", "qwen3", "llama3")
+TEXT = ("qwen2.5", "qwen3", "llama3", "qwen3.5-text")
 SEEING = tuple(name for name in FAMILIES if name not in TEXT)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from longrl.models.lora import peft_config
+from longrl.models.qwen3_5 import Qwen3_5Family, Qwen3_5TextFamily
 from longrl.models.qwen3_vl import Qwen3VLFamily
 from longrl.models.qwen_omni import QwenOmniFamily
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
@@ -23,7 +24,15 @@ from longrl.testing.sample_prompts import (
     noise_sound as sound,
     random_completions,
 )
-from longrl.testing.tiny import tiny_qwen2_5_vl, tiny_qwen3_vl, tiny_qwen_omni, tiny_text, tiny_vila
+from longrl.testing.tiny import (
+    tiny_qwen2_5_vl,
+    tiny_qwen3_5,
+    tiny_qwen3_5_text,
+    tiny_qwen3_vl,
+    tiny_qwen_omni,
+    tiny_text,
+    tiny_vila,
+)
 from longrl.types import FULL_SHARD, AudioClip, Frames, FrameShard, Prompt, Row
 from tests.models.plain_vila import PlainVila
 
@@ -75,6 +84,27 @@ def qwen3_vl_family(experts: bool = False, **kwargs: object) -> Qwen3VLFamily:
     """6 heads on 2 key heads, 3 layers, features for the first 2; frames of 64 x 64 at most."""
     defaults = {"random_init": True, "freeze_vision_encoder": False, "max_pixels": 64 * 64, "min_pixels": 32 * 32}
     return Qwen3VLFamily(qwen3_vl_folder(experts), **{**defaults, **kwargs})
+
+
+@functools.cache
+def qwen3_5_folder(experts: bool = False) -> str:
+    return str(tiny_qwen3_5(tempfile.mkdtemp(prefix="longrl-qwen3-5-"), experts=experts))
+
+
+def qwen3_5_family(experts: bool = False, **kwargs: object) -> Qwen3_5Family:
+    """Gated delta nets of 6 value heads on 2 key heads in 3 of 4 layers; frames of 64 x 64 at most."""
+    defaults = {"random_init": True, "freeze_vision_encoder": False, "max_pixels": 64 * 64, "min_pixels": 32 * 32}
+    return Qwen3_5Family(qwen3_5_folder(experts), **{**defaults, **kwargs})
+
+
+@functools.cache
+def qwen3_5_text_folder(experts: bool = False) -> str:
+    return str(tiny_qwen3_5_text(tempfile.mkdtemp(prefix="longrl-qwen3-5-text-"), experts=experts))
+
+
+def qwen3_5_text_family(experts: bool = False, **kwargs: object) -> Qwen3_5TextFamily:
+    """The text stack of `qwen3_5_family`, with one position axis."""
+    return Qwen3_5TextFamily(qwen3_5_text_folder(experts), **{"random_init": True, **kwargs})
 
 
 @functools.cache

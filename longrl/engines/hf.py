@@ -148,8 +148,11 @@ class HFEngine(RolloutEngine):
             rows = slice(start, min(start + self.prefill_chunk_tokens, total))
             inputs = family.text_inputs(model, packed, features, rows)
             positions = packed.position_ids[:, None, rows]  # [A, 1, rows]
-            prefill = functools.partial(cache.prefill, rows)
-            hidden = family.hidden_states(model, positions, layer_attention=prefill, **inputs)[0]  # [rows, D]
+            layers = {
+                "layer_attention": functools.partial(cache.prefill, rows),
+                "layer_recurrence": functools.partial(cache.prefill_recurrence, rows),
+            }
+            hidden = family.hidden_states(model, positions, **layers, **inputs)[0]  # [rows, D]
             last_rows = [span.stop - 1 - start for span in packed.spans if start < span.stop <= rows.stop]
             last_states.append(hidden[last_rows])
         hidden = torch.cat(last_states).repeat_interleave(group_size, 0)  # [P * G, D]
@@ -157,6 +160,7 @@ class HFEngine(RolloutEngine):
         following = torch.tensor([int(prompt.position_ids.max()) + 1 for prompt in prompts], device=hidden.device)
         following = following.repeat_interleave(group_size)[:, None]  # [P * G, 1]
         # 2. Sample a token of every completion and feed it back, until all have ended.
+        layers = {"layer_attention": cache.decode, "layer_recurrence": cache.decode_recurrence}
         tokens: list[Tensor] = []
         logps: list[Tensor] = []
         finished = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
@@ -172,7 +176,7 @@ class HFEngine(RolloutEngine):
                 break
             embeds = embed_tokens(token)[:, None]  # [P * G, 1, D]
             positions = (following + cache.length).expand(len(packed.position_ids), -1, -1)  # [A, P * G, 1]
-            hidden = family.hidden_states(model, positions, inputs_embeds=embeds, layer_attention=cache.decode)[:, 0]
+            hidden = family.hidden_states(model, positions, inputs_embeds=embeds, **layers)[:, 0]
             cache.length += 1
         # 3. What follows a completion's end was sampled for the others' sake.
         completions = []

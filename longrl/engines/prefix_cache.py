@@ -1,4 +1,4 @@
-"""Keys and values of prompts, each once, and of their completions, while `HFEngine` decodes.
+"""Keys and values of prompts, each once, and of their completions, while `HFEngine` decodes; states of linear layers.
 
 Letters: P prompts, G completions each, T tokens of all prompts, S completion tokens so far, D head size, H query heads,
 K key heads, E query heads of each, n tiles.
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from longrl.packing.attention import attend_all, merge_attention
+from longrl.packing.delta_net import DeltaPast, DeltaRows, DeltaWeights, delta_sequences, no_past
 from longrl.packing.kernels import VarlenBatch, kernel_for
 from longrl.types import GroupSpan
 
@@ -52,6 +53,10 @@ class PrefixCache:
         """layer -> keys and values [K, P * G, max_tokens, D]."""
         self.padded: dict[int, KeysValues] = {}
         """layer -> keys and values [K, P, T of the longest prompt, D], of short prompts once they are decoded from."""
+        self.prompt_pasts: dict[int, DeltaPast] = {}
+        """linear layer -> what the P prompts keep, as far as they have been prefilled."""
+        self.completion_pasts: dict[int, DeltaPast] = {}
+        """linear layer -> what the P * G completions keep."""
 
     def prefill(self, rows: slice, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """`LayerAttention`, once `rows` is bound, of these rows of the packed prompts; those before have been.
@@ -123,6 +128,36 @@ class PrefixCache:
         merge_attention(output, lse, self_output.transpose(1, 2).flatten(0, 1), self_lse.transpose(1, 2).flatten(0, 1))
         return output.to(query.dtype).transpose(0, 1)[:, :, None]
 
+    def prefill_recurrence(self, rows: slice, layer: int, inputs: DeltaRows, weights: DeltaWeights) -> Tensor:
+        """`LayerRecurrence`, once `rows` is bound, of these rows of the packed prompts; [c, V, F].
+
+        Args:
+            rows: the chunk, c rows.
+            layer: number of the layer.
+            inputs: of the chunk.
+            weights: of the layer.
+        """
+        if layer not in self.prompt_pasts:
+            self.prompt_pasts[layer] = no_past(inputs, weights, len(self.spans))
+        pasts = self.prompt_pasts[layer]
+        here = _prompts_between(self.spans, rows.start, rows.stop)
+        causal, _ = _chunk_batches(self.spans, rows.start, rows.stop)
+        output, ends = delta_sequences(
+            inputs, weights, causal.query_lengths, DeltaPast(*(past[here] for past in pasts))
+        )
+        for past, end in zip(pasts, ends, strict=True):
+            past[here] = end
+        return output
+
+    def decode_recurrence(self, layer: int, inputs: DeltaRows, weights: DeltaWeights) -> Tensor:
+        """`LayerRecurrence` of one decoding step: every completion's new token on its own state; [P * G, V, F]."""
+        if layer not in self.completion_pasts:
+            past = self.prompt_pasts.pop(layer)
+            self.completion_pasts[layer] = past.repeat((self.num_generations,) * len(self.spans))
+        lengths = (1,) * len(inputs.mixed)
+        output, self.completion_pasts[layer] = delta_sequences(inputs, weights, lengths, self.completion_pasts[layer])
+        return output
+
     def _attend_padded_prompts(self, layer: int, query: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """[H, P * G, D] -> ([H, P * G, D], log-sum-exp [H, P * G]) over each completion's prompt, in one product."""
         num_prompts = len(self.spans)
@@ -179,6 +214,12 @@ def _tile_batch(prompt_lengths: tuple[int, ...], num_queries: int, tile_keys: in
         edges = [length * tile // tiles for tile in range(tiles + 1)]
         key_lengths += [stop - start for start, stop in itertools.pairwise(edges)]
     return tiles, VarlenBatch((num_queries,) * len(key_lengths), tuple(key_lengths), causal=False)
+
+
+def _prompts_between(spans: tuple[GroupSpan, ...], start: int, stop: int) -> slice:
+    """The prompts of which rows lie between start and stop."""
+    here = [index for index, span in enumerate(spans) if span.start < stop and start < span.stop]
+    return slice(here[0], here[-1] + 1)
 
 
 @functools.lru_cache(maxsize=64)  # all layers share one

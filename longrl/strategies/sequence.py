@@ -58,7 +58,7 @@ class HeadLayout:
         """[H, l, D], [K, l, D], [K, l, D] -> [ranks * per_rank, size + 2, l, D]: queries, then key and value."""
         num_rows, width = query.shape[1:]
         num_parts = self.num_key_heads * self.parts
-        queries = query.view(self.num_key_heads, -1, num_rows, width)  # [K, E, l, D]
+        queries = query.reshape(self.num_key_heads, -1, num_rows, width)  # [K, E, l, D]
         missing = self.parts * self.size - queries.shape[1]
         queries = torch.nn.functional.pad(queries, (0, 0, 0, 0, 0, missing))
         queries = queries.reshape(num_parts, self.size, num_rows, width)
@@ -114,6 +114,22 @@ class SequenceParallel:
         full = received.permute(1, 2, 0, 3, 4)
         full = full.reshape(layout.per_rank, layout.size + 2, self.size * num_rows, width)
         return full[:, :-2].flatten(0, 1), full[:, -2], full[:, -1], layout
+
+    def local_heads(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """This rank's heads of what all ranks have alike, as weights: `to_heads` without an exchange.
+
+        Args:
+            query: [H, rows, D].
+            key: [K, rows, D].
+            value: [K, rows, D].
+
+        Returns:
+            [heads, rows, D], [key heads, rows, D] and [key heads, rows, D] of this rank.
+        """
+        layout = HeadLayout.make(len(query), len(key), self.size)
+        scattered = layout.scatter(query, key, value).unflatten(0, (self.size, -1))
+        local = scattered[self.axis.rank]  # [per_rank, size + 2, rows, D]
+        return local[:, :-2].flatten(0, 1), local[:, -2], local[:, -1]
 
     def to_rows(self, output: Tensor, layout: HeadLayout) -> Tensor:
         """[heads of this rank, L, D] -> [H, L / ranks, D]: the way back."""

@@ -141,6 +141,44 @@ def tiny_qwen3_vl(
     return _save_model(folder, config, processor, tokenizer, image_processor=image, video_processor=video)
 
 
+def tiny_qwen3_5(
+    folder: str | Path, tokenizer: Any = None, text: Overrides = None, vision: Overrides = None, experts: bool = False
+) -> Path:
+    """Writes config, tokenizer and processor of a small Qwen3.5: three gated delta nets and a layer of attention.
+
+    Args:
+        folder: where to write; made if missing.
+        tokenizer: from `tiny_tokenizer`, or None for its default.
+        text: overrides of the text config.
+        vision: overrides of the vision config.
+        experts: a mixture of experts in every layer instead of one MLP.
+
+    Returns:
+        The folder.
+    """
+    tokenizer = tokenizer or tiny_tokenizer()
+    text_config = _qwen3_5_text_config(tokenizer, experts) | (text or {})
+    parts = _model_config(tokenizer, "qwen_token_ids", text_config, SIZES["qwen3_5_vision"] | (vision or {}))
+    config = (transformers.Qwen3_5MoeConfig if experts else transformers.Qwen3_5Config)(
+        **parts, architectures=[f"Qwen3_5{'Moe' if experts else ''}ForConditionalGeneration"]
+    )
+    image = transformers.Qwen2VLImageProcessor(patch_size=16, **SIZES["pixels"])
+    video = transformers.Qwen3VLVideoProcessor(cap_pixels_per_frame=False, **SIZES["pixels"])
+    processor = transformers.Qwen3VLProcessor
+    return _save_model(folder, config, processor, tokenizer, image_processor=image, video_processor=video)
+
+
+def tiny_qwen3_5_text(folder: str | Path, tokenizer: Any = None, experts: bool = False, **overrides: Any) -> Path:
+    """Writes config and tokenizer of a small Qwen3.5 language model."""
+    tokenizer = tokenizer or tiny_tokenizer()
+    values = _qwen3_5_text_config(tokenizer, experts) | overrides
+    values.setdefault("architectures", [f"Qwen3_5{'Moe' if experts else ''}ForCausalLM"])
+    model_type = f"qwen3_5_{'moe_' if experts else ''}text"
+    transformers.AutoConfig.for_model(model_type, **values).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return Path(folder)
+
+
 def tiny_vila(
     folder: str | Path,
     tokenizer: Any = None,
@@ -215,6 +253,13 @@ def _save_model(
 def _text_config(tokenizer: Any, kind: str = "text") -> dict[str, Any]:
     tokens = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     return SIZES[kind] | {"vocab_size": len(tokenizer)} | tokens
+
+
+def _qwen3_5_text_config(tokenizer: Any, experts: bool) -> dict[str, Any]:
+    """Rotary frequencies in a quarter of a head, for time, height and width in Qwen's proportion 11 : 11 : 10."""
+    config = _text_config(tokenizer, "qwen3_5_text")
+    rope = _rope([2, 1, 1]) | {"mrope_interleaved": True, "partial_rotary_factor": 0.25}
+    return config | {"rope_parameters": rope} | (SIZES["qwen3_5_experts"] if experts else {})
 
 
 def _mrope_text_config(tokenizer: Any, overrides: Overrides) -> dict[str, Any]:

@@ -1,0 +1,73 @@
+"""Qwen3.5, dense and mixture of experts: hybrid models, three of four layers a gated delta net (arXiv:2412.06464).
+
+Media are read as by Qwen3-VL, timestamps in words and interleaved M-RoPE, but the encoder has no DeepStack. A linear
+layer keeps one state per completion, whatever the length of its video (`longrl/packing/delta_net.py`).
+
+The released files also hold a head that predicts further tokens (`mtp.`); it is neither trained nor exported.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor
+from typing_extensions import override
+
+from longrl.models.building import OWN_WEIGHTS
+from longrl.models.delta_layers import pack_delta_nets
+from longrl.models.qwen3_vl import Qwen3VLFamily
+from longrl.models.qwen_vl import Qwen2_5_VLFamily
+from longrl.models.text import TextFamily
+
+
+class Qwen3_5Family(Qwen3VLFamily):
+    """Qwen3.5 of any size: text, images and video in one model.
+
+    Its chat template opens `<think>` in the prompt; `chat_template_kwargs={"enable_thinking": False}` closes it there.
+
+    Args:
+        model: folder or hub id.
+        kwargs: see `Qwen3VLFamily`.
+
+    Example:
+        `Qwen3_5Family(model="Qwen/Qwen3.5-9B", dtype="bfloat16", max_pixels=128 * 32 * 32)`
+    """
+
+    model_types: ClassVar[tuple[str, ...]] = ("qwen3_5", "qwen3_5_moe")
+    ignored_weight_prefixes = ("mtp.",)
+
+    @override
+    def build(self, weights: str | None = OWN_WEIGHTS) -> Any:
+        model = super().build(weights)
+        pack_delta_nets(self.layers(model))
+        return model
+
+    @property
+    @override
+    def feature_size(self) -> int:
+        return self.config.get_text_config().hidden_size
+
+    @override
+    def engine_options(self) -> dict[str, Any]:
+        return Qwen2_5_VLFamily.engine_options(self)  # without DeepStack vLLM needs no encoder
+
+    @override
+    def engine_tensor(self, name: str, weight: Tensor) -> Tensor:
+        return weight
+
+
+class Qwen3_5TextFamily(TextFamily):
+    """A Qwen3.5 language model without an encoder.
+
+    Example:
+        `Qwen3_5TextFamily(model="my/qwen3_5_text", dtype="bfloat16")`
+    """
+
+    model_types = ("qwen3_5_text", "qwen3_5_moe_text")
+    ignored_weight_prefixes = ("mtp.",)
+
+    @override
+    def build(self, weights: str | None = OWN_WEIGHTS) -> Any:
+        model = super().build(weights)
+        pack_delta_nets(self.layers(model))
+        return model
