@@ -1,12 +1,12 @@
-"""Kernels of gated delta nets: a causal convolution and the gated delta rule over sequences of any lengths, end to end.
+"""Kernels of gated delta nets: a causal convolution, and the gated delta rule over sequences that lie end to end.
 
-The rule (arXiv:2412.06464) keeps a state S [key size, value size] per head. With a token's decay exp(g) and strength beta,
+The rule (arXiv:2412.06464) keeps a state S [key size, value size] per head; with a token's decay exp(g) and beta
 
     S_t = exp(g_t) S_t-1 + beta_t k_t (v_t - exp(g_t) S_t-1^T k_t)^T        o_t = S_t^T q_t / sqrt(key size)
 
-where q and k have length one. flash-linear-attention computes it on CUDA, all sequences in one call; plain tensor
-operations anywhere: tokens of a chunk together (the WY form of arXiv:2406.06484, section 3), chunk after chunk for all
-sequences at once.
+where queries and keys have length one. flash-linear-attention computes it on CUDA, all sequences in one call; plain
+tensor operations anywhere: tokens of a chunk together (the WY form of arXiv:2406.06484, section 3), chunk after chunk
+for all sequences at once.
 
 Letters: R rows of all n sequences, V value heads, E size of a key, F of a value, C channels, N chunks of c rows.
 """
@@ -82,7 +82,7 @@ def _select_kernel(device: torch.device, dtype: torch.dtype, requested: str) -> 
     if name not in kernels:
         raise ValueError(
             f"{VARIABLE} must be auto or a kernel that runs in {dtype} on {device.type}, which are "
-            f"{', '.join(kernels)}; got {requested!r}: unset it, or install flash-linear-attention on a machine with a GPU"
+            f"{', '.join(kernels)}; got {requested!r}: unset it, or install flash-linear-attention beside a GPU"
         )
     kernel = kernels[name]()
     logger.info("gated delta rule on %s in %s: %s", device.type, dtype, name)
@@ -113,7 +113,7 @@ def convolve(rows: Tensor, weight: Tensor) -> Tensor:
     return silu(output)
 
 
-# ------------------------------------------------------------------------------------------ flash-linear-attention, CUDA
+# ----------------------------------------------------------------------------------------- flash-linear-attention, CUDA
 
 
 class FlaDeltaKernel:
@@ -121,8 +121,8 @@ class FlaDeltaKernel:
 
     Args:
         rule_op: `fla.ops.gated_delta_rule.chunk_gated_delta_rule`, or what stands in for it in a test.
-        step_op: `fla.ops.gated_delta_rule.fused_recurrent_gated_delta_rule`, likewise; it is used without gradients, one
-            row per sequence.
+        step_op: `fla.ops.gated_delta_rule.fused_recurrent_gated_delta_rule`, likewise; for one row per sequence
+            without gradients.
         conv_op: `causal_conv1d.causal_conv1d_fn`, likewise.
     """
 
@@ -174,7 +174,7 @@ def _starts(lengths: tuple[int, ...], device: torch.device) -> Tensor:
         return to_device(torch.tensor((0, *lengths)).cumsum(0), device)
 
 
-# ----------------------------------------------------------------------------------------------- plain tensor operations
+# ---------------------------------------------------------------------------------------------- plain tensor operations
 
 
 class EagerDeltaKernel:

@@ -4,8 +4,8 @@ A sequence needs two things of what came before it: the rows that the convolutio
 whatever the length of the past. So a group costs its prompt once, and a completion nothing beyond its own rows;
 gradients of a group's completions add up in their prompt's state.
 
-Letters: R rows, n sequences, C channels of the convolution (queries, keys, values), K key heads, V value heads, E size of
-a key, F of a value.
+Letters: R rows, n sequences, C channels of the convolution (queries, keys, values), K key heads, V value heads, E size
+of a key, F of a value.
 """
 
 from __future__ import annotations
