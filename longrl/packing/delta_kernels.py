@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 VARIABLE = "LONGRL_DELTA_RULE"
 """Environment variable that forces a kernel: `auto`, `fla` or `eager`."""
 CHUNK_ROWS = 64
-OLDEST_FLA = (0, 3, 0)
+OLDEST_FLA = (0, 4, 0)
 """The first release of flash-linear-attention whose tensors are `[1, R, heads, size]` and nothing else."""
 
 
@@ -76,7 +76,7 @@ def delta_kernel_for(rows: Tensor) -> DeltaKernel:
 @functools.cache
 def _select_kernel(device: torch.device, dtype: torch.dtype, requested: str) -> DeltaKernel:
     kernels: dict[str, type[DeltaKernel]] = {"eager": EagerDeltaKernel}
-    if device.type == "cuda" and dtype in (torch.float16, torch.bfloat16, torch.float32) and _has_fla():
+    if device.type == "cuda" and dtype in (torch.float16, torch.bfloat16) and _has_fla():  # it rounds float32 to tf32
         kernels = {"fla": FlaDeltaKernel, **kernels}
     name = next(iter(kernels)) if requested == "auto" else requested
     if name not in kernels:
@@ -205,7 +205,8 @@ def _chunked_rule(
     query: Tensor, key: Tensor, value: Tensor, decay: Tensor, beta: Tensor, lengths: tuple[int, ...], state: Tensor
 ) -> tuple[Tensor, Tensor]:
     """[R, V, E] twice, [R, V, F], [R, V] twice, [n, V, E, F] -> ([R, V, F], [n, V, E, F]), all in one precision."""
-    plan = _chunk_plan(lengths, query.device)
+    size = min(CHUNK_ROWS, 1 << (max(lengths) - 1).bit_length())  # short sequences are not filled up to 64 rows
+    plan = _chunk_plan(lengths, size, query.device)
     # 1. Rows in chunks, [N, V, c, size]; those that fill a chunk up write nothing and keep the state as it is.
     query, key, value = (plan.to_chunks(rows) for rows in (query, key, value))
     decay, beta = (plan.to_chunks(rows[..., None])[..., 0] for rows in (decay, beta))  # [N, V, c]
@@ -268,8 +269,7 @@ class _ChunkPlan:
 
 
 @functools.lru_cache(maxsize=64)  # all layers of a forward pass share one
-def _chunk_plan(lengths: tuple[int, ...], device: torch.device) -> _ChunkPlan:
-    size = min(CHUNK_ROWS, 1 << (max(lengths) - 1).bit_length())  # short sequences are not filled up to 64 rows
+def _chunk_plan(lengths: tuple[int, ...], size: int, device: torch.device) -> _ChunkPlan:
     num_chunks = [-(-length // size) for length in lengths]
     order = sorted(range(len(lengths)), key=lambda index: -num_chunks[index])
     counts = tuple(sum(number > step for number in num_chunks) for step in range(max(num_chunks)))

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -25,6 +26,7 @@ from longrl.features.disk_cache import DiskCache
 from longrl.features.trainable_features import TrainableFeatures
 from longrl.models.base import CausalFamily
 from longrl.models.reading import constructor_options
+from longrl.packing import delta_kernels
 from longrl.packing.pack import pack
 from longrl.strategies.axis import Axis
 from longrl.strategies.parallel import SINGLE_RANK_GRID, Parallel
@@ -226,10 +228,13 @@ def check_shared_prefix(case: Case) -> str:
     grads = {name: grad for name, grad in plain_forward.gradients(case.plain).items() if name in trains}
     groups = zip(case.prompts, case.completions, strict=True)
     longest = max(len(prompt.input_ids) + max(map(len, group)) for prompt, group in groups)
+    with mock.patch.object(delta_kernels, "CHUNK_ROWS", 32):
+        _, alone = score_and_differentiate(case, share_prefix=False)
+    noise = plain_forward.decay_noise(alone, grads)
     for max_tokens in (longest, NO_LIMIT):
         logps, ours = score_and_differentiate(case, max_tokens=max_tokens)
         _compare("log-probabilities of packed groups", logps, expected.detach())
-        plain_forward.assert_same_gradients(ours, grads)
+        plain_forward.assert_same_gradients(ours, grads, noise=noise)
     return f"{len(weights)} log-probabilities and {len(grads)} gradients, packed and one by one"
 
 
@@ -364,9 +369,22 @@ def score_and_differentiate(
     parallel: Parallel = SINGLE_RANK_GRID,
     sequence: SequenceParallel = NO_SEQUENCE_PARALLEL,
     max_tokens: int = NO_LIMIT,
+    share_prefix: bool = True,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """[N] log-probabilities of packed groups, and the gradients of their sum weighted by the case's loss weights."""
+    """[N] log-probabilities of packed groups, and the gradients of their sum weighted by the case's loss weights.
+
+    Args:
+        case: the family and what it is checked on.
+        parallel: the ranks that share media.
+        sequence: the ranks that share sequences.
+        max_tokens: of a micro-batch.
+        share_prefix: False repeats a prompt for each of its completions.
+    """
     family, model, prompts, weights = case.family, case.model, case.prompts, case.loss_weights
+    completions = case.completions
+    if not share_prefix:
+        prompts = [prompt for prompt, group in zip(prompts, completions, strict=True) for _ in group]
+        completions = [[completion] for group in completions for completion in group]
     trained = None
     if family.trained_encoders(model):
         trained = TrainableFeatures(family, model, prompts, parallel)
@@ -374,7 +392,7 @@ def score_and_differentiate(
     else:
         features = FeatureCache(family, parallel=parallel).get_or_encode(model, prompts)
     logps = torch.zeros(len(weights))
-    for packed in pack(prompts, case.completions, max_tokens):
+    for packed in pack(prompts, completions, max_tokens):
         output = family.forward(model, packed, features, 1.0, sequence)
         logps[packed.token_index] = output.logp.detach()
         (output.logp * weights[packed.token_index]).sum().backward()

@@ -86,8 +86,19 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     return grads
 
 
-def assert_same_gradients(ours: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float = 1e-5) -> None:
+def assert_same_gradients(
+    ours: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    tolerance: float = 1e-5,
+    noise: Mapping[str, float] | None = None,
+) -> None:
     """Compares every parameter's gradient by its relative error; where one is rounding noise, relative to the largest.
+
+    Args:
+        ours: by name.
+        expected: by name.
+        tolerance: relative.
+        noise: norms of further differences that may be, by name; see `decay_noise`.
 
     Raises:
         AssertionError: with the first parameter that differs, or the names that only one side has.
@@ -97,4 +108,32 @@ def assert_same_gradients(ours: Mapping[str, Tensor], expected: Mapping[str, Ten
     for name, grad in expected.items():
         norm = float(grad.norm())
         error = float((ours[name] - grad).norm())
-        assert error <= tolerance * max(norm, 1e-4 * largest), f"gradient of {name} is off by {error:g} of {norm:g}"
+        allowed = tolerance * max(norm, 1e-4 * largest) + (noise or {}).get(name, 0.0)
+        assert error <= allowed, f"gradient of {name} is off by {error:g} of {norm:g}"
+
+
+DECAY_WEIGHTS = ("A_log", "dt_bias", "in_proj_a.weight")
+"""Weights of a gated delta net whose gradients are small differences of large sums, so that float32 rounds them."""
+LARGEST_NOISE = 2e-4
+"""Of such a gradient's norm."""
+
+
+def decay_noise(ours: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, float]:
+    """What float32 leaves open in the gradients of decays, measured: norms by name, none in models without decays.
+
+    Args:
+        ours: gradients of one forward per completion, the rule computed in chunks of another size.
+        expected: the same gradients, of transformers' chunks of 64 rows.
+
+    Returns:
+        For each decay weight three times the largest relative difference that any of them has.
+
+    Raises:
+        AssertionError: one differs by more than rounding does.
+    """
+    largest = max(float(grad.norm()) for grad in expected.values())
+    norms = {name: max(float(grad.norm()), 1e-4 * largest) for name, grad in expected.items()}
+    noise = {name: norm for name, norm in norms.items() if name.endswith(DECAY_WEIGHTS)}
+    share = max((float((ours[name] - expected[name]).norm()) / norm for name, norm in noise.items()), default=0.0)
+    assert share <= LARGEST_NOISE, f"gradients of decays differ by {share:g} of their norm, which rounding does not"
+    return {name: 3 * share * norm for name, norm in noise.items()}

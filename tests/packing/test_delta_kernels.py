@@ -1,0 +1,136 @@
+"""Which kernel computes the gated delta rule, and what flash-linear-attention is asked; it does not run here."""
+
+from __future__ import annotations
+
+import logging
+from importlib.metadata import PackageNotFoundError
+
+import pytest
+import torch
+
+from longrl.packing import delta_kernels
+from longrl.packing.delta_kernels import VARIABLE, EagerDeltaKernel, FlaDeltaKernel, convolve, delta_kernel_for
+
+HEADS, KEY_SIZE, VALUE_SIZE = 3, 4, 8
+
+
+@pytest.fixture(autouse=True)
+def chosen_anew():
+    delta_kernels._select_kernel.cache_clear()
+    yield
+    delta_kernels._select_kernel.cache_clear()
+
+
+class StandIn:
+    """flash-linear-attention's operators by plain tensor operations, with what they were given."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, query, key, value, *, g, beta, initial_state, cu_seqlens, **options):
+        assert options == {"output_final_state": True, "use_qk_l2norm_in_kernel": True}
+        assert query.shape[0] == key.shape[0] == value.shape[0] == g.shape[0] == beta.shape[0] == 1
+        assert g.dtype == initial_state.dtype == torch.float32
+        lengths = tuple(cu_seqlens.diff().tolist())
+        self.calls.append(lengths)
+        output, final = EagerDeltaKernel().rule(query[0], key[0], value[0], g[0], beta[0], lengths, initial_state)
+        return output[None], final
+
+
+def inputs(num_rows, num_sequences, dtype=torch.bfloat16):
+    draw = torch.Generator().manual_seed(0)
+    keys = [torch.randn(num_rows, HEADS, KEY_SIZE, generator=draw).to(dtype) for _ in range(2)]
+    value = torch.randn(num_rows, HEADS, VALUE_SIZE, generator=draw).to(dtype)
+    decay = -torch.rand(num_rows, HEADS, generator=draw)
+    beta = torch.rand(num_rows, HEADS, generator=draw).to(dtype)
+    return (*keys, value, decay, beta), torch.randn(num_sequences, HEADS, KEY_SIZE, VALUE_SIZE, generator=draw)
+
+
+def test_all_sequences_are_one_call_of_flash_linear_attention():
+    rule, step = StandIn(), StandIn()
+    kernel = FlaDeltaKernel(rule, step, conv_op=lambda *_, **__: None)
+    rows, state = inputs(12, 3)
+    found = kernel.rule(*rows, (7, 1, 4), state)
+    expected = EagerDeltaKernel().rule(*rows, (7, 1, 4), state)
+    assert rule.calls == [(7, 1, 4)]
+    assert step.calls == []
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_token_of_every_completion_is_a_recurrent_step_unless_gradients_are_asked_for():
+    rule, step = StandIn(), StandIn()
+    kernel = FlaDeltaKernel(rule, step, conv_op=lambda *_, **__: None)
+    rows, state = inputs(3, 3)
+    with torch.no_grad():
+        kernel.rule(*rows, (1, 1, 1), state)
+    assert (rule.calls, step.calls) == ([], [(1, 1, 1)])
+    kernel.rule(*rows, (1, 1, 1), state)
+    assert rule.calls == [(1, 1, 1)]
+
+
+def test_causal_conv1d_is_given_all_rows_in_one_call():
+    def conv_op(hidden, weight, bias, activation):
+        assert hidden.shape == (1, 16, 9)
+        assert hidden.stride(1) == 1, "channels lie side by side"
+        assert (bias, activation) == (None, "silu")
+        padded = torch.nn.functional.pad(hidden, (3, 0))
+        return torch.nn.functional.silu(torch.nn.functional.conv1d(padded, weight[:, None], groups=16))
+
+    rows, weight = torch.randn(9, 16), torch.randn(16, 4)
+    kernel = FlaDeltaKernel(StandIn(), StandIn(), conv_op)
+    torch.testing.assert_close(kernel.conv(rows, weight), convolve(rows, weight))
+    assert kernel.conv(rows, weight).shape == (6, 16)
+    # A number of channels that causal-conv1d refuses.
+    assert kernel.conv(rows[:, :15], weight[:15]).shape == (6, 15)
+
+
+@pytest.mark.parametrize(
+    ("installed", "expected", "says"),
+    [("0.5.2", "fla", None), ("0.3.2", "eager", "0.4.0 and newer"), (None, "eager", "not installed")],
+)
+def test_the_kernel_is_chosen_once_and_said(monkeypatch, caplog, installed, expected, says):
+    def version(_):
+        if installed is None:
+            raise PackageNotFoundError
+        return installed
+
+    monkeypatch.setattr(delta_kernels, "version", version)
+    monkeypatch.setattr(delta_kernels, "FlaDeltaKernel", StandIn)
+    with caplog.at_level(logging.INFO):
+        kernel = delta_kernels._select_kernel(torch.device("cuda"), torch.bfloat16, "auto")
+    assert isinstance(kernel, StandIn if expected == "fla" else EagerDeltaKernel)
+    assert f"gated delta rule on cuda in torch.bfloat16: {expected}" in caplog.text
+    assert says is None or says in caplog.text
+
+
+def test_single_precision_stays_single_precision_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(delta_kernels, "version", lambda _: "0.5.2")
+    kernel = delta_kernels._select_kernel(torch.device("cuda"), torch.float32, "auto")
+    assert isinstance(kernel, EagerDeltaKernel)
+
+
+def test_a_kernel_that_does_not_run_here_is_refused(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "fla")
+    with pytest.raises(ValueError, match=f"{VARIABLE} must be auto or a kernel that runs in torch.float32 on cpu"):
+        delta_kernel_for(torch.zeros(1))
+
+
+@pytest.mark.gpu
+def test_flash_linear_attention_is_the_plain_rule_on_a_gpu():
+    """Also where sequences begin in a state and end within a chunk; tolerance is that of bfloat16."""
+    pytest.importorskip("fla")
+    lengths = (130, 1, 3, 64)
+    draw = torch.Generator().manual_seed(0)
+    keys = [torch.randn(sum(lengths), 4, 64, generator=draw) for _ in range(3)]
+    gates = [-torch.rand(sum(lengths), 4, generator=draw), torch.rand(sum(lengths), 4, generator=draw)]
+    state = torch.randn(len(lengths), 4, 64, 64, generator=draw)
+    found = []
+    for kernel in (FlaDeltaKernel(), EagerDeltaKernel()):
+        tensors = [each.cuda().bfloat16().requires_grad_() for each in keys]
+        start = state.cuda().requires_grad_()
+        output, final = kernel.rule(*tensors, gates[0].cuda(), gates[1].cuda().bfloat16(), lengths, start)
+        (output.float().sum() + final.square().sum()).backward()
+        found.append([output, final, *(each.grad for each in (*tensors, start))])
+    for ours, theirs in zip(*found, strict=True):
+        assert (ours.float() - theirs.float()).norm() < 0.02 * theirs.float().norm()
