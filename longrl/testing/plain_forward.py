@@ -112,9 +112,9 @@ def assert_same_gradients(
         assert error <= allowed, f"gradient of {name} is off by {error:g} of {norm:g}"
 
 
-DECAY_WEIGHTS = ("A_log", "dt_bias", "in_proj_a.weight")
+DECAY_WEIGHTS = (".A_log", ".dt_bias", ".in_proj_a.")
 """Weights of a gated delta net whose gradients are small differences of large sums, so that float32 rounds them."""
-LARGEST_NOISE = 2e-4
+LARGEST_NOISE = 2e-3
 """Of such a gradient's norm."""
 
 
@@ -133,7 +133,7 @@ def decay_noise(ours: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> d
     """
     largest = max(float(grad.norm()) for grad in expected.values())
     norms = {name: max(float(grad.norm()), 1e-4 * largest) for name, grad in expected.items()}
-    noise = {name: norm for name, norm in norms.items() if name.endswith(DECAY_WEIGHTS)}
+    noise = {name: norm for name, norm in norms.items() if any(part in name for part in DECAY_WEIGHTS)}
     share = max((float((ours[name] - expected[name]).norm()) / norm for name, norm in noise.items()), default=0.0)
     assert share <= LARGEST_NOISE, f"gradients of decays differ by {share:g} of their norm, which rounding does not"
     return {name: 3 * share * norm for name, norm in noise.items()}

@@ -41,6 +41,8 @@ from tests.tiny import (
     omni_prompts,
     peft_model,
     plain_model,
+    qwen3_5_family,
+    qwen3_5_text_family,
     qwen3_vl_family,
     row,
     separate_logps,
@@ -60,6 +62,9 @@ FAMILIES = {
     "qwen2.5-omni, vision frozen": lambda freeze_vision_encoder, **kwargs: omni_family(
         freeze_vision_encoder=True, freeze_audio_encoder=freeze_vision_encoder, **kwargs
     ),
+    "qwen3.5": qwen3_5_family,
+    "qwen3.5 experts": functools.partial(qwen3_5_family, experts=True),
+    "qwen3.5 text": lambda freeze_vision_encoder, **kwargs: qwen3_5_text_family(**kwargs),
     "qwen3-vl experts": functools.partial(qwen3_vl_family, experts=True),
     "nvila": lambda lora, offload_checkpoints, mlp_chunk_tokens, freeze_vision_encoder, **kwargs: nvila_family(
         freeze_vision_encoder=freeze_vision_encoder, freeze_projector=freeze_vision_encoder, **kwargs
