@@ -21,6 +21,7 @@ from typing_extensions import override
 
 from longrl.engines import prefix_cache
 from longrl.engines.decoding_memory import DecodingMemory, free_bytes
+from longrl.engines.expert_record import ExpertRecord
 from longrl.engines.rollout_engine import RolloutEngine, prompt_seed
 from longrl.io.number_ranges import COUNT, check_ranges
 from longrl.io.pulse import PULSE
@@ -50,6 +51,7 @@ class HFEngine(RolloutEngine):
 
     reads_policy_weights = True
     supports_fp32_lm_head = True
+    supports_router_replay = True
 
     def __init__(self, max_sequences: int | None = None, prefill_chunk_tokens: int = 16_384) -> None:
         if prefill_chunk_tokens < 1:
@@ -142,11 +144,13 @@ class HFEngine(RolloutEngine):
         # 1. Every prompt once through the model, into the cache, in chunks that end anywhere.
         packed = pack(prompts, [[] for _ in prompts], NO_LIMIT)[0].to(lm_head.device)
         cache = prefix_cache.PrefixCache(packed.spans, group_size, max_tokens, lm_head.device)
+        experts = ExpertRecord(family, model)
         total = len(packed.input_ids)
         last_states = []  # of the prompts' last tokens, which predict the first ones of their completions
         for start in range(0, total, self.prefill_chunk_tokens):
             rows = slice(start, min(start + self.prefill_chunk_tokens, total))
             inputs = family.text_inputs(model, packed, features, rows)
+            inputs |= experts.of_prompts(rows.stop - rows.start)
             positions = packed.position_ids[:, None, rows]  # [A, 1, rows]
             prefill = functools.partial(cache.prefill, rows)
             hidden = family.hidden_states(model, positions, layer_attention=prefill, **inputs)[0]  # [rows, D]
@@ -172,7 +176,8 @@ class HFEngine(RolloutEngine):
                 break
             embeds = embed_tokens(token)[:, None]  # [P * G, 1, D]
             positions = (following + cache.length).expand(len(packed.position_ids), -1, -1)  # [A, P * G, 1]
-            hidden = family.hidden_states(model, positions, inputs_embeds=embeds, layer_attention=cache.decode)[:, 0]
+            inputs = {"inputs_embeds": embeds, **experts.of_tokens(len(token))}
+            hidden = family.hidden_states(model, positions, layer_attention=cache.decode, **inputs)[:, 0]
             cache.length += 1
         # 3. What follows a completion's end was sampled for the others' sake.
         completions = []
@@ -184,6 +189,7 @@ class HFEngine(RolloutEngine):
             completions.append(
                 Completion(ids[:count].clone(), logp[:count].clone(), family.decode(ids[:count]), reason)
             )
+        completions = experts.handed_to(completions, [span.prompt_tokens for span in packed.spans])
         return [completions[start : start + group_size] for start in range(0, len(completions), group_size)]
 
 

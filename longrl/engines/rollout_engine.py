@@ -42,6 +42,8 @@ class RolloutEngine(RefusesOldHooks, abc.ABC):
     """True if it computes in another process, so that it can generate while the trainer updates."""
     supports_fp32_lm_head: bool = False
     """True if it computes logits in float32 where `family.fp32_lm_head` asks for it."""
+    supports_router_replay: bool = False
+    """True if its completions carry the experts that it chose where `family.router_replay` asks for them."""
     ranks_per_engine: int = 1
     """How many neighbouring ranks of a sequence-parallel group are one engine: they are given the same prompts and
     return the same completions."""

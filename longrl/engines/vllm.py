@@ -65,6 +65,8 @@ class VLLMEngine(VLLMRollouts):
         options: further arguments of `vllm.LLM`.
     """
 
+    supports_router_replay = True
+
     def __init__(
         self,
         max_model_len: int | None = None,
