@@ -106,11 +106,12 @@ def check_router_replay(family: CausalFamily, engine: RolloutEngine) -> None:
             f"rollout.router_replay=true needs a mixture of experts, and {family.model_path!r} has none; set "
             "rollout.router_replay to false"
         )
-    if not engine.supports_router_replay:
+    problem = engine.router_replay_problem()
+    if problem:
         raise ValueError(
-            f"rollout.router_replay=true needs an engine whose completions carry the experts that it chose, and those "
-            f"of {type(engine).__name__} do not (`supports_router_replay`); use longrl.engines.hf.HFEngine or "
-            "longrl.engines.vllm.VLLMEngine, or set rollout.router_replay to false"
+            "rollout.router_replay=true needs an engine that says which experts it chose, got "
+            f"{type(engine).__name__}: {problem}; use longrl.engines.hf.HFEngine, or longrl.engines.vllm.VLLMEngine on "
+            "GPUs that each have one, or set rollout.router_replay to false"
         )
     if family.compile_layers:
         raise ValueError(

@@ -51,7 +51,6 @@ class HFEngine(RolloutEngine):
 
     reads_policy_weights = True
     supports_fp32_lm_head = True
-    supports_router_replay = True
 
     def __init__(self, max_sequences: int | None = None, prefill_chunk_tokens: int = 16_384) -> None:
         if prefill_chunk_tokens < 1:
@@ -67,6 +66,10 @@ class HFEngine(RolloutEngine):
     @override
     def identity(self) -> dict[str, Any]:
         return {"prefill_chunk_tokens": self.prefill_chunk_tokens}  # chunks of another size round otherwise
+
+    @override
+    def router_replay_problem(self) -> str | None:
+        return None
 
     @override
     def sync(self, family: CausalFamily, model: nn.Module, step: int) -> None:

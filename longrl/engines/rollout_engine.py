@@ -42,8 +42,6 @@ class RolloutEngine(RefusesOldHooks, abc.ABC):
     """True if it computes in another process, so that it can generate while the trainer updates."""
     supports_fp32_lm_head: bool = False
     """True if it computes logits in float32 where `family.fp32_lm_head` asks for it."""
-    supports_router_replay: bool = False
-    """True if its completions carry the experts that it chose where `family.router_replay` asks for them."""
     ranks_per_engine: int = 1
     """How many neighbouring ranks of a sequence-parallel group are one engine: they are given the same prompts and
     return the same completions."""
@@ -114,6 +112,10 @@ class RolloutEngine(RefusesOldHooks, abc.ABC):
         for name, weight in weights:
             self.num_synced_bytes += weight.nbytes
             yield name, weight
+
+    def router_replay_problem(self) -> str | None:
+        """Why its completions cannot carry the experts that it chose (`family.router_replay`), None if they can."""
+        return "its completions do not carry them"
 
     # By default there is nothing to do.
 

@@ -172,12 +172,14 @@ def sampling_arguments(
 
 
 def completion_fields(output: Any) -> dict[str, Any]:
-    """The fields that `make_completion` reads of a `vllm.CompletionOutput`, as JSON can hold it but for experts."""
+    """The fields that `make_completion` reads of a `vllm.CompletionOutput`, as JSON can hold it."""
     logprobs = [at[token].logprob for token, at in zip(output.token_ids, output.logprobs, strict=True)]
-    fields = {"token_ids": list(output.token_ids), "logprobs": logprobs, "finish_reason": output.finish_reason}
-    if output.routed_experts is not None:
-        fields["routed_experts"] = output.routed_experts
-    return fields
+    return {"token_ids": list(output.token_ids), "logprobs": logprobs, "finish_reason": output.finish_reason}
+
+
+def routed_fields(output: Any) -> dict[str, Any]:
+    """The same with the experts of prompt and completion, [T + S - 1, layers, k], None where nobody asked for them."""
+    return {**completion_fields(output), "routed_experts": output.routed_experts}
 
 
 def make_completion(family: EngineAdapter, output: Mapping[str, Any]) -> Completion:

@@ -306,8 +306,8 @@ class PolicyModule(TrainedModule):
         """
         # 1. As few ranks share a sequence as the longest group allows: sharing costs time.
         longest = 1
-        for prompt, answers in zip(prompts, completions, strict=True):
-            num_tokens = len(prompt.input_ids) + sum(map(len, answers))
+        for prompt, group in zip(prompts, completions, strict=True):
+            num_tokens = len(prompt.input_ids) + sum(map(len, group))
             longest = max(longest, num_tokens)
         budget = self.max_tokens_per_micro_batch
         degrees = self.parallel.degrees
@@ -386,7 +386,7 @@ class PolicyModule(TrainedModule):
             temperature = self.temperature
         self.num_scoring_passes += 1
         micro_batches, sequence = self._make_micro_batches(prompts, completions, answers)
-        num_tokens = sum(sum(map(len, answers)) for answers in completions)
+        num_tokens = sum(sum(map(len, group)) for group in completions)
         logp = torch.zeros(num_tokens, device=self.device)
         for packed in micro_batches:
             PULSE.beats += 1

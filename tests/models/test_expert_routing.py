@@ -1,4 +1,4 @@
-"""Routers of a mixture: experts that the engine chose, replayed in the update, against a plain model made to use them."""
+"""Routers of a mixture: experts that the engine chose, replayed in the update, against a plain model with the same."""
 
 import dataclasses
 import math

@@ -30,7 +30,9 @@ from tests.modules.test_policy import (
     with_targets,
 )
 from tests.tiny import (
+    answers_with_experts,
     assert_same_gradients,
+    force_experts,
     frames,
     gradients,
     held,
@@ -93,6 +95,8 @@ class Case:
     offload: bool = False
     mlp_chunk: int | None = None
     compiled: bool = False
+    replay: bool = False
+    """Of a mixture: by experts drawn at random."""
 
     def family(self):
         if self.vila_pool is not None:
@@ -114,7 +118,16 @@ class Case:
 
     def groups(self, shard=FULL_SHARD):
         family = self.family()
-        return sampled(family, PROMPTS[self.prompts](family, shard))
+        groups = sampled(family, PROMPTS[self.prompts](family, shard))
+        if self.replay:
+            prompts = [group.prompt for group in groups]
+            answers = answers_with_experts(prompts, tokens_of(groups), shape=(3, 2), num_experts=4)
+            for group, experts in zip(groups, answers, strict=True):
+                group.completions = [
+                    dataclasses.replace(one, experts=two.experts, prompt_experts=two.prompt_experts)
+                    for one, two in zip(group.completions, experts, strict=True)
+                ]
+        return groups
 
 
 def text_prompts(family, shard):
@@ -219,6 +232,8 @@ def by_hand(case: Case) -> tuple[float, dict[str, torch.Tensor]]:
     if case.kl or case.lora:
         disturb_text(policy)
         plain = stock(policy.model, family)
+    if case.replay:  # the reference above chose its own
+        force_experts(plain, [group.prompt for group in groups], [group.completions for group in groups])
     if case.sft:
         prompts = with_targets(case_prompts(case, FULL_SHARD))
         logp = separate_logps(plain, prompts, [[prompt.response_ids] for prompt in prompts])
@@ -327,6 +342,18 @@ def test_features_for_several_layers(devices):
         Case(model="qwen3-vl experts", sp=devices, budget=100),
     ]
     check(cases, devices)
+
+
+def test_experts_are_replayed_on_any_grid():
+    """Their rows are shared as all others; layers recomputed and in pieces; sharded experts; beside adapters."""
+    model = {"model": "qwen3-vl experts", "replay": True}
+    cases = [
+        Case(sp=2, budget=100, kl=True, freeze=True, **model),
+        Case(sp=2, checkpointing=True, mlp_chunk=7, **model),
+        Case(sp=1, budget=250, checkpointing=True, offload=True, **model),
+        Case(sp=2, lora=True, freeze=True, **model),
+    ]
+    check(cases, 2)
 
 
 @proves("SP", "qwen2.5-omni")
