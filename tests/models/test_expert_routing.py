@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from longrl.algorithms import Algorithm
 from longrl.engines.hf import HFEngine
 from longrl.features.cache import FeatureCache
 from longrl.features.trainable_features import TrainableFeatures
@@ -18,6 +19,7 @@ from longrl.packing.experts import with_experts
 from longrl.packing.pack import pack
 from longrl.strategies.axis import SINGLE_RANK
 from longrl.types import ExpertLoad, SamplingParams
+from tests.modules.test_policy import LENGTHS as LENGTHS_OF_POLICY, batch_of, policy_of, sampled, tokens_of, train
 from tests.tiny import (
     answers_with_experts,
     assert_same_gradients,
@@ -135,6 +137,32 @@ def test_a_moved_router_is_overruled_and_its_disagreement_counted():
     counted = torch.stack([torch.bincount(rows[:, layer].flatten().long(), minlength=4) for layer in range(3)])
     assert ((load.tokens - counted).sum(1) == 2 * len(groups[0])).all()  # the completions' last tokens are its own
     assert not torch.equal(load.tokens, free.tokens)
+
+
+def test_the_policy_of_before_uses_the_engines_experts_and_the_reference_its_own(monkeypatch):
+    """Two optimizer steps on a rollout, with a KL penalty; and a group that was sampled a step before."""
+    family = qwen3_vl_family(experts=True, freeze_vision_encoder=True)
+    prompts = mixed_prompts(family)
+    groups = sampled(family, prompts)
+    answers = answers_with_experts(prompts, tokens_of(groups), shape=(3, 2), num_experts=4)
+    for group, experts in zip(groups, answers, strict=True):
+        group.completions = experts
+    groups[2].carried_over = True
+    passes = []
+    forward = type(family).forward
+
+    def noted(self, model, packed, *args, **kwargs):
+        passes.append((model is policy.model, torch.is_grad_enabled(), packed.experts is not None))
+        return forward(self, model, packed, *args, **kwargs)
+
+    monkeypatch.setattr(type(family), "forward", noted)
+    policy = policy_of(family, algorithm=Algorithm(kl_coef=0.1), mini_batches_per_rollout=2)
+    batch = batch_of(policy, groups)
+    seen = train(policy, batch)
+    assert passes == [(True, False, True), (False, False, False), (True, True, True), (True, True, True)]
+    rows = sum(len(prompt.input_ids) for prompt in prompts) + sum(map(sum, LENGTHS_OF_POLICY))
+    assert seen.metrics[0]["train/router_replayed"] == pytest.approx(1 - 9 / rows)
+    assert 0 < seen.metrics[0]["train/router_mismatch"] < 1
 
 
 def test_names_and_adapters_stay_what_they_were():
