@@ -71,6 +71,12 @@ def check_rollout_options(
         )
     if module.family.router_replay:
         check_router_replay(module.family, engine)
+    elif num_experts(module.family):
+        logger.info(
+            "a mixture of experts trains without router replay: where engine and trainer pick other experts, "
+            "log-probabilities differ (train/mismatch_mean); %s",
+            engine.router_replay_problem() or "rollout.router_replay=true has the update use the engine's",
+        )
     if overlap and is_filtered(sampling):
         logger.warning(
             "with top_p or top_k the old log-probabilities of groups sampled ahead (rollout.overlap) are those of the "

@@ -81,6 +81,7 @@ class TextStack(RendersPrompts):
     """True if sharded layers cast what they are given to the precision they compute in."""
     gradient_checkpointing: bool
     offload_checkpoints: bool
+    compile_layers: bool
     fp32_lm_head: bool = False
     """Compute logits in float32 whatever the precision of the layers, in engines too: `model.algorithm.fp32_lm_head`,
     which `PolicyModule` sets here. Takes a float32 copy of the LM head while it is used."""

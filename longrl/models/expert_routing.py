@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from longrl.types import ExpertLoad
 
 if TYPE_CHECKING:
-    from longrl.models.base import CausalFamily
+    from longrl.models.base import TextStack
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class ExpertRows:
         return ExpertLoad(torch.stack(counts), replayed, differing)
 
 
-def num_experts(family: CausalFamily) -> int:
+def num_experts(family: TextStack) -> int:
     """E of the text stack, 0 of a dense one."""
     return getattr(family.config.get_text_config(), "num_experts", None) or 0
 
@@ -95,9 +95,7 @@ def num_experts(family: CausalFamily) -> int:
 # -- a forward pass ----------------------------------------------------------------------------------------------
 
 
-def expert_rows(
-    family: CausalFamily, model: nn.Module, num_rows: int, given: Tensor | None = None
-) -> ExpertRows | None:
+def expert_rows(family: TextStack, model: nn.Module, num_rows: int, given: Tensor | None = None) -> ExpertRows | None:
     """What a forward pass over so many rows hands to the layers, None if there is nothing to hand.
 
     Args:
@@ -229,7 +227,7 @@ def by_pieces(mlp: nn.Module, sizes: Sequence[int]) -> list[Callable[[Tensor], T
     rows: RouterRows | None = getattr(router, KEYWORD, None)
     if rows is None:
         return [mlp for _ in sizes]
-    runs = []
+    runs: list[Callable[[Tensor], Tensor]] = []
     start = 0
     for size in sizes:
         runs.append(functools.partial(_run_piece, mlp, router, rows.piece(start, start + size)))

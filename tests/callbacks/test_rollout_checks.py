@@ -98,6 +98,15 @@ def test_router_replay_without_experts_or_an_engine_that_returns_them_is_refused
         with contextlib.nullcontext() if message is None else pytest.raises(ValueError, match=message):
             check_rollout_options(policy, engine, SAMPLING, overlap=False, bypass_below=0.0)
     assert "old log-probabilities use the experts, of 4, that HFEngine chose" in caplog.text
+    for engine, told in (
+        (HFEngine(), "router_replay=true has the"),
+        (VLLMServerEngine("http://x"), "do not carry them"),
+    ):
+        caplog.clear()
+        policy = PolicyModule(qwen3_vl_family(True))
+        check_rollout_options(policy, engine, SAMPLING, overlap=False, bypass_below=0.0)
+        assert "trains without router replay: where engine and trainer pick" in caplog.text
+        assert told in caplog.text
 
 
 def test_router_replay_is_refused_where_one_rank_alone_would_get_them(monkeypatch):
