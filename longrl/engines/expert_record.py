@@ -43,7 +43,11 @@ class ExpertRecord:
         if not self._family.router_replay:
             return {}
         rows = expert_rows(self._family, self._model, num_rows)
-        assert rows is not None, "a family without experts is refused before"
+        if rows is None:
+            raise ValueError(
+                f"rollout.router_replay=true needs routers that longrl knows, and {type(self._model).__name__} has "
+                "none (longrl/models/expert_routing.py); set rollout.router_replay to false"
+            )
         record.append(rows)
         return layer_inputs(rows)
 

@@ -29,6 +29,7 @@ from tests.tiny import (
     plain_model,
     qwen3_vl_family,
     random_completions,
+    row,
     separate_logps,
     text_family,
 )
@@ -250,6 +251,14 @@ def test_experts_of_another_model_are_refused():
     dense = text_family()
     with pytest.raises(ValueError, match=r"a model that has 0"):
         expert_rows(dense, dense.build(), 7, torch.zeros(7, 2, 5, dtype=torch.int16))
+
+
+def test_an_engine_without_routers_to_record_says_so():
+    family = text_family()
+    family.router_replay = True
+    prompts = [family.render(row(), "Which one?")]
+    with pytest.raises(ValueError, match=r"needs routers that longrl knows, and Qwen2ForCausalLM has none"):
+        HFEngine().generate(family, family.build(), prompts, {}, SamplingParams(2, 3), seed=1)
 
 
 def test_a_router_that_weighs_otherwise_is_refused():

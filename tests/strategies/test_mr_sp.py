@@ -251,7 +251,7 @@ def by_hand(case: Case) -> tuple[float, dict[str, torch.Tensor]]:
     return loss, grads
 
 
-def check(cases: list[Case], devices: int) -> None:
+def check(cases: list[Case], devices: int) -> list[Any]:
     found = run_distributed(on_every_rank, devices, cases, devices)
     for place, case in enumerate(cases):
         loss, expected = by_hand(case)
@@ -260,6 +260,7 @@ def check(cases: list[Case], devices: int) -> None:
             # A sharded encoder also runs where there is nothing for it, and then has zeros.
             used = {name: grad for name, grad in grads.items() if name in expected or grad.any()}
             assert_same_gradients(used, expected, 1e-5)
+    return found
 
 
 GRIDS = {1: [1], 2: [1, 2], 4: [2, 4], 8: [4]}
@@ -353,7 +354,14 @@ def test_experts_are_replayed_on_any_grid():
         Case(sp=1, budget=250, checkpointing=True, offload=True, **model),
         Case(sp=2, lora=True, freeze=True, **model),
     ]
-    check(cases, 2)
+    found = check(cases, 2)
+    # every row of the step counts once, whoever has it, and padding does not; 9 completions have a last token
+    groups = cases[1].groups()
+    num_rows = sum(len(group.prompt.input_ids) for group in groups)
+    num_rows += sum(len(ids) for of_group in tokens_of(groups) for ids in of_group)
+    for rank in found:
+        assert rank[1][0]["train/router_replayed"] == pytest.approx(1 - 9 / num_rows)
+        assert rank[1][0]["train/router_mismatch"] == pytest.approx(found[0][1][0]["train/router_mismatch"])
 
 
 @proves("SP", "qwen2.5-omni")
