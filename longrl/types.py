@@ -2,7 +2,7 @@
 
 Letters used for shapes: P prompts per data-parallel rank, G completions of a prompt, T prompt tokens, S completion
 tokens, L packed tokens, R scored rows (completion tokens) of a micro-batch, A position axes (3 for M-RoPE, else 1),
-N media tokens, D hidden size.
+N media tokens, D hidden size, M layers with a mixture of E experts, of which each token uses k.
 """
 
 from __future__ import annotations
@@ -256,6 +256,11 @@ class Completion:
     text: str
     """What rewards read: without end token, behind the `<think>` with which the prompt ends, if it does."""
     finish_reason: FinishReason
+    experts: Tensor | None = None
+    """[S - 1, M, k] int16: the experts that the engine chose for each token, but for the last, which it never read;
+    -1 where it does not say. None without `rollout.router_replay`."""
+    prompt_experts: Tensor | None = None
+    """[T, M, k] int16: those of the prompt, which one completion of a group carries for all."""
 
 
 class PromptOfRow(Protocol):
@@ -354,6 +359,8 @@ class Packed:
     """[L] `input_ids` of what has left the host, which need not wait for a device to read them."""
     host_predict_from: Tensor | None = None
     """[R] `predict_from` likewise."""
+    experts: Tensor | None = None
+    """[L, M, k] int16: experts to be used in place of the router's choice, -1 where that stands; None is everywhere."""
 
     def to(self, device: torch.device, multiple: int = 1) -> Packed:
         """The same micro-batch on `device`, with rows behind the last group that nothing attends to.
@@ -372,6 +379,11 @@ class Packed:
 
             for name in ("input_ids", "position_ids", "host_ids"):
                 tensors[name] = pad(tensors[name], (0, missing))
+        if self.experts is not None:
+            from torch.nn.functional import pad
+
+            experts = to_device(self.experts, device)
+            tensors["experts"] = pad(experts, (0, 0, 0, 0, 0, missing), value=-1)
         return replace(self, **tensors)
 
 
@@ -389,11 +401,24 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
+class ExpertLoad(NamedTuple):
+    """What the routers of a mixture of experts chose for this rank's rows of a micro-batch; sums over rows."""
+
+    tokens: Tensor
+    """[M, E] float64: tokens that each expert got."""
+    replayed: Tensor
+    """[] float64: choices, of a token in a layer, that were the engine's."""
+    differing: Tensor
+    """[] float64: those of them that the trainer's router would not have made."""
+
+
 class PolicyOutput(NamedTuple):
     """A policy's scores of the rows, [R] float32 each; in a tuple FSDP finds the tensors whose backward it awaits."""
 
     logp: Tensor
     entropy: Tensor  # without gradient
+    load: ExpertLoad | None = None
+    """None of a model without experts."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from tests.runs import ROOT, config, rollouts, run
+from tests.tiny import qwen3_vl_folder
 
 NOT_HERE = {"throughput/mfu", "train/grad_norm_lm_head"}
 """Of known devices alone, and of an LM head with weights of its own, which the tiny model does not have."""
@@ -37,7 +38,7 @@ def rl(tmp_path, **family):
 
 @pytest.fixture(scope="module")
 def names(tmp_path_factory):
-    """Of a run whose encoder trains, of one with features on disk, and of SFT."""
+    """Of a run whose encoder trains, of one with features on disk, of SFT, and of a mixture of experts."""
     folder = tmp_path_factory.mktemp("runs")
     trained = run(folder / "trained", rl(folder, freeze_vision_encoder=False))
     cached = rl(folder)
@@ -45,21 +46,31 @@ def names(tmp_path_factory):
     kept = run(folder / "cached", cached)
     sft = config("sft")
     sft["trainer"] |= {"max_steps": 1}
-    return logged(trained), logged(kept), logged(run(folder / "sft", sft))
+    mixture = rl(folder)
+    sizes = {"random_init": True, "min_pixels": 1024, "max_pixels": 1024}
+    mixture["model"]["family"] = {
+        "class_path": "longrl.models.qwen3_vl.Qwen3VLFamily",
+        "init_args": {"model": qwen3_vl_folder(experts=True), **sizes},
+    }
+    mixture["rollout"]["router_replay"] = True
+    experts = run(folder / "experts", mixture)
+    return logged(trained), logged(kept), logged(run(folder / "sft", sft)), logged(experts)
 
 
 def test_an_rl_run_logs_exactly_the_documented_names(names):
-    trained, cached, _ = names
+    trained, cached, _, experts = names
     wanted = documented() - NOT_HERE - {"reward/NAME"} | {"reward/accuracy", "reward/format"}
-    assert trained | cached == wanted
+    assert trained | cached | experts == wanted
 
 
 def test_what_a_name_depends_on_is_documented(names):
-    trained, cached, sft = names
+    trained, cached, sft, experts = names
     of_cache = {name for name in documented() if "feature" in name}
     of_encoder = {"train/grad_norm_vision_encoder", "train/grad_norm_projector"}
     assert cached - trained == of_cache - {"throughput/feature_hit_rate"}
     assert trained - cached == of_encoder
+    of_experts = {name for name in documented() if "expert" in name or "router" in name}
+    assert experts - trained == of_experts
     assert sft < documented()
     assert {"train/loss", "train/grad_norm_language_model", "time/step", "memory/update"} < sft
     assert not any(name.startswith(("rollout/", "reward/")) for name in sft)

@@ -33,7 +33,7 @@ from longrl.testing.tiny import (
     tiny_text,
     tiny_vila,
 )
-from longrl.types import FULL_SHARD, AudioClip, Frames, FrameShard, Prompt, Row
+from longrl.types import FULL_SHARD, AudioClip, Completion, Frames, FrameShard, Prompt, Row
 from tests.models.plain_vila import PlainVila
 
 __all__ = ["assert_same_gradients", "frames", "gradients", "held", "random_completions", "sound"]
@@ -197,3 +197,55 @@ def separate_logps(plain: torch.nn.Module, prompts: list[Prompt], completions: l
 
 def vila_media_inputs(prompt: Prompt) -> dict[str, object]:
     return {"media": prompt.media}
+
+
+# ---- mixtures of experts ----
+
+
+def answers_with_experts(
+    prompts: list[Prompt], completions: list[list[Tensor]], shape: tuple[int, int], num_experts: int, seed: int = 5
+) -> list[list[Completion]]:
+    """Completions with random experts [M, k] = `shape` for every token that an engine reads, prompts' included."""
+    generator = torch.Generator().manual_seed(seed)
+    layers, top_k = shape
+
+    def chosen(num_tokens: int) -> Tensor:
+        scores = torch.rand(num_tokens, layers, num_experts, generator=generator)
+        return scores.topk(top_k).indices.to(torch.int16)
+
+    groups = []
+    for prompt, group in zip(prompts, completions, strict=True):
+        experts = [chosen(len(prompt.input_ids)), *[None] * (len(group) - 1)]
+        groups.append(
+            [
+                Completion(ids, torch.zeros(len(ids)), "", "stop", chosen(max(len(ids) - 1, 0)), of_prompt)
+                for ids, of_prompt in zip(group, experts, strict=True)
+            ]
+        )
+    return groups
+
+
+def force_experts(plain: torch.nn.Module, prompts: list[Prompt], groups: list[list[Completion]]) -> None:
+    """Has a plain model use the given experts in its next forward passes, one for each completion with tokens in order.
+
+    Router by router, by hand: the weights are the softmax of the logits at these experts, divided by their sum.
+    """
+    tables = []
+    for group in groups:
+        for answer in group:
+            if len(answer.token_ids):
+                last = torch.zeros_like(group[0].prompt_experts[:1]) + torch.arange(group[0].prompt_experts.shape[2])
+                tables.append(torch.cat([group[0].prompt_experts, answer.experts, last]).long())
+    remaining = iter(tables)
+    routers = [module for module in plain.modules() if type(module).__name__.endswith("TopKRouter")]
+    table: list[Tensor] = []
+
+    def forced(layer: int, router: torch.nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits = hidden @ router.weight.T
+        experts = table[0][:, layer]
+        exponentials = logits.exp().gather(1, experts)
+        return logits, exponentials / exponentials.sum(1, keepdim=True), experts
+
+    plain.register_forward_pre_hook(lambda *_: table.__setitem__(slice(None), [next(remaining)]))
+    for layer, router in enumerate(routers):
+        router.forward = functools.partial(forced, layer, router)

@@ -72,6 +72,9 @@ class RolloutCallback(Callback):
         overlap: sample the next step's groups during the update, by weights one step older; their importance ratios
             are to the weights that sampled, and a step's change is part of the mismatch. Needs an engine in another
             process.
+        router_replay: train a mixture of experts by the experts that the engine chose for each token of prompt and
+            completion, in the update and for the old log-probabilities (R3, arXiv:2510.11370); the gates' weights are
+            the trainer's own. Needs an engine that returns them.
         warn_without_signal_after: warn once after so many steps in a row in which no group had anything to learn from,
             with the likely causes; 0 never.
         seed: of the sampling; together with the number of the rollout and the prompt's id (and, of a prompt
@@ -91,6 +94,7 @@ class RolloutCallback(Callback):
         bypass_old_logp_below: float = 0.0,
         overlap: bool = False,
         warn_without_signal_after: int = 10,
+        router_replay: bool = False,
     ) -> None:
         check_ranges(
             locals(),
@@ -112,6 +116,7 @@ class RolloutCallback(Callback):
         self.overlap = overlap
         self.max_mismatch = max_mismatch
         self.bypass_old_logp_below = bypass_old_logp_below
+        self.router_replay = router_replay
         self._monitor = MismatchMonitor(max_mean_mismatch, bypass_old_logp_below, overlap)
         self._is_compared = self.engine.reads_policy_weights
         """True once engine and trainer are known to be one model."""
@@ -134,6 +139,7 @@ class RolloutCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         assert isinstance(pl_module, PolicyModule)
         self._parallel = pl_module.parallel
+        pl_module.family.router_replay = self.router_replay and stage == "fit" and pl_module.is_rl()
         self._family = pl_module.family if self.engine.reads_policy_weights else pl_module.engine_family
         self.engine.check_installed()
         check_engine_ranks(self.engine, self._parallel.sp_group.size)

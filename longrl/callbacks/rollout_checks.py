@@ -11,6 +11,8 @@ from torch import Tensor
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.engines.parity import check_rendered_prompts
 from longrl.engines.rollout_engine import RolloutEngine
+from longrl.models.base import CausalFamily
+from longrl.models.expert_routing import num_experts
 from longrl.modules.mini_batches import Mismatch
 from longrl.modules.policy import PolicyModule
 from longrl.packing.lengths import LengthLimit, length_problem, micro_batch_limit
@@ -67,6 +69,14 @@ def check_rollout_options(
             f"{type(engine).__name__} does not say that it can (`supports_fp32_lm_head`); use "
             "longrl.engines.hf.HFEngine or a vLLM engine, or set model.algorithm.fp32_lm_head to false"
         )
+    if module.family.router_replay:
+        check_router_replay(module.family, engine)
+    elif num_experts(module.family):
+        logger.info(
+            "a mixture of experts trains without router replay: where engine and trainer pick other experts, "
+            "log-probabilities differ (train/mismatch_mean); %s",
+            engine.router_replay_problem() or "rollout.router_replay=true has the update use the engine's",
+        )
     if overlap and is_filtered(sampling):
         logger.warning(
             "with top_p or top_k the old log-probabilities of groups sampled ahead (rollout.overlap) are those of the "
@@ -92,6 +102,32 @@ def check_rollout_options(
         "and importance corrections are biased, and rollout.max_mean_mismatch is not applied; set "
         "rollout.sampling.top_p to 1 and rollout.sampling.top_k to 0"
     )
+
+
+def check_router_replay(family: CausalFamily, engine: RolloutEngine) -> None:
+    """Raises ValueError unless the model has experts to be replayed and the engine says which it chose."""
+    experts = num_experts(family)
+    if not experts:
+        raise ValueError(
+            f"rollout.router_replay=true needs a mixture of experts, and {family.model_path!r} has none; set "
+            "rollout.router_replay to false"
+        )
+    problem = engine.router_replay_problem()
+    if problem:
+        raise ValueError(
+            "rollout.router_replay=true needs an engine that says which experts it chose, got "
+            f"{type(engine).__name__}: {problem}; use longrl.engines.hf.HFEngine, or longrl.engines.vllm.VLLMEngine on "
+            "GPUs that each have one, or set rollout.router_replay to false"
+        )
+    if family.compile_layers:
+        raise ValueError(
+            "rollout.router_replay=true needs layers that run as they are written; set "
+            "model.family.init_args.compile_layers to false, or rollout.router_replay to false"
+        )
+    logger.info(
+        "router replay: the update and the old log-probabilities use the experts, of %d, that %s chose for each token; "
+        "a reference policy chooses its own", experts, type(engine).__name__,
+    )  # fmt: skip
 
 
 def check_judges(reward: RewardSum, data: LongVideoReason, stage: str, is_rl: bool) -> None:
@@ -168,7 +204,7 @@ def compare_engine(
     engine.sleep()
     token_ids = [[completion.token_ids for completion in of_prompt] for of_prompt in completions]
     with module.trainer.precision_plugin.forward_context():
-        logp = module.score(module.policy, prompts, token_ids, features, temperature=1.0)  # [N]
+        logp = module.score(module.policy, prompts, token_ids, features, temperature=1.0, answers=completions)  # [N]
     mismatch = Mismatch(engine_logps(completions), logp.cpu())
     for name, value in mismatch.metrics().items():
         logger.info("engine against trainer before the first step: %s %.2e", name, value)

@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,9 +24,11 @@ from longrl.modules.initial_weights import saved_checkpoints
 from longrl.modules.mini_batches import MiniBatch, RolloutLoss, TokenLoss
 from longrl.modules.policy import PolicyModule
 from longrl.modules.sft_loss import SFTLoss
-from longrl.modules.skipped_steps import FOLDER, StepRecord, load_step_record
+from longrl.modules.skipped_steps import FOLDER, StepRecord, load_step_record, recorded_completions
 from longrl.modules.step_statistics import total_norm
-from longrl.types import Prompt
+from longrl.types import Completion, Prompt
+
+AnswerT = TypeVar("AnswerT")
 
 
 def main(args: Sequence[str]) -> None:
@@ -138,14 +140,17 @@ def take_step(policy: PolicyModule, step: StepRecord, prompts: Sequence[Prompt],
     answers = recorded_answers(step, len(prompts))
     features = policy.features.get_or_encode(policy.model, prompts)
     loss_of = recorded_loss(policy, step)
-    micro_batches, sequence = policy._make_micro_batches(prompts, answers)
+    replayed: list[list[Completion]] = []
+    if "rewards" in step.tensors:
+        replayed = of_prompts(recorded_completions(step), len(prompts))
+    micro_batches, sequence = policy._make_micro_batches(prompts, answers, replayed)
     total = 0.0
     for packed in micro_batches:
         assert packed is not None, "one rank has no others to wait for"
         watch.packed = packed
         output = policy.policy(packed, features, policy.temperature, sequence)
-        for name, scores in zip(output._fields, output, strict=True):
-            note_scores(watch, name, scores)
+        note_scores(watch, "logp", output.logp)
+        note_scores(watch, "entropy", output.entropy)
         result = loss_of(packed.to(policy.device), output)
         note_scores(watch, "the loss", result.loss.detach()[None])
         result.loss.backward()
@@ -182,8 +187,13 @@ def rendered_prompts(step: StepRecord, data: LongVideoReason) -> tuple[list[Prom
 def recorded_answers(step: StepRecord, num_prompts: int) -> list[list[Tensor]]:
     """Token ids of the completions of each prompt."""
     answers = [step.tensors[f"completions.{number}"] for number in range(step.facts["num_completions"])]
+    return of_prompts(answers, num_prompts)
+
+
+def of_prompts(answers: Sequence[AnswerT], num_prompts: int) -> list[list[AnswerT]]:
+    """The answers of each prompt, as many of every one."""
     size = len(answers) // max(1, num_prompts)
-    return [answers[number * size : (number + 1) * size] for number in range(num_prompts)]
+    return [list(answers[number * size : (number + 1) * size]) for number in range(num_prompts)]
 
 
 def completion_names(step: StepRecord) -> dict[int, str]:

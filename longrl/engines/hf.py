@@ -21,6 +21,7 @@ from typing_extensions import override
 
 from longrl.engines import prefix_cache
 from longrl.engines.decoding_memory import DecodingMemory, free_bytes
+from longrl.engines.expert_record import ExpertRecord
 from longrl.engines.rollout_engine import RolloutEngine, prompt_seed
 from longrl.io.number_ranges import COUNT, check_ranges
 from longrl.io.pulse import PULSE
@@ -65,6 +66,10 @@ class HFEngine(RolloutEngine):
     @override
     def identity(self) -> dict[str, Any]:
         return {"prefill_chunk_tokens": self.prefill_chunk_tokens}  # chunks of another size round otherwise
+
+    @override
+    def router_replay_problem(self) -> str | None:
+        return None
 
     @override
     def sync(self, family: CausalFamily, model: nn.Module, step: int) -> None:
@@ -142,11 +147,13 @@ class HFEngine(RolloutEngine):
         # 1. Every prompt once through the model, into the cache, in chunks that end anywhere.
         packed = pack(prompts, [[] for _ in prompts], NO_LIMIT)[0].to(lm_head.device)
         cache = prefix_cache.PrefixCache(packed.spans, group_size, max_tokens, lm_head.device)
+        experts = ExpertRecord(family, model)
         total = len(packed.input_ids)
         last_states = []  # of the prompts' last tokens, which predict the first ones of their completions
         for start in range(0, total, self.prefill_chunk_tokens):
             rows = slice(start, min(start + self.prefill_chunk_tokens, total))
             inputs = family.text_inputs(model, packed, features, rows)
+            inputs |= experts.of_prompts(rows.stop - rows.start)
             positions = packed.position_ids[:, None, rows]  # [A, 1, rows]
             layers = {
                 "layer_attention": functools.partial(cache.prefill, rows),
@@ -176,7 +183,8 @@ class HFEngine(RolloutEngine):
                 break
             embeds = embed_tokens(token)[:, None]  # [P * G, 1, D]
             positions = (following + cache.length).expand(len(packed.position_ids), -1, -1)  # [A, P * G, 1]
-            hidden = family.hidden_states(model, positions, inputs_embeds=embeds, **layers)[:, 0]
+            inputs = {"inputs_embeds": embeds, **layers, **experts.of_tokens(len(token))}
+            hidden = family.hidden_states(model, positions, **inputs)[:, 0]
             cache.length += 1
         # 3. What follows a completion's end was sampled for the others' sake.
         completions = []
@@ -188,6 +196,7 @@ class HFEngine(RolloutEngine):
             completions.append(
                 Completion(ids[:count].clone(), logp[:count].clone(), family.decode(ids[:count]), reason)
             )
+        completions = experts.handed_to(completions, [span.prompt_tokens for span in packed.spans])
         return [completions[start : start + group_size] for start in range(0, len(completions), group_size)]
 
 

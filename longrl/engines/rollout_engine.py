@@ -113,6 +113,10 @@ class RolloutEngine(RefusesOldHooks, abc.ABC):
             self.num_synced_bytes += weight.nbytes
             yield name, weight
 
+    def router_replay_problem(self) -> str | None:
+        """Why its completions cannot carry the experts that it chose (`family.router_replay`), None if they can."""
+        return "its completions do not carry them"
+
     # By default there is nothing to do.
 
     def check_installed(self) -> None:

@@ -128,6 +128,14 @@ class VLLMEngine(VLLMRollouts):
             vllm_options.check_head_dtypes(family, self._llm.apply_model(head_dtypes)[0])
 
     @override
+    def router_replay_problem(self) -> str | None:
+        if not torch.cuda.is_available():
+            return f"vLLM {VERSION} returns them on a GPU alone (its model runner V2 needs Triton)"
+        if self.ranks_per_engine > 1:  # seen in 0.32: every rank schedules, and the first alone has them
+            return f"vLLM {VERSION} returns them on one rank of tensor_parallel_size={self.tensor_parallel_size} alone"
+        return None
+
+    @override
     def check_installed(self) -> None:
         if importlib.util.find_spec("vllm") is None:
             raise ImportError(f"VLLMEngine needs vllm, which is not installed; {REMEDY}")
@@ -220,7 +228,7 @@ class VLLMEngine(VLLMRollouts):
                 "checkpoint resumes the run: the same command with --ckpt_path RUN/checkpoints/last.ckpt. If memory "
                 "was short, lower max_num_seqs or max_model_len of VLLMEngine"
             ) from error
-        return [[vllm_options.completion_fields(item) for item in output.outputs] for output in outputs]
+        return [[vllm_options.routed_fields(item) for item in output.outputs] for output in outputs]
 
     @override
     def rendered_prompts(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from longrl.engines.expert_record import expert_layers, with_routed_experts
 from longrl.engines.rollout_engine import RolloutEngine, prompt_seed
 from longrl.models.base import CausalFamily
 from longrl.models.engine_adapter import EngineAdapter
@@ -61,6 +62,8 @@ def engine_arguments(family: CausalFamily, sizes: Any) -> dict[str, Any]:
         options["hf_overrides"] = functools.partial(with_positions, options.get("hf_overrides"), longer)
     if family.fp32_lm_head:
         options["hf_overrides"] = functools.partial(with_fp32_head, options.get("hf_overrides"))
+    if family.router_replay:
+        options["enable_return_routed_experts"] = True
     # A media item enters vLLM's encoder cache whole, and that has as many rows as are computed together.
     if family.media_enter_whole or not torch.cuda.is_available():
         options["max_num_batched_tokens"] = max(sizes.max_model_len, MIN_BATCHED_TOKENS)
@@ -174,6 +177,11 @@ def completion_fields(output: Any) -> dict[str, Any]:
     return {"token_ids": list(output.token_ids), "logprobs": logprobs, "finish_reason": output.finish_reason}
 
 
+def routed_fields(output: Any) -> dict[str, Any]:
+    """The same with the experts of prompt and completion, [T + S - 1, layers, k], None where nobody asked for them."""
+    return {**completion_fields(output), "routed_experts": output.routed_experts}
+
+
 def make_completion(family: EngineAdapter, output: Mapping[str, Any]) -> Completion:
     """A completion from what `completion_fields` gives."""
     ids = torch.tensor(output["token_ids"], dtype=torch.int64)
@@ -215,7 +223,15 @@ class VLLMRollouts(RolloutEngine):
         params = [sampling_arguments(family, prompt, sampling, seed, first) for prompt in prompts]
         requests = [family.engine_request(prompt, features) for prompt in prompts]
         answers = self.answer_requests(prompts, requests, params) if prompts else []
-        return [[make_completion(family, output) for output in outputs] for outputs in answers]
+        groups = [[make_completion(family, output) for output in outputs] for outputs in answers]
+        if not family.router_replay:
+            return groups
+        layers = expert_layers(family, model)
+        for prompt, outputs, group in zip(prompts, answers, groups, strict=True):
+            for index, output in enumerate(outputs):
+                routed = output.get("routed_experts")
+                group[index] = with_routed_experts(group[index], routed, len(prompt.input_ids), layers, index == 0)
+        return groups
 
     @abc.abstractmethod
     def length_limit(self) -> tuple[int, str]:

@@ -20,6 +20,7 @@ from longrl.models.building import BuildsModel
 from longrl.models.checkpoint_offload import OffloadedCheckpoints
 from longrl.models.chunked_logprobs import chunked_logprobs
 from longrl.models.engine_adapter import EngineAdapter
+from longrl.models.expert_routing import expert_rows, layer_inputs
 from longrl.models.lora import LoRASettings, export_adapters
 from longrl.models.planning_sizes import HasPlanningSizes
 from longrl.models.reading import PatchesMedia, RendersPrompts
@@ -80,9 +81,12 @@ class TextStack(RendersPrompts):
     """True if sharded layers cast what they are given to the precision they compute in."""
     gradient_checkpointing: bool
     offload_checkpoints: bool
+    compile_layers: bool
     fp32_lm_head: bool = False
     """Compute logits in float32 whatever the precision of the layers, in engines too: `model.algorithm.fp32_lm_head`,
     which `PolicyModule` sets here. Takes a float32 copy of the LM head while it is used."""
+    router_replay: bool = False
+    """Have the engine return the experts that it chose: `rollout.router_replay`; the rollout callback sets it here."""
 
     @abc.abstractmethod
     def backbone(self, model: Any) -> Any:
@@ -122,6 +126,9 @@ class TextStack(RendersPrompts):
 
         # 2. Token embeddings, with features in place of the prompts' placeholders.
         inputs = self.text_inputs(model, packed, features, rows)  # [1, l, D] and what else the layers read
+        given = None if packed.experts is None else packed.experts[rows]  # [l, M, k]
+        experts = expert_rows(self, model, positions.shape[-1], given)
+        inputs |= layer_inputs(experts)
 
         # 3. The layers. Attention alone looks beyond a rank's rows.
         offload: Any = contextlib.nullcontext()
@@ -129,6 +136,7 @@ class TextStack(RendersPrompts):
             offload = OffloadedCheckpoints()
         with offload:
             hidden = self.hidden_states(model, positions, packed.spans, sequence=sequence, **inputs)
+        load = None if experts is None else experts.load(packed.spans[-1].stop - rows.start)
 
         # 4. Logits for the scored rows only; several ranks take equal parts, wherever these rows lie.
         lm_head = model.get_output_embeddings().weight  # [V, D]
@@ -136,7 +144,7 @@ class TextStack(RendersPrompts):
         if sequence.size == 1:
             scored = hidden[0][packed.predict_from]  # [R, D]
             logp, entropy = chunked_logprobs(scored, lm_head, targets, temperature, fp32=self.fp32_lm_head)
-            return PolicyOutput(logp, entropy)
+            return PolicyOutput(logp, entropy, load)
         num_scored = len(targets)
         local_targets = targets[sequence.share(num_scored)]  # [R / ranks]
         assert packed.host_predict_from is not None  # since 1.
@@ -144,7 +152,7 @@ class TextStack(RendersPrompts):
         logp, entropy = chunked_logprobs(scored, lm_head, local_targets, temperature, fp32=self.fp32_lm_head)
         logp = sequence.gather(logp, num_scored)  # [R]
         entropy = sequence.gather(entropy, num_scored)
-        return PolicyOutput(logp, entropy)
+        return PolicyOutput(logp, entropy, load)
 
     def text_inputs(
         self,
@@ -240,7 +248,7 @@ class TextStack(RendersPrompts):
             position_ids: [A, B, L].
             spans: layout of a packed sequence.
             inputs: those of `text_inputs`; `sequence` and `layer_attention`, which with the layout reach the attention
-                function in every layer.
+                function in every layer; `expert_rows`, which reach the routers.
 
         Returns:
             [B, L, D].

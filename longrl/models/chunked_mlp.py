@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
+from longrl.models.expert_routing import by_pieces
+
 if TYPE_CHECKING:
     from longrl.models.base import CausalFamily
 
@@ -59,7 +61,9 @@ class ChunkedMLP(nn.Module):
         if hidden.shape[-2] <= self.max_tokens:
             return mlp(hidden)
         pieces = hidden.split(self.max_tokens, dim=-2)
-        return torch.cat([checkpoint(mlp, piece, use_reentrant=False) for piece in pieces], dim=-2)
+        runs = by_pieces(mlp, [piece.shape[-2] for piece in pieces])
+        outputs = [checkpoint(run, piece, use_reentrant=False) for run, piece in zip(runs, pieces, strict=True)]
+        return torch.cat(outputs, dim=-2)
 
 
 def chunk_mlps(family: CausalFamily, model: nn.Module) -> nn.Module:

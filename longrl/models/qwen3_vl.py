@@ -5,7 +5,8 @@ so positions know nothing of seconds. The encoder attends over whole temporal pa
 of its layers: they lie behind the ordinary ones, [N, D * (1 + K)], and are added to the hidden states behind the text
 stack's first K layers (DeepStack, arXiv:2406.04334). And the pixel budget counts all frames of a video.
 
-The load-balancing loss of a mixture's router is not part of any objective here.
+The load-balancing loss of a mixture's router is not part of any objective here; its load is logged, and the engine's
+choice can be replayed (`longrl/models/expert_routing.py`).
 """
 
 from __future__ import annotations

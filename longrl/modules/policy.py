@@ -24,6 +24,7 @@ from longrl.io.number_ranges import NOT_NEGATIVE, check_ranges
 from longrl.io.pulse import PULSE
 from longrl.models.base import CausalFamily
 from longrl.models.lora import adapters_off
+from longrl.modules.expert_load import ExpertLoads
 from longrl.modules.initial_weights import build_from
 from longrl.modules.mini_batches import (
     FlatGroups,
@@ -38,6 +39,7 @@ from longrl.modules.sft_loss import SFTLoss, response_targets
 from longrl.modules.skipped_steps import text_record
 from longrl.modules.step_statistics import StepSums, lowest_over_ranks
 from longrl.modules.trained import NOT_WEIGHTED, TrainedModule, data_module_of
+from longrl.packing.experts import Answers, with_experts
 from longrl.packing.lengths import micro_batch_limit
 from longrl.packing.pack import dummy_micro_batch, pack
 from longrl.strategies.fsdp import RootModule
@@ -201,11 +203,13 @@ class PolicyModule(TrainedModule):
         monitor = self.mismatch_monitor
         totals: Metrics = defaultdict(float)
         entropies: list[Tensor] = []
+        loads = ExpertLoads()
         for mini_batch in mini_batches * self.epochs_per_rollout:
             prompts = [group.prompt for group in mini_batch.groups]
             completions = token_ids_of(mini_batch.groups)
+            answers = [group.completions for group in mini_batch.groups]
             loss = RolloutLoss(self.algorithm, mini_batch, monitor, entropies)
-            metrics = self._update(prompts, completions, batch.features, loss, monitor)
+            metrics = self._update(prompts, completions, batch.features, loss, loads, monitor, answers)
             monitor = None
             # Weights add up to less than one with Dr.GRPO's constant, or with masked completions.
             weight_sum = metrics.pop("weight_sum", 0.0) or 1.0
@@ -217,6 +221,7 @@ class PolicyModule(TrainedModule):
         means = {name: total / num_updates for name, total in totals.items()}
         means["entropy_min"] = lowest_over_ranks(entropies, self.parallel.world)
         means |= self.watch_batches(mini_batches)
+        means |= loads.metrics(self.parallel.world)
         if self.mismatch_monitor is None:
             return means
         return means | self.mismatch_monitor.metrics
@@ -230,10 +235,11 @@ class PolicyModule(TrainedModule):
         features: dict[str, Tensor] = {}
         if not self.vision_encoder_trains:
             features = self.features.get_or_encode(self.model, batch.prompts)
-        metrics = self._update(batch.prompts, responses, features, loss)
+        loads = ExpertLoads()
+        metrics = self._update(batch.prompts, responses, features, loss, loads)
         if self.features.disk:
             self.log_dict(self.features.metrics(), batch_size=1)
-        return metrics
+        return metrics | loads.metrics(self.parallel.world)
 
     def _update(
         self,
@@ -241,9 +247,14 @@ class PolicyModule(TrainedModule):
         completions: Sequence[Sequence[Tensor]],
         features: Features,
         loss: TokenLoss,
+        loads: ExpertLoads,
         monitor: MismatchMonitor | None = None,
+        answers: Answers = (),
     ) -> Metrics:
-        """One optimizer step: micro-batches, backward, clipping, scheduler. Returns metrics summed over all ranks."""
+        """One optimizer step: micro-batches, backward, clipping, scheduler. Returns metrics summed over all ranks.
+
+        `answers` are the completions with the experts that the engine chose, if it says; see `_make_micro_batches`.
+        """
         # 1. Features of an encoder that trains are computed once, and micro-batches leave their gradients in them.
         trainable = None
         if self.vision_encoder_trains:
@@ -252,11 +263,12 @@ class PolicyModule(TrainedModule):
 
         # 2. Forward and backward, one micro-batch after the other; gradients add up.
         local = StepSums()
-        micro_batches, sequence = self._make_micro_batches(prompts, completions)
+        micro_batches, sequence = self._make_micro_batches(prompts, completions, answers)
         for packed in micro_batches:
             PULSE.beats += 1
             here = (packed or dummy_micro_batch(self.family.num_axes)).to(self.device)
             output: PolicyOutput = self.policy(here, features, self.temperature, sequence)
+            loads.add(output.load, counts=packed is not None)
             if packed is None:  # this rank only helps the others to gather weights and to sum gradients
                 self.manual_backward(output.logp.sum() * 0)
                 continue
@@ -278,31 +290,31 @@ class PolicyModule(TrainedModule):
 
         # 5. The step; features of the encoder as it was are of no more use.
         facts = {"temperature": self.temperature, "epoch": self.current_epoch}
-        record = functools.partial(text_record, prompts, completions, loss, **facts)
+        record = functools.partial(text_record, prompts, completions, loss, answers, **facts)
         step = self.optimizer_step_clipped(sums["loss"], record)
         if self.vision_encoder_trains:
             self.features.clear()
         return sums | step
 
     def _make_micro_batches(
-        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]]
+        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]], answers: Answers = ()
     ) -> tuple[list[Packed | None], SequenceParallel]:
         """This rank's micro-batches, and the ranks that share each.
 
-        None stands for one to wait through, so that all ranks of the run have the same number: gathering sharded
-        weights needs all of them.
+        Experts that `answers` carry are used in place of the routers' choice. None stands for one to wait through, so
+        that all ranks of the run have the same number: gathering sharded weights needs all of them.
         """
         # 1. As few ranks share a sequence as the longest group allows: sharing costs time.
         longest = 1
-        for prompt, answers in zip(prompts, completions, strict=True):
-            num_tokens = len(prompt.input_ids) + sum(map(len, answers))
+        for prompt, group in zip(prompts, completions, strict=True):
+            num_tokens = len(prompt.input_ids) + sum(map(len, group))
             longest = max(longest, num_tokens)
         budget = self.max_tokens_per_micro_batch
         degrees = self.parallel.degrees
         fitting = [degree for degree in degrees if degree * budget >= longest]
         sequence = degrees[min(fitting) if fitting else max(degrees)]
         # 2. Parts of the sequence-parallel group that share a sequence take turns.
-        packed = pack(prompts, completions, budget * sequence.size)
+        packed = with_experts(pack(prompts, completions, budget * sequence.size), answers)
         sp_group = self.parallel.sp_group
         num_parts = sp_group.size // sequence.size
         part = sp_group.rank // sequence.size
@@ -333,7 +345,9 @@ class PolicyModule(TrainedModule):
             return flat.sampler_logp
         prompts = [group.prompt for group in flat.groups]
         completions = token_ids_of(flat.groups)
-        old_logp = self.score(self.policy, prompts, completions, features)  # [N]
+        # By the experts that sampled, as in the update: their ratio is that of the weights alone (arXiv:2510.11370).
+        answers = [group.completions for group in flat.groups]
+        old_logp = self.score(self.policy, prompts, completions, features, answers=answers)  # [N]
         return torch.where(flat.on_policy | ~is_known, old_logp, flat.sampler_logp)
 
     def _reference_logp(self, flat: FlatGroups, features: Features) -> Tensor | None:
@@ -361,16 +375,18 @@ class PolicyModule(TrainedModule):
         completions: Sequence[Sequence[Tensor]],
         features: Features,
         temperature: float | None = None,
+        answers: Answers = (),
     ) -> Tensor:
         """[N] log-probabilities of all completion tokens, under the policy or the reference.
 
-        `temperature` None is the one they were sampled with. Every rank of the run must call it.
+        `temperature` None is the one they were sampled with. The reference chooses experts itself, the policy uses
+        those that `answers` carry. Every rank of the run must call it.
         """
         if temperature is None:
             temperature = self.temperature
         self.num_scoring_passes += 1
-        micro_batches, sequence = self._make_micro_batches(prompts, completions)
-        num_tokens = sum(sum(map(len, answers)) for answers in completions)
+        micro_batches, sequence = self._make_micro_batches(prompts, completions, answers)
+        num_tokens = sum(sum(map(len, group)) for group in completions)
         logp = torch.zeros(num_tokens, device=self.device)
         for packed in micro_batches:
             PULSE.beats += 1

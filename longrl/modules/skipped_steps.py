@@ -8,6 +8,7 @@ What follows every step that is taken, as a mean of weights, belongs behind `opt
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from longrl.io.atomic import atomic_write
 from longrl.modules.mini_batches import MiniBatch, TokenLoss
+from longrl.packing.experts import Answers
 from longrl.types import Batch, Completion, Group, Prompt, Row
 
 logger = logging.getLogger(__name__)
@@ -27,6 +29,8 @@ FOLDER = "nonfinite_steps"
 """Folder of the run in which records lie."""
 MAX_RECORDS = 8
 """Records that every rank writes in a run: the first ones say most."""
+EXPERTS = ("experts", "prompt_experts")
+"""Fields of a completion that an engine fills under `rollout.router_replay`."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,9 @@ class StepRecord:
     """P records of the data set."""
     tensors: Mapping[str, Tensor]
     """Of text `input_ids.p` [T] of each prompt and `completions.c` [S] of each completion; in RL also `advantages`,
-    `old_logp`, `ref_logp`, `sampler_logp` [N] as far as there are any, `weights` [C], `rewards` and `valid` [P, G].
-    Of a diffusion model these and `latents.c` [W + 1, ...] of each sample."""
+    `old_logp`, `ref_logp`, `sampler_logp` [N] as far as there are any, `weights` [C], `rewards` and `valid` [P, G],
+    with experts to be replayed `experts.c` [S - 1, M, k] and `prompt_experts.c` [T, M, k]. Of a diffusion model scores
+    and `latents.c` [W + 1, ...] of each sample."""
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Plain values: step, rank, loss, gradient norm, temperature."""
 
@@ -149,6 +154,7 @@ def text_record(
     prompts: Sequence[Prompt],
     completions: Sequence[Sequence[Tensor]],
     loss: TokenLoss,
+    answers: Answers = (),
     **facts: Any,
 ) -> StepRecord:
     """The record of a step on text.
@@ -157,6 +163,7 @@ def text_record(
         prompts: P of them.
         completions: token ids of G completions of each.
         loss: of their tokens; says what else it reads.
+        answers: the completions, of which experts that the engine chose are kept; none for SFT.
         facts: kept as they are.
     """
     tensors = loss.tensors()
@@ -169,6 +176,11 @@ def text_record(
             tensors[f"completions.{num_completions}"] = ids
             num_completions += 1
     facts["num_completions"] = num_completions
+    for number, answer in enumerate(itertools.chain.from_iterable(answers)):
+        for name in EXPERTS:
+            experts = getattr(answer, name)
+            if experts is not None:
+                tensors[f"{name}.{number}"] = experts
     return StepRecord(rows, tensors, facts)
 
 
@@ -247,11 +259,7 @@ def replay_batch(record: StepRecord, render: Callable[[Row], Prompt]) -> Batch:
             taught.append(dataclasses.replace(prompt, response_ids=ids))
         return Batch(taught)
     # 2. RL: G answers with what the sampler said of their tokens.
-    lengths = [len(ids) for ids in answers]
-    sampled = tensors["sampler_logp"].split(lengths)
-    completions = []
-    for ids, logp in zip(answers, sampled, strict=True):
-        completions.append(Completion(ids, logp, "", "stop"))
+    completions = recorded_completions(record)
     rewards = tensors["rewards"]
     valid = tensors["valid"]
     size = rewards.shape[1]
@@ -262,3 +270,15 @@ def replay_batch(record: StepRecord, render: Callable[[Row], Prompt]) -> Batch:
         group = Group(prompt, own, rewards[number], {}, valid[number])
         groups.append(group)
     return Batch(prompts, groups=groups)
+
+
+def recorded_completions(record: StepRecord) -> list[Completion]:
+    """The completions of an RL step, with what the engine said of their tokens."""
+    tensors = record.tensors
+    answers = [tensors[f"completions.{number}"] for number in range(record.facts["num_completions"])]
+    logps = tensors["sampler_logp"].split([len(ids) for ids in answers])
+    completions = []
+    for number, (ids, logp) in enumerate(zip(answers, logps, strict=True)):
+        experts = {name: tensors.get(f"{name}.{number}") for name in EXPERTS}
+        completions.append(Completion(ids, logp, "", "stop", **experts))
+    return completions

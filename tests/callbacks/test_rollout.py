@@ -623,8 +623,10 @@ def test_a_group_survives_a_checkpoint(tmp_path):
     data.setup("fit")
     (prompt,) = data.draw_prompts(1)
     assert prompt.media
+    experts = torch.arange(12, dtype=torch.int16).view(2, 3, 2)
+    of_prompt = torch.zeros(len(prompt.input_ids), 3, 2, dtype=torch.int16)
     completions = [
-        Completion(torch.tensor([1, 2, 3]), torch.tensor([-0.1, -0.2, -0.3]), "a b c", "stop"),
+        Completion(torch.tensor([1, 2, 3]), torch.tensor([-0.1, -0.2, -0.3]), "a b c", "stop", experts, of_prompt),
         Completion(torch.tensor([4]), torch.tensor([-0.4]), "d", "length"),
     ]
     parts = {"accuracy": torch.tensor([1.0, 0.0])}
@@ -644,6 +646,8 @@ def test_a_group_survives_a_checkpoint(tmp_path):
         assert torch.equal(one.token_ids, other.token_ids)
         assert torch.equal(one.logprobs, other.logprobs)
         assert (one.text, one.finish_reason) == (other.text, other.finish_reason)
+    assert torch.equal(restored.completions[0].experts, experts)
+    assert torch.equal(restored.completions[0].prompt_experts, of_prompt)
     assert torch.equal(restored.rewards, group.rewards)
     assert torch.equal(restored.valid, group.valid)
     assert torch.equal(restored.reward_parts["accuracy"], parts["accuracy"])

@@ -13,6 +13,7 @@ from longrl.callbacks.rollout_checks import check_rollout_options
 from longrl.datamodules.loading.render import RowRenderer
 from longrl.datamodules.media.sampling import VideoSampling
 from longrl.engines.hf import HFEngine
+from longrl.engines.server import VLLMServerEngine
 from longrl.engines.vllm import VLLMEngine
 from longrl.evaluation.local_policy import LocalPolicy
 from longrl.features.cache import FeatureCache
@@ -21,7 +22,7 @@ from longrl.modules.policy import PolicyModule
 from longrl.packing.lengths import LengthLimit, micro_batch_limit
 from longrl.types import SamplingParams, UnusableSample
 from tests.callbacks.test_rollout import SAMPLING, callback, data_module, ids, train
-from tests.tiny import row, text_family, text_folder
+from tests.tiny import qwen3_vl_family, row, text_family, text_folder
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero"),
@@ -77,6 +78,43 @@ def test_an_engine_that_cannot_compute_the_head_in_float32_is_refused_before_wei
     check_rollout_options(policy, HFEngine(), SAMPLING, overlap=False, bypass_below=0.0)
     with pytest.raises(ValueError, match=r"OwnEngine does not say that it can .*set model\.algorithm\.fp32_lm_head"):
         check_rollout_options(policy, OwnEngine(), SAMPLING, overlap=False, bypass_below=0.0)
+
+
+def test_router_replay_without_experts_or_an_engine_that_returns_them_is_refused(caplog):
+    caplog.set_level(logging.INFO)
+    for family, engine, message in (
+        (text_family(), HFEngine(), r"needs a mixture of experts, and .* has none; set rollout.router_replay to false"),
+        (
+            qwen3_vl_family(True),
+            VLLMServerEngine("http://x"),
+            r"got VLLMServerEngine: its completions do not carry them",
+        ),
+        (qwen3_vl_family(True), VLLMEngine(), r"got VLLMEngine: vLLM .* on a GPU alone .*; use longrl.engines.hf"),
+        (qwen3_vl_family(True, compile_layers=True), HFEngine(), r"needs layers that run as they are .*compile_layers"),
+        (qwen3_vl_family(True), HFEngine(), None),
+    ):
+        family.router_replay = True
+        policy = PolicyModule(family)
+        with contextlib.nullcontext() if message is None else pytest.raises(ValueError, match=message):
+            check_rollout_options(policy, engine, SAMPLING, overlap=False, bypass_below=0.0)
+    assert "old log-probabilities use the experts, of 4, that HFEngine chose" in caplog.text
+    for engine, told in (
+        (HFEngine(), "router_replay=true has the"),
+        (VLLMServerEngine("http://x"), "do not carry them"),
+    ):
+        caplog.clear()
+        policy = PolicyModule(qwen3_vl_family(True))
+        check_rollout_options(policy, engine, SAMPLING, overlap=False, bypass_below=0.0)
+        assert "trains without router replay: where engine and trainer pick" in caplog.text
+        assert told in caplog.text
+
+
+def test_router_replay_is_refused_where_one_rank_alone_would_get_them(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert VLLMEngine().router_replay_problem() is None
+    assert "on one rank of tensor_parallel_size=2 alone" in str(
+        VLLMEngine(tensor_parallel_size=2).router_replay_problem()
+    )
 
 
 def with_a_long_row(folder, **options):

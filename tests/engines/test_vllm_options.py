@@ -4,15 +4,17 @@ import copy
 import pickle
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from longrl.commands import serve
+from longrl.engines.expert_record import with_routed_experts
 from longrl.engines.server import VLLMServerEngine
 from longrl.engines.server_protocol import model_sizes
 from longrl.engines.vllm import VLLMEngine
 from longrl.engines.vllm_options import check_head_dtypes, engine_arguments
-from longrl.types import SamplingParams
+from longrl.types import Completion, SamplingParams
 from tests.tiny import omni_family, qwen3_vl_family, text_family, vl_family
 
 ENGINE = VLLMEngine(max_model_len=64)
@@ -114,6 +116,26 @@ def test_a_head_in_another_precision_than_the_runs_is_refused():
     for found, named in ((["torch.float32", "torch.bfloat16"], r"torch\.bfloat16"), ([], "no LogitsProcessor")):
         with pytest.raises(ValueError, match=f"fp32_lm_head=true needs logits in float32, but vLLM .* {named}"):
             check_head_dtypes(family, found)
+
+
+def test_vllms_experts_are_those_of_the_layers_that_have_some():
+    """vLLM tells of all layers; a prompt's tokens are there whether they were computed or cached."""
+    routed = np.random.default_rng(0).integers(0, 200, (5 + 4 - 1, 6, 2)).astype("uint8")
+    completion = Completion(torch.arange(4), torch.zeros(4), "", "stop")
+    first = with_routed_experts(completion, routed, 5, layers=[1, 4], is_first=True)
+    assert first.experts.tolist() == routed[5:, [1, 4]].tolist()
+    assert first.prompt_experts.tolist() == routed[:5, [1, 4]].tolist()
+    assert with_routed_experts(completion, routed, 5, layers=[1, 4], is_first=False).prompt_experts is None
+    for wrong, said in ((None, "none"), (routed[:-1], "those of 7 tokens")):
+        with pytest.raises(RuntimeError, match=f"the experts of 8 tokens and returned {said}; set rollout.router_rep"):
+            with_routed_experts(completion, wrong, 5, layers=[1, 4], is_first=True)
+
+
+def test_vllm_is_asked_for_experts_where_they_are_to_be_replayed():
+    family = text_family()
+    assert "enable_return_routed_experts" not in engine_arguments(family, ENGINE)
+    family.router_replay = True
+    assert engine_arguments(family, ENGINE)["enable_return_routed_experts"] is True
 
 
 def test_a_server_says_how_it_computes_the_head_and_the_engines_can():

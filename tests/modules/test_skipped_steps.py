@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,14 +19,24 @@ from longrl.modules.skipped_steps import (
     StepRecord,
     load_step_record,
     replay_batch,
+    text_record,
     write_step_record,
 )
 from longrl.strategies.mr_sp import MRSPStrategy
 from longrl.types import Batch
 from tests.distributed import run_distributed
-from tests.modules.test_policy import policy_of, sampled, text_prompts, train, with_targets
+from tests.modules.test_policy import (
+    LENGTHS,
+    REWARDS,
+    policy_of,
+    sampled,
+    text_prompts,
+    tokens_of,
+    train,
+    with_targets,
+)
 from tests.runs import checkpoint, metrics, rollouts, run, text_config
-from tests.tiny import random_completions, row, text_family
+from tests.tiny import answers_with_experts, random_completions, row, text_family
 
 POISON = "~"
 """A character whose embedding overflows in these tests; no other prompt has it."""
@@ -189,6 +200,23 @@ def test_a_record_holds_all_that_the_step_read_and_replays_it(tmp_path):
     seen = train(policy_of(text_family(), algorithm=algorithm), again, default_root_dir=tmp_path)
     assert seen.metrics[0]["train/loss"] == pytest.approx(record.facts["loss"], rel=1e-6)
     assert seen.steps == 1
+
+
+def test_the_experts_of_a_step_are_on_record(tmp_path):
+    prompts = text_prompts(text_family())
+    groups = sampled(text_family(), prompts)
+    answers = answers_with_experts(prompts, tokens_of(groups), shape=(3, 2), num_experts=4)
+    loss = SimpleNamespace(
+        tensors=lambda: {"rewards": REWARDS, "valid": REWARDS > -1, "sampler_logp": torch.zeros(sum(map(sum, LENGTHS)))}
+    )
+    file = tmp_path / "step.safetensors"
+    write_step_record(file, text_record(prompts, tokens_of(groups), loss, answers), {})
+    again = replay_batch(load_step_record(file), rendered_as(prompts))
+    for found, wanted in zip(again.groups, answers, strict=True):
+        assert torch.equal(found.completions[0].prompt_experts, wanted[0].prompt_experts)
+        assert found.completions[1].prompt_experts is None
+        for ours, theirs in zip(found.completions, wanted, strict=True):
+            assert torch.equal(ours.experts, theirs.experts)
 
 
 def damaged_records(file):

@@ -4,10 +4,12 @@ import types
 
 import torch
 from torch import nn
+from torch.distributed import fsdp
 from torch.distributed.device_mesh import init_device_mesh
 
 from longrl.strategies.fsdp import ShardingOptions, shard_policy
 from tests.distributed import run_distributed
+from tests.tiny import qwen3_vl_family
 
 
 def two_weights():
@@ -44,3 +46,26 @@ def test_gradients_of_bfloat16_layers_are_summed_in_float32():
         for grad in grads:
             assert grad.dtype == torch.float32
             assert grad.item() == 257
+
+
+def shards_of_experts():
+    """(shape of the whole, of this rank's part) of every weight of the layers' experts, and which modules are units."""
+    family = qwen3_vl_family(experts=True)
+    model = family.build()
+    policy = shard_policy(family, model, init_device_mesh("cpu", (2,)), ShardingOptions())
+    shapes = {
+        name: (tuple(weight.shape), tuple(weight.to_local().shape))
+        for name, weight in model.named_parameters()
+        if ".mlp.experts." in name
+    }
+    return shapes, [type(module).__name__ for module in policy.modules() if isinstance(module, fsdp.FSDPModule)]
+
+
+def test_every_rank_holds_its_part_of_the_experts():
+    """They belong to the unit of their layer; their gradients on two ranks: test_mr_sp.py."""
+    for shapes, units in run_distributed(shards_of_experts, 2):
+        assert len(shapes) == 3 * 2
+        for whole, part in shapes.values():
+            assert part == (whole[0] // 2, *whole[1:])
+        assert not [name for name in units if "Expert" in name]
+        assert sum("DecoderLayer" in name for name in units) == 3

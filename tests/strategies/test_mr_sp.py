@@ -30,7 +30,9 @@ from tests.modules.test_policy import (
     with_targets,
 )
 from tests.tiny import (
+    answers_with_experts,
     assert_same_gradients,
+    force_experts,
     frames,
     gradients,
     held,
@@ -98,6 +100,8 @@ class Case:
     offload: bool = False
     mlp_chunk: int | None = None
     compiled: bool = False
+    replay: bool = False
+    """Of a mixture: by experts drawn at random."""
 
     def family(self):
         if self.vila_pool is not None:
@@ -119,7 +123,16 @@ class Case:
 
     def groups(self, shard=FULL_SHARD):
         family = self.family()
-        return sampled(family, PROMPTS[self.prompts](family, shard))
+        groups = sampled(family, PROMPTS[self.prompts](family, shard))
+        if self.replay:
+            prompts = [group.prompt for group in groups]
+            answers = answers_with_experts(prompts, tokens_of(groups), shape=(3, 2), num_experts=4)
+            for group, experts in zip(groups, answers, strict=True):
+                group.completions = [
+                    dataclasses.replace(one, experts=two.experts, prompt_experts=two.prompt_experts)
+                    for one, two in zip(group.completions, experts, strict=True)
+                ]
+        return groups
 
 
 def text_prompts(family, shard):
@@ -224,6 +237,8 @@ def by_hand(case: Case) -> tuple[float, dict[str, torch.Tensor]]:
     if case.kl or case.lora:
         disturb_text(policy)
         plain = stock(policy.model, family)
+    if case.replay:  # the reference above chose its own
+        force_experts(plain, [group.prompt for group in groups], [group.completions for group in groups])
     if case.sft:
         prompts = with_targets(case_prompts(case, FULL_SHARD))
         logp = separate_logps(plain, prompts, [[prompt.response_ids] for prompt in prompts])
@@ -241,7 +256,7 @@ def by_hand(case: Case) -> tuple[float, dict[str, torch.Tensor]]:
     return loss, grads
 
 
-def check(cases: list[Case], devices: int) -> None:
+def check(cases: list[Case], devices: int) -> list[Any]:
     found = run_distributed(on_every_rank, devices, cases, devices)
     for place, case in enumerate(cases):
         loss, expected = by_hand(case)
@@ -250,6 +265,7 @@ def check(cases: list[Case], devices: int) -> None:
             # A sharded encoder also runs where there is nothing for it, and then has zeros.
             used = {name: grad for name, grad in grads.items() if name in expected or grad.any()}
             assert_same_gradients(used, expected, 1e-5)
+    return found
 
 
 GRIDS = {1: [1], 2: [1, 2], 4: [2, 4], 8: [4]}
@@ -332,6 +348,25 @@ def test_features_for_several_layers(devices):
         Case(model="qwen3-vl experts", sp=devices, budget=100),
     ]
     check(cases, devices)
+
+
+def test_experts_are_replayed_on_any_grid():
+    """Their rows are shared as all others; layers recomputed and in pieces; sharded experts; beside adapters."""
+    model = {"model": "qwen3-vl experts", "replay": True}
+    cases = [
+        Case(sp=2, budget=100, kl=True, freeze=True, **model),
+        Case(sp=2, checkpointing=True, mlp_chunk=7, **model),
+        Case(sp=1, budget=250, checkpointing=True, offload=True, **model),
+        Case(sp=2, lora=True, freeze=True, **model),
+    ]
+    found = check(cases, 2)
+    # every row of the step counts once, whoever has it, and padding does not; 9 completions have a last token
+    groups = cases[1].groups()
+    num_rows = sum(len(group.prompt.input_ids) for group in groups)
+    num_rows += sum(len(ids) for of_group in tokens_of(groups) for ids in of_group)
+    for rank in found:
+        assert rank[1][0]["train/router_replayed"] == pytest.approx(1 - 9 / num_rows)
+        assert rank[1][0]["train/router_mismatch"] == pytest.approx(found[0][1][0]["train/router_mismatch"])
 
 
 @proves("SP", "qwen2.5-omni")
