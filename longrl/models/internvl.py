@@ -1,0 +1,295 @@
+r"""InternVL3.5 and InternVL3 (arXiv:2508.18265, 2504.10479): square tiles of images between tokens of Qwen3 or Qwen2.5.
+
+An image is cut into tiles of the encoder's size, as many as fit its aspect ratio, with all of it behind them as a
+thumbnail; a frame of a video is one tile. Pixel shuffle joins 2 x 2 patches of a tile, and a projector leads to the
+width of the text stack. A video is its frames in words, "Frame1: <img>...</img>\nFrame2: ...". Positions count tokens.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from longrl.io.number_ranges import COUNT, check_ranges
+from longrl.models.building import OWN_WEIGHTS
+from longrl.models.planning_sizes import TextSizes, VisionSizes
+from longrl.models.processor_family import ProcessorFamily
+from longrl.models.reading import GridTHW
+from longrl.types import Frames, Media, MediaKind, Prompt, UnusableSample
+
+
+class InternVLFamily(ProcessorFamily):
+    """InternVL3.5 or InternVL3 of any size, in the layout that transformers reads: the folders that end in -HF.
+
+    Args:
+        model: folder or hub id.
+        max_tiles: tiles that an image is cut into, beside its thumbnail; 1 leaves every image one tile.
+        freeze_vision_encoder: leave the vision encoder as it is.
+        freeze_projector: leave the projector as it is. With both frozen, media are encoded once per step, without
+            gradient.
+        max_tiles_per_encode: tiles or frames the encoder reads in one call, which bounds its memory.
+        kwargs: see `CausalFamily`.
+
+    Example:
+        `InternVLFamily(model="OpenGVLab/InternVL3_5-8B-HF", dtype="bfloat16")`
+    """
+
+    model_types: ClassVar[tuple[str, ...]] = ("internvl",)
+    """`model_type` of the configs it reads."""
+    answer_options: ClassVar[tuple[str, ...]] = ("max_tiles", "max_tiles_per_encode")  # rounds by the size of a call
+    training_options: ClassVar[tuple[str, ...]] = ("freeze_vision_encoder", "freeze_projector")
+    media_enter_whole = True
+
+    def __init__(
+        self,
+        model: str,
+        max_tiles: int = 12,
+        freeze_vision_encoder: bool = True,
+        freeze_projector: bool = True,
+        max_tiles_per_encode: int = 64,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model, **kwargs)
+        check_ranges(locals(), "model.family.init_args.", max_tiles=COUNT, max_tiles_per_encode=COUNT)
+        self.max_tiles = max_tiles
+        self.freeze_vision_encoder = freeze_vision_encoder
+        self.freeze_projector = freeze_projector
+        self.max_tiles_per_encode = max_tiles_per_encode
+
+    # -- building ------------------------------------------------------------------------------------------------
+
+    @override
+    def read_config(self, source: str | Path) -> Any:
+        """The config of a folder or hub id.
+
+        Raises:
+            ValueError: it is in the layout of InternVL's own code, which transformers does not read.
+        """
+        from transformers import PreTrainedConfig
+
+        values, _ = PreTrainedConfig.get_config_dict(source)
+        if values.get("model_type") == "internvl_chat":
+            raise ValueError(
+                f"{str(source)!r} is in the layout of InternVL's own code (internvl_chat), which is never run here; "
+                "name the same model in transformers' layout, e.g. OpenGVLab/InternVL3_5-8B-HF instead of "
+                "OpenGVLab/InternVL3_5-8B"
+            )
+        config = super().read_config(source)
+        # Released configs say it of the text model alone; transformers' default would tie an LM head of its own.
+        config.tie_word_embeddings = config.get_text_config().tie_word_embeddings
+        return config
+
+    @override
+    def attn_implementation(self) -> dict[str, str]:
+        return {"text_config": str(super().attn_implementation()), "vision_config": "sdpa"}
+
+    @override
+    def build(self, weights: str | None = OWN_WEIGHTS) -> Any:
+        model = super().build(weights)
+        encoder, projector = self.media_encoders(model)
+        encoder.requires_grad_(not self.freeze_vision_encoder)
+        projector.requires_grad_(not self.freeze_projector)
+        return model
+
+    @override
+    def media_encoders(self, model: Any) -> tuple[nn.Module, ...]:
+        return model.model.vision_tower, model.model.multi_modal_projector
+
+    @override
+    def projectors(self, model: Any) -> tuple[nn.Module, ...]:
+        return (model.model.multi_modal_projector,)
+
+    # -- pixels --------------------------------------------------------------------------------------------------
+
+    @property
+    def _tile_grid(self) -> tuple[int, int]:
+        """Patches of a tile along height and width."""
+        vision = self.config.vision_config
+        (height, width), (patch_height, patch_width) = vision.image_size, vision.patch_size
+        return height // patch_height, width // patch_width
+
+    @override
+    def temporal_patches_per_encode(self, media: Media) -> int:
+        return self.max_tiles_per_encode
+
+    @override
+    def grid(
+        self, num_frames: int, height: int, width: int, *, kind: MediaKind = "video", resized: bool = False
+    ) -> GridTHW:
+        """A frame of any size is one tile; those of an image lie side by side, its thumbnail is not among them."""
+        rows, columns = self._tiles(height, width) if kind == "image" else (1, 1)
+        tile_rows, tile_columns = self._tile_grid
+        return num_frames, rows * tile_rows, columns * tile_columns
+
+    def _tiles(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of tiles that an image of so many pixels is cut into."""
+        from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
+
+        processor = self.processor.image_processor
+        least = min(processor.min_patches, self.max_tiles)
+        tile = (processor.size["height"], processor.size["width"])
+        columns, rows = get_optimal_tiled_canvas((height, width), tile, least, self.max_tiles)
+        return rows, columns
+
+    @override
+    def resize(self, frames: Frames) -> Frames:
+        if frames.kind == "image" or frames.resized:
+            return frames
+        from transformers.video_processing_utils import BaseVideoProcessor
+
+        processor = self.processor.video_processor
+        pixels = BaseVideoProcessor.resize(processor, frames.pixels, size=processor.size, resample=processor.resample)
+        return replace(frames, pixels=pixels, resized=True)
+
+    @override
+    def pixel_patches(self, frames: Frames) -> Tensor:
+        """[tiles, values of a tile]; of an image, its thumbnail is the last."""
+        if frames.kind == "image":
+            processor = self.processor.image_processor
+            least = min(processor.min_patches, self.max_tiles)
+            result = processor(
+                list(frames.pixels), crop_to_patches=True, min_patches=least, max_patches=self.max_tiles,
+                return_tensors="pt",
+            )  # fmt: skip
+            return result["pixel_values"].flatten(1)
+        result = self.processor.video_processor(
+            [self.resize(frames).pixels], do_resize=False, do_sample_frames=False, return_tensors="pt"
+        )
+        return result["pixel_values_videos"][0].flatten(1)
+
+    # -- prompts -------------------------------------------------------------------------------------------------
+
+    @override
+    def media_token_ids(self) -> dict[str, int]:
+        """One token for either kind: a video is its frames, and a frame an image."""
+        return dict.fromkeys(("image", "video"), self.config.image_token_id)
+
+    @override
+    def media_pieces(self, media: Media) -> list[Media]:
+        return [media] if media.kind == "image" else [media.part(1)] * media.grid_thw[0]
+
+    @override
+    def media_text(self, chat: str, media: Sequence[Media]) -> str:
+        processor = self.processor
+        marks = {"image": processor.image_token, "video": processor.video_token}
+        found = re.compile("|".join(map(re.escape, marks.values())))
+        if found.findall(chat) != [marks[item.kind] for item in media]:
+            raise UnusableSample(
+                None,
+                f"the chat template must write {marks['image']} for each image and {marks['video']} for each video, in "
+                f"their order, but wrote {found.findall(chat)} for {[item.kind for item in media]}",
+            )
+        image = f"{processor.start_image_token}{processor.image_token}{processor.end_image_token}"
+        words: list[str] = []
+        for item in media:
+            shown = [image] if item.kind == "image" else [f"Frame{n + 1}: {image}" for n in range(item.grid_thw[0])]
+            words.append("\n".join(shown))
+        in_order = iter(words)
+        return found.sub(lambda _: next(in_order), chat)
+
+    @override
+    def num_features(self, media: Media) -> int:
+        rows, columns = self._tile_grid
+        num_tiles = math.prod(media.grid_thw) // (rows * columns)
+        if media.kind == "image" and num_tiles > 1:
+            num_tiles += 1  # the thumbnail
+        return num_tiles * int(rows * columns * self.config.downsample_ratio**2)
+
+    @override
+    def time_tokens(self, timestamps: Sequence[float]) -> int:
+        """Number by Qwen's tokenizer, which has a token for every digit, `Frame`, `:`, the space, marks and line end."""
+        return sum(len(str(n + 1)) + 6 for n in range(len(timestamps))) - 1
+
+    # -- features ------------------------------------------------------------------------------------------------
+
+    @override
+    def encoder_settings(self) -> dict[str, Any]:
+        config = self.config.to_dict()
+        fields = ("downsample_ratio", "projector_hidden_act", "vision_feature_layer", "vision_feature_select_strategy")
+        vision = {key: value for key, value in config["vision_config"].items() if key not in ("dtype", "_name_or_path")}
+        return {
+            "image_processor": self.processor.image_processor.to_dict(),
+            "video_processor": self.processor.video_processor.to_dict(),
+            "max_tiles": self.max_tiles,
+            "vision_config": vision,
+            **{name: config[name] for name in fields},
+        }
+
+    @override
+    def encode_media(self, model: Any, media: Sequence[Media]) -> list[Tensor]:
+        """[N_i, D] features of each media item. A tile is encoded on its own, whatever else is in the call."""
+        weight = next(self.media_encoders(model)[0].parameters())
+        features = []
+        for item in media:
+            tiles = item.patches.unflatten(1, (3, *self.config.vision_config.image_size))
+            rows = []
+            for call in tiles.split(self.max_tiles_per_encode):
+                pixels = call.to(weight.device, weight.dtype, non_blocking=True)
+                rows.append(model.model.get_image_features(pixels, return_dict=True).pooler_output)
+            features.append(torch.cat(rows).flatten(0, 1))
+        return features
+
+    @override
+    def planning_sizes(self) -> tuple[TextSizes, VisionSizes | None]:
+        """Every layer of the encoder attends within one tile."""
+        vision = self.config.vision_config
+        encoder = VisionSizes(
+            width=vision.hidden_size,
+            mlp_width=vision.intermediate_size,
+            num_layers=vision.num_hidden_layers,
+            num_full_layers=0,
+            window_patches=math.prod(self._tile_grid),
+            patch_values=vision.num_channels * math.prod(vision.patch_size),
+            merge=self.config.downsample_ratio**-2,
+        )
+        return super().planning_sizes()[0], encoder
+
+    # -- rollout engines -----------------------------------------------------------------------------------------
+
+    @override
+    def engine_options(self) -> dict[str, Any]:
+        # No media but features: vLLM builds no vision encoder, and measures none.
+        return {"enable_mm_embeds": True, "limit_mm_per_prompt": dict.fromkeys(("image", "video"), 0)}
+
+    @override
+    def engine_weight(self, name: str) -> str | None:
+        return None if name.startswith(("model.vision_tower.", "model.multi_modal_projector.")) else name
+
+    @override
+    def engine_request(self, prompt: Prompt, features: Mapping[str, Tensor]) -> dict[str, Any]:
+        """One placeholder and its features per image, and per frame of a video: vLLM takes no video's features.
+
+        vLLM writes the marks around a placeholder itself, and keeps features by the ids given here.
+        """
+        embeds: list[Tensor] = []
+        names: list[str] = []
+        for item in prompt.media:
+            count = len(self.media_pieces(item))
+            embeds += features[item.key].chunk(count)
+            names += [f"{item.key}|{number}" for number in range(count)]
+        request: dict[str, Any] = {"prompt_token_ids": self._compact(prompt.input_ids.tolist())}
+        if not embeds:
+            return request
+        return request | {"multi_modal_data": {"image": embeds}, "multi_modal_uuids": {"image": names}}
+
+    def _compact(self, ids: list[int]) -> list[int]:
+        """A prompt's tokens with one placeholder in the place of each image or frame and the marks around it."""
+        processor = self.processor
+        marks = (processor.start_image_token_id, processor.end_image_token_id)
+        token = self.config.image_token_id
+        kept: list[int] = []
+        for index, current in enumerate(ids):
+            opens = current == marks[0] and ids[index + 1 : index + 2] == [token]
+            closes = current == marks[1] and ids[index - 1] == token
+            repeats = current == token and ids[index - 1] == token
+            if not (opens or closes or repeats):
+                kept.append(current)
+        return kept
