@@ -46,7 +46,6 @@ class InternVLFamily(ProcessorFamily):
     """`model_type` of the configs it reads."""
     answer_options: ClassVar[tuple[str, ...]] = ("max_tiles", "max_tiles_per_encode")  # rounds by the size of a call
     training_options: ClassVar[tuple[str, ...]] = ("freeze_vision_encoder", "freeze_projector")
-    media_enter_whole = True
 
     def __init__(
         self,
@@ -205,7 +204,7 @@ class InternVLFamily(ProcessorFamily):
 
     @override
     def time_tokens(self, timestamps: Sequence[float]) -> int:
-        """Number by Qwen's tokenizer, which has a token for every digit, `Frame`, `:`, the space, marks and line end."""
+        """Number by Qwen's tokenizer: `Frame`, every digit, `:`, a space, two marks; between frames a line end."""
         return sum(len(str(n + 1)) + 6 for n in range(len(timestamps))) - 1
 
     # -- features ------------------------------------------------------------------------------------------------
@@ -256,40 +255,26 @@ class InternVLFamily(ProcessorFamily):
 
     @override
     def engine_options(self) -> dict[str, Any]:
-        # No media but features: vLLM builds no vision encoder, and measures none.
-        return {"enable_mm_embeds": True, "limit_mm_per_prompt": dict.fromkeys(("image", "video"), 0)}
+        # vLLM's own class takes no video's features, and of images none of different sizes together.
+        return {"enable_prompt_embeds": True, "hf_overrides": text_model}
 
     @override
     def engine_weight(self, name: str) -> str | None:
-        return None if name.startswith(("model.vision_tower.", "model.multi_modal_projector.")) else name
+        if name.startswith("model.language_model."):
+            return "model." + name.removeprefix("model.language_model.")
+        return name if name.startswith("lm_head.") else None
 
     @override
     def engine_request(self, prompt: Prompt, features: Mapping[str, Tensor]) -> dict[str, Any]:
-        """One placeholder and its features per image, and per frame of a video: vLLM takes no video's features.
+        return self._request_with_embeddings(prompt, features)
 
-        vLLM writes the marks around a placeholder itself, and keeps features by the ids given here.
-        """
-        embeds: list[Tensor] = []
-        names: list[str] = []
-        for item in prompt.media:
-            count = len(self.media_pieces(item))
-            embeds += features[item.key].chunk(count)
-            names += [f"{item.key}|{number}" for number in range(count)]
-        request: dict[str, Any] = {"prompt_token_ids": self._compact(prompt.input_ids.tolist())}
-        if not embeds:
-            return request
-        return request | {"multi_modal_data": {"image": embeds}, "multi_modal_uuids": {"image": names}}
 
-    def _compact(self, ids: list[int]) -> list[int]:
-        """A prompt's tokens with one placeholder in the place of each image or frame and the marks around it."""
-        processor = self.processor
-        marks = (processor.start_image_token_id, processor.end_image_token_id)
-        token = self.config.image_token_id
-        kept: list[int] = []
-        for index, current in enumerate(ids):
-            opens = current == marks[0] and ids[index + 1 : index + 2] == [token]
-            closes = current == marks[1] and ids[index - 1] == token
-            repeats = current == token and ids[index - 1] == token
-            if not (opens or closes or repeats):
-                kept.append(current)
-        return kept
+def text_model(config: Any) -> Any:
+    """The config of the text stack alone, by which vLLM builds it."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    text = getattr(config, "text_config", None)
+    if text is None:  # vLLM asks with an empty config first
+        return config
+    text.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[text.model_type]]
+    return text

@@ -1,4 +1,4 @@
-"""`ProcessorFamily`: a family of image-text models of transformers, whose folder has a processor beside the tokenizer."""
+"""`ProcessorFamily`: what image-text models of transformers have in common, whose folders hold a processor."""
 
 from __future__ import annotations
 

@@ -197,7 +197,7 @@ class RendersPrompts(PatchesMedia):
         return chat
 
     def media_pieces(self, media: Media) -> list[Media]:
-        """What of a media item has a placeholder token of its own in the chat, in order; by default all of it has one."""
+        """What of a media item has a placeholder token of its own in the chat, in order; by default all of it one."""
         return [media]
 
     def position_ids(self, input_ids: Tensor, media: Sequence[Media]) -> Tensor:

@@ -145,7 +145,11 @@ def tiny_qwen3_vl(
 
 
 def tiny_internvl(
-    folder: str | Path, tokenizer: Any = None, text: Overrides = None, vision: Overrides = None, model_type: str = "qwen3"
+    folder: str | Path,
+    tokenizer: Any = None,
+    text: Overrides = None,
+    vision: Overrides = None,
+    model_type: str = "qwen3",
 ) -> Path:
     """Writes config, tokenizer and processor of a small InternVL3.5: 4 tokens for a tile of 56 x 56.
 
