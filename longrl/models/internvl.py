@@ -7,6 +7,7 @@ width of the text stack. A video is its frames in words, "Frame1: <img>...</img>
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -19,11 +20,14 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from longrl.io.number_ranges import COUNT, check_ranges
+from longrl.io.weight_folder import read_json_object
 from longrl.models.building import OWN_WEIGHTS
 from longrl.models.planning_sizes import TextSizes, VisionSizes
 from longrl.models.processor_family import ProcessorFamily
 from longrl.models.reading import GridTHW
 from longrl.types import Frames, Media, MediaKind, Prompt, UnusableSample
+
+logger = logging.getLogger(__name__)
 
 
 class InternVLFamily(ProcessorFamily):
@@ -74,7 +78,8 @@ class InternVLFamily(ProcessorFamily):
         """
         from transformers import PreTrainedConfig
 
-        values, _ = PreTrainedConfig.get_config_dict(source)
+        file = Path(source, "config.json")
+        values = read_json_object(file) if file.is_file() else PreTrainedConfig.get_config_dict(source)[0]
         if values.get("model_type") == "internvl_chat":
             raise ValueError(
                 f"{str(source)!r} is in the layout of InternVL's own code (internvl_chat), which is never run here; "
@@ -96,6 +101,13 @@ class InternVLFamily(ProcessorFamily):
         encoder, projector = self.media_encoders(model)
         encoder.requires_grad_(not self.freeze_vision_encoder)
         projector.requires_grad_(not self.freeze_projector)
+        text = self.config.get_text_config()
+        if text.rope_parameters.get("rope_type") == "dynamic":  # InternVL3's
+            logger.warning(
+                "rotary embeddings of %s change beyond %d positions with the longest sequence of a micro-batch; keep "
+                "data.max_prompt_tokens and rollout.sampling.max_completion_tokens together below that",
+                self.model_path, text.max_position_embeddings,
+            )  # fmt: skip
         return model
 
     @override
@@ -255,6 +267,12 @@ class InternVLFamily(ProcessorFamily):
 
     @override
     def engine_options(self) -> dict[str, Any]:
+        experts = getattr(self.config.get_text_config(), "num_experts", 0)
+        if experts:
+            raise ValueError(
+                "vLLM reads experts one by one, and the trainer holds those of a layer in one tensor: "
+                f"{self.model_path!r} has {experts} experts; use engine: longrl.engines.hf.HFEngine"
+            )
         # vLLM's own class takes no video's features, and of images none of different sizes together.
         return {"enable_prompt_embeds": True, "hf_overrides": text_model}
 

@@ -14,11 +14,13 @@ from tests.testing.outside_families import (
     tiny_internvl,
     tiny_mistral,
 )
-from tests.tiny import vila_media_inputs
+from tests.tiny import internvl_media_inputs, vila_media_inputs
 
 
-def vila_options(name):
-    """VILA is no model of transformers: tests have one that joins its parts by hand."""
+def plain_options(name):
+    """VILA is no model of transformers: tests have one that joins its parts by hand. InternVL takes tiles alone."""
+    if "internvl" in name:
+        return {"media_inputs": internvl_media_inputs}
     if "vila" not in name:
         return {}
     return {"plain_model": PlainVila.of, "media_inputs": vila_media_inputs}
@@ -27,7 +29,7 @@ def vila_options(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_passes(name):
-    report = check_family(FAMILIES[name].make(), **vila_options(name))
+    report = check_family(FAMILIES[name].make(), **plain_options(name))
     assert report.checked.keys() | report.skipped.keys() == CLAIMS.keys() | NOT_RUN.keys()
     reads_text = {"patches", "features", "cached features"}
     assert report.skipped.keys() - NOT_RUN.keys() == (
