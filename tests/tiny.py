@@ -8,7 +8,6 @@ import tempfile
 
 import torch
 from torch import Tensor
-from transformers import InternVLForConditionalGeneration
 
 from longrl.models.internvl import InternVLFamily
 from longrl.models.lora import peft_config
@@ -199,7 +198,7 @@ def separate_logps(plain: torch.nn.Module, prompts: list[Prompt], completions: l
     inputs = plain_forward.qwen_media_inputs
     if isinstance(plain, PlainVila):
         inputs = vila_media_inputs
-    elif isinstance(plain, InternVLForConditionalGeneration):
+    elif plain.config.model_type == "internvl":  # in a PeftModel, too
         inputs = internvl_media_inputs
     return plain_forward.separate_logps(plain, prompts, completions, inputs)
 

@@ -74,7 +74,8 @@ class InternVLFamily(ProcessorFamily):
         """The config of a folder or hub id.
 
         Raises:
-            ValueError: it is in the layout of InternVL's own code, which transformers does not read.
+            ValueError: it is in the layout of InternVL's own code, which transformers does not read, or asks for
+                features of another layer than released models.
         """
         from transformers import PreTrainedConfig
 
@@ -87,6 +88,13 @@ class InternVLFamily(ProcessorFamily):
                 "OpenGVLab/InternVL3_5-8B"
             )
         config = super().read_config(source)
+        features = (config.vision_feature_layer, config.vision_feature_select_strategy)
+        if features != (-1, "default"):
+            raise ValueError(
+                f"the config of {str(source)!r} asks for vision_feature_layer and vision_feature_select_strategy "
+                f"{features}, and InternVLFamily reads the last layer's patches as all released models do; set them to "
+                "-1 and default, or write a family"
+            )
         # Released configs say it of the text model alone; transformers' default would tie an LM head of its own.
         config.tie_word_embeddings = config.get_text_config().tie_word_embeddings
         return config
@@ -224,7 +232,7 @@ class InternVLFamily(ProcessorFamily):
     @override
     def encoder_settings(self) -> dict[str, Any]:
         config = self.config.to_dict()
-        fields = ("downsample_ratio", "projector_hidden_act", "vision_feature_layer", "vision_feature_select_strategy")
+        fields = ("downsample_ratio", "projector_hidden_act")
         vision = {key: value for key, value in config["vision_config"].items() if key not in ("dtype", "_name_or_path")}
         return {
             "image_processor": self.processor.image_processor.to_dict(),
@@ -237,16 +245,18 @@ class InternVLFamily(ProcessorFamily):
     @override
     def encode_media(self, model: Any, media: Sequence[Media]) -> list[Tensor]:
         """[N_i, D] features of each media item. A tile is encoded on its own, whatever else is in the call."""
-        weight = next(self.media_encoders(model)[0].parameters())
-        features = []
+        encoder, projector = self.media_encoders(model)
+        weight = next(encoder.parameters())
+        size = self.config.vision_config.image_size
+        joined = []
         for item in media:
-            tiles = item.patches.unflatten(1, (3, *self.config.vision_config.image_size))
-            rows = []
-            for call in tiles.split(self.max_tiles_per_encode):
+            for call in item.patches.unflatten(1, (3, *size)).split(self.max_tiles_per_encode):
                 pixels = call.to(weight.device, weight.dtype, non_blocking=True)
-                rows.append(model.model.get_image_features(pixels, return_dict=True).pooler_output)
-            features.append(torch.cat(rows).flatten(0, 1))
-        return features
+                output = encoder(pixel_values=pixels, return_dict=True)
+                patches = output.last_hidden_state[:, 1:].unflatten(1, self._tile_grid)  # without the class token
+                joined.append(model.model.pixel_shuffle(patches, scale_factor=self.config.downsample_ratio))
+        rows = projector(torch.cat(joined))  # once: see `media_encoders`
+        return [tiles.flatten(0, 2) for tiles in rows.split([len(item.patches) for item in media])]
 
     @override
     def planning_sizes(self) -> tuple[TextSizes, VisionSizes | None]:

@@ -131,7 +131,7 @@ def text_prompts(family, shard):
 
 def one_video(family, shard):
     """Four questions on one video of one temporal cell, shorter than most teams are large."""
-    clip = held(frames(2, 60, 90, "short"), shard)
+    clip = held(frames(2, 60, 90, "short"), shard, family.temporal_patch_size)
     return [family.render(row(str(i)), "What? " * i, [clip]) for i in range(3)]
 
 

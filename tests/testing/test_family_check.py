@@ -112,6 +112,11 @@ class EncodesOtherwise(InternVLFamily):
         return [2 * features for features in super().encode_media(model, media)]
 
 
+class ProjectsItemByItem(InternVLFamily):
+    def encode_media(self, model, media):
+        return [super(ProjectsItemByItem, self).encode_media(model, [item])[0] for item in media]
+
+
 @pytest.mark.parametrize(
     ("family", "message"),
     [
@@ -124,6 +129,7 @@ class EncodesOtherwise(InternVLFamily):
         (ForgetsWeights, r"fails 'export': .* other bits of .*\n  BuildsModel .* save_weights"),
         (MoreFeatures, r"fails 'features': features of video .*\n(.*\n)*  PatchesMedia .* its own .*num_features"),
         (NeedsPixels, r"fails 'features': features of video .*\n(.*\n)*  PatchesMedia .* its own grid"),
+        (ProjectsItemByItem, r"fails 'features': .*Projector runs 4 times behind another encoder for 4 media"),
         (EncodesOtherwise, r"fails 'same logits': .*\n(.*\n)*  EncodesMedia .* its own .*encode_media"),
     ],
 )
