@@ -197,24 +197,21 @@ def check_features(case: Case) -> str:
 
 def _check_runs_once(case: Case, media: Sequence[Media]) -> None:
     """Raises AssertionError if an encoder that reads what another gives, with gradients, runs twice for some media."""
-    calls: dict[nn.Module, int] = {}
+    ran: list[str] = []
 
-    def count(module: nn.Module, args: Any, kwargs: Any) -> None:
+    def note(module: nn.Module, args: Any, kwargs: Any) -> None:
         given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        calls[module] = calls.get(module, 0) + any(value.requires_grad for value in given)
+        ran.extend([type(module).__name__] * any(value.requires_grad for value in given))
 
     encoders = case.family.media_encoders(case.model)
-    hooks = [encoder.register_forward_pre_hook(count, with_kwargs=True) for encoder in encoders]
-    try:
-        case.family.encode_media(case.model, media)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    for module, number in calls.items():
-        assert number <= 1, (
-            f"{type(module).__name__} runs {number} times behind another encoder for {len(media)} media; it must run "
-            "once: sharded ranks with other media would wait for each other in the backward pass"
-        )
+    hooks = [encoder.register_forward_pre_hook(note, with_kwargs=True) for encoder in encoders]
+    case.family.encode_media(case.model, media)
+    for hook in hooks:
+        hook.remove()
+    assert len(ran) == len({*ran}), (
+        f"{ran[0]} runs {len(ran)} times behind another encoder for {len(media)} media; it must run once: sharded ranks "
+        "with other media would wait for each other in the backward pass"
+    )
 
 
 # ---- log-probabilities ----
