@@ -162,10 +162,8 @@ class InternVLFamily(ProcessorFamily):
     def resize(self, frames: Frames) -> Frames:
         if frames.kind == "image" or frames.resized:
             return frames
-        from transformers.video_processing_utils import BaseVideoProcessor
-
         processor = self.processor.video_processor
-        pixels = BaseVideoProcessor.resize(processor, frames.pixels, size=processor.size, resample=processor.resample)
+        pixels = processor.resize(frames.pixels, size=processor.size, resample=processor.resample)
         return replace(frames, pixels=pixels, resized=True)
 
     @override

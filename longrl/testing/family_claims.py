@@ -209,8 +209,8 @@ def _check_runs_once(case: Case, media: Sequence[Media]) -> None:
     for hook in hooks:
         hook.remove()
     assert len(ran) == len({*ran}), (
-        f"{ran[0]} runs {len(ran)} times behind another encoder for {len(media)} media; it must run once: sharded ranks "
-        "with other media would wait for each other in the backward pass"
+        f"{ran[0]} runs {len(ran)} times behind another encoder for {len(media)} media; it must run once: sharded "
+        "ranks with other media would wait for each other in the backward pass"
     )
 
 

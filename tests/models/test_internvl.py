@@ -184,6 +184,21 @@ def test_the_layout_of_its_own_code_is_refused_with_the_one_to_take(tmp_path):
         InternVLFamily(str(tmp_path)).build()
 
 
+def test_features_of_another_layer_are_refused(tmp_path):
+    folder = tiny_internvl(tmp_path)
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"vision_feature_layer": -2}))
+    with pytest.raises(ValueError, match=r"\(-2, 'default'\), and InternVLFamily reads the last layer's patches"):
+        InternVLFamily(str(folder), random_init=True).build()
+
+
+def test_embeddings_that_change_with_the_longest_sequence_are_warned_of(tmp_path, caplog):
+    """InternVL3's, beyond the positions it was trained on."""
+    rope = {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e6}}
+    InternVLFamily(str(tiny_internvl(tmp_path, text=rope, model_type="qwen2")), random_init=True).build()
+    assert "change beyond 32768 positions with the longest sequence of a micro-batch" in caplog.text
+
+
 # ---- the engine's side ----
 
 
