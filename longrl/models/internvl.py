@@ -24,6 +24,7 @@ from longrl.io.weight_folder import read_json_object
 from longrl.models.building import OWN_WEIGHTS
 from longrl.models.planning_sizes import TextSizes, VisionSizes
 from longrl.models.processor_family import ProcessorFamily
+from longrl.models.qwen_vl import structure_of
 from longrl.models.reading import GridTHW
 from longrl.types import Frames, Media, MediaKind, Prompt, UnusableSample
 
@@ -162,8 +163,11 @@ class InternVLFamily(ProcessorFamily):
     def resize(self, frames: Frames) -> Frames:
         if frames.kind == "image" or frames.resized:
             return frames
+        from transformers.image_utils import SizeDict
+
         processor = self.processor.video_processor
-        pixels = processor.resize(frames.pixels, size=processor.size, resample=processor.resample)
+        size = SizeDict(height=processor.size["height"], width=processor.size["width"])
+        pixels = processor.resize(frames.pixels, size=size, resample=processor.resample)
         return replace(frames, pixels=pixels, resized=True)
 
     @override
@@ -229,15 +233,13 @@ class InternVLFamily(ProcessorFamily):
 
     @override
     def encoder_settings(self) -> dict[str, Any]:
-        config = self.config.to_dict()
-        fields = ("downsample_ratio", "projector_hidden_act")
-        vision = {key: value for key, value in config["vision_config"].items() if key not in ("dtype", "_name_or_path")}
         return {
             "image_processor": self.processor.image_processor.to_dict(),
             "video_processor": self.processor.video_processor.to_dict(),
             "max_tiles": self.max_tiles,
-            "vision_config": vision,
-            **{name: config[name] for name in fields},
+            "vision_config": structure_of(self.config.vision_config),
+            "downsample_ratio": self.config.downsample_ratio,
+            "projector_hidden_act": self.config.projector_hidden_act,
         }
 
     @override
@@ -253,7 +255,9 @@ class InternVLFamily(ProcessorFamily):
                 output = encoder(pixel_values=pixels, return_dict=True)
                 patches = output.last_hidden_state[:, 1:].unflatten(1, self._tile_grid)  # without the class token
                 joined.append(model.model.pixel_shuffle(patches, scale_factor=self.config.downsample_ratio))
-        rows = projector(torch.cat(joined))  # once: see `media_encoders`
+        if joined[0].requires_grad:
+            joined = [torch.cat(joined)]  # the projector runs once, see `media_encoders`
+        rows = torch.cat([projector(patches) for patches in joined])
         return [tiles.flatten(0, 2) for tiles in rows.split([len(item.patches) for item in media])]
 
     @override
