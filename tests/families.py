@@ -18,6 +18,8 @@ import pytest
 from longrl.models.base import CausalFamily
 from longrl.types import Prompt
 from tests.tiny import (
+    internvl_family,
+    internvl_prompts,
     llama_family,
     mixed_prompts,
     nvila_family,
@@ -74,6 +76,7 @@ FAMILIES = {
     "qwen3.5-moe": Tested("Qwen3.5, experts", functools.partial(qwen3_5_family, experts=True), mixed_prompts),
     "qwen3.5-text": Tested("Qwen3.5 text", qwen3_5_text_family, text_prompts),
     "qwen2.5-omni": Tested("Qwen2.5-Omni thinker", omni_family, omni_prompts),
+    "internvl3.5": Tested("InternVL3.5", internvl_family, internvl_prompts),
     "nvila": Tested("NVILA", nvila_family, mixed_prompts),
     "longvila-r1": Tested("LongVILA-R1", functools.partial(vila_family, pool_frames="by_length"), mixed_prompts),
 }

@@ -32,7 +32,7 @@ from longrl.rewards import RewardSum, SoftOverlong
 from longrl.testing.synthetic_videos import SyntheticConfig, generate_videos
 from tests.distributed import run_distributed
 from tests.sounds import write_clip
-from tests.tiny import omni_folder, qwen3_vl_folder, text_folder, vila_folder, vl_folder
+from tests.tiny import internvl_folder, omni_folder, qwen3_vl_folder, text_folder, vila_folder, vl_folder
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual optimization"),
@@ -304,8 +304,10 @@ def coin(completion, row) -> float:
 def test_a_recipe_takes_a_step_with_a_tiny_model(path, tmp_path, videos, sums, clips):
     values = raw(path)
     has_video = "video" in values["data"]
-    if values["model"]["family"] == "family/longvila_r1_7b.yaml":
-        tiny = [f"--model.family.init_args.model={vila_folder()}", "--data.media_root=null"]
+    tiles = {"family/longvila_r1_7b.yaml": vila_folder, "family/internvl3_5_8b.yaml": internvl_folder}
+    if values["model"]["family"] in tiles:
+        folder = tiles[values["model"]["family"]]()
+        tiny = [f"--model.family.init_args.model={folder}", "--data.media_root=null"]
     elif has_video:
         folder, pixels = (qwen3_vl_folder(), 1024) if path.stem.startswith("qwen3_vl") else (vl_folder(), 784)
         if "omni" in path.stem:

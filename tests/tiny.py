@@ -9,6 +9,7 @@ import tempfile
 import torch
 from torch import Tensor
 
+from longrl.models.internvl import InternVLFamily
 from longrl.models.lora import peft_config
 from longrl.models.qwen3_5 import Qwen3_5Family, Qwen3_5TextFamily
 from longrl.models.qwen3_vl import Qwen3VLFamily
@@ -25,6 +26,7 @@ from longrl.testing.sample_prompts import (
     random_completions,
 )
 from longrl.testing.tiny import (
+    tiny_internvl,
     tiny_qwen2_5_vl,
     tiny_qwen3_5,
     tiny_qwen3_5_text,
@@ -136,6 +138,39 @@ def omni_prompts(family: QwenOmniFamily, shard: FrameShard = FULL_SHARD) -> list
     ]
 
 
+@functools.cache
+def internvl_folder(model_type: str = "qwen3") -> str:
+    return str(tiny_internvl(tempfile.mkdtemp(prefix="longrl-internvl-"), model_type=model_type))
+
+
+def internvl_family(model_type: str = "qwen3", **kwargs: object) -> InternVLFamily:
+    """6 heads on 2 key heads, 3 layers; 4 tokens for a frame, and for each tile of an image: up to 4 and all of it."""
+    defaults = {"random_init": True, "freeze_vision_encoder": False, "freeze_projector": False, "max_tiles": 4}
+    return InternVLFamily(internvl_folder(model_type), **{**defaults, **kwargs})
+
+
+def internvl_prompts(family: InternVLFamily, shard: FrameShard = FULL_SHARD) -> list[Prompt]:
+    """A video between images of one tile, three and four with their thumbnails, of odd sizes; one video; text only."""
+    media = [frames(1, 40, 40, "i1", "image"), frames(5, 60, 90, "v1"), frames(1, 150, 47, "i3", "image")]
+    media += [frames(1, 120, 121, "i4", "image"), frames(2, 87, 113, "v2")]
+    return [
+        family.render(
+            row("mixed"),
+            "Is <image>like <video> or <image><image>then <video>?",
+            [held(item, shard, 1) for item in media],
+        ),
+        family.render(row("video"), "What?", [held(frames(6, 60, 60, "v3"), shard, 1)]),
+        family.render(row("text"), "no media here"),
+    ]
+
+
+def internvl_media_inputs(prompt: Prompt) -> dict[str, Tensor]:
+    """Tiles of images and frames in one tensor, as InternVL's own forward takes them."""
+    if not prompt.media:
+        return {}
+    return {"pixel_values": torch.cat([item.patches for item in prompt.media]).unflatten(1, (3, 56, 56))}
+
+
 def text_family(model_type: str = "qwen2", **kwargs: object) -> TextFamily:
     return TextFamily(text_folder(model_type), **{"random_init": True, **kwargs})
 
@@ -191,7 +226,11 @@ def peft_model(model: torch.nn.Module, family: TextFamily) -> torch.nn.Module:
 
 def separate_logps(plain: torch.nn.Module, prompts: list[Prompt], completions: list[list[Tensor]]) -> Tensor:
     """[N] float64 log-probabilities, one ordinary forward with pixels per completion."""
-    inputs = vila_media_inputs if isinstance(plain, PlainVila) else plain_forward.qwen_media_inputs
+    inputs = plain_forward.qwen_media_inputs
+    if isinstance(plain, PlainVila):
+        inputs = vila_media_inputs
+    elif plain.config.model_type == "internvl":  # in a PeftModel, too
+        inputs = internvl_media_inputs
     return plain_forward.separate_logps(plain, prompts, completions, inputs)
 
 

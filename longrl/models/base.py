@@ -36,7 +36,11 @@ class EncodesMedia(PatchesMedia):
     """How do patches become features?"""
 
     def media_encoders(self, model: Any) -> tuple[nn.Module, ...]:
-        """The modules that `encode_media` runs, the vision encoder first; a projector may be one of its own."""
+        """The modules that `encode_media` runs, the vision encoder first; a projector may be one of its own.
+
+        One that reads what another gives, as a projector does, runs once for all media of an `encode_media`: where both
+        train and are sharded, ranks go in step in the backward pass, however many calls the first one takes.
+        """
         return ()
 
     def projectors(self, model: Any) -> tuple[nn.Module, ...]:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from longrl.io.weight_folder import check_weight_files
-from longrl.models.grouped_experts import experts_options
+from longrl.models.grouped_experts import choose_experts
 from longrl.models.lora import LoRASettings
 from longrl.models.pretrained_folder import PretrainedFolder
 from longrl.models.remote_code import copy_named_code
@@ -62,7 +62,6 @@ class BuildsModel(PretrainedFolder):
         if weights == OWN_WEIGHTS:
             source = None if self.random_init else self._existing_path()
         options = {"attn_implementation": self.attn_implementation(), "dtype": getattr(torch, self.dtype)}
-        options |= experts_options(self.config)
         if source is None:
             config = copy.deepcopy(self.config)  # the model keeps it and sets its attention in it
             with self._seeded_place():
@@ -71,6 +70,7 @@ class BuildsModel(PretrainedFolder):
             check_weight_files(source)
             self._check_same_architecture(source)
             model = self.load_weights(source, **options)
+        choose_experts(model)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return model

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from longrl.models.reading import RendersPrompts
@@ -32,3 +33,22 @@ class EngineAdapter(RendersPrompts):
     def engine_request(self, prompt: Prompt, features: Mapping[str, Tensor]) -> dict[str, Any]:
         """A prompt as vLLM takes it."""
         return {"prompt_token_ids": prompt.input_ids.tolist()}
+
+    def _request_with_embeddings(self, prompt: Prompt, features: Mapping[str, Tensor]) -> dict[str, Any]:
+        """A prompt for a text model with plain positions: media rows as embeddings, text as ids that vLLM looks up.
+
+        Text is looked up in vLLM's own weights. Its prefix cache is safe: it hashes a block's token ids and its
+        embeddings.
+        """
+        if not prompt.media:
+            return {"prompt_token_ids": prompt.input_ids.tolist()}
+        media_tokens = torch.tensor(list(self.media_token_ids().values()))
+        is_media = torch.isin(prompt.input_ids, media_tokens)  # [T]
+        rows = torch.cat([features[item.key] for item in prompt.media]).cpu().to(getattr(torch, self.dtype))
+        embeds = rows.new_zeros(len(is_media), rows.shape[1])
+        embeds[is_media] = rows
+        return {
+            "prompt_embeds": embeds,
+            "prompt_token_ids": prompt.input_ids.where(~is_media, 0).tolist(),
+            "prompt_is_token_ids": (~is_media).tolist(),
+        }

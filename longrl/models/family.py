@@ -13,9 +13,9 @@ model it trains. A new one is a subclass of `longrl.models.base.CausalFamily`, w
     RendersPrompts      what does a row look like as token ids and positions?
         media           media_token_ids
         default         load_processing, reads_media, render, chat, chat_ids, row_messages, chat_content, system_prompt,
-                        placeholder_ids, position_ids, num_axes, encode_response, encode_last_turn, end_token_ids,
-                        decode, keep_special_tokens, answer_tokens, identity, answer_options, training_options,
-                        later_options
+                        media_text, media_pieces, placeholder_ids, position_ids, num_axes, encode_response,
+                        encode_last_turn, end_token_ids, decode, keep_special_tokens, answer_tokens, identity,
+                        answer_options, training_options, later_options
     EncodesMedia        how do patches become features?
         media           media_encoders, encode_media
         default         trained_encoders, projectors, feature_size, encoder_settings

@@ -20,17 +20,13 @@ OLDEST_CAPABILITY = (8, 0)
 """Of an NVIDIA GPU, for torch's grouped product: Ampere."""
 
 
-def experts_options(config: Any) -> dict[str, str]:
-    """Keyword by which transformers builds a model's experts; nothing for a dense one.
-
-    Args:
-        config: of the model, text and others.
-    """
-    if not getattr(config.get_text_config(), "num_experts", None):
-        return {}
+def choose_experts(model: Any) -> None:
+    """Sets how transformers computes the experts of a model's text stack; nothing in a dense one."""
+    if not getattr(model.config.get_text_config(), "num_experts", None):
+        return
     name, reason = experts_implementation()
+    model.get_decoder().set_experts_implementation(name)  # of the whole, InternVL's class would refuse it
     logger.info("experts are computed by %s: %s", name, reason)
-    return {"experts_implementation": name}
 
 
 def experts_implementation() -> tuple[str, str]:

@@ -6,11 +6,9 @@ used so far plus one; transformers 5.19 goes on at max(h, w) only, which is anot
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -18,14 +16,14 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from longrl.io.number_ranges import COUNT, check_ranges
-from longrl.models.base import CausalFamily
 from longrl.models.building import OWN_WEIGHTS
 from longrl.models.planning_sizes import TextSizes, VisionSizes
+from longrl.models.processor_family import ProcessorFamily
 from longrl.models.reading import GridTHW
 from longrl.types import Frames, Media, MediaKind, Prompt
 
 
-class Qwen2_5_VLFamily(CausalFamily):
+class Qwen2_5_VLFamily(ProcessorFamily):
     """Qwen2.5-VL of any size.
 
     Args:
@@ -85,12 +83,6 @@ class Qwen2_5_VLFamily(CausalFamily):
     # -- building ------------------------------------------------------------------------------------------------
 
     @override
-    def auto_class(self) -> Any:
-        from transformers import AutoModelForImageTextToText
-
-        return AutoModelForImageTextToText
-
-    @override
     def attn_implementation(self) -> dict[str, str]:
         return {"text_config": str(super().attn_implementation()), **dict.fromkeys(self.encoder_configs, "sdpa")}
 
@@ -103,36 +95,6 @@ class Qwen2_5_VLFamily(CausalFamily):
         model.set_attn_implementation(dict.fromkeys(self.encoder_configs, ENCODER_ATTENTION_NAME))
         self.media_encoders(model)[0].requires_grad_(not self.freeze_vision_encoder)
         return model
-
-    @override
-    def backbone(self, model: Any) -> Any:
-        return model.model.language_model
-
-    @functools.cached_property
-    def processor(self) -> Any:
-        """The model's own image and video processors."""
-        from transformers import AutoProcessor
-
-        return AutoProcessor.from_pretrained(self._existing_path())
-
-    @override
-    def read_tokenizer(self) -> Any:
-        """The folder's, with the processor's chat template where the tokenizer's own files have none."""
-        tokenizer = super().read_tokenizer()
-        if tokenizer.chat_template is None:
-            tokenizer.chat_template = self.processor.chat_template
-        return tokenizer
-
-    @override
-    def load_processing(self) -> None:
-        super().load_processing()
-        _ = self.processor
-
-    @override
-    def save_processing(self, folder: str | Path) -> None:
-        self.processor.save_pretrained(folder)
-        if self.chat_template_file is not None:
-            self.tokenizer.save_pretrained(folder)
 
     # -- pixels --------------------------------------------------------------------------------------------------
 

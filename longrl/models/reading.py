@@ -182,8 +182,23 @@ class RendersPrompts(PatchesMedia):
         return kind in self.media_token_ids()
 
     def placeholder_ids(self, media: Media) -> list[int]:
-        """The token ids that stand for a media item, without the template's start and end tokens."""
+        """The token ids that stand for a media item, or a piece of one, in the place of its placeholder token."""
         return [self.media_token_ids()[media.kind]] * self.num_features(media)
+
+    def media_text(self, chat: str, media: Sequence[Media]) -> str:
+        """A filled chat template, with the words that a model reads around media where the template marked them.
+
+        They are tokenized with all of the chat. Each of an item's `media_pieces` keeps one placeholder token. By
+        default as the template wrote it.
+
+        Raises:
+            UnusableSample: the template marks other media than the row has.
+        """
+        return chat
+
+    def media_pieces(self, media: Media) -> list[Media]:
+        """What of a media item has a placeholder token of its own in the chat, in order; by default all of it one."""
+        return [media]
 
     def position_ids(self, input_ids: Tensor, media: Sequence[Media]) -> Tensor:
         """[A, T] positions of a prompt of [T] token ids; by default tokens are counted."""
@@ -210,20 +225,21 @@ class RendersPrompts(PatchesMedia):
         media = tuple(self.patch_all(frames))
         shown = [item for item in media if not item.is_video_track]
 
-        # 2. The chat, with one placeholder token per media item.
+        # 2. The chat, with one placeholder token per media item, or for each of its pieces.
         tokens = self.media_token_ids()
         ids = self.chat_ids(text, shown, row)
+        pieces = [piece for item in shown for piece in self.media_pieces(item)]
         indices = [index for index, token in enumerate(ids) if token in tokens.values()]
-        if [ids[index] for index in indices] != [tokens[item.kind] for item in shown]:
+        if [ids[index] for index in indices] != [tokens[piece.kind] for piece in pieces]:
             raise UnusableSample(
                 None,
-                f"row {row.id!r} renders to {len(indices)} media placeholders for {len(shown)} media; the chat "
+                f"row {row.id!r} renders to {len(indices)} media placeholders for {len(pieces)} media; the chat "
                 "template must write one for each",
             )
 
-        # 3. As many of them as the item has features. From behind, so that the indices before stay right.
-        for index, item in reversed(list(zip(indices, shown, strict=True))):
-            ids[index : index + 1] = self.placeholder_ids(item)
+        # 3. As many of them as the piece has features. From behind, so that the indices before stay right.
+        for index, piece in reversed(list(zip(indices, pieces, strict=True))):
+            ids[index : index + 1] = self.placeholder_ids(piece)
 
         # 4. Positions, and the answer.
         input_ids = torch.tensor(ids)  # [T]
@@ -240,7 +256,7 @@ class RendersPrompts(PatchesMedia):
         )
 
     def chat_ids(self, text: str, media: Sequence[Media], row: Row) -> list[int]:
-        """Token ids of the chat with one placeholder token per media item."""
+        """Token ids of the chat with one placeholder token for each of the `media_pieces`."""
         # 1. The messages. What text spells of special tokens is text.
         if row.messages:
             messages = self.row_messages(row)
@@ -270,7 +286,7 @@ class RendersPrompts(PatchesMedia):
                 messages.insert(0, {"role": "system", "content": system})
 
         # 2. What the template writes, as ids.
-        chat = self.chat.apply(messages, add_generation_prompt=True)
+        chat = self.media_text(self.chat.apply(messages, add_generation_prompt=True), media)
         if BREAK in chat:
             return self.chat.encode(chat)
         return self.tokenizer(chat, add_special_tokens=False)["input_ids"]

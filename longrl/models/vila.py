@@ -314,22 +314,7 @@ class VilaFamily(CausalFamily):
 
     @override
     def engine_request(self, prompt: Prompt, features: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Media rows as embeddings, text as ids that vLLM looks up in its own weights.
-
-        vLLM's prefix cache is safe: it hashes a block's token ids and its embeddings.
-        """
-        if not prompt.media:
-            return super().engine_request(prompt, features)
-        media_tokens = torch.tensor(list(self.media_token_ids().values()))
-        is_media = torch.isin(prompt.input_ids, media_tokens)  # [T]
-        rows = torch.cat([features[item.key] for item in prompt.media]).cpu().to(getattr(torch, self.dtype))
-        embeds = rows.new_zeros(len(is_media), rows.shape[1])
-        embeds[is_media] = rows
-        return {
-            "prompt_embeds": embeds,
-            "prompt_token_ids": prompt.input_ids.where(~is_media, 0).tolist(),
-            "prompt_is_token_ids": (~is_media).tolist(),
-        }
+        return self._request_with_embeddings(prompt, features)
 
 
 def average_frames(frames: Tensor, num_pooled: int, pool: tuple[int, int, int]) -> Tensor:

@@ -95,9 +95,10 @@ class ModelSizes(TextSizes):
         layers = family.layers(model)
         encoder = None
         if vision is not None:
-            sees, *hears = (_count_values(module.parameters()) for module in family.media_encoders(model))
+            sees, *others = (_count_values(module.parameters()) for module in family.media_encoders(model))
             trains = bool(family.trained_encoders(model))
-            encoder = EncoderSizes(**vars(vision), params=sees + sum(hears), trains=trains, audio_params=sum(hears))
+            hears = sum(others) if family.audio_sizes() else 0  # without, the others are projectors
+            encoder = EncoderSizes(**vars(vision), params=sees + sum(others), trains=trains, audio_params=hears)
         layer_params = [_count_values(layer.parameters()) for layer in layers]
         other_params = _count_values(model.parameters()) - sum(layer_params)
         return cls(

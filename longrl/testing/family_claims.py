@@ -34,7 +34,7 @@ from longrl.strategies.sequence import NO_SEQUENCE_PARALLEL, SequenceParallel
 from longrl.testing import plain_forward
 from longrl.testing.gloo_ranks import run_on_ranks
 from longrl.testing.sample_prompts import local_frames, noise_frames, random_completions
-from longrl.types import FULL_SHARD, FrameShard, MediaKind, Prompt, SamplingParams
+from longrl.types import FULL_SHARD, FrameShard, Media, MediaKind, Prompt, SamplingParams
 
 LENGTHS = ((3, 7, 1, 4), (5,), (2, 9))
 """Tokens of each prompt's completions."""
@@ -179,7 +179,10 @@ def check_planning_sizes(case: Case) -> str:
 
 
 def check_features(case: Case) -> str:
-    """A media item has as many features as its grid says, of the size that the text stack reads."""
+    """A media item has as many features as its grid says, of the size that the text stack reads.
+
+    And an encoder behind another runs once for all media, as `media_encoders` asks.
+    """
     family = case.family
     media = [item for prompt in case.prompts for item in prompt.media]
     if not media:
@@ -190,7 +193,27 @@ def check_features(case: Case) -> str:
         shape = tuple(features.shape)
         expected = (family.num_features(item), family.feature_size)
         assert shape == expected, f"features of {item.kind} {item.grid_thw} are {shape} instead of {expected}"
+    _check_runs_once(case, media)
     return f"{len(media)} media"
+
+
+def _check_runs_once(case: Case, media: Sequence[Media]) -> None:
+    """Raises AssertionError if an encoder that reads what another gives, with gradients, runs twice for some media."""
+    ran: list[str] = []
+
+    def note(module: nn.Module, args: Any, kwargs: Any) -> None:
+        given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        ran.extend([type(module).__name__] * any(value.requires_grad for value in given))
+
+    encoders = case.family.media_encoders(case.model)
+    hooks = [encoder.register_forward_pre_hook(note, with_kwargs=True) for encoder in encoders]
+    case.family.encode_media(case.model, media)
+    for hook in hooks:
+        hook.remove()
+    assert len(ran) == len({*ran}), (
+        f"{ran[0]} runs {len(ran)} times behind another encoder for {len(media)} media; it must run once: sharded "
+        "ranks with other media would wait for each other in the backward pass"
+    )
 
 
 # ---- log-probabilities ----

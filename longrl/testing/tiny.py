@@ -6,6 +6,7 @@ weights: families build it with `random_init: true`. Sizes are in tiny_models.ya
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable
 from importlib.resources import files
@@ -21,6 +22,8 @@ CHAT_TEMPLATE = files(__package__).joinpath("tiny_chatml.jinja").read_text()
 """ChatML with Qwen-VL's media marks."""
 OMNI_TEMPLATE = files(__package__).joinpath("tiny_omni.jinja").read_text()
 """The released template, without numbered media."""
+INTERNVL_TEMPLATE = files(__package__).joinpath("tiny_internvl.jinja").read_text()
+"""Writes what the released template does."""
 
 
 def tiny_tokenizer(corpus: Iterable[str] = tuple(SIZES["text_corpus"]), vocab_size: int = 640) -> Any:
@@ -177,6 +180,56 @@ def tiny_qwen3_5_text(folder: str | Path, tokenizer: Any = None, experts: bool =
     transformers.AutoConfig.for_model(model_type, **values).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return Path(folder)
+
+
+def tiny_internvl(
+    folder: str | Path,
+    tokenizer: Any = None,
+    text: Overrides = None,
+    vision: Overrides = None,
+    model_type: str = "qwen3",
+) -> Path:
+    """Writes config, tokenizer and processor of a small InternVL3.5: 4 tokens for a tile of 56 x 56.
+
+    Args:
+        folder: where to write; made if missing.
+        tokenizer: from `tiny_tokenizer`, or None for its default; it gets InternVL's tokens.
+        text: overrides of the text config.
+        vision: overrides of the vision config.
+        model_type: of the text stack: `qwen3`, or `qwen2` as in InternVL3.
+
+    Returns:
+        The folder.
+    """
+    tokenizer = tokenizer or tiny_tokenizer()
+    tokens = SIZES["internvl_tokens"]
+    tokenizer.add_tokens(list(tokens.values()), special_tokens=True)
+    tokenizer = transformers.PreTrainedTokenizerFast(  # under the names that the processor reads
+        tokenizer_object=tokenizer.backend_tokenizer,
+        eos_token=tokenizer.eos_token,
+        pad_token=tokenizer.pad_token,
+        extra_special_tokens=dict(tokens),
+        chat_template=INTERNVL_TEMPLATE,
+    )
+    text_config = _text_config(tokenizer, "qwen3_text") | {"model_type": model_type} | (text or {})
+    text_config.setdefault("head_dim", text_config["hidden_size"] // text_config["num_attention_heads"])
+    vision_config = SIZES["internvl_vision"] | (vision or {})
+    (side, _), (patch, _) = vision_config["image_size"], vision_config["patch_size"]
+    tokens_per_tile = (side // patch // 2) ** 2
+    config = transformers.InternVLConfig(
+        text_config=text_config,
+        vision_config=vision_config,
+        image_token_id=tokenizer.convert_tokens_to_ids(tokens["context_image_token"]),
+        image_seq_length=tokens_per_tile,
+        tie_word_embeddings=text_config["tie_word_embeddings"],
+        architectures=["InternVLForConditionalGeneration"],
+    )
+    size = {"height": side, "width": side}
+    image = transformers.GotOcr2ImageProcessor(size=size, **SIZES["imagenet_pixels"])
+    video = transformers.InternVLVideoProcessor(size=size, **SIZES["imagenet_pixels"])
+    processor = functools.partial(transformers.InternVLProcessor, image_seq_length=tokens_per_tile)
+    parts = {"image_processor": image, "video_processor": video}
+    return _save_model(folder, config, processor, tokenizer, chat_template=INTERNVL_TEMPLATE, **parts)
 
 
 def tiny_vila(

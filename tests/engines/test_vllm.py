@@ -16,6 +16,7 @@ from longrl.callbacks.rollout_checks import check_mismatch, engine_logps
 from longrl.engines.hf import HFEngine
 from longrl.engines.parity import check_rendered_prompts
 from longrl.features.cache import FeatureCache
+from longrl.models.internvl import InternVLFamily
 from longrl.models.qwen3_vl import Qwen3VLFamily
 from longrl.models.qwen_omni import QwenOmniFamily
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
@@ -23,11 +24,11 @@ from longrl.models.text import LlamaFamily, TextFamily
 from longrl.models.vila import VilaFamily
 from longrl.modules.mini_batches import Mismatch
 from longrl.packing.pack import pack
-from longrl.testing.tiny import tiny_qwen2_5_vl, tiny_qwen3_vl, tiny_qwen_omni, tiny_text, tiny_vila
+from longrl.testing.tiny import tiny_internvl, tiny_qwen2_5_vl, tiny_qwen3_vl, tiny_qwen_omni, tiny_text, tiny_vila
 from longrl.types import SamplingParams
 from tests.distributed import run_distributed
 from tests.families import cell
-from tests.tiny import LLAMA_ROPE, SCALES, frames, mixed_prompts, omni_prompts, row, sound
+from tests.tiny import LLAMA_ROPE, SCALES, frames, internvl_prompts, mixed_prompts, omni_prompts, row, sound
 
 vllm_package = pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
@@ -38,9 +39,9 @@ from longrl.engines.vllm_options import sampling_arguments  # noqa: E402
 WITH_A_TOWER = pytest.mark.parametrize("started", ["qwen2.5-vl"], indirect=True)
 EVERY_MODEL = {
     "qwen2.5": "qwen2", "qwen3": "qwen3", "qwen2.5-vl": "qwen2.5-vl", "qwen3-vl": "qwen3-vl", "nvila": "vila",
-    "qwen2.5-omni": "qwen2.5-omni", "llama3": "llama", "longvila-r1": "longvila",
+    "qwen2.5-omni": "qwen2.5-omni", "llama3": "llama", "longvila-r1": "longvila", "internvl3.5": "internvl",
 }  # fmt: skip
-"""Family -> what `started` begins; the last two differ from others in little and run one test."""
+"""Family -> what `started` begins; the last three differ from others in little and run one test."""
 OF_VILA = pytest.mark.parametrize("started", ["vila"], indirect=True)
 """Features that enter among the prompt's embeddings, not as media."""
 GREEDY = SamplingParams(1, 24, temperature=0.0)
@@ -73,6 +74,10 @@ def family_of(kind: str, folder: Path):
         made = tiny_qwen3_vl(folder, text=wide)
         sizes = {"min_pixels": 32 * 32, "max_pixels": 64 * 64}
         return Qwen3VLFamily(str(made), random_init=True, freeze_vision_encoder=False, **sizes)
+    if kind == "internvl":
+        made = tiny_internvl(folder, text=wide)
+        trained = {"freeze_vision_encoder": False, "freeze_projector": False}
+        return InternVLFamily(str(made), random_init=True, max_tiles=4, **trained)
     if kind == "llama":
         return LlamaFamily(str(tiny_text(folder, kind, **wide, rope_parameters=LLAMA_ROPE)), random_init=True)
     return TextFamily(str(tiny_text(folder, kind, **wide)), random_init=True)
@@ -83,7 +88,7 @@ def engine() -> VLLMEngine:
     return VLLMEngine(max_model_len=2048, max_num_seqs=16, kv_cache_gib=0.0625, enforce_eager=True, options=small)
 
 
-@pytest.fixture(scope="module", params=[*EVERY_MODEL.values()][:-2])
+@pytest.fixture(scope="module", params=[*EVERY_MODEL.values()][:-3])
 def started(request, tmp_path_factory):
     family = family_of(request.param, tmp_path_factory.mktemp("model"))
     made = engine()
@@ -101,6 +106,8 @@ def prompts_of(family):
             sound(0.3, "its track", is_video_track=True),
         ]  # the grid is wider than the sound
         return [*omni_prompts(family), family.render(row("wide"), "<video>?", wide)]
+    if isinstance(family, InternVLFamily):
+        return internvl_prompts(family)
     clips = [frames(40, key="long"), frames(5, 60, 90, key="v9")]
     long = family.render(row("long"), "What? <video> and <video>", clips)
     return [*mixed_prompts(family), long]  # 20 cells at 1.4 s: time counts further than the grid is wide

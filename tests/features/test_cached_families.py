@@ -15,7 +15,7 @@ def from_disk(family, folder):
 
 
 def frozen(name):
-    projector = {"freeze_projector": True} if "vila" in name else {}
+    projector = {"freeze_projector": True} if "vila" in name or "internvl" in name else {}
     return FAMILIES[name].make(freeze_vision_encoder=True, **projector)
 
 

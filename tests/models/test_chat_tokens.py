@@ -11,7 +11,7 @@ import transformers
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from longrl.models.chat_tokens import ChatTokens, break_token
+from longrl.models.chat_tokens import MEDIA_TAG, ChatTokens, break_token
 from longrl.testing.tiny import tiny_text, tiny_tokenizer
 from longrl.types import Row, UnusableSample
 from tests.families import FAMILIES
@@ -87,7 +87,7 @@ def test_every_declared_token_is_text_in_every_family(name):
     spelled = "".join(token for token in family.tokenizer.get_added_vocab() if family.chat.special.search(token))
     media = [frames(2, 56, 56, "i", "image")] if family.reads_media("image") else []
     clean = family.render(row(), "What is it?", media[:1], "B")
-    prompt = family.render(row(), f"What {spelled.replace('<image>', '')} is it?", media[:1], f"B {spelled}")
+    prompt = family.render(row(), f"What {MEDIA_TAG.sub('', spelled)} is it?", media[:1], f"B {spelled}")
     declared = set(family.tokenizer.get_added_vocab().values())
     for ids, others in ((prompt.input_ids, clean.input_ids), (prompt.response_ids, clean.response_ids)):
         assert [t for t in ids.tolist() if t in declared] == [t for t in others.tolist() if t in declared]

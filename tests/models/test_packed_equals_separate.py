@@ -10,6 +10,8 @@ from tests.families import FAMILIES, TEXT, cell, every, proves
 from tests.tiny import (
     assert_same_gradients,
     gradients,
+    internvl_family,
+    internvl_prompts,
     mixed_prompts,
     nvila_family,
     omni_family,
@@ -92,6 +94,13 @@ def test_qwen3_vl(max_tokens, checkpointing, experts):
 def test_qwen_omni(max_tokens, checkpointing):
     family = omni_family(gradient_checkpointing=checkpointing)
     compare(family, omni_prompts(family), max_tokens)
+
+
+@proves("shared prefix", "internvl3.5")
+@pytest.mark.parametrize("max_tokens", [220, 10_000], ids=["some", "all_together"])
+def test_internvl(max_tokens):
+    family = internvl_family(gradient_checkpointing=max_tokens == 220)
+    compare(family, internvl_prompts(family), max_tokens)
 
 
 @pytest.mark.parametrize("frozen", ["freeze_vision_encoder", "freeze_audio_encoder"])

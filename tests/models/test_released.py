@@ -11,6 +11,8 @@ What a released file holds is written out below from what is public of it, not f
   qwen3_vl_moe) turns them around, vLLM 0.32 reads them so (qwen3_vl_moe.py, is_fused_checkpoint_transposed).
 - Qwen2.5-Omni: names and shapes of the thinker as infinigence/ApxInf checks them before it reads the released file,
   talker and token2wav beside it.
+- InternVL3.5: names of InternVL3_5-2B-HF as a reader of that file lists them (imp, tests of its weight map), and what
+  OpenGVLab/InternVL's own internvl_custom2hf.py writes of the vision encoder and the projector.
 - Qwen2.5, Qwen3 and Llama 3 text: transformers 4's names, unchanged since their release.
 - Fields of config.json: configs/shapes/ holds released ones; of Qwen2.5-Omni what transformers writes.
 
@@ -30,6 +32,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from longrl.models.base import CausalFamily
+from longrl.models.internvl import InternVLFamily
 from longrl.models.qwen3_vl import Qwen3VLFamily
 from longrl.models.qwen_omni import QwenOmniFamily
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
@@ -163,6 +166,29 @@ def qwen3_text(config: dict[str, Any]) -> Shapes:
     return text_layers("model.", config, bias=False, head_norms=True) | head(config, config["tie_word_embeddings"])
 
 
+def internvl(config: dict[str, Any]) -> Shapes:
+    text, vision = config["text_config"], config["vision_config"]
+    found = text_layers("language_model.model.", text, bias=False, head_norms=True)
+    found |= head(text, text["tie_word_embeddings"], "language_model.")
+    width, inner, merged = vision["hidden_size"], vision["intermediate_size"], vision["hidden_size"] * 4
+    num_patches = (vision["image_size"][0] // vision["patch_size"][0]) ** 2
+    embeddings = "vision_tower.embeddings."
+    found |= {f"{embeddings}cls_token": (1, 1, width), f"{embeddings}position_embeddings": (1, num_patches + 1, width)}
+    found[f"{embeddings}patch_embeddings.projection.weight"] = (width, 3, *vision["patch_size"])
+    found[f"{embeddings}patch_embeddings.projection.bias"] = (width,)
+    for n in range(vision["num_hidden_layers"]):
+        layer = f"vision_tower.encoder.layer.{n}."
+        found |= {f"{layer}lambda_{k}": (width,) for k in (1, 2)}
+        found |= layer_norm(f"{layer}layernorm_before", width) | layer_norm(f"{layer}layernorm_after", width)
+        for name in ("q_proj", "k_proj", "v_proj", "projection_layer"):
+            found |= linear(f"{layer}attention.{name}", width, width)
+        found |= linear(f"{layer}mlp.fc1", inner, width) | linear(f"{layer}mlp.fc2", width, inner)
+    projector = "multi_modal_projector."
+    found |= layer_norm(f"{projector}layer_norm", merged)
+    found |= linear(f"{projector}linear_1", text["hidden_size"], merged)
+    return found | linear(f"{projector}linear_2", text["hidden_size"], text["hidden_size"])
+
+
 def llama_text(config: dict[str, Any]) -> Shapes:
     return text_layers("model.", config, bias=False, head_norms=False) | head(config, config["tie_word_embeddings"])
 
@@ -206,7 +232,9 @@ def reduced(config: dict[str, Any]) -> dict[str, Any]:
     if vision:
         vision |= {"hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "depth": 3}
         vision["out_hidden_size"] = text["hidden_size"]
-        if "fullatt_block_indexes" in vision:
+        if "num_attention_heads" in vision:  # InternVL's
+            vision |= {"num_attention_heads": 2, "num_hidden_layers": 3, "image_size": [56, 56]}
+        elif "fullatt_block_indexes" in vision:
             text["rope_scaling"]["mrope_section"] = [2, 1, 1]
             vision["fullatt_block_indexes"] = [1]
         else:
@@ -227,6 +255,7 @@ CASES = {
     "Qwen3-VL-4B": ("qwen3-vl", Qwen3VLFamily, lambda: released("Qwen3-VL-4B-Instruct"), qwen3_vl),
     "Qwen3-VL-8B": ("qwen3-vl", Qwen3VLFamily, lambda: released("Qwen3-VL-8B-Instruct"), qwen3_vl),
     "Qwen3-VL-30B-A3B": ("qwen3-vl-moe", Qwen3VLFamily, qwen3_vl_30b_a3b, qwen3_vl),
+    "InternVL3.5-8B": ("internvl3.5", InternVLFamily, lambda: released("InternVL3_5-8B-HF"), internvl),
     "Qwen2.5-Omni": ("qwen2.5-omni", QwenOmniFamily, qwen2_5_omni_config, qwen2_5_omni),
 }
 """Model -> row of README's table, family, its config, and what its files hold."""

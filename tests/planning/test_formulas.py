@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from longrl.models.internvl import InternVLFamily
 from longrl.models.qwen3_vl import Qwen3VLFamily
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.models.text import LlamaFamily, TextFamily
@@ -271,14 +272,23 @@ def test_operations_count_the_prompt_once_per_group():
         ("meta-llama/Llama-3.2-1B-Instruct", 1_235_814_400),
         ("Qwen/Qwen3-VL-4B-Instruct", 4_437_815_808),
         ("Qwen/Qwen3-VL-8B-Instruct", 8_767_123_696),
+        ("OpenGVLab/InternVL3_5-8B-HF", 8_528_318_464),
     ],
 )
 def test_shipped_shapes_have_the_published_number_of_parameters(name, params):
-    kind = Qwen3VLFamily if "Qwen3-VL" in name else Qwen2_5_VLFamily if "VL" in name else TextFamily
+    kind = (
+        InternVLFamily
+        if "Intern" in name
+        else Qwen3VLFamily
+        if "Qwen3-VL" in name
+        else Qwen2_5_VLFamily
+        if "VL" in name
+        else TextFamily
+    )
     family = shapes.find_config((LlamaFamily if "Llama" in name else kind)(name))
     sizes = ModelSizes.from_family(family)
     assert sizes.text_params + (sizes.vision_encoder.params if sizes.vision_encoder else 0) == params
-    assert sizes.head_norms == ("Qwen3" in name)
+    assert sizes.head_norms == ("Qwen3" in name or "Intern" in name)
 
 
 def test_an_unknown_model_is_an_error_that_names_the_shipped_ones(tmp_path, monkeypatch):

@@ -36,6 +36,8 @@ from tests.tiny import (
     frames,
     gradients,
     held,
+    internvl_family,
+    internvl_prompts,
     llama_family,
     mixed_prompts,
     nvila_family,
@@ -53,7 +55,10 @@ from tests.tiny import (
     vl_family,
 )
 
-VISUAL = ("model.visual", "vision_tower", "mm_projector", "visual", "audio_tower")
+VISUAL = (
+    "model.visual", "vision_tower", "mm_projector", "visual", "audio_tower", "model.vision_tower",
+    "model.multi_modal_projector",
+)  # fmt: skip
 BUDGETS = {"one completion": 57, "all": 10_000}
 
 
@@ -69,6 +74,9 @@ FAMILIES = {
     "qwen3.5 text": lambda freeze_vision_encoder, **kwargs: qwen3_5_text_family(**kwargs),
     "qwen3-vl experts": functools.partial(qwen3_vl_family, experts=True),
     "nvila": lambda lora, offload_checkpoints, mlp_chunk_tokens, freeze_vision_encoder, **kwargs: nvila_family(
+        freeze_vision_encoder=freeze_vision_encoder, freeze_projector=freeze_vision_encoder, **kwargs
+    ),
+    "internvl3.5": lambda freeze_vision_encoder, **kwargs: internvl_family(
         freeze_vision_encoder=freeze_vision_encoder, freeze_projector=freeze_vision_encoder, **kwargs
     ),
     "qwen2.5 text": lambda freeze_vision_encoder, **kwargs: text_family("qwen2", **kwargs),
@@ -141,7 +149,7 @@ def text_prompts(family, shard):
 
 def one_video(family, shard):
     """Four questions on one video of one temporal cell, shorter than most teams are large."""
-    clip = held(frames(2, 60, 90, "short"), shard)
+    clip = held(frames(2, 60, 90, "short"), shard, family.temporal_patch_size)
     return [family.render(row(str(i)), "What? " * i, [clip]) for i in range(3)]
 
 
@@ -157,6 +165,7 @@ def omni_sound(family, shard):
 
 PROMPTS = {
     "omni": omni_prompts,
+    "internvl": internvl_prompts,
     "omni sound": omni_sound,
     "single": single,
     "mixed": mixed_prompts,
@@ -385,6 +394,21 @@ def test_sound_is_shared_by_windows(devices):
         Case(model="qwen2.5-omni, vision frozen", prompts="one video"),
         Case(model="qwen2.5-omni", sp=devices, prompts="omni", sft=True, freeze=True),
         Case(model="qwen2.5-omni", sp=devices, prompts="omni", lora=True, freeze=True),
+    ]
+    check(cases, devices)
+
+
+@proves("SP", "internvl3.5")
+@pytest.mark.parametrize("devices", [3])
+def test_tiles_are_shared_by_images_and_frames(devices):
+    """Two modules that encode, frozen and not; ranks without a frame, and without a prompt."""
+    cases = [
+        Case(model="internvl3.5", sp=devices, prompts="internvl"),
+        Case(model="internvl3.5", sp=devices, prompts="internvl", freeze=True, kl=True, budget=200),
+        Case(model="internvl3.5", sp=devices, prompts="internvl", checkpointing=True, chunks=2),
+        Case(model="internvl3.5", sp=devices, prompts="one video"),
+        Case(model="internvl3.5", prompts="single"),
+        Case(model="internvl3.5", sp=devices, prompts="internvl", lora=True, freeze=True),
     ]
     check(cases, devices)
 

@@ -57,8 +57,9 @@ class InternVLFamily(CausalFamily):
         return self.config.vision_config.to_dict()
 
     def encode_media(self, model, media):
-        pixels = [item.patches.view(-1, 3, *self.config.vision_config.image_size) for item in media]
-        return [model.model.get_image_features(part).pooler_output.flatten(0, 1) for part in pixels]
+        pixels = torch.cat([item.patches for item in media]).view(-1, 3, *self.config.vision_config.image_size)
+        features = model.model.get_image_features(pixels).pooler_output
+        return [rows.flatten(0, 1) for rows in features.split([len(item.patches) for item in media])]
 
 
 def internvl_inputs(prompt):

@@ -31,7 +31,7 @@ from longrl.strategies.parallel import Parallel
 from longrl.types import FULL_SHARD, FrameShard, UnusableSample
 from tests.datamodules.media.test_video import ALL, shown, write
 from tests.distributed import run_distributed
-from tests.tiny import qwen3_vl_family, row, vila_family, vl_family
+from tests.tiny import internvl_family, qwen3_vl_family, row, vila_family, vl_family
 
 UNEVEN_MS = [0, 1000, 2000, 3000, *range(4000, 8000, 90)]
 KINDS = {
@@ -163,6 +163,7 @@ FAMILIES = {
     "qwen2_5": lambda **options: vl_family(freeze_vision_encoder=True, max_video_pixels=45 * 32 * 32, **options),
     "qwen3": lambda **options: qwen3_vl_family(freeze_vision_encoder=True, **options),
     "vila": lambda **options: vila_family(freeze_vision_encoder=True, **options),
+    "internvl": lambda **options: internvl_family(freeze_vision_encoder=True, freeze_projector=True, **options),
 }
 
 
@@ -193,7 +194,7 @@ def rendered(family: CausalFamily, path, shard=FULL_SHARD, **decoding):
 def test_features_are_the_same_wherever_the_frames_wait_and_however_they_are_cut(name):
     """Patched by the loader, held, or decoded while the encoder encodes."""
     whole, few = FAMILIES[name](), FAMILIES[name]()
-    few.max_patches_per_encode = few.max_frames_per_encode = 1  # a cell at a time
+    few.max_patches_per_encode = few.max_frames_per_encode = few.max_tiles_per_encode = 1  # a cell at a time
     model = whole.build()
     prompt, patched = rendered(whole, clip("b_frames.mp4"))
     assert patched.source is None
