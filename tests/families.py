@@ -23,6 +23,7 @@ from tests.tiny import (
     nvila_family,
     omni_family,
     omni_prompts,
+    qwen3_omni_family,
     qwen3_vl_family,
     row,
     text_family,
@@ -69,6 +70,7 @@ FAMILIES = {
     "qwen3-vl": Tested("Qwen3-VL", qwen3_vl_family, mixed_prompts),
     "qwen3-vl-moe": Tested("Qwen3-VL, experts", functools.partial(qwen3_vl_family, experts=True), mixed_prompts),
     "qwen2.5-omni": Tested("Qwen2.5-Omni thinker", omni_family, omni_prompts),
+    "qwen3-omni": Tested("Qwen3-Omni thinker", qwen3_omni_family, omni_prompts),
     "nvila": Tested("NVILA", nvila_family, mixed_prompts),
     "longvila-r1": Tested("LongVILA-R1", functools.partial(vila_family, pool_frames="by_length"), mixed_prompts),
 }

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from longrl.models.lora import peft_config
+from longrl.models.qwen3_omni import Qwen3OmniFamily
 from longrl.models.qwen3_vl import Qwen3VLFamily
 from longrl.models.qwen_omni import QwenOmniFamily
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
@@ -23,7 +24,7 @@ from longrl.testing.sample_prompts import (
     noise_sound as sound,
     random_completions,
 )
-from longrl.testing.tiny import tiny_qwen2_5_vl, tiny_qwen3_vl, tiny_qwen_omni, tiny_text, tiny_vila
+from longrl.testing.tiny import tiny_qwen2_5_vl, tiny_qwen3_omni, tiny_qwen3_vl, tiny_qwen_omni, tiny_text, tiny_vila
 from longrl.types import FULL_SHARD, AudioClip, Frames, FrameShard, Prompt, Row
 from tests.models.plain_vila import PlainVila
 
@@ -78,6 +79,20 @@ def qwen3_vl_family(experts: bool = False, **kwargs: object) -> Qwen3VLFamily:
 
 
 @functools.cache
+def qwen3_omni_folder() -> str:
+    return str(tiny_qwen3_omni(tempfile.mkdtemp(prefix="longrl-qwen3-omni-")))
+
+
+def qwen3_omni_family(**kwargs: object) -> Qwen3OmniFamily:
+    """6 heads on 2 key heads, 3 layers of 4 experts; frames of 64 x 64 at most; sound in windows of 2 s, 26 tokens."""
+    encoders = {"freeze_vision_encoder": False, "freeze_audio_encoder": False}
+    defaults = {"random_init": True, **encoders, "max_pixels": 64 * 64, "min_pixels": 32 * 32}
+    if "freeze_vision_encoder" in kwargs:
+        kwargs.setdefault("freeze_audio_encoder", kwargs["freeze_vision_encoder"])
+    return Qwen3OmniFamily(qwen3_omni_folder(), **{**defaults, **kwargs})
+
+
+@functools.cache
 def omni_folder() -> str:
     return str(tiny_qwen_omni(tempfile.mkdtemp(prefix="longrl-omni-")))
 
@@ -97,7 +112,7 @@ def omni_prompts(family: QwenOmniFamily, shard: FrameShard = FULL_SHARD) -> list
     def clip(count: int, name: str, seconds: float) -> list[Frames | AudioClip]:
         return [held(frames(count, 60, 90, name), shard), sound(seconds, f"{name} track", True, shard)]
 
-    media = [*clip(6, "v1", 5.3), sound(0.53, "beep", shard=shard), held(frames(1, 40, 40, "i", "image"), shard)]
+    media = [*clip(6, "v1", 5.3), sound(1.53, "beep", shard=shard), held(frames(1, 40, 40, "i", "image"), shard)]
     media += clip(9, "v2", 3.1)
     return [
         family.render(row("mixed"), "What <video> and <audio> is <image> then <video>?", media),
