@@ -195,7 +195,14 @@ class Qwen3OmniFamily(QwenOmniFamily):
     @override
     def engine_options(self) -> dict[str, Any]:
         refuse_experts_on_a_cpu(self)
-        raise NotImplementedError
+        if not self.whole_positions:
+            raise ValueError(
+                "vLLM has whole positions only, and Qwen3-Omni's videos stand at fractions of them; set "
+                "model.family.init_args.whole_positions=true, or use engine: longrl.engines.hf.HFEngine"
+            )
+        from longrl.models.qwen3_omni_vllm import as_features
+
+        return {**super().engine_options(), "hf_overrides": as_features}
 
 
 def _halved(num_frames: int) -> int:

@@ -117,7 +117,7 @@ def tiny_qwen3_omni(
     tokenizer = _with_named_tokens(tokenizer or tiny_tokenizer(), SIZES["qwen3_omni_tokens"], CHAT_TEMPLATE)
     text_config = SIZES["qwen3_experts"] | _qwen3_text_config(tokenizer, text)
     audio_config = SIZES["qwen3_omni_audio"] | {"output_dim": text_config["hidden_size"]} | (audio or {})
-    vision_config = SIZES["qwen3_vision"] | (vision or {})
+    vision_config = SIZES["qwen3_omni_vision"] | (vision or {})
     thinker = _model_config(tokenizer, "qwen3_omni_token_ids", text_config, vision_config) | {
         "audio_config": audio_config,
         "position_id_per_seconds": 13,
