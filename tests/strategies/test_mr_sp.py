@@ -41,6 +41,7 @@ from tests.tiny import (
     omni_prompts,
     peft_model,
     plain_model,
+    qwen3_omni_family,
     qwen3_vl_family,
     row,
     separate_logps,
@@ -57,6 +58,7 @@ FAMILIES = {
     "qwen2.5-vl": vl_family,
     "qwen3-vl": qwen3_vl_family,
     "qwen2.5-omni": omni_family,
+    "qwen3-omni": qwen3_omni_family,
     "qwen2.5-omni, vision frozen": lambda freeze_vision_encoder, **kwargs: omni_family(
         freeze_vision_encoder=True, freeze_audio_encoder=freeze_vision_encoder, **kwargs
     ),
@@ -329,7 +331,7 @@ def test_features_for_several_layers(devices):
     check(cases, devices)
 
 
-@proves("SP", "qwen2.5-omni")
+@proves("SP", "qwen2.5-omni", "qwen3-omni")
 @pytest.mark.parametrize("devices", [3])
 def test_sound_is_shared_by_windows(devices):
     """Two encoders, frozen and not; ranks and teams without a picture, or without a sound; tracks among videos."""
@@ -345,6 +347,8 @@ def test_sound_is_shared_by_windows(devices):
         Case(model="qwen2.5-omni, vision frozen", prompts="one video"),
         Case(model="qwen2.5-omni", sp=devices, prompts="omni", sft=True, freeze=True),
         Case(model="qwen2.5-omni", sp=devices, prompts="omni", lora=True, freeze=True),
+        Case(model="qwen3-omni", sp=devices, prompts="omni", budget=300),
+        Case(model="qwen3-omni", sp=devices, prompts="omni sound", freeze=True, checkpointing=True, kl=True),
     ]
     check(cases, devices)
 
