@@ -13,7 +13,7 @@ from longrl.features.cache import FeatureCache
 from longrl.packing.pack import pack
 from longrl.types import FrameShard, SamplingParams
 from tests.families import FAMILIES, cell
-from tests.models.omni_cases import CASES, logits_of, rendered, theirs
+from tests.models.omni_cases import CASES, logits_of, rendered, theirs, with_biases
 from tests.tiny import omni_family, omni_prompts, plain_model, qwen3_omni_family, row, sound
 
 MAKE = {"qwen2.5-omni": omni_family, "qwen3-omni": qwen3_omni_family}
@@ -32,7 +32,7 @@ def family_with(kind):
 @functools.cache
 def models_of(kind):
     """Ours, and transformers' own with the same weights."""
-    model = family_with(kind).build()
+    model = with_biases(family_with(kind).build())
     return model, plain_model(model, family_with(kind))
 
 
@@ -110,7 +110,7 @@ def test_greedy_tokens_are_those_of_generate(kind, case):
 def test_ranks_share_a_sound_by_windows(kind, seconds, size):
     """What each rank's windows give, laid end to end, is what the encoder makes of the whole."""
     family = MAKE[kind]()
-    model, whole = family.build(), sound(seconds)
+    model, whole = with_biases(family.build()), sound(seconds)
     (wanted,) = family.encode_media(model, [family.patch(whole)])
     parts = []
     for rank in range(size):
@@ -124,7 +124,7 @@ def test_ranks_share_a_sound_by_windows(kind, seconds, size):
 @both
 def test_cutting_a_long_sound_between_windows_changes_nothing(kind):
     family = MAKE[kind]()
-    model, media = family.build(), [family.patch(sound(9.3))]
+    model, media = with_biases(family.build()), [family.patch(sound(9.3))]
     (whole,) = family.encode_media(model, media)
     family.max_patches_per_encode = 450
     (cut,) = family.encode_media(model, media)

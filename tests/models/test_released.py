@@ -11,8 +11,9 @@ What a released file holds is written out below from what is public of it, not f
   qwen3_vl_moe) turns them around, vLLM 0.32 reads them so (qwen3_vl_moe.py, is_fused_checkpoint_transposed).
 - Qwen2.5-Omni: names and shapes of the thinker as infinigence/ApxInf checks them before it reads the released file,
   talker and token2wav beside it.
-- Qwen3-Omni-30B-A3B: weight_map of the released model (model.safetensors.index.json), as a reader of it in Rust lists its names
-  without their numbers; every expert in tensors of its own, which transformers 5.19 joins (conversion_mapping.py).
+- Qwen3-Omni-30B-A3B: names in the released model.safetensors.index.json, without their numbers, as the tests of a
+  public reader list them; every expert in tensors of its own, which transformers 5.19 joins (conversion_mapping.py,
+  qwen2_moe). Fields of its config as a public report of the loaded model prints them.
 - Qwen2.5, Qwen3 and Llama 3 text: transformers 4's names, unchanged since their release.
 - Fields of config.json: configs/shapes/ holds released ones; of Qwen2.5-Omni what transformers writes.
 
