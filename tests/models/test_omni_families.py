@@ -144,6 +144,14 @@ def test_every_kind_of_medium_reaches_the_log_probabilities(kind):
             assert float((family.forward(model, packed, without).logp - whole).abs().max()) > 1e-5, item.kind
 
 
+@both
+@pytest.mark.parametrize("seconds", [0.3, 1.98, 2.0, 5.3])
+def test_a_plan_counts_the_tokens_of_a_track(kind, seconds):
+    family = MAKE[kind](use_audio_in_video=True)
+    assert family.sound_tokens(seconds) == family.num_features(family.patch(sound(seconds))) + 2
+    assert MAKE[kind]().sound_tokens(seconds) == 0
+
+
 # ---- folders ----
 
 

@@ -113,13 +113,6 @@ def test_a_family_travels_to_workers():
     assert "helpful assistant" in omni_family().tokenizer.decode(omni_family().render(row(), "x").input_ids)
 
 
-@pytest.mark.parametrize("seconds", [0.3, 1.98, 2.0, 5.3])
-def test_a_plan_counts_the_tokens_of_a_track(seconds):
-    family = omni_family(use_audio_in_video=True)
-    assert family.sound_tokens(seconds) == family.num_features(family.patch(sound(seconds))) + 2
-    assert omni_family().sound_tokens(seconds) == 0
-
-
 def test_a_plan_counts_both_encoders():
     family = omni_family(use_audio_in_video=True)
     sizes = ModelSizes.from_family(family)
