@@ -16,7 +16,7 @@ second to the longest of the call.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +46,7 @@ class Qwen3OmniFamily(QwenOmniFamily):
     """
 
     model_types = ("qwen3_omni_moe", "qwen3_omni_moe_thinker")
-    answer_options: ClassVar[tuple[str, ...]] = ("whole_positions",)
+    answer_options = ("whole_positions",)
     ignored_weight_prefixes = ("talker.", "code2wav.")
 
     def __init__(

@@ -70,6 +70,7 @@ class OmniFeatures(TakesFeatures, Qwen3OmniMoeThinkerForConditionalGeneration):
         embeds = self._embed_text_input_ids(input_ids, self.language_model.embed_input_ids, is_multimodal=is_multimodal)
         if not multimodal_embeddings:
             return embeds
+        assert is_multimodal is not None
         here = is_multimodal.to(embeds.device)
         rows = torch.cat(list(multimodal_embeddings)).to(embeds)
         first, *levels = rows.split(embeds.shape[1], dim=1)

@@ -57,7 +57,7 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
 
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_5_omni", "qwen2_5_omni_thinker")
     supports_audio = True
-    answer_options = ("use_audio_in_video", "system_prompt")
+    answer_options: ClassVar[tuple[str, ...]] = ("use_audio_in_video", "system_prompt")
     training_options = ("freeze_audio_encoder",)
     encoder_configs = ("vision_config", "audio_config")
     ignored_weight_prefixes = ("talker.", "token2wav.")
