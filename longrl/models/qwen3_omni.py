@@ -16,6 +16,7 @@ second to the longest of the call.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -107,12 +108,9 @@ class Qwen3OmniFamily(QwenOmniFamily):
 
     @override
     def num_features(self, media: Media) -> int:
+        """Tokens of a media item: of a sound those of its windows, of which the last one may be shorter."""
         if media.kind != "audio":
             return super().num_features(media)
-        return self._tokens_of_windows(media)
-
-    def _tokens_of_windows(self, media: Media) -> int:
-        """Tokens of the windows of a sound that are here, of which the last one may be shorter."""
         num_windows, num_frames, _ = media.grid_thw
         return min(self._num_tokens(num_frames), num_windows * self._window_tokens)
 
@@ -136,7 +134,7 @@ class Qwen3OmniFamily(QwenOmniFamily):
     # -- positions -----------------------------------------------------------------------------------------------
 
     @override
-    def position_ids(self, input_ids: Tensor, media: Any) -> Tensor:
+    def position_ids(self, input_ids: Tensor, media: Sequence[Media]) -> Tensor:
         """[3, T] time, height and width position of every token, in float32; whole ones in int64."""
         positions = super().position_ids(input_ids, media)
         return positions.long() if self.whole_positions else positions.float()
@@ -144,8 +142,8 @@ class Qwen3OmniFamily(QwenOmniFamily):
     @override
     def _between_marks(self, inside: Tensor, end: float) -> tuple[Tensor, float]:
         """Four marks one after the other: vision start, audio start; audio end, vision end."""
-        audio_start = torch.zeros(3, 1)
-        audio_end = torch.full((3, 1), end + 1)
+        audio_start = torch.zeros_like(inside[:, :1])
+        audio_end = torch.full_like(audio_start, end + 1)
         return torch.cat([audio_start, inside + 1, audio_end], dim=1), end + 2
 
     @override
