@@ -215,7 +215,8 @@ class Prompt:
     input_ids: Tensor
     """[T] int64."""
     position_ids: Tensor
-    """[A, T] int64. A completion continues at `position_ids.max() + 1` on every axis."""
+    """[A, T] int64, or float32 of a model that counts in fractions. A completion continues at `position_ids.max() + 1`
+    on every axis."""
     media: tuple[Media, ...]
     """In the order of their placeholders."""
     row: Row

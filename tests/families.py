@@ -27,6 +27,7 @@ from tests.tiny import (
     omni_prompts,
     qwen3_5_family,
     qwen3_5_text_family,
+    qwen3_omni_family,
     qwen3_vl_family,
     row,
     text_family,
@@ -77,6 +78,7 @@ FAMILIES = {
     "qwen3.5-text": Tested("Qwen3.5 text", qwen3_5_text_family, text_prompts),
     "qwen2.5-omni": Tested("Qwen2.5-Omni thinker", omni_family, omni_prompts),
     "internvl3.5": Tested("InternVL3.5", internvl_family, internvl_prompts),
+    "qwen3-omni": Tested("Qwen3-Omni thinker", qwen3_omni_family, omni_prompts),
     "nvila": Tested("NVILA", nvila_family, mixed_prompts),
     "longvila-r1": Tested("LongVILA-R1", functools.partial(vila_family, pool_frames="by_length"), mixed_prompts),
 }

@@ -12,6 +12,7 @@ from torch import Tensor
 from longrl.models.internvl import InternVLFamily
 from longrl.models.lora import peft_config
 from longrl.models.qwen3_5 import Qwen3_5Family, Qwen3_5TextFamily
+from longrl.models.qwen3_omni import Qwen3OmniFamily
 from longrl.models.qwen3_vl import Qwen3VLFamily
 from longrl.models.qwen_omni import QwenOmniFamily
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
@@ -30,6 +31,7 @@ from longrl.testing.tiny import (
     tiny_qwen2_5_vl,
     tiny_qwen3_5,
     tiny_qwen3_5_text,
+    tiny_qwen3_omni,
     tiny_qwen3_vl,
     tiny_qwen_omni,
     tiny_text,
@@ -110,6 +112,20 @@ def qwen3_5_text_family(experts: bool = False, **kwargs: object) -> Qwen3_5TextF
 
 
 @functools.cache
+def qwen3_omni_folder() -> str:
+    return str(tiny_qwen3_omni(tempfile.mkdtemp(prefix="longrl-qwen3-omni-")))
+
+
+def qwen3_omni_family(**kwargs: object) -> Qwen3OmniFamily:
+    """6 heads on 2 key heads, 3 layers of 4 experts; frames of 64 x 64 at most; sound in windows of 2 s, 26 tokens."""
+    encoders = {"freeze_vision_encoder": False, "freeze_audio_encoder": False}
+    defaults = {"random_init": True, **encoders, "max_pixels": 64 * 64, "min_pixels": 32 * 32}
+    if "freeze_vision_encoder" in kwargs:
+        kwargs.setdefault("freeze_audio_encoder", kwargs["freeze_vision_encoder"])
+    return Qwen3OmniFamily(qwen3_omni_folder(), **{**defaults, **kwargs})
+
+
+@functools.cache
 def omni_folder() -> str:
     return str(tiny_qwen_omni(tempfile.mkdtemp(prefix="longrl-omni-")))
 
@@ -129,7 +145,7 @@ def omni_prompts(family: QwenOmniFamily, shard: FrameShard = FULL_SHARD) -> list
     def clip(count: int, name: str, seconds: float) -> list[Frames | AudioClip]:
         return [held(frames(count, 60, 90, name), shard), sound(seconds, f"{name} track", True, shard)]
 
-    media = [*clip(6, "v1", 5.3), sound(0.53, "beep", shard=shard), held(frames(1, 40, 40, "i", "image"), shard)]
+    media = [*clip(6, "v1", 5.3), sound(1.53, "beep", shard=shard), held(frames(1, 40, 40, "i", "image"), shard)]
     media += clip(9, "v2", 3.1)
     return [
         family.render(row("mixed"), "What <video> and <audio> is <image> then <video>?", media),

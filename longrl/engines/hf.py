@@ -164,7 +164,7 @@ class HFEngine(RolloutEngine):
             last_states.append(hidden[last_rows])
         hidden = torch.cat(last_states).repeat_interleave(group_size, 0)  # [P * G, D]
         # A completion's positions go on where its prompt's ended: with media that is not the number of tokens.
-        following = torch.tensor([int(prompt.position_ids.max()) + 1 for prompt in prompts], device=hidden.device)
+        following = torch.stack([prompt.position_ids.max() + 1 for prompt in prompts]).to(hidden.device)
         following = following.repeat_interleave(group_size)[:, None]  # [P * G, 1]
         # 2. Sample a token of every completion and feed it back, until all have ended.
         layers = {"layer_attention": cache.decode, "layer_recurrence": cache.decode_recurrence}

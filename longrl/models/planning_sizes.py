@@ -42,10 +42,14 @@ class VisionSizes:
 
 @dataclass(frozen=True, kw_only=True)
 class AudioSizes:
-    """A transformer over a sound, four frames of whose spectrogram are a token and two a state of its layers."""
+    """A transformer over a sound."""
 
     width: int
     mlp_width: int
+    states_per_token: int
+    """Of its layers; Qwen2.5-Omni averages two of them."""
+    convolved_values: int
+    """Numbers that the convolutions before the layers hold at their widest, per token."""
 
 
 class HasPlanningSizes(PretrainedFolder):

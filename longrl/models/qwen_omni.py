@@ -22,7 +22,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -55,8 +55,9 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
         `QwenOmniFamily(model="Qwen/Qwen2.5-Omni-7B", dtype="bfloat16", use_audio_in_video=True)`
     """
 
+    model_types: ClassVar[tuple[str, ...]] = ("qwen2_5_omni", "qwen2_5_omni_thinker")
     supports_audio = True
-    answer_options = ("use_audio_in_video", "system_prompt")
+    answer_options: ClassVar[tuple[str, ...]] = ("use_audio_in_video", "system_prompt")
     training_options = ("freeze_audio_encoder",)
     encoder_configs = ("vision_config", "audio_config")
     ignored_weight_prefixes = ("talker.", "token2wav.")
@@ -151,7 +152,7 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
             return super().outline_media(frames)
         sound = frames
         extractor, size = self.processor.feature_extractor, self._window_size
-        num_frames = math.ceil(sound.num_samples / extractor.hop_length)
+        num_frames = self._num_frames(sound.num_samples)
         num_windows = math.ceil(num_frames / size)
         return Media(
             kind="audio",
@@ -163,11 +164,20 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
             is_video_track=sound.is_video_track,
         )
 
+    def _num_frames(self, num_samples: int) -> int:
+        """Frames of the spectrogram of a sound."""
+        return math.ceil(num_samples / self.processor.feature_extractor.hop_length)
+
     @property
     def _window_size(self) -> int:
         """Frames of the spectrogram that the audio encoder hears together."""
         assert self.config.audio_config.n_window % 2 == 0, "pairs of states would be averaged across windows"
         return 2 * self.config.audio_config.n_window
+
+    @property
+    def _window_tokens(self) -> int:
+        """Tokens of a whole window."""
+        return self._window_size // 4
 
     def _spectrogram(self, waveform: Tensor) -> Tensor:
         """[frames, mel bins] of [S] samples, normalised over all of the sound.
@@ -190,7 +200,7 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
             return super().num_features(media)
         num_windows, num_frames, _ = media.grid_thw
         states = (num_frames - 1) // 2 + 1
-        return min((states - 2) // 2 + 1, num_windows * self._window_size // 4)
+        return min((states - 2) // 2 + 1, num_windows * self._window_tokens)
 
     @override
     def placeholder_ids(self, media: Media) -> list[int]:
@@ -212,7 +222,7 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
         placeholders = torch.isin(input_ids, media_tokens).nonzero()[:, 0]
         parts = []
         token = 0  # index of the next token
-        start = 0  # its position
+        start: float = 0  # its position
         for item in media:
             if item.is_video_track:  # a part of the video before it
                 continue
@@ -221,28 +231,31 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
             if item.sound_tokens is not None:  # audio start comes before the first placeholder
                 first -= 1
             num_text = first - token
-            parts.append(torch.arange(start, start + num_text).expand(3, -1))
+            parts.append((start + torch.arange(num_text)).expand(3, -1))
             parts.append(block + start + num_text)
             token = first + block.shape[1]
             start += num_text + length
-        parts.append(torch.arange(start, start + len(input_ids) - token).expand(3, -1))
+        parts.append((start + torch.arange(len(input_ids) - token)).expand(3, -1))
         return torch.cat(parts, dim=1)
 
-    def _block(self, media: Media) -> tuple[Tensor, int]:
+    def _block(self, media: Media) -> tuple[Tensor, float]:
         """[3, n] positions of a media item's placeholders from its first on, and where the text behind it goes on."""
         if media.kind == "audio":
             count = self.num_features(media)
             return torch.arange(count).expand(3, -1), count
         grid = self._grid_positions(media)
         if media.sound_tokens is None:
-            return grid, int(grid.max()) + 1
+            return grid, grid.max().item() + 1
         sound = torch.arange(media.sound_tokens).expand(3, -1)
         inside = [(grid if kind == "video" else sound)[:, piece] for kind, piece in self._pieces(media)]
-        end = int(inside[-1].max()) + 1  # of the last piece alone, see the top of this file
-        # Audio start stands where vision start does, one before; vision end where audio end does.
+        end = inside[-1].max().item() + 1  # of the last piece alone, see the top of this file
+        return self._between_marks(torch.cat(inside, dim=1), end)
+
+    def _between_marks(self, inside: Tensor, end: float) -> tuple[Tensor, float]:
+        """The same with the marks of a track: audio start is where vision start is, vision end where audio end is."""
         audio_start = torch.full((3, 1), -1)
         audio_end = torch.full((3, 1), end)
-        return torch.cat([audio_start, *inside, audio_end], dim=1), end
+        return torch.cat([audio_start, inside, audio_end], dim=1), end
 
     def _grid_positions(self, media: Media) -> Tensor:
         step = media.seconds_per_temporal_patch * self.config.position_id_per_seconds
@@ -292,17 +305,26 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
         for item in media:
             outputs = []
             for piece in item.patches.to(encoder.device, encoder.dtype, non_blocking=True).split(step):
-                length = torch.tensor([len(piece)], device=encoder.device)
-                outputs.append(encoder(piece.T, feature_lens=length).last_hidden_state)
+                outputs.append(self._encode_windows(encoder, piece, item))
             features.append(torch.cat(outputs))
         return features
+
+    def _encode_windows(self, encoder: Any, piece: Tensor, media: Media) -> Tensor:
+        """[n, D] of some windows' frames [frames, mel bins] of a sound."""
+        length = torch.tensor([len(piece)], device=encoder.device)
+        return encoder(piece.T, feature_lens=length).last_hidden_state
 
     # -- planning ------------------------------------------------------------------------------------------------
 
     @override
     def audio_sizes(self) -> AudioSizes:
         audio = self.config.audio_config
-        return AudioSizes(width=audio.d_model, mlp_width=audio.encoder_ffn_dim)
+        return AudioSizes(
+            width=audio.d_model,
+            mlp_width=audio.encoder_ffn_dim,
+            states_per_token=2,
+            convolved_values=12 * audio.d_model,  # four rows of a token in, out and activated
+        )
 
     @override
     def sound_tokens(self, seconds: float) -> int:
@@ -315,7 +337,7 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
 
     @override
     def sound_tokens_per_encode(self) -> int:
-        return max(1, self.max_patches_per_encode // self._window_size) * self._window_size // 4
+        return max(1, self.max_patches_per_encode // self._window_size) * self._window_tokens
 
     # -- rollout engines -----------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ given, names `as_features`. The import makes the class known to the vLLM of a pr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -41,9 +41,14 @@ BEYOND = 2
 
 def as_features(config: Any) -> Any:
     """VLLM's config of a released folder or of a thinker alone, naming the class below."""
+    return whole_config(config, Qwen2_5OmniConfig, ARCHITECTURE)
+
+
+def whole_config(config: Any, kind: Callable[..., Any], architecture: str) -> Any:
+    """The config of a whole model of this kind, also of a thinker alone, that names a class of features."""
     if not hasattr(config, "thinker_config"):
-        config = Qwen2_5OmniConfig(thinker_config=config.to_dict())
-    config.architectures = [ARCHITECTURE]
+        config = kind(thinker_config=config.to_dict())
+    config.architectures = [architecture]
     return config
 
 
@@ -88,6 +93,10 @@ class FeatureInfo(Qwen2_5OmniThinkerProcessingInfo):
         """See `FeatureParser`."""
         return FeatureParser(expected_hidden_size=self._get_expected_hidden_size())
 
+    def feature_size(self) -> int:
+        """Columns of an item's rows."""
+        return int(self.get_hf_config().text_config.hidden_size)
+
 
 class FeatureDummies(BaseDummyInputsBuilder[FeatureInfo]):
     """Inputs that vLLM measures memory with: items of one row."""
@@ -99,7 +108,7 @@ class FeatureDummies(BaseDummyInputsBuilder[FeatureInfo]):
 
     def get_dummy_mm_data(self, seq_len: int, mm_counts: Mapping[str, int], mm_options: Any) -> Any:
         """Zeros."""
-        width = self.info.get_hf_config().text_config.hidden_size
+        width = self.info.feature_size()
         return {
             kind: {
                 f"{kind}_embeds": torch.zeros(count, width), f"{kind}_counts": torch.ones(count, dtype=torch.int64),
@@ -130,16 +139,17 @@ class FeatureProcessor(BaseMultiModalProcessor[FeatureInfo]):
         ]
 
 
-@MULTIMODAL_REGISTRY.register_processor(FeatureProcessor, info=FeatureInfo, dummy_inputs=FeatureDummies)
-class OmniFeatures(Qwen2_5OmniThinkerForConditionalGeneration):
-    """The thinker's text stack on features and positions that come in."""
+class TakesFeatures:
+    """What a thinker's class of vLLM does otherwise when features and positions come in."""
+
+    language_model: Any
 
     def embed_multimodal(self, **kwargs: Any) -> list[Tensor]:
         """[n, D] rows of every item."""
         items: list[Tensor] = []
         for kind in KINDS:
             if f"{kind}_embeds" in kwargs:
-                rows = kwargs[f"{kind}_embeds"].type(self.visual.dtype)
+                rows = kwargs[f"{kind}_embeds"].type(next(self.language_model.parameters()).dtype)
                 items += rows.split(kwargs[f"{kind}_counts"].flatten().tolist())
         return items
 
@@ -153,6 +163,11 @@ class OmniFeatures(Qwen2_5OmniThinkerForConditionalGeneration):
         rest = torch.arange(start, start + len(input_tokens) - known.shape[1]).expand(3, -1)
         positions = torch.cat([known, rest], dim=1)
         return positions, int(positions.max()) + 1 - len(input_tokens)
+
+
+@MULTIMODAL_REGISTRY.register_processor(FeatureProcessor, info=FeatureInfo, dummy_inputs=FeatureDummies)
+class OmniFeatures(TakesFeatures, Qwen2_5OmniThinkerForConditionalGeneration):
+    """The thinker's text stack on features and positions that come in."""
 
 
 ModelRegistry.register_model(ARCHITECTURE, OmniFeatures)

@@ -202,6 +202,12 @@ class Qwen2_5_VLFamily(ProcessorFamily):
         levels = getattr(visual, "deepstack_merger_list", ())  # Qwen3-VL's
         return (visual.merger, *levels)
 
+    @property
+    @override
+    def feature_size(self) -> int:
+        levels = getattr(self.config.vision_config, "deepstack_visual_indexes", ())  # Qwen3-VL's
+        return super().feature_size * (1 + len(levels))
+
     @override
     def encoder_settings(self) -> dict[str, Any]:
         return {

@@ -121,12 +121,12 @@ def _lay_end_to_end(parts: Sequence[_GroupPart]) -> Packed:
         position_ids.append(prompt.position_ids)  # [A, T]
         row = span.start + span.prompt_tokens  # where the next completion will lie
         last_of_prompt = row - 1
-        next_position = int(prompt.position_ids.max()) + 1  # with M-RoPE a video takes fewer positions than tokens
+        next_position = prompt.position_ids.max() + 1  # with M-RoPE a video takes fewer positions than tokens
         token = part.first_token
         for index, completion in enumerate(part.completions, part.first_completion):
             length = len(completion)
             # Every completion goes on where the prompt ended, as if the others were not there.
-            positions = torch.arange(next_position, next_position + length)  # [S]
+            positions = next_position + torch.arange(length)  # [S]
             input_ids.append(completion)
             position_ids.append(positions.expand(len(prompt.position_ids), -1))
             # A token is predicted from the row before it, which for the first one is the prompt's last row.

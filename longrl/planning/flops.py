@@ -32,7 +32,7 @@ class Efficiency:
 def encode_flops(plan: Plan) -> float:
     """One video: n (2 Q + 4 X window) in windowed layers, 4 X n (patches of a temporal patch) in full ones.
 
-    And its sound: 2 Q for each of two states per token; attention within two seconds is left out.
+    And its sound: 2 Q for each of a token's states; attention within seconds is left out.
     """
     encoder = plan.sizes.vision_encoder
     if encoder is None or not plan.patches:
@@ -41,7 +41,8 @@ def encode_flops(plan: Plan) -> float:
     seen = num_windowed * min(encoder.window_patches, plan.spatial_patches)
     seen += encoder.num_full_layers * plan.spatial_patches
     sees = plan.patches * (2 * (encoder.params - encoder.audio_params) + 4 * encoder.width * seen)
-    hears = 2 * plan.sound_tokens * 2 * encoder.audio_params
+    audio = plan.sizes.audio_encoder
+    hears = 2 * plan.sound_tokens * audio.states_per_token * encoder.audio_params if audio else 0
     return float(sees + hears)
 
 

@@ -323,7 +323,7 @@ def encoder_activations(plan: Plan) -> float:
 def audio_activations(plan: Plan) -> float:
     """One call of the audio encoder, of t tokens, of width X.
 
-    Its convolution has four rows of a token in, out and activated, 12 t X w; its MLP two, 2 t (2 X + 3 F) w. Nothing is
+    Its convolutions hold `convolved_values` for a token, its MLP 2 X + 3 F for each of a token's states. Nothing is
     counted for a backward pass through it.
     """
     audio = plan.sizes.audio_encoder
@@ -332,7 +332,7 @@ def audio_activations(plan: Plan) -> float:
     tokens = math.ceil(plan.sound_tokens / plan.sp_group)
     if plan.sound_together is not None:
         tokens = min(tokens, plan.sound_together)
-    widest = max(12 * audio.width, 2 * (2 * audio.width + 3 * audio.mlp_width))
+    widest = max(audio.convolved_values, audio.states_per_token * (2 * audio.width + 3 * audio.mlp_width))
     return float(tokens * widest * plan.encoder_bytes)
 
 

@@ -1,7 +1,7 @@
 """Where a model's sizes come from: its own folder, the hub's local copy, or the configs that ship with longrl.
 
 `configs/shapes/OWNER/NAME` holds the released `config.json` (and for media `preprocessor_config.json`) of the models
-that the recipes name, of Qwen2.5-Omni the thinker's part, so that a run can be planned on a machine without network and
+that the recipes name, of Omni models the thinker's part, so that a run can be planned on a machine without network and
 without weights.
 """
 

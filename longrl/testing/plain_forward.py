@@ -52,8 +52,7 @@ def plain_logits(
     inputs = dict(media_inputs(prompt))
     num_axes = len(prompt.position_ids)
     if num_axes > 1:
-        first = int(prompt.position_ids.max()) + 1
-        following = torch.arange(first, first + len(completion)).expand(num_axes, -1)
+        following = (prompt.position_ids.max() + 1 + torch.arange(len(completion))).expand(num_axes, -1)
         inputs["position_ids"] = torch.cat([prompt.position_ids, following], 1)[:, None]  # [A, 1, T + S]
     ids = torch.cat([prompt.input_ids, completion])[None]
     logits = plain(input_ids=ids, **inputs).logits[0]

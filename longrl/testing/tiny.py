@@ -19,7 +19,7 @@ import yaml
 Overrides = dict[str, Any] | None
 SIZES: dict[str, Any] = yaml.safe_load(files(__package__).joinpath("tiny_models.yaml").read_text())
 CHAT_TEMPLATE = files(__package__).joinpath("tiny_chatml.jinja").read_text()
-"""ChatML with Qwen-VL's media marks."""
+"""ChatML with the media marks of Qwen-VL and Qwen3-Omni."""
 OMNI_TEMPLATE = files(__package__).joinpath("tiny_omni.jinja").read_text()
 """The released template, without numbered media."""
 INTERNVL_TEMPLATE = files(__package__).joinpath("tiny_internvl.jinja").read_text()
@@ -87,16 +87,7 @@ def tiny_qwen_omni(
     Returns:
         The folder.
     """
-    tokenizer = tokenizer or tiny_tokenizer()
-    tokenizer.add_tokens(list(SIZES["omni_tokens"].values()), special_tokens=True)
-    # Under the names that the processor reads.
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer.backend_tokenizer,
-        eos_token=tokenizer.eos_token,
-        pad_token=tokenizer.pad_token,
-        extra_special_tokens=dict(SIZES["omni_tokens"]),
-        chat_template=OMNI_TEMPLATE,
-    )
+    tokenizer = _with_named_tokens(tokenizer or tiny_tokenizer(), SIZES["omni_tokens"], OMNI_TEMPLATE)
     text_config = _mrope_text_config(tokenizer, text)
     audio_config = SIZES["omni_audio"] | {"output_dim": text_config["hidden_size"]} | (audio or {})
     vision_config = SIZES["windowed_vision"] | {"tokens_per_second": 25} | (vision or {})
@@ -109,6 +100,42 @@ def tiny_qwen_omni(
     extractor = transformers.WhisperFeatureExtractor(feature_size=audio_config["num_mel_bins"], chunk_length=30)
     processor = transformers.Qwen2_5OmniProcessor
     return _save_model(folder, config, processor, tokenizer, feature_extractor=extractor, chat_template=OMNI_TEMPLATE)
+
+
+def tiny_qwen3_omni(
+    folder: str | Path, tokenizer: Any = None, text: Overrides = None, vision: Overrides = None, audio: Overrides = None
+) -> Path:
+    """Writes config, tokenizer and processor of a small Qwen3-Omni in the released layout: a thinker among others.
+
+    Args:
+        folder: where to write; made if missing.
+        tokenizer: from `tiny_tokenizer`, or None for its default; it gets Qwen3-Omni's tokens for sound.
+        text: overrides of the thinker's text config.
+        vision: overrides of its vision config.
+        audio: overrides of its audio config; chunks stay as long as in the released model, 1 s, windows are 2 of them.
+
+    Returns:
+        The folder.
+    """
+    tokenizer = _with_named_tokens(tokenizer or tiny_tokenizer(), SIZES["qwen3_omni_tokens"], CHAT_TEMPLATE)
+    text_config = SIZES["qwen3_experts"] | _qwen3_text_config(tokenizer, text)
+    audio_config = SIZES["qwen3_omni_audio"] | {"output_dim": text_config["hidden_size"]} | (audio or {})
+    vision_config = SIZES["qwen3_omni_vision"] | (vision or {})
+    thinker = _model_config(tokenizer, "qwen3_omni_token_ids", text_config, vision_config) | {
+        "audio_config": audio_config,
+        "position_id_per_seconds": 13,
+        "architectures": ["Qwen3OmniMoeThinkerForConditionalGeneration"],
+    }
+    config = transformers.Qwen3OmniMoeConfig(
+        thinker_config=thinker, architectures=["Qwen3OmniMoeForConditionalGeneration"]
+    )
+    extractor = transformers.WhisperFeatureExtractor(feature_size=audio_config["num_mel_bins"], chunk_length=30)
+    image = transformers.Qwen2VLImageProcessor(patch_size=16, **SIZES["pixels"])
+    video = transformers.Qwen2VLVideoProcessor(patch_size=16, cap_pixels_per_frame=False, **SIZES["pixels"])
+    return _save_model(
+        folder, config, transformers.Qwen3OmniMoeProcessor, tokenizer, image_processor=image, video_processor=video,
+        feature_extractor=extractor,
+    )  # fmt: skip
 
 
 def tiny_qwen3_vl(
@@ -127,11 +154,7 @@ def tiny_qwen3_vl(
         The folder.
     """
     tokenizer = tokenizer or tiny_tokenizer()
-    text_config = _text_config(tokenizer, "qwen3_text") | (text or {})
-    head_dim = text_config.setdefault("head_dim", text_config["hidden_size"] // text_config["num_attention_heads"])
-    space = head_dim // 2 * 5 // 16  # Qwen's 24 : 20 : 20 of half the head size
-    rope = _rope([head_dim // 2 - 2 * space, space, space]) | {"mrope_interleaved": True}
-    text_config.setdefault("rope_parameters", rope)
+    text_config = _qwen3_text_config(tokenizer, text)
     if experts:
         text_config = SIZES["qwen3_experts"] | text_config
     parts = _model_config(tokenizer, "qwen_token_ids", text_config, SIZES["qwen3_vision"] | (vision or {}))
@@ -321,6 +344,27 @@ def _mrope_text_config(tokenizer: Any, overrides: Overrides) -> dict[str, Any]:
     half = config["hidden_size"] // config["num_attention_heads"] // 2
     space = half * 3 // 8
     return {"rope_parameters": _rope([half - 2 * space, space, space])} | config
+
+
+def _qwen3_text_config(tokenizer: Any, overrides: Overrides) -> dict[str, Any]:
+    """Rotary frequencies for time, height and width in Qwen3's proportion 24 : 20 : 20 of half the head size."""
+    config = _text_config(tokenizer, "qwen3_text") | (overrides or {})
+    head_dim = config.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
+    space = head_dim // 2 * 5 // 16
+    rope = _rope([head_dim // 2 - 2 * space, space, space]) | {"mrope_interleaved": True}
+    return {"rope_parameters": rope} | config
+
+
+def _with_named_tokens(tokenizer: Any, tokens: dict[str, str], chat_template: str) -> Any:
+    """A tokenizer that has media tokens under the names that a processor reads."""
+    tokenizer.add_tokens(list(tokens.values()), special_tokens=True)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer,
+        eos_token=tokenizer.eos_token,
+        pad_token=tokenizer.pad_token,
+        extra_special_tokens=dict(tokens),
+        chat_template=chat_template,
+    )
 
 
 def _rope(section: list[int]) -> dict[str, Any]:

@@ -8,7 +8,15 @@ from longrl.models.lora import LoRASettings
 from longrl.modules.initial_weights import build_from
 from longrl.packing.pack import pack
 from tests.modules.test_policy import sampled, text_prompts, tokens_of
-from tests.tiny import llama_family, omni_family, qwen3_vl_family, text_family, vila_family, vl_family
+from tests.tiny import (
+    llama_family,
+    omni_family,
+    qwen3_omni_family,
+    qwen3_vl_family,
+    text_family,
+    vila_family,
+    vl_family,
+)
 
 FROM_CONFIG = {"inv_freq", "original_inv_freq", "positional_embedding", "position_ids"}
 """Buffers that every model computes from its config: frequencies and places."""
@@ -37,7 +45,10 @@ def test_the_gap_between_engine_and_trainer_does_not_grow_over_lora_steps(dtype,
     assert moved[1] > 0.1
 
 
-@pytest.mark.parametrize("make", [text_family, llama_family, vl_family, qwen3_vl_family, omni_family, vila_family])
+@pytest.mark.parametrize(
+    "make",
+    [text_family, llama_family, vl_family, qwen3_vl_family, omni_family, qwen3_omni_family, vila_family],
+)
 def test_buffers_that_stay_here_are_those_that_an_engine_computes_from_the_config(make):
     """Weights go over by `state_dict`, which leaves out buffers that are not persistent."""
     model = make().build()

@@ -45,6 +45,7 @@ STAGES = {
     "qwen3-vl": Stages("qwen3_vl_8b", "qwen2_5_vl_7b_longvideo_sft", "qwen3_vl_4b_longvideo_grpo"),
     "qwen3-vl-moe": Stages("qwen3_vl_30b_a3b", "qwen2_5_vl_7b_longvideo_sft", "qwen3_vl_4b_longvideo_grpo"),
     "qwen2.5-omni": Stages("qwen2_5_omni_7b", "qwen2_5_omni_7b_avqa_grpo", "qwen2_5_omni_7b_avqa_grpo"),
+    "qwen3-omni": Stages("qwen3_omni_30b_a3b", "qwen2_5_omni_7b_avqa_grpo", "qwen2_5_omni_7b_avqa_grpo"),
     "internvl3.5": Stages("internvl3_5_8b", "qwen2_5_vl_7b_longvideo_sft", "internvl3_5_8b_longvideo_grpo"),
     "nvila": Stages("nvila_8b", "longvila_7b_longvideo_sft", "longvila_7b_longvideo_grpo"),
     "longvila-r1": Stages("longvila_r1_7b", "longvila_7b_longvideo_sft", "longvila_7b_longvideo_grpo"),
@@ -99,7 +100,7 @@ def fit(folder: Path, recipe: str, name: str, data: Path, *more: str) -> Path:
 @every(["SFT", "RL", "export"])
 def test_sft_then_grpo_then_an_exported_folder(name, tmp_path, sums, clips):
     stages = STAGES[name]
-    data = sums if name in TEXT else clips if name == "qwen2.5-omni" else videos() / "train.jsonl"
+    data = sums if name in TEXT else clips if "omni" in name else videos() / "train.jsonl"
     sft = fit(tmp_path / "sft", stages.sft, name, data, "--data.stage=sft")
     grpo = fit(
         tmp_path / "grpo", stages.grpo, name, data, f"--model.init_from={sft}", "--model.algorithm.kl_coef=0.1",

@@ -17,6 +17,7 @@ from tests.tiny import (
     omni_family,
     omni_prompts,
     plain_model,
+    qwen3_omni_family,
     qwen3_vl_family,
     random_completions,
     separate_logps,
@@ -88,11 +89,21 @@ def test_qwen3_vl(max_tokens, checkpointing, experts):
     compare(family, mixed_prompts(family), max_tokens)
 
 
-@proves("shared prefix", "qwen2.5-omni")
-@pytest.mark.parametrize("max_tokens", [400, 10_000], ids=["some", "all_together"])
+@pytest.mark.parametrize(
+    ("make", "max_tokens"),
+    [
+        pytest.param(make, max_tokens, marks=proves("shared prefix", name))
+        for name, make, max_tokens in (
+            ("qwen2.5-omni", omni_family, 400),
+            ("qwen2.5-omni", omni_family, 10_000),
+            ("qwen3-omni", qwen3_omni_family, 250),
+            ("qwen3-omni", qwen3_omni_family, 10_000),
+        )
+    ],
+)
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
-def test_qwen_omni(max_tokens, checkpointing):
-    family = omni_family(gradient_checkpointing=checkpointing)
+def test_qwen_omni(make, max_tokens, checkpointing):
+    family = make(gradient_checkpointing=checkpointing)
     compare(family, omni_prompts(family), max_tokens)
 
 

@@ -13,6 +13,9 @@ What a released file holds is written out below from what is public of it, not f
   talker and token2wav beside it.
 - InternVL3.5: names of InternVL3_5-2B-HF as a reader of that file lists them (imp, tests of its weight map), and what
   OpenGVLab/InternVL's own internvl_custom2hf.py writes of the vision encoder and the projector.
+- Qwen3-Omni-30B-A3B: names in the released model.safetensors.index.json, without their numbers, as the tests of a
+  public reader list them; every expert in tensors of its own, which transformers 5.19 joins (conversion_mapping.py,
+  qwen2_moe). Fields of its config as a public report of the loaded model prints them.
 - Qwen2.5, Qwen3 and Llama 3 text: transformers 4's names, unchanged since their release.
 - Fields of config.json: configs/shapes/ holds released ones; of Qwen2.5-Omni what transformers writes.
 
@@ -33,6 +36,7 @@ from safetensors.torch import load_file, save_file
 
 from longrl.models.base import CausalFamily
 from longrl.models.internvl import InternVLFamily
+from longrl.models.qwen3_omni import Qwen3OmniFamily
 from longrl.models.qwen3_vl import Qwen3VLFamily
 from longrl.models.qwen_omni import QwenOmniFamily
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
@@ -117,22 +121,29 @@ def qwen3_vl(config: dict[str, Any]) -> Shapes:
         found[f"{mlp}gate.weight"] = (experts, text["hidden_size"])
         found[f"{mlp}experts.gate_up_proj"] = (experts, text["hidden_size"], 2 * inner)
         found[f"{mlp}experts.down_proj"] = (experts, inner, text["hidden_size"])
+    found |= qwen3_tower("model.visual.", vision, "deepstack_merger_list", ("norm", "linear_fc1", "linear_fc2"))
+    return found | head(text, config["tie_word_embeddings"])
+
+
+def qwen3_tower(prefix: str, vision: dict[str, Any], levels: str, parts: tuple[str, str, str]) -> Shapes:
+    """Of Qwen3-VL and Qwen3-Omni, which differ in the names of `levels` and of a merger's `parts`."""
     width, inner, merged = vision["hidden_size"], vision["intermediate_size"], vision["hidden_size"] * 4
-    found["model.visual.patch_embed.proj.weight"] = (width, 3, 2, 16, 16)
-    found["model.visual.patch_embed.proj.bias"] = (width,)
-    found["model.visual.pos_embed.weight"] = (vision["num_position_embeddings"], width)
+    found: Shapes = {
+        f"{prefix}patch_embed.proj.weight": (width, 3, 2, 16, 16),
+        f"{prefix}patch_embed.proj.bias": (width,),
+    }
+    found[f"{prefix}pos_embed.weight"] = (vision["num_position_embeddings"], width)
     for n in range(vision["depth"]):
-        block = f"model.visual.blocks.{n}."
+        block = f"{prefix}blocks.{n}."
         found |= layer_norm(f"{block}norm1", width) | layer_norm(f"{block}norm2", width)
         found |= linear(f"{block}attn.qkv", 3 * width, width) | linear(f"{block}attn.proj", width, width)
         found |= linear(f"{block}mlp.linear_fc1", inner, width) | linear(f"{block}mlp.linear_fc2", width, inner)
-    levels = range(len(vision["deepstack_visual_indexes"]))
-    mergers = [("merger", width), *((f"deepstack_merger_list.{n}", merged) for n in levels)]
-    for name, normed in mergers:
-        found |= layer_norm(f"model.visual.{name}.norm", normed)
-        found |= linear(f"model.visual.{name}.linear_fc1", merged, merged)
-        found |= linear(f"model.visual.{name}.linear_fc2", vision["out_hidden_size"], merged)
-    return found | head(text, config["tie_word_embeddings"])
+    mergers = [(f"{levels}.{n}", merged) for n in range(len(vision["deepstack_visual_indexes"]))]
+    norm, first, second = parts
+    for name, normed in [("merger", width), *mergers]:
+        found |= layer_norm(f"{prefix}{name}.{norm}", normed) | linear(f"{prefix}{name}.{first}", merged, merged)
+        found |= linear(f"{prefix}{name}.{second}", vision["out_hidden_size"], merged)
+    return found
 
 
 def qwen2_5_omni(config: dict[str, Any]) -> Shapes:
@@ -156,6 +167,39 @@ def qwen2_5_omni(config: dict[str, Any]) -> Shapes:
     others |= {"talker.model.layers.0.self_attn.q_proj.weight": (3, 3), **linear("talker.thinker_to_talker_proj", 3, 4)}
     others |= {"token2wav.code2wav_dit_model.proj_out.weight": (3, 3)}
     return found | others | {"token2wav.code2wav_bigvgan_model.conv_pre.weight": (3, 3, 7)}
+
+
+def qwen3_omni(config: dict[str, Any]) -> Shapes:
+    thinker = config["thinker_config"]
+    text, audio, vision = thinker["text_config"], thinker["audio_config"], thinker["vision_config"]
+    found = text_layers("thinker.model.", text, bias=False, head_norms=True, mlp=False) | head(text, False, "thinker.")
+    width, inner = text["hidden_size"], text["moe_intermediate_size"]
+    for n in range(text["num_hidden_layers"]):
+        mlp = f"thinker.model.layers.{n}.mlp."
+        found[f"{mlp}gate.weight"] = (text["num_experts"], width)
+        for k in range(text["num_experts"]):
+            found |= {f"{mlp}experts.{k}.{name}_proj.weight": (inner, width) for name in ("gate", "up")}
+            found[f"{mlp}experts.{k}.down_proj.weight"] = (width, inner)
+    found |= qwen3_tower("thinker.visual.", vision, "merger_list", ("ln_q", "mlp.0", "mlp.2"))
+    encoder, width, inner = "thinker.audio_tower.", audio["d_model"], audio["encoder_ffn_dim"]
+    channels = audio["downsample_hidden_size"]
+    for n in (1, 2, 3):
+        found[f"{encoder}conv2d{n}.weight"] = (channels, 1 if n == 1 else channels, 3, 3)
+        found[f"{encoder}conv2d{n}.bias"] = (channels,)
+    found[f"{encoder}conv_out.weight"] = (width, channels * audio["num_mel_bins"] // 8)
+    for n in range(audio["encoder_layers"]):
+        layer = f"{encoder}layers.{n}."
+        found |= layer_norm(f"{layer}self_attn_layer_norm", width) | layer_norm(f"{layer}final_layer_norm", width)
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            found |= linear(f"{layer}self_attn.{name}", width, width)
+        found |= linear(f"{layer}fc1", inner, width) | linear(f"{layer}fc2", width, inner)
+    found |= layer_norm(f"{encoder}ln_post", width) | linear(f"{encoder}proj1", width, width)
+    found |= linear(f"{encoder}proj2", audio["output_dim"], width)
+    others = {"talker.codec_head.weight": (5, 3), "talker.code_predictor.model.norm.weight": (3,)}
+    for k in range(2):
+        others |= {f"talker.model.layers.0.mlp.experts.{k}.{name}_proj.weight": (3, 4) for name in ("gate", "up")}
+        others[f"talker.model.layers.0.mlp.experts.{k}.down_proj.weight"] = (4, 3)
+    return found | others | {"code2wav.code_embedding.weight": (5, 3), "code2wav.decoder.0.conv.weight": (3, 3, 7)}
 
 
 def qwen2_5_text(config: dict[str, Any]) -> Shapes:
@@ -220,6 +264,8 @@ def qwen2_5_omni_config() -> dict[str, Any]:
 
 def reduced(config: dict[str, Any]) -> dict[str, Any]:
     """The same fields; fewer layers, narrower, as many heads per key head."""
+    if "thinker_config" in config:
+        return config | {"thinker_config": reduced(config["thinker_config"])}
     small = copy.deepcopy(config)
     text, vision = small.get("text_config", small), small.get("vision_config")
     ratio = text["num_attention_heads"] // text["num_key_value_heads"]
@@ -239,6 +285,11 @@ def reduced(config: dict[str, Any]) -> dict[str, Any]:
             vision["fullatt_block_indexes"] = [1]
         else:
             vision |= {"deepstack_visual_indexes": [0, 1, 2], "num_position_embeddings": 16}
+    if "audio_config" in small:
+        small["audio_config"] |= {
+            "d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 48,
+            "downsample_hidden_size": 8, "num_mel_bins": 32, "output_dim": text["hidden_size"],
+        }  # fmt: skip
     for key in ("bos_token_id", "eos_token_id"):
         text.pop(key, None)  # beyond the reduced vocabulary
     return small
@@ -257,6 +308,7 @@ CASES = {
     "Qwen3-VL-30B-A3B": ("qwen3-vl-moe", Qwen3VLFamily, qwen3_vl_30b_a3b, qwen3_vl),
     "InternVL3.5-8B": ("internvl3.5", InternVLFamily, lambda: released("InternVL3_5-8B-HF"), internvl),
     "Qwen2.5-Omni": ("qwen2.5-omni", QwenOmniFamily, qwen2_5_omni_config, qwen2_5_omni),
+    "Qwen3-Omni-30B-A3B": ("qwen3-omni", Qwen3OmniFamily, lambda: released("Qwen3-Omni-30B-A3B-Instruct"), qwen3_omni),
 }
 """Model -> row of README's table, family, its config, and what its files hold."""
 EVERY = pytest.mark.parametrize("model", CASES)
@@ -284,6 +336,7 @@ def test_a_released_folder_loads_with_no_name_missing_or_left_over(model, tmp_pa
     family, weights = folder_of(model, tmp_path)
     built = family.build()
     read = {name: value for name, value in weights.items() if not name.startswith(family.ignored_weight_prefixes)}
+    read = joined_experts(read)
     own = dict(built.named_parameters())  # a tied head is counted once
     assert len(own) == len(read)
     assert sum(value.numel() for value in own.values()) == sum(value.numel() for value in read.values())
@@ -291,9 +344,19 @@ def test_a_released_folder_loads_with_no_name_missing_or_left_over(model, tmp_pa
     torch.testing.assert_close(found, sorted(float(value.double().sum()) for value in read.values()))
 
 
+def joined_experts(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As many tensors as transformers has, all experts of a layer in two; their order is no matter here."""
+    found: dict[str, list[torch.Tensor]] = {}
+    for name, value in weights.items():
+        layer, experts, part = name.partition(".mlp.experts.")
+        down = "down" in part
+        found.setdefault(f"{layer}{experts}{down}" if part.endswith(".weight") else name, []).append(value.flatten())
+    return {name: torch.cat(values) for name, values in found.items()}
+
+
 @EVERY
 def test_what_is_written_has_the_released_names_and_bits(model, tmp_path):
-    """vLLM and older readers know these; of Qwen2.5-Omni the thinker is written, as transformers names it alone."""
+    """vLLM and older readers know these; of an Omni model the thinker is written, as transformers names it alone."""
     family, weights = folder_of(model, tmp_path)
     family.save_weights(family.build(), tmp_path / "written")
     written = load_file(tmp_path / "written" / "model.safetensors")
@@ -331,6 +394,17 @@ def test_experts_are_turned_around(tmp_path):
             assert torch.equal(state[name], value.transpose(1, 2))
             assert torch.equal(family.engine_tensor(name, state[name]), value)  # as vLLM reads it
     assert state["model.language_model.layers.0.mlp.experts.down_proj"].shape == (4, 128, 24)
+
+
+def test_experts_of_their_own_are_joined_as_transformers_and_vllm_have_them(tmp_path):
+    family, weights = folder_of("Qwen3-Omni-30B-A3B", tmp_path)
+    name = "model.layers.1.mlp.experts.gate_up_proj"
+    joined = family.build().state_dict()[name]  # [experts, 2 inner, width]
+    expert = f"thinker.{name.removesuffix('gate_up_proj')}3."
+    parts = [weights[f"{expert}{part}_proj.weight"] for part in ("gate", "up")]
+    assert torch.equal(joined[3], torch.cat(parts))
+    assert family.engine_weight(name) == f"thinker.{name}"
+    assert family.engine_tensor(name, joined) is joined
 
 
 def test_a_weight_of_another_shape_is_told(tmp_path):

@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 from longrl.packing import encoder_attention, kernels
 from longrl.packing.encoder_attention import encoder_attention_forward, equal_lengths_attention, varlen_attention
 from tests.packing.test_kernels import Calls
-from tests.tiny import frames, omni_family, qwen3_vl_family, sound, vl_family
+from tests.tiny import frames, omni_family, qwen3_omni_family, qwen3_vl_family, sound, vl_family
 
 HEADS, SIZE = 4, 16
 
@@ -61,7 +61,13 @@ def loop(family, model, media):
 
 
 FAMILIES = pytest.mark.parametrize(
-    ("make", "pixels"), [(vl_family, 140 * 140), (qwen3_vl_family, 160 * 160), (omni_family, 140 * 140)]
+    ("make", "pixels"),
+    [
+        (vl_family, 140 * 140),
+        (qwen3_vl_family, 160 * 160),
+        (omni_family, 140 * 140),
+        (qwen3_omni_family, 160 * 160),
+    ],
 )
 
 

@@ -47,6 +47,7 @@ from tests.tiny import (
     plain_model,
     qwen3_5_family,
     qwen3_5_text_family,
+    qwen3_omni_family,
     qwen3_vl_family,
     row,
     separate_logps,
@@ -66,6 +67,7 @@ FAMILIES = {
     "qwen2.5-vl": vl_family,
     "qwen3-vl": qwen3_vl_family,
     "qwen2.5-omni": omni_family,
+    "qwen3-omni": qwen3_omni_family,
     "qwen2.5-omni, vision frozen": lambda freeze_vision_encoder, **kwargs: omni_family(
         freeze_vision_encoder=True, freeze_audio_encoder=freeze_vision_encoder, **kwargs
     ),
@@ -378,7 +380,7 @@ def test_experts_are_replayed_on_any_grid():
         assert rank[1][0]["train/router_mismatch"] == pytest.approx(found[0][1][0]["train/router_mismatch"])
 
 
-@proves("SP", "qwen2.5-omni")
+@proves("SP", "qwen2.5-omni", "qwen3-omni")
 @pytest.mark.parametrize("devices", [3])
 def test_sound_is_shared_by_windows(devices):
     """Two encoders, frozen and not; ranks and teams without a picture, or without a sound; tracks among videos."""
@@ -394,6 +396,8 @@ def test_sound_is_shared_by_windows(devices):
         Case(model="qwen2.5-omni, vision frozen", prompts="one video"),
         Case(model="qwen2.5-omni", sp=devices, prompts="omni", sft=True, freeze=True),
         Case(model="qwen2.5-omni", sp=devices, prompts="omni", lora=True, freeze=True),
+        Case(model="qwen3-omni", sp=devices, prompts="omni", budget=300),
+        Case(model="qwen3-omni", sp=devices, prompts="omni sound", freeze=True, checkpointing=True, kl=True),
     ]
     check(cases, devices)
 
