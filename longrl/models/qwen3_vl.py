@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from longrl.models.base import CausalFamily
 from longrl.models.qwen_vl import Qwen2_5_VLFamily, mrope_positions
 from longrl.types import Media, MediaKind, Row
 
@@ -133,12 +134,7 @@ class Qwen3VLFamily(Qwen2_5_VLFamily):
 
     @override
     def engine_options(self) -> dict[str, Any]:
-        experts = getattr(self.config.get_text_config(), "num_experts", 0)
-        if experts and not torch.cuda.is_available():  # seen in 0.32: experts are repacked for its kernel once only
-            raise ValueError(
-                f"vLLM on a CPU goes wrong when a mixture of experts gets new weights, and {self.model_path!r} has "
-                f"{experts} experts; use engine: longrl.engines.hf.HFEngine"
-            )
+        refuse_experts_on_a_cpu(self)
         # vLLM adds features to deeper layers only beside an encoder of its own: it is built, but never measured or run.
         limits = dict.fromkeys(("image", "video"), 64)
         return {**super().engine_options(), "limit_mm_per_prompt": limits, "skip_mm_profiling": True}
@@ -151,6 +147,16 @@ class Qwen3VLFamily(Qwen2_5_VLFamily):
     @override
     def engine_times(self, videos: Sequence[Media]) -> dict[str, Any]:
         return {"timestamps": [torch.tensor(item.timestamps, dtype=torch.float64) for item in videos]}
+
+
+def refuse_experts_on_a_cpu(family: CausalFamily) -> None:
+    """Raises ValueError if vLLM would run a mixture of experts on a CPU."""
+    experts = getattr(family.config.get_text_config(), "num_experts", 0)
+    if experts and not torch.cuda.is_available():  # seen in 0.32: experts are repacked for its kernel once only
+        raise ValueError(
+            f"vLLM on a CPU goes wrong when a mixture of experts gets new weights, and {family.model_path!r} has "
+            f"{experts} experts; use engine: longrl.engines.hf.HFEngine"
+        )
 
 
 def _without_marks(ids: list[int], config: Any) -> list[int]:
