@@ -106,10 +106,14 @@ def test_a_completion_holds_a_state_whatever_the_length_of_its_prompt(given, len
     config = family.config
     key_width = config.linear_num_key_heads * config.linear_key_head_dim
     value_width = config.linear_num_value_heads * config.linear_value_head_dim
-    state = config.linear_key_head_dim * value_width + 3 * (2 * key_width + value_width)  # and 3 rows of the convolution
+    state = config.linear_key_head_dim * value_width + 3 * (
+        2 * key_width + value_width
+    )  # and 3 rows of the convolution
     assert [sum(part[0].numel() for part in past) for past in cache.completion_pasts.values()] == [state] * 3
     assert {len(past.state) for past in cache.completion_pasts.values()} == {2 * 3}
     assert not cache.prompt_pasts  # forked, so gone
-    tokens = {name: {pair[0].shape[-2] for pair in getattr(cache, name).values()} for name in ("prompts", "completions")}
+    tokens = {
+        name: {pair[0].shape[-2] for pair in getattr(cache, name).values()} for name in ("prompts", "completions")
+    }
     assert tokens == {"prompts": {2 * length}, "completions": {SAMPLING.max_completion_tokens}}
     assert len(cache.prompts) == len(cache.completions) == 1  # of the one layer that attends
