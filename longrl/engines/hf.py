@@ -148,7 +148,7 @@ class HFEngine(RolloutEngine):
             rows = slice(start, min(start + self.prefill_chunk_tokens, total))
             inputs = family.text_inputs(model, packed, features, rows)
             positions = packed.position_ids[:, None, rows]  # [A, 1, rows]
-            layers = {
+            layers: dict[str, Any] = {
                 "layer_attention": functools.partial(cache.prefill, rows),
                 "layer_recurrence": functools.partial(cache.prefill_recurrence, rows),
             }
