@@ -155,7 +155,7 @@ class HFEngine(RolloutEngine):
             inputs = family.text_inputs(model, packed, features, rows)
             inputs |= experts.of_prompts(rows.stop - rows.start)
             positions = packed.position_ids[:, None, rows]  # [A, 1, rows]
-            layers = {
+            layers: dict[str, Any] = {
                 "layer_attention": functools.partial(cache.prefill, rows),
                 "layer_recurrence": functools.partial(cache.prefill_recurrence, rows),
             }

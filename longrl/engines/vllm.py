@@ -239,7 +239,6 @@ class VLLMEngine(VLLMRollouts):
 
     def _rendered_prompt(self, family: EngineAdapter, prompt: Prompt, features: Mapping[str, Tensor]) -> RenderedPrompt:
         import vllm
-        from vllm.model_executor.models.interfaces import supports_mrope
         from vllm.renderers.inputs.preprocess import parse_model_prompt
 
         # 1. As `LLM.generate` would prepare the request, without running it.
@@ -262,8 +261,11 @@ class VLLMEngine(VLLMRollouts):
         if request.prompt_is_token_ids is not None:
             ids = ids.where(torch.tensor(request.prompt_is_token_ids), -1)
 
-        def positions(model: Any) -> Tensor | None:
-            return model.get_mrope_input_positions(ids.tolist(), specs)[0] if supports_mrope(model) else None
+        if not llm.model_config.uses_mrope:  # the model's class alone does not say: Qwen3.5's text reads both
+            return RenderedPrompt(ids, None, rows)
+
+        def positions(model: Any) -> Tensor:
+            return model.get_mrope_input_positions(ids.tolist(), specs)[0]
 
         return RenderedPrompt(ids, llm.apply_model(positions)[0], rows)
 

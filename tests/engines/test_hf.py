@@ -12,7 +12,7 @@ from longrl.models.text import TextFamily
 from longrl.packing.pack import pack
 from longrl.testing.tiny import tiny_text
 from longrl.types import SamplingParams
-from tests.tiny import mixed_prompts, plain_model, row, separate_logps, text_family, vl_family
+from tests.tiny import mixed_prompts, plain_model, qwen3_5_text_family, row, separate_logps, text_family, vl_family
 
 SAMPLING = SamplingParams(num_generations=3, max_completion_tokens=7)
 
@@ -141,17 +141,18 @@ class HostTraffic(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("lengths", ["equal", "padded", "tiled"])
+@pytest.mark.parametrize("lengths", ["equal", "padded", "tiled", "hybrid"])
 def test_a_token_waits_for_the_device_once_whatever_the_number_of_layers(lengths, monkeypatch):
     """The question whether all completions have ended; on a GPU a tensor made of a list in every layer is a wait."""
     if lengths == "tiled":
         monkeypatch.setattr(prefix_cache, "TILE_KEYS", 5)
         monkeypatch.setattr(prefix_cache, "MAX_SCORES", 0)
-    family = text_family("qwen3")
+    family = qwen3_5_text_family() if lengths == "hybrid" else text_family("qwen3")
     model = family.build()
     texts = ["one two", "three"] if lengths == "padded" else ["one", "two"]
     prompts = [family.render(row(str(i)), text) for i, text in enumerate(texts)]
     traffic = []
+    HFEngine().generate(family, model, prompts, {}, SamplingParams(2, 2), seed=1)  # indices that all calls share
     for length in (3, 9):
         sampling = SamplingParams(num_generations=2, max_completion_tokens=length)
         with HostTraffic() as counted:

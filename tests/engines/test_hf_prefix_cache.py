@@ -10,23 +10,21 @@ from longrl.engines.hf import HFEngine
 from longrl.features.cache import FeatureCache
 from longrl.packing.kernels import VarlenBatch
 from longrl.types import GroupSpan, SamplingParams
-from tests.tiny import mixed_prompts, plain_model, separate_logps, text_family, vl_family
+from tests.tiny import mixed_prompts, plain_model, qwen3_5_family, row, separate_logps, text_family, vl_family
 
 SAMPLING = SamplingParams(num_generations=3, max_completion_tokens=6)
 FULL_SHARD = 1 << 20
 
 
-@pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen3"])
+@pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen3", "qwen3_5"])
 def given(request):
-    """Three prompts of different length; those of the vision model with videos and M-RoPE."""
+    """Three prompts of different length; those of the vision models with videos and M-RoPE; a hybrid model."""
     if request.param == "qwen3":
         family = text_family("qwen3")
         texts = ["one", "two words, and then some more of them", "three"]
-        from tests.tiny import row
-
         prompts = [family.render(row(str(i)), text) for i, text in enumerate(texts)]
     else:
-        family = vl_family(freeze_vision_encoder=True)
+        family = (vl_family if request.param == "qwen2_5_vl" else qwen3_5_family)(freeze_vision_encoder=True)
         prompts = mixed_prompts(family)
     model = family.build()
     return family, model, prompts, FeatureCache(family).get_or_encode(model, prompts)

@@ -15,7 +15,7 @@ from longrl.engines.server_protocol import model_sizes
 from longrl.engines.vllm import VLLMEngine
 from longrl.engines.vllm_options import check_head_dtypes, engine_arguments
 from longrl.types import Completion, SamplingParams
-from tests.tiny import omni_family, qwen3_vl_family, text_family, vl_family
+from tests.tiny import omni_family, qwen3_5_family, qwen3_5_text_family, qwen3_vl_family, text_family, vl_family
 
 ENGINE = VLLMEngine(max_model_len=64)
 HOUR = 262_144
@@ -62,6 +62,30 @@ def test_a_video_longer_than_the_encoders_cache_is_refused_before_the_start(on_g
 def test_no_vision_encoder_is_built_beside_features():
     assert set(engine_arguments(vl_family(), ENGINE)["limit_mm_per_prompt"].values()) == {0}
     assert engine_arguments(qwen3_vl_family(), ENGINE)["skip_mm_profiling"]
+
+
+@pytest.mark.parametrize("make", [qwen3_5_family, qwen3_5_text_family])
+def test_a_hybrid_models_prompt_is_found_again_inside_a_block(make, on_gpu):
+    """A block of hundreds of tokens would be computed again for every completion."""
+    told = engine_arguments(make(experts=True), ENGINE)
+    assert (told["prefix_match_unit"], told["mamba_ssm_cache_dtype"]) == (16, "float32")
+    assert "enable_prefix_caching" not in told
+
+
+def test_a_hybrid_model_that_a_cpu_cannot_run_is_refused_before_the_start(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    family = qwen3_5_family(dtype="bfloat16")
+    text = family.config.get_text_config()
+    with pytest.raises(ValueError, match=r"both of 64 or of 128, but .* keys of 8 and values of 12 .*hf\.HFEngine"):
+        engine_arguments(family, ENGINE)
+    text.linear_key_head_dim = text.linear_value_head_dim = 128
+    assert engine_arguments(family, ENGINE)["enable_prefix_caching"] is False  # it would need chunks
+    family.dtype = "float32"
+    with pytest.raises(ValueError, match=r"in bfloat16 .* in float32"):
+        engine_arguments(family, ENGINE)
+    for experts in (qwen3_5_family(experts=True), qwen3_5_text_family(experts=True)):
+        with pytest.raises(ValueError, match=r"has 4 experts; use engine: longrl.engines.hf.HFEngine"):
+            engine_arguments(experts, ENGINE)
 
 
 def test_positions_beyond_the_configs_are_asked_for():
