@@ -8,7 +8,7 @@ The released files also hold a head that predicts further tokens (`mtp.`); it is
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 from typing_extensions import override
@@ -33,7 +33,7 @@ class Qwen3_5Family(Qwen3VLFamily):
         `Qwen3_5Family(model="Qwen/Qwen3.5-9B", dtype="bfloat16", max_pixels=128 * 32 * 32)`
     """
 
-    model_types: ClassVar[tuple[str, ...]] = ("qwen3_5", "qwen3_5_moe")
+    model_types = ("qwen3_5", "qwen3_5_moe")
     ignored_weight_prefixes = ("mtp.",)
 
     @override
