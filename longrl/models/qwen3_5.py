@@ -8,13 +8,14 @@ The released files also hold a head that predicts further tokens (`mtp.`); it is
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from typing_extensions import override
 
 from longrl.models.building import OWN_WEIGHTS
-from longrl.models.delta_layers import pack_delta_nets
+from longrl.models.delta_layers import pack_delta_nets, refuse_fused_projections
 from longrl.models.qwen3_vl import Qwen3VLFamily
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.models.text import TextFamily
@@ -41,6 +42,11 @@ class Qwen3_5Family(Qwen3VLFamily):
         model = super().build(weights)
         pack_delta_nets(self.layers(model))
         return model
+
+    @override
+    def load_weights(self, source: str, **options: Any) -> Any:
+        refuse_fused_projections(source)
+        return super().load_weights(source, **options)
 
     @property
     @override
@@ -71,3 +77,13 @@ class Qwen3_5TextFamily(TextFamily):
         model = super().build(weights)
         pack_delta_nets(self.layers(model))
         return model
+
+    @override
+    def load_weights(self, source: str, **options: Any) -> Any:
+        refuse_fused_projections(source)
+        return super().load_weights(source, **options)
+
+    @override
+    def save_weights(self, model: Any, folder: str | Path) -> None:
+        """All experts of a layer in two tensors, as released; transformers 5.19 would write each on its own."""
+        model.save_pretrained(folder, save_original_format=False)

@@ -9,6 +9,11 @@ What a released file holds is written out below from what is public of it, not f
   nvidia-reason2), and names of DeepStack's mergers in several readers of the released 4B and 8B.
 - Qwen3-VL-30B-A3B: all experts of a layer in two tensors, transposed: transformers 5.19 (conversion_mapping.py,
   qwen3_vl_moe) turns them around, vLLM 0.32 reads them so (qwen3_vl_moe.py, is_fused_checkpoint_transposed).
+- Qwen3.5-35B-A3B: names and shapes of all 1,811 tensors as a reader of the released file lists them, and as FlashRT checks
+  those of the text stack; experts of a layer are two tensors, not transposed, but one by one in the head for further
+  tokens. 9B and 27B have an MLP there instead; all have the published number of parameters to the unit.
+- Qwen3.5 text alone: the same names behind `model.`, as Qwen3.8-2.4T-A95B (qwen3_5_moe_text) was released; no dense one
+  was. vLLM 0.32 (qwen3_5.py) and transformers 5.19 take the prefix `model.language_model.` as well.
 - Qwen2.5-Omni: names and shapes of the thinker as infinigence/ApxInf checks them before it reads the released file,
   talker and token2wav beside it.
 - Qwen2.5, Qwen3 and Llama 3 text: transformers 4's names, unchanged since their release.
@@ -21,6 +26,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -30,6 +36,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from longrl.models.base import CausalFamily
+from longrl.models.qwen3_5 import Qwen3_5Family, Qwen3_5TextFamily
 from longrl.models.qwen3_vl import Qwen3VLFamily
 from longrl.models.qwen_omni import QwenOmniFamily
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
@@ -105,31 +112,111 @@ def layer_norm(name: str, width: int) -> Shapes:
     return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
 
 
+def experts_of(mlp: str, text: dict[str, Any]) -> Shapes:
+    """A router and all experts, [out, in]."""
+    count, width, inner = text["num_experts"], text["hidden_size"], text["moe_intermediate_size"]
+    return {
+        f"{mlp}gate.weight": (count, width),
+        f"{mlp}experts.gate_up_proj": (count, 2 * inner, width),
+        f"{mlp}experts.down_proj": (count, width, inner),
+    }
+
+
 def qwen3_vl(config: dict[str, Any]) -> Shapes:
     text, vision = config["text_config"], config["vision_config"]
     experts = text.get("num_experts", 0)
     found = text_layers("model.language_model.", text, bias=False, head_norms=True, mlp=not experts)
     for n in range(text["num_hidden_layers"] if experts else 0):
-        mlp, inner = f"model.language_model.layers.{n}.mlp.", text["moe_intermediate_size"]
-        found[f"{mlp}gate.weight"] = (experts, text["hidden_size"])
-        found[f"{mlp}experts.gate_up_proj"] = (experts, text["hidden_size"], 2 * inner)
-        found[f"{mlp}experts.down_proj"] = (experts, inner, text["hidden_size"])
+        for name, shape in experts_of(f"model.language_model.layers.{n}.mlp.", text).items():
+            found[name] = (shape[0], shape[2], shape[1]) if ".experts." in name else shape
+    return found | qwen3_tower("model.visual.", vision) | head(text, config["tie_word_embeddings"])
+
+
+def qwen3_tower(prefix: str, vision: dict[str, Any]) -> Shapes:
     width, inner, merged = vision["hidden_size"], vision["intermediate_size"], vision["hidden_size"] * 4
-    found["model.visual.patch_embed.proj.weight"] = (width, 3, 2, 16, 16)
-    found["model.visual.patch_embed.proj.bias"] = (width,)
-    found["model.visual.pos_embed.weight"] = (vision["num_position_embeddings"], width)
+    found: Shapes = {f"{prefix}patch_embed.proj.weight": (width, 3, 2, 16, 16)}
+    found[f"{prefix}patch_embed.proj.bias"] = (width,)
+    found[f"{prefix}pos_embed.weight"] = (vision["num_position_embeddings"], width)
     for n in range(vision["depth"]):
-        block = f"model.visual.blocks.{n}."
+        block = f"{prefix}blocks.{n}."
         found |= layer_norm(f"{block}norm1", width) | layer_norm(f"{block}norm2", width)
         found |= linear(f"{block}attn.qkv", 3 * width, width) | linear(f"{block}attn.proj", width, width)
         found |= linear(f"{block}mlp.linear_fc1", inner, width) | linear(f"{block}mlp.linear_fc2", width, inner)
     levels = range(len(vision["deepstack_visual_indexes"]))
     mergers = [("merger", width), *((f"deepstack_merger_list.{n}", merged) for n in levels)]
     for name, normed in mergers:
-        found |= layer_norm(f"model.visual.{name}.norm", normed)
-        found |= linear(f"model.visual.{name}.linear_fc1", merged, merged)
-        found |= linear(f"model.visual.{name}.linear_fc2", vision["out_hidden_size"], merged)
-    return found | head(text, config["tie_word_embeddings"])
+        found |= layer_norm(f"{prefix}{name}.norm", normed)
+        found |= linear(f"{prefix}{name}.linear_fc1", merged, merged)
+        found |= linear(f"{prefix}{name}.linear_fc2", vision["out_hidden_size"], merged)
+    return found
+
+
+def qwen3_5(config: dict[str, Any]) -> Shapes:
+    text = config["text_config"]
+    found = hybrid_layers("model.language_model.", text) | qwen3_tower("model.visual.", config["vision_config"])
+    return found | head(text, config["tie_word_embeddings"]) | further_tokens(text)
+
+
+def qwen3_5_text(config: dict[str, Any]) -> Shapes:
+    return hybrid_layers("model.", config) | head(config, config["tie_word_embeddings"]) | further_tokens(config)
+
+
+def hybrid_layers(prefix: str, text: dict[str, Any]) -> Shapes:
+    width = text["hidden_size"]
+    found: Shapes = {f"{prefix}embed_tokens.weight": (text["vocab_size"], width), f"{prefix}norm.weight": (width,)}
+    keys = text["linear_num_key_heads"] * text["linear_key_head_dim"]
+    heads = text["linear_num_value_heads"]
+    values = heads * text["linear_value_head_dim"]
+    for n, kind in enumerate(text["layer_types"]):
+        layer = f"{prefix}layers.{n}."
+        found |= layer_norms_and_mlp(layer, text)
+        if kind == "full_attention":
+            found |= gated_attention(layer, text)
+            continue
+        found |= {f"{layer}linear_attn.in_proj_qkv.weight": (2 * keys + values, width)}
+        found |= {f"{layer}linear_attn.in_proj_z.weight": (values, width)}
+        found |= {f"{layer}linear_attn.in_proj_{name}.weight": (heads, width) for name in "ab"}
+        found |= {f"{layer}linear_attn.conv1d.weight": (2 * keys + values, 1, text["linear_conv_kernel_dim"])}
+        found |= {f"{layer}linear_attn.{name}": (heads,) for name in ("A_log", "dt_bias")}
+        found |= {f"{layer}linear_attn.norm.weight": (text["linear_value_head_dim"],)}
+        found |= {f"{layer}linear_attn.out_proj.weight": (width, values)}
+    return found
+
+
+def layer_norms_and_mlp(layer: str, text: dict[str, Any]) -> Shapes:
+    width = text["hidden_size"]
+    found: Shapes = {f"{layer}{name}_layernorm.weight": (width,) for name in ("input", "post_attention")}
+    prefix, inner = "mlp.", text.get("intermediate_size")
+    if "num_experts" in text:
+        found |= experts_of(f"{layer}mlp.", text) | {f"{layer}mlp.shared_expert_gate.weight": (1, width)}
+        prefix, inner = "mlp.shared_expert.", text["shared_expert_intermediate_size"]
+    found |= {f"{layer}{prefix}{name}_proj.weight": (inner, width) for name in ("gate", "up")}
+    return found | {f"{layer}{prefix}down_proj.weight": (width, inner)}
+
+
+def gated_attention(layer: str, text: dict[str, Any]) -> Shapes:
+    """A layer's queries stand beside their gates."""
+    width, size = text["hidden_size"], text["head_dim"]
+    queries, keys = text["num_attention_heads"] * size, text["num_key_value_heads"] * size
+    found: Shapes = {f"{layer}self_attn.q_proj.weight": (2 * queries, width)}
+    found |= {f"{layer}self_attn.{name}_proj.weight": (keys, width) for name in "kv"}
+    found |= {f"{layer}self_attn.{name}_norm.weight": (size,) for name in "qk"}
+    return found | {f"{layer}self_attn.o_proj.weight": (width, queries)}
+
+
+def further_tokens(text: dict[str, Any]) -> Shapes:
+    width, layer = text["hidden_size"], "mtp.layers.0."
+    found = {"mtp.fc.weight": (width, 2 * width), "mtp.norm.weight": (width,)}
+    found |= {f"mtp.pre_fc_norm_{name}.weight": (width,) for name in ("embedding", "hidden")}
+    found |= gated_attention(layer, text) | layer_norms_and_mlp(layer, text)
+    if "num_experts" in text:
+        del found[f"{layer}mlp.experts.gate_up_proj"], found[f"{layer}mlp.experts.down_proj"]
+        inner = text["moe_intermediate_size"]
+        for n in range(text["num_experts"]):
+            expert = f"{layer}mlp.experts.{n}."
+            found |= {f"{expert}{name}_proj.weight": (inner, width) for name in ("gate", "up")}
+            found[f"{expert}down_proj.weight"] = (width, inner)
+    return found
 
 
 def qwen2_5_omni(config: dict[str, Any]) -> Shapes:
@@ -188,6 +275,12 @@ def qwen3_vl_30b_a3b() -> dict[str, Any]:
     return config
 
 
+def text_alone(name: str) -> dict[str, Any]:
+    """The text stack of a released model with a vision tower, as a model of its own."""
+    kind = "Moe" if "A3B" in name else ""
+    return released(name)["text_config"] | {"architectures": [f"Qwen3_5{kind}ForCausalLM"]}
+
+
 def qwen2_5_omni_config() -> dict[str, Any]:
     return json.loads((tiny_qwen_omni(tempfile.mkdtemp(prefix="longrl-released-")) / "config.json").read_text())
 
@@ -200,9 +293,15 @@ def reduced(config: dict[str, Any]) -> dict[str, Any]:
     text |= {"hidden_size": 16 * ratio, "intermediate_size": 40, "num_hidden_layers": 2, "vocab_size": 64}
     text |= {"num_attention_heads": 2 * ratio, "num_key_value_heads": 2}
     if "head_dim" in text:
-        text["head_dim"] = 128 if vision else 8  # sections of M-RoPE belong to a head of 128
+        # Sections of M-RoPE belong to a head of 128, or to a quarter of one of 256.
+        text["head_dim"] = text["head_dim"] if vision or "layer_types" in text else 8
     if "num_experts" in text:
         text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+    if "linear_num_key_heads" in text:
+        text |= {"layer_types": text["layer_types"][:4], "num_hidden_layers": 4, "linear_num_key_heads": 2}
+        text |= {"linear_num_value_heads": 6, "linear_key_head_dim": 8, "linear_value_head_dim": 12}
+    if "shared_expert_intermediate_size" in text:
+        text["shared_expert_intermediate_size"] = 20
     if vision:
         vision |= {"hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "depth": 3}
         vision["out_hidden_size"] = text["hidden_size"]
@@ -210,7 +309,8 @@ def reduced(config: dict[str, Any]) -> dict[str, Any]:
             text["rope_scaling"]["mrope_section"] = [2, 1, 1]
             vision["fullatt_block_indexes"] = [1]
         else:
-            vision |= {"deepstack_visual_indexes": [0, 1, 2], "num_position_embeddings": 16}
+            levels = [0, 1, 2] if vision["deepstack_visual_indexes"] else []
+            vision |= {"deepstack_visual_indexes": levels, "num_position_embeddings": 16}
     for key in ("bos_token_id", "eos_token_id"):
         text.pop(key, None)  # beyond the reduced vocabulary
     return small
@@ -227,6 +327,10 @@ CASES = {
     "Qwen3-VL-4B": ("qwen3-vl", Qwen3VLFamily, lambda: released("Qwen3-VL-4B-Instruct"), qwen3_vl),
     "Qwen3-VL-8B": ("qwen3-vl", Qwen3VLFamily, lambda: released("Qwen3-VL-8B-Instruct"), qwen3_vl),
     "Qwen3-VL-30B-A3B": ("qwen3-vl-moe", Qwen3VLFamily, qwen3_vl_30b_a3b, qwen3_vl),
+    "Qwen3.5-9B": ("qwen3.5", Qwen3_5Family, lambda: released("Qwen3.5-9B"), qwen3_5),
+    "Qwen3.5-35B-A3B": ("qwen3.5-moe", Qwen3_5Family, lambda: released("Qwen3.5-35B-A3B"), qwen3_5),
+    "Qwen3.5-9B-text": ("qwen3.5-text", Qwen3_5TextFamily, lambda: text_alone("Qwen3.5-9B"), qwen3_5_text),
+    "Qwen3.5-A3B-text": ("qwen3.5-text", Qwen3_5TextFamily, lambda: text_alone("Qwen3.5-35B-A3B"), qwen3_5_text),
     "Qwen2.5-Omni": ("qwen2.5-omni", QwenOmniFamily, qwen2_5_omni_config, qwen2_5_omni),
 }
 """Model -> row of README's table, family, its config, and what its files hold."""
@@ -247,6 +351,27 @@ def folder_of(model: str, folder: Path) -> tuple[CausalFamily, dict[str, torch.T
 
 def test_the_7b_has_as_many_tensors_as_released():
     assert len(qwen2_5_vl(released("Qwen2.5-VL-7B-Instruct"))) == 729
+
+
+def test_qwen3_5_has_as_many_tensors_as_released():
+    assert len(qwen3_5(released("Qwen3.5-35B-A3B"))) == 1811
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "vision", "further"),
+    [
+        ("Qwen3.5-9B", 8_953_803_264, 456_010_480, 243_290_624),
+        ("Qwen3.5-27B", 26_895_998_464, 460_730_096, 424_699_392),
+        ("Qwen3.5-35B-A3B", 34_660_610_688, 446_571_248, 844_640_768),
+    ],
+)
+def test_qwen3_5_has_the_published_number_of_parameters(name, text, vision, further):
+    """Sums of 9,653,104,368, of 27,781,427,952 and of 35,951,822,704."""
+    shapes = qwen3_5(released(name))
+    counts = dict.fromkeys(("model.visual.", "mtp.", ""), 0)
+    for tensor, shape in shapes.items():
+        counts[next(prefix for prefix in counts if tensor.startswith(prefix))] += math.prod(shape)
+    assert counts == {"model.visual.": vision, "mtp.": further, "": text}
 
 
 @pytest.mark.parametrize("model", PROVEN)
@@ -277,12 +402,12 @@ def test_what_is_written_has_the_released_names_and_bits(model, tmp_path):
 @EVERY
 def test_a_name_too_few_or_too_many_is_told(model, tmp_path):
     family, weights = folder_of(model, tmp_path)
-    lost = next(name for name in weights if name.endswith("layers.1.self_attn.o_proj.weight"))
+    lost = next(name for name in weights if name.endswith("layers.1.post_attention_layernorm.weight"))
     left = {name: value for name, value in weights.items() if name != lost} | {"surplus.weight": torch.ones(2)}
     save_file(left, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"does not hold the weights its config.* \(2 differences\)") as error:
         family.build()
-    assert "layers.1.self_attn.o_proj.weight is missing" in str(error.value)
+    assert "layers.1.post_attention_layernorm.weight is missing" in str(error.value)
     assert "surplus.weight is unknown" in str(error.value)
 
 
@@ -310,3 +435,27 @@ def test_a_weight_of_another_shape_is_told(tmp_path):
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"pos_embed.weight is \[25, 32\] instead of \[16, 32\] \(1 differences\)"):
         family.build()
+
+
+@pytest.mark.parametrize("model", ["Qwen3.5-9B", "Qwen3.5-9B-text"])
+def test_fused_projections_of_another_release_are_told_before_a_weight_is_read(model, tmp_path, monkeypatch):
+    family, weights = folder_of(model, tmp_path)
+    names = [name for name in weights if name.endswith(("in_proj_qkv.weight", "in_proj_z.weight"))]
+    for name in names:
+        value = weights.pop(name)
+        if "qkv" in name:
+            weights[name.replace("in_proj_qkv", "in_proj_qkvz")] = value
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    monkeypatch.setattr(family, "auto_class", lambda: pytest.fail("weights were read"))
+    with pytest.raises(ValueError, match=r"holds .*in_proj_qkvz.weight, a projection fused as in Qwen3-Next, but"):
+        family.build()
+
+
+def test_text_alone_may_keep_the_names_of_the_model_it_comes_from(tmp_path):
+    family, weights = folder_of("Qwen3.5-9B-text", tmp_path)
+    before = family.build().state_dict()
+    renamed = {name.replace("model.", "model.language_model.", 1): value for name, value in weights.items()}
+    save_file(renamed, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    after = family.build().state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
