@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 def shipped_families() -> tuple[type[CausalFamily], ...]:
     """The families of this package that say which models they read."""
     # Here, for each of them imports what this file is part of.
+    from longrl.models.qwen2_vl import Qwen2VLFamily
     from longrl.models.qwen3_5 import Qwen3_5Family, Qwen3_5TextFamily
     from longrl.models.qwen3_vl import Qwen3VLFamily
     from longrl.models.qwen_omni import QwenOmniFamily
@@ -19,7 +20,8 @@ def shipped_families() -> tuple[type[CausalFamily], ...]:
     from longrl.models.text import LlamaFamily, TextFamily
 
     return (
-        TextFamily, LlamaFamily, Qwen2_5_VLFamily, Qwen3VLFamily, Qwen3_5Family, Qwen3_5TextFamily, QwenOmniFamily,
+        TextFamily, LlamaFamily, Qwen2VLFamily, Qwen2_5_VLFamily, Qwen3VLFamily, Qwen3_5Family, Qwen3_5TextFamily,
+        QwenOmniFamily,
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ What a released file holds is written out below from what is public of it, not f
 - Qwen2.5-VL: names and shapes of all 729 tensors of the 7B, as sangoi-exe/stable-diffusion-webui-codex checks them in
   its reader of that model; `visual.`, `model.` and `lm_head.` are "original checkpoint" names to vLLM 0.32
   (model_executor/models/qwen2_5_vl.py, hf_to_vllm_mapper), `model.language_model.` those since transformers 4.52.
+- Qwen2-VL: those names of its text stack, and of its encoder those that vLLM 0.32 reads (qwen2_vl.py).
 - Qwen3-VL: weight_map of a model with its architecture at 8B (model.safetensors.index.json in sarcascoder/
   nvidia-reason2), and names of DeepStack's mergers in several readers of the released 4B and 8B.
 - Qwen3-VL-30B-A3B: all experts of a layer in two tensors, transposed: transformers 5.19 (conversion_mapping.py,
@@ -36,6 +37,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from longrl.models.base import CausalFamily
+from longrl.models.qwen2_vl import Qwen2VLFamily
 from longrl.models.qwen3_5 import Qwen3_5Family, Qwen3_5TextFamily
 from longrl.models.qwen3_vl import Qwen3VLFamily
 from longrl.models.qwen_omni import QwenOmniFamily
@@ -106,6 +108,21 @@ def qwen2_5_vl(config: dict[str, Any]) -> Shapes:
         | qwen2_5_tower("visual.", config["vision_config"], one_matrix=True)
         | head(config, config["tie_word_embeddings"])
     )
+
+
+def qwen2_vl(config: dict[str, Any]) -> Shapes:
+    vision = config["vision_config"]
+    width = vision["embed_dim"]
+    inner, merged = vision["mlp_ratio"] * width, 4 * width
+    found = text_layers("model.", config, bias=True, head_norms=False) | head(config, config["tie_word_embeddings"])
+    found["visual.patch_embed.proj.weight"] = (width, 3, 2, 14, 14)
+    for n in range(vision["depth"]):
+        block = f"visual.blocks.{n}."
+        found |= layer_norm(f"{block}norm1", width) | layer_norm(f"{block}norm2", width)
+        found |= linear(f"{block}attn.qkv", 3 * width, width) | linear(f"{block}attn.proj", width, width)
+        found |= linear(f"{block}mlp.fc1", inner, width) | linear(f"{block}mlp.fc2", width, inner)
+    found |= layer_norm("visual.merger.ln_q", width) | linear("visual.merger.mlp.0", merged, merged)
+    return found | linear("visual.merger.mlp.2", vision["hidden_size"], merged)
 
 
 def layer_norm(name: str, width: int) -> Shapes:
@@ -275,6 +292,17 @@ def qwen3_vl_30b_a3b() -> dict[str, Any]:
     return config
 
 
+def qwen2_vl_7b() -> dict[str, Any]:
+    """The 2.5's fields; of the encoder those of Qwen's own configuration class, whose defaults are the released ones."""
+    config = released("Qwen2.5-VL-7B-Instruct")
+    config |= {"architectures": ["Qwen2VLForConditionalGeneration"], "model_type": "qwen2_vl"}
+    config["vision_config"] = {
+        "depth": 32, "embed_dim": 1280, "mlp_ratio": 4, "num_heads": 16, "in_chans": 3, "hidden_size": 3584,
+        "patch_size": 14, "spatial_merge_size": 2, "spatial_patch_size": 14, "temporal_patch_size": 2,
+    }  # fmt: skip
+    return config
+
+
 def text_alone(name: str) -> dict[str, Any]:
     """The text stack of a released model with a vision tower, as a model of its own."""
     kind = "Moe" if "A3B" in name else ""
@@ -303,9 +331,13 @@ def reduced(config: dict[str, Any]) -> dict[str, Any]:
     if "shared_expert_intermediate_size" in text:
         text["shared_expert_intermediate_size"] = 20
     if vision:
-        vision |= {"hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "depth": 3}
+        vision |= {"intermediate_size": 48, "num_heads": 2, "depth": 3}
+        is_first = "embed_dim" in vision  # whose hidden_size is the text stack's
+        vision |= {"embed_dim": 32, "hidden_size": text["hidden_size"]} if is_first else {"hidden_size": 32}
         vision["out_hidden_size"] = text["hidden_size"]
-        if "fullatt_block_indexes" in vision:
+        if is_first:
+            text["rope_scaling"]["mrope_section"] = [2, 1, 1]
+        elif "fullatt_block_indexes" in vision:
             text["rope_scaling"]["mrope_section"] = [2, 1, 1]
             vision["fullatt_block_indexes"] = [1]
         else:
@@ -322,6 +354,7 @@ CASES = {
     "Qwen3-1.7B": ("qwen3", TextFamily, lambda: released("Qwen3-1.7B"), qwen3_text),
     "Qwen3-4B": ("qwen3", TextFamily, lambda: released("Qwen3-4B"), qwen3_text),
     "Llama-3.2-1B": ("llama3", LlamaFamily, lambda: released("Llama-3.2-1B-Instruct"), llama_text),
+    "Qwen2-VL-7B": ("qwen2-vl", Qwen2VLFamily, qwen2_vl_7b, qwen2_vl),
     "Qwen2.5-VL-3B": ("qwen2.5-vl", Qwen2_5_VLFamily, lambda: released("Qwen2.5-VL-3B-Instruct"), qwen2_5_vl),
     "Qwen2.5-VL-7B": ("qwen2.5-vl", Qwen2_5_VLFamily, lambda: released("Qwen2.5-VL-7B-Instruct"), qwen2_5_vl),
     "Qwen3-VL-4B": ("qwen3-vl", Qwen3VLFamily, lambda: released("Qwen3-VL-4B-Instruct"), qwen3_vl),
