@@ -121,8 +121,8 @@ def refuse_fused_projections(folder: str) -> None:
     for name in weight_names(folder):
         if name.removesuffix(".weight").endswith(FUSED_PROJECTIONS):
             raise ValueError(
-                f"{folder} holds {name}, a projection fused as in Qwen3-Next, but Qwen3.5's files must hold in_proj_qkv, "
-                "in_proj_z, in_proj_b and in_proj_a; name a folder of Qwen3.5, or write a family for this one"
+                f"{folder} holds {name}, a projection fused as in Qwen3-Next, but Qwen3.5's files must hold "
+                "in_proj_qkv, in_proj_z, in_proj_b and in_proj_a; name a folder of Qwen3.5, or write a family for it"
             )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
 from typing import Any
 
 from longrl.models.pretrained_folder import PretrainedFolder
@@ -38,7 +37,7 @@ class DeltaSizes:
         return state + (self.taps - 1) * self.channels * value_bytes
 
     def rule_flops(self, chunk_rows: int = CHUNK_ROWS) -> float:
-        """Operations of the rule per row and layer: V (c (5 E + 3 F) + 6 E F), chunks of c rows; the projections' apart.
+        """Operations of the rule per row and layer, in chunks of c rows: V (c (5 E + 3 F) + 6 E F).
 
         Of a chunk keys by keys and queries by keys, 4 c E, the triangular system, c (E + F), scores by values, 2 c F;
         state by keys and queries, and what is written, 6 E F.

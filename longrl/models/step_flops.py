@@ -1,8 +1,8 @@
 """Operations of an update of the text stack, and what devices can do: how busy a run keeps its GPUs.
 
-Letters: Q parameters of all layers that a row goes through, l layers that attend, A width of all query heads, V vocabulary, D hidden size; T tokens of a
-prompt, S of a completion. A product with Q parameters is 2 Q operations per row. The encoder does not count, nor what
-is computed again in the backward pass.
+Letters: Q parameters of all layers that a row goes through, l layers that attend, A width of all query heads, V
+vocabulary, D hidden size; T tokens of a prompt, S of a completion. A product with Q parameters is 2 Q operations per
+row. The encoder does not count, nor what is computed again in the backward pass.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Letters as in `longrl.planning.formulas`, and: V value heads with keys of E and values of F numbers, C channels of the
 convolution, in chunks of c rows. Of several ranks each has L rows of its heads. On CUDA the kernels are
-flash-linear-attention's, which nobody has measured here: what they save is read in its sources (`chunk_gated_delta_rule`,
-0.4). Plain tensor operations, always in float32, are counted as a layer on a CPU saves them; tests compare.
+flash-linear-attention's: what they save is told by its interface and papers, and not measured. Plain tensor operations,
+always in float32, are counted as a layer on a CPU saves them; tests compare.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """How much a step computes, and how long that takes; the prompt counts once per group, as the code computes it.
 
-Letters as in `longrl.planning.inputs`; Q parameters of all layers that a row goes through, P prompts of a sequence-parallel group. A product
-with Q parameters is 2 Q operations per row. Times are of one rank: the slowest, since all wait for it.
+Letters as in `longrl.planning.inputs`; Q parameters of all layers that a row goes through, P prompts of a
+sequence-parallel group. A product with Q parameters is 2 Q operations per row. Times are of one rank: the slowest,
+since all wait for it.
 """
 
 from __future__ import annotations
@@ -172,7 +173,7 @@ def prefill_s(plan: Plan, hardware: Hardware, efficiency: Efficiency) -> float:
 
 
 def decode_s(plan: Plan, hardware: Hardware, efficiency: Efficiency) -> float:
-    """S steps of each round, each reading all text weights, the keys and values so far and states; or the products' time.
+    """S steps of each round, each reading all text weights, keys and values so far, and states; or the products' time.
 
     Or the time in which their kernels are launched. Ranks that share an engine share the reading and the products.
     """

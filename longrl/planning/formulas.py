@@ -131,8 +131,9 @@ def norm_saved(width: int, bytes_in: int) -> int:
 def attention_saved(plan: Plan, rows: int) -> float:
     """`_SharedPrefix` and `SequenceParallel.to_heads`: queries, keys, values, output and its log-sum-exp.
 
-    One rank: l (2 A + 2 C) b + 4 l H, with gated output the gate and their product as well, 2 l A b. Of several, each has L rows of its padded heads, h of them with k key heads, and
-    once more its own rows of the output: L ((h + 2 k) d + h d) b + 4 L h + l A b; queries are copied if k > 1.
+    One rank: l (2 A + 2 C) b + 4 l H. Of several, each has L rows of its padded heads, h of them with k key heads, and
+    once more its own rows of the output: L ((h + 2 k) d + h d) b + 4 L h + l A b; queries are copied if k > 1. With
+    gated output the gates and their product with it as well: 2 l A b.
     """
     sizes, heads, b = plan.sizes, plan.heads, plan.matmul_bytes
     gated = 2 * rows * sizes.query_width * b if sizes.gated_attention else 0

@@ -1,7 +1,8 @@
 """Inputs of a plan: the sizes of a model, and of the run that trains it.
 
-Letters of this folder: N layers that attend; D hidden size; A, C widths of all query and all key heads; F width of the MLP;
-V vocabulary; G completions of S tokens behind a prompt of T tokens; L rows of a micro-batch on one rank.
+Letters of this folder: N layers that attend; D hidden size; A, C widths of all query and all key heads; F width of the
+MLPs that a row goes through, k of them experts; V vocabulary; G completions of S tokens behind a prompt of T tokens; L
+rows of a micro-batch on one rank.
 """
 
 from __future__ import annotations

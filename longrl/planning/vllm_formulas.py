@@ -77,7 +77,7 @@ def cache_per_token(plan: Plan) -> float:
 
 
 def cache_per_sequence(plan: Plan) -> float:
-    """States of a sequence on one rank; pages of the cache round them up, and its prefix cache may keep further ones."""
+    """States of a sequence on one rank. Pages round them up and a prefix cache keeps further ones: not counted."""
     return state_memory(plan, 1) / share_of(plan).ranks
 
 

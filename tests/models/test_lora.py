@@ -84,7 +84,10 @@ def test_gated_delta_nets_have_adapters_and_routed_experts_have_none():
     family = qwen3_5_text_family(experts=True, lora=LORA)
     model = build_from(family, None)
     found = {name.split(".lora_")[0] for name in model.state_dict() if is_adapter(name)}
-    nets = {f"model.layers.0.linear_attn.{name}" for name in ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj")}
+    nets = {
+        f"model.layers.0.linear_attn.{name}"
+        for name in ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj")
+    }
     assert nets == {name for name in found if name.startswith("model.layers.0.linear_attn.")}
     assert {f"model.layers.3.self_attn.{name}_proj" for name in "qkvo"} <= found
     shared = {name.rpartition("mlp.")[2] for name in found if ".mlp." in name}
@@ -104,7 +107,9 @@ def test_exported_adapters_of_a_hybrid_model_load_in_plain_transformers_with_pef
     ids = torch.tensor([family.encode_response("Which one comes next?").tolist() * 3])
     with torch.no_grad():
         wanted = loaded(ids).logits
-        hidden = family.hidden_states(model, torch.arange(ids.shape[1])[None, None], inputs_embeds=embeddings(model, ids))
+        hidden = family.hidden_states(
+            model, torch.arange(ids.shape[1])[None, None], inputs_embeds=embeddings(model, ids)
+        )
     torch.testing.assert_close(model.get_output_embeddings()(hidden), wanted, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(wanted, plain_logits(family, ids), atol=1e-3)  # adapters add something
 

@@ -10,9 +10,9 @@ What a released file holds is written out below from what is public of it, not f
   nvidia-reason2), and names of DeepStack's mergers in several readers of the released 4B and 8B.
 - Qwen3-VL-30B-A3B: all experts of a layer in two tensors, transposed: transformers 5.19 (conversion_mapping.py,
   qwen3_vl_moe) turns them around, vLLM 0.32 reads them so (qwen3_vl_moe.py, is_fused_checkpoint_transposed).
-- Qwen3.5-35B-A3B: names and shapes of all 1,811 tensors as a reader of the released file lists them, and as FlashRT checks
-  those of the text stack; experts of a layer are two tensors, not transposed, but one by one in the head for further
-  tokens. 9B and 27B have an MLP there instead; all have the published number of parameters to the unit.
+- Qwen3.5-35B-A3B: names and shapes of all 1,811 tensors as a reader of the released file lists them, and as FlashRT
+  checks those of the text stack; experts of a layer are two tensors, not transposed, but one by one in the head for
+  further tokens. 9B and 27B have an MLP there instead; all have the published number of parameters to the unit.
 - Qwen3.5 text alone: the same names behind `model.`, as Qwen3.8-2.4T-A95B (qwen3_5_moe_text) was released; no dense one
   was. vLLM 0.32 (qwen3_5.py) and transformers 5.19 take the prefix `model.language_model.` as well.
 - Qwen2.5-Omni: names and shapes of the thinker as infinigence/ApxInf checks them before it reads the released file,
@@ -293,7 +293,7 @@ def qwen3_vl_30b_a3b() -> dict[str, Any]:
 
 
 def qwen2_vl_7b() -> dict[str, Any]:
-    """The 2.5's fields; of the encoder those of Qwen's own configuration class, whose defaults are the released ones."""
+    """The 2.5's fields; of the encoder the defaults of its configuration class, which is made after this model."""
     config = released("Qwen2.5-VL-7B-Instruct")
     config |= {"architectures": ["Qwen2VLForConditionalGeneration"], "model_type": "qwen2_vl"}
     config["vision_config"] = {

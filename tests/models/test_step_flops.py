@@ -35,7 +35,9 @@ def test_frozen_weights_get_no_gradients():
 
 
 @pytest.mark.parametrize(
-    "family", [text_family(), qwen3_5_text_family(), qwen3_5_text_family(experts=True)], ids=["dense", "hybrid", "experts"]
+    "family",
+    [text_family(), qwen3_5_text_family(), qwen3_5_text_family(experts=True)],
+    ids=["dense", "hybrid", "experts"],
 )
 def test_a_model_is_counted_as_the_planner_does(family):
     model = family.build()

@@ -63,7 +63,9 @@ def test_qwen_is_read(model_type):
 
 
 def test_the_other_text_family_is_named():
-    with pytest.raises(ValueError, match=r"reads models of type llama, but .* is a qwen2; set .* longrl.models.text.TextFamily"):
+    with pytest.raises(
+        ValueError, match=r"reads models of type llama, but .* is a qwen2; set .* longrl.models.text.TextFamily"
+    ):
         LlamaFamily(text_folder("qwen2"), random_init=True).build()
 
 
