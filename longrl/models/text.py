@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from typing_extensions import override
 
@@ -18,7 +18,7 @@ class TextFamily(CausalFamily):
         `TextFamily(model="Qwen/Qwen3-1.7B", dtype="bfloat16", chat_template_kwargs={"enable_thinking": False})`
     """
 
-    model_types = ("qwen2", "qwen3")  # Qwen2.5's is qwen2
+    model_types: ClassVar[tuple[str, ...]] = ("qwen2", "qwen3")  # Qwen2.5's is qwen2
 
     @override
     def auto_class(self) -> Any:

@@ -2,8 +2,8 @@
 
 Letters as in `longrl.planning.formulas`, and: V value heads with keys of E and values of F numbers, C channels of the
 convolution, in chunks of c rows. Of several ranks each has L rows of its heads. On CUDA the kernels are
-flash-linear-attention's: what they save is told by its interface and papers, and not measured. Plain tensor operations,
-always in float32, are counted as a layer on a CPU saves them; tests compare.
+flash-linear-attention's: what they save is read in its sources (fla/ops/gated_delta_rule/chunk.py), and not measured.
+Plain tensor operations, always in float32, are counted as a layer on a CPU saves them; tests compare.
 """
 
 from __future__ import annotations
@@ -69,28 +69,29 @@ def saved_memory(plan: Plan, rows: int) -> float:
 def backward_memory(plan: Plan, rows: int) -> float:
     """What the rule's backward pass needs beside that.
 
-    CUDA: states of all chunks and their gradients, what is written, and gradients of queries, keys and values:
-    L (2 V E F / c + 3 V E + 3 V F) b. Plain: L 2 V F, as the first saved tensors go while the first gradients come.
+    CUDA: states of all chunks and what is written, again, and gradients of all of these and of queries, keys and values:
+    L (2 V E F / c + 5 V E + 4 V F) b. Plain: L 2 V F, as the first saved tensors go while the first gradients come.
     Of several ranks the message of the all-to-all, before and after.
     """
     width, b = local_widths(plan, rows), plan.matmul_bytes
     message = 2 * (width.channels + width.values) * b if plan.sequence_parallel_size > 1 else 0
     if not plan.cuda:
         return width.rows * (2 * width.values * FLOAT32 + message)
-    return width.rows * ((2 * width.states + 3 * width.keys + 3 * width.values) * b + message)
+    return width.rows * ((2 * width.states + 5 * width.keys + 4 * width.values) * b + message)
 
 
 def forward_memory(plan: Plan, rows: int) -> float:
     """Without gradient, at its widest, beside the stream.
 
-    CUDA: channels three times, queries and keys, what is written and read, and states: L (3 C + 4 V E + 2 V F + V E F /
-    c) b. Plain: L (3 C b + 4 (12 V E + 7 V F + 3 V c)).
+    CUDA: channels three times, queries and keys as they are and normalised, what is written and read, systems and
+    states: L (3 C + 5 V E + 4 V F + V c + V E F / c) b. Plain: L (3 C b + 4 (12 V E + 7 V F + 3 V c)).
     """
     width, b = local_widths(plan, rows), plan.matmul_bytes
     if not plan.cuda:
         rule = 12 * width.keys + 7 * width.values + 3 * width.chunk
         return width.rows * (3 * width.channels * b + rule * FLOAT32)
-    return width.rows * (3 * width.channels + 4 * width.keys + 2 * width.values + width.states) * b
+    rule = 5 * width.keys + 4 * width.values + width.chunk + width.states
+    return width.rows * (3 * width.channels + rule) * b
 
 
 def state_memory(plan: Plan, sequences: int) -> float:

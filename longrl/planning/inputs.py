@@ -11,6 +11,7 @@ import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -133,7 +134,7 @@ class ModelSizes(TextSizes):
         )
 
 
-def _count_adapters(family: CausalFamily) -> dict[str, int]:
+def _count_adapters(family: CausalFamily) -> dict[str, Any]:
     """The fields of `ModelSizes` that count LoRA; none without."""
     if family.lora is None:
         return {}
