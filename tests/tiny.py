@@ -11,6 +11,7 @@ from torch import Tensor
 
 from longrl.models.internvl import InternVLFamily
 from longrl.models.lora import peft_config
+from longrl.models.qwen2_vl import Qwen2VLFamily
 from longrl.models.qwen3_5 import Qwen3_5Family, Qwen3_5TextFamily
 from longrl.models.qwen3_omni import Qwen3OmniFamily
 from longrl.models.qwen3_vl import Qwen3VLFamily
@@ -29,6 +30,7 @@ from longrl.testing.sample_prompts import (
 from longrl.testing.tiny import (
     tiny_internvl,
     tiny_qwen2_5_vl,
+    tiny_qwen2_vl,
     tiny_qwen3_5,
     tiny_qwen3_5_text,
     tiny_qwen3_omni,
@@ -62,6 +64,17 @@ def vl_family(**kwargs: object) -> Qwen2_5_VLFamily:
     """6 heads on 2 key heads, 2 layers; frames of 56 x 56 at most."""
     defaults = {"random_init": True, "freeze_vision_encoder": False, "max_pixels": 56 * 56, "min_pixels": 28 * 28}
     return Qwen2_5_VLFamily(vl_folder(), **{**defaults, **kwargs})
+
+
+@functools.cache
+def qwen2_vl_folder() -> str:
+    return str(tiny_qwen2_vl(tempfile.mkdtemp(prefix="longrl-qwen2-vl-")))
+
+
+def qwen2_vl_family(**kwargs: object) -> Qwen2VLFamily:
+    """As `vl_family`, whose encoder has windows."""
+    defaults = {"random_init": True, "freeze_vision_encoder": False, "max_pixels": 56 * 56, "min_pixels": 28 * 28}
+    return Qwen2VLFamily(qwen2_vl_folder(), **{**defaults, **kwargs})
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """How many prompts have room on a device while their completions are decoded together.
 
-Letters: G completions of a prompt, each of up to S tokens; N layers, C width of all key heads; b bytes of a value.
+Letters: G completions of a prompt, each of up to S tokens; N layers that attend, C width of all key heads; b bytes of a
+value.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ class DecodingMemory:
     """Bytes that prompts and completions need beside the weights, by what they grow with."""
 
     token: float
-    """Keys and values of a token in all layers: 2 N C b."""
+    """Keys and values of a token in all layers that attend: 2 N C b."""
     completion: float
-    """A completion, wherever it ends: its keys and values, its scores on itself, and its distribution in float64."""
+    """A completion, wherever it ends: its keys and values, its scores on itself, and its distribution in float64; its
+    states in gated delta nets, of which one layer has them twice."""
     tile: float
     """A completion's part of a tile of its prompt's keys."""
     always: float
@@ -71,14 +73,18 @@ class DecodingMemory:
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
         value = dtype.itemsize  # b
         length = sampling.max_completion_tokens
-        token = 2.0 * len(family.layers(model)) * sizes.num_key_heads * sizes.head_size * value
+        num_layers, states = len(family.layers(model)), 0
+        if sizes.delta_nets:
+            num_layers -= sizes.delta_nets.num_layers
+            states = (sizes.delta_nets.num_layers + 1) * sizes.delta_nets.state_bytes(value)
+        token = 2.0 * num_layers * sizes.num_key_heads * sizes.head_size * value
         own_scores = sizes.num_heads * length * (8 + value)  # twice in float32, and once as they are multiplied
         distribution = 28 * sizes.vocabulary  # three copies in float64, one in float32
         chunk = chunk_tokens * 3 * (sizes.hidden + sizes.mlp_width) * value
         head = 4 * sizes.vocabulary * sizes.hidden if family.fp32_lm_head and value < 4 else 0
         return cls(
             token=token,
-            completion=length * token + own_scores + distribution,
+            completion=length * token + own_scores + distribution + states,
             tile=sizes.num_heads * sizes.head_size * (3 * value + 4),
             always=float(chunk + max_scores * (12 + value) + head),
             num_generations=sampling.num_generations,

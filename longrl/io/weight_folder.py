@@ -39,6 +39,17 @@ def check_weight_files(folder: str | Path) -> None:
             ) from error
 
 
+def weight_names(folder: str | Path) -> list[str]:
+    """Names of the tensors in a folder's files, from their headers; of a hub id none."""
+    from safetensors import safe_open
+
+    names: list[str] = []
+    for file in sorted(Path(folder).rglob(WEIGHTS)):
+        with safe_open(file, framework="pt") as tensors:
+            names += tensors.keys()
+    return names
+
+
 def read_json_object(file: Path) -> dict[str, Any]:
     """The content of a JSON file that must be an object.
 

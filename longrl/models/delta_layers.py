@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from longrl.io.weight_folder import weight_names
 from longrl.packing.attention import PackedLayout
 from longrl.packing.delta_net import (
     DeltaRows,
@@ -20,6 +21,8 @@ from longrl.packing.delta_net import (
 )
 from longrl.strategies.sequence import NO_SEQUENCE_PARALLEL, SequenceParallel
 
+FUSED_PROJECTIONS = ("in_proj_qkvz", "in_proj_ba")
+"""Of Qwen3-Next: two matrices, rows of the key heads in turn, for the four of Qwen3.5."""
 PROJECTIONS = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "conv1d", "norm", "out_proj")
 
 
@@ -111,6 +114,16 @@ class PackedDeltaNet(nn.Module):
         if sequence.size == 1:
             return shared_prefix_delta(rows, weights, layout.spans)
         return sequence_parallel_delta(rows, weights, layout.spans, sequence)
+
+
+def refuse_fused_projections(folder: str) -> None:
+    """Raises ValueError if a folder's gated delta nets are those of another release; of a hub id it does nothing."""
+    for name in weight_names(folder):
+        if name.removesuffix(".weight").endswith(FUSED_PROJECTIONS):
+            raise ValueError(
+                f"{folder} holds {name}, a projection fused as in Qwen3-Next, but Qwen3.5's files must hold "
+                "in_proj_qkv, in_proj_z, in_proj_b and in_proj_a; name a folder of Qwen3.5, or write a family for it"
+            )
 
 
 def pack_delta_nets(layers: Iterable[Any]) -> None:

@@ -4,7 +4,7 @@ A family is a light, picklable description of a model, chosen by class path in Y
 model it trains. A new one is a subclass of `longrl.models.base.CausalFamily`, which has a class for each capability:
 
     PretrainedFolder    which config and tokenizer does the folder or hub id hold?
-        default         config, read_config, tokenizer, read_tokenizer, chat_template_file,
+        default         model_types, config, read_config, tokenizer, read_tokenizer, chat_template_file,
                         load_processing, text_folder
     PatchesMedia        what of an image, video or sound does the encoder read, and how many tokens is it?
         media           grid, pixel_patches, num_features

@@ -3,7 +3,8 @@
 An adapted layer computes base(x) + alpha / rank * B A x, with A [rank, in] random and B [out, rank] zero at the start.
 Adapters are float32 whatever the base's precision: a step of 1e-5 would be rounded away in bfloat16. Vision encoder,
 embeddings and LM head have none: the encoder's features are kept from step to step, the other two share a weight, and
-scoring reads it directly.
+scoring reads it directly. Nor have experts that tokens are routed to, whose weights are no linear layers in
+transformers, or a gated delta net's convolution; its projections have.
 
 Whoever needs an ordinary model (engines, exports, the start of another run) gets base + alpha / rank * B A under the
 original names, from `merged_weights`. In a base of bfloat16 a change of less than half the distance to the next number

@@ -5,16 +5,19 @@ from __future__ import annotations
 import abc
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from longrl.io.old_hooks import OLD_HOOKS, RefusesOldHooks
 from longrl.io.weight_folder import FETCH_AGAIN, read_json_object
+from longrl.models.model_types import check_model_type
 
 
 class PretrainedFolder(RefusesOldHooks, abc.ABC):
     """Which config and tokenizer does the folder or hub id hold?"""
 
     _old_hooks = OLD_HOOKS["family"]
+    model_types: ClassVar[tuple[str, ...]] = ()
+    """`model_type` of the configs it reads; others are refused as soon as the config is. Empty for any."""
     model_path: str
     """The folder or hub id."""
     chat_template_file: str | None = None
@@ -27,8 +30,14 @@ class PretrainedFolder(RefusesOldHooks, abc.ABC):
 
     @functools.cached_property
     def config(self) -> Any:
-        """The model's transformers config."""
-        return self.read_config(self._existing_path())
+        """The model's transformers config.
+
+        Raises:
+            ValueError: it is of a type that is not in `model_types`.
+        """
+        config = self.read_config(self._existing_path())
+        check_model_type(self, config)
+        return config
 
     def read_config(self, source: str | Path) -> Any:
         """The config of a folder or hub id."""

@@ -8,7 +8,8 @@ The released files also hold a head that predicts further tokens (`mtp.`); it is
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from typing_extensions import override
 
 from longrl.models.base import CausalFamily
 from longrl.models.building import OWN_WEIGHTS
-from longrl.models.delta_layers import pack_delta_nets
+from longrl.models.delta_layers import pack_delta_nets, refuse_fused_projections
 from longrl.models.qwen3_vl import Qwen3VLFamily, refuse_experts_on_a_cpu
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.models.text import TextFamily
@@ -40,7 +41,7 @@ class Qwen3_5Family(Qwen3VLFamily):
         `Qwen3_5Family(model="Qwen/Qwen3.5-9B", dtype="bfloat16", max_pixels=128 * 32 * 32)`
     """
 
-    model_types: ClassVar[tuple[str, ...]] = ("qwen3_5", "qwen3_5_moe")
+    model_types = ("qwen3_5", "qwen3_5_moe")
     ignored_weight_prefixes = ("mtp.",)
 
     @override
@@ -48,6 +49,11 @@ class Qwen3_5Family(Qwen3VLFamily):
         model = super().build(weights)
         pack_delta_nets(self.layers(model))
         return model
+
+    @override
+    def load_weights(self, source: str, **options: Any) -> Any:
+        refuse_fused_projections(source)
+        return super().load_weights(source, **options)
 
     @property
     @override
@@ -83,6 +89,16 @@ class Qwen3_5TextFamily(TextFamily):
     @override
     def engine_options(self) -> dict[str, Any]:
         return {**super().engine_options(), **delta_net_options(self)}
+
+    @override
+    def load_weights(self, source: str, **options: Any) -> Any:
+        refuse_fused_projections(source)
+        return super().load_weights(source, **options)
+
+    @override
+    def save_weights(self, model: Any, folder: str | Path) -> None:
+        """All experts of a layer in two tensors, as released; transformers 5.19 would write each on its own."""
+        model.save_pretrained(folder, save_original_format=False)
 
 
 def delta_net_options(family: CausalFamily) -> dict[str, Any]:

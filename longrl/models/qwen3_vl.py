@@ -45,6 +45,7 @@ class Qwen3VLFamily(Qwen2_5_VLFamily):
         `Qwen3VLFamily(model="Qwen/Qwen3-VL-8B-Instruct", dtype="bfloat16", max_pixels=128 * 32 * 32)`
     """
 
+    model_types = ("qwen3_vl", "qwen3_vl_moe")
     answer_options = ("outer_vision_marks",)
 
     def __init__(

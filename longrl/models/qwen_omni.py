@@ -55,7 +55,7 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
         `QwenOmniFamily(model="Qwen/Qwen2.5-Omni-7B", dtype="bfloat16", use_audio_in_video=True)`
     """
 
-    model_types: ClassVar[tuple[str, ...]] = ("qwen2_5_omni", "qwen2_5_omni_thinker")
+    model_types = ("qwen2_5_omni", "qwen2_5_omni_thinker")
     supports_audio = True
     answer_options: ClassVar[tuple[str, ...]] = ("use_audio_in_video", "system_prompt")
     training_options = ("freeze_audio_encoder",)

@@ -43,6 +43,7 @@ class Qwen2_5_VLFamily(ProcessorFamily):
         `Qwen2_5_VLFamily(model="Qwen/Qwen2.5-VL-7B-Instruct", dtype="bfloat16", max_pixels=128 * 28 * 28)`
     """
 
+    model_types: ClassVar[tuple[str, ...]] = ("qwen2_5_vl",)
     num_axes = 3
     # The encoder rounds by the size of a call, so the last one counts too.
     answer_options: ClassVar[tuple[str, ...]] = (

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 from typing_extensions import override
 
 from longrl.models.base import CausalFamily
-from longrl.models.building import OWN_WEIGHTS
 
 
 class TextFamily(CausalFamily):
@@ -19,19 +18,7 @@ class TextFamily(CausalFamily):
         `TextFamily(model="Qwen/Qwen3-1.7B", dtype="bfloat16", chat_template_kwargs={"enable_thinking": False})`
     """
 
-    model_types: ClassVar[tuple[str, ...]] = ("qwen2", "qwen3")
-    """`model_type` of the configs it reads; Qwen2.5's is qwen2."""
-
-    @override
-    def build(self, weights: str | None = OWN_WEIGHTS) -> Any:
-        model_type = self.config.model_type
-        if model_type not in self.model_types:
-            raise ValueError(
-                f"{type(self).__name__} reads models of type {' and '.join(self.model_types)}, but model.family's "
-                f"model={self.model_path!r} is a {model_type}; name such a model (TextFamily reads Qwen, LlamaFamily "
-                "Llama), or write a family"
-            )
-        return super().build(weights)
+    model_types: ClassVar[tuple[str, ...]] = ("qwen2", "qwen3")  # Qwen2.5's is qwen2
 
     @override
     def auto_class(self) -> Any:

@@ -1,7 +1,8 @@
 """How much a step computes, and how long that takes; the prompt counts once per group, as the code computes it.
 
-Letters as in `longrl.planning.inputs`; Q parameters of all layers, P prompts of a sequence-parallel group. A product
-with Q parameters is 2 Q operations per row. Times are of one rank: the slowest, since all wait for it.
+Letters as in `longrl.planning.inputs`; Q parameters of all layers that a row goes through, P prompts of a
+sequence-parallel group. A product with Q parameters is 2 Q operations per row. Times are of one rank: the slowest,
+since all wait for it.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from longrl.packing.delta_kernels import CHUNK_ROWS
 from longrl.planning import formulas as f, launches
+from longrl.planning.delta_formulas import state_memory
 from longrl.planning.formulas import is_mlp_chunked
 from longrl.planning.hardware import Hardware
-from longrl.planning.inputs import MicroBatch, Plan, micro_batch
+from longrl.planning.inputs import MicroBatch, ModelSizes, Plan, micro_batch
 from longrl.planning.launches import decoded_prompts
+from longrl.strategies.sequence import HeadLayout
 
 BACKWARD = 2
 """A backward pass is twice its forward pass."""
@@ -47,30 +51,40 @@ def encode_flops(plan: Plan) -> float:
 
 
 def prefill_flops(plan: Plan) -> float:
-    """One prompt: 2 Q T, and causal attention 2 A T^2 per layer."""
+    """One prompt: 2 Q T, causal attention 2 A T^2 per layer that attends, and the rule of gated delta nets."""
     sizes, tokens = plan.sizes, plan.prompt_tokens
-    return 2.0 * sum(sizes.layer_params) * tokens + 2.0 * len(sizes.layer_params) * sizes.query_width * tokens**2
+    attention = 2.0 * sizes.num_attending * sizes.query_width * tokens**2
+    return 2.0 * sizes.used_params * tokens + attention + rule_flops(sizes, tokens)
 
 
 def decode_flops(plan: Plan) -> float:
-    """One completion: S (2 Q + 2 V D), and 4 A (T S + S^2 / 2) per layer."""
+    """One completion: S (2 Q + 2 V D), 4 A (T S + S^2 / 2) per layer that attends, and the rule, row by row."""
     sizes, tokens = plan.sizes, plan.completion_tokens
-    dense = 2.0 * (sum(sizes.layer_params) + sizes.vocabulary * sizes.hidden) * tokens
+    dense = 2.0 * (sizes.used_params + sizes.vocabulary * sizes.hidden) * tokens
     seen = plan.prompt_tokens * tokens + tokens**2 / 2
-    return dense + 4.0 * len(sizes.layer_params) * sizes.query_width * seen
+    return dense + 4.0 * sizes.num_attending * sizes.query_width * seen + rule_flops(sizes, tokens, chunk_rows=1)
+
+
+def rule_flops(sizes: ModelSizes, rows: float, chunk_rows: int = CHUNK_ROWS) -> float:
+    """The gated delta rule in all layers that have it."""
+    return rows * sizes.num_delta_nets * sizes.delta_nets.rule_flops(chunk_rows) if sizes.delta_nets else 0.0
 
 
 def forward_flops(plan: Plan, batch: MicroBatch) -> float:
     """A micro-batch's layers.
 
-    2 Q per row; per group and layer 2 A (T^2 + g (2 T S + S^2)), g completions, where heads that pad the ranks'
-    parts count as heads.
+    2 Q per row; per group and layer that attends 2 A (T^2 + g (2 T S + S^2)), g completions; the rule of the others.
+    Heads that pad the ranks' parts count as heads.
     """
     sizes, heads, sp = plan.sizes, plan.heads, plan.sequence_parallel_size
     width = sp * heads.per_rank * heads.size * sizes.head_size
     t, s = plan.prompt_tokens, plan.completion_tokens
     pairs = batch.groups * (t**2 + batch.completions * (2 * t * s + s**2))
-    return 2.0 * sum(sizes.layer_params) * batch.tokens + 2.0 * len(sizes.layer_params) * width * pairs
+    rule = 0.0
+    if sizes.delta_nets:
+        padded = sp * plan.delta_heads.per_rank * plan.delta_heads.size / sizes.delta_nets.num_heads
+        rule = padded * rule_flops(sizes, batch.tokens)
+    return 2.0 * sizes.used_params * batch.tokens + 2.0 * sizes.num_attending * width * pairs + rule
 
 
 def head_flops(plan: Plan, batch: MicroBatch) -> float:
@@ -82,7 +96,7 @@ def spared_flops(plan: Plan, batch: MicroBatch) -> float:
     """Part of a backward pass that LoRA leaves out, gradients of frozen weights: 2 Q per row, 2 V D per scored row."""
     if not plan.sizes.adapter_params:
         return 0.0
-    return 2.0 * sum(plan.sizes.layer_params) * batch.tokens + head_flops(plan, batch)
+    return 2.0 * plan.sizes.used_params * batch.tokens + head_flops(plan, batch)
 
 
 def chunked_mlp_flops(plan: Plan, batch: MicroBatch) -> float:
@@ -160,16 +174,17 @@ def prefill_s(plan: Plan, hardware: Hardware, efficiency: Efficiency) -> float:
 
 
 def decode_s(plan: Plan, hardware: Hardware, efficiency: Efficiency) -> float:
-    """S steps of each round, each reading all text weights and the keys and values so far; or the products' time.
+    """S steps of each round, each reading all text weights, keys and values so far, and states; or the products' time.
 
     Or the time in which their kernels are launched. Ranks that share an engine share the reading and the products.
     """
     sizes, sequences = plan.sizes, decoded_prompts(plan) * plan.rank_completions
     ranks = plan.vllm.ranks if plan.vllm else 1
     weight_bytes = plan.matmul_bytes if plan.vllm else plan.gathered_bytes
-    cached = 2 * len(sizes.layer_params) * sizes.key_width * plan.matmul_bytes / min(ranks, sizes.num_key_heads)
+    cached = 2 * sizes.num_attending * sizes.key_width * plan.matmul_bytes / min(ranks, sizes.num_key_heads)
     seen = decoded_prompts(plan) * plan.prompt_tokens + sequences * plan.completion_tokens / 2
-    read = weight_bytes * sizes.text_params / ranks + cached * seen
+    states = 2 * state_memory(plan, sequences) / ranks  # read and written
+    read = weight_bytes * sizes.touched_params(sequences) / ranks + cached * seen + states
     by_memory = plan.completion_tokens * read / (hardware.memory_bandwidth * efficiency.bandwidth)
     by_compute = sequences * decode_flops(plan) / ranks / (hardware.flops * efficiency.compute)
     by_launches = plan.completion_tokens * launches.decode_launch_s(plan, efficiency.launch_s)
@@ -183,12 +198,22 @@ def gather_s(plan: Plan, hardware: Hardware, efficiency: Efficiency) -> float:
 
 
 def exchange_s(plan: Plan, batch: MicroBatch, hardware: Hardware, efficiency: Efficiency) -> float:
-    """The all-to-alls of one forward pass: N l (2 h + 2 k) d b sp per rank, of which 1 - 1 / sp travels."""
-    sp, heads, sizes = plan.sequence_parallel_size, plan.heads, plan.sizes
-    rows = batch.tokens / sp
-    width = sp * heads.per_rank * (2 * heads.size + 2) * sizes.head_size
-    size = len(sizes.layer_params) * rows * width * plan.matmul_bytes * (1 - 1 / sp)
+    """The all-to-alls of one forward pass: N l (2 h + 2 k) d b sp per rank, of which 1 - 1 / sp travels.
+
+    Gated delta nets send heads of the larger of key and value, which has two columns more.
+    """
+    sp, sizes = plan.sequence_parallel_size, plan.sizes
+    width = float(sizes.num_attending * _parts(plan.heads) * sizes.head_size)
+    if sizes.delta_nets:
+        head_size = max(sizes.delta_nets.key_size, sizes.delta_nets.value_size + 2)
+        width += sizes.num_delta_nets * _parts(plan.delta_heads) * head_size
+    size = batch.tokens / sp * sp * width * plan.matmul_bytes * (1 - 1 / sp)
     return size / (hardware.bandwidth_among(sp) * efficiency.bandwidth)
+
+
+def _parts(heads: HeadLayout) -> int:
+    """Heads that a rank gets of a layer, and gives back."""
+    return heads.per_rank * (2 * heads.size + 2)
 
 
 def layer_inputs_s(plan: Plan, batch: MicroBatch, hardware: Hardware, efficiency: Efficiency) -> float:

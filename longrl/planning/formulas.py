@@ -12,6 +12,7 @@ import math
 
 from longrl.engines.prefix_cache import TILE_KEYS
 from longrl.models.chunked_logprobs import MAX_LOGITS
+from longrl.planning import delta_formulas as delta
 from longrl.planning.inputs import Plan
 
 ADAPTER_BYTES = 4
@@ -131,29 +132,38 @@ def attention_saved(plan: Plan, rows: int) -> float:
     """`_SharedPrefix` and `SequenceParallel.to_heads`: queries, keys, values, output and its log-sum-exp.
 
     One rank: l (2 A + 2 C) b + 4 l H. Of several, each has L rows of its padded heads, h of them with k key heads, and
-    once more its own rows of the output: L ((h + 2 k) d + h d) b + 4 L h + l A b; queries are copied if k > 1.
+    once more its own rows of the output: L ((h + 2 k) d + h d) b + 4 L h + l A b; queries are copied if k > 1. With
+    gated output the gates and their product with it as well: 2 l A b.
     """
     sizes, heads, b = plan.sizes, plan.heads, plan.matmul_bytes
+    gated = 2 * rows * sizes.query_width * b if sizes.gated_attention else 0
     if plan.sequence_parallel_size == 1:
-        return rows * ((2 * sizes.query_width + 2 * sizes.key_width) * b + 4 * sizes.num_heads)
+        return gated + rows * ((2 * sizes.query_width + 2 * sizes.key_width) * b + 4 * sizes.num_heads)
     all_rows = rows * plan.sequence_parallel_size
     local_heads = heads.per_rank * heads.size
     copies = local_heads if heads.per_rank > 1 else 0
     width = (2 * local_heads + 2 * heads.per_rank + copies) * sizes.head_size
-    return all_rows * (width * b + 4 * local_heads) + rows * sizes.query_width * b
+    return gated + all_rows * (width * b + 4 * local_heads) + rows * sizes.query_width * b
 
 
-def layer_saved(plan: Plan, rows: int) -> float:
+def layer_saved(plan: Plan, rows: int, *, delta_net: bool = False) -> float:
     """All that a layer keeps for its backward pass.
 
-    Two norms with the product's input behind each, attention, and of the MLP gate, its activation, up and their
-    product: 2 norm + 2 l D b + attention + 4 l F b; the MLP's none in pieces. And what adapters add.
+    Two norms with the product's input behind each, attention or a gated delta net, and of the MLP gate, its activation,
+    up and their product: 2 norm + 2 l D b + attention + 4 l F b; the MLP's none in pieces. And what adapters add.
     """
     sizes, b = plan.sizes, plan.matmul_bytes
     per_row = 2 * (norm_saved(sizes.hidden, plan.gathered_bytes) + sizes.hidden * b)
-    if sizes.head_norms:
+    if sizes.head_norms and not delta_net:
         per_row += norm_saved(sizes.query_width + sizes.key_width, b)
-    return rows * per_row + attention_saved(plan, rows) + mlp_saved(plan, rows) + adapters_saved(plan, rows)
+    mixing = delta.saved_memory(plan, rows) if delta_net else attention_saved(plan, rows)
+    return rows * per_row + mixing + mlp_saved(plan, rows) + adapters_saved(plan, rows)
+
+
+def widest_layer_saved(plan: Plan, rows: int) -> float:
+    """The same of the layer that keeps most."""
+    attending = layer_saved(plan, rows)
+    return max(attending, layer_saved(plan, rows, delta_net=True)) if plan.sizes.delta_nets else attending
 
 
 def is_mlp_chunked(plan: Plan, rows: int) -> bool:
@@ -162,8 +172,13 @@ def is_mlp_chunked(plan: Plan, rows: int) -> bool:
 
 
 def mlp_saved(plan: Plan, rows: int) -> float:
-    """Gate, its activation, up and their product, 4 l F b; nothing of an MLP in pieces beside its input."""
-    return 0.0 if is_mlp_chunked(plan, rows) else float(rows * 4 * plan.sizes.mlp_width * plan.matmul_bytes)
+    """Gate, its activation, up and their product, 4 l F b; nothing of an MLP in pieces beside its input.
+
+    Experts have a copy of a row for each that it goes through, in and out: 2 l k D b.
+    """
+    sizes = plan.sizes
+    width = 4 * sizes.mlp_width + 2 * sizes.experts_per_token * sizes.hidden
+    return 0.0 if is_mlp_chunked(plan, rows) else float(rows * width * plan.matmul_bytes)
 
 
 def adapters_saved(plan: Plan, rows: int) -> float:
@@ -192,8 +207,13 @@ def layers_saved(plan: Plan, rows: int) -> float:
 
     If their inputs are in host memory, the one in use and the one on its way back: 2 l D c.
     """
-    count = 2 if plan.checkpoints_on_host else len(plan.sizes.layer_params)
-    return checkpoint_memory(plan, rows, count) if plan.gradient_checkpointing else count * layer_saved(plan, rows)
+    sizes = plan.sizes
+    if plan.gradient_checkpointing:
+        return checkpoint_memory(plan, rows, 2 if plan.checkpoints_on_host else len(sizes.layer_params))
+    attending = sizes.num_attending * layer_saved(plan, rows)
+    if not sizes.num_delta_nets:
+        return attending
+    return attending + sizes.num_delta_nets * layer_saved(plan, rows, delta_net=True)
 
 
 def checkpoint_memory(plan: Plan, rows: int, count: int) -> float:
@@ -241,23 +261,29 @@ def attention_exchange(plan: Plan, rows: int) -> float:
 def layer_backward(plan: Plan, rows: int) -> float:
     """The most that a layer's backward pass adds to what `layers_saved` counts.
 
-    While attention goes backward, the MLP's saved tensors are gone.
+    While attention, or a gated delta net, goes backward, the MLP's saved tensors are gone.
     """
-    recomputed = layer_saved(plan, rows) if plan.gradient_checkpointing else 0.0
-    attention = attention_exchange(plan, rows) - mlp_saved(plan, rows)
-    return recomputed + max(backward_working_set(plan, rows), attention)
+    recomputed = widest_layer_saved(plan, rows) if plan.gradient_checkpointing else 0.0
+    mixing = attention_exchange(plan, rows)
+    if plan.sizes.delta_nets:
+        mixing = max(mixing, delta.backward_memory(plan, rows))
+    return recomputed + max(backward_working_set(plan, rows), mixing - mlp_saved(plan, rows))
 
 
 def forward_working_set(plan: Plan, rows: int) -> float:
     """Without gradient a layer holds its input, the MLP's input, and gate, up and product: l (2 D c + D b + 3 F b).
 
     Of an MLP in pieces of l' rows the last three are l' 3 F b, and its output is there in pieces and joined: 2 l D b.
+    Experts have copies of their rows, 2 l k D b. A gated delta net may need more than the MLP.
     """
     sizes, b = plan.sizes, plan.matmul_bytes
-    stream, width = 2 * sizes.hidden * plan.gathered_bytes + sizes.hidden * b, 3 * sizes.mlp_width * b
+    stream = rows * (2 * sizes.hidden * plan.gathered_bytes + sizes.hidden * b)
+    width = (3 * sizes.mlp_width + 2 * sizes.experts_per_token * sizes.hidden) * b
+    mlp = rows * width
     if is_mlp_chunked(plan, rows):
-        return float(rows * (stream + 2 * sizes.hidden * b) + (plan.mlp_chunk_tokens or 0) * width)
-    return float(rows * (stream + width))
+        mlp = rows * 2 * sizes.hidden * b + (plan.mlp_chunk_tokens or 0) * width
+    mixing = delta.forward_memory(plan, rows) if sizes.delta_nets else 0.0
+    return float(stream + max(mlp, mixing))
 
 
 def logit_memory(plan: Plan, scored: int, *, backward: bool) -> float:
@@ -308,8 +334,13 @@ def optimizer_working_set(plan: Plan) -> float:
     """
     if plan.offload or not plan.cuda or not plan.optimizer_offload:
         return 0.0
-    largest = plan.weight_bytes * plan.sizes.hidden * max(plan.sizes.vocabulary, plan.sizes.mlp_width) / plan.shards
-    return 3.0 * min(largest, trained_memory(plan))
+    return 3.0 * min(plan.weight_bytes * largest_weight(plan) / plan.shards, trained_memory(plan))
+
+
+def largest_weight(plan: Plan) -> int:
+    """Numbers of the largest weight: D max(V, F), or all experts' of a layer."""
+    sizes = plan.sizes
+    return max(sizes.hidden * max(sizes.vocabulary, sizes.mlp_width), sizes.largest_expert_weight)
 
 
 # ---------------------------------------------------------------------------------------------- encoding and rollout
@@ -380,11 +411,12 @@ def prefilled_prompts(plan: Plan) -> int:
 
 
 def kv_cache(plan: Plan) -> float:
-    """`PrefixCache`: keys of a prompt once, of its completions apart: 2 N C b prompts (T + G S)."""
+    """`PrefixCache`: keys of a prompt once, of its completions apart: 2 N C b prompts (T + G S); and G states."""
     sizes = plan.sizes
     tokens = plan.prompt_tokens + plan.rank_completions * plan.completion_tokens
-    width = 2 * len(sizes.layer_params) * sizes.key_width
-    return float(width * plan.matmul_bytes * prefilled_prompts(plan) * tokens)
+    width = 2 * sizes.num_attending * sizes.key_width
+    keys = float(width * plan.matmul_bytes * prefilled_prompts(plan) * tokens)
+    return keys + delta.state_memory(plan, prefilled_prompts(plan) * plan.rank_completions)
 
 
 def prefill_memory(plan: Plan) -> float:

@@ -1,7 +1,8 @@
 """Inputs of a plan: the sizes of a model, and of the run that trains it.
 
-Letters of this folder: N layers; D hidden size; A, C widths of all query and all key heads; F width of the MLP;
-V vocabulary; G completions of S tokens behind a prompt of T tokens; L rows of a micro-batch on one rank.
+Letters of this folder: N layers that attend; D hidden size; A, C widths of all query and all key heads; F width of the
+MLPs that a row goes through, k of them experts; V vocabulary; G completions of S tokens behind a prompt of T tokens; L
+rows of a micro-batch on one rank.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from longrl.models.base import CausalFamily
 from longrl.models.lora import add_adapters
-from longrl.models.planning_sizes import AudioSizes, TextSizes, VisionSizes
+from longrl.models.planning_sizes import AudioSizes, TextSizes, VisionSizes, is_expert
 from longrl.planning.shapes import build_on_meta
 from longrl.strategies.sequence import HeadLayout
 from longrl.strategies.whole_tensors import BUCKET_BYTES
@@ -46,10 +48,14 @@ class ModelSizes(TextSizes):
     """Values of a media token's features."""
     vision_encoder: EncoderSizes | None = None
     audio_encoder: AudioSizes | None = None
+    expert_params: int = 0
+    """Those of `layer_params` that are experts."""
+    largest_expert_weight: int = 0
+    """Numbers of the largest tensor of experts, all of a layer together."""
     adapter_params: int = 0
     """Parameters of LoRA in all layers: if there are any, they alone train."""
     adapter_inputs: int = 0
-    """Values per row that enter the adapters of one layer."""
+    """Values per row that enter the adapters of one layer, of several kinds the one where they are most."""
     adapter_mlp_inputs: int = 0
     """Those of them that enter adapters of its MLP."""
 
@@ -57,6 +63,27 @@ class ModelSizes(TextSizes):
     def text_params(self) -> int:
         """All that is sharded, except an encoder that trains."""
         return sum(self.layer_params) + self.root_params
+
+    @property
+    def used_params(self) -> float:
+        """Q, parameters of all layers that a row goes through: of experts some."""
+        used = self.experts_per_token / self.num_experts if self.num_experts else 1.0
+        return sum(self.layer_params) - self.expert_params * (1 - used)
+
+    def touched_params(self, num_rows: int) -> float:
+        """Of the text stack, by so many rows that choose different experts, until all are chosen."""
+        used = min(1.0, num_rows * self.experts_per_token / self.num_experts) if self.num_experts else 1.0
+        return self.text_params - self.expert_params * (1 - used)
+
+    @property
+    def num_delta_nets(self) -> int:
+        """Layers with a gated delta net."""
+        return self.delta_nets.num_layers if self.delta_nets else 0
+
+    @property
+    def num_attending(self) -> int:
+        """N, layers that attend."""
+        return len(self.layer_params) - self.num_delta_nets
 
     @property
     def encoder_params(self) -> int:
@@ -80,19 +107,12 @@ class ModelSizes(TextSizes):
 
     @classmethod
     def from_family(cls, family: CausalFamily) -> ModelSizes:
-        """Counts the family's model on the meta device; `shapes.find_config` comes first.
-
-        Raises:
-            ValueError: its layers are mixtures of experts.
-        """
+        """Counts the family's model on the meta device; `shapes.find_config` comes first."""
         text, vision = family.planning_sizes()
-        if text.num_experts:
-            raise ValueError(
-                f"plan counts layers that use all their weights for every token, but {family.model_path!r} has "
-                f"{text.num_experts} experts; plan a dense model"
-            )
         model = build_on_meta(family)
         layers = family.layers(model)
+        names = {name for layer in layers for name, _ in layer.named_parameters()}
+        experts = [one.numel() for layer in layers for name, one in layer.named_parameters() if is_expert(name)]
         encoder = None
         if vision is not None:
             sees, *others = (_count_values(module.parameters()) for module in family.media_encoders(model))
@@ -106,21 +126,26 @@ class ModelSizes(TextSizes):
             **_count_adapters(family),
             layer_params=tuple(layer_params),
             root_params=other_params - (encoder.params if encoder else 0),
-            head_norms=any("q_norm" in name for name, _ in layers[0].named_parameters()),
+            head_norms=any("q_norm" in name for name in names),
+            expert_params=sum(experts),
+            largest_expert_weight=max(experts, default=0),
             feature_size=family.feature_size,
             vision_encoder=encoder,
             audio_encoder=family.audio_sizes(),
         )
 
 
-def _count_adapters(family: CausalFamily) -> dict[str, int]:
+def _count_adapters(family: CausalFamily) -> dict[str, Any]:
     """The fields of `ModelSizes` that count LoRA; none without."""
     if family.lora is None:
         return {}
     with torch.device("meta"):
         model = add_adapters(family, build_on_meta(family))
-    first = family.layers(model)[0].named_parameters()
-    inputs = {name: parameter.shape[1] for name, parameter in first if ".lora_A." in name}
+    of_layers = [
+        {name: parameter.shape[1] for name, parameter in layer.named_parameters() if ".lora_A." in name}
+        for layer in family.layers(model)
+    ]
+    inputs = max(of_layers, key=lambda widths: sum(widths.values()))
     return {
         "adapter_params": _count_values(parameter for parameter in model.parameters() if parameter.requires_grad),
         "adapter_inputs": sum(inputs.values()),
@@ -287,6 +312,13 @@ class Plan:
         if not self.spatial_patches:
             return 0
         return math.ceil(self.patches // self.spatial_patches / self.sp_group) * self.spatial_patches
+
+    @functools.cached_property
+    def delta_heads(self) -> HeadLayout:
+        """The same of gated delta nets' value heads."""
+        delta = self.sizes.delta_nets
+        assert delta is not None, "no layer has one"
+        return HeadLayout.make(delta.num_heads, delta.num_key_heads, self.sequence_parallel_size)
 
     @functools.cached_property
     def heads(self) -> HeadLayout:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from longrl.models.base import CausalFamily
+from longrl.models.model_types import check_model_type
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "shapes"
 
@@ -33,7 +34,9 @@ def find_config(family: CausalFamily) -> CausalFamily:
     if (Path(family.model_path).expanduser() / "config.json").is_file():
         return family
     if (folder / "config.json").is_file():
-        family.config = family.read_config(folder)
+        config = family.read_config(folder)
+        check_model_type(family, config)
+        family.config = config
         if (folder / "preprocessor_config.json").is_file():
             # In the place of what the family would load; no tokenizer is needed to count patches.
             vars(family)["processor"] = SimpleNamespace(
@@ -42,7 +45,7 @@ def find_config(family: CausalFamily) -> CausalFamily:
             )
         return family
     try:
-        assert family.config is not None
+        config = family.read_config(family.model_path)
     except (OSError, ValueError) as error:
         shipped = sorted(path.parent.relative_to(FOLDER).as_posix() for path in FOLDER.glob("*/*/config.json"))
         raise ValueError(
@@ -50,6 +53,8 @@ def find_config(family: CausalFamily) -> CausalFamily:
             f"config.json, not in the hub's local copy and none of the shipped {', '.join(shipped)}; put its "
             f"config.json into {folder}"
         ) from error
+    check_model_type(family, config)
+    family.config = config
     return family
 
 

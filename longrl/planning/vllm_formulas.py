@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 
 from longrl.engines.vllm_options import MIN_BATCHED_TOKENS
+from longrl.planning.delta_formulas import state_memory
+from longrl.planning.formulas import largest_weight
 from longrl.planning.inputs import Plan, VLLMShare
 
 BATCHED_TOKENS = 16_384
@@ -70,13 +72,18 @@ def graph_memory(plan: Plan) -> float:
 def cache_per_token(plan: Plan) -> float:
     """Keys and values of a token on one rank: 2 N C b over r, of which a key head needs one."""
     sizes = plan.sizes
-    width = 2 * len(sizes.layer_params) * sizes.key_width
+    width = 2 * sizes.num_attending * sizes.key_width
     return width * plan.matmul_bytes / min(share_of(plan).ranks, sizes.num_key_heads)
 
 
+def cache_per_sequence(plan: Plan) -> float:
+    """States of a sequence on one rank. Pages round them up and a prefix cache keeps further ones: not counted."""
+    return state_memory(plan, 1) / share_of(plan).ranks
+
+
 def least_cache(plan: Plan) -> float:
-    """Keys and values of one sequence of `max_model_len`: with less vLLM does not start."""
-    return cache_per_token(plan) * model_length(plan)
+    """Keys and values, and states, of one sequence of `max_model_len`: with less vLLM does not start."""
+    return cache_per_token(plan) * model_length(plan) + cache_per_sequence(plan)
 
 
 def without_cache(plan: Plan) -> float:
@@ -125,11 +132,6 @@ def gathered_bucket(plan: Plan) -> float:
     return float(largest if largest >= bucket else bucket + largest)
 
 
-def largest_weight(plan: Plan) -> int:
-    """Numbers of the largest weight: D max(V, F)."""
-    return plan.sizes.hidden * max(plan.sizes.vocabulary, plan.sizes.mlp_width)
-
-
 def engine_features(plan: Plan) -> float:
     """Features of the prompts at work, beside vLLM's share: it does not count them where no encoder is to be run."""
     tokens = min(batched_tokens(plan), plan.local_prompts * plan.feature_tokens)
@@ -139,7 +141,8 @@ def engine_features(plan: Plan) -> float:
 def prompts_together(plan: Plan) -> int:
     """Prompts that one engine decodes together: as many as its cache and `max_num_seqs` hold, at least one."""
     tokens = plan.prompt_tokens + plan.rank_completions * plan.completion_tokens
-    by_cache = math.floor(engine_cache(plan) / (cache_per_token(plan) * tokens))
+    of_prompt = cache_per_token(plan) * tokens + plan.rank_completions * cache_per_sequence(plan)
+    by_cache = math.floor(engine_cache(plan) / of_prompt)
     by_count = share_of(plan).max_num_seqs // plan.rank_completions
     return max(1, min(plan.local_prompts, by_cache, by_count))
 

@@ -72,6 +72,17 @@ def tiny_qwen2_5_vl(
     return _save_model(folder, config, transformers.Qwen2_5_VLProcessor, tokenizer)
 
 
+def tiny_qwen2_vl(folder: str | Path, tokenizer: Any = None, text: Overrides = None, vision: Overrides = None) -> Path:
+    """Writes config, tokenizer and processor of a small Qwen2-VL, with the arguments of `tiny_qwen2_5_vl`."""
+    tokenizer = tokenizer or tiny_tokenizer()
+    text_config = _mrope_text_config(tokenizer, text)
+    vision_config = SIZES["qwen2_vision"] | {"hidden_size": text_config["hidden_size"]} | (vision or {})
+    parts = _model_config(tokenizer, "qwen_token_ids", text_config, vision_config)
+    del parts["vision_config"]["out_hidden_size"]  # its name is hidden_size
+    config = transformers.Qwen2VLConfig(**parts, architectures=["Qwen2VLForConditionalGeneration"])
+    return _save_model(folder, config, transformers.Qwen2VLProcessor, tokenizer)
+
+
 def tiny_qwen_omni(
     folder: str | Path, tokenizer: Any = None, text: Overrides = None, vision: Overrides = None, audio: Overrides = None
 ) -> Path:

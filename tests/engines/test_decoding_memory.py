@@ -10,7 +10,7 @@ from longrl.engines import decoding_memory, hf, prefix_cache
 from longrl.engines.decoding_memory import DecodingMemory, free_bytes
 from longrl.engines.hf import HFEngine
 from longrl.types import SamplingParams
-from tests.tiny import row, text_family
+from tests.tiny import qwen3_5_text_family, row, text_family
 
 SAMPLING = SamplingParams(num_generations=3, max_completion_tokens=6)
 
@@ -36,9 +36,9 @@ def test_as_many_prompts_as_fit_into_nine_tenths_and_at_least_one(free, count):
     assert memory().num_prompts([5, 7, 400], free / decoding_memory.USED_SHARE) == count
 
 
-def test_keys_and_values_of_the_model_are_what_the_cache_holds(monkeypatch):
+@pytest.mark.parametrize("family", [text_family("qwen3"), qwen3_5_text_family()], ids=["qwen3", "qwen3.5"])
+def test_keys_values_and_states_of_the_model_are_what_the_cache_holds(monkeypatch, family):
     """All that `PrefixCache` allocates for prompts and completions, to the byte."""
-    family = text_family("qwen3")
     model = family.build()
     prompts = [family.render(row(str(i)), "word " * 9 * (i + 1)) for i in range(2)]
     caches = []
@@ -55,7 +55,10 @@ def test_keys_and_values_of_the_model_are_what_the_cache_holds(monkeypatch):
     found = DecodingMemory.of(family, model, SAMPLING, chunk_tokens=1, max_scores=0, tile_keys=4096)
     tokens = sum(len(prompt.input_ids) for prompt in prompts) + 2 * 3 * 6
     assert sum(held) == found.token * tokens
-    assert found.completion >= 6 * found.token
+    states = sum(part.nbytes for past in cache.completion_pasts.values() for part in past)
+    delta = family.planning_sizes()[0].delta_nets
+    assert states == (2 * 3 * delta.num_layers * delta.state_bytes(4) if delta else 0)
+    assert found.completion >= 6 * found.token + states / (2 * 3)
 
 
 def test_free_is_what_the_driver_has_left_and_what_torch_holds_unused(monkeypatch):

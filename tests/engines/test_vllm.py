@@ -17,6 +17,7 @@ from longrl.engines.hf import HFEngine
 from longrl.engines.parity import check_rendered_prompts
 from longrl.features.cache import FeatureCache
 from longrl.models.internvl import InternVLFamily
+from longrl.models.qwen2_vl import Qwen2VLFamily
 from longrl.models.qwen3_vl import Qwen3VLFamily
 from longrl.models.qwen_omni import QwenOmniFamily
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
@@ -24,7 +25,15 @@ from longrl.models.text import LlamaFamily, TextFamily
 from longrl.models.vila import VilaFamily
 from longrl.modules.mini_batches import Mismatch
 from longrl.packing.pack import pack
-from longrl.testing.tiny import tiny_internvl, tiny_qwen2_5_vl, tiny_qwen3_vl, tiny_qwen_omni, tiny_text, tiny_vila
+from longrl.testing.tiny import (
+    tiny_internvl,
+    tiny_qwen2_5_vl,
+    tiny_qwen2_vl,
+    tiny_qwen3_vl,
+    tiny_qwen_omni,
+    tiny_text,
+    tiny_vila,
+)
 from longrl.types import SamplingParams
 from tests.distributed import run_distributed
 from tests.families import cell
@@ -40,6 +49,7 @@ WITH_A_TOWER = pytest.mark.parametrize("started", ["qwen2.5-vl"], indirect=True)
 EVERY_MODEL = {
     "qwen2.5": "qwen2", "qwen3": "qwen3", "qwen2.5-vl": "qwen2.5-vl", "qwen3-vl": "qwen3-vl", "nvila": "vila",
     "qwen2.5-omni": "qwen2.5-omni", "llama3": "llama", "longvila-r1": "longvila", "internvl3.5": "internvl",
+    "qwen2-vl": "qwen2-vl",
 }  # fmt: skip
 """Family -> what `started` begins; the last three differ from others in little and run one test."""
 OF_VILA = pytest.mark.parametrize("started", ["vila"], indirect=True)
@@ -54,6 +64,10 @@ def family_of(kind: str, folder: Path):
         made = tiny_qwen2_5_vl(folder, text=wide)
         sizes = {"min_pixels": 28 * 28, "max_pixels": 56 * 56}
         return Qwen2_5_VLFamily(str(made), random_init=True, freeze_vision_encoder=False, **sizes)
+    if kind == "qwen2-vl":
+        made = tiny_qwen2_vl(folder, text=wide)
+        sizes = {"min_pixels": 28 * 28, "max_pixels": 56 * 56}
+        return Qwen2VLFamily(str(made), random_init=True, freeze_vision_encoder=False, **sizes)
     if kind == "qwen2.5-omni":
         made = tiny_qwen_omni(folder, text=wide)
         sizes = {"min_pixels": 28 * 28, "max_pixels": 56 * 56}

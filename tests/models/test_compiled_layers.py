@@ -13,7 +13,16 @@ from longrl.modules.initial_weights import build_from
 from longrl.packing.pack import pack
 from longrl.testing.tiny import tiny_text
 from longrl.types import SamplingParams
-from tests.tiny import assert_same_gradients, frames, gradients, qwen3_vl_family, random_completions, row, text_family
+from tests.tiny import (
+    assert_same_gradients,
+    frames,
+    gradients,
+    qwen3_5_text_family,
+    qwen3_vl_family,
+    random_completions,
+    row,
+    text_family,
+)
 
 BATCHES = {"Which one? " * 4: [5, 7], "Which? " * 9: [3, 4, 6], "x": [30], "Why " * 20: [2, 3, 4, 5]}
 """Completion lengths of a question: other layouts and other lengths."""
@@ -76,6 +85,14 @@ def test_graphs_give_the_bits_of_plain_layers_and_are_those_of_the_first_layer(c
     deep.compile_layers = True
     assert_equal(updates(deep), plain, 0)
     assert 3 <= len(graphs) <= 12  # before, between and behind attention, with and without gradient
+
+
+def test_graphs_of_a_hybrid_model_stop_at_the_recurrence(compiled_by):
+    make = functools.partial(qwen3_5_text_family, gradient_checkpointing=True)
+    plain = updates(make())
+    graphs = compiled_by(TRACED)
+    assert_equal(updates(make(compile_layers=True)), plain, 1e-6)
+    assert 3 <= len(graphs) <= 24  # of two kinds of layers
 
 
 @pytest.mark.slow

@@ -41,6 +41,7 @@ STAGES = {
     "qwen2.5": Stages("qwen2_5_text", MATH, MATH),
     "qwen3": Stages("qwen3_text", MATH, MATH),
     "llama3": Stages("llama3_text", MATH, MATH),
+    "qwen2-vl": Stages("qwen2_vl_7b", "qwen2_5_vl_7b_longvideo_sft", "qwen2_5_vl_7b_longvideo_grpo"),
     "qwen2.5-vl": Stages("qwen2_5_vl_7b", "qwen2_5_vl_7b_longvideo_sft", "qwen2_5_vl_7b_longvideo_grpo"),
     "qwen3-vl": Stages("qwen3_vl_8b", "qwen2_5_vl_7b_longvideo_sft", "qwen3_vl_4b_longvideo_grpo"),
     "qwen3-vl-moe": Stages("qwen3_vl_30b_a3b", "qwen2_5_vl_7b_longvideo_sft", "qwen3_vl_4b_longvideo_grpo"),

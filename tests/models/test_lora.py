@@ -14,6 +14,7 @@ from longrl.modules.policy import OptimizerSettings, token_ids_of
 from longrl.packing.pack import pack
 from longrl.strategies.fsdp import ShardingOptions
 from longrl.strategies.mr_sp import MRSPStrategy
+from longrl.testing.plain_forward import stock_model
 from longrl.types import Batch
 from tests.distributed import run_distributed
 from tests.modules.test_policy import (
@@ -28,7 +29,14 @@ from tests.modules.test_policy import (
     train,
     with_targets,
 )
-from tests.tiny import assert_same_gradients, mixed_prompts, peft_model, text_family, vl_family
+from tests.tiny import (
+    assert_same_gradients,
+    mixed_prompts,
+    peft_model,
+    qwen3_5_text_family,
+    text_family,
+    vl_family,
+)
 
 LORA = LoRASettings(rank=4, alpha=6)
 KL = Algorithm(token_weights=token_mean, kl_coef=0.3)
@@ -70,6 +78,49 @@ def test_every_linear_layer_of_the_text_stack_has_adapters_and_nothing_else_trai
     names += ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
     assert layers == {f"{layer}.{name}" for layer in range(2) for name in names}
     assert trained == {name for name in model.state_dict() if is_adapter(name)}  # the encoder has a gate_proj, too
+
+
+def test_gated_delta_nets_have_adapters_and_routed_experts_have_none():
+    family = qwen3_5_text_family(experts=True, lora=LORA)
+    model = build_from(family, None)
+    found = {name.split(".lora_")[0] for name in model.state_dict() if is_adapter(name)}
+    nets = {
+        f"model.layers.0.linear_attn.{name}"
+        for name in ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj")
+    }
+    assert nets == {name for name in found if name.startswith("model.layers.0.linear_attn.")}
+    assert {f"model.layers.3.self_attn.{name}_proj" for name in "qkvo"} <= found
+    shared = {name.rpartition("mlp.")[2] for name in found if ".mlp." in name}
+    assert shared == {"shared_expert_gate", *(f"shared_expert.{name}_proj" for name in ("gate", "up", "down"))}
+
+
+@pytest.mark.parametrize("experts", [False, True])
+def test_exported_adapters_of_a_hybrid_model_load_in_plain_transformers_with_peft(experts, tmp_path):
+    from peft import PeftModel
+
+    family = qwen3_5_text_family(experts, lora=LORA)
+    model = built(family)
+    adapters = {name: value for name, value in model.state_dict().items() if is_adapter(name)}
+    family.export_adapters(adapters, tmp_path, family.model_path)
+    plain = stock_model(family.build(), family)  # the base has the weights of the seed
+    loaded = PeftModel.from_pretrained(plain, tmp_path)
+    ids = torch.tensor([family.encode_response("Which one comes next?").tolist() * 3])
+    with torch.no_grad():
+        wanted = loaded(ids).logits
+        hidden = family.hidden_states(
+            model, torch.arange(ids.shape[1])[None, None], inputs_embeds=embeddings(model, ids)
+        )
+    torch.testing.assert_close(model.get_output_embeddings()(hidden), wanted, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(wanted, plain_logits(family, ids), atol=1e-3)  # adapters add something
+
+
+def embeddings(model, ids):
+    return model.get_input_embeddings()(ids)
+
+
+def plain_logits(family, ids):
+    with torch.no_grad():
+        return stock_model(family.build(), family)(ids).logits
 
 
 def test_targets_can_be_chosen():

@@ -17,6 +17,7 @@ from tests.tiny import (
     omni_family,
     omni_prompts,
     plain_model,
+    qwen2_vl_family,
     qwen3_omni_family,
     qwen3_vl_family,
     random_completions,
@@ -62,6 +63,13 @@ def compare(family, prompts, max_tokens):
 def test_video_and_images(max_tokens, checkpointing):
     family = vl_family(gradient_checkpointing=checkpointing)
     compare(family, mixed_prompts(family), max_tokens)
+
+
+@proves("same logits", "qwen2-vl")
+@proves("shared prefix", "qwen2-vl")
+def test_qwen2_vl():
+    family = qwen2_vl_family(gradient_checkpointing=True)
+    compare(family, mixed_prompts(family), 90)
 
 
 @pytest.mark.parametrize("max_tokens", [110, 10_000], ids=["one_at_a_time", "all_together"])

@@ -5,10 +5,16 @@ What a released file holds is written out below from what is public of it, not f
 - Qwen2.5-VL: names and shapes of all 729 tensors of the 7B, as sangoi-exe/stable-diffusion-webui-codex checks them in
   its reader of that model; `visual.`, `model.` and `lm_head.` are "original checkpoint" names to vLLM 0.32
   (model_executor/models/qwen2_5_vl.py, hf_to_vllm_mapper), `model.language_model.` those since transformers 4.52.
+- Qwen2-VL: those names of its text stack, and of its encoder those that vLLM 0.32 reads (qwen2_vl.py).
 - Qwen3-VL: weight_map of a model with its architecture at 8B (model.safetensors.index.json in sarcascoder/
   nvidia-reason2), and names of DeepStack's mergers in several readers of the released 4B and 8B.
 - Qwen3-VL-30B-A3B: all experts of a layer in two tensors, transposed: transformers 5.19 (conversion_mapping.py,
   qwen3_vl_moe) turns them around, vLLM 0.32 reads them so (qwen3_vl_moe.py, is_fused_checkpoint_transposed).
+- Qwen3.5-35B-A3B: names and shapes of all 1,811 tensors as a reader of the released file lists them, and as FlashRT
+  checks those of the text stack; experts of a layer are two tensors, not transposed, but one by one in the head for
+  further tokens. 9B and 27B have an MLP there instead; all have the published number of parameters to the unit.
+- Qwen3.5 text alone: the same names behind `model.`, as Qwen3.8-2.4T-A95B (qwen3_5_moe_text) was released; no dense one
+  was. vLLM 0.32 (qwen3_5.py) and transformers 5.19 take the prefix `model.language_model.` as well.
 - Qwen2.5-Omni: names and shapes of the thinker as infinigence/ApxInf checks them before it reads the released file,
   talker and token2wav beside it.
 - InternVL3.5: names of InternVL3_5-2B-HF as a reader of that file lists them (imp, tests of its weight map), and what
@@ -26,6 +32,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -36,6 +43,8 @@ from safetensors.torch import load_file, save_file
 
 from longrl.models.base import CausalFamily
 from longrl.models.internvl import InternVLFamily
+from longrl.models.qwen2_vl import Qwen2VLFamily
+from longrl.models.qwen3_5 import Qwen3_5Family, Qwen3_5TextFamily
 from longrl.models.qwen3_omni import Qwen3OmniFamily
 from longrl.models.qwen3_vl import Qwen3VLFamily
 from longrl.models.qwen_omni import QwenOmniFamily
@@ -108,8 +117,33 @@ def qwen2_5_vl(config: dict[str, Any]) -> Shapes:
     )
 
 
+def qwen2_vl(config: dict[str, Any]) -> Shapes:
+    vision = config["vision_config"]
+    width = vision["embed_dim"]
+    inner, merged = vision["mlp_ratio"] * width, 4 * width
+    found = text_layers("model.", config, bias=True, head_norms=False) | head(config, config["tie_word_embeddings"])
+    found["visual.patch_embed.proj.weight"] = (width, 3, 2, 14, 14)
+    for n in range(vision["depth"]):
+        block = f"visual.blocks.{n}."
+        found |= layer_norm(f"{block}norm1", width) | layer_norm(f"{block}norm2", width)
+        found |= linear(f"{block}attn.qkv", 3 * width, width) | linear(f"{block}attn.proj", width, width)
+        found |= linear(f"{block}mlp.fc1", inner, width) | linear(f"{block}mlp.fc2", width, inner)
+    found |= layer_norm("visual.merger.ln_q", width) | linear("visual.merger.mlp.0", merged, merged)
+    return found | linear("visual.merger.mlp.2", vision["hidden_size"], merged)
+
+
 def layer_norm(name: str, width: int) -> Shapes:
     return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def experts_of(mlp: str, text: dict[str, Any]) -> Shapes:
+    """A router and all experts, [out, in]."""
+    count, width, inner = text["num_experts"], text["hidden_size"], text["moe_intermediate_size"]
+    return {
+        f"{mlp}gate.weight": (count, width),
+        f"{mlp}experts.gate_up_proj": (count, 2 * inner, width),
+        f"{mlp}experts.down_proj": (count, width, inner),
+    }
 
 
 def qwen3_vl(config: dict[str, Any]) -> Shapes:
@@ -117,15 +151,18 @@ def qwen3_vl(config: dict[str, Any]) -> Shapes:
     experts = text.get("num_experts", 0)
     found = text_layers("model.language_model.", text, bias=False, head_norms=True, mlp=not experts)
     for n in range(text["num_hidden_layers"] if experts else 0):
-        mlp, inner = f"model.language_model.layers.{n}.mlp.", text["moe_intermediate_size"]
-        found[f"{mlp}gate.weight"] = (experts, text["hidden_size"])
-        found[f"{mlp}experts.gate_up_proj"] = (experts, text["hidden_size"], 2 * inner)
-        found[f"{mlp}experts.down_proj"] = (experts, inner, text["hidden_size"])
-    found |= qwen3_tower("model.visual.", vision, "deepstack_merger_list", ("norm", "linear_fc1", "linear_fc2"))
+        for name, shape in experts_of(f"model.language_model.layers.{n}.mlp.", text).items():
+            found[name] = (shape[0], shape[2], shape[1]) if ".experts." in name else shape
+    found |= qwen3_tower("model.visual.", vision)
     return found | head(text, config["tie_word_embeddings"])
 
 
-def qwen3_tower(prefix: str, vision: dict[str, Any], levels: str, parts: tuple[str, str, str]) -> Shapes:
+MERGER = ("norm", "linear_fc1", "linear_fc2")
+
+
+def qwen3_tower(
+    prefix: str, vision: dict[str, Any], levels: str = "deepstack_merger_list", parts: tuple[str, str, str] = MERGER
+) -> Shapes:
     """Of Qwen3-VL and Qwen3-Omni, which differ in the names of `levels` and of a merger's `parts`."""
     width, inner, merged = vision["hidden_size"], vision["intermediate_size"], vision["hidden_size"] * 4
     found: Shapes = {
@@ -143,6 +180,74 @@ def qwen3_tower(prefix: str, vision: dict[str, Any], levels: str, parts: tuple[s
     for name, normed in [("merger", width), *mergers]:
         found |= layer_norm(f"{prefix}{name}.{norm}", normed) | linear(f"{prefix}{name}.{first}", merged, merged)
         found |= linear(f"{prefix}{name}.{second}", vision["out_hidden_size"], merged)
+    return found
+
+
+def qwen3_5(config: dict[str, Any]) -> Shapes:
+    text = config["text_config"]
+    found = hybrid_layers("model.language_model.", text) | qwen3_tower("model.visual.", config["vision_config"])
+    return found | head(text, config["tie_word_embeddings"]) | further_tokens(text)
+
+
+def qwen3_5_text(config: dict[str, Any]) -> Shapes:
+    return hybrid_layers("model.", config) | head(config, config["tie_word_embeddings"]) | further_tokens(config)
+
+
+def hybrid_layers(prefix: str, text: dict[str, Any]) -> Shapes:
+    width = text["hidden_size"]
+    found: Shapes = {f"{prefix}embed_tokens.weight": (text["vocab_size"], width), f"{prefix}norm.weight": (width,)}
+    keys = text["linear_num_key_heads"] * text["linear_key_head_dim"]
+    heads = text["linear_num_value_heads"]
+    values = heads * text["linear_value_head_dim"]
+    for n, kind in enumerate(text["layer_types"]):
+        layer = f"{prefix}layers.{n}."
+        found |= layer_norms_and_mlp(layer, text)
+        if kind == "full_attention":
+            found |= gated_attention(layer, text)
+            continue
+        found |= {f"{layer}linear_attn.in_proj_qkv.weight": (2 * keys + values, width)}
+        found |= {f"{layer}linear_attn.in_proj_z.weight": (values, width)}
+        found |= {f"{layer}linear_attn.in_proj_{name}.weight": (heads, width) for name in "ab"}
+        found |= {f"{layer}linear_attn.conv1d.weight": (2 * keys + values, 1, text["linear_conv_kernel_dim"])}
+        found |= {f"{layer}linear_attn.{name}": (heads,) for name in ("A_log", "dt_bias")}
+        found |= {f"{layer}linear_attn.norm.weight": (text["linear_value_head_dim"],)}
+        found |= {f"{layer}linear_attn.out_proj.weight": (width, values)}
+    return found
+
+
+def layer_norms_and_mlp(layer: str, text: dict[str, Any]) -> Shapes:
+    width = text["hidden_size"]
+    found: Shapes = {f"{layer}{name}_layernorm.weight": (width,) for name in ("input", "post_attention")}
+    prefix, inner = "mlp.", text.get("intermediate_size")
+    if "num_experts" in text:
+        found |= experts_of(f"{layer}mlp.", text) | {f"{layer}mlp.shared_expert_gate.weight": (1, width)}
+        prefix, inner = "mlp.shared_expert.", text["shared_expert_intermediate_size"]
+    found |= {f"{layer}{prefix}{name}_proj.weight": (inner, width) for name in ("gate", "up")}
+    return found | {f"{layer}{prefix}down_proj.weight": (width, inner)}
+
+
+def gated_attention(layer: str, text: dict[str, Any]) -> Shapes:
+    """A layer's queries stand beside their gates."""
+    width, size = text["hidden_size"], text["head_dim"]
+    queries, keys = text["num_attention_heads"] * size, text["num_key_value_heads"] * size
+    found: Shapes = {f"{layer}self_attn.q_proj.weight": (2 * queries, width)}
+    found |= {f"{layer}self_attn.{name}_proj.weight": (keys, width) for name in "kv"}
+    found |= {f"{layer}self_attn.{name}_norm.weight": (size,) for name in "qk"}
+    return found | {f"{layer}self_attn.o_proj.weight": (width, queries)}
+
+
+def further_tokens(text: dict[str, Any]) -> Shapes:
+    width, layer = text["hidden_size"], "mtp.layers.0."
+    found = {"mtp.fc.weight": (width, 2 * width), "mtp.norm.weight": (width,)}
+    found |= {f"mtp.pre_fc_norm_{name}.weight": (width,) for name in ("embedding", "hidden")}
+    found |= gated_attention(layer, text) | layer_norms_and_mlp(layer, text)
+    if "num_experts" in text:
+        del found[f"{layer}mlp.experts.gate_up_proj"], found[f"{layer}mlp.experts.down_proj"]
+        inner = text["moe_intermediate_size"]
+        for n in range(text["num_experts"]):
+            expert = f"{layer}mlp.experts.{n}."
+            found |= {f"{expert}{name}_proj.weight": (inner, width) for name in ("gate", "up")}
+            found[f"{expert}down_proj.weight"] = (width, inner)
     return found
 
 
@@ -258,6 +363,23 @@ def qwen3_vl_30b_a3b() -> dict[str, Any]:
     return config
 
 
+def qwen2_vl_7b() -> dict[str, Any]:
+    """The 2.5's fields; of the encoder the defaults of its configuration class, which is made after this model."""
+    config = released("Qwen2.5-VL-7B-Instruct")
+    config |= {"architectures": ["Qwen2VLForConditionalGeneration"], "model_type": "qwen2_vl"}
+    config["vision_config"] = {
+        "depth": 32, "embed_dim": 1280, "mlp_ratio": 4, "num_heads": 16, "in_chans": 3, "hidden_size": 3584,
+        "patch_size": 14, "spatial_merge_size": 2, "spatial_patch_size": 14, "temporal_patch_size": 2,
+    }  # fmt: skip
+    return config
+
+
+def text_alone(name: str) -> dict[str, Any]:
+    """The text stack of a released model with a vision tower, as a model of its own."""
+    kind = "Moe" if "A3B" in name else ""
+    return released(name)["text_config"] | {"architectures": [f"Qwen3_5{kind}ForCausalLM"]}
+
+
 def qwen2_5_omni_config() -> dict[str, Any]:
     return json.loads((tiny_qwen_omni(tempfile.mkdtemp(prefix="longrl-released-")) / "config.json").read_text())
 
@@ -272,19 +394,30 @@ def reduced(config: dict[str, Any]) -> dict[str, Any]:
     text |= {"hidden_size": 16 * ratio, "intermediate_size": 40, "num_hidden_layers": 2, "vocab_size": 64}
     text |= {"num_attention_heads": 2 * ratio, "num_key_value_heads": 2}
     if "head_dim" in text:
-        text["head_dim"] = 128 if vision else 8  # sections of M-RoPE belong to a head of 128
+        # Sections of M-RoPE belong to a head of 128, or to a quarter of one of 256.
+        text["head_dim"] = text["head_dim"] if vision or "layer_types" in text else 8
     if "num_experts" in text:
         text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+    if "linear_num_key_heads" in text:
+        text |= {"layer_types": text["layer_types"][:4], "num_hidden_layers": 4, "linear_num_key_heads": 2}
+        text |= {"linear_num_value_heads": 6, "linear_key_head_dim": 8, "linear_value_head_dim": 12}
+    if "shared_expert_intermediate_size" in text:
+        text["shared_expert_intermediate_size"] = 20
     if vision:
-        vision |= {"hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "depth": 3}
+        vision |= {"intermediate_size": 48, "num_heads": 2, "depth": 3}
+        is_first = "embed_dim" in vision  # whose hidden_size is the text stack's
+        vision |= {"embed_dim": 32, "hidden_size": text["hidden_size"]} if is_first else {"hidden_size": 32}
         vision["out_hidden_size"] = text["hidden_size"]
         if "num_attention_heads" in vision:  # InternVL's
             vision |= {"num_attention_heads": 2, "num_hidden_layers": 3, "image_size": [56, 56]}
+        elif is_first:
+            text["rope_scaling"]["mrope_section"] = [2, 1, 1]
         elif "fullatt_block_indexes" in vision:
             text["rope_scaling"]["mrope_section"] = [2, 1, 1]
             vision["fullatt_block_indexes"] = [1]
         else:
-            vision |= {"deepstack_visual_indexes": [0, 1, 2], "num_position_embeddings": 16}
+            levels = [0, 1, 2] if vision["deepstack_visual_indexes"] else []
+            vision |= {"deepstack_visual_indexes": levels, "num_position_embeddings": 16}
     if "audio_config" in small:
         small["audio_config"] |= {
             "d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 48,
@@ -301,12 +434,17 @@ CASES = {
     "Qwen3-1.7B": ("qwen3", TextFamily, lambda: released("Qwen3-1.7B"), qwen3_text),
     "Qwen3-4B": ("qwen3", TextFamily, lambda: released("Qwen3-4B"), qwen3_text),
     "Llama-3.2-1B": ("llama3", LlamaFamily, lambda: released("Llama-3.2-1B-Instruct"), llama_text),
+    "Qwen2-VL-7B": ("qwen2-vl", Qwen2VLFamily, qwen2_vl_7b, qwen2_vl),
     "Qwen2.5-VL-3B": ("qwen2.5-vl", Qwen2_5_VLFamily, lambda: released("Qwen2.5-VL-3B-Instruct"), qwen2_5_vl),
     "Qwen2.5-VL-7B": ("qwen2.5-vl", Qwen2_5_VLFamily, lambda: released("Qwen2.5-VL-7B-Instruct"), qwen2_5_vl),
     "Qwen3-VL-4B": ("qwen3-vl", Qwen3VLFamily, lambda: released("Qwen3-VL-4B-Instruct"), qwen3_vl),
     "Qwen3-VL-8B": ("qwen3-vl", Qwen3VLFamily, lambda: released("Qwen3-VL-8B-Instruct"), qwen3_vl),
     "Qwen3-VL-30B-A3B": ("qwen3-vl-moe", Qwen3VLFamily, qwen3_vl_30b_a3b, qwen3_vl),
     "InternVL3.5-8B": ("internvl3.5", InternVLFamily, lambda: released("InternVL3_5-8B-HF"), internvl),
+    "Qwen3.5-9B": ("qwen3.5", Qwen3_5Family, lambda: released("Qwen3.5-9B"), qwen3_5),
+    "Qwen3.5-35B-A3B": ("qwen3.5-moe", Qwen3_5Family, lambda: released("Qwen3.5-35B-A3B"), qwen3_5),
+    "Qwen3.5-9B-text": ("qwen3.5-text", Qwen3_5TextFamily, lambda: text_alone("Qwen3.5-9B"), qwen3_5_text),
+    "Qwen3.5-A3B-text": ("qwen3.5-text", Qwen3_5TextFamily, lambda: text_alone("Qwen3.5-35B-A3B"), qwen3_5_text),
     "Qwen2.5-Omni": ("qwen2.5-omni", QwenOmniFamily, qwen2_5_omni_config, qwen2_5_omni),
     "Qwen3-Omni-30B-A3B": ("qwen3-omni", Qwen3OmniFamily, lambda: released("Qwen3-Omni-30B-A3B-Instruct"), qwen3_omni),
 }
@@ -328,6 +466,27 @@ def folder_of(model: str, folder: Path) -> tuple[CausalFamily, dict[str, torch.T
 
 def test_the_7b_has_as_many_tensors_as_released():
     assert len(qwen2_5_vl(released("Qwen2.5-VL-7B-Instruct"))) == 729
+
+
+def test_qwen3_5_has_as_many_tensors_as_released():
+    assert len(qwen3_5(released("Qwen3.5-35B-A3B"))) == 1811
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "vision", "further"),
+    [
+        ("Qwen3.5-9B", 8_953_803_264, 456_010_480, 243_290_624),
+        ("Qwen3.5-27B", 26_895_998_464, 460_730_096, 424_699_392),
+        ("Qwen3.5-35B-A3B", 34_660_610_688, 446_571_248, 844_640_768),
+    ],
+)
+def test_qwen3_5_has_the_published_number_of_parameters(name, text, vision, further):
+    """Sums of 9,653,104,368, of 27,781,427,952 and of 35,951,822,704."""
+    shapes = qwen3_5(released(name))
+    counts = dict.fromkeys(("model.visual.", "mtp.", ""), 0)
+    for tensor, shape in shapes.items():
+        counts[next(prefix for prefix in counts if tensor.startswith(prefix))] += math.prod(shape)
+    assert counts == {"model.visual.": vision, "mtp.": further, "": text}
 
 
 @pytest.mark.parametrize("model", PROVEN)
@@ -369,12 +528,12 @@ def test_what_is_written_has_the_released_names_and_bits(model, tmp_path):
 @EVERY
 def test_a_name_too_few_or_too_many_is_told(model, tmp_path):
     family, weights = folder_of(model, tmp_path)
-    lost = next(name for name in weights if name.endswith("layers.1.self_attn.o_proj.weight"))
+    lost = next(name for name in weights if name.endswith("layers.1.post_attention_layernorm.weight"))
     left = {name: value for name, value in weights.items() if name != lost} | {"surplus.weight": torch.ones(2)}
     save_file(left, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"does not hold the weights its config.* \(2 differences\)") as error:
         family.build()
-    assert "layers.1.self_attn.o_proj.weight is missing" in str(error.value)
+    assert "layers.1.post_attention_layernorm.weight is missing" in str(error.value)
     assert "surplus.weight is unknown" in str(error.value)
 
 
@@ -413,3 +572,27 @@ def test_a_weight_of_another_shape_is_told(tmp_path):
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"pos_embed.weight is \[25, 32\] instead of \[16, 32\] \(1 differences\)"):
         family.build()
+
+
+@pytest.mark.parametrize("model", ["Qwen3.5-9B", "Qwen3.5-9B-text"])
+def test_fused_projections_of_another_release_are_told_before_a_weight_is_read(model, tmp_path, monkeypatch):
+    family, weights = folder_of(model, tmp_path)
+    names = [name for name in weights if name.endswith(("in_proj_qkv.weight", "in_proj_z.weight"))]
+    for name in names:
+        value = weights.pop(name)
+        if "qkv" in name:
+            weights[name.replace("in_proj_qkv", "in_proj_qkvz")] = value
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    monkeypatch.setattr(family, "auto_class", lambda: pytest.fail("weights were read"))
+    with pytest.raises(ValueError, match=r"holds .*in_proj_qkvz.weight, a projection fused as in Qwen3-Next, but"):
+        family.build()
+
+
+def test_text_alone_may_keep_the_names_of_the_model_it_comes_from(tmp_path):
+    family, weights = folder_of("Qwen3.5-9B-text", tmp_path)
+    before = family.build().state_dict()
+    renamed = {name.replace("model.", "model.language_model.", 1): value for name, value in weights.items()}
+    save_file(renamed, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    after = family.build().state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())

@@ -1,11 +1,13 @@
 """Operations of an update: by hand, and as `longrl plan` counts them."""
 
+import dataclasses
+
 import pytest
 
 from longrl.models.step_flops import TextCost, count_rows, peak_flops
 from longrl.planning import flops
 from longrl.planning.inputs import MicroBatch, ModelSizes, Plan
-from tests.tiny import text_family
+from tests.tiny import qwen3_5_text_family, text_family
 
 COST = TextCost(layer_params=10, trained_params=10, num_layers=2, query_width=3, head_params=7, head_trains=True)
 
@@ -32,8 +34,12 @@ def test_frozen_weights_get_no_gradients():
     assert COST.update_flops(groups) - lora.update_flops(groups) == 2 * 9 * 7 + 2 * 7 * 3
 
 
-def test_a_model_is_counted_as_the_planner_does():
-    family = text_family()
+@pytest.mark.parametrize(
+    "family",
+    [text_family(), qwen3_5_text_family(), qwen3_5_text_family(experts=True)],
+    ids=["dense", "hybrid", "experts"],
+)
+def test_a_model_is_counted_as_the_planner_does(family):
     model = family.build()
     plan = Plan(ModelSizes.from_family(family), prompt_tokens=40, completion_tokens=10)
     batch = MicroBatch(groups=2, completions=4, count=1, tokens=2 * (40 + 4 * 10), scored=2 * 4 * 10)
@@ -43,6 +49,13 @@ def test_a_model_is_counted_as_the_planner_does():
     assert cost.forward_flops(groups) == pytest.approx(wanted)
     model.requires_grad_(False)
     assert TextCost.of(family, model).trained_params == 0
+
+
+def test_the_gated_delta_rule_is_counted_per_row():
+    hybrid = dataclasses.replace(COST, rule_flops=5.0)
+    groups = [(4, [2, 1])]
+    assert hybrid.forward_flops(groups) == COST.forward_flops(groups) + 5 * 7
+    assert hybrid.update_flops(groups) == 3 * hybrid.forward_flops(groups)
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,9 @@ def test_qwen_is_read(model_type):
 
 
 def test_the_other_text_family_is_named():
-    with pytest.raises(ValueError, match="LlamaFamily reads models of type llama, but .* is a qwen2; name such"):
+    with pytest.raises(
+        ValueError, match=r"reads models of type llama, but .* is a qwen2; set .* longrl.models.text.TextFamily"
+    ):
         LlamaFamily(text_folder("qwen2"), random_init=True).build()
 
 
@@ -71,5 +73,5 @@ def test_the_other_text_family_is_named():
 def test_another_model_is_refused_before_it_is_built(tmp_path, monkeypatch, model_type):
     family = TextFamily(str(tiny_text(tmp_path, model_type)), random_init=True)
     monkeypatch.setattr(TextFamily, "auto_class", lambda self: pytest.fail("the model was built"))
-    with pytest.raises(ValueError, match=f"reads models of type qwen2 and qwen3, but .* is a {model_type}; name such"):
+    with pytest.raises(ValueError, match=f"reads models of type qwen2 and qwen3, but .* is a {model_type}; .* another"):
         family.build()

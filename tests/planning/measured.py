@@ -18,11 +18,12 @@ from lightning.pytorch import Callback, Trainer
 
 from longrl.algorithms import Algorithm
 from longrl.models.lora import LoRASettings
+from longrl.models.qwen3_5 import Qwen3_5Family
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.modules.policy import OptimizerSettings, PolicyModule
 from longrl.strategies.fsdp import ShardingOptions
 from longrl.strategies.mr_sp import MRSPStrategy
-from longrl.testing.tiny import tiny_qwen2_5_vl
+from longrl.testing.tiny import tiny_qwen2_5_vl, tiny_qwen3_5
 from longrl.types import Batch, Completion, FrameShard, Group, Prompt, SamplingParams
 from tests.modules.test_policy import Given
 from tests.tiny import frames, held, row
@@ -53,10 +54,13 @@ class Case:
     vocabulary: int = TEXT["vocab_size"]
     hidden: int = TEXT["hidden_size"]
     strategy: bool = True
+    hybrid: bool = False
+    """A Qwen3.5: three gated delta nets, and a layer that attends."""
 
     def family(self) -> Qwen2_5_VLFamily:
-        return Qwen2_5_VLFamily(
-            wide_folder(self.vocabulary, self.hidden), random_init=True, gradient_checkpointing=self.checkpointing,
+        kind, folder = (Qwen3_5Family, hybrid_folder) if self.hybrid else (Qwen2_5_VLFamily, wide_folder)
+        return kind(
+            folder(self.vocabulary, self.hidden), random_init=True, gradient_checkpointing=self.checkpointing,
             min_pixels=28 * 28, max_pixels=SIDE * SIDE, max_video_pixels=1 << 40,
             lora=LoRASettings(rank=8) if self.lora else None, mlp_chunk_tokens=self.mlp_chunk,
         )  # fmt: skip
@@ -69,6 +73,12 @@ class Case:
 def wide_folder(vocabulary: int, hidden: int) -> str:
     text = TEXT | {"vocab_size": vocabulary, "hidden_size": hidden}
     return str(tiny_qwen2_5_vl(tempfile.mkdtemp(prefix="longrl-wide-"), text=text))
+
+
+def hybrid_folder(vocabulary: int, hidden: int) -> str:
+    text = TEXT | {"vocab_size": vocabulary, "hidden_size": hidden, "linear_num_value_heads": 4}
+    text |= {"linear_key_head_dim": 32, "linear_value_head_dim": 32}
+    return str(tiny_qwen3_5(tempfile.mkdtemp(prefix="longrl-hybrid-"), text=text))
 
 
 class Phases(Callback):

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from longrl.models.internvl import InternVLFamily
+from longrl.models.qwen3_5 import Qwen3_5Family
 from longrl.models.qwen3_vl import Qwen3VLFamily
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.models.text import LlamaFamily, TextFamily
@@ -273,19 +274,23 @@ def test_operations_count_the_prompt_once_per_group():
         ("Qwen/Qwen3-VL-4B-Instruct", 4_437_815_808),
         ("Qwen/Qwen3-VL-8B-Instruct", 8_767_123_696),
         ("OpenGVLab/InternVL3_5-8B-HF", 8_528_318_464),
+        # Less the head for further tokens, of 243,290,624, 424,699,392 and 844,640,768: 9,653,104,368 and so on.
+        ("Qwen/Qwen3.5-9B", 9_409_813_744),
+        ("Qwen/Qwen3.5-27B", 27_356_728_560),
+        ("Qwen/Qwen3.5-35B-A3B", 35_107_181_936),
     ],
 )
 def test_shipped_shapes_have_the_published_number_of_parameters(name, params):
-    kind = (
-        InternVLFamily
-        if "Intern" in name
-        else Qwen3VLFamily
-        if "Qwen3-VL" in name
-        else Qwen2_5_VLFamily
-        if "VL" in name
-        else TextFamily
-    )
-    family = shapes.find_config((LlamaFamily if "Llama" in name else kind)(name))
+    readers = {
+        "Intern": InternVLFamily,
+        "Qwen3.5": Qwen3_5Family,
+        "Qwen3-VL": Qwen3VLFamily,
+        "VL": Qwen2_5_VLFamily,
+        "Llama": LlamaFamily,
+        "": TextFamily,
+    }
+    kind = next(kind for part, kind in readers.items() if part in name)
+    family = shapes.find_config(kind(name))
     sizes = ModelSizes.from_family(family)
     assert sizes.text_params + (sizes.vision_encoder.params if sizes.vision_encoder else 0) == params
     assert sizes.head_norms == ("Qwen3" in name or "Intern" in name)

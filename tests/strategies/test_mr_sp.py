@@ -45,6 +45,7 @@ from tests.tiny import (
     omni_prompts,
     peft_model,
     plain_model,
+    qwen2_vl_family,
     qwen3_5_family,
     qwen3_5_text_family,
     qwen3_omni_family,
@@ -65,6 +66,7 @@ BUDGETS = {"one completion": 57, "all": 10_000}
 
 FAMILIES = {
     "qwen2.5-vl": vl_family,
+    "qwen2-vl": qwen2_vl_family,
     "qwen3-vl": qwen3_vl_family,
     "qwen2.5-omni": omni_family,
     "qwen3-omni": qwen3_omni_family,
@@ -321,8 +323,10 @@ def test_vila_is_shared_by_pooled_frames(devices):
     check(cases, devices)
 
 
+@proves("SP", "qwen2-vl")
 def test_three_ranks_share_what_three_does_not_divide():
-    check([Case(sp=3, budget=70, kl=True, freeze=True), Case(sp=3, checkpointing=True, chunks=2)], 3)
+    older = [Case(model="qwen2-vl", sp=3, budget=70), Case(model="qwen2-vl", sp=3, checkpointing=True, chunks=2)]
+    check([Case(sp=3, budget=70, kl=True, freeze=True), Case(sp=3, checkpointing=True, chunks=2), *older], 3)
 
 
 @pytest.mark.parametrize("devices", [4])
