@@ -23,7 +23,6 @@ from longrl.strategies.sequence import NO_SEQUENCE_PARALLEL, SequenceParallel
 
 FUSED_PROJECTIONS = ("in_proj_qkvz", "in_proj_ba")
 """Of Qwen3-Next: two matrices, rows of the key heads in turn, for the four of Qwen3.5."""
-PROJECTIONS = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "conv1d", "norm", "out_proj")
 
 
 class PackedDeltaNet(nn.Module):
@@ -33,20 +32,20 @@ class PackedDeltaNet(nn.Module):
 
     Args:
         layer: transformers' `Qwen3_5GatedDeltaNet` or one with the same parts.
-
-    Raises:
-        ValueError: the layer has other parts, as Qwen3-Next's with fused projections.
     """
+
+    in_proj_qkv: nn.Module
+    in_proj_z: nn.Module
+    in_proj_b: nn.Module
+    in_proj_a: nn.Module
+    conv1d: nn.Conv1d
+    norm: nn.Module
+    out_proj: nn.Module
+    A_log: Tensor
+    dt_bias: Tensor
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
-        missing = [name for name in PROJECTIONS if not hasattr(layer, name)]
-        if missing or layer.conv1d.bias is not None:
-            raise ValueError(
-                f"a gated delta net needs {', '.join(PROJECTIONS)} and a convolution without bias, but "
-                f"{type(layer).__name__} has {', no '.join(['a bias' if not missing else '', *missing]).strip(', ')}; "
-                "Qwen3.5's layers have these parts"
-            )
         for name, child in layer.named_children():
             self.add_module(name, child)
         for name, parameter in layer.named_parameters(recurse=False):
@@ -70,7 +69,7 @@ class PackedDeltaNet(nn.Module):
         Args:
             hidden_states: [B, L, D].
             cache_params: must be None; longrl's engine has a cache of its own.
-            attention_mask: not read.
+            attention_mask: [B, L], 0 where a row is padding; read without a layout.
             layout: of a packed sequence (B = 1), as an extra keyword of the model's forward.
             sequence: the ranks that share the sequence; this one has L rows of it.
             layer_recurrence: takes convolution and rule over.
@@ -86,6 +85,8 @@ class PackedDeltaNet(nn.Module):
             raise ValueError(
                 "a packed gated delta net has no cache of transformers; call the model with use_cache=False"
             )
+        if attention_mask is not None and layout is None and layer_recurrence is None:
+            hidden_states = hidden_states * attention_mask[..., None].to(hidden_states.dtype)
         rows = DeltaRows(
             mixed=self.in_proj_qkv(hidden_states).flatten(0, 1),
             decay=self.in_proj_a(hidden_states).flatten(0, 1),

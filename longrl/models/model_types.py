@@ -12,8 +12,10 @@ if TYPE_CHECKING:
 def shipped_families() -> tuple[type[CausalFamily], ...]:
     """The families of this package that say which models they read."""
     # Here, for each of them imports what this file is part of.
+    from longrl.models.internvl import InternVLFamily
     from longrl.models.qwen2_vl import Qwen2VLFamily
     from longrl.models.qwen3_5 import Qwen3_5Family, Qwen3_5TextFamily
+    from longrl.models.qwen3_omni import Qwen3OmniFamily
     from longrl.models.qwen3_vl import Qwen3VLFamily
     from longrl.models.qwen_omni import QwenOmniFamily
     from longrl.models.qwen_vl import Qwen2_5_VLFamily
@@ -21,7 +23,7 @@ def shipped_families() -> tuple[type[CausalFamily], ...]:
 
     return (
         TextFamily, LlamaFamily, Qwen2VLFamily, Qwen2_5_VLFamily, Qwen3VLFamily, Qwen3_5Family, Qwen3_5TextFamily,
-        QwenOmniFamily,
+        QwenOmniFamily, Qwen3OmniFamily, InternVLFamily,
     )  # fmt: skip
 
 

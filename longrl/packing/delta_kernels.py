@@ -128,18 +128,13 @@ class FlaDeltaKernel:
 
     def __init__(self, rule_op: Any = None, step_op: Any = None, conv_op: Any = None) -> None:
         if rule_op is None:
-            from fla.ops.gated_delta_rule import (
-                chunk_gated_delta_rule as rule_op,
-                fused_recurrent_gated_delta_rule as step_op,
-            )
-        if conv_op is None:
-            try:
-                from causal_conv1d import causal_conv1d_fn as conv_op
-            except ImportError:
-                logger.warning("causal-conv1d is not installed: torch's convolution is used")
+            from fla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
+
+            rule_op = chunk_gated_delta_rule
+            step_op = fused_recurrent_gated_delta_rule
         self.rule_op = rule_op
         self.step_op = step_op
-        self.conv_op = conv_op
+        self.conv_op = conv_op or _causal_conv1d()
 
     def conv(self, rows: Tensor, weight: Tensor) -> Tensor:
         """See `DeltaKernel.conv`."""
@@ -167,6 +162,16 @@ class FlaDeltaKernel:
         return output[0], final
 
 
+def _causal_conv1d() -> Any:
+    """causal-conv1d's function, or None."""
+    try:
+        from causal_conv1d import causal_conv1d_fn
+    except ImportError:
+        logger.warning("causal-conv1d is not installed: torch's convolution is used")
+        return None
+    return causal_conv1d_fn
+
+
 @functools.lru_cache(maxsize=64)
 def _starts(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     """[n + 1] int64 first rows of the sequences."""
@@ -191,8 +196,10 @@ class EagerDeltaKernel:
         """See `DeltaKernel.rule`."""
         dtype = torch.promote_types(value.dtype, torch.float32)
         with torch.autocast(value.device.type, enabled=False):
-            rows = [_unit(query.to(dtype)) / query.shape[-1] ** 0.5, _unit(key.to(dtype)), value.to(dtype)]
-            output, final = _chunked_rule(*rows, decay.to(dtype), beta.to(dtype), lengths, state.to(dtype))
+            query = _unit(query.to(dtype)) / query.shape[-1] ** 0.5
+            key = _unit(key.to(dtype))
+            gates = decay.to(dtype), beta.to(dtype)
+            output, final = _chunked_rule(query, key, value.to(dtype), *gates, lengths, state.to(dtype))
         return output.to(value.dtype), final
 
 

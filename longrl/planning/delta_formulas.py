@@ -69,7 +69,7 @@ def saved_memory(plan: Plan, rows: int) -> float:
 def backward_memory(plan: Plan, rows: int) -> float:
     """What the rule's backward pass needs beside that.
 
-    CUDA: states of all chunks and what is written, again, and gradients of all of these and of queries, keys, values:
+    CUDA: states of all chunks and what is written, again, and gradients of all these and of queries, keys and values:
     L (2 V E F / c + 5 V E + 4 V F) b. Plain: L 2 V F, as the first saved tensors go while the first gradients come.
     Of several ranks the message of the all-to-all, before and after.
     """
@@ -88,8 +88,8 @@ def forward_memory(plan: Plan, rows: int) -> float:
     """
     width, b = local_widths(plan, rows), plan.matmul_bytes
     if not plan.cuda:
-        rule = 12 * width.keys + 7 * width.values + 3 * width.chunk
-        return width.rows * (3 * width.channels * b + rule * FLOAT32)
+        plain = 12 * width.keys + 7 * width.values + 3 * width.chunk
+        return width.rows * (3 * width.channels * b + plain * FLOAT32)
     rule = 5 * width.keys + 4 * width.values + width.chunk + width.states
     return width.rows * (3 * width.channels + rule) * b
 

@@ -319,11 +319,19 @@ def head_notes(plan: Plan) -> list[str]:
     if sp == 1:
         return []
     num_heads = sp * heads.per_rank * heads.size
-    return [
+    notes = [
         f"{sizes.num_heads} query and {sizes.num_key_heads} key heads on {sp} ranks work: {heads.per_rank} part(s) of "
         f"{heads.size} queries with their key head per rank; {num_heads - sizes.num_heads} of {num_heads} query heads "
         "are padding"
     ]
+    if sizes.delta_nets:
+        parts, num_values = plan.delta_heads, sizes.delta_nets.num_heads
+        padded = sp * parts.per_rank * parts.size
+        notes.append(
+            f"{num_values} value heads of gated delta nets: {parts.per_rank} part(s) of {parts.size} per rank; "
+            f"{padded - num_values} of {padded} are padding"
+        )
+    return notes
 
 
 def shared_by(vllm: VLLMShare | None, sp: int) -> VLLMShare | None:

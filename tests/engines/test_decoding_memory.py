@@ -36,9 +36,10 @@ def test_as_many_prompts_as_fit_into_nine_tenths_and_at_least_one(free, count):
     assert memory().num_prompts([5, 7, 400], free / decoding_memory.USED_SHARE) == count
 
 
-@pytest.mark.parametrize("family", [text_family("qwen3"), qwen3_5_text_family()], ids=["qwen3", "qwen3.5"])
-def test_keys_values_and_states_of_the_model_are_what_the_cache_holds(monkeypatch, family):
+@pytest.mark.parametrize("make", [lambda: text_family("qwen3"), qwen3_5_text_family], ids=["qwen3", "qwen3.5"])
+def test_keys_values_and_states_of_the_model_are_what_the_cache_holds(monkeypatch, make):
     """All that `PrefixCache` allocates for prompts and completions, to the byte."""
+    family = make()
     model = family.build()
     prompts = [family.render(row(str(i)), "word " * 9 * (i + 1)) for i in range(2)]
     caches = []

@@ -32,7 +32,7 @@ def test_every_family_with_model_types_is_found_and_no_type_is_read_by_two():
     assert len(types) == len(set(types))
 
 
-@pytest.mark.parametrize("name", [name for name, tested in FAMILIES.items() if tested.make().model_types])
+@pytest.mark.parametrize("name", sorted(FAMILIES.keys() - {"nvila", "longvila-r1"}))  # VILA's config is its own
 def test_every_family_reads_its_own(name):
     family = FAMILIES[name].make()
     assert family.config.model_type in family.model_types

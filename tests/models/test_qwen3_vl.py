@@ -295,9 +295,11 @@ def test_the_towers_weights_stay_and_experts_go_over_as_released():
     assert torch.equal(family.engine_tensor(name, weight), weight.transpose(1, 2))
 
 
-def test_plans_of_experts_are_refused():
-    with pytest.raises(ValueError, match="has 4 experts; plan a dense model"):
-        ModelSizes.from_family(qwen3_vl_family(experts=True))
+def test_plans_count_the_experts_that_a_row_goes_through():
+    sizes = ModelSizes.from_family(qwen3_vl_family(experts=True))
+    assert sizes.mlp_width == 2 * 32
+    assert sizes.expert_params == 3 * 4 * 3 * 48 * 32  # layers, experts, matrices
+    assert sizes.used_params == sum(sizes.layer_params) - sizes.expert_params / 2
 
 
 def test_sizes_count_all_levels_of_features():

@@ -12,6 +12,7 @@ from longrl.models.qwen3_5 import Qwen3_5Family
 from longrl.packing.attention import PackedLayout
 from longrl.planning import delta_formulas, flops, formulas, memory, shapes, vllm_formulas
 from longrl.planning.inputs import ModelSizes, Plan, VLLMShare, micro_batch
+from longrl.planning.run_plan import head_notes
 from longrl.types import GroupSpan
 from tests.planning.test_formulas import RUN, TINY
 
@@ -67,6 +68,12 @@ def test_ranks_have_all_rows_of_their_value_heads():
     assert (widths.rows, widths.channels, widths.keys, widths.values) == (20, 2 * 2 + 2 * 3, 4, 6)
     three = changed(sequence_parallel_size=4)  # of every key head two parts, one on each rank
     assert delta_formulas.local_widths(three, 10).values == 3
+
+
+def test_value_heads_that_are_padding_are_told():
+    (_, note) = head_notes(changed(sequence_parallel_size=3))
+    assert note == "4 value heads of gated delta nets: 1 part(s) of 2 per rank; 2 of 6 are padding"
+    assert len(head_notes(dataclasses.replace(RUN, sequence_parallel_size=3))) == 1
 
 
 def test_vllm_keeps_states_beside_keys_of_one_layer():

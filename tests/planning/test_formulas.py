@@ -297,7 +297,10 @@ def test_shipped_shapes_have_the_published_number_of_parameters(name, params):
 
 
 def test_an_unknown_model_is_an_error_that_names_the_shipped_ones(tmp_path, monkeypatch):
-    monkeypatch.setattr(TextFamily, "config", property(lambda self: (_ for _ in ()).throw(OSError("no network"))))
+    def unreachable(self, source):
+        raise OSError("no network")
+
+    monkeypatch.setattr(TextFamily, "read_config", unreachable)
     with pytest.raises(ValueError, match=r"'Nobody/Nothing'.*Qwen/Qwen3-1.7B.*put its config.json into"):
         shapes.find_config(TextFamily("Nobody/Nothing"))
 
