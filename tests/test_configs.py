@@ -305,7 +305,7 @@ def test_a_recipe_takes_a_step_with_a_tiny_model(path, tmp_path, videos, sums, c
     values = raw(path)
     has_video = "video" in values["data"]
     tiles = {"family/longvila_r1_7b.yaml": vila_folder, "family/internvl3_5_8b.yaml": internvl_folder}
-    if values["model"]["family"] in tiles:
+    if str(values["model"]["family"]) in tiles:
         folder = tiles[values["model"]["family"]]()
         tiny = [f"--model.family.init_args.model={folder}", "--data.media_root=null"]
     elif has_video:
