@@ -32,7 +32,7 @@ from longrl.rewards import RewardSum, SoftOverlong
 from longrl.testing.synthetic_videos import SyntheticConfig, generate_videos
 from tests.distributed import run_distributed
 from tests.sounds import write_clip
-from tests.tiny import omni_folder, qwen3_vl_folder, text_folder, vila_folder, vl_folder
+from tests.tiny import omni_folder, qwen3_5_folder, qwen3_vl_folder, text_folder, vila_folder, vl_folder
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual optimization"),
@@ -308,6 +308,8 @@ def test_a_recipe_takes_a_step_with_a_tiny_model(path, tmp_path, videos, sums, c
         tiny = [f"--model.family.init_args.model={vila_folder()}", "--data.media_root=null"]
     elif has_video:
         folder, pixels = (qwen3_vl_folder(), 1024) if path.stem.startswith("qwen3_vl") else (vl_folder(), 784)
+        if path.stem.startswith("qwen3_5"):
+            folder, pixels = qwen3_5_folder(), 1024
         if "omni" in path.stem:
             folder, videos = omni_folder(), clips
         tiny = [f"--model.family.init_args.model={folder}", f"--model.family.init_args.min_pixels={pixels}"]
