@@ -46,7 +46,7 @@ FILES = sorted(CONFIGS.rglob("*.y*ml"))
 FLOW = sorted([*CONFIGS.glob("*_flow_grpo.yaml"), *CONFIGS.glob("demo/flow/*.yaml")])
 """Recipes and demos of pictures and videos: tests/diffusion/test_flow_configs.py."""
 RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if path not in FLOW)
-DEMO = sorted(CONFIGS.glob("demo/*.yaml"))
+DEMO = sorted([*CONFIGS.glob("demo/*.yaml"), *CONFIGS.glob("demo/qwen3_5/*.yaml")])
 EVALUATIONS = sorted(CONFIGS.glob("eval/*.yaml"))
 KINDS = ("algorithm", "data", "family", "policy", "reward", "rollout", "trainer")
 PIECES = {kind: sorted(CONFIGS.glob(f"{kind}/*.yaml")) for kind in KINDS}
@@ -265,7 +265,8 @@ def test_the_options_of_a_recipes_header_exist(path):
 
 @files(DEMO)
 def test_a_stage_of_the_demo_lies_over_what_all_share(path):
-    cli = built("--config", CONFIGS / "demo" / "common.yaml", "--config", path)
+    common = dict.fromkeys((CONFIGS / "demo" / "common.yaml", path.parent / "common.yaml"))
+    cli = built(*(part for file in [*common, path] for part in ("--config", file)))
     assert rollouts(cli).reward.names == ["accuracy", "think_answer_format"]
     assert cli.config.run_dir == raw(path).get("run_dir", "runs/default")
 

@@ -35,8 +35,8 @@ def write_demo_base(folder: str | Path) -> Path:
 
 def write_qwen3_5_demo_base(folder: str | Path) -> Path:
     """As `write_demo_base`; its tokenizer has also seen the times that stand before the frames of a video."""
-    times = [f"<{second}.0 seconds>" for second in range(60)]
-    tokenizer = tiny_tokenizer([*_corpus(), *times], vocab_size=432)
+    times = [f"<{second}.0 seconds>" for second in range(60)] * 4
+    tokenizer = tiny_tokenizer([*_corpus(), *times], vocab_size=448)
     return tiny_qwen3_5(folder, tokenizer, text=QWEN3_5_TEXT, vision=QWEN3_5_VISION)
 
 

@@ -13,7 +13,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from longrl.commands.main import main
+from longrl.engines.hf import HFEngine
+from longrl.features.cache import FeatureCache
 from longrl.models.vila import VilaFamily
+from longrl.testing.plain_forward import plain_logits
+from longrl.types import SamplingParams
 from tests.families import FAMILIES, TEXT, every
 from tests.runs import ROOT, checkpoint, metrics, videos
 from tests.sounds import write_clip
@@ -121,6 +125,19 @@ def test_sft_then_grpo_then_an_exported_folder(name, tmp_path, sums, clips):
     assert all(torch.equal(value, after[f"model.{key}"]) for key, value in loaded.state_dict().items())
     assert len(loaded.state_dict()) == len(after)
     assert processing(text="Which?")["input_ids"]
+    if "vila" not in stages.family:
+        assert_same_greedy_tokens(name, out, loaded)
+
+
+def assert_same_greedy_tokens(name: str, folder: Path, plain: torch.nn.Module) -> None:
+    """HFEngine's from the exported folder are the plain model's likeliest, token by token."""
+    family = type(FAMILIES[name].make())(str(folder))
+    (prompt, *_), model = FAMILIES[name].prompts(family), family.build()
+    features = FeatureCache(family).get_or_encode(model, [prompt])
+    ((found,),) = HFEngine().generate(family, model, [prompt], features, SamplingParams(1, 6, 0.0), seed=0)
+    with torch.no_grad():
+        logits = plain_logits(plain.eval(), prompt, found.token_ids)
+    assert torch.equal(logits.argmax(-1), found.token_ids)
 
 
 def load(name: str, folder: Path):
