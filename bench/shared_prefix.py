@@ -1,4 +1,4 @@
-"""Update pass on a group of completions: packed behind one prompt, against one completion at a time; what decoding keeps.
+"""Update pass on a group of completions: packed behind one prompt, against one at a time; and what decoding keeps.
 
 Models: `qwen2`, whose layers all attend, and `qwen3_5`, a hybrid: three gated delta nets and a layer that attends. Both
 variants are longrl's own forward and backward in float32, with the same kernels, the same loss and the same gradients;
@@ -74,7 +74,7 @@ class Sizes:
 
 
 FULL = Sizes()
-QUICK = Sizes(prompt_tokens=(512, 2048), completions=(8,), timed_tokens=10_000, memory_prompts=(1024, 8192))
+QUICK = Sizes(prompt_tokens=(1024,), completions=(8,), timed_tokens=1, memory_prompts=(1024, 4096))
 MEMORY = {"hidden_size": 128, "intermediate_size": 128, "num_layers": 4, "num_heads": 2, "num_key_value_heads": 1}
 """Sizes of the models whose caches are counted."""
 
@@ -267,7 +267,7 @@ def main(argv: Sequence[str] | None = None, sizes: Sizes | None = None) -> None:
         cases = itertools.product(sizes.models, sizes.prompt_tokens, sizes.completions)
         results = [measure(Case(sizes, *case, folder / "passes")) for case in cases]
         cases = itertools.product(sizes.memory_prompts, sizes.models, sizes.completions[:1])
-        memory = [measure_memory(Case(narrow, model, tokens, count, folder / "memory")) for tokens, model, count in cases]
+        memory = [measure_memory(Case(narrow, model, P, G, folder / "memory")) for P, model, G in cases]
     errors = ", ".join(f"{error:.1e}" for _, error in results)
     settings = ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(sizes).items())
     report(

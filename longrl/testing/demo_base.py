@@ -3,8 +3,8 @@
     python -m longrl.testing.demo_base configs/demo/base
     python -m longrl.testing.demo_base configs/demo/qwen3_5/base qwen3_5
 
-writes config, tokenizer and processor; `configs/demo/pretrain.yaml` trains the weights that ship beside them. The second
-is a Qwen3.5, for `configs/demo/qwen3_5`.
+writes config, tokenizer and processor; `configs/demo/pretrain.yaml` trains the weights that ship beside them. The
+second is a Qwen3.5, whose weights `configs/demo/qwen3_5/pretrain.yaml` trains; none ship.
 """
 
 from __future__ import annotations

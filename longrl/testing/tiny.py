@@ -167,8 +167,8 @@ def tiny_qwen3_5(
     )
     image = transformers.Qwen2VLImageProcessor(patch_size=16, **SIZES["pixels"])
     video = transformers.Qwen3VLVideoProcessor(cap_pixels_per_frame=False, **SIZES["pixels"])
-    processor = transformers.Qwen3VLProcessor
-    return _save_model(folder, config, processor, tokenizer, QWEN3_5_TEMPLATE, image_processor=image, video_processor=video)
+    processors = {"image_processor": image, "video_processor": video}
+    return _save_model(folder, config, transformers.Qwen3VLProcessor, tokenizer, QWEN3_5_TEMPLATE, **processors)
 
 
 def tiny_qwen3_5_text(folder: str | Path, tokenizer: Any = None, experts: bool = False, **overrides: Any) -> Path:

@@ -235,7 +235,8 @@ def test_a_target_behind_an_opened_think_is_what_the_template_makes_of_the_whole
 def test_thinking_that_the_prompt_has_closed_is_not_taught_again(name):
     family = type(family_of(name))(family_of(name).model_path, chat_template_kwargs={"enable_thinking": False})
     closed = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
-    for target in ("<answer>B</answer>", "<think></think><answer>B</answer>", "<think>\n\n</think>\n\n<answer>B</answer>"):
+    for empty in ("", "<think></think>", "<think>\n\n</think>\n\n"):
+        target = f"{empty}<answer>B</answer>"
         prompt = family.render(row(), "Which?", (), target)
         assert family.tokenizer.decode(prompt.input_ids).endswith(closed)
         assert family.tokenizer.decode(prompt.response_ids) == "<answer>B</answer><|im_end|>"
