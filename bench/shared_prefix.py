@@ -74,7 +74,7 @@ class Sizes:
 
 
 FULL = Sizes()
-QUICK = Sizes(prompt_tokens=(1024,), completions=(8,), timed_tokens=1, memory_prompts=(1024, 4096))
+QUICK = Sizes(prompt_tokens=(1024,), completions=(8,), timed_tokens=1, memory_prompts=(4096,))
 MEMORY = {"hidden_size": 128, "intermediate_size": 128, "num_layers": 4, "num_heads": 2, "num_key_value_heads": 1}
 """Sizes of the models whose caches are counted."""
 
