@@ -1,7 +1,8 @@
-"""Update pass on a group of completions: packed behind one prompt, against one completion at a time.
+"""Update pass on a group of completions: packed behind one prompt, against one at a time; and what decoding keeps.
 
-Both variants are longrl's own forward and backward of a Qwen2 model in float32, with the same kernels, the same loss
-and the same gradients; they differ only in what one sequence holds:
+Models: `qwen2`, whose layers all attend, and `qwen3_5`, a hybrid: three gated delta nets and a layer that attends. Both
+variants are longrl's own forward and backward in float32, with the same kernels, the same loss and the same gradients;
+they differ only in what one sequence holds:
 
 - packed: `[prompt][y1]..[yG]` in one sequence, one forward and backward;
 - separate: `[prompt][yi]` for every i, each in a forward and backward of its own, gradients accumulated. That is what
@@ -16,26 +17,40 @@ can share, keeps the share of the work it has in a 7B model.
 `bound` = G(P+R) / (P+GR) is the ratio of the tokens. Attention over a long prompt stays a little below it: the G * R
 completion tokens look back at all P prompt tokens in either variant, the prompt's own at half of them on average.
 
+`memory` is what the rollout engine's cache holds for a group while it decodes, counted tensor by tensor, of narrower
+models of one depth: `prompt_mib` once, `state_mib_per_completion` for every completion (keys and values of its own R
+tokens in layers that attend, states and convolution rows in the others), and `peak_mib`, what the whole rollout adds to
+a fresh process. `unshared_mib_per_completion` is what a completion takes whose past nobody shares.
+
     python bench/shared_prefix.py --json bench/results/shared_prefix.json
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
 
 import torch
 from common import Row, in_fresh_process, parse_arguments, peak_memory_mib, report
 from torch import Tensor, nn
 
 from longrl import types
+from longrl.engines import prefix_cache
+from longrl.engines.hf import HFEngine
+from longrl.models.qwen3_5 import Qwen3_5TextFamily
 from longrl.models.text import TextFamily
 from longrl.packing.pack import pack
-from longrl.testing.tiny import tiny_text
+from longrl.testing.tiny import tiny_qwen3_5_text, tiny_text
+
+FAMILIES = {"qwen2": TextFamily, "qwen3_5": Qwen3_5TextFamily}
+MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -50,13 +65,18 @@ class Sizes:
     hidden_size: int = 384
     intermediate_size: int = 2048
     num_layers: int = 2
+    """Of `qwen2`; `qwen3_5` has one period of its pattern, 4."""
     num_heads: int = 6
     num_key_value_heads: int = 2
     vocab_size: int = 1280
+    models: tuple[str, ...] = tuple(FAMILIES)
+    memory_prompts: tuple[int, ...] = (1024, 8192, 65536)
 
 
 FULL = Sizes()
-QUICK = Sizes(prompt_tokens=(512, 2048), completions=(8,), timed_tokens=10_000)
+QUICK = Sizes(prompt_tokens=(1024,), completions=(8,), timed_tokens=1, memory_prompts=(4096,))
+MEMORY = {"hidden_size": 128, "intermediate_size": 128, "num_layers": 4, "num_heads": 2, "num_key_value_heads": 1}
+"""Sizes of the models whose caches are counted."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +84,15 @@ class Case:
     """One row: a model with a prompt and its completions."""
 
     sizes: Sizes
+    model: str
     prompt_tokens: int
     completions: int
-    folder: str
-    """Of the model's config."""
+    folder: Path
+    """Of the models' configs."""
 
     @property
     def family(self) -> TextFamily:
-        return TextFamily(self.folder, random_init=True)
+        return FAMILIES[self.model](str(self.folder / self.model), random_init=True)
 
     @property
     def prompt(self) -> types.Prompt:
@@ -94,17 +115,26 @@ class Case:
         return torch.randint(self.sizes.vocab_size, (count,), generator=torch.Generator().manual_seed(seed))
 
 
-def write_model(sizes: Sizes, folder: str) -> None:
-    """Config and tokenizer of a Qwen2 model."""
-    tiny_text(
-        folder,
-        vocab_size=sizes.vocab_size,
-        hidden_size=sizes.hidden_size,
-        intermediate_size=sizes.intermediate_size,
-        num_hidden_layers=sizes.num_layers,
-        num_attention_heads=sizes.num_heads,
-        num_key_value_heads=sizes.num_key_value_heads,
-    )
+def write_models(sizes: Sizes, folder: Path) -> None:
+    """Config and tokenizer of each model; sizes of linear heads are in Qwen3.5's proportion to the width."""
+    common = {
+        "vocab_size": sizes.vocab_size,
+        "hidden_size": sizes.hidden_size,
+        "intermediate_size": sizes.intermediate_size,
+        "num_attention_heads": sizes.num_heads,
+        "num_key_value_heads": sizes.num_key_value_heads,
+    }
+    head = sizes.hidden_size // sizes.num_heads
+    linear = {
+        "num_hidden_layers": 4,
+        "head_dim": head,
+        "linear_num_key_heads": sizes.num_heads // 2,
+        "linear_num_value_heads": sizes.num_heads,
+        "linear_key_head_dim": head,
+        "linear_value_head_dim": head,
+    }
+    tiny_text(folder / "qwen2", num_hidden_layers=sizes.num_layers, **common)
+    tiny_qwen3_5_text(folder / "qwen3_5", **common, **linear)
 
 
 def packed_pass(case: Case, model: nn.Module) -> None:
@@ -140,6 +170,7 @@ def measure(case: Case) -> tuple[Row, float]:
             seconds, packed_grads = _timed(packed_pass, case, model)
             packed.append(seconds)
     row = {
+        "model": case.model,
         "prompt_tokens": case.prompt_tokens,
         "completions": case.completions,
         "response_tokens": case.sizes.response_tokens,
@@ -149,6 +180,7 @@ def measure(case: Case) -> tuple[Row, float]:
         "bound": tokens / (case.prompt_tokens + case.completions * case.sizes.response_tokens),
         "packed_peak_mib": in_fresh_process(pass_memory_mib, case, True),
         "separate_peak_mib": in_fresh_process(pass_memory_mib, case, False),
+        "state_mib_per_completion": kept_while_decoding(dataclasses.replace(case, prompt_tokens=64))[1],
     }
     return row, float((packed_grads - separate_grads).norm() / separate_grads.norm())
 
@@ -173,22 +205,81 @@ def pass_memory_mib(case: Case, packed: bool) -> float:
     return peak_memory_mib() - before
 
 
+class Kept(prefix_cache.PrefixCache):
+    """A cache of which the last one made is remembered."""
+
+    last: Kept
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        Kept.last = self
+
+
+def kept_while_decoding(case: Case) -> tuple[float, float]:
+    """MiB that a rollout keeps of the prompt, once, and of every completion."""
+    sampling = types.SamplingParams(case.completions, case.sizes.response_tokens, temperature=1.0)
+    with mock.patch.object(prefix_cache, "PrefixCache", Kept):
+        HFEngine(max_sequences=case.completions).generate(
+            case.family, case.family.build(), [case.prompt], {}, sampling, seed=0
+        )
+    of_prompt = [*Kept.last.prompts.values(), *Kept.last.prompt_pasts.values()]
+    of_completions = [*Kept.last.completions.values(), *Kept.last.completion_pasts.values()]
+    return _mib(of_prompt), _mib(of_completions) / case.completions
+
+
+def _mib(tensors: Sequence[Sequence[Tensor]]) -> float:
+    return sum(tensor.nbytes for tensor in itertools.chain.from_iterable(tensors)) / MIB
+
+
+def rollout_memory(case: Case) -> tuple[float, float, float]:
+    """`kept_while_decoding`, and the peak; for a process that has done nothing else."""
+    before = peak_memory_mib()
+    prompt, completion = kept_while_decoding(case)
+    return prompt, completion, peak_memory_mib() - before
+
+
+def measure_memory(case: Case) -> Row:
+    """A row of `memory`."""
+    prompt, completion, peak = in_fresh_process(rollout_memory, case)
+    group = prompt + case.completions * completion
+    return {
+        "model": case.model,
+        "prompt_tokens": case.prompt_tokens,
+        "completions": case.completions,
+        "prompt_mib": prompt,
+        "state_mib_per_completion": completion,
+        "group_mib": group,
+        "shared_mib_per_completion": group / case.completions,
+        "unshared_mib_per_completion": prompt + completion,
+        "peak_mib": peak,
+    }
+
+
 def main(argv: Sequence[str] | None = None, sizes: Sizes | None = None) -> None:
     """The command; `sizes` replaces what `--quick` or its absence choose."""
     arguments = parse_arguments(__doc__, argv)
     sizes = sizes or (QUICK if arguments.quick else FULL)
-    with tempfile.TemporaryDirectory() as folder:
-        write_model(sizes, folder)
-        results = [
-            measure(Case(sizes, tokens, count, folder)) for tokens in sizes.prompt_tokens for count in sizes.completions
-        ]
+    narrow = dataclasses.replace(sizes, **MEMORY)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_models(sizes, folder / "passes")
+        write_models(narrow, folder / "memory")
+        cases = itertools.product(sizes.models, sizes.prompt_tokens, sizes.completions)
+        results = [measure(Case(sizes, *case, folder / "passes")) for case in cases]
+        cases = itertools.product(sizes.memory_prompts, sizes.models, sizes.completions[:1])
+        memory = [measure_memory(Case(narrow, model, P, G, folder / "memory")) for P, model, G in cases]
     errors = ", ".join(f"{error:.1e}" for _, error in results)
     settings = ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(sizes).items())
     report(
         __file__,
         arguments,
         [row for row, _ in results],
-        notes=[f"sizes: {settings}", f"relative difference of the two variants' gradients, row by row: {errors}"],
+        notes=[
+            f"sizes: {settings}",
+            "sizes of the models of `memory`: " + ", ".join(f"{name} {value}" for name, value in MEMORY.items()),
+            f"relative difference of the two variants' gradients, row by row: {errors}",
+        ],
+        more={"memory": memory},
     )
 
 

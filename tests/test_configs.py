@@ -32,7 +32,15 @@ from longrl.rewards import RewardSum, SoftOverlong
 from longrl.testing.synthetic_videos import SyntheticConfig, generate_videos
 from tests.distributed import run_distributed
 from tests.sounds import write_clip
-from tests.tiny import internvl_folder, omni_folder, qwen3_vl_folder, text_folder, vila_folder, vl_folder
+from tests.tiny import (
+    internvl_folder,
+    omni_folder,
+    qwen3_5_folder,
+    qwen3_vl_folder,
+    text_folder,
+    vila_folder,
+    vl_folder,
+)
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual optimization"),
@@ -46,7 +54,7 @@ FILES = sorted(CONFIGS.rglob("*.y*ml"))
 FLOW = sorted([*CONFIGS.glob("*_flow_grpo.yaml"), *CONFIGS.glob("demo/flow/*.yaml")])
 """Recipes and demos of pictures and videos: tests/diffusion/test_flow_configs.py."""
 RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if path not in FLOW)
-DEMO = sorted(CONFIGS.glob("demo/*.yaml"))
+DEMO = sorted([*CONFIGS.glob("demo/*.yaml"), *CONFIGS.glob("demo/qwen3_5/*.yaml")])
 EVALUATIONS = sorted(CONFIGS.glob("eval/*.yaml"))
 KINDS = ("algorithm", "data", "family", "policy", "reward", "rollout", "trainer")
 PIECES = {kind: sorted(CONFIGS.glob(f"{kind}/*.yaml")) for kind in KINDS}
@@ -265,7 +273,8 @@ def test_the_options_of_a_recipes_header_exist(path):
 
 @files(DEMO)
 def test_a_stage_of_the_demo_lies_over_what_all_share(path):
-    cli = built("--config", CONFIGS / "demo" / "common.yaml", "--config", path)
+    common = dict.fromkeys((CONFIGS / "demo" / "common.yaml", path.parent / "common.yaml"))
+    cli = built(*(part for file in [*common, path] for part in ("--config", file)))
     assert rollouts(cli).reward.names == ["accuracy", "think_answer_format"]
     assert cli.config.run_dir == raw(path).get("run_dir", "runs/default")
 
@@ -310,6 +319,8 @@ def test_a_recipe_takes_a_step_with_a_tiny_model(path, tmp_path, videos, sums, c
         tiny = [f"--model.family.init_args.model={folder}", "--data.media_root=null"]
     elif has_video:
         folder, pixels = (qwen3_vl_folder(), 1024) if path.stem.startswith("qwen3_vl") else (vl_folder(), 784)
+        if path.stem.startswith("qwen3_5"):
+            folder, pixels = qwen3_5_folder(), 1024
         if "omni" in path.stem:
             folder, videos = omni_folder(), clips
         tiny = [f"--model.family.init_args.model={folder}", f"--model.family.init_args.min_pixels={pixels}"]

@@ -19,6 +19,7 @@ from longrl.engines.hf import HFEngine
 from longrl.engines.parity import RenderedPrompt
 from longrl.io.atomic import PARTIAL_SUFFIX
 from tests.runs import arguments, checkpoint, config, data_order, metrics, run, run_in_child, start, text_config, videos
+from tests.tiny import qwen3_5_folder
 
 LAST = "checkpoints/last.ckpt"
 SFT_STEPS = 18
@@ -190,6 +191,18 @@ def test_rl_killed_again_and_again_across_an_epoch_end(tmp_path, dapo_reference)
         (20, "saved"),
     ]
     assert_same_end(interrupted_run(tmp_path / "run", dapo(), kills), dapo_reference)
+
+
+@pytest.mark.slow
+def test_rl_of_a_hybrid_model_killed_in_the_middle(tmp_path):
+    values = dapo(limit_val_batches=0, max_epochs=1)
+    folder = {"model": qwen3_5_folder(), "min_pixels": 1024, "max_pixels": 1024}
+    values["model"]["family"]["class_path"] = "longrl.models.qwen3_5.Qwen3_5Family"
+    values["model"]["family"]["init_args"] |= folder
+    values["model"]["max_tokens_per_micro_batch"] = 2000
+    reference = run(tmp_path / "reference", values)
+    assert checkpoint(reference)["global_step"] == 12
+    assert_same_end(interrupted_run(tmp_path / "run", values, [(4, "saved"), (8, "on_train_batch_end")]), reference)
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ from longrl.io.stop_signals import Interrupted, StopRun, current_signals
 from longrl.types import Row
 
 CONFIGS = Path("configs/demo")
-COMMON = ("--config", str(CONFIGS / "common.yaml"))
+PRETRAIN_OPTIONS = "--num_pretrain_videos=4000"
 NUM_CARDS = 8
 
 
@@ -52,6 +52,8 @@ def run_demo(
     pretrain: bool = False,
     max_steps: int | None = None,
     engine: str | None = None,
+    configs: str = str(CONFIGS),
+    pretrain_options: str = PRETRAIN_OPTIONS,
 ) -> None:
     """Trains and evaluates: base, chain-of-thought SFT, RL, and RL without seeing the video.
 
@@ -64,19 +66,24 @@ def run_demo(
         max_steps: at most so many training steps in each stage, to see that everything runs.
         pretrain: make the base model from random weights first (about 20 minutes) instead of taking the one shipped.
         engine: a file that describes who generates in RL, such as configs/rollout/vllm_cpu.yaml; None is the trainer.
+        configs: folder of the stages' files and the base; its common.yaml lies over that of configs/demo.
+        pretrain_options: of `synthetic`, for the videos that the base model is made with.
     """
-    if not CONFIGS.is_dir():
-        raise ValueError(f"the demo reads {CONFIGS}/, which is not here; run it from the project's folder")
+    for folder in (CONFIGS, Path(configs)):
+        if not folder.is_dir():
+            raise ValueError(f"the demo reads {folder}/, which is not here; run it from the project's folder")
     options = {
         "num_train_videos": num_train_videos,
         "num_eval_videos": num_eval_videos,
         "pretrain": pretrain,
         "max_steps": max_steps,
         "engine": engine,
+        "configs": configs,
+        "pretrain_options": pretrain_options,
     }
-    demo = _Demo(Path(out), max_steps, options)
+    demo = _Demo(Path(out), max_steps, options, Path(configs))
     demo.make_data(num_train_videos, num_eval_videos)
-    base = demo.pretrain() if pretrain else CONFIGS / "base"
+    base = demo.pretrain(pretrain_options) if pretrain else Path(configs) / "base"
     demo.fit("sft", "sft.yaml", f"--model.init_from={base}")
     rollouts = [f"--rollout.engine={engine}"] if engine else []
     demo.fit("rl", "grpo.yaml", f"--model.init_from={demo.out / 'sft'}", *rollouts)
@@ -90,8 +97,18 @@ def run_demo(
 class _Demo:
     """The stages, and how long each took."""
 
-    def __init__(self, out: Path, max_steps: int | None = None, options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        out: Path,
+        max_steps: int | None = None,
+        options: Mapping[str, Any] | None = None,
+        configs: Path = CONFIGS,
+    ) -> None:
         self.out = out
+        self.configs = configs
+        self.common: list[str] = []
+        for folder in dict.fromkeys((CONFIGS, configs)):
+            self.common += ["--config", str(folder / "common.yaml")]
         self.stages = _Stages(out / "unfinished.json", options)
         self.steps = [] if max_steps is None else [f"--trainer.max_steps={max_steps}"]
         self.seconds = {"pretrain": 0.0, "sft": 0.0, "rl": 0.0, "evaluate": 0.0}
@@ -105,14 +122,14 @@ class _Demo:
             self._run("synthetic", f"--out={self.out / 'data'}", *counts, "--fps=2")
             self.stages.end("data")
 
-    def pretrain(self) -> Path:
+    def pretrain(self, options: str = PRETRAIN_OPTIONS) -> Path:
         """Makes the base model anew, by the recipe of the one that ships."""
         data, run, base = (self.out / name for name in ("pretrain_data", "pretrain", "base"))
         if not self.stages.begin("base"):
             return base
         start = time.perf_counter()
         _set_aside(base)
-        counts = ("--num_train_videos=0", "--num_eval_videos=0", "--num_pretrain_videos=4000")
+        counts = ("--num_train_videos=0", "--num_eval_videos=0", *shlex.split(options))
         self._run("synthetic", f"--out={data}", *counts, "--fps=2", "--seed=7")
         self._train("pretrain", "pretrain.yaml", f"--data.train={data / 'pretrain.jsonl'}")
         self._run("export", f"--run={run}", f"--out={base}", "--dtype=bfloat16")
@@ -132,7 +149,7 @@ class _Demo:
             return
         if not goes_on:
             _set_aside(self.out / stage)
-        configs = (*COMMON, "--config", str(CONFIGS / config))
+        configs = (*self.common, "--config", str(self.configs / config))
         self._run("fit", *configs, f"--run_dir={self.out / stage}", *options, *self.steps, "--resume=auto")
         self.stages.end(stage)
 
@@ -143,7 +160,7 @@ class _Demo:
         if self.stages.begin(f"evaluation of {name}"):
             _set_aside(folder)
             test_data = f"--data.test={self.out / 'data' / 'eval.jsonl'}"
-            self._run("test", *COMMON, f"--run_dir={folder}", f"--model.init_from={weights}", test_data, *options)
+            self._run("test", *self.common, f"--run_dir={folder}", f"--model.init_from={weights}", test_data, *options)
             self.stages.end(f"evaluation of {name}")
         self.seconds["evaluate"] += time.perf_counter() - start
         (summary,) = json.loads((folder / TEST_FOLDER / RESULTS_FILE).read_text())["conditions"].values()
@@ -151,21 +168,22 @@ class _Demo:
 
     def report(self) -> None:
         """`results.json`, `report.html` and the table on the console."""
-        command = ["git", "rev-parse", "--short", "HEAD"]
-        commit = subprocess.run(command, capture_output=True, text=True, check=False)
+        git = ["git", "rev-parse", "--short", "HEAD"]
+        commit = subprocess.run(git, capture_output=True, text=True, check=False)
         for name in (RESULTS_FILE, "report.html"):
             _set_aside(self.out / name)
+        command = "make demo" if self.configs == CONFIGS else f"python -m longrl demo --configs {self.configs}"
         seconds = {name: round(value, 1) for name, value in self.seconds.items()}
         write_json(self.out / RESULTS_FILE, {**self.scores, "seconds": seconds})
         report = Report(
             title="longrl demo",
-            subtitle="A small Qwen2.5-VL learns to answer questions about videos: base, chain-of-thought SFT, GRPO.",
+            subtitle="A small model learns to answer questions about videos: base, chain-of-thought SFT, GRPO.",
             results=self.scores,
             seconds=seconds,
             curves={stage: find_metrics(self.out / stage) for stage in ("sft", "rl")},
             samples=self._cards(),
             chance=0.25,
-            facts={"command": "make demo", "commit": commit.stdout.strip() or "unknown"},
+            facts={"command": command, "commit": commit.stdout.strip() or "unknown"},
         )
         path = write_report(self.out, report)
         print_scores(self.scores)

@@ -27,6 +27,7 @@ LEFT_OUT = "\ufdd2"
 """In the place of one of the three that a text has all the same."""
 MEDIA_TAG = re.compile(r"<(image|video|audio)>")
 OPENED_THINKING = re.compile(r"<think>\s*\Z")
+CLOSED_THINKING = re.compile(r"<think>\s*</think>\s*\Z")
 OPENING_TAG = re.compile(r"\s*<think>")
 CLOSED_AT_ONCE = "\n</think>\n\n"
 """What stands between an opened `<think>` and an answer without reasoning, as in Qwen3's own template."""
@@ -111,9 +112,17 @@ class ChatTokens:
     @functools.cached_property
     def opening(self) -> str:
         """What the template has already written of an answer: `<think>` and white space, or nothing."""
-        written = self._behind_probe(["user"], add_generation_prompt=True)
-        match = OPENED_THINKING.search(written)
+        match = OPENED_THINKING.search(self._prompt_end)
         return match[0] if match else ""
+
+    @functools.cached_property
+    def closes_thinking(self) -> bool:
+        """True if the prompt ends with empty thinking, as that of Qwen's templates by `enable_thinking: false`."""
+        return CLOSED_THINKING.search(self._prompt_end) is not None
+
+    @functools.cached_property
+    def _prompt_end(self) -> str:
+        return self._behind_probe(["user"], add_generation_prompt=True)
 
     @functools.cached_property
     def turn_end(self) -> int:
@@ -136,7 +145,13 @@ class ChatTokens:
         return ""
 
     def continue_opening(self, response: str) -> str:
-        """A response as it goes on where the template stopped, which may have opened its `<think>`."""
+        """A response as it goes on where the template stopped, which may have opened its `<think>`, or closed it.
+
+        Raises:
+            UnusableSample: the response thinks where the prompt has closed its thinking.
+        """
+        if self.closes_thinking:
+            return _without_thinking(response)
         if not self.opening:
             return response
         match = OPENING_TAG.match(response)
@@ -220,6 +235,25 @@ class ChatTokens:
                 None, "it spells control tokens of the model, which its tokenizer cannot read as text; leave it out"
             )
         return ids
+
+
+def _without_thinking(response: str) -> str:
+    """An answer behind a prompt that has closed its thinking: empty thinking of its own is left out.
+
+    Raises:
+        UnusableSample: it is not empty.
+    """
+    before, closes, answer = response.partition("</think>")
+    if not closes:
+        return response
+    if before.strip().removeprefix("<think>").strip():
+        raise UnusableSample(
+            None,
+            "its target thinks, but the chat template closes the thinking in the prompt; leave enable_thinking: false "
+            "out of model.family.init_args.chat_template_kwargs, or teach the answer alone by a data.response_template "
+            'such as "<answer>{option}</answer>"',
+        )
+    return answer.lstrip()
 
 
 def spelled(tokens: Collection[str]) -> re.Pattern[str]:

@@ -169,8 +169,8 @@ def true_statements(story: Story, rng: Random) -> str:
     return " ".join(ask(story, rng).deduction for ask in kinds)
 
 
-def part_of(story: Story, rng: Random) -> Story:
-    """One to all neighbouring scenes of a story: a base model learns from short videos before it can read long ones."""
-    count = rng.randint(1, len(story.scenes))
+def part_of(story: Story, rng: Random, most: int = 0) -> Story:
+    """Neighbouring scenes of a story, one to all or `most`: a base model learns from short videos first."""
+    count = rng.randint(1, min(most or len(story.scenes), len(story.scenes)))
     start = rng.randint(0, len(story.scenes) - count)
     return replace(story, scenes=story.scenes[start : start + count])

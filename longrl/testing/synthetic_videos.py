@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -61,6 +62,8 @@ class SyntheticConfig:
     """Height and width in pixels."""
     questions_per_video: int = 4
     """1 to 4, each of another category; fewer than 4 rotate through the categories from video to video."""
+    pretrain_scenes: int = 0
+    """At most so many scenes in a pretraining video; 0: up to all of its story."""
     lookups_per_video: int = 2
     """Rows per pretraining video that list options."""
     readings_per_video: int = 1
@@ -68,9 +71,9 @@ class SyntheticConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = {name: value for name, value in asdict(self).items() if name.startswith("num_") or "s_per_" in name}
+        counts = {name: value for name, value in asdict(self).items() if re.match("num_|pretrain_|.*s_per_", name)}
         if min(counts.values()) < 0:
-            raise ValueError(f"the numbers of videos and rows must be at least 0, got {counts}")
+            raise ValueError(f"the numbers of videos, scenes and rows must be at least 0, got {counts}")
         num_objects = len(COLORS) * len(SHAPES)
         if not 4 <= self.min_scenes <= self.max_scenes <= num_objects:
             raise ValueError(
@@ -139,7 +142,7 @@ def make_pretrain(config: SyntheticConfig, stories: list[Story]) -> tuple[list[R
     video and four options, as the categories offer them, to be listed with their letters in random order.
     """
     rng = Random(f"{config.seed}/pretrain/questions")
-    clips = make_clips(config, "pretrain", [part_of(story, rng) for story in stories])
+    clips = make_clips(config, "pretrain", [part_of(story, rng, config.pretrain_scenes) for story in stories])
     rows: list[tuple[str, str, str, str | None, str]] = [
         ("Describe the video.", "video", "description", clip.path, describe_story(clip.story)) for clip in clips
     ]

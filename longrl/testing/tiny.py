@@ -20,6 +20,8 @@ Overrides = dict[str, Any] | None
 SIZES: dict[str, Any] = yaml.safe_load(files(__package__).joinpath("tiny_models.yaml").read_text())
 CHAT_TEMPLATE = files(__package__).joinpath("tiny_chatml.jinja").read_text()
 """ChatML with the media marks of Qwen-VL and Qwen3-Omni."""
+QWEN3_5_TEMPLATE = files(__package__).joinpath("tiny_qwen3_5.jinja").read_text()
+"""Opens `<think>` in the prompt, or closes it there if `enable_thinking` is false."""
 OMNI_TEMPLATE = files(__package__).joinpath("tiny_omni.jinja").read_text()
 """The released template, without numbered media."""
 INTERNVL_TEMPLATE = files(__package__).joinpath("tiny_internvl.jinja").read_text()
@@ -194,6 +196,7 @@ def tiny_qwen3_5(
         The folder.
     """
     tokenizer = tokenizer or tiny_tokenizer()
+    tokenizer.chat_template = QWEN3_5_TEMPLATE
     text_config = _qwen3_5_text_config(tokenizer, experts) | (text or {})
     parts = _model_config(tokenizer, "qwen_token_ids", text_config, SIZES["qwen3_5_vision"] | (vision or {}))
     config = (transformers.Qwen3_5MoeConfig if experts else transformers.Qwen3_5Config)(
@@ -201,13 +204,14 @@ def tiny_qwen3_5(
     )
     image = transformers.Qwen2VLImageProcessor(patch_size=16, **SIZES["pixels"])
     video = transformers.Qwen3VLVideoProcessor(cap_pixels_per_frame=False, **SIZES["pixels"])
-    processor = transformers.Qwen3VLProcessor
-    return _save_model(folder, config, processor, tokenizer, image_processor=image, video_processor=video)
+    processors = {"image_processor": image, "video_processor": video}
+    return _save_model(folder, config, transformers.Qwen3VLProcessor, tokenizer, QWEN3_5_TEMPLATE, **processors)
 
 
 def tiny_qwen3_5_text(folder: str | Path, tokenizer: Any = None, experts: bool = False, **overrides: Any) -> Path:
     """Writes config and tokenizer of a small Qwen3.5 language model."""
     tokenizer = tokenizer or tiny_tokenizer()
+    tokenizer.chat_template = QWEN3_5_TEMPLATE
     values = _qwen3_5_text_config(tokenizer, experts) | overrides
     values.setdefault("architectures", [f"Qwen3_5{'Moe' if experts else ''}ForCausalLM"])
     model_type = f"qwen3_5_{'moe_' if experts else ''}text"

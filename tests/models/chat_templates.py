@@ -7,7 +7,7 @@ import tempfile
 from dataclasses import dataclass
 
 from longrl.models.text import TextFamily
-from longrl.testing.tiny import CHAT_TEMPLATE, tiny_text, tiny_tokenizer
+from longrl.testing.tiny import CHAT_TEMPLATE, QWEN3_5_TEMPLATE, tiny_text, tiny_tokenizer
 
 QWEN_BODY = """
 {%- set ns = namespace(last=-1) -%}
@@ -86,6 +86,7 @@ TEMPLATES = {
     "base model's tokenizer": Template(CHAT_TEMPLATE, eos="<|endoftext|>"),
     "qwen3": Template(QWEN3),
     "qwen3 thinking": Template(QWEN3_THINKING, opening="<think>\n"),
+    "qwen3.5": Template(QWEN3_5_TEMPLATE, opening="<think>\n", keeps_space=False),
     "llama3": Template(
         LLAMA3, ("<|begin|>", "<|header|>", "<|/header|>", "<|eot|>"), "<|eot|>", "<|eot|>", keeps_space=False
     ),

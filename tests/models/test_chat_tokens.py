@@ -12,11 +12,13 @@ from hypothesis import HealthCheck, example, given, settings, strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from longrl.models.chat_tokens import MEDIA_TAG, ChatTokens, break_token
+from longrl.packing.pack import pack
+from longrl.rewards import accuracy, think_answer_format
 from longrl.testing.tiny import tiny_text, tiny_tokenizer
-from longrl.types import Row, UnusableSample
+from longrl.types import Completion, Row, UnusableSample
 from tests.families import FAMILIES
 from tests.models.chat_templates import LISTS_ONLY, TEMPLATES, family_of
-from tests.tiny import frames, row, vila_family, vl_family
+from tests.tiny import frames, qwen3_5_family, row, vila_family, vl_family
 
 PROPERTY = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SPELLED = (
@@ -186,7 +188,7 @@ def test_what_a_template_says_of_answers(name):
     assert int(family.encode_response("B")[-1]) == ids(template.end)
 
 
-@pytest.mark.parametrize("name", ["qwen3 thinking", "r1"])
+@pytest.mark.parametrize("name", ["qwen3 thinking", "qwen3.5", "r1"])
 def test_an_opened_think_is_not_taught_again_and_is_read_by_rewards(name):
     family = family_of(name)
     prompt = family.render(row(), "Which?", (), "<think>He pours.</think><answer>B</answer>")
@@ -197,6 +199,56 @@ def test_an_opened_think_is_not_taught_again_and_is_read_by_rewards(name):
     assert family.decode(spaced) == "<think>\nHe pours.</think>B"
     assert family.decode(family.encode_response("B")) == "<think>\n\n</think>\n\nB", "nothing to think about"
     assert family.decode(family.encode_response("x</think>B")) == "<think>\nx</think>B"
+
+
+THOUGHT = "<think>\nHe pours.\n</think>\n\n<answer>B</answer>"
+"""As Qwen3.5's template writes an answer."""
+
+
+def test_a_target_behind_an_opened_think_is_what_the_template_makes_of_the_whole_chat_and_what_rewards_judge():
+    """Of a question, not of a conversation: the recipes' `response_template` is written as the template writes."""
+    family = qwen3_5_family()
+    prompt = family.render(row(answer="B"), "Which?", (), THOUGHT)
+    whole = [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": THOUGHT}]
+    ids = [*prompt.input_ids.tolist(), *prompt.response_ids.tolist()]
+    assert template_ids(family, whole)[: len(ids)] == ids
+    assert family.tokenizer.decode(ids).count("<think>") == 1
+    # The loss reads all that the model has to say: the reasoning, the tags that close and the end token.
+    (packed,) = pack([prompt], [[prompt.response_ids]], max_tokens=1 << 20)
+    assert packed.target_ids.tolist() == prompt.response_ids.tolist()
+    assert family.tokenizer.decode(packed.target_ids) == THOUGHT.removeprefix("<think>\n") + "<|im_end|>"
+    # Sampled, it has the form; with a second `<think>`, or cut off in the first, it has not.
+    judged = {
+        THOUGHT.removeprefix("<think>\n"): (1.0, 1.0),
+        THOUGHT: (0.0, 1.0),
+        "He pours. <answer>B</answer>": (0.0, 1.0),
+        "</think><answer>B</answer>": (0.0, 1.0),
+        "He pours.": (0.0, 0.0),
+    }
+    for sampled, scores in judged.items():
+        ids = torch.tensor(family.chat.encode(sampled))
+        completion = Completion(ids, torch.zeros(len(ids)), family.decode(ids), "stop")
+        assert (think_answer_format(completion, prompt.row), accuracy(completion, prompt.row)) == scores, sampled
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3.5"])
+def test_thinking_that_the_prompt_has_closed_is_not_taught_again(name):
+    family = type(family_of(name))(family_of(name).model_path, chat_template_kwargs={"enable_thinking": False})
+    closed = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    for empty in ("", "<think></think>", "<think>\n\n</think>\n\n"):
+        target = f"{empty}<answer>B</answer>"
+        prompt = family.render(row(), "Which?", (), target)
+        assert family.tokenizer.decode(prompt.input_ids).endswith(closed)
+        assert family.tokenizer.decode(prompt.response_ids) == "<answer>B</answer><|im_end|>"
+        _, asked = conversation(False, [("Hi", THOUGHT), ("Which?", target)])
+        told = family.render(asked, "", (), target)
+        assert torch.equal(told.response_ids, prompt.response_ids)
+        assert "He pours." not in family.tokenizer.decode(told.input_ids)
+    assert family.decode(prompt.response_ids) == "<answer>B</answer>"
+    _, asked = conversation(False, [("Which?", THOUGHT)])
+    for shown in (row(), asked):
+        with pytest.raises(UnusableSample, match="its target thinks, but the chat template closes the thinking"):
+            family.render(shown, "Which?", (), THOUGHT)
 
 
 def test_special_tokens_stay_if_asked_for_and_the_end_token_never_does():
