@@ -19,6 +19,7 @@ from longrl.packing.experts import with_experts
 from longrl.packing.pack import pack
 from longrl.strategies.axis import SINGLE_RANK
 from longrl.types import ExpertLoad, SamplingParams
+from tests.families import FAMILIES
 from tests.modules.test_policy import LENGTHS as LENGTHS_OF_POLICY, batch_of, policy_of, sampled, tokens_of, train
 from tests.tiny import (
     answers_with_experts,
@@ -88,20 +89,27 @@ def test_replay_is_a_plain_model_that_is_made_to_use_the_experts(max_tokens, opt
 
 
 @pytest.mark.parametrize(
-    "engine", [HFEngine(), HFEngine(max_sequences=3, prefill_chunk_tokens=16)], ids=["once", "in parts"]
+    ("name", "layers", "engine"),
+    [
+        ("qwen3-vl-moe", 3, HFEngine()),
+        ("qwen3-vl-moe", 3, HFEngine(max_sequences=3, prefill_chunk_tokens=16)),
+        ("qwen3.5-moe", 4, HFEngine(max_sequences=3, prefill_chunk_tokens=16)),
+        ("qwen3-omni", 3, HFEngine()),
+    ],
+    ids=["once", "in parts", "states in parts", "with sound"],
 )
-def test_what_the_engine_chose_is_what_the_trainer_chooses(engine):
-    family = qwen3_vl_family(experts=True)
+def test_what_the_engine_chose_is_what_the_trainer_chooses(name, layers, engine):
+    family = FAMILIES[name].make()
     family.router_replay = True
-    model, prompts = family.build(), mixed_prompts(family)
+    model, prompts = family.build(), FAMILIES[name].prompts(family)
     features = FeatureCache(family).get_or_encode(model, prompts)
     sampling = SamplingParams(num_generations=3, max_completion_tokens=7)
     groups = engine.generate(family, model, prompts, features, sampling, seed=1)
     for prompt, group in zip(prompts, groups, strict=True):
-        assert group[0].prompt_experts.shape == (len(prompt.input_ids), 3, 2)
+        assert group[0].prompt_experts.shape == (len(prompt.input_ids), layers, 2)
         assert [answer.prompt_experts for answer in group[1:]] == [None, None]
         for answer in group:
-            assert answer.experts.shape == (len(answer.token_ids) - 1, 3, 2)
+            assert answer.experts.shape == (len(answer.token_ids) - 1, layers, 2)
             assert answer.experts.dtype == torch.int16
     ids = [[answer.token_ids for answer in group] for group in groups]
     (own,) = pack(prompts, ids, 10_000)
@@ -114,9 +122,9 @@ def test_what_the_engine_chose_is_what_the_trainer_chooses(engine):
     torch.testing.assert_close(again.logp, sampler, rtol=1e-5, atol=1e-5)
     assert again.load.differing == 0
     num_rows = len(own.input_ids) - 9  # the last token of each completion was never read
-    assert again.load.replayed == num_rows * 3 * 2
+    assert again.load.replayed == num_rows * layers * 2
     torch.testing.assert_close(again.load.tokens, plain.load.tokens, rtol=0, atol=0)
-    assert plain.load.tokens.sum(1).tolist() == [2 * len(own.input_ids)] * 3
+    assert plain.load.tokens.sum(1).tolist() == [2 * len(own.input_ids)] * layers
 
 
 def test_a_moved_router_is_overruled_and_its_disagreement_counted():
