@@ -139,7 +139,8 @@ class FlaDeltaKernel:
     def conv(self, rows: Tensor, weight: Tensor) -> Tensor:
         """See `DeltaKernel.conv`."""
         num_channels, taps = weight.shape
-        if self.conv_op is None or num_channels % 8:  # what causal-conv1d asks of rows that lie end to end
+        # causal-conv1d has kernels of 2 to 4 taps, and asks for this of rows that lie end to end.
+        if self.conv_op is None or num_channels % 8 or not 2 <= taps <= 4:
             return convolve(rows, weight)
         output = self.conv_op(rows.T[None], weight.to(rows.dtype), None, activation="silu")  # [1, C, R]
         return output[0].T[taps - 1 :]
@@ -275,7 +276,7 @@ class _ChunkPlan:
         return chunks.transpose(1, 2).flatten(0, 1).index_select(0, self.places)
 
 
-@functools.lru_cache(maxsize=64)  # all layers of a forward pass share one
+@functools.lru_cache(maxsize=8)  # all layers of a forward pass share two; each has 8 bytes for every row
 def _chunk_plan(lengths: tuple[int, ...], size: int, device: torch.device) -> _ChunkPlan:
     num_chunks = [-(-length // size) for length in lengths]
     order = sorted(range(len(lengths)), key=lambda index: -num_chunks[index])

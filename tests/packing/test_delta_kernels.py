@@ -73,6 +73,7 @@ def test_causal_conv1d_is_given_all_rows_in_one_call():
     def conv_op(hidden, weight, bias, activation):
         assert hidden.shape == (1, 16, 9)
         assert hidden.stride(1) == 1, "channels lie side by side"
+        assert 2 <= weight.shape[1] <= 4
         assert (bias, activation) == (None, "silu")
         padded = torch.nn.functional.pad(hidden, (3, 0))
         return torch.nn.functional.silu(torch.nn.functional.conv1d(padded, weight[:, None], groups=16))
@@ -81,8 +82,10 @@ def test_causal_conv1d_is_given_all_rows_in_one_call():
     kernel = FlaDeltaKernel(StandIn(), StandIn(), conv_op)
     torch.testing.assert_close(kernel.conv(rows, weight), convolve(rows, weight))
     assert kernel.conv(rows, weight).shape == (6, 16)
-    # A number of channels that causal-conv1d refuses.
+    # Numbers of channels and of taps that causal-conv1d refuses.
     assert kernel.conv(rows[:, :15], weight[:15]).shape == (6, 15)
+    for taps in (1, 5):
+        assert kernel.conv(rows, torch.randn(16, taps)).shape == (10 - taps, 16)
 
 
 @pytest.mark.parametrize(
