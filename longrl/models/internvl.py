@@ -255,6 +255,8 @@ class InternVLFamily(ProcessorFamily):
                 output = encoder(pixel_values=pixels, return_dict=True)
                 patches = output.last_hidden_state[:, 1:].unflatten(1, self._tile_grid)  # without the class token
                 joined.append(model.model.pixel_shuffle(patches, scale_factor=self.config.downsample_ratio))
+        if not joined:
+            return []
         if joined[0].requires_grad:
             joined = [torch.cat(joined)]  # the projector runs once, see `media_encoders`
         rows = torch.cat([projector(patches) for patches in joined])
