@@ -22,6 +22,7 @@ from typing_extensions import override
 from longrl.io.number_ranges import COUNT, check_ranges
 from longrl.io.weight_folder import read_json_object
 from longrl.models.building import OWN_WEIGHTS
+from longrl.models.expert_routing import num_experts
 from longrl.models.planning_sizes import TextSizes, VisionSizes
 from longrl.models.processor_family import ProcessorFamily
 from longrl.models.qwen_vl import structure_of
@@ -281,7 +282,7 @@ class InternVLFamily(ProcessorFamily):
 
     @override
     def engine_options(self) -> dict[str, Any]:
-        experts = getattr(self.config.get_text_config(), "num_experts", 0)
+        experts = num_experts(self)
         if experts:
             raise ValueError(
                 "vLLM reads experts one by one, and the trainer holds those of a layer in one tensor: "
