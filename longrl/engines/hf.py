@@ -27,7 +27,7 @@ from longrl.io.number_ranges import COUNT, check_ranges
 from longrl.io.pulse import PULSE
 from longrl.models.base import CausalFamily
 from longrl.packing.pack import pack
-from longrl.types import Completion, FinishReason, Packed, Prompt, SamplingParams
+from longrl.types import Completion, FinishReason, Prompt, SamplingParams
 
 logger = logging.getLogger(__name__)
 
@@ -144,12 +144,25 @@ class HFEngine(RolloutEngine):
         # What every token of a completion needs goes to the device here, once: a copy from a list waits for the GPU.
         end_tokens = torch.tensor(family.end_token_ids, device=lm_head.device)
         uniform = uniform.to(lm_head.device)
-        # 1. Every prompt once through the model, into the cache.
+        # 1. Every prompt once through the model, into the cache, in chunks that end anywhere.
         packed = pack(prompts, [[] for _ in prompts], NO_LIMIT)[0].to(lm_head.device)
         cache = prefix_cache.PrefixCache(packed.spans, group_size, max_tokens, lm_head.device)
         experts = ExpertRecord(family, model)
-        hidden = self._prefill(family, model, packed, features, cache, experts)  # [P, D]
-        hidden = hidden.repeat_interleave(group_size, 0)  # [P * G, D]
+        total = len(packed.input_ids)
+        last_states = []  # of the prompts' last tokens, which predict the first ones of their completions
+        for start in range(0, total, self.prefill_chunk_tokens):
+            rows = slice(start, min(start + self.prefill_chunk_tokens, total))
+            inputs = family.text_inputs(model, packed, features, rows)
+            inputs |= experts.of_prompts(rows.stop - rows.start)
+            positions = packed.position_ids[:, None, rows]  # [A, 1, rows]
+            layers: dict[str, Any] = {
+                "layer_attention": functools.partial(cache.prefill, rows),
+                "layer_recurrence": functools.partial(cache.prefill_recurrence, rows),
+            }
+            hidden = family.hidden_states(model, positions, **layers, **inputs)[0]  # [rows, D]
+            last_rows = [span.stop - 1 - start for span in packed.spans if start < span.stop <= rows.stop]
+            last_states.append(hidden[last_rows])
+        hidden = torch.cat(last_states).repeat_interleave(group_size, 0)  # [P * G, D]
         # A completion's positions go on where its prompt's ended: with media that is not the number of tokens.
         following = torch.stack([prompt.position_ids.max() + 1 for prompt in prompts]).to(hidden.device)
         following = following.repeat_interleave(group_size)[:, None]  # [P * G, 1]
@@ -174,47 +187,17 @@ class HFEngine(RolloutEngine):
             hidden = family.hidden_states(model, positions, **inputs)[:, 0]
             cache.length += 1
         # 3. What follows a completion's end was sampled for the others' sake.
-        sampled = zip(torch.stack(tokens, 1).cpu(), torch.stack(logps, 1).cpu(), strict=True)
-        completions = [_up_to_its_end(family, ids, logp) for ids, logp in sampled]
+        completions = []
+        end_tokens = end_tokens.cpu()
+        for ids, logp in zip(torch.stack(tokens, 1).cpu(), torch.stack(logps, 1).cpu(), strict=True):
+            ends = torch.isin(ids, end_tokens).nonzero()
+            count = int(ends[0]) + 1 if len(ends) else len(ids)
+            reason: FinishReason = "stop" if len(ends) else "length"
+            completions.append(
+                Completion(ids[:count].clone(), logp[:count].clone(), family.decode(ids[:count]), reason)
+            )
         completions = experts.handed_to(completions, [span.prompt_tokens for span in packed.spans])
         return [completions[start : start + group_size] for start in range(0, len(completions), group_size)]
-
-    def _prefill(
-        self,
-        family: CausalFamily,
-        model: Any,
-        packed: Packed,
-        features: Mapping[str, Tensor],
-        cache: prefix_cache.PrefixCache,
-        experts: ExpertRecord,
-    ) -> Tensor:
-        """[P, D] states of the prompts' last tokens, which predict the first ones of their completions.
-
-        Packed prompts go through the model into the cache in chunks that end anywhere.
-        """
-        total = len(packed.input_ids)
-        last_states = []
-        for start in range(0, total, self.prefill_chunk_tokens):
-            rows = slice(start, min(start + self.prefill_chunk_tokens, total))
-            inputs = family.text_inputs(model, packed, features, rows)
-            inputs |= experts.of_prompts(rows.stop - rows.start)
-            positions = packed.position_ids[:, None, rows]  # [A, 1, rows]
-            layers: dict[str, Any] = {
-                "layer_attention": functools.partial(cache.prefill, rows),
-                "layer_recurrence": functools.partial(cache.prefill_recurrence, rows),
-            }
-            hidden = family.hidden_states(model, positions, **layers, **inputs)[0]  # [rows, D]
-            last_rows = [span.stop - 1 - start for span in packed.spans if start < span.stop <= rows.stop]
-            last_states.append(hidden[last_rows])
-        return torch.cat(last_states)
-
-
-def _up_to_its_end(family: CausalFamily, ids: Tensor, logp: Tensor) -> Completion:
-    """The completion that ends with the first end token among [S] ids, or with the last id."""
-    ends = torch.isin(ids, torch.tensor(family.end_token_ids)).nonzero()
-    count = int(ends[0]) + 1 if len(ends) else len(ids)
-    reason: FinishReason = "stop" if len(ends) else "length"
-    return Completion(ids[:count].clone(), logp[:count].clone(), family.decode(ids[:count]), reason)
 
 
 def sample_tokens(logits: Tensor, sampling: SamplingParams, uniform: Tensor) -> tuple[Tensor, Tensor]:
