@@ -370,19 +370,17 @@ class Packed:
             device: of all tensors.
             multiple: L becomes a multiple of it.
         """
+        from torch.nn.functional import pad
+
         names = ("input_ids", "position_ids", "predict_from", "target_ids", "completion_index", "token_index")
         tensors: dict[str, Any] = {name: to_device(getattr(self, name), device) for name in names}
         tensors["host_ids"] = self.input_ids if self.host_ids is None else self.host_ids
         tensors["host_predict_from"] = self.predict_from if self.host_predict_from is None else self.host_predict_from
         missing = -len(self.input_ids) % multiple
         if missing:
-            from torch.nn.functional import pad
-
             for name in ("input_ids", "position_ids", "host_ids"):
                 tensors[name] = pad(tensors[name], (0, missing))
         if self.experts is not None:
-            from torch.nn.functional import pad
-
             experts = to_device(self.experts, device)
             tensors["experts"] = pad(experts, (0, 0, 0, 0, 0, missing), value=-1)
         return replace(self, **tensors)

@@ -259,6 +259,8 @@ def generate_shards(
                 params = replace(sampling, num_generations=count)
             answers = engine.generate(family, model, prompts, features, params, request.seed, first)
             for shard, completions in zip(shards, answers, strict=True):
+                if shard.first:  # the prompt's experts come with its first shard, once per group
+                    completions = [replace(completion, prompt_experts=None) for completion in completions]
                 generated.append((shard, Group(request.prompts[shard.prompt], completions)))
         by_sampling.append(generated)
     return by_sampling

@@ -95,7 +95,7 @@ def num_experts(family: TextStack) -> int:
 # -- a forward pass ----------------------------------------------------------------------------------------------
 
 
-def expert_rows(family: TextStack, model: nn.Module, num_rows: int, given: Tensor | None = None) -> ExpertRows | None:
+def expert_rows(family: TextStack, model: Any, num_rows: int, given: Tensor | None = None) -> ExpertRows | None:
     """What a forward pass over so many rows hands to the layers, None if there is nothing to hand.
 
     Args:
@@ -112,8 +112,8 @@ def expert_rows(family: TextStack, model: nn.Module, num_rows: int, given: Tenso
         check_given(routers, given)
     if not routers:
         return None
-    top_k = routers[0].top_k
-    chosen = torch.full((num_rows, len(routers), top_k), -1, dtype=torch.int16, device=routers[0].weight.device)
+    device = model.get_input_embeddings().weight.device  # shards of the layers may be kept in host memory
+    chosen = torch.full((num_rows, len(routers), routers[0].top_k), -1, dtype=torch.int16, device=device)
     return ExpertRows(given, chosen, routers[0].num_experts)
 
 

@@ -22,6 +22,7 @@ from typing_extensions import override
 from longrl.io.number_ranges import COUNT, check_ranges
 from longrl.io.weight_folder import read_json_object
 from longrl.models.building import OWN_WEIGHTS
+from longrl.models.expert_routing import num_experts
 from longrl.models.planning_sizes import TextSizes, VisionSizes
 from longrl.models.processor_family import ProcessorFamily
 from longrl.models.qwen_vl import structure_of
@@ -255,6 +256,8 @@ class InternVLFamily(ProcessorFamily):
                 output = encoder(pixel_values=pixels, return_dict=True)
                 patches = output.last_hidden_state[:, 1:].unflatten(1, self._tile_grid)  # without the class token
                 joined.append(model.model.pixel_shuffle(patches, scale_factor=self.config.downsample_ratio))
+        if not joined:
+            return []
         if joined[0].requires_grad:
             joined = [torch.cat(joined)]  # the projector runs once, see `media_encoders`
         rows = torch.cat([projector(patches) for patches in joined])
@@ -279,7 +282,7 @@ class InternVLFamily(ProcessorFamily):
 
     @override
     def engine_options(self) -> dict[str, Any]:
-        experts = getattr(self.config.get_text_config(), "num_experts", 0)
+        experts = num_experts(self)
         if experts:
             raise ValueError(
                 "vLLM reads experts one by one, and the trainer holds those of a layer in one tensor: "

@@ -28,7 +28,7 @@ from longrl.models.planning_sizes import AudioSizes
 from longrl.models.qwen3_vl import FACTOR, refuse_experts_on_a_cpu
 from longrl.models.qwen_omni import QwenOmniFamily
 from longrl.models.qwen_vl import grid_positions
-from longrl.types import Media
+from longrl.types import Media, UnusableSample
 
 
 class Qwen3OmniFamily(QwenOmniFamily):
@@ -94,7 +94,15 @@ class Qwen3OmniFamily(QwenOmniFamily):
 
     @override
     def _num_frames(self, num_samples: int) -> int:
-        return num_samples // self.processor.feature_extractor.hop_length
+        extractor = self.processor.feature_extractor
+        least = extractor.n_fft // 2 + 1
+        if num_samples < least:  # the spectrogram mirrors half a transform at both ends; Qwen2.5-Omni's is of zeros
+            raise UnusableSample(
+                None,
+                f"a sound of {num_samples} samples at {extractor.sampling_rate} Hz is too short for Qwen3-Omni, which "
+                f"hears {least} and more; leave it out",
+            )
+        return num_samples // extractor.hop_length
 
     @override
     def _spectrogram(self, waveform: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from longrl.models.base import CausalFamily
+from longrl.models.expert_routing import num_experts
 from longrl.models.qwen_vl import Qwen2_5_VLFamily, mrope_positions
 from longrl.types import Media, MediaKind, Row
 
@@ -146,7 +147,7 @@ class Qwen3VLFamily(Qwen2_5_VLFamily):
 
 def refuse_experts_on_a_cpu(family: CausalFamily) -> None:
     """Raises ValueError if vLLM would run a mixture of experts on a CPU."""
-    experts = getattr(family.config.get_text_config(), "num_experts", 0)
+    experts = num_experts(family)
     if experts and not torch.cuda.is_available():  # seen in 0.32: experts are repacked for its kernel once only
         raise ValueError(
             f"vLLM on a CPU goes wrong when a mixture of experts gets new weights, and {family.model_path!r} has "

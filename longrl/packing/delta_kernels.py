@@ -139,7 +139,7 @@ class FlaDeltaKernel:
     def conv(self, rows: Tensor, weight: Tensor) -> Tensor:
         """See `DeltaKernel.conv`."""
         num_channels, taps = weight.shape
-        if self.conv_op is None or num_channels % 8:  # what causal-conv1d asks of rows that lie end to end
+        if self.conv_op is None or not _has_conv_kernel(num_channels, taps):
             return convolve(rows, weight)
         output = self.conv_op(rows.T[None], weight.to(rows.dtype), None, activation="silu")  # [1, C, R]
         return output[0].T[taps - 1 :]
@@ -170,6 +170,15 @@ def _causal_conv1d() -> Any:
         logger.warning("causal-conv1d is not installed: torch's convolution is used")
         return None
     return causal_conv1d_fn
+
+
+@functools.cache  # said once
+def _has_conv_kernel(num_channels: int, taps: int) -> bool:
+    """True if causal-conv1d has a kernel of so many taps, and takes so many channels of rows that lie end to end."""
+    if 2 <= taps <= 4 and num_channels % 8 == 0:
+        return True
+    logger.warning("causal-conv1d takes no %d channels by %d taps: torch's convolution is used", num_channels, taps)
+    return False
 
 
 @functools.lru_cache(maxsize=64)
@@ -275,7 +284,7 @@ class _ChunkPlan:
         return chunks.transpose(1, 2).flatten(0, 1).index_select(0, self.places)
 
 
-@functools.lru_cache(maxsize=64)  # all layers of a forward pass share one
+@functools.lru_cache(maxsize=8)  # all layers of a forward pass share two; each has 8 bytes for every row
 def _chunk_plan(lengths: tuple[int, ...], size: int, device: torch.device) -> _ChunkPlan:
     num_chunks = [-(-length // size) for length in lengths]
     order = sorted(range(len(lengths)), key=lambda index: -num_chunks[index])

@@ -80,7 +80,7 @@ class DeltaPast(NamedTuple):
 
     def repeat(self, counts: Sequence[int]) -> DeltaPast:
         """The past of sequence i counts[i] times."""
-        repeats = torch.tensor(counts, device=self.state.device)
+        repeats = to_device(torch.tensor(counts), self.state.device)
         total = sum(counts)
         return DeltaPast(*(part.repeat_interleave(repeats, 0, output_size=total) for part in self))
 
@@ -144,7 +144,7 @@ class _ContextIndex(NamedTuple):
     """[n (taps - 1)] the last rows of each extended sequence."""
 
 
-@functools.lru_cache(maxsize=64)  # all layers of a forward pass share one
+@functools.lru_cache(maxsize=8)  # all layers of a forward pass share two; each has 16 bytes for every row
 def _context_index(lengths: tuple[int, ...], taps: int, device: torch.device) -> _ContextIndex:
     before = taps - 1
     row = len(lengths) * before  # the first row of the sequence behind all contexts

@@ -7,13 +7,15 @@ from longrl.engines.hf import HFEngine
 from longrl.engines.rollout_engine import (
     GenerationShard,
     RolloutEngine,
+    RolloutRequest,
     gather_groups,
+    generate_shards,
     generation_shards,
     sampling_ids,
 )
 from longrl.engines.vllm import VLLMEngine
 from longrl.strategies.axis import SINGLE_RANK
-from longrl.types import Completion, Group
+from longrl.types import Completion, Group, SamplingParams
 from tests.tiny import row, text_family
 
 
@@ -90,6 +92,25 @@ def test_shards_of_all_ranks_become_groups_of_all_prompts():
         assert group.rewards.tolist() == [0, 1, 2, 3, 4, 5]
         assert group.reward_parts["accuracy"].tolist() == [0, -1, -2, -3, -4, -5]
         assert group.valid.tolist() == [True, False] * 3
+
+
+def test_a_prompts_experts_travel_once_per_group():
+    """Ranks that share its completions each prefill it."""
+    experts = torch.zeros(3, 2, 2, dtype=torch.int16)
+
+    class Noting(Silent):
+        def generate(self, family, model, prompts, features, sampling, seed, first=0):
+            empty = torch.zeros(0, dtype=torch.int64)
+            of_prompt = [experts] + [None] * (sampling.num_generations - 1)
+            return [[Completion(empty, torch.zeros(0), "", "stop", None, each) for each in of_prompt] for _ in prompts]
+
+    prompt = text_family().render(row("one"), "What?")
+    request = RolloutRequest([prompt], [prompt], [SamplingParams(num_generations=5)], seed=0)
+    found = []
+    for rank in range(3):
+        (shards,) = generate_shards(Noting(), None, None, request, {}, SimpleNamespace(rank=rank, size=3))
+        found += [answer.prompt_experts for _, group in shards for answer in group.completions]
+    assert [each is experts for each in found] == [True] + 4 * [False]
 
 
 def test_a_rank_alone_has_its_groups_already():

@@ -160,6 +160,7 @@ def test_tiles_are_encoded_in_calls_of_a_bounded_size():
     assert calls == [5, 1, 4, 5, 5, 3, 2, 1, 3, 1, 3, 2, 3, 2]
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    assert whole.encode_media(model, []) == []
 
 
 # ---- folders ----

@@ -9,10 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from longrl.engines.hf import HFEngine
 from longrl.features.cache import FeatureCache
+from longrl.models.qwen3_5 import Qwen3_5TextFamily
 from longrl.packing import delta_kernels
 from longrl.packing.pack import pack
 from longrl.testing.plain_forward import decay_noise
+from longrl.testing.tiny import tiny_qwen3_5_text
+from longrl.types import SamplingParams
 from tests.families import FAMILIES, cell
 from tests.models.test_packed_equals_separate import packed_logps
 from tests.tiny import (
@@ -55,6 +59,31 @@ def test_packed_groups_are_one_forward_per_completion(name, checkpointing):
         logps, grads = found(prompts, completions, max_tokens)
         assert (logps - wanted).norm() <= 1e-5 * wanted.norm()
         assert_same_gradients(grads, expected, 1e-5, noise)
+
+
+SIZES = {
+    "as many key heads, short convolution": {"linear_num_key_heads": 3, "linear_num_value_heads": 3, "conv": 2},
+    "one head, long convolution": {"linear_num_key_heads": 1, "linear_num_value_heads": 1, "conv": 7},
+    "no convolution, wide keys": {"linear_key_head_dim": 16, "linear_value_head_dim": 8, "conv": 1},
+}
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+def test_other_heads_and_convolutions_are_transformers_too(sizes, tmp_path):
+    """Packed groups, and the engine in chunks of one token."""
+    sizes = {"linear_conv_kernel_dim" if name == "conv" else name: size for name, size in sizes.items()}
+    family = Qwen3_5TextFamily(str(tiny_qwen3_5_text(tmp_path, **sizes)), random_init=True)
+    model, prompts = family.build(), FAMILIES["qwen3.5-text"].prompts(family)
+    sampling = SamplingParams(num_generations=3, max_completion_tokens=5)
+    groups = HFEngine(prefill_chunk_tokens=1).generate(family, model, prompts, {}, sampling, seed=1)
+    completions = [[answer.token_ids for answer in group] for group in groups]
+    (packed,) = pack(prompts, completions, 10_000)
+    with torch.no_grad():
+        wanted = separate_logps(plain_model(model, family), prompts, completions)
+        found = family.forward(model, packed, {}).logp
+    said = torch.cat([answer.logprobs for group in groups for answer in group])
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(said.double(), wanted, rtol=1e-5, atol=1e-5)
 
 
 # ---- in float64, against the rule token by token ----

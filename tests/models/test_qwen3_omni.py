@@ -13,7 +13,7 @@ from longrl.models.qwen3_omni import Qwen3OmniFamily
 from longrl.packing.pack import pack
 from longrl.planning.shapes import find_config
 from longrl.testing.tiny import tiny_qwen3_omni
-from longrl.types import Media, SamplingParams
+from longrl.types import AudioClip, Media, SamplingParams, UnusableSample
 from tests.models.omni_cases import with_biases
 from tests.tiny import frames, omni_prompts, qwen3_omni_family, row, sound
 
@@ -86,6 +86,13 @@ def test_a_sound_is_what_it_is_alone():
     together = torch.cat([item.patches for item in media]).T
     padded = encoder(together, feature_lens=torch.tensor([57, 230])).last_hidden_state
     assert not torch.allclose(padded[: len(found[0])], found[0][:, : padded.shape[1]], atol=1e-4)
+
+
+def test_a_sound_that_is_too_short_for_a_spectrogram_is_skipped():
+    family = qwen3_omni_family()
+    assert len(family.patch(AudioClip(torch.ones(201), 201, "shortest")).patches) == 1
+    with pytest.raises(UnusableSample, match="a sound of 200 samples at 16000 Hz is too short .* 201 and more; leave"):
+        family.render(row(), "<audio>?", [AudioClip(torch.ones(200), 200, "shorter")])
 
 
 # ---- the released model ----

@@ -17,6 +17,7 @@ HEADS, KEY_SIZE, VALUE_SIZE = 3, 4, 8
 @pytest.fixture(autouse=True)
 def chosen_anew():
     delta_kernels._select_kernel.cache_clear()
+    delta_kernels._has_conv_kernel.cache_clear()
     yield
     delta_kernels._select_kernel.cache_clear()
 
@@ -69,10 +70,11 @@ def test_a_token_of_every_completion_is_a_recurrent_step_unless_gradients_are_as
     assert rule.calls == [(1, 1, 1)]
 
 
-def test_causal_conv1d_is_given_all_rows_in_one_call():
+def test_causal_conv1d_is_given_all_rows_in_one_call(caplog):
     def conv_op(hidden, weight, bias, activation):
         assert hidden.shape == (1, 16, 9)
         assert hidden.stride(1) == 1, "channels lie side by side"
+        assert 2 <= weight.shape[1] <= 4
         assert (bias, activation) == (None, "silu")
         padded = torch.nn.functional.pad(hidden, (3, 0))
         return torch.nn.functional.silu(torch.nn.functional.conv1d(padded, weight[:, None], groups=16))
@@ -81,8 +83,15 @@ def test_causal_conv1d_is_given_all_rows_in_one_call():
     kernel = FlaDeltaKernel(StandIn(), StandIn(), conv_op)
     torch.testing.assert_close(kernel.conv(rows, weight), convolve(rows, weight))
     assert kernel.conv(rows, weight).shape == (6, 16)
-    # A number of channels that causal-conv1d refuses.
+    # Numbers of channels and of taps that causal-conv1d refuses.
     assert kernel.conv(rows[:, :15], weight[:15]).shape == (6, 15)
+    for taps in (1, 5):
+        assert kernel.conv(rows, torch.randn(16, taps)).shape == (10 - taps, 16)
+    assert kernel.conv(rows, torch.randn(16, 5)).shape == (5, 16)
+    said = [record.message for record in caplog.records if "torch's convolution" in record.message]
+    assert [message.split(":")[0] for message in said] == [
+        f"causal-conv1d takes no {channels} channels by {taps} taps" for channels, taps in ((15, 4), (16, 1), (16, 5))
+    ]
 
 
 @pytest.mark.parametrize(

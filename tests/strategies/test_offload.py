@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 
 from longrl.algorithms import Algorithm
 from longrl.models.ema import EMASettings, EMAWeights
+from longrl.models.expert_routing import expert_rows
 from longrl.modules.policy import PolicyModule
 from longrl.modules.step_statistics import tensor_norms
 from longrl.strategies.fsdp import ShardingOptions, shard_policy
@@ -19,7 +20,7 @@ from longrl.strategies.mr_sp import MRSPStrategy
 from longrl.strategies.parallel import Parallel
 from longrl.types import Frames
 from tests.distributed import run_distributed
-from tests.tiny import vila_family, vl_family
+from tests.tiny import qwen3_vl_family, vila_family, vl_family
 
 GPU = torch.device("meta")
 
@@ -71,6 +72,16 @@ def test_vila_encodes_where_its_encoder_is():
     media = family.patch(Frames("image", torch.zeros(1, 3, 56, 56, dtype=torch.uint8), (0.0,), "black"))
     (rows,) = family.encode_media(model, [media])
     assert rows.device == GPU
+
+
+def test_experts_are_noted_where_the_rows_are():
+    """Not where the routers' shards are: a layer gathers them for its own forward pass alone."""
+    family = qwen3_vl_family(experts=True)
+    model = family.build()
+    model.get_input_embeddings().to(GPU)
+    rows = expert_rows(family, model, 7)
+    assert rows.chosen.device == GPU
+    assert family.layers(model)[0].mlp.gate.weight.device.type == "cpu"
 
 
 def norms_of_shards(num_replicas: int, dtype: torch.dtype):
