@@ -1,4 +1,6 @@
-"""One GPU: encode, prefill, decode and update of Qwen2.5-VL's true shapes at 8k to 256k tokens, with random weights.
+"""One GPU: encode, prefill, decode and update of true shapes at 8k to 256k tokens, with random weights.
+
+The models are Qwen2.5-VL 3B and 7B, and Qwen3.5 9B, by flash-linear-attention where that is installed.
 
 First the attention kernel in use is checked against a dense mask in float64. Then, for each model and length, a prompt
 of that many tokens, nearly all of them video, with G completions behind it goes through

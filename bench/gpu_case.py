@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from longrl import types
 from longrl.engines.hf import HFEngine
+from longrl.models.qwen3_5 import Qwen3_5Family
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.packing.pack import pack
 from longrl.planning import shapes
@@ -21,13 +22,18 @@ from longrl.planning.inputs import ModelSizes, Plan
 from longrl.testing.tiny import tiny_qwen2_5_vl
 
 TINY = "tiny"
+FAMILIES: dict[str, type[Qwen2_5_VLFamily]] = {
+    "Qwen/Qwen2.5-VL-3B-Instruct": Qwen2_5_VLFamily,
+    "Qwen/Qwen3.5-9B": Qwen3_5Family,
+    "Qwen/Qwen2.5-VL-7B-Instruct": Qwen2_5_VLFamily,
+}
 
 
 @dataclass(frozen=True)
 class Sizes:
     """What a run measures."""
 
-    models: tuple[str, ...] = ("Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct")
+    models: tuple[str, ...] = tuple(FAMILIES)
     tokens: tuple[int, ...] = (8_192, 16_384, 32_768, 65_536, 131_072, 262_144)
     """Of the prompt."""
     completions: int = 8
@@ -152,7 +158,7 @@ def built(name: str, sizes: Sizes, device: torch.device, folder: str) -> Case:
     if name == TINY:
         family = Qwen2_5_VLFamily(str(tiny_qwen2_5_vl(folder)), **options)
     else:
-        family = shapes.find_config(Qwen2_5_VLFamily(name, **options))
+        family = shapes.find_config(FAMILIES[name](name, **options))
     family.tokenizer = SimpleNamespace(  # no text is wanted
         eos_token_id=-1, all_special_tokens=(), added_tokens_decoder={}, chat_template=None, decode=_no_text
     )

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The first quarter of an hour on a GPU: one H100 or H200 with torch 2.11 to 2.14, transformers, lightning, peft, pytest and
-# hypothesis; no network, no vllm, no flash-attn, and longrl not installed.
+# The first quarter of an hour on a GPU: one H100 or H200 with torch 2.11 to 2.14, transformers, lightning, peft, pytest,
+# pytest-xdist and hypothesis; no network, no vllm, no flash-attn, and longrl not installed.
 #
 #   bash bench/gpu_slot.sh             # all of it: 14 minutes at most
 #   bash bench/gpu_slot.sh 1           # kernels against the float64 oracle; encode, prefill, decode, update: 7 minutes
@@ -9,8 +9,9 @@
 #
 # Results go to $OUT (runs/gpu_slot), written after every row. $WHEELS is a folder of wheels of what that machine lacks,
 # which are unpacked beside the results and installed nowhere. Fill it with the Python of that machine's version, e.g.
-#   python3.12 -m pip download --no-deps -d wheels antlr4-python3-runtime av datasets dill docstring-parser jsonargparse \
-#       latex2sympy2-extended math-verify multiprocess pysubs2 typeshed-client
+#   python3.12 -m pip download --no-deps -d wheels antlr4-python3-runtime av datasets dill docstring-parser einops \
+#       flash-linear-attention fla-core importlib-resources jsonargparse latex2sympy2-extended math-verify multiprocess \
+#       pysubs2 typeshed-client
 # A step that fails or runs out of time does not end the others; the exit status is then 1.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -44,8 +45,8 @@ if [[ " ${FLAGS[*]:-} " != *" --cpu "* ]]; then
 fi
 if [ "$PART" != 2 ]; then
   mapfile -t GPU_TESTS < <(grep -rlE '^@pytest\.mark\.gpu' tests --include='test_*.py')
-  step 130 tests "$PYTHON" -m pytest "${GPU_TESTS[@]}" -m gpu -q --maxfail 8 -p no:cacheprovider
-  step 310 gpu "$PYTHON" bench/gpu.py --minutes 4.5 --json "$OUT/gpu.json" --profile "$OUT/update.txt" "${FLAGS[@]}"
+  OMP_NUM_THREADS=2 step 130 tests "$PYTHON" -m pytest "${GPU_TESTS[@]}" -m gpu -q -n 6 --maxfail 8 -p no:cacheprovider
+  step 320 gpu "$PYTHON" bench/gpu.py --minutes 4.5 --json "$OUT/gpu.json" --profile "$OUT/update.txt" "${FLAGS[@]}"
 fi
 if [ "$PART" != 1 ]; then
   step 390 hour_step "$PYTHON" bench/hour_step.py --json "$OUT/hour_step.json" "${FLAGS[@]}"
