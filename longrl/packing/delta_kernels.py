@@ -36,6 +36,8 @@ VARIABLE = "LONGRL_DELTA_RULE"
 CHUNK_ROWS = 64
 OLDEST_FLA = (0, 4, 0)
 """The first release of flash-linear-attention whose tensors are `[1, R, heads, size]` and nothing else."""
+WRONG_TRITON = (3, 4, 0), (3, 7, 1)
+"""From the first to before the second: its issue 640, seen with torch 2.11's Triton 3.6 on an H200."""
 
 
 class DeltaKernel(Protocol):
@@ -76,7 +78,8 @@ def delta_kernel_for(rows: Tensor) -> DeltaKernel:
 @functools.cache
 def _select_kernel(device: torch.device, dtype: torch.dtype, requested: str) -> DeltaKernel:
     kernels: dict[str, type[DeltaKernel]] = {"eager": EagerDeltaKernel}
-    if device.type == "cuda" and dtype in (torch.float16, torch.bfloat16) and _has_fla():  # it rounds float32 to tf32
+    is_half = dtype in (torch.float16, torch.bfloat16)  # float32 it would round to tf32
+    if device.type == "cuda" and is_half and _has_fla(device):
         kernels = {"fla": FlaDeltaKernel, **kernels}
     name = next(iter(kernels)) if requested == "auto" else requested
     if name not in kernels:
@@ -89,21 +92,41 @@ def _select_kernel(device: torch.device, dtype: torch.dtype, requested: str) -> 
     return kernel
 
 
-def _has_fla() -> bool:
-    """True if flash-linear-attention is installed in a version whose interface `FlaDeltaKernel` knows."""
-    try:
-        found = version("flash-linear-attention")
-    except PackageNotFoundError:
-        logger.warning(
-            "flash-linear-attention is not installed: gated delta nets are computed by plain tensor operations, which "
-            "takes longer; pip install flash-linear-attention causal-conv1d"
+def _has_fla(device: torch.device) -> bool:
+    """True if flash-linear-attention is installed in a version whose interface `FlaDeltaKernel` knows, and is right."""
+    problem = _problem_of_fla(device)
+    if problem:
+        logger.warning("gated delta nets are computed by plain tensor operations, which takes longer: %s", problem)
+    return not problem
+
+
+def _problem_of_fla(device: torch.device) -> str | None:
+    """Why flash-linear-attention is not used, and what helps."""
+    found = _installed("flash-linear-attention")
+    if found is None:
+        return "flash-linear-attention is not installed; pip install flash-linear-attention causal-conv1d"
+    if found < OLDEST_FLA:
+        return f"longrl calls flash-linear-attention {_text(OLDEST_FLA)} and newer, and {_text(found)} is installed"
+    triton = _installed("triton")
+    on_hopper = torch.cuda.get_device_capability(device)[0] == 9
+    if on_hopper and triton and WRONG_TRITON[0] <= triton < WRONG_TRITON[1] and not _installed("tilelang"):
+        return (
+            f"with Triton {_text(triton)} flash-linear-attention's gradients are wrong on Hopper, so that it refuses "
+            f"them; install Triton {_text(WRONG_TRITON[1])} or newer, or tilelang"
         )
-        return False
-    if tuple(int(number) for number in re.findall(r"\d+", found)[:3]) >= OLDEST_FLA:
-        return True
-    oldest = ".".join(map(str, OLDEST_FLA))
-    logger.warning("flash-linear-attention %s is not used: longrl calls the interface of %s and newer", found, oldest)
-    return False
+    return None
+
+
+def _installed(name: str) -> tuple[int, ...] | None:
+    """The version of a distribution, (major, minor, patch)."""
+    try:
+        return tuple(int(number) for number in re.findall(r"\d+", version(name))[:3])
+    except PackageNotFoundError:
+        return None
+
+
+def _text(numbers: tuple[int, ...]) -> str:
+    return ".".join(map(str, numbers))
 
 
 def convolve(rows: Tensor, weight: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ class RootModule(nn.Module):
             yield
             return
         layers = [module for module in self.modules() if isinstance(module, fsdp.FSDPModule) and module is not self]
-        self.gather_root()
+        self.gather_root(None)
         for layer in layers:
             layer.set_reshard_after_forward(False, recurse=False)
             layer.unshard()
@@ -102,8 +102,10 @@ class RootModule(nn.Module):
                 layer.reshard()
                 layer.set_reshard_after_forward(True, recurse=False)
 
-    def gather_root(self) -> None:
+    def gather_root(self, nothing: None) -> None:
         """A forward pass of nothing, after which the root's weights stay gathered.
+
+        It has an argument, for torch 2.11 moves a pass's arguments to the GPU and fails where there is none.
 
         FSDP takes the first module that runs for the root of the units, and refuses another one later: without this,
         generation before the first forward pass would make a layer the root.

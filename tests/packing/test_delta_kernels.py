@@ -94,17 +94,34 @@ def test_causal_conv1d_is_given_all_rows_in_one_call(caplog):
     ]
 
 
-@pytest.mark.parametrize(
-    ("installed", "expected", "says"),
-    [("0.5.2", "fla", None), ("0.3.2", "eager", "0.4.0 and newer"), (None, "eager", "not installed")],
-)
-def test_the_kernel_is_chosen_once_and_said(monkeypatch, caplog, installed, expected, says):
-    def version(_):
-        if installed is None:
-            raise PackageNotFoundError
-        return installed
+FLA, TRITON, TILELANG = "flash-linear-attention", "triton", "tilelang"
+
+
+def pretend(monkeypatch, installed, capability=(9, 0)):
+    """These distributions alone, and a GPU of this capability."""
+
+    def version(name):
+        if name not in installed:
+            raise PackageNotFoundError(name)
+        return installed[name]
 
     monkeypatch.setattr(delta_kernels, "version", version)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+
+
+@pytest.mark.parametrize(
+    ("installed", "capability", "expected", "says"),
+    [
+        ({FLA: "0.6.0", TRITON: "3.7.1"}, (9, 0), "fla", None),
+        ({FLA: "0.6.0", TRITON: "3.6.0"}, (8, 0), "fla", None),
+        ({FLA: "0.6.0", TRITON: "3.6.0", TILELANG: "0.1.9"}, (9, 0), "fla", None),
+        ({FLA: "0.6.0", TRITON: "3.6.0"}, (9, 0), "eager", "install Triton 3.7.1 or newer, or tilelang"),
+        ({FLA: "0.3.2", TRITON: "3.7.1"}, (9, 0), "eager", "0.4.0 and newer, and 0.3.2 is installed"),
+        ({}, (9, 0), "eager", "not installed"),
+    ],
+)
+def test_the_kernel_is_chosen_once_and_said(monkeypatch, caplog, installed, capability, expected, says):
+    pretend(monkeypatch, installed, capability)
     monkeypatch.setattr(delta_kernels, "FlaDeltaKernel", StandIn)
     with caplog.at_level(logging.INFO):
         kernel = delta_kernels._select_kernel(torch.device("cuda"), torch.bfloat16, "auto")
@@ -114,7 +131,7 @@ def test_the_kernel_is_chosen_once_and_said(monkeypatch, caplog, installed, expe
 
 
 def test_single_precision_stays_single_precision_on_a_gpu(monkeypatch):
-    monkeypatch.setattr(delta_kernels, "version", lambda _: "0.5.2")
+    pretend(monkeypatch, {FLA: "0.6.0", TRITON: "3.7.1"})
     kernel = delta_kernels._select_kernel(torch.device("cuda"), torch.float32, "auto")
     assert isinstance(kernel, EagerDeltaKernel)
 
@@ -128,7 +145,9 @@ def test_a_kernel_that_does_not_run_here_is_refused(monkeypatch):
 @pytest.mark.gpu
 def test_flash_linear_attention_is_the_plain_rule_on_a_gpu():
     """Also where sequences begin in a state and end within a chunk; tolerance is that of bfloat16."""
-    pytest.importorskip("fla")
+    problem = delta_kernels._problem_of_fla(torch.device("cuda"))
+    if problem:
+        pytest.skip(problem)
     lengths = (130, 1, 3, 64)
     draw = torch.Generator().manual_seed(0)
     keys = [torch.randn(sum(lengths), 4, 64, generator=draw) for _ in range(3)]

@@ -1,6 +1,7 @@
 """How a policy is sharded: the precision of what it computes in, and of what ranks sum."""
 
 import types
+from unittest import mock
 
 import torch
 from torch import nn
@@ -69,3 +70,19 @@ def test_every_rank_holds_its_part_of_the_experts():
             assert part == (whole[0] // 2, *whole[1:])
         assert not [name for name in units if "Expert" in name]
         assert sum("DecoderLayer" in name for name in units) == 3
+
+
+def arguments_while_unsharded():
+    """What FSDP was given to move to the device, in every pass in which it took the module for the root."""
+    policy = shard_policy(*two_weights(), init_device_mesh("cpu", (1,)), ShardingOptions())
+    state = policy._get_fsdp_state()
+    with mock.patch.object(state, "_root_pre_forward", wraps=state._root_pre_forward) as seen, policy.unsharded():
+        policy(torch.ones(1, 1))
+    return [(len(call.args[1]), len(call.args[2])) for call in seen.call_args_list]
+
+
+def test_the_root_is_gathered_by_a_pass_that_has_an_argument():
+    """Seen on a GPU: torch 2.11 moves a pass's arguments there, and fails where there is none."""
+    (found,) = run_distributed(arguments_while_unsharded, 1)
+    assert len(found) >= 2
+    assert all(any(counts) for counts in found), found
