@@ -70,6 +70,9 @@ class Report:
 
     def _command(self) -> str:
         given = [f"--{name}" for name in ("cpu", "tiny", "quick") if getattr(self.arguments, name)]
+        for name in ("models", "tokens"):
+            if getattr(self.arguments, name):
+                given.append(f"--{name} {' '.join(map(str, getattr(self.arguments, name)))}")
         return " ".join(["python bench/gpu.py", *given, f"--minutes {self.arguments.minutes:g}"])
 
     def _gpu(self) -> dict[str, Any]:
@@ -255,6 +258,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="written after every row")
     parser.add_argument("--profile", type=Path, metavar="FILE", help="also write a profile of one update")
     parser.add_argument("--minutes", type=float, default=7.5, help="rows that would end later are skipped")
+    parser.add_argument("--models", nargs="+", choices=FULL.models, metavar="NAME", help="these of the models alone")
+    parser.add_argument("--tokens", nargs="+", type=int, metavar="N", help="of the prompts")
     parser.add_argument("--cpu", action="store_true", help="on the CPU; needs --tiny")
     parser.add_argument("--tiny", action="store_true", help="a model of a few thousand parameters")
     parser.add_argument("--quick", action="store_true", help="--tiny, and --cpu where there is no GPU")
@@ -276,6 +281,8 @@ def main(argv: Sequence[str] | None = None, sizes: Sizes | None = None) -> None:
     """The command; `sizes` replaces what `--tiny` or its absence choose."""
     arguments = parse(argv)
     sizes = sizes or (TINY_SIZES if arguments.tiny else FULL)
+    asked = {"models": arguments.models, "tokens": arguments.tokens}
+    sizes = dataclasses.replace(sizes, **{name: tuple(values) for name, values in asked.items() if values})
     device = torch.device("cpu" if arguments.cpu else "cuda:0")
     report = Report(arguments, device, arguments.minutes)
     report.check = check(sizes, device)
