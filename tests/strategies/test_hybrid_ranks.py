@@ -51,10 +51,9 @@ def test_ranks_share_sequences_of_states():
     """6 value heads on 2 key heads: a rank has 2 of them, and a key head may be on two ranks."""
     devices = 3
     cases = [
-        Case(model="qwen3.5", sp=devices),
-        Case(model="qwen3.5", sp=devices, budget=200, freeze=True, kl=True),
+        Case(model="qwen3.5", sp=devices, budget=200, kl=True),
         Case(model="qwen3.5 text", sp=devices, prompts="text", checkpointing=True),
-        Case(model="qwen3.5", sp=devices, sft=True, freeze=True, checkpointing=True),
+        Case(model="qwen3.5", sp=devices, sft=True, freeze=True),
         Case(model="qwen3.5", sp=devices, lora=True, freeze=True),
     ]
     check(cases, devices)
