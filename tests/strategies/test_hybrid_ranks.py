@@ -63,7 +63,7 @@ def test_ranks_share_sequences_of_states():
 def test_more_ranks_than_value_heads_divide():
     cases = [
         Case(model="qwen3.5 text", sp=4, prompts="text"),  # 2 of 8 heads are filled up
-        Case(model="qwen3.5 text", sp=2, prompts="text", budget=57),
+        Case(model="qwen3.5 text", sp=2, prompts="text", budget=64),
         Case(model="qwen3.5 experts", sp=4, freeze=True),
     ]
     check(cases, 4)
