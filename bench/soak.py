@@ -162,7 +162,10 @@ def soaked(name: str, steps: int, folder: str) -> list[dict[str, float]]:
 
 
 def row_of(name: str, samples: Sequence[dict[str, float]]) -> dict[str, int | float | str]:
-    """A run's line of the table; of what should not change, the second half's median and what that grew by."""
+    """A run's line of the table; of what should not change, the second half's least and what that grew by.
+
+    The least is what stays: a file that is written as the sample is taken does not count.
+    """
     steps = samples[-1][POLICY_STEPS]
     counted = [sample for sample in samples if sample[POLICY_STEPS] > WARM_UP * steps]
     at = [sample[POLICY_STEPS] for sample in counted]
@@ -178,7 +181,7 @@ def row_of(name: str, samples: Sequence[dict[str, float]]) -> dict[str, int | fl
         "rss_last_mib": round(counted[-1]["rss_mib"], 1),
     }
     for field in ("fds", "threads", "processes", "shm_bytes"):
-        first, last = (np.median([sample[field] for sample in part]) for part in halves(counted))
+        first, last = (min(sample[field] for sample in part) for part in halves(counted))
         row |= {field: int(last), f"{field}_growth": int(last - first)}
     return row
 

@@ -16,12 +16,12 @@ from longrl.commands.main import main
 from longrl.engines.hf import HFEngine
 from longrl.features.cache import FeatureCache
 from longrl.models.vila import VilaFamily
-from longrl.testing.plain_forward import plain_logits
+from longrl.testing.plain_forward import plain_logits, qwen_media_inputs
 from longrl.types import SamplingParams
 from tests.families import FAMILIES, TEXT, every
 from tests.runs import ROOT, checkpoint, metrics, videos
 from tests.sounds import write_clip
-from tests.tiny import frames, row
+from tests.tiny import frames, internvl_media_inputs, row
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual optimization"),
@@ -135,11 +135,12 @@ def test_sft_then_grpo_then_an_exported_folder(name, tmp_path, sums, clips):
 def assert_same_greedy_tokens(name: str, folder: Path, plain: torch.nn.Module) -> None:
     """HFEngine's from the exported folder are the plain model's likeliest, token by token."""
     family = type(FAMILIES[name].make())(str(folder))
+    media_inputs = internvl_media_inputs if "internvl" in name else qwen_media_inputs
     (prompt, *_), model = FAMILIES[name].prompts(family), family.build()
     features = FeatureCache(family).get_or_encode(model, [prompt])
     ((found,),) = HFEngine().generate(family, model, [prompt], features, SamplingParams(1, 6, 0.0), seed=0)
     with torch.no_grad():
-        logits = plain_logits(plain.eval(), prompt, found.token_ids)
+        logits = plain_logits(plain.eval(), prompt, found.token_ids, media_inputs)
     assert torch.equal(logits.argmax(-1), found.token_ids)
 
 
