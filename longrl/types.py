@@ -1,7 +1,7 @@
 """All that crosses a file border: rows, prompts, media, completions, groups and packed micro-batches.
 
 Letters used for shapes: P prompts per data-parallel rank, G completions of a prompt, T prompt tokens, S completion
-tokens, L packed tokens, R scored rows (completion tokens) of a micro-batch, A position axes (3 for M-RoPE, else 1),
+tokens, L packed tokens, R scored rows (sampled tokens) of a micro-batch, A position axes (3 for M-RoPE, else 1),
 N media tokens, D hidden size, M layers with a mixture of E experts, of which each token uses k.
 """
 
@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol, cast
 
 from typing_extensions import TypeVar
+
+from longrl.turns import Turn
 
 if TYPE_CHECKING:
     import torch
@@ -220,8 +222,8 @@ class Prompt:
     media: tuple[Media, ...]
     """In the order of their placeholders."""
     row: Row
-    response_ids: Tensor | None = None
-    """[S] int64, end token included: the SFT target; None for RL."""
+    response: Continuation | None = None
+    """The SFT target, end token included; None for RL."""
     frame_indices: tuple[tuple[int, ...], ...] = ()
     """Indices of the frames in the file, of each video or image in the order of the media."""
     frame_times: tuple[tuple[float, ...], ...] = ()
@@ -247,16 +249,37 @@ class TextPrompt:
 
 
 @dataclass(frozen=True)
-class Completion:
-    """One sampled answer."""
+class Continuation:
+    """The tokens behind a prompt: those that are scored, and between them those that the policy is shown."""
 
     token_ids: Tensor
     """[S] int64, the end token included when it was produced."""
+    sampled: Tensor | None = field(default=None, kw_only=True)
+    """[S] bool, False where a token was shown (an environment's observation) and is read alone; None is True
+    everywhere."""
+    position_ids: Tensor | None = field(default=None, kw_only=True)
+    """[A, S] positions counted from `prompt.position_ids.max() + 1`; None is one token after the other."""
+    media: tuple[Media, ...] = field(default=(), kw_only=True)
+    """Of the tokens that were shown, in the order of their placeholders."""
+
+    @property
+    def num_sampled(self) -> int:
+        """Tokens that are scored: those that count as the completion's length."""
+        return len(self.token_ids) if self.sampled is None else int(self.sampled.sum())
+
+
+@dataclass(frozen=True)
+class Completion(Continuation):
+    """One sampled answer, n tokens of which the policy has sampled."""
+
     logprobs: Tensor
-    """[S] float32 log-probability of each token under the distribution it was sampled from."""
+    """[n] float32 log-probability of each sampled token under the distribution it was drawn from."""
     text: str
-    """What rewards read: without end token, behind the `<think>` with which the prompt ends, if it does."""
+    """What rewards read: the last turn, without end token, behind the `<think>` with which the prompt ends, if it
+    does."""
     finish_reason: FinishReason
+    turns: tuple[Turn, ...] = field(default=(), kw_only=True)
+    """All turns, the policy's and the environment's; () without an environment."""
     experts: Tensor | None = None
     """[S - 1, M, k] int16: the experts that the engine chose for each token, but for the last, which it never read;
     -1 where it does not say. None without `rollout.router_replay`."""
@@ -350,7 +373,7 @@ class Packed:
     target_ids: Tensor
     """[R]"""
     completion_index: Tensor
-    """[R] number of the completion a row belongs to, over the whole step."""
+    """[R] number of the completion a row belongs to, over the whole step. Tokens that were shown are no rows."""
     token_index: Tensor
     """[R] number of the row's token, over the whole step."""
     media_keys: tuple[str, ...]
@@ -360,6 +383,9 @@ class Packed:
     """[L] `input_ids` of what has left the host, which need not wait for a device to read them."""
     host_predict_from: Tensor | None = None
     """[R] `predict_from` likewise."""
+    shown: Tensor | None = None
+    """[L] bool on the host, True where a completion was shown something, so that placeholders stand for media; None is
+    nowhere."""
     experts: Tensor | None = None
     """[L, M, k] int16: experts to be used in place of the router's choice, -1 where that stands; None is everywhere."""
 
@@ -380,6 +406,8 @@ class Packed:
         if missing:
             for name in ("input_ids", "position_ids", "host_ids"):
                 tensors[name] = pad(tensors[name], (0, missing))
+        if self.shown is not None:
+            tensors["shown"] = pad(self.shown, (0, missing))
         if self.experts is not None:
             experts = to_device(self.experts, device)
             tensors["experts"] = pad(experts, (0, 0, 0, 0, 0, missing), value=-1)

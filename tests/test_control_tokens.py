@@ -74,7 +74,7 @@ def test_values_of_templates_are_text_and_what_templates_say_is_not(tmp_path):
     data.setup("fit")
     (prompt,) = data.draw_prompts(1)
     think, closed, end = family.tokenizer.convert_tokens_to_ids(["<think>", "</think>", "<|im_end|>"])
-    ids, target = prompt.input_ids.tolist(), prompt.response_ids.tolist()
+    ids, target = prompt.input_ids.tolist(), prompt.response.token_ids.tolist()
     assert (ids.count(think), ids.count(closed), ids.count(end)) == (1, 0, 1)
     assert (target.count(think), target.count(closed), target.count(end)) == (1, 1, 1)
     shown = family.tokenizer.decode(ids)
@@ -96,7 +96,7 @@ def test_a_blind_conversation_has_no_media_and_teaches_the_answer(tmp_path):
         data.setup("fit")
         (prompt,) = data.draw_prompts(1)
         assert len(prompt.media) == (not blind)
-        assert family.decode(prompt.response_ids) == target
+        assert family.decode(prompt.response.token_ids) == target
 
 
 # ---- what ends a completion ----

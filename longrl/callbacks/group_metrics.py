@@ -32,7 +32,7 @@ def group_metrics(groups: Sequence[Group], dp: Axis) -> Metrics:
     levels = []
     silent = []
     for group in groups:
-        lengths += [len(completion.token_ids) for completion in group.completions]
+        lengths += [completion.num_sampled for completion in group.completions]
         levels.append(accuracy_level(group))
         silent.append(is_silent(group))
     by_rank = dp.gather((lengths, levels, silent))

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 from typing_extensions import override
 
 from longrl.callbacks.background_rollout import BackgroundRollout, run_in_background
@@ -35,15 +36,17 @@ from longrl.engines.rollout_engine import (
     prompt_seed,
     sampling_ids,
 )
+from longrl.environments.runner import EnvironmentRunner
+from longrl.environments.settings import EnvironmentSettings
 from longrl.io.number_ranges import LIMIT_OR_ZERO, NOT_NEGATIVE, check_ranges
 from longrl.models.base import CausalFamily
 from longrl.modules.mini_batches import MismatchMonitor
-from longrl.modules.policy import PolicyModule
+from longrl.modules.policy import PolicyModule, all_media
 from longrl.modules.trained import data_module_of, rollout_metrics
 from longrl.rewards import RewardSum
 from longrl.rewards.failures import Failure
 from longrl.strategies.parallel import Parallel
-from longrl.types import Batch, Features, Group, Metrics, Prompt, SamplingParams
+from longrl.types import Batch, Group, Metrics, Prompt, SamplingParams
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +78,8 @@ class RolloutCallback(Callback):
         router_replay: train a mixture of experts by the experts that the engine chose for each token of prompt and
             completion, in the update and for the old log-probabilities (R3, arXiv:2510.11370); the gates' weights are
             the trainer's own. Needs an engine that returns them.
+        environment: answers the turns of completions, as a tool that shows a part of the video does; None: completions
+            have one turn.
         warn_without_signal_after: warn once after so many steps in a row in which no group had anything to learn from,
             with the likely causes; 0 never.
         seed: of the sampling; together with the number of the rollout and the prompt's id (and, of a prompt
@@ -95,6 +100,7 @@ class RolloutCallback(Callback):
         overlap: bool = False,
         warn_without_signal_after: int = 10,
         router_replay: bool = False,
+        environment: EnvironmentSettings | None = None,
     ) -> None:
         check_ranges(
             locals(),
@@ -117,6 +123,9 @@ class RolloutCallback(Callback):
         self.max_mismatch = max_mismatch
         self.bypass_old_logp_below = bypass_old_logp_below
         self.router_replay = router_replay
+        self.environment = environment
+        self._environment: EnvironmentRunner | None = None
+        """Known from `setup` on."""
         self._monitor = MismatchMonitor(max_mean_mismatch, bypass_old_logp_below, overlap)
         self._is_compared = self.engine.reads_policy_weights
         """True once engine and trainer are known to be one model."""
@@ -141,6 +150,8 @@ class RolloutCallback(Callback):
         self._parallel = pl_module.parallel
         pl_module.family.router_replay = self.router_replay and stage == "fit" and pl_module.is_rl()
         self._family = pl_module.family if self.engine.reads_policy_weights else pl_module.engine_family
+        if self.environment is not None:
+            self._environment = EnvironmentRunner(self.environment, pl_module.family)
         self.engine.check_installed()
         check_engine_ranks(self.engine, self._parallel.sp_group.size)
         max_prompt_tokens = data_module_of(trainer).renderer.max_prompt_tokens
@@ -184,7 +195,7 @@ class RolloutCallback(Callback):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        if batch.prompts[0].response_ids is not None:
+        if batch.prompts[0].response is not None:
             return  # SFT: the answers are in the batch
         assert isinstance(pl_module, PolicyModule)
         module = pl_module
@@ -255,7 +266,9 @@ class RolloutCallback(Callback):
             self._watch.end_if_useless(sampled, module.parallel, self._empty_steps, MAX_EMPTY_STEPS)
         with module.phases("encode"):  # again, for the cache may have let go of what carried-over groups need
             step_prompts = [group.prompt for group in batch.groups]
-            batch.features = module.features.get_or_encode(module.model, step_prompts, counted=False)
+            step_completions = [group.completions for group in batch.groups]
+            step_media = all_media(step_prompts, step_completions)
+            batch.features = module.features.get_or_encode(module.model, step_media, counted=False)
 
         # 9. The engine: on with the next step's groups, or at rest.
         if self.overlap:
@@ -290,7 +303,9 @@ class RolloutCallback(Callback):
             self.engine.sync(self._family, module.model, step)
         module.num_synced_bytes += self.engine.num_synced_bytes - before
 
-    def _generate(self, module: PolicyModule, request: RolloutRequest, features: Features) -> list[GeneratedShards]:
+    def _generate(
+        self, module: PolicyModule, request: RolloutRequest, features: dict[str, Tensor]
+    ) -> list[GeneratedShards]:
         """This rank's shards of the groups. An error of one rank is one of all: none waits for another."""
         reads_weights = self.engine.reads_policy_weights
         sp_group = module.parallel.sp_group
@@ -300,7 +315,9 @@ class RolloutCallback(Callback):
             module.parallel.world.raise_on_any_rank(),
             module.policy.unsharded() if reads_weights else contextlib.nullcontext(),
         ):
-            return generate_shards(self.engine, self._family, module.model, request, features, sp_group)
+            return generate_shards(
+                self.engine, self._family, module.model, request, features, sp_group, self._environment
+            )
 
     def _reward(
         self,

@@ -202,9 +202,8 @@ def compare_engine(
     with module.parallel.world.raise_on_any_rank():
         completions = engine.generate(family, module.model, prompts, features, greedy, seed=0)
     engine.sleep()
-    token_ids = [[completion.token_ids for completion in of_prompt] for of_prompt in completions]
     with module.trainer.precision_plugin.forward_context():
-        logp = module.score(module.policy, prompts, token_ids, features, temperature=1.0, answers=completions)  # [N]
+        logp = module.score(module.policy, prompts, completions, features, temperature=1.0)  # [N]
     mismatch = Mismatch(engine_logps(completions), logp.cpu())
     for name, value in mismatch.metrics().items():
         logger.info("engine against trainer before the first step: %s %.2e", name, value)

@@ -185,7 +185,7 @@ def group_tokens(batch: Batch) -> list[GroupTokens]:
     tokens: list[GroupTokens] = []
     if batch.groups is None:
         for prompt in batch.prompts:
-            answer = [] if prompt.response_ids is None else [len(prompt.response_ids)]
+            answer = [] if prompt.response is None else [len(prompt.response.token_ids)]
             tokens.append((len(prompt.input_ids), answer))
         return tokens
     for group in batch.groups:

@@ -22,11 +22,17 @@ from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.io.checkpoint_files import trust_checkpoints
 from longrl.modules.initial_weights import saved_checkpoints
 from longrl.modules.mini_batches import MiniBatch, RolloutLoss, TokenLoss
-from longrl.modules.policy import PolicyModule
+from longrl.modules.policy import PolicyModule, all_media
 from longrl.modules.sft_loss import SFTLoss
-from longrl.modules.skipped_steps import FOLDER, StepRecord, load_step_record, recorded_completions
+from longrl.modules.skipped_steps import (
+    FOLDER,
+    StepRecord,
+    load_step_record,
+    recorded_completions,
+    recorded_continuations,
+)
 from longrl.modules.step_statistics import total_norm
-from longrl.types import Completion, Prompt
+from longrl.types import Continuation, Prompt
 
 AnswerT = TypeVar("AnswerT")
 
@@ -137,13 +143,12 @@ def replay_step(
 
 def take_step(policy: PolicyModule, step: StepRecord, prompts: Sequence[Prompt], watch: NonfiniteWatch) -> float:
     """Forward and backward pass of all micro-batches, with the numbers that the step had; returns the loss."""
-    answers = recorded_answers(step, len(prompts))
-    features = policy.features.get_or_encode(policy.model, prompts)
+    is_rl = "rewards" in step.tensors
+    recorded: Sequence[Continuation] = recorded_completions(step) if is_rl else recorded_continuations(step)
+    answers = of_prompts(recorded, len(prompts))
+    features = policy.features.get_or_encode(policy.model, all_media(prompts, answers))
     loss_of = recorded_loss(policy, step)
-    replayed: list[list[Completion]] = []
-    if "rewards" in step.tensors:
-        replayed = of_prompts(recorded_completions(step), len(prompts))
-    micro_batches, sequence = policy._make_micro_batches(prompts, answers, replayed)
+    micro_batches, sequence = policy._make_micro_batches(prompts, answers)
     total = 0.0
     for packed in micro_batches:
         assert packed is not None, "one rank has no others to wait for"
@@ -184,12 +189,6 @@ def rendered_prompts(step: StepRecord, data: LongVideoReason) -> tuple[list[Prom
     return prompts, remarks
 
 
-def recorded_answers(step: StepRecord, num_prompts: int) -> list[list[Tensor]]:
-    """Token ids of the completions of each prompt."""
-    answers = [step.tensors[f"completions.{number}"] for number in range(step.facts["num_completions"])]
-    return of_prompts(answers, num_prompts)
-
-
 def of_prompts(answers: Sequence[AnswerT], num_prompts: int) -> list[list[AnswerT]]:
     """The answers of each prompt, as many of every one."""
     size = len(answers) // max(1, num_prompts)
@@ -207,7 +206,7 @@ def recorded_loss(policy: PolicyModule, step: StepRecord) -> TokenLoss:
     """The loss that the step had, with the advantages and log-probabilities of then."""
     tensors = {name: tensor.to(policy.device) for name, tensor in step.tensors.items()}
     if "advantages" not in tensors:
-        return SFTLoss(sum(len(tensor) for name, tensor in tensors.items() if name.startswith("completions.")))
+        return SFTLoss(sum(target.num_sampled for target in recorded_continuations(step)))
     sampler_logp = tensors["sampler_logp"]
     weights = tensors["weights"]
     batch: MiniBatch[Any, Any] = MiniBatch(

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from longrl.engines.parity import RenderedPrompt
+from longrl.environments.runner import EnvironmentRunner
+from longrl.environments.trajectory import Answer, Trajectory, begin
 from longrl.io.old_hooks import OLD_HOOKS, RefusesOldHooks
 from longrl.models.base import CausalFamily
 from longrl.packing.lengths import LengthLimit
@@ -116,6 +118,36 @@ class RolloutEngine(RefusesOldHooks, abc.ABC):
     def router_replay_problem(self) -> str | None:
         """Why its completions cannot carry the experts that it chose (`family.router_replay`), None if they can."""
         return "its completions do not carry them"
+
+    def environment_problem(self) -> str | None:
+        """Why it cannot sample completions of several turns (`rollout.environment`), None if it can."""
+        return "it samples completions of one turn"
+
+    def generate_turns(
+        self,
+        family: CausalFamily,
+        model: nn.Module,
+        groups: Sequence[Sequence[Trajectory]],
+        features: Mapping[str, Tensor],
+        sampling: SamplingParams,
+        seed: int,
+        answer: Answer,
+    ) -> None:
+        """Samples the trajectories of each prompt to their ends.
+
+        A turn that has ended is given to `answer`; others go on meanwhile. Equal seeds give equal draws, whatever the
+        batch and whoever samples which.
+
+        Args:
+            family: of the model, in the precision that the engine computes in.
+            model: the trainer's.
+            groups: trajectories of P prompts, those of a prompt side by side.
+            features: {media key: [N, D]} of the prompts; `answer` adds those of what it shows.
+            sampling: of every turn.
+            seed: with a prompt's id and the trajectory's number it decides the draws.
+            answer: asks the environment.
+        """
+        raise ValueError(f"{type(self).__name__} cannot answer to rollout.environment: {self.environment_problem()}")
 
     # By default there is nothing to do.
 
@@ -232,8 +264,9 @@ def generate_shards(
     family: CausalFamily,
     model: nn.Module,
     request: RolloutRequest,
-    features: Mapping[str, Tensor],
+    features: dict[str, Tensor],
     sp_group: Axis,
+    environment: EnvironmentRunner | None = None,
 ) -> list[GeneratedShards]:
     """This rank's shards, for each way of sampling: one call of the engine for whole prompts, one per part of a prompt.
 
@@ -242,8 +275,9 @@ def generate_shards(
         family: of the model, in the precision that the engine computes in.
         model: the trainer's.
         request: the same on all ranks of the group.
-        features: {media key: [N, D]} of the prompts.
+        features: {media key: [N, D]} of the prompts; gets those of what an environment shows on this rank.
         sp_group: the ranks that share the request; those that make up one engine ask for the same.
+        environment: answers the turns of completions; None: they have one.
     """
     engine_rank = sp_group.rank // engine.ranks_per_engine
     num_engines = sp_group.size // engine.ranks_per_engine
@@ -257,7 +291,13 @@ def generate_shards(
             params = sampling
             if count < sampling.num_generations:
                 params = replace(sampling, num_generations=count)
-            answers = engine.generate(family, model, prompts, features, params, request.seed, first)
+            if environment is None:
+                answers = engine.generate(family, model, prompts, features, params, request.seed, first)
+            else:
+                trajectories = begin(prompts, params, environment.settings.max_turns, first)
+                answer = environment.answers(model, features)
+                engine.generate_turns(family, model, trajectories, features, params, request.seed, answer)
+                answers = [[one.completion() for one in group] for group in trajectories]
             for shard, completions in zip(shards, answers, strict=True):
                 if shard.first:  # the prompt's experts come with its first shard, once per group
                     completions = [replace(completion, prompt_experts=None) for completion in completions]

@@ -62,7 +62,7 @@ def make_answer(family: CausalFamily, prompt: Prompt, completions: Sequence[Comp
     return Answer(
         texts=[completion.text for completion in completions],
         finish_reasons=[completion.finish_reason for completion in completions],
-        num_completion_tokens=[len(completion.token_ids) for completion in completions],
+        num_completion_tokens=[completion.num_sampled for completion in completions],
         num_prompt_tokens=len(prompt.input_ids),
         num_media_tokens=int(is_media.sum()),
         input=family.tokenizer.decode(prompt.input_ids[~is_media]),

@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -21,9 +22,17 @@ from longrl.features.disk_cache import DiskCache
 from longrl.io.pulse import PULSE
 from longrl.models.base import EncodesMedia
 from longrl.strategies.parallel import SINGLE_RANK_GRID, Parallel
-from longrl.types import AudioClip, Frames, FrameShard, Media, Prompt
+from longrl.types import AudioClip, Frames, FrameShard, Media
 
 MIB = 1 << 20
+
+
+class HasMedia(Protocol):
+    """A prompt, or what follows it."""
+
+    @property
+    def media(self) -> tuple[Media, ...]:
+        """In the order of their placeholders."""
 
 
 class FeatureCache:
@@ -57,8 +66,8 @@ class FeatureCache:
         self._reported = (0, 0)
         """Media requested and encoded that `metrics` has counted."""
 
-    def get_or_encode(self, model: nn.Module, prompts: Sequence[Prompt], counted: bool = True) -> dict[str, Tensor]:
-        """{media key: [N, D] features} of the prompts, without gradient. Every rank of the run must call it.
+    def get_or_encode(self, model: nn.Module, prompts: Sequence[HasMedia], counted: bool = True) -> dict[str, Tensor]:
+        """{media key: [N, D] features} of prompts and continuations, without gradient. Every rank must call it.
 
         With `counted` False only what has to be encoded after all enters the hit rate.
         """
@@ -131,8 +140,8 @@ class FeatureCache:
         self._features.clear()
 
 
-def distinct_media(prompts: Iterable[Prompt]) -> list[Media]:
-    """The media of all prompts, each key once, in the order met."""
+def distinct_media(prompts: Iterable[HasMedia]) -> list[Media]:
+    """The media of all prompts and continuations, each key once, in the order met."""
     return list({media.key: media for prompt in prompts for media in prompt.media}.values())
 
 

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from longrl.features.cache import distinct_media, encode_shard, gather_rows, row_indices
+from longrl.features.cache import HasMedia, distinct_media, encode_shard, gather_rows, row_indices
 from longrl.models.base import EncodesMedia
 from longrl.strategies.parallel import SINGLE_RANK_GRID, Parallel
-from longrl.types import Prompt
 
 
 class TrainableFeatures:
@@ -23,7 +22,7 @@ class TrainableFeatures:
     Args:
         family: whose encoder encodes.
         model: has the encoder.
-        prompts: of the step, on this sequence-parallel group.
+        prompts: of the step, and what follows them, on this sequence-parallel group.
         parallel: the ranks among which media are shared.
 
     Example:
@@ -34,7 +33,7 @@ class TrainableFeatures:
     """
 
     def __init__(
-        self, family: EncodesMedia, model: nn.Module, prompts: Sequence[Prompt], parallel: Parallel = SINGLE_RANK_GRID
+        self, family: EncodesMedia, model: nn.Module, prompts: Sequence[HasMedia], parallel: Parallel = SINGLE_RANK_GRID
     ) -> None:
         media = distinct_media(prompts)
         self.leaves = {}

@@ -193,7 +193,8 @@ class TextStack(RendersPrompts):
     ) -> tuple[Tensor, Tensor | None]:
         """The rows of a micro-batch that are media placeholders, and the features that belong there.
 
-        A placeholder token that a policy happens to sample is an ordinary token: media are in prompts.
+        A placeholder token that a policy happens to sample is an ordinary token: media are in prompts, and in what
+        completions were shown.
 
         Returns:
             [rows] bool; [true ones, D] in their order, None where no row is one.
@@ -201,18 +202,18 @@ class TextStack(RendersPrompts):
         # Asked of the ids on the host: a GPU would be waited for.
         device = packed.input_ids.device
         ids = packed.input_ids if packed.host_ids is None else packed.host_ids
-        in_prompt = torch.zeros_like(ids, dtype=torch.bool)  # [L]
+        given = torch.zeros_like(ids, dtype=torch.bool) if packed.shown is None else packed.shown.clone()  # [L]
         for span in packed.spans:
             stop = span.start + span.prompt_tokens
-            in_prompt[span.start : stop] = True
+            given[span.start : stop] = True
 
         # Media of a token fill its placeholders in order: a video's may stand among those of its sound track.
         tokens = self.media_token_ids()
-        mask = torch.zeros_like(in_prompt[rows])
+        mask = torch.zeros_like(given[rows])
         indices: list[Tensor] = []
         parts: list[Tensor] = []
         for token in dict.fromkeys(tokens.values()):
-            is_placeholder = in_prompt & (ids == token)  # [L]
+            is_placeholder = given & (ids == token)  # [L]
             num_placeholders = int(is_placeholder.sum())
             media: list[Tensor] = []
             num_features = 0
@@ -223,7 +224,7 @@ class TextStack(RendersPrompts):
             if num_features != num_placeholders:
                 kinds = [kind for kind in tokens if tokens[kind] == token]
                 raise ValueError(
-                    f"{num_placeholders} {' and '.join(kinds)} placeholders in the packed prompts, but {num_features} "
+                    f"{num_placeholders} {' and '.join(kinds)} placeholders in the packed sequence, but {num_features} "
                     "features"
                 )
             if num_placeholders:

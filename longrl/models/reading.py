@@ -21,13 +21,26 @@ from torch import Tensor
 from longrl.models.chat_tokens import (
     BREAK,
     MEDIA_TAG as MEDIA_TAG,
+    PROBE,
     ChatTokens,
     Message,
     break_token,
     end_token_ids,
 )
 from longrl.models.pretrained_folder import PretrainedFolder
-from longrl.types import AudioClip, Dtype, Frames, Media, MediaKind, Prompt, Row, TemporalPatchSize, UnusableSample
+from longrl.turns import Observed, ToolCall
+from longrl.types import (
+    AudioClip,
+    Continuation,
+    Dtype,
+    Frames,
+    Media,
+    MediaKind,
+    Prompt,
+    Row,
+    TemporalPatchSize,
+    UnusableSample,
+)
 
 GridTHW = tuple[int, int, int]
 """Patches along time, height and width."""
@@ -225,35 +238,44 @@ class RendersPrompts(PatchesMedia):
         media = tuple(self.patch_all(frames))
         shown = [item for item in media if not item.is_video_track]
 
-        # 2. The chat, with one placeholder token per media item, or for each of its pieces.
-        tokens = self.media_token_ids()
-        ids = self.chat_ids(text, shown, row)
-        pieces = [piece for item in shown for piece in self.media_pieces(item)]
-        indices = [index for index, token in enumerate(ids) if token in tokens.values()]
-        if [ids[index] for index in indices] != [tokens[piece.kind] for piece in pieces]:
-            raise UnusableSample(
-                None,
-                f"row {row.id!r} renders to {len(indices)} media placeholders for {len(pieces)} media; the chat "
-                "template must write one for each",
-            )
+        # 2. The chat, with one placeholder token per media item, or for each of its pieces; then as many of them as it
+        #    has features.
+        ids = self._placed(self.chat_ids(text, shown, row), shown, f"row {row.id!r}")
 
-        # 3. As many of them as the piece has features. From behind, so that the indices before stay right.
-        for index, piece in reversed(list(zip(indices, pieces, strict=True))):
-            ids[index : index + 1] = self.placeholder_ids(piece)
-
-        # 4. Positions, and the answer.
+        # 3. Positions, and the answer.
         input_ids = torch.tensor(ids)  # [T]
-        response_ids = None
+        target = None
         if response is not None:
-            response_ids = self.encode_last_turn(row, response) if row.messages else self.encode_response(response)
+            ids_of_answer = self.encode_last_turn(row, response) if row.messages else self.encode_response(response)
+            target = Continuation(ids_of_answer)
         return Prompt(
             id=row.id,
             input_ids=input_ids,
             position_ids=self.position_ids(input_ids, media),  # [A, T]
             media=media,
             row=row,
-            response_ids=response_ids,
+            response=target,
         )
+
+    def _placed(self, ids: list[int], media: Sequence[Media], what: str) -> list[int]:
+        """Token ids with a placeholder for each row of features, from those with one for each of the `media_pieces`.
+
+        Raises:
+            UnusableSample: `what` has another number of placeholders.
+        """
+        tokens = self.media_token_ids()
+        pieces = [piece for item in media for piece in self.media_pieces(item)]
+        indices = [index for index, token in enumerate(ids) if token in tokens.values()]
+        if [ids[index] for index in indices] != [tokens[piece.kind] for piece in pieces]:
+            raise UnusableSample(
+                None,
+                f"{what} renders to {len(indices)} media placeholders for {len(pieces)} media; the chat "
+                "template must write one for each",
+            )
+        # From behind, so that the indices before stay right.
+        for index, piece in reversed(list(zip(indices, pieces, strict=True))):
+            ids[index : index + 1] = self.placeholder_ids(piece)
+        return ids
 
     def chat_ids(self, text: str, media: Sequence[Media], row: Row) -> list[int]:
         """Token ids of the chat with one placeholder token for each of the `media_pieces`."""
@@ -347,6 +369,54 @@ class RendersPrompts(PatchesMedia):
             ids.pop()
         text = self.tokenizer.decode(ids, skip_special_tokens=not self.keep_special_tokens)
         return self.chat.opening + text
+
+    def observation(
+        self, responses: Sequence[Sequence[str | Frames]], ended: bool, calls: tuple[ToolCall, ...] = ()
+    ) -> Observed:
+        """What tools answered, as the chat template writes it behind a turn, up to where the next turn begins.
+
+        Args:
+            responses: texts and media of each; special tokens in texts are text.
+            ended: the turn has its end token; else it comes first.
+            calls: that are answered.
+        """
+        # 1. Messages as the template takes them. One that knows no tools gets them in the words of Qwen's.
+        frames = [part for content in responses for part in content if not isinstance(part, str)]
+        media = tuple(self.patch_all(frames))
+        knows_tools = "tool_response" in str(self.tokenizer.chat_template)
+        messages: list[Message] = []
+        for content in responses:
+            parts: list[dict[str, str]] = []
+            for part in content:
+                if isinstance(part, str):
+                    parts.append({"type": "text", "text": self.chat.declared_and_tags.sub(break_token, part)})
+                else:
+                    parts.append({"type": part.kind})
+            if not knows_tools:
+                parts = [
+                    {"type": "text", "text": "<tool_response>\n"},
+                    *parts,
+                    {"type": "text", "text": "\n</tool_response>"},
+                ]
+            shows_media = any(part["type"] != "text" for part in parts)
+            plain = "".join(part.get("text", "") for part in parts)
+            role = "tool" if knows_tools else "user"
+            messages.append({"role": role, "content": self.chat_content(parts) if shows_media else plain})
+
+        # 2. What the template writes behind an answer, up to the next one.
+        before = [{"role": "user", "content": PROBE}, {"role": "assistant", "content": PROBE}]
+        chat = self.chat.apply([*before, *messages], add_generation_prompt=True).rpartition(PROBE)[2]
+        if ended:
+            end = self.tokenizer.decode([self.chat.turn_end])
+            chat = chat.removeprefix(end)
+        chat = self.media_text(chat, media)
+        ids = self.chat.encode(chat) if BREAK in chat else self.tokenizer(chat, add_special_tokens=False)["input_ids"]
+        input_ids = torch.tensor(self._placed(ids, media, "an observation"))
+
+        # 3. Positions go on where the turn ended, whatever was before.
+        texts = ["".join(part if isinstance(part, str) else f"<{part.kind}>" for part in one) for one in responses]
+        positions = self.position_ids(input_ids, media)
+        return Observed(input_ids, positions, media, "\n".join(texts), calls)
 
     def identity(self) -> dict[str, Any]:
         """All that decides, beside the weights, how the model answers a row: options by name, in plain values.

@@ -154,7 +154,7 @@ class FlatGroups(Generic[PromptT, ScoredT]):
 
     groups: Sequence[Group[PromptT, ScoredT]]
     lengths: Tensor
-    """[C] tokens of each completion."""
+    """[C] sampled tokens of each completion."""
     rewards: Tensor
     """[P, G]"""
     valid: Tensor

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from longrl.algorithms import Algorithm
-from longrl.features.cache import FeatureCache
+from longrl.features.cache import FeatureCache, HasMedia
 from longrl.features.disk_cache import DiskCache
 from longrl.features.trainable_features import TrainableFeatures
 from longrl.io.number_ranges import NOT_NEGATIVE, check_ranges
@@ -39,12 +39,12 @@ from longrl.modules.sft_loss import SFTLoss, response_targets
 from longrl.modules.skipped_steps import text_record
 from longrl.modules.step_statistics import StepSums, lowest_over_ranks
 from longrl.modules.trained import NOT_WEIGHTED, TrainedModule, data_module_of
-from longrl.packing.experts import Answers, with_experts
+from longrl.packing.experts import with_experts
 from longrl.packing.lengths import micro_batch_limit
-from longrl.packing.pack import dummy_micro_batch, pack
+from longrl.packing.pack import Continuations, continuations, dummy_micro_batch, pack
 from longrl.strategies.fsdp import RootModule
 from longrl.strategies.sequence import SequenceParallel
-from longrl.types import Batch, Features, Group, Metrics, Packed, PolicyOutput, Prompt
+from longrl.types import Batch, Features, Metrics, Packed, PolicyOutput, Prompt
 
 
 class PolicyModule(TrainedModule):
@@ -206,10 +206,9 @@ class PolicyModule(TrainedModule):
         loads = ExpertLoads()
         for mini_batch in mini_batches * self.epochs_per_rollout:
             prompts = [group.prompt for group in mini_batch.groups]
-            completions = token_ids_of(mini_batch.groups)
-            answers = [group.completions for group in mini_batch.groups]
+            completions = [group.completions for group in mini_batch.groups]
             loss = RolloutLoss(self.algorithm, mini_batch, monitor, entropies)
-            metrics = self._update(prompts, completions, batch.features, loss, loads, monitor, answers)
+            metrics = self._update(prompts, completions, batch.features, loss, loads, monitor)
             monitor = None
             # Weights add up to less than one with Dr.GRPO's constant, or with masked completions.
             weight_sum = metrics.pop("weight_sum", 0.0) or 1.0
@@ -229,12 +228,12 @@ class PolicyModule(TrainedModule):
     def _sft_step(self, batch: Batch) -> Metrics:
         """One optimizer step on the negative log-likelihood per response token of the whole batch."""
         responses = response_targets(batch)
-        num_tokens = sum(len(ids) for (ids,) in responses)
+        num_tokens = sum(response.num_sampled for (response,) in responses)
         all_tokens = self.parallel.dp.sum(torch.tensor(num_tokens, device=self.device))
         loss = SFTLoss(int(all_tokens))
         features: dict[str, Tensor] = {}
         if not self.vision_encoder_trains:
-            features = self.features.get_or_encode(self.model, batch.prompts)
+            features = self.features.get_or_encode(self.model, all_media(batch.prompts, responses))
         loads = ExpertLoads()
         metrics = self._update(batch.prompts, responses, features, loss, loads)
         if self.features.disk:
@@ -244,26 +243,22 @@ class PolicyModule(TrainedModule):
     def _update(
         self,
         prompts: Sequence[Prompt],
-        completions: Sequence[Sequence[Tensor]],
+        completions: Continuations,
         features: Features,
         loss: TokenLoss,
         loads: ExpertLoads,
         monitor: MismatchMonitor | None = None,
-        answers: Answers = (),
     ) -> Metrics:
-        """One optimizer step: micro-batches, backward, clipping, scheduler. Returns metrics summed over all ranks.
-
-        `answers` are the completions with the experts that the engine chose, if it says; see `_make_micro_batches`.
-        """
+        """One optimizer step: micro-batches, backward, clipping, scheduler. Returns metrics summed over all ranks."""
         # 1. Features of an encoder that trains are computed once, and micro-batches leave their gradients in them.
         trainable = None
         if self.vision_encoder_trains:
-            trainable = TrainableFeatures(self.family, self.model, prompts, self.parallel)
+            trainable = TrainableFeatures(self.family, self.model, all_media(prompts, completions), self.parallel)
             features = trainable.leaves
 
         # 2. Forward and backward, one micro-batch after the other; gradients add up.
         local = StepSums()
-        micro_batches, sequence = self._make_micro_batches(prompts, completions, answers)
+        micro_batches, sequence = self._make_micro_batches(prompts, completions)
         for packed in micro_batches:
             PULSE.beats += 1
             here = (packed or dummy_micro_batch(self.family.num_axes)).to(self.device)
@@ -290,31 +285,34 @@ class PolicyModule(TrainedModule):
 
         # 5. The step; features of the encoder as it was are of no more use.
         facts = {"temperature": self.temperature, "epoch": self.current_epoch}
-        record = functools.partial(text_record, prompts, completions, loss, answers, **facts)
+        record = functools.partial(text_record, prompts, completions, loss, **facts)
         step = self.optimizer_step_clipped(sums["loss"], record)
         if self.vision_encoder_trains:
             self.features.clear()
         return sums | step
 
     def _make_micro_batches(
-        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]], answers: Answers = ()
+        self, prompts: Sequence[Prompt], completions: Continuations, replays_experts: bool = True
     ) -> tuple[list[Packed | None], SequenceParallel]:
         """This rank's micro-batches, and the ranks that share each.
 
-        Experts that `answers` carry are used in place of the routers' choice. None stands for one to wait through, so
-        that all ranks of the run have the same number: gathering sharded weights needs all of them.
+        Experts that completions carry are used in place of the routers' choice, if asked for. None stands for one to
+        wait through, so that all ranks of the run have the same number: gathering sharded weights needs all of them.
         """
         # 1. As few ranks share a sequence as the longest group allows: sharing costs time.
         longest = 1
-        for prompt, group in zip(prompts, completions, strict=True):
-            num_tokens = len(prompt.input_ids) + sum(map(len, group))
+        groups = continuations(completions)
+        for prompt, group in zip(prompts, groups, strict=True):
+            num_tokens = len(prompt.input_ids) + sum(len(completion.token_ids) for completion in group)
             longest = max(longest, num_tokens)
         budget = self.max_tokens_per_micro_batch
         degrees = self.parallel.degrees
         fitting = [degree for degree in degrees if degree * budget >= longest]
         sequence = degrees[min(fitting) if fitting else max(degrees)]
         # 2. Parts of the sequence-parallel group that share a sequence take turns.
-        packed = with_experts(pack(prompts, completions, budget * sequence.size), answers)
+        packed = pack(prompts, groups, budget * sequence.size)
+        if replays_experts:
+            packed = with_experts(packed, groups)
         sp_group = self.parallel.sp_group
         num_parts = sp_group.size // sequence.size
         part = sp_group.rank // sequence.size
@@ -344,10 +342,9 @@ class PolicyModule(TrainedModule):
         if not num_unknown and (is_trusted or not num_on_policy):
             return flat.sampler_logp
         prompts = [group.prompt for group in flat.groups]
-        completions = token_ids_of(flat.groups)
+        completions = [group.completions for group in flat.groups]
         # By the experts that sampled, as in the update: their ratio is that of the weights alone (arXiv:2510.11370).
-        answers = [group.completions for group in flat.groups]
-        old_logp = self.score(self.policy, prompts, completions, features, answers=answers)  # [N]
+        old_logp = self.score(self.policy, prompts, completions, features)  # [N]
         return torch.where(flat.on_policy | ~is_known, old_logp, flat.sampler_logp)
 
     def _reference_logp(self, flat: FlatGroups, features: Features) -> Tensor | None:
@@ -356,14 +353,14 @@ class PolicyModule(TrainedModule):
         if reference is None:
             return None
         prompts = [group.prompt for group in flat.groups]
+        completions = [group.completions for group in flat.groups]
         if self.vision_encoder_trains:  # the reference has the encoder it started with
             cache = FeatureCache(self.family, parallel=self.parallel)
-            features = cache.get_or_encode(reference.model, prompts)
-        completions = token_ids_of(flat.groups)
+            features = cache.get_or_encode(reference.model, all_media(prompts, completions))
         with contextlib.ExitStack() as stack:
             if self.family.lora is not None:  # the reference is the policy without what its adapters add
                 stack.enter_context(adapters_off(self.family, reference.model))
-            logp = self.score(reference, prompts, completions, features)
+            logp = self.score(reference, prompts, completions, features, replays_experts=False)
         reference.release_root()
         return logp
 
@@ -372,21 +369,22 @@ class PolicyModule(TrainedModule):
         self,
         policy: RootModule,
         prompts: Sequence[Prompt],
-        completions: Sequence[Sequence[Tensor]],
+        completions: Continuations,
         features: Features,
         temperature: float | None = None,
-        answers: Answers = (),
+        replays_experts: bool = True,
     ) -> Tensor:
-        """[N] log-probabilities of all completion tokens, under the policy or the reference.
+        """[N] log-probabilities of all sampled tokens, under the policy or the reference.
 
         `temperature` None is the one they were sampled with. The reference chooses experts itself, the policy uses
-        those that `answers` carry. Every rank of the run must call it.
+        those that completions carry. Every rank of the run must call it.
         """
         if temperature is None:
             temperature = self.temperature
         self.num_scoring_passes += 1
-        micro_batches, sequence = self._make_micro_batches(prompts, completions, answers)
-        num_tokens = sum(sum(map(len, group)) for group in completions)
+        groups = continuations(completions)
+        micro_batches, sequence = self._make_micro_batches(prompts, groups, replays_experts)
+        num_tokens = sum(completion.num_sampled for group in groups for completion in group)
         logp = torch.zeros(num_tokens, device=self.device)
         for packed in micro_batches:
             PULSE.beats += 1
@@ -414,16 +412,16 @@ class PolicyModule(TrainedModule):
             self._eval_means.add_rewards(group, stage, by_category=stage == "val")
         has_targets = False
         if batch.prompts:
-            has_targets = batch.groups is None or batch.prompts[0].response_ids is not None
+            has_targets = batch.groups is None or batch.prompts[0].response is not None
         if self.parallel.dp.max(has_targets):  # a rank may have run out of prompts before others
             responses = response_targets(batch)
-            features = self.features.get_or_encode(self.model, batch.prompts)
+            features = self.features.get_or_encode(self.model, all_media(batch.prompts, responses))
             logp = self.score(self.policy, batch.prompts, responses, features)
             self._eval_means.add(f"{stage}/loss", -float(logp.sum()), len(logp))
 
     test_step = validation_step
 
 
-def token_ids_of(groups: Sequence[Group]) -> list[list[Tensor]]:
-    """Token ids of G completions of P groups."""
-    return [[completion.token_ids for completion in group.completions] for group in groups]
+def all_media(prompts: Sequence[Prompt], completions: Continuations) -> list[HasMedia]:
+    """Prompts and what follows them: all that has media."""
+    return [*prompts, *(completion for group in continuations(completions) for completion in group)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from longrl.algorithms import LossOutput
-from longrl.types import Batch, Packed, PolicyOutput
+from longrl.types import Batch, Continuation, Packed, PolicyOutput
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class SFTLoss:
         return {}
 
 
-def response_targets(batch: Batch) -> list[list[Tensor]]:
+def response_targets(batch: Batch) -> list[list[Continuation]]:
     """The SFT target of each prompt.
 
     Raises:
@@ -36,10 +36,10 @@ def response_targets(batch: Batch) -> list[list[Tensor]]:
     """
     targets = []
     for prompt in batch.prompts:
-        if prompt.response_ids is None:
+        if prompt.response is None:
             raise ValueError(
                 "data.stage=rl gives prompts without targets, and no RolloutCallback is there to answer them; set "
                 "rollout.reward (configs/reward/), or data.stage to sft"
             )
-        targets.append([prompt.response_ids])
+        targets.append([prompt.response])
     return targets

@@ -8,7 +8,6 @@ What follows every step that is taken, as a mean of weights, belongs behind `opt
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -20,8 +19,8 @@ from torch import Tensor
 
 from longrl.io.atomic import atomic_write
 from longrl.modules.mini_batches import MiniBatch, TokenLoss
-from longrl.packing.experts import Answers
-from longrl.types import Batch, Completion, Group, Prompt, Row
+from longrl.packing.pack import Continuations, continuations
+from longrl.types import Batch, Completion, Continuation, Group, Prompt, Row
 
 logger = logging.getLogger(__name__)
 
@@ -152,35 +151,33 @@ def tell_nonfinite(mini_batches: Sequence[MiniBatch[Any, Any]], count: float) ->
 
 def text_record(
     prompts: Sequence[Prompt],
-    completions: Sequence[Sequence[Tensor]],
+    completions: Continuations,
     loss: TokenLoss,
-    answers: Answers = (),
     **facts: Any,
 ) -> StepRecord:
     """The record of a step on text.
 
     Args:
         prompts: P of them.
-        completions: token ids of G completions of each.
+        completions: G of each, or one SFT target, with the experts that the engine chose, if it says.
         loss: of their tokens; says what else it reads.
-        answers: the completions, of which experts that the engine chose are kept; none for SFT.
         facts: kept as they are.
     """
     tensors = loss.tensors()
     rows = []
     num_completions = 0
+    groups = continuations(completions)
     for number, prompt in enumerate(prompts):
         rows.append(prompt.row)
         tensors[f"input_ids.{number}"] = prompt.input_ids
-        for ids in completions[number]:
-            tensors[f"completions.{num_completions}"] = ids
+        for completion in groups[number]:
+            tensors[f"completions.{num_completions}"] = completion.token_ids
+            for name in EXPERTS:
+                experts = getattr(completion, name, None)
+                if experts is not None:
+                    tensors[f"{name}.{num_completions}"] = experts
             num_completions += 1
     facts["num_completions"] = num_completions
-    for number, answer in enumerate(itertools.chain.from_iterable(answers)):
-        for name in EXPERTS:
-            experts = getattr(answer, name)
-            if experts is not None:
-                tensors[f"{name}.{number}"] = experts
     return StepRecord(rows, tensors, facts)
 
 
@@ -250,13 +247,11 @@ def replay_batch(record: StepRecord, render: Callable[[Row], Prompt]) -> Batch:
     """
     tensors = record.tensors
     prompts = [render(row) for row in record.rows]
-    num_completions = record.facts["num_completions"]
-    answers = [tensors[f"completions.{number}"] for number in range(num_completions)]
     # 1. SFT: one answer of each.
     if "rewards" not in tensors:
         taught = []
-        for prompt, ids in zip(prompts, answers, strict=True):
-            taught.append(dataclasses.replace(prompt, response_ids=ids))
+        for prompt, target in zip(prompts, recorded_continuations(record), strict=True):
+            taught.append(dataclasses.replace(prompt, response=target))
         return Batch(taught)
     # 2. RL: G answers with what the sampler said of their tokens.
     completions = recorded_completions(record)
@@ -275,10 +270,17 @@ def replay_batch(record: StepRecord, render: Callable[[Row], Prompt]) -> Batch:
 def recorded_completions(record: StepRecord) -> list[Completion]:
     """The completions of an RL step, with what the engine said of their tokens."""
     tensors = record.tensors
-    answers = [tensors[f"completions.{number}"] for number in range(record.facts["num_completions"])]
-    logps = tensors["sampler_logp"].split([len(ids) for ids in answers])
+    answers = recorded_continuations(record)
+    logps = tensors["sampler_logp"].split([answer.num_sampled for answer in answers])
     completions = []
-    for number, (ids, logp) in enumerate(zip(answers, logps, strict=True)):
-        experts = {name: tensors.get(f"{name}.{number}") for name in EXPERTS}
-        completions.append(Completion(ids, logp, "", "stop", **experts))
+    for number, (answer, logp) in enumerate(zip(answers, logps, strict=True)):
+        fields = {field.name: getattr(answer, field.name) for field in dataclasses.fields(answer)}
+        experts: dict[str, Any] = {name: tensors.get(f"{name}.{number}") for name in EXPERTS}
+        completions.append(Completion(**fields, logprobs=logp, text="", finish_reason="stop", **experts))
     return completions
+
+
+def recorded_continuations(record: StepRecord) -> list[Continuation]:
+    """What followed the prompts of a step, as the update read it."""
+    numbers = range(record.facts["num_completions"])
+    return [Continuation(record.tensors[f"completions.{number}"]) for number in numbers]

@@ -97,7 +97,7 @@ def rollout_metrics(groups: Sequence[Group], dp: Axis) -> Metrics:
     is_cut = []
     for group in groups:
         for completion in group.completions:
-            lengths.append(len(completion.token_ids))
+            lengths.append(completion.num_sampled)
             is_cut.append(completion.finish_reason == "length")
     values = reward_values(groups)
     values["rollout/completion_tokens"] = torch.tensor(lengths)

@@ -8,13 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from longrl.types import Completion, GroupSpan, Packed
-
-Answers = Sequence[Sequence[Completion]]
-"""The completions of each group."""
+from longrl.types import Completion, Continuation, GroupSpan, Packed
 
 
-def with_experts(micro_batches: Sequence[Packed], groups: Answers) -> list[Packed]:
+def with_experts(micro_batches: Sequence[Packed], groups: Sequence[Sequence[Continuation]]) -> list[Packed]:
     """The micro-batches with the experts of their completions and prompts; as they are if no engine said any.
 
     Where a row has none, its routers' own choice stands: the last token of a completion, which the engine never read,
@@ -44,18 +41,19 @@ def with_experts(micro_batches: Sequence[Packed], groups: Answers) -> list[Packe
     return filled
 
 
-def prompt_experts(group: Sequence[Completion]) -> Tensor | None:
+def prompt_experts(group: Sequence[Continuation]) -> Tensor | None:
     """[T, M, k] of a group's prompt, from the completion that carries them; None if none does."""
-    return next((answer.prompt_experts for answer in group if answer.prompt_experts is not None), None)
+    completions = [answer for answer in group if isinstance(answer, Completion)]
+    return next((answer.prompt_experts for answer in completions if answer.prompt_experts is not None), None)
 
 
-def _fill_span(experts: Tensor, span: GroupSpan, group: Sequence[Completion], part: slice) -> None:
+def _fill_span(experts: Tensor, span: GroupSpan, group: Sequence[Continuation], part: slice) -> None:
     """Writes the rows of a prompt and some completions of it into those of the micro-batch."""
     of_prompt = prompt_experts(group)
     row = span.start + span.prompt_tokens
     if of_prompt is not None:
         experts[span.start : row] = of_prompt
     for answer in group[part]:
-        if answer.experts is not None:
+        if isinstance(answer, Completion) and answer.experts is not None:
             experts[row : row + len(answer.experts)] = answer.experts
         row += len(answer.token_ids)

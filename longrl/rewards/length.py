@@ -38,7 +38,7 @@ class SoftOverlong:
 
     def __call__(self, completion: Completion, row: Row) -> float:
         """Punishment of one completion, in [-1, 0]."""
-        over = len(completion.token_ids) - (self.max_completion_tokens - self.buffer_tokens)
+        over = completion.num_sampled - (self.max_completion_tokens - self.buffer_tokens)
         return -min(max(over / self.buffer_tokens, 0.0), 1.0)
 
 
@@ -68,7 +68,7 @@ class CosineLength:
 
     def __call__(self, completion: Completion, row: Row) -> float:
         """Reward of one completion; it is right when `accuracy` is at least 0.5."""
-        num_tokens = len(completion.token_ids)
+        num_tokens = completion.num_sampled
         if num_tokens >= self.max_completion_tokens or completion.finish_reason == "length":
             return self.exceeded
         right = accuracy(completion, row) >= 0.5

@@ -263,7 +263,7 @@ def check_shared_prefix(case: Case) -> str:
 
 def check_sft(case: Case) -> str:
     """The loss of a response is the plain model's cross-entropy, and the response ends with the end token."""
-    pairs = [(prompt, prompt.response_ids) for prompt in case.prompts if prompt.response_ids is not None]
+    pairs = [(prompt, prompt.response.token_ids) for prompt in case.prompts if prompt.response is not None]
     if not pairs:
         raise DoesNotApply("no prompt has a response")
     prompts, responses = zip(*pairs, strict=True)

@@ -87,7 +87,7 @@ def test_rl_prompts_have_their_video_and_no_target(synthetic):
     assert len({len(prompt.input_ids) for prompt in prompts}) > 1  # different lengths in one batch
     for prompt in prompts:
         assert [item.kind for item in prompt.media] == ["video"]
-        assert prompt.response_ids is None
+        assert prompt.response is None
         assert prompt.position_ids.shape == (3, len(prompt.input_ids))
     assert len({prompt.media[0].key for prompt in prompts}) == 3  # four questions share a video
 
@@ -96,9 +96,9 @@ def test_sft_targets_are_reasoning_and_answer(synthetic):
     module = clips(synthetic, stage="sft")
     module.setup("fit")
     (prompt, *_) = module.draw_prompts(1)
-    text = module.renderer.family.decode(prompt.response_ids)
+    text = module.renderer.family.decode(prompt.response.token_ids)
     assert text == f"<think>{prompt.row.reasoning}</think><answer>{prompt.row.answer}</answer>"
-    assert prompt.response_ids[-1] == module.renderer.family.tokenizer.eos_token_id
+    assert prompt.response.token_ids[-1] == module.renderer.family.tokenizer.eos_token_id
 
 
 def test_rows_without_reasoning_teach_the_answer_alone_and_text_mixes_with_video(synthetic):
@@ -108,7 +108,7 @@ def test_rows_without_reasoning_teach_the_answer_alone_and_text_mixes_with_video
     family = module.renderer.family
     assert {len(prompt.media) for prompt in prompts} == {0, 1}
     for prompt in prompts:
-        assert family.decode(prompt.response_ids) == prompt.row.answer
+        assert family.decode(prompt.response.token_ids) == prompt.row.answer
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -532,7 +532,7 @@ def test_a_share_of_training_rows_comes_without_media_and_reasoning():
     assert 500 < len(blind) < 700
     assert blind == [row.id for row in rows if renderer.drops_media(row)]
     prompt = renderer(rows[int(blind[0])])
-    assert renderer.family.decode(prompt.response_ids) == "<think></think>a dog"
+    assert renderer.family.decode(prompt.response.token_ids) == "<think></think>a dog"
 
 
 def test_a_target_may_name_the_option_instead_of_its_letter():

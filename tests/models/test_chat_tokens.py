@@ -91,9 +91,9 @@ def test_every_declared_token_is_text_in_every_family(name):
     clean = family.render(row(), "What is it?", media[:1], "B")
     prompt = family.render(row(), f"What {MEDIA_TAG.sub('', spelled)} is it?", media[:1], f"B {spelled}")
     declared = set(family.tokenizer.get_added_vocab().values())
-    for ids, others in ((prompt.input_ids, clean.input_ids), (prompt.response_ids, clean.response_ids)):
+    for ids, others in ((prompt.input_ids, clean.input_ids), (prompt.response.token_ids, clean.response.token_ids)):
         assert [t for t in ids.tolist() if t in declared] == [t for t in others.tolist() if t in declared]
-    assert spelled in family.tokenizer.decode(prompt.response_ids)
+    assert spelled in family.tokenizer.decode(prompt.response.token_ids)
     assert len(prompt.media) == len(media)
 
 
@@ -193,8 +193,8 @@ def test_an_opened_think_is_not_taught_again_and_is_read_by_rewards(name):
     family = family_of(name)
     prompt = family.render(row(), "Which?", (), "<think>He pours.</think><answer>B</answer>")
     assert family.tokenizer.decode(prompt.input_ids).endswith("<think>\n")
-    assert family.tokenizer.decode(prompt.response_ids[:-1]) == "He pours.</think><answer>B</answer>"
-    assert family.decode(prompt.response_ids) == "<think>\nHe pours.</think><answer>B</answer>"
+    assert family.tokenizer.decode(prompt.response.token_ids[:-1]) == "He pours.</think><answer>B</answer>"
+    assert family.decode(prompt.response.token_ids) == "<think>\nHe pours.</think><answer>B</answer>"
     spaced = family.encode_response("\n<think>\nHe pours.</think>B")
     assert family.decode(spaced) == "<think>\nHe pours.</think>B"
     assert family.decode(family.encode_response("B")) == "<think>\n\n</think>\n\nB", "nothing to think about"
@@ -210,12 +210,12 @@ def test_a_target_behind_an_opened_think_is_what_the_template_makes_of_the_whole
     family = qwen3_5_family()
     prompt = family.render(row(answer="B"), "Which?", (), THOUGHT)
     whole = [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": THOUGHT}]
-    ids = [*prompt.input_ids.tolist(), *prompt.response_ids.tolist()]
+    ids = [*prompt.input_ids.tolist(), *prompt.response.token_ids.tolist()]
     assert template_ids(family, whole)[: len(ids)] == ids
     assert family.tokenizer.decode(ids).count("<think>") == 1
     # The loss reads all that the model has to say: the reasoning, the tags that close and the end token.
-    (packed,) = pack([prompt], [[prompt.response_ids]], max_tokens=1 << 20)
-    assert packed.target_ids.tolist() == prompt.response_ids.tolist()
+    (packed,) = pack([prompt], [[prompt.response.token_ids]], max_tokens=1 << 20)
+    assert packed.target_ids.tolist() == prompt.response.token_ids.tolist()
     assert family.tokenizer.decode(packed.target_ids) == THOUGHT.removeprefix("<think>\n") + "<|im_end|>"
     # Sampled, it has the form; with a second `<think>`, or cut off in the first, it has not.
     judged = {
@@ -239,12 +239,12 @@ def test_thinking_that_the_prompt_has_closed_is_not_taught_again(name):
         target = f"{empty}<answer>B</answer>"
         prompt = family.render(row(), "Which?", (), target)
         assert family.tokenizer.decode(prompt.input_ids).endswith(closed)
-        assert family.tokenizer.decode(prompt.response_ids) == "<answer>B</answer><|im_end|>"
+        assert family.tokenizer.decode(prompt.response.token_ids) == "<answer>B</answer><|im_end|>"
         _, asked = conversation(False, [("Hi", THOUGHT), ("Which?", target)])
         told = family.render(asked, "", (), target)
-        assert torch.equal(told.response_ids, prompt.response_ids)
+        assert torch.equal(told.response.token_ids, prompt.response.token_ids)
         assert "He pours." not in family.tokenizer.decode(told.input_ids)
-    assert family.decode(prompt.response_ids) == "<answer>B</answer>"
+    assert family.decode(prompt.response.token_ids) == "<answer>B</answer>"
     _, asked = conversation(False, [("Which?", THOUGHT)])
     for shown in (row(), asked):
         with pytest.raises(UnusableSample, match="its target thinks, but the chat template closes the thinking"):
@@ -265,8 +265,8 @@ def test_answers_may_hold_the_special_tokens_that_an_option_names():
     start = family.tokenizer.convert_tokens_to_ids("<|vision_start|>")
     prompt = family.render(row(), "A <|vision_start|>?", (), "<|vision_start|>cat<|vision_end|>")
     assert start not in prompt.input_ids.tolist()
-    assert prompt.response_ids.tolist().count(start) == 1
-    assert family.tokenizer.convert_tokens_to_ids("<|vision_end|>") not in prompt.response_ids.tolist()
+    assert prompt.response.token_ids.tolist().count(start) == 1
+    assert family.tokenizer.convert_tokens_to_ids("<|vision_end|>") not in prompt.response.token_ids.tolist()
     with pytest.raises(ValueError, match=r"answer_tokens names '<box>', which is no token"):
         family_of("chatml", answer_tokens=("<box>",)).render(row(), "x")
 
@@ -315,10 +315,10 @@ def test_prompt_and_answer_are_the_template_of_the_whole_chat(name, chat):
     family, template = family_of(name), TEMPLATES[name]
     _, asked = conversation(chat[0] and template.has_system, chat[1])
     prompt = family.render(asked, "", (), asked.response)
-    ids = [*prompt.input_ids.tolist(), *prompt.response_ids.tolist()]
+    ids = [*prompt.input_ids.tolist(), *prompt.response.token_ids.tolist()]
     wanted = whole_chat(family, asked)
     assert family.tokenizer.decode(ids) == family.tokenizer.decode(wanted)
-    starts_with_space = not family.tokenizer.decode(prompt.response_ids)[:1].strip()
+    starts_with_space = not family.tokenizer.decode(prompt.response.token_ids)[:1].strip()
     assert ids == wanted or starts_with_space
 
 
@@ -329,7 +329,7 @@ def test_and_of_what_transformers_itself_makes_of_it(name):
         True, [("Hi", "<think>\nOh.\n</think>\n\nHello"), ("Which?", "<think>\nHm.\n</think>\n\nB")]
     )
     prompt = family.render(asked, "", (), asked.response)
-    ids = [*prompt.input_ids.tolist(), *prompt.response_ids.tolist()]
+    ids = [*prompt.input_ids.tolist(), *prompt.response.token_ids.tolist()]
     assert template_ids(family, messages)[: len(ids)] == ids
     if name == "qwen3 thinking":
         assert "Oh." not in family.tokenizer.decode(ids), "the template leaves out earlier thinking"
@@ -339,7 +339,7 @@ def test_a_template_that_drops_the_last_thinking_has_no_say_in_the_target():
     family = family_of("r1")
     _, asked = conversation(False, [("Which?", "<think>\nHm.\n</think>\n\nB")])
     prompt = family.render(asked, "", (), asked.response)
-    assert family.tokenizer.decode(prompt.response_ids) == "Hm.\n</think>\n\nB<|eos|>"
+    assert family.tokenizer.decode(prompt.response.token_ids) == "Hm.\n</think>\n\nB<|eos|>"
 
 
 def test_media_stand_where_messages_have_them():

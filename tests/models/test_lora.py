@@ -10,7 +10,7 @@ from longrl.engines.weight_stream import engine_weights
 from longrl.models.lora import LoRASettings, add_adapters, is_adapter, merged_weights
 from longrl.modules.initial_weights import build_from
 from longrl.modules.mini_batches import flatten_groups
-from longrl.modules.policy import OptimizerSettings, token_ids_of
+from longrl.modules.policy import OptimizerSettings
 from longrl.packing.pack import pack
 from longrl.strategies.fsdp import ShardingOptions
 from longrl.strategies.mr_sp import MRSPStrategy
@@ -245,7 +245,7 @@ def test_the_reference_is_the_policy_the_run_began_with_and_no_second_model():
     fresh = policy_of(text_family())
     fresh.configure_model()
     prompts = [group.prompt for group in batch.groups]
-    completions = token_ids_of(batch.groups)
+    completions = [group.completions for group in batch.groups]
     expected = fresh.score(fresh.policy, prompts, completions, {})
     assert torch.equal(found, expected)
     assert not torch.equal(policy.score(policy.policy, prompts, completions, {}), expected)

@@ -85,7 +85,7 @@ def test_a_missing_feature_names_its_kind():
     features = FeatureCache(family).get_or_encode(model, prompts)
     features["beep"] = features["beep"][1:]
     (packed,) = pack(prompts, [[torch.arange(5)]], 10_000)
-    with pytest.raises(ValueError, match=r"247 audio placeholders in the packed prompts, but 246 features"):
+    with pytest.raises(ValueError, match=r"247 audio placeholders in the packed sequence, but 246 features"):
         family.forward(model, packed, features)
 
 

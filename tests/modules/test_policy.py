@@ -28,7 +28,7 @@ from longrl.modules.mini_batches import flatten_groups, make_mini_batches
 from longrl.modules.policy import OptimizerSettings, PolicyModule
 from longrl.packing.pack import pack
 from longrl.strategies.axis import SINGLE_RANK
-from longrl.types import Batch, Completion, Group, SamplingParams
+from longrl.types import Batch, Completion, Continuation, Group, SamplingParams
 from tests.tiny import (
     assert_same_gradients,
     gradients,
@@ -132,7 +132,10 @@ def text_prompts(family, count=3):
 
 def with_targets(prompts, lengths=(5, 1, 9)):
     ids = random_completions(text_family(), [[length] for length in lengths])
-    return [dataclasses.replace(prompt, response_ids=answer) for prompt, (answer,) in zip(prompts, ids, strict=True)]
+    return [
+        dataclasses.replace(prompt, response=Continuation(answer))
+        for prompt, (answer,) in zip(prompts, ids, strict=True)
+    ]
 
 
 def sampled(family, prompts, sampler=None, rewards=REWARDS, valid=None, **options):
@@ -247,7 +250,7 @@ def test_sft_is_the_mean_over_all_response_tokens(budget, freeze):
     policy.configure_model()
     prompts = with_targets(mixed_prompts(family))
     plain = plain_model(policy.model, family)
-    logp = separate_logps(plain, prompts, [[prompt.response_ids] for prompt in prompts])
+    logp = separate_logps(plain, prompts, [[prompt.response.token_ids] for prompt in prompts])
     wanted = -logp.sum() / 15
     wanted.backward()
     seen = train(policy, Batch(prompts))

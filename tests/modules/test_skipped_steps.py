@@ -23,7 +23,7 @@ from longrl.modules.skipped_steps import (
     write_step_record,
 )
 from longrl.strategies.mr_sp import MRSPStrategy
-from longrl.types import Batch
+from longrl.types import Batch, Continuation
 from tests.distributed import run_distributed
 from tests.modules.test_policy import (
     LENGTHS,
@@ -210,7 +210,7 @@ def test_the_experts_of_a_step_are_on_record(tmp_path):
         tensors=lambda: {"rewards": REWARDS, "valid": REWARDS > -1, "sampler_logp": torch.zeros(sum(map(sum, LENGTHS)))}
     )
     file = tmp_path / "step.safetensors"
-    write_step_record(file, text_record(prompts, tokens_of(groups), loss, answers), {})
+    write_step_record(file, text_record(prompts, answers, loss), {})
     again = replay_batch(load_step_record(file), rendered_as(prompts))
     for found, wanted in zip(again.groups, answers, strict=True):
         assert torch.equal(found.completions[0].prompt_experts, wanted[0].prompt_experts)
@@ -247,7 +247,7 @@ def test_an_sft_step_replays_too_and_its_row_is_named(tmp_path, caplog):
     prompts = poisoned_prompts(text_family())
     again = replay_batch(record, rendered_as(prompts))
     for found, wanted in zip(again.prompts, with_targets(prompts), strict=True):
-        assert torch.equal(found.response_ids, wanted.response_ids)
+        assert torch.equal(found.response.token_ids, wanted.response.token_ids)
     policy = policy_of(text_family())
     seen = train(policy, again, before=poison_embeddings, default_root_dir=tmp_path / "again")
     assert math.isnan(seen.metrics[0]["train/loss"])
@@ -357,7 +357,7 @@ def on_every_rank(sp, folder):
     for prompts in (poisoned_prompts(family, 2), text_prompts(family, 2)):
         ids = random_completions(family, [[5], [4]])
         pairs = zip(prompts, ids, strict=True)
-        local = [dataclasses.replace(prompt, response_ids=answer) for prompt, (answer,) in pairs]
+        local = [dataclasses.replace(prompt, response=Continuation(answer)) for prompt, (answer,) in pairs]
         batches.append(Batch(local[rank::2] if sp == 1 else local))
     before = {}
 

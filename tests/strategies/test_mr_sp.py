@@ -254,7 +254,7 @@ def by_hand(case: Case) -> tuple[float, dict[str, torch.Tensor]]:
         force_experts(plain, [group.prompt for group in groups], [group.completions for group in groups])
     if case.sft:
         prompts = with_targets(case_prompts(case, FULL_SHARD))
-        logp = separate_logps(plain, prompts, [[prompt.response_ids] for prompt in prompts])
+        logp = separate_logps(plain, prompts, [[prompt.response.token_ids] for prompt in prompts])
         (-logp.mean()).backward()
         loss = float(-logp.mean())
         grads = gradients(plain)

@@ -187,7 +187,7 @@ class RowRenderer:
         if self.max_prompt_tokens is not None and num_tokens > self.max_prompt_tokens:
             own = LengthLimit(self.max_prompt_tokens, "data.max_prompt_tokens")
             raise UnusableSample(None, _too_long(num_tokens, 0, own))
-        num_target_tokens = 0 if prompt.response_ids is None else len(prompt.response_ids)
+        num_target_tokens = 0 if prompt.response is None else len(prompt.response.token_ids)
         for limit in self.limits:
             longest = max(limit.longest, num_target_tokens)
             if num_tokens + longest > limit.tokens * limit.ranks:

@@ -191,9 +191,9 @@ def test_rows_with_and_without_reasoning_come_in_their_shares(sources):
     for batch in (module.draw_prompts(8) for _ in range(5)):
         taught = [prompt for prompt in batch if prompt.id.startswith("t")]
         assert len(taught) == 6
-        assert all("I count." in family.decode(prompt.response_ids) for prompt in taught)
+        assert all("I count." in family.decode(prompt.response.token_ids) for prompt in taught)
         bare = [prompt for prompt in batch if prompt not in taught]
-        assert [family.decode(prompt.response_ids) for prompt in bare] == [prompt.row.answer for prompt in bare]
+        assert [family.decode(prompt.response.token_ids) for prompt in bare] == [prompt.row.answer for prompt in bare]
     assert len(module.train_dataloader()) == 3  # 24 rows in all
 
 

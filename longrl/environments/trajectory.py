@@ -1,0 +1,155 @@
+"""`Trajectory`: a completion in the making, turn after turn, whatever engine samples it.
+
+Letters: S tokens so far, n of them sampled, A position axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from longrl.turns import Observed, Turn
+from longrl.types import Completion, FinishReason, Media, Prompt, SamplingParams
+
+
+class Trajectory:
+    """One completion of a prompt. An engine samples a turn, adds it, and adds what it is answered with.
+
+    Args:
+        prompt: under the id that seeds its samples.
+        number: of the completion among those of its prompt, over all ranks; with the prompt's id it decides the draws.
+        sampling: its `max_completion_tokens` are those that may be sampled over all turns.
+        max_turns: after so many turns it ends.
+    """
+
+    def __init__(self, prompt: Prompt, number: int, sampling: SamplingParams, max_turns: int) -> None:
+        self.prompt = prompt
+        self.number = number
+        self.sampling = sampling
+        self.max_turns = max_turns
+        self.turns: list[Turn] = []
+        self.num_sampled = 0
+        """n"""
+        self.num_observed = 0
+        self.finish_reason: FinishReason | None = None
+        """None while it goes on."""
+        self.media: tuple[Media, ...] = ()
+        """All that it was shown."""
+        self._ids: list[Tensor] = []
+        self._sampled: list[Tensor] = []
+        self._logprobs: list[Tensor] = []
+        self._positions: list[Tensor] = []
+        self._next_position = torch.zeros((), dtype=prompt.position_ids.dtype)
+        """Where the next token stands, counted from the prompt's end."""
+
+    @property
+    def tokens_left(self) -> int:
+        """Tokens that may still be sampled."""
+        return self.sampling.max_completion_tokens - self.num_sampled
+
+    @property
+    def num_policy_turns(self) -> int:
+        """Turns that the policy has taken."""
+        return sum(turn.role == "assistant" for turn in self.turns)
+
+    @property
+    def text(self) -> str:
+        """Of the last turn of the policy."""
+        return next((turn.text for turn in reversed(self.turns) if turn.role == "assistant"), "")
+
+    def add_turn(self, token_ids: Tensor, logprobs: Tensor, text: str, stopped: bool) -> bool:
+        """Takes what was sampled in a turn.
+
+        Args:
+            token_ids: [s] with the token that ended it, if one did.
+            logprobs: [s] of the distribution each was drawn from.
+            text: of the turn, as rewards read it.
+            stopped: an end token ended it; False where it ran out of tokens.
+
+        Returns:
+            True if the environment is to be asked.
+        """
+        self._add(token_ids, torch.ones(len(token_ids), dtype=torch.bool), None)
+        self._logprobs.append(logprobs)
+        self.num_sampled += len(token_ids)
+        self.turns.append(Turn("assistant", text, len(token_ids)))
+        if not stopped:
+            self.finish_reason = "length"
+        elif self.num_policy_turns == self.max_turns or not self.tokens_left:
+            self.finish_reason = "stop"
+        return self.finish_reason is None
+
+    def add_observed(self, observed: Observed | None) -> None:
+        """Takes what the environment answered; None ends the completion."""
+        if observed is None:
+            self.finish_reason = "stop"
+            return
+        count = len(observed.input_ids)
+        self._add(observed.input_ids, torch.zeros(count, dtype=torch.bool), observed.position_ids)
+        self.num_observed += count
+        self.media += observed.media
+        self.turns.append(Turn("tool", observed.text, count, observed.calls))
+
+    def _add(self, ids: Tensor, sampled: Tensor, positions: Tensor | None) -> None:
+        """Tokens and their positions counted from 0; None is one after the other."""
+        if not len(ids):
+            return
+        if positions is None:
+            positions = torch.arange(len(ids)).expand(len(self.prompt.position_ids), -1)
+        placed = self._next_position + positions  # [A, T]
+        self._ids.append(ids)
+        self._sampled.append(sampled)
+        self._positions.append(placed)
+        self._next_position = placed.max() + 1
+
+    # -- what engines read ---------------------------------------------------------------------------------------
+
+    def so_far(self) -> Prompt:
+        """Prompt and all tokens so far as one prompt, for an engine that is asked for one turn after the other."""
+        start = self.prompt.position_ids.max() + 1
+        positions = [self.prompt.position_ids, *(start + part for part in self._positions)]
+        return replace(
+            self.prompt,
+            input_ids=torch.cat([self.prompt.input_ids, *self._ids]),
+            position_ids=torch.cat(positions, 1),
+            media=(*self.prompt.media, *self.media),
+        )
+
+    @property
+    def next_position(self) -> Tensor:
+        """[] where the next token stands on every axis."""
+        return self.prompt.position_ids.max() + 1 + self._next_position
+
+    def completion(self) -> Completion:
+        """The whole, once it has ended."""
+        assert self.finish_reason is not None, "it has not ended"
+        ids = torch.cat(self._ids)
+        was_shown = self.num_observed > 0
+        return Completion(
+            token_ids=ids,
+            logprobs=torch.cat(self._logprobs),
+            text=self.text,
+            finish_reason=self.finish_reason,
+            sampled=torch.cat(self._sampled) if was_shown else None,
+            position_ids=torch.cat(self._positions, 1) if was_shown else None,
+            # Pixels were for the encoder alone; where they came from stays known.
+            media=tuple(replace(item, patches=item.patches[:0]) for item in self.media),
+            turns=tuple(self.turns),
+        )
+
+
+Answer = Callable[[Trajectory], "Future[Observed | None]"]
+"""Asks the environment of a trajectory about its last turn. The result has its media's features where the engine looks
+for those of prompts."""
+
+
+def begin(
+    prompts: Sequence[Prompt], sampling: SamplingParams, max_turns: int, first: int = 0
+) -> list[list[Trajectory]]:
+    """The G trajectories of each prompt, numbered from `first` on."""
+    numbers = range(first, first + sampling.num_generations)
+    return [[Trajectory(prompt, number, sampling, max_turns) for number in numbers] for prompt in prompts]
