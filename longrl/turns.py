@@ -1,18 +1,10 @@
-"""Turns of a completion: what the policy said, what it was shown in between, and by which calls it asked for it.
-
-Letters: T tokens that are shown, A position axes.
-"""
+"""Turns of a completion: what the policy said, what it was shown in between, and by which calls it asked for it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from longrl.types import Media
+from typing import Any, Literal
 
 TurnRole = Literal["assistant", "tool"]
 
@@ -46,18 +38,3 @@ class Turn:
     """Of the policy the tokens it sampled; of a tool all that it put before the next turn, the template's included."""
     calls: tuple[ToolCall, ...] = ()
     """Of a tool's turn: the calls that it answers, in order."""
-
-
-@dataclass(frozen=True)
-class Observed:
-    """Tokens that a completion is shown behind a turn, as the chat template writes a tool's answers."""
-
-    input_ids: Tensor
-    """[T] int64, from behind the last sampled token up to where the next turn begins."""
-    position_ids: Tensor
-    """[A, T] positions counted from 0; they go on where the turn ended."""
-    media: tuple[Media, ...] = ()
-    """In the order of their placeholders."""
-    text: str = ""
-    """As `Turn.text` has it."""
-    calls: tuple[ToolCall, ...] = ()

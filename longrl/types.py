@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol, c
 
 from typing_extensions import TypeVar
 
-from longrl.turns import Turn
+from longrl.turns import ToolCall, Turn
 
 if TYPE_CHECKING:
     import torch
@@ -266,6 +266,21 @@ class Continuation:
     def num_sampled(self) -> int:
         """Tokens that are scored: those that count as the completion's length."""
         return len(self.token_ids) if self.sampled is None else int(self.sampled.sum())
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Tokens that a completion is shown behind a turn, as the chat template writes a tool's answers."""
+
+    input_ids: Tensor
+    """[T] int64, from behind the last sampled token up to where the next turn begins."""
+    position_ids: Tensor
+    """[A, T] positions counted from 0; they go on where the turn ended."""
+    media: tuple[Media, ...] = ()
+    """In the order of their placeholders."""
+    text: str = ""
+    """As `Turn.text` has it."""
+    calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True)

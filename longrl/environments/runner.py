@@ -15,7 +15,8 @@ from longrl.environments.trajectory import Answer, Trajectory
 from longrl.features.cache import distinct_media
 from longrl.io.functions import resolve_function
 from longrl.models.base import CausalFamily
-from longrl.turns import Observed, ToolCall
+from longrl.turns import ToolCall
+from longrl.types import Observed
 
 
 class EnvironmentRunner:

@@ -12,8 +12,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from longrl.turns import Observed, Turn
-from longrl.types import Completion, FinishReason, Media, Prompt, SamplingParams
+from longrl.turns import Turn
+from longrl.types import Completion, FinishReason, Media, Observed, Prompt, SamplingParams
 
 
 class Trajectory:

@@ -28,7 +28,7 @@ from longrl.models.chat_tokens import (
     end_token_ids,
 )
 from longrl.models.pretrained_folder import PretrainedFolder
-from longrl.turns import Observed, ToolCall
+from longrl.turns import ToolCall
 from longrl.types import (
     AudioClip,
     Continuation,
@@ -36,6 +36,7 @@ from longrl.types import (
     Frames,
     Media,
     MediaKind,
+    Observed,
     Prompt,
     Row,
     TemporalPatchSize,
