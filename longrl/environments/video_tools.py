@@ -27,8 +27,8 @@ BOX_SCALE = 1000.0
 class VideoTools(ToolEnvironment):
     """Tools that show a row's videos again: a span, a part of a frame, single frames, lines of the subtitles.
 
-    Times are seconds from the video's start. What lies behind its end is cut off; what has nothing of it is refused, and
-    the answer says how long the video is. Of a row with `metadata["span_s"]` that part alone is shown.
+    Times are seconds from the video's start. What lies behind its end is cut off; what has nothing of it is refused,
+    and the answer says how long the video is. Of a row with `metadata["span_s"]` that part alone is shown.
 
     Args:
         fps: frames per second of a span, unless a call says otherwise.
@@ -144,7 +144,7 @@ class VideoTools(ToolEnvironment):
 
         Args:
             time_s: When the frame is on show, in seconds from the start of the video.
-            box: The part as [left, top, right, bottom], each from 0 to 1000: thousandths of the frame's width and height.
+            box: The part as [left, top, right, bottom], each from 0 to 1000: thousandths of the frame's sides.
             video: Number of the video, from 1.
         """
         path, limits = self._video(video)
