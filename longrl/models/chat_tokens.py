@@ -10,6 +10,7 @@ tokenized as ever.
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -34,8 +35,10 @@ CLOSED_AT_ONCE = "\n</think>\n\n"
 PROBE = "one-two-three"
 PARTS_PROBE = [{"type": "text", "text": PROBE}]
 UNKNOWN_ROLE = "nobody"
+CALL_TAG = "<tool_call>"
 Message = Mapping[str, Any]
 """`role` and `content`, as chat templates read them."""
+QUESTION: Message = {"role": "user", "content": "?"}
 
 
 def break_token(match: re.Match[str]) -> str:
@@ -157,7 +160,7 @@ class ChatTokens:
             role: of the message.
             content: what it says: `PROBE`, or `PARTS_PROBE` if it is to take media.
         """
-        before: list[Message] = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+        before = [QUESTION, {"role": "assistant", "content": "!"}]
         written = self._filled([*before, {"role": role, "content": content}])
         unknown = self._filled([*before, {"role": UNKNOWN_ROLE, "content": content}])
         return PROBE in written and written != unknown.replace(UNKNOWN_ROLE, role)
@@ -180,7 +183,7 @@ class ChatTokens:
         Raises:
             ValueError: the template takes no such messages.
         """
-        before = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PROBE}]
+        before = [QUESTION, {"role": "assistant", "content": PROBE}]
         try:
             chat = self.apply([*before, *messages], add_generation_prompt=True)
         except Exception as error:  # as in `_behind_probe`
@@ -198,20 +201,40 @@ class ChatTokens:
 
     @functools.cached_property
     def reads_tools(self) -> bool:
-        """True if the template offers `tools` to the policy."""
+        """True if the template offers `tools`, to be called in `<tool_call>` tags as environments read them."""
         parameters = {"type": "object", "properties": {}, "required": []}
         function = {"name": PROBE, "description": "?", "parameters": parameters}
-        tools = [{"type": "function", "function": function}]
-        return PROBE in self._filled([{"role": "user", "content": "?"}], tools=tools)
+        written = self._filled([QUESTION], tools=[{"type": "function", "function": function}])
+        return PROBE in written and CALL_TAG in written
+
+    def with_calls(self, text: str, calls: Sequence[Mapping[str, Any]]) -> str:
+        """What the assistant says, with its tool calls as the template writes them; as Hermes does where it has none.
+
+        Args:
+            text: before the calls.
+            calls: `{"name": .., "arguments": {..}}`.
+        """
+        message = {
+            "role": "assistant",
+            "content": PROBE,
+            "tool_calls": [{"type": "function", "function": call} for call in calls],
+        }
+        end = self.tokenizer.decode([self.turn_end])
+        written = self._filled([QUESTION, message]).partition(PROBE)[2].partition(end)[0]
+        if CALL_TAG not in written or calls[-1]["name"] not in written:
+            lines = [
+                json.dumps({"name": call["name"], "arguments": call["arguments"]}, ensure_ascii=False) for call in calls
+            ]
+            written = "".join(f"\n{CALL_TAG}\n{line}\n</tool_call>" for line in lines)
+        return text + written if text.strip() else written.lstrip()
 
     @functools.cached_property
     def default_system(self) -> str | None:
         """The system message that the template writes where a chat has none; None if it takes none at all."""
-        user = {"role": "user", "content": "?"}
-        before, found, behind = self._filled([{"role": "system", "content": PROBE}, user]).partition(PROBE)
+        before, found, behind = self._filled([{"role": "system", "content": PROBE}, QUESTION]).partition(PROBE)
         if not found:
             return None
-        plain = self._filled([user])
+        plain = self._filled([QUESTION])
         if len(plain) < len(before) + len(behind) or not (plain.startswith(before) and plain.endswith(behind)):
             return ""
         return plain[len(before) : len(plain) - len(behind)]
