@@ -39,6 +39,8 @@ class Trajectory:
         """None while it goes on."""
         self.media: tuple[Media, ...] = ()
         """All that it was shown."""
+        self.stop_token_ids: tuple[int, ...] = ()
+        """Tokens that end a turn beside the family's end tokens."""
         self._ids: list[Tensor] = []
         self._sampled: list[Tensor] = []
         self._logprobs: list[Tensor] = []
