@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,10 +31,15 @@ class EnvironmentRunner:
     def __init__(self, settings: EnvironmentSettings, family: CausalFamily) -> None:
         self.settings = settings
         self.family = family
-        self._make = resolve_function(settings.make, "rollout.environment.make")
+        self._make = resolve_function(settings.make, "rollout.environment.make", classes=True)
         self._threads = ThreadPoolExecutor(settings.num_workers)
         self._environments: dict[int, Environment] = {}
         self._encoding = threading.Lock()
+
+    @property
+    def tools(self) -> Sequence[Mapping[str, Any]]:
+        """Schemas of the environment's tools, for chat templates."""
+        return self._make(**self.settings.options).tools
 
     def answers(self, model: nn.Module, features: MutableMapping[str, Tensor]) -> Answer:
         """Asks environments for a rollout; what they show goes through the encoder once, into `features`."""
@@ -42,6 +48,10 @@ class EnvironmentRunner:
             return self._threads.submit(self._step, trajectory, model, features)
 
         return answer
+
+    def close(self) -> None:
+        """Ends what environments run in."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _step(self, trajectory: Trajectory, model: nn.Module, features: MutableMapping[str, Tensor]) -> Observed | None:
         key = id(trajectory)
