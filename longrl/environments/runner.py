@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -66,6 +67,9 @@ class EnvironmentRunner:
         responses = [response.content for response in result.responses]
         calls = tuple(response.call for response in result.responses)
         observed = self.family.observation(responses, ended=True, calls=calls)
+        frames = [part for content in responses for part in content if not isinstance(part, str)]
+        media = [replace(item, source=shown.source) for item, shown in zip(observed.media, frames, strict=True)]
+        observed = replace(observed, media=tuple(media))
         with self._encoding, torch.no_grad():
             for item in distinct_media([observed]):
                 if item.key not in features:
