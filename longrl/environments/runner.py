@@ -5,19 +5,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from longrl.environments.environment import Environment, Observation, ToolResponse
+from longrl.environments.environment import Environment
+from longrl.environments.rendering import as_observation, render_observation
 from longrl.environments.settings import EnvironmentSettings
 from longrl.environments.trajectory import Answer, Trajectory
-from longrl.features.cache import distinct_media
+from longrl.features.cache import distinct_media, patched_parts
 from longrl.io.functions import resolve_function
 from longrl.models.base import CausalFamily
-from longrl.turns import ToolCall
 from longrl.types import Observed
 
 
@@ -56,22 +55,20 @@ class EnvironmentRunner:
 
     def _step(self, trajectory: Trajectory, model: nn.Module, features: MutableMapping[str, Tensor]) -> Observed | None:
         key = id(trajectory)
-        if key not in self._environments:
+        if trajectory.num_policy_turns == 1:  # an id comes again once another trajectory is gone
             self._environments[key] = self._make(**self.settings.options)
             self._environments[key].reset(trajectory.prompt.row)
         result = self._environments[key].step(trajectory.text)
         if result is None:
             return None
-        if isinstance(result, str):
-            result = Observation((ToolResponse((result,), ToolCall("")),))
-        responses = [response.content for response in result.responses]
-        calls = tuple(response.call for response in result.responses)
-        observed = self.family.observation(responses, ended=True, calls=calls)
-        frames = [part for content in responses for part in content if not isinstance(part, str)]
-        media = [replace(item, source=shown.source) for item, shown in zip(observed.media, frames, strict=True)]
-        observed = replace(observed, media=tuple(media))
+        tokens_left = self.settings.max_observed_tokens - trajectory.num_observed
+        observed = render_observation(self.family, as_observation(result), True, tokens_left)
+        if observed is None:
+            return None
         with self._encoding, torch.no_grad():
             for item in distinct_media([observed]):
                 if item.key not in features:
-                    (features[item.key],) = self.family.encode_media(model, [item])
+                    parts = patched_parts(self.family, item) if not len(item.patches) else [item]
+                    rows = [self.family.encode_media(model, [part])[0] for part in parts]
+                    features[item.key] = torch.cat(rows)
         return observed
