@@ -401,9 +401,7 @@ def _on_a_rank(case: Case) -> tuple[Tensor, dict[str, Tensor]]:
     axis = Axis.of(dist.group.WORLD)
     parallel = Parallel(world=axis, sp_group=axis)
     case = replace(case, shard=FrameShard(axis.rank, axis.size))
-    logps, grads = packed_scores(
-        case.family, case.model, case.prompts, case.completions, parallel, SequenceParallel(axis)
-    )
+    logps, grads = _scores_of_turns(case, parallel, SequenceParallel(axis))
     # A rank has the part that flowed through its rows; one without any of a weight has no gradient of it.
     zeros = {name: torch.zeros_like(p) for name, p in case.model.named_parameters() if p.requires_grad}
     total = {name: axis.sum(grads.get(name, zero)) for name, zero in zeros.items()}
