@@ -147,8 +147,8 @@ class Trajectory:
             finish_reason=self.finish_reason,
             sampled=torch.cat(self._sampled) if was_shown else None,
             position_ids=torch.cat(self._positions, 1) if was_shown else None,
-            # Pixels were for the encoder alone; where they came from stays known.
-            media=tuple(replace(item, patches=item.patches[:0]) for item in self.media),
+            # Pixels were for the encoder alone; where they came from stays known. A view would keep and send them all.
+            media=tuple(replace(item, patches=item.patches[:0].clone(), is_whole=True) for item in self.media),
             turns=tuple(self.turns),
         )
 

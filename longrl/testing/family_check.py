@@ -23,8 +23,9 @@ from longrl.models.base import CausalFamily, EncodesMedia, TextStack
 from longrl.models.building import BuildsModel
 from longrl.models.engine_adapter import EngineAdapter
 from longrl.models.family import hooks_of, own_hooks
+from longrl.models.patching import PatchesMedia
 from longrl.models.planning_sizes import HasPlanningSizes
-from longrl.models.reading import PatchesMedia, RendersPrompts
+from longrl.models.reading import RendersPrompts
 from longrl.testing import family_claims as claims
 from longrl.testing.family_claims import Case, DoesNotApply
 from longrl.testing.plain_forward import MediaInputs, qwen_media_inputs, stock_model
