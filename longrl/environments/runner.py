@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from longrl.environments.environment import Environment, Observation, ToolResponse
+from longrl.environments.environment import Environment
+from longrl.environments.rendering import as_observation, render_observation
 from longrl.environments.settings import EnvironmentSettings
 from longrl.environments.trajectory import Answer, Trajectory
-from longrl.features.cache import distinct_media
+from longrl.features.cache import distinct_media, patched_parts
 from longrl.io.functions import resolve_function
 from longrl.models.base import CausalFamily
-from longrl.turns import ToolCall
 from longrl.types import Observed
 
 
@@ -30,10 +31,15 @@ class EnvironmentRunner:
     def __init__(self, settings: EnvironmentSettings, family: CausalFamily) -> None:
         self.settings = settings
         self.family = family
-        self._make = resolve_function(settings.make, "rollout.environment.make")
+        self._make = resolve_function(settings.make, "rollout.environment.make", classes=True)
         self._threads = ThreadPoolExecutor(settings.num_workers)
         self._environments: dict[int, Environment] = {}
         self._encoding = threading.Lock()
+
+    @property
+    def tools(self) -> Sequence[Mapping[str, Any]]:
+        """Schemas of the environment's tools, for chat templates."""
+        return self._make(**self.settings.options).tools
 
     def answers(self, model: nn.Module, features: MutableMapping[str, Tensor]) -> Answer:
         """Asks environments for a rollout; what they show goes through the encoder once, into `features`."""
@@ -43,6 +49,10 @@ class EnvironmentRunner:
 
         return answer
 
+    def close(self) -> None:
+        """Ends what environments run in."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
     def _step(self, trajectory: Trajectory, model: nn.Module, features: MutableMapping[str, Tensor]) -> Observed | None:
         key = id(trajectory)
         if key not in self._environments:
@@ -51,13 +61,14 @@ class EnvironmentRunner:
         result = self._environments[key].step(trajectory.text)
         if result is None:
             return None
-        if isinstance(result, str):
-            result = Observation((ToolResponse((result,), ToolCall("")),))
-        responses = [response.content for response in result.responses]
-        calls = tuple(response.call for response in result.responses)
-        observed = self.family.observation(responses, ended=True, calls=calls)
+        tokens_left = self.settings.max_observed_tokens - trajectory.num_observed
+        observed = render_observation(self.family, as_observation(result), True, tokens_left)
+        if observed is None:
+            return None
         with self._encoding, torch.no_grad():
             for item in distinct_media([observed]):
                 if item.key not in features:
-                    (features[item.key],) = self.family.encode_media(model, [item])
+                    parts = patched_parts(self.family, item) if not len(item.patches) else [item]
+                    rows = [self.family.encode_media(model, [part])[0] for part in parts]
+                    features[item.key] = torch.cat(rows)
         return observed
