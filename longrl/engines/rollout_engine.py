@@ -14,7 +14,7 @@ import hashlib
 import itertools
 import operator
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -264,7 +264,7 @@ def generate_shards(
     family: CausalFamily,
     model: nn.Module,
     request: RolloutRequest,
-    features: dict[str, Tensor],
+    features: MutableMapping[str, Tensor],
     sp_group: Axis,
     environment: EnvironmentRunner | None = None,
 ) -> list[GeneratedShards]:

@@ -55,7 +55,7 @@ class EnvironmentRunner:
 
     def _step(self, trajectory: Trajectory, model: nn.Module, features: MutableMapping[str, Tensor]) -> Observed | None:
         key = id(trajectory)
-        if key not in self._environments:
+        if trajectory.num_policy_turns == 1:  # an id comes again once another trajectory is gone
             self._environments[key] = self._make(**self.settings.options)
             self._environments[key].reset(trajectory.prompt.row)
         result = self._environments[key].step(trajectory.text)

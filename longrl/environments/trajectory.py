@@ -31,6 +31,10 @@ class Trajectory:
         self.number = number
         self.sampling = sampling
         self.max_turns = max_turns
+        self.stop_token_ids: tuple[int, ...] = ()
+        """Tokens that end a turn beside the end tokens of the family."""
+        self.max_observed_tokens = 0
+        """Of all that it is shown; an engine plans its memory by it."""
         self.turns: list[Turn] = []
         self.num_sampled = 0
         """n"""
@@ -39,6 +43,8 @@ class Trajectory:
         """None while it goes on."""
         self.media: tuple[Media, ...] = ()
         """All that it was shown."""
+        self.stop_token_ids: tuple[int, ...] = ()
+        """Tokens that end a turn beside the family's end tokens."""
         self._ids: list[Tensor] = []
         self._sampled: list[Tensor] = []
         self._logprobs: list[Tensor] = []
@@ -136,8 +142,8 @@ class Trajectory:
             finish_reason=self.finish_reason,
             sampled=torch.cat(self._sampled) if was_shown else None,
             position_ids=torch.cat(self._positions, 1) if was_shown else None,
-            # Pixels were for the encoder alone; where they came from stays known.
-            media=tuple(replace(item, patches=item.patches[:0]) for item in self.media),
+            # Pixels were for the encoder alone; where they came from stays known. A view would keep and send them all.
+            media=tuple(replace(item, patches=item.patches[:0].clone(), is_whole=True) for item in self.media),
             turns=tuple(self.turns),
         )
 
