@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
 from typing_extensions import override
 
 from longrl.callbacks.background_rollout import BackgroundRollout, run_in_background
