@@ -416,9 +416,7 @@ class RolloutCallback(Callback):
         self._sync(module, step)
         generated = self._generate(module, request, features)
         with module.phases("reward"):
-            batch.groups = scored_groups(
-                self.reward, request, generated, module.parallel, self.engine.ranks_per_engine
-            )
+            batch.groups = scored_groups(self.reward, request, generated, module.parallel, self.engine.ranks_per_engine)
         batch.features = dict(features)
 
     on_test_batch_start = on_validation_batch_start
