@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-import torch
 from typing_extensions import override
 
 from longrl.datamodules.media.sampling import VideoSampling

@@ -14,9 +14,9 @@ from longrl.datamodules.media.remote import RemoteMedia
 from longrl.datamodules.media.sampling import VideoSampling, read_span
 from longrl.datamodules.media.sources import DecodeLimits
 from longrl.datamodules.media.subtitles import Line, lines_of, subtitle_files
+from longrl.datamodules.media.video_parts import VideoPart, frame_at, video_length_s
 from longrl.environments.tool_calls import quoted
 from longrl.environments.tool_environment import Shown, ToolEnvironment, ToolError
-from longrl.environments.video_parts import VideoPart, frame_at, video_length_s
 from longrl.types import Frames, Row
 
 MAX_QUERY_CHARS = 300
