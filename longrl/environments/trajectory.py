@@ -31,6 +31,10 @@ class Trajectory:
         self.number = number
         self.sampling = sampling
         self.max_turns = max_turns
+        self.stop_token_ids: tuple[int, ...] = ()
+        """Tokens that end a turn beside the end tokens of the family."""
+        self.max_observed_tokens = 0
+        """Of all that it is shown; an engine plans its memory by it."""
         self.turns: list[Turn] = []
         self.num_sampled = 0
         """n"""
