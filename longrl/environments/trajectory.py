@@ -35,6 +35,9 @@ class Trajectory:
         """Tokens that end a turn beside the end tokens of the family."""
         self.max_observed_tokens = 0
         """Of all that it is shown; an engine plans its memory by it."""
+        self.experts: Tensor | None = None
+        """Of the completion, once it has ended; those of `Completion`."""
+        self.prompt_experts: Tensor | None = None
         self.turns: list[Turn] = []
         self.num_sampled = 0
         """n"""
@@ -143,6 +146,8 @@ class Trajectory:
             # Pixels were for the encoder alone; where they came from stays known.
             media=tuple(replace(item, patches=item.patches[:0]) for item in self.media),
             turns=tuple(self.turns),
+            experts=self.experts,
+            prompt_experts=self.prompt_experts,
         )
 
 
