@@ -59,7 +59,7 @@ class ScriptedAnswers:
         responses = self.script(trajectory)
         if responses is None:
             return None
-        ended = int(trajectory.so_far().input_ids[-1]) in self.family.end_token_ids
+        ended = int(trajectory.turn_ids[-1]) in self.family.end_token_ids
         observed = self.family.observation(responses, ended=ended)
         for item in observed.media:
             if item.key not in self.features:

@@ -38,6 +38,8 @@ class Trajectory:
         self.experts: Tensor | None = None
         """Of the completion, once it has ended; those of `Completion`."""
         self.prompt_experts: Tensor | None = None
+        self.environment_state: bytes | None = None
+        """Its environment between two turns, as `EnvironmentRunner` keeps it; None before the first answer."""
         self.turns: list[Turn] = []
         self.num_sampled = 0
         """n"""
@@ -62,6 +64,11 @@ class Trajectory:
     def num_policy_turns(self) -> int:
         """Turns that the policy has taken."""
         return sum(turn.role == "assistant" for turn in self.turns)
+
+    @property
+    def turn_ids(self) -> Tensor:
+        """[s] token ids of the last turn, once one has been added."""
+        return self._ids[-1]
 
     @property
     def text(self) -> str:
@@ -143,8 +150,8 @@ class Trajectory:
             finish_reason=self.finish_reason,
             sampled=torch.cat(self._sampled) if was_shown else None,
             position_ids=torch.cat(self._positions, 1) if was_shown else None,
-            # Pixels were for the encoder alone; where they came from stays known.
-            media=tuple(replace(item, patches=item.patches[:0]) for item in self.media),
+            # Pixels were for the encoder alone; where they came from stays known. A view would keep and send them all.
+            media=tuple(replace(item, patches=item.patches[:0].clone(), is_whole=True) for item in self.media),
             turns=tuple(self.turns),
             experts=self.experts,
             prompt_experts=self.prompt_experts,

@@ -1,0 +1,72 @@
+"""Runs with `rollout.environment`: from the command line to the step, by a tiny model and clips of its videos."""
+
+import collections
+import signal
+
+import pytest
+
+from longrl.models.qwen_vl import Qwen2_5_VLFamily
+from tests.runs import config, metrics, rollouts, run, run_in_child
+from tests.test_resume import LAST, assert_same_end, carried, killed
+
+ENVIRONMENT = {"make": "tests.environment_runs.Clips", "max_turns": 3, "max_observed_tokens": 200}
+STEPS = 3
+
+
+def rl(engine="PlainTurns", **environment):
+    """Two prompts per step, two completions each, and clips between their turns; groups are carried over."""
+    values = config("rl")
+    values["rollout"] = rollouts("tests.environment_runs.by_tokens", environment=ENVIRONMENT | environment)
+    values["rollout"]["seed"] = 1  # by which the model draws no placeholder, as one that was taught nothing may
+    values["rollout"]["engine"] = {"class_path": f"tests.environment_runs.{engine}"}
+    values["rollout"]["sampling"] = {"num_generations": 2, "max_completion_tokens": 6}
+    values["trainer"] |= {"max_steps": STEPS}
+    values["model"]["max_tokens_per_micro_batch"] = 4000
+    values["model"]["algorithm"] = {"select": "tests.environment_runs.first_two"}
+    values["data"] |= {"prompts_per_batch": 3}
+    values["checkpoint"] = {"every_n_train_steps": 1}
+    return values
+
+
+@pytest.fixture(scope="module")
+def encoded():
+    """How often each media item went through the encoder during the reference run."""
+    return collections.Counter()
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory, encoded):
+    encode = Qwen2_5_VLFamily.encode_media
+
+    def counted(self, model, media):
+        encoded.update(item.key for item in media)
+        return encode(self, model, media)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Qwen2_5_VLFamily, "encode_media", counted)
+        return run(tmp_path_factory.mktemp("reference") / "run", rl())
+
+
+def test_the_update_scores_what_was_sampled_between_clips(reference):
+    logged = metrics(reference)
+    for step in range(STEPS):
+        assert float(logged[step, "rollout/observed_tokens"]) > 0
+        assert float(logged[step, "train/mismatch_max"]) < 1e-4
+        assert float(logged[step, "train/grad_norm"]) > 0
+
+
+def test_a_clip_is_encoded_once_whoever_asks_for_it_again(reference, encoded):
+    shown = sum(int(float(value)) for (_, name), value in metrics(reference).items() if name.endswith("shown_encoded"))
+    assert shown > 0
+    assert set(encoded.values()) == {1}
+
+
+def test_a_run_that_was_killed_goes_on_bit_for_bit(tmp_path, reference):
+    values = rl()
+    folder = tmp_path / "run"
+    assert run_in_child(folder, killed(values, 1, "saved")) == -signal.SIGKILL
+    completions = [one for group in carried(folder) for one in group["completions"]]
+    assert any(one["media"] for one in completions)
+    assert any(one["turns"] for one in completions)
+    run(folder, values, f"--ckpt_path={folder / LAST}")
+    assert_same_end(folder, reference)

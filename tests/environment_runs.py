@@ -1,0 +1,118 @@
+"""An environment and an engine for tiny runs with turns: clips of the row's video, whatever a tiny model says."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from typing_extensions import override
+
+from longrl.datamodules.media.sampling import VideoSampling
+from longrl.datamodules.media.sources import DecodeLimits, FileFrames, read_video
+from longrl.engines.hf import HFEngine
+from longrl.environments import Observation, ToolResponse
+from longrl.turns import ToolCall
+from longrl.types import FULL_SHARD
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "crop_video",
+        "description": "Shows a part of the video.",
+        "parameters": {"type": "object", "properties": {"start_s": {"type": "number"}}, "required": ["start_s"]},
+    },
+}
+TURN_TOKENS = 2
+
+
+class Clips:
+    """Answers two turns at most, by the length of what was said: with a clip of the video, an error, or the end."""
+
+    tools = (TOOL,)
+
+    def __init__(self, always: bool = False, num_starts: int = 3) -> None:
+        self.always, self.num_starts, self.answered = always, num_starts, 0
+
+    def reset(self, row):
+        self.path = row.videos[0]
+
+    def step(self, text):
+        if self.answered == 2:
+            return None
+        self.answered += 1
+        kind = 1 if self.always else sum(text.encode()) % 4
+        start_s = float(sum(text.encode()) % self.num_starts)
+        if kind == 0:
+            return None
+        if kind == 3:
+            return Observation((ToolResponse(("error: no such time",), ToolCall("crop_video", error="no such time")),))
+        frames = clip(self.path, start_s)
+        call = ToolCall("crop_video", {"start_s": start_s}, None, 0.25, (start_s, start_s + 1.5), frames.timestamps)
+        return Observation((ToolResponse(("Here: ", frames), call),))
+
+
+def clip(path, start_s):
+    """1.5 seconds of a video, with where they are from."""
+    sampling = VideoSampling(fps=2.0, min_frames=2, span_s=(start_s, start_s + 1.5))
+    source = FileFrames(path, sampling, FULL_SHARD, 2, DecodeLimits())
+    return replace(read_video(path, sampling, temporal_patch_size=2), source=source)
+
+
+class PlainTurns(HFEngine):
+    """Samples turn after turn as if all before were a prompt: slow, and the bits do not depend on who is in a batch.
+
+    A turn ends after two tokens, for a tiny model that was not taught anything has no use for end tokens.
+    """
+
+    is_remote = False
+
+    def __init__(self, delay_s: float = 0.0) -> None:
+        super().__init__(max_sequences=1)
+        self.delay_s = delay_s
+
+    @override
+    def environment_problem(self):
+        return None
+
+    @override
+    def generate_turns(self, family, model, groups, features, sampling, seed, answer):
+        params = replace(sampling, num_generations=1, max_completion_tokens=TURN_TOKENS)
+        for trajectory in (one for group in groups for one in group):
+            while trajectory.finish_reason is None:
+                time.sleep(self.delay_s)
+                prompt = trajectory.so_far()
+                here = replace(prompt, id=f"{prompt.id} {trajectory.number} {len(trajectory.turns)}")
+                ((said,),) = self.generate(family, model, [here], features, params, seed)
+                if trajectory.add_turn(said.token_ids, said.logprobs, said.text, stopped=True):
+                    trajectory.add_observed(answer(trajectory).result())
+
+
+class OtherProcess(PlainTurns):
+    """The same with weights of its own, as a server's: it generates while the trainer updates."""
+
+    reads_policy_weights = False
+    is_remote = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = None
+
+    @override
+    def sync(self, family, model, step):
+        state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        self.model = family.build() if self.model is None else self.model
+        self.model.load_state_dict(state)
+
+    @override
+    def generate(self, family, model, prompts, features, sampling, seed, first=0):
+        return super().generate(family, self.model, prompts, features, sampling, seed, first)
+
+
+def by_tokens(completion, row):
+    """Differs within a group, by tokens alone."""
+    return int(completion.token_ids.sum()) % 7 / 7
+
+
+def first_two(groups):
+    """Of three groups of each rollout two, so that steps of three groups leave some over."""
+    return list(groups[:2])
