@@ -57,6 +57,7 @@ class HFEngine(RolloutEngine):
 
     reads_policy_weights = True
     supports_fp32_lm_head = True
+    replays_turns = True
 
     def __init__(
         self,
