@@ -16,7 +16,6 @@ Each answers held-out questions as it was trained, of which 1 in 4 is guessed. T
 
 from __future__ import annotations
 
-import csv
 import json
 import shlex
 import shutil
@@ -29,6 +28,7 @@ from pathlib import Path
 from common import ROOT, Row, console, parse_arguments, report
 
 from longrl.commands.main import main as run_command
+from longrl.evaluation.curves import find_metrics, read_metrics
 from longrl.evaluation.samples import RESULTS_FILE, TEST_FOLDER
 from longrl.testing.needles import NeedleConfig, write_needle_base, write_needles
 
@@ -109,15 +109,12 @@ class Stages:
 
 def calls_by_step(run: Path) -> list[Row]:
     """The curve of calls per answer of a run, and of its rewards."""
-    with (run / "metrics.csv").open() as file:
-        lines = [line for line in csv.DictReader(file) if line.get("rollout/calls")]
+    metrics = read_metrics(find_metrics(run))
+    calls = metrics["rollout/tool_calls"]
+    rewards = metrics["reward/mean"]
     return [
-        {
-            "step": int(line["step"]),
-            "calls_per_answer": round(float(line["rollout/calls"]), 3),
-            "reward": round(float(line["reward/mean"]), 3),
-        }
-        for line in lines
+        {"step": step, "calls_per_answer": round(calls[step], 3), "reward": round(rewards[step], 3)}
+        for step in sorted(calls.keys() & rewards.keys())
     ]
 
 

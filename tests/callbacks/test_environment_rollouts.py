@@ -16,13 +16,13 @@ STEPS = 3
 def rl(engine="PlainTurns", **environment):
     """Two prompts per step, two completions each, and clips between their turns; groups are carried over."""
     values = config("rl")
-    values["rollout"] = rollouts("tests.environment_runs.has_turns", environment=ENVIRONMENT | environment)
-    values["rollout"]["seed"] = 2  # by which the model draws no placeholder, as one that was taught nothing may
+    values["rollout"] = rollouts("tests.environment_runs.by_tokens", environment=ENVIRONMENT | environment)
+    values["rollout"]["seed"] = 1  # by which the model draws no placeholder, as one that was taught nothing may
     values["rollout"]["engine"] = {"class_path": f"tests.environment_runs.{engine}"}
     values["rollout"]["sampling"] = {"num_generations": 2, "max_completion_tokens": 6}
     values["trainer"] |= {"max_steps": STEPS}
     values["model"]["max_tokens_per_micro_batch"] = 4000
-    values["model"]["algorithm"] = {"select": "longrl.algorithms.drop_uniform"}
+    values["model"]["algorithm"] = {"select": "tests.environment_runs.first_two"}
     values["data"] |= {"prompts_per_batch": 3}
     values["checkpoint"] = {"every_n_train_steps": 1}
     return values
@@ -64,7 +64,7 @@ def test_a_clip_is_encoded_once_whoever_asks_for_it_again(reference, encoded):
 def test_a_run_that_was_killed_goes_on_bit_for_bit(tmp_path, reference):
     values = rl()
     folder = tmp_path / "run"
-    assert run_in_child(folder, killed(values, 2, "saved")) == -signal.SIGKILL
+    assert run_in_child(folder, killed(values, 1, "saved")) == -signal.SIGKILL
     completions = [one for group in carried(folder) for one in group["completions"]]
     assert any(one["media"] for one in completions)
     assert any(one["turns"] for one in completions)

@@ -54,7 +54,7 @@ def test_ranks_share_sequences_of_states():
         Case(model="qwen3.5", sp=devices, budget=200, kl=True),
         Case(model="qwen3.5 text", sp=devices, prompts="text", checkpointing=True),
         Case(model="qwen3.5", sp=devices, sft=True, freeze=True),
-        Case(model="qwen3.5", sp=devices, budget=300, turns=True),
+        Case(model="qwen3.5", sp=devices, budget=420, turns=True),
         Case(model="qwen3.5", sp=devices, lora=True, freeze=True),
     ]
     check(cases, devices)
