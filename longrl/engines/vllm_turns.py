@@ -180,9 +180,12 @@ def restore_placeholders(rendered: dict[str, Any], pairs: Sequence[Sequence[int]
     if not pairs:
         return rendered
     ids = list(rendered["prompt_token_ids"])
-    for pair in pairs:
-        if len(pair) != 2 or not all(type(value) is int and value >= 0 for value in pair) or pair[0] >= len(ids):
-            raise ValueError(f"{SAMPLED_PLACEHOLDERS} must be [[index, token], ...] of {len(ids)} tokens, got {pair}")
-        index, token = pair
+    try:
+        restored = {int(index): int(token) for index, token in pairs}
+    except (TypeError, ValueError):
+        restored = {-1: -1}
+    if any(token < 0 or not 0 <= index < len(ids) for index, token in restored.items()):
+        raise ValueError(f"{SAMPLED_PLACEHOLDERS} must be [[index, token], ...] of a prompt of {len(ids)} tokens")
+    for index, token in restored.items():
         ids[index] = token
     return {**rendered, "prompt_token_ids": ids}

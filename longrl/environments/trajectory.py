@@ -31,6 +31,8 @@ class Trajectory:
         self.number = number
         self.sampling = sampling
         self.max_turns = max_turns
+        self.stop_token_ids: tuple[int, ...] = ()
+        """Tokens that end a turn beside the end tokens of the family."""
         self.turns: list[Turn] = []
         self.num_sampled = 0
         """n"""
@@ -39,8 +41,6 @@ class Trajectory:
         """None while it goes on."""
         self.media: tuple[Media, ...] = ()
         """All that it was shown."""
-        self.stop_token_ids: tuple[int, ...] = ()
-        """Tokens that end a turn beside the family's end tokens."""
         self._ids: list[Tensor] = []
         self._sampled: list[Tensor] = []
         self._logprobs: list[Tensor] = []
