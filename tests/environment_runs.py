@@ -9,6 +9,7 @@ from typing_extensions import override
 from longrl.datamodules.media.sampling import VideoSampling
 from longrl.datamodules.media.sources import DecodeLimits, FileFrames, read_video
 from longrl.engines.hf import HFEngine
+from longrl.engines.rollout_engine import RolloutEngine
 from longrl.environments import Observation, ToolResponse
 from longrl.turns import ToolCall
 from longrl.types import FULL_SHARD
@@ -99,3 +100,11 @@ def by_tokens(completion, row):
 def first_two(groups):
     """Of three groups of each rollout two, so that steps of three groups leave some over."""
     return list(groups[:2])
+
+
+class OneTurn(HFEngine):
+    """An engine of the user's own that knows no environments."""
+
+    @override
+    def environment_problem(self):
+        return RolloutEngine.environment_problem(self)

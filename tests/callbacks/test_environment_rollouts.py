@@ -73,3 +73,32 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(tmp_path, reference):
     assert any(one["turns"] for one in completions)
     run(folder, values, f"--ckpt_path={folder / LAST}")
     assert_same_end(folder, reference)
+
+
+def test_turns_sampled_during_the_update_are_resumed_bit_for_bit(tmp_path):
+    values = rl("Elsewhere")
+    values["rollout"]["overlap"] = True
+    whole = run(tmp_path / "whole", values)
+    assert sum(float(value) for (_, name), value in metrics(whole).items() if name == "rollout/observed_tokens") > 0
+    folder = tmp_path / "run"
+    assert run_in_child(folder, killed(values, 2, "saved")) == -signal.SIGKILL
+    (waiting,) = checkpoint(folder)["callbacks"]["RolloutCallback"]["waiting"]
+    assert any(one["media"] for group in waiting["ahead"] for one in group["completions"])
+    run(folder, values, f"--ckpt_path={folder / LAST}")
+    assert_same_end(folder, whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"rollout": {"engine": {"class_path": "tests.environment_runs.OneTurn"}}}, "OneTurn does not: it samples"),
+        ({"rollout": {"environment": {"make": "tests.environment_runs.Nothing"}}}, "has no 'Nothing'"),
+    ],
+    ids=["engine", "name"],
+)
+def test_what_cannot_be_is_refused_before_weights_are_loaded(tmp_path, change, said):
+    values = rl()
+    for group, options in change.items():
+        values[group] |= options
+    with pytest.raises(ValueError, match=said):
+        run(tmp_path / "run", values)
