@@ -98,6 +98,9 @@ class Row:
     `{"type": "text", "text": ..}` and, where media stand, `{"type": "video"}` and the like."""
     response: str | None = None
     """That answer: the SFT target."""
+    trace: tuple[Mapping[str, Any], ...] = ()
+    """The SFT target in its place: turns of the assistant (`content` is text, `tool_calls` may follow), and tools'
+    answers between them, whose media are parts of videos; see `datamodules/rows/traces.py`."""
 
 
 class UnusableSample(ValueError):

@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
 from typing_extensions import override
 
 from longrl.callbacks.background_rollout import BackgroundRollout, run_in_background
@@ -417,9 +416,7 @@ class RolloutCallback(Callback):
         self._sync(module, step)
         generated = self._generate(module, request, features)
         with module.phases("reward"):
-            batch.groups = scored_groups(
-                self.reward, request, generated, module.parallel, self.engine.ranks_per_engine
-            )
+            batch.groups = scored_groups(self.reward, request, generated, module.parallel, self.engine.ranks_per_engine)
         batch.features = dict(features)
 
     on_test_batch_start = on_validation_batch_start

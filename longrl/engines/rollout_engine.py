@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from longrl.engines.parity import RenderedPrompt
 from longrl.environments.runner import EnvironmentRunner
-from longrl.environments.trajectory import Answer, Trajectory, begin
+from longrl.environments.trajectory import Answer, Trajectory
 from longrl.io.old_hooks import OLD_HOOKS, RefusesOldHooks
 from longrl.models.base import CausalFamily
 from longrl.packing.lengths import LengthLimit
@@ -294,7 +294,7 @@ def generate_shards(
             if environment is None:
                 answers = engine.generate(family, model, prompts, features, params, request.seed, first)
             else:
-                trajectories = begin(prompts, params, environment.settings.max_turns, first)
+                trajectories = environment.begin(prompts, params, first)
                 answer = environment.answers(model, features)
                 engine.generate_turns(family, model, trajectories, features, params, request.seed, answer)
                 answers = [[one.completion() for one in group] for group in trajectories]

@@ -23,12 +23,10 @@ import atexit
 import contextlib
 import importlib.util
 import os
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -38,7 +36,9 @@ from longrl.engines import vllm_options
 from longrl.engines.parity import RenderedPrompt
 from longrl.engines.vllm_extension import head_dtypes
 from longrl.engines.vllm_launch import launcher_environment, launcher_options
-from longrl.engines.vllm_options import INSTALL, VERSION, Fields, VLLMRollouts
+from longrl.engines.vllm_options import INSTALL, VERSION, Fields
+from longrl.engines.vllm_rollouts import VLLMRollouts
+from longrl.engines.vllm_steps import SteppedRequests, engine_failure, keep_random_states, render_request
 from longrl.engines.weight_stream import engine_weights
 from longrl.io.number_ranges import COUNT, NOT_NEGATIVE, check_ranges
 from longrl.models.base import CausalFamily
@@ -115,7 +115,7 @@ class VLLMEngine(VLLMRollouts):
         options = vllm_options.engine_arguments(family, self)
         options = {"enable_sleep_mode": self._sleeps, **launcher_options(self.ranks_per_engine), **options}
         try:
-            with _keep_random_states(), launcher_environment(), _drop_shared_memory_name(self.ranks_per_engine):
+            with keep_random_states(), launcher_environment(), _drop_shared_memory_name(self.ranks_per_engine):
                 self._llm = LLM(**options)
         except Exception as error:
             raise RuntimeError(
@@ -133,6 +133,15 @@ class VLLMEngine(VLLMRollouts):
             return f"vLLM {VERSION} returns them on a GPU alone (its model runner V2 needs Triton)"
         if self.ranks_per_engine > 1:  # seen in 0.32: every rank schedules, and the first alone has them
             return f"vLLM {VERSION} returns them on one rank of tensor_parallel_size={self.tensor_parallel_size} alone"
+        return None
+
+    @override
+    def environment_problem(self) -> str | None:
+        if self.ranks_per_engine > 1:
+            return (
+                "the ranks of one VLLMEngine must ask alike at every step, and answers come to each at another time; "
+                "leave out tensor_parallel_size, or use a server (longrl.engines.server.VLLMServerEngine)"
+            )
         return None
 
     @override
@@ -220,15 +229,20 @@ class VLLMEngine(VLLMRollouts):
         samplings = [vllm.SamplingParams(**each) for each in params]
         longest = max(len(prompt.input_ids) for prompt in prompts)
         try:
-            with _keep_random_states():
+            with keep_random_states():
                 outputs = self._llm.generate(requests, samplings, use_tqdm=False)
         except Exception as error:
-            raise RuntimeError(
-                f"vLLM failed while answering {len(requests)} prompts of up to {longest} tokens: {error}. The last "
-                "checkpoint resumes the run: the same command with --ckpt_path RUN/checkpoints/last.ckpt. If memory "
-                "was short, lower max_num_seqs or max_model_len of VLLMEngine"
-            ) from error
+            raise engine_failure(f"{len(requests)} prompts of up to {longest} tokens", error) from error
         return [[vllm_options.routed_fields(item) for item in output.outputs] for output in outputs]
+
+    @override
+    @contextlib.contextmanager
+    def turn_requests(self, num_trajectories: int) -> Iterator[SteppedRequests]:
+        requests = SteppedRequests(self._llm)
+        try:
+            yield requests
+        finally:
+            requests.give_up()
 
     @override
     def rendered_prompts(
@@ -239,13 +253,11 @@ class VLLMEngine(VLLMRollouts):
 
     def _rendered_prompt(self, family: EngineAdapter, prompt: Prompt, features: Mapping[str, Tensor]) -> RenderedPrompt:
         import vllm
-        from vllm.renderers.inputs.preprocess import parse_model_prompt
 
         # 1. As `LLM.generate` would prepare the request, without running it.
         llm = self._llm
-        with _keep_random_states():
-            parsed = parse_model_prompt(llm.model_config, family.engine_request(prompt, features))
-            (rendered,) = llm.renderer.render_cmpl([parsed], llm.renderer.default_cmpl_tok_params)
+        with keep_random_states():
+            rendered = render_request(llm, family.engine_request(prompt, features))
             request = llm.input_processor.process_inputs("rendered", rendered, vllm.SamplingParams(), ("generate",))
         specs = list(request.mm_features or [])
         # 2. Features, if vLLM has an entry for each media item: some families give it parts, or embeddings.
@@ -302,15 +314,3 @@ def _drop_shared_memory_name(ranks: int) -> Iterator[None]:
 def _unlink_shared_memory() -> None:
     for left in Path("/dev/shm").glob("-tp:*-cpushm_*"):
         left.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _keep_random_states() -> Iterator[None]:
-    """The global generators of Python, numpy and torch go on as they were: vLLM seeds them and draws from them."""
-    # Lightning's own way with CUDA would open all GPUs of the machine in every process, and restores nothing after an
-    # error.
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices), contextlib.ExitStack() as after:
-        after.callback(random.setstate, random.getstate())
-        after.callback(np.random.set_state, np.random.get_state())
-        yield

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import abc
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from typing_extensions import override
 
-from longrl.engines.expert_record import expert_layers, with_routed_experts
-from longrl.engines.rollout_engine import RolloutEngine, prompt_seed
+from longrl.engines.rollout_engine import prompt_seed
 from longrl.models.base import CausalFamily
 from longrl.models.engine_adapter import EngineAdapter
-from longrl.packing.lengths import check_lengths
 from longrl.types import Completion, Prompt, SamplingParams
 
 VERSION = "0.32.0"
@@ -188,55 +183,3 @@ def make_completion(family: EngineAdapter, output: Mapping[str, Any]) -> Complet
     logprobs = torch.tensor(output["logprobs"], dtype=torch.float32)
     reason: Literal["stop", "length"] = "stop" if output["finish_reason"] == "stop" else "length"
     return Completion(ids, logprobs, family.decode(ids), reason)
-
-
-class VLLMRollouts(RolloutEngine):
-    """The common part of the engine in the trainer's process and the one beside it: requests in, completions out."""
-
-    supports_fp32_lm_head = True
-    num_syncs = 0
-    """Times weights were handed over."""
-
-    @override
-    def library_versions(self) -> dict[str, str]:
-        return {**super().library_versions(), "vllm": VERSION}
-
-    @override
-    def generate(
-        self,
-        family: CausalFamily,
-        model: nn.Module,
-        prompts: Sequence[Prompt],
-        features: Mapping[str, Tensor],
-        sampling: SamplingParams,
-        seed: int,
-        first: int = 0,
-    ) -> list[list[Completion]]:
-        """See `RolloutEngine.generate`.
-
-        Raises:
-            RuntimeError: vLLM failed, or the server ended (ConnectionError); the message says how the run goes on.
-            ValueError: a prompt is too long for the engine.
-        """
-        limit, option = self.length_limit()
-        check_lengths(prompts, sampling, limit=limit, option=option)
-        params = [sampling_arguments(family, prompt, sampling, seed, first) for prompt in prompts]
-        requests = [family.engine_request(prompt, features) for prompt in prompts]
-        answers = self.answer_requests(prompts, requests, params) if prompts else []
-        groups = [[make_completion(family, output) for output in outputs] for outputs in answers]
-        if not family.router_replay:
-            return groups
-        layers = expert_layers(family, model)
-        for prompt, outputs, group in zip(prompts, answers, groups, strict=True):
-            for index, output in enumerate(outputs):
-                routed = output.get("routed_experts")
-                group[index] = with_routed_experts(group[index], routed, len(prompt.input_ids), layers, index == 0)
-        return groups
-
-    @abc.abstractmethod
-    def length_limit(self) -> tuple[int, str]:
-        """Tokens of the longest prompt and completion together, and the option that sets it."""
-
-    @abc.abstractmethod
-    def answer_requests(self, prompts: Sequence[Prompt], requests: Fields, params: Fields) -> list[Fields]:
-        """Completions of each request, as `completion_fields` gives them."""

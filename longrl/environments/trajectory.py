@@ -35,6 +35,8 @@ class Trajectory:
         """Tokens that end a turn beside the end tokens of the family."""
         self.max_observed_tokens = 0
         """Of all that it is shown; an engine plans its memory by it."""
+        self.environment_state: bytes | None = None
+        """Its environment between two turns, as `EnvironmentRunner` keeps it; None before the first answer."""
         self.turns: list[Turn] = []
         self.num_sampled = 0
         """n"""
@@ -59,6 +61,11 @@ class Trajectory:
     def num_policy_turns(self) -> int:
         """Turns that the policy has taken."""
         return sum(turn.role == "assistant" for turn in self.turns)
+
+    @property
+    def turn_ids(self) -> Tensor:
+        """[s] token ids of the last turn, once one has been added."""
+        return self._ids[-1]
 
     @property
     def text(self) -> str:

@@ -14,9 +14,9 @@ from longrl.datamodules.media.remote import RemoteMedia
 from longrl.datamodules.media.sampling import VideoSampling, read_span
 from longrl.datamodules.media.sources import DecodeLimits
 from longrl.datamodules.media.subtitles import Line, lines_of, subtitle_files
+from longrl.datamodules.media.video_parts import VideoPart, frame_at, video_length_s
 from longrl.environments.tool_calls import quoted
 from longrl.environments.tool_environment import Shown, ToolEnvironment, ToolError
-from longrl.environments.video_parts import VideoPart, frame_at, video_length_s
 from longrl.types import Frames, Row
 
 MAX_QUERY_CHARS = 300
@@ -27,8 +27,8 @@ BOX_SCALE = 1000.0
 class VideoTools(ToolEnvironment):
     """Tools that show a row's videos again: a span, a part of a frame, single frames, lines of the subtitles.
 
-    Times are seconds from the video's start. What lies behind its end is cut off; what has nothing of it is refused, and
-    the answer says how long the video is. Of a row with `metadata["span_s"]` that part alone is shown.
+    Times are seconds from the video's start. What lies behind its end is cut off; what has nothing of it is refused,
+    and the answer says how long the video is. Of a row with `metadata["span_s"]` that part alone is shown.
 
     Args:
         fps: frames per second of a span, unless a call says otherwise.
@@ -144,7 +144,7 @@ class VideoTools(ToolEnvironment):
 
         Args:
             time_s: When the frame is on show, in seconds from the start of the video.
-            box: The part as [left, top, right, bottom], each from 0 to 1000: thousandths of the frame's width and height.
+            box: The part as [left, top, right, bottom], each from 0 to 1000: thousandths of the frame's sides.
             video: Number of the video, from 1.
         """
         path, limits = self._video(video)

@@ -26,7 +26,7 @@ from longrl.models.chat_tokens import (
     end_token_ids,
 )
 from longrl.models.patching import PatchesMedia
-from longrl.models.tool_prompts import as_users, with_tools
+from longrl.models.tool_prompts import as_users, join_answers, with_tools
 from longrl.turns import ToolCall
 from longrl.types import (
     AudioClip,
@@ -62,7 +62,7 @@ class RendersPrompts(PatchesMedia):
     """A message before the user's; None leaves it to the chat template."""
     tools: Sequence[Mapping[str, Any]] = ()
     """JSON schemas of the tools that prompts offer, as chat templates take them: those of `rollout.environment`, whose
-    callback sets them here before rows are rendered."""
+    callback sets them here before rows are rendered. Without any, rows that have `metadata["tools"]` offer those."""
 
     def load_processing(self) -> None:
         """As `PretrainedFolder.load_processing`, and what completions are read by."""
@@ -209,7 +209,7 @@ class RendersPrompts(PatchesMedia):
                 messages.insert(0, {"role": "system", "content": system})
 
         # 2. What the template writes, as ids.
-        messages, options = with_tools(self.chat, messages, self.tools)
+        messages, options = with_tools(self.chat, messages, self.tools or row.metadata.get("tools", ()))
         return self.tokenize_chat(self.chat.apply(messages, add_generation_prompt=True, **options), media)
 
     def tokenize_chat(self, chat: str, media: Sequence[Media]) -> list[int]:
@@ -223,11 +223,13 @@ class RendersPrompts(PatchesMedia):
         """The messages of a conversation as the template reads them, special tokens in them being text.
 
         What the assistant said before may have declared tokens that are not special, such as `</think>`: they are its
-        own way to write, by which templates leave earlier thinking out.
+        own way to write, by which templates leave earlier thinking out. Tools that answered before are told as in
+        `observation`.
         """
         messages: list[Message] = []
         if self.system_prompt is not None and row.messages[0]["role"] not in ("system", "developer"):
-            messages.append({"role": "system", "content": self.chat.special.sub(break_token, self.system_prompt)})
+            system = self.chat.special.sub(break_token, self.system_prompt)
+            messages.append({"role": "system", "content": [{"type": "text", "text": system}]})
         for message in row.messages:
             role = message["role"]
             tokens = self.chat.special_in_answers if role == "assistant" else self.chat.declared_and_tags
@@ -235,8 +237,13 @@ class RendersPrompts(PatchesMedia):
             for part in message["content"]:
                 is_text = part["type"] == "text"
                 content.append({"type": "text", "text": tokens.sub(break_token, part["text"])} if is_text else part)
-            messages.append({"role": role, "content": self._content(content)})
-        return messages
+            if message.get("tool_calls"):
+                text = self.chat.with_calls("".join(part["text"] for part in content), message["tool_calls"])
+                content = [{"type": "text", "text": tokens.sub(break_token, text)}]
+            messages.append({"role": role, "content": content})
+        if self._tool_role == "user":
+            messages = join_answers(messages)
+        return [{**message, "content": self._content(message["content"])} for message in messages]
 
     def chat_content(self, content: list[dict[str, str]]) -> Any:
         """A message as the template reads it, from its texts and media: `{"type": "video"}` and the like."""

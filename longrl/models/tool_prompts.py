@@ -6,6 +6,7 @@ that know tools have their own (`ChatTokens.reads_tools`, `ChatTokens.has_role`)
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -77,6 +78,15 @@ def _broken(chat: ChatTokens, value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _broken(chat, one) for name, one in value.items()}
     return [_broken(chat, one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def join_answers(messages: Sequence[Message]) -> list[Message]:
+    """The same with what tools answer told by the user, as lists of parts: answers of a turn are one message."""
+    joined: list[Message] = []
+    for is_tool, group in itertools.groupby(messages, lambda message: message["role"] == "tool"):
+        told = list(group)
+        joined += [{"role": "user", "content": as_users([one["content"] for one in told])}] if is_tool else told
+    return joined
 
 
 def as_users(contents: Sequence[Parts]) -> Parts:

@@ -40,6 +40,7 @@ CLAIMS: dict[str, tuple[Callable[[Case], str], tuple[type, ...]]] = {
     "features": (claims.check_features, (EncodesMedia, PatchesMedia)),
     "same logits": (claims.check_same_logits, (TextStack, RendersPrompts, EncodesMedia)),
     "shared prefix": (claims.check_shared_prefix, (TextStack, RendersPrompts, EncodesMedia)),
+    "observations": (claims.check_observations, (TextStack, RendersPrompts, EncodesMedia)),
     "SFT": (claims.check_sft, (RendersPrompts, TextStack)),
     "generation": (claims.check_generation, (TextStack, RendersPrompts)),
     "cached features": (claims.check_cached_features, (EncodesMedia, PatchesMedia)),

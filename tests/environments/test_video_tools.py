@@ -174,9 +174,7 @@ def test_files_outside_the_root_are_not_read(clip, tmp_path):
 def test_only_some_of_the_tools_may_be_offered(clip):
     environment = tools(clip, only=["crop_video"])
     assert [schema["function"]["name"] for schema in environment.tools] == ["crop_video"]
-    assert (
-        "there is no tool `zoom`; use one of crop_video"
-        in ask(environment, "zoom", time_s=1, box=[0, 0, 1, 1]).call.error
-    )
+    error = ask(environment, "zoom", time_s=1, box=[0, 0, 1, 1]).call.error
+    assert error == "there is no tool `zoom`; use one of crop_video"
     with pytest.raises(ValueError, match="only must name some of"):
         VideoTools(only=["crop"])

@@ -1,6 +1,5 @@
 """packed == separate where completions are shown tokens and media: log-probs, every gradient and positions."""
 
-import functools
 from unittest import mock
 
 import pytest

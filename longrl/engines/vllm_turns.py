@@ -1,0 +1,188 @@
+"""Completions of several turns by vLLM: each turn is a request of its own, and its prompt is all that came before.
+
+vLLM's prefix cache has most of it. No turn waits for another: as soon as a trajectory is answered, its next request
+goes out, and vLLM puts it beside those that it is working on.
+
+Letters: T tokens of the prompt, S of the trajectory so far.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from longrl.engines.rollout_engine import prompt_seed
+from longrl.engines.vllm_options import make_completion, sampling_arguments
+from longrl.environments.trajectory import Answer, Trajectory
+from longrl.models.base import CausalFamily
+from longrl.models.engine_adapter import EngineAdapter
+from longrl.types import Observed, SamplingParams
+
+logger = logging.getLogger(__name__)
+
+SAMPLED_PLACEHOLDERS = "sampled_placeholders"
+"""Key of a request: [[index, token], ...] of placeholder tokens that the policy sampled and no media item stands at."""
+
+
+class TurnRequests(Protocol):
+    """Requests that an engine is answering, one for each trajectory that is sampled."""
+
+    def add(self, trajectory: Trajectory, request: dict[str, Any], params: dict[str, Any]) -> None:
+        """Sends a trajectory's turn on its way.
+
+        Args:
+            trajectory: whose turn it is.
+            request: see `turn_request`.
+            params: see `turn_arguments`.
+        """
+
+    def finished(self, answers: Collection[Future[Any]]) -> list[tuple[Trajectory, dict[str, Any]]]:
+        """Turns that have ended, as `completion_fields` gives them; may be none.
+
+        It waits if there is nothing else to do, until a turn ends or one of `answers` has come.
+        """
+
+
+@dataclass
+class TurnSampler:
+    """The turns of a rollout's trajectories, each as soon as what it needs is there."""
+
+    family: CausalFamily
+    features: Mapping[str, Tensor]
+    """media key -> [N, D]; gets those of answers meanwhile."""
+    sampling: SamplingParams
+    seed: int
+    requests: TurnRequests
+    answer: Answer
+    limit: int
+    """Tokens of prompt and completion together that the engine takes."""
+    option: str
+    """That sets the limit."""
+
+    def sample(self, groups: Sequence[Sequence[Trajectory]]) -> None:
+        """Samples trajectories to their ends; those of a prompt lie side by side."""
+        # 1. All go on where they are: most have no turn, one that was saved may be waiting for its answer.
+        asked: dict[Future[Observed | None], Trajectory] = {}
+        num_sampling = 0
+        for group in groups:
+            for trajectory in group:
+                if trajectory.finish_reason is not None:
+                    continue
+                if trajectory.turns and trajectory.turns[-1].role == "assistant":
+                    asked[self.answer(trajectory)] = trajectory
+                else:
+                    self._request_turn(trajectory)
+                    num_sampling += 1
+
+        # 2. What has ended is answered, what was answered is sampled on.
+        while num_sampling or asked:
+            for trajectory, output in self.requests.finished(asked):
+                num_sampling -= 1
+                turn = make_completion(self.family, output)
+                stopped = turn.finish_reason == "stop"
+                if trajectory.add_turn(turn.token_ids, turn.logprobs, turn.text, stopped):
+                    asked[self.answer(trajectory)] = trajectory
+            for future in [future for future in asked if future.done()]:
+                trajectory = asked.pop(future)
+                self._add_observed(trajectory, future.result())
+                if trajectory.finish_reason is None:
+                    self._request_turn(trajectory)
+                    num_sampling += 1
+
+    def _request_turn(self, trajectory: Trajectory) -> None:
+        request = turn_request(self.family, trajectory, self.features)
+        params = turn_arguments(self.family, trajectory, self.sampling, self.seed, self.limit)
+        self.requests.add(trajectory, request, params)
+
+    def _add_observed(self, trajectory: Trajectory, observed: Observed | None) -> None:
+        """What a trajectory was answered; one that would leave no room for a token ends it."""
+        num_tokens = num_tokens_of(trajectory)
+        if observed is not None and num_tokens + len(observed.input_ids) >= self.limit:
+            logger.warning(
+                "a completion of prompt %r ends early: its %d tokens and the %d it was to be shown leave no room in "
+                "%d, the %s; raise that, or lower rollout.environment.max_observed_tokens",
+                *(trajectory.prompt.id, num_tokens, len(observed.input_ids), self.limit, self.option),
+            )
+            trajectory.finish_reason = "length"
+            return
+        trajectory.add_observed(observed)
+
+
+def num_tokens_of(trajectory: Trajectory) -> int:
+    """T + S."""
+    return len(trajectory.prompt.input_ids) + trajectory.num_sampled + trajectory.num_observed
+
+
+def turn_seed(seed: int, trajectory: Trajectory) -> int:
+    """What a trajectory's next turn is drawn by.
+
+    A first turn is drawn as the completion of its number by `generate`, later ones by a seed of their own.
+    """
+    turn = trajectory.num_policy_turns
+    prompt_id = trajectory.prompt.id
+    if turn == 0:
+        return prompt_seed(seed, prompt_id) % (1 << 31) + trajectory.number
+    return prompt_seed(seed, f"{prompt_id} (completion {trajectory.number}, turn {turn})") % (1 << 31)
+
+
+def turn_arguments(
+    family: EngineAdapter, trajectory: Trajectory, sampling: SamplingParams, seed: int, limit: int
+) -> dict[str, Any]:
+    """Arguments of `vllm.SamplingParams` for a trajectory's next turn.
+
+    Args:
+        family: of the model.
+        trajectory: so far.
+        sampling: of every turn.
+        seed: of the rollout.
+        limit: tokens of prompt and completion together that the engine takes.
+    """
+    one = replace(sampling, num_generations=1)
+    arguments = sampling_arguments(family, trajectory.prompt, one, seed, trajectory.number)
+    arguments["max_tokens"] = min(trajectory.tokens_left, limit - num_tokens_of(trajectory))
+    arguments["stop_token_ids"] += [token for token in trajectory.stop_token_ids if token not in family.end_token_ids]
+    if arguments["seed"] is not None:
+        arguments["seed"] = turn_seed(seed, trajectory)
+    return arguments
+
+
+def turn_request(family: EngineAdapter, trajectory: Trajectory, features: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Prompt and all tokens so far as vLLM takes them.
+
+    A placeholder token that the policy has sampled is a token as any other. vLLM puts media where it finds
+    placeholders, the first ones first, so such a token is given as another one until that is done (`render_request`).
+    """
+    prompt = trajectory.so_far()
+    sampled = [torch.zeros(len(trajectory.prompt.input_ids), dtype=torch.bool)]
+    sampled += [torch.full((turn.num_tokens,), turn.role == "assistant") for turn in trajectory.turns]
+    placeholders = torch.tensor(list(family.media_token_ids().values()), dtype=torch.int64)
+    hidden = torch.cat(sampled) & torch.isin(prompt.input_ids, placeholders)  # [T + S]
+    if not hidden.any():
+        return family.engine_request(prompt, features)
+    plain = replace(prompt, input_ids=prompt.input_ids.masked_fill(hidden, family.end_token_ids[0]))
+    indices = hidden.nonzero()[:, 0]
+    pairs = torch.stack([indices, prompt.input_ids[indices]], 1).tolist()
+    return {**family.engine_request(plain, features), SAMPLED_PLACEHOLDERS: pairs}
+
+
+def restore_placeholders(rendered: dict[str, Any], pairs: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """A request that vLLM has rendered, with the placeholder tokens that `turn_request` gave as others.
+
+    Raises:
+        ValueError: the pairs are no indices and tokens of it.
+    """
+    if not pairs:
+        return rendered
+    ids = list(rendered["prompt_token_ids"])
+    for pair in pairs:
+        if len(pair) != 2 or not all(type(value) is int and value >= 0 for value in pair) or pair[0] >= len(ids):
+            raise ValueError(f"{SAMPLED_PLACEHOLDERS} must be [[index, token], ...] of {len(ids)} tokens, got {pair}")
+        index, token = pair
+        ids[index] = token
+    return {**rendered, "prompt_token_ids": ids}
