@@ -141,8 +141,8 @@ def check_engine(engine: RolloutEngine, router_replay: bool) -> None:
             f"{type(engine).__name__} does not: {problem}; use longrl.engines.hf.HFEngine, or leave rollout.environment "
             "out"
         )
-    if router_replay:
+    if router_replay and not engine.replays_turns:
         raise ValueError(
-            "rollout.router_replay=true knows the experts of completions of one turn, got rollout.environment beside "
-            "it; set rollout.router_replay to false"
+            f"rollout.router_replay=true knows the experts of completions of one turn with {type(engine).__name__}, got "
+            "rollout.environment beside it; set rollout.router_replay to false, or use longrl.engines.hf.HFEngine"
         )
