@@ -98,6 +98,9 @@ class Row:
     `{"type": "text", "text": ..}` and, where media stand, `{"type": "video"}` and the like."""
     response: str | None = None
     """That answer: the SFT target."""
+    trace: tuple[Mapping[str, Any], ...] = ()
+    """The SFT target in its place: turns of the assistant (`content` is text, `tool_calls` may follow), and tools'
+    answers between them, whose media are parts of videos; see `datamodules/rows/traces.py`."""
 
 
 class UnusableSample(ValueError):
@@ -199,6 +202,9 @@ class Media:
     """Tokens of a video's track that stand among its own; None without a track."""
     temporal_patch_size: int = 1
     """Frames of a video behind one temporal patch."""
+    is_whole: bool = False
+    """True if patches and source are all of it whatever the rank, as of what an environment showed: then one rank of a
+    sequence-parallel group encodes it, not each its shard."""
 
     def with_patches_in(self, dtype: torch.dtype) -> Media:
         """The same, scaled pixels rounded to a precision; of bytes nothing changes."""

@@ -19,6 +19,7 @@ from longrl.models.qwen_omni import QwenOmniFamily
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.models.text import LlamaFamily, TextFamily
 from longrl.models.vila import VilaFamily
+from longrl.packing.pack import Continuations, continuations
 from longrl.testing import plain_forward
 from longrl.testing.plain_forward import assert_same_gradients, gradients, stock_model
 from longrl.testing.sample_prompts import (
@@ -39,7 +40,7 @@ from longrl.testing.tiny import (
     tiny_text,
     tiny_vila,
 )
-from longrl.types import FULL_SHARD, AudioClip, Completion, Frames, FrameShard, Prompt, Row
+from longrl.types import FULL_SHARD, AudioClip, Completion, Continuation, Frames, FrameShard, Prompt, Row
 from tests.models.plain_vila import PlainVila
 
 __all__ = ["assert_same_gradients", "frames", "gradients", "held", "random_completions", "sound"]
@@ -253,7 +254,7 @@ def peft_model(model: torch.nn.Module, family: TextFamily) -> torch.nn.Module:
     return made
 
 
-def separate_logps(plain: torch.nn.Module, prompts: list[Prompt], completions: list[list[Tensor]]) -> Tensor:
+def separate_logps(plain: torch.nn.Module, prompts: list[Prompt], completions: Continuations) -> Tensor:
     """[N] float64 log-probabilities, one ordinary forward with pixels per completion."""
     inputs = plain_forward.qwen_media_inputs
     if isinstance(plain, PlainVila):
@@ -271,9 +272,12 @@ def vila_media_inputs(prompt: Prompt) -> dict[str, object]:
 
 
 def answers_with_experts(
-    prompts: list[Prompt], completions: list[list[Tensor]], shape: tuple[int, int], num_experts: int, seed: int = 5
+    prompts: list[Prompt], completions: Continuations, shape: tuple[int, int], num_experts: int, seed: int = 5
 ) -> list[list[Completion]]:
-    """Completions with random experts [M, k] = `shape` for every token that an engine reads, prompts' included."""
+    """Completions with random experts [M, k] = `shape` for every token that an engine reads, prompts' included.
+
+    Of what completions were shown the engine does not say.
+    """
     generator = torch.Generator().manual_seed(seed)
     layers, top_k = shape
 
@@ -281,22 +285,26 @@ def answers_with_experts(
         scores = torch.rand(num_tokens, layers, num_experts, generator=generator)
         return scores.topk(top_k).indices.to(torch.int16)
 
+    def answer(one: Continuation, of_prompt: Tensor | None) -> Completion:
+        experts = chosen(max(len(one.token_ids) - 1, 0))
+        if one.sampled is not None:
+            experts[~one.sampled[:-1]] = -1
+        fields = {name: getattr(one, name) for name in ("token_ids", "sampled", "position_ids", "media")}
+        told = {"experts": experts, "prompt_experts": of_prompt}
+        return Completion(**fields, logprobs=torch.zeros(one.num_sampled), text="", finish_reason="stop", **told)
+
     groups = []
-    for prompt, group in zip(prompts, completions, strict=True):
+    for prompt, group in zip(prompts, continuations(completions), strict=True):
         experts = [chosen(len(prompt.input_ids)), *[None] * (len(group) - 1)]
-        groups.append(
-            [
-                Completion(ids, torch.zeros(len(ids)), "", "stop", chosen(max(len(ids) - 1, 0)), of_prompt)
-                for ids, of_prompt in zip(group, experts, strict=True)
-            ]
-        )
+        groups.append([answer(one, of_prompt) for one, of_prompt in zip(group, experts, strict=True)])
     return groups
 
 
 def force_experts(plain: torch.nn.Module, prompts: list[Prompt], groups: list[list[Completion]]) -> None:
     """Has a plain model use the given experts in its next forward passes, one for each completion with tokens in order.
 
-    Router by router, by hand: the weights are the softmax of the logits at these experts, divided by their sum.
+    Router by router, by hand: the weights are the softmax of the logits at these experts, divided by their sum. Where
+    -1 is given a router chooses.
     """
     tables = []
     for group in groups:
@@ -310,7 +318,8 @@ def force_experts(plain: torch.nn.Module, prompts: list[Prompt], groups: list[li
 
     def forced(layer: int, router: torch.nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits = hidden @ router.weight.T
-        experts = table[0][:, layer]
+        given = table[0][:, layer]
+        experts = torch.where(given < 0, logits.topk(given.shape[1]).indices, given)
         exponentials = logits.exp().gather(1, experts)
         return logits, exponentials / exponentials.sum(1, keepdim=True), experts
 

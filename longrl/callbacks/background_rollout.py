@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from longrl.engines.rollout_engine import GeneratedShards, RolloutRequest
+from longrl.features.rollout_features import RolloutFeatures
 from longrl.modules.policy import PolicyModule
 
 
@@ -18,6 +19,8 @@ class BackgroundRollout:
 
     module: PolicyModule
     request: RolloutRequest
+    features: RolloutFeatures
+    """Of its prompts; an environment's are added meanwhile."""
     generated: Future[list[GeneratedShards]]
     """Result of `generate_shards`, once there."""
 

@@ -11,11 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
 from typing_extensions import override
 
 from longrl.callbacks.background_rollout import BackgroundRollout, run_in_background
+from longrl.callbacks.environment_rollouts import EnvironmentRollouts
 from longrl.callbacks.group_metrics import group_metrics
+from longrl.callbacks.group_scores import scored_groups
 from longrl.callbacks.reward_watch import RewardWatch
 from longrl.callbacks.rollout_checks import (
     check_engine_ranks,
@@ -25,26 +26,25 @@ from longrl.callbacks.rollout_checks import (
     is_filtered,
     training_limits,
 )
+from longrl.callbacks.turn_metrics import turn_metrics
 from longrl.callbacks.waiting_groups import WaitingGroups
 from longrl.engines.hf import HFEngine
 from longrl.engines.rollout_engine import (
     GeneratedShards,
     RolloutEngine,
     RolloutRequest,
-    gather_groups,
     generate_shards,
     prompt_seed,
     sampling_ids,
 )
-from longrl.environments.runner import EnvironmentRunner
 from longrl.environments.settings import EnvironmentSettings
+from longrl.features.rollout_features import RolloutFeatures
 from longrl.io.number_ranges import LIMIT_OR_ZERO, NOT_NEGATIVE, check_ranges
 from longrl.models.base import CausalFamily
 from longrl.modules.mini_batches import MismatchMonitor
 from longrl.modules.policy import PolicyModule, all_media
 from longrl.modules.trained import data_module_of, rollout_metrics
 from longrl.rewards import RewardSum
-from longrl.rewards.failures import Failure
 from longrl.strategies.parallel import Parallel
 from longrl.types import Batch, Group, Metrics, Prompt, SamplingParams
 
@@ -124,8 +124,7 @@ class RolloutCallback(Callback):
         self.bypass_old_logp_below = bypass_old_logp_below
         self.router_replay = router_replay
         self.environment = environment
-        self._environment: EnvironmentRunner | None = None
-        """Known from `setup` on."""
+        self._environment = EnvironmentRollouts(environment)
         self._monitor = MismatchMonitor(max_mean_mismatch, bypass_old_logp_below, overlap)
         self._is_compared = self.engine.reads_policy_weights
         """True once engine and trainer are known to be one model."""
@@ -150,8 +149,7 @@ class RolloutCallback(Callback):
         self._parallel = pl_module.parallel
         pl_module.family.router_replay = self.router_replay and stage == "fit" and pl_module.is_rl()
         self._family = pl_module.family if self.engine.reads_policy_weights else pl_module.engine_family
-        if self.environment is not None:
-            self._environment = EnvironmentRunner(self.environment, pl_module.family)
+        self._environment.setup(trainer, pl_module, self.engine)
         self.engine.check_installed()
         check_engine_ranks(self.engine, self._parallel.sp_group.size)
         max_prompt_tokens = data_module_of(trainer).renderer.max_prompt_tokens
@@ -169,9 +167,10 @@ class RolloutCallback(Callback):
             pl_module.temperature = self.sampling.temperature or 1.0
             pl_module.mismatch_monitor = self._monitor
             data = data_module_of(trainer)
-            limits = training_limits(pl_module, self.engine, max_prompt_tokens, self.sampling)
+            lengths = self._environment.lengths(self.sampling)
+            limits = training_limits(pl_module, self.engine, max_prompt_tokens, lengths)
             data.limit_lengths(limits, ("train",))
-        eval_limits = self.engine.length_limits(self.eval_sampling)
+        eval_limits = self.engine.length_limits(self._environment.lengths(self.eval_sampling))
         if eval_limits:  # known now, a prompt that is too long for the engine is skipped instead of ending the run
             data_module_of(trainer).limit_lengths(eval_limits, ("val", "test"))
         check_judges(self.reward, data_module_of(trainer), stage, pl_module.is_rl())
@@ -183,11 +182,18 @@ class RolloutCallback(Callback):
 
     @property
     def longest_completion(self) -> int:
-        """Tokens of the longest completion, of training or evaluation."""
-        return max(self.sampling.max_completion_tokens, self.eval_sampling.max_completion_tokens)
+        """Tokens of the longest completion, of training or evaluation, with all that it may be shown."""
+        samplings = (self.sampling, self.eval_sampling)
+        return max(self._environment.lengths(one).max_completion_tokens for one in samplings)
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, PolicyModule)
+        self._environment.check_encoder(pl_module, self.overlap)  # only now are there weights
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._environment.close()
         if self.engine.is_remote:  # an engine of this process ends with it, for vLLM takes the process group along
             self.engine.close()
 
@@ -230,13 +236,13 @@ class RolloutCallback(Callback):
                 request = self._next_request(module, prompts)
                 # 2. Encode the prompts' media: every rank its shard of the frames.
                 with module.phases("encode"):
-                    features = module.features.get_or_encode(module.model, prompts)
+                    features = self._encode(module, prompts)
                 # 3. Sync: hand the weights of this step over, unless the engine has them.
                 self._sync(module, step)
                 # 4. Generate this rank's shards of the completions.
                 generated = self._generate(module, request, features)
                 # 5. Reward them, and gather the groups.
-                new_groups = self._reward(module, request, generated, self._watch.failures)
+                new_groups = self._reward(module, request, generated, features)
             sampled += new_groups
             # 6. Select the groups that have something to learn from.
             groups += module.algorithm.select(new_groups)
@@ -264,6 +270,7 @@ class RolloutCallback(Callback):
         else:
             self._empty_steps += 1
             self._watch.end_if_useless(sampled, module.parallel, self._empty_steps, MAX_EMPTY_STEPS)
+        self._environment.restore(module, batch.groups)
         with module.phases("encode"):  # again, for the cache may have let go of what carried-over groups need
             step_prompts = [group.prompt for group in batch.groups]
             step_completions = [group.completions for group in batch.groups]
@@ -281,6 +288,12 @@ class RolloutCallback(Callback):
         }
         self._metrics = rollout_metrics(sampled, dp) | dp.sum_dict(counts)
         self._metrics["rollout/resample_rounds"] = float(num_rounds)
+        if self.environment is not None:
+            self._metrics |= turn_metrics(sampled, self._environment.take_num_encoded(), module.parallel)
+
+    def _encode(self, module: PolicyModule, prompts: Sequence[Prompt]) -> RolloutFeatures:
+        """Features of prompts, every rank its shard of the frames; and room for those of what completions are shown."""
+        return RolloutFeatures(module.features.get_or_encode(module.model, prompts), module.features)
 
     def _next_request(self, module: PolicyModule, prompts: Sequence[Prompt]) -> RolloutRequest:
         """The next rollout of the run, numbered: the number is part of its seed."""
@@ -304,7 +317,7 @@ class RolloutCallback(Callback):
         module.num_synced_bytes += self.engine.num_synced_bytes - before
 
     def _generate(
-        self, module: PolicyModule, request: RolloutRequest, features: dict[str, Tensor]
+        self, module: PolicyModule, request: RolloutRequest, features: RolloutFeatures
     ) -> list[GeneratedShards]:
         """This rank's shards of the groups. An error of one rank is one of all: none waits for another."""
         reads_weights = self.engine.reads_policy_weights
@@ -316,7 +329,7 @@ class RolloutCallback(Callback):
             module.policy.unsharded() if reads_weights else contextlib.nullcontext(),
         ):
             return generate_shards(
-                self.engine, self._family, module.model, request, features, sp_group, self._environment
+                self.engine, self._family, module.model, request, features, sp_group, self._environment.runner
             )
 
     def _reward(
@@ -324,24 +337,14 @@ class RolloutCallback(Callback):
         module: PolicyModule,
         request: RolloutRequest,
         generated: Sequence[GeneratedShards],
-        failures: list[Failure] | None = None,
+        features: RolloutFeatures,
     ) -> list[Group]:
-        """The groups of all prompts, scored: every rank rewards its shards. `failures` gets its own."""
-        parallel = module.parallel
-        sp_group = parallel.sp_group
-        is_first_of_engine = sp_group.rank % self.engine.ranks_per_engine == 0
-        by_sampling = []
+        """The groups of all prompts, scored: every rank rewards its shards."""
         with module.phases("reward"):
-            for shards in generated:
-                local = shards if is_first_of_engine else []  # ranks of one engine have the same completions
-                with parallel.world.raise_on_any_rank():
-                    self.reward.score([group for _, group in local], failures)
-                by_sampling.append(gather_groups(request.prompts, local, sp_group, parallel.num_gather_chunks))
-        groups = by_sampling[0]
-        for greedy_groups in by_sampling[1:]:  # ReMax: the reward of a greedy completion is the group's baseline
-            for group, greedy in zip(groups, greedy_groups, strict=True):
-                group.baseline = float(greedy.rewards[0])
-                group.valid = group.valid & greedy.valid
+            groups = scored_groups(
+                self.reward, request, generated, module.parallel, self.engine.ranks_per_engine, self._watch.failures
+            )
+        self._environment.share(module, groups, features)
         return groups
 
     @override
@@ -365,12 +368,12 @@ class RolloutCallback(Callback):
         """Has the engine generate from the weights as they are, before the update changes them."""
         request = self._next_request(module, prompts)
         with module.phases("encode"):
-            features = module.features.get_or_encode(module.model, prompts)
+            features = self._encode(module, prompts)
         self._sync(module, step)
         sp_group = module.parallel.sp_group
-        arguments = (self.engine, self._family, module.model, request, features, sp_group)
+        arguments = (self.engine, self._family, module.model, request, features, sp_group, self._environment.runner)
         generated = run_in_background(generate_shards, *arguments)
-        return BackgroundRollout(module, request, generated)
+        return BackgroundRollout(module, request, features, generated)
 
     def _finish_background(self, background: BackgroundRollout) -> list[Group]:
         """Waits for the rollout under way and has it scored. Every rank must call it."""
@@ -378,7 +381,7 @@ class RolloutCallback(Callback):
         module = background.module
         with module.phases("generate"), module.parallel.world.raise_on_any_rank():
             generated = background.generated.result()
-        return self._reward(module, background.request, generated, self._watch.failures)
+        return self._reward(module, background.request, generated, background.features)
 
     # -- the first batch, and evaluation -------------------------------------------------------------------------
 
@@ -409,11 +412,12 @@ class RolloutCallback(Callback):
             self._compare(module, batch.prompts, step)
         request = RolloutRequest(batch.prompts, batch.prompts, [self.eval_sampling], self.seed)
         with module.phases("encode"):
-            features = module.features.get_or_encode(module.model, batch.prompts)
+            features = self._encode(module, batch.prompts)
         self._sync(module, step)
         generated = self._generate(module, request, features)
-        batch.groups = self._reward(module, request, generated)
-        batch.features = features
+        with module.phases("reward"):
+            batch.groups = scored_groups(self.reward, request, generated, module.parallel, self.engine.ranks_per_engine)
+        batch.features = dict(features)
 
     on_test_batch_start = on_validation_batch_start
     on_predict_batch_start = on_validation_batch_start

@@ -10,7 +10,9 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from longrl.datamodules.media.saved_media import restored_media, saved_media
 from longrl.strategies.axis import SINGLE_RANK, Axis
+from longrl.turns import ToolCall, Turn
 from longrl.types import Completion, Group, Prompt, Row, UnusableSample
 
 logger = logging.getLogger(__name__)
@@ -74,8 +76,25 @@ def saved_group(group: Group) -> SavedGroup:
     row = dataclasses.asdict(group.prompt.row)
     row["metadata"] = dict(row["metadata"])
     saved["prompt"] = row
-    saved["completions"] = [dataclasses.asdict(completion) for completion in group.completions]
+    saved["completions"] = [saved_completion(completion) for completion in group.completions]
     return saved
+
+
+def saved_completion(completion: Completion) -> dict[str, Any]:
+    """A completion as tensors and plain values; of media it was shown, where their pixels are."""
+    saved = {field.name: getattr(completion, field.name) for field in dataclasses.fields(completion)}
+    saved["media"] = [saved_media(item) for item in completion.media]
+    saved["turns"] = [saved_turn(turn) for turn in completion.turns]
+    return saved
+
+
+def saved_turn(turn: Turn) -> dict[str, Any]:
+    """A turn as plain values."""
+    calls = []
+    for call in turn.calls:
+        fields = {field.name: getattr(call, field.name) for field in dataclasses.fields(call)}
+        calls.append(fields | {"arguments": dict(call.arguments)})
+    return {"role": turn.role, "text": turn.text, "num_tokens": turn.num_tokens, "calls": calls}
 
 
 def restored_groups(saved: Sequence[SavedGroup], render: Callable[[Row], Prompt], sp_group: Axis) -> list[Group]:
@@ -100,5 +119,18 @@ def restored_group(saved: SavedGroup, render: Callable[[Row], Prompt]) -> Group:
     fields = dict(saved)
     row = Row(**saved["prompt"])
     fields["prompt"] = render(row)
-    fields["completions"] = [Completion(**completion) for completion in saved["completions"]]
+    fields["completions"] = [restored_completion(completion) for completion in saved["completions"]]
     return Group(**fields)
+
+
+def restored_completion(saved: Mapping[str, Any]) -> Completion:
+    """The inverse of `saved_completion`; one saved before there were environments has no media and no turns."""
+    media = tuple(restored_media(item) for item in saved.get("media", ()))
+    turns = tuple(restored_turn(turn) for turn in saved.get("turns", ()))
+    return Completion(**{**saved, "media": media, "turns": turns})
+
+
+def restored_turn(saved: Mapping[str, Any]) -> Turn:
+    """The inverse of `saved_turn`."""
+    calls = tuple(ToolCall(**call) for call in saved["calls"])
+    return Turn(**{**saved, "calls": calls})

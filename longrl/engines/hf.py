@@ -9,10 +9,10 @@ size, V vocabulary.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,8 +21,12 @@ from typing_extensions import override
 
 from longrl.engines import prefix_cache
 from longrl.engines.decoding_memory import DecodingMemory, free_bytes
-from longrl.engines.expert_record import ExpertRecord
+from longrl.engines.expert_record import ExpertRecord, TurnExperts
 from longrl.engines.rollout_engine import RolloutEngine, prompt_seed
+from longrl.engines.sampling import LMHead, sample_tokens
+from longrl.engines.turn_cache import TurnCache
+from longrl.engines.turn_sampler import TurnSampler
+from longrl.environments.trajectory import Answer, Trajectory
 from longrl.io.number_ranges import COUNT, check_ranges
 from longrl.io.pulse import PULSE
 from longrl.models.base import CausalFamily
@@ -47,20 +51,29 @@ class HFEngine(RolloutEngine):
             number for runs that are to be repeated to the bit.
         prefill_chunk_tokens: prompt tokens that go through the model together; beside keys and values, which all stay,
             a prompt of any length needs the memory of so many.
+        answer_after_tokens: with `rollout.environment`, tokens that other completions sample before the answer to a
+            turn is waited for. More of them hide slower tools; how long tools take decides no completion.
     """
 
     reads_policy_weights = True
     supports_fp32_lm_head = True
+    replays_turns = True
 
-    def __init__(self, max_sequences: int | None = None, prefill_chunk_tokens: int = 16_384) -> None:
+    def __init__(
+        self,
+        max_sequences: int | None = None,
+        prefill_chunk_tokens: int = 16_384,
+        answer_after_tokens: int = 16,
+    ) -> None:
         if prefill_chunk_tokens < 1:
             raise ValueError(
                 f"the engine's prefill_chunk_tokens must be at least 1, got {prefill_chunk_tokens}; leave it out for "
                 "16384, or take one larger than every prompt to prefill in one go"
             )
-        check_ranges(locals(), "the engine's ", max_sequences=COUNT)
+        check_ranges(locals(), "the engine's ", max_sequences=COUNT, answer_after_tokens=COUNT)
         self.max_sequences = max_sequences
         self.prefill_chunk_tokens = prefill_chunk_tokens
+        self.answer_after_tokens = answer_after_tokens
         self._has_told = False
 
     @override
@@ -69,6 +82,10 @@ class HFEngine(RolloutEngine):
 
     @override
     def router_replay_problem(self) -> str | None:
+        return None
+
+    @override
+    def environment_problem(self) -> str | None:
         return None
 
     @override
@@ -94,13 +111,35 @@ class HFEngine(RolloutEngine):
             while len(groups) < len(prompts):
                 remaining = prompts[len(groups) :]
                 together = remaining[: self._num_prompts(family, model, remaining, sampling)]
-                # Random numbers depend on seed, prompt and completion alone: neither on the batch nor on the device.
-                # Other ranks sample the completions before `first`.
-                shape = (first + sampling.num_generations, sampling.max_completion_tokens)
-                generators = [torch.Generator().manual_seed(prompt_seed(seed, prompt.id)) for prompt in together]
-                uniforms = [torch.rand(shape, generator=each, dtype=torch.float64)[first:] for each in generators]
-                groups += self._decode(family, model, together, features, sampling, torch.cat(uniforms))
+                uniform = _uniforms(together, sampling, seed, first)
+                groups += self._decode(family, model, together, features, sampling, uniform)
             return groups
+        finally:
+            model.train(was_training)
+
+    @override
+    @torch.no_grad()
+    def generate_turns(
+        self,
+        family: CausalFamily,
+        model: nn.Module,
+        groups: Sequence[Sequence[Trajectory]],
+        features: Mapping[str, Tensor],
+        sampling: SamplingParams,
+        seed: int,
+        answer: Answer,
+    ) -> None:
+        was_training = model.training
+        model.eval()
+        most_observed = max((one.max_observed_tokens for group in groups for one in group), default=0)
+        room = replace(sampling, max_completion_tokens=sampling.max_completion_tokens + most_observed)
+        try:
+            remaining = list(groups)
+            while remaining:
+                prompts = [group[0].prompt for group in remaining]
+                count = self._num_prompts(family, model, prompts, room)
+                self._sample_turns(family, model, remaining[:count], features, sampling, seed, answer)
+                del remaining[:count]
         finally:
             model.train(was_training)
 
@@ -136,17 +175,14 @@ class HFEngine(RolloutEngine):
         group_size = sampling.num_generations
         max_tokens = sampling.max_completion_tokens
         embed_tokens = model.get_input_embeddings()
-        lm_head = model.get_output_embeddings().weight  # [V, D]
-        precision: Any = contextlib.nullcontext()
-        if family.fp32_lm_head:  # also where layers compute in another precision by autocast
-            lm_head = lm_head.float()
-            precision = torch.autocast(lm_head.device.type, enabled=False)
+        lm_head = LMHead(family, model)
+        device = lm_head.weight.device
         # What every token of a completion needs goes to the device here, once: a copy from a list waits for the GPU.
-        end_tokens = torch.tensor(family.end_token_ids, device=lm_head.device)
-        uniform = uniform.to(lm_head.device)
+        end_tokens = torch.tensor(family.end_token_ids, device=device)
+        uniform = uniform.to(device)
         # 1. Every prompt once through the model, into the cache.
-        packed = pack(prompts, [[] for _ in prompts], NO_LIMIT)[0].to(lm_head.device)
-        cache = prefix_cache.PrefixCache(packed.spans, group_size, max_tokens, lm_head.device)
+        packed = pack(prompts, [[] for _ in prompts], NO_LIMIT)[0].to(device)
+        cache = prefix_cache.PrefixCache(packed.spans, group_size, max_tokens, device)
         experts = ExpertRecord(family, model)
         hidden = self._prefill(family, model, packed, features, cache, experts)  # [P, D]
         hidden = hidden.repeat_interleave(group_size, 0)  # [P * G, D]
@@ -160,9 +196,7 @@ class HFEngine(RolloutEngine):
         finished = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
         while True:
             PULSE.beats += 1
-            with precision:
-                logits = hidden.to(lm_head.dtype) @ lm_head.T  # [P * G, V]
-            token, logp = sample_tokens(logits, sampling, uniform[:, cache.length])
+            token, logp = sample_tokens(lm_head(hidden), sampling, uniform[:, cache.length])
             tokens.append(token)
             logps.append(logp)
             finished |= torch.isin(token, end_tokens)
@@ -176,6 +210,35 @@ class HFEngine(RolloutEngine):
         completions = _until_their_ends(family, torch.stack(tokens, 1), torch.stack(logps, 1))
         completions = experts.handed_to(completions, [span.prompt_tokens for span in packed.spans])
         return [completions[start : start + group_size] for start in range(0, len(completions), group_size)]
+
+    def _sample_turns(
+        self,
+        family: CausalFamily,
+        model: Any,
+        groups: Sequence[Sequence[Trajectory]],
+        features: Mapping[str, Tensor],
+        sampling: SamplingParams,
+        seed: int,
+        answer: Answer,
+    ) -> None:
+        """Samples trajectories of prompts that are decoded together."""
+        device = model.get_input_embeddings().weight.device
+        prompts = [group[0].prompt for group in groups]
+        group_size = sampling.num_generations
+        max_tokens = sampling.max_completion_tokens
+        most_tokens = max_tokens + max(one.max_observed_tokens for group in groups for one in group)
+        packed = pack(prompts, [[] for _ in prompts], NO_LIMIT)[0].to(device)
+        cache = TurnCache(packed.spans, group_size, max_tokens, most_tokens, device)
+        experts = TurnExperts(family, model)
+        hidden = self._prefill(family, model, packed, features, cache, experts)  # [P, D]
+        sampler = TurnSampler(
+            family, model, [one for group in groups for one in group], features, sampling,
+            _uniforms(prompts, sampling, seed, groups[0][0].number), answer,
+            cache=cache, hidden=hidden.repeat_interleave(group_size, 0), experts=experts,
+            chunk_tokens=self.prefill_chunk_tokens, answer_after_tokens=self.answer_after_tokens,
+        )  # fmt: skip
+        sampler.run()
+        experts.hand_to(groups)
 
     def _prefill(
         self,
@@ -205,6 +268,17 @@ class HFEngine(RolloutEngine):
         return torch.cat(last_states)
 
 
+def _uniforms(prompts: Sequence[Prompt], sampling: SamplingParams, seed: int, first: int) -> Tensor:
+    """[P * G, S] numbers in [0, 1) that decide draws.
+
+    They depend on seed, prompt and completion alone: neither on the batch nor on the device. Other ranks sample the
+    completions before `first`.
+    """
+    shape = (first + sampling.num_generations, sampling.max_completion_tokens)
+    generators = [torch.Generator().manual_seed(prompt_seed(seed, prompt.id)) for prompt in prompts]
+    return torch.cat([torch.rand(shape, generator=each, dtype=torch.float64)[first:] for each in generators])
+
+
 def _until_their_ends(family: CausalFamily, token_ids: Tensor, logps: Tensor) -> list[Completion]:
     """[P * G, S] tokens and log-probabilities as completions; what follows an end was sampled for the others' sake."""
     completions = []
@@ -215,35 +289,3 @@ def _until_their_ends(family: CausalFamily, token_ids: Tensor, logps: Tensor) ->
         reason: FinishReason = "stop" if len(ends) else "length"
         completions.append(Completion(ids[:count].clone(), logp[:count].clone(), family.decode(ids[:count]), reason))
     return completions
-
-
-def sample_tokens(logits: Tensor, sampling: SamplingParams, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Draws a token for each row, or takes the likeliest at temperature 0.
-
-    Args:
-        logits: [B, V].
-        sampling: temperature, top-k and top-p.
-        uniform: [B] numbers in [0, 1) that decide the draw, on the device of the logits.
-
-    Returns:
-        ([B] tokens, [B] their log-probabilities under the distribution they were drawn from).
-    """
-    logits = logits.float()
-    if sampling.temperature == 0:
-        logp = logits.log_softmax(-1)
-        token = logp.argmax(-1)
-        return token, logp.gather(-1, token[:, None])[:, 0]
-    logits = logits / sampling.temperature
-    if sampling.top_k or sampling.top_p < 1:
-        from transformers import TopKLogitsWarper, TopPLogitsWarper
-
-        if sampling.top_k:
-            logits = TopKLogitsWarper(sampling.top_k)(None, logits)
-        if sampling.top_p < 1:
-            logits = TopPLogitsWarper(sampling.top_p)(None, logits)
-    logp = logits.log_softmax(-1)
-    # The first token whose cumulated mass exceeds the number; rounding: all of the mass is not 1 exactly.
-    cumulated = logp.double().exp().cumsum(-1)  # [B, V]
-    threshold = uniform[:, None] * cumulated[:, -1:]  # [B, 1]
-    token = torch.searchsorted(cumulated, threshold.contiguous(), right=True)[:, 0].clamp_max(logp.shape[-1] - 1)
-    return token, logp.gather(-1, token[:, None])[:, 0]

@@ -38,15 +38,13 @@ class PrefixCache:
     def __init__(
         self, spans: tuple[GroupSpan, ...], num_generations: int, max_tokens: int, device: torch.device
     ) -> None:
-        self.spans = spans
         self.num_generations = num_generations
         self.max_tokens = max_tokens
         self.length = 0
         """Completion tokens held, S."""
-        self.prompt_lengths = tuple(span.prompt_tokens for span in spans)
-        lengths = torch.tensor(self.prompt_lengths, device=device)
-        self.padding = torch.arange(max(self.prompt_lengths), device=device) >= lengths[:, None]
-        """[P, T of the longest prompt], True behind the end of a shorter one; all layers and tokens share it."""
+        self.unseen: Tensor | None = None
+        """[P * G, 1, S + 1], True behind the newest token of a completion; None where all have as many tokens."""
+        self._set_spans(spans, device)
         self.prompts: dict[int, KeysValues] = {}
         """layer -> keys and values [K, T, D]."""
         self.completions: dict[int, KeysValues] = {}
@@ -57,6 +55,13 @@ class PrefixCache:
         """linear layer -> what the P prompts keep, as far as they have been prefilled."""
         self.completion_pasts: dict[int, DeltaPast] = {}
         """linear layer -> what the P * G completions keep."""
+
+    def _set_spans(self, spans: tuple[GroupSpan, ...], device: torch.device) -> None:
+        self.spans = spans
+        self.prompt_lengths = tuple(span.prompt_tokens for span in spans)
+        lengths = torch.tensor(self.prompt_lengths, device=device)
+        self.padding = torch.arange(max(self.prompt_lengths), device=device) >= lengths[:, None]
+        """[P, T of the longest prompt], True behind the end of a shorter one; all layers and tokens share it."""
 
     def prefill(self, rows: slice, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """`LayerAttention`, once `rows` is bound, of these rows of the packed prompts; those before have been.
@@ -78,7 +83,8 @@ class PrefixCache:
             prompts = (heads, self.spans[-1].stop, size)
             completions = (heads, len(self.spans) * self.num_generations, self.max_tokens, size)
             self.prompts[layer] = (key.new_empty(prompts), key.new_empty(prompts))
-            self.completions[layer] = (key.new_empty(completions), key.new_empty(completions))
+            # Zeros, for what is hidden from a query still is a factor of its products.
+            self.completions[layer] = (key.new_empty(completions), key.new_zeros(completions))
         keys, values = self.prompts[layer]  # [K, T, D]
         keys[:, rows] = key[0]
         values[:, rows] = value[0]
@@ -110,11 +116,7 @@ class PrefixCache:
             [P * G, H, 1, D].
         """
         # 1. The new token's key and value.
-        all_keys, all_values = self.completions[layer]  # [K, P * G, max_tokens, D]
-        all_keys[:, :, self.length] = key[:, :, 0].transpose(0, 1)
-        all_values[:, :, self.length] = value[:, :, 0].transpose(0, 1)
-        keys = all_keys[:, :, : self.length + 1]
-        values = all_values[:, :, : self.length + 1]
+        keys, values = self._with_new(layer, key[:, :, 0].transpose(0, 1), value[:, :, 0].transpose(0, 1))
         # 2. Each completion on its prompt. A kernel call for every short prompt would cost more than what it computes.
         queries = query[:, :, 0].transpose(0, 1)  # [H, P * G, D]
         num_scores = len(queries) * queries.shape[1] * max(self.prompt_lengths)
@@ -123,6 +125,8 @@ class PrefixCache:
         # 3. Each completion on its own tokens.
         grouped = queries.unflatten(0, (len(keys), -1)).transpose(1, 2)  # [K, P * G, E, D]
         scores = (grouped @ keys.mT).float() * scale  # [K, P * G, E, S]
+        if self.unseen is not None:
+            scores = scores.masked_fill(self.unseen, float("-inf"))
         self_lse = scores.logsumexp(-1)  # [K, P * G, E]
         self_output = torch.exp(scores - self_lse[..., None]).to(values.dtype) @ values  # [K, P * G, E, D]
         merge_attention(output, lse, self_output.transpose(1, 2).flatten(0, 1), self_lse.transpose(1, 2).flatten(0, 1))
@@ -151,12 +155,23 @@ class PrefixCache:
 
     def decode_recurrence(self, layer: int, inputs: DeltaRows, weights: DeltaWeights) -> Tensor:
         """`LayerRecurrence` of one decoding step: every completion's new token on its own state; [P * G, V, F]."""
+        lengths = (1,) * len(inputs.mixed)
+        output, self.completion_pasts[layer] = delta_sequences(inputs, weights, lengths, self._past(layer))
+        return output
+
+    def _past(self, layer: int) -> DeltaPast:
+        """What the P * G completions keep of a linear layer; at first that of their prompts, which is forked."""
         if layer not in self.completion_pasts:
             past = self.prompt_pasts.pop(layer)
             self.completion_pasts[layer] = past.repeat((self.num_generations,) * len(self.spans))
-        lengths = (1,) * len(inputs.mixed)
-        output, self.completion_pasts[layer] = delta_sequences(inputs, weights, lengths, self.completion_pasts[layer])
-        return output
+        return self.completion_pasts[layer]
+
+    def _with_new(self, layer: int, key: Tensor, value: Tensor) -> KeysValues:
+        """Keys and values [K, P * G, S + 1, D] of the completions, the new ones [K, P * G, D] behind the others."""
+        all_keys, all_values = self.completions[layer]  # [K, P * G, max_tokens, D]
+        all_keys[:, :, self.length] = key
+        all_values[:, :, self.length] = value
+        return all_keys[:, :, : self.length + 1], all_values[:, :, : self.length + 1]
 
     def _attend_padded_prompts(self, layer: int, query: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """[H, P * G, D] -> ([H, P * G, D], log-sum-exp [H, P * G]) over each completion's prompt, in one product."""

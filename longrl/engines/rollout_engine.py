@@ -14,7 +14,7 @@ import hashlib
 import itertools
 import operator
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from longrl.engines.parity import RenderedPrompt
 from longrl.environments.runner import EnvironmentRunner
-from longrl.environments.trajectory import Answer, Trajectory, begin
+from longrl.environments.trajectory import Answer, Trajectory
 from longrl.io.old_hooks import OLD_HOOKS, RefusesOldHooks
 from longrl.models.base import CausalFamily
 from longrl.packing.lengths import LengthLimit
@@ -44,6 +44,8 @@ class RolloutEngine(RefusesOldHooks, abc.ABC):
     """True if it computes in another process, so that it can generate while the trainer updates."""
     supports_fp32_lm_head: bool = False
     """True if it computes logits in float32 where `family.fp32_lm_head` asks for it."""
+    replays_turns: bool = False
+    """True if completions of several turns carry the experts that it chose, as others do (`family.router_replay`)."""
     ranks_per_engine: int = 1
     """How many neighbouring ranks of a sequence-parallel group are one engine: they are given the same prompts and
     return the same completions."""
@@ -264,7 +266,7 @@ def generate_shards(
     family: CausalFamily,
     model: nn.Module,
     request: RolloutRequest,
-    features: dict[str, Tensor],
+    features: MutableMapping[str, Tensor],
     sp_group: Axis,
     environment: EnvironmentRunner | None = None,
 ) -> list[GeneratedShards]:
@@ -294,7 +296,7 @@ def generate_shards(
             if environment is None:
                 answers = engine.generate(family, model, prompts, features, params, request.seed, first)
             else:
-                trajectories = begin(prompts, params, environment.settings.max_turns, first)
+                trajectories = environment.begin(prompts, params, first)
                 answer = environment.answers(model, features)
                 engine.generate_turns(family, model, trajectories, features, params, request.seed, answer)
                 answers = [[one.completion() for one in group] for group in trajectories]

@@ -19,7 +19,9 @@ class ToolResponse:
     """What one call is answered with."""
 
     content: tuple[str | Frames, ...]
-    """Texts and media in the order in which they are shown; errors are texts, too."""
+    """Texts and media in the order in which they are shown; errors are texts, too. Frames may lack their pixels where
+    they have a `source`: then they are decoded only if no features of them are there (`rendering.render_observation`).
+    """
     call: ToolCall
     """The call, with its error if it had one."""
 
@@ -58,5 +60,6 @@ class Environment(Protocol):
             None ends the completion; a text is an answer that no call asked for.
 
         Raises:
-            Exception: whatever it raises is shown to the policy as an error; `CODE_ERRORS` of longrl/loading are not.
+            Exception: whatever it raises is shown to the policy as an error, and logged once with its traceback; the
+                environment then is as it was before the turn.
         """

@@ -1,63 +1,214 @@
-"""`EnvironmentRunner`: runs environments beside the engine, renders what they answer and has its media encoded."""
+"""`EnvironmentRunner`: runs environments beside the engine, renders what they answer and has its media encoded.
+
+A turn goes to one of `num_workers` processes, which answers, renders and decodes; the trainer has a thread for each of
+them, and one that encodes. Whatever an environment does, raise, hang, end its process, the policy is told, and the
+environment stays as it was before the turn.
+"""
 
 from __future__ import annotations
 
+import atexit
+import logging
+import queue
+import sys
 import threading
-from collections.abc import MutableMapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from concurrent.futures import Future
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from longrl.environments.environment import Environment, Observation, ToolResponse
+from longrl.environments.encoding import RolloutEncoder
+from longrl.environments.environment import Observation
+from longrl.environments.rendering import render_observation
 from longrl.environments.settings import EnvironmentSettings
-from longrl.environments.trajectory import Answer, Trajectory
-from longrl.features.cache import distinct_media
+from longrl.environments.tool_environment import error_response
+from longrl.environments.trajectory import Answer, Trajectory, begin
+from longrl.environments.worker import StepReply, StepRequest, WorkerSetup
+from longrl.environments.worker_processes import EnvironmentProcess, EnvironmentProcesses, LostProcess
 from longrl.io.functions import resolve_function
 from longrl.models.base import CausalFamily
-from longrl.turns import ToolCall
-from longrl.types import Observed
+from longrl.types import Observed, Prompt, SamplingParams
+
+logger = logging.getLogger(__name__)
+
+CALL_END = "</tool_call>"
+MAX_DISTINCT_WARNINGS = 200
+"""Of a run; equal ones are logged once."""
+Job = Callable[["Lane"], None]
 
 
 class EnvironmentRunner:
-    """The environments of a rank's rollouts.
+    """The environments of a rank's rollouts. Processes start with the first turn, and end by `close`.
 
     Args:
         settings: which environment, and its limits.
         family: renders what it answers.
+
+    Raises:
+        ValueError: there is no such environment, or no token that ends a call where turns are to end with it.
     """
 
     def __init__(self, settings: EnvironmentSettings, family: CausalFamily) -> None:
         self.settings = settings
         self.family = family
-        self._make = resolve_function(settings.make, "rollout.environment.make")
-        self._threads = ThreadPoolExecutor(settings.num_workers)
-        self._environments: dict[int, Environment] = {}
-        self._encoding = threading.Lock()
+        self._make = resolve_function(settings.make, "rollout.environment.make", classes=True)
+        self.stop_token_ids = (call_end_token(family),) if settings.stop_at_call else ()
+        """Tokens that end a turn beside the family's end tokens."""
+        self._processes = EnvironmentProcesses(WorkerSetup(sys.path, settings.make, settings.options, family))
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._lanes: list[Lane] = []
+        self._warned: set[str] = set()
+        self._is_closed = False
+
+    @property
+    def tools(self) -> Sequence[Mapping[str, Any]]:
+        """Schemas of the environment's tools, for chat templates."""
+        return self._make(**self.settings.options).tools
+
+    def begin(self, prompts: Sequence[Prompt], sampling: SamplingParams, first: int = 0) -> list[list[Trajectory]]:
+        """The trajectories of each prompt under the environment's limits; see `trajectory.begin`."""
+        groups = begin(prompts, sampling, self.settings.max_turns, first)
+        for group in groups:
+            for trajectory in group:
+                trajectory.stop_token_ids = self.stop_token_ids
+                trajectory.max_observed_tokens = self.settings.max_observed_tokens
+        return groups
 
     def answers(self, model: nn.Module, features: MutableMapping[str, Tensor]) -> Answer:
-        """Asks environments for a rollout; what they show goes through the encoder once, into `features`."""
+        """Asks environments for a rollout; what they show goes through the encoder once, into `features`.
+
+        It is encoded as the caller would: on its device and stream, in its autocast context, without gradient.
+        """
+        assert not self._is_closed, "it was closed"
+        if not self._lanes:
+            self._lanes = [Lane(self._processes, self._jobs) for _ in range(self.settings.num_workers)]
+            atexit.register(self.close)
+        encoder = RolloutEncoder(self.family, model, features)
 
         def answer(trajectory: Trajectory) -> Future[Observed | None]:
-            return self._threads.submit(self._step, trajectory, model, features)
+            future: Future[Observed | None] = Future()
+
+            def job(lane: Lane) -> None:
+                try:
+                    self._answer(lane, trajectory, encoder, future)
+                except BaseException as error:  # it ends the run, in the thread that waits for the future
+                    if not future.done():
+                        future.set_exception(error)
+
+            self._jobs.put(job)
+            return future
 
         return answer
 
-    def _step(self, trajectory: Trajectory, model: nn.Module, features: MutableMapping[str, Tensor]) -> Observed | None:
-        key = id(trajectory)
-        if key not in self._environments:
-            self._environments[key] = self._make(**self.settings.options)
-            self._environments[key].reset(trajectory.prompt.row)
-        result = self._environments[key].step(trajectory.text)
-        if result is None:
-            return None
-        if isinstance(result, str):
-            result = Observation((ToolResponse((result,), ToolCall("")),))
-        responses = [response.content for response in result.responses]
-        calls = tuple(response.call for response in result.responses)
-        observed = self.family.observation(responses, ended=True, calls=calls)
-        with self._encoding, torch.no_grad():
-            for item in distinct_media([observed]):
-                if item.key not in features:
-                    (features[item.key],) = self.family.encode_media(model, [item])
-        return observed
+    def close(self) -> None:
+        """Ends the processes, also those that are asked something."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        for _ in self._lanes:
+            self._jobs.put(None)
+        self._processes.close()
+        atexit.unregister(self.close)
+
+    # -- a turn, in a lane's thread ------------------------------------------------------------------------------
+
+    def _answer(
+        self, lane: Lane, trajectory: Trajectory, encoder: RolloutEncoder, future: Future[Observed | None]
+    ) -> None:
+        left = self.settings.max_observed_tokens - trajectory.num_observed
+        ended = int(trajectory.turn_ids[-1]) in self.family.end_token_ids
+        text = turn_text(self.family, trajectory)
+        request = StepRequest(trajectory.environment_state, trajectory.prompt.row, text, ended, left)
+        with encoder.claims() as claims:
+            reply = self._ask(lane, request, claims.needed)
+            self._log(reply.warnings)
+            if reply.problem is not None:
+                raise ValueError(reply.problem)
+            trajectory.environment_state = reply.state
+            if reply.observed is None:
+                future.set_result(None)
+                return
+            claims.encode(reply.observed, future)
+
+    def _ask(self, lane: Lane, request: StepRequest, needed: Callable[[Sequence[str]], frozenset[str]]) -> StepReply:
+        """What a process answers; an error for the policy where it hangs or ends."""
+        seconds = self.settings.seconds_per_call
+        process = lane.process()
+        try:
+            return process.ask(request, seconds, needed)
+        except TimeoutError:
+            problem = f"no answer within {seconds:g} s; ask for less"
+        except LostProcess:
+            if self._is_closed:
+                raise
+            problem = "the tool's process ended without an answer; ask for something else"
+        lane.drop()
+        self._log([f"row {request.row.id!r}: {problem}"])
+        observation = Observation((error_response("", {}, problem, seconds),))
+        observed = render_observation(self.family, observation, request.ended, request.tokens_left)
+        return StepReply(request.state, observed)
+
+    def _log(self, warnings: Sequence[str]) -> None:
+        for text in warnings:
+            if text not in self._warned and len(self._warned) < MAX_DISTINCT_WARNINGS:
+                self._warned.add(text)
+                logger.warning("rollout.environment: %s", text)
+
+
+class Lane:
+    """A thread of the trainer with a process of its own, which it starts when it needs one.
+
+    Args:
+        processes: where it gets them.
+        jobs: what all lanes do; None ends one.
+    """
+
+    def __init__(self, processes: EnvironmentProcesses, jobs: queue.SimpleQueue[Job | None]) -> None:
+        self._processes = processes
+        self._jobs = jobs
+        self._process: EnvironmentProcess | None = None
+        threading.Thread(target=self._run, name="environments", daemon=True).start()
+
+    def process(self) -> EnvironmentProcess:
+        """Its process."""
+        if self._process is None:
+            self._process = self._processes.start()
+        return self._process
+
+    def drop(self) -> None:
+        """Ends its process."""
+        if self._process is not None:
+            self._process.close()
+            self._process = None
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job(self)
+        self.drop()
+
+
+def call_end_token(family: CausalFamily) -> int:
+    """The token `</tool_call>`.
+
+    Raises:
+        ValueError: the tokenizer has none.
+    """
+    ids = family.tokenizer(CALL_END, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1:
+        raise ValueError(
+            f"rollout.environment.stop_at_call needs a tokenizer with {CALL_END} as one token, and that of "
+            f"{type(family).__name__} writes it as {len(ids)}; set it to false, and turns end with the end token"
+        )
+    return int(ids[0])
+
+
+def turn_text(family: CausalFamily, trajectory: Trajectory) -> str:
+    """The last turn as environments read it: with its tags, also where they are special tokens."""
+    tokenizer = family.tokenizer
+    if family.keep_special_tokens or CALL_END not in getattr(tokenizer, "all_special_tokens", ()):
+        return trajectory.text
+    ids = trajectory.turn_ids.tolist()
+    if ids[-1] in family.end_token_ids:
+        ids.pop()
+    return family.chat.opening + tokenizer.decode(ids, skip_special_tokens=False)

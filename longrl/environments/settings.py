@@ -29,6 +29,8 @@ class EnvironmentSettings:
     """Tokens that a completion is shown, over all its turns; an answer that does not fit is replaced by an error."""
     seconds_per_call: float = 30.0
     """After so long a turn's calls are cut, and the policy is told."""
+    show_tools: bool = True
+    """Have prompts describe the tools, as the chat template does; False where rows say what they are."""
     stop_at_call: bool = False
     """End a turn with the token `</tool_call>`, whether or not the policy would go on; one call per turn."""
     num_workers: int = 2

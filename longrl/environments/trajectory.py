@@ -33,6 +33,13 @@ class Trajectory:
         self.max_turns = max_turns
         self.stop_token_ids: tuple[int, ...] = ()
         """Tokens that end a turn beside the end tokens of the family."""
+        self.max_observed_tokens = 0
+        """Of all that it is shown; an engine plans its memory by it."""
+        self.experts: Tensor | None = None
+        """Of the completion, once it has ended; those of `Completion`."""
+        self.prompt_experts: Tensor | None = None
+        self.environment_state: bytes | None = None
+        """Its environment between two turns, as `EnvironmentRunner` keeps it; None before the first answer."""
         self.turns: list[Turn] = []
         self.num_sampled = 0
         """n"""
@@ -57,6 +64,11 @@ class Trajectory:
     def num_policy_turns(self) -> int:
         """Turns that the policy has taken."""
         return sum(turn.role == "assistant" for turn in self.turns)
+
+    @property
+    def turn_ids(self) -> Tensor:
+        """[s] token ids of the last turn, once one has been added."""
+        return self._ids[-1]
 
     @property
     def text(self) -> str:
@@ -138,9 +150,11 @@ class Trajectory:
             finish_reason=self.finish_reason,
             sampled=torch.cat(self._sampled) if was_shown else None,
             position_ids=torch.cat(self._positions, 1) if was_shown else None,
-            # Pixels were for the encoder alone; where they came from stays known.
-            media=tuple(replace(item, patches=item.patches[:0]) for item in self.media),
+            # Pixels were for the encoder alone; where they came from stays known. A view would keep and send them all.
+            media=tuple(replace(item, patches=item.patches[:0].clone(), is_whole=True) for item in self.media),
             turns=tuple(self.turns),
+            experts=self.experts,
+            prompt_experts=self.prompt_experts,
         )
 
 

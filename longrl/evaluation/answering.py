@@ -127,6 +127,7 @@ def doc_hash(row: Row) -> str:
         content[kind] = [Path(path).name for path in content[kind]]
     if not row.messages:  # no conversation: the hash is that of releases before 0.2
         del content["messages"], content["response"]
+    del content["trace"]  # what a target has beside its last turn decides no answer
     return hash_json(content, default=repr)  # metadata may hold anything, such as dates
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -102,14 +102,27 @@ class FeatureCache:
         self.num_encoded += len(missing)
         self.num_requested += len(media) if counted else len(missing)
         # 3. The least recently used go first; those of this call stay whatever their size.
-        for item in media:
-            self._features.move_to_end(item.key)
         features = {item.key: self._features[item.key] for item in media}
+        self._keep(features)
+        return features
+
+    def find(self, key: str) -> Tensor | None:
+        """[N, D] features that are in memory, from any thread; that changes nothing, for other ranks ask for others."""
+        return self._features.get(key)
+
+    def add(self, features: Mapping[str, Tensor]) -> None:
+        """Takes features that were encoded elsewhere: the same in the same order on all ranks of the group."""
+        self._features.update(features)
+        self._keep(features)
+
+    def _keep(self, features: Mapping[str, Tensor]) -> None:
+        """Makes features the most recently used, and lets go of others as long as all are too large."""
+        for key in features:
+            self._features.move_to_end(key)
         size = sum(tensor.nbytes for tensor in self._features.values())
         while size > self.max_bytes and len(self._features) > len(features):
             _, oldest = self._features.popitem(last=False)
             size -= oldest.nbytes
-        return features
 
     def metrics(self) -> dict[str, float]:
         """How the cache on disk served all ranks since the last call, which all must make; nothing without one.
@@ -161,11 +174,16 @@ def encode_shard(
     shard = FrameShard(parallel.sp_group.rank, parallel.sp_group.size)
     features: list[Tensor] = []
     together: list[Media] = []
-    for item in media:
-        count = len(shard.temporal_patches(item.grid_thw[0]))
+    for index, item in enumerate(media):
+        count = len(encoded_patches(item, index, shard))
         if not count:  # few temporal patches, and other ranks have them
             continue
         local = replace(item, grid_thw=(count, *item.grid_thw[1:]))
+        if local.source is None and not local.patches.numel():
+            raise ValueError(
+                f"a completion was shown a {item.kind} ({item.key}) whose pixels are not kept and whose features are "
+                "gone; an environment's frames need a `source` that gives them again"
+            )
         parts = [local] if local.source is None else patched_parts(family, local)
         if not one_by_one:
             together += parts
@@ -179,6 +197,17 @@ def encode_shard(
         pixels = torch.zeros(1, 3, 56, 56, dtype=torch.uint8)
         return family.encode_media(model, [family.patch(Frames("image", pixels, (0.0,), "black"))])[0][:0]
     return torch.cat(features)
+
+
+def encoded_patches(item: Media, index: int, shard: FrameShard) -> range:
+    """The temporal patches of a media item that a rank encodes; of whole items, by their index, ranks take turns.
+
+    So a whole item is encoded in calls of the same sizes whatever the ranks, and has the same bits again.
+    """
+    num_patches = item.grid_thw[0]
+    if item.is_whole:
+        return range(num_patches if index % shard.size == shard.rank else 0)
+    return shard.temporal_patches(num_patches)
 
 
 def patched_parts(family: EncodesMedia, item: Media) -> Iterator[Media]:
@@ -233,10 +262,10 @@ def row_indices(family: EncodesMedia, media: Sequence[Media], num_ranks: int) ->
         shard = FrameShard(rank, num_ranks)
         local = [torch.empty(0, dtype=torch.int64)]
         offset = 0
-        for item in media:
+        for index, item in enumerate(media):
             num_rows = family.num_features(item)
             rows_per_patch = family.num_features(item.part(1))
-            patches = shard.temporal_patches(item.grid_thw[0])
+            patches = encoded_patches(item, index, shard)
             start = min(patches.start * rows_per_patch, num_rows)
             stop = min(patches.stop * rows_per_patch, num_rows)  # the last window of a sound may be shorter
             local.append(torch.arange(offset + start, offset + stop))

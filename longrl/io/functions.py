@@ -29,13 +29,16 @@ else:
 EXAMPLES = "an import path like longrl.rewards.accuracy, or file.py:function"
 
 
-def import_function(path: str, option: str, called_with: Sequence[str] = ()) -> Callable[..., Any]:
+def import_function(
+    path: str, option: str, called_with: Sequence[str] = (), classes: bool = False
+) -> Callable[..., Any]:
     """Finds the function at an import path or in a file; relative files lie in the working folder.
 
     Args:
         path: `package.module.function` or `folder/file.py:function`.
         option: where the path was given, for errors: `data.row_function`.
         called_with: names of what it will be called with, by position; () where that is not known.
+        classes: a class will do, for what is called makes something.
 
     Raises:
         ValueError: there is no such module, file or function, and the message names the nearest ones; or the file
@@ -60,26 +63,29 @@ def import_function(path: str, option: str, called_with: Sequence[str] = ()) -> 
     else:
         module = _import_module(location, path, option)
     if not hasattr(module, name):
-        names = [key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")]
+        is_wanted = callable if classes else inspect.isfunction
+        names = [key for key, value in vars(module).items() if is_wanted(value) and not key.startswith("_")]
         near = difflib.get_close_matches(name, names) or names
         raise ValueError(f"{option} {path!r}: {location} has no {name!r}; it has {', '.join(near) or 'no functions'}")
     function: Any = getattr(module, name)
-    check_function(function, path, option)
+    check_function(function, path, option, classes)
     check_arguments(function, option, called_with)
     return function
 
 
-def resolve_function(function: Function | str, option: str, called_with: Sequence[str] = ()) -> Function:
+def resolve_function(
+    function: Function | str, option: str, called_with: Sequence[str] = (), classes: bool = False
+) -> Function:
     """The function itself, or the one at a path; arguments and errors are those of `import_function`."""
-    resolved: Any = import_function(function, option) if isinstance(function, str) else function
-    check_function(resolved, function, option)
+    resolved: Any = import_function(function, option, classes=classes) if isinstance(function, str) else function
+    check_function(resolved, function, option, classes)
     check_arguments(resolved, option, called_with)
     return resolved
 
 
-def check_function(function: object, given: object, option: str) -> None:
+def check_function(function: object, given: object, option: str, classes: bool = False) -> None:
     """Raises ValueError for a class in the place of its instance, and for what cannot be called."""
-    if inspect.isclass(function):
+    if inspect.isclass(function) and not classes:
         raise ValueError(
             f"{option} must be a function, got the class {function.__name__}; write it as class_path with init_args, "
             "so that an instance is made"

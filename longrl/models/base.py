@@ -22,8 +22,9 @@ from longrl.models.chunked_logprobs import chunked_logprobs
 from longrl.models.engine_adapter import EngineAdapter
 from longrl.models.expert_routing import expert_rows, layer_inputs
 from longrl.models.lora import LoRASettings, export_adapters
+from longrl.models.patching import PatchesMedia
 from longrl.models.planning_sizes import HasPlanningSizes
-from longrl.models.reading import PatchesMedia, RendersPrompts
+from longrl.models.reading import RendersPrompts
 from longrl.strategies.sequence import NO_SEQUENCE_PARALLEL, SequenceParallel
 from longrl.types import Dtype, Features, GroupSpan, Media, Packed, PolicyOutput, to_device
 

@@ -10,6 +10,7 @@ tokenized as ever.
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -32,8 +33,12 @@ OPENING_TAG = re.compile(r"\s*<think>")
 CLOSED_AT_ONCE = "\n</think>\n\n"
 """What stands between an opened `<think>` and an answer without reasoning, as in Qwen3's own template."""
 PROBE = "one-two-three"
+PARTS_PROBE = [{"type": "text", "text": PROBE}]
+UNKNOWN_ROLE = "nobody"
+CALL_TAG = "<tool_call>"
 Message = Mapping[str, Any]
 """`role` and `content`, as chat templates read them."""
+QUESTION: Message = {"role": "user", "content": "?"}
 
 
 def break_token(match: re.Match[str]) -> str:
@@ -134,7 +139,7 @@ class ChatTokens:
         """What the template writes behind the last of some messages; "" where it leaves their text out."""
         if self.tokenizer.chat_template is None:
             return ""
-        for content in (PROBE, [{"type": "text", "text": PROBE}]):
+        for content in (PROBE, PARTS_PROBE):
             try:
                 chat = self.apply([{"role": role, "content": content} for role in roles], **options)
             except Exception as error:  # a template may refuse one form of content by whatever fails first
@@ -143,6 +148,96 @@ class ChatTokens:
             if PROBE in chat:
                 return chat.rpartition(PROBE)[2]
         return ""
+
+    # -- what it says of tools -------------------------------------------------------------------------------------
+
+    def has_role(self, role: str, content: Any = PROBE) -> bool:
+        """True if the template has words of its own for messages of a role behind an answer.
+
+        False where it refuses them, leaves them out, or writes any role's name as it is, as ChatML does.
+
+        Args:
+            role: of the message.
+            content: what it says: `PROBE`, or `PARTS_PROBE` if it is to take media.
+        """
+        before = [QUESTION, {"role": "assistant", "content": "!"}]
+        written = self._filled([*before, {"role": role, "content": content}])
+        unknown = self._filled([*before, {"role": UNKNOWN_ROLE, "content": content}])
+        return PROBE in written and written != unknown.replace(UNKNOWN_ROLE, role)
+
+    def _filled(self, messages: Sequence[Message], **options: Any) -> str:
+        """The template up to the next answer; "" where it refuses the messages."""
+        try:
+            return self.apply(messages, add_generation_prompt=True, **options)
+        except Exception as error:  # as in `_behind_probe`
+            logger.debug("the chat template refuses %r: %r", messages, error)
+            return ""
+
+    def behind_answer(self, messages: Sequence[Message], ended: bool) -> tuple[str, bool]:
+        """What the template writes behind an answer, up to where the next one begins, and whether its end token leads.
+
+        Args:
+            messages: between the two.
+            ended: the answer has its end token: white space before it is left out.
+
+        Raises:
+            ValueError: the template takes no such messages.
+        """
+        before = [QUESTION, {"role": "assistant", "content": PROBE}]
+        try:
+            chat = self.apply([*before, *messages], add_generation_prompt=True)
+        except Exception as error:  # as in `_behind_probe`
+            raise ValueError(
+                f"the chat template takes no message of {messages[0]['role']!r} behind an answer ({error}), so a "
+                "completion cannot be shown anything; name another one by model.family.init_args.chat_template_file"
+            ) from error
+        _, found, written = chat.partition(PROBE)
+        assert found, "a template writes what the assistant said last"
+        end = self.tokenizer.decode([self.turn_end])
+        match = re.match(rf"\s*{re.escape(end)}", written)
+        if match is not None and ended:
+            written = written[match.end() - len(end) :]
+        return written, match is not None
+
+    @functools.cached_property
+    def reads_tools(self) -> bool:
+        """True if the template offers `tools`, to be called in `<tool_call>` tags as environments read them."""
+        parameters = {"type": "object", "properties": {}, "required": []}
+        function = {"name": PROBE, "description": "?", "parameters": parameters}
+        written = self._filled([QUESTION], tools=[{"type": "function", "function": function}])
+        return PROBE in written and CALL_TAG in written
+
+    def with_calls(self, text: str, calls: Sequence[Mapping[str, Any]]) -> str:
+        """What the assistant says, with its tool calls as the template writes them; as Hermes does where it has none.
+
+        Args:
+            text: before the calls.
+            calls: `{"name": .., "arguments": {..}}`.
+        """
+        message = {
+            "role": "assistant",
+            "content": PROBE,
+            "tool_calls": [{"type": "function", "function": call} for call in calls],
+        }
+        end = self.tokenizer.decode([self.turn_end])
+        written = self._filled([QUESTION, message]).partition(PROBE)[2].partition(end)[0]
+        if CALL_TAG not in written or calls[-1]["name"] not in written:
+            lines = [
+                json.dumps({"name": call["name"], "arguments": call["arguments"]}, ensure_ascii=False) for call in calls
+            ]
+            written = "".join(f"\n{CALL_TAG}\n{line}\n</tool_call>" for line in lines)
+        return text + written if text.strip() else written.lstrip()
+
+    @functools.cached_property
+    def default_system(self) -> str | None:
+        """The system message that the template writes where a chat has none; None if it takes none at all."""
+        before, found, behind = self._filled([{"role": "system", "content": PROBE}, QUESTION]).partition(PROBE)
+        if not found:
+            return None
+        plain = self._filled([QUESTION])
+        if len(plain) < len(before) + len(behind) or not (plain.startswith(before) and plain.endswith(behind)):
+            return ""
+        return plain[len(before) : len(plain) - len(behind)]
 
     def continue_opening(self, response: str) -> str:
         """A response as it goes on where the template stopped, which may have opened its `<think>`, or closed it.

@@ -12,10 +12,11 @@ model it trains. A new one is a subclass of `longrl.models.base.CausalFamily`, w
                         temporal_patches_per_encode, supports_audio, use_audio_in_video, dtype
     RendersPrompts      what does a row look like as token ids and positions?
         media           media_token_ids
-        default         load_processing, reads_media, render, chat, chat_ids, row_messages, chat_content, system_prompt,
-                        media_text, media_pieces, placeholder_ids, position_ids, num_axes, encode_response,
-                        encode_last_turn, end_token_ids, decode, keep_special_tokens, answer_tokens, identity,
-                        answer_options, training_options, later_options
+        default         load_processing, reads_media, render, chat, chat_ids, tokenize_chat, row_messages, chat_content,
+                        system_prompt, tools, media_text, media_pieces, placeholder_ids, position_ids, num_axes,
+                        encode_response, encode_last_turn, observation, continuation, end_token_ids, decode,
+                        keep_special_tokens, answer_tokens, identity, answer_options, training_options,
+                        later_options
     EncodesMedia        how do patches become features?
         media           media_encoders, encode_media
         default         trained_encoders, projectors, feature_size, encoder_settings
@@ -51,9 +52,10 @@ the family's own hooks behind what is wrong. Example, a language model of transf
 from longrl.models.base import CausalFamily, EncodesMedia, TextStack
 from longrl.models.building import BuildsModel
 from longrl.models.engine_adapter import EngineAdapter
+from longrl.models.patching import PatchesMedia
 from longrl.models.planning_sizes import HasPlanningSizes
 from longrl.models.pretrained_folder import PretrainedFolder
-from longrl.models.reading import PatchesMedia, RendersPrompts
+from longrl.models.reading import RendersPrompts
 
 CAPABILITIES: tuple[type, ...] = (
     PretrainedFolder, PatchesMedia, RendersPrompts, EncodesMedia, TextStack, EngineAdapter, BuildsModel,

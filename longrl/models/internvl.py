@@ -23,10 +23,10 @@ from longrl.io.number_ranges import COUNT, check_ranges
 from longrl.io.weight_folder import read_json_object
 from longrl.models.building import OWN_WEIGHTS
 from longrl.models.expert_routing import num_experts
+from longrl.models.patching import GridTHW
 from longrl.models.planning_sizes import TextSizes, VisionSizes
 from longrl.models.processor_family import ProcessorFamily
 from longrl.models.qwen_vl import structure_of
-from longrl.models.reading import GridTHW
 from longrl.types import Frames, Media, MediaKind, Prompt, UnusableSample
 
 logger = logging.getLogger(__name__)

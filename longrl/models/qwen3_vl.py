@@ -23,7 +23,7 @@ from typing_extensions import override
 from longrl.models.base import CausalFamily
 from longrl.models.expert_routing import num_experts
 from longrl.models.qwen_vl import Qwen2_5_VLFamily, mrope_positions
-from longrl.types import Media, MediaKind, Row
+from longrl.types import Media, MediaKind
 
 FACTOR = 32 * 32
 """Pixels of a feature: patches of 16 x 16, merged 2 x 2."""
@@ -64,8 +64,8 @@ class Qwen3VLFamily(Qwen2_5_VLFamily):
     # -- prompts -------------------------------------------------------------------------------------------------
 
     @override
-    def chat_ids(self, text: str, media: Sequence[Media], row: Row) -> list[int]:
-        ids = super().chat_ids(text, media, row)
+    def tokenize_chat(self, chat: str, media: Sequence[Media]) -> list[int]:
+        ids = super().tokenize_chat(chat, media)
         return ids if self.outer_vision_marks else _without_marks(ids, self.config)
 
     @override

@@ -17,9 +17,9 @@ from typing_extensions import override
 
 from longrl.io.number_ranges import COUNT, check_ranges
 from longrl.models.building import OWN_WEIGHTS
+from longrl.models.patching import GridTHW
 from longrl.models.planning_sizes import TextSizes, VisionSizes
 from longrl.models.processor_family import ProcessorFamily
-from longrl.models.reading import GridTHW
 from longrl.types import Frames, Media, MediaKind, Prompt
 
 

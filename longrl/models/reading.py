@@ -1,4 +1,4 @@
-"""The way from rows to prompts: pixels and patches, chat template, placeholders, positions.
+"""The way from rows to prompts, and from what tools answer to tokens: chat template, placeholders, positions.
 
 Runs in loader workers and touches no weights. Letters: F frames, A position axes, T prompt tokens, S response tokens.
 """
@@ -9,138 +9,36 @@ import functools
 import hashlib
 import inspect
 import json
-import statistics
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from longrl.models.chat_tokens import (
-    BREAK,
     MEDIA_TAG as MEDIA_TAG,
+    PARTS_PROBE,
     PROBE,
     ChatTokens,
     Message,
     break_token,
     end_token_ids,
 )
-from longrl.models.pretrained_folder import PretrainedFolder
+from longrl.models.patching import PatchesMedia
+from longrl.models.tool_prompts import as_users, join_answers, with_tools
 from longrl.turns import ToolCall
 from longrl.types import (
     AudioClip,
     Continuation,
-    Dtype,
     Frames,
     Media,
     MediaKind,
     Observed,
     Prompt,
     Row,
-    TemporalPatchSize,
     UnusableSample,
 )
-
-GridTHW = tuple[int, int, int]
-"""Patches along time, height and width."""
-
-
-class PatchesMedia(PretrainedFolder):
-    """What of an image, video or sound does the encoder read, and how many tokens is it?"""
-
-    supports_audio: bool = False
-    """True if it reads sound."""
-    use_audio_in_video: bool = False
-    """True if a video is shown with its sound track."""
-    dtype: Dtype = "float32"
-    """Precision of the encoder's weights, in which it reads patches."""
-
-    def grid(
-        self, num_frames: int, height: int, width: int, *, kind: MediaKind = "video", resized: bool = False
-    ) -> GridTHW:
-        """Patches along time, height and width of an image or video; needs no pixels.
-
-        Args:
-            num_frames: of the video.
-            height: of a frame in pixels.
-            width: of a frame in pixels.
-            kind: `image` or `video`.
-            resized: height and width are the encoder's already, as `resize` leaves them.
-        """
-        self._refuse_media(kind)
-
-    def pixel_patches(self, frames: Frames) -> Tensor:
-        """[number of patches, values of a patch] of an image or some frames of a video, as the encoder reads them."""
-        self._refuse_media(frames.kind)
-
-    def num_features(self, media: Media) -> int:
-        """Rows of a media item's features: one for each of its placeholder tokens."""
-        self._refuse_media(media.kind)
-
-    def _refuse_media(self, kind: MediaKind) -> NoReturn:
-        readable = "text only" if type(self).grid is PatchesMedia.grid else f"no {kind}"
-        raise UnusableSample(
-            None,
-            f"{type(self).__name__} reads {readable}, but the row has a {kind}; use a family that reads it, or rows "
-            "without media",
-        )
-
-    @property
-    def temporal_patch_size(self) -> int | TemporalPatchSize:
-        """Video frames that the encoder reads together: ranks share a video in such temporal patches."""
-        return 1
-
-    def temporal_patches_per_encode(self, media: Media) -> int:
-        """Temporal patches of a media item that are patched and encoded at once; by default all of them."""
-        return media.grid_thw[0]
-
-    def resize(self, frames: Frames) -> Frames:
-        """Part of a video in the size in which the encoder reads it, so that no more than a part is held full-size.
-
-        Each frame on its own, and `patch` must give the same with or without it. By default `pixel_patches` does it.
-        """
-        return frames
-
-    def outline_media(self, frames: Any) -> Media:
-        """The media item of decoded `Frames` (or an `AudioClip`) without its patches; the pixels may be elsewhere."""
-        kind = frames.kind
-        if kind == "audio":
-            self._refuse_media(kind)
-        times = frames.timestamps
-        num_frames = len(times)
-        height, width = frames.pixels.shape[-2:]
-        grid = self.grid(num_frames, height, width, kind=kind, resized=frames.resized)
-
-        # Frames of a temporal patch, their mean time, and the spacing of neighbours.
-        size = self.temporal_patch_size if kind == "video" else 1
-        num_together = size if isinstance(size, int) else size.of(num_frames)
-        starts = range(0, num_frames, num_together)
-        seconds = float(kind == "video")
-        if num_frames > 1:
-            seconds = num_together * (times[-1] - times[0]) / (num_frames - 1)
-
-        return Media(
-            kind=kind,
-            patches=torch.empty(0, 0),
-            grid_thw=grid,
-            seconds_per_temporal_patch=seconds,
-            timestamps=tuple(statistics.fmean(times[start : start + num_together]) for start in starts),
-            key=f"{frames.key}-{grid[1]}x{grid[2]}",  # names the features: what was decoded, and at which size
-            temporal_patch_size=num_together,
-        )
-
-    def patch(self, frames: Any) -> Media:
-        """The media item of decoded `Frames` (or an `AudioClip`) with patches, as by the model's own processor."""
-        outline = self.outline_media(frames)
-        if not len(frames.pixels):  # another rank has them
-            return outline
-        return replace(outline, patches=self.pixel_patches(frames))
-
-    def patch_all(self, frames: Sequence[Frames | AudioClip]) -> list[Media]:
-        """`patch` of all media of a prompt, for a family in which one depends on the others."""
-        return [self.patch(item) for item in frames]
 
 
 class RendersPrompts(PatchesMedia):
@@ -152,7 +50,7 @@ class RendersPrompts(PatchesMedia):
     """Options of this class, not of those it inherits from, that decide answers; `identity` begins with them."""
     training_options: ClassVar[tuple[str, ...]] = ()
     """Options of this class, not of those it inherits from, that decide no answer: how weights are found or trained."""
-    later_options: ClassVar[tuple[str, ...]] = ("keep_special_tokens", "answer_tokens")
+    later_options: ClassVar[tuple[str, ...]] = ("keep_special_tokens", "answer_tokens", "tools")
     """Options that decide answers and count where they are set: answers stored before there were any are found."""
     chat_template_kwargs: dict[str, Any]
     """Passed to the chat template."""
@@ -162,6 +60,9 @@ class RendersPrompts(PatchesMedia):
     """Special tokens that targets and earlier answers may hold; others are text there."""
     system_prompt: str | None = None
     """A message before the user's; None leaves it to the chat template."""
+    tools: Sequence[Mapping[str, Any]] = ()
+    """JSON schemas of the tools that prompts offer, as chat templates take them: those of `rollout.environment`, whose
+    callback sets them here before rows are rendered. Without any, rows that have `metadata["tools"]` offer those."""
 
     def load_processing(self) -> None:
         """As `PretrainedFolder.load_processing`, and what completions are read by."""
@@ -302,27 +203,33 @@ class RendersPrompts(PatchesMedia):
                     content.append({"type": part})
                 elif part:
                     content.append({"type": "text", "text": self.chat.special.sub(break_token, part)})
-            plain = "".join(part.get("text", "") for part in content)
-            messages = [{"role": "user", "content": self.chat_content(content) if media else plain}]
+            messages = [{"role": "user", "content": self._content(content)}]
             if self.system_prompt is not None:
                 system = self.chat.special.sub(break_token, self.system_prompt)
                 messages.insert(0, {"role": "system", "content": system})
 
         # 2. What the template writes, as ids.
-        chat = self.media_text(self.chat.apply(messages, add_generation_prompt=True), media)
-        if BREAK in chat:
-            return self.chat.encode(chat)
-        return self.tokenizer(chat, add_special_tokens=False)["input_ids"]
+        messages, options = with_tools(self.chat, messages, self.tools or row.metadata.get("tools", ()))
+        return self.tokenize_chat(self.chat.apply(messages, add_generation_prompt=True, **options), media)
+
+    def tokenize_chat(self, chat: str, media: Sequence[Media]) -> list[int]:
+        """Token ids of a filled template, or a part of it, with one placeholder token for each of the `media_pieces`.
+
+        Special tokens that a row spells are text (`break_token`).
+        """
+        return self.chat.encode(self.media_text(chat, media))
 
     def row_messages(self, row: Row) -> list[Message]:
         """The messages of a conversation as the template reads them, special tokens in them being text.
 
         What the assistant said before may have declared tokens that are not special, such as `</think>`: they are its
-        own way to write, by which templates leave earlier thinking out.
+        own way to write, by which templates leave earlier thinking out. Tools that answered before are told as in
+        `observation`.
         """
         messages: list[Message] = []
         if self.system_prompt is not None and row.messages[0]["role"] not in ("system", "developer"):
-            messages.append({"role": "system", "content": self.chat.special.sub(break_token, self.system_prompt)})
+            system = self.chat.special.sub(break_token, self.system_prompt)
+            messages.append({"role": "system", "content": [{"type": "text", "text": system}]})
         for message in row.messages:
             role = message["role"]
             tokens = self.chat.special_in_answers if role == "assistant" else self.chat.declared_and_tags
@@ -330,10 +237,13 @@ class RendersPrompts(PatchesMedia):
             for part in message["content"]:
                 is_text = part["type"] == "text"
                 content.append({"type": "text", "text": tokens.sub(break_token, part["text"])} if is_text else part)
-            shows_media = any(part["type"] != "text" for part in content)
-            plain = "".join(part.get("text", "") for part in content)
-            messages.append({"role": role, "content": self.chat_content(content) if shows_media else plain})
-        return messages
+            if message.get("tool_calls"):
+                text = self.chat.with_calls("".join(part["text"] for part in content), message["tool_calls"])
+                content = [{"type": "text", "text": tokens.sub(break_token, text)}]
+            messages.append({"role": role, "content": content})
+        if self._tool_role == "user":
+            messages = join_answers(messages)
+        return [{**message, "content": self._content(message["content"])} for message in messages]
 
     def chat_content(self, content: list[dict[str, str]]) -> Any:
         """A message as the template reads it, from its texts and media: `{"type": "video"}` and the like."""
@@ -380,44 +290,75 @@ class RendersPrompts(PatchesMedia):
             responses: texts and media of each; special tokens in texts are text.
             ended: the turn has its end token; else it comes first.
             calls: that are answered.
-        """
-        # 1. Messages as the template takes them. One that knows no tools gets them in the words of Qwen's.
-        frames = [part for content in responses for part in content if not isinstance(part, str)]
-        media = tuple(self.patch_all(frames))
-        knows_tools = "tool_response" in str(self.tokenizer.chat_template)
-        messages: list[Message] = []
-        for content in responses:
-            parts: list[dict[str, str]] = []
-            for part in content:
-                if isinstance(part, str):
-                    parts.append({"type": "text", "text": self.chat.declared_and_tags.sub(break_token, part)})
-                else:
-                    parts.append({"type": part.kind})
-            if not knows_tools:
-                parts = [
-                    {"type": "text", "text": "<tool_response>\n"},
-                    *parts,
-                    {"type": "text", "text": "\n</tool_response>"},
-                ]
-            shows_media = any(part["type"] != "text" for part in parts)
-            plain = "".join(part.get("text", "") for part in parts)
-            role = "tool" if knows_tools else "user"
-            messages.append({"role": role, "content": self.chat_content(parts) if shows_media else plain})
 
-        # 2. What the template writes behind an answer, up to the next one.
-        before = [{"role": "user", "content": PROBE}, {"role": "assistant", "content": PROBE}]
-        chat = self.chat.apply([*before, *messages], add_generation_prompt=True).rpartition(PROBE)[2]
-        if ended:
-            end = self.tokenizer.decode([self.chat.turn_end])
-            chat = chat.removeprefix(end)
-        chat = self.media_text(chat, media)
-        ids = self.chat.encode(chat) if BREAK in chat else self.tokenizer(chat, add_special_tokens=False)["input_ids"]
-        input_ids = torch.tensor(self._placed(ids, media, "an observation"))
+        Raises:
+            UnusableSample: the template writes no placeholder for a medium, or the encoder cannot be shown it.
+            ValueError: the template takes neither a tool's message nor a user's behind an answer.
+        """
+        # 1. The messages.
+        media = tuple(self.patch_all([part for content in responses for part in content if not isinstance(part, str)]))
+        placed = [item for item in media if not item.is_video_track]
+        contents = [self._tagged_parts(content) for content in responses]
+        role = self._tool_role
+        parts_of = contents if role == "tool" else [as_users(contents)]
+        messages: list[Message] = [{"role": role, "content": self._content(parts)} for parts in parts_of]
+
+        # 2. What the template writes behind an answer's end, as ids. The end token stands before it while it is
+        #    tokenized, for a token may take the white space behind it.
+        chat, writes_end = self.chat.behind_answer(messages, ended)
+        ids = self.tokenize_chat(chat, placed)
+        if ended and writes_end:
+            ids = ids[1:]
+        input_ids = torch.tensor(self._placed(ids, placed, "an observation"))
 
         # 3. Positions go on where the turn ended, whatever was before.
         texts = ["".join(part if isinstance(part, str) else f"<{part.kind}>" for part in one) for one in responses]
-        positions = self.position_ids(input_ids, media)
-        return Observed(input_ids, positions, media, "\n".join(texts), calls)
+        return Observed(input_ids, self.position_ids(input_ids, media), media, "\n".join(texts), calls)
+
+    @functools.cached_property
+    def _tool_role(self) -> str:
+        """Who tells what tools answered: `tool`, or the user where the template knows no tools, or none with media."""
+        return "tool" if self.chat.has_role("tool", PARTS_PROBE if self.media_token_ids() else PROBE) else "user"
+
+    def _tagged_parts(self, content: Sequence[str | Frames]) -> list[dict[str, str]]:
+        """Texts and media of an answer as a chat template reads them; what texts spell of declared tokens is text."""
+        texts = self.chat.declared_and_tags
+        return [
+            {"type": "text", "text": texts.sub(break_token, part)} if isinstance(part, str) else {"type": part.kind}
+            for part in content
+        ]
+
+    def _content(self, parts: list[dict[str, str]]) -> Any:
+        """The content of a message: a text, if all of it is text."""
+        if any(part["type"] != "text" for part in parts):
+            return self.chat_content(parts)
+        return "".join(part["text"] for part in parts)
+
+    def continuation(self, turns: Sequence[str], observed: Sequence[Observed]) -> Continuation:
+        """The SFT target that is a trace: turns, which are taught, and between them what tools answered.
+
+        Its tokens are those that a rollout has: of each turn as of an SFT target, of the answers `observation`'s.
+
+        Args:
+            turns: of the assistant.
+            observed: what came between them, one less.
+        """
+        ids, sampled, positions = [], [], []
+        start = torch.zeros((), dtype=torch.int64)
+        for number, turn in enumerate(turns):
+            said = self.encode_response(turn)
+            parts = [(said, torch.arange(len(said)).expand(self.num_axes, -1), True)]
+            if number < len(observed):
+                parts.append((observed[number].input_ids, observed[number].position_ids, False))
+            for part_ids, part_positions, is_said in parts:
+                ids.append(part_ids)
+                sampled.append(torch.full((len(part_ids),), is_said))
+                positions.append(start + part_positions)
+                start = positions[-1].max() + 1
+        media = tuple(item for one in observed for item in one.media)
+        return Continuation(
+            torch.cat(ids), sampled=torch.cat(sampled), position_ids=torch.cat(positions, dim=1), media=media
+        )
 
     def identity(self) -> dict[str, Any]:
         """All that decides, beside the weights, how the model answers a row: options by name, in plain values.

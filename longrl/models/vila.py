@@ -20,8 +20,8 @@ from typing_extensions import override
 
 from longrl.models.base import CausalFamily
 from longrl.models.building import OWN_WEIGHTS
+from longrl.models.patching import GridTHW
 from longrl.models.planning_sizes import TextSizes, VisionSizes
-from longrl.models.reading import GridTHW
 from longrl.models.vila_config import Encoder, PoolFrames, VilaConfig, template_file
 from longrl.models.vila_model import VilaModel, local_folder
 from longrl.models.vila_tiles import resize_frames, tile_grid, with_scales, with_thumbnail

@@ -23,8 +23,9 @@ from longrl.models.base import CausalFamily, EncodesMedia, TextStack
 from longrl.models.building import BuildsModel
 from longrl.models.engine_adapter import EngineAdapter
 from longrl.models.family import hooks_of, own_hooks
+from longrl.models.patching import PatchesMedia
 from longrl.models.planning_sizes import HasPlanningSizes
-from longrl.models.reading import PatchesMedia, RendersPrompts
+from longrl.models.reading import RendersPrompts
 from longrl.testing import family_claims as claims
 from longrl.testing.family_claims import Case, DoesNotApply
 from longrl.testing.plain_forward import MediaInputs, qwen_media_inputs, stock_model
@@ -39,6 +40,7 @@ CLAIMS: dict[str, tuple[Callable[[Case], str], tuple[type, ...]]] = {
     "features": (claims.check_features, (EncodesMedia, PatchesMedia)),
     "same logits": (claims.check_same_logits, (TextStack, RendersPrompts, EncodesMedia)),
     "shared prefix": (claims.check_shared_prefix, (TextStack, RendersPrompts, EncodesMedia)),
+    "observations": (claims.check_observations, (TextStack, RendersPrompts, EncodesMedia)),
     "SFT": (claims.check_sft, (RendersPrompts, TextStack)),
     "generation": (claims.check_generation, (TextStack, RendersPrompts)),
     "cached features": (claims.check_cached_features, (EncodesMedia, PatchesMedia)),

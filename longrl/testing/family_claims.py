@@ -23,23 +23,23 @@ from longrl.engines.hf import HFEngine
 from longrl.engines.weight_stream import engine_weights
 from longrl.features.cache import FeatureCache
 from longrl.features.disk_cache import DiskCache
-from longrl.features.trainable_features import TrainableFeatures
 from longrl.models.base import CausalFamily
 from longrl.models.reading import constructor_options
 from longrl.packing import delta_kernels
-from longrl.packing.pack import pack
+from longrl.packing.pack import Continuations, continuations, pack
 from longrl.strategies.axis import Axis
-from longrl.strategies.parallel import SINGLE_RANK_GRID, Parallel
-from longrl.strategies.sequence import NO_SEQUENCE_PARALLEL, SequenceParallel
+from longrl.strategies.parallel import Parallel
+from longrl.strategies.sequence import SequenceParallel
 from longrl.testing import plain_forward
 from longrl.testing.gloo_ranks import run_on_ranks
+from longrl.testing.packed_scores import NO_LIMIT, loss_weights, packed_scores
 from longrl.testing.sample_prompts import local_frames, noise_frames, random_completions
+from longrl.testing.sample_turns import random_turns
 from longrl.types import FULL_SHARD, FrameShard, Media, MediaKind, Prompt, SamplingParams
 
 LENGTHS = ((3, 7, 1, 4), (5,), (2, 9))
 """Tokens of each prompt's completions."""
 TOLERANCE = 1e-5
-NO_LIMIT = 1 << 30
 NUM_GREEDY_TOKENS = 6
 
 
@@ -80,12 +80,6 @@ class Case:
         """Several of the first prompt, others of the next."""
         lengths = [LENGTHS[index % len(LENGTHS)] for index in range(len(self.prompts))]
         return random_completions(self.family, lengths)
-
-    @functools.cached_property
-    def loss_weights(self) -> Tensor:
-        """[N] of either sign."""
-        num_tokens = sum(len(completion) for group in self.completions for completion in group)
-        return torch.randn(num_tokens, generator=torch.Generator().manual_seed(1))
 
     def features(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """Features of all media in some prompts, by key."""
@@ -243,19 +237,40 @@ def check_same_logits(case: Case) -> str:
 
 def check_shared_prefix(case: Case) -> str:
     """Packed groups have the log-probabilities and gradients of one forward for each completion."""
-    weights = case.loss_weights
-    expected = plain_forward.separate_logps(case.plain, case.prompts, case.completions, case.media_inputs)
+    return _compare_packed(case, case.completions)
+
+
+def check_observations(case: Case) -> str:
+    """So have groups whose completions are shown text and media between their turns, at the family's positions."""
+    completions = random_turns(case.family, case.prompts)
+    num_media = 0
+    for prompt, group in zip(case.prompts, completions, strict=True):
+        for completion in group:
+            num_media += len(completion.media)
+            whole = plain_forward.whole_sequence(prompt, completion)
+            counted = case.family.position_ids(whole.input_ids, whole.media)
+            assert torch.allclose(whole.position_ids, counted), (
+                f"positions of what a completion of {prompt.id!r} is shown are not those of the whole sequence: "
+                "position_ids must count a part behind others as it counts the part alone, from there on"
+            )
+    return f"{_compare_packed(case, completions)}, with {num_media} media within completions"
+
+
+def _compare_packed(case: Case, completions: Continuations) -> str:
+    """Compares scores and gradients of packed groups with those of one forward for each completion."""
+    expected = plain_forward.separate_logps(case.plain, case.prompts, completions, case.media_inputs)
+    weights = loss_weights(len(expected))
     case.plain.zero_grad()
     (expected * weights).sum().backward()
     trains = {name for name, parameter in case.model.named_parameters() if parameter.requires_grad}
     grads = {name: grad for name, grad in plain_forward.gradients(case.plain).items() if name in trains}
-    groups = zip(case.prompts, case.completions, strict=True)
-    longest = max(len(prompt.input_ids) + max(map(len, group)) for prompt, group in groups)
+    groups = zip(case.prompts, continuations(completions), strict=True)
+    longest = max(len(prompt.input_ids) + max(len(one.token_ids) for one in group) for prompt, group in groups)
     with mock.patch.object(delta_kernels, "CHUNK_ROWS", 32):
-        _, alone = score_and_differentiate(case, share_prefix=False)
+        _, alone = packed_scores(case.family, case.model, case.prompts, completions, share_prefix=False)
     noise = plain_forward.decay_noise(alone, grads)
     for max_tokens in (longest, NO_LIMIT):
-        logps, ours = score_and_differentiate(case, max_tokens=max_tokens)
+        logps, ours = packed_scores(case.family, case.model, case.prompts, completions, max_tokens=max_tokens)
         _compare("log-probabilities of packed groups", logps, expected.detach())
         plain_forward.assert_same_gradients(ours, grads, noise=noise)
     return f"{len(weights)} log-probabilities and {len(grads)} gradients, packed and one by one"
@@ -367,7 +382,7 @@ def check_sequence_parallel(case: Case) -> str:
         raise DoesNotApply("supports_sequence_parallel is False")
     if case.num_ranks == 1:
         raise DoesNotApply("num_ranks is 1")
-    logps, grads = score_and_differentiate(case)
+    logps, grads = _scores_of_turns(case)
     # Without what is built already, and without functions that ranks do not call.
     bare = replace(case, plain_model=plain_forward.stock_model, media_inputs=plain_forward.qwen_media_inputs)
     for theirs, their_grads in run_on_ranks(_on_a_rank, case.num_ranks, bare):
@@ -376,51 +391,18 @@ def check_sequence_parallel(case: Case) -> str:
     return f"{len(logps)} log-probabilities and {len(grads)} gradients on {case.num_ranks} ranks"
 
 
+def _scores_of_turns(case: Case, *ranks: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """Of completions with and without observations, whose media are shared, too."""
+    completions = random_turns(case.family, case.prompts, case.shard)
+    return packed_scores(case.family, case.model, case.prompts, completions, *ranks)
+
+
 def _on_a_rank(case: Case) -> tuple[Tensor, dict[str, Tensor]]:
     axis = Axis.of(dist.group.WORLD)
     parallel = Parallel(world=axis, sp_group=axis)
     case = replace(case, shard=FrameShard(axis.rank, axis.size))
-    logps, grads = score_and_differentiate(case, parallel, SequenceParallel(axis))
+    logps, grads = _scores_of_turns(case, parallel, SequenceParallel(axis))
     # A rank has the part that flowed through its rows; one without any of a weight has no gradient of it.
     zeros = {name: torch.zeros_like(p) for name, p in case.model.named_parameters() if p.requires_grad}
     total = {name: axis.sum(grads.get(name, zero)) for name, zero in zeros.items()}
     return logps, {name: grad for name, grad in total.items() if grad.any()}
-
-
-def score_and_differentiate(
-    case: Case,
-    parallel: Parallel = SINGLE_RANK_GRID,
-    sequence: SequenceParallel = NO_SEQUENCE_PARALLEL,
-    max_tokens: int = NO_LIMIT,
-    share_prefix: bool = True,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """[N] log-probabilities of packed groups, and the gradients of their sum weighted by the case's loss weights.
-
-    Args:
-        case: the family and what it is checked on.
-        parallel: the ranks that share media.
-        sequence: the ranks that share sequences.
-        max_tokens: of a micro-batch.
-        share_prefix: False repeats a prompt for each of its completions.
-    """
-    family, model, prompts, weights = case.family, case.model, case.prompts, case.loss_weights
-    completions = case.completions
-    if not share_prefix:
-        prompts = [prompt for prompt, group in zip(prompts, completions, strict=True) for _ in group]
-        completions = [[completion] for group in completions for completion in group]
-    trained = None
-    if family.trained_encoders(model):
-        trained = TrainableFeatures(family, model, prompts, parallel)
-        features = trained.leaves
-    else:
-        features = FeatureCache(family, parallel=parallel).get_or_encode(model, prompts)
-    logps = torch.zeros(len(weights))
-    for packed in pack(prompts, completions, max_tokens):
-        output = family.forward(model, packed, features, 1.0, sequence)
-        logps[packed.token_index] = output.logp.detach()
-        (output.logp * weights[packed.token_index]).sum().backward()
-    if trained is not None:
-        trained.backward()
-    grads = plain_forward.gradients(model)
-    model.zero_grad()
-    return logps, grads

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from longrl.models.base import CausalFamily
-from longrl.types import Prompt
+from longrl.packing.pack import Continuations, continuations
+from longrl.types import Continuation, Prompt
 
 MediaInputs = Callable[[Prompt], Mapping[str, Any]]
 """Keywords by which a model's own forward takes the media of a prompt."""
@@ -42,35 +44,52 @@ def qwen_media_inputs(prompt: Prompt) -> dict[str, Any]:
     return inputs
 
 
-def plain_logits(
-    plain: nn.Module, prompt: Prompt, completion: Tensor, media_inputs: MediaInputs = qwen_media_inputs
-) -> Tensor:
-    """[S, V] logits of a completion's tokens. Positions on one axis are the model's own, those on several the prompt's.
+def whole_sequence(prompt: Prompt, completion: Continuation) -> Prompt:
+    """A prompt and what follows it as one prompt of T + S tokens, with all media."""
+    following = completion.position_ids
+    if following is None:
+        following = torch.arange(len(completion.token_ids)).expand(len(prompt.position_ids), -1)
+    start = prompt.position_ids.max() + 1
+    return replace(
+        prompt,
+        input_ids=torch.cat([prompt.input_ids, completion.token_ids]),
+        position_ids=torch.cat([prompt.position_ids, start + following], 1),  # [A, T + S]
+        media=prompt.media + completion.media,
+    )
 
-    transformers counts some media otherwise than the models' released code, see `longrl.models.qwen_vl`.
+
+def plain_logits(
+    plain: nn.Module, prompt: Prompt, completion: Continuation | Tensor, media_inputs: MediaInputs = qwen_media_inputs
+) -> Tensor:
+    """[n, V] logits of a completion's sampled tokens; token ids alone were all sampled.
+
+    Positions on one axis are the model's own, those on several the prompt's: transformers counts some media otherwise
+    than the models' released code, see `longrl.models.qwen_vl`.
     """
-    inputs = dict(media_inputs(prompt))
-    num_axes = len(prompt.position_ids)
-    if num_axes > 1:
-        following = (prompt.position_ids.max() + 1 + torch.arange(len(completion))).expand(num_axes, -1)
-        inputs["position_ids"] = torch.cat([prompt.position_ids, following], 1)[:, None]  # [A, 1, T + S]
-    ids = torch.cat([prompt.input_ids, completion])[None]
-    logits = plain(input_ids=ids, **inputs).logits[0]
-    return logits[len(prompt.input_ids) - 1 : -1]
+    if not isinstance(completion, Continuation):
+        completion = Continuation(completion)
+    whole = whole_sequence(prompt, completion)
+    inputs = dict(media_inputs(whole))
+    if len(prompt.position_ids) > 1:
+        inputs["position_ids"] = whole.position_ids[:, None]  # [A, 1, T + S]
+    logits = plain(input_ids=whole.input_ids[None], **inputs).logits[0]
+    logits = logits[len(prompt.input_ids) - 1 : -1]  # [S, V]
+    return logits if completion.sampled is None else logits[completion.sampled]
 
 
 def separate_logps(
     plain: nn.Module,
     prompts: Sequence[Prompt],
-    completions: Sequence[Sequence[Tensor]],
+    completions: Continuations,
     media_inputs: MediaInputs = qwen_media_inputs,
 ) -> Tensor:
-    """[N] float64 log-probabilities of all completions' tokens, a forward for each completion."""
+    """[N] float64 log-probabilities of all completions' sampled tokens, a forward for each completion."""
     logps = []
-    for prompt, group in zip(prompts, completions, strict=True):
+    for prompt, group in zip(prompts, continuations(completions), strict=True):
         for completion in group:
+            ids = completion.token_ids if completion.sampled is None else completion.token_ids[completion.sampled]
             logp = plain_logits(plain, prompt, completion, media_inputs).double().log_softmax(-1)
-            logps.append(logp.gather(-1, completion[:, None])[:, 0])
+            logps.append(logp.gather(-1, ids[:, None])[:, 0])
     return torch.cat(logps)
 
 

@@ -5,6 +5,7 @@ import torch
 
 from longrl.features.cache import FeatureCache
 from longrl.features.trainable_features import TrainableFeatures
+from longrl.modules.policy import all_media
 from longrl.packing.pack import pack
 from tests.families import FAMILIES, TEXT, cell, every, proves
 from tests.tiny import (
@@ -33,8 +34,9 @@ LENGTHS = [[3, 7, 1, 4], [5], [2, 9]]
 def packed_logps(family, model, prompts, completions, coefficients, max_tokens, trainable=True):
     """Log-probs of all tokens; leaves the gradient of their weighted sum on the model."""
     logps = torch.zeros(len(coefficients))
-    features = TrainableFeatures(family, model, prompts) if trainable else None
-    read = features.leaves if features else FeatureCache(family).get_or_encode(model, prompts)
+    media = all_media(prompts, completions)
+    features = TrainableFeatures(family, model, media) if trainable else None
+    read = features.leaves if features else FeatureCache(family).get_or_encode(model, media)
     for packed in pack(prompts, completions, max_tokens):
         output = family.forward(model, packed, read)
         logps[packed.token_index] = output.logp.detach()

@@ -25,9 +25,10 @@ from longrl.algorithms import (
     token_mean,
 )
 from longrl.modules.mini_batches import flatten_groups, make_mini_batches
-from longrl.modules.policy import OptimizerSettings, PolicyModule
+from longrl.modules.policy import OptimizerSettings, PolicyModule, all_media
 from longrl.packing.pack import pack
 from longrl.strategies.axis import SINGLE_RANK
+from longrl.testing.sample_turns import random_turns
 from longrl.types import Batch, Completion, Continuation, Group, SamplingParams
 from tests.tiny import (
     assert_same_gradients,
@@ -154,11 +155,30 @@ def batch_of(policy, groups):
     """As the rollout callback hands it over."""
     policy.configure_model()
     prompts = [group.prompt for group in groups]
-    return Batch(prompts, policy.features.get_or_encode(policy.model, prompts), groups)
+    media = all_media(prompts, answers_of(groups))
+    return Batch(prompts, policy.features.get_or_encode(policy.model, media), groups)
 
 
 def tokens_of(groups):
     return [[completion.token_ids for completion in group.completions] for group in groups]
+
+
+def answers_of(groups):
+    return [group.completions for group in groups]
+
+
+def with_turns(family, groups, pixels_left_out=False):
+    """The same groups with completions that are shown text and media between their turns."""
+    shown = random_turns(family, [group.prompt for group in groups], pixels_left_out=pixels_left_out)
+    return [
+        dataclasses.replace(group, completions=[as_completion(one) for one in turns])
+        for group, turns in zip(groups, shown, strict=True)
+    ]
+
+
+def as_completion(continuation):
+    fields = {field.name: getattr(continuation, field.name) for field in dataclasses.fields(Continuation)}
+    return Completion(**fields, logprobs=torch.zeros(continuation.num_sampled), text="", finish_reason="stop")
 
 
 # ---- the loss by hand ----
@@ -183,7 +203,7 @@ def loss_by_hand(
     """Float64 loss of [N] log-probabilities: completion by completion, token by token."""
     rewards, valid = torch.stack([g.rewards for g in groups]), torch.stack([g.valid for g in groups])
     advantages = [a for group in advantages_by_hand(rewards, valid) for a in group]
-    lengths = [len(ids) for group in tokens_of(groups) for ids in group]
+    lengths = [completion.num_sampled for group in groups for completion in group.completions]
     valid = valid.flatten().tolist()
     num_completions = sum(valid)
     num_tokens = sum(length for length, counts in zip(lengths, valid, strict=True) if counts)
@@ -219,7 +239,7 @@ def loss_by_hand(
 def gradients_by_hand(plain, groups, old=None, **options):
     """Loss and gradients of a stock model, one forward per completion."""
     plain.zero_grad()
-    logp = separate_logps(plain, [group.prompt for group in groups], tokens_of(groups))
+    logp = separate_logps(plain, [group.prompt for group in groups], answers_of(groups))
     loss = loss_by_hand(logp, logp.detach() if old is None else old.double(), groups, **options)
     loss.backward()
     return loss.item(), gradients(plain)
@@ -229,7 +249,7 @@ def off_policy(policy, groups, spread=0.5):
     """[N] sampler log-probabilities that put ratios on both sides of every clip."""
     plain = plain_model(policy.model, policy.family)
     with torch.no_grad():
-        logp = separate_logps(plain, [group.prompt for group in groups], tokens_of(groups))
+        logp = separate_logps(plain, [group.prompt for group in groups], answers_of(groups))
     return (logp + spread * torch.randn(len(logp), generator=torch.Generator().manual_seed(3))).float()
 
 

@@ -17,8 +17,8 @@ from longrl.testing.plain_forward import decay_noise
 from longrl.types import FULL_SHARD, Batch
 from tests.distributed import run_distributed
 from tests.families import proves
-from tests.modules.test_policy import disturb_text, policy_of, train, with_targets
-from tests.strategies.test_mr_sp import Case, Encode, case_prompts, on_every_rank
+from tests.modules.test_policy import disturb_text, policy_of, train
+from tests.strategies.test_mr_sp import Case, Encode, on_every_rank, taught
 from tests.tiny import assert_same_gradients
 
 
@@ -28,7 +28,7 @@ def on_one_process(case: Case) -> tuple[float, dict[str, torch.Tensor]]:
     groups = case.groups()
     batch = Batch([group.prompt for group in groups], groups=groups)
     if case.sft:
-        batch = Batch(with_targets(case_prompts(case, FULL_SHARD)))
+        batch = Batch(taught(case, FULL_SHARD))
     before = disturb_text if case.kl or case.lora else lambda policy: None
     seen = train(policy, batch, before=before, callbacks=[] if case.sft else [Encode()])
     return seen.metrics[-1]["train/loss"], seen.gradients[-1]
@@ -54,6 +54,7 @@ def test_ranks_share_sequences_of_states():
         Case(model="qwen3.5", sp=devices, budget=200, kl=True),
         Case(model="qwen3.5 text", sp=devices, prompts="text", checkpointing=True),
         Case(model="qwen3.5", sp=devices, sft=True, freeze=True),
+        Case(model="qwen3.5", sp=devices, budget=420, turns=True),
         Case(model="qwen3.5", sp=devices, lora=True, freeze=True),
     ]
     check(cases, devices)

@@ -16,11 +16,14 @@ from lightning.pytorch import Callback, Trainer
 
 from longrl.algorithms import Algorithm, token_mean
 from longrl.models.lora import LoRASettings
+from longrl.modules.policy import all_media
 from longrl.strategies.mr_sp import MRSPStrategy
+from longrl.testing.sample_turns import random_turns
 from longrl.types import FULL_SHARD, Batch, FrameShard
 from tests.distributed import run_distributed
 from tests.families import proves
 from tests.modules.test_policy import (
+    answers_of,
     disturb_text,
     gradients_by_hand,
     policy_of,
@@ -28,6 +31,7 @@ from tests.modules.test_policy import (
     tokens_of,
     train,
     with_targets,
+    with_turns,
 )
 from tests.tiny import (
     answers_with_experts,
@@ -114,6 +118,8 @@ class Case:
     compiled: bool = False
     replay: bool = False
     """Of a mixture: by experts drawn at random."""
+    turns: bool = False
+    """Completions are shown text and media between their turns."""
 
     def family(self):
         if self.vila_pool is not None:
@@ -133,12 +139,14 @@ class Case:
     def algorithm(self):
         return Algorithm(token_weights=token_mean, kl_coef=0.3 if self.kl else 0.0)
 
-    def groups(self, shard=FULL_SHARD):
+    def groups(self, shard=FULL_SHARD, pixels_left_out=False):
         family = self.family()
         groups = sampled(family, PROMPTS[self.prompts](family, shard))
+        if self.turns:
+            groups = with_turns(family, groups, pixels_left_out)
         if self.replay:
             prompts = [group.prompt for group in groups]
-            answers = answers_with_experts(prompts, tokens_of(groups), shape=(3, 2), num_experts=4)
+            answers = answers_with_experts(prompts, answers_of(groups), shape=(3, 2), num_experts=4)
             for group, experts in zip(groups, answers, strict=True):
                 group.completions = [
                     dataclasses.replace(one, experts=two.experts, prompt_experts=two.prompt_experts)
@@ -182,7 +190,8 @@ class Encode(Callback):
     """Fills in features, as the rollout callback does."""
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        batch.features = pl_module.features.get_or_encode(pl_module.model, batch.prompts)
+        media = all_media(batch.prompts, answers_of(batch.groups))
+        batch.features = pl_module.features.get_or_encode(pl_module.model, media)
 
 
 def on_every_rank(cases: list[Case], devices: int) -> list[Any]:
@@ -193,10 +202,10 @@ def one_step(case: Case, devices: int) -> tuple[dict[str, float], dict[str, torc
     sp_group = devices if case.sp == "auto" else case.sp
     rank = int(torch.distributed.get_rank())
     data, of = rank // sp_group, devices // sp_group
-    groups = case.groups(FrameShard(rank % sp_group, sp_group))[data::of]
+    groups = case.groups(FrameShard(rank % sp_group, sp_group), pixels_left_out=True)[data::of]
     prompts = [group.prompt for group in groups]
     if case.sft:
-        batch = Batch(with_targets(case_prompts(case, FrameShard(rank % sp_group, sp_group)))[data::of])
+        batch = Batch(taught(case, FrameShard(rank % sp_group, sp_group))[data::of])
     else:
         batch = Batch(prompts, groups=groups)
     if case.compiled:
@@ -219,8 +228,14 @@ def one_step(case: Case, devices: int) -> tuple[dict[str, float], dict[str, torc
     return seen.metrics[-1], seen.gradients[-1]
 
 
-def case_prompts(case: Case, shard: FrameShard):
-    return PROMPTS[case.prompts](case.family(), shard)
+def taught(case: Case, shard: FrameShard):
+    """Prompts with their targets."""
+    family = case.family()
+    prompts = with_targets(PROMPTS[case.prompts](family, shard))
+    if not case.turns:
+        return prompts
+    targets = random_turns(family, prompts, shard)
+    return [dataclasses.replace(prompt, response=of[-1]) for prompt, of in zip(prompts, targets, strict=True)]
 
 
 def disturb_sharded(policy):
@@ -246,15 +261,15 @@ def by_hand(case: Case) -> tuple[float, dict[str, torch.Tensor]]:
     if case.kl:
         with torch.no_grad():
             prompts = [group.prompt for group in groups]
-            options = {"reference": separate_logps(plain, prompts, tokens_of(groups)), "kl_coef": 0.3}
+            options = {"reference": separate_logps(plain, prompts, answers_of(groups)), "kl_coef": 0.3}
     if case.kl or case.lora:
         disturb_text(policy)
         plain = stock(policy.model, family)
     if case.replay:  # the reference above chose its own
         force_experts(plain, [group.prompt for group in groups], [group.completions for group in groups])
     if case.sft:
-        prompts = with_targets(case_prompts(case, FULL_SHARD))
-        logp = separate_logps(plain, prompts, [[prompt.response.token_ids] for prompt in prompts])
+        prompts = taught(case, FULL_SHARD)
+        logp = separate_logps(plain, prompts, [[prompt.response] for prompt in prompts])
         (-logp.mean()).backward()
         loss = float(-logp.mean())
         grads = gradients(plain)
@@ -296,6 +311,25 @@ def test_any_grid_gives_the_loss_and_gradients_of_one_process(devices):
         for freeze in (False, True)
     ]
     check(cases, devices)
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+def test_what_completions_are_shown_is_shared(devices):
+    """Groups of no, one and three observations; whole media of completions, in SFT shards; all that saves memory."""
+    memory = {"checkpointing": True, "mlp_chunk": 7, "offload": True}
+    grids = {
+        2: [
+            Case(budget=260, kl=True, freeze=True, turns=True),
+            Case(sp=2, budget=150, turns=True, **memory),
+            Case(sp=2, sft=True, turns=True),
+            Case(model="qwen3-vl experts", sp=2, replay=True, turns=True),
+        ],
+        3: [
+            Case(sp=3, budget=100, kl=True, turns=True),
+            Case(model="qwen3-vl", sp=3, sft=True, freeze=True, turns=True),
+        ],
+    }
+    check(grids[devices], devices)
 
 
 @proves("SP", "qwen2.5", "qwen3", "llama3")

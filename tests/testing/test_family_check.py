@@ -1,5 +1,7 @@
 """`check_family` on families of longrl and on two from outside; a wrong hook is found, and named."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -85,6 +87,12 @@ class LeftOut(MistralFamily):
         return {name: value for name, value in super().identity().items() if name != "words"}
 
 
+class ShownElsewhere(MistralFamily):
+    def observation(self, *args, **kwargs):
+        observed = super().observation(*args, **kwargs)
+        return dataclasses.replace(observed, position_ids=observed.position_ids + 1)
+
+
 class NoEnd(MistralFamily):
     def encode_response(self, response):
         return super().encode_response(response)[:-1]
@@ -126,6 +134,7 @@ class ProjectsItemByItem(InternVLFamily):
         (AnyObject, r"fails 'identity': .*JSON.*\n  RendersPrompts .* its own identity\n"),
         (TrainingOption, r"fails 'identity': gradient_checkpointing must not be in identity"),
         (LeftOut, r"fails 'identity': words must be in identity\(\), or in training_options"),
+        (ShownElsewhere, r"fails 'observations': positions .*\n.*\n  RendersPrompts .* its own observation\n"),
         (NoEnd, r"fails 'SFT': a response must end.*\n  RendersPrompts .* its own encode_response\n"),
         (ForgetsWeights, r"fails 'export': .* other bits of .*\n  BuildsModel .* save_weights"),
         (MoreFeatures, r"fails 'features': features of video .*\n(.*\n)*  PatchesMedia .* its own .*num_features"),

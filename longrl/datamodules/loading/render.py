@@ -8,12 +8,13 @@ import re
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import av
 import torch
 
 from longrl.datamodules.loading.skips import CODE_ERRORS
+from longrl.datamodules.loading.traces import KnowsFeatures as KnowsFeatures, TraceRenderer, trace_media
 from longrl.datamodules.media.audio import SAMPLING_RATE, FileSound, read_sound
 from longrl.datamodules.media.frame_lists import FRAME_LIST_SUFFIX
 from longrl.datamodules.media.images import read_image
@@ -60,13 +61,6 @@ AUDIO_FAMILY = "use a family that does, as longrl.models.qwen_omni.QwenOmniFamil
 SHORTER = "take fewer frames or smaller ones"
 
 
-class KnowsFeatures(Protocol):
-    """Whoever can tell whether the features of a media item are there already."""
-
-    def has(self, key: str) -> bool:
-        """True if they are."""
-
-
 @dataclass
 class RowRenderer:
     """Row -> prompt, in a loader worker: decodes the media, fills the templates and asks the family for token ids."""
@@ -106,7 +100,7 @@ class RowRenderer:
             Exception: whatever else the row makes a processor or tokenizer raise; see `RenderedRows`.
         """
         # 1. No file can hold half a character (a lone surrogate), so no run may go on with one.
-        said = (row.id, row.problem, row.answer, row.reasoning, row.messages, row.response)
+        said = (row.id, row.problem, row.answer, row.reasoning, row.messages, row.response, row.trace)
         json.dumps(said, ensure_ascii=False).encode()
 
         self._check_characters(row)
@@ -130,8 +124,10 @@ class RowRenderer:
 
         # 4. Token ids, at most so many.
         text = self._question_text(shown, None if blind else media)
-        response = self.response(shown) if self.stage == "sft" else None
+        response = self.response(shown) if self.stage == "sft" and not shown.trace else None
         prompt = self.family.render(shown, text, media, response)
+        if self.stage == "sft" and shown.trace:
+            prompt = replace(prompt, response=self._traces().target(shown))
         self._check_length(prompt)
 
         # 5. Where left-out pixels come from, and which frames are shown.
@@ -145,6 +141,11 @@ class RowRenderer:
             frame_indices=tuple(item.indices for item in frames),
             frame_times=tuple(item.timestamps for item in frames),
             torn_videos=tuple(torn),
+        )
+
+    def _traces(self) -> TraceRenderer:
+        return TraceRenderer(
+            self.family, self.video, self.shard, self.decoding, self.remote, self.patch_dtype, self.stored
         )
 
     def _question_text(self, shown: Row, media: Sequence[Frames | AudioClip] | None) -> str:
@@ -173,6 +174,9 @@ class RowRenderer:
         if self.max_prompt_tokens is not None:
             limits.append(self.max_prompt_tokens)
         texts = [row.problem, *(part.get("text", "") for message in row.messages for part in message["content"])]
+        for message in row.trace if self.stage == "sft" else ():
+            content = message["content"]
+            texts += [content] if isinstance(content, str) else [part.get("text", "") for part in content]
         num_tokens = sum(map(len, texts)) // LONGEST_TOKEN
         if limits and num_tokens > min(limits):
             raise UnusableSample(
@@ -365,12 +369,12 @@ def without_media(row: Row) -> Row:
         texts = [part for part in message["content"] if part["type"] == "text"]
         messages.append({**message, "content": texts})
     blind = replace(row, videos=(), images=(), audios=(), reasoning=None, problem=problem, metadata=metadata)
-    return replace(blind, messages=tuple(messages), response=None)
+    return replace(blind, messages=tuple(messages), response=None, trace=())
 
 
 def files_of(row: Row) -> tuple[str, ...]:
     """Paths of all media of a row."""
-    return (*row.images, *row.videos, *row.audios)
+    return (*row.images, *row.videos, *row.audios, *(path for _, path in trace_media(row)))
 
 
 def ordered_media(row: Row) -> list[tuple[MediaKind, str]]:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 
 from longrl.datamodules.loading.render import RowRenderer, files_of, ordered_media
+from longrl.datamodules.loading.traces import trace_media
 from longrl.datamodules.media.frame_lists import frame_files
 from longrl.datamodules.media.media_roots import MediaRoots
 from longrl.datamodules.media.remote import NOT_ALLOWED, check_access, is_remote
@@ -35,7 +36,7 @@ def unusable_rows(
     unusable = []
     outside: list[UnusableSample] = []
     for index, row in enumerate(rows):
-        kinds = dict.fromkeys(kind for kind, _ in ordered_media(row))
+        kinds = dict.fromkeys(kind for kind, _ in [*ordered_media(row), *trace_media(row)])
         unread = [kind for kind in kinds if not reads(kind)]
         try:
             if unread:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from longrl.types import Row
 
@@ -16,7 +17,16 @@ def row_text(row: Row) -> bytes:
     """What a row says. Folders of media do not count: a data set may be moved."""
     media = [Path(path).name for path in (*row.videos, *row.images, *row.audios)]
     chat = [row.messages, row.response] if row.messages else []
+    for message in row.trace:
+        chat.append(
+            [{**part, **_name_of(part)} for part in message["content"]] if message["role"] == "tool" else message
+        )
     return json.dumps([row.id, row.problem, row.answer, row.task, row.reasoning, media, *chat]).encode()
+
+
+def _name_of(part: Mapping[str, Any]) -> dict[str, str]:
+    """Where the medium of a trace's part is, without its folder."""
+    return {name: Path(part[name]).name for name in ("path", "video") if name in part}
 
 
 def fingerprint_without(rows: Sequence[Row], whole: int, left_out: Iterable[int]) -> str:

@@ -88,7 +88,7 @@ def subtitle_text(row: Row, options: Subtitles, videos: Sequence[Frames] | None)
     if options.source is None or (videos is None and options.when_blind == "drop"):
         return ""
     span = read_span(row.metadata["span_s"]) if row.metadata.get("span_s") else None
-    pairs = itertools.zip_longest(_lines_of(row, options.source), videos or ())
+    pairs = itertools.zip_longest(lines_of(row, options.source), videos or ())
     by_video = [texts for lines, video in pairs if (texts := _chosen(lines or [], video, span, options))]
     blocks = ["\n".join(take_fitting(texts, options.max_chars // len(by_video))) for texts in by_video]
     if not blocks and options.absent is not None:
@@ -134,7 +134,7 @@ def take_fitting(texts: Sequence[str], max_chars: int) -> list[str]:
     return [texts[0][:max_chars]] if texts else []
 
 
-def _lines_of(row: Row, source: str) -> list[list[Line]]:
+def lines_of(row: Row, source: str) -> list[list[Line]]:
     """Subtitles of each of a row's videos."""
     if source != "record":
         paths = [_file_of(video, source) for video in row.videos or row.metadata.get("left_out_videos", ())]

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ class VideoReader:
     ) -> None:
         # 1. What the file is, and when its frames appear.
         digest = content_digest(path)
-        index = read_frame_index(path, limits)
+        index = _known_index(path, limits)
         duration_s = index.end_s - float(index.starts[0])
         if index.missing_s and sampling.torn == "skip":
             raise UnusableSample(
@@ -313,6 +314,17 @@ def read_frame_index(path: str | Path, limits: MediaLimits = DEFAULT_MEDIA_LIMIT
     return FrameIndex(
         pts, starts, end_s, keys, scan.size, orientation, scan.has_alpha, key_bytes, scan.in_order, missing_s
     )
+
+
+def _known_index(path: str | Path, limits: MediaLimits) -> FrameIndex:
+    """As `read_frame_index`, read once per version of the file: of an hour, parts are asked for one after the other."""
+    state = os.stat(path)
+    return _index_of(str(path), (os.path.abspath(path), state.st_size, state.st_mtime_ns), limits)
+
+
+@lru_cache(maxsize=4)
+def _index_of(path: str, version: tuple[str, int, int], limits: MediaLimits) -> FrameIndex:
+    return read_frame_index(path, limits)
 
 
 def _scan_packets(path: str | Path, limits: MediaLimits) -> PacketScan:

@@ -13,6 +13,9 @@ A message has a `role` and a `content`, which is text or a list of parts. Parts 
 SOURCE is whatever a record's own fields with media may hold (`record_media.py`). In a content that is text the tags
 `<image>`, `<video>` and `<audio>` place the record's `images`, `videos` and `audios`, and there must be as many tags as
 media; media that nothing places come first in the first message of the user. Without such media a tag is text.
+
+What follows the last question is a trace if a tool answers in it (`traces.py`). A record may have `tools`, which its
+prompt then offers: JSON schemas, or a text that holds them.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from longrl.datamodules.rows.record_media import RecordMedia
+from longrl.datamodules.rows.traces import OF_PARTS, check_turns, read_calls, read_media_part, trace_start
 from longrl.io.jsonl import parse_json
 from longrl.models.chat_tokens import MEDIA_TAG
 from longrl.types import MediaKind
@@ -50,6 +54,8 @@ class Conversation:
     """None where the last message is not the assistant's."""
     media: dict[str, tuple[str, ...]]
     """`images`, `videos`, `audios` -> files."""
+    trace: tuple[dict[str, Any], ...] = ()
+    """As `Row.trace`; its last turn is the response, too."""
 
     @property
     def question(self) -> str:
@@ -89,7 +95,13 @@ def read_conversation(record: Mapping[str, Any], media_root: str | None) -> Conv
     names = ("messages", "conversations", "prompt", "completion")
     listed = [message for name in names for message in _messages(record, name)]
     response = None
-    if listed and listed[-1]["role"] == "assistant":
+    start = trace_start(listed)
+    tail = listed[start:] if start is not None else []
+    if start is not None:
+        check_turns(tail)
+        del listed[start:]
+        response = _response(tail[-1])
+    elif listed and listed[-1]["role"] == "assistant":
         response = _response(listed.pop())
     if not listed:
         raise ValueError("needs a message before the last answer; add the question")
@@ -110,18 +122,83 @@ def read_conversation(record: Mapping[str, Any], media_root: str | None) -> Conv
     has_fields = any(available.values())
     messages = []
     for message in listed:
+        _check_whole(message)
         parts = list(_parts(message["content"], waiting, files, media_root, tags=has_fields))
-        messages.append({"role": message["role"], "content": parts})
+        messages.append({"role": message["role"], "content": parts, **_calls(message)})
 
-    # 4. Media that nothing places come first.
-    if has_fields and not places:
+    # 4. Media that nothing places come first; they may be those of the messages.
+    if has_fields and not places and files != {kind: list(paths) for kind, paths in fields.items()}:
         if any(files.values()):
             raise ValueError("has messages with media of their own, and fields with others; leave out the fields")
         first = [{"type": kind} for kind, paths in fields.items() for _ in paths]
         files = {kind: list(paths) for kind, paths in fields.items()}
         asked = next((message for message in messages if message["role"] == "user"), messages[0])
         asked["content"] = [*first, *asked["content"]]
-    return Conversation(tuple(messages), response, {f"{kind}s": tuple(paths) for kind, paths in files.items()})
+    trace = tuple(_trace_message(message, media_root, files["video"]) for message in tail)
+    return Conversation(tuple(messages), response, {f"{kind}s": tuple(paths) for kind, paths in files.items()}, trace)
+
+
+def _check_whole(message: Mapping[str, Any]) -> None:
+    """Raises ValueError for a part of a video that a tool showed before the last question."""
+    content = message["content"] if message["role"] == "tool" else ""
+    parts = [] if isinstance(content, str) else content
+    if any(part.get(name) is not None for part in parts for name in OF_PARTS):
+        raise ValueError(
+            "has a tool's answer before the last question that shows a part of a video, where videos are whole; make "
+            "that answer a part of the trace, or leave its media out"
+        )
+
+
+def read_trace(record: Mapping[str, Any], media_root: str | None, videos: Sequence[str]) -> tuple[dict[str, Any], ...]:
+    """The `trace` of a question's record as `Row.trace`; () without one.
+
+    Args:
+        record: of a question.
+        media_root: see `RecordMedia`.
+        videos: of the question.
+
+    Raises:
+        ValueError: it is no trace.
+    """
+    if not _is_chat(record.get("trace")):
+        return ()
+    messages = list(_messages(record, "trace"))
+    check_turns(messages)
+    return tuple(_trace_message(message, media_root, videos) for message in messages)
+
+
+def read_tools(record: Mapping[str, Any]) -> list[Any]:
+    """The JSON schemas that a record's prompt offers; none where it says nothing.
+
+    Raises:
+        ValueError: `tools` is something else than a list of them.
+    """
+    tools = _decoded(record.get("tools")) or []
+    if not isinstance(tools, (list, tuple)) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise ValueError(f"has tools that must be a list of JSON schemas, got {tools!r:.60}")
+    return list(tools)
+
+
+def _calls(message: Mapping[str, Any]) -> dict[str, Any]:
+    return {"tool_calls": message["tool_calls"]} if message["tool_calls"] else {}
+
+
+def _trace_message(message: Mapping[str, Any], media_root: str | None, videos: Sequence[str]) -> dict[str, Any]:
+    """A message of a trace in the form of `Row.trace`."""
+    if message["role"] == "assistant":
+        return {"role": "assistant", "content": _response(message), **_calls(message)}
+    content = message["content"]
+    parts: list[dict[str, Any]] = []
+    for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+        kind = KINDS.get(str(part.get("type")))
+        if kind is not None:
+            source = None if kind == "image" and part.get("video") is not None else _source(part)
+            parts.append(read_media_part(part, kind, source, media_root, videos))
+        elif isinstance(part.get("text"), str):
+            parts.append({"type": "text", "text": part["text"]})
+        else:
+            raise ValueError(f"has a part that must be text or one of {', '.join(KINDS)}, got {str(part)[:80]}")
+    return {"role": "tool", "content": parts}
 
 
 def _messages(record: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
@@ -137,15 +214,15 @@ def _messages(record: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
         role = message.get("role") or message.get("from")
         if role not in ROLES:
             raise ValueError(f"has a message whose role must be one of {', '.join(ROLES)}, got {role!r}")
-        if message.get("tool_calls"):
-            raise ValueError("has a message with tool_calls, which are not read; write them as text, or leave it out")
+        calls = read_calls(message["tool_calls"]) if message.get("tool_calls") else []
         content = message.get("content")
         content = message.get("value") if content is None else content
+        content = "" if content is None and calls else content
         is_listed = isinstance(content, (list, tuple)) and all(isinstance(part, Mapping) for part in content)
         if not (isinstance(content, str) or is_listed):
             raise ValueError(f"has a message whose content must be text or a list of parts, got {content!r:.60}")
         thinking = message.get("reasoning_content") or message.get("reasoning")
-        yield {"role": ROLES[role], "content": content, "thinking": thinking}
+        yield {"role": ROLES[role], "content": content, "thinking": thinking, "tool_calls": calls}
 
 
 def _response(message: Mapping[str, Any]) -> str:
@@ -157,7 +234,7 @@ def _response(message: Mapping[str, Any]) -> str:
         content = "".join(str(part.get("text") or "") for part in content)
     thinking = message["thinking"]
     text = f"<think>\n{str(thinking).strip()}\n</think>\n\n{content.lstrip()}" if thinking else content
-    if not text.strip():
+    if not text.strip() and not message["tool_calls"]:
         raise ValueError("has an empty last answer; correct it, or leave it out")
     return text
 

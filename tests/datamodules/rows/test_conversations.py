@@ -144,7 +144,10 @@ def test_earlier_turns_and_system_messages_stay():
         (of_user("Which?"), r"content must be text or a list of parts, got \['Which\?'\]"),
         ({"messages": [{"role": "user", "content": "Which?"}]}, "needs 'answer', which is missing"),
         ({"messages": [{"role": "user", "content": "x"}, {**TARGET, "content": " "}]}, "an empty last answer"),
-        ({"messages": [{"role": "user", "content": "x"}, {**TARGET, "tool_calls": [1]}]}, "tool_calls"),
+        (
+            {"messages": [{"role": "user", "content": "x"}, {**TARGET, "tool_calls": [1]}]},
+            "a tool call that must have a name",
+        ),
         (of_user({"type": "image"}), "must be one image, got .*; name its file, or add images"),
         (of_user({"type": "hologram"}), "must be text or one of image"),
         (of_user({"type": "image"}, images=["a.png", "b.png"]), r"place \{'image': 1\} of its media, but it has"),

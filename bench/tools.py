@@ -1,0 +1,122 @@
+"""Does a model learn when to look? Accuracy on needles after a cold start, after RL with tools and after RL without.
+
+The videos show each answer for two seconds, between the frames that a prompt shows; `crop_video` shows a part of them
+at a higher frame rate (longrl/testing/needles.py). All is done by longrl's own commands, which are printed:
+
+- sft: a cold start on worked answers of a beginner who looks at the right scene in 2 of 5.
+- rl: GRPO from there on, on answers alone.
+- rl_no_tools: the same GRPO without an environment; a call is then the end of an answer.
+
+Each answers held-out questions as it was trained, of which 1 in 4 is guessed. Then the time of a step, in one run:
+
+- tools: completions of two turns with a crop in between, against completions of one turn of as many sampled tokens.
+
+    python bench/tools.py --json bench/results/tools.json
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from common import ROOT, Row, console, parse_arguments, report
+
+from longrl.commands.main import main as run_command
+from longrl.evaluation.curves import find_metrics, read_metrics
+from longrl.evaluation.samples import RESULTS_FILE, TEST_FOLDER
+from longrl.testing.needles import NeedleConfig, write_needle_base, write_needles
+
+CONFIGS = ROOT / "configs" / "demo"
+NO_TOOLS = "--rollout.environment=null"
+
+
+def main(argv: Sequence[str] | None = None) -> list[Row]:
+    """Runs all stages in a folder of its own; `--quick` takes few steps, to see that everything runs."""
+    arguments = parse_arguments(__doc__ or "", argv)
+    folder = ROOT / "runs" / "tools"
+    if arguments.quick:
+        folder = Path(tempfile.mkdtemp(prefix="longrl_tools_"))
+    elif folder.exists():
+        shutil.rmtree(folder)
+    config = NeedleConfig()
+    steps: tuple[str, ...] = ()
+    if arguments.quick:
+        config = replace(config, num_train_videos=12, num_eval_videos=6)
+        steps = ("--trainer.max_steps=2", "--data.prompts_per_batch=2")
+    stages = Stages(folder, steps)
+    write_needles(folder / "data", config)
+    write_needle_base(CONFIGS / "base", folder / "base")
+
+    stages.fit("sft", "sft.yaml", "traces", f"--model.init_from={folder / 'base'}", NO_TOOLS)
+    stages.fit("rl", "grpo.yaml", "train", f"--model.init_from={folder / 'sft'}")
+    stages.fit("rl_no_tools", "grpo.yaml", "train", f"--model.init_from={folder / 'sft'}", NO_TOOLS)
+    rows = [stages.test("sft"), stages.test("rl"), stages.test("rl_no_tools", NO_TOOLS)]
+    more = {"calls": calls_by_step(folder / "rl")}
+    report(__file__, arguments, rows, more=more)
+    return rows
+
+
+class Stages:
+    """The runs of the bench.
+
+    Args:
+        folder: of all of them.
+        steps: options that make training short.
+    """
+
+    def __init__(self, folder: Path, steps: Sequence[str]) -> None:
+        self.folder = folder
+        self.steps = steps
+        self.seconds: dict[str, float] = {}
+        self.common = [
+            f"--config={CONFIGS / 'common.yaml'}",
+            f"--config={CONFIGS / 'tools' / 'common.yaml'}",
+            f"--model.family.init_args.model={folder / 'base'}",
+            f"--data.test={folder / 'data' / 'eval.jsonl'}",
+        ]
+
+    def fit(self, name: str, config: str, data: str, *options: str) -> None:
+        """Trains a stage on one of the data set's files."""
+        start = time.perf_counter()
+        train = f"--data.train={self.folder / 'data' / data}.jsonl"
+        stage = f"--config={CONFIGS / 'tools' / config}"
+        self._run("fit", *self.common, stage, f"--run_dir={self.folder / name}", train, *options, *self.steps)
+        self.seconds[name] = time.perf_counter() - start
+
+    def test(self, name: str, *options: str) -> Row:
+        """Asks a stage's weights the held-out questions."""
+        folder = self.folder / "evaluation" / name
+        self._run("test", *self.common, f"--run_dir={folder}", f"--model.init_from={self.folder / name}", *options)
+        (condition,) = json.loads((folder / TEST_FOLDER / RESULTS_FILE).read_text())["conditions"].values()
+        overall = condition["scores"]["overall"]
+        return {
+            "stage": name,
+            **{field: overall[field] for field in ("accuracy", "low", "high", "n")},
+            "calls_per_answer": condition.get("tools", {}).get("calls_per_completion", 0.0),
+            "seconds": round(self.seconds[name], 1),
+        }
+
+    def _run(self, *command: str) -> None:
+        console.print(f"$ python -m longrl {shlex.join(command)}", soft_wrap=True, highlight=False)
+        run_command(list(command))
+
+
+def calls_by_step(run: Path) -> list[Row]:
+    """The curve of calls per answer of a run, and of its rewards."""
+    metrics = read_metrics(find_metrics(run))
+    calls = metrics["rollout/tool_calls"]
+    rewards = metrics["reward/mean"]
+    return [
+        {"step": step, "calls_per_answer": round(calls[step], 3), "reward": round(rewards[step], 3)}
+        for step in sorted(calls.keys() & rewards.keys())
+    ]
+
+
+if __name__ == "__main__":
+    main()

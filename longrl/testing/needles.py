@@ -1,0 +1,229 @@
+"""Videos whose answer is on show for two seconds, between the frames that a coarse look takes.
+
+    python -m longrl.testing.needles runs/tools/data
+
+writes `train.jsonl` (questions), `traces.jsonl` (worked answers with calls of `crop_video`), `eval.jsonl`, `videos/`.
+
+A video is a story (stories.py) of scenes of 8 seconds. In the middle of each, the scene's object makes way for another
+one, the needle. A question names the scene's object and asks for its needle; the options are the needles of that scene
+and of three others, so that who looks at another scene is led to a wrong option, and who looks nowhere has 1 in 4. At
+`data.video.fps` 0.5 frames are seconds 1, 3, 5 and 7 of a scene, and no needle is on any of them.
+
+Worked answers are those of a beginner: some look at the right scene, some at another, some do not look and guess.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from longrl.io.atomic import atomic_folder
+from longrl.io.jsonl import write_jsonl
+from longrl.rewards.options import with_options
+from longrl.testing.drawing import MOTION_FRAMES, Image, draw_background, draw_scene
+from longrl.testing.stories import COLORS, LETTERS, POSITIONS, SHAPES, Scene
+
+FPS = 4
+SCENE_S = 8
+NEEDLE_S = (3.25, 5.0)
+"""When in a scene its needle is on show, in seconds."""
+CROP_FPS = 2.0
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class NeedleConfig:
+    """Options of the generator; equal ones give equal records and pixels."""
+
+    num_train_videos: int = 400
+    num_eval_videos: int = 100
+    num_scenes: int = 5
+    questions_per_video: int = 2
+    size: int = 56
+    """Height and width in pixels."""
+    traces_per_video: int = 2
+    right_looks: float = 0.5
+    """Share of worked answers that look at the scene that was asked about."""
+    wrong_looks: float = 0.25
+    """Share of those that look at another; the rest does not look."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class NeedleStory:
+    """The scenes of a video and the needle of each."""
+
+    scenes: tuple[Scene, ...]
+    needles: tuple[Scene, ...]
+
+
+def sample_needle_story(rng: Random, num_scenes: int) -> NeedleStory:
+    """Draws scenes and needles, all of them other objects, in positions of their own."""
+    objects = [(color, shape) for color in COLORS for shape in SHAPES]
+    chosen = rng.sample(objects, 2 * num_scenes)
+    shown = [Scene(color, shape, rng.choice(POSITIONS), False) for color, shape in chosen]
+    return NeedleStory(tuple(shown[:num_scenes]), tuple(shown[num_scenes:]))
+
+
+def make_question(story: NeedleStory, rng: Random) -> tuple[int, list[str], str]:
+    """The scene that is asked about, four options and the right letter."""
+    scene = rng.randrange(len(story.scenes))
+    others = [index for index in range(len(story.scenes)) if index != scene]
+    options = [story.needles[index].name for index in rng.sample([scene, *rng.sample(others, 3)], 4)]
+    return scene, options, LETTERS[options.index(story.needles[scene].name)]
+
+
+def question_record(story: NeedleStory, video: str, rng: Random, number: int) -> tuple[Record, int, list[str]]:
+    """A record in the LongVideo-Reason schema, the scene that it asks about, and its options."""
+    scene, options, letter = make_question(story, rng)
+    record = {
+        "problem_id": number,
+        "problem": with_options(f"What comes for a moment while the {story.scenes[scene].name} is shown?", options),
+        "data_type": "video",
+        "problem_type": "needle",
+        "reasoning": None,
+        "videos": video,
+        "answer": f"<answer>{letter}</answer>",
+        "metadata": {"evidence_s": [scene * SCENE_S + second for second in NEEDLE_S]},
+    }
+    return record, scene, options
+
+
+def listing(story: NeedleStory) -> str:
+    """What a coarse look shows: the object of each scene, and when it begins."""
+    return " ".join(f"{scene.name} {index * SCENE_S}." for index, scene in enumerate(story.scenes))
+
+
+def trace_record(record: Record, story: NeedleStory, scene: int, options: list[str], look: int | None) -> Record:
+    """A worked answer to a question: a conversation with a call of `crop_video`, or one without.
+
+    Args:
+        record: the question.
+        story: of its video.
+        scene: that it asks about.
+        options: it has.
+        look: the scene that is looked at; None: the first option is guessed.
+    """
+    said = SCENE_S * (scene if look is None else look)
+    thought = f"<think>{listing(story)} {story.scenes[scene].name} {said}.</think>"
+    video = {"type": "video", "video": record["videos"]}
+    messages: list[Record] = [
+        {"role": "user", "content": [video, {"type": "text", "text": record["problem"]}]},
+    ]
+    if look is None:
+        messages.append({"role": "assistant", "content": f"{thought}<answer>{options[0]}</answer>"})
+    else:
+        span = {"start_s": look * SCENE_S, "end_s": (look + 1) * SCENE_S}
+        needle = story.needles[look]
+        seen = f"{story.scenes[look].name}. {needle.name}."
+        messages += [
+            {
+                "role": "assistant",
+                "content": thought,
+                "tool_calls": [{"type": "function", "function": {"name": "crop_video", "arguments": span}}],
+            },
+            {"role": "tool", "content": [{**video, **span, "fps": CROP_FPS}]},
+            {"role": "assistant", "content": f"<think>{seen}</think><answer>{needle.name}</answer>"},
+        ]
+    return {**record, "messages": messages}
+
+
+def make_needles(config: NeedleConfig) -> tuple[dict[str, list[Record]], dict[str, NeedleStory]]:
+    """Records of `train`, `traces` and `eval`, and the story of each video; nothing is drawn."""
+    records: dict[str, list[Record]] = {"train": [], "traces": [], "eval": []}
+    stories: dict[str, NeedleStory] = {}
+    for split, count in (("train", config.num_train_videos), ("eval", config.num_eval_videos)):
+        rng = Random(f"{config.seed}/needles/{split}")
+        for number in range(count):
+            story = sample_needle_story(rng, config.num_scenes)
+            video = f"videos/{split}_{number:06d}.mp4"
+            stories[video] = story
+            for _ in range(config.questions_per_video):
+                record, _, _ = question_record(story, video, rng, len(records[split]))
+                records[split].append(record)
+            for _ in range(config.traces_per_video if split == "train" else 0):
+                record, scene, options = question_record(story, video, rng, len(records["traces"]))
+                look = draw_look(rng, config, scene)
+                records["traces"].append(trace_record(record, story, scene, options, look))
+    return records, stories
+
+
+def draw_look(rng: Random, config: NeedleConfig, scene: int) -> int | None:
+    """The scene that a beginner looks at, None if nowhere."""
+    drawn = rng.random()
+    if drawn < config.right_looks:
+        return scene
+    if drawn < config.right_looks + config.wrong_looks:
+        return rng.choice([index for index in range(config.num_scenes) if index != scene])
+    return None
+
+
+def draw_frames(story: NeedleStory, rng: Random, size: int) -> Iterator[Image]:
+    """All frames of a video, [size, size, 3] each."""
+    background = draw_background(rng, size)
+    for scene, needle in zip(story.scenes, story.needles, strict=True):
+        images = list(draw_scene(scene, background, rng))
+        flashes = list(draw_scene(needle, background, rng))
+        for step in range(SCENE_S * FPS):
+            is_needle = NEEDLE_S[0] <= step / FPS < NEEDLE_S[1]
+            yield (flashes if is_needle else images)[step % MOTION_FRAMES]
+
+
+def write_needles(folder: str | Path, config: NeedleConfig) -> Path:
+    """Writes the whole data set, or nothing."""
+    import av
+
+    folder = Path(folder)
+    records, stories = make_needles(config)
+    with atomic_folder(folder) as work:
+        (work / "videos").mkdir()
+        for name, story in stories.items():
+            with av.open(str(work / name), "w") as container:
+                stream = container.add_stream("libx264", rate=FPS)
+                stream.width = stream.height = config.size
+                stream.pix_fmt = "yuv420p"
+                stream.options = {"preset": "ultrafast", "crf": "20", "g": "16", "threads": "1"}
+                for pts, image in enumerate(draw_frames(story, Random(f"{config.seed}/{name}"), config.size)):
+                    frame = av.VideoFrame.from_ndarray(image, "rgb24")
+                    frame.pts = pts
+                    container.mux(stream.encode(frame))
+                container.mux(stream.encode(None))
+        for split, rows in records.items():
+            write_jsonl(work / f"{split}.jsonl", rows)
+    return folder
+
+
+TOOL_WORDS = (
+    "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>",
+    '{"name": "crop_video", "arguments": {"start_s": ', ', "end_s": ', "}}",
+)  # fmt: skip
+"""Tokens that the demo's base lacks. Qwen's tokenizers have some of them, and need few for the rest."""
+
+
+def write_needle_base(demo_base: str | Path, folder: str | Path) -> Path:
+    """Writes the demo's base model with tokens for calls of tools, whose embeddings are random."""
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(demo_base)
+    processor.tokenizer.add_tokens(list(TOOL_WORDS))
+    model = AutoModelForImageTextToText.from_pretrained(demo_base, dtype=torch.float32)
+    embeddings = model.get_input_embeddings().weight
+    num_known = len(embeddings)
+    size = -(-len(processor.tokenizer) // 16) * 16
+    model.resize_token_embeddings(size, mean_resizing=False)
+    generator = torch.Generator().manual_seed(0)
+    embeddings = model.get_input_embeddings().weight.data
+    drawn = torch.randn(size - num_known, embeddings.shape[1], generator=generator)
+    embeddings[num_known:] = drawn * embeddings[:num_known].std()
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return Path(folder)
+
+
+if __name__ == "__main__":
+    write_needles(sys.argv[1], NeedleConfig())

@@ -1,0 +1,102 @@
+"""Runs with `rollout.environment`: from the command line to the step, by a tiny model and clips of its videos."""
+
+import collections
+import signal
+
+import pytest
+
+from longrl.models.qwen_vl import Qwen2_5_VLFamily
+from tests.runs import config, metrics, rollouts, run, run_in_child
+from tests.test_resume import LAST, assert_same_end, carried, killed
+
+ENVIRONMENT = {"make": "tests.environment_runs.Clips", "max_turns": 3, "max_observed_tokens": 200}
+STEPS = 3
+
+
+def rl(engine="ShortTurns", **environment):
+    """Two prompts per step, two completions each, and clips between their turns; groups are carried over."""
+    values = config("rl")
+    values["rollout"] = rollouts("tests.environment_runs.by_tokens", environment=ENVIRONMENT | environment)
+    values["rollout"]["seed"] = 1
+    values["rollout"]["engine"] = {"class_path": f"tests.environment_runs.{engine}"}
+    values["rollout"]["sampling"] = {"num_generations": 2, "max_completion_tokens": 6}
+    values["trainer"] |= {"max_steps": STEPS}
+    values["model"]["max_tokens_per_micro_batch"] = 4000
+    values["model"]["algorithm"] = {"select": "tests.environment_runs.first_two"}
+    values["data"] |= {"prompts_per_batch": 3}
+    values["checkpoint"] = {"every_n_train_steps": 1}
+    return values
+
+
+@pytest.fixture(scope="module")
+def encoded():
+    """How often each media item went through the encoder during the reference run."""
+    return collections.Counter()
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory, encoded):
+    encode = Qwen2_5_VLFamily.encode_media
+
+    def counted(self, model, media):
+        encoded.update(item.key for item in media)
+        return encode(self, model, media)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Qwen2_5_VLFamily, "encode_media", counted)
+        return run(tmp_path_factory.mktemp("reference") / "run", rl())
+
+
+def test_the_update_scores_what_was_sampled_between_clips(reference):
+    logged = metrics(reference)
+    for step in range(STEPS):
+        assert float(logged[step, "rollout/observed_tokens"]) > 0
+        assert float(logged[step, "train/mismatch_max"]) < 1e-4
+    assert any(float(logged[step, "train/grad_norm"]) for step in range(STEPS))
+
+
+def test_a_clip_is_encoded_once_whoever_asks_for_it_again(reference, encoded):
+    logged = metrics(reference, timings=True)
+    shown = sum(float(logged[step, "throughput/media_shown_encoded"]) for step in range(STEPS))
+    assert shown > 0
+    assert set(encoded.values()) == {1}
+
+
+def test_a_run_that_was_killed_goes_on_bit_for_bit(tmp_path, reference):
+    values = rl()
+    folder = tmp_path / "run"
+    assert run_in_child(folder, killed(values, 1, "saved")) == -signal.SIGKILL
+    completions = [one for group in carried(folder) for one in group["completions"]]
+    assert any(one["media"] for one in completions)
+    assert any(one["turns"] for one in completions)
+    run(folder, values, f"--ckpt_path={folder / LAST}")
+    assert_same_end(folder, reference)
+
+
+def test_turns_sampled_during_the_update_are_resumed_bit_for_bit(tmp_path):
+    values = rl("Elsewhere")
+    values["rollout"]["overlap"] = True
+    whole = run(tmp_path / "whole", values)
+    assert sum(float(value) for (_, name), value in metrics(whole).items() if name == "rollout/observed_tokens") > 0
+    folder = tmp_path / "run"
+    assert run_in_child(folder, killed(values, 2, "saved")) == -signal.SIGKILL
+    (waiting,) = checkpoint(folder)["callbacks"]["RolloutCallback"]["waiting"]
+    assert any(one["media"] for group in waiting["ahead"] for one in group["completions"])
+    run(folder, values, f"--ckpt_path={folder / LAST}")
+    assert_same_end(folder, whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"rollout": {"engine": {"class_path": "tests.environment_runs.OneTurn"}}}, "OneTurn does not: it samples"),
+        ({"rollout": {"environment": {"make": "tests.environment_runs.Nothing"}}}, "has no 'Nothing'"),
+    ],
+    ids=["engine", "name"],
+)
+def test_what_cannot_be_is_refused_before_weights_are_loaded(tmp_path, change, said):
+    values = rl()
+    for group, options in change.items():
+        values[group] |= options
+    with pytest.raises(ValueError, match=said):
+        run(tmp_path / "run", values)

@@ -1,0 +1,61 @@
+"""Media of completions as plain values."""
+
+import dataclasses
+import io
+import json
+
+import pytest
+import torch
+
+from longrl.datamodules.media.audio import FileSound
+from longrl.datamodules.media.media_roots import MediaRoots
+from longrl.datamodules.media.remote import RemoteMedia
+from longrl.datamodules.media.sampling import VideoSampling
+from longrl.datamodules.media.saved_media import restored_media, saved_media
+from longrl.datamodules.media.sources import DecodeLimits, FileFrames, HeldFrames
+from longrl.types import FULL_SHARD, FrameShard, TemporalPatchSize
+from tests.tiny import frames, vl_family
+
+CROP = FileFrames(
+    "clips/7.mp4",
+    VideoSampling(fps=4.0, span_s=(1.5, 3.0)),
+    FrameShard(0, 2),
+    TemporalPatchSize(4, (256, 512)),
+    DecodeLimits(),
+    RemoteMedia("copies", MediaRoots(("/data",))),
+)
+
+
+@pytest.fixture(scope="module")
+def media():
+    return vl_family().patch(frames(5, 60, 90))
+
+
+@pytest.mark.parametrize("source", [None, CROP, FileSound("a.wav", FULL_SHARD)], ids=["none", "frames", "sound"])
+def test_all_but_pixels_comes_back_by_way_of_json_and_of_a_checkpoint(media, source):
+    item = dataclasses.replace(media, source=source)
+    saved = saved_media(item)
+    file = io.BytesIO()
+    torch.save(saved, file)
+    file.seek(0)
+    for read in (saved, json.loads(json.dumps(saved)), torch.load(file, weights_only=True)):
+        back = restored_media(read)
+        assert dataclasses.replace(back, patches=item.patches) == item
+        assert not back.patches.numel()
+
+
+def test_another_number_of_ranks_decodes_another_shard(media):
+    saved = saved_media(dataclasses.replace(media, source=CROP))
+    assert restored_media(saved, FrameShard(2, 3)).source == dataclasses.replace(CROP, shard=FrameShard(2, 3))
+
+
+@pytest.mark.parametrize("source", [HeldFrames(frames(1)), lambda: iter(())], ids=["pixels", "a function"])
+def test_what_is_not_plain_is_left_out(media, source):
+    assert restored_media(saved_media(dataclasses.replace(media, source=source))).source is None
+
+
+@pytest.mark.parametrize("name", ["os:system", "longrl.io.atomic:atomic_write", "longrl.types:no", "longrl.no:one"])
+def test_a_file_runs_nothing(media, name):
+    saved = saved_media(media) | {"source": {"class": name, "fields": {}}}
+    with pytest.raises(ValueError, match=r"not restored|no saved media"):
+        restored_media(saved)
