@@ -15,7 +15,7 @@ from longrl.packing.pack import pack
 from longrl.testing.tiny import tiny_qwen3_5, tiny_qwen3_5_text
 from longrl.types import SamplingParams
 from tests.distributed import run_distributed
-from tests.engines.turn_checks import SAMPLING as TURNS, Answers, often_ending
+from tests.engines.turn_checks import SAMPLING as TURNS, answers, often_ending
 from tests.families import cell, text_prompts
 from tests.tiny import frames, mixed_prompts, row
 
@@ -104,7 +104,7 @@ def test_the_engine_is_the_trainer_after_every_update_within_bfloat16(started):
 
     features = dict(features)
     groups = often_ending(family, prompts[:2])
-    vllm.generate_turns(family, model, groups, features, TURNS, 3, Answers(family, model, features))
+    vllm.generate_turns(family, model, groups, features, TURNS, 3, answers(family, model, features))
     found, noise = gaps(family, model, prompts[:2], features, completed(groups))
     assert found < 1.5 * noise
 
@@ -174,7 +174,7 @@ def test_a_prompt_is_prefilled_once_per_group(tmp_path):
     greedy = SamplingParams(1, 60, temperature=0.0)
     groups = often_ending(family, prompts[-1:], greedy, first=2, among=12)
     before = computed_tokens(vllm)
-    vllm.generate_turns(family, model, groups, features, greedy, 0, Answers(family, model, features))
+    vllm.generate_turns(family, model, groups, features, greedy, 0, answers(family, model, features))
     ((trajectory,),) = groups
     known = len(trajectory.prompt.input_ids)
     wanted = known - cached(known)  # the prompt was computed above
