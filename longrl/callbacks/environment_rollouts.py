@@ -138,8 +138,8 @@ def check_engine(engine: RolloutEngine, router_replay: bool) -> None:
     if problem:
         raise ValueError(
             f"rollout.environment needs an engine that goes on behind what completions are shown, and "
-            f"{type(engine).__name__} does not: {problem}; use longrl.engines.hf.HFEngine, or leave rollout.environment "
-            "out"
+            f"{type(engine).__name__} does not: {problem}; use longrl.engines.hf.HFEngine, or set rollout.environment to "
+            "null"
         )
     if router_replay:
         raise ValueError(

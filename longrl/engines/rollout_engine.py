@@ -295,7 +295,8 @@ def generate_shards(
                 answers = engine.generate(family, model, prompts, features, params, request.seed, first)
             else:
                 trajectories = environment.begin(prompts, params, first)
-                answer = environment.answers(model, features)
+                with torch.autocast(_device_type(model), enabled=False):  # media are encoded as those of prompts
+                    answer = environment.answers(model, features)
                 engine.generate_turns(family, model, trajectories, features, params, request.seed, answer)
                 answers = [[one.completion() for one in group] for group in trajectories]
             for shard, completions in zip(shards, answers, strict=True):
@@ -304,6 +305,10 @@ def generate_shards(
                 generated.append((shard, Group(request.prompts[shard.prompt], completions)))
         by_sampling.append(generated)
     return by_sampling
+
+
+def _device_type(model: nn.Module) -> str:
+    return next((parameter.device.type for parameter in model.parameters()), "cpu")
 
 
 def gather_groups(
