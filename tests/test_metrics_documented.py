@@ -45,7 +45,11 @@ def names(tmp_path_factory):
     cached["model"]["feature_cache_dir"] = str(folder / "features")
     cached["model"]["max_tokens_per_micro_batch"] = 4000
     cached["rollout"]["engine"] = {"class_path": "tests.environment_runs.ShortTurns"}
-    cached["rollout"]["environment"] = {"make": "tests.environment_runs.Clips", "max_observed_tokens": 200, "num_workers": 1}
+    cached["rollout"]["environment"] = {
+        "make": "tests.environment_runs.Clips",
+        "max_observed_tokens": 200,
+        "num_workers": 1,
+    }
     kept = run(folder / "cached", cached)
     sft = config("sft")
     sft["trainer"] |= {"max_steps": 1}

@@ -172,6 +172,22 @@ class RolloutEngine(RefusesOldHooks, abc.ABC):
         """Ends the engine: the run is over."""
 
 
+def check_environment(engine: RolloutEngine) -> None:
+    """Raises ValueError if an engine cannot sample completions of several turns."""
+    problem = engine.environment_problem()
+    if problem is None and engine.ranks_per_engine > 1:
+        problem = (
+            f"its {engine.ranks_per_engine} ranks would each ask an environment of their own; set "
+            "rollout.engine.init_args.tensor_parallel_size to 1"
+        )
+    if problem:
+        raise ValueError(
+            f"rollout.environment needs an engine that goes on behind what completions are shown, and "
+            f"{type(engine).__name__} does not: {problem}; use longrl.engines.hf.HFEngine, or set rollout.environment to "
+            "null"
+        )
+
+
 def prompt_seed(seed: int, prompt_id: str) -> int:
     """A 63-bit seed from the rollout's seed and the prompt's id, the same on every machine."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{prompt_id}".encode()).digest()[:8], "big") >> 1
