@@ -59,7 +59,7 @@ class ScriptedAnswers:
         responses = self.script(trajectory)
         if responses is None:
             return None
-        ended = int(trajectory.so_far().input_ids[-1]) in self.family.end_token_ids
+        ended = int(trajectory.turn_ids[-1]) in self.family.end_token_ids
         observed = self.family.observation(responses, ended=ended)
         for item in observed.media:
             if item.key not in self.features:
@@ -83,6 +83,7 @@ def sample_turns(
     seed: int = 1,
     max_turns: int = 4,
     stop_token_ids: tuple[int, ...] = (),
+    max_observed_tokens: int = 0,
     delay: float = 0.0,
 ) -> tuple[list[list[Completion]], Features]:
     """Completions of each prompt, and the features of all that they show."""
@@ -91,6 +92,7 @@ def sample_turns(
     for group in groups:
         for trajectory in group:
             trajectory.stop_token_ids = stop_token_ids
+            trajectory.max_observed_tokens = max_observed_tokens
     answers = ScriptedAnswers(family, model, features, script, delay)
     with answers.threads:
         engine.generate_turns(family, model, groups, features, sampling, seed, answers)

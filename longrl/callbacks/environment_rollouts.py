@@ -46,10 +46,11 @@ class EnvironmentRollouts:
         if self.settings is None:
             return
         check_environment(engine)
-        if module.family.router_replay:
+        if module.family.router_replay and not engine.replays_turns:
             raise ValueError(
-                "rollout.router_replay=true knows the experts of completions of one turn, got rollout.environment "
-                "beside it; set rollout.router_replay to false"
+                "rollout.router_replay=true knows the experts of completions of one turn with "
+                f"{type(engine).__name__}, got rollout.environment beside it; set rollout.router_replay to false, or "
+                "use longrl.engines.hf.HFEngine"
             )
         self.close()
         self.runner = EnvironmentRunner(self.settings, module.family)

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -222,6 +222,8 @@ class Reply:
     completion_tokens: int
     broken_images: int = 0
     """Images that the request named and that could not be shown."""
+    reasoning: str = ""
+    """Thinking that the server tells apart from the text."""
 
     @classmethod
     def of(cls, answer: Any, broken_images: int = 0) -> Reply:
@@ -235,9 +237,11 @@ class Reply:
             message, usage = choice["message"], answer.get("usage") or {}
             reason = choice.get("finish_reason") or "stop"
             tokens = {name: int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")}
-            text, refusal = _text_of(message.get("content")), message.get("refusal")
-            refusal = None if refusal is None else str(refusal)
-            return cls(text, str(reason), refusal, broken_images=broken_images, **tokens)
+            text = _text_of(message.get("content")) + _calls_text(message.get("tool_calls") or ())
+            refusal = None if message.get("refusal") is None else str(message["refusal"])
+            reasoning = message.get("reasoning_content") or message.get("reasoning")
+            reasoning = reasoning if isinstance(reasoning, str) else ""
+            return cls(text, str(reason), refusal, broken_images=broken_images, reasoning=reasoning, **tokens)
         except (KeyError, IndexError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"it is no chat completion ({type(error).__name__}: {error})") from error
 
@@ -249,6 +253,15 @@ def _text_of(content: Any) -> str:
     if not isinstance(content, str | None):
         raise TypeError(f"its content must be text, got {type(content).__name__}")
     return content or ""
+
+
+def _calls_text(calls: Sequence[Any]) -> str:
+    """Tool calls that the server tells apart from the text, as the model will have written them."""
+    functions = [call["function"] for call in calls]
+    written = [
+        f'{{"name": {json.dumps(one["name"])}, "arguments": {one.get("arguments") or "{}"}}}' for one in functions
+    ]
+    return "".join(f"\n<tool_call>\n{call}\n</tool_call>" for call in written)
 
 
 def read_reply(content: bytes) -> tuple[Any, Reply]:

@@ -13,10 +13,10 @@ from longrl.commands.main import COMMAND_USAGE
 from longrl.io.progress import item_progress
 from longrl.io.tables import make_table
 from longrl.pipeline.config import PipelineConfig
-from longrl.pipeline.step_run import STEPS, StepReport, StepRun, Workspace
+from longrl.pipeline.step_run import MORE_STEPS, STEPS, StepReport, StepRun, Workspace
 
 DESCRIPTION = f"""From videos to a data set of questions with reasoning; longvideo-reason/README.md explains.
-STEP is one of {", ".join(STEPS)}, or `all`."""
+STEP is one of {", ".join((*STEPS, *MORE_STEPS))}, or `all`: all but {" and ".join(MORE_STEPS)}."""
 WITHOUT_MODEL = ("split", "validate", "export")
 
 
@@ -34,8 +34,9 @@ def main(args: Sequence[str]) -> None:
         parser.print_help()
         return
     step, *rest = args
-    if step not in (*STEPS, "all"):
-        raise ValueError(f"unknown step {step!r} of `pipeline`; choose one of {', '.join(STEPS)}, all")
+    if step not in (*STEPS, *MORE_STEPS, "all"):
+        names = ", ".join((*STEPS, *MORE_STEPS))
+        raise ValueError(f"unknown step {step!r} of `pipeline`; choose one of {names}, all")
     values = parser.instantiate(parser.parse_args(rest))
     config = PipelineConfig(**{name: value for name, value in vars(values).items() if name != "config"})
     keep_tracebacks_in(config.out)
@@ -51,7 +52,7 @@ def run_step(config: PipelineConfig, step: str) -> StepReport:
             too much failed. What was answered until then is on disk.
     """
     from longrl.chat.client import ReplyCache
-    from longrl.pipeline import captions, dataset_export, difficulty, questions, splitting, validation
+    from longrl.pipeline import captions, dataset_export, difficulty, questions, splitting, traces, validation
 
     work: Callable[[StepRun], None] = {
         "split": splitting.split_into_clips,
@@ -62,6 +63,7 @@ def run_step(config: PipelineConfig, step: str) -> StepReport:
         "rewrite": questions.rewrite_reasoning,
         "filter": difficulty.filter_questions,
         "export": dataset_export.export_dataset,
+        "trace": traces.write_traces,
     }[step]
     workspace, report = Workspace(config.out), StepReport(step, config.max_failed_share)
     replies = None if step in WITHOUT_MODEL else ReplyCache(workspace.path("responses"), config.budget)

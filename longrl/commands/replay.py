@@ -144,7 +144,7 @@ def replay_step(
 def take_step(policy: PolicyModule, step: StepRecord, prompts: Sequence[Prompt], watch: NonfiniteWatch) -> float:
     """Forward and backward pass of all micro-batches, with the numbers that the step had; returns the loss."""
     is_rl = "rewards" in step.tensors
-    recorded: Sequence[Continuation] = recorded_completions(step) if is_rl else recorded_continuations(step)
+    recorded: Sequence[Continuation] = recorded_completions(step) if is_rl else recorded_continuations(step, prompts)
     answers = of_prompts(recorded, len(prompts))
     features = policy.features.get_or_encode(policy.model, all_media(prompts, answers))
     loss_of = recorded_loss(policy, step)

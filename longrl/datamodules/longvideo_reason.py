@@ -264,7 +264,7 @@ class LongVideoReason(StreamedData):
         self.renderer.try_options(rows)
         blind_share = self.renderer.blind_share if split == "train" else 0.0
         self.datasets[split] = RenderedRows(rows, replace(self.renderer, blind_share=blind_share))
-        without = sum(not row.reasoning and row.response is None for row in rows)
+        without = sum(not (row.reasoning or row.trace) and row.response is None for row in rows)
         if self.renderer.stage == "sft" and without:
             logger.info("%d of %d %s rows have no reasoning: they teach the answer alone", without, len(rows), split)
         log_subtitles(split, rows, self.renderer.subtitles)

@@ -6,12 +6,14 @@ Letters: P prompts, G completions each, T prompt tokens, S completion tokens, M 
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from longrl.environments.trajectory import Trajectory
 from longrl.models.base import CausalFamily
 from longrl.models.expert_routing import ExpertRows, expert_rows, layer_inputs, watched_routers
 from longrl.types import Completion
@@ -67,6 +69,38 @@ class ExpertRecord:
             prompt = None if in_group else of_prompts[number].clone()
             handed.append(dataclasses.replace(completion, experts=experts, prompt_experts=prompt))
         return handed
+
+
+class TurnExperts(ExpertRecord):
+    """The same of completions of several turns, which read rows of any forward pass.
+
+    Args:
+        family: of the model.
+        model: generates.
+    """
+
+    def __init__(self, family: CausalFamily, model: nn.Module) -> None:
+        super().__init__(family, model)
+        self._rows: dict[int, list[tuple[ExpertRows, slice]]] = defaultdict(list)
+
+    def assign(self, trajectory: Trajectory, start: int, stop: int) -> None:
+        """Rows start..stop of the last pass are the trajectory's next tokens."""
+        if self._tokens:
+            self._rows[id(trajectory)].append((self._tokens[-1], slice(start, stop)))
+
+    def hand_to(self, groups: Sequence[Sequence[Trajectory]]) -> None:
+        """Gives the trajectories of each prompt their experts, the first also the prompt's."""
+        if not self._prompts:
+            return
+        of_prompts = torch.cat([rows.chosen for rows in self._prompts]).cpu()
+        start = 0
+        for group in groups:
+            stop = start + len(group[0].prompt.input_ids)
+            group[0].prompt_experts = of_prompts[start:stop].clone()
+            start = stop
+            for trajectory in group:
+                parts = [record.chosen[rows] for record, rows in self._rows[id(trajectory)]]
+                trajectory.experts = torch.cat([of_prompts[:0], *(part.cpu() for part in parts)])
 
 
 def with_routed_experts(

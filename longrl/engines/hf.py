@@ -21,7 +21,7 @@ from typing_extensions import override
 
 from longrl.engines import prefix_cache
 from longrl.engines.decoding_memory import DecodingMemory, free_bytes
-from longrl.engines.expert_record import ExpertRecord
+from longrl.engines.expert_record import ExpertRecord, TurnExperts
 from longrl.engines.rollout_engine import RolloutEngine, prompt_seed
 from longrl.engines.sampling import LMHead, sample_tokens
 from longrl.engines.turn_cache import TurnCache
@@ -57,6 +57,7 @@ class HFEngine(RolloutEngine):
 
     reads_policy_weights = True
     supports_fp32_lm_head = True
+    replays_turns = True
 
     def __init__(
         self,
@@ -228,14 +229,16 @@ class HFEngine(RolloutEngine):
         most_tokens = max_tokens + max(one.max_observed_tokens for group in groups for one in group)
         packed = pack(prompts, [[] for _ in prompts], NO_LIMIT)[0].to(device)
         cache = TurnCache(packed.spans, group_size, max_tokens, most_tokens, device)
-        hidden = self._prefill(family, model, packed, features, cache, ExpertRecord(family, model))  # [P, D]
+        experts = TurnExperts(family, model)
+        hidden = self._prefill(family, model, packed, features, cache, experts)  # [P, D]
         sampler = TurnSampler(
             family, model, [one for group in groups for one in group], features, sampling,
             _uniforms(prompts, sampling, seed, groups[0][0].number), answer,
-            cache=cache, hidden=hidden.repeat_interleave(group_size, 0),
+            cache=cache, hidden=hidden.repeat_interleave(group_size, 0), experts=experts,
             chunk_tokens=self.prefill_chunk_tokens, answer_after_tokens=self.answer_after_tokens,
         )  # fmt: skip
         sampler.run()
+        experts.hand_to(groups)
 
     def _prefill(
         self,

@@ -38,17 +38,13 @@ class PrefixCache:
     def __init__(
         self, spans: tuple[GroupSpan, ...], num_generations: int, max_tokens: int, device: torch.device
     ) -> None:
-        self.spans = spans
         self.num_generations = num_generations
         self.max_tokens = max_tokens
         self.length = 0
         """Completion tokens held, S."""
         self.unseen: Tensor | None = None
         """[P * G, 1, S + 1], True behind the newest token of a completion; None where all have as many tokens."""
-        self.prompt_lengths = tuple(span.prompt_tokens for span in spans)
-        lengths = torch.tensor(self.prompt_lengths, device=device)
-        self.padding = torch.arange(max(self.prompt_lengths), device=device) >= lengths[:, None]
-        """[P, T of the longest prompt], True behind the end of a shorter one; all layers and tokens share it."""
+        self._set_spans(spans, device)
         self.prompts: dict[int, KeysValues] = {}
         """layer -> keys and values [K, T, D]."""
         self.completions: dict[int, KeysValues] = {}
@@ -59,6 +55,13 @@ class PrefixCache:
         """linear layer -> what the P prompts keep, as far as they have been prefilled."""
         self.completion_pasts: dict[int, DeltaPast] = {}
         """linear layer -> what the P * G completions keep."""
+
+    def _set_spans(self, spans: tuple[GroupSpan, ...], device: torch.device) -> None:
+        self.spans = spans
+        self.prompt_lengths = tuple(span.prompt_tokens for span in spans)
+        lengths = torch.tensor(self.prompt_lengths, device=device)
+        self.padding = torch.arange(max(self.prompt_lengths), device=device) >= lengths[:, None]
+        """[P, T of the longest prompt], True behind the end of a shorter one; all layers and tokens share it."""
 
     def prefill(self, rows: slice, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """`LayerAttention`, once `rows` is bound, of these rows of the packed prompts; those before have been.

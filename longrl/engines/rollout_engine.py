@@ -44,6 +44,8 @@ class RolloutEngine(RefusesOldHooks, abc.ABC):
     """True if it computes in another process, so that it can generate while the trainer updates."""
     supports_fp32_lm_head: bool = False
     """True if it computes logits in float32 where `family.fp32_lm_head` asks for it."""
+    replays_turns: bool = False
+    """True if completions of several turns carry the experts that it chose, as others do (`family.router_replay`)."""
     ranks_per_engine: int = 1
     """How many neighbouring ranks of a sequence-parallel group are one engine: they are given the same prompts and
     return the same completions."""

@@ -1,7 +1,7 @@
 """Keys and values of completions of several turns: each has a length of its own, and reads what it is shown.
 
-Letters: P prompts, G completions each, S tokens of the longest completion, D head size, H query heads, K key heads, E
-query heads of each, c rows of a chunk.
+Letters: P prompts, G completions each, S tokens of the longest completion that samples, N rows of a forward pass that
+completions are shown, D head size, H query heads, K key heads, V value heads of a linear layer, F their size.
 """
 
 from __future__ import annotations
@@ -16,18 +16,25 @@ from torch.nn.functional import pad
 from typing_extensions import override
 
 from longrl.engines.prefix_cache import KeysValues, PrefixCache
-from longrl.packing.attention import attend_all, merge_attention
+from longrl.packing.attention import attend_all, merge_attention, take_rows
 from longrl.packing.delta_net import DeltaPast, DeltaRows, DeltaWeights, delta_sequences
 from longrl.packing.kernels import VarlenBatch, kernel_for
 from longrl.types import GroupSpan, to_device
 
 
 class Piece(NamedTuple):
-    """Rows that one completion is shown in one forward pass."""
+    """Rows of a forward pass that one completion is shown."""
 
-    completion: int
-    """Among the P * G."""
-    count: int
+    row: int
+    """The completion's among the P * G."""
+    start: int
+    stop: int
+    """From start to stop, among the rows of the pass."""
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return self.stop - self.start
 
 
 class TurnCache(PrefixCache):
@@ -62,17 +69,17 @@ class TurnCache(PrefixCache):
         self._are_uneven = False
         """New keys and values have columns of their own."""
         self._held: dict[int, dict[int, DeltaPast]] = {}
-        """completion that waits -> linear layer -> what it keeps, n = 1."""
+        """row of a completion that waits -> linear layer -> what it keeps, n = 1."""
 
     # -- decoding --------------------------------------------------------------------------------------------------
 
     def begin_step(self, sampling: Sequence[int]) -> None:
         """Prepares a decoding step of these completions."""
-        lengths = [self.lengths[index] for index in sampling]
+        lengths = [self.lengths[row] for row in sampling]
         self.length = max(lengths)
         # One that waits may be longer: a column of the others is among its own.
-        self._are_uneven = any(self.lengths[index] != self.length for index in sampling)
-        self._are_uneven |= any(self.lengths[index] > self.length for index in self._held)
+        is_among_own = any(self.lengths[row] > self.length for row in self._held)
+        self._are_uneven = min(lengths) < self.length or is_among_own
         self.unseen = None
         if self._are_uneven:
             columns = torch.arange(self.length + 1, device=self._lengths.device)
@@ -80,8 +87,8 @@ class TurnCache(PrefixCache):
 
     def end_step(self, sampling: Sequence[int], is_sampling: Tensor) -> None:
         """Counts the new token of these completions, which are those of a [P * G] mask."""
-        for index in sampling:
-            self.lengths[index] += 1
+        for row in sampling:
+            self.lengths[row] += 1
         self._lengths += is_sampling
 
     @override
@@ -95,19 +102,17 @@ class TurnCache(PrefixCache):
         all_values[:, self._rows, columns] = value
         return all_keys[:, :, : self.length + 1], all_values[:, :, : self.length + 1]
 
-    def hold(self, completion: int) -> None:
-        """Puts aside what a completion's linear layers keep, as it waits for an answer."""
+    def hold(self, row: int) -> None:
+        """Has a completion wait for an answer: what its linear layers keep is put aside."""
         layers = [*self.prompt_pasts, *self.completion_pasts]
-        rows = slice(completion, completion + 1)
-        self._held[completion] = {
-            layer: DeltaPast(*(part[rows].clone() for part in self._past(layer))) for layer in layers
-        }
+        own = slice(row, row + 1)
+        self._held[row] = {layer: DeltaPast(*(part[own].clone() for part in self._past(layer))) for layer in layers}
 
     # -- shown rows ------------------------------------------------------------------------------------------------
 
-    def reserve(self, completion: int, num_tokens: int) -> None:
+    def reserve(self, row: int, num_tokens: int) -> None:
         """Makes room for so many further tokens of a completion."""
-        needed = self.lengths[completion] + num_tokens
+        needed = self.lengths[row] + num_tokens
         if needed <= self.max_tokens:
             return
         self.max_tokens = max(needed, min(2 * self.max_tokens, self.most_tokens))
@@ -121,77 +126,121 @@ class TurnCache(PrefixCache):
         """`LayerAttention`, once `pieces` are bound, of rows that completions are shown.
 
         Args:
-            pieces: of completions in rising order, end to end in the c rows.
+            pieces: end to end, completions in rising order; N rows together.
             layer: number of the layer.
-            query: [1, H, c, D].
-            key: [1, K, c, D].
-            value: [1, K, c, D].
+            query: [1, H, N, D].
+            key: [1, K, N, D].
+            value: [1, K, N, D].
             scale: factor on the scores.
 
         Returns:
-            [1, H, c, D].
+            [1, H, N, D].
         """
-        queries = query[0]
-        keys, values = self.completions[layer]  # [K, P * G, room, D]
+        queries, keys, values = query[0], key[0], value[0]
+        kernel = kernel_for(query)
         heads_per_key = len(queries) // len(keys)
         counts = tuple(piece.count for piece in pieces)
-        edges = list(itertools.accumulate(counts, initial=0))
-        # 1. Keys and values go into the cache.
-        for piece, (start, stop) in zip(pieces, itertools.pairwise(edges), strict=True):
-            length = self.lengths[piece.completion]
-            keys[:, piece.completion, length : length + piece.count] = key[0, :, start:stop]
-            values[:, piece.completion, length : length + piece.count] = value[0, :, start:stop]
-        # 2. Every completion's rows see themselves.
-        kernel = kernel_for(query)
-        causal = VarlenBatch(counts, counts, causal=True)
-        output, lse = kernel.forward(queries, key[0], value[0], causal, scale)  # [H, c, D], [H, c]
-        # 3. And what the completion has said and was shown before.
-        for piece, (start, stop) in zip(pieces, itertools.pairwise(edges), strict=True):
-            length = self.lengths[piece.completion]
-            if length:
-                own = (keys[:, piece.completion, :length], values[:, piece.completion, :length])
-                across = VarlenBatch((piece.count * heads_per_key,), (length,), causal=False)
-                part, part_lse = attend_all(kernel, queries[:, start:stop], *own, across, scale)
-                merge_attention(output[:, start:stop], lse[:, start:stop], part, part_lse)
-        # 4. And its prompt; rows of a group's completions lie side by side and read the same keys.
+        # 1. Every completion's rows see themselves.
+        output, lse = kernel.forward(queries, keys, values, VarlenBatch(counts, counts, causal=True), scale)
+        # 2. And what the completion has said and was shown before. Only rows that begin a chunk may have nothing there.
+        own = [piece for piece in pieces if self.lengths[piece.row]]
+        own_keys, own_values = self.completions[layer]  # [K, P * G, room, D]
+        if own:
+            earlier = [own_keys[:, piece.row, : self.lengths[piece.row]] for piece in own]
+            earlier_values = [own_values[:, piece.row, : self.lengths[piece.row]] for piece in own]
+            rows = [slice(piece.start, piece.stop) for piece in own]
+            across = VarlenBatch(
+                tuple(piece.count * heads_per_key for piece in own),
+                tuple(self.lengths[piece.row] for piece in own),
+                causal=False,
+            )
+            part, part_lse = attend_all(
+                kernel, take_rows(queries, rows), torch.cat(earlier, 1), torch.cat(earlier_values, 1), across, scale
+            )
+            start = 0
+            for each in rows:
+                stop = start + each.stop - each.start
+                merge_attention(output[:, each], lse[:, each], part[:, start:stop], part_lse[:, start:stop])
+                start = stop
+        # 3. And its prompt. Rows of a group's completions lie side by side and read the same keys, prompt after prompt.
         prompt_keys, prompt_values = self.prompts[layer]  # [K, T, D]
-        start = 0
-        for number, of_prompt in itertools.groupby(pieces, lambda piece: piece.completion // self.num_generations):
-            stop = start + sum(piece.count for piece in of_prompt)
-            span = self.spans[number]
-            prompt = (prompt_keys[:, span.start : span.stop], prompt_values[:, span.start : span.stop])
-            across = VarlenBatch(((stop - start) * heads_per_key,), (span.prompt_tokens,), causal=False)
-            part, part_lse = attend_all(kernel, queries[:, start:stop], *prompt, across, scale)
-            merge_attention(output[:, start:stop], lse[:, start:stop], part, part_lse)
-            start = stop
+        for number, group in itertools.groupby(pieces, lambda piece: piece.row // self.num_generations):
+            of_prompt = list(group)
+            rows = slice(of_prompt[0].start, of_prompt[-1].stop)
+            seen = slice(self.spans[number].start, self.spans[number].stop)
+            across = VarlenBatch(((rows.stop - rows.start) * heads_per_key,), (seen.stop - seen.start,), causal=False)
+            part, part_lse = attend_all(
+                kernel, queries[:, rows], prompt_keys[:, seen], prompt_values[:, seen], across, scale
+            )
+            merge_attention(output[:, rows], lse[:, rows], part, part_lse)
+        # 4. What is new goes behind what was.
+        for piece in pieces:
+            length = self.lengths[piece.row]
+            here = slice(length, length + piece.count)
+            own_keys[:, piece.row, here] = keys[:, piece.start : piece.stop]
+            own_values[:, piece.row, here] = values[:, piece.start : piece.stop]
         return output[None]
 
     def append_recurrence(
         self, pieces: tuple[Piece, ...], layer: int, inputs: DeltaRows, weights: DeltaWeights
     ) -> Tensor:
-        """`LayerRecurrence`, once `pieces` are bound, of rows that completions are shown; [c, V, F].
+        """`LayerRecurrence`, once `pieces` are bound, of rows that completions are shown; [N, V, F].
 
         Args:
-            pieces: of completions, end to end in the c rows; all of them wait.
+            pieces: end to end; their completions wait.
             layer: number of the layer.
-            inputs: of the rows.
+            inputs: of the N rows.
             weights: of the layer.
         """
-        held = [self._held[piece.completion][layer] for piece in pieces]
+        held = [self._held[piece.row][layer] for piece in pieces]
         past = DeltaPast(*(torch.cat(parts) for parts in zip(*held, strict=True)))
         output, ends = delta_sequences(inputs, weights, tuple(piece.count for piece in pieces), past)
         for index, piece in enumerate(pieces):
-            self._held[piece.completion][layer] = DeltaPast(*(end[index : index + 1] for end in ends))
+            self._held[piece.row][layer] = DeltaPast(*(end[index : index + 1] for end in ends))
         return output
 
     def end_append(self, pieces: tuple[Piece, ...]) -> None:
-        """Counts the rows of one forward pass."""
-        for completion, count in pieces:
-            self.lengths[completion] += count
+        """Counts the rows of a forward pass."""
+        for piece in pieces:
+            self.lengths[piece.row] += piece.count
         self._lengths = to_device(torch.tensor(self.lengths), self._lengths.device)
 
-    def resume(self, completion: int) -> None:
+    def resume(self, row: int) -> None:
         """Lets a completion go on from the states that `append_recurrence` has left."""
-        for layer, past in self._held.pop(completion).items():
+        for layer, past in self._held.pop(row).items():
             for of_all, own in zip(self._past(layer), past, strict=True):
-                of_all[completion : completion + 1] = own
+                of_all[row : row + 1] = own
+
+    # -- fewer completions -----------------------------------------------------------------------------------------
+
+    def keep(self, prompts: Sequence[int], rows: Sequence[int]) -> None:
+        """Goes on with some completions alone, which are numbered anew.
+
+        Args:
+            prompts: numbers of those that have completions left, in rising order.
+            rows: of these completions, as many of each prompt, side by side.
+        """
+        device = self._lengths.device
+        index = to_device(torch.tensor(rows), device)
+        for layer in tuple(self.prompt_pasts):
+            self._past(layer)  # forked now: afterwards P and G are others
+        for layer, past in self.completion_pasts.items():
+            self.completion_pasts[layer] = DeltaPast(*(part[index] for part in past))
+        for layer, states in self.completions.items():
+            keys, values = (part[:, index] for part in states)
+            self.completions[layer] = (keys, values)
+        if len(prompts) < len(self.spans):
+            slices = [slice(self.spans[number].start, self.spans[number].stop) for number in prompts]
+            for layer, states in self.prompts.items():
+                keys, values = (take_rows(part, slices).contiguous() for part in states)
+                self.prompts[layer] = (keys, values)
+            lengths = [self.prompt_lengths[number] for number in prompts]
+            stops = itertools.accumulate(lengths)
+            spans = [GroupSpan(stop - length, length, ()) for stop, length in zip(stops, lengths, strict=True)]
+            self._set_spans(tuple(spans), device)
+            self.padded.clear()
+        self.num_generations = len(rows) // len(prompts)
+        self.lengths = [self.lengths[row] for row in rows]
+        self._lengths = self._lengths[index]
+        self._rows = self._rows[: len(rows)]
+        self._held = {new: self._held[old] for new, old in enumerate(rows) if old in self._held}

@@ -20,7 +20,6 @@ from longrl.models.base import CausalFamily
 from longrl.strategies.parallel import SINGLE_RANK_GRID
 from longrl.types import Media, Observed
 
-
 IDLE_S = 5.0
 """Without a job for so long the thread ends."""
 

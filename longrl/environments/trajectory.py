@@ -35,6 +35,9 @@ class Trajectory:
         """Tokens that end a turn beside the end tokens of the family."""
         self.max_observed_tokens = 0
         """Of all that it is shown; an engine plans its memory by it."""
+        self.experts: Tensor | None = None
+        """Of the completion, once it has ended; those of `Completion`."""
+        self.prompt_experts: Tensor | None = None
         self.environment_state: bytes | None = None
         """Its environment between two turns, as `EnvironmentRunner` keeps it; None before the first answer."""
         self.turns: list[Turn] = []
@@ -150,6 +153,8 @@ class Trajectory:
             # Pixels were for the encoder alone; where they came from stays known. A view would keep and send them all.
             media=tuple(replace(item, patches=item.patches[:0].clone(), is_whole=True) for item in self.media),
             turns=tuple(self.turns),
+            experts=self.experts,
+            prompt_experts=self.prompt_experts,
         )
 
 

@@ -179,6 +179,11 @@ def encode_shard(
         if not count:  # few temporal patches, and other ranks have them
             continue
         local = replace(item, grid_thw=(count, *item.grid_thw[1:]))
+        if local.source is None and not local.patches.numel():
+            raise ValueError(
+                f"a completion was shown a {item.kind} ({item.key}) whose pixels are not kept and whose features are "
+                "gone; an environment's frames need a `source` that gives them again"
+            )
         parts = [local] if local.source is None else patched_parts(family, local)
         if not one_by_one:
             together += parts

@@ -50,8 +50,7 @@ def with_tools(
         return messages, {}
     if chat.reads_tools:
         return messages, {"tools": [_broken(chat, tool) for tool in tools]}
-    lines = [json.dumps(_broken(chat, tool), ensure_ascii=False) for tool in tools]
-    offer = OFFER.replace("{tools}", "\n".join(lines))
+    offer = offer_text([_broken(chat, tool) for tool in tools])
 
     # 1. Behind the system message, or the one that the template would write.
     first = messages[0]
@@ -65,6 +64,11 @@ def with_tools(
     text = f"{offer}\n\n"
     content = text + content if isinstance(content, str) else [{"type": "text", "text": text}, *content]
     return [{**first, "content": content}, *messages[1:]], {}
+
+
+def offer_text(tools: Sequence[Mapping[str, Any]]) -> str:
+    """The words that offer tools, with their JSON schemas."""
+    return OFFER.replace("{tools}", "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools))
 
 
 def _behind(system: Any, offer: str) -> str:

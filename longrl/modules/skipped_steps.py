@@ -17,10 +17,11 @@ from typing import Any
 
 from torch import Tensor
 
+from longrl.datamodules.media.saved_media import restored_media, saved_media
 from longrl.io.atomic import atomic_write
 from longrl.modules.mini_batches import MiniBatch, TokenLoss
 from longrl.packing.pack import Continuations, continuations
-from longrl.types import Batch, Completion, Continuation, Group, Prompt, Row
+from longrl.types import FULL_SHARD, Batch, Completion, Continuation, Group, Prompt, Row
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,8 @@ MAX_RECORDS = 8
 """Records that every rank writes in a run: the first ones say most."""
 EXPERTS = ("experts", "prompt_experts")
 """Fields of a completion that an engine fills under `rollout.router_replay`."""
+SHOWN = ("sampled", "position_ids")
+"""Fields of a completion that was shown something."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,13 @@ class StepRecord:
     rows: Sequence[Row]
     """P records of the data set."""
     tensors: Mapping[str, Tensor]
-    """Of text `input_ids.p` [T] of each prompt and `completions.c` [S] of each completion; in RL also `advantages`,
+    """Of text `input_ids.p` [T] of each prompt and `completions.c` [S] of each completion, of those that were shown
+    something `sampled.c` [S] and `position_ids.c` [A, S], their media being among the facts; in RL also `advantages`,
     `old_logp`, `ref_logp`, `sampler_logp` [N] as far as there are any, `weights` [C], `rewards` and `valid` [P, G],
     with experts to be replayed `experts.c` [S - 1, M, k] and `prompt_experts.c` [T, M, k]. Of a diffusion model scores
     and `latents.c` [W + 1, ...] of each sample."""
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Plain values: step, rank, loss, gradient norm, temperature."""
+    """Plain values: step, rank, loss, gradient norm, temperature; `media` by the number of their completion."""
 
 
 class SkippedSteps:
@@ -165,6 +169,7 @@ def text_record(
     """
     tensors = loss.tensors()
     rows = []
+    media = {}
     num_completions = 0
     groups = continuations(completions)
     for number, prompt in enumerate(prompts):
@@ -172,12 +177,15 @@ def text_record(
         tensors[f"input_ids.{number}"] = prompt.input_ids
         for completion in groups[number]:
             tensors[f"completions.{num_completions}"] = completion.token_ids
-            for name in EXPERTS:
-                experts = getattr(completion, name, None)
-                if experts is not None:
-                    tensors[f"{name}.{num_completions}"] = experts
+            for name in (*EXPERTS, *SHOWN):
+                values = getattr(completion, name, None)
+                if values is not None:
+                    tensors[f"{name}.{num_completions}"] = values
+            if completion.media:
+                media[str(num_completions)] = [saved_media(item) for item in completion.media]
             num_completions += 1
     facts["num_completions"] = num_completions
+    facts["media"] = media
     return StepRecord(rows, tensors, facts)
 
 
@@ -218,8 +226,8 @@ def load_step_record(path: str | Path) -> StepRecord:
             header = file.metadata()
         rows = []
         for fields in json.loads(header["rows"]):
-            for name in ("videos", "images", "audios", "messages"):
-                fields[name] = tuple(fields[name])
+            for name in ("videos", "images", "audios", "messages", "trace"):
+                fields[name] = tuple(fields.get(name, ()))
             rows.append(Row(**fields))
         facts = dict(json.loads(header["facts"]))
     except FileNotFoundError:
@@ -250,7 +258,7 @@ def replay_batch(record: StepRecord, render: Callable[[Row], Prompt]) -> Batch:
     # 1. SFT: one answer of each.
     if "rewards" not in tensors:
         taught = []
-        for prompt, target in zip(prompts, recorded_continuations(record), strict=True):
+        for prompt, target in zip(prompts, recorded_continuations(record, prompts), strict=True):
             taught.append(dataclasses.replace(prompt, response=target))
         return Batch(taught)
     # 2. RL: G answers with what the sampler said of their tokens.
@@ -280,7 +288,20 @@ def recorded_completions(record: StepRecord) -> list[Completion]:
     return completions
 
 
-def recorded_continuations(record: StepRecord) -> list[Continuation]:
-    """What followed the prompts of a step, as the update read it."""
-    numbers = range(record.facts["num_completions"])
-    return [Continuation(record.tensors[f"completions.{number}"]) for number in numbers]
+def recorded_continuations(record: StepRecord, prompts: Sequence[Prompt] = ()) -> list[Continuation]:
+    """What followed the prompts of a step, as the update read it.
+
+    Args:
+        record: of the step.
+        prompts: rendered again; media of their targets have pixels that a record has not.
+    """
+    rendered = {item.key: item for prompt in prompts if prompt.response for item in prompt.response.media}
+    made = []
+    for number in range(record.facts["num_completions"]):
+        fields: dict[str, Any] = {name: record.tensors.get(f"{name}.{number}") for name in SHOWN}
+        media = []
+        for saved in record.facts.get("media", {}).get(str(number), ()):
+            item = restored_media(saved, FULL_SHARD)  # a record is replayed on one rank
+            media.append(rendered.get(item.key, item))
+        made.append(Continuation(record.tensors[f"completions.{number}"], media=tuple(media), **fields))
+    return made

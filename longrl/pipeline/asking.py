@@ -6,9 +6,9 @@ import asyncio
 import functools
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from longrl.chat.client import BudgetSpent, CallFailed, ChatClient
 from longrl.chat.endpoint import Endpoint, Reply, Request
@@ -70,6 +70,8 @@ class Task(Generic[Value]):
     """Of a command, beside the replies that are on disk."""
     name_suffix: str = ""
     """Behind an item's id in reports."""
+    go_on: Callable[[ChatClient, Request, Reply, Record], Coroutine[Any, Any, Value]] | None = None
+    """Takes the place of `read` where a reply is the first of a conversation, of which the value is made."""
 
 
 def ask_all(run: StepRun, items: Sequence[Record], task: Task[Value], endpoint: Endpoint) -> list[Value | None]:
@@ -124,7 +126,10 @@ async def _ask_one(client: ChatClient, item: Record, task: Task[Value], report: 
             if request is None:
                 break
             reply = await client.ask(request)
-            value = task.read(reply, item)
+            if task.go_on is None:
+                value = task.read(reply, item)
+            else:
+                value = await task.go_on(client, request, reply, item)
         except UnusableReply as error:
             report.add_problem(name, error.kind, str(error))
             report.forms.add(task.form)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from longrl.chat.endpoint import Budget, Decoding, Endpoint
 from longrl.io.number_ranges import COUNT, NOT_NEGATIVE, SHARE, check_ranges
@@ -183,6 +183,37 @@ class ExportOptions:
 
 
 @dataclass(frozen=True)
+class TraceOptions:
+    """Step trace."""
+
+    records: str | None = None
+    """Questions in the schema of LongVideo-Reason, as `data.train` reads them; by default those that `export` wrote for
+    SFT."""
+    media_root: str | None = None
+    """Folder where their paths start; by default that of the file."""
+    max_records: int | None = None
+    tools: str = "longrl.environments.video_tools.VideoTools"
+    """The environment, as `rollout.environment.make`."""
+    tool_options: dict[str, Any] = field(default_factory=dict)
+    """As `rollout.environment.options`."""
+    max_turns: int = 5
+    """Messages of the model; the last one must answer."""
+    num_frames: int = 16
+    """Frames of the video that it sees before it calls a tool."""
+    max_side: int = 448
+    right_from: float = 1.0
+    """Score from which an answer counts as right."""
+    decoding: Decoding = field(default_factory=lambda: Decoding(temperature=0.7, max_tokens=4096))
+    attempts: int = 3
+    """Conversations about a question, until one is kept."""
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self, "trace.", max_turns=COUNT, num_frames=COUNT, max_side=COUNT, right_from=SHARE, attempts=COUNT
+        )
+
+
+@dataclass(frozen=True)
 class PipelineConfig:
     """Videos in, data set out."""
 
@@ -197,7 +228,7 @@ class PipelineConfig:
     writer: Endpoint | None = None
     """Reads text: steps timeline, question and rewrite."""
     policy: Endpoint | None = None
-    """Answers questions with frames: step filter."""
+    """Answers questions with frames: steps filter and trace."""
     judge: Endpoint | None = None
     """Compares open-ended answers: step filter."""
     judge_decoding: Decoding = field(default_factory=lambda: Decoding(temperature=0.0, max_tokens=512))
@@ -215,6 +246,7 @@ class PipelineConfig:
     rewrite: RewriteOptions = field(default_factory=RewriteOptions)
     filter: FilterOptions = field(default_factory=FilterOptions)
     export: ExportOptions = field(default_factory=ExportOptions)
+    trace: TraceOptions = field(default_factory=TraceOptions)
 
     def __post_init__(self) -> None:
         check_ranges(self, "--", judge_attempts=COUNT, max_failed_share=SHARE)

@@ -21,7 +21,9 @@ logger = logging.getLogger(__name__)
 Record = dict[str, Any]
 STEPS = ("split", "caption", "timeline", "question", "validate", "rewrite", "filter", "export")
 NAMES = ("1_clips", "2_captions", "3_timelines", "4_replies", "5_questions", "6_reasoning", "7_filtered")
-FILES = {step: f"{name}.jsonl" for step, name in zip(STEPS, NAMES, strict=False)}
+FILES = {step: f"{name}.jsonl" for step, name in zip(STEPS, NAMES, strict=False)} | {"trace": "8_traces.jsonl"}
+MORE_STEPS = ("trace",)
+"""Those that `all` leaves out."""
 MAX_LISTED = 1000
 """Problems that a report lists; it counts all."""
 

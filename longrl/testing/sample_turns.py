@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
+from longrl.datamodules.media.sources import HeldFrames
 from longrl.environments.trajectory import Trajectory
 from longrl.models.base import CausalFamily
 from longrl.testing.sample_prompts import local_frames, noise_frames
@@ -30,7 +32,11 @@ end, one video by two completions of a group; media without a word; of uneven le
 
 
 def random_turns(
-    family: CausalFamily, prompts: Sequence[Prompt], shard: FrameShard = FULL_SHARD, seed: int = 0
+    family: CausalFamily,
+    prompts: Sequence[Prompt],
+    shard: FrameShard = FULL_SHARD,
+    pixels_left_out: bool = False,
+    seed: int = 0,
 ) -> list[list[Continuation]]:
     """For each prompt completions of `TURNS`. What the family cannot be shown is left out of them.
 
@@ -38,13 +44,15 @@ def random_turns(
         family: renders what is shown.
         prompts: that are continued.
         shard: which part of all media this rank decodes.
+        pixels_left_out: media are those of a rollout, whole items whose frames their source gives.
         seed: of the sampled tokens.
     """
     generator = torch.Generator().manual_seed(seed)
     groups = []
     for index, prompt in enumerate(prompts):
         turns = TURNS[index % len(TURNS)]
-        groups.append([random_continuation(family, prompt, segments, generator, shard) for segments in turns])
+        options = shard, pixels_left_out
+        groups.append([random_continuation(family, prompt, segments, generator, *options) for segments in turns])
     return groups
 
 
@@ -54,8 +62,9 @@ def random_continuation(
     segments: Sequence[Segment],
     generator: torch.Generator,
     shard: FrameShard = FULL_SHARD,
+    pixels_left_out: bool = False,
 ) -> Continuation:
-    """A completion of these segments, put together as engines do it, with its pixels."""
+    """A completion of these segments, put together as engines do it; see `random_turns`."""
     special = {*family.tokenizer.all_special_ids, *family.media_token_ids().values()}
     ordinary = torch.tensor([token for token in range(len(family.tokenizer)) if token not in special])
     trajectory = Trajectory(prompt, 0, SamplingParams(), max_turns=len(segments) + 1)
@@ -68,7 +77,10 @@ def random_continuation(
         responses = [_readable(family, response, shard) for response in segment]
         observed = family.observation(responses, ended=True)
         trajectory.add_observed(observed)
-        media += observed.media
+        frames = [part for response in responses for part in response if isinstance(part, Frames)]
+        for item, source in zip(observed.media, frames, strict=True):
+            left_out = replace(item, patches=item.patches[:0], source=HeldFrames(source), is_whole=True)
+            media.append(left_out if pixels_left_out else item)
     trajectory.finish_reason = "stop"
     completion = trajectory.completion()
     return Continuation(

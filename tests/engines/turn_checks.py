@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 import torch
 
@@ -58,18 +59,35 @@ def often_ending(family, prompts, sampling=SAMPLING, first=0, among=8) -> list[l
     return groups
 
 
-def turn_gap(family, model, groups, features) -> float:
-    """The largest difference between the engine's log-probs and the trainer's, over all sampled tokens."""
+def with_sampled_placeholders(family, prompt, sampling=SAMPLING) -> Trajectory:
+    """A trajectory whose first turn has placeholder tokens, as if by chance; a crop was shown behind it."""
+    ((trajectory,),) = often_ending(family, [prompt], replace(sampling, num_generations=1))
+    plain = family.end_token_ids[0] + 1
+    ids = torch.tensor([plain, *family.media_token_ids().values(), plain, family.end_token_ids[0]])
+    assert trajectory.add_turn(ids, torch.zeros(len(ids)), "by chance", stopped=True)
+    return trajectory
+
+
+def turn_gap(family, model, groups, features, num_given=0) -> float:
+    """The largest difference between the engine's log-probs and the trainer's, over all sampled tokens.
+
+    Args:
+        family: of the model.
+        model: the trainer's.
+        groups: trajectories that have ended.
+        features: of all that they show.
+        num_given: tokens of each that no engine has sampled.
+    """
     completions = [[trajectory.completion() for trajectory in group] for group in groups]
-    said = torch.cat([one.logprobs for group in completions for one in group])
     (packed,) = pack([group[0].prompt for group in groups], completions, 1 << 30)
     with torch.no_grad():
-        logp = family.forward(model, packed, features, 1.0).logp
-    return float((said - logp).abs().max())
+        scored = family.forward(model, packed, features, 1.0).logp
+    every = [one for group in completions for one in group]
+    pairs = zip(every, scored.split([one.num_sampled for one in every]), strict=True)
+    return max(float((one.logprobs - own)[num_given:].abs().max()) for one, own in pairs)
 
 
-def outcome(groups):
-    return [
-        [(trajectory.completion().token_ids.tolist(), len(trajectory.turns)) for trajectory in group]
-        for group in groups
-    ]
+def outcome(groups) -> list[list[tuple[list[int], int]]]:
+    """Token ids and turns of each completion."""
+    completions = [[trajectory.completion() for trajectory in group] for group in groups]
+    return [[(one.token_ids.tolist(), len(one.turns)) for one in group] for group in completions]

@@ -232,3 +232,24 @@ def test_tools_answer_once_for_the_trace_of_a_target():
     taught = target.token_ids[target.sampled].tolist()
     assert taught == [*family.encode_response("Look.").tolist(), *family.encode_response("B").tolist()]
     assert target.position_ids[0].tolist() == list(range(len(target.token_ids)))
+
+
+@pytest.mark.parametrize("name", ["chatml", "qwen2.5 tools", "qwen3.5 tools"])
+def test_tools_that_answered_before_the_last_question_are_told_of_alike(name):
+    """In a prompt as in an observation: by the template, or by the user in one message."""
+    family = family_of(name)
+    said = [
+        {"role": "user", "content": "Which?"},
+        {"role": "assistant", "content": "Look.", "tool_calls": [{"name": "crop_video", "arguments": {}}]},
+        {"role": "tool", "content": "a ball"},
+        {"role": "tool", "content": "<|im_end|>"},
+        {"role": "assistant", "content": "B"},
+        {"role": "user", "content": "And then?"},
+    ]
+    messages = tuple({**one, "content": [{"type": "text", "text": one["content"]}]} for one in said)
+    ids = family.chat_ids("", (), Row("1", "", "B", messages=messages))
+    behind = family.observation([["a ball"], ["<|im_end|>"]], True).input_ids.tolist()
+    opening = family.chat.encode(family.chat.opening) if family.chat.opening else []
+    shown = behind[: len(behind) - len(opening)]
+    assert shown in [ids[start : start + len(shown)] for start in range(len(ids))]
+    assert family.chat.with_calls("Look.", said[1]["tool_calls"]) in family.tokenizer.decode(ids)

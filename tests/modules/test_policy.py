@@ -29,7 +29,7 @@ from longrl.modules.policy import OptimizerSettings, PolicyModule, all_media
 from longrl.packing.pack import pack
 from longrl.strategies.axis import SINGLE_RANK
 from longrl.testing.sample_turns import random_turns
-from longrl.types import FULL_SHARD, Batch, Completion, Continuation, Group, SamplingParams
+from longrl.types import Batch, Completion, Continuation, Group, SamplingParams
 from tests.tiny import (
     assert_same_gradients,
     gradients,
@@ -167,9 +167,9 @@ def answers_of(groups):
     return [group.completions for group in groups]
 
 
-def with_turns(family, groups, shard=FULL_SHARD):
+def with_turns(family, groups, pixels_left_out=False):
     """The same groups with completions that are shown text and media between their turns."""
-    shown = random_turns(family, [group.prompt for group in groups], shard)
+    shown = random_turns(family, [group.prompt for group in groups], pixels_left_out=pixels_left_out)
     return [
         dataclasses.replace(group, completions=[as_completion(one) for one in turns])
         for group, turns in zip(groups, shown, strict=True)

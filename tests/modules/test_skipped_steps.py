@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,8 @@ from lightning.pytorch import Callback
 from safetensors.torch import save
 
 from longrl.algorithms import Algorithm
+from longrl.datamodules.media.sampling import VideoSampling
+from longrl.datamodules.media.sources import DecodeLimits, FileFrames
 from longrl.models.lora import LoRASettings
 from longrl.modules.optimizer import OptimizerSettings
 from longrl.modules.skipped_steps import (
@@ -18,25 +21,29 @@ from longrl.modules.skipped_steps import (
     SkippedSteps,
     StepRecord,
     load_step_record,
+    recorded_continuations,
     replay_batch,
     text_record,
     write_step_record,
 )
 from longrl.strategies.mr_sp import MRSPStrategy
-from longrl.types import Batch, Continuation
+from longrl.testing.sample_turns import random_turns
+from longrl.types import FULL_SHARD, Batch, Continuation, FrameShard
 from tests.distributed import run_distributed
 from tests.modules.test_policy import (
     LENGTHS,
     REWARDS,
+    answers_of,
     policy_of,
     sampled,
     text_prompts,
     tokens_of,
     train,
     with_targets,
+    with_turns,
 )
 from tests.runs import checkpoint, metrics, rollouts, run, text_config
-from tests.tiny import answers_with_experts, random_completions, row, text_family
+from tests.tiny import answers_with_experts, random_completions, row, text_family, vl_family
 
 POISON = "~"
 """A character whose embedding overflows in these tests; no other prompt has it."""
@@ -166,7 +173,8 @@ def rendered_as(prompts):
     return lambda row: by_id[row.id]
 
 
-def test_a_record_holds_all_that_the_step_read_and_replays_it(tmp_path):
+@pytest.mark.parametrize("turns", [False, True], ids=["one turn", "turns"])
+def test_a_record_holds_all_that_the_step_read_and_replays_it(tmp_path, turns):
     """The gradient is broken and the loss is not, so the record's loss is that of the step taken again."""
 
     def break_gradient(policy):
@@ -177,6 +185,9 @@ def test_a_record_holds_all_that_the_step_read_and_replays_it(tmp_path):
     prompts = text_prompts(family)
     sampler = -torch.rand(sum(map(sum, [[3, 7, 4], [5, 1, 6], [2, 9, 3]])))
     batch = rl_batch(family, prompts, sampler=sampler)
+    if turns:
+        batch.groups = with_turns(family, batch.groups)
+        sampler = torch.cat([one.logprobs for group in answers_of(batch.groups) for one in group])
     batch.groups[1].valid[2] = False
     policy = policy_of(family, algorithm=algorithm)
     train(policy, batch, before=break_gradient, default_root_dir=tmp_path)
@@ -196,10 +207,41 @@ def test_a_record_holds_all_that_the_step_read_and_replays_it(tmp_path):
         assert torch.equal(found.valid, wanted.valid)
         for ours, theirs in zip(found.completions, wanted.completions, strict=True):
             assert torch.equal(ours.token_ids, theirs.token_ids)
+            assert ours.num_sampled == theirs.num_sampled
     torch.manual_seed(0)
     seen = train(policy_of(text_family(), algorithm=algorithm), again, default_root_dir=tmp_path)
     assert seen.metrics[0]["train/loss"] == pytest.approx(record.facts["loss"], rel=1e-6)
     assert seen.steps == 1
+
+
+def test_what_completions_were_shown_is_on_record(tmp_path):
+    """Media without pixels, to be decoded on one rank; of a target that is rendered again, with them."""
+    family = vl_family()
+    prompts = text_prompts(family)
+    cropped = VideoSampling(fps=4.0, span_s=(1.5, 3.0))
+    file = FileFrames("clip.mp4", cropped, FrameShard(1, 2), 2, DecodeLimits())
+    groups = [
+        [replace(one, media=tuple(replace(item, source=file) for item in one.media)) for one in group]
+        for group in random_turns(family, prompts)
+    ]
+    path = tmp_path / "step.safetensors"
+    write_step_record(path, text_record(prompts, groups, SimpleNamespace(tensors=dict)), {})
+    record = load_step_record(path)
+    targets = [replace(prompt, response=group[-1]) for prompt, group in zip(prompts, groups, strict=True)]
+    wanted = [one for group in groups for one in group]
+    for found, again, theirs in zip(
+        recorded_continuations(record), recorded_continuations(record, targets), wanted, strict=True
+    ):
+        for name in ("token_ids", "sampled", "position_ids"):
+            value = getattr(theirs, name)
+            assert getattr(found, name) is None if value is None else torch.equal(getattr(found, name), value)
+        source = replace(file, shard=FULL_SHARD)
+        expected = [replace(item, source=source, patches=None) for item in theirs.media]
+        assert [replace(item, patches=None) for item in found.media] == expected
+        if theirs.media and any(theirs is group[-1] for group in groups):
+            assert all(
+                torch.equal(ours.patches, item.patches) for ours, item in zip(again.media, theirs.media, strict=True)
+            )
 
 
 def test_the_experts_of_a_step_are_on_record(tmp_path):

@@ -139,11 +139,11 @@ class Case:
     def algorithm(self):
         return Algorithm(token_weights=token_mean, kl_coef=0.3 if self.kl else 0.0)
 
-    def groups(self, shard=FULL_SHARD):
+    def groups(self, shard=FULL_SHARD, pixels_left_out=False):
         family = self.family()
         groups = sampled(family, PROMPTS[self.prompts](family, shard))
         if self.turns:
-            groups = with_turns(family, groups, shard)
+            groups = with_turns(family, groups, pixels_left_out)
         if self.replay:
             prompts = [group.prompt for group in groups]
             answers = answers_with_experts(prompts, answers_of(groups), shape=(3, 2), num_experts=4)
@@ -202,7 +202,7 @@ def one_step(case: Case, devices: int) -> tuple[dict[str, float], dict[str, torc
     sp_group = devices if case.sp == "auto" else case.sp
     rank = int(torch.distributed.get_rank())
     data, of = rank // sp_group, devices // sp_group
-    groups = case.groups(FrameShard(rank % sp_group, sp_group))[data::of]
+    groups = case.groups(FrameShard(rank % sp_group, sp_group), pixels_left_out=True)[data::of]
     prompts = [group.prompt for group in groups]
     if case.sft:
         batch = Batch(taught(case, FrameShard(rank % sp_group, sp_group))[data::of])
@@ -315,7 +315,7 @@ def test_any_grid_gives_the_loss_and_gradients_of_one_process(devices):
 
 @pytest.mark.parametrize("devices", [2, 3])
 def test_what_completions_are_shown_is_shared(devices):
-    """Groups of no, one and three observations; media of completions encoded by shards; SFT; all that saves memory."""
+    """Groups of no, one and three observations; whole media of completions, in SFT shards; all that saves memory."""
     memory = {"checkpointing": True, "mlp_chunk": 7, "offload": True}
     grids = {
         2: [

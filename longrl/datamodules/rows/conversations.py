@@ -122,6 +122,7 @@ def read_conversation(record: Mapping[str, Any], media_root: str | None) -> Conv
     has_fields = any(available.values())
     messages = []
     for message in listed:
+        _check_whole(message)
         parts = list(_parts(message["content"], waiting, files, media_root, tags=has_fields))
         messages.append({"role": message["role"], "content": parts, **_calls(message)})
 
@@ -135,6 +136,35 @@ def read_conversation(record: Mapping[str, Any], media_root: str | None) -> Conv
         asked["content"] = [*first, *asked["content"]]
     trace = tuple(_trace_message(message, media_root, files["video"]) for message in tail)
     return Conversation(tuple(messages), response, {f"{kind}s": tuple(paths) for kind, paths in files.items()}, trace)
+
+
+def _check_whole(message: Mapping[str, Any]) -> None:
+    """Raises ValueError for a part of a video that a tool showed before the last question."""
+    content = message["content"] if message["role"] == "tool" else ""
+    parts = [] if isinstance(content, str) else content
+    if any(part.get(name) is not None for part in parts for name in OF_PARTS):
+        raise ValueError(
+            "has a tool's answer before the last question that shows a part of a video, where videos are whole; make "
+            "that answer a part of the trace, or leave its media out"
+        )
+
+
+def read_trace(record: Mapping[str, Any], media_root: str | None, videos: Sequence[str]) -> tuple[dict[str, Any], ...]:
+    """The `trace` of a question's record as `Row.trace`; () without one.
+
+    Args:
+        record: of a question.
+        media_root: see `RecordMedia`.
+        videos: of the question.
+
+    Raises:
+        ValueError: it is no trace.
+    """
+    if not _is_chat(record.get("trace")):
+        return ()
+    messages = list(_messages(record, "trace"))
+    check_turns(messages)
+    return tuple(_trace_message(message, media_root, videos) for message in messages)
 
 
 def read_tools(record: Mapping[str, Any]) -> list[Any]:
@@ -253,10 +283,6 @@ def _parts(
             if part["text"]:
                 yield {"type": "text", "text": part["text"]}
             continue
-        if any(part.get(name) is not None for name in OF_PARTS):
-            raise ValueError(
-                f"has a part of a video before the last answer, where media are whole, got {str(part)[:80]}"
-            )
         source = _source(part)
         paths = (next(waiting[kind], None),) if source is None else RecordMedia(kind, media_root).paths(source, part)
         if len(paths) != 1 or paths[0] is None:

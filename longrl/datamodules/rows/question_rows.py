@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from longrl.datamodules.media.subtitles import subtitles_below
-from longrl.datamodules.rows.conversations import is_conversation, read_conversation, read_tools
+from longrl.datamodules.rows.conversations import is_conversation, read_conversation, read_tools, read_trace
 from longrl.datamodules.rows.record_media import RecordMedia
 from longrl.datamodules.rows.sources import Record
 from longrl.io.tags import tagged_parts, without_tagged
@@ -38,6 +38,9 @@ def longvideo_reason_row(record: Record, index: int, media_root: str | None = No
     and `task` may be absent or null, and `metadata` (such as the `tolerance` of a number) too. A record whose
     `data_type` is `video`, `image` or `audio` must have one. A record of `messages` is read by `chat_row`.
 
+    `trace`, turns of the assistant with tools' answers between them, is the SFT target (`traces.py`), and prompts offer
+    `tools`.
+
     Raises:
         ValueError: a field is missing; the message names the record and the fields it has.
     """
@@ -54,6 +57,13 @@ def longvideo_reason_row(record: Record, index: int, media_root: str | None = No
         "metadata": metadata_field(record, index, media_root),
         **media,
     }
+    try:
+        fields["trace"] = read_trace(record, media_root, media["videos"])
+        tools = read_tools(record)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"record {index} (id {record_id(record, index)!r}) {error}") from error
+    if tools:
+        fields["metadata"] = fields["metadata"] | {"tools": tools}
     return question_row(record, index, text_field(record, "problem", index), fields)
 
 

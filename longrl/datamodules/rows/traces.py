@@ -1,6 +1,7 @@
 r"""Traces in records: what the assistant says and what tools answer, as OpenAI's and Hugging Face's messages have it.
 
-A trace is all that follows the last question of a conversation, if a tool's answer is among it:
+A trace is the field `trace` of a question's record, or all that follows the last question of a conversation, if a
+tool's answer is among it:
 
     {"role": "assistant", "content": "<think>..</think>", "tool_calls": [{"type": "function", "function": {
         "name": "crop_video", "arguments": {"start_s": 8, "end_s": 16}}}]}
