@@ -143,6 +143,6 @@ def check_engine(engine: RolloutEngine, router_replay: bool) -> None:
         )
     if router_replay and not engine.replays_turns:
         raise ValueError(
-            f"rollout.router_replay=true knows the experts of completions of one turn with {type(engine).__name__}, got "
+            f"rollout.router_replay=true knows completions of one turn with {type(engine).__name__}, got "
             "rollout.environment beside it; set rollout.router_replay to false, or use longrl.engines.hf.HFEngine"
         )
