@@ -10,11 +10,9 @@ from concurrent.futures import Future
 import pytest
 import torch
 
-from longrl.callbacks.environment_rollouts import check_engine
 from longrl.engines import hf, turn_sampler
 from longrl.engines.hf import HFEngine
 from longrl.engines.turn_cache import TurnCache
-from longrl.engines.vllm import VLLMEngine
 from longrl.environments.trajectory import begin
 from longrl.models.text import TextFamily
 from longrl.packing.experts import with_experts
@@ -151,6 +149,7 @@ def test_in_bfloat16_with_a_head_in_float32(tmp_path):
 def test_the_trainer_uses_the_experts_of_all_turns():
     family, model, prompts = case = given("qwen3.5-moe")
     family.router_replay = True
+    assert HFEngine.replays_turns
     groups, features = sample(case)
     for prompt, group in zip(prompts, groups, strict=True):
         assert group[0].prompt_experts.shape == (len(prompt.input_ids), 4, 2)
@@ -310,9 +309,3 @@ def test_what_may_be_shown_counts_among_what_is_held(monkeypatch):
     monkeypatch.setattr(hf.HFEngine, "_num_prompts", lambda *args: lengths.append(args[-1].max_completion_tokens) or 1)
     sample(text_case(), max_observed_tokens=100)
     assert lengths == [124] * 2
-
-
-def test_router_replay_and_an_environment_go_together_with_this_engine():
-    check_engine(HFEngine(), router_replay=True)
-    with pytest.raises(ValueError, match="knows completions of one turn with VLLMEngine"):
-        check_engine(VLLMEngine(), router_replay=True)
