@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
 from typing_extensions import override
@@ -10,6 +9,7 @@ from typing_extensions import override
 from longrl.datamodules.media.sampling import VideoSampling
 from longrl.datamodules.media.sources import DecodeLimits, FileFrames, read_video
 from longrl.engines.hf import HFEngine
+from longrl.engines.rollout_engine import RolloutEngine
 from longrl.environments import Observation, ToolResponse
 from longrl.turns import ToolCall
 from longrl.types import FULL_SHARD
@@ -22,7 +22,6 @@ TOOL = {
         "parameters": {"type": "object", "properties": {"start_s": {"type": "number"}}, "required": ["start_s"]},
     },
 }
-TURN_TOKENS = 2
 
 
 class Clips:
@@ -58,37 +57,18 @@ def clip(path, start_s):
     return replace(read_video(path, sampling, temporal_patch_size=2), source=source)
 
 
-class PlainTurns(HFEngine):
-    """Samples turn after turn as if all before were a prompt: slow, and the bits do not depend on who is in a batch.
-
-    A turn ends after two tokens, for a tiny model that was not taught anything has no use for end tokens.
-    """
-
-    is_remote = False
-
-    def __init__(self, delay_s: float = 0.0) -> None:
-        super().__init__(max_sequences=1)
-        self.delay_s = delay_s
+class ShortTurns(HFEngine):
+    """Ends turns with every second token, for a tiny model that was taught nothing has no use for end tokens."""
 
     @override
-    def environment_problem(self):
-        return None
-
-    @override
-    def generate_turns(self, family, model, groups, features, sampling, seed, answer):
-        params = replace(sampling, num_generations=1, max_completion_tokens=TURN_TOKENS)
+    def generate_turns(self, family, model, groups, *args):
         for trajectory in (one for group in groups for one in group):
-            while trajectory.finish_reason is None:
-                time.sleep(self.delay_s)
-                prompt = trajectory.so_far()
-                here = replace(prompt, id=f"{prompt.id} {trajectory.number} {len(trajectory.turns)}")
-                ((said,),) = self.generate(family, model, [here], features, params, seed)
-                if trajectory.add_turn(said.token_ids, said.logprobs, said.text, stopped=True):
-                    trajectory.add_observed(answer(trajectory).result())
+            trajectory.stop_token_ids = tuple(range(0, len(family.tokenizer), 2))
+        super().generate_turns(family, model, groups, *args)
 
 
-class OtherProcess(PlainTurns):
-    """The same with weights of its own, as a server's: it generates while the trainer updates."""
+class Elsewhere(ShortTurns):
+    """The same with weights of its own, as a server has them: it generates while the trainer updates."""
 
     reads_policy_weights = False
     is_remote = True
@@ -104,8 +84,12 @@ class OtherProcess(PlainTurns):
         self.model.load_state_dict(state)
 
     @override
-    def generate(self, family, model, prompts, features, sampling, seed, first=0):
-        return super().generate(family, self.model, prompts, features, sampling, seed, first)
+    def generate(self, family, model, *args, **options):
+        return super().generate(family, self.model, *args, **options)
+
+    @override
+    def generate_turns(self, family, model, *args):
+        super().generate_turns(family, self.model, *args)
 
 
 def by_tokens(completion, row):
@@ -116,3 +100,11 @@ def by_tokens(completion, row):
 def first_two(groups):
     """Of three groups of each rollout two, so that steps of three groups leave some over."""
     return list(groups[:2])
+
+
+class OneTurn(HFEngine):
+    """An engine of the user's own that knows no environments."""
+
+    @override
+    def environment_problem(self):
+        return RolloutEngine.environment_problem(self)

@@ -15,7 +15,8 @@ import contextlib
 import logging
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,21 @@ from typing_extensions import override
 from longrl.engines.server_client import ServerClient
 from longrl.engines.server_protocol import model_sizes
 from longrl.engines.vllm_extension import write_shards
-from longrl.engines.vllm_options import VERSION, Fields, VLLMRollouts
+from longrl.engines.vllm_options import VERSION, Fields
+from longrl.engines.vllm_rollouts import VLLMRollouts
+from longrl.engines.vllm_turns import TurnRequests
 from longrl.engines.weight_files import default_folder, new_folder
 from longrl.engines.weight_stream import engine_weights
+from longrl.environments.trajectory import Trajectory
 from longrl.io.number_ranges import COUNT, NOT_NEGATIVE, SECONDS, SECONDS_OR_ZERO, check_ranges
 from longrl.models.base import CausalFamily
 from longrl.strategies.axis import world_axis
 from longrl.types import Prompt
 
 logger = logging.getLogger(__name__)
+
+MAX_THREADS = 256
+"""Turns that a rank has the server answer at once: as many completions as vLLM decodes together by default."""
 
 
 class VLLMServerEngine(VLLMRollouts):
@@ -198,3 +205,47 @@ class VLLMServerEngine(VLLMRollouts):
     @override
     def answer_requests(self, prompts: Sequence[Prompt], requests: Fields, params: Fields) -> list[Fields]:
         return self.client.generate(self._version, requests, params)
+
+    @override
+    def environment_problem(self) -> str | None:
+        return None
+
+    @override
+    @contextlib.contextmanager
+    def turn_requests(self, num_trajectories: int) -> Iterator[ThreadedRequests]:
+        requests = ThreadedRequests(self.client, self._version, min(num_trajectories, MAX_THREADS))
+        try:
+            yield requests
+        finally:
+            requests.give_up()
+
+
+class ThreadedRequests(TurnRequests):
+    """Turns that a server answers, each asked for by a thread (`TurnRequests`).
+
+    Args:
+        client: of the server.
+        version: of the weights that sample.
+        num_threads: turns that are asked for at once.
+    """
+
+    def __init__(self, client: ServerClient, version: str, num_threads: int) -> None:
+        self._client = client
+        self._version = version
+        self._threads = ThreadPoolExecutor(max(1, num_threads))
+        self._pending: dict[Future[list[Fields]], Trajectory] = {}
+
+    @override
+    def add(self, trajectory: Trajectory, request: dict[str, Any], params: dict[str, Any]) -> None:
+        future = self._threads.submit(self._client.generate, self._version, [request], [params], bring_first=True)
+        self._pending[future] = trajectory
+
+    @override
+    def finished(self, answers: Collection[Future[Any]]) -> list[tuple[Trajectory, dict[str, Any]]]:
+        wait([*self._pending, *answers], return_when=FIRST_COMPLETED)
+        done = [future for future in self._pending if future.done()]
+        return [(self._pending.pop(future), future.result()[0][0]) for future in done]
+
+    def give_up(self) -> None:
+        """Ends the threads, after an error once the server has answered them."""
+        self._threads.shutdown(wait=False, cancel_futures=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -47,11 +48,16 @@ class ServerClient:
         self.url = url.rstrip("/")
         self.timeout_s = timeout_s
         self.retries = retries
+        self._bringing = threading.Lock()
+        self._num_failures = 0  # of bringing
+        self._brought: set[str] = set()  # names of tensors that the server was given with the weights of a version
+        self._brought_with = ""
 
     @functools.cached_property
     def _http(self) -> httpx.Client:
         timeout = httpx.Timeout(self.timeout_s, connect=CONNECT_S)
-        return httpx.Client(timeout=timeout, trust_env=False)  # no proxy between node and server
+        limits = httpx.Limits(max_connections=None)  # a turn waits on its own connection, however many there are
+        return httpx.Client(timeout=timeout, limits=limits, trust_env=False)  # no proxy between node and server
 
     def close(self) -> None:
         """Closes connections."""
@@ -86,15 +92,27 @@ class ServerClient:
             raise RuntimeError(f"the server at {self.url} holds weights {answer.get('version')!r} after {version!r}")
 
     def generate(
-        self, version: str, requests: Sequence[dict[str, Any]], params: Sequence[dict[str, Any]]
+        self,
+        version: str,
+        requests: Sequence[dict[str, Any]],
+        params: Sequence[dict[str, Any]],
+        bring_first: bool = False,
     ) -> list[list[dict[str, Any]]]:
         """Completions of each request by the weights of a version, as token ids, log-probs and finish reasons.
 
         The first attempt brings no tensor; the server names those that it lacks.
+
+        Args:
+            version: of the weights.
+            requests: see `server_protocol`.
+            params: of each request.
+            bring_first: tensors go over before, so that of several threads with the same ones one alone brings them.
         """
         # 1. Ask, and bring what the server lacks.
         tensors: dict[str, Tensor] = {}
         text = protocol.dump_requests(requests, tensors)
+        if bring_first:
+            self._bring(version, tensors)
         message = {"version": version, "requests": text, "tensors": list(tensors), "params": list(params)}
         brought: dict[str, Tensor] = {}
         while True:
@@ -116,6 +134,29 @@ class ServerClient:
         if counts != [each["n"] for each in params]:
             raise RuntimeError(f"{self._garbage()} completions per prompt: {counts}")
         return completions
+
+    def _bring(self, version: str, tensors: Mapping[str, Tensor]) -> None:
+        """Gives the server what it lacks of some tensors, by a message that asks for no completion."""
+        num_failures = self._num_failures
+        with self._bringing:
+            if self._num_failures > num_failures:  # else threads would find out one after the other
+                raise ConnectionError(f"the server at {self.url} could not be brought tensors by another thread either")
+            if self._brought_with != version:
+                self._brought.clear()
+                self._brought_with = version
+            names = sorted(tensors.keys() - self._brought)
+            if not names:
+                return
+            message = {"version": version, "requests": "[]", "tensors": names, "params": []}
+            try:
+                answer = self._send("POST", "/generate", protocol.pack_message(message, {}), accepted=protocol.MISSING)
+                lacking = {name: tensors[name] for name in answer.get("missing", ()) if name in tensors}
+                if lacking:
+                    self._send("POST", "/generate", protocol.pack_message(message, lacking), accepted=protocol.MISSING)
+            except Exception:
+                self._num_failures += 1
+                raise
+            self._brought.update(names)
 
     def _headers(self) -> dict[str, str]:
         """Made for each request: a server that was started anew has another key in its file."""

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from longrl.features.provenance import tensor_bytes
@@ -49,6 +50,9 @@ MAX_COMPLETIONS = 1 << 16
 EMBEDS = ("embeds", "image_embeds", "video_embeds", "prompt_embeds")
 """Keys of a request under which features stand."""
 
+PIECE_ROWS = 1024
+"""Rows of a tensor that go over as one: where features were appended to others, those stay the pieces they were."""
+
 _MARK = "tensor:"
 _NAME = re.compile(r"[0-9a-f]{32}")
 _HEADS = ("num_attention_heads", "num_key_value_heads")
@@ -57,20 +61,22 @@ _VISION_SIZES = ("spatial_merge_size", "temporal_patch_size", "tokens_per_second
 
 
 def dump_requests(requests: Sequence[dict[str, Any]], tensors: dict[str, Tensor]) -> str:
-    """Requests as JSON in which tensors are hashes of their content.
+    """Requests as JSON in which tensors are hashes of the content of their pieces.
 
     Args:
         requests: nested dicts and lists of tensors and plain values.
         tensors: filled with {hash: tensor on the host}.
     """
 
-    def replace_tensor(value: Any) -> dict[str, str]:
+    def replace_tensor(value: Any) -> dict[str, list[str]]:
         if not isinstance(value, Tensor):
             raise TypeError(f"a request holds tensors and plain values, got {type(value).__name__}")
         tensor = value.detach().to("cpu").contiguous()
-        name = content_name(tensor)
-        tensors.setdefault(name, tensor)
-        return {_MARK: name}
+        pieces = tensor.split(PIECE_ROWS) if tensor.dim() else (tensor,)
+        names = [content_name(piece) for piece in pieces]
+        for name, piece in zip(names, pieces, strict=True):
+            tensors.setdefault(name, piece)
+        return {_MARK: names}
 
     return json.dumps(requests, default=replace_tensor)
 
@@ -95,12 +101,15 @@ def load_requests(text: str, tensors: Mapping[str, Tensor], width: int | None = 
     """
 
     def put_tensor(item: dict[str, Any]) -> Any:
-        return tensors[item[_MARK]] if item.keys() == {_MARK} else item
+        if item.keys() != {_MARK}:
+            return item
+        pieces = [tensors[name] for name in item[_MARK]]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     try:
         parse_json(text)  # not nested without end
         requests = json.loads(text, object_hook=put_tensor)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:  # of pieces that are not one tensor's, too
         raise ValueError(f"the requests are no JSON with the tensors of the message: {error!r}"[:500]) from error
     if not isinstance(requests, list) or not all(isinstance(request, dict) for request in requests):
         raise ValueError("the requests must be a list of mappings")

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from longrl.engines import server_protocol as protocol
 from longrl.engines.vllm_options import completion_fields
+from longrl.engines.vllm_turns import SAMPLED_PLACEHOLDERS, restore_placeholders
 from longrl.engines.weight_checks import check_weights, expected_weights
 from longrl.models.base import CausalFamily
 
@@ -174,9 +175,20 @@ class RolloutRoutes:
     async def _complete(self, request: dict[str, Any], params: dict[str, Any]) -> list[Any]:
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
+        if SAMPLED_PLACEHOLDERS in request:
+            request = await self._render(request)
         sampling = SamplingParams(**params, output_kind=RequestOutputKind.FINAL_ONLY)
         outputs = [output async for output in self.engine.generate(request, sampling, uuid.uuid4().hex)]
         return sorted(outputs[-1].outputs, key=lambda output: output.index)
+
+    async def _render(self, request: dict[str, Any]) -> dict[str, Any]:
+        """A request as vLLM renders it, with the placeholder tokens that the policy sampled."""
+        from vllm.renderers.inputs.preprocess import parse_model_prompt
+
+        plain = {name: value for name, value in request.items() if name != SAMPLED_PLACEHOLDERS}
+        parsed = parse_model_prompt(self.engine.model_config, plain)
+        (rendered,) = await self.engine.renderer.render_cmpl_async([parsed])
+        return restore_placeholders(rendered, request[SAMPLED_PLACEHOLDERS])
 
     def _refuse_version(self, requested: str) -> Response:
         return _refusal(protocol.OTHER_VERSION, f"the server holds weights {self._version!r}, asked for {requested!r}")

@@ -42,7 +42,6 @@ from longrl.engines.vllm_steps import SteppedRequests, engine_failure, keep_rand
 from longrl.engines.weight_stream import engine_weights
 from longrl.io.number_ranges import COUNT, NOT_NEGATIVE, check_ranges
 from longrl.models.base import CausalFamily
-from longrl.models.engine_adapter import EngineAdapter
 from longrl.types import Prompt
 
 REMEDY = f"install {VERSION} ({INSTALL}), or generate without it: --rollout.engine longrl.engines.hf.HFEngine"
@@ -249,17 +248,17 @@ class VLLMEngine(VLLMRollouts):
         self, family: CausalFamily, prompts: Sequence[Prompt], features: Mapping[str, Tensor]
     ) -> list[RenderedPrompt]:
         """Prompts as vLLM's own processing leaves them, with its model's own positions."""
-        return [self._rendered_prompt(family, prompt, features) for prompt in prompts]
+        return [self._rendered_prompt(prompt, family.engine_request(prompt, features)) for prompt in prompts]
 
-    def _rendered_prompt(self, family: EngineAdapter, prompt: Prompt, features: Mapping[str, Tensor]) -> RenderedPrompt:
+    def _rendered_prompt(self, prompt: Prompt, request: dict[str, Any]) -> RenderedPrompt:
         import vllm
 
         # 1. As `LLM.generate` would prepare the request, without running it.
         llm = self._llm
         with keep_random_states():
-            rendered = render_request(llm, family.engine_request(prompt, features))
-            request = llm.input_processor.process_inputs("rendered", rendered, vllm.SamplingParams(), ("generate",))
-        specs = list(request.mm_features or [])
+            rendered = render_request(llm, request)
+            core = llm.input_processor.process_inputs("rendered", rendered, vllm.SamplingParams(), ("generate",))
+        specs = list(core.mm_features or [])
         # 2. Features, if vLLM has an entry for each media item: some families give it parts, or embeddings.
         rows = {}
         if len(specs) == len(prompt.media):
@@ -269,9 +268,9 @@ class VLLMEngine(VLLMRollouts):
                 if embeds is not None:
                     rows[item.key] = embeds.data
         # 3. Token ids, and the positions that its model gives them.
-        ids = torch.tensor(request.prompt_token_ids)
-        if request.prompt_is_token_ids is not None:
-            ids = ids.where(torch.tensor(request.prompt_is_token_ids), -1)
+        ids = torch.tensor(core.prompt_token_ids)
+        if core.prompt_is_token_ids is not None:
+            ids = ids.where(torch.tensor(core.prompt_is_token_ids), -1)
 
         if not llm.model_config.uses_mrope:  # the model's class alone does not say: Qwen3.5's text reads both
             return RenderedPrompt(ids, None, rows)

@@ -87,10 +87,8 @@ class VLLMRollouts(RolloutEngine):
 
         Raises:
             RuntimeError: vLLM failed, or the server ended (ConnectionError); the message says how the run goes on.
-            ValueError: a prompt is too long for the engine, or experts are to be recorded.
+            ValueError: a prompt is too long for the engine.
         """
-        if family.router_replay:
-            raise ValueError("rollout.router_replay knows no completions of several turns; leave it or the environment")
         limit, option = self.length_limit()
         prompts = [group[0].prompt for group in groups if group]
         check_lengths(prompts, sampling, limit=limit, option=option)

@@ -20,6 +20,7 @@ from torch import Tensor
 from longrl.engines.rollout_engine import prompt_seed
 from longrl.engines.vllm_options import make_completion, sampling_arguments
 from longrl.environments.trajectory import Answer, Trajectory
+from longrl.io.pulse import PULSE
 from longrl.models.base import CausalFamily
 from longrl.models.engine_adapter import EngineAdapter
 from longrl.types import Observed, SamplingParams
@@ -64,6 +65,8 @@ class TurnSampler:
     """Tokens of prompt and completion together that the engine takes."""
     option: str
     """That sets the limit."""
+    num_without_room: int = 0
+    """Trajectories that ended because what they were to be shown is above the limit."""
 
     def sample(self, groups: Sequence[Sequence[Trajectory]]) -> None:
         """Samples trajectories to their ends; those of a prompt lie side by side."""
@@ -82,6 +85,7 @@ class TurnSampler:
 
         # 2. What has ended is answered, what was answered is sampled on.
         while num_sampling or asked:
+            PULSE.beats += 1
             for trajectory, output in self.requests.finished(asked):
                 num_sampling -= 1
                 turn = make_completion(self.family, output)
@@ -94,6 +98,12 @@ class TurnSampler:
                 if trajectory.finish_reason is None:
                     self._request_turn(trajectory)
                     num_sampling += 1
+        if self.num_without_room:
+            logger.warning(
+                "%d completions ended early: with what they were to be shown they leave no room in %d, the %s; raise "
+                "that, or lower rollout.environment.max_observed_tokens",
+                *(self.num_without_room, self.limit, self.option),
+            )
 
     def _request_turn(self, trajectory: Trajectory) -> None:
         request = turn_request(self.family, trajectory, self.features)
@@ -102,14 +112,9 @@ class TurnSampler:
 
     def _add_observed(self, trajectory: Trajectory, observed: Observed | None) -> None:
         """What a trajectory was answered; one that would leave no room for a token ends it."""
-        num_tokens = num_tokens_of(trajectory)
-        if observed is not None and num_tokens + len(observed.input_ids) >= self.limit:
-            logger.warning(
-                "a completion of prompt %r ends early: its %d tokens and the %d it was to be shown leave no room in "
-                "%d, the %s; raise that, or lower rollout.environment.max_observed_tokens",
-                *(trajectory.prompt.id, num_tokens, len(observed.input_ids), self.limit, self.option),
-            )
+        if observed is not None and num_tokens_of(trajectory) + len(observed.input_ids) >= self.limit:
             trajectory.finish_reason = "length"
+            self.num_without_room += 1
             return
         trajectory.add_observed(observed)
 
@@ -180,9 +185,12 @@ def restore_placeholders(rendered: dict[str, Any], pairs: Sequence[Sequence[int]
     if not pairs:
         return rendered
     ids = list(rendered["prompt_token_ids"])
-    for pair in pairs:
-        if len(pair) != 2 or not all(type(value) is int and value >= 0 for value in pair) or pair[0] >= len(ids):
-            raise ValueError(f"{SAMPLED_PLACEHOLDERS} must be [[index, token], ...] of {len(ids)} tokens, got {pair}")
-        index, token = pair
+    try:
+        restored = {int(index): int(token) for index, token in pairs}
+    except (TypeError, ValueError):
+        restored = {-1: -1}
+    if any(token < 0 or not 0 <= index < len(ids) for index, token in restored.items()):
+        raise ValueError(f"{SAMPLED_PLACEHOLDERS} must be [[index, token], ...] of a prompt of {len(ids)} tokens")
+    for index, token in restored.items():
         ids[index] = token
     return {**rendered, "prompt_token_ids": ids}

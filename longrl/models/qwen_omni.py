@@ -17,6 +17,7 @@ long. transformers' processor cuts sound after 300 s without a word; here none i
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import itertools
 import math
@@ -391,7 +392,12 @@ class QwenOmniFamily(Qwen2_5_VLFamily):
             request["multi_modal_uuids"] = {}
         for kind, parts in items.items():
             keys = [item.key for item in prompt.media if item.kind == kind]
-            names = [f"{keys} {part['first']} {len(part['embeds'])} {part['positions'].tolist()}" for part in parts]
+            ends = list(itertools.accumulate(map(len, rows[kind])))
+            names = []
+            for part in parts:  # of items up to its own: those that a completion is shown later change no name
+                first, count = part["first"], len(part["embeds"])
+                known = keys[: bisect.bisect_left(ends, first + count) + 1]
+                names.append(f"{known} {first} {count} {part['positions'].tolist()}")
             request["multi_modal_uuids"][kind] = [hashlib.sha256(name.encode()).hexdigest() for name in names]
         return request
 

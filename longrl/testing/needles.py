@@ -21,17 +21,22 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from longrl.datamodules.rows.question_rows import longvideo_reason_row
+from longrl.environments.traces import record_trace
+from longrl.environments.video_tools import VideoTools
 from longrl.io.atomic import atomic_folder
 from longrl.io.jsonl import write_jsonl
 from longrl.rewards.options import with_options
 from longrl.testing.drawing import MOTION_FRAMES, Image, draw_background, draw_scene
 from longrl.testing.stories import COLORS, LETTERS, POSITIONS, SHAPES, Scene
+from longrl.testing.tool_traces import crop_call
 
 FPS = 4
 SCENE_S = 8
 NEEDLE_S = (3.25, 5.0)
 """When in a scene its needle is on show, in seconds."""
-CROP_FPS = 2.0
+TOOLS: dict[str, Any] = {"fps": 2.0, "max_frames": 16}
+"""Options of `VideoTools`, those of configs/demo/tools."""
 Record = dict[str, Any]
 
 
@@ -39,16 +44,16 @@ Record = dict[str, Any]
 class NeedleConfig:
     """Options of the generator; equal ones give equal records and pixels."""
 
-    num_train_videos: int = 300
+    num_train_videos: int = 400
     num_eval_videos: int = 100
-    num_scenes: int = 5
+    num_scenes: int = 4
     questions_per_video: int = 2
     size: int = 56
     """Height and width in pixels."""
     traces_per_video: int = 2
-    right_looks: float = 0.4
+    right_looks: float = 0.5
     """Share of worked answers that look at the scene that was asked about."""
-    wrong_looks: float = 0.3
+    wrong_looks: float = 0.25
     """Share of those that look at another; the rest does not look."""
     seed: int = 0
 
@@ -94,16 +99,14 @@ def question_record(story: NeedleStory, video: str, rng: Random, number: int) ->
 
 
 def listing(story: NeedleStory) -> str:
-    """What a coarse look shows: when each scene begins, and its object."""
-    scenes = enumerate(story.scenes)
-    return " ".join(f"{index * SCENE_S} {scene.name} {scene.position}." for index, scene in scenes)
+    """What a coarse look shows: the object of each scene, and when it begins."""
+    return " ".join(f"{scene.name} {index * SCENE_S}." for index, scene in enumerate(story.scenes))
 
 
-def trace_record(record: Record, story: NeedleStory, scene: int, options: list[str], look: int | None) -> Record:
-    """A worked answer to a question: a conversation with a call of `crop_video`, or one without.
+def turns_of(story: NeedleStory, scene: int, options: list[str], look: int | None) -> list[str]:
+    """What a beginner says to a question.
 
     Args:
-        record: the question.
         story: of its video.
         scene: that it asks about.
         options: it has.
@@ -111,30 +114,18 @@ def trace_record(record: Record, story: NeedleStory, scene: int, options: list[s
     """
     said = SCENE_S * (scene if look is None else look)
     thought = f"<think>{listing(story)} {story.scenes[scene].name} {said}.</think>"
-    video = {"type": "video", "video": record["videos"]}
-    messages: list[Record] = [
-        {"role": "user", "content": [video, {"type": "text", "text": record["problem"]}]},
-    ]
     if look is None:
-        messages.append({"role": "assistant", "content": f"{thought}<answer>{options[0]}</answer>"})
-    else:
-        span = {"start_s": look * SCENE_S, "end_s": (look + 1) * SCENE_S}
-        needle = story.needles[look]
-        seen = f"{story.scenes[look].name} {story.scenes[look].position}. {needle.name} {needle.position}."
-        messages += [
-            {
-                "role": "assistant",
-                "content": thought,
-                "tool_calls": [{"type": "function", "function": {"name": "crop_video", "arguments": span}}],
-            },
-            {"role": "tool", "content": [{**video, **span, "fps": CROP_FPS}]},
-            {"role": "assistant", "content": f"<think>{seen}</think><answer>{needle.name}</answer>"},
-        ]
-    return {**record, "messages": messages}
+        return [f"{thought}<answer>{options[0]}</answer>"]
+    needle = story.needles[look].name
+    call = crop_call(look * SCENE_S, (look + 1) * SCENE_S)
+    return [f"{thought}\n{call}", f"<think>{story.scenes[look].name}. {needle}.</think><answer>{needle}</answer>"]
 
 
 def make_needles(config: NeedleConfig) -> tuple[dict[str, list[Record]], dict[str, NeedleStory]]:
-    """Records of `train`, `traces` and `eval`, and the story of each video; nothing is drawn."""
+    """Records of `train`, `traces` and `eval`, and the story of each video; nothing is drawn.
+
+    Those of `traces` have the `turns` of a worked answer, without what tools answer.
+    """
     records: dict[str, list[Record]] = {"train": [], "traces": [], "eval": []}
     stories: dict[str, NeedleStory] = {}
     for split, count in (("train", config.num_train_videos), ("eval", config.num_eval_videos)):
@@ -149,7 +140,7 @@ def make_needles(config: NeedleConfig) -> tuple[dict[str, list[Record]], dict[st
             for _ in range(config.traces_per_video if split == "train" else 0):
                 record, scene, options = question_record(story, video, rng, len(records["traces"]))
                 look = draw_look(rng, config, scene)
-                records["traces"].append(trace_record(record, story, scene, options, look))
+                records["traces"].append(record | {"turns": turns_of(story, scene, options, look)})
     return records, stories
 
 
@@ -193,6 +184,9 @@ def write_needles(folder: str | Path, config: NeedleConfig) -> Path:
                     frame.pts = pts
                     container.mux(stream.encode(frame))
                 container.mux(stream.encode(None))
+        for record in records["traces"]:
+            row = longvideo_reason_row(record, record["problem_id"], str(work))
+            record["trace"] = record_trace(VideoTools(**TOOLS), row, record.pop("turns"), str(work))
         for split, rows in records.items():
             write_jsonl(work / f"{split}.jsonl", rows)
     return folder
@@ -212,7 +206,7 @@ def write_needle_base(demo_base: str | Path, folder: str | Path) -> Path:
 
     processor = AutoProcessor.from_pretrained(demo_base)
     processor.tokenizer.add_tokens(list(TOOL_WORDS))
-    model = AutoModelForImageTextToText.from_pretrained(demo_base, dtype=torch.float32)
+    model: Any = AutoModelForImageTextToText.from_pretrained(demo_base, dtype=torch.float32)
     embeddings = model.get_input_embeddings().weight
     num_known = len(embeddings)
     size = -(-len(processor.tokenizer) // 16) * 16

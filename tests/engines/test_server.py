@@ -21,6 +21,15 @@ from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.packing.pack import pack
 from longrl.testing.tiny import tiny_qwen2_5_vl
 from longrl.types import SamplingParams
+from tests.engines.turn_checks import (
+    SAMPLING,
+    answers,
+    crops,
+    often_ending,
+    outcome,
+    turn_gap,
+    with_sampled_placeholders,
+)
 from tests.runs import config
 from tests.servers import RunningServer
 from tests.tiny import frames, row
@@ -123,6 +132,13 @@ def test_completions_are_those_of_the_engine_in_the_trainers_process(in_step):
                 for mine, theirs in zip(one, other, strict=True):
                     torch.testing.assert_close(mine.logprobs, theirs.logprobs, atol=1e-5, rtol=0)
                     assert (mine.text, mine.finish_reason) == (theirs.text, theirs.finish_reason)
+        sampled = []
+        for each in (local, remote):
+            groups = often_ending(family, prompts[:2])
+            known = dict(features)
+            each.generate_turns(family, model, groups, known, SAMPLING, 3, answers(family, model, known))
+            sampled.append(outcome(groups))
+        assert sampled[0] == sampled[1]
     finally:
         local.close()
 
@@ -159,6 +175,36 @@ def test_features_cross_once(in_step):
         received.append(remote.client.get_info()["num_received"])
         remote.generate(family, model, prompts, features, SamplingParams(1, 2), seed)
     assert received[0] < received[1] == received[2] == remote.client.get_info()["num_received"]
+
+
+def test_turns_are_the_trainers(in_step):
+    """Crops, two tools in one turn; each tensor crosses once, and placeholders that were sampled stay tokens."""
+    family, remote, model, prompts, features = in_step
+    features = dict(features)
+    received = []
+    found = []
+    for _ in range(2):
+        groups = often_ending(family, prompts[:2])
+        received.append(remote.client.get_info()["num_received"])
+        remote.generate_turns(family, model, groups, features, SAMPLING, 3, answers(family, model, features))
+        assert [[len(trajectory.turns) for trajectory in group] for group in groups] == [[1, 3, 5]] * 2
+        assert turn_gap(family, model, groups, features) < 1e-4
+        found.append(outcome(groups))
+    assert found[0] == found[1]
+    assert received[1] == remote.client.get_info()["num_received"]
+
+    given = [[with_sampled_placeholders(family, prompt)] for prompt in prompts[:2]]
+    once = answers(family, model, features, crops(family, count=lambda trajectory: 1))
+    remote.generate_turns(family, model, given, features, SAMPLING, 3, once)
+    assert turn_gap(family, model, given, features, given[0][0].turns[0].num_tokens) < 1e-4
+
+
+def test_an_error_of_an_answer_ends_the_rollout(in_step):
+    family, remote, model, prompts, features = in_step
+    failing = answers(family, model, dict(features), crops(family, count=lambda trajectory: 1 // trajectory.number))
+    with pytest.raises(ZeroDivisionError):
+        remote.generate_turns(family, model, often_ending(family, prompts), features, SAMPLING, 3, failing)
+    remote.generate(family, model, prompts, features, GREEDY, seed=0)
 
 
 def test_weights_go_over_once_per_step(in_step):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -154,6 +155,40 @@ def test_only_the_tensors_that_are_missing_are_sent(fake):
     assert torch.equal(unpack_message(second)[1][name], torch.ones(2, 3))
     with pytest.raises(RuntimeError, match="misses tensors that no request has"):
         client_of(fake((409, {"missing": ["x"]}))).generate("v", REQUEST, PARAMS)
+
+
+def test_threads_with_the_same_tensors_bring_them_once(fake):
+    tensors = {}
+    dump_requests(REQUEST, tensors)
+    (name,) = tensors
+    server = fake((409, {"missing": [name]}), (200, {}), (200, GOOD))
+    client = client_of(server)
+    with ThreadPoolExecutor(4) as threads:
+        turns = [threads.submit(client.generate, "v", REQUEST, PARAMS, bring_first=True) for _ in range(4)]
+        assert [turn.result() for turn in turns] == [[[ONE]]] * 4
+    bodies = [unpack_message(body) for _, body, _ in server.requests]
+    assert [list(tensors) for _, tensors in bodies] == [[], [name], [], [], [], []]
+    assert [message["params"] for message, _ in bodies[:3]] == [[], [], PARAMS]
+    # Another version of the weights may be another server: it is asked again.
+    client.generate("v", REQUEST, PARAMS, bring_first=True)
+    assert len(server.requests) == 7
+    with pytest.raises(RuntimeError, match="answered with weights 'v' instead of 'w'"):
+        client.generate("w", REQUEST, PARAMS, bring_first=True)
+    assert len(server.requests) == 9
+
+
+def test_a_server_that_is_gone_is_found_out_by_one_thread(fake, naps):
+    client = client_of(fake((429, b"slow down")), retries=1)
+    start = threading.Barrier(4)
+
+    def turn(_):
+        start.wait()
+        with pytest.raises(ConnectionError):
+            client.generate("v", REQUEST, PARAMS, bring_first=True)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(turn, range(4)))
+    assert naps == [1.0]
 
 
 def test_nobody_at_the_address_is_an_error_that_names_it():

@@ -1,7 +1,9 @@
+import json
+
 import pytest
 import torch
 
-from longrl.engines.server_protocol import dump_requests, load_requests, pack_message, unpack_message
+from longrl.engines.server_protocol import PIECE_ROWS, dump_requests, load_requests, pack_message, unpack_message
 
 
 def test_a_request_comes_out_as_it_went_in():
@@ -25,3 +27,24 @@ def test_a_request_comes_out_as_it_went_in():
     assert video["second_per_grid_ts"].dtype == torch.float64
     with pytest.raises(ValueError, match="no safetensors with a message"):
         unpack_message(b"\x80\x04pickle")
+
+
+def test_features_that_others_were_appended_to_cross_once():
+    video = torch.arange(2 * PIECE_ROWS + 5.0)[:, None]
+    sent = {}
+    dump_requests([{"video_embeds": video}], sent)
+    assert sorted(len(piece) for piece in sent.values()) == [5, PIECE_ROWS, PIECE_ROWS]
+    brought = len(sent)
+    longer = torch.cat([video, torch.ones(3, 1)])
+    text = dump_requests([{"video_embeds": longer}], sent)
+    assert len(sent) == brought + 1  # the last piece, which is another one now
+    (found,) = load_requests(text, sent, width=1)
+    assert torch.equal(found["video_embeds"], longer)
+
+
+def test_pieces_of_different_tensors_are_refused():
+    sent = {}
+    dump_requests([{"embeds": torch.ones(2, 3), "more": torch.ones(2, 4)}], sent)
+    text = json.dumps([{"embeds": {"tensor:": list(sent)}}])
+    with pytest.raises(ValueError, match="no JSON with the tensors"):
+        load_requests(text, sent)

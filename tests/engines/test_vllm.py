@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import random
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from longrl.callbacks.rollout_checks import check_mismatch, engine_logps
 from longrl.engines.hf import HFEngine
 from longrl.engines.parity import check_rendered_prompts
+from longrl.environments.trajectory import begin
 from longrl.features.cache import FeatureCache
 from longrl.models.internvl import InternVLFamily
 from longrl.models.qwen2_vl import Qwen2VLFamily
@@ -36,6 +38,15 @@ from longrl.testing.tiny import (
 )
 from longrl.types import SamplingParams
 from tests.distributed import run_distributed
+from tests.engines.turn_checks import (
+    SAMPLING,
+    answers,
+    crops,
+    often_ending,
+    outcome,
+    turn_gap,
+    with_sampled_placeholders,
+)
 from tests.families import cell
 from tests.tiny import LLAMA_ROPE, SCALES, frames, internvl_prompts, mixed_prompts, omni_prompts, row, sound
 
@@ -45,6 +56,7 @@ pytestmark = pytest.mark.vllm
 from longrl.engines.vllm import VLLMEngine  # noqa: E402
 from longrl.engines.vllm_options import sampling_arguments  # noqa: E402
 from longrl.engines.vllm_steps import keep_random_states  # noqa: E402
+from longrl.engines.vllm_turns import turn_request  # noqa: E402
 
 WITH_A_TOWER = pytest.mark.parametrize("started", ["qwen2.5-vl"], indirect=True)
 EVERY_MODEL = {
@@ -53,6 +65,8 @@ EVERY_MODEL = {
     "qwen2-vl": "qwen2-vl",
 }  # fmt: skip
 """Family -> what `started` begins; the last three differ from others in little and run one test."""
+WITH_MEDIA = pytest.mark.parametrize("started", ["qwen2.5-vl", "qwen3-vl", "vila", "qwen2.5-omni"], indirect=True)
+OF_TEXT = pytest.mark.parametrize("started", ["qwen2"], indirect=True)
 OF_VILA = pytest.mark.parametrize("started", ["vila"], indirect=True)
 """Features that enter among the prompt's embeddings, not as media."""
 GREEDY = SamplingParams(1, 24, temperature=0.0)
@@ -231,6 +245,93 @@ def test_random_numbers_go_on_as_they_were_after_an_error_too():
         fail()
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
+
+
+def test_turns_are_the_trainers(in_step, monkeypatch):
+    """Crops, two tools in one turn, as many turns as each trajectory likes; read from vLLM's prefix cache."""
+    family, vllm, model, prompts, features = in_step
+    features = dict(features)
+    read = []
+    step = vllm._llm.llm_engine.step
+
+    def counting_step():
+        outputs = step()
+        read.extend((len(output.prompt_token_ids), output.num_cached_tokens) for output in outputs if output.finished)
+        return outputs
+
+    monkeypatch.setattr(vllm._llm.llm_engine, "step", counting_step)
+    groups = often_ending(family, prompts[:2])
+    vllm.generate_turns(family, model, groups, features, SAMPLING, 3, answers(family, model, features))
+    assert [[len(trajectory.turns) for trajectory in group] for group in groups] == [[1, 3, 5]] * 2
+    assert turn_gap(family, model, groups, features) < 1e-4
+
+    # A later turn finds whole blocks of what came before it, but for its last token; beside embeddings vLLM knows
+    # tokens that it sampled from those of a prompt.
+    in_embeddings = isinstance(family, (VilaFamily, InternVLFamily))
+    cached = dict(read)
+    for trajectory in (one for group in groups for one in group[1:]):
+        known = len(trajectory.prompt.input_ids)
+        for own, shown in zip(trajectory.turns[:-1:2], trajectory.turns[1::2], strict=True):
+            length = known + own.num_tokens + shown.num_tokens
+            assert cached[length] >= (known if in_embeddings else known + own.num_tokens - 1) // 32 * 32
+            known = length
+
+    # Equal seeds, equal draws, whatever the batch; and a completion of one turn is the one that `generate` draws.
+    again = often_ending(family, prompts[:1], dataclasses.replace(SAMPLING, num_generations=2), first=1)
+    vllm.generate_turns(family, model, again, features, SAMPLING, 3, answers(family, model, features))
+    assert outcome(again) == [outcome(groups)[0][1:]]
+    plain = begin(prompts, SamplingParams(2, 6), max_turns=4)
+    vllm.generate_turns(family, model, plain, features, SamplingParams(2, 6), 5, answers(family, model, features))
+    wanted = vllm.generate(family, model, prompts, features, SamplingParams(2, 6), seed=5)
+    assert outcome(plain) == [[(one.token_ids.tolist(), 1) for one in own] for own in wanted]
+
+
+@WITH_MEDIA
+def test_turns_are_read_at_the_trainers_positions_and_sampled_placeholders_are_tokens(in_step):
+    family, vllm, model, prompts, features = in_step
+    features = dict(features)
+    script = crops(family, count=lambda trajectory: 2)
+    groups = [[with_sampled_placeholders(family, prompt)] for prompt in prompts[:2]]
+    vllm.generate_turns(family, model, groups, features, SAMPLING, 3, answers(family, model, features, script))
+    num_given = groups[0][0].turns[0].num_tokens
+    assert turn_gap(family, model, groups, features, num_given) < 1e-4
+    for ((trajectory,),) in zip(groups, strict=True):
+        so_far, request = trajectory.so_far(), turn_request(family, trajectory, features)
+        assert len(request["sampled_placeholders"]) >= len(family.media_token_ids())
+        check_rendered_prompts([so_far], [vllm._rendered_prompt(so_far, request)], features)
+
+
+@OF_TEXT
+def test_an_answer_that_comes_late_stops_nobody(in_step):
+    family, vllm, model, prompts, _ = in_step
+    groups = often_ending(family, prompts)
+    every = [trajectory for group in groups for trajectory in group]
+    late = groups[0][1]
+
+    twice = crops(family, count=lambda trajectory: 2)
+
+    def script(trajectory):
+        deadline = time.monotonic() + 60
+        while trajectory is late and not all(one.finish_reason for one in every if one is not late):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        return twice(trajectory)
+
+    vllm.generate_turns(family, model, groups, {}, SAMPLING, 3, answers(family, model, {}, script))
+    assert all(trajectory.finish_reason for trajectory in every)
+    assert turn_gap(family, model, groups, {}) < 1e-4
+
+
+@OF_TEXT
+def test_an_error_of_an_answer_leaves_vllm_idle(in_step):
+    family, vllm, model, prompts, _ = in_step
+    failing = answers(family, model, {}, crops(family, count=lambda trajectory: 1 // trajectory.number))
+    with pytest.raises(ZeroDivisionError):
+        vllm.generate_turns(family, model, often_ending(family, prompts), {}, SAMPLING, 3, failing)
+    assert not vllm._llm.llm_engine.has_unfinished_requests()
+    vllm.reset_caches()
+    found = vllm.generate(family, model, prompts, {}, GREEDY, seed=0)
+    assert gap(family, model, prompts, {}, found) < 1e-4
 
 
 def test_weights_go_over_once_per_step(in_step):
