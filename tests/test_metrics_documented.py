@@ -38,11 +38,18 @@ def rl(tmp_path, **family):
 
 @pytest.fixture(scope="module")
 def names(tmp_path_factory):
-    """Of a run whose encoder trains, of one with features on disk, of SFT, and of a mixture of experts."""
+    """Of a run whose encoder trains, of one with features on disk and tools, of SFT, and of a mixture of experts."""
     folder = tmp_path_factory.mktemp("runs")
     trained = run(folder / "trained", rl(folder, freeze_vision_encoder=False))
     cached = rl(folder)
     cached["model"]["feature_cache_dir"] = str(folder / "features")
+    cached["model"]["max_tokens_per_micro_batch"] = 4000
+    cached["rollout"]["engine"] = {"class_path": "tests.environment_runs.ShortTurns"}
+    cached["rollout"]["environment"] = {
+        "make": "tests.environment_runs.Clips",
+        "max_observed_tokens": 200,
+        "num_workers": 1,
+    }
     kept = run(folder / "cached", cached)
     sft = config("sft")
     sft["trainer"] |= {"max_steps": 1}
@@ -66,8 +73,10 @@ def test_an_rl_run_logs_exactly_the_documented_names(names):
 def test_what_a_name_depends_on_is_documented(names):
     trained, cached, sft, experts = names
     of_cache = {name for name in documented() if "feature" in name}
+    of_tools = {"rollout/turns", "rollout/observed_tokens", "throughput/media_shown_encoded"}
+    of_tools |= {name for name in documented() if "tool" in name}
     of_encoder = {"train/grad_norm_vision_encoder", "train/grad_norm_projector"}
-    assert cached - trained == of_cache - {"throughput/feature_hit_rate"}
+    assert cached - trained == of_cache - {"throughput/feature_hit_rate"} | of_tools
     assert trained - cached == of_encoder
     of_experts = {name for name in documented() if "expert" in name or "router" in name}
     assert experts - trained == of_experts

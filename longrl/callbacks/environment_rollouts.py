@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from longrl.engines.rollout_engine import RolloutEngine
+from longrl.engines.rollout_engine import RolloutEngine, check_environment
 from longrl.environments.runner import EnvironmentRunner
-from longrl.environments.settings import EnvironmentSettings
+from longrl.environments.settings import EnvironmentSettings, with_observed
 from longrl.features.cache import distinct_media
 from longrl.features.rollout_features import RolloutFeatures, shared_features
 from longrl.modules.policy import PolicyModule
@@ -46,7 +45,13 @@ class EnvironmentRollouts:
         """Refuses what cannot be, and has prompts name the tools, before a loader renders any."""
         if self.settings is None:
             return
-        check_engine(engine, module.family.router_replay)
+        check_environment(engine)
+        if module.family.router_replay and not engine.replays_turns:
+            raise ValueError(
+                "rollout.router_replay=true knows the experts of completions of one turn with "
+                f"{type(engine).__name__}, got rollout.environment beside it; set rollout.router_replay to false, or "
+                "use longrl.engines.hf.HFEngine"
+            )
         self.close()
         self.runner = EnvironmentRunner(self.settings, module.family)
         data = data_module_of(trainer)
@@ -75,10 +80,7 @@ class EnvironmentRollouts:
 
     def lengths(self, sampling: SamplingParams) -> SamplingParams:
         """The same with as many tokens as a completion may have with all that it is shown, for limits of lengths."""
-        if self.settings is None:
-            return sampling
-        longest = sampling.max_completion_tokens + self.settings.max_observed_tokens
-        return replace(sampling, max_completion_tokens=longest)
+        return with_observed(sampling, self.settings)
 
     def close(self) -> None:
         """Ends what environments run in."""
@@ -125,24 +127,3 @@ class EnvironmentRollouts:
 def shown_media(groups: Sequence[Group]) -> list[Media]:
     """The distinct media that completions were shown."""
     return distinct_media(completion for group in groups for completion in group.completions)
-
-
-def check_engine(engine: RolloutEngine, router_replay: bool) -> None:
-    """Raises ValueError if an engine cannot sample completions of several turns."""
-    problem = engine.environment_problem()
-    if problem is None and engine.ranks_per_engine > 1:
-        problem = (
-            f"its {engine.ranks_per_engine} ranks would each ask an environment of their own; set "
-            "rollout.engine.init_args.tensor_parallel_size to 1"
-        )
-    if problem:
-        raise ValueError(
-            f"rollout.environment needs an engine that goes on behind what completions are shown, and "
-            f"{type(engine).__name__} does not: {problem}; use longrl.engines.hf.HFEngine, or leave rollout.environment "
-            "out"
-        )
-    if router_replay and not engine.replays_turns:
-        raise ValueError(
-            f"rollout.router_replay=true knows the experts of completions of one turn with {type(engine).__name__}, got "
-            "rollout.environment beside it; set rollout.router_replay to false, or use longrl.engines.hf.HFEngine"
-        )

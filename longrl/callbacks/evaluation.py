@@ -201,6 +201,8 @@ class EvaluationReport(Callback):
             "engine": class_path(rollout.engine),
             "versions": rollout.engine.library_versions(),
         }
+        if rollout.environment is not None:
+            policy["environment"] = make_portable(rollout.environment.identity())
         name = Path(trainer.default_root_dir).name
         renderers = {condition: data.renderer}
         description = describe_evaluation(name, policy, rollout.eval_sampling, rollout.seed, data, renderers)

@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from typing_extensions import override
 
+from longrl.callbacks.shown_frames import save_shown_frames
 from longrl.io.jsonl import drop_records
+from longrl.turns import restored_turn, saved_turn, turns_text
 from longrl.types import Batch, Group
 
 FILE = "samples.jsonl"
@@ -75,8 +77,9 @@ class Generations(Callback):
         text = "\n".join([*lines, ""])
         with (folder / FILE).open("a", encoding="utf-8") as file:
             file.write(text)
-        cells = [[sample[name] for name in COLUMNS] for sample in samples]
-        columns = list(COLUMNS)
+        columns = [*COLUMNS, *(["turns"] if any("turns" in sample for sample in samples) else [])]
+        cells = [[table_cell(sample, name) for name in columns] for sample in samples]
+        save_shown_frames(folder, step, batch.groups[: self.num_prompts], self.num_completions)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_table("samples", columns, cells)
@@ -106,5 +109,14 @@ def group_samples(group: Group, step: int, count: int) -> list[dict[str, Any]]:
             "reward": float(group.rewards[index]),
             "parts": parts,
         }
+        if completion.turns:
+            sample["turns"] = [saved_turn(turn) for turn in completion.turns]
         samples.append(sample)
     return samples
+
+
+def table_cell(sample: dict[str, Any], name: str) -> Any:
+    """A value of a sample as tables show it."""
+    if name == "turns":
+        return turns_text([restored_turn(turn) for turn in sample.get("turns", ())])
+    return sample[name]

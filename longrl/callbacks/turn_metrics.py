@@ -23,14 +23,14 @@ def turn_metrics(groups: Sequence[Group], num_encoded: int, parallel: Parallel) 
     completions = [completion for group in groups for completion in group.completions]
     calls = [call for completion in completions for call in calls_of(completion)]
     values = {
-        "tool_calls": [len(list(calls_of(completion))) for completion in completions],
-        "turns": [sum(turn.role == "assistant" for turn in completion.turns) for completion in completions],
-        "observed_tokens": [len(one.token_ids) - one.num_sampled for one in completions],
+        "rollout/tool_calls": [len(list(calls_of(completion))) for completion in completions],
+        "rollout/turns": [sum(turn.role == "assistant" for turn in completion.turns) for completion in completions],
+        "rollout/observed_tokens": [len(one.token_ids) - one.num_sampled for one in completions],
         "time/tools": [sum(call.seconds for call in calls_of(completion)) for completion in completions],
-        "tool_errors": [call.error is not None for call in calls],
-        "groups_with_tools": [any(any(calls_of(one)) for one in group.completions) for group in groups],
+        "rollout/tool_errors": [call.error is not None for call in calls],
+        "rollout/groups_with_tools": [any(any(calls_of(one)) for one in group.completions) for group in groups],
     }
-    tensors = {f"rollout/{name}": torch.tensor(numbers, dtype=torch.float64) for name, numbers in values.items()}
+    tensors = {name: torch.tensor(numbers, dtype=torch.float64) for name, numbers in values.items()}
     # Ranks that share prompts have the same groups, but each has asked environments for its own completions.
     encoded = parallel.world.sum_dict({"throughput/media_shown_encoded": float(num_encoded)})
     return mean_over_ranks(tensors, parallel.dp) | encoded

@@ -12,7 +12,7 @@ from typing import Any
 
 from longrl.datamodules.media.saved_media import restored_media, saved_media
 from longrl.strategies.axis import SINGLE_RANK, Axis
-from longrl.turns import ToolCall, Turn
+from longrl.turns import restored_turn, saved_turn
 from longrl.types import Completion, Group, Prompt, Row, UnusableSample
 
 logger = logging.getLogger(__name__)
@@ -88,15 +88,6 @@ def saved_completion(completion: Completion) -> dict[str, Any]:
     return saved
 
 
-def saved_turn(turn: Turn) -> dict[str, Any]:
-    """A turn as plain values."""
-    calls = []
-    for call in turn.calls:
-        fields = {field.name: getattr(call, field.name) for field in dataclasses.fields(call)}
-        calls.append(fields | {"arguments": dict(call.arguments)})
-    return {"role": turn.role, "text": turn.text, "num_tokens": turn.num_tokens, "calls": calls}
-
-
 def restored_groups(saved: Sequence[SavedGroup], render: Callable[[Row], Prompt], sp_group: Axis) -> list[Group]:
     """Those of the saved groups whose rows all ranks of a sequence-parallel group can still render."""
     groups = []
@@ -128,9 +119,3 @@ def restored_completion(saved: Mapping[str, Any]) -> Completion:
     media = tuple(restored_media(item) for item in saved.get("media", ()))
     turns = tuple(restored_turn(turn) for turn in saved.get("turns", ()))
     return Completion(**{**saved, "media": media, "turns": turns})
-
-
-def restored_turn(saved: Mapping[str, Any]) -> Turn:
-    """The inverse of `saved_turn`."""
-    calls = tuple(ToolCall(**call) for call in saved["calls"])
-    return Turn(**{**saved, "calls": calls})

@@ -113,7 +113,11 @@ def with_run_settings(args: Sequence[str], files: Sequence[ConfigFile], settings
             options = named.get("init_args") or {}
             own = {name: value for name, value in options.items() if is_limit(name)}
             family = family | {"init_args": family["init_args"] | own}
-    of_family = [f"--policy.init_args.family={json.dumps(family)}"]
+    of_policy = [f"--policy.init_args.family={json.dumps(family)}"]
+    # Whoever learned with tools is asked with them.
+    has_own = any("environment" in (_value_in(*file, "policy", "init_args") or {}) for file in files)
+    if settings.environment and not has_own:
+        of_policy.append(f"--policy.init_args.environment={json.dumps(settings.environment)}")
 
     # 3. Its frames, template and sampling.
     shown_by_run = []
@@ -125,7 +129,7 @@ def with_run_settings(args: Sequence[str], files: Sequence[ConfigFile], settings
         logger.warning("frames and template are those of %s, not of the config files", settings.source)
 
     # 4. Each behind the files that it replaces, before the options that win.
-    args = _insert_behind(("--config", "--policy", "--policy.class_path"), args, of_family)
+    args = _insert_behind(("--config", "--policy", "--policy.class_path"), args, of_policy)
     return _insert_behind(("--config", "--data"), args, shown_by_run)
 
 

@@ -18,6 +18,7 @@ from longrl.evaluation.run_records import RunRecord, differences, final_value, r
 from longrl.evaluation.sample_grids import saved_grids
 from longrl.evaluation.samples import RESULTS_FILE
 from longrl.evaluation.screen import number
+from longrl.turns import restored_turn, turns_text
 
 DESCRIPTION = """Writes report.html of one training run into its folder: curves, alerts, final values, samples. Of
 several runs it writes one page on which their curves lie over one another, with what differs in their configs."""
@@ -180,12 +181,19 @@ def _cell(value: float) -> str | None:
     return number(value) if math.isfinite(value) else None
 
 
+def sample_text(sample: Mapping[str, Any]) -> str:
+    """What a sample says, in all its turns if it has several."""
+    if not sample.get("turns"):
+        return str(sample["completion"])
+    return turns_text([restored_turn(turn) for turn in sample["turns"]])
+
+
 def _sample_rows(runs: Sequence[RunRecord]) -> list[list[str]]:
     rows = []
     for run in runs:
         for sample in run.samples:
             question, reward = str(sample.get("problem", "")), sample.get("reward", "")
-            text = str(sample["completion"])
+            text = sample_text(sample)
             rows.append(
                 [
                     run.name,

@@ -39,6 +39,8 @@ class RunSettings:
     """Those of `SHOWN_BY_DATA` that are known."""
     sampling: Config | None = None
     """Of `validate` and `test`; None where nothing was sampled."""
+    environment: Config | None = None
+    """`rollout.environment`, which answered turns; None where completions had one."""
     file: Path = Path()
     """What it was read from."""
 
@@ -68,12 +70,14 @@ def read_settings(weights: str | None) -> RunSettings | None:
     family = known["family"]
     # The folder has config, tokenizer and processor: it stands on its own.
     family = family | {"init_args": (family.get("init_args") or {}) | {"model": str(weights)}}
-    return RunSettings(str(weights), family, known.get("data") or {}, known.get("sampling"), record)
+    environment = known.get("environment")
+    return RunSettings(str(weights), family, known.get("data") or {}, known.get("sampling"), environment, record)
 
 
 def check_settings(settings: RunSettings, trusted: bool) -> None:
     """Raises ValueError if settings of a run name what a stranger could run code by, unless the user trusts them."""
     values = {"model": {"family": settings.family}, "data": settings.data, "sampling": settings.sampling}
+    values["rollout"] = {"environment": settings.environment}
     check_run_config(values, settings.file, trusted)
 
 
@@ -83,6 +87,8 @@ def write_record(folder: Path, run: str) -> None:
     if settings is None:
         return
     record = {"family": _plain_family(settings.family), "data": settings.data, "sampling": settings.sampling}
+    if settings.environment is not None:
+        record["environment"] = settings.environment
     (folder / EXPORT_RECORD).write_text(yaml.safe_dump(record, sort_keys=False), encoding="utf-8")
 
 
@@ -138,7 +144,8 @@ def _of_config(run: Path, config: Config) -> RunSettings:
         # What the rollout callback makes of it.
         sampling = rollout["sampling"] | {"num_generations": 1, "temperature": 0.0, "top_p": 1.0, "top_k": 0}
     shown = {name: data[name] for name in SHOWN_BY_DATA if data.get(name) is not None}
-    return RunSettings(str(run), config["model"]["family"], shown, sampling, run / "config.yaml")
+    environment = rollout.get("environment") if rollout.get("reward") is not None else None
+    return RunSettings(str(run), config["model"]["family"], shown, sampling, environment, run / "config.yaml")
 
 
 def _plain_family(family: Mapping[str, Any]) -> Config:

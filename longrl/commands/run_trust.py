@@ -26,6 +26,8 @@ TRUST_HELP = "the config in the run's folder may name classes and functions of a
 CHECKPOINT_OPTION = "--trust_checkpoint"
 CHECKPOINT_HELP = "read checkpoints also if they name functions and classes, which may run any code"
 OWN = "longrl"
+ENVIRONMENTS = f"{OWN}.environments."
+"""Where classes lie that `rollout.environment.make` may name."""
 PROCESSES = ("Popen", "Process", "Pool")
 """Classes that start programs or functions; a few modules of libraries have them under their own names."""
 LIBRARIES = ("lightning", "torch", "transformers", "diffusers")
@@ -120,6 +122,10 @@ def _problem(key: str, text: str, path: Path) -> str:
         return "names the file"
     if text.endswith(CONFIG_ENDINGS) or (option not in DATA_KEYS and _is_config(text, path)):
         return "names the further config"
+    if (group, option) == ("environment", "make"):  # it is called with options that the config has, too
+        return "" if text.startswith(ENVIRONMENTS) and _is_allowed(text, functions=False) else "names"
+    if ".environment.options." in key:
+        return "names" if DOTTED.fullmatch(text) and _exists(text) and not _is_allowed(text, functions=False) else ""
     if option in CLASS_KEYS:
         return "" if _is_allowed(text, functions=False) else "names"
     if option in FUNCTION_KEYS:

@@ -174,6 +174,22 @@ class RolloutEngine(RefusesOldHooks, abc.ABC):
         """Ends the engine: the run is over."""
 
 
+def check_environment(engine: RolloutEngine) -> None:
+    """Raises ValueError if an engine cannot sample completions of several turns."""
+    problem = engine.environment_problem()
+    if problem is None and engine.ranks_per_engine > 1:
+        problem = (
+            f"its {engine.ranks_per_engine} ranks would each ask an environment of their own; set "
+            "rollout.engine.init_args.tensor_parallel_size to 1"
+        )
+    if problem:
+        raise ValueError(
+            f"rollout.environment needs an engine that goes on behind what completions are shown, and "
+            f"{type(engine).__name__} does not: {problem}; use longrl.engines.hf.HFEngine, or set rollout.environment to "
+            "null"
+        )
+
+
 def prompt_seed(seed: int, prompt_id: str) -> int:
     """A 63-bit seed from the rollout's seed and the prompt's id, the same on every machine."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{prompt_id}".encode()).digest()[:8], "big") >> 1
@@ -297,7 +313,8 @@ def generate_shards(
                 answers = engine.generate(family, model, prompts, features, params, request.seed, first)
             else:
                 trajectories = environment.begin(prompts, params, first)
-                answer = environment.answers(model, features)
+                with torch.autocast(_device_type(model), enabled=False):  # media are encoded as those of prompts
+                    answer = environment.answers(model, features)
                 engine.generate_turns(family, model, trajectories, features, params, request.seed, answer)
                 answers = [[one.completion() for one in group] for group in trajectories]
             for shard, completions in zip(shards, answers, strict=True):
@@ -306,6 +323,10 @@ def generate_shards(
                 generated.append((shard, Group(request.prompts[shard.prompt], completions)))
         by_sampling.append(generated)
     return by_sampling
+
+
+def _device_type(model: nn.Module) -> str:
+    return next((parameter.device.type for parameter in model.parameters()), "cpu")
 
 
 def gather_groups(

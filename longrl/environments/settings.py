@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from longrl.environments.environment import Environment
 from longrl.io.functions import FunctionOrPath
 from longrl.io.number_ranges import COUNT, SECONDS, check_ranges
+from longrl.types import SamplingParams
 
 
 @dataclass(frozen=True)
@@ -41,3 +44,22 @@ class EnvironmentSettings:
             vars(self), "rollout.environment.",
             max_turns=COUNT, max_observed_tokens=COUNT, seconds_per_call=SECONDS, num_workers=COUNT,
         )  # fmt: skip
+
+    def identity(self) -> dict[str, Any]:
+        """All that decides what is answered, as plain values: of a file of the user's own its content, too."""
+        make = self.make if isinstance(self.make, str) else f"{self.make.__module__}.{self.make.__qualname__}"
+        values = {"make": make, "options": dict(self.options), "max_turns": self.max_turns}
+        values |= {"max_observed_tokens": self.max_observed_tokens, "seconds_per_call": self.seconds_per_call}
+        values |= {"stop_at_call": self.stop_at_call}
+        if ":" in make:
+            file, _, name = make.rpartition(":")
+            values["make"] = f"{Path(file).name}:{name}"
+            values["file"] = hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest()
+        return values
+
+
+def with_observed(sampling: SamplingParams, settings: EnvironmentSettings | None) -> SamplingParams:
+    """The same with as many tokens as a completion may have with all that it is shown, for limits of lengths."""
+    if settings is None:
+        return sampling
+    return replace(sampling, max_completion_tokens=sampling.max_completion_tokens + settings.max_observed_tokens)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from longrl.io.append_log import AppendLog
 from longrl.models.base import CausalFamily
 from longrl.models.reading import RendersPrompts
 from longrl.packing.lengths import LengthLimit
+from longrl.turns import saved_turn
 from longrl.types import Completion, Prompt, Row, SamplingParams, UnusableSample
 
 Item = tuple[int, Prompt]
@@ -50,6 +51,8 @@ class Answer:
     """The same frames' times in seconds."""
     num_torn: int = 0
     """Videos whose files were cut off, and of which what is there was shown."""
+    turns: list[list[dict[str, Any]]] = field(default_factory=list)
+    """[G] turns of each answer, as `saved_turn` has them; [] without an environment."""
 
 
 SaveAnswers = Callable[[Mapping[int, Answer | UnusableSample]], None]
@@ -70,6 +73,7 @@ def make_answer(family: CausalFamily, prompt: Prompt, completions: Sequence[Comp
         frame_indices=[list(indices) for indices in prompt.frame_indices],
         frame_times=[list(times) for times in prompt.frame_times],
         num_torn=len(prompt.torn_videos),
+        turns=[[saved_turn(turn) for turn in each.turns] for each in completions if each.turns],
     )
 
 

@@ -22,6 +22,7 @@ from longrl.evaluation.protocol import list_protocol_facts
 from longrl.evaluation.report_page import PageTable, Report, SampleCard, SectionPart, score_table, write_report
 from longrl.evaluation.samples import SampleLine
 from longrl.evaluation.scores import OVERALL, Difference, Score, percent
+from longrl.evaluation.turn_cards import turn_cards
 from longrl.types import Row
 
 NOTE = (
@@ -242,4 +243,5 @@ def sample_card(row: Row, lines: Mapping[str, SampleLine]) -> SampleCard:
             timestamps = video.timestamps
         except ValueError:  # also `UnusableSample`: of an evaluation without video, or one that has ended long ago
             frames = None
-    return SampleCard(row, lines, frames, timestamps)
+    turns = {run: turn_cards(line["turns"][0], row.videos) for run, line in lines.items() if line.get("turns")}
+    return SampleCard(row, lines, frames, timestamps, turns)

@@ -15,17 +15,21 @@ from typing_extensions import override
 
 from longrl.datamodules.loading.render import KnowsFeatures
 from longrl.engines.hf import HFEngine
-from longrl.engines.rollout_engine import RolloutEngine
+from longrl.engines.rollout_engine import RolloutEngine, RolloutRequest, check_environment, generate_shards
+from longrl.environments.runner import EnvironmentRunner
+from longrl.environments.settings import EnvironmentSettings, with_observed
 from longrl.evaluation.answering import Item, Policy, SaveAnswers, make_answer, make_portable
 from longrl.features.cache import FeatureCache
 from longrl.features.disk_cache import DiskCache
 from longrl.features.provenance import tensor_bytes
+from longrl.features.rollout_features import RolloutFeatures
 from longrl.io.number_ranges import NOT_NEGATIVE, check_ranges
 from longrl.models.base import CausalFamily
 from longrl.models.chunked_mlp import chunk_mlps
 from longrl.models.pretrained_folder import is_local
 from longrl.modules.initial_weights import plain_from
 from longrl.packing.lengths import LengthLimit
+from longrl.strategies.axis import SINGLE_RANK
 from longrl.types import SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -52,6 +56,8 @@ class LocalPolicy(Policy):
         feature_cache_gib: features of videos that are kept for the next questions about them.
         feature_cache_dir: folder in which they outlive the run, as `model.feature_cache_dir` of a run.
         feature_cache_disk_gib: what that folder may take.
+        environment: answers the turns of answers, as `rollout.environment` of a run, from which `evaluate` takes it
+            unless an option says otherwise; None: answers have one turn.
     """
 
     def __init__(
@@ -63,6 +69,7 @@ class LocalPolicy(Policy):
         feature_cache_gib: float = 1.0,
         feature_cache_dir: str | None = None,
         feature_cache_disk_gib: float = 1024.0,
+        environment: EnvironmentSettings | None = None,
     ) -> None:
         sizes = {"feature_cache_gib": NOT_NEGATIVE, "feature_cache_disk_gib": NOT_NEGATIVE}
         check_ranges(locals(), "policy.init_args.", **sizes)
@@ -76,6 +83,12 @@ class LocalPolicy(Policy):
         self.features = FeatureCache(family, int(feature_cache_gib * GIB), disk=disk)
         self.model: nn.Module | None = None
         self._identity: dict[str, Any] = {}
+        self.environment = environment
+        self._runner: EnvironmentRunner | None = None
+        if environment is not None:
+            check_environment(self.engine)
+            self._runner = EnvironmentRunner(environment, family)
+            family.tools = tuple(self._runner.tools)  # before rows are rendered
 
     @override
     def prepare(self, folder: Path) -> None:
@@ -92,6 +105,8 @@ class LocalPolicy(Policy):
             "engine_options": make_portable(self.engine.identity()),
             "versions": self.engine.library_versions(),
         }
+        if self.environment is not None:  # without one, answers stored before there were any are found
+            self._identity["environment"] = make_portable(self.environment.identity())
         # An engine with weights of its own leaves the encoder alone on the device.
         parts = (model,) if self.engine.reads_policy_weights else self.family.media_encoders(model)
         for part in parts:
@@ -108,14 +123,16 @@ class LocalPolicy(Policy):
     @override
     def fit_lengths(self, max_prompt_tokens: int | None, sampling: SamplingParams) -> None:
         self.engine.check_installed()
-        self.engine.fit_lengths(max_prompt_tokens, sampling.max_completion_tokens)
+        self.engine.fit_lengths(max_prompt_tokens, with_observed(sampling, self.environment).max_completion_tokens)
 
     @override
     def length_limits(self, sampling: SamplingParams) -> tuple[LengthLimit, ...]:
-        return self.engine.length_limits(sampling)
+        return self.engine.length_limits(with_observed(sampling, self.environment))
 
     @override
     def close(self) -> None:
+        if self._runner is not None:
+            self._runner.close()
         if self.engine.is_remote:  # one of this process ends with it
             self.engine.close()
 
@@ -129,8 +146,14 @@ class LocalPolicy(Policy):
         self.engine.sync(self.family, self.model, step=0)
         for batch in batches:
             prompts = [prompt for _, prompt in batch]
-            features = self.features.get_or_encode(self.model, prompts)
-            groups = self.engine.generate(self.family, self.model, prompts, features, sampling, seed)
+            of_prompts = self.features.get_or_encode(self.model, prompts)
+            features = RolloutFeatures(of_prompts, self.features)
+            request = RolloutRequest(prompts, prompts, [sampling], seed)
+            (shards,) = generate_shards(
+                self.engine, self.family, self.model, request, features, SINGLE_RANK, self._runner
+            )
+            groups = [group.completions for _, group in shards]
+            self.features.add(features.shown)  # the next question may ask for the same
             answers = [make_answer(self.family, *pair) for pair in zip(prompts, groups, strict=True)]
             save(dict(zip((index for index, _ in batch), answers, strict=True)))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from longrl.evaluation.records import Record, group_records, video_name
 from longrl.evaluation.scores import Difference, Score, Summary, paired_difference
 from longrl.rewards import RewardSum
 from longrl.rewards.reward_sum import RewardFn
+from longrl.turns import restored_turn
 from longrl.types import Completion, Group, Prompt, Row, UnusableSample
 
 
@@ -77,10 +78,13 @@ def judge_answers(
     groups = {}
     for index, answer in answers.items():
         completions = []
-        for text, count, reason in zip(answer.texts, answer.num_completion_tokens, answer.finish_reasons, strict=True):
+        said = zip(answer.texts, answer.num_completion_tokens, answer.finish_reasons, strict=True)
+        for number, (text, count, reason) in enumerate(said):
             # Of an answer's tokens the number alone is stored; servers have more words for an answer that is complete.
             tokens = torch.zeros(count, dtype=torch.int64)
             completion = Completion(tokens, torch.zeros(count), text, "length" if reason == "length" else "stop")
+            if answer.turns:
+                completion = replace(completion, turns=tuple(map(restored_turn, answer.turns[number])))
             completions.append(completion)
         groups[index] = _group_of(rows[index], completions)
     if reward is not None:

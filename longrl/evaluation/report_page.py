@@ -24,6 +24,7 @@ from PIL import Image
 from longrl.evaluation.charts import all_categories, plot_accuracies, run_color, run_label
 from longrl.evaluation.curves import plot_curves, read_metrics
 from longrl.evaluation.scores import Scores
+from longrl.evaluation.turn_cards import CallCard, TurnCard
 from longrl.io.atomic import atomic_write
 from longrl.io.progress import duration
 from longrl.types import Row
@@ -77,6 +78,8 @@ class SampleCard:
     """[F, H, W, 3] uint8 RGB."""
     timestamps: Sequence[float] = ()
     """[F] seconds; may be empty."""
+    turns: Mapping[str, Sequence[TurnCard]] = field(default_factory=dict)
+    """Run -> the turns of that completion, if it has several."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for function in (data_uri, duration, frame_strip, mark_answer, mark_question, run_color, run_label):
+    for function in (call_strip, data_uri, duration, frame_strip, mark_answer, mark_question, run_color, run_label):
         environment.filters[function.__name__] = function
     return environment
 
@@ -196,13 +199,21 @@ def frame_strip(card: SampleCard) -> list[dict[str, str]]:
         )
     figures = []
     for index in evenly_spaced(len(card.frames), MAX_FRAMES):
-        image = Image.fromarray(card.frames[index])
-        image.thumbnail((image.width, FRAME_HEIGHT), Image.Resampling.LANCZOS, reducing_gap=None)
-        buffer = io.BytesIO()
-        image.save(buffer, format="JPEG", quality=88)
         caption = clock_time(card.timestamps[index]) if len(card.timestamps) else f"frame {index}"
-        figures.append({"source": data_uri(buffer.getvalue(), "jpeg"), "caption": caption})
+        figures.append(_figure(Image.fromarray(card.frames[index]), caption))
     return figures
+
+
+def call_strip(call: CallCard) -> list[dict[str, str]]:
+    """Frames that a call showed, as those of `frame_strip`; their times to a tenth, for clips are short."""
+    return [_figure(image, f"{time_s:.1f} s") for image, time_s in call.frames]
+
+
+def _figure(image: Image.Image, caption: str) -> dict[str, str]:
+    image.thumbnail((image.width, FRAME_HEIGHT), Image.Resampling.LANCZOS, reducing_gap=None)
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=88)
+    return {"source": data_uri(buffer.getvalue(), "jpeg"), "caption": caption}
 
 
 def evenly_spaced(total: int, count: int) -> list[int]:

@@ -22,7 +22,9 @@ from longrl.evaluation.report_page import Picture, evenly_spaced
 INK, SOFT, PAPER = "#22303c", "#5b6773", "#ffffff"
 """Colours of the report's page: longrl/evaluation/templates/report.css.jinja."""
 FOLDER = "pictures"
-"""Folder of the grids in a run's; longrl/diffusion/picture_grids.py writes them."""
+"""Folder of the grids in a run's; longrl/diffusion/picture_grids.py and longrl/callbacks/shown_frames.py write them."""
+STAGES = {"step": "Training samples", "val": "Validation samples", "shown": "Frames that a completion asked for"}
+"""First word of a grid's file -> what it shows."""
 GAP = 8
 """Pixels between tiles."""
 PROMPT_SIZE, CAPTION_SIZE = 14, 12
@@ -85,17 +87,17 @@ def encode_images(images: Sequence[Image.Image], kind: Literal["png", "webp", "g
 
 
 def saved_grids(run: str | Path, *, count: int = 3) -> list[Picture]:
-    """Reads what `PictureGrids` left in a run's folder, animations of videos: training samples, then validation's.
+    """Reads what a run left in its folder, animations of videos: training samples, validation's, what tools showed.
 
     Args:
         run: folder of the run.
         count: at most so many of each, evenly spaced from the first to the last.
     """
     pictures = []
-    for stage, name in (("step", "Training"), ("val", "Validation")):
+    for stage, name in STAGES.items():
         files = sorted(Path(run, FOLDER).glob(f"{stage}_*.png"))
         for index in evenly_spaced(len(files), count):
-            title = f"{name} samples after step {int(files[index].stem.rpartition('_')[2])}"
+            title = f"{name} after step {int(files[index].stem.split('_')[1])}"
             animation = files[index].with_suffix(".webp")
             kind: Literal["png", "webp"] = "webp" if animation.exists() else "png"
             content = (animation if animation.exists() else files[index]).read_bytes()

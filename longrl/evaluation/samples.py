@@ -70,6 +70,8 @@ def sample_lines(outcome: Outcome, rows: Sequence[Row], shared: Mapping[str, Any
                 # The records say `stop` or `length` alone; a server may have another word.
                 "finish_reason_of_engine": answer.finish_reasons,
             }
+            if answer.turns:
+                line["turns"] = answer.turns
         yield line | dict(shared)
 
 

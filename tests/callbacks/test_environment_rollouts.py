@@ -2,14 +2,20 @@
 
 import collections
 import signal
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from longrl.engines.hf import HFEngine
+from longrl.engines.rollout_engine import RolloutRequest, generate_shards
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
-from tests.runs import config, metrics, rollouts, run, run_in_child
+from longrl.strategies.axis import SINGLE_RANK
+from longrl.types import SamplingParams
+from tests.runs import checkpoint, config, metrics, rollouts, run, run_in_child
 from tests.test_resume import LAST, assert_same_end, carried, killed
 
-ENVIRONMENT = {"make": "tests.environment_runs.Clips", "max_turns": 3, "max_observed_tokens": 200}
+ENVIRONMENT = {"make": "tests.environment_runs.Clips", "max_turns": 3, "max_observed_tokens": 200, "num_workers": 1}
 STEPS = 3
 
 
@@ -100,3 +106,25 @@ def test_what_cannot_be_is_refused_before_weights_are_loaded(tmp_path, change, s
         values[group] |= options
     with pytest.raises(ValueError, match=said):
         run(tmp_path / "run", values)
+
+
+def test_what_is_shown_is_encoded_as_prompts_are_outside_the_precision_of_the_step():
+    """Encoded again, for the cache has let go of it or the run was resumed, it must have the same bits."""
+    seen = []
+
+    class Runner:
+        def begin(self, *args):
+            return [[]]
+
+        def answers(self, model, features):
+            seen.append(torch.is_autocast_enabled("cpu"))
+
+    class Engine(HFEngine):
+        def generate_turns(self, *args):
+            seen.append(torch.is_autocast_enabled("cpu"))
+
+    prompt = SimpleNamespace(id="a")
+    request = RolloutRequest([prompt], [prompt], [SamplingParams(1, 2)], seed=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        generate_shards(Engine(), None, torch.nn.Linear(1, 1), request, {}, SINGLE_RANK, Runner())
+    assert seen == [False, True]

@@ -61,6 +61,17 @@ HOSTILE = {
     "a model that an engine loads": {"rollout": {"engine": {"init_args": {"options": {"model": "a/b"}}}}},
     "a judge elsewhere": {"rollout": {"reward": {"terms": [{"endpoint": {"url": "https://evil.example/v1"}}]}}},
     "an engine elsewhere": {"rollout": {"engine": {"init_args": {"urls": ["http://10.0.0.1:8000"]}}}},
+    "an environment": {"rollout": {"environment": {"make": "hostile_module.json"}}},
+    "an environment in a file": {"rollout": {"environment": {"make": "hostile_module.py:Family"}}},
+    "our own function as an environment": {"rollout": {"environment": {"make": "longrl.io.functions.import_function"}}},
+    "a class for an environment": {
+        "rollout": {
+            "environment": {
+                "make": "longrl.environments.calculator.Calculator",
+                "options": {"other": "hostile_module.json"},
+            }
+        }
+    },
     "an ending of a file": {"trainer": {"strategy": {"class_path": "hostile_module.yaml"}}},
 }
 

@@ -31,7 +31,8 @@ def test_what_an_earlier_step_has_encoded_is_found():
     assert "new" not in features
     features["new"] = torch.ones(1, 3)
     assert features.num_encoded == 1
-    assert {*features} == {"prompt", "earlier", "new"} and len(features) == 3
+    assert {*features} == {"prompt", "earlier", "new"}
+    assert len(features) == 3
     assert {*features.shown} == {"earlier", "new"}
     assert cache.find("new") is None  # other ranks do not have it yet
     with pytest.raises(KeyError):
@@ -87,4 +88,5 @@ def test_ranks_of_a_group_share_what_each_was_shown():
     assert first == {"a": [[1.0] * 2] * 3, "b": [[2.0] * 2], "c": [[3.0] * 2] * 4}
     assert nothing == {}
     assert (calls, other_calls) == (2, 1)  # three clips
-    assert same and other_same
+    assert same
+    assert other_same
