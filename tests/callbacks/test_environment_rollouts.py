@@ -7,8 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from longrl.commands.report import report_run
 from longrl.engines.hf import HFEngine
 from longrl.engines.rollout_engine import RolloutRequest, generate_shards
+from longrl.io.jsonl import read_jsonl
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.strategies.axis import SINGLE_RANK
 from longrl.types import SamplingParams
@@ -27,6 +29,8 @@ def rl(engine="ShortTurns", **environment):
     values["rollout"]["engine"] = {"class_path": f"tests.environment_runs.{engine}"}
     values["rollout"]["sampling"] = {"num_generations": 2, "max_completion_tokens": 6}
     values["trainer"] |= {"max_steps": STEPS}
+    samples = {"class_path": "longrl.callbacks.generations.Generations", "init_args": {"every_n_steps": 1}}
+    values["trainer"]["callbacks"].append(samples)
     values["model"]["max_tokens_per_micro_batch"] = 4000
     values["model"]["algorithm"] = {"select": "tests.environment_runs.first_two"}
     values["data"] |= {"prompts_per_batch": 3}
@@ -66,6 +70,16 @@ def test_a_clip_is_encoded_once_whoever_asks_for_it_again(reference, encoded):
     shown = sum(float(logged[step, "throughput/media_shown_encoded"]) for step in range(STEPS))
     assert shown > 0
     assert set(encoded.values()) == {1}
+
+
+def test_samples_show_their_turns_and_what_tools_showed(reference):
+    samples = read_jsonl(reference / "samples.jsonl")
+    assert len(samples) == 4 * STEPS
+    assert {turn["role"] for sample in samples for turn in sample["turns"]} == {"assistant", "tool"}
+    assert list((reference / "pictures").glob("shown_*.png"))
+    report = report_run(str(reference)).read_text()
+    assert "-&gt; crop_video(start_s=" in report
+    assert "Frames that a completion asked for after step" in report
 
 
 def test_a_run_that_was_killed_goes_on_bit_for_bit(tmp_path, reference):
