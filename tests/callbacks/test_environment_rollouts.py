@@ -14,7 +14,8 @@ from longrl.io.jsonl import read_jsonl
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.strategies.axis import SINGLE_RANK
 from longrl.types import SamplingParams
-from tests.runs import checkpoint, config, metrics, rollouts, run, run_in_child
+from tests.distributed import run_distributed
+from tests.runs import checkpoint, config, data_order, metrics, rollouts, run, run_in_child
 from tests.test_resume import LAST, assert_same_end, carried, killed
 
 ENVIRONMENT = {"make": "tests.environment_runs.Clips", "max_turns": 3, "max_observed_tokens": 200, "num_workers": 1}
@@ -142,3 +143,26 @@ def test_what_is_shown_is_encoded_as_prompts_are_outside_the_precision_of_the_st
     with torch.autocast("cpu", torch.bfloat16):
         generate_shards(Engine(), None, torch.nn.Linear(1, 1), request, {}, SINGLE_RANK, Runner())
     assert seen == [False, True]
+
+
+def steps_on(folder, devices, values):
+    """The completions of each step, the features that each rank sent through the encoder, and the loss."""
+    values = values | {"trainer": values["trainer"] | {"devices": devices}}
+    if devices > 1:
+        values["trainer"]["strategy"] = {
+            "class_path": "longrl.strategies.mr_sp.MRSPStrategy",
+            "init_args": {"sequence_parallel_size": devices},
+        }
+    run(folder, values)
+
+
+@pytest.mark.slow
+def test_ranks_that_share_a_sequence_train_on_what_each_was_shown(tmp_path, reference):
+    """Each rank's environments answer its own completions; both score all of them, with media that one has seen."""
+    run_distributed(steps_on, 2, tmp_path / "two", 2, rl())
+    assert data_order(tmp_path / "two") == data_order(reference)
+    together, alone = metrics(tmp_path / "two"), metrics(reference)
+    for step in range(STEPS):
+        assert float(together[step, "train/mismatch_max"]) < 1e-4
+        for name in ("train/grad_norm", "rollout/tool_calls", "rollout/observed_tokens", "rollout/tool_errors"):
+            assert float(together[step, name]) == pytest.approx(float(alone[step, name]), rel=1e-3, abs=1e-6)
