@@ -7,9 +7,8 @@ at a higher frame rate (longrl/testing/needles.py). All is done by longrl's own 
 - rl: GRPO from there on, on answers alone.
 - rl_no_tools: the same GRPO without an environment; a call is then the end of an answer.
 
-Each answers held-out questions as it was trained, of which 1 in 4 is guessed. Then the time of a step, in one run:
-
-- tools: completions of two turns with a crop in between, against completions of one turn of as many sampled tokens.
+Each answers held-out questions as it was trained, of which 1 in 4 is guessed. Then the time of a step with tools,
+against steps of as many tokens without (tool_steps.py).
 
     python bench/tools.py --json bench/results/tools.json
 """
@@ -26,6 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from common import ROOT, Row, console, parse_arguments, report
+from tool_steps import step_rows
 
 from longrl.commands.main import main as run_command
 from longrl.evaluation.curves import find_metrics, read_metrics
@@ -57,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     stages.fit("rl", "grpo.yaml", "train", f"--model.init_from={folder / 'sft'}")
     stages.fit("rl_no_tools", "grpo.yaml", "train", f"--model.init_from={folder / 'sft'}", NO_TOOLS)
     rows = [stages.test("sft"), stages.test("rl"), stages.test("rl_no_tools", NO_TOOLS)]
-    more = {"calls": calls_by_step(folder / "rl")}
+    num_prompts, repeats = (2, 1) if arguments.quick else (8, 5)
+    more = {"calls": calls_by_step(folder / "rl"), "steps": step_rows(folder, num_prompts, repeats)}
     report(__file__, arguments, rows, more=more)
     return rows
 

@@ -239,7 +239,14 @@ class Prompt:
 
     def pin_memory(self) -> Prompt:
         """The same with patches in pinned memory, from where a copy to a GPU is not waited for."""
-        return replace(self, media=tuple(replace(item, patches=item.patches.pin_memory()) for item in self.media))
+        pinned = replace(self, media=_pinned(self.media))
+        if self.response is None:
+            return pinned
+        return replace(pinned, response=replace(self.response, media=_pinned(self.response.media)))
+
+
+def _pinned(media: tuple[Media, ...]) -> tuple[Media, ...]:
+    return tuple(replace(item, patches=item.patches.pin_memory()) for item in media)
 
 
 @dataclass(frozen=True)

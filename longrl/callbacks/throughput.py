@@ -15,7 +15,7 @@ from typing_extensions import override
 from longrl.io.number_ranges import check_ranges
 from longrl.models.step_flops import GroupTokens, TextCost, peak_flops
 from longrl.modules.policy import PolicyModule
-from longrl.types import Batch, Metrics
+from longrl.types import Batch, Continuation, Metrics, Prompt
 
 logger = logging.getLogger(__name__)
 
@@ -182,21 +182,22 @@ def largest_by_phase(of_ranks: Sequence[Metrics]) -> Metrics:
 
 def group_tokens(batch: Batch) -> list[GroupTokens]:
     """Tokens of each prompt and of each of its completions; of SFT its answer."""
-    tokens: list[GroupTokens] = []
+    groups: Sequence[tuple[Prompt, Sequence[Continuation]]]
     if batch.groups is None:
-        for prompt in batch.prompts:
-            answer = [] if prompt.response is None else [len(prompt.response.token_ids)]
-            tokens.append((len(prompt.input_ids), answer))
-        return tokens
-    for group in batch.groups:
-        lengths = [len(completion.token_ids) for completion in group.completions]
-        tokens.append((len(group.prompt.input_ids), lengths))
+        groups = [(prompt, [prompt.response] if prompt.response else []) for prompt in batch.prompts]
+    else:
+        groups = [(group.prompt, group.completions) for group in batch.groups]
+    tokens = []
+    for prompt, completions in groups:
+        lengths = [len(completion.token_ids) for completion in completions]
+        num_sampled = sum(completion.num_sampled for completion in completions)
+        tokens.append(GroupTokens(len(prompt.input_ids), lengths, sum(lengths) - num_sampled))
     return tokens
 
 
 def num_tokens(batch: Batch) -> int:
     """Tokens of a step; a prompt, encoded once whatever the number of its completions, counts once."""
-    return sum(prompt + sum(lengths) for prompt, lengths in group_tokens(batch))
+    return sum(group.prompt + sum(group.completions) for group in group_tokens(batch))
 
 
 class ProgressBar(RichProgressBar):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,19 +22,25 @@ from longrl.packing.kernels import VarlenBatch, kernel_for
 from longrl.types import GroupSpan, to_device
 
 
-class Piece(NamedTuple):
+@dataclass(frozen=True)
+class Piece:
     """Rows of a forward pass that one completion is shown."""
 
     row: int
     """The completion's among the P * G."""
     start: int
     stop: int
-    """From start to stop, among the rows of the pass."""
+    """Where they lie among all of the pass."""
 
     @property
     def count(self) -> int:
         """How many there are."""
         return self.stop - self.start
+
+    @property
+    def rows(self) -> slice:
+        """From start to stop."""
+        return slice(self.start, self.stop)
 
 
 class TurnCache(PrefixCache):
@@ -137,49 +143,62 @@ class TurnCache(PrefixCache):
             [1, H, N, D].
         """
         queries, keys, values = query[0], key[0], value[0]
-        kernel = kernel_for(query)
-        heads_per_key = len(queries) // len(keys)
-        counts = tuple(piece.count for piece in pieces)
         # 1. Every completion's rows see themselves.
-        output, lse = kernel.forward(queries, keys, values, VarlenBatch(counts, counts, causal=True), scale)
-        # 2. And what the completion has said and was shown before. Only rows that begin a chunk may have nothing there.
-        own = [piece for piece in pieces if self.lengths[piece.row]]
+        counts = tuple(piece.count for piece in pieces)
+        causal = VarlenBatch(counts, counts, causal=True)
+        output, lse = kernel_for(query).forward(queries, keys, values, causal, scale)  # [H, N, D], [H, N]
+        # 2. And what the completion has said and was shown before, and its prompt.
+        self._attend_own(pieces, layer, queries, output, lse, scale)
+        self._attend_prompts(pieces, layer, queries, output, lse, scale)
+        # 3. Then they go behind what was.
         own_keys, own_values = self.completions[layer]  # [K, P * G, room, D]
-        if own:
-            earlier = [own_keys[:, piece.row, : self.lengths[piece.row]] for piece in own]
-            earlier_values = [own_values[:, piece.row, : self.lengths[piece.row]] for piece in own]
-            rows = [slice(piece.start, piece.stop) for piece in own]
-            across = VarlenBatch(
-                tuple(piece.count * heads_per_key for piece in own),
-                tuple(self.lengths[piece.row] for piece in own),
-                causal=False,
-            )
-            part, part_lse = attend_all(
-                kernel, take_rows(queries, rows), torch.cat(earlier, 1), torch.cat(earlier_values, 1), across, scale
-            )
-            start = 0
-            for each in rows:
-                stop = start + each.stop - each.start
-                merge_attention(output[:, each], lse[:, each], part[:, start:stop], part_lse[:, start:stop])
-                start = stop
-        # 3. And its prompt. Rows of a group's completions lie side by side and read the same keys, prompt after prompt.
-        prompt_keys, prompt_values = self.prompts[layer]  # [K, T, D]
-        for number, group in itertools.groupby(pieces, lambda piece: piece.row // self.num_generations):
-            of_prompt = list(group)
-            rows = slice(of_prompt[0].start, of_prompt[-1].stop)
-            seen = slice(self.spans[number].start, self.spans[number].stop)
-            across = VarlenBatch(((rows.stop - rows.start) * heads_per_key,), (seen.stop - seen.start,), causal=False)
-            part, part_lse = attend_all(
-                kernel, queries[:, rows], prompt_keys[:, seen], prompt_values[:, seen], across, scale
-            )
-            merge_attention(output[:, rows], lse[:, rows], part, part_lse)
-        # 4. What is new goes behind what was.
         for piece in pieces:
             length = self.lengths[piece.row]
             here = slice(length, length + piece.count)
-            own_keys[:, piece.row, here] = keys[:, piece.start : piece.stop]
-            own_values[:, piece.row, here] = values[:, piece.start : piece.stop]
+            own_keys[:, piece.row, here] = keys[:, piece.rows]
+            own_values[:, piece.row, here] = values[:, piece.rows]
         return output[None]
+
+    def _attend_own(
+        self, pieces: Sequence[Piece], layer: int, queries: Tensor, output: Tensor, lse: Tensor, scale: float
+    ) -> None:
+        """Adds what rows see of their own completions to `output` [H, N, D] and `lse` [H, N]: one call for all."""
+        pieces = [piece for piece in pieces if self.lengths[piece.row]]
+        if not pieces:  # all turns were of one token, which is the first of these rows
+            return
+        keys, values = self.completions[layer]  # [K, P * G, room, D]
+        seen_keys = torch.cat([keys[:, piece.row, : self.lengths[piece.row]] for piece in pieces], 1)
+        seen_values = torch.cat([values[:, piece.row, : self.lengths[piece.row]] for piece in pieces], 1)
+        queries_of_pieces = take_rows(queries, [piece.rows for piece in pieces])
+        heads_per_key = len(queries) // len(keys)
+        batch = VarlenBatch(
+            tuple(piece.count * heads_per_key for piece in pieces),
+            tuple(self.lengths[piece.row] for piece in pieces),
+            causal=False,
+        )
+        part, part_lse = attend_all(kernel_for(queries), queries_of_pieces, seen_keys, seen_values, batch, scale)
+        start = 0
+        for piece in pieces:
+            stop = start + piece.count
+            merge_attention(output[:, piece.rows], lse[:, piece.rows], part[:, start:stop], part_lse[:, start:stop])
+            start = stop
+
+    def _attend_prompts(
+        self, pieces: Sequence[Piece], layer: int, queries: Tensor, output: Tensor, lse: Tensor, scale: float
+    ) -> None:
+        """Adds what rows see of their prompts to `output` [H, N, D] and `lse` [H, N]; no prompt's keys are copied."""
+        keys, values = self.prompts[layer]  # [K, T, D]
+        heads_per_key = len(queries) // len(keys)
+        # Rows of a group's completions lie side by side and read the same keys.
+        for number, group in itertools.groupby(pieces, lambda piece: piece.row // self.num_generations):
+            of_prompt = list(group)
+            rows = slice(of_prompt[0].start, of_prompt[-1].stop)
+            span = self.spans[number]
+            seen = slice(span.start, span.stop)
+            batch = VarlenBatch(((rows.stop - rows.start) * heads_per_key,), (span.prompt_tokens,), causal=False)
+            kernel = kernel_for(queries)
+            part, part_lse = attend_all(kernel, queries[:, rows], keys[:, seen], values[:, seen], batch, scale)
+            merge_attention(output[:, rows], lse[:, rows], part, part_lse)
 
     def append_recurrence(
         self, pieces: tuple[Piece, ...], layer: int, inputs: DeltaRows, weights: DeltaWeights

@@ -20,6 +20,7 @@ from torch import Tensor
 from longrl.engines.rollout_engine import prompt_seed
 from longrl.engines.vllm_options import make_completion, sampling_arguments
 from longrl.environments.trajectory import Answer, Trajectory
+from longrl.io.pulse import PULSE
 from longrl.models.base import CausalFamily
 from longrl.models.engine_adapter import EngineAdapter
 from longrl.types import Observed, SamplingParams
@@ -84,6 +85,7 @@ class TurnSampler:
 
         # 2. What has ended is answered, what was answered is sampled on.
         while num_sampling or asked:
+            PULSE.beats += 1
             for trajectory, output in self.requests.finished(asked):
                 num_sampling -= 1
                 turn = make_completion(self.family, output)

@@ -206,9 +206,9 @@ def call_end_token(family: CausalFamily) -> int:
 def turn_text(family: CausalFamily, trajectory: Trajectory) -> str:
     """The last turn as environments read it: with its tags, also where they are special tokens."""
     tokenizer = family.tokenizer
-    if family.keep_special_tokens or CALL_END not in getattr(tokenizer, "all_special_tokens", ()):
-        return trajectory.text
     ids = trajectory.turn_ids.tolist()
+    if tokenizer.convert_tokens_to_ids(CALL_END) not in ids or CALL_END in trajectory.text:
+        return trajectory.text
     if ids[-1] in family.end_token_ids:
         ids.pop()
     return family.chat.opening + tokenizer.decode(ids, skip_special_tokens=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import time
@@ -54,9 +53,13 @@ class ToolEnvironment:
             raise ValueError(f"max_calls must be at least 1, got {max_calls}; it counts the calls of a turn")
         self.max_calls = max_calls
 
-    @functools.cached_property
+    @property
     def tools(self) -> Sequence[Mapping[str, Any]]:
-        """Schemas of the tools, from type hints and docstrings."""
+        """Schemas of the tools, from type hints and docstrings.
+
+        Raises:
+            ValueError: a tool lacks one of them.
+        """
         return [self.schema(method) for method in self._methods().values()]
 
     def schema(self, method: Callable[..., Any]) -> dict[str, Any]:
@@ -111,17 +114,13 @@ class ToolEnvironment:
         methods = self._methods()
         if call.name not in methods:
             raise ToolError(f"there is no tool {quoted(call.name)}; use one of {', '.join(methods) or 'none'}")
-        schema = next(schema for schema in self.tools if schema["function"]["name"] == call.name)
-        result = methods[call.name](**checked_arguments(schema, call.arguments, call.is_text))
+        method = methods[call.name]
+        result = method(**checked_arguments(self.schema(method), call.arguments, call.is_text))
         if isinstance(result, Shown):
             return result
         if isinstance(result, str | Frames):
             return Shown((result,))
         return Shown((json.dumps(result, ensure_ascii=False),))
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What the calls have changed; schemas are made anew."""
-        return {name: value for name, value in vars(self).items() if name != "tools"}
 
 
 def error_response(name: str, arguments: Mapping[str, Any], problem: str, seconds: float = 0.0) -> ToolResponse:

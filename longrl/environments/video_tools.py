@@ -95,7 +95,7 @@ class VideoTools(ToolEnvironment):
         """Of a tool; `video` is an argument only where rows may have several."""
         schema = super().schema(method)
         if not self.several_videos:
-            del schema["function"]["parameters"]["properties"]["video"]
+            schema["function"]["parameters"]["properties"].pop("video", None)
         return schema
 
     @override

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -20,8 +20,15 @@ from longrl.models.planning_sizes import is_expert
 PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
 """The makers' dense bfloat16 operations per second of boards with NVLink."""
 
-GroupTokens = tuple[int, Sequence[int]]
-"""Tokens of a prompt, and of each of its completions."""
+
+class GroupTokens(NamedTuple):
+    """Rows of a group."""
+
+    prompt: int
+    completions: Sequence[int]
+    """Of each, what it was shown included."""
+    num_shown: int = 0
+    """Those of all completions that they were shown, and that are not scored."""
 
 
 def peak_flops(device_name: str) -> float | None:
@@ -96,9 +103,9 @@ def count_rows(groups: Sequence[GroupTokens]) -> tuple[int, float, int]:
     """Rows, pairs of a query and a key, and scored rows; a prompt counts once, and attention is causal."""
     tokens = scored = 0
     pairs = 0.0
-    for prompt, completions in groups:
+    for prompt, completions, num_shown in groups:
         tokens += prompt + sum(completions)
-        scored += sum(completions)
+        scored += sum(completions) - num_shown
         pairs += prompt**2 / 2
         pairs += sum(prompt * length + length**2 / 2 for length in completions)
     return tokens, pairs, scored

@@ -131,7 +131,8 @@ class TraceTalk:
         while True:
             # 1. A turn, and what it is answered with.
             turns.append(turn_text(reply))
-            messages.append({"role": "assistant", "content": turns[-1]})
+            said = {"role": "assistant", "content": turns[-1]}
+            messages.append(said)
             answer = await asyncio.to_thread(environment.step, turns[-1])
             if answer is None:
                 break
@@ -145,8 +146,8 @@ class TraceTalk:
 
             # 2. The next one, by a model that has seen it.
             content, load = shown_answer(observation, self.options.max_side)
-            said = [{"role": "assistant", "content": turns[-1]}, {"role": "user", "content": content}]
-            request = replace(request, messages=(*request.messages, *said), load=_both(request.load, load))
+            shown = {"role": "user", "content": content}
+            request = replace(request, messages=(*request.messages, said, shown), load=_both(request.load, load))
             reply = await client.ask(request)
 
         # 3. Right, with calls, and alike when they are made anew.

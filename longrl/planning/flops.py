@@ -58,9 +58,9 @@ def prefill_flops(plan: Plan) -> float:
 
 
 def decode_flops(plan: Plan) -> float:
-    """One completion: S (2 Q + 2 V D), 4 A (T S + S^2 / 2) per layer that attends, and the rule, row by row."""
+    """One completion: 2 Q S + 2 V D n, 4 A (T S + S^2 / 2) per layer that attends, and the rule, row by row."""
     sizes, tokens = plan.sizes, plan.completion_tokens
-    dense = 2.0 * (sizes.used_params + sizes.vocabulary * sizes.hidden) * tokens
+    dense = 2.0 * (sizes.used_params * tokens + sizes.vocabulary * sizes.hidden * plan.sampled_tokens)
     seen = plan.prompt_tokens * tokens + tokens**2 / 2
     return dense + 4.0 * sizes.num_attending * sizes.query_width * seen + rule_flops(sizes, tokens, chunk_rows=1)
 
@@ -114,14 +114,15 @@ def step_flops(plan: Plan) -> dict[str, float]:
     once = count * (forward_flops(plan, batch) + head_flops(plan, batch))
     layers = (1 + BACKWARD + plan.gradient_checkpointing) * forward_flops(plan, batch)
     head = (2 + BACKWARD) * head_flops(plan, batch)  # its logits are always computed again
+    encoding = prompts * plan.encoded_videos * encode_flops(plan)
     update = count * (layers + head - spared_flops(plan, batch) + chunked_mlp_flops(plan, batch))
     trains = plan.sizes.vision_encoder is not None and plan.sizes.vision_encoder.trains
     return {
-        "encode": prompts * encode_flops(plan),
+        "encode": encoding,
         "prefill": prompts * prefill_flops(plan),
         "decode": prompts * plan.num_generations * decode_flops(plan),
         "score": once * scoring_passes(plan),
-        "update": plan.epochs * (update + trains * (1 + BACKWARD) * prompts * encode_flops(plan)),
+        "update": plan.epochs * (update + trains * (1 + BACKWARD) * encoding),
     }
 
 
@@ -174,7 +175,7 @@ def prefill_s(plan: Plan, hardware: Hardware, efficiency: Efficiency) -> float:
 
 
 def decode_s(plan: Plan, hardware: Hardware, efficiency: Efficiency) -> float:
-    """S steps of each round, each reading all text weights, keys and values so far, and states; or the products' time.
+    """N steps of each round, each reading all text weights, keys and values so far, and states; or the products' time.
 
     Or the time in which their kernels are launched. Ranks that share an engine share the reading and the products.
     """
@@ -185,9 +186,9 @@ def decode_s(plan: Plan, hardware: Hardware, efficiency: Efficiency) -> float:
     seen = decoded_prompts(plan) * plan.prompt_tokens + sequences * plan.completion_tokens / 2
     states = 2 * state_memory(plan, sequences) / ranks  # read and written
     read = weight_bytes * sizes.touched_params(sequences) / ranks + cached * seen + states
-    by_memory = plan.completion_tokens * read / (hardware.memory_bandwidth * efficiency.bandwidth)
+    by_memory = plan.sampled_tokens * read / (hardware.memory_bandwidth * efficiency.bandwidth)
     by_compute = sequences * decode_flops(plan) / ranks / (hardware.flops * efficiency.compute)
-    by_launches = plan.completion_tokens * launches.decode_launch_s(plan, efficiency.launch_s)
+    by_launches = plan.sampled_tokens * launches.decode_launch_s(plan, efficiency.launch_s)
     return prefill_rounds(plan) * max(by_memory, by_compute, by_launches)
 
 

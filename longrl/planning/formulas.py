@@ -66,8 +66,9 @@ def optimizer_memory(plan: Plan) -> float:
 
 
 def feature_memory(plan: Plan) -> float:
-    """Features of all prompts of the batch, on every rank of the sequence-parallel group: w P M B."""
-    return float(plan.encoder_bytes * plan.prompts_per_batch * plan.feature_tokens * plan.sizes.feature_size)
+    """Features of all prompts and completions of the batch, on every rank of the sequence-parallel group: w P M B."""
+    tokens = plan.feature_tokens + plan.crop_tokens
+    return float(plan.encoder_bytes * plan.prompts_per_batch * tokens * plan.sizes.feature_size)
 
 
 def standing_memory(plan: Plan) -> MemoryParts:

@@ -1,8 +1,8 @@
 """Inputs of a plan: the sizes of a model, and of the run that trains it.
 
 Letters of this folder: N layers that attend; D hidden size; A, C widths of all query and all key heads; F width of the
-MLPs that a row goes through, k of them experts; V vocabulary; G completions of S tokens behind a prompt of T tokens; L
-rows of a micro-batch on one rank.
+MLPs that a row goes through, k of them experts; V vocabulary; G completions of S tokens behind a prompt of T tokens, n
+of which are sampled and the others shown; L rows of a micro-batch on one rank.
 """
 
 from __future__ import annotations
@@ -179,6 +179,9 @@ class VLLMShare:
 class Plan:
     """A run as the planner sees it; every prompt has the longest video and every completion its longest answer.
 
+    With `rollout.environment` every completion is shown all that it may be, and all of that is media that no other
+    completion asked for.
+
     Example:
         `Plan(ModelSizes.from_family(family), devices=8, sequence_parallel_size=8, prompt_tokens=260_000)`
     """
@@ -232,6 +235,9 @@ class Plan:
     """Frames whose features are averaged into one behind the encoder."""
     num_generations: int = 8
     completion_tokens: int = 1024
+    """S, sampled and shown."""
+    observed_tokens: int = 0
+    """Those of them that it is shown between its turns."""
     max_tokens_per_micro_batch: int = 16_384
     mini_batches: int = 1
     epochs: int = 1
@@ -289,6 +295,21 @@ class Plan:
             return self.num_generations
         shared = math.ceil(self.prompts_per_batch * self.num_generations / self.num_engines)
         return min(self.num_generations, shared)
+
+    @property
+    def sampled_tokens(self) -> int:
+        """N."""
+        return self.completion_tokens - self.observed_tokens
+
+    @property
+    def crop_tokens(self) -> int:
+        """Features of what the completions of a prompt are shown; of a model that sees nothing none."""
+        return self.num_generations * self.observed_tokens if self.media_tokens else 0
+
+    @property
+    def encoded_videos(self) -> float:
+        """Videos as long as the prompt's that are encoded for it: its own, and the crops of its completions."""
+        return 1 + (self.crop_tokens / self.media_tokens if self.media_tokens else 0.0)
 
     @property
     def checkpoints_on_host(self) -> bool:
@@ -366,7 +387,8 @@ def micro_batch(plan: Plan) -> MicroBatch:
     completions = min(plan.num_generations, (budget // groups - prompt) // completion)
     count = math.ceil(prompts / groups) * math.ceil(plan.num_generations / completions) * plan.mini_batches
     tokens = groups * (prompt + completions * completion)
-    return MicroBatch(groups, completions, math.ceil(count / turns), tokens, groups * completions * completion)
+    scored = groups * completions * plan.sampled_tokens
+    return MicroBatch(groups, completions, math.ceil(count / turns), tokens, scored)
 
 
 def needed_budget(plan: Plan) -> int:

@@ -50,12 +50,13 @@ def prefill_launch_s(plan: Plan, launch_s: float) -> float:
 
 
 def encode_launch_s(plan: Plan, launch_s: float) -> float:
-    """All videos of a batch, call by call."""
+    """All videos of a batch, call by call, and as many of crops as their tokens make."""
     encoder = plan.sizes.vision_encoder
     if encoder is None or not plan.local_patches:
         return 0.0
     temporal_patches = plan.local_patches // plan.spatial_patches
-    calls = plan.prompts_per_batch * math.ceil(temporal_patches / (plan.encoded_together or temporal_patches))
+    of_video = math.ceil(temporal_patches / (plan.encoded_together or temporal_patches))
+    calls = plan.prompts_per_batch * plan.encoded_videos * of_video
     return calls * encoder.num_layers * FORWARD_KERNELS * launch_s
 
 

@@ -17,10 +17,11 @@ def show_plan(report: PlanReport) -> None:
     if not console.is_terminal:  # rich would squeeze tables into 80 columns
         console = Console(width=150)
     plan, batch = report.plan, micro_batch(report.plan)
+    shown = f" ({plan.observed_tokens} of them shown)" if plan.observed_tokens else ""
     head = (
         f"{report.model} on {plan.devices} x {report.hardware.name}, sequence_parallel_size "
         f"{plan.sequence_parallel_size}: {plan.frames} frames, prompt of {plan.prompt_tokens} tokens, "
-        f"{plan.num_generations} completions of {plan.completion_tokens}, {plan.prompts_per_batch} prompts per "
+        f"{plan.num_generations} completions of {plan.completion_tokens}{shown}, {plan.prompts_per_batch} prompts per "
         f"sequence-parallel group; micro-batch of {batch.tokens} tokens on {plan.sequence_parallel_size} ranks"
     )
     host = ", ".join(f"{kind} {size / GIB:.1f}" for kind, size in report.host_bytes_per_node.items())

@@ -156,7 +156,7 @@ def plan_run(run: PlannedRun, options: PlanOptions, command: str) -> PlanReport:
         peak_phase=estimate.peak_phase,
         fits=verdict.fits,
         verdict=verdict.text,
-        notes=[*notes, *head_notes(plan)],
+        notes=[*notes, *head_notes(plan), *environment_notes(plan)],
         operations=flops.step_flops(plan),
         times_s=flops.step_times(plan, machine, efficiency),
         largest_frames=memory.largest_frames(plan, machine.memory_bytes, with_frames) if with_frames else 0,
@@ -198,6 +198,8 @@ def plan_from_run(
     sampling = run.rollout.sampling if is_rl and run.rollout else SamplingParams(num_generations=1)
     engine = run.rollout.engine if run.rollout else HFEngine()
     resample_rounds = run.rollout.max_resample_rounds if run.rollout else 0
+    environment = run.rollout.environment if is_rl and run.rollout else None
+    observed = environment.max_observed_tokens if environment else 0
     if run.rollout:
         run.rollout.fit_lengths(data.renderer.max_prompt_tokens)
     by_name: dict[str, Any] = {}
@@ -227,7 +229,8 @@ def plan_from_run(
         prompt_tokens=options.prompt_tokens or data.renderer.max_prompt_tokens or options.text_tokens,
         frames=(options.frames or video.num_frames or video.max_frames) if sizes.vision_encoder else 0,
         num_generations=sampling.num_generations,
-        completion_tokens=sampling.max_completion_tokens,
+        completion_tokens=sampling.max_completion_tokens + observed,
+        observed_tokens=observed,
         max_tokens_per_micro_batch=model.max_tokens_per_micro_batch,
         mini_batches=model.mini_batches_per_rollout if is_rl else 1,
         epochs=model.epochs_per_rollout if is_rl else 1,
@@ -332,6 +335,17 @@ def head_notes(plan: Plan) -> list[str]:
             f"{padded - num_values} of {padded} are padding"
         )
     return notes
+
+
+def environment_notes(plan: Plan) -> list[str]:
+    """Says what completions are taken to be shown."""
+    if not plan.observed_tokens:
+        return []
+    media = ", all of them features of crops that no other completion asks for" if plan.crop_tokens else ""
+    return [
+        f"rollout.environment: every completion is planned with all {plan.observed_tokens} tokens of "
+        f"max_observed_tokens{media}; seconds of tools and of waiting for them are not counted"
+    ]
 
 
 def shared_by(vllm: VLLMShare | None, sp: int) -> VLLMShare | None:

@@ -134,7 +134,7 @@ def gathered_bucket(plan: Plan) -> float:
 
 def engine_features(plan: Plan) -> float:
     """Features of the prompts at work, beside vLLM's share: it does not count them where no encoder is to be run."""
-    tokens = min(batched_tokens(plan), plan.local_prompts * plan.feature_tokens)
+    tokens = min(batched_tokens(plan), plan.local_prompts * (plan.feature_tokens + plan.crop_tokens))
     return float(tokens * plan.sizes.feature_size * plan.matmul_bytes)
 
 

@@ -46,7 +46,7 @@ class NeedleConfig:
 
     num_train_videos: int = 400
     num_eval_videos: int = 100
-    num_scenes: int = 5
+    num_scenes: int = 4
     questions_per_video: int = 2
     size: int = 56
     """Height and width in pixels."""

@@ -76,6 +76,19 @@ def test_completions_of_a_server_cost_its_devices_nothing(tmp_path):
     assert found["times_s"]["prefill"] == found["times_s"]["decode"] == 0
 
 
+def test_an_environment_is_planned_at_its_limits_and_the_plan_says_so(tmp_path, capsys):
+    tools = "--rollout.environment.make=longrl.environments.calculator.Calculator"
+    usual = plan(tmp_path, BY_TRAINER, devices=None)
+    shown = plan(tmp_path, BY_TRAINER, tools, "--rollout.environment.max_observed_tokens=3000", devices=None)
+    more = shown["plan"]["completion_tokens"] - usual["plan"]["completion_tokens"]
+    assert more == shown["plan"]["observed_tokens"] == 3000
+    for phase in ("encode", "update"):
+        assert shown["operations"][phase] > usual["operations"][phase]
+    assert shown["operations"]["prefill"] == usual["operations"]["prefill"]
+    assert any("planned with all 3000 tokens of max_observed_tokens, all of them features" in a for a in shown["notes"])
+    assert "(3000 of them shown)" in capsys.readouterr().out
+
+
 def test_launching_kernels_takes_time(tmp_path):
     slow, fast = (plan(tmp_path, BY_TRAINER, f"--launch_us={us}", devices=None)["times_s"] for us in (20, 0))
     assert slow["decode"] > fast["decode"]

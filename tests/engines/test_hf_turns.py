@@ -1,4 +1,4 @@
-"""Completions of several turns by `HFEngine`: exact, seeded whatever the tools' timing, and none waits for another's."""
+"""Completions of several turns by `HFEngine`: exact, seeded whatever the tools' timing, and none waits for others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from longrl.testing.tiny import tiny_text
 from longrl.types import SamplingParams
 from tests.engines.test_hf import HostTraffic
 from tests.families import FAMILIES
-from tests.tiny import frames, mixed_prompts, qwen3_5_text_family, row, text_family, vl_family
+from tests.tiny import frames, qwen3_5_text_family, row, text_family
 from tests.turns import every_nth_token, sample_turns, trainer_logprobs
 
 SAMPLING = SamplingParams(num_generations=4, max_completion_tokens=24)
@@ -103,7 +103,7 @@ def test_of_the_distribution_that_is_drawn_from(change):
 
 @pytest.mark.parametrize("name", ["qwen2.5-vl", "qwen3.5"])
 def test_what_is_shown_is_read_in_chunks(name):
-    """They end within prompts, and within what is shown; of a linear layer also before it has as many rows as it sees."""
+    """They end within prompts and within what is shown, and before a convolution has all rows that it sees."""
     case = given(name)
     wanted, _ = sample(case)
     found, _ = sample(case, HFEngine(prefill_chunk_tokens=23))

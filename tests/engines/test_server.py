@@ -23,7 +23,8 @@ from longrl.testing.tiny import tiny_qwen2_5_vl
 from longrl.types import SamplingParams
 from tests.engines.turn_checks import (
     SAMPLING,
-    Answers,
+    answers,
+    crops,
     often_ending,
     outcome,
     turn_gap,
@@ -134,8 +135,8 @@ def test_completions_are_those_of_the_engine_in_the_trainers_process(in_step):
         sampled = []
         for each in (local, remote):
             groups = often_ending(family, prompts[:2])
-            answers = Answers(family, model, dict(features))
-            each.generate_turns(family, model, groups, answers.features, SAMPLING, 3, answers)
+            known = dict(features)
+            each.generate_turns(family, model, groups, known, SAMPLING, 3, answers(family, model, known))
             sampled.append(outcome(groups))
         assert sampled[0] == sampled[1]
     finally:
@@ -185,7 +186,7 @@ def test_turns_are_the_trainers(in_step):
     for _ in range(2):
         groups = often_ending(family, prompts[:2])
         received.append(remote.client.get_info()["num_received"])
-        remote.generate_turns(family, model, groups, features, SAMPLING, 3, Answers(family, model, features))
+        remote.generate_turns(family, model, groups, features, SAMPLING, 3, answers(family, model, features))
         assert [[len(trajectory.turns) for trajectory in group] for group in groups] == [[1, 3, 5]] * 2
         assert turn_gap(family, model, groups, features) < 1e-4
         found.append(outcome(groups))
@@ -193,16 +194,16 @@ def test_turns_are_the_trainers(in_step):
     assert received[1] == remote.client.get_info()["num_received"]
 
     given = [[with_sampled_placeholders(family, prompt)] for prompt in prompts[:2]]
-    answers = Answers(family, model, features, count=lambda trajectory: 1)
-    remote.generate_turns(family, model, given, features, SAMPLING, 3, answers)
+    once = answers(family, model, features, crops(family, count=lambda trajectory: 1))
+    remote.generate_turns(family, model, given, features, SAMPLING, 3, once)
     assert turn_gap(family, model, given, features, given[0][0].turns[0].num_tokens) < 1e-4
 
 
 def test_an_error_of_an_answer_ends_the_rollout(in_step):
     family, remote, model, prompts, features = in_step
-    answers = Answers(family, model, dict(features), count=lambda trajectory: 1 // trajectory.number)
+    failing = answers(family, model, dict(features), crops(family, count=lambda trajectory: 1 // trajectory.number))
     with pytest.raises(ZeroDivisionError):
-        remote.generate_turns(family, model, often_ending(family, prompts), features, SAMPLING, 3, answers)
+        remote.generate_turns(family, model, often_ending(family, prompts), features, SAMPLING, 3, failing)
     remote.generate(family, model, prompts, features, GREEDY, seed=0)
 
 

@@ -40,7 +40,8 @@ from longrl.types import SamplingParams
 from tests.distributed import run_distributed
 from tests.engines.turn_checks import (
     SAMPLING,
-    Answers,
+    answers,
+    crops,
     often_ending,
     outcome,
     turn_gap,
@@ -260,7 +261,7 @@ def test_turns_are_the_trainers(in_step, monkeypatch):
 
     monkeypatch.setattr(vllm._llm.llm_engine, "step", counting_step)
     groups = often_ending(family, prompts[:2])
-    vllm.generate_turns(family, model, groups, features, SAMPLING, 3, Answers(family, model, features))
+    vllm.generate_turns(family, model, groups, features, SAMPLING, 3, answers(family, model, features))
     assert [[len(trajectory.turns) for trajectory in group] for group in groups] == [[1, 3, 5]] * 2
     assert turn_gap(family, model, groups, features) < 1e-4
 
@@ -276,11 +277,11 @@ def test_turns_are_the_trainers(in_step, monkeypatch):
             known = length
 
     # Equal seeds, equal draws, whatever the batch; and a completion of one turn is the one that `generate` draws.
-    again = often_ending(family, prompts[:1], SamplingParams(2, 40), first=1)
-    vllm.generate_turns(family, model, again, features, SAMPLING, 3, Answers(family, model, features))
+    again = often_ending(family, prompts[:1], dataclasses.replace(SAMPLING, num_generations=2), first=1)
+    vllm.generate_turns(family, model, again, features, SAMPLING, 3, answers(family, model, features))
     assert outcome(again) == [outcome(groups)[0][1:]]
     plain = begin(prompts, SamplingParams(2, 6), max_turns=4)
-    vllm.generate_turns(family, model, plain, features, SamplingParams(2, 6), 5, Answers(family, model, features))
+    vllm.generate_turns(family, model, plain, features, SamplingParams(2, 6), 5, answers(family, model, features))
     wanted = vllm.generate(family, model, prompts, features, SamplingParams(2, 6), seed=5)
     assert outcome(plain) == [[(one.token_ids.tolist(), 1) for one in own] for own in wanted]
 
@@ -289,9 +290,9 @@ def test_turns_are_the_trainers(in_step, monkeypatch):
 def test_turns_are_read_at_the_trainers_positions_and_sampled_placeholders_are_tokens(in_step):
     family, vllm, model, prompts, features = in_step
     features = dict(features)
-    answers = Answers(family, model, features, count=lambda trajectory: 2)
+    script = crops(family, count=lambda trajectory: 2)
     groups = [[with_sampled_placeholders(family, prompt)] for prompt in prompts[:2]]
-    vllm.generate_turns(family, model, groups, features, SAMPLING, 3, answers)
+    vllm.generate_turns(family, model, groups, features, SAMPLING, 3, answers(family, model, features, script))
     num_given = groups[0][0].turns[0].num_tokens
     assert turn_gap(family, model, groups, features, num_given) < 1e-4
     for ((trajectory,),) in zip(groups, strict=True):
@@ -307,15 +308,16 @@ def test_an_answer_that_comes_late_stops_nobody(in_step):
     every = [trajectory for group in groups for trajectory in group]
     late = groups[0][1]
 
-    class Late(Answers):
-        def answered(self, trajectory):
-            deadline = time.monotonic() + 60
-            while trajectory is late and not all(one.finish_reason for one in every if one is not late):
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-            return super().answered(trajectory)
+    twice = crops(family, count=lambda trajectory: 2)
 
-    vllm.generate_turns(family, model, groups, {}, SAMPLING, 3, Late(family, model, {}, lambda trajectory: 2))
+    def script(trajectory):
+        deadline = time.monotonic() + 60
+        while trajectory is late and not all(one.finish_reason for one in every if one is not late):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        return twice(trajectory)
+
+    vllm.generate_turns(family, model, groups, {}, SAMPLING, 3, answers(family, model, {}, script))
     assert all(trajectory.finish_reason for trajectory in every)
     assert turn_gap(family, model, groups, {}) < 1e-4
 
@@ -323,9 +325,9 @@ def test_an_answer_that_comes_late_stops_nobody(in_step):
 @OF_TEXT
 def test_an_error_of_an_answer_leaves_vllm_idle(in_step):
     family, vllm, model, prompts, _ = in_step
-    answers = Answers(family, model, {}, count=lambda trajectory: 1 // trajectory.number)
+    failing = answers(family, model, {}, crops(family, count=lambda trajectory: 1 // trajectory.number))
     with pytest.raises(ZeroDivisionError):
-        vllm.generate_turns(family, model, often_ending(family, prompts), {}, SAMPLING, 3, answers)
+        vllm.generate_turns(family, model, often_ending(family, prompts), {}, SAMPLING, 3, failing)
     assert not vllm._llm.llm_engine.has_unfinished_requests()
     vllm.reset_caches()
     found = vllm.generate(family, model, prompts, {}, GREEDY, seed=0)

@@ -15,6 +15,7 @@ from longrl.packing.pack import pack
 from longrl.testing.tiny import tiny_qwen3_5, tiny_qwen3_5_text
 from longrl.types import SamplingParams
 from tests.distributed import run_distributed
+from tests.engines.turn_checks import SAMPLING as TURNS, answers, often_ending
 from tests.families import cell, text_prompts
 from tests.tiny import frames, mixed_prompts, row
 
@@ -64,7 +65,7 @@ def update(model, seed):
 
 def gaps(family, model, prompts, features, completions):
     """Mean distances to log-probabilities in float32: the engine's, and that of the trainer's own bfloat16."""
-    (packed,) = pack(prompts, [[c.token_ids for c in own] for own in completions], 1 << 30)
+    (packed,) = pack(prompts, completions, 1 << 30)
     said = torch.cat([c.logprobs for own in completions for c in own])
     exact = copy.deepcopy(model).float()
     with torch.no_grad():
@@ -100,6 +101,16 @@ def test_the_engine_is_the_trainer_after_every_update_within_bfloat16(started):
         check_rendered_prompts(prompts, vllm.rendered_prompts(family, prompts, features), features)
         found, noise = gaps(family, model, prompts, features, sampled(vllm, family, model, prompts, features))
         assert found < 1.5 * noise
+
+    features = dict(features)
+    groups = often_ending(family, prompts[:2])
+    vllm.generate_turns(family, model, groups, features, TURNS, 3, answers(family, model, features))
+    found, noise = gaps(family, model, prompts[:2], features, completed(groups))
+    assert found < 1.5 * noise
+
+
+def completed(groups):
+    return [[trajectory.completion() for trajectory in group] for group in groups]
 
 
 class Loaded(Qwen3_5Family):
@@ -157,4 +168,27 @@ def test_a_prompt_is_prefilled_once_per_group(tmp_path):
         group = [make_completion(family, completion_fields(each)) for each in output.outputs]
         found, noise = gaps(family, model, [prompt], features, [group])
         assert found < 1.5 * noise
+
+    # A later turn goes on from the state behind the prompt of the one before: what was sampled is computed again.
+    features = dict(features)
+    greedy = SamplingParams(1, 60, temperature=0.0)
+    groups = often_ending(family, prompts[-1:], greedy, first=2, among=12)
+    before = computed_tokens(vllm)
+    vllm.generate_turns(family, model, groups, features, greedy, 0, answers(family, model, features))
+    ((trajectory,),) = groups
+    known = len(trajectory.prompt.input_ids)
+    wanted = known - cached(known)  # the prompt was computed above
+    for own, shown in zip(trajectory.turns[:-1:2], trajectory.turns[1::2], strict=True):
+        length = known + own.num_tokens + shown.num_tokens
+        wanted += length - cached(known)
+        known = length
+    assert len(trajectory.turns) == 5
+    assert computed_tokens(vllm) - before == wanted
+    found, noise = gaps(family, model, prompts[-1:], features, completed(groups))
+    assert found < 1.5 * noise
     vllm.close()
+
+
+def cached(length):
+    """Tokens of a prompt that has been computed behind which vLLM has kept states."""
+    return (length - 1) // PREFIX_TOKENS * PREFIX_TOKENS

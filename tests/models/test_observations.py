@@ -1,18 +1,23 @@
 """packed == separate where completions are shown tokens and media: log-probs, every gradient and positions."""
 
+from dataclasses import replace
 from unittest import mock
 
 import pytest
 import torch
 
+from longrl.features.cache import FeatureCache
+from longrl.models.base import ALL_ROWS
+from longrl.modules.policy import all_media
 from longrl.packing import delta_kernels
+from longrl.packing.pack import pack
 from longrl.testing.plain_forward import decay_noise, whole_sequence
 from longrl.testing.sample_turns import random_turns
 from tests.families import FAMILIES
 from tests.models.test_packed_equals_separate import packed_logps
 from tests.tiny import assert_same_gradients, gradients, plain_model, separate_logps
 
-NAMES = ["qwen2.5", "qwen2.5-vl", "qwen3-vl", "qwen3.5", "internvl3.5", "nvila", "qwen2.5-omni", "qwen3-omni"]
+NAMES = ["qwen2.5", "qwen2.5-vl", "qwen3-vl", "qwen3.5", "internvl3.5", "nvila", "qwen3-omni"]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -29,7 +34,8 @@ def test_positions_go_on_as_the_family_counts_the_whole_sequence(name):
 def test_shown_segments_are_read_as_in_one_forward_per_completion(name):
     """A group whose completions have no, one and three observations, and groups of others; in any micro-batches."""
     checkpointing = name in ("qwen2.5-vl", "qwen3.5", "nvila")
-    family = FAMILIES[name].make(gradient_checkpointing=checkpointing)
+    in_pieces = {"mlp_chunk_tokens": 7} if name in ("qwen2.5", "qwen3-vl") else {}
+    family = FAMILIES[name].make(gradient_checkpointing=checkpointing, **in_pieces)
     model = family.build()
     prompts = FAMILIES[name].prompts(family)
     completions = random_turns(family, prompts)
@@ -55,6 +61,26 @@ def test_shown_segments_are_read_as_in_one_forward_per_completion(name):
         logps, grads = found(prompts, completions, max_tokens)
         assert (logps - wanted).norm() <= 1e-5 * wanted.norm()
         assert_same_gradients(grads, expected, 1e-5, noise)
+
+
+def test_a_placeholder_that_is_sampled_is_a_token_and_one_that_is_shown_is_media():
+    family = FAMILIES["qwen2.5-vl"].make()
+    (prompt, *_) = FAMILIES["qwen2.5-vl"].prompts(family)
+    (_, completion, _), *_ = random_turns(family, [prompt])
+    token = family.media_token_ids()["video"]
+    ids = completion.token_ids.clone()
+    ids[0] = ids[-1] = token
+    assert completion.sampled[0]
+    assert completion.sampled[-1]
+    (packed,) = pack([prompt], [[replace(completion, token_ids=ids)]], 10_000)
+    model = family.build()
+    features = FeatureCache(family).get_or_encode(model, all_media([prompt], [[completion]]))
+    mask, values = family.media_rows(packed, features, ALL_ROWS)
+    start = len(prompt.input_ids)
+    assert torch.equal(mask[start:], (completion.token_ids == token) & ~completion.sampled)
+    assert not mask[start]
+    assert not mask[-1]
+    assert torch.equal(values[int(mask[:start].sum()) :], features[completion.media[0].key])
 
 
 def longest(prompts, completions):

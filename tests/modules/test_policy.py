@@ -28,6 +28,7 @@ from longrl.modules.mini_batches import flatten_groups, make_mini_batches
 from longrl.modules.policy import OptimizerSettings, PolicyModule, all_media
 from longrl.packing.pack import pack
 from longrl.strategies.axis import SINGLE_RANK
+from longrl.testing.plain_forward import qwen_media_inputs as media_of, whole_sequence
 from longrl.testing.sample_turns import random_turns
 from longrl.types import Batch, Completion, Continuation, Group, SamplingParams
 from tests.tiny import (
@@ -280,6 +281,33 @@ def test_sft_is_the_mean_over_all_response_tokens(budget, freeze):
     expected = {name: grad for name, grad in gradients(plain).items() if not (freeze and "visual" in name)}
     assert_same_gradients(seen.gradients[0], expected, 1e-5)
     assert any("visual" in name for name in seen.gradients[0]) != freeze
+
+
+@pytest.mark.parametrize("budget", [200, 10_000], ids=["some", "all"])
+def test_sft_teaches_what_an_answer_says_and_not_what_it_was_shown(budget):
+    """As labels of -100 do in plain cross-entropy; with an encoder that trains."""
+    family = vl_family()
+    policy = policy_of(family, max_tokens_per_micro_batch=budget)
+    policy.configure_model()
+    prompts = mixed_prompts(family)
+    targets = [group[1] for group in random_turns(family, prompts)]
+    prompts = [dataclasses.replace(prompt, response=one) for prompt, one in zip(prompts, targets, strict=True)]
+    plain = plain_model(policy.model, family)
+    logits, labels = [], []
+    for prompt, target in zip(prompts, targets, strict=True):
+        whole = whole_sequence(prompt, target)
+        output = plain(input_ids=whole.input_ids[None], position_ids=whole.position_ids[:, None], **media_of(whole))
+        logits.append(output.logits[0, :-1])
+        label = whole.input_ids.clone()
+        label[: len(prompt.input_ids)] = -100
+        if target.sampled is not None:
+            label[len(prompt.input_ids) :][~target.sampled] = -100
+        labels.append(label[1:])
+    wanted = torch.nn.functional.cross_entropy(torch.cat(logits), torch.cat(labels), ignore_index=-100)
+    wanted.backward()
+    seen = train(policy, Batch(prompts))
+    assert seen.metrics[0]["train/loss"] == pytest.approx(wanted.item(), rel=1e-5)
+    assert_same_gradients(seen.gradients[0], gradients(plain), 1e-5)
 
 
 def test_sft_trains_and_logs_entropy():

@@ -230,6 +230,24 @@ def test_decoding_holds_scores_of_own_tokens_and_one_output_per_tile_of_the_prom
     assert formulas.decoding_memory(long) == 2 * 4 * (of_completion + 2 * 8 * (3 * 4 + 4))
 
 
+def test_what_completions_are_shown_is_read_and_encoded_but_neither_sampled_nor_scored():
+    """6 of 10 tokens of each of 4 completions: 24 features more for a prompt, whose own are 80."""
+    shown = changed(observed_tokens=6)
+    batch, usual = micro_batch(shown), micro_batch(RUN)
+    assert (batch.tokens, batch.scored) == (usual.tokens, usual.scored * 4 // 10)
+    assert flops.forward_flops(shown, batch) == flops.forward_flops(RUN, usual)
+    assert flops.head_flops(shown, batch) == flops.head_flops(RUN, usual) * 4 / 10
+    assert flops.decode_flops(RUN) - flops.decode_flops(shown) == 2 * 32 * TINY.hidden * 6
+    assert formulas.feature_memory(shown) == formulas.feature_memory(RUN) * (80 + 24) / 80
+    operations, before = flops.step_flops(shown), flops.step_flops(RUN)
+    assert operations["encode"] == pytest.approx(before["encode"] * (80 + 24) / 80)
+    assert operations["prefill"] == before["prefill"]
+    assert formulas.kv_cache(shown) == formulas.kv_cache(RUN)
+    text = dataclasses.replace(shown, media_tokens=0)
+    assert text.crop_tokens == 0
+    assert flops.step_flops(text)["encode"] == 0
+
+
 def test_logits_come_in_chunks(monkeypatch):
     monkeypatch.setattr(formulas, "MAX_LOGITS", 64)  # two rows
     assert formulas.logit_memory(RUN, 40, backward=True) == 2 * 32 * 16 + 40 * 8 * 4

@@ -16,7 +16,7 @@ MODULUS = 1 << 256
 def row_text(row: Row) -> bytes:
     """What a row says. Folders of media do not count: a data set may be moved."""
     media = [Path(path).name for path in (*row.videos, *row.images, *row.audios)]
-    chat = [row.messages, row.response] if row.messages else []
+    chat: list[Any] = [row.messages, row.response] if row.messages else []
     for message in row.trace:
         chat.append(
             [{**part, **_name_of(part)} for part in message["content"]] if message["role"] == "tool" else message

@@ -19,6 +19,7 @@ from longrl.strategies.parallel import Parallel
 from longrl.testing.tool_traces import crop_call, evidence_trace
 from longrl.types import FrameShard, SamplingParams, UnusableSample
 from tests.datamodules.media.test_video import write
+from tests.runs import config, metrics, run, videos
 from tests.tiny import internvl_family, qwen3_5_family, qwen3_vl_family, vila_family, vl_family
 
 SAMPLING = VideoSampling(fps=0.5, min_frames=1)
@@ -133,3 +134,23 @@ def test_evidence_is_looked_at_before_the_answer(media_root):
     assert "crop_video" in vl_family().tokenizer.decode(prompt.input_ids), "tools are offered"
     with pytest.raises(ValueError, match="evidence_s"):
         evidence_trace(record(), VideoTools(), media_root)
+
+
+@pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual optimization")
+def test_a_run_learns_from_traces(tmp_path):
+    """Through the command line, media inside the targets included, and rows without a trace beside them."""
+    root = videos()
+    records = [json.loads(line) for line in (root / "train.jsonl").read_text().splitlines()[:4]]
+    for entry in records[1:]:
+        entry |= evidence_trace(entry, VideoTools(fps=1), str(root), span_s=(2, 6))
+    source = tmp_path / "traces.jsonl"
+    source.write_text("".join(json.dumps(entry) + "\n" for entry in records))
+    values = config("sft")
+    values["trainer"]["max_steps"] = 6
+    values["model"]["max_tokens_per_micro_batch"] = 2000
+    values["data"] |= {"train": str(source), "media_root": str(root)}
+    run(tmp_path / "run", values)
+    logged = metrics(tmp_path / "run")
+    losses = [float(value) for (_, name), value in sorted(logged.items()) if name == "train/loss"]
+    assert len(losses) == 6
+    assert losses[-1] < losses[0]

@@ -1,0 +1,272 @@
+"""Environments in processes: what hangs, ends or lies is answered, what is shown is encoded once, nothing is left."""
+
+import collections
+import json
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from longrl.environments.runner import EnvironmentRunner, turn_text
+from longrl.environments.settings import EnvironmentSettings
+from longrl.features.cache import FeatureCache
+from longrl.models.qwen_vl import Qwen2_5_VLFamily
+from longrl.types import Row, SamplingParams
+from tests.datamodules.media.test_video import write
+from tests.tiny import vl_family
+
+MAKE = f"{Path(__file__).with_name('hostile.py')}:Hostile"
+SECONDS = 1.5
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return str(write(tmp_path_factory.mktemp("clips") / "v.mp4", 40))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return vl_family().build()
+
+
+@pytest.fixture(scope="module")
+def family():
+    return vl_family()
+
+
+@pytest.fixture(scope="module")
+def runner(family):
+    settings = EnvironmentSettings(MAKE, {"max_frames": 8}, max_observed_tokens=600, seconds_per_call=SECONDS)
+    runner = EnvironmentRunner(settings, family)
+    yield runner
+    pids = [runner._processes._server.pid, *(lane._process.pid for lane in runner._lanes if lane._process)]
+    runner.close()
+    wait_for_end(pids)
+
+
+def call(name, **arguments):
+    return "<tool_call>" + json.dumps({"name": name, "arguments": arguments}) + "</tool_call>"
+
+
+def begin(runner, clip, count=1):
+    prompt = runner.family.render(Row("r", "What?", "A"), "What?")
+    prompt = replace(prompt, row=Row("r", "What?", "A", videos=(clip,)))
+    sampling = SamplingParams(num_generations=count, max_completion_tokens=1000)
+    return runner.begin([prompt], sampling)[0]
+
+
+def say(answer, trajectory, text, end=True):
+    """A turn, and the future of what it is answered."""
+    ids = torch.tensor([5, *([answer.end] if end else [6])])
+    assert trajectory.add_turn(ids, torch.zeros(2), text, stopped=True)
+    return answer.ask(trajectory)
+
+
+Answers = collections.namedtuple("Answers", "ask end features")
+
+
+def answers(runner, model, features=None):
+    features = {} if features is None else features
+    return Answers(runner.answers(model, features), runner.family.end_token_ids[0], features)
+
+
+def told(answer, trajectory, text):
+    """What a turn is answered; it is added."""
+    observed = say(answer, trajectory, text).result(60)
+    trajectory.add_observed(observed)
+    return observed
+
+
+@pytest.fixture
+def encodes(monkeypatch):
+    """How often each media item goes through the encoder."""
+    counts = collections.Counter()
+    encode = Qwen2_5_VLFamily.encode_media
+
+    def counted(self, model, media):
+        counts.update(item.key for item in media)
+        return encode(self, model, media)
+
+    monkeypatch.setattr(Qwen2_5_VLFamily, "encode_media", counted)
+    return counts
+
+
+def test_what_several_completions_ask_for_at_once_is_encoded_once(runner, model, clip, encodes):
+    answer = answers(runner, model)
+    text = call("crop_video", start_s=1, end_s=2, fps=5) + call("zoom", time_s=1, box=[0, 0, 500, 500])
+    trajectories = begin(runner, clip, 6)
+    shown = [future.result(60) for future in [say(answer, one, text) for one in trajectories]]
+    assert len(answer.features) == 2, shown[0].text
+    assert set(encodes.values()) == {1}
+    for observed in shown:
+        assert [item.key for item in observed.media] == list(answer.features)
+        assert all(not len(item.patches) for item in observed.media)
+        assert [call.error for call in observed.calls] == [None, None]
+    # What is dropped can be encoded again, to the last bit, from where it came.
+    encoded = FeatureCache(runner.family).get_or_encode(model, shown[:1])
+    for key, rows in answer.features.items():
+        assert torch.equal(rows, encoded[key])
+    # In another rollout nothing of it is encoded, nor decoded.
+    again = answers(runner, model, dict(answer.features))
+    before = dict(encodes)
+    observed = say(again, begin(runner, clip)[0], text).result(60)
+    assert encodes == before
+    assert all(not len(item.patches) for item in observed.media)
+
+
+def test_media_are_encoded_in_the_autocast_context_of_the_caller(runner, model, clip):
+    with torch.autocast("cpu", torch.bfloat16):
+        answer = answers(runner, model)
+        say(answer, begin(runner, clip)[0], call("get_frames", times_s=[2])).result(60)
+        ((_, rows),) = answer.features.items()
+    plain = answers(runner, model)
+    say(plain, begin(runner, clip)[0], call("get_frames", times_s=[2])).result(60)
+    ((_, exact),) = plain.features.items()
+    assert not torch.equal(rows.float(), exact)
+    assert torch.allclose(rows.float(), exact, atol=0.1)
+    assert not rows.requires_grad
+
+
+@pytest.mark.parametrize("trick", ["sleep", "spin", "start"])
+def test_a_call_that_hangs_is_cut_and_the_environment_is_as_before(runner, model, clip, trick):
+    answer = answers(runner, model)
+    (trajectory,) = begin(runner, clip)
+    assert told(answer, trajectory, call("do", trick="count")).text == "call 1"
+    start = time.monotonic()
+    observed = told(answer, trajectory, call("do", trick=trick))
+    assert observed.text == f"Error: no answer within {SECONDS} s; ask for less"
+    assert observed.calls[0].error
+    assert time.monotonic() - start < SECONDS + 5
+    assert told(answer, trajectory, call("do", trick="count")).text == "call 2"
+
+
+@pytest.mark.parametrize(
+    ("trick", "said"),
+    [
+        ("fail", "Error: do failed (KeyError: 'no such thing\\nat all'); try other arguments"),
+        ("misspelt", "Error: do failed (NameError: name 'undefined_name' is not defined); try other arguments"),
+        ("refuse", "Error: no; ask otherwise"),
+        ("leave", "Error: the environment failed (SystemExit: 3); try something else"),
+        ("die", "Error: the tool's process ended without an answer; ask for something else"),
+        ("talk", "talked <|im_end|> <image> ?"),
+        ("lines", "more than the 600 tokens that are left; ask for less"),
+        ("huge", "more than the 600 tokens that are left; ask for less"),
+        ("recurse", "Error: do failed (RecursionError"),
+    ],
+)
+def test_whatever_a_tool_does_is_answered(runner, model, clip, trick, said, caplog):
+    observed = told(answers(runner, model), begin(runner, clip)[0], call("do", trick=trick))
+    assert said in observed.text
+    assert len(observed.input_ids) <= 600
+    log = {"misspelt": "NameError", "die": "ended without an answer", "talk": "I warn", "leave": "SystemExit"}
+    assert log.get(trick, "") in caplog.text
+
+
+def test_an_environment_that_cannot_be_copied_ends_the_run(runner, model, clip):
+    future = say(answers(runner, model), begin(runner, clip)[0], call("do", trick="hold"))
+    with pytest.raises(ValueError, match=r"Hostile cannot be pickled .*lock.*; let it hold plain values"):
+        future.result(60)
+
+
+def test_a_completion_ends_where_no_error_fits_or_no_call_is_made(runner, model, clip):
+    answer = answers(runner, model)
+    (trajectory,) = begin(runner, clip)
+    trajectory.num_observed = 590
+    assert say(answer, trajectory, call("do", trick="count")).result(60) is None
+    assert say(answer, begin(runner, clip)[0], "It is A.").result(60) is None
+
+
+def test_a_turn_that_stopped_at_its_call_is_answered_behind_its_end_token(runner, model, clip):
+    answer = answers(runner, model)
+    one, other = begin(runner, clip, 2)
+    ended = say(answer, one, call("do", trick="count")).result(60)
+    stopped = say(answer, other, call("do", trick="count"), end=False).result(60)
+    assert stopped.input_ids.tolist() == [answer.end, *ended.input_ids.tolist()]
+
+
+def test_a_turn_may_end_with_the_token_that_ends_a_call(runner):
+    settings = replace(runner.settings, stop_at_call=True)
+    with pytest.raises(ValueError, match=r"stop_at_call needs a tokenizer with </tool_call> as one token"):
+        EnvironmentRunner(settings, vl_family())
+    family = vl_family()
+    family.tokenizer.add_tokens(["</tool_call>"])
+    stopping = EnvironmentRunner(settings, family)
+    token = family.tokenizer.convert_tokens_to_ids("</tool_call>")
+    assert stopping.stop_token_ids == (token,)
+    (trajectory,) = begin(stopping, "v.mp4")
+    assert trajectory.stop_token_ids == (token,)
+    assert trajectory.max_observed_tokens == 600
+    stopping.close()
+
+
+def test_tags_that_are_special_tokens_reach_the_environment():
+    family = vl_family()
+    family.tokenizer.add_tokens(["<tool_call>", "</tool_call>"], special_tokens=True)
+    text = "<tool_call>a</tool_call>"
+    ids = torch.tensor([*family.tokenizer(text, add_special_tokens=False)["input_ids"], family.end_token_ids[0]])
+    assert "tool_call" not in family.decode(ids)
+    runner = EnvironmentRunner(EnvironmentSettings(MAKE), family)
+    (trajectory,) = begin(runner, "v.mp4")
+    trajectory.add_turn(ids, torch.zeros(len(ids)), family.decode(ids), stopped=True)
+    assert turn_text(family, trajectory) == text
+
+
+def test_what_forks_has_one_thread_and_nothing_is_left_behind(runner, model, clip):
+    say(answers(runner, model), begin(runner, clip)[0], call("do", trick="count")).result(60)
+    server = runner._processes._server.pid
+    assert len(os.listdir(f"/proc/{server}/task")) == 1
+    files = set(os.listdir("/proc/self/fd")), set(os.listdir("/dev/shm"))
+    for _ in range(3):
+        answer = answers(runner, model)
+        say(answer, begin(runner, clip)[0], call("do", trick="die")).result(60)
+        say(answer, begin(runner, clip)[0], call("crop_video", start_s=0, end_s=1)).result(60)
+    assert len(os.listdir("/proc/self/fd")) <= len(files[0]) + 1  # the second lane may have started its process
+    assert set(os.listdir("/dev/shm")) == files[1]
+
+
+def is_there(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_for_end(pids):
+    deadline = time.monotonic() + 10
+    while any(map(is_there, pids)):
+        assert time.monotonic() < deadline, [pid for pid in pids if is_there(pid)]
+        time.sleep(0.05)
+
+
+def test_no_process_outlives_a_trainer_that_was_killed(model, family, clip, tmp_path):
+    """In a forked process, which spares the imports; its environments are asked something that hangs meanwhile."""
+    settings = EnvironmentSettings(MAKE, seconds_per_call=100.0)
+    child = os.fork()
+    if child == 0:
+        try:
+            runner = EnvironmentRunner(settings, family)
+            answer = answers(runner, model)
+            say(answer, begin(runner, clip)[0], call("do", trick="count")).result(60)
+            for one in begin(runner, clip, 2):
+                say(answer, one, call("do", trick="spin"))
+            while not all(lane._process for lane in runner._lanes):
+                time.sleep(0.05)
+            pids = [runner._processes._server.pid, *(lane._process.pid for lane in runner._lanes)]
+            (tmp_path / "new").write_text(" ".join(map(str, pids)))
+            (tmp_path / "new").rename(tmp_path / "pids")
+            time.sleep(100)
+        finally:
+            os._exit(1)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "pids").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    assert all(map(is_there, pids))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    wait_for_end(pids)
