@@ -166,3 +166,17 @@ def test_ranks_that_share_a_sequence_train_on_what_each_was_shown(tmp_path, refe
         assert float(together[step, "train/mismatch_max"]) < 1e-4
         for name in ("train/grad_norm", "rollout/tool_calls", "rollout/observed_tokens", "rollout/tool_errors"):
             assert float(together[step, name]) == pytest.approx(float(alone[step, name]), rel=1e-3, abs=1e-6)
+
+
+def test_an_encoder_that_trains_encodes_what_was_shown_once_more_in_the_update(tmp_path):
+    values = rl()
+    values["trainer"] |= {"max_steps": 1}
+    values["model"]["family"]["init_args"]["freeze_vision_encoder"] = False
+    folder = run(tmp_path / "run", values)
+    assert float(metrics(folder)[0, "rollout/observed_tokens"]) > 0
+    assert float(metrics(folder)[0, "train/grad_norm_vision_encoder"]) > 0
+    values = rl("Elsewhere")
+    values["rollout"]["overlap"] = True
+    values["model"]["family"]["init_args"]["freeze_vision_encoder"] = False
+    with pytest.raises(ValueError, match=r"overlap=true lets the update change.*freeze_vision_encoder to true"):
+        run(tmp_path / "overlap", values)
