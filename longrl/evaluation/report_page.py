@@ -108,7 +108,8 @@ class Report:
     sections: Mapping[str, Sequence[SectionPart | Figure]] = field(default_factory=dict)
     """Heading -> what stands behind the results; a figure is saved as a file named after the heading."""
     pictures: Sequence[Picture] = ()
-    """Grids of generated pictures or videos, and of what tools showed, in order: `longrl.evaluation.sample_grids.saved_grids(run)`."""
+    """Grids of generated pictures or videos, and of what tools showed, in order:
+    `longrl.evaluation.sample_grids.saved_grids(run)`."""
 
 
 def write_report(folder: str | Path, report: Report) -> Path:

@@ -7,16 +7,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from longrl.callbacks.waiting_groups import restored_groups, saved_group
 from longrl.commands.report import report_run
 from longrl.engines.hf import HFEngine
 from longrl.engines.rollout_engine import RolloutRequest, generate_shards
 from longrl.io.jsonl import read_jsonl
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.strategies.axis import SINGLE_RANK
-from longrl.types import SamplingParams
+from longrl.types import Completion, Group, SamplingParams
 from tests.distributed import run_distributed
 from tests.runs import checkpoint, config, data_order, metrics, rollouts, run, run_in_child
 from tests.test_resume import LAST, assert_same_end, carried, killed
+from tests.tiny import frames, row, vl_family
 
 ENVIRONMENT = {"make": "tests.environment_runs.Clips", "max_turns": 3, "max_observed_tokens": 200, "num_workers": 1}
 STEPS = 3
@@ -121,6 +123,22 @@ def test_what_cannot_be_is_refused_before_weights_are_loaded(tmp_path, change, s
         values[group] |= options
     with pytest.raises(ValueError, match=said):
         run(tmp_path / "run", values)
+
+
+def test_a_group_that_was_shown_what_no_file_has_is_dropped_when_a_run_goes_on():
+    """Pixels are not saved. Completions of checkpoints from before there were environments are read as they were."""
+    family = vl_family()
+    media = family.patch(frames(4, 56, 56, "made up"))
+    scores = torch.zeros(2)
+    plain = {"token_ids": scores.long(), "logprobs": scores, "text": "", "finish_reason": "stop"}
+    prompt = family.render(row("a"), "What?")
+    for shown, count in (((), 1), ((media,), 0)):
+        group = Group(prompt, [Completion(**plain, media=shown)], scores[:1], {}, scores[:1] == 0)
+        saved = saved_group(group)
+        if not shown:
+            saved["completions"] = [plain]
+        restored = restored_groups([saved], lambda record: family.render(record, "What?"), SINGLE_RANK)
+        assert len(restored) == count
 
 
 def test_what_is_shown_is_encoded_as_prompts_are_outside_the_precision_of_the_step():
