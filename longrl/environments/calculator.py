@@ -60,17 +60,18 @@ def _value(node: ast.AST) -> int | float:
         ToolError: it holds something else than arithmetic.
         ArithmeticError: it has no value.
     """
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+    value: int | float
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
         value = node.value
     elif isinstance(node, ast.UnaryOp) and type(node.op) in _SIGNS:
         value = _SIGNS[type(node.op)](_value(node.operand))
     elif isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
         value = _OPERATORS[type(node.op)](_value(node.left), _value(node.right))
     elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
-        value = float(_value(node.left)) ** float(_value(node.right))  # of whole numbers the digits have no end
-        if isinstance(value, complex):
+        power: Any = float(_value(node.left)) ** float(_value(node.right))  # of whole numbers the digits have no end
+        if isinstance(power, complex):
             raise ToolError("a root of a negative number is no real number; correct the expression")
-        value = int(value) if value.is_integer() and abs(value) < 2**53 else value
+        value = int(power) if power.is_integer() and abs(power) < 2**53 else power
     else:
         raise ToolError(f"expression must have {_RULE}; write it with these")
     if abs(value) > 1e300:

@@ -25,7 +25,8 @@ class _Pickler(pickle.Pickler):
         if type(obj) is not Tensor:
             return NotImplemented
         values = obj.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        return _tensor, (pickle.PickleBuffer(values.numpy()), obj.dtype, tuple(obj.shape))
+        content: Any = values.numpy()
+        return _tensor, (pickle.PickleBuffer(content), obj.dtype, tuple(obj.shape))
 
 
 def _tensor(content: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
@@ -46,7 +47,8 @@ def send_message(connection: socket.socket, value: object, deadline: float | Non
     _Pickler(file, protocol=5, buffer_callback=buffers.append).dump(value)
     parts = [file.getbuffer(), *(buffer.raw() for buffer in buffers)]
     sizes = [_SIZE.pack(count) for count in (len(parts), *(part.nbytes for part in parts))]
-    for part in (b"".join(sizes), *parts):
+    message: list[Any] = [b"".join(sizes), *parts]
+    for part in message:
         _set_timeout(connection, deadline)
         connection.sendall(part)
 

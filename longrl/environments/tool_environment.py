@@ -91,8 +91,11 @@ class ToolEnvironment:
         start = time.perf_counter()
         try:
             shown = self._shown(call)
-        except (ToolError, UnusableSample) as error:
-            problem = error.reason if isinstance(error, UnusableSample) else str(error)
+        except ToolError as error:
+            problem = str(error)
+        except UnusableSample as error:  # the remedy is for whoever runs this, not for the policy
+            logger.warning("tool %r: %s", call.name, error)
+            problem = f"{error.reason.partition(';')[0]}; ask for something else"
         except Exception as error:  # whatever a tool meets: no completion may end a run
             problem = f"{call.name} failed ({type(error).__name__}: {first_line(error)}); try other arguments"
             if isinstance(error, (*CODE_ERRORS, TypeError)):

@@ -47,7 +47,7 @@ class VideoTools(ToolEnvironment):
         max_calls: calls of a turn that are answered.
     """
 
-    tool_names = ("crop_video", "zoom", "get_frames", "search_subtitles")
+    tool_names: tuple[str, ...] = ("crop_video", "zoom", "get_frames", "search_subtitles")
 
     def __init__(
         self,

@@ -118,7 +118,7 @@ class EnvironmentProcesses:
         variables = os.environ | one_thread | {"PYTHONPATH": os.pathsep.join(paths), "TOKENIZERS_PARALLELISM": "false"}
         variables["CUDA_VISIBLE_DEVICES"] = ""  # no process of environments computes on a GPU
         with theirs:
-            self._server = subprocess.Popen([sys.executable, "-c", _ENTRY], stdin=theirs, env=variables)
+            self._server = subprocess.Popen([sys.executable, "-c", _ENTRY], stdin=theirs.fileno(), env=variables)
         self._control = ours
         deadline = time.monotonic() + START_S
         try:
