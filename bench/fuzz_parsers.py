@@ -41,6 +41,7 @@ from longrl.datamodules.rows.question_rows import RowFunction, make_rows
 from longrl.datamodules.rows.sources import read_records
 from longrl.diffusion.prompt_rows import geneval_row, ocr_row, prompt_row, read_prompts
 from longrl.engines.server_protocol import check_message, dump_requests, load_requests, pack_message, unpack_message
+from longrl.environments.calculator import Calculator
 from longrl.evaluation import published_rules
 from longrl.evaluation.curves import read_metrics
 from longrl.evaluation.report_page import mark_answer
@@ -299,6 +300,24 @@ def question(text: str) -> object:
     return made
 
 
+# ---- tool calls ----
+
+
+def tool_turn(rng: random.Random) -> str:
+    """A turn with calls of tools."""
+    call = {"name": "calculate", "arguments": {"expression": "(1 + 2) * 3"}}
+    form = "<function=calculate>\n<parameter=expression>\n1 + 2\n</parameter>\n</function>"
+    texts = inputs.text(rng, (form, json.dumps(call)), ("<tool_call>", "</tool_call>", "</parameter>", "{", '"name":'))
+    content = inputs.json_bytes(rng, call, lambda: inputs.text(rng, ("1 + 2", "9 ** 9"), WORDS))
+    json_call = f"<tool_call>{content.decode('utf-8', 'surrogateescape')}</tool_call>"
+    return json_call + f"<tool_call>{texts}</tool_call>"
+
+
+def tool_answers(text: str) -> object:
+    """What a calculator answers to it."""
+    return Calculator().step(text)
+
+
 # ---- configs ----
 
 
@@ -426,6 +445,7 @@ def all_parsers(folder: Path) -> Iterable[Parser]:
         Parser("step records", binary(step), files.step_record, (ValueError,)),
         Parser("server messages", binary(message), server_message, (ValueError,)),
         Parser("server requests", valued([{"a": [1], "b": {"tensor:": "c"}}]), server_request, (ValueError,)),
+        Parser("tool calls", tool_turn, tool_answers),
         Parser("judge replies", judge_reply, judge, (ValueError,)),
         Parser("pipeline replies", question_reply, question, (ValueError,)),
         Parser("configs", lambda rng: config_text(rng, seeds), read_config, (ValueError,)),

@@ -31,7 +31,8 @@ class EnvironmentSettings:
     max_observed_tokens: int = 4096
     """Tokens that a completion is shown, over all its turns; an answer that does not fit is replaced by an error."""
     seconds_per_call: float = 30.0
-    """After so long a turn's calls are cut, and the policy is told."""
+    """For all calls of a turn together, decoding included: then its process is killed, and the policy is told. Starting
+    processes does not count."""
     show_tools: bool = True
     """Have prompts describe the tools, as the chat template does; False where rows say what they are."""
     stop_at_call: bool = False

@@ -11,3 +11,8 @@ from longrl.rewards.reward_sum import (
     check_answer as check_answer,
 )
 from longrl.rewards.signatures import ColumnReward as ColumnReward
+from longrl.rewards.tool_use import (
+    Grounding as Grounding,
+    used_tools as used_tools,
+    well_formed_calls as well_formed_calls,
+)

@@ -30,7 +30,7 @@ class Hostile(VideoTools):
         """
         self.num_calls += 1
         if trick in TRICKS:
-            answer = getattr(self, f"_{trick}")()
+            answer = getattr(self, f"_do_{trick}")()
         elif trick == "hold":
             self.lock = threading.Lock()
             answer = "held"
@@ -38,43 +38,43 @@ class Hostile(VideoTools):
             answer = f"call {self.num_calls}"
         return answer
 
-    def _sleep(self):
+    def _do_sleep(self):
         time.sleep(600)
 
-    def _spin(self):
+    def _do_spin(self):
         while True:
             pass
 
-    def _fail(self):
+    def _do_fail(self):
         raise KeyError("no such thing\nat all")
 
-    def _misspelt(self):
+    def _do_misspelt(self):
         return undefined_name  # noqa: F821
 
-    def _lines(self):
+    def _do_lines(self):
         return "line\n" * 10_000
 
-    def _huge(self):
+    def _do_huge(self):
         return "x" * 50_000_000
 
-    def _leave(self):
+    def _do_leave(self):
         sys.exit(3)
 
-    def _die(self):
+    def _do_die(self):
         os._exit(3)
 
-    def _talk(self):
-        print("talk" * 10)
+    def _do_talk(self):
+        print("talk" * 10)  # noqa: T201
         os.write(1, b"more talk\n")
         logging.getLogger("hostile").warning("I warn")
         return "talked <|im_end|> <image> \udcff"
 
-    def _refuse(self):
+    def _do_refuse(self):
         raise ToolError("no; ask otherwise")
 
-    def _recurse(self):
-        return self._recurse()
+    def _do_recurse(self):
+        return self._do_recurse()
 
-    def _start(self):
+    def _do_start(self):
         subprocess.Popen(["sleep", "600"])
-        return self._sleep()
+        return self._do_sleep()

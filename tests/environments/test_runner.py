@@ -1,12 +1,10 @@
 """Environments in processes: what hangs, ends or lies is answered, what is shown is encoded once, nothing is left."""
 
 import collections
-import json
 import os
 import signal
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,70 +13,8 @@ from longrl.environments.runner import EnvironmentRunner, turn_text
 from longrl.environments.settings import EnvironmentSettings
 from longrl.features.cache import FeatureCache
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
-from longrl.types import Row, SamplingParams
-from tests.datamodules.media.test_video import write
+from tests.environments.asking import MAKE, SECONDS, answers, begin, call, is_there, say, told, wait_for_end
 from tests.tiny import vl_family
-
-MAKE = f"{Path(__file__).with_name('hostile.py')}:Hostile"
-SECONDS = 1.5
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    return str(write(tmp_path_factory.mktemp("clips") / "v.mp4", 40))
-
-
-@pytest.fixture(scope="module")
-def model():
-    return vl_family().build()
-
-
-@pytest.fixture(scope="module")
-def family():
-    return vl_family()
-
-
-@pytest.fixture(scope="module")
-def runner(family):
-    settings = EnvironmentSettings(MAKE, {"max_frames": 8}, max_observed_tokens=600, seconds_per_call=SECONDS)
-    runner = EnvironmentRunner(settings, family)
-    yield runner
-    pids = [runner._processes._server.pid, *(lane._process.pid for lane in runner._lanes if lane._process)]
-    runner.close()
-    wait_for_end(pids)
-
-
-def call(name, **arguments):
-    return "<tool_call>" + json.dumps({"name": name, "arguments": arguments}) + "</tool_call>"
-
-
-def begin(runner, clip, count=1):
-    prompt = runner.family.render(Row("r", "What?", "A"), "What?")
-    prompt = replace(prompt, row=Row("r", "What?", "A", videos=(clip,)))
-    sampling = SamplingParams(num_generations=count, max_completion_tokens=1000)
-    return runner.begin([prompt], sampling)[0]
-
-
-def say(answer, trajectory, text, end=True):
-    """A turn, and the future of what it is answered."""
-    ids = torch.tensor([5, *([answer.end] if end else [6])])
-    assert trajectory.add_turn(ids, torch.zeros(2), text, stopped=True)
-    return answer.ask(trajectory)
-
-
-Answers = collections.namedtuple("Answers", "ask end features")
-
-
-def answers(runner, model, features=None):
-    features = {} if features is None else features
-    return Answers(runner.answers(model, features), runner.family.end_token_ids[0], features)
-
-
-def told(answer, trajectory, text):
-    """What a turn is answered; it is added."""
-    observed = say(answer, trajectory, text).result(60)
-    trajectory.add_observed(observed)
-    return observed
 
 
 @pytest.fixture
@@ -159,6 +95,7 @@ def test_a_call_that_hangs_is_cut_and_the_environment_is_as_before(runner, model
     ],
 )
 def test_whatever_a_tool_does_is_answered(runner, model, clip, trick, said, caplog):
+    runner._warned.clear()  # what other tests were told
     observed = told(answers(runner, model), begin(runner, clip)[0], call("do", trick=trick))
     assert said in observed.text
     assert len(observed.input_ids) <= 600
@@ -226,20 +163,6 @@ def test_what_forks_has_one_thread_and_nothing_is_left_behind(runner, model, cli
         say(answer, begin(runner, clip)[0], call("crop_video", start_s=0, end_s=1)).result(60)
     assert len(os.listdir("/proc/self/fd")) <= len(files[0]) + 1  # the second lane may have started its process
     assert set(os.listdir("/dev/shm")) == files[1]
-
-
-def is_there(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def wait_for_end(pids):
-    deadline = time.monotonic() + 10
-    while any(map(is_there, pids)):
-        assert time.monotonic() < deadline, [pid for pid in pids if is_there(pid)]
-        time.sleep(0.05)
 
 
 def test_no_process_outlives_a_trainer_that_was_killed(model, family, clip, tmp_path):
