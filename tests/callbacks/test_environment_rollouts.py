@@ -85,6 +85,7 @@ def test_samples_show_their_turns_and_what_tools_showed(reference):
     assert "Frames that a completion asked for after step" in report
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_bit_for_bit(tmp_path, reference):
     values = rl()
     folder = tmp_path / "run"
@@ -96,6 +97,7 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(tmp_path, reference):
     assert_same_end(folder, reference)
 
 
+@pytest.mark.slow
 def test_turns_sampled_during_the_update_are_resumed_bit_for_bit(tmp_path):
     values = rl("Elsewhere")
     values["rollout"]["overlap"] = True
@@ -186,6 +188,7 @@ def test_ranks_that_share_a_sequence_train_on_what_each_was_shown(tmp_path, refe
             assert float(together[step, name]) == pytest.approx(float(alone[step, name]), rel=1e-3, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_an_encoder_that_trains_encodes_what_was_shown_once_more_in_the_update(tmp_path):
     values = rl()
     values["trainer"] |= {"max_steps": 1}
