@@ -24,14 +24,12 @@ from torch import Tensor
 
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.datamodules.media.sampling import VideoSampling
-from longrl.datamodules.rows.question_rows import longvideo_reason_row
 from longrl.engines.hf import HFEngine
 from longrl.environments.environment import Observation
 from longrl.environments.runner import EnvironmentRunner
 from longrl.environments.settings import EnvironmentSettings
 from longrl.environments.video_tools import VideoTools
 from longrl.features.cache import FeatureCache
-from longrl.io.jsonl import read_jsonl
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.packing.pack import pack
 from longrl.testing.needles import SCENE_S, TOOLS
@@ -133,10 +131,8 @@ def step_rows(folder: Path, num_prompts: int, repeats: int) -> list[Row]:
 def make_case(folder: Path, num_prompts: int) -> Case:
     """The bench's base model and prompts of its data."""
     family = Qwen2_5_VLFamily(str(folder / "base"), min_pixels=PIXELS, max_pixels=PIXELS, random_init=True)
-    data = folder / "data"
-    renderer = LongVideoReason(family, video=VideoSampling(fps=0.5)).renderer
-    prompts = []
-    for number, record in enumerate(list(read_jsonl(data / "train.jsonl"))[:num_prompts]):
-        prompts.append(renderer(longvideo_reason_row(record, number, str(data))))
+    data = LongVideoReason(family, train=folder / "data" / "train.jsonl", video=VideoSampling(fps=0.5))
+    data.setup("fit")
+    prompts = [data.datasets["train"][number] for number in range(num_prompts)]
     settings = EnvironmentSettings(AlwaysCrops, TOOLS, max_turns=MAX_TURNS, max_observed_tokens=512)
     return Case(family, family.build(), prompts, EnvironmentRunner(settings, family))

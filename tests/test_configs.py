@@ -24,6 +24,7 @@ from longrl.datamodules.longvideo_reason import DEFAULT_ROW_FUNCTION
 from longrl.diffusion.diffusion_family import DiffusionFamily
 from longrl.diffusion.prompt_files import PromptFiles
 from longrl.engines.rollout_engine import RolloutEngine
+from longrl.environments.settings import EnvironmentSettings
 from longrl.evaluation.alerts import RULES
 from longrl.evaluation.benchmark import Evaluation
 from longrl.io.jsonl import read_jsonl
@@ -56,12 +57,15 @@ FLOW = sorted([*CONFIGS.glob("*_flow_grpo.yaml"), *CONFIGS.glob("demo/flow/*.yam
 RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if path not in FLOW)
 DEMO = sorted([*CONFIGS.glob("demo/*.yaml"), *CONFIGS.glob("demo/qwen3_5/*.yaml")])
 EVALUATIONS = sorted(CONFIGS.glob("eval/*.yaml"))
-KINDS = ("algorithm", "data", "family", "policy", "reward", "rollout", "trainer")
+KINDS = ("algorithm", "data", "environment", "family", "policy", "reward", "rollout", "trainer")
 PIECES = {kind: sorted(CONFIGS.glob(f"{kind}/*.yaml")) for kind in KINDS}
 FLOW_FAMILIES = [path for path in PIECES["family"] if path.stem.startswith(("sd3", "wan"))]
 PROMPT_FILES = [path for path in PIECES["data"] if path.stem in ("geneval", "ocr_prompts", "prompts")]
 """Data pieces of `PromptFiles`; the others are of `LongVideoReason`."""
-TYPES = {"algorithm": Algorithm, "family": CausalFamily, "reward": RewardSum, "rollout": RolloutEngine}
+TYPES = {
+    "algorithm": Algorithm, "environment": EnvironmentSettings, "family": CausalFamily, "reward": RewardSum,
+    "rollout": RolloutEngine,
+}  # fmt: skip
 """Of the pieces that are values; the others are groups of options."""
 ON_CPU = f"--trainer={CONFIGS / 'trainer' / 'cpu.yaml'}"
 BY_TRAINER = f"--rollout.engine={CONFIGS / 'rollout' / 'hf.yaml'}"

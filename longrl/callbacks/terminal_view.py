@@ -22,6 +22,7 @@ from longrl.evaluation.screen import Progress, Sample, plain_line, screen
 from longrl.io.pulse import PULSE
 from longrl.io.stop_signals import current_signals
 from longrl.modules.trained import TrainedModule
+from longrl.turns import turns_text
 
 ViewMode = Literal["auto", "live", "plain"]
 SPEED_OF = 20
@@ -231,9 +232,12 @@ def first_sample(batch: Any) -> Sample | None:
     if not groups:
         return None
     group = groups[0]
-    text = getattr(group.completions[0], "text", None)
+    completion = group.completions[0]
+    text = getattr(completion, "text", None)
     if text is None:  # a picture
         return None
+    if getattr(completion, "turns", ()):
+        text = turns_text(completion.turns)
     prompt = group.prompt
     reward = float(group.rewards[0])
     return Sample(prompt.id, prompt.row.problem, text, reward)

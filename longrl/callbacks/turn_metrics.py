@@ -26,7 +26,7 @@ def turn_metrics(groups: Sequence[Group], num_encoded: int, parallel: Parallel) 
         "rollout/tool_calls": [len(list(calls_of(completion))) for completion in completions],
         "rollout/turns": [sum(turn.role == "assistant" for turn in completion.turns) for completion in completions],
         "rollout/observed_tokens": [len(one.token_ids) - one.num_sampled for one in completions],
-        "time/tools": [sum(call.seconds for call in calls_of(completion)) for completion in completions],
+        "throughput/tool_s": [sum(call.seconds for call in calls_of(completion)) for completion in completions],
         "rollout/tool_errors": [call.error is not None for call in calls],
         "rollout/groups_with_tools": [any(any(calls_of(one)) for one in group.completions) for group in groups],
     }

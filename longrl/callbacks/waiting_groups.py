@@ -115,7 +115,13 @@ def restored_group(saved: SavedGroup, render: Callable[[Row], Prompt]) -> Group:
 
 
 def restored_completion(saved: Mapping[str, Any]) -> Completion:
-    """The inverse of `saved_completion`; one saved before there were environments has no media and no turns."""
+    """The inverse of `saved_completion`; one saved before there were environments has no media and no turns.
+
+    Raises:
+        UnusableSample: it was shown what no file has, and pixels are not saved.
+    """
     media = tuple(restored_media(item) for item in saved.get("media", ()))
+    if any(item.source is None for item in media):
+        raise UnusableSample(None, "an environment showed it what no file has; give its frames a source")
     turns = tuple(restored_turn(turn) for turn in saved.get("turns", ()))
     return Completion(**{**saved, "media": media, "turns": turns})

@@ -222,17 +222,20 @@ class HFEngine(RolloutEngine):
         answer: Answer,
     ) -> None:
         """Samples trajectories of prompts that are decoded together."""
+        every = [one for group in groups for one in group]
+        assert all(len(group) == sampling.num_generations for group in groups), "prompts have as many trajectories"
+        assert not any(one.turns for one in every), "they begin here"
         device = model.get_input_embeddings().weight.device
         prompts = [group[0].prompt for group in groups]
         group_size = sampling.num_generations
         max_tokens = sampling.max_completion_tokens
-        most_tokens = max_tokens + max(one.max_observed_tokens for group in groups for one in group)
+        most_tokens = max_tokens + max(one.max_observed_tokens for one in every)
         packed = pack(prompts, [[] for _ in prompts], NO_LIMIT)[0].to(device)
         cache = TurnCache(packed.spans, group_size, max_tokens, most_tokens, device)
         experts = TurnExperts(family, model)
         hidden = self._prefill(family, model, packed, features, cache, experts)  # [P, D]
         sampler = TurnSampler(
-            family, model, [one for group in groups for one in group], features, sampling,
+            family, model, every, features, sampling,
             _uniforms(prompts, sampling, seed, groups[0][0].number), answer,
             cache=cache, hidden=hidden.repeat_interleave(group_size, 0), experts=experts,
             chunk_tokens=self.prefill_chunk_tokens, answer_after_tokens=self.answer_after_tokens,

@@ -43,7 +43,7 @@ class PrefixCache:
         self.length = 0
         """Completion tokens held, S."""
         self.unseen: Tensor | None = None
-        """[P * G, 1, S + 1], True behind the newest token of a completion; None where all have as many tokens."""
+        """[P * G, 1, S + 1] added to scores: 0, and -inf behind a completion's newest token. None: all have as many."""
         self._set_spans(spans, device)
         self.prompts: dict[int, KeysValues] = {}
         """layer -> keys and values [K, T, D]."""
@@ -60,8 +60,10 @@ class PrefixCache:
         self.spans = spans
         self.prompt_lengths = tuple(span.prompt_tokens for span in spans)
         lengths = torch.tensor(self.prompt_lengths, device=device)
-        self.padding = torch.arange(max(self.prompt_lengths), device=device) >= lengths[:, None]
-        """[P, T of the longest prompt], True behind the end of a shorter one; all layers and tokens share it."""
+        is_padding = torch.arange(max(self.prompt_lengths), device=device) >= lengths[:, None]
+        self.padding = torch.zeros(is_padding.shape, device=device).masked_fill_(is_padding, float("-inf"))
+        """[P, T of the longest prompt] added to scores: 0, and -inf behind the end of a shorter one. All layers and
+        tokens share it."""
 
     def prefill(self, rows: slice, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """`LayerAttention`, once `rows` is bound, of these rows of the packed prompts; those before have been.
@@ -126,7 +128,7 @@ class PrefixCache:
         grouped = queries.unflatten(0, (len(keys), -1)).transpose(1, 2)  # [K, P * G, E, D]
         scores = (grouped @ keys.mT).float() * scale  # [K, P * G, E, S]
         if self.unseen is not None:
-            scores = scores.masked_fill(self.unseen, float("-inf"))
+            scores += self.unseen
         self_lse = scores.logsumexp(-1)  # [K, P * G, E]
         self_output = torch.exp(scores - self_lse[..., None]).to(values.dtype) @ values  # [K, P * G, E, D]
         merge_attention(output, lse, self_output.transpose(1, 2).flatten(0, 1), self_lse.transpose(1, 2).flatten(0, 1))
@@ -193,7 +195,7 @@ class PrefixCache:
         by_prompt = query.unflatten(0, (len(keys), -1)).unflatten(2, (num_prompts, -1))  # [K, E, P, G, D]
         rows = by_prompt.transpose(1, 2).flatten(2, 3)  # [K, P, E * G, D]
         scores = (rows @ keys.mT).float() * scale  # [K, P, E * G, T]
-        scores = scores.masked_fill(self.padding[:, None], float("-inf"))
+        scores += self.padding[:, None]  # a mask with gaps takes a CPU many times as long
         lse = scores.logsumexp(-1)  # [K, P, E * G]
         output = torch.exp(scores - lse[..., None]).to(values.dtype) @ values  # [K, P, E * G, D]
         # 3. Back to completion after completion.

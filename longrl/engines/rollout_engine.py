@@ -185,8 +185,8 @@ def check_environment(engine: RolloutEngine) -> None:
     if problem:
         raise ValueError(
             f"rollout.environment needs an engine that goes on behind what completions are shown, and "
-            f"{type(engine).__name__} does not: {problem}; use longrl.engines.hf.HFEngine, or set rollout.environment to "
-            "null"
+            f"{type(engine).__name__} does not: {problem}; use longrl.engines.hf.HFEngine, or set "
+            "rollout.environment to null"
         )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -88,23 +88,36 @@ def content_name(tensor: Tensor) -> str:
     return content.hexdigest()
 
 
-def load_requests(text: str, tensors: Mapping[str, Tensor], width: int | None = None) -> list[dict[str, Any]]:
+def load_requests(
+    text: str,
+    tensors: Mapping[str, Tensor],
+    width: int | None = None,
+    joined: MutableMapping[tuple[str, ...], Tensor] | None = None,
+) -> list[dict[str, Any]]:
     """The requests that `dump_requests` was given, from its JSON.
 
     Args:
         text: of `dump_requests`.
         tensors: {hash: tensor}.
         width: size of a feature; None is any.
+        joined: tensors by the names of their pieces, which others were given; gets new ones.
 
     Raises:
         ValueError: the text is something else, a tensor is missing, or features have another width.
     """
+    known = {} if joined is None else joined
 
     def put_tensor(item: dict[str, Any]) -> Any:
         if item.keys() != {_MARK}:
             return item
-        pieces = [tensors[name] for name in item[_MARK]]
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        names = tuple(item[_MARK])
+        if len(names) == 1:
+            return tensors[names[0]]
+        whole = known.get(names)
+        if whole is None:
+            whole = torch.cat([tensors[name] for name in names])
+            known[names] = whole
+        return whole
 
     try:
         parse_json(text)  # not nested without end

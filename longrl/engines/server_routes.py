@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from fastapi import APIRouter, Request, Response
 from torch import Tensor
@@ -75,6 +76,8 @@ class RolloutRoutes:
         self.store = TensorStore(store_bytes)
         self.num_received = 0
         """Tensors that came with requests."""
+        # Of requests that are being answered, so that those with the same features have one tensor.
+        self._joined: WeakValueDictionary[tuple[str, ...], Tensor] = WeakValueDictionary()
         self._version = protocol.NO_VERSION
         self._updating = asyncio.Lock()
 
@@ -160,7 +163,7 @@ class RolloutRoutes:
             return _reply({"missing": missing}, protocol.MISSING)
         # 2. All prompts at once: vLLM batches them.
         try:
-            requests = protocol.load_requests(message["requests"], tensors, self.feature_size)
+            requests = protocol.load_requests(message["requests"], tensors, self.feature_size, self._joined)
             pairs = list(zip(requests, message["params"], strict=True))
         except ValueError as error:
             return _refusal(400, str(error))

@@ -89,7 +89,8 @@ class TurnCache(PrefixCache):
         self.unseen = None
         if self._are_uneven:
             columns = torch.arange(self.length + 1, device=self._lengths.device)
-            self.unseen = (columns > self._lengths[:, None])[:, None]  # [P * G, 1, S + 1]
+            is_behind = (columns > self._lengths[:, None])[:, None]  # [P * G, 1, S + 1]
+            self.unseen = torch.zeros(is_behind.shape, device=is_behind.device).masked_fill_(is_behind, float("-inf"))
 
     def end_step(self, sampling: Sequence[int], is_sampling: Tensor) -> None:
         """Counts the new token of these completions, which are those of a [P * G] mask."""

@@ -29,6 +29,7 @@ class SteppedRequests(TurnRequests):
         self._llm = llm
         self._pending: dict[str, Trajectory] = {}
         self._names = itertools.count()
+        self._items: dict[str, Any] = {}  # media of the rollout as vLLM has rendered them, by their ids
 
     @override
     def add(self, trajectory: Trajectory, request: dict[str, Any], params: dict[str, Any]) -> None:
@@ -39,7 +40,7 @@ class SteppedRequests(TurnRequests):
         sampling = vllm.SamplingParams(**params, output_kind=RequestOutputKind.FINAL_ONLY)
         try:
             with keep_random_states():
-                self._llm.llm_engine.add_request(name, render_request(self._llm, request), sampling)
+                self._llm.llm_engine.add_request(name, render_request(self._llm, request, self._items), sampling)
         except Exception as error:
             raise engine_failure(f"a prompt of {num_tokens_of(trajectory)} tokens", error) from error
         self._pending[name] = trajectory
@@ -63,14 +64,42 @@ class SteppedRequests(TurnRequests):
             self._pending.clear()
 
 
-def render_request(llm: Any, request: dict[str, Any]) -> dict[str, Any]:
-    """A request of ours as `LLM.generate` renders it, with all its placeholder tokens."""
+def render_request(llm: Any, request: dict[str, Any], items: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A request of ours as `LLM.generate` renders it, with all its placeholder tokens.
+
+    Args:
+        llm: a `vllm.LLM`.
+        request: see `turn_request`.
+        items: media items of earlier requests by their ids, which take the place of equal ones; gets the new ones.
+    """
     from vllm.renderers.inputs.preprocess import parse_model_prompt
 
     plain = {name: value for name, value in request.items() if name != SAMPLED_PLACEHOLDERS}
     parsed = parse_model_prompt(llm.model_config, plain)
     (rendered,) = llm.renderer.render_cmpl([parsed], llm.renderer.default_cmpl_tok_params)
+    if items is not None:
+        _share_items(rendered, items)
     return restore_placeholders(rendered, request.get(SAMPLED_PLACEHOLDERS, ()))
+
+
+def _share_items(rendered: dict[str, Any], items: dict[str, Any]) -> None:
+    """Has requests share their media items: each brings features of its own, which vLLM keeps until it is answered.
+
+    An item is a slice of a tensor of all: where that is much larger, as behind an hour of video, it gets memory of its
+    own.
+    """
+    for kind, names in rendered.get("mm_hashes", {}).items():
+        own = rendered["mm_kwargs"][kind]
+        for index, name in enumerate(names):
+            if own[index] is None:  # vLLM has it
+                continue
+            if name not in items:
+                for field in own[index].values():
+                    rows = field.data
+                    if isinstance(rows, torch.Tensor) and rows.untyped_storage().nbytes() > 2 * rows.nbytes:
+                        field.data = rows.clone()
+                items[name] = own[index]
+            own[index] = items[name]
 
 
 def engine_failure(what: str, error: Exception) -> RuntimeError:

@@ -74,14 +74,19 @@ class TurnSampler:
         asked: dict[Future[Observed | None], Trajectory] = {}
         num_sampling = 0
         for group in groups:
+            first: dict[str, Any] = {}  # the request of all first turns, whose features are large
             for trajectory in group:
                 if trajectory.finish_reason is not None:
                     continue
                 if trajectory.turns and trajectory.turns[-1].role == "assistant":
                     asked[self.answer(trajectory)] = trajectory
-                else:
+                    continue
+                if trajectory.turns:
                     self._request_turn(trajectory)
-                    num_sampling += 1
+                else:
+                    first = first or turn_request(self.family, trajectory, self.features)
+                    self._request_turn(trajectory, first)
+                num_sampling += 1
 
         # 2. What has ended is answered, what was answered is sampled on.
         while num_sampling or asked:
@@ -105,8 +110,8 @@ class TurnSampler:
                 *(self.num_without_room, self.limit, self.option),
             )
 
-    def _request_turn(self, trajectory: Trajectory) -> None:
-        request = turn_request(self.family, trajectory, self.features)
+    def _request_turn(self, trajectory: Trajectory, request: dict[str, Any] | None = None) -> None:
+        request = request or turn_request(self.family, trajectory, self.features)
         params = turn_arguments(self.family, trajectory, self.sampling, self.seed, self.limit)
         self.requests.add(trajectory, request, params)
 

@@ -52,6 +52,8 @@ PANELS: tuple[Panel, ...] = (
     Panel("Entropy", r"(^|/)entropy(/mean|_mean)?$", unit="nats"),
     Panel("KL to the reference", r"(^|/)(ref_)?kl(_ref)?(/mean|_mean)?$", unit="nats"),
     Panel("Completion length", r"(^|/)(completion|response)_(tokens|length)(/mean|_mean)?$", unit="tokens"),
+    Panel("Calls and turns", r"(^|/)rollout/(tool_calls|turns)$", unit="per completion"),
+    Panel("Tokens shown by tools", r"(^|/)observed_tokens$", unit="tokens"),
     Panel("Mismatch of engine and trainer", r"(^|/)mismatch_mean$", unit="nats"),
     Panel("Groups without signal", r"(^|/)groups_without_signal$", unit="share of groups"),
     Panel("Gradient norm", r"(^|/)grad(ient)?_norm$"),

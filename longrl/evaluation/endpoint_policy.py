@@ -40,8 +40,9 @@ from longrl.datamodules.media.video import content_digest
 from longrl.evaluation.answering import Answer, Item, Policy, SaveAnswers, hash_json
 from longrl.io.atomic import atomic_write
 from longrl.io.number_ranges import COUNT, check_ranges
-from longrl.models.chat_tokens import MEDIA_TAG, NO_TOKENIZER, literal_text
+from longrl.models.chat_tokens import MEDIA_TAG, NO_TOKENIZER, hermes_calls, literal_text
 from longrl.models.reading import RendersPrompts
+from longrl.models.tool_prompts import join_answers
 from longrl.types import AudioClip, Frames, Media, MediaKind, Prompt, Row, SamplingParams, UnusableSample
 
 logger = logging.getLogger(__name__)
@@ -301,8 +302,8 @@ def _messages(prompt: ChatPrompt, max_side: int, video_as: VideoAs) -> tuple[dic
     media = iter(prompt.media)
     if prompt.row.messages:
         return tuple(
-            {**message, "content": _content(message["content"], media, max_side, video_as)}
-            for message in prompt.row.messages
+            {"role": message["role"], "content": _content(message["content"], media, max_side, video_as)}
+            for message in _plain_messages(prompt.row.messages)
         )
     if not prompt.media:
         return ({"role": "user", "content": literal_text(prompt.text)},)
@@ -313,6 +314,17 @@ def _messages(prompt: ChatPrompt, max_side: int, video_as: VideoAs) -> tuple[dic
     for index, part in enumerate(MEDIA_TAG.split(text)):  # kinds of media lie at odd indices between texts
         parts.append({"type": part} if index % 2 else {"type": "text", "text": literal_text(part)})
     return ({"role": "user", "content": _content(parts, media, max_side, video_as)},)
+
+
+def _plain_messages(messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """A conversation in roles that any server takes: calls are text, and the user says what tools answered."""
+    said = []
+    for message in messages:
+        content = message["content"]
+        if message.get("tool_calls"):
+            content = [*content, {"type": "text", "text": hermes_calls(message["tool_calls"])}]
+        said.append({**message, "content": content})
+    return join_answers(said)
 
 
 def _content(

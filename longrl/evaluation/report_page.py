@@ -108,7 +108,8 @@ class Report:
     sections: Mapping[str, Sequence[SectionPart | Figure]] = field(default_factory=dict)
     """Heading -> what stands behind the results; a figure is saved as a file named after the heading."""
     pictures: Sequence[Picture] = ()
-    """Grids of generated pictures or videos, in order: `longrl.evaluation.sample_grids.saved_grids(run)`."""
+    """Grids of generated pictures or videos, and of what tools showed, in order:
+    `longrl.evaluation.sample_grids.saved_grids(run)`."""
 
 
 def write_report(folder: str | Path, report: Report) -> Path:
@@ -130,7 +131,7 @@ def write_report(folder: str | Path, report: Report) -> Path:
         figure = plot_curves(read_metrics(paths))
         if figure is not None:
             sections[f"Learning curves: {run_label(run)}"] = [_saved_chart(folder, f"curves_{run}", figure)]
-    sections["Generated pictures"] = list(report.pictures)
+    sections["Pictures"] = list(report.pictures)
     facts = dict(report.facts)
     if report.seconds:
         facts["time"] = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in report.seconds.items())

@@ -78,7 +78,7 @@ def shared_features(local: Mapping[str, Tensor], device: torch.device, parallel:
         return dict(local)
     # 1. Of what several have the first rank's is sent.
     by_rank = sp_group.gather({key: (*rows.shape, rows.dtype) for key, rows in local.items()})
-    owners = {}
+    owners: dict[str, tuple[int, int, int, torch.dtype]] = {}
     for rank, shapes in reversed([*enumerate(by_rank)]):
         owners |= {key: (rank, *shape) for key, shape in shapes.items()}
     if not owners:

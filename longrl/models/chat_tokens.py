@@ -35,7 +35,6 @@ CLOSED_AT_ONCE = "\n</think>\n\n"
 PROBE = "one-two-three"
 PARTS_PROBE = [{"type": "text", "text": PROBE}]
 UNKNOWN_ROLE = "nobody"
-CALL_TAG = "<tool_call>"
 Message = Mapping[str, Any]
 """`role` and `content`, as chat templates read them."""
 QUESTION: Message = {"role": "user", "content": "?"}
@@ -166,9 +165,9 @@ class ChatTokens:
         return PROBE in written and written != unknown.replace(UNKNOWN_ROLE, role)
 
     def _filled(self, messages: Sequence[Message], **options: Any) -> str:
-        """The template up to the next answer; "" where it refuses the messages."""
+        """What the template writes, up to the next answer; "" where it refuses the messages."""
         try:
-            return self.apply(messages, add_generation_prompt=True, **options)
+            return self.apply(messages, **{"add_generation_prompt": True, **options})
         except Exception as error:  # as in `_behind_probe`
             logger.debug("the chat template refuses %r: %r", messages, error)
             return ""
@@ -183,16 +182,15 @@ class ChatTokens:
         Raises:
             ValueError: the template takes no such messages.
         """
-        before = [QUESTION, {"role": "assistant", "content": PROBE}]
-        try:
-            chat = self.apply([*before, *messages], add_generation_prompt=True)
-        except Exception as error:  # as in `_behind_probe`
+        before = [QUESTION, {"role": "assistant", "content": PROBE}, *messages]
+        written = self._filled(before).partition(PROBE)[2]
+        if not written:  # some read lists of parts alone
+            written = self._filled([_as_parts(message) for message in before]).partition(PROBE)[2]
+        if not written:
             raise ValueError(
-                f"the chat template takes no message of {messages[0]['role']!r} behind an answer ({error}), so a "
-                "completion cannot be shown anything; name another one by model.family.init_args.chat_template_file"
-            ) from error
-        _, found, written = chat.partition(PROBE)
-        assert found, "a template writes what the assistant said last"
+                f"the chat template takes no message of {messages[0]['role']!r} behind an answer, so nothing can "
+                "be shown; name another one by model.family.init_args.chat_template_file"
+            )
         end = self.tokenizer.decode([self.turn_end])
         match = re.match(rf"\s*{re.escape(end)}", written)
         if match is not None and ended:
@@ -201,32 +199,33 @@ class ChatTokens:
 
     @functools.cached_property
     def reads_tools(self) -> bool:
-        """True if the template offers `tools`, to be called in `<tool_call>` tags as environments read them."""
+        """True if the template offers `tools`, and writes calls of them as environments read them."""
         parameters = {"type": "object", "properties": {}, "required": []}
         function = {"name": PROBE, "description": "?", "parameters": parameters}
         written = self._filled([QUESTION], tools=[{"type": "function", "function": function}])
-        return PROBE in written and CALL_TAG in written
+        return PROBE in written and self._written_calls([{"name": PROBE, "arguments": {}}]) is not None
 
     def with_calls(self, text: str, calls: Sequence[Mapping[str, Any]]) -> str:
-        """What the assistant says, with its tool calls as the template writes them; as Hermes does where it has none.
+        """What the assistant says, with its tool calls as the template writes them.
+
+        As Hermes does, where the template leaves them out or environments cannot read its own.
 
         Args:
             text: before the calls.
             calls: `{"name": .., "arguments": {..}}`.
         """
-        message = {
-            "role": "assistant",
-            "content": PROBE,
-            "tool_calls": [{"type": "function", "function": call} for call in calls],
-        }
-        end = self.tokenizer.decode([self.turn_end])
-        written = self._filled([QUESTION, message]).partition(PROBE)[2].partition(end)[0]
-        if CALL_TAG not in written or calls[-1]["name"] not in written:
-            lines = [
-                json.dumps({"name": call["name"], "arguments": call["arguments"]}, ensure_ascii=False) for call in calls
-            ]
-            written = "".join(f"\n{CALL_TAG}\n{line}\n</tool_call>" for line in lines)
+        written = self._written_calls(calls) or hermes_calls(calls)
         return text + written if text.strip() else written.lstrip()
+
+    def _written_calls(self, calls: Sequence[Mapping[str, Any]]) -> str | None:
+        """What the template writes of calls behind a text; None for what environments cannot read."""
+        functions = [{"type": "function", "function": call} for call in calls]
+        message = {"role": "assistant", "content": PROBE, "tool_calls": functions}
+        chat = self._filled([QUESTION, message], add_generation_prompt=False)
+        written = chat.partition(PROBE)[2].partition(self.tokenizer.decode([self.turn_end]))[0]
+        names = [call["name"] for call in calls]
+        readable = all(f'"name": "{name}"' in written or f"<function={name}>" in written for name in names)
+        return written if names and readable and "<tool_call>" in written else None
 
     @functools.cached_property
     def default_system(self) -> str | None:
@@ -357,6 +356,18 @@ def spelled(tokens: Collection[str]) -> re.Pattern[str]:
     Upper and lower case are alike, for a tokenizer may not tell them apart.
     """
     return re.compile(f"{BREAK}[^{BREAK}{ALIAS}]|[{BREAK}{ALIAS}{LEFT_OUT}]|{_longest_first(tokens)}", re.IGNORECASE)
+
+
+def hermes_calls(calls: Sequence[Mapping[str, Any]]) -> str:
+    """Tool calls as Hermes and Qwen2.5 write them behind a text, `{"name": .., "arguments": {..}}` each."""
+    plain = [{"name": call["name"], "arguments": call["arguments"]} for call in calls]
+    return "".join(f"\n<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>" for call in plain)
+
+
+def _as_parts(message: Message) -> Message:
+    """A message whose content is a list of parts."""
+    content = message["content"]
+    return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
 
 
 def _longest_first(tokens: Collection[str]) -> str:

@@ -7,13 +7,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from longrl.callbacks.waiting_groups import restored_groups, saved_group
+from longrl.commands.report import report_run
 from longrl.engines.hf import HFEngine
 from longrl.engines.rollout_engine import RolloutRequest, generate_shards
+from longrl.io.jsonl import read_jsonl
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.strategies.axis import SINGLE_RANK
-from longrl.types import SamplingParams
-from tests.runs import checkpoint, config, metrics, rollouts, run, run_in_child
+from longrl.types import Completion, Group, SamplingParams
+from tests.distributed import run_distributed
+from tests.runs import checkpoint, config, data_order, metrics, rollouts, run, run_in_child
 from tests.test_resume import LAST, assert_same_end, carried, killed
+from tests.tiny import frames, row, vl_family
 
 ENVIRONMENT = {"make": "tests.environment_runs.Clips", "max_turns": 3, "max_observed_tokens": 200, "num_workers": 1}
 STEPS = 3
@@ -27,6 +32,8 @@ def rl(engine="ShortTurns", **environment):
     values["rollout"]["engine"] = {"class_path": f"tests.environment_runs.{engine}"}
     values["rollout"]["sampling"] = {"num_generations": 2, "max_completion_tokens": 6}
     values["trainer"] |= {"max_steps": STEPS}
+    samples = {"class_path": "longrl.callbacks.generations.Generations", "init_args": {"every_n_steps": 1}}
+    values["trainer"]["callbacks"].append(samples)
     values["model"]["max_tokens_per_micro_batch"] = 4000
     values["model"]["algorithm"] = {"select": "tests.environment_runs.first_two"}
     values["data"] |= {"prompts_per_batch": 3}
@@ -68,6 +75,17 @@ def test_a_clip_is_encoded_once_whoever_asks_for_it_again(reference, encoded):
     assert set(encoded.values()) == {1}
 
 
+def test_samples_show_their_turns_and_what_tools_showed(reference):
+    samples = read_jsonl(reference / "samples.jsonl")
+    assert len(samples) == 4 * STEPS
+    assert {turn["role"] for sample in samples for turn in sample["turns"]} == {"assistant", "tool"}
+    assert list((reference / "pictures").glob("shown_*.png"))
+    report = report_run(str(reference)).read_text()
+    assert "-&gt; crop_video(start_s=" in report
+    assert "Frames that a completion asked for after step" in report
+
+
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_bit_for_bit(tmp_path, reference):
     values = rl()
     folder = tmp_path / "run"
@@ -79,6 +97,7 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(tmp_path, reference):
     assert_same_end(folder, reference)
 
 
+@pytest.mark.slow
 def test_turns_sampled_during_the_update_are_resumed_bit_for_bit(tmp_path):
     values = rl("Elsewhere")
     values["rollout"]["overlap"] = True
@@ -108,6 +127,22 @@ def test_what_cannot_be_is_refused_before_weights_are_loaded(tmp_path, change, s
         run(tmp_path / "run", values)
 
 
+def test_a_group_that_was_shown_what_no_file_has_is_dropped_when_a_run_goes_on():
+    """Pixels are not saved. Completions of checkpoints from before there were environments are read as they were."""
+    family = vl_family()
+    media = family.patch(frames(4, 56, 56, "made up"))
+    scores = torch.zeros(2)
+    plain = {"token_ids": scores.long(), "logprobs": scores, "text": "", "finish_reason": "stop"}
+    prompt = family.render(row("a"), "What?")
+    for shown, count in (((), 1), ((media,), 0)):
+        group = Group(prompt, [Completion(**plain, media=shown)], scores[:1], {}, scores[:1] == 0)
+        saved = saved_group(group)
+        if not shown:
+            saved["completions"] = [plain]
+        restored = restored_groups([saved], lambda record: family.render(record, "What?"), SINGLE_RANK)
+        assert len(restored) == count
+
+
 def test_what_is_shown_is_encoded_as_prompts_are_outside_the_precision_of_the_step():
     """Encoded again, for the cache has let go of it or the run was resumed, it must have the same bits."""
     seen = []
@@ -128,3 +163,41 @@ def test_what_is_shown_is_encoded_as_prompts_are_outside_the_precision_of_the_st
     with torch.autocast("cpu", torch.bfloat16):
         generate_shards(Engine(), None, torch.nn.Linear(1, 1), request, {}, SINGLE_RANK, Runner())
     assert seen == [False, True]
+
+
+def steps_on(folder, devices, values):
+    """The completions of each step, the features that each rank sent through the encoder, and the loss."""
+    values = values | {"trainer": values["trainer"] | {"devices": devices}}
+    if devices > 1:
+        values["trainer"]["strategy"] = {
+            "class_path": "longrl.strategies.mr_sp.MRSPStrategy",
+            "init_args": {"sequence_parallel_size": devices},
+        }
+    run(folder, values)
+
+
+@pytest.mark.slow
+def test_ranks_that_share_a_sequence_train_on_what_each_was_shown(tmp_path, reference):
+    """Each rank's environments answer its own completions; both score all of them, with media that one has seen."""
+    run_distributed(steps_on, 2, tmp_path / "two", 2, rl())
+    assert data_order(tmp_path / "two") == data_order(reference)
+    together, alone = metrics(tmp_path / "two"), metrics(reference)
+    for step in range(STEPS):
+        assert float(together[step, "train/mismatch_max"]) < 1e-4
+        for name in ("train/grad_norm", "rollout/tool_calls", "rollout/observed_tokens", "rollout/tool_errors"):
+            assert float(together[step, name]) == pytest.approx(float(alone[step, name]), rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_an_encoder_that_trains_encodes_what_was_shown_once_more_in_the_update(tmp_path):
+    values = rl()
+    values["trainer"] |= {"max_steps": 1}
+    values["model"]["family"]["init_args"]["freeze_vision_encoder"] = False
+    folder = run(tmp_path / "run", values)
+    assert float(metrics(folder)[0, "rollout/observed_tokens"]) > 0
+    assert float(metrics(folder)[0, "train/grad_norm_vision_encoder"]) > 0
+    values = rl("Elsewhere")
+    values["rollout"]["overlap"] = True
+    values["model"]["family"]["init_args"]["freeze_vision_encoder"] = False
+    with pytest.raises(ValueError, match=r"overlap=true lets the update change.*freeze_vision_encoder to true"):
+        run(tmp_path / "overlap", values)

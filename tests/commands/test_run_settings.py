@@ -1,6 +1,7 @@
 """`evaluate` asks a run's weights as the run was asked: what the run says, what wins over it, and what is told."""
 
 import json
+import shutil
 
 import pytest
 import yaml
@@ -139,3 +140,23 @@ def test_without_a_family_weights_must_say_it(run, capsys):
     with pytest.raises(SystemExit):
         parse_evaluation([*args, "--policy.init_args.weights=org/model"])
     assert "the following arguments are required: family" in capsys.readouterr().err
+
+
+def test_whoever_learned_with_tools_is_asked_with_them(tmp_path, run):
+    """Unless an option says otherwise; a folder of a stranger may name environments of longrl alone."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["rollout"]["environment"] = {"make": "longrl.environments.calculator.Calculator", "max_turns": 3}
+    with_tools = tmp_path / "with_tools"
+    shutil.copytree(run, with_tools)
+    (with_tools / "config.yaml").write_text(yaml.safe_dump(config))
+    policy = parsed(tmp_path, with_tools)[0].policy
+    assert policy.environment.max_turns == 3
+    assert [tool["function"]["name"] for tool in policy.family.tools] == ["calculate"]
+    policy.close()
+    assert parsed(tmp_path, with_tools, "--policy.init_args.environment=null")[0].policy.environment is None
+    assert parsed(tmp_path, run)[0].policy.environment is None
+
+    config["rollout"]["environment"]["make"] = "tests.environment_runs.Clips"
+    (with_tools / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ValueError, match=r"environment\.make names 'tests\.environment_runs.*--trust_run_config"):
+        parsed(tmp_path, with_tools)

@@ -149,6 +149,7 @@ def test_in_bfloat16_with_a_head_in_float32(tmp_path):
 def test_the_trainer_uses_the_experts_of_all_turns():
     family, model, prompts = case = given("qwen3.5-moe")
     family.router_replay = True
+    assert HFEngine.replays_turns
     groups, features = sample(case)
     for prompt, group in zip(prompts, groups, strict=True):
         assert group[0].prompt_experts.shape == (len(prompt.input_ids), 4, 2)

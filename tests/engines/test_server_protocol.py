@@ -40,6 +40,9 @@ def test_features_that_others_were_appended_to_cross_once():
     assert len(sent) == brought + 1  # the last piece, which is another one now
     (found,) = load_requests(text, sent, width=1)
     assert torch.equal(found["video_embeds"], longer)
+    joined = {}
+    one, other = (load_requests(text, sent, 1, joined)[0]["video_embeds"] for _ in range(2))
+    assert one is other
 
 
 def test_pieces_of_different_tensors_are_refused():

@@ -301,6 +301,29 @@ def test_turns_are_read_at_the_trainers_positions_and_sampled_placeholders_are_t
         check_rendered_prompts([so_far], [vllm._rendered_prompt(so_far, request)], features)
 
 
+@WITH_A_TOWER
+def test_turns_share_their_media_and_a_crop_does_not_keep_the_video_before_it(in_step, monkeypatch):
+    """Each request brings all features so far, in one tensor of which vLLM would keep slices."""
+    family, vllm, model, _, _ = in_step
+    prompt = family.render(row("long"), "What?", [frames(90, 60, 60, "an hour")])
+    features = dict(FeatureCache(family).get_or_encode(model, [prompt]))
+    given = []
+    add = vllm._llm.llm_engine.add_request
+    monkeypatch.setattr(
+        vllm._llm.llm_engine,
+        "add_request",
+        lambda name, rendered, *args: (given.append(rendered), add(name, rendered, *args)),
+    )
+    groups = often_ending(family, [prompt])
+    vllm.generate_turns(family, model, groups, features, SAMPLING, 3, answers(family, model, features))
+    items = [item for rendered in given for of_kind in rendered["mm_kwargs"].values() for item in of_kind]
+    assert len(given) == 6
+    assert len(items) == 6 + 4 + 1  # the video in each, crops in three, a zoom in one
+    assert len({id(item) for item in items}) == 1 + len({item.key for one in groups[0] for item in one.media})
+    rows = [item["video_embeds"].data for item in items if "video_embeds" in item]
+    assert all(each.untyped_storage().nbytes() <= 2 * each.nbytes for each in rows)
+
+
 @OF_TEXT
 def test_an_answer_that_comes_late_stops_nobody(in_step):
     family, vllm, model, prompts, _ = in_step

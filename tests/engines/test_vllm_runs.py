@@ -11,6 +11,7 @@ from longrl.testing.tiny import tiny_qwen2_5_vl
 from tests.distributed import run_distributed
 from tests.runs import config, metrics, rollouts, run
 from tests.strategies.test_runs import grid
+from tests.turns import every_nth_token
 
 pytest.importorskip("vllm")
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
@@ -75,9 +76,26 @@ def test_a_run_whose_engine_forgets_a_reset_ends_before_the_update(tmp_path):
     run_distributed(run, 1, tmp_path / "right", values)
 
 
-def test_a_run_with_vllm(tmp_path):
-    (folder,) = run_distributed(run, 1, tmp_path / "run", with_vllm(tmp_path))
+class ShortTurns(VLLMEngine):
+    """Ends turns with every second token, for random weights hardly ever say an end token."""
+
+    def generate_turns(self, family, model, groups, *args):
+        for trajectory in (one for group in groups for one in group):
+            trajectory.stop_token_ids = every_nth_token(family, 2)
+        super().generate_turns(family, model, groups, *args)
+
+
+def test_a_run_with_turns(tmp_path):
+    """Clips of the videos between them, through an encoder that trains; the above has a plain run of one rank."""
+    values = with_vllm(tmp_path)
+    values["rollout"]["engine"]["class_path"] = f"{__name__}.ShortTurns"
+    values["rollout"]["environment"] = {
+        "make": "tests.environment_runs.Clips", "max_turns": 3, "max_observed_tokens": 200, "show_tools": False,
+    }  # fmt: skip
+    (folder,) = run_distributed(run, 1, tmp_path / "run", values)
     assert_engine_was_the_trainer(folder)
+    shown = [float(value) for (_, name), value in metrics(folder).items() if name == "rollout/observed_tokens"]
+    assert sum(shown) > 0
 
 
 @pytest.mark.parametrize("sp", [1, 2])

@@ -157,8 +157,8 @@ def test_the_report_has_a_section_of_pictures_that_needs_no_other_file(tmp_path)
     save(tmp_path, "val_000010.png", "val_000020.png", "val_000020.webp")
     grids = saved_grids(tmp_path)
     text = write_report(tmp_path, Report("t", pictures=grids)).read_text()
-    assert "<h2>Generated pictures</h2>" in text
+    assert "<h2>Pictures</h2>" in text
     assert "Validation samples after step 10" in text
     assert text.count('src="data:image/png;base64,') == text.count('src="data:image/webp;base64,') == 1
     assert f'width="{grids[0].width}"' in text
-    assert "Generated pictures" not in write_report(tmp_path / "none", Report("t")).read_text()
+    assert "Pictures" not in write_report(tmp_path / "none", Report("t")).read_text()

@@ -7,8 +7,9 @@ import pytest
 from longrl.evaluation.turn_cards import turn_cards
 from longrl.io.jsonl import read_jsonl
 from longrl.turns import ToolCall, Turn, call_text, restored_turn, saved_turn, turns_text
-from tests.evaluation.test_local_policy import evaluation
-from tests.runs import videos
+from tests.evaluation.scripted import questions
+from tests.evaluation.test_local_policy import evaluation, run_test
+from tests.runs import config, rollouts, videos
 
 ENVIRONMENT = {"make": "tests.environment_runs.Clips", "options": {"always": True}, "max_turns": 3, "num_workers": 1}
 TURNS = (
@@ -65,3 +66,20 @@ def test_an_evaluation_asks_with_tools_and_shows_what_they_showed(tmp_path):
     again = with_tools(tmp_path / "evaluation", max_turns=2)
     with pytest.raises(ValueError, match=r"max_turns"):  # the answers of another environment are none of its own
         again.run()
+
+
+@pytest.mark.slow
+def test_answers_with_tools_are_those_of_test(tmp_path):
+    values = config("rl")
+    values["trainer"]["callbacks"] = [{"class_path": "longrl.callbacks.evaluation.EvaluationReport"}]
+    sampling = {"num_generations": 1, "max_completion_tokens": 6, "temperature": 1.0}
+    engine = {"class_path": "tests.environment_runs.ShortTurns"}
+    values["rollout"] = rollouts(sampling=sampling, eval_sampling=sampling, environment=ENVIRONMENT, engine=engine)
+    values["data"] |= {"test": str(questions()), "eval_prompts_per_batch": 3, "train": None}
+    run_test(tmp_path / "run", values)
+    with_tools(tmp_path / "evaluation").run()
+    lines, others = (read_jsonl(tmp_path / name / "samples.jsonl") for name in ("run/test", "evaluation"))
+    assert [line["turns"] for line in lines] == [line["turns"] for line in others]
+    assert [line["resps"] for line in lines] == [line["resps"] for line in others]
+    described = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("run/test", "evaluation")]
+    assert described[0]["policy"]["environment"] == described[1]["policy"]["environment"]

@@ -83,6 +83,17 @@ def test_a_placeholder_that_is_sampled_is_a_token_and_one_that_is_shown_is_media
     assert torch.equal(values[int(mask[:start].sum()) :], features[completion.media[0].key])
 
 
+def test_media_whose_pixels_are_gone_are_named():
+    family = FAMILIES["qwen2.5-vl"].make(freeze_vision_encoder=True)
+    prompts = FAMILIES["qwen2.5-vl"].prompts(family)
+    (_, completion, _), *_ = random_turns(family, prompts, pixels_left_out=True)
+    model = family.build()
+    assert FeatureCache(family).get_or_encode(model, [completion])
+    gone = [replace(item, source=None) for item in completion.media]
+    with pytest.raises(ValueError, match=r"was shown a video \(crop-.*whose pixels are not kept.*need a `source`"):
+        FeatureCache(family).get_or_encode(model, [replace(completion, media=tuple(gone))])
+
+
 def longest(prompts, completions):
     """Tokens of the longest prompt with its longest completion: the smallest micro-batch there can be."""
     groups = zip(prompts, completions, strict=True)

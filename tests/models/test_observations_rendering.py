@@ -12,7 +12,7 @@ from longrl.models.chat_tokens import PROBE, break_token
 from longrl.models.text import TextFamily
 from longrl.types import Row
 from tests.families import FAMILIES, SEEING
-from tests.models.chat_templates import KNOW_TOOLS, TEMPLATES, family_of
+from tests.models.chat_templates import KNOW_TOOLS, LISTS_ONLY, TEMPLATES, family_of
 from tests.tiny import frames, internvl_family, qwen3_5_family, qwen3_vl_family, row, vl_family
 
 ALL = {**TEMPLATES, **KNOW_TOOLS}
@@ -108,6 +108,20 @@ def test_whatever_tools_say_is_text(name, texts):
         seen = "".join(letter for letter in text if letter not in "\ufdd0\ufdd1\ufdd2")
         wanted = json.dumps(seen, ensure_ascii=False) if name.startswith("llama3") else seen.strip("\n")
         assert wanted in said
+
+
+def test_a_template_that_reads_lists_alone_is_given_lists():
+    family = TextFamily(family_of("chatml").model_path, random_init=True)
+    family.tokenizer.chat_template = LISTS_ONLY.replace("<|eot|>", "<|im_end|>")
+    text = family.tokenizer.decode(family.observation([["a ball"]], False).input_ids)
+    assert text == "<|im_end|>[user]<tool_response>\na ball\n</tool_response><|im_end|>[assistant]"
+
+
+def test_a_template_without_room_for_answers_says_so():
+    family = TextFamily(family_of("chatml").model_path, random_init=True)
+    family.tokenizer.chat_template = "{{ messages[0].content }}"
+    with pytest.raises(ValueError, match="takes no message of 'user' behind an answer.*chat_template_file"):
+        family.observation([["a ball"]], True)
 
 
 # ---- media ----

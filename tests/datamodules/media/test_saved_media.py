@@ -7,12 +7,14 @@ import json
 import pytest
 import torch
 
+from longrl.datamodules.loading.traces import ShardOfPart
 from longrl.datamodules.media.audio import FileSound
 from longrl.datamodules.media.media_roots import MediaRoots
 from longrl.datamodules.media.remote import RemoteMedia
 from longrl.datamodules.media.sampling import VideoSampling
 from longrl.datamodules.media.saved_media import restored_media, saved_media
 from longrl.datamodules.media.sources import DecodeLimits, FileFrames, HeldFrames
+from longrl.datamodules.media.video_parts import VideoPart, frame_at
 from longrl.types import FULL_SHARD, FrameShard, TemporalPatchSize
 from tests.tiny import frames, vl_family
 
@@ -31,7 +33,11 @@ def media():
     return vl_family().patch(frames(5, 60, 90))
 
 
-@pytest.mark.parametrize("source", [None, CROP, FileSound("a.wav", FULL_SHARD)], ids=["none", "frames", "sound"])
+ZOOM = ShardOfPart(VideoPart("clips/7.mp4", frame_at(2.0), True, (0.0, 0.5, 0.25, 1.0), 5000), FrameShard(1, 2), 1)
+SOURCES = {"none": None, "frames": CROP, "sound": FileSound("a.wav", FULL_SHARD), "zoom": ZOOM.part, "shard": ZOOM}
+
+
+@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
 def test_all_but_pixels_comes_back_by_way_of_json_and_of_a_checkpoint(media, source):
     item = dataclasses.replace(media, source=source)
     saved = saved_media(item)
@@ -45,8 +51,9 @@ def test_all_but_pixels_comes_back_by_way_of_json_and_of_a_checkpoint(media, sou
 
 
 def test_another_number_of_ranks_decodes_another_shard(media):
-    saved = saved_media(dataclasses.replace(media, source=CROP))
-    assert restored_media(saved, FrameShard(2, 3)).source == dataclasses.replace(CROP, shard=FrameShard(2, 3))
+    for source in (CROP, ZOOM):
+        saved = saved_media(dataclasses.replace(media, source=source))
+        assert restored_media(saved, FrameShard(2, 3)).source == dataclasses.replace(source, shard=FrameShard(2, 3))
 
 
 @pytest.mark.parametrize("source", [HeldFrames(frames(1)), lambda: iter(())], ids=["pixels", "a function"])
