@@ -66,16 +66,16 @@ class RolloutEncoder:
         with self._lock:
             self._claimed.pop(key).set_result(None)
 
-    def wait(self, item: Media) -> bool:
-        """Waits for the features of an item; False if whoever claimed it gave up."""
+    def wait(self, key: str) -> bool:
+        """Waits for the features of a media item; False if whoever claimed it gave up."""
         with self._lock:
-            if item.key in self._features:
+            if key in self._features:
                 return True
-            done = self._claimed.get(item.key)
+            done = self._claimed.get(key)
         if done is None:
             return False
         done.result()
-        return item.key in self._features
+        return key in self._features
 
     def submit(self, job: Callable[[], None]) -> None:
         """Has the thread do something, in the order given."""
@@ -130,19 +130,21 @@ class Claims:
         self._keys |= mine
         return frozenset(mine)
 
-    def encode(self, observed: Observed, future: Future[Observed | None]) -> None:
-        """Sets a future to what is shown, without pixels, once all features of it are there."""
+    def encode(self, observed: Observed, future: Future[Observed | None]) -> bool:
+        """Sets a future to what is shown, without pixels, once all features of it are there.
+
+        Returns:
+            False if whoever claimed a part of it gave up: its pixels are nowhere then, and the turn is to be asked again.
+        """
         media = distinct_media([observed])
+        of_others = [item.key for item in media if item.key not in self._keys]
         # 1. Own ones first, for others may wait for them.
         for item in media:
             if item.key in self._keys:
                 self._submit(item, future)
-        # 2. Those of others. Whoever claimed one may have given up: then it is decoded once more, from its source.
-        for item in media:
-            while not self._encoder.wait(item):
-                if self._encoder.claim(item.key):
-                    self._keys.add(item.key)
-                    self._submit(item, future)
+        # 2. Those of others.
+        if not all(self._encoder.wait(key) for key in of_others):
+            return False
         # 3. The thread does one after the other, so that all are done then.
         shown = tuple(replace(item, patches=item.patches[:0].clone()) for item in observed.media)
 
@@ -151,6 +153,7 @@ class Claims:
                 future.set_result(replace(observed, media=shown))
 
         self._encoder.submit(finish)
+        return True
 
     def release(self) -> None:
         """Gives up what was claimed and not encoded."""

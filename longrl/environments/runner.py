@@ -33,6 +33,8 @@ from longrl.types import Observed, Prompt, SamplingParams
 logger = logging.getLogger(__name__)
 
 CALL_END = "</tool_call>"
+ATTEMPTS = 3
+"""A turn is asked again where another one that was to decode the same was killed meanwhile."""
 MAX_DISTINCT_WARNINGS = 200
 """Of a run; equal ones are logged once."""
 Job = Callable[["Lane"], None]
@@ -120,16 +122,20 @@ class EnvironmentRunner:
         ended = int(trajectory.turn_ids[-1]) in self.family.end_token_ids
         text = turn_text(self.family, trajectory)
         request = StepRequest(trajectory.environment_state, trajectory.prompt.row, text, ended, left)
-        with encoder.claims() as claims:
-            reply = self._ask(lane, request, claims.needed)
-            self._log(reply.warnings)
-            if reply.problem is not None:
-                raise ValueError(reply.problem)
-            trajectory.environment_state = reply.state
-            if reply.observed is None:
-                future.set_result(None)
-                return
-            claims.encode(reply.observed, future)
+        for _ in range(ATTEMPTS):
+            with encoder.claims() as claims:
+                reply = self._ask(lane, request, claims.needed)
+                self._log(reply.warnings)
+                if reply.problem is not None:
+                    raise ValueError(reply.problem)
+                trajectory.environment_state = reply.state
+                if reply.observed is None:
+                    future.set_result(None)
+                    return
+                if claims.encode(reply.observed, future):
+                    return
+        trajectory.environment_state = request.state
+        future.set_result(self._error(request, "what it shows cannot be decoded; ask for something else"))
 
     def _ask(self, lane: Lane, request: StepRequest, needed: Callable[[Sequence[str]], frozenset[str]]) -> StepReply:
         """What a process answers; an error for the policy where it hangs or ends."""
@@ -145,9 +151,12 @@ class EnvironmentRunner:
             problem = "the tool's process ended without an answer; ask for something else"
         lane.drop()
         self._log([f"row {request.row.id!r}: {problem}"])
+        return StepReply(request.state, self._error(request, problem, seconds))
+
+    def _error(self, request: StepRequest, problem: str, seconds: float = 0.0) -> Observed | None:
+        """What the policy is shown in the place of an answer; None if it does not fit."""
         observation = Observation((error_response("", {}, problem, seconds),))
-        observed = render_observation(self.family, observation, request.ended, request.tokens_left)
-        return StepReply(request.state, observed)
+        return render_observation(self.family, observation, request.ended, request.tokens_left)
 
     def _log(self, warnings: Sequence[str]) -> None:
         for text in warnings:

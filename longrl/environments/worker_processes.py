@@ -88,6 +88,7 @@ class EnvironmentProcesses:
 
         Raises:
             RuntimeError: none can be started; the message says why.
+            ValueError: the setup cannot be pickled.
         """
         with self._lock:
             try:
@@ -112,6 +113,13 @@ class EnvironmentProcesses:
         """Starts the process that forks, in one thread, with the trainer's paths."""
         if self._is_closed:
             raise RuntimeError("the environments of this run have been closed")
+        try:
+            setup = pickle.dumps(self._setup)
+        except Exception as error:  # a class within a function, say
+            raise ValueError(
+                f"rollout.environment cannot be sent to its processes ({type(error).__name__}: {error}); name classes "
+                "by import path or file.py:Class"
+            ) from error
         ours, theirs = socket.socketpair()
         paths = [path or os.getcwd() for path in sys.path]
         one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -122,7 +130,7 @@ class EnvironmentProcesses:
         self._control = ours
         deadline = time.monotonic() + START_S
         try:
-            send_message(ours, {"import_paths": paths, "setup": pickle.dumps(self._setup)}, deadline)
+            send_message(ours, {"import_paths": paths, "setup": setup}, deadline)
             problem = receive_message(ours, deadline)
         except (EOFError, OSError) as error:
             self._stop()

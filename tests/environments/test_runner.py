@@ -4,15 +4,20 @@ import collections
 import os
 import signal
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 import torch
 
+from longrl.environments.encoding import RolloutEncoder
+from longrl.environments.rendering import render_observation
 from longrl.environments.runner import EnvironmentRunner, turn_text
 from longrl.environments.settings import EnvironmentSettings
+from longrl.environments.video_tools import VideoTools
 from longrl.features.cache import FeatureCache
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
+from longrl.types import Row
 from tests.environments.asking import MAKE, SECONDS, answers, begin, call, is_there, say, told, wait_for_end
 from tests.tiny import vl_family
 
@@ -52,6 +57,29 @@ def test_what_several_completions_ask_for_at_once_is_encoded_once(runner, model,
     observed = say(again, begin(runner, clip)[0], text).result(60)
     assert encodes == before
     assert all(not len(item.patches) for item in observed.media)
+
+
+def test_what_a_killed_turn_was_to_decode_is_asked_for_again(family, model, clip):
+    environment = VideoTools()
+    environment.reset(Row("r", "", "", videos=(clip,)))
+    observation = environment.step(call("crop_video", start_s=1, end_s=2))
+    encoder = RolloutEncoder(family, model, {})
+    outline = render_observation(family, observation, True, needed=lambda keys: frozenset())
+    (item,) = outline.media
+    with encoder.claims() as killed:
+        assert killed.needed([item.key]) == {item.key}
+        with encoder.claims() as other, ThreadPoolExecutor() as threads:
+            assert not other.needed([item.key])
+            waiting = threads.submit(other.encode, outline, Future())
+            time.sleep(0.1)
+            assert not waiting.done()
+            killed.release()
+            assert waiting.result(10) is False
+            assert other.needed([item.key]) == {item.key}
+            shown = Future()
+            whole = render_observation(family, observation, True, needed=other.needed)
+            assert other.encode(whole, shown)
+            assert shown.result(10).media[0].key == item.key
 
 
 def test_media_are_encoded_in_the_autocast_context_of_the_caller(runner, model, clip):
