@@ -131,6 +131,45 @@ def test_whatever_a_tool_does_is_answered(runner, model, clip, trick, said, capl
     assert log.get(trick, "") in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("turn", "said"),
+    [
+        ("refuses a connection", "ConnectionRefusedError: nobody is there"),
+        ("end of a file", "EOFError: too short"),
+        ("a dict", "TypeError: step must return an Observation, a text or None, got dict"),
+        ("a lambda", "lambda"),
+        ("a set", "TypeError: Object of type set is not JSON serializable"),
+    ],
+)
+def test_whatever_a_step_does_is_shown_and_logged(runner, model, clip, turn, said, caplog):
+    runner._warned.clear()
+    observed = told(answers(runner, model), begin(runner, clip)[0], turn)
+    assert observed.text.startswith("Error: the environment failed (")
+    assert said in observed.text
+    assert "Traceback" in caplog.text
+
+
+def test_options_that_do_not_fit_are_named(family):
+    runner = EnvironmentRunner(EnvironmentSettings(MAKE.replace("Hostile", "VideoTools"), {"max_frame": 4}), family)
+    with pytest.raises(ValueError, match=r"rollout.environment.options do not fit VideoTools .*max_frame.*max_frames"):
+        _ = runner.tools
+    shown = EnvironmentRunner(EnvironmentSettings(MAKE), family).tools
+    assert {"crop_video", "do"} <= {tool["function"]["name"] for tool in shown}
+    assert EnvironmentRunner(EnvironmentSettings(MAKE, show_tools=False), family).tools == ()
+
+
+def test_calls_have_plain_values(runner, model, clip):
+    (call,) = told(answers(runner, model), begin(runner, clip)[0], "NumPy").calls
+    assert call.frame_times == (1.0,)
+    assert {type(value) for value in (call.seconds, *call.span_s, *call.frame_times)} == {float}
+
+
+def test_what_a_process_started_ends_when_it_ends_by_itself(runner, model, clip, tmp_path):
+    file = tmp_path / "pid"
+    told(answers(runner, model), begin(runner, clip)[0], f"leave a child {file}")
+    wait_for_end([int(file.read_text())])
+
+
 def test_an_environment_that_cannot_be_copied_ends_the_run(runner, model, clip):
     future = say(answers(runner, model), begin(runner, clip)[0], call("do", trick="hold"))
     with pytest.raises(ValueError, match=r"Hostile cannot be pickled .*lock.*; let it hold plain values"):
