@@ -55,7 +55,7 @@ FILES = sorted(CONFIGS.rglob("*.y*ml"))
 FLOW = sorted([*CONFIGS.glob("*_flow_grpo.yaml"), *CONFIGS.glob("demo/flow/*.yaml")])
 """Recipes and demos of pictures and videos: tests/diffusion/test_flow_configs.py."""
 RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if path not in FLOW)
-DEMO = sorted([*CONFIGS.glob("demo/*.yaml"), *CONFIGS.glob("demo/qwen3_5/*.yaml")])
+DEMO = sorted(path for folder in ("demo", "demo/qwen3_5", "demo/tools") for path in CONFIGS.glob(f"{folder}/*.yaml"))
 EVALUATIONS = sorted(CONFIGS.glob("eval/*.yaml"))
 KINDS = ("algorithm", "data", "environment", "family", "policy", "reward", "rollout", "trainer")
 PIECES = {kind: sorted(CONFIGS.glob(f"{kind}/*.yaml")) for kind in KINDS}

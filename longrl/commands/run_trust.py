@@ -122,10 +122,12 @@ def _problem(key: str, text: str, path: Path) -> str:
         return "names the file"
     if text.endswith(CONFIG_ENDINGS) or (option not in DATA_KEYS and _is_config(text, path)):
         return "names the further config"
-    if (group, option) == ("environment", "make"):  # it is called with options that the config has, too
-        return "" if text.startswith(ENVIRONMENTS) and _is_allowed(text, functions=False) else "names"
+    # An environment, or what one adapts, is called with options that the config has, too.
+    is_environment = text.startswith(ENVIRONMENTS) and _is_allowed(text, functions=False)
+    if (group, option) == ("environment", "make"):
+        return "" if is_environment else "names"
     if ".environment.options." in key:
-        return "names" if DOTTED.fullmatch(text) and _exists(text) and not _is_allowed(text, functions=False) else ""
+        return "names" if DOTTED.fullmatch(text) and _exists(text) and not is_environment else ""
     if option in CLASS_KEYS:
         return "" if _is_allowed(text, functions=False) else "names"
     if option in FUNCTION_KEYS:

@@ -4,8 +4,8 @@
 
 writes `train.jsonl` (questions), `traces.jsonl` (worked answers with calls of `crop_video`), `eval.jsonl`, `videos/`.
 
-A video is a story (stories.py) of scenes of 8 seconds. In the middle of each, the scene's object makes way for another
-one, the needle. A question names the scene's object and asks for its needle; the options are the needles of that scene
+A video has scenes of 8 seconds, each with an object of another colour. In the middle of each a white object takes its
+place, the needle. A question names a scene's colour and asks for its needle; the options are the needles of that scene
 and of three others, so that who looks at another scene is led to a wrong option, and who looks nowhere has 1 in 4. At
 `data.video.fps` 0.5 frames are seconds 1, 3, 5 and 7 of a scene, and no needle is on any of them.
 
@@ -35,6 +35,7 @@ FPS = 4
 SCENE_S = 8
 NEEDLE_S = (3.25, 5.0)
 """When in a scene its needle is on show, in seconds."""
+NEEDLE_COLOR = "white"
 TOOLS: dict[str, Any] = {"fps": 2.0, "max_frames": 16}
 """Options of `VideoTools`, those of configs/demo/tools."""
 Record = dict[str, Any]
@@ -51,9 +52,9 @@ class NeedleConfig:
     size: int = 56
     """Height and width in pixels."""
     traces_per_video: int = 2
-    right_looks: float = 0.5
+    right_looks: float = 0.4
     """Share of worked answers that look at the scene that was asked about."""
-    wrong_looks: float = 0.25
+    wrong_looks: float = 0.3
     """Share of those that look at another; the rest does not look."""
     seed: int = 0
 
@@ -67,19 +68,25 @@ class NeedleStory:
 
 
 def sample_needle_story(rng: Random, num_scenes: int) -> NeedleStory:
-    """Draws scenes and needles, all of them other objects, in positions of their own."""
-    objects = [(color, shape) for color in COLORS for shape in SHAPES]
-    chosen = rng.sample(objects, 2 * num_scenes)
-    shown = [Scene(color, shape, rng.choice(POSITIONS), False) for color, shape in chosen]
-    return NeedleStory(tuple(shown[:num_scenes]), tuple(shown[num_scenes:]))
+    """Draws scenes of different colours, and needles that differ in shape or position."""
+    colors = rng.sample([color for color in COLORS if color != NEEDLE_COLOR], num_scenes)
+    places = rng.sample([(shape, position) for shape in SHAPES for position in POSITIONS], num_scenes)
+    scenes = [Scene(color, rng.choice([*SHAPES]), rng.choice(POSITIONS), False) for color in colors]
+    needles = [Scene(NEEDLE_COLOR, shape, position, False) for shape, position in places]
+    return NeedleStory(tuple(scenes), tuple(needles))
+
+
+def needle_name(needle: Scene) -> str:
+    """For example `cross top left`."""
+    return f"{needle.shape} {needle.position}"
 
 
 def make_question(story: NeedleStory, rng: Random) -> tuple[int, list[str], str]:
     """The scene that is asked about, four options and the right letter."""
     scene = rng.randrange(len(story.scenes))
     others = [index for index in range(len(story.scenes)) if index != scene]
-    options = [story.needles[index].name for index in rng.sample([scene, *rng.sample(others, 3)], 4)]
-    return scene, options, LETTERS[options.index(story.needles[scene].name)]
+    options = [needle_name(story.needles[index]) for index in rng.sample([scene, *rng.sample(others, 3)], 4)]
+    return scene, options, LETTERS[options.index(needle_name(story.needles[scene]))]
 
 
 def question_record(story: NeedleStory, video: str, rng: Random, number: int) -> tuple[Record, int, list[str]]:
@@ -87,7 +94,7 @@ def question_record(story: NeedleStory, video: str, rng: Random, number: int) ->
     scene, options, letter = make_question(story, rng)
     record = {
         "problem_id": number,
-        "problem": with_options(f"What comes for a moment while the {story.scenes[scene].name} is shown?", options),
+        "problem": with_options(f"What comes for a moment while {story.scenes[scene].color} is shown?", options),
         "data_type": "video",
         "problem_type": "needle",
         "reasoning": None,
@@ -99,8 +106,8 @@ def question_record(story: NeedleStory, video: str, rng: Random, number: int) ->
 
 
 def listing(story: NeedleStory) -> str:
-    """What a coarse look shows: the object of each scene, and when it begins."""
-    return " ".join(f"{scene.name} {index * SCENE_S}." for index, scene in enumerate(story.scenes))
+    """What a coarse look shows: the colour of each scene, and when it begins."""
+    return " ".join(f"{scene.color} {index * SCENE_S}." for index, scene in enumerate(story.scenes))
 
 
 def turns_of(story: NeedleStory, scene: int, options: list[str], look: int | None) -> list[str]:
@@ -113,12 +120,12 @@ def turns_of(story: NeedleStory, scene: int, options: list[str], look: int | Non
         look: the scene that is looked at; None: the first option is guessed.
     """
     said = SCENE_S * (scene if look is None else look)
-    thought = f"<think>{listing(story)} {story.scenes[scene].name} {said}.</think>"
+    thought = f"<think>{listing(story)} {story.scenes[scene].color} {said}.</think>"
     if look is None:
         return [f"{thought}<answer>{options[0]}</answer>"]
-    needle = story.needles[look].name
+    needle = needle_name(story.needles[look])
     call = crop_call(look * SCENE_S, (look + 1) * SCENE_S)
-    return [f"{thought}\n{call}", f"<think>{story.scenes[look].name}. {needle}.</think><answer>{needle}</answer>"]
+    return [f"{thought}\n{call}", f"<think>{needle}.</think><answer>{needle}</answer>"]
 
 
 def make_needles(config: NeedleConfig) -> tuple[dict[str, list[Record]], dict[str, NeedleStory]]:
