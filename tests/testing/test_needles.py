@@ -54,24 +54,27 @@ def test_coarse_frames_show_no_needle_and_a_crop_shows_each(folder):
 
 
 def test_the_question_alone_says_nothing():
-    records, stories = make_needles(NeedleConfig(num_train_videos=200, num_eval_videos=0))
+    records, stories = make_needles(NeedleConfig(num_train_videos=400, num_eval_videos=0))
     letters = Counter()
+    robots = Counter()
     for record in records["train"]:
         story = stories[record["videos"]]
-        scene = int(record["metadata"]["evidence_s"][0] // SCENE_S)
-        asked, *lines = record["problem"].split("\n")
+        _, *lines = record["problem"].split("\n")
         letter = record["answer"].removeprefix("<answer>")[0]
         options = [line.partition(". ")[2] for line in lines]
-        assert story.scenes[scene].color in asked.split()
-        assert options[LETTERS.index(letter)] == needle_name(story.needles[scene])
+        assert [scene.visited for scene in story.scenes].index(True) == story.robot
+        assert record["metadata"]["evidence_s"][0] // SCENE_S == story.robot
+        assert options[LETTERS.index(letter)] == needle_name(story.needles[story.robot])
         assert sorted(options) == sorted(map(needle_name, story.needles))  # other scenes lead to wrong options
         letters[letter] += 1
+        robots[story.robot] += 1
     assert len({scene.color for story in stories.values() for scene in story.scenes}) == 5
-    assert min(letters.values()) > 70  # of 400, 100 each expected
+    for counts in (letters, robots):
+        assert min(counts.values()) > 70  # of 400, 100 each expected
 
 
 def test_worked_answers_are_those_of_a_beginner(folder):
-    config = NeedleConfig(num_train_videos=300, num_eval_videos=0)
+    config = NeedleConfig(num_train_videos=600, num_eval_videos=0)
     records, _ = make_needles(config)
     looks = Counter()
     for record in records["traces"]:
