@@ -131,7 +131,8 @@ def step_rows(folder: Path, num_prompts: int, repeats: int) -> list[Row]:
 def make_case(folder: Path, num_prompts: int) -> Case:
     """The bench's base model and prompts of its data."""
     family = Qwen2_5_VLFamily(str(folder / "base"), min_pixels=PIXELS, max_pixels=PIXELS, random_init=True)
-    data = LongVideoReason(family, train=folder / "data" / "train.jsonl", video=VideoSampling(fps=0.5))
+    video = VideoSampling(fps=0.5)
+    data = LongVideoReason(family, train=folder / "data" / "train.jsonl", video=video, prompts_per_batch=num_prompts)
     data.setup("fit")
     prompts = [data.datasets["train"][number] for number in range(num_prompts)]
     settings = EnvironmentSettings(AlwaysCrops, TOOLS, max_turns=MAX_TURNS, max_observed_tokens=512)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+import statistics
 import tempfile
 import time
 from collections.abc import Sequence
@@ -29,7 +30,8 @@ from tool_steps import step_rows
 
 from longrl.commands.main import main as run_command
 from longrl.evaluation.curves import find_metrics, read_metrics
-from longrl.evaluation.samples import RESULTS_FILE, TEST_FOLDER
+from longrl.evaluation.samples import RESULTS_FILE, SAMPLES_FILE, TEST_FOLDER
+from longrl.io.jsonl import read_jsonl
 from longrl.testing.needles import NeedleConfig, write_needle_base, write_needles
 
 CONFIGS = ROOT / "configs" / "demo"
@@ -99,13 +101,20 @@ class Stages:
         return {
             "stage": name,
             **{field: overall[field] for field in ("accuracy", "low", "high", "n")},
-            "calls_per_answer": condition.get("tools", {}).get("calls_per_completion", 0.0),
+            "calls_per_answer": calls_per_answer(folder / TEST_FOLDER / SAMPLES_FILE),
             "seconds": round(self.seconds[name], 1),
         }
 
     def _run(self, *command: str) -> None:
         console.print(f"$ python -m longrl {shlex.join(command)}", soft_wrap=True, highlight=False)
         run_command(list(command))
+
+
+def calls_per_answer(samples: Path) -> float:
+    """Mean number of calls in an answer."""
+    answers = [turns for line in read_jsonl(samples) for turns in line.get("turns") or [[]]]
+    calls = [sum(len(turn["calls"]) for turn in turns) for turns in answers]
+    return round(statistics.fmean(calls), 3)
 
 
 def calls_by_step(run: Path) -> list[Row]:

@@ -134,8 +134,7 @@ class Claims:
         """Sets a future to what is shown, without pixels, once all features of it are there.
 
         Returns:
-            False if whoever claimed a part of it gave up: its pixels are nowhere then, and the turn is to be asked
-            again.
+            False if whoever claimed a part of it gave up: then its pixels are nowhere, and the turn must be asked anew.
         """
         media = distinct_media([observed])
         of_others = [item.key for item in media if item.key not in self._keys]

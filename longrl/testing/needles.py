@@ -4,10 +4,11 @@
 
 writes `train.jsonl` (questions), `traces.jsonl` (worked answers with calls of `crop_video`), `eval.jsonl`, `videos/`.
 
-A video has scenes of 8 seconds, each with an object of another colour. In the middle of each a white object takes its
-place, the needle. A question names a scene's colour and asks for its needle; the options are the needles of that scene
-and of three others, so that who looks at another scene is led to a wrong option, and who looks nowhere has 1 in 4. At
-`data.video.fps` 0.5 frames are seconds 1, 3, 5 and 7 of a scene, and no needle is on any of them.
+A video has scenes of 8 seconds, each with an object of another colour; on one of them sits a robot. In the middle of
+each scene a white object takes its place, the needle. The question is for the needle of the robot's scene; the options
+are the needles of that scene and of three others, so that who looks at another scene is led to a wrong option, and who
+looks nowhere has 1 in 4. At `data.video.fps` 0.5 frames are seconds 1, 3, 5 and 7 of a scene: they show the robot, and
+no needle.
 
 Worked answers are those of a beginner: some look at the right scene, some at another, some do not look and guess.
 """
@@ -45,13 +46,12 @@ Record = dict[str, Any]
 class NeedleConfig:
     """Options of the generator; equal ones give equal records and pixels."""
 
-    num_train_videos: int = 400
-    num_eval_videos: int = 100
+    num_train_videos: int = 600
+    num_eval_videos: int = 200
     num_scenes: int = 4
-    questions_per_video: int = 2
     size: int = 56
     """Height and width in pixels."""
-    traces_per_video: int = 2
+    traces_per_video: int = 1
     right_looks: float = 0.4
     """Share of worked answers that look at the scene that was asked about."""
     wrong_looks: float = 0.3
@@ -65,15 +65,20 @@ class NeedleStory:
 
     scenes: tuple[Scene, ...]
     needles: tuple[Scene, ...]
+    robot: int
+    """The scene in which it is."""
 
 
 def sample_needle_story(rng: Random, num_scenes: int) -> NeedleStory:
     """Draws scenes of different colours, and needles that differ in shape or position."""
     colors = rng.sample([color for color in COLORS if color != NEEDLE_COLOR], num_scenes)
     places = rng.sample([(shape, position) for shape in SHAPES for position in POSITIONS], num_scenes)
-    scenes = [Scene(color, rng.choice([*SHAPES]), rng.choice(POSITIONS), False) for color in colors]
+    robot = rng.randrange(num_scenes)
+    scenes = []
+    for index, color in enumerate(colors):
+        scenes.append(Scene(color, rng.choice([*SHAPES]), rng.choice(POSITIONS), index == robot))
     needles = [Scene(NEEDLE_COLOR, shape, position, False) for shape, position in places]
-    return NeedleStory(tuple(scenes), tuple(needles))
+    return NeedleStory(tuple(scenes), tuple(needles), robot)
 
 
 def needle_name(needle: Scene) -> str:
@@ -81,46 +86,40 @@ def needle_name(needle: Scene) -> str:
     return f"{needle.shape} {needle.position}"
 
 
-def make_question(story: NeedleStory, rng: Random) -> tuple[int, list[str], str]:
-    """The scene that is asked about, four options and the right letter."""
-    scene = rng.randrange(len(story.scenes))
-    others = [index for index in range(len(story.scenes)) if index != scene]
-    options = [needle_name(story.needles[index]) for index in rng.sample([scene, *rng.sample(others, 3)], 4)]
-    return scene, options, LETTERS[options.index(needle_name(story.needles[scene]))]
-
-
-def question_record(story: NeedleStory, video: str, rng: Random, number: int) -> tuple[Record, int, list[str]]:
-    """A record in the LongVideo-Reason schema, the scene that it asks about, and its options."""
-    scene, options, letter = make_question(story, rng)
+def question_record(story: NeedleStory, video: str, rng: Random, number: int) -> tuple[Record, list[str]]:
+    """A record in the LongVideo-Reason schema, and its options."""
+    others = [needle for needle in story.needles if needle is not story.needles[story.robot]]
+    right = needle_name(story.needles[story.robot])
+    options = [needle_name(needle) for needle in rng.sample(others, 3)]
+    options.insert(rng.randrange(4), right)
     record = {
         "problem_id": number,
-        "problem": with_options(f"What comes for a moment while {story.scenes[scene].color} is shown?", options),
+        "problem": with_options("What comes for a moment while the robot is there?", options),
         "data_type": "video",
         "problem_type": "needle",
         "reasoning": None,
         "videos": video,
-        "answer": f"<answer>{letter}</answer>",
-        "metadata": {"evidence_s": [scene * SCENE_S + second for second in NEEDLE_S]},
+        "answer": f"<answer>{LETTERS[options.index(right)]}</answer>",
+        "metadata": {"evidence_s": [story.robot * SCENE_S + second for second in NEEDLE_S]},
     }
-    return record, scene, options
+    return record, options
 
 
 def listing(story: NeedleStory) -> str:
-    """What a coarse look shows: the colour of each scene, and when it begins."""
-    return " ".join(f"{scene.color} {index * SCENE_S}." for index, scene in enumerate(story.scenes))
+    """What a coarse look shows: colours and when they begin, up to the robot."""
+    scenes = enumerate(story.scenes[: story.robot + 1])
+    return " ".join(f"{scene.color} {index * SCENE_S}{', robot' if scene.visited else ''}." for index, scene in scenes)
 
 
-def turns_of(story: NeedleStory, scene: int, options: list[str], look: int | None) -> list[str]:
+def turns_of(story: NeedleStory, options: list[str], look: int | None) -> list[str]:
     """What a beginner says to a question.
 
     Args:
         story: of its video.
-        scene: that it asks about.
         options: it has.
         look: the scene that is looked at; None: the first option is guessed.
     """
-    said = SCENE_S * (scene if look is None else look)
-    thought = f"<think>{listing(story)} {story.scenes[scene].color} {said}.</think>"
+    thought = f"<think>{listing(story)}</think>"
     if look is None:
         return [f"{thought}<answer>{options[0]}</answer>"]
     needle = needle_name(story.needles[look])
@@ -141,13 +140,12 @@ def make_needles(config: NeedleConfig) -> tuple[dict[str, list[Record]], dict[st
             story = sample_needle_story(rng, config.num_scenes)
             video = f"videos/{split}_{number:06d}.mp4"
             stories[video] = story
-            for _ in range(config.questions_per_video):
-                record, _, _ = question_record(story, video, rng, len(records[split]))
-                records[split].append(record)
+            record, _ = question_record(story, video, rng, len(records[split]))
+            records[split].append(record)
             for _ in range(config.traces_per_video if split == "train" else 0):
-                record, scene, options = question_record(story, video, rng, len(records["traces"]))
-                look = draw_look(rng, config, scene)
-                records["traces"].append(record | {"turns": turns_of(story, scene, options, look)})
+                record, options = question_record(story, video, rng, len(records["traces"]))
+                look = draw_look(rng, config, story.robot)
+                records["traces"].append(record | {"turns": turns_of(story, options, look)})
     return records, stories
 
 
