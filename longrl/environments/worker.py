@@ -227,7 +227,7 @@ def answer_turn(
 
 def failed_turn(request: StepRequest, setup: WorkerSetup, error: BaseException, seconds: float = 0.0) -> StepReply:
     """The answer to a turn where an environment raised something, which a warning has with its traceback."""
-    logger.warning("an environment failed on row %r", request.row.id, exc_info=error)
+    logger.warning("an environment failed", exc_info=error)  # of many rows alike: equal texts are logged once
     problem = f"the environment failed ({type(error).__name__}: {first_line(error)}); try something else"
     observation = Observation((error_response("", {}, problem, seconds),))
     return StepReply(request.state, render_observation(setup.family, observation, request.ended, request.tokens_left))
