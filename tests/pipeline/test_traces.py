@@ -1,6 +1,7 @@
 """A model behind an endpoint answers with tools; what is kept can be replayed, is right, and has looked."""
 
 import json
+from typing import ClassVar
 
 import pytest
 
@@ -117,7 +118,7 @@ class Broken(Restless):
 class Short(Restless):
     """One that answers the first time that it is asked about a row alone."""
 
-    begun = set()
+    begun: ClassVar[set[str]] = set()
 
     def reset(self, row):
         self.is_first = row.id not in self.begun
