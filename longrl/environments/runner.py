@@ -28,6 +28,7 @@ from longrl.environments.trajectory import Answer, Trajectory, begin
 from longrl.environments.worker import StepReply, StepRequest, WorkerSetup
 from longrl.environments.worker_processes import EnvironmentProcess, EnvironmentProcesses, LostProcess
 from longrl.io.functions import resolve_function
+from longrl.io.pulse import PULSE
 from longrl.models.base import CausalFamily
 from longrl.types import Observed, Prompt, SamplingParams
 
@@ -207,6 +208,7 @@ class Lane:
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
             job(self)
+            PULSE.beats += 1  # the engine may wait for many turns, each of which takes its time
         self.drop()
 
 

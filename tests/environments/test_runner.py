@@ -16,6 +16,7 @@ from longrl.environments.runner import EnvironmentRunner, turn_text
 from longrl.environments.settings import EnvironmentSettings
 from longrl.environments.video_tools import VideoTools
 from longrl.features.cache import FeatureCache
+from longrl.io.pulse import PULSE
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.types import Row
 from tests.environments.asking import MAKE, SECONDS, answers, begin, call, is_there, say, told, wait_for_end
@@ -101,11 +102,13 @@ def test_a_call_that_hangs_is_cut_and_the_environment_is_as_before(runner, model
     (trajectory,) = begin(runner, clip)
     assert told(answer, trajectory, call("do", trick="count")).text == "call 1"
     start = time.monotonic()
+    beats = PULSE.beats
     observed = told(answer, trajectory, call("do", trick=trick))
     assert observed.text == f"Error: no answer within {SECONDS} s; ask for less"
     assert observed.calls[0].error
     assert time.monotonic() - start < SECONDS + 5
     assert told(answer, trajectory, call("do", trick="count")).text == "call 2"
+    assert PULSE.beats > beats  # a watchdog need not end a run whose tools are slow
 
 
 @pytest.mark.parametrize(
