@@ -40,7 +40,7 @@ class RolloutEncoder:
         self._lock = threading.Lock()
         self._claimed: dict[str, Future[None]] = {}
         """Media keys, and when their features are there."""
-        self._context = CallerContext()
+        self._context = CallerContext(model)
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
@@ -175,13 +175,18 @@ class Claims:
 
 
 class CallerContext:
-    """Autocast, device and stream of the thread that makes it, for another one."""
+    """Autocast of the thread that makes it, and its stream on a model's device, for another one.
 
-    def __init__(self) -> None:
+    Args:
+        model: that computes; the thread that makes this may have no device of its own, and the current one is the
+            first then, whatever the rank.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
         kinds = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
         self._autocast = [(kind, torch.get_autocast_dtype(kind)) for kind in kinds if torch.is_autocast_enabled(kind)]
-        has_cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
-        self._stream = torch.cuda.current_stream() if has_cuda else None
+        device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
+        self._stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:

@@ -14,14 +14,15 @@ import torch
 
 from longrl.types import FrameShard, Media
 
-PACKAGE = "longrl."
-"""Sources are restored if their class is from here: a file that was tampered with runs no code of others."""
+MODULES = ("longrl.types", "longrl.datamodules.media.", "longrl.datamodules.loading.traces")
+"""Sources are restored if their class is from here, where making one imports nothing that it names: a file that was
+tampered with runs no code of others. A reward, say, would import the function that the file names."""
 
 
 def saved_media(media: Media) -> dict[str, Any]:
     """A media item as plain values: numbers, texts, lists and dicts, as JSON and `torch.load(weights_only=True)` read.
 
-    Its source is kept if it is a frozen dataclass of plain values of this package, as `FileFrames`. One that holds
+    Its source is kept if it is a frozen dataclass of plain values of `MODULES`, as `FileFrames`. One that holds
     pixels, or is another's, becomes None: then the item can be scored with features that are still in a cache alone.
     """
     saved = {field.name: getattr(media, field.name) for field in dataclasses.fields(media)}
@@ -68,7 +69,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _plain(part) for name, part in value.items()}
     kind = type(value)
-    if dataclasses.is_dataclass(value) and kind.__module__.startswith(PACKAGE):
+    if dataclasses.is_dataclass(value) and kind.__module__.startswith(MODULES):
         fields = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value) if field.init}
         return {"class": f"{kind.__module__}:{kind.__qualname__}", "fields": fields}
     raise TypeError(f"a {kind.__name__} is no plain value")
@@ -83,9 +84,9 @@ def _restored(value: Any) -> Any:
     if value.keys() != {"class", "fields"}:
         return {name: _restored(part) for name, part in value.items()}
     module, _, name = value["class"].partition(":")
-    if not module.startswith(PACKAGE):
-        raise ValueError(f"{value['class']} is none of {PACKAGE}*, so it is not restored")
+    if not module.startswith(MODULES):
+        raise ValueError(f"{value['class']} is in none of {', '.join(MODULES)}, so it is not restored")
     kind = getattr(importlib.import_module(module), name)
-    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
-        raise ValueError(f"{value['class']} is no dataclass, so it is not restored")
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__module__.startswith(MODULES)):
+        raise ValueError(f"{value['class']} is no dataclass of these, so it is not restored")
     return kind(**{name: _restored(part) for name, part in value["fields"].items()})

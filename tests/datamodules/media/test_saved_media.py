@@ -61,7 +61,19 @@ def test_what_is_not_plain_is_left_out(media, source):
     assert restored_media(saved_media(dataclasses.replace(media, source=source))).source is None
 
 
-@pytest.mark.parametrize("name", ["os:system", "longrl.io.atomic:atomic_write", "longrl.types:no", "longrl.no:one"])
+def test_a_file_names_no_class_that_imports_what_the_file_says(media, tmp_path):
+    (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef score(completion, row): ...\n")
+    fields = {"function": f"{tmp_path / 'code.py'}:score"}
+    for source in ("longrl.rewards.reward_sum:RewardTerm", "longrl.rewards.signatures:ColumnReward"):
+        with pytest.raises(ValueError, match="not restored"):
+            restored_media(saved_media(media) | {"source": {"class": source, "fields": fields}})
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["os:system", "longrl.io.atomic:atomic_write", "longrl.types:no", "longrl.types:dataclass", "longrl.no:one"],
+)
 def test_a_file_runs_nothing(media, name):
     saved = saved_media(media) | {"source": {"class": name, "fields": {}}}
     with pytest.raises(ValueError, match=r"not restored|no saved media"):
