@@ -55,7 +55,7 @@ class EnvironmentRollouts:
         self.close()
         self.runner = EnvironmentRunner(self.settings, module.family)
         data = data_module_of(trainer)
-        tools = tuple(self.runner.tools) if self.settings.show_tools else ()
+        tools = self.runner.tools
         for family in (module.family, module.engine_family, data.renderer.family):
             family.tools = tools
         for dataset in data.datasets.values():

@@ -167,8 +167,7 @@ class RolloutCallback(Callback):
             pl_module.temperature = self.sampling.temperature or 1.0
             pl_module.mismatch_monitor = self._monitor
             data = data_module_of(trainer)
-            lengths = self._environment.lengths(self.sampling)
-            limits = training_limits(pl_module, self.engine, max_prompt_tokens, lengths)
+            limits = training_limits(pl_module, self.engine, max_prompt_tokens, self.sampling, self.environment)
             data.limit_lengths(limits, ("train",))
         eval_limits = self.engine.length_limits(self._environment.lengths(self.eval_sampling))
         if eval_limits:  # known now, a prompt that is too long for the engine is skipped instead of ending the run

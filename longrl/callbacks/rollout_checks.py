@@ -11,6 +11,7 @@ from torch import Tensor
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.engines.parity import check_rendered_prompts
 from longrl.engines.rollout_engine import RolloutEngine
+from longrl.environments.settings import EnvironmentSettings, with_observed
 from longrl.models.base import CausalFamily
 from longrl.models.expert_routing import num_experts
 from longrl.modules.mini_batches import Mismatch
@@ -146,7 +147,11 @@ def is_filtered(sampling: SamplingParams) -> bool:
 
 
 def training_limits(
-    module: PolicyModule, engine: RolloutEngine, max_prompt_tokens: int | None, sampling: SamplingParams
+    module: PolicyModule,
+    engine: RolloutEngine,
+    max_prompt_tokens: int | None,
+    sampling: SamplingParams,
+    environment: EnvironmentSettings | None = None,
 ) -> tuple[LengthLimit, ...]:
     """What update and engine take: longer prompts are skipped; warned of where `data.max_prompt_tokens` lets them in.
 
@@ -155,14 +160,20 @@ def training_limits(
         engine: samples.
         max_prompt_tokens: the option of the data.
         sampling: of training rollouts; every completion may become as long as it allows.
+        environment: and as what it may be shown beside.
     """
+    lengths = with_observed(sampling, environment)
     of_update = micro_batch_limit(
         module.max_tokens_per_micro_batch,
         module.parallel.degrees,
-        sampling.max_completion_tokens,
+        lengths.max_completion_tokens,
     )
-    of_engine = engine.length_limits(sampling)
+    of_engine = engine.length_limits(lengths)
     limits = (of_update, *of_engine)
+    remedy = ""
+    if environment is not None:
+        options = "data.max_prompt_tokens, sampling.max_completion_tokens or rollout.environment.max_observed_tokens"
+        remedy = f"lower {options} (now {environment.max_observed_tokens})"
     for limit in limits:
         problem = length_problem(
             "the longest prompt of data.max_prompt_tokens",
@@ -171,6 +182,7 @@ def training_limits(
             limit=limit.tokens,
             option=limit.option,
             ranks=limit.ranks,
+            remedy=remedy,
         )
         if problem:
             logger.warning("%s; longer prompts are skipped", problem)

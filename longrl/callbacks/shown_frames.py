@@ -65,7 +65,7 @@ def _frames_of(item: Media) -> Tensor | None:
         return None
     try:
         parts = [part.pixels for part in item.source() if isinstance(part, Frames)]
-    except (ValueError, OSError) as error:  # `UnusableSample` is one
+    except Exception as error:  # whatever a source meets, which may be a user's own: no picture ends a run
         logger.warning("frames that a completion was shown cannot be pictured: %s", error)
         return None
     return torch.cat(parts) if parts else None

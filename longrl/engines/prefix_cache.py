@@ -85,8 +85,8 @@ class PrefixCache:
             prompts = (heads, self.spans[-1].stop, size)
             completions = (heads, len(self.spans) * self.num_generations, self.max_tokens, size)
             self.prompts[layer] = (key.new_empty(prompts), key.new_empty(prompts))
-            # Zeros, for what is hidden from a query still is a factor of its products.
-            self.completions[layer] = (key.new_empty(completions), key.new_zeros(completions))
+            # Zeros, for what is hidden from a query still is in its products, and what memory held before may be NaN.
+            self.completions[layer] = (key.new_zeros(completions), key.new_zeros(completions))
         keys, values = self.prompts[layer]  # [K, T, D]
         keys[:, rows] = key[0]
         values[:, rows] = value[0]

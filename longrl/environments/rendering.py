@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -32,8 +33,24 @@ def all_needed(keys: Sequence[str]) -> frozenset[str]:
 
 
 def as_observation(answer: Observation | str) -> Observation:
-    """What a step answered; a text is an answer that no call asked for."""
-    return Observation((ToolResponse((answer,), ToolCall("")),)) if isinstance(answer, str) else answer
+    """What a step answered, calls as plain values, for checkpoints and files; a text is what no call asked for.
+
+    Raises:
+        TypeError: it is neither, or the arguments of a call are nothing that JSON can hold.
+    """
+    if isinstance(answer, str):
+        return Observation((ToolResponse((answer,), ToolCall("")),))
+    if not isinstance(answer, Observation):
+        raise TypeError(f"step must return an Observation, a text or None, got {type(answer).__name__}")
+    return Observation(tuple(replace(one, call=_plain_call(one.call)) for one in answer.responses))
+
+
+def _plain_call(call: ToolCall) -> ToolCall:
+    """The same without NumPy's numbers."""
+    span = None if call.span_s is None else (float(call.span_s[0]), float(call.span_s[1]))
+    times = tuple(map(float, call.frame_times))
+    arguments = json.loads(json.dumps(call.arguments))
+    return replace(call, arguments=arguments, seconds=float(call.seconds), span_s=span, frame_times=times)
 
 
 def render_observation(

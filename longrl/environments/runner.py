@@ -8,6 +8,7 @@ environment stays as it was before the turn.
 from __future__ import annotations
 
 import atexit
+import inspect
 import logging
 import queue
 import sys
@@ -27,6 +28,7 @@ from longrl.environments.trajectory import Answer, Trajectory, begin
 from longrl.environments.worker import StepReply, StepRequest, WorkerSetup
 from longrl.environments.worker_processes import EnvironmentProcess, EnvironmentProcesses, LostProcess
 from longrl.io.functions import resolve_function
+from longrl.io.pulse import PULSE
 from longrl.models.base import CausalFamily
 from longrl.types import Observed, Prompt, SamplingParams
 
@@ -64,9 +66,21 @@ class EnvironmentRunner:
         self._is_closed = False
 
     @property
-    def tools(self) -> Sequence[Mapping[str, Any]]:
-        """Schemas of the environment's tools, for chat templates."""
-        return self._make(**self.settings.options).tools
+    def tools(self) -> tuple[Mapping[str, Any], ...]:
+        """Schemas of the tools that prompts describe; () with `show_tools` off.
+
+        Raises:
+            ValueError: the environment does not take its options.
+        """
+        try:
+            inspect.signature(self._make).bind(**self.settings.options)
+        except TypeError as error:
+            raise ValueError(
+                f"rollout.environment.options do not fit {self._make.__name__} ({error}); it takes "
+                f"{', '.join(inspect.signature(self._make).parameters) or 'none'}"
+            ) from error
+        environment = self._make(**self.settings.options)
+        return tuple(environment.tools) if self.settings.show_tools else ()
 
     def begin(self, prompts: Sequence[Prompt], sampling: SamplingParams, first: int = 0) -> list[list[Trajectory]]:
         """The trajectories of each prompt under the environment's limits; see `trajectory.begin`."""
@@ -194,6 +208,7 @@ class Lane:
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
             job(self)
+            PULSE.beats += 1  # the engine may wait for many turns, each of which takes its time
         self.drop()
 
 

@@ -133,5 +133,5 @@ def error_response(name: str, arguments: Mapping[str, Any], problem: str, second
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, not too long."""
-    return next(iter(str(error).splitlines()), "no message")[:300]
+    """The first line of an error's message, not too long; its type, if it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)[:300]

@@ -127,4 +127,6 @@ def _checked(what: str, schema: Mapping[str, Any], value: Any) -> Any:
 
 
 def _floor(value: float) -> float:
+    if isinstance(value, int):  # it may be too large for a float
+        return value
     return math.floor(value) if math.isfinite(value) else math.nan

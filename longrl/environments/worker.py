@@ -19,7 +19,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from typing_extensions import override
@@ -106,7 +106,9 @@ def main() -> None:
     pids: set[int] = set()
     try:
         while os.getppid() == parent:
-            pids = {pid for pid in pids if os.waitpid(pid, os.WNOHANG) == (0, 0)}
+            for pid in [pid for pid in pids if os.waitpid(pid, os.WNOHANG) != (0, 0)]:
+                pids.remove(pid)
+                _kill_group(pid)  # it ended by itself, and what it started may be there
             if not select.select([control], [], [], 1.0)[0]:
                 continue
             content, fds, _, _ = socket.recv_fds(control, COMMAND.size, 1)
@@ -147,31 +149,46 @@ def _fork(fd: int, control: socket.socket, make: Callable[..., Environment], set
 
 
 def _kill(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
+    _kill_group(pid)
     with contextlib.suppress(ProcessLookupError):  # it may not have its group yet
         os.kill(pid, signal.SIGKILL)
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, 0)
 
 
+def _kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+
 # ---- a process that answers ----
+
+
+class TrainerGone(BaseException):
+    """The trainer has ended; no `EOFError` or `ConnectionError`, for environments may raise these."""
 
 
 def serve(connection: socket.socket, make: Callable[..., Environment], setup: WorkerSetup) -> None:
     """Answers turns until the other side has gone."""
     log = WarningList()
     logging.getLogger().addHandler(log)
-    with contextlib.suppress(EOFError, OSError):
+    with contextlib.suppress(EOFError, OSError, TrainerGone):
         while True:
             request: StepRequest = receive_message(connection)
 
             def needed(keys: Sequence[str]) -> frozenset[str]:
-                send_message(connection, list(keys))
-                return receive_message(connection)
+                try:
+                    send_message(connection, list(keys))
+                    return receive_message(connection)
+                except (EOFError, OSError) as error:
+                    raise TrainerGone from error
 
             reply = answer_turn(request, make, setup, needed)
-            send_message(connection, StepReply(reply.state, reply.observed, log.take(), reply.problem))
+            try:
+                send_message(connection, replace(reply, warnings=log.take()))
+            except (pickle.PicklingError, AttributeError, TypeError) as error:  # a source that is a lambda, say
+                failed = failed_turn(request, setup, error)
+                send_message(connection, replace(failed, warnings=log.take()))
 
 
 def answer_turn(
@@ -202,14 +219,18 @@ def answer_turn(
         # 3. Tokens and patches.
         observed = render_observation(setup.family, observation, request.ended, request.tokens_left, needed)
         return StepReply(new_state, observed)
-    except (EOFError, ConnectionError):
+    except TrainerGone:
         raise
     except BaseException as error:  # whatever an environment raises, `exit()` included: no completion may end a run
-        logger.warning("an environment failed on row %r", request.row.id, exc_info=True)
-        problem = f"the environment failed ({type(error).__name__}: {first_line(error)}); try something else"
-        observation = Observation((error_response("", {}, problem, time.perf_counter() - start),))
-        observed = render_observation(setup.family, observation, request.ended, request.tokens_left)
-        return StepReply(state, observed)
+        return failed_turn(request, setup, error, time.perf_counter() - start)
+
+
+def failed_turn(request: StepRequest, setup: WorkerSetup, error: BaseException, seconds: float = 0.0) -> StepReply:
+    """The answer to a turn where an environment raised something, which a warning has with its traceback."""
+    logger.warning("an environment failed", exc_info=error)  # of many rows alike: equal texts are logged once
+    problem = f"the environment failed ({type(error).__name__}: {first_line(error)}); try something else"
+    observation = Observation((error_response("", {}, problem, seconds),))
+    return StepReply(request.state, render_observation(setup.family, observation, request.ended, request.tokens_left))
 
 
 def _unpicklable(environment: object, error: Exception) -> str:

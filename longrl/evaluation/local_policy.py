@@ -88,7 +88,7 @@ class LocalPolicy(Policy):
         if environment is not None:
             check_environment(self.engine)
             self._runner = EnvironmentRunner(environment, family)
-            family.tools = tuple(self._runner.tools)  # before rows are rendered
+            family.tools = self._runner.tools  # before rows are rendered
 
     @override
     def prepare(self, folder: Path) -> None:

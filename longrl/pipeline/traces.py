@@ -133,7 +133,10 @@ class TraceTalk:
             turns.append(turn_text(reply))
             said = {"role": "assistant", "content": turns[-1]}
             messages.append(said)
-            answer = await asyncio.to_thread(environment.step, turns[-1])
+            try:
+                answer = await asyncio.to_thread(environment.step, turns[-1])
+            except Exception as error:  # whatever an environment raises: no record may end the step
+                raise UnusableReply("environment failed", f"{type(error).__name__}: {error}") from error
             if answer is None:
                 break
             if len(turns) == self.options.max_turns:
@@ -156,7 +159,10 @@ class TraceTalk:
         score = answer_score(turns[-1], row)
         if score < self.options.right_from:
             raise UnusableReply("wrong answer", f"scored {score:g}: {turns[-1][-200:]}")
-        again = await asyncio.to_thread(record_trace, self.make(), row, turns, self.media_root)
+        try:
+            again = await asyncio.to_thread(record_trace, self.make(), row, turns, self.media_root)
+        except Exception as error:  # it ends before the turns do, say
+            raise UnusableReply("not reproducible", f"{type(error).__name__}: {error}") from error
         if again != messages:
             raise UnusableReply("not reproducible", "its calls, made anew, are answered otherwise")
         return messages

@@ -175,7 +175,7 @@ def prefill_s(plan: Plan, hardware: Hardware, efficiency: Efficiency) -> float:
 
 
 def decode_s(plan: Plan, hardware: Hardware, efficiency: Efficiency) -> float:
-    """N steps of each round, each reading all text weights, keys and values so far, and states; or the products' time.
+    """All n steps of each round, each reading text weights, keys and values so far, and states; or the products' time.
 
     Or the time in which their kernels are launched. Ranks that share an engine share the reading and the products.
     """

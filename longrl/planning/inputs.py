@@ -298,7 +298,7 @@ class Plan:
 
     @property
     def sampled_tokens(self) -> int:
-        """N."""
+        """Tokens of a completion that the policy samples: n."""
         return self.completion_tokens - self.observed_tokens
 
     @property

@@ -201,3 +201,9 @@ def test_an_encoder_that_trains_encodes_what_was_shown_once_more_in_the_update(t
     values["model"]["family"]["init_args"]["freeze_vision_encoder"] = False
     with pytest.raises(ValueError, match=r"overlap=true lets the update change.*freeze_vision_encoder to true"):
         run(tmp_path / "overlap", values)
+
+
+def test_a_limit_that_is_too_low_for_what_is_shown_names_both(tmp_path, caplog):
+    with pytest.raises(ValueError, match=r"above 4000, the model.max_tokens_per_micro_batch"):
+        run(tmp_path / "run", rl(max_observed_tokens=4096))
+    assert "or rollout.environment.max_observed_tokens (now 4096); longer prompts are skipped" in caplog.text

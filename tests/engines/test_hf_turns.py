@@ -111,6 +111,20 @@ def test_what_is_shown_is_read_in_chunks(name):
     torch.testing.assert_close(logprobs(found), logprobs(wanted), rtol=1e-5, atol=1e-5)
 
 
+def test_what_memory_held_before_is_read_by_nobody(monkeypatch):
+    """Completions of very different lengths, in memory that is full of NaN."""
+    new_empty = torch.Tensor.new_empty
+
+    def full_of_nan(tensor, *args, **options):
+        made = new_empty(tensor, *args, **options)
+        return made.fill_(float("nan")) if made.is_floating_point() else made
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", full_of_nan)
+    groups, _ = sample(given("qwen2.5-vl"), sampling=SamplingParams(4, 96))
+    assert len({len(completion.token_ids) for completion in flat(groups)}) > 4
+    assert logprobs(groups).isfinite().all()
+
+
 def test_completions_that_have_ended_leave_the_batch(monkeypatch):
     kept = []
     keep = TurnCache.keep

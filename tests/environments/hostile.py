@@ -6,11 +6,19 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
+
+from longrl.environments import Observation, ToolResponse
 from longrl.environments.tool_environment import ToolError
 from longrl.environments.video_tools import VideoTools
+from longrl.turns import ToolCall
 
 TRICKS = ("sleep", "spin", "fail", "misspelt", "lines", "huge", "leave", "die", "talk", "refuse", "recurse", "start")
+ANSWERS = ("refuses a connection", "end of a file", "a dict", "a lambda", "a set", "NumPy")
+"""Turns by which `step` itself does what it should not."""
 
 
 class Hostile(VideoTools):
@@ -21,6 +29,31 @@ class Hostile(VideoTools):
     def __init__(self, **options) -> None:
         super().__init__(**options)
         self.num_calls = 0
+
+    def step(self, text):
+        if text.startswith("leave a child "):
+            file = Path(text.rpartition(" ")[2])
+            file.write_text(str(subprocess.Popen(["sleep", "600"]).pid))
+            os._exit(3)
+        if text not in ANSWERS:
+            return super().step(text)
+        if text == "refuses a connection":
+            raise ConnectionRefusedError("nobody is there")
+        if text == "end of a file":
+            raise EOFError("too short")
+        if text == "a dict":
+            return {"answer": 1}
+        shown = self.get_frames([1.0])
+        content = shown.content
+        call = ToolCall("look", {"number": 1}, None, 0.5, shown.span_s, shown.frame_times)
+        if text == "a set":
+            call = replace(call, arguments={"numbers": {1, 2}})
+        if text == "a lambda":
+            content = (replace(shown.content[1], source=lambda: shown.content[1].source()),)
+        if text == "NumPy":
+            times = np.asarray(shown.frame_times, np.float32)
+            call = replace(call, seconds=np.float32(0.5), span_s=(times[0], times[0]), frame_times=tuple(times))
+        return Observation((ToolResponse(content, call),))
 
     def do(self, trick: str) -> str:
         """Does something.

@@ -16,6 +16,7 @@ from longrl.environments.runner import EnvironmentRunner, turn_text
 from longrl.environments.settings import EnvironmentSettings
 from longrl.environments.video_tools import VideoTools
 from longrl.features.cache import FeatureCache
+from longrl.io.pulse import PULSE
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.types import Row
 from tests.environments.asking import MAKE, SECONDS, answers, begin, call, is_there, say, told, wait_for_end
@@ -101,11 +102,13 @@ def test_a_call_that_hangs_is_cut_and_the_environment_is_as_before(runner, model
     (trajectory,) = begin(runner, clip)
     assert told(answer, trajectory, call("do", trick="count")).text == "call 1"
     start = time.monotonic()
+    beats = PULSE.beats
     observed = told(answer, trajectory, call("do", trick=trick))
     assert observed.text == f"Error: no answer within {SECONDS} s; ask for less"
     assert observed.calls[0].error
     assert time.monotonic() - start < SECONDS + 5
     assert told(answer, trajectory, call("do", trick="count")).text == "call 2"
+    assert PULSE.beats > beats  # a watchdog need not end a run whose tools are slow
 
 
 @pytest.mark.parametrize(
@@ -129,6 +132,45 @@ def test_whatever_a_tool_does_is_answered(runner, model, clip, trick, said, capl
     assert len(observed.input_ids) <= 600
     log = {"misspelt": "NameError", "die": "ended without an answer", "talk": "I warn", "leave": "SystemExit"}
     assert log.get(trick, "") in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("turn", "said"),
+    [
+        ("refuses a connection", "ConnectionRefusedError: nobody is there"),
+        ("end of a file", "EOFError: too short"),
+        ("a dict", "TypeError: step must return an Observation, a text or None, got dict"),
+        ("a lambda", "lambda"),
+        ("a set", "TypeError: Object of type set is not JSON serializable"),
+    ],
+)
+def test_whatever_a_step_does_is_shown_and_logged(runner, model, clip, turn, said, caplog):
+    runner._warned.clear()
+    observed = told(answers(runner, model), begin(runner, clip)[0], turn)
+    assert observed.text.startswith("Error: the environment failed (")
+    assert said in observed.text
+    assert "Traceback" in caplog.text
+
+
+def test_options_that_do_not_fit_are_named(family):
+    runner = EnvironmentRunner(EnvironmentSettings(MAKE.replace("Hostile", "VideoTools"), {"max_frame": 4}), family)
+    with pytest.raises(ValueError, match=r"rollout.environment.options do not fit VideoTools .*max_frame.*max_frames"):
+        _ = runner.tools
+    shown = EnvironmentRunner(EnvironmentSettings(MAKE), family).tools
+    assert {"crop_video", "do"} <= {tool["function"]["name"] for tool in shown}
+    assert EnvironmentRunner(EnvironmentSettings(MAKE, show_tools=False), family).tools == ()
+
+
+def test_calls_have_plain_values(runner, model, clip):
+    (call,) = told(answers(runner, model), begin(runner, clip)[0], "NumPy").calls
+    assert call.frame_times == (1.0,)
+    assert {type(value) for value in (call.seconds, *call.span_s, *call.frame_times)} == {float}
+
+
+def test_what_a_process_started_ends_when_it_ends_by_itself(runner, model, clip, tmp_path):
+    file = tmp_path / "pid"
+    told(answers(runner, model), begin(runner, clip)[0], f"leave a child {file}")
+    wait_for_end([int(file.read_text())])
 
 
 def test_an_environment_that_cannot_be_copied_ends_the_run(runner, model, clip):

@@ -121,6 +121,7 @@ def test_subtitles_are_found_by_most_words(clip):
         ("crop_video", {"start_s": 1, "end_s": 2, "fps": 0}, "fps must be above 0"),
         ("crop_video", {"start_s": "1", "end_s": 2}, "must be a number, got `1`"),
         ("crop_video", {"start_s": True, "end_s": 2}, "must be a number"),
+        ("crop_video", {"start_s": 10**400, "end_s": 2}, "must be below 1e15"),
         ("crop_video", {"start_s": 1, "end_s": 2, "video": 1}, "takes no `video`"),
         ("zoom", {"time_s": 9, "box": [0, 0, 500, 500]}, "a time must be from 0 to 4 s, got 9"),
         ("zoom", {"time_s": 1, "box": [100, 100, 100, 500]}, "left < right"),

@@ -43,6 +43,9 @@ def test_cards_show_the_box_that_a_call_asked_for():
     assert list(answered.calls[1].frames) == []
     gone = turn_cards([saved_turn(turn) for turn in TURNS], ["nowhere.mp4"])
     assert list(gone[1].calls[0].frames) == []
+    others = ToolCall("look", {"video": 1, "box": [0, 0, 10**400, 1]}, None, 0.1, None, (2.5,))
+    (card,) = turn_cards([saved_turn(Turn("tool", "", 1, (others,)))], [str(clip)])
+    assert list(card.calls[0].frames) == []
 
 
 def with_tools(folder, **options):

@@ -1,6 +1,7 @@
 """A model behind an endpoint answers with tools; what is kept can be replayed, is right, and has looked."""
 
 import json
+from typing import ClassVar
 
 import pytest
 
@@ -107,12 +108,37 @@ class Restless:
         return f"number {self.count}" if "<tool_call>" in text else None
 
 
-def test_what_cannot_be_replayed_is_not_kept(tmp_path, records):
+class Broken(Restless):
+    """One that raises."""
+
+    def step(self, text):
+        raise ConnectionRefusedError("nobody is there")
+
+
+class Short(Restless):
+    """One that answers the first time that it is asked about a row alone."""
+
+    begun: ClassVar[set[str]] = set()
+
+    def reset(self, row):
+        self.is_first = row.id not in self.begun
+        self.begun.add(row.id)
+
+    def step(self, text):
+        return "a number" if self.is_first and "<tool_call>" in text else None
+
+
+@pytest.mark.parametrize(
+    ("tools", "problem"),
+    [("Restless", "not reproducible"), ("Short", "not reproducible"), ("Broken", "environment failed")],
+)
+def test_what_cannot_be_replayed_is_not_kept(tmp_path, records, tools, problem):
     with Server(policy({name: [[CALL, RIGHT]] for name in "abcd"})) as server:
-        tools = "tests.pipeline.test_traces.Restless"
+        tools = f"tests.pipeline.test_traces.{tools}"
         chosen = config(tmp_path / "out", server.url, max_failed_share=1.0, **options(records, tools=tools))
         report = run_step(chosen, "trace")
-    assert report.counts["not reproducible"] == 8
+    assert report.counts[problem] >= 1
+    assert report.counts["given up"] == 4
     assert Workspace(tmp_path / "out").read("trace") == []
 
 

@@ -124,7 +124,13 @@ def read_media_part(
     if part.get("box") is not None:
         if kind == "video":
             raise ValueError("has a video with a box, which is of one frame; write an image with `time_s`")
-        read["box"] = [edge / BOX_SCALE for edge in _numbers(part["box"], 4, "box")]
+        left, top, right, bottom = edges = _numbers(part["box"], 4, "box")
+        if not (left < right <= BOX_SCALE and top < bottom <= BOX_SCALE):
+            raise ValueError(
+                f"has a tool's answer whose box must be [left, top, right, bottom] in thousandths, left < right and "
+                f"top < bottom, got {edges}; correct it"
+            )
+        read["box"] = [edge / BOX_SCALE for edge in edges]
     if part.get("fps") is not None:
         (read["fps"],) = _numbers([part["fps"]], 1, "fps")
     for name in COUNTS:

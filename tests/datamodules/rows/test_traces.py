@@ -82,6 +82,14 @@ def tool(*parts):
         ([ASKS, tool({"type": "video", "video": "v.mp4", "span_s": [8]}), ANSWERS], "span_s must be 2 numbers"),
         ([ASKS, tool({"type": "image", "video": "v.mp4"}), ANSWERS], "time_s must be 1 numbers"),
         ([ASKS, tool({**CROP, "box": [0, 0, 1, 1]}), ANSWERS], "a video with a box"),
+        (
+            [ASKS, tool({"type": "image", "video": "v.mp4", "time_s": 1, "box": [500, 0, 100, 1000]}), ANSWERS],
+            "left < right",
+        ),
+        (
+            [ASKS, tool({"type": "image", "video": "v.mp4", "time_s": 1, "box": [0, 0, 500, 2000]}), ANSWERS],
+            "in thousandths",
+        ),
         ([ASKS, tool({"type": "image", "image": "a.png", "time_s": 1}), ANSWERS], "name its video"),
         ([ASKS, tool({"type": "video", "video": ["v.mp4", "w.mp4"]}), ANSWERS], "must name one video"),
         ([ASKS, tool({"type": "box"}), ANSWERS], "must be text or one of"),
