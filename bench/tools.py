@@ -24,17 +24,24 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from common import ROOT, Row, console, parse_arguments, report
 from tool_steps import step_rows
 
 from longrl.commands.main import main as run_command
+from longrl.datamodules.rows.question_rows import longvideo_reason_row, make_rows
+from longrl.datamodules.rows.sources import media_root_of, read_records
+from longrl.evaluation.benchmark_report import cards
 from longrl.evaluation.curves import find_metrics, read_metrics
-from longrl.evaluation.samples import RESULTS_FILE, SAMPLES_FILE, TEST_FOLDER
+from longrl.evaluation.report_page import Report, write_report
+from longrl.evaluation.samples import RESULTS_FILE, SAMPLES_FILE, TEST_FOLDER, read_samples
 from longrl.io.jsonl import read_jsonl
 from longrl.testing.needles import NeedleConfig, write_needle_base, write_needles
+from longrl.types import Row as Question
 
 CONFIGS = ROOT / "configs" / "demo"
+NUM_CARDS = 6
 NO_TOOLS = "--rollout.environment=null"
 
 
@@ -61,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     rows = [stages.test("sft"), stages.test("rl"), stages.test("rl_no_tools", NO_TOOLS)]
     num_prompts, repeats = (2, 1) if arguments.quick else (8, 5)
     more = {"calls": calls_by_step(folder / "rl"), "steps": step_rows(folder, num_prompts, repeats)}
-    report(__file__, arguments, rows, more=more)
+    report(__file__, arguments, rows, notes=[f"report: {stages.write_page()}"], more=more)
     return rows
 
 
@@ -77,6 +84,7 @@ class Stages:
         self.folder = folder
         self.steps = steps
         self.seconds: dict[str, float] = {}
+        self.scores: dict[str, Any] = {}
         self.common = [
             f"--config={CONFIGS / 'common.yaml'}",
             f"--config={CONFIGS / 'tools' / 'common.yaml'}",
@@ -97,6 +105,7 @@ class Stages:
         folder = self.folder / "evaluation" / name
         self._run("test", *self.common, f"--run_dir={folder}", f"--model.init_from={self.folder / name}", *options)
         (condition,) = json.loads((folder / TEST_FOLDER / RESULTS_FILE).read_text())["conditions"].values()
+        self.scores[name] = condition["scores"]
         overall = condition["scores"]["overall"]
         return {
             "stage": name,
@@ -104,6 +113,26 @@ class Stages:
             "calls_per_answer": calls_per_answer(folder / TEST_FOLDER / SAMPLES_FILE),
             "seconds": round(self.seconds[name], 1),
         }
+
+    def write_page(self) -> Path:
+        """A page with the accuracies, the curves of training and some answers with the frames that they asked for."""
+        source = str(self.folder / "data" / "eval.jsonl")
+        made = make_rows(read_records(source), longvideo_reason_row, media_root_of(source))
+        rows = [row for row in made if isinstance(row, Question)]
+        lines = []
+        for name in self.scores:
+            (of_stage,) = read_samples(self.folder / "evaluation" / name / TEST_FOLDER).values()
+            lines += [line | {"condition": name} for line in of_stage]
+        page = Report(
+            title="Looking closer",
+            subtitle="A small model learns by GRPO when to look at a part of a video again.",
+            results=self.scores,
+            seconds=self.seconds,
+            curves={name: find_metrics(self.folder / name) for name in self.scores},
+            samples=cards(rows, lines, NUM_CARDS),
+            chance=0.25,
+        )
+        return write_report(self.folder, page)
 
     def _run(self, *command: str) -> None:
         console.print(f"$ python -m longrl {shlex.join(command)}", soft_wrap=True, highlight=False)
