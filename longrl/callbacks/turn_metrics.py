@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from longrl.modules.trained import mean_over_ranks
+from longrl.rewards.tool_use import calls_of
 from longrl.strategies.parallel import Parallel
-from longrl.turns import ToolCall
-from longrl.types import Completion, Group, Metrics
+from longrl.types import Group, Metrics
 
 
 def turn_metrics(groups: Sequence[Group], num_encoded: int, parallel: Parallel) -> Metrics:
@@ -23,20 +23,14 @@ def turn_metrics(groups: Sequence[Group], num_encoded: int, parallel: Parallel) 
     completions = [completion for group in groups for completion in group.completions]
     calls = [call for completion in completions for call in calls_of(completion)]
     values = {
-        "rollout/tool_calls": [len(list(calls_of(completion))) for completion in completions],
+        "rollout/tool_calls": [len(calls_of(completion)) for completion in completions],
         "rollout/turns": [sum(turn.role == "assistant" for turn in completion.turns) for completion in completions],
         "rollout/observed_tokens": [len(one.token_ids) - one.num_sampled for one in completions],
         "throughput/tool_s": [sum(call.seconds for call in calls_of(completion)) for completion in completions],
         "rollout/tool_errors": [call.error is not None for call in calls],
-        "rollout/groups_with_tools": [any(any(calls_of(one)) for one in group.completions) for group in groups],
+        "rollout/groups_with_tools": [any(calls_of(one) for one in group.completions) for group in groups],
     }
     tensors = {name: torch.tensor(numbers, dtype=torch.float64) for name, numbers in values.items()}
     # Ranks that share prompts have the same groups, but each has asked environments for its own completions.
     encoded = parallel.world.sum_dict({"throughput/media_shown_encoded": float(num_encoded)})
     return mean_over_ranks(tensors, parallel.dp) | encoded
-
-
-def calls_of(completion: Completion) -> Iterator[ToolCall]:
-    """All calls of a completion that were answered, in order; one that could not be read has no name."""
-    for turn in completion.turns:
-        yield from turn.calls
