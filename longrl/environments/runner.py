@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 CALL_END = "</tool_call>"
 ATTEMPTS = 3
 """A turn is asked again where another one that was to decode the same was killed meanwhile."""
+MAX_LOST_S = 300.0
+"""Of each process to calls that hang in one rollout, then its other turns are not tried: ranks wait for each other."""
 MAX_DISTINCT_WARNINGS = 200
 """Of a run; equal ones are logged once."""
 Job = Callable[["Lane"], None]
@@ -62,6 +64,8 @@ class EnvironmentRunner:
         self._processes = EnvironmentProcesses(WorkerSetup(sys.path, settings.make, settings.options, family))
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._lanes: list[Lane] = []
+        self._lost_s = 0.0
+        """Seconds of all processes that hung in this rollout."""
         self._warned: set[str] = set()
         self._is_closed = False
 
@@ -101,6 +105,7 @@ class EnvironmentRunner:
             self._lanes = [Lane(self._processes, self._jobs) for _ in range(self.settings.num_workers)]
             atexit.register(self.close)
         encoder = RolloutEncoder(self.family, model, features)
+        self._lost_s = 0.0
 
         def answer(trajectory: Trajectory) -> Future[Observed | None]:
             future: Future[Observed | None] = Future()
@@ -154,11 +159,15 @@ class EnvironmentRunner:
     def _ask(self, lane: Lane, request: StepRequest, needed: Callable[[Sequence[str]], frozenset[str]]) -> StepReply:
         """What a process answers; an error for the policy where it hangs or ends."""
         seconds = self.settings.seconds_per_call
+        if self._lost_s >= MAX_LOST_S * self.settings.num_workers:
+            self._log([f"calls hung for {self._lost_s:.0f} s in a rollout; others in it are not tried"])
+            return StepReply(request.state, self._error(request, "tools do not answer now; go on without them"))
         process = lane.process()
         try:
             return process.ask(request, seconds, needed)
         except TimeoutError:
             problem = f"no answer within {seconds:g} s; ask for less"
+            self._lost_s += seconds
         except LostProcess:
             if self._is_closed:
                 raise

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from longrl.environments import runner as runner_module
 from longrl.environments.encoding import RolloutEncoder
 from longrl.environments.rendering import render_observation
 from longrl.environments.runner import EnvironmentRunner, turn_text
@@ -109,6 +110,17 @@ def test_a_call_that_hangs_is_cut_and_the_environment_is_as_before(runner, model
     assert time.monotonic() - start < SECONDS + 5
     assert told(answer, trajectory, call("do", trick="count")).text == "call 2"
     assert PULSE.beats > beats  # a watchdog need not end a run whose tools are slow
+
+
+def test_calls_that_hang_without_end_are_not_tried_any_more_in_a_rollout(runner, model, clip, monkeypatch):
+    monkeypatch.setattr(runner_module, "MAX_LOST_S", SECONDS / runner.settings.num_workers)
+    answer = answers(runner, model)
+    (trajectory,) = begin(runner, clip)
+    assert "no answer within" in told(answer, trajectory, call("do", trick="sleep")).text
+    observed = told(answer, trajectory, call("do", trick="count"))
+    assert observed.text == "Error: tools do not answer now; go on without them"
+    (other,) = begin(runner, clip)
+    assert told(answers(runner, model), other, call("do", trick="count")).text == "call 1"
 
 
 @pytest.mark.parametrize(
