@@ -35,6 +35,7 @@ from longrl.types import Observed, Prompt, SamplingParams
 logger = logging.getLogger(__name__)
 
 CALL_END = "</tool_call>"
+CALL_TAGS = ("<tool_call>", CALL_END)
 ATTEMPTS = 3
 """A turn is asked again where another one that was to decode the same was killed meanwhile."""
 MAX_LOST_S = 300.0
@@ -240,7 +241,8 @@ def turn_text(family: CausalFamily, trajectory: Trajectory) -> str:
     """The last turn as environments read it: with its tags, also where they are special tokens."""
     tokenizer = family.tokenizer
     ids = trajectory.turn_ids.tolist()
-    if tokenizer.convert_tokens_to_ids(CALL_END) not in ids or CALL_END in trajectory.text:
+    tags = [tag for tag in CALL_TAGS if tokenizer.convert_tokens_to_ids(tag) in ids]
+    if all(tag in trajectory.text for tag in tags):
         return trajectory.text
     if ids[-1] in family.end_token_ids:
         ids.pop()

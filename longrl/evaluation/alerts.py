@@ -228,6 +228,17 @@ RULES: tuple[Rule, ...] = (
         "a reward raises, or its judge does not answer",
         "see the warnings about rewards; look at the reward function or at the judge's endpoint in rollout.reward",
     ),
+    Rule(
+        "failing tools",
+        r"rollout/tool_errors",
+        level,
+        "above",
+        0.5,
+        0.4,
+        "a share of {:.2f} of the calls is answered with an error",
+        "calls are written otherwise than they are read, or the environment fails",
+        "see the warnings of rollout.environment, and turns in samples.jsonl; teach calls first, by SFT on traces",
+    ),
 )
 
 

@@ -33,6 +33,8 @@ from longrl.pipeline.video_frames import BrokenVideo, FrameSet, file_digest, fra
 from longrl.rewards.reward_sum import RULE_TASKS, accuracy
 from longrl.types import Completion, Frames, Row, UnusableSample
 
+STEP_S = 120.0
+"""For tools to answer a turn: one that hangs costs its record."""
 TRACE_FORM = (
     "<think> with your thoughts </think>, then either calls in <tool_call> tags, JSON with name and arguments, or the "
     "final answer in <answer> tags"
@@ -134,7 +136,7 @@ class TraceTalk:
             said = {"role": "assistant", "content": turns[-1]}
             messages.append(said)
             try:
-                answer = await asyncio.to_thread(environment.step, turns[-1])
+                answer = await asyncio.wait_for(asyncio.to_thread(environment.step, turns[-1]), STEP_S)
             except Exception as error:  # whatever an environment raises: no record may end the step
                 raise UnusableReply("environment failed", f"{type(error).__name__}: {error}") from error
             if answer is None:
@@ -160,7 +162,8 @@ class TraceTalk:
         if score < self.options.right_from:
             raise UnusableReply("wrong answer", f"scored {score:g}: {turns[-1][-200:]}")
         try:
-            again = await asyncio.to_thread(record_trace, self.make(), row, turns, self.media_root)
+            recorded = asyncio.to_thread(record_trace, self.make(), row, turns, self.media_root)
+            again = await asyncio.wait_for(recorded, len(turns) * STEP_S)
         except Exception as error:  # it ends before the turns do, say
             raise UnusableReply("not reproducible", f"{type(error).__name__}: {error}") from error
         if again != messages:

@@ -222,10 +222,10 @@ def test_a_turn_may_end_with_the_token_that_ends_a_call(runner):
     stopping.close()
 
 
-def test_tags_that_are_special_tokens_reach_the_environment():
+@pytest.mark.parametrize("text", ["<tool_call>a</tool_call>", "<tool_call>a", "a</tool_call>"])
+def test_tags_that_are_special_tokens_reach_the_environment(text):
     family = vl_family()
     family.tokenizer.add_tokens(["<tool_call>", "</tool_call>"], special_tokens=True)
-    text = "<tool_call>a</tool_call>"
     ids = torch.tensor([*family.tokenizer(text, add_special_tokens=False)["input_ids"], family.end_token_ids[0]])
     assert "tool_call" not in family.decode(ids)
     runner = EnvironmentRunner(EnvironmentSettings(MAKE), family)

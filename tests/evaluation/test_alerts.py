@@ -83,6 +83,7 @@ COLLAPSES = [
     ("gradient spike", "train/grad_norm", [1.0] * 25 + [11.0] + [1.0] * 5, 25),
     ("truncation", "rollout/cut_off", [0.1] * 15 + [0.4] * 10, 20),
     ("failed rewards", "rollout/failed_rewards", [0.0] * 15 + [0.3] * 10, 20),
+    ("failing tools", "rollout/tool_errors", [0.2] * 15 + [0.7] * 10, 20),
 ]
 
 

@@ -1,6 +1,7 @@
 """A model behind an endpoint answers with tools; what is kept can be replayed, is right, and has looked."""
 
 import json
+import time
 from typing import ClassVar
 
 import pytest
@@ -115,6 +116,13 @@ class Broken(Restless):
         raise ConnectionRefusedError("nobody is there")
 
 
+class Hanging(Restless):
+    """One that does not answer in time."""
+
+    def step(self, text):
+        time.sleep(0.5)
+
+
 class Short(Restless):
     """One that answers the first time that it is asked about a row alone."""
 
@@ -130,9 +138,15 @@ class Short(Restless):
 
 @pytest.mark.parametrize(
     ("tools", "problem"),
-    [("Restless", "not reproducible"), ("Short", "not reproducible"), ("Broken", "environment failed")],
+    [
+        ("Restless", "not reproducible"),
+        ("Short", "not reproducible"),
+        ("Broken", "environment failed"),
+        ("Hanging", "environment failed"),
+    ],
 )
-def test_what_cannot_be_replayed_is_not_kept(tmp_path, records, tools, problem):
+def test_what_cannot_be_replayed_is_not_kept(tmp_path, records, tools, problem, monkeypatch):
+    monkeypatch.setattr("longrl.pipeline.traces.STEP_S", 0.1 if tools == "Hanging" else 60.0)
     with Server(policy({name: [[CALL, RIGHT]] for name in "abcd"})) as server:
         tools = f"tests.pipeline.test_traces.{tools}"
         chosen = config(tmp_path / "out", server.url, max_failed_share=1.0, **options(records, tools=tools))
