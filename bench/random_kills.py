@@ -50,7 +50,7 @@ PART_S = 90.0
 """A part that takes longer hangs, which no signal may lead to."""
 STEPS = 8
 KINDS = ("sft", "rl", "sft", "two ranks")
-QUICK_KILLS = 4
+QUICK_KILLS = 2
 
 
 # ---- runs ----

@@ -30,7 +30,7 @@ def test_shared_prefix_has_the_promised_fields_and_equal_gradients(bench, tmp_pa
     script = bench("shared_prefix")
     sizes = dataclasses.replace(
         script.FULL, prompt_tokens=(96,), completions=(4,), response_tokens=8, timed_tokens=1,
-        hidden_size=48, intermediate_size=64, vocab_size=640, memory_prompts=(64, 256),
+        hidden_size=48, intermediate_size=64, vocab_size=640, memory_prompts=(64,),
     )  # fmt: skip
     written = written_by(script, sizes, tmp_path)
     rows = written["rows"]

@@ -70,7 +70,7 @@ def test_children_and_shared_files_are_counted():
 
 @pytest.mark.slow
 def test_nothing_but_memory_grows_in_short_runs(soak):
-    for row in soak.main(["--quick"]):
+    for row in soak.main(["--quick", "--engine=hf"]):
         assert row["steps"] >= 50
         grown = {name: number for name, number in row.items() if name.endswith("_growth") and number > 0}
         assert grown == {}

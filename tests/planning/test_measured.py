@@ -17,7 +17,6 @@ CASES = {
     "2k tokens with checkpointing and a reference": Case(cells=96, checkpointing=True, kl=True),
     "2k tokens with adapters, the reference under them": Case(cells=96, lora=True, kl=True),
     "2k tokens with checkpointing and MLPs in pieces": Case(cells=96, mlp_chunk=256, checkpointing=True),
-    "2k tokens with adapters and MLPs in pieces": Case(cells=96, mlp_chunk=256, lora=True),
     "2k tokens on 2 ranks": Case(cells=112, sp=2),
     "2k tokens of a hybrid model with checkpointing, generated": Case(
         cells=128, checkpointing=True, hybrid=True, generate=True, completion_tokens=16
