@@ -313,6 +313,9 @@ class Completion(Continuation):
     -1 where it does not say. None without `rollout.router_replay`."""
     prompt_experts: Tensor | None = None
     """[T, M, k] int16: those of the prompt, which one completion of a group carries for all."""
+    versions: Tensor | None = field(default=None, kw_only=True)
+    """[n] int64: of each sampled token the optimizer step whose weights drew it, where weights may have changed between
+    two of them; None where the group says all (`Group.carried_over`)."""
 
 
 class PromptOfRow(Protocol):

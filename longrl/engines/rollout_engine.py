@@ -14,7 +14,8 @@ import hashlib
 import itertools
 import operator
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from longrl.engines.parity import RenderedPrompt
+from longrl.engines.turn_requests import ContinuousRequests
 from longrl.environments.runner import EnvironmentRunner
 from longrl.environments.trajectory import Answer, Trajectory
 from longrl.io.old_hooks import OLD_HOOKS, RefusesOldHooks
@@ -150,6 +152,28 @@ class RolloutEngine(RefusesOldHooks, abc.ABC):
             answer: asks the environment.
         """
         raise ValueError(f"{type(self).__name__} cannot answer to rollout.environment: {self.environment_problem()}")
+
+    def staleness_problem(self) -> str | None:
+        """Why it cannot go on sampling over several updates (`rollout.max_staleness` above 1), None if it can."""
+        return "its weights change between rollouts alone"
+
+    def continuous_requests(self) -> AbstractContextManager[ContinuousRequests]:
+        """Turns that are answered for as long as the run goes on, by the weights that the engine has at the time."""
+        raise ValueError(f"{type(self).__name__} cannot answer to rollout.max_staleness: {self.staleness_problem()}")
+
+    def sync_beside(
+        self, family: CausalFamily, model: nn.Module, step: int, pause: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        """As `sync`, while `continuous_requests` are answered.
+
+        Args:
+            family: see `sync`.
+            model: see `sync`.
+            step: see `sync`.
+            pause: entered around the moment in which the weights change; no request is under way inside.
+        """
+        with pause():
+            self.sync(family, model, step)
 
     # By default there is nothing to do.
 

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,11 @@ from typing_extensions import override
 
 from longrl.engines.server_client import ServerClient
 from longrl.engines.server_protocol import model_sizes
-from longrl.engines.vllm_extension import write_shards
+from longrl.engines.turn_requests import TurnRequests
 from longrl.engines.vllm_options import VERSION, Fields
 from longrl.engines.vllm_rollouts import VLLMRollouts
-from longrl.engines.vllm_turns import TurnRequests
-from longrl.engines.weight_files import default_folder, new_folder
+from longrl.engines.weight_files import default_folder
+from longrl.engines.weight_senders import FileSender, WeightSender
 from longrl.engines.weight_stream import engine_weights
 from longrl.environments.trajectory import Trajectory
 from longrl.io.number_ranges import COUNT, NOT_NEGATIVE, SECONDS, SECONDS_OR_ZERO, check_ranges
@@ -78,8 +78,7 @@ class VLLMServerEngine(VLLMRollouts):
         if not addresses:
             raise ValueError("urls of VLLMServerEngine must name a server, got none; e.g. http://127.0.0.1:8000")
         self.clients = [ServerClient(url, timeout_s, retries) for url in addresses]
-        self.weights_folder = Path(weights_folder) if weights_folder else default_folder()
-        self.shard_mib = shard_mib
+        self._sender: WeightSender = FileSender(Path(weights_folder) if weights_folder else default_folder(), shard_mib)
         self.bucket_mib = bucket_mib
         self.start_timeout_s = start_timeout_s
         self._info: dict[str, Any] | None = None
@@ -139,11 +138,13 @@ class VLLMServerEngine(VLLMRollouts):
 
     @override
     def sync(self, family: CausalFamily, model: nn.Module, step: int) -> None:
-        """Hands over the trainer's weights of `step`, unless all servers have them. Every rank of the run calls it.
+        """Hands over the trainer's weights of `step`, unless all servers have them. Every rank of the run calls it."""
+        self.sync_beside(family, model, step, contextlib.nullcontext)
 
-        All ranks gather, rank 0 writes; then the first rank of each server has it load. An error of any rank is one of
-        all, so that none waits for another.
-        """
+    @override
+    def sync_beside(
+        self, family: CausalFamily, model: nn.Module, step: int, pause: Callable[[], AbstractContextManager[None]]
+    ) -> None:
         world = world_axis()
         if self._info is None:
             self.start(family)
@@ -154,36 +155,10 @@ class VLLMServerEngine(VLLMRollouts):
             has_weights = self.client.get_info()["version"] == self._version
         if all(world.gather(has_weights)):
             return
-        with self._shared_folder() as folder:
-            weights = self.counted(engine_weights(family, model, self.bucket_mib << 20))
-            with world.raise_on_any_rank():
-                try:
-                    write_shards(weights, folder if world.rank == 0 else None, self.shard_mib << 20)
-                except Exception as error:  # a full disk is an OSError or safetensors' own
-                    for _ in weights:  # the other ranks are still gathering
-                        pass
-                    raise OSError(
-                        f"could not write weights to {folder}: {error}; choose another weights_folder"
-                    ) from error
-            with world.raise_on_any_rank():
-                if world.rank < len(self.clients):
-                    self.client.load_weights(str(folder), self._version)
+        weights = self.counted(engine_weights(family, model, self.bucket_mib << 20))
+        told = [self.client] if world.rank < len(self.clients) else []
+        self._sender.send(weights, told, self._version, pause)
         self.num_syncs += 1
-
-    @contextlib.contextmanager
-    def _shared_folder(self) -> Iterator[Path]:
-        """A folder of rank 0, under one name on all ranks, gone afterwards."""
-        world = world_axis()
-        name = ""
-        with world.raise_on_any_rank():
-            if world.rank == 0:
-                name = str(new_folder(self.weights_folder))
-        folder = Path(world.gather(name)[0])
-        try:
-            yield folder
-        finally:
-            if world.rank == 0:
-                shutil.rmtree(folder, ignore_errors=True)
 
     # -- generation ----------------------------------------------------------------------------------------------
 

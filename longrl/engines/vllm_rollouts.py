@@ -11,8 +11,9 @@ from typing_extensions import override
 
 from longrl.engines.expert_record import expert_layers, with_routed_experts
 from longrl.engines.rollout_engine import RolloutEngine
+from longrl.engines.turn_requests import TurnRequests
 from longrl.engines.vllm_options import VERSION, Fields, make_completion, sampling_arguments
-from longrl.engines.vllm_turns import TurnRequests, TurnSampler
+from longrl.engines.vllm_turns import TurnSampler
 from longrl.environments.trajectory import Answer, Trajectory
 from longrl.models.base import CausalFamily
 from longrl.packing.lengths import check_lengths

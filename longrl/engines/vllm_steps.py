@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from typing_extensions import override
 
+from longrl.engines.turn_requests import TurnRequests
 from longrl.engines.vllm_options import completion_fields
-from longrl.engines.vllm_turns import SAMPLED_PLACEHOLDERS, TurnRequests, num_tokens_of, restore_placeholders
+from longrl.engines.vllm_turns import SAMPLED_PLACEHOLDERS, num_tokens_of, restore_placeholders
 from longrl.environments.trajectory import Trajectory
 
 

@@ -9,15 +9,16 @@ Letters: T tokens of the prompt, S of the trajectory so far.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from longrl.engines.rollout_engine import prompt_seed
+from longrl.engines.turn_requests import TurnRequests
 from longrl.engines.vllm_options import make_completion, sampling_arguments
 from longrl.environments.trajectory import Answer, Trajectory
 from longrl.io.pulse import PULSE
@@ -29,25 +30,6 @@ logger = logging.getLogger(__name__)
 
 SAMPLED_PLACEHOLDERS = "sampled_placeholders"
 """Key of a request: [[index, token], ...] of placeholder tokens that the policy sampled and no media item stands at."""
-
-
-class TurnRequests(Protocol):
-    """Requests that an engine is answering, one for each trajectory that is sampled."""
-
-    def add(self, trajectory: Trajectory, request: dict[str, Any], params: dict[str, Any]) -> None:
-        """Sends a trajectory's turn on its way.
-
-        Args:
-            trajectory: whose turn it is.
-            request: see `turn_request`.
-            params: see `turn_arguments`.
-        """
-
-    def finished(self, answers: Collection[Future[Any]]) -> list[tuple[Trajectory, dict[str, Any]]]:
-        """Turns that have ended, as `completion_fields` gives them; may be none.
-
-        It waits if there is nothing else to do, until a turn ends or one of `answers` has come.
-        """
 
 
 @dataclass
@@ -132,19 +114,21 @@ def num_tokens_of(trajectory: Trajectory) -> int:
 def turn_seed(seed: int, trajectory: Trajectory) -> int:
     """What a trajectory's next turn is drawn by.
 
-    A first turn is drawn as the completion of its number by `generate`, later ones by a seed of their own.
+    A first turn is drawn as the completion of its number by `generate`, later ones, and what follows a cut, by a seed
+    of their own: the numbers that drew the tokens before a cut must not draw those behind it once more.
     """
     turn = trajectory.num_policy_turns
     prompt_id = trajectory.prompt.id
-    if turn == 0:
+    cuts = f", cut {trajectory.num_cuts}" if trajectory.num_cuts else ""
+    if turn == 0 and not cuts:
         return prompt_seed(seed, prompt_id) % (1 << 31) + trajectory.number
-    return prompt_seed(seed, f"{prompt_id} (completion {trajectory.number}, turn {turn})") % (1 << 31)
+    return prompt_seed(seed, f"{prompt_id} (completion {trajectory.number}, turn {turn}{cuts})") % (1 << 31)
 
 
 def turn_arguments(
     family: EngineAdapter, trajectory: Trajectory, sampling: SamplingParams, seed: int, limit: int
 ) -> dict[str, Any]:
-    """Arguments of `vllm.SamplingParams` for a trajectory's next turn.
+    """Arguments of `vllm.SamplingParams` for a trajectory's next turn, or for what a cut has left of one.
 
     Args:
         family: of the model.
@@ -169,10 +153,10 @@ def turn_request(family: EngineAdapter, trajectory: Trajectory, features: Mappin
     placeholders, the first ones first, so such a token is given as another one until that is done (`render_request`).
     """
     prompt = trajectory.so_far()
-    sampled = [torch.zeros(len(trajectory.prompt.input_ids), dtype=torch.bool)]
-    sampled += [torch.full((turn.num_tokens,), turn.role == "assistant") for turn in trajectory.turns]
+    in_prompt = torch.zeros(len(trajectory.prompt.input_ids), dtype=torch.bool)
+    sampled = torch.cat([in_prompt, trajectory.sampled_mask])  # [T + S]
     placeholders = torch.tensor(list(family.media_token_ids().values()), dtype=torch.int64)
-    hidden = torch.cat(sampled) & torch.isin(prompt.input_ids, placeholders)  # [T + S]
+    hidden = sampled & torch.isin(prompt.input_ids, placeholders)  # [T + S]
     if not hidden.any():
         return family.engine_request(prompt, features)
     plain = replace(prompt, input_ids=prompt.input_ids.masked_fill(hidden, family.end_token_ids[0]))

@@ -1,5 +1,8 @@
 """`Trajectory`: a completion in the making, turn after turn, whatever engine samples it.
 
+A turn may be cut, as where the engine gets other weights: its parts go on behind each other (`add_part`), and the last
+one ends it (`add_turn`).
+
 Letters: S tokens so far, n of them sampled, A position axes.
 """
 
@@ -48,9 +51,16 @@ class Trajectory:
         """None while it goes on."""
         self.media: tuple[Media, ...] = ()
         """All that it was shown."""
+        self.num_cuts = 0
+        """Parts of turns that were cut; with the turns it decides what the next tokens are drawn by."""
+        self._turn: list[Tensor] = []
+        """Ids of the policy's last turn, part after part; emptied by the part that begins the next one."""
+        self._turn_goes_on = False
+        """The last turn was cut."""
         self._ids: list[Tensor] = []
         self._sampled: list[Tensor] = []
         self._logprobs: list[Tensor] = []
+        self._versions: list[Tensor] = []
         self._positions: list[Tensor] = []
         self._next_position = torch.zeros((), dtype=prompt.position_ids.dtype)
         """Where the next token stands, counted from the prompt's end."""
@@ -67,30 +77,48 @@ class Trajectory:
 
     @property
     def turn_ids(self) -> Tensor:
-        """[s] token ids of the last turn, once one has been added."""
-        return self._ids[-1]
+        """[s] token ids of the policy's last turn, as far as it has come."""
+        return torch.cat([torch.zeros(0, dtype=torch.int64), *self._turn])
+
+    @property
+    def num_open_tokens(self) -> int:
+        """Tokens of a turn that was cut and is to go on, 0 if none was."""
+        return len(self.turn_ids) if self._turn_goes_on else 0
+
+    @property
+    def oldest_version(self) -> int | None:
+        """The optimizer step whose weights drew its first token, None before one or where nobody says."""
+        return next((int(part.min()) for part in self._versions if len(part)), None)
 
     @property
     def text(self) -> str:
         """Of the last turn of the policy."""
         return next((turn.text for turn in reversed(self.turns) if turn.role == "assistant"), "")
 
-    def add_turn(self, token_ids: Tensor, logprobs: Tensor, text: str, stopped: bool) -> bool:
-        """Takes what was sampled in a turn.
+    def add_part(self, token_ids: Tensor, logprobs: Tensor, version: int | None = None) -> None:
+        """Takes the first tokens of a turn that was cut, or further ones; arguments are those of `add_turn`."""
+        self._add_sampled(token_ids, logprobs, version)
+        self._turn_goes_on = True
+        self.num_cuts += 1
+
+    def add_turn(
+        self, token_ids: Tensor, logprobs: Tensor, text: str, stopped: bool, version: int | None = None
+    ) -> bool:
+        """Takes what was sampled in a turn, of one that was cut what its last part has.
 
         Args:
             token_ids: [s] with the token that ended it, if one did.
             logprobs: [s] of the distribution each was drawn from.
-            text: of the turn, as rewards read it.
+            text: of the whole turn, as rewards read it.
             stopped: an end token ended it; False where it ran out of tokens.
+            version: optimizer step of the weights that drew it; None where all of a rollout are of the same.
 
         Returns:
             True if the environment is to be asked.
         """
-        self._add(token_ids, torch.ones(len(token_ids), dtype=torch.bool), None)
-        self._logprobs.append(logprobs)
-        self.num_sampled += len(token_ids)
-        self.turns.append(Turn("assistant", text, len(token_ids)))
+        self._add_sampled(token_ids, logprobs, version)
+        self._turn_goes_on = False
+        self.turns.append(Turn("assistant", text, len(self.turn_ids)))
         if not stopped:
             self.finish_reason = "length"
         elif self.num_policy_turns == self.max_turns or not self.tokens_left:
@@ -107,6 +135,17 @@ class Trajectory:
         self.num_observed += count
         self.media += observed.media
         self.turns.append(Turn("tool", observed.text, count, observed.calls))
+
+    def _add_sampled(self, ids: Tensor, logprobs: Tensor, version: int | None) -> None:
+        """Tokens of the turn that goes on, or of the next one."""
+        if not self._turn_goes_on:
+            self._turn.clear()
+        self._turn.append(ids)
+        self._add(ids, torch.ones(len(ids), dtype=torch.bool), None)
+        self._logprobs.append(logprobs)
+        if version is not None:
+            self._versions.append(torch.full((len(ids),), version))
+        self.num_sampled += len(ids)
 
     def _add(self, ids: Tensor, sampled: Tensor, positions: Tensor | None) -> None:
         """Tokens and their positions counted from 0; None is one after the other."""
@@ -138,6 +177,11 @@ class Trajectory:
         """[] where the next token stands on every axis."""
         return self.prompt.position_ids.max() + 1 + self._next_position
 
+    @property
+    def sampled_mask(self) -> Tensor:
+        """[S] bool, True where a token was sampled, False where it was shown."""
+        return torch.cat([torch.zeros(0, dtype=torch.bool), *self._sampled])
+
     def completion(self) -> Completion:
         """The whole, once it has ended."""
         assert self.finish_reason is not None, "it has not ended"
@@ -155,6 +199,7 @@ class Trajectory:
             turns=tuple(self.turns),
             experts=self.experts,
             prompt_experts=self.prompt_experts,
+            versions=torch.cat(self._versions) if self._versions else None,
         )
 
 
