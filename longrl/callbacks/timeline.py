@@ -23,7 +23,7 @@ MAX_BYTES = 32 << 20
 
 
 class Timeline(Callback):
-    """Appends a line for each step of RL to `timeline.jsonl`: phases and requests of rank 0, and lengths of completions.
+    """Appends a line for each step of RL to `timeline.jsonl`: phases, requests and lengths of completions, of rank 0.
 
     `fit` adds one by itself, behind all that rolls out. `python -m longrl report` draws the file, and `plan --async`
     reads it.

@@ -17,8 +17,8 @@ from longrl.planning.async_inputs import Measured, check_known, measured_run, re
 from longrl.planning.async_model import AsyncOutcome, Workload, advised_staleness, simulate, verdict
 
 DESCRIPTION = """Simulates a run with rollout.max_staleness 0, 1, 2 and so on, from the lengths of completions and the
-seconds of the phases that a run's folder has, and says which one pays. Numbers that are given replace measured ones; with
---lengths no run is needed. k > 0 needs an engine on devices of its own."""
+seconds of the phases that a run's folder has, and says which one pays. Numbers that are given replace measured ones;
+with --lengths no run is needed. k > 0 needs an engine on devices of its own."""
 FASTER_PREFILL = 8
 """Times as fast as decoding with all slots taken that a token is computed anew, unless it is given: an assumption."""
 TABLE = (
@@ -144,8 +144,8 @@ def show(work: Workload, outcomes: Sequence[AsyncOutcome], notes: Sequence[str])
     middle, long = lengths[len(lengths) // 2], lengths[-1]
     console.print(
         f"{work.groups_per_step} prompts per step; completions of {middle} tokens in the median and {long} at most; "
-        f"{work.slots} decode at once, a token each in {number(work.token_s)} s and {number(work.request_s)} s more for "
-        f"each; update {number(work.update_s)} s, other {number(work.other_s)} s, sync {number(work.sync_s)} s",
+        f"{work.slots} decode at once, a token each in {number(work.token_s)} s and {number(work.request_s)} s more "
+        f"for each; update {number(work.update_s)} s, other {number(work.other_s)} s, sync {number(work.sync_s)} s",
         soft_wrap=True,
         highlight=False,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from longrl.engines.activity import ActivitySpan, EngineActivity
@@ -30,7 +30,7 @@ class TakenSpans:
     rollouts: list[ActivitySpan] = field(default_factory=list)
     """Rollouts beside the update (`rollout.max_staleness: 1`)."""
     requests: list[ActivitySpan] | None = None
-    """Requests under way over time, as an engine's driver counts them; None if nobody does."""
+    """Requests under way over time; None if nobody counts them."""
 
 
 class PhaseSpans:
@@ -38,7 +38,7 @@ class PhaseSpans:
 
     Example:
         spans.add("generate", 3.0, 4.5)
-        spans.add_requests(activity.take())  # by whoever drives the engine, at each step's end
+        spans.follow(activity)  # by whoever drives the engine, once
         spans.take().phases
     """
 
@@ -46,22 +46,19 @@ class PhaseSpans:
         self.rollouts = EngineActivity()
         """Notes rollouts that go on beside the trainer."""
         self._phases: deque[PhaseSpan] = deque(maxlen=MAX_SPANS)
-        self._requests: deque[ActivitySpan] = deque(maxlen=MAX_SPANS)
-        self._is_counted = False
+        self._requests: Callable[[], list[ActivitySpan]] | None = None
 
     def add(self, phase: str, start_s: float, stop_s: float) -> None:
         """A phase that has ended."""
         self._phases.append(PhaseSpan(start_s, stop_s, phase))
 
-    def add_requests(self, spans: Sequence[ActivitySpan]) -> None:
-        """Requests of the engine since the last call; from the first one on the engine is busy in these spans alone."""
-        self._is_counted = True
-        self._requests.extend(spans)
+    def follow(self, activity: EngineActivity) -> None:
+        """From now on the engine is busy where its driver says so, and there alone."""
+        self._requests = activity.follow()
 
     def take(self) -> TakenSpans:
         """All of them; the next call begins anew."""
-        requests = list(self._requests) if self._is_counted else None
+        requests = self._requests() if self._requests is not None else None
         taken = TakenSpans(list(self._phases), self.rollouts.take(), requests)
         self._phases.clear()
-        self._requests.clear()
         return taken

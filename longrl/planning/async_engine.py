@@ -14,11 +14,11 @@ EPSILON = 1e-9
 class SimulatedGroup:
     """A prompt and its completions."""
 
-    number: int
-    """In the order in which prompts are submitted."""
     lengths: Sequence[int]
+    number: int = -1
+    """In the order in which prompts were submitted."""
     attempts: int = 0
-    """How often it was asked again."""
+    """How often it was submitted."""
     version: int | None = None
     """Of the weights that sample its first token; None before."""
     unfinished: int = 0
@@ -31,16 +31,15 @@ class _Request:
     order: tuple[int, int]
     group: SimulatedGroup = field(compare=False)
     tokens: int = field(compare=False)
-    attempt: int = field(compare=False)
     start: float = field(compare=False, default=0.0)
 
     @property
     def is_cancelled(self) -> bool:
-        return self.attempt != self.group.attempts
+        return self.order[0] != self.group.number
 
 
 class SimulatedEngine:
-    """Slots that decode together: a step of `n` requests takes `token_s + request_s * n` seconds and gives each a token.
+    """Slots that decode together: a step of `n` requests takes `token_s + request_s * n` seconds, a token for each.
 
     Args:
         slots: requests that decode at once; others wait, in the order of their groups.
@@ -72,7 +71,8 @@ class SimulatedEngine:
         self._sum_of_starts = 0.0
         self._stalled_s = 0.0
         """Seconds until decoding goes on: keys and values are computed anew."""
-        self._count = 0
+        self._num_ended = 0
+        self._num_submitted = 0
 
     @property
     def num_running(self) -> int:
@@ -85,20 +85,23 @@ class SimulatedEngine:
         return self._num_running * self.depth - self._sum_of_starts
 
     def submit(self, group: SimulatedGroup) -> None:
-        """Asks for a group's completions."""
+        """Asks for a group's completions, from their first token on."""
+        group.number = self._num_submitted
+        group.attempts += 1
         group.unfinished = len(group.lengths)
         group.version = None
         group.spans = []
+        self._num_submitted += 1
         for index, tokens in enumerate(group.lengths):
-            heapq.heappush(self._waiting, _Request((group.number, index), group, tokens, group.attempts))
+            heapq.heappush(self._waiting, _Request((group.number, index), group, tokens))
         self._fill()
 
     def cancel(self, group: SimulatedGroup) -> None:
         """Ends what is under way of a group; `submit` asks again."""
-        group.attempts += 1
-        for _, _, request in self._running:
-            if request.group is group and request.attempt == group.attempts - 1:
+        for _, (number, _), request in self._running:
+            if number == group.number:
                 self._leave(request)
+        group.number = -1
         self._waiting = [request for request in self._waiting if not request.is_cancelled]
         heapq.heapify(self._waiting)
         self._fill()
@@ -119,8 +122,8 @@ class SimulatedEngine:
     def advance_to_end_of_one(self) -> None:
         """On until a completion ends."""
         assert self._num_running, "nothing is under way that could end"
-        before = self._count
-        while self._count == before:
+        before = self._num_ended
+        while self._num_ended == before:
             self._step(float("inf"))
 
     def token_counts(self, group: SimulatedGroup) -> dict[int, float]:
@@ -176,7 +179,7 @@ class SimulatedEngine:
 
     def _end(self, request: _Request) -> None:
         self._leave(request)
-        self._count += 1
+        self._num_ended += 1
         group = request.group
         group.spans.append((request.start, self.depth))
         group.unfinished -= 1

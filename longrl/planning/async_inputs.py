@@ -221,8 +221,8 @@ def _from_metrics(folder: str | Path, metrics: Metrics, settings: Mapping[str, s
         )
     if staleness:
         raise ValueError(
-            f"{folder} has no {FILE} and was sampled during updates, so that its metrics do not tell how long the engine "
-            "took; train some steps anew, or name lengths by --lengths"
+            f"{folder} has no {FILE} and was sampled during updates, so that its metrics do not tell how long the "
+            "engine took; train some steps anew, or name lengths by --lengths"
         )
     num_generations = int(settings.get("rollout.sampling.num_generations", "8"))
     sizes = _last(metrics, "rollout/prompts_drawn")

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from longrl.io.number_ranges import COUNT, NOT_NEGATIVE, check_ranges
 from longrl.planning.async_engine import SimulatedEngine, SimulatedGroup
 
-MAX_ATTEMPTS = 2
-"""So often a prompt is asked again."""
+MAX_TRIES = 3
+"""So often a prompt is asked before it is dropped."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,10 @@ class SimulatedRun:
         self.work = work
         self.max_staleness = max_staleness
         self.engine = SimulatedEngine(work.slots, work.token_s, work.request_s)
-        self.open: dict[int, SimulatedGroup] = {}
-        """Submitted, and neither trained on nor dropped."""
+        self.open: list[SimulatedGroup] = []
+        """Submitted, and neither trained on nor given up."""
+        self.again: list[SimulatedGroup] = []
+        """Given up, to be asked before others."""
         self.drawn = drawn_groups(work.groups, seed)
         self.waited_s = 0.0
         self.asked_again = 0
@@ -102,22 +104,22 @@ class SimulatedRun:
         self.oldest = 0
 
     def ask(self, count: int) -> None:
-        """Submits so many prompts more."""
+        """Submits so many prompts."""
         for _ in range(count):
-            group = next(self.drawn)
-            self.open[group.number] = group
+            group = self.again.pop(0) if self.again else next(self.drawn)
+            self.open.append(group)
             self.engine.submit(group)
 
     def take(self, step: int) -> None:
-        """Waits for a step's groups and takes the oldest finished ones."""
+        """Waits for a step's groups and takes the finished ones whose tokens are oldest."""
         begin = self.engine.time
         while len(self.engine.finished) < self.work.groups_per_step:
             self.engine.advance_to_end_of_one()
         self.waited_s += self.engine.time - begin
-        ready = sorted(self.engine.finished, key=lambda group: group.number)
+        ready = sorted(self.engine.finished, key=lambda group: (group.version, group.number))
         for group in ready[: self.work.groups_per_step]:
             self.engine.finished.remove(group)
-            del self.open[group.number]
+            self.open.remove(group)
             self.trained += 1
             for version, tokens in self.engine.token_counts(group).items():
                 self.tokens += tokens
@@ -125,19 +127,21 @@ class SimulatedRun:
                 if tokens > 0:
                     self.oldest = max(self.oldest, step - version)
 
-    def cancel_old(self, step: int) -> None:
-        """Asks again for what would be too old at the next step, or gives it up."""
-        for group in list(self.open.values()):
-            is_old = group.version is not None and step + 1 - group.version > self.max_staleness
-            if not is_old or not group.unfinished:
+    def give_up(self, step: int) -> None:
+        """Cancels what no step may train on any more, to be asked again or dropped."""
+        for group in list(self.open):
+            if group.version is None or step - group.version <= self.max_staleness:
                 continue
-            self.engine.cancel(group)
-            if group.attempts > MAX_ATTEMPTS:
-                self.dropped += 1
-                del self.open[group.number]
+            self.open.remove(group)
+            if group.unfinished:
+                self.engine.cancel(group)
             else:
+                self.engine.finished.remove(group)
+            if group.attempts < MAX_TRIES:
                 self.asked_again += 1
-                self.engine.submit(group)
+                self.again.append(group)
+            else:
+                self.dropped += 1
 
     def hand_over(self, step: int) -> None:
         """New weights; what is under way is cut and computed anew."""
@@ -152,10 +156,10 @@ class SimulatedRun:
         """One step of the run."""
         work, count = self.work, self.work.groups_per_step
         if self.max_staleness >= 2:
+            self.give_up(step)
             self.hand_over(step)
             self.ask((self.max_staleness + 1) * count - len(self.open))
             self.take(step)
-            self.cancel_old(step)
             self.compute(work.trainer_s)
             return
         if self.max_staleness == 0 or step == 0:
@@ -172,10 +176,8 @@ class SimulatedRun:
 def drawn_groups(groups: Sequence[Sequence[int]], seed: int) -> Iterator[SimulatedGroup]:
     """Groups without end, drawn with replacement: the same ones whatever takes them."""
     draw = random.Random(seed)
-    number = 0
     while True:
-        yield SimulatedGroup(number, groups[draw.randrange(len(groups))])
-        number += 1
+        yield SimulatedGroup(groups[draw.randrange(len(groups))])
 
 
 def simulate(work: Workload, max_staleness: int, num_steps: int = 60, seed: int = 0) -> AsyncOutcome:

@@ -11,7 +11,7 @@ from longrl.callbacks import timeline
 from longrl.callbacks.background_rollout import BackgroundRollout
 from longrl.callbacks.timeline import Timeline, group_lengths, with_data
 from longrl.commands.main import main
-from longrl.engines.activity import ActivitySpan, EngineActivity
+from longrl.engines.activity import EngineActivity
 from longrl.evaluation.timeline import FILE, read_timeline
 from longrl.modules.policy import PolicyModule
 from longrl.types import Batch, Completion, Group, Prompt, Row
@@ -109,17 +109,23 @@ def test_a_rollout_beside_the_update_is_the_engines_time_over_both_steps(tmp_pat
 
 def test_requests_that_a_driver_counts_are_the_engines_time(tmp_path, clock):
     steps = Run(tmp_path, clock)
-    start = clock.now
+    activity = EngineActivity(clock.perf_counter)
+    steps.module.phases.spans.follow(activity)
+    activity.note(6)
+    clock.now += 1.0
+    activity.note(0)
+    activity.take()  # for the metrics of its driver
     steps.spend("generate", 4.0)
-    steps.module.phases.spans.add_requests([ActivitySpan(start, start + 1, 6), ActivitySpan(start + 1, start + 4, 0)])
     steps.end()
     steps.spend("generate", 2.0)
-    steps.module.phases.spans.add_requests([])
+    activity.note(3)
+    steps.spend("update", 2.0)
     steps.end()
     first, second = read_timeline(tmp_path)
     assert first.engine == [[0.0, 1.0, 6.0]]
-    assert (first.engine_busy, first.both_idle) == (0.25, 0.75)
-    assert second.both_idle == 1.0
+    assert (first.engine_busy, first.both_idle) == (0.2, 0.8)
+    assert second.engine == [[2.0, 4.0, 3.0]]
+    assert second.both_idle == 0.5
 
 
 def test_a_run_that_goes_on_writes_its_steps_anew(tmp_path, clock):

@@ -1,5 +1,6 @@
 """Timelines of steps: shares worked out by hand, and files that a killed run left."""
 
+import itertools
 import json
 import random
 
@@ -57,7 +58,7 @@ def test_counted_requests_say_where_both_are_idle():
 def test_many_changes_become_means_over_parts_of_the_step():
     draw = random.Random(0)
     times = sorted(draw.uniform(0, 10) for _ in range(3001))
-    spans = [(start, stop, draw.randint(1, 9)) for start, stop in zip(times, times[1:], strict=False)]
+    spans = [(start, stop, draw.randint(1, 9)) for start, stop in itertools.pairwise(times)]
     found = step_timeline(1, 10.0, [], spans)
     assert len(found.engine) <= MAX_SPANS
     work = sum((stop - start) * requests for start, stop, requests in spans)

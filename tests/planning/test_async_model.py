@@ -39,7 +39,7 @@ def workload(seed: int = 0, **options) -> Workload:
 def test_completions_that_decode_together_take_the_longest_and_each_of_its_tokens():
     """1 s a step and 0.5 s for each in it: 2 tokens at 2 requests (2 s each), then 3 more at 1 (1.5 s)."""
     engine = SimulatedEngine(slots=2, token_s=1.0, request_s=0.5)
-    engine.submit(SimulatedGroup(0, [2, 5]))
+    engine.submit(SimulatedGroup([2, 5]))
     engine.advance_to_end_of_one()
     assert engine.time == pytest.approx(4.0)
     engine.advance_to_end_of_one()
@@ -51,7 +51,7 @@ def test_completions_that_decode_together_take_the_longest_and_each_of_its_token
 def test_weights_that_change_between_two_tokens_cost_what_is_computed_anew():
     """3 tokens by weights 0, then 1 s of sync and 2 s of prefill, then 2 tokens by weights 1."""
     engine = SimulatedEngine(slots=1, token_s=1.0, request_s=0.0)
-    group = SimulatedGroup(0, [5])
+    group = SimulatedGroup([5])
     engine.submit(group)
     engine.advance(3.0)
     assert engine.num_tokens_so_far == pytest.approx(3.0)
@@ -64,7 +64,7 @@ def test_weights_that_change_between_two_tokens_cost_what_is_computed_anew():
 
 def test_what_is_cancelled_leaves_its_slot_and_begins_anew():
     engine = SimulatedEngine(slots=1, token_s=1.0, request_s=0.0)
-    first, second = SimulatedGroup(0, [10]), SimulatedGroup(1, [2])
+    first, second = SimulatedGroup([10]), SimulatedGroup([2])
     engine.submit(first)
     engine.submit(second)
     engine.advance(4.0)
@@ -134,12 +134,13 @@ def test_more_slots_are_never_slower(seed, k):
 def test_prompts_are_bounded_in_number_and_each_is_trained_on_or_dropped_once(k):
     work = workload(5, slots=6, update_s=1.0)
     run = SimulatedRun(work, k, seed=5)
+    drawn = []
+    run.drawn = (drawn.append(group) or group for group in run.drawn)
     for step in range(40):
         run.step(step)
         assert len(run.open) <= k * work.groups_per_step  # and a step's groups more while it goes on
-    asked = next(run.drawn).number
     assert run.trained == 40 * work.groups_per_step
-    assert run.trained + run.dropped + len(run.open) == asked
+    assert run.trained + run.dropped + len(run.open) + len(run.again) == len(drawn)
 
 
 def test_prompts_that_cannot_end_in_time_are_asked_again_twice_and_dropped():
