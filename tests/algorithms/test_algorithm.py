@@ -325,7 +325,8 @@ def without_ratio(tokens, clip_low, clip_high):
     ("select", "run", "problem"),
     [
         (keep_all, {"mini_batches": 4}, r"4 updates per rollout"),
-        (keep_all, {"mini_batches": 1, "overlap": True}, r"rollout\.overlap=true"),
+        (keep_all, {"mini_batches": 1, "max_staleness": 1}, r"rollout\.max_staleness=1"),
+        (keep_all, {"mini_batches": 1, "max_staleness": 3}, r"rollout\.max_staleness=3"),
         (drop_uniform, {"mini_batches": 1}, r"select that leaves groups to the next step"),
     ],
 )
