@@ -1,4 +1,4 @@
-"""launch/slurm_async.sbatch, slurm_servers.sbatch and server.sh beside stand-ins for SLURM's commands and for longrl."""
+"""launch/slurm_async.sbatch, slurm_servers.sbatch and server.sh beside stand-ins for SLURM's commands and longrl."""
 
 import contextlib
 import json
