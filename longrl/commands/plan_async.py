@@ -108,8 +108,8 @@ def workload(measured: Measured, options: Any) -> tuple[Workload, list[str]]:
     mean_size = sum(map(len, measured.groups)) / len(measured.groups)
     slots = options.slots
     if slots is None:
-        slots = max(1, round(measured.groups_per_step * mean_size))
-        notes.append(f"{slots} completions decode at once, as many as a step has; --slots says otherwise")
+        slots = max(1, round(measured.groups_per_step * mean_size), round(measured.most_requests))
+        notes.append(f"{slots} completions decode at once, as many as a step has or had; --slots says otherwise")
     request_s = measured.request_s or 0.0
     rate = options.prefill_tokens_per_s
     if rate is None:

@@ -121,6 +121,7 @@ def test_counted_requests_say_how_many_decode_together(tmp_path):
     steps = [step_timeline(step, 10.0, [], requests, lengths=[[100] * 4]) for step in range(5)]
     found = measured_run(write_run(tmp_path, [ROLLOUT], steps, max_staleness=2))
     assert found.token_s == pytest.approx(0.1)
+    assert found.most_requests == 5
 
 
 def of_metrics(p50=100.0):
