@@ -126,7 +126,7 @@ def _from_timeline(steps: Sequence[StepTimeline], staleness: int) -> Measured:
         for step, seconds, before, synced in zip(steps, by_phase, other, sync, strict=True)
     ]
     return Measured(
-        [group for step in steps for group in step.lengths],
+        [[max(1, length) for length in group] for step in steps for group in step.lengths if group],
         round(statistics.median(len(step.lengths) * step.ranks for step in steps)),
         token_s,
         request_s,

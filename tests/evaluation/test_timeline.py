@@ -88,6 +88,8 @@ def test_a_file_is_read_whatever_killed_the_run(tmp_path):
         lines[0].replace("1.2346", "NaN"),
         lines[0].replace("2.0", '"long"'),
         lines[0].replace("[5,6]", "5"),
+        lines[0].replace('"update"', "[1]"),
+        lines[0].replace('"ranks":1', '"ranks":"all"'),
         lines[3][:-9],
     ]
     (tmp_path / FILE).write_text("\n".join([*lines, *spoiled]))
