@@ -109,7 +109,7 @@ def test_one_rollout_ahead_takes_the_longer_of_rollout_and_update():
 @pytest.mark.parametrize("k", [2, 3, 5])
 @pytest.mark.parametrize("length", [5, 40, 100])
 def test_equal_completions_over_several_updates_are_a_closed_form(k, length):
-    """Asked at step s, needed at s + k: k updates and what the trainer waits, once in k + 1 steps, hold their seconds."""
+    """Asked at step s, needed at s + k: k updates, and a wait once in k + 1 steps, hold their seconds."""
     work = Workload([[length] * 2], 3, 100, 1.0, 0.0, update_s=7.0, other_s=1.0, sync_s=0.5)
     found = simulate(work, k, num_steps=6 * (k + 1))
     waits = max(0.0, length - 8.0 * k) / (k + 1)
