@@ -216,6 +216,7 @@ class AsyncGroups(GroupSource):
         if module.parallel.sp_group.rank == 0:
             limit, option = self._limit
             self._sampler = ContinuousSampler(self.steps.family, engine.continuous_requests, limit, option)
+            module.phases.spans.follow(self._sampler.activity)
         render = data_module_of(module.trainer).renderer
         begin_prompt = functools.partial(self._begin, module)
         restored, self._restored = self._restored, []

@@ -27,12 +27,14 @@ from longrl.callbacks.rollout_checks import (
     training_limits,
 )
 from longrl.callbacks.rollout_steps import GroupSource, RolloutSteps
+from longrl.callbacks.staleness_checks import check_stale_tokens
+from longrl.callbacks.staleness_metrics import staleness_metrics
 from longrl.callbacks.turn_metrics import turn_metrics
 from longrl.engines.hf import HFEngine
 from longrl.engines.rollout_engine import RolloutEngine, RolloutRequest
 from longrl.environments.settings import EnvironmentSettings
 from longrl.io.number_ranges import LIMIT_OR_ZERO, NOT_NEGATIVE, check_ranges
-from longrl.modules.mini_batches import MismatchMonitor
+from longrl.modules.mismatch import MismatchMonitor
 from longrl.modules.policy import PolicyModule, all_media
 from longrl.modules.trained import data_module_of, rollout_metrics
 from longrl.rewards import RewardSum
@@ -120,7 +122,7 @@ class RolloutCallback(Callback):
         self.router_replay = router_replay
         self.environment = environment
         self._environment = EnvironmentRollouts(environment)
-        self._monitor = MismatchMonitor(max_mean_mismatch, bypass_old_logp_below, max_staleness > 0)
+        self._monitor = MismatchMonitor(max_mean_mismatch, bypass_old_logp_below, max_staleness)
         self._is_compared = self.engine.reads_policy_weights
         """True once engine and trainer are known to be one model."""
         self._parallel = Parallel()
@@ -155,6 +157,7 @@ class RolloutCallback(Callback):
             resamples = self.max_resample_rounds > 0
             pl_module.algorithm.validate(self.sampling, pl_module.steps_per_rollout, self.max_staleness, resamples)
             self.reward.validate(self.sampling.max_completion_tokens)
+            check_stale_tokens(pl_module, self.max_staleness, self.bypass_old_logp_below)
             check_rollout_options(pl_module, self.engine, self.sampling, self.max_staleness, self.bypass_old_logp_below)
             if is_filtered(self.sampling):
                 # The engine's log-probabilities are of another distribution: a mismatch says nothing.
@@ -248,6 +251,9 @@ class RolloutCallback(Callback):
         self._metrics = rollout_metrics(found.sampled, dp) | dp.sum_dict(counts | found.counts)
         self._metrics |= {name: value / dp.size for name, value in dp.sum_dict(found.means).items()}
         self._metrics["rollout/resample_rounds"] = float(found.num_rounds)
+        if self.max_staleness:
+            limits = (module.steps_per_rollout, self.max_staleness)
+            self._metrics |= staleness_metrics(batch.groups, step, *limits, dp)
         if self.environment is not None:
             self._metrics |= turn_metrics(found.sampled, self._environment.take_num_encoded(), module.parallel)
 

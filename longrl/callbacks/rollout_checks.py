@@ -14,7 +14,7 @@ from longrl.engines.rollout_engine import RolloutEngine
 from longrl.environments.settings import EnvironmentSettings, with_observed
 from longrl.models.base import CausalFamily
 from longrl.models.expert_routing import num_experts
-from longrl.modules.mini_batches import Mismatch
+from longrl.modules.mismatch import Mismatch
 from longrl.modules.policy import PolicyModule
 from longrl.packing.lengths import LengthLimit, length_problem, micro_batch_limit
 from longrl.rewards import RewardSum
@@ -59,7 +59,7 @@ def check_rollout_options(
         ValueError: the engine cannot generate beside the update, or its log-probabilities are to stand for the old
             policy's, but are those of another distribution.
     """
-    check_staleness(module, engine, max_staleness)
+    check_staleness(engine, max_staleness)
     if module.family.fp32_lm_head and not engine.supports_fp32_lm_head:
         raise ValueError(
             f"model.algorithm.fp32_lm_head=true has trainer and engine compute logits in float32, and "
@@ -101,7 +101,7 @@ def check_rollout_options(
     )
 
 
-def check_staleness(module: PolicyModule, engine: RolloutEngine, max_staleness: int) -> None:
+def check_staleness(engine: RolloutEngine, max_staleness: int) -> None:
     """Raises ValueError unless the engine can sample while the trainer updates, as `rollout.max_staleness` has it."""
     said = f"rollout.max_staleness={max_staleness}"
     if max_staleness and not engine.is_remote:
@@ -116,11 +116,6 @@ def check_staleness(module: PolicyModule, engine: RolloutEngine, max_staleness: 
         raise ValueError(
             f"{said} has completions go on where weights change, and {type(engine).__name__} cannot: {problem}; use "
             "longrl.engines.server.VLLMServerEngine, or lower rollout.max_staleness to 1"
-        )
-    if module.family.router_replay:
-        raise ValueError(
-            f"rollout.router_replay=true replays the experts of completions that one policy sampled, got {said}; lower "
-            "rollout.max_staleness to 1, or set rollout.router_replay to false"
         )
 
 

@@ -184,7 +184,8 @@ async def _serve(family: CausalFamily, options: ServerOptions, arguments: argpar
             app = build_app(arguments, tasks, engine.model_config)
             await init_app_state(engine, app.state, arguments, tasks)
             store = int(options.feature_cache_gib * (1 << 30))
-            app.include_router(RolloutRoutes(engine, family, options.weights_folder, store).router())
+            routes = RolloutRoutes(engine, family, options.weights_folder, store, options.max_num_seqs)
+            app.include_router(routes.router())
             # Around all of vLLM's middleware, whose own check guards some of its routes only and lets OPTIONS through.
             stack = app.middleware_stack or app.build_middleware_stack()
             app.middleware_stack = ServerGuard(stack, key, int(options.max_request_gib * (1 << 30)))
