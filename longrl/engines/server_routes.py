@@ -200,7 +200,7 @@ class RolloutRoutes:
         # vLLM does not tell it of what was cut. Nothing is sampled while weights change, so the tokens of what waited
         # meanwhile are by those that are here now.
         found = versions or {held if self._version == protocol.NO_VERSION else self._version}
-        if len(found) > 1 or not all(_is_asked(one, asked) for one in found):
+        if len(found) > 1 or not all(protocol.is_asked(one, asked) for one in found):
             return self._refuse_version(asked)
         completions = [[_completion(output) for output in group] for group in outputs]
         return _reply({"version": found.pop(), "completions": completions})
@@ -211,7 +211,7 @@ class RolloutRoutes:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOADING_S), self._updating:
                     pass
-        return _is_asked(self._version, asked)
+        return protocol.is_asked(self._version, asked)
 
     async def _complete(self, request: dict[str, Any], params: dict[str, Any], name: str, sender: str) -> list[Any]:
         if SAMPLED_PLACEHOLDERS in request:
@@ -238,11 +238,6 @@ class RolloutRoutes:
 
     def _refuse_version(self, requested: str) -> Response:
         return _refusal(protocol.OTHER_VERSION, f"the server holds weights {self._version!r}, asked for {requested!r}")
-
-
-def _is_asked(version: str, asked: str) -> bool:
-    """Whether weights are those that were asked for."""
-    return version == asked or asked == f"{protocol.run_of(version)}:{protocol.ANY_STEP}"
 
 
 def _completion(output: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -19,6 +20,9 @@ from longrl.strategies.axis import world_axis
 
 class WeightSender(Protocol):
     """A way of weights to servers."""
+
+    kept: tuple[Path, str] | None
+    """The folder of the last weights and their version, for servers that come back; None where no files are kept."""
 
     def send(
         self,
@@ -45,11 +49,15 @@ class FileSender:
     Args:
         folder: seen by server and trainer under this name; it needs room for one set of weights.
         shard_mib: size of its files, which bounds the host memory of a sync.
+        keeps: the files stay until the next ones are written, so that a server that comes back can have them.
     """
 
-    def __init__(self, folder: Path, shard_mib: int) -> None:
+    def __init__(self, folder: Path, shard_mib: int, keeps: bool = False) -> None:
         self.folder = folder
         self.shard_mib = shard_mib
+        self.keeps = keeps
+        self.kept: tuple[Path, str] | None = None
+        self._delete: Callable[[], object] | None = None
 
     def send(
         self,
@@ -60,7 +68,8 @@ class FileSender:
     ) -> None:
         """See `WeightSender.send`."""
         world = world_axis()
-        with self._new_folder() as folder:
+        self.close()
+        with self._new_folder(version) as folder:
             with world.raise_on_any_rank():
                 try:
                     write_shards(weights, folder if world.rank == 0 else None, self.shard_mib << 20)
@@ -74,17 +83,29 @@ class FileSender:
                 for client in clients:
                     client.load_weights(str(folder), version)
 
+    def close(self) -> None:
+        """Deletes what is kept."""
+        self.kept = None
+        if self._delete is not None:
+            self._delete()
+
     @contextlib.contextmanager
-    def _new_folder(self) -> Iterator[Path]:
-        """A folder of rank 0, under one name on all ranks, gone afterwards."""
+    def _new_folder(self, version: str) -> Iterator[Path]:
+        """A folder of rank 0, under one name on all ranks; gone afterwards unless it is kept."""
         world = world_axis()
         name = ""
         with world.raise_on_any_rank():
             if world.rank == 0:
                 name = str(new_folder(self.folder))
         folder = Path(world.gather(name)[0])
+        if world.rank == 0:
+            self._delete = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         try:
             yield folder
-        finally:
-            if world.rank == 0:
-                shutil.rmtree(folder, ignore_errors=True)
+        except BaseException:
+            self.close()
+            raise
+        if self.keeps:
+            self.kept = (folder, version)
+        else:
+            self.close()
