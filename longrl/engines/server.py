@@ -221,13 +221,13 @@ class VLLMServerEngine(VLLMRollouts):
 
     @override
     def max_length(self) -> int | None:
-        """The server's, if it answers already."""
-        if self._info is None:
-            try:
-                return int(self.client.get_info(retries=0)["max_model_len"])
-            except (ConnectionError, TimeoutError):
-                return None
-        return int(self._info["max_model_len"])
+        """The servers', if one answers already."""
+        if self._info is not None:
+            return int(self._info["max_model_len"])
+        for client in self.clients:
+            with contextlib.suppress(ConnectionError, TimeoutError):
+                return int(client.get_info(retries=0)["max_model_len"])
+        return None
 
     @override
     def length_limit(self) -> tuple[int, str]:

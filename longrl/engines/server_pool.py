@@ -58,6 +58,8 @@ class PooledServer:
     """What waits for it."""
     problem: str = ""
     """Why it is left out."""
+    is_taken: bool = False
+    """It holds another run's weights, and is not taken back before the next sync."""
 
     @property
     def is_ready(self) -> bool:
@@ -116,7 +118,7 @@ class ServerPool:
                 return self._freest(ready, count, home)
             changed = self._changed
             left = deadline - time.monotonic()
-            if left <= 0:
+            if left <= 0 or all(server.is_taken for server in self.servers):
                 raise self.lost()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left):
@@ -208,6 +210,7 @@ class ServerPool:
         was_ready = server.is_ready
         server.is_up = True
         server.has_weights = info["version"] == self.version
+        server.is_taken = server.is_taken and not server.has_weights
         server.slots = int(info.get("slots", DEFAULT_SLOTS))
         if server.is_ready and not was_ready:
             if server.problem:
@@ -281,7 +284,10 @@ class ServerPool:
         try:
             async with asyncio.timeout(CHECK_TIMEOUT_S):
                 info = await server.client.get_info_async(retries=0)
-            if info["version"] != self.version and await self._resend(server.client):
+            server.is_taken = protocol.run_of(info["version"]) not in ("", protocol.run_of(self.version))
+            if server.is_taken:
+                self._tell()
+            elif info["version"] != self.version and await self._resend(server.client):
                 info = await server.client.get_info_async(retries=0)
         except Exception as error:  # it is still gone, or gone again
             logger.debug("%s: %r", server.client.url, error)
