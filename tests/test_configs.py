@@ -25,7 +25,7 @@ from longrl.diffusion.diffusion_family import DiffusionFamily
 from longrl.diffusion.prompt_files import PromptFiles
 from longrl.engines.rollout_engine import RolloutEngine
 from longrl.environments.settings import EnvironmentSettings
-from longrl.evaluation.alerts import RULES
+from longrl.evaluation.alert_rules import RULES
 from longrl.evaluation.benchmark import Evaluation
 from longrl.io.jsonl import read_jsonl
 from longrl.models.base import CausalFamily

@@ -26,6 +26,8 @@ from longrl.callbacks.rollout_checks import (
     is_filtered,
     training_limits,
 )
+from longrl.callbacks.staleness_checks import check_stale_tokens
+from longrl.callbacks.staleness_metrics import staleness_metrics
 from longrl.callbacks.turn_metrics import turn_metrics
 from longrl.callbacks.waiting_groups import WaitingGroups
 from longrl.engines.hf import HFEngine
@@ -41,7 +43,7 @@ from longrl.environments.settings import EnvironmentSettings
 from longrl.features.rollout_features import RolloutFeatures
 from longrl.io.number_ranges import LIMIT_OR_ZERO, NOT_NEGATIVE, check_ranges
 from longrl.models.base import CausalFamily
-from longrl.modules.mini_batches import MismatchMonitor
+from longrl.modules.mismatch import MismatchMonitor
 from longrl.modules.policy import PolicyModule, all_media
 from longrl.modules.trained import data_module_of, rollout_metrics
 from longrl.rewards import RewardSum
@@ -125,7 +127,7 @@ class RolloutCallback(Callback):
         self.router_replay = router_replay
         self.environment = environment
         self._environment = EnvironmentRollouts(environment)
-        self._monitor = MismatchMonitor(max_mean_mismatch, bypass_old_logp_below, overlap)
+        self._monitor = MismatchMonitor(max_mean_mismatch, bypass_old_logp_below, int(overlap))
         self._is_compared = self.engine.reads_policy_weights
         """True once engine and trainer are known to be one model."""
         self._parallel = Parallel()
@@ -157,8 +159,9 @@ class RolloutCallback(Callback):
         self.engine.invalidate_weights()  # a stage may begin with other weights at the same step
         if stage == "fit" and pl_module.is_rl():
             resamples = self.max_resample_rounds > 0
-            pl_module.algorithm.validate(self.sampling, pl_module.steps_per_rollout, self.overlap, resamples)
+            pl_module.algorithm.validate(self.sampling, pl_module.steps_per_rollout, int(self.overlap), resamples)
             self.reward.validate(self.sampling.max_completion_tokens)
+            check_stale_tokens(pl_module, int(self.overlap), self.bypass_old_logp_below)
             check_rollout_options(pl_module, self.engine, self.sampling, self.overlap, self.bypass_old_logp_below)
             if is_filtered(self.sampling):
                 # The engine's log-probabilities are of another distribution: a mismatch says nothing.
@@ -287,6 +290,8 @@ class RolloutCallback(Callback):
         }
         self._metrics = rollout_metrics(sampled, dp) | dp.sum_dict(counts)
         self._metrics["rollout/resample_rounds"] = float(num_rounds)
+        if self.overlap:
+            self._metrics |= staleness_metrics(batch.groups, step, module.steps_per_rollout, int(self.overlap), dp)
         if self.environment is not None:
             self._metrics |= turn_metrics(sampled, self._environment.take_num_encoded(), module.parallel)
 

@@ -14,7 +14,7 @@ from longrl.engines.rollout_engine import RolloutEngine
 from longrl.environments.settings import EnvironmentSettings, with_observed
 from longrl.models.base import CausalFamily
 from longrl.models.expert_routing import num_experts
-from longrl.modules.mini_batches import Mismatch
+from longrl.modules.mismatch import Mismatch
 from longrl.modules.policy import PolicyModule
 from longrl.packing.lengths import LengthLimit, length_problem, micro_batch_limit
 from longrl.rewards import RewardSum

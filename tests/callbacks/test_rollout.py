@@ -20,6 +20,7 @@ from longrl.engines.hf import HFEngine
 from longrl.engines.parity import RenderedPrompt
 from longrl.engines.rollout_engine import RolloutEngine
 from longrl.modules.policy import OptimizerSettings, PolicyModule
+from longrl.modules.staleness import token_staleness
 from longrl.rewards import RewardSum, RewardTerm
 from longrl.strategies.axis import Axis
 from longrl.strategies.fsdp import RootModule
@@ -629,12 +630,15 @@ def test_a_group_survives_a_checkpoint(tmp_path):
         Completion(torch.tensor([1, 2, 3]), torch.tensor([-0.1, -0.2, -0.3]), "a b c", "stop", experts, of_prompt),
         Completion(torch.tensor([4]), torch.tensor([-0.4]), "d", "length"),
     ]
+    completions[0] = dataclasses.replace(completions[0], versions=torch.tensor([5, 5, 7]))
     parts = {"accuracy": torch.tensor([1.0, 0.0])}
     group = Group(
         prompt, completions, torch.tensor([0.9, 0.1]), parts, torch.tensor([True, False]), 0.5, carried_over=True
     )
     file = tmp_path / "group.pt"
-    torch.save(saved_group(group), file)
+    saved = saved_group(group)
+    del saved["completions"][1]["versions"]  # as in a checkpoint from before there were any
+    torch.save(saved, file)
     assert file.stat().st_size < 20_000  # no pixels
     restored = restored_group(torch.load(file, weights_only=True), data.renderer)
     assert restored.prompt.row == prompt.row
@@ -646,6 +650,9 @@ def test_a_group_survives_a_checkpoint(tmp_path):
         assert torch.equal(one.token_ids, other.token_ids)
         assert torch.equal(one.logprobs, other.logprobs)
         assert (one.text, one.finish_reason) == (other.text, other.finish_reason)
+    assert restored.completions[1].versions is None
+    assert torch.equal(restored.completions[0].versions, completions[0].versions)
+    assert token_staleness(restored.completions[0], True, step=9, steps_per_rollout=2).tolist() == [2, 2, 1]
     assert torch.equal(restored.completions[0].experts, experts)
     assert torch.equal(restored.completions[0].prompt_experts, of_prompt)
     assert torch.equal(restored.rewards, group.rewards)
