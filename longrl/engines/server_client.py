@@ -87,7 +87,20 @@ class ServerClient:
 
     def load_weights(self, folder: str, version: str) -> None:
         """Has the server take over the weights of a folder."""
-        answer = self._send("POST", "/weights", json.dumps({"folder": folder, "version": version}).encode())
+        self.order_weights({"folder": folder, "version": version}, self.retries)
+
+    def order_weights(self, order: Mapping[str, Any], retries: int = 0) -> None:
+        """Has the server do with weights what an order says (`weight_orders`)."""
+        self._weights_answer(
+            self._send("POST", "/weights", json.dumps(order).encode(), retries=retries), order["version"]
+        )
+
+    def load_adapters(self, order: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Has the server take over adapters (`weight_adapters`)."""
+        body = protocol.pack_message(dict(order), tensors)
+        self._weights_answer(self._send("POST", "/adapters", body), order["version"])
+
+    def _weights_answer(self, answer: Mapping[str, Any], version: str) -> None:
         if answer.get("version") != version:
             raise RuntimeError(f"the server at {self.url} holds weights {answer.get('version')!r} after {version!r}")
 

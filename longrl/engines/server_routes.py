@@ -6,8 +6,6 @@ Everything may be repeated: weights have a version, tensors are named by their c
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
 import uuid
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -21,10 +19,8 @@ from torch import Tensor
 from longrl.engines import server_protocol as protocol
 from longrl.engines.vllm_options import completion_fields
 from longrl.engines.vllm_turns import SAMPLED_PLACEHOLDERS, restore_placeholders
-from longrl.engines.weight_checks import check_weights, expected_weights
+from longrl.engines.weight_orders import HeldWeights, refusal as _refusal, reply as _reply
 from longrl.models.base import CausalFamily
-
-logger = logging.getLogger(__name__)
 
 
 class TensorStore:
@@ -65,27 +61,29 @@ class RolloutRoutes:
         family: of the model it serves.
         weights_folder: weights are read from below it, from nowhere else.
         store_bytes: host memory for tensors of requests.
+        held: further options of `HeldWeights`.
     """
 
-    def __init__(self, engine: Any, family: CausalFamily, weights_folder: Path, store_bytes: int) -> None:
+    def __init__(self, engine: Any, family: CausalFamily, weights_folder: Path, store_bytes: int, **held: Any) -> None:
         self.engine = engine
-        self.expected = expected_weights(family)
+        self.held = HeldWeights(engine, family, weights_folder, **held)
         self.feature_size = family.feature_size
         self.sizes = protocol.model_sizes(family)
-        self.weights_folder = weights_folder.resolve()
         self.store = TensorStore(store_bytes)
         self.num_received = 0
         """Tensors that came with requests."""
         # Of requests that are being answered, so that those with the same features have one tensor.
         self._joined: WeakValueDictionary[tuple[str, ...], Tensor] = WeakValueDictionary()
-        self._version = protocol.NO_VERSION
-        self._updating = asyncio.Lock()
+
+    @property
+    def _version(self) -> str:
+        return self.held.version
 
     def router(self) -> APIRouter:
         """To be included in vLLM's app."""
         router = APIRouter(prefix=protocol.PREFIX)
+        router.include_router(self.held.router())
         router.add_api_route("/info", self.info, methods=["GET"])
-        router.add_api_route("/weights", self.weights, methods=["POST"])
         router.add_api_route("/generate", self.generate, methods=["POST"])
         return router
 
@@ -94,49 +92,7 @@ class RolloutRoutes:
         import vllm
 
         engine = {"vllm": vllm.__version__, "max_model_len": self.engine.model_config.max_model_len}
-        weights = {"version": self._version, "model": self.sizes, "weights_folder": str(self.weights_folder)}
-        return _reply({**engine, **weights, "num_received": self.num_received})
-
-    # -- weights -------------------------------------------------------------------------------------------------
-
-    async def weights(self, raw_request: Request) -> Response:
-        """Takes over the weights of `folder` as `version`, once what is being generated is done."""
-        try:
-            order = _read_order(await raw_request.body())
-            folder = Path(order["folder"]).resolve()
-            is_folder = folder.is_dir()
-        except (ValueError, OSError) as error:
-            return _refusal(400, str(error))
-        if not folder.is_relative_to(self.weights_folder):
-            return _refusal(
-                403, f"{folder} is not below {self.weights_folder}; give server and engine the same --weights_folder"
-            )
-        if not is_folder:
-            return _refusal(
-                404, f"the server finds no {folder}; name a --weights_folder that trainer and server both see"
-            )
-        try:
-            await asyncio.to_thread(check_weights, folder, self.expected)
-        except ValueError as error:
-            return _refusal(400, str(error))
-        async with self._updating:
-            if self._version != order["version"]:
-                # Between pause and resume no token is sampled, and no cache keeps what older weights computed.
-                await self.engine.pause_generation(mode="wait")
-                try:
-                    self._version = protocol.NO_VERSION
-                    await self.engine.update_weight_version(protocol.NO_VERSION)
-                    await self.engine.collective_rpc("longrl_load_weights", args=(str(folder),))
-                    if not await self.engine.reset_prefix_cache():
-                        raise RuntimeError("vLLM kept keys and values of older weights; start the server again")
-                    await self.engine.reset_mm_cache()
-                    await self.engine.reset_encoder_cache()
-                    await self.engine.update_weight_version(order["version"])
-                    self._version = order["version"]
-                finally:
-                    await self.engine.resume_generation()
-                logger.info("holds weights %s", self._version)
-        return _reply({"version": self._version})
+        return _reply({**engine, **self.held.info(), "model": self.sizes, "num_received": self.num_received})
 
     # -- generation ----------------------------------------------------------------------------------------------
 
@@ -181,7 +137,10 @@ class RolloutRoutes:
         if SAMPLED_PLACEHOLDERS in request:
             request = await self._render(request)
         sampling = SamplingParams(**params, output_kind=RequestOutputKind.FINAL_ONLY)
-        outputs = [output async for output in self.engine.generate(request, sampling, uuid.uuid4().hex)]
+        adapters = self.held.lora_request
+        outputs = [
+            output async for output in self.engine.generate(request, sampling, uuid.uuid4().hex, lora_request=adapters)
+        ]
         return sorted(outputs[-1].outputs, key=lambda output: output.index)
 
     async def _render(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -195,22 +154,3 @@ class RolloutRoutes:
 
     def _refuse_version(self, requested: str) -> Response:
         return _refusal(protocol.OTHER_VERSION, f"the server holds weights {self._version!r}, asked for {requested!r}")
-
-
-def _read_order(body: bytes) -> dict[str, str]:
-    """Folder and version of a weight push."""
-    try:
-        order = json.loads(body)
-    except (ValueError, RecursionError):
-        order = None
-    if not isinstance(order, dict) or any(not isinstance(order.get(name), str) for name in ("folder", "version")):
-        raise ValueError('a weight push must be {"folder": "...", "version": "..."}')
-    return order
-
-
-def _reply(content: dict[str, Any], status: int = 200) -> Response:
-    return Response(json.dumps(content), status, media_type="application/json")
-
-
-def _refusal(status: int, message: str) -> Response:
-    return _reply({"error": {"message": message, "code": status}}, status)
