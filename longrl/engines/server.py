@@ -2,8 +2,8 @@
 
 A server is `python -m longrl serve` with the run's config (longrl/commands/serve.py says why vLLM's own routes do not
 do). It never sees a pixel: a prompt is what `VLLMEngine` gives to vLLM in the trainer's process, its features cross
-once and are named by their content from then on. Weights go through files, in shared memory on one machine or in a
-folder that trainer and server share; a direct way between GPUs (NCCL) does not exist yet.
+once and are named by their content from then on. Weights go as files, as files of what changed in them, or from process
+to process (`weight_transfer`); LoRA's adapters are merged into them, or go beside them (`lora`).
 
 Both sides count versions of weights: a server that was started anew is given them again, and completions by other
 weights than the step's are an error.
@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 from typing_extensions import override
@@ -29,9 +29,12 @@ from longrl.engines.server_pool import ServerPool
 from longrl.engines.server_protocol import ANY_STEP, model_sizes
 from longrl.engines.vllm_options import VERSION, Fields
 from longrl.engines.vllm_rollouts import VLLMRollouts
+from longrl.engines.weight_adapter_sender import send_adapters
+from longrl.engines.weight_broadcast import BroadcastSender
+from longrl.engines.weight_changed_sender import ChangedSender
 from longrl.engines.weight_files import default_folder
 from longrl.engines.weight_senders import FileSender, WeightSender
-from longrl.engines.weight_stream import engine_weights
+from longrl.engines.weight_stream import WeightStream
 from longrl.io.network_loop import network_loop
 from longrl.io.number_ranges import COUNT, NOT_NEGATIVE, SECONDS, SECONDS_OR_ZERO, check_ranges
 from longrl.models.base import CausalFamily
@@ -55,6 +58,14 @@ class VLLMServerEngine(VLLMRollouts):
         keep_weights: they stay there until the next ones are written, so that a server which comes back in between is
             given them at once, not with the next sync.
         shard_mib: size of its files, which bounds the host memory of a sync.
+        weight_transfer: files: all weights through `weights_folder`. changed: what changed in them, for slow networks;
+            rank 0 and every server hold one set of weights on the host. broadcast: no files, from rank 0 to the workers
+            of all servers over NCCL (gloo where there is no GPU).
+        lora: merged: adapters are added to the weights, and rounded with them. adapters: they go beside weights that
+            are sent once; servers must be started with `--lora adapters`.
+        transfer_host: of a broadcast: address of rank 0's machine that the servers reach.
+        transfer_port: of a broadcast; 0 is a free one.
+        transfer_timeout_s: of a broadcast: how long a member of the group may keep the others waiting.
         bucket_mib: of whole weights that ranks gather in one message.
         timeout_s: of one answer; a rollout of all prompts of a rank is one.
         start_timeout_s: how long the first contact waits for servers that are still starting; then it goes on with
@@ -79,8 +90,14 @@ class VLLMServerEngine(VLLMRollouts):
         retries: int = 4,
         keep_weights: bool = True,
         recover_timeout_s: float = 600.0,
+        weight_transfer: Literal["files", "changed", "broadcast"] = "files",
+        lora: Literal["merged", "adapters"] = "merged",
+        transfer_host: str = "127.0.0.1",
+        transfer_port: int = 0,
+        transfer_timeout_s: float = 300.0,
     ) -> None:
-        times = {"timeout_s": SECONDS, "start_timeout_s": SECONDS_OR_ZERO, "recover_timeout_s": SECONDS_OR_ZERO}
+        times = {"timeout_s": SECONDS, "start_timeout_s": SECONDS_OR_ZERO, "transfer_timeout_s": SECONDS}
+        times |= {"recover_timeout_s": SECONDS_OR_ZERO}
         check_ranges(locals(), "the engine's ", **times, shard_mib=COUNT, bucket_mib=COUNT, retries=NOT_NEGATIVE)
         addresses = [urls] if isinstance(urls, str) else list(urls)
         if not addresses:
@@ -88,7 +105,14 @@ class VLLMServerEngine(VLLMRollouts):
         self.clients = [ServerClient(url, timeout_s, retries) for url in addresses]
         self.pool = ServerPool(self.clients, recover_timeout_s, self._resend)
         folder = Path(weights_folder) if weights_folder else default_folder()
-        self._sender: WeightSender = FileSender(folder, shard_mib, keep_weights)
+        self._sender: WeightSender
+        if weight_transfer == "broadcast":
+            self._sender = BroadcastSender(transfer_host, transfer_port, bucket_mib, transfer_timeout_s)
+        elif weight_transfer == "changed":
+            self._sender = ChangedSender(folder, shard_mib)
+        else:
+            self._sender = FileSender(folder, shard_mib, keep_weights)
+        self.lora = lora
         self.bucket_mib = bucket_mib
         self.start_timeout_s = start_timeout_s
         self._info: dict[str, Any] | None = None
@@ -182,9 +206,7 @@ class VLLMServerEngine(VLLMRollouts):
                 break
             told = [self.clients[number] for number in lacking[world.rank :: world.size]]
             try:
-                self._sender.send(
-                    self.counted(engine_weights(family, model, self.bucket_mib << 20)), told, self._version, pause
-                )
+                self.num_synced_bytes += self._send(family, model, told, pause)
                 self.num_syncs += 1
             except Exception as error:  # of all ranks
                 is_lost = any(world.gather(isinstance(error, (*SERVER_LOST, TimeoutError))))
@@ -192,6 +214,19 @@ class VLLMServerEngine(VLLMRollouts):
                     raise
                 logger.warning("a server was lost while it was given weights (%s); the others are given them", error)
         network_loop().run(self.pool.watch())
+
+    def _send(
+        self,
+        family: CausalFamily,
+        model: nn.Module,
+        told: Sequence[ServerClient],
+        pause: Callable[[], AbstractContextManager[None]],
+    ) -> int:
+        """Has servers hold the weights, each told by one rank; bytes that were sent."""
+        weights = WeightStream(family, model, self.bucket_mib << 20, merge=self.lora == "merged")
+        if self.lora == "adapters":
+            return send_adapters(self._sender, weights, told, self._run, self._version, pause)
+        return self._sender.send(weights, told, self._version, pause)
 
     def _lacking(self, family: CausalFamily, world: Axis) -> list[int]:
         """Numbers of the servers that are there and do not hold the weights of this sync, the same on all ranks."""

@@ -113,7 +113,20 @@ class ServerClient:
     async def load_weights_async(self, folder: str, version: str) -> None:
         """As `load_weights`."""
         order = json.dumps({"folder": folder, "version": version}).encode()
-        answer = await self.send_async("POST", "/weights", order)
+        self._weights_answer(await self.send_async("POST", "/weights", order), version)
+
+    def order_weights(self, order: Mapping[str, Any], retries: int = 0) -> None:
+        """Has the server do with weights what an order says (`weight_orders`)."""
+        self._weights_answer(
+            self._send("POST", "/weights", json.dumps(order).encode(), retries=retries), order["version"]
+        )
+
+    def load_adapters(self, order: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Has the server take over adapters (`weight_adapters`)."""
+        body = protocol.pack_message(dict(order), tensors)
+        self._weights_answer(self._send("POST", "/adapters", body), order["version"])
+
+    def _weights_answer(self, answer: Mapping[str, Any], version: str) -> None:
         if answer.get("version") != version:
             raise RuntimeError(f"the server at {self.url} holds weights {answer.get('version')!r} after {version!r}")
 
