@@ -20,7 +20,7 @@ from longrl.engines.weight_checks import check_weights
 from tests.runs import arguments
 
 KEY = "canary-key-of-a-server"
-EXPECTED = {"a.weight": ((2, 3), True)}
+EXPECTED = {"a.weight": ((2, 3), torch.float32)}
 
 
 def asked(method: str, path: str, headers: dict[bytes, bytes]) -> Outcome:

@@ -3,7 +3,7 @@
 vLLM's own HTTP routes cannot take what the trainer has: the chat and completion routes expand prompts themselves,
 `prompt_embeds` are wrong for models with M-RoPE, and `/inference/v1/generate` wants vLLM's processed fields, whose
 format is private and which have no mask for placeholders with text between them (Qwen3-VL). So this command starts
-vLLM's server as it is, OpenAI routes included, and adds three routes beside them that hand `engine_request` to the same
+vLLM's server as it is, OpenAI routes included, and adds routes beside them that hand `engine_request` to the same
 `AsyncLLM.generate` (longrl/engines/server_routes.py). vLLM's developer mode, whose routes let anyone call any method,
 stays off.
 """
@@ -11,17 +11,19 @@ stays off.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from longrl.commands.run_parts import RunParts
 from longrl.engines.server_key import KEY_VARIABLE, LOOPBACK, MIN_KEY_CHARACTERS, environment_key, key_file, server_key
 from longrl.engines.vllm_options import INSTALL, VERSION, check_head_dtypes, engine_arguments, model_length
+from longrl.engines.weight_adapters import adapter_options
 from longrl.engines.weight_files import default_folder
 from longrl.io.number_ranges import COUNT, NOT_NEGATIVE, check_ranges
 from longrl.models.base import CausalFamily
@@ -59,6 +61,10 @@ class ServerOptions:
     """Largest request that is read: the prompts and new features of a rank's rollout."""
     weights_folder: Path = field(default_factory=default_folder)
     """Weights are read below it."""
+    kept_folder: Path = field(default_factory=default_folder)
+    """For trainers that send what changed in weights: those of before are kept here, on this machine."""
+    lora: Literal["merged", "adapters"] = "merged"
+    """adapters: they are given to vLLM beside the weights, as the engine's lora of the run says."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further options of vLLM's server, e.g. {"tensor_parallel_size": 4}."""
 
@@ -150,6 +156,7 @@ def server_arguments(family: CausalFamily, options: ServerOptions, key: str) -> 
     arguments = make_arg_parser(FlexibleArgumentParser()).parse_args([])
     chosen = {
         **engine_arguments(family, options),
+        **(adapter_options(family) if options.lora == "adapters" else {}),
         "worker_extension_cls": EXTENSION,
         "host": options.host,
         "port": options.port,
@@ -175,7 +182,8 @@ async def _serve(family: CausalFamily, options: ServerOptions, arguments: argpar
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # while the engine starts; then serve_http takes over
     address, sock = setup_server(arguments, reuse_port=False)
-    try:
+    with contextlib.ExitStack() as after:
+        after.callback(sock.close)
         async with build_async_engine_client(arguments) as engine:
             if family.fp32_lm_head:
                 dtypes = await engine.collective_rpc("longrl_head_dtypes")
@@ -184,7 +192,18 @@ async def _serve(family: CausalFamily, options: ServerOptions, arguments: argpar
             app = build_app(arguments, tasks, engine.model_config)
             await init_app_state(engine, app.state, arguments, tasks)
             store = int(options.feature_cache_gib * (1 << 30))
-            routes = RolloutRoutes(engine, family, options.weights_folder, store, options.max_num_seqs)
+            parallel = engine.vllm_config.parallel_config
+            routes = RolloutRoutes(
+                engine,
+                family,
+                options.weights_folder,
+                store,
+                options.max_num_seqs,
+                kept_folder=options.kept_folder,
+                takes_adapters=options.lora == "adapters",
+                num_workers=parallel.world_size * parallel.data_parallel_size,
+            )
+            after.callback(routes.held.close)
             app.include_router(routes.router())
             # Around all of vLLM's middleware, whose own check guards some of its routes only and lets OPTIONS through.
             stack = app.middleware_stack or app.build_middleware_stack()
@@ -194,5 +213,3 @@ async def _serve(family: CausalFamily, options: ServerOptions, arguments: argpar
                 app, sock=sock, host=arguments.host, port=arguments.port, log_level="warning", access_log=False
             )
         await ended
-    finally:
-        sock.close()

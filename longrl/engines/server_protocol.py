@@ -212,8 +212,8 @@ def check_message(message: Any) -> None:
 
 
 def run_of(version: str) -> str:
-    """The run of a version RUN:STEP, or of `RUN:*`; itself of one that names none."""
-    return version.rpartition(":")[0] or version
+    """The run of a version RUN:STEP, "" of one that names none."""
+    return version.rpartition(":")[0]
 
 
 def step_of(version: str) -> int:
@@ -223,6 +223,11 @@ def step_of(version: str) -> int:
         ValueError: it has none.
     """
     return int(version.rpartition(":")[2])
+
+
+def is_asked(version: str, asked: str) -> bool:
+    """Whether weights are those that were asked for, by their version or as any of the run's."""
+    return version == asked or (version != NO_VERSION and asked == f"{run_of(version)}:{ANY_STEP}")
 
 
 def model_sizes(family: CausalFamily) -> dict[str, Any]:

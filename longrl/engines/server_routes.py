@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 import uuid
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -23,10 +22,8 @@ from longrl.engines import server_protocol as protocol
 from longrl.engines.server_requests import RunningRequests, unless_hung_up
 from longrl.engines.vllm_options import completion_fields
 from longrl.engines.vllm_turns import SAMPLED_PLACEHOLDERS, restore_placeholders
-from longrl.engines.weight_checks import check_weights, expected_weights
+from longrl.engines.weight_orders import HeldWeights, refusal as _refusal, reply as _reply
 from longrl.models.base import CausalFamily
-
-logger = logging.getLogger(__name__)
 
 LOADING_S = 120.0
 """Seconds that a request which takes any weights of its run waits for some that are just coming."""
@@ -71,31 +68,39 @@ class RolloutRoutes:
         weights_folder: weights are read from below it, from nowhere else.
         store_bytes: host memory for tensors of requests.
         slots: completions that the engine decodes together.
+        held: further options of `HeldWeights`.
     """
 
     def __init__(
-        self, engine: Any, family: CausalFamily, weights_folder: Path, store_bytes: int, slots: int = 256
+        self,
+        engine: Any,
+        family: CausalFamily,
+        weights_folder: Path,
+        store_bytes: int,
+        slots: int = 256,
+        **held: Any,
     ) -> None:
         self.engine = engine
         self.slots = slots
-        self.expected = expected_weights(family)
+        self.held = HeldWeights(engine, family, weights_folder, **held)
         self.feature_size = family.feature_size
         self.sizes = protocol.model_sizes(family)
-        self.weights_folder = weights_folder.resolve()
         self.store = TensorStore(store_bytes)
         self.num_received = 0
         """Tensors that came with requests."""
         # Of requests that are being answered, so that those with the same features have one tensor.
         self._joined: WeakValueDictionary[tuple[str, ...], Tensor] = WeakValueDictionary()
-        self._version = protocol.NO_VERSION
-        self._updating = asyncio.Lock()
         self._running = RunningRequests()
+
+    @property
+    def _version(self) -> str:
+        return self.held.version
 
     def router(self) -> APIRouter:
         """To be included in vLLM's app."""
         router = APIRouter(prefix=protocol.PREFIX)
+        router.include_router(self.held.router())
         router.add_api_route("/info", self.info, methods=["GET"])
-        router.add_api_route("/weights", self.weights, methods=["POST"])
         router.add_api_route("/generate", self.generate, methods=["POST"])
         router.add_api_route("/cut", self.cut, methods=["POST"])
         return router
@@ -103,56 +108,14 @@ class RolloutRoutes:
     async def info(self) -> Response:
         """The server's description, which weights it holds, and how much it is asked."""
         engine = {"vllm": self.release(), "max_model_len": self.engine.model_config.max_model_len}
-        weights = {"version": self._version, "model": self.sizes, "weights_folder": str(self.weights_folder)}
-        load = {"slots": self.slots, "num_running": self._running.num_completions}
-        return _reply({**engine, **weights, **load, "num_received": self.num_received})
+        load = {"slots": self.slots, "num_running": self._running.num_completions, "num_received": self.num_received}
+        return _reply({**engine, **self.held.info(), "model": self.sizes, **load})
 
     def release(self) -> str:
         """Of vLLM."""
         import vllm
 
         return str(vllm.__version__)
-
-    # -- weights -------------------------------------------------------------------------------------------------
-
-    async def weights(self, raw_request: Request) -> Response:
-        """Takes over the weights of `folder` as `version`, once what is being generated is done."""
-        try:
-            order = _read_order(await raw_request.body(), "a weight push", "folder", "version")
-            folder = Path(order["folder"]).resolve()
-            is_folder = folder.is_dir()
-        except (ValueError, OSError) as error:
-            return _refusal(400, str(error))
-        if not folder.is_relative_to(self.weights_folder):
-            return _refusal(
-                403, f"{folder} is not below {self.weights_folder}; give server and engine the same --weights_folder"
-            )
-        if not is_folder:
-            return _refusal(
-                404, f"the server finds no {folder}; name a --weights_folder that trainer and server both see"
-            )
-        try:
-            await asyncio.to_thread(check_weights, folder, self.expected)
-        except ValueError as error:
-            return _refusal(400, str(error))
-        async with self._updating:
-            if self._version != order["version"]:
-                # Between pause and resume no token is sampled, and no cache keeps what older weights computed.
-                await self.engine.pause_generation(mode="wait")
-                try:
-                    self._version = protocol.NO_VERSION
-                    await self.engine.update_weight_version(protocol.NO_VERSION)
-                    await self.engine.collective_rpc("longrl_load_weights", args=(str(folder),))
-                    if not await self.engine.reset_prefix_cache():
-                        raise RuntimeError("vLLM kept keys and values of older weights; start the server again")
-                    await self.engine.reset_mm_cache()
-                    await self.engine.reset_encoder_cache()
-                    await self.engine.update_weight_version(order["version"])
-                    self._version = order["version"]
-                finally:
-                    await self.engine.resume_generation()
-                logger.info("holds weights %s", self._version)
-        return _reply({"version": self._version})
 
     # -- generation ----------------------------------------------------------------------------------------------
 
@@ -164,10 +127,9 @@ class RolloutRoutes:
     async def cut(self, raw_request: Request) -> Response:
         """Ends what is being sampled for `sender`; those completions are answered as far as they have come."""
         try:
-            order = _read_order(await raw_request.body(), "a cut", "sender")
+            ids = self._running.ids_of(_read_sender(await raw_request.body()))
         except ValueError as error:
             return _refusal(400, str(error))
-        ids = self._running.ids_of(order["sender"])
         await self.engine.abort(ids)
         return _reply({"cut": len(ids)})
 
@@ -200,25 +162,28 @@ class RolloutRoutes:
         # vLLM does not tell it of what was cut. Nothing is sampled while weights change, so the tokens of what waited
         # meanwhile are by those that are here now.
         found = versions or {held if self._version == protocol.NO_VERSION else self._version}
-        if len(found) > 1 or not all(_is_asked(one, asked) for one in found):
+        if len(found) > 1 or not all(protocol.is_asked(one, asked) for one in found):
             return self._refuse_version(asked)
         completions = [[_completion(output) for output in group] for group in outputs]
         return _reply({"version": found.pop(), "completions": completions})
 
     async def _holds(self, asked: str) -> bool:
         """Whether these weights are here; where any of a run will do, those that are just coming are waited for."""
-        if asked.endswith(f":{protocol.ANY_STEP}") and self._updating.locked():
+        if asked.endswith(f":{protocol.ANY_STEP}"):
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOADING_S), self._updating:
-                    pass
-        return _is_asked(self._version, asked)
+                async with asyncio.timeout(LOADING_S):
+                    await self.held.settled()
+        return protocol.is_asked(self._version, asked)
 
     async def _complete(self, request: dict[str, Any], params: dict[str, Any], name: str, sender: str) -> list[Any]:
         if SAMPLED_PLACEHOLDERS in request:
             request = await self._render(request)
         request_id = f"{name}-{uuid.uuid4().hex}"
+        sampling = self.sampling(params)
+        adapters = self.held.lora_request
         with self._running.noted(request_id, sender, params.get("n", 1)):
-            outputs = [output async for output in self.engine.generate(request, self.sampling(params), request_id)]
+            answers = self.engine.generate(request, sampling, request_id, lora_request=adapters)
+            outputs = [output async for output in answers]
         return sorted(outputs[-1].outputs, key=lambda output: output.index)
 
     def sampling(self, params: dict[str, Any]) -> Any:
@@ -240,32 +205,18 @@ class RolloutRoutes:
         return _refusal(protocol.OTHER_VERSION, f"the server holds weights {self._version!r}, asked for {requested!r}")
 
 
-def _is_asked(version: str, asked: str) -> bool:
-    """Whether weights are those that were asked for."""
-    return version == asked or asked == f"{protocol.run_of(version)}:{protocol.ANY_STEP}"
-
-
 def _completion(output: Any) -> dict[str, Any]:
     """A completion as it is sent; one that vLLM was told to end was cut."""
     fields = completion_fields(output)
     return fields | {"finish_reason": "cut"} if output.finish_reason == "abort" else fields
 
 
-def _read_order(body: bytes, what: str, *names: str) -> dict[str, str]:
-    """The fields of a small message, which are texts; `what` it is."""
+def _read_sender(body: bytes) -> str:
+    """Whose requests are to be cut."""
     try:
         order = json.loads(body)
     except (ValueError, RecursionError):
         order = None
-    if not isinstance(order, dict) or any(not isinstance(order.get(name), str) for name in names):
-        fields = ", ".join(f'"{name}": "..."' for name in names)
-        raise ValueError(f"{what} must be {{{fields}}}")
-    return order
-
-
-def _reply(content: dict[str, Any], status: int = 200) -> Response:
-    return Response(json.dumps(content), status, media_type="application/json")
-
-
-def _refusal(status: int, message: str) -> Response:
-    return _reply({"error": {"message": message, "code": status}}, status)
+    if not isinstance(order, dict) or not isinstance(order.get("sender"), str):
+        raise ValueError('a cut must be {"sender": "..."}')
+    return str(order["sender"])

@@ -1,4 +1,4 @@
-"""Methods that longrl adds to the workers of a vLLM server: weights from files, in shards of bounded size.
+"""Methods that longrl adds to the workers of a vLLM server: weights from files, or as rank 0 of the trainer sends them.
 
 vLLM itself names the class in `worker_extension_cls` and gives its methods to every worker; nothing is patched.
 Files are safetensors: nothing that is read can run code.
@@ -6,12 +6,17 @@ Files are safetensors: nothing that is read can run code.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from longrl.engines.weight_buckets import DTYPES, Listed, cut_buckets, empty_bucket, weights_in
+from longrl.engines.weight_group import GroupAddress, WeightGroup, reach_store
 
 INDEX = "index.json"
 """Written last: a folder that has it is complete."""
@@ -21,6 +26,12 @@ class WeightSync:
     """Methods that `collective_rpc` finds on every worker of the server."""
 
     model_runner: Any
+    reload_weights: Any
+    device: Any
+    rank: int
+    vllm_config: Any
+    longrl_group: WeightGroup | None = None
+    """In which weights were received, and the next ones may be."""
 
     def longrl_head_dtypes(self) -> list[str]:
         """The precisions in which the worker computes logits."""
@@ -28,7 +39,88 @@ class WeightSync:
 
     def longrl_load_weights(self, folder: str) -> None:
         """Takes over all weights of a folder that `write_shards` wrote."""
-        self.model_runner.reload_weights(weights_iterator=read_shards(Path(folder)))
+        self._longrl_take_over(read_shards(Path(folder)))
+
+    def longrl_receive_weights(self, order: dict[str, Any]) -> None:
+        """Takes over all weights that rank 0 of the trainer sends.
+
+        Args:
+            order: see `weight_broadcast.BroadcastSender`.
+
+        Raises:
+            ConnectionError: the trainer or another server gave up, or died.
+            TimeoutError: one of them hangs.
+        """
+        address = GroupAddress.from_json(order["group"])
+        listed = [Listed(name, tuple(shape), DTYPES[dtype]) for name, shape, dtype in order["weights"]]
+        group = self._longrl_join(address, int(order["first_rank"]))
+        try:
+            self._longrl_take_over(receive(group, cut_buckets(listed, order["bucket_bytes"])))
+        except BaseException as error:
+            group.give_up(f"a server's worker failed: {error!r}")
+            group.close()
+            self.longrl_group = None
+            raise
+
+    def _longrl_join(self, address: GroupAddress, first_rank: int) -> WeightGroup:
+        """The group of an address, which is joined unless it is known."""
+        if self.longrl_group is not None:
+            if self.longrl_group.address == address:
+                return self.longrl_group
+            self.longrl_group.close()
+            self.longrl_group = None
+        parallel = self.vllm_config.parallel_config
+        number = parallel.data_parallel_index * parallel.world_size + self.rank
+        device = torch.device(self.device)
+        group = WeightGroup(address, first_rank + number, device, reach_store(address))
+        try:
+            group.open()
+        except BaseException as error:
+            group.give_up(f"a server's worker could not join: {error!r}")
+            raise
+        self.longrl_group = group
+        return group
+
+    def _longrl_take_over(self, weights: Iterator[tuple[str, Tensor]]) -> None:
+        """All weights of the model, after which it can be given weights again, whatever happened."""
+        try:
+            self.reload_weights(weights_iterator=weights)
+        except BaseException:
+            from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+            # else the next ones would be counted on top of these, and a layer be done before it has its own
+            finalize_layerwise_reload(self.model_runner.get_model(), self.model_runner.model_config)
+            raise
+
+    def longrl_weight_digests(self) -> dict[str, str]:
+        """A hash of each parameter's content, by vLLM's name of it."""
+        model = self.model_runner.get_model()
+        return {name: digest(value) for name, value in model.named_parameters(remove_duplicate=False)}
+
+    def longrl_misplaced_adapters(self, number: int) -> list[str]:
+        """Adapted layers of an adapter that no layer of the model takes, which vLLM leaves out without a word.
+
+        Args:
+            number: `lora_int_id` of the adapter.
+        """
+        manager = self.model_runner.lora_manager._adapter_manager
+        adapter = manager.get_adapter(number)
+        return sorted(set(adapter.loras) - set(manager.modules))
+
+
+def receive(group: WeightGroup, buckets: Iterable[list[Listed]]) -> Iterator[tuple[str, Tensor]]:
+    """Names and weights as rank 0 sends them. Each bucket has memory of its own: vLLM keeps what a layer waits with."""
+    for bucket in buckets:
+        buffer = empty_bucket(bucket, group.device)
+        group.broadcast(buffer)
+        yield from weights_in(buffer, bucket)
+
+
+def digest(tensor: Tensor) -> str:
+    """A hash of a tensor's bytes, its precision and its shape."""
+    content = hashlib.blake2b(f"{tensor.dtype} {tuple(tensor.shape)}".encode(), digest_size=16)
+    content.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return content.hexdigest()
 
 
 def head_dtypes(model: nn.Module) -> list[str]:

@@ -1,23 +1,25 @@
-"""Files of weights that a server is given, compared with its model by their headers before any tensor is read."""
+"""Weights that a server is given, compared with its model by names and shapes before any tensor is read."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from longrl.engines.vllm_extension import INDEX
+from longrl.engines.weight_buckets import DTYPES, Listed
 from longrl.models.base import CausalFamily
 
 MAX_INDEX_BYTES = 1 << 20
 FILE_NAME = re.compile(r"[0-9]{5,9}\.safetensors")
-FLOATS = {"F64", "F32", "F16", "BF16"}
-"""Precisions that vLLM turns into its own."""
-Shapes = Mapping[str, tuple[tuple[int, ...], bool]]
-"""The engine's name of a weight -> its shape, and whether its numbers are floating-point ones."""
+FLOATS = {"F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16"}
+"""Precisions that vLLM turns into its own, by their names in a file and in torch."""
+Shapes = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+"""The engine's name of a weight -> its shape, and its precision in the engine."""
 
 
 def expected_weights(family: CausalFamily) -> Shapes:
@@ -29,8 +31,34 @@ def expected_weights(family: CausalFamily) -> Shapes:
         engine_name = family.engine_weight(name)
         if engine_name is not None:
             tensor = family.engine_tensor(name, weight)
-            expected[engine_name] = tuple(tensor.shape), tensor.is_floating_point()
+            expected[engine_name] = tuple(tensor.shape), tensor.dtype
     return expected
+
+
+def listed_weights(expected: Shapes) -> list[Listed]:
+    """The weights of `expected_weights`, in the order of `engine_weights`."""
+    return [Listed(name, shape, dtype) for name, (shape, dtype) in expected.items()]
+
+
+def check_listed(order: object, expected: Shapes) -> list[Listed]:
+    """The weights that an order lists as [[name, shape, dtype], ...].
+
+    Raises:
+        ValueError: they are not a model's, all of them and nothing else.
+    """
+    listed: list[Listed] = []
+    problems: list[str] = []
+    for item in order if isinstance(order, list) else [order]:
+        try:
+            name, shape, dtype = item
+            listed.append(Listed(str(name), tuple(map(int, shape)), DTYPES[dtype]))
+        except (TypeError, ValueError, KeyError) as error:
+            raise ValueError(f"weights must be listed as [name, shape, dtype], got {str(item)[:100]}") from error
+        problems += _compare(listed[-1].name, listed[-1].shape, dtype, expected)
+    found = [each.name for each in listed]
+    problems += [f"{name!r} is there twice" for name, count in Counter(found).items() if count > 1]
+    _refuse("what was announced", problems, expected.keys() - set(found))
+    return listed
 
 
 def check_weights(folder: Path, expected: Shapes) -> None:
@@ -42,7 +70,7 @@ def check_weights(folder: Path, expected: Shapes) -> None:
 
     found: set[str] = set()
     problems: list[str] = []
-    for file in _list_files(folder):
+    for file in list_files(folder):
         try:
             with safe_open(folder / file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118  # no mapping
@@ -55,16 +83,20 @@ def check_weights(folder: Path, expected: Shapes) -> None:
             raise ValueError(
                 f"{folder / file} is no whole safetensors file ({error}); write the weights again"
             ) from error
-    problems += [f"{name!r} is missing" for name in sorted(expected.keys() - found)]
+    _refuse(str(folder), problems, expected.keys() - found)
+
+
+def _refuse(source: str, problems: Sequence[str], missing: set[str]) -> None:
+    problems = [*problems, *(f"{name!r} is missing" for name in sorted(missing))]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ValueError(
-            f"{folder} does not hold the weights of the server's model: {'; '.join(problems[:3])}{more}; start server "
+            f"{source} does not hold the weights of the server's model: {'; '.join(problems[:3])}{more}; start server "
             "and trainer with the same config"
         )
 
 
-def _list_files(folder: Path) -> list[str]:
+def list_files(folder: Path) -> list[str]:
     """Names of the files that a folder's index lists."""
     try:
         with (folder / INDEX).open("rb") as file:
@@ -83,9 +115,9 @@ def _list_files(folder: Path) -> list[str]:
 def _compare(name: str, shape: tuple[int, ...], dtype: str, expected: Shapes) -> list[str]:
     if name not in expected:
         return [f"{name[:200]!r} is no weight of it"]
-    wanted, is_float = expected[name]
+    wanted, precision = expected[name]
     if shape != wanted:
         return [f"{name!r} is {list(shape)} instead of {list(wanted)}"]
-    if is_float != (dtype in FLOATS):
+    if precision.is_floating_point != (dtype in FLOATS):
         return [f"{name!r} is of {dtype}, which is another kind of numbers"]
     return []

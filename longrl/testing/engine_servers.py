@@ -37,7 +37,7 @@ class EngineServers:
         args = ["--forks", *[f"--config={config}" for config in configs], f"--weights_folder={weights_folder}"]
         args += [f"--{name}={value}" for name, value in options.items()]
         self._log = log
-        self._processes: dict[str, int] = {}
+        self.processes: dict[str, int] = {}
         self._is_ready = False
         with log.open("a") as errors:
             start = _fork if in_fork else _spawn
@@ -58,7 +58,7 @@ class EngineServers:
         self._orders.flush()
         process, port = self._read().split()
         url = f"http://127.0.0.1:{port}"
-        self._processes[url] = int(process)
+        self.processes[url] = int(process)
         deadline = time.monotonic() + 60
         while True:
             with contextlib.suppress(OSError):
@@ -69,14 +69,15 @@ class EngineServers:
 
     def kill(self, url: str, how: signal.Signals = signal.SIGKILL) -> None:
         """Ends a server, which is gone when this returns, or sends it another signal."""
-        process = self._processes[url]
-        os.kill(process, how)
+        process = self.processes[url]
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, how)
         while how == signal.SIGKILL and Path(f"/proc/{process}").exists():
             time.sleep(0.002)
 
     def close(self) -> None:
         """Ends all."""
-        for process in self._processes.values():
+        for process in self.processes.values():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
         self._orders.close()

@@ -73,6 +73,11 @@ class StandInWorker(WeightSync):
         names = {family.engine_weight(name): name for name in self.model.state_dict()}
         self.names = {engine_name: name for engine_name, name in names.items() if engine_name is not None}
         self.model_runner = self
+        self.device = torch.device("cpu")
+        self.rank = 0
+        self.vllm_config = SimpleNamespace(
+            parallel_config=SimpleNamespace(data_parallel_index=0, data_parallel_size=1, world_size=1)
+        )
 
     def reload_weights(self, weights_iterator: Iterable[tuple[str, Tensor]]) -> None:
         """Takes over weights under the engine's names."""
@@ -80,6 +85,10 @@ class StandInWorker(WeightSync):
         with torch.no_grad():
             for name, weight in weights_iterator:
                 state[self.names[name]].copy_(weight)
+
+    @override
+    def _longrl_take_over(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        self.reload_weights(weights)
 
     @override
     def longrl_head_dtypes(self) -> list[str]:
@@ -130,7 +139,9 @@ class StandInEngine:
 
     # -- requests ------------------------------------------------------------------------------------------------
 
-    async def generate(self, request: dict[str, Any], sampling: dict[str, Any], request_id: str) -> AsyncIterator[Any]:
+    async def generate(
+        self, request: dict[str, Any], sampling: dict[str, Any], request_id: str, lora_request: None = None
+    ) -> AsyncIterator[Any]:
         """One answer with all completions of a request."""
         ask = Ask.read(self.family, request, sampling)
         length = len(ask.prompt.input_ids) + ask.sampling.max_completion_tokens
@@ -149,7 +160,8 @@ class StandInEngine:
             for index, (ids, logps, reason) in enumerate(await running.sampled):
                 logprobs = [{token: SimpleNamespace(logprob=logp)} for token, logp in zip(ids, logps, strict=True)]
                 output = StandInOutput(index, ids, logprobs, reason, versions)
-                waits.append(self._take_time(output, self.pace.seconds(f"{name}#{index}"), running.is_cut))
+                own_name = name if "#" in name else f"{name}#{index}"  # a turn's request says which completion it is
+                waits.append(self._take_time(output, self.pace.seconds(own_name), running.is_cut))
             yield SimpleNamespace(outputs=await asyncio.gather(*waits))
         finally:
             del self._running[request_id]

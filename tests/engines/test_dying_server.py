@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -61,12 +62,14 @@ server.serve_forever()
 @pytest.mark.parametrize(("max_staleness", "num_answered"), [(0, 0), (0, 2), (1, 2)])
 def test_a_server_killed_while_it_generates_ends_the_run(tmp_path, monkeypatch, max_staleness, num_answered):
     """The first call compares engine and trainer; at 1 the third is under way during the first update."""
-    monkeypatch.setattr(server_client.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(server_client, "pause", lambda seconds: asyncio.sleep(0))
     info = {"vllm": VERSION, "version": "none", "model": model_sizes(text_family()), "max_model_len": 2048}
     command = [sys.executable, "-c", SERVER, json.dumps(info), str(num_answered)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         url = f"http://127.0.0.1:{server.stdout.readline().strip()}"
-        engine = VLLMServerEngine(url, weights_folder=str(tmp_path / "weights"), timeout_s=30, retries=2)
+        engine = VLLMServerEngine(
+            url, weights_folder=str(tmp_path / "weights"), timeout_s=30, retries=2, recover_timeout_s=0
+        )
         rollouts = callback(
             engine, sampling=SamplingParams(2, 8), max_staleness=max_staleness, max_mismatch=1e9, max_mean_mismatch=1e9
         )
@@ -76,4 +79,5 @@ def test_a_server_killed_while_it_generates_ends_the_run(tmp_path, monkeypatch, 
             assert server.wait(10) == -9
         finally:
             server.kill()
+    engine.close()
     assert not list((tmp_path / "weights").iterdir())
