@@ -67,6 +67,8 @@ class AsyncGroups(GroupSource):
         """Prompts that the engine has, by number; the same on all ranks that share them."""
         self._queue: deque[AskedPrompt] = deque()
         """Prompts that it will get next."""
+        self._batch_prompts: Sequence[Prompt] = ()
+        """Of the step that begins, until they are in the queue."""
         self._num_asked = 0
         """In the whole run, on this rank: the next prompt's number."""
         self._sampler: ContinuousSampler | None = None
@@ -85,6 +87,7 @@ class AsyncGroups(GroupSource):
         """See `GroupSource`."""
         dp = module.parallel.dp
         num_groups = len(batch_prompts)
+        self._batch_prompts = batch_prompts
         # 1. The first step begins, or goes on where a checkpoint was made.
         if not self._is_started:
             self.steps.sync(module, step)
@@ -94,7 +97,7 @@ class AsyncGroups(GroupSource):
         with self.steps.counted_sync(module):
             pause = functools.partial(self._pause, module.parallel)
             self.steps.engine.sync_beside(self.steps.family, module.model, step, pause)
-        self._queue.extend(AskedPrompt(prompt) for prompt in batch_prompts)
+        self._queue_batch()
 
         # 3. Ask, take what is finished, select, until there are enough groups. All ranks score together.
         groups: list[Group] = []
@@ -119,6 +122,16 @@ class AsyncGroups(GroupSource):
     @override
     def before_update(self, module: PolicyModule, step: int) -> None:
         """The engine goes on."""
+
+    @override
+    def undo_step(self) -> bool:
+        """See `GroupSource`."""
+        self._queue_batch()
+        return False
+
+    def _queue_batch(self) -> None:
+        self._queue.extend(AskedPrompt(prompt) for prompt in self._batch_prompts)
+        self._batch_prompts = ()
 
     def _give_up(self, module: PolicyModule, step: int) -> Metrics:
         """Prompts that no step may train on any more are asked again, or dropped."""
