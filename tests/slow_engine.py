@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import random
-import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 
-import torch
 from typing_extensions import override
 
 from longrl.engines.rollout_engine import RolloutEngine
 from longrl.engines.turn_requests import ContinuousRequests
 from longrl.engines.vllm_options import make_completion, sampling_arguments
+from longrl.engines.weight_stream import engine_weights
+from longrl.testing.stand_in_engine import StandInWorker
 from longrl.testing.stand_in_sampler import Ask, sample
 
 
@@ -33,6 +36,10 @@ class Running:
 
     def num_tokens(self, now):
         return min(len(self.tokens), int((now - self.start) / self.seconds)) if self.seconds else len(self.tokens)
+
+    def num_until_cut(self, now):
+        """The first one is always there."""
+        return max(self.num_tokens(now), min(1, len(self.tokens) - 1))
 
     def output(self, count):
         reason = self.reason if count == len(self.tokens) else "cut"
@@ -55,9 +62,10 @@ class SlowRequests(ContinuousRequests):
     def add(self, trajectory, request, params):
         engine = self.engine
         assert not engine.is_syncing, "asked while weights change"
-        engine.asked.append((trajectory.prompt.id, trajectory.number, len(trajectory.so_far().input_ids)))
+        engine.note(trajectory)
         arguments = params | {"stop_token_ids": [*params["stop_token_ids"], *engine.stop_token_ids]}
-        ((tokens, logprobs, reason),) = sample(engine.family, engine.model, [Ask.read(engine.family, request, arguments)])[0]
+        ask = Ask.read(engine.family, request, arguments)
+        ((tokens, logprobs, reason),) = sample(engine.family, engine.worker.model, [ask])[0]
         seconds = engine.seconds_of(trajectory)
         self.running.append(Running(trajectory, tokens, logprobs, reason, engine.version, time.monotonic(), seconds))
 
@@ -68,7 +76,7 @@ class SlowRequests(ContinuousRequests):
             if self.was_cut.done():
                 self.was_cut = Future()
                 ended, self.running = self.running, []
-                return [(one.trajectory, one.output(one.num_tokens(now))) for one in ended]
+                return [(one.trajectory, one.output(one.num_until_cut(now))) for one in ended]
             ended = [one for one in self.running if one.num_tokens(now) == len(one.tokens)]
             if ended or any(answer.done() for answer in answers):
                 self.running = [one for one in self.running if one not in ended]
@@ -82,18 +90,34 @@ class SlowRequests(ContinuousRequests):
 
 
 class SlowEngine(RolloutEngine):
-    """Samples with weights of its own, `seconds` for a token times a completion's own long-tailed factor."""
+    """Samples with weights of its own, `seconds` for a token times a completion's own long-tailed factor.
+
+    Args:
+        seconds: of a token on average.
+        tail: of the log-normal factor.
+        stop_token_ids: end a turn, too.
+        record: file that says what was asked, also of runs that are killed.
+    """
 
     is_remote = True
 
-    def __init__(self, seconds=0.0, tail=0.0, stop_token_ids=()):
-        self.seconds, self.tail, self.stop_token_ids = seconds, tail, stop_token_ids
-        self.model = None
+    def __init__(
+        self, seconds: float = 0.0, tail: float = 0.0, stop_token_ids: Sequence[int] = (), record: str | None = None
+    ) -> None:
+        self.seconds, self.tail, self.stop_token_ids, self.record = seconds, tail, stop_token_ids, record
+        self.worker = None
         self.version = -1
         self.is_syncing = False
         self.asked = []
-        """(prompt, number, tokens so far) of every request."""
+        """(prompt, number, tokens sampled, tokens shown) of every request."""
         self.synced = []
+
+    def note(self, trajectory):
+        asked = (trajectory.prompt.id, trajectory.number, trajectory.num_sampled, trajectory.num_observed)
+        self.asked.append(asked)
+        if self.record is not None:
+            with Path(self.record).open("a") as file:
+                file.write(json.dumps(asked) + "\n")
 
     def seconds_of(self, trajectory):
         factor = random.Random(f"{trajectory.prompt.id} {trajectory.number}").lognormvariate(0, self.tail)
@@ -105,8 +129,8 @@ class SlowEngine(RolloutEngine):
             return
         self.is_syncing = True
         self.family = family
-        self.model = family.build() if self.model is None else self.model
-        self.model.load_state_dict({name: value.detach().clone() for name, value in model.state_dict().items()})
+        self.worker = StandInWorker(family) if self.worker is None else self.worker
+        self.worker.reload_weights(engine_weights(family, model, 1 << 20))
         self.version = step
         self.synced.append(step)
         self.is_syncing = False
@@ -121,7 +145,7 @@ class SlowEngine(RolloutEngine):
         for prompt in prompts:
             request = family.engine_request(prompt, features)
             params = sampling_arguments(family, prompt, sampling, seed, first)
-            outputs = sample(family, self.model, [Ask.read(family, request, params)])[0]
+            outputs = sample(family, self.worker.model, [Ask.read(family, request, params)])[0]
             fields = [dict(zip(("token_ids", "logprobs", "finish_reason"), one, strict=True)) for one in outputs]
             groups.append([make_completion(family, one) for one in fields])
         return groups

@@ -1,6 +1,7 @@
 """launch/slurm_async.sbatch, slurm_servers.sbatch and server.sh beside stand-ins for SLURM's commands and longrl."""
 
 import contextlib
+import http.server
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -168,6 +170,7 @@ def test_a_job_of_two_components_trains_with_its_servers_and_ends_them(cluster, 
     given = trainer["args"]
     assert json.loads(given[given.index("--rollout.engine.urls") + 1]) == urls
     assert given[given.index("--rollout.engine.weights_folder") + 1] == "/shared/weights"
+    assert given[given.index("--rollout.engine.transfer_host") + 1] == "node1"  # rank 0's
     assert given[-6:-2] == ["--trainer.num_nodes=2", "--trainer.devices=8", "--resume", "auto"]
     assert not (cluster.folder / "servers.env").exists()
     wait_until_gone([server["pid"] for server in servers])
@@ -210,6 +213,29 @@ def test_a_trainer_that_is_requeued_comes_back_to_living_servers(cluster):
     assert servers.returncode == 143
     assert not (cluster.folder / "servers.env").exists()
     wait_until_gone([server["pid"] for server in cluster.seen("serve")])
+
+
+def test_a_server_that_does_not_come_is_waited_for_no_longer_than_asked(cluster):
+    with http.server.HTTPServer(("127.0.0.1", cluster.port), Healthy) as there, socket.socket() as taken:
+        threading.Thread(target=there.serve_forever, daemon=True).start()
+        taken.bind(("127.0.0.1", cluster.port + 1))  # so that the stand-in there dies, again and again
+        code, output = cluster.run("slurm_async.sbatch", *FIT, WAIT_S="0", RESTARTS="1000", RESTART_AFTER_S="0.2")
+        there.shutdown()
+    assert code == 0, output
+    assert f"http://127.0.0.1:{cluster.port + 1} does not answer" in output
+    assert "1 of 2 servers" in output
+    assert len(cluster.seen("fit")) == 1
+
+
+class Healthy(http.server.BaseHTTPRequestHandler):
+    """Answers as a server that is well."""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
 
 
 def test_without_servers_no_trainer_is_started(cluster):

@@ -12,6 +12,7 @@ from rich.console import Console
 from longrl.commands.parsers import ShortErrors
 from longrl.evaluation.result_files import write_new_json
 from longrl.evaluation.screen import number
+from longrl.io.number_ranges import COUNT, check_ranges
 from longrl.io.tables import make_table
 from longrl.planning.async_inputs import Measured, check_known, measured_run, read_lengths, with_given
 from longrl.planning.async_model import AsyncOutcome, Workload, advised_staleness, simulate, verdict
@@ -85,11 +86,7 @@ def options_read(options: Any) -> Measured:
     Raises:
         ValueError: neither a run nor all that is needed without one.
     """
-    counts = {"--num_generations": options.num_generations, "--steps": options.steps}
-    counts |= {"--slots": options.slots or 1, "--groups": options.groups or 1}
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}; correct it")
+    check_ranges(options, "--", **dict.fromkeys(("num_generations", "steps", "slots", "groups"), COUNT))
     if min(options.max_staleness) < 0:
         raise ValueError(f"--max_staleness must be at least 0, got {min(options.max_staleness)}; correct it")
     measured = measured_run(options.run) if options.run else Measured()
@@ -111,8 +108,8 @@ def workload(measured: Measured, options: Any) -> tuple[Workload, list[str]]:
     mean_size = sum(map(len, measured.groups)) / len(measured.groups)
     slots = options.slots
     if slots is None:
-        slots = max(1, round(measured.groups_per_step * mean_size))
-        notes.append(f"{slots} completions decode at once, as many as a step has; --slots says otherwise")
+        slots = max(1, round(measured.groups_per_step * mean_size), round(measured.most_requests))
+        notes.append(f"{slots} completions decode at once, as many as a step has or had; --slots says otherwise")
     request_s = measured.request_s or 0.0
     rate = options.prefill_tokens_per_s
     if rate is None:

@@ -19,6 +19,7 @@ from longrl.evaluation.run_records import RunRecord, differences, final_value, r
 from longrl.evaluation.sample_grids import saved_grids
 from longrl.evaluation.samples import RESULTS_FILE
 from longrl.evaluation.screen import number
+from longrl.evaluation.staleness_chart import AVERAGED_STEPS, plot_staleness
 from longrl.evaluation.timeline import BusyShares, busy_shares, read_timeline
 from longrl.evaluation.timeline_chart import LAST_STEPS, plot_timeline
 from longrl.turns import restored_turn, turns_text
@@ -149,17 +150,20 @@ def _sections(runs: Sequence[RunRecord]) -> Sections:
 
 
 def _timelines(runs: Sequence[RunRecord]) -> Sections:
-    """The last steps of each run drawn to scale, with the shares of the time that both sides were busy."""
+    """The last steps of each run drawn to scale, the shares of the time that both sides were busy, and tokens' ages."""
     sections: Sections = {}
     for run in runs:
+        of_run = "" if len(runs) == 1 else f": {run.name}"
         steps = read_timeline(run.folder)
         figure = plot_timeline(steps)
-        if figure is None:
-            continue
-        shown = busy_shares(steps[-LAST_STEPS:])
-        rows = [_share_row("steps drawn", shown), _share_row("all steps", busy_shares(steps))]
-        heading = "Timeline" if len(runs) == 1 else f"Timeline: {run.name}"
-        sections[heading] = [figure, PageTable(["", "trainer busy", "engine busy", "both idle", "seconds"], rows)]
+        if figure is not None:
+            shown = busy_shares(steps[-LAST_STEPS:])
+            rows = [_share_row("steps drawn", shown), _share_row("all steps", busy_shares(steps))]
+            table = PageTable(["", "trainer busy", "engine busy", "both idle", "seconds"], rows)
+            sections[f"Timeline{of_run}"] = [figure, table]
+        staleness = plot_staleness(run.metrics)
+        if staleness is not None:
+            sections[f"Staleness{of_run}"] = [staleness, f"Means of the last {AVERAGED_STEPS} steps."]
     return sections
 
 

@@ -243,4 +243,5 @@ def _parsed(line: bytes) -> StepTimeline | None:
     except (TypeError, ValueError):
         return None
     has_form = all(len(span) == 3 for span in [*timeline.trainer, *timeline.engine])
+    has_form &= all(isinstance(name, str) for name, *_ in timeline.trainer) and isinstance(timeline.ranks, int)
     return timeline if is_whole and has_form and timeline.seconds > 0 else None

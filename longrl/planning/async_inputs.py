@@ -43,6 +43,8 @@ class Measured:
     sync_s: float | None = None
     """Medians of steps, as `Workload` has them."""
     prompt_tokens: float | None = None
+    most_requests: float = 0.0
+    """That were under way at once, where they were counted."""
     notes: Sequence[str] = field(default_factory=list)
     """What was assumed, for people."""
 
@@ -124,7 +126,7 @@ def _from_timeline(steps: Sequence[StepTimeline], staleness: int) -> Measured:
         for step, seconds, before, synced in zip(steps, by_phase, other, sync, strict=True)
     ]
     return Measured(
-        [group for step in steps for group in step.lengths],
+        [[max(1, length) for length in group] for step in steps for group in step.lengths if group],
         round(statistics.median(len(step.lengths) * step.ranks for step in steps)),
         token_s,
         request_s,
@@ -132,6 +134,7 @@ def _from_timeline(steps: Sequence[StepTimeline], staleness: int) -> Measured:
         statistics.median(other),
         statistics.median(sync),
         statistics.median(step.prompt_tokens for step in steps),
+        max((requests for step in steps if step.is_counted for _, _, requests in step.engine), default=0.0),
         notes,
     )
 
@@ -244,7 +247,7 @@ def _from_metrics(folder: str | Path, metrics: Metrics, settings: Mapping[str, s
     sync = _median(metrics, "time/sync")
     update = _median(metrics, "time/step") - _median(metrics, "time/generate") - other - sync
     notes = [*notes, f"there is no {FILE}: lengths are drawn from the quantiles in metrics.csv"]
-    return Measured(groups, count, token_s, request_s, max(update, 0.0), other, sync, None, notes)
+    return Measured(groups, count, token_s, request_s, max(update, 0.0), other, sync, notes=notes)
 
 
 def quantile_lengths(points: Mapping[float, float], count: int) -> list[int]:

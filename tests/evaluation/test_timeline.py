@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from longrl.evaluation.staleness_chart import means_by_age, plot_staleness
 from longrl.evaluation.timeline import (
     FILE,
     MAX_SPANS,
@@ -87,6 +88,8 @@ def test_a_file_is_read_whatever_killed_the_run(tmp_path):
         lines[0].replace("1.2346", "NaN"),
         lines[0].replace("2.0", '"long"'),
         lines[0].replace("[5,6]", "5"),
+        lines[0].replace('"update"', "[1]"),
+        lines[0].replace('"ranks":1', '"ranks":"all"'),
         lines[3][:-9],
     ]
     (tmp_path / FILE).write_text("\n".join([*lines, *spoiled]))
@@ -110,3 +113,13 @@ def test_the_last_steps_are_drawn_to_one_scale():
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["generate (waits)", "other", "engine busy"]
     assert plot_timeline([]) is None
+
+
+def test_ages_of_tokens_are_means_over_the_last_steps_in_order():
+    shares = {f"rollout/staleness_share_{age}": dict.fromkeys(range(60), age / 10) for age in (2, 10, 0)}
+    shares["rollout/staleness_share_2"] |= dict.fromkeys(range(10), 99.0)  # long ago
+    assert means_by_age(shares, "rollout/staleness_share_") == pytest.approx({0: 0.0, 2: 0.2, 10: 1.0})
+    left, right = plot_staleness(shares).axes
+    assert [bar.get_height() for bar in left.patches] == pytest.approx([0, 20, 100])
+    assert not right.patches
+    assert plot_staleness({"reward/mean": {0: 1.0}}) is None

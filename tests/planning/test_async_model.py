@@ -106,6 +106,19 @@ def test_one_rollout_ahead_takes_the_longer_of_rollout_and_update():
     assert simulate(work, 0).seconds_per_step == pytest.approx(1 + 10 + 2 + 4)
 
 
+@pytest.mark.parametrize("k", [2, 3, 5])
+@pytest.mark.parametrize("length", [5, 40, 100])
+def test_equal_completions_over_several_updates_are_a_closed_form(k, length):
+    """Asked at step s, needed at s + k: k updates, and a wait once in k + 1 steps, hold their seconds."""
+    work = Workload([[length] * 2], 3, 100, 1.0, 0.0, update_s=7.0, other_s=1.0, sync_s=0.5)
+    found = simulate(work, k, num_steps=6 * (k + 1))
+    waits = max(0.0, length - 8.0 * k) / (k + 1)
+    assert found.seconds_per_step == pytest.approx(8.5 + waits)
+    assert found.trainer_busy == pytest.approx(8.5 / (8.5 + waits))
+    assert found.staleness_largest <= k
+    assert found.asked_again == 0
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_shares_staleness_and_seconds_keep_their_bounds(seed):
     slots = random.Random(seed).choice([2, 5, 1000])
