@@ -254,7 +254,9 @@ class RolloutCallback(Callback):
             "rollout/prompts_drawn": float(len(found.sampled)),
             "rollout/surplus_groups": float(len(found.surplus)),
         }
-        self._metrics = rollout_metrics(found.sampled, dp) | dp.sum_dict(counts | found.counts)
+        self._metrics = rollout_metrics(found.sampled, dp) | dp.sum_dict(
+            counts | found.counts | self.engine.take_counts()
+        )
         self._metrics |= {name: value / dp.size for name, value in dp.sum_dict(found.means).items()}
         self._metrics["rollout/resample_rounds"] = float(found.num_rounds)
         if self.max_staleness:

@@ -114,9 +114,7 @@ def restored_groups(saved: Sequence[SavedGroup], render: Callable[[Row], Prompt]
     return groups
 
 
-def rendered_rows(
-    saved: Sequence[Mapping[str, Any]], render: Callable[[Row], Prompt], sp_group: Axis
-) -> list[Prompt]:
+def rendered_rows(saved: Sequence[Mapping[str, Any]], render: Callable[[Row], Prompt], sp_group: Axis) -> list[Prompt]:
     """Those of the saved rows that all ranks of a sequence-parallel group can still render."""
     prompts = []
     for one in saved:

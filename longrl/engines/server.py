@@ -275,6 +275,14 @@ class VLLMServerEngine(VLLMRollouts):
         return PooledRollout(self.pool, self._version, requests, params, names).answers()
 
     @override
+    def take_counts(self) -> dict[str, float]:
+        """Completions that were asked once more because their server was lost, and servers that a rank has lost."""
+        pool = self.pool
+        counts = {"rollout/repeated": float(pool.num_repeated), "rollout/servers_lost": float(pool.num_losses)}
+        pool.num_repeated = pool.num_losses = 0
+        return counts
+
+    @override
     def environment_problem(self) -> str | None:
         return None
 
