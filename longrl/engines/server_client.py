@@ -89,6 +89,10 @@ class ServerClient:
         """Has the server take over the weights of a folder."""
         self.order_weights({"folder": folder, "version": version}, self.retries)
 
+    def weight_digests(self) -> list[dict[str, str]]:
+        """{parameter: hash of its content} of each of the server's workers, by vLLM's names."""
+        return list(self._send("GET", "/weights")["workers"])
+
     def order_weights(self, order: Mapping[str, Any], retries: int = 0) -> None:
         """Has the server do with weights what an order says (`weight_orders`)."""
         self._weights_answer(
