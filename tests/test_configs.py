@@ -25,7 +25,7 @@ from longrl.diffusion.diffusion_family import DiffusionFamily
 from longrl.diffusion.prompt_files import PromptFiles
 from longrl.engines.rollout_engine import RolloutEngine
 from longrl.environments.settings import EnvironmentSettings
-from longrl.evaluation.alerts import RULES
+from longrl.evaluation.alert_rules import RULES
 from longrl.evaluation.benchmark import Evaluation
 from longrl.io.jsonl import read_jsonl
 from longrl.models.base import CausalFamily
@@ -505,14 +505,14 @@ def test_the_flags_of_the_documents_go_together_with_a_callback_more(tmp_path):
         "--data": CONFIGS / "data" / "videomme.yaml",
         "--data.subtitles.source": tmp_path,
     }
-    assert {"--rollout.engine.urls", "--rollout.overlap", "--model.algorithm.token_weights"} <= flags.keys()
+    assert {"--rollout.engine.urls", "--rollout.max_staleness", "--model.algorithm.token_weights"} <= flags.keys()
     args = [part for pair in (flags | own).items() for part in pair]
     for more in (["--trainer.callbacks+", "LearningRateMonitor"], ["--trainer.callbacks+=LearningRateMonitor"]):
         cli = built("--config", VIDEO, *args, *more, ON_CPU, "--trainer.devices=8")
         names = [type(callback).__name__ for callback in cli.trainer.callbacks]
         assert names.index("LearningRateMonitor") < names.index("RolloutCallback")
         assert cli.config.rollout.engine.init_args.urls == "http://127.0.0.1:8000"
-        assert rollouts(cli).overlap
+        assert rollouts(cli).max_staleness
 
 
 def test_one_family_replaces_another():

@@ -68,7 +68,7 @@ def test_modules_that_are_named_exist(document):
 
 
 IDENTIFIER = re.compile(r"(?<![\w.])[A-Za-z_]\w{3,}")
-OF_OTHERS = {"CUDA_VISIBLE_DEVICES", "cu_seqlens", "mm_embeds"}
+OF_OTHERS = {"CUDA_VISIBLE_DEVICES", "cu_seqlens", "data_parallel_size", "mm_embeds"}
 """Names that documents compare with ours."""
 
 

@@ -90,6 +90,10 @@ class Algorithm:
     """Importance weights between the engine that sampled and the trainer."""
     correction_cap: float = 2.0
     """Where importance weights are truncated or masked."""
+    decoupled: bool = False
+    """Of tokens that older weights drew: the ratio is clipped around the policy before the update, as that of all
+    others, and `correction` weighs that policy against the one that drew them (AReaL, arXiv:2505.24298, sec. 5.2).
+    False clips around the policy that drew them, whose ratio is the importance weight, and corrects the others."""
     advantage_limit: float | None = None
     """Advantages are held within +- this (Flow-GRPO's code: 5); None leaves them."""
     greedy_baseline: bool = False
@@ -110,16 +114,22 @@ class Algorithm:
             raise ValueError(
                 f"model.algorithm.advantage_limit must be above 0, or null for none, got {self.advantage_limit}"
             )
+        if self.decoupled and self.correction is losses.no_correction:
+            raise ValueError(
+                "model.algorithm.decoupled=true leaves it to the correction to weigh the policy before the update "
+                "against the one that sampled, got no_correction; set model.algorithm.correction to "
+                "longrl.algorithms.truncated_token, or decoupled to false"
+            )
 
     def validate(
-        self, sampling: SamplingParams, mini_batches: int, overlap: bool = False, resamples: bool = True
+        self, sampling: SamplingParams, mini_batches: int, max_staleness: int = 0, resamples: bool = True
     ) -> None:
         """Checks the algorithm against a run whose policy writes tokens, before weights are loaded.
 
         Args:
             sampling: of the training rollouts.
             mini_batches: optimizer steps per rollout.
-            overlap: groups are sampled during the update before, by weights one step older.
+            max_staleness: rollouts that the weights which draw a token may be older than those that it trains.
             resamples: further prompts are drawn while groups are missing, and the surplus is left to the next step.
 
         Raises:
@@ -166,7 +176,8 @@ class Algorithm:
         instead = "use configs/algorithm/reinforce_pp.yaml or remax.yaml"
         self._check_groups(sampling.num_generations, instead)
         leaves_groups = resamples and any(need.full_distribution for _, _, need in self._needs())
-        self._check_own_samples(mini_batches, overlap, leaves_groups)
+        self._check_own_samples(mini_batches, max_staleness, leaves_groups)
+        self._check_whole_completions(max_staleness)
 
     def validate_steps(self, num_generations: int, mini_batches: int) -> None:
         """Checks the algorithm against a run whose policy takes denoising steps; as `validate`."""
@@ -179,17 +190,17 @@ class Algorithm:
                         f"{self.kl_placement}; set model.algorithm.kl to longrl.algorithms.gaussian_mean or "
                         "gaussian_mean_rate and kl_placement to loss, or kl_coef to 0"
                     )
-            elif need.rows == "tokens" or self.greedy_baseline:
+            elif need.rows == "tokens" or self.greedy_baseline or self.decoupled:
                 raise ValueError(
                     "denoising steps of a sample are scored apart, by the model that drew them, so sequence_clipped, "
-                    "corrections and greedy_baseline have no meaning; set model.algorithm.surrogate to "
-                    "longrl.algorithms.clipped, correction to longrl.algorithms.no_correction and greedy_baseline to "
-                    "false"
+                    "corrections, decoupled and greedy_baseline have no meaning; set model.algorithm.surrogate to "
+                    "longrl.algorithms.clipped, correction to longrl.algorithms.no_correction, decoupled and "
+                    "greedy_baseline to false"
                 )
         if self.fp32_lm_head:
             raise ValueError("a diffusion model has no LM head; set model.algorithm.fp32_lm_head to false")
         self._check_groups(num_generations, "set model.algorithm.advantage to longrl.algorithms.raw")
-        self._check_own_samples(mini_batches, overlap=False, leaves_groups=False)
+        self._check_own_samples(mini_batches, max_staleness=0, leaves_groups=False)
 
     def _needs(self) -> Iterator[tuple[str, str, Needs]]:
         """Field, name and needs of every function."""
@@ -209,15 +220,15 @@ class Algorithm:
                     f"got {num_generations}; raise rollout.sampling.num_generations, or {instead}"
                 )
 
-    def _check_own_samples(self, mini_batches: int, overlap: bool, leaves_groups: bool) -> None:
+    def _check_own_samples(self, mini_batches: int, max_staleness: int, leaves_groups: bool) -> None:
         """Refuses functions without importance ratio where other weights than those of a step have sampled for it."""
         problems = []
         if mini_batches > 1:
             problems.append(
                 f"{mini_batches} updates per rollout (model.mini_batches_per_rollout times model.epochs_per_rollout)"
             )
-        if overlap:
-            problems.append("rollout.overlap=true")
+        if max_staleness:
+            problems.append(f"rollout.max_staleness={max_staleness}")
         if leaves_groups:
             problems.append(
                 "a model.algorithm.select that leaves groups to the next step (rollout.max_resample_rounds)"
@@ -227,9 +238,36 @@ class Algorithm:
                 raise ValueError(
                     f"the {field} {name} has no importance ratio, and with {' and '.join(problems)} it would take "
                     "samples of other weights for its own; set model.algorithm.surrogate to "
-                    "longrl.algorithms.reinforce or clipped, or one update per rollout, rollout.overlap to false and "
-                    "rollout.max_resample_rounds to 0"
+                    "longrl.algorithms.reinforce or clipped, or one update per rollout, rollout.max_staleness to 0 "
+                    "and rollout.max_resample_rounds to 0"
                 )
+
+    def _check_whole_completions(self, max_staleness: int) -> None:
+        """Looks at ratios of whole completions, several weights of which may have drawn the tokens."""
+        for field, name, need in self._needs():
+            if not need.over_completion or not max_staleness:
+                continue
+            if field == "correction" and self.decoupled:
+                logger.warning(
+                    "%s multiplies the ratios of all tokens of a completion, and with rollout.max_staleness=%d there "
+                    "are updates in each: of a long completion little but 0 and the cap is left "
+                    "(train/correction_mean); set model.algorithm.correction to longrl.algorithms.truncated_token",
+                    name, max_staleness,
+                )  # fmt: skip
+            elif field == "correction" and max_staleness > 1:
+                raise ValueError(
+                    f"{name} multiplies the ratios of all tokens of a completion, and with rollout.max_staleness="
+                    f"{max_staleness} those that older weights drew have none: they count in the surrogate's; set "
+                    "model.algorithm.correction to longrl.algorithms.truncated_token, or decoupled to true"
+                )
+            elif field == "surrogate" and not self.decoupled and max_staleness > 1:
+                logger.warning(
+                    "%s keeps or clips a completion as a whole, around policies of up to %d rollouts ago: most are "
+                    "outside of a narrow range before the first update (train/clip_fraction_high, "
+                    "clip_fraction_low); set model.algorithm.decoupled to true and correction to "
+                    "longrl.algorithms.truncated_token, or widen clip_low and clip_high",
+                    name, max_staleness,
+                )  # fmt: skip
 
     def token_advantages(
         self,
@@ -287,7 +325,8 @@ class Algorithm:
 
         Args:
             logp: [R] under the policy being updated, with gradient.
-            old_logp: [R] before the updates on this rollout; `logp.detach()` on the first.
+            old_logp: [R] before the updates on this rollout, `logp.detach()` on the first; of tokens that older
+                weights drew the sampler's, unless `decoupled`.
             ref_logp: [R] under the reference policy, or None without KL term.
             sampler_logp: [R] as the rollout engine reported them, or None.
             advantages: [R].
@@ -333,7 +372,9 @@ class Algorithm:
         if reference is not None:
             metrics["kl_ref"] = self.kl(current, reference.detach())
             if getattr(self.kl, "needs", NO_NEEDS).importance_ratio:
-                metrics["kl_ref"] = tokens.ratio * metrics["kl_ref"]
+                # Decoupled, the old policy has not drawn the tokens: the product is the ratio to the one that has.
+                drawn = tokens.ratio * correction if self.decoupled else tokens.ratio
+                metrics["kl_ref"] = drawn * metrics["kl_ref"]
             if self.kl_placement == "loss":
                 row_losses = row_losses + self.kl_coef * metrics["kl_ref"]
         elif self.kl_placement == "loss" and self.kl_coef > 0:

@@ -92,7 +92,8 @@ class Tokens:
 # With rho = policy / old policy at a token, A its advantage and sg stop-gradient. A surrogate is
 # `(tokens, clip_low, clip_high) -> TokenLosses`. On the first update after a rollout rho is 1, nothing is clipped, and
 # the gradient of every surrogate here is that of `reinforce`. Later updates, groups that were carried over and those of
-# `rollout.overlap` have another rho: one of your own that does not read it must say so, `@needs(one_update=True)`.
+# `rollout.max_staleness` have another rho: one of your own that does not read it must say so,
+# `@needs(one_update=True)`.
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ class DualClipped:
         return replace(plain, loss=torch.where(negative, capped, plain.loss), clipped_high=clipped_high)
 
 
-@needs(rows="tokens")
+@needs(rows="tokens", over_completion=True)
 def sequence_clipped(tokens: Tokens, clip_low: float, clip_high: float) -> TokenLosses:
     """GSPO, arXiv:2507.18071: L = -min(s A, clip(s) A), s = exp(mean over the completion of log rho).
 
@@ -238,19 +239,21 @@ class BoundedK3:
 def k3_unbiased(logp: Tensor, ref_logp: Tensor) -> Tensor:
     """k3, which `Algorithm` multiplies by rho = policy / old policy: DeepSeek-V3.2, arXiv:2512.02556, eq. 7. [R].
 
-    The old policy drew the tokens, so the product is unbiased in later updates too; and as rho carries gradient, that
-    of the product, rho * x * grad logp, is in expectation that of KL(policy || reference), also at rho = 1. TRL's
-    `use_bias_correction_kl`. As part of the reward it is k3.
+    The old policy drew the tokens (if `decoupled`, rho times the correction is the ratio to the one that did), so the
+    product is unbiased in later updates too; and as rho carries gradient, that of the product, rho * x * grad logp, is
+    in expectation that of KL(policy || reference), also at rho = 1. TRL's `use_bias_correction_kl`. As part of the
+    reward it is k3.
     """
     return k3(logp, ref_logp)
 
 
 # ---- corrections: did the engine that sampled agree with the trainer? ----
-# With q = old policy / sampler at a token, two policies of the same weights but of different kernels and precision (or,
-# for asynchronous rollouts, of older weights), the surrogate loss of a token is multiplied by a detached factor; the KL
-# term is not. Factors change no normalisation: a dropped token still counts in the weights, as in TRL and verl. A token
-# whose sampler log-probability is not finite is dropped (factor 0), and left out of its completion's product. Where OLD
-# ones are not finite the whole completion goes (longrl/modules/mini_batches.py).
+# With q = old policy / sampler at a token, two policies of the same weights but of different kernels and precision, the
+# surrogate loss of a token is multiplied by a detached factor; the KL term is not. The old policy of tokens that older
+# weights drew is the sampler itself, and q is 1, unless `Algorithm.decoupled` is set. Factors change no normalisation:
+# a dropped token still counts in the weights, as in TRL and verl. A token whose sampler log-probability is not finite
+# is dropped (factor 0), and left out of its completion's product. Where OLD ones are not finite the whole completion
+# goes (longrl/modules/mini_batches.py).
 #
 # Truncated: Yao et al. 2025, https://fengyao.notion.site/off-policy-rl; masked and sequence level: Liu et al. 2025,
 # https://yingru.notion.site.
@@ -278,7 +281,7 @@ def masked_token(tokens: Tokens, cap: float) -> Tensor:
     return q.where(q <= cap, 0.0)
 
 
-@needs(rows="tokens")
+@needs(rows="tokens", over_completion=True)
 def truncated_sequence(tokens: Tokens, cap: float) -> Tensor:
     """Factor min(Q, cap), Q = product of q over the completion, for all its tokens, [R].
 
@@ -287,7 +290,7 @@ def truncated_sequence(tokens: Tokens, cap: float) -> Tensor:
     return _engine_ratio(tokens, over_completion=True).clamp(max=cap)
 
 
-@needs(rows="tokens")
+@needs(rows="tokens", over_completion=True)
 def masked_sequence(tokens: Tokens, cap: float) -> Tensor:
     """Factor Q where Q <= cap, else 0, Q = product of q over the completion, for all its tokens, [R]."""
     q = _engine_ratio(tokens, over_completion=True)

@@ -21,8 +21,8 @@ class Needs:
     greedy_baseline: bool = False
     """The reward of a greedy completion of every prompt."""
     one_update: bool = False
-    """Samples of the weights that it updates, for it has no importance ratio: one optimizer step per rollout, no
-    `rollout.overlap`, and no selection that leaves groups to a later step."""
+    """Samples of the weights that it updates, for it has no importance ratio: one optimizer step per rollout, a
+    `rollout.max_staleness` of 0, and no selection that leaves groups to a later step."""
     kl_in_reward: bool = False
     """`kl_placement: reward`, for as a term of the loss it has no effect."""
     full_distribution: bool = False
@@ -36,6 +36,8 @@ class Needs:
     """Means in units of std / sqrt(length), the noise's rate, in place of the step's deviation."""
     max_completion_tokens: int | None = None
     """The sampling limit that it was set up for."""
+    over_completion: bool = False
+    """One ratio for all tokens of a completion, made of theirs."""
 
 
 NO_NEEDS = Needs()
@@ -52,6 +54,7 @@ def needs(
     importance_ratio: bool = False,
     rows: Literal["any", "tokens", "denoising steps"] = "any",
     noise_rate: bool = False,
+    over_completion: bool = False,
 ) -> Callable[[Function], Function]:
     """Marks a function with the `Needs` that the arguments name.
 
@@ -63,7 +66,15 @@ def needs(
         ```
     """
     declared = Needs(
-        groups, greedy_baseline, one_update, kl_in_reward, full_distribution, importance_ratio, rows, noise_rate
+        groups,
+        greedy_baseline,
+        one_update,
+        kl_in_reward,
+        full_distribution,
+        importance_ratio,
+        rows,
+        noise_rate,
+        over_completion=over_completion,
     )
 
     def mark(function: Function) -> Function:

@@ -24,6 +24,11 @@ class BackgroundRollout:
     generated: Future[list[GeneratedShards]]
     """Result of `generate_shards`, once there."""
 
+    def __post_init__(self) -> None:
+        rollouts = self.module.phases.spans.rollouts
+        rollouts.note(1)
+        self.generated.add_done_callback(lambda _: rollouts.note(0))
+
 
 def run_in_background(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
     """Calls a function in a thread that does not keep a process alive which ends for another reason."""

@@ -63,13 +63,13 @@ class EnvironmentRollouts:
         names = ", ".join(str(tool.get("function", tool).get("name")) for tool in tools)
         logger.info("completions of up to %d turns, with the tools: %s", self.settings.max_turns, names or "none")
 
-    def check_encoder(self, module: PolicyModule, overlap: bool) -> None:
+    def check_encoder(self, module: PolicyModule, max_staleness: int) -> None:
         """Raises ValueError if what completions are shown cannot be encoded beside the engine; asks the weights."""
         if self.settings is None or not module.vision_encoder_trains:
             return
         problem = ""
-        if overlap:
-            problem = "rollout.overlap=true lets the update change its weights meanwhile"
+        if max_staleness:
+            problem = f"rollout.max_staleness={max_staleness} lets the update change its weights meanwhile"
         elif module.parallel.world.size > 1:
             problem = f"its weights are shared among {module.parallel.world.size} ranks, which are shown other things"
         if problem:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
@@ -109,6 +110,9 @@ def group_samples(group: Group, step: int, count: int) -> list[dict[str, Any]]:
             "reward": float(group.rewards[index]),
             "parts": parts,
         }
+        if completion.versions is not None:  # [[optimizer step, tokens drawn by its weights], ...]
+            steps, counts = completion.versions.unique_consecutive(return_counts=True)
+            sample["versions"] = torch.stack([steps, counts], 1).tolist()
         if completion.turns:
             sample["turns"] = [saved_turn(turn) for turn in completion.turns]
         samples.append(sample)

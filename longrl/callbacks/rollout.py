@@ -2,46 +2,39 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 from collections.abc import Sequence
-from concurrent.futures import wait
 from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from longrl.callbacks.background_rollout import BackgroundRollout, run_in_background
+from longrl.callbacks.async_groups import AsyncGroups
+from longrl.callbacks.batch_groups import BatchGroups
 from longrl.callbacks.environment_rollouts import EnvironmentRollouts
 from longrl.callbacks.group_metrics import group_metrics
 from longrl.callbacks.group_scores import scored_groups
 from longrl.callbacks.reward_watch import RewardWatch
 from longrl.callbacks.rollout_checks import (
     check_engine_ranks,
+    check_frozen_encoder,
     check_judges,
     check_rollout_options,
     compare_engine,
     is_filtered,
     training_limits,
 )
+from longrl.callbacks.rollout_steps import GroupSource, RolloutSteps
+from longrl.callbacks.staleness_checks import check_stale_tokens
+from longrl.callbacks.staleness_metrics import staleness_metrics
 from longrl.callbacks.turn_metrics import turn_metrics
-from longrl.callbacks.waiting_groups import WaitingGroups
 from longrl.engines.hf import HFEngine
-from longrl.engines.rollout_engine import (
-    GeneratedShards,
-    RolloutEngine,
-    RolloutRequest,
-    generate_shards,
-    prompt_seed,
-    sampling_ids,
-)
+from longrl.engines.rollout_engine import RolloutEngine, RolloutRequest
 from longrl.environments.settings import EnvironmentSettings
-from longrl.features.rollout_features import RolloutFeatures
 from longrl.io.number_ranges import LIMIT_OR_ZERO, NOT_NEGATIVE, check_ranges
-from longrl.models.base import CausalFamily
-from longrl.modules.mini_batches import MismatchMonitor
+from longrl.modules.mismatch import MismatchMonitor
 from longrl.modules.policy import PolicyModule, all_media
 from longrl.modules.trained import data_module_of, rollout_metrics
 from longrl.rewards import RewardSum
@@ -72,8 +65,11 @@ class RolloutCallback(Callback):
         bypass_old_logp_below: while the mean mismatch of the last step is below it, the engine's log-probabilities
             serve as those of the old policy, and the forward pass for them is saved; 0 never. Only a run that takes
             several optimizer steps per rollout has that pass.
-        overlap: sample the next step's groups during the update, by weights one step older; their importance ratios
-            are to the weights that sampled, and a step's change is part of the mismatch. Needs an engine in another
+        max_staleness: rollouts that may lie between the weights that sampled a token and the step that trains on it. 0:
+            every step samples its own groups first. 1: the next step's are sampled during the update. From 2 on
+            sampling goes on over several updates: what is under way is cut where weights change and goes on under the
+            new ones, and a step takes the prompts that are finished, the oldest first. Importance ratios are to the
+            weights that sampled, and the steps' change is part of the mismatch. Above 0 it needs an engine in another
             process.
         router_replay: train a mixture of experts by the experts that the engine chose for each token of prompt and
             completion, in the update and for the old log-probabilities (R3, arXiv:2510.11370); the gates' weights are
@@ -97,7 +93,7 @@ class RolloutCallback(Callback):
         max_mismatch: float = 0.5,
         max_mean_mismatch: float = 0.1,
         bypass_old_logp_below: float = 0.0,
-        overlap: bool = False,
+        max_staleness: int = 0,
         warn_without_signal_after: int = 10,
         router_replay: bool = False,
         environment: EnvironmentSettings | None = None,
@@ -109,6 +105,7 @@ class RolloutCallback(Callback):
             max_mismatch=LIMIT_OR_ZERO,
             max_mean_mismatch=LIMIT_OR_ZERO,
             bypass_old_logp_below=LIMIT_OR_ZERO,
+            max_staleness=NOT_NEGATIVE,
         )
         self.reward = reward
         self.sampling = sampling or SamplingParams()
@@ -119,27 +116,28 @@ class RolloutCallback(Callback):
         self.engine = engine or HFEngine()
         self.max_resample_rounds = max_resample_rounds
         self.seed = seed
-        self.overlap = overlap
+        self.max_staleness = max_staleness
         self.max_mismatch = max_mismatch
         self.bypass_old_logp_below = bypass_old_logp_below
         self.router_replay = router_replay
         self.environment = environment
         self._environment = EnvironmentRollouts(environment)
-        self._monitor = MismatchMonitor(max_mean_mismatch, bypass_old_logp_below, overlap)
+        self._monitor = MismatchMonitor(max_mean_mismatch, bypass_old_logp_below, max_staleness)
         self._is_compared = self.engine.reads_policy_weights
         """True once engine and trainer are known to be one model."""
         self._parallel = Parallel()
-        self._family: CausalFamily
-        """In the precision that the engine computes in; known from `setup` on."""
-        self._num_rollouts = 0
         self._empty_steps = 0
         self._metrics: Metrics = {}
         self._watch = RewardWatch(warn_without_signal_after)
         self._sampled: list[Group] = []
         """Groups drawn for this step, selected or not."""
-        self._waiting = WaitingGroups()
-        self._background: BackgroundRollout | None = None
-        """Under way during the update, with `overlap`."""
+        self._steps = RolloutSteps(self.engine, reward, self.sampling, seed, self._environment, self._watch.failures)
+        self._source: GroupSource
+        """Where a step's groups come from."""
+        if max_staleness > 1:
+            self._source = AsyncGroups(self._steps, max_staleness, max_resample_rounds)
+        else:
+            self._source = BatchGroups(self._steps, max_staleness == 1, max_resample_rounds)
 
     # -- setup ---------------------------------------------------------------------------------------------------
 
@@ -148,7 +146,7 @@ class RolloutCallback(Callback):
         assert isinstance(pl_module, PolicyModule)
         self._parallel = pl_module.parallel
         pl_module.family.router_replay = self.router_replay and stage == "fit" and pl_module.is_rl()
-        self._family = pl_module.family if self.engine.reads_policy_weights else pl_module.engine_family
+        self._steps.family = pl_module.family if self.engine.reads_policy_weights else pl_module.engine_family
         self._environment.setup(trainer, pl_module, self.engine)
         self.engine.check_installed()
         check_engine_ranks(self.engine, self._parallel.sp_group.size)
@@ -157,9 +155,10 @@ class RolloutCallback(Callback):
         self.engine.invalidate_weights()  # a stage may begin with other weights at the same step
         if stage == "fit" and pl_module.is_rl():
             resamples = self.max_resample_rounds > 0
-            pl_module.algorithm.validate(self.sampling, pl_module.steps_per_rollout, self.overlap, resamples)
+            pl_module.algorithm.validate(self.sampling, pl_module.steps_per_rollout, self.max_staleness, resamples)
             self.reward.validate(self.sampling.max_completion_tokens)
-            check_rollout_options(pl_module, self.engine, self.sampling, self.overlap, self.bypass_old_logp_below)
+            check_stale_tokens(pl_module, self.max_staleness, self.bypass_old_logp_below)
+            check_rollout_options(pl_module, self.engine, self.sampling, self.max_staleness, self.bypass_old_logp_below)
             if is_filtered(self.sampling):
                 # The engine's log-probabilities are of another distribution: a mismatch says nothing.
                 self._monitor.max_mismatch = math.inf
@@ -188,10 +187,14 @@ class RolloutCallback(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, PolicyModule)
-        self._environment.check_encoder(pl_module, self.overlap)  # only now are there weights
+        # Only now are there weights.
+        self._environment.check_encoder(pl_module, self.max_staleness)
+        if pl_module.is_rl():
+            check_frozen_encoder(pl_module, self.max_staleness)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._source.close()
         self._environment.close()
         if self.engine.is_remote:  # an engine of this process ends with it, for vLLM takes the process group along
             self.engine.close()
@@ -210,65 +213,27 @@ class RolloutCallback(Callback):
         if not self._is_compared:
             self._compare(module, batch.prompts, step)
 
-        # 1. What waits: groups too many for the last step, and with `overlap` those sampled during its update. Then the
-        #    prompts of this batch are sampled during the next one.
-        waiting = self._waiting
-        if waiting.restored:
-            waiting.render_restored(data_module_of(trainer).renderer, dp, module.parallel.sp_group)
-        if self._background is not None:
-            waiting.prefetched = self._finish_background(self._background)
-        groups = [replace(group, carried_over=True) for group in waiting.carried]
-        prompts: Sequence[Prompt] = batch.prompts
-        upcoming: Sequence[Prompt] = ()
-        new_groups: list[Group] | None = None
-        if waiting.prefetched is not None:
-            new_groups = [replace(group, carried_over=True) for group in waiting.prefetched]
-            upcoming = batch.prompts
-            waiting.prefetched = None
-        elif self.overlap:
-            upcoming = data_module_of(trainer).draw_prompts(num_groups)
-
-        sampled: list[Group] = []
-        num_rounds = 0
-        while True:
-            if new_groups is None:
-                request = self._next_request(module, prompts)
-                # 2. Encode the prompts' media: every rank its shard of the frames.
-                with module.phases("encode"):
-                    features = self._encode(module, prompts)
-                # 3. Sync: hand the weights of this step over, unless the engine has them.
-                self._sync(module, step)
-                # 4. Generate this rank's shards of the completions.
-                generated = self._generate(module, request, features)
-                # 5. Reward them, and gather the groups.
-                new_groups = self._reward(module, request, generated, features)
-            sampled += new_groups
-            # 6. Select the groups that have something to learn from.
-            groups += module.algorithm.select(new_groups)
-            # 7. Resample: all ranks go on as long as one lacks groups, for they gather weights together.
-            if not dp.max(len(groups) < num_groups) or num_rounds == self.max_resample_rounds:
-                break
-            prompts = data_module_of(trainer).draw_prompts(num_groups)
-            num_rounds += 1
-            new_groups = None
-
-        # 8. The step's groups. More of them wait for the next step; too few are a smaller step, none is a step lost.
-        if len(groups) < num_groups:
+        # 1. The step's groups. Too few are a smaller step, none is a step lost.
+        found = self._source.step_groups(module, batch.prompts, step)
+        num_kept = len(found.groups) + len(found.surplus)
+        if num_kept < num_groups:
             logger.warning(
                 "dynamic sampling kept %d of %d groups after %d rounds of resampling; the step goes on with those "
                 "(raise rollout.max_resample_rounds, or use easier and harder prompts)",
-                len(groups), num_groups, num_rounds,
+                num_kept, num_groups, found.num_rounds,
             )  # fmt: skip
-        batch.groups = groups[:num_groups]
-        waiting.carried = groups[num_groups:]
-        num_useful = sum(bool((group.valid if group.in_loss is None else group.in_loss).any()) for group in groups)
-        self._sampled = sampled
+        batch.groups = found.groups
+        self._sampled = found.sampled
+        kept = found.groups + found.surplus
+        num_useful = sum(bool((group.valid if group.in_loss is None else group.in_loss).any()) for group in kept)
         if dp.max(num_useful):
             self._empty_steps = 0
             self._watch.is_rewarded = True
         else:
             self._empty_steps += 1
-            self._watch.end_if_useless(sampled, module.parallel, self._empty_steps, MAX_EMPTY_STEPS)
+            self._watch.end_if_useless(found.sampled, module.parallel, self._empty_steps, MAX_EMPTY_STEPS)
+
+        # 2. Their features.
         self._environment.restore(module, batch.groups)
         with module.phases("encode"):  # again, for the cache may have let go of what carried-over groups need
             step_prompts = [group.prompt for group in batch.groups]
@@ -276,75 +241,21 @@ class RolloutCallback(Callback):
             step_media = all_media(step_prompts, step_completions)
             batch.features = module.features.get_or_encode(module.model, step_media, counted=False)
 
-        # 9. The engine: on with the next step's groups, or at rest.
-        if self.overlap:
-            self._background = self._start_background(module, upcoming, step)
-        self.engine.sleep()
+        # 3. The engine goes on, or rests.
+        self._source.before_update(module, step)
         counts = {
-            "rollout/groups_kept": float(len(groups)),
-            "rollout/prompts_drawn": float(len(sampled)),
-            "rollout/surplus_groups": float(len(waiting.carried)),
+            "rollout/groups_kept": float(num_kept),
+            "rollout/prompts_drawn": float(len(found.sampled)),
+            "rollout/surplus_groups": float(len(found.surplus)),
         }
-        self._metrics = rollout_metrics(sampled, dp) | dp.sum_dict(counts)
-        self._metrics["rollout/resample_rounds"] = float(num_rounds)
+        self._metrics = rollout_metrics(found.sampled, dp) | dp.sum_dict(counts | found.counts)
+        self._metrics |= {name: value / dp.size for name, value in dp.sum_dict(found.means).items()}
+        self._metrics["rollout/resample_rounds"] = float(found.num_rounds)
+        if self.max_staleness:
+            limits = (module.steps_per_rollout, self.max_staleness)
+            self._metrics |= staleness_metrics(batch.groups, step, *limits, dp)
         if self.environment is not None:
-            self._metrics |= turn_metrics(sampled, self._environment.take_num_encoded(), module.parallel)
-
-    def _encode(self, module: PolicyModule, prompts: Sequence[Prompt]) -> RolloutFeatures:
-        """Features of prompts, every rank its shard of the frames; and room for those of what completions are shown."""
-        return RolloutFeatures(module.features.get_or_encode(module.model, prompts), module.features)
-
-    def _next_request(self, module: PolicyModule, prompts: Sequence[Prompt]) -> RolloutRequest:
-        """The next rollout of the run, numbered: the number is part of its seed."""
-        self._num_rollouts += 1
-        seed = prompt_seed(self.seed, f"rollout {self._num_rollouts}")
-        ids = sampling_ids([prompt.id for prompt in prompts], module.parallel.dp)
-        engine_prompts = []
-        for prompt, sampling_id in zip(prompts, ids, strict=True):
-            engine_prompts.append(replace(prompt, id=sampling_id))
-        # ReMax: one greedy completion more of every prompt.
-        samplings = [self.sampling]
-        if module.algorithm.greedy_baseline:
-            samplings.append(replace(self.sampling, num_generations=1, temperature=0.0))
-        return RolloutRequest(prompts, engine_prompts, samplings, seed)
-
-    def _sync(self, module: PolicyModule, step: int) -> None:
-        """Hands the weights of a step over, unless the engine has them. Every rank must call it."""
-        before = self.engine.num_synced_bytes
-        with module.phases("sync"):
-            self.engine.sync(self._family, module.model, step)
-        module.num_synced_bytes += self.engine.num_synced_bytes - before
-
-    def _generate(
-        self, module: PolicyModule, request: RolloutRequest, features: RolloutFeatures
-    ) -> list[GeneratedShards]:
-        """This rank's shards of the groups. An error of one rank is one of all: none waits for another."""
-        reads_weights = self.engine.reads_policy_weights
-        sp_group = module.parallel.sp_group
-        with (
-            module.phases("generate"),
-            module.trainer.precision_plugin.forward_context(),
-            module.parallel.world.raise_on_any_rank(),
-            module.policy.unsharded() if reads_weights else contextlib.nullcontext(),
-        ):
-            return generate_shards(
-                self.engine, self._family, module.model, request, features, sp_group, self._environment.runner
-            )
-
-    def _reward(
-        self,
-        module: PolicyModule,
-        request: RolloutRequest,
-        generated: Sequence[GeneratedShards],
-        features: RolloutFeatures,
-    ) -> list[Group]:
-        """The groups of all prompts, scored: every rank rewards its shards."""
-        with module.phases("reward"):
-            groups = scored_groups(
-                self.reward, request, generated, module.parallel, self.engine.ranks_per_engine, self._watch.failures
-            )
-        self._environment.share(module, groups, features)
-        return groups
+            self._metrics |= turn_metrics(found.sampled, self._environment.take_num_encoded(), module.parallel)
 
     @override
     def on_train_batch_end(
@@ -361,27 +272,6 @@ class RolloutCallback(Callback):
             self._watch.end_step(pl_module, self._sampled)
         self._sampled = []
 
-    # -- groups sampled during the update ------------------------------------------------------------------------
-
-    def _start_background(self, module: PolicyModule, prompts: Sequence[Prompt], step: int) -> BackgroundRollout:
-        """Has the engine generate from the weights as they are, before the update changes them."""
-        request = self._next_request(module, prompts)
-        with module.phases("encode"):
-            features = self._encode(module, prompts)
-        self._sync(module, step)
-        sp_group = module.parallel.sp_group
-        arguments = (self.engine, self._family, module.model, request, features, sp_group, self._environment.runner)
-        generated = run_in_background(generate_shards, *arguments)
-        return BackgroundRollout(module, request, features, generated)
-
-    def _finish_background(self, background: BackgroundRollout) -> list[Group]:
-        """Waits for the rollout under way and has it scored. Every rank must call it."""
-        self._background = None  # first, for an error below must not be met again by a checkpoint
-        module = background.module
-        with module.phases("generate"), module.parallel.world.raise_on_any_rank():
-            generated = background.generated.result()
-        return self._reward(module, background.request, generated, background.features)
-
     # -- the first batch, and evaluation -------------------------------------------------------------------------
 
     def _compare(self, module: PolicyModule, prompts: Sequence[Prompt], step: int) -> None:
@@ -389,7 +279,7 @@ class RolloutCallback(Callback):
         self._is_compared = True
         with module.phases("encode"):
             features = module.features.get_or_encode(module.model, prompts)
-        self._sync(module, step)
+        self._steps.sync(module, step)
         compare_engine(self.engine, module, prompts, features, self.max_mismatch)
 
     @override
@@ -405,15 +295,13 @@ class RolloutCallback(Callback):
         assert isinstance(pl_module, PolicyModule)
         module = pl_module
         step = trainer.global_step
-        if self._background is not None:  # it reads the weights that `sync` may replace
-            wait([self._background.generated])
+        self._source.before_evaluation(module.parallel)
         if not self._is_compared:
             self._compare(module, batch.prompts, step)
         request = RolloutRequest(batch.prompts, batch.prompts, [self.eval_sampling], self.seed)
-        with module.phases("encode"):
-            features = self._encode(module, batch.prompts)
-        self._sync(module, step)
-        generated = self._generate(module, request, features)
+        features = self._steps.encode(module, batch.prompts)
+        self._steps.sync(module, step)
+        generated = self._steps.generate(module, request, features)
         with module.phases("reward"):
             batch.groups = scored_groups(self.reward, request, generated, module.parallel, self.engine.ranks_per_engine)
         batch.features = dict(features)
@@ -424,25 +312,24 @@ class RolloutCallback(Callback):
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.engine.sleep()
+        self._source.after_evaluation()
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Every rank must call it: the groups of all that wait for a later step are saved."""
-        if self._background is not None:
-            self._waiting.prefetched = self._finish_background(self._background)
-        return {
-            "num_rollouts": self._num_rollouts,
-            "waiting": self._parallel.dp.gather(self._waiting.save()),
+        """Every rank must call it: the groups of all that wait for a later step are saved, and half completions."""
+        saved = self._source.save(self._parallel)
+        return saved | {
+            "num_rollouts": self._steps.num_rollouts,
             "empty_steps": self._empty_steps,
             "mismatch": self._monitor.last_mean,
         }
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._num_rollouts = state_dict["num_rollouts"]
+        self._steps.num_rollouts = state_dict["num_rollouts"]
         self._empty_steps = state_dict["empty_steps"]
-        self._waiting.load(state_dict["waiting"], self._parallel.dp)
+        self._source.load(state_dict, self._parallel)
         # Older checkpoints call it the gap.
         self._monitor.last_mean = state_dict["mismatch" if "mismatch" in state_dict else "gap"]

@@ -14,7 +14,7 @@ from longrl.engines.rollout_engine import RolloutEngine
 from longrl.environments.settings import EnvironmentSettings, with_observed
 from longrl.models.base import CausalFamily
 from longrl.models.expert_routing import num_experts
-from longrl.modules.mini_batches import Mismatch
+from longrl.modules.mismatch import Mismatch
 from longrl.modules.policy import PolicyModule
 from longrl.packing.lengths import LengthLimit, length_problem, micro_batch_limit
 from longrl.rewards import RewardSum
@@ -43,7 +43,7 @@ def check_rollout_options(
     module: PolicyModule,
     engine: RolloutEngine,
     sampling: SamplingParams,
-    overlap: bool,
+    max_staleness: int,
     bypass_below: float,
 ) -> None:
     """Checks what the engine can do and what its log-probabilities are used for.
@@ -52,18 +52,14 @@ def check_rollout_options(
         module: knows the updates per rollout.
         engine: of the run.
         sampling: of training rollouts.
-        overlap: the option `rollout.overlap`.
+        max_staleness: the option `rollout.max_staleness`.
         bypass_below: the option `rollout.bypass_old_logp_below`.
 
     Raises:
         ValueError: the engine cannot generate beside the update, or its log-probabilities are to stand for the old
             policy's, but are those of another distribution.
     """
-    if overlap and not engine.is_remote:
-        raise ValueError(
-            f"rollout.overlap=true needs an engine in another process, got {type(engine).__name__}; use "
-            "longrl.engines.server.VLLMServerEngine, or rollout.overlap=false"
-        )
+    check_staleness(engine, max_staleness)
     if module.family.fp32_lm_head and not engine.supports_fp32_lm_head:
         raise ValueError(
             f"model.algorithm.fp32_lm_head=true has trainer and engine compute logits in float32, and "
@@ -78,17 +74,17 @@ def check_rollout_options(
             "log-probabilities differ (train/mismatch_mean); %s",
             engine.router_replay_problem() or "rollout.router_replay=true has the update use the engine's",
         )
-    if overlap and is_filtered(sampling):
+    if max_staleness and is_filtered(sampling):
         logger.warning(
-            "with top_p or top_k the old log-probabilities of groups sampled ahead (rollout.overlap) are those of the "
-            "filtered distribution, and their ratios a little low; set both off, or rollout.overlap to false"
+            "with top_p or top_k the old log-probabilities of groups sampled ahead (rollout.max_staleness) are those "
+            "of the filtered distribution, and their ratios a little low; set both off, or rollout.max_staleness to 0"
         )
     in_reward = module.algorithm.kl_coef > 0 and module.algorithm.kl_placement == "reward"
-    if bypass_below and (module.steps_per_rollout == 1 or overlap or in_reward):
+    if bypass_below and (module.steps_per_rollout == 1 or max_staleness or in_reward):
         logger.warning(
             "rollout.bypass_old_logp_below has no effect: it saves the old policy's forward pass, which only a run "
-            "with several optimizer steps per rollout has, without overlap and without KL in the reward; set it to 0, "
-            "or raise model.mini_batches_per_rollout"
+            "with several optimizer steps per rollout has, with rollout.max_staleness=0 and without KL in the reward; "
+            "set it to 0, or raise model.mini_batches_per_rollout"
         )
     if not is_filtered(sampling):
         return
@@ -103,6 +99,34 @@ def check_rollout_options(
         "and importance corrections are biased, and rollout.max_mean_mismatch is not applied; set "
         "rollout.sampling.top_p to 1 and rollout.sampling.top_k to 0"
     )
+
+
+def check_staleness(engine: RolloutEngine, max_staleness: int) -> None:
+    """Raises ValueError unless the engine can sample while the trainer updates, as `rollout.max_staleness` has it."""
+    said = f"rollout.max_staleness={max_staleness}"
+    if max_staleness and not engine.is_remote:
+        raise ValueError(
+            f"{said} needs an engine in another process, got {type(engine).__name__}; use "
+            "longrl.engines.server.VLLMServerEngine, or rollout.max_staleness=0"
+        )
+    if max_staleness < 2:
+        return
+    problem = engine.staleness_problem()
+    if problem:
+        raise ValueError(
+            f"{said} has completions go on where weights change, and {type(engine).__name__} cannot: {problem}; use "
+            "longrl.engines.server.VLLMServerEngine, or lower rollout.max_staleness to 1"
+        )
+
+
+def check_frozen_encoder(module: PolicyModule, max_staleness: int) -> None:
+    """Raises ValueError if features of prompts would be of older weights than those that go on with them."""
+    if max_staleness > 1 and module.vision_encoder_trains:
+        raise ValueError(
+            f"rollout.max_staleness={max_staleness} has completions go on where weights change, by the features that "
+            "their prompts had, but the encoder trains; set model.family.init_args.freeze_vision_encoder to true, or "
+            "lower rollout.max_staleness to 1"
+        )
 
 
 def check_router_replay(family: CausalFamily, engine: RolloutEngine) -> None:

@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from longrl.callbacks.live_display import LiveDisplay
 from longrl.callbacks.run_watch import RunWatch
-from longrl.evaluation.screen import Progress, Sample, plain_line, screen
+from longrl.evaluation.screen import BUSY, Progress, Sample, plain_line, screen
 from longrl.io.pulse import PULSE
 from longrl.io.stop_signals import current_signals
 from longrl.modules.trained import TrainedModule
@@ -60,6 +60,7 @@ class TerminalView(ProgressBar):
         self._step = 0
         self._total: int | None = None
         self._phases: dict[str, float] = {}
+        self._rollouts: dict[str, float] = {}
         self._tokens_per_s: float | None = None
         self._seconds: collections.deque[float] = collections.deque(maxlen=SPEED_OF)
         self._end_of_last = 0.0
@@ -141,6 +142,7 @@ class TerminalView(ProgressBar):
             if value is not None:
                 phases[name] = float(value)
         self._phases = phases
+        self._rollouts = {name: float(metrics[name]) for name in BUSY if name in metrics}
         speed = metrics.get("throughput/tokens_per_s")
         self._tokens_per_s = None if speed is None else float(speed)
         self._sample = first_sample(batch) or self._sample
@@ -201,6 +203,7 @@ class TerminalView(ProgressBar):
             phase=" ".join(filter(None, (self._evaluated, phase))),
             phase_s=phase_s,
             phases=self._phases,
+            rollouts=self._rollouts,
             curves=dict(watch.curves) if watch else {},
             alerts=watch.alerts.active if watch else (),
             sample=self._sample,

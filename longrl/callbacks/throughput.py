@@ -97,6 +97,9 @@ class Throughput(Callback):
         metrics |= largest_by_phase(world.gather(peaks))
         update_s = seconds.get("update", 0.0)
         metrics |= self._rates(pl_module, batch, step_s, update_s)
+        if batch.groups is not None:
+            metrics["throughput/sync_share"] = seconds.get("sync", 0.0) / step_s
+            metrics["throughput/trainer_busy"] = 1 - seconds.get("generate", 0.0) / step_s
         pl_module.log_dict(metrics, batch_size=1)
 
     def _rates(

@@ -21,12 +21,14 @@ PATHS: dict[str, str] = _TABLES["paths"]
 """Import paths of modules, classes and functions: old to new. A module's entry counts for all that it defines."""
 OPTIONS: dict[str, dict[str, str]] = _TABLES["options"]
 """Group of a config -> its options, old to new. A user's own class may have an option of an old name."""
+VALUES: dict[str, dict[str, dict[Any, Any]]] = _TABLES["values"]
+"""Group of a config -> options of an old name -> their values, old to new."""
 
 ROLLOUT_CLASS = re.compile(r"(?<![\w.])(longrl\.([a-z]\w*\.)*)?(Flow|Diffusion)?RolloutCallback\b")
 """Every spelling of the classes that the group `rollout` configures; once they were among `trainer.callbacks`."""
 ROLLOUT_OPTIONS = frozenset(
     ("reward", "sampling", "eval_sampling", "engine", "max_resample_rounds", "seed", "max_mismatch",
-     "max_mean_mismatch", "bypass_old_logp_below", "overlap", "samples_per_batch")
+     "max_mean_mismatch", "bypass_old_logp_below", "max_staleness", "samples_per_batch")
 )  # fmt: skip
 """Options that flags once set by `--trainer.callbacks.init_args.X`, those of the last callback."""
 MOVED = (
@@ -53,7 +55,9 @@ def current_names(value: Any, group: str = "") -> Any:
     elif class_path.startswith("longrl.models."):
         group = "family"
     return {
-        _current_option(name, group): current_names(item, group if name == "init_args" else name)
+        _current_option(name, group): current_names(
+            _current_value(name, group, item), group if name == "init_args" else name
+        )
         for name, item in value.items()
     }
 
@@ -67,9 +71,10 @@ def current_arguments(args: Sequence[str]) -> list[str]:
     """
     current: list[str] = []
     names: list[str] = []
-    for arg, following in zip(args, [*args, ""][1:], strict=True):
-        name, equals, value = arg.partition("=")
+    for before, arg, following in zip(["", *args], args, [*args, ""][1:], strict=False):
+        name, equals, value = _current_flag_value(before, arg).partition("=")
         if name.startswith("--"):
+            value = _current_flag_value(name, value)
             name = _current_flag(name)
             _refuse_flag(name, value if equals else following, names)
             names.append(name)
@@ -82,8 +87,18 @@ def current_arguments(args: Sequence[str]) -> list[str]:
 def _current_flag(name: str) -> str:
     """A flag's name with the current name of its option."""
     groups, dot, option = name.rpartition(".")
-    group = groups.removeprefix("--").removesuffix(".init_args").rpartition(".")[2]
-    return groups + dot + _current_option(option, group)
+    return groups + dot + _current_option(option, _group_of_flag(groups))
+
+
+def _group_of_flag(groups: str) -> str:
+    return groups.removeprefix("--").removesuffix(".init_args").rpartition(".")[2]
+
+
+def _current_flag_value(name: str, value: str) -> str:
+    """The value behind a flag, as its option has it now."""
+    groups, _, option = name.rpartition(".")
+    values = VALUES.get(_group_of_flag(groups), {}).get(option, {})
+    return next((str(new) for old, new in values.items() if str(old).lower() == value.lower()), value)
 
 
 def _refuse_flag(name: str, value: str, before: Sequence[str]) -> None:
@@ -105,6 +120,11 @@ def _refuse_flag(name: str, value: str, before: Sequence[str]) -> None:
     if first in ROLLOUT_OPTIONS:
         option = first + dot + rest
         raise ValueError(f"trainer.callbacks.init_args.{option} is now rollout.{option}; write --rollout.{option}")
+
+
+def _current_value(name: Any, group: str, value: Any) -> Any:
+    values = VALUES.get(group, {}).get(name, {})
+    return values.get(value, value) if isinstance(value, str | bool | int) else value
 
 
 def _current_option(name: Any, group: str) -> Any:

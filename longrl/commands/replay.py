@@ -215,7 +215,7 @@ def recorded_loss(policy: PolicyModule, step: StepRecord) -> TokenLoss:
         old_logp=tensors.get("old_logp"),
         ref_logp=tensors.get("ref_logp"),
         sampler_logp=sampler_logp,
-        on_policy=torch.ones_like(sampler_logp, dtype=torch.bool),
+        staleness=torch.zeros_like(sampler_logp, dtype=torch.int64),
         weights=weights,
         nonfinite=torch.zeros_like(weights, dtype=torch.bool),
     )

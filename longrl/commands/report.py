@@ -19,6 +19,9 @@ from longrl.evaluation.run_records import RunRecord, differences, final_value, r
 from longrl.evaluation.sample_grids import saved_grids
 from longrl.evaluation.samples import RESULTS_FILE
 from longrl.evaluation.screen import number
+from longrl.evaluation.staleness_chart import AVERAGED_STEPS, plot_staleness
+from longrl.evaluation.timeline import BusyShares, busy_shares, read_timeline
+from longrl.evaluation.timeline_chart import LAST_STEPS, plot_timeline
 from longrl.turns import restored_turn, turns_text
 
 DESCRIPTION = """Writes report.html of one training run into its folder: curves, alerts, final values, samples. Of
@@ -132,6 +135,7 @@ def _sections(runs: Sequence[RunRecord]) -> Sections:
         sections["Alerts"] = [PageTable(["run", "step", "alert", "likely cause", "what helps"], alerts, wraps=True)]
     if final:
         sections["Final values"] = [PageTable(["metric", *head], final), "Mean of the last ten values of each."]
+    sections |= _timelines(runs)
     if speed:
         note = "Of a step the median, of all else the mean; memory in GiB."
         sections["Speed and memory"] = [PageTable(["", *head], speed), note]
@@ -143,6 +147,29 @@ def _sections(runs: Sequence[RunRecord]) -> Sections:
     if samples:
         sections["Last samples"] = [PageTable(["run", "step", "question", "completion", "reward"], samples, wraps=True)]
     return sections
+
+
+def _timelines(runs: Sequence[RunRecord]) -> Sections:
+    """The last steps of each run drawn to scale, the shares of the time that both sides were busy, and tokens' ages."""
+    sections: Sections = {}
+    for run in runs:
+        of_run = "" if len(runs) == 1 else f": {run.name}"
+        steps = read_timeline(run.folder)
+        figure = plot_timeline(steps)
+        if figure is not None:
+            shown = busy_shares(steps[-LAST_STEPS:])
+            rows = [_share_row("steps drawn", shown), _share_row("all steps", busy_shares(steps))]
+            table = PageTable(["", "trainer busy", "engine busy", "both idle", "seconds"], rows)
+            sections[f"Timeline{of_run}"] = [figure, table]
+        staleness = plot_staleness(run.metrics)
+        if staleness is not None:
+            sections[f"Staleness{of_run}"] = [staleness, f"Means of the last {AVERAGED_STEPS} steps."]
+    return sections
+
+
+def _share_row(name: str, shares: BusyShares) -> list[str | None]:
+    percents = [f"{100 * share:.0f} %" for share in (shares.trainer, shares.engine, shares.both_idle)]
+    return [name, *percents, number(shares.seconds)]
 
 
 def _alert_rows(runs: Sequence[RunRecord]) -> list[list[str]]:

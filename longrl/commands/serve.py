@@ -198,6 +198,7 @@ async def _serve(family: CausalFamily, options: ServerOptions, arguments: argpar
                 family,
                 options.weights_folder,
                 store,
+                options.max_num_seqs,
                 kept_folder=options.kept_folder,
                 takes_adapters=options.lora == "adapters",
                 num_workers=parallel.world_size * parallel.data_parallel_size,

@@ -25,6 +25,7 @@ from longrl.callbacks.run_watch import RunWatch
 from longrl.callbacks.step_profile import StepProfile
 from longrl.callbacks.terminal_view import TerminalView
 from longrl.callbacks.throughput import ProgressBar
+from longrl.callbacks.timeline import Timeline
 from longrl.callbacks.watchdog import Watchdog
 from longrl.commands import run_config
 from longrl.commands.failures import keep_tracebacks_in
@@ -299,7 +300,8 @@ class LongRLCLI(LightningCLI):
             return [*callbacks, *views]
         listed = [one for one in callbacks if isinstance(one, RunWatch)]
         others = [one for one in callbacks if not isinstance(one, RunWatch)]
-        return [*others, *(listed or [RunWatch()]), *views]
+        timeline = [] if any(isinstance(one, Timeline) for one in callbacks) else [Timeline()]
+        return [*others, *timeline, *(listed or [RunWatch()]), *views]
 
     def view(self, callbacks: Sequence[Callback]) -> Callback | None:
         """What shows how far the command is, unless nothing is to be shown or `trainer.callbacks` has such a thing."""

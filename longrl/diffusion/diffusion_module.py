@@ -256,7 +256,7 @@ class DiffusionModule(TrainedModule):
         scores = score_rows(self.policy, rows)
         index = rows.row_index
         if is_first:
-            self.mismatch_monitor.add_tokens(mini_batch.sampler_logp[index], scores.logp)
+            self.mismatch_monitor.add_tokens(mini_batch.sampler_logp[index], scores.logp, mini_batch.staleness[index])
             old_logp = scores.logp.detach()  # [R]
             old_mean = scores.mean.detach()  # [R, D]
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing_extensions import override
 
-from longrl.modules.mini_batches import MismatchMonitor
+from longrl.modules.mismatch import MismatchMonitor
 
 
 class StepMismatchMonitor(MismatchMonitor):

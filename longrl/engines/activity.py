@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+MAX_FOLLOWED = 1 << 16
+"""Spans that are kept for a follower that does not read, the last ones."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class EngineActivity:
         self._since = clock()
         self._requests = 0
         self._spans: list[ActivitySpan] = []
+        self._followers: list[deque[ActivitySpan]] = []
 
     def note(self, requests: int) -> None:
         """From now on so many are under way."""
@@ -51,10 +56,28 @@ class EngineActivity:
             self._spans = []
         return spans
 
+    def follow(self) -> Callable[[], list[ActivitySpan]]:
+        """A further reader from now on: returns what `take` does, and leaves for others what it reads."""
+        with self._lock:
+            self._close_span()
+            spans: deque[ActivitySpan] = deque(maxlen=MAX_FOLLOWED)
+            self._followers.append(spans)
+
+        def take() -> list[ActivitySpan]:
+            with self._lock:
+                self._close_span()
+                taken = list(spans)
+                spans.clear()
+            return taken
+
+        return take
+
     def _close_span(self) -> None:
         now = self._clock()
         if now > self._since:
-            self._spans.append(ActivitySpan(self._since, now, self._requests))
+            span = ActivitySpan(self._since, now, self._requests)
+            for spans in (self._spans, *self._followers):
+                spans.append(span)
         self._since = now
 
 

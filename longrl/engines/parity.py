@@ -1,7 +1,7 @@
 """Does the engine read prompts as the trainer does? Compared before the first step.
 
 Engines go silently wrong: other positions behind a video, other frames. What they were given shows in token ids, grids,
-times and positions; what they made of it in log-probabilities (`longrl.modules.mini_batches.Mismatch`).
+times and positions; what they made of it in log-probabilities (`longrl.modules.mismatch.Mismatch`).
 """
 
 from __future__ import annotations

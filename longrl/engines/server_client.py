@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
 import logging
-import threading
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,7 +15,8 @@ from torch import Tensor
 
 from longrl.engines import server_protocol as protocol
 from longrl.engines.server_key import KEY_VARIABLE, client_key, key_file
-from longrl.io.http_replies import ACCEPT, ReplyRefused, read_body
+from longrl.io.http_replies import ACCEPT, ReplyRefused, read_body_async
+from longrl.io.network_loop import network_loop
 from longrl.io.secrets import check_no_password, mask_secrets
 
 logger = logging.getLogger(__name__)
@@ -32,8 +32,20 @@ RESUME = (
 )
 
 
+class WeightsGone(RuntimeError):
+    """A server holds other weights than those that were asked for: it was started anew, or serves another run."""
+
+
+class ServerFailed(RuntimeError):
+    """A server could not answer, and may be about to end."""
+
+
+SERVER_LOST = (ConnectionError, WeightsGone, ServerFailed)
+"""Errors after which another server may answer."""
+
+
 class ServerClient:
-    """One server, as several threads may use it.
+    """One server. Its methods wait in the calling thread, those that end in `_async` in the network's.
 
     Args:
         url: e.g. `http://127.0.0.1:8000`.
@@ -48,46 +60,60 @@ class ServerClient:
         self.url = url.rstrip("/")
         self.timeout_s = timeout_s
         self.retries = retries
-        self._bringing = threading.Lock()
+        self._bringing = asyncio.Lock()
         self._num_failures = 0  # of bringing
         self._brought: set[str] = set()  # names of tensors that the server was given with the weights of a version
         self._brought_with = ""
 
     @functools.cached_property
-    def _http(self) -> httpx.Client:
+    def _http(self) -> httpx.AsyncClient:
         timeout = httpx.Timeout(self.timeout_s, connect=CONNECT_S)
         limits = httpx.Limits(max_connections=None)  # a turn waits on its own connection, however many there are
-        return httpx.Client(timeout=timeout, limits=limits, trust_env=False)  # no proxy between node and server
+        return httpx.AsyncClient(timeout=timeout, limits=limits, trust_env=False)  # no proxy between node and server
 
     def close(self) -> None:
         """Closes connections."""
-        self._http.close()
+        network_loop().run(self._http.aclose())
         del self._http
 
     # -- what the server can do ----------------------------------------------------------------------------------
 
     def wait_until_ready(self, timeout_s: float) -> dict[str, Any]:
         """`get_info`, once a server that is still starting answers."""
-        deadline = time.monotonic() + timeout_s
+        return network_loop().run(self.wait_until_ready_async(timeout_s))
+
+    async def wait_until_ready_async(self, timeout_s: float) -> dict[str, Any]:
+        """As `wait_until_ready`."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
         logger.info("waiting up to %.0f s for the server at %s", timeout_s, self.url)
         while True:
             try:
-                return self.get_info(retries=0)
+                return await self.get_info_async(retries=0)
             except ConnectionError:
-                if time.monotonic() > deadline:
+                if loop.time() > deadline:
                     raise
-            time.sleep(1.0)
+            await pause(1.0)
 
     def get_info(self, retries: int | None = None) -> dict[str, Any]:
         """The server's description and which weights it holds; `retries` instead of the client's."""
-        answer = self._send("GET", "/info", retries=retries)
+        return network_loop().run(self.get_info_async(retries))
+
+    async def get_info_async(self, retries: int | None = None) -> dict[str, Any]:
+        """As `get_info`."""
+        answer = await self.send_async("GET", "/info", retries=retries)
         if not {"vllm", "version", "model", "max_model_len"} <= answer.keys():
             raise RuntimeError(f"{self._garbage()} its /info has {sorted(answer)}")
         return answer
 
     def load_weights(self, folder: str, version: str) -> None:
         """Has the server take over the weights of a folder."""
-        self.order_weights({"folder": folder, "version": version}, self.retries)
+        network_loop().run(self.load_weights_async(folder, version))
+
+    async def load_weights_async(self, folder: str, version: str) -> None:
+        """As `load_weights`."""
+        order = json.dumps({"folder": folder, "version": version}).encode()
+        self._weights_answer(await self.send_async("POST", "/weights", order), version)
 
     def weight_digests(self) -> list[dict[str, str]]:
         """{parameter: hash of its content} of each of the server's workers, by vLLM's names."""
@@ -108,6 +134,10 @@ class ServerClient:
         if answer.get("version") != version:
             raise RuntimeError(f"the server at {self.url} holds weights {answer.get('version')!r} after {version!r}")
 
+    async def cut_async(self, sender: str) -> None:
+        """Has the server end what it is sampling for a sender."""
+        await self.send_async("POST", "/cut", json.dumps({"sender": sender}).encode(), retries=0)
+
     def generate(
         self,
         version: str,
@@ -115,25 +145,48 @@ class ServerClient:
         params: Sequence[dict[str, Any]],
         bring_first: bool = False,
     ) -> list[list[dict[str, Any]]]:
+        """The completions of `generate_async`."""
+        return network_loop().run(self.generate_async(version, requests, params, bring_first))[1]
+
+    async def generate_async(
+        self,
+        version: str,
+        requests: Sequence[dict[str, Any]],
+        params: Sequence[dict[str, Any]],
+        bring_first: bool = False,
+        *,
+        sender: str = "",
+        names: Sequence[str] = (),
+        retries: int | None = None,
+    ) -> tuple[str, list[list[dict[str, Any]]]]:
         """Completions of each request by the weights of a version, as token ids, log-probs and finish reasons.
 
-        The first attempt brings no tensor; the server names those that it lacks.
+        The first attempt brings no tensor; the server names those that it lacks. To cancel it is to hang up, and the
+        server stops.
 
         Args:
-            version: of the weights.
+            version: of the weights, or `RUN:*` for any of the run's.
             requests: see `server_protocol`.
             params: of each request.
-            bring_first: tensors go over before, so that of several threads with the same ones one alone brings them.
+            bring_first: tensors go over before, so that of several requests with the same ones one alone brings them.
+            sender: whose requests a cut ends.
+            names: of the requests, for the server's log.
+            retries: instead of the client's.
+
+        Returns:
+            (the version of the weights that sampled, completions)
         """
         # 1. Ask, and bring what the server lacks.
         tensors: dict[str, Tensor] = {}
-        text = protocol.dump_requests(requests, tensors)
+        text = await asyncio.to_thread(protocol.dump_requests, requests, tensors)
         if bring_first:
-            self._bring(version, tensors)
+            await self._bring(version, tensors, retries)
         message = {"version": version, "requests": text, "tensors": list(tensors), "params": list(params)}
+        message |= {"sender": sender} if sender else {}
+        message |= {"names": [name[: protocol.MAX_NAME] for name in names]} if names else {}
         brought: dict[str, Tensor] = {}
         while True:
-            answer = self._send("POST", "/generate", protocol.pack_message(message, brought), accepted=protocol.MISSING)
+            answer = await self._ask(message, brought, retries)
             if "missing" not in answer:
                 break
             lacking = set(answer["missing"]) & (tensors.keys() - brought.keys())
@@ -141,23 +194,30 @@ class ServerClient:
                 raise RuntimeError(f"{self._garbage()} it misses tensors that no request has: {answer['missing']}")
             brought |= {name: tensors[name] for name in lacking}
         # 2. The answer must be by the weights, and have the completions, that were asked for.
-        if answer.get("version") != version:
+        found = answer.get("version")
+        if not isinstance(found, str) or not protocol.is_asked(found, version):
             raise RuntimeError(
-                f"the server at {self.url} answered with weights {answer.get('version')!r} instead of {version!r}; "
+                f"the server at {self.url} answered with weights {found!r} instead of {version!r}; "
                 "give every run a server of its own"
             )
         completions: Any = answer.get("completions")
         counts = [len(group) for group in completions] if isinstance(completions, list) else None
         if counts != [each["n"] for each in params]:
             raise RuntimeError(f"{self._garbage()} completions per prompt: {counts}")
-        return completions
+        return found, completions
 
-    def _bring(self, version: str, tensors: Mapping[str, Tensor]) -> None:
+    async def _ask(self, message: dict[str, Any], tensors: Mapping[str, Tensor], retries: int | None) -> dict[str, Any]:
+        body = await asyncio.to_thread(protocol.pack_message, message, tensors)
+        return await self.send_async("POST", "/generate", body, accepted=protocol.MISSING, retries=retries)
+
+    async def _bring(self, version: str, tensors: Mapping[str, Tensor], retries: int | None) -> None:
         """Gives the server what it lacks of some tensors, by a message that asks for no completion."""
         num_failures = self._num_failures
-        with self._bringing:
-            if self._num_failures > num_failures:  # else threads would find out one after the other
-                raise ConnectionError(f"the server at {self.url} could not be brought tensors by another thread either")
+        async with self._bringing:
+            if self._num_failures > num_failures:  # else requests would find out one after the other
+                raise ConnectionError(
+                    f"the server at {self.url} could not be brought tensors by another request either"
+                )
             if self._brought_with != version:
                 self._brought.clear()
                 self._brought_with = version
@@ -166,14 +226,18 @@ class ServerClient:
                 return
             message = {"version": version, "requests": "[]", "tensors": names, "params": []}
             try:
-                answer = self._send("POST", "/generate", protocol.pack_message(message, {}), accepted=protocol.MISSING)
+                answer = await self._ask(message, {}, retries)
                 lacking = {name: tensors[name] for name in answer.get("missing", ()) if name in tensors}
                 if lacking:
-                    self._send("POST", "/generate", protocol.pack_message(message, lacking), accepted=protocol.MISSING)
+                    await self._ask(message, lacking, retries)
             except Exception:
                 self._num_failures += 1
                 raise
             self._brought.update(names)
+
+    def forget_tensors(self) -> None:
+        """The server may be another process than before, which was brought nothing."""
+        self._brought.clear()
 
     def _headers(self) -> dict[str, str]:
         """Made for each request: a server that was started anew has another key in its file."""
@@ -185,18 +249,25 @@ class ServerClient:
     def _send(
         self, method: str, path: str, body: bytes | None = None, *, accepted: int = 200, retries: int | None = None
     ) -> dict[str, Any]:
+        """As `send_async`."""
+        return network_loop().run(self.send_async(method, path, body, accepted=accepted, retries=retries))
+
+    async def send_async(
+        self, method: str, path: str, body: bytes | None = None, *, accepted: int = 200, retries: int | None = None
+    ) -> dict[str, Any]:
         """The JSON of an answer with status 200 or `accepted`; repeated while the server is busy or out of reach."""
         attempts = 1 + (self.retries if retries is None else retries)
         problem = ""
         for attempt in range(attempts):
             if attempt:
                 logger.warning("%s%s: %s; attempt %d of %d", self.url, path, problem, attempt + 1, attempts)
-                time.sleep(2.0 ** (attempt - 1))
+                await pause(2.0 ** (attempt - 1))
             try:
                 address = self.url + protocol.PREFIX + path
-                with self._http.stream(method, address, content=body, headers=self._headers()) as streamed:
-                    reply = read_body(streamed, self.timeout_s, MAX_ANSWER_BYTES)
-            except (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout) as error:
+                sent = self._http.stream(method, address, content=body, headers=self._headers())
+                async with asyncio.timeout(self.timeout_s), sent as streamed:
+                    reply = await read_body_async(streamed, MAX_ANSWER_BYTES)
+            except (TimeoutError, httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout) as error:
                 raise TimeoutError(
                     f"the server at {self.url} did not answer {path} within timeout_s={self.timeout_s:g}; raise "
                     f"timeout_s of VLLMServerEngine if rollouts take longer, or look into the server's log"
@@ -228,7 +299,7 @@ class ServerClient:
         """The error that a status means."""
         message = f"the server at {self.url} refused {path} with HTTP {reply.status_code}: {_message(reply)}"
         if reply.status_code == protocol.OTHER_VERSION:
-            return RuntimeError(
+            return WeightsGone(
                 f"{message}. It was started anew in the middle of a step, or serves another run too: give every run a "
                 f"server of its own, then go on from the last checkpoint (--ckpt_path RUN_DIR/checkpoints/last.ckpt)"
             )
@@ -246,10 +317,15 @@ class ServerClient:
             return ConnectionError(f"{message}, after {self.retries + 1} attempts; raise retries of VLLMServerEngine")
         if reply.status_code < 500:
             return ValueError(message)
-        return RuntimeError(f"{message}. If the server ended, {RESUME}")
+        return ServerFailed(f"{message}. If the server ended, {RESUME}")
 
     def _garbage(self) -> str:
         return f"what answers at {self.url} is not this version's `python -m longrl serve`;"
+
+
+async def pause(seconds: float) -> None:
+    """Waits before a further attempt."""
+    await asyncio.sleep(seconds)
 
 
 def _message(reply: httpx.Response) -> str:

@@ -25,6 +25,8 @@ PREFIX = "/v1/longrl"
 """Under /v1, as vLLM's own routes."""
 NO_VERSION = "none"
 """Version of random weights, and of ones that were half loaded."""
+ANY_STEP = "*"
+"""Of a version `RUN:*`: whichever of the run's weights the server holds; the answer says which."""
 MISSING = 409
 """HTTP status of a request whose tensors the server lacks; the answer names them."""
 OTHER_VERSION = 412
@@ -45,6 +47,8 @@ SAMPLING = frozenset(
     )
 )
 """Arguments of vLLM's `SamplingParams` that a request may set: those of `sampling_arguments`."""
+MAX_NAME = 1000
+"""Characters of a request's name."""
 MAX_COMPLETIONS = 1 << 16
 """Of one request, over all its prompts."""
 EMBEDS = ("embeds", "image_embeds", "video_embeds", "prompt_embeds")
@@ -184,11 +188,15 @@ def unpack_message(body: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def check_message(message: Any) -> None:
     """Raises ValueError if a message of `generate` has other fields, types or options than the trainer's have."""
     kinds = {"version": str, "requests": str, "tensors": list, "params": list}
-    if not isinstance(message, dict) or message.keys() != kinds.keys():
-        raise ValueError(f"a message must have {', '.join(kinds)}")
-    for name, kind in kinds.items():
-        if not isinstance(message[name], kind):
+    optional = {"sender": str, "names": list}
+    if not isinstance(message, dict) or not kinds.keys() <= message.keys() <= kinds.keys() | optional.keys():
+        raise ValueError(f"a message must have {', '.join(kinds)}, and may have {', '.join(optional)}")
+    for name, kind in (kinds | optional).items():
+        if name in message and not isinstance(message[name], kind):
             raise ValueError(f"{name} of a message must be a {kind.__name__}, got a {type(message[name]).__name__}")
+    for name in message.get("names", ()):
+        if not isinstance(name, str) or len(name) > MAX_NAME:
+            raise ValueError(f"names of a message must be texts of at most {MAX_NAME} characters")
     for name in message["tensors"]:
         if not isinstance(name, str) or _NAME.fullmatch(name) is None:
             raise ValueError(f"tensors of a message must be hashes of 32 digits, got {str(name)[:40]!r}")
@@ -201,6 +209,25 @@ def check_message(message: Any) -> None:
         raise ValueError(
             f"n of params must be positive, and {MAX_COMPLETIONS} at most over all prompts, got {counts[:5]}"
         )
+
+
+def run_of(version: str) -> str:
+    """The run of a version RUN:STEP, "" of one that names none."""
+    return version.rpartition(":")[0]
+
+
+def step_of(version: str) -> int:
+    """The step of a version RUN:STEP.
+
+    Raises:
+        ValueError: it has none.
+    """
+    return int(version.rpartition(":")[2])
+
+
+def is_asked(version: str, asked: str) -> bool:
+    """Whether weights are those that were asked for, by their version or as any of the run's."""
+    return version == asked or (version != NO_VERSION and asked == f"{run_of(version)}:{ANY_STEP}")
 
 
 def model_sizes(family: CausalFamily) -> dict[str, Any]:

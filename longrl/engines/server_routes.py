@@ -6,6 +6,8 @@ Everything may be repeated: weights have a version, tensors are named by their c
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import uuid
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -17,10 +19,14 @@ from fastapi import APIRouter, Request, Response
 from torch import Tensor
 
 from longrl.engines import server_protocol as protocol
+from longrl.engines.server_requests import RunningRequests, unless_hung_up
 from longrl.engines.vllm_options import completion_fields
 from longrl.engines.vllm_turns import SAMPLED_PLACEHOLDERS, restore_placeholders
 from longrl.engines.weight_orders import HeldWeights, refusal as _refusal, reply as _reply
 from longrl.models.base import CausalFamily
+
+LOADING_S = 120.0
+"""Seconds that a request which takes any weights of its run waits for some that are just coming."""
 
 
 class TensorStore:
@@ -61,11 +67,21 @@ class RolloutRoutes:
         family: of the model it serves.
         weights_folder: weights are read from below it, from nowhere else.
         store_bytes: host memory for tensors of requests.
+        slots: completions that the engine decodes together.
         held: further options of `HeldWeights`.
     """
 
-    def __init__(self, engine: Any, family: CausalFamily, weights_folder: Path, store_bytes: int, **held: Any) -> None:
+    def __init__(
+        self,
+        engine: Any,
+        family: CausalFamily,
+        weights_folder: Path,
+        store_bytes: int,
+        slots: int = 256,
+        **held: Any,
+    ) -> None:
         self.engine = engine
+        self.slots = slots
         self.held = HeldWeights(engine, family, weights_folder, **held)
         self.feature_size = family.feature_size
         self.sizes = protocol.model_sizes(family)
@@ -74,6 +90,7 @@ class RolloutRoutes:
         """Tensors that came with requests."""
         # Of requests that are being answered, so that those with the same features have one tensor.
         self._joined: WeakValueDictionary[tuple[str, ...], Tensor] = WeakValueDictionary()
+        self._running = RunningRequests()
 
     @property
     def _version(self) -> str:
@@ -85,34 +102,47 @@ class RolloutRoutes:
         router.include_router(self.held.router())
         router.add_api_route("/info", self.info, methods=["GET"])
         router.add_api_route("/generate", self.generate, methods=["POST"])
+        router.add_api_route("/cut", self.cut, methods=["POST"])
         return router
 
     async def info(self) -> Response:
-        """The server's description, and which weights it holds."""
+        """The server's description, which weights it holds, and how much it is asked."""
+        engine = {"vllm": self.release(), "max_model_len": self.engine.model_config.max_model_len}
+        load = {"slots": self.slots, "num_running": self._running.num_completions, "num_received": self.num_received}
+        return _reply({**engine, **self.held.info(), "model": self.sizes, **load})
+
+    def release(self) -> str:
+        """Of vLLM."""
         import vllm
 
-        engine = {"vllm": vllm.__version__, "max_model_len": self.engine.model_config.max_model_len}
-        return _reply({**engine, **self.held.info(), "model": self.sizes, "num_received": self.num_received})
+        return str(vllm.__version__)
 
     # -- generation ----------------------------------------------------------------------------------------------
 
     async def generate(self, raw_request: Request) -> Response:
         """Completions of some prompts by the weights of a version; ends when the trainer hangs up."""
-        from vllm.entrypoints.serve.utils.api_utils import with_cancellation
-
         body = await raw_request.body()
-        return await with_cancellation(self._generate)(body, raw_request)
+        return await unless_hung_up(self._generate(body), raw_request)
 
-    async def _generate(self, body: bytes, raw_request: Request) -> Response:
+    async def cut(self, raw_request: Request) -> Response:
+        """Ends what is being sampled for `sender`; those completions are answered as far as they have come."""
+        try:
+            ids = self._running.ids_of(_read_sender(await raw_request.body()))
+        except ValueError as error:
+            return _refusal(400, str(error))
+        await self.engine.abort(ids)
+        return _reply({"cut": len(ids)})
+
+    async def _generate(self, body: bytes) -> Response:
         # 1. Weights and tensors must be here.
         try:
             message, brought = await asyncio.to_thread(protocol.unpack_message, body)
             protocol.check_message(message)
         except ValueError as error:
             return _refusal(400, str(error))
-        version = message["version"]
-        if version != self._version:
-            return self._refuse_version(version)
+        asked = message["version"]
+        if not await self._holds(asked):
+            return self._refuse_version(asked)
         self.num_received += len(brought)
         tensors, missing = self.store.find(message["tensors"], brought)
         if missing:
@@ -120,28 +150,47 @@ class RolloutRoutes:
         # 2. All prompts at once: vLLM batches them.
         try:
             requests = protocol.load_requests(message["requests"], tensors, self.feature_size, self._joined)
-            pairs = list(zip(requests, message["params"], strict=True))
+            names = message.get("names") or [""] * len(requests)
+            asks = list(zip(requests, message["params"], names, strict=True))
         except ValueError as error:
             return _refusal(400, str(error))
-        outputs = await asyncio.gather(*[self._complete(request, params) for request, params in pairs])
+        held = self._version
+        sender = message.get("sender", "")
+        outputs = await asyncio.gather(*[self._complete(*ask, sender) for ask in asks])
         # 3. Weights may have changed in between.
         versions = {span.version for group in outputs for output in group for span in output.weight_versions or ()}
-        if versions - {version}:
-            return self._refuse_version(version)
-        completions = [[completion_fields(output) for output in group] for group in outputs]
-        return _reply({"version": version, "completions": completions})
+        # vLLM does not tell it of what was cut. Nothing is sampled while weights change, so the tokens of what waited
+        # meanwhile are by those that are here now.
+        found = versions or {held if self._version == protocol.NO_VERSION else self._version}
+        if len(found) > 1 or not all(protocol.is_asked(one, asked) for one in found):
+            return self._refuse_version(asked)
+        completions = [[_completion(output) for output in group] for group in outputs]
+        return _reply({"version": found.pop(), "completions": completions})
 
-    async def _complete(self, request: dict[str, Any], params: dict[str, Any]) -> list[Any]:
-        from vllm.sampling_params import RequestOutputKind, SamplingParams
+    async def _holds(self, asked: str) -> bool:
+        """Whether these weights are here; where any of a run will do, those that are just coming are waited for."""
+        if asked.endswith(f":{protocol.ANY_STEP}"):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOADING_S):
+                    await self.held.settled()
+        return protocol.is_asked(self._version, asked)
 
+    async def _complete(self, request: dict[str, Any], params: dict[str, Any], name: str, sender: str) -> list[Any]:
         if SAMPLED_PLACEHOLDERS in request:
             request = await self._render(request)
-        sampling = SamplingParams(**params, output_kind=RequestOutputKind.FINAL_ONLY)
+        request_id = f"{name}-{uuid.uuid4().hex}"
+        sampling = self.sampling(params)
         adapters = self.held.lora_request
-        outputs = [
-            output async for output in self.engine.generate(request, sampling, uuid.uuid4().hex, lora_request=adapters)
-        ]
+        with self._running.noted(request_id, sender, params.get("n", 1)):
+            answers = self.engine.generate(request, sampling, request_id, lora_request=adapters)
+            outputs = [output async for output in answers]
         return sorted(outputs[-1].outputs, key=lambda output: output.index)
+
+    def sampling(self, params: dict[str, Any]) -> Any:
+        """Arguments as the engine takes them; the answer comes in one piece."""
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+        return SamplingParams(**params, output_kind=RequestOutputKind.FINAL_ONLY)
 
     async def _render(self, request: dict[str, Any]) -> dict[str, Any]:
         """A request as vLLM renders it, with the placeholder tokens that the policy sampled."""
@@ -154,3 +203,20 @@ class RolloutRoutes:
 
     def _refuse_version(self, requested: str) -> Response:
         return _refusal(protocol.OTHER_VERSION, f"the server holds weights {self._version!r}, asked for {requested!r}")
+
+
+def _completion(output: Any) -> dict[str, Any]:
+    """A completion as it is sent; one that vLLM was told to end was cut."""
+    fields = completion_fields(output)
+    return fields | {"finish_reason": "cut"} if output.finish_reason == "abort" else fields
+
+
+def _read_sender(body: bytes) -> str:
+    """Whose requests are to be cut."""
+    try:
+        order = json.loads(body)
+    except (ValueError, RecursionError):
+        order = None
+    if not isinstance(order, dict) or not isinstance(order.get("sender"), str):
+        raise ValueError('a cut must be {"sender": "..."}')
+    return str(order["sender"])

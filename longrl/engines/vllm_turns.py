@@ -75,35 +75,64 @@ class TurnSampler:
             PULSE.beats += 1
             for trajectory, output in self.requests.finished(asked):
                 num_sampling -= 1
-                turn = make_completion(self.family, output)
-                stopped = turn.finish_reason == "stop"
-                if trajectory.add_turn(turn.token_ids, turn.logprobs, turn.text, stopped):
+                if take_turn(self.family, trajectory, output, self.limit):
                     asked[self.answer(trajectory)] = trajectory
             for future in [future for future in asked if future.done()]:
                 trajectory = asked.pop(future)
-                self._add_observed(trajectory, future.result())
+                self.num_without_room += not take_answer(trajectory, future.result(), self.limit)
                 if trajectory.finish_reason is None:
                     self._request_turn(trajectory)
                     num_sampling += 1
-        if self.num_without_room:
-            logger.warning(
-                "%d completions ended early: with what they were to be shown they leave no room in %d, the %s; raise "
-                "that, or lower rollout.environment.max_observed_tokens",
-                *(self.num_without_room, self.limit, self.option),
-            )
+        warn_without_room(self.num_without_room, self.limit, self.option)
 
     def _request_turn(self, trajectory: Trajectory, request: dict[str, Any] | None = None) -> None:
         request = request or turn_request(self.family, trajectory, self.features)
         params = turn_arguments(self.family, trajectory, self.sampling, self.seed, self.limit)
         self.requests.add(trajectory, request, params)
 
-    def _add_observed(self, trajectory: Trajectory, observed: Observed | None) -> None:
-        """What a trajectory was answered; one that would leave no room for a token ends it."""
-        if observed is not None and num_tokens_of(trajectory) + len(observed.input_ids) >= self.limit:
-            trajectory.finish_reason = "length"
-            self.num_without_room += 1
-            return
-        trajectory.add_observed(observed)
+
+def take_turn(family: EngineAdapter, trajectory: Trajectory, output: Mapping[str, Any], limit: int) -> bool:
+    """Adds what an engine has sampled of a trajectory's turn.
+
+    Args:
+        family: of the model.
+        trajectory: whose turn it is.
+        output: as `TurnRequests.finished` gives it; of a turn that was cut the tokens so far.
+        limit: tokens of prompt and completion together that the engine takes.
+
+    Returns:
+        True if the environment is to be asked. If not, and it has not ended, what a cut has left is to be sampled.
+    """
+    turn = make_completion(family, output)
+    ids, version = turn.token_ids, output.get("version")
+    room = min(trajectory.tokens_left, limit - num_tokens_of(trajectory)) - len(ids)
+    if output["finish_reason"] == "cut" and room > 0:
+        if len(ids):
+            trajectory.add_part(ids, turn.logprobs, version)
+        return False
+    text = turn.text
+    if trajectory.num_open_tokens:
+        text = family.decode(torch.cat([trajectory.turn_ids, ids]))
+    return trajectory.add_turn(ids, turn.logprobs, text, turn.finish_reason == "stop", version)
+
+
+def take_answer(trajectory: Trajectory, observed: Observed | None, limit: int) -> bool:
+    """Adds what a trajectory was answered; False if that would leave no room for a token, which ends it."""
+    if observed is not None and num_tokens_of(trajectory) + len(observed.input_ids) >= limit:
+        trajectory.finish_reason = "length"
+        return False
+    trajectory.add_observed(observed)
+    return True
+
+
+def warn_without_room(count: int, limit: int, option: str) -> None:
+    """Tells of trajectories that ended because what they were to be shown is above the limit."""
+    if count:
+        logger.warning(
+            "%d completions ended early: with what they were to be shown they leave no room in %d, the %s; raise "
+            "that, or lower rollout.environment.max_observed_tokens",
+            *(count, limit, option),
+        )
 
 
 def num_tokens_of(trajectory: Trajectory) -> int:

@@ -47,6 +47,8 @@ class BroadcastSender:
         timeout_s: of one message.
     """
 
+    kept = None
+
     def __init__(self, host: str, port: int, bucket_mib: int, timeout_s: float) -> None:
         self.host = host
         self.port = port

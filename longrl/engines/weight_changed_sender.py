@@ -31,6 +31,8 @@ class ChangedSender:
         shard_mib: size of its files.
     """
 
+    kept = None
+
     def __init__(self, folder: Path, shard_mib: int) -> None:
         self.folder = folder
         self.shard_mib = shard_mib

@@ -114,6 +114,11 @@ class HeldWeights:
         if self._adapter_folder is not None:
             shutil.rmtree(self._adapter_folder, ignore_errors=True)
 
+    async def settled(self) -> None:
+        """Returns when no others are being taken over."""
+        async with self._updating:
+            pass
+
     async def digests(self) -> Response:
         """{parameter: hash of its content} of every worker, by vLLM's names."""
         digests = await self.engine.collective_rpc("longrl_weight_digests")

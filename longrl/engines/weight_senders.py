@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -20,6 +21,9 @@ from longrl.strategies.axis import world_axis
 
 class WeightSender(Protocol):
     """A way of weights to servers."""
+
+    kept: tuple[Path, str] | None
+    """The folder of the last weights and their version, for servers that come back; None where no files are kept."""
 
     def send(
         self,
@@ -54,11 +58,15 @@ class FileSender:
     Args:
         folder: seen by server and trainer under this name; it needs room for one set of weights.
         shard_mib: size of its files, which bounds the host memory of a sync.
+        keeps: the files stay until the next ones are written, so that a server that comes back can have them.
     """
 
-    def __init__(self, folder: Path, shard_mib: int) -> None:
+    def __init__(self, folder: Path, shard_mib: int, keeps: bool = False) -> None:
         self.folder = folder
         self.shard_mib = shard_mib
+        self.keeps = keeps
+        self.kept: tuple[Path, str] | None = None
+        self._delete: Callable[[], object] | None = None
 
     def send(
         self,
@@ -69,17 +77,26 @@ class FileSender:
     ) -> int:
         """See `WeightSender.send`."""
         world = world_axis()
+        self.close()  # before there are others: the folder has room for one set
         counted = Counted(weights)
-        with shared_folder(self.folder) as folder:
+        with contextlib.ExitStack() as after:
+            folder = after.enter_context(shared_folder(self.folder))
             with world.raise_on_any_rank(), all_gathered(counted, folder):
                 write_shards(counted, folder if world.rank == 0 else None, self.shard_mib << 20)
             with pause(), world.raise_on_any_rank():
                 for client in clients:
                     client.load_weights(str(folder), version)
+            if self.keeps:
+                self.kept = (folder, version)
+                self._delete = weakref.finalize(self, after.pop_all().close)  # at the end of the process, too
         return counted.num_bytes
 
     def close(self) -> None:
-        """Nothing is kept."""
+        """Deletes what is kept."""
+        self.kept = None
+        if self._delete is not None:
+            self._delete()
+            self._delete = None
 
 
 class Counted:

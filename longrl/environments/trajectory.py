@@ -8,15 +8,17 @@ Letters: S tokens so far, n of them sampled, A position axes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from longrl.turns import Turn
-from longrl.types import Completion, FinishReason, Media, Observed, Prompt, SamplingParams
+from longrl.datamodules.media.saved_media import restored_media, saved_media
+from longrl.turns import Turn, restored_turn, saved_turn
+from longrl.types import Completion, FinishReason, Media, Observed, Prompt, SamplingParams, UnusableSample
 
 
 class Trajectory:
@@ -201,6 +203,44 @@ class Trajectory:
             prompt_experts=self.prompt_experts,
             versions=torch.cat(self._versions) if self._versions else None,
         )
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------
+
+    def saved(self) -> dict[str, Any]:
+        """All but prompt and limits as tensors and plain values, also of one that has not ended; no pixels."""
+        saved = {name: getattr(self, name) for name in SAVED_FIELDS}
+        saved["tensors"] = {name: _joined(getattr(self, name)) for name in SAVED_TENSORS}
+        saved["turns"] = [saved_turn(turn) for turn in self.turns]
+        saved["media"] = [saved_media(item) for item in self.media]
+        return saved
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Goes on where `saved` was made; the media that it was shown have no features yet.
+
+        Raises:
+            UnusableSample: it was shown what no file has.
+        """
+        media = tuple(restored_media(item) for item in saved["media"])
+        if any(item.source is None for item in media):
+            raise UnusableSample(None, "an environment showed it what no file has; give its frames a source")
+        for name in SAVED_FIELDS:
+            setattr(self, name, saved[name])
+        for name in SAVED_TENSORS:
+            whole = saved["tensors"][name]
+            setattr(self, name, [] if whole is None else [whole])
+        self.turns = [restored_turn(turn) for turn in saved["turns"]]
+        self.media = media
+
+
+SAVED_FIELDS = (
+    "environment_state", "num_sampled", "num_observed", "finish_reason", "num_cuts", "_turn_goes_on", "_next_position",
+)  # fmt: skip
+SAVED_TENSORS = ("_turn", "_ids", "_sampled", "_logprobs", "_versions", "_positions")
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor | None:
+    """Parts end to end along their last dimension; a clone, for a view would save what it is a part of."""
+    return torch.cat(list(parts), -1).clone() if parts else None
 
 
 Answer = Callable[[Trajectory], "Future[Observed | None]"]

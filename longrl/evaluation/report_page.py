@@ -125,7 +125,7 @@ def write_report(folder: str | Path, report: Report) -> Path:
         scores = score_table(report.results, all_categories(report.results))
         sections["Results"] = [scores, _saved_chart(folder, "accuracy", accuracies), report.note]
     for heading, parts in report.sections.items():
-        name = heading.lower().replace(" ", "_")
+        name = re.sub(r"\W+", "_", heading.lower())  # a run may be called a/b
         sections[heading] = [_saved_chart(folder, name, part) if isinstance(part, Figure) else part for part in parts]
     for run, paths in report.curves.items():
         figure = plot_curves(read_metrics(paths))

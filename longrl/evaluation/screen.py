@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,13 @@ LABELS = {
     "train/grad_norm": "grad norm",
 }
 """Metric -> what it is called where there is little room."""
+BUSY = {
+    "throughput/trainer_busy": "trainer {:.0%} busy",
+    "rollout/engine_busy": "engine {:.0%} busy",
+    "rollout/staleness_mean": "staleness {:.1f}",
+    "rollout/groups_ready": "{:.0f} groups ready",
+}
+"""Metric -> how it is said. Without the engine's the line is left out: it is of rollouts beside the update."""
 MAX_ALERTS = 3
 LABEL_WIDTH, VALUES_WIDTH = 11, 24
 MIN_WIDTH = 40
@@ -58,6 +66,8 @@ class Progress:
     """For so many seconds."""
     phases: Mapping[str, float] = field(default_factory=dict)
     """Seconds of each phase of the last step."""
+    rollouts: Mapping[str, float] = field(default_factory=dict)
+    """Metrics of the last step that say how busy both sides are, and how old tokens."""
     curves: Mapping[str, Curve] = field(default_factory=dict)
     """Metric -> its values, in the order in which they are shown."""
     alerts: Sequence[Alert] = ()
@@ -99,7 +109,8 @@ def plain_line(progress: Progress) -> str:
     """All figures in one line, for logs that a person or a script reads."""
     parts = [_counted(progress)]
     parts += [f"{LABELS.get(name, name)} {number(curve.last)}" for name, curve in progress.curves.items()]
-    parts += [text for text in (_speed(progress), _seconds(progress.phases), _left(progress)) if text]
+    seconds = _seconds(progress.phases)
+    parts += [text for text in (_speed(progress), seconds, _busy(progress.rollouts), _left(progress)) if text]
     if progress.alerts:
         parts.append("alerts: " + ", ".join(alert.rule.name for alert in progress.alerts))
     return " | ".join(parts)
@@ -124,6 +135,13 @@ def _seconds(phases: Mapping[str, float]) -> str:
     return " ".join(f"{name} {seconds:.1f}" for name, seconds in phases.items())
 
 
+def _busy(rollouts: Mapping[str, float]) -> str:
+    if "rollout/engine_busy" not in rollouts:
+        return ""
+    known = [(text, rollouts[name]) for name, text in BUSY.items() if math.isfinite(rollouts.get(name, math.nan))]
+    return ", ".join(text.format(value) for text, value in known)
+
+
 def _left(progress: Progress) -> str:
     return f"ETA {duration(progress.left_s)}" if progress.left_s is not None else ""
 
@@ -136,6 +154,9 @@ def screen(progress: Progress, width: int = 80, height: int = 24, encoding: str 
     width = max(width, MIN_WIDTH)
     is_ascii = not encoding.lower().replace("-", "").startswith("utf")
     head = [_title(progress, width, encoding), _bar(progress, width, is_ascii), _now(progress)]
+    busy = _busy(progress.rollouts)
+    if busy:
+        head.append(Text(busy, "dim"))
     if progress.notice:
         head.append(Text(progress.notice, "bold yellow"))
     curves = [

@@ -7,7 +7,6 @@ of a micro-batch. All are this rank's.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol
@@ -17,122 +16,11 @@ from torch import Tensor
 from typing_extensions import TypeVar
 
 from longrl.algorithms import Algorithm, LossOutput
+from longrl.modules.mismatch import MismatchMonitor
+from longrl.modules.staleness import token_staleness
 from longrl.modules.step_statistics import completion_means
-from longrl.strategies.axis import SINGLE_RANK, Axis
+from longrl.strategies.axis import Axis
 from longrl.types import Completion, Group, Packed, PolicyOutput, PromptT
-
-METRICS = ("mean", "max", "k3", "effective_share")  # of `Mismatch.metrics`
-
-
-@dataclass(frozen=True)
-class Mismatch:
-    """Difference of engine and trainer in the log-probabilities of the engine's tokens."""
-
-    engine_logp: Tensor
-    """[N] log-probabilities the engine reported."""
-    trainer_logp: Tensor
-    """[N] of the same tokens under the trainer's forward pass."""
-
-    def metrics(self, world: Axis = SINGLE_RANK) -> dict[str, float]:
-        """Mean and largest absolute difference, k3 estimate of KL(engine || trainer), share of effective samples.
-
-        k3 is exp(d) - 1 - d with d trainer less engine; the effective sample size is that of importance weights exp(d)
-        (Kong 1992), as a share of the number of tokens. Tokens without a finite score do not count; without any token
-        there are no metrics.
-
-        Args:
-            world: ranks whose tokens count together; all must call it.
-        """
-        difference = self.trainer_logp - self.engine_logp  # [N]
-        difference = difference[difference.isfinite()].double()
-        difference = difference.clamp(-20, 20)  # one token must not make exp(d) infinite
-        distance = difference.abs()
-        weights = difference.exp()
-        sums = world.sum_dict(
-            {
-                "tokens": float(len(difference)),
-                "distance": float(distance.sum()),
-                "k3": float((weights - 1 - difference).sum()),
-                "weights": float(weights.sum()),
-                "squares": float(weights.square().sum()),
-            }
-        )
-        local_largest = float(distance.max()) if len(distance) else 0.0
-        largest = world.max(local_largest)
-        tokens = sums["tokens"]
-        if not tokens:
-            return {}
-        effective_share = sums["weights"] ** 2 / (sums["squares"] * tokens)
-        return {
-            "mean": sums["distance"] / tokens,
-            "max": largest,
-            "k3": sums["k3"] / tokens,
-            "effective_share": effective_share,
-        }
-
-
-class MismatchMonitor:
-    """Measures the mismatch in the first forward pass of every rollout; ends a run whose engine has left the trainer.
-
-    The first mini-batch is scored by the weights that sampled it, so measuring costs nothing.
-
-    Args:
-        max_mismatch: largest mean difference of a step; above it the run ends before its weights change.
-        bypass_below: while the mean of the last rollout is below it, the engine's log-probabilities serve as the old
-            policy's, and the pass that computes those is left out; 0 never.
-        one_step_off: completions come from weights one step older, and the step between is part of the mismatch.
-    """
-
-    def __init__(self, max_mismatch: float = 0.1, bypass_below: float = 0.0, one_step_off: bool = False) -> None:
-        self.max_mismatch = max_mismatch
-        self.bypass_below = bypass_below
-        self.one_step_off = one_step_off
-        self.last_mean: float | None = None
-        """Mean difference of the last rollout."""
-        self.metrics: dict[str, float] = {}
-        """Of the last rollout: `mismatch_mean`, `mismatch_max`, `mismatch_k3`, `mismatch_effective_share`."""
-        self._engine_logps: list[Tensor] = []
-        self._trainer_logps: list[Tensor] = []
-
-    @property
-    def bypasses_old_logp(self) -> bool:
-        """True while the engine's log-probabilities may stand for the old policy's."""
-        return self.last_mean is not None and self.last_mean < self.bypass_below
-
-    def add_tokens(self, engine_logp: Tensor, trainer_logp: Tensor) -> None:
-        """Some tokens of this rollout, both [N]; of those that other weights have sampled the engine's is nan."""
-        self._engine_logps.append(engine_logp.detach())
-        self._trainer_logps.append(trainer_logp.detach())
-
-    def finish_rollout(self, world: Axis) -> None:
-        """Sets `metrics` from what was added on all ranks; a token may be counted by several of them, then all are.
-
-        Raises:
-            RuntimeError: the mean difference is above `max_mismatch`.
-        """
-        none = [torch.zeros(0)]  # a rank may have scored no token
-        engine_logp = torch.cat(self._engine_logps or none).cpu()  # [N]
-        trainer_logp = torch.cat(self._trainer_logps or none).cpu()  # [N]
-        self._engine_logps.clear()
-        self._trainer_logps.clear()
-        metrics = Mismatch(engine_logp, trainer_logp).metrics(world)
-        self.last_mean = metrics.get("mean", self.last_mean)
-        # Lightning goes on logging the last value of a metric that is left out.
-        self.metrics = {f"mismatch_{name}": metrics.get(name, math.nan) for name in METRICS}
-        if metrics and metrics["mean"] > self.max_mismatch:
-            raise RuntimeError(
-                self.failure_message(", ".join(f"{name} {value:.3g}" for name, value in metrics.items()))
-            )
-
-    def failure_message(self, metrics: str) -> str:
-        """Error message of a run above `max_mismatch`."""
-        return (
-            f"engine and trainer have parted: the log-probabilities of this step's tokens differ by {metrics}, "
-            f"mean above max_mean_mismatch={self.max_mismatch}; this step did not change the weights. Go on from the "
-            "last checkpoint with --ckpt_path RUN/checkpoints/last.ckpt: engine weights are handed over anew. If it "
-            "happens again raise rollout.max_mean_mismatch, or use longrl.engines.hf.HFEngine"
-        )
-
 
 # -- groups ------------------------------------------------------------------------------------------------------
 
@@ -165,19 +53,35 @@ class FlatGroups(Generic[PromptT, ScoredT]):
     """[P] rewards of greedy completions, if the groups have them."""
     sampler_logp: Tensor
     """[N] log-probabilities as the engine reported them."""
-    on_policy: Tensor
-    """[N] bool, True for tokens that the weights of this step sampled, False for those of carried-over groups."""
+    staleness: Tensor
+    """[N] int64 age of the weights that sampled each token, in rollouts; 0 is the weights of this step."""
+    num_stale: int
+    """Tokens that other weights than those of this step sampled."""
     offsets: Sequence[int]
     """P + 1 numbers: where each group's tokens begin, and the end."""
 
 
-def flatten_groups(groups: Sequence[Group[PromptT, ScoredT]], device: torch.device) -> FlatGroups[PromptT, ScoredT]:
-    """The groups of a step with what algorithms read of them, on `device`."""
+def flatten_groups(
+    groups: Sequence[Group[PromptT, ScoredT]], device: torch.device, step: int = 0, steps_per_rollout: int = 1
+) -> FlatGroups[PromptT, ScoredT]:
+    """The groups of a step with what algorithms read of them.
+
+    Args:
+        groups: this rank's.
+        device: of all tensors.
+        step: optimizer steps taken so far, by which `Completion.versions` are old.
+        steps_per_rollout: optimizer steps of one rollout, the unit of that age.
+    """
     num_generations = len(groups[0].completions) if groups else 1  # a rank may have no group
     logprobs = [completion.logprobs for group in groups for completion in group.completions]
     lengths = torch.tensor([len(logp) for logp in logprobs], dtype=torch.int64)  # [C]
     num_tokens = lengths.view(-1, num_generations).sum(1)  # [P]
-    on_policy = torch.tensor([not group.carried_over for group in groups], dtype=torch.bool)  # [P]
+    staleness = [
+        token_staleness(completion, group.carried_over, step, steps_per_rollout)
+        for group in groups
+        for completion in group.completions
+    ]
+    all_staleness = torch.cat([torch.zeros(0, dtype=torch.int64), *staleness])  # [N]
     no_rewards = torch.zeros(0, num_generations)
     rewards = [group.rewards[None] for group in groups]  # [1, G] each
     valid = [group.valid[None] for group in groups]
@@ -197,7 +101,8 @@ def flatten_groups(groups: Sequence[Group[PromptT, ScoredT]], device: torch.devi
         in_loss=torch.cat([no_rewards.bool(), *in_loss]).to(device),
         baselines=baseline,
         sampler_logp=torch.cat([torch.zeros(0), *logprobs]).to(device),
-        on_policy=on_policy.repeat_interleave(num_tokens).to(device),
+        staleness=all_staleness.to(device),
+        num_stale=int((all_staleness > 0).sum()),
         offsets=[0, *num_tokens.cumsum(0).tolist()],
     )
 
@@ -218,8 +123,8 @@ class MiniBatch(Generic[PromptT, ScoredT]):
     """[N], or None without KL in the loss."""
     sampler_logp: Tensor
     """[N] as the engine reported them."""
-    on_policy: Tensor
-    """[N] bool, True for tokens sampled by the weights of this step."""
+    staleness: Tensor
+    """[N] rollouts that each token is old, 0 where the weights of this step sampled it."""
     weights: Tensor
     """[C] weight of every token of a completion."""
     nonfinite: Tensor
@@ -304,7 +209,7 @@ def make_mini_batches(
                 old_logp=None if old_logp is None else old_logp[tokens],
                 ref_logp=None if ref_logp is None else ref_logp[tokens],
                 sampler_logp=flat.sampler_logp[tokens],
-                on_policy=flat.on_policy[tokens],
+                staleness=flat.staleness[tokens],
                 weights=weights,
                 nonfinite=(in_loss & ~kept)[completions],
             )
@@ -364,9 +269,7 @@ class RolloutLoss:
         weights = mini_batch.weights[packed.completion_index].to(output.logp.device)  # [R]
         sampler_logp = mini_batch.sampler_logp[rows]  # [R]
         if self.monitor is not None:
-            comparable = mini_batch.on_policy[rows] | self.monitor.one_step_off  # [R]
-            # Without a score a token does not count; to take it out, a GPU would be waited for.
-            self.monitor.add_tokens(sampler_logp.where(comparable, math.nan), output.logp)
+            self.monitor.add_tokens(sampler_logp, output.logp, mini_batch.staleness[rows])
         old_logp = output.logp.detach()  # [R], of the weights being updated unless others have sampled
         if mini_batch.old_logp is not None:
             old_logp = mini_batch.old_logp[rows]

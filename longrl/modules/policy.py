@@ -26,14 +26,8 @@ from longrl.models.base import CausalFamily
 from longrl.models.lora import adapters_off
 from longrl.modules.expert_load import ExpertLoads
 from longrl.modules.initial_weights import build_from
-from longrl.modules.mini_batches import (
-    FlatGroups,
-    MismatchMonitor,
-    RolloutLoss,
-    TokenLoss,
-    flatten_groups,
-    make_mini_batches,
-)
+from longrl.modules.mini_batches import FlatGroups, RolloutLoss, TokenLoss, flatten_groups, make_mini_batches
+from longrl.modules.mismatch import MismatchMonitor
 from longrl.modules.optimizer import OptimizerSettings
 from longrl.modules.sft_loss import SFTLoss, response_targets
 from longrl.modules.skipped_steps import text_record
@@ -190,7 +184,7 @@ class PolicyModule(TrainedModule):
             return {}
 
         # 1. What the policies of before said of the tokens: the one that sampled, and the reference.
-        flat = flatten_groups(groups, self.device)
+        flat = flatten_groups(groups, self.device, self.global_step, self.steps_per_rollout)
         old_logp = self._old_logp(flat, batch.features)  # [N]
         ref_logp = self._reference_logp(flat, batch.features)  # [N]
 
@@ -324,28 +318,32 @@ class PolicyModule(TrainedModule):
     # -- scores --------------------------------------------------------------------------------------------------
 
     def _old_logp(self, flat: FlatGroups, features: Features) -> Tensor | None:
-        """[N] log-probabilities before the update, or None if the first update is the only one.
+        """[N] log-probabilities before the update, or None if they are those of the first and only update.
 
-        Groups carried over were sampled by older weights: theirs are the sampler's; so are all of a trusted engine.
+        Tokens of older weights have the sampler's, unless the objective is decoupled; so have all of a trusted engine.
         """
         dp = self.parallel.dp
+        decoupled = self.algorithm.decoupled
         in_reward = self.algorithm.kl_coef > 0 and self.algorithm.kl_placement == "reward"
-        num_carried = sum(group.carried_over for group in flat.groups)
-        if self.steps_per_rollout == 1 and not in_reward and not dp.max(num_carried):
+        num_stale = dp.max(0 if decoupled else flat.num_stale)
+        if self.steps_per_rollout == 1 and not in_reward and not num_stale:
             return None
         is_known = flat.sampler_logp.isfinite()  # [N]
-        num_unknown = dp.max(int((~is_known).sum()))
-        num_on_policy = dp.max(len(flat.groups) - num_carried)
-        is_trusted = False
-        if self.mismatch_monitor is not None and not in_reward:
-            is_trusted = self.mismatch_monitor.bypasses_old_logp
-        if not num_unknown and (is_trusted or not num_on_policy):
-            return flat.sampler_logp
+        if not decoupled:
+            num_unknown = dp.max(int((~is_known).sum()))
+            num_on_policy = dp.max(len(flat.staleness) - flat.num_stale)
+            is_trusted = False
+            if self.mismatch_monitor is not None and not in_reward:
+                is_trusted = self.mismatch_monitor.bypasses_old_logp
+            if not num_unknown and (is_trusted or not num_on_policy):
+                return flat.sampler_logp
         prompts = [group.prompt for group in flat.groups]
         completions = [group.completions for group in flat.groups]
         # By the experts that sampled, as in the update: their ratio is that of the weights alone (arXiv:2510.11370).
         old_logp = self.score(self.policy, prompts, completions, features)  # [N]
-        return torch.where(flat.on_policy | ~is_known, old_logp, flat.sampler_logp)
+        if decoupled:
+            return old_logp
+        return torch.where((flat.staleness == 0) | ~is_known, old_logp, flat.sampler_logp)
 
     def _reference_logp(self, flat: FlatGroups, features: Features) -> Tensor | None:
         """[N] log-probabilities of the reference policy, or None without KL penalty."""

@@ -30,6 +30,7 @@ from longrl.modules.metric_means import MetricMeans
 from longrl.modules.mini_batches import MiniBatch
 from longrl.modules.optimizer import OptimizerSettings, fuse_by_device
 from longrl.modules.phase_memory import PhaseMemory
+from longrl.modules.phase_spans import PhaseSpans
 from longrl.modules.skipped_steps import SkippedSteps, StepRecord, tell_nonfinite
 from longrl.modules.step_statistics import PARTS, advantage_metrics, advantage_sums, gradient_norms
 from longrl.strategies.axis import Axis
@@ -62,6 +63,7 @@ class PhaseTimes:
     def __init__(self) -> None:
         self._seconds: Metrics = defaultdict(float)
         self.memory = PhaseMemory()
+        self.spans = PhaseSpans()
 
     @contextlib.contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
@@ -76,7 +78,9 @@ class PhaseTimes:
             with torch.profiler.record_function(phase):
                 yield
         finally:
-            self._seconds[phase] += time.perf_counter() - start
+            stop = time.perf_counter()
+            self._seconds[phase] += stop - start
+            self.spans.add(phase, start, stop)
             PULSE.phase = outer
             PULSE.beats += 1
             self.memory.end(phase)

@@ -1,8 +1,10 @@
 """The Algorithm record: weighted sums, gradients, micro-batches, checks against a run."""
 
+import contextlib
 import inspect
 import logging
 import math
+import re
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from longrl.algorithms import (
     DualClipped,
     InOrder,
     TokenLosses,
+    batch_normalized,
     cispo,
     clipped,
     drop_uniform,
@@ -24,6 +27,7 @@ from longrl.algorithms import (
     k1,
     k2,
     k3,
+    k3_unbiased,
     keep_all,
     leave_one_out,
     mask_truncated,
@@ -325,7 +329,8 @@ def without_ratio(tokens, clip_low, clip_high):
     ("select", "run", "problem"),
     [
         (keep_all, {"mini_batches": 4}, r"4 updates per rollout"),
-        (keep_all, {"mini_batches": 1, "overlap": True}, r"rollout\.overlap=true"),
+        (keep_all, {"mini_batches": 1, "max_staleness": 1}, r"rollout\.max_staleness=1"),
+        (keep_all, {"mini_batches": 1, "max_staleness": 3}, r"rollout\.max_staleness=3"),
         (drop_uniform, {"mini_batches": 1}, r"select that leaves groups to the next step"),
     ],
 )
@@ -334,6 +339,56 @@ def test_samples_of_other_weights_are_refused_where_nothing_reads_the_ratio(sele
         Algorithm(surrogate=without_ratio, select=select).validate(SamplingParams(2), **run)
     for surrogate in SURROGATES:
         Algorithm(surrogate=surrogate, select=select).validate(SamplingParams(2), **run)
+
+
+STALE = {
+    "truncated_token": (Algorithm(correction=truncated_token), None, None),
+    "masked_sequence": (Algorithm(correction=masked_sequence), None, r"they count in the surrogate's; set .*token"),
+    "decoupled masked_sequence": (
+        Algorithm(correction=masked_sequence, decoupled=True), r"little but 0 and the cap is left", None,
+    ),
+    "gspo": (Algorithm(surrogate=sequence_clipped), r"clips a completion as a whole, around policies of up to 2", None),
+    "decoupled gspo": (
+        Algorithm(surrogate=sequence_clipped, correction=truncated_token, decoupled=True), None, None,
+    ),
+    "kl in the reward": (Algorithm(kl=k1, kl_coef=0.1, kl_placement="reward"), None, None),
+    "batch_normalized": (Algorithm(advantage=batch_normalized), None, None),
+    "remax": (Algorithm(advantage=greedy_centered, greedy_baseline=True), None, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STALE)
+def test_what_completions_of_several_weights_would_learn_wrongly_is_refused_or_told(name, caplog):
+    algorithm, warning, error = STALE[name]
+    for max_staleness in (0, 1):
+        if "decoupled" not in name or not max_staleness:
+            algorithm.validate(SamplingParams(2), 1, max_staleness)
+    assert not caplog.records
+    with contextlib.nullcontext() if error is None else pytest.raises(ValueError, match=error):
+        algorithm.validate(SamplingParams(2), 1, max_staleness=2)
+    assert len(caplog.records) == (warning is not None)
+    assert re.search(warning or "", caplog.text)
+
+
+def test_a_decoupled_objective_needs_a_correction():
+    with pytest.raises(ValueError, match=r"decoupled=true .* got no_correction; set model\.algorithm\.correction to"):
+        Algorithm(decoupled=True)
+    with pytest.raises(ValueError, match=r"corrections, decoupled and greedy_baseline have no meaning"):
+        Algorithm(decoupled=True, correction=needs(rows="any")(lambda tokens, cap: tokens.ratio)).validate_steps(2, 1)
+
+
+def test_a_decoupled_kl_of_the_policy_weighs_the_tokens_by_those_that_drew_them():
+    """Ratio 1 to the policy before, 2 and 1/2 from there to the sampler: k3 times 1.5 (the cap) and 1/2."""
+    algorithm = Algorithm(kl=k3_unbiased, kl_coef=1.0, decoupled=True, correction=truncated_token, correction_cap=1.5)
+    logp = torch.tensor([-1.0, -1.0], requires_grad=True)
+    sampler = logp.detach() - torch.tensor([2.0, 0.5]).log()
+    index = torch.tensor([0, 0])
+    result = algorithm.loss(logp, logp.detach(), logp - 0.3, sampler, torch.zeros(2), torch.ones(2), index)
+    k3 = math.exp(-0.3) - 1 + 0.3
+    assert result.loss.item() == pytest.approx(2.0 * k3, rel=1e-5)
+    result.loss.backward()
+    # rho k3 has the gradient k3 + 1 - exp(-x) = x at rho = 1.
+    assert logp.grad.tolist() == pytest.approx([1.5 * 0.3, 0.5 * 0.3], rel=1e-5)
 
 
 def test_its_own_samples_are_no_matter():

@@ -100,7 +100,7 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(tmp_path, reference):
 @pytest.mark.slow
 def test_turns_sampled_during_the_update_are_resumed_bit_for_bit(tmp_path):
     values = rl("Elsewhere")
-    values["rollout"]["overlap"] = True
+    values["rollout"]["max_staleness"] = 1
     whole = run(tmp_path / "whole", values)
     assert sum(float(value) for (_, name), value in metrics(whole).items() if name == "rollout/observed_tokens") > 0
     folder = tmp_path / "run"
@@ -197,9 +197,9 @@ def test_an_encoder_that_trains_encodes_what_was_shown_once_more_in_the_update(t
     assert float(metrics(folder)[0, "rollout/observed_tokens"]) > 0
     assert float(metrics(folder)[0, "train/grad_norm_vision_encoder"]) > 0
     values = rl("Elsewhere")
-    values["rollout"]["overlap"] = True
+    values["rollout"]["max_staleness"] = 1
     values["model"]["family"]["init_args"]["freeze_vision_encoder"] = False
-    with pytest.raises(ValueError, match=r"overlap=true lets the update change.*freeze_vision_encoder to true"):
+    with pytest.raises(ValueError, match=r"max_staleness=1 lets the update change.*freeze_vision_encoder to true"):
         run(tmp_path / "overlap", values)
 
 

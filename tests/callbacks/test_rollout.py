@@ -20,6 +20,7 @@ from longrl.engines.hf import HFEngine
 from longrl.engines.parity import RenderedPrompt
 from longrl.engines.rollout_engine import RolloutEngine
 from longrl.modules.policy import OptimizerSettings, PolicyModule
+from longrl.modules.staleness import token_staleness
 from longrl.rewards import RewardSum, RewardTerm
 from longrl.strategies.axis import Axis
 from longrl.strategies.fsdp import RootModule
@@ -299,7 +300,7 @@ def test_carried_over_groups_survive_a_checkpoint_also_before_the_first_batch(tm
     seen = train(tmp_path, second, DAPO, data=resumed)
     assert ids(seen.batches[0].groups) == [order[3], order[4]]
     assert [group.carried_over for group in seen.batches[0].groups] == [True, False]
-    assert ids(second._waiting.carried) == [order[5]]
+    assert ids(second._source.waiting.carried) == [order[5]]
 
 
 # ---- groups sampled ahead ----
@@ -311,10 +312,10 @@ class Elsewhere(FakeEngine):
     is_remote = True
 
 
-def test_with_overlap_a_step_trains_on_what_was_sampled_during_the_last_update(tmp_path):
+def test_at_a_staleness_of_one_a_step_trains_on_what_was_sampled_during_the_last_update(tmp_path):
     order = order_of(tmp_path, 8)
     engine = Elsewhere(half_right)
-    rollouts = callback(engine, overlap=True)
+    rollouts = callback(engine, max_staleness=1)
     seen = train(tmp_path, rollouts, steps=3)
     rollouts.state_dict()  # waits for what was begun last
     assert [call.ids for call in engine.calls] == [order[start : start + 2] for start in (0, 2, 4, 6)]
@@ -325,10 +326,10 @@ def test_with_overlap_a_step_trains_on_what_was_sampled_during_the_last_update(t
 
 def test_groups_sampled_ahead_survive_a_checkpoint(tmp_path):
     order = order_of(tmp_path, 8)
-    first = callback(Elsewhere(half_right), overlap=True)
+    first = callback(Elsewhere(half_right), max_staleness=1)
     train(tmp_path, first)
     torch.save(first.state_dict(), tmp_path / "state.pt")
-    second = callback(Elsewhere(half_right), overlap=True)
+    second = callback(Elsewhere(half_right), max_staleness=1)
     second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     data = data_module(tmp_path)
     data.setup("fit")
@@ -346,7 +347,7 @@ def test_groups_sampled_ahead_need_no_pass_of_the_old_policy(tmp_path, monkeypat
     calls = []
     score = PolicyModule.score
     monkeypatch.setattr(PolicyModule, "score", lambda self, *a, **k: calls.append(1) or score(self, *a, **k))
-    rollouts = callback(Elsewhere(half_right), overlap=True)
+    rollouts = callback(Elsewhere(half_right), max_staleness=1)
     seen = train(tmp_path, rollouts, steps=3)
     rollouts.state_dict()
     assert calls == []
@@ -354,10 +355,10 @@ def test_groups_sampled_ahead_need_no_pass_of_the_old_policy(tmp_path, monkeypat
 
 
 def test_a_rank_without_restored_groups_waits_for_the_others(tmp_path):
-    rollouts = callback(Elsewhere(half_right), overlap=True)
-    rollouts._waiting.restored = {"carried": [], "ahead": []}
-    rollouts._waiting.render_restored(None, OthersHaveOne())
-    assert rollouts._waiting.prefetched == []
+    rollouts = callback(Elsewhere(half_right), max_staleness=1)
+    rollouts._source.waiting.restored = {"carried": [], "ahead": []}
+    rollouts._source.waiting.render_restored(None, OthersHaveOne())
+    assert rollouts._source.waiting.prefetched == []
 
 
 class OthersHaveOne(Axis):
@@ -365,9 +366,9 @@ class OthersHaveOne(Axis):
         return max(number, 1)
 
 
-def test_overlap_needs_an_engine_in_another_process(tmp_path):
-    with pytest.raises(ValueError, match=r"rollout\.overlap=true .* got FakeEngine; use .*VLLMServerEngine"):
-        train(tmp_path, callback(FakeEngine(half_right), overlap=True))
+def test_staleness_needs_an_engine_in_another_process(tmp_path):
+    with pytest.raises(ValueError, match=r"rollout\.max_staleness=1 needs .* got FakeEngine; use .*VLLMServerEngine"):
+        train(tmp_path, callback(FakeEngine(half_right), max_staleness=1))
 
 
 # ---- the gap between engine and trainer ----
@@ -629,12 +630,15 @@ def test_a_group_survives_a_checkpoint(tmp_path):
         Completion(torch.tensor([1, 2, 3]), torch.tensor([-0.1, -0.2, -0.3]), "a b c", "stop", experts, of_prompt),
         Completion(torch.tensor([4]), torch.tensor([-0.4]), "d", "length"),
     ]
+    completions[0] = dataclasses.replace(completions[0], versions=torch.tensor([5, 5, 7]))
     parts = {"accuracy": torch.tensor([1.0, 0.0])}
     group = Group(
         prompt, completions, torch.tensor([0.9, 0.1]), parts, torch.tensor([True, False]), 0.5, carried_over=True
     )
     file = tmp_path / "group.pt"
-    torch.save(saved_group(group), file)
+    saved = saved_group(group)
+    del saved["completions"][1]["versions"]  # as in a checkpoint from before there were any
+    torch.save(saved, file)
     assert file.stat().st_size < 20_000  # no pixels
     restored = restored_group(torch.load(file, weights_only=True), data.renderer)
     assert restored.prompt.row == prompt.row
@@ -646,6 +650,9 @@ def test_a_group_survives_a_checkpoint(tmp_path):
         assert torch.equal(one.token_ids, other.token_ids)
         assert torch.equal(one.logprobs, other.logprobs)
         assert (one.text, one.finish_reason) == (other.text, other.finish_reason)
+    assert restored.completions[1].versions is None
+    assert torch.equal(restored.completions[0].versions, completions[0].versions)
+    assert token_staleness(restored.completions[0], True, step=9, steps_per_rollout=2).tolist() == [2, 2, 1]
     assert torch.equal(restored.completions[0].experts, experts)
     assert torch.equal(restored.completions[0].prompt_experts, of_prompt)
     assert torch.equal(restored.rewards, group.rewards)
@@ -753,8 +760,8 @@ def test_the_bytes_of_weights_that_the_engine_was_handed_are_counted_on_the_modu
     callback = RolloutCallback(reward=reward, engine=Handed(None), sampling=SAMPLING)
     module = PolicyModule(text_family())
     module.model = None
-    callback._family = module.family
+    callback._steps.family = module.family
     for step in (0, 0, 1):
-        callback._sync(module, step)
+        callback._steps.sync(module, step)
     assert module.num_synced_bytes == 2 * 24
     assert set(module.phases.collect()) == {"sync"}

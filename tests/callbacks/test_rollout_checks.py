@@ -75,9 +75,9 @@ class OwnEngine(HFEngine):
 def test_an_engine_that_cannot_compute_the_head_in_float32_is_refused_before_weights_load(tmp_path):
     policy = PolicyModule(text_family(), Algorithm(fp32_lm_head=True))
     assert policy.family.fp32_lm_head
-    check_rollout_options(policy, HFEngine(), SAMPLING, overlap=False, bypass_below=0.0)
+    check_rollout_options(policy, HFEngine(), SAMPLING, max_staleness=0, bypass_below=0.0)
     with pytest.raises(ValueError, match=r"OwnEngine does not say that it can .*set model\.algorithm\.fp32_lm_head"):
-        check_rollout_options(policy, OwnEngine(), SAMPLING, overlap=False, bypass_below=0.0)
+        check_rollout_options(policy, OwnEngine(), SAMPLING, max_staleness=0, bypass_below=0.0)
 
 
 def test_router_replay_without_experts_or_an_engine_that_returns_them_is_refused(caplog):
@@ -96,7 +96,7 @@ def test_router_replay_without_experts_or_an_engine_that_returns_them_is_refused
         family.router_replay = True
         policy = PolicyModule(family)
         with contextlib.nullcontext() if message is None else pytest.raises(ValueError, match=message):
-            check_rollout_options(policy, engine, SAMPLING, overlap=False, bypass_below=0.0)
+            check_rollout_options(policy, engine, SAMPLING, max_staleness=0, bypass_below=0.0)
     assert "old log-probabilities use the experts, of 4, that HFEngine chose" in caplog.text
     for engine, told in (
         (HFEngine(), "router_replay=true has the"),
@@ -104,7 +104,7 @@ def test_router_replay_without_experts_or_an_engine_that_returns_them_is_refused
     ):
         caplog.clear()
         policy = PolicyModule(qwen3_vl_family(True))
-        check_rollout_options(policy, engine, SAMPLING, overlap=False, bypass_below=0.0)
+        check_rollout_options(policy, engine, SAMPLING, max_staleness=0, bypass_below=0.0)
         assert "trains without router replay: where engine and trainer pick" in caplog.text
         assert told in caplog.text
 

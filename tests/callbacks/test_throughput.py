@@ -50,6 +50,27 @@ def test_the_seconds_of_a_validation_belong_to_no_step(monkeypatch):
     assert [name for name in logged if name.startswith("memory/")] == ["memory/generate"]
 
 
+def test_a_rollout_says_how_much_of_a_step_went_to_waiting_and_to_weights(monkeypatch):
+    """8 s, of which 2 s of generate and 1 s of sync; SFT has neither number."""
+    now = [0.0]
+    clock = SimpleNamespace(perf_counter=lambda: now[0])
+    monkeypatch.setattr(throughput, "time", clock)
+    monkeypatch.setattr("longrl.modules.trained.time", clock)
+    module = PolicyModule(text_family())
+    logged = []
+    monkeypatch.setattr(module, "log", lambda name, value, **options: None)
+    monkeypatch.setattr(module, "log_dict", lambda values, **options: logged.append(dict(values)))
+    callback = Throughput()
+    for batch in (rollout(), Batch([])):
+        for phase, seconds in {"generate": 2.0, "sync": 1.0, "update": 5.0}.items():
+            with module.phases(phase):
+                now[0] += seconds
+        callback.on_train_batch_end(None, module, None, batch, 0)
+    assert logged[0]["throughput/trainer_busy"] == pytest.approx(0.75)
+    assert logged[0]["throughput/sync_share"] == pytest.approx(0.125)
+    assert not {"throughput/trainer_busy", "throughput/sync_share"} & set(logged[1])
+
+
 def test_a_phase_that_a_step_leaves_out_took_no_time(monkeypatch):
     """Lightning would log the checkpoint of the first step with every later one."""
     module = PolicyModule(text_family())

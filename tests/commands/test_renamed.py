@@ -46,6 +46,18 @@ def test_options_are_replaced_where_they_belong():
     }
 
 
+@pytest.mark.parametrize(("old", "new"), [(True, 1), (False, 0)])
+def test_overlap_is_a_staleness_of_one(old, new, caplog):
+    assert current_names({"rollout": {"overlap": old}}) == {"rollout": {"max_staleness": new}}
+    of_class = {"class_path": "longrl.RolloutCallback", "init_args": {"overlap": old}}
+    assert current_names(of_class)["init_args"] == {"max_staleness": new}
+    text = str(old).lower()
+    assert current_arguments([f"--rollout.overlap={text}", "--b"]) == [f"--rollout.max_staleness={new}", "--b"]
+    assert current_arguments(["--rollout.overlap", text]) == ["--rollout.max_staleness", str(new)]
+    others = ["--rollout.max_staleness", "2", "--my.overlap", text, text]
+    assert current_arguments(others) == others
+
+
 def test_options_of_a_users_own_classes_keep_their_names():
     own = {"trainer": {"callbacks": [{"class_path": "my.Watch", "init_args": {"max_gap": 3, "freeze_tower": 1}}]}}
     assert current_names(own) == own

@@ -10,6 +10,7 @@ import yaml
 from longrl.commands.main import main
 from longrl.commands.report import compare_runs, report_run
 from longrl.evaluation.sample_grids import PromptSamples, encode_images, picture_grid
+from longrl.evaluation.timeline import FILE, step_timeline, timeline_line
 
 
 def test_curves_and_pictures_of_a_run_are_on_one_page(tmp_path):
@@ -105,3 +106,22 @@ def test_what_cannot_be_compared_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["report"])
     assert "name the folder of a run" in capsys.readouterr().err
+
+
+def test_each_run_has_its_timeline_and_the_ages_of_its_tokens(tmp_path):
+    """Runs of one name in two folders, of which one has rollouts beside the update."""
+    runs = [a_run(tmp_path / place / "run", 3, 1.0) for place in ("a", "b")]
+    for place in ("a", "b"):
+        step = step_timeline(1, 4.0, [("generate", 0.0, 3.0)], [(0.0, 2.0, 5)])
+        (tmp_path / place / "run" / FILE).write_text(f"{timeline_line(step)}\n")
+    (tmp_path / "b" / "run" / "logs" / "version_0" / "metrics.csv").write_text(
+        "step,rollout/staleness_share_0,rollout/staleness_share_1,train/mismatch_mean_staleness_1\n0,0.25,0.75,0.01\n"
+    )
+    text = compare_runs(runs).read_text()
+    assert re.findall(r"<h2>((?:Timeline|Staleness)[^<]*)</h2>", text) == [
+        "Timeline: a/run", "Timeline: b/run", "Staleness: b/run"
+    ]  # fmt: skip
+    assert text.count("<td>25 %</td><td>50 %</td><td>25 %</td>") == 4
+    assert sorted(path.name for path in (tmp_path / "a" / "run" / "comparison").glob("*.png")) == [
+        "learning_curves.png", "staleness_b_run.png", "timeline_a_run.png", "timeline_b_run.png"
+    ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -58,17 +59,19 @@ server.serve_forever()
 """Answers so many rollouts, then dies as by `kill -9` while the next one is asked for."""
 
 
-@pytest.mark.parametrize(("overlap", "num_answered"), [(False, 0), (False, 2), (True, 2)])
-def test_a_server_killed_while_it_generates_ends_the_run(tmp_path, monkeypatch, overlap, num_answered):
-    """The first call compares engine and trainer; with overlap the third is under way during the first update."""
-    monkeypatch.setattr(server_client.time, "sleep", lambda seconds: None)
+@pytest.mark.parametrize(("max_staleness", "num_answered"), [(0, 0), (0, 2), (1, 2)])
+def test_a_server_killed_while_it_generates_ends_the_run(tmp_path, monkeypatch, max_staleness, num_answered):
+    """The first call compares engine and trainer; at 1 the third is under way during the first update."""
+    monkeypatch.setattr(server_client, "pause", lambda seconds: asyncio.sleep(0))
     info = {"vllm": VERSION, "version": "none", "model": model_sizes(text_family()), "max_model_len": 2048}
     command = [sys.executable, "-c", SERVER, json.dumps(info), str(num_answered)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         url = f"http://127.0.0.1:{server.stdout.readline().strip()}"
-        engine = VLLMServerEngine(url, weights_folder=str(tmp_path / "weights"), timeout_s=30, retries=2)
+        engine = VLLMServerEngine(
+            url, weights_folder=str(tmp_path / "weights"), timeout_s=30, retries=2, recover_timeout_s=0
+        )
         rollouts = callback(
-            engine, sampling=SamplingParams(2, 8), overlap=overlap, max_mismatch=1e9, max_mean_mismatch=1e9
+            engine, sampling=SamplingParams(2, 8), max_staleness=max_staleness, max_mismatch=1e9, max_mean_mismatch=1e9
         )
         try:
             with pytest.raises(ConnectionError, match=f"{url} cannot be reached, or died.*attempts: 3.*--ckpt_path"):
@@ -76,4 +79,5 @@ def test_a_server_killed_while_it_generates_ends_the_run(tmp_path, monkeypatch, 
             assert server.wait(10) == -9
         finally:
             server.kill()
+    engine.close()
     assert not list((tmp_path / "weights").iterdir())

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from longrl.callbacks.rollout_checks import check_mismatch, engine_logps
-from longrl.modules.mini_batches import Mismatch
+from longrl.modules.mismatch import Mismatch
 from longrl.types import Completion
 from tests.tiny import row, text_family
 

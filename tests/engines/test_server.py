@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 import time
 import urllib.error
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 import torch
@@ -16,11 +17,13 @@ from longrl.commands import serve
 from longrl.engines.hf import HFEngine
 from longrl.engines.server import VLLMServerEngine
 from longrl.engines.vllm_extension import write_shards
+from longrl.engines.vllm_turns import turn_arguments, turn_request
+from longrl.environments.trajectory import begin
 from longrl.features.cache import FeatureCache
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.packing.pack import pack
 from longrl.testing.tiny import tiny_qwen2_5_vl
-from longrl.types import SamplingParams
+from longrl.types import Completion, SamplingParams
 from tests.engines.turn_checks import (
     SAMPLING,
     answers,
@@ -109,6 +112,7 @@ def test_the_server_is_the_trainer_after_every_step(server, remote, model_folder
         family.forward(model, packed, features).logp.mean().backward()
         optimizer.step()
         optimizer.zero_grad()
+    remote.close()
     assert not list(server.weights.iterdir())
 
 
@@ -227,7 +231,7 @@ def test_weights_go_over_in_files_of_bounded_size(in_step, server):
 def test_another_run_on_the_same_server_is_noticed(in_step, server):
     family, remote, model, prompts, features = in_step
     engine_of(server).sync(family, model, 1000)
-    with pytest.raises(RuntimeError, match=r"the server holds weights '.*:1000', asked for '.*:1000'.*of its own"):
+    with pytest.raises(ConnectionError, match=r"the server holds weights '.*:1000', asked for '.*:1000'.*of its own"):
         remote.generate(family, model, prompts, features, GREEDY, seed=0)
     remote.sync(family, model, 1000)
     remote.generate(family, model, prompts, features, GREEDY, seed=0)
@@ -279,6 +283,44 @@ def test_a_trainer_that_hangs_up_ends_its_rollouts(in_step, server):
     assert time.monotonic() - started < 10
 
 
+def test_turns_that_are_cut_keep_their_tokens_and_others_go_on(in_step):
+    """By any weights of the run; what comes after a cut is not cut, nor what another one asked."""
+    family, remote, model, prompts, features = in_step
+    prompt = next(prompt for prompt in prompts if prompt.media)
+    sampling = SamplingParams(3, 400)
+    ((ended, later, others),) = begin([prompt], sampling, max_turns=1)
+    request = turn_request(family, ended, features)
+    params = turn_arguments(family, ended, sampling, 5, 2048) | {"stop_token_ids": []}
+    with remote.continuous_requests() as requests, remote.continuous_requests() as apart:
+        apart.add(others, request, params)
+        requests.add(ended, request, params)
+        deadline = time.monotonic() + 60
+        while requests.num_pending:
+            time.sleep(0.3)
+            requests.cut()
+            found = requests.finished([time_limit(0.1)])
+            assert time.monotonic() < deadline
+        ((trajectory, turn),) = found
+        assert (trajectory, turn["finish_reason"], turn["version"]) == (ended, "cut", 1000)
+        assert 0 < len(turn["token_ids"]) == len(turn["logprobs"]) < 400
+        requests.add(later, request, params | {"max_tokens": 5})
+        ((_, short),) = requests.finished([])
+        assert (len(short["token_ids"]), short["finish_reason"], short["version"]) == (5, "length", 1000)
+        ((_, whole),) = apart.finished([])
+        assert (len(whole["token_ids"]), whole["finish_reason"]) == (400, "length")
+    assert whole["token_ids"][: len(turn["token_ids"])] == turn["token_ids"]
+    assert whole["token_ids"][:5] == short["token_ids"]
+    part = Completion(torch.tensor(turn["token_ids"]), torch.tensor(turn["logprobs"]), "", "length")
+    assert gap(family, model, [prompt], features, [[part]]) < 1e-4
+
+
+def time_limit(seconds):
+    """A future that is done by then."""
+    ended = Future()
+    threading.Timer(seconds, ended.set_result, [None]).start()
+    return ended
+
+
 def test_an_option_that_vllm_does_not_know_is_named(model_folder):
     options = serve.ServerOptions(max_model_len=64, options={"no_such": 1})
     with pytest.raises(ValueError, match="--options has 'no_such', which vllm's server does not know"):
@@ -316,7 +358,7 @@ def test_the_key_is_in_no_log(in_step, server):
 
 def test_a_server_that_died_is_an_error_and_one_started_anew_gets_the_weights(in_step, server):
     family, _, model, prompts, features = in_step
-    remote = engine_of(server, retries=1)
+    remote = engine_of(server, retries=1, recover_timeout_s=0)
     remote.sync(family, model, 5)
     wanted = ids(remote.generate(family, model, prompts, features, SamplingParams(2, 6), seed=5))
     server.kill()
@@ -324,8 +366,7 @@ def test_a_server_that_died_is_an_error_and_one_started_anew_gets_the_weights(in
         remote.generate(family, model, prompts, features, GREEDY, seed=0)
     server.start()
     remote.client.wait_until_ready(180)
-    with pytest.raises(RuntimeError, match=r"holds weights 'none'.*started anew in the middle of a step"):
-        remote.generate(family, model, prompts, features, GREEDY, seed=0)
-    remote.sync(family, model, 5)
-    assert remote.num_syncs == 2
+    remote.pool.recover_timeout_s = 60
     assert ids(remote.generate(family, model, prompts, features, SamplingParams(2, 6), seed=5)) == wanted
+    assert (remote.num_syncs, remote.client.get_info()["version"]) == (1, remote._version)
+    remote.close()

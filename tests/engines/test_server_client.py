@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -77,8 +77,12 @@ def fake():
 def naps(monkeypatch):
     """Seconds that the client slept between attempts."""
     slept = []
-    real = time.sleep
-    monkeypatch.setattr(server_client.time, "sleep", lambda s: (slept.append(s), real(min(s, 0.01))))
+
+    async def pause(seconds):
+        slept.append(seconds)
+        await asyncio.sleep(min(seconds, 0.01))
+
+    monkeypatch.setattr(server_client, "pause", pause)
     return slept
 
 

@@ -188,7 +188,7 @@ def test_folders_elsewhere_are_refused(client, tmp_path):
 
 def generate(routes, message, tensors=None):
     body = protocol.pack_message(message, tensors or {})
-    answer = asyncio.run(routes._generate(body, None))
+    answer = asyncio.run(routes._generate(body))
     return answer.status_code, json.loads(answer.body)
 
 

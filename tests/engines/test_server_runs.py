@@ -51,7 +51,7 @@ def test_two_ranks_share_a_server(server, tmp_path, sp):
 def test_rollouts_overlap_the_update(server, tmp_path):
     """Only the first step's groups come from its own weights; the ratios of the others start elsewhere than at 1."""
     values = grid(values_of(server.folder / "model", engine_at(server)), 2, 2, 6)
-    values["rollout"] |= {"overlap": True, "max_mean_mismatch": 10.0}
+    values["rollout"] |= {"max_staleness": 1, "max_mean_mismatch": 10.0}
     run_distributed(run, 2, tmp_path / "run", values)
     found = metrics(tmp_path / "run")
     gaps = [float(value) for (_, name), value in found.items() if name == "train/mismatch_mean"]

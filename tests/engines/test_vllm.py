@@ -25,7 +25,7 @@ from longrl.models.qwen_omni import QwenOmniFamily
 from longrl.models.qwen_vl import Qwen2_5_VLFamily
 from longrl.models.text import LlamaFamily, TextFamily
 from longrl.models.vila import VilaFamily
-from longrl.modules.mini_batches import Mismatch
+from longrl.modules.mismatch import Mismatch
 from longrl.packing.pack import pack
 from longrl.testing.tiny import (
     tiny_internvl,

@@ -7,9 +7,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import torch
 from fastapi import FastAPI
-from starlette.testclient import TestClient
 
 from longrl.engines.server_client import ServerClient
 from longrl.engines.server_routes import RolloutRoutes
@@ -92,7 +92,8 @@ class StandInServer:
         app = FastAPI()
         app.include_router(routes.router())
         self.client = ServerClient("http://127.0.0.1:9", 60, 0)
-        self.client.__dict__["_http"] = TestClient(app, raise_server_exceptions=False)
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        self.client.__dict__["_http"] = httpx.AsyncClient(transport=transport)
 
     @property
     def held(self) -> list[dict[str, torch.Tensor]]:

@@ -6,18 +6,8 @@ import random
 import pytest
 import torch
 
-from longrl.evaluation.alerts import (
-    KEPT,
-    RULES,
-    Alert,
-    AlertWatch,
-    Trace,
-    alerts_of,
-    drop_from_peak,
-    level,
-    share_of_start,
-    spike,
-)
+from longrl.evaluation.alert_rules import KEPT, RULES, Trace, drop_from_peak, level, share_of_start, spike
+from longrl.evaluation.alerts import Alert, AlertWatch, alerts_of
 
 
 def trace(values) -> Trace:
@@ -84,12 +74,34 @@ COLLAPSES = [
     ("truncation", "rollout/cut_off", [0.1] * 15 + [0.4] * 10, 20),
     ("failed rewards", "rollout/failed_rewards", [0.0] * 15 + [0.3] * 10, 20),
     ("failing tools", "rollout/tool_errors", [0.2] * 15 + [0.7] * 10, 20),
+    ("prompts given up", "rollout/asked_again", [0.0] * 15 + [1.0] * 10, 20),
+    ("idle engine", "rollout/engine_busy", [0.9] * 15 + [0.3] * 10, 20),
+    # Seconds of 10: 0.8 * (1 - 100 / 500) is beyond a half, 0.3 of that is not.
+    ("idle trainer", "time/generate", [3.0] * 15 + [8.0] * 10, 20),
+    ("stale mismatch", "train/mismatch_mean_staleness_2", [0.01] * 15 + [0.07] * 10, 20),
 ]
+BESIDE = {
+    "prompts given up": {"rollout/dropped": 1.0, "rollout/prompts_drawn": 16.0},
+    "idle engine": {"rollout/staleness_share_1": 0.5},
+    "idle trainer": {"time/step": 10.0, "rollout/completion_tokens": 100.0, "rollout/completion_tokens_max": 500.0},
+    "stale mismatch": {"train/mismatch_mean_staleness_0": 0.01, "train/mismatch_mean_staleness_1": math.nan},
+}
+"""Metrics that a rule reads beside the one that turns."""
 
 
 @pytest.mark.parametrize(("name", "column", "values", "step"), COLLAPSES, ids=[case[0] for case in COLLAPSES])
 def test_a_collapse_is_told_once_where_the_median_has_turned(name, column, values, step):
-    assert told(column, values) == [(name, step)]
+    assert told(column, values, **BESIDE.get(name, {})) == [(name, step)]
+
+
+def test_signs_of_asynchronous_rollouts_are_of_runs_that_have_them():
+    """An engine at rest is no sign at k = 0, a trainer that waits none above; without old tokens there is no ratio."""
+    tails = BESIDE["idle trainer"]
+    assert told("rollout/engine_busy", [0.1] * 20) == []
+    assert told("time/generate", [9.0] * 20, **tails, **{"rollout/staleness_share_1": 1.0}) == []
+    assert told("train/mismatch_mean_staleness_0", [0.5] * 20) == []
+    assert told("train/mismatch_mean_staleness_1", [0.02] * 20, **{"train/mismatch_mean_staleness_0": 1e-6}) == []
+    assert told("rollout/dropped", [4.0] * 20, **{"rollout/prompts_drawn": 0.0}) == []
 
 
 def test_every_rule_has_such_a_case_and_says_cause_and_option():

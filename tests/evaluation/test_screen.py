@@ -3,7 +3,8 @@
 import pytest
 from rich.cells import cell_len
 
-from longrl.evaluation.alerts import RULES, Alert
+from longrl.evaluation.alert_rules import RULES
+from longrl.evaluation.alerts import Alert
 from longrl.evaluation.screen import LABELS, Progress, Sample, number, plain_line, printable, screen
 from longrl.evaluation.sparklines import BLOCKS, Curve
 
@@ -88,6 +89,15 @@ def test_the_remedy_of_a_single_alert_is_whole():
 
 def test_a_run_that_is_to_end_says_so_below_what_it_does():
     assert screen(run(notice="SIGINT: the run stops"), 80, 23).plain.split("\n")[3] == "SIGINT: the run stops"
+
+
+def test_rollouts_beside_the_update_say_how_busy_both_sides_are():
+    rollouts = {"throughput/trainer_busy": 0.781, "rollout/engine_busy": 0.93, "rollout/groups_ready": 14.0}
+    rollouts["rollout/staleness_mean"] = 1.24
+    said = "trainer 78% busy, engine 93% busy, staleness 1.2, 14 groups ready"
+    assert screen(run(rollouts=rollouts), 80, 23).plain.split("\n")[3] == said
+    assert f" | {said} | " in plain_line(run(rollouts=rollouts))
+    assert "busy" not in plain_line(run(rollouts={"throughput/trainer_busy": 0.781}))
 
 
 def test_without_an_end_there_is_no_time_left_and_without_figures_no_error():

@@ -16,7 +16,8 @@ from longrl import algorithms
 from longrl.algorithms import Algorithm
 from longrl.algorithms.losses import Tokens
 from longrl.models.building import BuildsModel
-from longrl.modules.mini_batches import MiniBatch, MismatchMonitor, RolloutLoss
+from longrl.modules.mini_batches import MiniBatch, RolloutLoss
+from longrl.modules.mismatch import MismatchMonitor
 from longrl.modules.policy import PolicyModule
 from longrl.modules.sft_loss import SFTLoss
 from longrl.packing import kernels
@@ -168,7 +169,7 @@ def test_the_loss_of_a_micro_batch_waits_for_nothing(surrogate, correction):
         old_logp=logp,
         ref_logp=logp,
         sampler_logp=sampler_logp,
-        on_policy=sampler_logp > 0,
+        staleness=(sampler_logp > 0).long(),
         weights=of_completions,
         nonfinite=of_completions > 0,
     )

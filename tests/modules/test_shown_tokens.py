@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from longrl.algorithms import Algorithm, Constant, group_centered, sequence_clipped, token_mean
-from longrl.modules.mini_batches import MismatchMonitor, RolloutLoss, flatten_groups, make_mini_batches
+from longrl.modules.mini_batches import RolloutLoss, flatten_groups, make_mini_batches
+from longrl.modules.mismatch import MismatchMonitor
 from longrl.packing.pack import pack
 from longrl.rewards.length import CosineLength, SoftOverlong
 from longrl.strategies.axis import SINGLE_RANK
@@ -70,7 +71,7 @@ def test_a_step_is_that_of_the_sampled_tokens_alone(name):
     shown, alone = (step(groups, ALGORITHMS[name]) for groups in groups_of_both())
     assert torch.equal(shown[0].lengths, alone[0].lengths)
     for found, wanted in zip(shown[1], alone[1], strict=True):
-        for part in ("advantages", "weights", "sampler_logp", "on_policy", "nonfinite"):
+        for part in ("advantages", "weights", "sampler_logp", "staleness", "nonfinite"):
             assert torch.equal(getattr(found, part), getattr(wanted, part)), part
     for found, wanted in zip(shown[2], alone[2], strict=True):
         assert found[:2] == wanted[:2]

@@ -22,6 +22,7 @@ from longrl.testing.sample_turns import random_turns
 from longrl.types import FULL_SHARD, Batch, FrameShard
 from tests.distributed import run_distributed
 from tests.families import proves
+from tests.modules import test_partial_rollouts
 from tests.modules.test_policy import (
     answers_of,
     disturb_text,
@@ -120,6 +121,8 @@ class Case:
     """Of a mixture: by experts drawn at random."""
     turns: bool = False
     """Completions are shown text and media between their turns."""
+    cut: str | None = None
+    """The objective on completions that several weights have drawn, of tests/modules/test_partial_rollouts.py."""
 
     def family(self):
         if self.vila_pool is not None:
@@ -137,11 +140,17 @@ class Case:
         return make(freeze_vision_encoder=self.freeze, gradient_checkpointing=self.checkpointing, lora=lora, **memory)
 
     def algorithm(self):
+        if self.cut:
+            return dataclasses.replace(test_partial_rollouts.objective(self.cut), token_weights=token_mean)
         return Algorithm(token_weights=token_mean, kl_coef=0.3 if self.kl else 0.0)
 
     def groups(self, shard=FULL_SHARD, pixels_left_out=False):
         family = self.family()
         groups = sampled(family, PROMPTS[self.prompts](family, shard))
+        if self.cut:
+            policy = policy_of(family)
+            policy.configure_model()
+            groups = test_partial_rollouts.drawn_groups(policy.model, family)
         if self.turns:
             groups = with_turns(family, groups, pixels_left_out)
         if self.replay:
@@ -273,6 +282,8 @@ def by_hand(case: Case) -> tuple[float, dict[str, torch.Tensor]]:
         (-logp.mean()).backward()
         loss = float(-logp.mean())
         grads = gradients(plain)
+    elif case.cut:
+        loss, grads = test_partial_rollouts.gradients_by_hand(plain, None, groups, case.cut, token_mean=True)
     else:
         loss, grads = gradients_by_hand(plain, groups, weights="token_mean", **options)
     if case.freeze:
@@ -296,6 +307,7 @@ def check(cases: list[Case], devices: int) -> list[Any]:
     return found
 
 
+CUT = ((2, "coupled, truncated token"), (2, "masked sequence"), (1, "truncated token"))
 GRIDS = {1: [1], 2: [1, 2], 4: [2, 4], 8: [4]}
 
 
@@ -339,6 +351,7 @@ def test_text_is_shared():
         for model in ("qwen2.5 text", "qwen3 text", "llama text")
         for sp, budget, checkpointing in ((2, 57, False), (2, 10_000, True))
     ]
+    cases += [Case(model="qwen2.5 text", sp=sp, prompts="text", budget=57, cut=cut) for sp, cut in CUT]
     check(cases, 2)
 
 
