@@ -1,4 +1,4 @@
-"""Hand-over of sharded weights to an engine: many tensors in one message, against one tensor at a time.
+"""Hand-over of weights: from shards in few messages or in many, and to a server by each of three ways.
 
 A Qwen2 model with as many tensors as a 7B's (28 layers, 339 names) and random weights is sharded by FSDP2 over two
 ranks, each a process with one thread; they talk over gloo. Both variants bring every weight, whole, to every rank and
@@ -11,6 +11,8 @@ All variants run in one process per rank and take turns; reported is the median 
 compared with the model in one piece, bit for bit, before anything is timed. Processes keep the memory that they free,
 as a GPU's allocator does. A message between two processes of one CPU passes through its caches, so that here small
 buckets are the fastest; between GPUs, where memory is faster than the wire, this says nothing about the best size.
+
+The three ways to a server (`bench/weight_ways.py`), with a model of the same sizes, are a table of their own, `ways`.
 
     python bench/weight_sync.py --json bench/results/weight_sync.json
 """
@@ -32,6 +34,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
+from weight_ways import measure_ways
 
 from longrl.engines.weight_stream import engine_weights
 from longrl.models.text import TextFamily
@@ -47,6 +50,7 @@ class Sizes:
     ranks: int = 2
     buckets_mib: tuple[int, ...] = (0, 1, 4, 16, 64, 512)
     repeats: int = 9
+    way_repeats: int = 5
     hidden_size: int = 512
     num_layers: int = 28
     vocab_size: int = 16_384
@@ -55,21 +59,13 @@ class Sizes:
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
 """Of glibc, as in the Makefile: to fetch pages anew may take longer than to fill them."""
 FULL = Sizes()
-QUICK = Sizes(buckets_mib=(0, 4, 512), repeats=3, hidden_size=256)
+QUICK = Sizes(buckets_mib=(0, 4, 512), repeats=3, way_repeats=3, hidden_size=256)
 
 
 def measure(sizes: Sizes) -> list[Row]:
     """A row for each size of a bucket."""
     with tempfile.TemporaryDirectory() as folder:
-        tiny_text(
-            folder,
-            vocab_size=sizes.vocab_size,
-            hidden_size=sizes.hidden_size,
-            intermediate_size=4 * sizes.hidden_size,
-            num_hidden_layers=sizes.num_layers,
-            num_attention_heads=8,
-            num_key_value_heads=2,
-        )
+        tiny_text(folder, **model_sizes(sizes))
         with mock.patch.dict(os.environ, KEEP_MEMORY):
             by_rank = run_on_ranks(measure_rank, sizes.ranks, sizes, folder)
     rows: list[Row] = []
@@ -85,6 +81,18 @@ def measure(sizes: Sizes) -> list[Row]:
             }
         )
     return rows
+
+
+def model_sizes(sizes: Sizes) -> dict[str, int]:
+    """Of the model, as `tiny_text` takes them."""
+    return {
+        "vocab_size": sizes.vocab_size,
+        "hidden_size": sizes.hidden_size,
+        "intermediate_size": 4 * sizes.hidden_size,
+        "num_hidden_layers": sizes.num_layers,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+    }
 
 
 @dataclass(frozen=True)
@@ -148,9 +156,10 @@ def main(argv: Sequence[str] | None = None, sizes: Sizes | None = None) -> None:
     arguments = parse_arguments(__doc__, argv)
     sizes = sizes or (QUICK if arguments.quick else FULL)
     rows = measure(sizes)
+    ways = measure_ways(model_sizes(sizes), sizes.way_repeats)
     before, *buckets = (float(row["seconds"]) for row in rows)
     notes = [f"the fastest takes {min(buckets) / before:.2f} of the time of one at a time; all bits are the same"]
-    report(__file__, arguments, rows, notes)
+    report(__file__, arguments, rows, notes, {"ways": ways})
 
 
 if __name__ == "__main__":

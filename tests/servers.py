@@ -25,10 +25,13 @@ class RunningServer:
         folder: for its log and config; weights pass through `folder/weights`.
         values: config of the run.
         key: for `LONGRL_SERVER_KEY`.
+        options: further ones of the command.
     """
 
-    def __init__(self, folder: Path, values: dict[str, Any], key: str | None = None) -> None:
-        self.folder, self.key = folder, key
+    def __init__(
+        self, folder: Path, values: dict[str, Any], key: str | None = None, options: tuple[str, ...] = ()
+    ) -> None:
+        self.folder, self.key, self.options = folder, key, options
         folder.mkdir(parents=True, exist_ok=True)
         self.config = folder / "serve.yaml"
         self.config.write_text(yaml.safe_dump(values))
@@ -46,7 +49,7 @@ class RunningServer:
         environment |= {"PYTHONPATH": str(ROOT)} | ({"LONGRL_SERVER_KEY": self.key} if self.key else {})
         with (self.folder / "log").open("a") as log:
             self.process = subprocess.Popen(
-                [*command, *SMALL, OPTIONS, f"--weights_folder={self.weights}"],
+                [*command, *SMALL, OPTIONS, f"--weights_folder={self.weights}", *self.options],
                 cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
 

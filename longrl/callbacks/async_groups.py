@@ -125,6 +125,11 @@ class AsyncGroups(GroupSource):
     def before_update(self, module: PolicyModule, step: int) -> None:
         """The engine goes on."""
 
+    @override
+    def undo_step(self) -> bool:
+        """See `GroupSource`; what a step took is kept anyway."""
+        return False
+
     def _give_up(self, module: PolicyModule, step: int) -> Metrics:
         """Prompts that no step may train on any more are asked again, or dropped."""
         numbers = self._decided(module, too_old(self._states(module, step), self.max_staleness))

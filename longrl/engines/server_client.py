@@ -115,6 +115,10 @@ class ServerClient:
         order = json.dumps({"folder": folder, "version": version}).encode()
         self._weights_answer(await self.send_async("POST", "/weights", order), version)
 
+    def weight_digests(self) -> list[dict[str, str]]:
+        """{parameter: hash of its content} of each of the server's workers, by vLLM's names."""
+        return list(self._send("GET", "/weights")["workers"])
+
     def order_weights(self, order: Mapping[str, Any], retries: int = 0) -> None:
         """Has the server do with weights what an order says (`weight_orders`)."""
         self._weights_answer(

@@ -95,7 +95,13 @@ class WeightSync:
     def longrl_weight_digests(self) -> dict[str, str]:
         """A hash of each parameter's content, by vLLM's name of it."""
         model = self.model_runner.get_model()
-        return {name: digest(value) for name, value in model.named_parameters(remove_duplicate=False)}
+        digests = {name: digest(value) for name, value in model.named_parameters(remove_duplicate=False)}
+        for name, layer in model.named_modules():
+            packed = getattr(layer, "cpu_linear", None)
+            if packed is not None and not layer.weight.numel():  # on a CPU vLLM packs weights out of sight
+                unit = torch.eye(layer.input_size_per_partition, dtype=layer.weight.dtype)
+                digests[f"{name}.weight"] = digest(packed(unit, layer.weight, None))
+        return digests
 
     def longrl_misplaced_adapters(self, number: int) -> list[str]:
         """Adapted layers of an adapter that no layer of the model takes, which vLLM leaves out without a word.

@@ -126,7 +126,8 @@ def write_adapters(family: CausalFamily, tensors: Mapping[str, Tensor], folder: 
     settings = family.lora
     assert settings is not None
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(dict(tensors), folder / PEFT_WEIGHTS, metadata={"format": "pt"})
+    separate = {name: tensor.clone() for name, tensor in tensors.items()}  # those that are zero come as one
+    save_file(separate, folder / PEFT_WEIGHTS, metadata={"format": "pt"})
     names = sorted({name.removeprefix("base_model.model.").rpartition(".lora_")[0] for name in tensors})
     config = {
         "peft_type": "LORA",

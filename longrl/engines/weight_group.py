@@ -221,7 +221,11 @@ class WeightGroup:
         try:
             return call()
         except RuntimeError as error:
-            raise ConnectionError(f"a member of the group that weights are sent in died: {error}") from error
+            reason = f"a member of the group died: {error}"
+            with contextlib.suppress(RuntimeError):
+                if self.store.check([FAILED]):  # it says why before it closes its connections
+                    reason = self.store.get(FAILED).decode(errors="replace")
+            raise ConnectionError(f"weights were not sent on: {reason}") from error
 
 
 @contextlib.contextmanager
