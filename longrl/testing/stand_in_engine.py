@@ -25,6 +25,8 @@ from longrl.engines.vllm_extension import WeightSync
 from longrl.models.base import CausalFamily
 from longrl.testing.stand_in_sampler import Ask, Sampled, sample
 
+GATHER_S = 0.02
+"""A request waits so long for others that are computed with it."""
 MAX_TOGETHER = 64
 """Requests of one completion that are computed in one batch."""
 
@@ -152,8 +154,9 @@ class StandInEngine:
         running = _Running(ask, loop.create_future(), asyncio.Event())
         self._running[request_id] = running
         try:
+            if not self._to_compute:
+                loop.call_later(GATHER_S, self._compute)
             self._to_compute.append(running)
-            loop.call_soon(self._compute)  # with those that come at the same time
             name = request_id.rpartition("-")[0]
             versions = [SimpleNamespace(version=self._weight_version)]
             waits = []
@@ -182,16 +185,26 @@ class StandInEngine:
         """Has the thread compute what waits for it: requests of one completion together, any other alone."""
         waiting = self._to_compute
         self._to_compute = []
-        batches: dict[Any, list[_Running]] = {}
+        # 1. Those about one prompt are siblings.
+        families: dict[Any, list[_Running]] = {}
         for number, running in enumerate(waiting):
             one = running.ask.sampling
-            alone = number if one.num_generations > 1 else -1 - number // MAX_TOGETHER
-            batches.setdefault((alone, one.temperature, one.top_k, one.top_p), []).append(running)
-        for batch in batches.values():
-            computed = asyncio.get_running_loop().run_in_executor(self._thread, self._sample, batch)
-            computed.add_done_callback(functools.partial(_hand_out, batch))
+            alone = number if one.num_generations > 1 else None
+            key = (alone, one.temperature, one.top_k, one.top_p, running.ask.prompt_key)
+            families.setdefault(key, []).append(running)
+        # 2. As many of equal numbers as fit.
+        batches: dict[Any, list[list[_Running]]] = {}
+        for key, siblings in families.items():
+            batches.setdefault((len(siblings), *key[:-1]), []).append(siblings)
+        for (num_siblings, *_), alike in batches.items():
+            together = max(1, MAX_TOGETHER // num_siblings)
+            for start in range(0, len(alike), together):
+                batch = [running for siblings in alike[start : start + together] for running in siblings]
+                loop = asyncio.get_running_loop()
+                computed = loop.run_in_executor(self._thread, self._sample, batch, num_siblings)
+                computed.add_done_callback(functools.partial(_hand_out, batch))
 
-    def _sample(self, batch: Sequence[_Running]) -> list[list[Sampled]]:
+    def _sample(self, batch: Sequence[_Running], num_siblings: int) -> list[list[Sampled]]:
         """Completions of requests that are computed together; none if all were cut."""
 
         def is_wanted() -> bool:
@@ -199,7 +212,7 @@ class StandInEngine:
 
         if not is_wanted():
             return []
-        return sample(self.family, self.worker.model, [running.ask for running in batch], is_wanted)
+        return sample(self.family, self.worker.model, [running.ask for running in batch], is_wanted, num_siblings)
 
     async def _take_time(self, output: StandInOutput, seconds_per_token: float, is_cut: asyncio.Event) -> StandInOutput:
         """The output, after as long as its tokens take; of one that is cut before, the tokens that it has by then."""

@@ -34,6 +34,12 @@ class Ask:
     seed: int | None
     stop_token_ids: tuple[int, ...]
 
+    @property
+    def prompt_key(self) -> tuple[Any, ...]:
+        """Requests of equal keys are about the same prompt: its features are one tensor then."""
+        features = [(key, tensor.data_ptr()) for key, tensor in self.features.items()]
+        return (*self.prompt.input_ids.tolist(), *features, *map(tuple, self.sampled_placeholders))
+
     @classmethod
     def read(cls, family: CausalFamily, request: Mapping[str, Any], arguments: Mapping[str, Any]) -> Ask:
         """The request of `family.engine_request`, in Qwen-VL's way if it has media, and its `sampling_arguments`."""
@@ -79,7 +85,11 @@ Sampled = tuple[list[int], list[float], Literal["stop", "length", "abort"]]
 
 @torch.no_grad()
 def sample(
-    family: CausalFamily, model: Any, asks: Sequence[Ask], is_wanted: Callable[[], bool] = lambda: True
+    family: CausalFamily,
+    model: Any,
+    asks: Sequence[Ask],
+    is_wanted: Callable[[], bool] = lambda: True,
+    siblings: int = 1,
 ) -> list[list[Sampled]]:
     """The completions of requests that are sampled together; none if nobody wants them any more.
 
@@ -88,9 +98,12 @@ def sample(
         model: with the weights that sample.
         asks: B of them, with one `num_generations`, temperature, `top_k` and `top_p`.
         is_wanted: asked before each token.
+        siblings: so many neighbours ask about one prompt, which goes through the model once for them.
     """
     first = asks[0].sampling
     count = first.num_generations
+    of_prompts = asks[::siblings]
+    per_prompt = count * siblings
     max_tokens = max(ask.sampling.max_completion_tokens for ask in asks)
     uniform = torch.cat([_uniforms(ask.seed, count, max_tokens) for ask in asks])  # [B * n, S]
     most_stops = max(len(ask.stop_token_ids) for ask in asks)
@@ -99,15 +112,16 @@ def sample(
     limits = torch.tensor([ask.sampling.max_completion_tokens for ask in asks]).repeat_interleave(count)
 
     # 1. Every prompt once through the model.
-    packed, embeds = _embed(family, model, asks)
-    cache = PrefixCache(packed.spans, count, max_tokens, torch.device("cpu"))
+    packed, embeds = _embed(family, model, of_prompts)
+    cache = PrefixCache(packed.spans, per_prompt, max_tokens, torch.device("cpu"))
     rows = slice(0, len(packed.input_ids))
     embeds["layer_attention"] = functools.partial(cache.prefill, rows)
     embeds["layer_recurrence"] = functools.partial(cache.prefill_recurrence, rows)
     states = family.hidden_states(model, packed.position_ids[:, None], **embeds)[0]
     last_rows = [span.stop - 1 for span in packed.spans]
-    hidden = states[last_rows].repeat_interleave(count, 0)  # [B * n, D]
-    following = torch.stack([ask.prompt.position_ids.max() + 1 for ask in asks]).repeat_interleave(count)[:, None]
+    hidden = states[last_rows].repeat_interleave(per_prompt, 0)  # [B * n, D]
+    starts = torch.stack([ask.prompt.position_ids.max() + 1 for ask in of_prompts])
+    following = starts.repeat_interleave(per_prompt)[:, None]
 
     # 2. A token of every completion, until all have ended.
     lm_head = LMHead(family, model)
