@@ -170,13 +170,13 @@ def dies(group, buckets):
     """A worker whose process ends in the middle: its connections close."""
     group.broadcast(torch.empty(sum(each.room for each in next(iter(buckets))), dtype=torch.uint8))
     group.close()
-    raise SystemExit
+    raise OSError("the worker is gone")
 
 
 def hangs(until):
     def hang(group, buckets):
         until.wait(30)
-        raise SystemExit
+        raise OSError("the worker is gone")
 
     return hang
 
