@@ -105,9 +105,10 @@ class SlowEngine(RolloutEngine):
         self, seconds: float = 0.0, tail: float = 0.0, stop_token_ids: Sequence[int] = (), record: str | None = None
     ) -> None:
         self.seconds, self.tail, self.stop_token_ids, self.record = seconds, tail, stop_token_ids, record
-        self.worker = None
+        self.worker = self.requests = None
         self.version = -1
         self.is_syncing = False
+        self.num_generated = 0
         self.asked = []
         """(prompt, number, tokens sampled, tokens shown) of every request."""
         self.synced = []
@@ -141,6 +142,8 @@ class SlowEngine(RolloutEngine):
 
     @override
     def generate(self, family, model, prompts, features, sampling, seed, first=0):
+        self.num_generated += 1
+        assert self.requests is None or not self.requests.running, "an evaluation is not disturbed"
         groups = []
         for prompt in prompts:
             request = family.engine_request(prompt, features)
@@ -161,4 +164,5 @@ class SlowEngine(RolloutEngine):
     @override
     @contextlib.contextmanager
     def continuous_requests(self):
-        yield SlowRequests(self)
+        self.requests = SlowRequests(self)
+        yield self.requests

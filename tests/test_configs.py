@@ -24,6 +24,7 @@ from longrl.datamodules.longvideo_reason import DEFAULT_ROW_FUNCTION
 from longrl.diffusion.diffusion_family import DiffusionFamily
 from longrl.diffusion.prompt_files import PromptFiles
 from longrl.engines.rollout_engine import RolloutEngine
+from longrl.engines.server import VLLMServerEngine
 from longrl.environments.settings import EnvironmentSettings
 from longrl.evaluation.alert_rules import RULES
 from longrl.evaluation.benchmark import Evaluation
@@ -57,7 +58,7 @@ FLOW = sorted([*CONFIGS.glob("*_flow_grpo.yaml"), *CONFIGS.glob("demo/flow/*.yam
 RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if path not in FLOW)
 DEMO = sorted(path for folder in ("demo", "demo/qwen3_5", "demo/tools") for path in CONFIGS.glob(f"{folder}/*.yaml"))
 EVALUATIONS = sorted(CONFIGS.glob("eval/*.yaml"))
-KINDS = ("algorithm", "data", "environment", "family", "policy", "reward", "rollout", "trainer")
+KINDS = ("algorithm", "async", "data", "environment", "family", "policy", "reward", "rollout", "trainer")
 PIECES = {kind: sorted(CONFIGS.glob(f"{kind}/*.yaml")) for kind in KINDS}
 FLOW_FAMILIES = [path for path in PIECES["family"] if path.stem.startswith(("sd3", "wan"))]
 PROMPT_FILES = [path for path in PIECES["data"] if path.stem in ("geneval", "ocr_prompts", "prompts")]
@@ -229,6 +230,16 @@ def test_an_engine_lies_over_a_recipe(path):
     assert type(engine).__name__ == raw(path)["class_path"].rpartition(".")[2]
     given = {name: value for name, value in options.items() if value is not None}
     assert {name: getattr(engine, name) for name in given} == given
+
+
+@files([path for path in RECIPES if re.search("text_math|3b_longvideo_dapo|7b_longvideo.*_grpo", path.stem)])
+def test_servers_and_what_old_tokens_need_lie_over_a_recipe(path):
+    cli = built("--config", path, "--config", CONFIGS / "async" / "servers.yaml", ON_CPU)
+    rollout, model = rollouts(cli), cli.model
+    assert type(rollout.engine) is VLLMServerEngine
+    assert (rollout.max_staleness, model.algorithm.decoupled) == (2, True)
+    assert model.algorithm.correction is algorithms.truncated_token
+    model.algorithm.validate(rollout.sampling, model.mini_batches_per_rollout, max_staleness=2)
 
 
 # ---- recipes and the demo ----

@@ -11,6 +11,7 @@ NOT_HERE = {"throughput/mfu", "train/grad_norm_lm_head"}
 """Of known devices alone, and of an LM head with weights of its own, which the tiny model does not have."""
 NOT_HERE |= {f"rollout/{name}" for name in ("staleness_mean", "staleness_max", "staleness_share_D", "cut_share")}
 NOT_HERE |= {"train/mismatch_mean_staleness_D"}  # of rollouts beside the updates
+NOT_HERE |= {"rollout/repeated", "rollout/servers_lost"}  # of servers
 
 
 def documented() -> set[str]:

@@ -23,6 +23,7 @@ from typing_extensions import override
 from longrl.callbacks.async_saves import SavedPrompt, restored_prompts, saved_prompt, share_of_rank
 from longrl.callbacks.async_schedule import MAX_TRIES, AskedState, age_of, num_to_ask, oldest_finished, too_old
 from longrl.callbacks.rollout_steps import GroupSource, RolloutSteps, StepGroups
+from longrl.callbacks.waiting_groups import SavedGroup, restored_groups, saved_group
 from longrl.engines.activity import busy_share, mean_requests
 from longrl.engines.continuous import ContinuousSampler, SamplingTask
 from longrl.engines.rollout_engine import GeneratedShards, GenerationShard, RolloutRequest, prompt_seed
@@ -72,8 +73,11 @@ class AsyncGroups(GroupSource):
         self._sampler: ContinuousSampler | None = None
         """Of the first of the ranks that share prompts, once the engine has weights."""
         self._is_started = False
+        self._kept: list[Group] = []
+        """Of the step that is being prepared, and still there if an error ended it."""
         self._restored: list[SavedPrompt] = []
         """Prompts of a checkpoint, until there is data to render them."""
+        self._restored_groups: list[SavedGroup] = []
         self._evaluation = contextlib.ExitStack()
         self._is_evaluating = False
         self._warned_of_drops = False
@@ -85,6 +89,7 @@ class AsyncGroups(GroupSource):
         """See `GroupSource`."""
         dp = module.parallel.dp
         num_groups = len(batch_prompts)
+        self._queue.extend(AskedPrompt(prompt) for prompt in batch_prompts)  # first: an error must not lose them
         # 1. The first step begins, or goes on where a checkpoint was made.
         if not self._is_started:
             self.steps.sync(module, step)
@@ -94,10 +99,9 @@ class AsyncGroups(GroupSource):
         with self.steps.counted_sync(module):
             pause = functools.partial(self._pause, module.parallel)
             self.steps.engine.sync_beside(self.steps.family, module.model, step, pause)
-        self._queue.extend(AskedPrompt(prompt) for prompt in batch_prompts)
 
         # 3. Ask, take what is finished, select, until there are enough groups. All ranks score together.
-        groups: list[Group] = []
+        groups = self._kept
         sampled: list[Group] = []
         most = (1 + self.max_resample_rounds) * num_groups
         num_takes = 0
@@ -113,12 +117,18 @@ class AsyncGroups(GroupSource):
             if not dp.max(len(groups) < num_groups and len(sampled) < most):
                 break
         num_rounds = dp.max(-(-len(sampled) // num_groups) - 1)
+        self._kept = []
         counts["rollout/engine_requests"], busy = self._take_activity()
         return StepGroups(groups, sampled, num_rounds, counts=counts, means={"rollout/engine_busy": busy})
 
     @override
     def before_update(self, module: PolicyModule, step: int) -> None:
         """The engine goes on."""
+
+    @override
+    def undo_step(self) -> bool:
+        """See `GroupSource`; what a step took is kept anyway."""
+        return False
 
     def _give_up(self, module: PolicyModule, step: int) -> Metrics:
         """Prompts that no step may train on any more are asked again, or dropped."""
@@ -219,14 +229,19 @@ class AsyncGroups(GroupSource):
             module.phases.spans.follow(self._sampler.activity)
         render = data_module_of(module.trainer).renderer
         begin_prompt = functools.partial(self._begin, module)
-        restored, self._restored = self._restored, []
-        for saved, prompt, trajectories in restored_prompts(restored, render, begin_prompt, module.parallel.sp_group):
+        sp_group = module.parallel.sp_group
+        first = []
+        for saved, prompt, trajectories in restored_prompts(self._restored, render, begin_prompt, sp_group):
             one = AskedPrompt(prompt, saved["num_tries"])
             if not trajectories:
-                self._queue.append(one)
+                first.append(one)
                 continue
             self._encode(module, [one])
             self._submit(module, self._next_number(one), trajectories, saved["seed"])
+        self._queue.extendleft(reversed(first))
+        self._kept += restored_groups(self._restored_groups, render, sp_group)
+        self._restored = []
+        self._restored_groups = []
 
     @property
     def _limit(self) -> tuple[int, str]:
@@ -304,12 +319,13 @@ class AsyncGroups(GroupSource):
                     tasks = {task.number: task for task in self._sampler.tasks()}
                     for number in sorted(self._asked):
                         one = self._asked[number]
-                        saved.append(saved_prompt(one.prompt, one.num_tries, tasks[number]))
+                        saved.append(saved_prompt(one.prompt, one.num_tries, tasks.get(number)))
             saved += [saved_prompt(one.prompt, one.num_tries, None) for one in self._queue]
-        by_rank = parallel.dp.gather((self._num_asked, saved))
-        num_asked, all_saved = zip(*by_rank, strict=True)
+        kept = self._restored_groups + [saved_group(group) for group in self._kept]
+        by_rank = parallel.dp.gather((self._num_asked, saved, kept))
+        num_asked, all_saved, all_kept = zip(*by_rank, strict=True)
         # The numbers of prompts decide their seeds, whatever the number of ranks that goes on.
-        return {"asked": {"num_asked": max(num_asked), "prompts": list(all_saved)}}
+        return {"asked": {"num_asked": max(num_asked), "prompts": list(all_saved), "kept": list(all_kept)}}
 
     @override
     def load(self, saved: Mapping[str, Any], parallel: Parallel) -> None:
@@ -319,10 +335,12 @@ class AsyncGroups(GroupSource):
             return
         self._num_asked = saved["asked"]["num_asked"]
         self._restored = share_of_rank(saved["asked"]["prompts"], parallel.dp)
+        self._restored_groups = share_of_rank(saved["asked"]["kept"], parallel.dp)
 
     @override
     def close(self) -> None:
         """Ends the thread."""
+        self.after_evaluation()
         if self._sampler is not None:
             self._sampler.close()
             self._sampler = None

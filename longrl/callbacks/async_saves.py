@@ -36,7 +36,7 @@ def saved_prompt(prompt: Prompt, num_tries: int, task: SamplingTask | None) -> S
     return saved
 
 
-def share_of_rank(by_rank: Sequence[Sequence[SavedPrompt]], dp: Axis) -> list[SavedPrompt]:
+def share_of_rank(by_rank: Sequence[Sequence[dict[str, Any]]], dp: Axis) -> list[dict[str, Any]]:
     """What a rank had saved, or with another number of ranks its part of what all had."""
     if len(by_rank) == dp.size:
         return list(by_rank[dp.rank])

@@ -14,6 +14,7 @@ from longrl.callbacks.background_rollout import BackgroundRollout, run_in_backgr
 from longrl.callbacks.rollout_steps import GroupSource, RolloutSteps, StepGroups
 from longrl.callbacks.waiting_groups import WaitingGroups
 from longrl.engines.rollout_engine import GeneratedShards, RolloutRequest, generate_shards
+from longrl.engines.server_pool import lost_servers
 from longrl.features.rollout_features import RolloutFeatures
 from longrl.modules.policy import PolicyModule
 from longrl.modules.trained import data_module_of
@@ -41,6 +42,8 @@ class BatchGroups(GroupSource):
         """Under way during the update."""
         self._upcoming: Sequence[Prompt] = ()
         """To be sampled during the update."""
+        self._before: tuple[list[Group], list[Group] | None, list[Prompt], int] | None = None
+        """What waited before the step, and the number of rollouts; None until it has begun."""
 
     @override
     def step_groups(self, module: PolicyModule, batch_prompts: Sequence[Prompt], step: int) -> StepGroups:
@@ -50,6 +53,7 @@ class BatchGroups(GroupSource):
         draw_prompts = data_module_of(module.trainer).draw_prompts
         prompts = batch_prompts
 
+        self._before = None
         # 1. What waits: groups too many for the last step, and those sampled ahead during its update. Then the prompts
         #    of this batch are sampled during the next one.
         waiting = self.waiting
@@ -57,6 +61,7 @@ class BatchGroups(GroupSource):
             waiting.render_restored(data_module_of(module.trainer).renderer, dp, module.parallel.sp_group)
         if self._background is not None:
             waiting.prefetched = self._finish_background(self._background)
+        self._before = (list(waiting.carried), waiting.prefetched, waiting.unasked, self.steps.num_rollouts)
         groups = [replace(group, carried_over=True) for group in waiting.carried]
         self._upcoming = ()
         new_groups: list[Group] | None = None
@@ -64,6 +69,9 @@ class BatchGroups(GroupSource):
             new_groups = [replace(group, carried_over=True) for group in waiting.prefetched]
             self._upcoming = batch_prompts
             waiting.prefetched = None
+        elif waiting.unasked:
+            prompts, waiting.unasked = waiting.unasked, []
+            self._upcoming = batch_prompts
         elif self.ahead:
             self._upcoming = draw_prompts(num_groups)
 
@@ -101,6 +109,15 @@ class BatchGroups(GroupSource):
             self._background = self._start_background(module, self._upcoming, step)
         self.steps.engine.sleep()
 
+    @override
+    def undo_step(self) -> bool:
+        """See `GroupSource`."""
+        self._background = None
+        waiting = self.waiting
+        if self._before is not None:
+            waiting.carried, waiting.prefetched, waiting.unasked, self.steps.num_rollouts = self._before
+        return True
+
     def _score(
         self,
         module: PolicyModule,
@@ -129,8 +146,13 @@ class BatchGroups(GroupSource):
         """Waits for the rollout under way and has it scored. Every rank must call it."""
         self._background = None  # first, for an error below must not be met again by a checkpoint
         module = background.module
-        with module.phases("generate"), module.parallel.world.raise_on_any_rank():
-            generated = background.generated.result()
+        try:
+            with module.phases("generate"), module.parallel.world.raise_on_any_rank():
+                generated = background.generated.result()
+        except Exception:  # its prompts are asked again, with the same seeds
+            self.waiting.unasked = list(background.request.prompts)
+            self.steps.num_rollouts -= 1
+            raise
         return self._score(module, background.request, generated, background.features)
 
     # -- evaluation, checkpoints, the end ------------------------------------------------------------------------
@@ -149,7 +171,12 @@ class BatchGroups(GroupSource):
     def save(self, parallel: Parallel) -> dict[str, Any]:
         """What waits for a later step; every rank must call it."""
         if self._background is not None:
-            self.waiting.prefetched = self._finish_background(self._background)
+            try:
+                self.waiting.prefetched = self._finish_background(self._background)
+            except Exception as error:
+                if lost_servers(error) is None:
+                    raise
+                logger.warning("the prompts that were under way are saved, to be asked again: %s", error)
         return {"waiting": parallel.dp.gather(self.waiting.save())}
 
     @override

@@ -19,6 +19,7 @@ from typing_extensions import override
 from longrl.io.atomic import PARTIAL_SUFFIX
 from longrl.io.checkpoint_files import check_files, explained_failure, is_trusted, load_state, save_file
 from longrl.io.disk_space import GIB, tell_missing_space
+from longrl.io.exit_codes import HUNG
 from longrl.io.number_ranges import SECONDS, check_ranges
 from longrl.io.stop_signals import StopRun, current_signals
 from longrl.modules.trained import TrainedModule
@@ -182,6 +183,22 @@ class Checkpoint(ModelCheckpoint):
             return 2
         waited = time.monotonic() - (self._last_time_checked or 0.0)
         return int(waited >= self._interval_s)
+
+    def save_and_end(self, trainer: Trainer, reason: str) -> None:
+        """Saves a run that cannot go on, before a step, and ends it; every rank must call it.
+
+        Raises:
+            StopRun: in any case.
+        """
+        # Lightning counts the batch that was to begin already.
+        loop = trainer.fit_loop.epoch_loop
+        if loop.batch_progress.current.ready > 1:  # a checkpoint as behind the batch before
+            loop.batch_progress.total.ready -= 1
+            loop.batch_progress.current.ready -= 1
+        else:  # in an epoch without any Lightning 2.6 would count a step for a validation that it leaves out
+            loop._batches_that_stepped -= 1
+        self._save(trainer)
+        raise StopRun(trainer.global_step, HUNG, reason)
 
     def _end_if_asked(self, trainer: Trainer) -> None:
         """Raises StopRun on all ranks if a signal reached one of them."""

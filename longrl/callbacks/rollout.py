@@ -16,6 +16,7 @@ from longrl.callbacks.batch_groups import BatchGroups
 from longrl.callbacks.environment_rollouts import EnvironmentRollouts
 from longrl.callbacks.group_metrics import group_metrics
 from longrl.callbacks.group_scores import scored_groups
+from longrl.callbacks.lost_servers import DataPosition, saved_without_servers
 from longrl.callbacks.reward_watch import RewardWatch
 from longrl.callbacks.rollout_checks import (
     check_engine_ranks,
@@ -129,6 +130,7 @@ class RolloutCallback(Callback):
         self._empty_steps = 0
         self._metrics: Metrics = {}
         self._watch = RewardWatch(warn_without_signal_after)
+        self._data_before = DataPosition()
         self._sampled: list[Group] = []
         """Groups drawn for this step, selected or not."""
         self._steps = RolloutSteps(self.engine, reward, self.sampling, seed, self._environment, self._watch.failures)
@@ -187,6 +189,7 @@ class RolloutCallback(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, PolicyModule)
+        self._data_before.note(trainer)
         # Only now are there weights.
         self._environment.check_encoder(pl_module, self.max_staleness)
         if pl_module.is_rl():
@@ -206,9 +209,12 @@ class RolloutCallback(Callback):
         if batch.prompts[0].response is not None:
             return  # SFT: the answers are in the batch
         assert isinstance(pl_module, PolicyModule)
-        module = pl_module
+        with saved_without_servers(trainer, self._source, self._data_before):
+            self._fill(pl_module, batch, trainer.global_step)
+
+    def _fill(self, module: PolicyModule, batch: Batch, step: int) -> None:
+        """Gives a batch its groups, of which there may be fewer than prompts."""
         dp = module.parallel.dp
-        step = trainer.global_step
         num_groups = len(batch.prompts)
         if not self._is_compared:
             self._compare(module, batch.prompts, step)
@@ -248,7 +254,9 @@ class RolloutCallback(Callback):
             "rollout/prompts_drawn": float(len(found.sampled)),
             "rollout/surplus_groups": float(len(found.surplus)),
         }
-        self._metrics = rollout_metrics(found.sampled, dp) | dp.sum_dict(counts | found.counts)
+        self._metrics = rollout_metrics(found.sampled, dp) | dp.sum_dict(
+            counts | found.counts | self.engine.take_counts()
+        )
         self._metrics |= {name: value / dp.size for name, value in dp.sum_dict(found.means).items()}
         self._metrics["rollout/resample_rounds"] = float(found.num_rounds)
         if self.max_staleness:
@@ -271,6 +279,7 @@ class RolloutCallback(Callback):
         if batch.groups is not None:
             self._watch.end_step(pl_module, self._sampled)
         self._sampled = []
+        self._data_before.note(trainer)
 
     # -- the first batch, and evaluation -------------------------------------------------------------------------
 

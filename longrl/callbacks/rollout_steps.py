@@ -59,6 +59,9 @@ class GroupSource(Protocol):
     def before_update(self, module: PolicyModule, step: int) -> None:
         """The step has what it needs: the engine may go on."""
 
+    def undo_step(self) -> bool:
+        """A step could not be made: what it took waits again. True if its batch is to be read again, too."""
+
     def before_evaluation(self, parallel: Parallel) -> None:
         """Leaves the engine to an evaluation, until `after_evaluation`; once or for each of its batches."""
 

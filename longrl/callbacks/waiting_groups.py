@@ -29,14 +29,17 @@ class WaitingGroups:
         """Too many for the step that sampled them."""
         self.prefetched: list[Group] | None = None
         """Sampled during the last update; None if nothing was."""
+        self.unasked: list[Prompt] = []
+        """That were to be sampled during the last update, had there been an engine."""
         self.restored: dict[str, list[SavedGroup]] = {}
-        """Groups of a checkpoint, until they are rendered."""
+        """Groups and rows of a checkpoint, until they are rendered."""
 
     def save(self) -> dict[str, list[SavedGroup]]:
         """All of them, by their kind."""
         saved = {
             "carried": [saved_group(group) for group in self.carried],
             "ahead": [saved_group(group) for group in self.prefetched or []],
+            "unasked": [saved_row(prompt.row) for prompt in self.unasked],
         }
         # A run that is saved again before its first batch keeps what it was restored with.
         for name, groups in self.restored.items():
@@ -45,11 +48,11 @@ class WaitingGroups:
 
     def load(self, by_rank: Sequence[Mapping[str, Sequence[SavedGroup]]], dp: Axis) -> None:
         """Takes what this rank had saved, or with another number of ranks its part of what all had."""
-        for name in ("carried", "ahead"):
+        for name in ("carried", "ahead", "unasked"):
             if len(by_rank) == dp.size:
-                groups = list(by_rank[dp.rank][name])
+                groups = list(by_rank[dp.rank].get(name, ()))
             else:
-                all_groups = [group for of_rank in by_rank for group in of_rank[name]]
+                all_groups = [group for of_rank in by_rank for group in of_rank.get(name, ())]
                 groups = all_groups[dp.rank :: dp.size]
             self.restored[name] = groups
 
@@ -60,6 +63,7 @@ class WaitingGroups:
         """
         carried = restored_groups(self.restored["carried"], render, sp_group)
         ahead = restored_groups(self.restored["ahead"], render, sp_group)
+        self.unasked = rendered_rows(self.restored["unasked"], render, sp_group)
         self.restored = {}
         # Groups carried over come first: the oldest are trained on before others.
         self.carried += carried
@@ -73,10 +77,15 @@ def saved_group(group: Group) -> SavedGroup:
     for field in dataclasses.fields(group):
         saved[field.name] = getattr(group, field.name)
     # Plain values and tensors: `torch.load(weights_only=True)` reads nothing else.
-    row = dataclasses.asdict(group.prompt.row)
-    row["metadata"] = dict(row["metadata"])
-    saved["prompt"] = row
+    saved["prompt"] = saved_row(group.prompt.row)
     saved["completions"] = [saved_completion(completion) for completion in group.completions]
+    return saved
+
+
+def saved_row(row: Row) -> dict[str, Any]:
+    """A row as plain values."""
+    saved = dataclasses.asdict(row)
+    saved["metadata"] = dict(saved["metadata"])
     return saved
 
 
@@ -103,6 +112,20 @@ def restored_groups(saved: Sequence[SavedGroup], render: Callable[[Row], Prompt]
         if group is not None and not num_lost:
             groups.append(group)
     return groups
+
+
+def rendered_rows(saved: Sequence[Mapping[str, Any]], render: Callable[[Row], Prompt], sp_group: Axis) -> list[Prompt]:
+    """Those of the saved rows that all ranks of a sequence-parallel group can still render."""
+    prompts = []
+    for one in saved:
+        prompt = None
+        try:
+            prompt = render(Row(**one))
+        except UnusableSample as error:
+            logger.warning("row %r, which was to be asked, is left out: %s", one["id"], error)
+        if not sp_group.max(prompt is None) and prompt is not None:
+            prompts.append(prompt)
+    return prompts
 
 
 def restored_group(saved: SavedGroup, render: Callable[[Row], Prompt]) -> Group:

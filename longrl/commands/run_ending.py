@@ -19,6 +19,7 @@ from longrl.commands.ranks import (
     take_ranks,
     wait_for_ranks,
 )
+from longrl.io.exit_codes import STOPPED
 from longrl.io.stop_signals import StopRun, StopSignals, current_signals
 from longrl.modules.initial_weights import saved_checkpoints
 
@@ -74,7 +75,8 @@ def ending_of_run(trainer: Trainer, how_to_go_on: Callable[[], str]) -> Iterator
             raise
         if signals.is_launched:
             raise StopRun(trainer.global_step, code=0) from error
-        raise StopRun(trainer.global_step) from error
+        code = error.code if isinstance(error, StopRun) and isinstance(error.code, int) else STOPPED
+        raise StopRun(trainer.global_step, code) from error
     problem = wait_for_ranks(take_ranks(trainer))
     if problem:
         raise SystemExit(f"longrl: error: {problem}")
@@ -84,6 +86,7 @@ def told(signals: StopSignals, error: BaseException, how_to_go_on: Callable[[], 
     """Says how a run ended that was asked to stop; False of one that nobody asked."""
     name = signals.requested.name if signals.requested else "a signal to another rank"
     if isinstance(error, StopRun):
+        name = error.reason or name
         signals.tell(f"{name}: stopped at step {error.step}; {how_to_go_on()}")
     elif signals.requested:  # it reached others too: a worker, or the engine's processes
         reason = " ".join(str(error).split()) or type(error).__name__

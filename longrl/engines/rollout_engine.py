@@ -175,6 +175,10 @@ class RolloutEngine(RefusesOldHooks, abc.ABC):
         with pause():
             self.sync(family, model, step)
 
+    def take_counts(self) -> dict[str, float]:
+        """Further metrics of this rank since the last call, to be summed over ranks."""
+        return {}
+
     # By default there is nothing to do.
 
     def check_installed(self) -> None:

@@ -6,7 +6,7 @@ once and are named by their content from then on. Weights go as files, as files 
 to process (`weight_transfer`); LoRA's adapters are merged into them, or go beside them (`lora`).
 
 Both sides count versions of weights: a server that was started anew is given them again, and completions by other
-weights than the step's are an error.
+weights than the step's are an error. Servers may come and go (`server_pool`).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class VLLMServerEngine(VLLMRollouts):
         weights_folder: for weights on their way, seen by server and trainer under this name (`--weights_folder` of the
             server); None is shared memory, for a server on rank 0's machine. It needs room for one set of weights.
         keep_weights: they stay there until the next ones are written, so that a server which comes back in between is
-            given them at once, not with the next sync.
+            given them at once, not with the next sync. Of files of all weights, adapters merged, alone.
         shard_mib: size of its files, which bounds the host memory of a sync.
         weight_transfer: files: all weights through `weights_folder`. changed: what changed in them, for slow networks;
             rank 0 and every server hold one set of weights on the host. broadcast: no files, from rank 0 to the workers
@@ -151,7 +151,10 @@ class VLLMServerEngine(VLLMRollouts):
         network_loop().run(pool.adopt(found))
         described = [info for info in found.values() if not isinstance(info, str)]
         if not described:
-            raise pool.lost()
+            problems = "; ".join(info for info in found.values() if isinstance(info, str))
+            raise ConnectionError(
+                f"no rollout server answers within start_timeout_s={self.start_timeout_s:g}: {problems}"
+            )
         for number, info in found.items():
             if not isinstance(info, str):
                 _check_server(self.clients[number].url, info, family)
@@ -273,6 +276,14 @@ class VLLMServerEngine(VLLMRollouts):
     def answer_requests(self, prompts: Sequence[Prompt], requests: Fields, params: Fields) -> list[Fields]:
         names = [prompt.id for prompt in prompts]
         return PooledRollout(self.pool, self._version, requests, params, names).answers()
+
+    @override
+    def take_counts(self) -> dict[str, float]:
+        """Completions that were asked once more because their server was lost, and servers that a rank has lost."""
+        pool = self.pool
+        counts = {"rollout/repeated": float(pool.num_repeated), "rollout/servers_lost": float(pool.num_losses)}
+        pool.num_repeated = pool.num_losses = 0
+        return counts
 
     @override
     def environment_problem(self) -> str | None:

@@ -42,6 +42,13 @@ class ServersLost(ConnectionError):
     """No rollout server is left, and none has come back in time."""
 
 
+def lost_servers(error: BaseException) -> str | None:
+    """What an error says of lost servers, on this rank or, as `raise_on_any_rank` tells it, on another; else None."""
+    problem = " ".join(str(error).split())
+    is_of_other_rank = isinstance(error, RuntimeError) and f"{ServersLost.__name__}(" in problem
+    return problem if isinstance(error, ServersLost) or is_of_other_rank else None
+
+
 @dataclass(eq=False)
 class PooledServer:
     """A server, as far as this rank knows."""

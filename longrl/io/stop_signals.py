@@ -40,11 +40,13 @@ class StopRun(SystemExit):
     Args:
         step: optimizer steps taken.
         code: of the process.
+        reason: what ended it, where that is no signal.
     """
 
-    def __init__(self, step: int, code: int = STOPPED) -> None:
+    def __init__(self, step: int, code: int = STOPPED, reason: str = "") -> None:
         super().__init__(code)
         self.step = step
+        self.reason = reason
 
 
 class StopSignals:

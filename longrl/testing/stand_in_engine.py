@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import functools
 import random
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -157,7 +157,7 @@ class StandInEngine:
             name = request_id.rpartition("-")[0]
             versions = [SimpleNamespace(version=self._weight_version)]
             waits = []
-            for index, (ids, logps, reason) in enumerate(await running.sampled):
+            for index, (ids, logps, reason) in enumerate(await self._sampled(running)):
                 logprobs = [{token: SimpleNamespace(logprob=logp)} for token, logp in zip(ids, logps, strict=True)]
                 output = StandInOutput(index, ids, logprobs, reason, versions)
                 own_name = name if "#" in name else f"{name}#{index}"  # a turn's request says which completion it is
@@ -167,6 +167,16 @@ class StandInEngine:
             del self._running[request_id]
             async with self._idle:
                 self._idle.notify_all()
+
+    async def _sampled(self, running: _Running) -> list[Sampled]:
+        """The completions of a request; of one that is cut before they are computed none has a token."""
+        cutting = asyncio.ensure_future(running.is_cut.wait())
+        await asyncio.wait([running.sampled, cutting], return_when=asyncio.FIRST_COMPLETED)
+        cutting.cancel()
+        if running.sampled.done():
+            return running.sampled.result()
+        running.sampled.cancel()
+        return [([], [], "abort")] * running.ask.sampling.num_generations
 
     def _compute(self) -> None:
         """Has the thread compute what waits for it: requests of one completion together, any other alone."""
@@ -178,11 +188,18 @@ class StandInEngine:
             alone = number if one.num_generations > 1 else -1 - number // MAX_TOGETHER
             batches.setdefault((alone, one.temperature, one.top_k, one.top_p), []).append(running)
         for batch in batches.values():
-            asks = [running.ask for running in batch]
-            computed = asyncio.get_running_loop().run_in_executor(
-                self._thread, sample, self.family, self.worker.model, asks
-            )
+            computed = asyncio.get_running_loop().run_in_executor(self._thread, self._sample, batch)
             computed.add_done_callback(functools.partial(_hand_out, batch))
+
+    def _sample(self, batch: Sequence[_Running]) -> list[list[Sampled]]:
+        """Completions of requests that are computed together; none if all were cut."""
+
+        def is_wanted() -> bool:
+            return not all(running.is_cut.is_set() for running in batch)
+
+        if not is_wanted():
+            return []
+        return sample(self.family, self.worker.model, [running.ask for running in batch], is_wanted)
 
     async def _take_time(self, output: StandInOutput, seconds_per_token: float, is_cut: asyncio.Event) -> StandInOutput:
         """The output, after as long as its tokens take; of one that is cut before, the tokens that it has by then."""
@@ -260,7 +277,7 @@ def _hand_out(batch: list[_Running], computed: asyncio.Future[list[list[Sampled]
     """Gives requests that were computed together their completions."""
     error = computed.exception()
     for number, running in enumerate(batch):
-        if running.sampled.done():  # its sender hung up
+        if running.sampled.done():  # it was cut, or its sender hung up
             continue
         if error is not None:
             running.sampled.set_exception(error)

@@ -6,7 +6,7 @@ Letters: B prompts, n completions of each, S tokens of the longest one.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -73,18 +73,21 @@ def _read_media(
         yield item
 
 
-Sampled = tuple[list[int], list[float], Literal["stop", "length"]]
+Sampled = tuple[list[int], list[float], Literal["stop", "length", "abort"]]
 """Tokens of a completion, their log-probabilities, and why it ended."""
 
 
 @torch.no_grad()
-def sample(family: CausalFamily, model: Any, asks: Sequence[Ask]) -> list[list[Sampled]]:
-    """The completions of requests that are sampled together.
+def sample(
+    family: CausalFamily, model: Any, asks: Sequence[Ask], is_wanted: Callable[[], bool] = lambda: True
+) -> list[list[Sampled]]:
+    """The completions of requests that are sampled together; none if nobody wants them any more.
 
     Args:
         family: of the model.
         model: with the weights that sample.
         asks: B of them, with one `num_generations`, temperature, `top_k` and `top_p`.
+        is_wanted: asked before each token.
     """
     first = asks[0].sampling
     count = first.num_generations
@@ -112,18 +115,18 @@ def sample(family: CausalFamily, model: Any, asks: Sequence[Ask]) -> list[list[S
     tokens: list[Tensor] = []
     logps: list[Tensor] = []
     finished = torch.zeros(len(hidden), dtype=torch.bool)
-    while True:
+    while is_wanted():
         token, logp = sample_tokens(lm_head(hidden), first, uniform[:, cache.length])
         tokens.append(token)
         logps.append(logp)
         finished |= (token[:, None] == ends).any(1) | (len(tokens) >= limits)
         if finished.all():
-            break
+            return _until_their_ends(asks, torch.stack(tokens, 1), torch.stack(logps, 1))
         positions = (following + cache.length).expand(len(packed.position_ids), -1, -1)
         inputs = model.get_input_embeddings()(token)[:, None]
         hidden = family.hidden_states(model, positions, inputs_embeds=inputs, **layers)[:, 0]
         cache.length += 1
-    return _until_their_ends(asks, torch.stack(tokens, 1), torch.stack(logps, 1))
+    return []
 
 
 def _embed(family: CausalFamily, model: Any, asks: Sequence[Ask]) -> tuple[Packed, dict[str, Any]]:

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback
 
 from longrl.algorithms import Algorithm, greedy_centered
+from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.engines.hf import HFEngine
 from longrl.modules.policy import OptimizerSettings, PolicyModule
 from longrl.types import SamplingParams
@@ -61,12 +62,12 @@ def asynchronous(engine, **options):
     return callback(engine, **options)
 
 
-def fit(folder, rollouts, steps=6, algorithm=None, family=None, mini_batches=1, **data):
-    data = data_module(folder, family, **{"count": 64, **data})
+def fit(folder, rollouts, steps=6, algorithm=None, family=None, mini_batches=1, **options):
+    data = data_module(folder, family, count=64)
     optimizer = OptimizerSettings(lr=1e-2)
     policy = PolicyModule(data.renderer.family, algorithm, optimizer, mini_batches_per_rollout=mini_batches)
     weights = Weights()
-    trainer_of(rollouts, weights, steps=steps).fit(policy, datamodule=data)
+    trainer_of(rollouts, weights, steps=steps, **options).fit(policy, datamodule=data)
     return weights
 
 
@@ -135,11 +136,39 @@ def test_dynamic_sampling_draws_further_prompts_and_baselines_are_greedy(tmp_pat
     assert max(seen.differences) < 1e-5
 
 
-def test_an_error_of_the_engine_ends_the_run_and_is_told(tmp_path):
-    engine = SlowEngine()
-    engine.seconds_of = lambda trajectory: 1 / (engine.version < 2)
-    with pytest.raises(ZeroDivisionError):
-        fit(tmp_path, asynchronous(engine))
+def test_a_validation_in_between_has_the_engine_to_itself(tmp_path):
+    engine = SlowEngine(seconds=0.01, tail=1.0)
+    seen = fit(tmp_path, asynchronous(engine), steps=4, limit_val_batches=2, val_check_interval=1)
+    assert engine.num_generated == 2 + 1 + 4 * 2  # before the first step: Lightning's check, and the comparison
+    assert max(seen.differences) < 1e-5
+    assert len(set(trained(seen))) == 8
+
+
+def test_an_error_in_the_middle_of_a_step_loses_nothing(tmp_path, monkeypatch):
+    """One group of the step is there already, a second was filtered, and a further prompt is to be drawn."""
+    draw_prompts = LongVideoReason.draw_prompts
+    first = []
+
+    def drawn_until_then(self, count):
+        if len(first) >= 5:
+            raise ConnectionError("gone")
+        return draw_prompts(self, count)
+
+    def one_of_a_call(groups):
+        first.extend(groups)
+        return groups[:1]
+
+    monkeypatch.setattr(LongVideoReason, "draw_prompts", drawn_until_then)
+    rollouts = asynchronous(SlowEngine(), max_resample_rounds=20)
+    with pytest.raises(ConnectionError, match="gone"):
+        fit(tmp_path, rollouts, algorithm=Algorithm(select=one_of_a_call))
+    saved = rollouts.state_dict()["asked"]
+    rollouts.teardown(None, None, "fit")
+    waiting = [one["prompt"]["id"] for one in saved["prompts"][0]]
+    (kept,) = [one["prompt"]["id"] for one in saved["kept"][0]]
+    assert kept == first[3].prompt.id
+    monkeypatch.undo()
+    assert sorted(waiting + ids(first)) == sorted(drawn(tmp_path, len(waiting) + len(first)))
 
 
 @pytest.mark.parametrize(

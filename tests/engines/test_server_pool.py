@@ -16,7 +16,7 @@ import yaml
 
 from longrl.engines import server_pool
 from longrl.engines.server import VLLMServerEngine
-from longrl.engines.server_pool import ServersLost
+from longrl.engines.server_pool import ServersLost, lost_servers
 from longrl.engines.vllm_turns import turn_arguments, turn_request
 from longrl.environments.trajectory import begin
 from longrl.testing.engine_servers import EngineServers
@@ -152,6 +152,14 @@ def test_without_any_server_a_rollout_waits_until_one_is_back(servers, model):
                 engine.generate(family, weights, prompts, {}, SAMPLING, 3)
             with pytest.raises(ServersLost):
                 engine.sync(family, weights, 1)
+
+
+def test_what_another_rank_says_of_lost_servers_is_understood():
+    lost = ServersLost("no rollout server is left (u: gone)")
+    assert lost_servers(lost) == "no rollout server is left (u: gone)"
+    assert "u: gone" in lost_servers(RuntimeError(f"rank 1: {lost!r}"))
+    assert lost_servers(RuntimeError("rank 1: ValueError('x')")) is None
+    assert lost_servers(ConnectionError("u cannot be reached")) is None
 
 
 def test_a_server_that_dies_while_it_loads_is_left_out(servers, model, monkeypatch):
