@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from longrl.engines.weight_buckets import DTYPES, Listed, cut_buckets, empty_bucket, weights_in
 from longrl.engines.weight_group import GroupAddress, WeightGroup, reach_store
+from longrl.features.provenance import tensor_bytes
 
 INDEX = "index.json"
 """Written last: a folder that has it is complete."""
@@ -125,7 +126,7 @@ def receive(group: WeightGroup, buckets: Iterable[list[Listed]]) -> Iterator[tup
 def digest(tensor: Tensor) -> str:
     """A hash of a tensor's bytes, its precision and its shape."""
     content = hashlib.blake2b(f"{tensor.dtype} {tuple(tensor.shape)}".encode(), digest_size=16)
-    content.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    content.update(tensor_bytes(tensor.detach().cpu().contiguous()))
     return content.hexdigest()
 
 

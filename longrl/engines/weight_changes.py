@@ -18,6 +18,7 @@ from torch import Tensor
 
 from longrl.engines.vllm_extension import read_shards
 from longrl.engines.weight_checks import Shapes, list_files
+from longrl.features.provenance import tensor_bytes
 
 CHECKSUMS = "checksums.json"
 """{name: CRC-32 of its new content} of the weights in a folder."""
@@ -141,7 +142,7 @@ def read_checksums(folder: Path) -> dict[str, int]:
 
 def checksum(tensor: Tensor) -> int:
     """CRC-32 of a contiguous CPU tensor's bytes."""
-    return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy())
+    return zlib.crc32(tensor_bytes(tensor))
 
 
 def _bits(tensor: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,7 +41,7 @@ def listed_weights(expected: Shapes) -> list[Listed]:
     return [Listed(name, shape, dtype) for name, (shape, dtype) in expected.items()]
 
 
-def check_listed(order: object, expected: Shapes) -> list[Listed]:
+def check_listed(order: Any, expected: Shapes) -> list[Listed]:
     """The weights that an order lists as [[name, shape, dtype], ...].
 
     Raises:
