@@ -95,9 +95,8 @@ def _move(model: torch.nn.Module, rate: float) -> None:
 
 def _check(client: PipeClient, stream: WeightStream) -> None:
     """Raises AssertionError unless the server holds the trainer's weights in its precision."""
-    wanted = {
-        name: int(_words(weight.bfloat16()).sum()) for name, weight in engine_weights(stream.family, stream.model)
-    }
+    weights = engine_weights(stream.family, stream.model)
+    wanted = {name: int(_words(weight.bfloat16()).sum()) for name, weight in weights}
     assert client.ask("sums") == wanted
 
 

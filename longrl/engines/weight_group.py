@@ -54,7 +54,14 @@ class GroupAddress:
         Raises:
             ValueError: it is none.
         """
-        kinds = {"name": str, "host": str, "port": int, "size": int, "backend": str, "timeout_s": (int, float)}
+        kinds: dict[str, Any] = {
+            "name": str,
+            "host": str,
+            "port": int,
+            "size": int,
+            "backend": str,
+            "timeout_s": (int, float),
+        }
         if not isinstance(given, dict) or given.keys() != kinds.keys():
             raise ValueError(f"the group of a broadcast must have {', '.join(kinds)}")
         for name, kind in kinds.items():

@@ -139,7 +139,12 @@ def test_weight_sync_brings_all_weights_in_few_messages(bench, tmp_path):
     sizes = dataclasses.replace(
         script.FULL, buckets_mib=(0, 1, 512), repeats=1, hidden_size=64, num_layers=2, vocab_size=640
     )
-    rows = written_by(script, sizes, tmp_path)["rows"]
+    found = written_by(script, dataclasses.replace(sizes, way_repeats=1), tmp_path)
+    rows = found["rows"]
+    ways = {(row["way"], row["learning_rate"]): row["share_of_files"] for row in found["ways"]}
+    assert ways["files", 1e-6] == 1
+    assert ways["broadcast", 1e-6] == 0.5  # of float32 weights, in bfloat16
+    assert ways["changed", 1e-6] < 0.1 < ways["changed", 1e-5] < 0.5
     assert [list(row) for row in rows] == [["ranks", "bucket_mib", "tensors", "collectives", "seconds"]] * 3
     assert [(row["ranks"], row["bucket_mib"], row["tensors"]) for row in rows] == [
         (2, size, 27) for size in (0, 1, 512)

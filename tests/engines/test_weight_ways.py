@@ -170,13 +170,13 @@ def dies(group, buckets):
     """A worker whose process ends in the middle: its connections close."""
     group.broadcast(torch.empty(sum(each.room for each in next(iter(buckets))), dtype=torch.uint8))
     group.close()
-    raise SystemExit
+    raise OSError("the worker is gone")
 
 
 def hangs(until):
     def hang(group, buckets):
         until.wait(30)
-        raise SystemExit
+        raise OSError("the worker is gone")
 
     return hang
 
@@ -261,3 +261,42 @@ def test_adapters_go_beside_weights_that_go_once(way, tmp_path):
         send_adapters(sender, stream, [plain.client], "run", "run:3", contextlib.nullcontext)
     sender.close()
     server.routes.close()
+
+
+def test_small_changes_are_rounded_away_in_merged_weights_and_arrive_in_adapters(tmp_path):
+    family = text_family(lora=LoRASettings(rank=4, alpha=8), dtype="bfloat16")
+    model = build_from(family, None)
+    server = StandInServer(family, tmp_path, takes_adapters=True)
+    for name, value in model.state_dict().items():
+        if ".lora_B." in name:
+            value += 1e-6
+    plain, merged = (dict(engine_weights(family, model, merge=merge)) for merge in (False, True))
+    changed = [float((plain[name] != merged[name]).float().mean()) for name in plain]
+    assert 0 <= max(changed) < 0.05
+    stream = WeightStream(family, model, merge=False)
+    send_adapters(sender_of("files", tmp_path), stream, [server.client], "run", "run:0", contextlib.nullcontext)
+    for name, matrix in server.engine.adapters.items():
+        assert ".lora_A." in name or torch.equal(matrix, torch.full_like(matrix, 1e-6))
+    server.routes.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weights": [["model.norm.weight", [32], "float32"]]}, "is missing"),
+        ({"weights": [["model.norm.weight", [32]]]}, "must be listed as"),
+        ({"weights": [["../other", [1], "float32"]]}, "is no weight of it"),
+        ({"first_rank": 0}, "first_rank and bucket_bytes"),
+        ({"bucket_bytes": "1"}, "first_rank and bucket_bytes"),
+        ({"group": {"host": "elsewhere"}}, "must have name, host"),
+    ],
+)
+def test_an_order_of_a_broadcast_is_checked_before_a_server_connects(change, message, tmp_path):
+    family = text_family()
+    server, sender = StandInServer(family, tmp_path), sender_of("broadcast", tmp_path)
+    address = {"name": "a", "host": "127.0.0.1", "port": 1, "size": 2, "backend": "gloo", "timeout_s": 1.0}
+    listed = [each.as_json() for each in sender._announced(family)]
+    order = {"version": "run:0", "group": address, "weights": listed, "bucket_bytes": 64, "first_rank": 1}
+    with pytest.raises(ValueError, match=message):
+        server.client.order_weights({**order, **change})
+    assert server.engine.calls == []
