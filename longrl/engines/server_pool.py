@@ -150,7 +150,7 @@ class ServerPool:
 
     def _freest(self, ready: Sequence[PooledServer], count: int, home: str) -> PooledServer:
         known = self._homes.get(home)
-        if known in ready and self._free(known) >= count:
+        if known is not None and known in ready and self._free(known) >= count:
             server = known
         else:
             server = max(ready, key=lambda one: (self._free(one), self._preference(one)))

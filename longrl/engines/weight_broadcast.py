@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ class BroadcastSender:
         timeout_s: of one message.
     """
 
-    kept = None
+    kept: tuple[Path, str] | None = None
 
     def __init__(self, host: str, port: int, bucket_mib: int, timeout_s: float) -> None:
         self.host = host

@@ -31,7 +31,7 @@ class ChangedSender:
         shard_mib: size of its files.
     """
 
-    kept = None
+    kept: tuple[Path, str] | None = None
 
     def __init__(self, folder: Path, shard_mib: int) -> None:
         self.folder = folder

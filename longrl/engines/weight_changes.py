@@ -141,7 +141,7 @@ def read_checksums(folder: Path) -> dict[str, int]:
 
 def checksum(tensor: Tensor) -> int:
     """CRC-32 of a contiguous CPU tensor's bytes."""
-    return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy())
+    return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _bits(tensor: Tensor) -> Tensor:

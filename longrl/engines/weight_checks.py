@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -48,7 +49,8 @@ def check_listed(order: object, expected: Shapes) -> list[Listed]:
     """
     listed: list[Listed] = []
     problems: list[str] = []
-    for item in order if isinstance(order, list) else [order]:
+    items: list[Any] = order if isinstance(order, list) else [order]
+    for item in items:
         try:
             name, shape, dtype = item
             listed.append(Listed(str(name), tuple(map(int, shape)), DTYPES[dtype]))
