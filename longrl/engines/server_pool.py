@@ -306,5 +306,5 @@ class ServerPool:
         try:
             async with asyncio.timeout(CHECK_TIMEOUT_S):
                 await server.client.get_info_async(retries=0)
-        except (*SERVER_LOST, TimeoutError) as error:
+        except Exception as error:  # whatever it is: a server that does not answer as one is none
             self.leave_out(server, error)
