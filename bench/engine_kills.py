@@ -4,9 +4,10 @@
 
 A tiny run of the real command line samples by three servers with a stand-in engine (longrl/testing/engine_server.py),
 whose completions take long-tailed times. One of them, or now and then all, gets SIGKILL at a random moment and is
-started again a random while later, with random weights. `lost` counts prompts that were read or asked and that no step
-was trained on, but for those that are under way at the end. Without staleness the run is compared with an undisturbed
-one: all metrics of all steps but timings, to the last bit.
+started again a random while later, with random weights. `lost` counts prompts that were read and that no step was
+trained on, but for those that are under way at the end, or that `rollout.max_staleness` dropped, as it does without
+kills, because their completions took more steps than it allows (`dropped`). Without staleness the run is
+compared with an undisturbed one: all metrics of all steps but timings, to the last bit.
 """
 
 from __future__ import annotations
@@ -93,18 +94,20 @@ def disturbed_run(folder: Path, values: dict[str, Any], servers: EngineServers, 
 
 
 def num_lost(folder: Path, max_staleness: int) -> int:
-    """Prompts that were read, in their order, and never trained on, nor under way at the end."""
+    """Prompts that were read and neither trained on, nor dropped as too old, nor under way at the end."""
     read: list[str] = []
     trained: list[str] = []
     for _, prompts, groups in data_order(folder):
         read += prompts
         trained += [group[0] for group in groups]
     assert len(set(trained)) == len(trained), "a prompt was trained on twice"
-    if not max_staleness:
-        return len(set(read) - set(trained))
-    dropped = sum(float(value) for (_, name), value in metrics(folder).items() if name == "rollout/dropped")
-    in_flight = (max_staleness + 1) * PROMPTS
-    return int(dropped) + max(0, len(set(read) - set(trained)) - in_flight)
+    in_flight = (max_staleness + 1) * PROMPTS if max_staleness else 0
+    return max(0, len(set(read) - set(trained)) - in_flight - num_dropped(folder))
+
+
+def num_dropped(folder: Path) -> int:
+    """Prompts that `rollout.max_staleness` dropped: their completions were under way for too many steps."""
+    return sum(int(float(value)) for (_, name), value in metrics(folder).items() if name == "rollout/dropped")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -142,7 +145,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 rows.append({
                     "max_staleness": max_staleness, "servers": NUM_SERVERS, "kills": killed,
                     "steps": len(data_order(done)), "repeated": int(sum(by_step)),
-                    "lost": num_lost(done, max_staleness), "seconds": seconds, "same_as_undisturbed": same,
+                    "lost": num_lost(done, max_staleness), "dropped": num_dropped(done),
+                    "seconds": seconds, "same_as_undisturbed": same,
                 })  # fmt: skip
                 for step, count in enumerate(by_step):
                     if count:

@@ -63,7 +63,7 @@ class WaitingGroups:
         """
         carried = restored_groups(self.restored["carried"], render, sp_group)
         ahead = restored_groups(self.restored["ahead"], render, sp_group)
-        self.unasked = rendered_rows(self.restored["unasked"], render, sp_group)
+        self.unasked = rendered_rows(self.restored.get("unasked", ()), render, sp_group)
         self.restored = {}
         # Groups carried over come first: the oldest are trained on before others.
         self.carried += carried

@@ -150,7 +150,7 @@ class ServerPool:
 
     def _freest(self, ready: Sequence[PooledServer], count: int, home: str) -> PooledServer:
         known = self._homes.get(home)
-        if known in ready and self._free(known) >= count:
+        if known is not None and known in ready and self._free(known) >= count:
             server = known
         else:
             server = max(ready, key=lambda one: (self._free(one), self._preference(one)))
@@ -306,5 +306,5 @@ class ServerPool:
         try:
             async with asyncio.timeout(CHECK_TIMEOUT_S):
                 await server.client.get_info_async(retries=0)
-        except (*SERVER_LOST, TimeoutError) as error:
+        except Exception as error:  # whatever it is: a server that does not answer as one is none
             self.leave_out(server, error)

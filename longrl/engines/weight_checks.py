@@ -49,7 +49,8 @@ def check_listed(order: Any, expected: Shapes) -> list[Listed]:
     """
     listed: list[Listed] = []
     problems: list[str] = []
-    for item in order if isinstance(order, list) else [order]:
+    items: list[Any] = order if isinstance(order, list) else [order]
+    for item in items:
         try:
             name, shape, dtype = item
             listed.append(Listed(str(name), tuple(map(int, shape)), DTYPES[dtype]))

@@ -174,7 +174,8 @@ class StandInEngine:
     async def _sampled(self, running: _Running) -> list[Sampled]:
         """The completions of a request; of one that is cut before they are computed none has a token."""
         cutting = asyncio.ensure_future(running.is_cut.wait())
-        await asyncio.wait([running.sampled, cutting], return_when=asyncio.FIRST_COMPLETED)
+        waited: list[asyncio.Future[Any]] = [running.sampled, cutting]
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         cutting.cancel()
         if running.sampled.done():
             return running.sampled.result()

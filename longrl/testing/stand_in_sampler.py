@@ -125,7 +125,7 @@ def sample(
 
     # 2. A token of every completion, until all have ended.
     lm_head = LMHead(family, model)
-    layers = {"layer_attention": cache.decode, "layer_recurrence": cache.decode_recurrence}
+    layers: dict[str, Any] = {"layer_attention": cache.decode, "layer_recurrence": cache.decode_recurrence}
     tokens: list[Tensor] = []
     logps: list[Tensor] = []
     finished = torch.zeros(len(hidden), dtype=torch.bool)

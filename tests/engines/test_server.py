@@ -69,13 +69,26 @@ def family_of(folder):
     return family
 
 
+MADE = []
+"""Engines of a test, each of which would give its own weights to a server that was started anew."""
+
+
 def engine_of(server, **options):
-    return VLLMServerEngine(server.url, **{"weights_folder": str(server.weights), "start_timeout_s": 600, **options})
+    MADE.append(VLLMServerEngine(server.url, str(server.weights), **{"start_timeout_s": 600, **options}))
+    return MADE[-1]
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    while MADE:
+        MADE.pop().close()
 
 
 @pytest.fixture(scope="module")
 def remote(server):
     made = engine_of(server)
+    MADE.remove(made)
     yield made
     made.close()
 
@@ -287,7 +300,7 @@ def test_turns_that_are_cut_keep_their_tokens_and_others_go_on(in_step):
     """By any weights of the run; what comes after a cut is not cut, nor what another one asked."""
     family, remote, model, prompts, features = in_step
     prompt = next(prompt for prompt in prompts if prompt.media)
-    sampling = SamplingParams(3, 400)
+    sampling = SamplingParams(3, 1200)
     ((ended, later, others),) = begin([prompt], sampling, max_turns=1)
     request = turn_request(family, ended, features)
     params = turn_arguments(family, ended, sampling, 5, 2048) | {"stop_token_ids": []}
@@ -296,18 +309,18 @@ def test_turns_that_are_cut_keep_their_tokens_and_others_go_on(in_step):
         requests.add(ended, request, params)
         deadline = time.monotonic() + 60
         while requests.num_pending:
-            time.sleep(0.3)
+            time.sleep(0.1)
             requests.cut()
             found = requests.finished([time_limit(0.1)])
             assert time.monotonic() < deadline
         ((trajectory, turn),) = found
         assert (trajectory, turn["finish_reason"], turn["version"]) == (ended, "cut", 1000)
-        assert 0 < len(turn["token_ids"]) == len(turn["logprobs"]) < 400
+        assert 0 < len(turn["token_ids"]) == len(turn["logprobs"]) < 1200
         requests.add(later, request, params | {"max_tokens": 5})
         ((_, short),) = requests.finished([])
         assert (len(short["token_ids"]), short["finish_reason"], short["version"]) == (5, "length", 1000)
         ((_, whole),) = apart.finished([])
-        assert (len(whole["token_ids"]), whole["finish_reason"]) == (400, "length")
+        assert (len(whole["token_ids"]), whole["finish_reason"]) == (1200, "length")
     assert whole["token_ids"][: len(turn["token_ids"])] == turn["token_ids"]
     assert whole["token_ids"][:5] == short["token_ids"]
     part = Completion(torch.tensor(turn["token_ids"]), torch.tensor(turn["logprobs"]), "", "length")
@@ -357,7 +370,8 @@ def test_the_key_is_in_no_log(in_step, server):
 
 
 def test_a_server_that_died_is_an_error_and_one_started_anew_gets_the_weights(in_step, server):
-    family, _, model, prompts, features = in_step
+    family, other, model, prompts, features = in_step
+    other.close()
     remote = engine_of(server, retries=1, recover_timeout_s=0)
     remote.sync(family, model, 5)
     wanted = ids(remote.generate(family, model, prompts, features, SamplingParams(2, 6), seed=5))
