@@ -516,6 +516,7 @@ def test_the_flags_of_the_documents_go_together_with_a_callback_more(tmp_path):
         "--data": CONFIGS / "data" / "videomme.yaml",
         "--data.subtitles.source": tmp_path,
         "--rollout.max_staleness": "2",
+        "--rollout.engine.urls": "http://127.0.0.1:8000",  # of several nodes it is a list in quotes
     }
     assert {"--rollout.engine.urls", "--model.algorithm.token_weights"} <= flags.keys()
     args = [part for pair in (flags | own).items() for part in pair]
