@@ -17,6 +17,7 @@ import torch
 
 from longrl.engines.hf import HFEngine
 from longrl.engines.parity import RenderedPrompt
+from longrl.evaluation.async_signs import WAIT_FOR_TAILS
 from longrl.io.atomic import PARTIAL_SUFFIX
 from tests.runs import arguments, checkpoint, config, data_order, metrics, run, run_in_child, start, text_config, videos
 from tests.tiny import qwen3_5_folder
@@ -77,8 +78,8 @@ def interrupted_run(folder: Path, values, kills):
 
 
 def differences(one, other, place=""):
-    """Where two checkpoints differ; paths are those of the runs, and `unlogged` metrics hold timings."""
-    if place.endswith(("_path", "dirpath")) or "/unlogged/metrics" in place:
+    """Where two checkpoints differ; paths are those of the runs, `unlogged` metrics and one alert hold timings."""
+    if place.endswith(("_path", "dirpath", f"traces/{WAIT_FOR_TAILS}")) or "/unlogged/metrics" in place:
         return []
     if isinstance(one, torch.Tensor):
         return [] if torch.equal(one, other) and one.dtype == other.dtype else [place]

@@ -75,6 +75,8 @@ class AsyncGroups(GroupSource):
         self._is_started = False
         self._kept: list[Group] = []
         """Of the step that is being prepared, and still there if an error ended it."""
+        self._has_batch = False
+        """The prompts of the step that is being prepared are among those above."""
         self._restored: list[SavedPrompt] = []
         """Prompts of a checkpoint, until there is data to render them."""
         self._restored_groups: list[SavedGroup] = []
@@ -89,6 +91,7 @@ class AsyncGroups(GroupSource):
         """See `GroupSource`."""
         dp = module.parallel.dp
         num_groups = len(batch_prompts)
+        self._has_batch = True
         self._queue.extend(AskedPrompt(prompt) for prompt in batch_prompts)  # first: an error must not lose them
         # 1. The first step begins, or goes on where a checkpoint was made.
         if not self._is_started:
@@ -118,6 +121,7 @@ class AsyncGroups(GroupSource):
                 break
         num_rounds = dp.max(-(-len(sampled) // num_groups) - 1)
         self._kept = []
+        self._has_batch = False
         counts["rollout/engine_requests"], busy = self._take_activity()
         return StepGroups(groups, sampled, num_rounds, counts=counts, means={"rollout/engine_busy": busy})
 
@@ -127,8 +131,8 @@ class AsyncGroups(GroupSource):
 
     @override
     def undo_step(self) -> bool:
-        """See `GroupSource`; what a step took is kept anyway."""
-        return False
+        """See `GroupSource`; what a step took is kept anyway, and its batch is once it has begun."""
+        return not self._has_batch
 
     def _give_up(self, module: PolicyModule, step: int) -> Metrics:
         """Prompts that no step may train on any more are asked again, or dropped."""

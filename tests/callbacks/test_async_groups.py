@@ -160,8 +160,10 @@ def test_an_error_in_the_middle_of_a_step_loses_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(LongVideoReason, "draw_prompts", drawn_until_then)
     rollouts = asynchronous(SlowEngine(), max_resample_rounds=20)
+    assert rollouts._source.undo_step()  # before a step has begun its batch is to be read again
     with pytest.raises(ConnectionError, match="gone"):
         fit(tmp_path, rollouts, algorithm=Algorithm(select=one_of_a_call))
+    assert not rollouts._source.undo_step()
     saved = rollouts.state_dict()["asked"]
     rollouts.teardown(None, None, "fit")
     waiting = [one["prompt"]["id"] for one in saved["prompts"][0]]

@@ -356,7 +356,7 @@ def test_groups_sampled_ahead_need_no_pass_of_the_old_policy(tmp_path, monkeypat
 
 def test_a_rank_without_restored_groups_waits_for_the_others(tmp_path):
     rollouts = callback(Elsewhere(half_right), max_staleness=1)
-    rollouts._source.waiting.restored = {"carried": [], "ahead": []}
+    rollouts._source.waiting.restored = {"carried": [], "ahead": [], "unasked": []}
     rollouts._source.waiting.render_restored(None, OthersHaveOne())
     assert rollouts._source.waiting.prefetched == []
 
