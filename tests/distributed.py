@@ -9,8 +9,7 @@ from typing import Any
 
 from longrl.testing.gloo_ranks import run_on_ranks
 
-PRELOADED = ("longrl.modules.policy", "longrl.strategies.mr_sp", "longrl.testing.tiny", "tests.tiny", "tests.runs")
-"""What most tests import in a process of their own: loaded once for all."""
+PRELOADED = ("tests.preloaded",)
 
 
 def run_distributed(function: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
