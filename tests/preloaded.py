@@ -5,6 +5,8 @@ A rank would take seconds to make them, longer than most tests compute. Nothing 
 
 from __future__ import annotations
 
+import peft  # noqa: F401
+
 import longrl.strategies.mr_sp  # noqa: F401
 import tests.modules.test_policy  # noqa: F401
 import tests.runs  # noqa: F401
