@@ -3,19 +3,24 @@
 import dataclasses
 import importlib
 import json
+import multiprocessing
 import re
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.distributed import forked_processes
+
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 
 
 @pytest.fixture
 def bench(monkeypatch):
-    """Imports a benchmark the way running it as a script does."""
+    """Imports a benchmark the way running it as a script does; its processes find the imports done."""
     monkeypatch.syspath_prepend(BENCH)
+    contexts = {"spawn": forked_processes(), "forkserver": multiprocessing.get_context("forkserver")}
+    monkeypatch.setattr(multiprocessing, "get_context", contexts.__getitem__)
     return importlib.import_module
 
 

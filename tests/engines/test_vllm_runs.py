@@ -70,10 +70,14 @@ def test_a_run_whose_engine_forgets_a_reset_ends_before_the_update(tmp_path):
     rollout["reward"]["terms"] = [{"function": f"{__name__}.odd"}]
     values["data"] |= {"max_train_rows": 2}
     values["model"]["optimizer"]["lr"] = 0.02
+    run_distributed(parts_from_forgetful_only, 1, tmp_path, values)
+
+
+def parts_from_forgetful_only(folder, values):
     with pytest.raises(Exception, match=r"engine and trainer have parted: .* above max_mean_mismatch=0\.001"):
-        run_distributed(run, 1, tmp_path / "run", values)
-    rollout["engine"]["class_path"] = "longrl.engines.vllm.VLLMEngine"
-    run_distributed(run, 1, tmp_path / "right", values)
+        run(folder / "run", values)
+    values["rollout"]["engine"]["class_path"] = "longrl.engines.vllm.VLLMEngine"
+    run(folder / "right", values)
 
 
 class ShortTurns(VLLMEngine):
@@ -98,11 +102,17 @@ def test_a_run_with_turns(tmp_path):
     assert sum(shown) > 0
 
 
-@pytest.mark.parametrize("sp", [1, 2])
-def test_two_ranks_each_with_its_engine(tmp_path, sp):
-    values = grid(with_vllm(tmp_path), 2, sp, 6)
-    run_distributed(run, 2, tmp_path / "run", values)
-    assert_engine_was_the_trainer(tmp_path / "run")
+def test_two_ranks_each_with_its_engine(tmp_path):
+    """With a sequence for each, then with one for both; in the same processes, for to start vLLM takes the most."""
+    values = with_vllm(tmp_path)
+    run_distributed(run_all, 2, {tmp_path / str(sp): grid(values, 2, sp, 6) for sp in (1, 2)})
+    assert_engine_was_the_trainer(tmp_path / "1")
+    assert_engine_was_the_trainer(tmp_path / "2")
+
+
+def run_all(runs):
+    for folder, values in runs.items():
+        run(folder, values)
 
 
 def test_two_ranks_share_an_engine(tmp_path):

@@ -1,7 +1,6 @@
 """Features on disk: never another medium's, another encoder's or a damaged file's, whoever else writes or dies."""
 
 import errno
-import multiprocessing
 import os
 import random
 import signal
@@ -15,11 +14,11 @@ from safetensors import safe_open
 
 from longrl.features import files as feature_files
 from longrl.features.files import FeatureFiles
+from tests.distributed import forked_processes
 from tests.runs import ROOT
 
 LARGE = 1 << 40
-SPAWN = multiprocessing.get_context("forkserver")
-SPAWN.set_forkserver_preload(["longrl", "longrl.modules.policy", "longrl.models.qwen_vl", "tests.tiny"])
+SPAWN = forked_processes()
 
 
 def tensor(seed=0, rows=7, dtype=torch.float32):

@@ -108,8 +108,8 @@ def peaks(case: Case) -> dict[str, int]:
     """{phase: bytes} of this rank: the most that was held in each phase of the second step."""
     rank, family = torch.distributed.get_rank(), case.family()
     prompts = [case.prompt(family, FrameShard(rank, case.sp), name) for name in "vw"]  # on the host: not counted
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profiler:
+    # This one parses its events when asked for them; here only their tree is read.
+    with torch.autograd.profiler.profile(profile_memory=True, use_kineto=True) as profiler:
         policy = PolicyModule(
             family, Algorithm(kl_coef=0.1 if case.kl else 0.0), OptimizerSettings(lr=1e-4),
             max_tokens_per_micro_batch=1 << 16, feature_cache_bytes=0,
@@ -138,7 +138,7 @@ def mark(phase: str) -> None:
 def by_phase(profiler: Any) -> dict[str, int]:
     """{phase: most bytes held}; the last run of each counts, for the optimizer has state from the second step on."""
     held, phase, found = Held(), "start", {}
-    events = flat(profiler.profiler.kineto_results.experimental_event_tree())
+    events = flat(profiler.kineto_results.experimental_event_tree())
     for event in sorted(events, key=lambda event: event.start_time_ns):
         if event.tag == torch._C._profiler._EventType.Allocation:
             held.count(event.extra_fields.ptr, event.extra_fields.alloc_size)

@@ -260,6 +260,17 @@ def disturb_sharded(policy):
 
 
 def by_hand(case: Case) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradients of one plain process, which knows no grid and saves no memory."""
+    plain = {name: getattr(Case, name) for name in HOW}
+    return of_one_process(dataclasses.replace(case, **plain))
+
+
+HOW = ("sp", "budget", "checkpointing", "chunks", "replicas", "offload", "mlp_chunk", "compiled")
+"""Fields of a case that change neither loss nor gradients."""
+
+
+@functools.cache
+def of_one_process(case: Case) -> tuple[float, dict[str, torch.Tensor]]:
     family = case.family()
     policy = policy_of(family)
     policy.configure_model()

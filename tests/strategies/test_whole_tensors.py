@@ -35,7 +35,7 @@ def originals():
 
 
 def bits(tensor):
-    return tensor.dtype, tuple(tensor.shape), tensor.contiguous().reshape(-1).view(torch.uint8).tolist()
+    return tensor.dtype, tuple(tensor.shape), tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def mesh_of(num_replicas: int):
