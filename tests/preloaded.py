@@ -8,7 +8,7 @@ from __future__ import annotations
 import peft  # noqa: F401
 
 import longrl.strategies.mr_sp  # noqa: F401
-import tests.modules.test_policy  # noqa: F401
+import tests.modules.test_policy
 import tests.runs  # noqa: F401
 from tests.families import FAMILIES
 

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 BUSY = (429, 502, 503, 504)
 """HTTP statuses of a server that may answer later."""
 CONNECT_S = 10.0
+IDLE_S = 1.0
+"""A connection that was idle so long is not used again."""
 MAX_ANSWER_BYTES = 1 << 30
 """Limit of an answer: 10 million tokens with their log-probabilities take about 300 MB."""
 RESUME = (
@@ -68,7 +70,9 @@ class ServerClient:
     @functools.cached_property
     def _http(self) -> httpx.AsyncClient:
         timeout = httpx.Timeout(self.timeout_s, connect=CONNECT_S)
-        limits = httpx.Limits(max_connections=None)  # a turn waits on its own connection, however many there are
+        # A turn waits on its own connection, however many there are. The server closes those that are idle for 5 s, and a
+        # request that is on its way just then would look like a server that has died.
+        limits = httpx.Limits(max_connections=None, keepalive_expiry=IDLE_S)
         return httpx.AsyncClient(timeout=timeout, limits=limits, trust_env=False)  # no proxy between node and server
 
     def close(self) -> None:
