@@ -44,10 +44,10 @@ class Sizes:
     train_videos: int = 600
     eval_videos: int = 100
     sft_steps: int = 100
-    rl_steps: int = 80
+    rl_steps: int = 50
     prompts: int = 16
     num_servers: int = 2
-    seconds_per_token: float = 0.02
+    seconds_per_token: float = 0.01
     tail: float = 0.8
     """Deviation of the logarithm of a completion's time per token."""
 
