@@ -70,7 +70,7 @@ class ServerClient:
     @functools.cached_property
     def _http(self) -> httpx.AsyncClient:
         timeout = httpx.Timeout(self.timeout_s, connect=CONNECT_S)
-        # A turn waits on its own connection, however many there are. The server closes those that are idle for 5 s, and a
+        # A turn waits on its own connection, however many there are. The server closes those idle for 5 s, and a
         # request that is on its way just then would look like a server that has died.
         limits = httpx.Limits(max_connections=None, keepalive_expiry=IDLE_S)
         return httpx.AsyncClient(timeout=timeout, limits=limits, trust_env=False)  # no proxy between node and server
