@@ -36,7 +36,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from longrl import types
-from longrl.modules.trained import PhaseTimes
+from longrl.modules.phase_times import PhaseTimes
 from longrl.testing.drawing import Clip, write_video
 from longrl.testing.stories import sample_story
 from longrl.testing.synthetic_videos import SyntheticConfig

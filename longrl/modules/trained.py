@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import abc
-import contextlib
 import logging
 import math
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,15 +20,13 @@ from torch.optim.optimizer import Optimizer
 from typing_extensions import override
 
 from longrl.algorithms import Algorithm
-from longrl.io.pulse import PULSE
 from longrl.models.lora import LoRASettings, check_resumed, refuse_dropout, to_checkpoint
 from longrl.modules.host_adamw import offload_state
 from longrl.modules.initial_weights import check_resumed_weights
 from longrl.modules.metric_means import MetricMeans
 from longrl.modules.mini_batches import MiniBatch
 from longrl.modules.optimizer import OptimizerSettings, fuse_by_device
-from longrl.modules.phase_memory import PhaseMemory
-from longrl.modules.phase_spans import PhaseSpans
+from longrl.modules.phase_times import PhaseTimes
 from longrl.modules.skipped_steps import SkippedSteps, StepRecord, tell_nonfinite
 from longrl.modules.step_statistics import PARTS, advantage_metrics, advantage_sums, gradient_norms
 from longrl.strategies.axis import Axis
@@ -49,47 +45,6 @@ NOT_WEIGHTED = ("loss", "grad_norm", "lr", *(f"grad_norm_{part}" for part in PAR
 PRECISIONS = ("32-true", "bf16-mixed")
 """Of Lightning's the two that change neither losses nor batches. 16-mixed scales losses, and gradients would be clipped
 before they are scaled back; the others convert all numbers of a batch, log-probabilities and advantages included."""
-
-
-class PhaseTimes:
-    """Seconds that a training step spends in each phase: encode, sync, generate, reward, update, save.
-
-    Example:
-        with phases("generate"):
-            ...
-        phases.collect()  # {"generate": 1.3}
-    """
-
-    def __init__(self) -> None:
-        self._seconds: Metrics = defaultdict(float)
-        self.memory = PhaseMemory()
-        self.spans = PhaseSpans()
-
-    @contextlib.contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        """Adds the seconds spent inside to `phase`."""
-        outer = PULSE.phase
-        PULSE.phase = phase
-        PULSE.beats += 1
-        self.memory.begin()
-        start = time.perf_counter()
-        PULSE.since = start
-        try:
-            with torch.profiler.record_function(phase):
-                yield
-        finally:
-            stop = time.perf_counter()
-            self._seconds[phase] += stop - start
-            self.spans.add(phase, start, stop)
-            PULSE.phase = outer
-            PULSE.beats += 1
-            self.memory.end(phase)
-
-    def collect(self) -> Metrics:
-        """The seconds of each phase; the next step starts at zero."""
-        seconds = dict(self._seconds)
-        self._seconds.clear()
-        return seconds
 
 
 def rollout_metrics(groups: Sequence[Group], dp: Axis) -> Metrics:
