@@ -34,7 +34,6 @@ from longrl.testing.engine_servers import EngineServers
 CONFIGS = ROOT / "configs" / "demo"
 STALENESS = (0, 1, 2)
 AGES = ("staleness_mean", "staleness_max", "cut_share", "asked_again", "dropped", "engine_busy", "engine_requests")
-CORRECTION = "longrl.algorithms.truncated_token"
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Sizes:
     train_videos: int = 600
     eval_videos: int = 100
     sft_steps: int = 100
-    rl_steps: int = 50
+    rl_steps: int = 100
     prompts: int = 16
     num_servers: int = 2
     seconds_per_token: float = 0.01
@@ -114,8 +113,6 @@ class Bench:
             f"--rollout.engine.weights_folder={weights}",
             f"--rollout.max_staleness={max_staleness}",
         ]
-        if max_staleness > 1:
-            options += ["--model.algorithm.decoupled=true", f"--model.algorithm.correction={CORRECTION}"]
         weights.mkdir(parents=True)
         pace = {"seconds_per_token": self.sizes.seconds_per_token, "tail": self.sizes.tail}
         with EngineServers([CONFIGS / "common.yaml"], weights, self.folder / f"{name}_servers.log", **pace) as servers:
