@@ -92,8 +92,9 @@ class Algorithm:
     """Where importance weights are truncated or masked."""
     decoupled: bool = False
     """Of tokens that older weights drew: the ratio is clipped around the policy before the update, as that of all
-    others, and `correction` weighs that policy against the one that drew them (AReaL, arXiv:2505.24298, sec. 5.2).
-    False clips around the policy that drew them, whose ratio is the importance weight, and corrects the others."""
+    others, and `correction` weighs that policy against the one that drew them (AReaL, arXiv:2505.24298, sec. 5.2); in
+    the first update that clips nothing. False clips around the policy that drew them, whose ratio is the importance
+    weight, and corrects the others."""
     advantage_limit: float | None = None
     """Advantages are held within +- this (Flow-GRPO's code: 5); None leaves them."""
     greedy_baseline: bool = False
@@ -178,6 +179,12 @@ class Algorithm:
         leaves_groups = resamples and any(need.full_distribution for _, _, need in self._needs())
         self._check_own_samples(mini_batches, max_staleness, leaves_groups)
         self._check_whole_completions(max_staleness)
+        if self.decoupled and max_staleness and mini_batches == 1:
+            logger.warning(
+                "model.algorithm.decoupled with one update per rollout clips nothing, for the policy before the update "
+                "is the one that is updated: the correction's cap alone bounds old tokens; set model.algorithm."
+                "decoupled to false, or raise model.mini_batches_per_rollout"
+            )
 
     def validate_steps(self, num_generations: int, mini_batches: int) -> None:
         """Checks the algorithm against a run whose policy takes denoising steps; as `validate`."""

@@ -281,7 +281,7 @@ RULES: tuple[Rule, ...] = (
         4.0,
         "the oldest tokens have {:.1f} times that of the newest ones",
         "the policy changes faster than its old tokens can be corrected",
-        "lower rollout.max_staleness or model.optimizer.lr, or set model.algorithm.decoupled to true with "
-        "model.algorithm.correction longrl.algorithms.truncated_token",
+        "lower rollout.max_staleness or model.optimizer.lr; with model.algorithm.decoupled and one update per rollout "
+        "nothing is clipped: set it to false",
     ),
 )

@@ -351,6 +351,7 @@ STALE = {
     "decoupled gspo": (
         Algorithm(surrogate=sequence_clipped, correction=truncated_token, decoupled=True), None, None,
     ),
+    "decoupled, one update": (Algorithm(correction=truncated_token, decoupled=True), r"clips nothing, for", None),
     "kl in the reward": (Algorithm(kl=k1, kl_coef=0.1, kl_placement="reward"), None, None),
     "batch_normalized": (Algorithm(advantage=batch_normalized), None, None),
     "remax": (Algorithm(advantage=greedy_centered, greedy_baseline=True), None, None),
@@ -360,12 +361,13 @@ STALE = {
 @pytest.mark.parametrize("name", STALE)
 def test_what_completions_of_several_weights_would_learn_wrongly_is_refused_or_told(name, caplog):
     algorithm, warning, error = STALE[name]
+    num_updates = 1 if "one update" in name else 2
     for max_staleness in (0, 1):
         if "decoupled" not in name or not max_staleness:
-            algorithm.validate(SamplingParams(2), 1, max_staleness)
+            algorithm.validate(SamplingParams(2), num_updates, max_staleness)
     assert not caplog.records
     with contextlib.nullcontext() if error is None else pytest.raises(ValueError, match=error):
-        algorithm.validate(SamplingParams(2), 1, max_staleness=2)
+        algorithm.validate(SamplingParams(2), num_updates, max_staleness=2)
     assert len(caplog.records) == (warning is not None)
     assert re.search(warning or "", caplog.text)
 
