@@ -201,8 +201,7 @@ class VLLMServerEngine(VLLMRollouts):
         if not self._run:
             self._run = world.gather(uuid.uuid4().hex[:12])[0]
         self._version = f"{self._run}:{step}"
-        network_loop().run(self.pool.rest())  # it would go on giving older weights to servers that come back
-        self.pool.version = self._version
+        network_loop().run(self.pool.begin_sync(self._version))
         for attempt in range(MAX_SENDS):
             lacking = self._lacking(family, world)
             if not lacking:

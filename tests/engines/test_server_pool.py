@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 
 import pytest
 import torch
@@ -223,6 +223,32 @@ def test_a_server_that_hangs_is_found_out_and_one_that_is_hung_up_on_stops(serve
             requests.add(endless, turn_request(family, endless, {}), params)
             wait_for(lambda: engine.client.get_info()["num_running"] == 1)
         wait_for(lambda: engine.client.get_info()["num_running"] == 0)
+
+
+def test_servers_are_asked_while_weights_are_gathered_for_them(servers, model, monkeypatch):
+    """The weights of before go on sampling until servers take over those of the sync."""
+    family, weights = model
+    ((one, other),) = begin(prompts_of(family, 1), SAMPLING, max_turns=1)
+    with engine_at(servers, recover_timeout_s=0.0) as engine:
+        engine.sync(family, weights, 0)
+        send = engine._sender.send
+        versions = []
+        with engine.continuous_requests() as requests:
+
+            def version_of(trajectory):
+                request = turn_request(family, trajectory, {})
+                requests.add(trajectory, request, turn_arguments(family, trajectory, SAMPLING, 3, 2048))
+                ((_, turn),) = requests.finished([])
+                return turn["version"]
+
+            def send_meanwhile(*args):
+                versions.append(version_of(one))
+                return send(*args)
+
+            monkeypatch.setattr(engine._sender, "send", send_meanwhile)
+            engine.sync_beside(family, weights, 1, nullcontext)
+            versions.append(version_of(other))
+    assert versions == [0, 1]
 
 
 def rollouts_of_a_rank(urls, weights_folder, kills):
