@@ -297,10 +297,12 @@ class ContinuousSampler:
             self._push(task, trajectory)
 
     def _end_answer(self, future: Future[Observed | None]) -> None:
-        task, trajectory = self._asked.pop(future)
+        task, trajectory = self._asked[future]
+        observed = future.result()  # after an error a checkpoint has the environment as it was before
+        del self._asked[future]
         del task.states_before[trajectory]
         if task.is_cancelled:
             return
-        self._num_without_room += not take_answer(trajectory, future.result(), self._limit)
+        self._num_without_room += not take_answer(trajectory, observed, self._limit)
         if trajectory.finish_reason is None:
             self._push(task, trajectory)

@@ -188,3 +188,18 @@ def test_an_error_ends_it_and_leaves_what_there_was(sampler, requests):
     with sampler.pause(), sampler.held():  # a checkpoint
         assert [one.number for one in sampler.tasks()] == [0, 1]
         assert one.trajectories[0].num_sampled == 2
+
+
+def test_an_environment_that_fails_is_saved_as_it_was_before_the_answer(sampler, requests):
+    one = task(0, lambda trajectory: future, max_turns=2)
+    future = Future()
+    first = one.trajectories[0]
+    first.environment_state = b"before"
+    sampler.submit([one])
+    requests.end(first, 1)
+    until(lambda: first in one.states_before)
+    first.environment_state = b"half changed"
+    future.set_exception(ConnectionError("gone"))
+    with pytest.raises(ConnectionError, match="gone"):
+        sampler.wait_for(1)
+    assert one.states_before == {first: b"before"}

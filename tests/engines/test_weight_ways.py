@@ -284,7 +284,8 @@ def test_a_pause_ends_with_the_adapters_of_the_weights_that_came(tmp_path):
         send_adapters(sender_of("files", tmp_path), stream, clients, "run", f"run:{step}", pause)
         servers[1].routes.version = servers[1].routes.base = NO_VERSION  # it was started anew
     assert found == [["run:0"] * 2, ["run:1"] * 2]
-    assert [is_asked(version, "run:*") for version in ("run:7", "run:base", NO_VERSION, "other:7")] == [True] + [False] * 3
+    versions = ("run:7", "run:base", NO_VERSION, "other:7")
+    assert [is_asked(version, "run:*") for version in versions] == [True, False, False, False]
     for server in servers:
         server.routes.close()
 
