@@ -236,7 +236,7 @@ class VLLMServerEngine(VLLMRollouts):
         while True:
             found = self._look(world)
             for number, info in found.items():
-                if not isinstance(info, str) and not self.pool.servers[number].is_up:
+                if not isinstance(info, str):  # whoever lost it: what one rank raises all must raise
                     _check_server(self.clients[number].url, info, family)
             network_loop().run(self.pool.adopt(found))
             there = {number: info for number, info in found.items() if not isinstance(info, str)}

@@ -244,11 +244,26 @@ class ServerPool:
         return {server.number: info for server, info in zip(chosen, found, strict=True)}
 
     async def _look_at(self, server: PooledServer) -> dict[str, Any] | str:
-        retries = None if len(self.servers) == 1 else 0
         try:
-            return await server.client.get_info_async(retries)
+            if len(self.servers) == 1:
+                return await server.client.get_info_async()
+            return await self.soon(server, server.client.get_info_async(retries=0))
         except (*SERVER_LOST, TimeoutError) as error:
             return str(error)
+
+    async def soon(self, server: PooledServer, answer: Awaitable[ItemT]) -> ItemT:
+        """An answer that no work stands before.
+
+        Raises:
+            TimeoutError: it does not come, for the server hangs.
+        """
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT_S):
+                return await answer
+        except TimeoutError as error:
+            raise TimeoutError(
+                f"the server at {server.client.url} hangs: no answer within {CHECK_TIMEOUT_S:g} s; its log may say why"
+            ) from error
 
     async def adopt(self, found: Mapping[int, dict[str, Any] | str]) -> None:
         """Takes what the ranks have found of all servers."""
@@ -309,7 +324,6 @@ class ServerPool:
     async def _check(self, server: PooledServer) -> None:
         """Has a server that hangs, or has gone without a word, left out; its requests would wait for ever."""
         try:
-            async with asyncio.timeout(CHECK_TIMEOUT_S):
-                await server.client.get_info_async(retries=0)
+            await self.soon(server, server.client.get_info_async(retries=0))
         except Exception as error:  # whatever it is: a server that does not answer as one is none
             self.leave_out(server, error)

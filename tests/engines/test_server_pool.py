@@ -19,6 +19,7 @@ from longrl.engines.server import VLLMServerEngine
 from longrl.engines.server_pool import ServersLost, lost_servers
 from longrl.engines.vllm_turns import turn_arguments, turn_request
 from longrl.environments.trajectory import begin
+from longrl.io.network_loop import network_loop
 from longrl.testing.engine_servers import EngineServers
 from longrl.types import SamplingParams
 from tests.distributed import run_distributed
@@ -249,6 +250,44 @@ def test_servers_are_asked_while_weights_are_gathered_for_them(servers, model, m
             engine.sync_beside(family, weights, 1, nullcontext)
             versions.append(version_of(other))
     assert versions == [0, 1]
+
+
+def test_a_sync_and_a_cut_go_on_without_a_server_that_hangs(servers, model, monkeypatch):
+    """Nobody looks after servers meanwhile, but who asks what they hold, and who has them cut."""
+    family, weights = model
+    monkeypatch.setattr(server_pool, "CHECK_TIMEOUT_S", 0.5)
+    ((one,),) = begin(prompts_of(family, 1), SamplingParams(1, 1000), max_turns=1)
+    with engine_at(servers) as engine:
+        engine.sync(family, weights, 0)
+        with engine.continuous_requests() as requests, ThreadPoolExecutor(1) as thread:
+            params = turn_arguments(family, one, one.sampling, 3, 2048) | {"stop_token_ids": []}
+            requests.add(one, turn_request(family, one, {}), params)
+            wait_for(lambda: any(client.get_info()["num_running"] for client in engine.clients))
+            (asked,) = [server for server in engine.pool.servers if server.under_way]
+            network_loop().run(engine.pool.rest())
+            servers.kill(asked.client.url, signal.SIGSTOP)
+            try:
+                requests.cut()
+                wait_for(lambda: not asked.is_up)
+                ((_, turn),) = requests.finished([])
+                assert turn["finish_reason"] == "cut"
+                asked.is_up = True  # as of another rank, which has not asked it for anything
+                synced = thread.submit(engine.sync, family, weights, 1)
+                wait_for(synced.done)
+                assert not asked.is_up
+                assert "hangs: no answer within 0.5 s" in asked.problem
+            finally:
+                servers.kill(asked.client.url)
+
+
+def test_a_server_of_another_vllm_is_refused_by_ranks_that_had_not_lost_it(servers, model, monkeypatch):
+    family, weights = model
+    with engine_at(servers) as engine:
+        engine.sync(family, weights, 0)
+        info = engine.client.get_info()
+        monkeypatch.setattr(engine, "_look", lambda world: {0: info, 1: info | {"vllm": "0.1"}})
+        with pytest.raises(ValueError, match=r"runs vllm 0\.1"):
+            engine.sync(family, weights, 1)
 
 
 def rollouts_of_a_rank(urls, weights_folder, kills):
