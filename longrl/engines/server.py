@@ -15,6 +15,7 @@ import contextlib
 import logging
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -103,6 +104,9 @@ class VLLMServerEngine(VLLMRollouts):
         if not addresses:
             raise ValueError("urls of VLLMServerEngine must name a server, got none; e.g. http://127.0.0.1:8000")
         self.clients = [ServerClient(url, timeout_s, retries) for url in addresses]
+        url, count = Counter(client.url for client in self.clients).most_common(1)[0]
+        if count > 1:
+            raise ValueError(f"urls of VLLMServerEngine must name each server once, got {url} {count} times")
         self.pool = ServerPool(self.clients, recover_timeout_s, self._resend)
         folder = Path(weights_folder) if weights_folder else default_folder()
         self._sender: WeightSender

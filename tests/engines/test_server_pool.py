@@ -155,6 +155,11 @@ def test_without_any_server_a_rollout_waits_until_one_is_back(servers, model):
                 engine.sync(family, weights, 1)
 
 
+def test_a_server_that_is_named_twice_is_told():
+    with pytest.raises(ValueError, match=r"name each server once, got http://a:1 2 times"):
+        VLLMServerEngine(["http://a:1", "http://b:1", "http://a:1/"])
+
+
 def test_what_another_rank_says_of_lost_servers_is_understood():
     lost = ServersLost("no rollout server is left (u: gone)")
     assert lost_servers(lost) == "no rollout server is left (u: gone)"
