@@ -113,17 +113,17 @@ class AsyncGroups(GroupSource):
             if not num_takes:
                 counts |= self._queue_lengths()
             num_takes += 1
-            missing = min(num_groups - len(groups), most - len(sampled))
+            missing = max(0, min(num_groups - len(groups), most - len(sampled)))
             new_groups = self._take(module, missing, step)
             sampled += new_groups
             groups += module.algorithm.select(new_groups)
             if not dp.max(len(groups) < num_groups and len(sampled) < most):
                 break
         num_rounds = dp.max(-(-len(sampled) // num_groups) - 1)
-        self._kept = []
+        groups, self._kept = groups[:num_groups], groups[num_groups:]  # other ranks' of a checkpoint may be too many
         self._has_batch = False
         counts["rollout/engine_requests"], busy = self._take_activity()
-        return StepGroups(groups, sampled, num_rounds, counts=counts, means={"rollout/engine_busy": busy})
+        return StepGroups(groups, sampled, num_rounds, self._kept, counts=counts, means={"rollout/engine_busy": busy})
 
     @override
     def before_update(self, module: PolicyModule, step: int) -> None:
@@ -159,17 +159,18 @@ class AsyncGroups(GroupSource):
         return {"rollout/asked_again": float(len(again)), "rollout/dropped": float(len(dropped))}
 
     def _ask(self, module: PolicyModule, count: int) -> None:
-        """Has so many further prompts sampled."""
+        """Has so many further prompts sampled. Every rank must call it."""
         lacking = count - len(self._queue)
         if lacking > 0:
             drawn = data_module_of(module.trainer).draw_prompts(lacking)
             self._queue.extend(AskedPrompt(prompt) for prompt in drawn)
         asked = [self._queue.popleft() for _ in range(count)]
+        numbers = [self._next_number(one) for one in asked]  # first: an error must not lose them
         self._encode(module, asked)
-        for one in asked:
-            number = self._next_number(one)
-            seed = prompt_seed(self.steps.seed, f"prompt {number} of rank {module.parallel.dp.rank}")
-            self._submit(module, number, self._begin(module, one.prompt), seed)
+        with module.parallel.world.raise_on_any_rank():  # only some have a thread, which may have ended by an error
+            for number, one in zip(numbers, asked, strict=True):
+                seed = prompt_seed(self.steps.seed, f"prompt {number} of rank {module.parallel.dp.rank}")
+                self._submit(module, number, self._begin(module, one.prompt), seed)
 
     def _take(self, module: PolicyModule, count: int, step: int) -> list[Group]:
         """So many finished groups, scored; waits for them. Every rank must call it."""
@@ -235,17 +236,21 @@ class AsyncGroups(GroupSource):
         begin_prompt = functools.partial(self._begin, module)
         sp_group = module.parallel.sp_group
         first = []
+        under_way = []
         for saved, prompt, trajectories in restored_prompts(self._restored, render, begin_prompt, sp_group):
             one = AskedPrompt(prompt, saved["num_tries"])
             if not trajectories:
                 first.append(one)
                 continue
             self._encode(module, [one])
-            self._submit(module, self._next_number(one), trajectories, saved["seed"])
+            under_way.append((self._next_number(one), trajectories, saved["seed"]))
         self._queue.extendleft(reversed(first))
         self._kept += restored_groups(self._restored_groups, render, sp_group)
-        self._restored = []
+        self._restored = []  # they are among the others from here on
         self._restored_groups = []
+        with module.parallel.world.raise_on_any_rank():
+            for number, trajectories, seed in under_way:
+                self._submit(module, number, trajectories, seed)
 
     @property
     def _limit(self) -> tuple[int, str]:
@@ -348,6 +353,8 @@ class AsyncGroups(GroupSource):
         if self._sampler is not None:
             self._sampler.close()
             self._sampler = None
+        self._queue.extendleft(reversed(self._asked.values()))  # nobody samples them any more
+        self._asked.clear()
         self._is_started = False
 
 

@@ -52,7 +52,9 @@ class SamplingTask:
     states_before: dict[Trajectory, bytes | None] = field(default_factory=dict)
     """Environments before the turn that they are answering: a checkpoint has it answered once more."""
     first_request: dict[str, Any] | None = None
-    """That of all first turns, whose features are large."""
+    """That of all first turns."""
+    media: tuple[Any, Any] | None = None
+    """Ids and features, on the host, of the media in its first turns: all that have the same share them."""
 
     @property
     def is_finished(self) -> bool:
@@ -262,9 +264,9 @@ class ContinuousSampler:
     def _request(self, task: SamplingTask, trajectory: Trajectory) -> dict[str, Any]:
         if trajectory.turns or trajectory.num_sampled:
             task.first_request = None  # most have begun
-            return turn_request(self._family, trajectory, task.features)
+            return with_shared_media(turn_request(self._family, trajectory, task.features), task)
         if task.first_request is None:
-            task.first_request = turn_request(self._family, trajectory, task.features)
+            task.first_request = with_shared_media(turn_request(self._family, trajectory, task.features), task)
         return task.first_request
 
     def _receive(self, requests: ContinuousRequests) -> None:
@@ -297,10 +299,37 @@ class ContinuousSampler:
             self._push(task, trajectory)
 
     def _end_answer(self, future: Future[Observed | None]) -> None:
-        task, trajectory = self._asked.pop(future)
+        task, trajectory = self._asked[future]
+        observed = future.result()  # after an error a checkpoint has the environment as it was before
+        del self._asked[future]
         del task.states_before[trajectory]
         if task.is_cancelled:
             return
-        self._num_without_room += not take_answer(trajectory, future.result(), self._limit)
+        self._num_without_room += not take_answer(trajectory, observed, self._limit)
         if trajectory.finish_reason is None:
             self._push(task, trajectory)
+
+
+def with_shared_media(request: dict[str, Any], task: SamplingTask) -> dict[str, Any]:
+    """A turn's request with features on the host, those of the prompt in one copy for the whole task.
+
+    They are large, and of a completion under way its request is kept: a copy of each would fill the trainer's GPU.
+    """
+    ids = request.get("multi_modal_uuids")  # by which vLLM, too, keeps features
+    if ids is None:
+        return request
+    if task.media is not None and task.media[0] == ids:
+        return request | {"multi_modal_data": task.media[1]}
+    features = on_host(request["multi_modal_data"])
+    if task.media is None:
+        task.media = ids, features
+    return request | {"multi_modal_data": features}
+
+
+def on_host(value: Any) -> Any:
+    """Nested dicts and lists with their tensors on the host."""
+    if isinstance(value, dict):
+        return {name: on_host(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [on_host(item) for item in value]
+    return value.cpu() if isinstance(value, Tensor) else value

@@ -15,6 +15,7 @@ import contextlib
 import logging
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -103,6 +104,9 @@ class VLLMServerEngine(VLLMRollouts):
         if not addresses:
             raise ValueError("urls of VLLMServerEngine must name a server, got none; e.g. http://127.0.0.1:8000")
         self.clients = [ServerClient(url, timeout_s, retries) for url in addresses]
+        url, count = Counter(client.url for client in self.clients).most_common(1)[0]
+        if count > 1:
+            raise ValueError(f"urls of VLLMServerEngine must name each server once, got {url} {count} times")
         self.pool = ServerPool(self.clients, recover_timeout_s, self._resend)
         folder = Path(weights_folder) if weights_folder else default_folder()
         self._sender: WeightSender
@@ -201,8 +205,7 @@ class VLLMServerEngine(VLLMRollouts):
         if not self._run:
             self._run = world.gather(uuid.uuid4().hex[:12])[0]
         self._version = f"{self._run}:{step}"
-        network_loop().run(self.pool.rest())  # it would go on giving older weights to servers that come back
-        self.pool.version = self._version
+        network_loop().run(self.pool.begin_sync(self._version))
         for attempt in range(MAX_SENDS):
             lacking = self._lacking(family, world)
             if not lacking:
@@ -237,7 +240,7 @@ class VLLMServerEngine(VLLMRollouts):
         while True:
             found = self._look(world)
             for number, info in found.items():
-                if not isinstance(info, str) and not self.pool.servers[number].is_up:
+                if not isinstance(info, str):  # whoever lost it: what one rank raises all must raise
                     _check_server(self.clients[number].url, info, family)
             network_loop().run(self.pool.adopt(found))
             there = {number: info for number, info in found.items() if not isinstance(info, str)}

@@ -183,7 +183,7 @@ class PooledRequests(ContinuousRequests):
 
     async def _cut_at(self, server: PooledServer) -> None:
         try:
-            await server.client.cut_async(self._sender)
+            await self._pool.soon(server, server.client.cut_async(self._sender))
         except (*SERVER_LOST, TimeoutError) as error:
             self._pool.leave_out(server, error)
         finally:

@@ -26,6 +26,8 @@ BUSY = (429, 502, 503, 504)
 CONNECT_S = 10.0
 IDLE_S = 1.0
 """A connection that was idle so long is not used again."""
+MAX_BROUGHT = 1 << 16
+"""Names of tensors that are remembered of a server; then it is asked anew which ones it has."""
 MAX_ANSWER_BYTES = 1 << 30
 """Limit of an answer: 10 million tokens with their log-probabilities take about 300 MB."""
 RESUME = (
@@ -222,7 +224,7 @@ class ServerClient:
                 raise ConnectionError(
                     f"the server at {self.url} could not be brought tensors by another request either"
                 )
-            if self._brought_with != version:
+            if self._brought_with != version or len(self._brought) > MAX_BROUGHT:
                 self._brought.clear()
                 self._brought_with = version
             names = sorted(tensors.keys() - self._brought)

@@ -93,6 +93,8 @@ class ServerPool:
         self.recover_timeout_s = recover_timeout_s
         self.version = protocol.NO_VERSION
         """Of the last sync."""
+        self._version_before = protocol.NO_VERSION
+        """While there is a sync, of the one before: by those weights servers sample until they are given others."""
         self.num_ranks = 1
         self.rank = 0
         self.num_losses = 0
@@ -216,7 +218,8 @@ class ServerPool:
         """A server answers with this description."""
         was_ready = server.is_ready
         server.is_up = True
-        server.has_weights = info["version"] == self.version
+        known = {self.version, self._version_before} - {protocol.NO_VERSION}
+        server.has_weights = info["version"] in known
         server.is_taken = server.is_taken and not server.has_weights
         server.slots = int(info.get("slots", DEFAULT_SLOTS))
         if server.is_ready and not was_ready:
@@ -227,11 +230,6 @@ class ServerPool:
     def _tell(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
-
-    def _lost(self) -> ServersLost:
-        problems = "; ".join(f"{server.client.url}: {server.problem}" for server in self.servers)
-        waited = f" for recover_timeout_s={self.recover_timeout_s:g}" if self.recover_timeout_s else ""
-        return ServersLost(f"no rollout server is left{waited} ({problems}). To go on, {RESUME}")
 
     def lost(self) -> ServersLost:
         """What there is to say where no server is left."""
@@ -246,11 +244,26 @@ class ServerPool:
         return {server.number: info for server, info in zip(chosen, found, strict=True)}
 
     async def _look_at(self, server: PooledServer) -> dict[str, Any] | str:
-        retries = None if len(self.servers) == 1 else 0
         try:
-            return await server.client.get_info_async(retries)
+            if len(self.servers) == 1:
+                return await server.client.get_info_async()
+            return await self.soon(server, server.client.get_info_async(retries=0))
         except (*SERVER_LOST, TimeoutError) as error:
             return str(error)
+
+    async def soon(self, server: PooledServer, answer: Awaitable[ItemT]) -> ItemT:
+        """An answer that no work stands before.
+
+        Raises:
+            TimeoutError: it does not come, for the server hangs.
+        """
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT_S):
+                return await answer
+        except TimeoutError as error:
+            raise TimeoutError(
+                f"the server at {server.client.url} hangs: no answer within {CHECK_TIMEOUT_S:g} s; its log may say why"
+            ) from error
 
     async def adopt(self, found: Mapping[int, dict[str, Any] | str]) -> None:
         """Takes what the ranks have found of all servers."""
@@ -263,9 +276,16 @@ class ServerPool:
     # -- in the background ---------------------------------------------------------------------------------------
 
     async def watch(self) -> None:
-        """Begins to look after the servers, for as long as the pool is used."""
+        """A sync is over: begins to look after the servers, for as long as the pool is used."""
+        self._version_before = self.version
         if self._watching is None or self._watching.done():
             self._watching = asyncio.create_task(self._watch())
+
+    async def begin_sync(self, version: str) -> None:
+        """Stops looking, which would go on giving older weights to servers that come back."""
+        await self.rest()
+        if version != self.version:
+            self._version_before, self.version = self.version, version
 
     async def rest(self) -> None:
         """Stops looking: nothing is sent to any server that nobody asked for."""
@@ -304,7 +324,6 @@ class ServerPool:
     async def _check(self, server: PooledServer) -> None:
         """Has a server that hangs, or has gone without a word, left out; its requests would wait for ever."""
         try:
-            async with asyncio.timeout(CHECK_TIMEOUT_S):
-                await server.client.get_info_async(retries=0)
+            await self.soon(server, server.client.get_info_async(retries=0))
         except Exception as error:  # whatever it is: a server that does not answer as one is none
             self.leave_out(server, error)

@@ -226,8 +226,12 @@ def step_of(version: str) -> int:
 
 
 def is_asked(version: str, asked: str) -> bool:
-    """Whether weights are those that were asked for, by their version or as any of the run's."""
-    return version == asked or (version != NO_VERSION and asked == f"{run_of(version)}:{ANY_STEP}")
+    """Whether weights are those that were asked for, by their version or as those of any step of the run.
+
+    Weights without the adapters that belong to them are of no step.
+    """
+    run, _, step = version.rpartition(":")
+    return version == asked or (step.isdecimal() and asked == f"{run}:{ANY_STEP}")
 
 
 def model_sizes(family: CausalFamily) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
@@ -45,19 +46,21 @@ def send_adapters(
         infos = [client.get_info() for client in clients]
         _check(weights, clients, [info["takes_adapters"] for info in infos])
     num_bytes = 0
-    if not all(world.gather(all(info["base"] == base for info in infos))):
-        num_bytes += sender.send(weights, clients, base, pause)
-    names: dict[str, str] = {}
-    tensors: dict[str, Tensor] = {}
-    for name, matrix in adapter_tensors(weights.family, weights.model, weights.bucket_bytes):
-        num_bytes += matrix.nbytes
-        if clients:
-            content = matrix.cpu().contiguous()
-            names[name] = content_name(content)
-            tensors[names[name]] = content
-    with pause(), world.raise_on_any_rank():
-        for client in clients:
-            client.load_adapters({"version": version, "base": base, "adapters": names}, tensors)
+    with contextlib.ExitStack() as paused:
+        if not all(world.gather(all(info["base"] == base for info in infos))):
+            paused.enter_context(pause())  # until adapters are there: nothing is sampled by weights without theirs
+            num_bytes += sender.send(weights, clients, base, pause)
+        names: dict[str, str] = {}
+        tensors: dict[str, Tensor] = {}
+        for name, matrix in adapter_tensors(weights.family, weights.model, weights.bucket_bytes):
+            num_bytes += matrix.nbytes
+            if clients:
+                content = matrix.cpu().contiguous()
+                names[name] = content_name(content)
+                tensors[names[name]] = content
+        with pause(), world.raise_on_any_rank():
+            for client in clients:
+                client.load_adapters({"version": version, "base": base, "adapters": names}, tensors)
     return num_bytes
 
 

@@ -40,7 +40,7 @@ class WeightSender(Protocol):
             weights: which every rank goes through once.
             clients: of the servers that this rank tells; those of all ranks are all that there are.
             version: what the servers are to call them.
-            pause: entered while servers take them over; no request is under way inside.
+            pause: entered while servers take them over, perhaps within another; no request is under way inside.
 
         Returns:
             Bytes that rank 0 sent or wrote, however many servers read them.

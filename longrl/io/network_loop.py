@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import os
+import resource
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
@@ -12,11 +14,15 @@ from typing import Any, TypeVar
 
 ResultT = TypeVar("ResultT")
 
+MAX_CONNECTIONS = 1 << 16
+"""What is waited for at once may have that many connections, if the system lets it."""
+
 
 class NetworkLoop:
     """An event loop in a thread of its own, for as long as the process lives."""
 
     def __init__(self) -> None:
+        allow_connections()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="network", daemon=True).start()
 
@@ -42,3 +48,12 @@ def network_loop() -> NetworkLoop:
 @functools.lru_cache(maxsize=1)  # a fork has the loop, but not its thread
 def _loop_of(process: int) -> NetworkLoop:
     return NetworkLoop()
+
+
+def allow_connections() -> None:
+    """Raises the process's own limit of open files, often 1024: a server would look lost to the next connection."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS if hard == resource.RLIM_INFINITY else min(hard, MAX_CONNECTIONS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):  # some systems have a lower limit than they say
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -4,15 +4,18 @@ import collections
 import json
 import math
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning.pytorch import Callback
 
 from longrl.algorithms import Algorithm, greedy_centered
+from longrl.callbacks.async_groups import AskedPrompt, AsyncGroups
 from longrl.datamodules.longvideo_reason import LongVideoReason
 from longrl.engines.hf import HFEngine
 from longrl.modules.policy import OptimizerSettings, PolicyModule
+from longrl.strategies.axis import world_axis
 from longrl.types import SamplingParams
 from tests.callbacks.test_environment_rollouts import rl as clips_rl
 from tests.callbacks.test_rollout import Elsewhere, callback, data_module, half_right, ids, trainer_of
@@ -171,6 +174,46 @@ def test_an_error_in_the_middle_of_a_step_loses_nothing(tmp_path, monkeypatch):
     assert kept == first[3].prompt.id
     monkeypatch.undo()
     assert sorted(waiting + ids(first)) == sorted(drawn(tmp_path, len(waiting) + len(first)))
+
+
+class WithoutThread(AsyncGroups):
+    """Of two ranks the second has a thread that an error has ended."""
+
+    def _encode(self, module, asked):
+        pass
+
+    def _begin(self, module, prompt):
+        return []
+
+    def _submit(self, module, number, trajectories, seed):
+        if module.parallel.world.rank == 1:
+            raise ConnectionError("gone")
+
+
+def asked_on_a_rank():
+    world = world_axis()
+    groups = WithoutThread(SimpleNamespace(seed=0), 2, 0)
+    groups._queue.extend(AskedPrompt(None) for _ in range(4))
+    with pytest.raises((ConnectionError, RuntimeError), match="gone"):
+        groups._ask(SimpleNamespace(parallel=SimpleNamespace(world=world, dp=world)), 3)
+    return sorted(groups._asked), len(groups._queue)
+
+
+def test_a_thread_that_an_error_has_ended_is_known_on_all_ranks_and_loses_no_prompt():
+    assert run_distributed(asked_on_a_rank, 2) == [([0, 1, 2], 1)] * 2
+
+
+def test_groups_too_many_for_a_step_wait_for_the_next(tmp_path):
+    """As of a checkpoint of more ranks."""
+    ((_, batch),) = fit(tmp_path, asynchronous(SlowEngine()), steps=1).batches
+    rollouts = asynchronous(SlowEngine())
+    rollouts._source._kept = [*batch.groups, *batch.groups]
+    seen = fit(tmp_path, rollouts, steps=3)
+    assert [len(batch.groups) for _, batch in seen.batches] == [2, 2, 2]
+    assert trained(seen)[:4] == ids(batch.groups) * 2
+    # What was under way at the end would be the first that a further run asks.
+    assert not rollouts._source._asked
+    assert len(rollouts._source._queue) == 4
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from longrl.engines.continuous import ContinuousSampler, SamplingTask
 from longrl.engines.turn_requests import ContinuousRequests
 from longrl.environments.trajectory import Trajectory, begin
 from longrl.types import Observed, SamplingParams
-from tests.tiny import row, text_family
+from tests.tiny import mixed_prompts, row, text_family, vl_family
 
 SAMPLING = SamplingParams(num_generations=2, max_completion_tokens=6)
 
@@ -188,3 +188,37 @@ def test_an_error_ends_it_and_leaves_what_there_was(sampler, requests):
     with sampler.pause(), sampler.held():  # a checkpoint
         assert [one.number for one in sampler.tasks()] == [0, 1]
         assert one.trajectories[0].num_sampled == 2
+
+
+def test_an_environment_that_fails_is_saved_as_it_was_before_the_answer(sampler, requests):
+    one = task(0, lambda trajectory: future, max_turns=2)
+    future = Future()
+    first = one.trajectories[0]
+    first.environment_state = b"before"
+    sampler.submit([one])
+    requests.end(first, 1)
+    until(lambda: first in one.states_before)
+    first.environment_state = b"half changed"
+    future.set_exception(ConnectionError("gone"))
+    with pytest.raises(ConnectionError, match="gone"):
+        sampler.wait_for(1)
+    assert one.states_before == {first: b"before"}
+
+
+def test_completions_of_a_prompt_share_its_features_also_behind_a_cut(requests):
+    family = vl_family()
+    prompt = mixed_prompts(family)[0]
+    features = {item.key: torch.randn(family.num_features(item), family.feature_size) for item in prompt.media}
+    (trajectories,) = begin([prompt], SAMPLING, 1)
+    sampler = ContinuousSampler(family, lambda: contextlib.nullcontext(requests), 200, "max_model_len")
+    with contextlib.closing(sampler):
+        sampler.submit([SamplingTask(0, trajectories, features, 5)])
+        until(lambda: len(requests.pending) == 2)
+        with sampler.pause():
+            pass
+        until(lambda: len(requests.asked) == 4)
+    data = [request["multi_modal_data"] for _, request, _ in requests.asked]
+    for kind, of_kind in family.engine_request(prompt, features)["multi_modal_data"].items():
+        for name, wanted in of_kind.items():
+            assert torch.equal(data[0][kind][name], wanted)
+            assert all(one[kind][name] is data[0][kind][name] for one in data)

@@ -161,6 +161,15 @@ def test_only_the_tensors_that_are_missing_are_sent(fake):
         client_of(fake((409, {"missing": ["x"]}))).generate("v", REQUEST, PARAMS)
 
 
+def test_the_tensors_that_are_remembered_do_not_grow_with_the_run(fake, monkeypatch):
+    monkeypatch.setattr(server_client, "MAX_BROUGHT", 3)
+    client = ServerClient(fake((200, {"version": "r:0", "completions": [[ONE]]})).url, 5, 0)
+    for number in range(20):  # over several updates the version is one
+        client.generate("r:*", [{"embeds": torch.full((1, 2), number)}], PARAMS, bring_first=True)
+        assert 0 < len(client._brought) <= 4
+    client.close()
+
+
 def test_threads_with_the_same_tensors_bring_them_once(fake):
     tensors = {}
     dump_requests(REQUEST, tensors)

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from longrl.engines.server import VLLMServerEngine
 from longrl.engines.server_pool import ServersLost, lost_servers
 from longrl.engines.vllm_turns import turn_arguments, turn_request
 from longrl.environments.trajectory import begin
+from longrl.io.network_loop import network_loop
 from longrl.testing.engine_servers import EngineServers
 from longrl.types import SamplingParams
 from tests.distributed import run_distributed
@@ -154,6 +155,11 @@ def test_without_any_server_a_rollout_waits_until_one_is_back(servers, model):
                 engine.sync(family, weights, 1)
 
 
+def test_a_server_that_is_named_twice_is_told():
+    with pytest.raises(ValueError, match=r"name each server once, got http://a:1 2 times"):
+        VLLMServerEngine(["http://a:1", "http://b:1", "http://a:1/"])
+
+
 def test_what_another_rank_says_of_lost_servers_is_understood():
     lost = ServersLost("no rollout server is left (u: gone)")
     assert lost_servers(lost) == "no rollout server is left (u: gone)"
@@ -223,6 +229,70 @@ def test_a_server_that_hangs_is_found_out_and_one_that_is_hung_up_on_stops(serve
             requests.add(endless, turn_request(family, endless, {}), params)
             wait_for(lambda: engine.client.get_info()["num_running"] == 1)
         wait_for(lambda: engine.client.get_info()["num_running"] == 0)
+
+
+def test_servers_are_asked_while_weights_are_gathered_for_them(servers, model, monkeypatch):
+    """The weights of before go on sampling until servers take over those of the sync."""
+    family, weights = model
+    ((one, other),) = begin(prompts_of(family, 1), SAMPLING, max_turns=1)
+    with engine_at(servers, recover_timeout_s=0.0) as engine:
+        engine.sync(family, weights, 0)
+        send = engine._sender.send
+        versions = []
+        with engine.continuous_requests() as requests:
+
+            def version_of(trajectory):
+                request = turn_request(family, trajectory, {})
+                requests.add(trajectory, request, turn_arguments(family, trajectory, SAMPLING, 3, 2048))
+                ((_, turn),) = requests.finished([])
+                return turn["version"]
+
+            def send_meanwhile(*args):
+                versions.append(version_of(one))
+                return send(*args)
+
+            monkeypatch.setattr(engine._sender, "send", send_meanwhile)
+            engine.sync_beside(family, weights, 1, nullcontext)
+            versions.append(version_of(other))
+    assert versions == [0, 1]
+
+
+def test_a_sync_and_a_cut_go_on_without_a_server_that_hangs(servers, model, monkeypatch):
+    """Nobody looks after servers meanwhile, but who asks what they hold, and who has them cut."""
+    family, weights = model
+    monkeypatch.setattr(server_pool, "CHECK_TIMEOUT_S", 0.5)
+    ((one,),) = begin(prompts_of(family, 1), SamplingParams(1, 1000), max_turns=1)
+    with engine_at(servers) as engine:
+        engine.sync(family, weights, 0)
+        with engine.continuous_requests() as requests, ThreadPoolExecutor(1) as thread:
+            params = turn_arguments(family, one, one.sampling, 3, 2048) | {"stop_token_ids": []}
+            requests.add(one, turn_request(family, one, {}), params)
+            wait_for(lambda: any(client.get_info()["num_running"] for client in engine.clients))
+            (asked,) = [server for server in engine.pool.servers if server.under_way]
+            network_loop().run(engine.pool.rest())
+            servers.kill(asked.client.url, signal.SIGSTOP)
+            try:
+                requests.cut()
+                wait_for(lambda: not asked.is_up)
+                ((_, turn),) = requests.finished([])
+                assert turn["finish_reason"] == "cut"
+                asked.is_up = True  # as of another rank, which has not asked it for anything
+                synced = thread.submit(engine.sync, family, weights, 1)
+                wait_for(synced.done)
+                assert not asked.is_up
+                assert "hangs: no answer within 0.5 s" in asked.problem
+            finally:
+                servers.kill(asked.client.url)
+
+
+def test_a_server_of_another_vllm_is_refused_by_ranks_that_had_not_lost_it(servers, model, monkeypatch):
+    family, weights = model
+    with engine_at(servers) as engine:
+        engine.sync(family, weights, 0)
+        info = engine.client.get_info()
+        monkeypatch.setattr(engine, "_look", lambda world: {0: info, 1: info | {"vllm": "0.1"}})
+        with pytest.raises(ValueError, match=r"runs vllm 0\.1"):
+            engine.sync(family, weights, 1)
 
 
 def rollouts_of_a_rank(urls, weights_folder, kills):

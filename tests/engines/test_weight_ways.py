@@ -15,6 +15,7 @@ from tests.distributed import run_distributed
 
 pytest.importorskip("vllm")
 
+from longrl.engines.server_protocol import NO_VERSION, is_asked
 from longrl.engines.weight_adapter_sender import send_adapters
 from longrl.engines.weight_broadcast import BroadcastSender
 from longrl.engines.weight_buckets import cut_buckets
@@ -261,6 +262,32 @@ def test_adapters_go_beside_weights_that_go_once(way, tmp_path):
         send_adapters(sender, stream, [plain.client], "run", "run:3", contextlib.nullcontext)
     sender.close()
     server.routes.close()
+
+
+def test_a_pause_ends_with_the_adapters_of_the_weights_that_came(tmp_path):
+    """Between the two a server would sample by weights that are of no step."""
+    family = text_family(lora=LoRASettings(rank=4, alpha=8))
+    servers = [StandInServer(family, tmp_path, takes_adapters=True) for _ in range(2)]
+    found, depth = [], []
+
+    @contextlib.contextmanager
+    def pause():
+        depth.append(None)
+        yield
+        depth.pop()
+        if not depth:
+            found.append([server.routes.version for server in servers])
+
+    stream = WeightStream(family, build_from(family, None), merge=False)
+    clients = [server.client for server in servers]
+    for step in range(2):
+        send_adapters(sender_of("files", tmp_path), stream, clients, "run", f"run:{step}", pause)
+        servers[1].routes.version = servers[1].routes.base = NO_VERSION  # it was started anew
+    assert found == [["run:0"] * 2, ["run:1"] * 2]
+    versions = ("run:7", "run:base", NO_VERSION, "other:7")
+    assert [is_asked(version, "run:*") for version in versions] == [True, False, False, False]
+    for server in servers:
+        server.routes.close()
 
 
 def test_small_changes_are_rounded_away_in_merged_weights_and_arrive_in_adapters(tmp_path):
