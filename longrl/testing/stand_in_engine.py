@@ -134,6 +134,7 @@ class StandInEngine:
         self._slots = asyncio.Semaphore(max_num_seqs)
         self._running: dict[str, _Running] = {}
         self._to_compute: list[_Running] = []
+        self._is_computing = False
         self._idle = asyncio.Condition()
         self._is_open = asyncio.Event()
         self._is_open.set()
@@ -183,27 +184,28 @@ class StandInEngine:
         return [([], [], "abort")] * running.ask.sampling.num_generations
 
     def _compute(self) -> None:
-        """Has the thread compute what waits for it: requests of one completion together, any other alone."""
-        waiting = self._to_compute
-        self._to_compute = []
-        # 1. Those about one prompt are siblings.
-        families: dict[Any, list[_Running]] = {}
-        for number, running in enumerate(waiting):
-            one = running.ask.sampling
-            alone = number if one.num_generations > 1 else None
-            key = (alone, one.temperature, one.top_k, one.top_p, running.ask.prompt_key)
-            families.setdefault(key, []).append(running)
-        # 2. As many of equal numbers as fit.
-        batches: dict[Any, list[list[_Running]]] = {}
-        for key, siblings in families.items():
-            batches.setdefault((len(siblings), *key[:-1]), []).append(siblings)
-        for (num_siblings, *_), alike in batches.items():
-            together = max(1, MAX_TOGETHER // num_siblings)
-            for start in range(0, len(alike), together):
-                batch = [running for siblings in alike[start : start + together] for running in siblings]
-                loop = asyncio.get_running_loop()
-                computed = loop.run_in_executor(self._thread, self._sample, batch, num_siblings)
-                computed.add_done_callback(functools.partial(_hand_out, batch))
+        """Has the thread compute some of what waits for it, and what came meanwhile once it has."""
+        if self._is_computing or not self._to_compute:
+            return
+        self._is_computing = True
+        batch, num_siblings = next_batch(self._to_compute)
+        taken = set(map(id, batch))
+        self._to_compute = [running for running in self._to_compute if id(running) not in taken]
+        computed = asyncio.get_running_loop().run_in_executor(self._thread, self._sample, batch, num_siblings)
+        computed.add_done_callback(functools.partial(self._hand_out, batch))
+
+    def _hand_out(self, batch: Sequence[_Running], computed: asyncio.Future[list[list[Sampled]]]) -> None:
+        """Gives requests that were computed together their completions."""
+        self._is_computing = False
+        error = computed.exception()
+        for number, running in enumerate(batch):
+            if running.sampled.done():  # it was cut, its sender hung up, or it stands here twice
+                continue
+            if error is not None:
+                running.sampled.set_exception(error)
+            else:
+                running.sampled.set_result(computed.result()[number])
+        self._compute()
 
     def _sample(self, batch: Sequence[_Running], num_siblings: int) -> list[list[Sampled]]:
         """Completions of requests that are computed together; none if all were cut."""
@@ -287,13 +289,30 @@ class StandInEngine:
         """Nothing is kept between requests."""
 
 
-def _hand_out(batch: list[_Running], computed: asyncio.Future[list[list[Sampled]]]) -> None:
-    """Gives requests that were computed together their completions."""
-    error = computed.exception()
-    for number, running in enumerate(batch):
-        if running.sampled.done():  # it was cut, or its sender hung up
-            continue
-        if error is not None:
-            running.sampled.set_exception(error)
-        else:
-            running.sampled.set_result(computed.result()[number])
+def next_batch(waiting: Sequence[_Running]) -> tuple[list[_Running], int]:
+    """Requests that are computed together, and how many neighbours ask about one prompt.
+
+    The one that has waited longest is among them; one of several completions is alone. Where prompts have fewer
+    requests than others the last one stands there again.
+    """
+    oldest = waiting[0].ask.sampling
+    if oldest.num_generations > 1:
+        return [waiting[0]], 1
+    wanted = (1, oldest.temperature, oldest.top_k, oldest.top_p)
+    of_prompts: dict[Any, list[_Running]] = {}
+    for running in waiting:
+        one = running.ask.sampling
+        if (one.num_generations, one.temperature, one.top_k, one.top_p) == wanted:
+            of_prompts.setdefault(running.ask.prompt_key, []).append(running)
+    families = list(of_prompts.values())
+    first = len(families[0])
+    families.sort(key=lambda family: abs(len(family) - first))  # those of like size, the oldest first
+    batch: list[list[_Running]] = []
+    most = 0
+    for family in families:
+        larger = max(most, len(family))
+        if batch and larger * (len(batch) + 1) > MAX_TOGETHER:
+            break
+        batch.append(family)
+        most = larger
+    return [running for family in batch for running in family + family[-1:] * (most - len(family))], most
