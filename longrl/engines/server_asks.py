@@ -184,7 +184,12 @@ class PooledRequests(ContinuousRequests):
     async def _cut_at(self, server: PooledServer) -> None:
         try:
             await self._pool.soon(server, server.client.cut_async(self._sender))
-        except (*SERVER_LOST, TimeoutError) as error:
+        except (
+            *SERVER_LOST,
+            TimeoutError,
+            RuntimeError,
+            ValueError,
+        ) as error:  # or what is no server of ours
             self._pool.leave_out(server, error)
         finally:
             self._cutting.discard(server)

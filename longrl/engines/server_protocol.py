@@ -11,11 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import threading
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from longrl.features.provenance import tensor_bytes
 from longrl.io.jsonl import parse_json
@@ -77,12 +79,37 @@ def dump_requests(requests: Sequence[dict[str, Any]], tensors: dict[str, Tensor]
             raise TypeError(f"a request holds tensors and plain values, got {type(value).__name__}")
         tensor = value.detach().to("cpu").contiguous()
         pieces = tensor.split(PIECE_ROWS) if tensor.dim() else (tensor,)
-        names = [content_name(piece) for piece in pieces]
+        names = _known_names(value)
+        if names is None:
+            names = [content_name(piece) for piece in pieces]
+            _note_names(value, names)
         for name, piece in zip(names, pieces, strict=True):
             tensors.setdefault(name, piece)
         return {_MARK: names}
 
     return json.dumps(requests, default=replace_tensor)
+
+
+_names_of: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""tensor -> (its version, names of its pieces): completions of a prompt share its features, and each is asked for anew
+behind every cut."""
+_names_lock = threading.Lock()
+
+
+def _known_names(tensor: Tensor) -> list[str] | None:
+    """The names that it was given before, unless it was written to since; inference tensors do not say."""
+    if tensor.is_inference():
+        return None
+    with _names_lock:
+        version, names = _names_of.get(tensor, (None, None))
+    return names if version == tensor._version else None
+
+
+def _note_names(tensor: Tensor, names: list[str]) -> None:
+    if tensor.is_inference():
+        return
+    with _names_lock:
+        _names_of[tensor] = (tensor._version, names)
 
 
 def content_name(tensor: Tensor) -> str:

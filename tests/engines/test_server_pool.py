@@ -191,7 +191,11 @@ def test_a_server_that_dies_while_it_loads_is_left_out(servers, model, monkeypat
         assert [server.is_ready for server in engine.pool.servers] == [True, True]
 
 
-def test_what_is_cut_ends_also_where_its_server_is_gone(servers, model):
+@pytest.mark.parametrize("ends", ["is gone", "refuses"])
+def test_what_is_cut_ends_also_where_its_server_is_gone(servers, model, ends):
+    async def refuse(sender):
+        raise ValueError("HTTP 404")
+
     family, weights = model
     ((one, other, third, fourth),) = begin(prompts_of(family, 1), SamplingParams(4, 200), max_turns=1)
     with engine_at(servers) as engine:
@@ -202,7 +206,10 @@ def test_what_is_cut_ends_also_where_its_server_is_gone(servers, model):
                 params = turn_arguments(family, trajectory, trajectory.sampling, 3, 2048) | {"stop_token_ids": []}
                 requests.add(trajectory, request, params)
             time.sleep(4 * SECONDS_PER_TOKEN)
-            servers.kill(servers.urls[1])
+            if ends == "is gone":
+                servers.kill(servers.urls[1])
+            else:
+                engine.clients[1].cut_async = refuse
             ended = []
             while requests.num_pending:
                 requests.cut()

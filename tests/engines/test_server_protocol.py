@@ -3,7 +3,15 @@ import json
 import pytest
 import torch
 
-from longrl.engines.server_protocol import PIECE_ROWS, dump_requests, load_requests, pack_message, unpack_message
+from longrl.engines import server_protocol
+from longrl.engines.server_protocol import (
+    PIECE_ROWS,
+    content_name,
+    dump_requests,
+    load_requests,
+    pack_message,
+    unpack_message,
+)
 
 
 def test_a_request_comes_out_as_it_went_in():
@@ -43,6 +51,27 @@ def test_features_that_others_were_appended_to_cross_once():
     joined = {}
     one, other = (load_requests(text, sent, 1, joined)[0]["video_embeds"] for _ in range(2))
     assert one is other
+
+
+def test_features_are_hashed_once_however_often_they_are_asked_about(monkeypatch):
+    hashed = []
+
+    def name(tensor):
+        hashed.append(tensor)
+        return content_name(tensor)
+
+    monkeypatch.setattr(server_protocol, "content_name", name)
+    video = torch.arange(PIECE_ROWS + 5.0)[:, None]
+    first = dump_requests([{"video_embeds": video}], {})
+    sent = {}
+    assert dump_requests([{"video_embeds": video}, {"video_embeds": video}], sent)[1:-1].startswith(first[1:-1])
+    assert len(hashed) == len(sent) == 2, "its pieces"
+    video[0] = 7  # written to, it is another one
+    assert dump_requests([{"video_embeds": video}], sent) != first
+    assert len(hashed) == 4
+    with torch.inference_mode():
+        inferred = video + 0
+    assert dump_requests([{"video_embeds": inferred}], sent) == dump_requests([{"video_embeds": video}], sent)
 
 
 def test_pieces_of_different_tensors_are_refused():
