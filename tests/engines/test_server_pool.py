@@ -209,7 +209,8 @@ def test_what_is_cut_ends_also_where_its_server_is_gone(servers, model, ends):
             if ends == "is gone":
                 servers.kill(servers.urls[1])
             else:
-                engine.clients[1].cut_async = refuse
+                for server in engine.pool.servers:
+                    server.client.cut_async = refuse if server.under_way else server.client.cut_async
             ended = []
             while requests.num_pending:
                 requests.cut()
