@@ -110,7 +110,8 @@ BELOW_0 = "seed init_seed RewardTerm.weight right_short right_full wrong_short w
 """Options that may be below 0."""
 ZERO = """
 seed init_seed RewardTerm.weight right_short right_full wrong_short wrong_full exceeded retries backoff_s
-max_backoff_s start_timeout_s input_price output_price max_calls Budget.max_tokens max_cost workspace_gib text_tokens
+max_backoff_s start_timeout_s recover_timeout_s max_staleness transfer_port input_price output_price max_calls
+Budget.max_tokens max_cost workspace_gib text_tokens
 kv_cache_gib launch_us feature_cache_gib feature_cache_disk_gib feature_cache_bytes feature_cache_disk_bytes num_workers
 cached_media max_held_mib num_cards min_clip_s scene_threshold length_slack max_answer_words min_steps
 FilterOptions.num_samples blind_samples limit_s RewardSum.time_limit_s PictureGrids.every_n_steps

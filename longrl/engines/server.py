@@ -98,7 +98,7 @@ class VLLMServerEngine(VLLMRollouts):
         transfer_timeout_s: float = 300.0,
     ) -> None:
         times = {"timeout_s": SECONDS, "start_timeout_s": SECONDS_OR_ZERO, "transfer_timeout_s": SECONDS}
-        times |= {"recover_timeout_s": SECONDS_OR_ZERO}
+        times |= {"recover_timeout_s": SECONDS_OR_ZERO, "transfer_port": (0, 65_535)}
         check_ranges(locals(), "the engine's ", **times, shard_mib=COUNT, bucket_mib=COUNT, retries=NOT_NEGATIVE)
         addresses = [urls] if isinstance(urls, str) else list(urls)
         if not addresses:

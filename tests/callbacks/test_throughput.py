@@ -17,7 +17,7 @@ def test_the_seconds_of_a_validation_belong_to_no_step(monkeypatch):
     now = [0.0]
     clock = SimpleNamespace(perf_counter=lambda: now[0])
     monkeypatch.setattr(throughput, "time", clock)
-    monkeypatch.setattr("longrl.modules.trained.time", clock)
+    monkeypatch.setattr("longrl.modules.phase_times.time", clock)
     logged = {}
     module = PolicyModule(text_family())
     monkeypatch.setattr(module, "log", lambda name, value, **options: logged.update({name: value}))
@@ -55,7 +55,7 @@ def test_a_rollout_says_how_much_of_a_step_went_to_waiting_and_to_weights(monkey
     now = [0.0]
     clock = SimpleNamespace(perf_counter=lambda: now[0])
     monkeypatch.setattr(throughput, "time", clock)
-    monkeypatch.setattr("longrl.modules.trained.time", clock)
+    monkeypatch.setattr("longrl.modules.phase_times.time", clock)
     module = PolicyModule(text_family())
     logged = []
     monkeypatch.setattr(module, "log", lambda name, value, **options: None)

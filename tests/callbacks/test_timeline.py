@@ -29,7 +29,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     made = Clock()
-    for module in ("longrl.callbacks.timeline", "longrl.modules.trained"):
+    for module in ("longrl.callbacks.timeline", "longrl.modules.phase_times"):
         monkeypatch.setattr(f"{module}.time", made)
     return made
 
