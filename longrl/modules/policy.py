@@ -113,6 +113,8 @@ class PolicyModule(TrainedModule):
         """Compares engine and trainer in every step; the rollout callback sets it."""
         self.distiller = Distiller.of(teacher, distillation)
         """What teachers add to the objective; None without any."""
+        self.teaching: Teaching | None = None
+        """What they say of the batch at hand."""
         self.vision_encoder_trains = False
         """True if features need gradients; known once there are weights."""
         self.num_scoring_passes = 0
@@ -201,6 +203,14 @@ class PolicyModule(TrainedModule):
     # -- steps ---------------------------------------------------------------------------------------------------
 
     @override
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """As of all policies, once teachers have scored what is learned."""
+        if self.distiller is not None:
+            with self.phases("teacher"):
+                self.teaching = self.distiller.score_batch(batch, self.temperature, self.device)
+        super().training_step(batch, batch_idx)
+
+    @override
     def update_policy(self, batch: Batch) -> Metrics:
         """The optimizer steps on one rollout; metrics are the mean over them. No groups on any rank, no step."""
         groups = batch.groups
@@ -216,7 +226,7 @@ class PolicyModule(TrainedModule):
         old_logp = self._old_logp(flat, batch.features)  # [N]
         ref_logp = self._reference_logp(flat, batch.features)  # [N]
 
-        teaching = self._teaching([group.prompt for group in groups], [group.completions for group in groups])
+        teaching = self.teaching
 
         # 2. Advantages, and mini-batches of neighbouring groups.
         token_rewards = None if teaching is None else teaching.token_rewards(old_logp)
@@ -265,7 +275,7 @@ class PolicyModule(TrainedModule):
         num_tokens = sum(response.num_sampled for (response,) in responses)
         all_tokens = self.parallel.dp.sum(torch.tensor(num_tokens, device=self.device))
         loss: TokenLoss = SFTLoss(int(all_tokens))
-        teaching = self._teaching(batch.prompts, responses)
+        teaching = self.teaching
         if teaching is not None:
             loss = teaching.beside_text(loss, int(all_tokens), len(responses))
         features: dict[str, Tensor] = {}
@@ -278,13 +288,6 @@ class PolicyModule(TrainedModule):
         if self.features.disk:
             self.log_dict(self.features.metrics(), batch_size=1)
         return metrics | loads.metrics(self.parallel.world)
-
-    def _teaching(self, prompts: Sequence[Prompt], completions: Continuations) -> Teaching | None:
-        """What teachers say of all sampled tokens, None without any. Every rank of the run must call it."""
-        if self.distiller is None:
-            return None
-        with self.phases("teacher"):
-            return self.distiller.score(prompts, completions, self.temperature, self.device)
 
     def _update(
         self,
