@@ -40,7 +40,7 @@ def sft(**trainer):
 
 
 def dapo(**trainer):
-    """2 epochs of 3 steps, 4 optimizer steps per rollout; dynamic sampling: groups are carried over. KL, and a teacher."""
+    """2 epochs of 3 steps, 4 optimizer steps per rollout; dynamic sampling carries groups over. KL, a teacher."""
     values = config("rl")
     values["trainer"] |= {"max_epochs": 2, **trainer}
     values["model"] |= {"mini_batches_per_rollout": 2, "epochs_per_rollout": 2}
