@@ -229,7 +229,11 @@ class Prompt:
     """In the order of their placeholders."""
     row: Row
     response: Continuation | None = None
-    """The SFT target, end token included; None for RL."""
+    """The SFT target, end token included, or the chosen answer of a pair; None for RL."""
+    rejected: Continuation | None = None
+    """The other answer of a pair, where preferences are learned."""
+    teacher: Prompt | None = None
+    """What a teacher reads in this prompt's place, where it sees other things than the policy does; the same row's."""
     frame_indices: tuple[tuple[int, ...], ...] = ()
     """Indices of the frames in the file, of each video or image in the order of the media."""
     frame_times: tuple[tuple[float, ...], ...] = ()
@@ -474,7 +478,7 @@ class PolicyOutput(NamedTuple):
     """A policy's scores of the rows, [R] float32 each; in a tuple FSDP finds the tensors whose backward it awaits."""
 
     logp: Tensor
-    entropy: Tensor  # without gradient
+    entropy: Tensor  # without gradient, unless the forward pass was asked for it
     load: ExpertLoad | None = None
     """None of a model without experts."""
 

@@ -148,7 +148,7 @@ def take_step(policy: PolicyModule, step: StepRecord, prompts: Sequence[Prompt],
     answers = of_prompts(recorded, len(prompts))
     features = policy.features.get_or_encode(policy.model, all_media(prompts, answers))
     loss_of = recorded_loss(policy, step)
-    micro_batches, sequence = policy._make_micro_batches(prompts, answers)
+    micro_batches, sequence = policy.scoring.micro_batches(prompts, answers)
     total = 0.0
     for packed in micro_batches:
         assert packed is not None, "one rank has no others to wait for"

@@ -113,6 +113,7 @@ class TextStack(RendersPrompts):
         features: Features,
         temperature: float = 1.0,
         sequence: SequenceParallel = NO_SEQUENCE_PARALLEL,
+        entropy_gradient: bool = False,
     ) -> PolicyOutput:
         """Log-probabilities and entropies of the completions of a micro-batch.
 
@@ -122,6 +123,7 @@ class TextStack(RendersPrompts):
             features: by media key, [N, D].
             temperature: the completions were sampled with.
             sequence: the ranks that share it.
+            entropy_gradient: entropies carry a gradient, for a loss that reads them.
         """
         # 1. The rows of this rank, padded so that every rank has as many.
         device = model.get_input_embeddings().weight.device
@@ -146,15 +148,16 @@ class TextStack(RendersPrompts):
         # 4. Logits for the scored rows only; several ranks take equal parts, wherever these rows lie.
         lm_head = model.get_output_embeddings().weight  # [V, D]
         targets = packed.target_ids  # [R]
+        options = {"fp32": self.fp32_lm_head, "entropy_gradient": entropy_gradient}
         if sequence.size == 1:
             scored = hidden[0][packed.predict_from]  # [R, D]
-            logp, entropy = chunked_logprobs(scored, lm_head, targets, temperature, fp32=self.fp32_lm_head)
+            logp, entropy = chunked_logprobs(scored, lm_head, targets, temperature, **options)
             return PolicyOutput(logp, entropy, load)
         num_scored = len(targets)
         local_targets = targets[sequence.share(num_scored)]  # [R / ranks]
         assert packed.host_predict_from is not None  # since 1.
         scored = sequence.scored(hidden[0], packed.host_predict_from)  # [R / ranks, D]
-        logp, entropy = chunked_logprobs(scored, lm_head, local_targets, temperature, fp32=self.fp32_lm_head)
+        logp, entropy = chunked_logprobs(scored, lm_head, local_targets, temperature, **options)
         logp = sequence.gather(logp, num_scored)  # [R]
         entropy = sequence.gather(entropy, num_scored)
         return PolicyOutput(logp, entropy, load)

@@ -20,6 +20,7 @@ def chunked_logprobs(
     temperature: float = 1.0,
     max_logits: int = MAX_LOGITS,
     fp32: bool = False,
+    entropy_gradient: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Scores `targets` under softmax(hidden @ weight.T / temperature), a slice of rows at a time.
 
@@ -32,9 +33,10 @@ def chunked_logprobs(
         temperature: the one the completions were sampled with; 0 (greedy) counts as 1.
         max_logits: how many logits one slice may hold.
         fp32: multiply in float32, also where autocast would not.
+        entropy_gradient: entropies carry a gradient.
 
     Returns:
-        ([R] float32 log-probabilities, [R] float32 entropies in nats, without gradient).
+        ([R] float32 log-probabilities, [R] float32 entropies in nats, without gradient unless it is asked for).
     """
     vocabulary = weight.shape[0]
     step = max(1, max_logits // vocabulary)
@@ -46,13 +48,17 @@ def chunked_logprobs(
     for start in range(0, num_rows, step):
         rows = slice(start, start + step)
         local = hidden[rows]
-        logp, entropy = checkpoint(_score, local, weight, targets[rows], temperature, fp32, use_reentrant=False)
+        logp, entropy = checkpoint(
+            _score, local, weight, targets[rows], temperature, fp32, entropy_gradient, use_reentrant=False
+        )
         logps.append(logp)
         entropies.append(entropy)
     return torch.cat(logps), torch.cat(entropies)
 
 
-def _score(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, fp32: bool) -> tuple[Tensor, Tensor]:
+def _score(
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, fp32: bool, entropy_gradient: bool
+) -> tuple[Tensor, Tensor]:
     if fp32:
         with torch.autocast(hidden.device.type, enabled=False):
             logits = hidden.float() @ weight.float().T
@@ -62,7 +68,7 @@ def _score(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, 
     normaliser = logits.logsumexp(-1)  # [R]
     chosen = logits.gather(-1, targets[:, None])
     logp = chosen[:, 0] - normaliser
-    with torch.no_grad():
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         # H = log Z - sum_v p_v logit_v
         probabilities = torch.exp(logits - normaliser[:, None])
         expected = (probabilities * logits).sum(-1)

@@ -29,16 +29,15 @@ from longrl.modules.initial_weights import build_from
 from longrl.modules.mini_batches import FlatGroups, RolloutLoss, TokenLoss, flatten_groups, make_mini_batches
 from longrl.modules.mismatch import MismatchMonitor
 from longrl.modules.optimizer import OptimizerSettings
+from longrl.modules.scoring import PackedScoring
 from longrl.modules.sft_loss import SFTLoss, response_targets
 from longrl.modules.skipped_steps import text_record
 from longrl.modules.step_statistics import StepSums, lowest_over_ranks
 from longrl.modules.trained import NOT_WEIGHTED, TrainedModule, data_module_of
-from longrl.packing.experts import with_experts
 from longrl.packing.lengths import micro_batch_limit
-from longrl.packing.pack import Continuations, continuations, dummy_micro_batch, pack
+from longrl.packing.pack import Continuations, continuations
 from longrl.strategies.fsdp import RootModule
-from longrl.strategies.sequence import SequenceParallel
-from longrl.types import Batch, Features, Metrics, Packed, PolicyOutput, Prompt
+from longrl.types import Batch, Features, Metrics, PolicyOutput, Prompt
 
 
 class PolicyModule(TrainedModule):
@@ -170,6 +169,11 @@ class PolicyModule(TrainedModule):
             family.dtype = "bfloat16"
         return family
 
+    @property
+    def scoring(self) -> PackedScoring:
+        """The run's micro-batches: of the ranks, the budget of tokens and the device that there are now."""
+        return PackedScoring(self.parallel, self.max_tokens_per_micro_batch, self.family.num_axes, self.device)
+
     # -- steps ---------------------------------------------------------------------------------------------------
 
     @override
@@ -252,10 +256,10 @@ class PolicyModule(TrainedModule):
 
         # 2. Forward and backward, one micro-batch after the other; gradients add up.
         local = StepSums()
-        micro_batches, sequence = self._make_micro_batches(prompts, completions)
+        micro_batches, sequence = self.scoring.micro_batches(prompts, completions)
         for packed in micro_batches:
             PULSE.beats += 1
-            here = (packed or dummy_micro_batch(self.family.num_axes)).to(self.device)
+            here = self.scoring.on_device(packed)
             output: PolicyOutput = self.policy(here, features, self.temperature, sequence)
             loads.add(output.load, counts=packed is not None)
             if packed is None:  # this rank only helps the others to gather weights and to sum gradients
@@ -284,36 +288,6 @@ class PolicyModule(TrainedModule):
         if self.vision_encoder_trains:
             self.features.clear()
         return sums | step
-
-    def _make_micro_batches(
-        self, prompts: Sequence[Prompt], completions: Continuations, replays_experts: bool = True
-    ) -> tuple[list[Packed | None], SequenceParallel]:
-        """This rank's micro-batches, and the ranks that share each.
-
-        Experts that completions carry are used in place of the routers' choice, if asked for. None stands for one to
-        wait through, so that all ranks of the run have the same number: gathering sharded weights needs all of them.
-        """
-        # 1. As few ranks share a sequence as the longest group allows: sharing costs time.
-        longest = 1
-        groups = continuations(completions)
-        for prompt, group in zip(prompts, groups, strict=True):
-            num_tokens = len(prompt.input_ids) + sum(len(completion.token_ids) for completion in group)
-            longest = max(longest, num_tokens)
-        budget = self.max_tokens_per_micro_batch
-        degrees = self.parallel.degrees
-        fitting = [degree for degree in degrees if degree * budget >= longest]
-        sequence = degrees[min(fitting) if fitting else max(degrees)]
-        # 2. Parts of the sequence-parallel group that share a sequence take turns.
-        packed = pack(prompts, groups, budget * sequence.size)
-        if replays_experts:
-            packed = with_experts(packed, groups)
-        sp_group = self.parallel.sp_group
-        num_parts = sp_group.size // sequence.size
-        part = sp_group.rank // sequence.size
-        local: list[Packed | None] = [*packed[part::num_parts]]
-        # 3. As many on every rank.
-        count = self.parallel.dp.max(-(-len(packed) // num_parts))
-        return local + [None] * (count - len(local)), sequence
 
     # -- scores --------------------------------------------------------------------------------------------------
 
@@ -362,7 +336,6 @@ class PolicyModule(TrainedModule):
         reference.release_root()
         return logp
 
-    @torch.no_grad()
     def score(
         self,
         policy: RootModule,
@@ -372,27 +345,11 @@ class PolicyModule(TrainedModule):
         temperature: float | None = None,
         replays_experts: bool = True,
     ) -> Tensor:
-        """[N] log-probabilities of all sampled tokens, under the policy or the reference.
-
-        `temperature` None is the one they were sampled with. The reference chooses experts itself, the policy uses
-        those that completions carry. Every rank of the run must call it.
-        """
+        """[N] log-probabilities of all sampled tokens; `PackedScoring.logp`, and None is the rollouts' temperature."""
         if temperature is None:
             temperature = self.temperature
         self.num_scoring_passes += 1
-        groups = continuations(completions)
-        micro_batches, sequence = self._make_micro_batches(prompts, groups, replays_experts)
-        num_tokens = sum(completion.num_sampled for group in groups for completion in group)
-        logp = torch.zeros(num_tokens, device=self.device)
-        for packed in micro_batches:
-            PULSE.beats += 1
-            here = (packed or dummy_micro_batch(self.family.num_axes)).to(self.device)
-            output: PolicyOutput = policy(here, features, temperature, sequence)
-            if packed is not None:
-                logp[here.token_index] = output.logp
-        if sequence.size < self.parallel.sp_group.size:  # other ranks of the group had the other micro-batches
-            logp = self.parallel.sp_group.sum(logp) / sequence.size
-        return logp
+        return self.scoring.logp(policy, prompts, completions, features, temperature, replays_experts)
 
     # -- evaluation ----------------------------------------------------------------------------------------------
 

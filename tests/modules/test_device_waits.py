@@ -19,6 +19,7 @@ from longrl.models.building import BuildsModel
 from longrl.modules.mini_batches import MiniBatch, RolloutLoss
 from longrl.modules.mismatch import MismatchMonitor
 from longrl.modules.policy import PolicyModule
+from longrl.modules.scoring import PackedScoring
 from longrl.modules.sft_loss import SFTLoss
 from longrl.packing import kernels
 from longrl.packing.kernels import VarlenBatch
@@ -58,7 +59,7 @@ def waits_of_updates(monkeypatch, micro_batch_tokens: int, stage: str, **options
     counts = []
     micro_batches = []
     update = PolicyModule._update
-    make = PolicyModule._make_micro_batches
+    make = PackedScoring.micro_batches
 
     def counted(policy, *args):
         with Waits() as waits:
@@ -73,7 +74,7 @@ def waits_of_updates(monkeypatch, micro_batch_tokens: int, stage: str, **options
         return made
 
     monkeypatch.setattr(PolicyModule, "_update", counted)
-    monkeypatch.setattr(PolicyModule, "_make_micro_batches", noted)
+    monkeypatch.setattr(PackedScoring, "micro_batches", noted)
     torch.manual_seed(0)
     policy = policy_of(text_family(), max_tokens_per_micro_batch=micro_batch_tokens, **options)
     prompts = text_prompts(policy.family)
