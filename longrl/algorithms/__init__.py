@@ -1,8 +1,9 @@
 """RL objectives as a record of orthogonal pure functions; configs/algorithm/ names the combinations of the papers.
 
-Three files, three subjects: advantages (groups and completions: which train, and what was one worth?), losses (tokens:
-what does one add to the loss, and how much does it count?), algorithm (the record of one function per question). What
-a function needs of a run is said by the function: needs.
+A file for each question: advantages (groups and completions: which train, and what was one worth?), losses (tokens:
+what does one add to the loss, and how much does it count?), corrections (did the engine that sampled a token agree with
+the trainer?), algorithm (the record of one function per question). What a function needs of a run is said by the
+function, needs, and checked before weights are loaded, checks.
 """
 
 from longrl.algorithms.advantages import (
@@ -22,6 +23,13 @@ from longrl.algorithms.advantages import (
     raw as raw,
 )
 from longrl.algorithms.algorithm import Algorithm as Algorithm, LossOutput as LossOutput
+from longrl.algorithms.corrections import (
+    masked_sequence as masked_sequence,
+    masked_token as masked_token,
+    no_correction as no_correction,
+    truncated_sequence as truncated_sequence,
+    truncated_token as truncated_token,
+)
 from longrl.algorithms.denoising import (
     gaussian_mean as gaussian_mean,
     gaussian_mean_rate as gaussian_mean_rate,
@@ -41,15 +49,10 @@ from longrl.algorithms.losses import (
     k2 as k2,
     k3 as k3,
     k3_unbiased as k3_unbiased,
-    masked_sequence as masked_sequence,
-    masked_token as masked_token,
-    no_correction as no_correction,
     reinforce as reinforce,
     sequence_clipped as sequence_clipped,
     sequence_mean as sequence_mean,
     single_rank as single_rank,
     token_mean as token_mean,
-    truncated_sequence as truncated_sequence,
-    truncated_token as truncated_token,
 )
 from longrl.algorithms.needs import Needs as Needs, needs as needs
