@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,20 +10,19 @@ from torch import Tensor
 
 from longrl.algorithms import corrections, losses
 from longrl.algorithms.advantages import Outcomes, Selection, group_normalized, keep_all
-from longrl.algorithms.checks import FUNCTIONS, check_steps, check_tokens
-from longrl.algorithms.losses import AllReduce, Tokens, single_rank
+from longrl.algorithms.checks import FUNCTIONS, check_decoupled, check_steps, check_tokens
+from longrl.algorithms.corrections import Correction
+from longrl.algorithms.losses import AllReduce, Surrogate, Tokens, single_rank
 from longrl.algorithms.needs import NO_NEEDS
 from longrl.io.functions import FunctionOrPath, resolve_function
-from longrl.io.number_ranges import NOT_NEGATIVE, check_ranges
+from longrl.io.number_ranges import LEAST, NOT_NEGATIVE, check_ranges
 from longrl.types import SamplingParams
 
 # Any stands for what the comment says: with a class there, jsonargparse would want a factory of that class, and refuse
 # a class_path whose instances are called.
 Advantage = Callable[[Outcomes], Any]  # -> Tensor [P, G] or [N]
-Surrogate = Callable[[Tokens, float, float], Any]  # (tokens, clip_low, clip_high) -> TokenLosses
 TokenWeights = Callable[[Tensor, Tensor, AllReduce], Any]  # (lengths [C], valid [C], all_reduce) -> Tensor [C]
 Estimator = Callable[[Tensor, Tensor], Any]  # (logp [R], ref_logp [R]) -> Tensor [R]
-Correction = Callable[[Tokens, float], Any]  # (tokens, cap) -> Tensor [R]
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class Algorithm:
     correction: FunctionOrPath[Correction] = corrections.no_correction
     """Importance weights between the engine that sampled and the trainer: corrections.py."""
     correction_cap: float = 2.0
-    """Where importance weights are truncated or masked."""
+    """Where importance weights are truncated or masked; corrections with bounds of their own do not read it."""
     decoupled: bool = False
     """Of tokens that older weights drew: the ratio is clipped around the policy before the update, as that of all
     others, and `correction` weighs that policy against the one that drew them (AReaL, arXiv:2505.24298, sec. 5.2); in
@@ -85,6 +84,10 @@ class Algorithm:
     weight, and corrects the others."""
     advantage_limit: float | None = None
     """Advantages are held within +- this (Flow-GRPO's code: 5); None leaves them."""
+    top_entropy_share: float = 1.0
+    """Of the tokens of an optimizer step, the share of highest entropy that gets the policy gradient, arXiv:2506.01939
+    (0.2); a KL term keeps all of them. Below 1 the entropies are those of the policy before the updates, for which it
+    scores the tokens once, if it does not anyway."""
     greedy_baseline: bool = False
     """Sample one greedy completion more per prompt, whose reward is the baseline of `greedy_centered`."""
     fp32_lm_head: bool = False
@@ -95,7 +98,7 @@ class Algorithm:
         for name, arguments in FUNCTIONS.items():
             function = resolve_function(getattr(self, name), f"model.algorithm.{name}", arguments)
             object.__setattr__(self, name, function)
-        check_ranges(self, "model.algorithm.", kl_coef=NOT_NEGATIVE)
+        check_ranges(self, "model.algorithm.", kl_coef=NOT_NEGATIVE, top_entropy_share=(LEAST, 1))
         for name in ("clip_low", "clip_high", "correction_cap"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"model.algorithm.{name} must be a number >= 0, got {getattr(self, name)}")
@@ -103,12 +106,7 @@ class Algorithm:
             raise ValueError(
                 f"model.algorithm.advantage_limit must be above 0, or null for none, got {self.advantage_limit}"
             )
-        if self.decoupled and self.correction is corrections.no_correction:
-            raise ValueError(
-                "model.algorithm.decoupled=true leaves it to the correction to weigh the policy before the update "
-                "against the one that sampled, got no_correction; set model.algorithm.correction to "
-                "longrl.algorithms.truncated_token, or decoupled to false"
-            )
+        check_decoupled(self)
 
     def validate(
         self, sampling: SamplingParams, mini_batches: int, max_staleness: int = 0, resamples: bool = True
@@ -138,6 +136,9 @@ class Algorithm:
         kl: Tensor | None = None,
         baseline: Tensor | None = None,
         all_reduce: AllReduce = single_rank,
+        parts: Mapping[str, Tensor] | None = None,
+        part_weights: Mapping[str, Tensor] | None = None,
+        gradient_norms: Tensor | None = None,
     ) -> Tensor:
         """The advantage of every token of a rollout.
 
@@ -151,6 +152,9 @@ class Algorithm:
             kl: [N] estimates at the old policy; needed with `kl_placement: reward`, else None.
             baseline: [P] rewards of greedy completions.
             all_reduce: sums over data-parallel ranks.
+            parts: as `Outcomes` has them, as are `part_weights` and `gradient_norms`.
+            part_weights: of the parts.
+            gradient_norms: [N], where the advantage reads them.
 
         Returns:
             [N], completion after completion, in the dtype of the rewards.
@@ -162,7 +166,17 @@ class Algorithm:
                 "set model.algorithm.kl_placement and model.algorithm.kl_coef to what is meant"
             )
         penalty = None if kl is None else self.kl_coef * kl
-        outcomes = Outcomes(rewards, valid, lengths, penalty, baseline, all_reduce)
+        outcomes = Outcomes(
+            rewards,
+            valid,
+            lengths,
+            kl_penalty=penalty,
+            baseline=baseline,
+            parts=parts or {},
+            part_weights=part_weights or {},
+            gradient_norms=gradient_norms,
+            all_reduce=all_reduce,
+        )
         advantages: Tensor = self.advantage(outcomes)
         if self.advantage_limit is not None:
             advantages = advantages.clamp(-self.advantage_limit, self.advantage_limit)
@@ -181,6 +195,7 @@ class Algorithm:
         weights: Tensor,
         completion_index: Tensor,
         steps: losses.DrawnSteps | None = None,
+        stale: Tensor | None = None,
     ) -> LossOutput:
         """The weighted sum over the tokens of a micro-batch; the gradient flows through `logp` alone.
 
@@ -194,6 +209,7 @@ class Algorithm:
             weights: [R] of the token's completion, as `token_weights` gives them.
             completion_index: [R] which completion a row belongs to; none is split over micro-batches.
             steps: of rows that are denoising steps, whose KL term compares the means of policy and reference.
+            stale: [R] bool, which tokens older weights drew; None is none.
 
         Returns:
             The loss, and as metrics the weighted sums of: `clip_fraction_low`, `clip_fraction_high`, `ratio_mean`,
@@ -201,7 +217,7 @@ class Algorithm:
             `sampler_kl` (k3 of sampler against old policy); and `weight_sum`, 1 over a step but for `Constant`.
         """
         # 1. What the KL estimator compares: log-probabilities, or means in units of the noise.
-        tokens = Tokens(logp, old_logp.detach(), advantages.detach(), completion_index, sampler_logp, steps)
+        tokens = Tokens(logp, old_logp.detach(), advantages.detach(), completion_index, sampler_logp, steps, stale)
         current = logp
         reference = ref_logp
         if steps is not None:

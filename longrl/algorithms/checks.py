@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from longrl.algorithms.advantages import InOrder
+from longrl.algorithms.corrections import CorrectionProduct, no_correction
 from longrl.algorithms.needs import Needs
 from longrl.types import SamplingParams
 
@@ -24,6 +25,24 @@ FUNCTIONS = {
     "correction": ("tokens", "cap"),
 }
 """Fields with a function -> what it is called with."""
+
+
+def check_decoupled(algorithm: Algorithm) -> None:
+    """Raises ValueError if nothing would weigh the policy before the update against the one that sampled."""
+    if not algorithm.decoupled:
+        return
+    names = []
+    for field, name, need in function_needs(algorithm):
+        if field != "correction":
+            continue
+        if name != no_correction.__name__ and not need.mask:
+            return
+        names.append(name)
+    raise ValueError(
+        "model.algorithm.decoupled=true leaves it to the correction to weigh the policy before the update against the "
+        f"one that sampled, got {' and '.join(names)}; set model.algorithm.correction to "
+        "longrl.algorithms.truncated_token, or decoupled to false"
+    )
 
 
 def check_tokens(
@@ -73,6 +92,18 @@ def check_tokens(
     leaves_groups = resamples and any(need.full_distribution for _, _, need in function_needs(algorithm))
     _check_own_samples(algorithm, mini_batches, max_staleness, leaves_groups)
     _check_whole_completions(algorithm, max_staleness)
+    for field, name, need in function_needs(algorithm):
+        if need.reward_parts and algorithm.kl_coef > 0 and algorithm.kl_placement == "reward":
+            raise ValueError(
+                f"{name} looks at the parts of the reward, of which a KL penalty is none, got kl_placement=reward; set "
+                "model.algorithm.kl_placement to loss, or kl_coef to 0"
+            )
+        if need.stale_tokens and not max_staleness and not leaves_groups:
+            logger.warning(
+                "the %s %s treats tokens of older weights apart, and there are none: set rollout.max_staleness above "
+                "0, or model.algorithm.%s to longrl.algorithms.clipped",
+                field, name, field,
+            )  # fmt: skip
     if algorithm.decoupled and max_staleness and mini_batches == 1:
         logger.warning(
             "model.algorithm.decoupled with one update per rollout clips nothing, for the policy before the update "
@@ -94,11 +125,17 @@ def check_steps(algorithm: Algorithm, num_generations: int, mini_batches: int) -
                 )
         elif need.rows == "tokens" or algorithm.greedy_baseline or algorithm.decoupled:
             raise ValueError(
-                "denoising steps of a sample are scored apart, by the model that drew them, so sequence_clipped, "
-                "corrections, decoupled and greedy_baseline have no meaning; set model.algorithm.surrogate to "
-                "longrl.algorithms.clipped, correction to longrl.algorithms.no_correction, decoupled and "
-                "greedy_baseline to false"
+                "denoising steps of a sample are scored apart, by the model that drew them, so ratios "
+                "and baselines of whole completions, corrections, decoupled and greedy_baseline have no meaning, got "
+                f"{name} as model.algorithm.{field}; set model.algorithm.surrogate to longrl.algorithms.clipped, "
+                "correction to longrl.algorithms.no_correction, advantage to longrl.algorithms.group_normalized, "
+                "decoupled and greedy_baseline to false"
             )
+    if algorithm.top_entropy_share < 1:
+        raise ValueError(
+            "denoising steps draw from Gaussians of a given deviation, whose entropies are equal, got "
+            f"top_entropy_share={algorithm.top_entropy_share}; set model.algorithm.top_entropy_share to 1"
+        )
     if algorithm.fp32_lm_head:
         raise ValueError("a diffusion model has no LM head; set model.algorithm.fp32_lm_head to false")
     _check_groups(algorithm, num_generations, "set model.algorithm.advantage to longrl.algorithms.raw")
@@ -109,7 +146,12 @@ def function_needs(algorithm: Algorithm) -> Iterator[tuple[str, str, Needs]]:
     """Field, name and needs of every function."""
     for field in FUNCTIONS:
         function = getattr(algorithm, field)
-        for one in function.steps if isinstance(function, InOrder) else [function]:
+        several: list[Any] = [function]
+        if isinstance(function, InOrder):
+            several = function.steps
+        if isinstance(function, CorrectionProduct):
+            several = function.factors
+        for one in several:
             name = getattr(one, "__name__", type(one).__name__)
             # Corrections compare a sampler's tokens with the trainer's, unless they say that they read anything.
             default = Needs(rows="tokens" if field == "correction" else "any")
@@ -152,6 +194,8 @@ def _check_whole_completions(algorithm: Algorithm, max_staleness: int) -> None:
         if not need.over_completion or not max_staleness:
             continue
         if field == "correction" and algorithm.decoupled:
+            if need.geometric:
+                continue
             logger.warning(
                 "%s multiplies the ratios of all tokens of a completion, and with rollout.max_staleness=%d there "
                 "are updates in each: of a long completion little but 0 and the cap is left "
@@ -159,8 +203,9 @@ def _check_whole_completions(algorithm: Algorithm, max_staleness: int) -> None:
                 name, max_staleness,
             )  # fmt: skip
         elif field == "correction" and max_staleness > 1:
+            combines = "averages" if need.geometric else "multiplies"
             raise ValueError(
-                f"{name} multiplies the ratios of all tokens of a completion, and with rollout.max_staleness="
+                f"{name} {combines} the ratios of all tokens of a completion, and with rollout.max_staleness="
                 f"{max_staleness} those that older weights drew have none: they count in the surrogate's; set "
                 "model.algorithm.correction to longrl.algorithms.truncated_token, or decoupled to true"
             )

@@ -413,6 +413,7 @@ def test_a_class_in_place_of_a_function_is_refused():
 def test_the_positional_order_the_trainer_relies_on():
     assert list(inspect.signature(Algorithm.loss).parameters)[1:] == [
         "logp", "old_logp", "ref_logp", "sampler_logp", "advantages", "weights", "completion_index", "steps",
+        "stale",
     ]  # fmt: skip
 
 
