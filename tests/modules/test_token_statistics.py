@@ -173,6 +173,7 @@ def in_parts(groups, parts, weights):
     for index, group in enumerate(groups):
         group.reward_parts = {name: values[index] for name, values in parts.items()}
         group.part_weights = dict(weights)
+        group.rewards = sum(weights[name] * part.nan_to_num(0.0) for name, part in group.reward_parts.items())
     return groups
 
 

@@ -35,6 +35,9 @@ class ObjectiveCase(Case):
             group.reward_parts = {"accuracy": rewards, "format": 1 - rewards.round()}
             group.part_weights = {"accuracy": 1.0, "format": 0.5}
         groups[1].reward_parts["format"] = torch.full((3,), math.nan)
+        for group in groups:
+            parts = group.reward_parts
+            group.rewards = parts["accuracy"] + 0.5 * parts["format"].nan_to_num(0.0)
         return groups
 
 
