@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longrl.algorithms import Algorithm, LossOutput
+from longrl.algorithms import Algorithm, LossOutput, function_needs
 from longrl.algorithms.distillation import Distillation
 from longrl.algorithms.losses import k3
 from longrl.models.base import CausalFamily
@@ -23,7 +23,7 @@ from longrl.modules.sft_loss import response_targets
 from longrl.modules.teachers import Teacher, TeacherRun
 from longrl.packing.pack import Continuations, continuations
 from longrl.strategies.axis import Axis
-from longrl.types import Batch, Metrics, Packed, PolicyOutput, Prompt, to_device
+from longrl.types import Batch, Metrics, Packed, PolicyOutput, Prompt, Row, to_device
 
 logger = logging.getLogger(__name__)
 
@@ -76,14 +76,30 @@ class Distiller:
                 "model.distillation.divergence=sampled is for tokens that the policy samples, and data.stage=sft "
                 "trains on stored ones; set model.distillation.divergence to forward_kl"
             )
-        if is_rl and getattr(getattr(algorithm.select, "needs", None), "full_distribution", False):
-            logger.warning(
-                "model.algorithm.select=%s leaves out groups of which the rewards say nothing, though a teacher would; "
-                "set model.algorithm.select to longrl.algorithms.keep_all to learn from them",
-                getattr(algorithm.select, "__name__", algorithm.select),
-            )
+        for field, name, need in function_needs(algorithm):
+            if is_rl and field == "select" and need.full_distribution:
+                logger.warning(
+                    "model.algorithm.select=%s leaves out groups of which rewards say nothing, though a teacher would; "
+                    "set model.algorithm.select to longrl.algorithms.keep_all to learn from them",
+                    name,
+                )
         for teacher in self.teachers:
             teacher.setup(student, self.distillation)
+
+    def check_tasks(self, rows: Sequence[Row]) -> None:
+        """Raises ValueError for a task of a teacher that no row has; without rows nothing is known.
+
+        Args:
+            rows: to train on.
+        """
+        known = dict.fromkeys(row.task for row in rows)
+        for teacher in self.teachers if known else ():
+            unknown = [task for task in teacher.tasks or () if task not in known]
+            if unknown:
+                raise ValueError(
+                    f"model.teacher.init_args.tasks names {', '.join(unknown)}, but the rows of data.train have the "
+                    f"tasks {', '.join(known)}; name those, or leave it out to teach all"
+                )
 
     def start(self, run: TeacherRun) -> None:
         """Has all teachers start; every rank of the run must call it."""

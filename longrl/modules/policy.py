@@ -136,6 +136,8 @@ class PolicyModule(TrainedModule):
         super().setup(stage)
         if stage == "fit" and self.distiller is not None:
             self.distiller.setup(self.family, self.algorithm, self.is_rl())
+            train = data_module_of(self.trainer).datasets.get("train")
+            self.distiller.check_tasks(() if train is None else train.rows)
         if stage == "fit" and not self.is_rl():  # in RL the rollout callback knows how long completions may become
             limit = micro_batch_limit(self.max_tokens_per_micro_batch, self.parallel.degrees)
             data_module_of(self.trainer).limit_lengths([limit], ("train", "val"))
@@ -210,6 +212,7 @@ class PolicyModule(TrainedModule):
             with self.phases("teacher"):
                 self.teaching = self.distiller.score_batch(batch, self.temperature, self.device)
         super().training_step(batch, batch_idx)
+        self.teaching = None  # hidden states of every token, that the next rollout needs the room of
 
     @override
     def update_policy(self, batch: Batch) -> Metrics:
@@ -227,7 +230,6 @@ class PolicyModule(TrainedModule):
         statistics = self._token_statistics(flat, batch.features)
         old_logp = self._old_logp(flat, batch.features, statistics.logp)  # [N]
         ref_logp = self._reference_logp(flat, batch.features)  # [N]
-
         teaching = self.teaching
 
         # 2. Advantages, and mini-batches of neighbouring groups.
