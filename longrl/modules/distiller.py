@@ -137,13 +137,13 @@ class Distiller:
         teacher_of_token = torch.tensor(chosen, dtype=torch.int64).repeat_interleave(lengths)  # [N]
         places = torch.zeros(len(teacher_of_token), dtype=torch.int64)
         for number in range(len(self.teachers)):
-            own = teacher_of_token == number
-            places[own] = torch.arange(int(own.sum()))
+            is_own = teacher_of_token == number
+            places[is_own] = torch.arange(int(is_own.sum()))
         index = to_device(places, device)
         logp = torch.zeros(len(places), device=device)
         for number, said in enumerate(scores):
-            own = to_device((teacher_of_token == number).nonzero()[:, 0], device)
-            logp[own] = said.logp[index[own]]
+            tokens = to_device((teacher_of_token == number).nonzero()[:, 0], device)
+            logp[tokens] = said.logp[index[tokens]]
         return Teaching(
             distillation=self.distillation,
             temperature=self.distillation.teacher_temperature(temperature),
