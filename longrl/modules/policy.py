@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from longrl.algorithms import Algorithm
-from longrl.features.cache import FeatureCache, HasMedia
+from longrl.features.cache import FeatureCache
 from longrl.features.disk_cache import DiskCache
 from longrl.features.trainable_features import TrainableFeatures
 from longrl.io.number_ranges import NOT_NEGATIVE, check_ranges
@@ -29,13 +29,13 @@ from longrl.modules.initial_weights import build_from
 from longrl.modules.mini_batches import FlatGroups, RolloutLoss, TokenLoss, flatten_groups, make_mini_batches
 from longrl.modules.mismatch import MismatchMonitor
 from longrl.modules.optimizer import OptimizerSettings
-from longrl.modules.scoring import PackedScoring
-from longrl.modules.sft_loss import SFTLoss, response_targets
+from longrl.modules.scoring import PackedScoring, all_media as all_media
+from longrl.modules.sft_step import sft_step, sft_validation
 from longrl.modules.skipped_steps import text_record
 from longrl.modules.step_statistics import StepSums, lowest_over_ranks
 from longrl.modules.trained import NOT_WEIGHTED, TrainedModule, data_module_of
 from longrl.packing.lengths import micro_batch_limit
-from longrl.packing.pack import Continuations, continuations
+from longrl.packing.pack import Continuations
 from longrl.strategies.fsdp import RootModule
 from longrl.types import Batch, Features, Metrics, PolicyOutput, Prompt
 
@@ -181,7 +181,7 @@ class PolicyModule(TrainedModule):
         """The optimizer steps on one rollout; metrics are the mean over them. No groups on any rank, no step."""
         groups = batch.groups
         if groups is None:
-            return self._sft_step(batch)
+            return sft_step(self, batch)
         if self.features.disk:  # of what the rollout callback encoded
             self.log_dict(self.features.metrics(), batch_size=1)
         if self.parallel.dp.max(len(groups)) == 0:
@@ -190,7 +190,9 @@ class PolicyModule(TrainedModule):
         # 1. What the policies of before said of the tokens: the one that sampled, and the reference.
         flat = flatten_groups(groups, self.device, self.global_step, self.steps_per_rollout)
         old_logp = self._old_logp(flat, batch.features)  # [N]
-        ref_logp = self._reference_logp(flat, batch.features)  # [N]
+        all_prompts = [group.prompt for group in groups]
+        all_completions = [group.completions for group in groups]
+        ref_logp = self.reference_logp(all_prompts, all_completions, batch.features)  # [N]
 
         # 2. Advantages, and mini-batches of neighbouring groups.
         mini_batches = make_mini_batches(
@@ -206,7 +208,7 @@ class PolicyModule(TrainedModule):
             prompts = [group.prompt for group in mini_batch.groups]
             completions = [group.completions for group in mini_batch.groups]
             loss = RolloutLoss(self.algorithm, mini_batch, monitor, entropies)
-            metrics = self._update(prompts, completions, batch.features, loss, loads, monitor)
+            metrics = self.take_step(prompts, completions, batch.features, loss, loads, monitor)
             monitor = None
             # Weights add up to less than one with Dr.GRPO's constant, or with masked completions.
             weight_sum = metrics.pop("weight_sum", 0.0) or 1.0
@@ -223,22 +225,7 @@ class PolicyModule(TrainedModule):
             return means
         return means | self.mismatch_monitor.metrics
 
-    def _sft_step(self, batch: Batch) -> Metrics:
-        """One optimizer step on the negative log-likelihood per response token of the whole batch."""
-        responses = response_targets(batch)
-        num_tokens = sum(response.num_sampled for (response,) in responses)
-        all_tokens = self.parallel.dp.sum(torch.tensor(num_tokens, device=self.device))
-        loss = SFTLoss(int(all_tokens))
-        features: dict[str, Tensor] = {}
-        if not self.vision_encoder_trains:
-            features = self.features.get_or_encode(self.model, all_media(batch.prompts, responses))
-        loads = ExpertLoads()
-        metrics = self._update(batch.prompts, responses, features, loss, loads)
-        if self.features.disk:
-            self.log_dict(self.features.metrics(), batch_size=1)
-        return metrics | loads.metrics(self.parallel.world)
-
-    def _update(
+    def take_step(
         self,
         prompts: Sequence[Prompt],
         completions: Continuations,
@@ -319,13 +306,19 @@ class PolicyModule(TrainedModule):
             return old_logp
         return torch.where((flat.staleness == 0) | ~is_known, old_logp, flat.sampler_logp)
 
-    def _reference_logp(self, flat: FlatGroups, features: Features) -> Tensor | None:
-        """[N] log-probabilities of the reference policy, or None without KL penalty."""
+    def reference_logp(
+        self, prompts: Sequence[Prompt], completions: Continuations, features: Features
+    ) -> Tensor | None:
+        """[N] log-probabilities of the reference policy, or None without one. Every rank of the run must call it.
+
+        Args:
+            prompts: this rank's.
+            completions: of each.
+            features: of all media, as the policy's encoder gives them.
+        """
         reference = self.reference
         if reference is None:
             return None
-        prompts = [group.prompt for group in flat.groups]
-        completions = [group.completions for group in flat.groups]
         if self.vision_encoder_trains:  # the reference has the encoder it started with
             cache = FeatureCache(self.family, parallel=self.parallel)
             features = cache.get_or_encode(reference.model, all_media(prompts, completions))
@@ -365,18 +358,7 @@ class PolicyModule(TrainedModule):
         for group in batch.groups or []:
             # `test` reports categories with intervals: callbacks/evaluation.py
             self._eval_means.add_rewards(group, stage, by_category=stage == "val")
-        has_targets = False
-        if batch.prompts:
-            has_targets = batch.groups is None or batch.prompts[0].response is not None
-        if self.parallel.dp.max(has_targets):  # a rank may have run out of prompts before others
-            responses = response_targets(batch)
-            features = self.features.get_or_encode(self.model, all_media(batch.prompts, responses))
-            logp = self.score(self.policy, batch.prompts, responses, features)
-            self._eval_means.add(f"{stage}/loss", -float(logp.sum()), len(logp))
+        for name, (total, count) in sft_validation(self, batch).items():
+            self._eval_means.add(f"{stage}/{name}", total, count)
 
     test_step = validation_step
-
-
-def all_media(prompts: Sequence[Prompt], completions: Continuations) -> list[HasMedia]:
-    """Prompts and what follows them: all that has media."""
-    return [*prompts, *(completion for group in continuations(completions) for completion in group)]
